@@ -1,0 +1,237 @@
+"""The shape of a PVC model, and the presets that have a name.
+
+A configuration is data: frozen, validated when made, and independent of torch. Every error names both numbers
+that do not fit together.
+Source: PVC (arXiv 2412.09613); the InternVL2 model cards for widths and vocabularies (docs/model.md lists each).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Literal, get_args
+
+CompressorKind = Literal["pvc", "pixel_shuffle", "pool", "conv", "q_former"]
+ShuffleOrder = Literal["v1", "v2"]
+TimeMode = Literal["absolute", "fixed", "relative"]
+ImageLayout = Literal["tile_streams", "tiles_in_time"]
+LLMFamily = Literal["internlm2", "qwen2", "llama"]
+TemplateName = Literal["internlm2-chat", "Hermes-2", "tiny"]
+
+
+class ConfigError(ValueError):
+    """A configuration contradicts itself; the message names both sides."""
+
+
+def _choice(field_name: str, value: str, literal: Any) -> None:
+    choices = get_args(literal)
+    if value not in choices:
+        near = get_close_matches(str(value), choices, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{field_name} is {value!r}, expected one of {', '.join(choices)}.{hint}")
+
+
+def _positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value <= 0:
+            raise ConfigError(f"{type(owner).__name__}.{name} is {value}, expected a positive number")
+
+
+def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
+    if large % small:
+        raise ConfigError(f"{large_name} = {large} is not a multiple of {small_name} = {small}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisionConfig:
+    """InternViT, of which the last `num_temporal_layers` layers also attend over time."""
+
+    image_size: int = 448
+    patch_size: int = 14
+    hidden_size: int = 1024
+    num_layers: int = 24
+    num_heads: int = 16
+    mlp_size: int = 4096
+    num_temporal_layers: int = 8
+    qkv_bias: bool = True
+    layer_norm_eps: float = 1e-6
+    sinusoid_size: int = 256
+
+    def __post_init__(self) -> None:
+        _positive(self, "image_size", "patch_size", "hidden_size", "num_layers", "num_heads", "mlp_size")
+        _divides("patch_size", self.patch_size, "image_size", self.image_size)
+        _divides("num_heads", self.num_heads, "hidden_size", self.hidden_size)
+        _divides("two (cosines and sines)", 2, "sinusoid_size", self.sinusoid_size)
+        if not 0 <= self.num_temporal_layers <= self.num_layers:
+            raise ConfigError(
+                f"num_temporal_layers = {self.num_temporal_layers} does not lie in 0..num_layers = {self.num_layers}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of a frame."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid_size**2
+
+    @property
+    def num_positions(self) -> int:
+        """N: patches and the class token."""
+        return self.num_patches + 1
+
+    @property
+    def num_trunk_layers(self) -> int:
+        """Layers without time, which run once for a repeated frame."""
+        return self.num_layers - self.num_temporal_layers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompressorConfig:
+    """What turns the patches of one frame into `num_tokens` LLM tokens.
+
+    pvc            PixelShuffle + AdaLN on the time embedding + MLP (PVC, section 3.3)
+    pixel_shuffle  PixelShuffle + LayerNorm + MLP (InternVL2's own, without time)
+    pool           adaptive average pooling + LayerNorm + MLP
+    conv           strided convolution + LayerNorm + MLP
+    q_former       learned queries that cross-attend to the patches + linear
+    """
+
+    kind: CompressorKind = "pvc"
+    num_tokens: int = 64
+    shuffle: ShuffleOrder = "v2"
+    num_q_former_layers: int = 2
+
+    def __post_init__(self) -> None:
+        _choice("compressor.kind", self.kind, CompressorKind)
+        _choice("compressor.shuffle", self.shuffle, ShuffleOrder)
+        _positive(self, "num_tokens", "num_q_former_layers")
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """(rows, columns) of the tokens: the factors of num_tokens that are nearest to a square."""
+        rows = next(r for r in range(math.isqrt(self.num_tokens), 0, -1) if self.num_tokens % r == 0)
+        return rows, self.num_tokens // rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LLMConfig:
+    """A decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU. `family` decides the names in a checkpoint."""
+
+    family: LLMFamily = "internlm2"
+    vocab_size: int = 92553
+    hidden_size: int = 4096
+    num_layers: int = 32
+    num_heads: int = 32
+    num_kv_heads: int = 8
+    head_dim: int | None = None
+    mlp_size: int = 14336
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-5
+    qkv_bias: bool = False
+    tie_embeddings: bool = False
+    max_positions: int = 32768
+
+    def __post_init__(self) -> None:
+        _choice("llm.family", self.family, LLMFamily)
+        _positive(self, "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "mlp_size")
+        _divides("num_kv_heads", self.num_kv_heads, "num_heads", self.num_heads)
+        if self.head_dim is None:
+            _divides("num_heads", self.num_heads, "hidden_size", self.hidden_size)
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
+        _divides("two (RoPE rotates pairs)", 2, "head_dim", self.attention_head_dim)
+        if self.family == "internlm2" and self.qkv_bias:
+            raise ConfigError("llm.qkv_bias is True, but the internlm2 family has no qkv biases; qwen2 has")
+
+    @property
+    def attention_head_dim(self) -> int:
+        assert self.head_dim is not None
+        return self.head_dim
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PVCConfig:
+    """A whole model. `PVCConfig.preset(name)` makes the named ones."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    compressor: CompressorConfig = field(default_factory=CompressorConfig)
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    time_mode: TimeMode = "absolute"
+    trained_frames: int = 96
+    num_image_repeats: int = 4
+    image_layout: ImageLayout = "tile_streams"
+    template: TemplateName = "internlm2-chat"
+
+    def __post_init__(self) -> None:
+        _choice("time_mode", self.time_mode, TimeMode)
+        _choice("image_layout", self.image_layout, ImageLayout)
+        _choice("template", self.template, TemplateName)
+        _positive(self, "trained_frames", "num_image_repeats")
+        rows, columns = self.compressor.token_grid
+        grid = self.vision.grid_size
+        if self.compressor.kind in ("pvc", "pixel_shuffle", "conv") and (grid % rows or grid % columns):
+            raise ConfigError(
+                f"compressor {self.compressor.kind!r} with num_tokens = {self.compressor.num_tokens} needs a grid of "
+                f"{rows} x {columns} tokens, which does not divide the {grid} x {grid} patches; "
+                "choose another num_tokens, or kind 'pool' or 'q_former'"
+            )
+        if self.compressor.kind == "pool" and (rows > grid or columns > grid):
+            raise ConfigError(f"compressor 'pool' cannot make {rows} x {columns} tokens from {grid} x {grid} patches")
+
+    @staticmethod
+    def preset(name: str) -> PVCConfig:
+        """The named configuration. Raises ConfigError with the nearest name."""
+        if name not in PRESETS:
+            near = get_close_matches(name, PRESETS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"there is no model named {name!r}; the presets are {', '.join(PRESETS)}.{hint}")
+        return PRESETS[name]
+
+
+# Widths of the LLMs: InternVL2 model cards. Temporal layers: inferred from the sizes of PVC's published shards.
+PRESETS: dict[str, PVCConfig] = {
+    "tiny": PVCConfig(
+        vision=VisionConfig(
+            image_size=112, hidden_size=64, num_layers=4, num_heads=4, mlp_size=128, num_temporal_layers=2
+        ),
+        compressor=CompressorConfig(num_tokens=4),
+        llm=LLMConfig(
+            family="qwen2",
+            vocab_size=264,
+            hidden_size=64,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            mlp_size=128,
+            qkv_bias=True,
+            rope_theta=1e4,
+            max_positions=4096,
+        ),
+        template="tiny",
+    ),
+    "pvc-internvl2-1b": PVCConfig(
+        llm=LLMConfig(
+            family="qwen2",
+            vocab_size=151655,
+            hidden_size=896,
+            num_layers=24,
+            num_heads=14,
+            num_kv_heads=2,
+            mlp_size=4864,
+            rms_norm_eps=1e-6,
+            qkv_bias=True,
+        ),
+        template="Hermes-2",
+    ),
+    "pvc-internvl2-2b": PVCConfig(
+        llm=LLMConfig(hidden_size=2048, num_layers=24, num_heads=16, num_kv_heads=8, mlp_size=8192),
+    ),
+    "pvc-internvl2-8b": PVCConfig(),
+}

@@ -1,0 +1,251 @@
+"""PVC, whole: frames to tokens, tokens to text. The oracle that every exported graph is held against.
+
+Unusual: one set of weights, two forms. `encode_clip` sees all frames at once under a banded causal mask; `encode_frame`
+sees one frame and an explicit state. They compute the same thing (except where time is `relative`, which no cache can
+serve), and tests hold them to 1e-12 in float64.
+Source: PVC (arXiv 2412.09613): an image is a static video, section 3.1; time embedding and causality, section 3.2.
+Dimension key:  B streams   T frames   S pixels a side   N positions   C vision width   M tokens a frame   E LLM width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .compressor import build_compressor
+from .config import PVCConfig
+from .layers import upcast, visible_to_bias
+from .llm import Decoder
+from .temporal import KeyValue, TemporalEncoder
+from .vision import Trunk
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisionState:
+    """What a stream remembers of its past frames: keys and values of every temporal layer, oldest first.
+
+    past        one (key, value) a layer, each (B, frames kept, N, H, D); frames kept is at most window - 1
+    num_frames  frames seen so far, kept or not
+    """
+
+    past: tuple[KeyValue, ...]
+    num_frames: int
+
+    def num_bytes(self) -> int:
+        return sum(x.numel() * x.element_size() for pair in self.past for x in pair)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameOutputs:
+    """Everything one frame produces on the vision side, stage by stage, for parity."""
+
+    trunk_features: Tensor  # (B, N, C)
+    features: Tensor  # (B, N - 1, C)
+    new: tuple[KeyValue, ...]  # one (key, value) a temporal layer, each (B, N, H, D)
+    frame_embeds: Tensor  # (B, M, E)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """Draw the next token instead of taking the likeliest. top_p keeps the smallest set with that probability."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or not 0 < self.top_p <= 1 or (self.top_k is not None and self.top_k < 1):
+            raise ValueError(f"{self} is out of range: temperature > 0, 0 < top_p <= 1, top_k >= 1")
+
+
+class PVC(nn.Module):
+    """The reference model. Made by `PVC(config)`, `PVC.random(config, seed=...)` or `PVC.from_pretrained(folder)`."""
+
+    def __init__(self, config: PVCConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = Trunk(config.vision)
+        self.temporal = TemporalEncoder(config.vision)
+        self.compressor = build_compressor(config)
+        self.llm = Decoder(config.llm)
+
+    @staticmethod
+    def random(config: PVCConfig, *, seed: int = 0) -> PVC:
+        """Float32 weights drawn from `seed`, every part active, each value exact in float16. See init.py."""
+        from .init import randomize
+
+        return randomize(PVC(config), seed=seed).eval()
+
+    @staticmethod
+    def from_pretrained(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PVC:
+        """A checkpoint folder in the Hugging Face layout. Raises CheckpointError; see weights.py."""
+        from .weights import load_model
+
+        return load_model(Path(folder), dtype=dtype)
+
+    # -- vision ------------------------------------------------------------------------------------------------
+
+    def frame_times(self, start: int, num_frames: int, *, total_frames: int | None, device: torch.device) -> Tensor:
+        """Times (num_frames,) of frames start, start + 1, ... in the config's time mode, in the weights' wide dtype."""
+        mode = self.config.time_mode
+        dtype = torch.promote_types(self.llm.lm_head.weight.dtype, torch.float32)
+        times = torch.arange(start, start + num_frames, dtype=dtype, device=device)
+        if mode == "absolute":
+            return times
+        if mode == "fixed" and total_frames is None:
+            raise ValueError("time_mode 'fixed' divides by the clip's length: pass total_frames=")
+        return times / (total_frames if mode == "fixed" and total_frames else start + num_frames)
+
+    def encode_clip(self, frames: Tensor, *, window: int | None = None, total_frames: int | None = None) -> Tensor:
+        """All frames of a clip at once: (B, T, S, S, 3) uint8 RGB -> (B, T, M, E).
+
+        Frame t attends to frames max(0, t - window + 1)..t; window=None is all of them. total_frames is needed (and
+        used) in time mode `fixed` only.
+        """
+        batch, num_frames = frames.shape[:2]
+        times = self.frame_times(0, num_frames, total_frames=total_frames, device=frames.device)
+        times = times.expand(batch, -1)
+        age = torch.arange(num_frames, device=frames.device)
+        age = age[:, None] - age[None, :]
+        visible = (age >= 0) & (age < (window or num_frames))
+        x = self.trunk(frames.flatten(0, 1)).unflatten(0, (batch, num_frames))
+        features, _ = self.temporal(x, times, None, visible_to_bias(visible[None], x.dtype))
+        return self.compressor(features.flatten(0, 1), times.flatten()).unflatten(0, (batch, num_frames))
+
+    def encode_frame(
+        self,
+        frame: Tensor,
+        state: VisionState | None = None,
+        *,
+        window: int | None = None,
+        total_frames: int | None = None,
+    ) -> tuple[Tensor, VisionState]:
+        """The next frame of each stream: (B, S, S, 3) uint8 RGB -> (B, M, E) and the state after it.
+
+        `state` is None before the first frame and is never changed in place. Raises ValueError in time mode
+        `relative`, where every new frame changes the time, and so the keys, of all earlier ones.
+        """
+        outputs, state = self.frame_outputs(frame, state, window=window, total_frames=total_frames)
+        return outputs.frame_embeds, state
+
+    def frame_outputs(
+        self,
+        frame: Tensor,
+        state: VisionState | None = None,
+        *,
+        window: int | None = None,
+        total_frames: int | None = None,
+    ) -> tuple[FrameOutputs, VisionState]:
+        """`encode_frame` with every intermediate result."""
+        if self.config.time_mode == "relative":
+            raise ValueError(
+                "time_mode 'relative' cannot be streamed with a cache: t / T changes for all past frames whenever a "
+                "frame arrives. Use encode_clip on the whole clip, or a model trained with 'absolute' or 'fixed' time"
+            )
+        frame_index = 0 if state is None else state.num_frames
+        past = None if state is None or not state.past or state.past[0][0].shape[1] == 0 else state.past
+        times = self.frame_times(frame_index, 1, total_frames=total_frames, device=frame.device).expand(len(frame), -1)
+        trunk_features = self.trunk(frame)
+        x = trunk_features[:, None]
+        bias = x.new_zeros(1, 1, 1 + (0 if past is None else past[0][0].shape[1]))
+        features, new = self.temporal(x, times, past, bias)
+        frame_embeds = self.compressor(features[:, 0], times[:, 0])
+        kept = new if past is None else _append(past, new)
+        if window is not None:  # the next frame sees itself and window - 1 of these
+            first = max(0, kept[0][0].shape[1] - (window - 1)) if kept else 0
+            kept = [(key[:, first:], value[:, first:]) for key, value in kept]
+        outputs = FrameOutputs(
+            trunk_features=trunk_features,
+            features=features[:, 0],
+            new=tuple((key[:, 0], value[:, 0]) for key, value in new),
+            frame_embeds=frame_embeds,
+        )
+        return outputs, VisionState(past=tuple(kept), num_frames=frame_index + 1)
+
+    def encode_images(self, images: Sequence[Tensor], *, num_repeats: int | None = None) -> list[Tensor]:
+        """Images as static videos: each (tiles, S, S, 3) uint8 RGB -> (tiles * repeats * M, E).
+
+        Tokens are ordered (tile, repeat, token), and images keep their order. In layout `tile_streams` every tile is
+        a stream of its own, repeated; in `tiles_in_time` the tiles of an image follow one another in one stream.
+        """
+        repeats = num_repeats or self.config.num_image_repeats
+        encoded = []
+        for tiles in images:
+            frames = tiles[:, None].expand(-1, repeats, -1, -1, -1)  # (tiles, repeats, S, S, 3)
+            if self.config.image_layout == "tiles_in_time":
+                frames = frames.flatten(0, 1)[None]
+            encoded.append(self.encode_clip(frames, total_frames=frames.shape[1]).flatten(0, 2))
+        return encoded
+
+    # -- language ----------------------------------------------------------------------------------------------
+
+    def embed_prompt(self, input_ids: Tensor, visual_embeds: Tensor | None, *, context_id: int) -> Tensor:
+        """ids (L,) -> embeddings (1, L, E), each `context_id` replaced by the next row of visual_embeds (rows, E)."""
+        embeds: Tensor = self.llm.embed_tokens(input_ids)
+        slots = input_ids == context_id
+        num_rows = 0 if visual_embeds is None else len(visual_embeds)
+        if int(slots.sum()) != num_rows:
+            raise ValueError(
+                f"the prompt has {int(slots.sum())} image tokens but {num_rows} visual embeddings were given; "
+                "build the prompt for the same frames and repeats"
+            )
+        if visual_embeds is not None:
+            embeds = embeds.masked_scatter(slots[:, None], visual_embeds.to(embeds.dtype))
+        return embeds[None]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs_embeds: Tensor,
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int] = (),
+        sampling: Sampling | None = None,
+    ) -> list[int]:
+        """Continue one prompt (1, L, E) with a KV cache. Greedy without `sampling`. The stop token is not returned.
+
+        Raises ValueError when prompt and answer would not fit in the LLM's max_positions.
+        """
+        limit = self.config.llm.max_positions
+        if inputs_embeds.shape[1] + max_new_tokens > limit:
+            raise ValueError(
+                f"{inputs_embeds.shape[1]} prompt + {max_new_tokens} new tokens exceed max_positions {limit}"
+            )
+        generator = torch.Generator().manual_seed(sampling.seed) if sampling else None
+        ids: list[int] = []
+        past: list[KeyValue] | None = None
+        while len(ids) < max_new_tokens:
+            start = 0 if past is None else past[0][0].shape[1]
+            positions = torch.arange(start, start + inputs_embeds.shape[1], device=inputs_embeds.device)[None]
+            hidden, new = self.llm(inputs_embeds, positions, past)
+            past = new if past is None else _append(past, new)
+            logits = self.llm.logits(hidden[0, -1])
+            token = int(logits.argmax()) if sampling is None else sample(logits, sampling, generator)
+            if token in stop_ids:
+                break
+            ids.append(token)
+            inputs_embeds = self.llm.embed_tokens(torch.tensor([[token]], device=inputs_embeds.device))
+        return ids
+
+
+def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
+    """Draw one token from logits (V,) after temperature, top-k and top-p, in that order."""
+    logits = upcast(logits) / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.numel():
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
+    ordered, order = logits.softmax(-1).sort(descending=True)
+    ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0.0
+    return int(order[torch.multinomial(ordered, 1, generator=generator)])
+
+
+def _append(past: Sequence[KeyValue], new: Sequence[KeyValue]) -> list[KeyValue]:
+    """The cache of every layer with the new rows behind the old."""
+    return [
+        (torch.cat([old_key, key], dim=1), torch.cat([old_value, value], dim=1))
+        for (old_key, old_value), (key, value) in zip(past, new, strict=True)
+    ]

@@ -1,0 +1,73 @@
+"""Chat templates, and the byte tokenizer of the `tiny` preset.
+
+The reference writes the whole conversation as one string and tokenizes it once; the runtime (engines/prompt.py) feeds
+it piece by piece. A test holds the ids equal.
+Source: the conversation templates of InternVL2 (internlm2-chat: no newline after <|im_end|>) and the frame prefix of
+PVC's README, 'Frame1: <image>'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from .config import PVCConfig, TemplateName
+
+IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
+STOP_TOKEN = "<|im_end|>"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatTemplate:
+    """What surrounds a question. `bos` is written once, at the very start."""
+
+    bos: str
+    system: str
+
+
+INTERNVL2_SYSTEM = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+)
+TEMPLATES: dict[TemplateName, ChatTemplate] = {
+    "internlm2-chat": ChatTemplate(bos="<s>", system=INTERNVL2_SYSTEM),
+    "Hermes-2": ChatTemplate(bos="", system=INTERNVL2_SYSTEM),
+    "tiny": ChatTemplate(bos="<s>", system="You watch a video."),
+}
+
+
+def video_prompt(config: PVCConfig, *, num_frames: int, question: str) -> str:
+    """The conversation about a video of `num_frames` frames, up to where the answer starts."""
+    image = IMAGE_START + IMAGE_CONTEXT * config.compressor.num_tokens + IMAGE_END
+    frames = "".join(f"Frame{index}: {image}\n" for index in range(1, num_frames + 1))
+    return _conversation(config, frames + question)
+
+
+def image_prompt(config: PVCConfig, *, num_tiles: Sequence[int], question: str, num_repeats: int | None = None) -> str:
+    """The conversation about images; num_tiles has one entry an image. Every tile holds `repeats` times its tokens."""
+    per_tile = config.compressor.num_tokens * (num_repeats or config.num_image_repeats)
+    images = [IMAGE_START + IMAGE_CONTEXT * per_tile * tiles + IMAGE_END for tiles in num_tiles]
+    if len(images) == 1:
+        return _conversation(config, f"{images[0]}\n{question}")
+    listed = "".join(f"Image-{index}: {image}\n" for index, image in enumerate(images, start=1))
+    return _conversation(config, listed + question)
+
+
+def _conversation(config: PVCConfig, user: str) -> str:
+    template = TEMPLATES[config.template]
+    return (
+        f"{template.bos}<|im_start|>system\n{template.system}{STOP_TOKEN}"
+        f"<|im_start|>user\n{user}{STOP_TOKEN}<|im_start|>assistant\n"
+    )
+
+
+def byte_tokenizer() -> Tokenizer:
+    """264 tokens: the 256 bytes, and the special tokens of the InternVL2 templates. Needs no file and no training."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<s>", "</s>", "<pad>", "<|im_start|>", STOP_TOKEN, IMAGE_START, IMAGE_END, IMAGE_CONTEXT]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    return tokenizer
