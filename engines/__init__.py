@@ -1,0 +1,6 @@
+"""The runtime: graphs, caches and streams, with numpy and the target's runtime. Never imports torch."""
+
+from .bundle import Bundle, open_bundle
+from .stream import Answer, PushTiming, PVCStream
+
+__all__ = ["Answer", "Bundle", "PVCStream", "PushTiming", "open_bundle"]

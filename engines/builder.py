@@ -1,0 +1,198 @@
+"""ONNX file to engine, with TensorRT or TensorRT-RTX, whichever the target names. No torch, no onnx package.
+
+Unusual: TensorRT-RTX compiles ahead of time on a machine without a GPU. Precision is never a flag: networks are
+strongly typed, so the dtypes in the ONNX file are the dtypes of the engine. TF32 is on by default and cleared here.
+The ONNX parsers of both accept some files that are not ONNX at all and return an empty network; that is checked.
+Facts per version: TensorRT 10.3 to 11.4 and TensorRT-RTX 1.7, by feature detection, never by comparing versions.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .errors import BackendUnavailable, BuildError
+from .spec import GraphSpec
+from .target import Target
+
+Progress = Callable[[str, float], None]
+"""Called with a stage's name and the fraction done, 0 to 1."""
+
+INSTALL = {"tensorrt_rtx": "pip install -e '.[rtx]'", "tensorrt": "pip install -e '.[trt]'"}
+LAYER_LINE = re.compile(r"^Name: (.+?), LayerType: (\w+)", re.MULTILINE)
+NOISE = re.compile(r"cudaError 35|catchCudaError|CUDA initialization failure", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineReport:
+    """What a build made: the serialized engine and what the builder said of it.
+
+    num_layers counts the layers of the engine; fused_attention those that are one fused attention kernel.
+    """
+
+    plan: bytes
+    runtime: str
+    runtime_version: str
+    compute_capabilities: tuple[str, ...]
+    num_layers: int
+    fused_attention: int
+    build_s: float
+
+
+def load_runtime(target: Target) -> ModuleType:
+    """The Python package of the target's runtime. Raises BackendUnavailable with the command that installs it."""
+    if target.builder is None:
+        raise BackendUnavailable(f"target '{target.name}' runs ONNX files directly; there is no engine to build for it")
+    try:
+        return importlib.import_module(target.builder)
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"target '{target.name}' needs the package {target.builder}, which cannot be imported here ({error}). "
+            f"Install it: {INSTALL[target.builder]}"
+        ) from error
+
+
+def build_engine(onnx_path: Path, spec: GraphSpec, target: Target, *, progress: Progress | None = None) -> EngineReport:
+    """Parse, optimize and serialize one graph.
+
+    Raises BackendUnavailable without the runtime, and BuildError when parsing or building fails or is cancelled.
+    """
+    trt = load_runtime(target)
+    started = time.perf_counter()
+    log = _make_log(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(_network_flags(trt))
+    _parse(trt, network, onnx_path, spec, log)
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    capabilities = _set_compute_capabilities(trt, config, target)
+    _add_profile(builder, config, spec)
+    if progress is not None:
+        config.progress_monitor = _make_monitor(trt, progress)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BuildError(
+            f"{target.builder} {trt.__version__} could not build '{spec.name}' from {onnx_path}: {log.reason()}"
+        )
+    layers = LAYER_LINE.findall(log.text())
+    return EngineReport(
+        plan=bytes(plan),
+        runtime=trt.__name__,
+        runtime_version=trt.__version__,
+        compute_capabilities=capabilities,
+        num_layers=len(layers),
+        fused_attention=sum("_mha_v" in name for name, _ in layers),
+        build_s=time.perf_counter() - started,
+    )
+
+
+def _network_flags(trt: ModuleType) -> int:
+    """Strongly typed, and explicit batch where the version still has that flag."""
+    members = trt.NetworkDefinitionCreationFlag.__members__
+    return sum(1 << int(members[name]) for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if name in members)
+
+
+def _parse(trt: ModuleType, network: Any, onnx_path: Path, spec: GraphSpec, log: Any) -> None:
+    parser = trt.OnnxParser(network, log)
+    parsed = parser.parse_from_file(str(onnx_path))
+    if not parsed or network.num_inputs == 0:
+        errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or "it holds no network"
+        raise BuildError(
+            f"{onnx_path} cannot be read as ONNX by {trt.__name__} {trt.__version__}: {errors}. {log.reason()} "
+            f"The file is damaged or another program's. Export it again: pvc-export trt"
+        )
+    names = {network.get_input(i).name for i in range(network.num_inputs)}
+    if names != {tensor.name for tensor in spec.inputs}:
+        raise BuildError(f"{onnx_path} has the inputs {sorted(names)}, but the GraphSpec of '{spec.name}' differs")
+
+
+def _set_compute_capabilities(trt: ModuleType, config: Any, target: Target) -> tuple[str, ...]:
+    """TensorRT-RTX is told for which GPUs to compile; TensorRT compiles for the one it finds."""
+    if not hasattr(trt, "ComputeCapability"):
+        return ()
+    config.num_compute_capabilities = len(target.compute_capabilities)
+    for index, name in enumerate(target.compute_capabilities):
+        config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+    return target.compute_capabilities
+
+
+def _add_profile(builder: Any, config: Any, spec: GraphSpec) -> None:
+    if not spec.dims:
+        return
+    profile = builder.create_optimization_profile()
+    for tensor in spec.inputs:
+        if any(isinstance(dim, str) for dim in tensor.shape):
+            profile.set_shape(tensor.name, *spec.profile(tensor))
+    if config.add_optimization_profile(profile) < 0:
+        raise BuildError(f"graph '{spec.name}': the optimization profile {spec.dims} was refused")
+
+
+@dataclass(slots=True)
+class _Stages:
+    """Progress of nested build phases as one fraction: the share of the outermost phase, refined by its children."""
+
+    open: dict[str, tuple[str | None, int, int]] = field(default_factory=dict)
+
+    def fraction(self, phase: str) -> float:
+        parent, done, steps = self.open[phase]
+        own = done / max(steps, 1)
+        if parent is None or parent not in self.open:
+            return own
+        _, parent_done, parent_steps = self.open[parent]
+        return (parent_done + own) / max(parent_steps, 1)
+
+
+def _make_monitor(trt: ModuleType, report: Progress) -> Any:
+    """An IProgressMonitor that reports every step. Ctrl-C inside `report` cancels the build."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages = _Stages()
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.stages.open[phase_name] = (parent_phase, 0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            parent, _, steps = self.stages.open[phase_name]
+            self.stages.open[phase_name] = (parent, step + 1, steps)
+            try:
+                report(phase_name, min(self.stages.fraction(phase_name), 1.0))
+            except KeyboardInterrupt:
+                return False
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.stages.open.pop(phase_name, None)
+
+    return Monitor()
+
+
+def _make_log(trt: ModuleType) -> Any:
+    """An ILogger that keeps everything: the layer list is only ever printed, and errors are only ever logged."""
+
+    class Log(trt.ILogger):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: list[str] = []
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.lines.append(message)
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and not NOISE.search(message):
+                self.errors.append(message)
+
+        def text(self) -> str:
+            return "\n".join(self.lines)
+
+        def reason(self) -> str:
+            return "; ".join(self.errors[:3]) or "the builder gave no reason"
+
+    return Log()

@@ -1,0 +1,108 @@
+"""Caches, owned by the runtime. A graph reads them whole and returns new rows; these classes put the rows in place.
+
+Both are preallocated and never moved, grown or shifted. Everything they know of a cache comes from its StateSpec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .errors import SpecError, StreamFull
+from .session import Array
+from .spec import GraphSpec, StateSpec
+
+
+class RingCache:
+    """The temporal KV cache of one stream: rings of W slots, one key and one value ring a temporal layer.
+
+    Rule   frame t goes to slot t % W, which is masked while frame t runs: W includes the current frame.
+    Exact  equal to full causal attention while t < W, a sliding window after. Slot order carries no meaning.
+    """
+
+    def __init__(self, spec: GraphSpec) -> None:
+        self._states = _ordered(spec, "ring")
+        self.window = _size(spec, "slot_mask", 1)
+        self._rings = {
+            s.input: np.zeros(spec.input(s.input).resolve({"batch": 1}), dtype=s.dtype) for s in self._states
+        }
+        self.num_frames = 0
+
+    def feeds(self) -> dict[str, Array]:
+        """The rings and bool (1, W) `slot_mask`: true where a slot holds a frame that the current one may see."""
+        slots = np.arange(self.window)
+        readable = (slots < self.num_frames) & (slots != self.num_frames % self.window)
+        return {**self._rings, "slot_mask": readable[None]}
+
+    def push(self, rows: Mapping[str, Array]) -> None:
+        """Place the new rows of one frame, replacing the oldest frame."""
+        slot = self.num_frames % self.window
+        for state in self._states:
+            self._rings[state.input][:, slot] = rows[state.output]
+        self.num_frames += 1
+
+    def reset(self) -> None:
+        for state in self._states:
+            self._rings[state.input].fill(state.reset)
+        self.num_frames = 0
+
+
+class LinearCache:
+    """The LLM's KV cache of one stream: row p at index p, `length` rows in use.
+
+    Rows behind `length` are masked, so forgetting is setting `length` back; nothing is copied or cleared.
+    """
+
+    def __init__(self, spec: GraphSpec) -> None:
+        self._states = _ordered(spec, "linear")
+        past = spec.dims["past"]
+        self.capacity, self._bucket = past.max, past.min
+        dims = {"batch": 1, "past": self.capacity}
+        self._caches = {s.input: np.zeros(spec.input(s.input).resolve(dims), dtype=s.dtype) for s in self._states}
+        self.length = 0
+
+    def feeds(self, num_rows: int) -> dict[str, Array]:
+        """The caches up to the next multiple of the bucket, `attention_mask` and `position_ids` for `num_rows` "
+        "new rows."""
+        fed = max(-(-self.length // self._bucket), 1) * self._bucket
+        mask = np.ones((1, fed + num_rows), dtype=np.int64)
+        mask[:, self.length : fed] = 0
+        positions = np.arange(self.length, self.length + num_rows, dtype=np.int64)[None]
+        caches = {name: cache[:, :fed] for name, cache in self._caches.items()}
+        return {**caches, "attention_mask": mask, "position_ids": positions}
+
+    def reserve(self, num_rows: int) -> None:
+        """Raise StreamFull if `num_rows` more rows do not fit."""
+        if self.length + num_rows > self.capacity:
+            raise StreamFull(
+                f"the stream holds {self.length} LLM rows and needs {num_rows} more, but its context is "
+                f"{self.capacity}. "
+                f"Reset the stream, push fewer frames, or export with a larger --context"
+            )
+
+    def append(self, rows: Mapping[str, Array]) -> None:
+        """Place new rows (1, L, K, D) behind the last one."""
+        num_rows = next(iter(rows.values())).shape[1]
+        self.reserve(num_rows)
+        for state in self._states:
+            self._caches[state.input][:, self.length : self.length + num_rows] = rows[state.output]
+        self.length += num_rows
+
+
+def _ordered(spec: GraphSpec, order: str) -> tuple[StateSpec, ...]:
+    """The graph's states, all of which must be placed as this cache places them."""
+    for state in spec.states:
+        if state.order != order or state.update != "rows" or state.slot_axis != 1:
+            raise SpecError(
+                f"graph '{spec.name}': state '{state.input}' asks for order '{state.order}', update "
+                f"'{state.update}' and "
+                f"slot axis {state.slot_axis}; this runtime serves order '{order}', update 'rows' and slot axis 1 here"
+            )
+    return spec.states
+
+
+def _size(spec: GraphSpec, tensor: str, axis: int) -> int:
+    dim = spec.input(tensor).shape[axis]
+    assert isinstance(dim, int)
+    return dim

@@ -1,0 +1,138 @@
+"""manifest.json: what a bundle is, in one file. Everything a runtime needs and everything a bug report needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import BundleError
+from .prompt import PromptSpec
+from .spec import GraphSpec, ModelShape, StreamLimits
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileEntry:
+    """SHA-256 and size of one file of the bundle. The hash finds damage; it does not prove who wrote the file."""
+
+    sha256: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineEntry:
+    """One serialized engine: valid for exactly this runtime version and these GPUs."""
+
+    path: str
+    runtime: str
+    runtime_version: str
+    compute_capabilities: tuple[str, ...]
+    num_layers: int
+    fused_attention: int
+    build_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSource:
+    """Where the weights came from: a preset drawn from a seed, or a checkpoint folder.
+
+    random_weights  the model was never trained; whatever it says is no answer
+    weights_sha256  fingerprint of all weights in float32, so that a check knows its reference
+    """
+
+    name: str
+    random_weights: bool
+    seed: int | None
+    weights_sha256: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """The content of manifest.json. `files` lists every other file of the bundle."""
+
+    format_version: int
+    created_utc: str
+    model: ModelSource
+    shape: ModelShape
+    limits: StreamLimits
+    target: str
+    precision: str
+    time_mode: str
+    trained_frames: int
+    prompt: PromptSpec
+    graphs: dict[str, GraphSpec]
+    engines: dict[str, EngineEntry]
+    versions: dict[str, str]
+    files: dict[str, FileEntry]
+    parity: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
+        (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(folder: Path) -> Manifest:
+        """Read a bundle's manifest. Raises BundleError if there is none, or if it is another format."""
+        path = folder / MANIFEST_NAME
+        if not folder.is_dir():
+            raise BundleError(
+                f"{folder} is not a folder, expected a bundle. Make one: pvc-export trt -m tiny --fp16 -o {folder}"
+            )
+        if not path.is_file():
+            raise BundleError(
+                f"{folder} has no {MANIFEST_NAME}, so it is not a bundle. Name a folder made by pvc-export"
+            )
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            found = data.get("format_version")
+        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+            raise BundleError(f"{path} is not valid JSON: {error}. Export the bundle again") from error
+        if found != FORMAT_VERSION:
+            raise BundleError(
+                f"{path} has format version {found}, this program reads {FORMAT_VERSION}. Export the bundle again with "
+                "this version of pvc-export"
+            )
+        try:
+            return _from_json(data)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"{path} lacks or garbles a field: {error!r}. Export the bundle again") from error
+
+
+def _from_json(data: dict[str, Any]) -> Manifest:
+    engines = {
+        name: EngineEntry(**{**entry, "compute_capabilities": tuple(entry["compute_capabilities"])})
+        for name, entry in data["engines"].items()
+    }
+    return Manifest(
+        **{
+            **data,
+            "model": ModelSource(**data["model"]),
+            "shape": ModelShape(**data["shape"]),
+            "limits": StreamLimits(**data["limits"]),
+            "prompt": PromptSpec(**data["prompt"]),
+            "graphs": {name: GraphSpec.from_json(spec) for name, spec in data["graphs"].items()},
+            "engines": engines,
+            "files": {name: FileEntry(**entry) for name, entry in data["files"].items()},
+        }
+    )
+
+
+def hash_file(path: Path) -> FileEntry:
+    """SHA-256 and size, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return FileEntry(sha256=digest.hexdigest(), num_bytes=path.stat().st_size)
+
+
+def hash_folder(folder: Path) -> dict[str, FileEntry]:
+    """Every file below `folder` but the manifest, by its path inside it."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in paths}

@@ -1,0 +1,95 @@
+"""Runtime preprocessing: camera frame to model frame, and which frames of a video to take.
+
+Unusual: nothing here normalises. The vision graph takes uint8 RGB and applies the ImageNet mean and
+standard deviation itself. Needs numpy and Pillow only, as it runs where the model was never trained.
+The reference package has its own version of each function, and a test holds the two bit-equal.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from engines.errors import FrameError, MediaError
+
+
+def to_model_frame(frame_bgr: NDArray[np.uint8], *, size: int) -> NDArray[np.uint8]:
+    """Camera frame (H, W, 3) uint8 BGR -> (size, size, 3) uint8 RGB, C-contiguous; the caller owns the copy.
+
+    Squashes to a square without letterbox by Pillow's bicubic, as PVC does for video. Raises FrameError if the
+    frame is not a non-empty uint8 (H, W, 3) array or size is below 1.
+    """
+    check_frame(frame_bgr)
+    if size < 1:
+        raise FrameError(f"the model frame size is {size}. Expected 1 or more pixels; likely a damaged configuration.")
+    # Bicubic at the same size is the identity, so such a frame only has its channels swapped.
+    if frame_bgr.shape[:2] != (size, size):
+        # Channels are resized one by one, so swapping them afterwards is exact, and cheaper on the smaller frame.
+        frame_bgr = np.asarray(Image.fromarray(frame_bgr).resize((size, size), Image.Resampling.BICUBIC))
+    return np.ascontiguousarray(frame_bgr[:, :, ::-1])
+
+
+def check_frame(frame_bgr: NDArray[np.uint8]) -> None:
+    """Raise FrameError unless the frame is a non-empty uint8 array (H, W, 3). Channel order cannot be checked."""
+    expected = "Expected a numpy array (height, width, 3) of uint8 in BGR order, as a camera or read_video gives."
+    if not isinstance(frame_bgr, np.ndarray):
+        raise FrameError(
+            f"the frame is a {type(frame_bgr).__name__}. {expected} "
+            "Likely the camera returned no frame: check the read before this call."
+        )
+    if frame_bgr.dtype != np.uint8:
+        raise FrameError(
+            f"the frame is {frame_bgr.dtype}. {expected} Likely it was normalised already: pass the raw frame."
+        )
+    if frame_bgr.ndim != 3 or frame_bgr.shape[2] != 3:
+        raise FrameError(
+            f"the frame has shape {frame_bgr.shape}. {expected} "
+            "Likely it is grey, has an alpha channel, is channels-first, or is a batch: convert it first."
+        )
+    if frame_bgr.size == 0:
+        raise FrameError(f"the frame is empty, shape {frame_bgr.shape}. {expected} Likely a crop outside the image.")
+
+
+def segment_indices(
+    num_frames: int, num_segments: int, *, bounds_s: tuple[float, float] | None = None, fps: float | None = None
+) -> list[int]:
+    """Index of one frame near the middle of each of num_segments equal parts of a video.
+
+    bounds_s: (start, end) in seconds, clipped to the video; needs fps. Indices never decrease, lie in
+    0..num_frames - 1, and repeat when there are more segments than frames.
+    Raises MediaError if a count is below 1, fps is missing or not positive, or bounds_s misses the video.
+    """
+    if num_frames < 1:
+        raise MediaError(f"the video has {num_frames} frames. Expected 1 or more; likely it is empty: try another.")
+    if num_segments < 1:
+        raise MediaError(f"{num_segments} frames were asked for. Expected 1 or more: raise the number of frames.")
+    first, last = 0, num_frames - 1
+    if bounds_s is not None:
+        first, last = _frame_bounds(bounds_s, num_frames=num_frames, fps=fps)
+    length = (last - first) / num_segments
+    # Python's round() rounds halves to even, as numpy's does; half-up would shift some frames by one.
+    return [int(first + length / 2 + round(length * i)) for i in range(num_segments)]
+
+
+def _frame_bounds(bounds_s: tuple[float, float], *, num_frames: int, fps: float | None) -> tuple[int, int]:
+    """First and last frame index of a span in seconds, clipped to the video."""
+    start_s, end_s = bounds_s
+    if fps is None or not math.isfinite(fps) or fps <= 0:
+        raise MediaError(
+            f"the span {start_s} to {end_s} s was given with fps {fps}. "
+            "Expected the video's frames per second, above 0: pass fps as probe_video reports it."
+        )
+    if not (math.isfinite(start_s) and math.isfinite(end_s)):
+        raise MediaError(f"the span {start_s} to {end_s} s is not finite. Expected start and end in seconds.")
+    first = max(0, round(start_s * fps))
+    last = min(round(end_s * fps), num_frames - 1)
+    if first > last:
+        raise MediaError(
+            f"the span {start_s} to {end_s} s holds no frame of a video of {num_frames} frames at {fps:g} fps. "
+            f"Expected start <= end, within 0 to {num_frames / fps:.2f} s. "
+            "Likely the two are swapped or lie past the end: choose another span."
+        )
+    return first, last

@@ -1,0 +1,62 @@
+"""The conversation around frames and questions, as token ids, fed piece by piece.
+
+Unusual: text is held back until the next special token. Byte-pair merges never cross a special token, so tokenizing up
+to one gives the same ids as tokenizing the whole conversation at once; cutting anywhere else would not.
+Source: InternVL2's templates and PVC's frame prefix; the strings themselves come from the bundle's manifest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import BackendUnavailable, BundleError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptSpec:
+    """The strings of a model's conversation. `{index}` in frame_prefix counts frames from 1."""
+
+    start: str  # everything before the user's first words
+    frame_prefix: str
+    image_start: str
+    image_end: str
+    after_frame: str
+    ask_suffix: str  # ends the question and starts the answer
+    next_turn: str  # ends the answer and starts the user's next words
+    stop_token: str
+
+    def before_frame(self, index: int) -> str:
+        return self.frame_prefix.format(index=index) + self.image_start
+
+    def behind_frame(self) -> str:
+        return self.image_end + self.after_frame
+
+
+class PromptTokenizer:
+    """tokenizer.json, with the ids of the special tokens that the prompt needs."""
+
+    def __init__(self, path: Path, spec: PromptSpec) -> None:
+        """Raises BackendUnavailable without the package tokenizers, BundleError for an unusable file."""
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise BackendUnavailable(
+                "prompts need the package tokenizers. Install it: pip install tokenizers"
+            ) from error
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise BundleError(f"{path} is not a tokenizer file: {error}. Export the bundle again") from error
+        stop_id = self._tokenizer.token_to_id(spec.stop_token)
+        if stop_id is None:
+            raise BundleError(f"{path} has no token {spec.stop_token!r}; it belongs to another model")
+        self.stop_id: int = stop_id
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text

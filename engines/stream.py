@@ -1,0 +1,138 @@
+"""PVCStream: push frames, ask questions. One camera's view of a bundle."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from .bundle import Bundle
+from .errors import StreamError
+from .language import LanguageModel
+from .preprocess import to_model_frame
+from .session import Array
+from .vision import VisionEncoder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PushTiming:
+    """Milliseconds of one pushed frame: resize, vision graphs, LLM ingest."""
+
+    preprocess_ms: float
+    vision_ms: float
+    ingest_ms: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What the model said, and what it cost. `finished` is false when max_new_tokens cut it short."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finished: bool
+    prefill_ms: float
+    decode_ms: float
+
+
+class PVCStream:
+    """A stream of frames with its own temporal and LLM caches; sessions are shared through the bundle.
+
+    State changes only after everything of a call succeeded: a frame that fails leaves the stream as it was.
+    """
+
+    def __init__(self, bundle: Bundle, *, total_frames: int | None = None) -> None:
+        """total_frames is needed by models whose time is `fixed` (t / T) and refused for all others.
+
+        Raises StreamError when the two do not fit.
+        """
+        manifest = bundle.manifest
+        if (manifest.time_mode == "fixed") != (total_frames is not None):
+            raise StreamError(
+                f"this model's time mode is '{manifest.time_mode}', so total_frames must be "
+                f"{'given' if total_frames is None else 'left out'}, but it is {total_frames}"
+            )
+        self._spec, self._tokenizer = manifest.prompt, bundle.tokenizer
+        self._image_size = manifest.shape.image_size
+        self._vision = VisionEncoder(bundle.sessions, time_divisor=total_frames or 1)
+        self._language = LanguageModel(bundle.sessions)
+        self._pending = self._spec.start  # text that waits for the next special token
+
+    @property
+    def num_frames(self) -> int:
+        return self._vision.num_frames
+
+    @property
+    def context_rows(self) -> int:
+        """LLM rows in use, of the bundle's `context`."""
+        return self._language.cache.length
+
+    def push(self, frame_bgr: Array) -> PushTiming:
+        """Let the model see the next frame: (H, W, 3) uint8 BGR of any size.
+
+        Raises FrameError for anything else, and StreamFull when the frame's tokens do not fit in the context.
+        """
+        started = time.perf_counter()
+        frame = to_model_frame(frame_bgr, size=self._image_size)
+        resized = time.perf_counter()
+        encoded = self._vision.encode(frame)
+        seen = time.perf_counter()
+        ids = self._tokenizer.encode(self._pending + self._spec.before_frame(self.num_frames + 1))
+        self._append(np.concatenate([self._language.embed(ids), encoded.frame_embeds]))
+        self._vision.commit(encoded)
+        self._pending = self._spec.behind_frame()
+        done = time.perf_counter()
+        return PushTiming(
+            preprocess_ms=1e3 * (resized - started), vision_ms=1e3 * (seen - resized), ingest_ms=1e3 * (done - seen)
+        )
+
+    def ask(self, question: str, *, max_new_tokens: int = 64, keep: bool = False) -> Answer:
+        """Ask about everything pushed so far; the likeliest token is taken at every step.
+
+        keep=False rolls question and answer back afterwards, which is free: the context's length is set back.
+        keep=True leaves them in the context, so that later questions can refer to them.
+        Raises StreamFull before anything is run if question and answer might not fit.
+        """
+        language, mark = self._language, self.context_rows
+        ids = self._tokenizer.encode(self._pending + question + self._spec.ask_suffix)
+        language.cache.reserve(len(ids) + max_new_tokens)
+        started = time.perf_counter()
+        tokens: list[int] = []
+        finished = False
+        try:
+            hidden = language.append(language.embed(ids))
+            prefilled = time.perf_counter()
+            while len(tokens) < max_new_tokens:
+                token = int(language.logits(hidden).argmax())
+                if finished := token == self._tokenizer.stop_id:
+                    break
+                tokens.append(token)
+                hidden = language.append(language.embed([token]))
+        except BaseException:
+            language.cache.length = mark
+            raise
+        if keep:
+            self._pending = self._spec.next_turn
+        else:
+            language.cache.length = mark
+        return Answer(
+            text=self._tokenizer.decode(tokens),
+            token_ids=tuple(tokens),
+            finished=finished,
+            prefill_ms=1e3 * (prefilled - started),
+            decode_ms=1e3 * (time.perf_counter() - prefilled),
+        )
+
+    def reset(self) -> None:
+        """Forget everything: frames, questions, answers."""
+        self._vision.reset()
+        self._language.cache.length = 0
+        self._pending = self._spec.start
+
+    def _append(self, embeds: Array) -> None:
+        mark = self.context_rows
+        try:
+            self._language.append(embeds)
+        except BaseException:
+            self._language.cache.length = mark
+            raise

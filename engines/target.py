@@ -1,0 +1,51 @@
+"""A target: the runtime and the GPUs that a bundle is made for. Data in engines/targets/*.json, one file each."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from .errors import SpecError
+
+FOLDER = Path(__file__).parent / "targets"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """What a bundle is built for.
+
+    session               what runs the graphs on this machine
+    builder               Python package that compiles engines, or None where ONNX files run directly
+    compute_capabilities  GPUs to compile for, where the builder asks (TensorRT-RTX)
+    engine_graphs         graphs that become engines; `embed` is a table lookup and stays on the host
+    """
+
+    name: str
+    description: str
+    session: str
+    builder: str | None
+    compute_capabilities: tuple[str, ...]
+    engine_graphs: tuple[str, ...]
+
+
+def target_names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def load_target(name: str) -> Target:
+    """The target of that name. Raises SpecError with the nearest name."""
+    if name not in target_names():
+        near = get_close_matches(name, target_names(), n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise SpecError(f"there is no target '{name}'; the targets are {', '.join(target_names())}.{hint}")
+    data = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return Target(
+        name=data["name"],
+        description=data["description"],
+        session=data["session"],
+        builder=data["builder"],
+        compute_capabilities=tuple(data["compute_capabilities"]),
+        engine_graphs=tuple(data["engine_graphs"]),
+    )

@@ -1,0 +1,315 @@
+"""Video files in and out, through PyAV: probe, read by frame index, sample by segments, write.
+
+Unusual: PyAV is imported inside the functions, so this module can be imported without it; and a file
+that is cut short is refused even if its first frames decode, because sampling a shorter video picks
+other frames without a word.
+Frames are (H, W, 3) uint8 BGR, upright: a quarter-turn rotation in the file's metadata is applied
+(mirroring and other angles are not). A frame index counts decoded frames in display order from 0.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.errors import BackendUnavailable, FrameError, MediaError
+from engines.preprocess import check_frame, segment_indices
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoInfo:
+    """What a video file holds.
+
+    width, height  pixels of the frames as read_video yields them, after rotation
+    num_frames     counted packets, not the header's number: that is absent in mkv, webm and ts, and counts frames
+                   an edit list hides
+    fps            average frames per second
+    duration_s     as the file states it, else num_frames / fps
+    """
+
+    path: Path
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    duration_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class VideoFrame:
+    """One decoded frame. bgr: (H, W, 3) uint8, owned by whoever holds it. time_s: the file's own timestamp."""
+
+    frame_index: int
+    time_s: float
+    bgr: NDArray[np.uint8]
+
+
+def probe_video(path: str | Path) -> VideoInfo:
+    """Facts of a video file. Reads the whole file but decodes only its first frame.
+
+    Raises MediaError if the file cannot be read as a video, BackendUnavailable without PyAV.
+    """
+    path = Path(path)
+    first_frame: Any = None
+    num_frames = 0
+    with _opened(path) as (container, stream):
+        for packet in container.demux(stream):
+            # The last packet is an empty one that flushes the decoder; discarded ones are hidden by an edit list.
+            if packet.size and not packet.is_discard:
+                num_frames += 1
+            if first_frame is None:
+                first_frame = next(iter(packet.decode()), None)
+        if first_frame is None:
+            raise _no_frames(path)
+        fps = _average_fps(stream, path)
+        if stream.duration:
+            duration_s = float(stream.duration * stream.time_base)
+        elif container.duration:
+            duration_s = container.duration / 1_000_000
+        else:
+            duration_s = num_frames / fps
+        height, width, _ = _upright_bgr(first_frame).shape
+    return VideoInfo(path=path, width=width, height=height, num_frames=num_frames, fps=fps, duration_s=duration_s)
+
+
+def read_video(path: str | Path, *, indices: Sequence[int] | None = None) -> Iterator[VideoFrame]:
+    """Frames of a video in order: all of them, or those at `indices`, an index that repeats as often as it is given.
+
+    Decodes from the start and stops after the last index. Bad indices (negative or decreasing) and a path that is
+    no file raise MediaError at once; a damaged file, or an index past its end, when the reading gets there.
+    Raises BackendUnavailable without PyAV.
+    """
+    path = Path(path)
+    _import_av()
+    _check_is_file(path)
+    if indices is None:
+        return _decode(path, None)
+    wanted = [int(index) for index in indices]
+    if any(index < 0 for index in wanted) or wanted != sorted(wanted):
+        raise MediaError(
+            f"the frame indices {_shorten(wanted)} cannot be read from {path}. Expected 0 or more, never decreasing, "
+            "as a video is decoded forwards: sort the indices."
+        )
+    return _decode(path, wanted)
+
+
+def sample_video(path: str | Path, num_segments: int) -> Iterator[VideoFrame]:
+    """num_segments frames spread over the video, as PVC samples one. Raises what probe_video and read_video raise."""
+    info = probe_video(path)
+    return read_video(path, indices=segment_indices(info.num_frames, num_segments))
+
+
+def write_video(path: str | Path, frames_bgr: Iterable[NDArray[np.uint8]], *, fps: float) -> None:
+    """Encode frames (H, W, 3) uint8 BGR, all of one size, as H.264 (MPEG-4 where PyAV lacks libx264), yuv420p.
+
+    The suffix of `path` chooses the container. The file appears under its name only when complete, replacing what
+    was there. Height and width must be even, as yuv420p halves them: odd frames are refused, not cropped or padded.
+    Lossy: FFmpeg's rounding alone tints a flat colour by up to 5 of 255 levels, so compare parity on source frames.
+    Raises FrameError for a bad frame, MediaError for a bad fps, no frames, or a file that cannot be written.
+    """
+    path = Path(path)
+    av = _import_av()
+    if not (math.isfinite(fps) and fps >= 0.01):
+        raise MediaError(
+            f"cannot write {path} at {fps} frames per second. Expected 0.01 or more. "
+            "Likely a camera that reports no rate: pass fps yourself, such as 30."
+        )
+    # Beside the target, so the rename stays on one disk; same suffix, so the container stays the same.
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        _encode(av, path, partial, frames_bgr, fps=fps)
+        with _write_errors(av, path):
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _import_av() -> Any:
+    try:
+        return importlib.import_module("av")
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"video files need the package av, which cannot be imported here ({error}). "
+            "Install it: pip install -e '.[apps]'"
+        ) from error
+
+
+def _check_is_file(path: Path) -> None:
+    if not path.exists():
+        found, cause = "does not exist", f"a typing error, or another folder than {Path.cwd()}: ls {path.parent}"
+    elif not path.is_file():
+        found, cause = "is not a file", f"a folder of videos, or a device: name one file. ls {path}"
+    elif path.stat().st_size == 0:
+        found, cause = "is empty (0 bytes)", f"a download or a recording that failed: fetch it again. ls -l {path}"
+    else:
+        return
+    raise MediaError(f"{path} {found}. Expected a video file. Likely {cause}")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The container of a file and its first video stream; any PyAV error inside becomes a MediaError."""
+    av = _import_av()
+    _check_is_file(path)
+    try:
+        # "file:" keeps a name such as 10:30.mp4 from being taken for a protocol; tags in other encodings than
+        # UTF-8 would otherwise raise.
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
+            yield container, _video_stream(container, path)
+    except av.error.FFmpegError as error:
+        raise MediaError(
+            f"{path} cannot be read as a video: {error.strerror}. Expected a complete video file. Likely it is another "
+            f"kind of file, is damaged, or was cut short: ffprobe {path}, or try another file."
+        ) from error
+
+
+def _video_stream(container: Any, path: Path) -> Any:
+    # FFmpeg's "tty" format draws any .txt file as if on a terminal: never what a user means.
+    if not container.streams.video or container.format.name == "tty":
+        raise MediaError(
+            f"{path} has no video stream. Expected a video file. "
+            f"Likely it holds only sound or text: ffprobe {path}, or try another file."
+        )
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise MediaError(
+            f"{path} is in a video codec that this PyAV cannot decode. Expected a common one, such as H.264. "
+            f"Likely a camera's own format. Convert it: ffmpeg -i {path} -c:v libx264 converted.mp4"
+        )
+    size = path.stat().st_size
+    # PyAV before 17 has no index_entries: there only a cut inside a frame is noticed, by the decoder.
+    needed = max((entry.pos + entry.size for entry in getattr(stream, "index_entries", ())), default=0)
+    if needed > size:
+        raise MediaError(
+            f"{path} has {size} bytes. Expected at least {needed}, where its index puts the last frame. "
+            f"Likely a download or a copy that was cut short: fetch it again. ls -l {path}"
+        )
+    # Frame threads as well as slice threads; the frames are the same.
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def _average_fps(stream: Any, path: Path) -> float:
+    rate = stream.average_rate or stream.guessed_rate
+    if not rate:
+        raise MediaError(
+            f"{path} states no frame rate. Expected one. Likely a raw stream without a container: "
+            f"ffmpeg -i {path} -r 30 converted.mp4"
+        )
+    return float(rate)
+
+
+def _decode(path: Path, wanted: list[int] | None) -> Iterator[VideoFrame]:
+    if wanted == []:
+        return
+    repeats = Counter(wanted)
+    last = None if wanted is None else wanted[-1]
+    num_decoded = 0
+    with _opened(path) as (container, stream):
+        for frame_index, frame in enumerate(container.decode(stream)):
+            num_decoded += 1
+            # A fresh array per repeat, so that no two frames share memory.
+            for _ in range(1 if wanted is None else repeats[frame_index]):
+                time_s = frame_index / _average_fps(stream, path) if frame.time is None else float(frame.time)
+                yield VideoFrame(frame_index=frame_index, time_s=time_s, bgr=_upright_bgr(frame))
+            if frame_index == last:
+                return
+    if num_decoded == 0:
+        raise _no_frames(path)
+    if last is not None:
+        raise MediaError(
+            f"frame {last} of {path} was asked for and the file ends after {num_decoded} frames (0 to "
+            f"{num_decoded - 1}). Likely the indices are of another video, or this one is damaged: ffprobe {path}"
+        )
+
+
+def _upright_bgr(frame: Any) -> NDArray[np.uint8]:
+    bgr: NDArray[np.uint8] = frame.to_ndarray(format="bgr24")
+    # Both count degrees counter-clockwise.
+    return np.ascontiguousarray(np.rot90(bgr, round(frame.rotation / 90)))
+
+
+def _encode(av: Any, path: Path, partial: Path, frames_bgr: Iterable[NDArray[np.uint8]], *, fps: float) -> None:
+    """Write `partial`, naming `path` in errors. An exception of the caller's iterable passes through unchanged."""
+    stream: Any = None
+    with _write_errors(av, path):
+        container = av.open(f"file:{partial}", "w")
+    try:
+        for frame_bgr in frames_bgr:
+            check_frame(frame_bgr)
+            height, width, _ = frame_bgr.shape
+            if stream is None:
+                _check_even(height, width)
+                with _write_errors(av, path):
+                    stream = _add_stream(av, container, width=width, height=height, fps=fps)
+            elif (height, width) != (stream.height, stream.width):
+                raise FrameError(
+                    f"a frame is {width}x{height} and the first was {stream.width}x{stream.height}. Expected one size "
+                    "for a whole video. Likely two sources were mixed: resize the frames first."
+                )
+            with _write_errors(av, path):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_bgr), format="bgr24")
+                container.mux(stream.encode(frame))
+        if stream is None:
+            raise MediaError(
+                f"no frames were given to write to {path}. Expected 1 or more. Likely the source was empty: check it."
+            )
+        with _write_errors(av, path):
+            container.mux(stream.encode(None))
+    finally:
+        with _write_errors(av, path):
+            container.close()
+
+
+def _add_stream(av: Any, container: Any, *, width: int, height: int, fps: float) -> Any:
+    # 1001 keeps 30000/1001 and its kin exact. Both qualities are near lossless to the eye.
+    rate = Fraction(fps).limit_denominator(1001)
+    if "libx264" in av.codecs_available:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
+    else:
+        stream = container.add_stream("mpeg4", rate=rate, options={"qmin": "2", "qmax": "4"})
+    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    return stream
+
+
+def _check_even(height: int, width: int) -> None:
+    if height % 2 or width % 2:
+        raise FrameError(
+            f"a frame of {width}x{height} cannot be written. Expected an even width and height, as yuv420p halves "
+            "both. Pad it first: numpy.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode='edge')"
+        )
+
+
+@contextmanager
+def _write_errors(av: Any, path: Path) -> Iterator[None]:
+    try:
+        yield
+    # PyAV raises a plain ValueError for a suffix it has no container for.
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise MediaError(
+            f"{path} cannot be written: {error}. Expected a writable folder and a video suffix such as .mp4. "
+            f"Likely the folder is missing, full or read-only: ls -ld {path.parent}"
+        ) from error
+
+
+def _no_frames(path: Path) -> MediaError:
+    return MediaError(
+        f"{path} holds no frame that can be decoded. Expected 1 or more. "
+        f"Likely a recording that was stopped at once or cut short: ffprobe {path}, or try another file."
+    )
+
+
+def _shorten(numbers: list[int]) -> str:
+    return str(numbers) if len(numbers) <= 8 else f"{str(numbers[:8])[:-1]}, ...]"

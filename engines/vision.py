@@ -1,0 +1,49 @@
+"""One camera frame through trunk, temporal and compressor, with the ring that remembers its past."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .cache import RingCache
+from .session import Array, Session
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedFrame:
+    """frame_embeds (M, E), and the new cache rows, which are placed only by `commit`."""
+
+    frame_embeds: Array
+    new_rows: Mapping[str, Array]
+
+
+class VisionEncoder:
+    """The streaming per-frame ViT of one stream."""
+
+    def __init__(self, sessions: Mapping[str, Session], *, time_divisor: int = 1) -> None:
+        """A frame's time is its index / time_divisor: 1 for absolute time, the clip's length for fixed time."""
+        self._sessions = sessions
+        self._time_divisor = time_divisor
+        self.ring = RingCache(sessions["temporal"].spec)
+
+    @property
+    def num_frames(self) -> int:
+        return self.ring.num_frames
+
+    def encode(self, frame: Array) -> EncodedFrame:
+        """(S, S, 3) uint8 RGB -> its embeddings. Changes nothing until `commit`, so a failure loses nothing."""
+        time = np.asarray([self.ring.num_frames / self._time_divisor], dtype=np.float32)
+        trunk = self._sessions["trunk"].run({"frame": frame[None]})
+        temporal = self._sessions["temporal"].run({**trunk, "frame_time": time, **self.ring.feeds()})
+        features = temporal.pop("features")
+        compressed = self._sessions["compressor"].run({"features": features, "frame_time": time})
+        return EncodedFrame(frame_embeds=compressed["frame_embeds"][0], new_rows=temporal)
+
+    def commit(self, encoded: EncodedFrame) -> None:
+        """Make an encoded frame part of the past."""
+        self.ring.push(encoded.new_rows)
+
+    def reset(self) -> None:
+        self.ring.reset()
