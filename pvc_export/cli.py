@@ -1,0 +1,254 @@
+"""pvc-export: trt | onnx | check | run | doctor.
+
+Exit codes: 0 ok, 2 usage, 3 parity failed, 4 environment, 5 build failed, 6 bad input (engines/errors.py).
+Unusual: heavy packages are imported inside the commands, so that --help and doctor work on a machine without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engines.errors import PVCError, SpecError
+
+from .console import Console
+
+if TYPE_CHECKING:
+    from engines.spec import Precision
+
+app = typer.Typer(
+    help="Export a PVC video model to a streaming bundle, and prove that nothing was lost on the way.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[str, typer.Option("-m", "--model", help="'tiny' (random weights) or a checkpoint folder.")]
+Out = Annotated[Path | None, typer.Option("-o", "--output", help="Bundle folder. Default: build/NAME.")]
+FP16 = Annotated[bool, typer.Option("--fp16", help="float16 graphs with float32 islands.")]
+FP32 = Annotated[bool, typer.Option("--fp32", help="float32 graphs.")]
+Window = Annotated[int, typer.Option(help="Frames that temporal attention sees, the current one included.")]
+Context = Annotated[int, typer.Option(help="LLM rows that a stream can hold.")]
+Streams = Annotated[int, typer.Option(help="Streams that one pass can serve.")]
+Seed = Annotated[int, typer.Option(help="Seed of a built-in model's random weights.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by pvc-export trt or onnx.")]
+
+
+@app.command()
+def trt(
+    model: Model = "tiny",
+    output: Out = None,
+    fp16: FP16 = False,
+    fp32: FP32 = False,
+    target: Annotated[str, typer.Option(help="What the engines are built for.")] = "rtx",
+    window: Window = 8,
+    context: Context = 2048,
+    streams: Streams = 1,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Export, build TensorRT engines, check, and publish a bundle. float16 unless --fp32."""
+    precision = _precision(fp16, fp32, default="fp16")
+    _export(model, output, precision, target, window, context, streams, seed, as_json, engines=True)
+
+
+@app.command()
+def onnx(
+    model: Model = "tiny",
+    output: Out = None,
+    fp16: FP16 = False,
+    fp32: FP32 = False,
+    target: Annotated[str, typer.Option(help="What the graphs are spelled for.")] = "cpu",
+    window: Window = 8,
+    context: Context = 2048,
+    streams: Streams = 1,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Export ONNX graphs without engines, check, and publish a bundle. float32 unless --fp16."""
+    precision = _precision(fp16, fp32, default="fp32")
+    _export(model, output, precision, target, window, context, streams, seed, as_json, engines=False)
+
+
+@app.command()
+def check(
+    bundle: BundleFolder,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help="Reference. Default: what the bundle names.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a bundle beside the PyTorch reference and compare every output and cache row. Exit 3 if they differ."""
+    from engines.errors import ParityError
+    from engines.manifest import Manifest
+
+    from .check import check_bundle
+    from .models import load_reference
+
+    console = Console(quiet=as_json)
+    manifest = Manifest.load(bundle)
+    with console.stage("load the reference"):
+        loaded = load_reference(manifest, model)
+    with console.stage("check against the reference") as (_, report):
+        parity = check_bundle(bundle, loaded, progress=report)
+    for row in parity.rows:
+        console.print(
+            f"  {'ok  ' if row.passed else 'FAIL'} {row.graph + '/' + row.tensor:<28} relative L2 "
+            f"{row.worst.rel_l2:.1e} of "
+            f"{row.rel_l2_limit:.1e}   worst token {row.worst.worst_token:.1e} of {row.worst_token_limit:.1e}"
+        )
+    if as_json:
+        _print_json(parity.to_json() | {"bundle": str(bundle)})
+    if not parity.passed:
+        raise ParityError(parity.failure_text())
+    console.print(
+        f"{parity.summary()} ({parity.precision}, computed in {parity.computed_in}; engines: {parity.engines})"
+    )
+    console.print(f"next: pvc-export run {bundle} --video FILE --ask 'What happens?'")
+
+
+@app.command()
+def run(
+    bundle: BundleFolder,
+    video: Annotated[Path, typer.Option(help="A video file.")],
+    ask: Annotated[str | None, typer.Option(help="The question.")] = None,
+    frames: Annotated[int, typer.Option(min=0, help="Frames sampled evenly from the file; 0 takes every frame.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Hold the text against the PyTorch reference.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Stream a video file through a bundle and ask about it."""
+    from .run import DEFAULT_QUESTION, compare_with_reference, run_video
+
+    console = Console(quiet=as_json)
+    question = ask if ask is not None else DEFAULT_QUESTION
+    opened, result = run_video(
+        bundle, video, question=question, num_frames=frames, max_new_tokens=max_new_tokens, console=console
+    )
+    info, source, medians = result.video, opened.manifest.model, result.median_ms()
+    console.print(f"{video}: {info.width}x{info.height}, {info.num_frames} frames, {info.fps:.2f} fps")
+    console.print("per frame: " + ", ".join(f"{name.removesuffix('_ms')} {ms:.1f} ms" for name, ms in medians.items()))
+    if source.random_weights:
+        console.print(
+            f"The weights are random (seed {source.seed}): the tokens below are no answer to anything.", style="yellow"
+        )
+    console.print(f"question: {question}")
+    console.print(f"{'tokens' if source.random_weights else 'answer'}: {_printable(result.answer.text)}")
+    comparison = None
+    if reference:
+        comparison = compare_with_reference(opened, result, question=question, max_new_tokens=max_new_tokens)
+        verdict = "equal" if comparison["equal"] else f"a near tie at token {comparison['near_tie_at']}, else equal"
+        console.print(f"reference: {verdict} ({comparison['num_tokens']} greedy tokens)")
+    if as_json:
+        answer = {"text": result.answer.text, "token_ids": result.answer.token_ids, "finished": result.answer.finished}
+        _print_json({"bundle": str(bundle), "video": str(video), "num_frames": len(result.timings),
+                     "question": question, "random_weights": source.random_weights, "answer": answer,
+                     "median_ms": medians,
+                     "prefill_ms": result.answer.prefill_ms, "decode_ms": result.answer.decode_ms,
+                     "context_rows": result.context_rows, "reference": comparison})  # fmt: skip
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can export, build and run, and what is missing."""
+    from dataclasses import asdict
+
+    from .doctor import examine
+
+    findings = examine()
+    if as_json:
+        _print_json({"findings": [asdict(finding) for finding in findings]})
+        return
+    console = Console()
+    for finding in findings:
+        console.print(f"{'ok' if finding.ok else '--':<3} {finding.name:<14} {finding.detail}")
+        if not finding.ok:
+            console.print(f"    {'':<14} -> {finding.remedy}")
+
+
+def _precision(fp16: bool, fp32: bool, *, default: Precision) -> Precision:
+    if fp16 and fp32:
+        raise typer.BadParameter("--fp16 and --fp32 contradict each other; give one")
+    return "fp16" if fp16 else "fp32" if fp32 else default
+
+
+def _export(
+    model: str, output: Path | None, precision: Precision, target_name: str, window: int, context: int, streams: int,
+    seed: int, as_json: bool, *, engines: bool,
+) -> None:  # fmt: skip
+    from dataclasses import asdict, replace
+
+    from engines.spec import StreamLimits
+    from engines.target import load_target
+
+    try:
+        target = load_target(target_name)
+        limits = StreamLimits(window=window, context=context, streams=streams)
+    except SpecError as error:
+        raise typer.BadParameter(str(error)) from error
+    if engines and target.builder is None:
+        raise typer.BadParameter(f"target '{target.name}' runs ONNX files and has no engines; use: pvc-export onnx")
+    if not engines:
+        target = replace(target, engine_graphs=(), builder=None)
+
+    from .export import ExportRequest, export
+    from .models import load_model
+
+    console = Console(quiet=as_json)
+    out = output or Path("build") / Path(model).name
+    console.print(
+        f"{model} -> {out}   {precision}, target {target.name}, window {window}, context {context}, streams {streams}"
+    )
+    with console.stage("load the model") as (stage, _):
+        loaded = load_model(model, seed=seed)
+        count = sum(parameter.numel() for parameter in loaded.model.parameters())
+        stage.note = f"{count / 1e6:.1f} M parameters" + (
+            f", random (seed {seed})" if loaded.source.random_weights else ""
+        )
+    parity = export(loaded, ExportRequest(out=out, target=target, precision=precision, limits=limits), console=console)
+    if as_json:
+        stages = [asdict(stage) for stage in console.stages]
+        _print_json(
+            {
+                "bundle": str(out),
+                "precision": precision,
+                "target": target.name,
+                "parity": parity.receipt(),
+                "stages": stages,
+            }
+        )
+    console.print(f"published {out}")
+    console.print(f"next: pvc-export run {out} --video FILE --ask 'What happens?'")
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    print(json.dumps(data, ensure_ascii=False))
+
+
+def _printable(text: str) -> str:
+    """Random models say control characters; a terminal must not obey them."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def main() -> None:
+    """Entry point: errors meant for users become one message and an exit code, never a traceback."""
+    try:
+        app()
+    except PVCError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted; nothing was published", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What a person sees while a command works: stages, bars, seconds. Plain lines without a terminal, nothing with "
+"--json."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+Report = Callable[[float], None]
+"""Called with the fraction done, 0 to 1."""
+
+
+@dataclass(slots=True)
+class Stage:
+    """One finished stage: its name, seconds, and a note such as a size."""
+
+    name: str
+    seconds: float
+    note: str = ""
+
+
+@dataclass(slots=True)
+class Console:
+    """Where commands report. `quiet` keeps standard output clean for --json; stages are recorded all the same."""
+
+    quiet: bool = False
+    stages: list[Stage] = field(default_factory=list)
+    rich: RichConsole = field(default_factory=lambda: RichConsole(file=sys.stdout, highlight=False))
+
+    def print(self, text: str = "", *, style: str | None = None) -> None:
+        if not self.quiet:
+            self.rich.print(text, style=style, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[tuple[Stage, Report]]:
+        """Time a stage. A terminal shows a bar while it runs; afterwards one line stays, here and in a log."""
+        stage = Stage(name=name, seconds=0.0)
+        started = time.perf_counter()
+        if self.quiet or not self.rich.is_terminal:
+            yield stage, lambda _: None
+        else:
+            columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+            with Progress(*columns, console=self.rich, transient=True) as progress:
+                task = progress.add_task(name, total=1.0)
+                yield stage, lambda fraction: progress.update(task, completed=fraction)
+        stage.seconds = time.perf_counter() - started
+        self.stages.append(stage)
+        self.print(f"  {name:<28}{stage.seconds:>8.1f} s   {stage.note}".rstrip())
+
+
+def size_text(num_bytes: int) -> str:
+    """1536 -> '1.5 KiB'"""
+    size = float(num_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

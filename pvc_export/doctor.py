@@ -1,0 +1,92 @@
+"""What this machine can do: packages that load, runtimes, GPU, disk; and which targets follow from that."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.target import load_target, target_names
+
+PURPOSE = {
+    "torch": ("export, check", "pip install -e '.[export]'"),
+    "onnx": ("export", "pip install -e '.[export]'"),
+    "onnxscript": ("export", "pip install -e '.[export]'"),
+    "safetensors": ("checkpoints", "pip install -e '.[export]'"),
+    "onnxruntime": ("run, check", "pip install -e '.[ort]'"),
+    "tensorrt_rtx": ("engines for target rtx", "pip install -e '.[rtx]'"),
+    "tokenizers": ("prompts", "pip install -e ."),
+    "PIL": ("frames", "pip install -e ."),
+    "av": ("video files", "pip install -e '.[apps]'"),
+    "cv2": ("cameras", "pip install -e '.[apps]'"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One line of the report. `remedy` is the next command when `ok` is false."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+def examine(folder: Path = Path(".")) -> list[Finding]:
+    """Look at packages, GPU driver, disk and targets. Imports each package, since an installed one may not load."""
+    findings = [Finding(name="python", ok=True, detail=f"{platform.python_version()} on {platform.platform()}")]
+    findings += [_package(name, *PURPOSE[name]) for name in PURPOSE]
+    findings.append(_gpu())
+    free = shutil.disk_usage(folder).free
+    findings.append(
+        Finding(name="disk", ok=free > 1 << 30, detail=f"{free / 2**30:.1f} GiB free", remedy="free some space")
+    )
+    findings += [_target(name, findings) for name in target_names()]
+    return findings
+
+
+def _package(name: str, purpose: str, remedy: str) -> Finding:
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # a broken native library raises anything; all of it means the same to the user
+        cause = "not installed" if isinstance(error, ModuleNotFoundError) else f"does not load: {error}"
+        return Finding(name=name, ok=False, detail=f"{cause}; needed for: {purpose}", remedy=remedy)
+    return Finding(name=name, ok=True, detail=f"{getattr(module, '__version__', '?')}; for: {purpose}")
+
+
+def _gpu() -> Finding:
+    """Ask the CUDA driver itself: a package may be installed on a machine without a GPU."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Finding(
+            name="gpu",
+            ok=False,
+            detail="no NVIDIA driver (libcuda.so.1); RTX engines can be built here, but not run",
+            remedy="none needed for export and parity; run engines on a machine with an NVIDIA GPU",
+        )
+    count = ctypes.c_int(0)
+    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if status or count.value == 0:
+        return Finding(
+            name="gpu", ok=False, detail=f"driver present, no usable GPU (CUDA error {status})", remedy="nvidia-smi"
+        )
+    name = ctypes.create_string_buffer(96)
+    driver.cuDeviceGetName(name, 96, 0)
+    return Finding(name="gpu", ok=True, detail=f"{count.value} GPU(s), first: {name.value.decode()}")
+
+
+def _target(name: str, findings: list[Finding]) -> Finding:
+    target = load_target(name)
+    loads = {finding.name: finding.ok for finding in findings}
+    needs = ["onnxruntime", *([target.builder] if target.builder else [])]
+    lacking = [package for package in needs if not loads.get(package, False)]
+    if lacking:
+        return Finding(
+            name=f"target {name}", ok=False, detail=f"needs {', '.join(lacking)}", remedy=PURPOSE[lacking[0]][1]
+        )
+    verb = f"engines by {target.builder}, ahead of time" if target.builder else "ONNX files run directly"
+    return Finding(name=f"target {name}", ok=True, detail=verb)

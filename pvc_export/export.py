@@ -1,0 +1,201 @@
+"""From a model to a published bundle: graphs, engines, manifest, parity check, one rename.
+
+Unusual: everything is written into a temporary folder beside the target and checked there. The folder gets its name
+only if the check passes, so a bundle that exists is one that matched its reference.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from engines.builder import build_engine, load_runtime
+from engines.bundle import TOKENIZER_NAME, graph_path
+from engines.errors import BackendUnavailable, BundleError, ModelError, ParityError
+from engines.manifest import FORMAT_VERSION, MANIFEST_NAME, EngineEntry, Manifest, hash_folder
+from engines.spec import GRAPH_NAMES, Precision, StreamLimits, graph_specs
+from engines.target import Target
+
+from .check import PARITY_NAME, ParityReport, check_bundle
+from .console import Console, size_text
+from .graphs import graph_module, model_shape
+from .models import LoadedModel, prompt_spec
+from .onnx_export import export_graph
+from .precision import cast_model
+
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "tensorrt", "tensorrt_rtx")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportRequest:
+    """What to make: the answer to every flag of `trt` and `onnx`."""
+
+    out: Path
+    target: Target
+    precision: Precision
+    limits: StreamLimits = field(default_factory=StreamLimits)
+
+
+def export(loaded: LoadedModel, request: ExportRequest, *, console: Console | None = None) -> ParityReport:
+    """Make, check and publish a bundle at request.out, replacing an older bundle there.
+
+    Raises ModelError for a model that cannot be exported this way, BuildError, BackendUnavailable, and ParityError if
+    the check fails. After any error request.out is what it was before.
+    """
+    console = console or Console(quiet=True)
+    _refuse_what_cannot_work(loaded, request)
+    with _staging(request.out) as folder:
+        manifest = _write_graphs(loaded, request, folder, console)
+        with console.stage("check against the reference") as (stage, report):
+            parity = check_bundle(folder, loaded, progress=report)
+            stage.note = parity.summary()
+        if not parity.passed:
+            raise ParityError(parity.failure_text())
+        (folder / PARITY_NAME).write_text(json.dumps(parity.to_json(), indent=1) + "\n", encoding="utf-8")
+        _with(manifest, folder, parity=parity.receipt()).save(folder)
+    return parity
+
+
+def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> None:
+    config, limits = loaded.config, request.limits
+    if config.time_mode == "relative":
+        raise ModelError(
+            "this model's time mode is 'relative' (t / T with T growing): every new frame changes the keys of "
+            "all earlier "
+            "ones, so no temporal cache is valid and no streaming graph is exact. Only 'absolute' and 'fixed' can be "
+            "exported; the reference runs such a model clip by clip: PVC.encode_clip"
+        )
+    if config.vision.num_temporal_layers == 0:
+        raise ModelError("this model has no temporal layers, so it has no state to stream; it is a plain InternVL2")
+    if limits.context > config.llm.max_positions:
+        raise ModelError(
+            f"--context {limits.context} exceeds the model's max_positions {config.llm.max_positions}; "
+            f"choose --context {config.llm.max_positions // limits.bucket * limits.bucket} or less"
+        )
+    if request.target.builder is not None:
+        load_runtime(request.target)  # a missing package must be known before minutes of export
+    if request.out.exists() and not _is_replaceable(request.out):
+        raise BundleError(
+            f"{request.out} exists and is not a bundle, so it is not replaced. Choose another folder with -o, or "
+            "remove it"
+        )
+
+
+def _is_replaceable(path: Path) -> bool:
+    return path.is_dir() and ((path / MANIFEST_NAME).is_file() or not any(path.iterdir()))
+
+
+def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, console: Console) -> Manifest:
+    shape = model_shape(loaded.config)
+    specs = graph_specs(shape, request.limits, request.precision)
+    (folder / "graphs").mkdir()
+    model = cast_model(loaded.model, request.precision)
+    for index, name in enumerate(GRAPH_NAMES, start=1):
+        path = folder / graph_path(name)
+        with console.stage(f"export {name} ({index}/{len(GRAPH_NAMES)})") as (stage, _):
+            export_graph(graph_module(model, specs[name]), specs[name], path)
+            stage.note = size_text(sum(part.stat().st_size for part in path.parent.glob(f"{name}.onnx*")))
+    loaded.tokenizer.save(str(folder / TOKENIZER_NAME))
+    engines: dict[str, EngineEntry] = {}
+    for index, name in enumerate(request.target.engine_graphs, start=1):
+        with console.stage(f"build {name} ({index}/{len(request.target.engine_graphs)})") as (stage, report):
+            built = build_engine(
+                folder / graph_path(name), specs[name], request.target, progress=lambda _, x: report(x)
+            )
+            path = folder / "engines" / f"{name}.engine"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(built.plan)
+            engines[name] = EngineEntry(
+                path=path.relative_to(folder).as_posix(),
+                runtime=built.runtime,
+                runtime_version=built.runtime_version,
+                compute_capabilities=built.compute_capabilities,
+                num_layers=built.num_layers,
+                fused_attention=built.fused_attention,
+                build_s=round(built.build_s, 3),
+            )
+            stage.note = (
+                f"{size_text(len(built.plan))}, {built.num_layers} layers, {built.fused_attention} fused attention"
+            )
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        model=loaded.source,
+        shape=shape,
+        limits=request.limits,
+        target=request.target.name,
+        precision=request.precision,
+        time_mode=loaded.config.time_mode,
+        trained_frames=loaded.config.trained_frames,
+        prompt=prompt_spec(loaded.config),
+        graphs=specs,
+        engines=engines,
+        versions=versions(),
+        files=hash_folder(folder),
+        parity={},
+    )
+    manifest.save(folder)
+    return manifest
+
+
+def _with(manifest: Manifest, folder: Path, *, parity: dict[str, Any]) -> Manifest:
+    """The final manifest: the parity receipt added, and parity.json among the files."""
+    from dataclasses import replace
+
+    return replace(manifest, parity=parity, files=hash_folder(folder))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every package that shaped the bundle."""
+    found = {"python": platform.python_version(), "pvc-streaming-export": _version("pvc-streaming-export") or "source"}
+    return found | {name: version for name in PACKAGES if (version := _version(name))}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its name at the end, and disappears if anything fails."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise BackendUnavailable(f"cannot write beside {out}: {error}. Choose another folder with -o") from error
+    try:
+        os.chmod(folder, 0o755)
+        yield folder
+        publish(folder, out)
+    except OSError as error:
+        raise BackendUnavailable(
+            f"writing the bundle failed: {error}. Is the disk full? "
+            f"{size_text(shutil.disk_usage(out.parent).free)} are free "
+            f"at {out.parent}; nothing was published"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Give a finished folder its name. An older bundle steps aside first and is removed last."""
+    if not out.exists():
+        folder.rename(out)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
+    out.rename(aside / "bundle")
+    folder.rename(out)
+    shutil.rmtree(aside)

@@ -1,0 +1,99 @@
+"""The six graphs as torch modules: thin wrappers that call the reference and hold no arithmetic of their own.
+
+What a wrapper adds is the calling convention of the runtime: flat tensors instead of lists of pairs, a ring with a slot
+mask instead of an ordered past, one frame instead of a clip, and the last hidden row only.
+Dimension key: as in engines/spec.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from engines.spec import GraphSpec, ModelShape
+from pvc_ref import PVC, PVCConfig
+from pvc_ref.layers import visible_to_bias
+
+
+def model_shape(config: PVCConfig) -> ModelShape:
+    """What the runtime must know of a model's sizes."""
+    return ModelShape(
+        image_size=config.vision.image_size,
+        num_positions=config.vision.num_positions,
+        vision_width=config.vision.hidden_size,
+        num_temporal_layers=config.vision.num_temporal_layers,
+        vision_heads=config.vision.num_heads,
+        vision_head_dim=config.vision.head_dim,
+        num_frame_tokens=config.compressor.num_tokens,
+        llm_width=config.llm.hidden_size,
+        num_llm_layers=config.llm.num_layers,
+        num_kv_heads=config.llm.num_kv_heads,
+        llm_head_dim=config.llm.attention_head_dim,
+        vocab_size=config.llm.vocab_size,
+        max_positions=config.llm.max_positions,
+    )
+
+
+def graph_module(model: PVC, spec: GraphSpec) -> nn.Module:
+    """The torch module whose forward takes spec.inputs and returns spec.outputs, in order."""
+    parts: dict[str, nn.Module] = {
+        "trunk": model.trunk,
+        "temporal": TemporalGraph(model),
+        "compressor": model.compressor,
+        "embed": model.llm.embed_tokens,
+        "llm": LLMGraph(model),
+        "head": HeadGraph(model),
+    }
+    return parts[spec.name].eval()
+
+
+class TemporalGraph(nn.Module):
+    """One frame through the temporal layers, its past in a ring."""
+
+    def __init__(self, model: PVC) -> None:
+        super().__init__()
+        self.encoder = model.temporal
+
+    def forward(
+        self, trunk_features: Tensor, frame_time: Tensor, slot_mask: Tensor, *past: Tensor
+    ) -> tuple[Tensor, ...]:
+        """(B, N, C), (B,), bool (B, W), rings (B, W, N, H, D) -> features (B, N - 1, C), new rows (B, N, H, D)."""
+        itself = torch.ones_like(slot_mask[:, :1])
+        bias = visible_to_bias(torch.cat([slot_mask, itself], dim=1), trunk_features.dtype)[:, None]
+        features, new = self.encoder(trunk_features[:, None], frame_time[:, None], pairs(past), bias)
+        return features[:, 0], *(row[:, 0] for pair in new for row in pair)
+
+
+class LLMGraph(nn.Module):
+    """L new rows through the decoder layers: prefill, frame ingest and decode alike."""
+
+    def __init__(self, model: PVC) -> None:
+        super().__init__()
+        self.decoder = model.llm
+
+    def forward(
+        self, inputs_embeds: Tensor, position_ids: Tensor, attention_mask: Tensor, *past: Tensor
+    ) -> tuple[Tensor, ...]:
+        """(B, L, E), (B, L), (B, P + L), caches (B, P, K, D) -> hidden (B, 1, E), new rows (B, L, K, D)."""
+        hidden, new = self.decoder(inputs_embeds, position_ids, pairs(past), attention_mask)
+        return hidden[:, -1:], *(rows for pair in new for rows in pair)
+
+
+class HeadGraph(nn.Module):
+    """Logits of one hidden row. Ingesting a frame does not run it."""
+
+    def __init__(self, model: PVC) -> None:
+        super().__init__()
+        self.decoder = model.llm
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, 1, E) -> float32 (B, V)."""
+        logits: Tensor = self.decoder.logits(hidden[:, 0])
+        return logits
+
+
+def pairs(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """key, value, key, value, ... -> [(key, value), ...]"""
+    return list(zip(tensors[0::2], tensors[1::2], strict=True))

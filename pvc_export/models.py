@@ -1,0 +1,140 @@
+"""`-m MODEL`: a preset with random weights, or a checkpoint folder."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from engines.errors import ModelError
+from engines.manifest import Manifest, ModelSource
+from engines.prompt import PromptSpec
+from pvc_ref import PVC, PVCConfig
+from pvc_ref.prompt import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, STOP_TOKEN, TEMPLATES, byte_tokenizer, video_prompt
+from pvc_ref.weights import CheckpointError
+
+BUILT_IN = ("tiny",)
+"""Presets that can be made here, from a seed. The others are shapes; their weights come from a checkpoint folder."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedModel:
+    """A reference model in float32, its tokenizer, and where both came from."""
+
+    model: PVC
+    tokenizer: Tokenizer
+    source: ModelSource
+
+    @property
+    def config(self) -> PVCConfig:
+        return self.model.config
+
+    def token_id(self, token: str) -> int:
+        """The id of a special token. Raises ModelError if the tokenizer does not have it."""
+        token_id = self.tokenizer.token_to_id(token)
+        if token_id is None:
+            raise ModelError(
+                f"the tokenizer of '{self.source.name}' has no token {token!r}; it belongs to another model. Fetch the "
+                "tokenizer.json that was released with the checkpoint"
+            )
+        return token_id
+
+    def prompt_ids(self, *, num_frames: int, question: str) -> torch.Tensor:
+        """The whole conversation about a video, tokenized at once: int64 (L,)."""
+        prompt = video_prompt(self.config, num_frames=num_frames, question=question)
+        return torch.tensor(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
+
+    def prompt_embeds(self, ids: torch.Tensor, frame_embeds: torch.Tensor) -> torch.Tensor:
+        """Token ids (L,) and frame_embeds (T, M, E) -> (1, L, E)."""
+        context_id = self.token_id(IMAGE_CONTEXT)
+        return self.model.embed_prompt(ids, frame_embeds.flatten(0, 1), context_id=context_id)
+
+
+def load_model(name: str, *, seed: int = 0) -> LoadedModel:
+    """A built-in name or a checkpoint folder. Raises ModelError that names the nearest built-in, or what is broken."""
+    if name in BUILT_IN:
+        model = PVC.random(PVCConfig.preset(name), seed=seed)
+        return _loaded(model, byte_tokenizer(), name=name, seed=seed)
+    folder = Path(name)
+    if not folder.is_dir():
+        near = get_close_matches(name, BUILT_IN, n=1, cutoff=0.5)
+        hint = f"Did you mean '{near[0]}'? " if near else ""
+        raise ModelError(
+            f"there is no model '{name}': it is neither a built-in name ({', '.join(BUILT_IN)}) nor a folder. {hint}"
+            "Name a built-in, or a checkpoint folder with config.json and *.safetensors"
+        )
+    try:
+        model = PVC.from_pretrained(folder)
+        tokenizer = _load_tokenizer(folder)
+    except CheckpointError as error:
+        raise ModelError(str(error)) from error
+    return _loaded(model, tokenizer, name=str(folder.resolve()), seed=None)
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{path} is missing. A bundle needs the tokenizer as one file; a checkpoint with only tokenizer.model "
+            "can be "
+            "converted once with transformers: AutoTokenizer.from_pretrained(FOLDER, "
+            "use_fast=True).save_pretrained(FOLDER)"
+        )
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ModelError(f"{path} is not a tokenizer file: {error}. Fetch or convert it again") from error
+
+
+def _loaded(model: PVC, tokenizer: Tokenizer, *, name: str, seed: int | None) -> LoadedModel:
+    source = ModelSource(
+        name=name,
+        random_weights=seed is not None,
+        seed=seed,
+        weights_sha256=fingerprint(model),
+        config=asdict(model.config),
+    )
+    return LoadedModel(model=model, tokenizer=tokenizer, source=source)
+
+
+def fingerprint(model: PVC) -> str:
+    """SHA-256 over every parameter's name, shape and float32 value, in order of names."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().to(torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def prompt_spec(config: PVCConfig) -> PromptSpec:
+    """The strings that engines/prompt.py needs. A test holds the ids equal to those of pvc_ref/prompt.py."""
+    template = TEMPLATES[config.template]
+    user = "<|im_start|>user\n"
+    return PromptSpec(
+        start=f"{template.bos}<|im_start|>system\n{template.system}{STOP_TOKEN}{user}",
+        frame_prefix="Frame{index}: ",
+        image_start=IMAGE_START,
+        image_end=IMAGE_END,
+        after_frame="\n",
+        ask_suffix=f"{STOP_TOKEN}<|im_start|>assistant\n",
+        next_turn=f"{STOP_TOKEN}{user}",
+        stop_token=STOP_TOKEN,
+    )
+
+
+def load_reference(manifest: Manifest, name: str | None = None) -> LoadedModel:
+    """The model that a bundle was made from, or the one called `name`. Raises ModelError if its weights differ."""
+    loaded = load_model(name or manifest.model.name, seed=manifest.model.seed or 0)
+    if loaded.source.weights_sha256 != manifest.model.weights_sha256:
+        raise ModelError(
+            f"the bundle was made from '{manifest.model.name}' with weights {manifest.model.weights_sha256[:12]}, "
+            "but the "
+            f"reference '{loaded.source.name}' has {loaded.source.weights_sha256[:12]}. Name the model it was "
+            "made from "
+            "with -m, or export the bundle again"
+        )
+    return loaded

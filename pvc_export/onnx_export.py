@@ -1,0 +1,148 @@
+"""One graph to one ONNX file: dynamo exporter, opset 20, standard operators, weights beside the graph.
+
+Unusual: names and dynamic dimensions come from the GraphSpec and are read back from the saved file; a signature that
+differs in one name, dtype or dimension is a BuildError: a specialised dimension would fail only later, on a device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from engines.errors import BuildError
+from engines.spec import Dim, DimRange, GraphSpec, TensorSpec
+
+OPSET = 20  # the newest that TensorRT 10.3 on JetPack 6.2 reads
+TORCH_OF = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "int64": torch.int64,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+ELEM_TYPE = {
+    "float32": onnx.TensorProto.FLOAT,
+    "float16": onnx.TensorProto.FLOAT16,
+    "int64": onnx.TensorProto.INT64,
+    "uint8": onnx.TensorProto.UINT8,
+    "bool": onnx.TensorProto.BOOL,
+}
+
+
+def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
+    """Write `module` as path (.onnx) and path + '.data'. Raises BuildError if it cannot, or if the signature "
+    "differs."""
+    # No dynamic dimension may be traced at 0 or 1, nor two at one size: the exporter would take them for constants.
+    sizes = {name: 3 + index for index, name in enumerate(sorted(spec.dims))}
+    examples = tuple(_example(tensor, sizes) for tensor in spec.inputs)
+    dynamic = tuple({axis: torch.export.Dim.AUTO for axis, dim in enumerate(t.shape) if isinstance(dim, str)}
+                    for t in spec.inputs)  # fmt: skip
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                module,
+                examples,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[t.name for t in spec.inputs],
+                output_names=[t.name for t in spec.outputs],
+                dynamic_shapes=_fold_varargs(module, dynamic),
+                verify=False,
+                report=False,
+            )
+        assert program is not None
+        _stamp(program, spec)
+        program.save(path, external_data=True)
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, OSError) as error:
+        raise BuildError(f"graph '{spec.name}' could not be exported to {path}: {error}") from error
+    check_signature(path, spec)
+
+
+def check_signature(path: Path, spec: GraphSpec) -> None:
+    """Raise BuildError unless the saved file takes and returns exactly what `spec` says, and is valid ONNX."""
+    model = onnx.load(path, load_external_data=False)
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
+    if opset != OPSET or foreign:
+        raise BuildError(
+            f"{path}: opset {opset} and operator domains {sorted(foreign)}, expected opset {OPSET} and none"
+        )
+    for kind, tensors, found in (
+        ("input", spec.inputs, model.graph.input),
+        ("output", spec.outputs, model.graph.output),
+    ):
+        expected, got = [_signature(t) for t in tensors], [_read_signature(value) for value in found]
+        if expected != got:
+            wrong = next((e, g) for e, g in zip([*expected, None], [*got, None], strict=False) if e != g)
+            raise BuildError(f"{path}: {kind} is {wrong[1]}, but the GraphSpec says {wrong[0]}")
+    onnx.checker.check_model(str(path))
+
+
+def _example(tensor: TensorSpec, sizes: dict[str, int]) -> Tensor:
+    shape = tensor.resolve(sizes)
+    if tensor.dtype in ("int64", "bool"):
+        return torch.ones(shape, dtype=TORCH_OF[tensor.dtype])
+    return torch.zeros(shape, dtype=TORCH_OF[tensor.dtype])
+
+
+def _fold_varargs(module: nn.Module, dynamic: tuple[dict[int, Any], ...]) -> tuple[Any, ...]:
+    """torch.export wants the shapes of *args as one nested tuple."""
+    code = module.forward.__code__
+    if not code.co_flags & 0x04:
+        return dynamic
+    named = code.co_argcount - 1
+    return (*dynamic[:named], dynamic[named:])
+
+
+def _stamp(program: torch.onnx.ONNXProgram, spec: GraphSpec) -> None:
+    """Name the dynamic dimensions by the spec, and put the state table in the file's metadata."""
+    import onnx_ir as ir
+
+    graph = program.model.graph
+    for values, tensors in ((graph.inputs, spec.inputs), (graph.outputs, spec.outputs)):
+        for value, tensor in zip(values, tensors, strict=True):
+            got = value.shape
+            if got is None or len(got) != len(tensor.shape):
+                raise BuildError(f"graph '{spec.name}': '{tensor.name}' was exported as {got}, expected {tensor.shape}")
+            # A dimension is named only where the exporter kept it dynamic; a constant stays, and fails the check.
+            value.shape = ir.Shape(
+                want if isinstance(want, str) and not isinstance(have, int) else have
+                for want, have in zip(tensor.shape, got, strict=True)
+            )
+    program.model.metadata_props["pvc.graph_spec"] = json.dumps(spec.to_json())
+
+
+def _signature(tensor: TensorSpec) -> tuple[str, int, tuple[Dim, ...]]:
+    return tensor.name, ELEM_TYPE[tensor.dtype], tensor.shape
+
+
+def _read_signature(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[Dim, ...]]:
+    tensor = value.type.tensor_type
+    dims = tuple(d.dim_param if d.HasField("dim_param") else d.dim_value for d in tensor.shape.dim)
+    return value.name, tensor.elem_type, dims
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """The exporter prints a banner and warns about its own insides; errors still raise."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+__all__ = ["OPSET", "DimRange", "check_signature", "export_graph"]
