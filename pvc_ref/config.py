@@ -60,7 +60,9 @@ class VisionConfig:
     sinusoid_size: int = 256
 
     def __post_init__(self) -> None:
-        _positive(self, "image_size", "patch_size", "hidden_size", "num_layers", "num_heads", "mlp_size")
+        _positive(
+            self, "image_size", "patch_size", "hidden_size", "num_layers", "num_heads", "mlp_size", "sinusoid_size"
+        )
         _divides("patch_size", self.patch_size, "image_size", self.image_size)
         _divides("num_heads", self.num_heads, "hidden_size", self.hidden_size)
         _divides("two (cosines and sines)", 2, "sinusoid_size", self.sinusoid_size)
@@ -141,11 +143,14 @@ class LLMConfig:
 
     def __post_init__(self) -> None:
         _choice("llm.family", self.family, LLMFamily)
-        _positive(self, "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "mlp_size")
+        _positive(
+            self, "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "mlp_size", "max_positions"
+        )
         _divides("num_kv_heads", self.num_kv_heads, "num_heads", self.num_heads)
         if self.head_dim is None:
             _divides("num_heads", self.num_heads, "hidden_size", self.hidden_size)
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
+        _positive(self, "attention_head_dim")
         _divides("two (RoPE rotates pairs)", 2, "head_dim", self.attention_head_dim)
         if self.family == "internlm2" and self.qkv_bias:
             raise ConfigError("llm.qkv_bias is True, but the internlm2 family has no qkv biases; qwen2 has")

@@ -12,24 +12,24 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from .llm import Decoder
+
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
-# Where a residual branch ends: half the gain keeps deep activations near one, as training does.
-BRANCH_ENDS = ("proj.weight", "fc2.weight", "down_proj.weight", "w4.weight", "w6.weight")
-
-
 def randomize(model: ModelT, *, seed: int) -> ModelT:
-    """Draw all parameters of `model` from `seed`, in the order of their names. Returns the model."""
+    """Draw all parameters of `model`, or of a part of one, from `seed`, in the order of their names. Returns it."""
     generator = torch.Generator().manual_seed(seed)
+    depth = max((len(module.layers) for module in model.modules() if isinstance(module, Decoder)), default=2)
+    llm_branch_gain = (2.0 / depth) ** 0.5  # as GPT-2 does: depth must not add up to noise
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
-            parameter.copy_(_draw(name, parameter, generator).half())
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(_scale(name, parameter, noise, llm_branch_gain).half())
     return model
 
 
-def _draw(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(parameter.shape, generator=generator)
+def _scale(name: str, parameter: Tensor, noise: Tensor, llm_branch_gain: float) -> Tensor:
     leaf = name.rsplit(".", 1)[-1]
     if leaf in ("ls1", "ls2", "alpha") or (leaf == "weight" and parameter.ndim == 1):
         return (1.0 + 0.2 * noise).clamp(0.4, 1.6)  # LayerScale, alpha, norm weights
@@ -38,6 +38,19 @@ def _draw(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
     if leaf == "bias":
         return 0.1 * noise
     if leaf == "weight" and "embed_tokens" not in name:
-        gain = 0.5 if name.endswith(BRANCH_ENDS) else 1.0
-        return gain * noise * parameter[0].numel() ** -0.5  # unit variance in, unit variance out
+        gain = llm_branch_gain if name.endswith(("o_proj.weight", "down_proj.weight")) else _gain(name)
+        return gain * noise * parameter[0].numel() ** -0.5  # at gain 1: unit variance in, unit variance out
     return noise  # embedding table, class token, positions, queries
+
+
+def _gain(name: str) -> float:
+    """Residual branches of the vision side end softly, which keeps deep activations near one, as training does.
+
+    The frame tokens are loud and the LLM's attention is sharp: otherwise a random LLM says the same whatever it sees,
+    and equal text would prove nothing about frames.
+    """
+    if "compressor.mlp.fc2" in name:
+        return 4.0
+    if name.endswith(("attn.q_proj.weight", "attn.k_proj.weight")):
+        return 2.0
+    return 0.5 if name.endswith(("proj.weight", "fc2.weight", "w4.weight", "w6.weight")) else 1.0

@@ -93,13 +93,15 @@ class PVC(nn.Module):
     def frame_times(self, start: int, num_frames: int, *, total_frames: int | None, device: torch.device) -> Tensor:
         """Times (num_frames,) of frames start, start + 1, ... in the config's time mode, in the weights' wide dtype."""
         mode = self.config.time_mode
+        if total_frames is not None and not start + num_frames <= total_frames:
+            raise ValueError(f"frame {start + num_frames - 1} lies outside a clip of total_frames = {total_frames}")
         dtype = torch.promote_types(self.llm.lm_head.weight.dtype, torch.float32)
         times = torch.arange(start, start + num_frames, dtype=dtype, device=device)
         if mode == "absolute":
             return times
         if mode == "fixed" and total_frames is None:
             raise ValueError("time_mode 'fixed' divides by the clip's length: pass total_frames=")
-        return times / (total_frames if mode == "fixed" and total_frames else start + num_frames)
+        return times / (start + num_frames if total_frames is None or mode == "relative" else total_frames)
 
     def encode_clip(self, frames: Tensor, *, window: int | None = None, total_frames: int | None = None) -> Tensor:
         """All frames of a clip at once: (B, T, S, S, 3) uint8 RGB -> (B, T, M, E).
@@ -107,12 +109,13 @@ class PVC(nn.Module):
         Frame t attends to frames max(0, t - window + 1)..t; window=None is all of them. total_frames is needed (and
         used) in time mode `fixed` only.
         """
+        _check_window(window)
         batch, num_frames = frames.shape[:2]
         times = self.frame_times(0, num_frames, total_frames=total_frames, device=frames.device)
         times = times.expand(batch, -1)
         age = torch.arange(num_frames, device=frames.device)
         age = age[:, None] - age[None, :]
-        visible = (age >= 0) & (age < (window or num_frames))
+        visible = (age >= 0) & (age < (num_frames if window is None else window))
         x = self.trunk(frames.flatten(0, 1)).unflatten(0, (batch, num_frames))
         features, _ = self.temporal(x, times, None, visible_to_bias(visible[None], x.dtype))
         return self.compressor(features.flatten(0, 1), times.flatten()).unflatten(0, (batch, num_frames))
@@ -147,6 +150,7 @@ class PVC(nn.Module):
                 "time_mode 'relative' cannot be streamed with a cache: t / T changes for all past frames whenever a "
                 "frame arrives. Use encode_clip on the whole clip, or a model trained with 'absolute' or 'fixed' time"
             )
+        _check_window(window)
         frame_index = 0 if state is None else state.num_frames
         past = None if state is None or not state.past or state.past[0][0].shape[1] == 0 else state.past
         times = self.frame_times(frame_index, 1, total_frames=total_frames, device=frame.device).expand(len(frame), -1)
@@ -173,7 +177,11 @@ class PVC(nn.Module):
         Tokens are ordered (tile, repeat, token), and images keep their order. In layout `tile_streams` every tile is
         a stream of its own, repeated; in `tiles_in_time` the tiles of an image follow one another in one stream.
         """
-        repeats = num_repeats or self.config.num_image_repeats
+        repeats = self.config.num_image_repeats if num_repeats is None else num_repeats
+        if repeats < 1:
+            raise ValueError(
+                f"num_repeats is {repeats}, expected at least 1: an image is a static video of that length"
+            )
         encoded = []
         for tiles in images:
             frames = tiles[:, None].expand(-1, repeats, -1, -1, -1)  # (tiles, repeats, S, S, 3)
@@ -239,8 +247,14 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     if sampling.top_k is not None and sampling.top_k < logits.numel():
         logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
     ordered, order = logits.softmax(-1).sort(descending=True)
-    ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0.0
+    if sampling.top_p < 1:  # at 1, rounding in the sum must not cut the tail
+        ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0.0
     return int(order[torch.multinomial(ordered, 1, generator=generator)])
+
+
+def _check_window(window: int | None) -> None:
+    if window is not None and window < 1:
+        raise ValueError(f"window is {window}, expected at least 1, the current frame itself, or None for no window")
 
 
 def _append(past: Sequence[KeyValue], new: Sequence[KeyValue]) -> list[KeyValue]:

@@ -46,7 +46,7 @@ def video_prompt(config: PVCConfig, *, num_frames: int, question: str) -> str:
 
 def image_prompt(config: PVCConfig, *, num_tiles: Sequence[int], question: str, num_repeats: int | None = None) -> str:
     """The conversation about images; num_tiles has one entry an image. Every tile holds `repeats` times its tokens."""
-    per_tile = config.compressor.num_tokens * (num_repeats or config.num_image_repeats)
+    per_tile = config.compressor.num_tokens * (config.num_image_repeats if num_repeats is None else num_repeats)
     images = [IMAGE_START + IMAGE_CONTEXT * per_tile * tiles + IMAGE_END for tiles in num_tiles]
     if len(images) == 1:
         return _conversation(config, f"{images[0]}\n{question}")

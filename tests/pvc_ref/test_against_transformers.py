@@ -1,0 +1,508 @@
+"""The parts that others have built too, held against transformers and torch: weights copied across, eager attention.
+
+Unusual: weights are copied with strict state dicts, so a tensor that either side lacks is an error, not a gap.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    DynamicCache,
+    InternVLVisionConfig,
+    InternVLVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.models.internvl.modeling_internvl import (
+    InternVLModel,
+    InternVLMultiModalProjector,
+    InternVLVisionLayer,
+)
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+
+import pvc_ref.model
+from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, Sampling, VisionConfig
+from pvc_ref.compressor import QFormerLayer, pixel_shuffle
+from pvc_ref.init import randomize
+from pvc_ref.llm import DecoderLayer, causal_bias, rope_angles
+from pvc_ref.vision import SpatialLayer
+
+VISION = VisionConfig(
+    image_size=56, patch_size=7, hidden_size=48, num_layers=3, num_heads=6, mlp_size=80, num_temporal_layers=0
+)
+DECODERS = {
+    "qwen2": LLMConfig(
+        family="qwen2",
+        vocab_size=97,
+        hidden_size=48,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        mlp_size=80,
+        qkv_bias=True,
+        rope_theta=1e4,
+        rms_norm_eps=1e-6,
+    ),
+    "qwen2-tied": LLMConfig(
+        family="qwen2",
+        vocab_size=97,
+        hidden_size=48,
+        num_layers=2,
+        num_heads=6,
+        num_kv_heads=1,
+        mlp_size=80,
+        qkv_bias=True,
+        tie_embeddings=True,
+    ),
+    "internlm2": LLMConfig(  # a Llama, once its fused weights are split; a head wider than hidden_size / num_heads
+        family="internlm2",
+        vocab_size=97,
+        hidden_size=48,
+        num_layers=3,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=16,
+        mlp_size=80,
+        rope_theta=1e6,
+        rms_norm_eps=1e-5,
+    ),
+}
+LOGITS_ATOL = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def no_grad_on_one_thread():
+    """Tensors this small gain nothing from a second thread, and lose minutes where another process holds its core."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(num_threads)
+
+
+# -- vision ----------------------------------------------------------------------------------------------------------
+
+
+def test_spatial_vit_equals_internvl_vision_model():
+    ours = PVC.random(
+        PVCConfig(vision=VISION, compressor=CompressorConfig(num_tokens=4), llm=DECODERS["qwen2"]), seed=1
+    )
+    theirs = vision_model_like(ours)
+    assert isinstance(theirs.layernorm, nn.Identity)  # use_mean_pooling: InternVL2 has no final norm
+    frames = random_frames(3, seed=2)
+    expected = theirs(normalized_by_hand(frames)).last_hidden_state[:, 1:]
+    actual = ours.frame_outputs(frames)[0].features
+    assert actual.shape == (3, 64, 48)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)  # worst 1.4e-6
+
+
+def test_internvl2_vision_side_equals_vision_model_shuffle_and_projector():
+    config = PVCConfig(
+        vision=VISION, compressor=CompressorConfig(kind="pixel_shuffle", num_tokens=4), llm=DECODERS["qwen2"]
+    )
+    ours = PVC.random(config, seed=3)
+    projector = projector_like(ours)
+    frames = random_frames(2, seed=4)
+    features = vision_model_like(ours)(normalized_by_hand(frames)).last_hidden_state[:, 1:]
+    shuffled = shuffled_by_transformers(features.unflatten(1, (8, 8)), scale_factor=0.25)
+    actual, _ = ours.encode_frame(frames)
+    torch.testing.assert_close(actual, projector(shuffled), rtol=0, atol=1e-5)  # worst 2.4e-6
+
+
+@pytest.mark.parametrize("side", [2, 4], ids=lambda n: f"{n}x{n}")
+def test_pixel_shuffle_v2_is_transformers_to_the_bit_and_v1_lists_its_tokens_column_by_column(side):
+    patches = torch.randn(3, 64, 5, generator=seeded(5))
+    tokens = 8 // side
+    expected = shuffled_by_transformers(patches.unflatten(1, (8, 8)), scale_factor=1 / side)
+    v2 = pixel_shuffle(patches, rows=tokens, columns=tokens, order="v2")
+    v1 = pixel_shuffle(patches, rows=tokens, columns=tokens, order="v1")
+    assert torch.equal(v2, expected)
+    assert torch.equal(v1, expected.unflatten(1, (tokens, tokens)).transpose(1, 2).flatten(1, 2))
+    assert not torch.equal(v1, v2)
+
+
+def test_spatial_layer_equals_internvl_vision_layer_in_float64():
+    ours = randomize(SpatialLayer(VISION).double(), seed=6)
+    theirs = InternVLVisionLayer(internvl_config(VISION)).double().eval()
+    theirs.load_state_dict(internvl_layer_names(ours.state_dict(), prefix=""))
+    x = torch.randn(2, 65, 48, generator=seeded(7), dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-10)  # worst 8.9e-16
+
+
+def test_q_former_layer_equals_torch_transformer_decoder_layer():
+    ours = randomize(QFormerLayer(24, num_heads=3, mlp_size=40).double(), seed=8)
+    theirs = nn.TransformerDecoderLayer(
+        24, 3, 40, dropout=0.0, activation="gelu", batch_first=True, norm_first=True, dtype=torch.float64
+    ).eval()
+    weights = {
+        "self_attn.in_proj_": "self_qkv.",
+        "self_attn.out_proj.": "self_proj.",
+        "multihead_attn.out_proj.": "cross_proj.",
+        "linear1.": "mlp.fc1.",
+        "linear2.": "mlp.fc2.",
+        **{f"norm{i}.": f"norm{i}." for i in (1, 2, 3)},
+    }
+    state = {
+        f"{to}{leaf}": ours.state_dict()[f"{of}{leaf}"] for to, of in weights.items() for leaf in ("weight", "bias")
+    }
+    for leaf in ("weight", "bias"):
+        parts = [ours.state_dict()[f"cross_q.{leaf}"], ours.state_dict()[f"cross_kv.{leaf}"]]
+        state[f"multihead_attn.in_proj_{leaf}"] = torch.cat(parts)
+    theirs.load_state_dict(state)
+    queries = torch.randn(2, 5, 24, generator=seeded(9), dtype=torch.float64)
+    patches = torch.randn(2, 16, 24, generator=seeded(10), dtype=torch.float64)
+    torch.testing.assert_close(ours(queries, patches), theirs(queries, patches), rtol=0, atol=1e-10)  # worst 8.9e-16
+
+
+# -- language --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=DECODERS, ids=str)
+def decoders(request) -> SimpleNamespace:
+    """`ours`: a PVC whose decoder has the weights of `theirs`, a causal LM of transformers."""
+    config = PVCConfig(vision=VISION, compressor=CompressorConfig(num_tokens=4), llm=DECODERS[request.param])
+    ours = PVC(config).eval()
+    draw_decoder_weights(ours, seed=11)
+    return SimpleNamespace(ours=ours, theirs=causal_lm_like(ours), config=config.llm)
+
+
+def test_decoder_logits_equal_transformers(decoders):
+    embeds = random_embeds(decoders, rows=19, seed=12)
+    expected = decoders.theirs(inputs_embeds=embeds).logits
+    actual, _ = our_logits(decoders, embeds, positions(19))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=LOGITS_ATOL)  # worst 4.2e-6
+
+
+def test_decoding_token_by_token_equals_transformers(decoders):
+    embeds = random_embeds(decoders, rows=12, seed=13)
+    cache, past = DynamicCache(config=decoders.theirs.config), None
+    for row in range(12):
+        step = embeds[:, row : row + 1]
+        expected = decoders.theirs(inputs_embeds=step, past_key_values=cache, use_cache=True).logits
+        actual, past = our_logits(decoders, step, positions(1, start=row), past)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=LOGITS_ATOL)  # worst 3.1e-6
+
+
+def test_ingesting_rows_after_a_prefill_equals_transformers(decoders):
+    embeds = random_embeds(decoders, rows=16, seed=14)
+    cache, past = DynamicCache(config=decoders.theirs.config), None
+    for start, stop in ((0, 9), (9, 14), (14, 16)):
+        rows = embeds[:, start:stop]
+        expected = decoders.theirs(inputs_embeds=rows, past_key_values=cache, use_cache=True).logits
+        actual, past = our_logits(decoders, rows, positions(stop - start, start=start), past)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=LOGITS_ATOL)  # worst 4.3e-6
+
+
+def test_new_keys_and_values_equal_the_cache_of_transformers(decoders):
+    embeds = random_embeds(decoders, rows=7, seed=15)
+    cache = DynamicCache(config=decoders.theirs.config)
+    decoders.theirs(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+    _, new = our_logits(decoders, embeds, positions(7))
+    for layer, (key, value) in zip(cache.layers, new, strict=True):
+        torch.testing.assert_close(key, layer.keys.transpose(1, 2), rtol=0, atol=1e-5)  # worst 3.0e-6
+        torch.testing.assert_close(value, layer.values.transpose(1, 2), rtol=0, atol=1e-5)  # worst 5.5e-7
+
+
+def test_padding_in_front_is_masked_as_in_transformers(decoders):
+    embeds = random_embeds(decoders, rows=11, seed=16, batch=3)
+    mask = torch.ones(3, 11, dtype=torch.int64)
+    mask[1, :4] = 0
+    mask[2, :7] = 0
+    position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
+    expected = decoders.theirs(inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids).logits
+    actual, _ = our_logits(decoders, embeds, position_ids, attention_mask=mask)
+    real = mask.bool()  # what a padding row computes is nobody's business
+    torch.testing.assert_close(actual[real], expected[real], rtol=0, atol=LOGITS_ATOL)  # worst 3.5e-6
+    unmasked, _ = our_logits(decoders, embeds, position_ids)
+    assert (unmasked - actual)[real].abs().max() > 1e-2
+
+
+def test_unused_rows_at_the_end_of_the_past_are_masked_as_in_transformers(decoders):
+    """A cache that is fed in buckets: 5 real rows, 3 of rubbish, then 4 new ones that continue at position 5."""
+    embeds = random_embeds(decoders, rows=12, seed=17)
+    mask = torch.tensor([[1] * 5 + [0] * 3 + [1] * 4])
+    new_positions = positions(4, start=5)
+    cache = DynamicCache(config=decoders.theirs.config)
+    decoders.theirs(inputs_embeds=embeds[:, :8], past_key_values=cache, use_cache=True)
+    expected = decoders.theirs(
+        inputs_embeds=embeds[:, 8:], attention_mask=mask, position_ids=new_positions, past_key_values=cache
+    ).logits
+    _, past = our_logits(decoders, embeds[:, :8], positions(8))
+    actual, _ = our_logits(decoders, embeds[:, 8:], new_positions, past, attention_mask=mask)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=LOGITS_ATOL)  # worst 1.5e-6
+
+
+@pytest.mark.parametrize("rows", [1, 6, 23], ids=lambda n: f"prompt={n}")
+def test_greedy_answer_is_that_of_transformers_token_for_token(decoders, rows):
+    embeds = random_embeds(decoders, rows=rows, seed=18 + rows)
+    mask = torch.ones(1, rows, dtype=torch.int64)
+    expected = decoders.theirs.generate(
+        inputs_embeds=embeds, attention_mask=mask, max_new_tokens=32, min_new_tokens=32, do_sample=False, pad_token_id=0
+    )
+    actual = decoders.ours.generate(embeds, max_new_tokens=32)
+    assert actual == expected[0].tolist()
+    assert len(actual) == 32 and len(set(actual)) > 8  # a decoder that repeats itself would be easy to follow
+
+
+def test_answer_ends_before_the_stop_token(decoders):
+    embeds = random_embeds(decoders, rows=6, seed=24)
+    answer = decoders.ours.generate(embeds, max_new_tokens=16)
+    stop = answer[7]
+    assert decoders.ours.generate(embeds, max_new_tokens=16, stop_ids=[stop]) == answer[: answer.index(stop)]
+
+
+def test_decoder_layer_equals_transformers_in_float64():
+    """transformers' RMSNorm and eager softmax drop to float32, so theirs has torch's RMSNorm and SDPA here."""
+    config = DECODERS["qwen2"]
+    ours = randomize(DecoderLayer(config).double(), seed=19)
+    theirs = Qwen2DecoderLayer(causal_lm_config(config, attn_implementation="sdpa"), layer_idx=0)
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        setattr(theirs, norm, nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps))
+    theirs.double().eval().load_state_dict({causal_lm_name(f".{name}")[1:]: w for name, w in ours.state_dict().items()})
+    x = torch.randn(2, 9, config.hidden_size, generator=seeded(20), dtype=torch.float64)
+    cos, sin = rope_angles(positions(9), config.attention_head_dim, config.rope_theta, x.dtype)
+    actual, _ = ours(x, (cos, sin), None, causal_bias(x, 0, None))
+    mask = torch.full((1, 1, 9, 9), -torch.inf, dtype=x.dtype).triu(1)
+    expected = theirs(x, attention_mask=mask, position_embeddings=(cos.squeeze(2), sin.squeeze(2)))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)  # worst 8.9e-16
+
+
+# -- sampling --------------------------------------------------------------------------------------------------------
+
+
+def test_sampling_one_candidate_is_greedy(decoders):
+    embeds = random_embeds(decoders, rows=6, seed=21)
+    greedy = decoders.ours.generate(embeds, max_new_tokens=16)
+    assert decoders.ours.generate(embeds, max_new_tokens=16, sampling=Sampling(top_k=1, temperature=1.7)) == greedy
+
+
+def test_the_seed_decides_the_sampled_answer(decoders):
+    embeds = random_embeds(decoders, rows=6, seed=22)
+    first, again, other = (
+        decoders.ours.generate(embeds, max_new_tokens=16, sampling=Sampling(seed=seed)) for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0.5),
+        Sampling(temperature=1.7),
+        Sampling(top_k=5),
+        Sampling(top_k=1000),
+        Sampling(top_p=0.6),
+        Sampling(top_p=0.01),
+        Sampling(temperature=0.7, top_k=20, top_p=0.8),
+        Sampling(temperature=2.0, top_k=10, top_p=0.95),
+    ],
+    ids=lambda s: f"temperature={s.temperature},top_k={s.top_k},top_p={s.top_p}",
+)
+def test_sampling_distribution_is_that_of_the_logits_processors_of_transformers(monkeypatch, sampling):
+    generator = seeded(23)
+    for _ in range(10):
+        logits = 3.0 * torch.randn(60, generator=generator)
+        expected = logits[None]
+        if sampling.temperature != 1.0:
+            expected = TemperatureLogitsWarper(sampling.temperature)(None, expected)
+        if sampling.top_k is not None:
+            expected = TopKLogitsWarper(sampling.top_k)(None, expected)
+        if sampling.top_p < 1.0:
+            expected = TopPLogitsWarper(sampling.top_p)(None, expected)
+        expected = expected.softmax(-1)[0]
+        actual = sampled_distribution(monkeypatch, logits, sampling)
+        assert torch.equal(actual > 0, expected > 0)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)  # worst 1.8e-7
+
+
+def test_drawn_tokens_follow_the_distribution():
+    logits = torch.tensor([1.0, -0.5, 2.0, 0.0, -1.0, 1.5])
+    generator = seeded(25)
+    draws = [pvc_ref.model.sample(logits, Sampling(temperature=1.5), generator) for _ in range(4000)]
+    frequencies = torch.bincount(torch.tensor(draws), minlength=6) / 4000
+    torch.testing.assert_close(frequencies, (logits / 1.5).softmax(-1), rtol=0, atol=0.03)  # worst 8.4e-3
+
+
+# -- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_frames(count: int, *, seed: int) -> Tensor:
+    return torch.randint(0, 256, (count, 56, 56, 3), dtype=torch.uint8, generator=seeded(seed))
+
+
+def normalized_by_hand(frames: Tensor) -> Tensor:
+    """(B, S, S, 3) uint8 -> (B, 3, S, S), one channel at a time, ImageNet's numbers written out."""
+    channels = [(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]
+    return torch.stack([(frames[..., c].float() / 255 - mean) / std for c, (mean, std) in enumerate(channels)], dim=1)
+
+
+def shuffled_by_transformers(features: Tensor, *, scale_factor: float) -> Tensor:
+    return InternVLModel.pixel_shuffle(None, features, scale_factor=scale_factor).flatten(1, 2)
+
+
+def internvl_config(vision: VisionConfig) -> InternVLVisionConfig:
+    return InternVLVisionConfig(
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        hidden_size=vision.hidden_size,
+        num_hidden_layers=vision.num_layers,
+        num_attention_heads=vision.num_heads,
+        intermediate_size=vision.mlp_size,
+        attention_bias=True,
+        layer_norm_eps=vision.layer_norm_eps,
+        use_mean_pooling=True,
+        attn_implementation="eager",
+    )
+
+
+def vision_model_like(ours: PVC) -> InternVLVisionModel:
+    theirs = InternVLVisionModel(internvl_config(ours.config.vision)).eval()
+    weights = ours.trunk.state_dict()
+    state = {
+        "embeddings.cls_token": weights["embeddings.class_embedding"],
+        "embeddings.position_embeddings": weights["embeddings.position_embedding"],
+        "embeddings.patch_embeddings.projection.weight": weights["embeddings.patch_embedding.weight"],
+        "embeddings.patch_embeddings.projection.bias": weights["embeddings.patch_embedding.bias"],
+    }
+    for index, layer in enumerate(ours.trunk.layers):
+        state |= internvl_layer_names(layer.state_dict(), prefix=f"encoder.layer.{index}.")
+    theirs.load_state_dict(state)
+    return theirs
+
+
+def internvl_layer_names(layer: dict[str, Tensor], *, prefix: str) -> dict[str, Tensor]:
+    """The weights of one SpatialLayer under the names that transformers has for them."""
+    state = {"lambda_1": layer["ls1"], "lambda_2": layer["ls2"]}
+    for leaf in ("weight", "bias"):
+        for name, part in zip("qkv", layer[f"attn.qkv.{leaf}"].chunk(3), strict=True):
+            state[f"attention.{name}_proj.{leaf}"] = part
+        state[f"attention.projection_layer.{leaf}"] = layer[f"attn.proj.{leaf}"]
+        state[f"layernorm_before.{leaf}"] = layer[f"norm1.{leaf}"]
+        state[f"layernorm_after.{leaf}"] = layer[f"norm2.{leaf}"]
+        state |= {f"mlp.{fc}.{leaf}": layer[f"mlp.{fc}.{leaf}"] for fc in ("fc1", "fc2")}
+    return {prefix + name: weight for name, weight in state.items()}
+
+
+def projector_like(ours: PVC) -> InternVLMultiModalProjector:
+    config = SimpleNamespace(
+        vision_config=SimpleNamespace(hidden_size=ours.config.vision.hidden_size),
+        text_config=SimpleNamespace(hidden_size=ours.config.llm.hidden_size),
+        downsample_ratio=0.25,
+        projector_hidden_act="gelu",
+    )
+    theirs = InternVLMultiModalProjector(config).eval()
+    renamed = {"norm": "layer_norm", "mlp.fc1": "linear_1", "mlp.fc2": "linear_2"}
+    weights = ours.compressor.state_dict()
+    theirs.load_state_dict(
+        {f"{renamed[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": weight for name, weight in weights.items()}
+    )
+    return theirs
+
+
+def causal_lm_config(config: LLMConfig, *, attn_implementation: str = "eager") -> Qwen2Config | LlamaConfig:
+    extra = {} if config.family == "qwen2" else {"head_dim": config.head_dim, "attention_bias": False}
+    return (Qwen2Config if config.family == "qwen2" else LlamaConfig)(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        intermediate_size=config.mlp_size,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        tie_word_embeddings=config.tie_embeddings,
+        max_position_embeddings=config.max_positions,
+        bos_token_id=None,
+        eos_token_id=None,
+        attn_implementation=attn_implementation,
+        **extra,
+    )
+
+
+def causal_lm_like(ours: PVC) -> Qwen2ForCausalLM | LlamaForCausalLM:
+    config = ours.config.llm
+    theirs = (Qwen2ForCausalLM if config.family == "qwen2" else LlamaForCausalLM)(causal_lm_config(config)).eval()
+    theirs.load_state_dict({causal_lm_name(name): weight for name, weight in ours.llm.state_dict().items()})
+    return theirs
+
+
+def causal_lm_name(name: str) -> str:
+    for mine, other in (
+        (".attn.", ".self_attn."),
+        ("attn_norm", "input_layernorm"),
+        ("mlp_norm", "post_attention_layernorm"),
+    ):
+        name = name.replace(mine, other)
+    return name if name.startswith(("lm_head", ".")) else f"model.{name}"
+
+
+def draw_decoder_weights(model: PVC, *, seed: int) -> None:
+    """Sharp attention over faint embeddings, and a final norm of both signs: answers depend on the whole context.
+
+    Drawn here and not by PVC.random, so that the errors measured above do not move when its gains are retuned.
+    """
+    gains = {"embed_tokens": 0.1, "q_proj": 2.0, "k_proj": 2.0, "_proj": 0.5}
+    generator = seeded(seed)
+    with torch.no_grad():
+        for name, parameter in model.llm.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 2:
+                fan_in = 1 if "embed_tokens" in name else parameter.shape[1]
+                gain = next((gain for part, gain in gains.items() if part in name), 1.0)
+                parameter.copy_(gain * noise * fan_in**-0.5)
+            else:
+                parameter.copy_(0.1 * noise if name.endswith("bias") else 1.0 + 0.2 * noise)
+        model.llm.norm.weight[::2].neg_()
+
+
+def random_embeds(decoders: SimpleNamespace, *, rows: int, seed: int, batch: int = 1) -> Tensor:
+    ids = torch.randint(0, decoders.config.vocab_size, (batch, rows), generator=seeded(seed))
+    return decoders.ours.llm.embed_tokens(ids)
+
+
+def positions(count: int, *, start: int = 0) -> Tensor:
+    return torch.arange(start, start + count)[None]
+
+
+def our_logits(
+    decoders: SimpleNamespace, embeds: Tensor, position_ids: Tensor, past=None, attention_mask: Tensor | None = None
+):
+    """Logits of the new rows, and the cache with the new rows appended."""
+    hidden, new = decoders.ours.llm(embeds, position_ids, past, attention_mask)
+    if past is not None:
+        new = [
+            (torch.cat([old_key, key], dim=1), torch.cat([old_value, value], dim=1))
+            for (old_key, old_value), (key, value) in zip(past, new, strict=True)
+        ]
+    return decoders.ours.llm.logits(hidden), new
+
+
+def sampled_distribution(monkeypatch, logits: Tensor, sampling: Sampling) -> Tensor:
+    """The probability of every token: `sample` is made to draw each of its candidates in turn."""
+    distribution = torch.zeros_like(logits)
+    for rank in range(len(logits)):
+        drawn_from: list[Tensor] = []
+
+        def draw(weights: Tensor, count: int, *, generator=None, drawn_from=drawn_from, rank=rank) -> Tensor:
+            drawn_from.append(weights / weights.sum())
+            return torch.tensor([rank])
+
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "multinomial", draw)
+            token = pvc_ref.model.sample(logits, sampling, None)
+        distribution[token] = drawn_from[0][rank]
+    return distribution
