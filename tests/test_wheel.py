@@ -1,0 +1,59 @@
+"""A built wheel: the two common names are renamed, every module imports, the command line runs from it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+for name in ("pvc_ref", "pvc_export", "pvc_engines", "pvc_apps"):
+    package = importlib.import_module(name)
+    for module in pkgutil.iter_modules(package.__path__, name + "."):
+        importlib.import_module(module.name)
+print(sorted({"engines", "apps"} & set(sys.modules)))
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of the checkout and unpacked into a folder of its own."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    ignore = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "tests")
+    shutil.copytree(ROOT, source, ignore=ignore)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source], check=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", folder / "site", wheel], check=True)
+    return folder / "site"
+
+
+def run(site: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    return subprocess.run([sys.executable, *args], cwd=site.parent, env=environment, capture_output=True, text=True)
+
+
+def test_the_wheel_installs_no_common_names(site: Path) -> None:
+    names = {path.name for path in site.iterdir() if path.is_dir()}
+    assert {"pvc_ref", "pvc_export", "pvc_engines", "pvc_apps"} <= names
+    assert not {"engines", "apps", "tests"} & names
+
+
+def test_every_module_of_the_wheel_imports_under_its_new_name(site: Path) -> None:
+    result = run(site, "-P", "-c", IMPORT_ALL)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
+def test_data_files_are_in_the_wheel_and_the_command_line_runs(site: Path) -> None:
+    assert (site / "pvc_engines/targets/rtx.json").is_file() and (site / "pvc_export/thresholds.json").is_file()
+    result = run(site, "-m", "pvc_export.cli", "doctor")
+    assert result.returncode == 0 and "target rtx" in result.stdout, result.stderr
