@@ -81,6 +81,8 @@ def build_engine(onnx_path: Path, spec: GraphSpec, target: Target, *, progress: 
         raise BuildError(
             f"{target.builder} {trt.__version__} could not build '{spec.name}' from {onnx_path}: {log.reason()}"
         )
+    if progress is not None:
+        progress("done", 1.0)
     layers = LAYER_LINE.findall(log.text())
     return EngineReport(
         plan=bytes(plan),
@@ -136,17 +138,21 @@ def _add_profile(builder: Any, config: Any, spec: GraphSpec) -> None:
 
 @dataclass(slots=True)
 class _Stages:
-    """Progress of nested build phases as one fraction: the share of the outermost phase, refined by its children."""
+    """Progress of nested build phases as one fraction: each step of a phase is refined by the phase inside it.
+
+    The builder runs several phases inside one step of their parent, one after another, so the fraction is held.
+    """
 
     open: dict[str, tuple[str | None, int, int]] = field(default_factory=dict)
+    highest: float = 0.0
 
-    def fraction(self, phase: str) -> float:
-        parent, done, steps = self.open[phase]
-        own = done / max(steps, 1)
-        if parent is None or parent not in self.open:
-            return own
-        _, parent_done, parent_steps = self.open[parent]
-        return (parent_done + own) / max(parent_steps, 1)
+    def fraction(self, phase: str | None) -> float:
+        inner = 0.0
+        while phase in self.open:
+            phase, done, steps = self.open[phase]
+            inner = min((done + inner) / max(steps, 1), 1.0)
+        self.highest = max(self.highest, inner)
+        return self.highest
 
 
 def _make_monitor(trt: ModuleType, report: Progress) -> Any:
@@ -164,7 +170,7 @@ def _make_monitor(trt: ModuleType, report: Progress) -> Any:
             parent, _, steps = self.stages.open[phase_name]
             self.stages.open[phase_name] = (parent, step + 1, steps)
             try:
-                report(phase_name, min(self.stages.fraction(phase_name), 1.0))
+                report(phase_name, self.stages.fraction(phase_name))
             except KeyboardInterrupt:
                 return False
             return True

@@ -61,12 +61,10 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
         if found.num_bytes != expected.num_bytes:
             raise BundleError(
                 f"{path} has {found.num_bytes} bytes, the manifest says {expected.num_bytes}; it was cut short or "
-                "replaced. "
-                "Copy or export the bundle again"
+                "replaced. Copy or export the bundle again"
             )
         if found.sha256 != expected.sha256:
             raise BundleError(
                 f"{path} has SHA-256 {found.sha256[:16]}..., the manifest says {expected.sha256[:16]}...; it was "
-                "changed "
-                "after the export. Copy or export the bundle again"
+                "changed after the export. Copy or export the bundle again"
             )

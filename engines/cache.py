@@ -77,8 +77,7 @@ class LinearCache:
         if self.length + num_rows > self.capacity:
             raise StreamFull(
                 f"the stream holds {self.length} LLM rows and needs {num_rows} more, but its context is "
-                f"{self.capacity}. "
-                f"Reset the stream, push fewer frames, or export with a larger --context"
+                f"{self.capacity}. Reset the stream, push fewer frames, or export with a larger --context"
             )
 
     def append(self, rows: Mapping[str, Array]) -> None:
@@ -95,9 +94,9 @@ def _ordered(spec: GraphSpec, order: str) -> tuple[StateSpec, ...]:
     for state in spec.states:
         if state.order != order or state.update != "rows" or state.slot_axis != 1:
             raise SpecError(
-                f"graph '{spec.name}': state '{state.input}' asks for order '{state.order}', update "
-                f"'{state.update}' and "
-                f"slot axis {state.slot_axis}; this runtime serves order '{order}', update 'rows' and slot axis 1 here"
+                f"graph '{spec.name}': state '{state.input}' asks for order '{state.order}', update '{state.update}' "
+                f"and slot axis {state.slot_axis}; this runtime serves order '{order}', update 'rows' and slot axis 1 "
+                "here"
             )
     return spec.states
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import BundleError
 from .prompt import PromptSpec
-from .spec import GraphSpec, ModelShape, StreamLimits
+from .spec import GraphSpec, ModelShape, Precision, StreamLimits
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -62,7 +62,7 @@ class Manifest:
     shape: ModelShape
     limits: StreamLimits
     target: str
-    precision: str
+    precision: Precision
     time_mode: str
     trained_frames: int
     prompt: PromptSpec

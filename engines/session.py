@@ -55,8 +55,7 @@ class OrtSession:
         except Exception as error:  # onnxruntime's errors share no base class but Exception
             raise BundleError(
                 f"{path} cannot be opened as an ONNX graph: {error}. The file is damaged, or its .data file is "
-                "missing. "
-                "Export the bundle again: pvc-export onnx"
+                "missing. Export the bundle again: pvc-export onnx"
             ) from error
         self.spec = spec
         found = (

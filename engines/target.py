@@ -16,7 +16,6 @@ FOLDER = Path(__file__).parent / "targets"
 class Target:
     """What a bundle is built for.
 
-    session               what runs the graphs on this machine
     builder               Python package that compiles engines, or None where ONNX files run directly
     compute_capabilities  GPUs to compile for, where the builder asks (TensorRT-RTX)
     engine_graphs         graphs that become engines; `embed` is a table lookup and stays on the host
@@ -24,7 +23,6 @@ class Target:
 
     name: str
     description: str
-    session: str
     builder: str | None
     compute_capabilities: tuple[str, ...]
     engine_graphs: tuple[str, ...]
@@ -44,7 +42,6 @@ def load_target(name: str) -> Target:
     return Target(
         name=data["name"],
         description=data["description"],
-        session=data["session"],
         builder=data["builder"],
         compute_capabilities=tuple(data["compute_capabilities"]),
         engine_graphs=tuple(data["engine_graphs"]),

@@ -100,8 +100,8 @@ def check(
     for row in parity.rows:
         console.print(
             f"  {'ok  ' if row.passed else 'FAIL'} {row.graph + '/' + row.tensor:<28} relative L2 "
-            f"{row.worst.rel_l2:.1e} of "
-            f"{row.rel_l2_limit:.1e}   worst token {row.worst.worst_token:.1e} of {row.worst_token_limit:.1e}"
+            f"{row.worst.rel_l2:.1e} of {row.rel_l2_limit:.1e}   worst token {row.worst.worst_token:.1e} of "
+            f"{row.worst_token_limit:.1e}"
         )
     if as_json:
         _print_json(parity.to_json() | {"bundle": str(bundle)})

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,16 @@ from engines.builder import build_engine, load_runtime
 from engines.bundle import TOKENIZER_NAME, graph_path
 from engines.errors import BackendUnavailable, BundleError, ModelError, ParityError
 from engines.manifest import FORMAT_VERSION, MANIFEST_NAME, EngineEntry, Manifest, hash_folder
-from engines.spec import GRAPH_NAMES, Precision, StreamLimits, graph_specs
+from engines.spec import GraphSpec, Precision, StreamLimits, graph_specs
 from engines.target import Target
+from pvc_ref import PVC
 
-from .check import PARITY_NAME, ParityReport, check_bundle
+from .check import check_bundle
 from .console import Console, size_text
 from .graphs import graph_module, model_shape
 from .models import LoadedModel, prompt_spec
 from .onnx_export import export_graph
+from .parity import PARITY_NAME, ParityReport
 from .precision import cast_model
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "tensorrt", "tensorrt_rtx")
@@ -46,11 +48,14 @@ class ExportRequest:
     limits: StreamLimits = field(default_factory=StreamLimits)
 
 
-def export(loaded: LoadedModel, request: ExportRequest, *, console: Console | None = None) -> ParityReport:
+def export(
+    loaded: LoadedModel, request: ExportRequest, *, console: Console | None = None, publish_failures: bool = False
+) -> ParityReport:
     """Make, check and publish a bundle at request.out, replacing an older bundle there.
 
     Raises ModelError for a model that cannot be exported this way, BuildError, BackendUnavailable, and ParityError if
-    the check fails. After any error request.out is what it was before.
+    the check fails. After any error request.out is what it was before. publish_failures keeps a bundle that fails, its
+    receipt saying so: for measuring thresholds, and for looking at what went wrong.
     """
     console = console or Console(quiet=True)
     _refuse_what_cannot_work(loaded, request)
@@ -59,7 +64,7 @@ def export(loaded: LoadedModel, request: ExportRequest, *, console: Console | No
         with console.stage("check against the reference") as (stage, report):
             parity = check_bundle(folder, loaded, progress=report)
             stage.note = parity.summary()
-        if not parity.passed:
+        if not parity.passed and not publish_failures:
             raise ParityError(parity.failure_text())
         (folder / PARITY_NAME).write_text(json.dumps(parity.to_json(), indent=1) + "\n", encoding="utf-8")
         _with(manifest, folder, parity=parity.receipt()).save(folder)
@@ -70,10 +75,9 @@ def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> Non
     config, limits = loaded.config, request.limits
     if config.time_mode == "relative":
         raise ModelError(
-            "this model's time mode is 'relative' (t / T with T growing): every new frame changes the keys of "
-            "all earlier "
-            "ones, so no temporal cache is valid and no streaming graph is exact. Only 'absolute' and 'fixed' can be "
-            "exported; the reference runs such a model clip by clip: PVC.encode_clip"
+            "this model's time mode is 'relative' (t / T with T growing): every new frame changes the keys of all "
+            "earlier ones, so no temporal cache is valid and no streaming graph is exact. Only 'absolute' and "
+            "'fixed' can be exported; the reference runs such a model clip by clip: PVC.encode_clip"
         )
     if config.vision.num_temporal_layers == 0:
         raise ModelError("this model has no temporal layers, so it has no state to stream; it is a plain InternVL2")
@@ -96,37 +100,12 @@ def _is_replaceable(path: Path) -> bool:
 
 
 def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, console: Console) -> Manifest:
+    """Graphs, tokenizer and engines into `folder`, and a manifest that does not yet know how the check came out."""
     shape = model_shape(loaded.config)
     specs = graph_specs(shape, request.limits, request.precision)
-    (folder / "graphs").mkdir()
-    model = cast_model(loaded.model, request.precision)
-    for index, name in enumerate(GRAPH_NAMES, start=1):
-        path = folder / graph_path(name)
-        with console.stage(f"export {name} ({index}/{len(GRAPH_NAMES)})") as (stage, _):
-            export_graph(graph_module(model, specs[name]), specs[name], path)
-            stage.note = size_text(sum(part.stat().st_size for part in path.parent.glob(f"{name}.onnx*")))
+    _export_graphs(cast_model(loaded.model, request.precision), specs, folder, console)
     loaded.tokenizer.save(str(folder / TOKENIZER_NAME))
-    engines: dict[str, EngineEntry] = {}
-    for index, name in enumerate(request.target.engine_graphs, start=1):
-        with console.stage(f"build {name} ({index}/{len(request.target.engine_graphs)})") as (stage, report):
-            built = build_engine(
-                folder / graph_path(name), specs[name], request.target, progress=lambda _, x: report(x)
-            )
-            path = folder / "engines" / f"{name}.engine"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(built.plan)
-            engines[name] = EngineEntry(
-                path=path.relative_to(folder).as_posix(),
-                runtime=built.runtime,
-                runtime_version=built.runtime_version,
-                compute_capabilities=built.compute_capabilities,
-                num_layers=built.num_layers,
-                fused_attention=built.fused_attention,
-                build_s=round(built.build_s, 3),
-            )
-            stage.note = (
-                f"{size_text(len(built.plan))}, {built.num_layers} layers, {built.fused_attention} fused attention"
-            )
+    engines = _build_engines(specs, request.target, folder, console)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -148,10 +127,41 @@ def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, con
     return manifest
 
 
+def _export_graphs(model: PVC, specs: dict[str, GraphSpec], folder: Path, console: Console) -> None:
+    (folder / "graphs").mkdir()
+    for index, (name, spec) in enumerate(specs.items(), start=1):
+        path = folder / graph_path(name)
+        with console.stage(f"export {name} ({index}/{len(specs)})") as (stage, _):
+            export_graph(graph_module(model, spec), spec, path)
+            stage.note = size_text(sum(part.stat().st_size for part in path.parent.glob(f"{name}.onnx*")))
+
+
+def _build_engines(
+    specs: dict[str, GraphSpec], target: Target, folder: Path, console: Console
+) -> dict[str, EngineEntry]:
+    entries: dict[str, EngineEntry] = {}
+    (folder / "engines").mkdir()
+    for index, name in enumerate(target.engine_graphs, start=1):
+        with console.stage(f"build {name} ({index}/{len(target.engine_graphs)})") as (stage, report):
+            built = build_engine(folder / graph_path(name), specs[name], target, progress=lambda _, x: report(x))
+            path = f"engines/{name}.engine"
+            (folder / path).write_bytes(built.plan)
+            facts = f"{built.num_layers} layers, {built.fused_attention} fused attention"
+            stage.note = f"{size_text(len(built.plan))}, {facts}"
+        entries[name] = EngineEntry(
+            path=path,
+            runtime=built.runtime,
+            runtime_version=built.runtime_version,
+            compute_capabilities=built.compute_capabilities,
+            num_layers=built.num_layers,
+            fused_attention=built.fused_attention,
+            build_s=round(built.build_s, 3),
+        )
+    return entries
+
+
 def _with(manifest: Manifest, folder: Path, *, parity: dict[str, Any]) -> Manifest:
     """The final manifest: the parity receipt added, and parity.json among the files."""
-    from dataclasses import replace
-
     return replace(manifest, parity=parity, files=hash_folder(folder))
 
 
@@ -182,9 +192,8 @@ def _staging(out: Path) -> Iterator[Path]:
         publish(folder, out)
     except OSError as error:
         raise BackendUnavailable(
-            f"writing the bundle failed: {error}. Is the disk full? "
-            f"{size_text(shutil.disk_usage(out.parent).free)} are free "
-            f"at {out.parent}; nothing was published"
+            f"writing the bundle failed: {error}. Is the disk full? {size_text(shutil.disk_usage(out.parent).free)} "
+            f"are free at {out.parent}; nothing was published"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

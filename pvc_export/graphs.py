@@ -49,6 +49,20 @@ def graph_module(model: PVC, spec: GraphSpec) -> nn.Module:
     return parts[spec.name].eval()
 
 
+def graph_parameters(model: PVC, name: str) -> dict[str, Tensor]:
+    """The weights that graph `name` must hold, by their names in the model."""
+    prefixes = {
+        "trunk": ("trunk.",),
+        "temporal": ("temporal.",),
+        "compressor": ("compressor.",),
+        "embed": ("llm.embed_tokens.",),
+        "llm": ("llm.layers.", "llm.norm."),
+        "head": ("llm.lm_head.",),
+    }[name]
+    parameters = model.named_parameters(remove_duplicate=False)  # a tied head is a weight of both graphs
+    return {key: value for key, value in parameters if key.startswith(prefixes)}
+
+
 class TemporalGraph(nn.Module):
     """One frame through the temporal layers, its past in a ring."""
 

@@ -58,7 +58,7 @@ def load_model(name: str, *, seed: int = 0) -> LoadedModel:
     """A built-in name or a checkpoint folder. Raises ModelError that names the nearest built-in, or what is broken."""
     if name in BUILT_IN:
         model = PVC.random(PVCConfig.preset(name), seed=seed)
-        return _loaded(model, byte_tokenizer(), name=name, seed=seed)
+        return loaded_model(model, byte_tokenizer(), name=name, seed=seed)
     folder = Path(name)
     if not folder.is_dir():
         near = get_close_matches(name, BUILT_IN, n=1, cutoff=0.5)
@@ -72,16 +72,15 @@ def load_model(name: str, *, seed: int = 0) -> LoadedModel:
         tokenizer = _load_tokenizer(folder)
     except CheckpointError as error:
         raise ModelError(str(error)) from error
-    return _loaded(model, tokenizer, name=str(folder.resolve()), seed=None)
+    return loaded_model(model, tokenizer, name=str(folder.resolve()), seed=None)
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelError(
-            f"{path} is missing. A bundle needs the tokenizer as one file; a checkpoint with only tokenizer.model "
-            "can be "
-            "converted once with transformers: AutoTokenizer.from_pretrained(FOLDER, "
+            f"{path} is missing. A bundle needs the tokenizer as one file; a checkpoint with only tokenizer.model can "
+            "be converted once with transformers: AutoTokenizer.from_pretrained(FOLDER, "
             "use_fast=True).save_pretrained(FOLDER)"
         )
     try:
@@ -90,7 +89,8 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
         raise ModelError(f"{path} is not a tokenizer file: {error}. Fetch or convert it again") from error
 
 
-def _loaded(model: PVC, tokenizer: Tokenizer, *, name: str, seed: int | None) -> LoadedModel:
+def loaded_model(model: PVC, tokenizer: Tokenizer, *, name: str, seed: int | None) -> LoadedModel:
+    """A model with its tokenizer and source; `seed` is None for trained weights."""
     source = ModelSource(
         name=name,
         random_weights=seed is not None,
@@ -129,12 +129,15 @@ def prompt_spec(config: PVCConfig) -> PromptSpec:
 def load_reference(manifest: Manifest, name: str | None = None) -> LoadedModel:
     """The model that a bundle was made from, or the one called `name`. Raises ModelError if its weights differ."""
     loaded = load_model(name or manifest.model.name, seed=manifest.model.seed or 0)
+    require_same_weights(manifest, loaded)
+    return loaded
+
+
+def require_same_weights(manifest: Manifest, loaded: LoadedModel) -> None:
+    """Raise ModelError unless `loaded` is the model that the bundle was made from."""
     if loaded.source.weights_sha256 != manifest.model.weights_sha256:
         raise ModelError(
-            f"the bundle was made from '{manifest.model.name}' with weights {manifest.model.weights_sha256[:12]}, "
-            "but the "
-            f"reference '{loaded.source.name}' has {loaded.source.weights_sha256[:12]}. Name the model it was "
-            "made from "
-            "with -m, or export the bundle again"
+            f"the bundle was made from '{manifest.model.name}' with weights {manifest.model.weights_sha256[:12]}, but "
+            f"the reference '{loaded.source.name}' has {loaded.source.weights_sha256[:12]}. Name the model it was "
+            "made from with -m, or export the bundle again"
         )
-    return loaded

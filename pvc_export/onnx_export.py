@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import BuildError
-from engines.spec import Dim, DimRange, GraphSpec, TensorSpec
+from engines.spec import Dim, GraphSpec, TensorSpec
 
 OPSET = 20  # the newest that TensorRT 10.3 on JetPack 6.2 reads
 TORCH_OF = {
@@ -62,7 +62,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
         assert program is not None
         _stamp(program, spec)
         program.save(path, external_data=True)
-    except (torch.onnx.errors.OnnxExporterError, RuntimeError, OSError) as error:
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         raise BuildError(f"graph '{spec.name}' could not be exported to {path}: {error}") from error
     check_signature(path, spec)
 
@@ -143,6 +143,3 @@ def _quiet() -> Any:
             yield
     finally:
         logger.setLevel(level)
-
-
-__all__ = ["OPSET", "DimRange", "check_signature", "export_graph"]

@@ -1,0 +1,101 @@
+"""Bundles that are damaged, incomplete, foreign or old: each is refused by name, before anything runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engines import open_bundle
+from engines.errors import BackendUnavailable, BundleError
+from engines.manifest import MANIFEST_NAME, Manifest
+
+Copy = Callable[[Path], Path]
+
+
+def edit_manifest(bundle: Path, **changes: object) -> None:
+    path = bundle / MANIFEST_NAME
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes), "utf-8")
+
+
+def test_a_manifest_survives_saving_and_loading(bundle_fp16: Path, tmp_path: Path) -> None:
+    manifest = Manifest.load(bundle_fp16)
+    manifest.save(tmp_path)
+    assert Manifest.load(tmp_path) == manifest
+
+
+def test_the_manifest_lists_every_file_of_the_bundle(bundle_fp16: Path) -> None:
+    manifest = Manifest.load(bundle_fp16)
+    files = {p.relative_to(bundle_fp16).as_posix() for p in bundle_fp16.rglob("*") if p.is_file()}
+    assert set(manifest.files) == files - {MANIFEST_NAME}
+    assert set(manifest.engines) == {"trunk", "temporal", "compressor", "llm", "head"}
+    assert manifest.parity["passed"] is True and manifest.parity["engines"] == "built, not executed here"
+    assert manifest.model.random_weights is True
+
+
+@pytest.mark.parametrize(
+    "name", ["graphs/temporal.onnx", "graphs/llm.onnx.data", "tokenizer.json", "engines/llm.engine"]
+)
+def test_one_flipped_byte_is_found_and_its_file_named(bundle_fp16: Path, copy_bundle: Copy, name: str) -> None:
+    bundle = copy_bundle(bundle_fp16)
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    with pytest.raises(BundleError, match=rf"{name} has SHA-256 .* it was changed after the export"):
+        open_bundle(bundle)
+
+
+def test_a_truncated_file_is_named_with_both_sizes(bundle_fp32: Path, copy_bundle: Copy) -> None:
+    bundle = copy_bundle(bundle_fp32)
+    path = bundle / "graphs/trunk.onnx.data"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[: size // 2])
+    with pytest.raises(BundleError, match=rf"trunk.onnx.data has {size // 2} bytes, the manifest says {size}"):
+        open_bundle(bundle)
+
+
+def test_a_missing_file_is_named(bundle_fp32: Path, copy_bundle: Copy) -> None:
+    bundle = copy_bundle(bundle_fp32)
+    (bundle / "graphs/head.onnx.data").unlink()
+    with pytest.raises(BundleError, match=r"head.onnx.data is missing.*copied incompletely"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "is not valid JSON"),
+        ('{"format_version": 99}', "has format version 99, this program reads 1"),
+        ('{"format_version": 1, "engines": {}}', "lacks or garbles a field"),
+    ],
+)
+def test_a_broken_manifest_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / MANIFEST_NAME).write_text(content, "utf-8")
+    with pytest.raises(BundleError, match=message):
+        open_bundle(tmp_path)
+
+
+def test_a_folder_that_is_no_bundle_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="has no manifest.json"):
+        open_bundle(tmp_path)
+    with pytest.raises(BundleError, match="pvc-export trt"):
+        open_bundle(tmp_path / "nowhere")
+
+
+def test_a_graph_of_another_signature_is_refused(bundle_fp32: Path, copy_bundle: Copy) -> None:
+    bundle = copy_bundle(bundle_fp32)
+    graphs = json.loads((bundle / MANIFEST_NAME).read_text("utf-8"))["graphs"]
+    graphs["head"]["outputs"][0]["name"] = "scores"
+    edit_manifest(bundle, graphs=graphs)
+    with pytest.raises(BundleError, match=r"head.onnx has the tensors .*'logits'.*GraphSpec says .*'scores'"):
+        open_bundle(bundle)
+
+
+def test_without_onnxruntime_the_error_says_what_to_install(bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BackendUnavailable, match=r"needs the package onnxruntime.*pip install"):
+        open_bundle(bundle_fp32)

@@ -1,0 +1,115 @@
+"""The caches that the runtime owns, against plain lists."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engines.cache import LinearCache, RingCache
+from engines.errors import SpecError, StreamFull
+from engines.spec import StreamLimits, graph_specs
+
+from .test_spec import SHAPE
+
+W = 4
+SPECS = graph_specs(SHAPE, StreamLimits(window=W, context=8, chunk=8, bucket=4), "fp32")
+
+
+def vision_rows(value: int) -> dict[str, np.ndarray]:
+    """Rows that say which frame, and which of the states, they belong to."""
+    states = SPECS["temporal"].states
+    return {s.output: np.full((1, 5, 2, 8), 100 * value + i, np.float32) for i, s in enumerate(states)}
+
+
+def llm_rows(values: list[int]) -> dict[str, np.ndarray]:
+    column = np.array(values, np.float32)[None, :, None, None]
+    return {
+        s.output: np.broadcast_to(column + i / 8, (1, len(values), 1, 6)) for i, s in enumerate(SPECS["llm"].states)
+    }
+
+
+@pytest.mark.parametrize("num_frames", [0, 1, W - 1, W, W + 1, 3 * W + 2], ids=lambda n: f"T={n}")
+def test_the_readable_slots_hold_exactly_the_last_w_minus_1_frames(num_frames: int) -> None:
+    ring = RingCache(SPECS["temporal"])
+    for t in range(num_frames):
+        ring.push(vision_rows(t + 1))
+    feeds = ring.feeds()
+    for i, state in enumerate(SPECS["temporal"].states):
+        readable = feeds[state.input][:, feeds["slot_mask"][0]]
+        frames = sorted((readable[0, :, 0, 0, 0] - i) / 100)
+        assert frames == [t + 1 for t in range(max(0, num_frames - W + 1), num_frames)]
+
+
+def test_the_slot_that_the_next_frame_overwrites_is_masked() -> None:
+    ring = RingCache(SPECS["temporal"])
+    for t in range(W + 1):
+        ring.push(vision_rows(t))
+    mask = ring.feeds()["slot_mask"]
+    assert mask.dtype == bool and mask.shape == (1, W)
+    assert list(np.flatnonzero(~mask[0])) == [(W + 1) % W]
+
+
+def test_a_reset_ring_is_a_fresh_ring() -> None:
+    ring = RingCache(SPECS["temporal"])
+    for t in range(W + 2):
+        ring.push(vision_rows(t + 1))
+    ring.reset()
+    fresh = RingCache(SPECS["temporal"]).feeds()
+    assert all(np.array_equal(fresh[name], array) for name, array in ring.feeds().items())
+
+
+def test_rings_never_move() -> None:
+    ring = RingCache(SPECS["temporal"])
+    before = {name: array.ctypes.data for name, array in ring.feeds().items() if name != "slot_mask"}
+    for t in range(2 * W):
+        ring.push(vision_rows(t))
+    assert before == {name: array.ctypes.data for name, array in ring.feeds().items() if name != "slot_mask"}
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.one_of(st.integers(1, 5), st.just("rollback")), max_size=12))
+def test_a_linear_cache_is_a_list_that_can_be_cut(steps: list[int | str]) -> None:
+    """Any order of appending rows and setting the length back leaves what a plain list would hold."""
+    cache, model = LinearCache(SPECS["llm"]), list[int]()
+    for number, step in enumerate(steps):
+        if step == "rollback":
+            del model[len(model) // 2 :]
+            cache.length = len(model)
+            continue
+        rows = [10 * number + i for i in range(int(step))]
+        if len(model) + len(rows) > cache.capacity:
+            with pytest.raises(StreamFull, match="--context"):
+                cache.append(llm_rows(rows))
+            continue
+        cache.append(llm_rows(rows))
+        model += rows
+    feeds = cache.feeds(num_rows=2)
+    mask = feeds["attention_mask"][0]
+    visible = np.flatnonzero(mask[:-2])
+    assert list(mask[-2:]) == [1, 1]
+    assert list(feeds["position_ids"][0]) == [len(model), len(model) + 1]
+    for i, state in enumerate(SPECS["llm"].states):
+        assert list(feeds[state.input][0, visible, 0, 0] - i / 8) == model
+
+
+@pytest.mark.parametrize(("length", "fed"), [(0, 4), (1, 4), (4, 4), (5, 8), (8, 8)])
+def test_the_linear_cache_is_fed_in_whole_buckets(length: int, fed: int) -> None:
+    cache = LinearCache(SPECS["llm"])
+    if length:
+        cache.append(llm_rows(list(range(length))))
+    feeds = cache.feeds(num_rows=1)
+    assert feeds["past.0.key"].shape[1] == fed
+    assert feeds["attention_mask"].shape == (1, fed + 1) and feeds["attention_mask"].sum() == length + 1
+
+
+def test_a_state_that_asks_for_another_update_rule_is_refused() -> None:
+    spec = SPECS["temporal"]
+    foreign = replace(spec, states=(replace(spec.states[0], slot_axis=2), *spec.states[1:]))
+    with pytest.raises(SpecError, match="slot axis 2"):
+        RingCache(foreign)
+    with pytest.raises(SpecError, match="asks for order 'ring'"):
+        LinearCache(replace(SPECS["llm"], states=spec.states))

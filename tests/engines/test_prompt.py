@@ -1,0 +1,74 @@
+"""Prompts fed piece by piece give the ids of the whole conversation tokenized at once, whatever the merges."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+
+from engines.errors import BundleError
+from engines.prompt import PromptTokenizer
+from pvc_export.models import prompt_spec
+from pvc_ref import PVCConfig
+from pvc_ref.prompt import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, STOP_TOKEN, video_prompt
+
+CONFIGS = {name: PVCConfig.preset(name) for name in ("tiny", "pvc-internvl2-1b", "pvc-internvl2-8b")}
+
+
+@pytest.fixture(scope="module")
+def greedy_merges(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-pair tokenizer trained to merge across every seam of the prompt that is not a special token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    seams = [
+        "\nFrame1: ",
+        "\nFrame12: ",
+        "user\nFrame1: ",
+        "\nWhat",
+        "\nW",
+        "\nuser\n",
+        "system\nYou",
+        "assistant\n",
+    ] * 20
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(seams, trainer)
+    specials = ["<s>", "<|im_start|>", STOP_TOKEN, IMAGE_START, IMAGE_END, IMAGE_CONTEXT]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("preset", CONFIGS)
+@pytest.mark.parametrize("num_frames", [0, 1, 2, 12])
+def test_pieces_equal_the_whole(greedy_merges: Path, preset: str, num_frames: int) -> None:
+    config = CONFIGS[preset]
+    spec = prompt_spec(config)
+    tokenizer = PromptTokenizer(greedy_merges, spec)
+    context_id = tokenizer.encode(IMAGE_CONTEXT)[0]
+    ids: list[int] = []
+    pending = spec.start
+    for index in range(1, num_frames + 1):
+        ids += tokenizer.encode(pending + spec.before_frame(index)) + [context_id] * config.compressor.num_tokens
+        pending = spec.behind_frame()
+    ids += tokenizer.encode(pending + "What moves?" + spec.ask_suffix)
+    assert ids == tokenizer.encode(video_prompt(config, num_frames=num_frames, question="What moves?"))
+
+
+def test_cutting_anywhere_else_would_not(greedy_merges: Path) -> None:
+    """Why text waits for the next special token: this tokenizer merges over the newline after a frame."""
+    tokenizer = PromptTokenizer(greedy_merges, prompt_spec(CONFIGS["tiny"]))
+    assert tokenizer.encode("\n") + tokenizer.encode("What") != tokenizer.encode("\nWhat")
+
+
+def test_a_tokenizer_of_another_model_is_refused(greedy_merges: Path, tmp_path: Path) -> None:
+    spec = replace(prompt_spec(CONFIGS["tiny"]), stop_token="<|endoftext|>")
+    with pytest.raises(BundleError, match=r"has no token '<\|endoftext\|>'; it belongs to another model"):
+        PromptTokenizer(greedy_merges, spec)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(BundleError, match="is not a tokenizer file"):
+        PromptTokenizer(tmp_path / "tokenizer.json", spec)

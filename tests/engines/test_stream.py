@@ -1,0 +1,223 @@
+"""PVCStream: what a user of one camera relies on. Runs the exported float32 bundle in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engines import PVCStream, open_bundle
+from engines.bundle import Bundle
+from engines.errors import FrameError, StreamError, StreamFull
+from pvc_export.models import LoadedModel
+from pvc_ref.preprocess import resize_frame
+from pvc_ref.prompt import STOP_TOKEN
+
+Frames = list[np.ndarray]
+QUESTION = "What moves?"
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_fp32: Path) -> Bundle:
+    return open_bundle(bundle_fp32)
+
+
+def reference_tokens(tiny: LoadedModel, frames: Frames, question: str, *, window: int, num_tokens: int) -> list[int]:
+    """Greedy tokens of the reference: whole clip at once, whole prompt at once."""
+    model = tiny.model
+    size = model.config.vision.image_size
+    ids = tiny.prompt_ids(num_frames=len(frames), question=question)
+    with torch.no_grad():
+        if not frames:
+            embeds = model.llm.embed_tokens(ids)[None]
+        else:
+            pixels = torch.from_numpy(np.stack([resize_frame(frame[..., ::-1], size=size) for frame in frames]))
+            embeds = tiny.prompt_embeds(ids, model.encode_clip(pixels[None], window=window)[0])
+        return model.generate(embeds, max_new_tokens=num_tokens, stop_ids=[tiny.token_id(STOP_TOKEN)])
+
+
+@pytest.mark.parametrize("num_frames", [0, 1, 3, 4, 5, 12], ids=lambda n: f"T={n}")
+@pytest.mark.parametrize("question", ["What moves?", "", "Frame3: «ü» \n\n é"], ids=["plain", "empty", "odd"])
+def test_the_answer_is_the_reference_s_greedy_text(
+    bundle: Bundle, tiny: LoadedModel, frames: Frames, num_frames: int, question: str
+) -> None:
+    stream = PVCStream(bundle)
+    for frame in frames[:num_frames]:
+        stream.push(frame)
+    answer = stream.ask(question, max_new_tokens=12)
+    window = bundle.manifest.limits.window
+    expected = reference_tokens(tiny, frames[:num_frames], question, window=window, num_tokens=12)
+    assert list(answer.token_ids) == expected
+    assert answer.text == tiny.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_different_videos_give_different_tokens(bundle: Bundle, frames: Frames) -> None:
+    """Otherwise the test above would also pass for a model that ignores its frames."""
+    answers = set()
+    for first in (0, 4, 8):
+        stream = PVCStream(bundle)
+        for frame in frames[first : first + 4]:
+            stream.push(frame)
+        answers.add(stream.ask(QUESTION, max_new_tokens=12).token_ids)
+    assert len(answers) == 3
+
+
+def test_two_streams_on_one_set_of_sessions_do_not_mix(bundle: Bundle, frames: Frames) -> None:
+    alone = [PVCStream(bundle), PVCStream(bundle)]
+    for stream, clip in zip(alone, (frames[:6], frames[6:]), strict=True):
+        for frame in clip:
+            stream.push(frame)
+    first, second = PVCStream(bundle), PVCStream(bundle)
+    for a, b in zip(frames[:6], frames[6:], strict=True):
+        first.push(a)
+        second.push(b)
+    expected = [stream.ask(QUESTION, max_new_tokens=8).token_ids for stream in alone]
+    assert [
+        first.ask(QUESTION, max_new_tokens=8).token_ids,
+        second.ask(QUESTION, max_new_tokens=8).token_ids,
+    ] == expected
+    assert expected[0] != expected[1]
+
+
+def test_asking_leaves_no_trace(bundle: Bundle, frames: Frames) -> None:
+    asked, silent = PVCStream(bundle), PVCStream(bundle)
+    for frame in frames[:5]:
+        asked.push(frame)
+        asked.ask("Anything new?", max_new_tokens=5)
+        silent.push(frame)
+    assert asked.context_rows == silent.context_rows
+    assert asked.ask(QUESTION, max_new_tokens=8).token_ids == silent.ask(QUESTION, max_new_tokens=8).token_ids
+
+
+def test_keep_leaves_question_and_answer_in_the_context(bundle: Bundle, frames: Frames) -> None:
+    stream = PVCStream(bundle)
+    stream.push(frames[0])
+    before = stream.context_rows
+    first = stream.ask(QUESTION, max_new_tokens=5, keep=True)
+    assert stream.context_rows > before + len(first.token_ids)
+    kept = stream.ask("And now?", max_new_tokens=8)
+    fresh = PVCStream(bundle)
+    fresh.push(frames[0])
+    assert kept.token_ids != fresh.ask("And now?", max_new_tokens=8).token_ids
+    stream.push(frames[1])
+    assert stream.num_frames == 2
+
+
+def test_a_reset_stream_is_a_fresh_stream(bundle: Bundle, frames: Frames) -> None:
+    stream = PVCStream(bundle)
+    for frame in frames[:7]:
+        stream.push(frame)
+    stream.ask(QUESTION, max_new_tokens=3, keep=True)
+    stream.reset()
+    fresh = PVCStream(bundle)
+    for frame in frames[7:]:
+        stream.push(frame)
+        fresh.push(frame)
+    assert stream.ask(QUESTION, max_new_tokens=8).token_ids == fresh.ask(QUESTION, max_new_tokens=8).token_ids
+
+
+class FailingSession:
+    """A session whose run raises on one call, as a lost GPU would."""
+
+    def __init__(self, session: Any, fail_at: int) -> None:
+        self._session, self._fail_at, self.num_calls = session, fail_at, 0
+        self.spec, self.computes_in = session.spec, session.computes_in
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.num_calls += 1
+        if self.num_calls == self._fail_at:
+            raise RuntimeError("device lost")
+        outputs: dict[str, np.ndarray] = self._session.run(inputs)
+        return outputs
+
+
+@pytest.mark.parametrize("graph", ["trunk", "temporal", "compressor", "embed", "llm"])
+def test_a_frame_that_fails_leaves_the_stream_as_it_was(bundle: Bundle, frames: Frames, graph: str) -> None:
+    failing = FailingSession(bundle.sessions[graph], fail_at=6)
+    stream = PVCStream(replace(bundle, sessions={**bundle.sessions, graph: failing}))
+    healthy = PVCStream(bundle)
+    for frame in frames[:5]:
+        stream.push(frame)
+        healthy.push(frame)
+    with pytest.raises(RuntimeError, match="device lost"):
+        stream.push(frames[5])
+    assert (stream.num_frames, stream.context_rows) == (5, healthy.context_rows)
+    stream.push(frames[5])
+    healthy.push(frames[5])
+    assert stream.ask(QUESTION, max_new_tokens=8).token_ids == healthy.ask(QUESTION, max_new_tokens=8).token_ids
+
+
+def test_a_question_that_fails_leaves_the_stream_as_it_was(bundle: Bundle, frames: Frames) -> None:
+    failing = FailingSession(bundle.sessions["head"], fail_at=3)
+    stream = PVCStream(replace(bundle, sessions={**bundle.sessions, "head": failing}))
+    stream.push(frames[0])
+    rows = stream.context_rows
+    with pytest.raises(RuntimeError, match="device lost"):
+        stream.ask(QUESTION, keep=True)
+    assert stream.context_rows == rows
+
+
+def test_a_full_stream_says_which_flag_makes_it_longer(bundle: Bundle, frames: Frames) -> None:
+    stream = PVCStream(bundle)
+    with pytest.raises(StreamFull, match=r"its context is 512.*--context"):
+        for _ in range(100):
+            stream.push(frames[0])
+    pushed, rows = stream.num_frames, stream.context_rows
+    assert pushed > 20 and rows <= 512
+    with pytest.raises(StreamFull):
+        stream.ask("x" * 600)
+    assert (stream.num_frames, stream.context_rows) == (pushed, rows)
+
+
+def test_a_prompt_longer_than_a_chunk_is_fed_in_pieces_with_the_same_result(bundle: Bundle, tiny: LoadedModel) -> None:
+    question = "z" * 300  # bytes are tokens: longer than the chunk of 256 rows, and across a bucket edge
+    answer = PVCStream(bundle).ask(question, max_new_tokens=8)
+    assert list(answer.token_ids) == reference_tokens(tiny, [], question, window=4, num_tokens=8)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+    ids=["gray", "alpha", "float", "empty"],
+)
+def test_a_frame_of_another_kind_is_refused(bundle: Bundle, frame: np.ndarray) -> None:
+    stream = PVCStream(bundle)
+    with pytest.raises(FrameError):
+        stream.push(frame)
+    assert stream.num_frames == 0
+
+
+def test_total_frames_is_refused_where_time_is_absolute(bundle: Bundle) -> None:
+    with pytest.raises(StreamError, match="time mode is 'absolute', so total_frames must be left out"):
+        PVCStream(bundle, total_frames=8)
+
+
+def test_two_rows_of_one_batch_equal_two_runs(bundle: Bundle) -> None:
+    """The fp32 bundle has a dynamic batch: every vision graph gives each stream what it would get alone."""
+    rng = np.random.default_rng(0)
+    for name in ("trunk", "temporal", "compressor"):
+        session = bundle.sessions[name]
+        feeds = {t.name: _random(rng, t.resolve({"batch": 2}), t.dtype) for t in session.spec.inputs}
+        both = session.run(feeds)
+        for row in range(2):
+            single = session.run({key: value[row : row + 1] for key, value in feeds.items()})
+            for key, value in single.items():
+                np.testing.assert_allclose(both[key][row : row + 1], value, rtol=0, atol=2e-5)  # worst 4e-6
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    if dtype == "uint8":
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+    if dtype == "bool":
+        return rng.random(shape) < 0.5
+    return rng.normal(size=shape).astype(dtype)

@@ -1,0 +1,223 @@
+"""The parity check: it passes a faithful bundle, and names the part of an unfaithful one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import engines.stream
+from engines.cache import LinearCache, RingCache
+from engines.errors import ModelError
+from engines.manifest import Manifest
+from pvc_export.check import check_bundle
+from pvc_export.models import LoadedModel, load_model
+from pvc_export.parity import compare_arrays, load_thresholds
+
+from .tamper import edit_graph, perturb_one_weight, roll_slot_mask, swap_inputs
+
+Copy = Callable[[Path], Path]
+BUNDLES = ("bundle_fp32", "bundle_fp16")
+
+
+@pytest.mark.parametrize("bundle_name", BUNDLES)
+def test_a_faithful_bundle_passes_with_every_output_and_every_row_compared(
+    bundle_name: str, tiny: LoadedModel, request: pytest.FixtureRequest
+) -> None:
+    bundle = request.getfixturevalue(bundle_name)
+    report = check_bundle(bundle, tiny)
+    manifest = Manifest.load(bundle)
+    assert report.passed, report.failure_text()
+    assert {(row.graph, row.tensor) for row in report.rows} == {
+        (spec.name, tensor.name) for spec in manifest.graphs.values() for tensor in spec.outputs
+    }
+    frames = 2 * manifest.limits.window + 2  # the ring wraps twice
+    assert all(row.num_compared == frames for row in report.rows if row.graph in ("trunk", "temporal", "compressor"))
+    assert all(row.num_compared > frames for row in report.rows if row.graph == "llm")
+    assert report.num_equal_tokens == report.num_tokens == 16
+
+
+@pytest.mark.parametrize("graph", ["trunk", "temporal", "compressor", "embed", "llm", "head"])
+@pytest.mark.parametrize("bundle_name", BUNDLES)
+def test_one_perturbed_weight_fails_and_its_graph_is_named(
+    bundle_name: str, graph: str, tiny: LoadedModel, copy_bundle: Copy, request: pytest.FixtureRequest
+) -> None:
+    bundle = copy_bundle(request.getfixturevalue(bundle_name))
+    if graph == "embed":  # one byte of one token that the prompt uses
+        edit_graph(bundle, graph, lambda model: _perturb_row(model, tiny.token_id("<|im_start|>")))
+    else:
+        edit_graph(bundle, graph, perturb_one_weight)
+    report = check_bundle(bundle, tiny)
+    assert not report.passed
+    assert report.first_failed_graph == graph and f"is '{graph}'" in report.failure_text()
+    assert list(report.wrong_weights) == [graph] and len(report.wrong_weights[graph]) == 1
+
+
+def _perturb_row(model: object, row: int) -> None:
+    from onnx import numpy_helper
+
+    tensor = model.graph.initializer[0]  # type: ignore[attr-defined]
+    values = numpy_helper.to_array(tensor).copy()
+    values[row, 0] *= 1.01
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+@pytest.mark.parametrize("bundle_name", BUNDLES)
+def test_a_slot_mask_off_by_one_in_the_graph_fails(
+    bundle_name: str, tiny: LoadedModel, copy_bundle: Copy, request: pytest.FixtureRequest
+) -> None:
+    bundle = copy_bundle(request.getfixturevalue(bundle_name))
+    edit_graph(bundle, "temporal", roll_slot_mask)
+    assert not check_bundle(bundle, tiny).passed
+
+
+def test_swapped_keys_and_values_fail(bundle_fp16: Path, tiny: LoadedModel, copy_bundle: Copy) -> None:
+    bundle = copy_bundle(bundle_fp16)
+    edit_graph(bundle, "temporal", lambda model: swap_inputs(model, "past.0.key", "past.0.value"))
+    report = check_bundle(bundle, tiny)
+    assert not report.passed and "'temporal'" in report.failure_text()
+
+
+def off_by_one_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    feeds = RingCache.feeds
+    monkeypatch.setattr(
+        RingCache, "feeds", lambda self: (f := feeds(self)) | {"slot_mask": np.roll(f["slot_mask"], 1, axis=1)}
+    )
+
+
+def full_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slot that is about to be overwritten stays readable: the window is one frame too long."""
+    feeds = RingCache.feeds
+
+    def readable(self: RingCache) -> dict[str, np.ndarray]:
+        mask = np.arange(self.window)[None] < self.num_frames
+        return feeds(self) | {"slot_mask": mask}
+
+    monkeypatch.setattr(RingCache, "feeds", readable)
+
+
+def rows_one_slot_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def push(self: RingCache, rows: dict[str, np.ndarray]) -> None:
+        slot = (self.num_frames + 1) % self.window
+        for state in self._states:
+            self._rings[state.input][:, slot] = rows[state.output]
+        self.num_frames += 1
+
+    monkeypatch.setattr(RingCache, "push", push)
+
+
+def swapped_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    to_model_frame = engines.stream.to_model_frame
+    monkeypatch.setattr(
+        engines.stream, "to_model_frame", lambda frame, *, size: to_model_frame(frame[..., ::-1], size=size)
+    )
+
+
+def clock_one_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = engines.vision.VisionEncoder.encode
+
+    def late(self: engines.vision.VisionEncoder, frame: np.ndarray) -> object:
+        self._time_divisor = self.num_frames / (self.num_frames + 1) if self.num_frames else 1  # type: ignore[assignment]
+        return encode(self, frame)
+
+    monkeypatch.setattr(engines.vision.VisionEncoder, "encode", late)
+
+
+def positions_one_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    feeds = LinearCache.feeds
+    monkeypatch.setattr(
+        LinearCache,
+        "feeds",
+        lambda self, n: (f := feeds(self, n)) | {"position_ids": f["position_ids"] + (self.length > 0)},
+    )
+
+
+def unmasked_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    feeds = LinearCache.feeds
+    monkeypatch.setattr(
+        LinearCache,
+        "feeds",
+        lambda self, n: (f := feeds(self, n)) | {"attention_mask": np.ones_like(f["attention_mask"])},
+    )
+
+
+DEFECTS = (
+    off_by_one_mask,
+    full_mask,
+    rows_one_slot_off,
+    swapped_colours,
+    clock_one_ahead,
+    positions_one_ahead,
+    unmasked_tail,
+)
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("bundle_name", BUNDLES)
+def test_a_fault_of_the_runtime_fails_like_a_fault_of_a_graph(
+    bundle_name: str,
+    defect: Callable[[pytest.MonkeyPatch], None],
+    tiny: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    defect(monkeypatch)
+    assert not check_bundle(request.getfixturevalue(bundle_name), tiny).passed
+
+
+def test_a_graph_that_returns_nan_fails(bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    push = RingCache.push
+
+    def poisoned(self: RingCache, rows: dict[str, np.ndarray]) -> None:
+        push(self, {name: row if self.num_frames else np.full_like(row, np.nan) for name, row in rows.items()})
+
+    monkeypatch.setattr(RingCache, "push", poisoned)
+    report = check_bundle(bundle_fp32, tiny)
+    assert not report.passed and "NaN or infinity" in report.failure_text()
+
+
+def test_an_output_that_was_never_compared_fails(
+    bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pvc_export.check.Comparison.language", lambda *_: 16)
+    report = check_bundle(bundle_fp32, tiny)
+    assert not report.passed
+    assert set(report.missing) >= {"embed/inputs_embeds", "head/logits", "llm/hidden", "llm/new.0.key"}
+
+
+def test_another_model_is_no_reference(bundle_fp32: Path) -> None:
+    with pytest.raises(ModelError, match="was made from 'tiny' with weights"):
+        check_bundle(bundle_fp32, load_model("tiny", seed=1))
+
+
+def test_a_context_too_short_for_the_clip_still_checks_every_frame(tiny: LoadedModel, tmp_path: Path) -> None:
+    from engines.spec import StreamLimits
+    from engines.target import load_target
+    from pvc_export.export import ExportRequest, export
+
+    limits = StreamLimits(window=3, context=128, bucket=64)  # holds 4 frames and the question; the clip has 8
+    request = ExportRequest(out=tmp_path / "short", target=load_target("cpu"), precision="fp32", limits=limits)
+    report = export(tiny, request)
+    assert all(row.num_compared == 8 for row in report.rows if row.graph in ("trunk", "temporal", "compressor"))
+
+
+def test_the_metrics_are_those_of_a_worked_example() -> None:
+    want = np.array([[[3.0, 4.0], [0.0, 5.0]]])
+    got = np.array([[[3.0, 4.5], [0.0, 5.0]]])
+    difference = compare_arrays(got, want, graph="g", tensor="t", index=0)
+    assert difference.max_abs == pytest.approx(0.5)
+    assert difference.rel_l2 == pytest.approx(0.5 / np.sqrt(50))
+    assert difference.worst_token == pytest.approx(0.5 / 5)
+    assert not compare_arrays(got * np.nan, want, graph="g", tensor="t", index=0).finite
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_every_committed_limit_carries_the_value_it_was_measured_from(precision: str) -> None:
+    limits = load_thresholds()[precision]
+    assert len(limits) == 8
+    ceiling = {"fp32": 1e-4, "fp16": 5e-2}[precision]
+    for key, limit in limits.items():
+        for metric in ("rel_l2", "worst_token"):
+            assert limit[f"{metric}_measured"] <= limit[metric] <= ceiling, key

@@ -1,0 +1,179 @@
+"""pvc-export as a user meets it: commands, exit codes, messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engines.video import write_video
+from pvc_export.frames import render_clip
+
+from .tamper import edit_graph, perturb_one_weight, roll_slot_mask
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def pvc_export(
+    *args: object, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, without a terminal."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", **(env or {})}
+    command = [sys.executable, "-m", "pvc_export.cli", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("video") / "clip.mp4"
+    write_video(path, render_clip(20, seed=5), fps=10.0)
+    return path
+
+
+def test_run_streams_a_video_and_matches_the_reference(bundle_fp16: Path, clip: Path) -> None:
+    result = pvc_export("run", bundle_fp16, "--video", clip, "--ask", "What moves?", "--frames", 10, "--reference")
+    assert result.returncode == 0, result.stderr
+    assert "192x144, 20 frames, 10.00 fps" in result.stdout
+    assert "reference: equal (32 greedy tokens)" in result.stdout
+    assert "the tokens below are no answer" in result.stdout and "answer:" not in result.stdout
+
+
+def test_run_prints_one_json_object(bundle_fp16: Path, clip: Path) -> None:
+    result = pvc_export("run", bundle_fp16, "--video", clip, "--frames", 0, "--max-new-tokens", 5, "--json")
+    data = json.loads(result.stdout)
+    assert result.returncode == 0 and data["num_frames"] == 20 and len(data["answer"]["token_ids"]) == 5
+    assert data["random_weights"] is True and set(data["median_ms"]) == {"preprocess_ms", "vision_ms", "ingest_ms"}
+
+
+def test_onnx_makes_a_bundle_that_check_passes(tmp_path: Path) -> None:
+    made = pvc_export("onnx", "-m", "tiny", "-o", tmp_path / "b", "--window", 3, "--json")
+    assert made.returncode == 0, made.stderr
+    receipt = json.loads(made.stdout)
+    assert receipt["parity"]["passed"] is True and receipt["precision"] == "fp32"
+    checked = pvc_export("check", tmp_path / "b", "--json")
+    assert checked.returncode == 0 and json.loads(checked.stdout)["num_tensors"] == 14
+
+
+@pytest.mark.parametrize("defect", [perturb_one_weight, roll_slot_mask], ids=lambda f: f.__name__)
+def test_check_exits_3_and_names_the_graph(
+    bundle_fp16: Path, copy_bundle: Callable[[Path], Path], defect: Callable[..., None]
+) -> None:
+    bundle = copy_bundle(bundle_fp16)
+    edit_graph(bundle, "temporal", defect)
+    result = pvc_export("check", bundle, "--json")
+    assert result.returncode == 3
+    assert json.loads(result.stdout)["passed"] is False
+    assert "The first graph on the way that is not as it should be is 'temporal'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "exit_code", "message"),
+    [
+        (["trt", "--fp16", "--fp32"], 2, "contradict each other"),
+        (["trt", "--target", "rxt"], 2, "Did you mean 'rtx'?"),
+        (["trt", "--target", "cpu"], 2, "use: pvc-export onnx"),
+        (["trt", "--context", "1000"], 2, "the next one is 1024"),
+        (["trt", "--window", "zero"], 2, "valid integer"),
+        (["chekc", "x"], 2, "check"),
+        (["onnx", "-m", "tinny"], 6, "Did you mean 'tiny'?"),
+        (["check", "nowhere"], 6, "is not a folder, expected a bundle"),
+        (["run", "nowhere", "--video", "nothing.mp4"], 6, "nothing.mp4"),
+        (["run", "nowhere"], 2, "--video"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_gets_its_exit_code_and_a_message_that_helps(
+    tmp_path: Path, args: list[str], exit_code: int, message: str
+) -> None:
+    result = pvc_export(*args, cwd=tmp_path)
+    assert result.returncode == exit_code, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"a text file", None], ids=["empty", "text", "truncated"])
+def test_a_video_that_is_none_exits_6(bundle_fp16: Path, clip: Path, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(clip.read_bytes()[:300] if content is None else content)
+    result = pvc_export("run", bundle_fp16, "--video", path)
+    assert result.returncode == 6 and "broken.mp4" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_damaged_bundle_exits_6(bundle_fp16: Path, copy_bundle: Callable[[Path], Path]) -> None:
+    bundle = copy_bundle(bundle_fp16)
+    (bundle / "graphs/llm.onnx").write_bytes(b"")
+    result = pvc_export("check", bundle)
+    assert result.returncode == 6 and "llm.onnx has 0 bytes" in result.stderr
+
+
+def test_doctor_reports_every_target_as_json() -> None:
+    result = pvc_export("doctor", "--json")
+    findings = {finding["name"]: finding for finding in json.loads(result.stdout)["findings"]}
+    assert result.returncode == 0 and findings["target cpu"]["ok"] and findings["torch"]["ok"]
+    assert {"gpu", "disk", "python", "target rtx"} <= set(findings)
+
+
+def test_doctor_says_what_to_install_where_a_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pvc_export.doctor import examine
+
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    findings = {finding.name: finding for finding in examine()}
+    assert not findings["tensorrt_rtx"].ok and findings["tensorrt_rtx"].remedy == "pip install -e '.[rtx]'"
+    assert not findings["target rtx"].ok and "tensorrt_rtx" in findings["target rtx"].detail
+    assert findings["target cpu"].ok
+
+
+def test_help_names_every_command_without_loading_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['pvc-export', '--help']\n"
+        "from pvc_export.cli import app\n"
+        "try: app()\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert all(command in result.stdout for command in ("trt", "onnx", "check", "run", "doctor"))
+    assert result.stdout.strip().endswith("False")
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        ("ParityError", 3),
+        ("BackendUnavailable", 4),
+        ("BuildError", 5),
+        ("BundleError", 6),
+        ("ModelError", 6),
+        ("StreamFull", 6),
+    ],
+)
+def test_every_error_of_the_tree_ends_as_one_message_and_its_exit_code(
+    error: str, exit_code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import engines.errors
+    from pvc_export import cli
+
+    def fail() -> None:
+        raise getattr(engines.errors, error)("what happened, and what to do")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    assert exit_info.value.code == exit_code
+    assert capsys.readouterr().err == f"{error}: what happened, and what to do\n"
+
+
+def test_a_missing_runtime_exits_4_before_any_work(tmp_path: Path) -> None:
+    shadow = tmp_path / "shadow"
+    shadow.mkdir()
+    (shadow / "tensorrt_rtx.py").write_text(
+        "raise ImportError('libnvonnxparser.so.11: cannot open shared object file')"
+    )
+    result = pvc_export("trt", "-o", tmp_path / "b", env={"PYTHONPATH": f"{shadow}{os.pathsep}{ROOT}"})
+    assert result.returncode == 4 and "libnvonnxparser" in result.stderr and "pip install -e '.[rtx]'" in result.stderr
+    assert "export trunk" not in result.stdout and not (tmp_path / "b").exists()

@@ -1,0 +1,158 @@
+"""Publishing: a bundle appears whole and checked, or not at all, and never over something that is not a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engines.bundle import open_bundle
+from engines.errors import BackendUnavailable, BundleError, ModelError, ParityError
+from engines.spec import StreamLimits
+from engines.target import load_target
+from pvc_export.check import check_bundle
+from pvc_export.console import Console, size_text
+from pvc_export.export import ExportRequest, export, publish
+from pvc_export.models import LoadedModel, load_model, loaded_model
+from pvc_ref import PVC, CompressorConfig, PVCConfig
+from pvc_ref.prompt import byte_tokenizer
+from pvc_ref.weights import save_model
+
+
+def request_for(out: Path, **changes: object) -> ExportRequest:
+    request = ExportRequest(out=out, target=load_target("cpu"), precision="fp32", limits=StreamLimits(window=3))
+    return replace(request, **changes)  # type: ignore[arg-type]
+
+
+def variant(**changes: object) -> LoadedModel:
+    config = replace(PVCConfig.preset("tiny"), **changes)  # type: ignore[arg-type]
+    return loaded_model(PVC.random(config, seed=0), byte_tokenizer(), name="variant", seed=0)
+
+
+@pytest.mark.parametrize("kind", ["pixel_shuffle", "pool", "conv", "q_former"])
+def test_every_compressor_exports_and_passes(kind: str, tmp_path: Path) -> None:
+    loaded = variant(compressor=CompressorConfig(kind=kind, num_tokens=4))  # type: ignore[arg-type]
+    assert export(loaded, request_for(tmp_path / kind)).passed
+
+
+def test_a_model_with_fixed_time_exports_and_passes(tmp_path: Path) -> None:
+    assert export(variant(time_mode="fixed"), request_for(tmp_path / "fixed")).passed
+
+
+def test_a_saved_checkpoint_exports_like_the_model_it_came_from(tiny: LoadedModel, tmp_path: Path) -> None:
+    save_model(tiny.model, tmp_path / "checkpoint", tokenizer=tiny.tokenizer)
+    loaded = load_model(str(tmp_path / "checkpoint"))
+    assert loaded.source.weights_sha256 == tiny.source.weights_sha256 and not loaded.source.random_weights
+    export(loaded, request_for(tmp_path / "bundle"))
+    assert check_bundle(tmp_path / "bundle", tiny).passed
+
+
+def test_relative_time_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"'relative'.*every new frame changes the keys of all earlier ones"):
+        export(variant(time_mode="relative"), request_for(tmp_path / "bundle"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_context_beyond_the_model_s_positions_is_refused_with_the_largest_that_fits(
+    tiny: LoadedModel, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="choose --context 4096 or less"):
+        export(tiny, request_for(tmp_path / "bundle", limits=StreamLimits(context=8192)))
+
+
+def failing_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exporter that gets one weight wrong."""
+    from pvc_export import precision
+
+    cast_model = precision.cast_model
+
+    def wrong(model: PVC, chosen: str) -> PVC:
+        model = cast_model(model, chosen)  # type: ignore[arg-type]
+        with torch.no_grad():
+            model.trunk.layers[0].mlp.fc1.weight[3, 5] += 0.5
+        return model
+
+    monkeypatch.setattr("pvc_export.export.cast_model", wrong)
+
+
+def test_a_failed_check_publishes_nothing_and_keeps_the_old_bundle(
+    tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bundle"
+    export(tiny, request_for(out))
+    before = (out / "manifest.json").read_bytes()
+    failing_check(monkeypatch)
+    with pytest.raises(ParityError, match="as it should be is 'trunk'"):
+        export(tiny, request_for(out))
+    assert (out / "manifest.json").read_bytes() == before
+    assert check_bundle(out, tiny).passed
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"], "a temporary folder was left behind"
+
+
+def test_a_new_bundle_replaces_the_old_one_whole(tiny: LoadedModel, tmp_path: Path) -> None:
+    old, new = tmp_path / "bundle", tmp_path / "new"
+    for folder, text in ((old, "old"), (new, "new")):
+        folder.mkdir()
+        (folder / "manifest.json").write_text(text)
+    (old / "left over").touch()
+    publish(new, old)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert [path.name for path in old.iterdir()] == ["manifest.json"] and (old / "manifest.json").read_text() == "new"
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(tiny: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(BundleError, match="exists and is not a bundle, so it is not replaced"):
+        export(tiny, request_for(tmp_path))
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_full_disk_publishes_nothing_and_says_so(
+    tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pvc_export.export._write_graphs", full)
+    with pytest.raises(BackendUnavailable, match=r"No space left on device.*nothing was published"):
+        export(tiny, request_for(tmp_path / "bundle"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_builder_is_known_before_any_work(
+    tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt_rtx", None)
+    console = Console(quiet=True)
+    with pytest.raises(BackendUnavailable, match="tensorrt_rtx"):
+        export(tiny, request_for(tmp_path / "bundle", target=load_target("rtx")), console=console)
+    assert console.stages == []
+
+
+def test_the_built_in_model_is_the_same_on_every_machine() -> None:
+    """The fingerprint of `tiny`: bundles, thresholds and figures refer to these weights."""
+    assert load_model("tiny").source.weights_sha256[:16] == TINY_FINGERPRINT
+    assert load_model("tiny", seed=1).source.weights_sha256[:16] != TINY_FINGERPRINT
+
+
+def test_an_unknown_model_gets_its_nearest_name() -> None:
+    with pytest.raises(ModelError, match=r"no model 'tinny'.*Did you mean 'tiny'\?"):
+        load_model("tinny")
+
+
+def test_an_opened_bundle_runs_without_its_reference(bundle_fp16: Path) -> None:
+    bundle = open_bundle(bundle_fp16)
+    assert set(bundle.sessions) == set(bundle.manifest.graphs)
+    assert {session.computes_in for session in bundle.sessions.values()} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 20, "5.0 MiB"), (3 << 30, "3.0 GiB")]
+)
+def test_sizes_are_written_in_binary_units(num_bytes: int, text: str) -> None:
+    assert size_text(num_bytes) == text
+
+
+TINY_FINGERPRINT = "2c6ab4ec4f59a60a"

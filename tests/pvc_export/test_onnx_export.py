@@ -1,0 +1,144 @@
+"""Exported graphs: signatures that equal their specs, standard operators, and numbers of the specification itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+
+from engines.errors import BuildError
+from engines.manifest import Manifest
+from engines.spec import GRAPH_NAMES, GraphSpec, StreamLimits, graph_specs
+from pvc_export.graphs import graph_module, model_shape
+from pvc_export.models import LoadedModel
+from pvc_export.onnx_export import check_signature, export_graph
+from pvc_export.precision import cast_model
+from pvc_ref.layers import LayerNorm, RMSNorm
+from pvc_ref.temporal import TimeEmbedding
+
+BUNDLES = ("bundle_fp32", "bundle_fp16")
+
+
+def graphs(request: pytest.FixtureRequest, bundle_name: str) -> tuple[Path, dict[str, GraphSpec]]:
+    bundle: Path = request.getfixturevalue(bundle_name)
+    return bundle / "graphs", Manifest.load(bundle).graphs
+
+
+@pytest.mark.parametrize("bundle_name", BUNDLES)
+def test_every_file_takes_and_returns_exactly_what_its_spec_says(
+    bundle_name: str, request: pytest.FixtureRequest
+) -> None:
+    folder, specs = graphs(request, bundle_name)
+    assert tuple(specs) == GRAPH_NAMES
+    for name, spec in specs.items():
+        check_signature(folder / f"{name}.onnx", spec)
+        saved = {p.key: p.value for p in onnx.load(folder / f"{name}.onnx", load_external_data=False).metadata_props}
+        assert GraphSpec.from_json(json.loads(saved["pvc.graph_spec"])) == spec
+
+
+@pytest.mark.parametrize("change", ["name", "dtype", "fixed dimension", "dynamic dimension"])
+def test_a_file_that_differs_from_its_spec_in_one_point_is_refused(change: str, request: pytest.FixtureRequest) -> None:
+    folder, specs = graphs(request, "bundle_fp32")
+    spec = specs["llm"]
+    first, *others = spec.inputs
+    changed = {
+        "name": replace(first, name="embeds"),
+        "dtype": replace(first, dtype="float16"),
+        "fixed dimension": replace(first, shape=("batch", "rows", 65)),
+        "dynamic dimension": replace(first, shape=("batch", 4, 64)),
+    }[change]
+    with pytest.raises(BuildError, match=r"input is .* but the GraphSpec says"):
+        check_signature(folder / "llm.onnx", replace(spec, inputs=(changed, *others)))
+
+
+def test_a_dimension_that_the_exporter_froze_is_refused(tiny: LoadedModel, tmp_path: Path) -> None:
+    """The trunk below only works for the size it is traced at, as a stray int() in a model would make it."""
+
+    class Frozen(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return tiny.model.llm.embed_tokens(input_ids.reshape(-1)[:9].reshape(3, 3))
+
+    spec = graph_specs(model_shape(tiny.config), StreamLimits(streams=2), "fp32")["embed"]
+    with pytest.raises(BuildError):
+        export_graph(Frozen(), spec, tmp_path / "embed.onnx")
+
+
+@pytest.mark.parametrize("bundle_name", BUNDLES)
+def test_only_standard_operators_of_opset_20_are_used(bundle_name: str, request: pytest.FixtureRequest) -> None:
+    folder, specs = graphs(request, bundle_name)
+    for name in specs:
+        model = onnx.load(folder / f"{name}.onnx", load_external_data=False)
+        assert {(entry.domain, entry.version) for entry in model.opset_import} == {("", 20)}
+        assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"} and not model.functions
+
+
+@pytest.mark.parametrize("graph", ["temporal", "llm"])
+def test_no_graph_returns_a_cache(graph: str, request: pytest.FixtureRequest) -> None:
+    _, specs = graphs(request, "bundle_fp32")
+    rows = {tensor.name: tensor.shape for tensor in specs[graph].outputs}
+    assert all(rows[state.output] != specs[graph].input(state.input).shape for state in specs[graph].states)
+    assert not {"past", 4} & {dim for shape in rows.values() for dim in shape[1:2]}  # 4 is this bundle's window
+
+
+@pytest.mark.parametrize("graph", GRAPH_NAMES)
+def test_the_onnx_specification_computes_what_the_reference_computes(
+    graph: str, tiny: LoadedModel, request: pytest.FixtureRequest
+) -> None:
+    """onnx.reference is the operators' definition in numpy: an oracle that shares nothing with ONNX Runtime."""
+    folder, specs = graphs(request, "bundle_fp32")
+    spec = specs[graph]
+    rng = np.random.default_rng(1)
+    dims = {"batch": 2, "rows": 3, "past": 256}
+    feeds = {tensor.name: _random(rng, tensor.name, tensor.resolve(dims), tensor.dtype) for tensor in spec.inputs}
+    got = ReferenceEvaluator(str(folder / f"{graph}.onnx")).run(None, feeds)
+    with torch.no_grad():
+        want = graph_module(tiny.model, spec)(*(torch.from_numpy(feeds[tensor.name]) for tensor in spec.inputs))
+    for ours, theirs in zip(want if isinstance(want, tuple) else (want,), got, strict=True):
+        np.testing.assert_allclose(theirs, ours.numpy(), rtol=0, atol=5e-5)  # worst 1e-5, of values up to 20
+
+
+def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    if dtype == "uint8":
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+    if dtype == "bool":
+        return rng.random(shape) < 0.5
+    if name == "frame_time":
+        return np.array([7.0, 95.0], dtype=np.float32)
+    if name == "attention_mask":
+        return (rng.random(shape) < 0.7).astype(np.int64)
+    if dtype == "int64":
+        return rng.integers(0, 264, shape)
+    return rng.normal(size=shape).astype(dtype)
+
+
+def test_float16_keeps_the_weights_of_its_islands_in_float32(tiny: LoadedModel) -> None:
+    half = cast_model(tiny.model, "fp16")
+    islands = {
+        id(p) for m in half.modules() if isinstance(m, LayerNorm | RMSNorm | TimeEmbedding) for p in m.parameters()
+    }
+    assert islands
+    for parameter in half.parameters():
+        assert parameter.dtype == (torch.float32 if id(parameter) in islands else torch.float16)
+    assert all(parameter.dtype == torch.float32 for parameter in tiny.model.parameters()), "the reference was changed"
+
+
+@pytest.mark.parametrize("graph", ["trunk", "temporal", "llm"])
+def test_every_softmax_and_norm_of_a_float16_file_computes_in_float32(
+    graph: str, request: pytest.FixtureRequest
+) -> None:
+    folder, _ = graphs(request, "bundle_fp16")
+    model = onnx.shape_inference.infer_shapes(onnx.load(folder / f"{graph}.onnx"))
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    islands = [
+        node for node in model.graph.node if node.op_type in ("Softmax", "LayerNormalization", "Sqrt", "Sin", "Cos")
+    ]
+    assert {types[node.input[0]] for node in islands} == {onnx.TensorProto.FLOAT}
+    matmuls = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
+    half = [node for node in matmuls if types.get(node.output[0]) == onnx.TensorProto.FLOAT16]
+    assert len(half) > len(matmuls) // 2, "the bulk of the work must be in float16"
