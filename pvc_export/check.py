@@ -144,7 +144,7 @@ class Comparison:
         """Compare every LLM pass with one uncached pass; return how many tokens the reference would choose too."""
         model = self.loaded.model
         prompt = self.loaded.prompt_ids(num_frames=len(frame_embeds), question=QUESTION)
-        # The answer is embedded on its own: a random model may well say the placeholder of an image token.
+        # The answer is embedded on its own: a random model may well say <IMG_CONTEXT> itself.
         answer = torch.tensor(tokens, dtype=torch.long)
         text = torch.cat([prompt[prompt != self.loaded.token_id(IMAGE_CONTEXT)], answer])
         text_embeds = model.llm.embed_tokens(text)
