@@ -4,7 +4,7 @@
 
 The others are what the paper compares with, at any token count, so that a difference is the method's and not the
 budget's. Only `pvc` knows the time of its frame; the others accept and ignore it, so that all share one graph.
-Source: PVC (arXiv 2412.09613), section 3.3, adaptive compression; InternVL2's mlp1 for the shuffle and the MLP.
+Source: PVC (arXiv 2412.09613), adaptive compression; InternVL2's mlp1 for the shuffle and the MLP.
 Dimension key:  F frames   G patches a side   P patches   C width   M tokens   R shuffled width   E LLM width
 """
 

@@ -2,7 +2,7 @@
 
 A configuration is data: frozen, validated when made, and independent of torch. Every error names both numbers
 that do not fit together.
-Source: PVC (arXiv 2412.09613); the InternVL2 model cards for widths and vocabularies (docs/model.md lists each).
+Source: PVC (arXiv 2412.09613); the InternVL2 model cards for .
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class VisionConfig:
 class CompressorConfig:
     """What turns the patches of one frame into `num_tokens` LLM tokens.
 
-    pvc            PixelShuffle + AdaLN on the time embedding + MLP (PVC, section 3.3)
+    pvc            PixelShuffle + AdaLN on the time embedding + MLP (PVC)
     pixel_shuffle  PixelShuffle + LayerNorm + MLP (InternVL2's own, without time)
     pool           adaptive average pooling + LayerNorm + MLP
     conv           strided convolution + LayerNorm + MLP

@@ -3,7 +3,7 @@
 Unusual: one set of weights, two forms. `encode_clip` sees all frames at once under a banded causal mask; `encode_frame`
 sees one frame and an explicit state. They compute the same thing (except where time is `relative`, which no cache can
 serve), and tests hold them to 1e-12 in float64.
-Source: PVC (arXiv 2412.09613): an image is a static video, section 3.1; time embedding and causality, section 3.2.
+Source: PVC (arXiv 2412.09613): images as static videos, progressive encoding, adaptive compression.
 Dimension key:  B streams   T frames   S pixels a side   N positions   C vision width   M tokens a frame   E LLM width
 """
 

@@ -6,7 +6,7 @@
 
 Unusual: attention runs over time, per position; space is mixed only in vision.py. Order of the keys carries no
 meaning (time enters through TE alone), so a cache of keys and values needs a mask but no order.
-Source: PVC (arXiv 2412.09613), section 3.2, progressive encoding. Cosines before sines and a period of 10000 follow
+Source: PVC (arXiv 2412.09613), progressive encoding. Cosines before sines and a period of 10000 follow
 the diffusion transformers whose AdaLN PVC takes; the released checkpoint must confirm both.
 Dimension key:  B streams   T frames   P past frames   N positions   C width   H heads   D head dim
 """
