@@ -2,7 +2,7 @@
 
 A configuration is data: frozen, validated when made, and independent of torch. Every error names both numbers
 that do not fit together.
-Source: PVC (arXiv 2412.09613); the InternVL2 model cards for .
+Source: PVC (arXiv 2412.09613) and the InternVL2 model cards; docs/model.md says what is published and what is inferred.
 """
 
 from __future__ import annotations
