@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from .errors import BackendUnavailable, BuildError
+from .layers import EngineLayer, parse_layers
 from .spec import GraphSpec
 from .target import Target
 
@@ -25,23 +26,18 @@ Progress = Callable[[str, float], None]
 """Called with a stage's name and the fraction done, 0 to 1."""
 
 INSTALL = {"tensorrt_rtx": "pip install -e '.[rtx]'", "tensorrt": "pip install -e '.[trt]'"}
-LAYER_LINE = re.compile(r"^Name: (.+?), LayerType: (\w+)", re.MULTILINE)
 NOISE = re.compile(r"cudaError 35|catchCudaError|CUDA initialization failure", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineReport:
-    """What a build made: the serialized engine and what the builder said of it.
-
-    num_layers counts the layers of the engine; fused_attention those that are one fused attention kernel.
-    """
+    """What a build made: the serialized engine, and its layers as the builder listed them."""
 
     plan: bytes
     runtime: str
     runtime_version: str
     compute_capabilities: tuple[str, ...]
-    num_layers: int
-    fused_attention: int
+    layers: tuple[EngineLayer, ...]
     build_s: float
 
 
@@ -83,14 +79,12 @@ def build_engine(onnx_path: Path, spec: GraphSpec, target: Target, *, progress: 
         )
     if progress is not None:
         progress("done", 1.0)
-    layers = LAYER_LINE.findall(log.text())
     return EngineReport(
         plan=bytes(plan),
         runtime=trt.__name__,
         runtime_version=trt.__version__,
         compute_capabilities=capabilities,
-        num_layers=len(layers),
-        fused_attention=sum("_mha_v" in name for name, _ in layers),
+        layers=parse_layers(log.text()),
         build_s=time.perf_counter() - started,
     )
 

@@ -33,7 +33,7 @@ class EngineEntry:
     runtime_version: str
     compute_capabilities: tuple[str, ...]
     num_layers: int
-    fused_attention: int
+    fused_attention: dict[str, int]
     build_s: float
 
 

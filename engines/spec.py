@@ -13,7 +13,7 @@ Dynamic dims:   batch (1..streams)   rows (new LLM rows in one pass)   past (LLM
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +36,7 @@ class ModelShape:
     image_size: int
     num_positions: int
     vision_width: int
+    num_trunk_layers: int
     num_temporal_layers: int
     vision_heads: int
     vision_head_dim: int
@@ -133,6 +134,14 @@ class DimRange:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FusedAttention:
+    """Fused attention kernels that an engine must have: `gemm` for many query rows, `gemv` for one (over time)."""
+
+    gemm: int = 0
+    gemv: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GraphSpec:
     """One graph. Order of inputs and outputs is the order in the ONNX file."""
 
@@ -141,6 +150,7 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     dims: dict[str, DimRange]
     states: tuple[StateSpec, ...] = ()
+    fused_attention: FusedAttention = FusedAttention()
 
     def profile(self, tensor: TensorSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """(min, opt, max) shapes of an input, for an optimization profile."""
@@ -166,6 +176,7 @@ class GraphSpec:
                 outputs=tuple(_tensor_from_json(t) for t in data["outputs"]),
                 dims={name: DimRange(**rng) for name, rng in data["dims"].items()},
                 states=tuple(StateSpec(**s) for s in data["states"]),
+                fused_attention=FusedAttention(**data["fused_attention"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise SpecError(f"this is not a graph specification: {error}") from error
@@ -190,7 +201,14 @@ def _tensor_from_json(data: dict[str, Any]) -> TensorSpec:
 def graph_specs(shape: ModelShape, limits: StreamLimits, precision: Precision) -> dict[str, GraphSpec]:
     """The six graphs of a model, by name, in the order in which a frame and then its text pass through them."""
     specs = (*_vision_specs(shape, limits, FLOAT_OF[precision]), *_language_specs(shape, limits, FLOAT_OF[precision]))
-    return {spec.name: spec for spec in specs}
+    # No compiler fuses float32 attention over many rows; over one row all do.
+    rows = 0 if precision == "fp32" else 1
+    fused = {
+        "trunk": FusedAttention(gemm=rows * shape.num_trunk_layers),
+        "temporal": FusedAttention(gemm=rows * shape.num_temporal_layers, gemv=shape.num_temporal_layers),
+        "llm": FusedAttention(gemm=rows * shape.num_llm_layers),
+    }
+    return {spec.name: replace(spec, fused_attention=fused.get(spec.name, FusedAttention())) for spec in specs}
 
 
 def _vision_specs(shape: ModelShape, limits: StreamLimits, real: str) -> tuple[GraphSpec, ...]:

@@ -19,9 +19,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from engines.builder import build_engine, load_runtime
 from engines.bundle import TOKENIZER_NAME, graph_path
 from engines.errors import BackendUnavailable, BundleError, ModelError, ParityError
+from engines.layers import check_layers, count_attention
 from engines.manifest import FORMAT_VERSION, MANIFEST_NAME, EngineEntry, Manifest, hash_folder
 from engines.spec import GraphSpec, Precision, StreamLimits, graph_specs
 from engines.target import Target
@@ -29,7 +32,7 @@ from pvc_ref import PVC
 
 from .check import check_bundle
 from .console import Console, size_text
-from .graphs import graph_module, model_shape
+from .graphs import graph_module, graph_parameters, model_shape
 from .models import LoadedModel, prompt_spec
 from .onnx_export import export_graph
 from .parity import PARITY_NAME, ParityReport
@@ -103,9 +106,10 @@ def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, con
     """Graphs, tokenizer and engines into `folder`, and a manifest that does not yet know how the check came out."""
     shape = model_shape(loaded.config)
     specs = graph_specs(shape, request.limits, request.precision)
-    _export_graphs(cast_model(loaded.model, request.precision), specs, folder, console)
+    model = cast_model(loaded.model, request.precision)
+    _export_graphs(model, specs, folder, console)
     loaded.tokenizer.save(str(folder / TOKENIZER_NAME))
-    engines = _build_engines(specs, request.target, folder, console)
+    engines = _build_engines(model, specs, request.target, folder, console)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -137,27 +141,38 @@ def _export_graphs(model: PVC, specs: dict[str, GraphSpec], folder: Path, consol
 
 
 def _build_engines(
-    specs: dict[str, GraphSpec], target: Target, folder: Path, console: Console
+    model: PVC, specs: dict[str, GraphSpec], target: Target, folder: Path, console: Console
 ) -> dict[str, EngineEntry]:
+    """Build each engine, and hold its layer list against what the graph asked for."""
     entries: dict[str, EngineEntry] = {}
     (folder / "engines").mkdir()
     for index, name in enumerate(target.engine_graphs, start=1):
         with console.stage(f"build {name} ({index}/{len(target.engine_graphs)})") as (stage, report):
             built = build_engine(folder / graph_path(name), specs[name], target, progress=lambda _, x: report(x))
+            check_layers(built.layers, specs[name], num_float32_weights=_num_float32_weights(model, name))
             path = f"engines/{name}.engine"
             (folder / path).write_bytes(built.plan)
-            facts = f"{built.num_layers} layers, {built.fused_attention} fused attention"
+            fused = count_attention(built.layers)
+            facts = f"{len(built.layers)} layers, {sum(fused.values())} fused attention"
             stage.note = f"{size_text(len(built.plan))}, {facts}"
         entries[name] = EngineEntry(
             path=path,
             runtime=built.runtime,
             runtime_version=built.runtime_version,
             compute_capabilities=built.compute_capabilities,
-            num_layers=built.num_layers,
-            fused_attention=built.fused_attention,
+            num_layers=len(built.layers),
+            fused_attention=fused,
             build_s=round(built.build_s, 3),
         )
     return entries
+
+
+def _num_float32_weights(model: PVC, graph: str) -> int | None:
+    """Weights of the graph's float32 islands; None if the whole model is float32."""
+    parameters = graph_parameters(model, graph).values()
+    if all(parameter.dtype == torch.float32 for parameter in model.parameters()):
+        return None
+    return sum(parameter.numel() for parameter in parameters if parameter.dtype == torch.float32)
 
 
 def _with(manifest: Manifest, folder: Path, *, parity: dict[str, Any]) -> Manifest:

@@ -23,6 +23,7 @@ def model_shape(config: PVCConfig) -> ModelShape:
         image_size=config.vision.image_size,
         num_positions=config.vision.num_positions,
         vision_width=config.vision.hidden_size,
+        num_trunk_layers=config.vision.num_trunk_layers,
         num_temporal_layers=config.vision.num_temporal_layers,
         vision_heads=config.vision.num_heads,
         vision_head_dim=config.vision.head_dim,

@@ -14,6 +14,7 @@ SHAPE = ModelShape(
     image_size=28,
     num_positions=5,
     vision_width=16,
+    num_trunk_layers=2,
     num_temporal_layers=3,
     vision_heads=2,
     vision_head_dim=8,
