@@ -39,7 +39,7 @@ class RingCache:
         """Place the new rows of one frame, replacing the oldest frame."""
         slot = self.num_frames % self.window
         for state in self._states:
-            self._rings[state.input][:, slot] = rows[state.output]
+            place(self._rings[state.input], rows[state.output], state, slot)
         self.num_frames += 1
 
     def reset(self) -> None:
@@ -85,20 +85,24 @@ class LinearCache:
         num_rows = next(iter(rows.values())).shape[1]
         self.reserve(num_rows)
         for state in self._states:
-            self._caches[state.input][:, self.length : self.length + num_rows] = rows[state.output]
+            place(self._caches[state.input], rows[state.output], state, slice(self.length, self.length + num_rows))
         self.length += num_rows
 
 
 def _ordered(spec: GraphSpec, order: str) -> tuple[StateSpec, ...]:
     """The graph's states, all of which must be placed as this cache places them."""
     for state in spec.states:
-        if state.order != order or state.update != "rows" or state.slot_axis != 1:
+        if state.order != order or state.update != "rows":
             raise SpecError(
-                f"graph '{spec.name}': state '{state.input}' asks for order '{state.order}', update '{state.update}' "
-                f"and slot axis {state.slot_axis}; this runtime serves order '{order}', update 'rows' and slot axis 1 "
-                "here"
+                f"graph '{spec.name}': state '{state.input}' asks for order '{state.order}' and update "
+                f"'{state.update}'; this runtime serves order '{order}' and update 'rows' here"
             )
     return spec.states
+
+
+def place(cache: Array, rows: Array, state: StateSpec, slot: int | slice) -> None:
+    """Copy rows into a cache at `slot` of its slot axis; all other axes agree."""
+    cache[(slice(None),) * state.slot_axis + (slot,)] = rows
 
 
 def _size(spec: GraphSpec, tensor: str, axis: int) -> int:

@@ -21,6 +21,12 @@ import numpy as np
 from .errors import SpecError
 
 Precision = Literal["fp32", "fp16"]
+Spelling = Literal["concat", "split"]
+"""How temporal attention reads its ring. The target decides, by measurement; the numbers are the same.
+
+concat  join ring and new row, then one attention; ring (B, W, N, H, D): TensorRT fuses it and reads the ring in place
+split   join the scores, never the caches; ring (B, N, H, W, D): ONNX Runtime's CPU copies nothing
+"""
 Dim = int | str
 """A fixed size, the name of a dynamic dimension, or a sum of such names: 'past+rows'."""
 
@@ -198,9 +204,12 @@ def _tensor_from_json(data: dict[str, Any]) -> TensorSpec:
     return TensorSpec(name=data["name"], dtype=data["dtype"], shape=tuple(data["shape"]))
 
 
-def graph_specs(shape: ModelShape, limits: StreamLimits, precision: Precision) -> dict[str, GraphSpec]:
+def graph_specs(
+    shape: ModelShape, limits: StreamLimits, precision: Precision, spelling: Spelling = "concat"
+) -> dict[str, GraphSpec]:
     """The six graphs of a model, by name, in the order in which a frame and then its text pass through them."""
-    specs = (*_vision_specs(shape, limits, FLOAT_OF[precision]), *_language_specs(shape, limits, FLOAT_OF[precision]))
+    real = FLOAT_OF[precision]
+    specs = (*_vision_specs(shape, limits, real, spelling), *_language_specs(shape, limits, real))
     # No compiler fuses float32 attention over many rows; over one row all do.
     rows = 0 if precision == "fp32" else 1
     fused = {
@@ -211,15 +220,17 @@ def graph_specs(shape: ModelShape, limits: StreamLimits, precision: Precision) -
     return {spec.name: replace(spec, fused_attention=fused.get(spec.name, FusedAttention())) for spec in specs}
 
 
-def _vision_specs(shape: ModelShape, limits: StreamLimits, real: str) -> tuple[GraphSpec, ...]:
+def _vision_specs(shape: ModelShape, limits: StreamLimits, real: str, spelling: Spelling) -> tuple[GraphSpec, ...]:
     tensor, batch = _batched(limits)
     trunk_features = tensor("trunk_features", real, shape.num_positions, shape.vision_width)
     features = tensor("features", real, shape.num_positions - 1, shape.vision_width)
     frame_time = tensor("frame_time", "float32")
     slot_mask = tensor("slot_mask", "bool", limits.window)
     row = (shape.num_positions, shape.vision_heads, shape.vision_head_dim)
-    rings = _states(shape.num_temporal_layers, real, layout="BWNHD", order="ring", row=row)
-    past = (tensor(state.input, real, limits.window, *row) for state in rings)
+    layout = "BWNHD" if spelling == "concat" else "BNHWD"
+    rings = _states(shape.num_temporal_layers, real, layout=layout, slot="W", order="ring", row=row)
+    sizes = dict(zip("NHD", row, strict=True)) | {"W": limits.window}
+    past = (tensor(state.input, real, *(sizes[axis] for axis in layout[1:])) for state in rings)
     new = (tensor(state.output, real, *row) for state in rings)
     frame = tensor("frame", "uint8", shape.image_size, shape.image_size, 3)
     frame_embeds = tensor("frame_embeds", real, shape.num_frame_tokens, shape.llm_width)
@@ -246,7 +257,7 @@ def _language_specs(shape: ModelShape, limits: StreamLimits, real: str) -> tuple
     attention_mask = tensor("attention_mask", "int64", "past+rows")
     hidden = tensor("hidden", real, 1, shape.llm_width)
     row = (shape.num_kv_heads, shape.llm_head_dim)
-    caches = _states(shape.num_llm_layers, real, layout="BSKD", order="linear", row=row)
+    caches = _states(shape.num_llm_layers, real, layout="BSKD", slot="S", order="linear", row=row)
     past = (tensor(state.input, real, "past", *row) for state in caches)
     new = (tensor(state.output, real, "rows", *row) for state in caches)
     return (
@@ -279,7 +290,7 @@ def _batched(limits: StreamLimits) -> tuple[Callable[..., TensorSpec], dict[str,
 
 
 def _states(
-    num_layers: int, dtype: str, *, layout: str, order: Literal["ring", "linear"], row: tuple[int, ...]
+    num_layers: int, dtype: str, *, layout: str, slot: str, order: Literal["ring", "linear"], row: tuple[int, ...]
 ) -> tuple[StateSpec, ...]:
     row_bytes = int(np.prod(row)) * ITEM_BYTES[dtype]
     return tuple(
@@ -288,7 +299,7 @@ def _states(
             output=f"new.{layer}.{part}",
             dtype=dtype,
             layout=layout,
-            slot_axis=1,
+            slot_axis=layout.index(slot),
             order=order,
             row_bytes=row_bytes,
         )

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from .errors import SpecError
+from .spec import Spelling
 
 FOLDER = Path(__file__).parent / "targets"
 
@@ -16,6 +17,7 @@ FOLDER = Path(__file__).parent / "targets"
 class Target:
     """What a bundle is built for.
 
+    spelling              how the temporal graph reads its ring
     builder               Python package that compiles engines, or None where ONNX files run directly
     compute_capabilities  GPUs to compile for, where the builder asks (TensorRT-RTX)
     engine_graphs         graphs that become engines; `embed` is a table lookup and stays on the host
@@ -23,6 +25,7 @@ class Target:
 
     name: str
     description: str
+    spelling: Spelling
     builder: str | None
     compute_capabilities: tuple[str, ...]
     engine_graphs: tuple[str, ...]
@@ -42,6 +45,7 @@ def load_target(name: str) -> Target:
     return Target(
         name=data["name"],
         description=data["description"],
+        spelling=data["spelling"],
         builder=data["builder"],
         compute_capabilities=tuple(data["compute_capabilities"]),
         engine_graphs=tuple(data["engine_graphs"]),

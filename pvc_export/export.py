@@ -105,7 +105,7 @@ def _is_replaceable(path: Path) -> bool:
 def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, console: Console) -> Manifest:
     """Graphs, tokenizer and engines into `folder`, and a manifest that does not yet know how the check came out."""
     shape = model_shape(loaded.config)
-    specs = graph_specs(shape, request.limits, request.precision)
+    specs = graph_specs(shape, request.limits, request.precision, request.target.spelling)
     model = cast_model(loaded.model, request.precision)
     _export_graphs(model, specs, folder, console)
     loaded.tokenizer.save(str(folder / TOKENIZER_NAME))

@@ -1,20 +1,24 @@
-"""The six graphs as torch modules: thin wrappers that call the reference and hold no arithmetic of their own.
+"""The six graphs as torch modules: thin wrappers that call the reference.
 
 What a wrapper adds is the calling convention of the runtime: flat tensors instead of lists of pairs, a ring with a slot
-mask instead of an ordered past, one frame instead of a clip, and the last hidden row only.
+mask instead of an ordered past, one frame instead of a clip, and the last hidden row only. The one arithmetic of its
+own is a second spelling of temporal attention, for targets where it is faster; the check holds it to the reference.
 Dimension key: as in engines/spec.py.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from engines.spec import GraphSpec, ModelShape
 from pvc_ref import PVC, PVCConfig
-from pvc_ref.layers import visible_to_bias
+from pvc_ref.layers import upcast, visible_to_bias
+from pvc_ref.temporal import KeyValue, TemporalAttention
 
 
 def model_shape(config: PVCConfig) -> ModelShape:
@@ -41,7 +45,7 @@ def graph_module(model: PVC, spec: GraphSpec) -> nn.Module:
     """The torch module whose forward takes spec.inputs and returns spec.outputs, in order."""
     parts: dict[str, nn.Module] = {
         "trunk": model.trunk,
-        "temporal": TemporalGraph(model),
+        "temporal": TemporalGraph(model, split=any(state.layout == "BNHWD" for state in spec.states)),
         "compressor": model.compressor,
         "embed": model.llm.embed_tokens,
         "llm": LLMGraph(model),
@@ -67,9 +71,13 @@ def graph_parameters(model: PVC, name: str) -> dict[str, Tensor]:
 class TemporalGraph(nn.Module):
     """One frame through the temporal layers, its past in a ring."""
 
-    def __init__(self, model: PVC) -> None:
+    def __init__(self, model: PVC, *, split: bool) -> None:
         super().__init__()
         self.encoder = model.temporal
+        if split:
+            self.encoder = copy.deepcopy(model.temporal)
+            for layer in self.encoder.layers:
+                layer.temporal_attn = SplitTemporalAttention(cast(TemporalAttention, layer.temporal_attn))
 
     def forward(
         self, trunk_features: Tensor, frame_time: Tensor, slot_mask: Tensor, *past: Tensor
@@ -79,6 +87,27 @@ class TemporalGraph(nn.Module):
         bias = visible_to_bias(torch.cat([slot_mask, itself], dim=1), trunk_features.dtype)[:, None]
         features, new = self.encoder(trunk_features[:, None], frame_time[:, None], pairs(past), bias)
         return features[:, 0], *(row[:, 0] for pair in new for row in pair)
+
+
+class SplitTemporalAttention(nn.Module):
+    """The reference's temporal attention of one new frame, spelled for runtimes that copy what is concatenated.
+
+    Scores are joined instead of caches: softmax([q k_past + bias, q k_new]), with the ring as (B, N, H, W, D).
+    """
+
+    def __init__(self, reference: TemporalAttention) -> None:
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = reference.num_heads, reference.qkv, reference.proj
+
+    def forward(self, x: Tensor, past: KeyValue, bias: Tensor) -> tuple[Tensor, KeyValue]:
+        """x (B, 1, N, C), past (B, N, H, W, D), bias (B, 1, W + 1) -> (B, 1, N, C) and the new rows (B, 1, N, H, D)."""
+        q, k_new, v_new = (y.unflatten(-1, (self.num_heads, -1)) for y in self.qkv(x).chunk(3, dim=-1))
+        q, k, v = (y.permute(0, 2, 3, 1, 4) for y in (q, k_new, v_new))  # (B, N, H, 1, D)
+        q = q * q.shape[-1] ** -0.5
+        scores = torch.cat([q @ past[0].transpose(-1, -2), (q * k).sum(-1, keepdim=True)], dim=-1)
+        weights = torch.softmax(upcast(scores + bias[:, None, None]), dim=-1).to(v.dtype)
+        out = weights[..., :-1] @ past[1] + weights[..., -1:] * v
+        return self.proj(out.permute(0, 3, 1, 2, 4).flatten(3)), (k_new, v_new)
 
 
 class LLMGraph(nn.Module):

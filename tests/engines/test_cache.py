@@ -108,8 +108,23 @@ def test_the_linear_cache_is_fed_in_whole_buckets(length: int, fed: int) -> None
 
 def test_a_state_that_asks_for_another_update_rule_is_refused() -> None:
     spec = SPECS["temporal"]
-    foreign = replace(spec, states=(replace(spec.states[0], slot_axis=2), *spec.states[1:]))
-    with pytest.raises(SpecError, match="slot axis 2"):
+    foreign = replace(spec, states=(replace(spec.states[0], update="aliased"), *spec.states[1:]))  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="update 'aliased'"):
         RingCache(foreign)
     with pytest.raises(SpecError, match="asks for order 'ring'"):
         LinearCache(replace(SPECS["llm"], states=spec.states))
+
+
+def test_a_ring_obeys_the_slot_axis_of_its_spec() -> None:
+    """The `split` spelling keeps slots on another axis: (B, N, H, W, D). The rows are the same."""
+    spec = graph_specs(SHAPE, StreamLimits(window=W), "fp32", "split")["temporal"]
+    assert {state.layout for state in spec.states} == {"BNHWD"} and spec.states[0].slot_axis == 3
+    ring, other = RingCache(spec), RingCache(SPECS["temporal"])
+    rng = np.random.default_rng(0)
+    for _ in range(W + 2):
+        rows = {state.output: rng.normal(size=(1, 5, 2, 8)).astype(np.float32) for state in spec.states}
+        ring.push(rows)
+        other.push(rows)
+    for state in spec.states:
+        same = np.moveaxis(ring.feeds()[state.input], 3, 1)
+        assert same.shape == (1, W, 5, 2, 8) and np.array_equal(same, other.feeds()[state.input])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import engines.stream
-from engines.cache import LinearCache, RingCache
+from engines.cache import LinearCache, RingCache, place
 from engines.errors import ModelError
 from engines.manifest import Manifest
 from pvc_export.check import check_bundle
@@ -102,7 +102,7 @@ def rows_one_slot_off(monkeypatch: pytest.MonkeyPatch) -> None:
     def push(self: RingCache, rows: dict[str, np.ndarray]) -> None:
         slot = (self.num_frames + 1) % self.window
         for state in self._states:
-            self._rings[state.input][:, slot] = rows[state.output]
+            place(self._rings[state.input], rows[state.output], state, slot)
         self.num_frames += 1
 
     monkeypatch.setattr(RingCache, "push", push)

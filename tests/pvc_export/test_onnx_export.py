@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -142,3 +143,21 @@ def test_every_softmax_and_norm_of_a_float16_file_computes_in_float32(
     matmuls = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
     half = [node for node in matmuls if types.get(node.output[0]) == onnx.TensorProto.FLOAT16]
     assert len(half) > len(matmuls) // 2, "the bulk of the work must be in float16"
+
+
+def test_the_two_spellings_of_temporal_attention_compute_the_same(tiny: LoadedModel) -> None:
+    """In float64, where nothing but arithmetic is left: same features, same new rows, rings in their own layouts."""
+    model = copy.deepcopy(tiny.model).double()
+    limits = StreamLimits(window=5)
+    concat, split = (
+        graph_specs(model_shape(tiny.config), limits, "fp32", name)["temporal"] for name in ("concat", "split")
+    )
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 65, 64, dtype=torch.float64, generator=generator)
+    rings = [torch.randn(1, 5, 65, 4, 16, dtype=torch.float64, generator=generator) for _ in concat.states]
+    time, mask = torch.tensor([6.0]), torch.tensor([[True, False, True, True, False]])
+    with torch.no_grad():
+        a = graph_module(model, concat)(features, time, mask, *rings)
+        b = graph_module(model, split)(features, time, mask, *(ring.permute(0, 2, 3, 1, 4) for ring in rings))
+    for left, right in zip(a, b, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-12)  # worst 5e-15
