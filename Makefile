@@ -1,4 +1,4 @@
-# make demo   install, export the tiny model, build RTX engines, check, stream a video
+# make demo   install, export the tiny model, build RTX engines, check, stream a video (FILE=clip.mp4, SEED=1)
 # make test   install, lint, types, tests
 # make check  lint and types only
 PYTHON ?= python3
@@ -6,10 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Through the environment, so that a file's name may hold spaces, quotes and dollars.
+export FILE SEED
+
 .PHONY: demo test check bench clean
 
 demo: $(INSTALLED)
-	@$(BIN)/python -m pvc_export.demo $(if $(FILE),--file "$(FILE)") $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m pvc_export.demo
 
 test: $(INSTALLED) check
 	$(BIN)/python -m pytest -q
@@ -24,6 +27,8 @@ bench: $(INSTALLED)
 
 # Everything goes into .venv; nothing on the machine changes. A half-made .venv is made again.
 $(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	  { echo "$(PYTHON) is older than 3.11, which the pinned packages need: make PYTHON=python3.12"; exit 4; }
 	@$(PYTHON) -c "import venv, ensurepip" 2>/dev/null || \
 	  { echo "This Python cannot make virtual environments. On Debian: apt-get install python3-venv"; exit 4; }
 	@echo "installing into $(VENV) (once, about a minute)"

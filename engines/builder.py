@@ -70,9 +70,11 @@ def build_engine(onnx_path: Path, spec: GraphSpec, target: Target, *, progress: 
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     capabilities = _set_compute_capabilities(trt, config, target)
     _add_profile(builder, config, spec)
-    if progress is not None:
-        config.progress_monitor = _make_monitor(trt, progress)
+    monitor = _make_monitor(trt, progress or (lambda _, fraction: None))
+    config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
+    if monitor.cancelled:
+        raise KeyboardInterrupt
     if plan is None:
         raise BuildError(
             f"{target.builder} {trt.__version__} could not build '{spec.name}' from {onnx_path}: {log.reason()}"
@@ -150,12 +152,13 @@ class _Stages:
 
 
 def _make_monitor(trt: ModuleType, report: Progress) -> Any:
-    """An IProgressMonitor that reports every step. Ctrl-C inside `report` cancels the build."""
+    """An IProgressMonitor that reports every step. A KeyboardInterrupt out of `report` cancels the build."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
             super().__init__()
             self.stages = _Stages()
+            self.cancelled = False
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self.stages.open[phase_name] = (parent_phase, 0, num_steps)
@@ -166,6 +169,7 @@ def _make_monitor(trt: ModuleType, report: Progress) -> Any:
             try:
                 report(phase_name, self.stages.fraction(phase_name))
             except KeyboardInterrupt:
+                self.cancelled = True
                 return False
             return True
 

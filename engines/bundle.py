@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import BundleError
-from .manifest import Manifest, hash_file
+from .manifest import FileEntry, Manifest, hash_file, list_files
 from .prompt import PromptTokenizer
 from .session import OrtSession, Session
 
@@ -27,19 +27,18 @@ class Bundle:
     tokenizer: PromptTokenizer
 
 
-def open_bundle(folder: str | Path, *, num_threads: int = 0) -> Bundle:
+def open_bundle(folder: str | Path, *, unchecked: bool = False) -> Bundle:
     """Verify every file against the manifest and open a session for every graph.
 
-    Raises BundleError naming the first file that is missing, damaged or unknown, and BackendUnavailable when the
-    runtime of the bundle's target is not installed.
+    Raises BundleError naming the first file that is missing, damaged or unlisted, or if the bundle never passed its
+    parity check (`unchecked` allows that, for the check itself); BackendUnavailable without the target's runtime.
     """
     folder = Path(folder)
     manifest = Manifest.load(folder)
     verify_files(folder, manifest)
-    sessions = {
-        name: OrtSession(folder / graph_path(name), spec, num_threads=num_threads)
-        for name, spec in manifest.graphs.items()
-    }
+    if not unchecked and manifest.parity.get("passed") is not True:
+        raise BundleError(f"{folder} has not passed its parity check, so it is not run. See: pvc-export check {folder}")
+    sessions = {name: OrtSession(folder / graph_path(name), spec) for name, spec in manifest.graphs.items()}
     tokenizer = PromptTokenizer(folder / TOKENIZER_NAME, manifest.prompt)
     return Bundle(folder=folder, manifest=manifest, sessions=sessions, tokenizer=tokenizer)
 
@@ -49,22 +48,32 @@ def graph_path(name: str) -> str:
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Raise BundleError unless every listed file is there with its size and SHA-256."""
+    """Raise BundleError unless the folder holds exactly the listed files, each with its size and SHA-256."""
+    needed = {graph_path(name) for name in manifest.graphs} | {e.path for e in manifest.engines.values()}
+    unlisted = (list_files(folder) | needed | {TOKENIZER_NAME}) - set(manifest.files)
+    if unlisted:
+        raise BundleError(
+            f"{folder}: the manifest does not list {', '.join(sorted(unlisted)[:4])}. Files were added, or the "
+            "manifest was edited. Export the bundle again, and keep other files elsewhere"
+        )
     for name, expected in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise BundleError(
-                f"{path} is missing. The manifest lists it with {expected.num_bytes} bytes; the bundle was copied "
-                "incompletely. Copy or export it again"
-            )
-        found = hash_file(path)
-        if found.num_bytes != expected.num_bytes:
-            raise BundleError(
-                f"{path} has {found.num_bytes} bytes, the manifest says {expected.num_bytes}; it was cut short or "
-                "replaced. Copy or export the bundle again"
-            )
-        if found.sha256 != expected.sha256:
-            raise BundleError(
-                f"{path} has SHA-256 {found.sha256[:16]}..., the manifest says {expected.sha256[:16]}...; it was "
-                "changed after the export. Copy or export the bundle again"
-            )
+        _verify_file(folder / name, expected)
+
+
+def _verify_file(path: Path, expected: FileEntry) -> None:
+    if not path.is_file():
+        raise BundleError(
+            f"{path} is missing. The manifest lists it with {expected.num_bytes} bytes; the bundle was copied "
+            "incompletely. Copy or export it again"
+        )
+    found = hash_file(path)
+    if found.num_bytes != expected.num_bytes:
+        raise BundleError(
+            f"{path} has {found.num_bytes} bytes, the manifest says {expected.num_bytes}; it was cut short or "
+            "replaced. Copy or export the bundle again"
+        )
+    if found.sha256 != expected.sha256:
+        raise BundleError(
+            f"{path} has SHA-256 {found.sha256[:16]}..., the manifest says {expected.sha256[:16]}...; it was "
+            "changed after the export. Copy or export the bundle again"
+        )

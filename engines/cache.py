@@ -51,7 +51,7 @@ class RingCache:
 class LinearCache:
     """The LLM's KV cache of one stream: row p at index p, `length` rows in use.
 
-    Rows behind `length` are masked, so forgetting is setting `length` back; nothing is copied or cleared.
+    Rows behind `length` are masked. Forgetting sets `length` back and clears them: a masked NaN would still be NaN.
     """
 
     def __init__(self, spec: GraphSpec) -> None:
@@ -79,6 +79,12 @@ class LinearCache:
                 f"the stream holds {self.length} LLM rows and needs {num_rows} more, but its context is "
                 f"{self.capacity}. Reset the stream, push fewer frames, or export with a larger --context"
             )
+
+    def truncate(self, length: int) -> None:
+        """Forget every row from `length` on."""
+        for state in self._states:
+            place(self._caches[state.input], np.asarray(state.reset), state, slice(length, self.length))
+        self.length = length
 
     def append(self, rows: Mapping[str, Array]) -> None:
         """Place new rows (1, L, K, D) behind the last one."""

@@ -8,6 +8,7 @@
     |   +-- FrameError            6   a frame has the wrong shape or type
     +-- StreamError               6   a stream was used against its rules
     |   +-- StreamFull            6   a limit chosen at export is reached
+    |   +-- NonFiniteError        3   a graph returned NaN or infinity
     +-- BackendUnavailable        4   a runtime, package, GPU or disk space is missing
     +-- BuildError                5   an ONNX export or an engine build failed
     +-- ParityError               3   outputs differ from the reference
@@ -50,6 +51,12 @@ class StreamError(PVCError):
 
 class StreamFull(StreamError):
     """A stream reached a limit that was chosen at export; the message names the flag that raises it."""
+
+
+class NonFiniteError(StreamError):
+    """A graph returned NaN or infinity; nothing of the call was kept."""
+
+    exit_code = 3
 
 
 class BackendUnavailable(PVCError):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .cache import LinearCache
-from .session import Array, Session
+from .session import Array, Session, require_finite
 
 
 class LanguageModel:
@@ -32,19 +32,20 @@ class LanguageModel:
     def append(self, embeds: Array) -> Array:
         """Add rows (L, E) to the context, in pieces of at most `chunk`. Returns hidden (1, 1, E) of the last row.
 
-        Raises StreamFull before anything is run if they do not fit.
+        Raises StreamFull before anything is run if they do not fit, and NonFiniteError before a bad row is kept; rows
+        of earlier pieces stay, so a caller that wants all or nothing truncates the cache.
         """
         self.cache.reserve(len(embeds))
         hidden: Array | None = None
         for start in range(0, len(embeds), self._chunk):
             piece = embeds[None, start : start + self._chunk]
             outputs = self._llm.run({"inputs_embeds": piece, **self.cache.feeds(piece.shape[1])})
-            hidden = outputs.pop("hidden")
+            hidden = require_finite(outputs, "llm").pop("hidden")
             self.cache.append(outputs)
         assert hidden is not None, "append needs at least one row"
         return hidden
 
     def logits(self, hidden: Array) -> Array:
         """hidden (1, 1, E) -> float32 (V,)."""
-        logits: Array = self._head.run({"hidden": hidden})["logits"][0]
+        logits: Array = require_finite(self._head.run({"hidden": hidden}), "head")["logits"][0]
         return logits

@@ -10,7 +10,8 @@ from typing import Any
 
 from .errors import BundleError
 from .prompt import PromptSpec
-from .spec import GraphSpec, ModelShape, Precision, StreamLimits
+from .spec import GraphSpec, ModelShape, Precision, StreamLimits, graph_specs
+from .target import load_target
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -99,9 +100,23 @@ class Manifest:
                 "this version of pvc-export"
             )
         try:
-            return _from_json(data)
-        except (KeyError, TypeError, AttributeError) as error:
+            manifest = _from_json(data)
+            manifest.check()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise BundleError(f"{path} lacks or garbles a field: {error!r}. Export the bundle again") from error
+        return manifest
+
+    def check(self) -> None:
+        """Raise ValueError where fields contradict each other; TypeError or KeyError for one that cannot be used."""
+        if self.time_mode not in ("absolute", "fixed"):
+            raise ValueError(f"time_mode is {self.time_mode!r}, expected 'absolute' or 'fixed'")
+        if not isinstance(self.model.seed, int | None) or not isinstance(self.parity, dict):
+            raise TypeError(
+                f"model.seed is {self.model.seed!r} and parity {self.parity!r}, expected a number and a table"
+            )
+        if self.graphs != graph_specs(self.shape, self.limits, self.precision, load_target(self.target).spelling):
+            raise ValueError("graphs are not those of this shape, limits, precision and target")
+        self.prompt.before_frame(1)
 
 
 def _from_json(data: dict[str, Any]) -> Manifest:
@@ -134,5 +149,10 @@ def hash_file(path: Path) -> FileEntry:
 
 def hash_folder(folder: Path) -> dict[str, FileEntry]:
     """Every file below `folder` but the manifest, by its path inside it."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
-    return {path.relative_to(folder).as_posix(): hash_file(path) for path in paths}
+    return {name: hash_file(folder / name) for name in sorted(list_files(folder))}
+
+
+def list_files(folder: Path) -> set[str]:
+    """Paths inside `folder` of every file but the manifest."""
+    paths = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return paths - {MANIFEST_NAME}

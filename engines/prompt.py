@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import BackendUnavailable, BundleError
+from .errors import BackendUnavailable, BundleError, StreamError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +52,18 @@ class PromptTokenizer:
         if stop_id is None:
             raise BundleError(f"{path} has no token {spec.stop_token!r}; it belongs to another model")
         self.stop_id: int = stop_id
+        self._special = [
+            token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special
+        ]
+
+    def refuse_special_tokens(self, question: str) -> None:
+        """Raise StreamError if a question holds a special token: it would end the turn or stand for a frame."""
+        for token in self._special:
+            if token in question:
+                raise StreamError(
+                    f"the question holds {token!r}, a special token of the conversation. Expected plain text: "
+                    "leave it out"
+                )
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .errors import BackendUnavailable, BundleError
+from .errors import BackendUnavailable, BundleError, NonFiniteError
 from .spec import GraphSpec
 
 Array = np.ndarray[Any, Any]
@@ -30,13 +30,24 @@ class Session(Protocol):
         ...
 
 
+def require_finite(outputs: dict[str, Array], graph: str) -> dict[str, Array]:
+    """The outputs, if none of them holds NaN or infinity. Raises NonFiniteError: one such row would spoil a cache."""
+    for name, array in outputs.items():
+        if not np.isfinite(array).all():
+            raise NonFiniteError(
+                f"graph '{graph}' returned NaN or infinity in '{name}'. Nothing of this call was kept. Likely an "
+                "overflow of float16; compare with a float32 bundle: pvc-export onnx --fp32"
+            )
+    return outputs
+
+
 class OrtSession:
     """ONNX Runtime, CPU provider."""
 
     computes_in = "float32"
 
-    def __init__(self, path: Path, spec: GraphSpec, *, num_threads: int = 0) -> None:
-        """Open an ONNX file. num_threads 0 lets the runtime decide.
+    def __init__(self, path: Path, spec: GraphSpec) -> None:
+        """Open an ONNX file.
 
         Raises BackendUnavailable without onnxruntime, BundleError if the file is not a graph with the spec's names.
         """
@@ -47,7 +58,6 @@ class OrtSession:
                 "running a bundle on the CPU needs the package onnxruntime. Install it: pip install -e '.[ort]'"
             ) from error
         options = ort.SessionOptions()
-        options.intra_op_num_threads = num_threads
         options.log_severity_level = 3  # errors only; they are raised as well
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle camera must not burn a core
         try:

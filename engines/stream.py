@@ -39,6 +39,7 @@ class PVCStream:
     """A stream of frames with its own temporal and LLM caches; sessions are shared through the bundle.
 
     State changes only after everything of a call succeeded: a frame that fails leaves the stream as it was.
+    `vision` and `language` are its two halves, each with its cache.
     """
 
     def __init__(self, bundle: Bundle, *, total_frames: int | None = None) -> None:
@@ -47,39 +48,47 @@ class PVCStream:
         Raises StreamError when the two do not fit.
         """
         manifest = bundle.manifest
+        if total_frames is not None and total_frames < 1:
+            raise StreamError(f"total_frames is {total_frames}, expected at least 1: the number of frames of the clip")
         if (manifest.time_mode == "fixed") != (total_frames is not None):
             raise StreamError(
                 f"this model's time mode is '{manifest.time_mode}', so total_frames must be "
                 f"{'given' if total_frames is None else 'left out'}, but it is {total_frames}"
             )
         self._spec, self._tokenizer = manifest.prompt, bundle.tokenizer
+        self._total_frames = total_frames
         self._image_size = manifest.shape.image_size
-        self._vision = VisionEncoder(bundle.sessions, time_divisor=total_frames or 1)
-        self._language = LanguageModel(bundle.sessions)
+        self._num_frame_tokens = manifest.shape.num_frame_tokens
+        self.vision = VisionEncoder(bundle.sessions, time_divisor=total_frames or 1)
+        self.language = LanguageModel(bundle.sessions)
         self._pending = self._spec.start  # text that waits for the next special token
 
     @property
     def num_frames(self) -> int:
-        return self._vision.num_frames
+        return self.vision.num_frames
 
     @property
     def context_rows(self) -> int:
         """LLM rows in use, of the bundle's `context`."""
-        return self._language.cache.length
+        return self.language.cache.length
 
     def push(self, frame_bgr: Array) -> PushTiming:
         """Let the model see the next frame: (H, W, 3) uint8 BGR of any size.
 
         Raises FrameError for anything else, and StreamFull when the frame's tokens do not fit in the context.
         """
+        if self.num_frames == self._total_frames:
+            raise StreamError(
+                f"all {self._total_frames} frames of this stream were pushed; reset it, or make a new one"
+            )
         started = time.perf_counter()
         frame = to_model_frame(frame_bgr, size=self._image_size)
         resized = time.perf_counter()
-        encoded = self._vision.encode(frame)
+        encoded = self.vision.encode(frame)
         seen = time.perf_counter()
         ids = self._tokenizer.encode(self._pending + self._spec.before_frame(self.num_frames + 1))
-        self._append(np.concatenate([self._language.embed(ids), encoded.frame_embeds]))
-        self._vision.commit(encoded)
+        self._append(np.concatenate([self.language.embed(ids), encoded.frame_embeds]))
+        self.vision.commit(encoded)
         self._pending = self._spec.behind_frame()
         done = time.perf_counter()
         return PushTiming(
@@ -89,11 +98,13 @@ class PVCStream:
     def ask(self, question: str, *, max_new_tokens: int = 64, keep: bool = False) -> Answer:
         """Ask about everything pushed so far; the likeliest token is taken at every step.
 
-        keep=False rolls question and answer back afterwards, which is free: the context's length is set back.
+        keep=False rolls question and answer back afterwards: the context's length is set back, and no cache is copied.
         keep=True leaves them in the context, so that later questions can refer to them.
-        Raises StreamFull before anything is run if question and answer might not fit.
+        Raises StreamFull before anything is run if question and answer might not fit, and StreamError for a question
+        that holds a special token of the conversation.
         """
-        language, mark = self._language, self.context_rows
+        self._tokenizer.refuse_special_tokens(question)
+        language, mark = self.language, self.context_rows
         ids = self._tokenizer.encode(self._pending + question + self._spec.ask_suffix)
         language.cache.reserve(len(ids) + max_new_tokens)
         started = time.perf_counter()
@@ -109,12 +120,12 @@ class PVCStream:
                 tokens.append(token)
                 hidden = language.append(language.embed([token]))
         except BaseException:
-            language.cache.length = mark
+            language.cache.truncate(mark)
             raise
         if keep:
             self._pending = self._spec.next_turn
         else:
-            language.cache.length = mark
+            language.cache.truncate(mark)
         return Answer(
             text=self._tokenizer.decode(tokens),
             token_ids=tuple(tokens),
@@ -123,16 +134,24 @@ class PVCStream:
             decode_ms=1e3 * (time.perf_counter() - prefilled),
         )
 
+    def rows_needed(self, num_frames: int, *, question: str, max_new_tokens: int) -> int:
+        """Context rows that a fresh stream would use for so many frames, a question, and its answer."""
+        pending, rows = self._spec.start, 0
+        for index in range(1, num_frames + 1):
+            rows += len(self._tokenizer.encode(pending + self._spec.before_frame(index))) + self._num_frame_tokens
+            pending = self._spec.behind_frame()
+        return rows + len(self._tokenizer.encode(pending + question + self._spec.ask_suffix)) + max_new_tokens
+
     def reset(self) -> None:
         """Forget everything: frames, questions, answers."""
-        self._vision.reset()
-        self._language.cache.length = 0
+        self.vision.reset()
+        self.language.cache.truncate(0)
         self._pending = self._spec.start
 
     def _append(self, embeds: Array) -> None:
         mark = self.context_rows
         try:
-            self._language.append(embeds)
+            self.language.append(embeds)
         except BaseException:
-            self._language.cache.length = mark
+            self.language.cache.truncate(mark)
             raise

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .cache import RingCache
-from .session import Array, Session
+from .session import Array, Session, require_finite
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,13 +33,19 @@ class VisionEncoder:
         return self.ring.num_frames
 
     def encode(self, frame: Array) -> EncodedFrame:
-        """(S, S, 3) uint8 RGB -> its embeddings. Changes nothing until `commit`, so a failure loses nothing."""
+        """(S, S, 3) uint8 RGB -> its embeddings. Changes nothing until `commit`, so a failure loses nothing.
+
+        Raises NonFiniteError if a graph returns NaN or infinity.
+        """
         time = np.asarray([self.ring.num_frames / self._time_divisor], dtype=np.float32)
-        trunk = self._sessions["trunk"].run({"frame": frame[None]})
-        temporal = self._sessions["temporal"].run({**trunk, "frame_time": time, **self.ring.feeds()})
+        trunk = self._run("trunk", {"frame": frame[None]})
+        temporal = self._run("temporal", {**trunk, "frame_time": time, **self.ring.feeds()})
         features = temporal.pop("features")
-        compressed = self._sessions["compressor"].run({"features": features, "frame_time": time})
+        compressed = self._run("compressor", {"features": features, "frame_time": time})
         return EncodedFrame(frame_embeds=compressed["frame_embeds"][0], new_rows=temporal)
+
+    def _run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return require_finite(self._sessions[graph].run(inputs), graph)
 
     def commit(self, encoded: EncodedFrame) -> None:
         """Make an encoded frame part of the past."""

@@ -7,6 +7,8 @@ Unusual: heavy packages are imported inside the commands, so that --help and doc
 from __future__ import annotations
 
 import json
+import math
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +17,7 @@ import typer
 
 from engines.errors import PVCError, SpecError
 
+from . import interrupt
 from .console import Console
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ Context = Annotated[int, typer.Option(help="LLM rows that a stream can hold.")]
 Streams = Annotated[int, typer.Option(help="Streams that one pass can serve.")]
 Seed = Annotated[int, typer.Option(help="Seed of a built-in model's random weights.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")]
+Reference = Annotated[str | None, typer.Option("-m", "--model", help="Reference. Default: what the bundle names.")]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by pvc-export trt or onnx.")]
 
 
@@ -103,14 +107,18 @@ def check(
             f"{row.worst.rel_l2:.1e} of {row.rel_l2_limit:.1e}   worst token {row.worst.worst_token:.1e} of "
             f"{row.worst_token_limit:.1e}"
         )
+    if not parity.passed:
+        if as_json:  # the report itself; the message goes to standard error only
+            _print_json(parity.to_json() | {"bundle": str(bundle)})
+            print(f"ParityError: {parity.failure_text()}", file=sys.stderr)
+            raise typer.Exit(ParityError.exit_code)
+        raise ParityError(parity.failure_text())
     if as_json:
         _print_json(parity.to_json() | {"bundle": str(bundle)})
-    if not parity.passed:
-        raise ParityError(parity.failure_text())
     console.print(
         f"{parity.summary()} ({parity.precision}, computed in {parity.computed_in}; engines: {parity.engines})"
     )
-    console.print(f"next: pvc-export run {bundle} --video FILE --ask 'What happens?'")
+    console.print(f"next: pvc-export run {shlex.quote(str(bundle))} --video FILE --ask 'What happens?'")
 
 
 @app.command()
@@ -123,6 +131,7 @@ def run(
     reference: Annotated[
         bool, typer.Option("--reference", help="Hold the text against the PyTorch reference.")
     ] = False,
+    model: Reference = None,
     as_json: Json = False,
 ) -> None:
     """Stream a video file through a bundle and ask about it."""
@@ -131,7 +140,13 @@ def run(
     console = Console(quiet=as_json)
     question = ask if ask is not None else DEFAULT_QUESTION
     opened, result = run_video(
-        bundle, video, question=question, num_frames=frames, max_new_tokens=max_new_tokens, console=console
+        bundle,
+        video,
+        question=question,
+        num_frames=frames,
+        max_new_tokens=max_new_tokens,
+        console=console,
+        keep_frames=reference,
     )
     info, source, medians = result.video, opened.manifest.model, result.median_ms()
     console.print(f"{video}: {info.width}x{info.height}, {info.num_frames} frames, {info.fps:.2f} fps")
@@ -144,7 +159,9 @@ def run(
     console.print(f"{'tokens' if source.random_weights else 'answer'}: {_printable(result.answer.text)}")
     comparison = None
     if reference:
-        comparison = compare_with_reference(opened, result, question=question, max_new_tokens=max_new_tokens)
+        comparison = compare_with_reference(
+            opened, result, question=question, max_new_tokens=max_new_tokens, model_name=model
+        )
         verdict = "equal" if comparison["equal"] else f"a near tie at token {comparison['near_tie_at']}, else equal"
         console.print(f"reference: {verdict} ({comparison['num_tokens']} greedy tokens)")
     if as_json:
@@ -203,7 +220,7 @@ def _export(
     from .models import load_model
 
     console = Console(quiet=as_json)
-    out = output or Path("build") / Path(model).name
+    out = output or Path("build") / Path(model).resolve().name
     console.print(
         f"{model} -> {out}   {precision}, target {target.name}, window {window}, context {context}, streams {streams}"
     )
@@ -226,11 +243,20 @@ def _export(
             }
         )
     console.print(f"published {out}")
-    console.print(f"next: pvc-export run {out} --video FILE --ask 'What happens?'")
+    console.print(f"next: pvc-export run {shlex.quote(str(out))} --video FILE --ask 'What happens?'")
 
 
 def _print_json(data: dict[str, Any]) -> None:
-    print(json.dumps(data, ensure_ascii=False))
+    print(json.dumps(_finite(data), ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: both become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _printable(text: str) -> str:
@@ -240,14 +266,28 @@ def _printable(text: str) -> str:
 
 def main() -> None:
     """Entry point: errors meant for users become one message and an exit code, never a traceback."""
+    interrupt.install()
     try:
         app()
     except PVCError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
+        if interrupt.exit_code() is None:
+            raise SystemExit(_fail(error)) from None
+    except BaseException:
+        # After a signal, whatever surfaces is its echo: libraries turn a KeyboardInterrupt into errors of their own.
+        if interrupt.exit_code() is None:
+            raise
+    if (code := interrupt.exit_code()) is not None:
         print("interrupted; nothing was published", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(code) from None
+
+
+def _fail(error: PVCError) -> int:
+    """Say what went wrong: a message on standard error, and with --json an object on standard output."""
+    kind = type(error).__name__
+    print(f"{kind}: {error}", file=sys.stderr)
+    if "--json" in sys.argv[1:]:
+        _print_json({"error": kind, "message": str(error), "exit_code": error.exit_code})
+    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from . import interrupt
+
 Report = Callable[[float], None]
 """Called with the fraction done, 0 to 1."""
 
@@ -43,12 +45,18 @@ class Console:
         stage = Stage(name=name, seconds=0.0)
         started = time.perf_counter()
         if self.quiet or not self.rich.is_terminal:
-            yield stage, lambda _: None
+            yield stage, lambda _: interrupt.check()
         else:
             columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
             with Progress(*columns, console=self.rich, transient=True) as progress:
                 task = progress.add_task(name, total=1.0)
-                yield stage, lambda fraction: progress.update(task, completed=fraction)
+
+                def report(fraction: float) -> None:
+                    interrupt.check()
+                    progress.update(task, completed=fraction)
+
+                yield stage, report
+        interrupt.check()
         stage.seconds = time.perf_counter() - started
         self.stages.append(stage)
         self.print(f"  {name:<28}{stage.seconds:>8.1f} s   {stage.note}".rstrip())

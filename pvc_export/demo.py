@@ -7,6 +7,8 @@ Exports `tiny` in float16, builds TensorRT-RTX engines ahead of time, checks par
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from engines.errors import PVCError
 from engines.manifest import Manifest
 from engines.spec import StreamLimits
 from engines.target import load_target
-from engines.video import write_video
+from engines.video import probe_video, write_video
 
 from .console import Console, size_text
 from .export import ExportRequest, export
@@ -30,6 +32,7 @@ def demo(*, file: Path | None, seed: int, console: Console) -> None:
     """Run every stage and print what it made. Raises PVCError."""
     console.print("1. model and video")
     video = file or _render(Path("build/demo.mp4"), seed, console)
+    probe_video(video)  # a file that cannot be read must be known before the export
     with console.stage("load the model") as (stage, _):
         loaded = load_model("tiny")
         stage.note = f"tiny: random weights (seed {loaded.source.seed}), every part of PVC present"
@@ -38,7 +41,13 @@ def demo(*, file: Path | None, seed: int, console: Console) -> None:
     parity = export(loaded, request, console=console)
     console.print("3. stream")
     bundle, result = run_video(
-        OUT, video, question=DEFAULT_QUESTION, num_frames=NUM_FRAMES, max_new_tokens=MAX_NEW_TOKENS, console=console
+        OUT,
+        video,
+        question=DEFAULT_QUESTION,
+        num_frames=NUM_FRAMES,
+        max_new_tokens=MAX_NEW_TOKENS,
+        console=console,
+        keep_frames=True,
     )
     with console.stage("reference, whole clip") as (stage, _):
         comparison = compare_with_reference(bundle, result, question=DEFAULT_QUESTION, max_new_tokens=MAX_NEW_TOKENS)
@@ -80,13 +89,16 @@ def _summary(
     console.print("         The weights are random, so the text means nothing and is not shown as an answer.")
     console.print("next     pvc-export is in .venv/bin; a checkpoint folder goes where 'tiny' stands:")
     console.print("         .venv/bin/pvc-export trt -m tiny --fp16 -o build/tiny")
-    console.print(f"         .venv/bin/pvc-export run {OUT} --video {video} --ask 'What moves?' --reference")
+    console.print(
+        f"         .venv/bin/pvc-export run {OUT} --video {shlex.quote(str(video))} --ask 'What moves?' --reference"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pvc_export.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--file", type=Path, help="a video of yours; default: a clip rendered from --seed")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the rendered clip")
+    file, seed = os.environ.get("FILE") or None, os.environ.get("SEED") or 0  # as make hands them over
+    parser.add_argument("--file", type=Path, default=file, help="a video; default: a clip rendered from --seed")
+    parser.add_argument("--seed", type=int, default=seed, help="seed of the rendered clip")
     args = parser.parse_args()
     try:
         demo(file=args.file, seed=args.seed, console=Console())

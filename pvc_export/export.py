@@ -25,11 +25,12 @@ from engines.builder import build_engine, load_runtime
 from engines.bundle import TOKENIZER_NAME, graph_path
 from engines.errors import BackendUnavailable, BundleError, ModelError, ParityError
 from engines.layers import check_layers, count_attention
-from engines.manifest import FORMAT_VERSION, MANIFEST_NAME, EngineEntry, Manifest, hash_folder
+from engines.manifest import FORMAT_VERSION, EngineEntry, Manifest, hash_folder, list_files
 from engines.spec import GraphSpec, Precision, StreamLimits, graph_specs
 from engines.target import Target
 from pvc_ref import PVC
 
+from . import interrupt
 from .check import check_bundle
 from .console import Console, size_text
 from .graphs import graph_module, graph_parameters, model_shape
@@ -69,6 +70,7 @@ def export(
             stage.note = parity.summary()
         if not parity.passed and not publish_failures:
             raise ParityError(parity.failure_text())
+        interrupt.check()
         (folder / PARITY_NAME).write_text(json.dumps(parity.to_json(), indent=1) + "\n", encoding="utf-8")
         _with(manifest, folder, parity=parity.receipt()).save(folder)
     return parity
@@ -91,15 +93,26 @@ def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> Non
         )
     if request.target.builder is not None:
         load_runtime(request.target)  # a missing package must be known before minutes of export
-    if request.out.exists() and not _is_replaceable(request.out):
+    if request.out.exists():
+        _refuse_to_replace_what_is_no_bundle(request.out)
+
+
+def _refuse_to_replace_what_is_no_bundle(out: Path) -> None:
+    """An old bundle, and nothing else, may be replaced: not a folder that happens to hold a manifest.json."""
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    try:
+        strangers = sorted(list_files(out) - set(Manifest.load(out).files))
+    except BundleError as error:
         raise BundleError(
-            f"{request.out} exists and is not a bundle, so it is not replaced. Choose another folder with -o, or "
+            f"{out} exists and is not a bundle, so it is not replaced ({error}). Choose another folder with -o, or "
             "remove it"
+        ) from error
+    if strangers:
+        raise BundleError(
+            f"{out} is a bundle with other files in it, so it is not replaced: {', '.join(strangers[:4])}. "
+            "Move them, or choose another folder with -o"
         )
-
-
-def _is_replaceable(path: Path) -> bool:
-    return path.is_dir() and ((path / MANIFEST_NAME).is_file() or not any(path.iterdir()))
 
 
 def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, console: Console) -> Manifest:
@@ -221,5 +234,10 @@ def publish(folder: Path, out: Path) -> None:
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
     out.rename(aside / "bundle")
-    folder.rename(out)
-    shutil.rmtree(aside)
+    try:
+        folder.rename(out)
+    except BaseException:
+        (aside / "bundle").rename(out)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -90,7 +90,15 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def loaded_model(model: PVC, tokenizer: Tokenizer, *, name: str, seed: int | None) -> LoadedModel:
-    """A model with its tokenizer and source; `seed` is None for trained weights."""
+    """A model with its tokenizer and source; `seed` is None for trained weights.
+
+    Raises ModelError if the tokenizer is not the model's: too many tokens, or no special tokens of the template.
+    """
+    if tokenizer.get_vocab_size() > model.config.llm.vocab_size:
+        raise ModelError(
+            f"the tokenizer of '{name}' has {tokenizer.get_vocab_size()} tokens, but the model's vocabulary has "
+            f"{model.config.llm.vocab_size}; it belongs to another model. Fetch the one released with the checkpoint"
+        )
     source = ModelSource(
         name=name,
         random_weights=seed is not None,
@@ -98,7 +106,10 @@ def loaded_model(model: PVC, tokenizer: Tokenizer, *, name: str, seed: int | Non
         weights_sha256=fingerprint(model),
         config=asdict(model.config),
     )
-    return LoadedModel(model=model, tokenizer=tokenizer, source=source)
+    loaded = LoadedModel(model=model, tokenizer=tokenizer, source=source)
+    for token in (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, "<|im_start|>", STOP_TOKEN):
+        loaded.token_id(token)
+    return loaded
 
 
 def fingerprint(model: PVC) -> str:

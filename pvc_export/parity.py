@@ -19,7 +19,7 @@ THRESHOLDS = Path(__file__).with_name("thresholds.json")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """One tensor of one run against its reference.
+    """One tensor of one run against its reference. `where` says which run: 'frame 3', 'pass 7'.
 
     rel_l2       |a - b| / |b| over the whole tensor
     worst_token  the largest |a_i - b_i| of any token's vector, over the root mean square of |b_i|
@@ -27,7 +27,7 @@ class Difference:
 
     graph: str
     tensor: str
-    index: int
+    where: str
     max_abs: float
     rel_l2: float
     worst_token: float
@@ -53,7 +53,7 @@ class Row:
     def share(self) -> float:
         """How much of its limit the worst difference uses; above 1 fails."""
         worst = self.worst
-        if not worst.finite:
+        if not worst.finite:  # on either side: a reference that is NaN proves nothing
             return float("inf")
         return max(worst.rel_l2 / self.rel_l2_limit, worst.worst_token / self.worst_token_limit)
 
@@ -71,11 +71,12 @@ class ParityReport:
     wrong_weights: dict[str, list[str]]
     num_tokens: int
     num_equal_tokens: int
+    wrong_tokens: tuple[str, ...]
     engines: str
 
     @property
     def passed(self) -> bool:
-        return not self.missing and not self.wrong_weights and all(row.passed for row in self.rows)
+        return not (self.missing or self.wrong_weights or self.wrong_tokens) and all(row.passed for row in self.rows)
 
     @property
     def first_failed_graph(self) -> str | None:
@@ -95,20 +96,22 @@ class ParityReport:
         lines = [f"the bundle differs from the reference ({self.precision}, computed in {self.computed_in}):"]
         failed = sorted((row for row in self.rows if not row.passed), key=Row.share, reverse=True)
         lines += [
-            f"  {row.graph}: {row.tensor} at {row.worst.index}: relative L2 {row.worst.rel_l2:.1e} (limit "
+            f"  {row.graph}: {row.tensor} at {row.worst.where}: relative L2 {row.worst.rel_l2:.1e} (limit "
             f"{row.rel_l2_limit:.1e}), worst token {row.worst.worst_token:.1e} (limit {row.worst_token_limit:.1e})"
             + ("" if row.worst.finite else ", NaN or infinity")
             for row in failed[:6]
         ]
+        lines += [f"  {wrong}" for wrong in self.wrong_tokens[:4]]
         lines += [f"  never seen, so never compared: {', '.join(self.missing)}"] if self.missing else []
         lines += [
             f"  {graph}: not the reference's weights: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
             for graph, names in self.wrong_weights.items()
         ]
-        lines.append(
-            f"The first graph on the way that is not as it should be is '{self.first_failed_graph}'. Likely a wrong "
-            "weight, mask or slot, or a dtype too narrow there. Compare in float32: pvc-export onnx --fp32"
-        )
+        if self.first_failed_graph:
+            lines.append(
+                f"The first graph on the way that is not as it should be is '{self.first_failed_graph}'. Likely a "
+                "wrong weight, mask or slot, or a dtype too narrow there. Compare in float32: pvc-export onnx --fp32"
+            )
         return "\n".join(lines)
 
     def receipt(self) -> dict[str, Any]:
@@ -132,11 +135,12 @@ class ParityReport:
             **self.receipt(),
             "wrong_weights": self.wrong_weights,
             "missing": self.missing,
+            "wrong_tokens": self.wrong_tokens,
             "rows": [{**asdict(row), "passed": row.passed} for row in self.rows],
         }
 
 
-def compare_arrays(got: Array, want: Array, *, graph: str, tensor: str, index: int) -> Difference:
+def compare_arrays(got: Array, want: Array, *, graph: str, tensor: str, where: str) -> Difference:
     """The difference of two arrays of one shape; a token's vector is the last axis."""
     error = got.astype(np.float64) - want
     errors, sizes = np.linalg.norm(error, axis=-1), np.linalg.norm(want, axis=-1)
@@ -144,12 +148,21 @@ def compare_arrays(got: Array, want: Array, *, graph: str, tensor: str, index: i
     return Difference(
         graph=graph,
         tensor=tensor,
-        index=index,
+        where=where,
         max_abs=float(np.abs(error).max()),
         rel_l2=float(np.linalg.norm(error) / max(np.linalg.norm(want), np.finfo(np.float64).tiny)),
         worst_token=float(errors.max()) / scale,
-        finite=bool(np.isfinite(got).all()),
+        finite=bool(np.isfinite(got).all() and np.isfinite(want).all()),
     )
+
+
+def near_tie(logits: Array, precision: Precision) -> float:
+    """The reference's margin, in logits, below which another token is rounding and no fault.
+
+    Both tokens may be off by the committed limit of the logits, which is relative to their root mean square.
+    """
+    limit = load_thresholds()[precision]["head/logits"]["rel_l2"]
+    return 2 * limit * float(np.sqrt(np.mean(np.square(logits, dtype=np.float64))))
 
 
 def worst_rows(found: Iterable[Difference], precision: Precision) -> tuple[Row, ...]:

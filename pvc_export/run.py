@@ -13,7 +13,7 @@ from typing import Any
 
 from engines import Answer, PVCStream, open_bundle
 from engines.bundle import Bundle
-from engines.errors import ParityError
+from engines.errors import ParityError, StreamFull
 from engines.preprocess import segment_indices
 from engines.stream import PushTiming
 from engines.video import VideoInfo, probe_video, read_video
@@ -22,9 +22,6 @@ from .console import Console
 from .frames import Frame
 
 DEFAULT_QUESTION = "What happens in this video?"
-NEAR_TIE = {"fp32": 1e-4, "fp16": 5e-3}
-"""A reference margin, in logits, below which another token is rounding and no fault: 4 times the worst logit error
-that docs/numerics.md reports for the precision."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,11 +42,19 @@ class RunResult:
 
 
 def run_video(
-    folder: Path, video: Path, *, question: str, num_frames: int, max_new_tokens: int, console: Console
+    folder: Path,
+    video: Path,
+    *,
+    question: str,
+    num_frames: int,
+    max_new_tokens: int,
+    console: Console,
+    keep_frames: bool = False,
 ) -> tuple[Bundle, RunResult]:
     """Sample `num_frames` frames evenly from a file (all of them if it is 0), push each, then ask.
 
-    Raises MediaError, BundleError, StreamFull.
+    keep_frames holds every pushed frame in the result, for compare_with_reference.
+    Raises MediaError, BundleError, and StreamFull before the first frame if the context cannot hold them all.
     """
     info = probe_video(video)
     started = time.perf_counter()
@@ -58,12 +63,21 @@ def run_video(
     indices = None if num_frames == 0 else segment_indices(info.num_frames, num_frames)
     count = info.num_frames if indices is None else len(indices)
     stream = PVCStream(bundle, total_frames=count if bundle.manifest.time_mode == "fixed" else None)
-    frames, timings = [], []
+    rows = stream.rows_needed(count, question=question, max_new_tokens=max_new_tokens)
+    if rows > bundle.manifest.limits.context:
+        raise StreamFull(
+            f"{count} frames, the question and {max_new_tokens} tokens of answer need {rows} context rows, but the "
+            f"bundle has {bundle.manifest.limits.context}. Sample fewer with --frames, or export with "
+            f"--context {-(-rows // 256) * 256}"
+        )
+    frames: list[Frame] = []
+    timings: list[PushTiming] = []
     with console.stage(f"stream {count} frames") as (stage, report):
         for frame in read_video(video, indices=indices):
             timings.append(stream.push(frame.bgr))
-            frames.append(frame.bgr)
-            report(len(frames) / count)
+            if keep_frames:
+                frames.append(frame.bgr)
+            report(len(timings) / count)
         result_rows = stream.context_rows
         stage.note = f"{result_rows} of {bundle.manifest.limits.context} context rows"
     with console.stage("ask") as (stage, _):
@@ -94,6 +108,7 @@ def compare_with_reference(
     from pvc_ref.prompt import STOP_TOKEN
 
     from .models import load_reference
+    from .parity import near_tie
 
     manifest = bundle.manifest
     loaded = load_reference(manifest, model_name)
@@ -117,11 +132,11 @@ def compare_with_reference(
         hidden, _ = model.llm(prefix, torch.arange(prefix.shape[1])[None])
         logits = model.llm.logits(hidden[0, -1])
     chosen = got[at] if at < len(got) else stop_id
-    margin = float(logits.max() - logits[chosen])
-    if margin > NEAR_TIE[manifest.precision]:
+    margin, limit = float(logits.max() - logits[chosen]), near_tie(logits.numpy(), manifest.precision)
+    if margin > limit:
         raise ParityError(
             f"token {at} of the answer differs from the reference: the bundle says {tokenizer.decode([chosen])!r}, the "
             f"reference prefers another by {margin:.3g} logits, more than rounding explains "
-            f"({NEAR_TIE[manifest.precision]:.0e}). Find the graph: pvc-export check {bundle.folder}"
+            f"({limit:.1e}). Find the graph: pvc-export check {bundle.folder}"
         )
     return {**comparison, "near_tie_at": at, "near_tie_margin": margin}

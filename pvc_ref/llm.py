@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import LLMConfig
-from .layers import RMSNorm, attention, upcast, visible_to_bias
+from .layers import RMSNorm, attention, upcast, visible_to_bias, wave_frequencies
 
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of one layer, each (B, rows, K, D)."""
@@ -26,8 +26,8 @@ KeyValue = tuple[Tensor, Tensor]
 def rope_angles(position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines (B, L, 1, D) of position * theta^(-2i/D), computed in at least float32, returned in `dtype`."""
     wide = torch.promote_types(dtype, torch.float32)
-    exponents = torch.arange(0, head_dim, 2, dtype=wide, device=position_ids.device) / head_dim
-    angles = position_ids.to(wide)[..., None] * theta**-exponents
+    positions = position_ids.to(wide)[..., None]
+    angles = positions * wave_frequencies(head_dim // 2, theta, positions)
     angles = torch.cat([angles, angles], dim=-1)[:, :, None]
     return torch.cos(angles).to(dtype), torch.sin(angles).to(dtype)
 

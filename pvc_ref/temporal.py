@@ -13,7 +13,6 @@ Dimension key:  B streams   T frames   P past frames   N positions   C width   H
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VisionConfig
-from .layers import LayerNorm, attention
+from .layers import LayerNorm, attention, wave_frequencies
 from .vision import SpatialLayer
 
 KeyValue = tuple[Tensor, Tensor]
@@ -33,9 +32,7 @@ SINUSOID_PERIOD = 10_000.0
 
 def sinusoid(times: Tensor, size: int) -> Tensor:
     """Times (...) -> (..., size): cosines, then sines, of time * 10000^(-i / (size/2)). In times' dtype."""
-    half = size // 2
-    exponents = torch.arange(half, dtype=times.dtype, device=times.device) / half
-    angles = times[..., None] * torch.exp(-math.log(SINUSOID_PERIOD) * exponents)
+    angles = times[..., None] * wave_frequencies(size // 2, SINUSOID_PERIOD, times)
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
 
 

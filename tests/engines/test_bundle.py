@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engines import open_bundle
 from engines.errors import BackendUnavailable, BundleError
-from engines.manifest import MANIFEST_NAME, Manifest
+from engines.manifest import MANIFEST_NAME, Manifest, hash_folder
 
 Copy = Callable[[Path], Path]
 
@@ -88,10 +91,10 @@ def test_a_folder_that_is_no_bundle_is_refused_with_the_command_that_makes_one(t
 
 def test_a_graph_of_another_signature_is_refused(bundle_fp32: Path, copy_bundle: Copy) -> None:
     bundle = copy_bundle(bundle_fp32)
-    graphs = json.loads((bundle / MANIFEST_NAME).read_text("utf-8"))["graphs"]
-    graphs["head"]["outputs"][0]["name"] = "scores"
-    edit_manifest(bundle, graphs=graphs)
-    with pytest.raises(BundleError, match=r"head.onnx has the tensors .*'logits'.*GraphSpec says .*'scores'"):
+    shutil.copy(bundle / "graphs/compressor.onnx", bundle / "graphs/head.onnx")
+    manifest = Manifest.load(bundle)
+    replace(manifest, files=hash_folder(bundle)).save(bundle)
+    with pytest.raises(BundleError, match=r"head\.onnx has the tensors .*'features'.*GraphSpec says .*'logits'"):
         open_bundle(bundle)
 
 
@@ -99,3 +102,65 @@ def test_without_onnxruntime_the_error_says_what_to_install(bundle_fp32: Path, m
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BackendUnavailable, match=r"needs the package onnxruntime.*pip install"):
         open_bundle(bundle_fp32)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_refused(bundle_fp32: Path, copy_bundle: Copy) -> None:
+    bundle = copy_bundle(bundle_fp32)
+    (bundle / "graphs" / "extra.bin").write_bytes(b"?")
+    with pytest.raises(BundleError, match=r"does not list graphs/extra\.bin"):
+        open_bundle(bundle)
+
+
+def test_a_manifest_without_hashes_is_refused(bundle_fp32: Path, copy_bundle: Copy) -> None:
+    bundle = copy_bundle(bundle_fp32)
+    edit_manifest(bundle, files={})
+    with pytest.raises(BundleError, match="does not list"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("parity", [{}, {"passed": False}, {"passed": "yes"}], ids=str)
+def test_a_bundle_that_never_passed_its_check_is_not_run(bundle_fp32: Path, copy_bundle: Copy, parity: object) -> None:
+    bundle = copy_bundle(bundle_fp32)
+    edit_manifest(bundle, parity=parity)
+    with pytest.raises(BundleError, match="has not passed its parity check"):
+        open_bundle(bundle)
+    assert open_bundle(bundle, unchecked=True).manifest.parity == parity
+
+
+def garble(data: dict[str, Any], path: str, value: object) -> None:
+    *parents, leaf = path.split(".")
+    for key in parents:
+        data = data[key]
+    if value is None:
+        del data[leaf]
+    else:
+        data[leaf] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("precision", "bf16"),
+        ("time_mode", "relative"),
+        ("target", "rxt"),
+        ("graphs.llm", None),
+        ("graphs.llm.dims.past.max", "many"),
+        ("graphs.temporal.states", []),
+        ("limits.window", 5),
+        ("limits.window", "five"),
+        ("shape.vision_width", 63),
+        ("prompt.frame_prefix", "F{nr}"),
+        ("model.seed", "x"),
+        ("parity", None),
+    ],
+    ids=str,
+)
+def test_a_manifest_that_contradicts_itself_is_refused(
+    bundle_fp32: Path, copy_bundle: Copy, path: str, value: object
+) -> None:
+    bundle = copy_bundle(bundle_fp32)
+    data = json.loads((bundle / MANIFEST_NAME).read_text("utf-8"))
+    garble(data, path, value)
+    (bundle / MANIFEST_NAME).write_text(json.dumps(data), "utf-8")
+    with pytest.raises(BundleError, match="lacks or garbles a field"):
+        open_bundle(bundle)

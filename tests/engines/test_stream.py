@@ -13,7 +13,9 @@ import torch
 
 from engines import PVCStream, open_bundle
 from engines.bundle import Bundle
-from engines.errors import FrameError, StreamError, StreamFull
+from engines.errors import FrameError, NonFiniteError, StreamError, StreamFull
+from engines.spec import StreamLimits
+from engines.target import load_target
 from pvc_export.models import LoadedModel
 from pvc_ref.preprocess import resize_frame
 from pvc_ref.prompt import STOP_TOKEN
@@ -221,3 +223,91 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.
     if dtype == "bool":
         return rng.random(shape) < 0.5
     return rng.normal(size=shape).astype(dtype)
+
+
+class PoisonedSession:
+    """A session that returns infinity in one row, on one call: an overflow of float16."""
+
+    def __init__(self, session: Any, poison_at: int) -> None:
+        self._session, self._poison_at, self.num_calls = session, poison_at, 0
+        self.spec, self.computes_in = session.spec, session.computes_in
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.num_calls += 1
+        outputs: dict[str, np.ndarray] = self._session.run(inputs)
+        if self.num_calls == self._poison_at:
+            name = self.spec.outputs[-1].name
+            outputs = outputs | {name: np.where(np.arange(outputs[name].size).reshape(outputs[name].shape) == 1, np.inf,
+                                                outputs[name]).astype(outputs[name].dtype)}  # fmt: skip
+        return outputs
+
+
+@pytest.mark.parametrize("graph", ["trunk", "temporal", "compressor", "llm"])
+def test_an_overflow_costs_one_frame_and_not_the_stream(bundle: Bundle, frames: Frames, graph: str) -> None:
+    poisoned = PoisonedSession(bundle.sessions[graph], poison_at=3)
+    stream = PVCStream(replace(bundle, sessions={**bundle.sessions, graph: poisoned}))
+    healthy = PVCStream(bundle)
+    for frame in frames[:2]:
+        stream.push(frame)
+        healthy.push(frame)
+    with pytest.raises(NonFiniteError, match=f"graph '{graph}' returned NaN or infinity"):
+        stream.push(frames[2])
+    for frame in frames[2:5]:
+        stream.push(frame)
+        healthy.push(frame)
+    assert stream.ask(QUESTION, max_new_tokens=8).token_ids == healthy.ask(QUESTION, max_new_tokens=8).token_ids
+
+
+def test_what_a_stream_forgets_is_cleared(bundle: Bundle, frames: Frames) -> None:
+    """A masked infinity would still be NaN after the softmax, so forgotten rows must not stay."""
+    stream = PVCStream(bundle)
+    stream.push(frames[0])
+    used = stream.context_rows
+    stream.ask("x" * 40, max_new_tokens=4)
+    caches = [cache for name, cache in stream.language.cache.feeds(1).items() if name.startswith("past.")]
+    assert all(np.any(cache[:, :used]) and not np.any(cache[:, used:]) for cache in caches)
+    stream.reset()
+    assert not any(np.any(cache) for name, cache in stream.language.cache.feeds(1).items() if name.startswith("past."))
+
+
+@pytest.mark.parametrize("token", ["<IMG_CONTEXT>", "<|im_end|>", "<img>"])
+def test_a_question_with_a_special_token_is_refused(bundle: Bundle, token: str) -> None:
+    stream = PVCStream(bundle)
+    with pytest.raises(StreamError, match="a special token of the conversation"):
+        stream.ask(f"Why {token}?")
+    assert stream.context_rows == 0
+
+
+@pytest.mark.parametrize("num_frames", [0, 1, 12])
+def test_the_rows_a_stream_needs_are_known_before_it_starts(bundle: Bundle, frames: Frames, num_frames: int) -> None:
+    stream = PVCStream(bundle)
+    needed = stream.rows_needed(num_frames, question=QUESTION, max_new_tokens=6)
+    for frame in frames[:num_frames]:
+        stream.push(frame)
+    used = []
+    truncate = stream.language.cache.truncate
+    stream.language.cache.truncate = lambda length: (used.append(stream.context_rows), truncate(length))  # type: ignore[method-assign,assignment,func-returns-value]
+    answer = stream.ask(QUESTION, max_new_tokens=6)
+    assert used[0] == needed - (6 - len(answer.token_ids))
+
+
+def test_a_clip_of_fixed_length_ends_with_it(tmp_path: Path, frames: Frames) -> None:
+    from pvc_export.export import ExportRequest, export
+    from pvc_export.models import loaded_model
+    from pvc_ref import PVC, PVCConfig
+    from pvc_ref.prompt import byte_tokenizer
+
+    config = replace(PVCConfig.preset("tiny"), time_mode="fixed")
+    loaded = loaded_model(PVC.random(config, seed=0), byte_tokenizer(), name="fixed", seed=0)
+    limits = StreamLimits(window=3, context=512)
+    export(loaded, ExportRequest(out=tmp_path / "b", target=load_target("cpu"), precision="fp32", limits=limits))
+    fixed = open_bundle(tmp_path / "b")
+    with pytest.raises(StreamError, match="must be given"):
+        PVCStream(fixed)
+    with pytest.raises(StreamError, match="total_frames is 0, expected at least 1"):
+        PVCStream(fixed, total_frames=0)
+    stream = PVCStream(fixed, total_frames=2)
+    for frame in frames[:2]:
+        stream.push(frame)
+    with pytest.raises(StreamError, match="all 2 frames of this stream were pushed"):
+        stream.push(frames[2])

@@ -56,3 +56,38 @@ def roll_slot_mask(model: onnx.ModelProto) -> None:
                 node.input[index] = "rolled_slot_mask"
     roll = onnx.helper.make_node("Gather", ["slot_mask", "rolled_order"], ["rolled_slot_mask"], axis=1)
     model.graph.node.insert(0, roll)
+
+
+def stop_the_clock(model: onnx.ModelProto) -> None:
+    """Time stands still after frame 20."""
+    model.graph.initializer.append(numpy_helper.from_array(np.array(20.0, np.float32), "last_time"))
+    _replace_input(model, "frame_time", [onnx.helper.make_node("Min", ["frame_time", "last_time"], ["changed_input"])])
+
+
+def round_the_clock(model: onnx.ModelProto) -> None:
+    """The frame time passes through float16, as without its island: it has no integers beyond 2048."""
+    cast = onnx.helper.make_node("Cast", ["frame_time"], ["half_time"], to=onnx.TensorProto.FLOAT16)
+    back = onnx.helper.make_node("Cast", ["half_time"], ["changed_input"], to=onnx.TensorProto.FLOAT)
+    _replace_input(model, "frame_time", [cast, back])
+
+
+def first_stream_for_all(model: onnx.ModelProto) -> None:
+    """Every stream of a batch gets the embeddings of stream 0."""
+    for name, value in (("zero", [0]), ("one", [1])):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+    nodes = [
+        onnx.helper.make_node("Shape", ["inputs_embeds"], ["embeds_shape"]),
+        onnx.helper.make_node("Slice", ["inputs_embeds", "zero", "one", "zero"], ["first_stream"]),
+        onnx.helper.make_node("Expand", ["first_stream", "embeds_shape"], ["changed_input"]),
+    ]
+    _replace_input(model, "inputs_embeds", nodes)
+
+
+def _replace_input(model: onnx.ModelProto, name: str, nodes: list[onnx.NodeProto]) -> None:
+    """Let every node read `changed_input`, which `nodes` make, where it read `name`."""
+    for node in model.graph.node:
+        for index, read in enumerate(node.input):
+            if read == name:
+                node.input[index] = "changed_input"
+    for node in reversed(nodes):
+        model.graph.node.insert(0, node)

@@ -10,13 +10,22 @@ import pytest
 
 import engines.stream
 from engines.cache import LinearCache, RingCache, place
-from engines.errors import ModelError
+from engines.errors import ModelError, ParityError
+from engines.language import LanguageModel
 from engines.manifest import Manifest
 from pvc_export.check import check_bundle
 from pvc_export.models import LoadedModel, load_model
-from pvc_export.parity import compare_arrays, load_thresholds
+from pvc_export.parity import compare_arrays, load_thresholds, worst_rows
 
-from .tamper import edit_graph, perturb_one_weight, roll_slot_mask, swap_inputs
+from .tamper import (
+    edit_graph,
+    first_stream_for_all,
+    perturb_one_weight,
+    roll_slot_mask,
+    round_the_clock,
+    stop_the_clock,
+    swap_inputs,
+)
 
 Copy = Callable[[Path], Path]
 BUNDLES = ("bundle_fp32", "bundle_fp16")
@@ -33,7 +42,8 @@ def test_a_faithful_bundle_passes_with_every_output_and_every_row_compared(
     assert {(row.graph, row.tensor) for row in report.rows} == {
         (spec.name, tensor.name) for spec in manifest.graphs.values() for tensor in spec.outputs
     }
-    frames = 2 * manifest.limits.window + 2  # the ring wraps twice
+    frames = 2 * manifest.limits.window + 2 + 2  # the ring wraps twice, then the clock jumps twice
+    frames += 2 if manifest.limits.streams == 2 else 0  # each row of a batch of two
     assert all(row.num_compared == frames for row in report.rows if row.graph in ("trunk", "temporal", "compressor"))
     assert all(row.num_compared > frames for row in report.rows if row.graph == "llm")
     assert report.num_equal_tokens == report.num_tokens == 16
@@ -143,7 +153,14 @@ def unmasked_tail(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def least_likely_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits are right and recorded, and the runtime takes the worst of them."""
+    logits = LanguageModel.logits
+    monkeypatch.setattr(LanguageModel, "logits", lambda self, hidden: -logits(self, hidden))
+
+
 DEFECTS = (
+    least_likely_token,
     off_by_one_mask,
     full_mask,
     rows_one_slot_off,
@@ -174,14 +191,46 @@ def test_a_graph_that_returns_nan_fails(bundle_fp32: Path, tiny: LoadedModel, mo
         push(self, {name: row if self.num_frames else np.full_like(row, np.nan) for name, row in rows.items()})
 
     monkeypatch.setattr(RingCache, "push", poisoned)
-    report = check_bundle(bundle_fp32, tiny)
-    assert not report.passed and "NaN or infinity" in report.failure_text()
+    with pytest.raises(ParityError, match="graph 'temporal' returned NaN or infinity in 'features'"):
+        check_bundle(bundle_fp32, tiny)
+
+
+def test_a_reference_that_is_nan_proves_nothing() -> None:
+    limits = load_thresholds()["fp32"]["head/logits"]
+    good, bad = np.ones((1, 4)), np.full((1, 4), np.nan)
+    found = [compare_arrays(good, want, graph="head", tensor="logits", where=f"token {i}")
+             for i, want in enumerate((good, bad, good))]  # fmt: skip
+    (row,) = worst_rows(found, "fp32")
+    assert not row.passed and row.worst.where == "token 1" and row.num_compared == 3
+    assert row.rel_l2_limit == limits["rel_l2"]
+
+
+@pytest.mark.parametrize("narrow", [stop_the_clock, round_the_clock], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("graph", ["temporal", "compressor"])
+def test_a_clock_that_fails_after_minutes_is_seen(
+    graph: str, narrow: Callable[..., None], bundle_fp32: Path, tiny: LoadedModel, copy_bundle: Copy
+) -> None:
+    bundle = copy_bundle(bundle_fp32)
+    edit_graph(bundle, graph, narrow)
+    report = check_bundle(bundle, tiny)
+    assert not report.passed and report.first_failed_graph == graph
+
+
+def test_a_stream_that_sees_another_stream_s_rows_is_seen(
+    bundle_fp32: Path, tiny: LoadedModel, copy_bundle: Copy
+) -> None:
+    bundle = copy_bundle(bundle_fp32)
+    edit_graph(bundle, "llm", first_stream_for_all)
+    report = check_bundle(bundle, tiny)
+    assert not report.passed and "stream 1 of 2" in report.failure_text()
 
 
 def test_an_output_that_was_never_compared_fails(
     bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pvc_export.check.Comparison.language", lambda *_: 16)
+    monkeypatch.setattr("pvc_export.check.Comparison.language", lambda *_: None)
+    monkeypatch.setattr("pvc_export.check.probe_batch", lambda *_: [])
+    monkeypatch.setattr("pvc_export.check.probe_context", lambda *_: [])
     report = check_bundle(bundle_fp32, tiny)
     assert not report.passed
     assert set(report.missing) >= {"embed/inputs_embeds", "head/logits", "llm/hidden", "llm/new.0.key"}
@@ -200,17 +249,17 @@ def test_a_context_too_short_for_the_clip_still_checks_every_frame(tiny: LoadedM
     limits = StreamLimits(window=3, context=128, bucket=64)  # holds 4 frames and the question; the clip has 8
     request = ExportRequest(out=tmp_path / "short", target=load_target("cpu"), precision="fp32", limits=limits)
     report = export(tiny, request)
-    assert all(row.num_compared == 8 for row in report.rows if row.graph in ("trunk", "temporal", "compressor"))
+    assert all(row.num_compared == 8 + 2 for row in report.rows if row.graph in ("trunk", "temporal", "compressor"))
 
 
 def test_the_metrics_are_those_of_a_worked_example() -> None:
     want = np.array([[[3.0, 4.0], [0.0, 5.0]]])
     got = np.array([[[3.0, 4.5], [0.0, 5.0]]])
-    difference = compare_arrays(got, want, graph="g", tensor="t", index=0)
+    difference = compare_arrays(got, want, graph="g", tensor="t", where="x")
     assert difference.max_abs == pytest.approx(0.5)
     assert difference.rel_l2 == pytest.approx(0.5 / np.sqrt(50))
     assert difference.worst_token == pytest.approx(0.5 / 5)
-    assert not compare_arrays(got * np.nan, want, graph="g", tensor="t", index=0).finite
+    assert not compare_arrays(got * np.nan, want, graph="g", tensor="t", where="x").finite
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

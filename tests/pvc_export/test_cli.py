@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -177,3 +178,56 @@ def test_a_missing_runtime_exits_4_before_any_work(tmp_path: Path) -> None:
     result = pvc_export("trt", "-o", tmp_path / "b", env={"PYTHONPATH": f"{shadow}{os.pathsep}{ROOT}"})
     assert result.returncode == 4 and "libnvonnxparser" in result.stderr and "pip install -e '.[rtx]'" in result.stderr
     assert "export trunk" not in result.stdout and not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "after"),
+    [(signal.SIGINT, "export trunk"), (signal.SIGINT, "export head"), (signal.SIGTERM, "export head")],
+    ids=["SIGINT in export", "SIGINT in build", "SIGTERM in build"],
+)
+def test_an_interrupt_ends_the_command_and_leaves_nothing(tmp_path: Path, number: signal.Signals, after: str) -> None:
+    """During the export, and during the engine builds, whose native code would drop the interrupt."""
+    command = [sys.executable, "-u", "-m", "pvc_export.cli", "trt", "-o", str(tmp_path / "b")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        while after not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 128 + number
+        assert "interrupted; nothing was published" in process.stderr.read()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_with_json_is_an_object_too(tmp_path: Path) -> None:
+    result = pvc_export("check", tmp_path / "nowhere", "--json")
+    data = json.loads(result.stdout)
+    assert result.returncode == data["exit_code"] == 6 and data["error"] == "BundleError"
+    assert data["message"] in result.stderr
+
+
+def test_json_never_holds_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    from pvc_export.cli import _print_json
+
+    _print_json({"rows": [{"a": float("nan"), "b": [float("inf"), 1.5]}], "n": 3})
+    assert json.loads(capsys.readouterr().out) == {"rows": [{"a": None, "b": [None, 1.5]}], "n": 3}
+
+
+def test_frames_that_will_not_fit_are_refused_before_the_first(bundle_fp16: Path, clip: Path) -> None:
+    result = pvc_export("run", bundle_fp16, "--video", clip, "--frames", 40)
+    assert result.returncode == 6 and "Sample fewer with --frames, or export with --context 768" in result.stderr
+    assert "stream" not in result.stdout
+
+
+def test_a_model_folder_named_dot_gets_the_folder_s_own_name(tmp_path: Path) -> None:
+    from pvc_export.models import load_model
+    from pvc_ref.weights import save_model
+
+    loaded = load_model("tiny")
+    save_model(loaded.model, tmp_path / "mine", tokenizer=loaded.tokenizer)
+    result = pvc_export("onnx", "-m", ".", cwd=tmp_path / "mine")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "mine/build/mine/manifest.json").is_file() and not (
+        tmp_path / "mine/build/manifest.json"
+    ).exists()

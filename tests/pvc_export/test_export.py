@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
 from engines.bundle import open_bundle
 from engines.errors import BackendUnavailable, BundleError, ModelError, ParityError
@@ -31,14 +33,16 @@ def variant(**changes: object) -> LoadedModel:
     return loaded_model(PVC.random(config, seed=0), byte_tokenizer(), name="variant", seed=0)
 
 
-@pytest.mark.parametrize("kind", ["pixel_shuffle", "pool", "conv", "q_former"])
-def test_every_compressor_exports_and_passes(kind: str, tmp_path: Path) -> None:
-    loaded = variant(compressor=CompressorConfig(kind=kind, num_tokens=4))  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [("pixel_shuffle", "internlm2"), ("pool", "llama"), ("conv", "qwen2"), ("q_former", "internlm2")],
+)
+def test_every_compressor_and_decoder_exports_and_passes(kind: str, family: str, tmp_path: Path) -> None:
+    llm = PVCConfig.preset("tiny").llm
+    if family != "qwen2":  # no biases, one shared key/value head, a tied head
+        llm = replace(llm, family=family, qkv_bias=False, num_kv_heads=1, tie_embeddings=True)  # type: ignore[arg-type]
+    loaded = variant(compressor=CompressorConfig(kind=kind, num_tokens=4), llm=llm)  # type: ignore[arg-type]
     assert export(loaded, request_for(tmp_path / kind)).passed
-
-
-def test_a_model_with_fixed_time_exports_and_passes(tmp_path: Path) -> None:
-    assert export(variant(time_mode="fixed"), request_for(tmp_path / "fixed")).passed
 
 
 def test_a_saved_checkpoint_exports_like_the_model_it_came_from(tiny: LoadedModel, tmp_path: Path) -> None:
@@ -102,11 +106,56 @@ def test_a_new_bundle_replaces_the_old_one_whole(tiny: LoadedModel, tmp_path: Pa
     assert [path.name for path in old.iterdir()] == ["manifest.json"] and (old / "manifest.json").read_text() == "new"
 
 
-def test_a_folder_that_is_no_bundle_is_never_replaced(tiny: LoadedModel, tmp_path: Path) -> None:
+def test_a_rename_that_fails_gives_the_old_bundle_its_name_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "bundle", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "manifest.json").write_text(folder.name)
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self == new:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        publish(new, old)
+    assert (old / "manifest.json").read_text() == "bundle"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "new"]
+
+
+@pytest.mark.parametrize(
+    "manifest", [None, '{"name": "my browser extension"}', "not json"], ids=["none", "web", "text"]
+)
+def test_a_folder_that_is_no_bundle_is_never_replaced(tiny: LoadedModel, tmp_path: Path, manifest: str | None) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(BundleError, match="exists and is not a bundle, so it is not replaced"):
         export(tiny, request_for(tmp_path))
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_bundle_with_files_of_yours_in_it_is_not_replaced(
+    tiny: LoadedModel, bundle_fp32: Path, copy_bundle: Callable[[Path], Path]
+) -> None:
+    bundle = copy_bundle(bundle_fp32)
+    (bundle / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match=r"other files in it, so it is not replaced: notes\.txt"):
+        export(tiny, request_for(bundle))
+    assert (bundle / "notes.txt").read_text() == "mine"
+
+
+def test_a_tokenizer_of_another_model_is_refused() -> None:
+    config = PVCConfig.preset("tiny")
+    small = replace(config, llm=replace(config.llm, vocab_size=200))
+    with pytest.raises(ModelError, match="has 264 tokens, but the model's vocabulary has 200"):
+        loaded_model(PVC.random(small, seed=0), byte_tokenizer(), name="small", seed=0)
+    with pytest.raises(ModelError, match=r"has no token '<img>'"):
+        loaded_model(PVC.random(config, seed=0), Tokenizer(models.BPE()), name="bare", seed=0)
 
 
 def test_a_full_disk_publishes_nothing_and_says_so(

@@ -1,0 +1,86 @@
+"""What a short stream does not reach: full batches, and the far end of the context.
+
+Inputs are drawn from a seed. Outputs are held to the same limits as those of a stream.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from engines.bundle import Bundle
+from engines.session import Array
+from engines.spec import GraphSpec
+
+from .models import LoadedModel
+from .parity import Difference, compare_arrays
+
+
+def probe_batch(bundle: Bundle) -> list[Difference]:
+    """Each row of a full batch against the same row run alone, for every graph. Empty for a bundle of one stream."""
+    found: list[Difference] = []
+    num_streams = bundle.manifest.limits.streams
+    if num_streams == 1:
+        return found
+    for name, session in bundle.sessions.items():
+        rng = np.random.default_rng(0)
+        dims = {dim: size.opt for dim, size in session.spec.dims.items()}
+        feeds = draw_inputs(session.spec, dims, bundle, rng)
+        together = session.run(feeds)
+        for row in range(num_streams):
+            alone = session.run({key: value[row : row + 1] for key, value in feeds.items()})
+            for tensor, want in alone.items():
+                got = together[tensor][row : row + 1]
+                where = f"stream {row} of {num_streams}"
+                found.append(compare_arrays(got, want.astype(np.float64), graph=name, tensor=tensor, where=where))
+    return found
+
+
+@torch.no_grad()
+def probe_context(bundle: Bundle, loaded: LoadedModel) -> list[Difference]:
+    """One frame's rows behind a context that is full but for them, at the last positions, against the reference."""
+    session = bundle.sessions["llm"]
+    spec, num_rows = session.spec, session.spec.dims["rows"].opt
+    past = spec.dims["past"].max
+    feeds = draw_inputs(spec, {"batch": 1, "rows": num_rows, "past": past}, bundle, np.random.default_rng(1))
+    feeds["attention_mask"][:] = 1
+    feeds["attention_mask"][:, past - num_rows : past] = 0  # those slots are where the new rows will go
+    feeds["position_ids"] = np.arange(past - num_rows, past, dtype=np.int64)[None]
+    got = session.run(feeds)
+    tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
+    caches = [tensors[state.input].float() for state in spec.states]
+    hidden, new = loaded.model.llm(
+        tensors["inputs_embeds"].float(),
+        tensors["position_ids"],
+        list(zip(caches[0::2], caches[1::2], strict=True)),
+        tensors["attention_mask"],
+    )
+    want = {"hidden": hidden[:, -1:]}
+    want |= {s.output: rows for s, rows in zip(spec.states, (rows for pair in new for rows in pair), strict=True)}
+    where = f"positions {past - num_rows}..{past - 1}"
+    return [
+        compare_arrays(got[name], value.double().numpy(), graph="llm", tensor=name, where=where)
+        for name, value in want.items()
+    ]
+
+
+def draw_inputs(spec: GraphSpec, dims: dict[str, int], bundle: Bundle, rng: np.random.Generator) -> dict[str, Array]:
+    """Plausible inputs of a graph: every dtype in its range, no two streams alike."""
+    feeds: dict[str, Array] = {}
+    for tensor in spec.inputs:
+        shape = tensor.resolve(dims)
+        if tensor.dtype == "uint8":
+            feeds[tensor.name] = rng.integers(0, 256, shape, dtype=np.uint8)
+        elif tensor.dtype == "bool":
+            feeds[tensor.name] = rng.random(shape) < 0.7
+        elif tensor.name == "input_ids":
+            feeds[tensor.name] = rng.integers(0, bundle.manifest.shape.vocab_size, shape)
+        elif tensor.name == "position_ids":
+            feeds[tensor.name] = np.broadcast_to(np.arange(shape[1], dtype=np.int64), shape).copy()
+        elif tensor.dtype == "int64":
+            feeds[tensor.name] = (rng.random(shape) < 0.7).astype(np.int64)
+        elif tensor.name == "frame_time":
+            feeds[tensor.name] = np.arange(1, shape[0] + 1, dtype=np.float32) / 2
+        else:
+            feeds[tensor.name] = rng.normal(size=shape).astype(tensor.dtype)
+    return feeds

@@ -1,0 +1,50 @@
+"""`make demo` and the bench, as far as a test may take them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engines.errors import MediaError
+from engines.manifest import Manifest
+from engines.video import write_video
+from pvc_export.console import Console
+from pvc_export.demo import demo
+from pvc_export.frames import render_clip
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_demo_ends_with_engines_and_the_reference_s_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    video = tmp_path / "a clip of 'mine' $5.mp4"
+    write_video(video, render_clip(9, seed=2), fps=5.0)
+    demo(file=video, seed=0, console=Console())
+    out = capsys.readouterr().out
+    assert len(Manifest.load(tmp_path / "build/demo").engines) == 5
+    assert "bundle and reference say the same greedy tokens (24)" in out
+    assert "engines were built here, not executed" in out and "the text means nothing" in out
+    assert "'\"'\"'mine'\"'\"' $5.mp4'" in out, "the next command must be quoted for a shell"
+
+
+def test_the_demo_refuses_a_missing_file_before_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    console = Console(quiet=True)
+    with pytest.raises(MediaError, match="nowhere.mp4 does not exist"):
+        demo(file=Path("nowhere.mp4"), seed=0, console=console)
+    assert console.stages == []
+
+
+def test_the_bench_prints_ratio_and_state_for_every_length() -> None:
+    command = [sys.executable, "-m", "pvc_ref.bench", "--size", "tiny", "--frames", "2", "5", "--rounds", "2", "--json"]
+    rows = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)["rows"]
+    assert [row["num_frames"] for row in rows] == [2, 5]
+    for row in rows:
+        assert row["max_difference"] < 1e-5 and row["ratio"] > 0
+        assert row["state_bytes"] == row["num_frames"] * 2 * 2 * 65 * 64 * 4  # frames, layers, K and V, N, C, float32
