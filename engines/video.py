@@ -1,4 +1,4 @@
-"""Video files in and out, through PyAV: probe, read by frame index, sample by segments, write.
+"""Video files in and out, through PyAV: probe, read by frame index, write.
 
 Unusual: PyAV is imported inside the functions, so this module can be imported without it; and a file
 that is cut short is refused even if its first frames decode, because sampling a shorter video picks
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import BackendUnavailable, FrameError, MediaError
-from engines.preprocess import check_frame, segment_indices
+from engines.preprocess import check_frame
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class VideoInfo:
 
     width, height  pixels of the frames as read_video yields them, after rotation
     num_frames     counted packets, not the header's number: that is absent in mkv, webm and ts, and counts frames
-                   an edit list hides
+                   an edit list hides. A recording cut before its first key frame is decoded to count what it shows
     fps            average frames per second
     duration_s     as the file states it, else num_frames / fps
     """
@@ -64,11 +64,13 @@ def probe_video(path: str | Path) -> VideoInfo:
     path = Path(path)
     first_frame: Any = None
     num_frames = 0
+    starts_whole: bool | None = None
     with _opened(path) as (container, stream):
         for packet in container.demux(stream):
             # The last packet is an empty one that flushes the decoder; discarded ones are hidden by an edit list.
             if packet.size and not packet.is_discard:
                 num_frames += 1
+                starts_whole = packet.is_keyframe if starts_whole is None else starts_whole
             if first_frame is None:
                 first_frame = next(iter(packet.decode()), None)
         if first_frame is None:
@@ -81,6 +83,8 @@ def probe_video(path: str | Path) -> VideoInfo:
         else:
             duration_s = num_frames / fps
         height, width, _ = _upright_bgr(first_frame).shape
+    if not starts_whole:  # a dashcam's segment: the frames before its first key frame cannot be decoded
+        num_frames = sum(1 for _ in _decode(path, None))
     return VideoInfo(path=path, width=width, height=height, num_frames=num_frames, fps=fps, duration_s=duration_s)
 
 
@@ -103,12 +107,6 @@ def read_video(path: str | Path, *, indices: Sequence[int] | None = None) -> Ite
             "as a video is decoded forwards: sort the indices."
         )
     return _decode(path, wanted)
-
-
-def sample_video(path: str | Path, num_segments: int) -> Iterator[VideoFrame]:
-    """num_segments frames spread over the video, as PVC samples one. Raises what probe_video and read_video raise."""
-    info = probe_video(path)
-    return read_video(path, indices=segment_indices(info.num_frames, num_segments))
 
 
 def write_video(path: str | Path, frames_bgr: Iterable[NDArray[np.uint8]], *, fps: float) -> None:

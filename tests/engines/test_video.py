@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from engines.errors import BackendUnavailable, FrameError, MediaError
-from engines.video import VideoInfo, _average_fps, probe_video, read_video, sample_video, write_video
+from engines.preprocess import segment_indices
+from engines.video import VideoInfo, _average_fps, probe_video, read_video, write_video
 
 av = pytest.importorskip("av")
 
@@ -147,7 +148,7 @@ def test_a_repeated_frame_does_not_share_memory(video):
     ],
 )
 def test_sampling_takes_the_middle_of_each_segment(video, num_segments, expected):
-    frames = list(sample_video(video, num_segments))
+    frames = list(read_video(video, indices=segment_indices(probe_video(video).num_frames, num_segments)))
     assert [frame.frame_index for frame in frames] == expected
     assert [shown_index(frame.bgr) for frame in frames] == expected
 
@@ -242,7 +243,7 @@ def damage_unknown_codec(path: Path) -> None:
 )
 @pytest.mark.parametrize(
     "use",
-    [probe_video, lambda path: list(read_video(path)), lambda path: list(sample_video(path, 4))],
+    [probe_video, lambda path: list(read_video(path)), lambda path: list(read_video(path, indices=[0, 1]))],
     ids=["probe", "read", "sample"],
 )
 def test_a_file_that_is_no_whole_video_is_explained(video, damage, happened, next_command, use):
@@ -352,3 +353,20 @@ def test_the_target_name_does_not_exist_until_the_video_is_complete(tmp_path):
 
     write_video(path, source(), fps=25)
     assert seen == [False] * NUM_FRAMES and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_recording_cut_before_its_key_frame_is_counted_by_what_it_shows(tmp_path):
+    """A dashcam's segment: its first packets refer to a key frame that is in the segment before."""
+    whole = tmp_path / "whole.ts"
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for _ in range(600)]  # more than one group of pictures
+    write_video(whole, frames, fps=25.0)
+    cut = tmp_path / "cut.ts"
+    data = whole.read_bytes()
+    start = len(data) // 5 // 188 * 188  # transport streams are packets of 188 bytes
+    cut.write_bytes(data[:564] + data[start:])
+    info = probe_video(cut)
+    shown = list(read_video(cut))
+    assert info.num_frames == len(shown) < 600 * 4 // 5
+    indices = segment_indices(info.num_frames, 6)
+    assert [frame.frame_index for frame in read_video(cut, indices=indices)] == indices
