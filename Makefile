@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# Through the environment, so that a file's name may hold spaces, quotes and dollars.
+# Through the environment, so that a file's name may hold spaces and quotes.
 export FILE SEED
 
 .PHONY: demo test check bench clean

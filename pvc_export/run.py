@@ -5,7 +5,6 @@ The streaming half needs no torch and no model code: only `compare_with_referenc
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -33,7 +32,6 @@ class RunResult:
     timings: tuple[PushTiming, ...]
     answer: Answer
     context_rows: int
-    open_s: float
 
     def median_ms(self) -> dict[str, float]:
         """Median milliseconds a frame of each stage, the first frame left out: it warms up."""
@@ -57,9 +55,9 @@ def run_video(
     Raises MediaError, BundleError, and StreamFull before the first frame if the context cannot hold them all.
     """
     info = probe_video(video)
-    started = time.perf_counter()
-    bundle = open_bundle(folder)
-    open_s = time.perf_counter() - started
+    with console.stage("open the bundle") as (stage, _):
+        bundle = open_bundle(folder)
+        stage.note = f"{len(bundle.manifest.files)} files verified"
     indices = None if num_frames == 0 else segment_indices(info.num_frames, num_frames)
     count = info.num_frames if indices is None else len(indices)
     stream = PVCStream(bundle, total_frames=count if bundle.manifest.time_mode == "fixed" else None)
@@ -78,8 +76,8 @@ def run_video(
             if keep_frames:
                 frames.append(frame.bgr)
             report(len(timings) / count)
-        result_rows = stream.context_rows
-        stage.note = f"{result_rows} of {bundle.manifest.limits.context} context rows"
+        context_rows = stream.context_rows
+        stage.note = f"{context_rows} of {bundle.manifest.limits.context} context rows"
     with console.stage("ask") as (stage, _):
         answer = stream.ask(question, max_new_tokens=max_new_tokens)
         stage.note = f"{len(answer.token_ids)} tokens"
@@ -88,8 +86,7 @@ def run_video(
         frames=tuple(frames),
         timings=tuple(timings),
         answer=answer,
-        context_rows=result_rows,
-        open_s=open_s,
+        context_rows=context_rows,
     )
     return bundle, result
 
