@@ -1,4 +1,4 @@
-"""pvc-export: trt | onnx | check | run | doctor.
+"""pvc-export: trt | onnx | check | run | inspect | doctor.
 
 Exit codes: 0 ok, 2 usage, 3 parity failed, 4 environment, 5 build failed, 6 bad input (engines/errors.py).
 Unusual: heavy packages are imported inside the commands, so that --help and doctor work on a machine without torch.
@@ -171,6 +171,24 @@ def run(
                      "median_ms": medians,
                      "prefill_ms": result.answer.prefill_ms, "decode_ms": result.answer.decode_ms,
                      "context_rows": result.context_rows, "reference": comparison})  # fmt: skip
+
+
+@app.command()
+def inspect(bundle: BundleFolder, as_json: Json = False) -> None:
+    """Say what a bundle is: model, limits, graphs, state, engines, parity. Reads the manifest, runs nothing."""
+    from dataclasses import asdict
+
+    from engines.manifest import Manifest
+
+    from .describe import describe
+
+    manifest = Manifest.load(bundle)
+    if as_json:
+        _print_json(asdict(manifest))
+        return
+    console = Console()
+    for line in describe(manifest):
+        console.print(line)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.spec import GRAPH_NAMES
 from engines.video import write_video
 from pvc_export.frames import render_clip
 
@@ -138,7 +139,7 @@ def test_help_names_every_command_without_loading_torch() -> None:
         "finally: print('torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert all(command in result.stdout for command in ("trt", "onnx", "check", "run", "doctor"))
+    assert all(command in result.stdout for command in ("trt", "onnx", "check", "run", "inspect", "doctor"))
     assert result.stdout.strip().endswith("False")
 
 
@@ -231,3 +232,19 @@ def test_a_model_folder_named_dot_gets_the_folder_s_own_name(tmp_path: Path) -> 
     assert (tmp_path / "mine/build/mine/manifest.json").is_file() and not (
         tmp_path / "mine/build/manifest.json"
     ).exists()
+
+
+def test_inspect_names_every_graph_and_the_bytes_of_its_state(bundle_fp16: Path) -> None:
+    result = pvc_export("inspect", bundle_fp16)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines if "->" in line] == list(GRAPH_NAMES)
+    # 2 layers, K and V, 65 x 64 float16: 32.5 KiB a frame, times a window of 4
+    assert any("4 caches BWNHD float16, ring, 130.0 KiB a stream, 32.5 KiB written a frame" in line for line in lines)
+    assert any("fused attention 2 gemm, 2 gemv" in line for line in lines)
+    assert (
+        "random weights, seed 0: what it says means nothing" in result.stdout and "parity      passed" in result.stdout
+    )
+    data = json.loads(pvc_export("inspect", bundle_fp16, "--json").stdout)
+    assert data["graphs"]["temporal"]["states"][0]["row_bytes"] == 65 * 64 * 2
+    assert pvc_export("inspect", bundle_fp16 / "graphs").returncode == 6
