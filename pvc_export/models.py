@@ -58,7 +58,7 @@ def load_model(name: str, *, seed: int = 0) -> LoadedModel:
     """A built-in name or a checkpoint folder. Raises ModelError that names the nearest built-in, or what is broken."""
     if name in BUILT_IN:
         model = PVC.random(PVCConfig.preset(name), seed=seed)
-        return loaded_model(model, byte_tokenizer(), name=name, seed=seed)
+        return loaded_model(model, byte_tokenizer(), name=name)
     folder = Path(name)
     if not folder.is_dir():
         near = get_close_matches(name, BUILT_IN, n=1, cutoff=0.5)
@@ -72,7 +72,7 @@ def load_model(name: str, *, seed: int = 0) -> LoadedModel:
         tokenizer = _load_tokenizer(folder)
     except CheckpointError as error:
         raise ModelError(str(error)) from error
-    return loaded_model(model, tokenizer, name=str(folder.resolve()), seed=None)
+    return loaded_model(model, tokenizer, name=str(folder.resolve()))
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:
@@ -89,8 +89,8 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
         raise ModelError(f"{path} is not a tokenizer file: {error}. Fetch or convert it again") from error
 
 
-def loaded_model(model: PVC, tokenizer: Tokenizer, *, name: str, seed: int | None) -> LoadedModel:
-    """A model with its tokenizer and source; `seed` is None for trained weights.
+def loaded_model(model: PVC, tokenizer: Tokenizer, *, name: str) -> LoadedModel:
+    """A model with its tokenizer and source.
 
     Raises ModelError if the tokenizer is not the model's: too many tokens, or no special tokens of the template.
     """
@@ -101,8 +101,8 @@ def loaded_model(model: PVC, tokenizer: Tokenizer, *, name: str, seed: int | Non
         )
     source = ModelSource(
         name=name,
-        random_weights=seed is not None,
-        seed=seed,
+        random_weights=model.random_seed is not None,
+        seed=model.random_seed,
         weights_sha256=fingerprint(model),
         config=asdict(model.config),
     )

@@ -42,7 +42,7 @@ DEEP = PVCConfig(
 def models(num_seeds: int) -> Iterator[LoadedModel]:
     for seed in range(num_seeds):
         yield load_model("tiny", seed=seed)
-    yield loaded_model(PVC.random(DEEP, seed=0), byte_tokenizer(), name="deep", seed=0)
+    yield loaded_model(PVC.random(DEEP, seed=0), byte_tokenizer(), name="deep")
 
 
 def measure(num_seeds: int, console: Console) -> dict[Precision, list[ParityReport]]:

@@ -66,6 +66,9 @@ class Sampling:
 class PVC(nn.Module):
     """The reference model. Made by `PVC(config)`, `PVC.random(config, seed=...)` or `PVC.from_pretrained(folder)`."""
 
+    random_seed: int | None = None
+    """The seed of weights that were drawn and never trained; saved with them, so that no answer passes for one."""
+
     def __init__(self, config: PVCConfig) -> None:
         super().__init__()
         self.config = config
@@ -79,7 +82,9 @@ class PVC(nn.Module):
         """Float32 weights drawn from `seed`, every part active, each value exact in float16. See init.py."""
         from .init import randomize
 
-        return randomize(PVC(config), seed=seed).eval()
+        model = randomize(PVC(config), seed=seed).eval()
+        model.random_seed = seed
+        return model
 
     @staticmethod
     def from_pretrained(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PVC:

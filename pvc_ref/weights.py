@@ -77,6 +77,7 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PVC:
         model.compressor.weights = pooling_matrix(config.vision.grid_size, rows=rows, columns=columns)
     empty = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
     assert not empty, f"never filled: {empty}"
+    model.random_seed = _read_json(folder / CONFIG_FILE).get("pvc", {}).get("random_seed")
     return model.eval()
 
 
@@ -98,7 +99,10 @@ def save_model(
             f"{folder} exists already and a checkpoint is never written over another. Expected a new or an empty "
             "folder; name another, or remove this one first"
         )
-    config_text = json.dumps(config_to_json(model.config), indent=2) + "\n"
+    config = config_to_json(model.config)
+    if model.random_seed is not None:
+        config["pvc"]["random_seed"] = model.random_seed
+    config_text = json.dumps(config, indent=2) + "\n"
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir()

@@ -298,7 +298,7 @@ def test_a_clip_of_fixed_length_ends_with_it(tmp_path: Path, frames: Frames) -> 
     from pvc_ref.prompt import byte_tokenizer
 
     config = replace(PVCConfig.preset("tiny"), time_mode="fixed")
-    loaded = loaded_model(PVC.random(config, seed=0), byte_tokenizer(), name="fixed", seed=0)
+    loaded = loaded_model(PVC.random(config, seed=0), byte_tokenizer(), name="fixed")
     limits = StreamLimits(window=3, context=512)
     export(loaded, ExportRequest(out=tmp_path / "b", target=load_target("cpu"), precision="fp32", limits=limits))
     fixed = open_bundle(tmp_path / "b")

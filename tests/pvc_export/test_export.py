@@ -30,7 +30,7 @@ def request_for(out: Path, **changes: object) -> ExportRequest:
 
 def variant(**changes: object) -> LoadedModel:
     config = replace(PVCConfig.preset("tiny"), **changes)  # type: ignore[arg-type]
-    return loaded_model(PVC.random(config, seed=0), byte_tokenizer(), name="variant", seed=0)
+    return loaded_model(PVC.random(config, seed=0), byte_tokenizer(), name="variant")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,8 @@ def test_every_compressor_and_decoder_exports_and_passes(kind: str, family: str,
 def test_a_saved_checkpoint_exports_like_the_model_it_came_from(tiny: LoadedModel, tmp_path: Path) -> None:
     save_model(tiny.model, tmp_path / "checkpoint", tokenizer=tiny.tokenizer)
     loaded = load_model(str(tmp_path / "checkpoint"))
-    assert loaded.source.weights_sha256 == tiny.source.weights_sha256 and not loaded.source.random_weights
+    assert loaded.source.weights_sha256 == tiny.source.weights_sha256
+    assert loaded.source.random_weights and loaded.source.seed == 0, "saving made an answer of random tokens"
     export(loaded, request_for(tmp_path / "bundle"))
     assert check_bundle(tmp_path / "bundle", tiny).passed
 
@@ -153,9 +154,9 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
     config = PVCConfig.preset("tiny")
     small = replace(config, llm=replace(config.llm, vocab_size=200))
     with pytest.raises(ModelError, match="has 264 tokens, but the model's vocabulary has 200"):
-        loaded_model(PVC.random(small, seed=0), byte_tokenizer(), name="small", seed=0)
+        loaded_model(PVC.random(small, seed=0), byte_tokenizer(), name="small")
     with pytest.raises(ModelError, match=r"has no token '<img>'"):
-        loaded_model(PVC.random(config, seed=0), Tokenizer(models.BPE()), name="bare", seed=0)
+        loaded_model(PVC.random(config, seed=0), Tokenizer(models.BPE()), name="bare")
 
 
 def test_a_full_disk_publishes_nothing_and_says_so(
