@@ -138,6 +138,16 @@ def _from_json(data: dict[str, Any]) -> Manifest:
     )
 
 
+def listed_files(folder: Path) -> set[str] | None:
+    """The files that a bundle's manifest lists, whatever its format version; None if this is no bundle of ours."""
+    try:
+        data = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = isinstance(data, dict) and isinstance(data.get("format_version"), int) and "graphs" in data
+    return set(data["files"]) if known and isinstance(data.get("files"), dict) else None
+
+
 def hash_file(path: Path) -> FileEntry:
     """SHA-256 and size, read in pieces."""
     digest = hashlib.sha256()

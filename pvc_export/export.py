@@ -25,7 +25,7 @@ from engines.builder import build_engine, load_runtime
 from engines.bundle import TOKENIZER_NAME, graph_path
 from engines.errors import BackendUnavailable, BundleError, ModelError, ParityError
 from engines.layers import check_layers, count_attention
-from engines.manifest import FORMAT_VERSION, EngineEntry, Manifest, hash_folder, list_files
+from engines.manifest import FORMAT_VERSION, EngineEntry, Manifest, hash_folder, list_files, listed_files
 from engines.spec import GraphSpec, Precision, StreamLimits, graph_specs
 from engines.target import Target
 from pvc_ref import PVC
@@ -98,16 +98,15 @@ def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> Non
 
 
 def _refuse_to_replace_what_is_no_bundle(out: Path) -> None:
-    """An old bundle, and nothing else, may be replaced: not a folder that happens to hold a manifest.json."""
+    """A bundle of any version, and nothing else, may be replaced: not a folder that happens to hold a manifest.json."""
     if out.is_dir() and not any(out.iterdir()):
         return
-    try:
-        strangers = sorted(list_files(out) - set(Manifest.load(out).files))
-    except BundleError as error:
+    listed = listed_files(out) if out.is_dir() else None
+    if listed is None:
         raise BundleError(
-            f"{out} exists and is not a bundle, so it is not replaced ({error}). Choose another folder with -o, or "
-            "remove it"
-        ) from error
+            f"{out} exists and is not a bundle, so it is not replaced. Choose another folder with -o, or remove it"
+        )
+    strangers = sorted(list_files(out) - listed)
     if strangers:
         raise BundleError(
             f"{out} is a bundle with other files in it, so it is not replaced: {', '.join(strangers[:4])}. "

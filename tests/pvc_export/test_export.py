@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,19 @@ def test_a_bundle_with_files_of_yours_in_it_is_not_replaced(
     with pytest.raises(BundleError, match=r"other files in it, so it is not replaced: notes\.txt"):
         export(tiny, request_for(bundle))
     assert (bundle / "notes.txt").read_text() == "mine"
+
+
+def test_a_bundle_of_an_older_format_is_replaced(
+    tiny: LoadedModel, bundle_fp32: Path, copy_bundle: Callable[[Path], Path]
+) -> None:
+    bundle = copy_bundle(bundle_fp32)
+    data = json.loads((bundle / "manifest.json").read_text("utf-8"))
+    del data["shape"], data["prompt"]
+    (bundle / "manifest.json").write_text(json.dumps(data | {"format_version": 0}), "utf-8")
+    with pytest.raises(BundleError, match="has format version 0"):
+        open_bundle(bundle)
+    export(tiny, request_for(bundle))
+    assert open_bundle(bundle).manifest.limits.window == 3
 
 
 def test_a_tokenizer_of_another_model_is_refused() -> None:
