@@ -83,9 +83,7 @@ def onnx(
 @app.command()
 def check(
     bundle: BundleFolder,
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", help="Reference. Default: what the bundle names.")
-    ] = None,
+    model: Reference = None,
     as_json: Json = False,
 ) -> None:
     """Run a bundle beside the PyTorch reference and compare every output and cache row. Exit 3 if they differ."""
@@ -245,9 +243,8 @@ def _export(
     with console.stage("load the model") as (stage, _):
         loaded = load_model(model, seed=seed)
         count = sum(parameter.numel() for parameter in loaded.model.parameters())
-        stage.note = f"{count / 1e6:.1f} M parameters" + (
-            f", random (seed {seed})" if loaded.source.random_weights else ""
-        )
+        origin = f", random (seed {loaded.source.seed})" if loaded.source.random_weights else ""
+        stage.note = f"{count / 1e6:.1f} M parameters{origin}"
     parity = export(loaded, ExportRequest(out=out, target=target, precision=precision, limits=limits), console=console)
     if as_json:
         stages = [asdict(stage) for stage in console.stages]
