@@ -17,8 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .cuda import CudaRuntime, LibCudart
 from .errors import BackendUnavailable, BuildError
-from .layers import EngineLayer, parse_layers
+from .layers import NAME_LINE, EngineLayer, parse_inspector, parse_layers
 from .spec import GraphSpec
 from .target import Target
 
@@ -42,22 +43,44 @@ class EngineReport:
 
 
 def load_runtime(target: Target) -> ModuleType:
-    """The Python package of the target's runtime. Raises BackendUnavailable with the command that installs it."""
+    """The Python package of the target's runtime.
+
+    Raises BackendUnavailable with the command that installs it, also for a version that the target does not have.
+    """
     if target.builder is None:
         raise BackendUnavailable(f"target '{target.name}' runs ONNX files directly; there is no engine to build for it")
     try:
-        return importlib.import_module(target.builder)
+        trt = importlib.import_module(target.builder)
     except ImportError as error:
         raise BackendUnavailable(
             f"target '{target.name}' needs the package {target.builder}, which cannot be imported here ({error}). "
             f"Install it: {INSTALL[target.builder]}"
         ) from error
+    first, beyond = target.builder_versions
+    if not _number(first) <= _number(trt.__version__) < _number(beyond):
+        raise BackendUnavailable(
+            f"target '{target.name}' needs {target.builder} from {first} and before {beyond}, but {trt.__version__} is "
+            f"installed. Install a fitting one ({INSTALL[target.builder]}), or choose another --target"
+        )
+    return trt
 
 
-def build_engine(onnx_path: Path, spec: GraphSpec, target: Target, *, progress: Progress | None = None) -> EngineReport:
-    """Parse, optimize and serialize one graph.
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
 
-    Raises BackendUnavailable without the runtime, and BuildError when parsing or building fails or is cancelled.
+
+def build_engine(
+    onnx_path: Path,
+    spec: GraphSpec,
+    target: Target,
+    *,
+    progress: Progress | None = None,
+    cuda: CudaRuntime | None = None,
+) -> EngineReport:
+    """Parse, optimize and serialize one graph. `cuda` stands in for this machine's GPU, in tests.
+
+    Raises BackendUnavailable without the runtime or the GPU that it needs, BuildError when parsing or building fails,
+    and KeyboardInterrupt when `progress` raised it: the build was cancelled.
     """
     trt = load_runtime(target)
     started = time.perf_counter()
@@ -68,7 +91,7 @@ def build_engine(onnx_path: Path, spec: GraphSpec, target: Target, *, progress: 
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    capabilities = _set_compute_capabilities(trt, config, target)
+    capabilities = _set_compute_capabilities(trt, config, target, cuda)
     _add_profile(builder, config, spec)
     monitor = _make_monitor(trt, progress or (lambda _, fraction: None))
     config.progress_monitor = monitor
@@ -86,7 +109,7 @@ def build_engine(onnx_path: Path, spec: GraphSpec, target: Target, *, progress: 
         runtime=trt.__name__,
         runtime_version=trt.__version__,
         compute_capabilities=capabilities,
-        layers=parse_layers(log.text()),
+        layers=_list_layers(trt, log, plan),
         build_s=time.perf_counter() - started,
     )
 
@@ -111,14 +134,33 @@ def _parse(trt: ModuleType, network: Any, onnx_path: Path, spec: GraphSpec, log:
         raise BuildError(f"{onnx_path} has the inputs {sorted(names)}, but the GraphSpec of '{spec.name}' differs")
 
 
-def _set_compute_capabilities(trt: ModuleType, config: Any, target: Target) -> tuple[str, ...]:
+def _set_compute_capabilities(
+    trt: ModuleType, config: Any, target: Target, cuda: CudaRuntime | None
+) -> tuple[str, ...]:
     """TensorRT-RTX is told for which GPUs to compile; TensorRT compiles for the one it finds."""
     if not hasattr(trt, "ComputeCapability"):
-        return ()
+        found = (cuda or LibCudart()).compute_capability()
+        if target.compute_capabilities and found not in target.compute_capabilities:
+            raise BackendUnavailable(
+                f"target '{target.name}' is for {', '.join(target.compute_capabilities)}, but this machine's GPU is "
+                f"{found}. Build on the device itself, or choose another --target"
+            )
+        return (found,)
     config.num_compute_capabilities = len(target.compute_capabilities)
     for index, name in enumerate(target.compute_capabilities):
         config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
     return target.compute_capabilities
+
+
+def _list_layers(trt: ModuleType, log: Any, plan: Any) -> tuple[EngineLayer, ...]:
+    """From the build log, which both print while they build; else by the inspector, which needs the GPU."""
+    if NAME_LINE.search(log.text()) or hasattr(trt, "ComputeCapability"):
+        return parse_layers(log.text())
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise BuildError(f"the engine that was just built cannot be opened for inspection: {log.reason()}")
+    inspector = engine.create_engine_inspector()
+    return parse_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def _add_profile(builder: Any, config: Any, spec: GraphSpec) -> None:

@@ -1,6 +1,9 @@
 """A bundle on disk, verified and opened.
 
 build/NAME/  manifest.json  graphs/*.onnx (+ .data)  engines/*.engine  tokenizer.json  parity.json
+
+Unusual: engines are executable code. One is loaded only if the manifest, its SHA-256, the runtime's version and the
+GPU agree, and if it was built on this machine or its owner says `trust_engines`: a hash finds damage, not malice.
 """
 
 from __future__ import annotations
@@ -8,39 +11,139 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from .errors import BundleError
-from .manifest import FileEntry, Manifest, hash_file, list_files
+from .builder import load_runtime
+from .cuda import CudaRuntime, LibCudart
+from .errors import BackendUnavailable, BundleError
+from .machine import machine_id
+from .manifest import EngineEntry, FileEntry, Manifest, hash_file, list_files
+from .memory import DeviceMemory, HostMemory
 from .prompt import PromptTokenizer
 from .session import OrtSession, Session
+from .spec import GraphSpec
+from .target import Target, load_target
 
 TOKENIZER_NAME = "tokenizer.json"
+Runtime = Literal["auto", "target", "cpu"]
+"""target  what the bundle was made for, or an error    cpu  its ONNX files in ONNX Runtime on the CPU
+auto    the target's where this machine has an NVIDIA GPU and the bundle what it needs, else the CPU: see runs_on
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bundle:
-    """An opened bundle: one session a graph. Sessions hold no state, so any number of streams may share them."""
+    """An opened bundle: one session a graph. Sessions hold no state, so streams may share them, one call at a time.
+
+    runs_on  what executes the graphs, in words, for people and reports
+    """
 
     folder: Path
     manifest: Manifest
     sessions: Mapping[str, Session]
     tokenizer: PromptTokenizer
+    runs_on: str
 
 
-def open_bundle(folder: str | Path, *, unchecked: bool = False) -> Bundle:
+def open_bundle(
+    folder: str | Path,
+    *,
+    runtime: Runtime = "auto",
+    trust_engines: bool = False,
+    unchecked: bool = False,
+    cuda: CudaRuntime | None = None,
+) -> Bundle:
     """Verify every file against the manifest and open a session for every graph.
 
-    Raises BundleError naming the first file that is missing, damaged or unlisted, or if the bundle never passed its
-    parity check (`unchecked` allows that, for the check itself); BackendUnavailable without the target's runtime.
+    `cuda` stands in for the GPU of this machine, in tests. Raises BundleError naming the first file that is missing,
+    damaged or unlisted, if the bundle never passed its parity check (`unchecked` allows that, for the check itself),
+    or if an engine is another version's, another GPU's or another machine's; BackendUnavailable without the runtime.
     """
     folder = Path(folder)
     manifest = Manifest.load(folder)
     verify_files(folder, manifest)
     if not unchecked and manifest.parity.get("passed") is not True:
         raise BundleError(f"{folder} has not passed its parity check, so it is not run. See: pvc-export check {folder}")
-    sessions = {name: OrtSession(folder / graph_path(name), spec) for name, spec in manifest.graphs.items()}
+    sessions, runs_on = _open_sessions(folder, manifest, runtime, trust_engines, cuda)
     tokenizer = PromptTokenizer(folder / TOKENIZER_NAME, manifest.prompt)
-    return Bundle(folder=folder, manifest=manifest, sessions=sessions, tokenizer=tokenizer)
+    return Bundle(folder=folder, manifest=manifest, sessions=sessions, tokenizer=tokenizer, runs_on=runs_on)
+
+
+def _open_sessions(
+    folder: Path, manifest: Manifest, runtime: Runtime, trust_engines: bool, cuda: CudaRuntime | None
+) -> tuple[dict[str, Session], str]:
+    target = load_target(manifest.target)
+    needs_engines = target.runtime not in ("ort-cpu", "ort-cuda")
+    if (
+        runtime == "cpu"
+        or target.runtime == "ort-cpu"
+        or (runtime == "auto" and needs_engines and not manifest.engines)
+    ):
+        return _open_on_cpu(folder, manifest)
+    if cuda is None:
+        try:
+            cuda = LibCudart()
+        except BackendUnavailable:
+            if runtime == "target":
+                raise
+            return _open_on_cpu(folder, manifest)
+    memory = DeviceMemory(cuda)
+    opened: dict[str, Session] = {}
+    for name, spec in manifest.graphs.items():
+        if name == "embed":  # a table lookup: on the host, so that the table takes no GPU memory
+            opened[name] = OrtSession(folder / graph_path(name), spec)
+        elif needs_engines:
+            opened[name] = _open_engine(folder, manifest, spec, target, memory, trust_engines)
+        else:
+            from .gpu import OrtCudaSession
+
+            opened[name] = OrtCudaSession(folder / graph_path(name), spec, memory)
+    return opened, f"{target.runtime} on {cuda.compute_capability()}"
+
+
+def _open_on_cpu(folder: Path, manifest: Manifest) -> tuple[dict[str, Session], str]:
+    if manifest.precision == "bf16":
+        raise BackendUnavailable(
+            f"{folder} is bfloat16, which ONNX Runtime's CPU cannot multiply; it runs on an NVIDIA GPU only. On this "
+            f"machine: pvc-export check {folder} (which widens it), or export with --fp16 or --fp32"
+        )
+    memory = HostMemory()
+    return {
+        name: OrtSession(folder / graph_path(name), spec, memory=memory) for name, spec in manifest.graphs.items()
+    }, "ONNX Runtime CPU"
+
+
+def _open_engine(
+    folder: Path, manifest: Manifest, spec: GraphSpec, target: Target, memory: DeviceMemory, trust_engines: bool
+) -> Session:
+    from .gpu import TrtSession
+
+    entry = manifest.engines.get(spec.name)
+    if entry is None:
+        raise BundleError(
+            f"{folder} has no engine for '{spec.name}', which target '{target.name}' needs. It was made by pvc-export "
+            f"onnx. Build one: pvc-export trt -m {manifest.model.name} --target {target.name}"
+        )
+    version = str(load_runtime(target).__version__)
+    require_fitting_engine(entry, folder, version=version, capability=memory.cuda.compute_capability())
+    if entry.built_on != machine_id() and not trust_engines:
+        raise BundleError(
+            f"{folder / entry.path} was built on another machine. An engine is executable code, and a hash does not "
+            "say who made it. If you built it, or trust who did: --trust-engines (open_bundle(..., "
+            f"trust_engines=True)). Else build it here: pvc-export trt -m {manifest.model.name} --target {target.name}"
+        )
+    return TrtSession(folder / entry.path, spec, memory, target)
+
+
+def require_fitting_engine(entry: EngineEntry, folder: Path, *, version: str, capability: str) -> None:
+    """Raise BundleError unless an engine was built by this runtime version for this GPU ('SM89')."""
+    if entry.runtime_version == version and capability in entry.compute_capabilities:
+        return
+    raise BundleError(
+        f"{folder / entry.path} was built with {entry.runtime} {entry.runtime_version} for "
+        f"{', '.join(entry.compute_capabilities) or 'an unknown GPU'}; this machine has {version} and {capability}. "
+        "Engines run only where both agree. Build it here: pvc-export trt"
+    )
 
 
 def graph_path(name: str) -> str:

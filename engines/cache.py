@@ -1,6 +1,7 @@
 """Caches, owned by the runtime. A graph reads them whole and returns new rows; these classes put the rows in place.
 
-Both are preallocated and never moved, grown or shifted. Everything they know of a cache comes from its StateSpec.
+Both are preallocated and never moved, grown or shifted. Everything they know of a cache comes from its StateSpec; the
+Memory that they are given decides whether it lies on the host or on a GPU.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from .errors import SpecError, StreamFull
-from .session import Array
+from .memory import HostMemory, Memory, Tensor
 from .spec import GraphSpec, StateSpec
 
 
@@ -21,30 +22,31 @@ class RingCache:
     Exact  equal to full causal attention while t < W, a sliding window after. Slot order carries no meaning.
     """
 
-    def __init__(self, spec: GraphSpec) -> None:
+    def __init__(self, spec: GraphSpec, memory: Memory | None = None) -> None:
         self._states = _ordered(spec, "ring")
+        self._memory = memory or HostMemory()
         self.window = _size(spec, "slot_mask", 1)
         self._rings = {
-            s.input: np.zeros(spec.input(s.input).resolve({"batch": 1}), dtype=s.dtype) for s in self._states
+            s.input: self._memory.zeros(spec.input(s.input).resolve({"batch": 1}), s.dtype) for s in self._states
         }
         self.num_frames = 0
 
-    def feeds(self) -> dict[str, Array]:
+    def feeds(self) -> dict[str, Tensor]:
         """The rings and bool (1, W) `slot_mask`: true where a slot holds a frame that the current one may see."""
         slots = np.arange(self.window)
         readable = (slots < self.num_frames) & (slots != self.num_frames % self.window)
         return {**self._rings, "slot_mask": readable[None]}
 
-    def push(self, rows: Mapping[str, Array]) -> None:
+    def push(self, rows: Mapping[str, Tensor]) -> None:
         """Place the new rows of one frame, replacing the oldest frame."""
         slot = self.num_frames % self.window
         for state in self._states:
-            place(self._rings[state.input], rows[state.output], state, slot)
+            self._memory.place(self._rings[state.input], rows[state.output], state, slot)
         self.num_frames += 1
 
     def reset(self) -> None:
         for state in self._states:
-            self._rings[state.input].fill(state.reset)
+            self._memory.clear(self._rings[state.input], state, 0, self.window)
         self.num_frames = 0
 
 
@@ -54,22 +56,23 @@ class LinearCache:
     Rows behind `length` are masked. Forgetting sets `length` back and clears them: a masked NaN would still be NaN.
     """
 
-    def __init__(self, spec: GraphSpec) -> None:
+    def __init__(self, spec: GraphSpec, memory: Memory | None = None) -> None:
         self._states = _ordered(spec, "linear")
+        self._memory = memory or HostMemory()
         past = spec.dims["past"]
         self.capacity, self._bucket = past.max, past.min
         dims = {"batch": 1, "past": self.capacity}
-        self._caches = {s.input: np.zeros(spec.input(s.input).resolve(dims), dtype=s.dtype) for s in self._states}
+        self._caches = {s.input: self._memory.zeros(spec.input(s.input).resolve(dims), s.dtype) for s in self._states}
         self.length = 0
 
-    def feeds(self, num_rows: int) -> dict[str, Array]:
+    def feeds(self, num_rows: int) -> dict[str, Tensor]:
         """The caches up to the next multiple of the bucket, `attention_mask` and `position_ids` for `num_rows` "
         "new rows."""
         fed = max(-(-self.length // self._bucket), 1) * self._bucket
         mask = np.ones((1, fed + num_rows), dtype=np.int64)
         mask[:, self.length : fed] = 0
         positions = np.arange(self.length, self.length + num_rows, dtype=np.int64)[None]
-        caches = {name: cache[:, :fed] for name, cache in self._caches.items()}
+        caches = {s.input: self._memory.prefix(self._caches[s.input], s, fed) for s in self._states}
         return {**caches, "attention_mask": mask, "position_ids": positions}
 
     def reserve(self, num_rows: int) -> None:
@@ -83,15 +86,15 @@ class LinearCache:
     def truncate(self, length: int) -> None:
         """Forget every row from `length` on."""
         for state in self._states:
-            place(self._caches[state.input], np.asarray(state.reset), state, slice(length, self.length))
+            self._memory.clear(self._caches[state.input], state, length, self.length - length)
         self.length = length
 
-    def append(self, rows: Mapping[str, Array]) -> None:
+    def append(self, rows: Mapping[str, Tensor]) -> None:
         """Place new rows (1, L, K, D) behind the last one."""
         num_rows = next(iter(rows.values())).shape[1]
         self.reserve(num_rows)
         for state in self._states:
-            place(self._caches[state.input], rows[state.output], state, slice(self.length, self.length + num_rows))
+            self._memory.place(self._caches[state.input], rows[state.output], state, self.length, num_rows)
         self.length += num_rows
 
 
@@ -104,11 +107,6 @@ def _ordered(spec: GraphSpec, order: str) -> tuple[StateSpec, ...]:
                 f"'{state.update}'; this runtime serves order '{order}' and update 'rows' here"
             )
     return spec.states
-
-
-def place(cache: Array, rows: Array, state: StateSpec, slot: int | slice) -> None:
-    """Copy rows into a cache at `slot` of its slot axis; all other axes agree."""
-    cache[(slice(None),) * state.slot_axis + (slot,)] = rows
 
 
 def _size(spec: GraphSpec, tensor: str, axis: int) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .cache import LinearCache
-from .session import Array, Session, require_finite
+from .memory import Array
+from .session import Session, require_finite
 
 
 class LanguageModel:
@@ -16,15 +17,17 @@ class LanguageModel:
     def __init__(self, sessions: Mapping[str, Session]) -> None:
         self._embed, self._llm, self._head = sessions["embed"], sessions["llm"], sessions["head"]
         self._chunk = self._llm.spec.dims["rows"].max
-        self.cache = LinearCache(self._llm.spec)
+        self._memory = self._llm.memory
+        self.cache = LinearCache(self._llm.spec, self._memory)
 
     def embed(self, ids: Sequence[int]) -> Array:
         """Token ids -> (L, E)."""
         pieces = [
-            self._embed.run({"input_ids": np.asarray([ids[start : start + self._chunk]], dtype=np.int64)})[
-                "inputs_embeds"
-            ]
-            for start in range(0, len(ids), self._chunk)
+            self._embed.memory.to_host(self._embed.run({"input_ids": piece})["inputs_embeds"])
+            for piece in (
+                np.asarray([ids[start : start + self._chunk]], dtype=np.int64)
+                for start in range(0, len(ids), self._chunk)
+            )
         ]
         embeds: Array = np.concatenate(pieces, axis=1)[0]
         return embeds
@@ -40,12 +43,15 @@ class LanguageModel:
         for start in range(0, len(embeds), self._chunk):
             piece = embeds[None, start : start + self._chunk]
             outputs = self._llm.run({"inputs_embeds": piece, **self.cache.feeds(piece.shape[1])})
-            hidden = require_finite(outputs, "llm").pop("hidden")
+            hidden = self._memory.to_host(outputs.pop("hidden"))
+            require_finite({"hidden": hidden, **outputs}, "llm")
             self.cache.append(outputs)
         assert hidden is not None, "append needs at least one row"
         return hidden
 
     def logits(self, hidden: Array) -> Array:
         """hidden (1, 1, E) -> float32 (V,)."""
-        logits: Array = require_finite(self._head.run({"hidden": hidden}), "head")["logits"][0]
-        return logits
+        logits = self._head.memory.to_host(self._head.run({"hidden": hidden})["logits"])
+        require_finite({"logits": logits}, "head")
+        row: Array = logits[0]
+        return row

@@ -1,22 +1,26 @@
-"""What a compiler really made: the layers of an engine, read back from its own build log, and the gate on them.
+"""What a compiler really made: the layers of an engine, as its builder or inspector lists them, and the gate on them.
 
 A build that succeeds says nothing of what it became: an attention that fell apart, a ring that is copied every frame,
 a matrix left in float32. The gate counts exactly, and a list that cannot be read fails as well.
 Unusual: TensorRT-RTX on a machine without a GPU cannot inspect an engine, but prints every layer while it builds one.
-The format is undocumented; it is that of TensorRT-RTX 1.7.
+Neither format is documented. The log is that of TensorRT-RTX 1.7, seen here; the other one is that of TensorRT 10 and
+its IEngineInspector as torch-tensorrt's documentation prints it, where constants are listed among the inputs.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
 from .errors import BuildError
 from .spec import GraphSpec
 
-NAME_LINE = re.compile(r"^Name: (.+?), LayerType: (\w+)")
-TENSOR = re.compile(r"\{ Name: (.+?), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\].*?Datatype: (\w+)")
+NAME_LINE = re.compile(r"^Name: (.+?), LayerType: (\w+)", re.MULTILINE)
+TENSOR = re.compile(r"\{ Name: (.+?), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\].*?(?:Format/)?Datatype: (\w+)")
 SECTIONS = ("Inputs: [", "Constants: [", "Outputs: [")
 
 GEMM_ATTENTION = "_gemm_mha"  # many query rows: within a frame, and in the LLM
@@ -24,40 +28,95 @@ GEMV_ATTENTION = "_gemv_mha"  # one query row: over time
 SLACK_VALUES, SLACK_SHARE = 2048, 0.01
 """Float32 constants that are no weights: normalisation constants, frequencies, scale factors, padding."""
 
+Constant = tuple[str, str, int]
+"""Name, dtype as the compiler spells it, and number of values."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineLayer:
-    """One kernel: the tensors that it reads, and its constants as (name, dtype, number of values)."""
+    """One kernel: the tensors that it reads and writes, and its constants."""
 
     name: str
     kind: str
     inputs: tuple[str, ...]
-    constants: tuple[tuple[str, str, int], ...]
+    constants: tuple[Constant, ...]
+    outputs: tuple[str, ...] = ()
 
 
 def parse_layers(log: str) -> tuple[EngineLayer, ...]:
     """Every layer that a build log lists. Raises BuildError if there is none or one cannot be read."""
-    layers = tuple(_parse_line(line) for line in log.splitlines() if NAME_LINE.match(line))
-    if not layers:
+    lines = [line for line in log.splitlines() if NAME_LINE.match(line)]
+    if not lines:
         raise BuildError(
             "the build log lists no layers, so nothing can be said of the engine. Expected the detailed list of "
             "TensorRT-RTX 1.7; another version may print it otherwise. Install the tested one: see constraints.txt"
         )
-    return layers
+    return _find_constants(_parse_line(line) for line in lines)
 
 
-def _parse_line(line: str) -> EngineLayer:
+def parse_inspector(text: str) -> tuple[EngineLayer, ...]:
+    """Every layer of IEngineInspector's JSON, LayerInformationFormat.JSON. Raises BuildError as parse_layers does."""
+    try:
+        layers = [_parse_entry(entry) for entry in json.loads(text)["Layers"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BuildError(
+            f"the engine inspector's list of layers cannot be read: {error!r} in {text[:200]!r}. Expected the detailed "
+            "list of TensorRT 10: was the engine built with ProfilingVerbosity.DETAILED?"
+        ) from error
+    if not layers:
+        raise BuildError("the engine inspector lists no layers, so nothing can be said of the engine")
+    return _find_constants(layers)
+
+
+Parsed = tuple[EngineLayer, tuple[Constant, ...] | None]
+"""A layer, and its inputs as (name, dtype, size) where the list does not tell constants from tensors."""
+
+
+def _parse_line(line: str) -> Parsed:
     named = NAME_LINE.match(line)
     places = [line.find(section) for section in SECTIONS]
     if named is None or places[0] < 0 or places[2] < places[0]:
         raise BuildError(f"a layer of the build log cannot be read: {line[:200]!r}. Expected TensorRT-RTX 1.7's format")
     inputs_end = places[1] if places[1] > 0 else places[2]
+    inputs = [(name, dtype, _num_values(dims)) for name, dims, dtype in TENSOR.findall(line[places[0] : inputs_end])]
     constants = TENSOR.findall(line[places[1] : places[2]]) if places[1] > 0 else []
-    return EngineLayer(
+    layer = EngineLayer(
         name=named[1],
         kind=named[2],
-        inputs=tuple(name for name, _, _ in TENSOR.findall(line[places[0] : inputs_end])),
+        inputs=tuple(name for name, _, _ in inputs),
         constants=tuple((name, dtype, _num_values(dims)) for name, dims, dtype in constants),
+        outputs=tuple(name for name, _, _ in TENSOR.findall(line[places[2] :])),
+    )
+    return layer, tuple(inputs)
+
+
+def _parse_entry(entry: dict[str, Any]) -> Parsed:
+    def dtype(tensor: dict[str, Any]) -> str:
+        return str(tensor["Datatype"] if "Datatype" in tensor else tensor["Format/Datatype"])
+
+    def size(tensor: dict[str, Any]) -> int:
+        return _num_values(",".join(map(str, tensor["Dimensions"])))
+
+    layer = EngineLayer(
+        name=entry["Name"],
+        kind=entry["LayerType"],
+        inputs=tuple(tensor["Name"] for tensor in entry["Inputs"]),
+        constants=tuple((tensor["Name"], dtype(tensor), size(tensor)) for tensor in entry.get("Constants", ())),
+        outputs=tuple(tensor["Name"] for tensor in entry["Outputs"]),
+    )
+    return layer, tuple((tensor["Name"], dtype(tensor), size(tensor)) for tensor in entry["Inputs"])
+
+
+def _find_constants(parsed: Iterable[Parsed]) -> tuple[EngineLayer, ...]:
+    """Where a list names no constants at all, they are the inputs that no layer makes."""
+    found = list(parsed)
+    layers = [layer for layer, _ in found]
+    if any(layer.constants for layer in layers):
+        return tuple(layers)
+    made = {name for layer in layers for name in layer.outputs}
+    return tuple(
+        replace(layer, constants=tuple(entry for entry in inputs or () if entry[0] not in made))
+        for layer, inputs in found
     )
 
 
@@ -97,7 +156,13 @@ def check_layers(layers: tuple[EngineLayer, ...], spec: GraphSpec, *, num_float3
                 "fused attention. The whole ring is copied for every frame, or not used at all"
             )
     if num_float32_weights is not None:
-        wide = {name: count for layer in layers for name, dtype, count in layer.constants if dtype == "Float"}
+        own = {tensor.name for tensor in spec.inputs}
+        wide = {
+            name: count
+            for layer in layers
+            for name, dtype, count in layer.constants
+            if dtype in ("Float", "FP32") and name not in own
+        }
         if sum(wide.values()) > num_float32_weights * (1 + SLACK_SHARE) + SLACK_VALUES:
             largest = max(wide, key=lambda name: wide[name])
             raise BuildError(

@@ -13,7 +13,7 @@ from .prompt import PromptSpec
 from .spec import GraphSpec, ModelShape, Precision, StreamLimits, graph_specs
 from .target import load_target
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 
@@ -27,7 +27,10 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineEntry:
-    """One serialized engine: valid for exactly this runtime version and these GPUs."""
+    """One serialized engine: valid for exactly this runtime version and these GPUs.
+
+    built_on  the machine that built it (engines/machine.py): code of another one is not loaded unasked
+    """
 
     path: str
     runtime: str
@@ -36,6 +39,7 @@ class EngineEntry:
     num_layers: int
     fused_attention: dict[str, int]
     build_s: float
+    built_on: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,39 +1,50 @@
-"""A session runs one graph. ONNX Runtime on the CPU here; every session obeys the GraphSpec it was opened with.
+"""A session runs one graph. This one is ONNX Runtime on the CPU; engines/gpu.py has those of a GPU.
 
 Unusual: inputs are checked against the spec before they reach the runtime, since a runtime's own message names a
 symbol of the file and not the tensor that was fed. float16 graphs run, but ONNX Runtime's CPU computes them in float32:
-`computes_in` says so, and no report may claim more.
+`computes_in` says so, and no report may claim more. It has no bfloat16 arithmetic at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from .errors import BackendUnavailable, BundleError, NonFiniteError
+from .memory import Array, HostMemory, Memory, Tensor, host_dtype
 from .spec import GraphSpec
 
-Array = np.ndarray[Any, Any]
+BFLOAT16 = 16  # TensorProto.BFLOAT16, which ONNX Runtime does not translate to numpy
 
 
 class Session(Protocol):
-    """One graph, ready to run."""
+    """One graph, ready to run. `memory` is where its caches must live; `computes_in` is for reports."""
 
     spec: GraphSpec
     computes_in: str
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """All inputs by name -> all outputs by name. Raises SpecError for a tensor that does not fit the spec."""
+    @property
+    def memory(self) -> Memory: ...
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All inputs by name -> all outputs by name. Raises SpecError for a tensor that does not fit the spec.
+
+        Inputs may lie on the host or in `memory`; outputs lie in `memory`, on a GPU only until the next run.
+        """
         ...
 
 
-def require_finite(outputs: dict[str, Array], graph: str) -> dict[str, Array]:
-    """The outputs, if none of them holds NaN or infinity. Raises NonFiniteError: one such row would spoil a cache."""
+def require_finite(outputs: dict[str, Tensor], graph: str) -> dict[str, Tensor]:
+    """The outputs, if no host array holds NaN or infinity. Raises NonFiniteError: one such row would spoil a cache.
+
+    What lies on a GPU is not fetched for it: a NaN there reaches the embeddings or the hidden row, which are.
+    """
     for name, array in outputs.items():
-        if not np.isfinite(array).all():
+        if isinstance(array, np.ndarray) and not np.isfinite(array).all():
             raise NonFiniteError(
                 f"graph '{graph}' returned NaN or infinity in '{name}'. Nothing of this call was kept. Likely an "
                 "overflow of float16; compare with a float32 bundle: pvc-export onnx --fp32"
@@ -42,42 +53,82 @@ def require_finite(outputs: dict[str, Array], graph: str) -> dict[str, Array]:
 
 
 class OrtSession:
-    """ONNX Runtime, CPU provider."""
+    """ONNX Runtime, CPU provider, numpy in and out."""
 
     computes_in = "float32"
 
-    def __init__(self, path: Path, spec: GraphSpec) -> None:
+    def __init__(self, path: Path, spec: GraphSpec, *, memory: HostMemory | None = None) -> None:
         """Open an ONNX file.
 
         Raises BackendUnavailable without onnxruntime, BundleError if the file is not a graph with the spec's names.
         """
-        try:
-            import onnxruntime as ort
-        except ImportError as error:
-            raise BackendUnavailable(
-                "running a bundle on the CPU needs the package onnxruntime. Install it: pip install -e '.[ort]'"
-            ) from error
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors only; they are raised as well
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle camera must not burn a core
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors share no base class but Exception
-            raise BundleError(
-                f"{path} cannot be opened as an ONNX graph: {error}. The file is damaged, or its .data file is "
-                "missing. Export the bundle again: pvc-export onnx"
-            ) from error
         self.spec = spec
-        found = (
-            [value.name for value in self._session.get_inputs()],
-            [value.name for value in self._session.get_outputs()],
-        )
-        expected = [tensor.name for tensor in spec.inputs], [tensor.name for tensor in spec.outputs]
-        if found != expected:
-            raise BundleError(f"{path} has the tensors {found}, but the manifest's GraphSpec says {expected}")
+        self.memory: Memory = memory or HostMemory()
+        self._ort = import_onnxruntime()
+        self._session = open_onnx(self._ort, path, spec, ["CPUExecutionProvider"])
+        self._names = [tensor.name for tensor in spec.outputs]
+        self._has_bfloat16 = any(tensor.dtype == "bfloat16" for tensor in (*spec.inputs, *spec.outputs))
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        arrays = {tensor.name: cast(Array, inputs[tensor.name]) for tensor in self.spec.inputs}
         for tensor in self.spec.inputs:
-            tensor.check(inputs[tensor.name], self.spec.name)
-        names = [tensor.name for tensor in self.spec.outputs]
-        return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+            tensor.check(arrays[tensor.name], self.spec.name)
+        values = self._run_bfloat16(arrays) if self._has_bfloat16 else self._session.run(self._names, arrays)
+        return dict(zip(self._names, values, strict=True))
+
+    def _run_bfloat16(self, arrays: dict[str, Array]) -> list[Array]:
+        """numpy's bfloat16 is a stranger to ONNX Runtime: values go in and come out by their bits."""
+        bfloat16, value = host_dtype("bfloat16"), self._ort.OrtValue
+        feeds = {
+            name: value.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), BFLOAT16)
+            if array.dtype == bfloat16
+            else value.ortvalue_from_numpy(array)
+            for name, array in arrays.items()
+        }
+        outputs = []
+        for tensor, output in zip(
+            self.spec.outputs, self._session.run_with_ort_values(self._names, feeds), strict=True
+        ):
+            if tensor.dtype == "bfloat16":
+                outputs.append(copy_from_address(output.data_ptr(), tuple(output.shape()), bfloat16))
+            else:
+                outputs.append(output.numpy())
+        return outputs
+
+
+def copy_from_address(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """A numpy copy of a dense array in the host's memory."""
+    import ctypes
+
+    num_bytes = int(np.prod(shape)) * dtype.itemsize
+    array: Array = np.frombuffer(ctypes.string_at(address, num_bytes), dtype=dtype).reshape(shape)
+    return array
+
+
+def import_onnxruntime() -> ModuleType:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailable(
+            "running a bundle on the CPU needs the package onnxruntime. Install it: pip install -e '.[ort]'"
+        ) from error
+    return cast(ModuleType, onnxruntime)
+
+
+def open_onnx(ort: ModuleType, path: Path, spec: GraphSpec, providers: list[Any]) -> Any:
+    """An InferenceSession whose tensors are the spec's, in order. Raises BundleError for any other file."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only; they are raised as well
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle camera must not burn a core
+    try:
+        session = ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime's errors share no base class but Exception
+        raise BundleError(
+            f"{path} cannot be opened as an ONNX graph: {error}. The file is damaged, or its .data file is "
+            "missing. Export the bundle again: pvc-export onnx"
+        ) from error
+    found = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
+    expected = [tensor.name for tensor in spec.inputs], [tensor.name for tensor in spec.outputs]
+    if found != expected:
+        raise BundleError(f"{path} has the tensors {found}, but the manifest's GraphSpec says {expected}")
+    return session

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from .errors import SpecError
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 Spelling = Literal["concat", "split"]
 """How temporal attention reads its ring. The target decides, by measurement; the numbers are the same.
 
@@ -30,8 +30,8 @@ split   join the scores, never the caches; ring (B, N, H, W, D): ONNX Runtime's 
 Dim = int | str
 """A fixed size, the name of a dynamic dimension, or a sum of such names: 'past+rows'."""
 
-FLOAT_OF: dict[str, str] = {"fp32": "float32", "fp16": "float16"}
-ITEM_BYTES = {"float32": 4, "float16": 2}
+FLOAT_OF: dict[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1, "bool": 1}
 GRAPH_NAMES = ("trunk", "temporal", "compressor", "embed", "llm", "head")
 
 
@@ -83,6 +83,16 @@ class StreamLimits:
             )
 
 
+class HasShape(Protocol):
+    """An array of the host or of a GPU."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorSpec:
     """One input or output: its name, dtype and shape."""
@@ -95,15 +105,16 @@ class TensorSpec:
         """The shape with every dynamic dimension replaced by its size."""
         return tuple(evaluate(dim, dims) for dim in self.shape)
 
-    def check(self, array: np.ndarray[Any, Any], graph: str) -> None:
+    def check(self, array: HasShape, graph: str) -> None:
         """Raise SpecError unless `array` has this dtype and, in its fixed dims, this shape."""
-        fits = array.ndim == len(self.shape) and all(
+        fits = len(array.shape) == len(self.shape) and all(
             not isinstance(want, int) or want == got for want, got in zip(self.shape, array.shape, strict=True)
         )
         if str(array.dtype) != self.dtype or not fits:
             shape = ", ".join(map(str, self.shape))
             raise SpecError(
-                f"graph '{graph}': tensor '{self.name}' is {array.dtype} {array.shape}, expected {self.dtype} ({shape})"
+                f"graph '{graph}': tensor '{self.name}' is {array.dtype} {tuple(array.shape)}, expected {self.dtype} "
+                f"({shape})"
             )
 
 

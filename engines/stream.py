@@ -10,8 +10,8 @@ import numpy as np
 from .bundle import Bundle
 from .errors import StreamError
 from .language import LanguageModel
+from .memory import Array
 from .preprocess import to_model_frame
-from .session import Array
 from .vision import VisionEncoder
 
 

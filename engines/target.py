@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from .errors import SpecError
-from .spec import Spelling
+from .spec import Precision, Spelling
 
 FOLDER = Path(__file__).parent / "targets"
 
@@ -17,17 +17,23 @@ FOLDER = Path(__file__).parent / "targets"
 class Target:
     """What a bundle is built for.
 
+    runtime               what executes its graphs: ort-cpu, ort-cuda, tensorrt or tensorrt_rtx
     spelling              how the temporal graph reads its ring
     builder               Python package that compiles engines, or None where ONNX files run directly
-    compute_capabilities  GPUs to compile for, where the builder asks (TensorRT-RTX)
+    builder_versions      first version that may build, and the first that may not again; empty for any
+    compute_capabilities  GPUs to compile for (TensorRT-RTX), or that the target has; empty for whatever is there
+    precisions            what its hardware and runtime compute
     engine_graphs         graphs that become engines; `embed` is a table lookup and stays on the host
     """
 
     name: str
     description: str
+    runtime: str
     spelling: Spelling
     builder: str | None
+    builder_versions: tuple[str, ...]
     compute_capabilities: tuple[str, ...]
+    precisions: tuple[Precision, ...]
     engine_graphs: tuple[str, ...]
 
 
@@ -45,8 +51,11 @@ def load_target(name: str) -> Target:
     return Target(
         name=data["name"],
         description=data["description"],
+        runtime=data["runtime"],
         spelling=data["spelling"],
         builder=data["builder"],
+        builder_versions=tuple(data["builder_versions"]),
         compute_capabilities=tuple(data["compute_capabilities"]),
+        precisions=tuple(data["precisions"]),
         engine_graphs=tuple(data["engine_graphs"]),
     )

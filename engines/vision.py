@@ -8,15 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from .cache import RingCache
-from .session import Array, Session, require_finite
+from .memory import Array, Tensor
+from .session import Session, require_finite
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedFrame:
-    """frame_embeds (M, E), and the new cache rows, which are placed only by `commit`."""
+    """frame_embeds (M, E) on the host, and the new cache rows, which are placed only by `commit`.
+
+    On a GPU the rows are the session's output buffers: commit before the next frame of any stream is encoded.
+    """
 
     frame_embeds: Array
-    new_rows: Mapping[str, Array]
+    new_rows: Mapping[str, Tensor]
 
 
 class VisionEncoder:
@@ -26,7 +30,8 @@ class VisionEncoder:
         """A frame's time is its index / time_divisor: 1 for absolute time, the clip's length for fixed time."""
         self._sessions = sessions
         self._time_divisor = time_divisor
-        self.ring = RingCache(sessions["temporal"].spec)
+        self._memory = sessions["temporal"].memory
+        self.ring = RingCache(sessions["temporal"].spec, self._memory)
 
     @property
     def num_frames(self) -> int:
@@ -41,10 +46,13 @@ class VisionEncoder:
         trunk = self._run("trunk", {"frame": frame[None]})
         temporal = self._run("temporal", {**trunk, "frame_time": time, **self.ring.feeds()})
         features = temporal.pop("features")
-        compressed = self._run("compressor", {"features": features, "frame_time": time})
-        return EncodedFrame(frame_embeds=compressed["frame_embeds"][0], new_rows=temporal)
+        compressed = self._sessions["compressor"].run({"features": features, "frame_time": time})
+        # What comes to the host is looked at. On a GPU that is the end of the chain, which no NaN of a row can miss.
+        embeds = self._memory.to_host(compressed["frame_embeds"])
+        require_finite({"frame_embeds": embeds}, "compressor")
+        return EncodedFrame(frame_embeds=embeds[0], new_rows=temporal)
 
-    def _run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def _run(self, graph: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return require_finite(self._sessions[graph].run(inputs), graph)
 
     def commit(self, encoded: EncodedFrame) -> None:

@@ -1,9 +1,10 @@
-"""Parity: a bundle, run as users run it, against the reference model.
+"""Parity: a bundle, run as users run it, against the reference model, and every step of the way there.
 
-A rendered stream that wraps the ring twice goes through PVCStream; every output of every graph is recorded, every cache
-row too, and compared with the PyTorch reference in float32:
+A stream of rendered and real frames that wraps the ring twice goes through PVCStream; every output of every graph is
+recorded, every cache row too, and compared with the PyTorch reference in float32:
     vision    frame by frame against the reference's own streaming form, and frame_embeds against the whole clip;
               then the clock jumps to the last trained frame and beyond
+    ladder    the steps between reference and bundle, each against its neighbour (ladder.py)
     language  every pass, cached, against one pass over the whole conversation without any cache; then one pass at the
               far end of the context
     batch     where a bundle serves several streams, each row of a batch against its own run
@@ -15,130 +16,150 @@ a resize, a prompt) fails like a fault of a graph. What is not compared fails as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from engines import PVCStream, open_bundle
+from engines import PVCStream
 from engines.bundle import Bundle, graph_path
 from engines.errors import NonFiniteError, ParityError, SpecError
-from engines.session import Array, Session
+from engines.memory import Array
 from engines.vision import VisionEncoder
-from pvc_ref import VisionState
 from pvc_ref.preprocess import resize_frame
 from pvc_ref.prompt import IMAGE_CONTEXT
 
-from .frames import Frame, render_clip
+from .frames import Frame, check_clip
 from .graphs import graph_parameters
+from .ladder import (
+    Frames,
+    Recording,
+    climb,
+    compare_recordings,
+    recording_of,
+    require_same_shape,
+    run_torch,
+)
 from .models import LoadedModel, require_same_weights
 from .parity import Difference, ParityReport, compare_arrays, near_tie, worst_rows
-from .precision import cast_model
+from .precision import TORCH_DTYPE, cast_model
 from .probes import probe_batch, probe_context
+from .recorder import Calls, Recorder
 from .same_weights import missing_weights
+from .widen import open_on_cpu
 
 QUESTION = "What do you see?"
 NUM_NEW_TOKENS = 16
 FAR_FRAME = 4096
 """A frame that a stream meets after minutes: beyond float16's integers, where a narrow clock would show."""
 
-Calls = Mapping[str, list[dict[str, Array]]]
-"""What every run of every graph returned, in order."""
-
 
 def check_bundle(
-    folder: Path, loaded: LoadedModel, *, progress: Callable[[float], None] = lambda _: None
+    folder: Path, loaded: LoadedModel, *, ladder: bool = True, progress: Callable[[float], None] = lambda _: None
 ) -> ParityReport:
-    """Run the bundle beside its reference on a rendered clip of 2 W + 2 frames.
+    """Run the bundle beside its reference on a clip of 2 W + 2 frames, in ONNX Runtime on the CPU.
 
-    Raises ModelError if `loaded` is not the model the bundle was made from, and ParityError where nothing can be
-    compared: other shapes, or NaN. A difference is not an error here: it is in the report.
+    Without `ladder` only the bundle itself is compared, not the steps between. Raises ModelError if `loaded` is not
+    the model the bundle was made from, and ParityError where nothing can be compared: other shapes, or NaN. A
+    difference is not an error here: it is in the report.
     """
-    bundle = open_bundle(folder, unchecked=True)
-    require_same_weights(bundle.manifest, loaded)
-    clip = list(render_clip(2 * bundle.manifest.limits.window + 2))
-    comparison = Comparison(bundle=bundle, loaded=loaded)
-    try:
-        num_tokens = _stream_and_compare(comparison, clip, progress)
-        comparison.found += probe_batch(bundle)
-        comparison.found += probe_context(bundle, loaded)
-    except NonFiniteError as error:
-        raise ParityError(f"{error} (while checking {folder})") from error
-    num_weights, wrong_weights = compare_weights(bundle, loaded)
+    with open_on_cpu(folder) as bundle:
+        manifest = bundle.manifest
+        require_same_weights(manifest, loaded)
+        clip = check_clip(2 * manifest.limits.window + 2)
+        comparison = Comparison(bundle=bundle, loaded=loaded)
+        try:
+            recorded = stream_clip(bundle, clip, num_frames=_frames_that_fit(bundle, loaded, len(clip)))
+            progress(0.3)
+            reference = comparison.vision(recorded)
+            progress(0.5)
+            comparison.language(recorded, reference)
+            comparison.found += probe_batch(bundle)
+            comparison.found += probe_context(bundle, loaded)
+        except NonFiniteError as error:
+            raise ParityError(f"{error} (while checking {folder})") from error
+        computed_in = bundle.sessions["trunk"].computes_in
+        closed = replace(bundle, sessions={})
+    comparison = replace(comparison, bundle=closed)  # the sessions' memory is free for the other rungs
+    progress(0.6)
+    num_weights, wrong_weights = compare_weights(closed, loaded)
+    progress(0.7)
+    not_executed = {"engine": "built, not executed: this check was asked for without the ladder"}
+    if ladder:
+        onnx = recording_of(recorded.vision_calls)
+        found, not_executed = climb(closed, loaded.model, recorded.frames, fp32=reference, onnx=onnx)
+        comparison.found = found + comparison.found
+    elif not manifest.engines:
+        not_executed = {}
     progress(1.0)
-    outputs = {f"{spec.name}/{tensor.name}" for spec in bundle.manifest.graphs.values() for tensor in spec.outputs}
+    outputs = {f"{spec.name}/{tensor.name}" for spec in manifest.graphs.values() for tensor in spec.outputs}
+    seen = {f"{d.graph}/{d.tensor}" for d in comparison.found if d.stage.startswith("bundle")}
     return ParityReport(
-        precision=bundle.manifest.precision,
-        computed_in=bundle.sessions["trunk"].computes_in,
+        precision=manifest.precision,
+        computed_in=computed_in,
         num_frames=len(clip),
-        rows=worst_rows(comparison.found, bundle.manifest.precision),
-        missing=tuple(sorted(outputs - {f"{found.graph}/{found.tensor}" for found in comparison.found})),
+        rows=worst_rows(comparison.found),
+        found=tuple(comparison.found),
+        missing=tuple(sorted(outputs - seen)),
         num_weights=num_weights,
         wrong_weights=wrong_weights,
-        num_tokens=num_tokens,
+        num_tokens=len(recorded.tokens),
         num_equal_tokens=comparison.num_equal_tokens,
         wrong_tokens=tuple(comparison.wrong_tokens),
-        engines="built, not executed here" if bundle.manifest.engines else "none",
+        not_executed=not_executed,
     )
 
 
-def _stream_and_compare(comparison: Comparison, clip: list[Frame], progress: Callable[[float], None]) -> int:
-    """Push the clip, ask, let the clock jump; compare all of it. Returns the number of tokens of the answer."""
-    bundle = comparison.bundle
-    recorder = Recorder(bundle)
-    num_frames = _frames_that_fit(bundle, comparison.loaded, len(clip))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordedStream:
+    """What a stream returned: its vision calls on every frame, its language calls on those that fit, its answer."""
+
+    frames: Frames
+    num_streamed: int
+    vision_calls: Calls
+    language_calls: Calls
+    tokens: tuple[int, ...]
+
+
+def stream_clip(bundle: Bundle, clip: list[Frame], *, num_frames: int) -> RecordedStream:
+    """Push the first num_frames frames, ask, and let the clock jump. The vision side sees the whole clip anyway."""
+    recorder = Recorder(bundle.sessions)
     total = len(clip) if bundle.manifest.time_mode == "fixed" else None
-    stream = PVCStream(recorder.bundle, total_frames=total)
-    for index, frame in enumerate(clip[:num_frames]):
+    stream = PVCStream(replace(bundle, sessions=recorder.sessions), total_frames=total)
+    for frame in clip[:num_frames]:
         stream.push(frame)
-        progress(0.4 * index / len(clip))
     tokens = stream.ask(QUESTION, max_new_tokens=NUM_NEW_TOKENS).token_ids
     language_calls, encoder = recorder.calls, stream.vision
-    if num_frames < len(clip):  # the context is short: the vision side still sees the whole clip
-        recorder.calls = {name: [] for name in bundle.sessions}
-        encoder = VisionEncoder(recorder.bundle.sessions, time_divisor=total or 1)
-        for frame in clip:
-            encoder.commit(encoder.encode(_pixels(frame, bundle)))
-    jumps = [] if total else _jump(encoder, clip, bundle)
-    frame_embeds = comparison.vision(recorder.calls, clip, jumps, total, lambda x: progress(0.4 + 0.5 * x))
-    comparison.language(language_calls, frame_embeds[:num_frames], tokens)
-    return len(tokens)
+    pixels = [resize_frame(frame[..., ::-1], size=bundle.manifest.shape.image_size) for frame in clip]
+    if num_frames < len(clip):  # the context is short
+        recorder.restart()
+        encoder = VisionEncoder(recorder.sessions, time_divisor=total or 1)
+        for image in pixels:
+            encoder.commit(encoder.encode(image))
+    times = list(range(len(clip)))
+    if total is None:
+        times += _jump(encoder, pixels, bundle)
+    frames = Frames(pixels=[*pixels, *pixels[: len(times) - len(clip)]], times=times, total_frames=total)
+    return RecordedStream(
+        frames=frames,
+        num_streamed=num_frames,
+        vision_calls=recorder.calls,
+        language_calls=language_calls,
+        tokens=tokens,
+    )
 
 
-def _jump(encoder: VisionEncoder, clip: list[Frame], bundle: Bundle) -> list[tuple[int, Frame]]:
+def _jump(encoder: VisionEncoder, pixels: list[Array], bundle: Bundle) -> list[int]:
     """Let the clock run ahead to frames that a clip does not reach, and encode one there. Slots stay where they are."""
-    ring, jumps = encoder.ring, []
-    for target, frame in zip((bundle.manifest.trained_frames - 1, FAR_FRAME), clip, strict=False):
+    ring, times = encoder.ring, list[int]()
+    for target, image in zip((bundle.manifest.trained_frames - 1, FAR_FRAME), pixels, strict=False):
         if target > ring.num_frames:
             ring.num_frames += -(-(target - ring.num_frames) // ring.window) * ring.window
-            jumps.append((ring.num_frames, frame))
-            encoder.commit(encoder.encode(_pixels(frame, bundle)))
-    return jumps
-
-
-def _pixels(frame: Frame, bundle: Bundle) -> Array:
-    return resize_frame(frame[..., ::-1], size=bundle.manifest.shape.image_size)
-
-
-class Recorder:
-    """Wraps a bundle's sessions and keeps what each run returned."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        self.calls: dict[str, list[dict[str, Array]]] = {name: [] for name in bundle.sessions}
-        self.bundle = replace(bundle, sessions={name: _Recorded(s, self) for name, s in bundle.sessions.items()})
-
-
-class _Recorded:
-    def __init__(self, session: Session, recorder: Recorder) -> None:
-        self._session, self._recorder = session, recorder
-        self.spec, self.computes_in = session.spec, session.computes_in
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        outputs = self._session.run(inputs)
-        self._recorder.calls[self.spec.name].append(dict(outputs))
-        return outputs
+            times.append(ring.num_frames)
+            encoder.commit(encoder.encode(image))
+    return times
 
 
 @dataclass(slots=True)
@@ -151,49 +172,37 @@ class Comparison:
     num_equal_tokens: int = 0
     wrong_tokens: list[str] = field(default_factory=list)
 
-    @torch.no_grad()
-    def vision(
-        self,
-        calls: Calls,
-        clip: list[Frame],
-        jumps: list[tuple[int, Frame]],
-        total_frames: int | None,
-        progress: Callable[[float], None],
-    ) -> torch.Tensor:
-        """Compare every frame, then those after the clock jumped; return the reference's embeddings (T, M, E)."""
-        model, window = self.loaded.model, self.bundle.manifest.limits.window
-        pixels = torch.from_numpy(np.stack([_pixels(frame, self.bundle) for frame in clip]))
-        whole = model.encode_clip(pixels[None], window=window, total_frames=total_frames)[0]
-        states = self.bundle.manifest.graphs["temporal"].states
-        times = [*range(len(clip)), *(time for time, _ in jumps)]
-        state: VisionState | None = None
-        for index, time in enumerate(times):
-            jumped = index >= len(clip)
-            if jumped and state is not None:
-                state = VisionState(past=state.past, num_frames=time)
-            frame = pixels[index] if not jumped else torch.from_numpy(_pixels(jumps[index - len(clip)][1], self.bundle))
-            want, state = model.frame_outputs(frame[None], state, window=window, total_frames=total_frames)
-            rows = [row for pair in want.new for row in pair]
-            expected = {
-                "trunk": {"trunk_features": want.trunk_features},
-                "temporal": {"features": want.features} | {s.output: row for s, row in zip(states, rows, strict=True)},
-                "compressor": {"frame_embeds": want.frame_embeds if jumped else whole[index : index + 1]},
-            }
-            for graph, tensors in expected.items():
-                for tensor, value in tensors.items():
-                    self._difference(graph, tensor, f"frame {time}", calls[graph][index][tensor], value)
-            progress((index + 1) / len(times))
-        return whole
+    @property
+    def stage(self) -> str:
+        return f"bundle {self.bundle.manifest.precision}"
 
     @torch.no_grad()
-    def language(self, calls: Calls, frame_embeds: torch.Tensor, tokens: tuple[int, ...]) -> None:
+    def vision(self, recorded: RecordedStream) -> Recording:
+        """Compare every frame; return what the reference said. The embeddings of the clip come from the whole clip."""
+        frames, window = recorded.frames, self.bundle.manifest.limits.window
+        reference = run_torch(self.loaded.model, frames, window, self.bundle.manifest.graphs["temporal"])
+        num_frames = frames.num_consecutive
+        pixels = torch.from_numpy(np.stack(frames.pixels[:num_frames]))[None]
+        whole = self.loaded.model.encode_clip(pixels, window=window, total_frames=frames.total_frames)[0]
+        expected = list(reference)
+        for index in range(num_frames):
+            expected[index] = expected[index] | {"compressor/frame_embeds": whole[index : index + 1].numpy()}
+        got = recording_of(recorded.vision_calls)
+        self.found += compare_recordings(self.stage, got, expected, frames.times)
+        return reference
+
+    @torch.no_grad()
+    def language(self, recorded: RecordedStream, reference: Recording) -> None:
         """Compare every LLM pass with one uncached pass, and every token with what both sides' logits say."""
-        model = self.loaded.model
+        model, calls, tokens = self.loaded.model, recorded.language_calls, recorded.tokens
+        embeds_of_frames = [frame["compressor/frame_embeds"] for frame in reference[: recorded.num_streamed]]
+        frame_embeds = torch.from_numpy(np.concatenate(embeds_of_frames))
         prompt = self.loaded.prompt_ids(num_frames=len(frame_embeds), question=QUESTION)
         # The answer is embedded on its own: a random model may well say <IMG_CONTEXT> itself.
         answer = torch.tensor(tokens, dtype=torch.long)
         text = torch.cat([prompt[prompt != self.loaded.token_id(IMAGE_CONTEXT)], answer])
-        text_embeds = model.llm.embed_tokens(text)
+        # A table lookup rounds nothing but the table.
+        text_embeds = model.llm.embed_tokens(text).to(TORCH_DTYPE[self.bundle.manifest.precision])
         embeds = torch.cat(
             [self.loaded.prompt_embeds(prompt, frame_embeds), model.llm.embed_tokens(answer)[None]], dim=1
         )
@@ -226,12 +235,8 @@ class Comparison:
 
     def _difference(self, graph: str, tensor: str, where: str, got: Array, expected: torch.Tensor) -> None:
         want = expected.double().numpy()
-        if got.shape != want.shape:
-            raise ParityError(
-                f"graph '{graph}' returned '{tensor}' as {got.shape} at {where}, the reference {want.shape}. The "
-                "runtime fed other rows than the reference: a different prompt, frame count or chunk"
-            )
-        self.found.append(compare_arrays(got, want, graph=graph, tensor=tensor, where=where))
+        require_same_shape(got, want, f"{graph}/{tensor}", where)
+        self.found.append(compare_arrays(got, want, stage=self.stage, graph=graph, tensor=tensor, where=where))
 
 
 def compare_weights(bundle: Bundle, loaded: LoadedModel) -> tuple[int, dict[str, list[str]]]:

@@ -99,12 +99,8 @@ def check(
         loaded = load_reference(manifest, model)
     with console.stage("check against the reference") as (_, report):
         parity = check_bundle(bundle, loaded, progress=report)
-    for row in parity.rows:
-        console.print(
-            f"  {'ok  ' if row.passed else 'FAIL'} {row.graph + '/' + row.tensor:<28} relative L2 "
-            f"{row.worst.rel_l2:.1e} of {row.rel_l2_limit:.1e}   worst token {row.worst.worst_token:.1e} of "
-            f"{row.worst_token_limit:.1e}"
-        )
+    for line in parity.table():
+        console.print(f"  {line}")
     if not parity.passed:
         if as_json:  # the report itself; the message goes to standard error only
             _print_json(parity.to_json() | {"bundle": str(bundle)})
@@ -113,9 +109,7 @@ def check(
         raise ParityError(parity.failure_text())
     if as_json:
         _print_json(parity.to_json() | {"bundle": str(bundle)})
-    console.print(
-        f"{parity.summary()} ({parity.precision}, computed in {parity.computed_in}; engines: {parity.engines})"
-    )
+    console.print(f"{parity.summary()} ({parity.precision}, computed in {parity.computed_in})")
     console.print(f"next: pvc-export run {shlex.quote(str(bundle))} --video FILE --ask 'What happens?'")
 
 

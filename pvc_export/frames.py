@@ -1,17 +1,34 @@
-"""A rendered clip: what checks and demos look at when no video is given. Seeded, so every machine sees the same pixels.
+"""What checks and demos look at when no video is given: rendered frames, and a few of a real camera.
 
-Coloured discs and bars cross a textured background; camera sized, so that the resize is part of what is checked.
+Rendered: coloured discs and bars cross a textured background. Seeded, so every machine sees the same pixels; camera
+sized, so that the resize is part of what is checked. Real: red pandas, from PVC's own example (real_frames/).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 Frame = np.ndarray[Any, np.dtype[np.uint8]]
 WIDTH, HEIGHT = 192, 144
+REAL_FRAMES = Path(__file__).with_name("real_frames")
+
+
+def check_clip(num_frames: int) -> list[Frame]:
+    """The first half rendered, the rest real, with the cut that lies between: each frame (H, W, 3) uint8 BGR."""
+    real = real_frames()
+    num_rendered = num_frames - num_frames // 2
+    return [*render_clip(num_rendered), *(real[i % len(real)] for i in range(num_frames - num_rendered))]
+
+
+def real_frames() -> list[Frame]:
+    """Six frames (320, 180, 3) uint8 BGR of a real camera: three scenes, two frames of the first two."""
+    images = (Image.open(path) for path in sorted(REAL_FRAMES.glob("*.jpg")))
+    return [np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1]) for image in images]
 
 
 def render_clip(num_frames: int, *, seed: int = 0, width: int = WIDTH, height: int = HEIGHT) -> Iterator[Frame]:

@@ -75,7 +75,8 @@ class TemporalGraph(nn.Module):
         super().__init__()
         self.encoder = model.temporal
         if split:
-            self.encoder = copy.deepcopy(model.temporal)
+            shared = {id(parameter): parameter for parameter in model.temporal.parameters()}
+            self.encoder = copy.deepcopy(model.temporal, shared)
             for layer in self.encoder.layers:
                 layer.temporal_attn = SplitTemporalAttention(cast(TemporalAttention, layer.temporal_attn))
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
-from engines.spec import Precision, StreamLimits
+from engines.spec import Precision
 from engines.target import load_target
 from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, VisionConfig
 from pvc_ref.prompt import byte_tokenizer
@@ -23,11 +23,13 @@ from pvc_ref.prompt import byte_tokenizer
 from .console import Console
 from .export import ExportRequest, export, versions
 from .models import LoadedModel, load_model, loaded_model
-from .parity import THRESHOLDS, ParityReport, limit_key
+from .parity import GATED, THRESHOLDS, ParityReport, limit_key, limits_of
 
 MARGIN = 4.0
 """A limit is this many times the worst that was measured: room for other seeds, depths and processors."""
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+FLOOR = 1e-12
+"""The smallest limit: what float64, in which differences are computed, can still tell from zero."""
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 DEEP = PVCConfig(
     vision=VisionConfig(
         image_size=112, hidden_size=64, num_layers=24, num_heads=4, mlp_size=256, num_temporal_layers=8
@@ -45,38 +47,37 @@ def models(num_seeds: int) -> Iterator[LoadedModel]:
     yield loaded_model(PVC.random(DEEP, seed=0), byte_tokenizer(), name="deep")
 
 
-def measure(num_seeds: int, console: Console) -> dict[Precision, list[ParityReport]]:
+def measure(num_seeds: int, console: Console) -> list[ParityReport]:
     """A parity report of every model in every precision, no limit applied."""
-    reports: dict[Precision, list[ParityReport]] = {"fp32": [], "fp16": []}
+    reports: list[ParityReport] = []
     for loaded in models(num_seeds):
         for precision in PRECISIONS:
             name = f"{loaded.source.name} seed {loaded.source.seed} {precision}"
+            target = load_target("cuda" if precision == "bf16" else "cpu")
             with console.stage(name) as (stage, _), tempfile.TemporaryDirectory() as folder:
-                request = ExportRequest(
-                    out=Path(folder) / "bundle", target=load_target("cpu"), precision=precision, limits=StreamLimits()
-                )
-                reports[precision].append(export(loaded, request, publish_failures=True))
-                stage.note = reports[precision][-1].summary()
+                request = ExportRequest(out=Path(folder) / "bundle", target=target, precision=precision)
+                reports.append(export(loaded, request, publish_failures=True))
+                stage.note = reports[-1].summary()
     return reports
 
 
-def limits_from(reports: list[ParityReport]) -> dict[str, dict[str, float]]:
-    """'graph/tensor' -> the worst measured value of each metric and its limit."""
-    limits: dict[str, dict[str, float]] = {}
-    for row in (row for report in reports for row in report.rows):
-        entry = limits.setdefault(
-            limit_key(row.graph, row.tensor), {"rel_l2_measured": 0.0, "worst_token_measured": 0.0}
-        )
-        entry["rel_l2_measured"] = max(entry["rel_l2_measured"], row.worst.rel_l2)
-        entry["worst_token_measured"] = max(entry["worst_token_measured"], row.worst.worst_token)
-    for key, entry in limits.items():
-        for metric in ("rel_l2", "worst_token"):
-            entry[f"{metric}_measured"] = float(f"{entry[f'{metric}_measured']:.2e}")
-            # A copy is exact: the embedding table may not differ at all.
-            entry[metric] = (
-                float(f"{MARGIN * entry[f'{metric}_measured']:.2e}") if key != "embed/inputs_embeds" else 1e-12
-            )
-    return limits
+def limits_from(reports: list[ParityReport]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Stage -> 'graph/tensor' -> metric -> the worst measured value and its limit."""
+    worst: dict[str, dict[str, dict[str, float]]] = {}
+    for found in (found for report in reports for found in report.found):
+        metrics = worst.setdefault(limits_of(found.stage), {}).setdefault(limit_key(found.graph, found.tensor), {})
+        for metric in GATED:
+            metrics[metric] = max(metrics.get(metric, 0.0), float(getattr(found, metric)))
+    return {
+        stage: {
+            key: {
+                metric: {"measured": float(f"{value:.2e}"), "limit": float(f"{max(MARGIN * value, FLOOR):.2e}")}
+                for metric, value in metrics.items()
+            }
+            for key, metrics in tensors.items()
+        }
+        for stage, tensors in sorted(worst.items())
+    }
 
 
 def main() -> None:
@@ -95,7 +96,7 @@ def main() -> None:
             },
             "margin": MARGIN,
         },
-        "limits": {precision: limits_from(reports[precision]) for precision in PRECISIONS},
+        "limits": limits_from(reports),
     }
     text = json.dumps(data, indent=1)
     print(text)

@@ -25,6 +25,7 @@ OPSET = 20  # the newest that TensorRT 10.3 on JetPack 6.2 reads
 TORCH_OF = {
     "float32": torch.float32,
     "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
     "int64": torch.int64,
     "uint8": torch.uint8,
     "bool": torch.bool,
@@ -32,6 +33,7 @@ TORCH_OF = {
 ELEM_TYPE = {
     "float32": onnx.TensorProto.FLOAT,
     "float16": onnx.TensorProto.FLOAT16,
+    "bfloat16": onnx.TensorProto.BFLOAT16,
     "int64": onnx.TensorProto.INT64,
     "uint8": onnx.TensorProto.UINT8,
     "bool": onnx.TensorProto.BOOL,

@@ -1,78 +1,118 @@
-"""What a parity check finds: differences, held against committed limits, and the report of them."""
+"""What a parity check finds: differences, held against committed limits, and the report of them.
+
+A stage is one comparison, of something with its neighbour on the ladder:
+    torch fp32            against torch fp64                             the reference's own rounding
+    torch fp16, bf16      every operation rounded, against torch fp32    what the dtype costs, islands included
+    onnx fp32             against torch fp32                             what the export costs
+    onnx fp16, bf16       against torch of that dtype                    the same, in the bundle's dtype
+    engine fp32, ...      against the ONNX file it was built from        what the compiler costs
+    bundle fp32, ...      as users run it, against torch fp32            all of it together, and the language side
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from math import inf, log10
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engines.session import Array
+from engines.memory import Array
 from engines.spec import GRAPH_NAMES, Precision
 
 PARITY_NAME = "parity.json"
 THRESHOLDS = Path(__file__).with_name("thresholds.json")
+GATED = ("rel_l2", "worst_token", "cosine_gap", "norm_gap")
+"""The metrics that have limits; all four must hold."""
+AGAINST = {
+    "torch": "its neighbour (fp64 for fp32, else fp32)",
+    "onnx": "torch {dtype}",
+    "engine": "onnx {dtype}",
+    "bundle": "torch fp32, as users run it",
+}
+TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """One tensor of one run against its reference. `where` says which run: 'frame 3', 'pass 7'.
+    """One tensor of one run against its neighbour. `where` says which run: 'frame 3', 'pass 7'.
 
-    rel_l2       |a - b| / |b| over the whole tensor
-    worst_token  the largest |a_i - b_i| of any token's vector, over the root mean square of |b_i|
+    rel_l2         |a - b| / |b| over the whole tensor
+    worst_token    the largest |a_i - b_i| of any token's vector, over the root mean square of |b_i|
+    cosine_gap     1 - the smallest cosine of a token with its neighbour's
+    norm_gap       | |a| / |b| - 1 |
+    num_nonfinite  values that are NaN or infinite, on either side: a reference that is NaN proves nothing
     """
 
+    stage: str
     graph: str
     tensor: str
     where: str
     max_abs: float
     rel_l2: float
     worst_token: float
-    finite: bool
+    cosine_gap: float
+    norm_gap: float
+    num_nonfinite: int
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization noise, 20 log10 of |b| / |a - b|; infinite for equal tensors."""
+        return inf if self.rel_l2 == 0 else -20 * log10(self.rel_l2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """The worst of one tensor over the stream, held against its committed limits."""
 
+    stage: str
     graph: str
     tensor: str
     num_compared: int
     worst: Difference
-    rel_l2_limit: float
-    worst_token_limit: float
+    limits: dict[str, float]
 
     @property
     def passed(self) -> bool:
-        worst = self.worst
-        return worst.finite and worst.rel_l2 <= self.rel_l2_limit and worst.worst_token <= self.worst_token_limit
+        return self.share() <= 1
 
     def share(self) -> float:
-        """How much of its limit the worst difference uses; above 1 fails."""
-        worst = self.worst
-        if not worst.finite:  # on either side: a reference that is NaN proves nothing
-            return float("inf")
-        return max(worst.rel_l2 / self.rel_l2_limit, worst.worst_token / self.worst_token_limit)
+        """How much of its limit the worst metric uses; above 1 fails."""
+        if self.worst.num_nonfinite:
+            return inf
+        return max(float(getattr(self.worst, metric)) / self.limits[metric] for metric in GATED)
+
+    def text(self) -> str:
+        """The worst metric and its limit, in words."""
+        worst, limits = self.worst, self.limits
+        if worst.num_nonfinite:
+            return f"{worst.num_nonfinite} values are NaN or infinite at {worst.where}"
+        metric = max(GATED, key=lambda name: float(getattr(worst, name)) / limits[name])
+        return f"{metric.replace('_', ' ')} {getattr(worst, metric):.1e} (limit {limits[metric]:.1e}) at {worst.where}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParityReport:
-    """What was compared, and how it came out."""
+    """What was compared, and how it came out.
+
+    not_executed  rungs of the ladder that could not run, and why; they are never a pass
+    """
 
     precision: Precision
     computed_in: str
     num_frames: int
     rows: tuple[Row, ...]
+    found: tuple[Difference, ...]
     missing: tuple[str, ...]
     num_weights: int
     wrong_weights: dict[str, list[str]]
     num_tokens: int
     num_equal_tokens: int
     wrong_tokens: tuple[str, ...]
-    engines: str
+    not_executed: dict[str, str]
 
     @property
     def passed(self) -> bool:
@@ -84,10 +124,35 @@ class ParityReport:
         failed = {row.graph for row in self.rows if not row.passed} | set(self.wrong_weights)
         return next((name for name in GRAPH_NAMES if name in failed), None)
 
+    def stages(self) -> dict[str, list[Row]]:
+        """The rows of every stage, in the order of the ladder."""
+        stages: dict[str, list[Row]] = {}
+        for row in self.rows:
+            stages.setdefault(row.stage, []).append(row)
+        return stages
+
+    def table(self) -> list[str]:
+        """Lines for people: each stage, and in it the worst row of each kind of tensor."""
+        lines = []
+        for stage, rows in self.stages().items():
+            lines.append(f"{stage}, against {AGAINST[stage.split()[0]].format(dtype=stage.split()[1])}")
+            kinds: dict[str, list[Row]] = {}
+            for row in rows:
+                kinds.setdefault(limit_key(row.graph, row.tensor), []).append(row)
+            for kind, members in kinds.items():
+                row = max(members, key=Row.share)
+                worst, count = row.worst, f" (worst of {len(members)})" if len(members) > 1 else ""
+                lines.append(
+                    f"  {'ok  ' if row.passed else 'FAIL'} {kind + count:<30} max abs {worst.max_abs:.1e}  relative L2 "
+                    f"{worst.rel_l2:.1e}  worst token {worst.worst_token:.1e}  1 - cosine {worst.cosine_gap:.1e}  "
+                    f"norm {worst.norm_gap:.1e}  {worst.sqnr_db:.0f} dB   {row.share():.0%} of its limit"
+                )
+        return lines + [f"{rung}: not executed: {reason}" for rung, reason in self.not_executed.items()]
+
     def summary(self) -> str:
         worst = max(self.rows, key=Row.share)
         return (
-            f"{'pass' if self.passed else 'FAIL'}: {self.num_weights} weights bit-equal, {len(self.rows)} tensors over "
+            f"{'pass' if self.passed else 'FAIL'}: {self.num_weights} weights bit-equal, {len(self.rows)} rows over "
             f"{self.num_frames} frames at most at {worst.share():.0%} of their limits, "
             f"{self.num_equal_tokens}/{self.num_tokens} tokens equal"
         )
@@ -95,12 +160,7 @@ class ParityReport:
     def failure_text(self) -> str:
         lines = [f"the bundle differs from the reference ({self.precision}, computed in {self.computed_in}):"]
         failed = sorted((row for row in self.rows if not row.passed), key=Row.share, reverse=True)
-        lines += [
-            f"  {row.graph}: {row.tensor} at {row.worst.where}: relative L2 {row.worst.rel_l2:.1e} (limit "
-            f"{row.rel_l2_limit:.1e}), worst token {row.worst.worst_token:.1e} (limit {row.worst_token_limit:.1e})"
-            + ("" if row.worst.finite else ", NaN or infinity")
-            for row in failed[:6]
-        ]
+        lines += [f"  {row.stage}: {row.graph}/{row.tensor}: {row.text()}" for row in failed[:6]]
         lines += [f"  {wrong}" for wrong in self.wrong_tokens[:4]]
         lines += [f"  never seen, so never compared: {', '.join(self.missing)}"] if self.missing else []
         lines += [
@@ -122,37 +182,46 @@ class ParityReport:
             "precision": self.precision,
             "computed_in": self.computed_in,
             "num_frames": self.num_frames,
-            "num_tensors": len(self.rows),
+            "num_rows": len(self.rows),
             "num_weights_bit_equal": self.num_weights,
-            "worst_tensor": f"{worst.graph}/{worst.tensor}",
+            "worst_row": f"{worst.stage}: {worst.graph}/{worst.tensor}",
             "worst_share_of_limit": round(worst.share(), 4),
             "equal_tokens": f"{self.num_equal_tokens}/{self.num_tokens}",
-            "engines": self.engines,
+            "stages": list(self.stages()),
+            "not_executed": self.not_executed,
         }
 
     def to_json(self) -> dict[str, Any]:
+        """The receipt, every row, and every single difference ('frames'), for curves."""
         return {
             **self.receipt(),
             "wrong_weights": self.wrong_weights,
             "missing": self.missing,
             "wrong_tokens": self.wrong_tokens,
             "rows": [{**asdict(row), "passed": row.passed} for row in self.rows],
+            "frames": [asdict(found) | {"sqnr_db": found.sqnr_db} for found in self.found],
         }
 
 
-def compare_arrays(got: Array, want: Array, *, graph: str, tensor: str, where: str) -> Difference:
+def compare_arrays(got: Array, want: Array, *, stage: str, graph: str, tensor: str, where: str) -> Difference:
     """The difference of two arrays of one shape; a token's vector is the last axis."""
-    error = got.astype(np.float64) - want
-    errors, sizes = np.linalg.norm(error, axis=-1), np.linalg.norm(want, axis=-1)
-    scale = max(float(np.sqrt(np.mean(sizes**2))), np.finfo(np.float64).tiny)
+    a, b = got.astype(np.float64), want.astype(np.float64)
+    error = np.linalg.norm(a - b, axis=-1)
+    norms = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
+    total = float(np.linalg.norm(norms[1]))
+    # A token of no length on both sides has no direction to lose.
+    cosines = np.where(error == 0, 1.0, (a * b).sum(-1) / np.maximum(norms[0] * norms[1], TINY))
     return Difference(
+        stage=stage,
         graph=graph,
         tensor=tensor,
         where=where,
-        max_abs=float(np.abs(error).max()),
-        rel_l2=float(np.linalg.norm(error) / max(np.linalg.norm(want), np.finfo(np.float64).tiny)),
-        worst_token=float(errors.max()) / scale,
-        finite=bool(np.isfinite(got).all() and np.isfinite(want).all()),
+        max_abs=float(np.abs(a - b).max()),
+        rel_l2=float(np.linalg.norm(error)) / max(total, TINY),
+        worst_token=float(error.max()) / max(float(np.sqrt(np.mean(norms[1] ** 2))), TINY),
+        cosine_gap=max(1.0 - float(cosines.min()), 0.0),
+        norm_gap=abs(float(np.linalg.norm(norms[0])) - total) / max(total, TINY),
+        num_nonfinite=int((~np.isfinite(a)).sum() + (~np.isfinite(b)).sum()),
     )
 
 
@@ -161,24 +230,24 @@ def near_tie(logits: Array, precision: Precision) -> float:
 
     Both tokens may be off by the committed limit of the logits, which is relative to their root mean square.
     """
-    limit = load_thresholds()[precision]["head/logits"]["rel_l2"]
+    limit = load_thresholds()[f"bundle {precision}"]["head/logits"]["rel_l2"]["limit"]
     return 2 * limit * float(np.sqrt(np.mean(np.square(logits, dtype=np.float64))))
 
 
-def worst_rows(found: Iterable[Difference], precision: Precision) -> tuple[Row, ...]:
-    """The worst difference of every tensor, with the committed limits of `precision`. In order of first appearance."""
-    limits = load_thresholds()[precision]
-    rows: dict[tuple[str, str], Row] = {}
+def worst_rows(found: Iterable[Difference]) -> tuple[Row, ...]:
+    """The worst difference of every tensor in every stage, with its committed limits. In order of first appearance."""
+    thresholds = load_thresholds()
+    rows: dict[tuple[str, str, str], Row] = {}
     for difference in found:
-        key = difference.graph, difference.tensor
-        limit = limits[limit_key(*key)]
+        key = difference.stage, difference.graph, difference.tensor
+        limits = thresholds[limits_of(difference.stage)][limit_key(difference.graph, difference.tensor)]
         row = Row(
+            stage=difference.stage,
             graph=difference.graph,
             tensor=difference.tensor,
             num_compared=rows[key].num_compared + 1 if key in rows else 1,
             worst=difference,
-            rel_l2_limit=limit["rel_l2"],
-            worst_token_limit=limit["worst_token"],
+            limits={metric: limits[metric]["limit"] for metric in GATED},
         )
         if key in rows and rows[key].share() >= row.share():
             row = replace(row, worst=rows[key].worst)
@@ -186,12 +255,19 @@ def worst_rows(found: Iterable[Difference], precision: Precision) -> tuple[Row, 
     return tuple(rows.values())
 
 
+def limits_of(stage: str) -> str:
+    """An engine has the limits of the ONNX rung, the same graph in the same dtype, until a GPU has measured its own."""
+    return stage.replace("engine", "onnx")
+
+
 def limit_key(graph: str, tensor: str) -> str:
     """Cache rows of all layers share one limit: 'temporal/new', 'llm/new'."""
     return f"{graph}/{'new' if tensor.startswith('new.') else tensor}"
 
 
-def load_thresholds() -> dict[str, dict[str, dict[str, float]]]:
-    """The committed limits: precision -> 'graph/tensor' -> limits and the measured values they come from."""
-    limits: dict[str, dict[str, dict[str, float]]] = json.loads(THRESHOLDS.read_text(encoding="utf-8"))["limits"]
+def load_thresholds() -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """The committed limits: stage -> 'graph/tensor' -> metric -> limit and the measured value it comes from."""
+    limits: dict[str, dict[str, dict[str, dict[str, float]]]] = json.loads(THRESHOLDS.read_text(encoding="utf-8"))[
+        "limits"
+    ]
     return limits

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from engines.bundle import Bundle
-from engines.session import Array
+from engines.memory import Array
+from engines.session import Session
 from engines.spec import GraphSpec
 
 from .models import LoadedModel
@@ -26,13 +27,13 @@ def probe_batch(bundle: Bundle) -> list[Difference]:
         rng = np.random.default_rng(0)
         dims = {dim: size.opt for dim, size in session.spec.dims.items()}
         feeds = draw_inputs(session.spec, dims, bundle, rng)
-        together = session.run(feeds)
+        together = _run(session, feeds)
         for row in range(num_streams):
-            alone = session.run({key: value[row : row + 1] for key, value in feeds.items()})
+            alone = _run(session, {key: value[row : row + 1] for key, value in feeds.items()})
             for tensor, want in alone.items():
                 got = together[tensor][row : row + 1]
                 where = f"stream {row} of {num_streams}"
-                found.append(compare_arrays(got, want.astype(np.float64), graph=name, tensor=tensor, where=where))
+                found.append(compare_arrays(got, want, stage=_stage(bundle), graph=name, tensor=tensor, where=where))
     return found
 
 
@@ -46,7 +47,7 @@ def probe_context(bundle: Bundle, loaded: LoadedModel) -> list[Difference]:
     feeds["attention_mask"][:] = 1
     feeds["attention_mask"][:, past - num_rows : past] = 0  # those slots are where the new rows will go
     feeds["position_ids"] = np.arange(past - num_rows, past, dtype=np.int64)[None]
-    got = session.run(feeds)
+    got = _run(session, feeds)
     tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
     caches = [tensors[state.input].float() for state in spec.states]
     hidden, new = loaded.model.llm(
@@ -59,9 +60,17 @@ def probe_context(bundle: Bundle, loaded: LoadedModel) -> list[Difference]:
     want |= {s.output: rows for s, rows in zip(spec.states, (rows for pair in new for rows in pair), strict=True)}
     where = f"positions {past - num_rows}..{past - 1}"
     return [
-        compare_arrays(got[name], value.double().numpy(), graph="llm", tensor=name, where=where)
+        compare_arrays(got[name], value.numpy(), stage=_stage(bundle), graph="llm", tensor=name, where=where)
         for name, value in want.items()
     ]
+
+
+def _run(session: Session, feeds: dict[str, Array]) -> dict[str, Array]:
+    return {name: session.memory.to_host(tensor) for name, tensor in session.run(feeds).items()}
+
+
+def _stage(bundle: Bundle) -> str:
+    return f"bundle {bundle.manifest.precision}"
 
 
 def draw_inputs(spec: GraphSpec, dims: dict[str, int], bundle: Bundle, rng: np.random.Generator) -> dict[str, Array]:

@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import numpy_helper
 from torch import Tensor
+
+from engines.memory import host_dtype
 
 Digest = tuple[str, int, int]
 """dtype, number of values, and the sum of all values' mixed bits."""
@@ -24,7 +27,15 @@ BLOCK = 1 << 22  # values mixed at a time, so that a large table needs little me
 def missing_weights(path: Path, parameters: Mapping[str, Tensor]) -> list[str]:
     """Names of the parameters whose values, in their dtype, are in no initializer of the ONNX file."""
     found = {digest(numpy_helper.to_array(tensor)) for tensor in _constants(onnx.load(path))}
-    return [name for name, value in parameters.items() if digest(value.detach().contiguous().numpy()) not in found]
+    return [name for name, value in parameters.items() if digest(_to_numpy(value)) not in found]
+
+
+def _to_numpy(value: Tensor) -> np.ndarray[Any, Any]:
+    value = value.detach().contiguous()
+    if value.dtype != torch.bfloat16:
+        return value.numpy()
+    bits: np.ndarray[Any, Any] = value.view(torch.int16).numpy()
+    return bits.view(host_dtype("bfloat16"))
 
 
 def digest(array: np.ndarray[Any, Any]) -> Digest:

@@ -1,0 +1,157 @@
+"""The CUDA runtime, by ctypes on libcudart: memory, copies, one stream. No torch, no cupy, no pycuda.
+
+Unusual: every call is one method of a Protocol, so that engines/fake.py can stand in for a GPU, record each copy and
+wait, and refuse an address that was never allocated. Addresses are plain integers. Written from the CUDA Runtime API
+reference; no GPU has run it yet.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+from typing import Protocol
+
+from .errors import BackendUnavailable
+
+LIBRARIES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so")
+HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = 1, 2, 3  # cudaMemcpyKind
+OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # cudaDeviceAttr
+NON_BLOCKING = 1  # cudaStreamNonBlocking: the legacy default stream does not wait for ours
+
+
+class CudaRuntime(Protocol):
+    """What the runtime needs of a GPU. Sizes in bytes; copies are queued on a stream and run in order."""
+
+    def allocate(self, num_bytes: int) -> int: ...
+
+    def free(self, address: int) -> None: ...
+
+    def create_stream(self) -> int: ...
+
+    def synchronize(self, stream: int) -> None: ...
+
+    def copy_to_device(self, target: int, source: int, num_bytes: int, stream: int) -> None: ...
+
+    def copy_to_host(self, target: int, source: int, num_bytes: int, stream: int) -> None: ...
+
+    def copy_rows(
+        self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int, stream: int
+    ) -> None:
+        """`height` runs of `width` bytes, each run a pitch after the one before, within the GPU."""
+        ...
+
+    def fill_rows(self, target: int, pitch: int, value: int, width: int, height: int, stream: int) -> None:
+        """Set every byte of `height` runs of `width` bytes."""
+        ...
+
+    def compute_capability(self) -> str:
+        """Such as 'SM89'."""
+        ...
+
+
+class LibCudart:
+    """CudaRuntime on the real library and device 0."""
+
+    def __init__(self) -> None:
+        """Raises BackendUnavailable without libcudart, a driver, or a GPU."""
+        self._lib = _load_library()
+        count = ctypes.c_int()
+        self._call("cudaGetDeviceCount", ctypes.byref(count))
+        if count.value == 0:
+            raise BackendUnavailable("no NVIDIA GPU is visible here. See: nvidia-smi, and CUDA_VISIBLE_DEVICES")
+
+    def allocate(self, num_bytes: int) -> int:
+        address = ctypes.c_void_p()
+        self._call("cudaMalloc", ctypes.byref(address), ctypes.c_size_t(num_bytes), needed=num_bytes)
+        return int(address.value or 0)
+
+    def free(self, address: int) -> None:
+        self._call("cudaFree", ctypes.c_void_p(address))
+
+    def create_stream(self) -> int:
+        stream = ctypes.c_void_p()
+        self._call("cudaStreamCreateWithFlags", ctypes.byref(stream), ctypes.c_uint(NON_BLOCKING))
+        return int(stream.value or 0)
+
+    def synchronize(self, stream: int) -> None:
+        self._call("cudaStreamSynchronize", ctypes.c_void_p(stream))
+
+    def copy_to_device(self, target: int, source: int, num_bytes: int, stream: int) -> None:
+        self._copy(target, source, num_bytes, HOST_TO_DEVICE, stream)
+
+    def copy_to_host(self, target: int, source: int, num_bytes: int, stream: int) -> None:
+        self._copy(target, source, num_bytes, DEVICE_TO_HOST, stream)
+
+    def copy_rows(
+        self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int, stream: int
+    ) -> None:
+        sizes = (ctypes.c_size_t(width), ctypes.c_size_t(height))
+        self._call(
+            "cudaMemcpy2DAsync", ctypes.c_void_p(target), ctypes.c_size_t(target_pitch), ctypes.c_void_p(source),
+            ctypes.c_size_t(source_pitch), *sizes, ctypes.c_int(DEVICE_TO_DEVICE), ctypes.c_void_p(stream),
+        )  # fmt: skip
+
+    def fill_rows(self, target: int, pitch: int, value: int, width: int, height: int, stream: int) -> None:
+        sizes = (ctypes.c_size_t(width), ctypes.c_size_t(height))
+        self._call(
+            "cudaMemset2DAsync", ctypes.c_void_p(target), ctypes.c_size_t(pitch), ctypes.c_int(value), *sizes,
+            ctypes.c_void_p(stream),
+        )  # fmt: skip
+
+    def compute_capability(self) -> str:
+        parts = []
+        for attribute in (CAPABILITY_MAJOR, CAPABILITY_MINOR):
+            value = ctypes.c_int()
+            self._call("cudaDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), ctypes.c_int(0))
+            parts.append(value.value)
+        return f"SM{parts[0]}{parts[1]}"
+
+    def memory_info(self) -> tuple[int, int]:
+        """(free, total) bytes of the GPU."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+        return free.value, total.value
+
+    def _copy(self, target: int, source: int, num_bytes: int, kind: int, stream: int) -> None:
+        self._call(
+            "cudaMemcpyAsync", ctypes.c_void_p(target), ctypes.c_void_p(source), ctypes.c_size_t(num_bytes),
+            ctypes.c_int(kind), ctypes.c_void_p(stream),
+        )  # fmt: skip
+
+    def _call(self, name: str, *arguments: object, needed: int | None = None) -> None:
+        status = getattr(self._lib, name)(*arguments)
+        if status == 0:
+            return
+        if status == OUT_OF_MEMORY and needed is not None:
+            free, total = self.memory_info()
+            raise BackendUnavailable(
+                f"the GPU is out of memory: {needed / 2**20:.1f} MiB were asked for, {free / 2**20:.1f} of "
+                f"{total / 2**20:.1f} MiB are free. Export with a smaller --window, --context or --streams, or stop "
+                "other programs on this GPU (see: nvidia-smi)"
+            )
+        self._lib.cudaGetErrorString.restype = ctypes.c_char_p
+        reason = (self._lib.cudaGetErrorString(status) or b"no text").decode(errors="replace")
+        raise BackendUnavailable(
+            f"CUDA: {name} failed with error {status} ({reason}). Is the driver installed and new enough? See: "
+            "nvidia-smi, pvc-export doctor"
+        )
+
+
+def _load_library() -> ctypes.CDLL:
+    """libcudart of the system, or of the pip packages that bring their own."""
+    bundled = [
+        str(path)
+        for folder in map(Path, sys.path)
+        for path in sorted(folder.glob("nvidia/*/lib/libcudart.so.*"), reverse=True)
+    ]
+    for name in (*LIBRARIES, *bundled):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise BackendUnavailable(
+        f"the CUDA runtime cannot be loaded: none of {', '.join(LIBRARIES)} was found. It comes with JetPack and the "
+        "CUDA toolkit, or: pip install nvidia-cuda-runtime"
+    )

@@ -1,0 +1,122 @@
+"""Stand-ins for hardware and models that are not there. They ship with the package: an application's tests need them.
+
+RecordingCuda   a CUDA runtime in host memory: every copy really happens, is recorded, and may not leave its allocation
+FakeSession     a graph without a runtime: outputs of the right names, shapes and dtypes, that depend on every input
+"""
+
+from __future__ import annotations
+
+import ctypes
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .errors import SpecError
+from .memory import Array, HostMemory, Memory, Tensor, host_dtype
+from .spec import GraphSpec
+
+
+@dataclass(frozen=True, slots=True)
+class CudaCall:
+    """One recorded call: 'upload', 'download', 'copy', 'fill' or 'sync', and the bytes that it wrote."""
+
+    kind: str
+    num_bytes: int = 0
+
+
+@dataclass(slots=True)
+class RecordingCuda:
+    """CudaRuntime whose GPU is a set of numpy arrays, so that an address of its memory is one of the host's as well."""
+
+    capability: str = "SM89"
+    calls: list[CudaCall] = field(default_factory=list)
+    _blocks: dict[int, Array] = field(default_factory=dict)
+
+    def num_bytes(self, kind: str) -> int:
+        """Bytes written by all recorded calls of a kind."""
+        return sum(call.num_bytes for call in self.calls if call.kind == kind)
+
+    def count(self, kind: str) -> int:
+        return sum(call.kind == kind for call in self.calls)
+
+    def allocated(self) -> int:
+        """Bytes that are allocated now."""
+        return sum(block.nbytes for block in self._blocks.values())
+
+    def allocate(self, num_bytes: int) -> int:
+        block = np.full(num_bytes, 0xCD, dtype=np.uint8)  # fresh GPU memory is not zero; 0xCDCD is a value of float16
+        address = int(block.ctypes.data)
+        self._blocks[address] = block
+        return address
+
+    def free(self, address: int) -> None:
+        if address not in self._blocks:
+            raise SpecError(f"address {address:#x} was freed, but never allocated")
+        del self._blocks[address]
+
+    def create_stream(self) -> int:
+        return 1
+
+    def synchronize(self, stream: int) -> None:
+        self.calls.append(CudaCall("sync"))
+
+    def copy_to_device(self, target: int, source: int, num_bytes: int, stream: int) -> None:
+        self._inside(target, num_bytes)
+        ctypes.memmove(target, source, num_bytes)
+        self.calls.append(CudaCall("upload", num_bytes))
+
+    def copy_to_host(self, target: int, source: int, num_bytes: int, stream: int) -> None:
+        self._inside(source, num_bytes)
+        ctypes.memmove(target, source, num_bytes)
+        self.calls.append(CudaCall("download", num_bytes))
+
+    def copy_rows(
+        self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int, stream: int
+    ) -> None:
+        self._inside(target, (height - 1) * target_pitch + width)
+        self._inside(source, (height - 1) * source_pitch + width)
+        for row in range(height):
+            ctypes.memmove(target + row * target_pitch, source + row * source_pitch, width)
+        self.calls.append(CudaCall("copy", width * height))
+
+    def fill_rows(self, target: int, pitch: int, value: int, width: int, height: int, stream: int) -> None:
+        self._inside(target, (height - 1) * pitch + width)
+        for row in range(height):
+            ctypes.memset(target + row * pitch, value, width)
+        self.calls.append(CudaCall("fill", width * height))
+
+    def compute_capability(self) -> str:
+        return self.capability
+
+    def _inside(self, address: int, num_bytes: int) -> None:
+        for start, block in self._blocks.items():
+            if start <= address and address + num_bytes <= start + block.nbytes:
+                return
+        raise SpecError(f"{num_bytes} bytes at {address:#x} lie outside every allocation of the GPU")
+
+
+class FakeSession:
+    """A session that computes nothing: a hash of the inputs seeds its outputs, so equal inputs give equal outputs."""
+
+    computes_in = "nothing (fake)"
+
+    def __init__(self, spec: GraphSpec) -> None:
+        self.spec = spec
+        self.memory: Memory = HostMemory()
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Raises SpecError for inputs that do not fit the spec."""
+        arrays = {tensor.name: self.memory.to_host(inputs[tensor.name]) for tensor in self.spec.inputs}
+        seed, dims = 0, dict[str, int]()
+        for tensor in self.spec.inputs:
+            array = arrays[tensor.name]
+            tensor.check(array, self.spec.name)
+            seed = zlib.crc32(np.ascontiguousarray(array).tobytes(), seed)
+            dims |= {dim: size for dim, size in zip(tensor.shape, array.shape, strict=True) if isinstance(dim, str)}
+        rng = np.random.default_rng(seed)
+        return {
+            tensor.name: rng.standard_normal(tensor.resolve(dims)).astype(host_dtype(tensor.dtype))
+            for tensor in self.spec.outputs
+        }

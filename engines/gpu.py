@@ -1,0 +1,191 @@
+"""Sessions of a GPU: ONNX Runtime's CUDA provider, and TensorRT or TensorRT-RTX engines. Caches never leave the device.
+
+Unusual: neither session owns memory policy. Both bind addresses that a DeviceMemory made: caches and intermediate
+tensors directly, host arrays through one upload buffer per input, outputs into one fixed buffer per output. So nothing
+is allocated after the first frame, and every byte that crosses is counted. All of it runs on the memory's one stream.
+Written for a GPU, run so far only on the recording fake of engines/fake.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .builder import load_runtime
+from .errors import BackendUnavailable, BundleError, SpecError
+from .memory import DeviceArray, DeviceMemory, Tensor
+from .session import BFLOAT16, import_onnxruntime, open_onnx
+from .spec import GraphSpec, TensorSpec
+from .target import Target
+
+DTYPE_OF = {
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "UINT8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+"""TensorRT's names of the dtypes that our graphs have."""
+
+
+class Bindings:
+    """Where each tensor of one graph lies on the device."""
+
+    def __init__(self, spec: GraphSpec, memory: DeviceMemory) -> None:
+        self._spec, self._memory = spec, memory
+        self._largest = {name: size.max for name, size in spec.dims.items()}
+        self._uploads: dict[str, DeviceArray] = {}
+        self._outputs = {t.name: memory.empty(t.resolve(self._largest), t.dtype) for t in spec.outputs}
+
+    def inputs(self, values: Mapping[str, Tensor]) -> dict[str, DeviceArray]:
+        """Every input on the device; host arrays are uploaded. Raises SpecError for one that does not fit the spec."""
+        return {tensor.name: self._input(tensor, values[tensor.name]) for tensor in self._spec.inputs}
+
+    def _input(self, tensor: TensorSpec, value: Tensor) -> DeviceArray:
+        tensor.check(value, self._spec.name)
+        if isinstance(value, DeviceArray):
+            return value
+        if tensor.name not in self._uploads:
+            self._uploads[tensor.name] = self._memory.empty(tensor.resolve(self._largest), tensor.dtype)
+        return self._memory.upload(value, self._uploads[tensor.name])
+
+    def outputs(self, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
+        """The output buffers, in the shapes that follow from these inputs."""
+        sizes: dict[str, int] = {}
+        for tensor in self._spec.inputs:
+            shape = inputs[tensor.name].shape
+            sizes |= {dim: size for dim, size in zip(tensor.shape, shape, strict=True) if isinstance(dim, str)}
+        for name, size in sizes.items():
+            if name in self._largest and size > self._largest[name]:
+                raise SpecError(f"graph '{self._spec.name}': {name} is {size}, its largest is {self._largest[name]}")
+        return {
+            tensor.name: DeviceArray(
+                address=self._outputs[tensor.name].address, shape=tensor.resolve(sizes), dtype=tensor.dtype
+            )
+            for tensor in self._spec.outputs
+        }
+
+
+class OrtCudaSession:
+    """ONNX Runtime, CUDA provider, by IO binding. Refuses a session that fell back to the CPU."""
+
+    def __init__(
+        self, path: Path, spec: GraphSpec, memory: DeviceMemory, *, provider: str = "CUDAExecutionProvider"
+    ) -> None:
+        """`provider` is another one only in tests. Raises BackendUnavailable if it is not there, BundleError as
+        OrtSession does."""
+        self.spec, self.memory = spec, memory
+        self.computes_in = "the graph's own dtypes (ONNX Runtime CUDA)"
+        self._ort = import_onnxruntime()
+        if provider not in self._ort.get_available_providers():
+            raise BackendUnavailable(
+                f"this onnxruntime has the providers {self._ort.get_available_providers()}, but not {provider}. In a "
+                "fresh environment: pip install -e '.[ort-gpu]' (never beside onnxruntime: they are one module)"
+            )
+        on_cuda = provider == "CUDAExecutionProvider"
+        # TF32 would make float32 graphs something else; the stream orders graphs and our copies without waiting.
+        options = {"device_id": "0", "use_tf32": "0", "user_compute_stream": str(memory.stream)} if on_cuda else {}
+        self._session = open_onnx(self._ort, path, spec, [(provider, options)])
+        if self._session.get_providers()[0] != provider:
+            raise BackendUnavailable(
+                f"ONNX Runtime could not start {provider} and fell back to {self._session.get_providers()}, which is "
+                "refused. Likely libcudnn or libcublas is missing or of another CUDA major. See: pvc-export doctor"
+            )
+        self._device = "cuda" if on_cuda else "cpu"
+        self._bindings = Bindings(spec, memory)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        placed = self._bindings.inputs(inputs)
+        outputs = self._bindings.outputs(placed)
+        binding = self._session.io_binding()
+        for name, array in placed.items():
+            binding.bind_input(name, self._device, 0, _onnx_type(array), array.shape, array.address)
+        for name, array in outputs.items():
+            binding.bind_output(name, self._device, 0, _onnx_type(array), array.shape, array.address)
+        self._session.run_with_iobinding(binding)
+        return dict(outputs)
+
+
+def _onnx_type(array: DeviceArray) -> Any:
+    return BFLOAT16 if array.dtype == "bfloat16" else np.dtype(array.dtype)
+
+
+class TrtSession:
+    """One serialized engine and its execution context."""
+
+    def __init__(self, path: Path, spec: GraphSpec, memory: DeviceMemory, target: Target) -> None:
+        """Deserialize an engine. The caller has verified its hash, version and GPU: an engine is executable code.
+
+        Raises BackendUnavailable without the runtime, BundleError if the engine is refused or is another graph's.
+        """
+        self.spec, self.memory = spec, memory
+        trt = load_runtime(target)
+        self.computes_in = f"the engine's own dtypes ({target.builder} {trt.__version__})"
+        self._log = _make_log(trt)
+        self._runtime = trt.Runtime(self._log)
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise BundleError(
+                f"{path} was refused by {target.builder} {trt.__version__}: {self._log.reason()}. It was built by "
+                "another version or for another GPU, or it is damaged. Build it here: pvc-export trt"
+            )
+        self._check_engine(trt, path)
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise BackendUnavailable(
+                f"no execution context for {path}: {self._log.reason()}. Likely the GPU's memory is full; export with "
+                "a smaller --window, --context or --streams"
+            )
+        self._bindings = Bindings(spec, memory)
+
+    def _check_engine(self, trt: ModuleType, path: Path) -> None:
+        """Raise BundleError unless the engine's tensors are the spec's, by direction, name, dtype and rank."""
+        found = {}
+        for index in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(index)
+            is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            dtype = re.sub(r".*\.", "", str(self._engine.get_tensor_dtype(name)))
+            found[name] = (is_input, DTYPE_OF.get(dtype, dtype), len(tuple(self._engine.get_tensor_shape(name))))
+        expected = {t.name: (True, t.dtype, len(t.shape)) for t in self.spec.inputs}
+        expected |= {t.name: (False, t.dtype, len(t.shape)) for t in self.spec.outputs}
+        if found != expected:
+            name = next(n for n in sorted(found.keys() | expected.keys()) if found.get(n) != expected.get(n))
+            raise BundleError(
+                f"{path}: tensor '{name}' is {found.get(name)} (input?, dtype, rank), but the GraphSpec of "
+                f"'{self.spec.name}' says {expected.get(name)}. The engine belongs to another graph; export again"
+            )
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        placed = self._bindings.inputs(inputs)
+        outputs = self._bindings.outputs(placed)
+        for name, array in placed.items():
+            if not self._context.set_input_shape(name, array.shape):
+                raise SpecError(
+                    f"graph '{self.spec.name}': the engine refuses '{name}' as {array.shape}: {self._log.reason()}. "
+                    "The shape is outside its optimization profile"
+                )
+            self._context.set_tensor_address(name, array.address)
+        for name, array in outputs.items():
+            self._context.set_tensor_address(name, array.address)
+        if not self._context.execute_async_v3(self.memory.stream):
+            raise BackendUnavailable(f"the engine of '{self.spec.name}' could not run: {self._log.reason()}")
+        return dict(outputs)
+
+
+def _make_log(trt: ModuleType) -> Any:
+    """An ILogger that keeps errors, to say them in our own."""
+
+    class Log(trt.ILogger):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+
+        def reason(self) -> str:
+            return "; ".join(self.errors[-3:]) or "it gave no reason"
+
+    return Log()

@@ -1,0 +1,227 @@
+"""Where tensors live: in the host's memory or on a GPU. Every byte that the runtime itself writes is counted here.
+
+Unusual: on the host a tensor is a plain numpy array, on a GPU a DeviceArray, an address with a shape. Caches and
+sessions pass both along and ask a Memory for whatever must be done to them. Placing a cache row is one strided copy on
+either side, so "bytes written per frame" is measured the same way for every backend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+
+from .cuda import CudaRuntime
+from .errors import BackendUnavailable, SpecError
+from .spec import ITEM_BYTES, StateSpec
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceArray:
+    """A dense row-major array in GPU memory. It owns nothing: the Memory that made it frees it.
+
+    What a session returns is its output buffer, valid until that session runs again.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+Tensor = Array | DeviceArray
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What the runtime wrote and waited for, since it was made or last cleared. Bytes, and a count of waits.
+
+    state     rows placed into caches
+    upload    host to GPU: frames, masks, times, embeddings
+    download  GPU to host: embeddings, hidden rows, logits
+    syncs     times that the host waited for the GPU
+    """
+
+    state: int = 0
+    upload: int = 0
+    download: int = 0
+    syncs: int = 0
+
+    def clear(self) -> None:
+        self.state = self.upload = self.download = self.syncs = 0
+
+
+class Memory(Protocol):
+    """What a cache or a session asks of the place where its tensors live."""
+
+    traffic: Traffic
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Tensor:
+        """A new tensor, all zero, that stays where it is."""
+        ...
+
+    def place(self, cache: Tensor, rows: Tensor, state: StateSpec, slot: int, count: int = 1) -> None:
+        """Copy `count` rows into `cache`, from index `slot` of the state's slot axis on; counted as state."""
+        ...
+
+    def clear(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> None:
+        """Give `count` rows their reset value."""
+        ...
+
+    def prefix(self, cache: Tensor, state: StateSpec, count: int) -> Tensor:
+        """The first `count` rows of a cache of one stream, without a copy."""
+        ...
+
+    def to_host(self, tensor: Tensor) -> Array:
+        """The values as a numpy array."""
+        ...
+
+
+@dataclass(slots=True)
+class HostMemory:
+    """numpy arrays."""
+
+    traffic: Traffic = field(default_factory=Traffic)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Tensor:
+        return np.zeros(shape, dtype=host_dtype(dtype))
+
+    def place(self, cache: Tensor, rows: Tensor, state: StateSpec, slot: int, count: int = 1) -> None:
+        cache, rows = _on_host(cache), _on_host(rows)
+        expected = cache.shape[: state.slot_axis] + cache.shape[state.slot_axis + 1 :]
+        where: int | slice = slot
+        if state.order == "linear":
+            where = slice(slot, slot + count)
+            expected = (*cache.shape[: state.slot_axis], count, *cache.shape[state.slot_axis + 1 :])
+        if rows.shape != expected:
+            raise SpecError(f"state '{state.input}': rows are {rows.shape}, expected {expected}")
+        cache[(slice(None),) * state.slot_axis + (where,)] = rows
+        self.traffic.state += rows.nbytes
+
+    def clear(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> None:
+        _on_host(cache)[(slice(None),) * state.slot_axis + (slice(slot, slot + count),)] = state.reset
+
+    def prefix(self, cache: Tensor, state: StateSpec, count: int) -> Tensor:
+        return _on_host(cache)[(slice(None),) * state.slot_axis + (slice(count),)]
+
+    def to_host(self, tensor: Tensor) -> Array:
+        return _on_host(tensor)
+
+
+class DeviceMemory:
+    """GPU memory and one CUDA stream, on which every copy and every graph of a bundle runs in order.
+
+    The runtime may be a recording fake (engines/fake.py): nothing here knows.
+    """
+
+    def __init__(self, cuda: CudaRuntime) -> None:
+        self.cuda = cuda
+        self.stream = cuda.create_stream()
+        self.traffic = Traffic()
+        self._owned: list[int] = []
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """Raises BackendUnavailable if the GPU has not enough memory left."""
+        array = self.empty(shape, dtype)
+        self.cuda.fill_rows(array.address, array.num_bytes, 0, array.num_bytes, 1, self.stream)
+        return array
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """A new tensor of any content."""
+        num_bytes = prod(shape) * ITEM_BYTES[dtype]
+        address = self.cuda.allocate(max(num_bytes, 1))
+        self._owned.append(address)
+        return DeviceArray(address=address, shape=shape, dtype=dtype)
+
+    def place(self, cache: Tensor, rows: Tensor, state: StateSpec, slot: int, count: int = 1) -> None:
+        cache, rows = _on_device(cache), _on_device(rows)
+        start, pitch, width, height = _region(cache, state, slot, count)
+        if rows.num_bytes != width * height or rows.dtype != cache.dtype:
+            raise SpecError(
+                f"state '{state.input}': rows are {rows.dtype} {rows.shape}, which do not fill {count} slots of "
+                f"{cache.dtype} {cache.shape}"
+            )
+        self.cuda.copy_rows(start, pitch, rows.address, width, width, height, self.stream)
+        self.traffic.state += rows.num_bytes
+
+    def clear(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> None:
+        if state.reset != 0.0:
+            raise SpecError(f"state '{state.input}': a reset value of {state.reset} is not served, only 0")
+        start, pitch, width, height = _region(_on_device(cache), state, slot, count)
+        if width:
+            self.cuda.fill_rows(start, pitch, 0, width, height, self.stream)
+
+    def prefix(self, cache: Tensor, state: StateSpec, count: int) -> Tensor:
+        cache, axis = _on_device(cache), state.slot_axis
+        if prod(cache.shape[:axis]) != 1:
+            raise SpecError(f"state '{state.input}': {cache.shape} holds several streams, so no prefix is contiguous")
+        shape = (*cache.shape[:axis], count, *cache.shape[axis + 1 :])
+        return DeviceArray(address=cache.address, shape=shape, dtype=cache.dtype)
+
+    def upload(self, array: Array, into: DeviceArray) -> DeviceArray:
+        """Copy a host array to the start of `into`; the tensor of array's shape there."""
+        array = np.ascontiguousarray(array)
+        target = DeviceArray(address=into.address, shape=array.shape, dtype=into.dtype)
+        if target.num_bytes > into.num_bytes or array.nbytes != target.num_bytes:
+            raise SpecError(f"an array {array.dtype} {array.shape} does not fit into {into.dtype} {into.shape}")
+        self.cuda.copy_to_device(target.address, array.ctypes.data, array.nbytes, self.stream)
+        self.traffic.upload += array.nbytes
+        return target
+
+    def to_host(self, tensor: Tensor) -> Array:
+        """Copy to the host, and wait for it: everything queued before has then run."""
+        if isinstance(tensor, np.ndarray):
+            return tensor
+        array = np.empty(tensor.shape, dtype=host_dtype(tensor.dtype))
+        self.cuda.copy_to_host(array.ctypes.data, tensor.address, array.nbytes, self.stream)
+        self.cuda.synchronize(self.stream)
+        self.traffic.download += array.nbytes
+        self.traffic.syncs += 1
+        return array
+
+    def close(self) -> None:
+        """Wait for the GPU and free everything. No tensor of this memory may be used afterwards."""
+        self.cuda.synchronize(self.stream)
+        while self._owned:
+            self.cuda.free(self._owned.pop())
+
+
+def _region(cache: DeviceArray, state: StateSpec, slot: int, count: int) -> tuple[int, int, int, int]:
+    """(address, pitch, width, height) in bytes of `count` slots: one run of `width` for every index before the axis."""
+    axis = state.slot_axis
+    slot_bytes = prod(cache.shape[axis + 1 :]) * ITEM_BYTES[cache.dtype]
+    if not 0 <= slot <= slot + count <= cache.shape[axis]:
+        raise SpecError(f"state '{state.input}': slots {slot}..{slot + count - 1} of {cache.shape[axis]}")
+    pitch = cache.shape[axis] * slot_bytes
+    return cache.address + slot * slot_bytes, pitch, count * slot_bytes, prod(cache.shape[:axis])
+
+
+def _on_host(tensor: Tensor) -> Array:
+    assert isinstance(tensor, np.ndarray), "a GPU tensor reached the host's memory"
+    return tensor
+
+
+def _on_device(tensor: Tensor) -> DeviceArray:
+    assert isinstance(tensor, DeviceArray), "a host array reached a GPU's cache"
+    return tensor
+
+
+def host_dtype(name: str) -> np.dtype[Any]:
+    """The numpy dtype of that name. numpy itself has no bfloat16. Raises BackendUnavailable without ml_dtypes."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise BackendUnavailable(
+            "bfloat16 values on the host need the package ml_dtypes. Install it: pip install ml_dtypes"
+        ) from error
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16

@@ -1,0 +1,188 @@
+"""The vision side, rung by rung: each against its neighbour, so that a failure names the step that made it.
+
+    torch fp64 - torch fp32 (the reference) - torch in the bundle's dtype - ONNX in that dtype - engine
+                           \\- ONNX fp32
+
+Unusual: rungs run one after another and keep what they returned, so that only one of them is in memory beside the
+reference. What cannot run here is not left out: the report names it, with the reason, and it is never a pass.
+On a CPU the narrow torch rung rounds every operation to its dtype, islands as exported; ONNX Runtime computes float16
+in float32, and bfloat16 through widened graphs (widen.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engines.bundle import Bundle, open_bundle
+from engines.errors import BackendUnavailable, ParityError
+from engines.memory import Array
+from engines.session import OrtSession, Session
+from engines.spec import GraphSpec, graph_specs
+from engines.target import load_target
+from engines.vision import VisionEncoder
+from pvc_ref import PVC, VisionState
+
+from .emulate import Float16Products
+from .graphs import graph_module
+from .onnx_export import export_graph
+from .parity import Difference, compare_arrays
+from .precision import cast_model
+from .recorder import Calls, Recorder
+
+VISION_GRAPHS = ("trunk", "temporal", "compressor")
+LARGEST_FP64 = 20_000_000
+"""Parameters up to which the fp64 rung runs: beyond, float64 would take minutes and twice the reference's memory."""
+
+Recording = list[dict[str, Array]]
+"""For every frame, each output of the vision graphs as 'graph/tensor'."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frames:
+    """What every rung is shown: pixels uint8 (S, S, 3) RGB, and the time of each frame.
+
+    Times run 0, 1, 2, ... and then jump ahead by multiples of the window, so that slots stay where they are.
+    """
+
+    pixels: Sequence[Array]
+    times: Sequence[int]
+    total_frames: int | None
+
+    @property
+    def num_consecutive(self) -> int:
+        """Frames before the clock jumps: one clip."""
+        return sum(index == time for index, time in enumerate(self.times))
+
+
+def climb(
+    bundle: Bundle, reference: PVC, frames: Frames, *, fp32: Recording, onnx: Recording
+) -> tuple[list[Difference], dict[str, str]]:
+    """Run the rungs that are not recorded yet, and compare neighbours.
+
+    `fp32` is what the reference returned and `onnx` what the bundle's ONNX files did. Returns the differences, and
+    which rungs were not executed, and why.
+    """
+    precision, window = bundle.manifest.precision, bundle.manifest.limits.window
+    temporal = bundle.manifest.graphs["temporal"]
+    found: list[Difference] = []
+    not_executed: dict[str, str] = {}
+
+    def compare(stage: str, got: Recording, want: Recording) -> None:
+        found.extend(compare_recordings(stage, got, want, frames.times))
+
+    if sum(parameter.numel() for parameter in reference.parameters()) <= LARGEST_FP64:
+        compare("torch fp32", fp32, run_torch(copy.deepcopy(reference).double(), frames, window, temporal))
+    else:
+        not_executed["torch fp64"] = f"more than {LARGEST_FP64 // 10**6} M parameters"
+    if precision == "fp32":
+        compare("onnx fp32", onnx, fp32)
+    else:
+        narrow = run_torch(cast_model(reference, precision), frames, window, temporal)
+        compare(f"torch {precision}", narrow, fp32)
+        compare("onnx fp32", run_onnx_fp32(bundle, reference, frames), fp32)
+        compare(f"onnx {precision}", onnx, narrow)
+    if bundle.manifest.engines:
+        engine = run_engine(bundle, frames)
+        if isinstance(engine, str):
+            not_executed["engine"] = engine
+        else:
+            compare(f"engine {precision}", engine, onnx)
+    return found, not_executed
+
+
+@torch.no_grad()
+def run_torch(model: PVC, frames: Frames, window: int, temporal: GraphSpec) -> Recording:
+    """The reference's streaming form, in the model's own dtype."""
+    names = [state.output for state in temporal.states]
+    state: VisionState | None = None
+    recording: Recording = []
+    for pixels, time in zip(frames.pixels, frames.times, strict=True):
+        if state is not None:
+            state = VisionState(past=state.past, num_frames=time)
+        with Float16Products():
+            outputs, state = model.frame_outputs(
+                torch.from_numpy(pixels)[None], state, window=window, total_frames=frames.total_frames
+            )
+        rows = [row for pair in outputs.new for row in pair]
+        tensors = {"trunk/trunk_features": outputs.trunk_features, "temporal/features": outputs.features}
+        tensors |= {f"temporal/{name}": row for name, row in zip(names, rows, strict=True)}
+        tensors["compressor/frame_embeds"] = outputs.frame_embeds
+        recording.append({name: to_numpy(tensor) for name, tensor in tensors.items()})
+    return recording
+
+
+def run_onnx_fp32(bundle: Bundle, reference: PVC, frames: Frames) -> Recording:
+    """The vision graphs, exported once more in float32 and run by ONNX Runtime's CPU."""
+    manifest = bundle.manifest
+    specs = graph_specs(manifest.shape, manifest.limits, "fp32", load_target(manifest.target).spelling)
+    with tempfile.TemporaryDirectory(prefix="pvc-fp32-") as folder:
+        sessions: dict[str, Session] = {}
+        for name in VISION_GRAPHS:
+            path = Path(folder) / f"{name}.onnx"
+            export_graph(graph_module(reference, specs[name]), specs[name], path)
+            sessions[name] = OrtSession(path, specs[name])
+        return run_sessions(sessions, frames)
+
+
+def run_engine(bundle: Bundle, frames: Frames) -> Recording | str:
+    """The bundle's engines on this machine's GPU, or why they were not executed.
+
+    They were built here a moment ago, or their owner asked for this check: they are trusted.
+    """
+    try:
+        opened = open_bundle(bundle.folder, runtime="target", trust_engines=True, unchecked=True)
+    except BackendUnavailable as error:
+        return str(error)
+    return run_sessions(opened.sessions, frames)
+
+
+def run_sessions(sessions: Mapping[str, Session], frames: Frames) -> Recording:
+    """Any set of vision sessions, through the encoder that streams use."""
+    recorder = Recorder({name: sessions[name] for name in VISION_GRAPHS})
+    encoder = VisionEncoder(recorder.sessions, time_divisor=frames.total_frames or 1)
+    for pixels, time in zip(frames.pixels, frames.times, strict=True):
+        encoder.ring.num_frames = time
+        encoder.commit(encoder.encode(pixels))
+    return recording_of(recorder.calls)
+
+
+def recording_of(calls: Calls) -> Recording:
+    """The vision side of recorded calls, frame by frame."""
+    return [
+        {f"{graph}/{name}": array for graph, outputs in zip(VISION_GRAPHS, frame, strict=True)
+         for name, array in outputs.items()}
+        for frame in zip(*(calls[graph] for graph in VISION_GRAPHS), strict=True)
+    ]  # fmt: skip
+
+
+def compare_recordings(stage: str, got: Recording, want: Recording, times: Sequence[int]) -> list[Difference]:
+    """Every tensor of every frame."""
+    found = []
+    for mine, theirs, time in zip(got, want, times, strict=True):
+        for name, value in theirs.items():
+            graph, tensor = name.split("/")
+            where = f"frame {time}"
+            require_same_shape(mine[name], value, name, where)
+            found.append(compare_arrays(mine[name], value, stage=stage, graph=graph, tensor=tensor, where=where))
+    return found
+
+
+def require_same_shape(got: Array, want: Array, name: str, where: str) -> None:
+    """Raise ParityError where nothing can be compared."""
+    if got.shape != want.shape:
+        raise ParityError(
+            f"'{name}' is {got.shape} at {where}, the reference's {want.shape}. The runtime fed other rows than the "
+            "reference: a different prompt, frame count or chunk"
+        )
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """numpy has no bfloat16: its values become float32, exactly."""
+    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array
