@@ -172,11 +172,12 @@ def run(
         console.print(f"reference: {verdict} ({comparison['num_tokens']} greedy tokens)")
     if as_json:
         answer = {"text": result.answer.text, "token_ids": result.answer.token_ids, "finished": result.answer.finished}
-        _print_json({"bundle": str(bundle), "runs_on": opened.runs_on, "video": str(video),
-                     "num_frames": len(result.timings), "question": question, "random_weights": source.random_weights, "answer": answer,
-                     "median_ms": medians,
-                     "prefill_ms": result.answer.prefill_ms, "decode_ms": result.answer.decode_ms,
-                     "context_rows": result.context_rows, "reference": comparison})  # fmt: skip
+        _print_json({
+            "bundle": str(bundle), "runs_on": opened.runs_on, "video": str(video), "num_frames": len(result.timings),
+            "question": question, "random_weights": source.random_weights, "answer": answer, "median_ms": medians,
+            "prefill_ms": result.answer.prefill_ms, "decode_ms": result.answer.decode_ms,
+            "context_rows": result.context_rows, "reference": comparison,
+        })  # fmt: skip
 
 
 @app.command()
