@@ -292,7 +292,7 @@ def main() -> None:
         if interrupt.exit_code() is None:
             raise
     if (code := interrupt.exit_code()) is not None:
-        print("interrupted; nothing was published", file=sys.stderr)
+        print(f"interrupted; {interrupt.outcome()}", file=sys.stderr)
         raise SystemExit(code) from None
 
 
