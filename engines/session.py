@@ -55,7 +55,8 @@ class OrtSession:
             import onnxruntime as ort
         except ImportError as error:
             raise BackendUnavailable(
-                "running a bundle on the CPU needs the package onnxruntime. Install it: pip install -e '.[ort]'"
+                "running a bundle on the CPU needs the package onnxruntime, which cannot be imported here "
+                f"({error}). Install it: pip install -e '.[ort]'"
             ) from error
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors only; they are raised as well
@@ -64,8 +65,8 @@ class OrtSession:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base class but Exception
             raise BundleError(
-                f"{path} cannot be opened as an ONNX graph: {error}. The file is damaged, or its .data file is "
-                "missing. Export the bundle again: pvc-export onnx"
+                f"{path} cannot be opened, expected an ONNX graph: {error}. The file or its .data file is damaged or "
+                "missing. Export the bundle again: pvc-export onnx, or trt for one with engines"
             ) from error
         self.spec = spec
         found = (
@@ -74,7 +75,10 @@ class OrtSession:
         )
         expected = [tensor.name for tensor in spec.inputs], [tensor.name for tensor in spec.outputs]
         if found != expected:
-            raise BundleError(f"{path} has the tensors {found}, but the manifest's GraphSpec says {expected}")
+            raise BundleError(
+                f"{path} has the tensors {found}, but the manifest's GraphSpec says {expected}. The file comes from "
+                "another bundle or version. Export the bundle again: pvc-export onnx, or trt for one with engines"
+            )
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         for tensor in self.spec.inputs:
