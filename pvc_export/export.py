@@ -18,7 +18,7 @@ import torch
 
 from engines.builder import build_engine, load_runtime
 from engines.bundle import TOKENIZER_NAME, graph_path
-from engines.errors import ModelError, ParityError
+from engines.errors import BackendUnavailable, ModelError, ParityError
 from engines.layers import check_layers, count_attention
 from engines.manifest import FORMAT_VERSION, EngineEntry, Manifest, hash_folder
 from engines.spec import GraphSpec, Precision, StreamLimits, graph_specs
@@ -89,6 +89,13 @@ def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> Non
         )
     if request.target.builder is not None:
         load_runtime(request.target)  # a missing package must be known before minutes of export
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"an export checks its graphs with the package onnxruntime, which cannot be imported here ({error}). "
+            "Nothing was exported. Install it: pip install -e '.[ort]'"
+        ) from error
 
 
 def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, console: Console) -> Manifest:
@@ -97,7 +104,8 @@ def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, con
     specs = graph_specs(shape, request.limits, request.precision, request.target.spelling)
     model = cast_model(loaded.model, request.precision)
     _export_graphs(model, specs, folder, console)
-    loaded.tokenizer.save(str(folder / TOKENIZER_NAME))
+    # Not tokenizer.save: on a full disk it raises a bare Exception, which is no OSError.
+    (folder / TOKENIZER_NAME).write_text(loaded.tokenizer.to_str(pretty=True), encoding="utf-8")
     engines = _build_engines(model, specs, request.target, folder, console)
     manifest = Manifest(
         format_version=FORMAT_VERSION,

@@ -141,18 +141,6 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
         loaded_model(PVC.random(config, seed=0), Tokenizer(models.BPE()), name="bare")
 
 
-def test_a_full_disk_publishes_nothing_and_says_so(
-    tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pvc_export.export._write_graphs", full)
-    with pytest.raises(BackendUnavailable, match=r"No space left on device.*nothing was published"):
-        export(tiny, request_for(tmp_path / "bundle"))
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_missing_builder_is_known_before_any_work(
     tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
