@@ -128,8 +128,8 @@ def _open_engine(
     require_fitting_engine(entry, folder, version=version, capability=memory.cuda.compute_capability())
     if entry.built_on != sign(manifest.files[entry.path].sha256) and not trust_engines:
         raise BundleError(
-            f"{folder / entry.path} was built on another machine, or changed since. An engine is executable code, and a "
-            "hash does not say who made it. If you built it, or trust who did: --trust-engines (open_bundle(..., "
+            f"{folder / entry.path} was built on another machine, or changed since. An engine is executable code, and "
+            "a hash does not say who made it. If you built it, or trust who did: --trust-engines (open_bundle(..., "
             f"trust_engines=True)). Else build it here: pvc-export trt -m {manifest.model.name} --target {target.name}"
         )
     return TrtSession(folder / entry.path, spec, memory, target)
