@@ -11,7 +11,7 @@ import math
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -21,6 +21,7 @@ from . import interrupt
 from .console import Console
 
 if TYPE_CHECKING:
+    from engines.bundle import Runtime
     from engines.spec import Precision
 
 app = typer.Typer(
@@ -31,9 +32,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Model = Annotated[str, typer.Option("-m", "--model", help="'tiny' (random weights) or a checkpoint folder.")]
+Model = Annotated[str, typer.Option("-m", "--model", help="'tiny', 'vision-8b' (both random) or a checkpoint folder.")]
 Out = Annotated[Path | None, typer.Option("-o", "--output", help="Bundle folder. Default: build/NAME.")]
 FP16 = Annotated[bool, typer.Option("--fp16", help="float16 graphs with float32 islands.")]
+BF16 = Annotated[bool, typer.Option("--bf16", help="bfloat16 graphs with float32 islands.")]
 FP32 = Annotated[bool, typer.Option("--fp32", help="float32 graphs.")]
 Window = Annotated[int, typer.Option(help="Frames that temporal attention sees, the current one included.")]
 Context = Annotated[int, typer.Option(help="LLM rows that a stream can hold.")]
@@ -49,6 +51,7 @@ def trt(
     model: Model = "tiny",
     output: Out = None,
     fp16: FP16 = False,
+    bf16: BF16 = False,
     fp32: FP32 = False,
     target: Annotated[str, typer.Option(help="What the engines are built for.")] = "rtx",
     window: Window = 8,
@@ -57,8 +60,8 @@ def trt(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Export, build TensorRT engines, check, and publish a bundle. float16 unless --fp32."""
-    precision = _precision(fp16, fp32, default="fp16")
+    """Export, build TensorRT engines, check, and publish a bundle. float16 unless --bf16 or --fp32."""
+    precision = _precision(default="fp16", fp16=fp16, bf16=bf16, fp32=fp32)
     _export(model, output, precision, target, window, context, streams, seed, as_json, engines=True)
 
 
@@ -67,6 +70,7 @@ def onnx(
     model: Model = "tiny",
     output: Out = None,
     fp16: FP16 = False,
+    bf16: BF16 = False,
     fp32: FP32 = False,
     target: Annotated[str, typer.Option(help="What the graphs are spelled for.")] = "cpu",
     window: Window = 8,
@@ -75,8 +79,8 @@ def onnx(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Export ONNX graphs without engines, check, and publish a bundle. float32 unless --fp16."""
-    precision = _precision(fp16, fp32, default="fp32")
+    """Export ONNX graphs without engines, check, and publish a bundle. float32 unless --fp16 or --bf16."""
+    precision = _precision(default="fp32", fp16=fp16, bf16=bf16, fp32=fp32)
     _export(model, output, precision, target, window, context, streams, seed, as_json, engines=False)
 
 
@@ -124,11 +128,19 @@ def run(
         bool, typer.Option("--reference", help="Hold the text against the PyTorch reference.")
     ] = False,
     model: Reference = None,
+    runtime: Annotated[
+        str, typer.Option(help="auto, target (what the bundle was made for, or an error), or cpu (ONNX Runtime).")
+    ] = "auto",
+    trust_engines: Annotated[
+        bool, typer.Option("--trust-engines", help="Load engines that another machine built. They are executable code.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Stream a video file through a bundle and ask about it."""
     from .run import DEFAULT_QUESTION, compare_with_reference, run_video
 
+    if runtime not in ("auto", "target", "cpu"):
+        raise typer.BadParameter(f"--runtime is '{runtime}', expected auto, target or cpu")
     console = Console(quiet=as_json)
     question = ask if ask is not None else DEFAULT_QUESTION
     opened, result = run_video(
@@ -138,6 +150,8 @@ def run(
         num_frames=frames,
         max_new_tokens=max_new_tokens,
         console=console,
+        runtime=cast("Runtime", runtime),
+        trust_engines=trust_engines,
         keep_frames=reference,
     )
     info, source, medians = result.video, opened.manifest.model, result.median_ms()
@@ -158,11 +172,12 @@ def run(
         console.print(f"reference: {verdict} ({comparison['num_tokens']} greedy tokens)")
     if as_json:
         answer = {"text": result.answer.text, "token_ids": result.answer.token_ids, "finished": result.answer.finished}
-        _print_json({"bundle": str(bundle), "video": str(video), "num_frames": len(result.timings),
-                     "question": question, "random_weights": source.random_weights, "answer": answer,
-                     "median_ms": medians,
-                     "prefill_ms": result.answer.prefill_ms, "decode_ms": result.answer.decode_ms,
-                     "context_rows": result.context_rows, "reference": comparison})  # fmt: skip
+        _print_json({
+            "bundle": str(bundle), "runs_on": opened.runs_on, "video": str(video), "num_frames": len(result.timings),
+            "question": question, "random_weights": source.random_weights, "answer": answer, "median_ms": medians,
+            "prefill_ms": result.answer.prefill_ms, "decode_ms": result.answer.decode_ms,
+            "context_rows": result.context_rows, "reference": comparison,
+        })  # fmt: skip
 
 
 @app.command()
@@ -196,15 +211,16 @@ def doctor(as_json: Json = False) -> None:
         return
     console = Console()
     for finding in findings:
-        console.print(f"{'ok' if finding.ok else '--':<3} {finding.name:<14} {finding.detail}")
+        console.print(f"{'ok' if finding.ok else '--':<3} {finding.name:<24} {finding.detail}")
         if not finding.ok:
-            console.print(f"    {'':<14} -> {finding.remedy}")
+            console.print(f"    {'':<24} -> {finding.remedy}")
 
 
-def _precision(fp16: bool, fp32: bool, *, default: Precision) -> Precision:
-    if fp16 and fp32:
-        raise typer.BadParameter("--fp16 and --fp32 contradict each other; give one")
-    return "fp16" if fp16 else "fp32" if fp32 else default
+def _precision(*, default: Precision, **given: bool) -> Precision:
+    chosen = [name for name in ("fp16", "bf16", "fp32") if given[name]]
+    if len(chosen) > 1:
+        raise typer.BadParameter(f"--{chosen[0]} and --{chosen[1]} contradict each other; give one")
+    return cast("Precision", chosen[0]) if chosen else default
 
 
 def _export(
@@ -221,6 +237,10 @@ def _export(
         limits = StreamLimits(window=window, context=context, streams=streams)
     except SpecError as error:
         raise typer.BadParameter(str(error)) from error
+    if precision not in target.precisions:
+        raise typer.BadParameter(
+            f"target '{target.name}' does not compute {precision}; it has {', '.join(target.precisions)}"
+        )
     if engines and target.builder is None:
         raise typer.BadParameter(f"target '{target.name}' runs ONNX files and has no engines; use: pvc-export onnx")
     if not engines:

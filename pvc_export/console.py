@@ -6,8 +6,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -20,11 +21,15 @@ Report = Callable[[float], None]
 
 @dataclass(slots=True)
 class Stage:
-    """One finished stage: its name, seconds, and a note such as a size."""
+    """One finished stage: its name, seconds, a note such as a size, and the most memory that the process held in it.
+
+    peak_bytes is the resident set's high-water mark, None where the system does not tell.
+    """
 
     name: str
     seconds: float
     note: str = ""
+    peak_bytes: int | None = None
 
 
 @dataclass(slots=True)
@@ -43,6 +48,7 @@ class Console:
     def stage(self, name: str) -> Iterator[tuple[Stage, Report]]:
         """Time a stage. A terminal shows a bar while it runs; afterwards one line stays, here and in a log."""
         stage = Stage(name=name, seconds=0.0)
+        restart_peak()
         started = time.perf_counter()
         if self.quiet or not self.rich.is_terminal:
             yield stage, lambda _: interrupt.check()
@@ -57,9 +63,25 @@ class Console:
 
                 yield stage, report
         interrupt.check()
-        stage.seconds = time.perf_counter() - started
+        stage.seconds, stage.peak_bytes = time.perf_counter() - started, peak_bytes()
         self.stages.append(stage)
-        self.print(f"  {name:<28}{stage.seconds:>8.1f} s   {stage.note}".rstrip())
+        memory = f"{stage.peak_bytes / 2**30:>6.1f} GiB" if stage.peak_bytes is not None else ""
+        self.print(f"  {name:<28}{stage.seconds:>8.1f} s{memory}   {stage.note}".rstrip())
+
+
+def restart_peak() -> None:
+    """Let Linux forget the resident set's high-water mark; elsewhere nothing."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process held since restart_peak."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def size_text(num_bytes: int) -> str:

@@ -10,10 +10,11 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+from engines.bundle import Bundle
 from engines.errors import PVCError
-from engines.manifest import Manifest
 from engines.spec import StreamLimits
 from engines.target import load_target
 from engines.video import probe_video, write_video
@@ -22,7 +23,7 @@ from .console import Console, size_text
 from .export import ExportRequest, export
 from .frames import render_clip
 from .models import load_model
-from .run import DEFAULT_QUESTION, compare_with_reference, run_video
+from .run import DEFAULT_QUESTION, RunResult, compare_with_reference, run_video
 
 OUT = Path("build/demo")
 NUM_FRAMES, MAX_NEW_TOKENS = 16, 24
@@ -52,7 +53,11 @@ def demo(*, file: Path | None, seed: int, console: Console) -> None:
     with console.stage("reference, whole clip") as (stage, _):
         comparison = compare_with_reference(bundle, result, question=DEFAULT_QUESTION, max_new_tokens=MAX_NEW_TOKENS)
         stage.note = "greedy text equal" if comparison["equal"] else f"near tie at token {comparison['near_tie_at']}"
-    _summary(console, Manifest.load(OUT), parity.summary(), video, len(result.timings), result.median_ms(), comparison)
+    console.print()
+    for line in _summary(bundle, result, video, parity=parity.summary(), comparison=comparison):
+        console.print(line)
+    total = sum(stage.seconds for stage in console.stages)
+    console.print(f"         {total:.0f} s for all stages")
 
 
 def _render(path: Path, seed: int, console: Console) -> Path:
@@ -64,34 +69,28 @@ def _render(path: Path, seed: int, console: Console) -> Path:
 
 
 def _summary(
-    console: Console, manifest: Manifest, parity: str, video: Path, num_frames: int, medians: dict[str, float],
-    comparison: dict[str, object],
-) -> None:  # fmt: skip
-    total = sum(stage.seconds for stage in console.stages)
+    bundle: Bundle, result: RunResult, video: Path, *, parity: str, comparison: dict[str, object]
+) -> Iterator[str]:
+    manifest, on_cpu = bundle.manifest, bundle.runs_on == "ONNX Runtime CPU"
     engines = sum(manifest.files[entry.path].num_bytes for entry in manifest.engines.values())
     size = size_text(sum(entry.num_bytes for entry in manifest.files.values()))
     version = next(iter(manifest.engines.values())).runtime_version
-    milliseconds = sum(medians.values())
-    console.print()
-    console.print(
-        f"bundle   {OUT}: {size}, of it {size_text(engines)} in {len(manifest.engines)} TensorRT-RTX {version} engines"
-    )
-    console.print(
-        "         engines were built here, not executed: the stream ran in ONNX Runtime on this CPU (fp16 in float32)"
-    )
-    console.print(f"parity   {parity}")
-    console.print(
-        f"stream   {video}: {num_frames} frames, median {milliseconds:.1f} ms a frame, total {total:.0f} s for "
-        "all stages"
-    )
+    made = f"{len(manifest.engines)} TensorRT-RTX {version} engines"
+    yield f"bundle   {OUT}: {size}, of it {size_text(engines)} in {made}"
+    if on_cpu:
+        yield "         engines were built here, not executed: the stream ran in ONNX Runtime on this CPU"
+        yield "         (fp16 computed in float32)"
+    else:
+        yield f"         the stream ran on {bundle.runs_on}"
+    yield f"parity   {parity}"
+    milliseconds = sum(result.median_ms().values())
+    yield f"stream   {video}: {len(result.timings)} frames, median {milliseconds:.1f} ms a frame"
     same = "the same greedy tokens" if comparison["equal"] else "the same tokens up to a near tie"
-    console.print(f"text     bundle and reference say {same} ({comparison['num_tokens']})")
-    console.print("         The weights are random, so the text means nothing and is not shown as an answer.")
-    console.print("next     pvc-export is in .venv/bin; a checkpoint folder goes where 'tiny' stands:")
-    console.print("         .venv/bin/pvc-export trt -m tiny --fp16 -o build/tiny")
-    console.print(
-        f"         .venv/bin/pvc-export run {OUT} --video {shlex.quote(str(video))} --ask 'What moves?' --reference"
-    )
+    yield f"text     bundle and reference say {same} ({comparison['num_tokens']})"
+    yield "         The weights are random, so the text means nothing and is not shown as an answer."
+    yield "next     pvc-export is in .venv/bin; a checkpoint folder goes where 'tiny' stands:"
+    yield "         .venv/bin/pvc-export trt -m tiny --fp16 -o build/tiny"
+    yield f"         .venv/bin/pvc-export run {OUT} --video {shlex.quote(str(video))} --ask 'What moves?' --reference"
 
 
 def main() -> None:

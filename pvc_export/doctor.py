@@ -9,6 +9,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from engines.builder import load_runtime
+from engines.errors import BackendUnavailable
 from engines.target import load_target, target_names
 
 PURPOSE = {
@@ -18,6 +20,10 @@ PURPOSE = {
     "safetensors": ("checkpoints", "pip install -e '.[export]'"),
     "onnxruntime": ("run, check", "pip install -e '.[ort]'"),
     "tensorrt_rtx": ("engines for target rtx", "pip install -e '.[rtx]'"),
+    "tensorrt": (
+        "engines for targets tensorrt and jetson-*",
+        "on the machine with the GPU: pip install -e '.[trt]'; on a Jetson, JetPack's own Python has it",
+    ),
     "tokenizers": ("prompts", "pip install -e ."),
     "PIL": ("frames", "pip install -e ."),
     "av": ("video files", "pip install -e '.[apps]'"),
@@ -80,13 +86,33 @@ def _gpu() -> Finding:
 
 
 def _target(name: str, findings: list[Finding]) -> Finding:
-    target = load_target(name)
+    """What can be done for a target on this machine: at least export, often build, here and there run."""
+    target, title = load_target(name), f"target {name}"
     loads = {finding.name: finding.ok for finding in findings}
-    needs = ["onnxruntime", *([target.builder] if target.builder else [])]
-    lacking = [package for package in needs if not loads.get(package, False)]
+    lacking = [package for package in ("onnxruntime", target.builder) if package and not loads.get(package, False)]
     if lacking:
+        remedy = PURPOSE[lacking[0]][1]
+        return Finding(name=title, ok=False, detail=f"{target.description}; needs {', '.join(lacking)}", remedy=remedy)
+    if target.runtime == "ort-cuda" and "CUDAExecutionProvider" not in _providers():
         return Finding(
-            name=f"target {name}", ok=False, detail=f"needs {', '.join(lacking)}", remedy=PURPOSE[lacking[0]][1]
+            name=title,
+            ok=False,
+            detail="this onnxruntime has no CUDA provider; graphs can be exported and checked here, not run on a GPU",
+            remedy="in a fresh environment: pip install -e '.[ort-gpu]'",
         )
-    verb = f"engines by {target.builder}, ahead of time" if target.builder else "ONNX files run directly"
-    return Finding(name=f"target {name}", ok=True, detail=verb)
+    if target.builder is None:
+        return Finding(name=title, ok=True, detail="ONNX files run directly")
+    try:
+        version = load_runtime(target).__version__
+    except BackendUnavailable as error:
+        return Finding(name=title, ok=False, detail=str(error), remedy="choose another target or version")
+    runs = "run them" if loads["gpu"] else "but not run them: no GPU"
+    needs_gpu = target.builder == "tensorrt" and not loads["gpu"]
+    detail = f"{target.builder} {version}: " + ("needs a GPU to build" if needs_gpu else f"can build engines, {runs}")
+    return Finding(name=title, ok=not needs_gpu, detail=detail, remedy="on the machine with the GPU")
+
+
+def _providers() -> list[str]:
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())

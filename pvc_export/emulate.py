@@ -22,6 +22,9 @@ PRODUCTS = {
 class Float16Products(TorchDispatchMode):
     """Within this context, matrix products and convolutions of float16 run in float32 and are rounded."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in PRODUCTS or not any(_is_half(arg) for arg in args):

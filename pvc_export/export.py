@@ -121,8 +121,10 @@ def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, con
     specs = graph_specs(shape, request.limits, request.precision, request.target.spelling)
     model = cast_model(loaded.model, request.precision)
     _export_graphs(model, specs, folder, console)
+    float32_weights = {name: _num_float32_weights(model, name) for name in specs}
+    del model  # at 8B neither a builder nor a check has room beside a second copy
     loaded.tokenizer.save(str(folder / TOKENIZER_NAME))
-    engines = _build_engines(model, specs, request.target, folder, console)
+    engines = _build_engines(float32_weights, specs, request.target, folder, console)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -154,7 +156,7 @@ def _export_graphs(model: PVC, specs: dict[str, GraphSpec], folder: Path, consol
 
 
 def _build_engines(
-    model: PVC, specs: dict[str, GraphSpec], target: Target, folder: Path, console: Console
+    float32_weights: dict[str, int | None], specs: dict[str, GraphSpec], target: Target, folder: Path, console: Console
 ) -> dict[str, EngineEntry]:
     """Build each engine, and hold its layer list against what the graph asked for."""
     entries: dict[str, EngineEntry] = {}
@@ -162,11 +164,11 @@ def _build_engines(
     for index, name in enumerate(target.engine_graphs, start=1):
         with console.stage(f"build {name} ({index}/{len(target.engine_graphs)})") as (stage, report):
             built = build_engine(folder / graph_path(name), specs[name], target, progress=lambda _, x: report(x))
-            check_layers(built.layers, specs[name], num_float32_weights=_num_float32_weights(model, name))
+            check_layers(built.layers, specs[name], num_float32_weights=float32_weights[name])
             path = f"engines/{name}.engine"
             (folder / path).write_bytes(built.plan)
             fused = count_attention(built.layers)
-            facts = f"{len(built.layers)} layers, {sum(fused.values())} fused attention"
+            facts = f"{len(built.layers)} layers, fused attention {fused['gemm']} gemm + {fused['gemv']} gemv"
             stage.note = f"{size_text(len(built.plan))}, {facts}"
         entries[name] = EngineEntry(
             path=path,

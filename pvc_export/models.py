@@ -17,7 +17,7 @@ from pvc_ref import PVC, PVCConfig
 from pvc_ref.prompt import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, STOP_TOKEN, TEMPLATES, byte_tokenizer, video_prompt
 from pvc_ref.weights import CheckpointError
 
-BUILT_IN = ("tiny",)
+BUILT_IN = ("tiny", "vision-8b")
 """Presets that can be made here, from a seed. The others are shapes; their weights come from a checkpoint folder."""
 
 

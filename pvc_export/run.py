@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from engines import Answer, PVCStream, open_bundle
-from engines.bundle import Bundle
+from engines.bundle import Bundle, Runtime
 from engines.errors import ParityError, StreamFull
 from engines.preprocess import segment_indices
 from engines.stream import PushTiming
@@ -47,17 +47,19 @@ def run_video(
     num_frames: int,
     max_new_tokens: int,
     console: Console,
+    runtime: Runtime = "auto",
+    trust_engines: bool = False,
     keep_frames: bool = False,
 ) -> tuple[Bundle, RunResult]:
     """Sample `num_frames` frames evenly from a file (all of them if it is 0), push each, then ask.
 
-    keep_frames holds every pushed frame in the result, for compare_with_reference.
+    runtime and trust_engines as in open_bundle; keep_frames holds every pushed frame, for compare_with_reference.
     Raises MediaError, BundleError, and StreamFull before the first frame if the context cannot hold them all.
     """
     info = probe_video(video)
     with console.stage("open the bundle") as (stage, _):
-        bundle = open_bundle(folder)
-        stage.note = f"{len(bundle.manifest.files)} files verified"
+        bundle = open_bundle(folder, runtime=runtime, trust_engines=trust_engines)
+        stage.note = f"{len(bundle.manifest.files)} files verified; runs on {bundle.runs_on}"
     indices = None if num_frames == 0 else segment_indices(info.num_frames, num_frames)
     count = info.num_frames if indices is None else len(indices)
     stream = PVCStream(bundle, total_frames=count if bundle.manifest.time_mode == "fixed" else None)

@@ -239,4 +239,17 @@ PRESETS: dict[str, PVCConfig] = {
         llm=LLMConfig(hidden_size=2048, num_layers=24, num_heads=16, num_kv_heads=8, mlp_size=8192),
     ),
     "pvc-internvl2-8b": PVCConfig(),
+    # The whole vision side of the 8B model, and of its LLM one narrow layer: what two cores and 24 GB can export.
+    "vision-8b": PVCConfig(
+        llm=LLMConfig(
+            vocab_size=264,
+            hidden_size=4096,
+            num_layers=1,
+            num_heads=32,
+            num_kv_heads=8,
+            mlp_size=1024,
+            max_positions=4096,
+        ),
+        template="tiny",
+    ),
 }

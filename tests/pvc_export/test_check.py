@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import engines.stream
-from engines.cache import LinearCache, RingCache, place
+from engines.cache import LinearCache, RingCache
 from engines.errors import ModelError, ParityError
 from engines.language import LanguageModel
 from engines.manifest import Manifest
 from pvc_export.check import check_bundle
 from pvc_export.models import LoadedModel, load_model
-from pvc_export.parity import compare_arrays, load_thresholds, worst_rows
+from pvc_export.ladder import VISION_GRAPHS
+from pvc_export.parity import GATED, ParityReport, compare_arrays, load_thresholds, worst_rows
 
 from .tamper import (
     edit_graph,
@@ -31,6 +33,11 @@ Copy = Callable[[Path], Path]
 BUNDLES = ("bundle_fp32", "bundle_fp16")
 
 
+def check(bundle: Path, reference: LoadedModel) -> ParityReport:
+    """The bundle itself, as users run it: these tests ask what it shows, test_ladder.py what the steps between do."""
+    return check_bundle(bundle, reference, ladder=False)
+
+
 @pytest.mark.parametrize("bundle_name", BUNDLES)
 def test_a_faithful_bundle_passes_with_every_output_and_every_row_compared(
     bundle_name: str, tiny: LoadedModel, request: pytest.FixtureRequest
@@ -39,13 +46,14 @@ def test_a_faithful_bundle_passes_with_every_output_and_every_row_compared(
     report = check_bundle(bundle, tiny)
     manifest = Manifest.load(bundle)
     assert report.passed, report.failure_text()
-    assert {(row.graph, row.tensor) for row in report.rows} == {
+    rows = report.stages()[f"bundle {manifest.precision}"]
+    assert {(row.graph, row.tensor) for row in rows} == {
         (spec.name, tensor.name) for spec in manifest.graphs.values() for tensor in spec.outputs
     }
     frames = 2 * manifest.limits.window + 2 + 2  # the ring wraps twice, then the clock jumps twice
     frames += 2 if manifest.limits.streams == 2 else 0  # each row of a batch of two
-    assert all(row.num_compared == frames for row in report.rows if row.graph in ("trunk", "temporal", "compressor"))
-    assert all(row.num_compared > frames for row in report.rows if row.graph == "llm")
+    assert all(row.num_compared == frames for row in rows if row.graph in VISION_GRAPHS)
+    assert all(row.num_compared > frames for row in rows if row.graph == "llm")
     assert report.num_equal_tokens == report.num_tokens == 16
 
 
@@ -59,7 +67,7 @@ def test_one_perturbed_weight_fails_and_its_graph_is_named(
         edit_graph(bundle, graph, lambda model: _perturb_row(model, tiny.token_id("<|im_start|>")))
     else:
         edit_graph(bundle, graph, perturb_one_weight)
-    report = check_bundle(bundle, tiny)
+    report = check(bundle, tiny)
     assert not report.passed
     assert report.first_failed_graph == graph and f"is '{graph}'" in report.failure_text()
     assert list(report.wrong_weights) == [graph] and len(report.wrong_weights[graph]) == 1
@@ -80,13 +88,13 @@ def test_a_slot_mask_off_by_one_in_the_graph_fails(
 ) -> None:
     bundle = copy_bundle(request.getfixturevalue(bundle_name))
     edit_graph(bundle, "temporal", roll_slot_mask)
-    assert not check_bundle(bundle, tiny).passed
+    assert not check(bundle, tiny).passed
 
 
 def test_swapped_keys_and_values_fail(bundle_fp16: Path, tiny: LoadedModel, copy_bundle: Copy) -> None:
     bundle = copy_bundle(bundle_fp16)
     edit_graph(bundle, "temporal", lambda model: swap_inputs(model, "past.0.key", "past.0.value"))
-    report = check_bundle(bundle, tiny)
+    report = check(bundle, tiny)
     assert not report.passed and "'temporal'" in report.failure_text()
 
 
@@ -112,7 +120,7 @@ def rows_one_slot_off(monkeypatch: pytest.MonkeyPatch) -> None:
     def push(self: RingCache, rows: dict[str, np.ndarray]) -> None:
         slot = (self.num_frames + 1) % self.window
         for state in self._states:
-            place(self._rings[state.input], rows[state.output], state, slot)
+            self._memory.place(self._rings[state.input], rows[state.output], state, slot)
         self.num_frames += 1
 
     monkeypatch.setattr(RingCache, "push", push)
@@ -181,7 +189,7 @@ def test_a_fault_of_the_runtime_fails_like_a_fault_of_a_graph(
     request: pytest.FixtureRequest,
 ) -> None:
     defect(monkeypatch)
-    assert not check_bundle(request.getfixturevalue(bundle_name), tiny).passed
+    assert not check(request.getfixturevalue(bundle_name), tiny).passed
 
 
 def test_a_graph_that_returns_nan_fails(bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,17 +200,18 @@ def test_a_graph_that_returns_nan_fails(bundle_fp32: Path, tiny: LoadedModel, mo
 
     monkeypatch.setattr(RingCache, "push", poisoned)
     with pytest.raises(ParityError, match="graph 'temporal' returned NaN or infinity in 'features'"):
-        check_bundle(bundle_fp32, tiny)
+        check(bundle_fp32, tiny)
 
 
 def test_a_reference_that_is_nan_proves_nothing() -> None:
-    limits = load_thresholds()["fp32"]["head/logits"]
+    limits = load_thresholds()["bundle fp32"]["head/logits"]
     good, bad = np.ones((1, 4)), np.full((1, 4), np.nan)
-    found = [compare_arrays(good, want, graph="head", tensor="logits", where=f"token {i}")
+    found = [compare_arrays(good, want, stage="bundle fp32", graph="head", tensor="logits", where=f"token {i}")
              for i, want in enumerate((good, bad, good))]  # fmt: skip
-    (row,) = worst_rows(found, "fp32")
+    (row,) = worst_rows(found)
     assert not row.passed and row.worst.where == "token 1" and row.num_compared == 3
-    assert row.rel_l2_limit == limits["rel_l2"]
+    assert row.limits == {metric: limits[metric]["limit"] for metric in GATED}
+    assert "4 values are NaN or infinite at token 1" in row.text()
 
 
 @pytest.mark.parametrize("narrow", [stop_the_clock, round_the_clock], ids=lambda f: f.__name__)
@@ -212,7 +221,7 @@ def test_a_clock_that_fails_after_minutes_is_seen(
 ) -> None:
     bundle = copy_bundle(bundle_fp32)
     edit_graph(bundle, graph, narrow)
-    report = check_bundle(bundle, tiny)
+    report = check(bundle, tiny)
     assert not report.passed and report.first_failed_graph == graph
 
 
@@ -221,7 +230,7 @@ def test_a_stream_that_sees_another_stream_s_rows_is_seen(
 ) -> None:
     bundle = copy_bundle(bundle_fp32)
     edit_graph(bundle, "llm", first_stream_for_all)
-    report = check_bundle(bundle, tiny)
+    report = check(bundle, tiny)
     assert not report.passed and "stream 1 of 2" in report.failure_text()
 
 
@@ -231,14 +240,14 @@ def test_an_output_that_was_never_compared_fails(
     monkeypatch.setattr("pvc_export.check.Comparison.language", lambda *_: None)
     monkeypatch.setattr("pvc_export.check.probe_batch", lambda *_: [])
     monkeypatch.setattr("pvc_export.check.probe_context", lambda *_: [])
-    report = check_bundle(bundle_fp32, tiny)
+    report = check(bundle_fp32, tiny)
     assert not report.passed
     assert set(report.missing) >= {"embed/inputs_embeds", "head/logits", "llm/hidden", "llm/new.0.key"}
 
 
 def test_another_model_is_no_reference(bundle_fp32: Path) -> None:
     with pytest.raises(ModelError, match="was made from 'tiny' with weights"):
-        check_bundle(bundle_fp32, load_model("tiny", seed=1))
+        check(bundle_fp32, load_model("tiny", seed=1))
 
 
 def test_a_context_too_short_for_the_clip_still_checks_every_frame(tiny: LoadedModel, tmp_path: Path) -> None:
@@ -252,21 +261,44 @@ def test_a_context_too_short_for_the_clip_still_checks_every_frame(tiny: LoadedM
     assert all(row.num_compared == 8 + 2 for row in report.rows if row.graph in ("trunk", "temporal", "compressor"))
 
 
+WORKED = {"stage": "bundle fp32", "graph": "head", "tensor": "logits", "where": "x"}
+
+
 def test_the_metrics_are_those_of_a_worked_example() -> None:
     want = np.array([[[3.0, 4.0], [0.0, 5.0]]])
-    got = np.array([[[3.0, 4.5], [0.0, 5.0]]])
-    difference = compare_arrays(got, want, graph="g", tensor="t", where="x")
-    assert difference.max_abs == pytest.approx(0.5)
-    assert difference.rel_l2 == pytest.approx(0.5 / np.sqrt(50))
-    assert difference.worst_token == pytest.approx(0.5 / 5)
-    assert not compare_arrays(got * np.nan, want, graph="g", tensor="t", where="x").finite
+    got = np.array([[[4.0, 3.0], [0.0, 5.0]]])
+    difference = compare_arrays(got, want, **WORKED)
+    assert difference.max_abs == pytest.approx(1.0)
+    assert difference.rel_l2 == pytest.approx(np.sqrt(2 / 50))
+    assert difference.worst_token == pytest.approx(np.sqrt(2) / 5)
+    assert difference.cosine_gap == pytest.approx(1 - 24 / 25)
+    assert difference.norm_gap == pytest.approx(0.0)
+    assert difference.sqnr_db == pytest.approx(10 * np.log10(25))
+    assert compare_arrays(1.5 * want, want, **WORKED).norm_gap == pytest.approx(0.5)
+    assert compare_arrays(1.5 * want, want, **WORKED).cosine_gap == pytest.approx(0.0)
+    assert compare_arrays(got * np.nan, want, **WORKED).num_nonfinite == 4
+    assert compare_arrays(want, want, **WORKED).sqnr_db == np.inf
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_every_committed_limit_carries_the_value_it_was_measured_from(precision: str) -> None:
-    limits = load_thresholds()[precision]
-    assert len(limits) == 8
-    ceiling = {"fp32": 1e-4, "fp16": 5e-2}[precision]
-    for key, limit in limits.items():
-        for metric in ("rel_l2", "worst_token"):
-            assert limit[f"{metric}_measured"] <= limit[metric] <= ceiling, key
+@pytest.mark.parametrize("metric", GATED)
+def test_each_metric_alone_can_fail_a_row(metric: str) -> None:
+    want = np.eye(3)
+    (row,) = worst_rows([compare_arrays(want, want, **WORKED)])
+    assert row.passed
+    bad = replace(row.worst, **{metric: 1.01 * row.limits[metric]})
+    assert not replace(row, worst=bad).passed
+    assert metric.replace("_", " ") in replace(row, worst=bad).text()
+
+
+STAGES = [f"{what} {dtype}" for what in ("torch", "onnx", "bundle") for dtype in ("fp32", "fp16", "bf16")]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_committed_limit_carries_the_value_it_was_measured_from(stage: str) -> None:
+    limits = load_thresholds()[stage]
+    assert len(limits) == (8 if stage.startswith("bundle") else 4)
+    ceiling = {"fp32": 1e-4, "fp16": 5e-2, "bf16": 3e-1}[stage.split()[1]]
+    for key, metrics in limits.items():
+        assert set(metrics) == set(GATED)
+        for metric in metrics.values():
+            assert metric["measured"] <= metric["limit"] <= ceiling, key
