@@ -24,7 +24,8 @@ SIZES = {"batch": 2, "rows": 3, "past": 128}
 
 def test_the_targets_are_the_eight_of_the_design() -> None:
     assert target_names() == [
-        "cpu", "cuda", "jetson-orin-jp62", "jetson-orin-jp72", "jetson-thor-jp70", "jetson-thor-jp72", "rtx", "tensorrt",
+        "cpu", "cuda", "jetson-orin-jp62", "jetson-orin-jp72",
+        "jetson-thor-jp70", "jetson-thor-jp72", "rtx", "tensorrt",
     ]  # fmt: skip
 
 
