@@ -83,6 +83,7 @@ def build_engine(
     and KeyboardInterrupt when `progress` raised it: the build was cancelled.
     """
     trt = load_runtime(target)
+    capabilities = _compute_capabilities(target, cuda)  # first: without a GPU, TensorRT's own Builder is a TypeError
     started = time.perf_counter()
     log = _make_log(trt)
     builder = trt.Builder(log)
@@ -91,7 +92,8 @@ def build_engine(
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    capabilities = _set_compute_capabilities(trt, config, target, cuda)
+    if target.runtime == "tensorrt_rtx":
+        _set_compute_capabilities(trt, config, capabilities)
     _add_profile(builder, config, spec)
     monitor = _make_monitor(trt, progress or (lambda _, fraction: None))
     config.progress_monitor = monitor
@@ -111,7 +113,7 @@ def build_engine(
         runtime=trt.__name__,
         runtime_version=trt.__version__,
         compute_capabilities=capabilities,
-        layers=_list_layers(trt, log, plan),
+        layers=_list_layers(trt, target, log, plan),
         build_s=time.perf_counter() - started,
     )
 
@@ -141,27 +143,28 @@ def _parse(trt: ModuleType, network: Any, onnx_path: Path, spec: GraphSpec, log:
         )
 
 
-def _set_compute_capabilities(
-    trt: ModuleType, config: Any, target: Target, cuda: CudaRuntime | None
-) -> tuple[str, ...]:
+def _compute_capabilities(target: Target, cuda: CudaRuntime | None) -> tuple[str, ...]:
     """TensorRT-RTX is told for which GPUs to compile; TensorRT compiles for the one it finds."""
-    if not hasattr(trt, "ComputeCapability"):
-        found = (cuda or LibCudart()).compute_capability()
-        if target.compute_capabilities and found not in target.compute_capabilities:
-            raise BackendUnavailable(
-                f"target '{target.name}' is for {', '.join(target.compute_capabilities)}, but this machine's GPU is "
-                f"{found}. Build on the device itself, or choose another --target"
-            )
-        return (found,)
-    config.num_compute_capabilities = len(target.compute_capabilities)
-    for index, name in enumerate(target.compute_capabilities):
+    if target.runtime == "tensorrt_rtx":
+        return target.compute_capabilities
+    found = (cuda or LibCudart()).compute_capability()
+    if target.compute_capabilities and found not in target.compute_capabilities:
+        raise BackendUnavailable(
+            f"target '{target.name}' is for {', '.join(target.compute_capabilities)}, but this machine's GPU is "
+            f"{found}. Build on the device itself, or choose another --target"
+        )
+    return (found,)
+
+
+def _set_compute_capabilities(trt: ModuleType, config: Any, names: tuple[str, ...]) -> None:
+    config.num_compute_capabilities = len(names)
+    for index, name in enumerate(names):
         config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
-    return target.compute_capabilities
 
 
-def _list_layers(trt: ModuleType, log: Any, plan: Any) -> tuple[EngineLayer, ...]:
+def _list_layers(trt: ModuleType, target: Target, log: Any, plan: Any) -> tuple[EngineLayer, ...]:
     """From the build log, which both print while they build; else by the inspector, which needs the GPU."""
-    if NAME_LINE.search(log.text()) or hasattr(trt, "ComputeCapability"):
+    if NAME_LINE.search(log.text()) or target.runtime == "tensorrt_rtx":
         return parse_layers(log.text())
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     if engine is None:

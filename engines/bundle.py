@@ -17,7 +17,7 @@ from typing import Literal
 from .builder import load_runtime
 from .cuda import CudaRuntime, LibCudart
 from .errors import BackendUnavailable, BundleError
-from .machine import machine_id
+from .machine import sign
 from .manifest import EngineEntry, FileEntry, Manifest, hash_file, list_files
 from .memory import DeviceMemory, HostMemory
 from .prompt import PromptTokenizer
@@ -127,10 +127,10 @@ def _open_engine(
         )
     version = str(load_runtime(target).__version__)
     require_fitting_engine(entry, folder, version=version, capability=memory.cuda.compute_capability())
-    if entry.built_on != machine_id() and not trust_engines:
+    if entry.built_on != sign(manifest.files[entry.path].sha256) and not trust_engines:
         raise BundleError(
-            f"{folder / entry.path} was built on another machine. An engine is executable code, and a hash does not "
-            "say who made it. If you built it, or trust who did: --trust-engines (open_bundle(..., "
+            f"{folder / entry.path} was built on another machine, or changed since. An engine is executable code, and "
+            "a hash does not say who made it. If you built it, or trust who did: --trust-engines (open_bundle(..., "
             f"trust_engines=True)). Else build it here: pvc-export trt -m {manifest.model.name} --target {target.name}"
         )
     return TrtSession(folder / entry.path, spec, memory, target)

@@ -66,8 +66,10 @@ class LinearCache:
         self.length = 0
 
     def feeds(self, num_rows: int) -> dict[str, Tensor]:
-        """The caches up to the next multiple of the bucket, `attention_mask` and `position_ids` for `num_rows` "
-        "new rows."""
+        """The caches up to the next multiple of the bucket; `attention_mask` and `position_ids` of `num_rows` new rows.
+
+        They are the caches themselves, not copies.
+        """
         fed = max(-(-self.length // self._bucket), 1) * self._bucket
         mask = np.ones((1, fed + num_rows), dtype=np.int64)
         mask[:, self.length : fed] = 0

@@ -125,6 +125,7 @@ class LibCudart:
         if status == 0:
             return
         if status == OUT_OF_MEMORY and needed is not None:
+            self._lib.cudaGetLastError()  # forgets it: others in this process would take it for an error of theirs
             free, total = self.memory_info()
             raise BackendUnavailable(
                 f"the GPU is out of memory: {needed / 2**20:.1f} MiB were asked for, {free / 2**20:.1f} of "

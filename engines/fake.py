@@ -20,7 +20,7 @@ from .spec import GraphSpec
 
 @dataclass(frozen=True, slots=True)
 class CudaCall:
-    """One recorded call: 'upload', 'download', 'copy', 'fill' or 'sync', and the bytes that it wrote."""
+    """One recorded call: 'allocate', 'upload', 'download', 'copy', 'fill' or 'sync', and the bytes that it wrote."""
 
     kind: str
     num_bytes: int = 0
@@ -28,11 +28,17 @@ class CudaCall:
 
 @dataclass(slots=True)
 class RecordingCuda:
-    """CudaRuntime whose GPU is a set of numpy arrays, so that an address of its memory is one of the host's as well."""
+    """CudaRuntime whose GPU is a set of numpy arrays, so that an address of its memory is one of the host's as well.
+
+    Stricter than a GPU: a download reaches the host when the stream is waited for and not before, fresh memory is never
+    zero, and what leaves its allocation, or names a stream that was never made, is a SpecError.
+    """
 
     capability: str = "SM89"
     calls: list[CudaCall] = field(default_factory=list)
     _blocks: dict[int, Array] = field(default_factory=dict)
+    _downloads: list[tuple[int, bytes]] = field(default_factory=list)
+    _num_streams: int = 0
 
     def num_bytes(self, kind: str) -> int:
         """Bytes written by all recorded calls of a kind."""
@@ -49,6 +55,7 @@ class RecordingCuda:
         block = np.full(num_bytes, 0xCD, dtype=np.uint8)  # fresh GPU memory is not zero; 0xCDCD is a value of float16
         address = int(block.ctypes.data)
         self._blocks[address] = block
+        self.calls.append(CudaCall("allocate", num_bytes))
         return address
 
     def free(self, address: int) -> None:
@@ -57,32 +64,44 @@ class RecordingCuda:
         del self._blocks[address]
 
     def create_stream(self) -> int:
-        return 1
+        self._num_streams += 1
+        return self._num_streams
 
     def synchronize(self, stream: int) -> None:
+        self.require_stream(stream)
+        for target, content in self._downloads:
+            ctypes.memmove(target, content, len(content))
+        self._downloads.clear()
         self.calls.append(CudaCall("sync"))
 
     def copy_to_device(self, target: int, source: int, num_bytes: int, stream: int) -> None:
-        self._inside(target, num_bytes)
+        self.require_stream(stream)
+        self.require_inside(target, num_bytes)
         ctypes.memmove(target, source, num_bytes)
         self.calls.append(CudaCall("upload", num_bytes))
 
     def copy_to_host(self, target: int, source: int, num_bytes: int, stream: int) -> None:
-        self._inside(source, num_bytes)
-        ctypes.memmove(target, source, num_bytes)
+        self.require_stream(stream)
+        self.require_inside(source, num_bytes)
+        ctypes.memset(target, 0xCD, num_bytes)
+        self._downloads.append((target, ctypes.string_at(source, num_bytes)))
         self.calls.append(CudaCall("download", num_bytes))
 
     def copy_rows(
         self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int, stream: int
     ) -> None:
-        self._inside(target, (height - 1) * target_pitch + width)
-        self._inside(source, (height - 1) * source_pitch + width)
+        self.require_stream(stream)
+        if min(target_pitch, source_pitch) < width:
+            raise SpecError(f"runs of {width} bytes overlap at pitches of {target_pitch} and {source_pitch}")
+        self.require_inside(target, (height - 1) * target_pitch + width)
+        self.require_inside(source, (height - 1) * source_pitch + width)
         for row in range(height):
             ctypes.memmove(target + row * target_pitch, source + row * source_pitch, width)
         self.calls.append(CudaCall("copy", width * height))
 
     def fill_rows(self, target: int, pitch: int, value: int, width: int, height: int, stream: int) -> None:
-        self._inside(target, (height - 1) * pitch + width)
+        self.require_stream(stream)
+        self.require_inside(target, (height - 1) * pitch + width)
         for row in range(height):
             ctypes.memset(target + row * pitch, value, width)
         self.calls.append(CudaCall("fill", width * height))
@@ -90,7 +109,13 @@ class RecordingCuda:
     def compute_capability(self) -> str:
         return self.capability
 
-    def _inside(self, address: int, num_bytes: int) -> None:
+    def require_stream(self, stream: int) -> None:
+        """Raise SpecError for a stream that create_stream never returned."""
+        if not 1 <= stream <= self._num_streams:
+            raise SpecError(f"stream {stream} was never made; there are {self._num_streams}")
+
+    def require_inside(self, address: int, num_bytes: int) -> None:
+        """Raise SpecError unless these bytes lie in one allocation. For fakes of what runs on the GPU."""
         for start, block in self._blocks.items():
             if start <= address and address + num_bytes <= start + block.nbytes:
                 return

@@ -2,13 +2,15 @@
 
 Unusual: neither session owns memory policy. Both bind addresses that a DeviceMemory made: caches and intermediate
 tensors directly, host arrays through one upload buffer per input, outputs into one fixed buffer per output. So nothing
-is allocated after the first frame, and every byte that crosses is counted. All of it runs on the memory's one stream.
+is allocated after the first frame and question, every byte that crosses is counted, and all of it runs on the memory's
+one stream.
 Written for a GPU, run so far only on the recording fake of engines/fake.py.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +22,7 @@ from .builder import load_runtime
 from .errors import BackendUnavailable, BundleError, SpecError
 from .memory import DeviceArray, DeviceMemory, Tensor
 from .session import BFLOAT16, import_onnxruntime, open_onnx
-from .spec import GraphSpec, TensorSpec
+from .spec import Dim, GraphSpec, TensorSpec
 from .target import Target
 
 DTYPE_OF = {
@@ -59,12 +61,7 @@ class Bindings:
         for name, size in sizes.items():
             if name in self._largest and size > self._largest[name]:
                 raise SpecError(f"graph '{self._spec.name}': {name} is {size}, its largest is {self._largest[name]}")
-        return {
-            tensor.name: DeviceArray(
-                address=self._outputs[tensor.name].address, shape=tensor.resolve(sizes), dtype=tensor.dtype
-            )
-            for tensor in self._spec.outputs
-        }
+        return {tensor.name: self._outputs[tensor.name].front(tensor.resolve(sizes)) for tensor in self._spec.outputs}
 
 
 class OrtCudaSession:
@@ -84,7 +81,8 @@ class OrtCudaSession:
                 "fresh environment: pip install -e '.[ort-gpu]' (never beside onnxruntime: they are one module)"
             )
         on_cuda = provider == "CUDAExecutionProvider"
-        # TF32 would make float32 graphs something else; the stream orders graphs and our copies without waiting.
+        # TF32 would make float32 graphs something else. On our stream, graphs and copies run in the order of the calls;
+        # ONNX Runtime waits for it at the end of a run nonetheless, which Traffic.syncs does not see.
         options = {"device_id": "0", "use_tf32": "0", "user_compute_stream": str(memory.stream)} if on_cuda else {}
         self._session = open_onnx(self._ort, path, spec, [(provider, options)])
         if self._session.get_providers()[0] != provider:
@@ -140,21 +138,25 @@ class TrtSession:
         self._bindings = Bindings(spec, memory)
 
     def _check_engine(self, trt: ModuleType, path: Path) -> None:
-        """Raise BundleError unless the engine's tensors are the spec's, by direction, name, dtype and rank."""
-        found = {}
+        """Raise BundleError unless the engine's tensors are the spec's, by direction, name, dtype and shape.
+
+        An output that is larger than its spec would be written beyond our buffer.
+        """
+        found: dict[str, tuple[str, str, tuple[Dim, ...]]] = {}
         for index in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(index)
-            is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            mode = "input" if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"
             dtype = re.sub(r".*\.", "", str(self._engine.get_tensor_dtype(name)))
-            found[name] = (is_input, DTYPE_OF.get(dtype, dtype), len(tuple(self._engine.get_tensor_shape(name))))
-        expected = {t.name: (True, t.dtype, len(t.shape)) for t in self.spec.inputs}
-        expected |= {t.name: (False, t.dtype, len(t.shape)) for t in self.spec.outputs}
-        if found != expected:
-            name = next(n for n in sorted(found.keys() | expected.keys()) if found.get(n) != expected.get(n))
-            raise BundleError(
-                f"{path}: tensor '{name}' is {found.get(name)} (input?, dtype, rank), but the GraphSpec of "
-                f"'{self.spec.name}' says {expected.get(name)}. The engine belongs to another graph; export again"
-            )
+            found[name] = (mode, DTYPE_OF.get(dtype, dtype), tuple(self._engine.get_tensor_shape(name)))
+        expected = {t.name: ("input", t.dtype, t.shape) for t in self.spec.inputs}
+        expected |= {t.name: ("output", t.dtype, t.shape) for t in self.spec.outputs}
+        for name in sorted(found.keys() | expected.keys()):
+            if name not in found or name not in expected or not _fits(found[name], expected[name]):
+                raise BundleError(
+                    f"{path}: tensor '{name}' is {found.get(name, 'not there')}, but the GraphSpec of "
+                    f"'{self.spec.name}' says {expected.get(name, 'nothing of it')}. The engine belongs to another "
+                    "graph. Export again: pvc-export trt"
+                )
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         placed = self._bindings.inputs(inputs)
@@ -173,19 +175,28 @@ class TrtSession:
         return dict(outputs)
 
 
+def _fits(found: tuple[str, str, tuple[Dim, ...]], expected: tuple[str, str, tuple[Dim, ...]]) -> bool:
+    """An engine says -1 for a size that it does not know before it runs."""
+    return (
+        found[:2] == expected[:2]
+        and len(found[2]) == len(expected[2])
+        and all(isinstance(want, str) or got in (want, -1) for got, want in zip(found[2], expected[2], strict=True))
+    )
+
+
 def _make_log(trt: ModuleType) -> Any:
-    """An ILogger that keeps errors, to say them in our own."""
+    """An ILogger that keeps the last errors, to say them in our own: a stream runs for days."""
 
     class Log(trt.ILogger):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
             super().__init__()
-            self.errors: list[str] = []
+            self.errors: deque[str] = deque(maxlen=3)
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
 
         def reason(self) -> str:
-            return "; ".join(self.errors[-3:]) or "it gave no reason"
+            return "; ".join(self.errors) or "it gave no reason"
 
     return Log()

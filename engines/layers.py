@@ -20,7 +20,12 @@ from .errors import BuildError
 from .spec import GraphSpec
 
 NAME_LINE = re.compile(r"^Name: (.+?), LayerType: (\w+)", re.MULTILINE)
-TENSOR = re.compile(r"\{ Name: (.+?), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\].*?(?:Format/)?Datatype: (\w+)")
+TENSOR_START = "{ Name: "
+TENSOR = re.compile(
+    r"\{ Name: (.+?), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\][^{}]*?(?:Format/)?Datatype: ([^,{}]*[^,{} ])"
+)
+NARROW = re.compile(r"\b(half|b?fp?(16|8)|bfloat16|u?int\d+|bool)\b", re.IGNORECASE)
+"""What is not float32, however it is spelled: 'Half', or 'Row major linear FP16 format' before TensorRT 10."""
 SECTIONS = ("Inputs: [", "Constants: [", "Outputs: [")
 
 GEMM_ATTENTION = "_gemm_mha"  # many query rows: within a frame, and in the LLM
@@ -78,16 +83,26 @@ def _parse_line(line: str) -> Parsed:
     if named is None or places[0] < 0 or places[2] < places[0]:
         raise BuildError(f"a layer of the build log cannot be read: {line[:200]!r}. Expected TensorRT-RTX 1.7's format")
     inputs_end = places[1] if places[1] > 0 else places[2]
-    inputs = [(name, dtype, _num_values(dims)) for name, dims, dtype in TENSOR.findall(line[places[0] : inputs_end])]
-    constants = TENSOR.findall(line[places[1] : places[2]]) if places[1] > 0 else []
+    inputs = _parse_tensors(line[places[0] : inputs_end])
     layer = EngineLayer(
         name=named[1],
         kind=named[2],
         inputs=tuple(name for name, _, _ in inputs),
-        constants=tuple((name, dtype, _num_values(dims)) for name, dims, dtype in constants),
-        outputs=tuple(name for name, _, _ in TENSOR.findall(line[places[2] :])),
+        constants=_parse_tensors(line[places[1] : places[2]]) if places[1] > 0 else (),
+        outputs=tuple(name for name, _, _ in _parse_tensors(line[places[2] :])),
     )
-    return layer, tuple(inputs)
+    return layer, inputs
+
+
+def _parse_tensors(section: str) -> tuple[Constant, ...]:
+    """Every tensor of one section, as (name, dtype, size). One that cannot be read would be one that is not judged."""
+    found = tuple((name, dtype, _num_values(dims)) for name, dims, dtype in TENSOR.findall(section))
+    if len(found) != section.count(TENSOR_START):
+        raise BuildError(
+            f"{section.count(TENSOR_START) - len(found)} tensors of a layer in the build log cannot be read: "
+            f"{section[:300]!r}. Expected the format of TensorRT-RTX 1.7 or TensorRT 10"
+        )
+    return found
 
 
 def _parse_entry(entry: dict[str, Any]) -> Parsed:
@@ -121,9 +136,10 @@ def _find_constants(parsed: Iterable[Parsed]) -> tuple[EngineLayer, ...]:
 
 
 def _num_values(dims: str) -> int:
+    """A size of -1 is one that depends on the input, and counts as 1."""
     count = 1
     for size in dims.split(","):
-        count *= int(size or 1)
+        count *= abs(int(size or 1))
     return count
 
 
@@ -138,7 +154,8 @@ def check_layers(layers: tuple[EngineLayer, ...], spec: GraphSpec, *, num_float3
 
     1. exactly the fused attention kernels that the spec names
     2. every ring is read by one kernel, and that is a fused attention
-    3. no more float32 constants than the islands' weights; None for a float32 graph, where all are
+    3. no more float32 constants than the islands' weights; None for a float32 graph, where all are.
+       A constant whose dtype cannot be read counts as float32
     """
     found = count_attention(layers)
     expected = {"gemm": spec.fused_attention.gemm, "gemv": spec.fused_attention.gemv}
@@ -161,7 +178,7 @@ def check_layers(layers: tuple[EngineLayer, ...], spec: GraphSpec, *, num_float3
             name: count
             for layer in layers
             for name, dtype, count in layer.constants
-            if dtype in ("Float", "FP32") and name not in own
+            if not NARROW.search(dtype) and name not in own
         }
         if sum(wide.values()) > num_float32_weights * (1 + SLACK_SHARE) + SLACK_VALUES:
             largest = max(wide, key=lambda name: wide[name])

@@ -29,7 +29,7 @@ class FileEntry:
 class EngineEntry:
     """One serialized engine: valid for exactly this runtime version and these GPUs.
 
-    built_on  the machine that built it (engines/machine.py): code of another one is not loaded unasked
+    built_on  signature of the machine that built it (engines/machine.py): another one's code is not loaded unasked
     """
 
     path: str

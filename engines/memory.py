@@ -7,7 +7,8 @@ either side, so "bytes written per frame" is measured the same way for every bac
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import weakref
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceArray:
-    """A dense row-major array in GPU memory. It owns nothing: the Memory that made it frees it.
+    """A dense row-major array in GPU memory. The memory is freed when the last array that lies in it is gone.
 
     What a session returns is its output buffer, valid until that session runs again.
     """
@@ -30,10 +31,19 @@ class DeviceArray:
     address: int
     shape: tuple[int, ...]
     dtype: str
+    block: object = field(default=None, repr=False, compare=False)
 
     @property
     def num_bytes(self) -> int:
         return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    def front(self, shape: tuple[int, ...]) -> DeviceArray:
+        """The array of that shape at the same address."""
+        return replace(self, shape=shape)
+
+
+class _Block:
+    """One allocation, held by every array that lies in it."""
 
 
 Tensor = Array | DeviceArray
@@ -68,19 +78,23 @@ class Memory(Protocol):
         ...
 
     def place(self, cache: Tensor, rows: Tensor, state: StateSpec, slot: int, count: int = 1) -> None:
-        """Copy `count` rows into `cache`, from index `slot` of the state's slot axis on; counted as state."""
+        """Copy `count` rows into `cache`, from index `slot` of the state's slot axis on; counted as state.
+
+        A ring takes one row at a time, without the slot axis. Raises SpecError for slots that are not there, and for
+        rows of another shape or dtype.
+        """
         ...
 
     def clear(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> None:
-        """Give `count` rows their reset value."""
+        """Give `count` rows their reset value. Raises SpecError for slots that are not there."""
         ...
 
     def prefix(self, cache: Tensor, state: StateSpec, count: int) -> Tensor:
-        """The first `count` rows of a cache of one stream, without a copy."""
+        """The first `count` rows of a cache of one stream, without a copy. Raises SpecError if it has fewer."""
         ...
 
     def to_host(self, tensor: Tensor) -> Array:
-        """The values as a numpy array."""
+        """The values as a numpy array: on the host the tensor itself, from a GPU a copy."""
         ...
 
 
@@ -95,20 +109,17 @@ class HostMemory:
 
     def place(self, cache: Tensor, rows: Tensor, state: StateSpec, slot: int, count: int = 1) -> None:
         cache, rows = _on_host(cache), _on_host(rows)
-        expected = cache.shape[: state.slot_axis] + cache.shape[state.slot_axis + 1 :]
-        where: int | slice = slot
-        if state.order == "linear":
-            where = slice(slot, slot + count)
-            expected = (*cache.shape[: state.slot_axis], count, *cache.shape[state.slot_axis + 1 :])
-        if rows.shape != expected:
-            raise SpecError(f"state '{state.input}': rows are {rows.shape}, expected {expected}")
+        _check_rows(cache, rows, state, slot, count)
+        where: int | slice = slice(slot, slot + count) if state.order == "linear" else slot
         cache[(slice(None),) * state.slot_axis + (where,)] = rows
         self.traffic.state += rows.nbytes
 
     def clear(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> None:
+        _check_slots(cache, state, slot, count)
         _on_host(cache)[(slice(None),) * state.slot_axis + (slice(slot, slot + count),)] = state.reset
 
     def prefix(self, cache: Tensor, state: StateSpec, count: int) -> Tensor:
+        _check_slots(cache, state, 0, count)
         return _on_host(cache)[(slice(None),) * state.slot_axis + (slice(count),)]
 
     def to_host(self, tensor: Tensor) -> Array:
@@ -125,7 +136,7 @@ class DeviceMemory:
         self.cuda = cuda
         self.stream = cuda.create_stream()
         self.traffic = Traffic()
-        self._owned: list[int] = []
+        self._frees: dict[int, weakref.finalize[[int], _Block]] = {}
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """Raises BackendUnavailable if the GPU has not enough memory left."""
@@ -136,40 +147,39 @@ class DeviceMemory:
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """A new tensor of any content."""
         num_bytes = prod(shape) * ITEM_BYTES[dtype]
-        address = self.cuda.allocate(max(num_bytes, 1))
-        self._owned.append(address)
-        return DeviceArray(address=address, shape=shape, dtype=dtype)
+        address, block = self.cuda.allocate(max(num_bytes, 1)), _Block()
+        free = weakref.finalize(block, self._free, address)
+        free.atexit = False  # the process's end frees it, and the library may be gone by then
+        self._frees[address] = free
+        return DeviceArray(address=address, shape=shape, dtype=dtype, block=block)
 
     def place(self, cache: Tensor, rows: Tensor, state: StateSpec, slot: int, count: int = 1) -> None:
         cache, rows = _on_device(cache), _on_device(rows)
+        _check_rows(cache, rows, state, slot, count)
         start, pitch, width, height = _region(cache, state, slot, count)
-        if rows.num_bytes != width * height or rows.dtype != cache.dtype:
-            raise SpecError(
-                f"state '{state.input}': rows are {rows.dtype} {rows.shape}, which do not fill {count} slots of "
-                f"{cache.dtype} {cache.shape}"
-            )
         self.cuda.copy_rows(start, pitch, rows.address, width, width, height, self.stream)
         self.traffic.state += rows.num_bytes
 
     def clear(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> None:
         if state.reset != 0.0:
             raise SpecError(f"state '{state.input}': a reset value of {state.reset} is not served, only 0")
+        _check_slots(cache, state, slot, count)
         start, pitch, width, height = _region(_on_device(cache), state, slot, count)
         if width:
             self.cuda.fill_rows(start, pitch, 0, width, height, self.stream)
 
     def prefix(self, cache: Tensor, state: StateSpec, count: int) -> Tensor:
         cache, axis = _on_device(cache), state.slot_axis
+        _check_slots(cache, state, 0, count)
         if prod(cache.shape[:axis]) != 1:
             raise SpecError(f"state '{state.input}': {cache.shape} holds several streams, so no prefix is contiguous")
-        shape = (*cache.shape[:axis], count, *cache.shape[axis + 1 :])
-        return DeviceArray(address=cache.address, shape=shape, dtype=cache.dtype)
+        return cache.front((*cache.shape[:axis], count, *cache.shape[axis + 1 :]))
 
     def upload(self, array: Array, into: DeviceArray) -> DeviceArray:
         """Copy a host array to the start of `into`; the tensor of array's shape there."""
         array = np.ascontiguousarray(array)
-        target = DeviceArray(address=into.address, shape=array.shape, dtype=into.dtype)
-        if target.num_bytes > into.num_bytes or array.nbytes != target.num_bytes:
+        target = into.front(array.shape)
+        if target.num_bytes > into.num_bytes or str(array.dtype) != into.dtype:
             raise SpecError(f"an array {array.dtype} {array.shape} does not fit into {into.dtype} {into.shape}")
         self.cuda.copy_to_device(target.address, array.ctypes.data, array.nbytes, self.stream)
         self.traffic.upload += array.nbytes
@@ -187,18 +197,39 @@ class DeviceMemory:
         return array
 
     def close(self) -> None:
-        """Wait for the GPU and free everything. No tensor of this memory may be used afterwards."""
+        """Wait for the GPU and free everything at once. No tensor of this memory may be used afterwards."""
         self.cuda.synchronize(self.stream)
-        while self._owned:
-            self.cuda.free(self._owned.pop())
+        for free in list(self._frees.values()):
+            free()
+
+    def _free(self, address: int) -> None:
+        del self._frees[address]
+        self.cuda.free(address)
+
+
+def _check_rows(cache: Tensor, rows: Tensor, state: StateSpec, slot: int, count: int) -> None:
+    """The same rule on both sides: numpy would cast another dtype, broadcast another shape and wrap a negative slot."""
+    assert state.order == "linear" or count == 1, "a ring takes one row at a time"
+    _check_slots(cache, state, slot, count)
+    axis = state.slot_axis
+    expected = (*cache.shape[:axis], *((count,) if state.order == "linear" else ()), *cache.shape[axis + 1 :])
+    if rows.shape != expected or str(rows.dtype) != str(cache.dtype):
+        raise SpecError(
+            f"state '{state.input}': rows are {rows.dtype} {rows.shape}, expected {cache.dtype} {expected} for "
+            f"{count} of the slots of {cache.shape}"
+        )
+
+
+def _check_slots(cache: Tensor, state: StateSpec, slot: int, count: int) -> None:
+    num_slots = cache.shape[state.slot_axis]
+    if not 0 <= slot <= slot + count <= num_slots:
+        raise SpecError(f"state '{state.input}': {count} slots from {slot} on were asked for, it has {num_slots}")
 
 
 def _region(cache: DeviceArray, state: StateSpec, slot: int, count: int) -> tuple[int, int, int, int]:
     """(address, pitch, width, height) in bytes of `count` slots: one run of `width` for every index before the axis."""
     axis = state.slot_axis
     slot_bytes = prod(cache.shape[axis + 1 :]) * ITEM_BYTES[cache.dtype]
-    if not 0 <= slot <= slot + count <= cache.shape[axis]:
-        raise SpecError(f"state '{state.input}': slots {slot}..{slot + count - 1} of {cache.shape[axis]}")
     pitch = cache.shape[axis] * slot_bytes
     return cache.address + slot * slot_bytes, pitch, count * slot_bytes, prod(cache.shape[:axis])
 

@@ -12,7 +12,7 @@ from .errors import StreamError
 from .language import LanguageModel
 from .memory import Array
 from .preprocess import to_model_frame
-from .vision import VisionEncoder
+from .vision import EncodedFrame, VisionEncoder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,9 +87,7 @@ class PVCStream:
         encoded = self.vision.encode(frame)
         seen = time.perf_counter()
         ids = self._tokenizer.encode(self._pending + self._spec.before_frame(self.num_frames + 1))
-        self._append(np.concatenate([self.language.embed(ids), encoded.frame_embeds]))
-        self.vision.commit(encoded)
-        self._pending = self._spec.behind_frame()
+        self._ingest(np.concatenate([self.language.embed(ids), encoded.frame_embeds]), encoded)
         done = time.perf_counter()
         return PushTiming(
             preprocess_ms=1e3 * (resized - started), vision_ms=1e3 * (seen - resized), ingest_ms=1e3 * (done - seen)
@@ -104,7 +102,7 @@ class PVCStream:
         that holds a special token of the conversation.
         """
         self._tokenizer.refuse_special_tokens(question)
-        language, mark = self.language, self.context_rows
+        language, mark, pending = self.language, self.context_rows, self._pending
         ids = self._tokenizer.encode(self._pending + question + self._spec.ask_suffix)
         language.cache.reserve(len(ids) + max_new_tokens)
         started = time.perf_counter()
@@ -119,13 +117,14 @@ class PVCStream:
                     break
                 tokens.append(token)
                 hidden = language.append(language.embed([token]))
+            if keep:
+                self._pending = self._spec.next_turn
+            else:
+                language.cache.truncate(mark)
         except BaseException:
             language.cache.truncate(mark)
+            self._pending = pending
             raise
-        if keep:
-            self._pending = self._spec.next_turn
-        else:
-            language.cache.truncate(mark)
         return Answer(
             text=self._tokenizer.decode(tokens),
             token_ids=tuple(tokens),
@@ -148,10 +147,18 @@ class PVCStream:
         self.language.cache.truncate(0)
         self._pending = self._spec.start
 
-    def _append(self, embeds: Array) -> None:
-        mark = self.context_rows
+    def _ingest(self, embeds: Array, encoded: EncodedFrame) -> None:
+        """Rows and text into the LLM's cache, then the frame into the ring: its count is what makes a frame seen.
+
+        An interrupt may strike between any two statements, so the rest goes back unless that count has moved.
+        """
+        mark, pending, num_frames = self.context_rows, self._pending, self.num_frames
         try:
             self.language.append(embeds)
+            self._pending = self._spec.behind_frame()
+            self.vision.commit(encoded)
         except BaseException:
-            self.language.cache.truncate(mark)
+            if self.num_frames == num_frames:
+                self.language.cache.truncate(mark)
+                self._pending = pending
             raise

@@ -20,8 +20,8 @@ from engines.builder import build_engine, load_runtime
 from engines.bundle import TOKENIZER_NAME, graph_path
 from engines.errors import BackendUnavailable, ModelError, ParityError
 from engines.layers import check_layers, count_attention
-from engines.machine import machine_id
-from engines.manifest import FORMAT_VERSION, EngineEntry, Manifest, hash_folder
+from engines.machine import sign
+from engines.manifest import FORMAT_VERSION, EngineEntry, Manifest, hash_file, hash_folder
 from engines.spec import GraphSpec, Precision, StreamLimits, graph_specs
 from engines.target import Target
 from pvc_ref import PVC
@@ -163,7 +163,7 @@ def _build_engines(
             num_layers=len(built.layers),
             fused_attention=fused,
             build_s=round(built.build_s, 3),
-            built_on=machine_id(),
+            built_on=sign(hash_file(folder / path).sha256),
         )
     return entries
 

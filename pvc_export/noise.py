@@ -1,8 +1,8 @@
 """Measure the noise floor of a faithful export, and write thresholds.json from it: python -m pvc_export.noise
 
-Exports correct models of several seeds, and one deep and narrow model, in both precisions; takes the worst difference
-of each tensor, and sets each limit to a margin times that. Run it again after a change that is meant to change rounding,
-and only then; the file keeps what was measured, with what, and when.
+Exports correct models of several seeds, and one deep and narrow model, in every precision; takes the worst difference
+of each tensor, and sets each limit to a margin times that. Run it again after a change that is meant to change
+rounding, and only then; the file keeps what was measured, with what, and when.
 """
 
 from __future__ import annotations
@@ -74,13 +74,20 @@ def limits_from(reports: list[ParityReport]) -> dict[str, dict[str, dict[str, di
     return {
         stage: {
             key: {
-                metric: {"measured": float(f"{value:.2e}"), "limit": float(f"{max(MARGINS[metric] * value, FLOOR):.2e}")}
+                metric: {
+                    "measured": float(f"{value:.2e}"),
+                    "limit": float(f"{max(MARGINS[metric] * value, FLOOR):.2e}"),
+                }
                 for metric, value in metrics.items()
             }
             for key, metrics in tensors.items()
         }
         for stage, tensors in sorted(worst.items())
     }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.2e}")
 
 
 def main() -> None:

@@ -128,7 +128,7 @@ class FailingSession:
 
     def __init__(self, session: Any, fail_at: int) -> None:
         self._session, self._fail_at, self.num_calls = session, fail_at, 0
-        self.spec, self.computes_in = session.spec, session.computes_in
+        self.spec, self.memory, self.computes_in = session.spec, session.memory, session.computes_in
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.num_calls += 1
@@ -151,6 +151,83 @@ def test_a_frame_that_fails_leaves_the_stream_as_it_was(bundle: Bundle, frames: 
     assert (stream.num_frames, stream.context_rows) == (5, healthy.context_rows)
     stream.push(frames[5])
     healthy.push(frames[5])
+    assert stream.ask(QUESTION, max_new_tokens=8).token_ids == healthy.ask(QUESTION, max_new_tokens=8).token_ids
+
+
+@pytest.mark.parametrize("before_it_counts", [True, False], ids=["before it counts", "right after"])
+def test_an_interrupted_frame_is_in_both_caches_or_in_none(
+    bundle: Bundle, frames: Frames, monkeypatch: pytest.MonkeyPatch, before_it_counts: bool
+) -> None:
+    """Ctrl-C between the LLM's rows and the ring's: else the LLM would know a frame that the vision side never saw."""
+    stream, healthy = PVCStream(bundle), PVCStream(bundle)
+    for frame in frames[:2]:
+        stream.push(frame)
+        healthy.push(frame)
+    push = stream.vision.ring.push
+
+    def interrupted(rows: Any) -> None:
+        if not before_it_counts:
+            push(rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stream.vision.ring, "push", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stream.push(frames[2])
+    monkeypatch.undo()
+    if before_it_counts:
+        assert (stream.num_frames, stream.context_rows) == (2, healthy.context_rows)
+        stream.push(frames[2])
+    healthy.push(frames[2])
+    assert (stream.num_frames, stream.context_rows) == (3, healthy.context_rows)
+    for frame in frames[3:5]:
+        stream.push(frame)
+        healthy.push(frame)
+    assert stream.ask(QUESTION, max_new_tokens=8).token_ids == healthy.ask(QUESTION, max_new_tokens=8).token_ids
+    for mine, theirs in zip(caches_of(stream), caches_of(healthy), strict=True):
+        assert np.array_equal(mine, theirs)
+
+
+def caches_of(stream: PVCStream) -> list[np.ndarray]:
+    feeds = [stream.vision.ring.feeds(), stream.language.cache.feeds(1)]
+    return [np.asarray(feed[name]) for feed in feeds for name in sorted(feed)]
+
+
+class InterruptedStream(PVCStream):
+    """Ctrl-C right after one attribute was set."""
+
+    interrupted_at = ""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == self.interrupted_at:
+            self.interrupted_at = ""
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["keep", "rolled back"])
+def test_a_question_interrupted_at_its_very_end_leaves_the_stream_as_it_was(
+    bundle: Bundle, frames: Frames, keep: bool
+) -> None:
+    stream, healthy = InterruptedStream(bundle), PVCStream(bundle)
+    stream.push(frames[0])
+    healthy.push(frames[0])
+    cache = stream.language.cache
+    truncate, interrupts = cache.truncate, iter([KeyboardInterrupt])
+
+    def interrupted(length: int) -> None:
+        truncate(length)
+        for error in interrupts:
+            raise error
+
+    if keep:
+        stream.interrupted_at = "_pending"
+    else:
+        cache.truncate = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        stream.ask(QUESTION, max_new_tokens=3, keep=keep)
+    assert stream.context_rows == healthy.context_rows
+    stream.push(frames[1])
+    healthy.push(frames[1])
     assert stream.ask(QUESTION, max_new_tokens=8).token_ids == healthy.ask(QUESTION, max_new_tokens=8).token_ids
 
 
@@ -230,7 +307,7 @@ class PoisonedSession:
 
     def __init__(self, session: Any, poison_at: int) -> None:
         self._session, self._poison_at, self.num_calls = session, poison_at, 0
-        self.spec, self.computes_in = session.spec, session.computes_in
+        self.spec, self.memory, self.computes_in = session.spec, session.memory, session.computes_in
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.num_calls += 1

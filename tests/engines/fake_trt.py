@@ -1,0 +1,235 @@
+"""A stand-in for the packages tensorrt and tensorrt_rtx, on a machine without a GPU.
+
+An engine of it is a small JSON text that names an ONNX file. execute_async_v3 runs that file in ONNX Runtime's CPU, on
+the addresses that were set: those of RecordingCuda are the host's. It refuses what the real packages refuse, by their
+means: False or None, and a line in the log. Only what engines/gpu.py and engines/builder.py call is here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import json
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from engines.errors import SpecError
+from engines.fake import RecordingCuda
+from engines.spec import GraphSpec
+
+Severity = enum.Enum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"])
+TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
+DataType = enum.Enum("DataType", ["FLOAT", "HALF", "BF16", "INT64", "UINT8", "BOOL"])
+DTYPES = {
+    "tensor(float)": (DataType.FLOAT, np.float32),
+    "tensor(float16)": (DataType.HALF, np.float16),
+    "tensor(int64)": (DataType.INT64, np.int64),
+    "tensor(uint8)": (DataType.UINT8, np.uint8),
+    "tensor(bool)": (DataType.BOOL, np.bool_),
+}
+OPENED: dict[str, ort.InferenceSession] = {}
+
+
+class ILogger:
+    ERROR, INTERNAL_ERROR = Severity.ERROR, Severity.INTERNAL_ERROR
+
+    def log(self, severity: Severity, message: str) -> None:
+        raise NotImplementedError
+
+
+def fake_plan(onnx_path: Path, spec: GraphSpec) -> bytes:
+    """A serialized engine of a graph, with its optimization profile."""
+    profile = {tensor.name: spec.profile(tensor)[::2] for tensor in spec.inputs}
+    return json.dumps({"onnx": str(onnx_path), "profile": profile}).encode()
+
+
+class Engine:
+    def __init__(self, plan: Mapping[str, Any], cuda: RecordingCuda, log: ILogger, inspection: str) -> None:
+        self.plan, self.cuda, self.logger, self.inspection = plan, cuda, log, inspection
+        path = plan["onnx"]
+        if path not in OPENED:
+            OPENED[path] = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.session = OPENED[path]
+        self.inputs = {value.name: value for value in self.session.get_inputs()}
+        self.outputs = {value.name: value for value in self.session.get_outputs()}
+        self.values = {**self.inputs, **self.outputs}
+        self.num_io_tensors = len(self.values)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.values)[index]
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode.INPUT if name in self.inputs else TensorIOMode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return DTYPES[self.values[name].type][0]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(size if isinstance(size, int) else -1 for size in self.values[name].shape)
+
+    def create_execution_context(self) -> Context | None:
+        return Context(self)
+
+    def create_engine_inspector(self) -> SimpleNamespace:
+        return SimpleNamespace(get_engine_information=lambda layer_format: self.inspection)
+
+
+class Context:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        low, high = self.engine.plan["profile"][name]
+        if len(shape) != len(low) or not all(a <= x <= b for a, x, b in zip(low, shape, high, strict=True)):
+            return self._refuse(f"{name}: {tuple(shape)} is outside the profile {low} to {high}")
+        self.shapes[name] = tuple(shape)
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        if name not in self.engine.values:
+            return self._refuse(f"no tensor {name}")
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        unset = [name for name in self.engine.values if not self.addresses.get(name)]
+        if unset or self.shapes.keys() != self.engine.inputs.keys():
+            return self._refuse(f"address or shape not set: {unset}")
+        try:
+            self.engine.cuda.require_stream(stream)
+            feeds = {name: self._read(name, shape) for name, shape in self.shapes.items()}
+            results = self.engine.session.run(list(self.engine.outputs), feeds)
+            for name, result in zip(self.engine.outputs, results, strict=True):
+                result = np.ascontiguousarray(result)
+                self.engine.cuda.require_inside(self.addresses[name], result.nbytes)
+                ctypes.memmove(self.addresses[name], result.ctypes.data, result.nbytes)
+        except SpecError as error:  # on a GPU: an illegal access
+            return self._refuse(str(error))
+        return True
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        dtype = np.dtype(DTYPES[self.engine.values[name].type][1])
+        num_bytes = prod(shape) * dtype.itemsize
+        self.engine.cuda.require_inside(self.addresses[name], num_bytes)
+        return np.frombuffer(ctypes.string_at(self.addresses[name], num_bytes), dtype).reshape(shape)
+
+    def _refuse(self, reason: str) -> bool:
+        self.engine.logger.log(Severity.ERROR, reason)
+        return False
+
+
+class Network:
+    def __init__(self) -> None:
+        self.onnx: str | None = None
+        self.inputs: list[str] = []
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    def get_input(self, index: int) -> SimpleNamespace:
+        return SimpleNamespace(name=self.inputs[index])
+
+
+class OnnxParser:
+    num_errors = 0
+
+    def __init__(self, network: Network, log: ILogger) -> None:
+        self.network = network
+
+    def parse_from_file(self, path: str) -> bool:
+        session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.network.onnx, self.network.inputs = path, [value.name for value in session.get_inputs()]
+        return True
+
+
+class Profile:
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[Any, Any]] = {}
+
+    def set_shape(self, name: str, low: Any, mid: Any, high: Any) -> None:
+        self.shapes[name] = (low, high)
+
+
+class Config:
+    """Attributes are set freely, as the real one has far more of them."""
+
+    def __init__(self) -> None:
+        self.capabilities: dict[int, str] = {}
+        self.cleared: list[object] = []
+        self.profiles: list[Profile] = []
+
+    def clear_flag(self, flag: object) -> None:
+        self.cleared.append(flag)
+
+    def add_optimization_profile(self, profile: Profile) -> int:
+        self.profiles.append(profile)
+        return len(self.profiles) - 1
+
+    def set_compute_capability(self, capability: str, index: int) -> None:
+        self.capabilities[index] = capability
+
+
+def make_module(
+    name: str, version: str, *, cuda: RecordingCuda, build_log: str = "", inspection: str = "", classic: bool = False
+) -> ModuleType:
+    """`name` as a module. A classic one compiles for the GPU that it finds, and has no ComputeCapability.
+
+    build_log is what a build prints, inspection what the engine inspector says. `configs` lists every build's.
+    """
+    trt: Any = ModuleType(name)
+    trt.__version__ = version
+    trt.configs = []
+
+    class Runtime:
+        def __init__(self, log: ILogger) -> None:
+            self.log = log
+
+        def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+            try:
+                return Engine(json.loads(plan), cuda, self.log, inspection)
+            except ValueError:
+                self.log.log(Severity.ERROR, "Serialization assertion magicTagRead == kMAGIC_TAG failed")
+                return None
+
+    class Builder:
+        def __init__(self, log: ILogger) -> None:
+            self.log = log
+
+        def create_network(self, flags: int) -> Network:
+            assert flags == 0b11, "explicit batch and strong typing"
+            return Network()
+
+        def create_builder_config(self) -> Config:
+            trt.configs.append(Config())
+            return trt.configs[-1]
+
+        def create_optimization_profile(self) -> Profile:
+            return Profile()
+
+        def build_serialized_network(self, network: Network, config: Any) -> bytes:
+            config.progress_monitor.phase_start("build", None, 1)
+            config.progress_monitor.step_complete("build", 0)
+            self.log.log(Severity.VERBOSE, build_log)
+            return json.dumps({"onnx": network.onnx, "profile": config.profiles[0].shapes}).encode()
+
+    trt.ILogger, trt.TensorIOMode, trt.DataType = ILogger, TensorIOMode, DataType
+    trt.Runtime, trt.Builder, trt.OnnxParser = Runtime, Builder, OnnxParser
+    trt.IProgressMonitor = type("IProgressMonitor", (), {})
+    trt.BuilderFlag = enum.Enum("BuilderFlag", ["TF32"])
+    trt.ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["DETAILED"])
+    trt.LayerInformationFormat = enum.Enum("LayerInformationFormat", ["JSON"])
+    trt.NetworkDefinitionCreationFlag = enum.IntEnum(
+        "NetworkDefinitionCreationFlag", {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}
+    )
+    if not classic:
+        trt.ComputeCapability = SimpleNamespace(SM80="SM80", SM86="SM86", SM89="SM89", SM120="SM120")
+    return trt  # type: ignore[no-any-return]

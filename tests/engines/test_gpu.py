@@ -1,0 +1,359 @@
+"""A stream on a GPU: the same numbers as on the CPU, and nothing crosses but what is new.
+
+The GPU is a recording fake and its engines run their ONNX files in ONNX Runtime's CPU, so both sides are equal bit for
+bit, and every copy, wait and allocation of the runtime is counted. ONNX Runtime's CUDA session is tested by the same
+means: its IO binding takes the fake's addresses, with the CPU provider behind them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engines import PVCStream, open_bundle
+from engines.bundle import Bundle, graph_path
+from engines.errors import BackendUnavailable, SpecError
+from engines.fake import RecordingCuda
+from engines.gpu import OrtCudaSession, TrtSession
+from engines.manifest import Manifest, hash_folder
+from engines.memory import DeviceMemory, HostMemory, Memory
+from engines.session import OrtSession
+from engines.spec import GraphSpec, TensorSpec
+from pvc_export.recorder import Recorder
+
+from .fake_trt import fake_plan, make_module
+
+Frames = list[np.ndarray]
+Open = Callable[[], tuple[Bundle, RecordingCuda]]
+QUESTION = "What moves?"
+
+
+@pytest.fixture(scope="module")
+def with_fake_engines(bundle_fp16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """bundle_fp16, its engines replaced by those of the fake runtime, its manifest saying so."""
+    folder = Path(shutil.copytree(bundle_fp16, tmp_path_factory.mktemp("gpu") / "fp16"))
+    manifest = Manifest.load(folder)
+    for name, entry in manifest.engines.items():
+        (folder / entry.path).write_bytes(fake_plan(folder / graph_path(name), manifest.graphs[name]))
+    replace(manifest, files=hash_folder(folder)).save(folder)
+    return folder
+
+
+@pytest.fixture
+def open_engines(with_fake_engines: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
+    """The bundle on engines, with a GPU of its own."""
+
+    def opened() -> tuple[Bundle, RecordingCuda]:
+        cuda = RecordingCuda()
+        version = Manifest.load(with_fake_engines).engines["llm"].runtime_version
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", make_module("tensorrt_rtx", version, cuda=cuda))
+        return open_bundle(with_fake_engines, runtime="target", trust_engines=True, cuda=cuda), cuda
+
+    return opened
+
+
+def open_bindings(folder: Path) -> tuple[Bundle, RecordingCuda]:
+    """A bundle on ONNX Runtime's IO binding, as target cuda opens it, but with the CPU provider."""
+    cuda = RecordingCuda()
+    memory, bundle = DeviceMemory(cuda), open_bundle(folder, runtime="cpu")
+    sessions = {
+        name: OrtSession(folder / graph_path(name), spec)
+        if name == "embed"
+        else OrtCudaSession(folder / graph_path(name), spec, memory, provider="CPUExecutionProvider")
+        for name, spec in bundle.manifest.graphs.items()
+    }
+    return replace(bundle, sessions=sessions), cuda
+
+
+@pytest.fixture(params=["engines fp16", "binding fp16", "binding fp32"])
+def on_gpu(
+    request: pytest.FixtureRequest, open_engines: Open, bundle_fp16: Path, bundle_fp32: Path
+) -> tuple[Bundle, RecordingCuda]:
+    """TensorRT engines; IO binding with rings of both layouts, of one stream and of a dynamic batch."""
+    if request.param == "engines fp16":
+        return open_engines()
+    return open_bindings(bundle_fp16 if request.param.endswith("fp16") else bundle_fp32)
+
+
+def rings(stream: PVCStream) -> list[np.ndarray]:
+    """Both caches of a stream, copied to the host."""
+    memory: Memory = stream.vision._memory
+    feeds = {f"vision.{k}": v for k, v in stream.vision.ring.feeds().items()}
+    feeds |= {f"llm.{k}": v for k, v in stream.language.cache.feeds(1).items()}
+    return [memory.to_host(feeds[name]).copy() for name in sorted(feeds)]
+
+
+def live(bundle: Bundle, frames: Frames) -> tuple[list[Any], list[np.ndarray]]:
+    """Two interleaved streams that wrap their rings twice, questions of both kinds, a reset. What they said, and every
+    output of every graph with the caches after every frame."""
+    recorder = Recorder(bundle.sessions)
+    bundle = replace(bundle, sessions=recorder.sessions)
+    first, second = PVCStream(bundle), PVCStream(bundle)
+    said: list[Any] = []
+    caches: list[np.ndarray] = []
+    for index in range(2 * bundle.manifest.limits.window + 3):
+        first.push(frames[index])
+        second.push(frames[-1 - index])
+        caches += rings(first) + rings(second)
+        if index in (2, 8):
+            said.append(first.ask(QUESTION, max_new_tokens=6, keep=index == 8).token_ids)
+        if index == 5:
+            second.reset()
+    said += [stream.ask("And now?", max_new_tokens=6).text for stream in (first, second)]
+    said += [first.context_rows, second.context_rows, first.num_frames, second.num_frames]
+    outputs = [array for graph in recorder.calls.values() for call in graph for array in call.values()]
+    return said, [*outputs, *caches, *rings(first)]
+
+
+def test_a_stream_on_a_gpu_is_the_stream_on_the_cpu_bit_for_bit(
+    on_gpu: tuple[Bundle, RecordingCuda], frames: Frames
+) -> None:
+    bundle, _ = on_gpu
+    said, arrays = live(bundle, frames)
+    expected_said, expected = live(open_bundle(bundle.folder, runtime="cpu"), frames)
+    assert said == expected_said and len(set(said[:2])) == 2
+    assert len(arrays) == len(expected) > 300
+    for array, want in zip(arrays, expected, strict=True):
+        assert array.dtype == want.dtype and array.shape == want.shape and array.tobytes() == want.tobytes()
+
+
+def num_bytes(tensor: TensorSpec, **dims: int) -> int:
+    return int(np.zeros(tensor.resolve(dims), tensor.dtype).nbytes)
+
+
+def state_bytes(spec: GraphSpec, count: int = 1) -> int:
+    return count * sum(state.row_bytes for state in spec.states)
+
+
+def pass_bytes(graphs: dict[str, GraphSpec], rows: int, past: int) -> tuple[int, int]:
+    """(up, down) of one pass of the LLM over `rows` new rows, `past` rows of its cache being fed."""
+    llm = graphs["llm"]
+    dims = {"batch": 1, "rows": rows, "past": past}
+    up = sum(num_bytes(llm.input(name), **dims) for name in ("inputs_embeds", "position_ids", "attention_mask"))
+    return up, num_bytes(llm.output("hidden"), batch=1)
+
+
+def fed_rows(bundle: Bundle, length: int) -> int:
+    bucket = bundle.manifest.limits.bucket
+    return max(-(-length // bucket), 1) * bucket
+
+
+def test_a_frame_moves_its_own_bytes_and_no_cache(on_gpu: tuple[Bundle, RecordingCuda], frames: Frames) -> None:
+    """Counted by the runtime, by the fake GPU, and from the specs: all three are equal."""
+    bundle, cuda = on_gpu
+    graphs, stream = bundle.manifest.graphs, PVCStream(bundle)
+    trunk, temporal, compressor = (graphs[name] for name in ("trunk", "temporal", "compressor"))
+    traffic = bundle.sessions["llm"].memory.traffic
+    frame_up = num_bytes(trunk.input("frame"), batch=1) + num_bytes(compressor.input("frame_time"), batch=1)
+    frame_up += sum(num_bytes(temporal.input(name), batch=1) for name in ("frame_time", "slot_mask"))
+    for index in range(2 * bundle.manifest.limits.window + 2):
+        before = stream.context_rows
+        traffic.clear()
+        cuda.calls.clear()
+        stream.push(frames[index])
+        rows = stream.context_rows - before
+        llm_up, llm_down = pass_bytes(graphs, rows, fed_rows(bundle, before))
+        new_rows = state_bytes(temporal) + state_bytes(graphs["llm"], rows)
+        assert traffic.state == cuda.num_bytes("copy") == new_rows
+        assert traffic.upload == cuda.num_bytes("upload") == frame_up + llm_up
+        down = num_bytes(compressor.output("frame_embeds"), batch=1) + llm_down
+        assert traffic.download == cuda.num_bytes("download") == down
+        assert traffic.syncs == cuda.count("sync") == 2, "one for the embeddings, one for the hidden row"
+        assert cuda.count("copy") == len(temporal.states) + len(graphs["llm"].states), "one copy a tensor"
+        if index > 0:
+            assert cuda.count("allocate") == cuda.count("fill") == 0
+
+
+def test_a_token_moves_its_own_bytes_and_no_cache(on_gpu: tuple[Bundle, RecordingCuda], frames: Frames) -> None:
+    bundle, cuda = on_gpu
+    graphs, stream = bundle.manifest.graphs, PVCStream(bundle)
+    traffic = bundle.sessions["llm"].memory.traffic
+    head = graphs["head"]
+    token_up = num_bytes(head.input("hidden"), batch=1) + pass_bytes(graphs, 1, fed_rows(bundle, 1))[0]
+    token_down = num_bytes(head.output("logits"), batch=1) + pass_bytes(graphs, 1, 1)[1]
+    stream.push(frames[0])
+    stream.ask(QUESTION, max_new_tokens=1)
+    seen = []
+    for num_tokens in (2, 5):
+        traffic.clear()
+        cuda.calls.clear()
+        answer = stream.ask(QUESTION, max_new_tokens=num_tokens)
+        assert len(answer.token_ids) == num_tokens, "the random model must not stop by itself here"
+        assert cuda.count("allocate") == 0
+        assert traffic.upload == cuda.num_bytes("upload") and traffic.download == cuda.num_bytes("download")
+        seen.append((traffic.state, traffic.upload, traffic.download, traffic.syncs))
+    a_token = [(b - a) / 3 for a, b in zip(*seen, strict=True)]
+    assert a_token == [state_bytes(graphs["llm"]), token_up, token_down, 2], "logits and hidden row: two waits"
+
+
+def test_the_cpu_places_no_more_than_the_new_rows(bundle_fp16: Path, bundle_fp32: Path, frames: Frames) -> None:
+    """The same count on the host, where a cache is the very array that the graph reads."""
+    for folder in (bundle_fp16, bundle_fp32):
+        bundle = open_bundle(folder, runtime="cpu")
+        stream, memory = PVCStream(bundle), bundle.sessions["temporal"].memory
+        assert isinstance(memory, HostMemory) and memory is bundle.sessions["llm"].memory
+        for frame in frames[:10]:
+            before = stream.context_rows
+            memory.traffic.clear()
+            stream.push(frame)
+            graphs, rows = bundle.manifest.graphs, stream.context_rows - before
+            new_rows = state_bytes(graphs["temporal"]) + state_bytes(graphs["llm"], rows)
+            assert new_rows <= memory.traffic.state <= 1.05 * new_rows
+        assert all(np.shares_memory(a, b) for a, b in zip(*(feed(stream) for _ in range(2)), strict=True))
+
+
+def feed(stream: PVCStream) -> list[np.ndarray]:
+    feeds = {**stream.vision.ring.feeds(), **{f"llm.{k}": v for k, v in stream.language.cache.feeds(1).items()}}
+    return [array for name, array in feeds.items() if "past." in name and isinstance(array, np.ndarray)]
+
+
+def test_a_dropped_bundle_gives_its_memory_back(open_engines: Open, frames: Frames) -> None:
+    import gc
+
+    bundle, cuda = open_engines()
+    stream = PVCStream(bundle)
+    stream.push(frames[0])
+    assert cuda.allocated() > 0
+    del bundle, stream
+    gc.collect()
+    assert cuda.allocated() == 0
+
+
+def test_a_failed_engine_leaves_the_stream_as_it_was(open_engines: Open, frames: Frames) -> None:
+    bundle, _ = open_engines()
+    stream = PVCStream(bundle)
+    stream.push(frames[0])
+    rows, before = stream.context_rows, rings(stream)
+    llm: Any = bundle.sessions["llm"]
+    run, llm._context.execute_async_v3 = llm._context.execute_async_v3, lambda _: False
+    with pytest.raises(BackendUnavailable, match="the engine of 'llm' could not run"):
+        stream.push(frames[1])
+    assert (stream.num_frames, stream.context_rows) == (1, rows)
+    assert all(np.array_equal(a, b) for a, b in zip(before, rings(stream), strict=True))
+    llm._context.execute_async_v3 = run
+    stream.push(frames[1])
+    assert stream.num_frames == 2
+
+
+def session_of(bundle: Bundle, name: str) -> Any:
+    session = bundle.sessions[name]
+    assert isinstance(session, TrtSession)
+    return session
+
+
+def test_an_engine_runs_on_its_memory_s_own_stream(open_engines: Open, frames: Frames) -> None:
+    bundle, _ = open_engines()
+    session = session_of(bundle, "trunk")
+    session.memory.stream += 7
+    with pytest.raises(SpecError, match="stream 8 was never made"):
+        PVCStream(bundle).push(frames[0])
+    session.memory.stream -= 7
+    assert not session._context.execute_async_v3(5)
+
+
+def test_a_shape_outside_the_profile_is_refused_with_the_engine_s_reason(open_engines: Open) -> None:
+    bundle, _ = open_engines()
+    llm = session_of(bundle, "llm")
+    feeds = {t.name: np.zeros(t.resolve({"rows": 1, "past": 255}), t.dtype) for t in llm.spec.inputs}
+    with pytest.raises(SpecError, match=r"the engine refuses 'attention_mask' as \(1, 256\).*profile"):
+        llm.run(feeds)
+    feeds = {t.name: np.zeros(t.resolve({"rows": 257, "past": 256}), t.dtype) for t in llm.spec.inputs}
+    with pytest.raises(SpecError, match="does not fit"):
+        llm.run(feeds)
+
+
+def test_an_engine_without_all_addresses_does_not_run(open_engines: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake's own gate: a forgotten output would be a write to address zero."""
+    bundle, _ = open_engines()
+    head = session_of(bundle, "head")
+    bind = head._context.set_tensor_address
+    monkeypatch.setattr(head._context, "set_tensor_address", lambda n, a: n == "logits" or bind(n, a))
+    with pytest.raises(BackendUnavailable, match=r"could not run: address or shape not set: \['logits'\]"):
+        head.run({"hidden": np.zeros(head.spec.input("hidden").resolve({}), np.float16)})
+
+
+def test_a_tensor_that_does_not_fit_the_spec_never_reaches_the_engine(on_gpu: tuple[Bundle, RecordingCuda]) -> None:
+    bundle, cuda = on_gpu
+    with pytest.raises(SpecError, match="tensor 'hidden' is float64"):
+        bundle.sessions["head"].run({"hidden": np.zeros((1, 1, 64))})
+    assert cuda.count("upload") == 0
+
+
+def test_without_the_cuda_provider_its_session_is_refused(bundle_fp32: Path, copy_bundle: Any) -> None:
+    """A target whose provider is not there is an error, never a slower run."""
+    folder = copy_bundle(bundle_fp32)
+    replace(Manifest.load(folder), target="cuda").save(folder)
+    for runtime in ("target", "auto"):
+        with pytest.raises(BackendUnavailable, match=r"not CUDAExecutionProvider.*'\.\[ort-gpu\]'") as caught:
+            open_bundle(folder, runtime=runtime, cuda=RecordingCuda())  # type: ignore[arg-type]
+        assert caught.value.exit_code == 4
+    assert open_bundle(folder, runtime="cpu").runs_on == "ONNX Runtime CPU"
+
+
+def test_target_cuda_opens_every_graph_on_the_gpu_but_the_table(
+    bundle_fp32: Path, copy_bundle: Any, frames: Frames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from functools import partial
+
+    folder = copy_bundle(bundle_fp32)
+    replace(Manifest.load(folder), target="cuda").save(folder)
+    monkeypatch.setattr("engines.gpu.OrtCudaSession", partial(OrtCudaSession, provider="CPUExecutionProvider"))
+    bundle = open_bundle(folder, cuda=RecordingCuda())
+    assert bundle.runs_on == "ort-cuda on SM89"
+    assert {name for name, s in bundle.sessions.items() if isinstance(s.memory, HostMemory)} == {"embed"}
+    assert len({id(s.memory) for s in bundle.sessions.values()}) == 2
+    PVCStream(bundle).push(frames[0])
+
+
+def test_a_cuda_session_that_fell_back_is_refused(bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("engines.gpu.open_onnx", lambda ort, path, spec, providers: Fallen())
+    spec = Manifest.load(bundle_fp16).graphs["head"]
+    with pytest.raises(BackendUnavailable, match=r"fell back to \['CPUExecutionProvider'\]") as caught:
+        OrtCudaSession(bundle_fp16 / graph_path("head"), spec, DeviceMemory(RecordingCuda()))
+    assert caught.value.exit_code == 4
+
+
+class Fallen:
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
+def test_the_cuda_provider_gets_our_stream_and_no_tf32(bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    asked: list[Any] = []
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("engines.gpu.open_onnx", lambda ort, path, spec, providers: asked.append(providers) or Fallen())
+    memory = DeviceMemory(RecordingCuda())
+    with pytest.raises(BackendUnavailable):
+        OrtCudaSession(bundle_fp16 / graph_path("head"), Manifest.load(bundle_fp16).graphs["head"], memory)
+    ((provider, options),) = asked[0]
+    assert provider == "CUDAExecutionProvider"
+    assert options["user_compute_stream"] == str(memory.stream) and options["use_tf32"] == "0"
+
+
+def test_bfloat16_tensors_are_bound_by_their_onnx_type(tmp_path: Path) -> None:
+    """ONNX Runtime's CPU can at least copy bfloat16."""
+    import ml_dtypes
+    import onnx
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.BFLOAT16, [1, 4]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "copy", value[:1], value[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "c.onnx")
+    x, y = (TensorSpec(name=name, dtype="bfloat16", shape=(1, 4)) for name in ("x", "y"))
+    memory = DeviceMemory(RecordingCuda())
+    spec = GraphSpec(name="copy", inputs=(x,), outputs=(y,), dims={})
+    session = OrtCudaSession(tmp_path / "c.onnx", spec, memory, provider="CPUExecutionProvider")
+    array = np.array([[1, -2.5, 3e38, 0]], ml_dtypes.bfloat16)
+    assert memory.to_host(session.run({"x": array})["y"]).tobytes() == array.tobytes()
