@@ -27,8 +27,8 @@ class Bundle:
     tokenizer: PromptTokenizer
 
 
-def open_bundle(folder: str | Path, *, unchecked: bool = False) -> Bundle:
-    """Verify every file against the manifest and open a session for every graph.
+def open_bundle(folder: str | Path, *, unchecked: bool = False, threads: int | None = None) -> Bundle:
+    """Verify every file against the manifest and open a session for every graph, of `threads` or one a core.
 
     Raises BundleError naming the first file that is missing, damaged or unlisted, or if the bundle never passed its
     parity check (`unchecked` allows that, for the check itself); BackendUnavailable without the target's runtime.
@@ -38,7 +38,9 @@ def open_bundle(folder: str | Path, *, unchecked: bool = False) -> Bundle:
     verify_files(folder, manifest)
     if not unchecked and manifest.parity.get("passed") is not True:
         raise BundleError(f"{folder} has not passed its parity check, so it is not run. See: pvc-export check {folder}")
-    sessions = {name: OrtSession(folder / graph_path(name), spec) for name, spec in manifest.graphs.items()}
+    sessions = {
+        name: OrtSession(folder / graph_path(name), spec, threads=threads) for name, spec in manifest.graphs.items()
+    }
     tokenizer = PromptTokenizer(folder / TOKENIZER_NAME, manifest.prompt)
     return Bundle(folder=folder, manifest=manifest, sessions=sessions, tokenizer=tokenizer)
 

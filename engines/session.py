@@ -46,8 +46,8 @@ class OrtSession:
 
     computes_in = "float32"
 
-    def __init__(self, path: Path, spec: GraphSpec) -> None:
-        """Open an ONNX file.
+    def __init__(self, path: Path, spec: GraphSpec, *, threads: int | None = None) -> None:
+        """Open an ONNX file. `threads` that compute at once; None is one a core.
 
         Raises BackendUnavailable without onnxruntime, BundleError if the file is not a graph with the spec's names.
         """
@@ -59,6 +59,7 @@ class OrtSession:
             ) from error
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors only; they are raised as well
+        options.intra_op_num_threads = threads or 0
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle camera must not burn a core
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

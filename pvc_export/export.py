@@ -26,7 +26,7 @@ from engines.bundle import TOKENIZER_NAME, graph_path
 from engines.errors import BackendUnavailable, BundleError, ModelError, ParityError
 from engines.layers import check_layers, count_attention
 from engines.manifest import FORMAT_VERSION, EngineEntry, Manifest, hash_folder, list_files, listed_files
-from engines.spec import GraphSpec, Precision, StreamLimits, graph_specs
+from engines.spec import GraphSpec, Precision, Spelling, StreamLimits, graph_specs
 from engines.target import Target
 from pvc_ref import PVC
 
@@ -119,7 +119,7 @@ def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, con
     shape = model_shape(loaded.config)
     specs = graph_specs(shape, request.limits, request.precision, request.target.spelling)
     model = cast_model(loaded.model, request.precision)
-    _export_graphs(model, specs, folder, console)
+    _export_graphs(model, specs, request.target.spelling, folder, console)
     loaded.tokenizer.save(str(folder / TOKENIZER_NAME))
     engines = _build_engines(model, specs, request.target, folder, console)
     manifest = Manifest(
@@ -143,12 +143,12 @@ def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, con
     return manifest
 
 
-def _export_graphs(model: PVC, specs: dict[str, GraphSpec], folder: Path, console: Console) -> None:
+def _export_graphs(model: PVC, specs: dict[str, GraphSpec], spelling: Spelling, folder: Path, console: Console) -> None:
     (folder / "graphs").mkdir()
     for index, (name, spec) in enumerate(specs.items(), start=1):
         path = folder / graph_path(name)
         with console.stage(f"export {name} ({index}/{len(specs)})") as (stage, _):
-            export_graph(graph_module(model, spec), spec, path)
+            export_graph(graph_module(model, spec, spelling), spec, path)
             stage.note = size_text(sum(part.stat().st_size for part in path.parent.glob(f"{name}.onnx*")))
 
 
