@@ -52,47 +52,55 @@ def open_bundle(
     runtime: Runtime = "auto",
     trust_engines: bool = False,
     unchecked: bool = False,
+    threads: int | None = None,
     cuda: CudaRuntime | None = None,
 ) -> Bundle:
     """Verify every file against the manifest and open a session for every graph.
 
-    `cuda` stands in for the GPU of this machine, in tests. Raises BundleError naming the first file that is missing,
-    damaged or unlisted, if the bundle never passed its parity check (`unchecked` allows that, for the check itself),
-    or if an engine is another version's, another GPU's or another machine's; BackendUnavailable without the runtime.
+    `threads` compute at once on a CPU, by default one a core; `cuda` stands in for this machine's GPU, in tests.
+    Raises BundleError naming the first file that is missing, damaged or unlisted, if the bundle never passed its parity
+    check (`unchecked` allows that, for the check itself), or if an engine is another version's, another GPU's or
+    another machine's; BackendUnavailable without the runtime.
     """
     folder = Path(folder)
     manifest = Manifest.load(folder)
     verify_files(folder, manifest)
     if not unchecked and manifest.parity.get("passed") is not True:
         raise BundleError(f"{folder} has not passed its parity check, so it is not run. See: pvc-export check {folder}")
-    sessions, runs_on = _open_sessions(folder, manifest, runtime, trust_engines, cuda)
+    sessions, runs_on = _open_sessions(folder, manifest, runtime, trust_engines, threads, cuda)
     tokenizer = PromptTokenizer(folder / TOKENIZER_NAME, manifest.prompt)
     return Bundle(folder=folder, manifest=manifest, sessions=sessions, tokenizer=tokenizer, runs_on=runs_on)
 
 
 def _open_sessions(
-    folder: Path, manifest: Manifest, runtime: Runtime, trust_engines: bool, cuda: CudaRuntime | None
+    folder: Path,
+    manifest: Manifest,
+    runtime: Runtime,
+    trust_engines: bool,
+    threads: int | None,
+    cuda: CudaRuntime | None,
 ) -> tuple[dict[str, Session], str]:
     target = load_target(manifest.target)
     needs_engines = target.runtime not in ("ort-cpu", "ort-cuda")
-    if (
-        runtime == "cpu"
-        or target.runtime == "ort-cpu"
-        or (runtime == "auto" and needs_engines and not manifest.engines)
-    ):
-        return _open_on_cpu(folder, manifest)
+    if runtime == "cpu" or target.runtime == "ort-cpu":
+        return _open_on_cpu(folder, manifest, threads)
+    if runtime == "auto" and needs_engines and not manifest.engines:
+        return _open_on_cpu(folder, manifest, threads)
+    if runtime == "target" and needs_engines:
+        for entry in manifest.engines.values():  # no GPU is needed to know this
+            require_fitting_engine(entry, folder, version=str(load_runtime(target).__version__))
     if cuda is None:
         try:
             cuda = LibCudart()
         except BackendUnavailable:
             if runtime == "target":
                 raise
-            return _open_on_cpu(folder, manifest)
+            return _open_on_cpu(folder, manifest, threads)
     memory = DeviceMemory(cuda)
     opened: dict[str, Session] = {}
     for name, spec in manifest.graphs.items():
         if name == "embed":  # a table lookup: on the host, so that the table takes no GPU memory
-            opened[name] = OrtSession(folder / graph_path(name), spec)
+            opened[name] = OrtSession(folder / graph_path(name), spec, threads=threads)
         elif needs_engines:
             opened[name] = _open_engine(folder, manifest, spec, target, memory, trust_engines)
         else:
@@ -102,16 +110,16 @@ def _open_sessions(
     return opened, f"{target.runtime} on {cuda.compute_capability()}"
 
 
-def _open_on_cpu(folder: Path, manifest: Manifest) -> tuple[dict[str, Session], str]:
+def _open_on_cpu(folder: Path, manifest: Manifest, threads: int | None) -> tuple[dict[str, Session], str]:
     if manifest.precision == "bf16":
         raise BackendUnavailable(
             f"{folder} is bfloat16, which ONNX Runtime's CPU cannot multiply; it runs on an NVIDIA GPU only. On this "
             f"machine: pvc-export check {folder} (which widens it), or export with --fp16 or --fp32"
         )
-    memory = HostMemory()
-    return {
-        name: OrtSession(folder / graph_path(name), spec, memory=memory) for name, spec in manifest.graphs.items()
-    }, "ONNX Runtime CPU"
+    memory, opened = HostMemory(), dict[str, Session]()
+    for name, spec in manifest.graphs.items():
+        opened[name] = OrtSession(folder / graph_path(name), spec, memory=memory, threads=threads)
+    return opened, "ONNX Runtime CPU"
 
 
 def _open_engine(
@@ -136,14 +144,15 @@ def _open_engine(
     return TrtSession(folder / entry.path, spec, memory, target)
 
 
-def require_fitting_engine(entry: EngineEntry, folder: Path, *, version: str, capability: str) -> None:
-    """Raise BundleError unless an engine was built by this runtime version for this GPU ('SM89')."""
-    if entry.runtime_version == version and capability in entry.compute_capabilities:
+def require_fitting_engine(entry: EngineEntry, folder: Path, *, version: str, capability: str | None = None) -> None:
+    """Raise BundleError unless an engine was built by this runtime version, and for this GPU ('SM89') where given."""
+    if entry.runtime_version == version and (capability is None or capability in entry.compute_capabilities):
         return
     raise BundleError(
         f"{folder / entry.path} was built with {entry.runtime} {entry.runtime_version} for "
-        f"{', '.join(entry.compute_capabilities) or 'an unknown GPU'}; this machine has {version} and {capability}. "
-        "Engines run only where both agree. Build it here: pvc-export trt"
+        f"{', '.join(entry.compute_capabilities) or 'an unknown GPU'}; this machine has "
+        f"{' and '.join(filter(None, (version, capability)))}. An engine runs only where both agree. Build it here: "
+        "pvc-export trt"
     )
 
 

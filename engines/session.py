@@ -57,15 +57,17 @@ class OrtSession:
 
     computes_in = "float32"
 
-    def __init__(self, path: Path, spec: GraphSpec, *, memory: HostMemory | None = None) -> None:
-        """Open an ONNX file.
+    def __init__(
+        self, path: Path, spec: GraphSpec, *, memory: HostMemory | None = None, threads: int | None = None
+    ) -> None:
+        """Open an ONNX file. `threads` compute at once; None is one a core.
 
         Raises BackendUnavailable without onnxruntime, BundleError if the file is not a graph with the spec's names.
         """
         self.spec = spec
         self.memory: Memory = memory or HostMemory()
         self._ort = import_onnxruntime()
-        self._session = open_onnx(self._ort, path, spec, ["CPUExecutionProvider"])
+        self._session = open_onnx(self._ort, path, spec, ["CPUExecutionProvider"], threads=threads)
         self._names = [tensor.name for tensor in spec.outputs]
         self._has_bfloat16 = any(tensor.dtype == "bfloat16" for tensor in (*spec.inputs, *spec.outputs))
 
@@ -116,10 +118,11 @@ def import_onnxruntime() -> ModuleType:
     return cast(ModuleType, onnxruntime)
 
 
-def open_onnx(ort: ModuleType, path: Path, spec: GraphSpec, providers: list[Any]) -> Any:
+def open_onnx(ort: ModuleType, path: Path, spec: GraphSpec, providers: list[Any], *, threads: int | None = None) -> Any:
     """An InferenceSession whose tensors are the spec's, in order. Raises BundleError for any other file."""
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only; they are raised as well
+    options.intra_op_num_threads = threads or 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle camera must not burn a core
     try:
         session = ort.InferenceSession(str(path), options, providers=providers)

@@ -22,10 +22,11 @@ from .errors import SpecError
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Spelling = Literal["concat", "split"]
-"""How temporal attention reads its ring. The target decides, by measurement; the numbers are the same.
+"""How attention in the ViT is written down. The target decides, by measurement; the numbers are the same.
 
 concat  join ring and new row, then one attention; ring (B, W, N, H, D): TensorRT fuses it and reads the ring in place
-split   join the scores, never the caches; ring (B, N, H, W, D): ONNX Runtime's CPU copies nothing
+split   join the scores, never the caches; ring (B, N, H, W, D): ONNX Runtime's CPU copies nothing. Within a frame, head
+        by head: scores stay in the CPU's cache
 """
 Dim = int | str
 """A fixed size, the name of a dynamic dimension, or a sum of such names: 'past+rows'."""

@@ -1,4 +1,4 @@
-"""pvc-export: trt | onnx | check | run | inspect | doctor.
+"""pvc-export: trt | onnx | check | run | inspect | bench | doctor.
 
 Exit codes: 0 ok, 2 usage, 3 parity failed, 4 environment, 5 build failed, 6 bad input (engines/errors.py).
 Unusual: heavy packages are imported inside the commands, so that --help and doctor work on a machine without torch.
@@ -203,6 +203,48 @@ def inspect(bundle: BundleFolder, as_json: Json = False) -> None:
 
 
 @app.command()
+def bench(
+    bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Stream frames through a bundle.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Model to compare engines on: tiny, mid or half. Default: mid.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(min=2, help="Frames in sight, the new one too. Default: 16.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Interleaved rounds. Default: 7.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Variant to leave out: compile.")] = None,
+    frames: Annotated[int | None, typer.Option(min=100, help="Frames to stream through BUNDLE. Default: 500.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="1 measures CPU time, more measure wall time.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Compare torch, torch.compile, ONNX Runtime and our graphs on one streaming step; or time a bundle.
+
+    With one thread the clock is this process's CPU time, which other programs hardly change.
+    """
+    console = Console(quiet=as_json)
+    if bundle is not None:
+        given = {"--size": size, "--window": window, "--rounds": rounds, "--skip": skip or None}
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise typer.BadParameter(f"a BUNDLE is measured as it is: {', '.join(wrong)} cannot be given with it")
+        from .bench_bundle import bench_bundle, describe_stream
+
+        stream = bench_bundle(bundle, num_frames=frames or 500, threads=threads, console=console)
+        _print_report(stream.to_json(), describe_stream(stream), console, as_json)
+        return
+    if frames is not None:
+        raise typer.BadParameter("--frames needs a BUNDLE to stream them through")
+    from .bench import BenchRequest, table
+    from .bench import bench as compare
+
+    try:
+        request = BenchRequest(
+            size=size or "mid", window=window or 16, rounds=rounds or 7, threads=threads, skip=tuple(skip or ())
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    report = compare(request, console=console)
+    _print_report(report.to_json(), table(report), console, as_json)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what this machine can export, build and run, and what is missing."""
     from dataclasses import asdict
@@ -277,6 +319,13 @@ def _export(
         )
     console.print(f"published {out}")
     console.print(f"next: pvc-export run {shlex.quote(str(out))} --video FILE --ask 'What happens?'")
+
+
+def _print_report(data: dict[str, Any], lines: list[str], console: Console, as_json: bool) -> None:
+    if as_json:
+        _print_json(data)
+    for line in lines:
+        console.print(line)
 
 
 def _print_json(data: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from engines.errors import BackendUnavailable, ModelError, ParityError
 from engines.layers import check_layers, count_attention
 from engines.machine import sign
 from engines.manifest import FORMAT_VERSION, EngineEntry, Manifest, hash_file, hash_folder
-from engines.spec import GraphSpec, Precision, StreamLimits, graph_specs
+from engines.spec import GraphSpec, Precision, Spelling, StreamLimits, graph_specs
 from engines.target import Target
 from pvc_ref import PVC
 
@@ -104,7 +104,7 @@ def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, con
     shape = model_shape(loaded.config)
     specs = graph_specs(shape, request.limits, request.precision, request.target.spelling)
     model = cast_model(loaded.model, request.precision)
-    _export_graphs(model, specs, folder, console)
+    _export_graphs(model, specs, request.target.spelling, folder, console)
     float32_weights = {name: _num_float32_weights(model, name) for name in specs}
     del model  # at 8B neither a builder nor a check has room beside a second copy
     # Not tokenizer.save: on a full disk it raises a bare Exception, which is no OSError.
@@ -131,12 +131,12 @@ def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, con
     return manifest
 
 
-def _export_graphs(model: PVC, specs: dict[str, GraphSpec], folder: Path, console: Console) -> None:
+def _export_graphs(model: PVC, specs: dict[str, GraphSpec], spelling: Spelling, folder: Path, console: Console) -> None:
     (folder / "graphs").mkdir()
     for index, (name, spec) in enumerate(specs.items(), start=1):
         path = folder / graph_path(name)
         with console.stage(f"export {name} ({index}/{len(specs)})") as (stage, _):
-            export_graph(graph_module(model, spec), spec, path)
+            export_graph(graph_module(model, spec, spelling), spec, path)
             stage.note = size_text(sum(part.stat().st_size for part in path.parent.glob(f"{name}.onnx*")))
 
 

@@ -2,7 +2,7 @@
 
 What a wrapper adds is the calling convention of the runtime: flat tensors instead of lists of pairs, a ring with a slot
 mask instead of an ordered past, one frame instead of a clip, and the last hidden row only. The one arithmetic of its
-own is a second spelling of temporal attention, for targets where it is faster; the check holds it to the reference.
+own is a second spelling of attention in the ViT, for targets where it is faster; the check holds it to the reference.
 Dimension key: as in engines/spec.py.
 """
 
@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from engines.spec import GraphSpec, ModelShape
+from engines.spec import GraphSpec, ModelShape, Spelling
 from pvc_ref import PVC, PVCConfig
-from pvc_ref.layers import upcast, visible_to_bias
-from pvc_ref.temporal import KeyValue, TemporalAttention
+from pvc_ref.layers import attention, upcast, visible_to_bias
+from pvc_ref.temporal import KeyValue, TemporalAttention, TemporalEncoder
+from pvc_ref.vision import SpatialAttention, Trunk
+
+EncoderT = TypeVar("EncoderT", Trunk, TemporalEncoder)
 
 
 def model_shape(config: PVCConfig) -> ModelShape:
@@ -41,11 +44,16 @@ def model_shape(config: PVCConfig) -> ModelShape:
     )
 
 
-def graph_module(model: PVC, spec: GraphSpec) -> nn.Module:
-    """The torch module whose forward takes spec.inputs and returns spec.outputs, in order."""
+def graph_module(model: PVC, spec: GraphSpec, spelling: Spelling = "concat") -> nn.Module:
+    """The torch module whose forward takes spec.inputs and returns spec.outputs, in order.
+
+    `spelling` is the one that `spec` was made with, for it decides the layout of the rings.
+    """
+    assert all((state.layout == "BNHWD") == (spelling == "split") for state in spec.states if state.order == "ring")
+    split = spelling == "split"
     parts: dict[str, nn.Module] = {
-        "trunk": model.trunk,
-        "temporal": TemporalGraph(model, split=any(state.layout == "BNHWD" for state in spec.states)),
+        "trunk": split_attention(model.trunk) if split else model.trunk,
+        "temporal": TemporalGraph(split_attention(model.temporal) if split else model.temporal),
         "compressor": model.compressor,
         "embed": model.llm.embed_tokens,
         "llm": LLMGraph(model),
@@ -71,14 +79,9 @@ def graph_parameters(model: PVC, name: str) -> dict[str, Tensor]:
 class TemporalGraph(nn.Module):
     """One frame through the temporal layers, its past in a ring."""
 
-    def __init__(self, model: PVC, *, split: bool) -> None:
+    def __init__(self, encoder: TemporalEncoder) -> None:
         super().__init__()
-        self.encoder = model.temporal
-        if split:
-            shared = {id(parameter): parameter for parameter in model.temporal.parameters()}
-            self.encoder = copy.deepcopy(model.temporal, shared)
-            for layer in self.encoder.layers:
-                layer.temporal_attn = SplitTemporalAttention(cast(TemporalAttention, layer.temporal_attn))
+        self.encoder = encoder
 
     def forward(
         self, trunk_features: Tensor, frame_time: Tensor, slot_mask: Tensor, *past: Tensor
@@ -88,6 +91,36 @@ class TemporalGraph(nn.Module):
         bias = visible_to_bias(torch.cat([slot_mask, itself], dim=1), trunk_features.dtype)[:, None]
         features, new = self.encoder(trunk_features[:, None], frame_time[:, None], pairs(past), bias)
         return features[:, 0], *(row[:, 0] for pair in new for row in pair)
+
+
+def split_attention(part: EncoderT) -> EncoderT:
+    """A copy of trunk or temporal encoder in the spelling `split`. It shares the weights of the original."""
+    part = copy.deepcopy(part, memo={id(weight): weight for weight in part.parameters()})
+    for layer in part.layers:
+        layer.attn = SplitSpatialAttention(cast(SpatialAttention, layer.attn))
+        if isinstance(part, TemporalEncoder):
+            layer.temporal_attn = SplitTemporalAttention(cast(TemporalAttention, layer.temporal_attn))
+    return part
+
+
+class SplitSpatialAttention(nn.Module):
+    """The reference's attention within a frame, head by head, for runtimes that write the scores to memory.
+
+    At 1025 positions the scores of all heads together do not stay in a CPU's cache, those of one head do. A head is a
+    slice of the fused qkv, so nothing is transposed either.
+    """
+
+    def __init__(self, reference: SpatialAttention) -> None:
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = reference.num_heads, reference.qkv, reference.proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        heads = self.qkv(x).chunk(3 * self.num_heads, dim=-1)  # q of every head, k of every head, v of every head
+        count = self.num_heads
+        out = [attention(*qkv) for qkv in zip(heads[:count], heads[count : 2 * count], heads[2 * count :], strict=True)]
+        joined: Tensor = self.proj(torch.cat(out, dim=-1))
+        return joined
 
 
 class SplitTemporalAttention(nn.Module):

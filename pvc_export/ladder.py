@@ -134,12 +134,13 @@ def run_torch(model: PVC, frames: Frames, window: int, temporal: GraphSpec) -> R
 def run_onnx_fp32(bundle: Bundle, reference: PVC, frames: Frames) -> Recording:
     """The vision graphs, exported once more in float32 and run by ONNX Runtime's CPU."""
     manifest = bundle.manifest
-    specs = graph_specs(manifest.shape, manifest.limits, "fp32", load_target(manifest.target).spelling)
+    spelling = load_target(manifest.target).spelling
+    specs = graph_specs(manifest.shape, manifest.limits, "fp32", spelling)
     with tempfile.TemporaryDirectory(prefix="pvc-fp32-") as folder:
         sessions: dict[str, Session] = {}
         for name in VISION_GRAPHS:
             path = Path(folder) / f"{name}.onnx"
-            export_graph(graph_module(reference, specs[name]), specs[name], path)
+            export_graph(graph_module(reference, specs[name], spelling), specs[name], path)
             sessions[name] = OrtSession(path, specs[name])
         return run_sessions(sessions, frames)
 

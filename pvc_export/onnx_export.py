@@ -49,7 +49,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
     dynamic = tuple({axis: torch.export.Dim.AUTO for axis, dim in enumerate(t.shape) if isinstance(dim, str)}
                     for t in spec.inputs)  # fmt: skip
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet_exporter():
             program = torch.onnx.export(
                 module,
                 examples,
@@ -134,7 +134,7 @@ def _read_signature(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[Dim, ..
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def quiet_exporter() -> Any:
     """The exporter prints a banner and warns about its own insides; errors still raise."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

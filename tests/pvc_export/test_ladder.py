@@ -80,8 +80,8 @@ def test_a_fault_of_the_exporter_fails_at_the_onnx_rung_in_float32(
     """The bundle is sound here; the float32 export of the ladder is not."""
     graph_module = ladder.graph_module
 
-    def tanh_gelu(model: object, spec: GraphSpec) -> torch.nn.Module:
-        module = graph_module(model, spec)
+    def tanh_gelu(model: object, *args: object) -> torch.nn.Module:
+        module = graph_module(model, *args)
         monkeypatch.setattr(
             "pvc_ref.layers.MLP.forward",
             lambda self, x: self.fc2(torch.nn.functional.gelu(self.fc1(x), approximate="tanh")),

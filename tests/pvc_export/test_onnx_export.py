@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from engines.errors import BuildError
 from engines.manifest import Manifest
-from engines.spec import GRAPH_NAMES, GraphSpec, StreamLimits, graph_specs
+from engines.spec import GRAPH_NAMES, GraphSpec, Spelling, StreamLimits, graph_specs
 from pvc_export.graphs import graph_module, model_shape
 from pvc_export.models import LoadedModel
 from pvc_export.onnx_export import check_signature, export_graph
@@ -99,7 +99,9 @@ def test_the_onnx_specification_computes_what_the_reference_computes(
     feeds = {tensor.name: _random(rng, tensor.name, tensor.resolve(dims), tensor.dtype) for tensor in spec.inputs}
     got = ReferenceEvaluator(str(folder / f"{graph}.onnx")).run(None, feeds)
     with torch.no_grad():
-        want = graph_module(tiny.model, spec)(*(torch.from_numpy(feeds[tensor.name]) for tensor in spec.inputs))
+        want = graph_module(tiny.model, spec, "split")(
+            *(torch.from_numpy(feeds[tensor.name]) for tensor in spec.inputs)
+        )
     for ours, theirs in zip(want if isinstance(want, tuple) else (want,), got, strict=True):
         np.testing.assert_allclose(theirs, ours.numpy(), rtol=0, atol=5e-5)  # worst 1e-5, of values up to 20
 
@@ -145,19 +147,29 @@ def test_every_softmax_and_norm_of_a_float16_file_computes_in_float32(
     assert len(half) > len(matmuls) // 2, "the bulk of the work must be in float16"
 
 
-def test_the_two_spellings_of_temporal_attention_compute_the_same(tiny: LoadedModel) -> None:
+def test_the_two_spellings_of_attention_compute_the_same(tiny: LoadedModel) -> None:
     """In float64, where nothing but arithmetic is left: same features, same new rows, rings in their own layouts."""
     model = copy.deepcopy(tiny.model).double()
-    limits = StreamLimits(window=5)
-    concat, split = (
-        graph_specs(model_shape(tiny.config), limits, "fp32", name)["temporal"] for name in ("concat", "split")
-    )
+    spellings: tuple[Spelling, ...] = ("concat", "split")
+    concat, split = (graph_specs(model_shape(tiny.config), StreamLimits(window=5), "fp32", name) for name in spellings)
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(1, 65, 64, dtype=torch.float64, generator=generator)
-    rings = [torch.randn(1, 5, 65, 4, 16, dtype=torch.float64, generator=generator) for _ in concat.states]
-    time, mask = torch.tensor([6.0]), torch.tensor([[True, False, True, True, False]])
+    frames = torch.randint(0, 256, (2, 112, 112, 3), dtype=torch.uint8, generator=generator)
+    rings = [torch.randn(2, 5, 65, 4, 16, dtype=torch.float64, generator=generator) for _ in concat["temporal"].states]
+    time, mask = torch.tensor([6.0, 7.0]), torch.tensor([[True, False, True, True, False]] * 2)
     with torch.no_grad():
-        a = graph_module(model, concat)(features, time, mask, *rings)
-        b = graph_module(model, split)(features, time, mask, *(ring.permute(0, 2, 3, 1, 4) for ring in rings))
-    for left, right in zip(a, b, strict=True):
+        features = graph_module(model, concat["trunk"])(frames)
+        other_features = graph_module(model, split["trunk"], "split")(frames)
+        a = graph_module(model, concat["temporal"])(features, time, mask, *rings)
+        by_slot = (ring.permute(0, 2, 3, 1, 4) for ring in rings)
+        b = graph_module(model, split["temporal"], "split")(features, time, mask, *by_slot)
+    for left, right in zip((features, *a), (other_features, *b), strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=1e-12)  # worst 5e-15
+
+
+def test_a_second_spelling_leaves_the_model_as_it_is_and_copies_no_weight(tiny: LoadedModel) -> None:
+    spec = graph_specs(model_shape(tiny.config), StreamLimits(), "fp32", "split")["trunk"]
+    before = str(tiny.model.trunk)
+    split = graph_module(tiny.model, spec, "split")
+    assert str(tiny.model.trunk) == before != str(split)
+    assert {id(p) for p in split.parameters()} == {id(p) for p in tiny.model.trunk.parameters()}
+    assert graph_module(tiny.model, spec) is tiny.model.trunk
