@@ -102,7 +102,9 @@ def build_engine(
         raise KeyboardInterrupt
     if plan is None:
         raise BuildError(
-            f"{target.builder} {trt.__version__} could not build '{spec.name}' from {onnx_path}: {log.reason()}"
+            f"{target.builder} {trt.__version__} could not build '{spec.name}' from {onnx_path}: {log.reason()}. The "
+            "file was read without an error, so the builder lacks memory or cannot compile this graph for "
+            f"'{target.name}'. See what this machine has: pvc-export doctor"
         )
     if progress is not None:
         progress("done", 1.0)
@@ -128,12 +130,17 @@ def _parse(trt: ModuleType, network: Any, onnx_path: Path, spec: GraphSpec, log:
     if not parsed or network.num_inputs == 0:
         errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or "it holds no network"
         raise BuildError(
-            f"{onnx_path} cannot be read as ONNX by {trt.__name__} {trt.__version__}: {errors}. {log.reason()} "
-            f"The file is damaged or another program's. Export it again: pvc-export trt"
+            f"{onnx_path} cannot be read as ONNX by {trt.__name__} {trt.__version__}: {errors}. {log.reason()}. "
+            "The file is damaged, its .data file is missing, or it is another program's. Export it again: "
+            "pvc-export trt"
         )
     names = {network.get_input(i).name for i in range(network.num_inputs)}
     if names != {tensor.name for tensor in spec.inputs}:
-        raise BuildError(f"{onnx_path} has the inputs {sorted(names)}, but the GraphSpec of '{spec.name}' differs")
+        raise BuildError(
+            f"{onnx_path} has the inputs {sorted(names)}, but the GraphSpec of '{spec.name}' says "
+            f"{sorted(tensor.name for tensor in spec.inputs)}. It is another graph, or of another version of "
+            "pvc-export. Export it again: pvc-export trt"
+        )
 
 
 def _compute_capabilities(target: Target, cuda: CudaRuntime | None) -> tuple[str, ...]:
@@ -174,7 +181,10 @@ def _add_profile(builder: Any, config: Any, spec: GraphSpec) -> None:
         if any(isinstance(dim, str) for dim in tensor.shape):
             profile.set_shape(tensor.name, *spec.profile(tensor))
     if config.add_optimization_profile(profile) < 0:
-        raise BuildError(f"graph '{spec.name}': the optimization profile {spec.dims} was refused")
+        raise BuildError(
+            f"graph '{spec.name}': the builder refused the optimization profile {spec.dims}, expected it to fit the "
+            "graph's inputs. The graph is not of this spec. Export it again: pvc-export trt"
+        )
 
 
 @dataclass(slots=True)

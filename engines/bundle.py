@@ -8,6 +8,7 @@ GPU agree, and if it was built on this machine or its owner says `trust_engines`
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,24 +160,37 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
             f"{folder}: the manifest does not list {', '.join(sorted(unlisted)[:4])}. Files were added, or the "
             "manifest was edited. Export the bundle again, and keep other files elsewhere"
         )
+    again = f"Copy the bundle again, or export it again: {_export_command(folder, manifest)}"
     for name, expected in manifest.files.items():
-        _verify_file(folder / name, expected)
+        _verify_file(folder / name, expected, again)
 
 
-def _verify_file(path: Path, expected: FileEntry) -> None:
+def _verify_file(path: Path, expected: FileEntry, again: str) -> None:
     if not path.is_file():
         raise BundleError(
             f"{path} is missing. The manifest lists it with {expected.num_bytes} bytes; the bundle was copied "
-            "incompletely. Copy or export it again"
+            f"incompletely. {again}"
         )
     found = hash_file(path)
     if found.num_bytes != expected.num_bytes:
         raise BundleError(
             f"{path} has {found.num_bytes} bytes, the manifest says {expected.num_bytes}; it was cut short or "
-            "replaced. Copy or export the bundle again"
+            f"replaced. {again}"
         )
     if found.sha256 != expected.sha256:
         raise BundleError(
             f"{path} has SHA-256 {found.sha256[:16]}..., the manifest says {expected.sha256[:16]}...; it was "
-            "changed after the export. Copy or export the bundle again"
+            f"changed after the export. {again}"
         )
+
+
+def _export_command(folder: Path, manifest: Manifest) -> str:
+    """The command that makes this bundle, for a message."""
+    model, limits = manifest.model, manifest.limits
+    command = "trt" if manifest.engines else "onnx"
+    seed = f"--seed {model.seed} " if model.seed else ""
+    return (
+        f"pvc-export {command} -m {shlex.quote(model.name)} --{manifest.precision} --target {manifest.target} "
+        f"--window {limits.window} --context {limits.context} --streams {limits.streams} {seed}"
+        f"-o {shlex.quote(str(folder))}"
+    )

@@ -97,17 +97,23 @@ class Manifest:
             data = json.loads(path.read_text(encoding="utf-8"))
             found = data.get("format_version")
         except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
-            raise BundleError(f"{path} is not valid JSON: {error}. Export the bundle again") from error
+            raise BundleError(
+                f"{path} is not valid JSON: {error}. It was cut short or edited. Copy the bundle again, or export it "
+                f"again: pvc-export trt -o {folder}"
+            ) from error
         if found != FORMAT_VERSION:
             raise BundleError(
-                f"{path} has format version {found}, this program reads {FORMAT_VERSION}. Export the bundle again with "
-                "this version of pvc-export"
+                f"{path} has format version {found}, this program reads {FORMAT_VERSION}. It was made by another "
+                f"version of pvc-export. Export the bundle again with this one: pvc-export trt -o {folder}"
             )
         try:
             manifest = _from_json(data)
             manifest.check()
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise BundleError(f"{path} lacks or garbles a field: {error!r}. Export the bundle again") from error
+            raise BundleError(
+                f"{path} lacks or garbles a field: {error!r}. It was edited, or written by another version of "
+                f"pvc-export. Export the bundle again: pvc-export trt -o {folder}"
+            ) from error
         return manifest
 
     def check(self) -> None:

@@ -47,10 +47,16 @@ class PromptTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
-            raise BundleError(f"{path} is not a tokenizer file: {error}. Export the bundle again") from error
+            raise BundleError(
+                f"{path} is not a tokenizer file: {error}. It is damaged, or another program's. Copy "
+                "it from the checkpoint again, or export the bundle again: pvc-export onnx, or trt for one with engines"
+            ) from error
         stop_id = self._tokenizer.token_to_id(spec.stop_token)
         if stop_id is None:
-            raise BundleError(f"{path} has no token {spec.stop_token!r}; it belongs to another model")
+            raise BundleError(
+                f"{path} has no token {spec.stop_token!r}, which the manifest's prompt ends a turn with; it belongs to "
+                "another model. Export the bundle again: pvc-export onnx, or trt for one with engines"
+            )
         self.stop_id: int = stop_id
         self._special = [
             token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special

@@ -110,7 +110,8 @@ def import_onnxruntime() -> ModuleType:
         import onnxruntime
     except ImportError as error:
         raise BackendUnavailable(
-            "running a bundle on the CPU needs the package onnxruntime. Install it: pip install -e '.[ort]'"
+            f"running a bundle needs the package onnxruntime, which cannot be imported here ({error}). Install it: "
+            "pip install -e '.[ort]'"
         ) from error
     return cast(ModuleType, onnxruntime)
 
@@ -124,11 +125,14 @@ def open_onnx(ort: ModuleType, path: Path, spec: GraphSpec, providers: list[Any]
         session = ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no base class but Exception
         raise BundleError(
-            f"{path} cannot be opened as an ONNX graph: {error}. The file is damaged, or its .data file is "
-            "missing. Export the bundle again: pvc-export onnx"
+            f"{path} cannot be opened, expected an ONNX graph: {error}. The file or its .data file is damaged or "
+            "missing. Export the bundle again: pvc-export onnx, or trt for one with engines"
         ) from error
     found = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
     expected = [tensor.name for tensor in spec.inputs], [tensor.name for tensor in spec.outputs]
     if found != expected:
-        raise BundleError(f"{path} has the tensors {found}, but the manifest's GraphSpec says {expected}")
+        raise BundleError(
+            f"{path} has the tensors {found}, but the manifest's GraphSpec says {expected}. The file comes from "
+            "another bundle or version. Export the bundle again: pvc-export onnx, or trt for one with engines"
+        )
     return session

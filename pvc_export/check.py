@@ -38,6 +38,7 @@ from .ladder import (
     Recording,
     climb,
     compare_recordings,
+    fitting_threads,
     recording_of,
     require_same_shape,
     run_torch,
@@ -65,7 +66,7 @@ def check_bundle(
     the model the bundle was made from, and ParityError where nothing can be compared: other shapes, or NaN. A
     difference is not an error here: it is in the report.
     """
-    with open_on_cpu(folder) as bundle:
+    with fitting_threads(loaded.model), open_on_cpu(folder) as bundle:
         manifest = bundle.manifest
         require_same_weights(manifest, loaded)
         clip = check_clip(2 * manifest.limits.window + 2)
@@ -89,7 +90,8 @@ def check_bundle(
     not_executed = {"engine": "built, not executed: this check was asked for without the ladder"}
     if ladder:
         onnx = recording_of(recorded.vision_calls)
-        found, not_executed = climb(closed, loaded.model, recorded.frames, fp32=reference, onnx=onnx)
+        with fitting_threads(loaded.model):
+            found, not_executed = climb(closed, loaded.model, recorded.frames, fp32=reference, onnx=onnx)
         comparison.found = found + comparison.found
     elif not manifest.engines:
         not_executed = {}

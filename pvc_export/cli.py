@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from engines.errors import PVCError, SpecError
+from engines.errors import BackendUnavailable, PVCError, SpecError
 
 from . import interrupt
 from .console import Console
@@ -44,6 +44,10 @@ Seed = Annotated[int, typer.Option(help="Seed of a built-in model's random weigh
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")]
 Reference = Annotated[str | None, typer.Option("-m", "--model", help="Reference. Default: what the bundle names.")]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by pvc-export trt or onnx.")]
+
+
+EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors")
+"""What a runtime without the exporter lacks."""
 
 
 @app.command()
@@ -301,12 +305,17 @@ def main() -> None:
     except PVCError as error:
         if interrupt.exit_code() is None:
             raise SystemExit(_fail(error)) from None
+    except ModuleNotFoundError as error:
+        if error.name not in EXPORT_PACKAGES:
+            raise
+        text = f"this command needs the package {error.name}, which is not installed. It is part of the extra 'export'."
+        raise SystemExit(_fail(BackendUnavailable(f"{text} Install it: pip install -e '.[export]'"))) from None
     except BaseException:
         # After a signal, whatever surfaces is its echo: libraries turn a KeyboardInterrupt into errors of their own.
         if interrupt.exit_code() is None:
             raise
     if (code := interrupt.exit_code()) is not None:
-        print("interrupted; nothing was published", file=sys.stderr)
+        print(f"interrupted; {interrupt.outcome()}", file=sys.stderr)
         raise SystemExit(code) from None
 
 

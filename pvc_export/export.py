@@ -1,4 +1,4 @@
-"""From a model to a published bundle: graphs, engines, manifest, parity check, one rename.
+"""From a model to a published bundle: graphs, engines, manifest, parity check, one exchange of names.
 
 Unusual: everything is written into a temporary folder beside the target and checked there. The folder gets its name
 only if the check passes, so a bundle that exists is one that matched its reference.
@@ -8,12 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,10 +18,10 @@ import torch
 
 from engines.builder import build_engine, load_runtime
 from engines.bundle import TOKENIZER_NAME, graph_path
-from engines.errors import BackendUnavailable, BundleError, ModelError, ParityError
+from engines.errors import BackendUnavailable, ModelError, ParityError
 from engines.layers import check_layers, count_attention
 from engines.machine import sign
-from engines.manifest import FORMAT_VERSION, EngineEntry, Manifest, hash_file, hash_folder, list_files, listed_files
+from engines.manifest import FORMAT_VERSION, EngineEntry, Manifest, hash_file, hash_folder
 from engines.spec import GraphSpec, Precision, StreamLimits, graph_specs
 from engines.target import Target
 from pvc_ref import PVC
@@ -39,6 +34,7 @@ from .models import LoadedModel, prompt_spec
 from .onnx_export import export_graph
 from .parity import PARITY_NAME, ParityReport
 from .precision import cast_model
+from .publish import staging
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "tensorrt", "tensorrt_rtx")
 
@@ -64,7 +60,7 @@ def export(
     """
     console = console or Console(quiet=True)
     _refuse_what_cannot_work(loaded, request)
-    with _staging(request.out) as folder:
+    with staging(request.out) as folder:
         manifest = _write_graphs(loaded, request, folder, console)
         with console.stage("check against the reference") as (stage, report):
             parity = check_bundle(folder, loaded, progress=report)
@@ -94,25 +90,13 @@ def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> Non
         )
     if request.target.builder is not None:
         load_runtime(request.target)  # a missing package must be known before minutes of export
-    if request.out.exists():
-        _refuse_to_replace_what_is_no_bundle(request.out)
-
-
-def _refuse_to_replace_what_is_no_bundle(out: Path) -> None:
-    """A bundle of any version, and nothing else, may be replaced: not a folder that happens to hold a manifest.json."""
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    listed = listed_files(out) if out.is_dir() else None
-    if listed is None:
-        raise BundleError(
-            f"{out} exists and is not a bundle, so it is not replaced. Choose another folder with -o, or remove it"
-        )
-    strangers = sorted(list_files(out) - listed)
-    if strangers:
-        raise BundleError(
-            f"{out} is a bundle with other files in it, so it is not replaced: {', '.join(strangers[:4])}. "
-            "Move them, or choose another folder with -o"
-        )
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"an export checks its graphs with the package onnxruntime, which cannot be imported here ({error}). "
+            "Nothing was exported. Install it: pip install -e '.[ort]'"
+        ) from error
 
 
 def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, console: Console) -> Manifest:
@@ -123,7 +107,8 @@ def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, con
     _export_graphs(model, specs, folder, console)
     float32_weights = {name: _num_float32_weights(model, name) for name in specs}
     del model  # at 8B neither a builder nor a check has room beside a second copy
-    loaded.tokenizer.save(str(folder / TOKENIZER_NAME))
+    # Not tokenizer.save: on a full disk it raises a bare Exception, which is no OSError.
+    (folder / TOKENIZER_NAME).write_text(loaded.tokenizer.to_str(pretty=True), encoding="utf-8")
     engines = _build_engines(float32_weights, specs, request.target, folder, console)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -207,40 +192,3 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its name at the end, and disappears if anything fails."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise BackendUnavailable(f"cannot write beside {out}: {error}. Choose another folder with -o") from error
-    try:
-        os.chmod(folder, 0o755)
-        yield folder
-        publish(folder, out)
-    except OSError as error:
-        raise BackendUnavailable(
-            f"writing the bundle failed: {error}. Is the disk full? {size_text(shutil.disk_usage(out.parent).free)} "
-            f"are free at {out.parent}; nothing was published"
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def publish(folder: Path, out: Path) -> None:
-    """Give a finished folder its name. An older bundle steps aside first and is removed last."""
-    if not out.exists():
-        folder.rename(out)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
-    out.rename(aside / "bundle")
-    try:
-        folder.rename(out)
-    except BaseException:
-        (aside / "bundle").rename(out)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

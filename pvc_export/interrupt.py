@@ -8,9 +8,11 @@ stage reads.
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from types import FrameType
 
 _received: int | None = None
+_published: Path | None = None
 
 
 def install() -> None:
@@ -28,6 +30,17 @@ def check() -> None:
 def exit_code() -> int | None:
     """128 + the signal's number, or None if none arrived."""
     return None if _received is None else 128 + _received
+
+
+def note_published(path: Path) -> None:
+    """Remember that an interrupt from now on comes too late to stop this bundle."""
+    global _published
+    _published = path
+
+
+def outcome() -> str:
+    """What an interrupted command left, in words."""
+    return "nothing was published" if _published is None else f"{_published} was already published"
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from .recorder import Calls, Recorder
 
 VISION_GRAPHS = ("trunk", "temporal", "compressor")
 LARGEST_FP64 = 20_000_000
-"""Parameters up to which the fp64 rung runs: beyond, float64 would take minutes and twice the reference's memory."""
+"""Parameters of a small model. Beyond, float64 would take minutes and twice the reference's memory."""
 
 Recording = list[dict[str, Array]]
 """For every frame, each output of the vision graphs as 'graph/tensor'."""
@@ -94,6 +95,19 @@ def climb(
         else:
             compare(f"engine {precision}", engine, onnx)
     return found, not_executed
+
+
+@contextmanager
+def fitting_threads(model: PVC) -> Iterator[None]:
+    """One torch thread for a small model: its operations gain nothing from a second, and on a busy machine each waits
+    for it (0.4 s a frame of `tiny` in place of 0.02)."""
+    before = torch.get_num_threads()
+    if sum(parameter.numel() for parameter in model.parameters()) <= LARGEST_FP64:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()

@@ -86,7 +86,10 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
-        raise ModelError(f"{path} is not a tokenizer file: {error}. Fetch or convert it again") from error
+        raise ModelError(
+            f"{path} is not a tokenizer file: {error}. Probably a broken download, or of an older format. Fetch or "
+            "convert it again"
+        ) from error
 
 
 def loaded_model(model: PVC, tokenizer: Tokenizer, *, name: str) -> LoadedModel:

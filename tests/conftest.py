@@ -17,7 +17,7 @@ from pvc_export.models import LoadedModel, load_model
 
 WINDOW = 4
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # operations this small only wait for a second thread, on a busy machine for long
 
 
 @pytest.fixture(scope="session")

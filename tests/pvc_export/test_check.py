@@ -15,8 +15,8 @@ from engines.errors import ModelError, ParityError
 from engines.language import LanguageModel
 from engines.manifest import Manifest
 from pvc_export.check import check_bundle
-from pvc_export.models import LoadedModel, load_model
 from pvc_export.ladder import VISION_GRAPHS
+from pvc_export.models import LoadedModel, load_model
 from pvc_export.parity import GATED, ParityReport, compare_arrays, load_thresholds, worst_rows
 
 from .tamper import (

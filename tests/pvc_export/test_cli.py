@@ -58,7 +58,7 @@ def test_onnx_makes_a_bundle_that_check_passes(tmp_path: Path) -> None:
     receipt = json.loads(made.stdout)
     assert receipt["parity"]["passed"] is True and receipt["precision"] == "fp32"
     checked = pvc_export("check", tmp_path / "b", "--json")
-    assert checked.returncode == 0 and json.loads(checked.stdout)["num_tensors"] == 14
+    assert checked.returncode == 0 and json.loads(checked.stdout)["num_rows"] == 14 + 7 + 7
 
 
 @pytest.mark.parametrize("defect", [perturb_one_weight, roll_slot_mask], ids=lambda f: f.__name__)
