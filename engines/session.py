@@ -41,7 +41,8 @@ class Session(Protocol):
 def require_finite(outputs: dict[str, Tensor], graph: str) -> dict[str, Tensor]:
     """The outputs, if no host array holds NaN or infinity. Raises NonFiniteError: one such row would spoil a cache.
 
-    What lies on a GPU is not fetched for it: a NaN there reaches the embeddings or the hidden row, which are.
+    What lies on a GPU is not fetched for it: a NaN there reaches the embeddings or the hidden row, which are. An
+    infinite key can pass once, where its score is -inf; what meets it otherwise then fails, until it is gone.
     """
     for name, array in outputs.items():
         if isinstance(array, np.ndarray) and not np.isfinite(array).all():

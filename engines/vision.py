@@ -47,7 +47,7 @@ class VisionEncoder:
         temporal = self._run("temporal", {**trunk, "frame_time": time, **self.ring.feeds()})
         features = temporal.pop("features")
         compressed = self._sessions["compressor"].run({"features": features, "frame_time": time})
-        # What comes to the host is looked at. On a GPU that is the end of the chain, which no NaN of a row can miss.
+        # What comes to the host is looked at. On a GPU that is the end of the chain: see require_finite.
         embeds = self._memory.to_host(compressed["frame_embeds"])
         require_finite({"frame_embeds": embeds}, "compressor")
         return EncodedFrame(frame_embeds=embeds[0], new_rows=temporal)

@@ -154,13 +154,14 @@ def test_a_frame_that_fails_leaves_the_stream_as_it_was(bundle: Bundle, frames: 
     assert stream.ask(QUESTION, max_new_tokens=8).token_ids == healthy.ask(QUESTION, max_new_tokens=8).token_ids
 
 
+@pytest.mark.parametrize("num_before", [0, 2], ids=["first frame", "third frame"])
 @pytest.mark.parametrize("before_it_counts", [True, False], ids=["before it counts", "right after"])
 def test_an_interrupted_frame_is_in_both_caches_or_in_none(
-    bundle: Bundle, frames: Frames, monkeypatch: pytest.MonkeyPatch, before_it_counts: bool
+    bundle: Bundle, frames: Frames, monkeypatch: pytest.MonkeyPatch, before_it_counts: bool, num_before: int
 ) -> None:
     """Ctrl-C between the LLM's rows and the ring's: else the LLM would know a frame that the vision side never saw."""
     stream, healthy = PVCStream(bundle), PVCStream(bundle)
-    for frame in frames[:2]:
+    for frame in frames[:num_before]:
         stream.push(frame)
         healthy.push(frame)
     push = stream.vision.ring.push
@@ -172,14 +173,14 @@ def test_an_interrupted_frame_is_in_both_caches_or_in_none(
 
     monkeypatch.setattr(stream.vision.ring, "push", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        stream.push(frames[2])
+        stream.push(frames[num_before])
     monkeypatch.undo()
     if before_it_counts:
-        assert (stream.num_frames, stream.context_rows) == (2, healthy.context_rows)
-        stream.push(frames[2])
-    healthy.push(frames[2])
-    assert (stream.num_frames, stream.context_rows) == (3, healthy.context_rows)
-    for frame in frames[3:5]:
+        assert (stream.num_frames, stream.context_rows) == (num_before, healthy.context_rows)
+        stream.push(frames[num_before])
+    healthy.push(frames[num_before])
+    assert (stream.num_frames, stream.context_rows) == (num_before + 1, healthy.context_rows)
+    for frame in frames[num_before + 1 : 5]:
         stream.push(frame)
         healthy.push(frame)
     assert stream.ask(QUESTION, max_new_tokens=8).token_ids == healthy.ask(QUESTION, max_new_tokens=8).token_ids
