@@ -83,7 +83,7 @@ def build_engine(
     and KeyboardInterrupt when `progress` raised it: the build was cancelled.
     """
     trt = load_runtime(target)
-    capabilities = _compute_capabilities(target, cuda)  # first: without a GPU, TensorRT's own Builder is a TypeError
+    capabilities = compute_capabilities(target, cuda)  # first: without a GPU, TensorRT's own Builder is a TypeError
     started = time.perf_counter()
     log = _make_log(trt)
     builder = trt.Builder(log)
@@ -143,8 +143,11 @@ def _parse(trt: ModuleType, network: Any, onnx_path: Path, spec: GraphSpec, log:
         )
 
 
-def _compute_capabilities(target: Target, cuda: CudaRuntime | None) -> tuple[str, ...]:
-    """TensorRT-RTX is told for which GPUs to compile; TensorRT compiles for the one it finds."""
+def compute_capabilities(target: Target, cuda: CudaRuntime | None = None) -> tuple[str, ...]:
+    """The GPUs that engines are compiled for: TensorRT-RTX is told, TensorRT compiles for the one it finds.
+
+    Raises BackendUnavailable if it finds none, or not the target's.
+    """
     if target.runtime == "tensorrt_rtx":
         return target.compute_capabilities
     found = (cuda or LibCudart()).compute_capability()

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from engines.builder import build_engine, load_runtime
+from engines.builder import build_engine, compute_capabilities, load_runtime
 from engines.bundle import TOKENIZER_NAME, graph_path
 from engines.errors import BackendUnavailable, ModelError, ParityError
 from engines.layers import check_layers, count_attention
@@ -89,7 +89,8 @@ def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> Non
             f"choose --context {config.llm.max_positions // limits.bucket * limits.bucket} or less"
         )
     if request.target.builder is not None:
-        load_runtime(request.target)  # a missing package must be known before minutes of export
+        load_runtime(request.target)  # a missing package or GPU must be known before minutes of export
+        compute_capabilities(request.target)
     try:
         import onnxruntime  # noqa: F401
     except ImportError as error:

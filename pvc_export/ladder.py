@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from engines.bundle import Bundle, open_bundle
-from engines.errors import BackendUnavailable, ParityError
+from engines.errors import BackendUnavailable, BundleError, ParityError
 from engines.memory import Array
 from engines.session import OrtSession, Session
 from engines.spec import GraphSpec, graph_specs
@@ -152,7 +152,7 @@ def run_engine(bundle: Bundle, frames: Frames) -> Recording | str:
     """
     try:
         opened = open_bundle(bundle.folder, runtime="target", trust_engines=True, unchecked=True)
-    except BackendUnavailable as error:
+    except (BackendUnavailable, BundleError) as error:  # no GPU, or not one that these engines were built for
         return str(error)
     return run_sessions(opened.sessions, frames)
 

@@ -115,7 +115,11 @@ LINE = (
 def test_a_line_of_the_log_is_read_in_full() -> None:
     (layer,) = parse_layers(f"something else\n{LINE}\nTotal Weights Memory: 7")
     assert layer == EngineLayer(
-        name="_gemv_mha_v1_myl0_1", kind="kgen", inputs=("past.0.key",), constants=(("c", "Float", 12),)
+        name="_gemv_mha_v1_myl0_1",
+        kind="kgen",
+        inputs=("past.0.key",),
+        constants=(("c", "Float", 12),),
+        outputs=("out",),
     )
 
 
