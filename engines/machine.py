@@ -11,7 +11,7 @@ import hmac
 import platform
 from pathlib import Path
 
-SOURCES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"), Path("/proc/device-tree/serial-number"))
+SOURCES = (Path("/etc/machine-id"), Path("/proc/device-tree/serial-number"))
 
 
 def machine_id() -> str:

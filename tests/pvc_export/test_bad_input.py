@@ -327,6 +327,7 @@ def test_an_exporter_that_is_not_installed(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     outcome = Outcome(exit_code=result.returncode, out=result.stdout, message=result.stderr)
     outcome.says(4, "BackendUnavailable: this command needs the package torch", "pip install -e '.[export]'")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -377,3 +378,4 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("tempfile.mkdtemp", refuse)  # not chmod: it does not stop root
     outcome = pvc_export("onnx", "-o", tmp_path / "b")
     outcome.says(4, "cannot write beside", "Permission denied", "not yours to write to", "another folder with -o")
+    assert not list(tmp_path.iterdir())

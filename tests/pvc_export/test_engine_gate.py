@@ -51,6 +51,17 @@ def test_the_graph_as_we_export_it_passes(half: PVC, tmp_path: Path) -> None:
     assert rings == {f"past.{layer}.{part}" for layer in (0, 1) for part in ("key", "value")}
 
 
+def test_bfloat16_engines_fuse_the_same_attentions_and_keep_the_same_islands(tiny: LoadedModel, tmp_path: Path) -> None:
+    model = cast_model(tiny.model, "bf16")
+    spec = graph_specs(model_shape(tiny.config), StreamLimits(), "bf16")["temporal"]
+    path = tmp_path / "temporal.onnx"
+    export_graph(graph_module(model, spec), spec, path)
+    layers = build_engine(path, spec, load_target("rtx")).layers
+    check_layers(layers, spec, num_float32_weights=_num_float32_weights(model, "temporal"))
+    dtypes = {dtype for layer in layers for _, dtype, count in layer.constants if count > 2048}
+    assert dtypes == {"BFloat16", "Float"}, dtypes
+
+
 def split_attention(self: TemporalAttention, x: Tensor, past: KeyValue, bias: Tensor) -> tuple[Tensor, KeyValue]:
     """Scores concatenated, caches not: what ONNX Runtime's CPU likes, and this compiler does not fuse."""
     q, k_new, v_new = (y.unflatten(-1, (self.num_heads, -1)) for y in self.qkv(x).chunk(3, dim=-1))
