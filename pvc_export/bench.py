@@ -157,8 +157,8 @@ def table(report: BenchReport) -> list[str]:
     request, best = report.request, max(report.peak_gflop_per_s.values())
     peaks = ", ".join(f"{name} {value:.0f}" for name, value in report.peak_gflop_per_s.items())
     lines = [
-        f"streaming vision step, size {request.size}, window {request.window}, random weights, float32, {report.gflop:.1f} GFLOP; "
-        f"{request.rounds} interleaved rounds",
+        f"streaming vision step, size {request.size}, window {request.window}, random weights, float32, "
+        f"{report.gflop:.1f} GFLOP; {request.rounds} interleaved rounds",
         f"fp32 GEMM peak {best:.0f} GFLOP/s ({peaks})",
         "",
         f"{'':<30}{'ms':>9}{'quartiles':>18}{'x eager':>9}{'x default':>11}"
