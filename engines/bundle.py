@@ -26,6 +26,8 @@ from .spec import GraphSpec
 from .target import Target, load_target
 
 TOKENIZER_NAME = "tokenizer.json"
+ON_CPU = "ONNX Runtime CPU"
+"""`Bundle.runs_on` where no GPU has a part in it."""
 Runtime = Literal["auto", "target", "cpu"]
 """target  what the bundle was made for, or an error    cpu  its ONNX files in ONNX Runtime on the CPU
 auto    the target's where this machine has an NVIDIA GPU and the bundle what it needs, else the CPU: see runs_on
@@ -119,7 +121,7 @@ def _open_on_cpu(folder: Path, manifest: Manifest, threads: int | None) -> tuple
     memory, opened = HostMemory(), dict[str, Session]()
     for name, spec in manifest.graphs.items():
         opened[name] = OrtSession(folder / graph_path(name), spec, memory=memory, threads=threads)
-    return opened, "ONNX Runtime CPU"
+    return opened, ON_CPU
 
 
 def _open_engine(

@@ -7,12 +7,13 @@ clock; the resize to the model's size is inside it, since every camera needs it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.bundle import open_bundle
+from engines.bundle import ON_CPU, open_bundle
 from engines.memory import Memory, Tensor
 from engines.preprocess import to_model_frame
 from engines.session import Session
@@ -54,7 +55,8 @@ class StreamReport:
     bundle: str
     precision: str
     computed_in: str
-    engines: str
+    runs_on: str
+    idle_engines: bool
     window: int
     num_frames: int
     parts: dict[str, Spread]
@@ -88,7 +90,8 @@ def bench_bundle(
     with console.stage("open and verify"):
         bundle = open_bundle(folder, threads=threads)
     manifest, total = bundle.manifest, num_frames + NUM_AROUND // 2
-    timer, traffic = Timer(now=clock(threads)), bundle.sessions["temporal"].memory.traffic
+    on_cpu, traffic = bundle.runs_on == ON_CPU, bundle.sessions["temporal"].memory.traffic
+    timer = Timer(now=clock(threads) if on_cpu else time.perf_counter)  # a GPU works while this process does not
     encoder = VisionEncoder(
         {name: TimedSession(bundle.sessions[name], timer) for name in VISION_GRAPHS},
         time_divisor=total if manifest.time_mode == "fixed" else 1,
@@ -112,7 +115,8 @@ def bench_bundle(
         bundle=str(folder),
         precision=manifest.precision,
         computed_in=bundle.sessions["trunk"].computes_in,
-        engines="built, not executed here" if manifest.engines else "none",
+        runs_on=bundle.runs_on,
+        idle_engines=on_cpu and bool(manifest.engines),
         window=manifest.limits.window,
         num_frames=total,
         parts={name: parts[name] for name in ("resize", *VISION_GRAPHS, "commit")},
@@ -128,8 +132,8 @@ def bench_bundle(
 def describe_stream(report: StreamReport) -> list[str]:
     """The report for people."""
     lines = [
-        f"{report.bundle}: {report.precision} graphs, computed in {report.computed_in} by ONNX Runtime on the CPU; "
-        f"engines: {report.engines}",
+        f"{report.bundle}: {report.precision} graphs, run on {report.runs_on}, computed in {report.computed_in}"
+        + ("" if not report.idle_engines else "; the bundle's engines were not executed"),
         f"{report.num_frames} frames, window {report.window}",
         "",
         f"{'':<14}{'ms':>9}{'quartiles':>20}",

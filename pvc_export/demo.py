@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from engines.bundle import Bundle
+from engines.bundle import ON_CPU, Bundle
 from engines.errors import PVCError
 from engines.spec import StreamLimits
 from engines.target import load_target
@@ -71,7 +71,7 @@ def _render(path: Path, seed: int, console: Console) -> Path:
 def _summary(
     bundle: Bundle, result: RunResult, video: Path, *, parity: str, comparison: dict[str, object]
 ) -> Iterator[str]:
-    manifest, on_cpu = bundle.manifest, bundle.runs_on == "ONNX Runtime CPU"
+    manifest, on_cpu = bundle.manifest, bundle.runs_on == ON_CPU
     engines = sum(manifest.files[entry.path].num_bytes for entry in manifest.engines.values())
     size = size_text(sum(entry.num_bytes for entry in manifest.files.values()))
     version = next(iter(manifest.engines.values())).runtime_version
