@@ -92,6 +92,7 @@ def bench_bundle(
     manifest, total = bundle.manifest, num_frames + NUM_AROUND // 2
     on_cpu, traffic = bundle.runs_on == ON_CPU, bundle.sessions["temporal"].memory.traffic
     timer = Timer(now=clock(threads) if on_cpu else time.perf_counter)  # a GPU works while this process does not
+    facts |= {} if on_cpu else {"clock": "wall time", "device": bundle.runs_on}
     encoder = VisionEncoder(
         {name: TimedSession(bundle.sessions[name], timer) for name in VISION_GRAPHS},
         time_divisor=total if manifest.time_mode == "fixed" else 1,

@@ -16,7 +16,6 @@ a resize, a prompt) fails like a fault of a graph. What is not compared fails as
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from .frames import Frame, check_clip
 from .graphs import graph_parameters
 from .ladder import (
     Frames,
+    Progress,
     Recording,
     climb,
     compare_recordings,
@@ -58,7 +58,7 @@ FAR_FRAME = 4096
 
 
 def check_bundle(
-    folder: Path, loaded: LoadedModel, *, ladder: bool = True, progress: Callable[[float], None] = lambda _: None
+    folder: Path, loaded: LoadedModel, *, ladder: bool = True, progress: Progress = lambda _: None
 ) -> ParityReport:
     """Run the bundle beside its reference on a clip of 2 W + 2 frames, in ONNX Runtime on the CPU.
 
@@ -66,52 +66,72 @@ def check_bundle(
     the model the bundle was made from, and ParityError where nothing can be compared: other shapes, or NaN. A
     difference is not an error here: it is in the report.
     """
-    with fitting_threads(loaded.model), open_on_cpu(folder) as bundle:
-        manifest = bundle.manifest
-        require_same_weights(manifest, loaded)
-        clip = check_clip(2 * manifest.limits.window + 2)
+    with fitting_threads(loaded.model):
+        outcome = _check_bundle_itself(folder, loaded, progress)
+        comparison, manifest = outcome.comparison, outcome.comparison.bundle.manifest
+        num_weights, wrong_weights = compare_weights(comparison.bundle, loaded)
+        progress(0.6)
+        not_executed = {"engine": "this check left out the ladder"} if manifest.engines else {}
+        if ladder:
+            onnx = recording_of(outcome.recorded.vision_calls)
+            frames, reference = outcome.recorded.frames, outcome.reference
+            found, not_executed = climb(
+                comparison.bundle,
+                loaded.model,
+                frames,
+                fp32=reference,
+                onnx=onnx,
+                progress=lambda x: progress(0.6 + 0.4 * x),
+            )
+            comparison.found = found + comparison.found
+    progress(1.0)
+    outputs = {f"{spec.name}/{tensor.name}" for spec in manifest.graphs.values() for tensor in spec.outputs}
+    seen = {f"{d.graph}/{d.tensor}" for d in comparison.found if d.stage == comparison.stage}
+    return ParityReport(
+        precision=manifest.precision,
+        computed_in=outcome.computed_in,
+        num_frames=outcome.recorded.frames.num_consecutive,
+        rows=worst_rows(comparison.found),
+        found=tuple(comparison.found),
+        missing=tuple(sorted(outputs - seen)),
+        num_weights=num_weights,
+        wrong_weights=wrong_weights,
+        num_tokens=len(outcome.recorded.tokens),
+        num_equal_tokens=comparison.num_equal_tokens,
+        wrong_tokens=tuple(comparison.wrong_tokens),
+        not_executed=not_executed,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What is left of a bundle that was run: numbers, and no session. At 8B the other rungs need the memory."""
+
+    comparison: Comparison
+    recorded: RecordedStream
+    reference: Recording
+    computed_in: str
+
+
+def _check_bundle_itself(folder: Path, loaded: LoadedModel, progress: Progress) -> Outcome:
+    with open_on_cpu(folder) as bundle:
+        require_same_weights(bundle.manifest, loaded)
+        clip = check_clip(2 * bundle.manifest.limits.window + 2)
         comparison = Comparison(bundle=bundle, loaded=loaded)
         try:
-            recorded = stream_clip(bundle, clip, num_frames=_frames_that_fit(bundle, loaded, len(clip)))
-            progress(0.3)
-            reference = comparison.vision(recorded)
-            progress(0.5)
+            num_frames = _frames_that_fit(bundle, loaded, len(clip))
+            recorded = stream_clip(bundle, clip, num_frames=num_frames, progress=lambda x: progress(0.2 * x))
+            reference = comparison.vision(recorded, progress=lambda x: progress(0.2 + 0.2 * x))
+            progress(0.4)
             comparison.language(recorded, reference)
             comparison.found += probe_batch(bundle)
             comparison.found += probe_context(bundle, loaded)
         except NonFiniteError as error:
             raise ParityError(f"{error} (while checking {folder})") from error
         computed_in = bundle.sessions["trunk"].computes_in
-        closed = replace(bundle, sessions={})
-    comparison = replace(comparison, bundle=closed)  # the sessions' memory is free for the other rungs
-    progress(0.6)
-    num_weights, wrong_weights = compare_weights(closed, loaded)
-    progress(0.7)
-    not_executed = {"engine": "built, not executed: this check was asked for without the ladder"}
-    if ladder:
-        onnx = recording_of(recorded.vision_calls)
-        with fitting_threads(loaded.model):
-            found, not_executed = climb(closed, loaded.model, recorded.frames, fp32=reference, onnx=onnx)
-        comparison.found = found + comparison.found
-    elif not manifest.engines:
-        not_executed = {}
-    progress(1.0)
-    outputs = {f"{spec.name}/{tensor.name}" for spec in manifest.graphs.values() for tensor in spec.outputs}
-    seen = {f"{d.graph}/{d.tensor}" for d in comparison.found if d.stage.startswith("bundle")}
-    return ParityReport(
-        precision=manifest.precision,
-        computed_in=computed_in,
-        num_frames=len(clip),
-        rows=worst_rows(comparison.found),
-        found=tuple(comparison.found),
-        missing=tuple(sorted(outputs - seen)),
-        num_weights=num_weights,
-        wrong_weights=wrong_weights,
-        num_tokens=len(recorded.tokens),
-        num_equal_tokens=comparison.num_equal_tokens,
-        wrong_tokens=tuple(comparison.wrong_tokens),
-        not_executed=not_executed,
-    )
+        comparison.bundle = replace(bundle, sessions={})
+    progress(0.5)
+    return Outcome(comparison=comparison, recorded=recorded, reference=reference, computed_in=computed_in)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,13 +145,16 @@ class RecordedStream:
     tokens: tuple[int, ...]
 
 
-def stream_clip(bundle: Bundle, clip: list[Frame], *, num_frames: int) -> RecordedStream:
+def stream_clip(
+    bundle: Bundle, clip: list[Frame], *, num_frames: int, progress: Progress = lambda _: None
+) -> RecordedStream:
     """Push the first num_frames frames, ask, and let the clock jump. The vision side sees the whole clip anyway."""
     recorder = Recorder(bundle.sessions)
     total = len(clip) if bundle.manifest.time_mode == "fixed" else None
     stream = PVCStream(replace(bundle, sessions=recorder.sessions), total_frames=total)
-    for frame in clip[:num_frames]:
+    for index, frame in enumerate(clip[:num_frames]):
         stream.push(frame)
+        progress((index + 1) / num_frames)
     tokens = stream.ask(QUESTION, max_new_tokens=NUM_NEW_TOKENS).token_ids
     language_calls, encoder = recorder.calls, stream.vision
     pixels = [resize_frame(frame[..., ::-1], size=bundle.manifest.shape.image_size) for frame in clip]
@@ -179,10 +202,10 @@ class Comparison:
         return f"bundle {self.bundle.manifest.precision}"
 
     @torch.no_grad()
-    def vision(self, recorded: RecordedStream) -> Recording:
+    def vision(self, recorded: RecordedStream, progress: Progress = lambda _: None) -> Recording:
         """Compare every frame; return what the reference said. The embeddings of the clip come from the whole clip."""
         frames, window = recorded.frames, self.bundle.manifest.limits.window
-        reference = run_torch(self.loaded.model, frames, window, self.bundle.manifest.graphs["temporal"])
+        reference = run_torch(self.loaded.model, frames, window, self.bundle.manifest.graphs["temporal"], progress)
         num_frames = frames.num_consecutive
         pixels = torch.from_numpy(np.stack(frames.pixels[:num_frames]))[None]
         whole = self.loaded.model.encode_clip(pixels, window=window, total_frames=frames.total_frames)[0]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,8 @@ VISION_GRAPHS = ("trunk", "temporal", "compressor")
 LARGEST_FP64 = 20_000_000
 """Parameters of a small model. Beyond, float64 would take minutes and twice the reference's memory."""
 
+Progress = Callable[[float], None]
+"""Called with the fraction done, 0 to 1."""
 Recording = list[dict[str, Array]]
 """For every frame, each output of the vision graphs as 'graph/tensor'."""
 
@@ -62,7 +64,13 @@ class Frames:
 
 
 def climb(
-    bundle: Bundle, reference: PVC, frames: Frames, *, fp32: Recording, onnx: Recording
+    bundle: Bundle,
+    reference: PVC,
+    frames: Frames,
+    *,
+    fp32: Recording,
+    onnx: Recording,
+    progress: Progress = lambda _: None,
 ) -> tuple[list[Difference], dict[str, str]]:
     """Run the rungs that are not recorded yet, and compare neighbours.
 
@@ -84,9 +92,9 @@ def climb(
     if precision == "fp32":
         compare("onnx fp32", onnx, fp32)
     else:
-        narrow = run_torch(cast_model(reference, precision), frames, window, temporal)
+        narrow = run_torch(cast_model(reference, precision), frames, window, temporal, lambda x: progress(0.5 * x))
         compare(f"torch {precision}", narrow, fp32)
-        compare("onnx fp32", run_onnx_fp32(bundle, reference, frames), fp32)
+        compare("onnx fp32", run_onnx_fp32(bundle, reference, frames, lambda x: progress(0.5 + 0.5 * x)), fp32)
         compare(f"onnx {precision}", onnx, narrow)
     if bundle.manifest.engines:
         engine = run_engine(bundle, frames)
@@ -111,7 +119,9 @@ def fitting_threads(model: PVC) -> Iterator[None]:
 
 
 @torch.no_grad()
-def run_torch(model: PVC, frames: Frames, window: int, temporal: GraphSpec) -> Recording:
+def run_torch(
+    model: PVC, frames: Frames, window: int, temporal: GraphSpec, progress: Progress = lambda _: None
+) -> Recording:
     """The reference's streaming form, in the model's own dtype."""
     names = [state.output for state in temporal.states]
     state: VisionState | None = None
@@ -128,10 +138,11 @@ def run_torch(model: PVC, frames: Frames, window: int, temporal: GraphSpec) -> R
         tensors |= {f"temporal/{name}": row for name, row in zip(names, rows, strict=True)}
         tensors["compressor/frame_embeds"] = outputs.frame_embeds
         recording.append({name: to_numpy(tensor) for name, tensor in tensors.items()})
+        progress(len(recording) / len(frames.times))
     return recording
 
 
-def run_onnx_fp32(bundle: Bundle, reference: PVC, frames: Frames) -> Recording:
+def run_onnx_fp32(bundle: Bundle, reference: PVC, frames: Frames, progress: Progress = lambda _: None) -> Recording:
     """The vision graphs, exported once more in float32 and run by ONNX Runtime's CPU."""
     manifest = bundle.manifest
     spelling = load_target(manifest.target).spelling
@@ -142,7 +153,7 @@ def run_onnx_fp32(bundle: Bundle, reference: PVC, frames: Frames) -> Recording:
             path = Path(folder) / f"{name}.onnx"
             export_graph(graph_module(reference, specs[name], spelling), specs[name], path)
             sessions[name] = OrtSession(path, specs[name])
-        return run_sessions(sessions, frames)
+        return run_sessions(sessions, frames, progress)
 
 
 def run_engine(bundle: Bundle, frames: Frames) -> Recording | str:
@@ -157,13 +168,14 @@ def run_engine(bundle: Bundle, frames: Frames) -> Recording | str:
     return run_sessions(opened.sessions, frames)
 
 
-def run_sessions(sessions: Mapping[str, Session], frames: Frames) -> Recording:
+def run_sessions(sessions: Mapping[str, Session], frames: Frames, progress: Progress = lambda _: None) -> Recording:
     """Any set of vision sessions, through the encoder that streams use."""
     recorder = Recorder({name: sessions[name] for name in VISION_GRAPHS})
     encoder = VisionEncoder(recorder.sessions, time_divisor=frames.total_frames or 1)
-    for pixels, time in zip(frames.pixels, frames.times, strict=True):
+    for index, (pixels, time) in enumerate(zip(frames.pixels, frames.times, strict=True)):
         encoder.ring.num_frames = time
         encoder.commit(encoder.encode(pixels))
+        progress((index + 1) / len(frames.times))
     return recording_of(recorder.calls)
 
 
