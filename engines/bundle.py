@@ -88,8 +88,9 @@ def _open_sessions(
         return _open_on_cpu(folder, manifest, threads)
     if runtime == "auto" and needs_engines and not manifest.engines:
         return _open_on_cpu(folder, manifest, threads)
-    if runtime == "target" and needs_engines:
-        for entry in manifest.engines.values():  # no GPU is needed to know this
+    if runtime == "target" and needs_engines:  # no GPU is needed to know this
+        for name in target.engine_graphs:
+            entry = _engine_entry(folder, manifest, name, target)
             require_fitting_engine(entry, folder, version=str(load_runtime(target).__version__))
     if cuda is None:
         try:
@@ -129,12 +130,7 @@ def _open_engine(
 ) -> Session:
     from .gpu import TrtSession
 
-    entry = manifest.engines.get(spec.name)
-    if entry is None:
-        raise BundleError(
-            f"{folder} has no engine for '{spec.name}', which target '{target.name}' needs. It was made by pvc-export "
-            f"onnx. Build one: pvc-export trt -m {manifest.model.name} --target {target.name}"
-        )
+    entry = _engine_entry(folder, manifest, spec.name, target)
     version = str(load_runtime(target).__version__)
     require_fitting_engine(entry, folder, version=version, capability=memory.cuda.compute_capability())
     if entry.built_on != sign(manifest.files[entry.path].sha256) and not trust_engines:
@@ -144,6 +140,15 @@ def _open_engine(
             f"trust_engines=True)). Else build it here: pvc-export trt -m {manifest.model.name} --target {target.name}"
         )
     return TrtSession(folder / entry.path, spec, memory, target)
+
+
+def _engine_entry(folder: Path, manifest: Manifest, graph: str, target: Target) -> EngineEntry:
+    if graph not in manifest.engines:
+        raise BundleError(
+            f"{folder} has no engine for '{graph}', which target '{target.name}' needs. It was made by pvc-export "
+            f"onnx. Build one: pvc-export trt -m {manifest.model.name} --target {target.name}"
+        )
+    return manifest.engines[graph]
 
 
 def require_fitting_engine(entry: EngineEntry, folder: Path, *, version: str, capability: str | None = None) -> None:

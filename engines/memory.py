@@ -137,6 +137,7 @@ class DeviceMemory:
         self.stream = cuda.create_stream()
         self.traffic = Traffic()
         self._frees: dict[int, weakref.finalize[[int], _Block]] = {}
+        self._in_flight: list[Array] = []  # uploads read these until the next wait
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """Raises BackendUnavailable if the GPU has not enough memory left."""
@@ -182,6 +183,7 @@ class DeviceMemory:
         if target.num_bytes > into.num_bytes or str(array.dtype) != into.dtype:
             raise SpecError(f"an array {array.dtype} {array.shape} does not fit into {into.dtype} {into.shape}")
         self.cuda.copy_to_device(target.address, array.ctypes.data, array.nbytes, self.stream)
+        self._in_flight.append(array)
         self.traffic.upload += array.nbytes
         return target
 
@@ -192,6 +194,7 @@ class DeviceMemory:
         array = np.empty(tensor.shape, dtype=host_dtype(tensor.dtype))
         self.cuda.copy_to_host(array.ctypes.data, tensor.address, array.nbytes, self.stream)
         self.cuda.synchronize(self.stream)
+        self._in_flight.clear()
         self.traffic.download += array.nbytes
         self.traffic.syncs += 1
         return array
@@ -199,6 +202,7 @@ class DeviceMemory:
     def close(self) -> None:
         """Wait for the GPU and free everything at once. No tensor of this memory may be used afterwards."""
         self.cuda.synchronize(self.stream)
+        self._in_flight.clear()
         for free in list(self._frees.values()):
             free()
 

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -67,7 +68,9 @@ class BenchRequest:
     def __post_init__(self) -> None:
         for option, name, known in (("size", self.size, SIZES), *(("skip", name, SKIPPABLE) for name in self.skip)):
             if name not in known:
-                raise ValueError(f"--{option} {name}: expected one of {', '.join(known)}")
+                near = get_close_matches(name, known, n=1)
+                hint = f". Did you mean '{near[0]}'?" if near else ""
+                raise ValueError(f"--{option} {name}: expected one of {', '.join(known)}{hint}")
         if self.window < 2:
             raise ValueError(f"--window {self.window}: expected at least 2, or there is no past to stream")
 

@@ -53,21 +53,28 @@ from .widen import open_on_cpu
 
 QUESTION = "What do you see?"
 NUM_NEW_TOKENS = 16
+MIN_DECODED = 4
 FAR_FRAME = 4096
 """A frame that a stream meets after minutes: beyond float16's integers, where a narrow clock would show."""
 
 
 def check_bundle(
-    folder: Path, loaded: LoadedModel, *, ladder: bool = True, progress: Progress = lambda _: None
+    folder: Path,
+    loaded: LoadedModel,
+    *,
+    ladder: bool = True,
+    scratch: Path | None = None,
+    progress: Progress = lambda _: None,
 ) -> ParityReport:
     """Run the bundle beside its reference on a clip of 2 W + 2 frames, in ONNX Runtime on the CPU.
 
-    Without `ladder` only the bundle itself is compared, not the steps between. Raises ModelError if `loaded` is not
+    Without `ladder` only the bundle itself is compared, not the steps between. Graphs that a rung needs are written to
+    a temporary folder in `scratch`, by default the system's. Raises ModelError if `loaded` is not
     the model the bundle was made from, and ParityError where nothing can be compared: other shapes, or NaN. A
     difference is not an error here: it is in the report.
     """
     with fitting_threads(loaded.model):
-        outcome = _check_bundle_itself(folder, loaded, progress)
+        outcome = _check_bundle_itself(folder, loaded, scratch, progress)
         comparison, manifest = outcome.comparison, outcome.comparison.bundle.manifest
         num_weights, wrong_weights = compare_weights(comparison.bundle, loaded)
         progress(0.6)
@@ -81,19 +88,19 @@ def check_bundle(
                 frames,
                 fp32=reference,
                 onnx=onnx,
+                scratch=scratch,
                 progress=lambda x: progress(0.6 + 0.4 * x),
             )
             comparison.found = found + comparison.found
     progress(1.0)
     outputs = {f"{spec.name}/{tensor.name}" for spec in manifest.graphs.values() for tensor in spec.outputs}
-    seen = {f"{d.graph}/{d.tensor}" for d in comparison.found if d.stage == comparison.stage}
     return ParityReport(
         precision=manifest.precision,
         computed_in=outcome.computed_in,
         num_frames=outcome.recorded.frames.num_consecutive,
         rows=worst_rows(comparison.found),
         found=tuple(comparison.found),
-        missing=tuple(sorted(outputs - seen)),
+        missing=tuple(sorted(outputs - comparison.seen)),
         num_weights=num_weights,
         wrong_weights=wrong_weights,
         num_tokens=len(outcome.recorded.tokens),
@@ -113,8 +120,8 @@ class Outcome:
     computed_in: str
 
 
-def _check_bundle_itself(folder: Path, loaded: LoadedModel, progress: Progress) -> Outcome:
-    with open_on_cpu(folder) as bundle:
+def _check_bundle_itself(folder: Path, loaded: LoadedModel, scratch: Path | None, progress: Progress) -> Outcome:
+    with open_on_cpu(folder, scratch=scratch) as bundle:
         require_same_weights(bundle.manifest, loaded)
         clip = check_clip(2 * bundle.manifest.limits.window + 2)
         comparison = Comparison(bundle=bundle, loaded=loaded)
@@ -124,6 +131,7 @@ def _check_bundle_itself(folder: Path, loaded: LoadedModel, progress: Progress) 
             reference = comparison.vision(recorded, progress=lambda x: progress(0.2 + 0.2 * x))
             progress(0.4)
             comparison.language(recorded, reference)
+            comparison.seen = {f"{found.graph}/{found.tensor}" for found in comparison.found}
             comparison.found += probe_batch(bundle)
             comparison.found += probe_context(bundle, loaded)
         except NonFiniteError as error:
@@ -136,13 +144,17 @@ def _check_bundle_itself(folder: Path, loaded: LoadedModel, progress: Progress) 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordedStream:
-    """What a stream returned: its vision calls on every frame, its language calls on those that fit, its answer."""
+    """What a stream returned: its vision calls on every frame, its language calls on those that fit, its answer.
+
+    forced  tokens fed behind an answer that was too short to show decoding
+    """
 
     frames: Frames
     num_streamed: int
     vision_calls: Calls
     language_calls: Calls
     tokens: tuple[int, ...]
+    forced: tuple[int, ...]
 
 
 def stream_clip(
@@ -155,7 +167,8 @@ def stream_clip(
     for index, frame in enumerate(clip[:num_frames]):
         stream.push(frame)
         progress((index + 1) / num_frames)
-    tokens = stream.ask(QUESTION, max_new_tokens=NUM_NEW_TOKENS).token_ids
+    tokens = stream.ask(QUESTION, max_new_tokens=NUM_NEW_TOKENS, keep=True).token_ids
+    forced = _decode_a_little_more(stream, tokens)
     language_calls, encoder = recorder.calls, stream.vision
     pixels = [resize_frame(frame[..., ::-1], size=bundle.manifest.shape.image_size) for frame in clip]
     if num_frames < len(clip):  # the context is short
@@ -173,7 +186,16 @@ def stream_clip(
         vision_calls=recorder.calls,
         language_calls=language_calls,
         tokens=tokens,
+        forced=forced,
     )
+
+
+def _decode_a_little_more(stream: PVCStream, tokens: tuple[int, ...]) -> tuple[int, ...]:
+    """Feed tokens behind an answer of a word or none, so that decoding is compared whatever the model says."""
+    forced = tuple(range(max(MIN_DECODED - len(tokens), 0)))
+    for token in forced:
+        stream.language.logits(stream.language.append(stream.language.embed([token])))
+    return forced
 
 
 def _jump(encoder: VisionEncoder, pixels: list[Array], bundle: Bundle) -> list[int]:
@@ -189,11 +211,12 @@ def _jump(encoder: VisionEncoder, pixels: list[Array], bundle: Bundle) -> list[i
 
 @dataclass(slots=True)
 class Comparison:
-    """The reference's side of a stream, and every difference found."""
+    """The reference's side of a stream, and every difference found. `seen`: outputs that the stream itself returned."""
 
     bundle: Bundle
     loaded: LoadedModel
     found: list[Difference] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
     num_equal_tokens: int = 0
     wrong_tokens: list[str] = field(default_factory=list)
 
@@ -224,7 +247,7 @@ class Comparison:
         frame_embeds = torch.from_numpy(np.concatenate(embeds_of_frames))
         prompt = self.loaded.prompt_ids(num_frames=len(frame_embeds), question=QUESTION)
         # The answer is embedded on its own: a random model may well say <IMG_CONTEXT> itself.
-        answer = torch.tensor(tokens, dtype=torch.long)
+        answer = torch.tensor([*tokens, *recorded.forced], dtype=torch.long)
         text = torch.cat([prompt[prompt != self.loaded.token_id(IMAGE_CONTEXT)], answer])
         # A table lookup rounds nothing but the table.
         text_embeds = model.llm.embed_tokens(text).to(TORCH_DTYPE[self.bundle.manifest.precision])

@@ -6,10 +6,9 @@ Unusual: heavy packages are imported inside the commands, so that --help and doc
 
 from __future__ import annotations
 
-import json
-import math
 import shlex
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -19,6 +18,7 @@ from engines.errors import BackendUnavailable, PVCError, SpecError
 
 from . import interrupt
 from .console import Console
+from .output import fail, print_json, printable, system_error
 
 if TYPE_CHECKING:
     from engines.bundle import Runtime
@@ -43,6 +43,7 @@ Streams = Annotated[int, typer.Option(help="Streams that one pass can serve.")]
 Seed = Annotated[int, typer.Option(help="Seed of a built-in model's random weights.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")]
 Reference = Annotated[str | None, typer.Option("-m", "--model", help="Reference. Default: what the bundle names.")]
+RUNTIMES = ("auto", "target", "cpu")
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by pvc-export trt or onnx.")]
 
 
@@ -111,12 +112,12 @@ def check(
         console.print(f"  {line}")
     if not parity.passed:
         if as_json:  # the report itself; the message goes to standard error only
-            _print_json(parity.to_json() | {"bundle": str(bundle)})
+            print_json(parity.to_json() | {"bundle": str(bundle)})
             print(f"ParityError: {parity.failure_text()}", file=sys.stderr)
             raise typer.Exit(ParityError.exit_code)
         raise ParityError(parity.failure_text())
     if as_json:
-        _print_json(parity.to_json() | {"bundle": str(bundle)})
+        print_json(parity.to_json() | {"bundle": str(bundle)})
     console.print(f"{parity.summary()} ({parity.precision}, computed in {parity.computed_in})")
     console.print(f"next: pvc-export run {shlex.quote(str(bundle))} --video FILE --ask 'What happens?'")
 
@@ -143,8 +144,10 @@ def run(
     """Stream a video file through a bundle and ask about it."""
     from .run import DEFAULT_QUESTION, compare_with_reference, run_video
 
-    if runtime not in ("auto", "target", "cpu"):
-        raise typer.BadParameter(f"--runtime is '{runtime}', expected auto, target or cpu")
+    if runtime not in RUNTIMES:
+        near = get_close_matches(runtime, RUNTIMES, n=1)
+        hint = f". Did you mean '{near[0]}'?" if near else ""
+        raise typer.BadParameter(f"--runtime is '{runtime}', expected {', '.join(RUNTIMES)}{hint}")
     console = Console(quiet=as_json)
     question = ask if ask is not None else DEFAULT_QUESTION
     opened, result = run_video(
@@ -166,7 +169,7 @@ def run(
             f"The weights are random (seed {source.seed}): the tokens below are no answer to anything.", style="yellow"
         )
     console.print(f"question: {question}")
-    console.print(f"{'tokens' if source.random_weights else 'answer'}: {_printable(result.answer.text)}")
+    console.print(f"{'tokens' if source.random_weights else 'answer'}: {printable(result.answer.text)}")
     comparison = None
     if reference:
         comparison = compare_with_reference(
@@ -176,7 +179,7 @@ def run(
         console.print(f"reference: {verdict} ({comparison['num_tokens']} greedy tokens)")
     if as_json:
         answer = {"text": result.answer.text, "token_ids": result.answer.token_ids, "finished": result.answer.finished}
-        _print_json({
+        print_json({
             "bundle": str(bundle), "runs_on": opened.runs_on, "video": str(video), "num_frames": len(result.timings),
             "question": question, "random_weights": source.random_weights, "answer": answer, "median_ms": medians,
             "prefill_ms": result.answer.prefill_ms, "decode_ms": result.answer.decode_ms,
@@ -195,7 +198,7 @@ def inspect(bundle: BundleFolder, as_json: Json = False) -> None:
 
     manifest = Manifest.load(bundle)
     if as_json:
-        _print_json(asdict(manifest))
+        print_json(asdict(manifest))
         return
     console = Console()
     for line in describe(manifest):
@@ -253,7 +256,7 @@ def doctor(as_json: Json = False) -> None:
 
     findings = examine()
     if as_json:
-        _print_json({"findings": [asdict(finding) for finding in findings]})
+        print_json({"findings": [asdict(finding) for finding in findings]})
         return
     console = Console()
     for finding in findings:
@@ -308,7 +311,7 @@ def _export(
     parity = export(loaded, ExportRequest(out=out, target=target, precision=precision, limits=limits), console=console)
     if as_json:
         stages = [asdict(stage) for stage in console.stages]
-        _print_json(
+        print_json(
             {
                 "bundle": str(out),
                 "precision": precision,
@@ -323,27 +326,9 @@ def _export(
 
 def _print_report(data: dict[str, Any], lines: list[str], console: Console, as_json: bool) -> None:
     if as_json:
-        _print_json(data)
+        print_json(data)
     for line in lines:
         console.print(line)
-
-
-def _print_json(data: dict[str, Any]) -> None:
-    print(json.dumps(_finite(data), ensure_ascii=False, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: both become null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _printable(text: str) -> str:
-    """Random models say control characters; a terminal must not obey them."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def main() -> None:
@@ -353,12 +338,15 @@ def main() -> None:
         app()
     except PVCError as error:
         if interrupt.exit_code() is None:
-            raise SystemExit(_fail(error)) from None
+            raise SystemExit(fail(error)) from None
     except ModuleNotFoundError as error:
         if error.name not in EXPORT_PACKAGES:
             raise
         text = f"this command needs the package {error.name}, which is not installed. It is part of the extra 'export'."
-        raise SystemExit(_fail(BackendUnavailable(f"{text} Install it: pip install -e '.[export]'"))) from None
+        raise SystemExit(fail(BackendUnavailable(f"{text} Install it: pip install -e '.[export]'"))) from None
+    except OSError as error:
+        if interrupt.exit_code() is None:
+            raise SystemExit(fail(system_error(error))) from None
     except BaseException:
         # After a signal, whatever surfaces is its echo: libraries turn a KeyboardInterrupt into errors of their own.
         if interrupt.exit_code() is None:
@@ -366,15 +354,6 @@ def main() -> None:
     if (code := interrupt.exit_code()) is not None:
         print(f"interrupted; {interrupt.outcome()}", file=sys.stderr)
         raise SystemExit(code) from None
-
-
-def _fail(error: PVCError) -> int:
-    """Say what went wrong: a message on standard error, and with --json an object on standard output."""
-    kind = type(error).__name__
-    print(f"{kind}: {error}", file=sys.stderr)
-    if "--json" in sys.argv[1:]:
-        _print_json({"error": kind, "message": str(error), "exit_code": error.exit_code})
-    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""What a person sees while a command works: stages, bars, seconds. Plain lines without a terminal, nothing with "
-"--json."""
+"""What a person sees while a command works: stages, bars, seconds. Plain lines in a log, nothing with --json."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def export(
     with staging(request.out) as folder:
         manifest = _write_graphs(loaded, request, folder, console)
         with console.stage("check against the reference") as (stage, report):
-            parity = check_bundle(folder, loaded, progress=report)
+            parity = check_bundle(folder, loaded, scratch=folder.parent, progress=report)
             stage.note = parity.summary()
         if not parity.passed and not publish_failures:
             raise ParityError(parity.failure_text())

@@ -20,12 +20,14 @@ from pathlib import Path
 
 import torch
 
-from engines.bundle import Bundle, open_bundle
+from engines.builder import load_runtime
+from engines.bundle import Bundle, open_bundle, require_fitting_engine
+from engines.cuda import LibCudart
 from engines.errors import BackendUnavailable, BundleError, ParityError
 from engines.memory import Array
 from engines.session import OrtSession, Session
 from engines.spec import GraphSpec, graph_specs
-from engines.target import load_target
+from engines.target import Target, load_target
 from engines.vision import VisionEncoder
 from pvc_ref import PVC, VisionState
 
@@ -70,6 +72,7 @@ def climb(
     *,
     fp32: Recording,
     onnx: Recording,
+    scratch: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> tuple[list[Difference], dict[str, str]]:
     """Run the rungs that are not recorded yet, and compare neighbours.
@@ -94,14 +97,19 @@ def climb(
     else:
         narrow = run_torch(cast_model(reference, precision), frames, window, temporal, lambda x: progress(0.5 * x))
         compare(f"torch {precision}", narrow, fp32)
-        compare("onnx fp32", run_onnx_fp32(bundle, reference, frames, lambda x: progress(0.5 + 0.5 * x)), fp32)
+        compare("onnx fp32", run_onnx_fp32(bundle, reference, frames, scratch, lambda x: progress(0.5 + 0.5 * x)), fp32)
         compare(f"onnx {precision}", onnx, narrow)
-    if bundle.manifest.engines:
-        engine = run_engine(bundle, frames)
-        if isinstance(engine, str):
-            not_executed["engine"] = engine
+    target = load_target(bundle.manifest.target)
+    if bundle.manifest.engines or target.runtime == "ort-cuda":
+        reason = why_not_executed(bundle, target)
+        if reason is not None:
+            not_executed["engine" if bundle.manifest.engines else "cuda"] = reason
         else:
-            compare(f"engine {precision}", engine, onnx)
+            on_gpu = run_on_gpu(bundle, frames)
+            if bundle.manifest.engines:
+                compare(f"engine {precision}", on_gpu, onnx)
+            compare(f"gpu {precision}", on_gpu, fp32)
+            not_executed["llm and head on the GPU"] = "the ladder is the vision side's"
     return found, not_executed
 
 
@@ -142,12 +150,14 @@ def run_torch(
     return recording
 
 
-def run_onnx_fp32(bundle: Bundle, reference: PVC, frames: Frames, progress: Progress = lambda _: None) -> Recording:
+def run_onnx_fp32(
+    bundle: Bundle, reference: PVC, frames: Frames, scratch: Path | None, progress: Progress = lambda _: None
+) -> Recording:
     """The vision graphs, exported once more in float32 and run by ONNX Runtime's CPU."""
     manifest = bundle.manifest
     spelling = load_target(manifest.target).spelling
     specs = graph_specs(manifest.shape, manifest.limits, "fp32", spelling)
-    with tempfile.TemporaryDirectory(prefix="pvc-fp32-") as folder:
+    with tempfile.TemporaryDirectory(prefix="pvc-fp32-", dir=scratch) as folder:
         sessions: dict[str, Session] = {}
         for name in VISION_GRAPHS:
             path = Path(folder) / f"{name}.onnx"
@@ -156,15 +166,25 @@ def run_onnx_fp32(bundle: Bundle, reference: PVC, frames: Frames, progress: Prog
         return run_sessions(sessions, frames, progress)
 
 
-def run_engine(bundle: Bundle, frames: Frames) -> Recording | str:
-    """The bundle's engines on this machine's GPU, or why they were not executed.
+def why_not_executed(bundle: Bundle, target: Target) -> str | None:
+    """Why this machine cannot run the bundle's target: no GPU, or not the one; None if it can.
 
-    They were built here a moment ago, or their owner asked for this check: they are trusted.
+    Whatever goes wrong after that is an error of the bundle, and not a rung left out.
     """
     try:
-        opened = open_bundle(bundle.folder, runtime="target", trust_engines=True, unchecked=True)
-    except (BackendUnavailable, BundleError) as error:  # no GPU, or not one that these engines were built for
+        cuda = LibCudart()
+        for entry in bundle.manifest.engines.values():
+            version = str(load_runtime(target).__version__)
+            require_fitting_engine(entry, bundle.folder, version=version, capability=cuda.compute_capability())
+    except (BackendUnavailable, BundleError) as error:
         return str(error)
+    return None
+
+
+def run_on_gpu(bundle: Bundle, frames: Frames) -> Recording:
+    """The vision side as its target runs it. The engines were built here a moment ago, or their owner asked for this
+    check: they are trusted."""
+    opened = open_bundle(bundle.folder, runtime="target", trust_engines=True, unchecked=True)
     return run_sessions(opened.sessions, frames)
 
 

@@ -41,8 +41,7 @@ ELEM_TYPE = {
 
 
 def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
-    """Write `module` as path (.onnx) and path + '.data'. Raises BuildError if it cannot, or if the signature "
-    "differs."""
+    """Write `module` as path (.onnx) and path + '.data'. Raises BuildError if it cannot, or if its signature is off."""
     # No dynamic dimension may be traced at 0 or 1, nor two at one size: the exporter would take them for constants.
     sizes = {name: 3 + index for index, name in enumerate(sorted(spec.dims))}
     examples = tuple(_example(tensor, sizes) for tensor in spec.inputs)

@@ -33,4 +33,6 @@ def cast_model(model: PVC, precision: Precision) -> PVC:
     for parameter in model.parameters():
         stays = id(parameter) in kept or parameter.dtype == dtype
         memo[id(parameter)] = parameter if stays else nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.to(dtype) if buffer.is_floating_point() else buffer
     return copy.deepcopy(model, memo)

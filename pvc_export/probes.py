@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from engines.bundle import Bundle
-from engines.memory import Array
+from engines.memory import Array, host_dtype
 from engines.session import Session
-from engines.spec import GraphSpec
+from engines.spec import FLOAT_OF, GraphSpec
 
 from .models import LoadedModel
 from .parity import Difference, compare_arrays
@@ -91,5 +91,6 @@ def draw_inputs(spec: GraphSpec, dims: dict[str, int], bundle: Bundle, rng: np.r
         elif tensor.name == "frame_time":
             feeds[tensor.name] = np.arange(1, shape[0] + 1, dtype=np.float32) / 2
         else:
-            feeds[tensor.name] = rng.normal(size=shape).astype(tensor.dtype)
+            exact = rng.normal(size=shape).astype(host_dtype(FLOAT_OF[bundle.manifest.precision]))
+            feeds[tensor.name] = exact.astype(tensor.dtype)  # a widened bfloat16 graph rounds what it is given
     return feeds

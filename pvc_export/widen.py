@@ -28,20 +28,21 @@ FLOAT, BFLOAT16 = TensorProto.FLOAT, TensorProto.BFLOAT16
 
 
 @contextmanager
-def open_on_cpu(folder: Path) -> Iterator[Bundle]:
+def open_on_cpu(folder: Path, *, scratch: Path | None = None) -> Iterator[Bundle]:
     """A bundle of any precision, opened for a check: verified, its ONNX files in ONNX Runtime's CPU.
 
-    Raises what open_bundle raises. A bfloat16 bundle takes and returns float32 arrays that hold bfloat16 values.
+    A bfloat16 bundle takes and returns float32 arrays that hold bfloat16 values; its widened graphs are written into
+    `scratch`. Raises what open_bundle raises.
     """
     manifest = Manifest.load(folder)
     if manifest.precision != "bf16":
         yield open_bundle(folder, runtime="cpu", unchecked=True)
         return
     verify_files(folder, manifest)
-    with tempfile.TemporaryDirectory(prefix="pvc-bf16-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="pvc-bf16-", dir=scratch) as wide:
         memory, sessions = HostMemory(), dict[str, Session]()
         for name, spec in manifest.graphs.items():
-            path = Path(scratch) / f"{name}.onnx"
+            path = Path(wide) / f"{name}.onnx"
             widen(folder / graph_path(name), path)
             sessions[name] = OrtSession(path, widen_spec(spec), memory=memory)
         tokenizer = PromptTokenizer(folder / TOKENIZER_NAME, manifest.prompt)
@@ -88,9 +89,10 @@ def widen(source: Path, target: Path) -> None:
     onnx.save(model, target)
     data = source.with_name(source.name + ".data")
     if data.exists():
-        target.with_name(data.name).hardlink_to(data) if _same_device(data, target) else shutil.copy(
-            data, target.parent
-        )
+        try:
+            target.with_name(data.name).hardlink_to(data)
+        except OSError:  # another disk, another owner, or a file system without links
+            shutil.copy(data, target.parent)
 
 
 def _rounded(graph: onnx.GraphProto, narrow: set[str]) -> list[onnx.NodeProto]:
@@ -134,7 +136,3 @@ def _bfloat16_tensors(model: onnx.ModelProto) -> set[str]:
     found = {tensor.name for tensor in graph.initializer if tensor.data_type == BFLOAT16}
     values = (*graph.input, *graph.output, *graph.value_info)
     return found | {value.name for value in values if value.type.tensor_type.elem_type == BFLOAT16}
-
-
-def _same_device(first: Path, second: Path) -> bool:
-    return first.stat().st_dev == second.parent.stat().st_dev

@@ -209,9 +209,9 @@ def test_a_failure_with_json_is_an_object_too(tmp_path: Path) -> None:
 
 
 def test_json_never_holds_nan(capsys: pytest.CaptureFixture[str]) -> None:
-    from pvc_export.cli import _print_json
+    from pvc_export.output import print_json
 
-    _print_json({"rows": [{"a": float("nan"), "b": [float("inf"), 1.5]}], "n": 3})
+    print_json({"rows": [{"a": float("nan"), "b": [float("inf"), 1.5]}], "n": 3})
     assert json.loads(capsys.readouterr().out) == {"rows": [{"a": None, "b": [None, 1.5]}], "n": 3}
 
 
