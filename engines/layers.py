@@ -149,13 +149,21 @@ def count_attention(layers: tuple[EngineLayer, ...]) -> dict[str, int]:
     return {"gemm": kinds[GEMM_ATTENTION], "gemv": kinds[GEMV_ATTENTION]}
 
 
-def check_layers(layers: tuple[EngineLayer, ...], spec: GraphSpec, *, num_float32_weights: int | None) -> None:
+def check_layers(
+    layers: tuple[EngineLayer, ...],
+    spec: GraphSpec,
+    *,
+    num_float32_weights: int | None,
+    num_weights: int | None = None,
+) -> None:
     """Raise BuildError unless the engine is what its graph asked for.
 
     1. exactly the fused attention kernels that the spec names
     2. every ring is read by one kernel, and that is a fused attention
     3. no more float32 constants than the islands' weights; None for a float32 graph, where all are.
        A constant whose dtype cannot be read counts as float32
+    4. as many constants as the graph has weights, where num_weights is known: a list that leaves weights out shows
+       nothing of their dtype
     """
     found = count_attention(layers)
     expected = {"gemm": spec.fused_attention.gemm, "gemv": spec.fused_attention.gemv}
@@ -172,14 +180,17 @@ def check_layers(layers: tuple[EngineLayer, ...], spec: GraphSpec, *, num_float3
                 f"the engine of '{spec.name}' reads the ring '{state.input}' in {readers or 'no kernel'}, expected one "
                 "fused attention. The whole ring is copied for every frame, or not used at all"
             )
+    own = {tensor.name for tensor in spec.inputs}
+    constants = {name: (dtype, count) for layer in layers for name, dtype, count in layer.constants if name not in own}
+    listed = sum(count for _, count in constants.values())
+    if num_weights is not None and listed < num_weights * (1 - SLACK_SHARE):
+        raise BuildError(
+            f"the engine of '{spec.name}' lists {listed} constants, but its graph has {num_weights} weights. This "
+            "version lists its layers in another way, so nothing can be said of the precision. Use a tested one: see "
+            "constraints.txt"
+        )
     if num_float32_weights is not None:
-        own = {tensor.name for tensor in spec.inputs}
-        wide = {
-            name: count
-            for layer in layers
-            for name, dtype, count in layer.constants
-            if not NARROW.search(dtype) and name not in own
-        }
+        wide = {name: count for name, (dtype, count) in constants.items() if not NARROW.search(dtype)}
         if sum(wide.values()) > num_float32_weights * (1 + SLACK_SHARE) + SLACK_VALUES:
             largest = max(wide, key=lambda name: wide[name])
             raise BuildError(

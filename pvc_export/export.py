@@ -106,11 +106,11 @@ def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, con
     specs = graph_specs(shape, request.limits, request.precision, request.target.spelling)
     model = cast_model(loaded.model, request.precision)
     _export_graphs(model, specs, request.target.spelling, folder, console)
-    float32_weights = {name: _num_float32_weights(model, name) for name in specs}
+    weights = {name: (_num_float32_weights(model, name), _num_weights(model, name)) for name in specs}
     del model  # at 8B neither a builder nor a check has room beside a second copy
     # Not tokenizer.save: on a full disk it raises a bare Exception, which is no OSError.
     (folder / TOKENIZER_NAME).write_text(loaded.tokenizer.to_str(pretty=True), encoding="utf-8")
-    engines = _build_engines(float32_weights, specs, request.target, folder, console)
+    engines = _build_engines(weights, specs, request.target, folder, console)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -142,7 +142,11 @@ def _export_graphs(model: PVC, specs: dict[str, GraphSpec], spelling: Spelling, 
 
 
 def _build_engines(
-    float32_weights: dict[str, int | None], specs: dict[str, GraphSpec], target: Target, folder: Path, console: Console
+    weights: dict[str, tuple[int | None, int]],
+    specs: dict[str, GraphSpec],
+    target: Target,
+    folder: Path,
+    console: Console,
 ) -> dict[str, EngineEntry]:
     """Build each engine, and hold its layer list against what the graph asked for."""
     entries: dict[str, EngineEntry] = {}
@@ -150,7 +154,8 @@ def _build_engines(
     for index, name in enumerate(target.engine_graphs, start=1):
         with console.stage(f"build {name} ({index}/{len(target.engine_graphs)})") as (stage, report):
             built = build_engine(folder / graph_path(name), specs[name], target, progress=lambda _, x: report(x))
-            check_layers(built.layers, specs[name], num_float32_weights=float32_weights[name])
+            num_float32, num_all = weights[name]
+            check_layers(built.layers, specs[name], num_float32_weights=num_float32, num_weights=num_all)
             path = f"engines/{name}.engine"
             (folder / path).write_bytes(built.plan)
             fused = count_attention(built.layers)
@@ -167,6 +172,10 @@ def _build_engines(
             built_on=sign(hash_file(folder / path).sha256),
         )
     return entries
+
+
+def _num_weights(model: PVC, graph: str) -> int:
+    return sum(parameter.numel() for parameter in graph_parameters(model, graph).values())
 
 
 def _num_float32_weights(model: PVC, graph: str) -> int | None:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,50 +20,19 @@ import pytest
 
 from engines.builder import EngineReport
 from engines.manifest import Manifest
-from pvc_export import cli, interrupt
+from engines.video import write_video
 from pvc_export import export as export_module
+from pvc_export.frames import render_clip
 from pvc_export.models import LoadedModel
 from pvc_ref.weights import save_model
 
+from .conftest import Outcome, Run
 from .tamper import restamp
 
 ROOT = Path(__file__).parent.parent.parent
 EXPORT_AGAIN = "pvc-export trt -m tiny --fp16 --target rtx --window 4 --context 512 --streams 1 -o "
 LIKE_BUNDLE = ("--window", "4", "--context", "512")
 """What bundle_fp16 was exported with, so that its graphs can stand for freshly exported ones."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    exit_code: int | str | None
-    out: str
-    message: str
-
-    def says(self, exit_code: int, *parts: str) -> None:
-        """One message with these parts in this order, and no traceback."""
-        position = 0
-        for part in parts:
-            position = self.message.find(part, position)
-            assert position >= 0, f"{part!r} is not, or not there, in: {self.message}"
-        assert self.exit_code == exit_code and "Traceback" not in self.message
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def pvc_export(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.setattr(interrupt, "install", lambda: None)  # the signals of this process are pytest's
-
-    def run(*args: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["pvc-export", *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as info:
-            cli.main()
-        out, message = capsys.readouterr()
-        return Outcome(exit_code=info.value.code, out=out, message=message)
-
-    return run
 
 
 # What can be wrong with a file. Each takes its path.
@@ -379,3 +348,47 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest
     outcome = pvc_export("onnx", "-o", tmp_path / "b")
     outcome.says(4, "cannot write beside", "Permission denied", "not yours to write to", "another folder with -o")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_for_temporary_files_names_that_disk(
+    bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run
+) -> None:
+    """A float16 check exports graphs of its own; here every temporary folder is refused."""
+
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pvc_export.check.open_on_cpu", full)
+    pvc_export("check", bundle_fp32).says(4, "No space left on device", "temporary files go to", "TMPDIR=FOLDER")
+
+
+def test_a_bundle_that_may_not_be_read(bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    pvc_export("check", bundle_fp32).says(6, "Permission denied", "manifest.json", "owner and permissions")
+
+
+def test_an_engine_of_another_version_is_known_without_a_gpu(
+    bundle_fp16: Path, copy_bundle: Callable[[Path], Path], tmp_path: Path, pvc_export: Run
+) -> None:
+    bundle = copy_bundle(bundle_fp16)
+    manifest = Manifest.load(bundle)
+    old = {name: replace(entry, runtime_version="1.6.0") for name, entry in manifest.engines.items()}
+    replace(manifest, engines=old).save(bundle)
+    write_video(tmp_path / "clip.mp4", render_clip(4), fps=4.0)
+    run = pvc_export("run", bundle, "--video", tmp_path / "clip.mp4", "--runtime", "target")
+    run.says(6, "was built with tensorrt_rtx 1.6.0", "this machine has 1.7.1", "Build it here: pvc-export trt")
+
+
+def test_a_bundle_without_engines_is_not_blamed_on_the_gpu(
+    bundle_fp16: Path, copy_bundle: Callable[[Path], Path], tmp_path: Path, pvc_export: Run
+) -> None:
+    bundle = copy_bundle(bundle_fp16)
+    shutil.rmtree(bundle / "engines")
+    replace(Manifest.load(bundle), engines={}).save(bundle)
+    restamp(bundle)
+    write_video(tmp_path / "clip.mp4", render_clip(4), fps=4.0)
+    run = pvc_export("run", bundle, "--video", tmp_path / "clip.mp4", "--runtime", "target")
+    run.says(6, "has no engine for 'trunk'", "pvc-export trt -m tiny --target rtx")

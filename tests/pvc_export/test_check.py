@@ -14,11 +14,12 @@ from engines.cache import LinearCache, RingCache
 from engines.errors import ModelError, ParityError
 from engines.language import LanguageModel
 from engines.manifest import Manifest
-from pvc_export.check import check_bundle
+from pvc_export.check import MIN_DECODED, check_bundle
 from pvc_export.ladder import VISION_GRAPHS
 from pvc_export.models import LoadedModel, load_model
 from pvc_export.parity import GATED, ParityReport, compare_arrays, load_thresholds, worst_rows
 
+from .conftest import Run
 from .tamper import (
     edit_graph,
     first_stream_for_all,
@@ -91,11 +92,13 @@ def test_a_slot_mask_off_by_one_in_the_graph_fails(
     assert not check(bundle, tiny).passed
 
 
-def test_swapped_keys_and_values_fail(bundle_fp16: Path, tiny: LoadedModel, copy_bundle: Copy) -> None:
+def test_swapped_keys_and_values_end_the_command_with_exit_code_3(
+    bundle_fp16: Path, copy_bundle: Copy, monkeypatch: pytest.MonkeyPatch, pvc_export: Run
+) -> None:
     bundle = copy_bundle(bundle_fp16)
     edit_graph(bundle, "temporal", lambda model: swap_inputs(model, "past.0.key", "past.0.value"))
-    report = check(bundle, tiny)
-    assert not report.passed and "'temporal'" in report.failure_text()
+    monkeypatch.setattr("pvc_export.check.climb", lambda *_, **__: ([], {}))
+    pvc_export("check", bundle).says(3, "The first graph on the way that is not as it should be is 'temporal'")
 
 
 def off_by_one_mask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,15 +184,41 @@ DEFECTS = (
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda d: d.__name__)
 @pytest.mark.parametrize("bundle_name", BUNDLES)
-def test_a_fault_of_the_runtime_fails_like_a_fault_of_a_graph(
+def test_a_fault_of_the_runtime_ends_the_command_with_exit_code_3(
     bundle_name: str,
     defect: Callable[[pytest.MonkeyPatch], None],
-    tiny: LoadedModel,
     monkeypatch: pytest.MonkeyPatch,
+    pvc_export: Run,
     request: pytest.FixtureRequest,
 ) -> None:
+    bundle = request.getfixturevalue(bundle_name)
+    monkeypatch.setattr("pvc_export.check.climb", lambda *_, **__: ([], {}))  # the bundle itself must show it
     defect(monkeypatch)
-    assert not check(request.getfixturevalue(bundle_name), tiny).passed
+    pvc_export("check", bundle).says(3, "ParityError: the bundle differs from the reference")
+
+
+def test_an_answer_without_a_word_still_shows_decoding(
+    bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trained model may stop at once; here the stop token is whatever comes first."""
+    ask = engines.stream.PVCStream.ask
+
+    def stop_at_once(self: engines.stream.PVCStream, *args: object, **options: object) -> object:
+        self._tokenizer.stop_id = AnyToken()  # type: ignore[assignment]
+        return ask(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engines.stream.PVCStream, "ask", stop_at_once)
+    report = check(bundle_fp32, tiny)
+    assert report.passed, report.failure_text()
+    decoded = [found for found in report.found if found.graph == "head"]
+    assert report.num_tokens == 0 and len(decoded) == 1 + MIN_DECODED
+
+
+class AnyToken:
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def test_a_graph_that_returns_nan_fails(bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,8 @@ def build(model: PVC, folder: Path) -> tuple[EngineLayer, ...]:
 
 def test_the_graph_as_we_export_it_passes(half: PVC, tmp_path: Path) -> None:
     layers = build(half, tmp_path)
-    check_layers(layers, SPEC, num_float32_weights=_num_float32_weights(half, "temporal"))
+    num_weights = sum(parameter.numel() for parameter in half.temporal.parameters())
+    check_layers(layers, SPEC, num_float32_weights=_num_float32_weights(half, "temporal"), num_weights=num_weights)
     assert count_attention(layers) == {"gemm": 2, "gemv": 2}
     rings = {name for layer in layers if "_gemv_mha" in layer.name for name in layer.inputs if name.startswith("past.")}
     assert rings == {f"past.{layer}.{part}" for layer in (0, 1) for part in ("key", "value")}
@@ -143,6 +144,14 @@ def test_a_log_without_layers_fails(log: str) -> None:
 def test_a_layer_in_another_format_fails() -> None:
     with pytest.raises(BuildError, match="cannot be read"):
         parse_layers(LINE.replace("Outputs: [", "Results: ["))
+
+
+def test_a_list_that_leaves_weights_out_says_nothing_of_their_precision_and_is_refused() -> None:
+    (layer,) = parse_layers(LINE)
+    spec = replace(SPEC, states=SPEC.states[:1], fused_attention=FusedAttention(gemv=1))
+    check_layers((layer,), spec, num_float32_weights=None, num_weights=12)
+    with pytest.raises(BuildError, match="lists 12 constants, but its graph has 13 weights"):
+        check_layers((layer,), spec, num_float32_weights=None, num_weights=13)
 
 
 def test_a_ring_that_two_kernels_read_is_refused() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -12,7 +16,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from engines.manifest import Manifest
+from engines.bundle import graph_path
+from engines.errors import BundleError
+from engines.fake import RecordingCuda
+from engines.manifest import Manifest, hash_folder
 from engines.session import OrtSession
 from engines.spec import GraphSpec, StreamLimits, TensorSpec
 from engines.target import load_target
@@ -24,8 +31,13 @@ from pvc_export.frames import check_clip
 from pvc_export.graphs import SplitTemporalAttention
 from pvc_export.models import LoadedModel
 from pvc_export.parity import ParityReport
+from pvc_export.precision import cast_model
 from pvc_export.widen import widen
+from pvc_ref import PVC, PVCConfig
 from pvc_ref.temporal import TimeEmbedding
+
+from ..engines.fake_trt import fake_plan, make_module
+from .tamper import edit_graph, perturb_one_weight
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +76,68 @@ def test_an_engine_that_was_not_executed_is_named_and_not_passed(bundle_fp16: Pa
     assert "CUDA runtime" in receipt["not_executed"]["engine"]
     assert not any(stage.startswith("engine") for stage in receipt["stages"])
     assert Manifest.load(bundle_fp32).parity["not_executed"] == {}
+
+
+class FakeGPU:
+    """The bundle's engines, replaced by ones that run their ONNX files on a recording CUDA runtime."""
+
+    def __init__(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bundle = bundle
+        manifest = Manifest.load(bundle)
+        for name, entry in manifest.engines.items():
+            (bundle / entry.path).write_bytes(fake_plan(bundle / graph_path(name), manifest.graphs[name]))
+        replace(manifest, files=hash_folder(bundle)).save(bundle)
+        cuda = RecordingCuda()
+        version = manifest.engines["llm"].runtime_version
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", make_module("tensorrt_rtx", version, cuda=cuda))
+        monkeypatch.setattr(ladder, "LibCudart", lambda: cuda)
+        monkeypatch.setattr("engines.bundle.LibCudart", lambda: cuda)
+
+
+def test_on_a_gpu_the_engines_are_rungs_of_their_own(
+    bundle_fp16: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, copy_bundle: Callable[[Path], Path]
+) -> None:
+    gpu = FakeGPU(copy_bundle(bundle_fp16), monkeypatch)
+    report = check_bundle(gpu.bundle, tiny)
+    assert report.passed, report.failure_text()
+    assert [stage for stage in report.stages() if stage.startswith(("engine", "gpu"))] == ["engine fp16", "gpu fp16"]
+    assert all(row.worst.max_abs == 0 for row in report.stages()["engine fp16"])  # the same arithmetic underneath
+    assert list(report.not_executed) == ["llm and head on the GPU"]
+
+
+def test_a_wrong_engine_fails_at_its_own_rung(
+    bundle_fp16: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, copy_bundle: Callable[[Path], Path],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    other = Path(shutil.copytree(bundle_fp16, tmp_path / "other"))
+    edit_graph(other, "temporal", perturb_one_weight)
+    gpu = FakeGPU(copy_bundle(bundle_fp16), monkeypatch)
+    manifest = Manifest.load(gpu.bundle)
+    wrong = fake_plan(other / graph_path("temporal"), manifest.graphs["temporal"])
+    (gpu.bundle / manifest.engines["temporal"].path).write_bytes(wrong)
+    replace(manifest, files=hash_folder(gpu.bundle)).save(gpu.bundle)
+    wrong_rows = [row for row in check_bundle(gpu.bundle, tiny).stages()["engine fp16"] if row.worst.max_abs > 0]
+    assert {row.graph for row in wrong_rows} == {"temporal", "compressor"}
+
+
+def test_an_engine_that_the_runtime_refuses_is_an_error_and_no_rung_left_out(
+    bundle_fp16: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, copy_bundle: Callable[[Path], Path]
+) -> None:
+    gpu = FakeGPU(copy_bundle(bundle_fp16), monkeypatch)
+    manifest = Manifest.load(gpu.bundle)
+    (gpu.bundle / manifest.engines["trunk"].path).write_bytes(b"not a plan")
+    replace(manifest, files=hash_folder(gpu.bundle)).save(gpu.bundle)
+    with pytest.raises(BundleError, match="trunk.engine was refused"):
+        check_bundle(gpu.bundle, tiny)
+
+
+def test_a_cast_model_shares_what_stays_and_casts_buffers_too() -> None:
+    tiny_config = PVCConfig.preset("tiny")
+    model = PVC.random(replace(tiny_config, compressor=replace(tiny_config.compressor, kind="pool")))
+    half = cast_model(model, "fp16")
+    assert half.compressor.weights.dtype == half.compressor.mlp.fc1.weight.dtype == torch.float16
+    assert half.compressor.norm.weight is model.compressor.norm.weight  # an island
+    assert model.compressor.weights.dtype == torch.float64 and model.compressor.mlp.fc1.weight.dtype == torch.float32
 
 
 def test_a_large_model_says_that_it_was_not_compared_in_float64(

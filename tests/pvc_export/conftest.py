@@ -1,0 +1,44 @@
+"""The real command line, in this process: exit code and both outputs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from pvc_export import cli, interrupt
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    exit_code: int | str | None
+    out: str
+    message: str
+
+    def says(self, exit_code: int, *parts: str) -> None:
+        """One message with these parts in this order, and no traceback."""
+        position = 0
+        for part in parts:
+            position = self.message.find(part, position)
+            assert position >= 0, f"{part!r} is not, or not there, in: {self.message}"
+        assert self.exit_code == exit_code and "Traceback" not in self.message
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def pvc_export(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    monkeypatch.setattr(interrupt, "install", lambda: None)  # the signals of this process are pytest's
+
+    def run(*args: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["pvc-export", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as info:
+            cli.main()
+        out, message = capsys.readouterr()
+        return Outcome(exit_code=info.value.code, out=out, message=message)
+
+    return run
