@@ -90,6 +90,8 @@ class OrtCudaSession:
                 f"ONNX Runtime could not start {provider} and fell back to {self._session.get_providers()}, which is "
                 "refused. Likely libcudnn or libcublas is missing or of another CUDA major. See: pvc-export doctor"
             )
+        if not require_placed(self._session, provider, spec.name):
+            self.computes_in += ", placement of its nodes unknown"
         self._device = "cuda" if on_cuda else "cpu"
         self._bindings = Bindings(spec, memory)
 
@@ -103,6 +105,35 @@ class OrtCudaSession:
             binding.bind_output(name, self._device, 0, _onnx_type(array), array.shape, array.address)
         self._session.run_with_iobinding(binding)
         return dict(outputs)
+
+
+COMPUTING = frozenset(
+    ("MatMul", "FusedMatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "Attention", "MultiHeadAttention", "Erf",
+     "Gelu", "BiasGelu", "FastGelu", "Sigmoid", "QuickGelu", "ReduceMean", "Pow", "Sqrt", "Cos", "Sin")
+)  # fmt: skip
+"""Operators that a frame spends its time in. Others, such as the arithmetic of shapes, belong on the CPU."""
+
+
+def require_placed(session: Any, provider: str, graph: str) -> bool:
+    """Raise BackendUnavailable if ONNX Runtime put a computing node elsewhere; False where it cannot tell.
+
+    A provider that is there may still lack a kernel. Such a node runs on the CPU, and its tensors travel every frame.
+    """
+    placed = getattr(session, "get_provider_graph_assignment_info", None)  # not in older versions
+    if placed is None:
+        return False
+    strays = {
+        f"{node.op_type} '{node.name}' ({subgraph.ep_name})"
+        for subgraph in placed()
+        for node in subgraph.get_nodes()
+        if subgraph.ep_name != provider and node.op_type in COMPUTING
+    }
+    if strays:
+        raise BackendUnavailable(
+            f"graph '{graph}': {provider} has no kernel for {len(strays)} of its operators, so they would run elsewhere: "
+            f"{', '.join(sorted(strays)[:3])}. Install the tested onnxruntime-gpu, or choose another precision or target"
+        )
+    return True
 
 
 def _onnx_type(array: DeviceArray) -> Any:

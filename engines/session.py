@@ -124,6 +124,7 @@ def open_onnx(ort: ModuleType, path: Path, spec: GraphSpec, providers: list[Any]
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only; they are raised as well
     options.intra_op_num_threads = threads or 0
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # gpu.py reads it
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle camera must not burn a core
     try:
         session = ort.InferenceSession(str(path), options, providers=providers)

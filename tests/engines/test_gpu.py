@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from engines import PVCStream, open_bundle
 from engines.bundle import Bundle, graph_path
 from engines.errors import BackendUnavailable, SpecError
 from engines.fake import RecordingCuda
-from engines.gpu import OrtCudaSession, TrtSession
+from engines.gpu import OrtCudaSession, TrtSession, require_placed
 from engines.manifest import Manifest, hash_folder
 from engines.memory import DeviceMemory, HostMemory, Memory
 from engines.session import OrtSession
@@ -357,3 +358,37 @@ def test_bfloat16_tensors_are_bound_by_their_onnx_type(tmp_path: Path) -> None:
     session = OrtCudaSession(tmp_path / "c.onnx", spec, memory, provider="CPUExecutionProvider")
     array = np.array([[1, -2.5, 3e38, 0]], ml_dtypes.bfloat16)
     assert memory.to_host(session.run({"x": array})["y"]).tobytes() == array.tobytes()
+
+
+class Placed:
+    """What ONNX Runtime says of where nodes are, and a session that says it."""
+
+    def __init__(self, ep_name: str, *op_types: str) -> None:
+        self.ep_name, self._nodes = ep_name, [SimpleNamespace(op_type=op, name=f"node_{op}") for op in op_types]
+
+    def get_nodes(self) -> list[SimpleNamespace]:
+        return self._nodes
+
+
+def session_with(*placed: Placed) -> SimpleNamespace:
+    return SimpleNamespace(get_provider_graph_assignment_info=lambda: list(placed))
+
+
+def test_a_computing_node_on_the_cpu_is_no_cuda_session() -> None:
+    cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
+    assert require_placed(session_with(Placed(cuda, "MatMul", "Softmax"), Placed(cpu, "Shape", "Gather")), cuda, "llm")
+    with pytest.raises(
+        BackendUnavailable, match=r"graph 'llm': .*no kernel for 1 .*MatMul 'node_MatMul' \(CPU"
+    ) as caught:
+        require_placed(session_with(Placed(cuda, "Softmax"), Placed(cpu, "Shape", "MatMul")), cuda, "llm")
+    assert caught.value.exit_code == 4
+    assert not require_placed(SimpleNamespace(), cuda, "llm")  # an older version cannot tell, and the label says so
+
+
+def test_onnx_runtime_really_tells_where_its_nodes_are(bundle_fp32: Path) -> None:
+    """Not the stand-in above: the real session of a real graph, whose products run on the CPU."""
+    spec = Manifest.load(bundle_fp32).graphs["temporal"]
+    session = OrtSession(bundle_fp32 / graph_path("temporal"), spec)._session
+    assert require_placed(session, "CPUExecutionProvider", "temporal")
+    with pytest.raises(BackendUnavailable, match="MatMul"):
+        require_placed(session, "CUDAExecutionProvider", "temporal")
