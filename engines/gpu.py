@@ -130,8 +130,8 @@ def require_placed(session: Any, provider: str, graph: str) -> bool:
     }
     if strays:
         raise BackendUnavailable(
-            f"graph '{graph}': {provider} has no kernel for {len(strays)} of its operators, so they would run elsewhere: "
-            f"{', '.join(sorted(strays)[:3])}. Install the tested onnxruntime-gpu, or choose another precision or target"
+            f"graph '{graph}': {provider} has no kernel for {len(strays)} of its operators, which would run elsewhere: "
+            f"{', '.join(sorted(strays)[:3])}. Install the tested onnxruntime-gpu, or choose another --target"
         )
     return True
 
