@@ -3,7 +3,7 @@
 A stream of rendered and real frames that wraps the ring twice goes through PVCStream; every output of every graph is
 recorded, every cache row too, and compared with the PyTorch reference in float32:
     vision    frame by frame against the reference's own streaming form, and frame_embeds against the whole clip;
-              then the clock jumps to the last trained frame and beyond
+              then the clock jumps past the last trained frame, and past frame 4096
     ladder    the steps between reference and bundle, each against its neighbour (ladder.py)
     language  every pass, cached, against one pass over the whole conversation without any cache; then one pass at the
               far end of the context
