@@ -30,6 +30,8 @@ class CudaRuntime(Protocol):
 
     def create_stream(self) -> int: ...
 
+    def destroy_stream(self, stream: int) -> None: ...
+
     def synchronize(self, stream: int) -> None: ...
 
     def copy_to_device(self, target: int, source: int, num_bytes: int, stream: int) -> None: ...
@@ -74,6 +76,9 @@ class LibCudart:
         stream = ctypes.c_void_p()
         self._call("cudaStreamCreateWithFlags", ctypes.byref(stream), ctypes.c_uint(NON_BLOCKING))
         return int(stream.value or 0)
+
+    def destroy_stream(self, stream: int) -> None:
+        self._call("cudaStreamDestroy", ctypes.c_void_p(stream))
 
     def synchronize(self, stream: int) -> None:
         self._call("cudaStreamSynchronize", ctypes.c_void_p(stream))

@@ -39,6 +39,7 @@ class RecordingCuda:
     _blocks: dict[int, Array] = field(default_factory=dict)
     _downloads: list[tuple[int, bytes]] = field(default_factory=list)
     _num_streams: int = 0
+    _streams: set[int] = field(default_factory=set)
 
     def num_bytes(self, kind: str) -> int:
         """Bytes written by all recorded calls of a kind."""
@@ -65,7 +66,16 @@ class RecordingCuda:
 
     def create_stream(self) -> int:
         self._num_streams += 1
+        self._streams.add(self._num_streams)
         return self._num_streams
+
+    def destroy_stream(self, stream: int) -> None:
+        self.require_stream(stream)
+        self._streams.remove(stream)
+
+    def num_streams(self) -> int:
+        """Streams that are open now."""
+        return len(self._streams)
 
     def synchronize(self, stream: int) -> None:
         self.require_stream(stream)
@@ -110,9 +120,9 @@ class RecordingCuda:
         return self.capability
 
     def require_stream(self, stream: int) -> None:
-        """Raise SpecError for a stream that create_stream never returned."""
-        if not 1 <= stream <= self._num_streams:
-            raise SpecError(f"stream {stream} was never made; there are {self._num_streams}")
+        """Raise SpecError for a stream that is not open."""
+        if stream not in self._streams:
+            raise SpecError(f"stream {stream} was never made, or is closed; open are {sorted(self._streams)}")
 
     def require_inside(self, address: int, num_bytes: int) -> None:
         """Raise SpecError unless these bytes lie in one allocation. For fakes of what runs on the GPU."""

@@ -135,6 +135,8 @@ class DeviceMemory:
     def __init__(self, cuda: CudaRuntime) -> None:
         self.cuda = cuda
         self.stream = cuda.create_stream()
+        self._end = weakref.finalize(self, cuda.destroy_stream, self.stream)
+        self._end.atexit = False
         self.traffic = Traffic()
         self._frees: dict[int, weakref.finalize[[int], _Block]] = {}
         self._in_flight: list[Array] = []  # uploads read these until the next wait
@@ -201,10 +203,13 @@ class DeviceMemory:
 
     def close(self) -> None:
         """Wait for the GPU and free everything at once. No tensor of this memory may be used afterwards."""
+        if not self._end.alive:
+            return
         self.cuda.synchronize(self.stream)
         self._in_flight.clear()
         for free in list(self._frees.values()):
             free()
+        self._end()
 
     def _free(self, address: int) -> None:
         del self._frees[address]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -245,10 +246,35 @@ def test_closing_frees_everything_once() -> None:
     memory.close()
     assert cuda.allocated() == 0
     memory.close()
-    later = memory.zeros((4, 4), "float32")
+    later = DeviceMemory(cuda).zeros((4, 4), "float32")
     del kept
     gc.collect()
     assert cuda.allocated() == later.num_bytes, "what was closed is not freed a second time under a new owner"
+
+
+def test_a_memory_that_is_closed_or_dropped_leaves_no_stream() -> None:
+    cuda = RecordingCuda()
+    closed, dropped = DeviceMemory(cuda), DeviceMemory(cuda)
+    assert cuda.num_streams() == 2
+    closed.close()
+    del dropped
+    gc.collect()
+    assert cuda.num_streams() == 0
+
+
+def test_what_is_uploaded_lives_until_the_gpu_was_waited_for() -> None:
+    """The copy may be made later than the call: a mask that nobody else holds must not be freed under it."""
+    memory = DeviceMemory(RecordingCuda())
+    into = memory.empty((4,), "float32")
+    mask = np.arange(4, dtype=np.float32)
+    alive = weakref.ref(mask)
+    memory.upload(mask, into)
+    del mask
+    gc.collect()
+    assert alive() is not None
+    memory.to_host(into)
+    gc.collect()
+    assert alive() is None
 
 
 def test_memory_goes_back_when_the_last_tensor_in_it_is_gone() -> None:
