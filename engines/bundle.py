@@ -88,17 +88,16 @@ def _open_sessions(
         return _open_on_cpu(folder, manifest, threads)
     if runtime == "auto" and needs_engines and not manifest.engines:
         return _open_on_cpu(folder, manifest, threads)
-    if runtime == "target" and needs_engines:  # no GPU is needed to know this
-        for name in target.engine_graphs:
-            entry = _engine_entry(folder, manifest, name, target)
-            require_fitting_engine(entry, folder, version=str(load_runtime(target).__version__))
     if cuda is None:
         try:
             cuda = LibCudart()
         except BackendUnavailable:
-            if runtime == "target":
-                raise
-            return _open_on_cpu(folder, manifest, threads)
+            if runtime == "auto":
+                return _open_on_cpu(folder, manifest, threads)
+            for name in target.engine_graphs:  # what is wrong with an engine is known without a GPU
+                entry = _engine_entry(folder, manifest, name, target)
+                require_fitting_engine(entry, folder, version=str(load_runtime(target).__version__))
+            raise
     memory = DeviceMemory(cuda)
     opened: dict[str, Session] = {}
     for name, spec in manifest.graphs.items():

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,8 +182,13 @@ def test_auto_without_a_gpu_runs_on_the_cpu_and_says_so(
     bundle = open_bundle(made)
     assert bundle.runs_on == "ONNX Runtime CPU" and bundle.sessions["llm"].computes_in == "float32"
     PVCStream(bundle).push(frames[0])
+    version = Manifest.load(made).engines["llm"].runtime_version
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__=version))
     with pytest.raises(BackendUnavailable, match="no NVIDIA GPU"):
         open_bundle(made, runtime="target")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1.8"))
+    with pytest.raises(BundleError, match=f"was built with tensorrt_rtx {version}.*this machine has 1.8"):
+        open_bundle(made, runtime="target")  # known without a GPU
 
 
 def test_a_bundle_without_engines_runs_on_the_cpu_unless_its_target_is_asked_for(
