@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 	@$(BIN)/python -m pvc_export.demo
 
 test: $(INSTALLED) check
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check --quiet .

@@ -261,7 +261,7 @@ def host_dtype(name: str) -> np.dtype[Any]:
         import ml_dtypes
     except ImportError as error:
         raise BackendUnavailable(
-            "bfloat16 values on the host need the package ml_dtypes. Install it: pip install ml_dtypes"
+            "bfloat16 values on the host need the package ml_dtypes. Install it: pip install -e '.[bf16]'"
         ) from error
     bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return bfloat16
