@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 _received: int | None = None
-_published: Path | None = None
+_publishing: tuple[Path, int] | None = None
 
 
 def install() -> None:
@@ -32,15 +32,19 @@ def exit_code() -> int | None:
     return None if _received is None else 128 + _received
 
 
-def note_published(path: Path) -> None:
-    """Remember that an interrupt from now on comes too late to stop this bundle."""
-    global _published
-    _published = path
+def note_publishing(folder: Path, out: Path) -> None:
+    """`folder` is about to take the name `out`: an interrupt may strike in the very call that renames it."""
+    global _publishing
+    _publishing = out, folder.stat().st_ino
 
 
 def outcome() -> str:
     """What an interrupted command left, in words."""
-    return "nothing was published" if _published is None else f"{_published} was already published"
+    if _publishing is not None:
+        out, inode = _publishing
+        if out.exists() and out.stat().st_ino == inode:
+            return f"{out} was already published"
+    return "nothing was published"
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

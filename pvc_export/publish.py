@@ -60,9 +60,9 @@ def staging(out: Path) -> Iterator[Path]:
         for path in holder.rglob("*"):
             _sync(path)
         interrupt.check()
+        interrupt.note_publishing(holder / "bundle", out)
         _publish(holder / "bundle", out)
         published = True
-        interrupt.note_published(out)
         for path in (holder, out.parent):
             _sync(path)
     except OSError as error:

@@ -221,13 +221,33 @@ def test_everything_is_on_the_disk_before_the_name_changes(out: Path, monkeypatc
 def test_an_interrupt_that_comes_after_publishing_does_not_claim_that_nothing_was_published(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(interrupt, "_published", None)
+    monkeypatch.setattr(interrupt, "_publishing", None)
     assert interrupt.outcome() == "nothing was published"
     monkeypatch.setattr("shutil.rmtree", lambda *_, **__: interrupt._on_signal(signal.SIGINT, None))
     monkeypatch.setattr(interrupt, "_received", None)
     with pytest.raises(KeyboardInterrupt):
         put(out, "new")
     assert name_of(out) == "new" and interrupt.outcome() == f"{out} was already published"
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_interrupt_in_the_very_call_that_publishes_is_told_by_what_stands_there(
+    moment: str, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupt, "_publishing", None)
+    monkeypatch.setattr(interrupt, "_received", None)
+    real = publish._publish
+
+    def struck(folder: Path, target: Path) -> None:
+        if moment == "after":
+            real(folder, target)
+        interrupt._on_signal(signal.SIGTERM, None)
+
+    monkeypatch.setattr(publish, "_publish", struck)
+    with pytest.raises(KeyboardInterrupt):
+        put(out, "new")
+    told = {"before": ("first", "nothing was published"), "after": ("new", f"{out} was already published")}
+    assert (name_of(out), interrupt.outcome()) == told[moment]
 
 
 def test_an_interrupt_before_publishing_keeps_the_old_bundle(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
