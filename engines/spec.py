@@ -48,6 +48,7 @@ class ModelShape:
     vision_heads: int
     vision_head_dim: int
     num_frame_tokens: int
+    num_compressor_attentions: int
     llm_width: int
     num_llm_layers: int
     num_kv_heads: int
@@ -227,6 +228,7 @@ def graph_specs(
     fused = {
         "trunk": FusedAttention(gemm=rows * shape.num_trunk_layers),
         "temporal": FusedAttention(gemm=rows * shape.num_temporal_layers, gemv=shape.num_temporal_layers),
+        "compressor": FusedAttention(gemm=rows * shape.num_compressor_attentions),
         "llm": FusedAttention(gemm=rows * shape.num_llm_layers),
     }
     return {spec.name: replace(spec, fused_attention=fused.get(spec.name, FusedAttention())) for spec in specs}

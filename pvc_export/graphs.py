@@ -35,6 +35,10 @@ def model_shape(config: PVCConfig) -> ModelShape:
         vision_heads=config.vision.num_heads,
         vision_head_dim=config.vision.head_dim,
         num_frame_tokens=config.compressor.num_tokens,
+        # A Q-Former layer attends among its queries and to the patches; the other kinds attend to nothing.
+        num_compressor_attentions=2 * config.compressor.num_q_former_layers
+        if config.compressor.kind == "q_former"
+        else 0,
         llm_width=config.llm.hidden_size,
         num_llm_layers=config.llm.num_layers,
         num_kv_heads=config.llm.num_kv_heads,

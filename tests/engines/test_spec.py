@@ -19,6 +19,7 @@ SHAPE = ModelShape(
     vision_heads=2,
     vision_head_dim=8,
     num_frame_tokens=4,
+    num_compressor_attentions=0,
     llm_width=12,
     num_llm_layers=2,
     num_kv_heads=1,

@@ -22,6 +22,7 @@ from pvc_export.models import LoadedModel
 from pvc_export.onnx_export import export_graph
 from pvc_export.precision import cast_model
 from pvc_ref import PVC, PVCConfig
+from pvc_ref.config import CompressorKind
 from pvc_ref.layers import MLP, upcast
 from pvc_ref.temporal import KeyValue, TemporalAttention
 
@@ -61,6 +62,21 @@ def test_bfloat16_engines_fuse_the_same_attentions_and_keep_the_same_islands(tin
     check_layers(layers, spec, num_float32_weights=_num_float32_weights(model, "temporal"))
     dtypes = {dtype for layer in layers for _, dtype, count in layer.constants if count > 2048}
     assert dtypes == {"BFloat16", "Float"}, dtypes
+
+
+@pytest.mark.parametrize("kind", ["pvc", "pixel_shuffle", "pool", "conv", "q_former"])
+def test_every_kind_of_compressor_becomes_the_engine_it_asked_for(kind: CompressorKind, tmp_path: Path) -> None:
+    config = PVCConfig.preset("tiny")
+    config = replace(config, compressor=replace(config.compressor, kind=kind, num_tokens=16))
+    model = cast_model(PVC.random(config), "fp16")
+    spec = graph_specs(model_shape(config), StreamLimits(), "fp16")["compressor"]
+    path = tmp_path / "compressor.onnx"
+    export_graph(graph_module(model, spec), spec, path)
+    layers = build_engine(path, spec, load_target("rtx")).layers
+    num_weights = sum(parameter.numel() for parameter in model.compressor.parameters())
+    num_float32 = _num_float32_weights(model, "compressor")
+    check_layers(layers, spec, num_float32_weights=num_float32, num_weights=num_weights)
+    assert spec.fused_attention.gemm == (4 if kind == "q_former" else 0)
 
 
 def split_attention(self: TemporalAttention, x: Tensor, past: KeyValue, bias: Tensor) -> tuple[Tensor, KeyValue]:
