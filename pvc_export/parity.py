@@ -29,13 +29,6 @@ PARITY_NAME = "parity.json"
 THRESHOLDS = Path(__file__).with_name("thresholds.json")
 GATED = ("rel_l2", "worst_token", "cosine_gap", "norm_gap")
 """The metrics that have limits; all four must hold."""
-AGAINST = {
-    "torch": "its neighbour (fp64 for fp32, else fp32)",
-    "onnx": "torch {dtype}",
-    "engine": "onnx {dtype}",
-    "gpu": "torch fp32, as the target runs it",
-    "bundle": "torch fp32, a whole stream on the CPU",
-}
 Thresholds = dict[str, dict[str, dict[str, dict[str, float]]]]
 TINY = float(np.finfo(np.float64).tiny)
 
@@ -139,7 +132,7 @@ class ParityReport:
         """Lines for people: each stage, and in it the worst row of each kind of tensor."""
         lines = []
         for stage, rows in self.stages().items():
-            lines.append(f"{stage}, against {AGAINST[stage.split()[0]].format(dtype=stage.split()[1])}")
+            lines.append(self._heading(stage))
             kinds: dict[str, list[Row]] = {}
             for row in rows:
                 kinds.setdefault(limit_key(row.graph, row.tensor), []).append(row)
@@ -152,6 +145,18 @@ class ParityReport:
                     f"norm {worst.norm_gap:.1e}  {worst.sqnr_db:.0f} dB   {row.share():.0%} of its limit"
                 )
         return lines + [f"{rung}: not executed: {reason}" for rung, reason in self.not_executed.items()]
+
+    def _heading(self, stage: str) -> str:
+        what, dtype = stage.split()
+        against = {
+            "torch": "torch fp64" if dtype == "fp32" else "torch fp32",
+            "onnx": f"torch {dtype}",
+            "engine": f"onnx {dtype}",
+            "gpu": "torch fp32, as the target runs it",
+            "bundle": "torch fp32, a whole stream on the CPU",
+        }[what]
+        label = f" (computed in {self.computed_in})" if what in ("onnx", "bundle") and dtype != "fp32" else ""
+        return f"{stage}{label}, against {against}"
 
     def summary(self) -> str:
         worst = max(self.rows, key=Row.share)

@@ -71,6 +71,21 @@ def test_every_rung_is_compared_with_its_neighbour(precision: str, tiny: LoadedM
     assert len(report.to_json()["frames"]) == len(report.found)
 
 
+def test_what_a_person_reads_says_what_was_compared_with_what_and_in_what_it_was_computed(
+    bundle_fp16: Path, tiny: LoadedModel
+) -> None:
+    lines = check_bundle(bundle_fp16, tiny).table()
+    assert [line for line in lines if ", against " in line] == [
+        "torch fp32, against torch fp64",
+        "torch fp16, against torch fp32",
+        "onnx fp32, against torch fp32",
+        "onnx fp16 (computed in float32), against torch fp16",
+        "bundle fp16 (computed in float32), against torch fp32, a whole stream on the CPU",
+    ]
+    assert sum(line.startswith("  ok ") for line in lines) == 4 * 4 + 8
+    assert lines[-1].startswith("engine: not executed: ")
+
+
 def test_an_engine_that_was_not_executed_is_named_and_not_passed(bundle_fp16: Path, bundle_fp32: Path) -> None:
     receipt = Manifest.load(bundle_fp16).parity
     assert "CUDA runtime" in receipt["not_executed"]["engine"]
