@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .errors import SpecError, StreamFull
-from .memory import HostMemory, Memory, Tensor
+from .errors import SpecError, StreamError, StreamFull
+from .memory import Array, HostMemory, Memory, Tensor, host_dtype
 from .spec import GraphSpec, StateSpec
 
 
@@ -48,6 +48,20 @@ class RingCache:
         for state in self._states:
             self._memory.clear(self._rings[state.input], state, 0, self.window)
         self.num_frames = 0
+
+    def dump(self) -> dict[str, Array]:
+        """Every ring, whole, on the host."""
+        return {name: self._memory.to_host(ring) for name, ring in self._rings.items()}
+
+    def restore(self, caches: Mapping[str, Array], num_frames: int) -> None:
+        """What `dump` returned, as bits, and the clock. Raises StreamError, before anything is changed, for others."""
+        rings = {s.input: _rows_of(caches, s, tuple(self._rings[s.input].shape)) for s in self._states}
+        for state in self._states:
+            for slot in range(self.window):
+                row = np.take(rings[state.input], slot, axis=state.slot_axis)
+                placed = self._memory.from_host(row, state.dtype)
+                self._memory.place(self._rings[state.input], placed, state, slot)
+        self.num_frames = num_frames
 
 
 class LinearCache:
@@ -91,6 +105,24 @@ class LinearCache:
             self._memory.clear(self._caches[state.input], state, length, self.length - length)
         self.length = length
 
+    def dump(self) -> dict[str, Array]:
+        """The rows in use of every cache, on the host."""
+        prefix, to_host = self._memory.prefix, self._memory.to_host
+        return {s.input: to_host(prefix(self._caches[s.input], s, self.length)) for s in self._states}
+
+    def restore(self, caches: Mapping[str, Array], length: int) -> None:
+        """What `dump` returned, as bits. Raises StreamError, before anything is changed, for others."""
+        rows = {}
+        for state in self._states:
+            shape = list(self._caches[state.input].shape)
+            shape[state.slot_axis] = length
+            rows[state.input] = _rows_of(caches, state, tuple(shape))
+        self.truncate(0)
+        for state in self._states if length else ():
+            placed = self._memory.from_host(rows[state.input], state.dtype)
+            self._memory.place(self._caches[state.input], placed, state, 0, length)
+        self.length = length
+
     def append(self, rows: Mapping[str, Tensor]) -> None:
         """Place new rows (1, L, K, D) behind the last one."""
         num_rows = next(iter(rows.values())).shape[1]
@@ -115,3 +147,15 @@ def _size(spec: GraphSpec, tensor: str, axis: int) -> int:
     dim = spec.input(tensor).shape[axis]
     assert isinstance(dim, int)
     return dim
+
+
+def _rows_of(caches: Mapping[str, Array], state: StateSpec, shape: tuple[int, ...]) -> Array:
+    """The saved bits of one cache, as rows of its dtype. Raises StreamError unless they have `shape`."""
+    dtype, bits = host_dtype(state.dtype), caches.get(state.input)
+    if bits is None or bits.shape != shape or bits.dtype != np.dtype(f"u{dtype.itemsize}"):
+        found = "nothing" if bits is None else f"{bits.dtype} {bits.shape}"
+        raise StreamError(
+            f"the saved stream holds {found} as '{state.input}', expected {state.dtype} {shape}. It is damaged: open "
+            "an older one, or start a new stream"
+        )
+    return bits.view(dtype)

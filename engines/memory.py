@@ -97,6 +97,10 @@ class Memory(Protocol):
         """The values as a numpy array: on the host the tensor itself, from a GPU a copy."""
         ...
 
+    def from_host(self, array: Array, dtype: str) -> Tensor:
+        """The values of a host array, of that dtype, where this memory's tensors live."""
+        ...
+
 
 @dataclass(slots=True)
 class HostMemory:
@@ -124,6 +128,9 @@ class HostMemory:
 
     def to_host(self, tensor: Tensor) -> Array:
         return _on_host(tensor)
+
+    def from_host(self, array: Array, dtype: str) -> Tensor:
+        return array
 
 
 class DeviceMemory:
@@ -200,6 +207,9 @@ class DeviceMemory:
         self.traffic.download += array.nbytes
         self.traffic.syncs += 1
         return array
+
+    def from_host(self, array: Array, dtype: str) -> Tensor:
+        return self.upload(array, self.empty(array.shape, dtype))
 
     def close(self) -> None:
         """Wait for the GPU and free everything at once. No tensor of this memory may be used afterwards."""

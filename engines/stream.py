@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from .bundle import Bundle
+from .bundle import Bundle, open_bundle
 from .errors import StreamError
 from .language import LanguageModel
 from .memory import Array
 from .preprocess import to_model_frame
+from .saved import bundle_id, read_saved, write_saved
 from .vision import EncodedFrame, VisionEncoder
 
 
@@ -55,6 +57,7 @@ class PVCStream:
                 f"this model's time mode is '{manifest.time_mode}', so total_frames must be "
                 f"{'given' if total_frames is None else 'left out'}, but it is {total_frames}"
             )
+        self._bundle = bundle
         self._spec, self._tokenizer = manifest.prompt, bundle.tokenizer
         self._total_frames = total_frames
         self._image_size = manifest.shape.image_size
@@ -141,6 +144,24 @@ class PVCStream:
             pending = self._spec.behind_frame()
         return rows + len(self._tokenizer.encode(pending + question + self._spec.ask_suffix)) + max_new_tokens
 
+    def save(self, path: str | Path) -> None:
+        """Write this stream to a file, from which `open_stream` continues it, after any number of restarts.
+
+        An older file of that name is replaced in one step. Raises BackendUnavailable if it cannot be written; the
+        stream itself goes on either way.
+        """
+        facts = {
+            "bundle_id": bundle_id(self._bundle),
+            "bundle": str(self._bundle.folder.resolve()),
+            "num_frames": self.num_frames,
+            "context_rows": self.context_rows,
+            "pending": self._pending,
+            "total_frames": self._total_frames,
+        }
+        vision = {f"vision/{name}": array for name, array in self.vision.ring.dump().items()}
+        language = {f"language/{name}": array for name, array in self.language.cache.dump().items()}
+        write_saved(Path(path), facts, vision | language)
+
     def reset(self) -> None:
         """Forget everything: frames, questions, answers."""
         self.vision.reset()
@@ -162,3 +183,34 @@ class PVCStream:
                 self.language.cache.truncate(mark)
                 self._pending = pending
             raise
+
+
+def open_stream(path: str | Path, bundle: Bundle | None = None) -> PVCStream:
+    """Continue a saved stream: what it says next is what it would have said.
+
+    `bundle` is the opened bundle it ran on; by default the folder that the file names is opened. Raises StreamError
+    for a file that cannot be read or belongs to another bundle, and what open_bundle raises.
+    """
+    path = Path(path)
+    facts, caches = read_saved(path)
+    try:
+        bundle = bundle or open_bundle(facts["bundle"])
+        if facts["bundle_id"] != bundle_id(bundle):
+            raise StreamError(
+                f"{path} was saved with another bundle than {bundle.folder}: its caches mean nothing here. Open it "
+                f"with the bundle that was at {facts['bundle']}, or start a new stream"
+            )
+        stream = PVCStream(bundle, total_frames=facts["total_frames"])
+        parts: dict[str, dict[str, Array]] = {"vision": {}, "language": {}}
+        for name, bits in caches.items():
+            part, _, cache = name.partition("/")
+            parts[part][cache] = bits
+        stream.vision.ring.restore(parts["vision"], int(facts["num_frames"]))
+        stream.language.cache.restore(parts["language"], int(facts["context_rows"]))
+        stream._pending = str(facts["pending"])
+    except (KeyError, TypeError) as error:
+        raise StreamError(
+            f"{path} lacks or garbles a field of a saved stream: {error!r}. It is damaged: open an older one, or start "
+            "a new stream"
+        ) from error
+    return stream
