@@ -21,8 +21,10 @@ from .console import Console
 from .output import fail, print_json, printable, system_error
 
 if TYPE_CHECKING:
-    from engines.bundle import Runtime
+    from engines.bundle import Bundle, Runtime
     from engines.spec import Precision
+
+    from .run import RunResult
 
 app = typer.Typer(
     help="Export a PVC video model to a streaming bundle, and prove that nothing was lost on the way.",
@@ -144,11 +146,7 @@ def run(
     """Stream a video file through a bundle and ask about it."""
     from .run import DEFAULT_QUESTION, compare_with_reference, run_video
 
-    if runtime not in RUNTIMES:
-        near = get_close_matches(runtime, RUNTIMES, n=1)
-        hint = f". Did you mean '{near[0]}'?" if near else ""
-        raise typer.BadParameter(f"--runtime is '{runtime}', expected {', '.join(RUNTIMES)}{hint}")
-    console = Console(quiet=as_json)
+    console, chosen = Console(quiet=as_json), _runtime(runtime)
     question = ask if ask is not None else DEFAULT_QUESTION
     opened, result = run_video(
         bundle,
@@ -157,19 +155,11 @@ def run(
         num_frames=frames,
         max_new_tokens=max_new_tokens,
         console=console,
-        runtime=cast("Runtime", runtime),
+        runtime=chosen,
         trust_engines=trust_engines,
         keep_frames=reference,
     )
-    info, source, medians = result.video, opened.manifest.model, result.median_ms()
-    console.print(f"{video}: {info.width}x{info.height}, {info.num_frames} frames, {info.fps:.2f} fps")
-    console.print("per frame: " + ", ".join(f"{name.removesuffix('_ms')} {ms:.1f} ms" for name, ms in medians.items()))
-    if source.random_weights:
-        console.print(
-            f"The weights are random (seed {source.seed}): the tokens below are no answer to anything.", style="yellow"
-        )
-    console.print(f"question: {question}")
-    console.print(f"{'tokens' if source.random_weights else 'answer'}: {printable(result.answer.text)}")
+    _print_answer(console, video, opened, result, question)
     comparison = None
     if reference:
         comparison = compare_with_reference(
@@ -181,10 +171,31 @@ def run(
         answer = {"text": result.answer.text, "token_ids": result.answer.token_ids, "finished": result.answer.finished}
         print_json({
             "bundle": str(bundle), "runs_on": opened.runs_on, "video": str(video), "num_frames": len(result.timings),
-            "question": question, "random_weights": source.random_weights, "answer": answer, "median_ms": medians,
+            "question": question, "random_weights": opened.manifest.model.random_weights, "answer": answer,
+            "median_ms": result.median_ms(),
             "prefill_ms": result.answer.prefill_ms, "decode_ms": result.answer.decode_ms,
             "context_rows": result.context_rows, "reference": comparison,
         })  # fmt: skip
+
+
+def _runtime(name: str) -> Runtime:
+    if name not in RUNTIMES:
+        near = get_close_matches(name, RUNTIMES, n=1)
+        hint = f". Did you mean '{near[0]}'?" if near else ""
+        raise typer.BadParameter(f"--runtime is '{name}', expected {', '.join(RUNTIMES)}{hint}")
+    return cast("Runtime", name)
+
+
+def _print_answer(console: Console, video: Path, bundle: Bundle, result: RunResult, question: str) -> None:
+    info, source, medians = result.video, bundle.manifest.model, result.median_ms()
+    console.print(f"{video}: {info.width}x{info.height}, {info.num_frames} frames, {info.fps:.2f} fps")
+    console.print("per frame: " + ", ".join(f"{name.removesuffix('_ms')} {ms:.1f} ms" for name, ms in medians.items()))
+    if source.random_weights:
+        console.print(
+            f"The weights are random (seed {source.seed}): the tokens below are no answer to anything.", style="yellow"
+        )
+    console.print(f"question: {question}")
+    console.print(f"{'tokens' if source.random_weights else 'answer'}: {printable(result.answer.text)}")
 
 
 @app.command()

@@ -380,6 +380,7 @@ def test_an_engine_of_another_version_is_known_without_a_gpu(
     write_video(tmp_path / "clip.mp4", render_clip(4), fps=4.0)
     run = pvc_export("run", bundle, "--video", tmp_path / "clip.mp4", "--runtime", "target")
     run.says(6, "was built with tensorrt_rtx 1.6.0", "this machine has 1.7.1", "Build it here: pvc-export trt")
+    assert "answer" not in run.out and "tokens" not in run.out
 
 
 def test_a_bundle_without_engines_is_not_blamed_on_the_gpu(
@@ -392,3 +393,4 @@ def test_a_bundle_without_engines_is_not_blamed_on_the_gpu(
     write_video(tmp_path / "clip.mp4", render_clip(4), fps=4.0)
     run = pvc_export("run", bundle, "--video", tmp_path / "clip.mp4", "--runtime", "target")
     run.says(6, "has no engine for 'trunk'", "pvc-export trt -m tiny --target rtx")
+    assert "CUDA" not in run.message
