@@ -83,7 +83,7 @@ def _open_sessions(
     cuda: CudaRuntime | None,
 ) -> tuple[dict[str, Session], str]:
     target = load_target(manifest.target)
-    needs_engines = target.runtime not in ("ort-cpu", "ort-cuda")
+    needs_engines = target.builder is not None
     if runtime == "cpu" or target.runtime == "ort-cpu":
         return _open_on_cpu(folder, manifest, threads)
     if runtime == "auto" and needs_engines and not manifest.engines:

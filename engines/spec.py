@@ -33,7 +33,8 @@ Dim = int | str
 
 FLOAT_OF: dict[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1, "bool": 1}
-GRAPH_NAMES = ("trunk", "temporal", "compressor", "embed", "llm", "head")
+VISION_GRAPHS = ("trunk", "temporal", "compressor")
+GRAPH_NAMES = (*VISION_GRAPHS, "embed", "llm", "head")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

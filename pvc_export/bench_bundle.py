@@ -17,7 +17,7 @@ from engines.bundle import ON_CPU, open_bundle
 from engines.memory import Memory, Tensor
 from engines.preprocess import to_model_frame
 from engines.session import Session
-from engines.spec import GraphSpec
+from engines.spec import VISION_GRAPHS, GraphSpec
 from engines.vision import VisionEncoder
 
 from . import interrupt
@@ -25,7 +25,6 @@ from .console import Console, size_text
 from .frames import render_clip
 from .measure import Spread, clock, describe_environment, environment, resident_bytes
 
-VISION_GRAPHS = ("trunk", "temporal", "compressor")
 EARLY_FRAME = 50
 """Where a stream is warm: its caches are touched, and a window of up to 41 frames is full."""
 NUM_AROUND = 20

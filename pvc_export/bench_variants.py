@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from engines.memory import Array
-from engines.session import OrtSession, Session
-from engines.spec import StreamLimits, graph_specs
+from engines.session import Session
+from engines.spec import StreamLimits
 from engines.target import load_target
 from engines.vision import VisionEncoder
 from pvc_ref import PVC, PVCConfig, VisionState
 from pvc_ref.bench import SIZES as REFERENCE_SIZES
 from pvc_ref.config import CompressorConfig, VisionConfig
 
-from .graphs import graph_module, model_shape, pairs
-from .onnx_export import export_graph, quiet_exporter
+from .graphs import pairs
+from .ladder import open_vision
+from .onnx_export import quiet_exporter
 
 SIZES: dict[str, PVCConfig] = REFERENCE_SIZES | {
     "half": replace(
@@ -131,16 +132,9 @@ def default_step(scene: Scene, path: Path, *, threads: int) -> Step:
     return step
 
 
-def our_sessions(scene: Scene, folder: Path, *, threads: int) -> dict[str, OrtSession]:
+def our_sessions(scene: Scene, folder: Path, *, threads: int) -> dict[str, Session]:
     """The vision graphs of target `cpu`, exported and opened as a bundle's are."""
-    spelling = load_target("cpu").spelling
-    specs = graph_specs(model_shape(scene.config), StreamLimits(window=scene.window), "fp32", spelling)
-    sessions = {}
-    for name in ("trunk", "temporal", "compressor"):
-        path = folder / f"{name}.onnx"
-        export_graph(graph_module(scene.model, specs[name], spelling), specs[name], path)
-        sessions[name] = OrtSession(path, specs[name], threads=threads)
-    return sessions
+    return open_vision(scene.model, load_target("cpu"), StreamLimits(window=scene.window), folder, threads=threads)
 
 
 def our_step(scene: Scene, sessions: Mapping[str, Session]) -> Step:

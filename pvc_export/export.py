@@ -6,13 +6,12 @@ only if the check passes, so a bundle that exists is one that matched its refere
 
 from __future__ import annotations
 
-import importlib.metadata
+import hashlib
 import json
 import platform
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -35,6 +34,7 @@ from .onnx_export import export_graph
 from .parity import PARITY_NAME, ParityReport
 from .precision import cast_model
 from .publish import staging
+from .versions import installed
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "tensorrt", "tensorrt_rtx")
 
@@ -68,8 +68,10 @@ def export(
         if not parity.passed and not publish_failures:
             raise ParityError(parity.failure_text())
         interrupt.check()
-        (folder / PARITY_NAME).write_text(json.dumps(parity.to_json(), indent=1) + "\n", encoding="utf-8")
-        _with(manifest, folder, parity=parity.receipt()).save(folder)
+        receipt = folder / PARITY_NAME
+        receipt.write_text(json.dumps(parity.to_json(), indent=1) + "\n", encoding="utf-8")
+        files = manifest.files | {PARITY_NAME: hash_file(receipt)}
+        replace(manifest, parity=parity.receipt(), files=files).save(folder)
     return parity
 
 
@@ -169,7 +171,7 @@ def _build_engines(
             num_layers=len(built.layers),
             fused_attention=fused,
             build_s=round(built.build_s, 3),
-            built_on=sign(hash_file(folder / path).sha256),
+            built_on=sign(hashlib.sha256(built.plan).hexdigest()),
         )
     return entries
 
@@ -186,19 +188,7 @@ def _num_float32_weights(model: PVC, graph: str) -> int | None:
     return sum(parameter.numel() for parameter in parameters if parameter.dtype == torch.float32)
 
 
-def _with(manifest: Manifest, folder: Path, *, parity: dict[str, Any]) -> Manifest:
-    """The final manifest: the parity receipt added, and parity.json among the files."""
-    return replace(manifest, parity=parity, files=hash_folder(folder))
-
-
 def versions() -> dict[str, str]:
     """Versions of Python and of every package that shaped the bundle."""
-    found = {"python": platform.python_version(), "pvc-streaming-export": _version("pvc-streaming-export") or "source"}
-    return found | {name: version for name in PACKAGES if (version := _version(name))}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    own = {"python": platform.python_version(), "pvc-streaming-export": "source"}
+    return own | installed(("pvc-streaming-export", *PACKAGES))

@@ -26,19 +26,18 @@ from engines.cuda import LibCudart
 from engines.errors import BackendUnavailable, BundleError, ParityError
 from engines.memory import Array
 from engines.session import OrtSession, Session
-from engines.spec import GraphSpec, graph_specs
+from engines.spec import VISION_GRAPHS, GraphSpec, StreamLimits, graph_specs
 from engines.target import Target, load_target
 from engines.vision import VisionEncoder
 from pvc_ref import PVC, VisionState
 
 from .emulate import Float16Products
-from .graphs import graph_module
+from .graphs import graph_module, model_shape
 from .onnx_export import export_graph
 from .parity import Difference, compare_arrays
 from .precision import cast_model
 from .recorder import Calls, Recorder
 
-VISION_GRAPHS = ("trunk", "temporal", "compressor")
 LARGEST_FP64 = 20_000_000
 """Parameters of a small model. Beyond, float64 would take minutes and twice the reference's memory."""
 
@@ -88,7 +87,7 @@ def climb(
     def compare(stage: str, got: Recording, want: Recording) -> None:
         found.extend(compare_recordings(stage, got, want, frames.times))
 
-    if sum(parameter.numel() for parameter in reference.parameters()) <= LARGEST_FP64:
+    if is_small(reference):
         compare("torch fp32", fp32, run_torch(copy.deepcopy(reference).double(), frames, window, temporal))
     else:
         not_executed["torch fp64"] = f"more than {LARGEST_FP64 // 10**6} M parameters"
@@ -113,12 +112,16 @@ def climb(
     return found, not_executed
 
 
+def is_small(model: PVC) -> bool:
+    return sum(parameter.numel() for parameter in model.parameters()) <= LARGEST_FP64
+
+
 @contextmanager
 def fitting_threads(model: PVC) -> Iterator[None]:
     """One torch thread for a small model: its operations gain nothing from a second, and on a busy machine each waits
     for it (0.4 s a frame of `tiny` in place of 0.02)."""
     before = torch.get_num_threads()
-    if sum(parameter.numel() for parameter in model.parameters()) <= LARGEST_FP64:
+    if is_small(model):
         torch.set_num_threads(1)
     try:
         yield
@@ -155,15 +158,22 @@ def run_onnx_fp32(
 ) -> Recording:
     """The vision graphs, exported once more in float32 and run by ONNX Runtime's CPU."""
     manifest = bundle.manifest
-    spelling = load_target(manifest.target).spelling
-    specs = graph_specs(manifest.shape, manifest.limits, "fp32", spelling)
     with tempfile.TemporaryDirectory(prefix="pvc-fp32-", dir=scratch) as folder:
-        sessions: dict[str, Session] = {}
-        for name in VISION_GRAPHS:
-            path = Path(folder) / f"{name}.onnx"
-            export_graph(graph_module(reference, specs[name], spelling), specs[name], path)
-            sessions[name] = OrtSession(path, specs[name])
+        sessions = open_vision(reference, load_target(manifest.target), manifest.limits, Path(folder))
         return run_sessions(sessions, frames, progress)
+
+
+def open_vision(
+    model: PVC, target: Target, limits: StreamLimits, folder: Path, *, threads: int | None = None
+) -> dict[str, Session]:
+    """The vision graphs of a float32 model, spelled for `target`, written into `folder` and opened on the CPU."""
+    specs = graph_specs(model_shape(model.config), limits, "fp32", target.spelling)
+    sessions: dict[str, Session] = {}
+    for name in VISION_GRAPHS:
+        path = folder / f"{name}.onnx"
+        export_graph(graph_module(model, specs[name], target.spelling), specs[name], path)
+        sessions[name] = OrtSession(path, specs[name], threads=threads)
+    return sessions
 
 
 def why_not_executed(bundle: Bundle, target: Target) -> str | None:

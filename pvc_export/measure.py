@@ -6,7 +6,6 @@ with more threads it is wall time, since CPU time would count waiting threads as
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import time
@@ -18,6 +17,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from . import interrupt
+from .versions import installed
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -81,7 +81,7 @@ def environment(command: str, *, threads: int) -> dict[str, Any]:
     return {
         "device": f"{cpu_name()}, {os.cpu_count()} cores, {threads} used",
         "clock": clock_name(threads),
-        "versions": {"python": platform.python_version()} | _versions(),
+        "versions": {"python": platform.python_version()} | installed(PACKAGES),
         "command": command,
         "date_utc": datetime.now(timezone.utc).isoformat(timespec="minutes"),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
@@ -119,13 +119,3 @@ def resident_bytes() -> int | None:
     except OSError:
         return None
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
