@@ -1,15 +1,17 @@
-# make demo   install, export the tiny model, build RTX engines, check, stream a video (FILE=clip.mp4, SEED=1)
-# make test   install, lint, types, tests
-# make check  lint and types only
+# make demo     install, export the tiny model, build RTX engines, check, stream a video (FILE=clip.mp4, SEED=1)
+# make test     install, lint, types, tests
+# make check    lint and types only
+# make oracles  our LLM graph against optimum's and ONNX Runtime GenAI's, each in an environment of its own
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+ORACLES := build/oracles
 
 # Through the environment, so that a file's name may hold spaces and quotes.
 export FILE SEED
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench oracles clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m pvc_export.demo
@@ -24,6 +26,16 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pvc_ref.bench
+
+oracles: $(INSTALLED) $(ORACLES)/optimum/.installed $(ORACLES)/genai/.installed
+	@$(BIN)/python -m tests.oracles.compare
+
+# One environment an oracle: they need different transformers, and neither may disturb .venv.
+$(ORACLES)/%/.installed: tests/oracles/requirements-%.txt | $(INSTALLED)
+	@echo "installing into $(@D) (once, about a minute)"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 # Everything goes into .venv; nothing on the machine changes. A half-made .venv is made again.
 $(INSTALLED): pyproject.toml constraints.txt

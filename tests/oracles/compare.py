@@ -1,0 +1,161 @@
+"""`make oracles`: our LLM graph against optimum's and ONNX Runtime GenAI's export of the same random Qwen2.
+
+python -m tests.oracles.compare   exit 0 agree, 3 differ, 4 an environment is missing, 5 an oracle could not export
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from engines.errors import BackendUnavailable, BuildError, ParityError, PVCError
+
+from .case import our_answers, write_case
+from .exchange import Answer, Answers, load_prompts
+
+LIMIT = 1e-4  # worst 5.4e-6 on an x86-64 CPU, logits to 4.8
+HOME = Path("build/oracles")
+ORACLES = ("optimum", "genai")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Our answers, fed one way, against one oracle's. `problems` is empty if they agree."""
+
+    oracle: str
+    way: str
+    num_prompts: int
+    num_positions: int
+    max_diff: float
+    num_greedy: int
+    greedy_equal: bool
+    problems: tuple[str, ...]
+
+
+def compare(ours: Answers, theirs: Answers, *, way: str) -> Comparison:
+    """Hold every position of ours against the oracle's, and every greedy token."""
+    assert ours.by_prompt and ours.by_prompt.keys() == theirs.by_prompt.keys(), "the prompts of one case"
+    oracle = " ".join(next(iter(theirs.versions.items())))
+    diffs, problems, greedy_equal = [], [], True
+    for name, answer in ours.by_prompt.items():
+        diff = logit_diff(answer, theirs.by_prompt[name])
+        diffs.append(diff.max())
+        where = f"{oracle} and our graphs fed {way}, prompt '{name}'"
+        if not diff.max() <= LIMIT:  # also if it is NaN
+            position = answer.positions[diff.argmax()]
+            problems.append(f"{where}: logits behind token {position} differ by {diff.max():.2e}")
+        pairs = zip_longest(answer.greedy.tolist(), theirs.by_prompt[name].greedy.tolist())
+        if unlike := [(index, *pair) for index, pair in enumerate(pairs) if pair[0] != pair[1]]:
+            greedy_equal = False
+            problems.append("{}: greedy token {} is {}, the oracle says {}".format(where, *unlike[0]))
+    return Comparison(
+        oracle=oracle,
+        way=way,
+        num_prompts=len(diffs),
+        num_positions=sum(len(answer.positions) for answer in ours.by_prompt.values()),
+        max_diff=float(np.max(diffs)),
+        num_greedy=sum(len(answer.greedy) for answer in ours.by_prompt.values()),
+        greedy_equal=greedy_equal,
+        problems=tuple(problems),
+    )
+
+
+def logit_diff(ours: Answer, theirs: Answer) -> np.ndarray:
+    """Largest absolute difference at each of our positions (R,); NaN where either has one, or the oracle has no row."""
+    diff = np.full(len(ours.positions), np.nan)
+    _, mine, yours = np.intersect1d(ours.positions, theirs.positions, return_indices=True)
+    with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, as it should be
+        diff[mine] = np.abs(ours.logits[mine].astype(np.float64) - theirs.logits[yours]).max(axis=1)
+    return diff
+
+
+def table(comparisons: list[Comparison]) -> Iterator[str]:
+    yield f"{'oracle':26}{'our graphs fed':22}{'prompts':>8}{'positions':>11}{'max |diff|':>12}   greedy tokens"
+    for found in comparisons:
+        greedy = f"{found.num_greedy} equal" if found.greedy_equal else "DIFFER"
+        yield (
+            f"{found.oracle:26}{found.way:22}{found.num_prompts:8}{found.num_positions:11}{found.max_diff:12.1e}   "
+            + greedy
+        )
+
+
+def run_oracle(name: str, case: Path) -> Answers:
+    """Let an oracle answer in its own environment. Raises BackendUnavailable without one, BuildError if it fails."""
+    python, log = HOME / name / "bin" / "python", case / f"{name}.log"
+    if not python.is_file():
+        raise BackendUnavailable(
+            f"the oracle '{name}' has no environment: {python} is missing. Each lives in its own, since optimum-onnx "
+            "needs an older transformers. Make them, and run this again: make oracles"
+        )
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}  # a folder that is not found must not become a name to fetch
+    with log.open("w", encoding="utf-8") as file:
+        command = [str(python), "-m", f"tests.oracles.run_{name}", str(case)]
+        result = subprocess.run(command, env=offline, stdout=file, stderr=subprocess.STDOUT, check=False)
+    if result.returncode:
+        end = "\n  ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:])
+        raise BuildError(
+            f"the oracle '{name}' ended with exit code {result.returncode}, expected its answers. {log} ends with\n"
+            f"  {end}\nLikely versions other than those in tests/oracles/requirements-{name}.txt. Make the environment "
+            f"again: rm -r {HOME / name} && make oracles"
+        )
+    return Answers.load(case / f"{name}.npz")
+
+
+def compare_all() -> None:
+    """Make the case, ask everyone, print the table. Raises PVCError, a ParityError if an oracle disagrees."""
+    case = HOME / "case"
+    shutil.rmtree(case, ignore_errors=True)  # an oracle that fails must not be judged by its last answers
+    case.mkdir(parents=True)
+    with timed("our graphs"):
+        write_case(case)
+        ours = our_answers(case, load_prompts(case))
+    comparisons = []
+    for name in ORACLES:
+        with timed(f"oracle {name}"):
+            theirs = run_oracle(name, case)
+        print("  " + ", ".join(f"{package} {version}" for package, version in theirs.versions.items()))
+        comparisons += [compare(answers, theirs, way=way) for way, answers in ours.items()]
+    print("", *table(comparisons), sep="\n")
+    require_agreement(comparisons)
+    largest = max(np.abs(answer.logits).max() for answer in theirs.by_prompt.values())
+    print(f"all agree: logits (up to {largest:.1f}) within {LIMIT:g}, greedy tokens equal")
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    print(f"{what}: {time.perf_counter() - started:.1f} s", flush=True)
+
+
+def require_agreement(comparisons: list[Comparison]) -> None:
+    """Raise ParityError with everything that differs."""
+    if problems := [problem for found in comparisons for problem in found.problems]:
+        raise ParityError(
+            "\n".join(problems) + f"\nExpected logits within {LIMIT:g} and the same greedy tokens. If both oracles "
+            "differ alike, the fault is ours: where all three ways differ, likely in the reference, which the graphs "
+            "equal (.venv/bin/python -m pytest tests/pvc_ref); else in the runtime's cache (tests/engines). If one "
+            f"oracle differs, read its log in {HOME / 'case'}, and compare its versions with its requirements-*.txt"
+        )
+
+
+def main() -> int:
+    try:
+        compare_all()
+    except PVCError as error:
+        print(error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,67 @@
+"""What passes between the environments: prompts one way, answers the other, as .npz files. Needs numpy alone.
+
+Dimension key:  L tokens of a prompt   R positions asked for   V vocabulary
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+MODEL, PROMPTS = "model", "prompts.npz"
+"""Inside the folder of the case: the Hugging Face folder of the LLM, and int64 token ids (L,) by prompt name."""
+NUM_GREEDY = 32
+"""Tokens of an answer. An oracle ends at a stop token; the case's seed is one with which none comes up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a model says to one prompt.
+
+    positions  int64 (R,), ascending: behind which token the logits were read
+    logits     float32 (R, V)
+    greedy     int64 (NUM_GREEDY,): the tokens it goes on with
+    """
+
+    positions: np.ndarray
+    logits: np.ndarray
+    greedy: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """One model's answers by prompt name, and the versions of the packages that computed them, the oracle's first."""
+
+    versions: dict[str, str]
+    by_prompt: dict[str, Answer]
+
+    def save(self, path: Path) -> None:
+        arrays = {
+            f"{name}/{field.name}": getattr(answer, field.name)
+            for name, answer in self.by_prompt.items()
+            for field in fields(Answer)
+        }
+        np.savez(path, versions=json.dumps(self.versions), **arrays)
+
+    @staticmethod
+    def load(path: Path) -> Answers:
+        with np.load(path) as file:
+            names = dict.fromkeys(key.rpartition("/")[0] for key in file.files if "/" in key)
+            by_prompt = {
+                name: Answer(**{field.name: file[f"{name}/{field.name}"] for field in fields(Answer)}) for name in names
+            }
+            return Answers(versions=json.loads(str(file["versions"])), by_prompt=by_prompt)
+
+
+def load_prompts(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / PROMPTS) as file:
+        return {name: file[name] for name in file.files}
+
+
+def installed(packages: Sequence[str]) -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in packages}
