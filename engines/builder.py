@@ -21,7 +21,7 @@ from .cuda import CudaRuntime, LibCudart
 from .errors import BackendUnavailable, BuildError
 from .layers import NAME_LINE, EngineLayer, parse_inspector, parse_layers
 from .spec import GraphSpec
-from .target import Target
+from .target import Target, load_target, target_names
 
 Progress = Callable[[str, float], None]
 """Called with a stage's name and the fraction done, 0 to 1."""
@@ -56,13 +56,21 @@ def load_runtime(target: Target) -> ModuleType:
             f"target '{target.name}' needs the package {target.builder}, which cannot be imported here ({error}). "
             f"Install it: {INSTALL[target.builder]}"
         ) from error
-    first, beyond = target.builder_versions
-    if not _number(first) <= _number(trt.__version__) < _number(beyond):
+    if not _fits(target, trt.__version__):
+        first, beyond = target.builder_versions
+        others = [t.name for t in map(load_target, target_names()) if t.builder == target.builder]
+        fitting = " or ".join(name for name in others if _fits(load_target(name), trt.__version__))
         raise BackendUnavailable(
             f"target '{target.name}' needs {target.builder} from {first} and before {beyond}, but {trt.__version__} is "
-            f"installed. Install a fitting one ({INSTALL[target.builder]}), or choose another --target"
+            f"installed. Install a fitting one ({INSTALL[target.builder]}), or choose another target: "
+            f"--target {fitting or 'cuda'}"
         )
     return trt
+
+
+def _fits(target: Target, version: str) -> bool:
+    first, beyond = target.builder_versions
+    return _number(first) <= _number(version) < _number(beyond)
 
 
 def _number(version: str) -> tuple[int, ...]:
@@ -94,7 +102,8 @@ def build_engine(
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if target.runtime == "tensorrt_rtx":
         _set_compute_capabilities(trt, config, capabilities)
-    _add_profile(builder, config, spec)
+    _allow_decomposition(trt, network)
+    _add_profiles(builder, config, spec)
     monitor = _make_monitor(trt, progress or (lambda _, fraction: None))
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
@@ -176,18 +185,29 @@ def _list_layers(trt: ModuleType, target: Target, log: Any, plan: Any) -> tuple[
     return parse_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
-def _add_profile(builder: Any, config: Any, spec: GraphSpec) -> None:
-    if not spec.dims:
-        return
-    profile = builder.create_optimization_profile()
-    for tensor in spec.inputs:
-        if any(isinstance(dim, str) for dim in tensor.shape):
-            profile.set_shape(tensor.name, *spec.profile(tensor))
-    if config.add_optimization_profile(profile) < 0:
-        raise BuildError(
-            f"graph '{spec.name}': the builder refused the optimization profile {spec.dims}, expected it to fit the "
-            "graph's inputs. The graph is not of this spec. Export it again: pvc-export trt"
-        )
+def _allow_decomposition(trt: ModuleType, network: Any) -> None:
+    """Let a float32 attention be built from loose kernels: none is fused over many rows, and it would fail otherwise.
+
+    Where a fused kernel exists it is still used, which the gate counts.
+    """
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if str(layer.type).endswith("ATTENTION_INPUT"):
+            layer.__class__ = trt.IAttentionInputLayer  # get_layer returns the base class
+            layer.attention.decomposable = True
+
+
+def _add_profiles(builder: Any, config: Any, spec: GraphSpec) -> None:
+    for ranges in spec.profiles:
+        profile = builder.create_optimization_profile()
+        for tensor in spec.inputs:
+            if any(isinstance(dim, str) for dim in tensor.shape):
+                profile.set_shape(tensor.name, *spec.profile_shapes(tensor, ranges))
+        if config.add_optimization_profile(profile) < 0:
+            raise BuildError(
+                f"graph '{spec.name}': the builder refused the optimization profile {ranges}, expected it to fit the "
+                "graph's inputs. The graph is not of this spec. Export it again: pvc-export trt"
+            )
 
 
 @dataclass(slots=True)

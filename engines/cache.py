@@ -1,5 +1,7 @@
 """Caches, owned by the runtime. A graph reads them whole and returns new rows; these classes put the rows in place.
 
+Unusual: where a StateSpec says `aliased` the graph itself has put them there, into the very cache that it was fed, and
+only the count of rows in use moves here.
 Both are preallocated and never moved, grown or shifted. Everything they know of a cache comes from its StateSpec; the
 Memory that they are given decides whether it lies on the host or on a GPU.
 """
@@ -73,21 +75,29 @@ class LinearCache:
     def __init__(self, spec: GraphSpec, memory: Memory | None = None) -> None:
         self._states = _ordered(spec, "linear")
         self._memory = memory or HostMemory()
-        past = spec.dims["past"]
-        self.capacity, self._bucket = past.max, past.min
+        self._in_place = bool(spec.aliases)
+        if self._in_place:
+            state = self._states[0]
+            self.capacity = self._bucket = _size(spec, state.input, state.slot_axis)
+        else:
+            self.capacity, self._bucket = spec.dims["past"].max, spec.dims["past"].min
         dims = {"batch": 1, "past": self.capacity}
         self._caches = {s.input: self._memory.zeros(spec.input(s.input).resolve(dims), s.dtype) for s in self._states}
         self.length = 0
 
     def feeds(self, num_rows: int) -> dict[str, Tensor]:
-        """The caches up to the next multiple of the bucket; `attention_mask` and `position_ids` of `num_rows` new rows.
+        """The caches and `position_ids` of `num_rows` new rows, and what tells the graph which rows are in use.
 
+        rows     the caches up to the next multiple of the bucket, and `attention_mask`
+        aliased  the whole caches, and `write_index`, where the first new row goes
         They are the caches themselves, not copies.
         """
+        positions = np.arange(self.length, self.length + num_rows, dtype=np.int64)[None]
+        if self._in_place:
+            return {**self._caches, "position_ids": positions, "write_index": np.asarray([self.length], dtype=np.int64)}
         fed = max(-(-self.length // self._bucket), 1) * self._bucket
         mask = np.ones((1, fed + num_rows), dtype=np.int64)
         mask[:, self.length : fed] = 0
-        positions = np.arange(self.length, self.length + num_rows, dtype=np.int64)[None]
         caches = {s.input: self._memory.prefix(self._caches[s.input], s, fed) for s in self._states}
         return {**caches, "attention_mask": mask, "position_ids": positions}
 
@@ -101,14 +111,17 @@ class LinearCache:
 
     def truncate(self, length: int) -> None:
         """Forget every row from `length` on."""
-        for state in self._states:
-            self._memory.clear(self._caches[state.input], state, length, self.length - length)
+        self._clear(length, self.length - length)
         self.length = length
+
+    def discard(self, num_rows: int) -> None:
+        """A pass over `num_rows` rows failed: clear what it may have written behind the rows in use."""
+        if self._in_place:
+            self._clear(self.length, min(num_rows, self.capacity - self.length))
 
     def dump(self) -> dict[str, Array]:
         """The rows in use of every cache, on the host."""
-        prefix, to_host = self._memory.prefix, self._memory.to_host
-        return {s.input: to_host(prefix(self._caches[s.input], s, self.length)) for s in self._states}
+        return {s.input: self._memory.fetch(self._caches[s.input], s, 0, self.length) for s in self._states}
 
     def restore(self, caches: Mapping[str, Array], length: int) -> None:
         """What `dump` returned, as bits. Raises StreamError, before anything is changed, for others."""
@@ -123,22 +136,39 @@ class LinearCache:
             self._memory.place(self._caches[state.input], placed, state, 0, length)
         self.length = length
 
-    def append(self, rows: Mapping[str, Tensor]) -> None:
-        """Place new rows (1, L, K, D) behind the last one."""
-        num_rows = next(iter(rows.values())).shape[1]
+    def append(self, outputs: Mapping[str, Tensor], num_rows: int) -> None:
+        """Take the `num_rows` new rows of a pass as part of the context: placed here, or in place already."""
         self.reserve(num_rows)
-        for state in self._states:
-            self._memory.place(self._caches[state.input], rows[state.output], state, self.length, num_rows)
+        if not self._in_place:
+            for state in self._states:
+                cache = self._caches[state.input]
+                self._memory.place(cache, outputs[state.output], state, self.length, num_rows)
         self.length += num_rows
+
+    def new_rows(self, outputs: Mapping[str, Tensor], num_rows: int) -> dict[str, Tensor]:
+        """The rows that a pass made, before `append`: its outputs; of caches on the host, what lies behind `length`."""
+        if not self._in_place:
+            return {state.output: outputs[state.output] for state in self._states}
+        rows = slice(self.length, self.length + num_rows)
+        return {
+            state.output: cache[(slice(None),) * state.slot_axis + (rows,)]
+            for state in self._states
+            if isinstance(cache := outputs[state.output], np.ndarray)
+        }
+
+    def _clear(self, start: int, num_rows: int) -> None:
+        for state in self._states:
+            self._memory.clear(self._caches[state.input], state, start, num_rows)
 
 
 def _ordered(spec: GraphSpec, order: str) -> tuple[StateSpec, ...]:
     """The graph's states, all of which must be placed as this cache places them."""
+    served = ("rows", "aliased") if order == "linear" else ("rows",)
     for state in spec.states:
-        if state.order != order or state.update != "rows":
+        if state.order != order or state.update not in served or state.update != spec.states[0].update:
             raise SpecError(
                 f"graph '{spec.name}': state '{state.input}' asks for order '{state.order}' and update "
-                f"'{state.update}'; this runtime serves order '{order}' and update 'rows' here"
+                f"'{state.update}'; this runtime serves order '{order}' and one update of {', '.join(served)} here"
             )
     return spec.states
 

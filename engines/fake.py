@@ -152,6 +152,17 @@ class FakeSession:
             dims |= {dim: size for dim, size in zip(tensor.shape, array.shape, strict=True) if isinstance(dim, str)}
         rng = np.random.default_rng(seed)
         return {
-            tensor.name: rng.standard_normal(tensor.resolve(dims)).astype(host_dtype(tensor.dtype))
+            tensor.name: self._update(arrays, tensor.name, rng)
+            if tensor.name in self.spec.aliases
+            else rng.standard_normal(tensor.resolve(dims)).astype(host_dtype(tensor.dtype))
             for tensor in self.spec.outputs
         }
+
+    def _update(self, arrays: Mapping[str, Array], output: str, rng: np.random.Generator) -> Array:
+        """Write new rows into a cache, in place, as the real graph does."""
+        state = next(state for state in self.spec.states if state.output == output)
+        cache, num_rows = arrays[state.input], arrays["inputs_embeds"].shape[1]
+        for stream, start in zip(state.as_rows(cache), arrays["write_index"], strict=True):
+            rows = stream[start : start + num_rows]
+            rows[:] = rng.standard_normal(rows.shape).astype(cache.dtype)
+        return cache

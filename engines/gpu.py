@@ -38,7 +38,8 @@ class Bindings:
         self._spec, self._memory = spec, memory
         self._largest = {name: size.max for name, size in spec.dims.items()}
         self._uploads: dict[str, DeviceArray] = {}
-        self._outputs = {t.name: memory.empty(t.resolve(self._largest), t.dtype) for t in spec.outputs}
+        own = (tensor for tensor in spec.outputs if tensor.name not in spec.aliases)
+        self._outputs = {t.name: memory.empty(t.resolve(self._largest), t.dtype) for t in own}
 
     def inputs(self, values: Mapping[str, Tensor]) -> dict[str, DeviceArray]:
         """Every input on the device; host arrays are uploaded. Raises SpecError for one that does not fit the spec."""
@@ -52,8 +53,8 @@ class Bindings:
             self._uploads[tensor.name] = self._memory.empty(tensor.resolve(self._largest), tensor.dtype)
         return self._memory.upload(value, self._uploads[tensor.name])
 
-    def outputs(self, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
-        """The output buffers, in the shapes that follow from these inputs."""
+    def sizes(self, inputs: Mapping[str, DeviceArray]) -> dict[str, int]:
+        """The size of every dynamic dimension. Raises SpecError for one that the buffers have no room for."""
         sizes: dict[str, int] = {}
         for tensor in self._spec.inputs:
             shape = inputs[tensor.name].shape
@@ -61,7 +62,17 @@ class Bindings:
         for name, size in sizes.items():
             if name in self._largest and size > self._largest[name]:
                 raise SpecError(f"graph '{self._spec.name}': {name} is {size}, its largest is {self._largest[name]}")
-        return {tensor.name: self._outputs[tensor.name].front(tensor.resolve(sizes)) for tensor in self._spec.outputs}
+        return sizes
+
+    def outputs(self, inputs: Mapping[str, DeviceArray], sizes: Mapping[str, int]) -> dict[str, DeviceArray]:
+        """The output buffers, in the shapes of these sizes; a cache that is updated in place is its input."""
+        aliases = self._spec.aliases
+        return {
+            tensor.name: inputs[aliases[tensor.name]]
+            if tensor.name in aliases
+            else self._outputs[tensor.name].front(tensor.resolve(dict(sizes)))
+            for tensor in self._spec.outputs
+        }
 
 
 class OrtCudaSession:
@@ -97,7 +108,7 @@ class OrtCudaSession:
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         placed = self._bindings.inputs(inputs)
-        outputs = self._bindings.outputs(placed)
+        outputs = self._bindings.outputs(placed, self._bindings.sizes(placed))
         binding = self._session.io_binding()
         for name, array in placed.items():
             binding.bind_input(name, self._device, 0, _onnx_type(array), array.shape, array.address)
@@ -160,13 +171,24 @@ class TrtSession:
                 "another version or for another GPU, or it is damaged. Build it here: pvc-export trt"
             )
         self._check_engine(trt, path)
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
+        # A context for each profile: to switch one over would cost a wait, twice a question.
+        self._contexts = [self._open_context(path, index) for index in range(max(len(spec.profiles), 1))]
+        self._bindings = Bindings(spec, memory)
+
+    def _open_context(self, path: Path, profile_index: int) -> Any:
+        context = self._engine.create_execution_context()
+        if context is None:
             raise BackendUnavailable(
                 f"no execution context for {path}: {self._log.reason()}. Likely the GPU's memory is full; export with "
                 "a smaller --window, --context or --streams"
             )
-        self._bindings = Bindings(spec, memory)
+        if profile_index and not context.set_optimization_profile_async(profile_index, self.memory.stream):
+            raise BundleError(
+                f"{path} has no optimization profile {profile_index}: {self._log.reason()}. The GraphSpec of "
+                f"'{self.spec.name}' has {len(self.spec.profiles)}; the engine belongs to another. Export again: "
+                "pvc-export trt"
+            )
+        return context
 
     def _check_engine(self, trt: ModuleType, path: Path) -> None:
         """Raise BundleError unless the engine's tensors are the spec's, by direction, name, dtype and shape.
@@ -188,20 +210,29 @@ class TrtSession:
                     f"'{self.spec.name}' says {expected.get(name, 'nothing of it')}. The engine belongs to another "
                     "graph. Export again: pvc-export trt"
                 )
+        for output, cache in self.spec.aliases.items():
+            aliased = self._engine.get_aliased_input_tensor(output)
+            if aliased != cache:
+                raise BundleError(
+                    f"{path}: output '{output}' is written over {aliased!r}, but the GraphSpec says over '{cache}', in "
+                    "place. Bound as the spec says, the cache would be lost. Export again: pvc-export trt"
+                )
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         placed = self._bindings.inputs(inputs)
-        outputs = self._bindings.outputs(placed)
+        sizes = self._bindings.sizes(placed)
+        outputs = self._bindings.outputs(placed, sizes)
+        context = self._contexts[self.spec.profile_index(sizes) if sizes else 0]
         for name, array in placed.items():
-            if not self._context.set_input_shape(name, array.shape):
+            if not context.set_input_shape(name, array.shape):
                 raise SpecError(
                     f"graph '{self.spec.name}': the engine refuses '{name}' as {array.shape}: {self._log.reason()}. "
                     "The shape is outside its optimization profile"
                 )
-            self._context.set_tensor_address(name, array.address)
+            context.set_tensor_address(name, array.address)
         for name, array in outputs.items():
-            self._context.set_tensor_address(name, array.address)
-        if not self._context.execute_async_v3(self.memory.stream):
+            context.set_tensor_address(name, array.address)
+        if not context.execute_async_v3(self.memory.stream):
             raise BackendUnavailable(f"the engine of '{self.spec.name}' could not run: {self._log.reason()}")
         return dict(outputs)
 

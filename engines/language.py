@@ -41,12 +41,21 @@ class LanguageModel:
         self.cache.reserve(len(embeds))
         hidden: Array | None = None
         for start in range(0, len(embeds), self._chunk):
-            piece = embeds[None, start : start + self._chunk]
-            outputs = self._llm.run({"inputs_embeds": piece, **self.cache.feeds(piece.shape[1])})
-            hidden = self._memory.to_host(outputs.pop("hidden"))
-            require_finite({"hidden": hidden, **outputs}, "llm")
-            self.cache.append(outputs)
+            hidden = self._append_piece(embeds[None, start : start + self._chunk])
         assert hidden is not None, "append needs at least one row"
+        return hidden
+
+    def _append_piece(self, piece: Array) -> Array:
+        """One pass over (1, L, E), L at most `chunk`. Whatever fails, the cache holds what it held."""
+        num_rows = piece.shape[1]
+        try:
+            outputs = self._llm.run({"inputs_embeds": piece, **self.cache.feeds(num_rows)})
+            hidden = self._memory.to_host(outputs.pop("hidden"))
+            require_finite({"hidden": hidden, **self.cache.new_rows(outputs, num_rows)}, "llm")
+        except BaseException:
+            self.cache.discard(num_rows)
+            raise
+        self.cache.append(outputs, num_rows)
         return hidden
 
     def logits(self, hidden: Array) -> Array:

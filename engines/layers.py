@@ -160,6 +160,7 @@ def check_layers(
 
     1. exactly the fused attention kernels that the spec names
     2. every ring is read by one kernel, and that is a fused attention
+       every LLM cache is read once a pass (rows), or updated in place and read by attention alone (check_caches)
     3. no more float32 constants than the islands' weights; None for a float32 graph, where all are.
        A constant whose dtype cannot be read counts as float32
     4. as many constants as the graph has weights, where num_weights is known: a list that leaves weights out shows
@@ -180,6 +181,7 @@ def check_layers(
                 f"the engine of '{spec.name}' reads the ring '{state.input}' in {readers or 'no kernel'}, expected one "
                 "fused attention. The whole ring is copied for every frame, or not used at all"
             )
+    check_caches(layers, spec)
     own = {tensor.name for tensor in spec.inputs}
     constants = {name: (dtype, count) for layer in layers for name, dtype, count in layer.constants if name not in own}
     listed = sum(count for _, count in constants.values())
@@ -198,3 +200,35 @@ def check_layers(
                 f"{num_float32_weights} weights; the largest is '{largest}' with {wide[largest]}. A matrix was left in "
                 "float32: cast its weights before the export"
             )
+
+
+def check_caches(layers: tuple[EngineLayer, ...], spec: GraphSpec) -> None:
+    """Raise BuildError unless every linear cache is handled as its update says, in every optimization profile.
+
+    rows     one kernel reads it: it lays old and new rows out for the attention, and nothing else touches the cache
+    aliased  one kernel writes new rows into it, in place. Over one row (decode) the fused attention alone reads it, so
+             nothing copies it. Over many rows the compilers seen so far lay keys and values out for their kernel, once
+             a pass; float32 attention over many rows is not fused, and not judged
+    """
+    for index, profile in enumerate(spec.profiles):
+        suffix = f" [profile {index}]" if index else ""
+        one_row = "rows" in profile and profile["rows"].max == 1
+        for state in (state for state in spec.states if state.order == "linear"):
+            names = {f"{name}{suffix}" for name in (state.input, state.output)}
+            users = [layer for layer in layers if names & set(layer.inputs)]
+            if state.update == "rows":
+                wanted, found = "one kernel that reads it", [layer.name for layer in users]
+                good = len(users) == 1
+            else:
+                writers = [layer.name for layer in users if names & set(layer.outputs)]
+                readers = [layer.name for layer in users if not names & set(layer.outputs)]
+                wanted, found = "one kernel that writes into it and one that reads it", [*writers, *readers]
+                good = len(writers) == 1 and (len(readers) == 1 or not spec.fused_attention.gemm)
+                if one_row:
+                    wanted = "one kernel that writes into it, and fused attention alone that reads it"
+                    good = len(writers) == 1 and len(readers) == 1 and GEMV_ATTENTION in readers[0]
+            if not good:
+                raise BuildError(
+                    f"the engine of '{spec.name}' uses the cache '{state.input}' in {found or 'no kernel'}"
+                    f"{suffix}, expected {wanted}. The whole cache is copied in every pass, or not used at all"
+                )

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BundleError
+from .graph_specs import graph_specs
 from .prompt import PromptSpec
-from .spec import GraphSpec, ModelShape, Precision, StreamLimits, graph_specs
+from .spec import GraphSpec, ModelShape, Precision, StreamLimits
 from .target import load_target
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 
 
@@ -124,7 +125,10 @@ class Manifest:
             raise TypeError(
                 f"model.seed is {self.model.seed!r} and parity {self.parity!r}, expected a number and a table"
             )
-        if self.graphs != graph_specs(self.shape, self.limits, self.precision, load_target(self.target).spelling):
+        target = load_target(self.target)
+        if self.graphs != graph_specs(
+            self.shape, self.limits, self.precision, target.spelling, cache_update=target.cache_update
+        ):
             raise ValueError("graphs are not those of this shape, limits, precision and target")
         self.prompt.before_frame(1)
 

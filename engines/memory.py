@@ -93,6 +93,10 @@ class Memory(Protocol):
         """The first `count` rows of a cache of one stream, without a copy. Raises SpecError if it has fewer."""
         ...
 
+    def fetch(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> Array:
+        """A copy on the host of `count` rows of a cache, from index `slot` on. Raises SpecError if it has fewer."""
+        ...
+
     def to_host(self, tensor: Tensor) -> Array:
         """The values as a numpy array: on the host the tensor itself, from a GPU a copy."""
         ...
@@ -109,7 +113,9 @@ class HostMemory:
     traffic: Traffic = field(default_factory=Traffic)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Tensor:
-        return np.zeros(shape, dtype=host_dtype(dtype))
+        tensor = np.empty(shape, dtype=host_dtype(dtype))
+        tensor.fill(0)  # numpy.zeros would leave the pages to be found later, one by one, as a stream grows
+        return tensor
 
     def place(self, cache: Tensor, rows: Tensor, state: StateSpec, slot: int, count: int = 1) -> None:
         cache, rows = _on_host(cache), _on_host(rows)
@@ -125,6 +131,11 @@ class HostMemory:
     def prefix(self, cache: Tensor, state: StateSpec, count: int) -> Tensor:
         _check_slots(cache, state, 0, count)
         return _on_host(cache)[(slice(None),) * state.slot_axis + (slice(count),)]
+
+    def fetch(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> Array:
+        _check_slots(cache, state, slot, count)
+        rows = _on_host(cache)[(slice(None),) * state.slot_axis + (slice(slot, slot + count),)]
+        return np.array(rows, order="C")
 
     def to_host(self, tensor: Tensor) -> Array:
         return _on_host(tensor)
@@ -184,6 +195,15 @@ class DeviceMemory:
         if prod(cache.shape[:axis]) != 1:
             raise SpecError(f"state '{state.input}': {cache.shape} holds several streams, so no prefix is contiguous")
         return cache.front((*cache.shape[:axis], count, *cache.shape[axis + 1 :]))
+
+    def fetch(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> Array:
+        cache, axis = _on_device(cache), state.slot_axis
+        _check_slots(cache, state, slot, count)
+        dense = self.empty((*cache.shape[:axis], count, *cache.shape[axis + 1 :]), cache.dtype)
+        start, pitch, width, height = _region(cache, state, slot, count)
+        if width:
+            self.cuda.copy_rows(dense.address, width, start, pitch, width, height, self.stream)
+        return self.to_host(dense)
 
     def upload(self, array: Array, into: DeviceArray) -> DeviceArray:
         """Copy a host array to the start of `into`; the tensor of array's shape there."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from .errors import BackendUnavailable, BundleError, NonFiniteError
+from .errors import BackendUnavailable, BundleError, NonFiniteError, SpecError
 from .memory import Array, HostMemory, Memory, Tensor, host_dtype
 from .spec import GraphSpec
 
@@ -33,7 +33,8 @@ class Session(Protocol):
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All inputs by name -> all outputs by name. Raises SpecError for a tensor that does not fit the spec.
 
-        Inputs may lie on the host or in `memory`; outputs lie in `memory`, on a GPU only until the next run.
+        Inputs may lie on the host or in `memory`; outputs lie in `memory`, on a GPU only until the next run. An output
+        that the spec calls aliased is the input that it aliases, updated.
         """
         ...
 
@@ -76,8 +77,31 @@ class OrtSession:
         arrays = {tensor.name: cast(Array, inputs[tensor.name]) for tensor in self.spec.inputs}
         for tensor in self.spec.inputs:
             tensor.check(arrays[tensor.name], self.spec.name)
+        if self.spec.aliases:
+            return self._run_in_place(arrays)
         values = self._run_bfloat16(arrays) if self._has_bfloat16 else self._session.run(self._names, arrays)
         return dict(zip(self._names, values, strict=True))
+
+    def _run_in_place(self, arrays: dict[str, Array]) -> dict[str, Tensor]:
+        """Bind each cache as input and as output, so that the graph writes new rows into it and copies nothing."""
+        aliases, binding = self.spec.aliases, self._session.io_binding()
+        values = {}
+        for name, array in arrays.items():
+            if name in aliases.values() and not array.flags.c_contiguous:
+                raise SpecError(
+                    f"graph '{self.spec.name}': cache '{name}' is not contiguous, so the rows that the graph writes "
+                    "would go into a copy of it. Expected the whole cache, as it was made"
+                )
+            values[name] = self._ort.OrtValue.ortvalue_from_numpy(array)  # shares the array's memory
+            binding.bind_ortvalue_input(name, values[name])
+        for name in self._names:
+            if name in aliases:
+                binding.bind_ortvalue_output(name, values[aliases[name]])
+            else:
+                binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        found = zip(self._names, binding.get_outputs(), strict=True)
+        return {name: arrays[aliases[name]] if name in aliases else value.numpy() for name, value in found}
 
     def _run_bfloat16(self, arrays: dict[str, Array]) -> list[Array]:
         """numpy's bfloat16 is a stranger to ONNX Runtime: values go in and come out by their bits."""

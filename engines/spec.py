@@ -1,19 +1,20 @@
 """The contract between exporter and runtime: what each graph takes, returns and remembers.
 
 A GraphSpec is the only place where the name of an input, an output or a dynamic dimension is spelled. The exporter
-names its ONNX file by it, the builder makes its optimization profile from it, a session binds by it, and the runtime
+names its ONNX file by it, the builder makes its optimization profiles from it, a session binds by it, and the runtime
 places cache rows by its StateSpecs.
-Unusual: a graph returns only what is new. It never returns a cache; the runtime owns every cache and puts new rows in.
+Unusual: a graph returns only what is new. The runtime owns every cache: it places the new rows itself, or, where the
+target has an operator for it, binds the cache as input and output at one address, and the graph writes rows in place.
 
 Dimension key:  B streams   S pixels a side   N positions: class token and patches   C vision width   W window
                 M tokens a frame   E LLM width   H heads   K key/value heads   D head dim   V vocabulary
+                S (of a cache) LLM rows it can hold
 Dynamic dims:   batch (1..streams)   rows (new LLM rows in one pass)   past (LLM rows fed from the cache)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -27,6 +28,13 @@ Spelling = Literal["concat", "split"]
 concat  join ring and new row, then one attention; ring (B, W, N, H, D): TensorRT fuses it and reads the ring in place
 split   join the scores, never the caches; ring (B, N, H, W, D): ONNX Runtime's CPU copies nothing. Within a frame, head
         by head: scores stay in the CPU's cache
+"""
+CacheUpdate = Literal["rows", "aliased"]
+"""How new rows of the LLM get into its cache. The target decides, by what its compiler has (docs/decisions/0006).
+
+rows     the graph returns them, the runtime copies them in; the past is fed in buckets, cache (B, S, K, D), opset 20
+aliased  the graph scatters them into the cache it was given, cache (B, K, S, D), opset 24; one decoded token copies
+         nothing, and the whole capacity is fed, masked by the index that is written to
 """
 Dim = int | str
 """A fixed size, the name of a dynamic dimension, or a sum of such names: 'past+rows'."""
@@ -125,10 +133,11 @@ class TensorSpec:
 class StateSpec:
     """One cache: which tensors carry it and how its rows are placed.
 
-    input, output  the graph reads the cache as `input` and returns the new rows as `output`
+    input, output  the graph reads the cache as `input` and returns the new rows, or the whole cache, as `output`
     layout         letters of the dimension key, one an axis; slot_axis is where rows go
     order          ring: frame t goes to slot t % W.  linear: row p goes to index p
     update         rows: the runtime copies the returned rows into the cache
+                   aliased: the graph has written them; input and output must be bound to one address
     row_bytes      bytes of one new row of one stream
     reset          the value of a fresh cache: zero, since even a masked NaN would stay NaN
     """
@@ -140,8 +149,12 @@ class StateSpec:
     slot_axis: int
     order: Literal["ring", "linear"]
     row_bytes: int
-    update: Literal["rows"] = "rows"
+    update: CacheUpdate = "rows"
     reset: float = 0.0
+
+    def as_rows(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """A linear cache, or rows of one, as (B, rows, K, D) whatever its layout. A view."""
+        return np.moveaxis(array, self.slot_axis, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +168,10 @@ class DimRange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FusedAttention:
-    """Fused attention kernels that an engine must have: `gemm` for many query rows, `gemv` for one (over time)."""
+    """Fused attention kernels that an engine must have: `gemm` for many query rows, `gemv` for one (over time, decode).
+
+    Over all of its optimization profiles together, since a compiler lists them together.
+    """
 
     gemm: int = 0
     gemv: int = 0
@@ -163,19 +179,38 @@ class FusedAttention:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphSpec:
-    """One graph. Order of inputs and outputs is the order in the ONNX file."""
+    """One graph. Order of inputs and outputs is the order in the ONNX file.
+
+    dims      what the runtime may feed
+    profiles  what an engine is compiled for, one optimization profile each; the last that fits is the one to use
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     dims: dict[str, DimRange]
+    profiles: tuple[dict[str, DimRange], ...] = ()
     states: tuple[StateSpec, ...] = ()
     fused_attention: FusedAttention = FusedAttention()
 
-    def profile(self, tensor: TensorSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """(min, opt, max) shapes of an input, for an optimization profile."""
-        low, mid, high = ({name: getattr(rng, end) for name, rng in self.dims.items()} for end in ("min", "opt", "max"))
+    def profile_shapes(
+        self, tensor: TensorSpec, profile: dict[str, DimRange]
+    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """(min, opt, max) shapes of an input in one optimization profile."""
+        low, mid, high = ({name: getattr(rng, end) for name, rng in profile.items()} for end in ("min", "opt", "max"))
         return tensor.resolve(low), tensor.resolve(mid), tensor.resolve(high)
+
+    def profile_index(self, sizes: dict[str, int]) -> int:
+        """The last profile in which every dynamic dimension has its size. Raises SpecError if none fits."""
+        for index in reversed(range(len(self.profiles))):
+            if all(rng.min <= sizes[name] <= rng.max for name, rng in self.profiles[index].items()):
+                return index
+        raise SpecError(f"graph '{self.name}': sizes {sizes} fit in none of its profiles {self.profiles}")
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Outputs that must lie where an input lies: the caches that the graph updates in place."""
+        return {state.output: state.input for state in self.states if state.update == "aliased"}
 
     def input(self, name: str) -> TensorSpec:
         return _named(self.inputs, name, self.name)
@@ -194,7 +229,8 @@ class GraphSpec:
                 name=data["name"],
                 inputs=tuple(_tensor_from_json(t) for t in data["inputs"]),
                 outputs=tuple(_tensor_from_json(t) for t in data["outputs"]),
-                dims={name: DimRange(**rng) for name, rng in data["dims"].items()},
+                dims=_ranges(data["dims"]),
+                profiles=tuple(_ranges(profile) for profile in data["profiles"]),
                 states=tuple(StateSpec(**s) for s in data["states"]),
                 fused_attention=FusedAttention(**data["fused_attention"]),
             )
@@ -214,110 +250,9 @@ def _named(tensors: tuple[TensorSpec, ...], name: str, graph: str) -> TensorSpec
     raise SpecError(f"graph '{graph}' has no tensor '{name}'; it has {', '.join(t.name for t in tensors)}")
 
 
+def _ranges(data: dict[str, Any]) -> dict[str, DimRange]:
+    return {name: DimRange(**rng) for name, rng in data.items()}
+
+
 def _tensor_from_json(data: dict[str, Any]) -> TensorSpec:
     return TensorSpec(name=data["name"], dtype=data["dtype"], shape=tuple(data["shape"]))
-
-
-def graph_specs(
-    shape: ModelShape, limits: StreamLimits, precision: Precision, spelling: Spelling = "concat"
-) -> dict[str, GraphSpec]:
-    """The six graphs of a model, by name, in the order in which a frame and then its text pass through them."""
-    real = FLOAT_OF[precision]
-    specs = (*_vision_specs(shape, limits, real, spelling), *_language_specs(shape, limits, real))
-    # No compiler fuses float32 attention over many rows; over one row all do.
-    rows = 0 if precision == "fp32" else 1
-    fused = {
-        "trunk": FusedAttention(gemm=rows * shape.num_trunk_layers),
-        "temporal": FusedAttention(gemm=rows * shape.num_temporal_layers, gemv=shape.num_temporal_layers),
-        "compressor": FusedAttention(gemm=rows * shape.num_compressor_attentions),
-        "llm": FusedAttention(gemm=rows * shape.num_llm_layers),
-    }
-    return {spec.name: replace(spec, fused_attention=fused.get(spec.name, FusedAttention())) for spec in specs}
-
-
-def _vision_specs(shape: ModelShape, limits: StreamLimits, real: str, spelling: Spelling) -> tuple[GraphSpec, ...]:
-    tensor, batch = _batched(limits)
-    trunk_features = tensor("trunk_features", real, shape.num_positions, shape.vision_width)
-    features = tensor("features", real, shape.num_positions - 1, shape.vision_width)
-    frame_time = tensor("frame_time", "float32")
-    slot_mask = tensor("slot_mask", "bool", limits.window)
-    row = (shape.num_positions, shape.vision_heads, shape.vision_head_dim)
-    layout = "BWNHD" if spelling == "concat" else "BNHWD"
-    rings = _states(shape.num_temporal_layers, real, layout=layout, slot="W", order="ring", row=row)
-    sizes = dict(zip("NHD", row, strict=True)) | {"W": limits.window}
-    past = (tensor(state.input, real, *(sizes[axis] for axis in layout[1:])) for state in rings)
-    new = (tensor(state.output, real, *row) for state in rings)
-    frame = tensor("frame", "uint8", shape.image_size, shape.image_size, 3)
-    frame_embeds = tensor("frame_embeds", real, shape.num_frame_tokens, shape.llm_width)
-    return (
-        GraphSpec(name="trunk", inputs=(frame,), outputs=(trunk_features,), dims=batch),
-        GraphSpec(
-            name="temporal",
-            inputs=(trunk_features, frame_time, slot_mask, *past),
-            outputs=(features, *new),
-            dims=batch,
-            states=rings,
-        ),
-        GraphSpec(name="compressor", inputs=(features, frame_time), outputs=(frame_embeds,), dims=batch),
-    )
-
-
-def _language_specs(shape: ModelShape, limits: StreamLimits, real: str) -> tuple[GraphSpec, ...]:
-    tensor, batch = _batched(limits)
-    rows = {"rows": DimRange(min=1, opt=min(shape.num_frame_tokens, limits.chunk), max=limits.chunk)}
-    buckets = {"past": DimRange(min=limits.bucket, opt=limits.bucket, max=limits.context)}
-    input_ids = tensor("input_ids", "int64", "rows")
-    inputs_embeds = tensor("inputs_embeds", real, "rows", shape.llm_width)
-    position_ids = tensor("position_ids", "int64", "rows")
-    attention_mask = tensor("attention_mask", "int64", "past+rows")
-    hidden = tensor("hidden", real, 1, shape.llm_width)
-    row = (shape.num_kv_heads, shape.llm_head_dim)
-    caches = _states(shape.num_llm_layers, real, layout="BSKD", slot="S", order="linear", row=row)
-    past = (tensor(state.input, real, "past", *row) for state in caches)
-    new = (tensor(state.output, real, "rows", *row) for state in caches)
-    return (
-        GraphSpec(name="embed", inputs=(input_ids,), outputs=(inputs_embeds,), dims={**batch, **rows}),
-        GraphSpec(
-            name="llm",
-            inputs=(inputs_embeds, position_ids, attention_mask, *past),
-            outputs=(hidden, *new),
-            dims={**batch, **rows, **buckets},
-            states=caches,
-        ),
-        GraphSpec(
-            name="head",
-            inputs=(hidden,),
-            outputs=(tensor("logits", "float32", shape.vocab_size),),
-            dims=batch,
-        ),
-    )
-
-
-def _batched(limits: StreamLimits) -> tuple[Callable[..., TensorSpec], dict[str, DimRange]]:
-    """A maker of tensors whose first dimension is the batch: fixed for one stream, dynamic for several."""
-    dim: Dim = "batch" if limits.streams > 1 else 1
-    ranges = {"batch": DimRange(min=1, opt=limits.streams, max=limits.streams)} if limits.streams > 1 else {}
-
-    def tensor(name: str, dtype: str, *dims: Dim) -> TensorSpec:
-        return TensorSpec(name=name, dtype=dtype, shape=(dim, *dims))
-
-    return tensor, ranges
-
-
-def _states(
-    num_layers: int, dtype: str, *, layout: str, slot: str, order: Literal["ring", "linear"], row: tuple[int, ...]
-) -> tuple[StateSpec, ...]:
-    row_bytes = int(np.prod(row)) * ITEM_BYTES[dtype]
-    return tuple(
-        StateSpec(
-            input=f"past.{layer}.{part}",
-            output=f"new.{layer}.{part}",
-            dtype=dtype,
-            layout=layout,
-            slot_axis=layout.index(slot),
-            order=order,
-            row_bytes=row_bytes,
-        )
-        for layer in range(num_layers)
-        for part in ("key", "value")
-    )

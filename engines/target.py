@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from .errors import SpecError
-from .spec import Precision, Spelling
+from .spec import CacheUpdate, Precision, Spelling
 
 FOLDER = Path(__file__).parent / "targets"
 
@@ -19,6 +19,7 @@ class Target:
 
     runtime               what executes its graphs: ort-cpu, ort-cuda, tensorrt or tensorrt_rtx
     spelling              how the temporal graph reads its ring
+    cache_update          how new rows get into the LLM's cache
     builder               Python package that compiles engines, or None where ONNX files run directly
     builder_versions      first version that may build, and the first that may not again; empty for any
     compute_capabilities  GPUs to compile for (TensorRT-RTX), or that the target has; empty for whatever is there
@@ -30,6 +31,7 @@ class Target:
     description: str
     runtime: str
     spelling: Spelling
+    cache_update: CacheUpdate
     builder: str | None
     builder_versions: tuple[str, ...]
     compute_capabilities: tuple[str, ...]
@@ -53,6 +55,7 @@ def load_target(name: str) -> Target:
         description=data["description"],
         runtime=data["runtime"],
         spelling=data["spelling"],
+        cache_update=data["cache_update"],
         builder=data["builder"],
         builder_versions=tuple(data["builder_versions"]),
         compute_capabilities=tuple(data["compute_capabilities"]),

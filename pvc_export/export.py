@@ -18,10 +18,11 @@ import torch
 from engines.builder import build_engine, compute_capabilities, load_runtime
 from engines.bundle import TOKENIZER_NAME, graph_path
 from engines.errors import BackendUnavailable, ModelError, ParityError
+from engines.graph_specs import graph_specs
 from engines.layers import check_layers, count_attention
 from engines.machine import sign
 from engines.manifest import FORMAT_VERSION, EngineEntry, Manifest, hash_file, hash_folder
-from engines.spec import GraphSpec, Precision, Spelling, StreamLimits, graph_specs
+from engines.spec import GraphSpec, Precision, Spelling, StreamLimits
 from engines.target import Target
 from pvc_ref import PVC
 
@@ -105,9 +106,10 @@ def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> Non
 def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, console: Console) -> Manifest:
     """Graphs, tokenizer and engines into `folder`, and a manifest that does not yet know how the check came out."""
     shape = model_shape(loaded.config)
-    specs = graph_specs(shape, request.limits, request.precision, request.target.spelling)
+    spelling, cache_update = request.target.spelling, request.target.cache_update
+    specs = graph_specs(shape, request.limits, request.precision, spelling, cache_update=cache_update)
     model = cast_model(loaded.model, request.precision)
-    _export_graphs(model, specs, request.target.spelling, folder, console)
+    _export_graphs(model, specs, spelling, folder, console)
     weights = {name: (_num_float32_weights(model, name), _num_weights(model, name)) for name in specs}
     del model  # at 8B neither a builder nor a check has room beside a second copy
     # Not tokenizer.save: on a full disk it raises a bare Exception, which is no OSError.

@@ -1,8 +1,9 @@
 """The six graphs as torch modules: thin wrappers that call the reference.
 
 What a wrapper adds is the calling convention of the runtime: flat tensors instead of lists of pairs, a ring with a slot
-mask instead of an ordered past, one frame instead of a clip, and the last hidden row only. The one arithmetic of its
-own is a second spelling of attention in the ViT, for targets where it is faster; the check holds it to the reference.
+mask instead of an ordered past, one frame instead of a clip, and the last hidden row only. The only arithmetic of its
+own is a second spelling of attention, in the ViT and in the LLM, for targets where it is faster; the check holds both
+to the reference.
 Dimension key: as in engines/spec.py.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,11 @@ from torch import Tensor, nn
 from engines.spec import GraphSpec, ModelShape, Spelling
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.layers import attention, upcast, visible_to_bias
+from pvc_ref.llm import CausalAttention, rope_angles, rotate
 from pvc_ref.temporal import KeyValue, TemporalAttention, TemporalEncoder
 from pvc_ref.vision import SpatialAttention, Trunk
+
+from .onnx_export import OPSET_IN_PLACE
 
 EncoderT = TypeVar("EncoderT", Trunk, TemporalEncoder)
 
@@ -60,7 +64,7 @@ def graph_module(model: PVC, spec: GraphSpec, spelling: Spelling = "concat") -> 
         "temporal": TemporalGraph(split_attention(model.temporal) if split else model.temporal),
         "compressor": model.compressor,
         "embed": model.llm.embed_tokens,
-        "llm": LLMGraph(model),
+        "llm": InPlaceLLMGraph(model) if spec.aliases else LLMGraph(model),
         "head": HeadGraph(model),
     }
     return parts[spec.name].eval()
@@ -161,6 +165,71 @@ class LLMGraph(nn.Module):
         """(B, L, E), (B, L), (B, P + L), caches (B, P, K, D) -> hidden (B, 1, E), new rows (B, L, K, D)."""
         hidden, new = self.decoder(inputs_embeds, position_ids, pairs(past), attention_mask)
         return hidden[:, -1:], *(rows for pair in new for rows in pair)
+
+
+class InPlaceLLMGraph(nn.Module):
+    """The same rows through the same layers, written into the caches by the graph itself (opset 24).
+
+    Only attention is spelled anew; norms, rotation and MLPs are the reference's modules: the compiler makes as many
+    kernels of them as of opset 23's RMSNormalization and RotaryEmbedding.
+    """
+
+    def __init__(self, model: PVC) -> None:
+        super().__init__()
+        self.decoder = copy.deepcopy(model.llm, memo={id(weight): weight for weight in model.llm.parameters()})
+        for layer in self.decoder.layers:
+            layer.attn = InPlaceAttention(cast(CausalAttention, layer.attn))
+
+    def forward(
+        self, inputs_embeds: Tensor, position_ids: Tensor, write_index: Tensor, *past: Tensor
+    ) -> tuple[Tensor, ...]:
+        """(B, L, E), (B, L), (B,), caches (B, K, S, D) -> hidden (B, 1, E), the same caches with the new rows."""
+        config, dtype = self.decoder.config, inputs_embeds.dtype
+        slots = torch.arange(past[0].shape[2])[None, None]
+        rows = write_index[:, None, None] + torch.arange(inputs_embeds.shape[1])[None, :, None]
+        bias = visible_to_bias(slots <= rows, dtype)[:, None]  # (B, 1, L, S): what lies behind a row is not there yet
+        rope = rope_angles(position_ids, config.attention_head_dim, config.rope_theta, dtype)
+        x, caches = inputs_embeds, []
+        for layer, (key, value) in zip(self.decoder.layers, pairs(past), strict=True):
+            x, updated = layer(x, rope, (key, value, write_index), bias)
+            caches += updated
+        return self.decoder.norm(x)[:, -1:], *caches
+
+
+class InPlaceAttention(nn.Module):
+    """The reference's attention over a cache that it first writes into: TensorScatter, then Attention.
+
+    Traced, never run: torch has no such operators. Query heads share their key/value head inside the operator; over one
+    row a compiler then reads the cache where it lies.
+    """
+
+    def __init__(self, reference: CausalAttention) -> None:
+        super().__init__()
+        self.head_dim = reference.head_dim
+        self.q_proj, self.k_proj, self.v_proj = reference.q_proj, reference.k_proj, reference.v_proj
+        self.o_proj = reference.o_proj
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor, Tensor], bias: Tensor
+    ) -> tuple[Tensor, KeyValue]:
+        """x (B, L, E); past: caches (B, K, S, D) and write_index (B,); bias (B, 1, L, S)."""
+        *caches, write_index = past
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (y.transpose(1, 2) for y in (rotate(q, *rope), rotate(k, *rope), v))
+        key, value = (
+            _operator("TensorScatter", (cache, new, write_index), like=cache, axis=-2, mode="linear")
+            for cache, new in zip(caches, (k, v), strict=True)
+        )
+        out = _operator("Attention", (q, key, value, bias), like=q)
+        return self.o_proj(out.transpose(1, 2).flatten(2)), (key, value)
+
+
+def _operator(name: str, inputs: tuple[Tensor, ...], *, like: Tensor, **attributes: Any) -> Tensor:
+    """One ONNX operator of opset 24 in the traced graph, whose result has the dtype and shape of `like`."""
+    result: Tensor = torch.onnx.ops.symbolic(
+        name, inputs, attributes, dtype=like.dtype, shape=like.shape, version=OPSET_IN_PLACE
+    )
+    return result
 
 
 class HeadGraph(nn.Module):

@@ -24,9 +24,10 @@ from engines.builder import load_runtime
 from engines.bundle import Bundle, open_bundle, require_fitting_engine
 from engines.cuda import LibCudart
 from engines.errors import BackendUnavailable, BundleError, ParityError
+from engines.graph_specs import graph_specs
 from engines.memory import Array
 from engines.session import OrtSession, Session
-from engines.spec import VISION_GRAPHS, GraphSpec, StreamLimits, graph_specs
+from engines.spec import VISION_GRAPHS, GraphSpec, StreamLimits
 from engines.target import Target, load_target
 from engines.vision import VisionEncoder
 from pvc_ref import PVC, VisionState

@@ -1,4 +1,4 @@
-"""One graph to one ONNX file: dynamo exporter, opset 20, standard operators, weights beside the graph.
+"""One graph to one ONNX file: dynamo exporter, standard operators, weights beside the graph.
 
 Unusual: names and dynamic dimensions come from the GraphSpec and are read back from the saved file; a signature that
 differs in one name, dtype or dimension is a BuildError: a specialised dimension would fail only later, on a device.
@@ -22,6 +22,7 @@ from engines.errors import BuildError
 from engines.spec import Dim, GraphSpec, TensorSpec
 
 OPSET = 20  # the newest that TensorRT 10.3 on JetPack 6.2 reads
+OPSET_IN_PLACE = 24  # the first with TensorScatter
 TORCH_OF = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -40,6 +41,11 @@ ELEM_TYPE = {
 }
 
 
+def opset_of(spec: GraphSpec) -> int:
+    """The ONNX opset that a graph is written in."""
+    return OPSET_IN_PLACE if spec.aliases else OPSET
+
+
 def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
     """Write `module` as path (.onnx) and path + '.data'. Raises BuildError if it cannot, or if its signature is off."""
     # No dynamic dimension may be traced at 0 or 1, nor two at one size: the exporter would take them for constants.
@@ -53,7 +59,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
                 module,
                 examples,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset_of(spec),
                 input_names=[t.name for t in spec.inputs],
                 output_names=[t.name for t in spec.outputs],
                 dynamic_shapes=_fold_varargs(module, dynamic),
@@ -73,9 +79,9 @@ def check_signature(path: Path, spec: GraphSpec) -> None:
     model = onnx.load(path, load_external_data=False)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
-    if opset != OPSET or foreign:
+    if opset != opset_of(spec) or foreign:
         raise BuildError(
-            f"{path}: opset {opset} and operator domains {sorted(foreign)}, expected opset {OPSET} and none"
+            f"{path}: opset {opset} and operator domains {sorted(foreign)}, expected opset {opset_of(spec)} and none"
         )
     for kind, tensors, found in (
         ("input", spec.inputs, model.graph.input),

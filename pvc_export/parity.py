@@ -282,7 +282,7 @@ def limits_of(stage: str) -> str:
 
 def limit_key(graph: str, tensor: str) -> str:
     """Cache rows of all layers share one limit: 'temporal/new', 'llm/new'."""
-    return f"{graph}/{'new' if tensor.startswith('new.') else tensor}"
+    return f"{graph}/{'new' if tensor.startswith(('new.', 'present.')) else tensor}"
 
 
 def load_thresholds() -> Thresholds:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from engines.bundle import Bundle
+from engines.cache import LinearCache
 from engines.memory import Array, host_dtype
 from engines.session import Session
 from engines.spec import FLOAT_OF, GraphSpec
@@ -42,23 +43,24 @@ def probe_context(bundle: Bundle, loaded: LoadedModel) -> list[Difference]:
     """One frame's rows behind a context that is full but for them, at the last positions, against the reference."""
     session = bundle.sessions["llm"]
     spec, num_rows = session.spec, session.spec.dims["rows"].opt
-    past = spec.dims["past"].max
-    feeds = draw_inputs(spec, {"batch": 1, "rows": num_rows, "past": past}, bundle, np.random.default_rng(1))
-    feeds["attention_mask"][:] = 1
-    feeds["attention_mask"][:, past - num_rows : past] = 0  # those slots are where the new rows will go
-    feeds["position_ids"] = np.arange(past - num_rows, past, dtype=np.int64)[None]
-    got = _run(session, feeds)
-    tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
-    caches = [tensors[state.input].float() for state in spec.states]
-    hidden, new = loaded.model.llm(
-        tensors["inputs_embeds"].float(),
-        tensors["position_ids"],
-        list(zip(caches[0::2], caches[1::2], strict=True)),
-        tensors["attention_mask"],
-    )
+    rng, cache = np.random.default_rng(1), LinearCache(spec, session.memory)
+    length = cache.capacity - num_rows
+    inputs = draw_inputs(spec, {"batch": 1, "rows": num_rows, "past": cache.capacity}, bundle, rng)
+    past = {s.input: np.ascontiguousarray(s.as_rows(inputs[s.input])[:, :length]) for s in spec.states}
+    dense = {s.input: np.ascontiguousarray(np.moveaxis(past[s.input], 1, s.slot_axis)) for s in spec.states}
+    cache.restore({name: array.view(f"u{array.itemsize}") for name, array in dense.items()}, length)
+    embeds = inputs["inputs_embeds"]
+    outputs = session.run({"inputs_embeds": embeds, **cache.feeds(num_rows)})
+    got = {"hidden": session.memory.to_host(outputs["hidden"])}
+    new = cache.new_rows(outputs, num_rows)
+    got |= {s.output: s.as_rows(session.memory.to_host(new[s.output])) for s in spec.states}
+    caches = [torch.from_numpy(past[state.input]).float() for state in spec.states]
+    positions = torch.arange(length, cache.capacity)[None]
+    pairs = list(zip(caches[0::2], caches[1::2], strict=True))
+    hidden, rows = loaded.model.llm(torch.from_numpy(embeds).float(), positions, pairs)
     want = {"hidden": hidden[:, -1:]}
-    want |= {s.output: rows for s, rows in zip(spec.states, (rows for pair in new for rows in pair), strict=True)}
-    where = f"positions {past - num_rows}..{past - 1}"
+    want |= {s.output: r for s, r in zip(spec.states, (r for pair in rows for r in pair), strict=True)}
+    where = f"positions {length}..{cache.capacity - 1}"
     return [
         compare_arrays(got[name], value.numpy(), stage=_stage(bundle), graph="llm", tensor=name, where=where)
         for name, value in want.items()
@@ -66,7 +68,10 @@ def probe_context(bundle: Bundle, loaded: LoadedModel) -> list[Difference]:
 
 
 def _run(session: Session, feeds: dict[str, Array]) -> dict[str, Array]:
-    return {name: session.memory.to_host(tensor) for name, tensor in session.run(feeds).items()}
+    """Caches are copied first: a graph that updates them in place may not change the inputs of another run."""
+    caches = session.spec.aliases.values()
+    own = {name: array.copy() if name in caches else array for name, array in feeds.items()}
+    return {name: session.memory.to_host(tensor) for name, tensor in session.run(own).items()}
 
 
 def _stage(bundle: Bundle) -> str:
@@ -86,6 +91,9 @@ def draw_inputs(spec: GraphSpec, dims: dict[str, int], bundle: Bundle, rng: np.r
             feeds[tensor.name] = rng.integers(0, bundle.manifest.shape.vocab_size, shape)
         elif tensor.name == "position_ids":
             feeds[tensor.name] = np.broadcast_to(np.arange(shape[1], dtype=np.int64), shape).copy()
+        elif tensor.name == "write_index":  # every stream has another length
+            room = spec.dims["rows"].max + 1
+            feeds[tensor.name] = np.arange(shape[0], dtype=np.int64) * room % (bundle.manifest.limits.context - room)
         elif tensor.dtype == "int64":
             feeds[tensor.name] = (rng.random(shape) < 0.7).astype(np.int64)
         elif tensor.name == "frame_time":

@@ -1,4 +1,7 @@
-"""Sessions that remember what they returned: how a check sees every output of every graph without its own runtime."""
+"""Sessions that remember what they returned: how a check sees every output of every graph without its own runtime.
+
+Of a cache that a graph updates in place, the rows that were new.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,15 @@ class _Recorded:
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         outputs = self._session.run(inputs)
-        self._recorder.calls[self.spec.name].append(
-            {name: self.memory.to_host(tensor) for name, tensor in outputs.items()}
-        )
+        recorded = {name: self.memory.to_host(t) for name, t in outputs.items() if name not in self.spec.aliases}
+        self._recorder.calls[self.spec.name].append(recorded | self._written(inputs, outputs))
         return outputs
+
+    def _written(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Array]:
+        """Of each cache that was updated in place, a copy of the rows of this call: (1, L, K, D)."""
+        written = {}
+        for state in self.spec.states if self.spec.aliases else ():
+            start, count = int(self.memory.to_host(inputs["write_index"])[0]), inputs["inputs_embeds"].shape[1]
+            rows = self.memory.fetch(outputs[state.output], state, start, count)
+            written[state.output] = state.as_rows(rows)
+        return written

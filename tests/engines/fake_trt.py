@@ -44,9 +44,12 @@ class ILogger:
 
 
 def fake_plan(onnx_path: Path, spec: GraphSpec) -> bytes:
-    """A serialized engine of a graph, with its optimization profile."""
-    profile = {tensor.name: spec.profile(tensor)[::2] for tensor in spec.inputs}
-    return json.dumps({"onnx": str(onnx_path), "profile": profile}).encode()
+    """A serialized engine of a graph, with its optimization profiles."""
+    profiles = [
+        {tensor.name: spec.profile_shapes(tensor, ranges)[::2] for tensor in spec.inputs}
+        for ranges in spec.profiles or ({},)
+    ]
+    return json.dumps({"onnx": str(onnx_path), "profiles": profiles, "aliases": spec.aliases}).encode()
 
 
 class Engine:
@@ -73,6 +76,9 @@ class Engine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(size if isinstance(size, int) else -1 for size in self.values[name].shape)
 
+    def get_aliased_input_tensor(self, name: str) -> str | None:
+        return self.plan["aliases"].get(name)
+
     def create_execution_context(self) -> Context | None:
         return Context(self)
 
@@ -85,9 +91,16 @@ class Context:
         self.engine = engine
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
+        self.profile_index = 0
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        if index >= len(self.engine.plan["profiles"]):
+            return self._refuse(f"there is no profile {index}")
+        self.profile_index = index
+        return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        low, high = self.engine.plan["profile"][name]
+        low, high = self.engine.plan["profiles"][self.profile_index][name]
         if len(shape) != len(low) or not all(a <= x <= b for a, x, b in zip(low, shape, high, strict=True)):
             return self._refuse(f"{name}: {tuple(shape)} is outside the profile {low} to {high}")
         self.shapes[name] = tuple(shape)
@@ -103,6 +116,9 @@ class Context:
         unset = [name for name in self.engine.values if not self.addresses.get(name)]
         if unset or self.shapes.keys() != self.engine.inputs.keys():
             return self._refuse(f"address or shape not set: {unset}")
+        for output, cache in self.engine.plan["aliases"].items():
+            if self.addresses[output] != self.addresses[cache]:
+                return self._refuse(f"{output} must lie where {cache} lies")
         try:
             self.engine.cuda.require_stream(stream)
             feeds = {name: self._read(name, shape) for name, shape in self.shapes.items()}
@@ -130,6 +146,7 @@ class Network:
     def __init__(self) -> None:
         self.onnx: str | None = None
         self.inputs: list[str] = []
+        self.num_layers = 0
 
     @property
     def num_inputs(self) -> int:
@@ -219,7 +236,8 @@ def make_module(
             config.progress_monitor.phase_start("build", None, 1)
             config.progress_monitor.step_complete("build", 0)
             self.log.log(Severity.VERBOSE, build_log)
-            return json.dumps({"onnx": network.onnx, "profile": config.profiles[0].shapes}).encode()
+            profiles = [profile.shapes for profile in config.profiles]
+            return json.dumps({"onnx": network.onnx, "profiles": profiles, "aliases": {}}).encode()
 
     trt.ILogger, trt.TensorIOMode, trt.DataType = ILogger, TensorIOMode, DataType
     trt.Runtime, trt.Builder, trt.OnnxParser = Runtime, Builder, OnnxParser

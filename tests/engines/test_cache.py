@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from engines.cache import LinearCache, RingCache
 from engines.errors import SpecError, StreamFull
-from engines.spec import StreamLimits, graph_specs
+from engines.graph_specs import graph_specs
+from engines.spec import StreamLimits
 
 from .test_spec import SHAPE
 
@@ -83,9 +84,9 @@ def test_a_linear_cache_is_a_list_that_can_be_cut(steps: list[int | str]) -> Non
         rows = [10 * number + i for i in range(int(step))]
         if len(model) + len(rows) > cache.capacity:
             with pytest.raises(StreamFull, match="--context"):
-                cache.append(llm_rows(rows))
+                cache.append(llm_rows(rows), len(rows))
             continue
-        cache.append(llm_rows(rows))
+        cache.append(llm_rows(rows), len(rows))
         model += rows
     feeds = cache.feeds(num_rows=2)
     mask = feeds["attention_mask"][0]
@@ -100,17 +101,51 @@ def test_a_linear_cache_is_a_list_that_can_be_cut(steps: list[int | str]) -> Non
 def test_the_linear_cache_is_fed_in_whole_buckets(length: int, fed: int) -> None:
     cache = LinearCache(SPECS["llm"])
     if length:
-        cache.append(llm_rows(list(range(length))))
+        cache.append(llm_rows(list(range(length))), length)
     feeds = cache.feeds(num_rows=1)
     assert feeds["past.0.key"].shape[1] == fed
     assert feeds["attention_mask"].shape == (1, fed + 1) and feeds["attention_mask"].sum() == length + 1
 
 
+IN_PLACE = graph_specs(SHAPE, StreamLimits(window=W, context=8, chunk=8, bucket=4), "fp32", cache_update="aliased")[
+    "llm"
+]
+
+
+def test_a_cache_that_a_graph_updates_in_place_is_fed_whole_and_only_counted() -> None:
+    cache = LinearCache(IN_PLACE)
+    feeds = cache.feeds(num_rows=3)
+    caches = {state.output: feeds[state.input] for state in IN_PLACE.states}
+    for array in caches.values():  # as a graph does
+        array[:, :, :3] = 7.0
+    assert all(np.all(rows == 7.0) and rows.shape == (1, 1, 3, 6) for rows in cache.new_rows(caches, 3).values())
+    cache.append(caches, 3)
+    feeds = cache.feeds(num_rows=1)
+    assert cache.length == 3 and list(feeds["write_index"]) == [3] and list(feeds["position_ids"][0]) == [3]
+    assert all(feeds[state.input] is caches[state.output] for state in IN_PLACE.states)
+
+
+def test_what_a_failed_pass_wrote_in_place_is_cleared() -> None:
+    """Rows behind the length are masked, but a masked NaN would still be a NaN."""
+    cache = LinearCache(IN_PLACE)
+    arrays = [cache.feeds(1)[state.input] for state in IN_PLACE.states]
+    for array in arrays:
+        array[:, :, :2], array[:, :, 2:6] = 1.0, np.nan
+    cache.length = 2
+    cache.discard(4)
+    assert cache.length == 2
+    assert all(np.all(array[:, :, :2] == 1.0) and np.all(array[:, :, 2:] == 0.0) for array in arrays)
+    cache.discard(100)  # a pass that was never going to fit has written nothing beyond the end
+
+
 def test_a_state_that_asks_for_another_update_rule_is_refused() -> None:
     spec = SPECS["temporal"]
-    foreign = replace(spec, states=(replace(spec.states[0], update="aliased"), *spec.states[1:]))  # type: ignore[arg-type]
+    foreign = replace(spec, states=(replace(spec.states[0], update="aliased"), *spec.states[1:]))
     with pytest.raises(SpecError, match="update 'aliased'"):
         RingCache(foreign)
+    mixed = replace(SPECS["llm"], states=(SPECS["llm"].states[0], *IN_PLACE.states[1:]))
+    with pytest.raises(SpecError, match="update 'aliased'"):
+        LinearCache(mixed)
     with pytest.raises(SpecError, match="asks for order 'ring'"):
         LinearCache(replace(SPECS["llm"], states=spec.states))
 

@@ -31,10 +31,13 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str, *, name: str = "tenso
     ("target", "version", "fits"),
     [
         ("tensorrt", "9.9.0", False),
-        ("tensorrt", "10.2.0.19", False),
-        ("tensorrt", "10.3.0", True),
-        ("tensorrt", "10.13.3.9", True),
+        ("tensorrt", "10.14.1", False),
+        ("tensorrt", "10.15.1", True),
         ("tensorrt", "11.4.0", True),
+        ("tensorrt-10", "10.2.0.19", False),
+        ("tensorrt-10", "10.3.0", True),
+        ("tensorrt-10", "10.13.3.9", True),
+        ("tensorrt-10", "10.15.1", False),
         ("tensorrt", "12.0.0", False),
         ("tensorrt", "12", False),
         ("jetson-orin-jp62", "10.3.0", True),
@@ -65,19 +68,28 @@ def build(folder: Path, target: str, cuda: RecordingCuda | None = None) -> Engin
 
 
 @pytest.mark.parametrize(
-    ("target", "found"), [("tensorrt", "SM90"), ("tensorrt", "SM120"), ("jetson-orin-jp62", "SM87")], ids=str
+    ("target", "version", "found"),
+    [("tensorrt", "10.15.1", "SM90"), ("tensorrt-10", "10.3.0", "SM120"), ("jetson-orin-jp62", "10.3.0", "SM87")],
+    ids=str,
 )
 def test_a_build_by_tensorrt_records_the_gpu_that_it_found(
-    bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch, target: str, found: str
+    bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch, target: str, version: str, found: str
 ) -> None:
-    trt = install(monkeypatch, "10.3.0", build_log=as_log(ENGINE))
+    trt = install(monkeypatch, version, build_log=as_log(ENGINE))
     report = build(bundle_fp16, target, RecordingCuda(capability=found))
-    assert report.compute_capabilities == (found,) and report.runtime_version == "10.3.0"
+    assert report.compute_capabilities == (found,) and report.runtime_version == version
     assert [flag.name for flag in trt.configs[0].cleared] == ["TF32"]
     assert trt.configs[0].capabilities == {}, "it compiles for the GPU that is there, and is not told for which"
     spec = Manifest.load(bundle_fp16).graphs["llm"]
-    mask = spec.profile(spec.input("attention_mask"))
-    assert trt.configs[0].profiles[0].shapes["attention_mask"] == (mask[0], mask[2])
+    for ranges, profile in zip(spec.profiles, trt.configs[0].profiles, strict=True):
+        rows = spec.profile_shapes(spec.input("position_ids"), ranges)
+        assert profile.shapes["position_ids"] == (rows[0], rows[2])
+
+
+def test_a_version_of_another_target_s_is_refused_with_that_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "10.3.0")
+    with pytest.raises(BackendUnavailable, match=r"10.3.0 is installed.*--target jetson-orin-jp62 or tensorrt-10"):
+        load_runtime(load_target("tensorrt"))
 
 
 def test_a_build_by_tensorrt_rtx_is_told_for_which_gpus(bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +120,7 @@ def test_without_a_gpu_tensorrt_s_builder_is_not_even_made(bundle_fp16: Path, mo
     def broken(log: object) -> None:
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
-    trt: Any = install(monkeypatch, "10.3.0")
+    trt: Any = install(monkeypatch, "10.15.1")
     monkeypatch.setattr(builder, "LibCudart", no_gpu)
     trt.Builder = broken
     with pytest.raises(BackendUnavailable, match="no NVIDIA GPU"):
@@ -116,7 +128,7 @@ def test_without_a_gpu_tensorrt_s_builder_is_not_even_made(bundle_fp16: Path, mo
 
 
 def test_layers_come_from_the_log_where_it_lists_them(bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, "10.3.0", build_log=as_log(ENGINE), inspection="never asked")
+    install(monkeypatch, "10.15.1", build_log=as_log(ENGINE), inspection="never asked")
     report = build(bundle_fp16, "tensorrt", RecordingCuda())
     check_layers(report.layers, ONE_RING, num_float32_weights=0)
 
@@ -124,7 +136,7 @@ def test_layers_come_from_the_log_where_it_lists_them(bundle_fp16: Path, monkeyp
 def test_layers_come_from_the_inspector_where_the_log_lists_none(
     bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(monkeypatch, "10.3.0", build_log="Engine generation completed", inspection=as_inspection(ENGINE))
+    install(monkeypatch, "10.15.1", build_log="Engine generation completed", inspection=as_inspection(ENGINE))
     report = build(bundle_fp16, "tensorrt", RecordingCuda())
     check_layers(report.layers, ONE_RING, num_float32_weights=0)
     assert [layer.name for layer in report.layers] == [name for name, _, _ in ENGINE]
@@ -134,7 +146,7 @@ def test_layers_come_from_the_inspector_where_the_log_lists_none(
 def test_a_build_whose_layers_cannot_be_read_fails(
     bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch, inspection: str
 ) -> None:
-    install(monkeypatch, "10.3.0", inspection=inspection)
+    install(monkeypatch, "10.15.1", inspection=inspection)
     with pytest.raises(BuildError) as caught:
         build(bundle_fp16, "tensorrt", RecordingCuda())
     assert caught.value.exit_code == 5
@@ -150,7 +162,7 @@ def test_tensorrt_rtx_has_no_inspector_to_fall_back_to(bundle_fp16: Path, monkey
 def test_an_engine_that_cannot_be_opened_for_inspection_fails(
     bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trt: Any = install(monkeypatch, "10.3.0")
+    trt: Any = install(monkeypatch, "10.15.1")
     monkeypatch.setattr(trt.Runtime, "deserialize_cuda_engine", lambda self, plan: None)
     with pytest.raises(BuildError, match="cannot be opened for inspection"):
         build(bundle_fp16, "tensorrt", RecordingCuda())

@@ -12,8 +12,9 @@ import pytest
 from engines.cache import LinearCache, RingCache
 from engines.errors import SpecError
 from engines.fake import FakeSession
+from engines.graph_specs import graph_specs
 from engines.memory import Array, host_dtype
-from engines.spec import GRAPH_NAMES, GraphSpec, Precision, Spelling, StreamLimits, graph_specs
+from engines.spec import GRAPH_NAMES, CacheUpdate, GraphSpec, Precision, Spelling, StreamLimits
 from engines.target import FOLDER, Target, load_target, target_names
 
 from .test_spec import LIMITS, SHAPE
@@ -22,10 +23,10 @@ RUNTIMES = {"ort-cpu": None, "ort-cuda": None, "tensorrt": "tensorrt", "tensorrt
 SIZES = {"batch": 2, "rows": 3, "past": 128}
 
 
-def test_the_targets_are_the_eight_of_the_design() -> None:
+def test_the_targets_are_the_nine_of_the_readme() -> None:
     assert target_names() == [
         "cpu", "cuda", "jetson-orin-jp62", "jetson-orin-jp72",
-        "jetson-thor-jp70", "jetson-thor-jp72", "rtx", "tensorrt",
+        "jetson-thor-jp70", "jetson-thor-jp72", "rtx", "tensorrt", "tensorrt-10",
     ]  # fmt: skip
 
 
@@ -46,6 +47,10 @@ def test_a_target_builds_engines_if_and_only_if_its_runtime_runs_them(name: str)
     assert len(target.builder_versions) == (2 if target.builder else 0)
     assert target.engine_graphs == (tuple(g for g in GRAPH_NAMES if g != "embed") if target.builder else ())
     assert target.spelling == ("split" if target.runtime == "ort-cpu" else "concat")
+    # TensorScatter and Attention came to TensorRT's parser with 10.15.
+    since = tuple(int(part) for part in target.builder_versions[0].split(".")) if target.builder else (0,)
+    in_place = name == "rtx" or (target.runtime == "tensorrt" and since >= (10, 15))
+    assert target.cache_update == ("aliased" if in_place else "rows")
     assert "bf16" in target.precisions or target.runtime == "ort-cpu"
     assert bool(target.compute_capabilities) == (name == "rtx" or name.startswith("jetson"))
 
@@ -90,10 +95,11 @@ def test_a_fake_session_refuses_what_a_real_one_refuses() -> None:
         FakeSession(spec).run({"hidden": np.zeros((1, 1, 12), np.float16)})
 
 
+@pytest.mark.parametrize("cache_update", get_args(CacheUpdate))
 @pytest.mark.parametrize("precision", get_args(Precision))
-def test_caches_take_what_fake_sessions_return(precision: Precision) -> None:
+def test_caches_take_what_fake_sessions_return(precision: Precision, cache_update: CacheUpdate) -> None:
     """So a stream can be tested without any runtime, bfloat16 included."""
-    specs = graph_specs(SHAPE, StreamLimits(window=4, context=512), precision)
+    specs = graph_specs(SHAPE, StreamLimits(window=4, context=512), precision, cache_update=cache_update)
     temporal, llm = FakeSession(specs["temporal"]), FakeSession(specs["llm"])
     ring, cache = RingCache(temporal.spec, temporal.memory), LinearCache(llm.spec, llm.memory)
     features = np.zeros((1, 5, 16), host_dtype(temporal.spec.input("trunk_features").dtype))
@@ -101,5 +107,7 @@ def test_caches_take_what_fake_sessions_return(precision: Precision) -> None:
         time = np.asarray([index], np.float32)
         ring.push(temporal.run({"trunk_features": features, "frame_time": time, **ring.feeds()}))
         embeds = np.full((1, 4, 12), index, host_dtype(llm.spec.input("inputs_embeds").dtype))
-        cache.append({k: v for k, v in llm.run({"inputs_embeds": embeds, **cache.feeds(4)}).items() if k != "hidden"})
+        cache.append(llm.run({"inputs_embeds": embeds, **cache.feeds(4)}), 4)
+    rows = [llm.spec.states[0].as_rows(array) for name, array in cache.dump().items() if name == "past.0.key"][0]
+    assert cache.length == 24 and len(np.unique(rows.astype(np.float32))) > 100, "every row is there, and its own"
     assert (ring.num_frames, cache.length) == (6, 24)

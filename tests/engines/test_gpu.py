@@ -20,13 +20,16 @@ import pytest
 
 from engines import PVCStream, open_bundle
 from engines.bundle import Bundle, graph_path
-from engines.errors import BackendUnavailable, SpecError
+from engines.errors import BackendUnavailable, BundleError, SpecError
 from engines.fake import RecordingCuda
 from engines.gpu import OrtCudaSession, TrtSession, require_placed
 from engines.manifest import Manifest, hash_folder
 from engines.memory import DeviceMemory, HostMemory, Memory
 from engines.session import OrtSession
-from engines.spec import GraphSpec, TensorSpec
+from engines.spec import GraphSpec, StateSpec, StreamLimits, TensorSpec
+from engines.target import load_target
+from pvc_export.export import ExportRequest, export
+from pvc_export.models import LoadedModel
 from pvc_export.recorder import Recorder
 
 from .fake_trt import fake_plan, make_module
@@ -45,6 +48,14 @@ def with_fake_engines(bundle_fp16: Path, tmp_path_factory: pytest.TempPathFactor
         (folder / entry.path).write_bytes(fake_plan(folder / graph_path(name), manifest.graphs[name]))
     replace(manifest, files=hash_folder(folder)).save(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def cuda_bundle(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cuda") / "fp16"
+    limits = StreamLimits(window=4, context=512)
+    export(tiny, ExportRequest(out=out, target=load_target("cuda"), precision="fp16", limits=limits))
+    return out
 
 
 @pytest.fixture
@@ -129,15 +140,21 @@ def num_bytes(tensor: TensorSpec, **dims: int) -> int:
     return int(np.zeros(tensor.resolve(dims), tensor.dtype).nbytes)
 
 
+def placed(spec: GraphSpec) -> list[StateSpec]:
+    """The caches whose rows the runtime copies; into the others the graph itself writes."""
+    return [state for state in spec.states if state.update == "rows"]
+
+
 def state_bytes(spec: GraphSpec, count: int = 1) -> int:
-    return count * sum(state.row_bytes for state in spec.states)
+    return count * sum(state.row_bytes for state in placed(spec))
 
 
 def pass_bytes(graphs: dict[str, GraphSpec], rows: int, past: int) -> tuple[int, int]:
     """(up, down) of one pass of the LLM over `rows` new rows, `past` rows of its cache being fed."""
     llm = graphs["llm"]
     dims = {"batch": 1, "rows": rows, "past": past}
-    up = sum(num_bytes(llm.input(name), **dims) for name in ("inputs_embeds", "position_ids", "attention_mask"))
+    caches = {state.input for state in llm.states}
+    up = sum(num_bytes(tensor, **dims) for tensor in llm.inputs if tensor.name not in caches)
     return up, num_bytes(llm.output("hidden"), batch=1)
 
 
@@ -167,9 +184,58 @@ def test_a_frame_moves_its_own_bytes_and_no_cache(on_gpu: tuple[Bundle, Recordin
         down = num_bytes(compressor.output("frame_embeds"), batch=1) + llm_down
         assert traffic.download == cuda.num_bytes("download") == down
         assert traffic.syncs == cuda.count("sync") == 2, "one for the embeddings, one for the hidden row"
-        assert cuda.count("copy") == len(temporal.states) + len(graphs["llm"].states), "one copy a tensor"
+        assert cuda.count("copy") == len(placed(temporal)) + len(placed(graphs["llm"])), "one copy a tensor"
         if index > 0:
             assert cuda.count("allocate") == cuda.count("fill") == 0
+
+
+def test_a_cache_that_the_graph_updates_is_never_copied_by_the_runtime(open_engines: Open, frames: Frames) -> None:
+    bundle, cuda = open_engines()
+    llm, stream = bundle.manifest.graphs["llm"], PVCStream(bundle)
+    assert llm.aliases and not placed(llm)
+    stream.push(frames[0])
+    cuda.calls.clear()
+    embeds = stream.language.embed([1, 2, 3])
+    stream.language.append(embeds)
+    assert stream.context_rows > 3 and cuda.count("copy") == 0
+
+
+def test_an_engine_that_updates_another_cache_is_refused(
+    with_fake_engines: Path, copy_bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    folder = copy_bundle(with_fake_engines)
+    manifest = Manifest.load(folder)
+    path = folder / manifest.engines["llm"].path
+    plan = json.loads(path.read_bytes())
+    plan["aliases"]["present.0.key"] = "past.0.value"
+    path.write_bytes(json.dumps(plan).encode())
+    replace(manifest, files=hash_folder(folder)).save(folder)
+    cuda = RecordingCuda()
+    trt = make_module("tensorrt_rtx", manifest.engines["llm"].runtime_version, cuda=cuda)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)
+    with pytest.raises(BundleError, match=r"'present.0.key' is written over 'past.0.value', .* over 'past.0.key'"):
+        open_bundle(folder, runtime="target", trust_engines=True, cuda=cuda)
+
+
+def test_decode_runs_in_the_profile_of_one_row_and_everything_else_in_the_other(
+    open_engines: Open, frames: Frames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, _ = open_engines()
+    llm = session_of(bundle, "llm")
+    ran: list[int] = []
+    for context in llm._contexts:
+        run = context.execute_async_v3
+        monkeypatch.setattr(
+            context,
+            "execute_async_v3",
+            lambda s, run=run, context=context: (ran.append(context.profile_index), run(s))[1],
+        )
+    stream = PVCStream(bundle)
+    stream.push(frames[0])
+    stream.ask(QUESTION, max_new_tokens=3)
+    assert ran == [0, 0, 1, 1, 1], "a frame, a question, three tokens"
 
 
 def test_a_token_moves_its_own_bytes_and_no_cache(on_gpu: tuple[Bundle, RecordingCuda], frames: Frames) -> None:
@@ -233,12 +299,13 @@ def test_a_failed_engine_leaves_the_stream_as_it_was(open_engines: Open, frames:
     stream.push(frames[0])
     rows, before = stream.context_rows, rings(stream)
     llm: Any = bundle.sessions["llm"]
-    run, llm._context.execute_async_v3 = llm._context.execute_async_v3, lambda _: False
+    context = llm._contexts[0]
+    run, context.execute_async_v3 = context.execute_async_v3, lambda _: False
     with pytest.raises(BackendUnavailable, match="the engine of 'llm' could not run"):
         stream.push(frames[1])
     assert (stream.num_frames, stream.context_rows) == (1, rows)
     assert all(np.array_equal(a, b) for a, b in zip(before, rings(stream), strict=True))
-    llm._context.execute_async_v3 = run
+    context.execute_async_v3 = run
     stream.push(frames[1])
     assert stream.num_frames == 2
 
@@ -256,17 +323,19 @@ def test_an_engine_runs_on_its_memory_s_own_stream(open_engines: Open, frames: F
     with pytest.raises(SpecError, match="stream 8 was never made"):
         PVCStream(bundle).push(frames[0])
     session.memory.stream -= 7
-    assert not session._context.execute_async_v3(5)
+    assert not session._contexts[0].execute_async_v3(5)
 
 
 def test_a_shape_outside_the_profile_is_refused_with_the_engine_s_reason(open_engines: Open) -> None:
     bundle, _ = open_engines()
     llm = session_of(bundle, "llm")
-    feeds = {t.name: np.zeros(t.resolve({"rows": 1, "past": 255}), t.dtype) for t in llm.spec.inputs}
-    with pytest.raises(SpecError, match=r"the engine refuses 'attention_mask' as \(1, 256\).*profile"):
-        llm.run(feeds)
-    feeds = {t.name: np.zeros(t.resolve({"rows": 257, "past": 256}), t.dtype) for t in llm.spec.inputs}
+    feeds = {t.name: np.zeros(t.resolve({"batch": 1, "rows": 257}), t.dtype) for t in llm.spec.inputs}
     with pytest.raises(SpecError, match="does not fit"):
+        llm.run(feeds)
+    feeds = {t.name: np.zeros(t.resolve({"batch": 1, "rows": 2}), t.dtype) for t in llm.spec.inputs}
+    low, high = llm._engine.plan["profiles"][0]["position_ids"]
+    llm._engine.plan["profiles"][0]["position_ids"] = ([1, 3], high)
+    with pytest.raises(SpecError, match=r"the engine refuses 'position_ids' as \(1, 2\).*profile"):
         llm.run(feeds)
 
 
@@ -274,8 +343,9 @@ def test_an_engine_without_all_addresses_does_not_run(open_engines: Open, monkey
     """The fake's own gate: a forgotten output would be a write to address zero."""
     bundle, _ = open_engines()
     head = session_of(bundle, "head")
-    bind = head._context.set_tensor_address
-    monkeypatch.setattr(head._context, "set_tensor_address", lambda n, a: n == "logits" or bind(n, a))
+    (context,) = head._contexts
+    bind = context.set_tensor_address
+    monkeypatch.setattr(context, "set_tensor_address", lambda n, a: n == "logits" or bind(n, a))
     with pytest.raises(BackendUnavailable, match=r"could not run: address or shape not set: \['logits'\]"):
         head.run({"hidden": np.zeros(head.spec.input("hidden").resolve({}), np.float16)})
 
@@ -287,26 +357,22 @@ def test_a_tensor_that_does_not_fit_the_spec_never_reaches_the_engine(on_gpu: tu
     assert cuda.count("upload") == 0
 
 
-def test_without_the_cuda_provider_its_session_is_refused(bundle_fp16: Path, copy_bundle: Any) -> None:
-    """A target whose provider is not there is an error, never a slower run. Its spelling is that of rtx."""
-    folder = copy_bundle(bundle_fp16)
-    replace(Manifest.load(folder), target="cuda").save(folder)
+def test_without_the_cuda_provider_its_session_is_refused(cuda_bundle: Path) -> None:
+    """A target whose provider is not there is an error, never a slower run."""
     for runtime in ("target", "auto"):
         with pytest.raises(BackendUnavailable, match=r"not CUDAExecutionProvider.*'\.\[ort-gpu\]'") as caught:
-            open_bundle(folder, runtime=runtime, cuda=RecordingCuda())  # type: ignore[arg-type]
+            open_bundle(cuda_bundle, runtime=runtime, cuda=RecordingCuda())  # type: ignore[arg-type]
         assert caught.value.exit_code == 4
-    assert open_bundle(folder, runtime="cpu").runs_on == "ONNX Runtime CPU"
+    assert open_bundle(cuda_bundle, runtime="cpu").runs_on == "ONNX Runtime CPU"
 
 
 def test_target_cuda_opens_every_graph_on_the_gpu_but_the_table(
-    bundle_fp16: Path, copy_bundle: Any, frames: Frames, monkeypatch: pytest.MonkeyPatch
+    cuda_bundle: Path, frames: Frames, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from functools import partial
 
-    folder = copy_bundle(bundle_fp16)
-    replace(Manifest.load(folder), target="cuda").save(folder)
     monkeypatch.setattr("engines.gpu.OrtCudaSession", partial(OrtCudaSession, provider="CPUExecutionProvider"))
-    bundle = open_bundle(folder, cuda=RecordingCuda())
+    bundle = open_bundle(cuda_bundle, cuda=RecordingCuda())
     assert bundle.runs_on == "ort-cuda on SM89"
     assert {name for name, s in bundle.sessions.items() if isinstance(s.memory, HostMemory)} == {"embed"}
     assert len({id(s.memory) for s in bundle.sessions.values()}) == 2

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from engines.errors import BuildError
+from engines.graph_specs import graph_specs
 from engines.layers import EngineLayer, check_layers, count_attention, parse_inspector, parse_layers
-from engines.spec import FusedAttention, GraphSpec, StreamLimits, graph_specs
+from engines.spec import FusedAttention, GraphSpec, StreamLimits
 
 from .test_spec import SHAPE
 

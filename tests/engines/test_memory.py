@@ -15,8 +15,9 @@ from engines.cache import LinearCache, RingCache
 from engines.cuda import CudaRuntime
 from engines.errors import SpecError
 from engines.fake import RecordingCuda
+from engines.graph_specs import graph_specs
 from engines.memory import DeviceArray, DeviceMemory, HostMemory, Memory, host_dtype
-from engines.spec import ITEM_BYTES, StateSpec, StreamLimits, graph_specs
+from engines.spec import ITEM_BYTES, StateSpec, StreamLimits
 
 from .test_spec import SHAPE
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from engines.errors import SpecError
-from engines.spec import GRAPH_NAMES, GraphSpec, ModelShape, StreamLimits, graph_specs
+from engines.graph_specs import graph_specs
+from engines.spec import GRAPH_NAMES, CacheUpdate, GraphSpec, ModelShape, StreamLimits
 
 SHAPE = ModelShape(
     image_size=28,
@@ -40,8 +41,9 @@ def test_the_six_graphs_chain_into_one_another() -> None:
 
 
 @pytest.mark.parametrize("streams", [1, 3], ids=lambda n: f"streams={n}")
-def test_a_spec_survives_json(streams: int) -> None:
-    for spec in graph_specs(SHAPE, StreamLimits(streams=streams), "fp32").values():
+@pytest.mark.parametrize("cache_update", ["rows", "aliased"])
+def test_a_spec_survives_json(streams: int, cache_update: CacheUpdate) -> None:
+    for spec in graph_specs(SHAPE, StreamLimits(streams=streams), "fp32", cache_update=cache_update).values():
         assert GraphSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
@@ -69,9 +71,34 @@ def test_row_bytes_are_those_of_one_frame_or_one_token_of_one_stream() -> None:
 
 def test_a_profile_covers_every_size_from_one_row_to_the_limits() -> None:
     llm = graph_specs(SHAPE, LIMITS, "fp16")["llm"]
-    assert llm.profile(llm.input("inputs_embeds")) == ((1, 1, 12), (3, 4, 12), (3, 64, 12))
-    assert llm.profile(llm.input("attention_mask")) == ((1, 129), (3, 132), (3, 576))  # past + rows
-    assert llm.profile(llm.input("past.1.value")) == ((1, 128, 1, 6), (3, 128, 1, 6), (3, 512, 1, 6))
+    (profile,) = llm.profiles
+    assert llm.profile_shapes(llm.input("inputs_embeds"), profile) == ((1, 1, 12), (3, 4, 12), (3, 64, 12))
+    assert llm.profile_shapes(llm.input("attention_mask"), profile) == ((1, 129), (3, 132), (3, 576))  # past + rows
+    assert llm.profile_shapes(llm.input("past.1.value"), profile) == ((1, 128, 1, 6), (3, 128, 1, 6), (3, 512, 1, 6))
+
+
+@pytest.mark.parametrize("streams", [1, 3], ids=lambda n: f"streams={n}")
+def test_in_place_decode_has_a_profile_of_its_own_and_never_of_a_single_row(streams: int) -> None:
+    """Compiled for a batch of exactly one, a row would have the weights laid out a second time."""
+    limits = StreamLimits(context=512, streams=streams, chunk=64)
+    llm = graph_specs(SHAPE, limits, "fp16", cache_update="aliased")["llm"]
+    many, one = llm.profiles
+    assert llm.profile_shapes(llm.input("position_ids"), many)[2] == (streams, 64)
+    assert llm.profile_shapes(llm.input("position_ids"), one) == ((1, 1), (streams, 1), (max(streams, 2), 1))
+    assert llm.input("past.0.key").shape == ("batch", 1, 512, 6), "a cache that is updated in place has a fixed size"
+    assert llm.profile_index({"batch": 1, "rows": 1}) == 1 and llm.profile_index({"batch": 1, "rows": 2}) == 0
+    with pytest.raises(SpecError, match="fit in none of its profiles"):
+        llm.profile_index({"batch": 1, "rows": 65})
+
+
+@pytest.mark.parametrize("cache_update", ["rows", "aliased"])
+def test_what_a_graph_updates_in_place_is_said_by_its_states(cache_update: CacheUpdate) -> None:
+    llm = graph_specs(SHAPE, LIMITS, "fp16", cache_update=cache_update)["llm"]
+    expected = {s.output: s.input for s in llm.states} if cache_update == "aliased" else {}
+    assert llm.aliases == expected
+    for state in llm.states:
+        cache = np.zeros(llm.input(state.input).resolve({"batch": 2, "past": 512}), np.float16)
+        assert state.as_rows(cache).shape == (2, 512, 1, 6) and np.shares_memory(state.as_rows(cache), cache)
 
 
 def test_one_stream_makes_a_fixed_batch() -> None:

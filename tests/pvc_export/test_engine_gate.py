@@ -12,8 +12,9 @@ from torch import Tensor
 
 from engines.builder import build_engine
 from engines.errors import BuildError
+from engines.graph_specs import graph_specs
 from engines.layers import EngineLayer, check_layers, count_attention, parse_layers
-from engines.spec import FusedAttention, StreamLimits, graph_specs
+from engines.spec import FusedAttention, StreamLimits
 from engines.target import load_target
 from pvc_export import onnx_export
 from pvc_export.export import _num_float32_weights

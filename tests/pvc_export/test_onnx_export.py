@@ -14,8 +14,9 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from engines.errors import BuildError
+from engines.graph_specs import graph_specs
 from engines.manifest import Manifest
-from engines.spec import GRAPH_NAMES, GraphSpec, Spelling, StreamLimits, graph_specs
+from engines.spec import GRAPH_NAMES, GraphSpec, Spelling, StreamLimits
 from pvc_export.graphs import graph_module, model_shape
 from pvc_export.models import LoadedModel
 from pvc_export.onnx_export import check_signature, export_graph

@@ -1,0 +1,187 @@
+"""The six graphs of a model: every tensor, dynamic dimension, cache and fused attention, from its sizes and limits.
+
+Dimension key and dynamic dims: as in spec.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+from typing import Literal
+
+from .spec import (
+    FLOAT_OF,
+    ITEM_BYTES,
+    CacheUpdate,
+    Dim,
+    DimRange,
+    FusedAttention,
+    GraphSpec,
+    ModelShape,
+    Precision,
+    Spelling,
+    StateSpec,
+    StreamLimits,
+    TensorSpec,
+)
+
+
+def graph_specs(
+    shape: ModelShape,
+    limits: StreamLimits,
+    precision: Precision,
+    spelling: Spelling = "concat",
+    *,
+    cache_update: CacheUpdate = "rows",
+) -> dict[str, GraphSpec]:
+    """The six graphs of a model, by name, in the order in which a frame and then its text pass through them."""
+    real = FLOAT_OF[precision]
+    specs = (*_vision_specs(shape, limits, real, spelling), *_language_specs(shape, limits, real, cache_update))
+    # No compiler fuses float32 attention over many rows; over one row all do.
+    rows = 0 if precision == "fp32" else 1
+    fused = {
+        "trunk": FusedAttention(gemm=rows * shape.num_trunk_layers),
+        "temporal": FusedAttention(gemm=rows * shape.num_temporal_layers, gemv=shape.num_temporal_layers),
+        "compressor": FusedAttention(gemm=rows * shape.num_compressor_attentions),
+        "llm": FusedAttention(
+            gemm=rows * shape.num_llm_layers, gemv=shape.num_llm_layers if cache_update == "aliased" else 0
+        ),
+    }
+    return {
+        spec.name: replace(
+            spec,
+            fused_attention=fused.get(spec.name, FusedAttention()),
+            profiles=spec.profiles or ((spec.dims,) if spec.dims else ()),
+        )
+        for spec in specs
+    }
+
+
+def _vision_specs(shape: ModelShape, limits: StreamLimits, real: str, spelling: Spelling) -> tuple[GraphSpec, ...]:
+    tensor, batch = _batched(limits)
+    trunk_features = tensor("trunk_features", real, shape.num_positions, shape.vision_width)
+    features = tensor("features", real, shape.num_positions - 1, shape.vision_width)
+    frame_time = tensor("frame_time", "float32")
+    slot_mask = tensor("slot_mask", "bool", limits.window)
+    row = (shape.num_positions, shape.vision_heads, shape.vision_head_dim)
+    layout = "BWNHD" if spelling == "concat" else "BNHWD"
+    rings = _states(shape.num_temporal_layers, real, layout=layout, slot="W", order="ring", row=row)
+    sizes = dict(zip("NHD", row, strict=True)) | {"W": limits.window}
+    past = (tensor(state.input, real, *(sizes[axis] for axis in layout[1:])) for state in rings)
+    new = (tensor(state.output, real, *row) for state in rings)
+    frame = tensor("frame", "uint8", shape.image_size, shape.image_size, 3)
+    frame_embeds = tensor("frame_embeds", real, shape.num_frame_tokens, shape.llm_width)
+    return (
+        GraphSpec(name="trunk", inputs=(frame,), outputs=(trunk_features,), dims=batch),
+        GraphSpec(
+            name="temporal",
+            inputs=(trunk_features, frame_time, slot_mask, *past),
+            outputs=(features, *new),
+            dims=batch,
+            states=rings,
+        ),
+        GraphSpec(name="compressor", inputs=(features, frame_time), outputs=(frame_embeds,), dims=batch),
+    )
+
+
+def _language_specs(
+    shape: ModelShape, limits: StreamLimits, real: str, cache_update: CacheUpdate
+) -> tuple[GraphSpec, ...]:
+    tensor, batch = _batched(limits)
+    rows = {"rows": DimRange(min=1, opt=min(shape.num_frame_tokens, limits.chunk), max=limits.chunk)}
+    input_ids = tensor("input_ids", "int64", "rows")
+    inputs_embeds = tensor("inputs_embeds", real, "rows", shape.llm_width)
+    hidden = tensor("hidden", real, 1, shape.llm_width)
+    return (
+        GraphSpec(name="embed", inputs=(input_ids,), outputs=(inputs_embeds,), dims={**batch, **rows}),
+        _llm_spec(shape, limits, real, cache_update, rows),
+        GraphSpec(
+            name="head",
+            inputs=(hidden,),
+            outputs=(tensor("logits", "float32", shape.vocab_size),),
+            dims=batch,
+        ),
+    )
+
+
+def _llm_spec(
+    shape: ModelShape, limits: StreamLimits, real: str, cache_update: CacheUpdate, rows: dict[str, DimRange]
+) -> GraphSpec:
+    """The layers, with the profiles that measured best (docs/decisions/0006).
+
+    rows     one profile: decode's query heads are rows of one attention, so one row gets no other kernel than many
+    aliased  a second profile for one row, where attention reads the cache in place. Its batch goes to two at least,
+             and so is dynamic even for one stream: for exactly one row every weight would be laid out a second time
+    """
+    aliased, streams = cache_update == "aliased", limits.streams
+    tensor, batch = _batched(limits, always=aliased)
+    row = (shape.num_kv_heads, shape.llm_head_dim)
+    caches = _states(
+        shape.num_llm_layers, real, layout="BKSD" if aliased else "BSKD", slot="S", order="linear", row=row,
+        update=cache_update,
+    )  # fmt: skip
+    dims = {**batch, **rows}
+    cache_shape: tuple[Dim, ...] = (row[0], limits.context, row[1]) if aliased else ("past", *row)
+    new_shape: tuple[Dim, ...] = cache_shape if aliased else ("rows", *row)
+    if aliased:
+        place = tensor("write_index", "int64")
+    else:
+        place = tensor("attention_mask", "int64", "past+rows")
+        dims["past"] = DimRange(min=limits.bucket, opt=limits.bucket, max=limits.context)
+    decode = {"rows": DimRange(min=1, opt=1, max=1), "batch": DimRange(min=1, opt=streams, max=max(streams, 2))}
+    return GraphSpec(
+        name="llm",
+        inputs=(
+            tensor("inputs_embeds", real, "rows", shape.llm_width),
+            tensor("position_ids", "int64", "rows"),
+            place,
+            *(tensor(state.input, real, *cache_shape) for state in caches),
+        ),
+        outputs=(
+            tensor("hidden", real, 1, shape.llm_width),
+            *(tensor(state.output, real, *new_shape) for state in caches),
+        ),
+        dims=dims,
+        profiles=(dims, dims | decode) if aliased else (dims,),
+        states=caches,
+    )
+
+
+def _batched(limits: StreamLimits, *, always: bool = False) -> tuple[Callable[..., TensorSpec], dict[str, DimRange]]:
+    """A maker of tensors whose first dimension is the batch: fixed for one stream, dynamic for several."""
+    dynamic = always or limits.streams > 1
+    dim: Dim = "batch" if dynamic else 1
+    ranges = {"batch": DimRange(min=1, opt=limits.streams, max=limits.streams)} if dynamic else {}
+
+    def tensor(name: str, dtype: str, *dims: Dim) -> TensorSpec:
+        return TensorSpec(name=name, dtype=dtype, shape=(dim, *dims))
+
+    return tensor, ranges
+
+
+def _states(
+    num_layers: int,
+    dtype: str,
+    *,
+    layout: str,
+    slot: str,
+    order: Literal["ring", "linear"],
+    row: tuple[int, ...],
+    update: CacheUpdate = "rows",
+) -> tuple[StateSpec, ...]:
+    row_bytes = prod(row) * ITEM_BYTES[dtype]
+    return tuple(
+        StateSpec(
+            input=f"past.{layer}.{part}",
+            output=f"{'present' if update == 'aliased' else 'new'}.{layer}.{part}",
+            dtype=dtype,
+            layout=layout,
+            slot_axis=layout.index(slot),
+            order=order,
+            row_bytes=row_bytes,
+            update=update,
+        )
+        for layer in range(num_layers)
+        for part in ("key", "value")
+    )
