@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .errors import BundleError
 from .graph_specs import graph_specs
@@ -59,6 +59,17 @@ class ModelSource:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSpec:
+    """How an image is seen: as a static video of `num_repeats` frames (PVC, images as static videos).
+
+    layout  tile_streams: each tile is a stream of its own; tiles_in_time: they follow one another in one stream
+    """
+
+    num_repeats: int
+    layout: Literal["tile_streams", "tiles_in_time"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """The content of manifest.json. `files` lists every other file of the bundle."""
 
@@ -72,6 +83,7 @@ class Manifest:
     time_mode: str
     trained_frames: int
     prompt: PromptSpec
+    images: ImageSpec
     graphs: dict[str, GraphSpec]
     engines: dict[str, EngineEntry]
     versions: dict[str, str]
@@ -130,6 +142,8 @@ class Manifest:
             self.shape, self.limits, self.precision, target.spelling, cache_update=target.cache_update
         ):
             raise ValueError("graphs are not those of this shape, limits, precision and target")
+        if self.images.num_repeats < 1 or self.images.layout not in ("tile_streams", "tiles_in_time"):
+            raise ValueError(f"images is {self.images!r}, expected repeats and one of the two layouts")
         self.prompt.before_frame(1)
 
 
@@ -144,7 +158,8 @@ def _from_json(data: dict[str, Any]) -> Manifest:
             "model": ModelSource(**data["model"]),
             "shape": ModelShape(**data["shape"]),
             "limits": StreamLimits(**data["limits"]),
-            "prompt": PromptSpec(**data["prompt"]),
+            "prompt": PromptSpec(**{**data["prompt"], "stop_tokens": tuple(data["prompt"]["stop_tokens"])}),
+            "images": ImageSpec(**data["images"]),
             "graphs": {name: GraphSpec.from_json(spec) for name, spec in data["graphs"].items()},
             "engines": engines,
             "files": {name: FileEntry(**entry) for name, entry in data["files"].items()},

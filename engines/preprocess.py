@@ -1,4 +1,4 @@
-"""Runtime preprocessing: camera frame to model frame, and which frames of a video to take.
+"""Runtime preprocessing: camera frame to model frame, image to tiles, and which frames of a video to take.
 
 Unusual: nothing here normalises. The vision graph takes uint8 RGB and applies the ImageNet mean and
 standard deviation itself. Needs numpy and Pillow only, as it runs where the model was never trained.
@@ -30,6 +30,45 @@ def to_model_frame(frame_bgr: NDArray[np.uint8], *, size: int) -> NDArray[np.uin
         # Channels are resized one by one, so swapping them afterwards is exact, and cheaper on the smaller frame.
         frame_bgr = np.asarray(Image.fromarray(frame_bgr).resize((size, size), Image.Resampling.BICUBIC))
     return np.ascontiguousarray(frame_bgr[:, :, ::-1])
+
+
+def to_tiles(image_bgr: NDArray[np.uint8], *, size: int, max_tiles: int) -> NDArray[np.uint8]:
+    """Image (H, W, 3) uint8 BGR -> tiles (num_tiles, size, size, 3) uint8 RGB, row by row.
+
+    Of more than one tile the last is a thumbnail, the whole image squashed, so num_tiles is at most max_tiles + 1.
+    Raises FrameError as to_model_frame does, MediaError if max_tiles is below 1.
+    """
+    check_frame(image_bgr)
+    height, width = image_bgr.shape[:2]
+    columns, rows = tile_grid(width, height, size=size, max_tiles=max_tiles)
+    image = Image.fromarray(image_bgr)
+    mosaic = np.asarray(image.resize((columns * size, rows * size), Image.Resampling.BICUBIC))
+    corners = ((row * size, column * size) for row in range(rows) for column in range(columns))
+    tiles = [mosaic[top : top + size, left : left + size, ::-1] for top, left in corners]
+    return np.stack(tiles if len(tiles) == 1 else [*tiles, to_model_frame(image_bgr, size=size)])
+
+
+def num_tiles(image_bgr: NDArray[np.uint8], *, size: int, max_tiles: int) -> int:
+    """How many tiles to_tiles makes of an image. Raises what it raises."""
+    check_frame(image_bgr)
+    columns, rows = tile_grid(image_bgr.shape[1], image_bgr.shape[0], size=size, max_tiles=max_tiles)
+    return columns * rows + (columns * rows > 1)
+
+
+def tile_grid(width: int, height: int, *, size: int, max_tiles: int) -> tuple[int, int]:
+    """(columns, rows), at most max_tiles tiles: the grid whose shape is nearest to the image's.
+
+    Of grids of one shape the larger is taken if the image has the pixels to half fill it. Source: InternVL2's dynamic
+    tiling. Raises MediaError if max_tiles is below 1.
+    """
+    if max_tiles < 1:
+        raise MediaError(f"max_tiles is {max_tiles}. Expected 1 (the image whole) or more")
+    grids = [(c, r) for c in range(1, max_tiles + 1) for r in range(1, max_tiles // c + 1)]
+    grids.sort(key=lambda grid: (grid[0] * grid[1], grid))
+    gaps = [abs(width / height - columns / rows) for columns, rows in grids]
+    nearest = [grid for grid, gap in zip(grids, gaps, strict=True) if gap == min(gaps)]
+    fitting = [(c, r) for c, r in nearest[1:] if width * height > 0.5 * size * size * c * r]
+    return fitting[-1] if fitting else nearest[0]
 
 
 def check_frame(frame_bgr: NDArray[np.uint8]) -> None:

@@ -19,18 +19,38 @@ class PromptSpec:
 
     start: str  # everything before the user's first words
     frame_prefix: str
+    image_prefix: str  # names an image among several; `{index}` counts from 1
+    image_placeholder: str  # stands for an image in a question
     image_start: str
     image_end: str
-    after_frame: str
+    after_frame: str  # and after an image that the question does not place
     ask_suffix: str  # ends the question and starts the answer
     next_turn: str  # ends the answer and starts the user's next words
-    stop_token: str
+    stop_tokens: tuple[str, ...]  # the first of them that the model says ends its answer
 
     def before_frame(self, index: int) -> str:
         return self.frame_prefix.format(index=index) + self.image_start
 
     def behind_frame(self) -> str:
         return self.image_end + self.after_frame
+
+    def around_images(self, question: str, num_images: int) -> list[str]:
+        """The text before, between and behind the images of a question: num_images + 1 strings.
+
+        A question may place each image itself, by the placeholder; else they come first, numbered if there are several.
+        Raises StreamError if it has some placeholders, but not one an image.
+        """
+        text, num_placed = question, question.count(self.image_placeholder)
+        if not num_placed:
+            prefixes = [""] if num_images == 1 else [self.image_prefix.format(index=i + 1) for i in range(num_images)]
+            text = "".join(f"{prefix}{self.image_placeholder}{self.after_frame}" for prefix in prefixes) + question
+        pieces = text.split(self.image_placeholder)
+        if len(pieces) != num_images + 1:
+            raise StreamError(
+                f"the question has {num_placed} times {self.image_placeholder!r}, but {num_images} images were given. "
+                "Expected one an image, or none at all: then the images come first"
+            )
+        return pieces
 
 
 class PromptTokenizer:
@@ -51,16 +71,19 @@ class PromptTokenizer:
                 f"{path} is not a tokenizer file: {error}. It is damaged, or another program's. Copy "
                 "it from the checkpoint again, or export the bundle again: pvc-export onnx, or trt for one with engines"
             ) from error
-        stop_id = self._tokenizer.token_to_id(spec.stop_token)
-        if stop_id is None:
-            raise BundleError(
-                f"{path} has no token {spec.stop_token!r}, which the manifest's prompt ends a turn with; it belongs to "
-                "another model. Export the bundle again: pvc-export onnx, or trt for one with engines"
-            )
-        self.stop_id: int = stop_id
+        self.stop_ids: frozenset[int] = frozenset(self._stop_id(token, path) for token in spec.stop_tokens)
         self._special = [
             token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special
         ]
+
+    def _stop_id(self, token: str, path: Path) -> int:
+        stop_id: int | None = self._tokenizer.token_to_id(token)
+        if stop_id is None:
+            raise BundleError(
+                f"{path} has no token {token!r}, which the manifest's prompt ends a turn with; it belongs to another "
+                "model. Export the bundle again: pvc-export onnx, or trt for one with engines"
+            )
+        return stop_id
 
     def refuse_special_tokens(self, question: str) -> None:
         """Raise StreamError if a question holds a special token: it would end the turn or stand for a frame."""

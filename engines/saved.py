@@ -19,7 +19,7 @@ from .bundle import Bundle
 from .errors import BackendUnavailable, StreamError
 from .memory import Array
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def write_saved(path: Path, facts: dict[str, Any], caches: dict[str, Array]) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
 from .bundle import Bundle, open_bundle
 from .errors import StreamError
+from .images import MAX_TILES, ImageEncoder
 from .language import LanguageModel
-from .memory import Array
+from .memory import Array, host_dtype
 from .preprocess import to_model_frame
 from .saved import bundle_id, read_saved, write_saved
 from .vision import EncodedFrame, VisionEncoder
@@ -28,13 +31,28 @@ class PushTiming:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What the model said, and what it cost. `finished` is false when max_new_tokens cut it short."""
+    """What the model said, and what it cost. `finished` is false when max_new_tokens cut it short.
+
+    vision_ms   encoding the question's images; 0 without any
+    prefill_ms  frames that waited, question and images through the LLM, up to the first token's logits
+    decode_ms   all tokens after that
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finished: bool
+    vision_ms: float
     prefill_ms: float
     decode_ms: float
+
+
+Ingest = Literal["eager", "lazy"]
+"""When the LLM takes in a frame.
+
+eager  at once: an answer waits for nothing
+lazy   with the next question, or when `max_waiting` frames wait: several frames share one pass over the LLM's weights,
+       and a stream that is never asked costs its vision side only. Nothing is dropped
+"""
 
 
 class PVCStream:
@@ -44,10 +62,12 @@ class PVCStream:
     `vision` and `language` are its two halves, each with its cache.
     """
 
-    def __init__(self, bundle: Bundle, *, total_frames: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, *, total_frames: int | None = None, ingest: Ingest = "eager", max_waiting: int = 16
+    ) -> None:
         """total_frames is needed by models whose time is `fixed` (t / T) and refused for all others.
 
-        Raises StreamError when the two do not fit.
+        Raises StreamError when the two do not fit, and for an `ingest` or `max_waiting` that cannot be.
         """
         manifest = bundle.manifest
         if total_frames is not None and total_frames < 1:
@@ -57,23 +77,34 @@ class PVCStream:
                 f"this model's time mode is '{manifest.time_mode}', so total_frames must be "
                 f"{'given' if total_frames is None else 'left out'}, but it is {total_frames}"
             )
+        if ingest not in get_args(Ingest) or max_waiting < 1:
+            raise StreamError(
+                f"ingest is {ingest!r} and max_waiting {max_waiting}, expected one of {get_args(Ingest)} and at least 1"
+            )
         self._bundle = bundle
         self._spec, self._tokenizer = manifest.prompt, bundle.tokenizer
-        self._total_frames = total_frames
+        self._total_frames, self._ingest, self._max_waiting = total_frames, ingest, max_waiting
         self._image_size = manifest.shape.image_size
         self._num_frame_tokens = manifest.shape.num_frame_tokens
         self.vision = VisionEncoder(bundle.sessions, time_divisor=total_frames or 1)
         self.language = LanguageModel(bundle.sessions)
+        self._images = ImageEncoder(bundle.sessions, manifest)
         self._pending = self._spec.start  # text that waits for the next special token
+        self._waiting: list[Array] = []  # rows (L, E) of frames that the LLM has not taken in yet
 
     @property
     def num_frames(self) -> int:
         return self.vision.num_frames
 
     @property
+    def num_waiting(self) -> int:
+        """Frames that the LLM has not taken in yet."""
+        return len(self._waiting)
+
+    @property
     def context_rows(self) -> int:
-        """LLM rows in use, of the bundle's `context`."""
-        return self.language.cache.length
+        """LLM rows in use, of the bundle's `context`; those of frames that wait are counted."""
+        return self.language.cache.length + sum(map(len, self._waiting))
 
     def push(self, frame_bgr: Array) -> PushTiming:
         """Let the model see the next frame: (H, W, 3) uint8 BGR of any size.
@@ -90,51 +121,86 @@ class PVCStream:
         encoded = self.vision.encode(frame)
         seen = time.perf_counter()
         ids = self._tokenizer.encode(self._pending + self._spec.before_frame(self.num_frames + 1))
-        self._ingest(np.concatenate([self.language.embed(ids), encoded.frame_embeds]), encoded)
+        self._take(np.concatenate([self.language.embed(ids), encoded.frame_embeds]), encoded)
         done = time.perf_counter()
         return PushTiming(
             preprocess_ms=1e3 * (resized - started), vision_ms=1e3 * (seen - resized), ingest_ms=1e3 * (done - seen)
         )
 
-    def ask(self, question: str, *, max_new_tokens: int = 64, keep: bool = False) -> Answer:
+    def ask(
+        self,
+        question: str,
+        *,
+        images: Sequence[Array] = (),
+        max_tiles: int = MAX_TILES,
+        max_new_tokens: int = 64,
+        keep: bool = False,
+    ) -> Answer:
         """Ask about everything pushed so far; the likeliest token is taken at every step.
 
+        images     (H, W, 3) uint8 BGR of any size, each cut into at most max_tiles tiles and a thumbnail. They come
+                   before the question, or where it says <image>
         keep=False rolls question and answer back afterwards: the context's length is set back, and no cache is copied.
-        keep=True leaves them in the context, so that later questions can refer to them.
-        Raises StreamFull before anything is run if question and answer might not fit, and StreamError for a question
-        that holds a special token of the conversation.
+        keep=True  leaves them in the context, so that later questions can refer to them.
+        Raises StreamFull before anything is run if question and answer might not fit, FrameError for what is no image,
+        and StreamError for a question that holds a special token of the conversation, or not one <image> an image.
         """
-        self._tokenizer.refuse_special_tokens(question)
-        language, mark, pending = self.language, self.context_rows, self._pending
-        ids = self._tokenizer.encode(self._pending + question + self._spec.ask_suffix)
-        language.cache.reserve(len(ids) + max_new_tokens)
+        if max_new_tokens < 1:
+            raise StreamError(f"max_new_tokens is {max_new_tokens}, expected at least 1: an answer has a token")
         started = time.perf_counter()
+        rows = self._question_rows(question, images, max_tiles=max_tiles, num_reserved=max_new_tokens)
+        encoded = time.perf_counter()
+        language, mark, pending = self.language, self.context_rows, self._pending
         tokens: list[int] = []
         finished = False
         try:
-            hidden = language.append(language.embed(ids))
+            logits = language.logits(self._append(rows))
             prefilled = time.perf_counter()
-            while len(tokens) < max_new_tokens:
-                token = int(language.logits(hidden).argmax())
-                if finished := token == self._tokenizer.stop_id:
-                    break
+            while not (finished := (token := int(logits.argmax())) in self._tokenizer.stop_ids):
                 tokens.append(token)
                 hidden = language.append(language.embed([token]))
+                if len(tokens) == max_new_tokens:
+                    break
+                logits = language.logits(hidden)
             if keep:
                 self._pending = self._spec.next_turn
             else:
                 language.cache.truncate(mark)
         except BaseException:
-            language.cache.truncate(mark)
+            self._roll_back(mark)
             self._pending = pending
             raise
         return Answer(
             text=self._tokenizer.decode(tokens),
             token_ids=tuple(tokens),
             finished=finished,
-            prefill_ms=1e3 * (prefilled - started),
+            vision_ms=1e3 * (encoded - started) if images else 0.0,
+            prefill_ms=1e3 * (prefilled - encoded),
             decode_ms=1e3 * (time.perf_counter() - prefilled),
         )
+
+    def score(
+        self, question: str, token_ids: Sequence[int], *, images: Sequence[Array] = (), max_tiles: int = MAX_TILES
+    ) -> Array:
+        """What the model would have said at each step of a given answer (teacher forcing), rolled back afterwards.
+
+        Returns float32 logits (len(token_ids) + 1, V): row i is what follows the first i tokens. Raises what ask does.
+        """
+        rows = self._question_rows(question, images, max_tiles=max_tiles, num_reserved=len(token_ids))
+        language, mark = self.language, self.context_rows
+        try:
+            logits = [language.logits(self._append(rows))]
+            logits += [language.logits(language.append(language.embed([token]))) for token in token_ids]
+        finally:
+            self._roll_back(mark)
+        return np.stack(logits)
+
+    def encode_image(self, image_bgr: Array, *, max_tiles: int = MAX_TILES) -> Array:
+        """An image as the LLM sees it, (rows, E): a static video, which leaves this stream's frames alone.
+
+        Tokens are ordered (tile, repeat, token). Raises FrameError for anything but (H, W, 3) uint8 BGR.
+        """
+        return self._images.encode(image_bgr, max_tiles=max_tiles)
 
     def rows_needed(self, num_frames: int, *, question: str, max_new_tokens: int) -> int:
         """Context rows that a fresh stream would use for so many frames, a question, and its answer."""
@@ -154,34 +220,78 @@ class PVCStream:
             "bundle_id": bundle_id(self._bundle),
             "bundle": str(self._bundle.folder.resolve()),
             "num_frames": self.num_frames,
-            "context_rows": self.context_rows,
+            "language_rows": self.language.cache.length,
             "pending": self._pending,
             "total_frames": self._total_frames,
+            "ingest": self._ingest,
+            "max_waiting": self._max_waiting,
         }
         vision = {f"vision/{name}": array for name, array in self.vision.ring.dump().items()}
         language = {f"language/{name}": array for name, array in self.language.cache.dump().items()}
-        write_saved(Path(path), facts, vision | language)
+        waiting = {f"waiting/{index}": rows for index, rows in enumerate(self._waiting)}
+        write_saved(Path(path), facts, vision | language | waiting)
 
     def reset(self) -> None:
         """Forget everything: frames, questions, answers."""
         self.vision.reset()
+        self._waiting.clear()
         self.language.cache.truncate(0)
         self._pending = self._spec.start
 
-    def _ingest(self, embeds: Array, encoded: EncodedFrame) -> None:
-        """Rows and text into the LLM's cache, then the frame into the ring: its count is what makes a frame seen.
+    def _question_rows(self, question: str, images: Sequence[Array], *, max_tiles: int, num_reserved: int) -> Array:
+        """Embeddings (L, E) of what follows the frames, up to where the answer starts."""
+        self._tokenizer.refuse_special_tokens(question)
+        spec, language = self._spec, self.language
+        pieces = spec.around_images(question, len(images))
+        starts = [self._pending, *(spec.image_end for _ in images)]
+        ends = [*(spec.image_start for _ in images), spec.ask_suffix]
+        ids = [self._tokenizer.encode(a + piece + b) for a, piece, b in zip(starts, pieces, ends, strict=True)]
+        num_rows = sum(self._images.num_rows(image, max_tiles=max_tiles) for image in images) + sum(map(len, ids))
+        language.cache.reserve(sum(map(len, self._waiting)) + num_rows + num_reserved)
+        rows = [language.embed(ids[0])]
+        for image, after in zip(images, ids[1:], strict=True):
+            rows += [self._images.encode(image, max_tiles=max_tiles), language.embed(after)]
+        return np.concatenate(rows)
+
+    def _append(self, rows: Array) -> Array:
+        """Frames that wait, then `rows`, in as few passes as `chunk` allows; the last hidden row. All or nothing."""
+        start, some_waited = self.language.cache.length, bool(self._waiting)
+        try:
+            hidden = self.language.append(np.concatenate([*self._waiting, rows]))
+            self._waiting.clear()
+        except BaseException:
+            if self._waiting or not some_waited:
+                self.language.cache.truncate(start)
+            raise
+        return hidden
+
+    def _roll_back(self, mark: int) -> None:
+        """Forget what lies behind `mark`, unless frames still wait: then nothing of a question was kept."""
+        if self.language.cache.length > mark:
+            self.language.cache.truncate(mark)
+
+    def _take(self, rows: Array, encoded: EncodedFrame) -> None:
+        """Rows to the LLM, or to those that wait; then the frame into the ring: its count is what makes it seen.
 
         An interrupt may strike between any two statements, so the rest goes back unless that count has moved.
         """
-        mark, pending, num_frames = self.context_rows, self._pending, self.num_frames
+        if self._ingest == "lazy":
+            if len(self._waiting) >= self._max_waiting:
+                self._append(rows[:0])
+            self.language.cache.reserve(sum(map(len, self._waiting)) + len(rows))
+        mark, pending, num_frames = self.language.cache.length, self._pending, self.num_frames
+        waiting = list(self._waiting)
         try:
-            self.language.append(embeds)
+            if self._ingest == "lazy":
+                self._waiting.append(rows)
+            else:
+                self.language.append(rows)
             self._pending = self._spec.behind_frame()
             self.vision.commit(encoded)
         except BaseException:
             if self.num_frames == num_frames:
                 self.language.cache.truncate(mark)
-                self._pending = pending
+                self._waiting[:], self._pending = waiting, pending
             raise
 
 
@@ -200,13 +310,20 @@ def open_stream(path: str | Path, bundle: Bundle | None = None) -> PVCStream:
                 f"{path} was saved with another bundle than {bundle.folder}: its caches mean nothing here. Open it "
                 f"with the bundle that was at {facts['bundle']}, or start a new stream"
             )
-        stream = PVCStream(bundle, total_frames=facts["total_frames"])
-        parts: dict[str, dict[str, Array]] = {"vision": {}, "language": {}}
+        stream = PVCStream(
+            bundle,
+            total_frames=facts["total_frames"],
+            ingest=facts["ingest"],
+            max_waiting=int(facts["max_waiting"]),
+        )
+        parts: dict[str, dict[str, Array]] = {"vision": {}, "language": {}, "waiting": {}}
         for name, bits in caches.items():
             part, _, cache = name.partition("/")
             parts[part][cache] = bits
         stream.vision.ring.restore(parts["vision"], int(facts["num_frames"]))
-        stream.language.cache.restore(parts["language"], int(facts["context_rows"]))
+        stream.language.cache.restore(parts["language"], int(facts["language_rows"]))
+        dtype = host_dtype(bundle.sessions["llm"].spec.input("inputs_embeds").dtype)
+        stream._waiting = [parts["waiting"][str(index)].view(dtype) for index in range(len(parts["waiting"]))]
         stream._pending = str(facts["pending"])
     except (KeyError, TypeError) as error:
         raise StreamError(

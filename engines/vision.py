@@ -29,7 +29,7 @@ class VisionEncoder:
     def __init__(self, sessions: Mapping[str, Session], *, time_divisor: int = 1) -> None:
         """A frame's time is its index / time_divisor: 1 for absolute time, the clip's length for fixed time."""
         self._sessions = sessions
-        self._time_divisor = time_divisor
+        self.time_divisor = time_divisor
         self._memory = sessions["temporal"].memory
         self.ring = RingCache(sessions["temporal"].spec, self._memory)
 
@@ -42,8 +42,23 @@ class VisionEncoder:
 
         Raises NonFiniteError if a graph returns NaN or infinity.
         """
-        time = np.asarray([self.ring.num_frames / self._time_divisor], dtype=np.float32)
+        return self._over_time(self._run("trunk", {"frame": frame[None]}))
+
+    def encode_static(self, frame: Array, *, num_repeats: int) -> Array:
+        """A frame that stands still for `num_repeats` frames, each made part of the past: (repeats * M, E).
+
+        What knows no time, the trunk, runs once. Raises what `encode` raises.
+        """
         trunk = self._run("trunk", {"frame": frame[None]})
+        embeds = []
+        for _ in range(num_repeats):
+            encoded = self._over_time(trunk)
+            embeds.append(encoded.frame_embeds)
+            self.commit(encoded)
+        return np.concatenate(embeds)
+
+    def _over_time(self, trunk: Mapping[str, Tensor]) -> EncodedFrame:
+        time = np.asarray([self.ring.num_frames / self.time_divisor], dtype=np.float32)
         temporal = self._run("temporal", {**trunk, "frame_time": time, **self.ring.feeds()})
         features = temporal.pop("features")
         compressed = self._sessions["compressor"].run({"features": features, "frame_time": time})

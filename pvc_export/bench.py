@@ -14,7 +14,7 @@ ONNX Runtime, and the better one counts. The variants themselves are in bench_va
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -66,11 +66,9 @@ class BenchRequest:
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for option, name, known in (("size", self.size, SIZES), *(("skip", name, SKIPPABLE) for name in self.skip)):
-            if name not in known:
-                near = get_close_matches(name, known, n=1)
-                hint = f". Did you mean '{near[0]}'?" if near else ""
-                raise ValueError(f"--{option} {name}: expected one of {', '.join(known)}{hint}")
+        require_known("size", self.size, SIZES)
+        for name in self.skip:
+            require_known("skip", name, SKIPPABLE)
         if self.window < 2:
             raise ValueError(f"--window {self.window}: expected at least 2, or there is no past to stream")
 
@@ -114,7 +112,7 @@ def bench(request: BenchRequest, *, console: Console | None = None) -> BenchRepo
     """Measure every variant. Raises ParityError if one of them computes something else than eager."""
     console = console or Console(quiet=True)
     facts = environment(request.command(), threads=request.threads)
-    with tempfile.TemporaryDirectory() as folder, _torch_threads(request.threads), torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, torch_threads(request.threads), torch.no_grad():
         with console.stage("fill the window"):
             scene = Scene.render(SIZES[request.size], window=request.window)
         steps, not_run = _prepare(scene, request, Path(folder), console)
@@ -142,6 +140,14 @@ def bench(request: BenchRequest, *, console: Console | None = None) -> BenchRepo
         peak_gflop_per_s=peak,
         environment=facts,
     )
+
+
+def require_known(option: str, name: str, known: Collection[str]) -> None:
+    """Raise ValueError, with the nearest of `known`, unless `name` is one of them."""
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f". Did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"--{option} {name}: expected one of {', '.join(known)}{hint}")
 
 
 def difference(embeds: Array, expected: Array, *, name: str) -> float:
@@ -213,7 +219,8 @@ def _row(name: str, seconds: dict[str, list[float]], *, gflop: float, peak: floa
 
 
 @contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
+    """That many threads for torch within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -112,16 +112,11 @@ class PlainStep(nn.Module):
 
 def default_step(scene: Scene, path: Path, *, threads: int) -> Step:
     """PlainStep by the dynamo exporter with its default options, run by ONNX Runtime with its own."""
-    import onnxruntime as ort
-
     past = [tensor.contiguous() for pair in scene.state.past for tensor in pair]
     arguments = (scene.frame, torch.tensor([scene.frame_time]), *past)
     with quiet_exporter():
         torch.onnx.export(PlainStep(scene.model).eval(), arguments, path, dynamo=True)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # prints less, computes the same
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = open_with_defaults(path, threads=threads)
     names = [value.name for value in session.get_inputs()]
     feeds = {name: tensor.numpy() for name, tensor in zip(names, arguments, strict=True)}
 
@@ -130,6 +125,16 @@ def default_step(scene: Scene, path: Path, *, threads: int) -> Step:
         return embeds
 
     return step
+
+
+def open_with_defaults(path: Path, *, threads: int) -> Any:
+    """An InferenceSession with ONNX Runtime's own options, but for the number of threads."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # prints less, computes the same
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def our_sessions(scene: Scene, folder: Path, *, threads: int) -> dict[str, Session]:

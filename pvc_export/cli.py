@@ -46,6 +46,7 @@ Seed = Annotated[int, typer.Option(help="Seed of a built-in model's random weigh
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")]
 Reference = Annotated[str | None, typer.Option("-m", "--model", help="Reference. Default: what the bundle names.")]
 RUNTIMES = ("auto", "target", "cpu")
+BENCH_PARTS = ("vision", "language")
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by pvc-export trt or onnx.")]
 
 
@@ -219,9 +220,12 @@ def inspect(bundle: BundleFolder, as_json: Json = False) -> None:
 @app.command()
 def bench(
     bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Stream frames through a bundle.")] = None,
+    part: Annotated[str | None, typer.Option(help="What to compare: vision or language. Default: vision.")] = None,
     size: Annotated[
-        str | None, typer.Option(help="Model to compare engines on: tiny, mid or half. Default: mid.")
+        str | None,
+        typer.Option(help="tiny, mid or half; of --part language tiny or 0.5b (8 GB). Default: mid, 0.5b."),
     ] = None,
+    past: Annotated[int | None, typer.Option(min=1, help="LLM rows before the step. Default: 1024.")] = None,
     window: Annotated[int | None, typer.Option(min=2, help="Frames in sight, the new one too. Default: 16.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Interleaved rounds. Default: 7.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Variant to leave out: compile.")] = None,
@@ -231,13 +235,13 @@ def bench(
 ) -> None:
     """Compare torch, torch.compile, ONNX Runtime and our graphs on one streaming step; or time a bundle.
 
+    The step is a frame through the vision side, or, with --part language, a decoded token and an ingested frame.
     With one thread the clock is this process's CPU time, which other programs hardly change.
     """
     console = Console(quiet=as_json)
     if bundle is not None:
-        given = {"--size": size, "--window": window, "--rounds": rounds, "--skip": skip or None}
-        if wrong := [name for name, value in given.items() if value is not None]:
-            raise typer.BadParameter(f"a BUNDLE is measured as it is: {', '.join(wrong)} cannot be given with it")
+        given = {"--part": part, "--size": size, "--past": past, "--window": window, "--rounds": rounds, "--skip": skip}
+        _refuse(given, "a BUNDLE is measured as it is: {} cannot be given with it")
         from .bench_bundle import bench_bundle, describe_stream
 
         stream = bench_bundle(bundle, num_frames=frames or 500, threads=threads, console=console)
@@ -245,15 +249,27 @@ def bench(
         return
     if frames is not None:
         raise typer.BadParameter("--frames needs a BUNDLE to stream them through")
-    from .bench import BenchRequest, table
+    from .bench import BenchRequest, require_known, table
     from .bench import bench as compare
+    from .bench_language import LanguageRequest, bench_language, language_table
 
+    request: BenchRequest | LanguageRequest
     try:
-        request = BenchRequest(
-            size=size or "mid", window=window or 16, rounds=rounds or 7, threads=threads, skip=tuple(skip or ())
-        )
+        require_known("part", part or "vision", BENCH_PARTS)
+        if part == "language":
+            _refuse({"--window": window, "--skip": skip}, "{} cannot be given with --part language")
+            request = LanguageRequest(size=size or "0.5b", past=past or 1024, rounds=rounds or 7, threads=threads)
+        else:
+            _refuse({"--past": past}, "{} needs --part language")
+            request = BenchRequest(
+                size=size or "mid", window=window or 16, rounds=rounds or 7, threads=threads, skip=tuple(skip or ())
+            )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if isinstance(request, LanguageRequest):
+        measured = bench_language(request, console=console)
+        _print_report(measured.to_json(), language_table(measured), console, as_json)
+        return
     report = compare(request, console=console)
     _print_report(report.to_json(), table(report), console, as_json)
 
@@ -274,6 +290,12 @@ def doctor(as_json: Json = False) -> None:
         console.print(f"{'ok' if finding.ok else '--':<3} {finding.name:<24} {finding.detail}")
         if not finding.ok:
             console.print(f"    {'':<24} -> {finding.remedy}")
+
+
+def _refuse(options: dict[str, Any], message: str) -> None:
+    """A usage error that names the options that were given, if any were."""
+    if wrong := [name for name, value in options.items() if value not in (None, [])]:
+        raise typer.BadParameter(message.format(", ".join(wrong)))
 
 
 def _precision(*, default: Precision, **given: bool) -> Precision:

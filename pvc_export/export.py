@@ -21,7 +21,7 @@ from engines.errors import BackendUnavailable, ModelError, ParityError
 from engines.graph_specs import graph_specs
 from engines.layers import check_layers, count_attention
 from engines.machine import sign
-from engines.manifest import FORMAT_VERSION, EngineEntry, Manifest, hash_file, hash_folder
+from engines.manifest import FORMAT_VERSION, EngineEntry, ImageSpec, Manifest, hash_file, hash_folder
 from engines.spec import GraphSpec, Precision, Spelling, StreamLimits
 from engines.target import Target
 from pvc_ref import PVC
@@ -126,6 +126,7 @@ def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, con
         time_mode=loaded.config.time_mode,
         trained_frames=loaded.config.trained_frames,
         prompt=prompt_spec(loaded.config),
+        images=ImageSpec(num_repeats=loaded.config.num_image_repeats, layout=loaded.config.image_layout),
         graphs=specs,
         engines=engines,
         versions=versions(),

@@ -1,4 +1,4 @@
-"""How many floating-point operations one streaming step of the vision side takes, from its configuration.
+"""How many floating-point operations one streaming step of vision side or LLM takes, from its configuration.
 
 Unusual: only products of matrices and the patch convolution count, a multiplication and an addition as two. So a share
 of a GEMM peak is a share of what is possible; softmax, norms and GELU are part of the time but not of the work.
@@ -7,6 +7,7 @@ of a GEMM peak is a share of what is possible; softmax, norms and GELU are part 
 from __future__ import annotations
 
 from pvc_ref import PVCConfig
+from pvc_ref.config import LLMConfig
 
 
 def step_flops(config: PVCConfig, *, window: int) -> int:
@@ -23,6 +24,15 @@ def step_flops(config: PVCConfig, *, window: int) -> int:
     temporal = over_time + _adaln(rows, width) + _time_embedding(vision.sinusoid_size, width)
     layers = vision.num_layers * (in_frame + feed_forward) + vision.num_temporal_layers * temporal
     return embedding + layers + _compressor(config)
+
+
+def ingest_flops(config: LLMConfig, *, num_rows: int, num_past: int) -> int:
+    """Operations of new rows behind past ones in all layers, without logits. Masked scores count: they are computed."""
+    width, visible = config.hidden_size, num_past + num_rows
+    q_size, kv_size = config.num_heads * config.attention_head_dim, config.num_kv_heads * config.attention_head_dim
+    projections = 2 * _linear(num_rows, width, q_size) + 2 * _linear(num_rows, width, kv_size)  # q and o, k and v
+    attention = 2 * _linear(num_rows, visible, q_size)  # scores and values
+    return config.num_layers * (projections + attention + 3 * _linear(num_rows, width, config.mlp_size))
 
 
 def _compressor(config: PVCConfig) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,7 +15,17 @@ from engines.errors import ModelError
 from engines.manifest import Manifest, ModelSource
 from engines.prompt import PromptSpec
 from pvc_ref import PVC, PVCConfig
-from pvc_ref.prompt import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, STOP_TOKEN, TEMPLATES, byte_tokenizer, video_prompt
+from pvc_ref.prompt import (
+    IMAGE_CONTEXT,
+    IMAGE_END,
+    IMAGE_PLACEHOLDER,
+    IMAGE_START,
+    STOP_TOKEN,
+    TEMPLATES,
+    byte_tokenizer,
+    image_prompt,
+    video_prompt,
+)
 from pvc_ref.weights import CheckpointError
 
 BUILT_IN = ("tiny", "vision-8b")
@@ -45,7 +56,13 @@ class LoadedModel:
 
     def prompt_ids(self, *, num_frames: int, question: str) -> torch.Tensor:
         """The whole conversation about a video, tokenized at once: int64 (L,)."""
-        prompt = video_prompt(self.config, num_frames=num_frames, question=question)
+        return self._ids(video_prompt(self.config, num_frames=num_frames, question=question))
+
+    def image_prompt_ids(self, *, num_tiles: Sequence[int], question: str) -> torch.Tensor:
+        """The same about images, of so many tiles each."""
+        return self._ids(image_prompt(self.config, num_tiles=num_tiles, question=question))
+
+    def _ids(self, prompt: str) -> torch.Tensor:
         return torch.tensor(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
 
     def prompt_embeds(self, ids: torch.Tensor, frame_embeds: torch.Tensor) -> torch.Tensor:
@@ -131,12 +148,14 @@ def prompt_spec(config: PVCConfig) -> PromptSpec:
     return PromptSpec(
         start=f"{template.bos}<|im_start|>system\n{template.system}{STOP_TOKEN}{user}",
         frame_prefix="Frame{index}: ",
+        image_prefix="Image-{index}: ",
+        image_placeholder=IMAGE_PLACEHOLDER,
         image_start=IMAGE_START,
         image_end=IMAGE_END,
         after_frame="\n",
         ask_suffix=f"{STOP_TOKEN}<|im_start|>assistant\n",
         next_turn=f"{STOP_TOKEN}{user}",
-        stop_token=STOP_TOKEN,
+        stop_tokens=(STOP_TOKEN,),
     )
 
 

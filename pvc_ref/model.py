@@ -176,11 +176,14 @@ class PVC(nn.Module):
         )
         return outputs, VisionState(past=tuple(kept), num_frames=frame_index + 1)
 
-    def encode_images(self, images: Sequence[Tensor], *, num_repeats: int | None = None) -> list[Tensor]:
+    def encode_images(
+        self, images: Sequence[Tensor], *, num_repeats: int | None = None, window: int | None = None
+    ) -> list[Tensor]:
         """Images as static videos: each (tiles, S, S, 3) uint8 RGB -> (tiles * repeats * M, E).
 
         Tokens are ordered (tile, repeat, token), and images keep their order. In layout `tile_streams` every tile is
         a stream of its own, repeated; in `tiles_in_time` the tiles of an image follow one another in one stream.
+        `window` as in encode_clip.
         """
         repeats = self.config.num_image_repeats if num_repeats is None else num_repeats
         if repeats < 1:
@@ -192,7 +195,8 @@ class PVC(nn.Module):
             frames = tiles[:, None].expand(-1, repeats, -1, -1, -1)  # (tiles, repeats, S, S, 3)
             if self.config.image_layout == "tiles_in_time":
                 frames = frames.flatten(0, 1)[None]
-            encoded.append(self.encode_clip(frames, total_frames=frames.shape[1]).flatten(0, 2))
+            clip = self.encode_clip(frames, window=window, total_frames=frames.shape[1])
+            encoded.append(clip.flatten(0, 2))
         return encoded
 
     # -- language ----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from .config import PVCConfig, TemplateName
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
+IMAGE_PLACEHOLDER = "<image>"
 STOP_TOKEN = "<|im_end|>"
 
 
@@ -45,9 +46,20 @@ def video_prompt(config: PVCConfig, *, num_frames: int, question: str) -> str:
 
 
 def image_prompt(config: PVCConfig, *, num_tiles: Sequence[int], question: str, num_repeats: int | None = None) -> str:
-    """The conversation about images; num_tiles has one entry an image. Every tile holds `repeats` times its tokens."""
+    """The conversation about images; num_tiles has one entry an image. Every tile holds `repeats` times its tokens.
+
+    A question may place each image by `<image>`; else they come first. Raises ValueError if it places some of them.
+    """
     per_tile = config.compressor.num_tokens * (config.num_image_repeats if num_repeats is None else num_repeats)
     images = [IMAGE_START + IMAGE_CONTEXT * per_tile * tiles + IMAGE_END for tiles in num_tiles]
+    if IMAGE_PLACEHOLDER in question:
+        if question.count(IMAGE_PLACEHOLDER) != len(images):
+            raise ValueError(
+                f"the question has {question.count(IMAGE_PLACEHOLDER)} {IMAGE_PLACEHOLDER} for {len(images)} images"
+            )
+        for image in images:
+            question = question.replace(IMAGE_PLACEHOLDER, image, 1)
+        return _conversation(config, question)
     if len(images) == 1:
         return _conversation(config, f"{images[0]}\n{question}")
     listed = "".join(f"Image-{index}: {image}\n" for index, image in enumerate(images, start=1))

@@ -140,7 +140,7 @@ def clock_one_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     encode = engines.vision.VisionEncoder.encode
 
     def late(self: engines.vision.VisionEncoder, frame: np.ndarray) -> object:
-        self._time_divisor = self.num_frames / (self.num_frames + 1) if self.num_frames else 1  # type: ignore[assignment]
+        self.time_divisor = self.num_frames / (self.num_frames + 1) if self.num_frames else 1  # type: ignore[assignment]
         return encode(self, frame)
 
     monkeypatch.setattr(engines.vision.VisionEncoder, "encode", late)
@@ -155,13 +155,17 @@ def positions_one_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def unmasked_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+def wrong_rows_in_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tail of the last bucket unmasked; or, of a cache that is updated in place, the last row written over."""
     feeds = LinearCache.feeds
-    monkeypatch.setattr(
-        LinearCache,
-        "feeds",
-        lambda self, n: (f := feeds(self, n)) | {"attention_mask": np.ones_like(f["attention_mask"])},
-    )
+
+    def wrong(self: LinearCache, num_rows: int) -> dict[str, np.ndarray]:
+        fed = feeds(self, num_rows)
+        if "write_index" in fed:
+            return fed | {"write_index": np.maximum(fed["write_index"] - 1, 0)}
+        return fed | {"attention_mask": np.ones_like(fed["attention_mask"])}
+
+    monkeypatch.setattr(LinearCache, "feeds", wrong)
 
 
 def least_likely_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +182,7 @@ DEFECTS = (
     swapped_colours,
     clock_one_ahead,
     positions_one_ahead,
-    unmasked_tail,
+    wrong_rows_in_sight,
 )
 
 
@@ -204,7 +208,7 @@ def test_an_answer_without_a_word_still_shows_decoding(
     ask = engines.stream.PVCStream.ask
 
     def stop_at_once(self: engines.stream.PVCStream, *args: object, **options: object) -> object:
-        self._tokenizer.stop_id = AnyToken()  # type: ignore[assignment]
+        self._tokenizer.stop_ids = AnyToken()  # type: ignore[assignment]
         return ask(self, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(engines.stream.PVCStream, "ask", stop_at_once)
@@ -215,10 +219,8 @@ def test_an_answer_without_a_word_still_shows_decoding(
 
 
 class AnyToken:
-    def __eq__(self, other: object) -> bool:
+    def __contains__(self, token: object) -> bool:
         return True
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def test_a_graph_that_returns_nan_fails(bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,50 @@
+"""Images as static videos: tiles, each repeated, through the graphs of the stream, with a ring of their own.
+
+Source: PVC (arXiv 2412.09613), images as static videos; InternVL2's dynamic tiling.
+Token order: (tile, repeat, token).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .manifest import Manifest
+from .memory import Array
+from .preprocess import num_tiles, to_tiles
+from .session import Session
+from .vision import VisionEncoder
+
+MAX_TILES = 6
+"""What PVC's own evaluation cuts an image into at most, but for documents."""
+
+
+class ImageEncoder:
+    """Encodes one image at a time. Its ring is made with the first image and used again: a stream may never see one."""
+
+    def __init__(self, sessions: Mapping[str, Session], manifest: Manifest) -> None:
+        self._sessions, self._spec = sessions, manifest.images
+        self._fixed_time = manifest.time_mode == "fixed"
+        self._size, self._tokens = manifest.shape.image_size, manifest.shape.num_frame_tokens
+        self._encoder: VisionEncoder | None = None
+
+    def num_rows(self, image_bgr: Array, *, max_tiles: int) -> int:
+        """LLM rows that an image takes. Raises FrameError for anything but (H, W, 3) uint8."""
+        return num_tiles(image_bgr, size=self._size, max_tiles=max_tiles) * self._spec.num_repeats * self._tokens
+
+    def encode(self, image_bgr: Array, *, max_tiles: int) -> Array:
+        """(H, W, 3) uint8 BGR of any size -> (rows, E). Raises FrameError, and NonFiniteError as a frame does."""
+        tiles = to_tiles(image_bgr, size=self._size, max_tiles=max_tiles)
+        if self._encoder is None:
+            self._encoder = VisionEncoder(self._sessions)
+        in_time = self._spec.layout == "tiles_in_time"
+        if self._fixed_time:  # t / T, T the frames of this static video
+            self._encoder.time_divisor = self._spec.num_repeats * (len(tiles) if in_time else 1)
+        embeds = []
+        self._encoder.reset()
+        for tile in tiles:
+            if not in_time:
+                self._encoder.reset()
+            embeds.append(self._encoder.encode_static(tile, num_repeats=self._spec.num_repeats))
+        return np.concatenate(embeds)

@@ -1,0 +1,146 @@
+"""Lazy ingest: frames wait for a question, bounded, and nothing that is said changes by it; and scoring an answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engines import PVCStream, open_bundle, open_stream
+from engines.bundle import Bundle
+from engines.errors import StreamError, StreamFull
+from engines.stream import Ingest
+from pvc_export.recorder import Recorder
+
+from .test_stream import FailingSession
+
+Frames = list[np.ndarray]
+QUESTION = "What moves?"
+
+
+@pytest.fixture(scope="module", params=["bundle_fp32", "bundle_fp16"], ids=["rows", "aliased"])
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    """Both cache updates."""
+    return open_bundle(request.getfixturevalue(request.param), runtime="cpu")
+
+
+def pushed(bundle: Bundle, frames: Frames, ingest: Ingest, max_waiting: int = 16) -> PVCStream:
+    stream = PVCStream(bundle, ingest=ingest, max_waiting=max_waiting)
+    for frame in frames:
+        stream.push(frame)
+    return stream
+
+
+@pytest.mark.parametrize("max_waiting", [1, 3, 16])
+def test_a_lazy_stream_says_what_an_eager_one_says(bundle: Bundle, frames: Frames, max_waiting: int) -> None:
+    lazy, eager = pushed(bundle, frames[:7], "lazy", max_waiting), pushed(bundle, frames[:7], "eager")
+    assert lazy.context_rows == eager.context_rows and eager.num_waiting == 0
+    for question, keep in ((QUESTION, False), ("And before?", True), ("And now?", False)):
+        said = [stream.ask(question, max_new_tokens=8, keep=keep).token_ids for stream in (lazy, eager)]
+        assert said[0] == said[1]
+        assert lazy.num_waiting == 0 and lazy.context_rows == eager.context_rows
+        for stream in (lazy, eager):
+            stream.push(frames[8])
+
+
+def test_never_more_frames_wait_than_are_allowed_and_none_is_dropped(bundle: Bundle, frames: Frames) -> None:
+    stream = PVCStream(bundle, ingest="lazy", max_waiting=3)
+    waited, taken_in = [], []
+    for frame in frames[:8]:
+        stream.push(frame)
+        waited.append(stream.num_waiting)
+        taken_in.append(stream.language.cache.length > 0)
+    assert waited == [1, 2, 3, 1, 2, 3, 1, 2] and taken_in == [False] * 3 + [True] * 5
+
+
+def test_frames_that_waited_share_one_pass(bundle: Bundle, frames: Frames) -> None:
+    recorder = Recorder(bundle.sessions)
+    stream = pushed(replace(bundle, sessions=recorder.sessions), frames[:6], "lazy")
+    assert recorder.calls["llm"] == []
+    stream.ask(QUESTION, max_new_tokens=1)
+    assert len(recorder.calls["llm"]) == 2, "six frames with the question, and the token that was said"
+
+
+def test_a_lazy_stream_is_full_at_the_frame_that_an_eager_one_is(bundle: Bundle, frames: Frames) -> None:
+    counts = []
+    for ingest in ("lazy", "eager"):
+        stream = PVCStream(bundle, ingest=ingest, max_waiting=1000)  # type: ignore[arg-type]
+        with pytest.raises(StreamFull, match="--context"):
+            while True:
+                stream.push(frames[stream.num_frames % 12])
+        counts.append((stream.num_frames, stream.context_rows))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["taking in what waits", "the first token"])
+def test_a_failed_question_leaves_what_waits_where_it_was(bundle: Bundle, frames: Frames, at: int) -> None:
+    failing: Any = FailingSession(bundle.sessions["llm"], fail_at=at)
+    stream = pushed(replace(bundle, sessions={**bundle.sessions, "llm": failing}), frames[:4], "lazy")
+    rows = stream.context_rows
+    with pytest.raises(RuntimeError, match="device lost"):
+        stream.ask(QUESTION, max_new_tokens=4)
+    assert (stream.num_frames, stream.context_rows) == (4, rows)
+    assert stream.num_waiting == (4 if at == 1 else 0)
+    expected = pushed(bundle, frames[:4], "eager").ask(QUESTION, max_new_tokens=6).token_ids
+    assert stream.ask(QUESTION, max_new_tokens=6).token_ids == expected
+
+
+def test_a_failed_frame_of_a_lazy_stream_changes_nothing(bundle: Bundle, frames: Frames) -> None:
+    stream = pushed(bundle, frames[:3], "lazy")
+    commit = stream.vision.commit
+
+    def fail(encoded: object) -> None:
+        raise KeyboardInterrupt
+
+    stream.vision.commit = fail  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        stream.push(frames[3])
+    stream.vision.commit = commit  # type: ignore[method-assign]
+    assert (stream.num_frames, stream.num_waiting) == (3, 3)
+    expected = pushed(bundle, frames[:3], "eager").ask(QUESTION, max_new_tokens=6).token_ids
+    assert stream.ask(QUESTION, max_new_tokens=6).token_ids == expected
+
+
+def test_frames_that_wait_are_saved_with_their_stream(bundle: Bundle, frames: Frames, tmp_path: Path) -> None:
+    stream = pushed(bundle, frames[:6], "lazy", max_waiting=4)
+    stream.save(tmp_path / "s.npz")
+    opened = open_stream(tmp_path / "s.npz", bundle)
+    assert opened.num_waiting == stream.num_waiting == 2 and opened.context_rows == stream.context_rows
+    for each in (stream, opened):
+        for frame in frames[6:9]:
+            each.push(frame)
+    assert opened.num_waiting == stream.num_waiting == 1, "the bound is saved as well"
+    scores = [each.score(QUESTION, [1, 2, 3]) for each in (stream, opened)]
+    assert np.array_equal(*scores)
+
+
+def test_a_reset_lazy_stream_waits_for_nothing(bundle: Bundle, frames: Frames) -> None:
+    stream = pushed(bundle, frames[:3], "lazy")
+    stream.reset()
+    assert (stream.num_waiting, stream.context_rows, stream.num_frames) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("ingest", "max_waiting"), [("later", 4), ("lazy", 0)])
+def test_an_ingest_that_cannot_be_is_refused(bundle: Bundle, ingest: Any, max_waiting: int) -> None:
+    with pytest.raises(StreamError, match="expected one of"):
+        PVCStream(bundle, ingest=ingest, max_waiting=max_waiting)
+
+
+def test_an_answer_without_room_for_a_token_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(StreamError, match="max_new_tokens is 0"):
+        PVCStream(bundle).ask(QUESTION, max_new_tokens=0)
+
+
+@pytest.mark.parametrize("ingest", ["eager", "lazy"])
+def test_the_scores_of_an_answer_prefer_each_of_its_tokens(bundle: Bundle, frames: Frames, ingest: Ingest) -> None:
+    """Teacher forcing with the model's own greedy answer: every row's likeliest token is the next one."""
+    stream = pushed(bundle, frames[:5], ingest)
+    answer = stream.ask(QUESTION, max_new_tokens=6)
+    rows = stream.context_rows
+    logits = stream.score(QUESTION, answer.token_ids)
+    assert logits.shape == (7, bundle.manifest.shape.vocab_size) and logits.dtype == np.float32
+    assert tuple(logits[:-1].argmax(axis=-1)) == answer.token_ids
+    assert stream.context_rows == rows, "rolled back"
