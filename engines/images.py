@@ -7,9 +7,12 @@ Token order: (tile, repeat, token).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .errors import MediaError
 from .manifest import Manifest
 from .memory import Array
 from .preprocess import num_tiles, to_tiles
@@ -18,6 +21,24 @@ from .vision import VisionEncoder
 
 MAX_TILES = 6
 """What PVC's own evaluation cuts an image into at most, but for documents."""
+
+
+def read_image(path: str | Path) -> Array:
+    """An image file as (H, W, 3) uint8 BGR, upright as its metadata says; transparency is dropped.
+
+    Raises MediaError for a file that is missing, cut short, or no image.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, UnidentifiedImageError) as error:
+        found = "does not exist" if not path.exists() else f"cannot be read as an image: {error}"
+        raise MediaError(
+            f"{path} {found}. Expected an image file, such as JPEG or PNG. Likely a typing error, or a file that was "
+            f"cut short: ls -l {path}"
+        ) from error
+    return np.ascontiguousarray(rgb[..., ::-1])
 
 
 class ImageEncoder:

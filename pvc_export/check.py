@@ -7,7 +7,9 @@ recorded, every cache row too, and compared with the PyTorch reference in float3
     ladder    the steps between reference and bundle, each against its neighbour (ladder.py)
     language  every pass, cached, against one pass over the whole conversation without any cache; then one pass at the
               far end of the context
-    batch     where a bundle serves several streams, each row of a batch against its own run
+    batch     where a bundle serves several streams, each row of a batch against its own run; streams of different
+              lengths, at the edges of the cache's buckets, against one pass without a cache
+    words     twenty prompts, answered and scored (conversations.py)
     tokens    each is the likeliest of its logits, and the reference's choice but for near ties
     weights   every parameter of the reference, cast to the bundle's precision, bit for bit in its graph's file
 Unusual: the reference makes its own resize, its own prompt and its own past, so a fault of the runtime (a mask, a slot,
@@ -30,6 +32,7 @@ from engines.vision import VisionEncoder
 from pvc_ref.preprocess import resize_frame
 from pvc_ref.prompt import IMAGE_CONTEXT
 
+from .conversations import converse
 from .frames import Frame, check_clip
 from .graphs import graph_parameters
 from .ladder import (
@@ -39,14 +42,16 @@ from .ladder import (
     climb,
     compare_recordings,
     fitting_threads,
+    is_small,
     recording_of,
     require_same_shape,
     run_torch,
 )
 from .models import LoadedModel, require_same_weights
-from .parity import Difference, ParityReport, compare_arrays, near_tie, worst_rows
+from .parity import Conversation, Difference, ParityReport, compare_arrays, near_tie, worst_rows
 from .precision import TORCH_DTYPE, cast_model
-from .probes import probe_batch, probe_context
+from .probes import probe_batch, probe_context, probe_lengths
+from .prompts import KINDS
 from .recorder import Calls, Recorder
 from .same_weights import missing_weights
 from .widen import open_on_cpu
@@ -54,6 +59,8 @@ from .widen import open_on_cpu
 QUESTION = "What do you see?"
 NUM_NEW_TOKENS = 16
 MIN_DECODED = 4
+PER_KIND = 5
+"""Prompts of each kind: 20 in all. A large model is asked one of each."""
 FAR_FRAME = 4096
 """A frame that a stream meets after minutes: beyond float16's integers, where a narrow clock would show."""
 
@@ -106,8 +113,15 @@ def check_bundle(
         num_tokens=len(outcome.recorded.tokens),
         num_equal_tokens=comparison.num_equal_tokens,
         wrong_tokens=tuple(comparison.wrong_tokens),
-        not_executed=not_executed,
+        not_executed=not_executed | _left_out(outcome.conversations),
+        conversations=outcome.conversations,
     )
+
+
+def _left_out(conversations: tuple[Conversation, ...]) -> dict[str, str]:
+    """Kinds of prompts of which none fitted in the context."""
+    kinds = set(KINDS) - {conversation.kind for conversation in conversations}
+    return {f"prompts about {kind}": "none fits in this bundle's context" for kind in sorted(kinds)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +132,7 @@ class Outcome:
     recorded: RecordedStream
     reference: Recording
     computed_in: str
+    conversations: tuple[Conversation, ...]
 
 
 def _check_bundle_itself(folder: Path, loaded: LoadedModel, scratch: Path | None, progress: Progress) -> Outcome:
@@ -134,12 +149,20 @@ def _check_bundle_itself(folder: Path, loaded: LoadedModel, scratch: Path | None
             comparison.seen = {f"{found.graph}/{found.tensor}" for found in comparison.found}
             comparison.found += probe_batch(bundle)
             comparison.found += probe_context(bundle, loaded)
+            comparison.found += probe_lengths(bundle, loaded)
+            per_kind = PER_KIND if is_small(loaded.model) else 1
+            conversations = converse(bundle, loaded, per_kind=per_kind, progress=lambda x: progress(0.4 + 0.1 * x))
         except NonFiniteError as error:
             raise ParityError(f"{error} (while checking {folder})") from error
         computed_in = bundle.sessions["trunk"].computes_in
         comparison.bundle = replace(bundle, sessions={})
-    progress(0.5)
-    return Outcome(comparison=comparison, recorded=recorded, reference=reference, computed_in=computed_in)
+    return Outcome(
+        comparison=comparison,
+        recorded=recorded,
+        reference=reference,
+        computed_in=computed_in,
+        conversations=tuple(conversations),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,8 +23,9 @@ from .output import fail, print_json, printable, system_error
 if TYPE_CHECKING:
     from engines.bundle import Bundle, Runtime
     from engines.spec import Precision
+    from engines.stream import Ingest
 
-    from .run import RunResult
+    from .run import RunRequest, RunResult
 
 app = typer.Typer(
     help="Export a PVC video model to a streaming bundle, and prove that nothing was lost on the way.",
@@ -46,9 +47,9 @@ Seed = Annotated[int, typer.Option(help="Seed of a built-in model's random weigh
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")]
 Reference = Annotated[str | None, typer.Option("-m", "--model", help="Reference. Default: what the bundle names.")]
 RUNTIMES = ("auto", "target", "cpu")
+INGESTS = ("eager", "lazy")
 BENCH_PARTS = ("vision", "language")
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by pvc-export trt or onnx.")]
-
 
 EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors")
 """What a runtime without the exporter lacks."""
@@ -128,9 +129,16 @@ def check(
 @app.command()
 def run(
     bundle: BundleFolder,
-    video: Annotated[Path, typer.Option(help="A video file.")],
-    ask: Annotated[str | None, typer.Option(help="The question.")] = None,
+    video: Annotated[Path | None, typer.Option(help="A video file.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="An image file; give it again for several.")] = None,
+    ask: Annotated[
+        str | None, typer.Option(help="The question. Where it says <image>, an image is; else they come first.")
+    ] = None,
     frames: Annotated[int, typer.Option(min=0, help="Frames sampled evenly from the file; 0 takes every frame.")] = 16,
+    tiles: Annotated[int, typer.Option(min=1, help="Tiles that an image is cut into at most.")] = 6,
+    ingest: Annotated[
+        str, typer.Option(help="eager (the LLM takes in each frame at once) or lazy (with the question).")
+    ] = "eager",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     reference: Annotated[
         bool, typer.Option("--reference", help="Hold the text against the PyTorch reference.")
@@ -144,58 +152,58 @@ def run(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Stream a video file through a bundle and ask about it."""
-    from .run import DEFAULT_QUESTION, compare_with_reference, run_video
+    """Stream a video file through a bundle, or show it images, and ask. With neither, just ask."""
+    from .run import DEFAULT_IMAGE_QUESTION, DEFAULT_QUESTION, RunRequest, compare_with_reference, run_json
+    from .run import run as run_request
 
-    console, chosen = Console(quiet=as_json), _runtime(runtime)
-    question = ask if ask is not None else DEFAULT_QUESTION
-    opened, result = run_video(
-        bundle,
-        video,
-        question=question,
+    if video is not None and image:
+        raise typer.BadParameter("--video and --image contradict each other; give one")
+    if video is None and not image and ask is None:
+        raise typer.BadParameter("there is nothing to look at and nothing to answer; give --video, --image or --ask")
+    request = RunRequest(
+        bundle=bundle,
+        question=ask if ask is not None else DEFAULT_IMAGE_QUESTION if image else DEFAULT_QUESTION,
+        video=video,
+        images=tuple(image or ()),
         num_frames=frames,
         max_new_tokens=max_new_tokens,
-        console=console,
-        runtime=chosen,
+        max_tiles=tiles,
+        ingest=cast("Ingest", _one_of("--ingest", ingest, INGESTS)),
+        runtime=cast("Runtime", _one_of("--runtime", runtime, RUNTIMES)),
         trust_engines=trust_engines,
         keep_frames=reference,
     )
-    _print_answer(console, video, opened, result, question)
-    comparison = None
-    if reference:
-        comparison = compare_with_reference(
-            opened, result, question=question, max_new_tokens=max_new_tokens, model_name=model
-        )
+    console = Console(quiet=as_json)
+    opened, result = run_request(request, console)
+    _print_answer(console, request, opened, result)
+    comparison = compare_with_reference(opened, request, result, model_name=model) if reference else None
+    if comparison is not None:
         verdict = "equal" if comparison["equal"] else f"a near tie at token {comparison['near_tie_at']}, else equal"
         console.print(f"reference: {verdict} ({comparison['num_tokens']} greedy tokens)")
     if as_json:
-        answer = {"text": result.answer.text, "token_ids": result.answer.token_ids, "finished": result.answer.finished}
-        print_json({
-            "bundle": str(bundle), "runs_on": opened.runs_on, "video": str(video), "num_frames": len(result.timings),
-            "question": question, "random_weights": opened.manifest.model.random_weights, "answer": answer,
-            "median_ms": result.median_ms(),
-            "prefill_ms": result.answer.prefill_ms, "decode_ms": result.answer.decode_ms,
-            "context_rows": result.context_rows, "reference": comparison,
-        })  # fmt: skip
+        print_json(run_json(request, opened, result) | {"reference": comparison})
 
 
-def _runtime(name: str) -> Runtime:
-    if name not in RUNTIMES:
-        near = get_close_matches(name, RUNTIMES, n=1)
+def _one_of(option: str, name: str, known: tuple[str, ...]) -> str:
+    """`name`, if it is known. Raises BadParameter with the nearest one."""
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
         hint = f". Did you mean '{near[0]}'?" if near else ""
-        raise typer.BadParameter(f"--runtime is '{name}', expected {', '.join(RUNTIMES)}{hint}")
-    return cast("Runtime", name)
+        raise typer.BadParameter(f"{option} is '{name}', expected {', '.join(known)}{hint}")
+    return name
 
 
-def _print_answer(console: Console, video: Path, bundle: Bundle, result: RunResult, question: str) -> None:
-    info, source, medians = result.video, bundle.manifest.model, result.median_ms()
-    console.print(f"{video}: {info.width}x{info.height}, {info.num_frames} frames, {info.fps:.2f} fps")
-    console.print("per frame: " + ", ".join(f"{name.removesuffix('_ms')} {ms:.1f} ms" for name, ms in medians.items()))
+def _print_answer(console: Console, request: RunRequest, bundle: Bundle, result: RunResult) -> None:
+    from .run import describe_run
+
+    source = bundle.manifest.model
+    for line in describe_run(request, result):
+        console.print(line)
     if source.random_weights:
         console.print(
             f"The weights are random (seed {source.seed}): the tokens below are no answer to anything.", style="yellow"
         )
-    console.print(f"question: {question}")
+    console.print(f"question: {request.question}")
     console.print(f"{'tokens' if source.random_weights else 'answer'}: {printable(result.answer.text)}")
 
 

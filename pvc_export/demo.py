@@ -23,7 +23,7 @@ from .console import Console, size_text
 from .export import ExportRequest, export
 from .frames import render_clip
 from .models import load_model
-from .run import DEFAULT_QUESTION, RunResult, compare_with_reference, run_video
+from .run import DEFAULT_QUESTION, RunRequest, RunResult, compare_with_reference, run
 
 OUT = Path("build/demo")
 NUM_FRAMES, MAX_NEW_TOKENS = 16, 24
@@ -38,20 +38,20 @@ def demo(*, file: Path | None, seed: int, console: Console) -> None:
         loaded = load_model("tiny")
         stage.note = f"tiny: random weights (seed {loaded.source.seed}), every part of PVC present"
     console.print("2. export, build, check")
-    request = ExportRequest(out=OUT, target=load_target("rtx"), precision="fp16", limits=StreamLimits())
-    parity = export(loaded, request, console=console)
+    wanted = ExportRequest(out=OUT, target=load_target("rtx"), precision="fp16", limits=StreamLimits())
+    parity = export(loaded, wanted, console=console)
     console.print("3. stream")
-    bundle, result = run_video(
-        OUT,
-        video,
+    request = RunRequest(
+        bundle=OUT,
         question=DEFAULT_QUESTION,
+        video=video,
         num_frames=NUM_FRAMES,
         max_new_tokens=MAX_NEW_TOKENS,
-        console=console,
         keep_frames=True,
     )
+    bundle, result = run(request, console)
     with console.stage("reference, whole clip") as (stage, _):
-        comparison = compare_with_reference(bundle, result, question=DEFAULT_QUESTION, max_new_tokens=MAX_NEW_TOKENS)
+        comparison = compare_with_reference(bundle, request, result)
         stage.note = "greedy text equal" if comparison["equal"] else f"near tie at token {comparison['near_tie_at']}"
     console.print()
     for line in _summary(bundle, result, video, parity=parity.summary(), comparison=comparison):

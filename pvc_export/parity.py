@@ -92,6 +92,65 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Flip:
+    """At one step, a token among the bundle's k likeliest that is not among the reference's.
+
+    margin  logits of the reference between it and the reference's k-th; tie  what still counts as a near tie
+    """
+
+    step: int
+    k: int
+    margin: float
+    tie: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversation:
+    """One prompt, answered by the bundle and by the reference (conversations.py).
+
+    num_tokens, num_said   length of the reference's greedy answer, and of the bundle's
+    prefix                 tokens that the two have in common before they part
+    num_steps              steps that were scored with the reference's answer fed to both
+    max_kl, mean_kl        KL(reference || bundle) over these steps, in nats
+    flips                  where the likeliest token, or the five likeliest, are others than the reference's
+    """
+
+    kind: str
+    question: str
+    num_tokens: int
+    num_said: int
+    prefix: int
+    num_steps: int
+    max_kl: float
+    mean_kl: float
+    flips: tuple[Flip, ...]
+
+    @property
+    def equal(self) -> bool:
+        """The same answer, token by token."""
+        return self.prefix == self.num_tokens == self.num_said
+
+    def fault(self, kl_limit: float) -> str | None:
+        """What is wrong with it, in words; None if nothing is."""
+        if not self.max_kl <= kl_limit:  # NaN as well
+            return f"KL {self.max_kl:.1e} is above {kl_limit:.1e}"
+        for flip in self.flips:
+            if flip.margin > flip.tie:
+                rank = "the likeliest" if flip.k == 1 else f"among the {flip.k} likeliest"
+                return (
+                    f"at token {flip.step} another one is {rank}, by {flip.margin:.2g} logits of the reference, more "
+                    f"than {flip.tie:.1e}"
+                )
+        if not self.equal and self.num_same(1) == self.num_steps:
+            return f"the answers part at token {self.prefix}, but scored with the same tokens they do not"
+        return None
+
+    def num_same(self, k: int) -> int:
+        """Steps with the same k likeliest tokens."""
+        return self.num_steps - sum(flip.k == k for flip in self.flips)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ParityReport:
     """What was compared, and how it came out.
 
@@ -110,10 +169,17 @@ class ParityReport:
     num_equal_tokens: int
     wrong_tokens: tuple[str, ...]
     not_executed: dict[str, str]
+    conversations: tuple[Conversation, ...] = ()
 
     @property
     def passed(self) -> bool:
-        return not (self.missing or self.wrong_weights or self.wrong_tokens) and all(row.passed for row in self.rows)
+        wrong = self.missing or self.wrong_weights or self.wrong_tokens or self.wrong_conversations()
+        return not wrong and all(row.passed for row in self.rows)
+
+    def wrong_conversations(self) -> list[str]:
+        """Every prompt that was answered otherwise than by rounding."""
+        limit = kl_limit(self.precision)
+        return [f"{c.kind} prompt {c.question!r}: {fault}" for c in self.conversations if (fault := c.fault(limit))]
 
     @property
     def first_failed_graph(self) -> str | None:
@@ -144,7 +210,25 @@ class ParityReport:
                     f"{worst.rel_l2:.1e}  worst token {worst.worst_token:.1e}  1 - cosine {worst.cosine_gap:.1e}  "
                     f"norm {worst.norm_gap:.1e}  {worst.sqnr_db:.0f} dB   {row.share():.0%} of its limit"
                 )
+        lines += self._conversation_lines()
         return lines + [f"{rung}: not executed: {reason}" for rung, reason in self.not_executed.items()]
+
+    def _conversation_lines(self) -> list[str]:
+        """A line for every kind of prompt: greedy answers, and both sides fed the reference's."""
+        if not self.conversations:
+            return []
+        limit = kl_limit(self.precision)
+        lines = [f"conversations (computed in {self.computed_in}), against torch fp32; KL limit {limit:.1e}"]
+        for kind in dict.fromkeys(c.kind for c in self.conversations):
+            group = [c for c in self.conversations if c.kind == kind]
+            steps = sum(c.num_steps for c in group)
+            bad = any(c.fault(limit) for c in group)
+            lines.append(
+                f"  {'FAIL' if bad else 'ok  '} {kind:<8} {sum(c.equal for c in group)}/{len(group)} answers equal   "
+                f"KL max {max(c.max_kl for c in group):.1e} mean {sum(c.mean_kl for c in group) / len(group):.1e}   "
+                f"top-1 {sum(c.num_same(1) for c in group)}/{steps}   top-5 {sum(c.num_same(5) for c in group)}/{steps}"
+            )
+        return lines
 
     def _heading(self, stage: str) -> str:
         what, dtype = stage.split()
@@ -160,17 +244,19 @@ class ParityReport:
 
     def summary(self) -> str:
         worst = max(self.rows, key=Row.share)
+        said = self.conversations
+        answers = f", {sum(c.equal for c in said)}/{len(said)} answers equal" if said else ""
         return (
             f"{'pass' if self.passed else 'FAIL'}: {self.num_weights} weights bit-equal, {len(self.rows)} rows over "
             f"{self.num_frames} frames at most at {worst.share():.0%} of their limits, "
-            f"{self.num_equal_tokens}/{self.num_tokens} tokens equal"
+            f"{self.num_equal_tokens}/{self.num_tokens} tokens equal{answers}"
         )
 
     def failure_text(self) -> str:
         lines = [f"the bundle differs from the reference ({self.precision}, computed in {self.computed_in}):"]
         failed = sorted((row for row in self.rows if not row.passed), key=Row.share, reverse=True)
         lines += [f"  {row.stage}: {row.graph}/{row.tensor}: {row.text()}" for row in failed[:6]]
-        lines += [f"  {wrong}" for wrong in self.wrong_tokens[:4]]
+        lines += [f"  {wrong}" for wrong in (*self.wrong_tokens[:4], *self.wrong_conversations()[:4])]
         lines += [f"  never seen, so never compared: {', '.join(self.missing)}"] if self.missing else []
         lines += [
             f"  {graph}: not the reference's weights: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
@@ -196,6 +282,8 @@ class ParityReport:
             "worst_row": f"{worst.stage}: {worst.graph}/{worst.tensor}",
             "worst_share_of_limit": round(worst.share(), 4),
             "equal_tokens": f"{self.num_equal_tokens}/{self.num_tokens}",
+            "equal_answers": f"{sum(c.equal for c in self.conversations)}/{len(self.conversations)}",
+            "max_kl": max((c.max_kl for c in self.conversations), default=None),
             "stages": list(self.stages()),
             "not_executed": self.not_executed,
         }
@@ -208,6 +296,9 @@ class ParityReport:
             "missing": self.missing,
             "wrong_tokens": self.wrong_tokens,
             "rows": [{**asdict(row), "passed": row.passed} for row in self.rows],
+            "conversations": [
+                asdict(c) | {"equal": c.equal, "kl_limit": kl_limit(self.precision)} for c in self.conversations
+            ],
             "frames": [asdict(found) | {"sqnr_db": found.sqnr_db} for found in self.found],
         }
 
@@ -289,3 +380,9 @@ def load_thresholds() -> Thresholds:
     """The committed limits: stage -> 'graph/tensor' -> metric -> limit and the measured value it comes from."""
     limits: Thresholds = json.loads(THRESHOLDS.read_text(encoding="utf-8"))["limits"]
     return limits
+
+
+def kl_limit(precision: Precision) -> float:
+    """The committed limit of KL(reference || bundle) at any step of any answer, in nats."""
+    limit: float = json.loads(THRESHOLDS.read_text(encoding="utf-8"))["kl"][precision]["limit"]
+    return limit

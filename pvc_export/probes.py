@@ -1,4 +1,4 @@
-"""What a short stream does not reach: full batches, and the far end of the context.
+"""What a short stream does not reach: full batches, streams of different lengths, and the far end of the context.
 
 Inputs are drawn from a seed. Outputs are held to the same limits as those of a stream.
 """
@@ -10,6 +10,7 @@ import torch
 
 from engines.bundle import Bundle
 from engines.cache import LinearCache
+from engines.language import LanguageModel
 from engines.memory import Array, host_dtype
 from engines.session import Session
 from engines.spec import FLOAT_OF, GraphSpec
@@ -65,6 +66,75 @@ def probe_context(bundle: Bundle, loaded: LoadedModel) -> list[Difference]:
         compare_arrays(got[name], value.numpy(), stage=_stage(bundle), graph="llm", tensor=name, where=where)
         for name, value in want.items()
     ]
+
+
+@torch.no_grad()
+def probe_lengths(bundle: Bundle, loaded: LoadedModel) -> list[Difference]:
+    """Streams of different lengths in one pass, at and around the edges of the cache's buckets, against the reference's
+    one pass over everything without a cache. One row (decode) and a frame's rows (ingest)."""
+    session, limits = bundle.sessions["llm"], bundle.manifest.limits
+    rng, found = np.random.default_rng(2), list[Difference]()
+    for num_rows in (1, session.spec.dims["rows"].opt):
+        edges = [limits.bucket - 1, limits.bucket, limits.bucket + 1, 1, 0]
+        lengths = [length for length in edges if length + num_rows <= limits.context]
+        for start in range(0, len(lengths), limits.streams):
+            group = lengths[start : start + limits.streams]
+            dims = {"batch": len(group), "rows": max(group) + num_rows, "past": limits.bucket}
+            embeds = draw_inputs(session.spec, dims, bundle, rng)["inputs_embeds"]
+            outputs, written = _run_together(bundle, group, embeds, num_rows)
+            for row, length in enumerate(group):
+                whole = torch.from_numpy(embeds[row : row + 1, : length + num_rows]).float()
+                hidden, new = loaded.model.llm(whole, torch.arange(length + num_rows)[None])
+                want = {"hidden": hidden[:, -1:]} | {
+                    state.output: rows[:, length:]
+                    for state, rows in zip(session.spec.states, (r for pair in new for r in pair), strict=True)
+                }
+                got = {"hidden": outputs[row : row + 1]} | {k: v[row : row + 1] for k, v in written.items()}
+                where = f"{num_rows} rows behind {length}, stream {row} of {len(group)}"
+                found += [
+                    compare_arrays(got[k], v.numpy(), stage=_stage(bundle), graph="llm", tensor=k, where=where)
+                    for k, v in want.items()
+                ]
+    return found
+
+
+def _run_together(bundle: Bundle, lengths: list[int], embeds: Array, num_rows: int) -> tuple[Array, dict[str, Array]]:
+    """Fill a cache for each stream alone, then run `num_rows` rows of all of them in one pass.
+
+    Returns hidden (B, 1, E), and the rows written into each cache, (B, num_rows, K, D).
+    """
+    session = bundle.sessions["llm"]
+    feeds = []
+    for row, length in enumerate(lengths):
+        language = LanguageModel(bundle.sessions)
+        if length:
+            language.append(embeds[row, :length])
+        feeds.append({name: session.memory.to_host(t) for name, t in language.cache.feeds(num_rows).items()})
+    new = [embeds[row : row + 1, length : length + num_rows] for row, length in enumerate(lengths)]
+    outputs = _run(session, {"inputs_embeds": np.concatenate(new), **_joined(session.spec, feeds, lengths, num_rows)})
+    written = {}
+    for state in session.spec.states:
+        rows = state.as_rows(outputs[state.output])
+        if state.update == "aliased":
+            rows = np.stack([rows[row, length : length + num_rows] for row, length in enumerate(lengths)])
+        written[state.output] = rows
+    return outputs["hidden"], written
+
+
+def _joined(spec: GraphSpec, feeds: list[dict[str, Array]], lengths: list[int], num_rows: int) -> dict[str, Array]:
+    """The feeds of several streams as one batch. Where pasts are fed in buckets, all get as many as the longest."""
+    if spec.aliases:
+        return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+    fed = max(feed["attention_mask"].shape[1] for feed in feeds) - num_rows
+    mask = np.ones((len(feeds), fed + num_rows), dtype=np.int64)
+    for row, length in enumerate(lengths):
+        mask[row, length:fed] = 0
+    joined = {"attention_mask": mask, "position_ids": np.concatenate([feed["position_ids"] for feed in feeds])}
+    for state in spec.states:
+        pasts = [np.moveaxis(feed[state.input], state.slot_axis, 0) for feed in feeds]
+        longer = [np.concatenate([p, np.zeros((fed - len(p), *p.shape[1:]), p.dtype)]) for p in pasts]
+        joined[state.input] = np.ascontiguousarray(np.moveaxis(np.concatenate(longer, axis=1), 0, state.slot_axis))
+    return joined
 
 
 def _run(session: Session, feeds: dict[str, Array]) -> dict[str, Array]:

@@ -1,125 +1,211 @@
-"""Stream a video file through a bundle and ask it a question; optionally hold the text against the reference's.
+"""Stream a video file through a bundle, or show it images, and ask; optionally hold the text against the reference's.
 
 The streaming half needs no torch and no model code: only `compare_with_reference` does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from engines import Answer, PVCStream, open_bundle
 from engines.bundle import Bundle, Runtime
 from engines.errors import ParityError, StreamFull
+from engines.images import MAX_TILES, read_image
 from engines.preprocess import segment_indices
-from engines.stream import PushTiming
+from engines.stream import Ingest, PushTiming
 from engines.video import VideoInfo, probe_video, read_video
 
-from .console import Console
+from .console import Console, size_text
 from .frames import Frame
+from .measure import resident_bytes
 
 DEFAULT_QUESTION = "What happens in this video?"
+DEFAULT_IMAGE_QUESTION = "Describe what you see."
+WARM_FRAMES = 50
+"""Where memory is looked at first: every buffer has been used by then, if the video is long enough to ask."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRequest:
+    """What to look at, and what to ask. Either a video or images, or neither for a question about nothing.
+
+    num_frames        frames sampled evenly from the video; 0 takes every frame
+    max_tiles, ingest, runtime, trust_engines   as PVCStream and open_bundle have them
+    keep_frames       hold every pushed frame, for compare_with_reference
+    """
+
+    bundle: Path
+    question: str
+    video: Path | None = None
+    images: tuple[Path, ...] = ()
+    num_frames: int = 16
+    max_new_tokens: int = 32
+    max_tiles: int = MAX_TILES
+    ingest: Ingest = "eager"
+    runtime: Runtime = "auto"
+    trust_engines: bool = False
+    keep_frames: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
-    """One video streamed and one question asked."""
+    """What was streamed or shown, one question asked, and what it cost.
 
-    video: VideoInfo
+    warm_bytes, end_bytes  resident memory behind frame WARM_FRAMES (None if there is none), and behind the last
+    """
+
+    video: VideoInfo | None
     frames: tuple[Frame, ...]
+    images: tuple[Frame, ...]
     timings: tuple[PushTiming, ...]
     answer: Answer
     context_rows: int
+    warm_bytes: int | None
+    end_bytes: int | None
 
     def median_ms(self) -> dict[str, float]:
-        """Median milliseconds a frame of each stage, the first frame left out: it warms up."""
+        """Median milliseconds a frame of each stage, the first frame left out: it warms up. Empty without frames."""
         timings = [asdict(timing) for timing in self.timings[1:] or self.timings]
-        return {name: round(median(timing[name] for timing in timings), 3) for name in timings[0]}
+        return {name: round(median(timing[name] for timing in timings), 3) for name in (timings or [{}])[0]}
+
+    def slowest_ms(self) -> float:
+        """The whole of a frame that all but one in twenty were faster than."""
+        totals: list[float] = [sum(asdict(timing).values()) for timing in self.timings]
+        return quantiles(totals, n=20)[-1] if len(totals) > 1 else sum(totals)
+
+    def token_ms(self) -> float | None:
+        """Milliseconds a token behind the first."""
+        count = len(self.answer.token_ids)
+        return self.answer.decode_ms / count if count else None
 
 
-def run_video(
-    folder: Path,
-    video: Path,
-    *,
-    question: str,
-    num_frames: int,
-    max_new_tokens: int,
-    console: Console,
-    runtime: Runtime = "auto",
-    trust_engines: bool = False,
-    keep_frames: bool = False,
-) -> tuple[Bundle, RunResult]:
-    """Sample `num_frames` frames evenly from a file (all of them if it is 0), push each, then ask.
+def run(request: RunRequest, console: Console) -> tuple[Bundle, RunResult]:
+    """Stream the video or read the images, and ask.
 
-    runtime and trust_engines as in open_bundle; keep_frames holds every pushed frame, for compare_with_reference.
-    Raises MediaError, BundleError, and StreamFull before the first frame if the context cannot hold them all.
+    Raises MediaError, BundleError, and StreamFull before the first frame if the context cannot hold everything.
     """
-    info = probe_video(video)
+    info = probe_video(request.video) if request.video else None
+    images = tuple(read_image(path) for path in request.images)
     with console.stage("open the bundle") as (stage, _):
-        bundle = open_bundle(folder, runtime=runtime, trust_engines=trust_engines)
+        bundle = open_bundle(request.bundle, runtime=request.runtime, trust_engines=request.trust_engines)
         stage.note = f"{len(bundle.manifest.files)} files verified; runs on {bundle.runs_on}"
-    indices = None if num_frames == 0 else segment_indices(info.num_frames, num_frames)
-    count = info.num_frames if indices is None else len(indices)
-    stream = PVCStream(bundle, total_frames=count if bundle.manifest.time_mode == "fixed" else None)
-    rows = stream.rows_needed(count, question=question, max_new_tokens=max_new_tokens)
-    if rows > bundle.manifest.limits.context:
-        raise StreamFull(
-            f"{count} frames, the question and {max_new_tokens} tokens of answer need {rows} context rows, but the "
-            f"bundle has {bundle.manifest.limits.context}. Sample fewer with --frames, or export with "
-            f"--context {-(-rows // 256) * 256}"
-        )
+    indices = segment_indices(info.num_frames, request.num_frames) if info and request.num_frames else None
+    count = 0 if info is None else info.num_frames if indices is None else len(indices)
+    stream = _open_stream(bundle, request, count)
     frames: list[Frame] = []
     timings: list[PushTiming] = []
-    with console.stage(f"stream {count} frames") as (stage, report):
-        for frame in read_video(video, indices=indices):
-            timings.append(stream.push(frame.bgr))
-            if keep_frames:
-                frames.append(frame.bgr)
-            report(len(timings) / count)
-        context_rows = stream.context_rows
-        stage.note = f"{context_rows} of {bundle.manifest.limits.context} context rows"
+    warm_bytes = None
+    if info is not None:
+        with console.stage(f"stream {count} frames") as (stage, report):
+            for frame in read_video(info.path, indices=indices):
+                timings.append(stream.push(frame.bgr))
+                if request.keep_frames:
+                    frames.append(frame.bgr)
+                if len(timings) == WARM_FRAMES:
+                    warm_bytes = resident_bytes()
+                report(len(timings) / count)
+            stage.note = f"{stream.context_rows} of {bundle.manifest.limits.context} context rows"
+    end_bytes, context_rows = resident_bytes(), stream.context_rows
     with console.stage("ask") as (stage, _):
-        answer = stream.ask(question, max_new_tokens=max_new_tokens)
+        answer = stream.ask(
+            request.question, images=images, max_tiles=request.max_tiles, max_new_tokens=request.max_new_tokens
+        )
         stage.note = f"{len(answer.token_ids)} tokens"
     result = RunResult(
         video=info,
         frames=tuple(frames),
+        images=images,
         timings=tuple(timings),
         answer=answer,
         context_rows=context_rows,
+        warm_bytes=warm_bytes,
+        end_bytes=end_bytes,
     )
     return bundle, result
 
 
+def _open_stream(bundle: Bundle, request: RunRequest, num_frames: int) -> PVCStream:
+    """A stream with room for every frame, the question and the answer. Raises StreamFull if the context has not."""
+    fixed, bucket = bundle.manifest.time_mode == "fixed", bundle.manifest.limits.bucket
+    stream = PVCStream(bundle, total_frames=max(num_frames, 1) if fixed else None, ingest=request.ingest)
+    rows = stream.rows_needed(num_frames, question=request.question, max_new_tokens=request.max_new_tokens)
+    if rows > bundle.manifest.limits.context:
+        raise StreamFull(
+            f"{num_frames} frames, the question and {request.max_new_tokens} tokens of answer need {rows} context "
+            f"rows, but the bundle has {bundle.manifest.limits.context}. Sample fewer with --frames, or export with "
+            f"--context {-(-rows // bucket) * bucket}"
+        )
+    return stream
+
+
+def describe_run(request: RunRequest, result: RunResult) -> Iterator[str]:
+    """What was looked at and what it cost, for people."""
+    if result.video is not None:
+        info = result.video
+        yield f"{info.path}: {info.width}x{info.height}, {info.num_frames} frames, {info.fps:.2f} fps"
+        stages = ", ".join(f"{name.removesuffix('_ms')} {ms:.1f} ms" for name, ms in result.median_ms().items())
+        yield f"per frame: {stages}; 19 of 20 frames take less than {result.slowest_ms():.1f} ms in all"
+        if result.warm_bytes is not None and result.end_bytes is not None:
+            warm, end = size_text(result.warm_bytes), size_text(result.end_bytes)
+            yield f"memory: {warm} resident at frame {WARM_FRAMES}, {end} at frame {len(result.timings)}"
+    for path, image in zip(request.images, result.images, strict=True):
+        yield f"{path}: {image.shape[1]}x{image.shape[0]}"
+    answer, token_ms = result.answer, result.token_ms()
+    looked = f"images {answer.vision_ms:.1f} ms, " if result.images else ""
+    rate = "" if token_ms is None else f", then {token_ms:.1f} ms a token ({1e3 / token_ms:.1f} a second)"
+    yield f"answer: {looked}first token after {answer.prefill_ms:.1f} ms{rate}"
+
+
+def run_json(request: RunRequest, bundle: Bundle, result: RunResult) -> dict[str, Any]:
+    """The same for machines."""
+    answer = result.answer
+    return {
+        "bundle": str(request.bundle),
+        "runs_on": bundle.runs_on,
+        "video": None if request.video is None else str(request.video),
+        "images": [str(path) for path in request.images],
+        "num_frames": len(result.timings),
+        "ingest": request.ingest,
+        "question": request.question,
+        "random_weights": bundle.manifest.model.random_weights,
+        "answer": {"text": answer.text, "token_ids": answer.token_ids, "finished": answer.finished},
+        "median_ms": result.median_ms(),
+        "image_ms": answer.vision_ms,
+        "prefill_ms": answer.prefill_ms,
+        "decode_ms": answer.decode_ms,
+        "context_rows": result.context_rows,
+        "warm_bytes": result.warm_bytes,
+        "end_bytes": result.end_bytes,
+    }
+
+
 def compare_with_reference(
-    bundle: Bundle, result: RunResult, *, question: str, max_new_tokens: int, model_name: str | None = None
+    bundle: Bundle, request: RunRequest, result: RunResult, *, model_name: str | None = None
 ) -> dict[str, Any]:
-    """The reference's greedy text on the same frames: whole clip at once, whole prompt at once.
+    """The reference's greedy text on the same frames or images: whole clip at once, whole prompt at once.
 
     Raises ParityError at the first token that differs by more than a near tie.
     """
-    import numpy as np
     import torch
 
-    from pvc_ref.preprocess import resize_frame
     from pvc_ref.prompt import STOP_TOKEN
 
     from .models import load_reference
     from .parity import near_tie
+    from .prompts import Prompt, reference_embeds
 
     manifest = bundle.manifest
     loaded = load_reference(manifest, model_name)
     model, tokenizer = loaded.model, loaded.tokenizer
-    size = model.config.vision.image_size
-    pixels = torch.from_numpy(np.stack([resize_frame(frame[..., ::-1], size=size) for frame in result.frames]))
-    total = len(pixels) if model.config.time_mode == "fixed" else None
-    with torch.no_grad():
-        embeds = model.encode_clip(pixels[None], window=manifest.limits.window, total_frames=total)[0]
-        inputs = loaded.prompt_embeds(loaded.prompt_ids(num_frames=len(pixels), question=question), embeds)
-        stop_id = loaded.token_id(STOP_TOKEN)
-        expected = model.generate(inputs, max_new_tokens=max_new_tokens, stop_ids=[stop_id])
+    kind: Any = "video" if result.frames else "images" if result.images else "text"
+    prompt = Prompt(kind=kind, question=request.question, frames=result.frames, images=result.images)
+    inputs = reference_embeds(loaded, prompt, window=manifest.limits.window, max_tiles=request.max_tiles)
+    stop_id = loaded.token_id(STOP_TOKEN)
+    expected = model.generate(inputs, max_new_tokens=request.max_new_tokens, stop_ids=[stop_id])
     got = list(result.answer.token_ids)
     text = tokenizer.decode(expected, skip_special_tokens=True)
     comparison: dict[str, Any] = {"reference_text": text, "equal": got == expected, "num_tokens": len(expected)}

@@ -217,7 +217,7 @@ PRESETS: dict[str, PVCConfig] = {
             mlp_size=128,
             qkv_bias=True,
             rope_theta=1e4,
-            max_positions=4096,
+            max_positions=32768,
         ),
         template="tiny",
     ),

@@ -28,7 +28,10 @@ def tiny() -> LoadedModel:
 
 @pytest.fixture(scope="session")
 def bundle_fp32(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """float32, two streams (so every graph has a dynamic batch), no engines. Do not change it: take `copy_bundle`."""
+    """float32, two streams (so every graph has a dynamic batch), no engines. Do not change it: take `copy_bundle`.
+
+    Like bundle_fp16, its LLM updates the cache in place.
+    """
     out = tmp_path_factory.mktemp("bundles") / "fp32"
     limits = StreamLimits(window=WINDOW, context=512, streams=2)
     export(tiny, ExportRequest(out=out, target=load_target("cpu"), precision="fp32", limits=limits))
@@ -41,6 +44,15 @@ def bundle_fp16(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> 
     out = tmp_path_factory.mktemp("bundles") / "fp16"
     limits = StreamLimits(window=WINDOW, context=512)
     export(tiny, ExportRequest(out=out, target=load_target("rtx"), precision="fp16", limits=limits))
+    return out
+
+
+@pytest.fixture(scope="session")
+def bundle_rows(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """float32 as bundle_fp32, but for a target whose LLM returns rows instead of updating its cache in place."""
+    out = tmp_path_factory.mktemp("bundles") / "rows"
+    limits = StreamLimits(window=WINDOW, context=512, streams=2)
+    export(tiny, ExportRequest(out=out, target=load_target("cuda"), precision="fp32", limits=limits))
     return out
 
 

@@ -49,7 +49,7 @@ def test_a_target_builds_engines_if_and_only_if_its_runtime_runs_them(name: str)
     assert target.spelling == ("split" if target.runtime == "ort-cpu" else "concat")
     # TensorScatter and Attention came to TensorRT's parser with 10.15.
     since = tuple(int(part) for part in target.builder_versions[0].split(".")) if target.builder else (0,)
-    in_place = name == "rtx" or (target.runtime == "tensorrt" and since >= (10, 15))
+    in_place = name in ("cpu", "rtx") or (target.runtime == "tensorrt" and since >= (10, 15))
     assert target.cache_update == ("aliased" if in_place else "rows")
     assert "bf16" in target.precisions or target.runtime == "ort-cpu"
     assert bool(target.compute_capabilities) == (name == "rtx" or name.startswith("jetson"))

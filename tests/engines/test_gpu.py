@@ -26,10 +26,7 @@ from engines.gpu import OrtCudaSession, TrtSession, require_placed
 from engines.manifest import Manifest, hash_folder
 from engines.memory import DeviceMemory, HostMemory, Memory
 from engines.session import OrtSession
-from engines.spec import GraphSpec, StateSpec, StreamLimits, TensorSpec
-from engines.target import load_target
-from pvc_export.export import ExportRequest, export
-from pvc_export.models import LoadedModel
+from engines.spec import GraphSpec, StateSpec, TensorSpec
 from pvc_export.recorder import Recorder
 
 from .fake_trt import fake_plan, make_module
@@ -48,14 +45,6 @@ def with_fake_engines(bundle_fp16: Path, tmp_path_factory: pytest.TempPathFactor
         (folder / entry.path).write_bytes(fake_plan(folder / graph_path(name), manifest.graphs[name]))
     replace(manifest, files=hash_folder(folder)).save(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def cuda_bundle(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("cuda") / "fp16"
-    limits = StreamLimits(window=4, context=512)
-    export(tiny, ExportRequest(out=out, target=load_target("cuda"), precision="fp16", limits=limits))
-    return out
 
 
 @pytest.fixture
@@ -84,14 +73,11 @@ def open_bindings(folder: Path) -> tuple[Bundle, RecordingCuda]:
     return replace(bundle, sessions=sessions), cuda
 
 
-@pytest.fixture(params=["engines fp16", "binding fp16", "binding fp32"])
-def on_gpu(
-    request: pytest.FixtureRequest, open_engines: Open, bundle_fp16: Path, bundle_fp32: Path
-) -> tuple[Bundle, RecordingCuda]:
-    """TensorRT engines; IO binding with rings of both layouts, of one stream and of a dynamic batch."""
-    if request.param == "engines fp16":
-        return open_engines()
-    return open_bindings(bundle_fp16 if request.param.endswith("fp16") else bundle_fp32)
+@pytest.fixture(params=["engines fp16", "binding fp16", "binding fp32", "binding rows"])
+def on_gpu(request: pytest.FixtureRequest, open_engines: Open) -> tuple[Bundle, RecordingCuda]:
+    """TensorRT engines; IO binding with rings of both layouts, both cache updates, one stream and a dynamic batch."""
+    kind, name = request.param.split()
+    return open_engines() if kind == "engines" else open_bindings(request.getfixturevalue(f"bundle_{name}"))
 
 
 def rings(stream: PVCStream) -> list[np.ndarray]:
@@ -260,9 +246,11 @@ def test_a_token_moves_its_own_bytes_and_no_cache(on_gpu: tuple[Bundle, Recordin
     assert a_token == [state_bytes(graphs["llm"]), token_up, token_down, 2], "logits and hidden row: two waits"
 
 
-def test_the_cpu_places_no_more_than_the_new_rows(bundle_fp16: Path, bundle_fp32: Path, frames: Frames) -> None:
+def test_the_cpu_places_no_more_than_the_new_rows(
+    bundle_fp16: Path, bundle_fp32: Path, bundle_rows: Path, frames: Frames
+) -> None:
     """The same count on the host, where a cache is the very array that the graph reads."""
-    for folder in (bundle_fp16, bundle_fp32):
+    for folder in (bundle_fp16, bundle_fp32, bundle_rows):
         bundle = open_bundle(folder, runtime="cpu")
         stream, memory = PVCStream(bundle), bundle.sessions["temporal"].memory
         assert isinstance(memory, HostMemory) and memory is bundle.sessions["llm"].memory
@@ -357,22 +345,22 @@ def test_a_tensor_that_does_not_fit_the_spec_never_reaches_the_engine(on_gpu: tu
     assert cuda.count("upload") == 0
 
 
-def test_without_the_cuda_provider_its_session_is_refused(cuda_bundle: Path) -> None:
+def test_without_the_cuda_provider_its_session_is_refused(bundle_rows: Path) -> None:
     """A target whose provider is not there is an error, never a slower run."""
     for runtime in ("target", "auto"):
         with pytest.raises(BackendUnavailable, match=r"not CUDAExecutionProvider.*'\.\[ort-gpu\]'") as caught:
-            open_bundle(cuda_bundle, runtime=runtime, cuda=RecordingCuda())  # type: ignore[arg-type]
+            open_bundle(bundle_rows, runtime=runtime, cuda=RecordingCuda())  # type: ignore[arg-type]
         assert caught.value.exit_code == 4
-    assert open_bundle(cuda_bundle, runtime="cpu").runs_on == "ONNX Runtime CPU"
+    assert open_bundle(bundle_rows, runtime="cpu").runs_on == "ONNX Runtime CPU"
 
 
 def test_target_cuda_opens_every_graph_on_the_gpu_but_the_table(
-    cuda_bundle: Path, frames: Frames, monkeypatch: pytest.MonkeyPatch
+    bundle_rows: Path, frames: Frames, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from functools import partial
 
     monkeypatch.setattr("engines.gpu.OrtCudaSession", partial(OrtCudaSession, provider="CPUExecutionProvider"))
-    bundle = open_bundle(cuda_bundle, cuda=RecordingCuda())
+    bundle = open_bundle(bundle_rows, cuda=RecordingCuda())
     assert bundle.runs_on == "ort-cuda on SM89"
     assert {name for name, s in bundle.sessions.items() if isinstance(s.memory, HostMemory)} == {"embed"}
     assert len({id(s.memory) for s in bundle.sessions.values()}) == 2

@@ -21,7 +21,7 @@ Frames = list[np.ndarray]
 QUESTION = "What moves?"
 
 
-@pytest.fixture(scope="module", params=["bundle_fp32", "bundle_fp16"], ids=["rows", "aliased"])
+@pytest.fixture(scope="module", params=["bundle_rows", "bundle_fp16"], ids=["rows", "aliased"])
 def bundle(request: pytest.FixtureRequest) -> Bundle:
     """Both cache updates."""
     return open_bundle(request.getfixturevalue(request.param), runtime="cpu")

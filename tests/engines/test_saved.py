@@ -57,7 +57,7 @@ def test_an_opened_stream_continues_with_identical_outputs(
     assert list(tmp_path.iterdir()) == [tmp_path / "stream.npz"]
 
 
-@pytest.mark.parametrize("bundle_name", ["bundle_fp32", "bundle_fp16"])
+@pytest.mark.parametrize("bundle_name", ["bundle_fp32", "bundle_fp16", "bundle_rows"])
 def test_a_stream_moves_between_a_gpu_and_a_cpu(
     bundle_name: str, frames: Frames, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

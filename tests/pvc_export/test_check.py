@@ -39,7 +39,7 @@ def check(bundle: Path, reference: LoadedModel) -> ParityReport:
     return check_bundle(bundle, reference, ladder=False)
 
 
-@pytest.mark.parametrize("bundle_name", BUNDLES)
+@pytest.mark.parametrize("bundle_name", [*BUNDLES, "bundle_rows"])
 def test_a_faithful_bundle_passes_with_every_output_and_every_row_compared(
     bundle_name: str, tiny: LoadedModel, request: pytest.FixtureRequest
 ) -> None:
@@ -201,6 +201,14 @@ def test_a_fault_of_the_runtime_ends_the_command_with_exit_code_3(
     pvc_export("check", bundle).says(3, "ParityError: the bundle differs from the reference")
 
 
+def test_an_unmasked_tail_of_a_bucket_ends_the_command_with_exit_code_3(
+    bundle_rows: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run
+) -> None:
+    monkeypatch.setattr("pvc_export.check.climb", lambda *_, **__: ([], {}))
+    wrong_rows_in_sight(monkeypatch)
+    pvc_export("check", bundle_rows).says(3, "ParityError: the bundle differs from the reference")
+
+
 def test_an_answer_without_a_word_still_shows_decoding(
     bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +220,7 @@ def test_an_answer_without_a_word_still_shows_decoding(
         return ask(self, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(engines.stream.PVCStream, "ask", stop_at_once)
+    monkeypatch.setattr("pvc_export.check.converse", lambda *_, **__: [])  # whose reference does not stop
     report = check(bundle_fp32, tiny)
     assert report.passed, report.failure_text()
     decoded = [found for found in report.found if found.graph == "head" and found.where.startswith("token")]
@@ -273,7 +282,7 @@ def test_an_output_that_was_never_compared_fails(
     monkeypatch.setattr("pvc_export.check.probe_context", lambda *_: [])
     report = check(bundle_fp32, tiny)
     assert not report.passed
-    assert set(report.missing) >= {"embed/inputs_embeds", "head/logits", "llm/hidden", "llm/new.0.key"}
+    assert set(report.missing) >= {"embed/inputs_embeds", "head/logits", "llm/hidden", "llm/present.0.key"}
 
 
 def test_another_model_is_no_reference(bundle_fp32: Path) -> None:

@@ -85,8 +85,11 @@ def test_only_standard_operators_are_used_of_opset_20_or_where_a_cache_is_update
 
 
 @pytest.mark.parametrize("graph", ["temporal", "llm"])
-def test_no_graph_returns_a_cache(graph: str, request: pytest.FixtureRequest) -> None:
-    _, specs = graphs(request, "bundle_fp32")
+def test_no_graph_returns_a_cache_but_one_that_lies_where_it_was(graph: str, request: pytest.FixtureRequest) -> None:
+    _, in_place = graphs(request, "bundle_fp32")
+    caches = {tensor.name for tensor in in_place[graph].outputs if in_place[graph].dims.keys() & {"rows"}} - {"hidden"}
+    assert set(in_place[graph].aliases) == caches
+    _, specs = graphs(request, "bundle_rows")
     rows = {tensor.name: tensor.shape for tensor in specs[graph].outputs}
     assert all(rows[state.output] != specs[graph].input(state.input).shape for state in specs[graph].states)
     assert not {"past", 4} & {dim for shape in rows.values() for dim in shape[1:2]}  # 4 is this bundle's window
@@ -97,18 +100,45 @@ def test_the_onnx_specification_computes_what_the_reference_computes(
     graph: str, tiny: LoadedModel, request: pytest.FixtureRequest
 ) -> None:
     """onnx.reference is the operators' definition in numpy: an oracle that shares nothing with ONNX Runtime."""
-    folder, specs = graphs(request, "bundle_fp32")
+    folder, specs = graphs(request, "bundle_rows" if graph == "llm" else "bundle_fp32")
     spec = specs[graph]
     rng = np.random.default_rng(1)
     dims = {"batch": 2, "rows": 3, "past": 256}
     feeds = {tensor.name: _random(rng, tensor.name, tensor.resolve(dims), tensor.dtype) for tensor in spec.inputs}
     got = ReferenceEvaluator(str(folder / f"{graph}.onnx")).run(None, feeds)
     with torch.no_grad():
-        want = graph_module(tiny.model, spec, "split")(
+        want = graph_module(tiny.model, spec, "concat" if graph == "llm" else "split")(
             *(torch.from_numpy(feeds[tensor.name]) for tensor in spec.inputs)
         )
     for ours, theirs in zip(want if isinstance(want, tuple) else (want,), got, strict=True):
         np.testing.assert_allclose(theirs, ours.numpy(), rtol=0, atol=5e-5)  # worst 1e-5, of values up to 20
+
+
+def test_the_onnx_specification_writes_new_rows_in_place_and_attends_as_the_reference_does(
+    tiny: LoadedModel, request: pytest.FixtureRequest
+) -> None:
+    """TensorScatter and Attention by their definition in numpy: two streams of different lengths in one pass."""
+    folder, specs = graphs(request, "bundle_fp32")
+    spec, rng, lengths, num_rows = specs["llm"], np.random.default_rng(1), (100, 7), 3
+    feeds = {tensor.name: _random(rng, tensor.name, tensor.resolve({"batch": 2, "rows": num_rows}), tensor.dtype)
+             for tensor in spec.inputs}  # fmt: skip
+    feeds["write_index"] = np.array(lengths)
+    before = {state.input: feeds[state.input].copy() for state in spec.states}
+    got = dict(zip([t.name for t in spec.outputs], ReferenceEvaluator(str(folder / "llm.onnx")).run(None, feeds),
+                   strict=True))  # fmt: skip
+    for row, length in enumerate(lengths):
+        past = [torch.from_numpy(state.as_rows(before[state.input])[row : row + 1, :length]) for state in spec.states]
+        with torch.no_grad():
+            hidden, new = tiny.model.llm(
+                torch.from_numpy(feeds["inputs_embeds"][row : row + 1]),
+                torch.from_numpy(feeds["position_ids"][row : row + 1]),
+                list(zip(past[0::2], past[1::2], strict=True)),
+            )
+        np.testing.assert_allclose(got["hidden"][row], hidden[0, -1:].numpy(), atol=5e-5)
+        for state, rows in zip(spec.states, (rows for pair in new for rows in pair), strict=True):
+            cache = state.as_rows(before[state.input])[row].copy()
+            cache[length : length + num_rows] = rows[0].numpy()
+            np.testing.assert_allclose(state.as_rows(got[state.output])[row], cache, atol=5e-5)
 
 
 def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
