@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 RENAMED = {"engines": "pvc_engines", "apps": "pvc_apps"}
+ENTRY_POINT = re.compile(rf"^(\s*[\w.-]+\s*=\s*)({'|'.join(RENAMED)})\b", re.MULTILINE)
 IMPORT = re.compile(rf"^(\s*(?:from|import)\s+)({'|'.join(RENAMED)})\b", re.MULTILINE)
 
 
@@ -28,4 +30,16 @@ class RenamingBuild(build_py):
             path.write_text(IMPORT.sub(lambda m: m[1] + RENAMED[m[2]], text), encoding="utf-8")
 
 
-setup(cmdclass={"build_py": RenamingBuild})
+class RenamingWheel(bdist_wheel):
+    """Renames the packages in the wheel's entry points as well, just before its files are packed."""
+
+    def write_wheelfile(self, wheelfile_base: str, *args: str, **kwargs: str) -> None:
+        super().write_wheelfile(wheelfile_base, *args, **kwargs)
+        if "editable_wheel" in self.distribution.command_obj:
+            return
+        path = Path(wheelfile_base) / "entry_points.txt"
+        text = path.read_text(encoding="utf-8")
+        path.write_text(ENTRY_POINT.sub(lambda m: m[1] + RENAMED[m[2]], text), encoding="utf-8")
+
+
+setup(cmdclass={"build_py": RenamingBuild, "bdist_wheel": RenamingWheel})

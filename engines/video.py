@@ -1,4 +1,4 @@
-"""Video files in and out, through PyAV: probe, read by frame index, write.
+"""Video files in and out, through PyAV: probe, read by frame index, write whole or frame by frame.
 
 Unusual: PyAV is imported inside the functions, so this module can be imported without it; and a file
 that is cut short is refused even if its first frames decode, because sampling a shorter video picks
@@ -15,7 +15,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -97,7 +97,7 @@ def read_video(path: str | Path, *, indices: Sequence[int] | None = None) -> Ite
     """
     path = Path(path)
     _import_av()
-    _check_is_file(path)
+    check_is_file(path)
     if indices is None:
         return _decode(path, None)
     wanted = [int(index) for index in indices]
@@ -110,28 +110,106 @@ def read_video(path: str | Path, *, indices: Sequence[int] | None = None) -> Ite
 
 
 def write_video(path: str | Path, frames_bgr: Iterable[NDArray[np.uint8]], *, fps: float) -> None:
-    """Encode frames (H, W, 3) uint8 BGR, all of one size, as H.264 (MPEG-4 where PyAV lacks libx264), yuv420p.
+    """Write frames (H, W, 3) uint8 BGR, all of one size and of even height and width: what VideoWriter does, at once.
 
-    The suffix of `path` chooses the container. The file appears under its name only when complete, replacing what
-    was there. Height and width must be even, as yuv420p halves them: odd frames are refused, not cropped or padded.
-    Lossy: FFmpeg's rounding alone tints a flat colour by up to 5 of 255 levels, so compare parity on source frames.
-    Raises FrameError for a bad frame, MediaError for a bad fps, no frames, or a file that cannot be written.
+    An exception of the caller's iterable passes through unchanged, and leaves no file. Raises as VideoWriter does.
     """
-    path = Path(path)
-    av = _import_av()
-    if not (math.isfinite(fps) and fps >= 0.01):
-        raise MediaError(
-            f"cannot write {path} at {fps} frames per second. Expected 0.01 or more. "
-            "Likely a camera that reports no rate: pass fps yourself, such as 30."
-        )
-    # Beside the target, so the rename stays on one disk; same suffix, so the container stays the same.
-    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
-    try:
-        _encode(av, path, partial, frames_bgr, fps=fps)
-        with _write_errors(av, path):
-            os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with VideoWriter(path, fps=fps) as writer:
+        for frame_bgr in frames_bgr:
+            writer.write(frame_bgr)
+
+
+class VideoWriter:
+    """A video file written frame by frame: H.264 (MPEG-4 where PyAV lacks libx264), yuv420p, constant frame rate.
+
+    The suffix of `path` chooses the container. The file appears under its name only when `close` completed it,
+    replacing what was there; `abort` leaves nothing. As a context manager it closes, or aborts on an exception.
+    Height and width must be even, as yuv420p halves them: odd frames are refused, not cropped or padded.
+    Lossy: FFmpeg's rounding alone tints a flat colour by up to 5 of 255 levels, so compare parity on source frames.
+    """
+
+    def __init__(self, path: str | Path, *, fps: float, preset: str = "medium") -> None:
+        """`preset` is x264's: what it may cost to make the file small.
+
+        Raises MediaError for a bad fps or a file that cannot be written, BackendUnavailable without PyAV.
+        """
+        self.path = Path(path)
+        self._av = _import_av()
+        if not (math.isfinite(fps) and fps >= 0.01):
+            raise MediaError(
+                f"cannot write {self.path} at {fps} frames per second. Expected 0.01 or more. "
+                "Likely a camera that reports no rate: pass fps yourself, such as 30."
+            )
+        self._fps, self._preset = fps, preset
+        # Beside the target, so the rename stays on one disk; same suffix, so the container stays the same.
+        self._partial = self.path.with_name(f".{self.path.stem}.{secrets.token_hex(4)}{self.path.suffix}")
+        self._stream: Any = None
+        try:
+            with _write_errors(self._av, self.path):
+                self._partial.touch()  # PyAV would only try with the first frame
+                self._container = self._av.open(f"file:{self._partial}", "w")
+        except BaseException:
+            self._partial.unlink(missing_ok=True)
+            raise
+
+    def write(self, frame_bgr: NDArray[np.uint8]) -> None:
+        """Append one frame. Raises FrameError if it is bad or not of the first one's size, MediaError if it fails."""
+        check_frame(frame_bgr)
+        height, width, _ = frame_bgr.shape
+        if self._stream is None:
+            _check_even(height, width)
+            with _write_errors(self._av, self.path):
+                self._stream = self._add_stream(width=width, height=height)
+        elif (height, width) != (self._stream.height, self._stream.width):
+            raise FrameError(
+                f"a frame is {width}x{height} and the first was {self._stream.width}x{self._stream.height}. Expected "
+                "one size for a whole video. Likely two sources were mixed: resize the frames first."
+            )
+        with _write_errors(self._av, self.path):
+            frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_bgr), format="bgr24")
+            self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        """Complete the file and give it its name. Raises MediaError, leaving nothing, without frames or if it fails."""
+        try:
+            if self._stream is None:
+                raise MediaError(
+                    f"no frames were given to write to {self.path}. Expected 1 or more. Likely the source was empty: "
+                    "check it."
+                )
+            with _write_errors(self._av, self.path):
+                self._container.mux(self._stream.encode(None))
+                self._container.close()
+                os.replace(self._partial, self.path)
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Forget what was written. After `close` it does nothing."""
+        # What stopped the writing is the error to report, not that the rest cannot be flushed either.
+        with suppress(MediaError), _write_errors(self._av, self.path):
+            self._container.close()
+        self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def _add_stream(self, *, width: int, height: int) -> Any:
+        # 1001 keeps 30000/1001 and its kin exact. Both qualities are near lossless to the eye.
+        rate = Fraction(self._fps).limit_denominator(1001)
+        if "libx264" in self._av.codecs_available:
+            options = {"crf": "18", "preset": self._preset}
+            stream = self._container.add_stream("libx264", rate=rate, options=options)
+        else:
+            stream = self._container.add_stream("mpeg4", rate=rate, options={"qmin": "2", "qmax": "4"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        return stream
 
 
 def _import_av() -> Any:
@@ -144,7 +222,8 @@ def _import_av() -> Any:
         ) from error
 
 
-def _check_is_file(path: Path) -> None:
+def check_is_file(path: Path) -> None:
+    """Raise MediaError unless this is a file with something in it."""
     if not path.exists():
         found, cause = "does not exist", f"a typing error, or another folder than {Path.cwd()}: ls {path.parent}"
     elif not path.is_file():
@@ -160,7 +239,7 @@ def _check_is_file(path: Path) -> None:
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """The container of a file and its first video stream; any PyAV error inside becomes a MediaError."""
     av = _import_av()
-    _check_is_file(path)
+    check_is_file(path)
     try:
         # "file:" keeps a name such as 10:30.mp4 from being taken for a protocol; tags in other encodings than
         # UTF-8 would otherwise raise.
@@ -237,49 +316,6 @@ def _upright_bgr(frame: Any) -> NDArray[np.uint8]:
     bgr: NDArray[np.uint8] = frame.to_ndarray(format="bgr24")
     # Both count degrees counter-clockwise.
     return np.ascontiguousarray(np.rot90(bgr, round(frame.rotation / 90)))
-
-
-def _encode(av: Any, path: Path, partial: Path, frames_bgr: Iterable[NDArray[np.uint8]], *, fps: float) -> None:
-    """Write `partial`, naming `path` in errors. An exception of the caller's iterable passes through unchanged."""
-    stream: Any = None
-    with _write_errors(av, path):
-        container = av.open(f"file:{partial}", "w")
-    try:
-        for frame_bgr in frames_bgr:
-            check_frame(frame_bgr)
-            height, width, _ = frame_bgr.shape
-            if stream is None:
-                _check_even(height, width)
-                with _write_errors(av, path):
-                    stream = _add_stream(av, container, width=width, height=height, fps=fps)
-            elif (height, width) != (stream.height, stream.width):
-                raise FrameError(
-                    f"a frame is {width}x{height} and the first was {stream.width}x{stream.height}. Expected one size "
-                    "for a whole video. Likely two sources were mixed: resize the frames first."
-                )
-            with _write_errors(av, path):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_bgr), format="bgr24")
-                container.mux(stream.encode(frame))
-        if stream is None:
-            raise MediaError(
-                f"no frames were given to write to {path}. Expected 1 or more. Likely the source was empty: check it."
-            )
-        with _write_errors(av, path):
-            container.mux(stream.encode(None))
-    finally:
-        with _write_errors(av, path):
-            container.close()
-
-
-def _add_stream(av: Any, container: Any, *, width: int, height: int, fps: float) -> Any:
-    # 1001 keeps 30000/1001 and its kin exact. Both qualities are near lossless to the eye.
-    rate = Fraction(fps).limit_denominator(1001)
-    if "libx264" in av.codecs_available:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
-    else:
-        stream = container.add_stream("mpeg4", rate=rate, options={"qmin": "2", "qmax": "4"})
-    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-    return stream
 
 
 def _check_even(height: int, width: int) -> None:

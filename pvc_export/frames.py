@@ -1,20 +1,19 @@
 """What checks and demos look at when no video is given: rendered frames, and a few of a real camera.
 
-Rendered: coloured discs and bars cross a textured background. Seeded, so every machine sees the same pixels; camera
-sized, so that the resize is part of what is checked. Real: red pandas, from PVC's own example (real_frames/).
+Rendered: engines/synthetic.py, camera sized, so that the resize is part of what is checked. Real: red pandas, from
+PVC's own example (real_frames/).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-Frame = np.ndarray[Any, np.dtype[np.uint8]]
-WIDTH, HEIGHT = 192, 144
+from engines.synthetic import Frame, render_clip
+
+__all__ = ["Frame", "check_clip", "real_frames", "render_clip"]
 REAL_FRAMES = Path(__file__).with_name("real_frames")
 
 
@@ -29,43 +28,3 @@ def real_frames() -> list[Frame]:
     """Six frames (320, 180, 3) uint8 BGR of a real camera: three scenes, two frames of the first two."""
     images = (Image.open(path) for path in sorted(REAL_FRAMES.glob("*.jpg")))
     return [np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1]) for image in images]
-
-
-def render_clip(num_frames: int, *, seed: int = 0, width: int = WIDTH, height: int = HEIGHT) -> Iterator[Frame]:
-    """Yield num_frames frames (height, width, 3) uint8 BGR."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    background = _texture(rng, x / width, y / height)
-    shapes = [_Shape(rng, width, height) for _ in range(3)]
-    for t in range(num_frames):
-        image = background.copy()
-        for shape in shapes:
-            cover = shape.coverage(x, y, t)[..., None]
-            image = image * (1 - cover) + shape.color * cover
-        image += rng.normal(0.0, 2.0, image.shape).astype(np.float32)  # sensor noise: no two frames are equal
-        yield np.clip(np.rint(image), 0, 255).astype(np.uint8)
-
-
-def _texture(rng: np.random.Generator, x: Any, y: Any) -> Any:
-    """Three colour channels of smooth waves, between 40 and 170."""
-    waves = [np.sin(2 * np.pi * (x * rng.uniform(0.5, 3) + y * rng.uniform(0.5, 3) + rng.uniform())) for _ in range(3)]
-    return np.stack([105 + 60 * wave for wave in waves], axis=-1).astype(np.float32)
-
-
-class _Shape:
-    """A disc or a bar that moves in a straight line and re-enters on the other side."""
-
-    def __init__(self, rng: np.random.Generator, width: int, height: int) -> None:
-        self.size = np.array([width, height], dtype=np.float32)
-        self.start = rng.uniform(0, 1, 2) * self.size
-        self.step = rng.uniform(-0.06, 0.06, 2) * self.size
-        self.radius = rng.uniform(0.08, 0.2) * height
-        self.is_disc = bool(rng.integers(2))
-        self.color = rng.integers(0, 256, 3).astype(np.float32)
-
-    def coverage(self, x: Any, y: Any, t: int) -> Any:
-        """How much of each pixel the shape covers, 0 to 1, with a soft edge of one pixel."""
-        center = (self.start + t * self.step) % self.size
-        dx, dy = np.abs(x - center[0]), np.abs(y - center[1])
-        distance = np.hypot(dx, dy) if self.is_disc else np.maximum(dx * 0.5, dy)
-        return np.clip(self.radius - distance + 0.5, 0.0, 1.0)

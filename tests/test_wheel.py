@@ -57,3 +57,21 @@ def test_data_files_are_in_the_wheel_and_the_command_line_runs(site: Path) -> No
     assert (site / "pvc_engines/targets/rtx.json").is_file() and (site / "pvc_export/thresholds.json").is_file()
     result = run(site, "-m", "pvc_export.cli", "doctor")
     assert result.returncode == 0 and "target rtx" in result.stdout, result.stderr
+
+
+def test_both_command_lines_of_the_wheel_start_under_their_new_names(site: Path) -> None:
+    """The file is read too: on a machine with an editable install, the old name would be found there."""
+    for name, module, sign in (("pvc-export", "pvc_export.cli", "doctor"), ("pvc-live", "pvc_apps.live", "--record")):
+        script = site / "bin" / name
+        assert f"from {module} import main" in script.read_text()
+        result = run(site, str(script), "--help")
+        assert result.returncode == 0 and sign in result.stdout, result.stderr
+
+
+def test_an_editable_install_keeps_the_names_of_the_checkout(site: Path) -> None:
+    folder = site.parent / "editable"
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    install = [*pip, "install", "--no-deps", "--no-build-isolation", "--target", folder, "-e", site.parent / "source"]
+    subprocess.run(install, check=True)
+    (entry_points,) = folder.glob("*.dist-info/entry_points.txt")
+    assert "pvc-live = apps.live:main" in entry_points.read_text()

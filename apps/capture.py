@@ -1,0 +1,156 @@
+"""Frames for a model that may be slower than the camera.
+
+Unusual: the newest frame wins. A thread reads as fast as the source delivers and keeps one frame, so that a slow model
+sees the present and never a growing backlog; what it missed is counted. A file is played at its own speed, like a
+camera, unless every frame is asked for: then it waits for the model, nothing is dropped, and results repeat exactly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from threading import Condition, Event, Thread
+from typing import Protocol
+
+from engines.errors import MediaError
+from engines.synthetic import Frame
+
+from .devices import RETRY_PAUSES_S, Address, Capture, Device, open_device
+
+STALL_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Captured:
+    """One frame: bgr (H, W, 3) uint8, owned by whoever holds it.
+
+    index        counts what the source delivered, from 0: a gap is what was dropped
+    time_s       on the source's own timeline; a file's goes by its frame rate, a camera's by the clock
+    captured_at  time.monotonic() when it was read, from which latency counts
+    """
+
+    bgr: Frame
+    index: int
+    time_s: float
+    captured_at: float
+
+
+class Source(Protocol):
+    """Frames, newest or next. `ended` is true once the last one was taken."""
+
+    device: Device
+    ended: bool
+
+    def take(self, timeout_s: float) -> Captured | None:
+        """A frame that was not taken before; None if none came in time, or at the end. Raises MediaError when lost."""
+
+    def close(self) -> None: ...
+
+
+def open_source(
+    address: Address,
+    *,
+    every_frame: bool = False,
+    factory: Callable[[Address], Capture] | None = None,
+    pauses_s: Sequence[float] = RETRY_PAUSES_S,
+) -> Source:
+    """A source that delivers; `every_frame` is for files and the synthetic source. Raises as open_device does."""
+    closing = Event()
+    device = open_device(address, wait=closing.wait, factory=factory, pauses_s=pauses_s)
+    return EveryFrame(device) if every_frame else NewestFrame(device, closing)
+
+
+class EveryFrame:
+    """Reads when asked: for devices that wait."""
+
+    def __init__(self, device: Device) -> None:
+        assert device.waits and device.fps
+        self.device, self.ended, self._fps, self._num_taken = device, False, device.fps, 0
+
+    def take(self, timeout_s: float) -> Captured | None:
+        bgr = None if self.ended else self.device.read()
+        if bgr is None:
+            self.ended = True
+            return None
+        index = self._num_taken
+        self._num_taken += 1
+        return Captured(bgr=bgr, index=index, time_s=index / self._fps, captured_at=time.monotonic())
+
+    def close(self) -> None:
+        self.device.close()
+
+
+class NewestFrame:
+    """A reader thread and one place for its newest frame.
+
+    A camera is read from the start, so that nothing old waits in its buffers; what waits for us starts with `take`.
+    """
+
+    def __init__(self, device: Device, closing: Event) -> None:
+        self.device, self.ended = device, False
+        self._closing = closing
+        self._changed = Condition()
+        self._newest: Captured | None = None
+        self._finished = False
+        self._error: BaseException | None = None
+        self._heard_at = time.monotonic()
+        self._thread = Thread(target=self._read, name="camera", daemon=True)
+        if not device.waits:
+            self._thread.start()
+
+    def take(self, timeout_s: float) -> Captured | None:
+        if self._thread.ident is None:
+            self._thread.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._newest is not None or self._finished, timeout_s)
+            frame, self._newest = self._newest, None
+            if frame is not None:
+                return frame
+            if self._error is not None:
+                raise self._error
+            self.ended = self._finished
+            silent_s = time.monotonic() - self._heard_at
+        if silent_s > STALL_S and not self.ended and not self.device.notice:
+            raise MediaError(
+                f"{self.device.name} has given no frame for {silent_s:.0f} s, and no error either. Likely its driver "
+                "or its connection hangs: unplug it, or restart it, then start pvc-live again"
+            )
+        return None
+
+    def close(self) -> None:
+        self._closing.set()
+        if self._thread.ident is not None:
+            # A read that hangs is left to the end of the process: releasing a camera under it would crash.
+            self._thread.join(timeout=2.0)
+        else:
+            self.device.close()
+
+    def _read(self) -> None:
+        try:
+            self._read_all()
+        except BaseException as error:  # for whoever takes the frames
+            self._error = error
+        finally:
+            with self._changed:
+                self._finished = True
+                self._changed.notify()
+            self.device.close()
+
+    def _read_all(self) -> None:
+        started = time.monotonic()
+        period_s = 1 / self.device.fps if self.device.waits and self.device.fps else None
+        for index in count():
+            ahead_s = 0.0 if period_s is None else started + index * period_s - time.monotonic()
+            if self._closing.wait(max(ahead_s, 0.0)):
+                return
+            bgr = self.device.read()
+            if bgr is None:
+                return
+            now = time.monotonic()
+            time_s = now - started if period_s is None else index * period_s
+            with self._changed:
+                self._newest = Captured(bgr=bgr, index=index, time_s=time_s, captured_at=now)
+                self._heard_at = now
+                self._changed.notify()

@@ -1,0 +1,186 @@
+"""pvc-live: a camera, a file or a network stream, watched by a bundle; in a window, into a video file, or both.
+
+Exit codes: 0 ok (Ctrl-C is the normal end), 2 usage, 3 the model broke down, 4 environment, 6 bad input
+(engines/errors.py), 128 + the number of any other signal. However it ends, the recording so far is completed and kept.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import signal
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engines import open_bundle
+from engines.errors import BundleError, PVCError
+from engines.manifest import Manifest
+
+from .capture import open_source
+from .devices import Address, parse_address
+from .meters import Meter
+from .recorder import Recorder
+from .report import Log, describe, error_fields, fail, print_json
+from .session import Session
+from .stop import Stop
+from .watcher import Watcher, require_endless
+from .window import Window
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+class RuntimeName(str, Enum):
+    """engines.bundle.Runtime, for --runtime."""
+
+    auto = "auto"
+    target = "target"
+    cpu = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """A command line whose parts do not contradict each other."""
+
+    bundle: Path
+    address: Address
+    question: str
+    ask_every_s: float
+    max_new_tokens: int
+    headless: bool
+    record: Path | None
+    every_frame: bool
+    max_frames: int | None
+    runtime: RuntimeName
+    trust_engines: bool
+    as_json: bool
+
+
+@app.command()
+def live(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by pvc-export or make demo.")] = Path(
+        "build/demo"
+    ),
+    source: Annotated[
+        str,
+        typer.Option(help="Camera number, /dev/video0, rtsp://... or another URL, FILE, 'synthetic', or a pipeline."),
+    ] = "0",
+    ask: Annotated[str, typer.Option(help="The question.")] = "What happens?",
+    ask_every: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Of the source's time, between questions; 0: every frame.")
+    ] = 5.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
+    headless: Annotated[bool, typer.Option("--headless", help="No window; answers go to standard output.")] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="Video file of what is shown, such as out.mp4. An older one is replaced.")
+    ] = None,
+    every_frame: Annotated[
+        bool, typer.Option("--every-frame", help="Drop no frame of a file, however long that takes.")
+    ] = False,
+    frames: Annotated[int | None, typer.Option(min=1, help="End after so many frames that the model saw.")] = None,
+    runtime: Annotated[RuntimeName, typer.Option(help="What executes the bundle.")] = RuntimeName.auto,
+    trust_engines: Annotated[
+        bool, typer.Option("--trust-engines", help="Load engines that were built on another machine.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A summary as one JSON object on standard output, nothing else.")
+    ] = False,
+) -> None:
+    """Watch a camera, a file or a network stream, and ask about it again and again.
+
+    The newest frame wins: what the model was too slow for is dropped and counted. Ctrl-C ends and completes the
+    recording; a second Ctrl-C kills. In the window: q or Esc ends, space asks now.
+    """
+    address = parse_address(source)
+    if not ask.strip():
+        raise typer.BadParameter("--ask is empty; expected a question")
+    if ask != ask.encode(errors="replace").decode():
+        raise typer.BadParameter("--ask is not valid text in this terminal's encoding; expected UTF-8")
+    if math.isnan(ask_every):
+        raise typer.BadParameter("--ask-every is not a number; expected seconds")
+    if every_frame and address.is_live:
+        raise typer.BadParameter(f"--every-frame needs a file or 'synthetic'; {address.name} does not wait for a model")
+    if record is not None and address.kind == "file" and record.resolve() == Path(address.target).resolve():
+        raise typer.BadParameter(f"--record would replace the source {record}; name another file")
+    request = Request(
+        bundle=bundle, address=address, question=ask, ask_every_s=ask_every, max_new_tokens=max_new_tokens,
+        headless=headless, record=record, every_frame=every_frame, max_frames=frames, runtime=runtime,
+        trust_engines=trust_engines, as_json=as_json,
+    )  # fmt: skip
+    stop = Stop()
+    stop.install()
+    try:
+        exit_code = run(request, stop)
+    except KeyboardInterrupt:
+        print("interrupted before the first frame", file=sys.stderr)
+        exit_code = 128 + (stop.number or signal.SIGINT)
+    raise typer.Exit(exit_code)
+
+
+def run(request: Request, stop: Stop) -> int:
+    """One session, from opening everything to the summary. Returns the exit code; raises PVCError before it began."""
+    log = Log(as_json=request.as_json)
+    require_endless(Manifest.load(request.bundle))  # known at once, while the rest may take its time
+    with ExitStack() as stack:
+        window = None
+        if not request.headless:  # before PyAV is imported: see window.py
+            window = Window()
+            stack.callback(window.close)
+        source = open_source(request.address, every_frame=request.every_frame)
+        stack.callback(source.close)
+        recorder = None
+        if request.record is not None:
+            recorder = Recorder(request.record, source_fps=source.device.fps)
+            stack.callback(recorder.abort)
+        bundle = open_bundle(request.bundle, runtime=request.runtime.value, trust_engines=request.trust_engines)
+        watcher = Watcher(
+            bundle, request.question, ask_every_s=request.ask_every_s, max_new_tokens=request.max_new_tokens
+        )
+        random_weights = bundle.manifest.model.random_weights
+        log.say(f"{request.address.name} -> {request.bundle}, which runs on {bundle.runs_on}. Ctrl-C ends.")
+        if random_weights:
+            log.say("The weights are random: the tokens below are no answer to anything.")
+        session = Session(
+            source=source, watcher=watcher, meter=Meter(), log=log, stop=stop, window=window, recorder=recorder,
+            max_frames=request.max_frames, random_weights=random_weights,
+        )  # fmt: skip
+        session.run()
+    return _conclude(session, request, log, stop)
+
+
+def _conclude(session: Session, request: Request, log: Log, stop: Stop) -> int:
+    """Say how it went. Returns the exit code."""
+    summary = {"bundle": str(request.bundle), "source": request.address.name, **session.summary()}
+    for line in describe(summary):
+        log.say(line)
+    if session.error is not None:
+        print(f"{type(session.error).__name__}: {session.error}", file=sys.stderr)
+        summary |= error_fields(session.error)
+    if request.as_json:
+        print_json(summary)
+    if session.error is not None:
+        return session.error.exit_code
+    return 0 if stop.number in (None, signal.SIGINT) else 128 + int(stop.number)
+
+
+def main() -> None:
+    """Entry point: errors meant for users become one message and an exit code, never a traceback."""
+    as_json = "--json" in sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character of an answer must not end it all
+    try:
+        app()
+    except PVCError as error:
+        raise SystemExit(fail(error, as_json=as_json)) from None
+    except OSError as error:
+        text = f"{error}. A file cannot be read or written there; look at its path, owner and permissions"
+        raise SystemExit(fail(BundleError(text), as_json=as_json)) from None
+
+
+if __name__ == "__main__":
+    main()

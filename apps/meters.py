@@ -1,0 +1,61 @@
+"""How fast and how late: over the last frames for the overlay, over the whole session for the summary."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from .capture import Captured
+
+WINDOW = 30  # frames that the overlay's rate looks back on
+KEPT = 10_000  # latencies of which the summary is made: a session of days must not grow
+
+
+class Meter:
+    """Counts frames: seen by the source, processed by the model, dropped between."""
+
+    def __init__(self) -> None:
+        self.num_processed = self.num_dropped = 0
+        self.latency_ms = 0.0
+        self._last_index: int | None = None
+        self._done_at: deque[float] = deque(maxlen=WINDOW)
+        self._latencies_ms: deque[float] = deque(maxlen=KEPT)
+        self._first_at = self._last_at = 0.0
+
+    def add(self, captured: Captured, done_at: float) -> None:
+        """A frame whose embedding was in the model's context at `done_at`, on the clock of captured_at.
+
+        What came before the first frame is not counted as dropped: nobody was ready to look.
+        """
+        if self._last_index is None:
+            self._first_at = done_at
+        else:
+            self.num_dropped += captured.index - self._last_index - 1
+        self._last_index, self._last_at = captured.index, done_at
+        self.num_processed += 1
+        self.latency_ms = 1e3 * (done_at - captured.captured_at)
+        self._latencies_ms.append(self.latency_ms)
+        self._done_at.append(done_at)
+
+    @property
+    def fps(self) -> float:
+        """Model frames per second over the last frames; 0 before the second one."""
+        return _rate(len(self._done_at), self._done_at[-1] - self._done_at[0]) if self._done_at else 0.0
+
+    def summary(self) -> dict[str, float | int]:
+        """Frames seen, processed and dropped; fps of the session; median and 95th percentile of the latency."""
+        latencies = np.array(self._latencies_ms or [0.0])
+        return {
+            "num_seen": self.num_processed + self.num_dropped,
+            "num_processed": self.num_processed,
+            "num_dropped": self.num_dropped,
+            "fps": round(_rate(self.num_processed, self._last_at - self._first_at), 2),
+            "latency_median_ms": round(float(np.median(latencies)), 2),
+            "latency_p95_ms": round(float(np.percentile(latencies, 95)), 2),
+        }
+
+
+def _rate(num_frames: int, seconds: float) -> float:
+    """Frames per second, from the first to the last; 0 before the second one."""
+    return (num_frames - 1) / max(seconds, 1e-9) if num_frames > 1 else 0.0

@@ -1,0 +1,162 @@
+"""One live session: newest frame, model, question, overlay, window and recording, until something ends it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engines.errors import PVCError
+from engines.synthetic import Frame
+
+from .capture import Captured, Source
+from .meters import Meter
+from .overlay import Status, annotate
+from .recorder import Recorder
+from .report import Log
+from .stop import Stop
+from .watcher import Watcher
+from .window import Window
+
+PATIENCE_S = 0.1  # without a frame, until keys and signals are looked at
+
+
+@dataclass(kw_only=True, slots=True)
+class Session:
+    """Everything that takes part. `run` may be called once.
+
+    Model and display share a thread: a question holds up the next frame, while the source goes on and drops.
+    """
+
+    source: Source
+    watcher: Watcher
+    meter: Meter
+    log: Log
+    stop: Stop
+    window: Window | None
+    recorder: Recorder | None
+    max_frames: int | None
+    random_weights: bool
+    ended: str = ""
+    error: PVCError | None = None
+
+    def run(self) -> None:
+        """Until the source ends, enough frames were seen, a key or a signal. Then the recording is completed.
+
+        An error meant for users ends it as well and is kept in `error`; whatever else is raised passes through.
+        """
+        self.stop.defer()
+        try:
+            self._watch()
+        except PVCError as error:
+            self.error, self.ended = error, "ended by an error"
+        finally:
+            self._complete_recording()
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers and names, fit for JSON."""
+        recorder, reply = self.recorder, self.watcher.last_reply
+        recording = None
+        if recorder is not None and recorder.is_published:
+            recording = {
+                "path": str(recorder.path),
+                "num_frames": recorder.num_written,
+                "fps": recorder.fps,
+                "duration_s": recorder.num_written / recorder.fps,
+            }
+        return {
+            "ended": self.ended,
+            **self.meter.summary(),
+            "num_answers": self.watcher.num_replies,
+            "num_restarts": self.watcher.num_restarts,
+            "num_reconnects": self.source.device.num_reconnects,
+            "question": self.watcher.question,
+            "random_weights": self.random_weights,
+            "last_answer": None if reply is None else asdict(reply),
+            "recording": recording,
+        }
+
+    def _watch(self) -> None:
+        captured: Captured | None = None
+        while not self.ended:
+            newest = self.source.take(PATIENCE_S)
+            if newest is not None:
+                captured = newest
+                self._see(captured)
+            elif captured is not None and self.window is not None and self.source.device.notice:
+                self.window.show(self._annotated(captured))
+            self.log.notice(self.source.device.notice)
+            key = "" if self.window is None else self.window.key()
+            if key == "ask" and captured is not None and not self.stop.requested:
+                self._ask(captured)
+            self.ended = self._reason_to_end(key)
+        if captured is not None and self.watcher.has_news and key != "quit" and not self.stop.requested:
+            self._ask(captured)  # a short clip, and the end of a long one, get an answer too
+
+    def _reason_to_end(self, key: str) -> str:
+        if self.stop.number is not None:
+            return "ended by Ctrl-C" if self.stop.number == signal.SIGINT else f"ended by signal {self.stop.number}"
+        if key == "quit":
+            return "ended in the window"
+        if self.source.ended:
+            return "the source ended"
+        return "enough frames were seen" if self.meter.num_processed == self.max_frames else ""
+
+    def _see(self, captured: Captured) -> None:
+        num_restarts, num_processed = self.watcher.num_restarts, self.meter.num_processed
+        with self.stop.interruptible():
+            self.watcher.push(captured)
+            self.meter.add(captured, time.monotonic())
+        if self.meter.num_processed == num_processed:
+            return  # interrupted: the model did not see it
+        if self.watcher.num_restarts > num_restarts:
+            self.log.say(self.watcher.notice(captured.time_s))
+        if self.watcher.is_due(captured) and not self.stop.requested:
+            self._ask(captured)
+        else:
+            self._show(captured)
+
+    def _ask(self, captured: Captured) -> None:
+        with self.stop.interruptible():
+            reply = self.watcher.ask(captured)
+            if self.window is None:
+                self.log.say(f"{reply.time_s:9.1f} s  frame {reply.frame_index:<6} {reply.text}")
+        self._show(captured)
+
+    def _show(self, captured: Captured) -> None:
+        """The frame with what is known now. Shown again under the same time, it replaces itself in the recording."""
+        if self.window is None and self.recorder is None:
+            return
+        image = self._annotated(captured)
+        if self.window is not None:
+            self.window.show(image)
+        if self.recorder is not None:
+            self.recorder.add(image, captured.time_s)
+
+    def _annotated(self, captured: Captured) -> Frame:
+        meter, watcher, reply = self.meter, self.watcher, self.watcher.last_reply
+        status = Status(
+            fps=meter.fps,
+            latency_ms=meter.latency_ms,
+            frame_index=captured.index,
+            num_dropped=meter.num_dropped,
+            context_rows=watcher.context_rows,
+            context=watcher.context,
+            num_restarts=watcher.num_restarts,
+            question=watcher.question,
+            answer=None if reply is None else reply.text,
+            answer_index=0 if reply is None else reply.frame_index,
+            random_weights=self.random_weights,
+            notice=self.source.device.notice or watcher.notice(captured.time_s),
+        )
+        return annotate(captured.bgr, status)
+
+    def _complete_recording(self) -> None:
+        """A failure here is reported only if nothing worse came before it."""
+        if self.recorder is None:
+            return
+        try:
+            self.recorder.close()
+        except PVCError as error:
+            self.error = self.error or error

@@ -1,0 +1,165 @@
+"""Sources: the newest frame wins, what is dropped is counted, a file keeps its own speed, errors reach the taker."""
+
+from __future__ import annotations
+
+import time
+from threading import Event
+from types import SimpleNamespace
+
+import pytest
+
+from apps import capture
+from apps.capture import Captured, EveryFrame, NewestFrame, Source, open_source
+from apps.devices import Address, parse_address
+from engines.errors import MediaError
+from engines.synthetic import Frame
+
+from .fakes import FakeCapture, FakeFactory, picture
+
+CAMERA = parse_address("0")
+CLIP = parse_address("https://server/clip.mp4")  # a URL with a length is read like a file, and needs none on the disk
+
+
+def value(captured: Captured | None) -> int:
+    assert captured is not None
+    return round(float(captured.bgr.mean()) / 8)
+
+
+def take_all(source: Source) -> list[Captured]:
+    frames = []
+    while not source.ended:
+        if (captured := source.take(0.05)) is not None:
+            frames.append(captured)
+    return frames
+
+
+def test_the_newest_frame_wins_and_a_gap_tells_what_was_dropped() -> None:
+    gate = Event()
+    fake = FakeCapture([picture(index) for index in range(6)], gate=gate)
+    source = open_source(CAMERA, factory=FakeFactory(fake), pauses_s=())
+    assert fake.is_empty.wait(10)  # all six were read, none was taken
+    newest = source.take(5.0)
+    assert value(newest) == 5 and newest is not None and newest.index == 5
+    assert source.take(0.01) is None  # a frame is taken once
+    gate.set()
+    source.close()
+
+
+def test_a_camera_is_read_before_anybody_takes_and_a_file_is_not() -> None:
+    gate = Event()
+    camera, file = FakeCapture([picture(1)] * 3, gate=gate), FakeCapture([picture(1)] * 3, fps=50, num_frames=3)
+    sources = [open_source(address, factory=FakeFactory(fake)) for address, fake in ((CAMERA, camera), (CLIP, file))]
+    assert camera.is_empty.wait(10)
+    assert len(file.frames) == 2  # only the one that proves that it delivers
+    gate.set()
+    for source in sources:
+        source.close()
+    assert camera.is_released and file.is_released
+
+
+def test_a_file_is_played_at_its_own_speed() -> None:
+    fake = FakeCapture([picture(index) for index in range(10)], fps=40, num_frames=10)
+    source = open_source(CLIP, factory=FakeFactory(fake))
+    started = time.monotonic()
+    frames = take_all(source)
+    assert time.monotonic() - started >= 9 / 40
+    assert frames[-1].index == 9  # the last frame is never dropped
+    for captured in frames:
+        assert captured.time_s == pytest.approx(captured.index / 40) and value(captured) == captured.index
+        assert captured.captured_at - started >= captured.time_s - 0.005
+
+
+def test_a_slow_taker_sees_the_present_and_not_a_backlog() -> None:
+    fake = FakeCapture([picture(index) for index in range(20)], fps=50, num_frames=20)
+    source = open_source(CLIP, factory=FakeFactory(fake))
+    frames = []
+    while not source.ended:
+        if (captured := source.take(0.05)) is not None:
+            frames.append(captured)
+            assert time.monotonic() - captured.captured_at < 0.5  # a backlog would end 1.6 s behind
+            time.sleep(0.1)
+    assert len(frames) < 12 and frames[-1].index == 19
+    assert [captured.index for captured in frames] == sorted({captured.index for captured in frames})
+
+
+def test_every_frame_waits_for_the_taker() -> None:
+    fake = FakeCapture([picture(index) for index in range(8)], fps=4, num_frames=8)
+    source = open_source(CLIP, factory=FakeFactory(fake), every_frame=True)
+    started = time.monotonic()
+    frames = take_all(source)
+    assert [value(captured) for captured in frames] == list(range(8)) == [captured.index for captured in frames]
+    assert [captured.time_s for captured in frames] == [index / 4 for index in range(8)]
+    assert time.monotonic() - started < 1.0  # no pause between frames of a quarter of a second each
+    source.close()
+
+
+def test_a_lost_camera_ends_the_taking_with_its_error_after_its_last_frame() -> None:
+    fakes = [FakeCapture([picture(1), picture(2)]), FakeCapture(opens=False)]
+    source = open_source(CAMERA, factory=FakeFactory(*fakes), pauses_s=(0.0,))
+    seen = []
+    with pytest.raises(MediaError, match="camera 0 was lost after 2 frames"):
+        for _ in range(100):
+            if (captured := source.take(0.05)) is not None:
+                seen.append(value(captured))
+    assert seen[-1] == 2
+    source.close()
+
+
+def test_a_camera_that_came_back_goes_on_counting() -> None:
+    gate = Event()
+    fakes = [FakeCapture([picture(1), picture(2)]), FakeCapture([picture(3)], gate=gate)]
+    source = open_source(CAMERA, factory=FakeFactory(*fakes), pauses_s=(0.0,))
+    assert fakes[1].is_empty.wait(10)
+    captured = source.take(5.0)
+    assert captured is not None and (captured.index, value(captured)) == (2, 3)
+    assert source.device.num_reconnects == 1
+    gate.set()
+    source.close()
+
+
+class BrokenDevice(SimpleNamespace):
+    name, fps, waits, notice, num_reconnects = "camera 0", 30.0, False, "", 0
+
+    def read(self) -> Frame | None:
+        raise RuntimeError("driver bug")
+
+    def close(self) -> None: ...
+
+
+def test_an_unexpected_error_in_the_reader_is_not_swallowed() -> None:
+    source = NewestFrame(BrokenDevice(), Event())
+    with pytest.raises(RuntimeError, match="driver bug"):
+        for _ in range(100):
+            source.take(0.05)
+
+
+def test_a_camera_that_hangs_without_an_error_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "STALL_S", 0.2)
+    gate = Event()
+    fake = FakeCapture([picture(1)], gate=gate)
+    source = open_source(CAMERA, factory=FakeFactory(fake))
+    assert value(source.take(5.0)) == 1
+    with pytest.raises(MediaError, match="camera 0 has given no frame for"):
+        for _ in range(100):
+            source.take(0.02)
+    gate.set()
+    source.close()
+
+
+def test_closing_ends_the_reader_while_it_waits_for_a_lost_camera() -> None:
+    fake = FakeCapture([picture(1)])
+    source = open_source(CAMERA, factory=FakeFactory(fake), pauses_s=(60.0,))
+    assert isinstance(source, NewestFrame) and fake.is_empty.wait(10)
+    source.close()
+    assert not source._thread.is_alive() and fake.is_released
+
+
+def test_the_synthetic_source_can_be_taken_either_way() -> None:
+    address: Address = parse_address("synthetic")
+    every = open_source(address, every_frame=True)
+    assert isinstance(every, EveryFrame)
+    first = every.take(0.0)
+    newest = open_source(address)
+    live = newest.take(10.0)
+    newest.close()
+    assert first is not None and live is not None and first.bgr.shape == live.bgr.shape
