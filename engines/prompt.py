@@ -20,7 +20,7 @@ class PromptSpec:
     start: str  # everything before the user's first words
     frame_prefix: str
     image_prefix: str  # names an image among several; `{index}` counts from 1
-    image_placeholder: str  # stands for an image in a question
+    image_tag: str  # stands for an image in a question
     image_start: str
     image_end: str
     after_frame: str  # and after an image that the question does not place
@@ -37,17 +37,17 @@ class PromptSpec:
     def around_images(self, question: str, num_images: int) -> list[str]:
         """The text before, between and behind the images of a question: num_images + 1 strings.
 
-        A question may place each image itself, by the placeholder; else they come first, numbered if there are several.
-        Raises StreamError if it has some placeholders, but not one an image.
+        A question may place each image itself, by the tag; else they come first, numbered if there are several.
+        Raises StreamError if it has some tags, but not one an image.
         """
-        text, num_placed = question, question.count(self.image_placeholder)
+        text, num_placed = question, question.count(self.image_tag)
         if not num_placed:
             prefixes = [""] if num_images == 1 else [self.image_prefix.format(index=i + 1) for i in range(num_images)]
-            text = "".join(f"{prefix}{self.image_placeholder}{self.after_frame}" for prefix in prefixes) + question
-        pieces = text.split(self.image_placeholder)
+            text = "".join(f"{prefix}{self.image_tag}{self.after_frame}" for prefix in prefixes) + question
+        pieces = text.split(self.image_tag)
         if len(pieces) != num_images + 1:
             raise StreamError(
-                f"the question has {num_placed} times {self.image_placeholder!r}, but {num_images} images were given. "
+                f"the question has {num_placed} times {self.image_tag!r}, but {num_images} images were given. "
                 "Expected one an image, or none at all: then the images come first"
             )
         return pieces

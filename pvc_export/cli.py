@@ -18,14 +18,12 @@ from engines.errors import BackendUnavailable, PVCError, SpecError
 
 from . import interrupt
 from .console import Console
-from .output import fail, print_json, printable, system_error
+from .output import fail, print_json, system_error
 
 if TYPE_CHECKING:
-    from engines.bundle import Bundle, Runtime
+    from engines.bundle import Runtime
     from engines.spec import Precision
     from engines.stream import Ingest
-
-    from .run import RunRequest, RunResult
 
 app = typer.Typer(
     help="Export a PVC video model to a streaming bundle, and prove that nothing was lost on the way.",
@@ -153,7 +151,14 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Stream a video file through a bundle, or show it images, and ask. With neither, just ask."""
-    from .run import DEFAULT_IMAGE_QUESTION, DEFAULT_QUESTION, RunRequest, compare_with_reference, run_json
+    from .run import (
+        DEFAULT_IMAGE_QUESTION,
+        DEFAULT_QUESTION,
+        RunRequest,
+        compare_with_reference,
+        print_answer,
+        run_json,
+    )
     from .run import run as run_request
 
     if video is not None and image:
@@ -175,7 +180,7 @@ def run(
     )
     console = Console(quiet=as_json)
     opened, result = run_request(request, console)
-    _print_answer(console, request, opened, result)
+    print_answer(console, request, opened, result)
     comparison = compare_with_reference(opened, request, result, model_name=model) if reference else None
     if comparison is not None:
         verdict = "equal" if comparison["equal"] else f"a near tie at token {comparison['near_tie_at']}, else equal"
@@ -191,20 +196,6 @@ def _one_of(option: str, name: str, known: tuple[str, ...]) -> str:
         hint = f". Did you mean '{near[0]}'?" if near else ""
         raise typer.BadParameter(f"{option} is '{name}', expected {', '.join(known)}{hint}")
     return name
-
-
-def _print_answer(console: Console, request: RunRequest, bundle: Bundle, result: RunResult) -> None:
-    from .run import describe_run
-
-    source = bundle.manifest.model
-    for line in describe_run(request, result):
-        console.print(line)
-    if source.random_weights:
-        console.print(
-            f"The weights are random (seed {source.seed}): the tokens below are no answer to anything.", style="yellow"
-        )
-    console.print(f"question: {request.question}")
-    console.print(f"{'tokens' if source.random_weights else 'answer'}: {printable(result.answer.text)}")
 
 
 @app.command()

@@ -18,8 +18,8 @@ from pvc_ref import PVC, PVCConfig
 from pvc_ref.prompt import (
     IMAGE_CONTEXT,
     IMAGE_END,
-    IMAGE_PLACEHOLDER,
     IMAGE_START,
+    IMAGE_TAG,
     STOP_TOKEN,
     TEMPLATES,
     byte_tokenizer,
@@ -149,7 +149,7 @@ def prompt_spec(config: PVCConfig) -> PromptSpec:
         start=f"{template.bos}<|im_start|>system\n{template.system}{STOP_TOKEN}{user}",
         frame_prefix="Frame{index}: ",
         image_prefix="Image-{index}: ",
-        image_placeholder=IMAGE_PLACEHOLDER,
+        image_tag=IMAGE_TAG,
         image_start=IMAGE_START,
         image_end=IMAGE_END,
         after_frame="\n",

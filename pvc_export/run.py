@@ -22,6 +22,7 @@ from engines.video import VideoInfo, probe_video, read_video
 from .console import Console, size_text
 from .frames import Frame
 from .measure import resident_bytes
+from .output import printable
 
 DEFAULT_QUESTION = "What happens in this video?"
 DEFAULT_IMAGE_QUESTION = "Describe what you see."
@@ -142,8 +143,21 @@ def _open_stream(bundle: Bundle, request: RunRequest, num_frames: int) -> PVCStr
     return stream
 
 
+def print_answer(console: Console, request: RunRequest, bundle: Bundle, result: RunResult) -> None:
+    """What was looked at, what it cost, and what was said, for people."""
+    source = bundle.manifest.model
+    for line in describe_run(request, result):
+        console.print(line)
+    if source.random_weights:
+        console.print(
+            f"The weights are random (seed {source.seed}): the tokens below are no answer to anything.", style="yellow"
+        )
+    console.print(f"question: {request.question}")
+    console.print(f"{'tokens' if source.random_weights else 'answer'}: {printable(result.answer.text)}")
+
+
 def describe_run(request: RunRequest, result: RunResult) -> Iterator[str]:
-    """What was looked at and what it cost, for people."""
+    """Lines about everything but the text."""
     if result.video is not None:
         info = result.video
         yield f"{info.path}: {info.width}x{info.height}, {info.num_frames} frames, {info.fps:.2f} fps"
@@ -157,7 +171,7 @@ def describe_run(request: RunRequest, result: RunResult) -> Iterator[str]:
     answer, token_ms = result.answer, result.token_ms()
     looked = f"images {answer.vision_ms:.1f} ms, " if result.images else ""
     rate = "" if token_ms is None else f", then {token_ms:.1f} ms a token ({1e3 / token_ms:.1f} a second)"
-    yield f"answer: {looked}first token after {answer.prefill_ms:.1f} ms{rate}"
+    yield f"time: {looked}first token after {answer.prefill_ms:.1f} ms{rate}"
 
 
 def run_json(request: RunRequest, bundle: Bundle, result: RunResult) -> dict[str, Any]:

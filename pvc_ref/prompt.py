@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from .config import PVCConfig, TemplateName
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
-IMAGE_PLACEHOLDER = "<image>"
+IMAGE_TAG = "<image>"
 STOP_TOKEN = "<|im_end|>"
 
 
@@ -52,13 +52,11 @@ def image_prompt(config: PVCConfig, *, num_tiles: Sequence[int], question: str, 
     """
     per_tile = config.compressor.num_tokens * (config.num_image_repeats if num_repeats is None else num_repeats)
     images = [IMAGE_START + IMAGE_CONTEXT * per_tile * tiles + IMAGE_END for tiles in num_tiles]
-    if IMAGE_PLACEHOLDER in question:
-        if question.count(IMAGE_PLACEHOLDER) != len(images):
-            raise ValueError(
-                f"the question has {question.count(IMAGE_PLACEHOLDER)} {IMAGE_PLACEHOLDER} for {len(images)} images"
-            )
+    if IMAGE_TAG in question:
+        if question.count(IMAGE_TAG) != len(images):
+            raise ValueError(f"the question has {question.count(IMAGE_TAG)} {IMAGE_TAG} for {len(images)} images")
         for image in images:
-            question = question.replace(IMAGE_PLACEHOLDER, image, 1)
+            question = question.replace(IMAGE_TAG, image, 1)
         return _conversation(config, question)
     if len(images) == 1:
         return _conversation(config, f"{images[0]}\n{question}")
