@@ -34,7 +34,7 @@ The cosine's gap grows with the square of an error; the norm's is what is left w
 FLOOR = 1e-12
 """The smallest limit: what float64, in which differences are computed, can still tell from zero."""
 VARIANTS: tuple[tuple[Precision, str], ...] = (
-    ("fp32", "cpu"), ("fp32", "rtx"), ("fp16", "cpu"), ("fp16", "rtx"), ("bf16", "rtx"),
+    ("fp32", "cpu"), ("fp32", "cuda"), ("fp16", "cpu"), ("fp16", "cuda"), ("bf16", "rtx"),
 )  # fmt: skip
 """Both spellings of attention and both cache updates; bfloat16 is computed on no CPU, so it has one."""
 KL_MARGIN = 16.0

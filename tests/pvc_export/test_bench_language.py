@@ -283,7 +283,7 @@ def test_the_command_prints_one_json_object(no_exports: None, pvc_export: Run) -
         (["--part", "langage"], "--part langage: expected one of vision, language. Did you mean 'language'?"),
         (["--part", "language", "--size", "0.5"], "expected one of tiny, 0.5b. Did you mean '0.5b'?"),
         (["--part", "language", "--size", "mid"], "expected one of tiny, 0.5b"),
-        (["--part", "language", "--size", "tiny", "--past", 4033], "--past 4033: expected 1 to 4032"),
+        (["--part", "language", "--size", "tiny", "--past", 32705], "--past 32705: expected 1 to 32704"),
         (["--part", "language", "--window", 3, "--skip", "compile"], "--window, --skip cannot be given with --part"),
         (["--part", "language", "--frames", 200], "--frames needs a BUNDLE"),
         (["--past", 10], "--past needs --part language"),

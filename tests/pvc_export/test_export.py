@@ -65,8 +65,8 @@ def test_relative_time_is_refused_with_the_reason(tmp_path: Path) -> None:
 def test_a_context_beyond_the_model_s_positions_is_refused_with_the_largest_that_fits(
     tiny: LoadedModel, tmp_path: Path
 ) -> None:
-    with pytest.raises(ModelError, match="choose --context 4096 or less"):
-        export(tiny, request_for(tmp_path / "bundle", limits=StreamLimits(context=8192)))
+    with pytest.raises(ModelError, match="choose --context 32768 or less"):
+        export(tiny, request_for(tmp_path / "bundle", limits=StreamLimits(context=65536)))
 
 
 def failing_check(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from pvc_export.export import ExportRequest, export
 from pvc_export.frames import check_clip
 from pvc_export.graphs import SplitTemporalAttention
 from pvc_export.models import LoadedModel
-from pvc_export.parity import ParityReport
+from pvc_export.parity import ParityReport, kl_limit
 from pvc_export.precision import cast_model
 from pvc_export.widen import widen
 from pvc_ref import PVC, PVCConfig
@@ -81,8 +81,9 @@ def test_what_a_person_reads_says_what_was_compared_with_what_and_in_what_it_was
         "onnx fp32, against torch fp32",
         "onnx fp16 (computed in float32), against torch fp16",
         "bundle fp16 (computed in float32), against torch fp32, a whole stream on the CPU",
+        f"conversations (computed in float32), against torch fp32; KL limit {kl_limit('fp16'):.1e}",
     ]
-    assert sum(line.startswith("  ok ") for line in lines) == 4 * 4 + 8
+    assert sum(line.startswith("  ok ") for line in lines) == 4 * 4 + 8 + 4
     assert lines[-1].startswith("engine: not executed: ")
 
 
