@@ -90,12 +90,14 @@ class LanguageRow:
 class LanguageReport:
     """All rows, and what they were measured with. `peaks` has, for each step, the limit that each library reaches.
 
+    context        rows that our cache has room for
     decode_bytes   weights of layers, norm and head, and the past keys and values: read once a token
     ingest_gflop   products of the layers, without the head
     """
 
     rows: tuple[LanguageRow, ...]
     request: LanguageRequest
+    context: int
     decode_bytes: dict[str, int]
     ingest_gflop: float
     peaks: dict[str, dict[str, float]]
@@ -130,6 +132,7 @@ def bench_language(request: LanguageRequest, *, console: Console | None = None) 
             for key in steps
         ),
         request=request,
+        context=scene.context,
         decode_bytes=decode_bytes,
         ingest_gflop=gflop,
         peaks=peaks,
@@ -141,8 +144,8 @@ def language_table(report: LanguageReport) -> list[str]:
     """The report for people: each step with its limit, a line a variant, and with what."""
     request, megabytes = report.request, {name: count / 1e6 for name, count in report.decode_bytes.items()}
     lines = [
-        f"language model, size {request.size}, {request.past} past rows, random weights, float32, one artefact a "
-        f"variant; {request.rounds} interleaved rounds",
+        f"language model, size {request.size}, {request.past} past rows, our cache for {report.context}; random "
+        f"weights, float32, one artefact a variant; {request.rounds} interleaved rounds",
     ]
     heads = {
         "decode": (

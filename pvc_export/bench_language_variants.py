@@ -74,6 +74,15 @@ class LanguageScene:
         return self.before.shape[1]
 
     @property
+    def context(self) -> int:
+        """Rows that our cache has room for: what a bundle has by default, or more where the past needs it.
+
+        A cache that is updated in place is computed over in full, so a tight one would flatter.
+        """
+        limits = StreamLimits()
+        return max(limits.context, -(-(self.num_past + NUM_FRAME_ROWS) // limits.bucket) * limits.bucket)
+
+    @property
     def decode_weight_bytes(self) -> int:
         """Of the weights that a decoded token needs, all of them once: layers, norm and head."""
         llm = self.model.llm
@@ -168,9 +177,8 @@ def default_variant(scene: LanguageScene, path: Path, *, threads: int) -> Varian
 
 
 def our_language_sessions(scene: LanguageScene, folder: Path, *, threads: int) -> dict[str, Session]:
-    """The language graphs of target `cpu`, exported and opened as a bundle's are, with room for a frame."""
-    target, bucket = load_target("cpu"), StreamLimits().bucket
-    limits = StreamLimits(context=-(-(scene.num_past + NUM_FRAME_ROWS) // bucket) * bucket)
+    """The language graphs of target `cpu`, exported and opened as a bundle's are, for `scene.context` rows."""
+    target, limits = load_target("cpu"), StreamLimits(context=scene.context)
     shape = model_shape(scene.model.config)
     specs = graph_specs(shape, limits, "fp32", target.spelling, cache_update=target.cache_update)
     sessions: dict[str, Session] = {}
