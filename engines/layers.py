@@ -182,23 +182,23 @@ def check_layers(
                 "fused attention. The whole ring is copied for every frame, or not used at all"
             )
     check_caches(layers, spec)
-    own = {tensor.name for tensor in spec.inputs}
+    own, times = {tensor.name for tensor in spec.inputs}, max(len(spec.profiles), 1)  # each profile lists its own
     constants = {name: (dtype, count) for layer in layers for name, dtype, count in layer.constants if name not in own}
     listed = sum(count for _, count in constants.values())
-    if num_weights is not None and listed < num_weights * (1 - SLACK_SHARE):
+    if num_weights is not None and listed < times * num_weights * (1 - SLACK_SHARE):
         raise BuildError(
-            f"the engine of '{spec.name}' lists {listed} constants, but its graph has {num_weights} weights. This "
-            "version lists its layers in another way, so nothing can be said of the precision. Use a tested one: see "
-            "constraints.txt"
+            f"the engine of '{spec.name}' lists {listed} constants, but its graph has {num_weights} weights, which "
+            f"{times} profiles list. This version lists its layers in another way, so nothing can be said of the "
+            "precision. Use a tested one: see constraints.txt"
         )
     if num_float32_weights is not None:
         wide = {name: count for name, (dtype, count) in constants.items() if not NARROW.search(dtype)}
-        if sum(wide.values()) > num_float32_weights * (1 + SLACK_SHARE) + SLACK_VALUES:
+        if sum(wide.values()) > times * (num_float32_weights * (1 + SLACK_SHARE) + SLACK_VALUES):
             largest = max(wide, key=lambda name: wide[name])
             raise BuildError(
-                f"the engine of '{spec.name}' holds {sum(wide.values())} float32 values, but the islands have "
-                f"{num_float32_weights} weights; the largest is '{largest}' with {wide[largest]}. A matrix was left in "
-                "float32: cast its weights before the export"
+                f"the engine of '{spec.name}' holds {sum(wide.values())} float32 values in {times} profiles, but "
+                f"the islands have {num_float32_weights} weights; the largest is '{largest}' with {wide[largest]}. A "
+                "matrix was left in float32: cast its weights before the export"
             )
 
 

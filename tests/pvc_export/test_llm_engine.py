@@ -11,7 +11,7 @@ from torch import Tensor
 from engines.builder import EngineReport, build_engine
 from engines.errors import BuildError
 from engines.graph_specs import graph_specs
-from engines.layers import EngineLayer, check_caches, check_layers, count_attention
+from engines.layers import SLACK_VALUES, EngineLayer, check_caches, check_layers, count_attention
 from engines.spec import CacheUpdate, GraphSpec, Precision, StreamLimits
 from engines.target import load_target
 from pvc_export import graphs
@@ -69,13 +69,22 @@ def test_two_profiles_hold_the_weights_once_unless_decode_is_compiled_for_a_sing
     """The measured trap (docs/decisions/0006), and that our profiles are not in it."""
     config = replace(
         PVCConfig.preset("tiny"),
-        llm=LLMConfig(family="qwen2", vocab_size=264, hidden_size=512, num_layers=2, num_heads=8, num_kv_heads=2,
+        llm=LLMConfig(family="qwen2", vocab_size=264, hidden_size=1024, num_layers=2, num_heads=8, num_kv_heads=2,
                       mlp_size=1024, qkv_bias=True),
     )  # fmt: skip
     model = cast_model(PVC.random(config), "fp16")
     spec = llm_spec(model, "fp16", "aliased")
     weights = 2 * sum(p.numel() for p in model.llm.layers.parameters())
-    assert len(build(model, spec, tmp_path).plan) - weights < 0.6 * weights
+    report = build(model, spec, tmp_path)
+    assert len(report.plan) - weights < 0.6 * weights
+    # Each profile lists every constant once more: at this width the islands alone are beyond the slack.
+    islands, num_weights = _num_float32_weights(model, "llm"), weights // 2
+    assert islands is not None and islands > 2 * SLACK_VALUES
+    check_layers(report.layers, spec, num_float32_weights=islands, num_weights=num_weights)
+    with pytest.raises(BuildError, match="left in float32"):
+        check_layers(report.layers, spec, num_float32_weights=islands // 4, num_weights=num_weights)
+    with pytest.raises(BuildError, match="which 2 profiles list"):
+        check_layers(report.layers, spec, num_float32_weights=islands, num_weights=num_weights * 11 // 10)
     many, one = spec.profiles
     single = replace(spec, profiles=(many, one | {"batch": many["batch"]}))
     assert len(build(model, single, tmp_path).plan) - weights > 0.9 * weights
