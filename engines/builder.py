@@ -58,12 +58,15 @@ def load_runtime(target: Target) -> ModuleType:
         ) from error
     if not _fits(target, trt.__version__):
         first, beyond = target.builder_versions
-        others = [t.name for t in map(load_target, target_names()) if t.builder == target.builder]
-        fitting = " or ".join(name for name in others if _fits(load_target(name), trt.__version__))
+        # On a device, its other versions; elsewhere, no device's.
+        others = [
+            t for t in map(load_target, target_names()) if t.builder == target.builder and _fits(t, trt.__version__)
+        ]
+        alike = [t.name for t in others if bool(t.compute_capabilities) == bool(target.compute_capabilities)]
         raise BackendUnavailable(
             f"target '{target.name}' needs {target.builder} from {first} and before {beyond}, but {trt.__version__} is "
-            f"installed. Install a fitting one ({INSTALL[target.builder]}), or choose another target: "
-            f"--target {fitting or 'cuda'}"
+            f"installed. Install a fitting one ({INSTALL[target.builder]}), or choose another: "
+            f"--target {(alike or ['cuda'])[0]}"
         )
     return trt
 

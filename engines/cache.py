@@ -47,9 +47,9 @@ class RingCache:
         self.num_frames += 1
 
     def reset(self) -> None:
+        self.num_frames = 0  # first: from here on no slot is readable, however far the rest comes
         for state in self._states:
             self._memory.clear(self._rings[state.input], state, 0, self.window)
-        self.num_frames = 0
 
     def dump(self) -> dict[str, Array]:
         """Every ring, whole, on the host."""
@@ -111,8 +111,8 @@ class LinearCache:
 
     def truncate(self, length: int) -> None:
         """Forget every row from `length` on."""
-        self._clear(length, self.length - length)
-        self.length = length
+        forgotten, self.length = self.length - length, length  # first: what lies behind is masked, cleared or not
+        self._clear(length, forgotten)
 
     def discard(self, num_rows: int) -> None:
         """A pass over `num_rows` rows failed: clear what it may have written behind the rows in use."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from .errors import MediaError
 from .manifest import Manifest
@@ -26,13 +26,20 @@ MAX_TILES = 6
 def read_image(path: str | Path) -> Array:
     """An image file as (H, W, 3) uint8 BGR, upright as its metadata says; transparency is dropped.
 
-    Raises MediaError for a file that is missing, cut short, or no image.
+    Raises MediaError for a file that is missing, cut short, no image, or of more than 8 bits a channel.
     """
     path = Path(path)
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise MediaError(
+                    f"{path} has pixels of mode '{image.mode}', 16 or 32 bits wide, which would be cut off at 255. "
+                    "Expected 8 bits a channel. Likely a depth or infrared image: scale it to 0..255 first"
+                )
             rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, UnidentifiedImageError) as error:
+    except MediaError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         found = "does not exist" if not path.exists() else f"cannot be read as an image: {error}"
         raise MediaError(
             f"{path} {found}. Expected an image file, such as JPEG or PNG. Likely a typing error, or a file that was "

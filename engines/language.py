@@ -46,16 +46,17 @@ class LanguageModel:
         return hidden
 
     def _append_piece(self, piece: Array) -> Array:
-        """One pass over (1, L, E), L at most `chunk`. Whatever fails, the cache holds what it held."""
+        """One pass over (1, L, E), L at most `chunk`. Whatever fails, the rows in use are what they were, and those
+        behind them are cleared."""
         num_rows = piece.shape[1]
         try:
             outputs = self._llm.run({"inputs_embeds": piece, **self.cache.feeds(num_rows)})
             hidden = self._memory.to_host(outputs.pop("hidden"))
             require_finite({"hidden": hidden, **self.cache.new_rows(outputs, num_rows)}, "llm")
+            self.cache.append(outputs, num_rows)
         except BaseException:
             self.cache.discard(num_rows)
             raise
-        self.cache.append(outputs, num_rows)
         return hidden
 
     def logits(self, hidden: Array) -> Array:

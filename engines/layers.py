@@ -184,7 +184,8 @@ def check_layers(
     check_caches(layers, spec)
     own, times = {tensor.name for tensor in spec.inputs}, max(len(spec.profiles), 1)  # each profile lists its own
     constants = {name: (dtype, count) for layer in layers for name, dtype, count in layer.constants if name not in own}
-    listed = sum(count for _, count in constants.values())
+    # By layers, not by names: a list may name a constant of two profiles once or twice.
+    listed = sum(count for layer in layers for name, _, count in set(layer.constants) if name not in own)
     if num_weights is not None and listed < times * num_weights * (1 - SLACK_SHARE):
         raise BuildError(
             f"the engine of '{spec.name}' lists {listed} constants, but its graph has {num_weights} weights, which "
@@ -223,7 +224,7 @@ def check_caches(layers: tuple[EngineLayer, ...], spec: GraphSpec) -> None:
                 writers = [layer.name for layer in users if names & set(layer.outputs)]
                 readers = [layer.name for layer in users if not names & set(layer.outputs)]
                 wanted, found = "one kernel that writes into it and one that reads it", [*writers, *readers]
-                good = len(writers) == 1 and (len(readers) == 1 or not spec.fused_attention.gemm)
+                good = len(writers) == 1 and (len(readers) == 1 or (bool(readers) and not spec.fused_attention.gemm))
                 if one_row:
                     wanted = "one kernel that writes into it, and fused attention alone that reads it"
                     good = len(writers) == 1 and len(readers) == 1 and GEMV_ATTENTION in readers[0]

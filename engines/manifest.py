@@ -145,6 +145,9 @@ class Manifest:
         if self.images.num_repeats < 1 or self.images.layout not in ("tile_streams", "tiles_in_time"):
             raise ValueError(f"images is {self.images!r}, expected repeats and one of the two layouts")
         self.prompt.before_frame(1)
+        if not self.prompt.image_tag or not self.prompt.stop_tokens:
+            raise ValueError(f"prompt is {self.prompt!r}, expected a tag for images and a token that ends an answer")
+        self.prompt.around_images("", 2)
 
 
 def _from_json(data: dict[str, Any]) -> Manifest:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
 from .bundle import Bundle, open_bundle
-from .errors import StreamError
+from .errors import NonFiniteError, PVCError, StreamError
 from .images import MAX_TILES, ImageEncoder
+from .ingest import Ingest, WaitingFrame
 from .language import LanguageModel
 from .memory import Array, host_dtype
 from .preprocess import to_model_frame
@@ -33,8 +34,8 @@ class PushTiming:
 class Answer:
     """What the model said, and what it cost. `finished` is false when max_new_tokens cut it short.
 
-    vision_ms   encoding the question's images; 0 without any
-    prefill_ms  frames that waited, question and images through the LLM, up to the first token's logits
+    vision_ms   reading the question and encoding its images; 0 without any
+    prefill_ms  up to the first token's logits: frames that waited, question and images through the LLM
     decode_ms   all tokens after that
     """
 
@@ -44,15 +45,6 @@ class Answer:
     vision_ms: float
     prefill_ms: float
     decode_ms: float
-
-
-Ingest = Literal["eager", "lazy"]
-"""When the LLM takes in a frame.
-
-eager  at once: an answer waits for nothing
-lazy   with the next question, or when `max_waiting` frames wait: several frames share one pass over the LLM's weights,
-       and a stream that is never asked costs its vision side only. Nothing is dropped
-"""
 
 
 class PVCStream:
@@ -90,7 +82,7 @@ class PVCStream:
         self.language = LanguageModel(bundle.sessions)
         self._images = ImageEncoder(bundle.sessions, manifest)
         self._pending = self._spec.start  # text that waits for the next special token
-        self._waiting: list[Array] = []  # rows (L, E) of frames that the LLM has not taken in yet
+        self._waiting: list[WaitingFrame] = []
 
     @property
     def num_frames(self) -> int:
@@ -104,7 +96,7 @@ class PVCStream:
     @property
     def context_rows(self) -> int:
         """LLM rows in use, of the bundle's `context`; those of frames that wait are counted."""
-        return self.language.cache.length + sum(map(len, self._waiting))
+        return self.language.cache.length + self._waiting_rows()
 
     def push(self, frame_bgr: Array) -> PushTiming:
         """Let the model see the next frame: (H, W, 3) uint8 BGR of any size.
@@ -120,8 +112,7 @@ class PVCStream:
         resized = time.perf_counter()
         encoded = self.vision.encode(frame)
         seen = time.perf_counter()
-        ids = self._tokenizer.encode(self._pending + self._spec.before_frame(self.num_frames + 1))
-        self._take(np.concatenate([self.language.embed(ids), encoded.frame_embeds]), encoded)
+        self._take(self._frame_rows(self._pending, self.num_frames + 1, encoded.frame_embeds), encoded)
         done = time.perf_counter()
         return PushTiming(
             preprocess_ms=1e3 * (resized - started), vision_ms=1e3 * (seen - resized), ingest_ms=1e3 * (done - seen)
@@ -150,11 +141,13 @@ class PVCStream:
         started = time.perf_counter()
         rows = self._question_rows(question, images, max_tiles=max_tiles, num_reserved=max_new_tokens)
         encoded = time.perf_counter()
-        language, mark, pending = self.language, self.context_rows, self._pending
+        language, mark = self.language, self.context_rows
+        pending: str | None = None
         tokens: list[int] = []
         finished = False
         try:
-            logits = language.logits(self._append(rows))
+            hidden, pending = self._append(rows), self._pending
+            logits = language.logits(hidden)
             prefilled = time.perf_counter()
             while not (finished := (token := int(logits.argmax())) in self._tokenizer.stop_ids):
                 tokens.append(token)
@@ -168,14 +161,14 @@ class PVCStream:
                 language.cache.truncate(mark)
         except BaseException:
             self._roll_back(mark)
-            self._pending = pending
+            self._pending = self._pending if pending is None else pending
             raise
         return Answer(
             text=self._tokenizer.decode(tokens),
             token_ids=tuple(tokens),
             finished=finished,
             vision_ms=1e3 * (encoded - started) if images else 0.0,
-            prefill_ms=1e3 * (prefilled - encoded),
+            prefill_ms=1e3 * (prefilled - (encoded if images else started)),
             decode_ms=1e3 * (time.perf_counter() - prefilled),
         )
 
@@ -184,15 +177,23 @@ class PVCStream:
     ) -> Array:
         """What the model would have said at each step of a given answer (teacher forcing), rolled back afterwards.
 
-        Returns float32 logits (len(token_ids) + 1, V): row i is what follows the first i tokens. Raises what ask does.
+        Returns float32 logits (len(token_ids) + 1, V): row i is what follows the first i tokens. Raises what ask does,
+        and StreamError for what is no token id.
         """
+        vocab_size = self._bundle.manifest.shape.vocab_size
+        if wrong := [
+            token for token in token_ids if not (isinstance(token, int | np.integer) and 0 <= token < vocab_size)
+        ]:
+            raise StreamError(f"token ids are integers from 0 to {vocab_size - 1}, but {wrong[0]!r} was given")
         rows = self._question_rows(question, images, max_tiles=max_tiles, num_reserved=len(token_ids))
         language, mark = self.language, self.context_rows
         try:
             logits = [language.logits(self._append(rows))]
             logits += [language.logits(language.append(language.embed([token]))) for token in token_ids]
-        finally:
+            language.cache.truncate(mark)
+        except BaseException:
             self._roll_back(mark)
+            raise
         return np.stack(logits)
 
     def encode_image(self, image_bgr: Array, *, max_tiles: int = MAX_TILES) -> Array:
@@ -225,18 +226,26 @@ class PVCStream:
             "total_frames": self._total_frames,
             "ingest": self._ingest,
             "max_waiting": self._max_waiting,
+            "waiting": [[frame.pending, frame.index] for frame in self._waiting],
         }
         vision = {f"vision/{name}": array for name, array in self.vision.ring.dump().items()}
         language = {f"language/{name}": array for name, array in self.language.cache.dump().items()}
-        waiting = {f"waiting/{index}": rows for index, rows in enumerate(self._waiting)}
+        waiting = {f"waiting/{index}": frame.rows for index, frame in enumerate(self._waiting)}
         write_saved(Path(path), facts, vision | language | waiting)
 
     def reset(self) -> None:
-        """Forget everything: frames, questions, answers."""
-        self.vision.reset()
+        """Forget everything: frames, questions, answers. An interrupt waits until all of it is forgotten."""
+        try:
+            self._forget()
+        except BaseException:
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
         self._waiting.clear()
-        self.language.cache.truncate(0)
         self._pending = self._spec.start
+        self.vision.reset()
+        self.language.cache.truncate(0)
 
     def _question_rows(self, question: str, images: Sequence[Array], *, max_tiles: int, num_reserved: int) -> Array:
         """Embeddings (L, E) of what follows the frames, up to where the answer starts."""
@@ -247,23 +256,64 @@ class PVCStream:
         ends = [*(spec.image_start for _ in images), spec.ask_suffix]
         ids = [self._tokenizer.encode(a + piece + b) for a, piece, b in zip(starts, pieces, ends, strict=True)]
         num_rows = sum(self._images.num_rows(image, max_tiles=max_tiles) for image in images) + sum(map(len, ids))
-        language.cache.reserve(sum(map(len, self._waiting)) + num_rows + num_reserved)
+        language.cache.reserve(self._waiting_rows() + num_rows + num_reserved)
         rows = [language.embed(ids[0])]
         for image, after in zip(images, ids[1:], strict=True):
             rows += [self._images.encode(image, max_tiles=max_tiles), language.embed(after)]
         return np.concatenate(rows)
 
+    def _saved_rows(self, bits: Array, path: Path) -> Array:
+        """The rows of a frame that waited, from a file. Raises StreamError for others."""
+        tensor = self._bundle.sessions["llm"].spec.input("inputs_embeds")
+        dtype, width = host_dtype(tensor.dtype), tensor.shape[-1]
+        if bits.ndim != 2 or bits.shape[1] != width or bits.dtype != np.dtype(f"u{dtype.itemsize}"):
+            raise StreamError(
+                f"{path} holds {bits.dtype} {bits.shape} as a frame that waits, expected {dtype} (rows, {width}). "
+                "It is damaged: open an older one, or start a new stream"
+            )
+        return bits.view(dtype)
+
+    def _frame_rows(self, pending: str, index: int, frame_embeds: Array) -> Array:
+        """Text that waits, the frame's prefix, and the frame: (L, E)."""
+        ids = self._tokenizer.encode(pending + self._spec.before_frame(index))
+        return np.concatenate([self.language.embed(ids), frame_embeds])
+
+    def _waiting_rows(self) -> int:
+        return sum(len(frame.rows) for frame in self._waiting)
+
     def _append(self, rows: Array) -> Array:
         """Frames that wait, then `rows`, in as few passes as `chunk` allows; the last hidden row. All or nothing."""
         start, some_waited = self.language.cache.length, bool(self._waiting)
         try:
-            hidden = self.language.append(np.concatenate([*self._waiting, rows]))
+            hidden = self.language.append(np.concatenate([*(frame.rows for frame in self._waiting), rows]))
             self._waiting.clear()
-        except BaseException:
+        except BaseException as error:
             if self._waiting or not some_waited:
                 self.language.cache.truncate(start)
+            if isinstance(error, NonFiniteError):
+                self._drop_what_overflows(start)
             raise
         return hidden
+
+    def _drop_what_overflows(self, start: int) -> None:
+        """Of the frames that wait, find the first that the LLM returns NaN for, and let it go; its text stays."""
+        try:
+            for index, frame in enumerate(self._waiting):
+                try:
+                    self.language.append(frame.rows)
+                except NonFiniteError as error:
+                    waiting = self._waiting[:index] + self._waiting[index + 1 :]
+                    if index < len(waiting):
+                        behind = waiting[index]
+                        embeds = behind.rows[-self._num_frame_tokens :]
+                        rows = self._frame_rows(frame.pending, behind.index, embeds)
+                        waiting[index] = replace(behind, rows=rows, pending=frame.pending)
+                    else:
+                        self._pending = frame.pending
+                    self._waiting[:] = waiting
+                    raise NonFiniteError(f"frame {frame.index}, which waited, was dropped: {error}") from error
+        finally:
+            self.language.cache.truncate(start)
 
     def _roll_back(self, mark: int) -> None:
         """Forget what lies behind `mark`, unless frames still wait: then nothing of a question was kept."""
@@ -278,12 +328,12 @@ class PVCStream:
         if self._ingest == "lazy":
             if len(self._waiting) >= self._max_waiting:
                 self._append(rows[:0])
-            self.language.cache.reserve(sum(map(len, self._waiting)) + len(rows))
+            self.language.cache.reserve(self._waiting_rows() + len(rows))
         mark, pending, num_frames = self.language.cache.length, self._pending, self.num_frames
         waiting = list(self._waiting)
         try:
             if self._ingest == "lazy":
-                self._waiting.append(rows)
+                self._waiting.append(WaitingFrame(rows=rows, pending=pending, index=num_frames + 1))
             else:
                 self.language.append(rows)
             self._pending = self._spec.behind_frame()
@@ -322,10 +372,13 @@ def open_stream(path: str | Path, bundle: Bundle | None = None) -> PVCStream:
             parts[part][cache] = bits
         stream.vision.ring.restore(parts["vision"], int(facts["num_frames"]))
         stream.language.cache.restore(parts["language"], int(facts["language_rows"]))
-        dtype = host_dtype(bundle.sessions["llm"].spec.input("inputs_embeds").dtype)
-        stream._waiting = [parts["waiting"][str(index)].view(dtype) for index in range(len(parts["waiting"]))]
+        for index, (pending, frame_index) in enumerate(facts["waiting"]):
+            rows = stream._saved_rows(parts["waiting"][str(index)], path)
+            stream._waiting.append(WaitingFrame(rows=rows, pending=str(pending), index=int(frame_index)))
         stream._pending = str(facts["pending"])
-    except (KeyError, TypeError) as error:
+    except PVCError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise StreamError(
             f"{path} lacks or garbles a field of a saved stream: {error!r}. It is damaged: open an older one, or start "
             "a new stream"

@@ -18,6 +18,7 @@ a resize, a prompt) fails like a fault of a graph. What is not compared fails as
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -113,15 +114,23 @@ def check_bundle(
         num_tokens=len(outcome.recorded.tokens),
         num_equal_tokens=comparison.num_equal_tokens,
         wrong_tokens=tuple(comparison.wrong_tokens),
-        not_executed=not_executed | _left_out(outcome.conversations),
+        not_executed=not_executed | _left_out(outcome.conversations, _per_kind(loaded)),
         conversations=outcome.conversations,
     )
 
 
-def _left_out(conversations: tuple[Conversation, ...]) -> dict[str, str]:
-    """Kinds of prompts of which none fitted in the context."""
-    kinds = set(KINDS) - {conversation.kind for conversation in conversations}
-    return {f"prompts about {kind}": "none fits in this bundle's context" for kind in sorted(kinds)}
+def _per_kind(loaded: LoadedModel) -> int:
+    return PER_KIND if is_small(loaded.model) else 1
+
+
+def _left_out(conversations: tuple[Conversation, ...], per_kind: int) -> dict[str, str]:
+    """Kinds of prompts of which some did not fit in the context."""
+    asked = Counter(conversation.kind for conversation in conversations)
+    return {
+        f"prompts about {kind}": f"{per_kind - asked[kind]} of {per_kind} do not fit in this bundle's context"
+        for kind in KINDS
+        if asked[kind] < per_kind
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,8 +159,9 @@ def _check_bundle_itself(folder: Path, loaded: LoadedModel, scratch: Path | None
             comparison.found += probe_batch(bundle)
             comparison.found += probe_context(bundle, loaded)
             comparison.found += probe_lengths(bundle, loaded)
-            per_kind = PER_KIND if is_small(loaded.model) else 1
-            conversations = converse(bundle, loaded, per_kind=per_kind, progress=lambda x: progress(0.4 + 0.1 * x))
+            conversations = converse(
+                bundle, loaded, per_kind=_per_kind(loaded), progress=lambda x: progress(0.4 + 0.1 * x)
+            )
         except NonFiniteError as error:
             raise ParityError(f"{error} (while checking {folder})") from error
         computed_in = bundle.sessions["trunk"].computes_in

@@ -22,8 +22,8 @@ from .output import fail, print_json, system_error
 
 if TYPE_CHECKING:
     from engines.bundle import Runtime
+    from engines.ingest import Ingest
     from engines.spec import Precision
-    from engines.stream import Ingest
 
 app = typer.Typer(
     help="Export a PVC video model to a streaming bundle, and prove that nothing was lost on the way.",
@@ -132,8 +132,13 @@ def run(
     ask: Annotated[
         str | None, typer.Option(help="The question. Where it says <image>, an image is; else they come first.")
     ] = None,
-    frames: Annotated[int, typer.Option(min=0, help="Frames sampled evenly from the file; 0 takes every frame.")] = 16,
-    tiles: Annotated[int, typer.Option(min=1, help="Tiles that an image is cut into at most.")] = 6,
+    frames: Annotated[
+        int | None, typer.Option(min=0, help="Frames sampled evenly from the video; 0 takes every one. Default: 16.")
+    ] = None,
+    tiles: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tiles that an image is cut into at most. Default: 6, as PVC's evaluation."),
+    ] = None,
     ingest: Annotated[
         str, typer.Option(help="eager (the LLM takes in each frame at once) or lazy (with the question).")
     ] = "eager",
@@ -151,6 +156,8 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Stream a video file through a bundle, or show it images, and ask. With neither, just ask."""
+    from engines.images import MAX_TILES
+
     from .run import (
         DEFAULT_IMAGE_QUESTION,
         DEFAULT_QUESTION,
@@ -165,21 +172,22 @@ def run(
         raise typer.BadParameter("--video and --image contradict each other; give one")
     if video is None and not image and ask is None:
         raise typer.BadParameter("there is nothing to look at and nothing to answer; give --video, --image or --ask")
+    if (frames is not None and video is None) or (tiles is not None and not image):
+        raise typer.BadParameter("--frames needs --video, and --tiles needs --image")
     request = RunRequest(
         bundle=bundle,
         question=ask if ask is not None else DEFAULT_IMAGE_QUESTION if image else DEFAULT_QUESTION,
         video=video,
         images=tuple(image or ()),
-        num_frames=frames,
+        num_frames=16 if frames is None else frames,
         max_new_tokens=max_new_tokens,
-        max_tiles=tiles,
+        max_tiles=tiles or MAX_TILES,
         ingest=cast("Ingest", _one_of("--ingest", ingest, INGESTS)),
         runtime=cast("Runtime", _one_of("--runtime", runtime, RUNTIMES)),
         trust_engines=trust_engines,
         keep_frames=reference,
     )
-    console = Console(quiet=as_json)
-    opened, result = run_request(request, console)
+    opened, result = run_request(request, console := Console(quiet=as_json))
     print_answer(console, request, opened, result)
     comparison = compare_with_reference(opened, request, result, model_name=model) if reference else None
     if comparison is not None:

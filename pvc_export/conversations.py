@@ -66,6 +66,7 @@ def _converse(bundle: Bundle, loaded: LoadedModel, prompt: Prompt, num_new_token
         num_said=len(said),
         max_kl=float(kl.max()),
         mean_kl=float(kl.mean()),
+        scaled_kl=float((kl / np.mean(np.square(want, dtype=np.float64), axis=-1)).max()),
         flips=flips(want, got, manifest.precision),
     )
 

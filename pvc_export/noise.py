@@ -90,10 +90,10 @@ def limits_from(reports: list[ParityReport]) -> dict[str, dict[str, dict[str, di
 
 
 def kl_limits_from(reports: list[ParityReport]) -> dict[str, dict[str, float]]:
-    """Precision -> the worst KL of any step of any conversation, and its limit."""
+    """Precision -> the worst KL of any step of any conversation, scaled as parity.Conversation says, and its limit."""
     worst: dict[str, float] = {}
     for report in reports:
-        found = max(conversation.max_kl for conversation in report.conversations)
+        found = max(conversation.scaled_kl for conversation in report.conversations)
         worst[report.precision] = max(worst.get(report.precision, 0.0), found)
     return {
         precision: {"measured": _rounded(value), "limit": _rounded(max(KL_MARGIN * value, FLOOR))}

@@ -112,6 +112,8 @@ class Conversation:
     prefix                 tokens that the two have in common before they part
     num_steps              steps that were scored with the reference's answer fed to both
     max_kl, mean_kl        KL(reference || bundle) over these steps, in nats
+    scaled_kl              the largest KL over the mean square of the reference's logits at its step: what has a limit,
+                           since louder logits make the same relative error a larger KL
     flips                  where the likeliest token, or the five likeliest, are others than the reference's
     """
 
@@ -123,6 +125,7 @@ class Conversation:
     num_steps: int
     max_kl: float
     mean_kl: float
+    scaled_kl: float
     flips: tuple[Flip, ...]
 
     @property
@@ -132,8 +135,8 @@ class Conversation:
 
     def fault(self, kl_limit: float) -> str | None:
         """What is wrong with it, in words; None if nothing is."""
-        if not self.max_kl <= kl_limit:  # NaN as well
-            return f"KL {self.max_kl:.1e} is above {kl_limit:.1e}"
+        if not self.scaled_kl <= kl_limit:  # NaN as well
+            return f"KL {self.scaled_kl:.1e} of the logits' mean square is above {kl_limit:.1e}"
         for flip in self.flips:
             if flip.margin > flip.tie:
                 rank = "the likeliest" if flip.k == 1 else f"among the {flip.k} likeliest"
@@ -141,7 +144,7 @@ class Conversation:
                     f"at token {flip.step} another one is {rank}, by {flip.margin:.2g} logits of the reference, more "
                     f"than {flip.tie:.1e}"
                 )
-        if not self.equal and self.num_same(1) == self.num_steps:
+        if not self.equal and not any(flip.k == 1 and flip.step == self.prefix for flip in self.flips):
             return f"the answers part at token {self.prefix}, but scored with the same tokens they do not"
         return None
 
@@ -218,7 +221,9 @@ class ParityReport:
         if not self.conversations:
             return []
         limit = kl_limit(self.precision)
-        lines = [f"conversations (computed in {self.computed_in}), against torch fp32; KL limit {limit:.1e}"]
+        lines = [
+            f"conversations (computed in {self.computed_in}), against torch fp32; limit of KL / mean square {limit:.1e}"
+        ]
         for kind in dict.fromkeys(c.kind for c in self.conversations):
             group = [c for c in self.conversations if c.kind == kind]
             steps = sum(c.num_steps for c in group)
@@ -226,6 +231,7 @@ class ParityReport:
             lines.append(
                 f"  {'FAIL' if bad else 'ok  '} {kind:<8} {sum(c.equal for c in group)}/{len(group)} answers equal   "
                 f"KL max {max(c.max_kl for c in group):.1e} mean {sum(c.mean_kl for c in group) / len(group):.1e}   "
+                f"{max(c.scaled_kl for c in group) / limit:.0%} of its limit   "
                 f"top-1 {sum(c.num_same(1) for c in group)}/{steps}   top-5 {sum(c.num_same(5) for c in group)}/{steps}"
             )
         return lines
@@ -284,6 +290,7 @@ class ParityReport:
             "equal_tokens": f"{self.num_equal_tokens}/{self.num_tokens}",
             "equal_answers": f"{sum(c.equal for c in self.conversations)}/{len(self.conversations)}",
             "max_kl": max((c.max_kl for c in self.conversations), default=None),
+            "max_scaled_kl": max((c.scaled_kl for c in self.conversations), default=None),
             "stages": list(self.stages()),
             "not_executed": self.not_executed,
         }
@@ -383,6 +390,6 @@ def load_thresholds() -> Thresholds:
 
 
 def kl_limit(precision: Precision) -> float:
-    """The committed limit of KL(reference || bundle) at any step of any answer, in nats."""
+    """The committed limit of Conversation.scaled_kl, at any step of any answer."""
     limit: float = json.loads(THRESHOLDS.read_text(encoding="utf-8"))["kl"][precision]["limit"]
     return limit

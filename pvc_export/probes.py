@@ -29,9 +29,10 @@ def probe_batch(bundle: Bundle) -> list[Difference]:
         rng = np.random.default_rng(0)
         dims = {dim: size.opt for dim, size in session.spec.dims.items()}
         feeds = draw_inputs(session.spec, dims, bundle, rng)
-        together = _run(session, feeds)
+        together = _new_rows(session.spec, feeds, _run(session, feeds))
         for row in range(num_streams):
-            alone = _run(session, {key: value[row : row + 1] for key, value in feeds.items()})
+            one = {key: value[row : row + 1] for key, value in feeds.items()}
+            alone = _new_rows(session.spec, one, _run(session, one))
             for tensor, want in alone.items():
                 got = together[tensor][row : row + 1]
                 where = f"stream {row} of {num_streams}"
@@ -111,29 +112,37 @@ def _run_together(bundle: Bundle, lengths: list[int], embeds: Array, num_rows: i
             language.append(embeds[row, :length])
         feeds.append({name: session.memory.to_host(t) for name, t in language.cache.feeds(num_rows).items()})
     new = [embeds[row : row + 1, length : length + num_rows] for row, length in enumerate(lengths)]
-    outputs = _run(session, {"inputs_embeds": np.concatenate(new), **_joined(session.spec, feeds, lengths, num_rows)})
-    written = {}
-    for state in session.spec.states:
+    joined = {"inputs_embeds": np.concatenate(new), **_joined(session.spec, feeds, num_rows)}
+    outputs = _new_rows(session.spec, joined, _run(session, joined))
+    return outputs.pop("hidden"), outputs
+
+
+def _new_rows(spec: GraphSpec, feeds: dict[str, Array], outputs: dict[str, Array]) -> dict[str, Array]:
+    """The outputs, but of a cache that was updated in place the rows that were new, and all rows as (B, L, K, D)."""
+    found = dict(outputs)
+    for state in (state for state in spec.states if state.order == "linear"):
         rows = state.as_rows(outputs[state.output])
-        if state.update == "aliased":
-            rows = np.stack([rows[row, length : length + num_rows] for row, length in enumerate(lengths)])
-        written[state.output] = rows
-    return outputs["hidden"], written
+        if spec.aliases:
+            count = feeds["inputs_embeds"].shape[1]
+            rows = np.stack([rows[i, start : start + count] for i, start in enumerate(feeds["write_index"])])
+        found[state.output] = rows
+    return found
 
 
-def _joined(spec: GraphSpec, feeds: list[dict[str, Array]], lengths: list[int], num_rows: int) -> dict[str, Array]:
-    """The feeds of several streams as one batch. Where pasts are fed in buckets, all get as many as the longest."""
+def _joined(spec: GraphSpec, feeds: list[dict[str, Array]], num_rows: int) -> dict[str, Array]:
+    """The feeds of several streams, each with its own mask, as one batch. Where pasts are fed in buckets, all get as
+    many as the longest."""
     if spec.aliases:
         return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
-    fed = max(feed["attention_mask"].shape[1] for feed in feeds) - num_rows
-    mask = np.ones((len(feeds), fed + num_rows), dtype=np.int64)
-    for row, length in enumerate(lengths):
-        mask[row, length:fed] = 0
+    masks = [feed["attention_mask"] for feed in feeds]
+    fed = max(mask.shape[1] for mask in masks) - num_rows
+    longer = [np.pad(mask[:, :-num_rows], ((0, 0), (0, fed + num_rows - mask.shape[1]))) for mask in masks]
+    mask = np.concatenate([np.hstack([past, mask[:, -num_rows:]]) for past, mask in zip(longer, masks, strict=True)])
     joined = {"attention_mask": mask, "position_ids": np.concatenate([feed["position_ids"] for feed in feeds])}
     for state in spec.states:
         pasts = [np.moveaxis(feed[state.input], state.slot_axis, 0) for feed in feeds]
-        longer = [np.concatenate([p, np.zeros((fed - len(p), *p.shape[1:]), p.dtype)]) for p in pasts]
-        joined[state.input] = np.ascontiguousarray(np.moveaxis(np.concatenate(longer, axis=1), 0, state.slot_axis))
+        filled = [np.concatenate([p, np.zeros((fed - len(p), *p.shape[1:]), p.dtype)]) for p in pasts]
+        joined[state.input] = np.ascontiguousarray(np.moveaxis(np.concatenate(filled, axis=1), 0, state.slot_axis))
     return joined
 
 
@@ -162,8 +171,8 @@ def draw_inputs(spec: GraphSpec, dims: dict[str, int], bundle: Bundle, rng: np.r
         elif tensor.name == "position_ids":
             feeds[tensor.name] = np.broadcast_to(np.arange(shape[1], dtype=np.int64), shape).copy()
         elif tensor.name == "write_index":  # every stream has another length
-            room = spec.dims["rows"].max + 1
-            feeds[tensor.name] = np.arange(shape[0], dtype=np.int64) * room % (bundle.manifest.limits.context - room)
+            room = bundle.manifest.limits.context - dims["rows"]
+            feeds[tensor.name] = np.arange(shape[0], dtype=np.int64) * max(room // shape[0], 1) % (room + 1)
         elif tensor.dtype == "int64":
             feeds[tensor.name] = (rng.random(shape) < 0.7).astype(np.int64)
         elif tensor.name == "frame_time":

@@ -1,6 +1,7 @@
-"""Twenty conversations that every check asks: about videos, one image, several images, and nothing to look at.
+"""Twenty conversations that every check asks, as far as they fit in the context.
 
-Rendered from seeds and cut from the real frames that ship with the package, so every machine asks the same.
+About videos, one image, several images, and nothing to look at. Rendered from seeds and cut from the real frames that
+ship with the package, so every machine asks the same.
 """
 
 from __future__ import annotations

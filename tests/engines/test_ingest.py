@@ -11,8 +11,8 @@ import pytest
 
 from engines import PVCStream, open_bundle, open_stream
 from engines.bundle import Bundle
-from engines.errors import StreamError, StreamFull
-from engines.stream import Ingest
+from engines.errors import NonFiniteError, StreamError, StreamFull
+from engines.ingest import Ingest
 from pvc_export.recorder import Recorder
 
 from .test_stream import FailingSession
@@ -144,3 +144,118 @@ def test_the_scores_of_an_answer_prefer_each_of_its_tokens(bundle: Bundle, frame
     assert logits.shape == (7, bundle.manifest.shape.vocab_size) and logits.dtype == np.float32
     assert tuple(logits[:-1].argmax(axis=-1)) == answer.token_ids
     assert stream.context_rows == rows, "rolled back"
+
+
+class Marked:
+    """Sessions in which the LLM returns NaN whenever it is fed one certain frame, as for one it overflows on."""
+
+    MARK = np.float32(12345.0)
+
+    def __init__(self, session: Any, *, at: int | None = None) -> None:
+        self._session, self._at, self.num_calls = session, at, 0
+        self.spec, self.memory, self.computes_in = session.spec, session.memory, session.computes_in
+
+    def run(self, inputs: Any) -> Any:
+        self.num_calls += 1
+        outputs = dict(self._session.run(inputs))
+        if self.spec.name == "compressor" and self.num_calls == self._at:
+            outputs["frame_embeds"] = outputs["frame_embeds"].copy()
+            outputs["frame_embeds"][0, 0, 0] = self.MARK
+        if self.spec.name == "llm" and np.any(inputs["inputs_embeds"] > 12000):
+            outputs["hidden"] = np.full_like(outputs["hidden"], np.nan)
+        return outputs
+
+
+@pytest.mark.parametrize("bad", [1, 3, 4], ids=["the first", "one between", "the last"])
+@pytest.mark.parametrize("found_by", ["a question", "a frame"])
+def test_a_frame_that_overflows_costs_a_lazy_stream_one_call_and_itself(
+    bundle: Bundle, frames: Frames, bad: int, found_by: str
+) -> None:
+    """And the conversation around it stays whole: the same text as if it had never waited."""
+    sessions = bundle.sessions
+    marked = {**sessions, "compressor": Marked(sessions["compressor"], at=bad), "llm": Marked(sessions["llm"])}
+    stream = PVCStream(replace(bundle, sessions=marked), ingest="lazy", max_waiting=4)
+    for frame in frames[:4]:
+        stream.push(frame)
+    with pytest.raises(NonFiniteError, match=f"frame {bad}, which waited, was dropped: graph 'llm'"):
+        stream.push(frames[4]) if found_by == "a frame" else stream.ask(QUESTION)
+    assert (stream.num_waiting, stream.num_frames) == (3, 4) and stream.language.cache.length == 0
+    healthy = PVCStream(bundle, ingest="lazy")
+    for index, frame in enumerate(frames[:4], start=1):
+        pending = healthy._pending
+        healthy.push(frame)
+        if index == bad:
+            healthy._waiting.pop()
+            healthy._pending = pending
+    assert stream.context_rows == healthy.context_rows
+    said = [each.ask(QUESTION, max_new_tokens=6).token_ids for each in (stream, healthy)]
+    assert said[0] == said[1]
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, nth: int) -> None:
+    """Ctrl-C in the nth clearing of a cache."""
+    memory, calls = type(bundle.sessions["llm"].memory), [0]
+    clear = memory.clear
+
+    def interrupted(self: Any, *args: Any) -> None:
+        calls[0] += 1
+        if calls[0] == nth:
+            raise KeyboardInterrupt
+        clear(self, *args)
+
+    monkeypatch.setattr(memory, "clear", interrupted)
+
+
+@pytest.mark.parametrize("ingest", ["eager", "lazy"])
+@pytest.mark.parametrize("nth", [1, 3])
+def test_an_interrupt_while_a_score_is_rolled_back_leaves_no_trace_of_it(
+    bundle: Bundle, frames: Frames, nth: int, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = pushed(bundle, frames[:3], ingest)
+    stream.ask(QUESTION, max_new_tokens=1)  # what waited is in the cache
+    rows = stream.context_rows
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, bundle, nth)
+        with pytest.raises(KeyboardInterrupt):
+            stream.score(QUESTION, [1, 2])
+    assert stream.context_rows == rows
+    expected = pushed(bundle, frames[:3], "eager").ask(QUESTION, max_new_tokens=6).token_ids
+    assert stream.ask(QUESTION, max_new_tokens=6).token_ids == expected
+
+
+@pytest.mark.parametrize("nth", range(1, 9))
+def test_an_interrupted_reset_is_a_reset(
+    bundle: Bundle, frames: Frames, nth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four rings and four caches are cleared, one after another."""
+    stream = pushed(bundle, frames[:5], "eager")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, bundle, nth)
+        with pytest.raises(KeyboardInterrupt):
+            stream.reset()
+    assert (stream.num_frames, stream.context_rows) == (0, 0)
+    for frame in frames[5:8]:
+        stream.push(frame)
+    expected = pushed(bundle, frames[5:8], "eager").ask(QUESTION, max_new_tokens=6).token_ids
+    assert stream.ask(QUESTION, max_new_tokens=6).token_ids == expected
+
+
+@pytest.mark.parametrize("token", [-1, 264, 10**9, 1.5, "a"])
+def test_what_is_no_token_id_cannot_be_scored(bundle: Bundle, token: Any) -> None:
+    with pytest.raises(StreamError, match="from 0 to 263, but"):
+        PVCStream(bundle).score(QUESTION, [1, token])
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x[:, :10], lambda x: x.astype(np.uint8), lambda x: x[0]], ids=["narrow", "bytes", "flat"]
+)
+def test_waiting_frames_of_another_shape_are_no_saved_stream(
+    bundle: Bundle, frames: Frames, tmp_path: Path, change: Any
+) -> None:
+    pushed(bundle, frames[:2], "lazy").save(tmp_path / "s.npz")
+    with np.load(tmp_path / "s.npz") as file:
+        content = {name: file[name] for name in file.files}
+    content["waiting/1"] = change(content["waiting/1"])
+    np.savez(tmp_path / "s.npz", **content)
+    with pytest.raises(StreamError, match=r"as a frame that waits, expected float\d\d \(rows, 64\)"):
+        open_stream(tmp_path / "s.npz", bundle)

@@ -209,6 +209,24 @@ def test_an_unmasked_tail_of_a_bucket_ends_the_command_with_exit_code_3(
     pvc_export("check", bundle_rows).says(3, "ParityError: the bundle differs from the reference")
 
 
+@pytest.mark.parametrize("length", [255, 257])
+def test_a_fault_at_the_edge_of_a_bucket_is_found_though_no_stream_stops_there(
+    bundle_rows: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """The newest row is hidden, at that length alone."""
+    feeds = LinearCache.feeds
+
+    def wrong(self: LinearCache, num_rows: int) -> dict[str, np.ndarray]:
+        fed = feeds(self, num_rows)
+        if self.length == length:
+            fed["attention_mask"][:, length - 1] = 0
+        return fed  # type: ignore[return-value]
+
+    monkeypatch.setattr(LinearCache, "feeds", wrong)
+    report = check(bundle_rows, tiny)
+    assert not report.passed and f"rows behind {length}" in report.failure_text()
+
+
 def test_an_answer_without_a_word_still_shows_decoding(
     bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

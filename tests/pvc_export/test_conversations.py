@@ -161,7 +161,7 @@ def test_kinds_that_do_not_fit_are_named_as_not_executed(tmp_path: Path, tiny: L
     out = tmp_path / "small"
     limits = StreamLimits(window=2, context=104, bucket=104, chunk=64)
     report = export(tiny, ExportRequest(out=out, target=load_target("cpu"), precision="fp32", limits=limits))
-    assert report.passed and report.not_executed["prompts about images"] == "none fits in this bundle's context"
+    assert report.passed and report.not_executed["prompts about images"] == "5 of 5 do not fit in this bundle's context"
     assert {c.kind for c in report.conversations} == {"video", "text"}
 
 
@@ -171,12 +171,12 @@ def test_a_report_holds_every_conversation_with_its_limit(bundle_fp32: Path, tin
     assert len(data) == len(report.conversations) and all(c["kl_limit"] == kl_limit("fp32") for c in data)
     assert report.receipt()["max_kl"] == max(c.max_kl for c in report.conversations)
     assert f"{len(data)}/{len(data)} answers equal" in report.summary()
-    assert not replace(report, conversations=(replace(report.conversations[0], max_kl=float("nan")),)).passed
+    assert not replace(report, conversations=(replace(report.conversations[0], scaled_kl=float("nan")),)).passed
 
 
 def conversation(**changes: Any) -> Conversation:
     same = {"kind": "text", "question": "?", "num_tokens": 4, "num_said": 4, "prefix": 4, "num_steps": 5,
-            "max_kl": 1e-9, "mean_kl": 1e-9, "flips": ()}  # fmt: skip
+            "max_kl": 1e-9, "mean_kl": 1e-9, "scaled_kl": 1e-9, "flips": ()}  # fmt: skip
     return Conversation(**{**same, **changes})
 
 
@@ -184,15 +184,18 @@ def conversation(**changes: Any) -> Conversation:
     ("changes", "fault"),
     [
         ({}, None),
-        ({"max_kl": 2e-3}, "KL 2.0e-03 is above 1.0e-03"),
-        ({"max_kl": float("nan")}, "KL nan"),
+        ({"scaled_kl": 2e-3}, "KL 2.0e-03 of the logits' mean square is above 1.0e-03"),
+        ({"max_kl": 2e-3}, None),
+        ({"scaled_kl": float("nan")}, "KL nan"),
         ({"prefix": 2, "flips": (Flip(step=2, k=1, margin=0.1, tie=0.2),)}, None),
         ({"prefix": 2, "flips": (Flip(step=2, k=1, margin=0.3, tie=0.2),)}, "at token 2 another one .* by 0.3 logits"),
         ({"flips": (Flip(step=1, k=5, margin=0.3, tie=0.2),)}, "among the 5 likeliest"),
         ({"prefix": 2}, "the answers part at token 2, but scored"),
+        ({"prefix": 2, "flips": (Flip(step=3, k=1, margin=0.1, tie=0.2),)}, "the answers part at token 2"),
         ({"num_said": 3, "prefix": 3}, "the answers part at token 3"),
     ],
-    ids=["equal", "KL", "NaN", "near tie", "flip", "top 5", "decode differs from scoring", "stopped early"],
+    ids=["equal", "KL", "loud logits", "NaN", "near tie", "flip", "top 5", "decode differs from scoring",
+         "a tie elsewhere", "stopped early"],
 )  # fmt: skip
 def test_what_counts_as_a_fault(changes: dict[str, Any], fault: str | None) -> None:
     import re
@@ -238,3 +241,15 @@ def test_another_model_s_answers_are_not_ours(bundle: Bundle) -> None:
     """The whole chain, against a reference with other weights: nothing agrees."""
     found = converse(bundle, load_model("tiny", seed=1), per_kind=1, num_new_tokens=4)
     assert all(c.fault(kl_limit("fp32")) for c in found)
+
+
+def test_louder_logits_are_no_larger_error() -> None:
+    """KL grows with the square of the logits' scale while the relative error stays; what is gated does not."""
+    rng = np.random.default_rng(0)
+    plain, noise = rng.normal(size=(2, 200, 264)).astype(np.float32)
+    kl, scaled = [], []
+    for factor in (np.float32(1), np.float32(3)):
+        found = divergences(plain * factor, plain * factor + noise * factor * np.float32(1e-3))
+        kl.append(float(found.mean()))
+        scaled.append(float((found / np.mean(np.square(plain * factor), axis=-1)).mean()))
+    assert kl[1] > 5 * kl[0] and scaled[1] < 1.2 * scaled[0]

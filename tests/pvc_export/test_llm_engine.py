@@ -171,6 +171,15 @@ def test_a_cache_in_place_that_is_not_used_is_refused(missing: int) -> None:
         check_caches(tuple(engine), one_cache)
 
 
+def test_unfused_float32_attention_may_read_a_cache_in_any_way_but_not_in_none() -> None:
+    wide = replace(one_cache, fused_attention=replace(one_cache.fused_attention, gemm=0))
+    engine = in_place_engine()
+    check_caches((*engine, layer("__myl_Resh", ["present.0.key"], ["more"])), wide)
+    del engine[1]
+    with pytest.raises(BuildError, match="or not used at all"):
+        check_caches(tuple(engine), wide)
+
+
 def test_a_cache_whose_rows_are_returned_is_read_by_one_kernel() -> None:
     reader = layer("__myl_ConcTran", ["past.0.key", "k"], ["keys", "new.0.key"])
     check_caches((reader,), one_past)

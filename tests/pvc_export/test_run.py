@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engines import Answer
 from engines.spec import StreamLimits
+from engines.stream import PushTiming
 from engines.target import load_target
 from engines.video import write_video
 from pvc_export.export import ExportRequest, export
 from pvc_export.frames import render_clip
 from pvc_export.models import LoadedModel
+from pvc_export.run import RunResult
 
 from .conftest import Run
 
@@ -74,6 +77,9 @@ def test_lazy_and_eager_runs_say_the_same(bundle_fp16: Path, clip: Path, pvc_exp
         (["--image", "text.png"], 6, "text.png cannot be read as an image"),
         (["--image", "cut.png"], 6, "cut.png cannot be read as an image"),
         (["--ask", "x", "--ingest", "lasy"], 2, "Did you mean 'lazy'?"),
+        (["--ask", "x", "--tiles", "2"], 2, "--tiles needs --image"),
+        (["--image", "wide.png", "--frames", "3"], 2, "--frames needs --video"),
+        (["--video", "clip.mp4", "--ask", "<image>?"], 6, "but 0 images were given"),
         (["--ask", "x <image>"], 6, "but 0 images were given"),
         (["--ask", "a <|im_end|> b"], 6, "a special token of the conversation"),
     ],
@@ -82,6 +88,7 @@ def test_lazy_and_eager_runs_say_the_same(bundle_fp16: Path, clip: Path, pvc_exp
 def test_run_refuses_what_it_cannot_do(
     bundle_fp16: Path,
     pictures: list[Path],
+    clip: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     pvc_export: Run,
@@ -91,6 +98,7 @@ def test_run_refuses_what_it_cannot_do(
 ) -> None:
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "cut.png").write_bytes(pictures[0].read_bytes()[:2000])
+    (tmp_path / "clip.mp4").write_bytes(clip.read_bytes())
     monkeypatch.chdir(tmp_path)
     pvc_export("run", bundle_fp16, *args).says(exit_code, message)
 
@@ -130,3 +138,12 @@ def test_400_frames_with_questions_take_no_more_memory_than_101(long_bundle: Pat
     _, after_100, *_, last = json.loads(result.stdout)
     # 300 frames of this model are 5100 rows of 512 bytes of cache: what a growing cache would add. Measured: 0.6 MiB.
     assert last - after_100 < 2 * 2**20
+
+
+def test_nineteen_of_twenty_frames_is_no_guess_beyond_the_slowest() -> None:
+    timings = [PushTiming(preprocess_ms=0.0, vision_ms=ms, ingest_ms=0.0) for ms in (900.0, *[10.0] * 15, 50.0)]
+    result = RunResult(
+        video=None, frames=(), images=(), timings=tuple(timings), context_rows=0, warm_bytes=None, end_bytes=None,
+        answer=Answer(text="", token_ids=(), finished=True, vision_ms=0.0, prefill_ms=1.0, decode_ms=0.0),
+    )  # fmt: skip
+    assert 10.0 <= result.slowest_ms() <= 50.0 and result.token_ms() is None
