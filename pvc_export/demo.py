@@ -91,6 +91,7 @@ def _summary(
     yield "next     pvc-export is in .venv/bin; a checkpoint folder goes where 'tiny' stands:"
     yield "         .venv/bin/pvc-export trt -m tiny --fp16 -o build/tiny"
     yield f"         .venv/bin/pvc-export run {OUT} --video {shlex.quote(str(video))} --ask 'What moves?' --reference"
+    yield f"         .venv/bin/pvc-live {OUT} --source {shlex.quote(str(video))} --headless --record build/live.mp4"
 
 
 def main() -> None:
