@@ -110,7 +110,9 @@ class LinearCache:
             )
 
     def truncate(self, length: int) -> None:
-        """Forget every row from `length` on."""
+        """Forget every row from `length` on. Raises SpecError if fewer are in use."""
+        if length > self.length:
+            raise SpecError(f"the slots from {length} on were to be forgotten, but only {self.length} rows are in use")
         forgotten, self.length = self.length - length, length  # first: what lies behind is masked, cleared or not
         self._clear(length, forgotten)
 

@@ -156,45 +156,27 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Stream a video file through a bundle, or show it images, and ask. With neither, just ask."""
-    from engines.images import MAX_TILES
-
-    from .run import (
-        DEFAULT_IMAGE_QUESTION,
-        DEFAULT_QUESTION,
-        RunRequest,
-        compare_with_reference,
-        print_answer,
-        run_json,
-    )
+    from .run import RunRequest, report_run
     from .run import run as run_request
 
-    if video is not None and image:
-        raise typer.BadParameter("--video and --image contradict each other; give one")
-    if video is None and not image and ask is None:
-        raise typer.BadParameter("there is nothing to look at and nothing to answer; give --video, --image or --ask")
-    if (frames is not None and video is None) or (tiles is not None and not image):
-        raise typer.BadParameter("--frames needs --video, and --tiles needs --image")
-    request = RunRequest(
-        bundle=bundle,
-        question=ask if ask is not None else DEFAULT_IMAGE_QUESTION if image else DEFAULT_QUESTION,
-        video=video,
-        images=tuple(image or ()),
-        num_frames=16 if frames is None else frames,
-        max_new_tokens=max_new_tokens,
-        max_tiles=tiles or MAX_TILES,
-        ingest=cast("Ingest", _one_of("--ingest", ingest, INGESTS)),
-        runtime=cast("Runtime", _one_of("--runtime", runtime, RUNTIMES)),
-        trust_engines=trust_engines,
-        keep_frames=reference,
-    )
+    try:
+        request = RunRequest(
+            bundle=bundle,
+            ask=ask,
+            video=video,
+            images=tuple(image or ()),
+            frames=frames,
+            max_new_tokens=max_new_tokens,
+            tiles=tiles,
+            ingest=cast("Ingest", _one_of("--ingest", ingest, INGESTS)),
+            runtime=cast("Runtime", _one_of("--runtime", runtime, RUNTIMES)),
+            trust_engines=trust_engines,
+            keep_frames=reference,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     opened, result = run_request(request, console := Console(quiet=as_json))
-    print_answer(console, request, opened, result)
-    comparison = compare_with_reference(opened, request, result, model_name=model) if reference else None
-    if comparison is not None:
-        verdict = "equal" if comparison["equal"] else f"a near tie at token {comparison['near_tie_at']}, else equal"
-        console.print(f"reference: {verdict} ({comparison['num_tokens']} greedy tokens)")
-    if as_json:
-        print_json(run_json(request, opened, result) | {"reference": comparison})
+    report_run(console, request, opened, result, reference=reference, model_name=model, as_json=as_json)
 
 
 def _one_of(option: str, name: str, known: tuple[str, ...]) -> str:

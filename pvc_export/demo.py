@@ -43,9 +43,9 @@ def demo(*, file: Path | None, seed: int, console: Console) -> None:
     console.print("3. stream")
     request = RunRequest(
         bundle=OUT,
-        question=DEFAULT_QUESTION,
         video=video,
-        num_frames=NUM_FRAMES,
+        ask=DEFAULT_QUESTION,
+        frames=NUM_FRAMES,
         max_new_tokens=MAX_NEW_TOKENS,
         keep_frames=True,
     )

@@ -23,10 +23,11 @@ from engines.video import VideoInfo, probe_video, read_video
 from .console import Console, size_text
 from .frames import Frame
 from .measure import resident_bytes
-from .output import printable
+from .output import print_json, printable
 
 DEFAULT_QUESTION = "What happens in this video?"
 DEFAULT_IMAGE_QUESTION = "Describe what you see."
+DEFAULT_FRAMES = 16
 WARM_FRAMES = 50
 """Where memory is looked at first: every buffer has been used by then, if the video is long enough to ask."""
 
@@ -35,22 +36,44 @@ WARM_FRAMES = 50
 class RunRequest:
     """What to look at, and what to ask. Either a video or images, or neither for a question about nothing.
 
-    num_frames        frames sampled evenly from the video; 0 takes every frame
-    max_tiles, ingest, runtime, trust_engines   as PVCStream and open_bundle have them
+    ask               the question; None is a general one
+    frames            sampled evenly from the video, by default 16; 0 takes every frame
+    tiles, ingest, runtime, trust_engines   as PVCStream and open_bundle have them
     keep_frames       hold every pushed frame, for compare_with_reference
+    Raises ValueError, with the options of the command line, for parts that contradict each other.
     """
 
     bundle: Path
-    question: str
+    ask: str | None = None
     video: Path | None = None
     images: tuple[Path, ...] = ()
-    num_frames: int = 16
+    frames: int | None = None
     max_new_tokens: int = 32
-    max_tiles: int = MAX_TILES
+    tiles: int | None = None
     ingest: Ingest = "eager"
     runtime: Runtime = "auto"
     trust_engines: bool = False
     keep_frames: bool = False
+
+    def __post_init__(self) -> None:
+        if self.video is not None and self.images:
+            raise ValueError("--video and --image contradict each other; give one")
+        if self.video is None and not self.images and self.ask is None:
+            raise ValueError("there is nothing to look at and nothing to answer; give --video, --image or --ask")
+        if (self.frames is not None and self.video is None) or (self.tiles is not None and not self.images):
+            raise ValueError("--frames needs --video, and --tiles needs --image")
+
+    @property
+    def question(self) -> str:
+        return self.ask if self.ask is not None else DEFAULT_IMAGE_QUESTION if self.images else DEFAULT_QUESTION
+
+    @property
+    def num_frames(self) -> int:
+        return DEFAULT_FRAMES if self.frames is None else self.frames
+
+    @property
+    def max_tiles(self) -> int:
+        return self.tiles or MAX_TILES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,6 +166,26 @@ def _open_stream(bundle: Bundle, request: RunRequest, num_frames: int) -> PVCStr
             f"--context {-(-rows // bucket) * bucket}"
         )
     return stream
+
+
+def report_run(
+    console: Console,
+    request: RunRequest,
+    bundle: Bundle,
+    result: RunResult,
+    *,
+    reference: bool,
+    model_name: str | None,
+    as_json: bool,
+) -> None:
+    """Print the answer, and whether it is the reference's if that is asked. Raises ParityError if it is not."""
+    print_answer(console, request, bundle, result)
+    comparison = compare_with_reference(bundle, request, result, model_name=model_name) if reference else None
+    if comparison is not None:
+        verdict = "equal" if comparison["equal"] else f"a near tie at token {comparison['near_tie_at']}, else equal"
+        console.print(f"reference: {verdict} ({comparison['num_tokens']} greedy tokens)")
+    if as_json:
+        print_json(run_json(request, bundle, result) | {"reference": comparison})
 
 
 def print_answer(console: Console, request: RunRequest, bundle: Bundle, result: RunResult) -> None:
