@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engines.graph_specs import graph_specs
 from engines.language import LanguageModel
 from engines.memory import Array
-from engines.session import OrtSession, Session
+from engines.session import Session
 from engines.spec import StreamLimits
 from engines.target import load_target
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.llm import Decoder, KeyValue
 
 from .bench_variants import open_with_defaults
-from .graphs import graph_module, model_shape, pairs
-from .onnx_export import export_graph, quiet_exporter
+from .graphs import pairs
+from .ladder import open_graphs
+from .onnx_export import quiet_exporter
 
 SIZES: dict[str, PVCConfig] = {
     "tiny": PVCConfig.preset("tiny"),
@@ -178,15 +178,8 @@ def default_variant(scene: LanguageScene, path: Path, *, threads: int) -> Varian
 
 def our_language_sessions(scene: LanguageScene, folder: Path, *, threads: int) -> dict[str, Session]:
     """The language graphs of target `cpu`, exported and opened as a bundle's are, for `scene.context` rows."""
-    target, limits = load_target("cpu"), StreamLimits(context=scene.context)
-    shape = model_shape(scene.model.config)
-    specs = graph_specs(shape, limits, "fp32", target.spelling, cache_update=target.cache_update)
-    sessions: dict[str, Session] = {}
-    for name in GRAPHS:
-        path = folder / f"{name}.onnx"
-        export_graph(graph_module(scene.model, specs[name], target.spelling), specs[name], path)
-        sessions[name] = OrtSession(path, specs[name], threads=threads)
-    return sessions
+    limits = StreamLimits(context=scene.context)
+    return open_graphs(scene.model, GRAPHS, load_target("cpu"), limits, folder, threads=threads)
 
 
 def our_language_model(scene: LanguageScene, sessions: Mapping[str, Session]) -> LanguageModel:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engines.memory import Array
 from engines.session import Session
-from engines.spec import StreamLimits
+from engines.spec import VISION_GRAPHS, StreamLimits
 from engines.target import load_target
 from engines.vision import VisionEncoder
 from pvc_ref import PVC, PVCConfig, VisionState
@@ -25,7 +25,7 @@ from pvc_ref.bench import SIZES as REFERENCE_SIZES
 from pvc_ref.config import CompressorConfig, VisionConfig
 
 from .graphs import pairs
-from .ladder import open_vision
+from .ladder import open_graphs
 from .onnx_export import quiet_exporter
 
 SIZES: dict[str, PVCConfig] = REFERENCE_SIZES | {
@@ -139,7 +139,8 @@ def open_with_defaults(path: Path, *, threads: int) -> Any:
 
 def our_sessions(scene: Scene, folder: Path, *, threads: int) -> dict[str, Session]:
     """The vision graphs of target `cpu`, exported and opened as a bundle's are."""
-    return open_vision(scene.model, load_target("cpu"), StreamLimits(window=scene.window), folder, threads=threads)
+    limits = StreamLimits(window=scene.window)
+    return open_graphs(scene.model, VISION_GRAPHS, load_target("cpu"), limits, folder, threads=threads)
 
 
 def our_step(scene: Scene, sessions: Mapping[str, Session]) -> Step:

@@ -160,17 +160,24 @@ def run_onnx_fp32(
     """The vision graphs, exported once more in float32 and run by ONNX Runtime's CPU."""
     manifest = bundle.manifest
     with tempfile.TemporaryDirectory(prefix="pvc-fp32-", dir=scratch) as folder:
-        sessions = open_vision(reference, load_target(manifest.target), manifest.limits, Path(folder))
+        sessions = open_graphs(reference, VISION_GRAPHS, load_target(manifest.target), manifest.limits, Path(folder))
         return run_sessions(sessions, frames, progress)
 
 
-def open_vision(
-    model: PVC, target: Target, limits: StreamLimits, folder: Path, *, threads: int | None = None
+def open_graphs(
+    model: PVC,
+    names: Sequence[str],
+    target: Target,
+    limits: StreamLimits,
+    folder: Path,
+    *,
+    threads: int | None = None,
 ) -> dict[str, Session]:
-    """The vision graphs of a float32 model, spelled for `target`, written into `folder` and opened on the CPU."""
-    specs = graph_specs(model_shape(model.config), limits, "fp32", target.spelling)
+    """Some graphs of a float32 model, spelled for `target`, written into `folder` and opened on the CPU."""
+    shape = model_shape(model.config)
+    specs = graph_specs(shape, limits, "fp32", target.spelling, cache_update=target.cache_update)
     sessions: dict[str, Session] = {}
-    for name in VISION_GRAPHS:
+    for name in names:
         path = folder / f"{name}.onnx"
         export_graph(graph_module(model, specs[name], target.spelling), specs[name], path)
         sessions[name] = OrtSession(path, specs[name], threads=threads)
