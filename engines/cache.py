@@ -151,9 +151,8 @@ class LinearCache:
         """The rows that a pass made, before `append`: its outputs; of caches on the host, what lies behind `length`."""
         if not self._in_place:
             return {state.output: outputs[state.output] for state in self._states}
-        rows = slice(self.length, self.length + num_rows)
         return {
-            state.output: cache[(slice(None),) * state.slot_axis + (rows,)]
+            state.output: cache[state.rows(self.length, num_rows)]
             for state in self._states
             if isinstance(cache := outputs[state.output], np.ndarray)
         }

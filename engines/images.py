@@ -70,9 +70,8 @@ class ImageEncoder:
         if self._fixed_time:  # t / T, T the frames of this static video
             self._encoder.time_divisor = self._spec.num_repeats * (len(tiles) if in_time else 1)
         embeds = []
-        self._encoder.reset()
-        for tile in tiles:
-            if not in_time:
+        for index, tile in enumerate(tiles):
+            if index == 0 or not in_time:
                 self._encoder.reset()
             embeds.append(self._encoder.encode_static(tile, num_repeats=self._spec.num_repeats))
         return np.concatenate(embeds)

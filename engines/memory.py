@@ -120,22 +120,22 @@ class HostMemory:
     def place(self, cache: Tensor, rows: Tensor, state: StateSpec, slot: int, count: int = 1) -> None:
         cache, rows = _on_host(cache), _on_host(rows)
         _check_rows(cache, rows, state, slot, count)
-        where: int | slice = slice(slot, slot + count) if state.order == "linear" else slot
-        cache[(slice(None),) * state.slot_axis + (where,)] = rows
+        if state.order == "ring":  # one row, without the slot axis
+            rows = np.expand_dims(rows, state.slot_axis)
+        cache[state.rows(slot, count)] = rows
         self.traffic.state += rows.nbytes
 
     def clear(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> None:
         _check_slots(cache, state, slot, count)
-        _on_host(cache)[(slice(None),) * state.slot_axis + (slice(slot, slot + count),)] = state.reset
+        _on_host(cache)[state.rows(slot, count)] = state.reset
 
     def prefix(self, cache: Tensor, state: StateSpec, count: int) -> Tensor:
         _check_slots(cache, state, 0, count)
-        return _on_host(cache)[(slice(None),) * state.slot_axis + (slice(count),)]
+        return _on_host(cache)[state.rows(0, count)]
 
     def fetch(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> Array:
         _check_slots(cache, state, slot, count)
-        rows = _on_host(cache)[(slice(None),) * state.slot_axis + (slice(slot, slot + count),)]
-        return np.array(rows, order="C")
+        return np.array(_on_host(cache)[state.rows(slot, count)], order="C")
 
     def to_host(self, tensor: Tensor) -> Array:
         return _on_host(tensor)

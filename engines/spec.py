@@ -152,6 +152,10 @@ class StateSpec:
     update: CacheUpdate = "rows"
     reset: float = 0.0
 
+    def rows(self, start: int, count: int) -> tuple[slice, ...]:
+        """The index of `count` rows from `start` on, in a cache on the host."""
+        return (slice(None),) * self.slot_axis + (slice(start, start + count),)
+
     def as_rows(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """A linear cache, or rows of one, as (B, rows, K, D) whatever its layout. A view."""
         return np.moveaxis(array, self.slot_axis, 1)

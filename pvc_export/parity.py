@@ -297,15 +297,14 @@ class ParityReport:
 
     def to_json(self) -> dict[str, Any]:
         """The receipt, every row, and every single difference ('frames'), for curves."""
+        limit = kl_limit(self.precision)
         return {
             **self.receipt(),
             "wrong_weights": self.wrong_weights,
             "missing": self.missing,
             "wrong_tokens": self.wrong_tokens,
             "rows": [{**asdict(row), "passed": row.passed} for row in self.rows],
-            "conversations": [
-                asdict(c) | {"equal": c.equal, "kl_limit": kl_limit(self.precision)} for c in self.conversations
-            ],
+            "conversations": [asdict(c) | {"equal": c.equal, "kl_limit": limit} for c in self.conversations],
             "frames": [asdict(found) | {"sqnr_db": found.sqnr_db} for found in self.found],
         }
 

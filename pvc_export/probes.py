@@ -48,15 +48,14 @@ def probe_context(bundle: Bundle, loaded: LoadedModel) -> list[Difference]:
     rng, cache = np.random.default_rng(1), LinearCache(spec, session.memory)
     length = cache.capacity - num_rows
     inputs = draw_inputs(spec, {"batch": 1, "rows": num_rows, "past": cache.capacity}, bundle, rng)
-    past = {s.input: np.ascontiguousarray(s.as_rows(inputs[s.input])[:, :length]) for s in spec.states}
-    dense = {s.input: np.ascontiguousarray(np.moveaxis(past[s.input], 1, s.slot_axis)) for s in spec.states}
-    cache.restore({name: array.view(f"u{array.itemsize}") for name, array in dense.items()}, length)
+    past = {s.input: np.ascontiguousarray(inputs[s.input][s.rows(0, length)]) for s in spec.states}
+    cache.restore({name: array.view(f"u{array.itemsize}") for name, array in past.items()}, length)
     embeds = inputs["inputs_embeds"]
     outputs = session.run({"inputs_embeds": embeds, **cache.feeds(num_rows)})
     got = {"hidden": session.memory.to_host(outputs["hidden"])}
     new = cache.new_rows(outputs, num_rows)
     got |= {s.output: s.as_rows(session.memory.to_host(new[s.output])) for s in spec.states}
-    caches = [torch.from_numpy(past[state.input]).float() for state in spec.states]
+    caches = [torch.from_numpy(state.as_rows(past[state.input])).float() for state in spec.states]
     positions = torch.arange(length, cache.capacity)[None]
     pairs = list(zip(caches[0::2], caches[1::2], strict=True))
     hidden, rows = loaded.model.llm(torch.from_numpy(embeds).float(), positions, pairs)
