@@ -1,0 +1,58 @@
+"""The world without an end: scene after scene, with a cut between them, as a camera that knows the truth.
+
+A scene lasts a few frames. At its last frame everything has happened, so that is when to ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from .camera import Camera
+from .clips import HELD_OUT, Clip, Frames, make_clip
+from .questions import Question
+
+HANDHELD = Camera(noise=3.0, shake=0.4)
+"""A decent camera: a little grain, and never quite still."""
+SCENE_LENGTHS = (6, 7, 8)
+_SEEDS_A_WORLD = 2**31
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorldFrame:
+    """One frame (S, S, 3) uint8 RGB of an endless world.
+
+    clip         the scene it belongs to
+    frame_index  in that scene, from 0
+    """
+
+    frame: Frames
+    clip: Clip
+    frame_index: int
+
+    @property
+    def is_last(self) -> bool:
+        """The scene ends here: its questions can be asked."""
+        return self.frame_index == len(self.clip.frames) - 1
+
+
+def watch(seed: int = 0, *, size: int = 448, camera: Camera | None = HANDHELD) -> Iterator[WorldFrame]:
+    """Frames without an end, all from `seed`; `camera` None draws another condition for every scene."""
+    rng = np.random.default_rng([seed, 77])
+    for index in count():
+        num_frames = int(rng.choice(SCENE_LENGTHS))
+        clip = make_clip(seed * _SEEDS_A_WORLD + index, num_frames=num_frames, split=HELD_OUT, camera=camera, size=size)
+        for frame_index, frame in enumerate(clip.frames):
+            yield WorldFrame(frame=frame, clip=clip, frame_index=frame_index)
+
+
+def question_of(clip: Clip, seed: int) -> Question:
+    """One of a clip's questions, in turn of the topics that it has, so that none is rare."""
+    rng = np.random.default_rng([seed, 78])
+    topics = sorted({question.topic for question in clip.questions})
+    topic = topics[int(rng.integers(len(topics)))]
+    of_topic = [question for question in clip.questions if question.topic == topic]
+    return of_topic[int(rng.integers(len(of_topic)))]

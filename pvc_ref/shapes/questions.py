@@ -1,0 +1,198 @@
+"""Questions about a scene and the one right answer to each, as a sentence.
+
+Unusual: every answer follows from the scene alone, and has one spelling, so that "right" means equal text.
+A question has several wordings. Things are named in the order of COLORS, never by where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal, get_args
+
+import numpy as np
+
+from .world import COLORS, PLACES, SHAPES, Action, Scene, Thing
+
+Topic = Literal["colour", "shape", "direction", "count", "event", "describe", "number", "absent"]
+TOPICS: tuple[Topic, ...] = get_args(Topic)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """A question, its answer and its topic: `number` is asked of cards, `absent` of what is not there."""
+
+    topic: Topic
+    text: str
+    answer: str
+
+
+WORDINGS: dict[Topic, tuple[str, ...]] = {
+    "colour": ("What colour is the {shape}?", "What color is the {shape}?", "Which colour does the {shape} have?"),
+    "shape": ("What shape is {color}?", "Which shape is {color}?", "What is the {color} shape?"),
+    "direction": (
+        "Which way does the {name} move?", "Where does the {name} go?", "In which direction does the {name} move?",
+    ),
+    "count": ("How many shapes are there now?", "How many shapes do you see?", "How many shapes are there?"),
+    "event": ("What happened?", "What just happened?", "What has happened?"),
+    "describe": ("What do you see?", "Describe what you see.", "What is there?", "What can you see?",
+                 "What happens in this video?", "What happens?", "What is happening?"),
+    "number": ("Which {kind} {be} shown{place}?", "What {be} the {kind}{place}?", "Read the {kind}{place}."),
+}  # fmt: skip
+
+VERBS: dict[Action, str] = {
+    "still": "stands still",
+    "left": "moves left",
+    "right": "moves right",
+    "up": "moves up",
+    "down": "moves down",
+    "appear": "appears",
+    "leave": "leaves",
+}
+PAST: dict[Action, str] = {
+    "left": "moved left",
+    "right": "moved right",
+    "up": "moved up",
+    "down": "moved down",
+    "appear": "appeared",
+    "leave": "left",
+}
+SLOPPY_CHANCE = 0.1
+STILL_WORDINGS = 4  # the first of `describe`, which do not speak of a video
+NUMBER_WORDS = ("no", "1", "2", "3")
+
+
+def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Everything that can be asked of a scene, each in one wording drawn by `rng`; `describe` comes first."""
+    found = [
+        _ask_in(rng, WORDINGS["describe"][: STILL_WORDINGS if scene.is_still else None], "describe", describe(scene)),
+        _ask(rng, "count", count(scene)),
+        *_about_things(scene, rng),
+        *_about_cards(scene, rng),
+        *_about_absent(scene, rng),
+    ]
+    if not scene.is_still:
+        found.append(_ask(rng, "event", event(scene)))
+    return found
+
+
+def describe(scene: Scene) -> str:
+    """Everything in the scene; in a video, with what it does."""
+    if scene.card is not None:
+        return _describe_card(scene)
+    if not scene.things:
+        return "Nothing is there."
+    parts = [f"a {thing.name}" if scene.is_still else f"a {thing.name} {VERBS[thing.action]}" for thing in scene.things]
+    return _sentence(parts)
+
+
+def count(scene: Scene) -> str:
+    """The shapes of the last frame."""
+    number = len(scene.visible(scene.num_frames - 1))
+    return f"There is {NUMBER_WORDS[number]} shape." if number == 1 else f"There are {NUMBER_WORDS[number]} shapes."
+
+
+def event(scene: Scene) -> str:
+    """All that changed between the first and the last frame."""
+    if scene.crossing:
+        movers = [f"the {thing.name}" for thing in scene.things if thing.action != "still"]
+        return _sentence([*movers, "crossed"], last=" ")
+    changed = [f"the {thing.name} {PAST[thing.action]}" for thing in scene.things if thing.action in PAST]
+    return _sentence(changed) if changed else "Nothing happened."
+
+
+def _sentence(parts: list[str], last: str = " and ") -> str:
+    """a; a and b; a, b and c; with a capital and a full stop."""
+    if last == " ":
+        text = " and ".join(parts[:-1]) + " " + parts[-1]
+    else:
+        text = ", ".join(parts[:-1]) + last + parts[-1] if len(parts) > 1 else parts[0]
+    return text[0].upper() + text[1:] + "."
+
+
+def _ask(rng: np.random.Generator, topic: Topic, answer: str, **names: str) -> Question:
+    return _ask_in(rng, WORDINGS[topic], topic, answer, **names)
+
+
+def _ask_in(rng: np.random.Generator, wordings: tuple[str, ...], topic: Topic, answer: str, **names: str) -> Question:
+    """In one of the wordings; now and then as people type, without a capital or the mark at the end."""
+    text = wordings[int(rng.integers(len(wordings)))].format(**names)
+    if rng.random() < SLOPPY_CHANCE:
+        text = text[:-1]
+    if rng.random() < SLOPPY_CHANCE:
+        text = text[0].lower() + text[1:]
+    return Question(topic=topic, text=text, answer=answer)
+
+
+def _about_things(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+    shown = scene.visible(scene.num_frames - 1)
+    shapes = [thing.shape for thing in shown]
+    for thing in shown:
+        if shapes.count(thing.shape) == 1 and len([t for t in scene.things if t.shape == thing.shape]) == 1:
+            yield _ask(rng, "colour", f"The {thing.shape} is {thing.color}.", shape=thing.shape)
+        yield _ask(rng, "shape", f"The {thing.color} shape is a {thing.shape}.", color=thing.color)
+    if not scene.is_still:
+        for thing in scene.things:
+            yield _ask(rng, "direction", direction(thing), name=thing.name)
+
+
+def direction(thing: Thing) -> str:
+    return f"The {thing.name} {VERBS[thing.action]}."
+
+
+def _about_cards(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+    if scene.card is None:
+        return
+    be, kind = ("is", "number") if scene.card.kind == "number" else ("are", "letters")
+    for code, place in zip(scene.card.codes, scene.card.places, strict=True):
+        answer = f"The {kind} {be} {code}."
+        yield _ask(rng, "number", answer, kind=kind, be=be, place=f" {place}" if place else "")
+
+
+def _describe_card(scene: Scene) -> str:
+    assert scene.card is not None
+    number, is_number = len(scene.card.codes), scene.card.kind == "number"
+    if number == 1:
+        return f"The number {scene.card.codes[0]}." if is_number else f"The letters {scene.card.codes[0]}."
+    return f"{number} numbers." if is_number else f"{number} groups of letters."
+
+
+def _about_absent(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+    """Questions whose answer is that there is no such thing: what keeps a model from naming one in any scene."""
+    shape = str(rng.choice(SHAPES))
+    if all(thing.shape != shape for thing in scene.things):
+        yield _ask_absent(rng, "colour", f"There is no {shape}.", shape=shape)
+    color = str(rng.choice(list(COLORS)))
+    if all(thing.color != color for thing in scene.things):
+        yield _ask_absent(rng, "shape", f"There is no {color} shape.", color=color)
+    name = f"{color} {shape}"
+    if not scene.is_still and all(thing.name != name for thing in scene.things):
+        yield _ask_absent(rng, "direction", f"There is no {name}.", name=name)
+    if scene.card is None:
+        yield _ask_absent(rng, "number", "There is no number.", kind="number", be="is", place="")
+
+
+def _ask_absent(rng: np.random.Generator, wording: Topic, answer: str, **names: str) -> Question:
+    asked = _ask(rng, wording, answer, **names)
+    return Question(topic="absent", text=asked.text, answer=asked.answer)
+
+
+def vocabulary() -> list[str]:
+    """Sentences that together hold every word of every question and answer: what the tokenizer is made from."""
+    names = [f"{color} {shape}" for color, shape in product(COLORS, SHAPES)]
+    lines = [
+        wording.format(shape=shape, color=color, name=f"{color} {shape}", kind=kind, be=be, place=f" {place}".rstrip())
+        for wordings in WORDINGS.values()
+        for wording in wordings
+        for (color, shape), (kind, be) in product(product(COLORS, SHAPES), (("number", "is"), ("letters", "are")))
+        for place in (PLACES[1] + PLACES[2] + PLACES[4] if "{place}" in wording else ("",))
+    ]
+    lines += [_sentence([f"{article} {name} {verb}" for name in names]) for article, verb in product(
+        ("a", "the"), (*VERBS.values(), *PAST.values(), "crossed"))]  # fmt: skip
+    lines += [f"The {shape} is {color}. The {color} shape is a {shape}." for color, shape in product(COLORS, SHAPES)]
+    lines += [f"There is no {name}. There is no {name.split()[1]}." for name in names]
+    lines += [f"There are {word} shapes. There is 1 shape." for word in NUMBER_WORDS]
+    lines += ["Nothing is there. Nothing happened. There is no number. The number is 1.", "The letters are 1."]
+    lines += ["2 numbers. 4 groups of letters. The number 1. The letters 1."]
+    return lines
