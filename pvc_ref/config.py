@@ -221,6 +221,28 @@ PRESETS: dict[str, PVCConfig] = {
         ),
         template="tiny",
     ),
+    # The bundled model: trained by `python -m pvc_ref.train` to see the world of pvc_ref/shapes.
+    "shapes": PVCConfig(
+        vision=VisionConfig(
+            image_size=112, hidden_size=96, num_layers=4, num_heads=3, mlp_size=288, num_temporal_layers=2
+        ),
+        compressor=CompressorConfig(num_tokens=16),
+        llm=LLMConfig(
+            family="qwen2",
+            vocab_size=512,
+            hidden_size=128,
+            num_layers=3,
+            num_heads=4,
+            num_kv_heads=2,
+            mlp_size=352,
+            rope_theta=1e4,
+            qkv_bias=True,
+            tie_embeddings=True,
+            max_positions=4096,
+        ),
+        trained_frames=16,
+        template="tiny",
+    ),
     "pvc-internvl2-1b": PVCConfig(
         llm=LLMConfig(
             family="qwen2",

@@ -68,6 +68,8 @@ class PVC(nn.Module):
 
     random_seed: int | None = None
     """The seed of weights that were drawn and never trained; saved with them, so that no answer passes for one."""
+    trained_on: str | None = None
+    """The world whose questions this model was taught to answer, such as 'shapes'; saved with the weights."""
 
     def __init__(self, config: PVCConfig) -> None:
         super().__init__()

@@ -77,7 +77,8 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PVC:
         model.compressor.weights = pooling_matrix(config.vision.grid_size, rows=rows, columns=columns)
     empty = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
     assert not empty, f"never filled: {empty}"
-    model.random_seed = _read_json(folder / CONFIG_FILE).get("pvc", {}).get("random_seed")
+    facts = _read_json(folder / CONFIG_FILE).get("pvc", {})
+    model.random_seed, model.trained_on = facts.get("random_seed"), facts.get("trained_on")
     return model.eval()
 
 
@@ -102,6 +103,8 @@ def save_model(
     config = config_to_json(model.config)
     if model.random_seed is not None:
         config["pvc"]["random_seed"] = model.random_seed
+    if model.trained_on is not None:
+        config["pvc"]["trained_on"] = model.trained_on
     config_text = json.dumps(config, indent=2) + "\n"
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")

@@ -1,0 +1,8 @@
+"""Where the model that comes with the package lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SHAPES_FOLDER = Path(__file__).parent / "assets" / "shapes"
+"""A checkpoint folder in the Hugging Face layout, read by the same loader as any other."""

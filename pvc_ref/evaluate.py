@@ -1,0 +1,124 @@
+"""`python -m pvc_ref.evaluate`: what the bundled model, or another trained one, answers right on held-out clips.
+
+    python -m pvc_ref.evaluate                  tables of the bundled model
+    python -m pvc_ref.evaluate -m FOLDER        of a checkpoint folder
+    python -m pvc_ref.evaluate --study          train and compare the compressors and ablations; tables and a plot
+
+Every clip follows from a committed seed, none was trained on. An answer is right if its whole text is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import torch
+from tokenizers import Tokenizer
+
+from .bundled import SHAPES_FOLDER
+from .model import PVC
+from .shapes import CONDITIONS
+from .temporal import TemporalLayer
+from .training.held_out import VIDEO_FRAMES, Row, empty_row, late_row, markdown, still_row, table, video_row
+from .training.scoring import View
+from .training.threads import fast_products
+from .weights import TOKENIZER_FILE, load_model
+
+NUM_CLIPS = 600
+LATE_FRAMES = (100, 1_000, 10_000)
+WINDOW = 8
+CLEAN = CONDITIONS["clean"]
+
+
+def evaluate(model: PVC, tokenizer: Tokenizer, *, num_clips: int = NUM_CLIPS) -> dict[str, dict[str, Row]]:
+    """Every table, by its title."""
+    num_few = max(num_clips // 2, 1)
+    config = model.config
+    return {
+        "Conditions": table(model, tokenizer, num_clips=num_clips),
+        "An empty scene": {
+            name: empty_row(model, tokenizer, num_clips=num_few, camera=camera)
+            for name, camera in CONDITIONS.items()
+            if name in ("clean", "noise", "dark")
+        },
+        "Frames of a video": {
+            f"{num_frames} frames": video_row(model, tokenizer, num_clips=num_few, num_frames=num_frames, camera=CLEAN)
+            for num_frames in (4, 8, 12, 16)
+        },
+        f"Window of {WINDOW} frames": {
+            f"{num_frames} frames": video_row(
+                model, tokenizer, num_clips=num_few, num_frames=num_frames, camera=CLEAN, view=View(window=WINDOW)
+            )
+            for num_frames in (12, 16)
+        },
+        "Repeats of a still image": {
+            f"{repeats} x": still_row(model, tokenizer, num_clips=num_few, camera=CLEAN, view=View(num_repeats=repeats))
+            for repeats in (1, 2, 4)
+        },
+        "What attention over time does": attention_over_time(model, tokenizer, num_clips=num_few),
+        "Time beyond training": {
+            f"frame {frame}, {clock}": late_row(
+                model, tokenizer, num_clips=num_few, frame=frame, clock=clock, window=WINDOW
+            )
+            for frame in LATE_FRAMES
+            for clock in ("run-on", "reanchor")
+        }
+        if config.time_mode == "absolute"
+        else {},
+    }
+
+
+def attention_over_time(model: PVC, tokenizer: Tokenizer, *, num_clips: int) -> dict[str, Row]:
+    """Videos as they are; the last frame's tokens alone; and with alpha at zero, which is damage, not an ablation."""
+    rows = {
+        f"{VIDEO_FRAMES} frames": video_row(model, tokenizer, num_clips=num_clips, camera=CLEAN),
+        "last frame's tokens only": video_row(
+            model, tokenizer, num_clips=num_clips, camera=CLEAN, view=View(last_only=True)
+        ),
+    }
+    alphas = [cast(TemporalLayer, layer).alpha for layer in model.temporal.layers]
+    kept = [alpha.detach().clone() for alpha in alphas]
+    with torch.no_grad():
+        for alpha in alphas:
+            alpha.zero_()
+        rows["attention over time off"] = video_row(model, tokenizer, num_clips=num_clips, camera=CLEAN)
+        for alpha, value in zip(alphas, kept, strict=True):
+            alpha.copy_(value)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pvc_ref.evaluate", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-m", "--model", type=Path, default=SHAPES_FOLDER, help="checkpoint folder")
+    parser.add_argument("--clips", type=int, default=NUM_CLIPS, help="videos a condition; others in proportion")
+    parser.add_argument("--json", type=Path, help="write the numbers there as well")
+    parser.add_argument(
+        "--study", type=Path, nargs="?", const=Path("build/study"), help="train and compare, in a folder"
+    )
+    args = parser.parse_args()
+    if args.study is not None:
+        from .training.study import study
+
+        study(args.study)
+        return
+    started = time.monotonic()
+    model, tokenizer = load_model(args.model), Tokenizer.from_file(str(args.model / TOKENIZER_FILE))
+    with fast_products():
+        tables = evaluate(model, tokenizer, num_clips=args.clips)
+    for title, rows in tables.items():
+        print(f"\n## {title}\n\n{markdown(rows)}")
+    print(f"\n{time.monotonic() - started:.0f} s, torch {torch.__version__}, {args.clips} clips a condition")
+    if args.json is not None:
+        cells = {
+            title: {name: {topic: asdict(cell) for topic, cell in row.items()} for name, row in rows.items()}
+            for title, rows in tables.items()
+        }
+        args.json.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

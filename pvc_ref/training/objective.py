@@ -1,0 +1,159 @@
+"""What is minimised: the answers' cross-entropy, and that of labels for every patch and every frame token.
+
+The paper starts from an InternViT that sees already. Here everything starts from noise, so linear heads on the patch
+features and on the frame tokens teach the ViT and the compressor what is where; they are not part of the model.
+Unusual: a clip's frames are prefilled once, and its questions are a batch that shares those keys and values.
+Dimension key:  B clips   T frames   P patches   M tokens a frame   Q questions a clip   L tokens   E LLM width
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..compressor import pixel_shuffle
+from ..config import PVCConfig
+from ..layers import visible_to_bias
+from ..model import PVC
+from ..prompt import IMAGE_CONTEXT
+from ..shapes.draw import IGNORED, MOTIONS
+from ..shapes.world import CHARACTERS, COLORS, SHAPES
+from .batches import Batch
+
+CLASSES = {"color": 1 + len(COLORS), "shape": 1 + len(SHAPES), "motion": len(MOTIONS), "character": 1 + len(CHARACTERS)}
+LABEL_WEIGHTS = {"color": 1.0, "shape": 1.0, "motion": 1.0, "character": 3.0}  # characters are learned last
+NOTHING_WEIGHT = 0.15  # most patches show nothing
+PATCH_WEIGHT, TOKEN_WEIGHT = 0.5, 0.5
+LOUDNESS_WEIGHT = 0.01
+"""Of the frame tokens' mean square. Nothing else keeps them small, since the LLM normalises what it reads; and beside
+loud tokens whatever its layers add is lost, so it cannot work on them (docs/log.md)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """Loss of one batch and what is worth a log line.
+
+    right, asked  questions of each topic answered word for word (each token given the right ones before), and in all
+    token_std     standard deviation of the frame tokens: it must not run away
+    """
+
+    loss: Tensor
+    answer_loss: float
+    patch_loss: float
+    token_loss: float
+    token_std: float
+    right: dict[str, int]
+    asked: dict[str, int]
+
+
+class LabelHeads(nn.Module):
+    """One linear layer on the features of a patch, one on a normalised frame token for the patches it stands for."""
+
+    def __init__(self, config: PVCConfig) -> None:
+        super().__init__()
+        self.patches_per_token = config.vision.num_patches // config.compressor.num_tokens
+        self.rows, self.columns = config.compressor.token_grid
+        self.order = config.compressor.shuffle
+        total = sum(CLASSES.values())
+        self.patch = nn.Linear(config.vision.hidden_size, total)
+        self.token = nn.Linear(config.llm.hidden_size, self.patches_per_token * total)
+
+    def patch_loss(self, features: Tensor, labels: dict[str, Tensor]) -> Tensor:
+        """features (F, P, C), labels (F, P) each."""
+        return _label_loss(self.patch(features), labels)
+
+    def token_loss(self, tokens: Tensor, labels: dict[str, Tensor]) -> Tensor:
+        """tokens (F, M, E), labels (F, P) each. Without the norm, loud tokens make this loss explode."""
+        logits = self.token(F.layer_norm(tokens, tokens.shape[-1:])).unflatten(-1, (self.patches_per_token, -1))
+        shuffled = {
+            name: pixel_shuffle(label[..., None], rows=self.rows, columns=self.columns, order=self.order)
+            for name, label in labels.items()
+        }
+        return _label_loss(logits, shuffled)
+
+
+def _label_loss(logits: Tensor, labels: dict[str, Tensor]) -> Tensor:
+    losses = []
+    for part, (name, size) in zip(logits.split(list(CLASSES.values()), dim=-1), CLASSES.items(), strict=True):
+        if bool((labels[name] != IGNORED).any()):
+            weight = torch.ones(size, device=logits.device)
+            weight[0] = NOTHING_WEIGHT
+            loss = F.cross_entropy(part.flatten(0, -2).float(), labels[name].flatten(), weight)
+            losses.append(LABEL_WEIGHTS[name] * loss)
+    return torch.stack(losses).sum() if losses else logits.new_zeros(())
+
+
+def compute(model: PVC, heads: LabelHeads, batch: Batch, context_id: int, *, use_token_labels: bool = True) -> Outcome:
+    """Forward pass and loss of one batch."""
+    features, tokens = encode(model, batch)
+    labels = {name: label.repeat_interleave(batch.repeats, dim=1).flatten(0, 1) for name, label in batch.labels.items()}
+    patch_loss = heads.patch_loss(features.flatten(0, 1), labels)
+    token_loss = heads.token_loss(tokens.flatten(0, 1), labels) if use_token_labels else tokens.new_zeros(())
+    logits = answer_logits(model, batch, tokens, context_id)
+    answer_loss = F.cross_entropy(logits.flatten(0, -2).float(), batch.targets.flatten(), ignore_index=IGNORED)
+    wanted = batch.targets != IGNORED
+    right_rows = ((logits.argmax(-1) == batch.targets) | ~wanted).all(-1)
+    right: dict[str, int] = {}
+    asked: dict[str, int] = {}
+    for topics, row in zip(batch.topics, right_rows.tolist(), strict=True):
+        for topic, is_right in zip(topics, row, strict=True):
+            if topic:
+                asked[topic] = asked.get(topic, 0) + 1
+                right[topic] = right.get(topic, 0) + int(is_right)
+    return Outcome(
+        loss=answer_loss
+        + PATCH_WEIGHT * patch_loss
+        + TOKEN_WEIGHT * token_loss
+        + LOUDNESS_WEIGHT * tokens.square().mean(),
+        answer_loss=answer_loss.item(),
+        patch_loss=patch_loss.item(),
+        token_loss=token_loss.item(),
+        token_std=tokens.detach().std().item(),
+        right=right,
+        asked=asked,
+    )
+
+
+def encode(model: PVC, batch: Batch, *, first_time: int = 0) -> tuple[Tensor, Tensor]:
+    """Features (B, T * R, P, C) and frame tokens (B, T * R, M, E), as PVC.encode_clip makes them.
+
+    first_time is that of the first frame, for a stream that has run for a while.
+    The trunk sees a repeated image once, which changes nothing: it knows no time.
+    """
+    size, num_frames = batch.frames.shape[:2]
+    x = model.trunk(batch.frames.flatten(0, 1)).unflatten(0, (size, num_frames))
+    x = x.repeat_interleave(batch.repeats, dim=1)
+    total = x.shape[1]
+    times = model.frame_times(first_time, total, total_frames=None, device=x.device).expand(size, -1)
+    age = torch.arange(total, device=x.device)
+    age = age[:, None] - age[None, :]
+    visible = (age >= 0) & (age < (total if batch.window is None else batch.window))
+    bias = visible_to_bias(visible[None], x.dtype)
+    features, _ = model.temporal(x, times, None, bias)
+    tokens = model.compressor(features.flatten(0, 1), times.flatten())
+    return features, tokens.unflatten(0, (size, total))
+
+
+def answer_logits(model: PVC, batch: Batch, tokens: Tensor, context_id: int) -> Tensor:
+    """Logits (B, Q, L, V) of every question and answer after the prompt of its clip."""
+    size, num_questions, length = batch.questions.shape
+    seen = tokens[:, -1:] if batch.last_only else tokens
+    embeds = model.llm.embed_tokens(batch.prefix)[None].expand(size, -1, -1)
+    slots = (batch.prefix == context_id)[None, :, None].expand_as(embeds)
+    embeds = embeds.masked_scatter(slots, seen.flatten(1, 2))
+    positions = torch.arange(embeds.shape[1] + length, device=embeds.device)
+    _, past = model.llm(embeds, positions[None, : embeds.shape[1]], None)
+    shared = [tuple(part.repeat_interleave(num_questions, dim=0) for part in pair) for pair in past]
+    inputs = model.llm.embed_tokens(batch.questions.flatten(0, 1))
+    hidden, _ = model.llm(inputs, positions[None, embeds.shape[1] :], shared)
+    return model.llm.logits(hidden).unflatten(0, (size, num_questions))
+
+
+def context_token_id(tokenizer: object) -> int:
+    """Id of the token that stands for a frame token in a prompt."""
+    token_id = tokenizer.token_to_id(IMAGE_CONTEXT)  # type: ignore[attr-defined]
+    assert isinstance(token_id, int)
+    return token_id

@@ -1,0 +1,119 @@
+"""How many answers are right, word for word.
+
+Each answer's tokens are fed and every token must be the likeliest after the right ones: that is exactly when greedy
+decoding gives the whole answer, at a fraction of the time (a test holds the two equal).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from ..model import PVC
+from ..shapes import Clip, Question
+from ..shapes.draw import IGNORED
+from .batches import Batch, encode_questions, prompt_ids
+from .objective import answer_logits, context_token_id, encode
+
+CHUNK = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Graded:
+    """One question about one clip. tag: what the caller groups by, such as the condition."""
+
+    tag: str
+    topic: str
+    question: Question
+    is_right: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """How a model looks at clips.
+
+    num_repeats  of an image; ignored for videos
+    window       frames that attention over time reaches back; None is all
+    last_only    the LLM gets the last frame's tokens alone
+    first_time   of a clip's first frame: a stream that has run for a while
+    num_seen     of the last frames, which the LLM gets as Frame1, Frame2, ...; None is all
+    """
+
+    num_repeats: int = 1
+    window: int | None = None
+    last_only: bool = False
+    first_time: int = 0
+    num_seen: int | None = None
+
+
+@torch.no_grad()
+def grade(
+    model: PVC,
+    tokenizer: Tokenizer,
+    clips: Iterable[Clip],
+    *,
+    tag: str = "",
+    view: View | None = None,
+    keep: Callable[[Question], bool] = lambda _: True,
+) -> list[Graded]:
+    """Ask every clip each of its questions that `keep` keeps. Clips may differ in length."""
+    view = view or View()
+    by_length: dict[int, list[Clip]] = {}
+    for clip in clips:
+        by_length.setdefault(len(clip.frames), []).append(clip)
+    found: list[Graded] = []
+    for group in by_length.values():
+        for start in range(0, len(group), CHUNK):
+            found += _grade_chunk(model, tokenizer, group[start : start + CHUNK], tag, view, keep)
+    return found
+
+
+def _grade_chunk(
+    model: PVC, tokenizer: Tokenizer, clips: Sequence[Clip], tag: str, view: View, keep: Callable[[Question], bool]
+) -> list[Graded]:
+    asked = [[question for question in clip.questions if keep(question)] for clip in clips]
+    clips = [clip for clip, some in zip(clips, asked, strict=True) if some]
+    asked = [some for some in asked if some]
+    if not clips:
+        return []
+    num_frames = len(clips[0].frames)
+    is_image = num_frames == 1
+    prefix, suffix = prompt_ids(
+        model.config,
+        tokenizer,
+        num_frames=view.num_seen or num_frames,
+        num_repeats=view.num_repeats if is_image else None,
+        last_only=view.last_only,
+    )
+    questions, targets = encode_questions(tokenizer, asked, suffix)
+    batch = Batch(
+        frames=torch.from_numpy(np.stack([clip.frames for clip in clips])),
+        repeats=view.num_repeats if is_image else 1,
+        window=view.window,
+        last_only=view.last_only,
+        prefix=torch.tensor(prefix),
+        questions=questions,
+        targets=targets,
+        topics=[],
+        labels={},
+    )
+    _, tokens = encode(model, batch, first_time=view.first_time)
+    if view.num_seen is not None:
+        tokens = tokens[:, -view.num_seen :]
+    logits = answer_logits(model, batch, tokens, context_token_id(tokenizer))
+    right = ((logits.argmax(-1) == targets) | (targets == IGNORED)).all(-1).tolist()
+    return [
+        Graded(tag=tag, topic=question.topic, question=question, is_right=is_right)
+        for some, row in zip(asked, right, strict=True)
+        for question, is_right in zip(some, row, strict=False)
+    ]
+
+
+def percent(graded: Iterable[Graded]) -> tuple[float, int]:
+    """Percent right, and of how many. NaN of none."""
+    rights = [one.is_right for one in graded]
+    return (100 * sum(rights) / len(rights) if rights else float("nan")), len(rights)

@@ -1,0 +1,33 @@
+"""The tokenizer of the bundled model: a token for every word of the shapes world, and the bytes for all else.
+
+Any question can be typed; a word that the world does not know is spelled in bytes. Digits and capital letters of codes
+stay single tokens, since no code is in the text that merges are learned from.
+"""
+
+from __future__ import annotations
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from ..prompt import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, STOP_TOKEN, TEMPLATES
+from ..shapes.questions import vocabulary
+
+SPECIAL_TOKENS = ("<s>", "</s>", "<pad>", "<|im_start|>", STOP_TOKEN, IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
+
+
+def shapes_tokenizer(vocab_size: int) -> Tokenizer:
+    """Byte-level BPE, learned from every sentence of the world. Deterministic. At most vocab_size tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
+        show_progress=False,
+    )
+    frame = f"system\n{TEMPLATES['tiny'].system}\nuser\nassistant\nFrame1: \nImage-1: \n"
+    tokenizer.train_from_iterator([frame, *vocabulary()], trainer)
+    return tokenizer
