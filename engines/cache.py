@@ -9,12 +9,13 @@ Memory that they are given decides whether it lies on the host or on a GPU.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import numpy as np
 
 from .errors import SpecError, StreamError, StreamFull
 from .memory import Array, HostMemory, Memory, Tensor, host_dtype
-from .spec import GraphSpec, StateSpec
+from .spec import ITEM_BYTES, GraphSpec, StateSpec
 
 
 class RingCache:
@@ -64,6 +65,52 @@ class RingCache:
                 placed = self._memory.from_host(row, state.dtype)
                 self._memory.place(self._rings[state.input], placed, state, slot)
         self.num_frames = num_frames
+
+
+class FeatureCache:
+    """The trunk features (1, N, C) of one stream's last R frames, copied, in the graph's dtype: what a replay feeds.
+
+    Each lies in a tensor of its own, so that `temporal` is fed it as it is. Frame t is kept in tensor t % R.
+    """
+
+    def __init__(self, spec: GraphSpec, num_kept: int, memory: Memory | None = None) -> None:
+        """`spec` is that of `temporal`; num_kept is R, and 0 keeps nothing."""
+        tensor = spec.input("trunk_features")
+        shape, dtype = tensor.resolve({"batch": 1}), tensor.dtype
+        self._memory = memory or HostMemory()
+        self._states = [
+            StateSpec(
+                input=f"{tensor.name}.{slot}", output=tensor.name, dtype=dtype, layout="BNC", slot_axis=0,
+                order="linear", row_bytes=prod(shape) * ITEM_BYTES[dtype],
+            )
+            for slot in range(num_kept)
+        ]  # fmt: skip
+        self._kept = [self._memory.zeros(shape, dtype) for _ in self._states]
+
+    def push(self, features: Tensor, frame_index: int) -> None:
+        """Copy the features of a frame in place of those of frame_index - R."""
+        if self._states:
+            slot = frame_index % len(self._states)
+            self._memory.place(self._kept[slot], features, self._states[slot], 0)
+
+    def last(self, num_frames: int) -> list[Tensor]:
+        """Features of the last R of `num_frames` frames, oldest first. They are the cache itself, not copies."""
+        assert num_frames >= len(self._kept), "fewer frames were kept than are asked for"
+        return [self._kept[index % len(self._kept)] for index in range(num_frames - len(self._kept), num_frames)]
+
+    def reset(self) -> None:
+        for kept, state in zip(self._kept, self._states, strict=True):
+            self._memory.clear(kept, state, 0, 1)
+
+    def dump(self) -> dict[str, Array]:
+        """Every tensor, on the host."""
+        return {s.input: self._memory.to_host(kept) for s, kept in zip(self._states, self._kept, strict=True)}
+
+    def restore(self, features: Mapping[str, Array]) -> None:
+        """What `dump` returned, as bits. Raises StreamError, before anything is changed, for others."""
+        rows = [_rows_of(features, s, tuple(kept.shape)) for s, kept in zip(self._states, self._kept, strict=True)]
+        for array, kept, state in zip(rows, self._kept, self._states, strict=True):
+            self._memory.place(kept, self._memory.from_host(array, state.dtype), state, 0)
 
 
 class LinearCache:

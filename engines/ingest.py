@@ -22,7 +22,7 @@ class WaitingFrame:
     """A frame that the LLM has not taken in yet: its rows (L, E), text included, and what the text was made of.
 
     pending  text of the conversation that waited before it
-    index    as the prompt counts frames, from 1
+    index    as the prompt counts frames, from 1; a re-anchor starts anew
     """
 
     rows: Array

@@ -1,4 +1,4 @@
-"""A stream on disk: its caches, its clock, the text that waits. One .npz file, no pickle.
+"""A stream on disk: its caches, its clock and anchor, the text and frames that wait. One .npz file, no pickle.
 
 Unusual: a cache is written by its rows in use, as plain bits, so that every dtype survives and a file made on a GPU
 opens on a CPU of the same bundle. The file replaces an older one in one step; a kill leaves one of the two, whole.
@@ -19,7 +19,7 @@ from .bundle import Bundle
 from .errors import BackendUnavailable, StreamError
 from .memory import Array
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def write_saved(path: Path, facts: dict[str, Any], caches: dict[str, Array]) -> None:

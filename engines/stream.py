@@ -4,47 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 
-from .bundle import Bundle, open_bundle
-from .errors import NonFiniteError, PVCError, StreamError
+from .answer import Answer, PushTiming
+from .bundle import Bundle
+from .clock import Clock, resolve_clock
+from .errors import NonFiniteError, StreamError
 from .images import MAX_TILES, ImageEncoder
 from .ingest import Ingest, WaitingFrame
 from .language import LanguageModel
-from .memory import Array, host_dtype
+from .memory import Array
 from .preprocess import to_model_frame
-from .saved import bundle_id, read_saved, write_saved
-from .vision import EncodedFrame, VisionEncoder
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PushTiming:
-    """Milliseconds of one pushed frame: resize, vision graphs, LLM ingest."""
-
-    preprocess_ms: float
-    vision_ms: float
-    ingest_ms: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """What the model said, and what it cost. `finished` is false when max_new_tokens cut it short.
-
-    vision_ms   reading the question and encoding its images; 0 without any
-    prefill_ms  up to the first token's logits: frames that waited, question and images through the LLM
-    decode_ms   all tokens after that
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finished: bool
-    vision_ms: float
-    prefill_ms: float
-    decode_ms: float
+from .saved import bundle_id, write_saved
+from .vision import EncodedFrame, Replay, VisionEncoder
 
 
 class PVCStream:
@@ -55,11 +31,21 @@ class PVCStream:
     """
 
     def __init__(
-        self, bundle: Bundle, *, total_frames: int | None = None, ingest: Ingest = "eager", max_waiting: int = 16
+        self,
+        bundle: Bundle,
+        *,
+        total_frames: int | None = None,
+        ingest: Ingest = "eager",
+        max_waiting: int = 16,
+        clock: Clock | None = None,
+        retain: int | None = None,
     ) -> None:
         """total_frames is needed by models whose time is `fixed` (t / T) and refused for all others.
 
-        Raises StreamError when the two do not fit, and for an `ingest` or `max_waiting` that cannot be.
+        clock   what happens at the frame count that the model was trained on; None is DEFAULT_CLOCK where it can be
+        retain  frames that a re-anchor replays, 1 <= retain <= window and < trained_frames; None is DEFAULT_RETAIN, or
+                as many as fit
+        Raises StreamError when these do not fit the model, and for an `ingest` or `max_waiting` that cannot be.
         """
         manifest = bundle.manifest
         if total_frames is not None and total_frames < 1:
@@ -76,9 +62,10 @@ class PVCStream:
         self._bundle = bundle
         self._spec, self._tokenizer = manifest.prompt, bundle.tokenizer
         self._total_frames, self._ingest, self._max_waiting = total_frames, ingest, max_waiting
+        self.clock, self._num_retained = resolve_clock(manifest, clock, retain)
         self._image_size = manifest.shape.image_size
         self._num_frame_tokens = manifest.shape.num_frame_tokens
-        self.vision = VisionEncoder(bundle.sessions, time_divisor=total_frames or 1)
+        self.vision = VisionEncoder(bundle.sessions, time_divisor=total_frames or 1, retain=self._num_retained)
         self.language = LanguageModel(bundle.sessions)
         self._images = ImageEncoder(bundle.sessions, manifest)
         self._pending = self._spec.start  # text that waits for the next special token
@@ -86,7 +73,18 @@ class PVCStream:
 
     @property
     def num_frames(self) -> int:
+        """Frames that were pushed, those that a re-anchor forgot included."""
         return self.vision.num_frames
+
+    @property
+    def num_context_frames(self) -> int:
+        """Frames since the stream began or was last re-anchored, the replayed ones included: the next frame's time."""
+        return self.vision.ring.num_frames
+
+    @property
+    def num_anchors(self) -> int:
+        """How many times the stream was re-anchored."""
+        return self.vision.anchor.index
 
     @property
     def num_waiting(self) -> int:
@@ -101,7 +99,11 @@ class PVCStream:
     def push(self, frame_bgr: Array) -> PushTiming:
         """Let the model see the next frame: (H, W, 3) uint8 BGR of any size.
 
-        Raises FrameError for anything else, and StreamFull when the frame's tokens do not fit in the context.
+        With clock 'reanchor', a frame whose time would lie beyond training first starts the stream anew: the last
+        `retain` frames are replayed as its first, and all else is forgotten, kept questions and answers included.
+        Raises FrameError for anything else, and StreamFull when the frame's tokens do not fit in the context. Whatever
+        is raised, the frame is not part of the stream. Where the LLM fails as a stream starts anew, the rest of that is
+        done: the replayed frames wait, and the next frame or question takes them in.
         """
         if self.num_frames == self._total_frames:
             raise StreamError(
@@ -110,9 +112,14 @@ class PVCStream:
         started = time.perf_counter()
         frame = to_model_frame(frame_bgr, size=self._image_size)
         resized = time.perf_counter()
-        encoded = self.vision.encode(frame)
+        replay = self.vision.encode_anew(frame) if self._is_due() else None
+        encoded = self.vision.encode(frame) if replay is None else replay.newest
         seen = time.perf_counter()
-        self._take(self._frame_rows(self._pending, self.num_frames + 1, encoded.frame_embeds), encoded)
+        if replay is None:
+            rows = self._frame_rows(self._pending, self.num_context_frames + 1, encoded.frame_embeds)
+        else:
+            rows = self._start_anew(replay)
+        self._take(rows, encoded)
         done = time.perf_counter()
         return PushTiming(
             preprocess_ms=1e3 * (resized - started), vision_ms=1e3 * (seen - resized), ingest_ms=1e3 * (done - seen)
@@ -132,7 +139,7 @@ class PVCStream:
         images     (H, W, 3) uint8 BGR of any size, each cut into at most max_tiles tiles and a thumbnail. They come
                    before the question, or where it says <image>
         keep=False rolls question and answer back afterwards: the context's length is set back, and no cache is copied.
-        keep=True  leaves them in the context, so that later questions can refer to them.
+        keep=True  leaves them in the context, so that later questions can refer to them, until the stream re-anchors.
         Raises StreamFull before anything is run if question and answer might not fit, FrameError for what is no image,
         and StreamError for a question that holds a special token of the conversation, or not one <image> an image.
         """
@@ -204,7 +211,9 @@ class PVCStream:
         return self._images.encode(image_bgr, max_tiles=max_tiles)
 
     def rows_needed(self, num_frames: int, *, question: str, max_new_tokens: int) -> int:
-        """Context rows that a fresh stream would use for so many frames, a question, and its answer."""
+        """Most context rows that a fresh stream of this clock uses for so many frames, a question, and its answer."""
+        if self.clock == "reanchor":
+            num_frames = min(num_frames, self._bundle.manifest.trained_frames)
         pending, rows = self._spec.start, 0
         for index in range(1, num_frames + 1):
             rows += len(self._tokenizer.encode(pending + self._spec.before_frame(index))) + self._num_frame_tokens
@@ -220,7 +229,11 @@ class PVCStream:
         facts = {
             "bundle_id": bundle_id(self._bundle),
             "bundle": str(self._bundle.folder.resolve()),
-            "num_frames": self.num_frames,
+            "num_frames": self.vision.ring.num_frames,
+            "first_frame": self.vision.anchor.first_frame,
+            "num_anchors": self.num_anchors,
+            "clock": self.clock,
+            "retain": self._num_retained or None,
             "language_rows": self.language.cache.length,
             "pending": self._pending,
             "total_frames": self._total_frames,
@@ -231,7 +244,8 @@ class PVCStream:
         vision = {f"vision/{name}": array for name, array in self.vision.ring.dump().items()}
         language = {f"language/{name}": array for name, array in self.language.cache.dump().items()}
         waiting = {f"waiting/{index}": frame.rows for index, frame in enumerate(self._waiting)}
-        write_saved(Path(path), facts, vision | language | waiting)
+        retained = {f"retained/{name}": array for name, array in self.vision.retained.dump().items()}
+        write_saved(Path(path), facts, vision | language | waiting | retained)
 
     def reset(self) -> None:
         """Forget everything: frames, questions, answers. An interrupt waits until all of it is forgotten."""
@@ -262,17 +276,6 @@ class PVCStream:
             rows += [self._images.encode(image, max_tiles=max_tiles), language.embed(after)]
         return np.concatenate(rows)
 
-    def _saved_rows(self, bits: Array, path: Path) -> Array:
-        """The rows of a frame that waited, from a file. Raises StreamError for others."""
-        tensor = self._bundle.sessions["llm"].spec.input("inputs_embeds")
-        dtype, width = host_dtype(tensor.dtype), tensor.shape[-1]
-        if bits.ndim != 2 or bits.shape[1] != width or bits.dtype != np.dtype(f"u{dtype.itemsize}"):
-            raise StreamError(
-                f"{path} holds {bits.dtype} {bits.shape} as a frame that waits, expected {dtype} (rows, {width}). "
-                "It is damaged: open an older one, or start a new stream"
-            )
-        return bits.view(dtype)
-
     def _frame_rows(self, pending: str, index: int, frame_embeds: Array) -> Array:
         """Text that waits, the frame's prefix, and the frame: (L, E)."""
         ids = self._tokenizer.encode(pending + self._spec.before_frame(index))
@@ -281,14 +284,42 @@ class PVCStream:
     def _waiting_rows(self) -> int:
         return sum(len(frame.rows) for frame in self._waiting)
 
-    def _append(self, rows: Array) -> Array:
-        """Frames that wait, then `rows`, in as few passes as `chunk` allows; the last hidden row. All or nothing."""
-        start, some_waited = self.language.cache.length, bool(self._waiting)
+    def _is_due(self) -> bool:
+        return self.clock == "reanchor" and self.num_context_frames >= self._bundle.manifest.trained_frames
+
+    def _start_anew(self, replay: Replay) -> Array:
+        """Forget all but the replayed frames, which then wait for the LLM. The rows of the new frame behind them.
+
+        Whatever can fail comes first; an interrupt of the rest waits until it is done.
+        """
+        waiting: list[WaitingFrame] = []
+        pending = self._spec.start
+        for index, embeds in enumerate((*replay.frame_embeds, replay.newest.frame_embeds), start=1):
+            waiting.append(WaitingFrame(rows=self._frame_rows(pending, index, embeds), pending=pending, index=index))
+            pending = self._spec.behind_frame()
+        newest = waiting.pop()
         try:
-            hidden = self.language.append(np.concatenate([*(frame.rows for frame in self._waiting), rows]))
-            self._waiting.clear()
+            self._adopt(replay, waiting)
+        except BaseException:
+            self._adopt(replay, waiting)
+            raise
+        return newest.rows
+
+    def _adopt(self, replay: Replay, waiting: list[WaitingFrame]) -> None:
+        self.vision.anchor = replay.anchor
+        self._waiting[:], self._pending = waiting, self._spec.behind_frame()
+        self.language.cache.truncate(0)
+
+    def _append(self, rows: Array, num_waiting: int | None = None) -> Array:
+        """Frames that wait, all or the first of them, then `rows`, in as few passes as `chunk` allows; the last hidden
+        row. All or nothing."""
+        count = len(self._waiting) if num_waiting is None else num_waiting
+        start, taken, behind = self.language.cache.length, self._waiting[:count], self._waiting[count:]
+        try:
+            hidden = self.language.append(np.concatenate([*(frame.rows for frame in taken), rows]))
+            self._waiting[:] = behind
         except BaseException as error:
-            if self._waiting or not some_waited:
+            if len(self._waiting) > len(behind) or not taken:
                 self.language.cache.truncate(start)
             if isinstance(error, NonFiniteError):
                 self._drop_what_overflows(start)
@@ -325,15 +356,16 @@ class PVCStream:
 
         An interrupt may strike between any two statements, so the rest goes back unless that count has moved.
         """
+        batch = self._max_waiting if self._ingest == "lazy" else 1  # replayed frames: in the passes of their first time
+        while len(self._waiting) >= batch:
+            self._append(rows[:0], num_waiting=batch)
         if self._ingest == "lazy":
-            if len(self._waiting) >= self._max_waiting:
-                self._append(rows[:0])
             self.language.cache.reserve(self._waiting_rows() + len(rows))
         mark, pending, num_frames = self.language.cache.length, self._pending, self.num_frames
         waiting = list(self._waiting)
         try:
             if self._ingest == "lazy":
-                self._waiting.append(WaitingFrame(rows=rows, pending=pending, index=num_frames + 1))
+                self._waiting.append(WaitingFrame(rows=rows, pending=pending, index=self.num_context_frames + 1))
             else:
                 self.language.append(rows)
             self._pending = self._spec.behind_frame()
@@ -343,44 +375,3 @@ class PVCStream:
                 self.language.cache.truncate(mark)
                 self._waiting[:], self._pending = waiting, pending
             raise
-
-
-def open_stream(path: str | Path, bundle: Bundle | None = None) -> PVCStream:
-    """Continue a saved stream: what it says next is what it would have said.
-
-    `bundle` is the opened bundle it ran on; by default the folder that the file names is opened. Raises StreamError
-    for a file that cannot be read or belongs to another bundle, and what open_bundle raises.
-    """
-    path = Path(path)
-    facts, caches = read_saved(path)
-    try:
-        bundle = bundle or open_bundle(facts["bundle"])
-        if facts["bundle_id"] != bundle_id(bundle):
-            raise StreamError(
-                f"{path} was saved with another bundle than {bundle.folder}: its caches mean nothing here. Open it "
-                f"with the bundle that was at {facts['bundle']}, or start a new stream"
-            )
-        stream = PVCStream(
-            bundle,
-            total_frames=facts["total_frames"],
-            ingest=facts["ingest"],
-            max_waiting=int(facts["max_waiting"]),
-        )
-        parts: dict[str, dict[str, Array]] = {"vision": {}, "language": {}, "waiting": {}}
-        for name, bits in caches.items():
-            part, _, cache = name.partition("/")
-            parts[part][cache] = bits
-        stream.vision.ring.restore(parts["vision"], int(facts["num_frames"]))
-        stream.language.cache.restore(parts["language"], int(facts["language_rows"]))
-        for index, (pending, frame_index) in enumerate(facts["waiting"]):
-            rows = stream._saved_rows(parts["waiting"][str(index)], path)
-            stream._waiting.append(WaitingFrame(rows=rows, pending=str(pending), index=int(frame_index)))
-        stream._pending = str(facts["pending"])
-    except PVCError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise StreamError(
-            f"{path} lacks or garbles a field of a saved stream: {error!r}. It is damaged: open an older one, or start "
-            "a new stream"
-        ) from error
-    return stream

@@ -22,6 +22,7 @@ from .output import fail, print_json, system_error
 
 if TYPE_CHECKING:
     from engines.bundle import Runtime
+    from engines.clock import Clock
     from engines.ingest import Ingest
     from engines.spec import Precision
 
@@ -46,6 +47,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard 
 Reference = Annotated[str | None, typer.Option("-m", "--model", help="Reference. Default: what the bundle names.")]
 RUNTIMES = ("auto", "target", "cpu")
 INGESTS = ("eager", "lazy")
+CLOCKS = ("reanchor", "run-on")
 BENCH_PARTS = ("vision", "language")
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by pvc-export trt or onnx.")]
 
@@ -142,6 +144,9 @@ def run(
     ingest: Annotated[
         str, typer.Option(help="eager (the LLM takes in each frame at once) or lazy (with the question).")
     ] = "eager",
+    clock: Annotated[
+        str | None, typer.Option(help="At the trained number of frames: reanchor (start anew with the last) or run-on.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     reference: Annotated[
         bool, typer.Option("--reference", help="Hold the text against the PyTorch reference.")
@@ -169,6 +174,7 @@ def run(
             max_new_tokens=max_new_tokens,
             tiles=tiles,
             ingest=cast("Ingest", _one_of("--ingest", ingest, INGESTS)),
+            clock=cast("Clock", _one_of("--clock", clock, CLOCKS)) if clock is not None else None,
             runtime=cast("Runtime", _one_of("--runtime", runtime, RUNTIMES)),
             trust_engines=trust_engines,
             keep_frames=reference,

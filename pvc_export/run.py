@@ -11,13 +11,13 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from engines import Answer, PVCStream, open_bundle
+from engines import Answer, PushTiming, PVCStream, open_bundle
 from engines.bundle import Bundle, Runtime
+from engines.clock import Clock
 from engines.errors import ParityError, StreamFull
 from engines.images import MAX_TILES, read_image
 from engines.ingest import Ingest
 from engines.preprocess import segment_indices
-from engines.stream import PushTiming
 from engines.video import VideoInfo, probe_video, read_video
 
 from .console import Console, size_text
@@ -38,7 +38,7 @@ class RunRequest:
 
     ask               the question; None is a general one
     frames            sampled evenly from the video, by default 16; 0 takes every frame
-    tiles, ingest, runtime, trust_engines   as PVCStream and open_bundle have them
+    tiles, ingest, clock, runtime, trust_engines   as PVCStream and open_bundle have them
     keep_frames       hold every pushed frame, for compare_with_reference
     Raises ValueError, with the options of the command line, for parts that contradict each other.
     """
@@ -51,6 +51,7 @@ class RunRequest:
     max_new_tokens: int = 32
     tiles: int | None = None
     ingest: Ingest = "eager"
+    clock: Clock | None = None
     runtime: Runtime = "auto"
     trust_engines: bool = False
     keep_frames: bool = False
@@ -60,6 +61,8 @@ class RunRequest:
             raise ValueError("--video and --image contradict each other; give one")
         if self.video is None and not self.images and self.ask is None:
             raise ValueError("there is nothing to look at and nothing to answer; give --video, --image or --ask")
+        if self.clock is not None and self.video is None:
+            raise ValueError("--clock needs --video: nothing else has a time")
         if (self.frames is not None and self.video is None) or (self.tiles is not None and not self.images):
             raise ValueError("--frames needs --video, and --tiles needs --image")
 
@@ -80,6 +83,7 @@ class RunRequest:
 class RunResult:
     """What was streamed or shown, one question asked, and what it cost.
 
+    frames                 if they were kept, those that the question was about: all since the last re-anchor
     warm_bytes, end_bytes  resident memory behind frame WARM_FRAMES (None if there is none), and behind the last
     """
 
@@ -91,6 +95,7 @@ class RunResult:
     context_rows: int
     warm_bytes: int | None
     end_bytes: int | None
+    num_anchors: int = 0
 
     def median_ms(self) -> dict[str, float]:
         """Median milliseconds a frame of each stage, the first frame left out: it warms up. Empty without frames."""
@@ -133,7 +138,8 @@ def run(request: RunRequest, console: Console) -> tuple[Bundle, RunResult]:
                 if len(timings) == WARM_FRAMES:
                     warm_bytes = resident_bytes()
                 report(len(timings) / count)
-            stage.note = f"{stream.context_rows} of {bundle.manifest.limits.context} context rows"
+            anchors = f", re-anchored {stream.num_anchors} times" if stream.num_anchors else ""
+            stage.note = f"{stream.context_rows} of {bundle.manifest.limits.context} context rows{anchors}"
     end_bytes, context_rows = resident_bytes(), stream.context_rows
     with console.stage("ask") as (stage, _):
         answer = stream.ask(
@@ -142,11 +148,12 @@ def run(request: RunRequest, console: Console) -> tuple[Bundle, RunResult]:
         stage.note = f"{len(answer.token_ids)} tokens"
     result = RunResult(
         video=info,
-        frames=tuple(frames),
+        frames=tuple(frames[max(len(frames) - stream.num_context_frames, 0) :]),
         images=images,
         timings=tuple(timings),
         answer=answer,
         context_rows=context_rows,
+        num_anchors=stream.num_anchors,
         warm_bytes=warm_bytes,
         end_bytes=end_bytes,
     )
@@ -157,7 +164,8 @@ def _open_stream(bundle: Bundle, request: RunRequest, num_frames: int) -> PVCStr
     """A stream with room for every frame, the question and the answer. Raises StreamFull if the context has not."""
     bundle.manifest.prompt.around_images(request.question, len(request.images))  # known before minutes of video
     fixed, bucket = bundle.manifest.time_mode == "fixed", bundle.manifest.limits.bucket
-    stream = PVCStream(bundle, total_frames=max(num_frames, 1) if fixed else None, ingest=request.ingest)
+    total = max(num_frames, 1) if fixed else None
+    stream = PVCStream(bundle, total_frames=total, ingest=request.ingest, clock=request.clock)
     rows = stream.rows_needed(num_frames, question=request.question, max_new_tokens=request.max_new_tokens)
     if rows > bundle.manifest.limits.context:
         raise StreamFull(
@@ -237,6 +245,7 @@ def run_json(request: RunRequest, bundle: Bundle, result: RunResult) -> dict[str
         "prefill_ms": answer.prefill_ms,
         "decode_ms": answer.decode_ms,
         "context_rows": result.context_rows,
+        "num_anchors": result.num_anchors,
         "warm_bytes": result.warm_bytes,
         "end_bytes": result.end_bytes,
     }

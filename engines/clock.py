@@ -1,0 +1,56 @@
+"""The clock of a stream: what happens when it has seen as many frames as its model was trained on.
+
+Unusual: the time of a frame is its absolute index, so a stream of days walks into times that no training ever showed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from .errors import StreamError
+from .manifest import Manifest
+
+Clock = Literal["reanchor", "run-on"]
+"""What a stream does at the manifest's `trained_frames`.
+
+reanchor  it starts anew with its last frames: their trunk features are replayed with times 0, 1, .. into a spare ring,
+          and the LLM's context holds them and nothing older. From there on it is, to the last bit, a fresh stream that
+          was pushed those frames
+run-on    time goes on: the temporal window slides and the LLM keeps everything, at times the model never saw
+"""
+DEFAULT_CLOCK: Clock = "run-on"
+DEFAULT_RETAIN = 4
+"""Frames that a re-anchor replays."""
+
+
+def resolve_clock(manifest: Manifest, clock: Clock | None, retain: int | None) -> tuple[Clock, int]:
+    """The clock of a stream, and how many frames it retains: 0 if time runs on.
+
+    None is DEFAULT_CLOCK, but run-on for a model that cannot re-anchor; and DEFAULT_RETAIN frames, or as many as fit.
+    Raises StreamError for a clock that is unknown or that the model cannot have, and for a `retain` that cannot be.
+    """
+    window, trained = manifest.limits.window, manifest.trained_frames
+    most = min(window, trained - 1)
+    can_reanchor = manifest.time_mode == "absolute" and most >= 1
+    chosen: Clock = clock if clock is not None else DEFAULT_CLOCK if can_reanchor else "run-on"
+    if chosen not in get_args(Clock):
+        raise StreamError(f"clock is {chosen!r}, expected one of {', '.join(get_args(Clock))}")
+    if chosen == "run-on":
+        if retain is not None:
+            raise StreamError(
+                f"retain is {retain}, but the clock is 'run-on', which replays nothing. Expected clock='reanchor' with "
+                "it: give that, or leave retain out"
+            )
+        return chosen, 0
+    if not can_reanchor:
+        raise StreamError(
+            f"clock is 'reanchor', but this model's time mode is '{manifest.time_mode}' and it was trained on "
+            f"{trained} frames; expected 'absolute' and at least 2, since a replay must leave a time for a new frame. "
+            "Leave the clock out, or choose 'run-on'"
+        )
+    if retain is not None and not 1 <= retain <= most:
+        raise StreamError(
+            f"retain is {retain}, expected 1 to {most}: the window holds {window} frames, and of the {trained} times "
+            "the model was trained on one must be left for a new frame. Retain fewer, or export with a larger --window"
+        )
+    return chosen, min(DEFAULT_RETAIN, most) if retain is None else retain

@@ -1,0 +1,219 @@
+"""What fails or is interrupted while a stream starts anew: no frame is lost, none is seen twice."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engines import open_bundle, open_stream
+from engines.bundle import Bundle
+from engines.errors import NonFiniteError
+from engines.ingest import Ingest
+
+from .test_reanchor import TRAINED, Frames, R, anchored, bundle, fresh, said_by, state_of, trained_on
+
+__all__ = ["bundle"]  # a fixture
+
+
+class Struck:
+    """A session that, once armed, fails at its nth run: with an exception, or by returning NaN."""
+
+    def __init__(self, session: Any) -> None:
+        self._session, self._left, self._error = session, 0, ""
+        self.spec, self.memory, self.computes_in = session.spec, session.memory, session.computes_in
+
+    def arm(self, error: str, at: int) -> None:
+        self._error, self._left = error, at
+
+    def run(self, inputs: Mapping[str, Any]) -> Any:
+        self._left -= 1
+        if self._left == 0 and self._error == "interrupt":
+            raise KeyboardInterrupt
+        if self._left == 0 and self._error == "lost":
+            raise RuntimeError("device lost")
+        outputs = dict(self._session.run(inputs))
+        if self._left == 0 and self._error == "overflow":
+            name = next(tensor.name for tensor in self.spec.outputs if tensor.name not in self.spec.aliases)
+            outputs[name] = np.full_like(outputs[name], np.nan)
+        return outputs
+
+
+def struck(bundle: Bundle, graph: str) -> tuple[Bundle, Struck]:
+    session = Struck(bundle.sessions[graph])
+    return replace(bundle, sessions={**bundle.sessions, graph: session}), session  # type: ignore[dict-item]
+
+
+ERRORS = {"lost": RuntimeError, "interrupt": KeyboardInterrupt, "overflow": NonFiniteError}
+
+
+@pytest.mark.parametrize("ingest", ["eager", "lazy"])
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize(
+    ("graph", "at"),
+    [("trunk", 1), ("temporal", 1), ("temporal", R), ("temporal", R + 1), ("compressor", 2), ("compressor", R + 1)],
+)
+def test_a_replay_that_fails_leaves_the_stream_as_it_was(
+    bundle: Bundle, frames: Frames, graph: str, at: int, error: str, ingest: Ingest
+) -> None:
+    require_unchanged(bundle, frames, graph, at, error, ingest)
+
+
+@pytest.mark.parametrize("ingest", ["eager", "lazy"])
+@pytest.mark.parametrize("at", [1, R + 1])
+def test_a_text_that_cannot_be_embedded_leaves_the_stream_as_it_was(
+    bundle: Bundle, frames: Frames, at: int, ingest: Ingest
+) -> None:
+    require_unchanged(bundle, frames, "embed", at, "lost", ingest)
+
+
+def require_unchanged(bundle: Bundle, frames: Frames, graph: str, at: int, error: str, ingest: Ingest) -> None:
+    failing, session = struck(bundle, graph)
+    stream = anchored(failing, frames[:TRAINED], ingest=ingest)
+    stream.ask("Remember this.", max_new_tokens=3, keep=True)
+    before = state_of(stream)
+    session.arm(error, at)
+    with pytest.raises(ERRORS[error]):
+        stream.push(frames[TRAINED])
+    assert state_of(stream) == before and (stream.num_frames, stream.num_anchors) == (TRAINED, 0)
+    stream.push(frames[TRAINED])
+    assert (stream.num_frames, stream.num_anchors) == (TRAINED + 1, 1)
+    assert state_of(stream) == state_of(fresh(bundle, frames[TRAINED - R : TRAINED + 1], ingest=ingest))
+
+
+@pytest.mark.parametrize("error", ["lost", "interrupt"])
+@pytest.mark.parametrize("at", range(1, R + 2))
+def test_an_llm_that_fails_behind_a_replay_loses_nothing(bundle: Bundle, frames: Frames, at: int, error: str) -> None:
+    """The stream has started anew, the replayed frames that the LLM has not seen wait, and the new frame is not in."""
+    for continued_by in ("a frame", "a question"):
+        failing, session = struck(bundle, "llm")
+        stream = anchored(failing, frames[:TRAINED])
+        session.arm(error, at)
+        with pytest.raises(ERRORS[error]):
+            stream.push(frames[TRAINED])
+        assert (stream.num_frames, stream.num_anchors) == (TRAINED, 1)
+        assert (stream.num_context_frames, stream.num_waiting) == (R, R + 1 - at)
+        twin = fresh(bundle, frames[TRAINED - R : TRAINED])
+        assert stream.context_rows == twin.context_rows
+        if continued_by == "a question":
+            assert said_by(stream) == said_by(twin) and stream.num_waiting == 0
+            continue
+        for frame in frames[TRAINED : TRAINED + 2]:
+            stream.push(frame)
+            twin.push(frame)
+        assert state_of(stream) == state_of(twin) and said_by(stream) == said_by(twin)
+
+
+def test_a_lazy_llm_that_fails_behind_a_replay_takes_in_the_same_frames_later(bundle: Bundle, frames: Frames) -> None:
+    failing, session = struck(bundle, "llm")
+    stream = anchored(failing, frames[:TRAINED], ingest="lazy", max_waiting=2)
+    session.arm("lost", 1)
+    with pytest.raises(RuntimeError, match="device lost"):
+        stream.push(frames[TRAINED])
+    assert (stream.num_waiting, stream.num_anchors) == (R, 1)
+    stream.push(frames[TRAINED])
+    assert state_of(stream) == state_of(fresh(bundle, frames[TRAINED - R : TRAINED + 1], ingest="lazy", max_waiting=2))
+
+
+class Allergic(Struck):
+    """An LLM that overflows on one certain embedding."""
+
+    bad: np.ndarray | None = None
+
+    def run(self, inputs: Mapping[str, Any]) -> Any:
+        outputs = super().run(inputs)
+        if self.bad is not None and (inputs["inputs_embeds"] == self.bad).all(axis=-1).any():
+            outputs["hidden"] = np.full_like(outputs["hidden"], np.nan)
+        return outputs
+
+
+@pytest.mark.parametrize("bad", range(R))
+def test_a_replayed_frame_that_overflows_costs_one_call_and_itself(bundle: Bundle, frames: Frames, bad: int) -> None:
+    """Else a stream could never get past it: it would be retried with every frame."""
+    twin = fresh(bundle, frames[TRAINED - R : TRAINED], ingest="lazy")
+    rows, text = twin._waiting[bad].rows, [frame.pending for frame in twin._waiting]
+    llm = Allergic(bundle.sessions["llm"])
+    stream = anchored(replace(bundle, sessions={**bundle.sessions, "llm": llm}), frames[:TRAINED])  # type: ignore[dict-item]
+    llm.bad = rows[-1]
+    with pytest.raises(NonFiniteError, match=f"frame {bad + 1}, which waited, was dropped"):
+        stream.push(frames[TRAINED])
+    assert (stream.num_frames, stream.num_anchors) == (TRAINED, 1)
+    stream.push(frames[TRAINED])
+    assert stream.num_waiting == 0 and stream.num_frames == TRAINED + 1
+    expected = fresh(bundle, [], ingest="eager")
+    for index, frame in enumerate(frames[TRAINED - R : TRAINED + 1]):
+        expected.push(frame)
+        if index == bad:  # the LLM never saw it, the vision side did
+            expected.language.cache.truncate(expected.language.cache.length - len(rows))
+            expected._pending = text[bad]
+    assert state_of(stream) == state_of(expected)
+
+
+def lines_of(push: Callable[[], object], *, interrupt_at: int | None = None) -> int:
+    """How many lines of the stream, its vision side and its caches a call runs; Ctrl-C before the nth."""
+    files, count = ("engines/stream.py", "engines/vision.py", "engines/cache.py"), 0
+
+    def line(frame: Any, event: str, _: object) -> Any:
+        nonlocal count
+        if event == "line":
+            count += 1
+            if count == interrupt_at:
+                raise KeyboardInterrupt
+        return line
+
+    def call(frame: Any, event: str, _: object) -> Any:
+        return line if frame.f_code.co_filename.endswith(files) else None
+
+    before = sys.gettrace()
+    sys.settrace(call)
+    try:
+        push()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize("num_before", [TRAINED - 1, TRAINED], ids=["before", "at"])
+@pytest.mark.parametrize("ingest", ["eager", "lazy"])
+def test_an_interrupt_before_any_line_loses_no_frame_and_doubles_none(
+    bundle_rows: Path, frames: Frames, tmp_path: Path, ingest: Ingest, num_before: int
+) -> None:
+    """At an anchor, and in the frame before it, which must still be replayed right."""
+    bundle = trained_on(open_bundle(bundle_rows, runtime="cpu"), TRAINED)
+    anchored(bundle, frames[:num_before], ingest=ingest).save(tmp_path / "s.npz")
+    expected = state_of(fresh(bundle, frames[TRAINED - R : TRAINED + 1], ingest=ingest))
+    stream = open_stream(tmp_path / "s.npz", bundle)
+    before = state_of(stream)
+    num_lines = lines_of(lambda: stream.push(frames[num_before]))
+    seen = set()
+    for at in range(1, num_lines + 1):
+        stream = open_stream(tmp_path / "s.npz", bundle)
+        with pytest.raises(KeyboardInterrupt):
+            lines_of(lambda stream=stream: stream.push(frames[num_before]), interrupt_at=at)  # type: ignore[misc]
+        seen.add((stream.num_frames - num_before, stream.num_anchors))
+        if num_before == TRAINED and stream.num_anchors == 0:
+            assert state_of(stream) == before
+        for frame in frames[stream.num_frames : TRAINED + 1]:
+            stream.push(frame)
+        assert state_of(stream) == expected, f"line {at} of {num_lines}"
+    at_anchor = {(0, 0), (0, 1), (1, 1)}  # before it all, started anew, and with the new frame
+    assert seen == (at_anchor if num_before == TRAINED else {(0, 0), (1, 0)})
+
+
+def test_a_stream_whose_llm_failed_behind_a_replay_is_saved_with_what_waits(
+    bundle: Bundle, frames: Frames, tmp_path: Path
+) -> None:
+    failing, session = struck(bundle, "llm")
+    stream = anchored(failing, frames[:TRAINED])
+    session.arm("lost", 2)
+    with pytest.raises(RuntimeError):
+        stream.push(frames[TRAINED])
+    stream.save(tmp_path / "s.npz")
+    opened = open_stream(tmp_path / "s.npz", bundle)
+    opened.push(frames[TRAINED])
+    assert state_of(opened) == state_of(fresh(bundle, frames[TRAINED - R : TRAINED + 1]))
