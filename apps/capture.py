@@ -3,6 +3,8 @@
 Unusual: the newest frame wins. A thread reads as fast as the source delivers and keeps one frame, so that a slow model
 sees the present and never a growing backlog; what it missed is counted. A file is played at its own speed, like a
 camera, unless every frame is asked for: then it waits for the model, nothing is dropped, and results repeat exactly.
+The synthetic source is shown at its own speed and waits for the model as well: a question is about a whole scene, and a
+model that missed a part of it could not be graded.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from engines.errors import MediaError
 from engines.synthetic import Frame
 
 from .devices import RETRY_PAUSES_S, Address, Capture, Device, open_device
+from .synthetic import Truth
 
 STALL_S = 30.0
 
@@ -29,12 +32,14 @@ class Captured:
     index        counts what the source delivered, from 0: a gap is what was dropped
     time_s       on the source's own timeline; a file's goes by its frame rate, a camera's by the clock
     captured_at  time.monotonic() when it was read, from which latency counts
+    truth        what is known of it; None for anything but the synthetic source
     """
 
     bgr: Frame
     index: int
     time_s: float
     captured_at: float
+    truth: Truth | None = None
 
 
 class Source(Protocol):
@@ -55,28 +60,54 @@ def open_source(
     every_frame: bool = False,
     factory: Callable[[Address], Capture] | None = None,
     pauses_s: Sequence[float] = RETRY_PAUSES_S,
+    seed: int = 0,
+    question: str | None = None,
 ) -> Source:
-    """A source that delivers; `every_frame` is for files and the synthetic source. Raises as open_device does."""
+    """A source that delivers. Raises as open_device does.
+
+    every_frame     for files and the synthetic source
+    seed, question  for the synthetic source
+    """
     closing = Event()
-    device = open_device(address, wait=closing.wait, factory=factory, pauses_s=pauses_s)
-    return EveryFrame(device) if every_frame else NewestFrame(device, closing)
+    device = open_device(address, wait=closing.wait, factory=factory, pauses_s=pauses_s, seed=seed, question=question)
+    if every_frame or address.kind == "synthetic":
+        return EveryFrame(device, paced=not every_frame)
+    return NewestFrame(device, closing)
 
 
 class EveryFrame:
-    """Reads when asked: for devices that wait."""
+    """Reads when asked, and drops nothing: for devices that wait. `paced`: never faster than the device's rate."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, *, paced: bool) -> None:
         assert device.waits and device.fps
-        self.device, self.ended, self._fps, self._num_taken = device, False, device.fps, 0
+        self.device, self.ended, self._num_taken = device, False, 0
+        self._paced, self._fps = paced, device.fps
+        self._due_at = 0.0  # by time.monotonic()
+        self._hold_s, self._held_s = 0.0, 0.0  # of the newest frame, and of all before it
 
     def take(self, timeout_s: float) -> Captured | None:
+        if self._paced and not self._wait(timeout_s):
+            return None
+        started = time.monotonic()
         bgr = None if self.ended else self.device.read()
         if bgr is None:
             self.ended = True
             return None
-        index = self._num_taken
+        index, time_s = self._num_taken, self._num_taken / self._fps + self._held_s
         self._num_taken += 1
-        return Captured(bgr=bgr, index=index, time_s=index / self._fps, captured_at=time.monotonic())
+        self._hold_s = self.device.hold_s
+        self._held_s += self._hold_s
+        self._due_at = started + 1 / self._fps
+        return Captured(bgr=bgr, index=index, time_s=time_s, captured_at=time.monotonic(), truth=self.device.truth)
+
+    def _wait(self, timeout_s: float) -> bool:
+        """Until the next frame is due, at most timeout_s; whether it is."""
+        now = time.monotonic()
+        # A frame is held from now on, when whoever took it is done: an answer that took long is to be read as well.
+        self._due_at = max(self._due_at, now + self._hold_s) if self._hold_s else self._due_at
+        self._hold_s = 0.0
+        time.sleep(min(max(self._due_at - now, 0.0), timeout_s))
+        return self._due_at - now <= timeout_s
 
     def close(self) -> None:
         self.device.close()
@@ -151,6 +182,6 @@ class NewestFrame:
             now = time.monotonic()
             time_s = now - started if period_s is None else index * period_s
             with self._changed:
-                self._newest = Captured(bgr=bgr, index=index, time_s=time_s, captured_at=now)
+                self._newest = Captured(bgr=bgr, index=index, time_s=time_s, captured_at=now, truth=self.device.truth)
                 self._heard_at = now
                 self._changed.notify()

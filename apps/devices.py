@@ -1,4 +1,4 @@
-"""What delivers frames: a camera, a network stream, a pipeline, a file, or rendered frames. One at a time, when asked.
+"""What delivers frames: a camera, a network stream, a pipeline or a file. One at a time, when asked.
 
 Unusual: a live device that stops delivering is opened again with growing pauses before it counts as lost; one that does
 not open at the start is an error at once, as that is more often a typing error than a camera that is on its way.
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from engines.errors import BackendUnavailable, MediaError
-from engines.synthetic import Frame, render_clip
+from engines.synthetic import Frame
 from engines.video import check_is_file
 
-SYNTHETIC = "synthetic"
-SYNTHETIC_FPS, SYNTHETIC_SIZE = 10.0, (480, 360)
+from .synthetic import SYNTHETIC, SyntheticDevice, Truth
+
 RETRY_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 TIMEOUT_MS = 5000  # of a network stream, for opening and for each frame
 FPS, FRAME_COUNT = 5, 7  # cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT
@@ -56,9 +56,13 @@ class Address:
 
 
 class Device(Protocol):
-    """fps: as stated, None if not. waits: it delivers when asked, so whoever reads sets the pace.
+    """What `open_device` opens.
 
-    notice: what a person should know of it now, else empty.
+    fps     as stated, None if not
+    waits   it delivers when asked, so whoever reads sets the pace
+    notice  what a person should know of it now, else empty
+    truth   of the frame that was read last; None where nothing is known
+    hold_s  how long that frame stays beyond the period of its rate
     """
 
     name: str
@@ -66,6 +70,12 @@ class Device(Protocol):
     waits: bool
     notice: str
     num_reconnects: int
+
+    @property
+    def truth(self) -> Truth | None: ...
+
+    @property
+    def hold_s(self) -> float: ...
 
     def read(self) -> Frame | None:
         """The next frame (H, W, 3) uint8 BGR, the caller's own; None at the end. Raises MediaError when lost."""
@@ -95,35 +105,23 @@ def open_device(
     wait: Wait,
     factory: Callable[[Address], Capture] | None = None,
     pauses_s: Sequence[float] = RETRY_PAUSES_S,
+    seed: int = 0,
+    question: str | None = None,
 ) -> Device:
     """Open it, and prove that it delivers. `pauses_s` are slept between attempts to get a lost device back.
 
-    Raises MediaError, and BackendUnavailable without OpenCV.
+    `seed` and `question` are for the synthetic source. Raises MediaError, and BackendUnavailable without OpenCV.
     """
     if address.kind == "synthetic":
-        return SyntheticDevice()
+        return SyntheticDevice(seed=seed, question=question)
     return CaptureDevice(address, factory or open_capture, wait, pauses_s)
-
-
-class SyntheticDevice:
-    """Rendered frames from a seed, without an end."""
-
-    name, waits, notice, num_reconnects = SYNTHETIC, True, "", 0
-    fps: float | None = SYNTHETIC_FPS
-
-    def __init__(self) -> None:
-        width, height = SYNTHETIC_SIZE
-        self._frames = render_clip(None, width=width, height=height)
-
-    def read(self) -> Frame | None:
-        return next(self._frames)
-
-    def close(self) -> None:
-        self._frames = iter(())
 
 
 class CaptureDevice:
     """A cv2.VideoCapture that survives the loss of its camera."""
+
+    truth: Truth | None = None
+    hold_s = 0.0
 
     def __init__(
         self, address: Address, factory: Callable[[Address], Capture], wait: Wait, pauses_s: Sequence[float]

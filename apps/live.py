@@ -32,6 +32,8 @@ from .stop import Stop
 from .watcher import Watcher, require_endless
 from .window import Window
 
+QUESTION, ASK_EVERY_S = "What happens?", 5.0
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -45,12 +47,17 @@ class RuntimeName(str, Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """A command line whose parts do not contradict each other."""
+    """A command line whose parts do not contradict each other.
+
+    question  None where each scene brings its own
+    seed      None for all but the synthetic source
+    """
 
     bundle: Path
     address: Address
-    question: str
+    question: str | None
     ask_every_s: float
+    seed: int | None
     max_new_tokens: int
     headless: bool
     record: Path | None
@@ -70,10 +77,20 @@ def live(
         str,
         typer.Option(help="Camera number, /dev/video0, rtsp://... or another URL, FILE, 'synthetic', or a pipeline."),
     ] = "0",
-    ask: Annotated[str, typer.Option(help="The question.")] = "What happens?",
+    ask: Annotated[
+        str | None,
+        typer.Option(help=f"The question. [default: {QUESTION!r}; of each scene of 'synthetic', one of its own]"),
+    ] = None,
     ask_every: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="Of the source's time, between questions; 0: every frame.")
-    ] = 5.0,
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Of the source's time, between questions; 0: every frame. Scenes of 'synthetic' are only asked about "
+            f"at their end. [default: {ASK_EVERY_S:.0f}; with 'synthetic', every scene]",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the scenes of 'synthetic'. [default: 0]")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     headless: Annotated[bool, typer.Option("--headless", help="No window; answers go to standard output.")] = False,
     record: Annotated[
@@ -95,22 +112,19 @@ def live(
 
     The newest frame wins: what the model was too slow for is dropped and counted. Ctrl-C ends and completes the
     recording; a second Ctrl-C kills. In the window: q or Esc ends, space asks now.
+
+    'synthetic' shows the world that the model 'shapes' was taught, which waits for the model, and grades its answers.
     """
     address = parse_address(source)
-    if not ask.strip():
-        raise typer.BadParameter("--ask is empty; expected a question")
-    if ask != ask.encode(errors="replace").decode():
-        raise typer.BadParameter("--ask is not valid text in this terminal's encoding; expected UTF-8")
-    if math.isnan(ask_every):
-        raise typer.BadParameter("--ask-every is not a number; expected seconds")
-    if every_frame and address.is_live:
-        raise typer.BadParameter(f"--every-frame needs a file or 'synthetic'; {address.name} does not wait for a model")
-    if record is not None and address.kind == "file" and record.resolve() == Path(address.target).resolve():
-        raise typer.BadParameter(f"--record would replace the source {record}; name another file")
+    _refuse_contradictions(address, ask, ask_every, seed, record, every_frame=every_frame)
+    if address.kind == "synthetic":
+        ask_every, seed = ask_every or 0.0, seed or 0
+    elif ask is None:
+        ask = QUESTION
     request = Request(
-        bundle=bundle, address=address, question=ask, ask_every_s=ask_every, max_new_tokens=max_new_tokens,
-        headless=headless, record=record, every_frame=every_frame, max_frames=frames, runtime=runtime,
-        trust_engines=trust_engines, as_json=as_json,
+        bundle=bundle, address=address, question=ask, ask_every_s=ASK_EVERY_S if ask_every is None else ask_every,
+        seed=seed, max_new_tokens=max_new_tokens, headless=headless, record=record, every_frame=every_frame,
+        max_frames=frames, runtime=runtime, trust_engines=trust_engines, as_json=as_json,
     )  # fmt: skip
     stop = Stop()
     stop.install()
@@ -122,6 +136,30 @@ def live(
     raise typer.Exit(exit_code)
 
 
+def _refuse_contradictions(
+    address: Address,
+    ask: str | None,
+    ask_every: float | None,
+    seed: int | None,
+    record: Path | None,
+    *,
+    every_frame: bool,
+) -> None:
+    """Raises BadParameter for what no session can do."""
+    if ask is not None and not ask.strip():
+        raise typer.BadParameter("--ask is empty; expected a question")
+    if ask is not None and ask != ask.encode(errors="replace").decode():
+        raise typer.BadParameter("--ask is not valid text in this terminal's encoding; expected UTF-8")
+    if ask_every is not None and math.isnan(ask_every):
+        raise typer.BadParameter("--ask-every is not a number; expected seconds")
+    if seed is not None and address.kind != "synthetic":
+        raise typer.BadParameter(f"--seed is for --source synthetic; {address.name} shows what it shows")
+    if every_frame and address.is_live:
+        raise typer.BadParameter(f"--every-frame needs a file or 'synthetic'; {address.name} does not wait for a model")
+    if record is not None and address.kind == "file" and record.resolve() == Path(address.target).resolve():
+        raise typer.BadParameter(f"--record would replace the source {record}; name another file")
+
+
 def run(request: Request, stop: Stop) -> int:
     """One session, from opening everything to the summary. Returns the exit code; raises PVCError before it began."""
     log = Log(as_json=request.as_json)
@@ -131,7 +169,9 @@ def run(request: Request, stop: Stop) -> int:
         if not request.headless:  # before PyAV is imported: see window.py
             window = Window()
             stack.callback(window.close)
-        source = open_source(request.address, every_frame=request.every_frame)
+        source = open_source(
+            request.address, every_frame=request.every_frame, seed=request.seed or 0, question=request.question
+        )
         stack.callback(source.close)
         recorder = None
         if request.record is not None:
@@ -139,8 +179,9 @@ def run(request: Request, stop: Stop) -> int:
             stack.callback(recorder.abort)
         bundle = open_bundle(request.bundle, runtime=request.runtime.value, trust_engines=request.trust_engines)
         watcher = Watcher(
-            bundle, request.question, ask_every_s=request.ask_every_s, max_new_tokens=request.max_new_tokens
-        )
+            bundle, request.question or QUESTION, ask_every_s=request.ask_every_s,
+            max_new_tokens=request.max_new_tokens,
+        )  # fmt: skip
         random_weights = bundle.manifest.model.random_weights
         log.say(f"{request.address.name} -> {request.bundle}, which runs on {bundle.runs_on}. Ctrl-C ends.")
         if random_weights:
@@ -155,7 +196,8 @@ def run(request: Request, stop: Stop) -> int:
 
 def _conclude(session: Session, request: Request, log: Log, stop: Stop) -> int:
     """Say how it went. Returns the exit code."""
-    summary = {"bundle": str(request.bundle), "source": request.address.name, **session.summary()}
+    source = {"source": request.address.name, "seed": request.seed}
+    summary = {"bundle": str(request.bundle), **source, **session.summary()}
     for line in describe(summary):
         log.say(line)
     if session.error is not None:

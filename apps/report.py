@@ -8,6 +8,11 @@ from typing import Any
 
 from engines.errors import PVCError
 
+from .score import share
+from .watcher import Reply
+
+MARKS = {True: "\N{CHECK MARK}", False: "\N{BALLOT X}"}
+
 
 class Log:
     """Lines for a person: on standard output, or on standard error if that belongs to --json."""
@@ -31,8 +36,19 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
+def describe_reply(reply: Reply, score: str) -> str:
+    """One line of the log; with question, truth and score where the source knows the truth."""
+    head = f"{reply.time_s:9.1f} s  frame {reply.frame_index:<6} "
+    if reply.truth is None:
+        return head + reply.text
+    told = f"{head}{reply.question} -> {reply.text}  "
+    if reply.is_right is None:
+        return f"{told}truth: {reply.truth}"
+    return f"{told}{MARKS[reply.is_right]} truth: {reply.truth}  {score}"
+
+
 def describe(summary: dict[str, Any]) -> list[str]:
-    """The summary for a person: one line of figures, one of where the recording is."""
+    """The summary for a person: one line of figures, one of what was right, one of where the recording is."""
     counts = (
         f"{summary['ended']}: {summary['num_seen']} frames seen, {summary['num_processed']} processed, "
         f"{summary['num_dropped']} dropped; {summary['fps']:.1f} fps, latency median "
@@ -40,14 +56,16 @@ def describe(summary: dict[str, Any]) -> list[str]:
         f"{summary['num_answers']} answers; context started again {summary['num_restarts']} times, source found again "
         f"{summary['num_reconnects']} times"
     )
-    recording = summary["recording"]
-    if recording is None:
-        return [counts]
-    recorded = (
-        f"recorded {recording['path']}: {recording['num_frames']} frames, {recording['duration_s']:.1f} s at "
-        f"{recording['fps']:.2f} fps"
-    )
-    return [counts, recorded]
+    lines, score, recording = [counts], summary["score"], summary["recording"]
+    if score["num_graded"]:
+        parts = {"right": score, **score["by_topic"]}.items()
+        lines.append("; ".join(f"{name} {share(part['num_right'], part['num_graded'])}" for name, part in parts))
+    if recording is not None:
+        lines.append(
+            f"recorded {recording['path']}: {recording['num_frames']} frames, {recording['duration_s']:.1f} s at "
+            f"{recording['fps']:.2f} fps"
+        )
+    return lines
 
 
 def print_json(data: dict[str, Any]) -> None:

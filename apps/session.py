@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from engines.errors import PVCError
@@ -14,9 +14,10 @@ from .capture import Captured, Source
 from .meters import Meter
 from .overlay import Status, annotate
 from .recorder import Recorder
-from .report import Log
+from .report import Log, describe_reply
+from .score import Score
 from .stop import Stop
-from .watcher import Watcher
+from .watcher import Reply, Watcher
 from .window import Window
 
 PATIENCE_S = 0.1  # without a frame, until keys and signals are looked at
@@ -38,6 +39,7 @@ class Session:
     recorder: Recorder | None
     max_frames: int | None
     random_weights: bool
+    score: Score = field(default_factory=Score)
     ended: str = ""
     error: PVCError | None = None
 
@@ -71,9 +73,10 @@ class Session:
             "num_answers": self.watcher.num_replies,
             "num_restarts": self.watcher.num_restarts,
             "num_reconnects": self.source.device.num_reconnects,
-            "question": self.watcher.question,
+            "question": self.watcher.question if reply is None else reply.question,
             "random_weights": self.random_weights,
             "last_answer": None if reply is None else asdict(reply),
+            "score": self.score.summary(),
             "recording": recording,
         }
 
@@ -91,7 +94,7 @@ class Session:
             if key == "ask" and captured is not None and not self.stop.requested:
                 self._ask(captured)
             self.ended = self._reason_to_end(key)
-        if captured is not None and self.watcher.has_news and key != "quit" and not self.stop.requested:
+        if captured is not None and self.watcher.has_news(captured) and key != "quit" and not self.stop.requested:
             self._ask(captured)  # a short clip, and the end of a long one, get an answer too
 
     def _reason_to_end(self, key: str) -> str:
@@ -120,8 +123,9 @@ class Session:
     def _ask(self, captured: Captured) -> None:
         with self.stop.interruptible():
             reply = self.watcher.ask(captured)
+            self.score.add(reply)
             if self.window is None:
-                self.log.say(f"{reply.time_s:9.1f} s  frame {reply.frame_index:<6} {reply.text}")
+                self.log.say(describe_reply(reply, self.score.text()))
         self._show(captured)
 
     def _show(self, captured: Captured) -> None:
@@ -135,7 +139,7 @@ class Session:
             self.recorder.add(image, captured.time_s)
 
     def _annotated(self, captured: Captured) -> Frame:
-        meter, watcher, reply = self.meter, self.watcher, self.watcher.last_reply
+        meter, watcher, reply = self.meter, self.watcher, self._reply_to(captured)
         status = Status(
             fps=meter.fps,
             latency_ms=meter.latency_ms,
@@ -147,10 +151,20 @@ class Session:
             question=watcher.question,
             answer=None if reply is None else reply.text,
             answer_index=0 if reply is None else reply.frame_index,
+            truth=None if reply is None else reply.truth,
+            is_right=None if reply is None else reply.is_right,
+            score=self.score.text(),
             random_weights=self.random_weights,
             notice=self.source.device.notice or watcher.notice(captured.time_s),
         )
         return annotate(captured.bgr, status)
+
+    def _reply_to(self, captured: Captured) -> Reply | None:
+        """The newest answer; of a source with scenes only if it is about the scene that is shown."""
+        reply, truth = self.watcher.last_reply, captured.truth
+        if reply is None or truth is None or reply.frame_index >= captured.index - truth.frame_index:
+            return reply
+        return None
 
     def _complete_recording(self) -> None:
         """A failure here is reported only if nothing worse came before it."""

@@ -1,7 +1,10 @@
-"""One stream that watches without an end: frames in, the question asked now and then, a new start when it is full.
+"""One stream that watches without an end: frames in, a question asked now and then, a new start when it is full.
 
-Unusual: room for the question and its answer is kept free, so that a context that fills up is asked about once more
-before it is forgotten. Otherwise a small context and a rare question would give no answer at all.
+Unusual: it is full as well when it holds as many frames as the model was trained on; of longer clips it knows nothing.
+Room for the question and its answer is kept free, so that a context that fills up is asked about once more before it is
+forgotten. Otherwise a small context and a rare question would give no answer at all.
+A source that knows the truth brings its own question for each scene. It is asked at the scene's last frame only, and a
+context is then forgotten between two scenes, not within one.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from engines.errors import StreamError, StreamFull
 from engines.manifest import Manifest
 
 from .capture import Captured
+from .synthetic import Truth
 
 NOTICE_S = 4.0  # how long an overlay shows that the stream was started again
 MARGIN_ROWS = 8  # a frame's number takes more tokens as it grows
@@ -20,32 +24,44 @@ MARGIN_ROWS = 8  # a frame's number takes more tokens as it grows
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """What the model said about the frames up to `frame_index`. finished: false if the token limit cut it short."""
+    """What the model said about the frames up to `frame_index`. finished: false if the token limit cut it short.
 
+    truth     the right answer, where the source knows it
+    is_right  whether the text is equal to it; None if the answer is not graded: the truth is not known, the model saw
+              only a part of the scene, the scene was asked about before, or the weights are random
+    topic     of a question of the source's own
+    """
+
+    question: str
     text: str
     frame_index: int
     time_s: float
     finished: bool
     prefill_ms: float
     decode_ms: float
+    truth: str | None = None
+    is_right: bool | None = None
+    topic: str | None = None
 
 
 class Watcher:
-    """A PVCStream and its one question. All times are the source's `time_s`."""
+    """A PVCStream and what it is asked. All times are the source's `time_s`."""
 
     def __init__(self, bundle: Bundle, question: str, *, ask_every_s: float, max_new_tokens: int) -> None:
-        """Raises StreamError for a question that cannot be asked, StreamFull if one frame leaves no room for it."""
+        """`question` is for frames that bring none.
+
+        Raises StreamError for a question that cannot be asked, StreamFull if one frame leaves no room for it.
+        """
         require_endless(bundle.manifest)
         bundle.tokenizer.refuse_special_tokens(question)
         self.stream = PVCStream(bundle)
         self.question, self.context = question, bundle.manifest.limits.context
         self.last_reply: Reply | None = None
         self.num_replies = self.num_restarts = 0
+        self._trained_frames = bundle.manifest.trained_frames
+        self._random_weights = bundle.manifest.model.random_weights
         self._ask_every_s, self._max_new_tokens = ask_every_s, max_new_tokens
-        self._ask_rows, with_frame = (
-            self.stream.rows_needed(num_frames, question=question, max_new_tokens=max_new_tokens)
-            for num_frames in (0, 1)
-        )
+        self._ask_rows, with_frame = self._rows_needed(0), self._rows_needed(1)
         self._frame_rows = with_frame - self._ask_rows + MARGIN_ROWS
         if with_frame + MARGIN_ROWS > self.context:
             raise StreamFull(
@@ -55,6 +71,7 @@ class Watcher:
             )
         self._due_s: float | None = None
         self._num_unasked = 0
+        self._num_of_scene = 0  # frames of the newest scene that are in the context
         self._notice, self._notice_until_s = "", 0.0
 
     @property
@@ -62,39 +79,53 @@ class Watcher:
         return self.stream.context_rows
 
     def push(self, captured: Captured) -> None:
-        """Let the model see a frame, in a new context if the old one is full."""
-        if self._is_full():
-            self._restart(captured)
+        """Let the model see a frame, in a new context if the old one is full, or has no room for the frame's scene."""
+        truth, num_frames = captured.truth, 1
+        if truth is not None and truth.is_first:
+            self._num_of_scene, num_frames = 0, truth.num_frames
+        if truth is not None and truth.question != self.question:
+            self.question = truth.question
+            self._ask_rows = self._rows_needed(0)
+        if why := self._why_full(num_frames):
+            self._restart(captured, why)
         try:
             self.stream.push(captured.bgr)
         except StreamFull:  # the margin was too small
-            self._restart(captured)
+            self._restart(captured, "context full")
             self.stream.push(captured.bgr)
         self._num_unasked += 1
+        self._num_of_scene += 1
         if self._due_s is None:
             self._due_s = captured.time_s + self._ask_every_s
 
     def is_due(self, captured: Captured) -> bool:
-        """Whether to ask now: it is time, or the next frame starts a new context."""
-        return self._num_unasked > 0 and (self._is_full() or captured.time_s >= (self._due_s or 0.0))
+        """Whether to ask now: it is time, or the next frame starts a new context. Of a scene, only at its end."""
+        is_time = captured.time_s >= (self._due_s or 0.0)
+        return self.has_news(captured) and (is_time or (captured.truth is None and self._why_full(1) != ""))
 
-    @property
-    def has_news(self) -> bool:
-        """Frames were pushed that no answer is about yet."""
-        return self._num_unasked > 0
+    def has_news(self, captured: Captured) -> bool:
+        """Whether frames were pushed that no answer is about yet, and none of them is of a scene that goes on."""
+        return self._num_unasked > 0 and (captured.truth is None or captured.truth.is_last)
 
     def ask(self, captured: Captured) -> Reply:
         """Ask about everything in the context; `captured` is its newest frame."""
         answer = self.stream.ask(self.question, max_new_tokens=self._max_new_tokens)
+        truth = captured.truth if captured.truth is not None and captured.truth.is_last else None
+        right = None if truth is None else truth.answer
+        is_graded = right is not None and truth is not None and self._may_grade(truth)
         self._num_unasked, self._due_s = 0, captured.time_s + self._ask_every_s
         self.num_replies += 1
         self.last_reply = Reply(
+            question=self.question,
             text=answer.text,
             frame_index=captured.index,
             time_s=captured.time_s,
             finished=answer.finished,
             prefill_ms=answer.prefill_ms,
             decode_ms=answer.decode_ms,
+            truth=right,
+            is_right=answer.text.strip() == right if is_graded else None,
+            topic=None if truth is None else truth.topic,
         )
         return self.last_reply
 
@@ -102,13 +133,30 @@ class Watcher:
         """What happened to the context lately, else empty."""
         return self._notice if time_s < self._notice_until_s else ""
 
-    def _is_full(self) -> bool:
-        return self.context_rows + self._frame_rows + self._ask_rows > self.context and self.stream.num_frames > 0
+    def _may_grade(self, truth: Truth) -> bool:
+        return self._num_of_scene == truth.num_frames and self._num_unasked > 0 and not self._random_weights
 
-    def _restart(self, captured: Captured) -> None:
+    def _rows_needed(self, num_frames: int) -> int:
+        return self.stream.rows_needed(num_frames, question=self.question, max_new_tokens=self._max_new_tokens)
+
+    def _why_full(self, num_frames: int) -> str:
+        """Why so many more frames, or one, and the question do not fit; empty if they do."""
+        seen, trained = self.stream.num_frames, self._trained_frames
+        if seen == 0:
+            return ""
+        if seen >= trained:
+            return f"{seen} frames, as many as the model was trained on"
+        if seen + num_frames > trained:
+            return f"the next scene would pass {trained} frames, as many as the model was trained on"
+        if self.context_rows + num_frames * self._frame_rows + self._ask_rows > self.context:
+            return "context full"
+        return ""
+
+    def _restart(self, captured: Captured, why: str) -> None:
         self.stream.reset()
         self.num_restarts += 1
-        self._notice = f"context full: started again at frame {captured.index}"
+        self._num_of_scene = 0
+        self._notice = f"{why}: started again at frame {captured.index}"
         self._notice_until_s = captured.time_s + NOTICE_S
 
 

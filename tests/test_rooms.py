@@ -10,28 +10,56 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MAY_IMPORT = {"pvc_ref": set(), "engines": set(), "pvc_export": {"pvc_ref", "engines"}, "apps": {"engines"}}
+WORLD = "pvc_ref.shapes"  # torch-free: docs/decisions/0007
+MAY_IMPORT = {"pvc_ref": set(), "engines": set(), "pvc_export": {"pvc_ref", "engines"}, "apps": {"engines", WORLD}}
 HEAVY = {"torch", "onnx", "onnxscript", "transformers", "safetensors"}
 
 
-def imports(path: Path) -> set[str]:
-    """Top-level names that a file imports from other packages, function bodies included."""
+def modules(source: str) -> set[str]:
+    """Full names of what a file imports from other packages, function bodies included: `from a import b` is a.b."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module.split(".")[0])
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names that a file imports from other packages."""
+    return {name.split(".")[0] for name in modules(path.read_text(encoding="utf-8"))}
+
+
+def is_allowed(module: str, room: str) -> bool:
+    return any(f"{module}.".startswith(f"{allowed}.") for allowed in MAY_IMPORT[room])
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
     files = sorted((ROOT / room).rglob("*.py"))
     assert files
+    others = set(MAY_IMPORT) - {room}
     for path in files:
-        others = imports(path) & set(MAY_IMPORT) - {room}
-        assert others <= MAY_IMPORT[room], f"{path} imports {others}"
+        found = {name for name in modules(path.read_text(encoding="utf-8")) if name.split(".")[0] in others}
+        assert all(is_allowed(name, room) for name in found), f"{path} imports {found}"
+
+
+@pytest.mark.parametrize(
+    ("source", "allowed"),
+    [
+        ("from pvc_ref.shapes import watch", True),
+        ("import pvc_ref.shapes.world", True),
+        ("def f():\n    from pvc_ref import shapes", True),
+        ("from pvc_ref import PVC", False),
+        ("import pvc_ref", False),
+        ("def f():\n    from pvc_ref.shapes_of import watch", False),
+        ("import pvc_export.cli", False),
+    ],
+)
+def test_of_the_reference_the_apps_may_import_the_world_alone(source: str, *, allowed: bool) -> None:
+    (module,) = modules(source)
+    assert is_allowed(module, "apps") == allowed
 
 
 def test_no_file_of_the_runtime_imports_what_a_device_lacks() -> None:
@@ -40,9 +68,27 @@ def test_no_file_of_the_runtime_imports_what_a_device_lacks() -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import engines", "import engines.builder, engines.video", "import pvc_export.cli, pvc_export.doctor"]
+    "statement",
+    [
+        "import engines",
+        "import engines.builder, engines.video",
+        "import pvc_export.cli, pvc_export.doctor",
+        "import apps.live, apps.synthetic",
+    ],
 )
 def test_importing_the_runtime_or_the_command_line_loads_no_torch(statement: str) -> None:
     code = f"{statement}\nimport sys\nprint(sorted({HEAVY | {'pvc_ref'}!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_world_is_rendered_and_asked_about_without_torch() -> None:
+    """Not only imported: what is looked up late (pvc_ref/__init__.py) must not bring torch in either."""
+    code = (
+        "from pvc_ref.shapes import answer_to, question_of, watch\nclip = next(watch(0)).clip\n"
+        "assert answer_to(clip.scene, question_of(clip, 0).text)\n"
+        "import sys\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)), sorted(name for name in sys.modules if name == 'engines'))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[] []"

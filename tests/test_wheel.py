@@ -14,7 +14,7 @@ IMPORT_ALL = """
 import importlib, pkgutil, sys
 for name in ("pvc_ref", "pvc_export", "pvc_engines", "pvc_apps"):
     package = importlib.import_module(name)
-    for module in pkgutil.iter_modules(package.__path__, name + "."):
+    for module in pkgutil.walk_packages(package.__path__, name + "."):
         importlib.import_module(module.name)
 print(sorted({"engines", "apps"} & set(sys.modules)))
 """
@@ -51,6 +51,12 @@ def test_every_module_of_the_wheel_imports_under_its_new_name(site: Path) -> Non
     result = run(site, "-P", "-c", IMPORT_ALL)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"
+
+
+def test_the_world_and_its_source_are_in_the_wheel(site: Path) -> None:
+    code = "from pvc_apps.synthetic import SyntheticDevice; print(SyntheticDevice().read().shape)"
+    result = run(site, "-P", "-c", code)
+    assert result.stdout.strip() == "(448, 448, 3)", result.stderr
 
 
 def test_data_files_are_in_the_wheel_and_the_command_line_runs(site: Path) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from threading import Event
+from typing import Any
 
 import numpy as np
+import pytest
 
+from apps.capture import Captured
 from apps.devices import FPS, FRAME_COUNT, Address
+from apps.synthetic import Truth
+from engines import Answer, Bundle, PVCStream
 from engines.synthetic import Frame
 
 
@@ -63,3 +69,35 @@ class FakeFactory:
     def __call__(self, address: Address) -> FakeCapture:
         self.num_opened += 1
         return self.captures[self.num_opened - 1]
+
+
+def trained(bundle: Bundle, *, trained_frames: int = 16) -> Bundle:
+    """The same bundle, which says of itself that it was trained."""
+    model = replace(bundle.manifest.model, random_weights=False)
+    return replace(bundle, manifest=replace(bundle.manifest, trained_frames=trained_frames, model=model))
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, reply_to: Callable[[str], str]) -> list[str]:
+    """Let every stream answer so. Returns the questions, as they are asked."""
+    asked: list[str] = []
+
+    def ask(self: PVCStream, question: str, **_: Any) -> Answer:
+        asked.append(question)
+        text = reply_to(question)
+        return Answer(text=text, token_ids=(1,), finished=True, vision_ms=0.0, prefill_ms=1.0, decode_ms=2.0)
+
+    monkeypatch.setattr(PVCStream, "ask", ask)
+    return asked
+
+
+def scenes(*lengths: int, fps: float = 4.0) -> Iterator[Captured]:
+    """Frames of scenes of such lengths. Of scene i, 'Which is i?' is asked, and 'It is i.' is right."""
+    index = 0
+    for scene, num_frames in enumerate(lengths):
+        for frame_index in range(num_frames):
+            truth = Truth(
+                question=f"Which is {scene}?", answer=f"It is {scene}.", topic="count" if scene % 2 else "event",
+                frame_index=frame_index, num_frames=num_frames,
+            )  # fmt: skip
+            yield Captured(bgr=picture(scene), index=index, time_s=index / fps, captured_at=0.0, truth=truth)
+            index += 1

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from apps import capture
-from apps.capture import Captured, EveryFrame, NewestFrame, Source, open_source
-from apps.devices import Address, parse_address
+from apps.capture import Captured, NewestFrame, Source, open_source
+from apps.devices import parse_address
 from engines.errors import MediaError
 from engines.synthetic import Frame
 
@@ -118,7 +118,7 @@ def test_a_camera_that_came_back_goes_on_counting() -> None:
 
 
 class BrokenDevice(SimpleNamespace):
-    name, fps, waits, notice, num_reconnects = "camera 0", 30.0, False, "", 0
+    name, fps, waits, notice, num_reconnects, truth, hold_s = "camera 0", 30.0, False, "", 0, None, 0.0
 
     def read(self) -> Frame | None:
         raise RuntimeError("driver bug")
@@ -152,14 +152,3 @@ def test_closing_ends_the_reader_while_it_waits_for_a_lost_camera() -> None:
     assert isinstance(source, NewestFrame) and fake.is_empty.wait(10)
     source.close()
     assert not source._thread.is_alive() and fake.is_released
-
-
-def test_the_synthetic_source_can_be_taken_either_way() -> None:
-    address: Address = parse_address("synthetic")
-    every = open_source(address, every_frame=True)
-    assert isinstance(every, EveryFrame)
-    first = every.take(0.0)
-    newest = open_source(address)
-    live = newest.take(10.0)
-    newest.close()
-    assert first is not None and live is not None and first.bgr.shape == live.bgr.shape

@@ -215,13 +215,6 @@ def test_without_opencv_the_message_says_how_to_install_it(clip: Path, monkeypat
         open_device(parse_address(str(clip)), wait=keep_waiting)
 
 
-def test_the_synthetic_source_goes_on_and_repeats_from_its_seed() -> None:
-    first, second = (open_device(parse_address("synthetic"), wait=keep_waiting) for _ in range(2))
-    for _ in range(3):
-        frame = first.read()
-        assert frame is not None and frame.shape == (360, 480, 3) and np.array_equal(frame, second.read())
-
-
 def test_an_endless_clip_begins_like_any_other() -> None:
     endless = list(islice(render_clip(None, seed=4, width=40, height=30), 5))
     assert all(np.array_equal(*pair) for pair in zip(endless, render_clip(5, seed=4, width=40, height=30), strict=True))

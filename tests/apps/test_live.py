@@ -26,6 +26,7 @@ from engines import PVCStream, open_bundle
 from engines.synthetic import render_clip
 from engines.video import probe_video, read_video, write_video
 
+from .conftest import Run
 from .fakes import FakeCapture, FakeFactory, picture
 
 ROOT = Path(__file__).parent.parent.parent
@@ -37,24 +38,6 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("video") / "clip.mp4"
     write_video(path, render_clip(NUM_FRAMES, seed=5, width=WIDTH, height=HEIGHT), fps=FPS)
     return path
-
-
-@pytest.fixture
-def pvc_live(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
-    """Run the command line in this process. The result has code, out and err."""
-
-    def run(*args: object) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["pvc-live", *map(str, args)])
-        monkeypatch.setattr(Stop, "install", lambda self: None)  # the signals of this process are pytest's
-        with pytest.raises(SystemExit) as caught:
-            live.main()
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=caught.value.code, out=out, err=err)
-
-    return run
-
-
-Run = Callable[..., SimpleNamespace]
 
 
 def test_a_file_becomes_a_playable_annotated_video(
@@ -109,8 +92,9 @@ def test_a_model_that_is_too_slow_drops_frames_and_the_recording_still_plays_at_
 
 
 def test_a_full_context_is_started_again_and_told(pvc_live: Run, bundle_fp32: Path, tmp_path: Path) -> None:
-    arguments = ("--source", "synthetic", "--every-frame", "--frames", 45, "--ask-every", 1000, "--headless")
-    result = pvc_live(bundle_fp32, *arguments)
+    clip = tmp_path / "long.mp4"
+    write_video(clip, render_clip(45, width=64, height=48), fps=FPS)
+    result = pvc_live(bundle_fp32, "--source", clip, "--every-frame", "--ask-every", 1000, "--headless")
     assert result.code == 0 and "context full: started again at frame 2" in result.out
     assert "45 frames seen, 45 processed" in result.out and "context started again 1 times" in result.out
     assert "2 answers" in result.out  # one before the context was forgotten, one at the end
@@ -255,6 +239,9 @@ live.main()
         (["--ask-every", "-1"], 2, "--ask-every"),
         (["--ask-every", "nan"], 2, "--ask-every"),
         (["--frames", "0"], 2, "--frames"),
+        (["--seed", "-1"], 2, "--seed"),
+        (["--seed", "1", "--source", "clip.mp4"], 2, "--seed is for --source synthetic; clip.mp4 shows"),
+        (["--seed", "1", "--source", "0"], 2, "--seed is for --source synthetic; camera 0 shows"),
         (["--runtime", "gpu"], 2, "'auto', 'target', 'cpu'"),
         (["--source", "0", "--every-frame"], 2, "camera 0 does not wait for a model"),
         (["--source", "rtsp://u:pw@cam", "--every-frame"], 2, "rtsp://u:***@cam does not wait"),

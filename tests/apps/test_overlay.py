@@ -9,7 +9,7 @@ import pytest
 
 from apps import fonts
 from apps.fonts import drawable
-from apps.overlay import YELLOW, Status, _lines, annotate, text_size
+from apps.overlay import GREEN, RED, YELLOW, Status, _lines, annotate, text_size
 from engines.synthetic import Frame
 
 STATUS = Status(
@@ -37,8 +37,12 @@ def strip_rows(level: int, status: Status) -> np.ndarray:
     return np.any(annotate(grey(level), status) != level, axis=(1, 2))
 
 
+def num_of_color(image: Frame, color: tuple[int, int, int]) -> int:
+    return int(np.all(image == np.array(color, np.uint8), axis=2).sum())
+
+
 def num_yellow(image: Frame) -> int:
-    return int(np.all(image == np.array(YELLOW, np.uint8), axis=2).sum())
+    return num_of_color(image, YELLOW)
 
 
 def test_the_model_s_frame_is_left_as_it_is() -> None:
@@ -67,6 +71,7 @@ def test_text_stands_out_on_any_picture_and_the_middle_is_untouched(level: int) 
         {"context_rows": 346},
         {"context": 4096},
         {"num_restarts": 1},
+        {"score": "right 17 of 20, 85 %"},
         {"notice": "camera 0 was lost"},
     ],
     ids=lambda change: next(iter(change)),
@@ -78,12 +83,36 @@ def test_every_figure_is_written_at_the_top(change: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"question": "What happened?"}, {"answer": "A red panda sleeps."}, {"answer_index": 881}, {"answer": None}],
-    ids=["question", "answer", "answer's frame", "no answer yet"],
+    [
+        {"question": "What happened?"},
+        {"answer": "A red panda sleeps."},
+        {"answer_index": 881},
+        {"answer": None},
+        {"truth": "A red panda climbs."},
+    ],
+    ids=["question", "answer", "answer's frame", "no answer yet", "truth"],
 )
 def test_question_and_answer_are_written_at_the_bottom(change: dict[str, object]) -> None:
     before, after = annotate(grey(90), STATUS), annotate(grey(90), replace(STATUS, **change))
     assert not np.array_equal(before[-80:], after[-80:]) and np.array_equal(before[:160], after[:160])
+
+
+def test_a_right_answer_gets_a_tick_and_a_wrong_one_a_cross_of_another_shape() -> None:
+    plain, tick, cross = (annotate(grey(90), replace(STATUS, is_right=is_right)) for is_right in (None, True, False))
+    assert [num_of_color(image, GREEN) > 10 for image in (plain, tick, cross)] == [False, True, False]
+    assert [num_of_color(image, RED) > 10 for image in (plain, tick, cross)] == [False, False, True]
+    assert not np.array_equal(np.any(tick != plain, axis=2), np.any(cross != plain, axis=2))
+
+
+def test_the_truth_is_another_line_and_is_left_out_where_it_is_not_known() -> None:
+    written = strip_rows(90, replace(STATUS, truth="A red panda climbs."))
+    assert written.sum() > strip_rows(90, STATUS).sum()
+
+
+def test_a_mark_leaves_room_for_the_whole_answer() -> None:
+    plain, marked = (annotate(grey(90), replace(STATUS, answer="i " * 300, is_right=mark)) for mark in (None, False))
+    assert np.array_equal(np.any(plain != 90, axis=(1, 2)), np.any(marked != 90, axis=(1, 2)))  # the same line breaks
+    assert marked[:, -4:].max() <= 90  # and no letter is cut
 
 
 def test_random_weights_are_called_so_and_their_tokens_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:

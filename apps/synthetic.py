@@ -1,0 +1,97 @@
+"""A camera that knows the truth: the labelled world of pvc_ref.shapes, rendered live, one scene after another.
+
+Unusual: time stands still here between scenes. A scene's question is asked at its last frame, which is then held for as
+long as a person needs to read the answer. The world is imported when it is first shown, so that a device without it
+still has its cameras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from engines.errors import BackendUnavailable
+from engines.synthetic import Frame
+
+SYNTHETIC = "synthetic"
+FPS, SIZE = 4.0, 448
+HOLD_S = 1.5  # that the last frame of a scene stays, for reading
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Truth:
+    """What is known of a rendered frame: the question of its scene, to be asked at the scene's last frame.
+
+    answer       the right one; None if the world has none for this question
+    topic        of the world's own question; None for a person's
+    frame_index  in the scene, from 0
+    num_frames   of the scene
+    """
+
+    question: str
+    answer: str | None
+    topic: str | None
+    frame_index: int
+    num_frames: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.frame_index == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.frame_index == self.num_frames - 1
+
+
+class SyntheticDevice:
+    """Frames of the world (SIZE, SIZE, 3) uint8 BGR and the truth of each, all from a seed, without an end."""
+
+    name, waits, notice, num_reconnects = SYNTHETIC, True, "", 0
+    fps: float | None = FPS
+
+    def __init__(self, *, seed: int = 0, question: str | None = None) -> None:
+        """`question` is asked of every scene; None asks each scene one of its own. Raises BackendUnavailable."""
+        self.truth: Truth | None = None
+        self._frames = _watch(seed, question)
+
+    @property
+    def hold_s(self) -> float:
+        return HOLD_S if self.truth is not None and self.truth.is_last else 0.0
+
+    def read(self) -> Frame | None:
+        frame, self.truth = next(self._frames)
+        return frame
+
+    def close(self) -> None:
+        self._frames = iter(())
+
+
+def _watch(seed: int, asked: str | None) -> Iterator[tuple[Frame, Truth]]:
+    """The import fails here, at once, and not at the first frame."""
+    try:
+        from pvc_ref.shapes import answer_to, question_of, watch
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"--source {SYNTHETIC} needs pvc_ref.shapes, OpenCV and Pillow, and one of them cannot be imported here "
+            f"({error}). pvc_ref.shapes is a part of this package that a device kit may lack: install the whole "
+            "package, and pip install opencv-python. Or show something else: --source 0, or a video file"
+        ) from error
+
+    def frames() -> Iterator[tuple[Frame, Truth]]:
+        num_scenes = 0
+        for shown in watch(seed, size=SIZE):
+            if shown.frame_index == 0:
+                own = question_of(shown.clip, seed + num_scenes)
+                num_scenes += 1
+            truth = Truth(
+                question=asked or own.text,
+                answer=answer_to(shown.clip.scene, asked) if asked else own.answer,
+                topic=None if asked else own.topic,
+                frame_index=shown.frame_index,
+                num_frames=len(shown.clip.frames),
+            )
+            yield np.ascontiguousarray(shown.frame[..., ::-1]), truth
+
+    return frames()

@@ -1,0 +1,29 @@
+"""pvc-live, run in the process of the tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+from apps import live
+from apps.stop import Stop
+
+Run = Callable[..., SimpleNamespace]
+
+
+@pytest.fixture
+def pvc_live(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
+    """Run the command line in this process. The result has code, out and err."""
+
+    def run(*args: object) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["pvc-live", *map(str, args)])
+        monkeypatch.setattr(Stop, "install", lambda self: None)  # the signals of this process are pytest's
+        with pytest.raises(SystemExit) as caught:
+            live.main()
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=caught.value.code, out=out, err=err)
+
+    return run

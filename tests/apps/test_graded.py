@@ -1,0 +1,109 @@
+"""pvc-live over the world that knows the truth: marks, score, and what is not counted."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from apps import live, session
+from apps.capture import Captured
+from apps.overlay import Status
+from apps.synthetic import HOLD_S, SyntheticDevice, Truth
+from apps.watcher import Watcher
+from engines import open_bundle
+from engines.video import probe_video
+
+from .conftest import Run
+from .fakes import answers, trained
+
+SYNTHETIC = ("--source", "synthetic", "--every-frame", "--headless")
+
+
+def truths_of(seed: int, num_frames: int) -> list[Truth]:
+    device, truths = SyntheticDevice(seed=seed), []
+    for _ in range(num_frames):
+        device.read()
+        assert device.truth is not None
+        truths.append(device.truth)
+    return truths
+
+
+def know_the_truth(monkeypatch: pytest.MonkeyPatch, *, wrong: int) -> None:
+    """Let pvc-live open a trained bundle that is right about every scene but one."""
+    push, truths = Watcher.push, list[Truth]()
+
+    def noted_push(self: Watcher, captured: Captured) -> None:
+        assert captured.truth is not None
+        truths.append(captured.truth)
+        push(self, captured)
+
+    def reply_to(question: str) -> str:
+        num_scenes = sum(truth.is_last for truth in truths)
+        return "I do not know." if num_scenes == wrong else truths[-1].answer or "It is cold."
+
+    monkeypatch.setattr(Watcher, "push", noted_push)
+    monkeypatch.setattr(live, "open_bundle", lambda *args, **kwargs: trained(open_bundle(*args, **kwargs)))
+    answers(monkeypatch, reply_to)
+
+
+def test_the_synthetic_source_is_graded_line_by_line_and_in_the_summary(
+    pvc_live: Run, bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know_the_truth(monkeypatch, wrong=2)
+    truths = truths_of(4, 30)
+    asked = [truth for truth in truths if truth.is_last]
+    out = pvc_live(bundle_fp32, *SYNTHETIC, "--seed", 4, "--frames", 30).out
+    for index, truth in enumerate(asked):
+        line = next(line for line in out.splitlines() if f"  frame {truths.index(truth):<6}" in line)
+        said, mark = ("I do not know.", "\N{BALLOT X}") if index == 1 else (truth.answer, "\N{CHECK MARK}")
+        num_right = index + 1 - (index >= 1)
+        assert f"{truth.question} -> {said}  {mark} truth: {truth.answer}  right {num_right} of {index + 1}, " in line
+    assert f"\nright {len(asked) - 1} of {len(asked)}, " in out
+    assert "as many as the model was trained on: started again at frame" in out
+
+
+def test_the_score_is_in_the_json_summary(pvc_live: Run, bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    know_the_truth(monkeypatch, wrong=1)
+    data = json.loads(pvc_live(bundle_fp32, *SYNTHETIC, "--seed", 4, "--frames", 30, "--json").out)
+    score, topics = data["score"], [truth.topic for truth in truths_of(4, 30) if truth.is_last]
+    assert data["seed"] == 4 and score["num_graded"] == data["num_answers"] == len(topics)
+    assert score["num_right"] == len(topics) - 1 and score["accuracy"] == (len(topics) - 1) / len(topics)
+    assert {topic: part["num_graded"] for topic, part in score["by_topic"].items()} == dict(Counter(topics))
+    last = data["last_answer"]
+    assert last["is_right"] is True and last["truth"] == last["text"] and last["question"] == data["question"]
+
+
+def test_a_question_that_the_world_cannot_answer_is_shown_and_not_counted(
+    pvc_live: Run, bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know_the_truth(monkeypatch, wrong=0)
+    out = pvc_live(bundle_fp32, *SYNTHETIC, "--frames", 20, "--ask", "What is the weather?").out
+    assert out.count("It is cold.") >= 2 and "right" not in out and "truth" not in out
+
+
+def test_random_weights_get_no_grade(pvc_live: Run, bundle_fp32: Path) -> None:
+    result = pvc_live(bundle_fp32, *SYNTHETIC, "--frames", 20)
+    assert "truth: " in result.out and "right" not in result.out and "\N{BALLOT X}" not in result.out
+    assert json.loads(pvc_live(bundle_fp32, *SYNTHETIC, "--frames", 20, "--json").out)["score"]["num_graded"] == 0
+
+
+def test_the_recording_shows_the_question_first_and_the_graded_answer_at_the_end_of_the_scene(
+    pvc_live: Run, bundle_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know_the_truth(monkeypatch, wrong=2)
+    out, truths = tmp_path / "out.mp4", truths_of(4, 20)
+    statuses: list[Status] = []
+    monkeypatch.setattr(session, "annotate", lambda frame, status: statuses.append(status) or frame)
+    pvc_live(bundle_fp32, *SYNTHETIC, "--seed", 4, "--frames", 20, "--record", out)
+    assert [status.frame_index for status in statuses] == list(range(20))
+    num_asked = 0
+    for truth, status in zip(truths, statuses, strict=True):
+        num_asked += truth.is_last
+        shown = (truth.answer, num_asked != 2) if truth.is_last else (None, None)
+        assert (status.question, status.truth, status.is_right) == (truth.question, *shown)
+        assert (status.answer is None) == (not truth.is_last)
+    num_held = sum(truth.is_last for truth in truths[:-1])
+    assert probe_video(out).num_frames == 20 + round(num_held * HOLD_S * 4)  # 4 frames a second
