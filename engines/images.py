@@ -19,9 +19,6 @@ from .preprocess import num_tiles, to_tiles
 from .session import Session
 from .vision import VisionEncoder
 
-MAX_TILES = 6
-"""What PVC's own evaluation cuts an image into at most, but for documents."""
-
 
 def read_image(path: str | Path) -> Array:
     """An image file as (H, W, 3) uint8 BGR, upright as its metadata says; transparency is dropped.
@@ -49,7 +46,10 @@ def read_image(path: str | Path) -> Array:
 
 
 class ImageEncoder:
-    """Encodes one image at a time. Its ring is made with the first image and used again: a stream may never see one."""
+    """Encodes one image at a time. Its ring is made with the first image and used again: a stream may never see one.
+
+    max_tiles None is what the model was made for.
+    """
 
     def __init__(self, sessions: Mapping[str, Session], manifest: Manifest) -> None:
         self._sessions, self._spec = sessions, manifest.images
@@ -57,13 +57,14 @@ class ImageEncoder:
         self._size, self._tokens = manifest.shape.image_size, manifest.shape.num_frame_tokens
         self._encoder: VisionEncoder | None = None
 
-    def num_rows(self, image_bgr: Array, *, max_tiles: int) -> int:
+    def num_rows(self, image_bgr: Array, *, max_tiles: int | None) -> int:
         """LLM rows that an image takes. Raises FrameError for anything but (H, W, 3) uint8."""
-        return num_tiles(image_bgr, size=self._size, max_tiles=max_tiles) * self._spec.num_repeats * self._tokens
+        count = num_tiles(image_bgr, size=self._size, max_tiles=self._max_tiles(max_tiles))
+        return count * self._spec.num_repeats * self._tokens
 
-    def encode(self, image_bgr: Array, *, max_tiles: int) -> Array:
+    def encode(self, image_bgr: Array, *, max_tiles: int | None) -> Array:
         """(H, W, 3) uint8 BGR of any size -> (rows, E). Raises FrameError, and NonFiniteError as a frame does."""
-        tiles = to_tiles(image_bgr, size=self._size, max_tiles=max_tiles)
+        tiles = to_tiles(image_bgr, size=self._size, max_tiles=self._max_tiles(max_tiles))
         if self._encoder is None:
             self._encoder = VisionEncoder(self._sessions)
         in_time = self._spec.layout == "tiles_in_time"
@@ -75,3 +76,6 @@ class ImageEncoder:
                 self._encoder.reset()
             embeds.append(self._encoder.encode_static(tile, num_repeats=self._spec.num_repeats))
         return np.concatenate(embeds)
+
+    def _max_tiles(self, given: int | None) -> int:
+        return self._spec.max_tiles if given is None else given

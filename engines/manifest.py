@@ -14,7 +14,7 @@ from .prompt import PromptSpec
 from .spec import GraphSpec, ModelShape, Precision, StreamLimits
 from .target import load_target
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST_NAME = "manifest.json"
 
 
@@ -62,11 +62,13 @@ class ModelSource:
 class ImageSpec:
     """How an image is seen: as a static video of `num_repeats` frames (PVC, images as static videos).
 
-    layout  tile_streams: each tile is a stream of its own; tiles_in_time: they follow one another in one stream
+    layout     tile_streams: each tile is a stream of its own; tiles_in_time: they follow one another in one stream
+    max_tiles  that an image is cut into, unless a caller says otherwise; 1 leaves it whole
     """
 
     num_repeats: int
     layout: Literal["tile_streams", "tiles_in_time"]
+    max_tiles: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,8 +144,9 @@ class Manifest:
             self.shape, self.limits, self.precision, target.spelling, cache_update=target.cache_update
         ):
             raise ValueError("graphs are not those of this shape, limits, precision and target")
-        if self.images.num_repeats < 1 or self.images.layout not in ("tile_streams", "tiles_in_time"):
-            raise ValueError(f"images is {self.images!r}, expected repeats and one of the two layouts")
+        images = self.images
+        if min(images.num_repeats, images.max_tiles) < 1 or images.layout not in ("tile_streams", "tiles_in_time"):
+            raise ValueError(f"images is {images!r}, expected repeats, tiles and one of the two layouts")
         self.prompt.before_frame(1)
         if not self.prompt.image_tag or not self.prompt.stop_tokens:
             raise ValueError(f"prompt is {self.prompt!r}, expected a tag for images and a token that ends an answer")

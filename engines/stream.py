@@ -14,7 +14,7 @@ from .answer import Answer, PushTiming
 from .bundle import Bundle
 from .clock import Clock, resolve_clock
 from .errors import NonFiniteError, StreamError
-from .images import MAX_TILES, ImageEncoder
+from .images import ImageEncoder
 from .ingest import Ingest, WaitingFrame
 from .language import LanguageModel
 from .memory import Array
@@ -130,14 +130,14 @@ class PVCStream:
         question: str,
         *,
         images: Sequence[Array] = (),
-        max_tiles: int = MAX_TILES,
+        max_tiles: int | None = None,
         max_new_tokens: int = 64,
         keep: bool = False,
     ) -> Answer:
         """Ask about everything pushed so far; the likeliest token is taken at every step.
 
-        images     (H, W, 3) uint8 BGR of any size, each cut into at most max_tiles tiles and a thumbnail. They come
-                   before the question, or where it says <image>
+        images     (H, W, 3) uint8 BGR of any size, each cut into at most max_tiles tiles and a thumbnail, by default as
+                   many as the model was made for. They come before the question, or where it says <image>
         keep=False rolls question and answer back afterwards: the context's length is set back, and no cache is copied.
         keep=True  leaves them in the context, so that later questions can refer to them, until the stream re-anchors.
         Raises StreamFull before anything is run if question and answer might not fit, FrameError for what is no image,
@@ -180,7 +180,7 @@ class PVCStream:
         )
 
     def score(
-        self, question: str, token_ids: Sequence[int], *, images: Sequence[Array] = (), max_tiles: int = MAX_TILES
+        self, question: str, token_ids: Sequence[int], *, images: Sequence[Array] = (), max_tiles: int | None = None
     ) -> Array:
         """What the model would have said at each step of a given answer (teacher forcing), rolled back afterwards.
 
@@ -203,7 +203,7 @@ class PVCStream:
             raise
         return np.stack(logits)
 
-    def encode_image(self, image_bgr: Array, *, max_tiles: int = MAX_TILES) -> Array:
+    def encode_image(self, image_bgr: Array, *, max_tiles: int | None = None) -> Array:
         """An image as the LLM sees it, (rows, E): a static video, which leaves this stream's frames alone.
 
         Tokens are ordered (tile, repeat, token). Raises FrameError for anything but (H, W, 3) uint8 BGR.
@@ -261,7 +261,9 @@ class PVCStream:
         self.vision.reset()
         self.language.cache.truncate(0)
 
-    def _question_rows(self, question: str, images: Sequence[Array], *, max_tiles: int, num_reserved: int) -> Array:
+    def _question_rows(
+        self, question: str, images: Sequence[Array], *, max_tiles: int | None, num_reserved: int
+    ) -> Array:
         """Embeddings (L, E) of what follows the frames, up to where the answer starts."""
         self._tokenizer.refuse_special_tokens(question)
         spec, language = self._spec, self.language

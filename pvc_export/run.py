@@ -15,7 +15,7 @@ from engines import Answer, PushTiming, PVCStream, open_bundle
 from engines.bundle import Bundle, Runtime
 from engines.clock import Clock
 from engines.errors import ParityError, StreamFull
-from engines.images import MAX_TILES, read_image
+from engines.images import read_image
 from engines.ingest import Ingest
 from engines.preprocess import segment_indices
 from engines.video import VideoInfo, probe_video, read_video
@@ -73,10 +73,6 @@ class RunRequest:
     @property
     def num_frames(self) -> int:
         return DEFAULT_FRAMES if self.frames is None else self.frames
-
-    @property
-    def max_tiles(self) -> int:
-        return self.tiles or MAX_TILES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,7 +139,7 @@ def run(request: RunRequest, console: Console) -> tuple[Bundle, RunResult]:
     end_bytes, context_rows = resident_bytes(), stream.context_rows
     with console.stage("ask") as (stage, _):
         answer = stream.ask(
-            request.question, images=images, max_tiles=request.max_tiles, max_new_tokens=request.max_new_tokens
+            request.question, images=images, max_tiles=request.tiles, max_new_tokens=request.max_new_tokens
         )
         stage.note = f"{len(answer.token_ids)} tokens"
     result = RunResult(
@@ -270,7 +266,9 @@ def compare_with_reference(
     model, tokenizer = loaded.model, loaded.tokenizer
     kind: Any = "video" if result.frames else "images" if result.images else "text"
     prompt = Prompt(kind=kind, question=request.question, frames=result.frames, images=result.images)
-    inputs = reference_embeds(loaded, prompt, window=manifest.limits.window, max_tiles=request.max_tiles)
+    inputs = reference_embeds(
+        loaded, prompt, window=manifest.limits.window, max_tiles=request.tiles or manifest.images.max_tiles
+    )
     stop_id = loaded.token_id(STOP_TOKEN)
     expected = model.generate(inputs, max_new_tokens=request.max_new_tokens, stop_ids=[stop_id])
     got = list(result.answer.token_ids)

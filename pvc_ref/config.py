@@ -171,6 +171,7 @@ class PVCConfig:
     time_mode: TimeMode = "absolute"
     trained_frames: int = 96
     num_image_repeats: int = 4
+    max_image_tiles: int = 6
     image_layout: ImageLayout = "tile_streams"
     template: TemplateName = "internlm2-chat"
 
@@ -178,7 +179,7 @@ class PVCConfig:
         _choice("time_mode", self.time_mode, TimeMode)
         _choice("image_layout", self.image_layout, ImageLayout)
         _choice("template", self.template, TemplateName)
-        _positive(self, "trained_frames", "num_image_repeats")
+        _positive(self, "trained_frames", "num_image_repeats", "max_image_tiles")
         rows, columns = self.compressor.token_grid
         grid = self.vision.grid_size
         if self.compressor.kind in ("pvc", "pixel_shuffle", "conv") and (grid % rows or grid % columns):
@@ -241,6 +242,7 @@ PRESETS: dict[str, PVCConfig] = {
             max_positions=4096,
         ),
         trained_frames=16,
+        max_image_tiles=1,
         template="tiny",
     ),
     "pvc-internvl2-1b": PVCConfig(

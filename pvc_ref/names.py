@@ -214,6 +214,7 @@ def config_to_json(config: PVCConfig) -> dict[str, Any]:
         "downsample_ratio": math.sqrt(compressor.num_tokens / vision.num_patches),
         "ps_version": compressor.shuffle,
         "template": config.template,
+        "max_dynamic_patch": config.max_image_tiles,
         "select_layer": -1,
         "pvc": {
             "num_temporal_layers": vision.num_temporal_layers,
@@ -265,6 +266,7 @@ def _config_from_json(data: Mapping[str, Any]) -> PVCConfig:
     num_tokens = vision.num_patches * ratio**2
     compressor: dict[str, Any] = {"kind": "pixel_shuffle", "num_tokens": round(num_tokens)}
     whole: dict[str, Any] = {"num_image_repeats": 1}
+    tiles = {"max_image_tiles": _fact(data, "max_dynamic_patch", int)} if "max_dynamic_patch" in data else {}
     if "pvc" in data:
         kinds = {"kind": str, "num_tokens": int, "num_q_former_layers": int}
         compressor = {key: _fact(data, f"pvc.compressor.{key}", kind) for key, kind in kinds.items()}
@@ -281,6 +283,7 @@ def _config_from_json(data: Mapping[str, Any]) -> PVCConfig:
         llm=_llm_from_json(data),
         template=_fact(data, "template", str),
         **whole,
+        **tiles,
     )
 
 
