@@ -10,6 +10,7 @@ recorded, every cache row too, and compared with the PyTorch reference in float3
     batch     where a bundle serves several streams, each row of a batch against its own run; streams of different
               lengths, at the edges of the cache's buckets, against one pass without a cache
     words     twenty prompts, answered and scored (conversations.py)
+    answers   a thousand questions with known answers, on every rung, for a model that was taught them (semantic.py)
     tokens    each is the likeliest of its logits, and the reference's choice but for near ties
     weights   every parameter of the reference, cast to the bundle's precision, bit for bit in its graph's file
 Unusual: the reference makes its own resize, its own prompt and its own past, so a fault of the runtime (a mask, a slot,
@@ -35,6 +36,7 @@ from pvc_ref.prompt import IMAGE_CONTEXT
 
 from .conversations import converse
 from .frames import Frame, check_clip
+from .graded import RungAnswers
 from .graphs import graph_parameters
 from .ladder import (
     Frames,
@@ -49,17 +51,20 @@ from .ladder import (
     run_torch,
 )
 from .models import LoadedModel, require_same_weights
-from .parity import Conversation, Difference, ParityReport, compare_arrays, near_tie, worst_rows
+from .parity import Conversation, Difference, compare_arrays, near_tie, worst_rows
 from .precision import TORCH_DTYPE, cast_model
 from .probes import probe_batch, probe_context, probe_lengths
 from .prompts import KINDS
 from .recorder import Calls, Recorder
+from .report import ParityReport
 from .same_weights import missing_weights
+from .semantic import WORLD, answer_all
 from .widen import open_on_cpu
 
 QUESTION = "What do you see?"
 NUM_NEW_TOKENS = 16
 MIN_DECODED = 4
+NUM_QUESTIONS = 1000
 PER_KIND = 5
 """Prompts of each kind: 20 in all. A large model is asked one of each."""
 FAR_FRAME = 4096
@@ -71,12 +76,14 @@ def check_bundle(
     loaded: LoadedModel,
     *,
     ladder: bool = True,
+    num_questions: int = NUM_QUESTIONS,
     scratch: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> ParityReport:
     """Run the bundle beside its reference on a clip of 2 W + 2 frames, in ONNX Runtime on the CPU.
 
-    Without `ladder` only the bundle itself is compared, not the steps between. Graphs that a rung needs are written to
+    Without `ladder` only the bundle itself is compared, not the steps between. num_questions are asked of a model
+    whose world is known (semantic.py); 0 asks none. Graphs that a rung needs are written to
     a temporary folder in `scratch`, by default the system's. Raises ModelError if `loaded` is not
     the model the bundle was made from, and ParityError where nothing can be compared: other shapes, or NaN. A
     difference is not an error here: it is in the report.
@@ -85,7 +92,7 @@ def check_bundle(
         outcome = _check_bundle_itself(folder, loaded, scratch, progress)
         comparison, manifest = outcome.comparison, outcome.comparison.bundle.manifest
         num_weights, wrong_weights = compare_weights(comparison.bundle, loaded)
-        progress(0.6)
+        progress(0.5)
         not_executed = {"engine": "this check left out the ladder"} if manifest.engines else {}
         if ladder:
             onnx = recording_of(outcome.recorded.vision_calls)
@@ -97,9 +104,15 @@ def check_bundle(
                 fp32=reference,
                 onnx=onnx,
                 scratch=scratch,
-                progress=lambda x: progress(0.6 + 0.4 * x),
+                progress=lambda x: progress(0.5 + 0.3 * x),
             )
             comparison.found = found + comparison.found
+        answers: tuple[RungAnswers, ...] = ()
+        if num_questions and loaded.model.trained_on == WORLD:
+            answers = answer_all(
+                folder, loaded, num_questions=num_questions, ladder=ladder, scratch=scratch,
+                progress=lambda x: progress(0.8 + 0.2 * x),
+            )  # fmt: skip
     progress(1.0)
     outputs = {f"{spec.name}/{tensor.name}" for spec in manifest.graphs.values() for tensor in spec.outputs}
     return ParityReport(
@@ -116,6 +129,7 @@ def check_bundle(
         wrong_tokens=tuple(comparison.wrong_tokens),
         not_executed=not_executed | _left_out(outcome.conversations, _per_kind(loaded)),
         conversations=outcome.conversations,
+        answers=answers,
     )
 
 
@@ -234,11 +248,11 @@ def _decode_a_little_more(stream: PVCStream, tokens: tuple[int, ...]) -> tuple[i
 def _jump(encoder: VisionEncoder, pixels: list[Array], bundle: Bundle) -> list[int]:
     """Let the clock run ahead to frames that a clip does not reach, and encode one there. Slots stay where they are."""
     ring, times = encoder.ring, list[int]()
-    for target, image in zip((bundle.manifest.trained_frames - 1, FAR_FRAME), pixels, strict=False):
-        if target > ring.num_frames:
+    for target in (bundle.manifest.trained_frames - 1, FAR_FRAME):
+        if target > ring.num_frames:  # a model of few frames has passed the first one already
             ring.num_frames += -(-(target - ring.num_frames) // ring.window) * ring.window
-            times.append(ring.num_frames)
-            encoder.commit(encoder.encode(image))
+            encoder.commit(encoder.encode(pixels[len(times)]))
+            times.append(encoder.num_frames - 1)
     return times
 
 

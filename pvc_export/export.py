@@ -32,11 +32,14 @@ from .console import Console, size_text
 from .graphs import graph_module, graph_parameters, model_shape
 from .models import LoadedModel, prompt_spec
 from .onnx_export import export_graph
-from .parity import PARITY_NAME, ParityReport
+from .parity import PARITY_NAME
 from .precision import cast_model
 from .publish import staging
+from .report import ParityReport
 from .versions import installed
 
+NUM_QUESTIONS = 200
+"""Held-out questions of a model whose world is known; `check` asks a thousand."""
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "tensorrt", "tensorrt_rtx")
 
 
@@ -64,7 +67,7 @@ def export(
     with staging(request.out) as folder:
         manifest = _write_graphs(loaded, request, folder, console)
         with console.stage("check against the reference") as (stage, report):
-            parity = check_bundle(folder, loaded, scratch=folder.parent, progress=report)
+            parity = check_bundle(folder, loaded, num_questions=NUM_QUESTIONS, scratch=folder.parent, progress=report)
             stage.note = parity.summary()
         if not parity.passed and not publish_failures:
             raise ParityError(parity.failure_text())
@@ -126,7 +129,11 @@ def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, con
         time_mode=loaded.config.time_mode,
         trained_frames=loaded.config.trained_frames,
         prompt=prompt_spec(loaded.config),
-        images=ImageSpec(num_repeats=loaded.config.num_image_repeats, layout=loaded.config.image_layout),
+        images=ImageSpec(
+            num_repeats=loaded.config.num_image_repeats,
+            layout=loaded.config.image_layout,
+            max_tiles=loaded.config.max_image_tiles,
+        ),
         graphs=specs,
         engines=engines,
         versions=versions(),

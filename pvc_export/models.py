@@ -1,4 +1,4 @@
-"""`-m MODEL`: a preset with random weights, or a checkpoint folder."""
+"""`-m MODEL`: the bundled model, a preset with random weights, or a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from engines.errors import ModelError
 from engines.manifest import Manifest, ModelSource
 from engines.prompt import PromptSpec
 from pvc_ref import PVC, PVCConfig
+from pvc_ref.bundled import SHAPES_FOLDER
 from pvc_ref.prompt import (
     IMAGE_CONTEXT,
     IMAGE_END,
@@ -28,8 +29,10 @@ from pvc_ref.prompt import (
 )
 from pvc_ref.weights import CheckpointError
 
-BUILT_IN = ("tiny", "vision-8b")
-"""Presets that can be made here, from a seed. The others are shapes; their weights come from a checkpoint folder."""
+RANDOM = ("tiny", "vision-8b")
+"""Presets that can be made here, from a seed. Of the others the weights come from a checkpoint folder."""
+BUILT_IN = ("shapes", *RANDOM)
+"""What -m takes besides folders: the trained model that comes with the package, and the random ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,10 +76,10 @@ class LoadedModel:
 
 def load_model(name: str, *, seed: int = 0) -> LoadedModel:
     """A built-in name or a checkpoint folder. Raises ModelError that names the nearest built-in, or what is broken."""
-    if name in BUILT_IN:
+    if name in RANDOM:
         model = PVC.random(PVCConfig.preset(name), seed=seed)
         return loaded_model(model, byte_tokenizer(), name=name)
-    folder = Path(name)
+    folder = SHAPES_FOLDER if name in BUILT_IN else Path(name)
     if not folder.is_dir():
         near = get_close_matches(name, BUILT_IN, n=1, cutoff=0.5)
         hint = f"Did you mean '{near[0]}'? " if near else ""
@@ -89,7 +92,7 @@ def load_model(name: str, *, seed: int = 0) -> LoadedModel:
         tokenizer = _load_tokenizer(folder)
     except CheckpointError as error:
         raise ModelError(str(error)) from error
-    return loaded_model(model, tokenizer, name=str(folder.resolve()))
+    return loaded_model(model, tokenizer, name=name if name in BUILT_IN else str(folder.resolve()))
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:

@@ -24,7 +24,8 @@ from pvc_ref.prompt import byte_tokenizer
 from .console import Console
 from .export import ExportRequest, export, versions
 from .models import LoadedModel, load_model, loaded_model
-from .parity import GATED, THRESHOLDS, ParityReport, limit_key, limits_of
+from .parity import GATED, THRESHOLDS, limit_key, limits_of
+from .report import ParityReport
 
 MARGINS = {"rel_l2": 4.0, "worst_token": 4.0, "cosine_gap": 16.0, "norm_gap": 16.0}
 """A limit is this many times the worst that was measured: room for other seeds, depths and processors.

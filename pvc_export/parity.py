@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import inf, log10
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from engines.errors import SpecError
 from engines.memory import Array
-from engines.spec import GRAPH_NAMES, Precision
+from engines.spec import Precision
 
 PARITY_NAME = "parity.json"
 THRESHOLDS = Path(__file__).with_name("thresholds.json")
@@ -151,162 +150,6 @@ class Conversation:
     def num_same(self, k: int) -> int:
         """Steps with the same k likeliest tokens."""
         return self.num_steps - sum(flip.k == k for flip in self.flips)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ParityReport:
-    """What was compared, and how it came out.
-
-    not_executed  rungs of the ladder that could not run, and why; they are never a pass
-    """
-
-    precision: Precision
-    computed_in: str
-    num_frames: int
-    rows: tuple[Row, ...]
-    found: tuple[Difference, ...]
-    missing: tuple[str, ...]
-    num_weights: int
-    wrong_weights: dict[str, list[str]]
-    num_tokens: int
-    num_equal_tokens: int
-    wrong_tokens: tuple[str, ...]
-    not_executed: dict[str, str]
-    conversations: tuple[Conversation, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        wrong = self.missing or self.wrong_weights or self.wrong_tokens or self.wrong_conversations()
-        return not wrong and all(row.passed for row in self.rows)
-
-    def wrong_conversations(self) -> list[str]:
-        """Every prompt that was answered otherwise than by rounding."""
-        limit = kl_limit(self.precision)
-        return [f"{c.kind} prompt {c.question!r}: {fault}" for c in self.conversations if (fault := c.fault(limit))]
-
-    @property
-    def first_failed_graph(self) -> str | None:
-        """The first graph that is not as it should be, in the order in which a frame and then its text pass through."""
-        failed = {row.graph for row in self.rows if not row.passed} | set(self.wrong_weights)
-        return next((name for name in GRAPH_NAMES if name in failed), None)
-
-    def stages(self) -> dict[str, list[Row]]:
-        """The rows of every stage, in the order of the ladder."""
-        stages: dict[str, list[Row]] = {}
-        for row in self.rows:
-            stages.setdefault(row.stage, []).append(row)
-        return stages
-
-    def table(self) -> list[str]:
-        """Lines for people: each stage, and in it the worst row of each kind of tensor."""
-        lines = []
-        for stage, rows in self.stages().items():
-            lines.append(self._heading(stage))
-            kinds: dict[str, list[Row]] = {}
-            for row in rows:
-                kinds.setdefault(limit_key(row.graph, row.tensor), []).append(row)
-            for kind, members in kinds.items():
-                row = max(members, key=Row.share)
-                worst, count = row.worst, f" (worst of {len(members)})" if len(members) > 1 else ""
-                lines.append(
-                    f"  {'ok  ' if row.passed else 'FAIL'} {kind + count:<30} max abs {worst.max_abs:.1e}  relative L2 "
-                    f"{worst.rel_l2:.1e}  worst token {worst.worst_token:.1e}  1 - cosine {worst.cosine_gap:.1e}  "
-                    f"norm {worst.norm_gap:.1e}  {worst.sqnr_db:.0f} dB   {row.share():.0%} of its limit"
-                )
-        lines += self._conversation_lines()
-        return lines + [f"{rung}: not executed: {reason}" for rung, reason in self.not_executed.items()]
-
-    def _conversation_lines(self) -> list[str]:
-        """A line for every kind of prompt: greedy answers, and both sides fed the reference's."""
-        if not self.conversations:
-            return []
-        limit = kl_limit(self.precision)
-        lines = [
-            f"conversations (computed in {self.computed_in}), against torch fp32; limit of KL / mean square {limit:.1e}"
-        ]
-        for kind in dict.fromkeys(c.kind for c in self.conversations):
-            group = [c for c in self.conversations if c.kind == kind]
-            steps = sum(c.num_steps for c in group)
-            bad = any(c.fault(limit) for c in group)
-            lines.append(
-                f"  {'FAIL' if bad else 'ok  '} {kind:<8} {sum(c.equal for c in group)}/{len(group)} answers equal   "
-                f"KL max {max(c.max_kl for c in group):.1e} mean {sum(c.mean_kl for c in group) / len(group):.1e}   "
-                f"{max(c.scaled_kl for c in group) / limit:.0%} of its limit   "
-                f"top-1 {sum(c.num_same(1) for c in group)}/{steps}   top-5 {sum(c.num_same(5) for c in group)}/{steps}"
-            )
-        return lines
-
-    def _heading(self, stage: str) -> str:
-        what, dtype = stage.split()
-        against = {
-            "torch": "torch fp64" if dtype == "fp32" else "torch fp32",
-            "onnx": f"torch {dtype}",
-            "engine": f"onnx {dtype}",
-            "gpu": "torch fp32, as the target runs it",
-            "bundle": "torch fp32, a whole stream on the CPU",
-        }[what]
-        label = f" (computed in {self.computed_in})" if what in ("onnx", "bundle") and dtype != "fp32" else ""
-        return f"{stage}{label}, against {against}"
-
-    def summary(self) -> str:
-        worst = max(self.rows, key=Row.share)
-        said = self.conversations
-        answers = f", {sum(c.equal for c in said)}/{len(said)} answers equal" if said else ""
-        return (
-            f"{'pass' if self.passed else 'FAIL'}: {self.num_weights} weights bit-equal, {len(self.rows)} rows over "
-            f"{self.num_frames} frames at most at {worst.share():.0%} of their limits, "
-            f"{self.num_equal_tokens}/{self.num_tokens} tokens equal{answers}"
-        )
-
-    def failure_text(self) -> str:
-        lines = [f"the bundle differs from the reference ({self.precision}, computed in {self.computed_in}):"]
-        failed = sorted((row for row in self.rows if not row.passed), key=Row.share, reverse=True)
-        lines += [f"  {row.stage}: {row.graph}/{row.tensor}: {row.text()}" for row in failed[:6]]
-        lines += [f"  {wrong}" for wrong in (*self.wrong_tokens[:4], *self.wrong_conversations()[:4])]
-        lines += [f"  never seen, so never compared: {', '.join(self.missing)}"] if self.missing else []
-        lines += [
-            f"  {graph}: not the reference's weights: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-            for graph, names in self.wrong_weights.items()
-        ]
-        if self.first_failed_graph:
-            lines.append(
-                f"The first graph on the way that is not as it should be is '{self.first_failed_graph}'. Likely a "
-                "wrong weight, mask or slot, or a dtype too narrow there. Compare in float32: pvc-export onnx --fp32"
-            )
-        return "\n".join(lines)
-
-    def receipt(self) -> dict[str, Any]:
-        """The lines of the manifest that say how this bundle was checked."""
-        worst = max(self.rows, key=Row.share)
-        return {
-            "passed": self.passed,
-            "precision": self.precision,
-            "computed_in": self.computed_in,
-            "num_frames": self.num_frames,
-            "num_rows": len(self.rows),
-            "num_weights_bit_equal": self.num_weights,
-            "worst_row": f"{worst.stage}: {worst.graph}/{worst.tensor}",
-            "worst_share_of_limit": round(worst.share(), 4),
-            "equal_tokens": f"{self.num_equal_tokens}/{self.num_tokens}",
-            "equal_answers": f"{sum(c.equal for c in self.conversations)}/{len(self.conversations)}",
-            "max_kl": max((c.max_kl for c in self.conversations), default=None),
-            "max_scaled_kl": max((c.scaled_kl for c in self.conversations), default=None),
-            "stages": list(self.stages()),
-            "not_executed": self.not_executed,
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """The receipt, every row, and every single difference ('frames'), for curves."""
-        limit = kl_limit(self.precision)
-        return {
-            **self.receipt(),
-            "wrong_weights": self.wrong_weights,
-            "missing": self.missing,
-            "wrong_tokens": self.wrong_tokens,
-            "rows": [{**asdict(row), "passed": row.passed} for row in self.rows],
-            "conversations": [asdict(c) | {"equal": c.equal, "kl_limit": limit} for c in self.conversations],
-            "frames": [asdict(found) | {"sqnr_db": found.sqnr_db} for found in self.found],
-        }
 
 
 def compare_arrays(got: Array, want: Array, *, stage: str, graph: str, tensor: str, where: str) -> Difference:

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import time
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import cast
 
@@ -31,6 +34,7 @@ from .weights import TOKENIZER_FILE, load_model
 NUM_CLIPS = 600
 LATE_FRAMES = (100, 1_000, 10_000)
 WINDOW = 8
+DOCS = Path("docs")
 CLEAN = CONDITIONS["clean"]
 
 
@@ -91,6 +95,20 @@ def attention_over_time(model: PVC, tokenizer: Tokenizer, *, num_clips: int) -> 
     return rows
 
 
+def _study(folder: Path) -> None:
+    """Train what is missing, and write docs/study.md and its plot."""
+    from .training.study import minutes, study
+    from .training.study_report import plot, report
+
+    results = study(folder)
+    device = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {date.today()}"
+    text = report(results, minutes(folder), device)
+    DOCS.mkdir(exist_ok=True)
+    (DOCS / "study.md").write_text(text, encoding="utf-8")
+    plot(results, DOCS / "figures" / "study.png")
+    print(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pvc_ref.evaluate", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-m", "--model", type=Path, default=SHAPES_FOLDER, help="checkpoint folder")
@@ -101,9 +119,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.study is not None:
-        from .training.study import study
-
-        study(args.study)
+        _study(args.study)
         return
     started = time.monotonic()
     model, tokenizer = load_model(args.model), Tokenizer.from_file(str(args.model / TOKENIZER_FILE))

@@ -17,7 +17,8 @@ from engines.manifest import Manifest
 from pvc_export.check import MIN_DECODED, check_bundle
 from pvc_export.ladder import VISION_GRAPHS
 from pvc_export.models import LoadedModel, load_model
-from pvc_export.parity import GATED, ParityReport, compare_arrays, load_thresholds, worst_rows
+from pvc_export.parity import GATED, compare_arrays, load_thresholds, worst_rows
+from pvc_export.report import ParityReport
 
 from .conftest import Run
 from .tamper import (

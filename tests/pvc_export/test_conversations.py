@@ -21,8 +21,9 @@ from engines.vision import VisionEncoder
 from pvc_export.check import check_bundle
 from pvc_export.conversations import common_prefix, converse, divergences, flips
 from pvc_export.models import LoadedModel, load_model
-from pvc_export.parity import Conversation, Flip, ParityReport, kl_limit
+from pvc_export.parity import Conversation, Flip, kl_limit
 from pvc_export.prompts import KINDS, prompts, prompts_that_fit
+from pvc_export.report import ParityReport
 
 from .conftest import Run
 

@@ -30,8 +30,9 @@ from pvc_export.export import ExportRequest, export
 from pvc_export.frames import check_clip
 from pvc_export.graphs import SplitTemporalAttention
 from pvc_export.models import LoadedModel
-from pvc_export.parity import ParityReport, kl_limit
+from pvc_export.parity import kl_limit
 from pvc_export.precision import cast_model
+from pvc_export.report import ParityReport
 from pvc_export.widen import widen
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.temporal import TimeEmbedding

@@ -1,0 +1,113 @@
+"""The study's tables and its picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .held_out import Row
+from .study import (
+    LENGTHS,
+    NUM_CLIPS,
+    NUM_STEPS,
+    NUM_TOKENS,
+    REPEATS,
+    SEEDS,
+    Result,
+    families,
+    spread,
+)
+
+VIDEO_TOPICS = ("colour", "shape", "count", "direction", "event", "describe", "absent")
+CARD_TOPICS = ("number 1", "number 2", "number 4")
+MAIN_LENGTH = 8
+
+
+def report(results: dict[str, Result], minutes: dict[str, float], device: str) -> str:
+    """Everything that was measured, as Markdown."""
+    grouped = families(results)
+    parts = [
+        "# PVC and what it is compared with, in small",
+        f"`python -m pvc_ref.evaluate --study` made this file, its plot and every model behind it: {NUM_STEPS} steps each "
+        f"of the same data, {NUM_TOKENS} tokens a frame (16 patches each), one process of one thread. Percent of held-out "
+        f"questions answered word for word, greedy, clean frames, {NUM_CLIPS} clips a cell. Mean and standard deviation "
+        f"over seeds {', '.join(map(str, SEEDS))} for PVC and for pixel shuffle, seed 0 for the others. {device}.",
+        f"![accuracy by method](figures/study.png)\n\n## By topic: videos of {MAIN_LENGTH} frames",
+        _table(grouped, f"video, {MAIN_LENGTH} frames", VIDEO_TOPICS),
+        "## By topic: still images, once",
+        _table(grouped, "still, 1 x", ("colour", "shape", "count", "describe", *CARD_TOPICS)),
+        "## Repeats of a still image: codes read",
+        _by(grouped, [f"still, {repeats} x" for repeats in REPEATS], CARD_TOPICS),
+        "## Frames of a video: direction",
+        _by(grouped, [f"video, {length} frames" for length in LENGTHS], ("direction",)),
+        "## What it took",
+        "| run | training, minutes |\n|---|---|\n"
+        + "\n".join(f"| {name} | {value:.1f} |" for name, value in minutes.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(members: list[Result], row: str, topic: str) -> str:
+    values = [result[row][topic].percent for result in members if topic in result.get(row, {})]
+    if not values:
+        return ""
+    middle, deviation = spread(values)
+    return f"{middle:.1f}" + (f" ± {deviation:.1f}" if deviation is not None else "")
+
+
+def _table(grouped: dict[str, list[Result]], row: str, topics: tuple[str, ...]) -> str:
+    lines = ["| | " + " | ".join(topics) + " |", "|---" * (len(topics) + 1) + "|"]
+    for name, members in grouped.items():
+        lines.append(f"| {name} | " + " | ".join(_cell(members, row, topic) for topic in topics) + " |")
+    counts: Row = next(iter(grouped.values()))[0][row]
+    lines.append("| questions | " + " | ".join(str(counts[topic].count) for topic in topics) + " |")
+    return "\n".join(lines)
+
+
+def _by(grouped: dict[str, list[Result]], rows: list[str], topics: tuple[str, ...]) -> str:
+    columns = [(row, topic) for topic in topics for row in rows]
+    heads = [f"{topic}: {row.split(', ')[1]}" for row, topic in columns]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name, members in grouped.items():
+        lines.append(f"| {name} | " + " | ".join(_cell(members, row, topic) for row, topic in columns) + " |")
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, Result], path: Path) -> None:
+    """Bars by topic, with the spread over seeds, and codes read by repeats."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    grouped = families(results)
+    topics = ("direction", "event", "describe", "colour", "shape", "count")
+    figure, (bars, lines) = plt.subplots(1, 2, figsize=(13, 4.8), width_ratios=(2.4, 1), layout="constrained")
+    width = 0.8 / len(grouped)
+    for index, (name, members) in enumerate(grouped.items()):
+        cells = [
+            spread([result[f"video, {MAIN_LENGTH} frames"][topic].percent for result in members]) for topic in topics
+        ]
+        where = [position + (index - (len(grouped) - 1) / 2) * width for position in range(len(topics))]
+        errors = [deviation or 0.0 for _, deviation in cells]
+        bars.bar(where, [middle for middle, _ in cells], width, yerr=errors, label=name, error_kw={"lw": 1})
+        codes = [
+            spread([result[f"still, {repeats} x"]["number 4"].percent for result in members]) for repeats in REPEATS
+        ]
+        lines.errorbar(
+            REPEATS, [middle for middle, _ in codes], yerr=[deviation or 0.0 for _, deviation in codes], marker="o"
+        )
+    bars.axhline(20, color="grey", lw=0.8, ls=":")
+    bars.text(-0.45, 21.5, "chance of direction", color="grey", fontsize=8)
+    bars.set_xticks(range(len(topics)), topics)
+    bars.set_ylabel("right, %")
+    bars.set_ylim(0, 100)
+    bars.set_title(f"videos of {MAIN_LENGTH} frames, {NUM_TOKENS} tokens a frame")
+    lines.set_xscale("log", base=2)
+    lines.set_xticks(REPEATS, [str(repeats) for repeats in REPEATS])
+    lines.set_xlabel("repeats of the image")
+    lines.set_ylim(0, 100)
+    lines.set_title("four codes of three characters: read right, %")
+    figure.legend(*bars.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
