@@ -1,4 +1,4 @@
-# make demo     install, export the tiny model, build RTX engines, check, stream a video (FILE=clip.mp4, SEED=1)
+# make demo     install, export the bundled model, build RTX engines, check, stream a clip, ask (FILE=clip.mp4, SEED=1)
 # make test     install, lint, types, tests
 # make check    lint and types only
 # make oracles  our LLM graph against optimum's and ONNX Runtime GenAI's, each in an environment of its own

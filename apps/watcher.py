@@ -134,19 +134,22 @@ class Watcher:
         return self._notice if time_s < self._notice_until_s else ""
 
     def _may_grade(self, truth: Truth) -> bool:
-        return self._num_of_scene == truth.num_frames and self._num_unasked > 0 and not self._random_weights
+        num_seen = min(self._num_of_scene, self.stream.num_context_frames)  # a re-anchor forgets the oldest
+        return num_seen == truth.num_frames and self._num_unasked > 0 and not self._random_weights
 
     def _rows_needed(self, num_frames: int) -> int:
         return self.stream.rows_needed(num_frames, question=self.question, max_new_tokens=self._max_new_tokens)
 
     def _why_full(self, num_frames: int) -> str:
         """Why so many more frames, or one, and the question do not fit; empty if they do."""
-        seen, trained = self.stream.num_frames, self._trained_frames
+        seen, trained = self.stream.num_context_frames, self._trained_frames
         if seen == 0:
             return ""
-        if seen >= trained:
+        # Frame by frame, a stream that re-anchors takes care of itself; a scene must not be cut in two.
+        has_limit = num_frames > 1 or self.stream.clock == "run-on"
+        if has_limit and seen >= trained:
             return f"{seen} frames, as many as the model was trained on"
-        if seen + num_frames > trained:
+        if has_limit and seen + num_frames > trained:
             return f"the next scene would pass {trained} frames, as many as the model was trained on"
         if self.context_rows + num_frames * self._frame_rows + self._ask_rows > self.context:
             return "context full"

@@ -18,9 +18,10 @@ reanchor  it starts anew with its last frames: their trunk features are replayed
           was pushed those frames
 run-on    time goes on: the temporal window slides and the LLM keeps everything, at times the model never saw
 """
-DEFAULT_CLOCK: Clock = "run-on"
-DEFAULT_RETAIN = 4
-"""Frames that a re-anchor replays."""
+DEFAULT_CLOCK: Clock = "reanchor"
+"""What answers more questions late in a stream of the bundled model (docs/performance.md, time beyond training)."""
+DEFAULT_RETAIN = 8
+"""Frames that a re-anchor replays: what a window of the default size could still see."""
 
 
 def resolve_clock(manifest: Manifest, clock: Clock | None, retain: int | None) -> tuple[Clock, int]:

@@ -36,7 +36,7 @@ from pvc_ref.prompt import IMAGE_CONTEXT
 
 from .conversations import converse
 from .frames import Frame, check_clip
-from .graded import RungAnswers
+from .graded import WORLD, RungAnswers
 from .graphs import graph_parameters
 from .ladder import (
     Frames,
@@ -58,7 +58,6 @@ from .prompts import KINDS
 from .recorder import Calls, Recorder
 from .report import ParityReport
 from .same_weights import missing_weights
-from .semantic import WORLD, answer_all
 from .widen import open_on_cpu
 
 QUESTION = "What do you see?"
@@ -109,6 +108,8 @@ def check_bundle(
             comparison.found = found + comparison.found
         answers: tuple[RungAnswers, ...] = ()
         if num_questions and loaded.model.trained_on == WORLD:
+            from .semantic import answer_all  # needs OpenCV, which other models do not
+
             answers = answer_all(
                 folder, loaded, num_questions=num_questions, ladder=ladder, scratch=scratch,
                 progress=lambda x: progress(0.8 + 0.2 * x),
@@ -210,7 +211,8 @@ def stream_clip(
     """Push the first num_frames frames, ask, and let the clock jump. The vision side sees the whole clip anyway."""
     recorder = Recorder(bundle.sessions)
     total = len(clip) if bundle.manifest.time_mode == "fixed" else None
-    stream = PVCStream(replace(bundle, sessions=recorder.sessions), total_frames=total)
+    # One clip under one clock, so that every frame has its counterpart; what a re-anchor does is the runtime's tests'.
+    stream = PVCStream(replace(bundle, sessions=recorder.sessions), total_frames=total, clock="run-on")
     for index, frame in enumerate(clip[:num_frames]):
         stream.push(frame)
         progress((index + 1) / num_frames)

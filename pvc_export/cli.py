@@ -34,7 +34,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Model = Annotated[str, typer.Option("-m", "--model", help="'tiny', 'vision-8b' (both random) or a checkpoint folder.")]
+Model = Annotated[
+    str, typer.Option("-m", "--model", help="'shapes' (trained), 'tiny', 'vision-8b' (random), or a folder.")
+]
 Out = Annotated[Path | None, typer.Option("-o", "--output", help="Bundle folder. Default: build/NAME.")]
 FP16 = Annotated[bool, typer.Option("--fp16", help="float16 graphs with float32 islands.")]
 BF16 = Annotated[bool, typer.Option("--bf16", help="bfloat16 graphs with float32 islands.")]
@@ -57,7 +59,7 @@ EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors")
 
 @app.command()
 def trt(
-    model: Model = "tiny",
+    model: Model = "shapes",
     output: Out = None,
     fp16: FP16 = False,
     bf16: BF16 = False,
@@ -76,7 +78,7 @@ def trt(
 
 @app.command()
 def onnx(
-    model: Model = "tiny",
+    model: Model = "shapes",
     output: Out = None,
     fp16: FP16 = False,
     bf16: BF16 = False,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 MIN_AGREEMENT = 0.995
+WORLD = "shapes"
+"""The world whose questions are known: what a checkpoint was trained on, by its config.json."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,8 +1,9 @@
 """Measure the noise floor of a faithful export, and write thresholds.json from it: python -m pvc_export.noise
 
-Exports correct models of several seeds, and one deep and narrow model, in every precision; takes the worst difference
-of each tensor, and sets each limit to a margin times that. Run it again after a change that is meant to change
-rounding, and only then; the file keeps what was measured, with what, and when.
+Exports correct models of several seeds, one deep and narrow model and the trained one, in every precision; takes the
+worst difference of each tensor, and sets each limit to a margin times that. Run it again after a change that is meant
+to change rounding, and only then; the file keeps what was measured, with what, and when. `--add MODEL` measures one
+model more and keeps the worse of old and new.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import argparse
 import json
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from engines.spec import Precision
 from engines.target import load_target
@@ -55,12 +57,13 @@ def models(num_seeds: int) -> Iterator[LoadedModel]:
     for seed in range(num_seeds):
         yield load_model("tiny", seed=seed)
     yield loaded_model(PVC.random(DEEP, seed=0), byte_tokenizer(), name="deep")
+    yield load_model("shapes")
 
 
-def measure(num_seeds: int, console: Console) -> list[ParityReport]:
+def measure(measured: Iterable[LoadedModel], console: Console) -> list[ParityReport]:
     """A parity report of every model in every precision and spelling, whether it passes or not."""
     reports: list[ParityReport] = []
-    for loaded in models(num_seeds):
+    for loaded in measured:
         for precision, target_name in VARIANTS:
             name = f"{loaded.source.name} seed {loaded.source.seed} {precision} {target_name}"
             target = replace(load_target(target_name), builder=None, engine_graphs=())  # graphs only
@@ -102,6 +105,13 @@ def kl_limits_from(reports: list[ParityReport]) -> dict[str, dict[str, float]]:
     }
 
 
+def worse_of(old: Any, new: Any) -> Any:
+    """Two tables of limits, merged: of each metric the one that was measured larger."""
+    if "measured" in old:
+        return max(old, new, key=lambda metric: float(metric["measured"]))
+    return {key: worse_of(old[key], new[key]) if key in new else old[key] for key in old}
+
+
 def _rounded(value: float) -> float:
     return float(f"{value:.2e}")
 
@@ -109,12 +119,15 @@ def _rounded(value: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pvc_export.noise", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=8, help="how many tiny models to measure")
+    parser.add_argument("--add", metavar="MODEL", help="measure this one alone, and keep the worse of old and new")
     parser.add_argument("--write", action="store_true", help="replace the committed thresholds.json")
     args = parser.parse_args()
-    reports = measure(args.seeds, Console())
+    old = json.loads(THRESHOLDS.read_text(encoding="utf-8"))
+    reports = measure([load_model(args.add)] if args.add else models(args.seeds), Console())
+    command = f"python -m pvc_export.noise --seeds {args.seeds} --write"
     data = {
         "measured": {
-            "command": f"python -m pvc_export.noise --seeds {args.seeds} --write",
+            "command": f"{old['measured']['command']}; --add {args.add} --write" if args.add else command,
             "date": date.today().isoformat(),
             "machine": f"{platform.machine()} CPU, ONNX Runtime CPU (float16 graphs computed in float32)",
             "versions": {
@@ -125,6 +138,8 @@ def main() -> None:
         "kl": kl_limits_from(reports),
         "limits": limits_from(reports),
     }
+    if args.add:
+        data |= {key: worse_of(old[key], data[key]) for key in ("kl", "limits")}
     text = json.dumps(data, indent=1)
     print(text)
     if args.write:

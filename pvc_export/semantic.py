@@ -38,7 +38,6 @@ from .parity import near_tie
 from .precision import cast_model
 from .widen import open_on_cpu
 
-WORLD = "shapes"
 FIRST_SEED = 5_000_000
 VIDEO_FRAMES = 8
 STILL_EVERY = 4  # every fourth clip is an image: each of its questions encodes it anew

@@ -101,7 +101,8 @@ def _study(folder: Path) -> None:
     from .training.study_report import plot, report
 
     results = study(folder)
-    device = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {date.today()}"
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    device = f"{machine}, torch {torch.__version__}, {date.today()}"
     text = report(results, minutes(folder), device)
     DOCS.mkdir(exist_ok=True)
     (DOCS / "study.md").write_text(text, encoding="utf-8")

@@ -27,10 +27,10 @@ def report(results: dict[str, Result], minutes: dict[str, float], device: str) -
     grouped = families(results)
     parts = [
         "# PVC and what it is compared with, in small",
-        f"`python -m pvc_ref.evaluate --study` made this file, its plot and every model behind it: {NUM_STEPS} steps each "
-        f"of the same data, {NUM_TOKENS} tokens a frame (16 patches each), one process of one thread. Percent of held-out "
-        f"questions answered word for word, greedy, clean frames, {NUM_CLIPS} clips a cell. Mean and standard deviation "
-        f"over seeds {', '.join(map(str, SEEDS))} for PVC and for pixel shuffle, seed 0 for the others. {device}.",
+        f"`python -m pvc_ref.evaluate --study` made this file, its plot and every model behind it: {NUM_STEPS} steps "
+        f"each of the same data, {NUM_TOKENS} tokens a frame (16 patches each), one process of one thread. Percent of "
+        f"held-out questions answered word for word, greedy, clean frames, {NUM_CLIPS} clips a cell. Mean and standard "
+        f"deviation over seeds {', '.join(map(str, SEEDS))} for PVC and pixel shuffle, else seed 0. {device}.",
         f"![accuracy by method](figures/study.png)\n\n## By topic: videos of {MAIN_LENGTH} frames",
         _table(grouped, f"video, {MAIN_LENGTH} frames", VIDEO_TOPICS),
         "## By topic: still images, once",

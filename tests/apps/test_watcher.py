@@ -109,7 +109,20 @@ def watch(watcher: Watcher, *lengths: int) -> tuple[list[Reply], list[int]]:
     return replies, restarted
 
 
-def test_a_context_holds_no_more_frames_than_the_model_was_trained_on(bundle: Bundle, frames: list[np.ndarray]) -> None:
+def test_a_stream_re_anchors_by_itself_when_the_trained_frames_are_used_up(
+    bundle: Bundle, frames: list[np.ndarray]
+) -> None:
+    watcher = Watcher(trained(bundle), QUESTION, ask_every_s=1e9, max_new_tokens=2)
+    for index in range(40):
+        watcher.push(captured(frames, index))
+        assert watcher.stream.num_context_frames <= 16
+    assert watcher.stream.clock == "reanchor" and watcher.stream.num_anchors >= 2 and watcher.num_restarts == 0
+
+
+def test_a_context_holds_no_more_frames_than_the_model_was_trained_on(
+    bundle: Bundle, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engines.clock.DEFAULT_CLOCK", "run-on")
     watcher, asked, restarted = Watcher(trained(bundle), QUESTION, ask_every_s=1e9, max_new_tokens=2), [], []
     for index in range(40):
         before = watcher.num_restarts
@@ -217,4 +230,4 @@ def test_a_scene_of_which_a_frame_was_missed_is_not_graded(bundle: Bundle, misse
 def test_a_scene_longer_than_the_model_was_trained_on_is_asked_about_but_not_graded(bundle: Bundle) -> None:
     watcher = Watcher(trained(bundle, trained_frames=4), QUESTION, ask_every_s=0.0, max_new_tokens=2)
     replies, restarted = watch(watcher, 6, 6)
-    assert restarted == [4, 6, 10] and [reply.is_right for reply in replies] == [None, None]
+    assert restarted == [6] and [reply.is_right for reply in replies] == [None, None]

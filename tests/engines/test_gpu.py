@@ -152,7 +152,7 @@ def fed_rows(bundle: Bundle, length: int) -> int:
 def test_a_frame_moves_its_own_bytes_and_no_cache(on_gpu: tuple[Bundle, RecordingCuda], frames: Frames) -> None:
     """Counted by the runtime, by the fake GPU, and from the specs: all three are equal."""
     bundle, cuda = on_gpu
-    graphs, stream = bundle.manifest.graphs, PVCStream(bundle)
+    graphs, stream = bundle.manifest.graphs, PVCStream(bundle, clock="run-on")  # no features to retain
     trunk, temporal, compressor = (graphs[name] for name in ("trunk", "temporal", "compressor"))
     traffic = bundle.sessions["llm"].memory.traffic
     frame_up = num_bytes(trunk.input("frame"), batch=1) + num_bytes(compressor.input("frame_time"), batch=1)
@@ -252,7 +252,7 @@ def test_the_cpu_places_no_more_than_the_new_rows(
     """The same count on the host, where a cache is the very array that the graph reads."""
     for folder in (bundle_fp16, bundle_fp32, bundle_rows):
         bundle = open_bundle(folder, runtime="cpu")
-        stream, memory = PVCStream(bundle), bundle.sessions["temporal"].memory
+        stream, memory = PVCStream(bundle, clock="run-on"), bundle.sessions["temporal"].memory
         assert isinstance(memory, HostMemory) and memory is bundle.sessions["llm"].memory
         for frame in frames[:10]:
             before = stream.context_rows

@@ -245,8 +245,8 @@ def test_the_default_clock_is_one_constant_and_never_asks_for_what_a_model_canno
     assert PVCStream(trained_on(bundle, 1)).clock == "run-on"
 
 
-@pytest.mark.parametrize(("window", "trained", "expected"), [(8, 96, 4), (3, 96, 3), (8, 3, 2), (1, 2, 1)])
-def test_four_frames_are_retained_or_as_many_as_fit(bundle: Bundle, window: int, trained: int, expected: int) -> None:
+@pytest.mark.parametrize(("window", "trained", "expected"), [(8, 96, 8), (16, 96, 8), (3, 96, 3), (8, 3, 2), (1, 2, 1)])
+def test_eight_frames_are_retained_or_as_many_as_fit(bundle: Bundle, window: int, trained: int, expected: int) -> None:
     limits = replace(bundle.manifest.limits, window=window)
     manifest = replace(bundle.manifest, limits=limits, trained_frames=trained)
     assert engines.clock.resolve_clock(manifest, "reanchor", None) == ("reanchor", expected)

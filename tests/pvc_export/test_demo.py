@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from engines import open_bundle
 from engines.errors import MediaError
 from engines.manifest import Manifest
+from engines.spec import StreamLimits
+from engines.target import load_target
 from engines.video import write_video
 from pvc_export.console import Console
-from pvc_export.demo import demo
+from pvc_export.demo import Asked, ask_about_card, ask_about_clip, bgr, demo, describe, scenes
+from pvc_export.export import ExportRequest, export
 from pvc_export.frames import render_clip
+from pvc_export.models import load_model
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -28,9 +33,40 @@ def test_the_demo_ends_with_engines_and_the_reference_s_text(
     demo(file=video, seed=0, console=Console())
     out = capsys.readouterr().out
     assert len(Manifest.load(tmp_path / "build/demo").engines) == 5
-    assert "bundle and reference say the same greedy tokens (24)" in out
-    assert "engines were built here, not executed" in out and "the text means nothing" in out
+    assert "bundle and reference say the same greedy tokens" in out
+    assert "engines were built here, not executed" in out
+    assert "of all else it has never heard" in out and "answers are true" not in out, "nobody knows the truth"
     assert "'\"'\"'mine'\"'\"' $5.mp4'" in out, "the next command must be quoted for a shell"
+
+
+def test_the_demo_answers_most_questions_about_clips_of_any_seed_truly(tmp_path: Path) -> None:
+    out, shapes = tmp_path / "bundle", load_model("shapes")
+    request = ExportRequest(out=out, target=load_target("cpu"), precision="fp16", limits=StreamLimits(context=1024))
+    export(shapes, request)
+    bundle = open_bundle(out)
+    asked: list[Asked] = []
+    for seed in range(8):
+        clip, card = scenes(seed)
+        asked += [*ask_about_clip(bundle, bgr(clip), clip), *ask_about_card(bundle, card)]
+    assert len(asked) > 80
+    assert sum(one.is_right for one in asked) / len(asked) > 0.9, [one for one in asked if not one.is_right]
+
+
+def test_the_demo_says_which_answers_are_true() -> None:
+    right = Asked(question="What do you see?", answer="A red circle moves left.", truth="A red circle moves left.")
+    wrong = Asked(question="What happened?", answer="Nothing happened.", truth="The red circle moved left.")
+    unknown = Asked(question="Wo?", answer="A blue star.", truth=None)
+    lines = list(describe([right, wrong, unknown]))
+    assert lines[0].startswith("true ") and "truth:" not in lines[0]
+    assert lines[1].startswith("FALSE") and lines[1].endswith("(truth: The red circle moved left.)")
+    assert lines[2].startswith("     ") and lines[3] == "1 of 2 answers are true"
+
+
+def test_a_seed_gives_the_demo_one_clip_and_one_card() -> None:
+    clip, card = scenes(7)
+    assert clip.scene.things and clip.frames.shape == (8, 448, 448, 3)
+    assert card.scene.card is not None and len(card.frames) == 1
+    assert (scenes(7)[0].frames == clip.frames).all() and (scenes(8)[0].frames != clip.frames).any()
 
 
 def test_the_demo_refuses_a_missing_file_before_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
