@@ -110,8 +110,9 @@ def watch(watcher: Watcher, *lengths: int) -> tuple[list[Reply], list[int]]:
 
 
 def test_a_stream_re_anchors_by_itself_when_the_trained_frames_are_used_up(
-    bundle: Bundle, frames: list[np.ndarray]
+    bundle: Bundle, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("engines.clock.DEFAULT_CLOCK", "reanchor")
     watcher = Watcher(trained(bundle), QUESTION, ask_every_s=1e9, max_new_tokens=2)
     for index in range(40):
         watcher.push(captured(frames, index))
@@ -119,10 +120,7 @@ def test_a_stream_re_anchors_by_itself_when_the_trained_frames_are_used_up(
     assert watcher.stream.clock == "reanchor" and watcher.stream.num_anchors >= 2 and watcher.num_restarts == 0
 
 
-def test_a_context_holds_no_more_frames_than_the_model_was_trained_on(
-    bundle: Bundle, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("engines.clock.DEFAULT_CLOCK", "run-on")
+def test_a_context_holds_no_more_frames_than_the_model_was_trained_on(bundle: Bundle, frames: list[np.ndarray]) -> None:
     watcher, asked, restarted = Watcher(trained(bundle), QUESTION, ask_every_s=1e9, max_new_tokens=2), [], []
     for index in range(40):
         before = watcher.num_restarts
@@ -227,7 +225,11 @@ def test_a_scene_of_which_a_frame_was_missed_is_not_graded(bundle: Bundle, misse
     assert watcher.ask(last).is_right is None
 
 
-def test_a_scene_longer_than_the_model_was_trained_on_is_asked_about_but_not_graded(bundle: Bundle) -> None:
+@pytest.mark.parametrize(("clock", "expected"), [("run-on", [4, 6, 10]), ("reanchor", [6])])
+def test_a_scene_longer_than_the_model_was_trained_on_is_asked_about_but_not_graded(
+    bundle: Bundle, clock: str, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engines.clock.DEFAULT_CLOCK", clock)
     watcher = Watcher(trained(bundle, trained_frames=4), QUESTION, ask_every_s=0.0, max_new_tokens=2)
     replies, restarted = watch(watcher, 6, 6)
-    assert restarted == [6] and [reply.is_right for reply in replies] == [None, None]
+    assert restarted == expected and [reply.is_right for reply in replies] == [None, None]

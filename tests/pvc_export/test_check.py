@@ -356,7 +356,7 @@ STAGES = [f"{what} {dtype}" for what in ("torch", "onnx", "bundle") for dtype in
 def test_every_committed_limit_carries_the_value_it_was_measured_from(stage: str) -> None:
     limits = load_thresholds()[stage]
     assert len(limits) == (8 if stage.startswith("bundle") else 4)
-    ceiling = {"fp32": 1e-4, "fp16": 5e-2, "bf16": 3e-1}[stage.split()[1]]
+    ceiling = {"fp32": 5e-4, "fp16": 1e-1, "bf16": 7e-1}[stage.split()[1]]  # a single token of a trained model
     for key, metrics in limits.items():
         assert set(metrics) == set(GATED)
         for metric in metrics.values():
