@@ -15,8 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from engines import PVCStream
 from engines.bundle import ON_CPU, Bundle
 from engines.errors import PVCError
@@ -57,7 +55,7 @@ def demo(*, file: Path | None, seed: int, console: Console) -> None:
         clip, card = scenes(seed)
         with console.stage("render a clip") as (stage, _):
             VIDEO.parent.mkdir(parents=True, exist_ok=True)
-            write_video(VIDEO, iter(bgr(clip)), fps=FPS)
+            write_video(VIDEO, iter(clip.bgr()), fps=FPS)
             stage.note = f"{VIDEO} from seed {seed}"
     video = file or VIDEO
     probe_video(video)  # a file that cannot be read must be known before the export
@@ -98,11 +96,6 @@ def scenes(seed: int) -> tuple[Clip, Clip]:
     return clip, make_clip(seed, num_frames=1, kind="card", size=FRAME_SIZE)
 
 
-def bgr(clip: Clip) -> list[Frame]:
-    """A clip's frames as a camera delivers them."""
-    return [np.ascontiguousarray(frame[..., ::-1]) for frame in clip.frames]
-
-
 def ask_about_clip(bundle: Bundle, frames: Sequence[Frame], clip: Clip) -> Iterator[Asked]:
     """Everything that can be asked about a clip; frames as they came out of the video file."""
     stream = PVCStream(bundle)
@@ -115,7 +108,7 @@ def ask_about_clip(bundle: Bundle, frames: Sequence[Frame], clip: Clip) -> Itera
 
 def ask_about_card(bundle: Bundle, card: Clip) -> Iterator[Asked]:
     """What is printed on an image of a card."""
-    stream, image = PVCStream(bundle), bgr(card)[0]
+    stream, image = PVCStream(bundle), card.bgr()[0]
     for question in card.questions:
         if question.topic == "number":
             answer = stream.ask(question.text, images=[image], max_new_tokens=MAX_NEW_TOKENS)

@@ -99,13 +99,12 @@ def climb(
         compare(f"torch {precision}", narrow, fp32)
         compare("onnx fp32", run_onnx_fp32(bundle, reference, frames, scratch, lambda x: progress(0.5 + 0.5 * x)), fp32)
         compare(f"onnx {precision}", onnx, narrow)
-    target = load_target(bundle.manifest.target)
-    if bundle.manifest.engines or target.runtime == "ort-cuda":
-        reason = why_not_executed(bundle, target)
+    if is_for_gpu(bundle):
+        reason = why_not_executed(bundle)
         if reason is not None:
             not_executed["engine" if bundle.manifest.engines else "cuda"] = reason
         else:
-            on_gpu = run_on_gpu(bundle, frames)
+            on_gpu = run_sessions(open_on_target(bundle).sessions, frames)
             if bundle.manifest.engines:
                 compare(f"engine {precision}", on_gpu, onnx)
             compare(f"gpu {precision}", on_gpu, fp32)
@@ -184,11 +183,17 @@ def open_graphs(
     return sessions
 
 
-def why_not_executed(bundle: Bundle, target: Target) -> str | None:
+def is_for_gpu(bundle: Bundle) -> bool:
+    """Whether its target has a runtime of its own: else the bundle's own rung is that of its target."""
+    return bool(bundle.manifest.engines) or load_target(bundle.manifest.target).runtime == "ort-cuda"
+
+
+def why_not_executed(bundle: Bundle) -> str | None:
     """Why this machine cannot run the bundle's target: no GPU, or not the one; None if it can.
 
     Whatever goes wrong after that is an error of the bundle, and not a rung left out.
     """
+    target = load_target(bundle.manifest.target)
     try:
         cuda = LibCudart()
         for entry in bundle.manifest.engines.values():
@@ -199,11 +204,10 @@ def why_not_executed(bundle: Bundle, target: Target) -> str | None:
     return None
 
 
-def run_on_gpu(bundle: Bundle, frames: Frames) -> Recording:
-    """The vision side as its target runs it. The engines were built here a moment ago, or their owner asked for this
-    check: they are trusted."""
-    opened = open_bundle(bundle.folder, runtime="target", trust_engines=True, unchecked=True)
-    return run_sessions(opened.sessions, frames)
+def open_on_target(bundle: Bundle) -> Bundle:
+    """The bundle as its target runs it. The engines were built here a moment ago, or their owner asked for this check:
+    they are trusted."""
+    return open_bundle(bundle.folder, runtime="target", trust_engines=True, unchecked=True)
 
 
 def run_sessions(sessions: Mapping[str, Session], frames: Frames, progress: Progress = lambda _: None) -> Recording:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from engines import PVCStream
-from engines.bundle import Bundle, open_bundle
+from engines.bundle import Bundle
 from engines.memory import Array
 from engines.spec import GRAPH_NAMES, Precision
 from engines.target import load_target
@@ -29,10 +29,11 @@ from pvc_ref import PVC
 from pvc_ref.layers import upcast
 from pvc_ref.prompt import IMAGE_CONTEXT, STOP_TOKEN
 from pvc_ref.shapes import CLEAN, Clip, Question, make_clip
+from pvc_ref.training.objective import shared_prefix_logits
 
 from .emulate import Float16Products
 from .graded import Changed, RungAnswers
-from .ladder import Progress, fitting_threads, open_graphs, why_not_executed
+from .ladder import Progress, is_for_gpu, open_graphs, open_on_target, why_not_executed
 from .models import LoadedModel
 from .parity import near_tie
 from .precision import cast_model
@@ -90,19 +91,20 @@ def answer_all(
 ) -> tuple[RungAnswers, ...]:
     """Every rung's answers to the same questions, the reference's first. `ladder` as in check_bundle."""
     asked = cases(num_questions)
-    with fitting_threads(loaded.model), open_on_cpu(folder, scratch=scratch) as bundle:
+    with open_on_cpu(folder, scratch=scratch) as bundle:
         window, precision = bundle.manifest.limits.window, bundle.manifest.precision
         expected = [_ask_reference(loaded, case, window) for case in asked]
         progress(0.2)
         found = [_grade("torch fp32", asked, expected, None, "fp32")]
         if ladder:
-            rungs = list(_ladder(bundle, loaded, asked, expected, scratch))
+            rungs = _ladder(bundle, loaded, asked, expected, scratch)
             found += [_grade(name, asked, expected, logits, precision) for name, logits in rungs]
         progress(0.6)
         own = _through_stream(bundle, asked, expected, lambda x: progress(0.6 + 0.4 * x))
         found.append(_grade(f"bundle {precision}", asked, expected, own, precision))
-        if ladder and (gpu := _on_target(bundle)) is not None:
-            found.append(_grade(f"gpu {precision}", asked, expected, _through_stream(gpu, asked, expected), precision))
+        if ladder and is_for_gpu(bundle) and why_not_executed(bundle) is None:
+            gpu = _through_stream(open_on_target(bundle), asked, expected)
+            found.append(_grade(f"gpu {precision}", asked, expected, gpu, precision))
     progress(1.0)
     return tuple(found)
 
@@ -126,13 +128,6 @@ def _ladder(
         target = load_target(manifest.target)
         sessions = open_graphs(loaded.model, GRAPH_NAMES, target, manifest.limits, Path(folder))
         yield "onnx fp32", _through_stream(replace(bundle, sessions=sessions), asked, expected)
-
-
-def _on_target(bundle: Bundle) -> Bundle | None:
-    target = load_target(bundle.manifest.target)
-    if not (bundle.manifest.engines or target.runtime == "ort-cuda") or why_not_executed(bundle, target) is not None:
-        return None
-    return open_bundle(bundle.folder, runtime="target", trust_engines=True, unchecked=True)
 
 
 # -- the reference -----------------------------------------------------------------------------------------------
@@ -174,15 +169,11 @@ def _force(model: PVC, loaded: LoadedModel, case: Case, window: int, answers: Se
         prompts = [_prompt_ids(loaded, case, question) for question in case.questions]
         split = int((prompts[0] == loaded.token_id(IMAGE_CONTEXT)).nonzero()[-1]) + 1
         prefix = model.embed_prompt(prompts[0][:split], visual, context_id=loaded.token_id(IMAGE_CONTEXT))
-        _, past = model.llm(prefix, torch.arange(split)[None], None)
         tails = [prompt[split:].tolist() for prompt in prompts]
         rows = [[*tail, *answer] for tail, answer in zip(tails, answers, strict=True)]
         length = max(map(len, rows))
         ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
-        shared = [(key.expand(len(rows), -1, -1, -1), value.expand(len(rows), -1, -1, -1)) for key, value in past]
-        positions = torch.arange(split, split + length)[None]
-        hidden, _ = model.llm(model.llm.embed_tokens(ids), positions, shared)
-        logits = upcast(model.llm.logits(hidden)).numpy()
+        logits = upcast(shared_prefix_logits(model, prefix, ids[None])[0]).numpy()
     return [
         logits[index, len(tail) - 1 : len(tail) + len(answer)]
         for index, (tail, answer) in enumerate(zip(tails, answers, strict=True))
@@ -205,9 +196,9 @@ def _through_stream(
     found = []
     for index, (case, answers) in enumerate(zip(asked, expected, strict=True)):
         stream = PVCStream(bundle)
-        frames = [np.ascontiguousarray(frame[..., ::-1]) for frame in case.clip.frames]
-        images = tuple(frames) if case.is_image else ()
-        for frame in () if case.is_image else frames:
+        frames = case.clip.bgr()
+        images = frames if case.is_image else []
+        for frame in [] if case.is_image else frames:
             stream.push(frame)
         found.append(
             [

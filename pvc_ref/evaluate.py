@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import time
-from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import cast
@@ -26,7 +25,7 @@ from .bundled import SHAPES_FOLDER
 from .model import PVC
 from .shapes import CONDITIONS
 from .temporal import TemporalLayer
-from .training.held_out import VIDEO_FRAMES, Row, empty_row, late_row, markdown, still_row, table, video_row
+from .training.held_out import VIDEO_FRAMES, Row, empty_row, late_row, markdown, still_row, table, to_json, video_row
 from .training.scoring import View
 from .training.threads import fast_products
 from .weights import TOKENIZER_FILE, load_model
@@ -130,10 +129,7 @@ def main() -> None:
         print(f"\n## {title}\n\n{markdown(rows)}")
     print(f"\n{time.monotonic() - started:.0f} s, torch {torch.__version__}, {args.clips} clips a condition")
     if args.json is not None:
-        cells = {
-            title: {name: {topic: asdict(cell) for topic, cell in row.items()} for name, row in rows.items()}
-            for title, rows in tables.items()
-        }
+        cells = {title: to_json(rows) for title, rows in tables.items()}
         args.json.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
 
 

@@ -18,6 +18,8 @@ from .config import PVCConfig, TemplateName
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 IMAGE_TAG = "<image>"
 STOP_TOKEN = "<|im_end|>"
+SPECIAL_TOKENS = ("<s>", "</s>", "<pad>", "<|im_start|>", STOP_TOKEN, IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
+"""Of the InternVL2 templates, in the order in which our own tokenizers number them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +80,10 @@ def byte_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    specials = ["<s>", "</s>", "<pad>", "<|im_start|>", STOP_TOKEN, IMAGE_START, IMAGE_END, IMAGE_CONTEXT]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    tokenizer.add_special_tokens(special_tokens())
     return tokenizer
+
+
+def special_tokens() -> list[AddedToken]:
+    """SPECIAL_TOKENS as `tokenizers` wants them: found in a text as they are written."""
+    return [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]

@@ -38,6 +38,10 @@ class Clip:
     num_before: int = 0
     labels: PatchLabels | None = None
 
+    def bgr(self) -> list[Image]:
+        """The frames as a camera delivers them: blue first, each its own."""
+        return [np.ascontiguousarray(frame[..., ::-1]) for frame in self.frames]
+
 
 def make_clip(
     seed: int,

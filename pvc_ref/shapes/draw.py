@@ -55,7 +55,7 @@ class Print:
     paper: tuple[int, int, int] | None
     ink: tuple[int, int, int]
     font: int
-    weight: float
+    bold: bool
 
 
 def draw_frame(background: Image, scene: Scene, print_: Print | None, frame_index: int) -> Image:
@@ -113,7 +113,7 @@ def sample_print(rng: np.random.Generator, card: Card, background: Image) -> Pri
         paper=paper,
         ink=_rgb(ink),
         font=int(rng.integers(NUM_FONTS)),
-        weight=rng.uniform(0.0, 1.0),
+        bold=rng.uniform(0.0, 1.0) > 0.5,
     )
 
 
@@ -131,7 +131,7 @@ def _draw_card(frame: Image, card: Card, print_: Print) -> None:
         frame[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = print_.paper
     for code, box in zip(card.codes, print_.boxes, strict=True):
         for character, (x0, y0, x1, y1) in zip(code, character_boxes(box), strict=True):
-            _blend(frame, glyph(character, print_.font, print_.weight > 0.5), (x0, y0, x1, y1), print_.ink)
+            _blend(frame, glyph(character, print_.font, print_.bold), (x0, y0, x1, y1), print_.ink)
 
 
 def character_boxes(box: Floats) -> Floats:

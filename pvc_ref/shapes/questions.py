@@ -7,13 +7,13 @@ A question has several wordings. Things are named in the order of COLORS, never 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal, get_args
 
 import numpy as np
 
-from .world import COLORS, PLACES, SHAPES, Action, Scene, Thing
+from .world import COLORS, PLACES, SHAPES, Action, Scene
 
 Topic = Literal["colour", "shape", "direction", "count", "event", "describe", "number", "absent"]
 TOPICS: tuple[Topic, ...] = get_args(Topic)
@@ -61,6 +61,7 @@ PAST: dict[Action, str] = {
 SLOPPY_CHANCE = 0.1
 STILL_WORDINGS = 4  # the first of `describe`, which do not speak of a video
 NUMBER_WORDS = ("no", "1", "2", "3")
+NO_NUMBER, NUMBER = "There is no number.", {"kind": "number", "be": "is", "place": ""}
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
@@ -89,7 +90,7 @@ def describe(scene: Scene) -> str:
 
 def count(scene: Scene) -> str:
     """The shapes of the last frame."""
-    number = len(scene.visible(scene.num_frames - 1))
+    number = sum(map(scene.shows_at_end, scene.things))
     return f"There is {NUMBER_WORDS[number]} shape." if number == 1 else f"There are {NUMBER_WORDS[number]} shapes."
 
 
@@ -97,17 +98,14 @@ def event(scene: Scene) -> str:
     """All that changed between the first and the last frame."""
     if scene.crossing:
         movers = [f"the {thing.name}" for thing in scene.things if thing.action != "still"]
-        return _sentence([*movers, "crossed"], last=" ")
+        return _sentence([f"{' and '.join(movers)} crossed"])
     changed = [f"the {thing.name} {PAST[thing.action]}" for thing in scene.things if thing.action in PAST]
     return _sentence(changed) if changed else "Nothing happened."
 
 
-def _sentence(parts: list[str], last: str = " and ") -> str:
+def _sentence(parts: list[str]) -> str:
     """a; a and b; a, b and c; with a capital and a full stop."""
-    if last == " ":
-        text = " and ".join(parts[:-1]) + " " + parts[-1]
-    else:
-        text = ", ".join(parts[:-1]) + last + parts[-1] if len(parts) > 1 else parts[0]
+    text = " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
     return text[0].upper() + text[1:] + "."
 
 
@@ -126,28 +124,50 @@ def _ask_in(rng: np.random.Generator, wordings: tuple[str, ...], topic: Topic, a
 
 
 def _about_things(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
-    shown = scene.visible(scene.num_frames - 1)
-    shapes = [thing.shape for thing in shown]
-    for thing in shown:
-        if shapes.count(thing.shape) == 1 and len([t for t in scene.things if t.shape == thing.shape]) == 1:
-            yield _ask(rng, "colour", f"The {thing.shape} is {thing.color}.", shape=thing.shape)
-        yield _ask(rng, "shape", f"The {thing.color} shape is a {thing.shape}.", color=thing.color)
+    for thing in filter(scene.shows_at_end, scene.things):
+        if (answer := color_of(scene, thing.shape)) is not None:
+            yield _ask(rng, "colour", answer, shape=thing.shape)
+        if (answer := shape_of(scene, thing.color)) is not None:
+            yield _ask(rng, "shape", answer, color=thing.color)
     if not scene.is_still:
         for thing in scene.things:
-            yield _ask(rng, "direction", direction(thing), name=thing.name)
+            yield _ask(rng, "direction", direction(scene, thing.name), name=thing.name)
 
 
-def direction(thing: Thing) -> str:
-    return f"The {thing.name} {VERBS[thing.action]}."
+def color_of(scene: Scene, shape: str) -> str | None:
+    """Of the one thing of a shape; None where there are several, or where it has left."""
+    alike = [thing for thing in scene.things if thing.shape == shape]
+    if not alike:
+        return f"There is no {shape}."
+    return f"The {shape} is {alike[0].color}." if len(alike) == 1 and scene.shows_at_end(alike[0]) else None
+
+
+def shape_of(scene: Scene, color: str) -> str | None:
+    """Of the one thing of a colour; None where it has left."""
+    alike = [thing for thing in scene.things if thing.color == color]
+    if not alike:
+        return f"There is no {color} shape."
+    return f"The {color} shape is a {alike[0].shape}." if scene.shows_at_end(alike[0]) else None
+
+
+def direction(scene: Scene, name: str) -> str:
+    """What the thing of a name does, moving or not."""
+    alike = [thing for thing in scene.things if thing.name == name]
+    return f"The {name} {VERBS[alike[0].action]}." if alike else f"There is no {name}."
 
 
 def _about_cards(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+    for answer, names in codes(scene):
+        yield _ask(rng, "number", answer, **names)
+
+
+def codes(scene: Scene) -> Iterator[tuple[str, dict[str, str]]]:
+    """Every code of a card: the answer, and what the question about it says."""
     if scene.card is None:
         return
     be, kind = ("is", "number") if scene.card.kind == "number" else ("are", "letters")
     for code, place in zip(scene.card.codes, scene.card.places, strict=True):
-        answer = f"The {kind} {be} {code}."
-        yield _ask(rng, "number", answer, kind=kind, be=be, place=f" {place}" if place else "")
+        yield f"The {kind} {be} {code}.", {"kind": kind, "be": be, "place": f" {place}" if place else ""}
 
 
 def _describe_card(scene: Scene) -> str:
@@ -162,20 +182,20 @@ def _about_absent(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     """Questions whose answer is that there is no such thing: what keeps a model from naming one in any scene."""
     shape = str(rng.choice(SHAPES))
     if all(thing.shape != shape for thing in scene.things):
-        yield _ask_absent(rng, "colour", f"There is no {shape}.", shape=shape)
+        yield _ask_absent(rng, "colour", color_of(scene, shape), shape=shape)
     color = str(rng.choice(list(COLORS)))
     if all(thing.color != color for thing in scene.things):
-        yield _ask_absent(rng, "shape", f"There is no {color} shape.", color=color)
+        yield _ask_absent(rng, "shape", shape_of(scene, color), color=color)
     name = f"{color} {shape}"
     if not scene.is_still and all(thing.name != name for thing in scene.things):
-        yield _ask_absent(rng, "direction", f"There is no {name}.", name=name)
+        yield _ask_absent(rng, "direction", direction(scene, name), name=name)
     if scene.card is None:
-        yield _ask_absent(rng, "number", "There is no number.", kind="number", be="is", place="")
+        yield _ask_absent(rng, "number", NO_NUMBER, **NUMBER)
 
 
-def _ask_absent(rng: np.random.Generator, wording: Topic, answer: str, **names: str) -> Question:
-    asked = _ask(rng, wording, answer, **names)
-    return Question(topic="absent", text=asked.text, answer=asked.answer)
+def _ask_absent(rng: np.random.Generator, wording: Topic, answer: str | None, **names: str) -> Question:
+    assert answer is not None, "what is not there has an answer"
+    return replace(_ask(rng, wording, answer, **names), topic="absent")
 
 
 def vocabulary() -> list[str]:

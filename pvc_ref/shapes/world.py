@@ -100,6 +100,10 @@ class Scene:
         """One frame: an image, of which no motion is asked."""
         return self.num_frames == 1
 
+    def shows_at_end(self, thing: Thing) -> bool:
+        """Whether a thing is in the last frame, which is what `now` means."""
+        return thing.is_visible(self.num_frames - 1)
+
     def visible(self, frame_index: int) -> tuple[Thing, ...]:
         return tuple(thing for thing in self.things if thing.is_visible(frame_index))
 

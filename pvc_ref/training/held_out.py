@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from tokenizers import Tokenizer
@@ -130,11 +130,6 @@ def by_topic(graded: Iterator[Graded] | list[Graded]) -> Row:
     return row
 
 
-def overall(graded: list[Graded]) -> float:
-    """Percent right of all questions."""
-    return percent(graded)[0]
-
-
 def _num_codes(clip: Clip) -> int:
     return 0 if clip.scene.card is None else len(clip.scene.card.codes)
 
@@ -145,10 +140,21 @@ def _is_number(question: Question) -> bool:
 
 def markdown(rows: dict[str, Row], columns: tuple[str, ...] = COLUMNS) -> str:
     """A table of percents; a cell that was not asked is empty."""
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, row in rows.items():
-        cells = [f"{row[column].percent:.1f}" if column in row else "" for column in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    body = {
+        name: [f"{row[column].percent:.1f}" if column in row else "" for column in columns]
+        for name, row in rows.items()
+    }
     counts = [min((row[column].count for row in rows.values() if column in row), default=0) for column in columns]
-    lines.append("| questions a cell, at least | " + " | ".join(str(count) for count in counts) + " |")
+    return markdown_table(columns, body | {"questions a cell, at least": [str(count) for count in counts]})
+
+
+def markdown_table(heads: Sequence[str], body: Mapping[str, Sequence[str]]) -> str:
+    """A Markdown table whose first column names the rows."""
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in body.items()]
     return "\n".join(lines)
+
+
+def to_json(rows: Mapping[str, Row]) -> dict[str, dict[str, dict[str, float]]]:
+    """The same numbers for machines: row -> topic -> percent and count."""
+    return {name: {topic: asdict(cell) for topic, cell in row.items()} for name, row in rows.items()}

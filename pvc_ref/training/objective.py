@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from ..compressor import pixel_shuffle
@@ -139,21 +140,28 @@ def encode(model: PVC, batch: Batch, *, first_time: int = 0) -> tuple[Tensor, Te
 
 def answer_logits(model: PVC, batch: Batch, tokens: Tensor, context_id: int) -> Tensor:
     """Logits (B, Q, L, V) of every question and answer after the prompt of its clip."""
-    size, num_questions, length = batch.questions.shape
     seen = tokens[:, -1:] if batch.last_only else tokens
-    embeds = model.llm.embed_tokens(batch.prefix)[None].expand(size, -1, -1)
+    embeds = model.llm.embed_tokens(batch.prefix)[None].expand(len(seen), -1, -1)
     slots = (batch.prefix == context_id)[None, :, None].expand_as(embeds)
     embeds = embeds.masked_scatter(slots, seen.flatten(1, 2))
-    positions = torch.arange(embeds.shape[1] + length, device=embeds.device)
-    _, past = model.llm(embeds, positions[None, : embeds.shape[1]], None)
-    shared = [tuple(part.repeat_interleave(num_questions, dim=0) for part in pair) for pair in past]
-    inputs = model.llm.embed_tokens(batch.questions.flatten(0, 1))
-    hidden, _ = model.llm(inputs, positions[None, embeds.shape[1] :], shared)
-    return model.llm.logits(hidden).unflatten(0, (size, num_questions))
+    return shared_prefix_logits(model, embeds, batch.questions)
 
 
-def context_token_id(tokenizer: object) -> int:
+def shared_prefix_logits(model: PVC, prefix: Tensor, ids: Tensor) -> Tensor:
+    """prefix (B, Lp, E), ids (B, Q, L) -> logits (B, Q, L, V): every row of ids as if it alone followed its prefix.
+
+    The prefix is prefilled once, and its keys and values are shared. Rows may be padded at their ends.
+    """
+    num_rows, length = ids.shape[1:]
+    positions = torch.arange(prefix.shape[1] + length, device=prefix.device)[None]
+    _, past = model.llm(prefix, positions[:, : prefix.shape[1]], None)
+    shared = [(key.repeat_interleave(num_rows, dim=0), value.repeat_interleave(num_rows, dim=0)) for key, value in past]
+    hidden, _ = model.llm(model.llm.embed_tokens(ids.flatten(0, 1)), positions[:, prefix.shape[1] :], shared)
+    return model.llm.logits(hidden).unflatten(0, ids.shape[:2])
+
+
+def context_token_id(tokenizer: Tokenizer) -> int:
     """Id of the token that stands for a frame token in a prompt."""
-    token_id = tokenizer.token_to_id(IMAGE_CONTEXT)  # type: ignore[attr-defined]
+    token_id = tokenizer.token_to_id(IMAGE_CONTEXT)
     assert isinstance(token_id, int)
     return token_id

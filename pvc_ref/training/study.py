@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
-import torch
 from tokenizers import Tokenizer
 
+from ..model import PVC
 from ..shapes import CONDITIONS
 from ..weights import TOKENIZER_FILE, load_model
-from .held_out import Cell, Row, card_cells, still_row, video_row
+from .held_out import Cell, Row, card_cells, still_row, to_json, video_row
 from .loop import LOG_FILE, Recipe, train
 from .scoring import View
 from .threads import fast_products
@@ -78,18 +78,14 @@ def _run(job: tuple[str, Recipe, Path]) -> str:
         model, tokenizer = load_model(checkpoint), Tokenizer.from_file(str(checkpoint / TOKENIZER_FILE))
         with fast_products():
             result = measure(model, tokenizer)
-        cells = {row: {topic: asdict(cell) for topic, cell in topics.items()} for row, topics in result.items()}
         partial = folder / f".{RESULT_FILE}"
-        partial.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(to_json(result), indent=1) + "\n", encoding="utf-8")
         partial.replace(folder / RESULT_FILE)
     return name
 
 
-def measure(model: torch.nn.Module, tokenizer: Tokenizer, *, num_clips: int = NUM_CLIPS) -> Result:
+def measure(model: PVC, tokenizer: Tokenizer, *, num_clips: int = NUM_CLIPS) -> Result:
     """Videos by number of frames, still images by number of repeats; always clean."""
-    from ..model import PVC
-
-    assert isinstance(model, PVC)
     rows = {
         f"video, {length} frames": video_row(model, tokenizer, num_clips=num_clips, num_frames=length, camera=CLEAN)
         for length in LENGTHS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .held_out import Row
+from .held_out import Row, markdown_table
 from .study import (
     LENGTHS,
     NUM_CLIPS,
@@ -40,8 +40,7 @@ def report(results: dict[str, Result], minutes: dict[str, float], device: str) -
         "## Frames of a video: direction",
         _by(grouped, [f"video, {length} frames" for length in LENGTHS], ("direction",)),
         "## What it took",
-        "| run | training, minutes |\n|---|---|\n"
-        + "\n".join(f"| {name} | {value:.1f} |" for name, value in minutes.items()),
+        markdown_table(("training, minutes",), {name: [f"{value:.1f}"] for name, value in minutes.items()}),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -55,21 +54,16 @@ def _cell(members: list[Result], row: str, topic: str) -> str:
 
 
 def _table(grouped: dict[str, list[Result]], row: str, topics: tuple[str, ...]) -> str:
-    lines = ["| | " + " | ".join(topics) + " |", "|---" * (len(topics) + 1) + "|"]
-    for name, members in grouped.items():
-        lines.append(f"| {name} | " + " | ".join(_cell(members, row, topic) for topic in topics) + " |")
+    body = {name: [_cell(members, row, topic) for topic in topics] for name, members in grouped.items()}
     counts: Row = next(iter(grouped.values()))[0][row]
-    lines.append("| questions | " + " | ".join(str(counts[topic].count) for topic in topics) + " |")
-    return "\n".join(lines)
+    return markdown_table(topics, body | {"questions": [str(counts[topic].count) for topic in topics]})
 
 
 def _by(grouped: dict[str, list[Result]], rows: list[str], topics: tuple[str, ...]) -> str:
     columns = [(row, topic) for topic in topics for row in rows]
     heads = [f"{topic}: {row.split(', ')[1]}" for row, topic in columns]
-    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for name, members in grouped.items():
-        lines.append(f"| {name} | " + " | ".join(_cell(members, row, topic) for row, topic in columns) + " |")
-    return "\n".join(lines)
+    body = {name: [_cell(members, row, topic) for row, topic in columns] for name, members in grouped.items()}
+    return markdown_table(heads, body)
 
 
 def plot(results: dict[str, Result], path: Path) -> None:

@@ -6,12 +6,10 @@ stay single tokens, since no code is in the text that merges are learned from.
 
 from __future__ import annotations
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from ..prompt import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, STOP_TOKEN, TEMPLATES
+from ..prompt import TEMPLATES, special_tokens
 from ..shapes.questions import vocabulary
-
-SPECIAL_TOKENS = ("<s>", "</s>", "<pad>", "<|im_start|>", STOP_TOKEN, IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
 
 
 def shapes_tokenizer(vocab_size: int) -> Tokenizer:
@@ -25,7 +23,7 @@ def shapes_tokenizer(vocab_size: int) -> Tokenizer:
         vocab_size=vocab_size,
         min_frequency=1,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
+        special_tokens=special_tokens(),
         show_progress=False,
     )
     frame = f"system\n{TEMPLATES['tiny'].system}\nuser\nassistant\nFrame1: \nImage-1: \n"

@@ -16,7 +16,7 @@ from engines.spec import StreamLimits
 from engines.target import load_target
 from engines.video import write_video
 from pvc_export.console import Console
-from pvc_export.demo import Asked, ask_about_card, ask_about_clip, bgr, demo, describe, scenes
+from pvc_export.demo import Asked, ask_about_card, ask_about_clip, demo, describe, scenes
 from pvc_export.export import ExportRequest, export
 from pvc_export.frames import render_clip
 from pvc_export.models import load_model
@@ -47,7 +47,7 @@ def test_the_demo_answers_most_questions_about_clips_of_any_seed_truly(tmp_path:
     asked: list[Asked] = []
     for seed in range(8):
         clip, card = scenes(seed)
-        asked += [*ask_about_clip(bundle, bgr(clip), clip), *ask_about_card(bundle, card)]
+        asked += [*ask_about_clip(bundle, clip.bgr(), clip), *ask_about_card(bundle, card)]
     assert len(asked) > 80
     assert sum(one.is_right for one in asked) / len(asked) > 0.9, [one for one in asked if not one.is_right]
 
