@@ -40,6 +40,8 @@ VARIANTS: tuple[tuple[Precision, str], ...] = (
     ("fp32", "cpu"), ("fp32", "cuda"), ("fp16", "cpu"), ("fp16", "cuda"), ("bf16", "rtx"),
 )  # fmt: skip
 """Both spellings of attention and both cache updates; bfloat16 is computed on no CPU, so it has one."""
+CEILING = {"fp32": 5e-4, "fp16": 1e-1, "bf16": 7e-1}
+"""The largest limit of a precision, whatever was measured: what may be off by more than that is gated by nothing."""
 KL_MARGIN = 16.0
 """As of the cosine's gap: a divergence grows with the square of an error."""
 DEEP = PVCConfig(
@@ -84,7 +86,10 @@ def limits_from(reports: list[ParityReport]) -> dict[str, dict[str, dict[str, di
     return {
         stage: {
             key: {
-                metric: {"measured": _rounded(value), "limit": _rounded(max(MARGINS[metric] * value, FLOOR))}
+                metric: {
+                    "measured": _rounded(value),
+                    "limit": _rounded(min(max(MARGINS[metric] * value, FLOOR), CEILING[stage.split()[1]])),
+                }
                 for metric, value in metrics.items()
             }
             for key, metrics in tensors.items()
