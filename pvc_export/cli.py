@@ -44,7 +44,7 @@ FP32 = Annotated[bool, typer.Option("--fp32", help="float32 graphs.")]
 Window = Annotated[int, typer.Option(help="Frames that temporal attention sees, the current one included.")]
 Context = Annotated[int, typer.Option(help="LLM rows that a stream can hold.")]
 Streams = Annotated[int, typer.Option(help="Streams that one pass can serve.")]
-Seed = Annotated[int, typer.Option(help="Seed of a built-in model's random weights.")]
+Seed = Annotated[int | None, typer.Option(help="Of the random weights of tiny and vision-8b. Default: 0.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")]
 Reference = Annotated[str | None, typer.Option("-m", "--model", help="Reference. Default: what the bundle names.")]
 RUNTIMES = ("auto", "target", "cpu")
@@ -68,7 +68,7 @@ def trt(
     window: Window = 8,
     context: Context = 2048,
     streams: Streams = 1,
-    seed: Seed = 0,
+    seed: Seed = None,
     as_json: Json = False,
 ) -> None:
     """Export, build TensorRT engines, check, and publish a bundle. float16 unless --bf16 or --fp32."""
@@ -87,7 +87,7 @@ def onnx(
     window: Window = 8,
     context: Context = 2048,
     streams: Streams = 1,
-    seed: Seed = 0,
+    seed: Seed = None,
     as_json: Json = False,
 ) -> None:
     """Export ONNX graphs without engines, check, and publish a bundle. float32 unless --fp16 or --bf16."""
@@ -304,7 +304,7 @@ def _precision(*, default: Precision, **given: bool) -> Precision:
 
 def _export(
     model: str, output: Path | None, precision: Precision, target_name: str, window: int, context: int, streams: int,
-    seed: int, as_json: bool, *, engines: bool,
+    seed: int | None, as_json: bool, *, engines: bool,
 ) -> None:  # fmt: skip
     from dataclasses import asdict, replace
 
@@ -326,15 +326,19 @@ def _export(
         target = replace(target, engine_graphs=(), builder=None)
 
     from .export import ExportRequest, export
-    from .models import load_model
+    from .models import RANDOM, load_model
 
+    if seed is not None and model not in RANDOM:
+        raise typer.BadParameter(
+            f"--seed makes random weights, and '{model}' has its own; it goes with -m {' or -m '.join(RANDOM)}"
+        )
     console = Console(quiet=as_json)
     out = output or Path("build") / Path(model).resolve().name
     console.print(
         f"{model} -> {out}   {precision}, target {target.name}, window {window}, context {context}, streams {streams}"
     )
     with console.stage("load the model") as (stage, _):
-        loaded = load_model(model, seed=seed)
+        loaded = load_model(model, seed=seed or 0)
         count = sum(parameter.numel() for parameter in loaded.model.parameters())
         origin = f", random (seed {loaded.source.seed})" if loaded.source.random_weights else ""
         stage.note = f"{count / 1e6:.1f} M parameters{origin}"

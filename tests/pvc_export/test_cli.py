@@ -82,6 +82,7 @@ def test_check_exits_3_and_names_the_graph(
         (["trt", "--target", "cpu"], 2, "use: pvc-export onnx"),
         (["trt", "--context", "1000"], 2, "the next one is 1024"),
         (["trt", "--window", "zero"], 2, "valid integer"),
+        (["trt", "--seed", "3"], 2, "'shapes' has its own; it goes with -m tiny"),
         (["chekc", "x"], 2, "check"),
         (["onnx", "-m", "tinny"], 6, "Did you mean 'tiny'?"),
         (["check", "nowhere"], 6, "is not a folder, expected a bundle"),
