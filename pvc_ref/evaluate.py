@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
-from datetime import date
 from pathlib import Path
 from typing import cast
 
@@ -96,13 +93,11 @@ def attention_over_time(model: PVC, tokenizer: Tokenizer, *, num_clips: int) -> 
 
 def _study(folder: Path) -> None:
     """Train what is missing, and write docs/study.md and its plot."""
-    from .training.study import minutes, study
+    from .training.study import study
     from .training.study_report import plot, report
 
     results = study(folder)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    device = f"{machine}, torch {torch.__version__}, {date.today()}"
-    text = report(results, minutes(folder), device)
+    text = report(results)
     DOCS.mkdir(exist_ok=True)
     (DOCS / "study.md").write_text(text, encoding="utf-8")
     plot(results, DOCS / "figures" / "study.png")

@@ -21,9 +21,11 @@ import torch.distributed as dist
 from torch import multiprocessing, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..bundled import SHAPES_FOLDER
 from ..config import CompressorKind, PVCConfig
 from ..model import PVC
-from ..weights import save_model
+from ..weights import load_model, save_model
+from .base import take_over
 from .batches import Batch, BatchMaker, Stage
 from .objective import LabelHeads, Outcome, compute, context_token_id
 from .optimizer import MAX_GRADIENT_NORM, Average, Optimizer, initialize
@@ -45,6 +47,7 @@ class Recipe:
     compressor    kind; `temporal` False leaves attention over time out
     num_tokens    a frame; None is the preset's
     token_labels  whether frame tokens are also taught what their patches show
+    from_bundled  start from the ViT and LLM of the bundled model (base.py), not from nothing
     """
 
     num_steps: int = 10_000
@@ -55,6 +58,7 @@ class Recipe:
     temporal: bool = True
     num_tokens: int | None = None
     token_labels: bool = True
+    from_bundled: bool = False
 
     def config(self) -> PVCConfig:
         preset = PVCConfig.preset("shapes")
@@ -131,6 +135,8 @@ class _Worker:
         self.heads = LabelHeads(self.config)
         initialize(self.model, seed=recipe.seed)
         initialize(self.heads, seed=recipe.seed)
+        if recipe.from_bundled:
+            take_over(self.model, load_model(SHAPES_FOLDER))
         self.model.to(device)
         self.heads.to(device)
         self.optimizer = Optimizer.of(self.model, self.heads)

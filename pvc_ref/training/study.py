@@ -2,18 +2,24 @@
 
 Two questions, kept apart. What does attention over time give: `pvc` against `pvc, no attention over time`. What does
 its compressor give: the latter against the other compressors, none of which has attention over time.
-Four tokens a frame, so 16 patches become one token, as in the paper. Runs are resumed, and evaluated once.
+Four tokens a frame, so 16 patches become one token, as in the paper. Every run starts from the ViT and the LLM of the
+bundled model, as the paper's do from InternVL2's; from nothing, none learns to see in a quarter of an hour.
+A result is a small file that is committed, and made again when its recipe changes.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import platform
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from datetime import date
 from pathlib import Path
 from statistics import mean, stdev
 
+import torch
 from tokenizers import Tokenizer
 
 from ..model import PVC
@@ -24,18 +30,27 @@ from .loop import LOG_FILE, Recipe, train
 from .scoring import View
 from .threads import fast_products
 
-NUM_STEPS, NUM_TOKENS, NUM_CLIPS = 2500, 4, 400
+NUM_STEPS, NUM_TOKENS, NUM_CLIPS = 1200, 4, 400
 SEEDS = (0, 1, 2)
 NUM_AT_ONCE = 2  # runs of one thread each
-RESULT_FILE = "result.json"
+RESULTS = Path("docs/study")
 CLEAN = CONDITIONS["clean"]
 REPEATS, LENGTHS = (1, 2, 4), (4, 8, 12, 16)
-Result = dict[str, Row]
+Tables = dict[str, Row]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What one run came to, and what it took: seconds of training, on which machine."""
+
+    tables: Tables
+    seconds: float
+    machine: str
 
 
 def variants() -> dict[str, Recipe]:
     """Every run of the study by its name; seeds other than 0 for the two that are compared with mean and spread."""
-    plain = Recipe(num_steps=NUM_STEPS, num_workers=1, num_tokens=NUM_TOKENS)
+    plain = Recipe(num_steps=NUM_STEPS, num_workers=1, num_tokens=NUM_TOKENS, from_bundled=True)
     found: dict[str, Recipe] = {}
     for seed in SEEDS:
         found[f"pvc, seed {seed}"] = replace(plain, seed=seed)
@@ -47,44 +62,50 @@ def variants() -> dict[str, Recipe]:
     return found
 
 
-def study(out: Path) -> dict[str, Result]:
+def study(out: Path, results: Path = RESULTS) -> dict[str, Result]:
     """Train and evaluate what is missing, and return every result."""
-    out.mkdir(parents=True, exist_ok=True)
-    jobs = [(name, recipe, out / _slug(name)) for name, recipe in variants().items()]
+    results.mkdir(parents=True, exist_ok=True)
+    files = {name: results / f"{_slug(name)}.json" for name in variants()}
+    missing = [
+        (name, recipe, out / _slug(name), files[name])
+        for name, recipe in variants().items()
+        if not _is_of(files[name], recipe)
+    ]
     started = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(NUM_AT_ONCE, maxtasksperchild=1) as pool:
-        for name in pool.imap_unordered(_run, jobs):
+        for name in pool.imap_unordered(_run, missing):
             print(f"{(time.monotonic() - started) / 60:6.1f} min  {name} is done", flush=True)
-    return {name: _read(folder) for name, _, folder in jobs}
-
-
-def minutes(out: Path) -> dict[str, float]:
-    """What each run's training took."""
-    found = {}
-    for name in variants():
-        last = (out / _slug(name) / LOG_FILE).read_text(encoding="utf-8").splitlines()[-1]
-        found[name] = json.loads(last)["seconds"] / 60
-    return found
+    return {name: _read(path) for name, path in files.items()}
 
 
 def _slug(name: str) -> str:
     return name.replace(", ", "-").replace(" ", "_").lower()
 
 
-def _run(job: tuple[str, Recipe, Path]) -> str:
-    name, recipe, folder = job
-    if not (folder / RESULT_FILE).is_file():
-        checkpoint = train(recipe, folder, quiet=True)
-        model, tokenizer = load_model(checkpoint), Tokenizer.from_file(str(checkpoint / TOKENIZER_FILE))
-        with fast_products():
-            result = measure(model, tokenizer)
-        partial = folder / f".{RESULT_FILE}"
-        partial.write_text(json.dumps(to_json(result), indent=1) + "\n", encoding="utf-8")
-        partial.replace(folder / RESULT_FILE)
+def _is_of(path: Path, recipe: Recipe) -> bool:
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["recipe"] == asdict(recipe)
+
+
+def _run(job: tuple[str, Recipe, Path, Path]) -> str:
+    name, recipe, folder, path = job
+    checkpoint = train(recipe, folder, quiet=True)
+    model, tokenizer = load_model(checkpoint), Tokenizer.from_file(str(checkpoint / TOKENIZER_FILE))
+    with fast_products():
+        tables = measure(model, tokenizer)
+    last = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()[-1]
+    facts = {
+        "recipe": asdict(recipe),
+        "seconds": json.loads(last)["seconds"],
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {date.today()}",
+        "tables": to_json(tables),
+    }
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
     return name
 
 
-def measure(model: PVC, tokenizer: Tokenizer, *, num_clips: int = NUM_CLIPS) -> Result:
+def measure(model: PVC, tokenizer: Tokenizer, *, num_clips: int = NUM_CLIPS) -> Tables:
     """Videos by number of frames, still images by number of repeats; always clean."""
     rows = {
         f"video, {length} frames": video_row(model, tokenizer, num_clips=num_clips, num_frames=length, camera=CLEAN)
@@ -97,16 +118,17 @@ def measure(model: PVC, tokenizer: Tokenizer, *, num_clips: int = NUM_CLIPS) -> 
     return rows
 
 
-def _read(folder: Path) -> Result:
-    cells = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
-    return {row: {topic: Cell(**cell) for topic, cell in topics.items()} for row, topics in cells.items()}
+def _read(path: Path) -> Result:
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    tables = {row: {topic: Cell(**cell) for topic, cell in topics.items()} for row, topics in facts["tables"].items()}
+    return Result(tables=tables, seconds=facts["seconds"], machine=facts["machine"])
 
 
-def families(results: dict[str, Result]) -> dict[str, list[Result]]:
-    """Results of the same recipe under several seeds, together."""
-    found: dict[str, list[Result]] = {}
+def families(results: dict[str, Result]) -> dict[str, list[Tables]]:
+    """Tables of the same recipe under several seeds, together."""
+    found: dict[str, list[Tables]] = {}
     for name, result in results.items():
-        found.setdefault(name.split(", seed")[0], []).append(result)
+        found.setdefault(name.split(", seed")[0], []).append(result.tables)
     return found
 
 

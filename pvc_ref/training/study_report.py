@@ -13,6 +13,7 @@ from .study import (
     REPEATS,
     SEEDS,
     Result,
+    Tables,
     families,
     spread,
 )
@@ -22,15 +23,16 @@ CARD_TOPICS = ("number 1", "number 2", "number 4")
 MAIN_LENGTH = 8
 
 
-def report(results: dict[str, Result], minutes: dict[str, float], device: str) -> str:
+def report(results: dict[str, Result]) -> str:
     """Everything that was measured, as Markdown."""
     grouped = families(results)
     parts = [
         "# PVC and what it is compared with, in small",
-        f"`python -m pvc_ref.evaluate --study` made this file, its plot and every model behind it: {NUM_STEPS} steps "
-        f"each of the same data, {NUM_TOKENS} tokens a frame (16 patches each), one process of one thread. Percent of "
-        f"held-out questions answered word for word, greedy, clean frames, {NUM_CLIPS} clips a cell. Mean and standard "
-        f"deviation over seeds {', '.join(map(str, SEEDS))} for PVC and pixel shuffle, else seed 0. {device}.",
+        "`python -m pvc_ref.evaluate --study` made this file, its plot and every model behind it: from the ViT and the "
+        f"LLM of the bundled model, {NUM_STEPS} steps of the same data, {NUM_TOKENS} tokens a frame (16 patches each), "
+        f"one process. Percent of held-out questions answered word for word, greedy, clean frames, "
+        f"{NUM_CLIPS} clips a cell. Mean and standard deviation over seeds {', '.join(map(str, SEEDS))} for PVC and "
+        "pixel shuffle, else seed 0.",
         f"![accuracy by method](figures/study.png)\n\n## By topic: videos of {MAIN_LENGTH} frames",
         _table(grouped, f"video, {MAIN_LENGTH} frames", VIDEO_TOPICS),
         "## By topic: still images, once",
@@ -40,12 +42,16 @@ def report(results: dict[str, Result], minutes: dict[str, float], device: str) -
         "## Frames of a video: direction",
         _by(grouped, [f"video, {length} frames" for length in LENGTHS], ("direction",)),
         "## What it took",
-        markdown_table(("training, minutes",), {name: [f"{value:.1f}"] for name, value in minutes.items()}),
+        "Two runs at once, each on one core.",
+        markdown_table(
+            ("training, minutes", "machine"),
+            {name: [f"{result.seconds / 60:.1f}", result.machine] for name, result in results.items()},
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(members: list[Result], row: str, topic: str) -> str:
+def _cell(members: list[Tables], row: str, topic: str) -> str:
     values = [result[row][topic].percent for result in members if topic in result.get(row, {})]
     if not values:
         return ""
@@ -53,13 +59,13 @@ def _cell(members: list[Result], row: str, topic: str) -> str:
     return f"{middle:.1f}" + (f" ± {deviation:.1f}" if deviation is not None else "")
 
 
-def _table(grouped: dict[str, list[Result]], row: str, topics: tuple[str, ...]) -> str:
+def _table(grouped: dict[str, list[Tables]], row: str, topics: tuple[str, ...]) -> str:
     body = {name: [_cell(members, row, topic) for topic in topics] for name, members in grouped.items()}
     counts: Row = next(iter(grouped.values()))[0][row]
     return markdown_table(topics, body | {"questions": [str(counts[topic].count) for topic in topics]})
 
 
-def _by(grouped: dict[str, list[Result]], rows: list[str], topics: tuple[str, ...]) -> str:
+def _by(grouped: dict[str, list[Tables]], rows: list[str], topics: tuple[str, ...]) -> str:
     columns = [(row, topic) for topic in topics for row in rows]
     heads = [f"{topic}: {row.split(', ')[1]}" for row, topic in columns]
     body = {name: [_cell(members, row, topic) for row, topic in columns] for name, members in grouped.items()}

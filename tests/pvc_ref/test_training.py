@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import multiprocessing.dummy
+from dataclasses import asdict, replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +13,14 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from pvc_ref import PVC
+from pvc_ref import PVC, PVCConfig
+from pvc_ref.bundled import SHAPES_FOLDER
 from pvc_ref.prompt import IMAGE_CONTEXT, STOP_TOKEN, image_prompt, video_prompt
 from pvc_ref.shapes import CONDITIONS, HELD_OUT, make_clip
 from pvc_ref.shapes.draw import IGNORED
 from pvc_ref.shapes.questions import vocabulary
-from pvc_ref.training import batches, loop
+from pvc_ref.training import batches, loop, study
+from pvc_ref.training.base import take_over
 from pvc_ref.training.batches import BatchMaker
 from pvc_ref.training.held_out import card_cells, late_row, video_row
 from pvc_ref.training.loop import Recipe, train
@@ -263,6 +268,60 @@ def test_the_rate_warms_up_stays_and_falls_to_nothing() -> None:
     rates = [schedule(step, 1000) for step in range(1000)]
     assert rates[0] < 0.05 and rates[100] == rates[499] == 1.0 and rates[750] == pytest.approx(0.5) and rates[-1] < 0.01
     assert 0 < PEAK_RATE < 0.1
+
+
+# -- the study ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temporal", [True, False])
+def test_what_a_run_of_the_study_starts_from_is_the_bundled_vit_and_llm_and_nothing_of_what_is_compared(
+    temporal: bool,
+) -> None:
+    base = load_model(SHAPES_FOLDER)
+    recipe = Recipe(compressor="pvc" if temporal else "conv", num_tokens=4, temporal=temporal, from_bundled=True)
+    model = PVC(recipe.config())
+    initialize(model, seed=0)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    count = take_over(model, base)
+    taken = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    fresh = [name for name in before if name.startswith("compressor.") or "temporal_attn" in name or "adaln" in name]
+    assert fresh and not taken & set(fresh)
+    last = model.temporal.layers[1] if temporal else model.trunk.layers[3]
+    assert torch.equal(last.mlp.fc1.weight, base.temporal.layers[1].mlp.fc1.weight)
+    assert torch.equal(model.llm.layers[2].mlp.up_proj.weight, base.llm.layers[2].mlp.up_proj.weight)
+    assert count == sum(value.numel() for name, value in model.named_parameters() if name in taken)
+
+
+def test_a_base_of_other_sizes_is_refused(model: PVC) -> None:
+    small = PVC(PVCConfig.preset("tiny"))
+    with pytest.raises(ValueError, match="it is of other sizes"):
+        take_over(small, load_model(SHAPES_FOLDER))
+
+
+def test_a_result_is_made_again_only_when_its_recipe_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def run(job: tuple[str, Recipe, Path, Path]) -> str:
+        name, recipe, _, path = job
+        made.append(name)
+        cell = {"direction": {"percent": 50.0, "count": 2}}
+        facts = {"recipe": asdict(recipe), "seconds": 60.0, "machine": "here", "tables": {"video, 8 frames": cell}}
+        path.write_text(json.dumps(facts), encoding="utf-8")
+        return name
+
+    monkeypatch.setattr(study, "_run", run)
+    monkeypatch.setattr(study.multiprocessing, "get_context", lambda _: multiprocessing.dummy)
+    monkeypatch.setattr(multiprocessing.dummy, "Pool", lambda count, maxtasksperchild: ThreadPool(count))
+    found = study.study(tmp_path, tmp_path / "results")
+    assert (
+        sorted(made) == sorted(study.variants()) and found["pooling"].tables["video, 8 frames"]["direction"].count == 2
+    )
+    made.clear()
+    study.study(tmp_path, tmp_path / "results")
+    assert made == []
+    monkeypatch.setattr(study, "NUM_STEPS", 7)
+    study.study(tmp_path, tmp_path / "results")
+    assert sorted(made) == sorted(study.variants())
 
 
 # -- held-out tables ---------------------------------------------------------------------------------------------------
