@@ -1,0 +1,6 @@
+"""The stateful ladder for other people's models: check.py says what it takes and does."""
+
+from .check import ForeignRequest, check_foreign
+from .report import ForeignReport
+
+__all__ = ["ForeignReport", "ForeignRequest", "check_foreign"]

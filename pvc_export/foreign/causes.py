@@ -1,0 +1,197 @@
+"""Why an output may be wrong: guesses that are tried on the arrays and the wiring at hand, the first that fits is told.
+
+Unusual: a guess is an experiment, not a word list. An exchanged state is named only if exchanging it back agrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from engines.memory import Array
+
+from .rule import CEILING, Compared, Worst, compare
+from .session import RunFailed
+from .sides import Sides
+
+MAX_EXCHANGES = 32
+"""Pairs of states that are exchanged in search of the two that a graph confuses."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """An output that is off: what both sides returned, what they were fed, and the floor its limits came from."""
+
+    sides: Sides
+    tensor: str
+    got: Mapping[str, Array]
+    want: Mapping[str, Array]
+    feeds: Mapping[str, Array]
+    step: int
+    floor: Worst | None
+
+    def agrees(self, got: Array, want: Array) -> bool:
+        return got.shape == want.shape and got.dtype.kind == want.dtype.kind and self.compared(got, want).passed
+
+    def compared(self, got: Array, want: Array) -> Compared:
+        return compare(got, want, tensor=self.tensor, run="", step=self.step, floor=self.floor, unit=self.sides.unit)
+
+
+def likely_cause(failure: Failure) -> str:
+    """A clause that goes on after 'Likely'."""
+    guesses = (
+        _not_finite, _constant, _stale, _other_output, _shifted, _one_row_for_all, _unread, _exchanged, _amplified,
+    )  # fmt: skip
+    return next((said for guess in guesses if (said := guess(failure))), _unknown(failure))
+
+
+def likely_shape(failure: Failure) -> str:
+    """The same for an output of another shape."""
+    got, want = failure.got[failure.tensor].shape, failure.want[failure.tensor].shape
+    axes = [axis for axis, (a, b) in enumerate(zip(got, want, strict=False)) if a != b]
+    if len(got) == len(want) and len(axes) == 1:
+        more = got[axes[0]] - want[axes[0]]
+        rows = f"{abs(more)} row{'s' if abs(more) > 1 else ''} too {'many' if more > 0 else 'few'} along axis {axes[0]}"
+        state = failure.sides.declared.state_of(failure.tensor)
+        if state is None:
+            return f"{rows}: a slice that is off by one, or an axis that was traced at a constant size"
+        return f"{rows}: an append or a slice that is off by one, or whole states where @append:AXIS expects new rows"
+    return "another output of that name, or a Reshape or Transpose that was lost"
+
+
+def _not_finite(failure: Failure) -> str | None:
+    if not np.isfinite(failure.want[failure.tensor]).all():
+        return (
+            "inputs that the reference cannot take, since it returns NaN or infinity itself, and that proves nothing. "
+            "Draw others: --bound INPUT=LOW:HIGH (a mask must leave something to see: --bound mask=1:1)"
+        )
+    if not np.isfinite(failure.got[failure.tensor]).all():
+        return "an overflow, or a softmax over nothing but masked rows: add a large negative number, not -infinity"
+    return None
+
+
+def _constant(failure: Failure) -> str | None:
+    if failure.sides.wiring.reads[failure.tensor]:
+        return None
+    return f"that '{failure.tensor}' depends on no input at all: it was folded into a constant by the export"
+
+
+def _stale(failure: Failure) -> str | None:
+    state = failure.sides.declared.state_of(failure.tensor)
+    if state is None:
+        return None
+    copied = failure.sides.wiring.copies.get(failure.tensor)
+    if copied is not None:
+        return f"a stale state: '{failure.tensor}' is wired straight to the input '{copied}'"
+    if np.array_equal(failure.got[failure.tensor], failure.feeds[state.input]):
+        return f"a stale state: '{failure.tensor}' holds the bits of its own input '{state.input}', unchanged"
+    return None
+
+
+def _other_output(failure: Failure) -> str | None:
+    """Zeros look alike, so a match must hold something."""
+    got = failure.got[failure.tensor]
+    for name, want in failure.want.items():
+        if name != failure.tensor and want.any() and failure.agrees(got, want):
+            return f"two outputs that are swapped: '{failure.tensor}' holds what the reference calls '{name}'"
+    return None
+
+
+def _shifted(failure: Failure) -> str | None:
+    """The right rows at the wrong index: along a growing axis they are one off, but for those at the seam."""
+    got, want = failure.got[failure.tensor], failure.want[failure.tensor]
+    if got.dtype.kind != "f":
+        return None
+    for axis in range(1, got.ndim):
+        if got.shape[axis] < 3:
+            continue
+        rows = np.moveaxis(got, axis, 0), np.moveaxis(want, axis, 0)
+        ahead, behind = failure.agrees(rows[0][1:], rows[1][:-1]), failure.agrees(rows[0][:-1], rows[1][1:])
+        if ahead or behind:
+            where = "before" if ahead else "behind"
+            return f"rows that are off by one along axis {axis}: each holds what belongs one {where} it"
+    return None
+
+
+def _one_row_for_all(failure: Failure) -> str | None:
+    """The last row of the batch, run alone, agrees; together it does not."""
+    got, want = failure.got[failure.tensor], failure.want[failure.tensor]
+    declared = failure.sides.declared
+    axis = declared.batch_axis(failure.tensor)
+    axis = 0 if axis is None and declared.batch and got.ndim else axis
+    if axis is None or got.shape[axis] < 2:
+        return None
+    if failure.agrees(got, np.repeat(np.take(want, [0], axis=axis), got.shape[axis], axis=axis)):
+        return f"row 0 of the batch for all: every row of '{failure.tensor}' holds what belongs to the first"
+    rows = {
+        name: np.take(a, [-1], i) for name, a in failure.feeds.items() if (i := declared.batch_axis(name)) is not None
+    }
+    try:
+        alone = failure.sides.session.run({**failure.feeds, **rows})[failure.tensor]
+    except RunFailed:
+        return None
+    if failure.agrees(alone, np.take(want, [-1], axis=axis)) and not failure.agrees(got, want):
+        return f"a row of the batch that sees another: alone, the last row of '{failure.tensor}' agrees"
+    return None
+
+
+def _unread(failure: Failure) -> str | None:
+    """A state that no output can depend on, or not this one, though the state is there to be seen."""
+    wiring, states = failure.sides.wiring, [pair.input for pair in failure.sides.declared.states]
+    ever = frozenset().union(*wiring.reads.values())
+    if never := [name for name in (*states, *failure.feeds) if name not in ever]:
+        kind = "state input" if never[0] in states else "input"
+        return f"that the graph never reads its {kind} '{never[0]}': no output depends on it"
+    own = [pair.input for pair in failure.sides.declared.states if pair.output == failure.tensor]
+    if own and own[0] not in wiring.reads[failure.tensor]:
+        return f"that '{failure.tensor}' does not depend on '{own[0]}', the state that it continues"
+    return None
+
+
+def _exchanged(failure: Failure) -> str | None:
+    """Two states of one kind that the graph reads in each other's place: fed the other way round, it agrees."""
+    states = [pair.input for pair in failure.sides.declared.states]
+    alike = [
+        (a, b)
+        for a, b in combinations(states, 2)
+        if failure.feeds[a].shape == failure.feeds[b].shape and failure.feeds[a].dtype == failure.feeds[b].dtype
+    ]
+    for a, b in alike[:MAX_EXCHANGES]:
+        try:
+            got = failure.sides.session.run({**failure.feeds, a: failure.feeds[b], b: failure.feeds[a]})
+        except RunFailed:
+            continue
+        if not np.array_equal(failure.feeds[a], failure.feeds[b]) and failure.agrees(
+            got[failure.tensor], failure.want[failure.tensor]
+        ):
+            return f"two states that are swapped: the graph reads '{a}' where '{b}' belongs; exchanged, it agrees"
+    return None
+
+
+def _amplified(failure: Failure) -> str | None:
+    limits = failure.compared(failure.got[failure.tensor], failure.want[failure.tensor]).limits
+    if failure.floor is None or not limits or max(limits.values()) < CEILING:
+        return None
+    return (
+        f"that the reference amplifies its own rounding: in float32 it is {failure.floor['rel_l2']:.1e} from itself in "
+        "float64 here, so nothing can be proved. Compare fewer steps: --steps N"
+    )
+
+
+def _unknown(failure: Failure) -> str:
+    if failure.step:
+        return (
+            "a state that is read at the wrong place or with the wrong weights, if the reference's state fails there "
+            "too; else an operation that is less precise in the graph, or a weight that is nearly right"
+        )
+    wrong = [
+        port.name
+        for port in failure.sides.declared.outputs
+        if not failure.agrees(failure.got[port.name], failure.want[port.name])
+    ]
+    if len(wrong) == len(failure.sides.declared.outputs):
+        return "other weights than the graph was exported from, or other preprocessing: no output agrees"
+    return f"one weight or operation in what leads to {', '.join(wrong)} alone: the other outputs agree"

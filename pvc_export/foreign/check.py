@@ -1,0 +1,193 @@
+"""Parity of any ONNX graph with declared state pairs: the stateful ladder for a model that is not PVC.
+
+    pvc-export check --reference pkg.module:Model --graph model.onnx --state past=present [--state ...] [--steps N]
+
+The reference is a torch.nn.Module, or a class or function that makes one without arguments, named 'pkg.module:Name' or
+'path/to/file.py:Name'. Its forward takes the graph's inputs by name as torch tensors (a character that no Python name
+has may be '_') and returns a dict by output name, or a tensor or tuple in the order of the graph's outputs. It runs in
+float32 on the CPU, and once more in float64, as the noise floor, if it can. States are arguments and results: the same
+inputs must give the same outputs. Importing that module is all that is done with it; no pickle is ever loaded.
+
+States are named in pairs; each begins as zeros.
+    --state past=present           the output is the next step's input. A dynamic axis that the output names otherwise
+                                   ('past' and 'total') grows: it begins with no rows and is followed, as a KV cache
+    --state past=new@append:AXIS   the output holds new rows only; they are appended to the input along AXIS
+    ...@start:N                    the growing axis begins with N rows of zeros, where a graph cannot take an empty one
+A pair that is declared wrongly is followed on both sides, so nothing can tell: the pairs are the user's word.
+Every other input is drawn from a seed: floats normal, uint8 over its range, other integers and bool 0..1.
+    --bound NAME=LOW:HIGH          both ends included: token ids 0:31999, an attention mask 1:1; floats become uniform
+    --size AXIS=N, AXIS=A+B        an axis that must have one size, or that is the sum of others: total=past+new
+
+The ladder (F belongs to bundles). A fault ends no level but those that cannot go on:
+    A  graph        onnx.checker, strict shape inference, the state pairs, ONNX Runtime's CPU opens it
+    B  step         one step from the zero state: every output and state output against the reference
+    C  sizes        the same with each dynamic axis at 1 and at two sizes that B did not use
+    D  stream       each side with its own state; and every step fed the reference's, which tells a wrong step from
+                    one that only accumulates
+    E  drift        the slope of the error over the stream, against that of the noise floor
+    G  state rules  the zero state starts anew, streams do not mix, inputs are left alone: bit for bit
+    H  batch        a row of a batch is what it is alone, and equal rows stay equal
+    I  determinism  the same bits again, and in a new session
+Not covered: bfloat16 inputs or outputs, sequences, and quantized graphs, which are meant to be further off.
+How far off an output may be is measured on the spot, by the rule at the top of rule.py.
+Unusual: nothing is known of the model, so whatever can be held against itself is; and a wrong state is looked for by
+experiment (causes.py), since "the outputs differ" is no help with somebody else's graph.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from engines.errors import SpecError
+
+from .declare import declare
+from .laws import check_batch, check_determinism, check_states
+from .levels import check_drift, check_file, check_sizes, check_step, check_stream
+from .reference import NoiseFloor, Reference, load_reference, require_function
+from .report import TITLES, ForeignReport, Level
+from .rule import Drift
+from .session import GraphSession, RunFailed, Wiring, load_graph, wiring_of
+from .sides import Sides
+from .states import Bound, Declared, StatePair
+
+Progress = Callable[[float], None]
+SMALL_MODEL = 20_000_000
+"""Parameters of a model whose operations gain nothing from a second thread."""
+SIZE = re.compile(r"(?P<name>.+?)=(?P<size>[^=]+)")
+BOUND = re.compile(r"(?P<name>.+)=(?P<low>[^=:]+):(?P<high>[^=:]+)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForeignRequest:
+    """What to check, as the command line says it. Raises SpecError for text that is no pair, size or bound.
+
+    reference  'pkg.module:Name' or 'path/to/file.py:Name'
+    states     'INPUT=OUTPUT', '...@append:AXIS', '...@start:N'
+    steps      of the stream, at least 1; a slope needs 16
+    sizes      'AXIS=N' or 'AXIS=OTHER+OTHER'
+    bounds     'INPUT=LOW:HIGH', both included
+    seed       of every input that is drawn
+    """
+
+    reference: str
+    graph: Path
+    states: tuple[str, ...] = ()
+    steps: int = 64
+    sizes: tuple[str, ...] = ()
+    bounds: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise SpecError(f"--steps {self.steps}: expected at least 1")
+        self.pairs(), self.parsed_sizes(), self.parsed_bounds()
+
+    def pairs(self) -> tuple[StatePair, ...]:
+        return tuple(StatePair.parse(text) for text in self.states)
+
+    def parsed_sizes(self) -> dict[str, str]:
+        """Axis -> a number or a sum of axes."""
+        found = [(text, SIZE.fullmatch(text)) for text in self.sizes]
+        if wrong := [text for text, match in found if match is None]:
+            raise SpecError(f"--size {wrong[0]} is no size, expected AXIS=N, or AXIS=OTHER+OTHER for a sum of axes")
+        return {match["name"].strip(): match["size"].strip() for _, match in found if match}
+
+    def parsed_bounds(self) -> dict[str, Bound]:
+        """Input -> its smallest and largest value."""
+        bounds: dict[str, Bound] = {}
+        for text in self.bounds:
+            match, bound = BOUND.fullmatch(text), None
+            with suppress(ValueError):  # what is no number is refused below
+                bound = (float(match["low"]), float(match["high"])) if match else None
+            if match is None or bound is None or not -float("inf") < bound[0] <= bound[1] < float("inf"):
+                raise SpecError(f"--bound {text} is no range, expected INPUT=LOW:HIGH with LOW <= HIGH, both included")
+            bounds[match["name"]] = bound
+        return bounds
+
+    def command(self) -> str:
+        """The check without --steps, as a command line."""
+        options = {"--state": self.states, "--size": self.sizes, "--bound": self.bounds}
+        words = ["pvc-export", "check", "--reference", self.reference, "--graph", str(self.graph)]
+        words += [word for option, values in options.items() for value in values for word in (option, value)]
+        return shlex.join([*words, *(["--seed", str(self.seed)] if self.seed else [])])
+
+
+def check_foreign(request: ForeignRequest, progress: Progress = lambda _: None) -> ForeignReport:
+    """Climb the ladder. A difference is not an error here: it is in the report, with everything else that still ran.
+
+    `progress` is called with the fraction done, 0 to 1.
+    Raises ModelError for a graph file that is none, and for a reference that cannot be imported, made, called with the
+    graph's inputs, or held against its outputs; SpecError for names and pairs that the graph cannot have;
+    BackendUnavailable without ONNX Runtime.
+    """
+    model = load_graph(request.graph)
+    declared = declare(
+        request.graph, model, states=request.pairs(), sizes=request.parsed_sizes(), bounds=request.parsed_bounds()
+    )
+    wiring = wiring_of(request.graph, model)
+    module = load_reference(request.reference)
+    threads = torch.get_num_threads()
+    if sum(parameter.numel() for parameter in module.parameters()) <= SMALL_MODEL:
+        torch.set_num_threads(1)
+    try:
+        return _climb(request, declared, wiring, module, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _climb(
+    request: ForeignRequest, declared: Declared, wiring: Wiring, module: nn.Module, progress: Progress
+) -> ForeignReport:
+    reference, double = Reference(module, declared), NoiseFloor(module, declared)
+    try:
+        session = GraphSession(request.graph, num_bytes=wiring.num_bytes)
+    except RunFailed as error:
+        levels = [check_file(declared, wiring, error)]
+        levels += [Level(letter=letter, not_executed="the graph does not open") for letter in TITLES if letter != "A"]
+        return _report(request, declared, wiring, double, levels, ())
+    sides = Sides(
+        declared=declared, wiring=wiring, session=session, reference=reference, double=double, seed=request.seed
+    )
+    feeds = sides.draw("B", 0, declared.sizes) | declared.zero_states(declared.sizes)
+    want = require_function(reference, feeds)
+    levels = [check_file(declared, wiring, None), check_step(sides, feeds, want)]
+    progress(0.1)
+    levels.append(check_sizes(sides))
+    progress(0.2)
+    stream, streamed = check_stream(sides, request.steps, lambda x: progress(0.2 + 0.7 * x))
+    drift, drifts = check_drift(sides, streamed)
+    levels += [stream, drift, check_states(sides), check_batch(sides, streamed.floors), check_determinism(sides)]
+    progress(1.0)
+    return _report(request, declared, wiring, double, levels, drifts)
+
+
+def _report(
+    request: ForeignRequest,
+    declared: Declared,
+    wiring: Wiring,
+    double: NoiseFloor,
+    levels: list[Level],
+    drifts: tuple[Drift, ...],
+) -> ForeignReport:
+    return ForeignReport(
+        graph=request.graph.name,
+        reference=request.reference,
+        command=request.command(),
+        dtype=wiring.dtype,
+        num_steps=request.steps,
+        floor_missing=double.missing,
+        order=tuple(port.name for port in declared.outputs),
+        states=tuple(pair.text() for pair in declared.states),
+        drawn=tuple(declared.drawn_as(port) for port in declared.drawn),
+        sizes=declared.sizes,
+        levels=tuple(levels),
+        drifts=drifts,
+    )

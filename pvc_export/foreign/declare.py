@@ -1,0 +1,221 @@
+"""What a graph of any origin declares, read from its file and held against the command line before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from engines.errors import SpecError
+from engines.spec import Dim
+
+from .states import Bound, Declared, Port, Sizes, StatePair, pieces_of
+
+BATCH_SIZE = 2
+FIRST_SIZE = 3
+"""Of the dynamic axes that are not the batch: 3, 4, 5, ..., so that no two are mistaken for each other."""
+
+
+def declare(
+    path: Path, model: Any, *, states: Iterable[StatePair], sizes: Mapping[str, str], bounds: Mapping[str, Bound]
+) -> Declared:
+    """Read what an onnx.ModelProto declares, and hold the command line against it.
+
+    Raises SpecError for a tensor that no numpy array can be, for a name that the graph does not have, and for a pair
+    whose ends cannot follow each other.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = tuple(_port(value, "input") for value in model.graph.input if value.name not in constants)
+    outputs = tuple(_port(value, "output") for value in model.graph.output)
+    bound_pairs = _bind(tuple(states), inputs, outputs, path)
+    fed = {pair.input for pair in bound_pairs}
+    drawn = [port for port in inputs if port.name not in fed]
+    bare = {dim for port in drawn for dim in port.shape or ()}
+    followed, growing = _followed(bound_pairs, inputs, outputs, bare)
+    symbols = [s for port in inputs for dim in port.shape or () if isinstance(dim, str) for s in pieces_of(dim, {})]
+    known = [symbol for symbol in dict.fromkeys(symbols) if not symbol.isdigit()]
+    batch = _batch(known, inputs, growing)
+    ties, pinned = _parse_sizes(sizes, known, growing, path)
+    base = {symbol: FIRST_SIZE + index for index, symbol in enumerate(s for s in known if s not in ties and s != batch)}
+    starts = {s: pair.start for pair in bound_pairs for s, (name, _) in followed.items() if name == pair.input}
+    base |= {symbol: starts[symbol] for symbol in growing} | ({batch: BATCH_SIZE} if batch else {}) | pinned
+    return Declared(
+        path=path,
+        inputs=inputs,
+        outputs=outputs,
+        states=bound_pairs,
+        sizes=base,
+        ties=ties,
+        pinned=frozenset(pinned),
+        followed=followed,
+        growing=growing,
+        batch=batch,
+        bounds=_bounds(drawn, bounds, path),
+    )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?', or nothing."""
+    near = get_close_matches(name, list(known), n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def _port(value: Any, role: str) -> Port:
+    if value.type.WhichOneof("value") != "tensor_type":
+        raise SpecError(f"{role} '{value.name}' of the graph is no tensor. Only tensors can be drawn and compared")
+    tensor = value.type.tensor_type
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else np.dtype(object)
+    if dtype.kind not in "fiub":
+        name = onnx.TensorProto.DataType.Name(tensor.elem_type)
+        raise SpecError(
+            f"{role} '{value.name}' of the graph is {name}, which no numpy array is. Expected float16, float32, "
+            "float64, an integer or bool. Cast it inside the graph and export again"
+        )
+    if not tensor.HasField("shape"):
+        if role == "input":
+            raise SpecError(
+                f"input '{value.name}' of the graph declares no shape, so nothing can be drawn for it. Export again "
+                "with its rank, and names for its dynamic axes"
+            )
+        return Port(name=value.name, dtype=dtype.name, shape=None)
+    dims: list[Dim] = []
+    for axis, dim in enumerate(tensor.shape.dim):
+        unnamed = "batch" if axis == 0 else f"{value.name}[{axis}]"
+        dims.append(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or unnamed)
+    return Port(name=value.name, dtype=dtype.name, shape=tuple(dims))
+
+
+def _bind(
+    pairs: tuple[StatePair, ...], inputs: tuple[Port, ...], outputs: tuple[Port, ...], path: Path
+) -> tuple[StatePair, ...]:
+    """The pairs, with their axes counted from the front. Raises SpecError for one that the graph cannot have."""
+    by_input, by_output = {p.name: p for p in inputs}, {p.name: p for p in outputs}
+    for role, names, known, other in (
+        ("input", [pair.input for pair in pairs], by_input, by_output),
+        ("output", [pair.output for pair in pairs], by_output, by_input),
+    ):
+        for index, name in enumerate(names):
+            if name not in known:
+                turned = f" It has an {'output' if role == 'input' else 'input'} of that name: a pair is INPUT=OUTPUT."
+                hint = turned if name in other else nearest(name, known)
+                raise SpecError(
+                    f"--state names the {role} '{name}', which {path.name} does not have.{hint} Its {role}s are "
+                    f"{', '.join(known)}. Correct the name and run the check again"
+                )
+            if name in names[:index]:
+                raise SpecError(
+                    f"--state names the {role} '{name}' twice, expected each {role} in one pair at most. Remove one of "
+                    "the two pairs and run the check again"
+                )
+    return tuple(_bind_ends(pair, by_input[pair.input], by_output[pair.output]) for pair in pairs)
+
+
+def _bind_ends(pair: StatePair, into: Port, out: Port) -> StatePair:
+    flag = f"--state {pair.input}={pair.output}"
+    if into.dtype != out.dtype:
+        raise SpecError(
+            f"{flag}: the input is {into.text()}, the output {out.text()}. Expected one dtype, since the output is "
+            "the next step's input. Likely a Cast that is missing at one end, or the wrong pair. Export again, or "
+            "correct the pair"
+        )
+    axis, rank = pair.append_axis, len(into.shape or ())
+    if axis is not None and not -rank <= axis < rank:
+        raise SpecError(f"{flag}@append:{axis}: {into.text()} has no such axis. Expected one of 0..{rank - 1}")
+    axis = axis if axis is None else axis % rank
+    if axis is not None and isinstance((into.shape or ())[axis], int):
+        dynamic = [str(i) for i, dim in enumerate(into.shape or ()) if isinstance(dim, str)]
+        raise SpecError(
+            f"{flag}@append:{axis}: axis {axis} of {into.text()} has a fixed size, so nothing can be appended there. "
+            f"Its dynamic axes are {', '.join(dynamic) or 'none'}. Correct the axis, or export it as dynamic"
+        )
+    ends = list(zip(into.shape or (), out.shape or (), strict=False))
+    differ = [
+        i for i, (a, b) in enumerate(ends) if i != axis and isinstance(a, int) and isinstance(b, int) and a != b
+    ]  # fmt: skip
+    if out.shape is not None and (len(out.shape) != rank or differ):
+        raise SpecError(
+            f"{flag}: the input is {into.text()}, the output {out.text()}. Expected one shape, "
+            f"but for {'the axis of new rows' if axis is not None else 'a dynamic axis that grows'}. Likely the wrong "
+            "pair, or new rows that need @append:AXIS. Correct the pair, or export again"
+        )
+    return StatePair(input=pair.input, output=pair.output, append_axis=axis, start=pair.start)
+
+
+def _followed(
+    pairs: tuple[StatePair, ...], inputs: tuple[Port, ...], outputs: tuple[Port, ...], bare: set[Dim]
+) -> tuple[dict[str, tuple[str, int]], frozenset[str]]:
+    """Symbols that only states have; and those that grow: rows are appended, or the output names the axis otherwise."""
+    shapes = {("in", p.name): p.shape or () for p in inputs} | {("out", p.name): p.shape or () for p in outputs}
+    followed, growing = dict[str, tuple[str, int]](), set[str]()
+    for pair in pairs:
+        into, out = shapes["in", pair.input], shapes["out", pair.output]
+        for axis, dim in enumerate(into):
+            if isinstance(dim, int) or dim in bare:
+                continue
+            followed.setdefault(dim, (pair.input, axis))
+            if axis == pair.append_axis or (pair.append_axis is None and out and _is_renamed(dim, out[axis])):
+                growing.add(dim)
+        if pair.start and not growing & set(into):
+            raise SpecError(
+                f"--state {pair.input}={pair.output}@start:{pair.start}: no axis of '{pair.input}' grows, so it has no "
+                "first length. Expected a dynamic axis that the output names otherwise, or @append:AXIS. Remove @start"
+            )
+    return followed, frozenset(growing)
+
+
+def _is_renamed(dim: str, out: Dim) -> bool:
+    """Whether both ends name the axis, and not alike. Exporters rename a batch too, which never grows."""
+    return dim != out and not dim.lower().startswith("batch") and not any("[" in str(name) for name in (dim, out))
+
+
+def _batch(known: list[str], inputs: tuple[Port, ...], growing: frozenset[str]) -> str | None:
+    named = [symbol for symbol in known if symbol.lower().startswith("batch")]
+    if named:
+        return named[0]
+    first = {port.shape[0] if port.shape else None for port in inputs}
+    shared = first.pop() if len(first) == 1 else None
+    return shared if isinstance(shared, str) and shared in known and shared not in growing else None
+
+
+def _parse_sizes(
+    given: Mapping[str, str], known: list[str], growing: frozenset[str], path: Path
+) -> tuple[dict[str, str], Sizes]:
+    """(ties, pinned sizes). Raises SpecError for a symbol that the graph does not have."""
+    for name, value in given.items():
+        for symbol in (name, *(piece for piece in pieces_of(value, {}) if not piece.isdigit())):
+            if symbol not in known:
+                raise SpecError(
+                    f"--size {name}={value}: {path.name} has no dynamic axis '{symbol}'.{nearest(symbol, known)} "
+                    f"It has {', '.join(known) or 'none'}. Correct the name and run the check again"
+                )
+        if name in growing:
+            raise SpecError(
+                f"--size {name}={value}: that axis grows with its state, step by step. Its first length is given with "
+                "the pair: --state INPUT=OUTPUT@start:N"
+            )
+    ties = {name: value for name, value in given.items() if not value.isdigit()}
+    for name, value in ties.items():
+        if set(pieces_of(value, {})) & set(ties):
+            raise SpecError(f"--size {name}={value} leans on another --size that is a sum. Expected plain axes in it")
+    return ties, {name: int(value) for name, value in given.items() if value.isdigit()}
+
+
+def _bounds(drawn: list[Port], given: Mapping[str, Bound], path: Path) -> dict[str, Bound]:
+    """Those given, and those of integers and bool that are not. Raises SpecError for an input that is not drawn."""
+    ports = {port.name: port for port in drawn}
+    for name, (low, high) in given.items():
+        if name not in ports:
+            raise SpecError(
+                f"--bound names '{name}', which is no input of {path.name} that is drawn.{nearest(name, ports)} Those "
+                f"are {', '.join(ports) or 'none'}. Correct the name and run the check again"
+            )
+        whole = low == int(low) and high == int(high)
+        room = np.iinfo(ports[name].dtype) if ports[name].kind == "int" else None
+        if ports[name].kind != "float" and (not whole or (room and not room.min <= low <= high <= room.max)):
+            raise SpecError(f"--bound {name}={low:g}:{high:g} does not fit {ports[name].text()}. Give whole numbers")
+    default = {"uint8": (0.0, 255.0)}
+    return {p.name: default.get(p.dtype, (0.0, 1.0)) for p in drawn if p.kind != "float"} | dict(given)

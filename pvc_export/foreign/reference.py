@@ -1,0 +1,275 @@
+"""The PyTorch reference of a graph of any origin: imported, called with the graph's inputs, answered by output name.
+
+Unusual: this imports and runs a module that the user names, and nothing else of theirs: no checkpoint is looked for and
+no pickle is loaded. A reference that wants weights loads them itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engines.errors import ModelError
+from engines.memory import Array
+
+from .declare import nearest
+from .states import Declared
+
+LARGEST_FP64 = 500_000_000
+"""Parameters beyond which float64 would take more than 4 GB for its weights alone, beside the reference's own."""
+FORM = "Expected pkg.module:Name or path/to/file.py:Name"
+
+
+def load_reference(text: str) -> nn.Module:
+    """The module that 'pkg.module:Name' or 'path/to/file.py:Name' names, in float32, in eval mode: a copy.
+
+    Name is a torch.nn.Module, or a class or function that makes one without arguments. The current folder, or the
+    file's, is searched for imports after everything that is installed. Raises ModelError if there is no such module.
+    """
+    source, _, name = text.rpartition(":")
+    if not source or not name.isidentifier():
+        raise ModelError(f"--reference {text} does not say what to import. {FORM}")
+    is_file = source.endswith(".py")
+    if not is_file and (Path(source).is_file() or not all(part.isidentifier() for part in source.split("."))):
+        raise ModelError(
+            f"--reference {text}: '{source}' is neither a module nor a .py file. {FORM}. Checkpoints and pickles are "
+            "never loaded here; name the code that makes the model and loads its weights"
+        )
+    if is_file and not Path(source).is_file():
+        raise ModelError(
+            f"--reference {text}: {source} does not exist. {FORM}. Correct the path and run the check again"
+        )
+    with _importable(Path(source).resolve().parent if is_file else Path.cwd()):
+        imported = _import(source, text, is_file=is_file)
+        known = [key for key in vars(imported) if not key.startswith("_")]
+        if not hasattr(imported, name):
+            raise ModelError(
+                f"--reference {text}: {source} has no '{name}'.{nearest(name, known)} Name a torch.nn.Module there, or "
+                "a function that makes one"
+            )
+        return _make(getattr(imported, name), text).float().eval()
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Its modules can be imported too, but shadow none that is installed."""
+    sys.path.append(str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _import(source: str, text: str, *, is_file: bool) -> ModuleType:
+    try:
+        if not is_file:
+            return importlib.import_module(source)
+        spec = importlib.util.spec_from_file_location(f"reference_{Path(source).stem}", source)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up there
+        spec.loader.exec_module(module)
+        return module
+    except (Exception, SystemExit) as error:  # whatever their code does when it is imported
+        alone = source if is_file else f"-c 'import {source}'"
+        raise ModelError(
+            f"--reference {text}: importing {source} failed: {_told(error)}. Expected a module that can be imported "
+            "without side effects. Likely a package that is missing here, or a script without a main guard. Try it "
+            f"alone: python {alone}"
+        ) from error
+
+
+def _make(found: Any, text: str) -> nn.Module:
+    if isinstance(found, nn.Module):
+        return copy.deepcopy(found)
+    if not callable(found):
+        raise ModelError(
+            f"--reference {text} is of type {type(found).__name__}, expected a torch.nn.Module, or a class or function "
+            "that makes one without arguments. Name another object of that file"
+        )
+    try:
+        made = found()
+    except Exception as error:  # their constructor
+        raise ModelError(
+            f"--reference {text} cannot be made without arguments: {_told(error)}. If it needs some, write a function "
+            "beside it that gives them and loads the weights, and name that"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise ModelError(
+            f"--reference {text} made an object of type {type(made).__name__}, expected a torch.nn.Module. Let it "
+            "return the model"
+        )
+    return made
+
+
+def _told(error: BaseException) -> str:
+    """The error with the place in their code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
+
+
+class Reference:
+    """A module as one side of the comparison: numpy in and out, by the graph's names, in one dtype.
+
+    Arguments are the graph's inputs by name; where a name is no Python name, any other character may be '_' in it.
+    Raises ModelError if the module's forward cannot be called so.
+    """
+
+    def __init__(self, module: nn.Module, declared: Declared, dtype: torch.dtype = torch.float32) -> None:
+        self._module, self._declared, self._dtype = module, declared, dtype
+        self._arguments = _arguments(module, declared)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All inputs by name -> all outputs by name, floats in this side's dtype. Inputs are copied.
+
+        Raises ModelError if the forward raises, or returns other outputs than the graph's.
+        """
+        given = {self._arguments[name]: self._tensor(array) for name, array in feeds.items()}
+        try:
+            with torch.no_grad():
+                returned = self._module(**given)
+        except Exception as error:  # their forward
+            fed = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in feeds.items())
+            raise ModelError(
+                f"the reference fails on {fed}: {_told(error)}. Expected it to take what the graph takes. Values are "
+                "drawn and sizes chosen: for token ids give --bound NAME=LOW:HIGH, for an axis that is not free --size "
+                "AXIS=N, for a state that cannot begin empty --state INPUT=OUTPUT@start:N"
+            ) from error
+        return {name: self._array(name, value) for name, value in self._by_name(returned).items()}
+
+    def _tensor(self, array: Array) -> Tensor:
+        tensor = torch.from_numpy(array.copy())
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+    def _array(self, name: str, value: Tensor) -> Array:
+        port = next(port for port in self._declared.outputs if port.name == name)
+        if _kind(value) != port.kind:
+            raise ModelError(
+                f"the reference returns {str(value.dtype).removeprefix('torch.')} for {port.text()}, expected "
+                f"{port.kind}. Likely its outputs are in another order than the graph's; return a dict by output name"
+            )
+        array: Array = (value.to(self._dtype) if value.is_floating_point() else value).detach().cpu().numpy()
+        return array
+
+    def _by_name(self, returned: Any) -> dict[str, Tensor]:
+        """The returned tensors in the order of the graph's outputs."""
+        names = [port.name for port in self._declared.outputs]
+        if isinstance(returned, Mapping):
+            _require_names(list(returned), names)
+            found = [returned[name] for name in names]
+        else:
+            found = list(_flatten(returned))
+        if len(found) != len(names):
+            raise ModelError(
+                f"the reference returns {len(found)} tensors, but the graph has {len(names)} outputs: "
+                f"{', '.join(names)}. Return them in that order, or a dict by output name"
+            )
+        for name, value in zip(names, found, strict=True):
+            if not isinstance(value, Tensor):
+                raise ModelError(
+                    f"the reference returns an object of type {type(value).__name__} for output '{name}', expected a "
+                    "torch tensor. Return tensors only, in the order of the graph's outputs, or a dict by output name"
+                )
+        return dict(zip(names, found, strict=True))
+
+
+class NoiseFloor:
+    """The reference in float64, as far as it runs there. `missing` says why it does not; None while it does."""
+
+    def __init__(self, module: nn.Module, declared: Declared) -> None:
+        self.missing: str | None = None
+        count = sum(parameter.numel() for parameter in module.parameters())
+        if count > LARGEST_FP64:
+            self.missing = f"the reference has more than {LARGEST_FP64 // 10**6} M parameters"
+        else:
+            self._side = Reference(copy.deepcopy(module).double(), declared, torch.float64)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array] | None:
+        """As Reference.run; None from the first call on that float64 fails."""
+        if self.missing is None:
+            try:
+                return self._side.run(feeds)
+            except ModelError as error:
+                cause = error.__cause__ or error
+                self.missing = f"the reference does not run in float64: {' '.join(str(cause).split())}"
+        return None
+
+
+def require_function(reference: Reference, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The outputs. Raises ModelError unless a second call gives the same bits."""
+    first, second = reference.run(feeds), reference.run(feeds)
+    for name, value in first.items():
+        if not np.array_equal(value, second[name], equal_nan=value.dtype.kind == "f"):
+            raise ModelError(
+                f"the reference returns another '{name}' for the same inputs, expected a function of them. Likely "
+                "random numbers, or a cache that it keeps in itself; take every state as an argument and return it"
+            )
+    return first
+
+
+def _arguments(module: nn.Module, declared: Declared) -> dict[str, str]:
+    """Input of the graph -> argument of the forward."""
+    signature = inspect.signature(module.forward)
+    named = {n: p for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    inputs = [port.name for port in declared.inputs]
+    arguments: dict[str, str] = {}
+    for name in inputs:
+        spelled = re.sub(r"\W|^(?=\d)", "_", name)
+        argument = name if name in named or spelled not in named else spelled
+        if argument not in named and not takes_any or argument in arguments.values():
+            free = [key for key in named if key not in inputs]
+            raise ModelError(
+                f"the reference's forward{signature} takes no argument '{spelled}', but the graph has an input "
+                f"'{name}'.{nearest(spelled, free)} Expected an argument for each of {', '.join(inputs)}. Rename it "
+                "there, or wrap the model in one that takes the graph's inputs"
+            )
+        arguments[name] = argument
+    required = [key for key, p in named.items() if p.default is p.empty and key not in arguments.values()]
+    if required:
+        raise ModelError(
+            f"the reference's forward{signature} requires '{required[0]}', which is no input of the graph; it has "
+            f"{', '.join(inputs)}. Give it a default, or wrap the model in one that takes the graph's inputs"
+        )
+    return arguments
+
+
+def _require_names(found: list[str], expected: list[str]) -> None:
+    for name in expected:
+        if name not in found:
+            raise ModelError(
+                f"the reference returns a dict without '{name}', an output of the graph.{nearest(name, found)} It has "
+                f"{', '.join(map(str, found))}. Return every output by its ONNX name"
+            )
+    if extra := [str(name) for name in found if name not in expected]:
+        raise ModelError(
+            f"the reference returns '{extra[0]}', which is no output of the graph; those are {', '.join(expected)}. "
+            "Was it lost in the export? If it is not meant to be there, leave it out of the dict"
+        )
+
+
+def _flatten(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from _flatten(item)
+    else:
+        yield value
+
+
+def _kind(tensor: Tensor) -> str:
+    return "float" if tensor.is_floating_point() else "bool" if tensor.dtype == torch.bool else "int"

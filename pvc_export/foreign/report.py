@@ -1,0 +1,230 @@
+"""The report of a graph of any origin: level by level what was compared and found, and the first that is wrong."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass
+from math import inf
+from typing import Any
+
+from .rule import CEILING, FLOAT32_UNIT, HORIZON, MARGIN, NO_FLOOR_ULPS, ULPS, Compared, Drift
+
+TITLES = {
+    "A": "graph",
+    "B": "one step from the zero state",
+    "C": "other sizes",
+    "D": "stream",
+    "E": "drift",
+    "G": "state rules",
+    "H": "rows of a batch",
+    "I": "determinism",
+}
+"""The letters are those of every ladder of this product; F is not for graphs of other models."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """Something that is not as it should be.
+
+    tensor, step  the output by its ONNX name, and the step, where it shows; None where it is of neither
+    run           which run of the level: 'own state', 'time = 1'
+    text          what happened, with the numbers and their limits
+    forced        what feeding the reference's state showed there; empty where that was not asked
+    likely        the likely cause
+    """
+
+    level: str
+    tensor: str | None = None
+    step: int | None = None
+    run: str = ""
+    text: str
+    forced: str = ""
+    likely: str
+
+    def line(self) -> str:
+        """Where and what."""
+        where = ", ".join([*([] if self.step is None else [f"step {self.step}"]), *([self.run] if self.run else [])])
+        return f"{where}: {self.text}" if where else self.text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Level:
+    """How one level came out. It is a pass only if it was executed.
+
+    note          what was done, for people
+    left_out      parts that could not be asked, and why
+    not_executed  why the whole level was not
+    """
+
+    letter: str
+    note: str = ""
+    compared: tuple[Compared, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    left_out: tuple[str, ...] = ()
+    not_executed: str | None = None
+
+    @property
+    def worst(self) -> Compared | None:
+        """The comparison that uses most of its limit."""
+        return max(self.compared, key=Compared.share, default=None)
+
+    @property
+    def passed(self) -> bool:
+        return not self.findings and self.not_executed is None
+
+    def line(self) -> str:
+        """For people."""
+        sign = "FAIL" if self.findings else "--  " if self.not_executed is not None else "ok  "
+        text = f"{sign} {self.letter} {TITLES[self.letter]:<29}"
+        if self.not_executed is not None:
+            return f"{text} not executed: {self.not_executed}"
+        worst = self.worst
+        if worst is not None:
+            run = f" ({worst.run})" if worst.run else ""
+            text += f" {len(self.compared)} compared, worst '{worst.tensor}'{run} at {_much(worst.share())};"
+        return f"{text} {self.note}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "letter": self.letter,
+            "title": TITLES[self.letter],
+            "passed": self.passed,
+            "note": self.note,
+            "findings": [asdict(finding) for finding in self.findings],
+            "left_out": list(self.left_out),
+            "not_executed": self.not_executed,
+            "compared": [found.to_json() for found in self.compared],
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForeignReport:
+    """What was compared, and how it came out.
+
+    command        the check itself, as a command line
+    dtype          the narrowest float of the graph, whose roundoff is the unit of every limit
+    floor_missing  why there is no float64 floor; None if there is
+    order          the outputs in the file's order
+    """
+
+    graph: str
+    reference: str
+    command: str
+    dtype: str
+    num_steps: int
+    floor_missing: str | None
+    order: tuple[str, ...]
+    states: tuple[str, ...]
+    drawn: tuple[str, ...]
+    sizes: dict[str, int]
+    levels: tuple[Level, ...]
+    drifts: tuple[Drift, ...]
+
+    @property
+    def passed(self) -> bool:
+        """No finding, and the steps themselves were compared."""
+        return not any(level.findings for level in self.levels) and self.level("D").passed
+
+    @property
+    def first(self) -> Finding | None:
+        """The first finding of the first level that has one, by step and then by the order of the outputs."""
+        failed = next((level for level in self.levels if level.findings), None)
+        return min(failed.findings, key=self._place) if failed else None
+
+    def level(self, letter: str) -> Level:
+        return next(level for level in self.levels if level.letter == letter)
+
+    def _place(self, finding: Finding) -> tuple[int, int]:
+        index = self.order.index(finding.tensor) if finding.tensor in self.order else -1
+        return (-1 if finding.step is None else finding.step), index
+
+    def table(self) -> list[str]:
+        """Lines for people: what ran, how it was judged, a line for each level, and what was left out."""
+        lines = [
+            f"{self.graph} ({self._computed()}), against {self.reference} in torch float32",
+            *(f"  state  {text}" for text in self.states),
+            *(f"  drawn  {text}" for text in self.drawn),
+            *([f"  sizes  {', '.join(f'{name} {size}' for name, size in self.sizes.items())}"] if self.sizes else []),
+            f"  limit  {self._rule()}",
+        ]
+        for level in self.levels:
+            lines.append(f"  {level.line()}")
+            lines += [f"         {finding.line()}" for finding in sorted(level.findings, key=self._place)[:3]]
+            lines += [f"         not executed: {text}" for text in level.left_out]
+        return lines
+
+    def summary(self) -> str:
+        worst = max((found.share() for level in self.levels for found in level.compared), default=inf)
+        asked = [level for level in self.levels if level.not_executed is None]
+        return (
+            f"{'pass' if self.passed else 'FAIL'}: {sum(level.passed for level in asked)} of {len(asked)} levels, "
+            f"{sum(len(level.compared) for level in self.levels)} comparisons, the worst at {_much(worst)}, "
+            f"{self.num_steps} steps"
+        )
+
+    def failure_text(self) -> str:
+        """What is wrong first, how it was seen, its likely cause, and the next command. Empty if all passed."""
+        first = self.first
+        if first is None:
+            return ""
+        lines = [f"the graph differs from the reference: {self.graph} against {self.reference} ({self._computed()})"]
+        lines.append(f"  level {first.level}, {TITLES[first.level]}: {first.line()}")
+        lines += [f"  {first.forced}"] if first.forced else []
+        lines.append(f"  Likely {first.likely}")
+        others = [f"{level.letter} ({len(level.findings)})" for level in self.levels if level.findings]
+        lines += [f"  findings by level: {', '.join(others)}"] if len(others) > 1 else []
+        return "\n".join([*lines, f"next: {self._next_command(first)}"])
+
+    def _next_command(self, first: Finding) -> str:
+        """The check again, narrowed down to what was found."""
+        if first.level == "B":
+            return f"{self.command} --steps 1 --json  # every number"
+        if first.level == "C":
+            symbol = first.run.partition(" = ")[0]
+            return f"{self.command} --size {shlex.quote(f'{symbol}={self.sizes[symbol]}')}  # that axis at one size"
+        if first.level == "D":
+            return f"{self.command} --steps {(first.step or 0) + 1} --json  # every number up to there"
+        if first.level == "E":
+            return f"{self.command} --steps {HORIZON * self.num_steps}  # at whose end the limit should be left"
+        return f"{self.command}  # once the graph is exported anew"
+
+    def _computed(self) -> str:
+        return self.dtype if self.dtype in ("float32", "float64") else f"{self.dtype}, computed in float32"
+
+    def _rule(self) -> str:
+        if self.floor_missing is not None:
+            return f"{NO_FLOOR_ULPS:g} roundings of {self.dtype}, since there is no float64 floor: {self.floor_missing}"
+        scale = "" if self.dtype == "float32" else f", scaled to {self.dtype}"
+        return f"{MARGIN:g} x (the reference in float32 - in float64) + {ULPS:g} roundings{scale}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Every level with its findings and every single comparison, for curves."""
+        first = self.first
+        return {
+            "passed": self.passed,
+            "graph": self.graph,
+            "reference": self.reference,
+            "dtype": self.dtype,
+            "computed_in": "float32",
+            "num_steps": self.num_steps,
+            "states": list(self.states),
+            "sizes": self.sizes,
+            "rule": {
+                "margin": MARGIN,
+                "ulps": ULPS,
+                "no_floor_ulps": NO_FLOOR_ULPS,
+                "ceiling": CEILING,
+                "float32_unit": FLOAT32_UNIT,
+                "floor_missing": self.floor_missing,
+            },
+            "first": None if first is None else asdict(first),
+            "levels": [level.to_json() for level in self.levels],
+            "drift": [asdict(drift) | {"passed": drift.passed} for drift in self.drifts],
+        }
+
+
+def _much(share: float) -> str:
+    """How much of a limit, in words."""
+    if share == inf:
+        return "more than any limit"
+    return f"{share:.0%} of its limit" if share < 10 else f"{share:.1e} times its limit"

@@ -1,0 +1,153 @@
+"""A graph of any origin: whether its file is in order, what its outputs can depend on, and ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # onnx brings it, nobody its types
+
+from engines.errors import ModelError
+from engines.memory import Array
+from engines.session import import_onnxruntime
+
+from .rule import UNIT_ROUNDOFF
+
+SMALL_BYTES = 64 * 2**20
+"""A graph that gains nothing from a second thread."""
+LARGEST_LOADED = 2**30
+"""Well below the 2 GiB that a protobuf message can have."""
+
+
+class RunFailed(Exception):
+    """ONNX Runtime could not open or run the graph: what it said, in one line. Levels turn it into a finding."""
+
+
+class GraphSession:
+    """ONNX Runtime, CPU provider, any graph: numpy in and out. float16 is computed in float32."""
+
+    def __init__(self, path: Path, *, num_bytes: int) -> None:
+        """Raises BackendUnavailable without onnxruntime, RunFailed if it does not open the file."""
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # what it has to say is raised as well
+        options.intra_op_num_threads = 1 if num_bytes < SMALL_BYTES else 0
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors share no base class but Exception
+            raise RunFailed(_line(error)) from error
+        self._names = [value.name for value in self._session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All inputs by name -> all outputs by name, in the file's order. Raises RunFailed."""
+        try:
+            return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
+        except Exception as error:  # as above
+            raise RunFailed(_line(error)) from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wiring:
+    """What the file alone says.
+
+    dtype      the narrowest float among weights, inputs and outputs
+    opset      of the standard operators
+    reads      output -> the inputs on which it can depend
+    copies     output -> the input that it is, by Identity nodes alone
+    num_bytes  of the file and of the weights beside it
+    """
+
+    dtype: str
+    opset: int
+    reads: dict[str, frozenset[str]]
+    copies: dict[str, str]
+    num_bytes: int
+
+
+def load_graph(path: Path) -> Any:
+    """The onnx.ModelProto without external weights. Raises ModelError if the file is none."""
+    if not path.is_file():
+        raise ModelError(
+            f"--graph {path} is not a file, expected an ONNX graph. Likely another folder, or a file that was not "
+            "exported yet. Correct the path and run the check again"
+        )
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ModelError(
+            f"--graph {path} is not an ONNX file: {error}. Likely another format; export it again"
+        ) from error
+    if not model.graph.output:
+        raise ModelError(f"--graph {path} holds no graph with outputs, expected one. Likely empty; export it again")
+    return model
+
+
+def faults_of(path: Path, num_bytes: int) -> list[str]:
+    """What onnx.checker and then strict shape inference object to, a line each."""
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        return [f"onnx.checker refuses the file: {_line(error)}"]
+    try:
+        if num_bytes < LARGEST_LOADED:
+            onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True, data_prop=True)
+        else:
+            with tempfile.NamedTemporaryFile(suffix=".onnx") as scratch:
+                onnx.shape_inference.infer_shapes_path(str(path), scratch.name, check_type=True, strict_mode=True)
+    except onnx.shape_inference.InferenceError as error:
+        return [f"strict shape inference fails: {_line(error)}"]
+    return []
+
+
+def wiring_of(path: Path, model: Any) -> Wiring:
+    graph = model.graph
+    producers = {name: node for node in graph.node for name in node.output if name}
+    inputs = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
+    needs: dict[str, frozenset[str]] = {name: frozenset({name}) for name in inputs}
+    for node in graph.node:  # in topological order, as ONNX demands
+        found = frozenset().union(*(needs.get(name, frozenset()) for name in _names_read(node)))
+        needs |= {name: found for name in node.output}
+    outputs = [value.name for value in graph.output]
+    copies = {name: _source(name, producers) for name in outputs}
+    elements = [value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)]
+    elements += [tensor.data_type for tensor in graph.initializer]
+    names = {onnx.TensorProto.DataType.Name(element).lower() for element in elements}
+    narrow = max((name for name in names if name in UNIT_ROUNDOFF), key=lambda n: UNIT_ROUNDOFF[n], default="float32")
+    return Wiring(
+        dtype=narrow,
+        opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0),
+        reads={name: needs.get(name, frozenset()) for name in outputs},
+        copies={name: source for name, source in copies.items() if source in inputs},
+        num_bytes=_num_bytes(path, model),
+    )
+
+
+def _num_bytes(path: Path, model: Any) -> int:
+    files = {path}
+    for tensor in model.graph.initializer:
+        files |= {path.parent / entry.value for entry in tensor.external_data if entry.key == "location"}
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _names_read(node: Any) -> Iterator[str]:
+    """The inputs of a node and whatever its subgraphs name: what they define themselves has no meaning outside."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from _names_read(inner)
+
+
+def _source(name: str, producers: Mapping[str, Any]) -> str:
+    while name in producers and producers[name].op_type == "Identity":
+        name = producers[name].input[0]
+    return name
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

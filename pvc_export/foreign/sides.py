@@ -1,0 +1,74 @@
+"""Both sides of a comparison, fed alike, and streams of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engines.errors import ModelError
+from engines.memory import Array
+
+from .reference import NoiseFloor, Reference
+from .rule import UNIT_ROUNDOFF
+from .session import GraphSession, RunFailed, Wiring
+from .states import Declared, Sizes
+
+Arrays = dict[str, Array]
+"""Tensors by their ONNX names."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sides:
+    """The graph, the reference in float32, and its noise floor in float64."""
+
+    declared: Declared
+    wiring: Wiring
+    session: GraphSession
+    reference: Reference
+    double: NoiseFloor
+    seed: int
+
+    @property
+    def unit(self) -> float:
+        return UNIT_ROUNDOFF[self.wiring.dtype]
+
+    def draw(self, level: str, step: int, sizes: Sizes) -> Arrays:
+        """The inputs of one step that are no states: others at each level and step, the same in each check."""
+        return self.declared.draw(sizes, np.random.default_rng((self.seed, ord(level), step)))
+
+    def follow_reference(self, states: Arrays, outputs: Arrays) -> Arrays:
+        """The reference's next states. Raises ModelError where its rows cannot be appended."""
+        try:
+            return self.declared.next_states(states, outputs)
+        except ValueError as error:
+            raise ModelError(
+                f"the reference's state outputs do not continue its states: {error}. Expected new rows of the same "
+                "shape but for the axis of @append:AXIS. Correct the axis, or return the new rows alone"
+            ) from error
+
+    def follow_graph(self, states: Arrays, outputs: Arrays) -> Arrays:
+        """The graph's next states. Raises RunFailed where its rows cannot be appended."""
+        try:
+            return self.declared.next_states(states, outputs)
+        except ValueError as error:
+            raise RunFailed(f"its state outputs do not continue its states: {error}") from error
+
+
+def draw_stream(sides: Sides, level: str, sizes: Sizes, num_steps: int, *, first: int = 0) -> list[Arrays]:
+    """Inputs of a stream from the zero state, as long as its states are; the graph is run to know. Raises RunFailed."""
+    states, drawn = sides.declared.zero_states(sizes), list[Arrays]()
+    for step in range(num_steps):
+        drawn.append(sides.draw(level, first + step, sides.declared.sizes_with(sizes, states)))
+        states = sides.follow_graph(states, sides.session.run(drawn[-1] | states))
+    return drawn
+
+
+def run_stream(sides: Sides, session: GraphSession, drawn: Sequence[Arrays], sizes: Sizes) -> list[Arrays]:
+    """The graph's outputs at every step, from the zero state on. Raises RunFailed."""
+    states, outputs = sides.declared.zero_states(sizes), list[Arrays]()
+    for inputs in drawn:
+        outputs.append(session.run(inputs | states))
+        states = sides.follow_graph(states, outputs[-1])
+    return outputs

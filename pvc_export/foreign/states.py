@@ -1,0 +1,177 @@
+"""The states of a graph of any origin: how they begin and go on, and how its other inputs are drawn.
+
+Unusual: nothing is known beforehand. declare.py reads tensors and axes from the file; which output feeds which
+input comes from the command line.
+
+Symbols: a dynamic axis is known by its name in the file. One without a name is 'batch' if it is axis 0, else
+'INPUT[AXIS]'. 'past + new' is the sum of two symbols. A symbol that only states have is followed as their arrays grow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.errors import SpecError
+from engines.memory import Array
+from engines.spec import Dim
+
+Sizes = dict[str, int]
+"""Symbol -> size."""
+Bound = tuple[float, float]
+"""Smallest and largest value of an input, both included."""
+
+STATE = re.compile(r"(?P<input>[^=]+)=(?P<output>.+?)(@append:(?P<axis>-?\d+))?(@start:(?P<start>\d+))?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatePair:
+    """An output that becomes an input of the next step.
+
+    append_axis  the output holds new rows only, which follow the input's along this axis; None: it replaces the input
+    start        rows of zeros that a growing axis begins with
+    """
+
+    input: str
+    output: str
+    append_axis: int | None = None
+    start: int = 0
+
+    @staticmethod
+    def parse(text: str) -> StatePair:
+        """'past=present', 'past=new@append:1', and either with '@start:N'. Raises SpecError for anything else."""
+        match = STATE.fullmatch(text)
+        if match is None:
+            raise SpecError(
+                f"--state {text} is no pair, expected INPUT=OUTPUT, or INPUT=OUTPUT@append:AXIS where the output holds "
+                "new rows only; then @start:N for an axis that cannot begin empty"
+            )
+        return StatePair(
+            input=match["input"],
+            output=match["output"],
+            append_axis=None if match["axis"] is None else int(match["axis"]),
+            start=int(match["start"] or 0),
+        )
+
+    def next(self, state: Array, output: Array) -> Array:
+        """The state of the next step. Raises ValueError if rows do not fit to be appended."""
+        return output if self.append_axis is None else np.concatenate([state, output], axis=self.append_axis)
+
+    def text(self) -> str:
+        how = "" if self.append_axis is None else f", appended along axis {self.append_axis}"
+        return f"{self.input} <- {self.output}{how}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Port:
+    """One input or output of the file. shape None: the file declares none."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...] | None
+
+    @property
+    def kind(self) -> str:
+        """'float', 'int' or 'bool': what must agree with the reference, whatever the width."""
+        return {"f": "float", "b": "bool"}.get(np.dtype(self.dtype).kind, "int")
+
+    def text(self) -> str:
+        shape = "of no declared shape" if self.shape is None else f"({', '.join(map(str, self.shape))})"
+        return f"'{self.name}' {self.dtype} {shape}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Declared:
+    """A graph, its states, and how its other inputs are drawn.
+
+    sizes     of every symbol at the first step
+    ties      symbols that are sums of others, by --size
+    pinned    symbols that --size gives one size, so that no other is tried
+    followed  symbols that only states have, with the input and axis that show their size
+    growing   those of them that begin at `start` rows
+    batch     the symbol of the batch, if there is one
+    bounds    what drawn inputs may be; of integers and bool always, of floats by --bound
+    """
+
+    path: Path
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    states: tuple[StatePair, ...]
+    sizes: Sizes
+    ties: dict[str, str]
+    pinned: frozenset[str]
+    followed: dict[str, tuple[str, int]]
+    growing: frozenset[str]
+    batch: str | None
+    bounds: dict[str, Bound]
+
+    @property
+    def drawn(self) -> tuple[Port, ...]:
+        """The inputs that are no states, in order."""
+        states = {pair.input for pair in self.states}
+        return tuple(port for port in self.inputs if port.name not in states)
+
+    def state_of(self, output: str) -> StatePair | None:
+        return next((pair for pair in self.states if pair.output == output), None)
+
+    def describe(self, output: str) -> str:
+        return f"{'output' if self.state_of(output) is None else 'state output'} '{output}'"
+
+    def drawn_as(self, port: Port) -> str:
+        """How an input is drawn, in words."""
+        bound = self.bounds.get(port.name)
+        return f"{port.text()} {'normal' if bound is None else f'{bound[0]:g}..{bound[1]:g}'}"
+
+    def draw(self, sizes: Sizes, rng: np.random.Generator) -> dict[str, Array]:
+        """Every input that is no state: floats normal, or uniform within their bounds; the others uniform."""
+        return {port.name: self._draw(port, sizes, rng) for port in self.drawn}
+
+    def _draw(self, port: Port, sizes: Sizes, rng: np.random.Generator) -> Array:
+        shape, bound = self.resolve(port, sizes), self.bounds.get(port.name)
+        if bound is None:
+            values: Any = rng.standard_normal(shape)
+        elif port.kind == "float":
+            values = rng.uniform(*bound, shape)
+        else:
+            values = rng.integers(int(bound[0]), int(bound[1]), shape, dtype=np.int64, endpoint=True)
+        return np.asarray(values).astype(port.dtype)
+
+    def zero_states(self, sizes: Sizes) -> dict[str, Array]:
+        """Every state at the first step."""
+        ports = {port.name: port for port in self.inputs}
+        return {p.input: np.zeros(self.resolve(ports[p.input], sizes), ports[p.input].dtype) for p in self.states}
+
+    def next_states(self, states: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The states of the next step. Raises ValueError if rows do not fit to be appended."""
+        return {pair.input: pair.next(states[pair.input], outputs[pair.output]) for pair in self.states}
+
+    def sizes_with(self, sizes: Sizes, states: Mapping[str, Array]) -> Sizes:
+        """`sizes`, with those of the followed symbols as the states have them now."""
+        return sizes | {symbol: states[name].shape[axis] for symbol, (name, axis) in self.followed.items()}
+
+    def resolve(self, port: Port, sizes: Sizes) -> tuple[int, ...]:
+        assert port.shape is not None
+        return tuple(self._evaluate(dim, sizes) for dim in port.shape)
+
+    def _evaluate(self, dim: Dim, sizes: Sizes) -> int:
+        if isinstance(dim, int):
+            return dim
+        return sum(int(p) if p.isdigit() else sizes[p] for p in pieces_of(dim, self.ties))
+
+    def batch_axis(self, name: str) -> int | None:
+        """The batch axis of an input or an output, or None. A state output has that of its input."""
+        pair = self.state_of(name)
+        wanted = name if pair is None else pair.input
+        port = next(port for port in (*self.inputs, *self.outputs) if port.name == wanted)
+        return next((axis for axis, dim in enumerate(port.shape or ()) if dim == self.batch), None)
+
+
+def pieces_of(dim: str, ties: Mapping[str, str]) -> list[str]:
+    """The symbols and numbers of a sum; a symbol that --size ties to others is replaced by them."""
+    found = [piece.strip() for piece in dim.split("+")]
+    return [symbol for piece in found for symbol in (pieces_of(ties[piece], {}) if piece in ties else [piece])]
