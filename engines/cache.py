@@ -52,6 +52,13 @@ class RingCache:
         for state in self._states:
             self._memory.clear(self._rings[state.input], state, 0, self.window)
 
+    def copy_from(self, other: RingCache) -> None:
+        """Become what `other`, of the same bundle, is: its slots in use, copied where they live. This ring is fresh."""
+        for state in self._states:
+            ring, count = self._rings[state.input], min(other.num_frames, self.window)
+            self._memory.copy(ring, other._rings[state.input], state, count)
+        self.num_frames = other.num_frames
+
     def dump(self) -> dict[str, Array]:
         """Every ring, whole, on the host."""
         return {name: self._memory.to_host(ring) for name, ring in self._rings.items()}
@@ -101,6 +108,11 @@ class FeatureCache:
     def reset(self) -> None:
         for kept, state in zip(self._kept, self._states, strict=True):
             self._memory.clear(kept, state, 0, 1)
+
+    def copy_from(self, other: FeatureCache) -> None:
+        """Become what `other`, of the same bundle and with as many kept, is: copied where it lives."""
+        for kept, theirs, state in zip(self._kept, other._kept, self._states, strict=True):
+            self._memory.copy(kept, theirs, state, 1)
 
     def dump(self) -> dict[str, Array]:
         """Every tensor, on the host."""
@@ -167,6 +179,12 @@ class LinearCache:
         """A pass over `num_rows` rows failed: clear what it may have written behind the rows in use."""
         if self._in_place:
             self._clear(self.length, min(num_rows, self.capacity - self.length))
+
+    def copy_from(self, other: LinearCache) -> None:
+        """Become what `other`, of the same bundle, is: its rows in use, copied where they live. This cache is empty."""
+        for state in self._states:
+            self._memory.copy(self._caches[state.input], other._caches[state.input], state, other.length)
+        self.length = other.length
 
     def dump(self) -> dict[str, Array]:
         """The rows in use of every cache, on the host."""

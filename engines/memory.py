@@ -85,6 +85,13 @@ class Memory(Protocol):
         """
         ...
 
+    def copy(self, target: Tensor, source: Tensor, state: StateSpec, count: int) -> None:
+        """Copy the first `count` rows of a cache into another one of this memory, where they live; counted as state.
+
+        Raises SpecError for slots that are not there, and for caches of two shapes or dtypes.
+        """
+        ...
+
     def clear(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> None:
         """Give `count` rows their reset value. Raises SpecError for slots that are not there."""
         ...
@@ -123,6 +130,13 @@ class HostMemory:
         if state.order == "ring":  # one row, without the slot axis
             rows = np.expand_dims(rows, state.slot_axis)
         cache[state.rows(slot, count)] = rows
+        self.traffic.state += rows.nbytes
+
+    def copy(self, target: Tensor, source: Tensor, state: StateSpec, count: int) -> None:
+        target, source = _on_host(target), _on_host(source)
+        _check_alike(target, source, state, count)
+        rows = source[state.rows(0, count)]
+        target[state.rows(0, count)] = rows
         self.traffic.state += rows.nbytes
 
     def clear(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> None:
@@ -180,6 +194,14 @@ class DeviceMemory:
         start, pitch, width, height = _region(cache, state, slot, count)
         self.cuda.copy_rows(start, pitch, rows.address, width, width, height, self.stream)
         self.traffic.state += rows.num_bytes
+
+    def copy(self, target: Tensor, source: Tensor, state: StateSpec, count: int) -> None:
+        target, source = _on_device(target), _on_device(source)
+        _check_alike(target, source, state, count)
+        start, pitch, width, height = _region(source, state, 0, count)
+        if width:
+            self.cuda.copy_rows(target.address, pitch, start, pitch, width, height, self.stream)
+        self.traffic.state += width * height
 
     def clear(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> None:
         if state.reset != 0.0:
@@ -256,6 +278,16 @@ def _check_rows(cache: Tensor, rows: Tensor, state: StateSpec, slot: int, count:
         raise SpecError(
             f"state '{state.input}': rows are {rows.dtype} {rows.shape}, expected {cache.dtype} {expected} for "
             f"{count} of the slots of {cache.shape}"
+        )
+
+
+def _check_alike(target: Tensor, source: Tensor, state: StateSpec, count: int) -> None:
+    """numpy would cast another dtype and broadcast another shape; a GPU would write beyond the smaller one."""
+    _check_slots(target, state, 0, count)
+    if target.shape != source.shape or str(target.dtype) != str(source.dtype):
+        raise SpecError(
+            f"state '{state.input}': a cache {source.dtype} {source.shape} does not fit into one that is "
+            f"{target.dtype} {target.shape}. Expected two caches of one bundle"
         )
 
 

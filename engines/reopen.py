@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from .errors import PVCError, StreamError
 from .ingest import WaitingFrame
 from .memory import Array, host_dtype
 from .saved import bundle_id, read_saved
+from .snapshot import Snapshot, StreamOptions
 from .stream import PVCStream
 
 
@@ -30,27 +31,16 @@ def open_stream(path: str | Path, bundle: Bundle | None = None) -> PVCStream:
                 f"{path} was saved with another bundle than {bundle.folder}: its caches mean nothing here. Open it "
                 f"with the bundle that was at {facts['bundle']}, or start a new stream"
             )
-        stream = PVCStream(
-            bundle,
-            total_frames=facts["total_frames"],
-            ingest=facts["ingest"],
-            max_waiting=int(facts["max_waiting"]),
-            clock=facts["clock"],
-            retain=facts["retain"],
-        )
         parts: dict[str, dict[str, Array]] = {"vision": {}, "language": {}, "waiting": {}, "retained": {}}
         for name, bits in caches.items():
             part, _, cache = name.partition("/")
             parts[part][cache] = bits
-        vision = stream.vision
-        vision.ring.restore(parts["vision"], int(facts["num_frames"]))
-        vision.retained.restore(parts["retained"])
-        vision.anchor = replace(vision.anchor, first_frame=int(facts["first_frame"]), index=int(facts["num_anchors"]))
+        snapshot = _snapshot(facts, parts["waiting"], bundle, path)
+        stream = PVCStream(bundle, **snapshot.options)
+        stream.vision.ring.restore(parts["vision"], int(facts["num_frames"]))
+        stream.vision.retained.restore(parts["retained"])
         stream.language.cache.restore(parts["language"], int(facts["language_rows"]))
-        for index, (pending, frame_index) in enumerate(facts["waiting"]):
-            rows = _waiting_rows(parts["waiting"][str(index)], bundle, path)
-            stream._waiting.append(WaitingFrame(rows=rows, pending=str(pending), index=int(frame_index)))
-        stream._pending = str(facts["pending"])
+        snapshot.put_into(stream)
     except PVCError:
         raise
     except (KeyError, TypeError, ValueError) as error:
@@ -59,6 +49,28 @@ def open_stream(path: str | Path, bundle: Bundle | None = None) -> PVCStream:
             "a new stream"
         ) from error
     return stream
+
+
+def _snapshot(facts: dict[str, Any], rows: dict[str, Array], bundle: Bundle, path: Path) -> Snapshot:
+    """What Snapshot.to_json wrote, with the rows of the frames that waited."""
+    return Snapshot(
+        options=StreamOptions(
+            total_frames=facts["total_frames"],
+            ingest=facts["ingest"],
+            max_waiting=int(facts["max_waiting"]),
+            clock=facts["clock"],
+            retain=facts["retain"],
+        ),
+        first_frame=int(facts["first_frame"]),
+        num_anchors=int(facts["num_anchors"]),
+        pending=str(facts["pending"]),
+        waiting=tuple(
+            WaitingFrame(
+                rows=_waiting_rows(rows[str(index)], bundle, path), pending=str(pending), index=int(frame_index)
+            )
+            for index, (pending, frame_index) in enumerate(facts["waiting"])
+        ),
+    )
 
 
 def _waiting_rows(bits: Array, bundle: Bundle, path: Path) -> Array:

@@ -20,6 +20,7 @@ from .language import LanguageModel
 from .memory import Array
 from .preprocess import to_model_frame
 from .saved import bundle_id, write_saved
+from .snapshot import Snapshot
 from .vision import EncodedFrame, Replay, VisionEncoder
 
 
@@ -226,26 +227,33 @@ class PVCStream:
         An older file of that name is replaced in one step. Raises BackendUnavailable if it cannot be written; the
         stream itself goes on either way.
         """
-        facts = {
+        snapshot, vision, cache = Snapshot.of(self), self.vision, self.language.cache
+        facts = snapshot.to_json() | {
             "bundle_id": bundle_id(self._bundle),
             "bundle": str(self._bundle.folder.resolve()),
-            "num_frames": self.vision.ring.num_frames,
-            "first_frame": self.vision.anchor.first_frame,
-            "num_anchors": self.num_anchors,
-            "clock": self.clock,
-            "retain": self._num_retained or None,
-            "language_rows": self.language.cache.length,
-            "pending": self._pending,
-            "total_frames": self._total_frames,
-            "ingest": self._ingest,
-            "max_waiting": self._max_waiting,
-            "waiting": [[frame.pending, frame.index] for frame in self._waiting],
+            "num_frames": vision.ring.num_frames,
+            "language_rows": cache.length,
         }
-        vision = {f"vision/{name}": array for name, array in self.vision.ring.dump().items()}
-        language = {f"language/{name}": array for name, array in self.language.cache.dump().items()}
-        waiting = {f"waiting/{index}": frame.rows for index, frame in enumerate(self._waiting)}
-        retained = {f"retained/{name}": array for name, array in self.vision.retained.dump().items()}
-        write_saved(Path(path), facts, vision | language | waiting | retained)
+        parts = {"vision": vision.ring.dump(), "retained": vision.retained.dump(), "language": cache.dump()}
+        parts["waiting"] = {str(index): frame.rows for index, frame in enumerate(snapshot.waiting)}
+        arrays = {f"{part}/{name}": array for part, named in parts.items() for name, array in named.items()}
+        write_saved(Path(path), facts, arrays)
+
+    def fork(self) -> PVCStream:
+        """A second stream that starts where this one stands, its clock, anchor and all that waits included. From there
+        on each goes its own way.
+
+        The bundle and its sessions stay shared, as by any two streams: one call at a time. The fork has caches of its
+        own, which cost the memory of a new stream, and it copies what is in use: min(num_context_frames, window) rows
+        of each ring, the retained frames, and the LLM's rows. On a GPU none of it comes to the host. Raises
+        MemoryError, or BackendUnavailable for a GPU's memory; whatever is raised, this stream is as it was.
+        """
+        snapshot = Snapshot.of(self)
+        fork = PVCStream(self._bundle, **snapshot.options)
+        fork.vision.copy_from(self.vision)
+        fork.language.cache.copy_from(self.language.cache)
+        snapshot.put_into(fork)
+        return fork
 
     def reset(self) -> None:
         """Forget everything: frames, questions, answers. An interrupt waits until all of it is forgotten."""

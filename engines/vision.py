@@ -140,6 +140,12 @@ class VisionEncoder:
         self.retained.push(encoded.trunk_features, self.num_frames)
         self.ring.push(encoded.new_rows)
 
+    def copy_from(self, other: VisionEncoder) -> None:
+        """Take over another encoder's ring and retained frames, copied where they live. This one is fresh; the anchor's
+        place in the stream is not part of it."""
+        self.ring.copy_from(other.ring)
+        self.retained.copy_from(other.retained)
+
     def reset(self) -> None:
         self.anchor = replace(self.anchor, first_frame=0, index=0)
         self.ring.reset()

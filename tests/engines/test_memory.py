@@ -151,6 +151,44 @@ def test_rows_of_another_dtype_are_refused(memory: Memory) -> None:
         memory.place(cache, rows, make_state("BSKD", "float16"), 0)
 
 
+@settings(deadline=None, max_examples=40)
+@given(cases(), st.data())
+def test_a_copied_row_is_that_row_and_no_other_changes(case: Case, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, case.shape[case.state.slot_axis]))
+    dtype = host_dtype(case.state.dtype)
+    old, new = (np.random.default_rng(seed).normal(size=case.shape).astype(dtype) for seed in (0, 1))
+    want = np.moveaxis(old.copy(), case.state.slot_axis, 0)
+    want[:count] = np.moveaxis(new, case.state.slot_axis, 0)[:count]
+    for memory in both():
+        target, source = (memory.from_host(array.copy(), case.state.dtype) for array in (old, new))
+        memory.copy(target, source, case.state, count)
+        got = memory.to_host(target)
+        assert np.array_equal(np.moveaxis(got, case.state.slot_axis, 0), want) and np.array_equal(
+            memory.to_host(source), new
+        )
+        assert memory.traffic.state == want[:count].nbytes
+
+
+@pytest.mark.parametrize("memory", both(), ids=["host", "gpu"])
+@pytest.mark.parametrize(
+    ("shape", "dtype", "count", "message"),
+    [
+        ((1, 4, 1, 2), "float32", 5, "5 slots from 0 on were asked for, it has 4"),
+        ((1, 4, 1, 2), "float32", -1, "-1 slots from 0 on were asked for"),
+        ((1, 4, 1, 1), "float32", 2, r"\(1, 4, 1, 1\) does not fit into one that is float32 \(1, 4, 1, 2\)"),
+        ((1, 4, 1, 2), "float16", 2, "a cache float16 .* does not fit into one that is float32"),
+    ],
+    ids=["too many", "fewer than none", "narrower", "another dtype"],
+)
+def test_caches_that_are_not_alike_are_not_copied(
+    memory: Memory, shape: tuple[int, ...], dtype: str, count: int, message: str
+) -> None:
+    target, source = memory.zeros((1, 4, 1, 2), "float32"), memory.zeros(shape, dtype)
+    with pytest.raises(SpecError, match=message):
+        memory.copy(target, source, make_state("BSKD", "float32"), count)
+    assert memory.traffic.state == 0
+
+
 @pytest.mark.parametrize("memory", both(), ids=["host", "gpu"])
 @pytest.mark.parametrize(("slot", "count"), [(3, 2), (-1, 1), (2, -1)], ids=str)
 def test_slots_that_are_not_there_cannot_be_cleared_or_handed_out(memory: Memory, slot: int, count: int) -> None:

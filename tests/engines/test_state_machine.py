@@ -1,0 +1,250 @@
+"""Streams driven at will (stories.py), on a model in whole numbers (exact.py): every bit as a plain list says.
+
+Each planted fault must be found by the very same stories, and as a difference, not as a crash.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engines import PVCStream
+from engines.bundle import Bundle
+from engines.cache import FeatureCache, LinearCache, RingCache
+from engines.fake import RecordingCuda
+from engines.memory import DeviceMemory, HostMemory
+from engines.snapshot import Snapshot
+
+from .exact import SHAPE, exact_bundle
+from .stories import run_stories
+from .story_oracles import NUM_FRAMES, Differs, Fresh, Uncached
+
+TRAINED = 4
+INGESTS = [{"ingest": "eager"}, {"ingest": "lazy", "max_waiting": 2}, {"ingest": "lazy", "max_waiting": 16}]
+KINDS: dict[str, dict[str, Any]] = {
+    "rows": {"cache_update": "rows", "spelling": "concat"},
+    "in place": {"cache_update": "aliased", "spelling": "split"},
+}
+
+
+@pytest.fixture(autouse=True)
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Power cuts are test_saved.py's."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def run(bundle: Bundle, *, max_examples: int = 25, num_steps: int = 40) -> None:
+    size = SHAPE.image_size
+    frames = list(np.random.default_rng(0).integers(0, 256, (NUM_FRAMES + 1, size, size, 3), dtype=np.uint8))
+    oracles = [Uncached(bundle, frames), Fresh(bundle, frames)]
+    run_stories(bundle, frames, oracles, ingests=INGESTS, max_examples=max_examples, num_steps=num_steps)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_stream_is_its_story(kind: str, tmp_path: Path) -> None:
+    run(exact_bundle(tmp_path, trained_frames=TRAINED, **KINDS[kind]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_stream_on_a_gpu_is_its_story(kind: str, tmp_path: Path) -> None:
+    memory = DeviceMemory(RecordingCuda())
+    run(exact_bundle(tmp_path, trained_frames=TRAINED, memory=memory, **KINDS[kind]), max_examples=5)
+
+
+def reset_forgets_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reset(self: RingCache) -> None:
+        for state in self._states:
+            self._memory.clear(self._rings[state.input], state, 0, self.window)
+
+    monkeypatch.setattr(RingCache, "reset", reset)
+
+
+def reset_clears_no_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RingCache, "reset", lambda self: setattr(self, "num_frames", 0))
+
+
+def reset_leaves_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forget(self: PVCStream) -> None:
+        self._pending = self._spec.start
+        self.vision.reset()
+        self.language.cache.truncate(0)
+
+    monkeypatch.setattr(PVCStream, "_forget", forget)
+
+
+def fork_shares_a_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = RingCache.copy_from
+
+    def shared(self: RingCache, other: RingCache) -> None:
+        copy(self, other)
+        self._rings["past.1.value"] = other._rings["past.1.value"]
+
+    monkeypatch.setattr(RingCache, "copy_from", shared)
+
+
+def fork_shares_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = LinearCache.copy_from
+
+    def shared(self: LinearCache, other: LinearCache) -> None:
+        copy(self, other)
+        self._caches["past.0.key"] = other._caches["past.0.key"]
+
+    monkeypatch.setattr(LinearCache, "copy_from", shared)
+
+
+def fork_shares_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork = PVCStream.fork
+
+    def shared(self: PVCStream) -> PVCStream:
+        other = fork(self)
+        other._waiting = self._waiting
+        return other
+
+    monkeypatch.setattr(PVCStream, "fork", shared)
+
+
+def fork_copies_one_row_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = HostMemory.copy
+
+    def short(self: HostMemory, target: Any, source: Any, state: Any, count: int) -> None:
+        copy(self, target, source, state, max(count - 1, 0))
+
+    monkeypatch.setattr(HostMemory, "copy", short)
+
+
+def fork_forgets_its_anchor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def put(self: Snapshot, stream: PVCStream) -> None:
+        stream._waiting[:], stream._pending = self.waiting, self.pending
+
+    monkeypatch.setattr(Snapshot, "put_into", put)
+
+
+def rollback_one_row_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    truncate = LinearCache.truncate
+
+    def short(self: LinearCache, length: int) -> None:
+        truncate(self, min(length + 1, self.length) if length else 0)
+
+    monkeypatch.setattr(LinearCache, "truncate", short)
+
+
+def rollback_clears_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LinearCache, "truncate", lambda self, length: setattr(self, "length", length))
+
+
+def slot_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def push(self: RingCache, rows: Any) -> None:
+        slot = (self.num_frames + 1) % self.window
+        for state in self._states:
+            self._memory.place(self._rings[state.input], rows[state.output], state, slot)
+        self.num_frames += 1
+
+    monkeypatch.setattr(RingCache, "push", push)
+
+
+def slot_of_an_absolute_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right until a stream starts anew: then the slot still counts from the very first frame."""
+    restart, push = RingCache.reset, RingCache.push
+
+    def reset(self: RingCache) -> None:
+        self.offset = getattr(self, "offset", 0) + self.num_frames  # type: ignore[attr-defined]
+        restart(self)
+
+    def late(self: RingCache, rows: Any) -> None:
+        offset, count = getattr(self, "offset", 0), self.num_frames
+        self.num_frames += offset
+        push(self, rows)
+        self.num_frames = count + 1
+
+    monkeypatch.setattr(RingCache, "reset", reset)
+    monkeypatch.setattr(RingCache, "push", late)
+
+
+def kept_question_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = PVCStream.ask
+    monkeypatch.setattr(
+        PVCStream, "ask", lambda self, *args, **options: ask(self, *args, **(options | {"keep": False}))
+    )
+
+
+def question_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = PVCStream.ask
+    monkeypatch.setattr(PVCStream, "ask", lambda self, *args, **options: ask(self, *args, **(options | {"keep": True})))
+
+
+def failed_frame_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The LLM keeps the pieces of a frame that came before the one that failed."""
+    truncate, take = LinearCache.truncate, PVCStream._take
+
+    def taken(self: PVCStream, *args: Any) -> None:
+        cache = self.language.cache
+        cache.truncate = lambda length: None  # type: ignore[method-assign]
+        try:
+            take(self, *args)
+        finally:
+            cache.truncate = truncate.__get__(cache)  # type: ignore[method-assign]
+
+    monkeypatch.setattr(PVCStream, "_take", taken)
+
+
+def replay_of_the_frame_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = FeatureCache.last
+    monkeypatch.setattr(FeatureCache, "last", lambda self, num_frames: last(self, num_frames + 1))
+
+
+def waiting_frames_change_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    append = PVCStream._append
+
+    def reversed_append(self: PVCStream, rows: Any, num_waiting: int | None = None) -> Any:
+        self._waiting.reverse()
+        return append(self, rows, num_waiting)
+
+    monkeypatch.setattr(PVCStream, "_append", reversed_append)
+
+
+def opened_stream_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def put(self: Snapshot, stream: PVCStream) -> None:
+        anchor = stream.vision.anchor
+        stream.vision.anchor = type(anchor)(
+            ring=anchor.ring, spare=anchor.spare, first_frame=self.first_frame, index=self.num_anchors
+        )
+        stream._pending = self.pending
+
+    monkeypatch.setattr(Snapshot, "put_into", put)
+
+
+FAULTS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
+    reset_forgets_the_count,
+    reset_clears_no_ring,
+    reset_leaves_what_waits,
+    fork_shares_a_ring,
+    fork_shares_a_cache,
+    fork_shares_what_waits,
+    fork_copies_one_row_too_few,
+    fork_forgets_its_anchor,
+    rollback_one_row_short,
+    rollback_clears_nothing,
+    slot_off_by_one,
+    slot_of_an_absolute_frame,
+    kept_question_is_not_kept,
+    question_is_kept,
+    failed_frame_stays,
+    replay_of_the_frame_before,
+    waiting_frames_change_places,
+    opened_stream_waits_for_nothing,
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__.replace("_", " "))
+def test_a_planted_fault_is_found(
+    fault: Callable[[pytest.MonkeyPatch], None], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault(monkeypatch)
+    with pytest.raises(Differs):
+        run(exact_bundle(tmp_path, trained_frames=TRAINED, **KINDS[kind]))
