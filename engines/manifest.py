@@ -14,7 +14,7 @@ from .prompt import PromptSpec
 from .spec import GraphSpec, ModelShape, Precision, StreamLimits
 from .target import load_target
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST_NAME = "manifest.json"
 
 
@@ -73,7 +73,10 @@ class ImageSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """The content of manifest.json. `files` lists every other file of the bundle."""
+    """The content of manifest.json. `files` lists every other file of the bundle.
+
+    islands  modules of the model that are float32 in a narrower bundle, beside those that always are
+    """
 
     format_version: int
     created_utc: str
@@ -82,6 +85,7 @@ class Manifest:
     limits: StreamLimits
     target: str
     precision: Precision
+    islands: tuple[str, ...]
     time_mode: str
     trained_frames: int
     prompt: PromptSpec
@@ -144,6 +148,8 @@ class Manifest:
             self.shape, self.limits, self.precision, target.spelling, cache_update=target.cache_update
         ):
             raise ValueError("graphs are not those of this shape, limits, precision and target")
+        if not all(isinstance(name, str) and name for name in self.islands):
+            raise TypeError(f"islands is {self.islands!r}, expected names of modules")
         images = self.images
         if min(images.num_repeats, images.max_tiles) < 1 or images.layout not in ("tile_streams", "tiles_in_time"):
             raise ValueError(f"images is {images!r}, expected repeats, tiles and one of the two layouts")
@@ -164,6 +170,7 @@ def _from_json(data: dict[str, Any]) -> Manifest:
             "model": ModelSource(**data["model"]),
             "shape": ModelShape(**data["shape"]),
             "limits": StreamLimits(**data["limits"]),
+            "islands": tuple(data["islands"]),
             "prompt": PromptSpec(**{**data["prompt"], "stop_tokens": tuple(data["prompt"]["stop_tokens"])}),
             "images": ImageSpec(**data["images"]),
             "graphs": {name: GraphSpec.from_json(spec) for name, spec in data["graphs"].items()},

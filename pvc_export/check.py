@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from pvc_ref.preprocess import resize_frame
 from pvc_ref.prompt import IMAGE_CONTEXT
 
 from .conversations import converse
+from .expected import pixels_rule
 from .frames import Frame, check_clip
 from .graded import WORLD, RungAnswers
 from .graphs import graph_parameters
@@ -50,6 +52,7 @@ from .ladder import (
     require_same_shape,
     run_torch,
 )
+from .levels import Rule
 from .models import LoadedModel, require_same_weights
 from .parity import Conversation, Difference, compare_arrays, near_tie, worst_rows
 from .precision import TORCH_DTYPE, cast_model
@@ -58,7 +61,11 @@ from .prompts import KINDS
 from .recorder import Calls, Recorder
 from .report import ParityReport
 from .same_weights import missing_weights
+from .state_rules import check_rules
 from .widen import open_on_cpu
+
+if TYPE_CHECKING:
+    from .html.heat import HeatMap
 
 QUESTION = "What do you see?"
 NUM_NEW_TOKENS = 16
@@ -120,6 +127,7 @@ def check_bundle(
         precision=manifest.precision,
         computed_in=outcome.computed_in,
         num_frames=outcome.recorded.frames.num_consecutive,
+        window=manifest.limits.window,
         rows=worst_rows(comparison.found),
         found=tuple(comparison.found),
         missing=tuple(sorted(outputs - comparison.seen)),
@@ -131,6 +139,8 @@ def check_bundle(
         not_executed=not_executed | _left_out(outcome.conversations, _per_kind(loaded)),
         conversations=outcome.conversations,
         answers=answers,
+        rules=outcome.rules,
+        heat=comparison.heat,
     )
 
 
@@ -157,6 +167,7 @@ class Outcome:
     reference: Recording
     computed_in: str
     conversations: tuple[Conversation, ...]
+    rules: tuple[Rule, ...]
 
 
 def _check_bundle_itself(folder: Path, loaded: LoadedModel, scratch: Path | None, progress: Progress) -> Outcome:
@@ -165,6 +176,7 @@ def _check_bundle_itself(folder: Path, loaded: LoadedModel, scratch: Path | None
         clip = check_clip(2 * bundle.manifest.limits.window + 2)
         comparison = Comparison(bundle=bundle, loaded=loaded)
         try:
+            rules = check_rules(bundle, scratch=scratch)
             num_frames = _frames_that_fit(bundle, loaded, len(clip))
             recorded = stream_clip(bundle, clip, num_frames=num_frames, progress=lambda x: progress(0.2 * x))
             reference = comparison.vision(recorded, progress=lambda x: progress(0.2 + 0.2 * x))
@@ -187,6 +199,7 @@ def _check_bundle_itself(folder: Path, loaded: LoadedModel, scratch: Path | None
         reference=reference,
         computed_in=computed_in,
         conversations=tuple(conversations),
+        rules=(*rules, pixels_rule(recorded.fed, recorded.frames.pixels), *comparison.rules),
     )
 
 
@@ -194,10 +207,12 @@ def _check_bundle_itself(folder: Path, loaded: LoadedModel, scratch: Path | None
 class RecordedStream:
     """What a stream returned: its vision calls on every frame, its language calls on those that fit, its answer.
 
+    fed     frames as they reached the trunk
     forced  tokens fed behind an answer that was too short to show decoding
     """
 
     frames: Frames
+    fed: list[Array]
     num_streamed: int
     vision_calls: Calls
     language_calls: Calls
@@ -218,7 +233,7 @@ def stream_clip(
         progress((index + 1) / num_frames)
     tokens = stream.ask(QUESTION, max_new_tokens=NUM_NEW_TOKENS, keep=True).token_ids
     forced = _decode_a_little_more(stream, tokens)
-    language_calls, encoder = recorder.calls, stream.vision
+    language_calls, encoder, fed = recorder.calls, stream.vision, recorder.frames[:num_frames]
     pixels = [resize_frame(frame[..., ::-1], size=bundle.manifest.shape.image_size) for frame in clip]
     if num_frames < len(clip):  # the context is short
         recorder.restart()
@@ -231,6 +246,7 @@ def stream_clip(
     frames = Frames(pixels=[*pixels, *pixels[: len(times) - len(clip)]], times=times, total_frames=total)
     return RecordedStream(
         frames=frames,
+        fed=fed,
         num_streamed=num_frames,
         vision_calls=recorder.calls,
         language_calls=language_calls,
@@ -268,6 +284,8 @@ class Comparison:
     seen: set[str] = field(default_factory=set)
     num_equal_tokens: int = 0
     wrong_tokens: list[str] = field(default_factory=list)
+    rules: list[Rule] = field(default_factory=list)
+    heat: tuple[HeatMap, ...] = ()
 
     @property
     def stage(self) -> str:
@@ -286,6 +304,11 @@ class Comparison:
             expected[index] = expected[index] | {"compressor/frame_embeds": whole[index : index + 1].numpy()}
         got = recording_of(recorded.vision_calls)
         self.found += compare_recordings(self.stage, got, expected, frames.times)
+        from .html.heat import worst_heat_maps  # a page is made from this check
+
+        self.heat = worst_heat_maps(
+            self.stage, got, expected, pixels=frames.pixels, times=frames.times, config=self.loaded.config
+        )
         return reference
 
     @torch.no_grad()
@@ -305,6 +328,8 @@ class Comparison:
         )
         hidden, new = model.llm(embeds, torch.arange(embeds.shape[1])[None])
         seen = np.concatenate([call["inputs_embeds"] for call in calls["embed"]], axis=1)
+        if not self._is_the_prompt(seen.shape[1], len(text)):
+            return
         self._difference("embed", "inputs_embeds", "the whole text", seen, text_embeds[None])
         states = self.bundle.manifest.graphs["llm"].states
         rows = [row for pair in new for row in pair]
@@ -320,6 +345,13 @@ class Comparison:
             self._difference("head", "logits", f"token {index}", call["logits"], logits[index : index + 1])
         for index, token in enumerate(tokens):
             self._token(index, token, calls["head"][index]["logits"][0], logits[index].numpy())
+
+    def _is_the_prompt(self, num_fed: int, num_expected: int) -> bool:
+        """Whether the runtime fed as many tokens of text as the reference's prompt and answer have."""
+        alike = num_fed == num_expected
+        detail = f"{num_fed} tokens of text" + ("" if alike else f", the reference's prompt and answer {num_expected}")
+        self.rules.append(Rule(level="K", name="prompt", passed=alike, detail=detail))
+        return alike
 
     def _token(self, index: int, token: int, own: Array, reference: Array) -> None:
         """A greedy token must be the likeliest of its own logits, and of the reference's unless those nearly tie."""
@@ -338,7 +370,7 @@ class Comparison:
 
 def compare_weights(bundle: Bundle, loaded: LoadedModel) -> tuple[int, dict[str, list[str]]]:
     """How many weights the graphs' files hold bit for bit, and by graph the names of those that they do not."""
-    model = cast_model(loaded.model, bundle.manifest.precision)
+    model = cast_model(loaded.model, bundle.manifest.precision, bundle.manifest.islands)
     num_equal, wrong = 0, dict[str, list[str]]()
     for graph in bundle.manifest.graphs:
         parameters = graph_parameters(model, graph)

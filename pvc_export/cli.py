@@ -1,4 +1,4 @@
-"""pvc-export: trt | onnx | check | run | inspect | bench | doctor.
+"""pvc-export: trt | onnx | check | prove | run | inspect | bench | doctor.
 
 Exit codes: 0 ok, 2 usage, 3 parity failed, 4 environment, 5 build failed, 6 bad input (engines/errors.py).
 Unusual: heavy packages are imported inside the commands, so that --help and doctor work on a machine without torch.
@@ -6,7 +6,6 @@ Unusual: heavy packages are imported inside the commands, so that --help and doc
 
 from __future__ import annotations
 
-import shlex
 import sys
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from engines.errors import BackendUnavailable, PVCError, SpecError
+from engines.errors import BackendUnavailable, PVCError
 
 from . import interrupt
 from .console import Console
@@ -44,6 +43,9 @@ FP32 = Annotated[bool, typer.Option("--fp32", help="float32 graphs.")]
 Window = Annotated[int, typer.Option(help="Frames that temporal attention sees, the current one included.")]
 Context = Annotated[int, typer.Option(help="LLM rows that a stream can hold.")]
 Streams = Annotated[int, typer.Option(help="Streams that one pass can serve.")]
+Island = Annotated[
+    list[str] | None, typer.Option("--island", help="A part of the model to keep in float32: trunk.layers.1.attn.")
+]
 Seed = Annotated[int | None, typer.Option(help="Of the random weights of tiny and vision-8b. Default: 0.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")]
 Reference = Annotated[str | None, typer.Option("-m", "--model", help="Reference. Default: what the bundle names.")]
@@ -68,12 +70,20 @@ def trt(
     window: Window = 8,
     context: Context = 2048,
     streams: Streams = 1,
+    island: Island = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
     """Export, build TensorRT engines, check, and publish a bundle. float16 unless --bf16 or --fp32."""
     precision = _precision(default="fp16", fp16=fp16, bf16=bf16, fp32=fp32)
-    _export(model, output, precision, target, window, context, streams, seed, as_json, engines=True)
+    from .cli_export import Ask, export_command
+
+    export_command(
+        Ask(
+            model=model, output=output, precision=precision, target=target, window=window, context=context,
+            streams=streams, islands=tuple(island or ()), seed=seed, engines=True, as_json=as_json,
+        )
+    )  # fmt: skip
 
 
 @app.command()
@@ -87,45 +97,86 @@ def onnx(
     window: Window = 8,
     context: Context = 2048,
     streams: Streams = 1,
+    island: Island = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
     """Export ONNX graphs without engines, check, and publish a bundle. float32 unless --fp16 or --bf16."""
     precision = _precision(default="fp32", fp16=fp16, bf16=bf16, fp32=fp32)
-    _export(model, output, precision, target, window, context, streams, seed, as_json, engines=False)
+    from .cli_export import Ask, export_command
+
+    export_command(
+        Ask(
+            model=model, output=output, precision=precision, target=target, window=window, context=context,
+            streams=streams, islands=tuple(island or ()), seed=seed, engines=False, as_json=as_json,
+        )
+    )  # fmt: skip
 
 
 @app.command()
 def check(
-    bundle: BundleFolder,
+    bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Folder made by pvc-export.")] = None,
     model: Reference = None,
+    bisect: Annotated[
+        bool,
+        typer.Option("--bisect", help="On failure, export again with the islands that it asks for, until it passes."),
+    ] = False,
+    report: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write it as JUnit XML, for a CI system.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Of --graph: pkg.module:Model or FILE.py:Model, a torch module.")
+    ] = None,
+    graph: Annotated[Path | None, typer.Option(help="Any ONNX file with state, in place of a BUNDLE.")] = None,
+    state: Annotated[
+        list[str] | None, typer.Option(help="Of --graph: IN=OUT, IN=NEW@append:AXIS, ...@start:N. Once a pair.")
+    ] = None,
+    size: Annotated[list[str] | None, typer.Option(help="Of --graph: AXIS=N, or AXIS=A+B of other axes.")] = None,
+    bound: Annotated[list[str] | None, typer.Option(help="Of --graph: INPUT=LOW:HIGH, what is drawn for it.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of --graph: length of the stream. Default: 64.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of --graph: of what is drawn. Default: 0.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a bundle beside the PyTorch reference and compare every output and cache row. Exit 3 if they differ."""
-    from engines.errors import ParityError
-    from engines.manifest import Manifest
+    """Run a bundle beside the PyTorch reference and compare every output and cache row. Exit 3 if they differ.
 
-    from .check import check_bundle
-    from .models import load_reference
+    With --reference and --graph: any ONNX graph with state beside any torch module.
+    """
+    from .cli_check import Wanted, check_any_graph, check_one_bundle
 
     console = Console(quiet=as_json)
-    manifest = Manifest.load(bundle)
-    with console.stage("load the reference"):
-        loaded = load_reference(manifest, model)
-    with console.stage("check against the reference") as (_, report):
-        parity = check_bundle(bundle, loaded, progress=report)
-    for line in parity.table():
-        console.print(f"  {line}")
-    if not parity.passed:
-        if as_json:  # the report itself; the message goes to standard error only
-            print_json(parity.to_json() | {"bundle": str(bundle)})
-            print(f"ParityError: {parity.failure_text()}", file=sys.stderr)
-            raise typer.Exit(ParityError.exit_code)
-        raise ParityError(parity.failure_text())
-    if as_json:
-        print_json(parity.to_json() | {"bundle": str(bundle)})
-    console.print(f"{parity.summary()} ({parity.precision}, computed in {parity.computed_in})")
-    console.print(f"next: pvc-export run {shlex.quote(str(bundle))} --video FILE --ask 'What happens?'")
+    if graph is None or reference is None:
+        others = {"--reference": reference, "--graph": graph, "--state": state, "--size": size, "--bound": bound}
+        _refuse(others | {"--steps": steps, "--seed": seed}, "{} cannot be given without both --reference and --graph")
+        if bundle is None:
+            raise typer.BadParameter("name a BUNDLE, or --reference and --graph")
+        wanted = Wanted(bisect=bisect, as_json=as_json, page=report, xml=junit)
+        check_one_bundle(bundle, model, wanted, console)
+        return
+    of_bundles = {"BUNDLE": bundle, "--model": model, "--bisect": bisect or None, "--report": report, "--junit": junit}
+    _refuse(of_bundles, "{} cannot be given with --graph")
+    from .foreign import ForeignRequest
+
+    try:
+        request = ForeignRequest(
+            reference=reference, graph=graph, states=tuple(state or ()), steps=64 if steps is None else steps,
+            sizes=tuple(size or ()), bounds=tuple(bound or ()), seed=seed or 0,
+        )  # fmt: skip
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    check_any_graph(request, as_json=as_json, console=console)
+
+
+@app.command()
+def prove(
+    model: Model = "shapes",
+    only: Annotated[list[str] | None, typer.Option(help="Plant this defect alone; give it again for several.")] = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Plant known defects into bundles of a model, and show that the check catches each. Exit 3 if one is missed."""
+    from .cli_check import defect_names, prove_model
+
+    chosen = [_one_of("--only", name, defect_names()) for name in only or defect_names()]
+    prove_model(model, chosen, seed=seed or 0, as_json=as_json, console=Console(quiet=as_json))
 
 
 @app.command()
@@ -300,62 +351,6 @@ def _precision(*, default: Precision, **given: bool) -> Precision:
     if len(chosen) > 1:
         raise typer.BadParameter(f"--{chosen[0]} and --{chosen[1]} contradict each other; give one")
     return cast("Precision", chosen[0]) if chosen else default
-
-
-def _export(
-    model: str, output: Path | None, precision: Precision, target_name: str, window: int, context: int, streams: int,
-    seed: int | None, as_json: bool, *, engines: bool,
-) -> None:  # fmt: skip
-    from dataclasses import asdict, replace
-
-    from engines.spec import StreamLimits
-    from engines.target import load_target
-
-    try:
-        target = load_target(target_name)
-        limits = StreamLimits(window=window, context=context, streams=streams)
-    except SpecError as error:
-        raise typer.BadParameter(str(error)) from error
-    if precision not in target.precisions:
-        raise typer.BadParameter(
-            f"target '{target.name}' does not compute {precision}; it has {', '.join(target.precisions)}"
-        )
-    if engines and target.builder is None:
-        raise typer.BadParameter(f"target '{target.name}' runs ONNX files and has no engines; use: pvc-export onnx")
-    if not engines:
-        target = replace(target, engine_graphs=(), builder=None)
-
-    from .export import ExportRequest, export
-    from .models import RANDOM, load_model
-
-    if seed is not None and model not in RANDOM:
-        raise typer.BadParameter(
-            f"--seed makes random weights, and '{model}' has its own; it goes with -m {' or -m '.join(RANDOM)}"
-        )
-    console = Console(quiet=as_json)
-    out = output or Path("build") / Path(model).resolve().name
-    console.print(
-        f"{model} -> {out}   {precision}, target {target.name}, window {window}, context {context}, streams {streams}"
-    )
-    with console.stage("load the model") as (stage, _):
-        loaded = load_model(model, seed=seed or 0)
-        count = sum(parameter.numel() for parameter in loaded.model.parameters())
-        origin = f", random (seed {loaded.source.seed})" if loaded.source.random_weights else ""
-        stage.note = f"{count / 1e6:.1f} M parameters{origin}"
-    parity = export(loaded, ExportRequest(out=out, target=target, precision=precision, limits=limits), console=console)
-    if as_json:
-        stages = [asdict(stage) for stage in console.stages]
-        print_json(
-            {
-                "bundle": str(out),
-                "precision": precision,
-                "target": target.name,
-                "parity": parity.receipt(),
-                "stages": stages,
-            }
-        )
-    console.print(f"published {out}")
-    console.print(f"next: pvc-export run {shlex.quote(str(out))} --video FILE --ask 'What happens?'")
 
 
 def _print_report(data: dict[str, Any], lines: list[str], console: Console, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shlex
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,7 +30,9 @@ from pvc_ref import PVC
 from . import interrupt
 from .check import check_bundle
 from .console import Console, size_text
+from .culprit import explained
 from .graphs import graph_module, graph_parameters, model_shape
+from .html import render
 from .models import LoadedModel, prompt_spec
 from .onnx_export import export_graph
 from .parity import PARITY_NAME
@@ -37,6 +40,7 @@ from .precision import cast_model
 from .publish import staging
 from .report import ParityReport
 from .versions import installed
+from .write_report import PAGE_NAME, report_input
 
 NUM_QUESTIONS = 200
 """Held-out questions of a model whose world is known; `check` asks a thousand."""
@@ -45,12 +49,16 @@ PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers",
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportRequest:
-    """What to make: the answer to every flag of `trt` and `onnx`."""
+    """What to make: the answer to every flag of `trt` and `onnx`.
+
+    islands  modules that stay float32 in a narrower bundle (precision.py)
+    """
 
     out: Path
     target: Target
     precision: Precision
     limits: StreamLimits = field(default_factory=StreamLimits)
+    islands: tuple[str, ...] = ()
 
 
 def export(
@@ -65,17 +73,23 @@ def export(
     console = console or Console(quiet=True)
     _refuse_what_cannot_work(loaded, request)
     with staging(request.out) as folder:
-        manifest = _write_graphs(loaded, request, folder, console)
-        with console.stage("check against the reference") as (stage, report):
+        manifest = write_graphs(loaded, request, folder, console)
+        with (
+            explained(folder, loaded, console, scratch=folder.parent),
+            console.stage("check against the reference") as (stage, report),
+        ):
             parity = check_bundle(folder, loaded, num_questions=NUM_QUESTIONS, scratch=folder.parent, progress=report)
             stage.note = parity.summary()
-        if not parity.passed and not publish_failures:
-            raise ParityError(parity.failure_text())
+            if not parity.passed and not publish_failures:
+                raise ParityError(parity.failure_text())
         interrupt.check()
-        receipt = folder / PARITY_NAME
-        receipt.write_text(json.dumps(parity.to_json(), indent=1) + "\n", encoding="utf-8")
-        files = manifest.files | {PARITY_NAME: hash_file(receipt)}
-        replace(manifest, parity=parity.receipt(), files=files).save(folder)
+        manifest = replace(manifest, parity=parity.receipt())
+        (folder / PARITY_NAME).write_text(json.dumps(parity.to_json(), indent=1) + "\n", encoding="utf-8")
+        command = f"pvc-export check {shlex.quote(str(request.out))}"
+        page = render(report_input(parity, manifest, request.out, command=command))
+        (folder / PAGE_NAME).write_text(page, encoding="utf-8")
+        files = manifest.files | {name: hash_file(folder / name) for name in (PARITY_NAME, PAGE_NAME)}
+        replace(manifest, files=files).save(folder)
     return parity
 
 
@@ -106,12 +120,12 @@ def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> Non
         ) from error
 
 
-def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, console: Console) -> Manifest:
+def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, console: Console) -> Manifest:
     """Graphs, tokenizer and engines into `folder`, and a manifest that does not yet know how the check came out."""
     shape = model_shape(loaded.config)
     spelling, cache_update = request.target.spelling, request.target.cache_update
     specs = graph_specs(shape, request.limits, request.precision, spelling, cache_update=cache_update)
-    model = cast_model(loaded.model, request.precision)
+    model = cast_model(loaded.model, request.precision, request.islands)
     _export_graphs(model, specs, spelling, folder, console)
     weights = {name: (_num_float32_weights(model, name), _num_weights(model, name)) for name in specs}
     del model  # at 8B neither a builder nor a check has room beside a second copy
@@ -126,6 +140,7 @@ def _write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, con
         limits=request.limits,
         target=request.target.name,
         precision=request.precision,
+        islands=request.islands,
         time_mode=loaded.config.time_mode,
         trained_frames=loaded.config.trained_frames,
         prompt=prompt_spec(loaded.config),

@@ -24,6 +24,7 @@ from pvc_ref.temporal import KeyValue, TemporalAttention, TemporalEncoder
 from pvc_ref.vision import SpatialAttention, Trunk
 
 from .onnx_export import OPSET_IN_PLACE
+from .precision import dtype_of_island, make_island
 
 EncoderT = TypeVar("EncoderT", Trunk, TemporalEncoder)
 
@@ -105,10 +106,19 @@ def split_attention(part: EncoderT) -> EncoderT:
     """A copy of trunk or temporal encoder in the spelling `split`. It shares the weights of the original."""
     part = copy.deepcopy(part, memo={id(weight): weight for weight in part.parameters()})
     for layer in part.layers:
-        layer.attn = SplitSpatialAttention(cast(SpatialAttention, layer.attn))
+        layer.attn = _in_place_of(layer.attn, SplitSpatialAttention(cast(SpatialAttention, layer.attn)))
         if isinstance(part, TemporalEncoder):
-            layer.temporal_attn = SplitTemporalAttention(cast(TemporalAttention, layer.temporal_attn))
+            reference = cast(TemporalAttention, layer.temporal_attn)
+            layer.temporal_attn = _in_place_of(reference, SplitTemporalAttention(reference))
     return part
+
+
+def _in_place_of(reference: Any, other: nn.Module) -> nn.Module:
+    """The other spelling of a module, a float32 island where the module is one."""
+    dtype = dtype_of_island(reference)
+    if dtype is not None:
+        make_island(other, dtype)
+    return other
 
 
 class SplitSpatialAttention(nn.Module):
@@ -178,7 +188,7 @@ class InPlaceLLMGraph(nn.Module):
         super().__init__()
         self.decoder = copy.deepcopy(model.llm, memo={id(weight): weight for weight in model.llm.parameters()})
         for layer in self.decoder.layers:
-            layer.attn = InPlaceAttention(cast(CausalAttention, layer.attn))
+            layer.attn = _in_place_of(layer.attn, InPlaceAttention(cast(CausalAttention, layer.attn)))
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, write_index: Tensor, *past: Tensor

@@ -95,7 +95,8 @@ def climb(
     if precision == "fp32":
         compare("onnx fp32", onnx, fp32)
     else:
-        narrow = run_torch(cast_model(reference, precision), frames, window, temporal, lambda x: progress(0.5 * x))
+        cast = cast_model(reference, precision, bundle.manifest.islands)
+        narrow = run_torch(cast, frames, window, temporal, lambda x: progress(0.5 * x))
         compare(f"torch {precision}", narrow, fp32)
         compare("onnx fp32", run_onnx_fp32(bundle, reference, frames, scratch, lambda x: progress(0.5 + 0.5 * x)), fp32)
         compare(f"onnx {precision}", onnx, narrow)

@@ -15,8 +15,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from math import inf, log10
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -204,6 +206,11 @@ def worst_rows(found: Iterable[Difference]) -> tuple[Row, ...]:
     return tuple(rows.values())
 
 
+def beyond_limits(found: Iterable[Difference]) -> list[Difference]:
+    """Those that no limit allows, in their order."""
+    return [difference for difference in found if not worst_rows([difference])[0].passed]
+
+
 def _limits(thresholds: Thresholds, stage: str, key: str) -> dict[str, dict[str, float]]:
     try:
         return thresholds[stage][key]
@@ -227,11 +234,17 @@ def limit_key(graph: str, tensor: str) -> str:
 
 def load_thresholds() -> Thresholds:
     """The committed limits: stage -> 'graph/tensor' -> metric -> limit and the measured value it comes from."""
-    limits: Thresholds = json.loads(THRESHOLDS.read_text(encoding="utf-8"))["limits"]
+    limits: Thresholds = _thresholds()["limits"]
     return limits
 
 
 def kl_limit(precision: Precision) -> float:
     """The committed limit of Conversation.scaled_kl, at any step of any answer."""
-    limit: float = json.loads(THRESHOLDS.read_text(encoding="utf-8"))["kl"][precision]["limit"]
+    limit: float = _thresholds()["kl"][precision]["limit"]
     return limit
+
+
+@cache
+def _thresholds() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(THRESHOLDS.read_text(encoding="utf-8"))
+    return data

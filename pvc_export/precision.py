@@ -1,33 +1,55 @@
 """Precision is a property of the graph: the weights are cast here, and nothing later changes a dtype.
 
-Unusual: the float32 islands are not listed here. The reference's own layers upcast where docs/numerics.md says so;
-this module only keeps the *weights* of those islands in float32, so that they are not rounded on the way.
+Unusual: the float32 islands that every model has are not listed here. The reference's own layers upcast where
+docs/numerics.md says so; this module only keeps the *weights* of those islands in float32, so that they are not rounded
+on the way. A checkpoint that leaves the range of float16 somewhere gets islands of its own, by the names of modules
+('trunk.layers.1.attn'): weights, inputs and everything inside are float32, and the result is rounded.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from engines.errors import ModelError
 from engines.spec import Precision
 from pvc_ref import PVC
-from pvc_ref.layers import LayerNorm, RMSNorm
-from pvc_ref.temporal import TimeEmbedding
+from pvc_ref.compressor import PVCCompressor
+from pvc_ref.layers import MLP, LayerNorm, RMSNorm
+from pvc_ref.llm import CausalAttention, DecoderLayer, SwiGLU
+from pvc_ref.temporal import AdaLayerNorm, TemporalAttention, TemporalEncoder, TimeEmbedding
+from pvc_ref.vision import Embeddings, SpatialAttention, SpatialLayer, Trunk
 
 TORCH_DTYPE: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ISLANDS = (LayerNorm, RMSNorm, TimeEmbedding)
 """Modules whose weights stay float32; the reason for each is a row of docs/numerics.md."""
 
 
-def cast_model(model: PVC, precision: Precision) -> PVC:
+CAN_BE_ISLANDS = (
+    nn.Linear, MLP, SpatialAttention, TemporalAttention, AdaLayerNorm, Embeddings, SpatialLayer, Trunk, TemporalEncoder,
+    PVCCompressor, CausalAttention, SwiGLU, DecoderLayer,
+)  # fmt: skip
+"""Modules that are called as such, in the reference and in every graph. A TemporalLayer is not: its parts are."""
+
+
+def cast_model(model: PVC, precision: Precision, islands: Sequence[str] = ()) -> PVC:
     """`model` with its weights in `precision`, those of the float32 islands excepted.
 
     A new module that shares every weight whose dtype stays: at 8B a second copy would not fit beside the first.
+    Raises ModelError for an island that is no module of the model, or cannot be one.
     """
     dtype = TORCH_DTYPE[precision]
-    kept = {id(p) for module in model.modules() if isinstance(module, ISLANDS) for p in module.parameters()}
+    own = [require_island(model, name) for name in islands]
+    kept = {
+        id(parameter)
+        for module in (*own, *(module for module in model.modules() if isinstance(module, ISLANDS)))
+        for parameter in module.parameters()
+    }
     # What deepcopy finds in its memo it does not copy.
     memo: dict[int, object] = {}
     for parameter in model.parameters():
@@ -35,4 +57,54 @@ def cast_model(model: PVC, precision: Precision) -> PVC:
         memo[id(parameter)] = parameter if stays else nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
     for buffer in model.buffers():
         memo[id(buffer)] = buffer.to(dtype) if buffer.is_floating_point() else buffer
-    return copy.deepcopy(model, memo)
+    narrow = copy.deepcopy(model, memo)
+    for name in islands if dtype != torch.float32 else ():
+        make_island(narrow.get_submodule(name), dtype)
+    return narrow
+
+
+def can_be_island(model: PVC, name: str) -> bool:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        return False
+    return type(module) in CAN_BE_ISLANDS
+
+
+def require_island(model: PVC, name: str) -> nn.Module:
+    """The module of that name. Raises ModelError, with the nearest name that would do."""
+    if not name or not can_be_island(model, name):
+        known = [known for known, _ in model.named_modules() if known and can_be_island(model, known)]
+        near = get_close_matches(name, known, n=1, cutoff=0.3)
+        raise ModelError(
+            f"'{name}' cannot be a float32 island: it is no module of this model that is called as one. "
+            + (f"Did you mean '{near[0]}'? " if near else "")
+            + "Islands are layers and parts of layers, such as 'trunk.layers.0.mlp' or 'llm.layers.1.attn'"
+        )
+    return model.get_submodule(name)
+
+
+def make_island(module: nn.Module, dtype: torch.dtype) -> None:
+    """From here on the module takes float32 in place of `dtype`, and what it returns is rounded to that."""
+    if dtype_of_island(module) is None:
+        module.register_forward_pre_hook(
+            lambda _, args, kwargs: (_cast(args, torch.float32), _cast(kwargs, torch.float32)), with_kwargs=True
+        )
+        module.register_forward_hook(lambda _, args, result: _cast(result, dtype))
+        module.island_dtype = dtype  # type: ignore[assignment]
+
+
+def dtype_of_island(module: nn.Module) -> torch.dtype | None:
+    """What an island's results are rounded to; None of any other module."""
+    return getattr(module, "island_dtype", None)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Every floating tensor of a nest of tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {name: _cast(item, dtype) for name, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_cast(item, dtype) for item in value)
+    return value

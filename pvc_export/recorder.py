@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from engines.memory import Array, Tensor
 from engines.session import Session
 
@@ -15,10 +17,14 @@ Calls = dict[str, list[dict[str, Array]]]
 
 
 class Recorder:
-    """Wraps sessions. Give `sessions` to whatever runs them, and read `calls` afterwards."""
+    """Wraps sessions. Give `sessions` to whatever runs them, and read `calls` afterwards.
+
+    `frames` holds every frame that the trunk was fed, uint8 (S, S, 3).
+    """
 
     def __init__(self, sessions: Mapping[str, Session]) -> None:
         self.calls: Calls = {name: [] for name in sessions}
+        self.frames: list[Array] = []
         self.sessions: dict[str, Session] = {name: _Recorded(s, self) for name, s in sessions.items()}
 
     def restart(self) -> Calls:
@@ -33,6 +39,8 @@ class _Recorded:
         self.spec, self.memory, self.computes_in = session.spec, session.memory, session.computes_in
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self.spec.name == "trunk":
+            self._recorder.frames += list(np.array(self.memory.to_host(inputs["frame"])))
         outputs = self._session.run(inputs)
         recorded = {name: self.memory.to_host(t) for name, t in outputs.items() if name not in self.spec.aliases}
         self._recorder.calls[self.spec.name].append(recorded | self._written(inputs, outputs))

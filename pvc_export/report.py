@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engines.spec import GRAPH_NAMES, Precision
 
 from .graded import RungAnswers
-from .parity import Conversation, Difference, Row, kl_limit, limit_key
+from .levels import TITLES, Rule, Verdict, level_of, verdicts_of
+from .parity import Conversation, Difference, Row, beyond_limits, kl_limit, limit_key
+
+if TYPE_CHECKING:
+    from .html.heat import HeatMap  # the page is made from this report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,6 +20,8 @@ class ParityReport:
     """What was compared, and how it came out.
 
     not_executed  rungs of the ladder that could not run, and why; they are never a pass
+    rules         what holds bit for bit or not at all: state, batch, determinism, pixels
+    heat          the worst frames, token by token, for pictures
     """
 
     precision: Precision
@@ -30,14 +36,45 @@ class ParityReport:
     num_equal_tokens: int
     wrong_tokens: tuple[str, ...]
     not_executed: dict[str, str]
+    window: int
     conversations: tuple[Conversation, ...] = ()
     answers: tuple[RungAnswers, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    heat: tuple[HeatMap, ...] = ()
 
     @property
     def passed(self) -> bool:
         tensors = self.missing or self.wrong_weights
         words = self.wrong_tokens or self.wrong_conversations() or self.wrong_answers()
-        return not tensors and not words and all(row.passed for row in self.rows)
+        return not tensors and not words and not self.broken_rules() and all(row.passed for row in self.rows)
+
+    def broken_rules(self) -> list[str]:
+        return [f"{TITLES[rule.level]}: {rule.name}: {rule.detail}" for rule in self.rules if rule.passed is False]
+
+    def levels(self) -> dict[str, Verdict]:
+        """How every level came out, A to M."""
+        verdicts = verdicts_of(self.found, self.window, self.num_frames)
+        weights = sum(map(len, self.wrong_weights.values()))
+        graph = f"{self.num_weights} weights bit-equal" + (f", {weights} not" if weights else ", every output seen")
+        verdicts["A"] = Verdict(level="A", passed=not (self.missing or weights), detail=graph)
+        if self.conversations:
+            wrong = [*self.wrong_tokens, *self.wrong_conversations()]
+            steps = sum(conversation.num_steps for conversation in self.conversations)
+            verdicts["J"] = Verdict(level="J", passed=not wrong, detail=wrong[0] if wrong else f"{steps} steps scored")
+        spoken = self.wrong_answers()
+        if self.answers:
+            count = sum(rung.num_questions for rung in self.answers)
+            detail = spoken[0] if spoken else f"{count} answers on {len(self.answers)} rungs"
+            verdicts["K"] = _both(verdicts.get("K"), Verdict(level="K", passed=not spoken, detail=detail))
+        for rule in self.rules:
+            verdict = Verdict(level=rule.level, passed=rule.passed, detail=f"{rule.name}: {rule.detail}")
+            verdicts[rule.level] = _both(verdicts.get(rule.level), verdict)
+        elsewhere = {"L": "pvc-export prove", "M": "the test suite's", "H": "the bundle serves one stream"}
+        return {
+            level: verdicts.get(level)
+            or Verdict(level=level, passed=None, detail=elsewhere.get(level, "not part of this check"))
+            for level in TITLES
+        }
 
     def wrong_conversations(self) -> list[str]:
         """Every prompt that was answered otherwise than by rounding."""
@@ -54,6 +91,13 @@ class ParityReport:
         failed = {row.graph for row in self.rows if not row.passed} | set(self.wrong_weights)
         return next((name for name in GRAPH_NAMES if name in failed), None)
 
+    @property
+    def first_failed_level(self) -> str | None:
+        """Where the first graph that failed did so first: what fails behind it, graph or level, is a consequence."""
+        graph = self.first_failed_graph
+        wrong = beyond_limits(found for found in self.found if found.graph == graph)
+        return level_of(wrong[0], self.window, self.num_frames) if wrong else None
+
     def stages(self) -> dict[str, list[Row]]:
         """The rows of every stage, in the order of the ladder."""
         stages: dict[str, list[Row]] = {}
@@ -62,10 +106,10 @@ class ParityReport:
         return stages
 
     def table(self) -> list[str]:
-        """Lines for people: each stage, and in it the worst row of each kind of tensor."""
+        """Lines for people: each stage, in it the worst row of each kind of tensor, and the levels."""
         lines = []
         for stage, rows in self.stages().items():
-            lines.append(self._heading(stage))
+            lines.append(self.heading(stage))
             kinds: dict[str, list[Row]] = {}
             for row in rows:
                 kinds.setdefault(limit_key(row.graph, row.tensor), []).append(row)
@@ -81,6 +125,7 @@ class ParityReport:
         if self.answers:
             lines += ["held-out questions with known answers, each rung fed the reference's (torch fp32)"]
             lines += [rung.line() for rung in self.answers]
+        lines += ["levels", *(verdict.line() for verdict in self.levels().values())]
         return lines + [f"{rung}: not executed: {reason}" for rung, reason in self.not_executed.items()]
 
     def _conversation_lines(self) -> list[str]:
@@ -103,7 +148,7 @@ class ParityReport:
             )
         return lines
 
-    def _heading(self, stage: str) -> str:
+    def heading(self, stage: str) -> str:
         what, dtype = stage.split()
         against = {
             "torch": "torch fp64" if dtype == "fp32" else "torch fp32",
@@ -135,6 +180,7 @@ class ParityReport:
         failed = sorted((row for row in self.rows if not row.passed), key=Row.share, reverse=True)
         lines += [f"  {row.stage}: {row.graph}/{row.tensor}: {row.text()}" for row in failed[:6]]
         words = (*self.wrong_tokens[:4], *self.wrong_conversations()[:4], *self.wrong_answers()[:4])
+        words += (*self.broken_rules()[:4],)
         lines += [f"  {wrong}" for wrong in words]
         lines += [f"  never seen, so never compared: {', '.join(self.missing)}"] if self.missing else []
         lines += [
@@ -169,6 +215,7 @@ class ParityReport:
                 for rung in self.answers
             },
             "stages": list(self.stages()),
+            "levels": {level: verdict.passed for level, verdict in self.levels().items()},
             "not_executed": self.not_executed,
         }
 
@@ -183,5 +230,18 @@ class ParityReport:
             "rows": [{**asdict(row), "passed": row.passed} for row in self.rows],
             "conversations": [asdict(c) | {"equal": c.equal, "kl_limit": limit} for c in self.conversations],
             "answers": [rung.to_json() for rung in self.answers],
+            "levels": [asdict(verdict) | {"title": TITLES[level]} for level, verdict in self.levels().items()],
+            "rules": [asdict(rule) for rule in self.rules],
             "frames": [asdict(found) | {"sqnr_db": found.sqnr_db} for found in self.found],
         }
+
+
+def _both(first: Verdict | None, second: Verdict) -> Verdict:
+    """One verdict of two of a level: what failed, else what was executed."""
+    if first is None or first.passed is None:
+        return second
+    if second.passed is None or first.passed is False:
+        return first
+    if second.passed is False:
+        return second
+    return Verdict(level=first.level, passed=True, detail=f"{first.detail}; {second.detail}")

@@ -116,7 +116,7 @@ def _ladder(
     manifest = bundle.manifest
     if manifest.precision == "fp32":
         return
-    narrow = cast_model(loaded.model, manifest.precision)
+    narrow = cast_model(loaded.model, manifest.precision, manifest.islands)
     yield (
         f"torch {manifest.precision}",
         [

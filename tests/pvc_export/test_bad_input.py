@@ -22,12 +22,12 @@ from engines.builder import EngineReport
 from engines.manifest import Manifest
 from engines.video import write_video
 from pvc_export import export as export_module
+from pvc_export.controls.graph_edits import restamp
 from pvc_export.frames import render_clip
 from pvc_export.models import LoadedModel
 from pvc_ref.weights import save_model
 
 from .conftest import Outcome, Run
-from .tamper import restamp
 
 ROOT = Path(__file__).parent.parent.parent
 EXPORT_AGAIN = "pvc-export trt -m tiny --fp16 --target rtx --window 4 --context 512 --streams 1 -o "

@@ -14,9 +14,8 @@ import pytest
 
 from engines.spec import GRAPH_NAMES
 from engines.video import write_video
+from pvc_export.controls.graph_edits import edit_graph, perturb_one_weight, roll_slot_mask
 from pvc_export.frames import render_clip
-
-from .tamper import edit_graph, perturb_one_weight, roll_slot_mask
 
 ROOT = Path(__file__).parent.parent.parent
 

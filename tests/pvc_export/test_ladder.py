@@ -25,6 +25,7 @@ from engines.spec import GraphSpec, StreamLimits, TensorSpec
 from engines.target import load_target
 from pvc_export import ladder
 from pvc_export.check import check_bundle
+from pvc_export.controls.graph_edits import edit_graph, perturb_one_weight
 from pvc_export.emulate import Float16Products
 from pvc_export.export import ExportRequest, export
 from pvc_export.frames import check_clip
@@ -38,7 +39,6 @@ from pvc_ref import PVC, PVCConfig
 from pvc_ref.temporal import TimeEmbedding
 
 from ..engines.fake_trt import fake_plan, make_module
-from .tamper import edit_graph, perturb_one_weight
 
 
 @pytest.fixture(scope="module")

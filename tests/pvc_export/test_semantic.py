@@ -14,6 +14,7 @@ import torch
 from engines.spec import StreamLimits
 from engines.target import load_target
 from pvc_export.check import check_bundle
+from pvc_export.controls.graph_edits import edit_graph, roll_slot_mask
 from pvc_export.export import ExportRequest, export
 from pvc_export.graded import MIN_AGREEMENT, Changed, RungAnswers
 from pvc_export.models import LoadedModel, load_model
@@ -21,8 +22,6 @@ from pvc_export.report import ParityReport
 from pvc_export.semantic import _ask_reference, answer_all, cases
 from pvc_ref.prompt import STOP_TOKEN
 from pvc_ref.shapes import answer_to
-
-from .tamper import edit_graph, roll_slot_mask
 
 NUM_QUESTIONS = 120
 

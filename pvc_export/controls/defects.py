@@ -1,0 +1,152 @@
+"""Every defect that a check must catch: what is wrong, and the level at which it must show.
+
+One line a defect. A graph is edited, the runtime patched for a while, or the model exported with a fault; everything
+else goes on as always. `prove.py` runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from pvc_ref import PVC
+
+from . import graph_edits as graph
+from . import model_faults as model
+from . import runtime_patches as runtime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Defect:
+    """A fault, planted into a bundle for as long as `plant` lasts.
+
+    level      where it must show first, A to K (levels.py)
+    where      graph, runtime, preprocessing, or export: that one makes a bundle of its own, in float16
+    named      the graph that the report must name as the first that is wrong; '' where it is none's fault
+    change_model   what an export does to the reference first
+    """
+
+    name: str
+    level: str
+    where: str
+    what: str
+    plant: Callable[[Path], AbstractContextManager[None]]
+    named: str = ""
+    change_model: Callable[[PVC], None] | None = None
+
+
+def _graph(name: str, edit: graph.Edit) -> Callable[[Path], AbstractContextManager[None]]:
+    @contextmanager
+    def plant(bundle: Path) -> Iterator[None]:
+        graph.edit_graph(bundle, name, edit)
+        yield
+
+    return plant
+
+
+def _runtime(fault: Callable[[], AbstractContextManager[None]]) -> Callable[[Path], AbstractContextManager[None]]:
+    return lambda _: fault()
+
+
+def _in_graph(name: str, level: str, on: str, edit: graph.Edit, what: str) -> Defect:
+    return Defect(name=name, level=level, where="graph", what=what, plant=_graph(on, edit), named=on)
+
+
+def _in_runtime(
+    name: str, level: str, fault: Callable[[], AbstractContextManager[None]], what: str, *, where: str = "runtime"
+) -> Defect:
+    return Defect(name=name, level=level, where=where, what=what, plant=_runtime(fault))
+
+
+def _in_export(
+    name: str, level: str, change_model: Callable[[PVC], None], what: str,
+    fault: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Defect:  # fmt: skip
+    return Defect(
+        name=name, level=level, where="export", what=what, plant=_runtime(fault), named="trunk",
+        change_model=change_model,
+    )  # fmt: skip
+
+
+def _swap_keys_and_values(m: onnx.ModelProto) -> None:
+    graph.swap_inputs(m, "past.0.key", "past.0.value")
+
+
+DEFECTS: tuple[Defect, ...] = (
+    _in_graph("weight", "A", "temporal", graph.perturb_one_weight, "one weight is off by a standard deviation"),
+    _in_graph("int8", "A", "llm", graph.quantize_a_matrix, "one matrix is stored in eight bits"),
+    _in_graph("layer-scale", "A", "trunk", graph.drop_layer_scale, "the first LayerScale is missing"),
+    _in_graph("bgr-graph", "B", "trunk", graph.swap_colours, "the graph reads BGR for RGB"),
+    _in_graph("epsilon", "B", "trunk", graph.widen_epsilon, "LayerNorm's epsilon is 1e-3"),
+    _in_graph("rms-epsilon", "B", "llm", graph.widen_rms_epsilon, "RMSNorm's epsilon is 1e-2"),
+    _in_graph("gelu", "B", "trunk", graph.approximate_gelu, "GELU by tanh, where the model has erf"),
+    _in_graph("shuffle", "B", "compressor", graph.transpose_shuffle, "the pixel shuffle is transposed"),
+    _in_graph("qkv", "B", "trunk", graph.swap_query_and_key, "the fused qkv is split as key, query, value"),
+    _in_graph("scale", "B", "trunk", graph.scale_attention, "scores are scaled by 1 / D"),
+    _in_graph("residual", "B", "trunk", graph.forget_a_residual, "a residual is not added"),
+    _in_graph("causal", "B", "llm", graph.see_the_next_row, "the LLM's causal mask is off by one"),
+    _in_graph("stale-row", "B", "temporal", graph.return_the_old_row, "the new key row is an old one"),
+    _in_graph("mask-graph", "D", "temporal", graph.roll_slot_mask, "the slot mask is off by one inside the graph"),
+    _in_graph("swapped-kv", "D", "temporal", _swap_keys_and_values, "keys and values of the past are exchanged"),
+    _in_graph("no-time", "D", "temporal", graph.forget_the_time, "every frame is frame 0"),
+    _in_graph("stopped-clock", "E", "temporal", graph.stop_the_clock, "time stands still after frame 20"),
+    _in_graph("narrow-clock", "E", "compressor", graph.round_the_clock, "the time embedding is computed in float16"),
+    _in_graph("batch-leak", "H", "llm", graph.first_stream_for_all, "every stream of a batch is stream 0"),
+    _in_runtime("mask", "D", runtime.mask_one_slot_off, "the slot mask is off by one"),
+    _in_runtime("slot-order", "D", runtime.rows_one_slot_off, "rows go one slot too far"),
+    _in_runtime("stale-state", "D", runtime.every_second_row_kept, "every second frame is not remembered"),
+    _in_runtime("clock", "D", runtime.clock_one_ahead, "the clock is one frame ahead"),
+    _in_runtime("positions", "D", runtime.positions_one_ahead, "positions are one ahead behind the first pass"),
+    _in_runtime("llm-row", "D", runtime.last_row_written_over, "the newest row of the LLM's cache is written over"),
+    _in_runtime("window", "F", runtime.window_one_frame_too_long, "the window is one frame too long"),
+    _in_runtime("no-wrap", "F", runtime.ring_never_wraps, "the ring does not begin anew when it is full"),
+    _in_runtime("reset", "G", runtime.reset_forgets_nothing, "a reset forgets nothing"),
+    _in_runtime("roll-back", "G", runtime.questions_are_kept, "questions are not rolled back"),
+    _in_runtime("shared-ring", "G", runtime.streams_share_a_ring, "streams share one ring"),
+    _in_runtime("changed-input", "G", runtime.session_writes_into_its_input, "a run changes the ring that it reads"),
+    _in_runtime("noise", "I", runtime.noise_of_its_own, "the same input never gives the same bits"),
+    _in_runtime("argmin", "J", runtime.least_likely_token, "the least likely token is taken"),
+    _in_runtime("bgr", "K", runtime.colours_swapped, "frames reach the model as BGR", where="preprocessing"),
+    _in_runtime("resize", "K", runtime.resized_by_opencv, "frames are resized by OpenCV", where="preprocessing"),
+    _in_runtime("prompt", "K", runtime.frames_counted_from_zero, "frames are counted from 0", where="preprocessing"),
+    _in_runtime(
+        "tokenizer", "K", runtime.tokens_of_another_vocabulary, "tokens of another release", where="preprocessing"
+    ),
+    _in_export(
+        "norm-island", "B", model.with_outliers, "norm statistics in float16, with outliers", model.norms_without_island
+    ),
+    _in_export("overflow", "B", model.with_an_overflow, "one layer leaves the range of float16"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrecisionDefect:
+    """A model that float16 does not hold. `check` must name the layer and the operation, and its island must repair."""
+
+    name: str
+    what: str
+    change_model: Callable[[PVC], None]
+    layer: str
+    operation: str
+    island: str
+
+
+PRECISION_DEFECTS = (
+    PrecisionDefect(
+        name="loud-values", what="values of an attention beyond float16", change_model=model.with_loud_values,
+        layer="trunk.layers.1.attn.qkv", operation="linear", island="trunk.layers.1.attn",
+    ),
+    PrecisionDefect(
+        name="loud-adaln", what="scales of the compressor's AdaLN beyond float16", change_model=model.with_a_loud_adaln,
+        layer="compressor.adaln.w4", operation="linear", island="compressor",
+    ),
+    PrecisionDefect(
+        name="loud-swiglu", what="an MLP of the LLM beyond float16", change_model=model.with_a_loud_swiglu,
+        layer="llm.layers.1.mlp.up_proj", operation="linear", island="llm.layers.1.mlp",
+    ),
+)  # fmt: skip
+NAMES = tuple(defect.name for defect in DEFECTS)

@@ -1,0 +1,247 @@
+"""Edits of an exported graph that its hashes do not show: the manifest is stamped anew, as a faulty exporter would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from engines.bundle import graph_path
+from engines.errors import SpecError
+from engines.manifest import Manifest, hash_folder
+from engines.memory import Array
+
+from ..pieces import Origin, origins
+
+Edit = Callable[[onnx.ModelProto], None]
+
+
+def edit_graph(bundle: Path, name: str, edit: Edit) -> None:
+    """Change one graph of a bundle, weights included, and stamp the manifest so that the hashes agree."""
+    path = bundle / graph_path(name)
+    model = onnx.load(path)
+    edit(model)
+    path.with_name(path.name + ".data").unlink(missing_ok=True)
+    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
+    restamp(bundle)
+
+
+def restamp(bundle: Path) -> None:
+    manifest = Manifest.load(bundle)
+    replace(manifest, files=hash_folder(bundle)).save(bundle)
+
+
+def find(model: onnx.ModelProto, op_type: str, *, scope: str = "", operation: str = "", index: int = 0) -> Any:
+    """The index-th node of that type whose module's name ends in `scope`, in torch's `operation`.
+
+    Raises SpecError where there is none: a defect that changes nothing would prove nothing.
+    """
+    known = origins(model)
+    found = [
+        node
+        for node in model.graph.node
+        if node.op_type == op_type and _fits(known.get(node.output[0]), scope, operation)
+    ]
+    if index >= len(found):
+        raise SpecError(f"the graph has {len(found)} nodes {op_type} of '{operation}' in '{scope}', not {index + 1}")
+    return found[index]
+
+
+def _fits(origin: Origin | None, scope: str, operation: str) -> bool:
+    if not scope and not operation:
+        return True
+    return origin is not None and origin.scope.endswith(scope) and origin.operation.startswith(operation)
+
+
+def weight(model: onnx.ModelProto, ending: str) -> Any:
+    """The first initializer whose name ends so. Raises SpecError where there is none."""
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith(ending):
+            return tensor
+    raise SpecError(f"the graph has no weight that ends in '{ending}'")
+
+
+def change(tensor: TensorProto, to: Callable[[Array], Array]) -> None:
+    """Replace a weight's values by a function of them, in its dtype."""
+    values = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(to(values.copy()), values.dtype), tensor.name))
+
+
+def set_attribute(node: NodeProto, name: str, value: object) -> None:
+    kept = [attribute for attribute in node.attribute if attribute.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+
+def behind(model: onnx.ModelProto, name: str, nodes: Sequence[NodeProto], *, readers: str = "") -> None:
+    """Let every node (of type `readers`) that reads `name` read what the last of `nodes` returns; they read `name`."""
+    changed = nodes[-1].output[0]
+    for node in model.graph.node:
+        if not readers or node.op_type == readers:
+            for index, read in enumerate(node.input):
+                if read == name:
+                    node.input[index] = changed
+    made = [index for index, node in enumerate(model.graph.node) if name in node.output]
+    at = made[0] + 1 if made else 0
+    for node in reversed(nodes):
+        model.graph.node.insert(at, node)
+
+
+def constant(model: onnx.ModelProto, name: str, value: Array) -> str:
+    model.graph.initializer.append(numpy_helper.from_array(value, name))
+    return name
+
+
+def swap_inputs(model: onnx.ModelProto, first: str, second: str) -> None:
+    """Let every node read `second` where it read `first`, and the other way round."""
+    other = {first: second, second: first}
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = other.get(name, name)
+
+
+# -- what faulty exporters do --------------------------------------------------------------------------------------
+
+
+def perturb_one_weight(model: onnx.ModelProto) -> None:
+    """Add one standard deviation to one element in the middle of the largest matrix."""
+    matrices = [tensor for tensor in model.graph.initializer if len(tensor.dims) >= 2 and tensor.dims[0] > 1]
+    tensor = max(matrices, key=lambda t: int(np.prod(t.dims)))
+
+    def perturbed(values: Array) -> Array:
+        values.flat[values.size // 2 + 1] += values.dtype.type(values.std())
+        return values
+
+    change(tensor, perturbed)
+
+
+def roll_slot_mask(model: onnx.ModelProto) -> None:
+    """Read the slot mask shifted by one slot: an off-by-one inside the graph."""
+    window = next(v for v in model.graph.input if v.name == "slot_mask").type.tensor_type.shape.dim[1].dim_value
+    order = constant(model, "rolled_order", np.roll(np.arange(window), 1))
+    behind(model, "slot_mask", [helper.make_node("Gather", ["slot_mask", order], ["rolled_slot_mask"], axis=1)])
+
+
+def swap_colours(model: onnx.ModelProto) -> None:
+    order = constant(model, "bgr", np.array([2, 1, 0], np.int64))
+    behind(model, "frame", [helper.make_node("Gather", ["frame", order], ["swapped_frame"], axis=3)])
+
+
+def widen_epsilon(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        if node.op_type == "LayerNormalization":
+            set_attribute(node, "epsilon", 1e-3)
+
+
+def drop_layer_scale(model: onnx.ModelProto) -> None:
+    """The first LayerScale is left out."""
+    scale = weight(model, "layers.0.ls1")
+    change(scale, np.ones_like)
+
+
+def approximate_gelu(model: onnx.ModelProto) -> None:
+    set_attribute(find(model, "Gelu"), "approximate", "tanh")
+
+
+def transpose_shuffle(model: onnx.ModelProto) -> None:
+    """Space to depth with rows and columns of a token exchanged."""
+    node = find(model, "Transpose", operation="permute")
+    set_attribute(node, "perm", [0, 1, 3, 4, 2, 5])
+
+
+def swap_query_and_key(model: onnx.ModelProto) -> None:
+    """The fused qkv is split in the wrong order."""
+    node = find(model, "Split")
+    third = len(node.output) // 3  # one output each, or one a head
+    for index in range(third):
+        query, key = node.output[index], node.output[third + index]
+        node.output[index], node.output[third + index] = key, query
+
+
+def stop_the_clock(model: onnx.ModelProto) -> None:
+    """Time stands still after frame 20."""
+    last = constant(model, "last_time", np.array(20.0, np.float32))
+    behind(model, "frame_time", [helper.make_node("Min", ["frame_time", last], ["stopped_time"])])
+
+
+def round_the_clock(model: onnx.ModelProto) -> None:
+    """The frame time passes through float16, as without its island: it has no integers beyond 2048."""
+    cast = helper.make_node("Cast", ["frame_time"], ["half_time"], to=TensorProto.FLOAT16)
+    back = helper.make_node("Cast", ["half_time"], ["rounded_time"], to=TensorProto.FLOAT)
+    behind(model, "frame_time", [cast, back])
+
+
+def forget_the_time(model: onnx.ModelProto) -> None:
+    """Every frame is frame 0."""
+    zero = constant(model, "no_time", np.array(0.0, np.float32))
+    behind(model, "frame_time", [helper.make_node("Mul", ["frame_time", zero], ["frozen_time"])])
+
+
+def first_stream_for_all(model: onnx.ModelProto) -> None:
+    """Every stream of a batch gets the embeddings of stream 0."""
+    zero, one = (constant(model, name, np.array(value, np.int64)) for name, value in (("zero", [0]), ("one", [1])))
+    nodes = [
+        helper.make_node("Shape", ["inputs_embeds"], ["embeds_shape"]),
+        helper.make_node("Slice", ["inputs_embeds", zero, one, zero], ["first_stream"]),
+        helper.make_node("Expand", ["first_stream", "embeds_shape"], ["same_embeds"]),
+    ]
+    behind(model, "inputs_embeds", nodes)
+
+
+def return_the_old_row(model: onnx.ModelProto) -> None:
+    """A stale state: the first key's new row is what the ring's slot 0 held."""
+    state = next(value for value in model.graph.input if value.name == "past.0.key")
+    window = next(v for v in model.graph.input if v.name == "slot_mask").type.tensor_type.shape.dim[1].dim_value
+    axis = [dim.dim_value for dim in state.type.tensor_type.shape.dim].index(window, 1)
+    node = next(node for node in model.graph.node if "new.0.key" in node.output)
+    node.output[list(node.output).index("new.0.key")] = "true_row"
+    index = constant(model, "slot_zero", np.array(0, np.int64))
+    model.graph.node.append(helper.make_node("Gather", ["past.0.key", index], ["new.0.key"], axis=axis))
+
+
+def quantize_a_matrix(model: onnx.ModelProto) -> None:
+    """One matrix is stored in eight bits."""
+
+    def rounded(values: Array) -> Array:
+        step = np.abs(values).max() / 127
+        return np.asarray(np.round(values / step) * step)
+
+    change(max((t for t in model.graph.initializer if len(t.dims) == 2), key=lambda t: int(np.prod(t.dims))), rounded)
+
+
+def scale_attention(model: onnx.ModelProto) -> None:
+    """Scores are scaled by 1 / D in place of 1 / sqrt(D)."""
+    node = find(model, "Mul", scope="attn")
+    scale = next(name for name in node.input if any(t.name == name for t in model.graph.initializer))
+    change(next(t for t in model.graph.initializer if t.name == scale), np.square)
+
+
+def see_the_next_row(model: onnx.ModelProto) -> None:
+    """A causal mask that is off by one: every new row also sees the one behind it."""
+    node = find(model, "LessOrEqual")
+    one = constant(model, "one_more", np.array(1, np.int64))
+    rows, later = node.input[1], "later_rows"
+    at = list(model.graph.node).index(node)
+    model.graph.node.insert(at, helper.make_node("Add", [rows, one], [later]))
+    node.input[1] = later
+
+
+def widen_rms_epsilon(model: onnx.ModelProto) -> None:
+    node = find(model, "Add", scope="attn_norm", operation="add")
+    known = {tensor.name: tensor for tensor in model.graph.initializer}
+    change(next(known[name] for name in node.input if name in known), lambda values: np.full_like(values, 1e-2))
+
+
+def forget_a_residual(model: onnx.ModelProto) -> None:
+    """The first MLP's result replaces what it should be added to."""
+    node = find(model, "Add", scope="layers.0", operation="add", index=1)
+    node.input[0] = node.input[1]
+    at = list(model.graph.node).index(node)
+    zero = constant(model, "nothing", np.zeros((), numpy_helper.to_array(weight(model, "ls2")).dtype))
+    model.graph.node.insert(at, helper.make_node("Mul", [node.input[1], zero], ["no_residual"]))
+    node.input[0] = "no_residual"

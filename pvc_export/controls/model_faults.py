@@ -1,0 +1,77 @@
+"""Faults that a float16 bundle is exported with: a missing island, and layers that leave the range.
+
+What is done to the weights of the reference, which stays the judge in float32, and a patch of the reference's code that
+only narrow models feel. The layers that overflow are scaled up and back down: in float32 the same model as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from pvc_ref import PVC
+from pvc_ref.layers import LayerNorm
+
+OUTLIER = 300.0  # trained vision transformers have such channels; its square is beyond float16
+HUGE = 2.0**17
+
+
+@contextmanager
+def norms_without_island() -> Iterator[None]:
+    """Mean and variance are computed in the dtype of what is normed."""
+    forward = LayerNorm.forward
+
+    def narrow(self: LayerNorm, x: Tensor) -> Tensor:
+        if x.dtype != torch.float16:
+            return forward(self, x)
+        centered = x - x.mean(-1, keepdim=True)
+        normed = centered / (centered.square().mean(-1, keepdim=True) + self.eps).sqrt()
+        if self.weight is None or self.bias is None:
+            return normed
+        return normed * self.weight.to(x.dtype) + self.bias.to(x.dtype)
+
+    with patch.object(LayerNorm, "forward", narrow):
+        yield
+
+
+@torch.no_grad()
+def with_outliers(model: PVC) -> None:
+    """One channel of every position at 300."""
+    model.trunk.embeddings.position_embedding[..., 7] = OUTLIER
+
+
+@torch.no_grad()
+def with_loud_values(model: PVC) -> None:
+    """The values of the second layer's attention."""
+    attention = model.get_submodule("trunk.layers.1.attn")
+    value_rows = slice(-attention.get_parameter("proj.weight").shape[1], None)
+    for name in ("qkv.weight", "qkv.bias"):
+        attention.get_parameter(name)[value_rows] *= HUGE
+    attention.get_parameter("proj.weight").div_(HUGE)
+
+
+@torch.no_grad()
+def with_a_loud_adaln(model: PVC) -> None:
+    """What the compressor's AdaLN scales and shifts by."""
+    for name in ("w4.weight", "w4.bias", "w6.weight", "w6.bias"):
+        model.get_parameter(f"compressor.adaln.{name}").mul_(HUGE)
+    model.get_parameter("compressor.mlp.fc1.weight").div_(HUGE)
+
+
+@torch.no_grad()
+def with_a_loud_swiglu(model: PVC) -> None:
+    """The ungated half of the second LLM layer's MLP."""
+    model.get_parameter("llm.layers.1.mlp.up_proj.weight").mul_(4 * HUGE)
+    model.get_parameter("llm.layers.1.mlp.down_proj.weight").div_(4 * HUGE)
+
+
+@torch.no_grad()
+def with_an_overflow(model: PVC) -> None:
+    """The first MLP's result is scaled up and back down: the same model, but in float16."""
+    for name in ("mlp.fc2.weight", "mlp.fc2.bias"):
+        model.get_parameter(f"trunk.layers.0.{name}").mul_(HUGE)
+    model.get_parameter("trunk.layers.0.ls2").div_(HUGE)

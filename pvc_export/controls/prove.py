@@ -1,0 +1,207 @@
+"""Proof that the gate can fail: every defect is planted, the check runs as always, and must catch it at its level.
+
+A defect is caught if the check ends with a report, the report fails, the level at which the defect must show is the
+first of its kind that fails, and where a graph is to blame it is named. A crash is no catch.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from engines.errors import PVCError
+from engines.spec import Precision, StreamLimits
+from engines.target import load_target
+
+from ..bisect import repair
+from ..check import check_bundle
+from ..console import Console
+from ..export import ExportRequest, write_graphs
+from ..models import LoadedModel, loaded_model
+from ..report import ParityReport
+from .defects import DEFECTS, PRECISION_DEFECTS, Defect, PrecisionDefect
+
+LIMITS = StreamLimits(window=4, context=512, streams=2)
+"""Small, so that a check is short, and two streams, so that one can leak into the other."""
+NUM_QUESTIONS = 24
+"""Asked of a model whose world is known: they alone pass through the LLM with every operation rounded."""
+IN_A_STREAM = "BDFE"
+"""Levels at which one fault shows again and again: there the first must be it. The others are of another kind."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How the check met one defect. `failed`: the levels that failed, in order; crash: what ended it instead."""
+
+    defect: str
+    level: str
+    what: str
+    failed: tuple[str, ...]
+    named: str
+    caught: bool
+    detail: str
+    seconds: float
+    crash: str = ""
+
+    def line(self) -> str:
+        failed = " ".join(self.failed) or self.crash or "nothing"
+        verdict = "caught" if self.caught else "MISSED"
+        return f"  {verdict} {self.defect:<15} at {self.level}   failed: {failed:<14} {self.what}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repaired:
+    """How a model that float16 does not hold was met: what was named, which islands were tried, whether they help."""
+
+    defect: str
+    what: str
+    layer: str
+    operation: str
+    islands: tuple[str, ...]
+    passed: bool
+
+    def line(self) -> str:
+        verdict = "repaired" if self.passed else "NOT REPAIRED"
+        named = f"named '{self.operation}' of {self.layer}" if self.layer else "nothing was named"
+        return f"  {verdict} {self.defect:<13} {named}, islands: {', '.join(self.islands) or 'none'}   {self.what}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proof:
+    """The mutation score, and that a faithful bundle passes: a gate that is always shut proves nothing either."""
+
+    outcomes: tuple[Outcome, ...]
+    repairs: tuple[Repaired, ...]
+    faithful: dict[str, bool]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        met = all(outcome.caught for outcome in self.outcomes) and all(repaired.passed for repaired in self.repairs)
+        return met and all(self.faithful.values())
+
+    def summary(self) -> str:
+        caught = sum(outcome.caught for outcome in self.outcomes)
+        sound = ", ".join(f"faithful {name} {'passes' if ok else 'FAILS'}" for name, ok in self.faithful.items())
+        repaired = sum(repaired.passed for repaired in self.repairs)
+        precision = f"{repaired} of {len(self.repairs)} overflows named and repaired; " if self.repairs else ""
+        return (
+            f"{caught} of {len(self.outcomes)} defects caught at their level; {precision}{sound}; "
+            f"{self.seconds / 60:.1f} min"
+        )
+
+    def lines(self) -> list[str]:
+        return [outcome.line() for outcome in self.outcomes] + [repaired.line() for repaired in self.repairs]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"passed": self.passed}
+
+
+def prove(
+    loaded: LoadedModel,
+    *,
+    defects: Sequence[Defect] = DEFECTS,
+    precision_defects: Sequence[PrecisionDefect] = PRECISION_DEFECTS,
+    console: Console,
+    scratch: Path | None = None,
+) -> Proof:
+    """Export a faithful bundle of the model, then break copies of it, and models, one defect after the other."""
+    started = time.monotonic()
+    outcomes: list[Outcome] = []
+    faithful: dict[str, bool] = {}
+    with tempfile.TemporaryDirectory(prefix="pvc-prove-", dir=scratch) as name:
+        sound = Path(name) / "fp32"
+        sound.mkdir()
+        with console.stage("export a faithful bundle and check it") as (stage, report):
+            write_graphs(loaded, _request("fp32"), sound, Console(quiet=True))
+            parity = check_bundle(sound, loaded, num_questions=0, scratch=Path(name), progress=report)
+            faithful["fp32"], stage.note = parity.passed, parity.summary()
+        for defect in defects:
+            with console.stage(f"{defect.name}: {defect.what}") as (stage, _):
+                outcomes.append(meet(defect, sound, loaded, Path(name)))
+                stage.note = f"{'caught' if outcomes[-1].caught else 'MISSED'}: {outcomes[-1].detail}"
+        repairs = [meet_overflow(defect, loaded, Path(name), console) for defect in precision_defects]
+    return Proof(
+        outcomes=tuple(outcomes), repairs=tuple(repairs), faithful=faithful, seconds=time.monotonic() - started
+    )
+
+
+def _request(precision: Precision) -> ExportRequest:
+    target = replace(load_target("cpu"), engine_graphs=(), builder=None)
+    return ExportRequest(out=Path("unused"), target=target, precision=precision, limits=LIMITS)
+
+
+def meet(defect: Defect, sound: Path, loaded: LoadedModel, scratch: Path) -> Outcome:
+    """Plant one defect into a copy of a faithful bundle, or into an export of its own, and check."""
+    started = time.monotonic()
+    folder = scratch / f"broken-{defect.name}"
+    report: ParityReport | None = None
+    crash = ""
+    try:
+        if defect.change_model is None:
+            shutil.copytree(sound, folder)
+            with defect.plant(folder):
+                report = check_bundle(folder, loaded, ladder=False, num_questions=0, scratch=scratch)
+        else:
+            changed = copy.deepcopy(loaded.model)
+            defect.change_model(changed)
+            reference = loaded_model(changed, loaded.tokenizer, name=loaded.source.name)
+            folder.mkdir()
+            with defect.plant(folder):
+                write_graphs(reference, _request("fp16"), folder, Console(quiet=True))
+                report = check_bundle(folder, reference, num_questions=0, scratch=scratch)
+    except (PVCError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        crash = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return _judge(defect, report, crash, time.monotonic() - started)
+
+
+def meet_overflow(defect: PrecisionDefect, loaded: LoadedModel, scratch: Path, console: Console) -> Repaired:
+    """Export a model that float16 does not hold, let the culprit be named, and its island be proven."""
+    changed = copy.deepcopy(loaded.model)
+    defect.change_model(changed)
+    reference = loaded_model(changed, loaded.tokenizer, name=loaded.source.name)
+    console.print(f"  {defect.name}: {defect.what}")
+    found = repair(reference, _request("fp16"), scratch=scratch, console=console, num_questions=NUM_QUESTIONS)
+    first = found.culprits[0] if found.culprits else None
+    named = (first.layer, first.operation) if first else ("", "")
+    return Repaired(
+        defect=defect.name,
+        what=defect.what,
+        layer=named[0],
+        operation=named[1],
+        islands=found.islands,
+        passed=found.passed and named == (defect.layer, defect.operation) and found.islands == (defect.island,),
+    )
+
+
+def _judge(defect: Defect, report: ParityReport | None, crash: str, seconds: float) -> Outcome:
+    failed: tuple[str, ...] = ()
+    named, detail = "", crash
+    if report is not None:
+        levels = report.levels()
+        failed = tuple(level for level, verdict in levels.items() if verdict.passed is False)
+        named = report.first_failed_graph or ""
+        detail = levels[defect.level].detail
+    is_first = defect.level not in IN_A_STREAM or (report is not None and report.first_failed_level == defect.level)
+    caught = report is not None and not report.passed and defect.level in failed and is_first
+    if caught and defect.named and named != defect.named:
+        caught, detail = False, f"'{named}' is named, and '{defect.named}' is wrong"
+    return Outcome(
+        defect=defect.name,
+        level=defect.level,
+        what=defect.what,
+        failed=failed,
+        named=named,
+        caught=caught,
+        detail=detail,
+        seconds=round(seconds, 1),
+        crash=crash,
+    )
