@@ -21,7 +21,7 @@ from .check import check_bundle
 from .console import Console
 from .controls.defects import DEFECTS, NAMES, PRECISION_DEFECTS
 from .controls.prove import prove
-from .culprit import Culprit, explained
+from .culprit import Culprit, Finding, explained
 from .export import ExportRequest
 from .foreign import ForeignRequest, check_foreign
 from .models import LoadedModel, load_model, load_reference
@@ -50,7 +50,7 @@ def check_one_bundle(folder: Path, model: str | None, wanted: Wanted, console: C
     kept: list[ParityReport] = []
     try:
         with explained(folder, loaded, console) as finding:
-            _check(folder, loaded, console, kept)
+            _check(folder, loaded, console, kept, finding)
     except ParityError as error:
         text, culprit, repair = str(error), finding.culprit, None
         if wanted.bisect:
@@ -74,7 +74,7 @@ def check_one_bundle(folder: Path, model: str | None, wanted: Wanted, console: C
     console.print(f"next: pvc-export run {shlex.quote(str(folder))} --video FILE --ask 'What happens?'")
 
 
-def _check(folder: Path, loaded: LoadedModel, console: Console, kept: list[ParityReport]) -> None:
+def _check(folder: Path, loaded: LoadedModel, console: Console, kept: list[ParityReport], finding: Finding) -> None:
     """Check and print; the report is kept also where it is raised as an error."""
     with console.stage("check against the reference") as (_, report):
         parity = check_bundle(folder, loaded, progress=report)
@@ -82,6 +82,7 @@ def _check(folder: Path, loaded: LoadedModel, console: Console, kept: list[Parit
     for line in parity.table():
         console.print(f"  {line}")
     if not parity.passed:
+        finding.graph = parity.first_failed_graph
         raise ParityError(parity.failure_text())
 
 

@@ -52,8 +52,8 @@ in float16, both spellings, x86-64 CPU, ONNX Runtime 1.32, 2026-11-26."""
 ROOM = 4.0
 """How far below the largest value of its dtype the result of an island must stay."""
 INNOCENT = (
-    "Fed the reference's own values, every operation of every graph is right. So a graph is fed something else: look "
-    "at the runtime's masks, slots, positions and resize, and at the weights that differ"
+    "Fed the reference's own values, every operation is right. So the graph is fed something else: look at the "
+    "runtime's masks, slots, positions and resize, and at the weights that differ"
 )
 PREFIX = {"trunk": "trunk", "temporal": "temporal", "compressor": "compressor", "llm": "llm", "head": "llm"}
 """What the scope of a graph is called in the model; the scopes of some begin with their one part's name."""
@@ -134,9 +134,13 @@ def find_culprit(
 
 @dataclass(slots=True)
 class Finding:
-    """What `explained` found, once its block has failed: None if every operation is right."""
+    """What `explained` found, once its block has failed: None if every operation is right.
+
+    graph  the first that failed, where the block knows it: if its operations are right, those behind it are not asked
+    """
 
     culprit: Culprit | None = None
+    graph: str | None = None
 
 
 @contextmanager
@@ -147,7 +151,8 @@ def explained(folder: Path, loaded: LoadedModel, console: Console, *, scratch: P
         yield finding
     except ParityError as error:
         with console.stage("look for the operation at fault") as (stage, _):
-            finding.culprit = culprit = find_culprit(folder, loaded, scratch=scratch)
+            graphs = (finding.graph,) if finding.graph else GRAPH_NAMES
+            finding.culprit = culprit = find_culprit(folder, loaded, graphs=graphs, scratch=scratch)
             stage.note = f"'{culprit.operation}' of {culprit.layer}" if culprit else "none: every operation is right"
         raise ParityError(f"{error}\n{culprit.text() if culprit else INNOCENT}") from error
 

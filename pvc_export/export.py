@@ -75,12 +75,13 @@ def export(
     with staging(request.out) as folder:
         manifest = write_graphs(loaded, request, folder, console)
         with (
-            explained(folder, loaded, console, scratch=folder.parent),
+            explained(folder, loaded, console, scratch=folder.parent) as finding,
             console.stage("check against the reference") as (stage, report),
         ):
             parity = check_bundle(folder, loaded, num_questions=NUM_QUESTIONS, scratch=folder.parent, progress=report)
             stage.note = parity.summary()
             if not parity.passed and not publish_failures:
+                finding.graph = parity.first_failed_graph
                 raise ParityError(parity.failure_text())
         interrupt.check()
         manifest = replace(manifest, parity=parity.receipt())

@@ -67,9 +67,11 @@ def test_the_score_counts_what_was_missed_and_a_gate_that_is_always_shut() -> No
         )  # fmt: skip
 
     caught = tuple(outcome(defect, caught=True) for defect in DEFECTS)
-    assert Proof(outcomes=caught, faithful={"fp32": True}, seconds=60).passed
-    assert not Proof(outcomes=caught, faithful={"fp32": False}, seconds=60).passed
-    missed = Proof(outcomes=(*caught[1:], outcome(DEFECTS[0], caught=False)), faithful={"fp32": True}, seconds=60)
+    assert Proof(outcomes=caught, repairs=(), faithful={"fp32": True}, seconds=60).passed
+    assert not Proof(outcomes=caught, repairs=(), faithful={"fp32": False}, seconds=60).passed
+    missed = Proof(
+        outcomes=(*caught[1:], outcome(DEFECTS[0], caught=False)), repairs=(), faithful={"fp32": True}, seconds=60
+    )
     assert not missed.passed and f"{len(DEFECTS) - 1} of {len(DEFECTS)} defects caught" in missed.summary()
 
 

@@ -75,8 +75,8 @@ def failing_check(monkeypatch: pytest.MonkeyPatch) -> None:
 
     cast_model = precision.cast_model
 
-    def wrong(model: PVC, chosen: str) -> PVC:
-        model = copy.deepcopy(cast_model(model, chosen))  # type: ignore[arg-type]
+    def wrong(model: PVC, chosen: str, islands: tuple[str, ...]) -> PVC:
+        model = copy.deepcopy(cast_model(model, chosen, islands))  # type: ignore[arg-type]
         with torch.no_grad():
             model.trunk.layers[0].mlp.fc1.weight[3, 5] += 0.5
         return model

@@ -84,7 +84,11 @@ def test_what_a_person_reads_says_what_was_compared_with_what_and_in_what_it_was
         "bundle fp16 (computed in float32), against torch fp32, a whole stream on the CPU",
         f"conversations (computed in float32), against torch fp32; limit of KL / mean square {kl_limit('fp16'):.1e}",
     ]
-    assert sum(line.startswith("  ok ") for line in lines) == 4 * 4 + 8 + 4
+    levels = lines.index("levels")
+    assert sum(line.startswith("  ok ") for line in lines[:levels]) == 4 * 4 + 8 + 4
+    shown = [line.split()[:2] for line in lines[levels + 1 : levels + 14]]
+    assert [level for _, level in shown] == list("ABCDEFGHIJKLM")
+    assert [level for word, level in shown if word == "--"] == ["H", "L", "M"]  # one stream; not of a check
     assert lines[-1].startswith("engine: not executed: ")
 
 
