@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from engines import PVCStream
-from engines.bundle import Bundle, graph_path
+from engines.bundle import Bundle
 from engines.errors import NonFiniteError, ParityError, SpecError
 from engines.memory import Array
 from engines.vision import VisionEncoder
@@ -39,7 +39,6 @@ from .conversations import converse
 from .expected import pixels_rule
 from .frames import Frame, check_clip
 from .graded import WORLD, RungAnswers
-from .graphs import graph_parameters
 from .ladder import (
     Frames,
     Progress,
@@ -55,12 +54,12 @@ from .ladder import (
 from .levels import Rule
 from .models import LoadedModel, require_same_weights
 from .parity import Conversation, Difference, compare_arrays, near_tie, worst_rows
-from .precision import TORCH_DTYPE, cast_model
+from .precision import TORCH_DTYPE
 from .probes import probe_batch, probe_context, probe_lengths
 from .prompts import KINDS
 from .recorder import Calls, Recorder
 from .report import ParityReport
-from .same_weights import missing_weights
+from .same_weights import compare_weights
 from .state_rules import check_rules
 from .widen import open_on_cpu
 
@@ -122,6 +121,19 @@ def check_bundle(
                 progress=lambda x: progress(0.8 + 0.2 * x),
             )  # fmt: skip
     progress(1.0)
+    return _report(
+        outcome, num_weights, wrong_weights, not_executed | _left_out(outcome.conversations, loaded), answers
+    )
+
+
+def _report(
+    outcome: Outcome,
+    num_weights: int,
+    wrong_weights: dict[str, list[str]],
+    not_executed: dict[str, str],
+    answers: tuple[RungAnswers, ...],
+) -> ParityReport:
+    comparison, manifest = outcome.comparison, outcome.comparison.bundle.manifest
     outputs = {f"{spec.name}/{tensor.name}" for spec in manifest.graphs.values() for tensor in spec.outputs}
     return ParityReport(
         precision=manifest.precision,
@@ -136,7 +148,7 @@ def check_bundle(
         num_tokens=len(outcome.recorded.tokens),
         num_equal_tokens=comparison.num_equal_tokens,
         wrong_tokens=tuple(comparison.wrong_tokens),
-        not_executed=not_executed | _left_out(outcome.conversations, _per_kind(loaded)),
+        not_executed=not_executed,
         conversations=outcome.conversations,
         answers=answers,
         rules=outcome.rules,
@@ -148,8 +160,9 @@ def _per_kind(loaded: LoadedModel) -> int:
     return PER_KIND if is_small(loaded.model) else 1
 
 
-def _left_out(conversations: tuple[Conversation, ...], per_kind: int) -> dict[str, str]:
+def _left_out(conversations: tuple[Conversation, ...], loaded: LoadedModel) -> dict[str, str]:
     """Kinds of prompts of which some did not fit in the context."""
+    per_kind = _per_kind(loaded)
     asked = Counter(conversation.kind for conversation in conversations)
     return {
         f"prompts about {kind}": f"{per_kind - asked[kind]} of {per_kind} do not fit in this bundle's context"
@@ -366,18 +379,6 @@ class Comparison:
         want = expected.double().numpy()
         require_same_shape(got, want, f"{graph}/{tensor}", where)
         self.found.append(compare_arrays(got, want, stage=self.stage, graph=graph, tensor=tensor, where=where))
-
-
-def compare_weights(bundle: Bundle, loaded: LoadedModel) -> tuple[int, dict[str, list[str]]]:
-    """How many weights the graphs' files hold bit for bit, and by graph the names of those that they do not."""
-    model = cast_model(loaded.model, bundle.manifest.precision, bundle.manifest.islands)
-    num_equal, wrong = 0, dict[str, list[str]]()
-    for graph in bundle.manifest.graphs:
-        parameters = graph_parameters(model, graph)
-        if missing := missing_weights(bundle.folder / graph_path(graph), parameters):
-            wrong[graph] = missing
-        num_equal += len(parameters) - len(missing)
-    return num_equal, wrong
 
 
 def _frames_that_fit(bundle: Bundle, loaded: LoadedModel, num_frames: int) -> int:

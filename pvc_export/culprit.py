@@ -65,7 +65,8 @@ class Culprit:
     """The first operation that is wrong, where it is written, and what would repair it.
 
     layer         module of the model: 'trunk.layers.1.attn';  operation, nodes: torch's name of it, ONNX's
-    error, limit  units of roundoff of its dtype; infinite where it returns NaN or infinity
+    error, limit  units of roundoff of its dtype; infinite where it returns NaN or infinity, or a wrong mask or index
+    symptom       the same in words
     peak          the largest value that it should return;  largest  what its dtype can hold
     is_precision  whether it is right in float32
     island        the smallest part of the model around it that is best computed in float32; None if that is no help
@@ -80,6 +81,7 @@ class Culprit:
     dtype: str
     error: float
     limit: float
+    symptom: str
     peak: float
     largest: float
     is_precision: bool
@@ -87,7 +89,6 @@ class Culprit:
 
     def text(self) -> str:
         """Three lines for people: what is wrong and where, how large its values are, what repairs it."""
-        found = "NaN or infinity" if self.error == inf else f"off by {self.error:.0f} units of {self.dtype} roundoff"
         nodes = ", ".join(self.nodes)
         if not self.is_precision:
             repair = (
@@ -103,7 +104,7 @@ class Culprit:
             repair = f"In float32 it is right. Keep this part of the model in float32: --island {self.island}"
         return (
             f"Fed the reference's own values, the first operation that is wrong is '{self.operation}' of layer "
-            f"'{self.layer}' in graph '{self.graph}', at {self.where}: {found}, allowed {self.limit:.0f}\n"
+            f"'{self.layer}' in graph '{self.graph}', at {self.where}: {self.symptom}\n"
             f"  ({self.line}; in ONNX {nodes}). Its values go up to {self.peak:.3g}; {self.dtype} holds "
             f"{self.largest:.3g}.\n  {repair}"
         )
@@ -193,11 +194,20 @@ def _first_wrong(
         dtype=wrong.dtype,
         error=wrong.error,
         limit=LIMIT,
+        symptom=_symptom(wrong),
         peak=wrong.peak,
         largest=LARGEST[wrong.dtype],
         is_precision=is_precision,
         island=_island(manifest, loaded, call.graph, wrong, pieces) if is_precision else None,
     )
+
+
+def _symptom(wrong: Piece) -> str:
+    if wrong.num_nonfinite:
+        return f"{wrong.num_nonfinite} values are NaN or infinite"
+    if wrong.error == inf:
+        return "a mask, an index or a zero is another"
+    return f"off by {wrong.error:.0f} units of {wrong.dtype} roundoff, allowed {LIMIT:.0f}"
 
 
 def pieces_of(

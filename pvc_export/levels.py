@@ -79,7 +79,7 @@ def verdicts_of(found: Iterable[Difference], window: int, num_consecutive: int) 
     verdicts = {}
     for level, members in compared.items():
         wrong = beyond_limits(members)
-        detail = f"{len(members)} tensors compared"
+        detail = f"{len(members)} tensor{'s' if len(members) > 1 else ''} compared"
         if wrong:
             first = wrong[0]
             detail = (

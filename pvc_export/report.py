@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,9 +67,9 @@ class ParityReport:
             count = sum(rung.num_questions for rung in self.answers)
             detail = spoken[0] if spoken else f"{count} answers on {len(self.answers)} rungs"
             verdicts["K"] = _both(verdicts.get("K"), Verdict(level="K", passed=not spoken, detail=detail))
-        for rule in self.rules:
-            verdict = Verdict(level=rule.level, passed=rule.passed, detail=f"{rule.name}: {rule.detail}")
-            verdicts[rule.level] = _both(verdicts.get(rule.level), verdict)
+        for level in dict.fromkeys(rule.level for rule in self.rules):
+            verdict = _of_rules([rule for rule in self.rules if rule.level == level])
+            verdicts[level] = _both(verdicts.get(level), verdict)
         elsewhere = {"L": "pvc-export prove", "M": "the test suite's", "H": "the bundle serves one stream"}
         return {
             level: verdicts.get(level)
@@ -234,6 +235,20 @@ class ParityReport:
             "rules": [asdict(rule) for rule in self.rules],
             "frames": [asdict(found) | {"sqnr_db": found.sqnr_db} for found in self.found],
         }
+
+
+def _of_rules(rules: Sequence[Rule]) -> Verdict:
+    """What holds is counted, what does not is told, and so is why nothing was executed."""
+    level, broken = rules[0].level, [rule for rule in rules if rule.passed is False]
+    held = [rule for rule in rules if rule.passed]
+    if broken:
+        return Verdict(level=level, passed=False, detail=f"{broken[0].name}: {broken[0].detail}")
+    if not held:
+        return Verdict(level=level, passed=None, detail=rules[0].detail.removeprefix("not executed: "))
+    detail = f"{len(held)} of {len(rules)} rules, bit for bit"
+    if len(rules) == 1:
+        detail = f"{held[0].name}: {held[0].detail}"
+    return Verdict(level=level, passed=True, detail=detail)
 
 
 def _both(first: Verdict | None, second: Verdict) -> Verdict:

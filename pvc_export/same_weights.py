@@ -16,12 +16,29 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from engines.bundle import Bundle, graph_path
 from engines.memory import host_dtype
+
+from .graphs import graph_parameters
+from .models import LoadedModel
+from .precision import cast_model
 
 Digest = tuple[str, int, int]
 """dtype, number of values, and the sum of all values' mixed bits."""
 
 BLOCK = 1 << 22  # values mixed at a time, so that a large table needs little memory beside itself
+
+
+def compare_weights(bundle: Bundle, loaded: LoadedModel) -> tuple[int, dict[str, list[str]]]:
+    """How many weights the graphs' files hold bit for bit, and by graph the names of those that they do not."""
+    model = cast_model(loaded.model, bundle.manifest.precision, bundle.manifest.islands)
+    num_equal, wrong = 0, dict[str, list[str]]()
+    for graph in bundle.manifest.graphs:
+        parameters = graph_parameters(model, graph)
+        if missing := missing_weights(bundle.folder / graph_path(graph), parameters):
+            wrong[graph] = missing
+        num_equal += len(parameters) - len(missing)
+    return num_equal, wrong
 
 
 def missing_weights(path: Path, parameters: Mapping[str, Tensor]) -> list[str]:

@@ -126,7 +126,8 @@ def manifest() -> Manifest:
 
 CULPRIT = Culprit(
     graph="trunk", where="frame 8", layer="trunk.layers.1.mlp.fc1", operation="linear", nodes=("MatMul_7", "Add_8"),
-    line="vision.py:88", dtype="fp16", error=inf, limit=32.0, peak=91234.0, largest=65504.0, is_precision=True,
+    line="vision.py:88", dtype="fp16", error=inf, limit=32.0, symptom="65 values are NaN or infinite",
+    peak=91234.0, largest=65504.0, is_precision=True,
     island="trunk.layers.1.mlp",
 )  # fmt: skip
 
