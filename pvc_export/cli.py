@@ -55,7 +55,7 @@ CLOCKS = ("reanchor", "run-on")
 BENCH_PARTS = ("vision", "language")
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by pvc-export trt or onnx.")]
 
-EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors")
+EXPORT_PACKAGES = ("jinja2", "torch", "onnx", "onnx_ir", "onnxscript", "safetensors")
 """What a runtime without the exporter lacks."""
 
 

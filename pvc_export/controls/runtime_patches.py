@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-import cv2
 import numpy as np
 
 import engines.stream
@@ -222,6 +221,8 @@ def colours_swapped() -> Iterator[None]:
 
 @contextmanager
 def resized_by_opencv() -> Iterator[None]:
+    import cv2  # of the extra `apps`, which a check does without
+
     def wrong(frame: Array, *, size: int) -> Array:
         resized = cv2.resize(frame, (size, size), interpolation=cv2.INTER_CUBIC)
         return np.ascontiguousarray(resized[..., ::-1])
