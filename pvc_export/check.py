@@ -37,7 +37,7 @@ from pvc_ref.prompt import IMAGE_CONTEXT
 
 from .conversations import converse
 from .expected import pixels_rule
-from .frames import Frame, check_clip
+from .frames import QUESTION, Frame, check_clip
 from .graded import WORLD, RungAnswers
 from .ladder import (
     Frames,
@@ -66,7 +66,6 @@ from .widen import open_on_cpu
 if TYPE_CHECKING:
     from .html.heat import HeatMap
 
-QUESTION = "What do you see?"
 NUM_NEW_TOKENS = 16
 MIN_DECODED = 4
 NUM_QUESTIONS = 1000

@@ -6,7 +6,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def _leave(
 def _bisected(manifest: Manifest, loaded: LoadedModel, folder: Path, console: Console) -> Repair:
     request = ExportRequest(
         out=folder,
-        target=replace(load_target(manifest.target), engine_graphs=(), builder=None),
+        target=load_target(manifest.target),
         precision=manifest.precision,
         limits=manifest.limits,
         islands=manifest.islands,

@@ -21,20 +21,18 @@ import onnx
 
 from engines.bundle import graph_path
 from engines.errors import ParityError
-from engines.graph_specs import graph_specs
 from engines.manifest import Manifest
 from engines.memory import Array
 from engines.spec import GRAPH_NAMES
 from engines.target import load_target
 
 from .console import Console
-from .expected import Expected, expected_calls
-from .graphs import graph_module, model_shape
+from .expected import Expected, expected_calls, float32_specs
+from .graphs import graph_module
 from .models import LoadedModel
 from .onnx_export import export_graph
 from .pieces import (
     LARGEST,
-    ROUNDOFF,
     Piece,
     align,
     evaluate,
@@ -160,11 +158,10 @@ def explained(folder: Path, loaded: LoadedModel, console: Console, *, scratch: P
 
 def _export_twin(manifest: Manifest, loaded: LoadedModel, graph: str, scratch: Path) -> Path:
     """The same graph of the reference in float32."""
-    target, config = load_target(manifest.target), loaded.config
-    specs = graph_specs(model_shape(config), manifest.limits, "fp32", target.spelling, cache_update=target.cache_update)
+    spec, spelling = float32_specs(manifest)[graph], load_target(manifest.target).spelling
     path = scratch / "twin" / f"{graph}.onnx"
     path.parent.mkdir(exist_ok=True)
-    export_graph(graph_module(loaded.model, specs[graph], target.spelling), specs[graph], path)
+    export_graph(graph_module(loaded.model, spec, spelling), spec, path)
     return path
 
 
@@ -179,11 +176,9 @@ def _first_wrong(
     wide = run_pieces(path, [wrong.name], truth, scratch, widen=True)
     known = {wrong.name: wrong.origin}
     again = next(iter(measure_pieces(path, known, wide, truth)))
-    is_precision = wrong.dtype != "fp32" and again.error <= LIMIT
-    if wrong.dtype != "fp32" and overflowing_weights(path, wrong):
-        is_precision = True
-    if wrong.dtype == "fp32" and manifest.precision != "fp32":  # rounded inside, and wide again at its end
-        is_precision = max(again.rel_l2, again.worst) <= LIMIT * ROUNDOFF[wrong.dtype]
+    # In a narrow graph a float32 piece can be a matter of precision too: rounded inside, and wide again at its end.
+    is_right_when_wide = again.error <= LIMIT or bool(overflowing_weights(path, wrong))
+    is_precision = manifest.precision != "fp32" and is_right_when_wide
     return Culprit(
         graph=call.graph,
         where=call.where,

@@ -19,12 +19,10 @@ from engines.spec import GraphSpec
 from engines.target import load_target
 from pvc_ref.preprocess import resize_frame
 
-from .frames import check_clip
+from .frames import QUESTION, check_clip
 from .ladder import Frames, Recording, run_torch
 from .levels import Rule
 from .models import LoadedModel
-
-QUESTION = "What do you see?"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

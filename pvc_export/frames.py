@@ -13,7 +13,9 @@ from PIL import Image
 
 from engines.synthetic import Frame, render_clip
 
-__all__ = ["Frame", "check_clip", "real_frames", "render_clip"]
+__all__ = ["QUESTION", "Frame", "check_clip", "real_frames", "render_clip"]
+QUESTION = "What do you see?"
+"""What a check asks about its clip."""
 REAL_FRAMES = Path(__file__).with_name("real_frames")
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from engines.builder import load_runtime
 from engines.bundle import Bundle, open_bundle, require_fitting_engine
@@ -113,12 +114,12 @@ def climb(
     return found, not_executed
 
 
-def is_small(model: PVC) -> bool:
+def is_small(model: nn.Module) -> bool:
     return sum(parameter.numel() for parameter in model.parameters()) <= LARGEST_FP64
 
 
 @contextmanager
-def fitting_threads(model: PVC) -> Iterator[None]:
+def fitting_threads(model: nn.Module) -> Iterator[None]:
     """One torch thread for a small model: its operations gain nothing from a second, and on a busy machine each waits
     for it (0.4 s a frame of `tiny` in place of 0.02)."""
     before = torch.get_num_threads()

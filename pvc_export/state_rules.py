@@ -23,10 +23,9 @@ from engines.errors import FrameError, PVCError
 from engines.memory import Array, Tensor
 from engines.session import Session
 
-from .frames import Frame, check_clip
+from .frames import QUESTION, Frame, check_clip
 from .levels import Rule
 from .state_scene import (
-    QUESTION,
     Broken,
     NotExecuted,
     Scene,

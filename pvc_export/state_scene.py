@@ -14,9 +14,8 @@ from engines.memory import Array, Memory, Tensor
 from engines.preprocess import to_model_frame
 from engines.session import Session
 
-from .frames import Frame, check_clip, real_frames
+from .frames import QUESTION, Frame, check_clip, real_frames
 
-QUESTION = "What do you see?"
 TOKENS = (1, 2)
 Seen = dict[str, Array]
 """All that a stream is and would say: counts, ring, embeddings of a next frame, LLM cache, logits."""

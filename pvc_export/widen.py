@@ -7,7 +7,6 @@ machine without a GPU, labelled as what it is: computed in float32.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,8 @@ from engines.memory import HostMemory
 from engines.prompt import PromptTokenizer
 from engines.session import OrtSession, Session
 from engines.spec import GraphSpec
+
+from .pieces import share_weights
 
 FLOAT, BFLOAT16 = TensorProto.FLOAT, TensorProto.BFLOAT16
 
@@ -87,12 +88,7 @@ def widen(source: Path, target: Path) -> None:
     del graph.node[:], graph.value_info[:]
     graph.node.extend([*before, *nodes, *after])
     onnx.save(model, target)
-    data = source.with_name(source.name + ".data")
-    if data.exists():
-        try:
-            target.with_name(data.name).hardlink_to(data)
-        except OSError:  # another disk, another owner, or a file system without links
-            shutil.copy(data, target.parent)
+    share_weights(source, target.parent)
 
 
 def _rounded(graph: onnx.GraphProto, narrow: set[str]) -> list[onnx.NodeProto]:

@@ -43,11 +43,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from engines.errors import SpecError
 
+from ..ladder import fitting_threads
 from .declare import declare
 from .laws import check_batch, check_determinism, check_states
 from .levels import check_drift, check_file, check_sizes, check_step, check_stream
@@ -59,8 +59,6 @@ from .sides import Sides
 from .states import Bound, Declared, StatePair
 
 Progress = Callable[[float], None]
-SMALL_MODEL = 20_000_000
-"""Parameters of a model whose operations gain nothing from a second thread."""
 SIZE = re.compile(r"(?P<name>.+?)=(?P<size>[^=]+)")
 BOUND = re.compile(r"(?P<name>.+)=(?P<low>[^=:]+):(?P<high>[^=:]+)")
 
@@ -134,13 +132,8 @@ def check_foreign(request: ForeignRequest, progress: Progress = lambda _: None) 
     )
     wiring = wiring_of(request.graph, model)
     module = load_reference(request.reference)
-    threads = torch.get_num_threads()
-    if sum(parameter.numel() for parameter in module.parameters()) <= SMALL_MODEL:
-        torch.set_num_threads(1)
-    try:
+    with fitting_threads(module):
         return _climb(request, declared, wiring, module, progress)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _climb(

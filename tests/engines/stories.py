@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture import providers
@@ -25,6 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from engines import PVCStream, open_stream
 from engines.bundle import Bundle
+from engines.cache import RingCache
 from engines.errors import FrameError, NonFiniteError, StreamFull
 from engines.memory import Array, HostMemory
 
@@ -320,3 +322,13 @@ def run_stories(
                 suppress_health_check=[HealthCheck.too_slow],
             ),
         )
+
+
+def slot_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def push(self: RingCache, rows: Any) -> None:
+        slot = (self.num_frames + 1) % self.window
+        for state in self._states:
+            self._memory.place(self._rings[state.input], rows[state.output], state, slot)
+        self.num_frames += 1
+
+    monkeypatch.setattr(RingCache, "push", push)

@@ -21,7 +21,7 @@ from engines.memory import DeviceMemory, HostMemory
 from engines.snapshot import Snapshot
 
 from .exact import SHAPE, exact_bundle
-from .stories import run_stories
+from .stories import run_stories, slot_off_by_one
 from .story_oracles import NUM_FRAMES, Differs, Fresh, Uncached
 
 TRAINED = 4
@@ -135,16 +135,6 @@ def rollback_one_row_short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rollback_clears_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LinearCache, "truncate", lambda self, length: setattr(self, "length", length))
-
-
-def slot_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def push(self: RingCache, rows: Any) -> None:
-        slot = (self.num_frames + 1) % self.window
-        for state in self._states:
-            self._memory.place(self._rings[state.input], rows[state.output], state, slot)
-        self.num_frames += 1
-
-    monkeypatch.setattr(RingCache, "push", push)
 
 
 def slot_of_an_absolute_frame(monkeypatch: pytest.MonkeyPatch) -> None:

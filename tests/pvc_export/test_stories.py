@@ -26,7 +26,7 @@ from pvc_export.parity import GATED, compare_arrays, load_thresholds
 from pvc_ref.preprocess import resize_frame
 
 from ..engines.exact import Kept
-from ..engines.stories import Live, Streams, run_stories
+from ..engines.stories import Live, Streams, run_stories, slot_off_by_one
 from ..engines.story_oracles import NUM_FRAMES, Differs, Fresh, next_embeds_of
 
 TRAINED = 4
@@ -91,16 +91,6 @@ def test_every_stream_is_its_story_and_what_the_reference_makes_of_it(
 ) -> None:
     """Both updates of the LLM's cache, both layouts of the ring."""
     run(request.getfixturevalue(name), tiny, frames)
-
-
-def slot_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def push(self: RingCache, rows: Any) -> None:
-        slot = (self.num_frames + 1) % self.window
-        for state in self._states:
-            self._memory.place(self._rings[state.input], rows[state.output], state, slot)
-        self.num_frames += 1
-
-    monkeypatch.setattr(RingCache, "push", push)
 
 
 def clock_one_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
