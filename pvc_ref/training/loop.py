@@ -99,7 +99,7 @@ def train(recipe: Recipe, out: Path, *, device: str = "cpu", num_loaders: int = 
     if recipe.num_workers == 1:
         _work(0, recipe, out, device, num_loaders, quiet, None)
     else:
-        meeting = out / f".meeting-{os.getpid()}"
+        meeting = out.resolve() / f".meeting-{os.getpid()}"  # a URL takes the first part of a relative path for a host
         try:
             multiprocessing.spawn(  # type: ignore[attr-defined,no-untyped-call]
                 _work, (recipe, out, device, num_loaders, quiet, meeting), nprocs=recipe.num_workers
