@@ -18,7 +18,7 @@ from .builder import load_runtime
 from .cuda import CudaRuntime, LibCudart
 from .errors import BackendUnavailable, BundleError
 from .machine import sign
-from .manifest import EngineEntry, FileEntry, Manifest, hash_file, list_files
+from .manifest import EngineEntry, FileEntry, Manifest, fingerprint, hash_file, list_files
 from .memory import DeviceMemory, HostMemory
 from .prompt import PromptTokenizer
 from .session import OrtSession, Session
@@ -147,7 +147,14 @@ def _engine_entry(folder: Path, manifest: Manifest, graph: str, target: Target) 
             f"{folder} has no engine for '{graph}', which target '{target.name}' needs. It was made by pvc-export "
             f"onnx. Build one: pvc-export trt -m {manifest.model.name} --target {target.name}"
         )
-    return manifest.engines[graph]
+    entry = manifest.engines[graph]
+    if entry.built_from != fingerprint(manifest.files, graph_path(graph)):
+        raise BundleError(
+            f"{folder / entry.path} was built from another graph than {folder / graph_path(graph)}: it is stale, and "
+            "what was checked is not what it would run. Graph or engine was exchanged. Build both again: pvc-export "
+            f"trt -m {manifest.model.name} --target {target.name}"
+        )
+    return entry
 
 
 def require_fitting_engine(entry: EngineEntry, folder: Path, *, version: str, capability: str | None = None) -> None:

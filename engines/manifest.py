@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from .prompt import PromptSpec
 from .spec import GraphSpec, ModelShape, Precision, StreamLimits
 from .target import load_target
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST_NAME = "manifest.json"
 
 
@@ -30,7 +31,8 @@ class FileEntry:
 class EngineEntry:
     """One serialized engine: valid for exactly this runtime version and these GPUs.
 
-    built_on  signature of the machine that built it (engines/machine.py): another one's code is not loaded unasked
+    built_on    signature of the machine that built it (engines/machine.py): another one's code is not loaded unasked
+    built_from  fingerprint of the graph that it was built from (`fingerprint`): of another one it is stale
     """
 
     path: str
@@ -41,6 +43,7 @@ class EngineEntry:
     fused_attention: dict[str, int]
     build_s: float
     built_on: str
+    built_from: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,6 +200,12 @@ def hash_file(path: Path) -> FileEntry:
         while block := file.read(1 << 20):
             digest.update(block)
     return FileEntry(sha256=digest.hexdigest(), num_bytes=path.stat().st_size)
+
+
+def fingerprint(files: Mapping[str, FileEntry], graph: str) -> str:
+    """Of a graph's file and the weights beside it, one SHA-256; `graph` is the path of the file in the bundle."""
+    parts = [f"{name} {files[name].sha256}" for name in (graph, f"{graph}.data") if name in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def hash_folder(folder: Path) -> dict[str, FileEntry]:

@@ -27,7 +27,7 @@ from engines.spec import GRAPH_NAMES
 from engines.target import load_target
 
 from .console import Console
-from .expected import Expected, expected_calls, float32_specs
+from .expected import Expected, expected_calls, float32_specs, reference_stream
 from .graphs import graph_module
 from .models import LoadedModel
 from .onnx_export import export_graph
@@ -121,10 +121,11 @@ def find_culprit(
     wrong is no operation (a weight's last bits, a cache).
     """
     manifest = Manifest.load(folder)
+    recording = reference_stream(manifest, loaded)
     with tempfile.TemporaryDirectory(prefix="pvc-culprit-", dir=scratch) as own:
         for graph in (name for name in GRAPH_NAMES if name in graphs and name != "embed"):
             twin = _export_twin(manifest, loaded, graph, Path(own))
-            for call in expected_calls(manifest, loaded, graph):
+            for call in expected_calls(manifest, loaded, graph, recording):
                 found = _first_wrong(folder, manifest, loaded, call, twin, Path(own))
                 if found is not None:
                     return found

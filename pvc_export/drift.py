@@ -46,12 +46,13 @@ from .console import Console
 from .drift_stats import Block, DriftCurve, DriftReport, Sample, plan_blocks
 from .graded import WORLD
 from .ladder import Progress, Recording, fitting_threads, open_graphs, recording_of, require_same_shape
+from .levels import Rule
 from .models import load_reference
 from .parity import Difference, compare_arrays, limit_key, load_thresholds, worst_rows
 from .recorder import Recorder
 from .widen import open_on_cpu
 
-__all__ = ["DriftReport", "measure_drift"]
+__all__ = ["DriftReport", "drift_rule", "measure_drift"]
 NUM_FRAMES = 10_000
 NUM_BLOCKS = 32
 """Blocks behind the first two windows: 256 frames at a window of 8, in a fifth of the time that the graphs take."""
@@ -110,6 +111,21 @@ def measure_drift(
         seconds=time.perf_counter() - started,
         curves=judge.curves(num_frames),
     )
+
+
+def drift_rule(sessions: Mapping[str, Session], model: PVC, *, num_frames: int, precision: Precision) -> Rule:
+    """Level E of a check. So few blocks leave a wide interval: what no longer stream decided breaks no rule."""
+    name = f"{num_frames} frames in a row"
+    try:
+        report = measure_drift(sessions, model, num_frames=num_frames, precision=precision)
+    except ParityError as error:
+        return Rule(level="E", name=name, passed=False, detail=str(error))
+    faults = [f"{c.tensor} {c.verdict}" for c in report.curves if c.verdict != "ok" and not c.is_undecided]
+    if faults:
+        return Rule(level="E", name=name, passed=False, detail=faults[0])
+    open_ = sum(curve.is_undecided for curve in report.curves)
+    detail = f"{len(report.curves)} tensors do not drift" + (f", {open_} of them undecided in so few" if open_ else "")
+    return Rule(level="E", name=name, passed=True, detail=detail)
 
 
 def _world(model: PVC) -> Iterator[Array]:

@@ -26,6 +26,7 @@ from .parity import Row
 Series = Literal["error", "floor", "beyond", "gap"]
 CONFIDENCE = 0.95
 MIN_BLOCKS = 3
+UNDECIDED = "undecided"
 SINGLE_FRAME = 4
 """A single frame may be off by so many limits, the mean of a block by one. A limit comes from the worst of some twenty
 frames, and longer streams meet rarer ones: of 2,000 frames of `shapes` a faithful float32 export was above one limit in
@@ -174,6 +175,11 @@ class DriftCurve:
         return self.trend("floor").lower * self.num_frames > self.noise
 
     @property
+    def is_undecided(self) -> bool:
+        """Nothing is wrong, but the stream was too short to exclude a drift as large as the limit."""
+        return self.verdict.startswith(UNDECIDED)
+
+    @property
     def verdict(self) -> str:
         """'ok', or what is wrong, in words.
 
@@ -194,7 +200,7 @@ class DriftCurve:
         limit = self.block.limits["rel_l2"]
         for name, trend in trends.items():
             if trend.upper * self.num_frames > limit:
-                return f"undecided: {trend.text(self.num_frames)} {name} may reach {limit:.1e}; compare more frames"
+                return f"{UNDECIDED}: {trend.text(self.num_frames)} {name} may reach {limit:.1e}; compare more frames"
         return "ok"
 
     def line(self) -> str:

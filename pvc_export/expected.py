@@ -34,13 +34,17 @@ class Expected:
     feeds: dict[str, Array]
 
 
+def reference_stream(manifest: Manifest, loaded: LoadedModel) -> Recording:
+    """What the reference says of two windows and two frames."""
+    return run_torch(loaded.model, _frames(manifest), manifest.limits.window, float32_specs(manifest)["temporal"])
+
+
 @torch.no_grad()
-def expected_calls(manifest: Manifest, loaded: LoadedModel, graph: str) -> Iterator[Expected]:
+def expected_calls(manifest: Manifest, loaded: LoadedModel, graph: str, recording: Recording) -> Iterator[Expected]:
     """A few runs of a graph that show what it does: of the vision graphs the first frame, the last of a full window and
-    the last of the clip; of the LLM its first pass, and one row behind all the others."""
-    spec = float32_specs(manifest)[graph]
-    frames = _frames(manifest)
-    recording = run_torch(loaded.model, frames, manifest.limits.window, float32_specs(manifest)["temporal"])
+    the last of the clip; of the LLM its first pass, and one row behind all the others. recording: reference_stream's.
+    """
+    spec, frames = float32_specs(manifest)[graph], _frames(manifest)
     if graph in ("trunk", "temporal", "compressor"):
         window, last = manifest.limits.window, len(frames.times) - 1
         for index in dict.fromkeys((0, min(window, last), last)):

@@ -22,7 +22,7 @@ from engines.errors import BackendUnavailable, ModelError, ParityError
 from engines.graph_specs import graph_specs
 from engines.layers import check_layers, count_attention
 from engines.machine import sign
-from engines.manifest import FORMAT_VERSION, EngineEntry, ImageSpec, Manifest, hash_file, hash_folder
+from engines.manifest import FORMAT_VERSION, EngineEntry, ImageSpec, Manifest, fingerprint, hash_file, hash_folder
 from engines.spec import GraphSpec, Precision, Spelling, StreamLimits
 from engines.target import Target
 from pvc_ref import PVC
@@ -198,6 +198,7 @@ def _build_engines(
             fused_attention=fused,
             build_s=round(built.build_s, 3),
             built_on=sign(hashlib.sha256(built.plan).hexdigest()),
+            built_from=fingerprint(hash_folder(folder), graph_path(name)),
         )
     return entries
 

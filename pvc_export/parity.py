@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
-from math import inf, log10
+from math import inf, log10, nan
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,14 @@ def compare_arrays(got: Array, want: Array, *, stage: str, graph: str, tensor: s
         norm_gap=abs(float(np.linalg.norm(norms[0])) - total) / max(total, TINY),
         num_nonfinite=int((~np.isfinite(a)).sum() + (~np.isfinite(b)).sum()),
     )
+
+
+def not_finite(got: Array, *, stage: str, graph: str, tensor: str, where: str) -> Difference:
+    """The difference of an array that is not finite: whatever the reference says, it has no size."""
+    return Difference(
+        stage=stage, graph=graph, tensor=tensor, where=where, max_abs=nan, rel_l2=nan, worst_token=nan, cosine_gap=nan,
+        norm_gap=nan, num_nonfinite=int((~np.isfinite(got)).sum()),
+    )  # fmt: skip
 
 
 def near_tie(logits: Array, precision: Precision) -> float:

@@ -23,6 +23,7 @@ class ParityReport:
     not_executed  rungs of the ladder that could not run, and why; they are never a pass
     rules         what holds bit for bit or not at all: state, batch, determinism, pixels
     heat          the worst frames, token by token, for pictures
+    stopped       the runtime's words where a graph returned NaN: the stream ended there, and so did the check
     """
 
     precision: Precision
@@ -42,11 +43,12 @@ class ParityReport:
     answers: tuple[RungAnswers, ...] = ()
     rules: tuple[Rule, ...] = ()
     heat: tuple[HeatMap, ...] = ()
+    stopped: str | None = None
 
     @property
     def passed(self) -> bool:
         tensors = self.missing or self.wrong_weights
-        words = self.wrong_tokens or self.wrong_conversations() or self.wrong_answers()
+        words = self.stopped or self.wrong_tokens or self.wrong_conversations() or self.wrong_answers()
         return not tensors and not words and not self.broken_rules() and all(row.passed for row in self.rows)
 
     def broken_rules(self) -> list[str]:
@@ -56,7 +58,8 @@ class ParityReport:
         """How every level came out, A to M."""
         verdicts = verdicts_of(self.found, self.window, self.num_frames)
         weights = sum(map(len, self.wrong_weights.values()))
-        graph = f"{self.num_weights} weights bit-equal" + (f", {weights} not" if weights else ", every output seen")
+        unseen = f", {len(self.missing)} outputs never seen" if self.missing else ", every output seen"
+        graph = f"{self.num_weights} weights bit-equal" + (f", {weights} not" if weights else unseen)
         verdicts["A"] = Verdict(level="A", passed=not (self.missing or weights), detail=graph)
         if self.conversations:
             wrong = [*self.wrong_tokens, *self.wrong_conversations()]
@@ -70,10 +73,10 @@ class ParityReport:
         for level in dict.fromkeys(rule.level for rule in self.rules):
             verdict = _of_rules([rule for rule in self.rules if rule.level == level])
             verdicts[level] = _both(verdicts.get(level), verdict)
+        otherwise = "not reached: the stream had ended" if self.stopped else "not part of this check"
         elsewhere = {"L": "pvc-export prove", "M": "the test suite's", "H": "the bundle serves one stream"}
         return {
-            level: verdicts.get(level)
-            or Verdict(level=level, passed=None, detail=elsewhere.get(level, "not part of this check"))
+            level: verdicts.get(level) or Verdict(level=level, passed=None, detail=elsewhere.get(level, otherwise))
             for level in TITLES
         }
 
@@ -182,6 +185,7 @@ class ParityReport:
         lines += [f"  {row.stage}: {row.graph}/{row.tensor}: {row.text()}" for row in failed[:6]]
         words = (*self.wrong_tokens[:4], *self.wrong_conversations()[:4], *self.wrong_answers()[:4])
         words += (*self.broken_rules()[:4],)
+        words += (f"the stream ended there: {self.stopped}",) if self.stopped else ()
         lines += [f"  {wrong}" for wrong in words]
         lines += [f"  never seen, so never compared: {', '.join(self.missing)}"] if self.missing else []
         lines += [

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from engines.spec import StreamLimits
 from engines.target import load_target
@@ -20,6 +22,26 @@ WINDOW = 4
 torch.set_num_threads(1)  # operations this small only wait for a second thread, on a busy machine for long
 
 
+Shared = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Shared:
+    """A folder that one process makes and all read: an export takes half a minute."""
+    root = tmp_path_factory.getbasetemp()
+    root = root if worker_id == "master" else root.parent
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        path = root / "bundles" / name
+        path.parent.mkdir(exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                make(path)
+        return path
+
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny() -> LoadedModel:
     """The `tiny` model, seed 0: the reference of both bundles."""
@@ -27,33 +49,30 @@ def tiny() -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
-def bundle_fp32(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_fp32(tiny: LoadedModel, shared: Shared) -> Path:
     """float32, two streams (so every graph has a dynamic batch), no engines. Do not change it: take `copy_bundle`.
 
     Like bundle_fp16, its LLM updates the cache in place.
     """
-    out = tmp_path_factory.mktemp("bundles") / "fp32"
     limits = StreamLimits(window=WINDOW, context=512, streams=2)
-    export(tiny, ExportRequest(out=out, target=load_target("cpu"), precision="fp32", limits=limits))
-    return out
+    request = ExportRequest(out=Path(), target=load_target("cpu"), precision="fp32", limits=limits)
+    return shared("fp32", lambda out: export(tiny, replace(request, out=out)))
 
 
 @pytest.fixture(scope="session")
-def bundle_fp16(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_fp16(tiny: LoadedModel, shared: Shared) -> Path:
     """float16 with TensorRT-RTX engines, one stream. Do not change it: take `copy_bundle`."""
-    out = tmp_path_factory.mktemp("bundles") / "fp16"
     limits = StreamLimits(window=WINDOW, context=512)
-    export(tiny, ExportRequest(out=out, target=load_target("rtx"), precision="fp16", limits=limits))
-    return out
+    request = ExportRequest(out=Path(), target=load_target("rtx"), precision="fp16", limits=limits)
+    return shared("fp16", lambda out: export(tiny, replace(request, out=out)))
 
 
 @pytest.fixture(scope="session")
-def bundle_rows(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_rows(tiny: LoadedModel, shared: Shared) -> Path:
     """float32 as bundle_fp32, but for a target whose LLM returns rows instead of updating its cache in place."""
-    out = tmp_path_factory.mktemp("bundles") / "rows"
     limits = StreamLimits(window=WINDOW, context=512, streams=2)
-    export(tiny, ExportRequest(out=out, target=load_target("cuda"), precision="fp32", limits=limits))
-    return out
+    request = ExportRequest(out=Path(), target=load_target("cuda"), precision="fp32", limits=limits)
+    return shared("rows", lambda out: export(tiny, replace(request, out=out)))
 
 
 @pytest.fixture

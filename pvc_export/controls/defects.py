@@ -25,7 +25,7 @@ class Defect:
     """A fault, planted into a bundle for as long as `plant` lasts.
 
     level      where it must show first, A to K (levels.py)
-    where      graph, runtime, preprocessing, or export: that one makes a bundle of its own, in float16
+    where      graph, bundle, runtime, preprocessing, or export: that one makes a bundle of its own, in float16
     named      the graph that the report must name as the first that is wrong; '' where it is none's fault
     change_model   what an export does to the reference first
     """
@@ -56,6 +56,15 @@ def _in_graph(name: str, level: str, on: str, edit: graph.Edit, what: str) -> De
     return Defect(name=name, level=level, where="graph", what=what, plant=_graph(on, edit), named=on)
 
 
+def _in_bundle(name: str, level: str, fault: Callable[[Path], None], what: str) -> Defect:
+    @contextmanager
+    def plant(bundle: Path) -> Iterator[None]:
+        fault(bundle)
+        yield
+
+    return Defect(name=name, level=level, where="bundle", what=what, plant=plant)
+
+
 def _in_runtime(
     name: str, level: str, fault: Callable[[], AbstractContextManager[None]], what: str, *, where: str = "runtime"
 ) -> Defect:
@@ -80,6 +89,9 @@ DEFECTS: tuple[Defect, ...] = (
     _in_graph("weight", "A", "temporal", graph.perturb_one_weight, "one weight is off by a standard deviation"),
     _in_graph("int8", "A", "llm", graph.quantize_a_matrix, "one matrix is stored in eight bits"),
     _in_graph("layer-scale", "A", "trunk", graph.drop_layer_scale, "the first LayerScale is missing"),
+    _in_graph("wqkv", "A", "llm", graph.split_wqkv_plainly, "InternLM2's fused wqkv is cut as if it were not grouped"),
+    _in_bundle("stale-engine", "A", graph.forget_to_build_anew, "an engine was built from an earlier graph"),
+    _in_graph("positions-end", "C", "llm", graph.end_positions_early, "positions end before the context does"),
     _in_graph("bgr-graph", "B", "trunk", graph.swap_colours, "the graph reads BGR for RGB"),
     _in_graph("epsilon", "B", "trunk", graph.widen_epsilon, "LayerNorm's epsilon is 1e-3"),
     _in_graph("rms-epsilon", "B", "llm", graph.widen_rms_epsilon, "RMSNorm's epsilon is 1e-2"),

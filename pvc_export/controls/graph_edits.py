@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from engines.bundle import graph_path
 from engines.errors import SpecError
-from engines.manifest import Manifest, hash_folder
+from engines.manifest import EngineEntry, Manifest, fingerprint, hash_folder
 from engines.memory import Array
 
 from ..pieces import Origin, origins
@@ -32,8 +32,13 @@ def edit_graph(bundle: Path, name: str, edit: Edit) -> None:
 
 
 def restamp(bundle: Path) -> None:
-    manifest = Manifest.load(bundle)
-    replace(manifest, files=hash_folder(bundle)).save(bundle)
+    """Hashes of what lies there now, and engines that say they were built from it."""
+    manifest, files = Manifest.load(bundle), hash_folder(bundle)
+    engines = {
+        name: replace(entry, built_from=fingerprint(files, graph_path(name)))
+        for name, entry in manifest.engines.items()
+    }
+    replace(manifest, files=files, engines=engines).save(bundle)
 
 
 def find(model: onnx.ModelProto, op_type: str, *, scope: str = "", operation: str = "", index: int = 0) -> Any:
@@ -235,6 +240,55 @@ def widen_rms_epsilon(model: onnx.ModelProto) -> None:
     node = find(model, "Add", scope="attn_norm", operation="add")
     known = {tensor.name: tensor for tensor in model.graph.initializer}
     change(next(known[name] for name in node.input if name in known), lambda values: np.full_like(values, 1e-2))
+
+
+def split_wqkv_plainly(model: onnx.ModelProto) -> None:
+    """InternLM2 fuses, for each key/value head, its query heads, the key and the value; here the fused matrix is cut as
+    if it held all queries, then all keys, then all values."""
+    state = next(value for value in model.graph.input if value.name == "past.0.key")
+    width = state.type.tensor_type.shape.dim[-1].dim_value
+    parts = [_matrix(model, f"layers.0.attn.{name}_proj") for name in "qkv"]
+    heads = [np.split(values := numpy_helper.to_array(part), values.shape[1] // width, axis=1) for part in parts]
+    group = len(heads[0]) // len(heads[1])
+    fused = [
+        head
+        for index, (key, value) in enumerate(zip(*heads[1:], strict=True))
+        for head in (*heads[0][index * group : (index + 1) * group], key, value)
+    ]
+    if len(heads[1]) == 1:
+        raise SpecError("with one key/value head both ways to cut are the same")
+    for part, own in zip(parts, heads, strict=True):
+        taken, fused = fused[: len(own)], fused[len(own) :]
+        change(part, lambda _, taken=taken: np.concatenate(taken, axis=1))  # type: ignore[misc]
+
+
+def _matrix(model: onnx.ModelProto, scope: str) -> Any:
+    """The matrix of a linear layer, whether a bias is added to its product or not."""
+    known = {tensor.name: tensor for tensor in model.graph.initializer}
+    named = next(name for name, origin in origins(model).items() if origin.scope.endswith(scope))
+    node = next(node for node in model.graph.node if named in node.output)
+    if node.op_type != "MatMul":
+        node = next(other for other in model.graph.node if other.op_type == "MatMul" and other.output[0] in node.input)
+    return next(known[name] for name in node.input if name in known)
+
+
+def end_positions_early(model: onnx.ModelProto) -> None:
+    """Rotary positions stand still 32 rows before the context ends (512 rows here)."""
+    last = constant(model, "last_position", np.array(480, np.int64))
+    behind(model, "position_ids", [helper.make_node("Min", ["position_ids", last], ["stopped_position"])])
+
+
+def forget_to_build_anew(bundle: Path) -> None:
+    """The bundle's engine of the trunk was built from an earlier graph: it must show where no one can run it, too."""
+    path = "engines/trunk.engine"
+    (bundle / path).parent.mkdir(exist_ok=True)
+    (bundle / path).write_bytes(b"the plan of an earlier graph")
+    stale = EngineEntry(
+        path=path, runtime="tensorrt_rtx", runtime_version="1", compute_capabilities=("SM89",), num_layers=1,
+        fused_attention={"gemm": 0, "gemv": 0}, build_s=0.0, built_on="", built_from="0" * 64,
+    )  # fmt: skip
+    manifest = Manifest.load(bundle)
+    replace(manifest, files=hash_folder(bundle), engines={"trunk": stale}).save(bundle)
 
 
 def forget_a_residual(model: onnx.ModelProto) -> None:

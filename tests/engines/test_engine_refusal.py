@@ -118,6 +118,19 @@ def test_a_missing_engine_is_named_with_the_command_that_builds_it(folder: Folde
     assert "pvc-export trt -m tiny --target rtx" in text
 
 
+def test_an_engine_older_than_its_graph_is_refused(folder: Folder, cuda: RecordingCuda) -> None:
+    """The graph was exported again, the engine was not built again: nothing but its fingerprint tells."""
+    made = folder()
+    weights = made / f"{graph_path('trunk')}.data"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    replace(Manifest.load(made), files=hash_folder(made)).save(made)
+    text = refusal(made, cuda, trust_engines=True)
+    assert "trunk.engine was built from another graph than" in text and "it is stale" in text
+    assert "pvc-export trt -m tiny --target rtx" in text
+
+
 def test_the_engine_of_another_graph_is_refused(folder: Folder, cuda: RecordingCuda, bundle_fp16: Path) -> None:
     other = fake_plan(bundle_fp16 / graph_path("head"), Manifest.load(bundle_fp16).graphs["head"])
     text = refusal(folder(plans={"compressor": other}), cuda)

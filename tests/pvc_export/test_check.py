@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import engines.stream
 from engines.cache import LinearCache, RingCache
-from engines.errors import ModelError, ParityError
+from engines.errors import ModelError
 from engines.manifest import Manifest
-from pvc_export.check import MIN_DECODED, check_bundle
+from pvc_export.check import check_bundle
 from pvc_export.controls.graph_edits import (
     edit_graph,
     first_stream_for_all,
@@ -34,6 +35,7 @@ from pvc_export.ladder import VISION_GRAPHS
 from pvc_export.models import LoadedModel, load_model
 from pvc_export.parity import GATED, compare_arrays, load_thresholds, worst_rows
 from pvc_export.report import ParityReport
+from pvc_export.streamed import MIN_DECODED
 
 from .conftest import Run
 
@@ -174,15 +176,64 @@ class AnyToken:
         return True
 
 
-def test_a_graph_that_returns_nan_fails(bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def poison(monkeypatch: pytest.MonkeyPatch, *, frame: int) -> None:
+    """The rows of one frame are kept as NaN: what sees them next returns NaN."""
     push = RingCache.push
 
     def poisoned(self: RingCache, rows: dict[str, np.ndarray]) -> None:
-        push(self, {name: row if self.num_frames else np.full_like(row, np.nan) for name, row in rows.items()})
+        is_bad = self.num_frames == frame
+        push(self, {name: np.full_like(row, np.nan) if is_bad else row for name, row in rows.items()})
 
     monkeypatch.setattr(RingCache, "push", poisoned)
-    with pytest.raises(ParityError, match="graph 'temporal' returned NaN or infinity in 'features'"):
-        check(bundle_fp32, tiny)
+
+
+@pytest.mark.parametrize(("frame", "level"), [(0, "D"), (7, "F"), (9, "E")])
+def test_nan_fails_where_it_comes_up_and_what_lies_before_it_was_compared(
+    frame: int, level: str, bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, frame=frame)
+    report = check(bundle_fp32, tiny)
+    assert not report.passed and report.first_failed_graph == "temporal" and report.first_failed_level == level
+    failed = {row.tensor for row in report.rows if not row.passed}
+    assert "features" in failed and "graph 'temporal' returned NaN or infinity" in report.failure_text()
+    trunk = next(row for row in report.rows if row.tensor == "trunk_features")
+    assert trunk.passed and trunk.num_compared == frame + 1
+    levels = report.levels()
+    assert levels[level].passed is False and levels["J"].passed is None and "stream had ended" in levels["J"].detail
+    assert report.not_executed == {"the rest of this check": f"the stream ended at {report.found[-1].where}"}
+
+
+def test_nan_of_the_first_frame_is_a_report_too(
+    bundle_fp32: Path, tiny: LoadedModel, copy_bundle: Copy, pvc_export: Run, tmp_path: Path
+) -> None:
+    bundle, page, xml = copy_bundle(bundle_fp32), tmp_path / "report.html", tmp_path / "junit.xml"
+    edit_graph(bundle, "trunk", spoil)
+    pvc_export("check", bundle, "--report", page, "--junit", xml).says(
+        3, "trunk/trunk_features: ", " values are NaN or infinite at frame 0", "is 'trunk'"
+    )
+    assert "NaN or infinite at frame 0" in page.read_text(encoding="utf-8")
+    assert "NaN or infinite at frame 0" in xml.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("graph", ["llm", "head"])
+def test_nan_of_the_language_side_is_named_too(
+    graph: str, bundle_fp32: Path, tiny: LoadedModel, copy_bundle: Copy
+) -> None:
+    bundle = copy_bundle(bundle_fp32)
+    edit_graph(bundle, graph, spoil)
+    report = check(bundle, tiny)
+    assert not report.passed and report.first_failed_graph == graph
+    assert all(row.passed for row in report.rows if row.graph in VISION_GRAPHS)
+
+
+def spoil(model: onnx.ModelProto) -> None:
+    """Its first output is infinite: an overflow, say."""
+    graph = model.graph
+    name = graph.output[0].name
+    node = next(node for node in graph.node if name in node.output)
+    node.output[list(node.output).index(name)] = f"{name}.finite"
+    graph.initializer.append(onnx.numpy_helper.from_array(np.float32(np.inf), "infinite"))
+    graph.node.append(onnx.helper.make_node("Add", [f"{name}.finite", "infinite"], [name]))
 
 
 def test_a_reference_that_is_nan_proves_nothing() -> None:

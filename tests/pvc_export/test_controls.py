@@ -17,16 +17,15 @@ from pvc_export.models import LoadedModel
 from .conftest import Run
 
 BY_NAME = {defect.name: defect for defect in DEFECTS}
-FAST = ("weight", "gelu", "mask", "narrow-clock", "no-wrap", "reset", "changed-input", "batch-leak", "noise", "argmin",
-        "resize", "prompt")  # fmt: skip
+FAST = ("weight", "wqkv", "stale-engine", "positions-end", "gelu", "mask", "narrow-clock", "no-wrap", "reset",
+        "changed-input", "batch-leak", "noise", "argmin", "resize", "prompt")  # fmt: skip
 """One of each level or two; the others are planted by `pvc-export prove`."""
 
 
 def test_there_are_defects_of_every_level_and_kind() -> None:
     assert len(set(NAMES)) == len(DEFECTS) >= 20
-    assert {defect.level for defect in DEFECTS} == set(IN_A_CHECK) - {"C"}  # C shows what B does, at other sizes
-    assert {BY_NAME[name].level for name in FAST} == set(IN_A_CHECK) - {"C"}
-    assert {defect.where for defect in DEFECTS} == {"graph", "runtime", "preprocessing", "export"}
+    assert {defect.level for defect in DEFECTS} == {BY_NAME[name].level for name in FAST} == set(IN_A_CHECK)
+    assert {defect.where for defect in DEFECTS} == {"graph", "bundle", "runtime", "preprocessing", "export"}
 
 
 @pytest.mark.parametrize("name", FAST)

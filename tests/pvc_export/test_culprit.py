@@ -22,7 +22,7 @@ from pvc_export.console import Console
 from pvc_export.controls import graph_edits as edits
 from pvc_export.controls.defects import PRECISION_DEFECTS, PrecisionDefect
 from pvc_export.culprit import LIMIT, find_culprit, pieces_of
-from pvc_export.expected import expected_calls, float32_specs
+from pvc_export.expected import expected_calls, float32_specs, reference_stream
 from pvc_export.export import ExportRequest, write_graphs
 from pvc_export.graphs import graph_module
 from pvc_export.models import LoadedModel, load_model, loaded_model
@@ -104,7 +104,7 @@ def test_every_operation_of_a_narrow_graph_is_measured_and_has_a_margin(
     twin.parent.mkdir()
     export_graph(graph_module(tiny.model, spec, load_target(manifest.target).spelling), spec, twin)
     path = bundle_fp16 / "graphs" / "temporal.onnx"
-    for call in expected_calls(manifest, tiny, "temporal"):
+    for call in expected_calls(manifest, tiny, "temporal", reference_stream(manifest, tiny)):
         pieces, _ = pieces_of(path, twin, call.feeds, tmp_path)
         assert {"linear", "softmax", "layer_norm", "gelu", "matmul", "add"} <= {p.origin.operation for p in pieces}
         worst = max(piece.error for piece in pieces)
@@ -136,7 +136,7 @@ def test_what_the_reference_would_feed_a_graph_is_what_the_runtime_feeds_it(
         frames = _frames(bundle.manifest)
         for pixels in frames.pixels:
             encoder.commit(encoder.encode(pixels))
-    for call in expected_calls(bundle.manifest, tiny, "temporal"):
+    for call in expected_calls(bundle.manifest, tiny, "temporal", reference_stream(bundle.manifest, tiny)):
         mine = fed[int(call.where.split()[1])]
         assert np.array_equal(mine["slot_mask"], call.feeds["slot_mask"])
         readable = np.moveaxis(mine["past.1.value"], bundle.manifest.graphs["temporal"].states[0].slot_axis, 1)
