@@ -75,6 +75,13 @@ def bundle_rows(tiny: LoadedModel, shared: Shared) -> Path:
     return shared("rows", lambda out: export(tiny, replace(request, out=out)))
 
 
+@pytest.fixture(scope="session")
+def bundle_shapes(shared: Shared) -> Path:
+    """The bundled model in float16, without engines. Do not change it."""
+    request = ExportRequest(out=Path(), target=load_target("cpu"), precision="fp16", limits=StreamLimits(context=1024))
+    return shared("shapes", lambda out: export(load_model("shapes"), replace(request, out=out)))
+
+
 @pytest.fixture
 def copy_bundle(tmp_path: Path) -> Callable[[Path], Path]:
     """A private copy of a bundle, to be damaged."""

@@ -12,14 +12,10 @@ import pytest
 from engines import open_bundle
 from engines.errors import MediaError
 from engines.manifest import Manifest
-from engines.spec import StreamLimits
-from engines.target import load_target
 from engines.video import write_video
 from pvc_export.console import Console
 from pvc_export.demo import Asked, ask_about_card, ask_about_clip, demo, describe, scenes
-from pvc_export.export import ExportRequest, export
 from pvc_export.frames import render_clip
-from pvc_export.models import load_model
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -39,11 +35,8 @@ def test_the_demo_ends_with_engines_and_the_reference_s_text(
     assert "'\"'\"'mine'\"'\"' $5.mp4'" in out, "the next command must be quoted for a shell"
 
 
-def test_the_demo_answers_most_questions_about_clips_of_any_seed_truly(tmp_path: Path) -> None:
-    out, shapes = tmp_path / "bundle", load_model("shapes")
-    request = ExportRequest(out=out, target=load_target("cpu"), precision="fp16", limits=StreamLimits(context=1024))
-    export(shapes, request)
-    bundle = open_bundle(out)
+def test_the_demo_answers_most_questions_about_clips_of_any_seed_truly(bundle_shapes: Path) -> None:
+    bundle = open_bundle(bundle_shapes)
     asked: list[Asked] = []
     for seed in range(8):
         clip, card = scenes(seed)

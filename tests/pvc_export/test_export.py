@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,10 +41,11 @@ def variant(**changes: object) -> LoadedModel:
     [("pixel_shuffle", "internlm2"), ("pool", "llama"), ("conv", "qwen2"), ("q_former", "internlm2")],
 )
 def test_every_compressor_and_decoder_exports_and_passes(kind: str, family: str, tmp_path: Path) -> None:
-    llm = PVCConfig.preset("tiny").llm
+    tiny = PVCConfig.preset("tiny")
+    vision, llm = replace(tiny.vision, num_layers=2, num_temporal_layers=1), replace(tiny.llm, num_layers=1)
     if family != "qwen2":  # no biases, one shared key/value head, a tied head
         llm = replace(llm, family=family, qkv_bias=False, num_kv_heads=1, tie_embeddings=True)  # type: ignore[arg-type]
-    loaded = variant(compressor=CompressorConfig(kind=kind, num_tokens=4), llm=llm)  # type: ignore[arg-type]
+    loaded = variant(compressor=CompressorConfig(kind=kind, num_tokens=4), vision=vision, llm=llm)  # type: ignore[arg-type]
     assert export(loaded, request_for(tmp_path / kind)).passed
 
 
@@ -85,10 +87,9 @@ def failing_check(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_failed_check_publishes_nothing_and_keeps_the_old_bundle(
-    tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: LoadedModel, bundle_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "bundle"
-    export(tiny, request_for(out))
+    out = Path(shutil.copytree(bundle_fp32, tmp_path / "bundle"))
     before = (out / "manifest.json").read_bytes()
     failing_check(monkeypatch)
     with pytest.raises(ParityError, match="as it should be is 'trunk'"):

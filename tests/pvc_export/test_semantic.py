@@ -11,11 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from engines.spec import StreamLimits
-from engines.target import load_target
 from pvc_export.check import check_bundle
 from pvc_export.controls.graph_edits import edit_graph, roll_slot_mask
-from pvc_export.export import ExportRequest, export
 from pvc_export.graded import MIN_AGREEMENT, Changed, RungAnswers
 from pvc_export.models import LoadedModel, load_model
 from pvc_export.report import ParityReport
@@ -33,18 +30,8 @@ def shapes() -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def bundle(shapes: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It in float16, without engines. Do not change it."""
-    out = tmp_path_factory.mktemp("bundles") / "shapes"
-    export(
-        shapes, ExportRequest(out=out, target=load_target("cpu"), precision="fp16", limits=StreamLimits(context=512))
-    )
-    return out
-
-
-@pytest.fixture(scope="module")
-def answers(bundle: Path, shapes: LoadedModel) -> dict[str, RungAnswers]:
-    found = answer_all(bundle, shapes, num_questions=NUM_QUESTIONS)
+def answers(bundle_shapes: Path, shapes: LoadedModel) -> dict[str, RungAnswers]:
+    found = answer_all(bundle_shapes, shapes, num_questions=NUM_QUESTIONS)
     return {rung.rung: rung for rung in found}
 
 
@@ -98,9 +85,9 @@ def test_a_wrong_answer_of_the_reference_is_what_the_others_must_keep(shapes: Lo
 
 
 def test_a_slot_mask_that_is_off_by_one_changes_answers_and_fails_the_check(
-    bundle: Path, shapes: LoadedModel, copy_bundle: Callable[[Path], Path]
+    bundle_shapes: Path, shapes: LoadedModel, copy_bundle: Callable[[Path], Path]
 ) -> None:
-    broken = copy_bundle(bundle)
+    broken = copy_bundle(bundle_shapes)
     edit_graph(broken, "temporal", roll_slot_mask)
     rungs = {rung.rung: rung for rung in answer_all(broken, shapes, num_questions=NUM_QUESTIONS, ladder=False)}
     assert rungs["bundle fp16"].agreement < 0.97
@@ -109,12 +96,12 @@ def test_a_slot_mask_that_is_off_by_one_changes_answers_and_fails_the_check(
 
 
 def test_the_report_names_answers_that_changed_and_counts_them(
-    bundle: Path, shapes: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    bundle_shapes: Path, shapes: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change = Changed(topic="colour", question="Q?", expected="The star is red.", step=3, margin=2.5, tie=0.01)
     wrong = RungAnswers(rung="bundle fp16", right={"colour": 9}, count={"colour": 10}, changed=(change,))
     monkeypatch.setattr("pvc_export.semantic.answer_all", lambda *_, **__: (wrong,))
-    report: ParityReport = check_bundle(bundle, shapes, ladder=False)
+    report: ParityReport = check_bundle(bundle_shapes, shapes, ladder=False)
     assert not report.passed
     assert "'Q?' is no longer answered 'The star is red.'" in report.failure_text()
     assert "90.00% of 10 answers are the reference's, expected 99.5%" in "\n".join(report.wrong_answers())
@@ -134,7 +121,7 @@ def test_a_model_that_was_taught_no_world_is_asked_nothing(bundle_fp32: Path, ti
     assert report.answers == () and "questions right" not in report.summary()
 
 
-def test_the_receipt_says_how_many_questions_were_right(bundle: Path) -> None:
-    held_out = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["parity"]["held_out"]
+def test_the_receipt_says_how_many_questions_were_right(bundle_shapes: Path) -> None:
+    held_out = json.loads((bundle_shapes / "manifest.json").read_text(encoding="utf-8"))["parity"]["held_out"]
     assert held_out["bundle fp16"]["accuracy"] > 0.9 and held_out["bundle fp16"]["agreement"] >= MIN_AGREEMENT
     assert np.isclose(held_out["torch fp32"]["agreement"], 1.0)
