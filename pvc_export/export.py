@@ -15,17 +15,21 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from engines.builder import build_engine, compute_capabilities, load_runtime
 from engines.bundle import TOKENIZER_NAME, graph_path
 from engines.errors import BackendUnavailable, ModelError, ParityError
 from engines.graph_specs import graph_specs
-from engines.layers import check_layers, count_attention
+from engines.layers import NO_WIDE_ATTENTION, WideAttention, check_layers, count_attention
 from engines.machine import sign
 from engines.manifest import FORMAT_VERSION, EngineEntry, ImageSpec, Manifest, fingerprint, hash_file, hash_folder
 from engines.spec import GraphSpec, Precision, Spelling, StreamLimits
 from engines.target import Target
 from pvc_ref import PVC
+from pvc_ref.llm import CausalAttention
+from pvc_ref.temporal import TemporalAttention
+from pvc_ref.vision import SpatialAttention
 
 from . import interrupt
 from .check import check_bundle
@@ -128,11 +132,11 @@ def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, cons
     specs = graph_specs(shape, request.limits, request.precision, spelling, cache_update=cache_update)
     model = cast_model(loaded.model, request.precision, request.islands)
     _export_graphs(model, specs, spelling, folder, console)
-    weights = {name: (_num_float32_weights(model, name), _num_weights(model, name)) for name in specs}
+    asked = {name: asked_of(model, spec) for name, spec in specs.items()}
     del model  # at 8B neither a builder nor a check has room beside a second copy
     # Not tokenizer.save: on a full disk it raises a bare Exception, which is no OSError.
     (folder / TOKENIZER_NAME).write_text(loaded.tokenizer.to_str(pretty=True), encoding="utf-8")
-    engines = _build_engines(weights, specs, request.target, folder, console)
+    engines = _build_engines(asked, specs, request.target, folder, console)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -170,7 +174,7 @@ def _export_graphs(model: PVC, specs: dict[str, GraphSpec], spelling: Spelling, 
 
 
 def _build_engines(
-    weights: dict[str, tuple[int | None, int]],
+    asked: dict[str, Asked],
     specs: dict[str, GraphSpec],
     target: Target,
     folder: Path,
@@ -182,8 +186,10 @@ def _build_engines(
     for index, name in enumerate(target.engine_graphs, start=1):
         with console.stage(f"build {name} ({index}/{len(target.engine_graphs)})") as (stage, report):
             built = build_engine(folder / graph_path(name), specs[name], target, progress=lambda _, x: report(x))
-            num_float32, num_all = weights[name]
-            check_layers(built.layers, specs[name], num_float32_weights=num_float32, num_weights=num_all)
+            check_layers(
+                built.layers, specs[name], num_float32_weights=asked[name].num_float32_weights,
+                num_weights=asked[name].num_weights, wide=asked[name].wide,
+            )  # fmt: skip
             path = f"engines/{name}.engine"
             (folder / path).write_bytes(built.plan)
             fused = count_attention(built.layers)
@@ -203,16 +209,47 @@ def _build_engines(
     return entries
 
 
-def _num_weights(model: PVC, graph: str) -> int:
-    return sum(parameter.numel() for parameter in graph_parameters(model, graph).values())
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What the gate on an engine's layers must know of the cast model. num_float32_weights: None if all of them are."""
+
+    num_weights: int
+    num_float32_weights: int | None
+    wide: WideAttention
 
 
-def _num_float32_weights(model: PVC, graph: str) -> int | None:
-    """Weights of the graph's float32 islands; None if the whole model is float32."""
-    parameters = graph_parameters(model, graph).values()
-    if all(parameter.dtype == torch.float32 for parameter in model.parameters()):
-        return None
-    return sum(parameter.numel() for parameter in parameters if parameter.dtype == torch.float32)
+def asked_of(model: PVC, spec: GraphSpec) -> Asked:
+    parameters = graph_parameters(model, spec.name).values()
+    narrow = any(parameter.dtype != torch.float32 for parameter in model.parameters())
+    num_float32 = sum(parameter.numel() for parameter in parameters if parameter.dtype == torch.float32)
+    return Asked(
+        num_weights=sum(parameter.numel() for parameter in parameters),
+        num_float32_weights=num_float32 if narrow else None,
+        wide=wide_attention(model, spec) if narrow else NO_WIDE_ATTENTION,
+    )
+
+
+def wide_attention(model: PVC, spec: GraphSpec) -> WideAttention:
+    """Attention of a graph of a narrow model that is, in part or whole, in a float32 island."""
+    part = {"trunk": model.trunk, "temporal": model.temporal, "llm": model.llm}.get(spec.name)
+    modules = list(part.modules()) if part is not None else []
+    over_rows = [module for module in modules if isinstance(module, (SpatialAttention, CausalAttention))]
+    of_states = [module for module in modules if isinstance(module, (TemporalAttention, CausalAttention))]
+    pairs = zip(spec.states[0::2], spec.states[1::2], strict=True)
+    return WideAttention(
+        num_rows=sum(_has_float32(module) for module in over_rows),
+        states=frozenset(
+            state.input
+            for module, pair in zip(of_states, pairs, strict=False)  # the trunk has no states
+            if _has_float32(module)
+            for state in pair
+        ),
+    )
+
+
+def _has_float32(module: nn.Module) -> bool:
+    """Among its matrices: norms are float32 in every model."""
+    return any(part.weight.dtype == torch.float32 for part in module.modules() if isinstance(part, nn.Linear))
 
 
 def versions() -> dict[str, str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from engines.spec import GraphSpec, ModelShape, Spelling
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.layers import attention, upcast, visible_to_bias
-from pvc_ref.llm import CausalAttention, rope_angles, rotate
+from pvc_ref.llm import CausalAttention, grouped_attention, rope_angles, rotate
 from pvc_ref.temporal import KeyValue, TemporalAttention, TemporalEncoder
 from pvc_ref.vision import SpatialAttention, Trunk
 
@@ -201,9 +202,23 @@ class InPlaceLLMGraph(nn.Module):
         rope = rope_angles(position_ids, config.attention_head_dim, config.rope_theta, dtype)
         x, caches = inputs_embeds, []
         for layer, (key, value) in zip(self.decoder.layers, pairs(past), strict=True):
-            x, updated = layer(x, rope, (key, value, write_index), bias)
-            caches += updated
+            past_rows = CachesInPlace(key=key, value=value, write_index=write_index)
+            x, updated = layer(x, rope, past_rows, bias)
+            caches += [updated.key, updated.value]
         return self.decoder.norm(x)[:, -1:], *caches
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CachesInPlace:
+    """Caches (B, K, S, D) of one layer, and where new rows go, (B,).
+
+    No tuple: a float32 island casts every tensor that it finds in one, and a compiler updates in place only what is an
+    input of the graph itself.
+    """
+
+    key: Tensor
+    value: Tensor
+    write_index: Tensor
 
 
 class InPlaceAttention(nn.Module):
@@ -220,18 +235,23 @@ class InPlaceAttention(nn.Module):
         self.o_proj = reference.o_proj
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor, Tensor], bias: Tensor
-    ) -> tuple[Tensor, KeyValue]:
-        """x (B, L, E); past: caches (B, K, S, D) and write_index (B,); bias (B, 1, L, S)."""
-        *caches, write_index = past
+        self, x: Tensor, rope: tuple[Tensor, Tensor], past: CachesInPlace, bias: Tensor
+    ) -> tuple[Tensor, CachesInPlace]:
+        """x (B, L, E); bias (B, 1, L, S). The caches keep their dtype in a float32 island, where x has another."""
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = (y.transpose(1, 2) for y in (rotate(q, *rope), rotate(k, *rope), v))
         key, value = (
-            _operator("TensorScatter", (cache, new, write_index), like=cache, axis=-2, mode="linear")
-            for cache, new in zip(caches, (k, v), strict=True)
+            _operator(
+                "TensorScatter", (cache, new.to(cache.dtype), past.write_index), like=cache, axis=-2, mode="linear"
+            )
+            for cache, new in ((past.key, k), (past.value, v))
         )
-        out = _operator("Attention", (q, key, value, bias), like=q)
-        return self.o_proj(out.transpose(1, 2).flatten(2)), (key, value)
+        if q.dtype == key.dtype:
+            out = _operator("Attention", (q, key, value, bias), like=q).transpose(1, 2)
+        else:  # TensorRT-RTX 1.7 fails on the operator over a cache that was cast; written out it builds
+            q, wide_key, wide_value = (y.to(q.dtype).transpose(1, 2) for y in (q, key, value))
+            out = grouped_attention(q, wide_key, wide_value, bias)
+        return self.o_proj(out.flatten(2)), replace(past, key=key, value=value)
 
 
 def _operator(name: str, inputs: tuple[Tensor, ...], *, like: Tensor, **attributes: Any) -> Tensor:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from engines.errors import ModelError
+from engines.layers import NO_WIDE_ATTENTION, WideAttention
 from engines.manifest import Manifest
 from engines.session import OrtSession
 from engines.spec import Precision, StreamLimits
@@ -23,7 +24,7 @@ from pvc_export.controls import graph_edits as edits
 from pvc_export.controls.defects import PRECISION_DEFECTS, PrecisionDefect
 from pvc_export.culprit import LIMIT, find_culprit, pieces_of
 from pvc_export.expected import expected_calls, float32_specs, reference_stream
-from pvc_export.export import ExportRequest, write_graphs
+from pvc_export.export import ExportRequest, wide_attention, write_graphs
 from pvc_export.graphs import graph_module
 from pvc_export.models import LoadedModel, load_model, loaded_model
 from pvc_export.onnx_export import export_graph
@@ -35,7 +36,8 @@ LIMITS = StreamLimits(window=4, context=512)
 
 
 def request_for(precision: Precision, *, target: str = "cpu", islands: tuple[str, ...] = ()) -> ExportRequest:
-    chosen = replace(load_target(target), engine_graphs=(), builder=None)
+    chosen = load_target(target)
+    chosen = chosen if target == "rtx" else replace(chosen, engine_graphs=(), builder=None)
     return ExportRequest(out=Path("unused"), target=chosen, precision=precision, limits=LIMITS, islands=islands)
 
 
@@ -152,7 +154,7 @@ def test_what_the_reference_would_feed_a_graph_is_what_the_runtime_feeds_it(
 def test_an_island_keeps_its_weights_and_everything_inside_in_float32(
     target: str, tiny: LoadedModel, tmp_path: Path
 ) -> None:
-    names = ("trunk.layers.1.attn", "llm.layers.0.attn")
+    names = ("trunk.layers.1.attn", "temporal.layers.0.temporal_attn", "llm.layers.0.attn")
     write_graphs(tiny, request_for("fp16", target=target, islands=names), tmp_path, Console(quiet=True))
     assert Manifest.load(tmp_path).islands == names
     for graph, part in (("trunk", "layers.1.attn"), ("llm", "layers.0.attn")):
@@ -162,6 +164,22 @@ def test_an_island_keeps_its_weights_and_everything_inside_in_float32(
         assert kept and set(kept) == {onnx.TensorProto.FLOAT}
         others = [kind for name, kind in biases.items() if "layers" in name and part not in name and "norm" not in name]
         assert set(others) == {onnx.TensorProto.FLOAT16}
+    engines = Manifest.load(tmp_path).engines  # of rtx: they build, and the gate lets go of these attentions alone
+    assert {name: engines[name].fused_attention for name in ("trunk", "llm") if engines} == (
+        {"trunk": {"gemm": 1, "gemv": 0}, "llm": {"gemm": 1, "gemv": 1}} if target == "rtx" else {}
+    )
+
+
+def test_the_gate_on_engines_lets_go_of_attention_in_islands_alone(tiny: LoadedModel, bundle_fp16: Path) -> None:
+    specs = Manifest.load(bundle_fp16).graphs
+    plain = cast_model(tiny.model, "fp16")
+    assert all(wide_attention(plain, spec) == NO_WIDE_ATTENTION for spec in specs.values())
+    islands = ("trunk.layers.1.attn", "temporal.layers.0.temporal_attn", "llm.layers.1", "llm.layers.0.mlp")
+    found = {name: wide_attention(cast_model(tiny.model, "fp16", islands), spec) for name, spec in specs.items()}
+    assert found["trunk"] == WideAttention(num_rows=1)
+    assert found["temporal"] == WideAttention(states=frozenset({"past.0.key", "past.0.value"}))
+    assert found["llm"] == WideAttention(num_rows=1, states=frozenset({"past.1.key", "past.1.value"}))
+    assert found["compressor"] == found["embed"] == found["head"] == NO_WIDE_ATTENTION
 
 
 def test_an_island_rounds_its_result_and_nothing_inside(tiny: LoadedModel) -> None:

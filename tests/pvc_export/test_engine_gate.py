@@ -13,11 +13,11 @@ from torch import Tensor
 from engines.builder import build_engine
 from engines.errors import BuildError
 from engines.graph_specs import graph_specs
-from engines.layers import EngineLayer, check_layers, count_attention, parse_layers
+from engines.layers import EngineLayer, WideAttention, check_layers, count_attention, parse_layers
 from engines.spec import FusedAttention, StreamLimits
 from engines.target import load_target
 from pvc_export import onnx_export
-from pvc_export.export import _num_float32_weights
+from pvc_export.export import asked_of
 from pvc_export.graphs import graph_module, model_shape
 from pvc_export.models import LoadedModel
 from pvc_export.onnx_export import export_graph
@@ -48,7 +48,7 @@ def build(model: PVC, folder: Path) -> tuple[EngineLayer, ...]:
 def test_the_graph_as_we_export_it_passes(half: PVC, tmp_path: Path) -> None:
     layers = build(half, tmp_path)
     num_weights = sum(parameter.numel() for parameter in half.temporal.parameters())
-    check_layers(layers, SPEC, num_float32_weights=_num_float32_weights(half, "temporal"), num_weights=num_weights)
+    check_layers(layers, SPEC, num_float32_weights=asked_of(half, SPEC).num_float32_weights, num_weights=num_weights)
     assert count_attention(layers) == {"gemm": 2, "gemv": 2}
     rings = {name for layer in layers if "_gemv_mha" in layer.name for name in layer.inputs if name.startswith("past.")}
     assert rings == {f"past.{layer}.{part}" for layer in (0, 1) for part in ("key", "value")}
@@ -60,7 +60,7 @@ def test_bfloat16_engines_fuse_the_same_attentions_and_keep_the_same_islands(tin
     path = tmp_path / "temporal.onnx"
     export_graph(graph_module(model, spec), spec, path)
     layers = build_engine(path, spec, load_target("rtx")).layers
-    check_layers(layers, spec, num_float32_weights=_num_float32_weights(model, "temporal"))
+    check_layers(layers, spec, num_float32_weights=asked_of(model, SPEC).num_float32_weights)
     dtypes = {dtype for layer in layers for _, dtype, count in layer.constants if count > 2048}
     assert dtypes == {"BFloat16", "Float"}, dtypes
 
@@ -75,7 +75,7 @@ def test_every_kind_of_compressor_becomes_the_engine_it_asked_for(kind: Compress
     export_graph(graph_module(model, spec), spec, path)
     layers = build_engine(path, spec, load_target("rtx")).layers
     num_weights = sum(parameter.numel() for parameter in model.compressor.parameters())
-    num_float32 = _num_float32_weights(model, "compressor")
+    num_float32 = asked_of(model, spec).num_float32_weights
     check_layers(layers, spec, num_float32_weights=num_float32, num_weights=num_weights)
     assert spec.fused_attention.gemm == (4 if kind == "q_former" else 0)
 
@@ -178,3 +178,17 @@ def test_a_ring_that_two_kernels_read_is_refused() -> None:
     copying = replace(layer, name="__myl_Move")
     with pytest.raises(BuildError, match=r"reads the ring 'past\.0\.key' in \['_gemv.*', '__myl_Move'\]"):
         check_layers((layer, copying), spec, num_float32_weights=0)
+
+
+def test_only_attention_that_an_island_asked_for_may_fall_apart_or_have_its_ring_copied() -> None:
+    (layer,) = parse_layers(LINE)
+    spec = replace(SPEC, states=SPEC.states[:2], fused_attention=FusedAttention(gemm=2, gemv=1))
+    fused = EngineLayer(name="_gemm_mha_v2", kind="kgen", inputs=(), constants=())
+    copying = replace(layer, name="__myl_Move")
+    wide = WideAttention(num_rows=1, states=frozenset(state.input for state in spec.states))
+    check_layers((copying, fused), spec, num_float32_weights=None, wide=wide)
+    check_layers((layer, fused, fused), spec, num_float32_weights=None, wide=wide)  # it may be fused all the same
+    with pytest.raises(BuildError, match="0 fused attention kernels over rows"):
+        check_layers((copying,), spec, num_float32_weights=None, wide=wide)
+    with pytest.raises(BuildError, match="0 over one row, expected 2 and 1"):
+        check_layers((copying, fused), spec, num_float32_weights=None, wide=WideAttention(num_rows=1))

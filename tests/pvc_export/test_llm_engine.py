@@ -15,7 +15,7 @@ from engines.layers import SLACK_VALUES, EngineLayer, check_caches, check_layers
 from engines.spec import CacheUpdate, GraphSpec, Precision, StreamLimits
 from engines.target import load_target
 from pvc_export import graphs
-from pvc_export.export import _num_float32_weights
+from pvc_export.export import asked_of
 from pvc_export.graphs import InPlaceAttention, graph_module, model_shape
 from pvc_export.models import LoadedModel
 from pvc_export.onnx_export import export_graph
@@ -48,7 +48,9 @@ def test_both_cache_updates_become_the_engine_they_ask_for(
     spec = llm_spec(model, precision, update, streams=streams)
     report = build(model, spec, tmp_path)
     num_weights = sum(p.numel() for p in model.llm.layers.parameters())
-    check_layers(report.layers, spec, num_float32_weights=_num_float32_weights(model, "llm"), num_weights=num_weights)
+    check_layers(
+        report.layers, spec, num_float32_weights=asked_of(model, spec).num_float32_weights, num_weights=num_weights
+    )
     fused = {"gemm": 0 if precision == "fp32" else 2, "gemv": 2 if update == "aliased" else 0}
     assert count_attention(report.layers) == fused
 
@@ -78,7 +80,7 @@ def test_two_profiles_hold_the_weights_once_unless_decode_is_compiled_for_a_sing
     report = build(model, spec, tmp_path)
     assert len(report.plan) - weights < 0.6 * weights
     # Each profile lists every constant once more: at this width the islands alone are beyond the slack.
-    islands, num_weights = _num_float32_weights(model, "llm"), weights // 2
+    islands, num_weights = asked_of(model, spec).num_float32_weights, weights // 2
     assert islands is not None and islands > 2 * SLACK_VALUES
     check_layers(report.layers, spec, num_float32_weights=islands, num_weights=num_weights)
     with pytest.raises(BuildError, match="left in float32"):
