@@ -10,7 +10,6 @@ so that bfloat16 needs no more than float16 does.
 
 from __future__ import annotations
 
-import shutil
 from ast import literal_eval
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,10 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from engines.memory import Array
 from engines.session import import_onnxruntime
+
+from .weights_file import share_weights, weight_values
 
 FLOAT = TensorProto.FLOAT
 NARROW = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
@@ -179,20 +180,8 @@ def overflowing_weights(path: Path, piece: Piece) -> list[str]:
     return [
         tensor.name
         for tensor in tensors
-        if tensor.name in piece.weights and not np.isfinite(_values(tensor, path.parent)).all()
+        if tensor.name in piece.weights and not np.isfinite(weight_values(tensor, path.parent)).all()
     ]
-
-
-def _values(tensor: TensorProto, folder: Path) -> Array:
-    """A weight's values, wherever they lie. onnx itself refuses a file of weights while a second link to it exists."""
-    if tensor.data_location != TensorProto.EXTERNAL:
-        return numpy_helper.to_array(tensor)
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    with (folder / place["location"]).open("rb") as file:
-        file.seek(int(place.get("offset", 0)))
-        array: Array = np.frombuffer(file.read(int(place["length"])), dtype)
-    return array
 
 
 def _errors(value: Array, want: Array, *, is_real: bool) -> tuple[float, float]:
@@ -314,14 +303,3 @@ def _run(model: onnx.ModelProto, source: Path, feeds: Mapping[str, Array], path:
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_outputs()]
     return dict(zip(names, session.run(names, {v.name: feeds[v.name] for v in session.get_inputs()}), strict=True))
-
-
-def share_weights(source: Path, folder: Path) -> None:
-    """A link to the weights' file of a graph in another folder, or a copy where there are no links."""
-    data = source.with_name(source.name + ".data")
-    link = folder / data.name
-    if data.exists() and not link.exists():
-        try:
-            link.hardlink_to(data)
-        except OSError:  # another disk, another owner, or a file system without links
-            shutil.copy(data, link)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor
 
 from engines.bundle import Bundle, graph_path
@@ -22,6 +21,7 @@ from engines.memory import host_dtype
 from .graphs import graph_parameters
 from .models import LoadedModel
 from .precision import cast_model
+from .weights_file import weight_values
 
 Digest = tuple[str, int, int]
 """dtype, number of values, and the sum of all values' mixed bits."""
@@ -43,7 +43,8 @@ def compare_weights(bundle: Bundle, loaded: LoadedModel) -> tuple[int, dict[str,
 
 def missing_weights(path: Path, parameters: Mapping[str, Tensor]) -> list[str]:
     """Names of the parameters whose values, in their dtype, are in no initializer of the ONNX file."""
-    found = {digest(numpy_helper.to_array(tensor)) for tensor in _constants(onnx.load(path))}
+    graph = onnx.load(path, load_external_data=False)
+    found = {digest(weight_values(tensor, path.parent)) for tensor in _constants(graph)}
     return [name for name, value in parameters.items() if digest(_to_numpy(value)) not in found]
 
 

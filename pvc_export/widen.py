@@ -23,7 +23,7 @@ from engines.prompt import PromptTokenizer
 from engines.session import OrtSession, Session
 from engines.spec import GraphSpec
 
-from .pieces import share_weights
+from .weights_file import share_weights
 
 FLOAT, BFLOAT16 = TensorProto.FLOAT, TensorProto.BFLOAT16
 

@@ -15,7 +15,9 @@ from filelock import FileLock
 from engines.spec import StreamLimits
 from engines.target import load_target
 from pvc_export.export import ExportRequest, export
-from pvc_export.models import LoadedModel, load_model
+from pvc_export.models import LoadedModel, load_model, loaded_model
+from pvc_ref import PVC, PVCConfig
+from pvc_ref.prompt import byte_tokenizer
 
 WINDOW = 4
 
@@ -46,6 +48,18 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Shared:
 def tiny() -> LoadedModel:
     """The `tiny` model, seed 0: the reference of both bundles."""
     return load_model("tiny")
+
+
+def few_layers(config: PVCConfig) -> PVCConfig:
+    """The same model with as few layers as show everything: it exports in half of the time."""
+    vision = replace(config.vision, num_layers=2, num_temporal_layers=1)
+    return replace(config, vision=vision, llm=replace(config.llm, num_layers=1))
+
+
+@pytest.fixture(scope="session")
+def small() -> LoadedModel:
+    """`tiny` with few layers, for tests that export and do not care what."""
+    return loaded_model(PVC.random(few_layers(PVCConfig.preset("tiny")), seed=0), byte_tokenizer(), name="small")
 
 
 @pytest.fixture(scope="session")

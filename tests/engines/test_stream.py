@@ -20,6 +20,8 @@ from pvc_export.models import LoadedModel
 from pvc_ref.preprocess import resize_frame
 from pvc_ref.prompt import STOP_TOKEN
 
+from ..conftest import few_layers
+
 Frames = list[np.ndarray]
 QUESTION = "What moves?"
 
@@ -379,7 +381,7 @@ def test_a_clip_of_fixed_length_ends_with_it(tmp_path: Path, frames: Frames) -> 
     from pvc_ref import PVC, PVCConfig
     from pvc_ref.prompt import byte_tokenizer
 
-    config = replace(PVCConfig.preset("tiny"), time_mode="fixed")
+    config = replace(few_layers(PVCConfig.preset("tiny")), time_mode="fixed")
     loaded = loaded_model(PVC.random(config, seed=0), byte_tokenizer(), name="fixed")
     limits = StreamLimits(window=3, context=512)
     export(loaded, ExportRequest(out=tmp_path / "b", target=load_target("cpu"), precision="fp32", limits=limits))

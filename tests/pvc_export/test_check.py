@@ -283,14 +283,14 @@ def test_another_model_is_no_reference(bundle_fp32: Path) -> None:
         check(bundle_fp32, load_model("tiny", seed=1))
 
 
-def test_a_context_too_short_for_the_clip_still_checks_every_frame(tiny: LoadedModel, tmp_path: Path) -> None:
+def test_a_context_too_short_for_the_clip_still_checks_every_frame(small: LoadedModel, tmp_path: Path) -> None:
     from engines.spec import StreamLimits
     from engines.target import load_target
     from pvc_export.export import ExportRequest, export
 
     limits = StreamLimits(window=3, context=128, bucket=64)  # holds 4 frames and the question; the clip has 8
     request = ExportRequest(out=tmp_path / "short", target=load_target("cpu"), precision="fp32", limits=limits)
-    report = export(tiny, request)
+    report = export(small, request)
     assert all(row.num_compared == 8 + 2 for row in report.rows if row.graph in ("trunk", "temporal", "compressor"))
 
 

@@ -154,14 +154,14 @@ def test_a_bundle_that_fails_only_in_words_exits_3_and_says_which(
     assert "FAIL images" in result.out and "ok   video" in result.out
 
 
-def test_kinds_that_do_not_fit_are_named_as_not_executed(tmp_path: Path, tiny: LoadedModel) -> None:
+def test_kinds_that_do_not_fit_are_named_as_not_executed(tmp_path: Path, small: LoadedModel) -> None:
     from engines.spec import StreamLimits
     from engines.target import load_target
     from pvc_export.export import ExportRequest, export
 
     out = tmp_path / "small"
     limits = StreamLimits(window=2, context=104, bucket=104, chunk=64)
-    report = export(tiny, ExportRequest(out=out, target=load_target("cpu"), precision="fp32", limits=limits))
+    report = export(small, ExportRequest(out=out, target=load_target("cpu"), precision="fp32", limits=limits))
     assert report.passed and report.not_executed["prompts about images"] == "5 of 5 do not fit in this bundle's context"
     assert {c.kind for c in report.conversations} == {"video", "text"}
 

@@ -25,6 +25,8 @@ from pvc_ref import PVC, CompressorConfig, PVCConfig
 from pvc_ref.prompt import byte_tokenizer
 from pvc_ref.weights import save_model
 
+from ..conftest import few_layers
+
 
 def request_for(out: Path, **changes: object) -> ExportRequest:
     request = ExportRequest(out=out, target=load_target("cpu"), precision="fp32", limits=StreamLimits(window=3))
@@ -41,21 +43,21 @@ def variant(**changes: object) -> LoadedModel:
     [("pixel_shuffle", "internlm2"), ("pool", "llama"), ("conv", "qwen2"), ("q_former", "internlm2")],
 )
 def test_every_compressor_and_decoder_exports_and_passes(kind: str, family: str, tmp_path: Path) -> None:
-    tiny = PVCConfig.preset("tiny")
-    vision, llm = replace(tiny.vision, num_layers=2, num_temporal_layers=1), replace(tiny.llm, num_layers=1)
+    config = few_layers(PVCConfig.preset("tiny"))
+    llm = config.llm
     if family != "qwen2":  # no biases, one shared key/value head, a tied head
         llm = replace(llm, family=family, qkv_bias=False, num_kv_heads=1, tie_embeddings=True)  # type: ignore[arg-type]
-    loaded = variant(compressor=CompressorConfig(kind=kind, num_tokens=4), vision=vision, llm=llm)  # type: ignore[arg-type]
+    loaded = variant(compressor=CompressorConfig(kind=kind, num_tokens=4), vision=config.vision, llm=llm)  # type: ignore[arg-type]
     assert export(loaded, request_for(tmp_path / kind)).passed
 
 
-def test_a_saved_checkpoint_exports_like_the_model_it_came_from(tiny: LoadedModel, tmp_path: Path) -> None:
-    save_model(tiny.model, tmp_path / "checkpoint", tokenizer=tiny.tokenizer)
+def test_a_saved_checkpoint_exports_like_the_model_it_came_from(small: LoadedModel, tmp_path: Path) -> None:
+    save_model(small.model, tmp_path / "checkpoint", tokenizer=small.tokenizer)
     loaded = load_model(str(tmp_path / "checkpoint"))
-    assert loaded.source.weights_sha256 == tiny.source.weights_sha256
+    assert loaded.source.weights_sha256 == small.source.weights_sha256
     assert loaded.source.random_weights and loaded.source.seed == 0, "saving made an answer of random tokens"
     export(loaded, request_for(tmp_path / "bundle"))
-    assert check_bundle(tmp_path / "bundle", tiny).passed
+    assert check_bundle(tmp_path / "bundle", small).passed
 
 
 def test_relative_time_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_a_bundle_with_files_of_yours_in_it_is_not_replaced(
 
 
 def test_a_bundle_of_an_older_format_is_replaced(
-    tiny: LoadedModel, bundle_fp32: Path, copy_bundle: Callable[[Path], Path]
+    small: LoadedModel, bundle_fp32: Path, copy_bundle: Callable[[Path], Path]
 ) -> None:
     bundle = copy_bundle(bundle_fp32)
     data = json.loads((bundle / "manifest.json").read_text("utf-8"))
@@ -130,7 +132,7 @@ def test_a_bundle_of_an_older_format_is_replaced(
     (bundle / "manifest.json").write_text(json.dumps(data | {"format_version": 0}), "utf-8")
     with pytest.raises(BundleError, match="has format version 0"):
         open_bundle(bundle)
-    export(tiny, request_for(bundle))
+    export(small, request_for(bundle))
     assert open_bundle(bundle).manifest.limits.window == 3
 
 

@@ -31,6 +31,7 @@ from pvc_export.export import ExportRequest, export
 from pvc_export.frames import check_clip
 from pvc_export.graphs import SplitTemporalAttention
 from pvc_export.models import LoadedModel
+from pvc_export.onnx_export import export_graph
 from pvc_export.parity import kl_limit
 from pvc_export.precision import cast_model
 from pvc_export.report import ParityReport
@@ -184,6 +185,7 @@ def test_a_fault_of_the_exporter_fails_at_the_onnx_rung_in_float32(
         return module
 
     monkeypatch.setattr(ladder, "graph_module", tanh_gelu)
+    monkeypatch.setattr(ladder, "export_graph", export_graph)
     report = check_bundle(bundle_fp16, tiny)
     assert "onnx fp32" in failed_stages(report) and "torch fp16" not in failed_stages(report)
 
