@@ -240,9 +240,13 @@ def test_a_run_is_not_resumed_under_another_recipe(
         train(replace(RECIPE, seed=1), tmp_path, quiet=True)
 
 
-def test_two_workers_end_with_one_model_that_is_the_same_every_time(tmp_path: Path) -> None:
+def test_two_workers_end_with_one_model_that_is_the_same_every_time_wherever_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a relative folder, as the documented command names one: there two workers once waited for ever."""
+    monkeypatch.chdir(tmp_path)
     recipe = Recipe(num_steps=1, num_workers=2, num_tokens=4, compressor="pixel_shuffle", temporal=False)
-    first, again = (load_model(train(recipe, tmp_path / name, quiet=True)) for name in ("first", "again"))
+    first, again = (load_model(train(recipe, out, quiet=True)) for out in (Path("first"), tmp_path / "again"))
     assert all(torch.equal(p, again.get_parameter(name)) for name, p in first.named_parameters())
 
 
