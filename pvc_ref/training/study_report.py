@@ -42,7 +42,7 @@ def report(results: dict[str, Result]) -> str:
         "## Frames of a video: direction",
         _by(grouped, [f"video, {length} frames" for length in LENGTHS], ("direction",)),
         "## What it took",
-        "Two runs at once, each on one core.",
+        "Two runs at once, each on one core, some of them beside other programs.",
         markdown_table(
             ("training, minutes", "machine"),
             {name: [f"{result.seconds / 60:.1f}", result.machine] for name, result in results.items()},
@@ -96,8 +96,7 @@ def plot(results: dict[str, Result], path: Path) -> None:
         lines.errorbar(
             REPEATS, [middle for middle, _ in codes], yerr=[deviation or 0.0 for _, deviation in codes], marker="o"
         )
-    bars.axhline(20, color="grey", lw=0.8, ls=":")
-    bars.text(-0.45, 21.5, "chance of direction", color="grey", fontsize=8)
+    bars.axhline(20, color="grey", lw=1, ls=":", label="direction by chance, 20 %")
     bars.set_xticks(range(len(topics)), topics)
     bars.set_ylabel("right, %")
     bars.set_ylim(0, 100)
@@ -106,7 +105,7 @@ def plot(results: dict[str, Result], path: Path) -> None:
     lines.set_xticks(REPEATS, [str(repeats) for repeats in REPEATS])
     lines.set_xlabel("repeats of the image")
     lines.set_ylim(0, 100)
-    lines.set_title("four codes of three characters: read right, %")
+    lines.set_title("cards of four codes: codes read right, %", fontsize="medium")
     figure.legend(*bars.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
