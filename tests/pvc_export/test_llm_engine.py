@@ -16,7 +16,7 @@ from engines.spec import CacheUpdate, GraphSpec, Precision, StreamLimits
 from engines.target import load_target
 from pvc_export import graphs
 from pvc_export.export import asked_of
-from pvc_export.graphs import InPlaceAttention, graph_module, model_shape
+from pvc_export.graphs import CachesInPlace, InPlaceAttention, graph_module, model_shape
 from pvc_export.models import LoadedModel
 from pvc_export.onnx_export import export_graph
 from pvc_export.precision import cast_model
@@ -92,20 +92,23 @@ def test_two_profiles_hold_the_weights_once_unless_decode_is_compiled_for_a_sing
     assert len(build(model, single, tmp_path).plan) - weights > 0.9 * weights
 
 
-def copying(self: InPlaceAttention, x: Tensor, rope: tuple[Tensor, Tensor], past: object, bias: Tensor) -> object:
+def copying(
+    self: InPlaceAttention, x: Tensor, rope: tuple[Tensor, Tensor], past: CachesInPlace, bias: Tensor
+) -> tuple[Tensor, CachesInPlace]:
     """Query groups folded into rows, as the other form does: over one token this compiler then copies the cache."""
-    key_cache, value_cache, index = past  # type: ignore[misc]
     q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
     q, k = rotate(q, *rope), rotate(k, *rope)
     rows, group = q.shape[1], q.shape[2] // k.shape[2]
     q = q.unflatten(2, (-1, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)
     pair: KeyValue = tuple(
-        graphs._operator("TensorScatter", (cache, new.transpose(1, 2), index), like=cache, axis=-2, mode="linear")
-        for cache, new in ((key_cache, k), (value_cache, v))
+        graphs._operator(
+            "TensorScatter", (cache, new.transpose(1, 2), past.write_index), like=cache, axis=-2, mode="linear"
+        )
+        for cache, new in ((past.key, k), (past.value, v))
     )  # type: ignore[assignment]
     out = graphs._operator("Attention", (q, *pair, bias.repeat(1, 1, group, 1)), like=q)
     out = out.unflatten(2, (group, rows)).permute(0, 3, 1, 2, 4).flatten(2, 4)
-    return self.o_proj(out), pair
+    return self.o_proj(out), replace(past, key=pair[0], value=pair[1])
 
 
 def test_an_attention_that_copies_the_cache_for_one_token_is_refused(
