@@ -148,13 +148,18 @@ def _engine_entry(folder: Path, manifest: Manifest, graph: str, target: Target) 
             f"onnx. Build one: pvc-export trt -m {manifest.model.name} --target {target.name}"
         )
     entry = manifest.engines[graph]
-    if entry.built_from != fingerprint(manifest.files, graph_path(graph)):
+    if is_stale(manifest, graph):
         raise BundleError(
             f"{folder / entry.path} was built from another graph than {folder / graph_path(graph)}: it is stale, and "
             "what was checked is not what it would run. Graph or engine was exchanged. Build both again: pvc-export "
             f"trt -m {manifest.model.name} --target {target.name}"
         )
     return entry
+
+
+def is_stale(manifest: Manifest, graph: str) -> bool:
+    """Whether a graph's engine was built from another graph than the one beside it."""
+    return manifest.engines[graph].built_from != fingerprint(manifest.files, graph_path(graph))
 
 
 def require_fitting_engine(entry: EngineEntry, folder: Path, *, version: str, capability: str | None = None) -> None:

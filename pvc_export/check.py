@@ -28,9 +28,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from engines.bundle import Bundle, graph_path
+from engines.bundle import Bundle, is_stale
 from engines.errors import NonFiniteError
-from engines.manifest import Manifest, fingerprint
+from engines.manifest import Manifest
 
 from .comparison import Comparison
 from .conversations import converse
@@ -217,11 +217,7 @@ def _look_further(
 
 def _engines_rule(manifest: Manifest) -> Iterator[Rule]:
     """Each engine must have been built from the graph beside it, whether one can be run here or not."""
-    stale = [
-        entry.path
-        for name, entry in manifest.engines.items()
-        if entry.built_from != fingerprint(manifest.files, graph_path(name))
-    ]
+    stale = [entry.path for name, entry in manifest.engines.items() if is_stale(manifest, name)]
     if manifest.engines:
         detail = f"{', '.join(stale)}: of another graph" if stale else f"{len(manifest.engines)} of these graphs"
         yield Rule(level="A", name="engines", passed=not stale, detail=detail)

@@ -182,6 +182,7 @@ def _build_engines(
 ) -> dict[str, EngineEntry]:
     """Build each engine, and hold its layer list against what the graph asked for."""
     entries: dict[str, EngineEntry] = {}
+    files = hash_folder(folder) if target.engine_graphs else {}
     (folder / "engines").mkdir()
     for index, name in enumerate(target.engine_graphs, start=1):
         with console.stage(f"build {name} ({index}/{len(target.engine_graphs)})") as (stage, report):
@@ -204,7 +205,7 @@ def _build_engines(
             fused_attention=fused,
             build_s=round(built.build_s, 3),
             built_on=sign(hashlib.sha256(built.plan).hexdigest()),
-            built_from=fingerprint(hash_folder(folder), graph_path(name)),
+            built_from=fingerprint(files, graph_path(name)),
         )
     return entries
 

@@ -39,10 +39,10 @@ class Defect:
     change_model: Callable[[PVC], None] | None = None
 
 
-def _graph(name: str, edit: graph.Edit) -> Callable[[Path], AbstractContextManager[None]]:
+def _changed(change: Callable[[Path], None]) -> Callable[[Path], AbstractContextManager[None]]:
     @contextmanager
     def plant(bundle: Path) -> Iterator[None]:
-        graph.edit_graph(bundle, name, edit)
+        change(bundle)
         yield
 
     return plant
@@ -53,16 +53,12 @@ def _runtime(fault: Callable[[], AbstractContextManager[None]]) -> Callable[[Pat
 
 
 def _in_graph(name: str, level: str, on: str, edit: graph.Edit, what: str) -> Defect:
-    return Defect(name=name, level=level, where="graph", what=what, plant=_graph(on, edit), named=on)
+    plant = _changed(lambda bundle: graph.edit_graph(bundle, on, edit))
+    return Defect(name=name, level=level, where="graph", what=what, plant=plant, named=on)
 
 
 def _in_bundle(name: str, level: str, fault: Callable[[Path], None], what: str) -> Defect:
-    @contextmanager
-    def plant(bundle: Path) -> Iterator[None]:
-        fault(bundle)
-        yield
-
-    return Defect(name=name, level=level, where="bundle", what=what, plant=plant)
+    return Defect(name=name, level=level, where="bundle", what=what, plant=_changed(fault))
 
 
 def _in_runtime(
