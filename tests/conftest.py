@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import io
+import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import FunctionType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from torch import nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from engines.spec import StreamLimits
+import pvc_export.export
+from engines.spec import GraphSpec, StreamLimits
 from engines.target import load_target
 from pvc_export.export import ExportRequest, export
 from pvc_export.models import LoadedModel, load_model, loaded_model
+from pvc_export.onnx_export import export_graph
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.prompt import byte_tokenizer
 
@@ -44,6 +55,71 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Shared:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def translations_once() -> Iterator[None]:
+    """torch reads the sources of its 500 translations anew for every graph, 0.6 s each; no test changes them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
+
+
+ExportGraph = Callable[[nn.Module, GraphSpec, Path], None]
+
+
+@pytest.fixture(scope="session")
+def export_once(shared: Shared) -> ExportGraph:
+    """`export_graph`, which exports the same module by the same spec once for all tests."""
+
+    def once(module: nn.Module, spec: GraphSpec, path: Path) -> None:
+        def make(folder: Path) -> None:
+            partial = folder.with_suffix(".partial")
+            partial.mkdir()
+            export_graph(module, spec, partial / path.name)
+            partial.rename(folder)
+
+        for file in shared(f"{path.stem}-{digest_of((module, spec.to_json()))}", make).iterdir():
+            shutil.copy(file, path.parent)
+
+    return once
+
+
+def digest_of(value: object) -> str:
+    """Of everything that an object is made of: attributes, tensors by content, classes and functions by name."""
+
+    class Contents(pickle.Pickler):
+        def persistent_id(self, part: Any) -> Any:
+            if isinstance(part, torch.Tensor):
+                return part.dtype, tuple(part.shape), part.detach().flatten().view(torch.uint8).numpy().tobytes()
+            if isinstance(part, FunctionType) and "<locals>" in part.__qualname__:  # a hook, and what it closes over
+                return part.__qualname__, [cell.cell_contents for cell in part.__closure__ or ()]
+            return None
+
+    stream = io.BytesIO()
+    Contents(stream).dump(value)
+    return hashlib.sha256(stream.getvalue()).hexdigest()[:32]
+
+
+@pytest.fixture(scope="session")
+def sharing_graphs(export_once: ExportGraph) -> Callable[[], AbstractContextManager[None]]:
+    """Within it, a bundle takes its graphs from `export_once`. Not for tests that break a function of the export:
+    a digest knows attributes and weights, and nothing of code."""
+
+    @contextmanager
+    def sharing() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pvc_export.export, "export_graph", export_once)
+            yield
+
+    return sharing
+
+
+@pytest.fixture
+def shared_graphs(sharing_graphs: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """For a whole test, what `sharing_graphs` is for a block."""
+    with sharing_graphs():
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny() -> LoadedModel:
     """The `tiny` model, seed 0: the reference of both bundles."""
@@ -62,38 +138,58 @@ def small() -> LoadedModel:
     return loaded_model(PVC.random(few_layers(PVCConfig.preset("tiny")), seed=0), byte_tokenizer(), name="small")
 
 
+SharedBundle = Callable[[str, LoadedModel, ExportRequest], Path]
+NUM_QUESTIONS = 60
+"""Asked of the bundled model when it is exported; 200 outside of tests."""
+
+
 @pytest.fixture(scope="session")
-def bundle_fp32(tiny: LoadedModel, shared: Shared) -> Path:
+def shared_bundle(shared: Shared, sharing_graphs: Callable[[], AbstractContextManager[None]]) -> SharedBundle:
+    """A bundle that one process exports and checks and all read, wherever its request wants it."""
+
+    def bundle(name: str, loaded: LoadedModel, request: ExportRequest) -> Path:
+        def make(out: Path) -> None:
+            with sharing_graphs(), pytest.MonkeyPatch.context() as patch:
+                patch.setattr(pvc_export.export, "NUM_QUESTIONS", NUM_QUESTIONS)
+                export(loaded, replace(request, out=out))
+
+        return shared(name, make)
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def bundle_fp32(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
     """float32, two streams (so every graph has a dynamic batch), no engines. Do not change it: take `copy_bundle`.
 
     Like bundle_fp16, its LLM updates the cache in place.
     """
     limits = StreamLimits(window=WINDOW, context=512, streams=2)
     request = ExportRequest(out=Path(), target=load_target("cpu"), precision="fp32", limits=limits)
-    return shared("fp32", lambda out: export(tiny, replace(request, out=out)))
+    return shared_bundle("fp32", tiny, request)
 
 
 @pytest.fixture(scope="session")
-def bundle_fp16(tiny: LoadedModel, shared: Shared) -> Path:
+def bundle_fp16(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
     """float16 with TensorRT-RTX engines, one stream. Do not change it: take `copy_bundle`."""
     limits = StreamLimits(window=WINDOW, context=512)
     request = ExportRequest(out=Path(), target=load_target("rtx"), precision="fp16", limits=limits)
-    return shared("fp16", lambda out: export(tiny, replace(request, out=out)))
+    return shared_bundle("fp16", tiny, request)
 
 
 @pytest.fixture(scope="session")
-def bundle_rows(tiny: LoadedModel, shared: Shared) -> Path:
+def bundle_rows(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
     """float32 as bundle_fp32, but for a target whose LLM returns rows instead of updating its cache in place."""
     limits = StreamLimits(window=WINDOW, context=512, streams=2)
     request = ExportRequest(out=Path(), target=load_target("cuda"), precision="fp32", limits=limits)
-    return shared("rows", lambda out: export(tiny, replace(request, out=out)))
+    return shared_bundle("rows", tiny, request)
 
 
 @pytest.fixture(scope="session")
-def bundle_shapes(shared: Shared) -> Path:
+def bundle_shapes(shared_bundle: SharedBundle) -> Path:
     """The bundled model in float16, without engines. Do not change it."""
     request = ExportRequest(out=Path(), target=load_target("cpu"), precision="fp16", limits=StreamLimits(context=1024))
-    return shared("shapes", lambda out: export(load_model("shapes"), replace(request, out=out)))
+    return shared_bundle("shapes", load_model("shapes"), request)
 
 
 @pytest.fixture

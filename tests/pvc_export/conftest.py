@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-from torch import nn
 
-from engines.spec import GraphSpec
 from pvc_export import cli, culprit, interrupt, ladder
-from pvc_export.onnx_export import export_graph
 
-from ..conftest import Shared
+from ..conftest import ExportGraph
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,26 +32,11 @@ Run = Callable[..., Outcome]
 
 
 @pytest.fixture(autouse=True)
-def reference_exports(monkeypatch: pytest.MonkeyPatch, shared: Shared) -> None:
+def reference_exports(monkeypatch: pytest.MonkeyPatch, export_once: ExportGraph) -> None:
     """Float32 graphs of a reference, which a check and the search for a culprit export beside a bundle, are exported
     once for all tests: they follow from module, weights and spec. A bundle's own graphs are never among them."""
-
-    def once(module: nn.Module, spec: GraphSpec, path: Path) -> None:
-        digest = hashlib.sha256(f"{type(module).__qualname__} {spec.to_json()} {module}".encode())
-        for name, tensor in module.state_dict().items():
-            digest.update(name.encode() + tensor.numpy().tobytes())
-
-        def make(folder: Path) -> None:
-            partial = folder.with_suffix(".partial")
-            partial.mkdir()
-            export_graph(module, spec, partial / path.name)
-            partial.rename(folder)
-
-        for file in shared(f"{path.stem}-{digest.hexdigest()[:32]}", make).iterdir():
-            shutil.copy(file, path.parent)
-
-    monkeypatch.setattr(culprit, "export_graph", once)
-    monkeypatch.setattr(ladder, "export_graph", once)
+    monkeypatch.setattr(culprit, "export_graph", export_once)
+    monkeypatch.setattr(ladder, "export_graph", export_once)
 
 
 @pytest.fixture

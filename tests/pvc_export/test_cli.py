@@ -20,13 +20,15 @@ from pvc_export.frames import render_clip
 from pvc_export.models import LoadedModel
 from pvc_ref.weights import save_model
 
+from .conftest import Run
+
 ROOT = Path(__file__).parent.parent.parent
 
 
-def pvc_export(
+def in_a_process(
     *args: object, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, without a terminal."""
+    """The command line in a process of its own, without a terminal; `pvc_export` calls it in this one."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", **(env or {})}
     command = [sys.executable, "-m", "pvc_export.cli", *map(str, args)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
@@ -48,37 +50,39 @@ def small_folder(small: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_run_streams_a_video_and_matches_the_reference(bundle_fp16: Path, clip: Path) -> None:
-    result = pvc_export("run", bundle_fp16, "--video", clip, "--ask", "What moves?", "--frames", 10, "--reference")
+    result = in_a_process("run", bundle_fp16, "--video", clip, "--ask", "What moves?", "--frames", 10, "--reference")
     assert result.returncode == 0, result.stderr
     assert "192x144, 20 frames, 10.00 fps" in result.stdout
     assert "reference: equal (32 greedy tokens)" in result.stdout
     assert "the tokens below are no answer" in result.stdout and "answer:" not in result.stdout
 
 
-def test_run_prints_one_json_object(bundle_fp16: Path, clip: Path) -> None:
+def test_run_prints_one_json_object(bundle_fp16: Path, clip: Path, pvc_export: Run) -> None:
     result = pvc_export("run", bundle_fp16, "--video", clip, "--frames", 0, "--max-new-tokens", 5, "--json")
-    data = json.loads(result.stdout)
-    assert result.returncode == 0 and data["num_frames"] == 20 and len(data["answer"]["token_ids"]) == 5
+    data = json.loads(result.out)
+    assert result.exit_code == 0 and data["num_frames"] == 20 and len(data["answer"]["token_ids"]) == 5
     assert data["random_weights"] is True and set(data["median_ms"]) == {"preprocess_ms", "vision_ms", "ingest_ms"}
 
 
-def test_onnx_makes_a_bundle_that_check_passes(tmp_path: Path) -> None:
-    made = pvc_export("onnx", "-m", "tiny", "-o", tmp_path / "b", "--window", 3, "--json")
+def test_onnx_makes_a_bundle_that_check_passes(small_folder: Path, tmp_path: Path, pvc_export: Run) -> None:
+    made = in_a_process("onnx", "-m", small_folder, "-o", tmp_path / "b", "--window", 3, "--json")
     assert made.returncode == 0, made.stderr
     receipt = json.loads(made.stdout)
     assert receipt["parity"]["passed"] is True and receipt["precision"] == "fp32"
     checked = pvc_export("check", tmp_path / "b", "--json")
-    assert checked.returncode == 0 and json.loads(checked.stdout)["num_rows"] == 14 + 7 + 7
+    assert checked.exit_code == 0 and json.loads(checked.out)["num_rows"] == 10 + 5 + 5
 
 
-def test_check_exits_3_and_names_the_graph(bundle_fp16: Path, copy_bundle: Callable[[Path], Path]) -> None:
+def test_check_exits_3_and_names_the_graph(
+    bundle_fp16: Path, copy_bundle: Callable[[Path], Path], pvc_export: Run
+) -> None:
     bundle = copy_bundle(bundle_fp16)
     edit_graph(bundle, "temporal", roll_slot_mask)
     result = pvc_export("check", bundle, "--json")
-    assert result.returncode == 3
-    assert json.loads(result.stdout)["passed"] is False
-    assert "The first graph on the way that is not as it should be is 'temporal'" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert result.exit_code == 3
+    assert json.loads(result.out)["passed"] is False
+    assert "The first graph on the way that is not as it should be is 'temporal'" in result.message
+    assert "Traceback" not in result.message
 
 
 @pytest.mark.parametrize(
@@ -99,33 +103,36 @@ def test_check_exits_3_and_names_the_graph(bundle_fp16: Path, copy_bundle: Calla
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_bad_input_gets_its_exit_code_and_a_message_that_helps(
-    tmp_path: Path, args: list[str], exit_code: int, message: str
+    tmp_path: Path, args: list[str], exit_code: int, message: str, monkeypatch: pytest.MonkeyPatch, pvc_export: Run
 ) -> None:
-    result = pvc_export(*args, cwd=tmp_path)
-    assert result.returncode == exit_code, result.stderr
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr and not list(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    result = pvc_export(*args)
+    assert result.exit_code == exit_code, result.message
+    assert message in result.message
+    assert "Traceback" not in result.message and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [b"", b"a text file", None], ids=["empty", "text", "truncated"])
-def test_a_video_that_is_none_exits_6(bundle_fp16: Path, clip: Path, tmp_path: Path, content: bytes | None) -> None:
+def test_a_video_that_is_none_exits_6(
+    bundle_fp16: Path, clip: Path, tmp_path: Path, content: bytes | None, pvc_export: Run
+) -> None:
     path = tmp_path / "broken.mp4"
     path.write_bytes(clip.read_bytes()[:300] if content is None else content)
     result = pvc_export("run", bundle_fp16, "--video", path)
-    assert result.returncode == 6 and "broken.mp4" in result.stderr and "Traceback" not in result.stderr
+    assert result.exit_code == 6 and "broken.mp4" in result.message and "Traceback" not in result.message
 
 
-def test_a_damaged_bundle_exits_6(bundle_fp16: Path, copy_bundle: Callable[[Path], Path]) -> None:
+def test_a_damaged_bundle_exits_6(bundle_fp16: Path, copy_bundle: Callable[[Path], Path], pvc_export: Run) -> None:
     bundle = copy_bundle(bundle_fp16)
     (bundle / "graphs/llm.onnx").write_bytes(b"")
     result = pvc_export("check", bundle)
-    assert result.returncode == 6 and "llm.onnx has 0 bytes" in result.stderr
+    assert result.exit_code == 6 and "llm.onnx has 0 bytes" in result.message
 
 
-def test_doctor_reports_every_target_as_json() -> None:
+def test_doctor_reports_every_target_as_json(pvc_export: Run) -> None:
     result = pvc_export("doctor", "--json")
-    findings = {finding["name"]: finding for finding in json.loads(result.stdout)["findings"]}
-    assert result.returncode == 0 and findings["target cpu"]["ok"] and findings["torch"]["ok"]
+    findings = {finding["name"]: finding for finding in json.loads(result.out)["findings"]}
+    assert result.exit_code == 0 and findings["target cpu"]["ok"] and findings["torch"]["ok"]
     assert {"gpu", "disk", "python", "target rtx"} <= set(findings)
 
 
@@ -184,15 +191,15 @@ def test_a_missing_runtime_exits_4_before_any_work(tmp_path: Path) -> None:
     (shadow / "tensorrt_rtx.py").write_text(
         "raise ImportError('libnvonnxparser.so.11: cannot open shared object file')"
     )
-    result = pvc_export("trt", "-o", tmp_path / "b", env={"PYTHONPATH": f"{shadow}{os.pathsep}{ROOT}"})
+    result = in_a_process("trt", "-o", tmp_path / "b", env={"PYTHONPATH": f"{shadow}{os.pathsep}{ROOT}"})
     assert result.returncode == 4 and "libnvonnxparser" in result.stderr and "pip install -e '.[rtx]'" in result.stderr
     assert "export trunk" not in result.stdout and not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize(
     ("number", "after"),
-    [(signal.SIGINT, "export trunk"), (signal.SIGINT, "export head"), (signal.SIGTERM, "export head")],
-    ids=["SIGINT in export", "SIGINT in build", "SIGTERM in build"],
+    [(signal.SIGTERM, "export trunk"), (signal.SIGINT, "export head")],
+    ids=["SIGTERM in export", "SIGINT in build"],
 )
 def test_an_interrupt_ends_the_command_and_leaves_nothing(
     small_folder: Path, tmp_path: Path, number: signal.Signals, after: str
@@ -211,11 +218,11 @@ def test_an_interrupt_ends_the_command_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failure_with_json_is_an_object_too(tmp_path: Path) -> None:
+def test_a_failure_with_json_is_an_object_too(tmp_path: Path, pvc_export: Run) -> None:
     result = pvc_export("check", tmp_path / "nowhere", "--json")
-    data = json.loads(result.stdout)
-    assert result.returncode == data["exit_code"] == 6 and data["error"] == "BundleError"
-    assert data["message"] in result.stderr
+    data = json.loads(result.out)
+    assert result.exit_code == data["exit_code"] == 6 and data["error"] == "BundleError"
+    assert data["message"] in result.message
 
 
 def test_json_never_holds_nan(capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,30 +232,32 @@ def test_json_never_holds_nan(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == {"rows": [{"a": None, "b": [None, 1.5]}], "n": 3}
 
 
-def test_frames_that_will_not_fit_are_refused_before_the_first(bundle_fp16: Path, clip: Path) -> None:
+def test_frames_that_will_not_fit_are_refused_before_the_first(bundle_fp16: Path, clip: Path, pvc_export: Run) -> None:
     result = pvc_export("run", bundle_fp16, "--video", clip, "--frames", 40)
-    assert result.returncode == 6 and "Sample fewer with --frames, or export with --context 768" in result.stderr
-    assert "stream" not in result.stdout
+    assert result.exit_code == 6 and "Sample fewer with --frames, or export with --context 768" in result.message
+    assert "stream" not in result.out
 
 
-def test_a_model_folder_named_dot_gets_the_folder_s_own_name(small_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shared_graphs")
+def test_a_model_folder_named_dot_gets_the_folder_s_own_name(
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run
+) -> None:
     folder = Path(shutil.copytree(small_folder, tmp_path / "mine"))
-    result = pvc_export("onnx", "-m", ".", cwd=folder)
-    assert result.returncode == 0, result.stderr
+    monkeypatch.chdir(folder)
+    result = pvc_export("onnx", "-m", ".")
+    assert result.exit_code == 0, result.message
     assert (folder / "build/mine/manifest.json").is_file() and not (folder / "build/manifest.json").exists()
 
 
-def test_inspect_names_every_graph_and_the_bytes_of_its_state(bundle_fp16: Path) -> None:
+def test_inspect_names_every_graph_and_the_bytes_of_its_state(bundle_fp16: Path, pvc_export: Run) -> None:
     result = pvc_export("inspect", bundle_fp16)
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
+    assert result.exit_code == 0, result.message
+    lines = result.out.splitlines()
     assert [line.split()[0] for line in lines if "->" in line] == list(GRAPH_NAMES)
     # 2 layers, K and V, 65 x 64 float16: 32.5 KiB a frame, times a window of 4
     assert any("4 caches BWNHD float16, ring, 130.0 KiB a stream, 32.5 KiB written a frame" in line for line in lines)
     assert any("fused attention 2 gemm, 2 gemv" in line for line in lines)
-    assert (
-        "random weights, seed 0: what it says means nothing" in result.stdout and "parity      passed" in result.stdout
-    )
-    data = json.loads(pvc_export("inspect", bundle_fp16, "--json").stdout)
+    assert "random weights, seed 0: what it says means nothing" in result.out and "parity      passed" in result.out
+    data = json.loads(pvc_export("inspect", bundle_fp16, "--json").out)
     assert data["graphs"]["temporal"]["states"][0]["row_bytes"] == 65 * 64 * 2
-    assert pvc_export("inspect", bundle_fp16 / "graphs").returncode == 6
+    assert pvc_export("inspect", bundle_fp16 / "graphs").exit_code == 6

@@ -74,6 +74,7 @@ def test_the_score_counts_what_was_missed_and_a_gate_that_is_always_shut() -> No
     assert not missed.passed and f"{len(DEFECTS) - 1} of {len(DEFECTS)} defects caught" in missed.summary()
 
 
+@pytest.mark.usefixtures("shared_graphs")
 def test_prove_plants_what_it_is_asked_to_and_says_so(pvc_export: Run) -> None:
     done = pvc_export("prove", "-m", "tiny", "--only", "gelu")
     assert done.exit_code in (None, 0) and "1 of 1 defects caught at their level; faithful fp32 passes" in done.out

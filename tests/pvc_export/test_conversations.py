@@ -154,6 +154,7 @@ def test_a_bundle_that_fails_only_in_words_exits_3_and_says_which(
     assert "FAIL images" in result.out and "ok   video" in result.out
 
 
+@pytest.mark.usefixtures("shared_graphs")
 def test_kinds_that_do_not_fit_are_named_as_not_executed(tmp_path: Path, small: LoadedModel) -> None:
     from engines.spec import StreamLimits
     from engines.target import load_target

@@ -47,6 +47,7 @@ def planted(loaded: LoadedModel, defect: PrecisionDefect) -> LoadedModel:
     return loaded_model(model, loaded.tokenizer, name=loaded.source.name)
 
 
+@pytest.mark.usefixtures("shared_graphs")
 @pytest.mark.parametrize("defect", PRECISION_DEFECTS, ids=lambda d: d.name)
 def test_of_the_bundled_model_s_overflows_the_layer_the_operation_and_the_island_are_named(
     defect: PrecisionDefect, tmp_path: Path
@@ -60,6 +61,7 @@ def test_of_the_bundled_model_s_overflows_the_layer_the_operation_and_the_island
     assert f"--island {defect.island}" in culprit.text() and "NaN or infinite" in culprit.text()
 
 
+@pytest.mark.usefixtures("shared_graphs")
 def test_a_suggested_island_is_proven_by_an_export_with_it(tiny: LoadedModel, tmp_path: Path) -> None:
     found = repair(
         planted(tiny, PRECISION_DEFECTS[0]), request_for("fp16"), scratch=tmp_path, console=Console(quiet=True)
@@ -150,6 +152,7 @@ def test_what_the_reference_would_feed_a_graph_is_what_the_runtime_feeds_it(
 # -- islands -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("shared_graphs")
 @pytest.mark.parametrize("target", ["cpu", "rtx", "cuda"])
 def test_an_island_keeps_its_weights_and_everything_inside_in_float32(
     target: str, tiny: LoadedModel, tmp_path: Path

@@ -20,10 +20,12 @@ from pvc_export.frames import render_clip
 ROOT = Path(__file__).parent.parent.parent
 
 
+@pytest.mark.usefixtures("shared_graphs")
 def test_the_demo_ends_with_engines_and_the_reference_s_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pvc_export.export.NUM_QUESTIONS", 20)
     video = tmp_path / "a clip of 'mine' $5.mp4"
     write_video(video, render_clip(9, seed=2), fps=5.0)
     demo(file=video, seed=0, console=Console())

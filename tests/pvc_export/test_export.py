@@ -51,6 +51,7 @@ def test_every_compressor_and_decoder_exports_and_passes(kind: str, family: str,
     assert export(loaded, request_for(tmp_path / kind)).passed
 
 
+@pytest.mark.usefixtures("shared_graphs")
 def test_a_saved_checkpoint_exports_like_the_model_it_came_from(small: LoadedModel, tmp_path: Path) -> None:
     save_model(small.model, tmp_path / "checkpoint", tokenizer=small.tokenizer)
     loaded = load_model(str(tmp_path / "checkpoint"))
@@ -88,14 +89,15 @@ def failing_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pvc_export.export.cast_model", wrong)
 
 
+@pytest.mark.usefixtures("shared_graphs")
 def test_a_failed_check_publishes_nothing_and_keeps_the_old_bundle(
-    tiny: LoadedModel, bundle_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: LoadedModel, tiny: LoadedModel, bundle_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = Path(shutil.copytree(bundle_fp32, tmp_path / "bundle"))
     before = (out / "manifest.json").read_bytes()
     failing_check(monkeypatch)
     with pytest.raises(ParityError, match="as it should be is 'trunk'"):
-        export(tiny, request_for(out))
+        export(small, request_for(out))
     assert (out / "manifest.json").read_bytes() == before
     assert check_bundle(out, tiny, ladder=False).passed
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"], "a temporary folder was left behind"
@@ -123,6 +125,7 @@ def test_a_bundle_with_files_of_yours_in_it_is_not_replaced(
     assert (bundle / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.usefixtures("shared_graphs")
 def test_a_bundle_of_an_older_format_is_replaced(
     small: LoadedModel, bundle_fp32: Path, copy_bundle: Callable[[Path], Path]
 ) -> None:

@@ -39,15 +39,15 @@ from pvc_export.widen import widen
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.temporal import TimeEmbedding
 
+from ..conftest import SharedBundle
 from ..engines.fake_trt import fake_plan, make_module
 
 
 @pytest.fixture(scope="module")
-def bundle_bf16(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bundles") / "bf16"
+def bundle_bf16(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
     limits = StreamLimits(window=4, context=512)
-    export(tiny, ExportRequest(out=out, target=load_target("cuda"), precision="bf16", limits=limits))
-    return out
+    request = ExportRequest(out=Path(), target=load_target("cuda"), precision="bf16", limits=limits)
+    return shared_bundle("bf16", tiny, request)
 
 
 def failed_stages(report: ParityReport) -> list[str]:
@@ -213,7 +213,7 @@ def test_a_missing_island_fails_at_the_torch_rung_before_anything_is_exported(
 
 
 def test_the_split_spelling_is_held_to_the_reference_at_the_onnx_rung(
-    bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    small: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     forward = SplitTemporalAttention.forward
 
@@ -221,10 +221,11 @@ def test_the_split_spelling_is_held_to_the_reference_at_the_onnx_rung(
         return forward(self, x * 1.001, past, bias)  # type: ignore[arg-type]
 
     monkeypatch.setattr(SplitTemporalAttention, "forward", unscaled)
+    monkeypatch.setattr(ladder, "export_graph", export_graph)
     request = ExportRequest(
         out=tmp_path / "x", target=load_target("cpu"), precision="fp32", limits=StreamLimits(window=2, context=256)
     )
-    report = export(tiny, request, publish_failures=True)
+    report = export(small, request, publish_failures=True)
     assert failed_stages(report) == ["bundle fp32", "onnx fp32"]
     assert report.first_failed_graph == "temporal"
 

@@ -271,6 +271,7 @@ def test_a_file_of_yours_that_arrives_during_the_export_keeps_the_bundle_from_be
     assert list(out.parent.iterdir()) == [out]
 
 
+@pytest.mark.usefixtures("shared_graphs")
 def test_a_real_export_killed_on_its_way_leaves_the_old_bundle_whole_and_the_next_one_succeeds(
     tiny: LoadedModel, bundle_fp32: Path, copy_bundle: Callable[[Path], Path]
 ) -> None:

@@ -16,11 +16,12 @@ from engines.spec import StreamLimits
 from engines.stream import PushTiming
 from engines.target import load_target
 from engines.video import write_video
-from pvc_export.export import ExportRequest, export
+from pvc_export.export import ExportRequest
 from pvc_export.frames import render_clip
 from pvc_export.models import LoadedModel
 from pvc_export.run import RunResult
 
+from ..conftest import SharedBundle
 from .conftest import Run
 
 ROOT = Path(__file__).parents[2]
@@ -122,12 +123,11 @@ print(json.dumps(seen))
 
 
 @pytest.fixture(scope="module")
-def long_bundle(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def long_bundle(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
     """Room for 400 frames, as any CPU gets it."""
-    out = tmp_path_factory.mktemp("long") / "tiny"
     limits = StreamLimits(window=4, context=8192)
-    export(tiny, ExportRequest(out=out, target=load_target("cpu"), precision="fp32", limits=limits))
-    return out
+    request = ExportRequest(out=Path(), target=load_target("cpu"), precision="fp32", limits=limits)
+    return shared_bundle("long", tiny, request)
 
 
 @pytest.mark.parametrize("ingest", ["eager", "lazy"])
