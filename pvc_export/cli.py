@@ -143,26 +143,26 @@ def check(
     from .cli_check import Wanted, check_any_graph, check_one_bundle
 
     console = Console(quiet=as_json)
+    wanted = Wanted(bisect=bisect, as_json=as_json, page=report, xml=junit)
     if graph is None or reference is None:
         others = {"--reference": reference, "--graph": graph, "--state": state, "--size": size, "--bound": bound}
         _refuse(others | {"--steps": steps, "--seed": seed}, "{} cannot be given without both --reference and --graph")
         if bundle is None:
             raise typer.BadParameter("name a BUNDLE, or --reference and --graph")
-        wanted = Wanted(bisect=bisect, as_json=as_json, page=report, xml=junit)
         check_one_bundle(bundle, model, wanted, console)
         return
-    of_bundles = {"BUNDLE": bundle, "--model": model, "--bisect": bisect or None, "--report": report, "--junit": junit}
+    of_bundles = {"BUNDLE": bundle, "--model": model, "--bisect": bisect or None}
     _refuse(of_bundles, "{} cannot be given with --graph")
-    from .foreign import ForeignRequest
+    from .foreign import NUM_STEPS, ForeignRequest
 
     try:
         request = ForeignRequest(
-            reference=reference, graph=graph, states=tuple(state or ()), steps=64 if steps is None else steps,
+            reference=reference, graph=graph, states=tuple(state or ()), steps=NUM_STEPS if steps is None else steps,
             sizes=tuple(size or ()), bounds=tuple(bound or ()), seed=seed or 0,
         )  # fmt: skip
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    check_any_graph(request, as_json=as_json, console=console)
+    check_any_graph(request, wanted, console)
 
 
 @app.command()

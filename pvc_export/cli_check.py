@@ -7,13 +7,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from engines.errors import ParityError
-from engines.manifest import Manifest
+from engines.manifest import Manifest, hash_file
 from engines.target import load_target
 
 from .bisect import Repair, repair
@@ -24,10 +25,13 @@ from .controls.prove import prove
 from .culprit import Culprit, Finding, explained
 from .export import ExportRequest
 from .foreign import ForeignRequest, check_foreign
+from .foreign import page as foreign_page
+from .html import junit, render
 from .models import LoadedModel, load_model, load_reference
 from .output import print_json
 from .report import ParityReport
-from .write_report import report_input, write_files
+from .versions import installed
+from .write_report import Make, now_utc, report_input, this_machine, write_files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,8 +98,12 @@ def _leave(
     for parity in kept:
         command = f"pvc-export check {shlex.quote(str(folder))}"
         report = report_input(parity, manifest, folder, command=command, culprit=culprit, repair=repair)
-        for path in write_files(report, page=wanted.page, xml=wanted.xml):
-            console.print(f"report: {path}")
+        _write(wanted, console, render=partial(render, report), junit=partial(junit, report))
+
+
+def _write(wanted: Wanted, console: Console, *, render: Make, junit: Make) -> None:
+    for path in write_files(wanted.page, wanted.xml, render=render, junit=junit):
+        console.print(f"report: {path}")
 
 
 def _bisected(manifest: Manifest, loaded: LoadedModel, folder: Path, console: Console) -> Repair:
@@ -110,12 +118,21 @@ def _bisected(manifest: Manifest, loaded: LoadedModel, folder: Path, console: Co
         return repair(loaded, request, scratch=Path(scratch), console=console)
 
 
-def check_any_graph(request: ForeignRequest, *, as_json: bool, console: Console) -> None:
+def check_any_graph(request: ForeignRequest, wanted: Wanted, console: Console) -> None:
     """The same of a graph that is not PVC's. Raises what check_foreign does, and ParityError for a difference."""
+    as_json = wanted.as_json
     with console.stage("check against the reference") as (_, progress):
         report = check_foreign(request, progress=progress)
     for line in report.table():
         console.print(f"  {line}")
+    given = foreign_page.ForeignInput(
+        report=report,
+        checked_utc=now_utc(),
+        machine=this_machine(),
+        versions=installed(foreign_page.PACKAGES),
+        file=hash_file(request.graph),
+    )
+    _write(wanted, console, render=partial(foreign_page.render, given), junit=partial(foreign_page.junit, given))
     if as_json:
         print_json(report.to_json())
     if not report.passed:

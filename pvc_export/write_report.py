@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +13,23 @@ from engines.errors import BackendUnavailable
 from engines.manifest import Manifest
 
 from .culprit import Culprit
-from .html import ReportInput, junit, render
+from .html import ReportInput
 from .report import ParityReport
 
 if TYPE_CHECKING:
     from .bisect import Repair  # which exports, and an export writes a report
 
 PAGE_NAME = "report.html"
+Make = Callable[[], str]
+
+
+def now_utc() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def this_machine() -> str:
+    """What computes a check, in words."""
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
 
 
 def report_input(
@@ -36,8 +47,8 @@ def report_input(
         manifest=manifest,
         bundle=str(bundle),
         command=command,
-        checked_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        machine=f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        checked_utc=now_utc(),
+        machine=this_machine(),
         culprit=culprit,
         looked=not parity.passed,
         repair=repair,
@@ -45,13 +56,13 @@ def report_input(
     )
 
 
-def write_files(report: ReportInput, *, page: Path | None, xml: Path | None) -> list[Path]:
-    """Write what was asked for. Returns the paths. Raises BackendUnavailable where a file cannot be written."""
+def write_files(page: Path | None, xml: Path | None, *, render: Make, junit: Make) -> list[Path]:
+    """Make and write what was asked for. Returns the paths. Raises BackendUnavailable where one cannot be written."""
     written = []
     for path, make in ((page, render), (xml, junit)):
         if path is not None:
             try:
-                path.write_text(make(report), encoding="utf-8")
+                path.write_text(make(), encoding="utf-8")
             except OSError as error:
                 raise BackendUnavailable(
                     f"the report could not be written to {path}: {error}. Is the disk full, or the folder missing or "

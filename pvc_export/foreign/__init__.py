@@ -1,6 +1,6 @@
 """The stateful ladder for other people's models: check.py says what it takes and does."""
 
 from .check import ForeignRequest, check_foreign
-from .report import ForeignReport
+from .report import NUM_STEPS, ForeignReport
 
-__all__ = ["ForeignReport", "ForeignRequest", "check_foreign"]
+__all__ = ["NUM_STEPS", "ForeignReport", "ForeignRequest", "check_foreign"]

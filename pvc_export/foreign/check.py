@@ -52,7 +52,7 @@ from .declare import declare
 from .laws import check_batch, check_determinism, check_states
 from .levels import check_drift, check_file, check_sizes, check_step, check_stream
 from .reference import NoiseFloor, Reference, load_reference, require_function
-from .report import TITLES, ForeignReport, Level
+from .report import NUM_STEPS, TITLES, ForeignReport, Level
 from .rule import Drift
 from .session import GraphSession, RunFailed, Wiring, load_graph, wiring_of
 from .sides import Sides
@@ -78,7 +78,7 @@ class ForeignRequest:
     reference: str
     graph: Path
     states: tuple[str, ...] = ()
-    steps: int = 64
+    steps: int = NUM_STEPS
     sizes: tuple[str, ...] = ()
     bounds: tuple[str, ...] = ()
     seed: int = 0

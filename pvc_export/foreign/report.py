@@ -20,6 +20,8 @@ TITLES = {
     "I": "determinism",
 }
 """The letters are those of every ladder of this product; F is not for graphs of other models."""
+NUM_STEPS = 64
+"""Of the stream, where nobody says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,11 +143,11 @@ class ForeignReport:
     def table(self) -> list[str]:
         """Lines for people: what ran, how it was judged, a line for each level, and what was left out."""
         lines = [
-            f"{self.graph} ({self._computed()}), against {self.reference} in torch float32",
+            f"{self.graph} ({self.computed()}), against {self.reference} in torch float32",
             *(f"  state  {text}" for text in self.states),
             *(f"  drawn  {text}" for text in self.drawn),
             *([f"  sizes  {', '.join(f'{name} {size}' for name, size in self.sizes.items())}"] if self.sizes else []),
-            f"  limit  {self._rule()}",
+            f"  limit  {self.rule()}",
         ]
         for level in self.levels:
             lines.append(f"  {level.line()}")
@@ -167,15 +169,19 @@ class ForeignReport:
         first = self.first
         if first is None:
             return ""
-        lines = [f"the graph differs from the reference: {self.graph} against {self.reference} ({self._computed()})"]
+        lines = [f"the graph differs from the reference: {self.graph} against {self.reference} ({self.computed()})"]
         lines.append(f"  level {first.level}, {TITLES[first.level]}: {first.line()}")
         lines += [f"  {first.forced}"] if first.forced else []
         lines.append(f"  Likely {first.likely}")
         others = [f"{level.letter} ({len(level.findings)})" for level in self.levels if level.findings]
         lines += [f"  findings by level: {', '.join(others)}"] if len(others) > 1 else []
-        return "\n".join([*lines, f"next: {self._next_command(first)}"])
+        return "\n".join([*lines, f"next: {self.next_command(first)}"])
 
-    def _next_command(self, first: Finding) -> str:
+    def whole_command(self) -> str:
+        """The check as it was made."""
+        return self.command if self.num_steps == NUM_STEPS else f"{self.command} --steps {self.num_steps}"
+
+    def next_command(self, first: Finding) -> str:
         """The check again, narrowed down to what was found."""
         if first.level == "B":
             return f"{self.command} --steps 1 --json  # every number"
@@ -188,10 +194,12 @@ class ForeignReport:
             return f"{self.command} --steps {HORIZON * self.num_steps}  # at whose end the limit should be left"
         return f"{self.command}  # once the graph is exported anew"
 
-    def _computed(self) -> str:
+    def computed(self) -> str:
+        """The dtype of the graph, and what ONNX Runtime's CPU computes it in."""
         return self.dtype if self.dtype in ("float32", "float64") else f"{self.dtype}, computed in float32"
 
-    def _rule(self) -> str:
+    def rule(self) -> str:
+        """How the limits are made, in words."""
         if self.floor_missing is not None:
             return f"{NO_FLOOR_ULPS:g} roundings of {self.dtype}, since there is no float64 floor: {self.floor_missing}"
         scale = "" if self.dtype == "float32" else f", scaled to {self.dtype}"

@@ -7,7 +7,7 @@ schemas that ask for one get 0.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..levels import TITLES
@@ -31,11 +31,6 @@ class Case:
 def junit(report: ReportInput) -> str:
     """The document, with its XML declaration."""
     manifest = report.manifest
-    suites: dict[str, list[Case]] = {}
-    for case in _cases(report):
-        suites.setdefault(case.suite, []).append(case)
-    cases = [case for members in suites.values() for case in members]
-    root = ET.Element("testsuites", {"name": clean(f"parity of {report.bundle}"), **_counts(cases)})
     facts = {
         "model": manifest.model.name,
         "precision": manifest.precision,
@@ -45,8 +40,18 @@ def junit(report: ReportInput) -> str:
         "islands": " ".join(manifest.islands),
         "command": report.command,
     }
-    for name, members in suites.items():
-        attributes = {"name": clean(name), "timestamp": clean(report.checked_utc), "hostname": "localhost"}
+    return document(f"parity of {report.bundle}", _cases(report), facts, checked_utc=report.checked_utc)
+
+
+def document(name: str, cases: Iterable[Case], facts: Mapping[str, str], *, checked_utc: str) -> str:
+    """Cases in their suites, each of which has the facts as properties."""
+    suites: dict[str, list[Case]] = {}
+    for case in cases:
+        suites.setdefault(case.suite, []).append(case)
+    everything = [case for members in suites.values() for case in members]
+    root = ET.Element("testsuites", {"name": clean(name), **_counts(everything)})
+    for suite_name, members in suites.items():
+        attributes = {"name": clean(suite_name), "timestamp": clean(checked_utc), "hostname": "localhost"}
         suite = ET.SubElement(root, "testsuite", attributes | _counts(members))
         properties = ET.SubElement(suite, "properties")
         for key, value in facts.items():

@@ -6,22 +6,14 @@ characters are spelled out (text.py).
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from engines.spec import GRAPH_NAMES
 
-from ..console import size_text
 from ..culprit import INNOCENT
 from ..levels import IN_A_CHECK, TITLES
 from ..parity import kl_limit
-from . import figures, text
 from .given import ReportInput, next_command
 from .sections import drift_rows, ladder, measured_how, panels, topics
+from .template import fill
 
 TEMPLATE = "report.html.j2"
 REACH = {"error": (1e-1, 1e4), "range": (1e-6, 1e2)}
@@ -31,7 +23,8 @@ REACH = {"error": (1e-1, 1e4), "range": (1e-6, 1e2)}
 def render(report: ReportInput) -> str:
     """The whole page."""
     command, purpose = next_command(report)
-    return _environment().get_template(TEMPLATE).render(
+    return fill(
+        TEMPLATE,
         report=report,
         parity=report.parity,
         manifest=report.manifest,
@@ -53,24 +46,3 @@ def render(report: ReportInput) -> str:
         innocent=INNOCENT,
         reach=REACH,
     )  # fmt: skip
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"num": text.number, "plain": text.plain, "share": text.share, "when": text.when}
-    environment.filters["size"] = size_text
-    environment.globals |= {"bar": figures.bar, "heat_figure": figures.heat_figure, "count": text.count}
-    return environment
-
-
-def _finalize(value: Any) -> Any:
-    """What is written into the page: text without control characters."""
-    return text.clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
