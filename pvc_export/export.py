@@ -23,7 +23,16 @@ from engines.errors import BackendUnavailable, ModelError, ParityError
 from engines.graph_specs import graph_specs
 from engines.layers import NO_WIDE_ATTENTION, WideAttention, check_layers, count_attention
 from engines.machine import sign
-from engines.manifest import FORMAT_VERSION, EngineEntry, ImageSpec, Manifest, fingerprint, hash_file, hash_folder
+from engines.manifest import (
+    FORMAT_VERSION,
+    EngineEntry,
+    FileEntry,
+    ImageSpec,
+    Manifest,
+    fingerprint,
+    hash_file,
+    hash_folder,
+)
 from engines.spec import GraphSpec, Precision, Spelling, StreamLimits
 from engines.target import Target
 from pvc_ref import PVC
@@ -136,7 +145,9 @@ def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, cons
     del model  # at 8B neither a builder nor a check has room beside a second copy
     # Not tokenizer.save: on a full disk it raises a bare Exception, which is no OSError.
     (folder / TOKENIZER_NAME).write_text(loaded.tokenizer.to_str(pretty=True), encoding="utf-8")
-    engines = _build_engines(asked, specs, request.target, folder, console)
+    files = hash_folder(folder)
+    engines = _build_engines(asked, specs, files, request.target, folder, console)
+    files |= {entry.path: hash_file(folder / entry.path) for entry in engines.values()}
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -157,7 +168,7 @@ def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, cons
         graphs=specs,
         engines=engines,
         versions=versions(),
-        files=hash_folder(folder),
+        files=files,
         parity={},
     )
     manifest.save(folder)
@@ -176,13 +187,13 @@ def _export_graphs(model: PVC, specs: dict[str, GraphSpec], spelling: Spelling, 
 def _build_engines(
     asked: dict[str, Asked],
     specs: dict[str, GraphSpec],
+    files: dict[str, FileEntry],
     target: Target,
     folder: Path,
     console: Console,
 ) -> dict[str, EngineEntry]:
-    """Build each engine, and hold its layer list against what the graph asked for."""
+    """Build each engine from one of `files`, and hold its layer list against what the graph asked for."""
     entries: dict[str, EngineEntry] = {}
-    files = hash_folder(folder) if target.engine_graphs else {}
     (folder / "engines").mkdir()
     for index, name in enumerate(target.engine_graphs, start=1):
         with console.stage(f"build {name} ({index}/{len(target.engine_graphs)})") as (stage, report):
