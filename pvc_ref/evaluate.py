@@ -2,6 +2,7 @@
 
     python -m pvc_ref.evaluate                  tables of the bundled model
     python -m pvc_ref.evaluate -m FOLDER        of a checkpoint folder
+    ... --json A.json, then --against A.json    two models on the same questions
     python -m pvc_ref.evaluate --study          train and compare the compressors and ablations; tables and a plot
 
 Every clip follows from a committed seed, none was trained on. An answer is right if its whole text is.
@@ -22,7 +23,19 @@ from .bundled import SHAPES_FOLDER
 from .model import PVC
 from .shapes import CONDITIONS
 from .temporal import TemporalLayer
-from .training.held_out import VIDEO_FRAMES, Row, empty_row, late_row, markdown, still_row, table, to_json, video_row
+from .training.held_out import (
+    VIDEO_FRAMES,
+    Row,
+    beside,
+    empty_row,
+    from_json,
+    late_row,
+    markdown,
+    still_row,
+    table,
+    to_json,
+    video_row,
+)
 from .training.scoring import View
 from .training.threads import fast_products
 from .weights import TOKENIZER_FILE, load_model
@@ -104,11 +117,20 @@ def _study(folder: Path) -> None:
     print(text)
 
 
+def _tables_of(path: Path, parser: argparse.ArgumentParser) -> dict[str, dict[str, Row]]:
+    """What --json wrote, read before minutes of work."""
+    try:
+        return from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        parser.exit(2, f"{path} cannot be read ({error!r}), expected what --json FILE wrote for the other model\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pvc_ref.evaluate", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-m", "--model", type=Path, default=SHAPES_FOLDER, help="checkpoint folder")
     parser.add_argument("--clips", type=int, default=NUM_CLIPS, help="videos a condition; others in proportion")
     parser.add_argument("--json", type=Path, help="write the numbers there as well")
+    parser.add_argument("--against", type=Path, metavar="JSON", help="another model's numbers, of as many clips")
     parser.add_argument(
         "--study", type=Path, nargs="?", const=Path("build/study"), help="train and compare, in a folder"
     )
@@ -116,16 +138,22 @@ def main() -> None:
     if args.study is not None:
         _study(args.study)
         return
+    other = None if args.against is None else _tables_of(args.against, parser)
     started = time.monotonic()
     model, tokenizer = load_model(args.model), Tokenizer.from_file(str(args.model / TOKENIZER_FILE))
     with fast_products():
         tables = evaluate(model, tokenizer, num_clips=args.clips)
     for title, rows in tables.items():
         print(f"\n## {title}\n\n{markdown(rows)}")
-    print(f"\n{time.monotonic() - started:.0f} s, torch {torch.__version__}, {args.clips} clips a condition")
     if args.json is not None:
         cells = {title: to_json(rows) for title, rows in tables.items()}
         args.json.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+    if other is not None:
+        try:
+            print(f"\n## Beside {args.against}\n\n{beside(tables, other)}")
+        except ValueError as error:
+            parser.exit(2, f"{args.against} is of other clips: {error}. Evaluate both with the same --clips\n")
+    print(f"\n{time.monotonic() - started:.0f} s, torch {torch.__version__}, {args.clips} clips a condition")
 
 
 if __name__ == "__main__":

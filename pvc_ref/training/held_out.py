@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
@@ -158,3 +158,46 @@ def markdown_table(heads: Sequence[str], body: Mapping[str, Sequence[str]]) -> s
 def to_json(rows: Mapping[str, Row]) -> dict[str, dict[str, dict[str, float]]]:
     """The same numbers for machines: row -> topic -> percent and count."""
     return {name: {topic: asdict(cell) for topic, cell in row.items()} for name, row in rows.items()}
+
+
+def from_json(data: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -> dict[str, dict[str, Row]]:
+    """Tables as `to_json` wrote them. Raises KeyError, TypeError or AttributeError for anything else."""
+    return {
+        title: {
+            name: {topic: Cell(percent=cell["percent"], count=cell["count"]) for topic, cell in row.items()}
+            for name, row in rows.items()
+        }
+        for title, rows in data.items()
+    }
+
+
+def pooled(tables: Mapping[str, Mapping[str, Row]]) -> Row:
+    """By topic over every row of every table, and 'all'."""
+    right: dict[str, float] = {}
+    asked: dict[str, int] = {}
+    for row in (row for rows in tables.values() for row in rows.values()):
+        for topic, cell in row.items():
+            for name in ("all", topic) if cell.count else ():  # the percentage of none is NaN
+                right[name] = right.get(name, 0.0) + cell.percent * cell.count / 100
+                asked[name] = asked.get(name, 0) + cell.count
+    return {name: Cell(percent=100 * right[name] / count, count=count) for name, count in asked.items()}
+
+
+def beside(mine: Mapping[str, Mapping[str, Row]], other: Mapping[str, Mapping[str, Row]]) -> str:
+    """Two models' pooled accuracy on the same questions as a table. Raises ValueError if they were asked others."""
+    ours, theirs = pooled(mine), pooled(other)
+    for topic in {*ours, *theirs}:
+        here, there = (row[topic].count if topic in row else 0 for row in (ours, theirs))
+        if here != there:
+            raise ValueError(f"{there} questions of '{topic}' there, {here} here")
+    columns = ("all", *(column for column in COLUMNS if column in ours))
+    cells = [(ours[column], theirs[column]) for column in columns]
+    return markdown_table(
+        columns,
+        {
+            "this model": [f"{one.percent:.2f}" for one, _ in cells],
+            "the other": [f"{two.percent:.2f}" for _, two in cells],
+            "difference": [f"{one.percent - two.percent:+.2f}" for one, two in cells],
+            "questions": [str(one.count) for one, _ in cells],
+        },
+    )
