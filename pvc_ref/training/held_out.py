@@ -186,7 +186,7 @@ def pooled(tables: Mapping[str, Mapping[str, Row]]) -> Row:
 def beside(mine: Mapping[str, Mapping[str, Row]], other: Mapping[str, Mapping[str, Row]]) -> str:
     """Two models' pooled accuracy on the same questions as a table. Raises ValueError if they were asked others."""
     ours, theirs = pooled(mine), pooled(other)
-    for topic in {*ours, *theirs}:
+    for topic in (name for name in dict.fromkeys((*ours, *theirs)) if name != "all"):
         here, there = (row[topic].count if topic in row else 0 for row in (ours, theirs))
         if here != there:
             raise ValueError(f"{there} questions of '{topic}' there, {here} here")
