@@ -22,6 +22,7 @@ A graph that returns NaN ends its stream and fails the report; what lies behind 
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,29 +82,38 @@ def check_bundle(
         if outcome.recorded.stop is not None:
             not_executed = {"the rest of this check": f"the stream ended at {outcome.recorded.stop.where}"}
         else:
-            not_executed = _left_out(outcome.conversations, loaded)
-            if ladder:
-                found, skipped = climb(
-                    comparison.bundle,
-                    loaded.model,
-                    outcome.recorded.frames,
-                    fp32=outcome.reference,
-                    onnx=outcome.recorded.vision,
-                    scratch=scratch,
-                    progress=lambda x: progress(0.5 + 0.3 * x),
-                )
-                comparison.found, not_executed = found + comparison.found, skipped | not_executed
-            elif manifest.engines:
-                not_executed["engine"] = "this check left out the ladder"
-            if num_questions and loaded.model.trained_on == WORLD:
-                from .semantic import answer_all  # needs OpenCV, which other models do not
+            with tempfile.TemporaryDirectory(prefix="pvc-fp32-", dir=scratch) as twins:
+                not_executed = _climbed(outcome, loaded, Path(twins), progress) if ladder else _left_ladder(manifest)
+                not_executed |= _left_out(outcome.conversations, loaded)
+                if num_questions and loaded.model.trained_on == WORLD:
+                    from .semantic import answer_all  # needs OpenCV, which other models do not
 
-                answers = answer_all(
-                    folder, loaded, num_questions=num_questions, ladder=ladder, scratch=scratch,
-                    progress=lambda x: progress(0.8 + 0.2 * x),
-                )  # fmt: skip
+                    answers = answer_all(
+                        folder, loaded, num_questions=num_questions, twins=Path(twins), ladder=ladder, scratch=scratch,
+                        progress=lambda x: progress(0.8 + 0.2 * x),
+                    )  # fmt: skip
     progress(1.0)
     return _report(outcome, num_weights, wrong_weights, not_executed, answers)
+
+
+def _climbed(outcome: Outcome, loaded: LoadedModel, twins: Path, progress: Progress) -> dict[str, str]:
+    """Add what the steps between bundle and reference show. Returns those that were not executed, and why."""
+    comparison = outcome.comparison
+    found, not_executed = climb(
+        comparison.bundle,
+        loaded.model,
+        outcome.recorded.frames,
+        fp32=outcome.reference,
+        onnx=outcome.recorded.vision,
+        twins=twins,
+        progress=lambda x: progress(0.5 + 0.3 * x),
+    )
+    comparison.found = found + comparison.found
+    return not_executed
+
+
+def _left_ladder(manifest: Manifest) -> dict[str, str]:
+    return {"engine": "this check left out the ladder"} if manifest.engines else {}
 
 
 def _report(

@@ -12,7 +12,6 @@ in float32, and bfloat16 through widened graphs (widen.py).
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,13 +72,13 @@ def climb(
     *,
     fp32: Recording,
     onnx: Recording,
-    scratch: Path | None = None,
+    twins: Path,
     progress: Progress = lambda _: None,
 ) -> tuple[list[Difference], dict[str, str]]:
     """Run the rungs that are not recorded yet, and compare neighbours.
 
-    `fp32` is what the reference returned and `onnx` what the bundle's ONNX files did. Returns the differences, and
-    which rungs were not executed, and why.
+    `fp32` is what the reference returned and `onnx` what the bundle's ONNX files did; `twins` is a folder for graphs
+    that are exported once more in float32. Returns the differences, and which rungs were not executed, and why.
     """
     precision, window = bundle.manifest.precision, bundle.manifest.limits.window
     temporal = bundle.manifest.graphs["temporal"]
@@ -99,7 +98,8 @@ def climb(
         cast = cast_model(reference, precision, bundle.manifest.islands)
         narrow = run_torch(cast, frames, window, temporal, lambda x: progress(0.5 * x))
         compare(f"torch {precision}", narrow, fp32)
-        compare("onnx fp32", run_onnx_fp32(bundle, reference, frames, scratch, lambda x: progress(0.5 + 0.5 * x)), fp32)
+        twin = open_twins(bundle, reference, VISION_GRAPHS, twins)
+        compare("onnx fp32", run_sessions(twin, frames, lambda x: progress(0.5 + 0.5 * x)), fp32)
         compare(f"onnx {precision}", onnx, narrow)
     if is_for_gpu(bundle):
         reason = why_not_executed(bundle)
@@ -155,14 +155,9 @@ def run_torch(
     return recording
 
 
-def run_onnx_fp32(
-    bundle: Bundle, reference: PVC, frames: Frames, scratch: Path | None, progress: Progress = lambda _: None
-) -> Recording:
-    """The vision graphs, exported once more in float32 and run by ONNX Runtime's CPU."""
-    manifest = bundle.manifest
-    with tempfile.TemporaryDirectory(prefix="pvc-fp32-", dir=scratch) as folder:
-        sessions = open_graphs(reference, VISION_GRAPHS, load_target(manifest.target), manifest.limits, Path(folder))
-        return run_sessions(sessions, frames, progress)
+def open_twins(bundle: Bundle, reference: PVC, names: Sequence[str], folder: Path) -> dict[str, Session]:
+    """Graphs like the bundle's, but in float32, exported for a check, and run by ONNX Runtime's CPU."""
+    return open_graphs(reference, names, load_target(bundle.manifest.target), bundle.manifest.limits, folder)
 
 
 def open_graphs(
@@ -174,13 +169,17 @@ def open_graphs(
     *,
     threads: int | None = None,
 ) -> dict[str, Session]:
-    """Some graphs of a float32 model, spelled for `target`, written into `folder` and opened on the CPU."""
+    """Some graphs of a float32 model, spelled for `target`, opened on the CPU.
+
+    They are written into `folder`, which holds graphs of nothing else: one that is there already is only opened.
+    """
     shape = model_shape(model.config)
     specs = graph_specs(shape, limits, "fp32", target.spelling, cache_update=target.cache_update)
     sessions: dict[str, Session] = {}
     for name in names:
         path = folder / f"{name}.onnx"
-        export_graph(graph_module(model, specs[name], target.spelling), specs[name], path)
+        if not path.exists():
+            export_graph(graph_module(model, specs[name], target.spelling), specs[name], path)
         sessions[name] = OrtSession(path, specs[name], threads=threads)
     return sessions
 

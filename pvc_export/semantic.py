@@ -11,7 +11,6 @@ changes more than one answer in two hundred.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -24,7 +23,6 @@ from engines import PVCStream
 from engines.bundle import Bundle
 from engines.memory import Array
 from engines.spec import GRAPH_NAMES, Precision
-from engines.target import load_target
 from pvc_ref import PVC
 from pvc_ref.layers import upcast
 from pvc_ref.prompt import IMAGE_CONTEXT, STOP_TOKEN
@@ -33,7 +31,7 @@ from pvc_ref.training.objective import shared_prefix_logits
 
 from .emulate import Float16Products
 from .graded import Changed, RungAnswers
-from .ladder import Progress, is_for_gpu, open_graphs, open_on_target, why_not_executed
+from .ladder import Progress, is_for_gpu, open_on_target, open_twins, why_not_executed
 from .models import LoadedModel
 from .parity import near_tie
 from .precision import cast_model
@@ -85,11 +83,13 @@ def answer_all(
     loaded: LoadedModel,
     *,
     num_questions: int,
+    twins: Path,
     ladder: bool = True,
     scratch: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> tuple[RungAnswers, ...]:
-    """Every rung's answers to the same questions, the reference's first. `ladder` as in check_bundle."""
+    """Every rung's answers to the same questions, the reference's first. `ladder` as in check_bundle, `twins` as in
+    climb."""
     asked = cases(num_questions)
     with open_on_cpu(folder, scratch=scratch) as bundle:
         window, precision = bundle.manifest.limits.window, bundle.manifest.precision
@@ -97,7 +97,7 @@ def answer_all(
         progress(0.2)
         found = [_grade("torch fp32", asked, expected, None, "fp32")]
         if ladder:
-            rungs = _ladder(bundle, loaded, asked, expected, scratch)
+            rungs = _ladder(bundle, loaded, asked, expected, twins)
             found += [_grade(name, asked, expected, logits, precision) for name, logits in rungs]
         progress(0.6)
         own = _through_stream(bundle, asked, expected, lambda x: progress(0.6 + 0.4 * x))
@@ -110,7 +110,7 @@ def answer_all(
 
 
 def _ladder(
-    bundle: Bundle, loaded: LoadedModel, asked: Sequence[Case], expected: list[list[Expected]], scratch: Path | None
+    bundle: Bundle, loaded: LoadedModel, asked: Sequence[Case], expected: list[list[Expected]], twins: Path
 ) -> Iterator[tuple[str, list[list[Array]]]]:
     """The rungs between reference and bundle: name, and logits of every question."""
     manifest = bundle.manifest
@@ -124,10 +124,8 @@ def _ladder(
             for case, answers in zip(asked, expected, strict=True)
         ],
     )
-    with tempfile.TemporaryDirectory(prefix="pvc-fp32-", dir=scratch) as folder:
-        target = load_target(manifest.target)
-        sessions = open_graphs(loaded.model, GRAPH_NAMES, target, manifest.limits, Path(folder))
-        yield "onnx fp32", _through_stream(replace(bundle, sessions=sessions), asked, expected)
+    sessions = open_twins(bundle, loaded.model, GRAPH_NAMES, twins)
+    yield "onnx fp32", _through_stream(replace(bundle, sessions=sessions), asked, expected)
 
 
 # -- the reference -----------------------------------------------------------------------------------------------

@@ -153,6 +153,22 @@ def test_an_engine_that_the_runtime_refuses_is_an_error_and_no_rung_left_out(
         check_bundle(gpu.bundle, tiny)
 
 
+def test_a_graph_that_was_exported_for_one_rung_is_only_opened_for_the_next(
+    tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported: list[str] = []
+
+    def counted(module: torch.nn.Module, spec: GraphSpec, path: Path) -> None:
+        exported.append(spec.name)
+        export_graph(module, spec, path)
+
+    monkeypatch.setattr(ladder, "export_graph", counted)
+    for names in (("embed",), ("embed", "head")):
+        sessions = ladder.open_graphs(tiny.model, names, load_target("cpu"), StreamLimits(), tmp_path)
+        assert tuple(sessions) == names
+    assert exported == ["embed", "head"]
+
+
 def test_a_cast_model_shares_what_stays_and_casts_buffers_too() -> None:
     tiny_config = PVCConfig.preset("tiny")
     model = PVC.random(replace(tiny_config, compressor=replace(tiny_config.compressor, kind="pool")))

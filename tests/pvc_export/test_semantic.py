@@ -30,8 +30,11 @@ def shapes() -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def answers(bundle_shapes: Path, shapes: LoadedModel) -> dict[str, RungAnswers]:
-    found = answer_all(bundle_shapes, shapes, num_questions=NUM_QUESTIONS)
+def answers(
+    bundle_shapes: Path, shapes: LoadedModel, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, RungAnswers]:
+    twins = tmp_path_factory.mktemp("twins")
+    found = answer_all(bundle_shapes, shapes, num_questions=NUM_QUESTIONS, twins=twins)
     return {rung.rung: rung for rung in found}
 
 
@@ -85,11 +88,12 @@ def test_a_wrong_answer_of_the_reference_is_what_the_others_must_keep(shapes: Lo
 
 
 def test_a_slot_mask_that_is_off_by_one_changes_answers_and_fails_the_check(
-    bundle_shapes: Path, shapes: LoadedModel, copy_bundle: Callable[[Path], Path]
+    bundle_shapes: Path, shapes: LoadedModel, copy_bundle: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     broken = copy_bundle(bundle_shapes)
     edit_graph(broken, "temporal", roll_slot_mask)
-    rungs = {rung.rung: rung for rung in answer_all(broken, shapes, num_questions=NUM_QUESTIONS, ladder=False)}
+    found = answer_all(broken, shapes, num_questions=NUM_QUESTIONS, twins=tmp_path, ladder=False)
+    rungs = {rung.rung: rung for rung in found}
     assert rungs["bundle fp16"].agreement < 0.97
     assert rungs["bundle fp16"].accuracy < rungs["torch fp32"].accuracy
     assert any(change.is_fault for change in rungs["bundle fp16"].changed)
