@@ -11,7 +11,6 @@ import json
 import platform
 import shlex
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -53,7 +52,7 @@ from .precision import cast_model
 from .publish import staging
 from .report import ParityReport
 from .versions import installed
-from .write_report import PAGE_NAME, report_input
+from .write_report import PAGE_NAME, now_utc, report_input
 
 NUM_QUESTIONS = 200
 """Held-out questions of a model whose world is known; `check` asks a thousand."""
@@ -150,7 +149,7 @@ def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, cons
     files |= {entry.path: hash_file(folder / entry.path) for entry in engines.values()}
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created_utc=now_utc(),
         model=loaded.source,
         shape=shape,
         limits=request.limits,

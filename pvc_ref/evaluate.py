@@ -120,8 +120,9 @@ def _study(folder: Path) -> None:
 def _tables_of(path: Path, parser: argparse.ArgumentParser) -> dict[str, dict[str, Row]]:
     """What --json wrote, read before minutes of work."""
     try:
-        return from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        tables = json.loads(path.read_text(encoding="utf-8"))
+        return {title: from_json(rows) for title, rows in tables.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         parser.exit(2, f"{path} cannot be read ({error!r}), expected what --json FILE wrote for the other model\n")
 
 

@@ -95,18 +95,17 @@ def curves(level: Level) -> list[Panel]:
 
     Both runs are in one panel where they have the same steps: a run may end early.
     """
-    series: dict[str, dict[str, list[Compared]]] = {}
+    runs: dict[tuple[str, str], list[Compared]] = {}
     for found in level.compared:
-        series.setdefault(found.tensor, {}).setdefault(found.run, []).append(found)
-    panels: list[tuple[float, Panel]] = []
-    for tensor, runs in series.items():
-        by_steps: dict[tuple[int, ...], list[str]] = {}
-        for run, group in runs.items():
-            by_steps.setdefault(tuple(found.step for found in group), []).append(run)
-        for steps, names in by_steps.items():
-            if len(steps) > 1:
-                worst = max(found.share() for name in names for found in runs[name])
-                panels.append((worst, _panel(tensor, steps, {name: runs[name] for name in names})))
+        runs.setdefault((found.tensor, found.run), []).append(found)
+    drawn: dict[tuple[str, tuple[int, ...]], dict[str, list[Compared]]] = {}
+    for (tensor, run), group in runs.items():
+        drawn.setdefault((tensor, tuple(found.step for found in group)), {})[run] = group
+    panels = [
+        (max(found.share() for group in members.values() for found in group), _panel(tensor, steps, members))
+        for (tensor, steps), members in drawn.items()
+        if len(steps) > 1
+    ]
     return [panel for _, panel in sorted(panels, key=lambda pair: -pair[0])]
 
 

@@ -160,15 +160,9 @@ def to_json(rows: Mapping[str, Row]) -> dict[str, dict[str, dict[str, float]]]:
     return {name: {topic: asdict(cell) for topic, cell in row.items()} for name, row in rows.items()}
 
 
-def from_json(data: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -> dict[str, dict[str, Row]]:
-    """Tables as `to_json` wrote them. Raises KeyError, TypeError or AttributeError for anything else."""
-    return {
-        title: {
-            name: {topic: Cell(percent=cell["percent"], count=cell["count"]) for topic, cell in row.items()}
-            for name, row in rows.items()
-        }
-        for title, rows in data.items()
-    }
+def from_json(data: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Row]:
+    """Rows as `to_json` wrote them. Raises TypeError or AttributeError for anything else."""
+    return {name: {topic: Cell(**cell) for topic, cell in row.items()} for name, row in data.items()}
 
 
 def pooled(tables: Mapping[str, Mapping[str, Row]]) -> Row:

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from ..model import PVC
 from ..shapes import CONDITIONS
 from ..weights import TOKENIZER_FILE, load_model
-from .held_out import Cell, Row, card_cells, still_row, to_json, video_row
+from .held_out import Row, card_cells, from_json, still_row, to_json, video_row
 from .loop import LOG_FILE, Recipe, train
 from .scoring import View
 from .threads import fast_products
@@ -120,8 +120,7 @@ def measure(model: PVC, tokenizer: Tokenizer, *, num_clips: int = NUM_CLIPS) -> 
 
 def _read(path: Path) -> Result:
     facts = json.loads(path.read_text(encoding="utf-8"))
-    tables = {row: {topic: Cell(**cell) for topic, cell in topics.items()} for row, topics in facts["tables"].items()}
-    return Result(tables=tables, seconds=facts["seconds"], machine=facts["machine"])
+    return Result(tables=from_json(facts["tables"]), seconds=facts["seconds"], machine=facts["machine"])
 
 
 def families(results: dict[str, Result]) -> dict[str, list[Tables]]:

@@ -122,7 +122,8 @@ def test_a_fault_of_the_runtime_fails(
     fault: Callable[[], AbstractContextManager[None]], bundle_fp16: Path, tiny: LoadedModel
 ) -> None:
     with fault():
-        assert not check(bundle_fp16, tiny).passed
+        report = check(bundle_fp16, tiny)
+    assert not report.passed and "the bundle differs from the reference" in report.failure_text()
 
 
 def test_an_unmasked_tail_of_a_bucket_fails(bundle_rows: Path, tiny: LoadedModel) -> None:

@@ -86,7 +86,8 @@ def test_numbers_written_by_one_run_are_read_by_the_next(
     written = tmp_path / "other.json"
     monkeypatch.setattr(command, "evaluate", lambda *_, **__: OTHER)
     assert run(monkeypatch, "--json", written) == 0
-    assert from_json(json.loads(written.read_text("utf-8"))) == OTHER
+    read = json.loads(written.read_text("utf-8"))
+    assert {title: from_json(rows) for title, rows in read.items()} == OTHER
     monkeypatch.setattr(command, "evaluate", lambda *_, **__: MINE)
     assert run(monkeypatch, "--against", written) == 0
     out = capsys.readouterr().out
