@@ -14,7 +14,7 @@ export FILE SEED
 .PHONY: demo test check bench oracles clean
 
 demo: $(INSTALLED)
-	@$(BIN)/python -m pvc_export.demo
+	@$(BIN)/python -m pvc_export.commands.demo
 
 test: $(INSTALLED) check
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
@@ -25,7 +25,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	$(BIN)/python -m pvc_ref.bench
+	$(BIN)/python -m pvc_export.bench.recompute
 
 oracles: $(INSTALLED) $(ORACLES)/optimum/.installed $(ORACLES)/genai/.installed
 	@$(BIN)/python -m tests.oracles.compare

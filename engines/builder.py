@@ -19,7 +19,7 @@ from typing import Any
 
 from .cuda import CudaRuntime, LibCudart
 from .errors import BackendUnavailable, BuildError
-from .layers import NAME_LINE, EngineLayer, parse_inspector, parse_layers
+from .gate import NAME_LINE, EngineLayer, parse_inspector, parse_layers
 from .spec import GraphSpec
 from .target import Target, load_target, target_names
 

@@ -15,9 +15,9 @@ import typer
 
 from engines.errors import BackendUnavailable, PVCError
 
-from . import interrupt
-from .console import Console
-from .output import fail, print_json, system_error
+from .terminal import interrupt
+from .terminal.console import Console
+from .terminal.output import fail, print_json, system_error
 
 if TYPE_CHECKING:
     from engines.bundle import Runtime
@@ -76,7 +76,7 @@ def trt(
 ) -> None:
     """Export, build TensorRT engines, check, and publish a bundle. float16 unless --bf16 or --fp32."""
     precision = _precision(default="fp16", fp16=fp16, bf16=bf16, fp32=fp32)
-    from .cli_export import Ask, export_command
+    from .commands.export import Ask, export_command
 
     export_command(
         Ask(
@@ -103,7 +103,7 @@ def onnx(
 ) -> None:
     """Export ONNX graphs without engines, check, and publish a bundle. float32 unless --fp16 or --bf16."""
     precision = _precision(default="fp32", fp16=fp16, bf16=bf16, fp32=fp32)
-    from .cli_export import Ask, export_command
+    from .commands.export import Ask, export_command
 
     export_command(
         Ask(
@@ -140,7 +140,7 @@ def check(
 
     With --reference and --graph: any ONNX graph with state beside any torch module.
     """
-    from .cli_check import Wanted, check_any_graph, check_one_bundle
+    from .commands.check import Wanted, check_any_graph, check_one_bundle
 
     console = Console(quiet=as_json)
     wanted = Wanted(bisect=bisect, as_json=as_json, page=report, xml=junit)
@@ -173,7 +173,7 @@ def prove(
     as_json: Json = False,
 ) -> None:
     """Plant known defects into bundles of a model, and show that the check catches each. Exit 3 if one is missed."""
-    from .cli_check import defect_names, prove_model
+    from .commands.check import defect_names, prove_model
 
     chosen = [_one_of("--only", name, defect_names()) for name in only or defect_names()]
     prove_model(model, chosen, seed=seed or 0, as_json=as_json, console=Console(quiet=as_json))
@@ -214,8 +214,8 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Stream a video file through a bundle, or show it images, and ask. With neither, just ask."""
-    from .run import RunRequest, report_run
-    from .run import run as run_request
+    from .commands.run import RunRequest, report_run
+    from .commands.run import run as run_request
 
     try:
         request = RunRequest(
@@ -254,7 +254,7 @@ def inspect(bundle: BundleFolder, as_json: Json = False) -> None:
 
     from engines.manifest import Manifest
 
-    from .describe import describe
+    from .commands.inspect import describe
 
     manifest = Manifest.load(bundle)
     if as_json:
@@ -290,16 +290,16 @@ def bench(
     if bundle is not None:
         given = {"--part": part, "--size": size, "--past": past, "--window": window, "--rounds": rounds, "--skip": skip}
         _refuse(given, "a BUNDLE is measured as it is: {} cannot be given with it")
-        from .bench_bundle import bench_bundle, describe_stream
+        from .bench.bundle import bench_bundle, describe_stream
 
         stream = bench_bundle(bundle, num_frames=frames or 500, threads=threads, console=console)
         _print_report(stream.to_json(), describe_stream(stream), console, as_json)
         return
     if frames is not None:
         raise typer.BadParameter("--frames needs a BUNDLE to stream them through")
-    from .bench import BenchRequest, require_known, table
-    from .bench import bench as compare
-    from .bench_language import LanguageRequest, bench_language, language_table
+    from .bench.language import LanguageRequest, bench_language, language_table
+    from .bench.vision import BenchRequest, require_known, table
+    from .bench.vision import bench as compare
 
     request: BenchRequest | LanguageRequest
     try:
@@ -327,7 +327,7 @@ def doctor(as_json: Json = False) -> None:
     """Say what this machine can export, build and run, and what is missing."""
     from dataclasses import asdict
 
-    from .doctor import examine
+    from .commands.doctor import examine
 
     findings = examine()
     if as_json:

@@ -20,6 +20,7 @@ import torch
 from tokenizers import Tokenizer
 
 from .bundled import SHAPES_FOLDER
+from .checkpoint.folder import TOKENIZER_FILE, load_model
 from .model import PVC
 from .shapes import CONDITIONS
 from .temporal import TemporalLayer
@@ -38,7 +39,6 @@ from .training.held_out import (
 )
 from .training.scoring import View
 from .training.threads import fast_products
-from .weights import TOKENIZER_FILE, load_model
 
 NUM_CLIPS = 600
 LATE_FRAMES = (100, 1_000, 10_000)

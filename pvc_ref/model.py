@@ -90,8 +90,8 @@ class PVC(nn.Module):
 
     @staticmethod
     def from_pretrained(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PVC:
-        """A checkpoint folder in the Hugging Face layout. Raises CheckpointError; see weights.py."""
-        from .weights import load_model
+        """A checkpoint folder in the Hugging Face layout. Raises CheckpointError; see checkpoint/folder.py."""
+        from .checkpoint.folder import load_model
 
         return load_model(Path(folder), dtype=dtype)
 

@@ -3,7 +3,7 @@
     x := x + ls1 * MHA(LN(x));   x := x + ls2 * MLP(LN(x))        pre-norm, LayerScale, no final norm
 
 Unusual: frames arrive as uint8 RGB and are normalised here, so that an exported graph takes camera pixels.
-Source: InternVL2's vision tower; weights keep its names (vision_model.encoder.layers.{i}.*, see weights.py).
+Source: InternVL2's vision tower; weights keep its names (vision_model.encoder.layers.{i}.*, see checkpoint/folder.py).
 Dimension key:  B frames   S pixels a side   N positions: class token and patches   C width   H heads   D head dim
 """
 

@@ -21,12 +21,12 @@ from filelock import FileLock
 from torch import nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-import pvc_export.export
+import pvc_export.bundles.export
 from engines.spec import GraphSpec, StreamLimits
 from engines.target import load_target
-from pvc_export.export import ExportRequest, export
-from pvc_export.models import LoadedModel, load_model, loaded_model
-from pvc_export.onnx_export import export_graph
+from pvc_export.bundles.export import ExportRequest, export
+from pvc_export.graphs.models import LoadedModel, load_model, loaded_model
+from pvc_export.graphs.onnx_file import export_graph
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.prompt import byte_tokenizer
 
@@ -107,7 +107,7 @@ def sharing_graphs(export_once: ExportGraph) -> Callable[[], AbstractContextMana
     @contextmanager
     def sharing() -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pvc_export.export, "export_graph", export_once)
+            patch.setattr(pvc_export.bundles.export, "export_graph", export_once)
             yield
 
     return sharing
@@ -150,7 +150,7 @@ def shared_bundle(shared: Shared, sharing_graphs: Callable[[], AbstractContextMa
     def bundle(name: str, loaded: LoadedModel, request: ExportRequest) -> Path:
         def make(out: Path) -> None:
             with sharing_graphs(), pytest.MonkeyPatch.context() as patch:
-                patch.setattr(pvc_export.export, "NUM_QUESTIONS", NUM_QUESTIONS)
+                patch.setattr(pvc_export.bundles.export, "NUM_QUESTIONS", NUM_QUESTIONS)
                 export(loaded, replace(request, out=out))
 
         return shared(name, make)
@@ -205,6 +205,6 @@ def copy_bundle(tmp_path: Path) -> Callable[[Path], Path]:
 @pytest.fixture
 def frames() -> list[np.ndarray]:
     """Twelve camera frames (96, 128, 3) uint8 BGR, each of its own."""
-    from pvc_export.frames import render_clip
+    from pvc_export.parity.clip import render_clip
 
     return list(render_clip(12, seed=3, width=128, height=96))

@@ -72,7 +72,7 @@ def test_no_file_of_the_runtime_imports_what_a_device_lacks() -> None:
     [
         "import engines",
         "import engines.builder, engines.video",
-        "import pvc_export.cli, pvc_export.doctor",
+        "import pvc_export.cli, pvc_export.commands.doctor",
         "import apps.live, apps.synthetic",
     ],
 )

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from pvc_export.models import LoadedModel
-from pvc_export.precision import cast_model
+from pvc_export.graphs.models import LoadedModel
+from pvc_export.graphs.precision import cast_model
 from pvc_ref import PVC
 
 from .conftest import digest_of

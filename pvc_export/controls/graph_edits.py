@@ -16,7 +16,7 @@ from engines.errors import SpecError
 from engines.manifest import EngineEntry, Manifest, fingerprint, hash_folder
 from engines.memory import Array
 
-from ..pieces import Origin, origins
+from ..parity.culprit.pieces import Origin, origins
 
 Edit = Callable[[onnx.ModelProto], None]
 

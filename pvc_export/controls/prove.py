@@ -19,12 +19,12 @@ from engines.errors import PVCError
 from engines.spec import Precision, StreamLimits
 from engines.target import load_target
 
-from ..bisect import repair
-from ..check import check_bundle
-from ..console import Console
-from ..export import ExportRequest, write_graphs
-from ..models import LoadedModel, loaded_model
-from ..report import ParityReport
+from ..bundles.export import ExportRequest, write_graphs
+from ..bundles.repair import repair
+from ..graphs.models import LoadedModel, loaded_model
+from ..parity.check import check_bundle
+from ..parity.report import ParityReport
+from ..terminal.console import Console
 from .defects import DEFECTS, PRECISION_DEFECTS, Defect, PrecisionDefect
 
 LIMITS = StreamLimits(window=4, context=512, streams=2)

@@ -13,7 +13,7 @@ import numpy as np
 
 from engines.memory import Array
 
-from .rule import CEILING, Compared, Worst, compare
+from .limits import CEILING, Compared, Worst, compare
 from .session import RunFailed
 from .sides import Sides
 

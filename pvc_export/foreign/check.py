@@ -29,7 +29,7 @@ The ladder (F belongs to bundles). A fault ends no level but those that cannot g
     H  batch        a row of a batch is what it is alone, and equal rows stay equal
     I  determinism  the same bits again, and in a new session
 Not covered: bfloat16 inputs or outputs, sequences, and quantized graphs, which are meant to be further off.
-How far off an output may be is measured on the spot, by the rule at the top of rule.py.
+How far off an output may be is measured on the spot, by the rule at the top of limits.py.
 Unusual: nothing is known of the model, so whatever can be held against itself is; and a wrong state is looked for by
 experiment (causes.py), since "the outputs differ" is no help with somebody else's graph.
 """
@@ -47,15 +47,15 @@ from torch import nn
 
 from engines.errors import SpecError
 
-from ..ladder import fitting_threads
+from ..parity.ladder import fitting_threads
 from .declare import declare
-from .laws import check_batch, check_determinism, check_states
 from .levels import check_drift, check_file, check_sizes, check_step, check_stream
+from .limits import Drift
 from .reference import NoiseFloor, Reference, load_reference, require_function
 from .report import NUM_STEPS, TITLES, ForeignReport, Level
-from .rule import Drift
 from .session import GraphSession, RunFailed, Wiring, load_graph, wiring_of
 from .sides import Sides
+from .state_rules import check_batch, check_determinism, check_states
 from .states import Bound, Declared, StatePair
 
 Progress = Callable[[float], None]

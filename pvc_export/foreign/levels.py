@@ -15,8 +15,8 @@ from engines.errors import ModelError
 from engines.memory import Array
 
 from .causes import Failure, likely_cause, likely_shape
+from .limits import MIN_DRIFT_STEPS, Compared, Drift, Floors, compare, drift_of
 from .report import Finding, Level
-from .rule import MIN_DRIFT_STEPS, Compared, Drift, Floors, compare, drift_of
 from .session import RunFailed, Wiring, faults_of
 from .sides import Arrays, Sides
 from .states import Declared

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from engines.manifest import FileEntry
 
-from ..html.figures import Axis, Curve, curves_figure
-from ..html.junit import Case, document
-from ..html.sections import Panel
-from ..html.template import fill
-from ..html.text import share
+from ..report.figures import Axis, Curve, curves_figure
+from ..report.junit import Case, document
+from ..report.sections import Panel
+from ..report.template import fill
+from ..report.text import share
 from .levels import FORCED, OWN
+from .limits import Compared
 from .report import TITLES, Finding, ForeignReport, Level
-from .rule import Compared
 
 TEMPLATE = "foreign.html.j2"
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from math import inf
 from typing import Any
 
-from .rule import CEILING, FLOAT32_UNIT, HORIZON, MARGIN, NO_FLOOR_ULPS, ULPS, Compared, Drift
+from .limits import CEILING, FLOAT32_UNIT, HORIZON, MARGIN, NO_FLOOR_ULPS, ULPS, Compared, Drift
 
 TITLES = {
     "A": "graph",

@@ -15,7 +15,7 @@ from engines.errors import ModelError
 from engines.memory import Array
 from engines.session import import_onnxruntime
 
-from .rule import UNIT_ROUNDOFF
+from .limits import UNIT_ROUNDOFF
 
 SMALL_BYTES = 64 * 2**20
 """A graph that gains nothing from a second thread."""

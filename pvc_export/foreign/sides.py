@@ -10,8 +10,8 @@ import numpy as np
 from engines.errors import ModelError
 from engines.memory import Array
 
+from .limits import UNIT_ROUNDOFF
 from .reference import NoiseFloor, Reference
-from .rule import UNIT_ROUNDOFF
 from .session import GraphSession, RunFailed, Wiring
 from .states import Declared, Sizes
 

@@ -22,9 +22,9 @@ from torch import multiprocessing, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..bundled import SHAPES_FOLDER
+from ..checkpoint.folder import load_model, save_model
 from ..config import CompressorKind, PVCConfig
 from ..model import PVC
-from ..weights import load_model, save_model
 from .base import take_over
 from .batches import Batch, BatchMaker, Stage
 from .objective import LabelHeads, Outcome, compute, context_token_id

@@ -22,9 +22,9 @@ from statistics import mean, stdev
 import torch
 from tokenizers import Tokenizer
 
+from ..checkpoint.folder import TOKENIZER_FILE, load_model
 from ..model import PVC
 from ..shapes import CONDITIONS
-from ..weights import TOKENIZER_FILE, load_model
 from .held_out import Row, card_cells, from_json, still_row, to_json, video_row
 from .loop import LOG_FILE, Recipe, train
 from .scoring import View

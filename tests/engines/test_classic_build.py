@@ -13,12 +13,12 @@ from engines import builder
 from engines.builder import EngineReport, build_engine, load_runtime
 from engines.errors import BackendUnavailable, BuildError
 from engines.fake import RecordingCuda
-from engines.layers import check_layers
+from engines.gate import check_layers
 from engines.manifest import Manifest
 from engines.target import load_target
 
 from .fake_trt import make_module
-from .test_layers import ENGINE, ONE_RING, as_inspection, as_log
+from .test_gate import ENGINE, ONE_RING, as_inspection, as_log
 
 
 def install(monkeypatch: pytest.MonkeyPatch, version: str, *, name: str = "tensorrt", **options: Any) -> ModuleType:

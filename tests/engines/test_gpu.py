@@ -27,7 +27,7 @@ from engines.manifest import Manifest, hash_folder
 from engines.memory import DeviceMemory, HostMemory, Memory
 from engines.session import OrtSession
 from engines.spec import GraphSpec, StateSpec, TensorSpec
-from pvc_export.recorder import Recorder
+from pvc_export.parity.recorded_sessions import Recorder
 
 from .fake_trt import fake_plan, make_module
 

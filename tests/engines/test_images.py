@@ -16,8 +16,8 @@ from engines.bundle import Bundle
 from engines.errors import FrameError, MediaError, StreamError, StreamFull
 from engines.images import ImageEncoder, read_image
 from engines.preprocess import num_tiles, tile_grid, to_tiles
-from pvc_export.models import LoadedModel
-from pvc_export.recorder import Recorder
+from pvc_export.graphs.models import LoadedModel
+from pvc_export.parity.recorded_sessions import Recorder
 from pvc_ref import PVC
 from pvc_ref.prompt import STOP_TOKEN
 

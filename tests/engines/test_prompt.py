@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from engines.errors import BundleError
 from engines.prompt import PromptTokenizer
-from pvc_export.models import prompt_spec
+from pvc_export.graphs.models import prompt_spec
 from pvc_ref import PVCConfig
 from pvc_ref.prompt import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, STOP_TOKEN, video_prompt
 

@@ -19,7 +19,7 @@ from engines import PVCStream, open_bundle, open_stream
 from engines.bundle import Bundle
 from engines.errors import StreamError, StreamFull
 from engines.ingest import Ingest
-from pvc_export.recorder import Recorder
+from pvc_export.parity.recorded_sessions import Recorder
 
 from .test_gpu import open_bindings, rings
 

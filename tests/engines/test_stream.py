@@ -16,7 +16,7 @@ from engines.bundle import Bundle
 from engines.errors import FrameError, NonFiniteError, StreamError, StreamFull
 from engines.spec import StreamLimits
 from engines.target import load_target
-from pvc_export.models import LoadedModel
+from pvc_export.graphs.models import LoadedModel
 from pvc_ref.preprocess import resize_frame
 from pvc_ref.prompt import STOP_TOKEN
 
@@ -376,8 +376,8 @@ def test_the_rows_a_stream_needs_are_known_before_it_starts(bundle: Bundle, fram
 
 
 def test_a_clip_of_fixed_length_ends_with_it(tmp_path: Path, frames: Frames) -> None:
-    from pvc_export.export import ExportRequest, export
-    from pvc_export.models import loaded_model
+    from pvc_export.bundles.export import ExportRequest, export
+    from pvc_export.graphs.models import loaded_model
     from pvc_ref import PVC, PVCConfig
     from pvc_ref.prompt import byte_tokenizer
 

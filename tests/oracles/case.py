@@ -18,11 +18,11 @@ from engines.bundle import open_bundle
 from engines.language import LanguageModel
 from engines.spec import StreamLimits
 from engines.target import load_target
-from pvc_export.export import ExportRequest, export
-from pvc_export.models import loaded_model
+from pvc_export.bundles.export import ExportRequest, export
+from pvc_export.graphs.models import loaded_model
 from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, VisionConfig
+from pvc_ref.checkpoint.folder import checkpoint_tensors, config_to_json
 from pvc_ref.prompt import STOP_TOKEN, byte_tokenizer, video_prompt
-from pvc_ref.weights import checkpoint_tensors, config_to_json
 
 from .exchange import MODEL, NUM_GREEDY, PROMPTS, Answer, Answers, installed
 

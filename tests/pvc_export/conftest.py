@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from pvc_export import cli, culprit, interrupt, ladder
+from pvc_export import cli
+from pvc_export.parity import ladder
+from pvc_export.parity.culprit import find as culprit
+from pvc_export.terminal import interrupt
 
 from ..conftest import ExportGraph
 

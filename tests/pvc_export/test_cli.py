@@ -16,9 +16,9 @@ import pytest
 from engines.spec import GRAPH_NAMES
 from engines.video import write_video
 from pvc_export.controls.graph_edits import edit_graph, roll_slot_mask
-from pvc_export.frames import render_clip
-from pvc_export.models import LoadedModel
-from pvc_ref.weights import save_model
+from pvc_export.graphs.models import LoadedModel
+from pvc_export.parity.clip import render_clip
+from pvc_ref.checkpoint.folder import save_model
 
 from .conftest import Run
 
@@ -137,7 +137,7 @@ def test_doctor_reports_every_target_as_json(pvc_export: Run) -> None:
 
 
 def test_doctor_says_what_to_install_where_a_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pvc_export.doctor import examine
+    from pvc_export.commands.doctor import examine
 
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     findings = {finding.name: finding for finding in examine()}
@@ -226,7 +226,7 @@ def test_a_failure_with_json_is_an_object_too(tmp_path: Path, pvc_export: Run) -
 
 
 def test_json_never_holds_nan(capsys: pytest.CaptureFixture[str]) -> None:
-    from pvc_export.output import print_json
+    from pvc_export.terminal.output import print_json
 
     print_json({"rows": [{"a": float("nan"), "b": [float("inf"), 1.5]}], "n": 3})
     assert json.loads(capsys.readouterr().out) == {"rows": [{"a": None, "b": [None, 1.5]}], "n": 3}

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 
 import pvc_ref.evaluate as command
 from pvc_ref.bundled import SHAPES_FOLDER
+from pvc_ref.checkpoint.folder import TOKENIZER_FILE, load_model
 from pvc_ref.shapes import CONDITIONS
 from pvc_ref.training.held_out import Cell, Row, beside, from_json, pooled, to_json
 from pvc_ref.training.threads import fast_products
-from pvc_ref.weights import TOKENIZER_FILE, load_model
 
 Tables = dict[str, dict[str, Row]]
 

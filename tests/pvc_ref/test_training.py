@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.bundled import SHAPES_FOLDER
+from pvc_ref.checkpoint.folder import load_model
 from pvc_ref.prompt import IMAGE_CONTEXT, STOP_TOKEN, image_prompt, video_prompt
 from pvc_ref.shapes import CONDITIONS, HELD_OUT, make_clip
 from pvc_ref.shapes.draw import IGNORED
@@ -28,7 +29,6 @@ from pvc_ref.training.objective import LabelHeads, answer_logits, compute, conte
 from pvc_ref.training.optimizer import PEAK_RATE, initialize, schedule
 from pvc_ref.training.scoring import View, grade
 from pvc_ref.training.tokenizer import shapes_tokenizer
-from pvc_ref.weights import load_model
 
 RECIPE = Recipe(num_steps=4, num_workers=1)
 CONFIG = RECIPE.config()

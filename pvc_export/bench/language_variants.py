@@ -1,0 +1,212 @@
+"""What `pvc-export bench --part language` compares: decode and frame ingest, each made to run in three ways.
+
+Unusual: one session serves both steps of a variant, as it must in a stream, so the default export has dynamic
+dimensions; its options are otherwise the defaults, as in bench_variants.py. The model's vision side is `tiny` and never
+runs: random rows stand in for frame tokens.
+Dimension key:  L new rows   P past rows   E width   K key/value heads   D head dim   V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engines.language import LanguageModel
+from engines.memory import Array
+from engines.session import Session
+from engines.spec import StreamLimits
+from engines.target import load_target
+from pvc_ref import PVC, PVCConfig
+from pvc_ref.llm import Decoder, KeyValue
+
+from ..graphs.modules import pairs
+from ..graphs.onnx_file import quiet_exporter
+from ..parity.ladder import open_graphs
+from .vision_variants import open_with_defaults
+
+SIZES: dict[str, PVCConfig] = {
+    "tiny": PVCConfig.preset("tiny"),
+    "0.5b": replace(PVCConfig.preset("tiny"), llm=PVCConfig.preset("pvc-internvl2-1b").llm),
+}
+"""0.5b: Qwen2-0.5B as InternVL2-1B has it, 24 layers of width 896, 151655 tokens, its head not tied: 630 M weights."""
+
+GRAPHS = ("embed", "llm", "head")
+NUM_FRAME_ROWS = 64
+READ_BYTES = 2**28
+"""Of the array whose reading is the peak of decode: more than a CPU's caches hold."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timed:
+    """One step of one variant. `run` is what is timed; `last_logits` makes (V,) of what it returned, untimed."""
+
+    run: Callable[[], Any]
+    last_logits: Callable[[Any], Array] = lambda result: result
+
+
+Variant = dict[str, Timed]
+"""`decode` and `ingest`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LanguageScene:
+    """A model with random weights, the rows before a step, as embeddings and as caches, and the new rows of both steps.
+
+    before  (1, P, E)
+    past    one (key, value) a layer, each (1, P, K, D): what the reference returned for `before`
+    token   (1, 1, E), new in decode
+    frame   (1, NUM_FRAME_ROWS, E), new in ingest
+    """
+
+    model: PVC
+    before: Tensor
+    past: Sequence[KeyValue]
+    token: Tensor
+    frame: Tensor
+
+    @property
+    def num_past(self) -> int:
+        return self.before.shape[1]
+
+    @property
+    def context(self) -> int:
+        """Rows that our cache has room for: what a bundle has by default, or more where the past needs it.
+
+        A cache that is updated in place is computed over in full, so a tight one would flatter.
+        """
+        limits = StreamLimits()
+        return max(limits.context, -(-(self.num_past + NUM_FRAME_ROWS) // limits.bucket) * limits.bucket)
+
+    @property
+    def decode_weight_bytes(self) -> int:
+        """Of the weights that a decoded token needs, all of them once: layers, norm and head."""
+        llm = self.model.llm
+        return sum(weight.nbytes for part in (llm.layers, llm.norm, llm.lm_head) for weight in part.parameters())
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of the past keys and values."""
+        return sum(tensor.nbytes for pair in self.past for tensor in pair)
+
+    @staticmethod
+    def render(config: PVCConfig, *, num_past: int) -> LanguageScene:
+        """Random tokens and a random frame, from a seed; `num_past` at least 1."""
+        model, generator = PVC.random(config, seed=0), torch.Generator().manual_seed(0)
+        embeds = model.llm.embed_tokens(torch.randint(config.llm.vocab_size, (1, num_past + 1), generator=generator))
+        before, token = embeds[:, :num_past], embeds[:, num_past:]
+        past: list[KeyValue] | None = None
+        for piece in before.split(StreamLimits().chunk, dim=1):  # at once, a long past would not fit
+            _, past = append_rows(model.llm, piece, past)
+        assert past is not None
+        frame = torch.randn(1, NUM_FRAME_ROWS, config.llm.hidden_size, generator=generator)
+        return LanguageScene(model=model, before=before, past=past, token=token, frame=frame)
+
+
+def append_rows(llm: Decoder, embeds: Tensor, past: Sequence[KeyValue] | None) -> tuple[Tensor, list[KeyValue]]:
+    """New rows (1, L, E) -> hidden (1, L, E), and keys and values with theirs joined on, as PVC.generate keeps them."""
+    start = 0 if past is None else past[0][0].shape[1]
+    positions = torch.arange(start, start + embeds.shape[1])[None]
+    hidden, new = llm(embeds, positions, past)
+    return hidden, new if past is None else joined(past, new)
+
+
+def joined(past: Sequence[KeyValue], new: Sequence[KeyValue]) -> list[KeyValue]:
+    """The caches (1, P + L, K, D) after a step."""
+    return [
+        (torch.cat([old_key, key], dim=1), torch.cat([old_value, value], dim=1))
+        for (old_key, old_value), (key, value) in zip(past, new, strict=True)
+    ]
+
+
+def eager_variant(scene: LanguageScene) -> Variant:
+    """The reference with its cache joined for the next step, and logits of the last row in either step."""
+
+    def step(embeds: Tensor) -> Array:
+        hidden, _ = append_rows(scene.model.llm, embeds, scene.past)
+        logits: Array = scene.model.llm.logits(hidden[0, -1]).numpy()
+        return logits
+
+    return {"decode": Timed(run=lambda: step(scene.token)), "ingest": Timed(run=lambda: step(scene.frame))}
+
+
+class PlainDecoder(nn.Module):
+    """The LLM as one exports it: logits of every new row, and the whole cache an input and, longer, an output."""
+
+    def __init__(self, llm: Decoder) -> None:
+        super().__init__()
+        self.llm = llm
+
+    def forward(self, inputs_embeds: Tensor, position_ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        """(1, L, E), (1, L), caches (1, P, K, D) -> logits (1, L, V), caches (1, P + L, K, D)."""
+        hidden, new = self.llm(inputs_embeds, position_ids, pairs(past))
+        return self.llm.logits(hidden), *(tensor for pair in joined(pairs(past), new) for tensor in pair)
+
+
+def default_variant(scene: LanguageScene, path: Path, *, threads: int) -> Variant:
+    """PlainDecoder by the dynamo exporter, run by ONNX Runtime with its defaults, numpy in and out.
+
+    The number of rows is dynamic in all inputs, or the file would serve one step at one length of the past.
+    """
+    past = [tensor for pair in scene.past for tensor in pair]
+
+    def arguments(embeds: Tensor) -> tuple[Tensor, ...]:
+        return embeds, torch.arange(scene.num_past, scene.num_past + embeds.shape[1])[None], *past
+
+    rows = {1: torch.export.Dim.AUTO}
+    with quiet_exporter():
+        torch.onnx.export(
+            PlainDecoder(scene.model.llm).eval(),
+            arguments(scene.frame),
+            path,
+            dynamo=True,
+            dynamic_shapes=(rows, rows, (rows,) * len(past)),
+        )
+    session = open_with_defaults(path, threads=threads)
+    names = [value.name for value in session.get_inputs()]
+
+    def step(embeds: Tensor) -> Timed:
+        feeds = {name: tensor.numpy() for name, tensor in zip(names, arguments(embeds), strict=True)}
+        return Timed(run=lambda: session.run(None, feeds), last_logits=lambda outputs: outputs[0][0, -1])
+
+    return {"decode": step(scene.token), "ingest": step(scene.frame)}
+
+
+def our_language_sessions(scene: LanguageScene, folder: Path, *, threads: int) -> dict[str, Session]:
+    """The language graphs of target `cpu`, exported and opened as a bundle's are, for `scene.context` rows."""
+    limits = StreamLimits(context=scene.context)
+    return open_graphs(scene.model, GRAPHS, load_target("cpu"), limits, folder, threads=threads)
+
+
+def our_language_model(scene: LanguageScene, sessions: Mapping[str, Session]) -> LanguageModel:
+    """The runtime's own, that has seen `scene.before`."""
+    language = LanguageModel(sessions)
+    language.append(scene.before[0].numpy())
+    return language
+
+
+def our_variant(scene: LanguageScene, language: LanguageModel) -> Variant:
+    """A step of `language`, which first forgets the rows of the step before: timed too, and next to nothing.
+
+    Ingest returns the hidden row: it computes no logits, and its `last_logits` does for the comparison.
+    """
+
+    def append(embeds: Array) -> Array:
+        language.cache.truncate(scene.num_past)
+        return language.append(embeds)
+
+    token, frame = scene.token[0].numpy(), scene.frame[0].numpy()
+    return {
+        "decode": Timed(run=lambda: language.logits(append(token))),
+        "ingest": Timed(run=lambda: append(frame), last_logits=language.logits),
+    }
+
+
+def read_steps() -> dict[str, Callable[[], Any]]:
+    """An array read from memory, by numpy and by torch, each in the way that it does fastest with one thread."""
+    array = torch.ones(READ_BYTES // 4)
+    return {"numpy max": array.numpy().max, "torch dot": lambda: array @ array}

@@ -1,0 +1,269 @@
+"""From a model to a published bundle: graphs, engines, manifest, parity check, one exchange of names.
+
+Unusual: everything is written into a temporary folder beside the target and checked there. The folder gets its name
+only if the check passes, so a bundle that exists is one that matched its reference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shlex
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from engines.builder import build_engine, compute_capabilities, load_runtime
+from engines.bundle import TOKENIZER_NAME, graph_path
+from engines.errors import BackendUnavailable, ModelError, ParityError
+from engines.gate import NO_WIDE_ATTENTION, WideAttention, check_layers, count_attention
+from engines.graph_specs import graph_specs
+from engines.machine import sign
+from engines.manifest import (
+    FORMAT_VERSION,
+    EngineEntry,
+    FileEntry,
+    ImageSpec,
+    Manifest,
+    fingerprint,
+    hash_file,
+    hash_folder,
+)
+from engines.spec import GraphSpec, Precision, Spelling, StreamLimits
+from engines.target import Target
+from pvc_ref import PVC
+from pvc_ref.llm import CausalAttention
+from pvc_ref.temporal import TemporalAttention
+from pvc_ref.vision import SpatialAttention
+
+from ..graphs.models import LoadedModel, prompt_spec
+from ..graphs.modules import graph_module, graph_parameters, model_shape
+from ..graphs.onnx_file import export_graph
+from ..graphs.precision import cast_model
+from ..parity.check import check_bundle
+from ..parity.culprit.find import explained
+from ..parity.metrics import PARITY_NAME
+from ..parity.report import ParityReport
+from ..report import render
+from ..report.write import PAGE_NAME, now_utc, report_input
+from ..terminal import interrupt
+from ..terminal.console import Console, size_text
+from ..terminal.facts import installed
+from .publish import staging
+
+NUM_QUESTIONS = 200
+"""Held-out questions of a model whose world is known; `check` asks a thousand."""
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "tensorrt", "tensorrt_rtx")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportRequest:
+    """What to make: the answer to every flag of `trt` and `onnx`.
+
+    islands  modules that stay float32 in a narrower bundle (precision.py)
+    """
+
+    out: Path
+    target: Target
+    precision: Precision
+    limits: StreamLimits = field(default_factory=StreamLimits)
+    islands: tuple[str, ...] = ()
+
+
+def export(
+    loaded: LoadedModel, request: ExportRequest, *, console: Console | None = None, publish_failures: bool = False
+) -> ParityReport:
+    """Make, check and publish a bundle at request.out, replacing an older bundle there.
+
+    Raises ModelError for a model that cannot be exported this way, BuildError, BackendUnavailable, and ParityError if
+    the check fails. After any error request.out is what it was before. publish_failures keeps a bundle that fails, its
+    receipt saying so: for measuring thresholds, and for looking at what went wrong.
+    """
+    console = console or Console(quiet=True)
+    _refuse_what_cannot_work(loaded, request)
+    with staging(request.out) as folder:
+        manifest = write_graphs(loaded, request, folder, console)
+        with (
+            explained(folder, loaded, console, scratch=folder.parent) as finding,
+            console.stage("check against the reference") as (stage, report),
+        ):
+            parity = check_bundle(folder, loaded, num_questions=NUM_QUESTIONS, scratch=folder.parent, progress=report)
+            stage.note = parity.summary()
+            if not parity.passed and not publish_failures:
+                finding.graph = parity.first_failed_graph
+                raise ParityError(parity.failure_text())
+        interrupt.check()
+        manifest = replace(manifest, parity=parity.receipt())
+        (folder / PARITY_NAME).write_text(json.dumps(parity.to_json(), indent=1) + "\n", encoding="utf-8")
+        command = f"pvc-export check {shlex.quote(str(request.out))}"
+        page = render(report_input(parity, manifest, request.out, command=command))
+        (folder / PAGE_NAME).write_text(page, encoding="utf-8")
+        files = manifest.files | {name: hash_file(folder / name) for name in (PARITY_NAME, PAGE_NAME)}
+        replace(manifest, files=files).save(folder)
+    return parity
+
+
+def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> None:
+    config, limits = loaded.config, request.limits
+    if config.time_mode == "relative":
+        raise ModelError(
+            "this model's time mode is 'relative' (t / T with T growing): every new frame changes the keys of all "
+            "earlier ones, so no temporal cache is valid and no streaming graph is exact. Only 'absolute' and "
+            "'fixed' can be exported; the reference runs such a model clip by clip: PVC.encode_clip"
+        )
+    if config.vision.num_temporal_layers == 0:
+        raise ModelError("this model has no temporal layers, so it has no state to stream; it is a plain InternVL2")
+    if limits.context > config.llm.max_positions:
+        raise ModelError(
+            f"--context {limits.context} exceeds the model's max_positions {config.llm.max_positions}; "
+            f"choose --context {config.llm.max_positions // limits.bucket * limits.bucket} or less"
+        )
+    if request.target.builder is not None:
+        load_runtime(request.target)  # a missing package or GPU must be known before minutes of export
+        compute_capabilities(request.target)
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"an export checks its graphs with the package onnxruntime, which cannot be imported here ({error}). "
+            "Nothing was exported. Install it: pip install -e '.[ort]'"
+        ) from error
+
+
+def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, console: Console) -> Manifest:
+    """Graphs, tokenizer and engines into `folder`, and a manifest that does not yet know how the check came out."""
+    shape = model_shape(loaded.config)
+    spelling, cache_update = request.target.spelling, request.target.cache_update
+    specs = graph_specs(shape, request.limits, request.precision, spelling, cache_update=cache_update)
+    model = cast_model(loaded.model, request.precision, request.islands)
+    _export_graphs(model, specs, spelling, folder, console)
+    asked = {name: asked_of(model, spec) for name, spec in specs.items()}
+    del model  # at 8B neither a builder nor a check has room beside a second copy
+    # Not tokenizer.save: on a full disk it raises a bare Exception, which is no OSError.
+    (folder / TOKENIZER_NAME).write_text(loaded.tokenizer.to_str(pretty=True), encoding="utf-8")
+    files = hash_folder(folder)
+    engines = _build_engines(asked, specs, files, request.target, folder, console)
+    files |= {entry.path: hash_file(folder / entry.path) for entry in engines.values()}
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        created_utc=now_utc(),
+        model=loaded.source,
+        shape=shape,
+        limits=request.limits,
+        target=request.target.name,
+        precision=request.precision,
+        islands=request.islands,
+        time_mode=loaded.config.time_mode,
+        trained_frames=loaded.config.trained_frames,
+        prompt=prompt_spec(loaded.config),
+        images=ImageSpec(
+            num_repeats=loaded.config.num_image_repeats,
+            layout=loaded.config.image_layout,
+            max_tiles=loaded.config.max_image_tiles,
+        ),
+        graphs=specs,
+        engines=engines,
+        versions=versions(),
+        files=files,
+        parity={},
+    )
+    manifest.save(folder)
+    return manifest
+
+
+def _export_graphs(model: PVC, specs: dict[str, GraphSpec], spelling: Spelling, folder: Path, console: Console) -> None:
+    (folder / "graphs").mkdir()
+    for index, (name, spec) in enumerate(specs.items(), start=1):
+        path = folder / graph_path(name)
+        with console.stage(f"export {name} ({index}/{len(specs)})") as (stage, _):
+            export_graph(graph_module(model, spec, spelling), spec, path)
+            stage.note = size_text(sum(part.stat().st_size for part in path.parent.glob(f"{name}.onnx*")))
+
+
+def _build_engines(
+    asked: dict[str, Asked],
+    specs: dict[str, GraphSpec],
+    files: dict[str, FileEntry],
+    target: Target,
+    folder: Path,
+    console: Console,
+) -> dict[str, EngineEntry]:
+    """Build each engine from one of `files`, and hold its layer list against what the graph asked for."""
+    entries: dict[str, EngineEntry] = {}
+    (folder / "engines").mkdir()
+    for index, name in enumerate(target.engine_graphs, start=1):
+        with console.stage(f"build {name} ({index}/{len(target.engine_graphs)})") as (stage, report):
+            built = build_engine(folder / graph_path(name), specs[name], target, progress=lambda _, x: report(x))
+            check_layers(
+                built.layers, specs[name], num_float32_weights=asked[name].num_float32_weights,
+                num_weights=asked[name].num_weights, wide=asked[name].wide,
+            )  # fmt: skip
+            path = f"engines/{name}.engine"
+            (folder / path).write_bytes(built.plan)
+            fused = count_attention(built.layers)
+            facts = f"{len(built.layers)} layers, fused attention {fused['gemm']} gemm + {fused['gemv']} gemv"
+            stage.note = f"{size_text(len(built.plan))}, {facts}"
+        entries[name] = EngineEntry(
+            path=path,
+            runtime=built.runtime,
+            runtime_version=built.runtime_version,
+            compute_capabilities=built.compute_capabilities,
+            num_layers=len(built.layers),
+            fused_attention=fused,
+            build_s=round(built.build_s, 3),
+            built_on=sign(hashlib.sha256(built.plan).hexdigest()),
+            built_from=fingerprint(files, graph_path(name)),
+        )
+    return entries
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What the gate on an engine's layers must know of the cast model. num_float32_weights: None if all of them are."""
+
+    num_weights: int
+    num_float32_weights: int | None
+    wide: WideAttention
+
+
+def asked_of(model: PVC, spec: GraphSpec) -> Asked:
+    parameters = graph_parameters(model, spec.name).values()
+    narrow = any(parameter.dtype != torch.float32 for parameter in model.parameters())
+    num_float32 = sum(parameter.numel() for parameter in parameters if parameter.dtype == torch.float32)
+    return Asked(
+        num_weights=sum(parameter.numel() for parameter in parameters),
+        num_float32_weights=num_float32 if narrow else None,
+        wide=wide_attention(model, spec) if narrow else NO_WIDE_ATTENTION,
+    )
+
+
+def wide_attention(model: PVC, spec: GraphSpec) -> WideAttention:
+    """Attention of a graph of a narrow model that is, in part or whole, in a float32 island."""
+    part = {"trunk": model.trunk, "temporal": model.temporal, "llm": model.llm}.get(spec.name)
+    modules = list(part.modules()) if part is not None else []
+    over_rows = [module for module in modules if isinstance(module, (SpatialAttention, CausalAttention))]
+    of_states = [module for module in modules if isinstance(module, (TemporalAttention, CausalAttention))]
+    pairs = zip(spec.states[0::2], spec.states[1::2], strict=True)
+    return WideAttention(
+        num_rows=sum(_has_float32(module) for module in over_rows),
+        states=frozenset(
+            state.input
+            for module, pair in zip(of_states, pairs, strict=False)  # the trunk has no states
+            if _has_float32(module)
+            for state in pair
+        ),
+    )
+
+
+def _has_float32(module: nn.Module) -> bool:
+    """Among its matrices: norms are float32 in every model."""
+    return any(part.weight.dtype == torch.float32 for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every package that shaped the bundle."""
+    own = {"python": platform.python_version(), "pvc-streaming-export": "source"}
+    return own | installed(("pvc-streaming-export", *PACKAGES))

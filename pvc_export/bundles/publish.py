@@ -1,0 +1,197 @@
+"""From a temporary folder to a published bundle, in one step that a kill or a power cut cannot halve.
+
+Unusual: an old bundle and its successor exchange their names in a single system call, so the name never stands for
+neither. What a killed export leaves behind is removed by the next export to the same place; a lock that dies with its
+process tells it from the folder of an export that still runs.
+
+    .NAME-export-PID-RANDOM/   the temporary folder; PID is for people who wonder whose it is
+        lock                   held open and locked by the process
+        bundle/                the new bundle, and after the exchange the old one
+        old/                   the old bundle, where names cannot be exchanged
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from engines.errors import BackendUnavailable, BundleError
+from engines.manifest import list_files, listed_files
+
+from ..terminal import interrupt
+from ..terminal.console import size_text
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+FULL = (errno.ENOSPC, errno.EDQUOT, None)  # numpy, which writes the weights, gives no code
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """An empty folder that takes the name `out` when the block ends, and disappears if the block raises.
+
+    Raises BundleError, before the block and once more after it, if `out` holds anything but a bundle;
+    BackendUnavailable where nothing can be written.
+    """
+    out = out.resolve()  # a link is followed, so that it still is one afterwards; and '.' gets a name
+    try:
+        _refuse_to_replace_what_is_no_bundle(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_what_dead_exports_left(out)
+        holder, lock = _make_holder(out)
+    except OSError as error:
+        raise BackendUnavailable(
+            f"cannot write beside {out}, where a bundle is prepared: {error}. {_space(out, error)}"
+        ) from error
+    published = False
+    try:
+        (holder / "bundle").mkdir()
+        yield holder / "bundle"
+        _refuse_to_replace_what_is_no_bundle(out)  # minutes have passed
+        for path in holder.rglob("*"):
+            _sync(path)
+        interrupt.check()
+        interrupt.note_publishing(holder / "bundle", out)
+        _publish(holder / "bundle", out)
+        published = True
+        for path in (holder, out.parent):
+            _sync(path)
+    except OSError as error:
+        outcome = f"{out} was published, but a power cut may undo it" if published else "Nothing was published"
+        raise BackendUnavailable(f"writing the bundle failed: {error}. {outcome}. {_space(out, error)}") from error
+    finally:
+        _remove_holder(holder, out)
+        os.close(lock)
+
+
+def _publish(folder: Path, out: Path) -> None:
+    """Give a finished folder the name `out`. A bundle that has the name ends up in folder.parent."""
+    if not out.exists():
+        folder.rename(out)
+    elif not _exchange(folder, out):
+        _rename_twice(folder, out)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two folders swap names in one step; False where the system or the file system has no such step."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if renameat2 is None:
+        return False
+    # Plain integers would be passed as int: right for all of renameat2's arguments but the two strings.
+    if renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in CANNOT_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(first), None, str(second))
+
+
+def _rename_twice(folder: Path, out: Path) -> None:
+    """Publish where names cannot be exchanged: not Linux, or a file system without it, such as NFS.
+
+    Between the two neither bundle has the name. _remove_holder gives it back to the old one, after an error here or, if
+    this process is killed, in the next export.
+    """
+    out.rename(folder.parent / "old")
+    folder.rename(out)
+
+
+def _remove_holder(holder: Path, out: Path) -> None:
+    """Remove a temporary folder, but never the only copy of a bundle."""
+    with suppress(OSError):
+        if (holder / "old").is_dir() and not out.exists():
+            (holder / "old").rename(out)
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Return when the file, or the names in the folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some file systems cannot sync a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def _make_holder(out: Path) -> tuple[Path, int]:
+    """A new temporary folder beside `out`, and the open file that marks it as ours for as long as we live."""
+    while True:
+        holder = Path(tempfile.mkdtemp(prefix=f".{out.name}-export-{os.getpid()}-", dir=out.parent))
+        lock = _open_lock(holder)
+        if lock is not None:
+            if _take(lock) is not False:
+                return holder, lock
+            os.close(lock)
+        # Another export swept between the first and the last of these lines, and took the new folder for a dead one's.
+
+
+def _remove_what_dead_exports_left(out: Path) -> None:
+    ours = re.compile(rf"\.{re.escape(out.name)}-export-\d+-[a-z0-9_]{{8}}")
+    for holder in [path for path in out.parent.iterdir() if ours.fullmatch(path.name)]:
+        lock = _open_lock(holder)
+        if lock is not None:
+            if _take(lock):
+                _remove_holder(holder, out)
+            os.close(lock)
+
+
+def _open_lock(holder: Path) -> int | None:
+    """The lock file of a temporary folder, open, made if need be; None if the folder is gone or not ours to touch."""
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        return os.open(holder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    return None
+
+
+def _take(lock: int) -> bool | None:
+    """Lock an open file until it is closed or this process dies, however it dies.
+
+    False if somebody else has it, None where the file system has no locks and nobody can know. Not by process id: ids
+    are used again, and mean nothing in another container or on another machine of a network disk.
+    """
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return os.fstat(lock).st_nlink > 0  # else the folder was removed between opening and locking
+
+
+def _refuse_to_replace_what_is_no_bundle(out: Path) -> None:
+    """A bundle of any version, and nothing else, may be replaced: not a folder that happens to hold a manifest.json."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    listed = listed_files(out) if out.is_dir() else None
+    if listed is None:
+        raise BundleError(
+            f"{out} exists and is not a bundle, so it is not replaced. Choose another folder with -o, or remove it"
+        )
+    strangers = sorted(list_files(out) - listed)
+    if strangers:
+        raise BundleError(
+            f"{out} is a bundle with other files in it, so it is not replaced: {', '.join(strangers[:4])}. "
+            "Move them, or choose another folder with -o"
+        )
+
+
+def _space(out: Path, error: OSError) -> str:
+    """The likely cause of a failed write, and the next step."""
+    if error.errno in FULL:
+        folder = next(path for path in out.parents if path.exists())
+        free = size_text(shutil.disk_usage(folder).free)
+        cause = f"The disk, or your share of it, is full: {free} are free at {folder}. Make room"
+    else:
+        cause = "Probably the folder is not yours to write to, or the disk is failing. Mend that"
+    return f"{cause}, or choose another folder with -o"

@@ -1,0 +1,289 @@
+"""Stream a video file through a bundle, or show it images, and ask; optionally hold the text against the reference's.
+
+The streaming half needs no torch and no model code: only `compare_with_reference` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from engines import Answer, PushTiming, PVCStream, open_bundle
+from engines.bundle import Bundle, Runtime
+from engines.clock import Clock
+from engines.errors import ParityError, StreamFull
+from engines.images import read_image
+from engines.ingest import Ingest
+from engines.preprocess import segment_indices
+from engines.video import VideoInfo, probe_video, read_video
+
+from ..bench.rounds import resident_bytes
+from ..parity.clip import Frame
+from ..terminal.console import Console, size_text
+from ..terminal.output import print_json, printable
+
+DEFAULT_QUESTION = "What happens in this video?"
+DEFAULT_IMAGE_QUESTION = "Describe what you see."
+DEFAULT_FRAMES = 16
+WARM_FRAMES = 50
+"""Where memory is looked at first: every buffer has been used by then, if the video is long enough to ask."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRequest:
+    """What to look at, and what to ask. Either a video or images, or neither for a question about nothing.
+
+    ask               the question; None is a general one
+    frames            sampled evenly from the video, by default 16; 0 takes every frame
+    tiles, ingest, clock, runtime, trust_engines   as PVCStream and open_bundle have them
+    keep_frames       hold every pushed frame, for compare_with_reference
+    Raises ValueError, with the options of the command line, for parts that contradict each other.
+    """
+
+    bundle: Path
+    ask: str | None = None
+    video: Path | None = None
+    images: tuple[Path, ...] = ()
+    frames: int | None = None
+    max_new_tokens: int = 32
+    tiles: int | None = None
+    ingest: Ingest = "eager"
+    clock: Clock | None = None
+    runtime: Runtime = "auto"
+    trust_engines: bool = False
+    keep_frames: bool = False
+
+    def __post_init__(self) -> None:
+        if self.video is not None and self.images:
+            raise ValueError("--video and --image contradict each other; give one")
+        if self.video is None and not self.images and self.ask is None:
+            raise ValueError("there is nothing to look at and nothing to answer; give --video, --image or --ask")
+        if self.clock is not None and self.video is None:
+            raise ValueError("--clock needs --video: nothing else has a time")
+        if (self.frames is not None and self.video is None) or (self.tiles is not None and not self.images):
+            raise ValueError("--frames needs --video, and --tiles needs --image")
+
+    @property
+    def question(self) -> str:
+        return self.ask if self.ask is not None else DEFAULT_IMAGE_QUESTION if self.images else DEFAULT_QUESTION
+
+    @property
+    def num_frames(self) -> int:
+        return DEFAULT_FRAMES if self.frames is None else self.frames
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """What was streamed or shown, one question asked, and what it cost.
+
+    frames                 if they were kept, those that the question was about: all since the last re-anchor
+    warm_bytes, end_bytes  resident memory behind frame WARM_FRAMES (None if there is none), and behind the last
+    """
+
+    video: VideoInfo | None
+    frames: tuple[Frame, ...]
+    images: tuple[Frame, ...]
+    timings: tuple[PushTiming, ...]
+    answer: Answer
+    context_rows: int
+    warm_bytes: int | None
+    end_bytes: int | None
+    num_anchors: int = 0
+
+    def median_ms(self) -> dict[str, float]:
+        """Median milliseconds a frame of each stage, the first frame left out: it warms up. Empty without frames."""
+        timings = [asdict(timing) for timing in self.timings[1:] or self.timings]
+        return {name: round(median(timing[name] for timing in timings), 3) for name in (timings or [{}])[0]}
+
+    def slowest_ms(self) -> float:
+        """The whole of a frame that all but one in twenty were faster than, the first frame left out."""
+        totals: list[float] = [sum(asdict(timing).values()) for timing in self.timings[1:] or self.timings]
+        return quantiles(totals, n=20, method="inclusive")[-1] if len(totals) > 1 else sum(totals)
+
+    def token_ms(self) -> float | None:
+        """Milliseconds a token behind the first."""
+        count = len(self.answer.token_ids)
+        return self.answer.decode_ms / count if count else None
+
+
+def run(request: RunRequest, console: Console) -> tuple[Bundle, RunResult]:
+    """Stream the video or read the images, and ask.
+
+    Raises MediaError, BundleError, and StreamFull before the first frame if the context cannot hold everything.
+    """
+    info = probe_video(request.video) if request.video else None
+    images = tuple(read_image(path) for path in request.images)
+    with console.stage("open the bundle") as (stage, _):
+        bundle = open_bundle(request.bundle, runtime=request.runtime, trust_engines=request.trust_engines)
+        stage.note = f"{len(bundle.manifest.files)} files verified; runs on {bundle.runs_on}"
+    indices = segment_indices(info.num_frames, request.num_frames) if info and request.num_frames else None
+    count = 0 if info is None else info.num_frames if indices is None else len(indices)
+    stream = _open_stream(bundle, request, count)
+    frames: list[Frame] = []
+    timings: list[PushTiming] = []
+    warm_bytes = None
+    if info is not None:
+        with console.stage(f"stream {count} frames") as (stage, report):
+            for frame in read_video(info.path, indices=indices):
+                timings.append(stream.push(frame.bgr))
+                if request.keep_frames:
+                    frames.append(frame.bgr)
+                if len(timings) == WARM_FRAMES:
+                    warm_bytes = resident_bytes()
+                report(len(timings) / count)
+            anchors = f", re-anchored {stream.num_anchors} times" if stream.num_anchors else ""
+            stage.note = f"{stream.context_rows} of {bundle.manifest.limits.context} context rows{anchors}"
+    end_bytes, context_rows = resident_bytes(), stream.context_rows
+    with console.stage("ask") as (stage, _):
+        answer = stream.ask(
+            request.question, images=images, max_tiles=request.tiles, max_new_tokens=request.max_new_tokens
+        )
+        stage.note = f"{len(answer.token_ids)} tokens"
+    result = RunResult(
+        video=info,
+        frames=tuple(frames[max(len(frames) - stream.num_context_frames, 0) :]),
+        images=images,
+        timings=tuple(timings),
+        answer=answer,
+        context_rows=context_rows,
+        num_anchors=stream.num_anchors,
+        warm_bytes=warm_bytes,
+        end_bytes=end_bytes,
+    )
+    return bundle, result
+
+
+def _open_stream(bundle: Bundle, request: RunRequest, num_frames: int) -> PVCStream:
+    """A stream with room for every frame, the question and the answer. Raises StreamFull if the context has not."""
+    bundle.manifest.prompt.around_images(request.question, len(request.images))  # known before minutes of video
+    fixed, bucket = bundle.manifest.time_mode == "fixed", bundle.manifest.limits.bucket
+    total = max(num_frames, 1) if fixed else None
+    stream = PVCStream(bundle, total_frames=total, ingest=request.ingest, clock=request.clock)
+    rows = stream.rows_needed(num_frames, question=request.question, max_new_tokens=request.max_new_tokens)
+    if rows > bundle.manifest.limits.context:
+        raise StreamFull(
+            f"{num_frames} frames, the question and {request.max_new_tokens} tokens of answer need {rows} context "
+            f"rows, but the bundle has {bundle.manifest.limits.context}. Sample fewer with --frames, or export with "
+            f"--context {-(-rows // bucket) * bucket}"
+        )
+    return stream
+
+
+def report_run(
+    console: Console,
+    request: RunRequest,
+    bundle: Bundle,
+    result: RunResult,
+    *,
+    reference: bool,
+    model_name: str | None,
+    as_json: bool,
+) -> None:
+    """Print the answer, and whether it is the reference's if that is asked. Raises ParityError if it is not."""
+    print_answer(console, request, bundle, result)
+    comparison = compare_with_reference(bundle, request, result, model_name=model_name) if reference else None
+    if comparison is not None:
+        verdict = "equal" if comparison["equal"] else f"a near tie at token {comparison['near_tie_at']}, else equal"
+        console.print(f"reference: {verdict} ({comparison['num_tokens']} greedy tokens)")
+    if as_json:
+        print_json(run_json(request, bundle, result) | {"reference": comparison})
+
+
+def print_answer(console: Console, request: RunRequest, bundle: Bundle, result: RunResult) -> None:
+    """What was looked at, what it cost, and what was said, for people."""
+    source = bundle.manifest.model
+    for line in describe_run(request, result):
+        console.print(line)
+    if source.random_weights:
+        console.print(
+            f"The weights are random (seed {source.seed}): the tokens below are no answer to anything.", style="yellow"
+        )
+    console.print(f"question: {request.question}")
+    console.print(f"{'tokens' if source.random_weights else 'answer'}: {printable(result.answer.text)}")
+
+
+def describe_run(request: RunRequest, result: RunResult) -> Iterator[str]:
+    """Lines about everything but the text."""
+    if result.video is not None:
+        info = result.video
+        yield f"{info.path}: {info.width}x{info.height}, {info.num_frames} frames, {info.fps:.2f} fps"
+        stages = ", ".join(f"{name.removesuffix('_ms')} {ms:.1f} ms" for name, ms in result.median_ms().items())
+        yield f"per frame: {stages}; 19 of 20 frames take less than {result.slowest_ms():.1f} ms in all"
+        if result.warm_bytes is not None and result.end_bytes is not None:
+            warm, end = size_text(result.warm_bytes), size_text(result.end_bytes)
+            yield f"memory: {warm} resident at frame {WARM_FRAMES}, {end} at frame {len(result.timings)}"
+    for path, image in zip(request.images, result.images, strict=True):
+        yield f"{path}: {image.shape[1]}x{image.shape[0]}"
+    answer, token_ms = result.answer, result.token_ms()
+    looked = f"images {answer.vision_ms:.1f} ms, " if result.images else ""
+    rate = "" if token_ms is None else f", then {token_ms:.1f} ms a token ({1e3 / token_ms:.1f} a second)"
+    yield f"time: {looked}first token after {answer.prefill_ms:.1f} ms{rate}"
+
+
+def run_json(request: RunRequest, bundle: Bundle, result: RunResult) -> dict[str, Any]:
+    """The same for machines."""
+    answer = result.answer
+    return {
+        "bundle": str(request.bundle),
+        "runs_on": bundle.runs_on,
+        "video": None if request.video is None else str(request.video),
+        "images": [str(path) for path in request.images],
+        "num_frames": len(result.timings),
+        "ingest": request.ingest,
+        "question": request.question,
+        "random_weights": bundle.manifest.model.random_weights,
+        "answer": {"text": answer.text, "token_ids": answer.token_ids, "finished": answer.finished},
+        "median_ms": result.median_ms(),
+        "image_ms": answer.vision_ms,
+        "prefill_ms": answer.prefill_ms,
+        "decode_ms": answer.decode_ms,
+        "context_rows": result.context_rows,
+        "num_anchors": result.num_anchors,
+        "warm_bytes": result.warm_bytes,
+        "end_bytes": result.end_bytes,
+    }
+
+
+def compare_with_reference(
+    bundle: Bundle, request: RunRequest, result: RunResult, *, model_name: str | None = None
+) -> dict[str, Any]:
+    """The reference's greedy text on the same frames or images: whole clip at once, whole prompt at once.
+
+    Raises ParityError at the first token that differs by more than a near tie.
+    """
+    from pvc_ref.prompt import STOP_TOKEN
+
+    from ..graphs.models import load_reference
+    from ..parity.metrics import near_tie
+    from ..parity.words.conversations import common_prefix, reference_logits
+    from ..parity.words.prompts import Prompt, reference_embeds
+
+    manifest = bundle.manifest
+    loaded = load_reference(manifest, model_name)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    kind: Any = "video" if result.frames else "images" if result.images else "text"
+    prompt = Prompt(kind=kind, question=request.question, frames=result.frames, images=result.images)
+    inputs = reference_embeds(
+        loaded, prompt, window=manifest.limits.window, max_tiles=request.tiles or manifest.images.max_tiles
+    )
+    stop_id = loaded.token_id(STOP_TOKEN)
+    expected = model.generate(inputs, max_new_tokens=request.max_new_tokens, stop_ids=[stop_id])
+    got = list(result.answer.token_ids)
+    text = tokenizer.decode(expected, skip_special_tokens=True)
+    comparison: dict[str, Any] = {"reference_text": text, "equal": got == expected, "num_tokens": len(expected)}
+    if got == expected:
+        return comparison
+    at = common_prefix(got, expected)
+    logits = reference_logits(loaded, inputs, expected[:at])[-1]
+    chosen = got[at] if at < len(got) else stop_id
+    margin, limit = float(logits.max() - logits[chosen]), near_tie(logits, manifest.precision)
+    if margin > limit:
+        raise ParityError(
+            f"token {at} of the answer differs from the reference: the bundle says {tokenizer.decode([chosen])!r}, the "
+            f"reference prefers another by {margin:.3g} logits, more than rounding explains "
+            f"({limit:.1e}). Find the graph: pvc-export check {bundle.folder}"
+        )
+    return {**comparison, "near_tie_at": at, "near_tie_margin": margin}

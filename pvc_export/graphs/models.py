@@ -1,0 +1,179 @@
+"""`-m MODEL`: the bundled model, a preset with random weights, or a checkpoint folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from engines.errors import ModelError
+from engines.manifest import Manifest, ModelSource
+from engines.prompt import PromptSpec
+from pvc_ref import PVC, PVCConfig
+from pvc_ref.bundled import SHAPES_FOLDER
+from pvc_ref.checkpoint.folder import CheckpointError
+from pvc_ref.prompt import (
+    IMAGE_CONTEXT,
+    IMAGE_END,
+    IMAGE_START,
+    IMAGE_TAG,
+    STOP_TOKEN,
+    TEMPLATES,
+    byte_tokenizer,
+    image_prompt,
+    video_prompt,
+)
+
+RANDOM = ("tiny", "vision-8b")
+"""Presets that can be made here, from a seed. Of the others the weights come from a checkpoint folder."""
+BUILT_IN = ("shapes", *RANDOM)
+"""What -m takes besides folders: the trained model that comes with the package, and the random ones."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedModel:
+    """A reference model in float32, its tokenizer, and where both came from."""
+
+    model: PVC
+    tokenizer: Tokenizer
+    source: ModelSource
+
+    @property
+    def config(self) -> PVCConfig:
+        return self.model.config
+
+    def token_id(self, token: str) -> int:
+        """The id of a special token. Raises ModelError if the tokenizer does not have it."""
+        token_id = self.tokenizer.token_to_id(token)
+        if token_id is None:
+            raise ModelError(
+                f"the tokenizer of '{self.source.name}' has no token {token!r}; it belongs to another model. Fetch the "
+                "tokenizer.json that was released with the checkpoint"
+            )
+        return token_id
+
+    def prompt_ids(self, *, num_frames: int, question: str) -> torch.Tensor:
+        """The whole conversation about a video, tokenized at once: int64 (L,)."""
+        return self._ids(video_prompt(self.config, num_frames=num_frames, question=question))
+
+    def image_prompt_ids(self, *, num_tiles: Sequence[int], question: str) -> torch.Tensor:
+        """The same about images, of so many tiles each."""
+        return self._ids(image_prompt(self.config, num_tiles=num_tiles, question=question))
+
+    def _ids(self, prompt: str) -> torch.Tensor:
+        return torch.tensor(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
+
+    def prompt_embeds(self, ids: torch.Tensor, frame_embeds: torch.Tensor) -> torch.Tensor:
+        """Token ids (L,) and frame_embeds (T, M, E) -> (1, L, E)."""
+        context_id = self.token_id(IMAGE_CONTEXT)
+        return self.model.embed_prompt(ids, frame_embeds.flatten(0, 1), context_id=context_id)
+
+
+def load_model(name: str, *, seed: int = 0) -> LoadedModel:
+    """A built-in name or a checkpoint folder. Raises ModelError that names the nearest built-in, or what is broken."""
+    if name in RANDOM:
+        model = PVC.random(PVCConfig.preset(name), seed=seed)
+        return loaded_model(model, byte_tokenizer(), name=name)
+    folder = SHAPES_FOLDER if name in BUILT_IN else Path(name)
+    if not folder.is_dir():
+        near = get_close_matches(name, BUILT_IN, n=1, cutoff=0.5)
+        hint = f"Did you mean '{near[0]}'? " if near else ""
+        raise ModelError(
+            f"there is no model '{name}': it is neither a built-in name ({', '.join(BUILT_IN)}) nor a folder. {hint}"
+            "Name a built-in, or a checkpoint folder with config.json and *.safetensors"
+        )
+    try:
+        model = PVC.from_pretrained(folder)
+        tokenizer = _load_tokenizer(folder)
+    except CheckpointError as error:
+        raise ModelError(str(error)) from error
+    return loaded_model(model, tokenizer, name=name if name in BUILT_IN else str(folder.resolve()))
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{path} is missing. A bundle needs the tokenizer as one file; a checkpoint with only tokenizer.model can "
+            "be converted once with transformers: AutoTokenizer.from_pretrained(FOLDER, "
+            "use_fast=True).save_pretrained(FOLDER)"
+        )
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ModelError(
+            f"{path} is not a tokenizer file: {error}. Probably a broken download, or of an older format. Fetch or "
+            "convert it again"
+        ) from error
+
+
+def loaded_model(model: PVC, tokenizer: Tokenizer, *, name: str) -> LoadedModel:
+    """A model with its tokenizer and source.
+
+    Raises ModelError if the tokenizer is not the model's: too many tokens, or no special tokens of the template.
+    """
+    if tokenizer.get_vocab_size() > model.config.llm.vocab_size:
+        raise ModelError(
+            f"the tokenizer of '{name}' has {tokenizer.get_vocab_size()} tokens, but the model's vocabulary has "
+            f"{model.config.llm.vocab_size}; it belongs to another model. Fetch the one released with the checkpoint"
+        )
+    source = ModelSource(
+        name=name,
+        random_weights=model.random_seed is not None,
+        seed=model.random_seed,
+        weights_sha256=fingerprint(model),
+        config=asdict(model.config),
+    )
+    loaded = LoadedModel(model=model, tokenizer=tokenizer, source=source)
+    for token in (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, "<|im_start|>", STOP_TOKEN):
+        loaded.token_id(token)
+    return loaded
+
+
+def fingerprint(model: PVC) -> str:
+    """SHA-256 over every parameter's name, shape and float32 value, in order of names."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().to(torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def prompt_spec(config: PVCConfig) -> PromptSpec:
+    """The strings that engines/prompt.py needs. A test holds the ids equal to those of pvc_ref/prompt.py."""
+    template = TEMPLATES[config.template]
+    user = "<|im_start|>user\n"
+    return PromptSpec(
+        start=f"{template.bos}<|im_start|>system\n{template.system}{STOP_TOKEN}{user}",
+        frame_prefix="Frame{index}: ",
+        image_prefix="Image-{index}: ",
+        image_tag=IMAGE_TAG,
+        image_start=IMAGE_START,
+        image_end=IMAGE_END,
+        after_frame="\n",
+        ask_suffix=f"{STOP_TOKEN}<|im_start|>assistant\n",
+        next_turn=f"{STOP_TOKEN}{user}",
+        stop_tokens=(STOP_TOKEN,),
+    )
+
+
+def load_reference(manifest: Manifest, name: str | None = None) -> LoadedModel:
+    """The model that a bundle was made from, or the one called `name`. Raises ModelError if its weights differ."""
+    loaded = load_model(name or manifest.model.name, seed=manifest.model.seed or 0)
+    require_same_weights(manifest, loaded)
+    return loaded
+
+
+def require_same_weights(manifest: Manifest, loaded: LoadedModel) -> None:
+    """Raise ModelError unless `loaded` is the model that the bundle was made from."""
+    if loaded.source.weights_sha256 != manifest.model.weights_sha256:
+        raise ModelError(
+            f"the bundle was made from '{manifest.model.name}' with weights {manifest.model.weights_sha256[:12]}, but "
+            f"the reference '{loaded.source.name}' has {loaded.source.weights_sha256[:12]}. Name the model it was "
+            "made from with -m, or export the bundle again"
+        )

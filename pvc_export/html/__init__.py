@@ -1,8 +1,0 @@
-"""The report of a parity check: one self-contained HTML file for people, JUnit XML for their CI."""
-
-from .given import ReportInput
-from .heat import HeatMap, heat_map, worst_heat_maps
-from .junit import junit
-from .page import render
-
-__all__ = ["HeatMap", "ReportInput", "heat_map", "junit", "render", "worst_heat_maps"]

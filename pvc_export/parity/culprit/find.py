@@ -1,0 +1,257 @@
+"""The culprit: which operation of a bundle is the first that is wrong on the reference's own inputs, and why.
+
+Every graph is fed what the reference computed (inputs.py), cut into the reference's operations (pieces.py), and read
+from its beginning. An operation that rounds its inputs, its weights and its result is off by a few units of roundoff;
+over the models that were measured, the worst is off by 6.4, so more than LIMIT is a fault. Computed once more in
+float32 it tells of which kind: right there, it is a matter of precision, and a float32 island repairs it; still wrong,
+the graph computes something else.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from engines.bundle import graph_path
+from engines.errors import ParityError
+from engines.manifest import Manifest
+from engines.memory import Array
+from engines.spec import GRAPH_NAMES
+from engines.target import load_target
+
+from ...graphs.models import LoadedModel
+from ...graphs.modules import graph_module
+from ...graphs.onnx_file import export_graph
+from ...graphs.precision import can_be_island
+from ...terminal.console import Console
+from ..bfloat16_on_cpu import widen
+from .inputs import Expected, expected_calls, float32_specs, reference_stream
+from .pieces import (
+    LARGEST,
+    Piece,
+    align,
+    evaluate,
+    measure_pieces,
+    origins,
+    overflowing_weights,
+    run_pieces,
+)
+
+LIMIT = 32.0
+"""Units of roundoff that one operation may be off by. Measured: 6.4 at most, over the operations of `tiny` and `shapes`
+in float16, both spellings, x86-64 CPU, ONNX Runtime 1.32, 2026-11-26."""
+ROOM = 4.0
+"""How far below the largest value of its dtype the result of an island must stay."""
+INNOCENT = (
+    "Fed the reference's own values, every operation is right. So the graph is fed something else: look at the "
+    "runtime's masks, slots, positions and resize, and at the weights that differ"
+)
+PREFIX = {"trunk": "trunk", "temporal": "temporal", "compressor": "compressor", "llm": "llm", "head": "llm"}
+"""What the scope of a graph is called in the model; the scopes of some begin with their one part's name."""
+PARTS = {"temporal": "encoder", "llm": "decoder", "head": "decoder"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Culprit:
+    """The first operation that is wrong, where it is written, and what would repair it.
+
+    layer         module of the model: 'trunk.layers.1.attn';  operation, nodes: torch's name of it, ONNX's
+    error, limit  units of roundoff of its dtype; infinite where it returns NaN or infinity, or a wrong mask or index
+    symptom       the same in words
+    peak          the largest value that it should return;  largest  what its dtype can hold
+    is_precision  whether it is right in float32
+    island        the smallest part of the model around it that is best computed in float32; None if that is no help
+    """
+
+    graph: str
+    where: str
+    layer: str
+    operation: str
+    nodes: tuple[str, ...]
+    line: str
+    dtype: str
+    error: float
+    limit: float
+    symptom: str
+    peak: float
+    largest: float
+    is_precision: bool
+    island: str | None
+
+    def text(self) -> str:
+        """Three lines for people: what is wrong and where, how large its values are, what repairs it."""
+        nodes = ", ".join(self.nodes)
+        if not self.is_precision:
+            repair = (
+                "In float32 it is wrong as well: no matter of precision, but other weights, another attribute or "
+                "another operation than the reference's. Export the bundle again; if it fails then too, the exporter "
+                "is at fault"
+            )
+        elif self.island is None:
+            repair = (
+                "In float32 it is right, but no part of the model around it brings its values back: --bf16 or --fp32"
+            )
+        else:
+            repair = f"In float32 it is right. Keep this part of the model in float32: --island {self.island}"
+        return (
+            f"Fed the reference's own values, the first operation that is wrong is '{self.operation}' of layer "
+            f"'{self.layer}' in graph '{self.graph}', at {self.where}: {self.symptom}\n"
+            f"  ({self.line}; in ONNX {nodes}). Its values go up to {self.peak:.3g}; {self.dtype} holds "
+            f"{self.largest:.3g}.\n  {repair}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def find_culprit(
+    folder: Path, loaded: LoadedModel, *, graphs: Sequence[str] = GRAPH_NAMES, scratch: Path | None = None
+) -> Culprit | None:
+    """The first wrong operation of the bundle's graphs, in the order in which a frame and its text pass them.
+
+    graphs  those to look at: the first that failed a check is the one to begin with
+    None if every operation is right on the reference's inputs: then the runtime feeds them something else, or what is
+    wrong is no operation (a weight's last bits, a cache).
+    """
+    manifest = Manifest.load(folder)
+    recording = reference_stream(manifest, loaded)
+    with tempfile.TemporaryDirectory(prefix="pvc-culprit-", dir=scratch) as own:
+        for graph in (name for name in GRAPH_NAMES if name in graphs and name != "embed"):
+            twin = _export_twin(manifest, loaded, graph, Path(own))
+            for call in expected_calls(manifest, loaded, graph, recording):
+                found = _first_wrong(folder, manifest, loaded, call, twin, Path(own))
+                if found is not None:
+                    return found
+    return None
+
+
+@dataclass(slots=True)
+class Finding:
+    """What `explained` found, once its block has failed: None if every operation is right.
+
+    graph  the first that failed, where the block knows it: if its operations are right, those behind it are not asked
+    """
+
+    culprit: Culprit | None = None
+    graph: str | None = None
+
+
+@contextmanager
+def explained(folder: Path, loaded: LoadedModel, console: Console, *, scratch: Path | None = None) -> Iterator[Finding]:
+    """A ParityError of the block also names the culprit, looked for while the bundle is still there."""
+    finding = Finding()
+    try:
+        yield finding
+    except ParityError as error:
+        with console.stage("look for the operation at fault") as (stage, _):
+            graphs = (finding.graph,) if finding.graph else GRAPH_NAMES
+            finding.culprit = culprit = find_culprit(folder, loaded, graphs=graphs, scratch=scratch)
+            stage.note = f"'{culprit.operation}' of {culprit.layer}" if culprit else "none: every operation is right"
+        raise ParityError(f"{error}\n{culprit.text() if culprit else INNOCENT}") from error
+
+
+def _export_twin(manifest: Manifest, loaded: LoadedModel, graph: str, scratch: Path) -> Path:
+    """The same graph of the reference in float32."""
+    spec, spelling = float32_specs(manifest)[graph], load_target(manifest.target).spelling
+    path = scratch / "twin" / f"{graph}.onnx"
+    path.parent.mkdir(exist_ok=True)
+    export_graph(graph_module(loaded.model, spec, spelling), spec, path)
+    return path
+
+
+def _first_wrong(
+    folder: Path, manifest: Manifest, loaded: LoadedModel, call: Expected, twin: Path, scratch: Path
+) -> Culprit | None:
+    path = _on_a_cpu(folder / graph_path(call.graph), manifest, scratch)
+    pieces, truth = pieces_of(path, twin, call.feeds, scratch)
+    wrong = next((piece for piece in pieces if not piece.error <= LIMIT), None)
+    if wrong is None:
+        return None
+    wide = run_pieces(path, [wrong.name], truth, scratch, widen=True)
+    known = {wrong.name: wrong.origin}
+    again = next(iter(measure_pieces(path, known, wide, truth)))
+    # In a narrow graph a float32 piece can be a matter of precision too: rounded inside, and wide again at its end.
+    is_right_when_wide = again.error <= LIMIT or bool(overflowing_weights(path, wrong))
+    is_precision = manifest.precision != "fp32" and is_right_when_wide
+    return Culprit(
+        graph=call.graph,
+        where=call.where,
+        layer=layer_name(call.graph, wrong.origin.scope),
+        operation=wrong.origin.operation,
+        nodes=wrong.nodes,
+        line=wrong.origin.line,
+        dtype=wrong.dtype,
+        error=wrong.error,
+        limit=LIMIT,
+        symptom=_symptom(wrong),
+        peak=wrong.peak,
+        largest=LARGEST[wrong.dtype],
+        is_precision=is_precision,
+        island=_island(manifest, loaded, call.graph, wrong, pieces) if is_precision else None,
+    )
+
+
+def _symptom(wrong: Piece) -> str:
+    if wrong.num_nonfinite:
+        return f"{wrong.num_nonfinite} values are NaN or infinite"
+    if wrong.error == inf:
+        return "a mask, an index or a zero is another"
+    return f"off by {wrong.error:.0f} units of {wrong.dtype} roundoff, allowed {LIMIT:.0f}"
+
+
+def pieces_of(
+    path: Path, twin: Path, feeds: Mapping[str, Array], scratch: Path
+) -> tuple[list[Piece], dict[str, Array]]:
+    """Every operation of a graph, measured, and the truth that it was held to, by the names of the graph."""
+    model = onnx.load(path, load_external_data=False)
+    pairs = align(model, onnx.load(twin, load_external_data=False))
+    values = evaluate(twin, pairs.values(), feeds, twin.parent)
+    truth = dict(feeds) | {name: values[there] for name, there in pairs.items()}
+    got = run_pieces(path, list(pairs), truth, scratch)
+    # What was put in after the export may have another shape than what it stands for: then there is nothing to compare.
+    got = {name: array for name, array in got.items() if array.shape == truth[name].shape}
+    return measure_pieces(path, origins(model), got, truth), truth
+
+
+def _on_a_cpu(path: Path, manifest: Manifest, scratch: Path) -> Path:
+    """The graph, or for bfloat16 a copy that rounds to it and computes in float32."""
+    if manifest.precision != "bf16":
+        return path
+    wide = scratch / path.name
+    if not wide.exists():
+        widen(path, wide)
+    return wide
+
+
+def layer_name(graph: str, scope: str) -> str:
+    """The module's name in the model, of its scope in a graph."""
+    part = PARTS.get(graph)
+    inner = scope.removeprefix(part).removeprefix(".") if part else scope
+    return f"{PREFIX[graph]}.{inner}" if inner else PREFIX[graph]
+
+
+def _island(manifest: Manifest, loaded: LoadedModel, graph: str, wrong: Piece, pieces: Sequence[Piece]) -> str | None:
+    """The innermost module around the operation that can be one and whose own result fits in the bundle's dtype."""
+    largest = LARGEST[manifest.precision] / ROOM
+    for name in _outwards(layer_name(graph, wrong.origin.scope)):
+        inside = [piece for piece in pieces if _is_within(layer_name(graph, piece.origin.scope), name)]
+        if name not in manifest.islands and can_be_island(loaded.model, name) and inside[-1].peak <= largest:
+            return name
+    return None
+
+
+def _outwards(name: str) -> Iterator[str]:
+    """'a.b.c', 'a.b', 'a'."""
+    parts = name.split(".")
+    yield from (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+
+
+def _is_within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")

@@ -1,0 +1,149 @@
+"""What each graph should be fed: the reference's own values, put in place by rules that are written here once more.
+
+Unusual: nothing of the runtime is used, neither its caches nor its masks, so that what a runtime fed a graph can be
+held against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engines.graph_specs import graph_specs
+from engines.manifest import Manifest
+from engines.memory import Array
+from engines.spec import GraphSpec
+from engines.target import load_target
+from pvc_ref.preprocess import resize_frame
+
+from ...graphs.models import LoadedModel
+from ..clip import QUESTION, check_clip
+from ..ladder import Frames, Recording, run_torch
+from ..levels import Rule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expected:
+    """One run of a graph. `feeds`: each input, floats in float32 whatever the bundle's dtype."""
+
+    graph: str
+    where: str
+    feeds: dict[str, Array]
+
+
+def reference_stream(manifest: Manifest, loaded: LoadedModel) -> Recording:
+    """What the reference says of two windows and two frames."""
+    return run_torch(loaded.model, _frames(manifest), manifest.limits.window, float32_specs(manifest)["temporal"])
+
+
+@torch.no_grad()
+def expected_calls(manifest: Manifest, loaded: LoadedModel, graph: str, recording: Recording) -> Iterator[Expected]:
+    """A few runs of a graph that show what it does: of the vision graphs the first frame, the last of a full window and
+    the last of the clip; of the LLM its first pass, and one row behind all the others. recording: reference_stream's.
+    """
+    spec, frames = float32_specs(manifest)[graph], _frames(manifest)
+    if graph in ("trunk", "temporal", "compressor"):
+        window, last = manifest.limits.window, len(frames.times) - 1
+        for index in dict.fromkeys((0, min(window, last), last)):
+            feeds = vision_feeds(spec, frames, recording, index)
+            yield Expected(graph=graph, where=f"frame {frames.times[index]}", feeds=feeds)
+        return
+    yield from _language_calls(manifest, loaded, spec, recording)
+
+
+def float32_specs(manifest: Manifest) -> dict[str, GraphSpec]:
+    target = load_target(manifest.target)
+    return graph_specs(manifest.shape, manifest.limits, "fp32", target.spelling, cache_update=target.cache_update)
+
+
+def _frames(manifest: Manifest) -> Frames:
+    """Two windows and two frames of the check's clip, consecutive."""
+    clip = check_clip(2 * manifest.limits.window + 2)
+    pixels = [resize_frame(frame[..., ::-1], size=manifest.shape.image_size) for frame in clip]
+    total = len(clip) if manifest.time_mode == "fixed" else None
+    return Frames(pixels=pixels, times=list(range(len(clip))), total_frames=total)
+
+
+def vision_feeds(spec: GraphSpec, frames: Frames, recording: Recording, index: int) -> dict[str, Array]:
+    """Inputs of a vision graph at frame `index`: frame t lies in slot t % W, where W - 1 earlier frames may be seen."""
+    time = frames.times[index]
+    seen = recording[index]
+    values: dict[str, Array] = {
+        "frame": frames.pixels[index][None],
+        "frame_time": np.array([time / (frames.total_frames or 1)], np.float32),
+        "trunk_features": seen["trunk/trunk_features"],
+        "features": seen["temporal/features"],
+    }
+    if spec.states:
+        window = int(spec.input("slot_mask").resolve({"batch": 1})[1])
+        earlier = range(max(index - window + 1, 0), index)
+        mask = np.zeros((1, window), bool)
+        mask[0, [frames.times[i] % window for i in earlier]] = True
+        values["slot_mask"] = mask
+        for state in spec.states:
+            ring = np.zeros(spec.input(state.input).resolve({"batch": 1}), np.float32)
+            slots = np.moveaxis(ring, state.slot_axis, 1)
+            for i in earlier:
+                slots[:, frames.times[i] % window] = recording[i][f"temporal/{state.output}"]
+            values[state.input] = ring
+    return {tensor.name: values[tensor.name] for tensor in spec.inputs}
+
+
+def _language_calls(
+    manifest: Manifest, loaded: LoadedModel, spec: GraphSpec, recording: Recording
+) -> Iterator[Expected]:
+    embeds = _conversation(manifest, loaded, recording)
+    length = embeds.shape[1]
+    hidden, new = loaded.model.llm(embeds, torch.arange(length)[None])
+    if spec.name == "head":
+        yield Expected(graph="head", where=f"position {length - 1}", feeds={"hidden": hidden[:, -1:].numpy()})
+        return
+    rows = [row.numpy() for pair in new for row in pair]
+    for start, stop in ((0, min(length, manifest.limits.chunk)), (length - 1, length)):
+        feeds = language_feeds(spec, embeds.numpy(), rows, start, stop)
+        yield Expected(graph="llm", where=f"positions {start}..{stop - 1}", feeds=feeds)
+
+
+def _conversation(manifest: Manifest, loaded: LoadedModel, recording: Recording) -> torch.Tensor:
+    """As many frames as fit in the context, and a question: (1, L, E)."""
+    for count in range(len(recording), 0, -1):
+        ids = loaded.prompt_ids(num_frames=count, question=QUESTION)
+        if len(ids) <= manifest.limits.context:
+            break
+    frame_embeds = np.concatenate([frame["compressor/frame_embeds"] for frame in recording[:count]])
+    return loaded.prompt_embeds(ids, torch.from_numpy(frame_embeds))
+
+
+def language_feeds(spec: GraphSpec, embeds: Array, rows: list[Array], start: int, stop: int) -> dict[str, Array]:
+    """Inputs of the LLM for rows start..stop - 1, of `rows` (1, L, K, D) those before them in every cache."""
+    values: dict[str, Array] = {
+        "inputs_embeds": embeds[:, start:stop],
+        "position_ids": np.arange(start, stop, dtype=np.int64)[None],
+    }
+    if spec.aliases:
+        past = 0
+        values["write_index"] = np.array([start], np.int64)
+    else:
+        bucket = spec.dims["past"].min
+        past = max(-(-start // bucket), 1) * bucket
+        mask = np.ones((1, past + stop - start), np.int64)
+        mask[:, start:past] = 0
+        values["attention_mask"] = mask
+    for state, row in zip(spec.states, rows, strict=True):
+        cache = np.zeros(spec.input(state.input).resolve({"batch": 1, "past": past}), np.float32)
+        state.as_rows(cache)[:, :start] = row[:, :start]
+        values[state.input] = cache
+    return {tensor.name: values[tensor.name] for tensor in spec.inputs}
+
+
+def pixels_rule(fed: Sequence[Array], pixels: Sequence[Array]) -> Rule:
+    """What the runtime made of the frames, against the reference's resize of their RGB: every pixel."""
+    for index, (got, want) in enumerate(zip(fed, pixels, strict=False)):  # the context may hold fewer than the clip has
+        off = np.abs(got.astype(int) - want)
+        if off.any():
+            detail = f"frame {index} of the clip: {np.count_nonzero(off)} of {off.size} values differ, by {off.max()}"
+            return Rule(level="K", name="pixels", passed=False, detail=f"{detail}. Another resize, or BGR for RGB")
+    return Rule(level="K", name="pixels", passed=True, detail=f"{len(fed)} frames resized, bit for bit")

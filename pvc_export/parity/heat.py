@@ -1,0 +1,137 @@
+"""Where in a frame an error is: the error of every token, laid out as the tokens lie in the frame.
+
+Unusual: not every token order is row by row. A compressor of shuffle 'v1' lists its tokens column by column, and the
+queries of a Q-Former lie nowhere in the frame, so they have no map.
+Dimension key:  N tokens   C width   S pixels a side
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, isqrt
+from typing import Any
+
+import numpy as np
+
+from engines.errors import SpecError
+from engines.memory import Array
+from pvc_ref import PVCConfig
+
+from .metrics import TINY, limit_key, limits_of, load_thresholds
+
+WORST_FRAMES = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class HeatMap:
+    """The error of every token of one tensor in one run.
+
+    errors       (rows, columns): |a_i - b_i| over the root mean square of |b_i|, as Difference.worst_token counts it
+    frame        (S, S, 3) uint8 RGB, what the graphs saw; None if it is not known
+    limit        what a token may be off by;  class_token  the error of the token that lies nowhere, if there is one
+    """
+
+    stage: str
+    graph: str
+    tensor: str
+    where: str
+    errors: Array
+    frame: Array | None
+    limit: float
+    class_token: float | None
+
+    @property
+    def peak(self) -> tuple[int, int]:
+        """Row and column of the worst token; one that is not finite is worse than any."""
+        flat = int(np.argmax(_nan_as_inf(self.errors)))
+        row, column = np.unravel_index(flat, self.errors.shape)
+        return int(row), int(column)
+
+    @property
+    def worst(self) -> float:
+        """The largest error of the grid, infinite for NaN."""
+        return float(_nan_as_inf(self.errors).max())
+
+
+def heat_map(
+    got: Array,
+    want: Array,
+    *,
+    stage: str,
+    graph: str,
+    tensor: str,
+    where: str,
+    frame: Array | None,
+    has_class_token: bool,
+    grid: tuple[int, int] | None = None,
+    by_columns: bool = False,
+) -> HeatMap:
+    """The map of one tensor (1, N, C) of one run.
+
+    grid        rows and columns of the tokens behind the class token; a square by default
+    by_columns  whether they are listed column by column
+    Raises SpecError for shapes that differ, or tokens that do not fill the grid.
+    """
+    if got.shape != want.shape or got.ndim != 3 or len(got) != 1:
+        raise SpecError(f"'{graph}/{tensor}' is {got.shape} and {want.shape}, expected (1, N, C) of both")
+    a, b = got[0].astype(np.float64), want[0].astype(np.float64)
+    size = float(np.sqrt(np.mean(np.sum(b * b, axis=-1))))
+    errors = np.linalg.norm(a - b, axis=-1) / max(size, TINY)
+    class_token = float(errors[0]) if has_class_token else None
+    errors = errors[1:] if has_class_token else errors
+    rows, columns = grid or (isqrt(len(errors)), isqrt(len(errors)))
+    if rows * columns != len(errors):
+        raise SpecError(f"{len(errors)} tokens of '{graph}/{tensor}' do not fill a grid of {rows} x {columns}")
+    limits = load_thresholds()[limits_of(stage)][limit_key(graph, tensor)]
+    return HeatMap(
+        stage=stage,
+        graph=graph,
+        tensor=tensor,
+        where=where,
+        errors=errors.reshape(columns, rows).T if by_columns else errors.reshape(rows, columns),
+        frame=frame,
+        limit=limits["worst_token"]["limit"],
+        class_token=class_token,
+    )
+
+
+def worst_heat_maps(
+    stage: str,
+    got: Sequence[Mapping[str, Array]],
+    want: Sequence[Mapping[str, Array]],
+    *,
+    pixels: Sequence[Array],
+    times: Sequence[int],
+    config: PVCConfig,
+    num_frames: int = WORST_FRAMES,
+) -> tuple[HeatMap, ...]:
+    """Maps of the vision outputs, each at the frames where its worst token is the worst, in the order of the graphs.
+
+    got, want  recordings (ladder.Recording): for every frame each output as 'graph/tensor'
+    """
+    found: list[HeatMap] = []
+    for graph, tensor, layout in _layouts(config):
+        name = f"{graph}/{tensor}"
+        maps = [
+            heat_map(
+                mine[name], theirs[name], stage=stage, graph=graph, tensor=tensor, where=f"frame {time}", frame=frame,
+                has_class_token=tensor == "trunk_features", **layout,
+            )
+            for mine, theirs, frame, time in zip(got, want, pixels, times, strict=True)
+        ]  # fmt: skip
+        worst = sorted(range(len(maps)), key=lambda index: maps[index].worst, reverse=True)[:num_frames]
+        found += [maps[index] for index in sorted(worst)]
+    return tuple(found)
+
+
+def _layouts(config: PVCConfig) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    yield "trunk", "trunk_features", {}
+    yield "temporal", "features", {}
+    if config.compressor.kind != "q_former":
+        by_columns = config.compressor.shuffle == "v1" and config.compressor.kind in ("pvc", "pixel_shuffle")
+        yield "compressor", "frame_embeds", {"grid": config.compressor.token_grid, "by_columns": by_columns}
+
+
+def _nan_as_inf(errors: Array) -> Array:
+    return np.where(np.isnan(errors), inf, errors)

@@ -1,0 +1,165 @@
+"""A stream of a bundle as users run it, recorded: every output of every graph, up to where it ends.
+
+Unusual: a graph that returns NaN ends a stream, and that is a finding like any other: what was recorded until then is
+kept, and the values that are not finite are the last difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from engines import PVCStream
+from engines.bundle import Bundle
+from engines.errors import NonFiniteError, SpecError
+from engines.memory import Array
+from engines.spec import GRAPH_NAMES, VISION_GRAPHS
+from engines.vision import VisionEncoder
+from pvc_ref.preprocess import resize_frame
+
+from ..graphs.models import LoadedModel
+from .clip import QUESTION, Frame
+from .ladder import Frames, Progress, Recording, recording_of
+from .metrics import Difference, not_finite
+from .recorded_sessions import Calls, Recorder
+
+NUM_NEW_TOKENS = 16
+MIN_DECODED = 4
+FAR_FRAME = 4096
+"""A frame that a stream meets after minutes: beyond float16's integers, where a narrow clock would show."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stop:
+    """Why a stream ended early. error: the runtime's words; found: the values that are not finite, first graph only."""
+
+    error: str
+    found: tuple[Difference, ...]
+
+    @property
+    def where(self) -> str:
+        return self.found[0].where
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordedStream:
+    """What a stream returned: its vision calls on every frame, its language calls on those that fit, its answer.
+
+    frames        those that went through all vision graphs
+    num_frames    consecutive frames that were fed: one more, where a graph returned NaN on it
+    vision        the outputs of `frames`
+    pixels, fed   the clip's frames as the reference resizes them, and those that reached the trunk
+    num_streamed  frames that the LLM was shown
+    forced        tokens fed behind an answer that was too short to show decoding
+    """
+
+    frames: Frames
+    num_frames: int
+    vision: Recording
+    pixels: list[Array]
+    fed: list[Array]
+    num_streamed: int
+    language_calls: Calls
+    tokens: tuple[int, ...] = ()
+    forced: tuple[int, ...] = ()
+    stop: Stop | None = None
+
+
+def stream_clip(
+    bundle: Bundle, clip: list[Frame], *, num_frames: int, progress: Progress = lambda _: None
+) -> RecordedStream:
+    """Push the first num_frames frames, ask, and let the clock jump. The vision side sees the whole clip anyway."""
+    recorder = Recorder(bundle.sessions)
+    total = len(clip) if bundle.manifest.time_mode == "fixed" else None
+    # One clip under one clock, so that every frame has its counterpart; what a re-anchor does is the runtime's tests'.
+    stream = PVCStream(replace(bundle, sessions=recorder.sessions), total_frames=total, clock="run-on")
+    pixels = [resize_frame(frame[..., ::-1], size=bundle.manifest.shape.image_size) for frame in clip]
+    times = list(range(len(clip)))
+    tokens: tuple[int, ...] = ()
+    forced: tuple[int, ...] = ()
+    stop: Stop | None = None
+    language_calls = recorder.calls
+    try:
+        for index, frame in enumerate(clip[:num_frames]):
+            stream.push(frame)
+            progress((index + 1) / num_frames)
+        tokens = stream.ask(QUESTION, max_new_tokens=NUM_NEW_TOKENS, keep=True).token_ids
+        forced = _decode_a_little_more(stream, tokens)
+        encoder = stream.vision
+        if num_frames < len(clip):  # the context is short
+            recorder.restart()
+            encoder = VisionEncoder(recorder.sessions, time_divisor=total or 1)
+            for image in pixels:
+                encoder.commit(encoder.encode(image))
+        if total is None:
+            _jump(encoder, pixels, bundle, times)
+    except NonFiniteError as error:
+        stop = _stop(recorder.calls, times, bundle.manifest.precision, error)
+    calls = recorder.calls
+    done = len(calls["compressor"]) - any(found.graph == "compressor" for found in stop.found) if stop else len(times)
+    num_fed = min(len(calls["trunk"]), len(clip)) if stop else len(clip)
+    return RecordedStream(
+        frames=Frames(pixels=[*pixels, *pixels][:done], times=times[:done], total_frames=total),
+        num_frames=num_fed,
+        vision=recording_of({name: calls[name][:done] for name in VISION_GRAPHS}),
+        pixels=pixels,
+        fed=recorder.frames[:num_frames],
+        num_streamed=num_frames,
+        language_calls=language_calls,
+        tokens=tokens,
+        forced=forced,
+        stop=stop,
+    )
+
+
+def _stop(calls: Calls, times: list[int], precision: str, error: NonFiniteError) -> Stop:
+    """The first graph of which a call returned what is not finite. Raises the error if none was recorded."""
+    for graph in GRAPH_NAMES:
+        for index, outputs in enumerate(calls[graph]):
+            where = _where(graph, index, times)
+            found = [
+                not_finite(array, stage=f"bundle {precision}", graph=graph, tensor=name, where=where)
+                for name, array in outputs.items()
+                if not np.isfinite(array).all()
+            ]
+            if found:
+                return Stop(error=str(error), found=tuple(found))
+    raise error
+
+
+def _where(graph: str, index: int, times: list[int]) -> str:
+    if graph in VISION_GRAPHS:
+        return f"frame {times[index]}"
+    return {"embed": "the whole text", "llm": f"pass {index}", "head": f"token {index}"}[graph]
+
+
+def _decode_a_little_more(stream: PVCStream, tokens: tuple[int, ...]) -> tuple[int, ...]:
+    """Feed tokens behind an answer of a word or none, so that decoding is compared whatever the model says."""
+    forced = tuple(range(max(MIN_DECODED - len(tokens), 0)))
+    for token in forced:
+        stream.language.logits(stream.language.append(stream.language.embed([token])))
+    return forced
+
+
+def _jump(encoder: VisionEncoder, pixels: list[Array], bundle: Bundle, times: list[int]) -> None:
+    """Let the clock run ahead to frames that a clip does not reach, and encode one there. Slots stay where they are."""
+    ring = encoder.ring
+    for target in (bundle.manifest.trained_frames - 1, FAR_FRAME):
+        if target > ring.num_frames:  # a model of few frames has passed the first one already
+            ring.num_frames += -(-(target - ring.num_frames) // ring.window) * ring.window
+            image = pixels[len(times) - len(pixels)]
+            times.append(ring.num_frames)
+            encoder.commit(encoder.encode(image))
+
+
+def frames_that_fit(bundle: Bundle, loaded: LoadedModel, num_frames: int) -> int:
+    """How many frames, question and answer fit in the bundle's context."""
+    for count in range(num_frames, 0, -1):
+        rows = len(loaded.prompt_ids(num_frames=count, question=QUESTION)) + NUM_NEW_TOKENS
+        if rows <= bundle.manifest.limits.context:
+            return count
+    raise SpecError(
+        f"--context {bundle.manifest.limits.context} does not hold one frame, a question and {NUM_NEW_TOKENS} tokens "
+        "of answer; export with a larger --context"
+    )

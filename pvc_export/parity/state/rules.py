@@ -1,0 +1,322 @@
+"""What holds bit for bit, or not at all: a stream's state (level G), the rows of a batch (H), the same bits again (I).
+
+A bundle's own CPU sessions run short streams of check_clip's frames, forwards and backwards. No reference and no
+tolerance: two ways to one state must hold the same caches, see the next frame alike, and score alike.
+Unusual: a rule that cannot be shown says why, and its `passed` is None. Nothing here imports torch: the new process of
+the last rule imports this module.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from engines import open_bundle, open_stream
+from engines.bundle import Bundle
+from engines.errors import FrameError, PVCError
+from engines.memory import Array, Tensor
+from engines.session import Session
+
+from ..clip import QUESTION, Frame, check_clip
+from ..levels import Rule
+from .scene import (
+    Broken,
+    NotExecuted,
+    Scene,
+    Seen,
+    copied,
+    new_stream,
+    pushed,
+    require_same,
+    run_on_copies,
+    seen_by,
+    tapped,
+)
+
+LARGEST_TWICE = 2 << 30
+"""Bytes of the largest bundle that is opened a second time beside the first."""
+Feeds = list[dict[str, Array]]
+"""The inputs of each run of a graph."""
+
+
+def check_rules(bundle: Bundle, *, num_frames: int | None = None, scratch: Path | None = None) -> tuple[Rule, ...]:
+    """Every rule of levels G, H and I, in that order.
+
+    bundle      on CPU sessions, as open_on_cpu opens it
+    num_frames  of a stream: by default one more than the window, so that the ring wraps, or as many as fit in the
+                context. Twelve times as many are pushed in all
+    scratch     where a temporary folder for saved streams goes, by default the system's
+    """
+    with tempfile.TemporaryDirectory(prefix="pvc-rules-", dir=scratch) as folder:
+        scene = Scene.of(bundle, num_frames, Path(folder))
+        return tuple(_judged(scene, level, name, rule) for level, name, rule in RULES)
+
+
+def _judged(scene: Scene, level: str, name: str, rule: Callable[[Scene], str]) -> Rule:
+    try:
+        return Rule(level=level, name=name, passed=True, detail=rule(scene))
+    except NotExecuted as reason:
+        return Rule(level=level, name=name, passed=None, detail=f"not executed: {reason}")
+    except (Broken, PVCError) as fault:
+        return Rule(level=level, name=name, passed=False, detail=str(fault))
+
+
+# -- G: state ----------------------------------------------------------------------------------------------------
+
+
+def _reset(scene: Scene) -> str:
+    stream = pushed(scene.stream(), scene.backwards)
+    stream.ask(QUESTION, max_new_tokens=2, keep=True)
+    stream.reset()
+    require_same(scene.seen(pushed(stream, scene.clip)), scene.alone)
+    return f"{len(scene.clip)} frames behind a reset, {len(scene.alone)} tensors"
+
+
+def _interleaved(scene: Scene) -> str:
+    first, second = scene.stream(), scene.stream()
+    for one, other in zip(scene.clip, scene.backwards, strict=True):
+        first.push(one)
+        second.push(other)
+    require_same(scene.seen(first), scene.alone, "the first stream: ")
+    require_same(scene.seen(second), scene.alone_backwards, "the second stream: ")
+    return f"2 streams of {len(scene.clip)} frames"
+
+
+def _forked(scene: Scene) -> str:
+    parent = pushed(scene.stream(), scene.clip[: scene.middle])
+    before = scene.seen(parent)
+    fork = parent.fork()
+    require_same(scene.seen(fork), before, "a new fork: ")
+    require_same(scene.seen(pushed(fork, scene.clip[scene.middle :])), scene.alone, "a fork that went on: ")
+    fork.ask(QUESTION, max_new_tokens=2, keep=True)
+    fork.reset()
+    require_same(scene.seen(parent), before, "the parent of a fork that went on: ")
+    require_same(scene.seen(pushed(parent, scene.clip[scene.middle :])), scene.alone, "the parent, going on: ")
+    return f"forked behind frame {scene.middle} of {len(scene.clip)}"
+
+
+def _saved(scene: Scene) -> str:
+    stream = pushed(scene.stream(), scene.clip[: scene.middle])
+    stream.save(scene.folder / "stream.npz")
+    opened = open_stream(scene.folder / "stream.npz", scene.bundle)
+    require_same(scene.seen(opened), scene.seen(stream), "an opened stream: ")
+    require_same(scene.seen(pushed(opened, scene.clip[scene.middle :])), scene.alone, "an opened stream, going on: ")
+    return f"saved behind frame {scene.middle} of {len(scene.clip)}"
+
+
+class _Lost(Exception):
+    """What a session raises when its device is gone."""
+
+
+def _failed(scene: Scene) -> str:
+    """No frame at all; and each graph that a frame passes through, lost when it has done its work."""
+    lost = ""
+
+    def around(session: Session, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        outputs = session.run(inputs)
+        if session.spec.name == lost:
+            raise _Lost
+        return outputs
+
+    stream = pushed(scene.stream(tapped(scene.bundle, around)), scene.clip[: scene.middle])
+    before = scene.seen(stream)
+    graphs = ("trunk", "temporal", "compressor", "embed", "llm")
+    for graph in ("", *graphs):
+        lost = graph
+        try:
+            stream.push(scene.clip[-1] if graph else np.zeros((8, 8), np.uint8))
+        except (_Lost, FrameError):
+            lost = ""
+        else:
+            raise Broken(f"a frame failed in '{graph or 'preprocess'}', and nothing was raised")
+        require_same(scene.seen(stream), before, f"behind a frame that failed in '{graph or 'preprocess'}': ")
+    require_same(scene.seen(pushed(stream, scene.clip[scene.middle :])), scene.alone, "going on behind such frames: ")
+    return f"{len(graphs) + 1} ways to fail"
+
+
+def _inputs_stay(scene: Scene) -> str:
+    """Of a cache that a graph updates in place, all rows but the new ones."""
+    num_runs = 0
+
+    def around(session: Session, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        nonlocal num_runs
+        num_runs += 1
+        spec, own = session.spec, copied(inputs, session.memory)
+        outputs = session.run(inputs)
+        for state in spec.states if spec.aliases else ():
+            new = state.rows(int(own["write_index"][0]), own["inputs_embeds"].shape[1])
+            own[state.input][new] = session.memory.to_host(inputs[state.input])[new]
+        now = {name: session.memory.to_host(tensor) for name, tensor in inputs.items()}
+        require_same(now, own, f"input of '{spec.name}' behind a run: ")
+        return outputs
+
+    scene.seen(pushed(scene.stream(tapped(scene.bundle, around)), scene.clip[:2]))
+    return f"{num_runs} runs of {len(scene.bundle.sessions)} graphs"
+
+
+# -- H: batch ----------------------------------------------------------------------------------------------------
+
+
+def _batch_alike(scene: Scene) -> str:
+    streams, num_runs = _several_streams(scene), 0
+    for graph, runs in streams[0].items():
+        for feeds in runs:
+            num_runs += 1
+            outputs = run_on_copies(scene.bundle.sessions[graph], _stacked([feeds] * len(streams)))
+            for row in range(1, len(streams)):
+                require_same(_row(outputs, row), _row(outputs, 0), f"'{graph}', row {row} of equal ones: ")
+    return f"{len(streams)} equal rows, {num_runs} runs"
+
+
+def _batch_permuted(scene: Scene) -> str:
+    streams, num_runs = _several_streams(scene), 0
+    turned = [*streams[1:], streams[0]]
+    for graph in streams[0]:
+        for here, there in zip(_batches(streams, graph), _batches(turned, graph), strict=True):
+            num_runs += 1
+            outputs, moved = (run_on_copies(scene.bundle.sessions[graph], feeds) for feeds in (here, there))
+            for row in range(len(streams)):
+                other = (row + 1) % len(streams)
+                where = f"'{graph}', stream {other} in row {row} and in row {other}: "
+                require_same(_row(moved, row), _row(outputs, other), where)
+    return f"{len(streams)} streams turned by one, {num_runs} runs"
+
+
+def _several_streams(scene: Scene) -> list[dict[str, Feeds]]:
+    """For each stream of a full batch, what every graph is fed as it sees a frame and is asked: other frames each, and
+    where one pass can hold both, other lengths."""
+    count = scene.bundle.manifest.limits.streams
+    if count == 1:
+        raise NotExecuted("this bundle serves one stream at a time; export with --streams 2 for a batch")
+    clip = scene.clip
+    for lengths in ([1 + i % 2 for i in range(count)], [1] * count):
+        streams = [_feeds_of(scene, [clip[(i + k) % len(clip)] for k in range(n)]) for i, n in enumerate(lengths)]
+        shapes = [[[a.shape for a in run.values()] for runs in feeds.values() for run in runs] for feeds in streams]
+        if all(own == shapes[0] for own in shapes):
+            break
+    return streams
+
+
+def _feeds_of(scene: Scene, frames: Sequence[Frame]) -> dict[str, Feeds]:
+    found: dict[str, Feeds] = {name: [] for name in scene.bundle.sessions}
+
+    def around(session: Session, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found[session.spec.name].append(copied(inputs, session.memory))
+        return session.run(inputs)
+
+    stream = pushed(scene.stream(tapped(scene.bundle, around)), frames)
+    for runs in found.values():
+        runs.clear()
+    scene.seen(stream)
+    return found
+
+
+def _batches(streams: list[dict[str, Feeds]], graph: str) -> list[dict[str, Array]]:
+    return [_stacked(list(runs)) for runs in zip(*(feeds[graph] for feeds in streams), strict=True)]
+
+
+def _stacked(rows: Feeds) -> dict[str, Array]:
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _row(outputs: Mapping[str, Array], row: int) -> Seen:
+    return {name: array[row] for name, array in outputs.items()}
+
+
+# -- I: determinism ----------------------------------------------------------------------------------------------
+
+
+def _twice(scene: Scene) -> str:
+    num_runs = 0
+    for graph, runs in _feeds_of(scene, scene.clip[:2]).items():
+        for feeds in runs:
+            num_runs += 1
+            first, second = (run_on_copies(scene.bundle.sessions[graph], feeds) for _ in range(2))
+            require_same(second, first, f"'{graph}', run again: ")
+    return f"{num_runs} runs of {len(scene.bundle.sessions)} graphs"
+
+
+def _new_session(scene: Scene) -> str:
+    _require_room(scene.bundle)
+    if scene.bundle.manifest.precision == "bf16":
+        from ..bfloat16_on_cpu import open_on_cpu
+
+        with open_on_cpu(scene.bundle.folder, scratch=scene.folder) as bundle:
+            seen = scene.seen(pushed(scene.stream(bundle), scene.clip))
+    else:
+        seen = _alone(scene.bundle.folder, len(scene.clip))
+    require_same(seen, scene.alone)
+    return f"{len(scene.clip)} frames, {len(seen)} tensors"
+
+
+NEW_PROCESS = """
+import sys
+from pvc_export.state_rules import write_alone
+
+write_alone(*sys.argv[1:])
+"""
+
+
+def _new_process(scene: Scene) -> str:
+    _require_room(scene.bundle)
+    if scene.bundle.manifest.precision == "bf16":
+        raise NotExecuted("a CPU runs bfloat16 through widened graphs, which a runtime without torch and onnx has not")
+    found = scene.folder / "alone.npz"
+    command = [sys.executable, "-c", NEW_PROCESS, str(scene.bundle.folder.resolve()), str(len(scene.clip)), str(found)]
+    paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    try:
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise NotExecuted(f"a second process could not be started: {error}") from error
+    if result.returncode < 0:
+        raise NotExecuted(f"the second process was ended by signal {-result.returncode}, likely for want of memory")
+    if result.returncode:
+        said = result.stderr.strip().splitlines() or ["it said nothing"]
+        raise Broken(f"the second process ended with {result.returncode}: {said[-1]}")
+    with np.load(found) as file:
+        require_same({name: file[name] for name in file.files}, scene.alone)
+    return f"{len(scene.clip)} frames, {len(scene.alone)} tensors, without torch"
+
+
+def write_alone(folder: str, num_frames: str, found: str) -> None:
+    """In the new process: what a stream of the clip is, as .npz. Raises RuntimeError if torch came along."""
+    seen = _alone(Path(folder), int(num_frames))
+    if "torch" in sys.modules:
+        raise RuntimeError("torch was imported by the runtime")
+    np.savez(found, **seen)  # type: ignore[arg-type]
+
+
+def _alone(folder: Path, num_frames: int) -> Seen:
+    bundle = open_bundle(folder, runtime="cpu", unchecked=True)
+    return seen_by(pushed(new_stream(bundle, num_frames), check_clip(num_frames)), bundle)
+
+
+def _require_room(bundle: Bundle) -> None:
+    num_bytes = sum(entry.num_bytes for name, entry in bundle.manifest.files.items() if name.startswith("graphs/"))
+    if num_bytes > LARGEST_TWICE:
+        raise NotExecuted(
+            f"its graphs take {num_bytes / 2**30:.1f} GiB, too much to open them twice (limit "
+            f"{LARGEST_TWICE / 2**30:.1f} GiB)"
+        )
+
+
+RULES: tuple[tuple[str, str, Callable[[Scene], str]], ...] = (
+    ("G", "a stream that was reset is a fresh one", _reset),
+    ("G", "two interleaved streams are two separate ones", _interleaved),
+    ("G", "a fork is its parent, and leaves it alone", _forked),
+    ("G", "a stream that is saved and opened goes on", _saved),
+    ("G", "a frame that fails changes nothing", _failed),
+    ("G", "a run leaves its inputs alone, but for new rows of a cache in place", _inputs_stay),
+    ("H", "equal rows of a batch are equal", _batch_alike),
+    ("H", "streams in another order give the same, in that order", _batch_permuted),
+    ("I", "the same inputs give the same bits", _twice),
+    ("I", "in a new session as well", _new_session),
+    ("I", "in a new process as well", _new_process),
+)

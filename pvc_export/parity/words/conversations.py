@@ -1,0 +1,117 @@
+"""Parity in words: what a bundle says to twenty prompts, and how sure it is of every token, against the reference.
+
+Each prompt goes through PVCStream as a user's would: resize, tiles, tokenizer, vision graphs, cached decode. The
+reference encodes the whole clip at once, and judges its own answer in one pass without any cache.
+    greedy   the bundle's own answer, and how long it is the reference's
+    forced   both sides are fed the reference's answer, token by token: KL(reference || bundle) of every step, and
+             whether the likeliest token, and the five likeliest, are the same
+A token may differ only where the reference itself nearly ties (parity.near_tie).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from engines import PVCStream
+from engines.bundle import Bundle
+from engines.memory import Array
+from engines.spec import Precision
+from pvc_ref.prompt import STOP_TOKEN
+
+from ...graphs.models import LoadedModel
+from ..metrics import Conversation, Flip, near_tie
+from .prompts import MAX_TILES, Prompt, prompts_that_fit, reference_embeds
+
+NUM_NEW_TOKENS = 8
+
+
+def converse(
+    bundle: Bundle,
+    loaded: LoadedModel,
+    *,
+    per_kind: int,
+    num_new_tokens: int = NUM_NEW_TOKENS,
+    progress: Callable[[float], None] = lambda _: None,
+) -> list[Conversation]:
+    """Ask every prompt that fits. Raises NonFiniteError if the bundle returns NaN."""
+    chosen = prompts_that_fit(bundle.manifest, loaded, per_kind=per_kind, num_new_tokens=num_new_tokens)
+    found = []
+    for index, prompt in enumerate(chosen, start=1):
+        found.append(_converse(bundle, loaded, prompt, num_new_tokens))
+        progress(index / len(chosen))
+    return found
+
+
+def _converse(bundle: Bundle, loaded: LoadedModel, prompt: Prompt, num_new_tokens: int) -> Conversation:
+    manifest = bundle.manifest
+    embeds = reference_embeds(loaded, prompt, window=manifest.limits.window)
+    expected = loaded.model.generate(embeds, max_new_tokens=num_new_tokens, stop_ids=[loaded.token_id(STOP_TOKEN)])
+    want = reference_logits(loaded, embeds, expected)
+    stream = open_prompt(bundle, prompt)
+    images: dict[str, Any] = {"images": prompt.images, "max_tiles": MAX_TILES}
+    said = stream.ask(prompt.question, max_new_tokens=num_new_tokens, **images).token_ids
+    got = stream.score(prompt.question, expected, **images)
+    kl = divergences(want, got)
+    return Conversation(
+        kind=prompt.kind,
+        question=prompt.question,
+        num_tokens=len(expected),
+        num_steps=len(want),
+        prefix=common_prefix(said, expected),
+        num_said=len(said),
+        max_kl=float(kl.max()),
+        mean_kl=float(kl.mean()),
+        scaled_kl=float((kl / np.mean(np.square(want, dtype=np.float64), axis=-1)).max()),
+        flips=flips(want, got, manifest.precision),
+    )
+
+
+def open_prompt(bundle: Bundle, prompt: Prompt) -> PVCStream:
+    """A stream that has seen the prompt's frames."""
+    fixed = bundle.manifest.time_mode == "fixed"
+    stream = PVCStream(bundle, total_frames=max(len(prompt.frames), 1) if fixed else None)
+    for frame in prompt.frames:
+        stream.push(frame)
+    return stream
+
+
+@torch.no_grad()
+def reference_logits(loaded: LoadedModel, embeds: torch.Tensor, tokens: Sequence[int]) -> Array:
+    """The reference's logits (len(tokens) + 1, V) behind a prompt (1, L, E) and each token: one pass, no cache."""
+    llm = loaded.model.llm
+    answer = llm.embed_tokens(torch.tensor([list(tokens)], dtype=torch.long))
+    whole = torch.cat([embeds, answer], dim=1)
+    hidden, _ = llm(whole, torch.arange(whole.shape[1])[None])
+    logits: Array = llm.logits(hidden[0, embeds.shape[1] - 1 :]).numpy()
+    return logits
+
+
+def divergences(want: Array, got: Array) -> Array:
+    """KL(want || got) of each row of logits, in nats, computed in float64."""
+    p, q = (F.log_softmax(torch.from_numpy(x).double(), dim=-1) for x in (want, got))
+    kl: Array = F.kl_div(q, p, log_target=True, reduction="none").sum(-1).numpy()
+    return kl
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two answers have in common before they part."""
+    parted = [index for index, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]]
+    return parted[0] if parted else min(len(a), len(b))
+
+
+def flips(want: Array, got: Array, precision: Precision) -> tuple[Flip, ...]:
+    """Tokens that are among the bundle's one or five likeliest, and not among the reference's."""
+    found = []
+    for step, (reference, own) in enumerate(zip(want, got, strict=True)):
+        order, own_order = np.argsort(-reference, kind="stable"), np.argsort(-own, kind="stable")
+        for k in (1, 5):
+            strangers = sorted(set(own_order[:k]) - set(order[:k]))
+            margin = max((float(reference[order[k - 1]] - reference[token]) for token in strangers), default=None)
+            if margin is not None:
+                found.append(Flip(step=step, k=k, margin=margin, tie=near_tie(reference, precision)))
+    return tuple(found)

@@ -1,0 +1,247 @@
+"""Parity in answers: a thousand questions about held-out clips, whose answers are known, on every rung that can run.
+
+Only for a model that was taught the shapes world (config.json says so). The reference answers greedily; every other
+rung is fed that answer, token by token, and keeps it exactly if each token is also its own likeliest.
+    torch fp16, bf16   every operation rounded to the dtype, the language side included
+    onnx fp32          all graphs, exported once more in float32
+    bundle             PVCStream, as users run it; on the target's own runtime too where this machine has it
+A changed answer is a fault unless the reference itself nearly ties there (parity.near_tie), and so is a rung that
+changes more than one answer in two hundred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engines import PVCStream
+from engines.bundle import Bundle
+from engines.memory import Array
+from engines.spec import GRAPH_NAMES, Precision
+from pvc_ref import PVC
+from pvc_ref.layers import upcast
+from pvc_ref.prompt import IMAGE_CONTEXT, STOP_TOKEN
+from pvc_ref.shapes import CLEAN, Clip, Question, make_clip
+from pvc_ref.training.objective import shared_prefix_logits
+
+from ...graphs.models import LoadedModel
+from ...graphs.precision import cast_model
+from ..bfloat16_on_cpu import open_on_cpu
+from ..float16_on_cpu import Float16Products
+from ..ladder import Progress, is_for_gpu, open_on_target, open_twins, why_not_executed
+from ..metrics import near_tie
+from .results import Changed, RungAnswers
+
+FIRST_SEED = 5_000_000
+VIDEO_FRAMES = 8
+STILL_EVERY = 4  # every fourth clip is an image: each of its questions encodes it anew
+LONGEST_ANSWER = 48
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """A clip and those of its questions that are asked."""
+
+    clip: Clip
+    questions: tuple[Question, ...]
+
+    @property
+    def is_image(self) -> bool:
+        return len(self.clip.frames) == 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expected:
+    """What the reference says to one question: its greedy tokens, and its logits (tokens + 1, V) on the way."""
+
+    tokens: tuple[int, ...]
+    text: str
+    logits: Array
+
+
+def cases(num_questions: int) -> list[Case]:
+    """The fixed held-out set: the first num_questions questions of clips from FIRST_SEED on."""
+    found: list[Case] = []
+    left, seed = num_questions, FIRST_SEED
+    while left > 0:
+        num_frames = 1 if seed % STILL_EVERY == 0 else VIDEO_FRAMES
+        clip = make_clip(seed, num_frames=num_frames, camera=CLEAN)
+        case = Case(clip=clip, questions=clip.questions[:left])
+        found.append(case)
+        left -= len(case.questions)
+        seed += 1
+    return found
+
+
+def answer_all(
+    folder: Path,
+    loaded: LoadedModel,
+    *,
+    num_questions: int,
+    twins: Path,
+    ladder: bool = True,
+    scratch: Path | None = None,
+    progress: Progress = lambda _: None,
+) -> tuple[RungAnswers, ...]:
+    """Every rung's answers to the same questions, the reference's first. `ladder` as in check_bundle, `twins` as in
+    climb."""
+    asked = cases(num_questions)
+    with open_on_cpu(folder, scratch=scratch) as bundle:
+        window, precision = bundle.manifest.limits.window, bundle.manifest.precision
+        expected = [_ask_reference(loaded, case, window) for case in asked]
+        progress(0.2)
+        found = [_grade("torch fp32", asked, expected, None, "fp32")]
+        if ladder:
+            rungs = _ladder(bundle, loaded, asked, expected, twins)
+            found += [_grade(name, asked, expected, logits, precision) for name, logits in rungs]
+        progress(0.6)
+        own = _through_stream(bundle, asked, expected, lambda x: progress(0.6 + 0.4 * x))
+        found.append(_grade(f"bundle {precision}", asked, expected, own, precision))
+        if ladder and is_for_gpu(bundle) and why_not_executed(bundle) is None:
+            gpu = _through_stream(open_on_target(bundle), asked, expected)
+            found.append(_grade(f"gpu {precision}", asked, expected, gpu, precision))
+    progress(1.0)
+    return tuple(found)
+
+
+def _ladder(
+    bundle: Bundle, loaded: LoadedModel, asked: Sequence[Case], expected: list[list[Expected]], twins: Path
+) -> Iterator[tuple[str, list[list[Array]]]]:
+    """The rungs between reference and bundle: name, and logits of every question."""
+    manifest = bundle.manifest
+    if manifest.precision == "fp32":
+        return
+    narrow = cast_model(loaded.model, manifest.precision, manifest.islands)
+    yield (
+        f"torch {manifest.precision}",
+        [
+            _force(narrow, loaded, case, manifest.limits.window, [answer.tokens for answer in answers])
+            for case, answers in zip(asked, expected, strict=True)
+        ],
+    )
+    sessions = open_twins(bundle, loaded.model, GRAPH_NAMES, twins)
+    yield "onnx fp32", _through_stream(replace(bundle, sessions=sessions), asked, expected)
+
+
+# -- the reference -----------------------------------------------------------------------------------------------
+
+
+def _ask_reference(loaded: LoadedModel, case: Case, window: int) -> list[Expected]:
+    """Greedy answers. The truth is tried first: where every token of it is the likeliest, it is the greedy answer."""
+    stop = loaded.token_id(STOP_TOKEN)
+    encode = loaded.tokenizer.encode
+    truths = [tuple(encode(question.answer, add_special_tokens=False).ids) for question in case.questions]
+    found = []
+    for index, logits in enumerate(_force(loaded.model, loaded, case, window, truths)):
+        tokens = truths[index]
+        while not _is_greedy(logits, tokens, stop) and len(tokens) < LONGEST_ANSWER:
+            # Keep what is greedy, add the likeliest token, look again.
+            best = logits.argmax(-1)
+            kept = next(i for i, token in enumerate((*tokens, stop)) if best[i] != token)
+            tokens = (*tokens[:kept], *(() if best[kept] == stop else (int(best[kept]),)))
+            case_of_one = replace(case, questions=(case.questions[index],))
+            logits = _force(loaded.model, loaded, case_of_one, window, [tokens])[0]
+        found.append(Expected(tokens=tokens, text=loaded.tokenizer.decode(list(tokens)), logits=logits))
+    return found
+
+
+def _is_greedy(logits: Array, tokens: Sequence[int], stop: int) -> bool:
+    return bool((logits.argmax(-1) == np.array([*tokens, stop])).all())
+
+
+@torch.no_grad()
+def _force(model: PVC, loaded: LoadedModel, case: Case, window: int, answers: Sequence[Sequence[int]]) -> list[Array]:
+    """Logits (tokens + 1, V) of every question with its answer fed, in the model's dtype."""
+    half = next(model.parameters()).dtype == torch.float16
+    with Float16Products() if half else nullcontext():
+        pixels = torch.from_numpy(case.clip.frames)
+        if case.is_image:
+            visual = torch.cat(model.encode_images([pixels], window=window))
+        else:
+            visual = model.encode_clip(pixels[None], window=window)[0].flatten(0, 1)
+        prompts = [_prompt_ids(loaded, case, question) for question in case.questions]
+        split = int((prompts[0] == loaded.token_id(IMAGE_CONTEXT)).nonzero()[-1]) + 1
+        prefix = model.embed_prompt(prompts[0][:split], visual, context_id=loaded.token_id(IMAGE_CONTEXT))
+        tails = [prompt[split:].tolist() for prompt in prompts]
+        rows = [[*tail, *answer] for tail, answer in zip(tails, answers, strict=True)]
+        length = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+        logits = upcast(shared_prefix_logits(model, prefix, ids[None])[0]).numpy()
+    return [
+        logits[index, len(tail) - 1 : len(tail) + len(answer)]
+        for index, (tail, answer) in enumerate(zip(tails, answers, strict=True))
+    ]
+
+
+def _prompt_ids(loaded: LoadedModel, case: Case, question: Question) -> torch.Tensor:
+    if case.is_image:
+        return loaded.image_prompt_ids(num_tiles=[1], question=question.text)
+    return loaded.prompt_ids(num_frames=len(case.clip.frames), question=question.text)
+
+
+# -- everything else ---------------------------------------------------------------------------------------------
+
+
+def _through_stream(
+    bundle: Bundle, asked: Sequence[Case], expected: list[list[Expected]], progress: Progress = lambda _: None
+) -> list[list[Array]]:
+    """Logits of every question through PVCStream, with the reference's answer fed."""
+    found = []
+    for index, (case, answers) in enumerate(zip(asked, expected, strict=True)):
+        stream = PVCStream(bundle)
+        frames = case.clip.bgr()
+        images = frames if case.is_image else []
+        for frame in [] if case.is_image else frames:
+            stream.push(frame)
+        found.append(
+            [
+                stream.score(question.text, answer.tokens, images=images, max_tiles=1)
+                for question, answer in zip(case.questions, answers, strict=True)
+            ]
+        )
+        progress((index + 1) / len(asked))
+    return found
+
+
+def _grade(
+    name: str,
+    asked: Sequence[Case],
+    expected: list[list[Expected]],
+    logits: list[list[Array]] | None,
+    precision: Precision,
+) -> RungAnswers:
+    """Hold a rung's logits against the reference's answers and the truth; None is the reference itself."""
+    right: dict[str, int] = {}
+    count: dict[str, int] = {}
+    changed = []
+    for case_index, (case, answers) in enumerate(zip(asked, expected, strict=True)):
+        for index, (question, answer) in enumerate(zip(case.questions, answers, strict=True)):
+            own = answer.logits if logits is None else logits[case_index][index]
+            change = _change(question, answer, own, precision)
+            if change is not None:
+                changed.append(change)
+            # A changed answer could by chance be the truth; it is counted as wrong, which is the strict side.
+            count[question.topic] = count.get(question.topic, 0) + 1
+            right[question.topic] = right.get(question.topic, 0) + (change is None and answer.text == question.answer)
+    return RungAnswers(rung=name, right=right, count=count, changed=tuple(changed))
+
+
+def _change(question: Question, answer: Expected, own: Array, precision: Precision) -> Changed | None:
+    parted = np.flatnonzero(own.argmax(-1) != answer.logits.argmax(-1))
+    if not len(parted):
+        return None
+    step = int(parted[0])
+    reference = answer.logits[step]
+    return Changed(
+        topic=question.topic,
+        question=question.text,
+        expected=answer.text,
+        step=step,
+        margin=float(reference.max() - reference[own[step].argmax()]),
+        tie=near_tie(reference, precision),
+    )

@@ -1,0 +1,39 @@
+"""The template engine of every page: all text is escaped, and control characters are spelled out (text.py)."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..terminal.console import size_text
+from . import figures, text
+
+
+def fill(template: str, **content: Any) -> str:
+    """A page of this folder's template of that name."""
+    return _environment().get_template(template).render(**content)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"num": text.number, "plain": text.plain, "share": text.share, "when": text.when}
+    environment.filters["size"] = size_text
+    environment.globals |= {"bar": figures.bar, "heat_figure": figures.heat_figure, "count": text.count}
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    """What is written into the page: text without control characters."""
+    return text.clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value

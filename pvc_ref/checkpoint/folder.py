@@ -1,0 +1,309 @@
+"""Checkpoint folders in the Hugging Face layout: config.json, *.safetensors with their index, tokenizer.json.
+
+Unusual: nothing is guessed and nothing is skipped. Loading is strict about the name, shape and kind of every tensor,
+and pickle files are never opened. What a checkpoint calls its tensors and facts is in tensor_names.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..compressor import PoolCompressor, pooling_matrix
+from ..config import LLMConfig, PVCConfig
+from ..model import PVC
+from .tensor_names import (
+    CONFIG_FILE,
+    CheckpointError,
+    CheckpointTensor,
+    checkpoint_tensors,
+    config_from_json,
+    config_to_json,
+    pack_qkv,
+    unpack_qkv,
+)
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointTensor",
+    "checkpoint_tensors",
+    "config_from_json",
+    "config_to_json",
+    "load_config",
+    "load_model",
+    "plan_shards",
+    "save_model",
+]
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+TOKENIZER_FILE = "tokenizer.json"
+
+
+def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PVC:
+    """The model of a checkpoint folder, every parameter in `dtype`, in eval mode. Raises CheckpointError.
+
+    Holds the model plus one tensor in memory, and nothing of the files afterwards.
+    """
+    config = load_config(folder)
+    tensors = checkpoint_tensors(config)
+    with torch.device("meta"):
+        model = PVC(config)
+    with ExitStack() as stack:
+        sources = _open_shards(folder, stack)
+        _check_tensors(folder, tensors, sources)
+        for tensor in tensors:
+            # A copy even in the same dtype: what safetensors returns may be a view of the mapped file.
+            value = sources[tensor.name].get_tensor(tensor.name).to(dtype, copy=True)
+            for name, part in zip(tensor.parameters, _split(tensor, value, config.llm), strict=True):
+                owner, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(owner), leaf, nn.Parameter(part))
+    if config.llm.tie_embeddings:
+        model.llm.lm_head.weight = model.llm.embed_tokens.weight
+    if isinstance(model.compressor, PoolCompressor):  # a buffer that no file holds
+        rows, columns = config.compressor.token_grid
+        model.compressor.weights = pooling_matrix(config.vision.grid_size, rows=rows, columns=columns)
+    empty = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
+    assert not empty, f"never filled: {empty}"
+    facts = _read_json(folder / CONFIG_FILE).get("pvc", {})
+    model.random_seed, model.trained_on = facts.get("random_seed"), facts.get("trained_on")
+    return model.eval()
+
+
+def save_model(
+    model: PVC,
+    folder: Path,
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+    dtype: torch.dtype | None = None,
+    tokenizer: tokenizers.Tokenizer | None = None,
+) -> None:
+    """Write a checkpoint folder, whole or not at all. `dtype` None keeps each parameter's own.
+
+    Raises CheckpointError if the folder exists and is not empty, or if its config cannot be written down.
+    """
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(
+            f"{folder} exists already and a checkpoint is never written over another. Expected a new or an empty "
+            "folder; name another, or remove this one first"
+        )
+    config = config_to_json(model.config)
+    if model.random_seed is not None:
+        config["pvc"]["random_seed"] = model.random_seed
+    if model.trained_on is not None:
+        config["pvc"]["trained_on"] = model.trained_on
+    config_text = json.dumps(config, indent=2) + "\n"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.mkdir()
+    try:
+        (partial / CONFIG_FILE).write_text(config_text, encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save(str(partial / TOKENIZER_FILE))
+        _write_shards(model, partial, max_shard_bytes=max_shard_bytes, dtype=dtype)
+        if folder.exists():
+            folder.rmdir()  # empty, see above; renaming onto a folder is not portable
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def load_config(folder: Path) -> PVCConfig:
+    """The configuration in `folder`/config.json. Raises CheckpointError."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        found = f"it holds {_listing(p.name for p in folder.iterdir())}" if folder.is_dir() else "it is not a folder"
+        raise CheckpointError(
+            f"{folder} is no checkpoint folder: expected {CONFIG_FILE} and *.safetensors in it, but {found}. "
+            "Give the folder that holds config.json"
+        )
+    data = _read_json(path)
+    try:
+        return config_from_json(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+
+
+def plan_shards(sizes: Mapping[str, int], *, max_shard_bytes: int) -> list[list[str]]:
+    """Names of the tensors of each shard: in order, a new shard where the next tensor would exceed the limit."""
+    shards: list[list[str]] = []
+    used = 0
+    for name, size in sizes.items():
+        if not shards or used + size > max_shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    return shards
+
+
+# -- weights ---------------------------------------------------------------------------------------------------
+
+
+def _write_shards(model: PVC, folder: Path, *, max_shard_bytes: int, dtype: torch.dtype | None) -> None:
+    parameters = dict(model.named_parameters())
+    tensors = {tensor.name: tensor for tensor in checkpoint_tensors(model.config)}
+    sizes = {
+        name: math.prod(tensor.shape) * (dtype or parameters[tensor.parameters[0]].dtype).itemsize
+        for name, tensor in tensors.items()
+    }
+    plan = plan_shards(sizes, max_shard_bytes=max_shard_bytes)
+    weight_map: dict[str, str] = {}
+    for shard_index, names in enumerate(plan, start=1):
+        file = WEIGHTS_FILE if len(plan) == 1 else f"model-{shard_index:05}-of-{len(plan):05}.safetensors"
+        shard = {name: _join(tensors[name], parameters, model.config.llm, dtype) for name in names}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(names, file))
+    if len(plan) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _join(
+    tensor: CheckpointTensor, parameters: Mapping[str, Tensor], llm: LLMConfig, dtype: torch.dtype | None
+) -> Tensor:
+    parts = [parameters[name].detach().to("cpu", dtype) for name in tensor.parameters]
+    value = parts[0] if len(parts) == 1 else pack_qkv(*parts, head_dim=llm.attention_head_dim)
+    return value.contiguous()
+
+
+def _split(tensor: CheckpointTensor, value: Tensor, llm: LLMConfig) -> tuple[Tensor, ...]:
+    if len(tensor.parameters) == 1:
+        return (value,)
+    return unpack_qkv(value, num_kv_heads=llm.num_kv_heads, head_dim=llm.attention_head_dim)
+
+
+def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """Every tensor name in the folder's weight files, with the open file that holds it."""
+    weight_map = None if (folder / WEIGHTS_FILE).is_file() else _read_weight_map(folder)
+    files = [WEIGHTS_FILE] if weight_map is None else sorted(set(weight_map.values()))
+    absent = [file for file in files if not (folder / file).is_file()]
+    if absent:
+        raise CheckpointError(
+            f"{folder} lacks {_listing(absent)} of the {len(files)} shards that {INDEX_FILE} names. "
+            "Probably the download was not finished; fetch the missing files"
+        )
+    sources: dict[str, Any] = {}
+    file_of: dict[str, str] = {}
+    for file in files:
+        shard = _open_shard(folder / file, stack)
+        for name in shard.keys():  # noqa: SIM118  (safe_open cannot be iterated)
+            if name in sources:
+                raise CheckpointError(f"{folder}: {name} is in both {file_of[name]} and {file}; expected it once")
+            sources[name], file_of[name] = shard, file
+    if weight_map is not None and weight_map != file_of:
+        wrong = {name for name in weight_map.keys() | file_of.keys() if weight_map.get(name) != file_of.get(name)}
+        raise CheckpointError(
+            f"{folder}: {INDEX_FILE} and the shards disagree about where to find {_listing(wrong)}. Probably the "
+            "shards come from different checkpoints; fetch index and shards together"
+        )
+    return sources
+
+
+def _open_shard(path: Path, stack: ExitStack) -> Any:
+    try:
+        return stack.enter_context(safe_open(path, framework="pt"))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read: {_damage(path)} ({error}). Fetch the file again") from error
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a safetensors file, from its size and the offsets in its header."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start == b"version ":
+            return "it is a git-lfs pointer and not the file itself; run git lfs pull"
+        header_size = int.from_bytes(start, "little")
+        if len(start) < 8 or header_size > size - 8:
+            return f"its {size} bytes end before, or do not have, a safetensors header; probably a broken download"
+        try:
+            header = json.loads(file.read(header_size))
+            end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return f"the header of its {size} bytes is corrupt"
+    return f"it has {size} bytes, expected {8 + header_size + end}; probably an interrupted download"
+
+
+def _read_weight_map(folder: Path) -> dict[str, str]:
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        names = [p.name for p in folder.iterdir()]
+        if pickled := [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]:
+            raise CheckpointError(
+                f"{folder} holds its weights as pickle ({_listing(pickled)}), which is refused: opening it runs code. "
+                "Expected *.safetensors. Convert it once where the files are trusted, with transformers: "
+                "AutoModel.from_pretrained(OLD, trust_remote_code=True).save_pretrained(NEW, safe_serialization=True)"
+            )
+        raise CheckpointError(
+            f"{folder} has a {CONFIG_FILE} but no weights: expected {WEIGHTS_FILE} or {INDEX_FILE}, found "
+            f"{_listing(names)}. Fetch the *.safetensors files"
+        )
+    weight_map = _read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} has no weight_map from tensor names to shard files. Fetch the file again")
+    for file in weight_map.values():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise CheckpointError(f"{path} names the shard {file!r}; expected a *.safetensors file of this folder")
+    return weight_map
+
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def _check_tensors(folder: Path, tensors: list[CheckpointTensor], sources: Mapping[str, Any]) -> None:
+    wanted = {tensor.name: tensor.shape for tensor in tensors}
+    problems = []
+    if missing := wanted.keys() - sources.keys():
+        problems.append(f"{len(missing)} missing: {_listing(missing)}")
+    if unexpected := sources.keys() - wanted.keys():
+        problems.append(f"{len(unexpected)} unexpected: {_listing(unexpected)}")
+    shapes, dtypes = [], []
+    for name in wanted.keys() & sources.keys():
+        found = sources[name].get_slice(name)
+        if (shape := tuple(found.get_shape())) != wanted[name]:
+            shapes.append(f"{name} is {shape}, expected {wanted[name]}")
+        if found.get_dtype() not in FLOATS:
+            dtypes.append(f"{name} ({found.get_dtype()})")
+    if shapes:
+        problems.append(f"{len(shapes)} of another shape: {_listing(shapes)}")
+    if dtypes:
+        problems.append(f"{len(dtypes)} not in {', '.join(FLOATS)}, probably quantized: {_listing(dtypes)}")
+    if problems:
+        raise CheckpointError(
+            f"{folder}: the weights do not fit {CONFIG_FILE}, which asks for {len(wanted)} tensors.\n  "
+            + "\n  ".join(problems)
+            + f"\nProbably {CONFIG_FILE} belongs to another model. Compare its layer counts, widths, vocab_size and "
+            "pvc object with the names above"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not text
+        raise CheckpointError(f"{path} is not JSON: {error}. Fetch the file again") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(data).__name__}, expected an object. Fetch the file again")
+    return data
+
+
+def _listing(items: Iterable[str]) -> str:
+    """The first ten, sorted."""
+    names = sorted(items)
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return (", ".join(names[:10]) or "nothing") + more

@@ -1,0 +1,185 @@
+"""Publishing: a bundle appears whole and checked, or not at all, and never over something that is not a bundle."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+
+from engines.bundle import open_bundle
+from engines.errors import BackendUnavailable, BundleError, ModelError, ParityError
+from engines.spec import StreamLimits
+from engines.target import load_target
+from pvc_export.bundles.export import ExportRequest, export
+from pvc_export.graphs.models import LoadedModel, load_model, loaded_model
+from pvc_export.parity.check import check_bundle
+from pvc_export.terminal.console import Console, size_text
+from pvc_ref import PVC, CompressorConfig, PVCConfig
+from pvc_ref.checkpoint.folder import save_model
+from pvc_ref.prompt import byte_tokenizer
+
+from ...conftest import few_layers
+
+
+def request_for(out: Path, **changes: object) -> ExportRequest:
+    request = ExportRequest(out=out, target=load_target("cpu"), precision="fp32", limits=StreamLimits(window=3))
+    return replace(request, **changes)  # type: ignore[arg-type]
+
+
+def variant(**changes: object) -> LoadedModel:
+    config = replace(PVCConfig.preset("tiny"), **changes)  # type: ignore[arg-type]
+    return loaded_model(PVC.random(config, seed=0), byte_tokenizer(), name="variant")
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [("pixel_shuffle", "internlm2"), ("pool", "llama"), ("conv", "qwen2"), ("q_former", "internlm2")],
+)
+def test_every_compressor_and_decoder_exports_and_passes(kind: str, family: str, tmp_path: Path) -> None:
+    config = few_layers(PVCConfig.preset("tiny"))
+    llm = config.llm
+    if family != "qwen2":  # no biases, one shared key/value head, a tied head
+        llm = replace(llm, family=family, qkv_bias=False, num_kv_heads=1, tie_embeddings=True)  # type: ignore[arg-type]
+    loaded = variant(compressor=CompressorConfig(kind=kind, num_tokens=4), vision=config.vision, llm=llm)  # type: ignore[arg-type]
+    assert export(loaded, request_for(tmp_path / kind)).passed
+
+
+@pytest.mark.usefixtures("shared_graphs")
+def test_a_saved_checkpoint_exports_like_the_model_it_came_from(small: LoadedModel, tmp_path: Path) -> None:
+    save_model(small.model, tmp_path / "checkpoint", tokenizer=small.tokenizer)
+    loaded = load_model(str(tmp_path / "checkpoint"))
+    assert loaded.source.weights_sha256 == small.source.weights_sha256
+    assert loaded.source.random_weights and loaded.source.seed == 0, "saving made an answer of random tokens"
+    export(loaded, request_for(tmp_path / "bundle"))
+    assert check_bundle(tmp_path / "bundle", small).passed
+
+
+def test_relative_time_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"'relative'.*every new frame changes the keys of all earlier ones"):
+        export(variant(time_mode="relative"), request_for(tmp_path / "bundle"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_context_beyond_the_model_s_positions_is_refused_with_the_largest_that_fits(
+    tiny: LoadedModel, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="choose --context 32768 or less"):
+        export(tiny, request_for(tmp_path / "bundle", limits=StreamLimits(context=65536)))
+
+
+def failing_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exporter that gets one weight wrong."""
+    from pvc_export.graphs import precision
+
+    cast_model = precision.cast_model
+
+    def wrong(model: PVC, chosen: str, islands: tuple[str, ...]) -> PVC:
+        model = copy.deepcopy(cast_model(model, chosen, islands))  # type: ignore[arg-type]
+        with torch.no_grad():
+            model.trunk.layers[0].mlp.fc1.weight[3, 5] += 0.5
+        return model
+
+    monkeypatch.setattr("pvc_export.bundles.export.cast_model", wrong)
+
+
+@pytest.mark.usefixtures("shared_graphs")
+def test_a_failed_check_publishes_nothing_and_keeps_the_old_bundle(
+    small: LoadedModel, tiny: LoadedModel, bundle_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(bundle_fp32, tmp_path / "bundle"))
+    before = (out / "manifest.json").read_bytes()
+    failing_check(monkeypatch)
+    with pytest.raises(ParityError, match="as it should be is 'trunk'"):
+        export(small, request_for(out))
+    assert (out / "manifest.json").read_bytes() == before
+    assert check_bundle(out, tiny, ladder=False).passed
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"], "a temporary folder was left behind"
+
+
+@pytest.mark.parametrize(
+    "manifest", [None, '{"name": "my browser extension"}', "not json"], ids=["none", "web", "text"]
+)
+def test_a_folder_that_is_no_bundle_is_never_replaced(tiny: LoadedModel, tmp_path: Path, manifest: str | None) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(BundleError, match="exists and is not a bundle, so it is not replaced"):
+        export(tiny, request_for(tmp_path))
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_bundle_with_files_of_yours_in_it_is_not_replaced(
+    tiny: LoadedModel, bundle_fp32: Path, copy_bundle: Callable[[Path], Path]
+) -> None:
+    bundle = copy_bundle(bundle_fp32)
+    (bundle / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match=r"other files in it, so it is not replaced: notes\.txt"):
+        export(tiny, request_for(bundle))
+    assert (bundle / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("shared_graphs")
+def test_a_bundle_of_an_older_format_is_replaced(
+    small: LoadedModel, bundle_fp32: Path, copy_bundle: Callable[[Path], Path]
+) -> None:
+    bundle = copy_bundle(bundle_fp32)
+    data = json.loads((bundle / "manifest.json").read_text("utf-8"))
+    del data["shape"], data["prompt"]
+    (bundle / "manifest.json").write_text(json.dumps(data | {"format_version": 0}), "utf-8")
+    with pytest.raises(BundleError, match="has format version 0"):
+        open_bundle(bundle)
+    export(small, request_for(bundle))
+    assert open_bundle(bundle).manifest.limits.window == 3
+
+
+def test_a_tokenizer_of_another_model_is_refused() -> None:
+    config = PVCConfig.preset("tiny")
+    small = replace(config, llm=replace(config.llm, vocab_size=200))
+    with pytest.raises(ModelError, match="has 264 tokens, but the model's vocabulary has 200"):
+        loaded_model(PVC.random(small, seed=0), byte_tokenizer(), name="small")
+    with pytest.raises(ModelError, match=r"has no token '<img>'"):
+        loaded_model(PVC.random(config, seed=0), Tokenizer(models.BPE()), name="bare")
+
+
+def test_a_missing_builder_is_known_before_any_work(
+    tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt_rtx", None)
+    console = Console(quiet=True)
+    with pytest.raises(BackendUnavailable, match="tensorrt_rtx"):
+        export(tiny, request_for(tmp_path / "bundle", target=load_target("rtx")), console=console)
+    assert console.stages == []
+
+
+def test_the_built_in_model_is_the_same_on_every_machine() -> None:
+    """The fingerprint of `tiny`: bundles, thresholds and figures refer to these weights."""
+    assert load_model("tiny").source.weights_sha256[:16] == TINY_FINGERPRINT
+    assert load_model("tiny", seed=1).source.weights_sha256[:16] != TINY_FINGERPRINT
+
+
+def test_an_unknown_model_gets_its_nearest_name() -> None:
+    with pytest.raises(ModelError, match=r"no model 'tinny'.*Did you mean 'tiny'\?"):
+        load_model("tinny")
+
+
+def test_an_opened_bundle_runs_without_its_reference(bundle_fp16: Path) -> None:
+    bundle = open_bundle(bundle_fp16)
+    assert set(bundle.sessions) == set(bundle.manifest.graphs)
+    assert {session.computes_in for session in bundle.sessions.values()} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 20, "5.0 MiB"), (3 << 30, "3.0 GiB")]
+)
+def test_sizes_are_written_in_binary_units(num_bytes: int, text: str) -> None:
+    assert size_text(num_bytes) == text
+
+
+TINY_FINGERPRINT = "2c6ab4ec4f59a60a"

@@ -1,0 +1,396 @@
+"""Bad input through the command line: each kind gets its exit code, and a message of four parts.
+
+The parts are those that every error owes its reader: what happened, what was expected, the likely cause, what to do.
+The commands run in this process: starting Python and torch for each of them would take most of the time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.builder import EngineReport
+from engines.manifest import Manifest
+from engines.video import write_video
+from pvc_export.bundles import export as export_module
+from pvc_export.controls.graph_edits import restamp
+from pvc_export.graphs.models import LoadedModel
+from pvc_export.parity.clip import render_clip
+from pvc_ref.checkpoint.folder import save_model
+
+from ..conftest import Outcome, Run
+
+ROOT = Path(__file__).parents[3]
+EXPORT_AGAIN = "pvc-export trt -m tiny --fp16 --target rtx --window 4 --context 512 --streams 1 -o "
+LIKE_BUNDLE = ("--window", "4", "--context", "512")
+"""What bundle_fp16 was exported with, so that its graphs can stand for freshly exported ones."""
+
+
+# What can be wrong with a file. Each takes its path.
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def text(path: Path) -> None:
+    path.write_text("this is not a network")
+
+
+def flip_one_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+SIZE = ("has", "bytes, the manifest says", "it was cut short or replaced", EXPORT_AGAIN)
+CHANGED = ("has SHA-256", "the manifest says", "it was changed after the export", EXPORT_AGAIN)
+MISSING = ("is missing", "The manifest lists it with", "copied incompletely", EXPORT_AGAIN)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "parts"),
+    [
+        ("graphs/llm.onnx", truncate, SIZE),
+        ("graphs/llm.onnx", empty, SIZE),
+        ("graphs/llm.onnx", text, SIZE),
+        ("graphs/llm.onnx", remove, MISSING),
+        ("graphs/llm.onnx.data", remove, MISSING),
+        ("graphs/temporal.onnx", flip_one_bit, CHANGED),
+        ("graphs/temporal.onnx.data", flip_one_bit, CHANGED),
+        ("engines/trunk.engine", flip_one_bit, CHANGED),
+        ("engines/trunk.engine", remove, MISSING),
+        ("tokenizer.json", flip_one_bit, CHANGED),
+        ("manifest.json", truncate, ("is not valid JSON", "cut short or edited", "pvc-export trt -o ")),
+        ("manifest.json", remove, ("has no manifest.json", "Name a folder made by pvc-export")),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else value if isinstance(value, str) else "",
+)
+def test_a_damaged_bundle(
+    bundle_fp16: Path,
+    copy_bundle: Callable[[Path], Path],
+    pvc_export: Run,
+    file: str,
+    damage: Callable[[Path], None],
+    parts: tuple[str, ...],
+) -> None:
+    bundle = copy_bundle(bundle_fp16)
+    damage(bundle / file)
+    where = () if file == "manifest.json" else (f"{bundle}/{file}",)
+    pvc_export("check", bundle).says(6, "BundleError: ", *where, *parts)
+
+
+def test_the_command_in_the_message_makes_the_same_bundle(bundle_fp32: Path, bundle_fp16: Path) -> None:
+    from engines.bundle import _export_command
+
+    assert _export_command(Path("my bundle"), Manifest.load(bundle_fp16)) == f"{EXPORT_AGAIN}'my bundle'"
+    assert _export_command(Path("b"), Manifest.load(bundle_fp32)) == (
+        "pvc-export onnx -m tiny --fp32 --target cpu --window 4 --context 512 --streams 2 -o b"
+    )
+
+
+NO_GRAPH = ("cannot be opened, expected an ONNX graph", "is damaged or missing", "pvc-export onnx, or trt")
+NO_TOKENIZER = ("is not a tokenizer file", "damaged, or another program's", "pvc-export onnx, or trt")
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "parts"),
+    [
+        ("graphs/llm.onnx", truncate, NO_GRAPH),
+        ("graphs/llm.onnx", empty, NO_GRAPH),
+        ("graphs/llm.onnx", text, NO_GRAPH),
+        ("graphs/llm.onnx.data", remove, NO_GRAPH),
+        ("graphs/llm.onnx.data", truncate, NO_GRAPH),
+        ("tokenizer.json", truncate, NO_TOKENIZER),
+        ("tokenizer.json", empty, NO_TOKENIZER),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else value if isinstance(value, str) else "",
+)
+def test_damage_that_the_hashes_do_not_show(
+    bundle_fp16: Path,
+    copy_bundle: Callable[[Path], Path],
+    pvc_export: Run,
+    file: str,
+    damage: Callable[[Path], None],
+    parts: tuple[str, ...],
+) -> None:
+    """As a faulty exporter would make it: the manifest was stamped after the damage.
+
+    Weights that are wrong, but a graph all the same, are test_check.py's: exit 3.
+    """
+    bundle = copy_bundle(bundle_fp16)
+    damage(bundle / file)
+    restamp(bundle)
+    pvc_export("check", bundle).says(6, f"{bundle}/{file}".removesuffix(".data"), *parts)
+
+
+@pytest.fixture
+def ready_made(bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports take bundle_fp16's graphs instead of making their own, and its engines unless a test builds one."""
+    manifest = Manifest.load(bundle_fp16)
+
+    def take_graph(module: object, spec: object, path: Path) -> None:
+        for file in (path.name, f"{path.name}.data"):
+            shutil.copy(bundle_fp16 / "graphs" / file, path.with_name(file))
+
+    def take_engine(path: Path, *_: object, **__: object) -> EngineReport:
+        plan = (bundle_fp16 / f"engines/{path.stem}.engine").read_bytes()
+        return EngineReport(
+            plan=plan, runtime="x", runtime_version="1", compute_capabilities=(), layers=(), build_s=0.0
+        )
+
+    assert manifest.limits.window == 4 and manifest.limits.context == 512
+    monkeypatch.setattr(export_module, "export_graph", take_graph)
+    monkeypatch.setattr(export_module, "build_engine", take_engine)
+    monkeypatch.setattr(export_module, "check_layers", lambda *_, **__: None)
+
+
+def before(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[Path], None], *, argument: int) -> None:
+    """Let `act` see the folder of the bundle before export.py calls its `name`."""
+    original = getattr(export_module, name)
+
+    def wrapped(*args: object, **kwargs: object) -> object:
+        path = args[argument]
+        assert isinstance(path, Path)
+        act(path.parent.parent)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(export_module, name, wrapped)
+
+
+NOT_ONNX = (
+    "graphs/trunk.onnx cannot be read as ONNX by tensorrt_rtx",
+    "damaged, its .data file is missing, or it is another program's",
+    "Export it again: pvc-export trt",
+)
+OTHER_GRAPH = ("graphs/trunk.onnx has the inputs", "GraphSpec of 'trunk' says ['frame']", "another graph", "pvc-export")
+
+
+def replace_by_another_graph(path: Path) -> None:
+    shutil.copy(path.with_name("head.onnx"), path)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "parts"),
+    [
+        ("graphs/trunk.onnx", truncate, NOT_ONNX),
+        ("graphs/trunk.onnx", empty, NOT_ONNX),
+        ("graphs/trunk.onnx", text, NOT_ONNX),
+        ("graphs/trunk.onnx.data", remove, NOT_ONNX),
+        ("graphs/trunk.onnx", replace_by_another_graph, OTHER_GRAPH),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else value if isinstance(value, str) else "",
+)
+def test_a_file_that_the_engine_builder_cannot_use(
+    ready_made: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pvc_export: Run,
+    file: str,
+    damage: Callable[[Path], None],
+    parts: tuple[str, ...],
+) -> None:
+    """The real compiler, whose parser reports success for some files that are no ONNX at all."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install -e '.[rtx]'")
+    from engines.builder import build_engine
+
+    monkeypatch.setattr(export_module, "build_engine", build_engine)
+    before(monkeypatch, "build_engine", lambda folder: damage(folder / file), argument=0)
+    pvc_export("trt", *LIKE_BUNDLE, "-o", tmp_path / "b").says(5, "BuildError: ", *parts)
+    assert not list(tmp_path.iterdir())
+
+
+FULL = (
+    "BackendUnavailable: writing the bundle failed: ",
+    "Nothing was published",
+    "The disk, or your share of it, is full: ",
+    "are free at ",
+    "Make room, or choose another folder with -o",
+)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "engines/llm.engine", "manifest.json"])
+def test_a_full_disk_keeps_the_old_bundle(
+    ready_made: None,
+    bundle_fp16: Path,
+    copy_bundle: Callable[[Path], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    pvc_export: Run,
+    file: str,
+) -> None:
+    """Simulated. Not with a link to /dev/full: onnx replaces what its path leads to, and root has no device then."""
+    old = copy_bundle(bundle_fp16)
+    for name in ("write_text", "write_bytes"):
+        original = getattr(Path, name)
+
+        def write(self: Path, data: str, *args: object, original: Any = original, **kwargs: object) -> object:
+            if not self.as_posix().endswith(f"/bundle/{file}"):
+                return original(self, data, *args, **kwargs)
+            original(self, data[: len(data) // 2], *args, **kwargs)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(Path, name, write)
+    pvc_export("trt", *LIKE_BUNDLE, "-o", old).says(4, FULL[0], "No space left on device", *FULL[1:])
+    assert [path.name for path in old.parent.iterdir()] == ["copy"]
+    assert (old / "manifest.json").read_bytes() == (bundle_fp16 / "manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), OSError("262144 requested and 7168 written")],
+    ids=["with its code", "as numpy raises it"],
+)
+def test_a_full_disk_in_the_middle_of_a_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run, error: OSError
+) -> None:
+    def write_half(module: object, spec: object, path: Path) -> None:
+        path.write_bytes(b"half of a graph")
+        raise error
+
+    monkeypatch.setattr(export_module, "export_graph", write_half)
+    pvc_export("onnx", "-o", tmp_path / "b").says(4, FULL[0], str(error), *FULL[1:])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_runtime_that_is_missing(
+    bundle_fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    install = "Install it: pip install -e '.[ort]'"
+    pvc_export("check", bundle_fp16).says(4, "needs the package onnxruntime", "cannot be imported here", install)
+    export = pvc_export("onnx", "-o", tmp_path / "b")
+    export.says(4, "checks its graphs with the package onnxruntime", "cannot be imported", "Nothing was", install)
+    assert "export trunk" not in export.out, "a missing package must be known before minutes of export"
+    monkeypatch.undo()
+
+
+def test_an_engine_builder_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    export = pvc_export("trt", "-o", tmp_path / "b")
+    export.says(4, "'rtx' needs the package tensorrt_rtx", "cannot be imported here", "pip install -e '.[rtx]'")
+    assert "export trunk" not in export.out and not list(tmp_path.iterdir())
+
+
+def test_an_exporter_that_is_not_installed(tmp_path: Path) -> None:
+    """In a process of its own, since this one has loaded torch."""
+    code = "import sys; sys.modules['torch'] = None\nfrom pvc_export.cli import main; main()"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, "onnx", "-o", "b"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    outcome = Outcome(exit_code=result.returncode, out=result.stdout, message=result.stderr)
+    outcome.says(4, "BackendUnavailable: this command needs the package torch", "pip install -e '.[export]'")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "parts"),
+    [
+        (
+            "model.safetensors",
+            truncate,
+            ("cannot be read: it has", "bytes, expected", "interrupted download", "Fetch the file again"),
+        ),
+        (
+            "model.safetensors",
+            empty,
+            ("cannot be read: its 0 bytes", "safetensors header", "broken download", "Fetch the file again"),
+        ),
+        (
+            "model.safetensors",
+            remove,
+            ("has a config.json but no weights", "expected model.safetensors", "found", "Fetch the *.safetensors"),
+        ),
+        (
+            "tokenizer.json",
+            truncate,
+            ("tokenizer.json is not a tokenizer file", "broken download", "Fetch or convert it again"),
+        ),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else value if isinstance(value, str) else "",
+)
+def test_a_damaged_checkpoint(
+    tiny: LoadedModel,
+    tmp_path: Path,
+    pvc_export: Run,
+    file: str,
+    damage: Callable[[Path], None],
+    parts: tuple[str, ...],
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    save_model(tiny.model, checkpoint, tokenizer=tiny.tokenizer)
+    damage(checkpoint / file)
+    pvc_export("onnx", "-m", checkpoint, "-o", tmp_path / "b").says(6, "ModelError: ", str(checkpoint), *parts)
+    assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)  # not chmod: it does not stop root
+    outcome = pvc_export("onnx", "-o", tmp_path / "b")
+    outcome.says(4, "cannot write beside", "Permission denied", "not yours to write to", "another folder with -o")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_for_temporary_files_names_that_disk(
+    bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run
+) -> None:
+    """A float16 check exports graphs of its own; here every temporary folder is refused."""
+
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pvc_export.parity.check.open_on_cpu", full)
+    pvc_export("check", bundle_fp32).says(4, "No space left on device", "temporary files go to", "TMPDIR=FOLDER")
+
+
+def test_a_bundle_that_may_not_be_read(bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    pvc_export("check", bundle_fp32).says(6, "Permission denied", "manifest.json", "owner and permissions")
+
+
+def test_an_engine_of_another_version_is_known_without_a_gpu(
+    bundle_fp16: Path, copy_bundle: Callable[[Path], Path], tmp_path: Path, pvc_export: Run
+) -> None:
+    bundle = copy_bundle(bundle_fp16)
+    manifest = Manifest.load(bundle)
+    old = {name: replace(entry, runtime_version="1.6.0") for name, entry in manifest.engines.items()}
+    replace(manifest, engines=old).save(bundle)
+    write_video(tmp_path / "clip.mp4", render_clip(4), fps=4.0)
+    run = pvc_export("run", bundle, "--video", tmp_path / "clip.mp4", "--runtime", "target")
+    run.says(6, "was built with tensorrt_rtx 1.6.0", "this machine has 1.7.1", "Build it here: pvc-export trt")
+    assert "answer" not in run.out and "tokens" not in run.out
+
+
+def test_a_bundle_without_engines_is_not_blamed_on_the_gpu(
+    bundle_fp16: Path, copy_bundle: Callable[[Path], Path], tmp_path: Path, pvc_export: Run
+) -> None:
+    bundle = copy_bundle(bundle_fp16)
+    shutil.rmtree(bundle / "engines")
+    replace(Manifest.load(bundle), engines={}).save(bundle)
+    restamp(bundle)
+    write_video(tmp_path / "clip.mp4", render_clip(4), fps=4.0)
+    run = pvc_export("run", bundle, "--video", tmp_path / "clip.mp4", "--runtime", "target")
+    run.says(6, "has no engine for 'trunk'", "pvc-export trt -m tiny --target rtx")
+    assert "CUDA" not in run.message

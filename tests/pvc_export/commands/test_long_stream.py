@@ -1,0 +1,85 @@
+"""Five hundred frames: equal to the reference at every one, the same bytes for each, and no memory gained."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engines import open_bundle
+from engines.vision import VisionEncoder
+from pvc_export.graphs.models import LoadedModel
+from pvc_export.parity.metrics import compare_arrays, load_thresholds
+from pvc_ref import VisionState
+
+NUM_FRAMES = 500
+ROOT = Path(__file__).parents[3]
+
+
+def camera(num_frames: int, size: int) -> np.ndarray:
+    """(T, S, S, 3) uint8: a smooth picture that moves, with noise, so that every frame is its own."""
+    rng = np.random.default_rng(7)
+    base = np.clip(rng.normal(128, 60, (size, size, 3)), 0, 255)
+    frames = [np.roll(base, 3 * t, axis=1) + rng.normal(0, 4, base.shape) for t in range(num_frames)]
+    return np.clip(frames, 0, 255).astype(np.uint8)
+
+
+def test_every_one_of_500_frames_equals_the_reference(bundle_fp32: Path, tiny: LoadedModel) -> None:
+    bundle = open_bundle(bundle_fp32)
+    window = bundle.manifest.limits.window
+    encoder, state = VisionEncoder(bundle.sessions), None
+    limits = load_thresholds()["bundle fp32"]["compressor/frame_embeds"]
+    memory, written, worst = bundle.sessions["temporal"].memory, [], {"rel_l2": 0.0, "worst_token": 0.0}
+    texts = set()
+    for t, frame in enumerate(camera(NUM_FRAMES, bundle.manifest.shape.image_size)):
+        memory.traffic.clear()
+        encoded = encoder.encode(frame)
+        encoder.commit(encoded)
+        written.append(memory.traffic.state)
+        with torch.no_grad():
+            want, state = tiny.model.encode_frame(torch.from_numpy(frame)[None], state, window=window)
+        difference = compare_arrays(
+            encoded.frame_embeds, want[0].numpy(), stage="bundle fp32", graph="compressor", tensor="frame_embeds",
+            where=f"frame {t}",
+        )  # fmt: skip
+        worst = {metric: max(value, getattr(difference, metric)) for metric, value in worst.items()}
+        texts.add(encoded.frame_embeds.tobytes())
+    assert isinstance(state, VisionState) and state.num_frames == encoder.num_frames == NUM_FRAMES
+    assert len(texts) == NUM_FRAMES
+    for metric, value in worst.items():
+        assert value <= limits[metric]["limit"], metric
+    rows = sum(s.row_bytes for s in bundle.manifest.graphs["temporal"].states)
+    assert set(written) == {rows}  # frame 500 writes what frame 1 writes: the new rows and nothing else
+
+
+STREAM = """
+import resource, sys
+import numpy as np
+from engines import PVCStream, open_bundle
+from engines.vision import VisionEncoder
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+bundle = open_bundle(sys.argv[1])
+encoder = VisionEncoder(bundle.sessions)
+rng = np.random.default_rng(0)
+size = bundle.manifest.shape.image_size
+for t in range(1, 501):
+    encoder.commit(encoder.encode(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)))
+    if t in (50, 500):
+        print(resident())
+assert "torch" not in sys.modules and "onnx" not in sys.modules
+"""
+
+
+def test_500_frames_take_no_more_memory_than_50_and_no_torch(bundle_fp32: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", STREAM, str(bundle_fp32)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    at_50, at_500 = map(int, result.stdout.split())
+    one_frame = 5 * 1024  # a single leaked row of the smallest tensor, 450 times, is above two megabytes
+    assert at_500 - at_50 < 450 * one_frame

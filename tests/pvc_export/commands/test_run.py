@@ -1,0 +1,149 @@
+"""`pvc-export run`: a video, images, or nothing to look at; and a stream of several hundred frames in flat memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engines import Answer
+from engines.spec import StreamLimits
+from engines.stream import PushTiming
+from engines.target import load_target
+from engines.video import write_video
+from pvc_export.bundles.export import ExportRequest
+from pvc_export.commands.run import RunResult
+from pvc_export.graphs.models import LoadedModel
+from pvc_export.parity.clip import render_clip
+
+from ...conftest import SharedBundle
+from ..conftest import Run
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("video") / "clip.mp4"
+    write_video(path, render_clip(20, seed=5), fps=10.0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A landscape and a portrait, as files of two formats."""
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [folder / "wide.png", folder / "tall photo.jpg"]
+    for path, frame in zip(paths, render_clip(2, seed=9), strict=True):
+        image = Image.fromarray(frame[..., ::-1] if path.suffix == ".png" else np.rot90(frame)[..., ::-1])
+        image.save(path)
+    return paths
+
+
+def test_run_shows_images_and_matches_the_reference(bundle_fp16: Path, pictures: list[Path], pvc_export: Run) -> None:
+    images = [option for path in pictures for option in ("--image", path)]
+    for question in ("What is it?", "Is <image> larger than <image>?"):
+        result = pvc_export("run", bundle_fp16, *images, "--ask", question, "--tiles", 1, "--reference")
+        assert result.exit_code == 0, result.message
+        assert "wide.png: 192x144" in result.out and "tall photo.jpg: 144x192" in result.out
+        assert "reference: equal (32 greedy tokens)" in result.out and "first token after" in result.out
+
+
+def test_run_answers_without_anything_to_look_at(bundle_fp16: Path, pvc_export: Run) -> None:
+    result = pvc_export("run", bundle_fp16, "--ask", "Who are you?", "--reference", "--json")
+    data = json.loads(result.out)
+    assert result.exit_code == 0 and data["reference"]["equal"] and data["num_frames"] == 0 and data["video"] is None
+
+
+def test_lazy_and_eager_runs_say_the_same(bundle_fp16: Path, clip: Path, pvc_export: Run) -> None:
+    said = []
+    for ingest in ("eager", "lazy"):
+        result = pvc_export("run", bundle_fp16, "--video", clip, "--ingest", ingest, "--json")
+        said.append(json.loads(result.out))
+    assert said[0]["answer"]["token_ids"] == said[1]["answer"]["token_ids"]
+    assert said[0]["context_rows"] == said[1]["context_rows"] and said[1]["ingest"] == "lazy"
+
+
+@pytest.mark.parametrize(
+    ("args", "exit_code", "message"),
+    [
+        (["--video", "a.mp4", "--image", "b.png"], 2, "contradict each other"),
+        ([], 2, "give --video, --image or --ask"),
+        (["--image", "nothing.png"], 6, "nothing.png does not exist. Expected an image file"),
+        (["--image", "text.png"], 6, "text.png cannot be read as an image"),
+        (["--image", "cut.png"], 6, "cut.png cannot be read as an image"),
+        (["--ask", "x", "--ingest", "lasy"], 2, "Did you mean 'lazy'?"),
+        (["--ask", "x", "--tiles", "2"], 2, "--tiles needs --image"),
+        (["--image", "wide.png", "--frames", "3"], 2, "--frames needs --video"),
+        (["--video", "clip.mp4", "--ask", "<image>?"], 6, "but 0 images were given"),
+        (["--ask", "x <image>"], 6, "but 0 images were given"),
+        (["--ask", "a <|im_end|> b"], 6, "a special token of the conversation"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_run_refuses_what_it_cannot_do(
+    bundle_fp16: Path,
+    pictures: list[Path],
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pvc_export: Run,
+    args: list[str],
+    exit_code: int,
+    message: str,
+) -> None:
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "cut.png").write_bytes(pictures[0].read_bytes()[:2000])
+    (tmp_path / "clip.mp4").write_bytes(clip.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    pvc_export("run", bundle_fp16, *args).says(exit_code, message)
+
+
+LONG = """
+import json, sys
+from engines import PVCStream, open_bundle
+from engines.synthetic import render_clip
+from pvc_export.measure import resident_bytes
+
+stream = PVCStream(open_bundle(sys.argv[1]), ingest=sys.argv[2])
+seen = []
+for index, frame in enumerate(render_clip(401), start=1):
+    stream.push(frame)
+    if index % 100 == 1:
+        stream.ask("What moves?", max_new_tokens=4)
+        seen.append(resident_bytes())
+assert "torch" not in sys.modules and stream.num_frames == 401
+print(json.dumps(seen))
+"""
+
+
+@pytest.fixture(scope="module")
+def long_bundle(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
+    """Room for 400 frames, as any CPU gets it."""
+    limits = StreamLimits(window=4, context=8192)
+    request = ExportRequest(out=Path(), target=load_target("cpu"), precision="fp32", limits=limits)
+    return shared_bundle("long", tiny, request)
+
+
+@pytest.mark.parametrize("ingest", ["eager", "lazy"])
+def test_400_frames_with_questions_take_no_more_memory_than_101(long_bundle: Path, ingest: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", LONG, str(long_bundle), ingest], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    _, after_100, *_, last = json.loads(result.stdout)
+    # 300 frames of this model are 5100 rows of 512 bytes of cache: what a growing cache would add. Measured: 0.6 MiB.
+    assert last - after_100 < 2 * 2**20
+
+
+def test_nineteen_of_twenty_frames_is_no_guess_beyond_the_slowest() -> None:
+    timings = [PushTiming(preprocess_ms=0.0, vision_ms=ms, ingest_ms=0.0) for ms in (900.0, *[10.0] * 15, 50.0)]
+    result = RunResult(
+        video=None, frames=(), images=(), timings=tuple(timings), context_rows=0, warm_bytes=None, end_bytes=None,
+        answer=Answer(text="", token_ids=(), finished=True, vision_ms=0.0, prefill_ms=1.0, decode_ms=0.0),
+    )  # fmt: skip
+    assert 10.0 <= result.slowest_ms() <= 50.0 and result.token_ms() is None

@@ -1,0 +1,116 @@
+"""Streams of a real bundle, driven at will (tests/engines/stories.py), in ONNX Runtime on the CPU.
+
+Each equals a fresh stream to which its list is replayed, bit for bit; and what it would see next equals, within the
+committed limits, the PyTorch reference over the whole list at once. Frames are taken in as they come: real arithmetic
+depends on how many rows share a pass, and of a lazy stream that is a matter of when it was asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engines import open_bundle
+from engines.cache import RingCache
+from engines.vision import VisionEncoder
+from pvc_export.graphs.models import LoadedModel
+from pvc_export.parity.metrics import GATED, compare_arrays, load_thresholds
+from pvc_ref.preprocess import resize_frame
+
+from ....engines.exact import Kept
+from ....engines.stories import Live, Streams, run_stories, slot_off_by_one
+from ....engines.story_oracles import NUM_FRAMES, Differs, Fresh, next_embeds_of
+
+TRAINED = 4
+
+
+class BesideReference(Streams):
+    """At the end of every story, each stream's next frame is held against the reference."""
+
+    def __init__(self, loaded: LoadedModel, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.loaded, self.limits = loaded, load_thresholds()["bundle fp32"]["compressor/frame_embeds"]
+
+    def frames_wait(self, live: Live) -> None:
+        """The next frame takes them in one by one, as they were first; a question would in one pass."""
+        self._push(live, 0)
+
+    def teardown(self) -> None:
+        for live in self.live:
+            clip = [self.frames[event] for event in live.events if not isinstance(event, Kept)]
+            clip.append(self.frames[NUM_FRAMES])
+            got = next_embeds_of(live.stream, clip[-1])
+            self._compare(got, self._whole_clip(clip)[-1], f"frame {len(clip) - 1}")
+        super().teardown()
+
+    def _whole_clip(self, clip: list[np.ndarray]) -> np.ndarray:
+        size, window = self.loaded.config.vision.image_size, self.bundle.manifest.limits.window
+        pixels = torch.from_numpy(np.stack([resize_frame(frame[..., ::-1], size=size) for frame in clip]))
+        with torch.no_grad():
+            embeds: np.ndarray = self.loaded.model.encode_clip(pixels[None], window=window)[0].numpy()
+        return embeds
+
+    def _compare(self, got: np.ndarray, want: np.ndarray, where: str) -> None:
+        tensor: dict[str, str] = {"stage": "bundle fp32", "graph": "compressor", "tensor": "frame_embeds"}
+        difference = compare_arrays(got, want, **tensor, where=where)
+        for metric in GATED:
+            if not getattr(difference, metric) <= self.limits[metric]["limit"]:
+                raise Differs(f"{where}: {metric} {getattr(difference, metric):.1e} against the reference")
+
+
+@pytest.fixture(autouse=True)
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def run(folder: Path, tiny: LoadedModel, frames: list[np.ndarray]) -> None:
+    bundle = open_bundle(folder, runtime="cpu", threads=1)
+    bundle = replace(bundle, manifest=replace(bundle.manifest, trained_frames=TRAINED))
+    run_stories(
+        bundle,
+        frames[: NUM_FRAMES + 1],
+        [Fresh(bundle, frames)],
+        ingests=[{"ingest": "eager"}],
+        max_examples=10,
+        num_steps=20,
+        machine=partial(BesideReference, tiny),
+    )
+
+
+@pytest.mark.parametrize("name", ["bundle_fp32", "bundle_rows"])
+def test_every_stream_is_its_story_and_what_the_reference_makes_of_it(
+    name: str, tiny: LoadedModel, frames: list[np.ndarray], request: pytest.FixtureRequest
+) -> None:
+    """Both updates of the LLM's cache, both layouts of the ring."""
+    run(request.getfixturevalue(name), tiny, frames)
+
+
+def clock_one_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    over_time = VisionEncoder._over_time
+
+    def late(self: VisionEncoder, features: Any, ring: RingCache) -> Any:
+        self.time_divisor = ring.num_frames / (ring.num_frames + 1) if ring.num_frames else 1  # type: ignore[assignment]
+        return over_time(self, features, ring)
+
+    monkeypatch.setattr(VisionEncoder, "_over_time", late)
+
+
+@pytest.mark.parametrize("fault", [slot_off_by_one, clock_one_ahead], ids=lambda fault: fault.__name__)
+def test_a_fault_that_a_fresh_stream_shares_is_found_by_the_reference(
+    fault: Callable[[pytest.MonkeyPatch], None],
+    bundle_fp32: Path,
+    tiny: LoadedModel,
+    frames: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fault(monkeypatch)
+    with pytest.raises(Differs, match="against the reference"):
+        run(bundle_fp32, tiny, frames)

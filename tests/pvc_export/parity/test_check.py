@@ -1,0 +1,334 @@
+"""The parity check: it passes a faithful bundle, and names the part of an unfaithful one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import engines.stream
+from engines.cache import LinearCache, RingCache
+from engines.errors import ModelError
+from engines.manifest import Manifest
+from pvc_export.controls.graph_edits import (
+    edit_graph,
+    first_stream_for_all,
+    perturb_one_weight,
+    roll_slot_mask,
+    round_the_clock,
+    stop_the_clock,
+    swap_inputs,
+)
+from pvc_export.controls.runtime_patches import (
+    last_row_written_over,
+    least_likely_token,
+    mask_one_slot_off,
+    positions_one_ahead,
+)
+from pvc_export.graphs.models import LoadedModel, load_model
+from pvc_export.parity.check import check_bundle
+from pvc_export.parity.ladder import VISION_GRAPHS
+from pvc_export.parity.metrics import GATED, compare_arrays, load_thresholds, worst_rows
+from pvc_export.parity.recorded_stream import MIN_DECODED
+from pvc_export.parity.report import ParityReport
+
+from ..conftest import Run
+
+Copy = Callable[[Path], Path]
+BUNDLES = ("bundle_fp32", "bundle_fp16")
+
+
+def check(bundle: Path, reference: LoadedModel) -> ParityReport:
+    """The bundle itself; what the steps between do, the prompts and the rules of state, other files ask."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pvc_export.parity.check.converse", lambda *_, **__: [])
+        patch.setattr("pvc_export.parity.check.check_rules", lambda *_, **__: [])
+        return check_bundle(bundle, reference, ladder=False)
+
+
+@pytest.mark.parametrize("bundle_name", [*BUNDLES, "bundle_rows"])
+def test_a_faithful_bundle_passes_with_every_output_and_every_row_compared(
+    bundle_name: str, tiny: LoadedModel, request: pytest.FixtureRequest
+) -> None:
+    bundle = request.getfixturevalue(bundle_name)
+    report = check_bundle(bundle, tiny)
+    manifest = Manifest.load(bundle)
+    assert report.passed, report.failure_text()
+    rows = report.stages()[f"bundle {manifest.precision}"]
+    assert {(row.graph, row.tensor) for row in rows} == {
+        (spec.name, tensor.name) for spec in manifest.graphs.values() for tensor in spec.outputs
+    }
+    frames = 2 * manifest.limits.window + 2 + 2  # the ring wraps twice, then the clock jumps twice
+    frames += 2 if manifest.limits.streams == 2 else 0  # each row of a batch of two
+    assert all(row.num_compared == frames for row in rows if row.graph in VISION_GRAPHS)
+    assert all(row.num_compared > frames for row in rows if row.graph == "llm")
+    assert report.num_equal_tokens == report.num_tokens == 16
+
+
+@pytest.mark.parametrize("graph", ["trunk", "temporal", "compressor", "embed", "llm", "head"])
+@pytest.mark.parametrize("bundle_name", BUNDLES)
+def test_one_perturbed_weight_fails_and_its_graph_is_named(
+    bundle_name: str, graph: str, tiny: LoadedModel, copy_bundle: Copy, request: pytest.FixtureRequest
+) -> None:
+    bundle = copy_bundle(request.getfixturevalue(bundle_name))
+    if graph == "embed":  # one byte of one token that the prompt uses
+        edit_graph(bundle, graph, lambda model: _perturb_row(model, tiny.token_id("<|im_start|>")))
+    else:
+        edit_graph(bundle, graph, perturb_one_weight)
+    report = check(bundle, tiny)
+    assert not report.passed
+    assert report.first_failed_graph == graph and f"is '{graph}'" in report.failure_text()
+    assert list(report.wrong_weights) == [graph] and len(report.wrong_weights[graph]) == 1
+
+
+def _perturb_row(model: object, row: int) -> None:
+    from onnx import numpy_helper
+
+    tensor = model.graph.initializer[0]  # type: ignore[attr-defined]
+    values = numpy_helper.to_array(tensor).copy()
+    values[row, 0] *= 1.01
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+@pytest.mark.parametrize("bundle_name", BUNDLES)
+def test_a_slot_mask_off_by_one_in_the_graph_fails(
+    bundle_name: str, tiny: LoadedModel, copy_bundle: Copy, request: pytest.FixtureRequest
+) -> None:
+    bundle = copy_bundle(request.getfixturevalue(bundle_name))
+    edit_graph(bundle, "temporal", roll_slot_mask)
+    assert not check(bundle, tiny).passed
+
+
+def test_swapped_keys_and_values_end_the_command_with_exit_code_3(
+    bundle_fp16: Path, copy_bundle: Copy, monkeypatch: pytest.MonkeyPatch, pvc_export: Run
+) -> None:
+    bundle = copy_bundle(bundle_fp16)
+    edit_graph(bundle, "temporal", lambda model: swap_inputs(model, "past.0.key", "past.0.value"))
+    monkeypatch.setattr("pvc_export.parity.check.climb", lambda *_, **__: ([], {}))
+    pvc_export("check", bundle).says(3, "The first graph on the way that is not as it should be is 'temporal'")
+
+
+FAULTS = (mask_one_slot_off, positions_one_ahead, least_likely_token)
+"""One of the vision side, one of the language side, one of what is said; test_controls.py has the others."""
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
+def test_a_fault_of_the_runtime_fails(
+    fault: Callable[[], AbstractContextManager[None]], bundle_fp16: Path, tiny: LoadedModel
+) -> None:
+    with fault():
+        report = check(bundle_fp16, tiny)
+    assert not report.passed and "the bundle differs from the reference" in report.failure_text()
+
+
+def test_an_unmasked_tail_of_a_bucket_fails(bundle_rows: Path, tiny: LoadedModel) -> None:
+    with last_row_written_over():
+        report = check(bundle_rows, tiny)
+    assert not report.passed and report.first_failed_graph == "llm"
+
+
+@pytest.mark.parametrize("length", [255, 257])
+def test_a_fault_at_the_edge_of_a_bucket_is_found_though_no_stream_stops_there(
+    bundle_rows: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """The newest row is hidden, at that length alone."""
+    feeds = LinearCache.feeds
+
+    def wrong(self: LinearCache, num_rows: int) -> dict[str, np.ndarray]:
+        fed = feeds(self, num_rows)
+        if self.length == length:
+            fed["attention_mask"][:, length - 1] = 0
+        return fed  # type: ignore[return-value]
+
+    monkeypatch.setattr(LinearCache, "feeds", wrong)
+    report = check(bundle_rows, tiny)
+    assert not report.passed and f"rows behind {length}" in report.failure_text()
+
+
+def test_an_answer_without_a_word_still_shows_decoding(
+    bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trained model may stop at once; here the stop token is whatever comes first."""
+    ask = engines.stream.PVCStream.ask
+
+    def stop_at_once(self: engines.stream.PVCStream, *args: object, **options: object) -> object:
+        self._tokenizer.stop_ids = AnyToken()  # type: ignore[assignment]
+        return ask(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engines.stream.PVCStream, "ask", stop_at_once)
+    report = check(bundle_fp32, tiny)
+    assert report.passed, report.failure_text()
+    decoded = [found for found in report.found if found.graph == "head" and found.where.startswith("token")]
+    assert report.num_tokens == 0 and len(decoded) == 1 + MIN_DECODED
+
+
+class AnyToken:
+    def __contains__(self, token: object) -> bool:
+        return True
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, *, frame: int) -> None:
+    """The rows of one frame are kept as NaN: what sees them next returns NaN."""
+    push = RingCache.push
+
+    def poisoned(self: RingCache, rows: dict[str, np.ndarray]) -> None:
+        is_bad = self.num_frames == frame
+        push(self, {name: np.full_like(row, np.nan) if is_bad else row for name, row in rows.items()})
+
+    monkeypatch.setattr(RingCache, "push", poisoned)
+
+
+@pytest.mark.parametrize(("frame", "level"), [(0, "D"), (7, "F"), (9, "E")])
+def test_nan_fails_where_it_comes_up_and_what_lies_before_it_was_compared(
+    frame: int, level: str, bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, frame=frame)
+    report = check(bundle_fp32, tiny)
+    assert not report.passed and report.first_failed_graph == "temporal" and report.first_failed_level == level
+    failed = {row.tensor for row in report.rows if not row.passed}
+    assert "features" in failed and "graph 'temporal' returned NaN or infinity" in report.failure_text()
+    trunk = next(row for row in report.rows if row.tensor == "trunk_features")
+    assert trunk.passed and trunk.num_compared == frame + 1
+    levels = report.levels()
+    assert levels[level].passed is False and levels["J"].passed is None and "stream had ended" in levels["J"].detail
+    assert report.not_executed == {"the rest of this check": f"the stream ended at {report.found[-1].where}"}
+
+
+def test_nan_of_the_first_frame_is_a_report_too(
+    bundle_fp32: Path, tiny: LoadedModel, copy_bundle: Copy, pvc_export: Run, tmp_path: Path
+) -> None:
+    bundle, page, xml = copy_bundle(bundle_fp32), tmp_path / "report.html", tmp_path / "junit.xml"
+    edit_graph(bundle, "trunk", spoil)
+    pvc_export("check", bundle, "--report", page, "--junit", xml).says(
+        3, "trunk/trunk_features: ", " values are NaN or infinite at frame 0", "is 'trunk'"
+    )
+    assert "NaN or infinite at frame 0" in page.read_text(encoding="utf-8")
+    assert "NaN or infinite at frame 0" in xml.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("graph", ["llm", "head"])
+def test_nan_of_the_language_side_is_named_too(
+    graph: str, bundle_fp32: Path, tiny: LoadedModel, copy_bundle: Copy
+) -> None:
+    bundle = copy_bundle(bundle_fp32)
+    edit_graph(bundle, graph, spoil)
+    report = check(bundle, tiny)
+    assert not report.passed and report.first_failed_graph == graph
+    assert all(row.passed for row in report.rows if row.graph in VISION_GRAPHS)
+
+
+def spoil(model: onnx.ModelProto) -> None:
+    """Its first output is infinite: an overflow, say."""
+    graph = model.graph
+    name = graph.output[0].name
+    node = next(node for node in graph.node if name in node.output)
+    node.output[list(node.output).index(name)] = f"{name}.finite"
+    graph.initializer.append(onnx.numpy_helper.from_array(np.float32(np.inf), "infinite"))
+    graph.node.append(onnx.helper.make_node("Add", [f"{name}.finite", "infinite"], [name]))
+
+
+def test_a_reference_that_is_nan_proves_nothing() -> None:
+    limits = load_thresholds()["bundle fp32"]["head/logits"]
+    good, bad = np.ones((1, 4)), np.full((1, 4), np.nan)
+    found = [compare_arrays(good, want, stage="bundle fp32", graph="head", tensor="logits", where=f"token {i}")
+             for i, want in enumerate((good, bad, good))]  # fmt: skip
+    (row,) = worst_rows(found)
+    assert not row.passed and row.worst.where == "token 1" and row.num_compared == 3
+    assert row.limits == {metric: limits[metric]["limit"] for metric in GATED}
+    assert "4 values are NaN or infinite at token 1" in row.text()
+
+
+@pytest.mark.parametrize("narrow", [stop_the_clock, round_the_clock], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("graph", ["temporal", "compressor"])
+def test_a_clock_that_fails_after_minutes_is_seen(
+    graph: str, narrow: Callable[..., None], bundle_fp32: Path, tiny: LoadedModel, copy_bundle: Copy
+) -> None:
+    bundle = copy_bundle(bundle_fp32)
+    edit_graph(bundle, graph, narrow)
+    report = check(bundle, tiny)
+    assert not report.passed and report.first_failed_graph == graph
+
+
+def test_a_stream_that_sees_another_stream_s_rows_is_seen(
+    bundle_fp32: Path, tiny: LoadedModel, copy_bundle: Copy
+) -> None:
+    bundle = copy_bundle(bundle_fp32)
+    edit_graph(bundle, "llm", first_stream_for_all)
+    report = check(bundle, tiny)
+    assert not report.passed and "stream 1 of 2" in report.failure_text()
+
+
+def test_an_output_that_was_never_compared_fails(
+    bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pvc_export.parity.check.Comparison.language", lambda *_: None)
+    monkeypatch.setattr("pvc_export.parity.check.probe_batch", lambda *_: [])
+    monkeypatch.setattr("pvc_export.parity.check.probe_context", lambda *_: [])
+    report = check(bundle_fp32, tiny)
+    assert not report.passed
+    assert set(report.missing) >= {"embed/inputs_embeds", "head/logits", "llm/hidden", "llm/present.0.key"}
+
+
+def test_another_model_is_no_reference(bundle_fp32: Path) -> None:
+    with pytest.raises(ModelError, match="was made from 'tiny' with weights"):
+        check(bundle_fp32, load_model("tiny", seed=1))
+
+
+@pytest.mark.usefixtures("shared_graphs")
+def test_a_context_too_short_for_the_clip_still_checks_every_frame(small: LoadedModel, tmp_path: Path) -> None:
+    from engines.spec import StreamLimits
+    from engines.target import load_target
+    from pvc_export.bundles.export import ExportRequest, export
+
+    limits = StreamLimits(window=3, context=128, bucket=64)  # holds 4 frames and the question; the clip has 8
+    request = ExportRequest(out=tmp_path / "short", target=load_target("cpu"), precision="fp32", limits=limits)
+    report = export(small, request)
+    assert all(row.num_compared == 8 + 2 for row in report.rows if row.graph in ("trunk", "temporal", "compressor"))
+
+
+WORKED = {"stage": "bundle fp32", "graph": "head", "tensor": "logits", "where": "x"}
+
+
+def test_the_metrics_are_those_of_a_worked_example() -> None:
+    want = np.array([[[3.0, 4.0], [0.0, 5.0]]])
+    got = np.array([[[4.0, 3.0], [0.0, 5.0]]])
+    difference = compare_arrays(got, want, **WORKED)
+    assert difference.max_abs == pytest.approx(1.0)
+    assert difference.rel_l2 == pytest.approx(np.sqrt(2 / 50))
+    assert difference.worst_token == pytest.approx(np.sqrt(2) / 5)
+    assert difference.cosine_gap == pytest.approx(1 - 24 / 25)
+    assert difference.norm_gap == pytest.approx(0.0)
+    assert difference.sqnr_db == pytest.approx(10 * np.log10(25))
+    assert compare_arrays(1.5 * want, want, **WORKED).norm_gap == pytest.approx(0.5)
+    assert compare_arrays(1.5 * want, want, **WORKED).cosine_gap == pytest.approx(0.0)
+    assert compare_arrays(got * np.nan, want, **WORKED).num_nonfinite == 4
+    assert compare_arrays(want, want, **WORKED).sqnr_db == np.inf
+
+
+@pytest.mark.parametrize("metric", GATED)
+def test_each_metric_alone_can_fail_a_row(metric: str) -> None:
+    want = np.eye(3)
+    (row,) = worst_rows([compare_arrays(want, want, **WORKED)])
+    assert row.passed
+    bad = replace(row.worst, **{metric: 1.01 * row.limits[metric]})
+    assert not replace(row, worst=bad).passed
+    assert metric.replace("_", " ") in replace(row, worst=bad).text()
+
+
+STAGES = [f"{what} {dtype}" for what in ("torch", "onnx", "bundle") for dtype in ("fp32", "fp16", "bf16")]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_committed_limit_carries_the_value_it_was_measured_from(stage: str) -> None:
+    limits = load_thresholds()[stage]
+    assert len(limits) == (8 if stage.startswith("bundle") else 4)
+    ceiling = {"fp32": 5e-4, "fp16": 1e-1, "bf16": 7e-1}[stage.split()[1]]  # a single token of a trained model
+    for key, metrics in limits.items():
+        assert set(metrics) == set(GATED)
+        for metric in metrics.values():
+            assert metric["measured"] <= metric["limit"] <= ceiling, key

@@ -1,0 +1,131 @@
+"""Parity in answers: what the bundled model says to held-out questions, on every rung, and a gate that can fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pvc_export.controls.graph_edits import edit_graph, roll_slot_mask
+from pvc_export.graphs.models import LoadedModel, load_model
+from pvc_export.parity.check import check_bundle
+from pvc_export.parity.report import ParityReport
+from pvc_export.parity.words.held_out import _ask_reference, answer_all, cases
+from pvc_export.parity.words.results import MIN_AGREEMENT, Changed, RungAnswers
+from pvc_ref.prompt import STOP_TOKEN
+from pvc_ref.shapes import answer_to
+
+NUM_QUESTIONS = 120
+
+
+@pytest.fixture(scope="module")
+def shapes() -> LoadedModel:
+    """The bundled model."""
+    return load_model("shapes")
+
+
+@pytest.fixture(scope="module")
+def answers(
+    bundle_shapes: Path, shapes: LoadedModel, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, RungAnswers]:
+    twins = tmp_path_factory.mktemp("twins")
+    found = answer_all(bundle_shapes, shapes, num_questions=NUM_QUESTIONS, twins=twins)
+    return {rung.rung: rung for rung in found}
+
+
+def test_the_questions_are_fixed_held_out_and_have_true_answers() -> None:
+    asked = cases(200)
+    assert sum(len(case.questions) for case in asked) == 200
+    assert {case.is_image for case in asked} == {True, False}
+    assert all(answer_to(case.clip.scene, q.text) == q.answer for case in asked for q in case.questions)
+    again = cases(100)
+    assert all((a.clip.frames == b.clip.frames).all() for a, b in zip(asked, again, strict=False))
+
+
+def test_every_rung_that_can_run_answers_every_question(answers: dict[str, RungAnswers]) -> None:
+    assert list(answers) == ["torch fp32", "torch fp16", "onnx fp32", "bundle fp16"]
+    assert all(rung.num_questions == NUM_QUESTIONS for rung in answers.values())
+
+
+def test_the_bundled_model_answers_most_questions_truly(answers: dict[str, RungAnswers]) -> None:
+    assert answers["torch fp32"].accuracy > 0.9
+
+
+def test_float16_and_onnx_keep_the_answers_of_the_reference(answers: dict[str, RungAnswers]) -> None:
+    for rung in answers.values():
+        assert rung.agreement >= MIN_AGREEMENT and rung.faults() == [], rung.line()
+
+
+def test_the_reference_s_greedy_answers_are_those_of_generate(shapes: LoadedModel) -> None:
+    """The oracle decodes with the reference's own `generate`; the truth is only a shortcut."""
+    for case in cases(24):
+        for question, expected in zip(case.questions, _ask_reference(shapes, case, 8), strict=True):
+            model, pixels = shapes.model, torch.from_numpy(case.clip.frames)
+            if case.is_image:
+                ids = shapes.image_prompt_ids(num_tiles=[1], question=question.text)
+                visual = model.encode_images([pixels], window=8)[0][None]
+            else:
+                ids = shapes.prompt_ids(num_frames=len(pixels), question=question.text)
+                visual = model.encode_clip(pixels[None], window=8)[0]
+            with torch.no_grad():
+                embeds = shapes.prompt_embeds(ids, visual)
+            said = model.generate(embeds, max_new_tokens=48, stop_ids=[shapes.token_id(STOP_TOKEN)])
+            assert tuple(said) == expected.tokens
+            assert expected.logits.shape[0] == len(said) + 1
+
+
+def test_a_wrong_answer_of_the_reference_is_what_the_others_must_keep(shapes: LoadedModel) -> None:
+    """Parity is not accuracy: with another truth, the reference's own words are still what is expected."""
+    case = cases(8)[0]
+    lied = replace(case, questions=tuple(replace(q, answer="There is no cyan star.") for q in case.questions))
+    honest, other = (_ask_reference(shapes, c, 8) for c in (case, lied))
+    assert [a.text for a in honest] == [a.text for a in other]
+
+
+def test_a_slot_mask_that_is_off_by_one_changes_answers_and_fails_the_check(
+    bundle_shapes: Path, shapes: LoadedModel, copy_bundle: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    broken = copy_bundle(bundle_shapes)
+    edit_graph(broken, "temporal", roll_slot_mask)
+    found = answer_all(broken, shapes, num_questions=NUM_QUESTIONS, twins=tmp_path, ladder=False)
+    rungs = {rung.rung: rung for rung in found}
+    assert rungs["bundle fp16"].agreement < 0.97
+    assert rungs["bundle fp16"].accuracy < rungs["torch fp32"].accuracy
+    assert any(change.is_fault for change in rungs["bundle fp16"].changed)
+
+
+def test_the_report_names_answers_that_changed_and_counts_them(
+    bundle_shapes: Path, shapes: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = Changed(topic="colour", question="Q?", expected="The star is red.", step=3, margin=2.5, tie=0.01)
+    wrong = RungAnswers(rung="bundle fp16", right={"colour": 9}, count={"colour": 10}, changed=(change,))
+    monkeypatch.setattr("pvc_export.parity.words.held_out.answer_all", lambda *_, **__: (wrong,))
+    report: ParityReport = check_bundle(bundle_shapes, shapes, ladder=False)
+    assert not report.passed
+    assert "'Q?' is no longer answered 'The star is red.'" in report.failure_text()
+    assert "90.00% of 10 answers are the reference's, expected 99.5%" in "\n".join(report.wrong_answers())
+    assert "90.0% of 10 questions right (90.00% as the reference)" in report.summary()
+    assert json.loads(json.dumps(report.to_json()))["answers"][0]["changed"][0]["margin"] == 2.5
+
+
+@pytest.mark.parametrize(("margin", "is_fault"), [(0.005, False), (0.02, True), (float("nan"), True)])
+def test_a_changed_answer_is_a_fault_unless_the_reference_nearly_ties(margin: float, is_fault: bool) -> None:
+    change = Changed(topic="colour", question="Q?", expected="A.", step=0, margin=margin, tie=0.01)
+    rung = RungAnswers(rung="bundle fp16", right={"colour": 999}, count={"colour": 1000}, changed=(change,))
+    assert bool(rung.faults()) == is_fault
+
+
+def test_a_model_that_was_taught_no_world_is_asked_nothing(bundle_fp32: Path, tiny: LoadedModel) -> None:
+    report = check_bundle(bundle_fp32, tiny, ladder=False)
+    assert report.answers == () and "questions right" not in report.summary()
+
+
+def test_the_receipt_says_how_many_questions_were_right(bundle_shapes: Path) -> None:
+    held_out = json.loads((bundle_shapes / "manifest.json").read_text(encoding="utf-8"))["parity"]["held_out"]
+    assert held_out["bundle fp16"]["accuracy"] > 0.9 and held_out["bundle fp16"]["agreement"] >= MIN_AGREEMENT
+    assert np.isclose(held_out["torch fp32"]["agreement"], 1.0)

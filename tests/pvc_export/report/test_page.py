@@ -1,0 +1,431 @@
+"""The report of a check, as a page and as JUnit XML: all that was found is on it, and nothing that is not true."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable
+from dataclasses import replace
+from math import inf, nan
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pvc_export.report
+from engines.errors import SpecError
+from engines.graph_specs import graph_specs
+from engines.manifest import FORMAT_VERSION, FileEntry, ImageSpec, Manifest, ModelSource
+from engines.spec import StreamLimits
+from pvc_export.bundles.repair import Repair
+from pvc_export.graphs.models import prompt_spec
+from pvc_export.graphs.modules import model_shape
+from pvc_export.parity.culprit.find import INNOCENT, Culprit
+from pvc_export.parity.drift.statistics import DriftCurve, DriftReport, Sample
+from pvc_export.parity.levels import IN_A_CHECK, TITLES, Rule
+from pvc_export.parity.metrics import Conversation, Difference, Flip, compare_arrays, load_thresholds, worst_rows
+from pvc_export.parity.report import ParityReport
+from pvc_export.parity.words.results import Changed, RungAnswers
+from pvc_export.report import ReportInput, heat_map, junit, render, worst_heat_maps
+from pvc_export.report.figures import Axis, Curve, bar, curves_figure
+from pvc_export.report.text import number, share
+from pvc_ref import PVCConfig
+
+from .html_page import HOSTILE, Page, require_clean, require_self_contained
+
+WINDOW = 4
+TIMES = [*range(2 * WINDOW + 2), 103, 4103]
+STAGES = ("torch fp32", "torch fp16", "onnx fp32", "onnx fp16", "bundle fp16")
+TENSORS = (
+    ("trunk", "trunk_features"), ("temporal", "features"), ("temporal", "new.0.key"), ("temporal", "new.1.key"),
+    ("compressor", "frame_embeds"),
+)  # fmt: skip
+COORDINATES = {"d", "cx", "cy", "x", "y", "r", "width", "height", "viewbox"}
+
+
+def difference(stage: str, graph: str, tensor: str, where: str, *, part: float = 0.1) -> Difference:
+    """Every metric at that part of its limit."""
+    limits = load_thresholds()[stage][f"{graph}/{'new' if tensor.startswith('new.') else tensor}"]
+    values = {metric: part * limit["limit"] for metric, limit in limits.items()}
+    return Difference(
+        stage=stage, graph=graph, tensor=tensor, where=where, max_abs=part, num_nonfinite=0, **values
+    )  # fmt: skip
+
+
+def found_of(parts: dict[tuple[str, str, str], float] | None = None) -> tuple[Difference, ...]:
+    """A small check's comparisons; `parts` names those that are off: (stage, tensor, where) -> part of the limit."""
+
+    def one(stage: str, graph: str, tensor: str, where: str) -> Difference:
+        return difference(stage, graph, tensor, where, part=(parts or {}).get((stage, tensor, where), 0.1))
+
+    vision = [one(s, g, t, f"frame {time}") for s in STAGES for time in TIMES for g, t in TENSORS]
+    words = [one("bundle fp16", "llm", "hidden", f"pass {index}") for index in range(5)]
+    words += [one("bundle fp16", "head", "logits", f"token {index}") for index in range(4)]
+    words += [one("bundle fp16", "llm", "hidden", "1 rows behind 255, stream 0 of 1")]
+    return (*vision, *words)
+
+
+def conversation(kind: str, question: str, *, scaled_kl: float = 1e-6, flips: tuple[Flip, ...] = ()) -> Conversation:
+    return Conversation(
+        kind=kind, question=question, num_tokens=6, num_said=6, prefix=6, num_steps=7, max_kl=3e-6, mean_kl=1e-6,
+        scaled_kl=scaled_kl, flips=flips,
+    )  # fmt: skip
+
+
+def rung(name: str, *changed: Changed) -> RungAnswers:
+    return RungAnswers(
+        rung=name, right={"colour": 480, "motion": 470}, count={"colour": 500, "motion": 500}, changed=changed
+    )
+
+
+def parity_of(found: Iterable[Difference], **changes: object) -> ParityReport:
+    found = tuple(found)
+    close = Changed(topic="motion", question="Where to?", expected="to the left", step=2, margin=1e-3, tie=5e-2)
+    report = ParityReport(
+        precision="fp16", computed_in="float32", num_frames=2 * WINDOW + 2, window=WINDOW,
+        rows=worst_rows(found), found=found, missing=(), num_weights=137, wrong_weights={}, num_tokens=4,
+        num_equal_tokens=4, wrong_tokens=(),
+        not_executed={"engine": "no CUDA runtime on this machine"},
+        conversations=(
+            conversation("video", "What moves?", flips=(Flip(step=3, k=5, margin=1e-4, tie=8e-3),)),
+            conversation("text", ""),
+        ),
+        answers=(rung("torch fp32"), rung("bundle fp16", close)),
+        rules=(
+            Rule(level="G", name="a failed frame changes no state", passed=True, detail="12 faults planted"),
+            Rule(level="I", name="two runs are equal", passed=None, detail="only one runtime is here"),
+        ),
+    )  # fmt: skip
+    return replace(report, **changes)  # type: ignore[arg-type]
+
+
+def manifest() -> Manifest:
+    config, limits = PVCConfig.preset("tiny"), StreamLimits(window=WINDOW)
+    shape = model_shape(config)
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        created_utc="2026-11-26T10:00:00+00:00",
+        model=ModelSource(name="tiny", random_weights=True, seed=3, weights_sha256="f" * 64, config={}),
+        shape=shape,
+        limits=limits,
+        target="cpu",
+        precision="fp16",
+        islands=("llm.layers.0.mlp",),
+        time_mode="absolute",
+        trained_frames=96,
+        prompt=prompt_spec(config),
+        images=ImageSpec(num_repeats=4, layout="tile_streams", max_tiles=6),
+        graphs=graph_specs(shape, limits, "fp16", "split", cache_update="aliased"),
+        engines={},
+        versions={"torch": "2.13.0+cpu", "onnx": "1.23.2"},
+        files={"graphs/trunk.onnx": FileEntry(sha256="0123456789abcdef" * 4, num_bytes=2048)},
+        parity={},
+    )
+
+
+CULPRIT = Culprit(
+    graph="trunk", where="frame 8", layer="trunk.layers.1.mlp.fc1", operation="linear", nodes=("MatMul_7", "Add_8"),
+    line="vision.py:88", dtype="fp16", error=inf, limit=32.0, symptom="65 values are NaN or infinite",
+    peak=91234.0, largest=65504.0, is_precision=True,
+    island="trunk.layers.1.mlp",
+)  # fmt: skip
+
+
+@pytest.fixture
+def passing() -> ReportInput:
+    return ReportInput(
+        parity=parity_of(found_of()), manifest=manifest(), bundle="build/tiny", command="pvc-export check build/tiny",
+        checked_utc="2026-11-26T11:00:00+00:00", machine="x86_64, 2 cores",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def failing(passing: ReportInput) -> ReportInput:
+    found = found_of({("bundle fp16", "features", f"frame {WINDOW}"): 40.0})
+    return replace(passing, parity=parity_of(found), culprit=CULPRIT, looked=True)
+
+
+def test_the_page_fetches_nothing(failing: ReportInput) -> None:
+    require_self_contained(render(failing))
+
+
+def test_everything_that_was_found_is_on_the_page(passing: ReportInput) -> None:
+    text = Page(render(passing)).text
+    parity = passing.parity
+    for row in parity.rows:
+        assert f"{row.stage}{row.graph}/{row.tensor}{row.num_compared}" in text
+    for one in parity.conversations:
+        assert (one.question or "(empty)") in text
+    for change in (change for answers in parity.answers for change in answers.changed):
+        parts = (change.question, change.expected, number(change.margin), number(change.tie), change.topic)
+        assert all(part in text for part in parts)
+    for name, reason in passing.not_executed().items():
+        assert f"{name}: {reason}" in text
+    assert "96.0%480/500" in text and "94.0%470/500" in text  # accuracy by topic
+    assert "top 51.0e-48.0e-3" in text  # the flip's rank, margin and tie
+    assert all(f"{part}" in text for part in ("llm.layers.0.mlp", "2026-11-26 11:00 UTC", "x86_64, 2 cores"))
+    assert "0123456789ab…" in text and ("td", "title", "0123456789abcdef" * 4) in Page(render(passing)).attributes
+
+
+def test_every_tolerance_is_shown_with_what_it_was_measured_from(passing: ReportInput) -> None:
+    text = Page(render(passing)).text
+    assert "measured 2026-11-24" in text
+    limits = load_thresholds()["bundle fp16"]["temporal/features"]
+    for metric in limits.values():
+        assert f"≤ {number(metric['limit'])} · seen {number(metric['measured'])}" in text
+
+
+def test_what_was_not_executed_is_no_plain_pass(passing: ReportInput) -> None:
+    text = Page(render(passing)).text
+    assert "✓ PASS, of what was executed" in text and "– NOT EXECUTED" in text
+    whole = replace(passing, parity=replace(passing.parity, not_executed={}, rules=()))
+    text = Page(render(whole)).text
+    assert "✓ PASS " in text and "of what was executed" not in text and "NOT EXECUTED" not in text
+    assert "fp16 arithmetic: this runtime computes fp16 graphs in float32" in text
+
+
+def test_a_failure_shows_the_culprit_its_island_and_the_next_command(failing: ReportInput) -> None:
+    text = Page(render(failing)).text
+    assert "✕ FAIL" in text and "PASS" not in text
+    assert "The first graph on the way that is not as it should be is temporal" in text
+    assert "Culprit: linear of trunk.layers.1.mlp.fc1" in text and "trunk, frame 8" in text
+    assert "error: ∞ units of fp16 roundoff, allowed 32" in text and "up to 91234, fp16 holds 65504" in text
+    assert "--island trunk.layers.1.mlp" in text and "pvc-export check build/tiny --bisect" in text
+    repaired = replace(failing, repair=Repair(islands=("trunk.layers.1.mlp",), passed=True, culprits=(CULPRIT,)))
+    text = Page(render(repaired)).text
+    assert "✓ proven repair: Exported again with --island trunk.layers.1.mlp, the check passes" in text
+    command = (
+        f"pvc-export onnx -m tiny --seed 3 --fp16 --target cpu --window {WINDOW} --context 2048 --streams 1 "
+        "--island llm.layers.0.mlp --island trunk.layers.1.mlp -o build/tiny"
+    )
+    assert command in text
+
+
+def test_a_failure_without_a_culprit_says_that_every_operation_is_right(failing: ReportInput) -> None:
+    text = Page(render(replace(failing, culprit=None))).text
+    assert INNOCENT in text and "--fp32" in text
+    assert "was not looked for" in Page(render(replace(failing, culprit=None, looked=False))).text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"wrong_weights": {"temporal": ["temporal.a", "temporal.b"]}},
+        {"missing": ("head/logits",)},
+        {"wrong_tokens": ("token 0: 7 was said, the reference prefers another by 3",)},
+        {"conversations": (conversation("video", "What moves?", scaled_kl=nan),)},
+        {"answers": (rung("bundle fp16", Changed(topic="a", question="b", expected="c", step=0, margin=9, tie=1)),)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_kind_of_fault_fails_both_reports(change: dict[str, object], passing: ReportInput) -> None:
+    report = replace(passing, parity=replace(passing.parity, **change))  # type: ignore[arg-type]
+    assert not report.parity.passed and not report.passed
+    assert "✕ FAIL" in Page(render(report)).text
+    assert int(ET.fromstring(junit(report)).attrib["failures"]) >= 1
+
+
+def test_a_broken_rule_fails_a_check_whose_numbers_pass(passing: ReportInput) -> None:
+    rule = Rule(level="G", name="reset forgets everything", passed=False, detail="slot 3 kept its rows")
+    report = replace(passing, parity=replace(passing.parity, rules=(rule,)))
+    assert not report.passed
+    assert "✕ FAIL state rules: reset forgets everything: slot 3 kept its rows." in Page(render(report)).text
+    case = "testsuite[@name='level G']/testcase[@name='reset forgets everything']"
+    failure = ET.fromstring(junit(report)).find(f"{case}/failure")
+    assert failure is not None and failure.attrib["message"] == "slot 3 kept its rows"
+
+
+def test_what_models_and_users_wrote_is_escaped(failing: ReportInput) -> None:
+    change = Changed(topic=HOSTILE, question=HOSTILE, expected=HOSTILE, step=0, margin=9.0, tie=1.0)
+    rule = Rule(level="G", name=HOSTILE, passed=False, detail=HOSTILE)
+    answers = RungAnswers(rung=HOSTILE, right={HOSTILE: 1}, count={HOSTILE: 2}, changed=(change,))
+    parity = replace(
+        failing.parity, answers=(answers, rung("bundle fp16")), wrong_tokens=(HOSTILE,),
+        conversations=(conversation("video", HOSTILE),), not_executed={HOSTILE: HOSTILE},
+        wrong_weights={"temporal": [HOSTILE]}, rules=(rule,),
+    )  # fmt: skip
+    model = replace(failing.manifest.model, name=HOSTILE)
+    report = replace(
+        failing, parity=parity, manifest=replace(failing.manifest, model=model, islands=(HOSTILE,)),
+        bundle=HOSTILE, machine=HOSTILE, culprit=replace(CULPRIT, layer=HOSTILE, nodes=(HOSTILE,)),
+    )  # fmt: skip
+    html, xml = render(report), junit(report)
+    page = Page(html)
+    assert html.count("<script") == 1 and "alert(" not in html.partition("<script")[2]
+    assert '<script>alert("x")</script> \\x1b[31m\\u202egnp.exe & "q" \\x00\\ud800' in page.text
+    ET.fromstring(xml)
+    for document in (html, xml):
+        require_clean(document)
+
+
+@pytest.mark.parametrize("value", [nan, inf], ids=["NaN", "infinite"])
+def test_a_value_that_is_not_finite_is_shown_as_such_and_never_drawn(value: float, passing: ReportInput) -> None:
+    found = list(found_of())
+    index = next(i for i, f in enumerate(found) if f.stage == "bundle fp16" and f.where == "frame 5")
+    found[index] = replace(
+        found[index], rel_l2=value, worst_token=value, cosine_gap=value, norm_gap=value, max_abs=value, num_nonfinite=9
+    )
+    want = np.ones((1, 4, 3))
+    got = want.copy()
+    got[0, 2, 1] = value
+    heat = heat_map(
+        got, want, stage="bundle fp16", graph="temporal", tensor="features", where="frame 5", frame=None,
+        has_class_token=False,
+    )  # fmt: skip
+    report = replace(passing, parity=parity_of(found), heat=(heat,), drift=drift(nan))
+    page = Page(render(report))
+    assert "✕ FAIL" in page.text and number(value) in page.text and "∞ of its limit" in page.text
+    assert "9 values are NaN or infinite at frame 5" in page.text
+    assert ("path", "class", "cross") in page.attributes  # and no point of a curve
+    for tag, name, written in page.attributes:
+        if name in COORDINATES or name == "style":
+            assert not re.search(r"nan|inf\b", written, re.IGNORECASE), (tag, name, written)
+    assert ET.fromstring(junit(report)).attrib["failures"] != "0"
+
+
+def drift(error: float) -> DriftReport:
+    """Three blocks of one tensor; the last sample has that error."""
+    row = worst_rows([difference("bundle fp16", "temporal", "features", "frames 0 to 3")])[0]
+    errors = (1e-3, 1e-3, 1e-3, error)
+    samples = tuple(Sample(frame=100.0 * i, error=e, floor=1e-5, gap=e) for i, e in enumerate(errors))
+    curve = DriftCurve(
+        tensor="temporal/features", num_frames=300, samples=samples, means=samples, block=row, single=row,
+        reference=row, noise=1e-2,
+    )  # fmt: skip
+    return DriftReport(
+        precision="fp16", computed_in="float32", window=WINDOW, num_frames=300, seconds=1, curves=(curve,)
+    )
+
+
+def test_a_drift_is_shown_with_its_interval_and_fails(passing: ReportInput) -> None:
+    steady = replace(passing, drift=drift(1e-3))
+    assert steady.passed and "[+0%, +0%] beyond the floor" in Page(render(steady)).text.replace("-0%", "+0%")
+    grown = replace(passing, drift=drift(9.0))
+    assert not grown.passed and grown.levels()["E"].passed is False
+    assert ET.fromstring(junit(grown)).find("testsuite[@name='level E']/testcase/failure") is not None
+
+
+@pytest.mark.parametrize(
+    ("graph", "tensor", "tokens", "at"),
+    [
+        ("trunk", "trunk_features", 17, 1 + 6),
+        ("temporal", "features", 16, 6),
+        ("compressor", "frame_embeds", 16, 6),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_heat_map_puts_a_known_error_at_its_patch(graph: str, tensor: str, tokens: int, at: int) -> None:
+    want = np.random.default_rng(0).normal(size=(1, tokens, 8))
+    got = want.copy()
+    got[0, at, 3] += 2.0
+    heat = heat_map(
+        got, want, stage="bundle fp16", graph=graph, tensor=tensor, where="frame 1", frame=None,
+        has_class_token=tensor == "trunk_features",
+    )  # fmt: skip
+    assert heat.errors.shape == (4, 4) and heat.peak == (1, 2) and np.count_nonzero(heat.errors) == 1
+    assert (heat.class_token == 0.0) if tokens == 17 else (heat.class_token is None)
+    whole = compare_arrays(got, want, stage="bundle fp16", graph=graph, tensor=tensor, where="frame 1")
+    assert heat.worst == pytest.approx(whole.worst_token)
+
+
+def test_a_heat_map_is_drawn_over_its_frame_with_a_box_around_the_worst_token(passing: ReportInput) -> None:
+    want = np.ones((1, 16, 8))
+    got = want.copy()
+    got[0, 6] *= 3
+    heat = heat_map(
+        got, want, stage="bundle fp16", graph="temporal", tensor="features", where="frame 1",
+        frame=np.zeros((56, 56, 3), np.uint8), has_class_token=False,
+    )  # fmt: skip
+    page = Page(render(replace(passing, heat=(heat,))))
+    assert "row 1, column 2: 28× of its limit" in page.text
+    assert sum(tag == "image" and name == "href" for tag, name, _ in page.attributes) == 2
+    index = page.attributes.index(("rect", "class", "peak"))
+    box = {name: value for _, name, value in page.attributes[index - 4 : index]}
+    assert box == {"x": "100.00", "y": "50.00", "width": "50.00", "height": "50.00"}
+
+
+@pytest.mark.parametrize("shuffle", ["v1", "v2"])
+def test_tokens_that_are_listed_column_by_column_are_laid_out_so(shuffle: str) -> None:
+    tiny = PVCConfig.preset("tiny")
+    config = replace(tiny, compressor=replace(tiny.compressor, num_tokens=4, shuffle=shuffle))  # type: ignore[arg-type]
+    patches, width = config.vision.num_patches, 6
+    want = {
+        "trunk/trunk_features": np.ones((1, patches + 1, width)),
+        "temporal/features": np.ones((1, patches, width)),
+        "compressor/frame_embeds": np.ones((1, 4, width)),
+    }
+    got = {name: array.copy() for name, array in want.items()}
+    got["compressor/frame_embeds"][0, 1] *= 2
+    frame = np.zeros((8, 8, 3), np.uint8)
+    maps = worst_heat_maps(
+        "bundle fp16", [want, got, want], [want] * 3, pixels=[frame] * 3, times=[0, 1, 9], config=config, num_frames=1
+    )
+    assert [heat.tensor for heat in maps] == ["trunk_features", "features", "frame_embeds"]
+    assert maps[-1].where == "frame 1" and maps[-1].peak == ((1, 0) if shuffle == "v1" else (0, 1))
+
+
+def test_tokens_that_do_not_fill_a_grid_have_no_map() -> None:
+    with pytest.raises(SpecError, match="15 tokens of 'temporal/features' do not fill a grid of 3 x 3"):
+        heat_map(
+            np.ones((1, 15, 2)), np.ones((1, 15, 2)), stage="bundle fp16", graph="temporal", tensor="features",
+            where="frame 0", frame=None, has_class_token=False,
+        )  # fmt: skip
+
+
+def test_every_level_says_what_was_shown_what_failed_and_what_nobody_asked(failing: ReportInput) -> None:
+    text = Page(render(failing)).text
+    words = {True: "✓ shown", False: "✕ failed", None: "– not executed"}
+    verdicts = failing.levels()
+    assert [*verdicts] == list("ABCDEFGHIJKLM") and {verdict.passed for verdict in verdicts.values()} == {*words}
+    for letter, verdict in verdicts.items():
+        word = words[verdict.passed] if letter in IN_A_CHECK else "· not of a check"
+        assert f"{letter}{TITLES[letter]} {word} {verdict.detail}" in text
+    assert verdicts["F"].passed is False and "Levels H, I: not shown by this run" in text
+
+
+def test_junit_counts_what_it_holds_and_skips_what_was_not_executed(failing: ReportInput) -> None:
+    root = ET.fromstring(junit(failing))
+    suites = root.findall("testsuite")
+    for element in (root, *suites):
+        cases = list(element.iter("testcase"))
+        assert int(element.attrib["tests"]) == len(cases) > 0
+        assert int(element.attrib["failures"]) == len(list(element.iter("failure")))
+        assert int(element.attrib["skipped"]) == len(list(element.iter("skipped")))
+    names = [suite.attrib["name"] for suite in suites]
+    assert names[:5] == list(STAGES) and len(set(names)) == len(names)
+    rows = [case for suite in suites[:5] for case in suite.iter("testcase")]
+    assert len(rows) == len(failing.parity.rows)
+    failed = [case for case in rows if case.find("failure") is not None]
+    assert [case.attrib["name"] for case in failed] == [f"temporal/features ({len(TIMES)} compared)"]
+    failure = failed[0].find("failure")
+    assert failure is not None
+    assert f"at frame {WINDOW}" in failure.attrib["message"] and "limit" in failure.attrib["message"]
+    skipped = root.find("testsuite[@name='not executed']/testcase[@name='engine']/skipped")
+    assert skipped is not None and skipped.attrib["message"] == "not executed: no CUDA runtime on this machine"
+    conversations = root.findall("testsuite[@name='conversations']/testcase")
+    assert [case.attrib["name"] for case in conversations] == ["video", "text"]
+    rungs = root.findall("testsuite[@name='held-out answers']/testcase")
+    assert [case.attrib["name"] for case in rungs] == ["torch fp32", "bundle fp16"]
+
+
+def test_shares_of_one_and_of_sixty_percent_are_both_seen() -> None:
+    widths = [float(re.search(r"width:([\d.]+)%", bar(value))[1]) for value in (0.0, 0.01, 0.6, 1.0, 50.0)]  # type: ignore[index]
+    assert widths[0] == 0 and widths[1] > 20 and widths[1] < widths[2] < widths[3] < widths[4] == 100
+    assert [share(value) for value in (0, 0.0004, 0.01, 0.6, 28, nan, inf)] == [
+        "0%", "<0.1%", "1.0%", "60%", "28×", "NaN", "∞",
+    ]  # fmt: skip
+
+
+def test_a_curve_breaks_where_the_clock_jumps_and_marks_where_the_ring_wraps() -> None:
+    axis = Axis(name="frame", labels=(0, 1, 2, 9), marks={2: "W"}, jumps=frozenset({3}))
+    figure = curves_figure("x", [Curve(name="e", values=(1e-3, 1e-2, 0.0, 1e-3), limit=1e-1, tone="a")], axis)
+    line = re.search(r'd="([^"]+)" class="line a"', figure)
+    assert line is not None and line[1].count("M") == 2 and line[1].count("L") == 2
+    assert ">W</text>" in figure and 'class="jump"' in figure and 'class="zero a"' in figure
+
+
+def test_no_file_of_the_report_is_long() -> None:
+    folder = Path(pvc_export.report.__file__).parent
+    files = [path for path in folder.iterdir() if path.suffix in (".py", ".j2")]
+    assert len(files) >= 8
+    assert [path.name for path in files if len(path.read_text(encoding="utf-8").splitlines()) > 400] == []
