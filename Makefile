@@ -1,6 +1,6 @@
 # make demo     install, export the bundled model, build RTX engines, check, stream a clip, ask (FILE=clip.mp4, SEED=1)
-# make test     install, lint, types, tests
-# make check    lint and types only
+# make test     install, make check, tests
+# make check    lint, types, import directions
 # make oracles  our LLM graph against optimum's and ONNX Runtime GenAI's, each in an environment of its own
 PYTHON ?= python3
 VENV := .venv
@@ -23,6 +23,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pvc_export.bench.recompute

@@ -21,12 +21,13 @@ import typer
 from engines import open_bundle
 from engines.errors import BundleError, PVCError
 from engines.manifest import Manifest
+from engines.terminal import fail, print_json
 
 from .capture import open_source
 from .devices import Address, parse_address
 from .meters import Meter
 from .recorder import Recorder
-from .report import Log, describe, error_fields, fail, print_json
+from .report import Log, describe
 from .session import Session
 from .stop import Stop
 from .watcher import Watcher, require_endless
@@ -202,7 +203,7 @@ def _conclude(session: Session, request: Request, log: Log, stop: Stop) -> int:
         log.say(line)
     if session.error is not None:
         print(f"{type(session.error).__name__}: {session.error}", file=sys.stderr)
-        summary |= error_fields(session.error)
+        summary |= session.error.to_json()
     if request.as_json:
         print_json(summary)
     if session.error is not None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
-from engines.errors import PVCError
+from engines.terminal import printable
 
 from .score import share
 from .watcher import Reply
@@ -29,11 +28,6 @@ class Log:
         if text and text != self._last_notice:
             self.say(text)
         self._last_notice = text
-
-
-def printable(text: str) -> str:
-    """Random models say control characters; a terminal must not obey them."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def describe_reply(reply: Reply, score: str) -> str:
@@ -66,19 +60,3 @@ def describe(summary: dict[str, Any]) -> list[str]:
             f"{recording['fps']:.2f} fps"
         )
     return lines
-
-
-def print_json(data: dict[str, Any]) -> None:
-    print(json.dumps(data, allow_nan=False), flush=True)
-
-
-def error_fields(error: PVCError) -> dict[str, Any]:
-    return {"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
-
-
-def fail(error: PVCError, *, as_json: bool) -> int:
-    """Say what went wrong on standard error, and as an object on standard output with --json. Returns the exit code."""
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    if as_json:
-        print_json(error_fields(error))
-    return error.exit_code

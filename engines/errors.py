@@ -13,16 +13,49 @@
     +-- BuildError                5   an ONNX export or an engine build failed
     +-- ParityError               3   outputs differ from the reference
 
-A message says what happened, what was expected, the likely cause, and the next command.
+Each says what happened, what was expected, the likely cause, and the next step: a command where there is one.
 """
 
 from __future__ import annotations
 
 
-class PVCError(ValueError):
-    """Base of all errors meant for users. `exit_code` is what the command line returns."""
+class PVCError(Exception):
+    """Base of every error meant for users.
+
+        try:
+            stream.push(frame)
+        except StreamFull:
+            stream.reset()
+
+    what       what happened, in one sentence
+    expected   what was expected in its place
+    cause      the likely cause
+    fix        the next step: a command where there is one
+    exit_code  what the command line returns
+
+    The last three of these sentences may be empty. `str` has a line for each that is not.
+    """
 
     exit_code = 6
+
+    def __init__(self, what: str, *, expected: str = "", cause: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what, self.expected, self.cause, self.fix = what, expected, cause, fix
+
+    def __str__(self) -> str:
+        said = {"": self.what, "expected: ": self.expected, "likely: ": self.cause, "fix: ": self.fix}
+        return "\n".join(label + text for label, text in said.items() if text)
+
+    def to_json(self) -> dict[str, str | int]:
+        """Class, the four sentences and exit code, for `--json`."""
+        return {
+            "error": type(self).__name__,
+            "what": self.what,
+            "expected": self.expected,
+            "cause": self.cause,
+            "fix": self.fix,
+            "exit_code": self.exit_code,
+        }
 
 
 class SpecError(PVCError):

@@ -7,7 +7,7 @@ symbol of the file and not the tensor that was fed. float16 graphs run, but ONNX
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, cast
@@ -37,6 +37,21 @@ class Session(Protocol):
         that the spec calls aliased is the input that it aliases, updated.
         """
         ...
+
+
+class Wrapped:
+    """A session whose every run goes through a function: it counts, times, records or breaks something."""
+
+    def __init__(self, session: Session, around: Around) -> None:
+        self._session, self._around = session, around
+        self.spec, self.memory, self.computes_in = session.spec, session.memory, session.computes_in
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._around(self._session, inputs)
+
+
+Around = Callable[[Session, Mapping[str, Tensor]], dict[str, Tensor]]
+"""Runs a session on inputs, and looks at both."""
 
 
 def require_finite(outputs: dict[str, Tensor], graph: str) -> dict[str, Tensor]:

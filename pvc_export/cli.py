@@ -7,17 +7,17 @@ Unusual: heavy packages are imported inside the commands, so that --help and doc
 from __future__ import annotations
 
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from engines.errors import BackendUnavailable, PVCError
+from engines.terminal import did_you_mean, fail, print_json
 
 from .terminal import interrupt
 from .terminal.console import Console
-from .terminal.output import fail, print_json, system_error
+from .terminal.output import system_error
 
 if TYPE_CHECKING:
     from engines.bundle import Runtime
@@ -241,9 +241,9 @@ def run(
 def _one_of(option: str, name: str, known: tuple[str, ...]) -> str:
     """`name`, if it is known. Raises BadParameter with the nearest one."""
     if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f". Did you mean '{near[0]}'?" if near else ""
-        raise typer.BadParameter(f"{option} is '{name}', expected {', '.join(known)}{hint}")
+        raise typer.BadParameter(
+            f"{option} is '{name}', expected {', '.join(known)}. {did_you_mean(name, known)}".rstrip()
+        )
     return name
 
 
@@ -363,19 +363,24 @@ def _print_report(data: dict[str, Any], lines: list[str], console: Console, as_j
 def main() -> None:
     """Entry point: errors meant for users become one message and an exit code, never a traceback."""
     interrupt.install()
+    as_json = "--json" in sys.argv[1:]
     try:
         app()
     except PVCError as error:
         if interrupt.exit_code() is None:
-            raise SystemExit(fail(error)) from None
+            raise SystemExit(fail(error, as_json=as_json)) from None
     except ModuleNotFoundError as error:
         if error.name not in EXPORT_PACKAGES:
             raise
-        text = f"this command needs the package {error.name}, which is not installed. It is part of the extra 'export'."
-        raise SystemExit(fail(BackendUnavailable(f"{text} Install it: pip install -e '.[export]'"))) from None
+        missing = BackendUnavailable(
+            f"this command needs the package {error.name}, which is not installed",
+            cause="it is part of the extra 'export'",
+            fix="pip install -e '.[export]'",
+        )
+        raise SystemExit(fail(missing, as_json=as_json)) from None
     except OSError as error:
         if interrupt.exit_code() is None:
-            raise SystemExit(fail(system_error(error))) from None
+            raise SystemExit(fail(system_error(error), as_json=as_json)) from None
     except BaseException:
         # After a signal, whatever surfaces is its echo: libraries turn a KeyboardInterrupt into errors of their own.
         if interrupt.exit_code() is None:

@@ -16,6 +16,7 @@ import typer
 from engines.errors import ParityError
 from engines.manifest import Manifest, hash_file
 from engines.target import load_target
+from engines.terminal import print_json
 
 from ..bundles.export import ExportRequest
 from ..bundles.repair import Repair, repair
@@ -31,7 +32,6 @@ from ..report import junit, render
 from ..report.write import Make, now_utc, report_input, this_machine, write_files
 from ..terminal.console import Console
 from ..terminal.facts import installed
-from ..terminal.output import print_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

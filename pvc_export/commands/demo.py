@@ -20,6 +20,7 @@ from engines.bundle import ON_CPU, Bundle
 from engines.errors import PVCError
 from engines.spec import StreamLimits
 from engines.target import load_target
+from engines.terminal import printable
 from engines.video import probe_video, write_video
 from pvc_ref.shapes import Clip, make_clip
 
@@ -27,7 +28,6 @@ from ..bundles.export import ExportRequest, export
 from ..graphs.models import load_model
 from ..parity.clip import Frame
 from ..terminal.console import Console, size_text
-from ..terminal.output import printable
 from .run import DEFAULT_QUESTION, RunRequest, RunResult, compare_with_reference, run
 
 OUT, VIDEO = Path("build/demo"), Path("build/demo.mp4")

@@ -11,11 +11,11 @@ import typer
 from engines.errors import SpecError
 from engines.spec import Precision, StreamLimits
 from engines.target import Target, load_target
+from engines.terminal import print_json
 
 from ..bundles.export import ExportRequest, export
 from ..graphs.models import RANDOM, load_model
 from ..terminal.console import Console
-from ..terminal.output import print_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

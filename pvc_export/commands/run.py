@@ -18,12 +18,12 @@ from engines.errors import ParityError, StreamFull
 from engines.images import read_image
 from engines.ingest import Ingest
 from engines.preprocess import segment_indices
+from engines.terminal import print_json, printable
 from engines.video import VideoInfo, probe_video, read_video
 
 from ..bench.rounds import resident_bytes
 from ..parity.clip import Frame
 from ..terminal.console import Console, size_text
-from ..terminal.output import print_json, printable
 
 DEFAULT_QUESTION = "What happens in this video?"
 DEFAULT_IMAGE_QUESTION = "Describe what you see."

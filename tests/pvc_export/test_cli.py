@@ -226,7 +226,7 @@ def test_a_failure_with_json_is_an_object_too(tmp_path: Path, pvc_export: Run) -
 
 
 def test_json_never_holds_nan(capsys: pytest.CaptureFixture[str]) -> None:
-    from pvc_export.terminal.output import print_json
+    from engines.terminal import print_json
 
     print_json({"rows": [{"a": float("nan"), "b": [float("inf"), 1.5]}], "n": 3})
     assert json.loads(capsys.readouterr().out) == {"rows": [{"a": None, "b": [None, 1.5]}], "n": 3}

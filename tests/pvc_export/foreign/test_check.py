@@ -10,11 +10,11 @@ import onnx
 import pytest
 
 from engines.errors import ModelError
+from engines.terminal import print_json
 from pvc_export.foreign.levels import other_sizes
 from pvc_export.foreign.limits import MARGIN, ULPS
 from pvc_export.foreign.report import ForeignReport
 from pvc_export.foreign.session import GraphSession
-from pvc_export.terminal.output import print_json
 
 from .faults import (
     a_little_noise,

@@ -1,0 +1,45 @@
+"""What a command says to a terminal or to a machine. Without typer or rich, which a device lacks."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from .errors import PVCError
+
+
+def printable(text: str) -> str:
+    """Random models say control characters; a terminal must not obey them."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """One line of JSON on standard output. NaN and infinity, which JSON lacks, become null."""
+    print(json.dumps(_finite(data), ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def fail(error: PVCError, *, as_json: bool) -> int:
+    """Say what went wrong: a line for each of its sentences on standard error, and with `as_json` its fields as an
+    object on standard output. Returns the exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    if as_json:
+        print_json(error.to_json())
+    return error.exit_code
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """ "Did you mean 'shapes'?" for the nearest known name; empty if none is near. `cutoff` is difflib's."""
+    near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"Did you mean '{near[0]}'?" if near else ""
