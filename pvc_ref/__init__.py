@@ -1,7 +1,7 @@
 """The reference PVC model in plain PyTorch: what every exported graph is held against.
 
-Unusual: names are looked up when they are first used, so that `pvc_ref.shapes`, which needs no torch, can be imported
-where torch is not installed.
+Names are looked up when they are first used, so that `pvc_ref.shapes`, which needs no torch, can be imported where
+torch is not installed.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import CompressorConfig, ConfigError, LLMConfig, PVCConfig, VisionConfig
+    from .checkpoint.folder import load_model as load
+    from .config import CompressorConfig, LLMConfig, PVCConfig, VisionConfig
+    from .errors import CheckpointError, ConfigError
     from .model import PVC, FrameOutputs, Sampling, VisionState
 
 __all__ = [
     "PVC",
+    "CheckpointError",
     "CompressorConfig",
     "ConfigError",
     "FrameOutputs",
@@ -23,12 +26,20 @@ __all__ = [
     "Sampling",
     "VisionConfig",
     "VisionState",
+    "load",
 ]
 
-_IN_MODEL = {"PVC", "FrameOutputs", "Sampling", "VisionState"}
+_HOMES = {
+    "model": ("PVC", "FrameOutputs", "Sampling", "VisionState"),
+    "config": ("CompressorConfig", "LLMConfig", "PVCConfig", "VisionConfig"),
+    "errors": ("CheckpointError", "ConfigError"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(".model" if name in _IN_MODEL else ".config", __name__), name)
+    if name == "load":
+        return importlib.import_module(".checkpoint.folder", __name__).load_model
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,9 +8,12 @@ Source: PVC (arXiv 2412.09613) and the InternVL2 model cards; docs/model.md says
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
+
+from .errors import ConfigError
 
 CompressorKind = Literal["pvc", "pixel_shuffle", "pool", "conv", "q_former"]
 ShuffleOrder = Literal["v1", "v2"]
@@ -20,23 +23,24 @@ LLMFamily = Literal["internlm2", "qwen2", "llama"]
 TemplateName = Literal["internlm2-chat", "Hermes-2", "tiny"]
 
 
-class ConfigError(ValueError):
-    """A configuration contradicts itself; the message names both sides."""
-
-
 def _choice(field_name: str, value: str, literal: Any) -> None:
     choices = get_args(literal)
     if value not in choices:
-        near = get_close_matches(str(value), choices, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{field_name} is {value!r}, expected one of {', '.join(choices)}.{hint}")
+        raise ConfigError(
+            f"{field_name} is {value!r}", expected=f"one of {', '.join(choices)}", fix=_did_you_mean(value, choices)
+        )
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(str(name), list(known), n=1)
+    return f"Did you mean {near[0]!r}?" if near else ""
 
 
 def _positive(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         if value <= 0:
-            raise ConfigError(f"{type(owner).__name__}.{name} is {value}, expected a positive number")
+            raise ConfigError(f"{type(owner).__name__}.{name} is {value}", expected="a positive number")
 
 
 def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
@@ -68,7 +72,7 @@ class VisionConfig:
         _divides("two (cosines and sines)", 2, "sinusoid_size", self.sinusoid_size)
         if not 0 <= self.num_temporal_layers <= self.num_layers:
             raise ConfigError(
-                f"num_temporal_layers = {self.num_temporal_layers} does not lie in 0..num_layers = {self.num_layers}"
+                f"num_temporal_layers = {self.num_temporal_layers}", expected=f"0 to num_layers = {self.num_layers}"
             )
 
     @property
@@ -153,7 +157,9 @@ class LLMConfig:
         _positive(self, "attention_head_dim")
         _divides("two (RoPE rotates pairs)", 2, "head_dim", self.attention_head_dim)
         if self.family == "internlm2" and self.qkv_bias:
-            raise ConfigError("llm.qkv_bias is True, but the internlm2 family has no qkv biases; qwen2 has")
+            raise ConfigError(
+                "llm.qkv_bias is True, but the internlm2 family has no qkv biases", expected="False, or qwen2"
+            )
 
     @property
     def attention_head_dim(self) -> int:
@@ -185,8 +191,8 @@ class PVCConfig:
         if self.compressor.kind in ("pvc", "pixel_shuffle", "conv") and (grid % rows or grid % columns):
             raise ConfigError(
                 f"compressor {self.compressor.kind!r} with num_tokens = {self.compressor.num_tokens} needs a grid of "
-                f"{rows} x {columns} tokens, which does not divide the {grid} x {grid} patches; "
-                "choose another num_tokens, or kind 'pool' or 'q_former'"
+                f"{rows} x {columns} tokens, which does not divide the {grid} x {grid} patches",
+                fix="choose another num_tokens, or kind 'pool' or 'q_former'",
             )
         if self.compressor.kind == "pool" and (rows > grid or columns > grid):
             raise ConfigError(f"compressor 'pool' cannot make {rows} x {columns} tokens from {grid} x {grid} patches")
@@ -195,9 +201,11 @@ class PVCConfig:
     def preset(name: str) -> PVCConfig:
         """The named configuration. Raises ConfigError with the nearest name."""
         if name not in PRESETS:
-            near = get_close_matches(name, PRESETS, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"there is no model named {name!r}; the presets are {', '.join(PRESETS)}.{hint}")
+            raise ConfigError(
+                f"there is no model named {name!r}",
+                expected=f"one of the presets {', '.join(PRESETS)}",
+                fix=_did_you_mean(name, PRESETS),
+            )
         return PRESETS[name]
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from .compressor import build_compressor
 from .config import PVCConfig
+from .init import randomize
 from .layers import upcast, visible_to_bias
 from .llm import Decoder
 from .temporal import KeyValue, TemporalEncoder
@@ -64,7 +64,7 @@ class Sampling:
 
 
 class PVC(nn.Module):
-    """The reference model. Made by `PVC(config)`, `PVC.random(config, seed=...)` or `PVC.from_pretrained(folder)`."""
+    """The reference model. Made by `PVC(config)`, `PVC.random(config, seed=...)` or `pvc_ref.load(folder)`."""
 
     random_seed: int | None = None
     """The seed of weights that were drawn and never trained; saved with them, so that no answer passes for one."""
@@ -82,18 +82,9 @@ class PVC(nn.Module):
     @staticmethod
     def random(config: PVCConfig, *, seed: int = 0) -> PVC:
         """Float32 weights drawn from `seed`, every part active, each value exact in float16. See init.py."""
-        from .init import randomize
-
         model = randomize(PVC(config), seed=seed).eval()
         model.random_seed = seed
         return model
-
-    @staticmethod
-    def from_pretrained(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PVC:
-        """A checkpoint folder in the Hugging Face layout. Raises CheckpointError; see checkpoint/folder.py."""
-        from .checkpoint.folder import load_model
-
-        return load_model(Path(folder), dtype=dtype)
 
     # -- vision ------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Checkpoint folders in the Hugging Face layout: config.json, *.safetensors with their index, tokenizer.json.
 
-Unusual: nothing is guessed and nothing is skipped. Loading is strict about the name, shape and kind of every tensor,
-and pickle files are never opened. What a checkpoint calls its tensors and facts is in tensor_names.py.
+Nothing is guessed and nothing is skipped. Loading is strict about the name, shape and kind of every tensor, and pickle
+files are never opened. What a checkpoint calls its tensors is in tensor_names.py, its facts in config_json.py.
 """
 
 from __future__ import annotations
@@ -23,44 +23,26 @@ from torch import Tensor, nn
 
 from ..compressor import PoolCompressor, pooling_matrix
 from ..config import LLMConfig, PVCConfig
+from ..errors import CheckpointError
 from ..model import PVC
-from .tensor_names import (
-    CONFIG_FILE,
-    CheckpointError,
-    CheckpointTensor,
-    checkpoint_tensors,
-    config_from_json,
-    config_to_json,
-    pack_qkv,
-    unpack_qkv,
-)
-
-__all__ = [
-    "CheckpointError",
-    "CheckpointTensor",
-    "checkpoint_tensors",
-    "config_from_json",
-    "config_to_json",
-    "load_config",
-    "load_model",
-    "plan_shards",
-    "save_model",
-]
+from .config_json import CONFIG_FILE, config_from_json, config_to_json
+from .tensor_names import CheckpointTensor, checkpoint_tensors, pack_qkv, unpack_qkv
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILE = "tokenizer.json"
 
 
-def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PVC:
+def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PVC:
     """The model of a checkpoint folder, every parameter in `dtype`, in eval mode. Raises CheckpointError.
 
     Holds the model plus one tensor in memory, and nothing of the files afterwards.
     """
+    folder = Path(folder)
     config = load_config(folder)
-    tensors = checkpoint_tensors(config)
     with torch.device("meta"):
         model = PVC(config)
+    tensors = tensors_of(model)
     with ExitStack() as stack:
         sources = _open_shards(folder, stack)
         _check_tensors(folder, tensors, sources)
@@ -97,8 +79,9 @@ def save_model(
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(
-            f"{folder} exists already and a checkpoint is never written over another. Expected a new or an empty "
-            "folder; name another, or remove this one first"
+            f"{folder} exists already, and a checkpoint is never written over another",
+            expected="a new or an empty folder",
+            fix="name another, or remove this one first",
         )
     config = config_to_json(model.config)
     if model.random_seed is not None:
@@ -128,14 +111,22 @@ def load_config(folder: Path) -> PVCConfig:
     if not path.is_file():
         found = f"it holds {_listing(p.name for p in folder.iterdir())}" if folder.is_dir() else "it is not a folder"
         raise CheckpointError(
-            f"{folder} is no checkpoint folder: expected {CONFIG_FILE} and *.safetensors in it, but {found}. "
-            "Give the folder that holds config.json"
+            f"{folder} is no checkpoint folder: {found}",
+            expected=f"{CONFIG_FILE} and *.safetensors in it",
+            fix=f"give the folder that holds {CONFIG_FILE}",
         )
     data = _read_json(path)
     try:
         return config_from_json(data)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
+        raise CheckpointError(
+            f"{folder}: {error.what}", expected=error.expected, cause=error.cause, fix=error.fix
+        ) from error
+
+
+def tensors_of(model: PVC) -> list[CheckpointTensor]:
+    """Every tensor of a checkpoint of `model`, whose weights may be on the meta device, in saved order."""
+    return checkpoint_tensors(model.config, {name: tuple(value.shape) for name, value in model.named_parameters()})
 
 
 def plan_shards(sizes: Mapping[str, int], *, max_shard_bytes: int) -> list[list[str]]:
@@ -156,7 +147,7 @@ def plan_shards(sizes: Mapping[str, int], *, max_shard_bytes: int) -> list[list[
 
 def _write_shards(model: PVC, folder: Path, *, max_shard_bytes: int, dtype: torch.dtype | None) -> None:
     parameters = dict(model.named_parameters())
-    tensors = {tensor.name: tensor for tensor in checkpoint_tensors(model.config)}
+    tensors = {tensor.name: tensor for tensor in tensors_of(model)}
     sizes = {
         name: math.prod(tensor.shape) * (dtype or parameters[tensor.parameters[0]].dtype).itemsize
         for name, tensor in tensors.items()
@@ -194,8 +185,9 @@ def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
     absent = [file for file in files if not (folder / file).is_file()]
     if absent:
         raise CheckpointError(
-            f"{folder} lacks {_listing(absent)} of the {len(files)} shards that {INDEX_FILE} names. "
-            "Probably the download was not finished; fetch the missing files"
+            f"{folder} lacks {_listing(absent)} of the {len(files)} shards that {INDEX_FILE} names",
+            cause="the download was not finished",
+            fix="fetch the missing files",
         )
     sources: dict[str, Any] = {}
     file_of: dict[str, str] = {}
@@ -203,13 +195,14 @@ def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
         shard = _open_shard(folder / file, stack)
         for name in shard.keys():  # noqa: SIM118  (safe_open cannot be iterated)
             if name in sources:
-                raise CheckpointError(f"{folder}: {name} is in both {file_of[name]} and {file}; expected it once")
+                raise CheckpointError(f"{folder}: {name} is in both {file_of[name]} and {file}", expected="it once")
             sources[name], file_of[name] = shard, file
     if weight_map is not None and weight_map != file_of:
         wrong = {name for name in weight_map.keys() | file_of.keys() if weight_map.get(name) != file_of.get(name)}
         raise CheckpointError(
-            f"{folder}: {INDEX_FILE} and the shards disagree about where to find {_listing(wrong)}. Probably the "
-            "shards come from different checkpoints; fetch index and shards together"
+            f"{folder}: {INDEX_FILE} and the shards disagree about where to find {_listing(wrong)}",
+            cause="the shards come from different checkpoints",
+            fix="fetch index and shards together",
         )
     return sources
 
@@ -218,25 +211,27 @@ def _open_shard(path: Path, stack: ExitStack) -> Any:
     try:
         return stack.enter_context(safe_open(path, framework="pt"))
     except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read: {_damage(path)} ({error}). Fetch the file again") from error
+        cause, fix = _damage(path)
+        raise CheckpointError(f"{path} cannot be read: {error}", cause=cause, fix=fix) from error
 
 
-def _damage(path: Path) -> str:
-    """What is wrong with a safetensors file, from its size and the offsets in its header."""
+def _damage(path: Path) -> tuple[str, str]:
+    """What is wrong with a safetensors file, from its size and the offsets in its header, and what mends it."""
+    again = "fetch the file again"
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         if start == b"version ":
-            return "it is a git-lfs pointer and not the file itself; run git lfs pull"
+            return "it is a git-lfs pointer and not the file itself", "git lfs pull"
         header_size = int.from_bytes(start, "little")
         if len(start) < 8 or header_size > size - 8:
-            return f"its {size} bytes end before, or do not have, a safetensors header; probably a broken download"
+            return f"a broken download: its {size} bytes end before, or do not have, a safetensors header", again
         try:
             header = json.loads(file.read(header_size))
             end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return f"the header of its {size} bytes is corrupt"
-    return f"it has {size} bytes, expected {8 + header_size + end}; probably an interrupted download"
+            return f"the header of its {size} bytes is corrupt", again
+    return f"an interrupted download: it has {size} bytes of {8 + header_size + end}", again
 
 
 def _read_weight_map(folder: Path) -> dict[str, str]:
@@ -245,20 +240,22 @@ def _read_weight_map(folder: Path) -> dict[str, str]:
         names = [p.name for p in folder.iterdir()]
         if pickled := [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]:
             raise CheckpointError(
-                f"{folder} holds its weights as pickle ({_listing(pickled)}), which is refused: opening it runs code. "
-                "Expected *.safetensors. Convert it once where the files are trusted, with transformers: "
-                "AutoModel.from_pretrained(OLD, trust_remote_code=True).save_pretrained(NEW, safe_serialization=True)"
+                f"{folder} holds its weights as pickle ({_listing(pickled)}), which is refused: opening it runs code",
+                expected="*.safetensors",
+                fix="convert it once where the files are trusted, with transformers: "
+                "AutoModel.from_pretrained(OLD, trust_remote_code=True).save_pretrained(NEW, safe_serialization=True)",
             )
         raise CheckpointError(
-            f"{folder} has a {CONFIG_FILE} but no weights: expected {WEIGHTS_FILE} or {INDEX_FILE}, found "
-            f"{_listing(names)}. Fetch the *.safetensors files"
+            f"{folder} has a {CONFIG_FILE} but no weights: found {_listing(names)}",
+            expected=f"{WEIGHTS_FILE} or {INDEX_FILE}",
+            fix="fetch the *.safetensors files",
         )
     weight_map = _read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path} has no weight_map from tensor names to shard files. Fetch the file again")
+        raise CheckpointError(f"{path} has no weight_map from tensor names to shard files", fix="fetch the file again")
     for file in weight_map.values():
         if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-            raise CheckpointError(f"{path} names the shard {file!r}; expected a *.safetensors file of this folder")
+            raise CheckpointError(f"{path} names the shard {file!r}", expected="a *.safetensors file of this folder")
     return weight_map
 
 
@@ -286,9 +283,9 @@ def _check_tensors(folder: Path, tensors: list[CheckpointTensor], sources: Mappi
     if problems:
         raise CheckpointError(
             f"{folder}: the weights do not fit {CONFIG_FILE}, which asks for {len(wanted)} tensors.\n  "
-            + "\n  ".join(problems)
-            + f"\nProbably {CONFIG_FILE} belongs to another model. Compare its layer counts, widths, vocab_size and "
-            "pvc object with the names above"
+            + "\n  ".join(problems),
+            cause=f"{CONFIG_FILE} belongs to another model",
+            fix="compare its layer counts, widths, vocab_size and pvc object with the names above",
         )
 
 
@@ -296,9 +293,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not text
-        raise CheckpointError(f"{path} is not JSON: {error}. Fetch the file again") from error
+        raise CheckpointError(f"{path} is not JSON: {error}", fix="fetch the file again") from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(data).__name__}, expected an object. Fetch the file again")
+        raise CheckpointError(
+            f"{path} holds a JSON {type(data).__name__}", expected="an object", fix="fetch the file again"
+        )
     return data
 
 
