@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -43,3 +43,12 @@ def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
     """ "Did you mean 'shapes'?" for the nearest known name; empty if none is near. `cutoff` is difflib's."""
     near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"Did you mean '{near[0]}'?" if near else ""
+
+
+def one_of(option: str, name: str, known: Collection[str]) -> str:
+    """`name`, if it is known. Raises ValueError with the nearest known name."""
+    if name not in known:
+        raise ValueError(
+            f"{option} is '{name}', expected one of {', '.join(known)}. {did_you_mean(name, known)}".rstrip()
+        )
+    return name

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from engines.errors import BackendUnavailable, PVCError
-from engines.terminal import did_you_mean, fail, print_json
+from engines.terminal import fail, one_of, print_json
 
 from .terminal import interrupt
 from .terminal.console import Console
@@ -52,7 +52,6 @@ Reference = Annotated[str | None, typer.Option("-m", "--model", help="Reference.
 RUNTIMES = ("auto", "target", "cpu")
 INGESTS = ("eager", "lazy")
 CLOCKS = ("reanchor", "run-on")
-BENCH_PARTS = ("vision", "language")
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by pvc-export trt or onnx.")]
 
 EXPORT_PACKAGES = ("jinja2", "torch", "onnx", "onnx_ir", "onnxscript", "safetensors")
@@ -175,7 +174,10 @@ def prove(
     """Plant known defects into bundles of a model, and show that the check catches each. Exit 3 if one is missed."""
     from .commands.check import defect_names, prove_model
 
-    chosen = [_one_of("--only", name, defect_names()) for name in only or defect_names()]
+    try:
+        chosen = [one_of("--only", name, defect_names()) for name in only or defect_names()]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     prove_model(model, chosen, seed=seed or 0, as_json=as_json, console=Console(quiet=as_json))
 
 
@@ -226,9 +228,9 @@ def run(
             frames=frames,
             max_new_tokens=max_new_tokens,
             tiles=tiles,
-            ingest=cast("Ingest", _one_of("--ingest", ingest, INGESTS)),
-            clock=cast("Clock", _one_of("--clock", clock, CLOCKS)) if clock is not None else None,
-            runtime=cast("Runtime", _one_of("--runtime", runtime, RUNTIMES)),
+            ingest=cast("Ingest", one_of("--ingest", ingest, INGESTS)),
+            clock=cast("Clock", one_of("--clock", clock, CLOCKS)) if clock is not None else None,
+            runtime=cast("Runtime", one_of("--runtime", runtime, RUNTIMES)),
             trust_engines=trust_engines,
             keep_frames=reference,
         )
@@ -236,15 +238,6 @@ def run(
         raise typer.BadParameter(str(error)) from error
     opened, result = run_request(request, console := Console(quiet=as_json))
     report_run(console, request, opened, result, reference=reference, model_name=model, as_json=as_json)
-
-
-def _one_of(option: str, name: str, known: tuple[str, ...]) -> str:
-    """`name`, if it is known. Raises BadParameter with the nearest one."""
-    if name not in known:
-        raise typer.BadParameter(
-            f"{option} is '{name}', expected {', '.join(known)}. {did_you_mean(name, known)}".rstrip()
-        )
-    return name
 
 
 @app.command()
@@ -286,40 +279,14 @@ def bench(
     The step is a frame through the vision side, or, with --part language, a decoded token and an ingested frame.
     With one thread the clock is this process's CPU time, which other programs hardly change.
     """
-    console = Console(quiet=as_json)
-    if bundle is not None:
-        given = {"--part": part, "--size": size, "--past": past, "--window": window, "--rounds": rounds, "--skip": skip}
-        _refuse(given, "a BUNDLE is measured as it is: {} cannot be given with it")
-        from .bench.bundle import bench_bundle, describe_stream
+    from .commands.bench import bench_command
 
-        stream = bench_bundle(bundle, num_frames=frames or 500, threads=threads, console=console)
-        _print_report(stream.to_json(), describe_stream(stream), console, as_json)
-        return
-    if frames is not None:
-        raise typer.BadParameter("--frames needs a BUNDLE to stream them through")
-    from .bench.language import LanguageRequest, bench_language, language_table
-    from .bench.vision import BenchRequest, require_known, table
-    from .bench.vision import bench as compare
-
-    request: BenchRequest | LanguageRequest
-    try:
-        require_known("part", part or "vision", BENCH_PARTS)
-        if part == "language":
-            _refuse({"--window": window, "--skip": skip}, "{} cannot be given with --part language")
-            request = LanguageRequest(size=size or "0.5b", past=past or 1024, rounds=rounds or 7, threads=threads)
-        else:
-            _refuse({"--past": past}, "{} needs --part language")
-            request = BenchRequest(
-                size=size or "mid", window=window or 16, rounds=rounds or 7, threads=threads, skip=tuple(skip or ())
-            )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    if isinstance(request, LanguageRequest):
-        measured = bench_language(request, console=console)
-        _print_report(measured.to_json(), language_table(measured), console, as_json)
-        return
-    report = compare(request, console=console)
-    _print_report(report.to_json(), table(report), console, as_json)
+    options = {
+        "part": part, "size": size, "past": past, "window": window, "rounds": rounds, "frames": frames,
+        "skip": tuple(skip) if skip else None,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    bench_command(bundle, given, threads=threads, as_json=as_json)
 
 
 @app.command()
@@ -351,13 +318,6 @@ def _precision(*, default: Precision, **given: bool) -> Precision:
     if len(chosen) > 1:
         raise typer.BadParameter(f"--{chosen[0]} and --{chosen[1]} contradict each other; give one")
     return cast("Precision", chosen[0]) if chosen else default
-
-
-def _print_report(data: dict[str, Any], lines: list[str], console: Console, as_json: bool) -> None:
-    if as_json:
-        print_json(data)
-    for line in lines:
-        console.print(line)
 
 
 def main() -> None:

@@ -1,29 +1,32 @@
-"""What a bundle costs on this machine: rendered frames through its vision side, by the runtime alone, without torch.
+"""The cost of a bundle on this machine: rendered frames through its vision side, by the runtime alone, without torch.
 
-Unusual: a stream must cost at its end what it cost at its beginning, so the same two figures (time of a frame, resident
-memory) are taken early and late, and shown side by side. Frames are rendered outside the
-clock; the resize to the model's size is inside it, since every camera needs it.
+A stream must cost at its end what it cost at its beginning, so the same two figures (time of a frame, resident memory)
+are taken early and late, and shown side by side. Frames are rendered outside the clock; the resize to the model's size
+is inside it, since every camera needs it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from engines.bundle import ON_CPU, open_bundle
-from engines.memory import Memory, Tensor
+from engines.memory import Tensor
 from engines.preprocess import to_model_frame
-from engines.session import Session
-from engines.spec import VISION_GRAPHS, GraphSpec
+from engines.session import Session, Wrapped
+from engines.spec import VISION_GRAPHS
 from engines.vision import VisionEncoder
 
 from ..parity.clip import render_clip
 from ..terminal import interrupt
 from ..terminal.console import Console, size_text
-from .rounds import Spread, clock, describe_environment, environment, resident_bytes
+from ..terminal.facts import resident_bytes
+from .rounds import Spread, clock, describe_environment, environment
 
 EARLY_FRAME = 50
 """Where a stream is warm: its caches are touched, and a window of up to 41 frames is full."""
@@ -93,7 +96,7 @@ def bench_bundle(
     timer = Timer(now=clock(threads) if on_cpu else time.perf_counter)  # a GPU works while this process does not
     facts |= {} if on_cpu else {"clock": "wall time", "device": bundle.runs_on}
     encoder = VisionEncoder(
-        {name: TimedSession(bundle.sessions[name], timer) for name in VISION_GRAPHS},
+        {name: Wrapped(bundle.sessions[name], timer.run) for name in VISION_GRAPHS},
         time_divisor=total if manifest.time_mode == "fixed" else 1,
     )
     # A line and no bar: a bar redraws from a thread of this process, whose CPU time is being measured.
@@ -159,39 +162,19 @@ class Timer:
 
     def __init__(self, *, now: Callable[[], float]) -> None:
         self._now = now
-        self.seconds: dict[str, list[float]] = {}
+        self.seconds: dict[str, list[float]] = defaultdict(list)
 
-    def part(self, name: str) -> _Part:
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
         """A block whose time is added under `name` when it ends without an error."""
-        return _Part(self._now, self.seconds.setdefault(name, []))
+        started = self._now()
+        yield
+        self.seconds[name].append(self._now() - started)
 
-
-class _Part:
-    def __init__(self, now: Callable[[], float], seconds: list[float]) -> None:
-        self._now, self._seconds = now, seconds
-
-    def __enter__(self) -> None:
-        self._started = self._now()
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self._seconds.append(self._now() - self._started)
-
-
-class TimedSession:
-    """A session whose every run is timed under its graph's name."""
-
-    spec: GraphSpec
-    computes_in: str
-
-    def __init__(self, session: Session, timer: Timer) -> None:
-        self._session, self._timer = session, timer
-        self.spec, self.computes_in = session.spec, session.computes_in
-        self.memory: Memory = session.memory
-
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with self._timer.part(self.spec.name):
-            return self._session.run(inputs)
+    def run(self, session: Session, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run a session and add its time under its graph's name."""
+        with self.part(session.spec.name):
+            return session.run(inputs)
 
 
 def _moment(frame_index: int, seconds: list[float], memory: list[int | None]) -> Moment:

@@ -1,17 +1,15 @@
 """What `pvc-export bench --part language` compares: decode and frame ingest, each made to run in three ways.
 
-Unusual: one session serves both steps of a variant, as it must in a stream, so the default export has dynamic
-dimensions; its options are otherwise the defaults, as in bench_variants.py. The model's vision side is `tiny` and never
-runs: random rows stand in for frame tokens.
+One session serves both steps of a variant, as it must in a stream, so the default export has dynamic dimensions; its
+other options are the defaults. The model's vision side is `tiny` and never runs: random rows stand in for frame tokens.
 Dimension key:  L new rows   P past rows   E width   K key/value heads   D head dim   V vocabulary
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +23,9 @@ from pvc_ref import PVC, PVCConfig
 from pvc_ref.llm import Decoder, KeyValue
 
 from ..graphs.modules import pairs
-from ..graphs.onnx_file import quiet_exporter
 from ..parity.ladder import open_graphs
-from .vision_variants import open_with_defaults
+from .baselines import default_export
+from .compare import Timed, Variant
 
 SIZES: dict[str, PVCConfig] = {
     "tiny": PVCConfig.preset("tiny"),
@@ -37,20 +35,6 @@ SIZES: dict[str, PVCConfig] = {
 
 GRAPHS = ("embed", "llm", "head")
 NUM_FRAME_ROWS = 64
-READ_BYTES = 2**28
-"""Of the array whose reading is the peak of decode: more than a CPU's caches hold."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Timed:
-    """One step of one variant. `run` is what is timed; `last_logits` makes (V,) of what it returned, untimed."""
-
-    run: Callable[[], Any]
-    last_logits: Callable[[Any], Array] = lambda result: result
-
-
-Variant = dict[str, Timed]
-"""`decode` and `ingest`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,20 +142,13 @@ def default_variant(scene: LanguageScene, path: Path, *, threads: int) -> Varian
         return embeds, torch.arange(scene.num_past, scene.num_past + embeds.shape[1])[None], *past
 
     rows = {1: torch.export.Dim.AUTO}
-    with quiet_exporter():
-        torch.onnx.export(
-            PlainDecoder(scene.model.llm).eval(),
-            arguments(scene.frame),
-            path,
-            dynamo=True,
-            dynamic_shapes=(rows, rows, (rows,) * len(past)),
-        )
-    session = open_with_defaults(path, threads=threads)
-    names = [value.name for value in session.get_inputs()]
+    shapes = (rows, rows, (rows,) * len(past))
+    on_tensors = default_export(
+        PlainDecoder(scene.model.llm), arguments(scene.frame), path, threads=threads, dynamic_shapes=shapes
+    )
 
     def step(embeds: Tensor) -> Timed:
-        feeds = {name: tensor.numpy() for name, tensor in zip(names, arguments(embeds), strict=True)}
-        return Timed(run=lambda: session.run(None, feeds), last_logits=lambda outputs: outputs[0][0, -1])
+        return Timed(run=on_tensors(*arguments(embeds)), output=lambda outputs: outputs[0][0, -1])
 
     return {"decode": step(scene.token), "ingest": step(scene.frame)}
 
@@ -192,7 +169,7 @@ def our_language_model(scene: LanguageScene, sessions: Mapping[str, Session]) ->
 def our_variant(scene: LanguageScene, language: LanguageModel) -> Variant:
     """A step of `language`, which first forgets the rows of the step before: timed too, and next to nothing.
 
-    Ingest returns the hidden row: it computes no logits, and its `last_logits` does for the comparison.
+    Ingest returns the hidden row and computes no logits: its `output` does, for the comparison.
     """
 
     def append(embeds: Array) -> Array:
@@ -202,11 +179,5 @@ def our_variant(scene: LanguageScene, language: LanguageModel) -> Variant:
     token, frame = scene.token[0].numpy(), scene.frame[0].numpy()
     return {
         "decode": Timed(run=lambda: language.logits(append(token))),
-        "ingest": Timed(run=lambda: append(frame), last_logits=language.logits),
+        "ingest": Timed(run=lambda: append(frame), output=language.logits),
     }
-
-
-def read_steps() -> dict[str, Callable[[], Any]]:
-    """An array read from memory, by numpy and by torch, each in the way that it does fastest with one thread."""
-    array = torch.ones(READ_BYTES // 4)
-    return {"numpy max": array.numpy().max, "torch dot": lambda: array @ array}

@@ -2,67 +2,40 @@
 
     python -m pvc_export.bench.recompute
 
-One process, one run, interleaved: in every round each variant is timed once, in turn, so that a machine whose speed
-drifts slows all of them alike. The figure of interest is the ratio, near T when streaming costs one frame.
+Both are timed in the same interleaved rounds. What counts is their ratio, near T when streaming costs one frame.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
-import time
 from collections.abc import Callable
-from dataclasses import replace
-from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from pvc_ref.config import CompressorConfig, PVCConfig, VisionConfig
-from pvc_ref.model import PVC, VisionState
+from engines.terminal import print_json
 
-SIZES = {
-    "tiny": PVCConfig.preset("tiny"),
-    "mid": replace(
-        PVCConfig.preset("tiny"),
-        vision=VisionConfig(
-            image_size=448, hidden_size=384, num_layers=12, num_heads=6, mlp_size=1536, num_temporal_layers=6
-        ),
-        compressor=CompressorConfig(kind="pixel_shuffle", num_tokens=64),
-    ),
-}
-"""mid: the published resolution, 1025 positions, at a width and depth that two cores recompute within seconds."""
+from .rounds import Spread, interleave, ratio
+from .vision_variants import SIZES, Scene
 
 
 @torch.no_grad()
-def compare(model: PVC, num_frames: int, *, num_rounds: int) -> dict[str, Any]:
-    """Median seconds for the newest of `num_frames` frames: whole clip recomputed, and one streaming step."""
-    size = model.config.vision.image_size
-    generator = torch.Generator().manual_seed(0)
-    clip = torch.randint(0, 256, (1, num_frames, size, size, 3), dtype=torch.uint8, generator=generator)
-    state: VisionState | None = None
-    for t in range(num_frames - 1):
-        _, state = model.encode_frame(clip[:, t], state)
-    assert state is not None
-    variants: dict[str, Callable[[], Any]] = {
-        "recompute": lambda: model.encode_clip(clip)[:, -1],
-        "streaming": lambda: model.encode_frame(clip[:, -1], state)[0],
+def compare(scene: Scene, *, num_rounds: int) -> dict[str, Any]:
+    """Median milliseconds for the newest frame of a clip: the whole clip recomputed, and one streaming step."""
+    variants: dict[str, Callable[[], Tensor]] = {
+        "recompute": lambda: scene.model.encode_clip(scene.clip)[:, -1],
+        "streaming": lambda: scene.model.encode_frame(scene.frame, scene.state)[0],
     }
     difference = float((variants["recompute"]() - variants["streaming"]()).abs().max())  # also warms both up
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for round_index in range(num_rounds):
-        for name in sorted(variants, reverse=bool(round_index % 2)):
-            started = time.perf_counter()
-            variants[name]()
-            seconds[name].append(time.perf_counter() - started)
-    _, state = model.encode_frame(clip[:, -1], state)
-    middle = {name: median(values) for name, values in seconds.items()}
+    seconds = interleave(variants, rounds=num_rounds, threads=torch.get_num_threads())
+    _, state = scene.model.encode_frame(scene.frame, scene.state)
     return {
-        "num_frames": num_frames,
-        "recompute_ms": 1e3 * middle["recompute"],
-        "streaming_ms": 1e3 * middle["streaming"],
-        "ratio": median(r / s for r, s in zip(seconds["recompute"], seconds["streaming"], strict=True)),
+        "num_frames": scene.window,
+        "recompute_ms": Spread.of(seconds["recompute"]).median_ms,
+        "streaming_ms": Spread.of(seconds["streaming"]).median_ms,
+        "ratio": ratio(seconds["recompute"], seconds["streaming"]),
         "state_bytes": state.num_bytes(),
         "max_difference": difference,
     }
@@ -72,17 +45,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pvc_export.bench.recompute", description="streaming against recompute"
     )
-    parser.add_argument("--size", choices=sorted(SIZES), default="mid")
+    parser.add_argument("--size", choices=list(SIZES), default="mid")
     parser.add_argument("--frames", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    model = PVC.random(SIZES[args.size], seed=0)
-    rows = [compare(model, num_frames, num_rounds=args.rounds) for num_frames in args.frames]
+    config = SIZES[args.size]
+    scenes = (Scene.render(config, window=num_frames) for num_frames in args.frames)
+    rows = [compare(scene, num_rounds=args.rounds) for scene in scenes]
     if args.json:
-        print(json.dumps({"size": args.size, "rounds": args.rounds, "rows": rows}))
+        print_json({"size": args.size, "rounds": args.rounds, "rows": rows})
         return
-    vision = model.config.vision
+    vision = config.vision
     print(
         f"{args.size}: {vision.num_positions} positions, width {vision.hidden_size}, {vision.num_layers} layers, "
         f"{vision.num_temporal_layers} temporal; float32, torch {torch.__version__}, {platform.machine()} CPU, "

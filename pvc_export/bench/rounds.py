@@ -1,7 +1,8 @@
-"""How benchmarks measure: one clock, interleaved rounds, quartiles, and the facts without which a figure is none.
+"""How benchmarks measure: one clock, interleaved rounds, quartiles, and the facts that every published figure needs.
 
-Unusual: with one thread the clock is the CPU time of this process, which other programs on the machine hardly change;
-with more threads it is wall time, since CPU time would count waiting threads as work. Every report says which.
+With one thread the clock is the CPU time of this process, which other programs on the machine hardly change; with more
+threads it is wall time, since CPU time would count waiting threads as work. Every report says which. Nothing here loads
+torch, so that a bundle is measured without it.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, TypeVar
 
 from ..terminal import interrupt
-from ..terminal.facts import installed
+from ..terminal.facts import cpu_name, installed
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,28 +48,28 @@ def clock_name(threads: int) -> str:
 
 
 def interleave(
-    steps: Mapping[str, Callable[[], Any]],
+    runs: Mapping[Key, Callable[[], Any]],
     *,
     rounds: int,
     threads: int,
-    look: Callable[[str, Any], None] = lambda name, result: None,
-) -> dict[str, list[float]]:
-    """Seconds of every step in every round. A machine whose speed drifts slows all of them alike.
+    look: Callable[[Key, Any], None] = lambda key, result: None,
+) -> dict[Key, list[float]]:
+    """Seconds of every run in every round. A machine whose speed drifts slows all of them alike.
 
-    Each round runs each step once and starts one step further on. `look` sees every result, outside the clock.
+    Each round makes each run once and starts one run further on. `look` sees every result, outside the clock.
     """
     now = clock(threads)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
+    seconds: dict[Key, list[float]] = {key: [] for key in runs}
+    keys = list(runs)
     for round_index in range(rounds):
-        first = round_index % len(names)
-        for name in names[first:] + names[:first]:
+        first = round_index % len(keys)
+        for key in keys[first:] + keys[:first]:
             interrupt.check()
             started = now()
-            result = steps[name]()
-            seconds[name].append(now() - started)
-            look(name, result)
-            del result  # or freeing it would be part of the next step's time
+            result = runs[key]()
+            seconds[key].append(now() - started)
+            look(key, result)
+            del result  # or freeing it would be part of the next run's time
     return seconds
 
 
@@ -97,26 +98,3 @@ def describe_environment(facts: Mapping[str, Any]) -> list[str]:
         f"{facts['device']}; {facts['clock']}{load}; {facts['date_utc']}",
         f"{versions}; {facts['command']}",
     ]
-
-
-def cpu_name() -> str:
-    """The processor's name, with family and model where Linux tells: a name alone may hide a generation."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    pairs = (line.partition(":")[::2] for line in text.splitlines())
-    facts = {key.strip(): value.strip() for key, value in pairs}
-    name = facts.get("model name", platform.machine())
-    if "cpu family" in facts:
-        name += f" (family {facts['cpu family']}, model {facts.get('model', '?')})"
-    return name
-
-
-def resident_bytes() -> int | None:
-    """Memory of this process that is in RAM now; None where the system does not say (it is read from /proc)."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -21,9 +21,9 @@ from engines.preprocess import segment_indices
 from engines.terminal import print_json, printable
 from engines.video import VideoInfo, probe_video, read_video
 
-from ..bench.rounds import resident_bytes
 from ..parity.clip import Frame
 from ..terminal.console import Console, size_text
+from ..terminal.facts import resident_bytes
 
 DEFAULT_QUESTION = "What happens in this video?"
 DEFAULT_IMAGE_QUESTION = "Describe what you see."

@@ -1,9 +1,12 @@
-"""Which versions of which packages are installed here, for manifests and figures."""
+"""Facts of this machine and this process, for manifests, reports and figures: packages, processor, memory."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import platform
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
@@ -15,3 +18,26 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def cpu_name() -> str:
+    """The processor's name, with family and model where Linux tells: a name alone may hide a generation."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    pairs = (line.partition(":")[::2] for line in text.splitlines())
+    facts = {key.strip(): value.strip() for key, value in pairs}
+    name = facts.get("model name", platform.machine())
+    if "cpu family" in facts:
+        name += f" (family {facts['cpu family']}, model {facts.get('model', '?')})"
+    return name
+
+
+def resident_bytes() -> int | None:
+    """Memory of this process that is in RAM now; None where the system does not say (it is read from /proc)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")

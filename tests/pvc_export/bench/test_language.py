@@ -13,32 +13,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import pvc_export.bench.language as bench_module
 from engines.errors import ParityError
-from engines.session import Session
-from pvc_export.bench.flops import ingest_flops
-from pvc_export.bench.language import LanguageReport, LanguageRequest, bench_language, language_table
+from engines.session import Session, Wrapped
+from pvc_export.bench import compare
+from pvc_export.bench.baselines import READ_BYTES, read_peak
+from pvc_export.bench.compare import LIMIT, Report, Timed, Variant, count_flops
+from pvc_export.bench.language import LanguageBench
 from pvc_export.bench.language_variants import (
     NUM_FRAME_ROWS,
-    READ_BYTES,
     SIZES,
     LanguageScene,
-    Timed,
-    Variant,
     append_rows,
     eager_variant,
     our_language_model,
     our_language_sessions,
     our_variant,
-    read_steps,
 )
-from pvc_export.bench.rounds import cpu_name
-from pvc_export.bench.vision import LIMIT
+from pvc_export.terminal.facts import cpu_name
 from pvc_ref.llm import Decoder
 
 from ..conftest import Run
+from .operations import ingest_flops
 
 P = 300  # two pieces of 256, and a bucket that is fed with a masked tail
 BUCKET = 256
@@ -64,10 +61,10 @@ def sessions(scene: LanguageScene, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def report(sessions: dict[str, Session]) -> LanguageReport:
+def report(sessions: dict[str, Session]) -> Report:
     with pytest.MonkeyPatch.context() as patch:  # the same weights and past, so exporting once is enough
         patch.setattr(bench_module, "our_language_sessions", lambda scene, folder, *, threads: sessions)
-        return bench_language(LanguageRequest(size="tiny", past=P, rounds=3))
+        return LanguageBench(size="tiny", past=P, rounds=3).run()
 
 
 @pytest.fixture
@@ -82,7 +79,7 @@ def no_exports(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- the report ------------------------------------------------------------------------------------------------
 
 
-def test_every_variant_has_a_row_in_both_steps_and_computed_what_eager_computes(report: LanguageReport) -> None:
+def test_every_variant_has_a_row_in_both_steps_and_computed_what_eager_computes(report: Report) -> None:
     assert [(row.step, row.variant) for row in report.rows] == [(s, v) for s in STEPS for v in VARIANTS]
     for row in report.rows:
         if row.variant == "eager":
@@ -91,8 +88,9 @@ def test_every_variant_has_a_row_in_both_steps_and_computed_what_eager_computes(
             assert 0 < row.max_difference < 1e-5  # 5e-7 here; exactly 0 would mean that eager met itself
 
 
-def test_figures_of_a_row_follow_from_its_time_and_the_work_that_the_step_must_do(report: LanguageReport) -> None:
-    work = {"decode": sum(report.decode_bytes.values()) / 1e9, "ingest": report.ingest_gflop}
+def test_figures_of_a_row_follow_from_its_time_and_the_work_that_the_step_must_do(report: Report) -> None:
+    facts = report.facts
+    work = {"decode": sum(facts["decode_bytes"].values()) / 1e9, "ingest": facts["ingest_gflop"]}
     for row in report.rows:
         assert row.time.q1_ms <= row.time.median_ms <= row.time.q3_ms
         assert row.rate == pytest.approx(1e3 * work[row.step] / row.time.median_ms)
@@ -103,20 +101,20 @@ def test_ratios_are_taken_within_the_same_rounds(no_exports: None, monkeypatch: 
     """Medians of the columns would give 4 / 2 for ours; each round says 10, 2 and 1."""
     of_variant = {"eager": [1.0, 4.0, 20.0], "ort-default": [2.0, 4.0, 4.0], "ours": [0.1, 2.0, 20.0]}
 
-    def interleave(steps: Mapping[str, Callable[[], Any]], **_: Any) -> dict[str, list[float]]:
-        return {name: of_variant.get(name.partition("/")[2], [1.0, 1.0, 1.0]) for name in steps}
+    def interleave(runs: Mapping[tuple[str, str], Callable[[], Any]], **_: Any) -> dict[tuple[str, str], list[float]]:
+        return {(step, name): of_variant.get(name, [1.0, 1.0, 1.0]) for step, name in runs}
 
-    monkeypatch.setattr(bench_module, "interleave", interleave)
-    for row in bench_language(LanguageRequest(size="tiny", past=1, rounds=3)).rows:
+    monkeypatch.setattr(compare, "interleave", interleave)
+    for row in LanguageBench(size="tiny", past=1, rounds=3).run().rows:
         if row.variant == "ours":
             assert (row.times_eager, row.times_ort_default) == (2.0, 2.0)
         elif row.variant == "ort-default":
             assert (row.times_eager, row.times_ort_default) == (1.0, 1.0)
 
 
-def test_the_table_says_what_was_compared_and_where_when_and_how(report: LanguageReport) -> None:
-    text = "\n".join(language_table(report))
-    assert f"pvc-export bench --part language --size tiny --past {P} --rounds 3 --threads 1" in text
+def test_the_table_says_what_was_compared_and_where_when_and_how(report: Report) -> None:
+    text = "\n".join(report.request.describe(report))
+    assert f"pvc-export bench --part language --size tiny --rounds 3 --threads 1 --past {P}" in text
     assert cpu_name() in text and torch.__version__ in text and "process CPU time" in text
     assert report.environment["date_utc"] in text
     for title in ("torch eager  ", "ONNX Runtime, default export  ", "ours  "):
@@ -137,8 +135,9 @@ def test_a_variant_that_computes_something_else_is_not_compared(
         return right | {step: Timed(run=lambda: right[step].run() * (1 + 2 * LIMIT))}
 
     monkeypatch.setattr(bench_module, "our_variant", off_by_a_little)
-    with pytest.raises(ParityError, match=f"variant '{step}/ours' differs from torch eager by 2.0e-04") as caught:
-        bench_language(LanguageRequest(size="tiny", past=3, rounds=1))
+    with pytest.raises(ParityError) as caught:
+        LanguageBench(size="tiny", past=3, rounds=1).run()
+    assert f"variant '{step}/ours' differs from torch eager by 2.0e-04" in caught.value.what
     assert caught.value.exit_code == 3
 
 
@@ -156,9 +155,9 @@ def test_a_variant_that_goes_wrong_in_a_later_round_is_found(
         return right | {step: Timed(run=run)}
 
     monkeypatch.setattr(bench_module, "our_variant", wrong_the_third_time)
-    bench_language(LanguageRequest(size="tiny", past=3, rounds=1))  # warm-up and one round
+    LanguageBench(size="tiny", past=3, rounds=1).run()  # warm-up and one round
     with pytest.raises(ParityError, match=f"{step}/ours"):
-        bench_language(LanguageRequest(size="tiny", past=3, rounds=2))
+        LanguageBench(size="tiny", past=3, rounds=2).run()
 
 
 def test_another_past_is_another_result_so_no_variant_may_skip_it(
@@ -170,7 +169,7 @@ def test_another_past_is_another_result_so_no_variant_may_skip_it(
 
     monkeypatch.setattr(bench_module, "our_variant", forgetful)
     with pytest.raises(ParityError, match="ours"):
-        bench_language(LanguageRequest(size="tiny", past=P, rounds=1))
+        LanguageBench(size="tiny", past=P, rounds=1).run()
 
 
 @pytest.mark.parametrize(
@@ -180,7 +179,7 @@ def test_our_graphs_equal_eager_at_every_edge_of_a_bucket(num_past: int, session
     scene = LanguageScene.render(SIZES["tiny"], num_past=num_past)
     ours, eager = our_variant(scene, our_language_model(scene, sessions)), eager_variant(scene)
     for step in STEPS:
-        got, want = ours[step].last_logits(ours[step].run()), eager[step].run()
+        got, want = ours[step].output(ours[step].run()), eager[step].run()
         assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()  # worst 5e-7
 
 
@@ -209,14 +208,11 @@ def test_our_ingest_computes_no_logits_and_leaves_all_its_rows_for_the_next_toke
 def test_both_our_steps_run_the_same_llm_graph(scene: LanguageScene, sessions: dict[str, Session]) -> None:
     runs: list[int] = []
 
-    class Counted:
-        spec, memory, computes_in = sessions["llm"].spec, sessions["llm"].memory, "float32"
+    def counted(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        runs.append(inputs["inputs_embeds"].shape[1])
+        return session.run(inputs)
 
-        def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-            runs.append(inputs["inputs_embeds"].shape[1])
-            return sessions["llm"].run(inputs)
-
-    language = our_language_model(scene, sessions | {"llm": Counted()})
+    language = our_language_model(scene, sessions | {"llm": Wrapped(sessions["llm"], counted)})
     runs.clear()
     for step in STEPS:
         our_variant(scene, language)[step].run()
@@ -228,26 +224,27 @@ def test_both_our_steps_run_the_same_llm_graph(scene: LanguageScene, sessions: d
 
 @pytest.mark.parametrize("size", ["tiny", "0.5b"])
 @pytest.mark.parametrize("num_past", [1, 1024])
-def test_operations_and_bytes_counted_from_the_config_are_those_of_the_model(size: str, num_past: int) -> None:
+def test_operations_counted_of_an_ingested_frame_are_those_that_follow_from_the_config(
+    size: str, num_past: int
+) -> None:
     """On the meta device, which counts and computes nothing."""
     config = SIZES[size].llm
     with torch.device("meta"):
         llm = Decoder(config)
         row = torch.zeros(1, num_past, config.num_kv_heads, config.attention_head_dim)
         frame = torch.zeros(1, NUM_FRAME_ROWS, config.hidden_size)
-        with FlopCounterMode(display=False) as counter:
-            append_rows(llm, frame, [(row, row)] * config.num_layers)
-    assert ingest_flops(config, num_rows=NUM_FRAME_ROWS, num_past=num_past) == counter.get_total_flops()
+        found = count_flops(lambda: append_rows(llm, frame, [(row, row)] * config.num_layers))
+    assert found == ingest_flops(config, num_rows=NUM_FRAME_ROWS, num_past=num_past)
 
 
 def test_bytes_of_a_decoded_token_are_all_weights_but_the_embedding_table_and_the_past(
-    scene: LanguageScene, report: LanguageReport
+    scene: LanguageScene, report: Report
 ) -> None:
     llm = scene.model.llm
     weights = 4 * (sum(weight.numel() for weight in llm.parameters()) - llm.embed_tokens.weight.numel())
     config = scene.model.config.llm
     cache = 4 * 2 * config.num_layers * P * config.num_kv_heads * config.attention_head_dim
-    assert report.decode_bytes == {"weights": weights, "cache": cache}
+    assert report.facts["decode_bytes"] == {"weights": weights, "cache": cache}
 
 
 def test_the_large_size_is_the_published_shape_of_qwen2_with_half_a_billion_weights() -> None:
@@ -260,9 +257,9 @@ def test_the_large_size_is_the_published_shape_of_qwen2_with_half_a_billion_weig
 
 
 def test_reading_steps_read_the_whole_array() -> None:
-    steps = read_steps()
-    assert float(steps["numpy max"]()) == 1.0
-    assert float(steps["torch dot"]()) == pytest.approx(READ_BYTES / 4)
+    runs = read_peak().runs
+    assert float(runs["numpy max"]()) == 1.0
+    assert float(runs["torch dot"]()) == pytest.approx(READ_BYTES / 4)
 
 
 # -- the command line ------------------------------------------------------------------------------------------
@@ -280,10 +277,10 @@ def test_the_command_prints_one_json_object(no_exports: None, pvc_export: Run) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--part", "langage"], "--part langage: expected one of vision, language. Did you mean 'language'?"),
+        (["--part", "langage"], "--part is 'langage', expected one of vision, language. Did you mean 'language'?"),
         (["--part", "language", "--size", "0.5"], "expected one of tiny, 0.5b. Did you mean '0.5b'?"),
         (["--part", "language", "--size", "mid"], "expected one of tiny, 0.5b"),
-        (["--part", "language", "--size", "tiny", "--past", 32705], "--past 32705: expected 1 to 32704"),
+        (["--part", "language", "--size", "tiny", "--past", 32705], "--past is 32705, expected 1 to 32704"),
         (["--part", "language", "--window", 3, "--skip", "compile"], "--window, --skip cannot be given with --part"),
         (["--part", "language", "--frames", 200], "--frames needs a BUNDLE"),
         (["--past", 10], "--past needs --part language"),

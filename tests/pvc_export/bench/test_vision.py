@@ -16,21 +16,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import pvc_export.bench.vision as bench_module
 from engines.errors import BundleError, ParityError
 from engines.manifest import Manifest
 from engines.session import OrtSession
 from engines.vision import VisionEncoder
+from pvc_export.bench.baselines import GEMM_SIZE, gemm_peak
 from pvc_export.bench.bundle import MIN_FRAMES, NUM_AROUND, StreamReport, bench_bundle, describe_stream
-from pvc_export.bench.flops import step_flops
-from pvc_export.bench.rounds import Spread, cpu_name, interleave, ratio, resident_bytes
-from pvc_export.bench.vision import LIMIT, TITLES, BenchReport, BenchRequest, bench, difference, table
-from pvc_export.bench.vision_variants import GEMM_SIZE, SIZES, Scene, eager_step, gemm_steps, our_sessions, our_step
+from pvc_export.bench.compare import LIMIT, TITLES, Report, count_flops, difference
+from pvc_export.bench.rounds import Spread, interleave, ratio
+from pvc_export.bench.vision import VisionBench
+from pvc_export.bench.vision_variants import SIZES, Scene, eager_step, our_sessions, our_step
 from pvc_export.cli import main
+from pvc_export.terminal.facts import cpu_name, resident_bytes
 from pvc_ref import PVC
 from pvc_ref.config import CompressorConfig
+
+from .operations import linear, step_flops
 
 W = 5
 
@@ -47,10 +50,10 @@ def sessions(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.fixture(scope="module")
-def report(sessions: dict[str, OrtSession]) -> BenchReport:
+def report(sessions: dict[str, OrtSession]) -> Report:
     with pytest.MonkeyPatch.context() as patch:  # the same weights and window, so exporting once is enough
         patch.setattr(bench_module, "our_sessions", lambda scene, folder, *, threads: sessions)
-        return bench(BenchRequest(size="tiny", window=W, rounds=3, skip=("compile",)))
+        return VisionBench(size="tiny", window=W, rounds=3, skip=("compile",)).run()
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def stream(bundle_fp32: Path) -> StreamReport:
 # -- four variants ---------------------------------------------------------------------------------------------
 
 
-def test_every_variant_has_a_row_and_every_row_that_ran_computed_what_eager_computes(report: BenchReport) -> None:
+def test_every_variant_has_a_row_and_every_row_that_ran_computed_what_eager_computes(report: Report) -> None:
     assert [row.variant for row in report.rows] == list(TITLES)
     ran = {row.variant: row for row in report.rows if row.not_run is None}
     assert set(ran) == set(TITLES) - {"compile"}
@@ -71,19 +74,19 @@ def test_every_variant_has_a_row_and_every_row_that_ran_computed_what_eager_comp
         assert found is not None and 0 < found < 1e-5  # 1e-6 here; exactly 0 would mean that eager met itself
 
 
-def test_figures_of_a_row_follow_from_its_time(report: BenchReport) -> None:
-    peak = max(report.peak_gflop_per_s.values())
+def test_figures_of_a_row_follow_from_its_time(report: Report) -> None:
+    peak = max(report.peaks["frame"].values())
     for row in report.rows:
         if row.time is not None:
             assert row.time.q1_ms <= row.time.median_ms <= row.time.q3_ms
-            assert row.gflop_per_s == pytest.approx(1e3 * report.gflop / row.time.median_ms)
-            assert row.percent_of_peak == pytest.approx(100 * row.gflop_per_s / peak)
+            assert row.rate == pytest.approx(1e3 * report.facts["gflop"] / row.time.median_ms)
+            assert row.percent_of_peak == pytest.approx(100 * row.rate / peak)
     assert next(row for row in report.rows if row.variant == "eager").times_eager == 1.0
 
 
-def test_the_table_says_where_when_and_how_it_was_measured_and_what_was_not(report: BenchReport) -> None:
-    text = "\n".join(table(report))
-    assert f"pvc-export bench --size tiny --window {W} --rounds 3 --threads 1 --skip compile" in text
+def test_the_table_says_where_when_and_how_it_was_measured_and_what_was_not(report: Report) -> None:
+    text = "\n".join(report.request.describe(report))
+    assert f"pvc-export bench --size tiny --rounds 3 --threads 1 --window {W} --skip compile" in text
     assert cpu_name() in text and torch.__version__ in text and "process CPU time" in text
     assert report.environment["date_utc"] in text
     assert "torch.compile                   not run: left out by --skip compile" in text
@@ -91,7 +94,7 @@ def test_the_table_says_where_when_and_how_it_was_measured_and_what_was_not(repo
 
 @pytest.fixture
 def no_exports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both exported variants stand in as eager: for tests about what `bench` does with its variants."""
+    """Both exported variants stand in as eager: for tests about what a bench does with its variants."""
     monkeypatch.setattr(bench_module, "default_step", lambda scene, path, *, threads: eager_step(scene))
     monkeypatch.setattr(bench_module, "our_sessions", lambda scene, folder, *, threads: {})
     monkeypatch.setattr(bench_module, "our_step", lambda scene, sessions: eager_step(scene))
@@ -102,7 +105,7 @@ def test_a_compiler_that_fails_is_a_row_with_its_reason(no_exports: None, monkey
         raise RuntimeError("No working C++ compiler found\n in any of these places")
 
     monkeypatch.setattr(torch, "compile", fail)
-    rows = bench(BenchRequest(size="tiny", window=2, rounds=1)).rows
+    rows = VisionBench(size="tiny", window=2, rounds=1).run().rows
     assert {row.variant: row.not_run for row in rows if row.not_run} == {
         "compile": "No working C++ compiler found in any of these places"
     }
@@ -115,9 +118,10 @@ def test_a_variant_that_computes_something_else_is_not_compared(
         return lambda: eager_step(scene)() * (1 + 2 * LIMIT)
 
     monkeypatch.setattr(bench_module, "our_step", off_by_a_little)
-    with pytest.raises(ParityError, match="variant 'ours' differs from torch eager by 2.0e-04") as caught:
-        bench(BenchRequest(size="tiny", window=2, rounds=1, skip=("compile",)))
-    assert caught.value.exit_code == 3
+    with pytest.raises(ParityError) as caught:
+        VisionBench(size="tiny", window=2, rounds=1, skip=("compile",)).run()
+    assert "variant 'frame/ours' differs from torch eager by 2.0e-04" in caught.value.what
+    assert f"at most {LIMIT:.0e}" in caught.value.expected and caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1.0 + 2 * LIMIT])
@@ -142,7 +146,7 @@ def test_our_step_is_the_same_frame_every_time_and_depends_on_every_past_frame(
 
 def test_threads_of_torch_are_what_they_were_before(no_exports: None) -> None:
     before = torch.get_num_threads()
-    bench(BenchRequest(size="tiny", window=2, rounds=1, threads=before + 1, skip=("compile",)))
+    VisionBench(size="tiny", window=2, rounds=1, threads=before + 1, skip=("compile",)).run()
     assert torch.get_num_threads() == before
 
 
@@ -151,16 +155,15 @@ def test_threads_of_torch_are_what_they_were_before(no_exports: None) -> None:
 
 @pytest.mark.parametrize("kind", ["pvc", "pixel_shuffle"])
 @pytest.mark.parametrize("window", [2, 7])
-def test_operations_counted_from_the_config_are_those_that_torch_counts(kind: Any, window: int) -> None:
+def test_operations_counted_are_those_that_follow_from_the_config(kind: Any, window: int) -> None:
     config = replace(SIZES["tiny"], compressor=CompressorConfig(kind=kind, num_tokens=4))
     scene = Scene.render(config, window=window)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        eager_step(scene)()
-    assert step_flops(config, window=window) == counter.get_total_flops()
+    with torch.no_grad():
+        assert count_flops(eager_step(scene)) == step_flops(config, window=window)
 
 
 @pytest.mark.parametrize("size", ["mid", "half"])
-def test_operations_of_the_large_sizes_are_those_that_torch_counts(size: str) -> None:
+def test_operations_counted_of_the_large_sizes_are_those_that_follow_from_the_config(size: str) -> None:
     """On the meta device, which counts and computes nothing."""
     config = SIZES[size]
     with torch.device("meta"):
@@ -168,21 +171,27 @@ def test_operations_of_the_large_sizes_are_those_that_torch_counts(size: str) ->
         frame = torch.zeros(1, 448, 448, 3, dtype=torch.uint8)
         row = torch.zeros(1, 15, config.vision.num_positions, config.vision.num_heads, config.vision.head_dim)
         x, times, bias = model.trunk(frame), torch.zeros(1), torch.zeros(1, 1, 16)
-        with FlopCounterMode(display=False) as counter:
+        past = [(row, row)] * config.vision.num_temporal_layers
+
+        def step() -> None:
             model.trunk(frame)
-            past = [(row, row)] * config.vision.num_temporal_layers
             features, _ = model.temporal(x[:, None], times[:, None], past, bias)
             model.compressor(features[:, 0], times)
-    assert step_flops(config, window=16) == counter.get_total_flops()
+
+        assert count_flops(step) == step_flops(config, window=16)
 
 
-def test_a_compressor_that_nobody_counted_is_refused() -> None:
-    with pytest.raises(ValueError, match="'conv' are not counted"):
-        step_flops(replace(SIZES["tiny"], compressor=CompressorConfig(kind="conv", num_tokens=4)), window=2)
+def test_a_product_counts_twice_its_multiplications_and_all_else_nothing() -> None:
+    layer, rows, scores = torch.nn.Linear(24, 7), torch.zeros(5, 24), torch.zeros(2, 3, 5, 8)
+    with torch.no_grad():
+        assert count_flops(lambda: layer(rows)) == linear(5, 24, 7)
+        assert count_flops(lambda: scores @ scores.mT) == 2 * 3 * linear(5, 8, 5)
+        assert count_flops(lambda: torch.nn.functional.gelu(rows).softmax(-1) + rows.mean()) == 0
 
 
 def test_both_peaks_multiply_the_same_matrices() -> None:
-    products = [np.asarray(step()).reshape(GEMM_SIZE, GEMM_SIZE) for step in gemm_steps().values()]
+    products = [np.asarray(run()).reshape(GEMM_SIZE, GEMM_SIZE) for run in gemm_peak().runs.values()]
+    assert gemm_peak().work == linear(GEMM_SIZE, GEMM_SIZE, GEMM_SIZE) / 1e9
     np.testing.assert_allclose(products[0], products[1], rtol=0, atol=1e-3)  # sums of 1024 products near 1
     assert np.abs(products[0]).max() > 100
 

@@ -108,7 +108,7 @@ LONG = """
 import json, sys
 from engines import PVCStream, open_bundle
 from engines.synthetic import render_clip
-from pvc_export.measure import resident_bytes
+from pvc_export.terminal.facts import resident_bytes
 
 stream = PVCStream(open_bundle(sys.argv[1]), ingest=sys.argv[2])
 seen = []

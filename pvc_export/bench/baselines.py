@@ -1,0 +1,78 @@
+"""What both comparisons hold our graphs against: a default export, and the peaks of this machine.
+
+A default export is what a user gets who follows the documentation of torch and ONNX Runtime, with default options; the
+number of threads is the only thing set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engines.memory import Array
+
+from ..graphs.onnx_file import quiet_exporter
+from .compare import Peak
+
+GEMM_SIZE = 1024
+READ_BYTES = 2**28
+"""Of the array whose reading is a peak: more than a CPU's caches hold."""
+
+OnTensors = Callable[..., Callable[[], list[Array]]]
+"""Given tensors, a run of a graph on them: numpy in and out."""
+
+
+def default_export(
+    module: nn.Module, arguments: tuple[Tensor, ...], path: Path, *, threads: int, dynamic_shapes: Any = None
+) -> OnTensors:
+    """A module exported by torch's dynamo exporter and opened by ONNX Runtime."""
+    with quiet_exporter():
+        torch.onnx.export(module.eval(), arguments, path, dynamo=True, dynamic_shapes=dynamic_shapes)
+    session = open_with_defaults(str(path), threads=threads)
+    names = [value.name for value in session.get_inputs()]
+
+    def on_tensors(*arguments: Tensor) -> Callable[[], list[Array]]:
+        feeds = {name: tensor.numpy() for name, tensor in zip(names, arguments, strict=True)}
+        return lambda: session.run(None, feeds)
+
+    return on_tensors
+
+
+def open_with_defaults(model: str | bytes, *, threads: int) -> Any:
+    """An InferenceSession of a file or of its bytes."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # prints less, computes the same
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def gemm_peak() -> Peak:
+    """A product of two square float32 matrices, by torch and by ONNX Runtime, the right one constant as weights are."""
+    import onnx
+
+    generator, size = torch.Generator().manual_seed(0), GEMM_SIZE
+    left, right = torch.randn(2, size, size, generator=generator)
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": 20]>
+        gemm (float[{size}, {size}] left) => (float[{size}, {size}] product) {{ product = MatMul(left, right) }}"""
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(right.numpy(), "right"))
+    session = open_with_defaults(model.SerializeToString(), threads=torch.get_num_threads())
+    return Peak(
+        work=2e-9 * size**3,
+        unit="GFLOP/s",
+        runs={"torch": lambda: left @ right, "ONNX Runtime": lambda: session.run(None, {"left": left.numpy()})},
+    )
+
+
+def read_peak() -> Peak:
+    """An array read from memory, by numpy and by torch, each in the way that it does fastest with one thread."""
+    array = torch.ones(READ_BYTES // 4)
+    runs: dict[str, Callable[[], Any]] = {"numpy max": array.numpy().max, "torch dot": lambda: array @ array}
+    return Peak(work=READ_BYTES / 1e9, unit="GB/s", runs=runs)

@@ -1,0 +1,250 @@
+"""Several variants of the steps of a stream, side by side: what both comparisons of `pvc-export bench` share.
+
+Only equal variants are compared: every output of every round is held to the first of `eager`, and a difference above
+LIMIT ends the run with ParityError. The most that this machine can do, the peak, is measured in the same rounds by two
+libraries, and the better one counts.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from engines.errors import ParityError
+from engines.memory import Array
+
+from ..terminal.console import Console
+from .rounds import Spread, environment, interleave, ratio
+
+TITLES = {
+    "eager": "torch eager",
+    "compile": "torch.compile",
+    "ort-default": "ONNX Runtime, default export",
+    "ours": "ours",
+}
+LIMIT = 1e-4
+"""Largest difference to eager, relative to eager's largest value."""
+PEAKS = {"GFLOP/s": "fp32 GEMM peak", "GB/s": "memory read peak"}
+"""What limits a step whose rate has this unit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timed:
+    """One step of one variant. `run` is what is timed; `output` makes what is compared of its result, untimed."""
+
+    run: Callable[[], Any]
+    output: Callable[[Any], Array] = lambda result: result
+
+
+Variant = Mapping[str, Timed]
+"""One way to run every step of a stream, by the steps' names."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Peak:
+    """The most that this machine does: by library, a run that only multiplies or only reads, so much GFLOP or GB."""
+
+    work: float
+    unit: str
+    runs: Mapping[str, Callable[[], Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """What every variant must do in a step, in GFLOP or GB, whatever it does beyond it; and what limits that."""
+
+    work: float
+    peak: Peak
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """What is to be measured.
+
+    variants  by name, or the reason why one is not run; `eager` and `ort-default` always are
+    facts     what the steps' work follows from, for the report
+    """
+
+    variants: Mapping[str, Variant | str]
+    steps: Mapping[str, Step]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One variant of one step: its figures, or why it was not run.
+
+    times_*  how many times faster: the median over rounds of the ratio within a round
+    rate     the step's work per second, in the step's unit
+    """
+
+    step: str
+    variant: str
+    not_run: str | None = None
+    time: Spread | None = None
+    times_eager: float | None = None
+    times_ort_default: float | None = None
+    rate: float | None = None
+    percent_of_peak: float | None = None
+    max_difference: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What was measured, and with what.
+
+    facts  of the comparison
+    units  of every step's rates and peaks
+    peaks  step -> library -> the most that it does per second
+    """
+
+    rows: tuple[Row, ...]
+    request: Bench
+    facts: Mapping[str, Any]
+    units: dict[str, str]
+    peaks: dict[str, dict[str, float]]
+    environment: dict[str, Any]
+
+    def table(self, step: str, *, digits: int) -> list[str]:
+        """A line a variant; rates have that many digits behind the point."""
+        unit = self.units[step]
+        head = (
+            f"{'':<30}{'ms':>9}{'quartiles':>18}{'x eager':>9}{'x default':>11}{unit:>9}{'of peak':>9}{'max diff':>10}"
+        )
+        return [head, *(_line(row, digits) for row in self.rows if row.step == step)]
+
+    def peak_line(self, step: str) -> str:
+        """What limits a step."""
+        peak, unit = self.peaks[step], self.units[step]
+        libraries = ", ".join(f"{name} {value:.0f}" for name, value in peak.items())
+        return f"{PEAKS[unit]} {max(peak.values()):.0f} {unit} ({libraries})"
+
+
+def _line(row: Row, digits: int) -> str:
+    if row.time is None:
+        return f"{TITLES[row.variant]:<30}  not run: {row.not_run}"
+    quartiles = f"{row.time.q1_ms:.1f} - {row.time.q3_ms:.1f}"
+    return (
+        f"{TITLES[row.variant]:<30}{row.time.median_ms:>9.1f}{quartiles:>18}{row.times_eager:>9.2f}"
+        f"{row.times_ort_default:>11.2f}{row.rate:>9.{digits}f}{row.percent_of_peak:>8.0f}%{row.max_difference:>10.1e}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bench(ABC):
+    """One comparison: what was asked for, how it is made ready, what is said of it. Fields are named as options are."""
+
+    program: ClassVar[str]
+
+    size: str
+    rounds: int = 7
+    threads: int = 1
+
+    @abstractmethod
+    def prepare(self, folder: Path, console: Console) -> Comparison:
+        """Make the variants. `folder` is empty, for graphs."""
+
+    @abstractmethod
+    def to_json(self, report: Report) -> dict[str, Any]:
+        """The report for machines."""
+
+    @abstractmethod
+    def describe(self, report: Report) -> list[str]:
+        """The report for people: what was measured, a line a variant, and with what."""
+
+    def command(self) -> str:
+        fields = ((name, given if isinstance(given, tuple) else (given,)) for name, given in asdict(self).items())
+        return self.program + "".join(f" --{name} {one}" for name, given in fields for one in given)
+
+    def run(self, console: Console | None = None) -> Report:
+        """Measure every variant in every step. Raises ParityError if one computes something else than eager."""
+        console = console or Console(quiet=True)
+        facts, threads_before = environment(self.command(), threads=self.threads), torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+                comparison = self.prepare(Path(folder), console)
+                # A line and no bar: a bar redraws from a thread of this process, whose CPU time is being measured.
+                console.print(f"  measure, {self.rounds} interleaved rounds")
+                rows, peaks = measure(comparison, rounds=self.rounds, threads=self.threads)
+        finally:
+            torch.set_num_threads(threads_before)
+        units = {name: step.peak.unit for name, step in comparison.steps.items()}
+        return Report(rows=rows, request=self, facts=comparison.facts, units=units, peaks=peaks, environment=facts)
+
+
+def measure(
+    comparison: Comparison, *, rounds: int, threads: int
+) -> tuple[tuple[Row, ...], dict[str, dict[str, float]]]:
+    """A row of every step and variant, and of every step and library the peak. Raises what Bench.run raises."""
+    variants = {name: variant for name, variant in comparison.variants.items() if not isinstance(variant, str)}
+    steps = comparison.steps
+    timed = {(step, name): variant[step] for step in steps for name, variant in variants.items()}
+    runs = {key: one.run for key, one in timed.items()}
+    runs |= {(step, library): run for step in steps for library, run in steps[step].peak.runs.items()}
+    expected = {step: timed[step, "eager"].output(timed[step, "eager"].run()) for step in steps}
+    differences = dict.fromkeys(timed, 0.0)
+
+    def look(key: tuple[str, str], result: Any) -> None:
+        if key in timed:
+            found = difference(timed[key].output(result), expected[key[0]], name="/".join(key))
+            differences[key] = max(differences[key], found)
+
+    interleave(runs, rounds=1, threads=threads, look=look)  # warm up
+    seconds = interleave(runs, rounds=rounds, threads=threads, look=look)
+    peaks = {
+        name: {library: step.peak.work / median(seconds[name, library]) for library in step.peak.runs}
+        for name, step in steps.items()
+    }
+
+    def row(step: str, name: str) -> Row:
+        if isinstance(reason := comparison.variants[name], str):
+            return Row(step=step, variant=name, not_run=reason)
+        times = seconds[step, name]
+        rate = steps[step].work / median(times)
+        return Row(
+            step=step,
+            variant=name,
+            time=Spread.of(times),
+            times_eager=ratio(seconds[step, "eager"], times),
+            times_ort_default=ratio(seconds[step, "ort-default"], times),
+            rate=rate,
+            percent_of_peak=100 * rate / max(peaks[step].values()),
+            max_difference=differences[step, name],
+        )
+
+    return tuple(row(step, name) for step in steps for name in comparison.variants), peaks
+
+
+def difference(got: Array, expected: Array, *, name: str) -> float:
+    """Largest difference, relative to the largest expected value. Raises ParityError above LIMIT."""
+    found = float(np.abs(got - expected).max() / np.abs(expected).max())
+    if not found <= LIMIT:  # NaN as well
+        raise ParityError(
+            f"variant '{name}' differs from torch eager by {found:.1e} of its largest value, so their times are not "
+            "compared",
+            expected=f"at most {LIMIT:.0e}, which different rounding explains",
+            cause="this version of torch or ONNX Runtime, or a fault in the export",
+            fix="export a small model and check it: pvc-export onnx -m tiny",
+        )
+    return found
+
+
+def count_flops(run: Callable[[], Any]) -> int:
+    """Floating-point operations of a run, as torch counts them: a multiplication and an addition are two.
+
+    Only products of matrices and convolutions count, so a share of a GEMM peak is a share of what is possible: softmax,
+    norms and GELU are part of the time but not of the work. Masked scores count, since they are computed.
+    """
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
