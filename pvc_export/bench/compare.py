@@ -38,108 +38,6 @@ PEAKS = {"GFLOP/s": "fp32 GEMM peak", "GB/s": "memory read peak"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Timed:
-    """One step of one variant. `run` is what is timed; `output` makes what is compared of its result, untimed."""
-
-    run: Callable[[], Any]
-    output: Callable[[Any], Array] = lambda result: result
-
-
-Variant = Mapping[str, Timed]
-"""One way to run every step of a stream, by the steps' names."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Peak:
-    """The most that this machine does: by library, a run that only multiplies or only reads, so much GFLOP or GB."""
-
-    work: float
-    unit: str
-    runs: Mapping[str, Callable[[], Any]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """What every variant must do in a step, in GFLOP or GB, whatever it does beyond it; and what limits that."""
-
-    work: float
-    peak: Peak
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
-    """What is to be measured.
-
-    variants  by name, or the reason why one is not run; `eager` and `ort-default` always are
-    facts     what the steps' work follows from, for the report
-    """
-
-    variants: Mapping[str, Variant | str]
-    steps: Mapping[str, Step]
-    facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One variant of one step: its figures, or why it was not run.
-
-    times_*  how many times faster: the median over rounds of the ratio within a round
-    rate     the step's work per second, in the step's unit
-    """
-
-    step: str
-    variant: str
-    not_run: str | None = None
-    time: Spread | None = None
-    times_eager: float | None = None
-    times_ort_default: float | None = None
-    rate: float | None = None
-    percent_of_peak: float | None = None
-    max_difference: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
-    """What was measured, and with what.
-
-    facts  of the comparison
-    units  of every step's rates and peaks
-    peaks  step -> library -> the most that it does per second
-    """
-
-    rows: tuple[Row, ...]
-    request: Bench
-    facts: Mapping[str, Any]
-    units: dict[str, str]
-    peaks: dict[str, dict[str, float]]
-    environment: dict[str, Any]
-
-    def table(self, step: str, *, digits: int) -> list[str]:
-        """A line a variant; rates have that many digits behind the point."""
-        unit = self.units[step]
-        head = (
-            f"{'':<30}{'ms':>9}{'quartiles':>18}{'x eager':>9}{'x default':>11}{unit:>9}{'of peak':>9}{'max diff':>10}"
-        )
-        return [head, *(_line(row, digits) for row in self.rows if row.step == step)]
-
-    def peak_line(self, step: str) -> str:
-        """What limits a step."""
-        peak, unit = self.peaks[step], self.units[step]
-        libraries = ", ".join(f"{name} {value:.0f}" for name, value in peak.items())
-        return f"{PEAKS[unit]} {max(peak.values()):.0f} {unit} ({libraries})"
-
-
-def _line(row: Row, digits: int) -> str:
-    if row.time is None:
-        return f"{TITLES[row.variant]:<30}  not run: {row.not_run}"
-    quartiles = f"{row.time.q1_ms:.1f} - {row.time.q3_ms:.1f}"
-    return (
-        f"{TITLES[row.variant]:<30}{row.time.median_ms:>9.1f}{quartiles:>18}{row.times_eager:>9.2f}"
-        f"{row.times_ort_default:>11.2f}{row.rate:>9.{digits}f}{row.percent_of_peak:>8.0f}%{row.max_difference:>10.1e}"
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Bench(ABC):
     """One comparison: what was asked for, how it is made ready, what is said of it. Fields are named as options are."""
 
@@ -180,6 +78,108 @@ class Bench(ABC):
             torch.set_num_threads(threads_before)
         units = {name: step.peak.unit for name, step in comparison.steps.items()}
         return Report(rows=rows, request=self, facts=comparison.facts, units=units, peaks=peaks, environment=facts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """What is to be measured.
+
+    variants  by name, or the reason why one is not run; `eager` and `ort-default` always are
+    facts     what the steps' work follows from, for the report
+    """
+
+    variants: Mapping[str, Variant | str]
+    steps: Mapping[str, Step]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timed:
+    """One step of one variant. `run` is what is timed; `output` makes what is compared of its result, untimed."""
+
+    run: Callable[[], Any]
+    output: Callable[[Any], Array] = lambda result: result
+
+
+Variant = Mapping[str, Timed]
+"""One way to run every step of a stream, by the steps' names."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """What every variant must do in a step, in GFLOP or GB, whatever it does beyond it; and what limits that."""
+
+    work: float
+    peak: Peak
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Peak:
+    """The most that this machine does: by library, a run that only multiplies or only reads, so much GFLOP or GB."""
+
+    work: float
+    unit: str
+    runs: Mapping[str, Callable[[], Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What was measured, and with what.
+
+    facts  of the comparison
+    units  of every step's rates and peaks
+    peaks  step -> library -> the most that it does per second
+    """
+
+    rows: tuple[Row, ...]
+    request: Bench
+    facts: Mapping[str, Any]
+    units: dict[str, str]
+    peaks: dict[str, dict[str, float]]
+    environment: dict[str, Any]
+
+    def table(self, step: str, *, digits: int) -> list[str]:
+        """A line a variant; rates have that many digits behind the point."""
+        unit = self.units[step]
+        head = (
+            f"{'':<30}{'ms':>9}{'quartiles':>18}{'x eager':>9}{'x default':>11}{unit:>9}{'of peak':>9}{'max diff':>10}"
+        )
+        return [head, *(_line(row, digits) for row in self.rows if row.step == step)]
+
+    def peak_line(self, step: str) -> str:
+        """What limits a step."""
+        peak, unit = self.peaks[step], self.units[step]
+        libraries = ", ".join(f"{name} {value:.0f}" for name, value in peak.items())
+        return f"{PEAKS[unit]} {max(peak.values()):.0f} {unit} ({libraries})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One variant of one step: its figures, or why it was not run.
+
+    times_*  how many times faster: the median over rounds of the ratio within a round
+    rate     the step's work per second, in the step's unit
+    """
+
+    step: str
+    variant: str
+    not_run: str | None = None
+    time: Spread | None = None
+    times_eager: float | None = None
+    times_ort_default: float | None = None
+    rate: float | None = None
+    percent_of_peak: float | None = None
+    max_difference: float | None = None
+
+
+def _line(row: Row, digits: int) -> str:
+    if row.time is None:
+        return f"{TITLES[row.variant]:<30}  not run: {row.not_run}"
+    quartiles = f"{row.time.q1_ms:.1f} - {row.time.q3_ms:.1f}"
+    return (
+        f"{TITLES[row.variant]:<30}{row.time.median_ms:>9.1f}{quartiles:>18}{row.times_eager:>9.2f}"
+        f"{row.times_ort_default:>11.2f}{row.rate:>9.{digits}f}{row.percent_of_peak:>8.0f}%{row.max_difference:>10.1e}"
+    )
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""Why each float32 island of a float16 graph exists, measured: python -m pvc_export.studies.islands
+"""The reason for each float32 island of a float16 graph, measured: python -m pvc_export.studies.islands
 
 Every row computes one operation three ways on the same float16 inputs: in float64 (the truth), with its island (float32
 inside, rounded to float16 at the end), and without (every step rounded to float16, as a graph without the island would
@@ -8,7 +8,6 @@ do it). The table of docs/numerics.md is this program's output.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,15 +19,8 @@ Operation = Callable[[torch.dtype], Tensor]
 """Computes everything in the given dtype, from inputs that are exact in float16."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Island:
-    name: str
-    case: str
-    compute: Operation
-
-
-def islands() -> list[Island]:
-    """Each island with the inputs that show why it is there."""
+def islands() -> list[tuple[str, str, Operation]]:
+    """Each island: its name, the case that shows why it is there, and the operation in that case."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
@@ -46,16 +38,12 @@ def islands() -> list[Island]:
         return lambda dtype: _embed_time(time_mlp.to(dtype), torch.tensor([time], dtype=dtype))
 
     return [
-        Island(name="sinusoid and time MLP", case="frame 95 (last of PVC's training)", compute=embed_time(95.0)),
-        Island(name="sinusoid and time MLP", case="frame 2049", compute=embed_time(2049.0)),
-        Island(
-            name="LayerNorm statistics", case="one channel of 64 at 300", compute=lambda d: _layer_norm(outlier.to(d))
-        ),
-        Island(name="RMSNorm statistics", case="one channel of 64 at 300", compute=lambda d: _rms_norm(outlier.to(d))),
-        Island(
-            name="softmax", case="1025 keys, then the values", compute=lambda d: _softmax(scores.to(d)) @ values.to(d)
-        ),
-        Island(name="RoPE angles", case="position 2049, theta 1e6", compute=lambda d: _rope(2049, d)),
+        ("sinusoid and time MLP", "frame 95 (last of PVC's training)", embed_time(95.0)),
+        ("sinusoid and time MLP", "frame 2049", embed_time(2049.0)),
+        ("LayerNorm statistics", "one channel of 64 at 300", lambda dtype: _layer_norm(outlier.to(dtype))),
+        ("RMSNorm statistics", "one channel of 64 at 300", lambda dtype: _rms_norm(outlier.to(dtype))),
+        ("softmax", "1025 keys, then the values", lambda dtype: _softmax(scores.to(dtype)) @ values.to(dtype)),
+        ("RoPE angles", "position 2049, theta 1e6", lambda dtype: _rope(2049, dtype)),
     ]
 
 
@@ -96,21 +84,14 @@ def relative_error(got: Tensor, truth: Tensor) -> float:
 
 
 @torch.no_grad()
-def measure() -> list[tuple[Island, float, float]]:
-    """(island, error with it, error without it) for every row."""
-    rows = []
-    for island in islands():
-        truth = island.compute(torch.float64)
-        kept = island.compute(torch.float32).half()
-        rows.append((island, relative_error(kept, truth), relative_error(island.compute(torch.float16), truth)))
-    return rows
-
-
 def main() -> None:
     print("| island | case | relative error with | without |")
     print("|---|---|---|---|")
-    for island, kept, removed in measure():
-        print(f"| {island.name} | {island.case} | {kept:.1e} | {removed:.1e} |")
+    for name, case, compute in islands():
+        truth = compute(torch.float64)
+        kept = relative_error(compute(torch.float32).half(), truth)
+        removed = relative_error(compute(torch.float16), truth)
+        print(f"| {name} | {case} | {kept:.1e} | {removed:.1e} |")
 
 
 if __name__ == "__main__":

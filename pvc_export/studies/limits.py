@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -23,11 +24,12 @@ from engines.target import load_target
 from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, VisionConfig
 from pvc_ref.prompt import byte_tokenizer
 
-from ..bundles.export import ExportRequest, export, versions
+from ..bundles.export import ExportRequest, export
 from ..graphs.models import LoadedModel, load_model, loaded_model
 from ..parity.metrics import GATED, THRESHOLDS, limit_key, limits_of
 from ..parity.report import ParityReport
 from ..terminal.console import Console
+from ..terminal.facts import installed
 
 MARGINS = {"rel_l2": 4.0, "worst_token": 4.0, "cosine_gap": 16.0, "norm_gap": 16.0}
 """A limit is this many times the worst that was measured: room for other seeds, depths and processors.
@@ -85,13 +87,7 @@ def limits_from(reports: list[ParityReport]) -> dict[str, dict[str, dict[str, di
             metrics[metric] = max(metrics.get(metric, 0.0), float(getattr(found, metric)))
     return {
         stage: {
-            key: {
-                metric: {
-                    "measured": _rounded(value),
-                    "limit": _rounded(min(max(MARGINS[metric] * value, FLOOR), CEILING[stage.split()[1]])),
-                }
-                for metric, value in metrics.items()
-            }
+            key: {name: _limit(value, MARGINS[name], CEILING[stage.split()[1]]) for name, value in metrics.items()}
             for key, metrics in tensors.items()
         }
         for stage, tensors in sorted(worst.items())
@@ -99,15 +95,18 @@ def limits_from(reports: list[ParityReport]) -> dict[str, dict[str, dict[str, di
 
 
 def kl_limits_from(reports: list[ParityReport]) -> dict[str, dict[str, float]]:
-    """Precision -> the worst KL of any step of any conversation, scaled as parity.Conversation says, and its limit."""
+    """Precision -> the worst KL of any step of any conversation, scaled as Conversation says, and its limit."""
     worst: dict[str, float] = {}
     for report in reports:
         found = max(conversation.scaled_kl for conversation in report.conversations)
         worst[report.precision] = max(worst.get(report.precision, 0.0), found)
-    return {
-        precision: {"measured": _rounded(value), "limit": _rounded(max(KL_MARGIN * value, FLOOR))}
-        for precision, value in worst.items()
-    }
+    return {precision: _limit(value, KL_MARGIN) for precision, value in worst.items()}
+
+
+def _limit(measured: float, margin: float, ceiling: float = math.inf) -> dict[str, float]:
+    """What was measured and the limit that follows, to three digits."""
+    limit = min(max(margin * measured, FLOOR), ceiling)
+    return {"measured": float(f"{measured:.2e}"), "limit": float(f"{limit:.2e}")}
 
 
 def worse_of(old: Any, new: Any) -> Any:
@@ -115,10 +114,6 @@ def worse_of(old: Any, new: Any) -> Any:
     if "measured" in old:
         return max(old, new, key=lambda metric: float(metric["measured"]))
     return {key: worse_of(old[key], new[key]) if key in new else old[key] for key in old}
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.2e}")
 
 
 def main() -> None:
@@ -135,9 +130,7 @@ def main() -> None:
             "command": f"{old['measured']['command']}; --add {args.add} --write" if args.add else command,
             "date": date.today().isoformat(),
             "machine": f"{platform.machine()} CPU, ONNX Runtime CPU (float16 graphs computed in float32)",
-            "versions": {
-                name: value for name, value in versions().items() if name in ("torch", "onnxruntime", "onnxscript")
-            },
+            "versions": installed(("torch", "onnxscript", "onnxruntime")),
             "margins": MARGINS | {"kl": KL_MARGIN},
         },
         "kl": kl_limits_from(reports),
