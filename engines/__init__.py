@@ -2,7 +2,8 @@
 
 from .answer import Answer, PushTiming
 from .bundle import Bundle, open_bundle
-from .reopen import open_stream
 from .stream import PVCStream
+
+open_stream = PVCStream.open
 
 __all__ = ["Answer", "Bundle", "PVCStream", "PushTiming", "open_bundle", "open_stream"]

@@ -31,7 +31,7 @@ class PromptSpec:
     def before_frame(self, index: int) -> str:
         return self.frame_prefix.format(index=index) + self.image_start
 
-    def behind_frame(self) -> str:
+    def frame_end(self) -> str:
         return self.image_end + self.after_frame
 
     def around_images(self, question: str, num_images: int) -> list[str]:

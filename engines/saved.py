@@ -1,7 +1,7 @@
 """A stream on disk: its caches, its clock and anchor, the text and frames that wait. One .npz file, no pickle.
 
-Unusual: a cache is written by its rows in use, as plain bits, so that every dtype survives and a file made on a GPU
-opens on a CPU of the same bundle. The file replaces an older one in one step; a kill leaves one of the two, whole.
+A cache is written by its rows in use, as plain bits, so that every dtype survives and a file made on a GPU opens on a
+CPU of the same bundle. The file replaces an older one in one step: a kill leaves one of the two, whole.
 """
 
 from __future__ import annotations
@@ -10,22 +10,76 @@ import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from .bundle import Bundle
+from .bundle import Bundle, open_bundle
+from .clock import Clock
+from .context import FrameRows
 from .errors import BackendUnavailable, StreamError
-from .memory import Array
+from .ingest import Ingest
+from .memory import Array, host_dtype
 
 FORMAT_VERSION = 3
+CACHES = ("vision", "retained", "language")
+ANOTHER = "open an older one, or start a new stream"
 
 
-def write_saved(path: Path, facts: dict[str, Any], caches: dict[str, Array]) -> None:
-    """Write facts and caches to `path`. Raises BackendUnavailable if it cannot; then an older file is untouched."""
-    bits = {name: np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}") for name, array in caches.items()}
-    header = np.frombuffer(json.dumps({"format_version": FORMAT_VERSION, **facts}).encode(), dtype=np.uint8)
+class StreamOptions(TypedDict):
+    """What PVCStream is made with, besides its bundle."""
+
+    total_frames: int | None
+    ingest: Ingest
+    max_waiting: int
+    clock: Clock | None
+    retain: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """Where a stream stands: everything but what its caches hold.
+
+    num_frames                of its ring, since its anchor
+    language_rows             in its LLM's cache
+    first_frame, num_anchors  of its anchor (vision.Anchor)
+    waiting, pending          of its context; streams may share frames that wait
+    """
+
+    options: StreamOptions
+    num_frames: int
+    language_rows: int
+    first_frame: int
+    num_anchors: int
+    waiting: tuple[FrameRows, ...]
+    pending: str
+
+
+Caches = Mapping[str, Mapping[str, Array]]
+"""The arrays of each of CACHES by name: what its `dump` returns; as bits, what its `restore` takes."""
+
+
+def write_saved(path: Path, bundle: Bundle, snapshot: Snapshot, caches: Caches) -> None:
+    """Write a stream to `path`. Raises BackendUnavailable if it cannot; then an older file is untouched."""
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "bundle_id": _bundle_id(bundle),
+        "bundle": str(bundle.folder.resolve()),
+        **snapshot.options,
+        "num_frames": snapshot.num_frames,
+        "language_rows": snapshot.language_rows,
+        "first_frame": snapshot.first_frame,
+        "num_anchors": snapshot.num_anchors,
+        "pending": snapshot.pending,
+        "waiting": [[frame.pending, frame.index] for frame in snapshot.waiting],
+    }
+    arrays = {f"waiting/{index}": frame.rows for index, frame in enumerate(snapshot.waiting)}
+    arrays |= {f"{part}/{name}": array for part in CACHES for name, array in caches[part].items()}
+    bits = {name: np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}") for name, array in arrays.items()}
+    header = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
     partial = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         with partial.open("wb") as file:
@@ -35,32 +89,104 @@ def write_saved(path: Path, facts: dict[str, Any], caches: dict[str, Array]) -> 
         os.replace(partial, path)
     except OSError as error:
         raise BackendUnavailable(
-            f"the stream could not be saved to {path}: {error}. Is the disk full, or the folder not yours to write to? "
-            "The stream itself goes on; save it to another path"
+            f"the stream could not be saved to {path}: {error}",
+            cause="the disk is full, or the folder is not yours to write to",
+            fix="save it to another path: the stream itself goes on",
         ) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
-def read_saved(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The facts and the caches' bits. Raises StreamError for a file that is missing, damaged or of another format."""
+def read_saved(path: Path, bundle: Bundle | None) -> tuple[Bundle, Snapshot, Caches]:
+    """What write_saved wrote. Without a bundle the folder that the file names is opened.
+
+    Raises StreamError for a file that is missing, damaged, of another format or of another bundle, and what
+    open_bundle raises.
+    """
+    facts, arrays = _read(path)
+    try:
+        bundle = bundle or open_bundle(facts["bundle"])
+        if facts["bundle_id"] != _bundle_id(bundle):
+            raise StreamError(
+                f"{path} was saved with another bundle than {bundle.folder}",
+                cause="the model was exported again, or this is another model: the saved caches mean nothing to it",
+                fix=f"open it with the bundle that was at {facts['bundle']}, or start a new stream",
+            )
+        parts: dict[str, dict[str, Array]] = {part: {} for part in (*CACHES, "waiting")}
+        for path_in_file, bits in arrays.items():
+            part, _, name = path_in_file.partition("/")
+            parts[part][name] = bits
+        return bundle, _snapshot(facts, parts.pop("waiting"), bundle, path), parts
+    except (KeyError, TypeError, ValueError) as error:
+        raise StreamError(
+            f"{path} lacks or garbles a field of a saved stream: {error!r}", cause="it is damaged", fix=ANOTHER
+        ) from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The facts and the arrays' bits of a file of this format."""
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             facts = json.loads(bytes(file["header"]))
-            caches = {name: file[name] for name in file.files if name != "header"}
+            arrays = {name: file[name] for name in file.files if name != "header"}
     except FileNotFoundError:
-        raise StreamError(f"{path} does not exist, expected a stream written by PVCStream.save") from None
+        raise StreamError(
+            f"{path} does not exist", expected="a stream written by PVCStream.save", fix=f"ls {path.parent}"
+        ) from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise StreamError(
-            f"{path} cannot be read as a saved stream: {error}. It was cut short, damaged, or is another program's "
-            "file. Open an older one, or start a new stream"
+            f"{path} cannot be read as a saved stream: {error}",
+            cause="it was cut short or damaged, or it is another program's file",
+            fix=ANOTHER,
         ) from error
     if not isinstance(facts, dict) or facts.get("format_version") != FORMAT_VERSION:
-        raise StreamError(f"{path} is a saved stream of another version of this program, expected {FORMAT_VERSION}")
-    return facts, caches
+        raise StreamError(
+            f"{path} is a saved stream of another version of this program",
+            expected=f"format version {FORMAT_VERSION}",
+            fix="open it with the version that saved it, or start a new stream",
+        )
+    return facts, arrays
 
 
-def bundle_id(bundle: Bundle) -> str:
+def _snapshot(facts: dict[str, Any], rows: dict[str, Array], bundle: Bundle, path: Path) -> Snapshot:
+    def optional_int(name: str) -> int | None:
+        return None if facts[name] is None else int(facts[name])
+
+    return Snapshot(
+        options=StreamOptions(
+            total_frames=optional_int("total_frames"),
+            ingest=facts["ingest"],
+            max_waiting=int(facts["max_waiting"]),
+            clock=facts["clock"],
+            retain=optional_int("retain"),
+        ),
+        num_frames=int(facts["num_frames"]),
+        language_rows=int(facts["language_rows"]),
+        first_frame=int(facts["first_frame"]),
+        num_anchors=int(facts["num_anchors"]),
+        waiting=tuple(
+            FrameRows(rows=_waiting_rows(rows[str(at)], bundle, path), pending=str(pending), index=int(index))
+            for at, (pending, index) in enumerate(facts["waiting"])
+        ),
+        pending=str(facts["pending"]),
+    )
+
+
+def _waiting_rows(bits: Array, bundle: Bundle, path: Path) -> Array:
+    """The rows of a frame that waited. Raises StreamError for others."""
+    tensor = bundle.sessions["llm"].spec.input("inputs_embeds")
+    dtype, width = host_dtype(tensor.dtype), tensor.shape[-1]
+    if bits.ndim != 2 or bits.shape[1] != width or bits.dtype != np.dtype(f"u{dtype.itemsize}"):
+        raise StreamError(
+            f"{path} holds {bits.dtype} {bits.shape} as a frame that waits",
+            expected=f"{dtype} (rows, {width})",
+            cause="it is damaged",
+            fix=ANOTHER,
+        )
+    return bits.view(dtype)
+
+
+def _bundle_id(bundle: Bundle) -> str:
     """A fingerprint of everything that gives a cache its meaning: the graphs' files, the limits, the target."""
     manifest = bundle.manifest
     graphs = {name: entry.sha256 for name, entry in manifest.files.items() if name.startswith("graphs/")}

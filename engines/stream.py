@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -13,14 +13,13 @@ import numpy as np
 from .answer import Answer, PushTiming
 from .bundle import Bundle
 from .clock import Clock, resolve_clock
-from .errors import NonFiniteError, StreamError
+from .context import Context, FrameRows
+from .errors import StreamError
 from .images import ImageEncoder
-from .ingest import Ingest, WaitingFrame
-from .language import LanguageModel
+from .ingest import Ingest
 from .memory import Array
 from .preprocess import to_model_frame
-from .saved import bundle_id, write_saved
-from .snapshot import Snapshot
+from .saved import Snapshot, StreamOptions, read_saved, write_saved
 from .vision import EncodedFrame, Replay, VisionEncoder
 
 
@@ -28,7 +27,9 @@ class PVCStream:
     """A stream of frames with its own temporal and LLM caches; sessions are shared through the bundle.
 
     State changes only after everything of a call succeeded: a frame that fails leaves the stream as it was.
-    `vision` and `language` are its two halves, each with its cache.
+
+    vision    the frames that it remembers
+    context   the conversation about them; `language` is its LLM
     """
 
     def __init__(
@@ -50,27 +51,42 @@ class PVCStream:
         """
         manifest = bundle.manifest
         if total_frames is not None and total_frames < 1:
-            raise StreamError(f"total_frames is {total_frames}, expected at least 1: the number of frames of the clip")
+            raise StreamError(
+                f"total_frames is {total_frames}", expected="at least 1: the number of frames of the clip"
+            )
         if (manifest.time_mode == "fixed") != (total_frames is not None):
             raise StreamError(
-                f"this model's time mode is '{manifest.time_mode}', so total_frames must be "
-                f"{'given' if total_frames is None else 'left out'}, but it is {total_frames}"
+                f"total_frames is {total_frames}, but this model's time mode is '{manifest.time_mode}'",
+                fix="give the number of frames of the clip" if total_frames is None else "leave total_frames out",
             )
-        if ingest not in get_args(Ingest) or max_waiting < 1:
-            raise StreamError(
-                f"ingest is {ingest!r} and max_waiting {max_waiting}, expected one of {get_args(Ingest)} and at least 1"
-            )
+        if ingest not in get_args(Ingest):
+            raise StreamError(f"ingest is {ingest!r}", expected=f"one of {', '.join(get_args(Ingest))}")
+        if max_waiting < 1:
+            raise StreamError(f"max_waiting is {max_waiting}", expected="at least 1: how many frames may wait")
         self._bundle = bundle
         self._spec, self._tokenizer = manifest.prompt, bundle.tokenizer
         self._total_frames, self._ingest, self._max_waiting = total_frames, ingest, max_waiting
         self.clock, self._num_retained = resolve_clock(manifest, clock, retain)
-        self._image_size = manifest.shape.image_size
-        self._num_frame_tokens = manifest.shape.num_frame_tokens
         self.vision = VisionEncoder(bundle.sessions, time_divisor=total_frames or 1, retain=self._num_retained)
-        self.language = LanguageModel(bundle.sessions)
+        self.context = Context(bundle)
+        self.language = self.context.language
         self._images = ImageEncoder(bundle.sessions, manifest)
-        self._pending = self._spec.start  # text that waits for the next special token
-        self._waiting: list[WaitingFrame] = []
+
+    @staticmethod
+    def open(path: str | Path, bundle: Bundle | None = None) -> PVCStream:
+        """Continue a stream that `save` wrote, with its clock and everything that waits.
+
+        What it says next is what it would have said. `bundle` is the opened bundle it ran on; by default the folder
+        that the file names is opened. Raises StreamError for a file that cannot be read or belongs to another bundle,
+        and what open_bundle raises.
+        """
+        bundle, snapshot, caches = read_saved(Path(path), bundle)
+        stream = PVCStream(bundle, **snapshot.options)
+        stream.vision.ring.restore(caches["vision"], snapshot.num_frames)
+        stream.vision.retained.restore(caches["retained"])
+        stream.language.cache.restore(caches["language"], snapshot.language_rows)
+        stream._stand_at(snapshot)
+        return stream
 
     @property
     def num_frames(self) -> int:
@@ -90,12 +106,12 @@ class PVCStream:
     @property
     def num_waiting(self) -> int:
         """Frames that the LLM has not taken in yet."""
-        return len(self._waiting)
+        return len(self.context.waiting)
 
     @property
     def context_rows(self) -> int:
         """LLM rows in use, of the bundle's `context`; those of frames that wait are counted."""
-        return self.language.cache.length + self._waiting_rows()
+        return self.context.num_rows
 
     def push(self, frame_bgr: Array) -> PushTiming:
         """Let the model see the next frame: (H, W, 3) uint8 BGR of any size.
@@ -108,19 +124,20 @@ class PVCStream:
         """
         if self.num_frames == self._total_frames:
             raise StreamError(
-                f"all {self._total_frames} frames of this stream were pushed; reset it, or make a new one"
+                f"all {self._total_frames} frames of this stream were pushed",
+                fix="reset the stream, or make a new one with a larger total_frames",
             )
         started = time.perf_counter()
-        frame = to_model_frame(frame_bgr, size=self._image_size)
+        frame = to_model_frame(frame_bgr, size=self._bundle.manifest.shape.image_size)
         resized = time.perf_counter()
         replay = self.vision.encode_anew(frame) if self._is_due() else None
-        encoded = self.vision.encode(frame) if replay is None else replay.newest
+        encoded = replay.newest if replay else self.vision.encode(frame)
         seen = time.perf_counter()
-        if replay is None:
-            rows = self._frame_rows(self._pending, self.num_context_frames + 1, encoded.frame_embeds)
+        if replay:
+            told = self._start_anew(replay)
         else:
-            rows = self._start_anew(replay)
-        self._take(rows, encoded)
+            told = self.context.frame(encoded.frame_embeds, index=self.num_context_frames + 1)
+        self._take(told, encoded)
         done = time.perf_counter()
         return PushTiming(
             preprocess_ms=1e3 * (resized - started), vision_ms=1e3 * (seen - resized), ingest_ms=1e3 * (done - seen)
@@ -142,41 +159,27 @@ class PVCStream:
         keep=False rolls question and answer back afterwards: the context's length is set back, and no cache is copied.
         keep=True  leaves them in the context, so that later questions can refer to them, until the stream re-anchors.
         Raises StreamFull before anything is run if question and answer might not fit, FrameError for what is no image,
-        and StreamError for a question that holds a special token of the conversation, or not one <image> an image.
+        and StreamError for a question that holds a special token of the conversation, or not one <image> per image.
         """
         if max_new_tokens < 1:
-            raise StreamError(f"max_new_tokens is {max_new_tokens}, expected at least 1: an answer has a token")
+            raise StreamError(f"max_new_tokens is {max_new_tokens}", expected="at least 1: an answer has a token")
         started = time.perf_counter()
         rows = self._question_rows(question, images, max_tiles=max_tiles, num_reserved=max_new_tokens)
-        encoded = time.perf_counter()
-        language, mark = self.language, self.context_rows
-        pending: str | None = None
-        tokens: list[int] = []
-        finished = False
-        try:
-            hidden, pending = self._append(rows), self._pending
-            logits = language.logits(hidden)
+        encoded = time.perf_counter() if images else started
+        with self.context.undone_on_error() as mark:
+            logits = self.language.logits(self.context.append(rows))
             prefilled = time.perf_counter()
-            while not (finished := (token := int(logits.argmax())) in self._tokenizer.stop_ids):
-                tokens.append(token)
-                hidden = language.append(language.embed([token]))
-                if len(tokens) == max_new_tokens:
-                    break
-                logits = language.logits(hidden)
+            tokens, finished = self._decode(logits, max_new_tokens)
             if keep:
-                self._pending = self._spec.next_turn
+                self.context.next_turn()
             else:
-                language.cache.truncate(mark)
-        except BaseException:
-            self._roll_back(mark)
-            self._pending = self._pending if pending is None else pending
-            raise
+                self.context.rewind(mark)
         return Answer(
             text=self._tokenizer.decode(tokens),
             token_ids=tuple(tokens),
             finished=finished,
-            vision_ms=1e3 * (encoded - started) if images else 0.0,
-            prefill_ms=1e3 * (prefilled - (encoded if images else started)),
+            vision_ms=1e3 * (encoded - started),
+            prefill_ms=1e3 * (prefilled - encoded),
             decode_ms=1e3 * (time.perf_counter() - prefilled),
         )
 
@@ -189,19 +192,14 @@ class PVCStream:
         and StreamError for what is no token id.
         """
         vocab_size = self._bundle.manifest.shape.vocab_size
-        if wrong := [
-            token for token in token_ids if not (isinstance(token, int | np.integer) and 0 <= token < vocab_size)
-        ]:
-            raise StreamError(f"token ids are integers from 0 to {vocab_size - 1}, but {wrong[0]!r} was given")
+        for token in token_ids:
+            if not (isinstance(token, int | np.integer) and 0 <= token < vocab_size):
+                raise StreamError(f"{token!r} is no token id", expected=f"integers from 0 to {vocab_size - 1}")
         rows = self._question_rows(question, images, max_tiles=max_tiles, num_reserved=len(token_ids))
-        language, mark = self.language, self.context_rows
-        try:
-            logits = [language.logits(self._append(rows))]
-            logits += [language.logits(language.append(language.embed([token]))) for token in token_ids]
-            language.cache.truncate(mark)
-        except BaseException:
-            self._roll_back(mark)
-            raise
+        with self.context.undone_on_error() as mark:
+            logits = [self.language.logits(self.context.append(rows))]
+            logits += [self.language.logits(self.context.say(token)) for token in token_ids]
+            self.context.rewind(mark)
         return np.stack(logits)
 
     def encode_image(self, image_bgr: Array, *, max_tiles: int | None = None) -> Array:
@@ -213,31 +211,25 @@ class PVCStream:
 
     def rows_needed(self, num_frames: int, *, question: str, max_new_tokens: int) -> int:
         """Most context rows that a fresh stream of this clock uses for so many frames, a question, and its answer."""
+        manifest = self._bundle.manifest
         if self.clock == "reanchor":
-            num_frames = min(num_frames, self._bundle.manifest.trained_frames)
-        pending, rows = self._spec.start, 0
+            num_frames = min(num_frames, manifest.trained_frames)
+        pending, rows = self._spec.start, max_new_tokens
         for index in range(1, num_frames + 1):
-            rows += len(self._tokenizer.encode(pending + self._spec.before_frame(index))) + self._num_frame_tokens
-            pending = self._spec.behind_frame()
-        return rows + len(self._tokenizer.encode(pending + question + self._spec.ask_suffix)) + max_new_tokens
+            rows += len(self._tokenizer.encode(pending + self._spec.before_frame(index)))
+            rows += manifest.shape.num_frame_tokens
+            pending = self._spec.frame_end()
+        return rows + len(self._tokenizer.encode(pending + question + self._spec.ask_suffix))
 
     def save(self, path: str | Path) -> None:
-        """Write this stream to a file, from which `open_stream` continues it, after any number of restarts.
+        """Write this stream to a file, from which `open` continues it, after any number of restarts.
 
         An older file of that name is replaced in one step. Raises BackendUnavailable if it cannot be written; the
         stream itself goes on either way.
         """
-        snapshot, vision, cache = Snapshot.of(self), self.vision, self.language.cache
-        facts = snapshot.to_json() | {
-            "bundle_id": bundle_id(self._bundle),
-            "bundle": str(self._bundle.folder.resolve()),
-            "num_frames": vision.ring.num_frames,
-            "language_rows": cache.length,
-        }
-        parts = {"vision": vision.ring.dump(), "retained": vision.retained.dump(), "language": cache.dump()}
-        parts["waiting"] = {str(index): frame.rows for index, frame in enumerate(snapshot.waiting)}
-        arrays = {f"{part}/{name}": array for part, named in parts.items() for name, array in named.items()}
-        write_saved(Path(path), facts, arrays)
+        vision, language = self.vision, self.language
+        caches = {"vision": vision.ring.dump(), "retained": vision.retained.dump(), "language": language.cache.dump()}
+        write_saved(Path(path), self._bundle, self._standing(), caches)
 
     def fork(self) -> PVCStream:
         """A second stream that starts where this one stands, its clock, anchor and all that waits included. From there
@@ -248,140 +240,111 @@ class PVCStream:
         of each ring, the retained frames, and the LLM's rows. On a GPU none of it comes to the host. Raises
         MemoryError, or BackendUnavailable for a GPU's memory; whatever is raised, this stream is as it was.
         """
-        snapshot = Snapshot.of(self)
+        snapshot = self._standing()
         fork = PVCStream(self._bundle, **snapshot.options)
         fork.vision.copy_from(self.vision)
         fork.language.cache.copy_from(self.language.cache)
-        snapshot.put_into(fork)
+        fork._stand_at(snapshot)
         return fork
 
     def reset(self) -> None:
         """Forget everything: frames, questions, answers. An interrupt waits until all of it is forgotten."""
-        try:
-            self._forget()
-        except BaseException:
-            self._forget()
-            raise
 
-    def _forget(self) -> None:
-        self._waiting.clear()
-        self._pending = self._spec.start
-        self.vision.reset()
-        self.language.cache.truncate(0)
+        def forget() -> None:
+            self.vision.reset()
+            self.context.restart()
+
+        _run_whole(forget)
+
+    def _decode(self, logits: Array, limit: int) -> tuple[list[int], bool]:
+        """The likeliest tokens until a stop token (True) or the limit (False), each fed back to the LLM.
+
+        `logits` (V,) are those of the first token.
+        """
+        tokens: list[int] = []
+        while (token := int(logits.argmax())) not in self._tokenizer.stop_ids:
+            tokens.append(token)
+            hidden = self.context.say(token)
+            if len(tokens) == limit:
+                return tokens, False
+            logits = self.language.logits(hidden)
+        return tokens, True
 
     def _question_rows(
         self, question: str, images: Sequence[Array], *, max_tiles: int | None, num_reserved: int
     ) -> Array:
         """Embeddings (L, E) of what follows the frames, up to where the answer starts."""
         self._tokenizer.refuse_special_tokens(question)
-        spec, language = self._spec, self.language
+        spec, embed = self._spec, self.language.embed
         pieces = spec.around_images(question, len(images))
-        starts = [self._pending, *(spec.image_end for _ in images)]
+        starts = [self.context.pending, *(spec.image_end for _ in images)]
         ends = [*(spec.image_start for _ in images), spec.ask_suffix]
         ids = [self._tokenizer.encode(a + piece + b) for a, piece, b in zip(starts, pieces, ends, strict=True)]
         num_rows = sum(self._images.num_rows(image, max_tiles=max_tiles) for image in images) + sum(map(len, ids))
-        language.cache.reserve(self._waiting_rows() + num_rows + num_reserved)
-        rows = [language.embed(ids[0])]
+        self.context.reserve(num_rows + num_reserved)
+        rows = [embed(ids[0])]
         for image, after in zip(images, ids[1:], strict=True):
-            rows += [self._images.encode(image, max_tiles=max_tiles), language.embed(after)]
+            rows += [self._images.encode(image, max_tiles=max_tiles), embed(after)]
         return np.concatenate(rows)
 
-    def _frame_rows(self, pending: str, index: int, frame_embeds: Array) -> Array:
-        """Text that waits, the frame's prefix, and the frame: (L, E)."""
-        ids = self._tokenizer.encode(pending + self._spec.before_frame(index))
-        return np.concatenate([self.language.embed(ids), frame_embeds])
-
-    def _waiting_rows(self) -> int:
-        return sum(len(frame.rows) for frame in self._waiting)
-
     def _is_due(self) -> bool:
+        """Whether the next frame's time would lie beyond training, where that starts the stream anew."""
         return self.clock == "reanchor" and self.num_context_frames >= self._bundle.manifest.trained_frames
 
-    def _start_anew(self, replay: Replay) -> Array:
-        """Forget all but the replayed frames, which then wait for the LLM. The rows of the new frame behind them.
+    def _start_anew(self, replay: Replay) -> FrameRows:
+        """Forget all but the replayed frames, which then wait for the LLM. Returns the new frame, which follows them.
 
-        Whatever can fail comes first; an interrupt of the rest waits until it is done.
+        What can fail comes first; an interrupt of the rest waits until it is done.
         """
-        waiting: list[WaitingFrame] = []
-        pending = self._spec.start
-        for index, embeds in enumerate((*replay.frame_embeds, replay.newest.frame_embeds), start=1):
-            waiting.append(WaitingFrame(rows=self._frame_rows(pending, index, embeds), pending=pending, index=index))
-            pending = self._spec.behind_frame()
-        newest = waiting.pop()
-        try:
-            self._adopt(replay, waiting)
-        except BaseException:
-            self._adopt(replay, waiting)
-            raise
-        return newest.rows
+        frames = self.context.first_frames((*replay.frame_embeds, replay.newest.frame_embeds))
 
-    def _adopt(self, replay: Replay, waiting: list[WaitingFrame]) -> None:
-        self.vision.anchor = replay.anchor
-        self._waiting[:], self._pending = waiting, self._spec.behind_frame()
-        self.language.cache.truncate(0)
+        def adopt() -> None:
+            self.vision.anchor = replay.anchor
+            self.context.restart(waiting=tuple(frames[:-1]))
 
-    def _append(self, rows: Array, num_waiting: int | None = None) -> Array:
-        """Frames that wait, all or the first of them, then `rows`, in as few passes as `chunk` allows; the last hidden
-        row. All or nothing."""
-        count = len(self._waiting) if num_waiting is None else num_waiting
-        start, taken, behind = self.language.cache.length, self._waiting[:count], self._waiting[count:]
-        try:
-            hidden = self.language.append(np.concatenate([*(frame.rows for frame in taken), rows]))
-            self._waiting[:] = behind
-        except BaseException as error:
-            if len(self._waiting) > len(behind) or not taken:
-                self.language.cache.truncate(start)
-            if isinstance(error, NonFiniteError):
-                self._drop_what_overflows(start)
-            raise
-        return hidden
+        _run_whole(adopt)
+        return frames[-1]
 
-    def _drop_what_overflows(self, start: int) -> None:
-        """Of the frames that wait, find the first that the LLM returns NaN for, and let it go; its text stays."""
-        try:
-            for index, frame in enumerate(self._waiting):
-                try:
-                    self.language.append(frame.rows)
-                except NonFiniteError as error:
-                    waiting = self._waiting[:index] + self._waiting[index + 1 :]
-                    if index < len(waiting):
-                        behind = waiting[index]
-                        embeds = behind.rows[-self._num_frame_tokens :]
-                        rows = self._frame_rows(frame.pending, behind.index, embeds)
-                        waiting[index] = replace(behind, rows=rows, pending=frame.pending)
-                    else:
-                        self._pending = frame.pending
-                    self._waiting[:] = waiting
-                    raise NonFiniteError(f"frame {frame.index}, which waited, was dropped: {error}") from error
-        finally:
-            self.language.cache.truncate(start)
-
-    def _roll_back(self, mark: int) -> None:
-        """Forget what lies behind `mark`, unless frames still wait: then nothing of a question was kept."""
-        if self.language.cache.length > mark:
-            self.language.cache.truncate(mark)
-
-    def _take(self, rows: Array, encoded: EncodedFrame) -> None:
-        """Rows to the LLM, or to those that wait; then the frame into the ring: its count is what makes it seen.
-
-        An interrupt may strike between any two statements, so the rest goes back unless that count has moved.
-        """
-        batch = self._max_waiting if self._ingest == "lazy" else 1  # replayed frames: in the passes of their first time
-        while len(self._waiting) >= batch:
-            self._append(rows[:0], num_waiting=batch)
-        if self._ingest == "lazy":
-            self.language.cache.reserve(self._waiting_rows() + len(rows))
-        mark, pending, num_frames = self.language.cache.length, self._pending, self.num_frames
-        waiting = list(self._waiting)
-        try:
-            if self._ingest == "lazy":
-                self._waiting.append(WaitingFrame(rows=rows, pending=pending, index=self.num_context_frames + 1))
-            else:
-                self.language.append(rows)
-            self._pending = self._spec.behind_frame()
+    def _take(self, frame: FrameRows, encoded: EncodedFrame) -> None:
+        """Make a frame part of the conversation, then of the ring, whose count is what makes it part of the stream."""
+        is_lazy, num_frames = self._ingest == "lazy", self.num_frames
+        # An eager stream has frames that wait only after it started anew. One by one, as when they were new: the LLM's
+        # rows are then the same to the last bit.
+        batch = self._max_waiting if is_lazy else 1
+        while self.num_waiting >= batch:
+            self.context.take_in(batch)
+        with self.context.undone_on_error(unless=lambda: self.num_frames > num_frames):
+            self.context.add(frame, wait=is_lazy)
             self.vision.commit(encoded)
-        except BaseException:
-            if self.num_frames == num_frames:
-                self.language.cache.truncate(mark)
-                self._waiting[:], self._pending = waiting, pending
-            raise
+
+    def _standing(self) -> Snapshot:
+        anchor = self.vision.anchor
+        return Snapshot(
+            options=StreamOptions(
+                total_frames=self._total_frames,
+                ingest=self._ingest,
+                max_waiting=self._max_waiting,
+                clock=self.clock,
+                retain=self._num_retained or None,
+            ),
+            num_frames=anchor.ring.num_frames,
+            language_rows=self.language.cache.length,
+            first_frame=anchor.first_frame,
+            num_anchors=anchor.index,
+            waiting=self.context.waiting,
+            pending=self.context.pending,
+        )
+
+    def _stand_at(self, snapshot: Snapshot) -> None:
+        """Where the caches are filled already, and the options are the snapshot's: stand where it was taken."""
+        self.vision.anchor = replace(self.vision.anchor, first_frame=snapshot.first_frame, index=snapshot.num_anchors)
+        self.context.waiting, self.context.pending = snapshot.waiting, snapshot.pending
+
+
+def _run_whole(step: Callable[[], None]) -> None:
+    """Run what must not be left half done, and may be run twice: after an interrupt it runs again, to its end."""
+    try:
+        step()
+    except BaseException:
+        step()
+        raise

@@ -11,12 +11,12 @@ import numpy as np
 
 import engines.stream
 from engines.cache import LinearCache, RingCache
+from engines.context import Context, FrameRows
 from engines.language import LanguageModel
 from engines.memory import Array, Tensor
 from engines.preprocess import to_model_frame
 from engines.prompt import PromptTokenizer
 from engines.session import OrtSession
-from engines.stream import PVCStream
 from engines.vision import EncodedFrame, VisionEncoder
 
 
@@ -234,10 +234,12 @@ def resized_by_opencv() -> Iterator[None]:
 @contextmanager
 def frames_counted_from_zero() -> Iterator[None]:
     """The prompt says 'Frame0:' where the model was trained on 'Frame1:'."""
-    frame_rows = PVCStream._frame_rows
-    with patch.object(
-        PVCStream, "_frame_rows", lambda self, pending, index, embeds: frame_rows(self, pending, index - 1, embeds)
-    ):
+    frame = Context.frame
+
+    def wrong(self: Context, frame_embeds: Array, *, index: int, pending: str | None = None) -> FrameRows:
+        return frame(self, frame_embeds, index=index - 1, pending=pending)
+
+    with patch.object(Context, "frame", wrong):
         yield
 
 

@@ -157,7 +157,7 @@ def standing_of(stream: PVCStream) -> Standing:
     return Standing(
         num_frames=stream.num_context_frames,
         context_rows=stream.context_rows,
-        pending=stream._pending,
+        pending=stream.context.pending,
         rings=[np.moveaxis(ring[s.input], s.slot_axis, 1).copy() for s in graphs["temporal"].states],
         rows=[s.as_rows(cache[s.input])[0].copy() for s in graphs["llm"].states],
     )

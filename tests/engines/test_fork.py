@@ -20,8 +20,8 @@ from engines.errors import BackendUnavailable, StreamError
 from engines.fake import RecordingCuda
 from engines.memory import Array, DeviceMemory, HostMemory
 
+from .doubles import struck
 from .exact import LIMITS, SHAPE, exact_bundle
-from .test_reanchor_failures import Struck
 
 TRAINED, W = 5, LIMITS.window
 QUESTION = "what?"
@@ -60,8 +60,8 @@ def state_of(stream: PVCStream) -> dict[str, Any]:
     return {
         "counts": (stream.num_frames, stream.num_context_frames, stream.num_anchors, stream.context_rows),
         "made with": (stream.clock, stream._num_retained, stream._ingest, stream._max_waiting, stream._total_frames),
-        "pending": stream._pending,
-        "waiting": [(frame.rows.tobytes(), frame.pending, frame.index) for frame in stream._waiting],
+        "pending": stream.context.pending,
+        "waiting": [(frame.rows.tobytes(), frame.pending, frame.index) for frame in stream.context.waiting],
         "ring": {name: ring.tobytes() for name, ring in stream.vision.ring.dump().items()},
         "retained": {name: kept.tobytes() for name, kept in stream.vision.retained.dump().items()},
         "language": {name: memory.to_host(whole).tobytes() for name, whole in cache._caches.items()},
@@ -86,7 +86,7 @@ def test_a_fork_is_its_parent_now_and_at_every_step_that_both_take(
     before = state_of(parent)
     fork = parent.fork()
     assert state_of(fork) == state_of(parent) == before
-    assert fork._waiting is not parent._waiting
+    assert fork.context is not parent.context
     for frame in FRAMES[num_frames : num_frames + 2]:
         fork.push(frame)
         parent.push(frame)
@@ -141,8 +141,7 @@ def test_what_waits_is_taken_in_by_each_for_itself(bundle: Bundle) -> None:
 
 def test_frames_that_an_anchor_left_waiting_are_forked_as_well(bundle: Bundle) -> None:
     """The LLM failed as an eager stream started anew: its replayed frames wait for the next call."""
-    llm = Struck(bundle.sessions["llm"])
-    failing = replace(bundle, sessions={**bundle.sessions, "llm": llm})  # type: ignore[dict-item]
+    failing, llm = struck(bundle, "llm")
     parent = pushed(PVCStream(failing, clock="reanchor", retain=2), FRAMES[:TRAINED])
     llm.arm("lost", 1)
     with pytest.raises(RuntimeError, match="device lost"):

@@ -54,7 +54,7 @@ def test_pieces_equal_the_whole(greedy_merges: Path, preset: str, num_frames: in
     pending = spec.start
     for index in range(1, num_frames + 1):
         ids += tokenizer.encode(pending + spec.before_frame(index)) + [context_id] * config.compressor.num_tokens
-        pending = spec.behind_frame()
+        pending = spec.frame_end()
     ids += tokenizer.encode(pending + "What moves?" + spec.ask_suffix)
     assert ids == tokenizer.encode(video_prompt(config, num_frames=num_frames, question="What moves?"))
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +13,12 @@ from engines import open_bundle, open_stream
 from engines.bundle import Bundle
 from engines.errors import NonFiniteError
 from engines.ingest import Ingest
+from engines.session import Session, Wrapped
 
+from .doubles import ERRORS, lines_of, struck, with_sessions
 from .test_reanchor import TRAINED, Frames, R, anchored, bundle, fresh, said_by, state_of, trained_on
 
 __all__ = ["bundle"]  # a fixture
-
-
-class Struck:
-    """A session that, once armed, fails at its nth run: with an exception, or by returning NaN."""
-
-    def __init__(self, session: Any) -> None:
-        self._session, self._left, self._error = session, 0, ""
-        self.spec, self.memory, self.computes_in = session.spec, session.memory, session.computes_in
-
-    def arm(self, error: str, at: int) -> None:
-        self._error, self._left = error, at
-
-    def run(self, inputs: Mapping[str, Any]) -> Any:
-        self._left -= 1
-        if self._left == 0 and self._error == "interrupt":
-            raise KeyboardInterrupt
-        if self._left == 0 and self._error == "lost":
-            raise RuntimeError("device lost")
-        outputs = dict(self._session.run(inputs))
-        if self._left == 0 and self._error == "overflow":
-            name = next(tensor.name for tensor in self.spec.outputs if tensor.name not in self.spec.aliases)
-            outputs[name] = np.full_like(outputs[name], np.nan)
-        return outputs
-
-
-def struck(bundle: Bundle, graph: str) -> tuple[Bundle, Struck]:
-    session = Struck(bundle.sessions[graph])
-    return replace(bundle, sessions={**bundle.sessions, graph: session}), session  # type: ignore[dict-item]
-
-
-ERRORS = {"lost": RuntimeError, "interrupt": KeyboardInterrupt, "overflow": NonFiniteError}
 
 
 @pytest.mark.parametrize("ingest", ["eager", "lazy"])
@@ -120,26 +89,21 @@ def test_a_lazy_llm_that_fails_behind_a_replay_takes_in_the_same_frames_later(bu
     assert state_of(stream) == state_of(fresh(bundle, frames[TRAINED - R : TRAINED + 1], ingest="lazy", max_waiting=2))
 
 
-class Allergic(Struck):
-    """An LLM that overflows on one certain embedding."""
-
-    bad: np.ndarray | None = None
-
-    def run(self, inputs: Mapping[str, Any]) -> Any:
-        outputs = super().run(inputs)
-        if self.bad is not None and (inputs["inputs_embeds"] == self.bad).all(axis=-1).any():
-            outputs["hidden"] = np.full_like(outputs["hidden"], np.nan)
-        return outputs
-
-
 @pytest.mark.parametrize("bad", range(R))
 def test_a_replayed_frame_that_overflows_costs_one_call_and_itself(bundle: Bundle, frames: Frames, bad: int) -> None:
     """Else a stream could never get past it: it would be retried with every frame."""
     twin = fresh(bundle, frames[TRAINED - R : TRAINED], ingest="lazy")
-    rows, text = twin._waiting[bad].rows, [frame.pending for frame in twin._waiting]
-    llm = Allergic(bundle.sessions["llm"])
-    stream = anchored(replace(bundle, sessions={**bundle.sessions, "llm": llm}), frames[:TRAINED])  # type: ignore[dict-item]
-    llm.bad = rows[-1]
+    rows, text = twin.context.waiting[bad].rows, [frame.pending for frame in twin.context.waiting]
+
+    def overflow(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        outputs = session.run(inputs)
+        if replayed and (inputs["inputs_embeds"] == rows[-1]).all(axis=-1).any():
+            outputs["hidden"] = np.full_like(outputs["hidden"], np.nan)
+        return outputs
+
+    replayed = False
+    stream = anchored(with_sessions(bundle, llm=Wrapped(bundle.sessions["llm"], overflow)), frames[:TRAINED])
+    replayed = True
     with pytest.raises(NonFiniteError, match=f"frame {bad + 1}, which waited, was dropped"):
         stream.push(frames[TRAINED])
     assert (stream.num_frames, stream.num_anchors) == (TRAINED, 1)
@@ -150,32 +114,8 @@ def test_a_replayed_frame_that_overflows_costs_one_call_and_itself(bundle: Bundl
         expected.push(frame)
         if index == bad:  # the LLM never saw it, the vision side did
             expected.language.cache.truncate(expected.language.cache.length - len(rows))
-            expected._pending = text[bad]
+            expected.context.pending = text[bad]
     assert state_of(stream) == state_of(expected)
-
-
-def lines_of(push: Callable[[], object], *, interrupt_at: int | None = None) -> int:
-    """How many lines of the stream, its vision side and its caches a call runs; Ctrl-C before the nth."""
-    files, count = ("engines/stream.py", "engines/vision.py", "engines/cache.py"), 0
-
-    def line(frame: Any, event: str, _: object) -> Any:
-        nonlocal count
-        if event == "line":
-            count += 1
-            if count == interrupt_at:
-                raise KeyboardInterrupt
-        return line
-
-    def call(frame: Any, event: str, _: object) -> Any:
-        return line if frame.f_code.co_filename.endswith(files) else None
-
-    before = sys.gettrace()
-    sys.settrace(call)
-    try:
-        push()
-    finally:
-        sys.settrace(before)
-    return count
 
 
 @pytest.mark.parametrize("num_before", [TRAINED - 1, TRAINED], ids=["before", "at"])

@@ -83,8 +83,9 @@ def test_a_stream_of_another_bundle_is_refused(
     bundle: Bundle, bundle_fp16: Path, bundle_fp32: Path, copy_bundle: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     PVCStream(bundle).save(tmp_path / "s.npz")
-    with pytest.raises(StreamError, match=f"another bundle than {bundle_fp16}.*was at {bundle_fp32}"):
+    with pytest.raises(StreamError, match=f"another bundle than {bundle_fp16}") as info:
         open_stream(tmp_path / "s.npz", open_bundle(bundle_fp16, runtime="cpu"))
+    assert f"was at {bundle_fp32}" in info.value.fix
     open_stream(tmp_path / "s.npz", open_bundle(copy_bundle(bundle_fp32)))  # a copy is the same bundle
 
 
@@ -120,8 +121,9 @@ def test_a_file_that_lacks_a_cache_is_refused(bundle: Bundle, tmp_path: Path) ->
     with np.load(tmp_path / "s.npz") as file:
         arrays = {name: file[name] for name in file.files if name != "vision/past.1.value"}
     np.savez(tmp_path / "s.npz", **arrays)
-    with pytest.raises(StreamError, match=r"holds nothing as 'past\.1\.value', expected float32"):
+    with pytest.raises(StreamError, match=r"holds nothing as 'past\.1\.value'") as info:
         open_stream(tmp_path / "s.npz", bundle)
+    assert info.value.expected.startswith("float32")
 
 
 def test_a_full_disk_leaves_the_older_file_and_the_stream(
@@ -136,8 +138,9 @@ def test_a_full_disk_leaves_the_older_file_and_the_stream(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(BackendUnavailable, match="No space left on device.*The stream itself goes on"):
+    with pytest.raises(BackendUnavailable, match="No space left on device") as info:
         stream.save(tmp_path / "s.npz")
+    assert "the stream itself goes on" in info.value.fix
     assert (tmp_path / "s.npz").read_bytes() == before and list(tmp_path.iterdir()) == [tmp_path / "s.npz"]
     stream.push(frames[1])
     assert stream.num_frames == 2

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import pytest
 from engines import PVCStream
 from engines.bundle import Bundle
 from engines.cache import FeatureCache, LinearCache, RingCache
+from engines.context import Context
 from engines.fake import RecordingCuda
 from engines.memory import DeviceMemory, HostMemory
-from engines.snapshot import Snapshot
+from engines.saved import Snapshot
 
 from .exact import SHAPE, exact_bundle
 from .stories import run_stories, slot_off_by_one
@@ -69,12 +71,14 @@ def reset_clears_no_ring(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reset_leaves_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forget(self: PVCStream) -> None:
-        self._pending = self._spec.start
-        self.vision.reset()
-        self.language.cache.truncate(0)
+    restart = Context.restart
 
-    monkeypatch.setattr(PVCStream, "_forget", forget)
+    def forget(self: Context, waiting: tuple[Any, ...] = ()) -> None:
+        left = self.waiting
+        restart(self, waiting)
+        self.waiting = waiting or left
+
+    monkeypatch.setattr(Context, "restart", forget)
 
 
 def fork_shares_a_ring(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,12 +101,12 @@ def fork_shares_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LinearCache, "copy_from", shared)
 
 
-def fork_shares_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def fork_shares_its_context(monkeypatch: pytest.MonkeyPatch) -> None:
     fork = PVCStream.fork
 
     def shared(self: PVCStream) -> PVCStream:
         other = fork(self)
-        other._waiting = self._waiting
+        other.context = self.context
         return other
 
     monkeypatch.setattr(PVCStream, "fork", shared)
@@ -118,10 +122,14 @@ def fork_copies_one_row_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fork_forgets_its_anchor(monkeypatch: pytest.MonkeyPatch) -> None:
-    def put(self: Snapshot, stream: PVCStream) -> None:
-        stream._waiting[:], stream._pending = self.waiting, self.pending
+    stand_at = PVCStream._stand_at
 
-    monkeypatch.setattr(Snapshot, "put_into", put)
+    def stand(self: PVCStream, snapshot: Snapshot) -> None:
+        anchor = self.vision.anchor
+        stand_at(self, snapshot)
+        self.vision.anchor = anchor
+
+    monkeypatch.setattr(PVCStream, "_stand_at", stand)
 
 
 def rollback_one_row_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,24 +196,13 @@ def replay_of_the_frame_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def waiting_frames_change_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    append = PVCStream._append
-
-    def reversed_append(self: PVCStream, rows: Any, num_waiting: int | None = None) -> Any:
-        self._waiting.reverse()
-        return append(self, rows, num_waiting)
-
-    monkeypatch.setattr(PVCStream, "_append", reversed_append)
+    feed = Context._feed
+    monkeypatch.setattr(Context, "_feed", lambda self, frames, *rows: feed(self, frames[::-1], *rows))
 
 
 def opened_stream_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def put(self: Snapshot, stream: PVCStream) -> None:
-        anchor = stream.vision.anchor
-        stream.vision.anchor = type(anchor)(
-            ring=anchor.ring, spare=anchor.spare, first_frame=self.first_frame, index=self.num_anchors
-        )
-        stream._pending = self.pending
-
-    monkeypatch.setattr(Snapshot, "put_into", put)
+    stand_at = PVCStream._stand_at
+    monkeypatch.setattr(PVCStream, "_stand_at", lambda self, snapshot: stand_at(self, replace(snapshot, waiting=())))
 
 
 FAULTS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
@@ -214,7 +211,7 @@ FAULTS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
     reset_leaves_what_waits,
     fork_shares_a_ring,
     fork_shares_a_cache,
-    fork_shares_what_waits,
+    fork_shares_its_context,
     fork_copies_one_row_too_few,
     fork_forgets_its_anchor,
     rollback_one_row_short,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pvc_ref.preprocess import resize_frame
 from pvc_ref.prompt import STOP_TOKEN
 
 from ..conftest import few_layers
+from .doubles import poisoned, struck
 
 Frames = list[np.ndarray]
 QUESTION = "What moves?"
@@ -125,25 +125,10 @@ def test_a_reset_stream_is_a_fresh_stream(bundle: Bundle, frames: Frames) -> Non
     assert stream.ask(QUESTION, max_new_tokens=8).token_ids == fresh.ask(QUESTION, max_new_tokens=8).token_ids
 
 
-class FailingSession:
-    """A session whose run raises on one call, as a lost GPU would."""
-
-    def __init__(self, session: Any, fail_at: int) -> None:
-        self._session, self._fail_at, self.num_calls = session, fail_at, 0
-        self.spec, self.memory, self.computes_in = session.spec, session.memory, session.computes_in
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self.num_calls += 1
-        if self.num_calls == self._fail_at:
-            raise RuntimeError("device lost")
-        outputs: dict[str, np.ndarray] = self._session.run(inputs)
-        return outputs
-
-
 @pytest.mark.parametrize("graph", ["trunk", "temporal", "compressor", "embed", "llm"])
 def test_a_frame_that_fails_leaves_the_stream_as_it_was(bundle: Bundle, frames: Frames, graph: str) -> None:
-    failing = FailingSession(bundle.sessions[graph], fail_at=6)
-    stream = PVCStream(replace(bundle, sessions={**bundle.sessions, graph: failing}))
+    failing, _ = struck(bundle, graph, "lost", 6)
+    stream = PVCStream(failing)
     healthy = PVCStream(bundle)
     for frame in frames[:5]:
         stream.push(frame)
@@ -195,37 +180,22 @@ def caches_of(stream: PVCStream) -> list[np.ndarray]:
     return [np.asarray(feed[name]) for feed in feeds for name in sorted(feed)]
 
 
-class InterruptedStream(PVCStream):
-    """Ctrl-C right after one attribute was set."""
-
-    interrupted_at = ""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        super().__setattr__(name, value)
-        if name == self.interrupted_at:
-            self.interrupted_at = ""
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("keep", [True, False], ids=["keep", "rolled back"])
 def test_a_question_interrupted_at_its_very_end_leaves_the_stream_as_it_was(
-    bundle: Bundle, frames: Frames, keep: bool
+    bundle: Bundle, frames: Frames, keep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream, healthy = InterruptedStream(bundle), PVCStream(bundle)
+    stream, healthy = PVCStream(bundle), PVCStream(bundle)
     stream.push(frames[0])
     healthy.push(frames[0])
-    cache = stream.language.cache
-    truncate, interrupts = cache.truncate, iter([KeyboardInterrupt])
+    last = "next_turn" if keep else "rewind"
+    original, interrupts = getattr(stream.context, last), iter([KeyboardInterrupt])
 
-    def interrupted(length: int) -> None:
-        truncate(length)
+    def interrupted(*args: Any) -> None:
+        original(*args)
         for error in interrupts:
             raise error
 
-    if keep:
-        stream.interrupted_at = "_pending"
-    else:
-        cache.truncate = interrupted  # type: ignore[method-assign]
+    monkeypatch.setattr(stream.context, last, interrupted)
     with pytest.raises(KeyboardInterrupt):
         stream.ask(QUESTION, max_new_tokens=3, keep=keep)
     assert stream.context_rows == healthy.context_rows
@@ -235,8 +205,8 @@ def test_a_question_interrupted_at_its_very_end_leaves_the_stream_as_it_was(
 
 
 def test_a_question_that_fails_leaves_the_stream_as_it_was(bundle: Bundle, frames: Frames) -> None:
-    failing = FailingSession(bundle.sessions["head"], fail_at=3)
-    stream = PVCStream(replace(bundle, sessions={**bundle.sessions, "head": failing}))
+    failing, _ = struck(bundle, "head", "lost", 3)
+    stream = PVCStream(failing)
     stream.push(frames[0])
     rows = stream.context_rows
     with pytest.raises(RuntimeError, match="device lost"):
@@ -280,8 +250,9 @@ def test_a_frame_of_another_kind_is_refused(bundle: Bundle, frame: np.ndarray) -
 
 
 def test_total_frames_is_refused_where_time_is_absolute(bundle: Bundle) -> None:
-    with pytest.raises(StreamError, match="time mode is 'absolute', so total_frames must be left out"):
+    with pytest.raises(StreamError, match="time mode is 'absolute'") as info:
         PVCStream(bundle, total_frames=8)
+    assert info.value.fix == "leave total_frames out"
 
 
 def test_two_rows_of_one_batch_equal_two_runs(bundle: Bundle) -> None:
@@ -305,31 +276,9 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.
     return rng.normal(size=shape).astype(dtype)
 
 
-class PoisonedSession:
-    """A session that returns infinity in one row, on one call: an overflow of float16."""
-
-    def __init__(self, session: Any, poison_at: int) -> None:
-        self._session, self._poison_at, self.num_calls = session, poison_at, 0
-        self.spec, self.memory, self.computes_in = session.spec, session.memory, session.computes_in
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self.num_calls += 1
-        outputs: dict[str, np.ndarray] = self._session.run(inputs)
-        if self.num_calls == self._poison_at and self.spec.aliases:  # the graph has written it into the cache
-            state = self.spec.states[-1]
-            state.as_rows(inputs[state.input])[0, inputs["write_index"][0]] = np.inf
-        elif self.num_calls == self._poison_at:
-            name = self.spec.outputs[-1].name
-            outputs = outputs | {name: np.where(np.arange(outputs[name].size).reshape(outputs[name].shape) == 1, np.inf,
-                                                outputs[name]).astype(outputs[name].dtype)}  # fmt: skip
-        return outputs
-
-
 @pytest.mark.parametrize("graph", ["trunk", "temporal", "compressor", "llm"])
 def test_an_overflow_costs_one_frame_and_not_the_stream(bundle: Bundle, frames: Frames, graph: str) -> None:
-    poisoned = PoisonedSession(bundle.sessions[graph], poison_at=3)
-    stream = PVCStream(replace(bundle, sessions={**bundle.sessions, graph: poisoned}))
-    healthy = PVCStream(bundle)
+    stream, healthy = PVCStream(poisoned(bundle, graph, at=3)), PVCStream(bundle)
     for frame in frames[:2]:
         stream.push(frame)
         healthy.push(frame)
@@ -386,10 +335,12 @@ def test_a_clip_of_fixed_length_ends_with_it(tmp_path: Path, frames: Frames) -> 
     limits = StreamLimits(window=3, context=512)
     export(loaded, ExportRequest(out=tmp_path / "b", target=load_target("cpu"), precision="fp32", limits=limits))
     fixed = open_bundle(tmp_path / "b")
-    with pytest.raises(StreamError, match="must be given"):
+    with pytest.raises(StreamError, match="time mode is 'fixed'") as info:
         PVCStream(fixed)
-    with pytest.raises(StreamError, match="total_frames is 0, expected at least 1"):
+    assert info.value.fix == "give the number of frames of the clip"
+    with pytest.raises(StreamError, match="total_frames is 0") as info:
         PVCStream(fixed, total_frames=0)
+    assert info.value.expected.startswith("at least 1")
     stream = PVCStream(fixed, total_frames=2)
     for frame in frames[:2]:
         stream.push(frame)

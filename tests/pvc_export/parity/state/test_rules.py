@@ -16,8 +16,8 @@ from engines import PVCStream, open_bundle
 from engines.bundle import Bundle
 from engines.cache import LinearCache, RingCache
 from engines.errors import StreamError
+from engines.saved import Snapshot
 from engines.session import OrtSession
-from engines.snapshot import Snapshot
 from pvc_export.parity.levels import Rule
 from pvc_export.parity.state.rules import RULES, check_rules
 from pvc_export.parity.state.scene import Broken, require_same
@@ -101,8 +101,12 @@ def fork_takes_too_little(monkeypatch: Patch) -> None:
 
 
 def opened_without_its_text(monkeypatch: Patch) -> None:
-    put = Snapshot.put_into
-    monkeypatch.setattr(Snapshot, "put_into", lambda self, stream: put(replace(self, pending=""), stream))
+    stand_at = PVCStream._stand_at
+
+    def silent(self: PVCStream, snapshot: Snapshot) -> None:
+        stand_at(self, replace(snapshot, pending=""))
+
+    monkeypatch.setattr(PVCStream, "_stand_at", silent)
 
 
 def failed_frame_counts(monkeypatch: Patch) -> None:

@@ -1,0 +1,192 @@
+"""The conversation of one stream: what its LLM has taken in, and what it will be told next.
+
+    rows in the LLM's cache, then frames that wait, then text that waits
+
+Frames wait in a lazy stream (ingest.py), and in any stream that has just started anew. Text waits for the next special
+token (prompt.py). Each may be empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from .bundle import Bundle
+from .errors import NonFiniteError
+from .language import LanguageModel
+from .memory import Array
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)  # two frames are one only if they are the same object
+class FrameRows:
+    """A frame as the LLM is told of it.
+
+    rows     (L, E): the text that waited, the frame's prefix, the frame itself. Nobody writes into them
+    pending  that text
+    index    as the prompt counts frames, from 1; starts anew with the stream
+    """
+
+    rows: Array
+    pending: str
+    index: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mark:
+    """Where a context stood: its rows, those of waiting frames included, its waiting frames, and its waiting text."""
+
+    num_rows: int
+    waiting: tuple[FrameRows, ...]
+    pending: str
+
+
+class Context:
+    """What a question can refer to. Every change can be undone: see `undone_on_error`.
+
+    language  the LLM, with the cache of the rows that it has taken in
+    waiting   frames that it has not, oldest first
+    pending   text that comes after both
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.language = LanguageModel(bundle.sessions)
+        self._tokenizer, self._prompt = bundle.tokenizer, bundle.manifest.prompt
+        self._num_frame_tokens = bundle.manifest.shape.num_frame_tokens
+        self.waiting: tuple[FrameRows, ...] = ()
+        self.pending = self._prompt.start
+
+    @property
+    def num_rows(self) -> int:
+        """LLM rows in use; those of frames that wait are counted."""
+        return self.language.cache.length + _count(self.waiting)
+
+    def mark(self) -> Mark:
+        return Mark(num_rows=self.num_rows, waiting=self.waiting, pending=self.pending)
+
+    def rewind(self, mark: Mark) -> None:
+        """Forget everything after the mark. Frames that waited there and were taken in since stay taken in."""
+        waiting = tuple(frame for frame in mark.waiting if frame in self.waiting)
+        self.waiting, self.pending = waiting, mark.pending  # one statement, which no interrupt divides
+        self.language.cache.truncate(mark.num_rows - _count(waiting))
+
+    def undone_on_error(self, *, unless: Callable[[], bool] = lambda: False) -> _UndoneOnError:
+        """`with context.undone_on_error() as mark:` rewinds to the start of its block if the block raises anything.
+
+        That holds for an interrupt between any two statements. `unless` tells whether the block was completed all the
+        same. After a NonFiniteError the waiting frame that caused it, if one did, is dropped: else each later call
+        would fail on it. NonFiniteError then names that frame.
+        """
+        return _UndoneOnError(self, unless)
+
+    def frame(self, frame_embeds: Array, *, index: int, pending: str | None = None) -> FrameRows:
+        """A frame (M, E) as the LLM would be told of it after `pending`, by default the text that waits now."""
+        pending = self.pending if pending is None else pending
+        ids = self._tokenizer.encode(pending + self._prompt.before_frame(index))
+        rows = np.concatenate([self.language.embed(ids), frame_embeds])
+        return FrameRows(rows=rows, pending=pending, index=index)
+
+    def first_frames(self, frame_embeds: Iterable[Array]) -> list[FrameRows]:
+        """Frames as the LLM would be told of them at the start of a conversation."""
+        frames: list[FrameRows] = []
+        for index, embeds in enumerate(frame_embeds, start=1):
+            pending = self._prompt.frame_end() if frames else self._prompt.start
+            frames.append(self.frame(embeds, index=index, pending=pending))
+        return frames
+
+    def add(self, frame: FrameRows, *, wait: bool) -> None:
+        """Feed a frame to the LLM, or let it wait. Raises StreamFull, at once too for a frame that would wait."""
+        if wait:
+            self.reserve(len(frame.rows))
+            self.waiting += (frame,)
+        else:
+            self.append(frame.rows)
+        self.pending = self._prompt.frame_end()
+
+    def take_in(self, num_frames: int) -> None:
+        """Feed the first waiting frames to the LLM in one go: all of them, or on error none."""
+        with self.undone_on_error():
+            self._feed(self.waiting[:num_frames])
+
+    def append(self, rows: Array) -> Array:
+        """Feed all waiting frames and then `rows` (L, E) to the LLM, in passes as large as can be.
+
+        Returns hidden (1, 1, E) of the last row. Raises StreamFull before anything is run, and NonFiniteError; the
+        caller undoes what an error leaves.
+        """
+        return self._feed(self.waiting, rows)
+
+    def say(self, token: int) -> Array:
+        """Feed one token of an answer. Returns its hidden row (1, 1, E)."""
+        return self.language.append(self.language.embed([token]))
+
+    def next_turn(self) -> None:
+        """End an answer that stays."""
+        self.pending = self._prompt.next_turn
+
+    def restart(self, waiting: tuple[FrameRows, ...] = ()) -> None:
+        """Forget everything. The conversation starts with these frames, which wait."""
+        self.waiting, self.pending = waiting, self._prompt.frame_end() if waiting else self._prompt.start
+        self.language.cache.truncate(0)
+
+    def reserve(self, num_rows: int) -> None:
+        """Raise StreamFull if `num_rows` more rows do not fit after the frames that wait."""
+        self.language.cache.reserve(_count(self.waiting) + num_rows)
+
+    def _feed(self, frames: tuple[FrameRows, ...], *rows: Array) -> Array:
+        hidden = self.language.append(np.concatenate([*(frame.rows for frame in frames), *rows]))
+        self.waiting = self.waiting[len(frames) :]  # from here on they are taken in, whatever is undone
+        return hidden
+
+    def drop_what_overflows(self) -> None:
+        """Find the first waiting frame that the LLM returns NaN for, and drop it; the text before it stays.
+
+        Raises NonFiniteError if there is one.
+        """
+        start = self.language.cache.length
+        try:
+            for index, frame in enumerate(self.waiting):
+                try:
+                    self.language.append(frame.rows)
+                except NonFiniteError as error:
+                    self._drop(index)
+                    what = f"frame {frame.index}, which waited, was dropped: {error.what}"
+                    raise NonFiniteError(what, expected=error.expected, cause=error.cause, fix=error.fix) from error
+        finally:
+            self.language.cache.truncate(start)
+
+    def _drop(self, index: int) -> None:
+        pending, before, after = self.waiting[index].pending, self.waiting[:index], self.waiting[index + 1 :]
+        if not after:
+            self.waiting, self.pending = before, pending
+            return
+        embeds = after[0].rows[-self._num_frame_tokens :]
+        self.waiting = (*before, self.frame(embeds, index=after[0].index, pending=pending), *after[1:])
+
+
+class _UndoneOnError:
+    """What Context.undone_on_error returns.
+
+    Not a @contextmanager: an interrupt can leave its generator behind, which would undo whenever it is collected.
+    """
+
+    def __init__(self, context: Context, unless: Callable[[], bool]) -> None:
+        self._context, self._unless, self._mark = context, unless, context.mark()
+
+    def __enter__(self) -> Mark:
+        return self._mark
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or self._unless():
+            return
+        self._context.rewind(self._mark)
+        if isinstance(error, NonFiniteError):
+            self._context.drop_what_overflows()
+
+
+def _count(frames: Iterable[FrameRows]) -> int:
+    return sum(len(frame.rows) for frame in frames)
