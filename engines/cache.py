@@ -1,9 +1,8 @@
 """Caches, owned by the runtime. A graph reads them whole and returns new rows; these classes put the rows in place.
 
-Unusual: where a StateSpec says `aliased` the graph itself has put them there, into the very cache that it was fed, and
-only the count of rows in use moves here.
-Both are preallocated and never moved, grown or shifted. Everything they know of a cache comes from its StateSpec; the
-Memory that they are given decides whether it lies on the host or on a GPU.
+Where a StateSpec says `aliased` the graph itself has put them there, into the very cache that it was fed, and only the
+count of rows in use moves here. Caches are preallocated and never moved, grown or shifted. Everything that these
+classes know of one comes from its StateSpec; their Memory decides whether it lies on the host or on a GPU.
 """
 
 from __future__ import annotations
@@ -128,7 +127,7 @@ class FeatureCache:
 class LinearCache:
     """The LLM's KV cache of one stream: row p at index p, `length` rows in use.
 
-    Rows behind `length` are masked. Forgetting sets `length` back and clears them: a masked NaN would still be NaN.
+    Rows past `length` are masked. Forgetting sets `length` back and clears them: a masked NaN would still be NaN.
     """
 
     def __init__(self, spec: GraphSpec, memory: Memory | None = None) -> None:
@@ -165,18 +164,19 @@ class LinearCache:
         if self.length + num_rows > self.capacity:
             raise StreamFull(
                 f"the stream holds {self.length} LLM rows and needs {num_rows} more, but its context is "
-                f"{self.capacity}. Reset the stream, push fewer frames, or export with a larger --context"
+                f"{self.capacity}",
+                fix="reset the stream, push fewer frames, or export with a larger --context",
             )
 
     def truncate(self, length: int) -> None:
         """Forget every row from `length` on. Raises SpecError if fewer are in use."""
         if length > self.length:
-            raise SpecError(f"the slots from {length} on were to be forgotten, but only {self.length} rows are in use")
-        forgotten, self.length = self.length - length, length  # first: what lies behind is masked, cleared or not
+            raise SpecError(f"only {self.length} rows are in use", expected=f"at least {length}, to cut the rest off")
+        forgotten, self.length = self.length - length, length  # first: what lies past it is masked, cleared or not
         self._clear(length, forgotten)
 
     def discard(self, num_rows: int) -> None:
-        """A pass over `num_rows` rows failed: clear what it may have written behind the rows in use."""
+        """A pass over `num_rows` rows failed: clear what it may have written past the rows in use."""
         if self._in_place:
             self._clear(self.length, min(num_rows, self.capacity - self.length))
 
@@ -213,7 +213,7 @@ class LinearCache:
         self.length += num_rows
 
     def new_rows(self, outputs: Mapping[str, Tensor], num_rows: int) -> dict[str, Tensor]:
-        """The rows that a pass made, before `append`: its outputs; of caches on the host, what lies behind `length`."""
+        """The rows that a pass made, before `append`: its outputs; of caches on the host, what lies past `length`."""
         if not self._in_place:
             return {state.output: outputs[state.output] for state in self._states}
         return {
@@ -234,7 +234,8 @@ def _ordered(spec: GraphSpec, order: str) -> tuple[StateSpec, ...]:
         if state.order != order or state.update not in served or state.update != spec.states[0].update:
             raise SpecError(
                 f"graph '{spec.name}': state '{state.input}' asks for order '{state.order}' and update "
-                f"'{state.update}'; this runtime serves order '{order}' and one update of {', '.join(served)} here"
+                f"'{state.update}'",
+                expected=f"order '{order}' and one update for all states of the graph, of {', '.join(served)}",
             )
     return spec.states
 
@@ -245,13 +246,19 @@ def _size(spec: GraphSpec, tensor: str, axis: int) -> int:
     return dim
 
 
-def _rows_of(caches: Mapping[str, Array], state: StateSpec, shape: tuple[int, ...]) -> Array:
-    """The saved bits of one cache, as rows of its dtype. Raises StreamError unless they have `shape`."""
-    dtype, bits = host_dtype(state.dtype), caches.get(state.input)
+def from_bits(bits: Array | None, name: str, dtype_name: str, shape: tuple[int, ...]) -> Array:
+    """Bits from a saved stream as an array of this dtype. Raises StreamError unless they have the shape."""
+    dtype = host_dtype(dtype_name)
     if bits is None or bits.shape != shape or bits.dtype != np.dtype(f"u{dtype.itemsize}"):
         found = "nothing" if bits is None else f"{bits.dtype} {bits.shape}"
         raise StreamError(
-            f"the saved stream holds {found} as '{state.input}', expected {state.dtype} {shape}. It is damaged: open "
-            "an older one, or start a new stream"
+            f"the saved stream holds {found} as {name}",
+            expected=f"{dtype} {shape}",
+            cause="it is damaged",
+            fix="open an older one, or start a new stream",
         )
     return bits.view(dtype)
+
+
+def _rows_of(caches: Mapping[str, Array], state: StateSpec, shape: tuple[int, ...]) -> Array:
+    return from_bits(caches.get(state.input), f"'{state.input}'", state.dtype, shape)

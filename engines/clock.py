@@ -1,6 +1,6 @@
 """The clock of a stream: what happens when it has seen as many frames as its model was trained on.
 
-Unusual: the time of a frame is its absolute index, so a stream of days walks into times that no training ever showed.
+The time of a frame is its absolute index, so a stream of days walks into times that no training ever showed.
 """
 
 from __future__ import annotations
@@ -35,23 +35,27 @@ def resolve_clock(manifest: Manifest, clock: Clock | None, retain: int | None) -
     can_reanchor = manifest.time_mode == "absolute" and most >= 1
     chosen: Clock = clock if clock is not None else DEFAULT_CLOCK if can_reanchor else "run-on"
     if chosen not in get_args(Clock):
-        raise StreamError(f"clock is {chosen!r}, expected one of {', '.join(get_args(Clock))}")
+        raise StreamError(f"clock is {chosen!r}", expected=f"one of {', '.join(get_args(Clock))}")
     if chosen == "run-on":
         if retain is not None:
             raise StreamError(
-                f"retain is {retain}, but the clock is 'run-on', which replays nothing. Expected clock='reanchor' with "
-                "it: give that, or leave retain out"
+                f"retain is {retain}, but the clock is 'run-on', which replays nothing",
+                expected="clock='reanchor' with it",
+                fix="give that, or leave retain out",
             )
         return chosen, 0
     if not can_reanchor:
         raise StreamError(
             f"clock is 'reanchor', but this model's time mode is '{manifest.time_mode}' and it was trained on "
-            f"{trained} frames; expected 'absolute' and at least 2, since a replay must leave a time for a new frame. "
-            "Leave the clock out, or choose 'run-on'"
+            f"{trained} frames",
+            expected="'absolute' and at least 2 frames, since a replay must leave a time for a new frame",
+            fix="leave the clock out, or choose 'run-on'",
         )
     if retain is not None and not 1 <= retain <= most:
         raise StreamError(
-            f"retain is {retain}, expected 1 to {most}: the window holds {window} frames, and of the {trained} times "
-            "the model was trained on one must be left for a new frame. Retain fewer, or export with a larger --window"
+            f"retain is {retain}",
+            expected=f"1 to {most}: the window holds {window} frames, and of the {trained} times that the model was "
+            "trained on one must be left for a new frame",
+            fix="retain fewer, or export with a larger --window",
         )
     return chosen, min(DEFAULT_RETAIN, most) if retain is None else retain

@@ -1,8 +1,8 @@
 """The CUDA runtime, by ctypes on libcudart: memory, copies, one stream. No torch, no cupy, no pycuda.
 
-Unusual: every call is one method of a Protocol, so that engines/fake.py can stand in for a GPU, record each copy and
-wait, and refuse an address that was never allocated. Addresses are plain integers. Written from the CUDA Runtime API
-reference; no GPU has run it yet.
+Every call is one method of a Protocol, so that engines/fake.py can stand in for a GPU, record each copy and wait, and
+refuse an address that was never allocated. Addresses are plain integers. Written from the CUDA Runtime API reference;
+no GPU has run it yet.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class LibCudart:
         count = ctypes.c_int()
         self._call("cudaGetDeviceCount", ctypes.byref(count))
         if count.value == 0:
-            raise BackendUnavailable("no NVIDIA GPU is visible here. See: nvidia-smi, and CUDA_VISIBLE_DEVICES")
+            raise BackendUnavailable("no NVIDIA GPU is visible here", fix="see nvidia-smi, and CUDA_VISIBLE_DEVICES")
 
     def allocate(self, num_bytes: int) -> int:
         address = ctypes.c_void_p()
@@ -134,14 +134,16 @@ class LibCudart:
             free, total = self.memory_info()
             raise BackendUnavailable(
                 f"the GPU is out of memory: {needed / 2**20:.1f} MiB were asked for, {free / 2**20:.1f} of "
-                f"{total / 2**20:.1f} MiB are free. Export with a smaller --window, --context or --streams, or stop "
-                "other programs on this GPU (see: nvidia-smi)"
+                f"{total / 2**20:.1f} MiB are free",
+                fix="export with a smaller --window, --context or --streams, or stop other programs on this GPU (see: "
+                "nvidia-smi)",
             )
         self._lib.cudaGetErrorString.restype = ctypes.c_char_p
         reason = (self._lib.cudaGetErrorString(status) or b"no text").decode(errors="replace")
         raise BackendUnavailable(
-            f"CUDA: {name} failed with error {status} ({reason}). Is the driver installed and new enough? See: "
-            "nvidia-smi, pvc-export doctor"
+            f"CUDA: {name} failed with error {status} ({reason})",
+            cause="the driver is missing or too old",
+            fix="see nvidia-smi, pvc-export doctor",
         )
 
 
@@ -158,6 +160,7 @@ def _load_library() -> ctypes.CDLL:
         except OSError:
             continue
     raise BackendUnavailable(
-        f"the CUDA runtime cannot be loaded: none of {', '.join(LIBRARIES)} was found. It comes with JetPack and the "
-        "CUDA toolkit, or: pip install nvidia-cuda-runtime"
+        "the CUDA runtime cannot be loaded",
+        expected=f"one of {', '.join(LIBRARIES)}, as JetPack and the CUDA toolkit bring it",
+        fix="pip install nvidia-cuda-runtime",
     )

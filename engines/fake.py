@@ -122,7 +122,7 @@ class RecordingCuda:
     def require_stream(self, stream: int) -> None:
         """Raise SpecError for a stream that is not open."""
         if stream not in self._streams:
-            raise SpecError(f"stream {stream} was never made, or is closed; open are {sorted(self._streams)}")
+            raise SpecError(f"stream {stream} was never made, or is closed", expected=f"one of {sorted(self._streams)}")
 
     def require_inside(self, address: int, num_bytes: int) -> None:
         """Raise SpecError unless these bytes lie in one allocation. For fakes of what runs on the GPU."""

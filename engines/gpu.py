@@ -1,9 +1,9 @@
 """Sessions of a GPU: ONNX Runtime's CUDA provider, and TensorRT or TensorRT-RTX engines. Caches never leave the device.
 
-Unusual: neither session owns memory policy. Both bind addresses that a DeviceMemory made: caches and intermediate
-tensors directly, host arrays through one upload buffer per input, outputs into one fixed buffer per output. So nothing
-is allocated after the first frame and question, every byte that crosses is counted, and all of it runs on the memory's
-one stream.
+Neither session decides where tensors lie. Both bind addresses that a DeviceMemory made: caches and intermediate tensors
+directly, host arrays through one upload buffer per input, outputs into one fixed buffer per output. So nothing is
+allocated after the first frame and question, every byte that crosses is counted, and all of it runs on the memory's one
+stream.
 Written for a GPU, run so far only on the recording fake of engines/fake.py.
 """
 
@@ -61,7 +61,9 @@ class Bindings:
             sizes |= {dim: size for dim, size in zip(tensor.shape, shape, strict=True) if isinstance(dim, str)}
         for name, size in sizes.items():
             if name in self._largest and size > self._largest[name]:
-                raise SpecError(f"graph '{self._spec.name}': {name} is {size}, its largest is {self._largest[name]}")
+                raise SpecError(
+                    f"graph '{self._spec.name}': {name} is {size}", expected=f"at most {self._largest[name]}"
+                )
         return sizes
 
     def outputs(self, inputs: Mapping[str, DeviceArray], sizes: Mapping[str, int]) -> dict[str, DeviceArray]:
@@ -88,8 +90,8 @@ class OrtCudaSession:
         self._ort = import_onnxruntime()
         if provider not in self._ort.get_available_providers():
             raise BackendUnavailable(
-                f"this onnxruntime has the providers {self._ort.get_available_providers()}, but not {provider}. In a "
-                "fresh environment: pip install -e '.[ort-gpu]' (never beside onnxruntime: they are one module)"
+                f"this onnxruntime has the providers {self._ort.get_available_providers()}, but not {provider}",
+                fix="in a fresh environment, never beside onnxruntime (one module): pip install -e '.[ort-gpu]'",
             )
         on_cuda = provider == "CUDAExecutionProvider"
         # TF32 would make float32 graphs something else. On our stream, graphs and copies run in the order of the calls;
@@ -99,7 +101,9 @@ class OrtCudaSession:
         if self._session.get_providers()[0] != provider:
             raise BackendUnavailable(
                 f"ONNX Runtime could not start {provider} and fell back to {self._session.get_providers()}, which is "
-                "refused. Likely libcudnn or libcublas is missing or of another CUDA major. See: pvc-export doctor"
+                "refused",
+                cause="libcudnn or libcublas is missing or of another CUDA major",
+                fix="pvc-export doctor",
             )
         if not require_placed(self._session, provider, spec.name):
             self.computes_in += ", placement of its nodes unknown"
@@ -142,7 +146,8 @@ def require_placed(session: Any, provider: str, graph: str) -> bool:
     if strays:
         raise BackendUnavailable(
             f"graph '{graph}': {provider} has no kernel for {len(strays)} of its operators, which would run elsewhere: "
-            f"{', '.join(sorted(strays)[:3])}. Install the tested onnxruntime-gpu, or choose another --target"
+            f"{', '.join(sorted(strays)[:3])}",
+            fix="install the tested onnxruntime-gpu, or choose another --target",
         )
     return True
 
@@ -167,8 +172,9 @@ class TrtSession:
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise BundleError(
-                f"{path} was refused by {target.builder} {trt.__version__}: {self._log.reason()}. It was built by "
-                "another version or for another GPU, or it is damaged. Build it here: pvc-export trt"
+                f"{path} was refused by {target.builder} {trt.__version__}: {self._log.reason()}",
+                cause="it was built by another version or for another GPU, or it is damaged",
+                fix="build it here: pvc-export trt",
             )
         self._check_engine(trt, path)
         # A context for each profile: to switch one over would cost a wait, twice a question.
@@ -179,14 +185,14 @@ class TrtSession:
         context = self._engine.create_execution_context()
         if context is None:
             raise BackendUnavailable(
-                f"no execution context for {path}: {self._log.reason()}. Likely the GPU's memory is full; export with "
-                "a smaller --window, --context or --streams"
+                f"no execution context for {path}: {self._log.reason()}",
+                cause="the GPU's memory is full",
+                fix="export with a smaller --window, --context or --streams",
             )
         if profile_index and not context.set_optimization_profile_async(profile_index, self.memory.stream):
-            raise BundleError(
-                f"{path} has no optimization profile {profile_index}: {self._log.reason()}. The GraphSpec of "
-                f"'{self.spec.name}' has {len(self.spec.profiles)}; the engine belongs to another. Export again: "
-                "pvc-export trt"
+            raise _of_another_graph(
+                f"{path} has no optimization profile {profile_index}: {self._log.reason()}",
+                f"{len(self.spec.profiles)} profiles, as in the GraphSpec of '{self.spec.name}'",
             )
         return context
 
@@ -205,17 +211,16 @@ class TrtSession:
         expected |= {t.name: ("output", t.dtype, t.shape) for t in self.spec.outputs}
         for name in sorted(found.keys() | expected.keys()):
             if name not in found or name not in expected or not _fits(found[name], expected[name]):
-                raise BundleError(
-                    f"{path}: tensor '{name}' is {found.get(name, 'not there')}, but the GraphSpec of "
-                    f"'{self.spec.name}' says {expected.get(name, 'nothing of it')}. The engine belongs to another "
-                    "graph. Export again: pvc-export trt"
+                raise _of_another_graph(
+                    f"{path}: tensor '{name}' is {found.get(name, 'not there')}",
+                    f"{expected.get(name, 'no such tensor')}, as in the GraphSpec of '{self.spec.name}'",
                 )
         for output, cache in self.spec.aliases.items():
             aliased = self._engine.get_aliased_input_tensor(output)
             if aliased != cache:
-                raise BundleError(
-                    f"{path}: output '{output}' is written over {aliased!r}, but the GraphSpec says over '{cache}', in "
-                    "place. Bound as the spec says, the cache would be lost. Export again: pvc-export trt"
+                raise _of_another_graph(
+                    f"{path}: output '{output}' is written over {aliased!r}",
+                    f"over '{cache}', in place, as in the GraphSpec: else the cache would be lost",
                 )
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -226,8 +231,8 @@ class TrtSession:
         for name, array in placed.items():
             if not context.set_input_shape(name, array.shape):
                 raise SpecError(
-                    f"graph '{self.spec.name}': the engine refuses '{name}' as {array.shape}: {self._log.reason()}. "
-                    "The shape is outside its optimization profile"
+                    f"graph '{self.spec.name}': the engine refuses '{name}' as {array.shape}: {self._log.reason()}",
+                    cause="the shape is outside its optimization profile",
                 )
             context.set_tensor_address(name, array.address)
         for name, array in outputs.items():
@@ -244,6 +249,11 @@ def _fits(found: tuple[str, str, tuple[Dim, ...]], expected: tuple[str, str, tup
         and len(found[2]) == len(expected[2])
         and all(isinstance(want, str) or got in (want, -1) for got, want in zip(found[2], expected[2], strict=True))
     )
+
+
+def _of_another_graph(what: str, expected: str) -> BundleError:
+    cause, fix = "the engine belongs to another graph", "export again: pvc-export trt"
+    return BundleError(what, expected=expected, cause=cause, fix=fix)
 
 
 def _make_log(trt: ModuleType) -> Any:

@@ -23,30 +23,31 @@ from .vision import VisionEncoder
 def read_image(path: str | Path) -> Array:
     """An image file as (H, W, 3) uint8 BGR, upright as its metadata says; transparency is dropped.
 
-    Raises MediaError for a file that is missing, cut short, no image, or of more than 8 bits a channel.
+    Raises MediaError for a file that is missing, cut short, no image, or of more than 8 bits per channel.
     """
     path = Path(path)
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
                 raise MediaError(
-                    f"{path} has pixels of mode '{image.mode}', 16 or 32 bits wide, which would be cut off at 255. "
-                    "Expected 8 bits a channel. Likely a depth or infrared image: scale it to 0..255 first"
+                    f"{path} has pixels of mode '{image.mode}', 16 or 32 bits wide, which would be cut off at 255",
+                    expected="8 bits per channel",
+                    cause="this is a depth or infrared image",
+                    fix="scale it to 0..255 first",
                 )
             rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except MediaError:
-        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        found = "does not exist" if not path.exists() else f"cannot be read as an image: {error}"
         raise MediaError(
-            f"{path} {found}. Expected an image file, such as JPEG or PNG. Likely a typing error, or a file that was "
-            f"cut short: ls -l {path}"
+            f"{path} cannot be read as an image: {error}" if path.exists() else f"{path} does not exist",
+            expected="an image file, such as JPEG or PNG",
+            cause="the file was cut short" if path.exists() else "a typing error",
+            fix=f"ls -l {path}",
         ) from error
     return np.ascontiguousarray(rgb[..., ::-1])
 
 
 class ImageEncoder:
-    """Encodes one image at a time. Its ring is made with the first image and used again: a stream may never see one.
+    """Encodes one image at a time. Its ring is made with the first image, since many a stream never sees one.
 
     max_tiles None is what the model was made for.
     """

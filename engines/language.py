@@ -22,13 +22,10 @@ class LanguageModel:
 
     def embed(self, ids: Sequence[int]) -> Array:
         """Token ids -> (L, E)."""
-        pieces = [
-            self._embed.memory.to_host(self._embed.run({"input_ids": piece})["inputs_embeds"])
-            for piece in (
-                np.asarray([ids[start : start + self._chunk]], dtype=np.int64)
-                for start in range(0, len(ids), self._chunk)
-            )
-        ]
+        pieces: list[Array] = []
+        for start in range(0, len(ids), self._chunk):
+            outputs = self._embed.run({"input_ids": np.asarray([ids[start : start + self._chunk]], dtype=np.int64)})
+            pieces.append(self._embed.memory.to_host(outputs["inputs_embeds"]))
         embeds: Array = np.concatenate(pieces, axis=1)[0]
         return embeds
 
@@ -46,8 +43,7 @@ class LanguageModel:
         return hidden
 
     def _append_piece(self, piece: Array) -> Array:
-        """One pass over (1, L, E), L at most `chunk`. Whatever fails, the rows in use are what they were, and those
-        behind them are cleared."""
+        """One pass over (1, L, E), L at most `chunk`. If it fails, rows in use are as before, the others cleared."""
         num_rows = piece.shape[1]
         try:
             outputs = self._llm.run({"inputs_embeds": piece, **self.cache.feeds(num_rows)})

@@ -1,8 +1,8 @@
 """Where tensors live: in the host's memory or on a GPU. Every byte that the runtime itself writes is counted here.
 
-Unusual: on the host a tensor is a plain numpy array, on a GPU a DeviceArray, an address with a shape. Caches and
-sessions pass both along and ask a Memory for whatever must be done to them. Placing a cache row is one strided copy on
-either side, so "bytes written per frame" is measured the same way for every backend.
+On the host a tensor is a plain numpy array, on a GPU a DeviceArray, an address with a shape. Caches and sessions pass
+both along and ask a Memory for whatever must be done to them. Placing a cache row is one strided copy on either side,
+so "bytes written per frame" is measured the same way for every backend.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class DeviceMemory:
 
     def clear(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> None:
         if state.reset != 0.0:
-            raise SpecError(f"state '{state.input}': a reset value of {state.reset} is not served, only 0")
+            raise SpecError(f"state '{state.input}': the reset value is {state.reset}", expected="0, which a GPU fills")
         _check_slots(cache, state, slot, count)
         start, pitch, width, height = _region(_on_device(cache), state, slot, count)
         if width:
@@ -215,7 +215,10 @@ class DeviceMemory:
         cache, axis = _on_device(cache), state.slot_axis
         _check_slots(cache, state, 0, count)
         if prod(cache.shape[:axis]) != 1:
-            raise SpecError(f"state '{state.input}': {cache.shape} holds several streams, so no prefix is contiguous")
+            raise SpecError(
+                f"state '{state.input}': {cache.shape} holds several streams, so no prefix is contiguous",
+                expected="a cache of one stream",
+            )
         return cache.front((*cache.shape[:axis], count, *cache.shape[axis + 1 :]))
 
     def fetch(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> Array:
@@ -232,7 +235,10 @@ class DeviceMemory:
         array = np.ascontiguousarray(array)
         target = into.front(array.shape)
         if target.num_bytes > into.num_bytes or str(array.dtype) != into.dtype:
-            raise SpecError(f"an array {array.dtype} {array.shape} does not fit into {into.dtype} {into.shape}")
+            raise SpecError(
+                f"an array {array.dtype} {array.shape} was to be uploaded",
+                expected=f"at most {into.dtype} {into.shape}",
+            )
         self.cuda.copy_to_device(target.address, array.ctypes.data, array.nbytes, self.stream)
         self._in_flight.append(array)
         self.traffic.upload += array.nbytes
@@ -276,8 +282,8 @@ def _check_rows(cache: Tensor, rows: Tensor, state: StateSpec, slot: int, count:
     expected = (*cache.shape[:axis], *((count,) if state.order == "linear" else ()), *cache.shape[axis + 1 :])
     if rows.shape != expected or str(rows.dtype) != str(cache.dtype):
         raise SpecError(
-            f"state '{state.input}': rows are {rows.dtype} {rows.shape}, expected {cache.dtype} {expected} for "
-            f"{count} of the slots of {cache.shape}"
+            f"state '{state.input}': rows are {rows.dtype} {rows.shape}",
+            expected=f"{cache.dtype} {expected} for {count} of the slots of {cache.shape}",
         )
 
 
@@ -287,14 +293,18 @@ def _check_alike(target: Tensor, source: Tensor, state: StateSpec, count: int) -
     if target.shape != source.shape or str(target.dtype) != str(source.dtype):
         raise SpecError(
             f"state '{state.input}': a cache {source.dtype} {source.shape} does not fit into one that is "
-            f"{target.dtype} {target.shape}. Expected two caches of one bundle"
+            f"{target.dtype} {target.shape}",
+            expected="two caches of one bundle",
         )
 
 
 def _check_slots(cache: Tensor, state: StateSpec, slot: int, count: int) -> None:
     num_slots = cache.shape[state.slot_axis]
     if not 0 <= slot <= slot + count <= num_slots:
-        raise SpecError(f"state '{state.input}': {count} slots from {slot} on were asked for, it has {num_slots}")
+        raise SpecError(
+            f"state '{state.input}': {count} slots from {slot} on were asked for",
+            expected=f"slots 0 to {num_slots - 1}",
+        )
 
 
 def _region(cache: DeviceArray, state: StateSpec, slot: int, count: int) -> tuple[int, int, int, int]:
@@ -323,7 +333,8 @@ def host_dtype(name: str) -> np.dtype[Any]:
         import ml_dtypes
     except ImportError as error:
         raise BackendUnavailable(
-            "bfloat16 values on the host need the package ml_dtypes. Install it: pip install -e '.[bf16]'"
+            "bfloat16 values on the host need the package ml_dtypes, which is not installed",
+            fix="pip install -e '.[bf16]'",
         ) from error
     bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return bfloat16

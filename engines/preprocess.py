@@ -1,8 +1,8 @@
 """Runtime preprocessing: camera frame to model frame, image to tiles, and which frames of a video to take.
 
-Unusual: nothing here normalises. The vision graph takes uint8 RGB and applies the ImageNet mean and
-standard deviation itself. Needs numpy and Pillow only, as it runs where the model was never trained.
-The reference package has its own version of each function, and a test holds the two bit-equal.
+Nothing here normalises: the vision graph takes uint8 RGB and applies the ImageNet mean and standard deviation itself.
+Needs numpy and Pillow only, as it runs where the model was never trained. The reference package has its own version of
+each function, and a test holds the two bit-equal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def to_model_frame(frame_bgr: NDArray[np.uint8], *, size: int) -> NDArray[np.uin
     """
     check_frame(frame_bgr)
     if size < 1:
-        raise FrameError(f"the model frame size is {size}. Expected 1 or more pixels; likely a damaged configuration.")
+        raise FrameError(
+            f"the model frame size is {size}", expected="1 or more pixels", cause="the configuration is damaged"
+        )
     # Bicubic at the same size is the identity, so such a frame only has its channels swapped.
     if frame_bgr.shape[:2] != (size, size):
         # Channels are resized one by one, so swapping them afterwards is exact, and cheaper on the smaller frame.
@@ -62,7 +64,7 @@ def tile_grid(width: int, height: int, *, size: int, max_tiles: int) -> tuple[in
     tiling. Raises MediaError if max_tiles is below 1.
     """
     if max_tiles < 1:
-        raise MediaError(f"max_tiles is {max_tiles}. Expected 1 (the image whole) or more")
+        raise MediaError(f"max_tiles is {max_tiles}", expected="1 (the image whole) or more")
     grids = [(c, r) for c in range(1, max_tiles + 1) for r in range(1, max_tiles // c + 1)]
     grids.sort(key=lambda grid: (grid[0] * grid[1], grid))
     gaps = [abs(width / height - columns / rows) for columns, rows in grids]
@@ -73,23 +75,19 @@ def tile_grid(width: int, height: int, *, size: int, max_tiles: int) -> tuple[in
 
 def check_frame(frame_bgr: NDArray[np.uint8]) -> None:
     """Raise FrameError unless the frame is a non-empty uint8 array (H, W, 3). Channel order cannot be checked."""
-    expected = "Expected a numpy array (height, width, 3) of uint8 in BGR order, as a camera or read_video gives."
     if not isinstance(frame_bgr, np.ndarray):
-        raise FrameError(
-            f"the frame is a {type(frame_bgr).__name__}. {expected} "
-            "Likely the camera returned no frame: check the read before this call."
-        )
-    if frame_bgr.dtype != np.uint8:
-        raise FrameError(
-            f"the frame is {frame_bgr.dtype}. {expected} Likely it was normalised already: pass the raw frame."
-        )
-    if frame_bgr.ndim != 3 or frame_bgr.shape[2] != 3:
-        raise FrameError(
-            f"the frame has shape {frame_bgr.shape}. {expected} "
-            "Likely it is grey, has an alpha channel, is channels-first, or is a batch: convert it first."
-        )
-    if frame_bgr.size == 0:
-        raise FrameError(f"the frame is empty, shape {frame_bgr.shape}. {expected} Likely a crop outside the image.")
+        what, cause, fix = f"a {type(frame_bgr).__name__}", "the camera returned no frame", "check the read before this"
+    elif frame_bgr.dtype != np.uint8:
+        what, cause, fix = str(frame_bgr.dtype), "it was normalised already", "pass the raw frame"
+    elif frame_bgr.ndim != 3 or frame_bgr.shape[2] != 3:
+        cause = "it is grey, has an alpha channel, is channels-first, or is a batch"
+        what, fix = f"of shape {frame_bgr.shape}", "convert it first"
+    elif frame_bgr.size == 0:
+        what, cause, fix = f"empty, of shape {frame_bgr.shape}", "a crop outside the image", "check its bounds"
+    else:
+        return
+    expected = "a numpy array (height, width, 3) of uint8 in BGR order, as a camera or read_video gives"
+    raise FrameError(f"the frame is {what}", expected=expected, cause=cause, fix=fix)
 
 
 def segment_indices(
@@ -102,9 +100,9 @@ def segment_indices(
     Raises MediaError if a count is below 1, fps is missing or not positive, or bounds_s misses the video.
     """
     if num_frames < 1:
-        raise MediaError(f"the video has {num_frames} frames. Expected 1 or more; likely it is empty: try another.")
+        raise MediaError(f"the video has {num_frames} frames", expected="1 or more", fix="try another video")
     if num_segments < 1:
-        raise MediaError(f"{num_segments} frames were asked for. Expected 1 or more: raise the number of frames.")
+        raise MediaError(f"{num_segments} frames were asked for", expected="1 or more")
     first, last = 0, num_frames - 1
     if bounds_s is not None:
         first, last = _frame_bounds(bounds_s, num_frames=num_frames, fps=fps)
@@ -118,17 +116,18 @@ def _frame_bounds(bounds_s: tuple[float, float], *, num_frames: int, fps: float 
     start_s, end_s = bounds_s
     if fps is None or not math.isfinite(fps) or fps <= 0:
         raise MediaError(
-            f"the span {start_s} to {end_s} s was given with fps {fps}. "
-            "Expected the video's frames per second, above 0: pass fps as probe_video reports it."
+            f"the span {start_s} to {end_s} s was given with fps {fps}",
+            expected="the video's frames per second, above 0",
+            fix="pass fps as probe_video reports it",
         )
     if not (math.isfinite(start_s) and math.isfinite(end_s)):
-        raise MediaError(f"the span {start_s} to {end_s} s is not finite. Expected start and end in seconds.")
+        raise MediaError(f"the span {start_s} to {end_s} s is not finite", expected="start and end in seconds")
     first = max(0, round(start_s * fps))
     last = min(round(end_s * fps), num_frames - 1)
     if first > last:
         raise MediaError(
-            f"the span {start_s} to {end_s} s holds no frame of a video of {num_frames} frames at {fps:g} fps. "
-            f"Expected start <= end, within 0 to {num_frames / fps:.2f} s. "
-            "Likely the two are swapped or lie past the end: choose another span."
+            f"the span {start_s} to {end_s} s holds no frame of a video of {num_frames} frames at {fps:g} fps",
+            expected=f"start <= end, within 0 to {num_frames / fps:.2f} s",
+            cause="the two are swapped or lie past the end",
         )
     return first, last

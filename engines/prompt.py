@@ -1,7 +1,7 @@
 """The conversation around frames and questions, as token ids, fed piece by piece.
 
-Unusual: text is held back until the next special token. Byte-pair merges never cross a special token, so tokenizing up
-to one gives the same ids as tokenizing the whole conversation at once; cutting anywhere else would not.
+Text is held back until the next special token. Byte-pair merges never cross a special token, so tokenizing up to one
+gives the same ids as tokenizing the whole conversation at once; cutting anywhere else would not.
 Source: InternVL2's templates and PVC's frame prefix; the strings themselves come from the bundle's manifest.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import BackendUnavailable, BundleError, StreamError
+from .errors import EXPORT_AGAIN, BackendUnavailable, BundleError, StreamError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,16 +29,18 @@ class PromptSpec:
     stop_tokens: tuple[str, ...]  # the first of them that the model says ends its answer
 
     def before_frame(self, index: int) -> str:
+        """The text right before a frame's tokens."""
         return self.frame_prefix.format(index=index) + self.image_start
 
     def frame_end(self) -> str:
+        """The text right after them."""
         return self.image_end + self.after_frame
 
     def around_images(self, question: str, num_images: int) -> list[str]:
-        """The text before, between and behind the images of a question: num_images + 1 strings.
+        """The text before, between and after the images of a question: num_images + 1 strings.
 
         A question may place each image itself, by the tag; else they come first, numbered if there are several.
-        Raises StreamError if it has some tags, but not one an image.
+        Raises StreamError if it has some tags, but not one per image.
         """
         text, num_placed = question, question.count(self.image_tag)
         if not num_placed:
@@ -47,8 +49,8 @@ class PromptSpec:
         pieces = text.split(self.image_tag)
         if len(pieces) != num_images + 1:
             raise StreamError(
-                f"the question has {num_placed} times {self.image_tag!r}, but {num_images} images were given. "
-                "Expected one an image, or none at all: then the images come first"
+                f"the question has {num_placed} times {self.image_tag!r}, but {num_images} images were given",
+                expected="one per image, or none at all: then the images come first",
             )
         return pieces
 
@@ -62,14 +64,15 @@ class PromptTokenizer:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise BackendUnavailable(
-                "prompts need the package tokenizers. Install it: pip install tokenizers"
+                "prompts need the package tokenizers, which is not installed", fix="pip install tokenizers"
             ) from error
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
             raise BundleError(
-                f"{path} is not a tokenizer file: {error}. It is damaged, or another program's. Copy "
-                "it from the checkpoint again, or export the bundle again: pvc-export onnx, or trt for one with engines"
+                f"{path} is not a tokenizer file: {error}",
+                cause="it is damaged, or another program's",
+                fix=f"copy it from the checkpoint again, or {EXPORT_AGAIN}",
             ) from error
         self.stop_ids: frozenset[int] = frozenset(self._stop_id(token, path) for token in spec.stop_tokens)
         self._special = [
@@ -80,8 +83,9 @@ class PromptTokenizer:
         stop_id: int | None = self._tokenizer.token_to_id(token)
         if stop_id is None:
             raise BundleError(
-                f"{path} has no token {token!r}, which the manifest's prompt ends a turn with; it belongs to another "
-                "model. Export the bundle again: pvc-export onnx, or trt for one with engines"
+                f"{path} has no token {token!r}, which the manifest's prompt ends a turn with",
+                cause="it belongs to another model",
+                fix=EXPORT_AGAIN,
             )
         return stop_id
 
@@ -90,8 +94,9 @@ class PromptTokenizer:
         for token in self._special:
             if token in question:
                 raise StreamError(
-                    f"the question holds {token!r}, a special token of the conversation. Expected plain text: "
-                    "leave it out"
+                    f"the question holds {token!r}, a special token of the conversation",
+                    expected="plain text",
+                    fix="leave it out",
                 )
 
     def encode(self, text: str) -> list[int]:

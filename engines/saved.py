@@ -18,14 +18,16 @@ from typing import Any, TypedDict
 import numpy as np
 
 from .bundle import Bundle, open_bundle
+from .cache import from_bits
 from .clock import Clock
 from .context import FrameRows
 from .errors import BackendUnavailable, StreamError
 from .ingest import Ingest
-from .memory import Array, host_dtype
+from .memory import Array
 
 FORMAT_VERSION = 3
 CACHES = ("vision", "retained", "language")
+COUNTS = ("num_frames", "language_rows", "first_frame", "num_anchors")
 ANOTHER = "open an older one, or start a new stream"
 
 
@@ -69,10 +71,7 @@ def write_saved(path: Path, bundle: Bundle, snapshot: Snapshot, caches: Caches) 
         "bundle_id": _bundle_id(bundle),
         "bundle": str(bundle.folder.resolve()),
         **snapshot.options,
-        "num_frames": snapshot.num_frames,
-        "language_rows": snapshot.language_rows,
-        "first_frame": snapshot.first_frame,
-        "num_anchors": snapshot.num_anchors,
+        **{name: getattr(snapshot, name) for name in COUNTS},
         "pending": snapshot.pending,
         "waiting": [[frame.pending, frame.index] for frame in snapshot.waiting],
     }
@@ -116,7 +115,7 @@ def read_saved(path: Path, bundle: Bundle | None) -> tuple[Bundle, Snapshot, Cac
         for path_in_file, bits in arrays.items():
             part, _, name = path_in_file.partition("/")
             parts[part][name] = bits
-        return bundle, _snapshot(facts, parts.pop("waiting"), bundle, path), parts
+        return bundle, _snapshot(facts, parts.pop("waiting"), bundle), parts
     except (KeyError, TypeError, ValueError) as error:
         raise StreamError(
             f"{path} lacks or garbles a field of a saved stream: {error!r}", cause="it is damaged", fix=ANOTHER
@@ -148,42 +147,30 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     return facts, arrays
 
 
-def _snapshot(facts: dict[str, Any], rows: dict[str, Array], bundle: Bundle, path: Path) -> Snapshot:
-    def optional_int(name: str) -> int | None:
-        return None if facts[name] is None else int(facts[name])
-
+def _snapshot(facts: dict[str, Any], rows: Mapping[str, Array], bundle: Bundle) -> Snapshot:
+    inputs_embeds = bundle.sessions["llm"].spec.input("inputs_embeds")
+    waiting = []
+    for at, (pending, index) in enumerate(facts["waiting"]):
+        bits = rows[str(at)]
+        shape = inputs_embeds.resolve({"batch": 1, "rows": len(bits)})[1:]
+        frame_rows = from_bits(bits, "a frame that waits", inputs_embeds.dtype, shape)
+        waiting.append(FrameRows(rows=frame_rows, pending=str(pending), index=int(index)))
     return Snapshot(
         options=StreamOptions(
-            total_frames=optional_int("total_frames"),
+            total_frames=_optional_int(facts["total_frames"]),
             ingest=facts["ingest"],
             max_waiting=int(facts["max_waiting"]),
             clock=facts["clock"],
-            retain=optional_int("retain"),
+            retain=_optional_int(facts["retain"]),
         ),
-        num_frames=int(facts["num_frames"]),
-        language_rows=int(facts["language_rows"]),
-        first_frame=int(facts["first_frame"]),
-        num_anchors=int(facts["num_anchors"]),
-        waiting=tuple(
-            FrameRows(rows=_waiting_rows(rows[str(at)], bundle, path), pending=str(pending), index=int(index))
-            for at, (pending, index) in enumerate(facts["waiting"])
-        ),
+        **{name: int(facts[name]) for name in COUNTS},
+        waiting=tuple(waiting),
         pending=str(facts["pending"]),
     )
 
 
-def _waiting_rows(bits: Array, bundle: Bundle, path: Path) -> Array:
-    """The rows of a frame that waited. Raises StreamError for others."""
-    tensor = bundle.sessions["llm"].spec.input("inputs_embeds")
-    dtype, width = host_dtype(tensor.dtype), tensor.shape[-1]
-    if bits.ndim != 2 or bits.shape[1] != width or bits.dtype != np.dtype(f"u{dtype.itemsize}"):
-        raise StreamError(
-            f"{path} holds {bits.dtype} {bits.shape} as a frame that waits",
-            expected=f"{dtype} (rows, {width})",
-            cause="it is damaged",
-            fix=ANOTHER,
-        )
-    return bits.view(dtype)
+def _optional_int(value: Any) -> int | None:
+    return None if value is None else int(value)
 
 
 def _bundle_id(bundle: Bundle) -> str:

@@ -1,8 +1,8 @@
 """A session runs one graph. This one is ONNX Runtime on the CPU; engines/gpu.py has those of a GPU.
 
-Unusual: inputs are checked against the spec before they reach the runtime, since a runtime's own message names a
-symbol of the file and not the tensor that was fed. float16 graphs run, but ONNX Runtime's CPU computes them in float32:
-`computes_in` says so, and no report may claim more. It has no bfloat16 arithmetic at all.
+Inputs are checked against the spec before they reach the runtime, since a runtime's own message names a symbol of the
+file and not the tensor that was fed. float16 graphs run, but ONNX Runtime's CPU computes them in float32: `computes_in`
+says so, and no report may claim more. It has no bfloat16 arithmetic at all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from .errors import BackendUnavailable, BundleError, NonFiniteError, SpecError
+from .errors import EXPORT_AGAIN, BackendUnavailable, BundleError, NonFiniteError, SpecError
 from .memory import Array, HostMemory, Memory, Tensor, host_dtype
 from .spec import GraphSpec
 
@@ -63,8 +63,9 @@ def require_finite(outputs: dict[str, Tensor], graph: str) -> dict[str, Tensor]:
     for name, array in outputs.items():
         if isinstance(array, np.ndarray) and not np.isfinite(array).all():
             raise NonFiniteError(
-                f"graph '{graph}' returned NaN or infinity in '{name}'. Nothing of this call was kept. Likely an "
-                "overflow of float16; compare with a float32 bundle: pvc-export onnx --fp32"
+                f"graph '{graph}' returned NaN or infinity in '{name}', so nothing of this call was kept",
+                cause="an overflow of float16",
+                fix="compare with a float32 bundle: pvc-export onnx --fp32",
             )
     return outputs
 
@@ -77,7 +78,7 @@ class OrtSession:
     def __init__(
         self, path: Path, spec: GraphSpec, *, memory: HostMemory | None = None, threads: int | None = None
     ) -> None:
-        """Open an ONNX file. `threads` compute at once; None is one a core.
+        """Open an ONNX file. `threads` compute at once; None is one per core.
 
         Raises BackendUnavailable without onnxruntime, BundleError if the file is not a graph with the spec's names.
         """
@@ -105,7 +106,8 @@ class OrtSession:
             if name in aliases.values() and not array.flags.c_contiguous:
                 raise SpecError(
                     f"graph '{self.spec.name}': cache '{name}' is not contiguous, so the rows that the graph writes "
-                    "would go into a copy of it. Expected the whole cache, as it was made"
+                    "would go into a copy of it",
+                    expected="the whole cache, as it was made",
                 )
             values[name] = self._ort.OrtValue.ortvalue_from_numpy(array)  # shares the array's memory
             binding.bind_ortvalue_input(name, values[name])
@@ -119,7 +121,7 @@ class OrtSession:
         return {name: arrays[aliases[name]] if name in aliases else value.numpy() for name, value in found}
 
     def _run_bfloat16(self, arrays: dict[str, Array]) -> list[Array]:
-        """numpy's bfloat16 is a stranger to ONNX Runtime: values go in and come out by their bits."""
+        """ONNX Runtime does not know numpy's bfloat16, so values go in and come out as bits."""
         bfloat16, value = host_dtype("bfloat16"), self._ort.OrtValue
         feeds = {
             name: value.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), BFLOAT16)
@@ -127,15 +129,13 @@ class OrtSession:
             else value.ortvalue_from_numpy(array)
             for name, array in arrays.items()
         }
-        outputs = []
-        for tensor, output in zip(
-            self.spec.outputs, self._session.run_with_ort_values(self._names, feeds), strict=True
-        ):
-            if tensor.dtype == "bfloat16":
-                outputs.append(copy_from_address(output.data_ptr(), tuple(output.shape()), bfloat16))
-            else:
-                outputs.append(output.numpy())
-        return outputs
+        outputs = self._session.run_with_ort_values(self._names, feeds)
+        return [
+            copy_from_address(output.data_ptr(), tuple(output.shape()), bfloat16)
+            if tensor.dtype == "bfloat16"
+            else output.numpy()
+            for tensor, output in zip(self.spec.outputs, outputs, strict=True)
+        ]
 
 
 def copy_from_address(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -152,8 +152,8 @@ def import_onnxruntime() -> ModuleType:
         import onnxruntime
     except ImportError as error:
         raise BackendUnavailable(
-            f"running a bundle needs the package onnxruntime, which cannot be imported here ({error}). Install it: "
-            "pip install -e '.[ort]'"
+            f"running a bundle needs the package onnxruntime, which cannot be imported here ({error})",
+            fix="pip install -e '.[ort]'",
         ) from error
     return cast(ModuleType, onnxruntime)
 
@@ -169,14 +169,18 @@ def open_onnx(ort: ModuleType, path: Path, spec: GraphSpec, providers: list[Any]
         session = ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no base class but Exception
         raise BundleError(
-            f"{path} cannot be opened, expected an ONNX graph: {error}. The file or its .data file is damaged or "
-            "missing. Export the bundle again: pvc-export onnx, or trt for one with engines"
+            f"{path} cannot be opened: {error}",
+            expected="an ONNX graph",
+            cause="the file or its .data file is damaged or missing",
+            fix=EXPORT_AGAIN,
         ) from error
     found = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
     expected = [tensor.name for tensor in spec.inputs], [tensor.name for tensor in spec.outputs]
     if found != expected:
         raise BundleError(
-            f"{path} has the tensors {found}, but the manifest's GraphSpec says {expected}. The file comes from "
-            "another bundle or version. Export the bundle again: pvc-export onnx, or trt for one with engines"
+            f"{path} has the tensors {found}",
+            expected=f"those of the manifest's GraphSpec: {expected}",
+            cause="the file comes from another bundle or version",
+            fix=EXPORT_AGAIN,
         )
     return session

@@ -3,8 +3,8 @@
 A GraphSpec is the only place where the name of an input, an output or a dynamic dimension is spelled. The exporter
 names its ONNX file by it, the builder makes its optimization profiles from it, a session binds by it, and the runtime
 places cache rows by its StateSpecs.
-Unusual: a graph returns only what is new. The runtime owns every cache: it places the new rows itself, or, where the
-target has an operator for it, binds the cache as input and output at one address, and the graph writes rows in place.
+A graph returns only what is new. The runtime owns every cache: it places the new rows itself, or, where the target has
+an operator for it, binds the cache as input and output at one address, and the graph writes rows in place.
 
 Dimension key:  B streams   S pixels a side   N positions: class token and patches   C vision width   W window
                 M tokens a frame   E LLM width   H heads   K key/value heads   D head dim   V vocabulary
@@ -86,11 +86,11 @@ class StreamLimits:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if value < 1:
-                raise SpecError(f"limit {name} is {value}, expected at least 1")
+                raise SpecError(f"limit {name} is {value}", expected="at least 1")
         if self.context % self.bucket:
             raise SpecError(
-                f"context = {self.context} is not a multiple of bucket = {self.bucket}; "
-                f"the next one is {-(-self.context // self.bucket) * self.bucket}"
+                f"context = {self.context} is not a multiple of bucket = {self.bucket}",
+                fix=f"the next one is {-(-self.context // self.bucket) * self.bucket}",
             )
 
 
@@ -124,8 +124,8 @@ class TensorSpec:
         if str(array.dtype) != self.dtype or not fits:
             shape = ", ".join(map(str, self.shape))
             raise SpecError(
-                f"graph '{graph}': tensor '{self.name}' is {array.dtype} {tuple(array.shape)}, expected {self.dtype} "
-                f"({shape})"
+                f"graph '{graph}': tensor '{self.name}' is {array.dtype} {tuple(array.shape)}",
+                expected=f"{self.dtype} ({shape})",
             )
 
 
@@ -134,7 +134,7 @@ class StateSpec:
     """One cache: which tensors carry it and how its rows are placed.
 
     input, output  the graph reads the cache as `input` and returns the new rows, or the whole cache, as `output`
-    layout         letters of the dimension key, one an axis; slot_axis is where rows go
+    layout         letters of the dimension key, one per axis; slot_axis is where rows go
     order          ring: frame t goes to slot t % W.  linear: row p goes to index p
     update         rows: the runtime copies the returned rows into the cache
                    aliased: the graph has written them; input and output must be bound to one address
@@ -209,7 +209,9 @@ class GraphSpec:
         for index in reversed(range(len(self.profiles))):
             if all(rng.min <= sizes[name] <= rng.max for name, rng in self.profiles[index].items()):
                 return index
-        raise SpecError(f"graph '{self.name}': sizes {sizes} fit in none of its profiles {self.profiles}")
+        raise SpecError(
+            f"graph '{self.name}': sizes {sizes} fit in none of its profiles", expected=f"sizes of {self.profiles}"
+        )
 
     @property
     def aliases(self) -> dict[str, str]:
@@ -251,7 +253,7 @@ def _named(tensors: tuple[TensorSpec, ...], name: str, graph: str) -> TensorSpec
     for tensor in tensors:
         if tensor.name == name:
             return tensor
-    raise SpecError(f"graph '{graph}' has no tensor '{name}'; it has {', '.join(t.name for t in tensors)}")
+    raise SpecError(f"graph '{graph}' has no tensor '{name}'", expected=f"one of {', '.join(t.name for t in tensors)}")
 
 
 def _ranges(data: dict[str, Any]) -> dict[str, DimRange]:

@@ -43,7 +43,7 @@ class Anchor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replay:
-    """The retained frames once more, from time 0, and a new frame behind them.
+    """The retained frames once more, from time 0, and a new frame after them.
 
     anchor        not adopted yet: its ring holds the retained frames, and not the new one
     frame_embeds  (M, E) of each retained frame on the host, oldest first
@@ -88,7 +88,7 @@ class VisionEncoder:
         return self._over_time(self._trunk(frame), self.ring)
 
     def encode_anew(self, frame: Array) -> Replay:
-        """(S, S, 3) uint8 RGB, at the time behind the retained frames, which are replayed from time 0 on.
+        """(S, S, 3) uint8 RGB, at the time after the retained frames, which are replayed from time 0 on.
 
         Changes nothing but the spare ring until the replay's anchor is adopted. Raises what `encode` raises.
         """

@@ -135,7 +135,7 @@ def test_the_engine_of_another_graph_is_refused(folder: Folder, cuda: RecordingC
     other = fake_plan(bundle_fp16 / graph_path("head"), Manifest.load(bundle_fp16).graphs["head"])
     text = refusal(folder(plans={"compressor": other}), cuda)
     assert "compressor.engine: tensor 'features' is not there" in text
-    assert "('input', 'float16', (1, 64, 64))" in text and "Export again: pvc-export trt" in text
+    assert "('input', 'float16', (1, 64, 64))" in text and "export again: pvc-export trt" in text
 
 
 @pytest.mark.parametrize(
@@ -164,16 +164,16 @@ def test_an_engine_whose_tensors_are_not_the_spec_s_is_refused(
 def test_an_engine_that_the_runtime_refuses_is_refused_with_its_reason(folder: Folder, cuda: RecordingCuda) -> None:
     text = refusal(folder(plans={"llm": b"\x00 not a plan"}), cuda)
     assert f"llm.engine was refused by tensorrt_rtx {VERSION}: Serialization assertion" in text
-    assert "Build it here: pvc-export trt" in text
+    assert "build it here: pvc-export trt" in text
 
 
 def test_an_engine_without_a_context_is_a_lack_of_memory(
     folder: Folder, cuda: RecordingCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Engine, "create_execution_context", lambda self: None)
-    with pytest.raises(BackendUnavailable, match="no execution context for .*--context") as caught:
+    with pytest.raises(BackendUnavailable, match="no execution context for ") as caught:
         open_bundle(folder(), cuda=cuda)
-    assert caught.value.exit_code == 4
+    assert caught.value.exit_code == 4 and "--context" in caught.value.fix
 
 
 def test_a_refused_bundle_leaves_nothing_on_the_gpu(folder: Folder, cuda: RecordingCuda) -> None:

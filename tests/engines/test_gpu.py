@@ -201,8 +201,9 @@ def test_an_engine_that_updates_another_cache_is_refused(
     cuda = RecordingCuda()
     trt = make_module("tensorrt_rtx", manifest.engines["llm"].runtime_version, cuda=cuda)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)
-    with pytest.raises(BundleError, match=r"'present.0.key' is written over 'past.0.value', .* over 'past.0.key'"):
+    with pytest.raises(BundleError, match="'present.0.key' is written over 'past.0.value'") as info:
         open_bundle(folder, runtime="target", trust_engines=True, cuda=cuda)
+    assert info.value.expected.startswith("over 'past.0.key'")
 
 
 def test_decode_runs_in_the_profile_of_one_row_and_everything_else_in_the_other(
@@ -318,13 +319,14 @@ def test_a_shape_outside_the_profile_is_refused_with_the_engine_s_reason(open_en
     bundle, _ = open_engines()
     llm = session_of(bundle, "llm")
     feeds = {t.name: np.zeros(t.resolve({"batch": 1, "rows": 257}), t.dtype) for t in llm.spec.inputs}
-    with pytest.raises(SpecError, match="does not fit"):
+    with pytest.raises(SpecError, match="was to be uploaded"):
         llm.run(feeds)
     feeds = {t.name: np.zeros(t.resolve({"batch": 1, "rows": 2}), t.dtype) for t in llm.spec.inputs}
     low, high = llm._engine.plan["profiles"][0]["position_ids"]
     llm._engine.plan["profiles"][0]["position_ids"] = ([1, 3], high)
-    with pytest.raises(SpecError, match=r"the engine refuses 'position_ids' as \(1, 2\).*profile"):
+    with pytest.raises(SpecError, match=r"the engine refuses 'position_ids' as \(1, 2\)") as info:
         llm.run(feeds)
+    assert "profile" in info.value.cause
 
 
 def test_an_engine_without_all_addresses_does_not_run(open_engines: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,9 +350,9 @@ def test_a_tensor_that_does_not_fit_the_spec_never_reaches_the_engine(on_gpu: tu
 def test_without_the_cuda_provider_its_session_is_refused(bundle_rows: Path) -> None:
     """A target whose provider is not there is an error, never a slower run."""
     for runtime in ("target", "auto"):
-        with pytest.raises(BackendUnavailable, match=r"not CUDAExecutionProvider.*'\.\[ort-gpu\]'") as caught:
+        with pytest.raises(BackendUnavailable, match="not CUDAExecutionProvider") as caught:
             open_bundle(bundle_rows, runtime=runtime, cuda=RecordingCuda())  # type: ignore[arg-type]
-        assert caught.value.exit_code == 4
+        assert caught.value.exit_code == 4 and "'.[ort-gpu]'" in caught.value.fix
     assert open_bundle(bundle_rows, runtime="cpu").runs_on == "ONNX Runtime CPU"
 
 

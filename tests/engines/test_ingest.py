@@ -268,4 +268,4 @@ def test_waiting_frames_of_another_shape_are_no_saved_stream(
     np.savez(tmp_path / "s.npz", **content)
     with pytest.raises(StreamError, match="as a frame that waits") as info:
         open_stream(tmp_path / "s.npz", bundle)
-    assert re.fullmatch(r"float\d\d \(rows, 64\)", info.value.expected)
+    assert re.fullmatch(r"float\d\d \(.*, 64\)", info.value.expected)

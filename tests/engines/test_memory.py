@@ -147,8 +147,9 @@ def test_rows_that_do_not_fit_are_refused(
 @pytest.mark.parametrize("memory", both(), ids=["host", "gpu"])
 def test_rows_of_another_dtype_are_refused(memory: Memory) -> None:
     cache, rows = memory.zeros((1, 4, 1, 2), "float16"), memory.zeros((1, 1, 1, 2), "float32")
-    with pytest.raises(SpecError, match=r"rows are float32 .*, expected float16"):
+    with pytest.raises(SpecError, match="rows are float32") as info:
         memory.place(cache, rows, make_state("BSKD", "float16"), 0)
+    assert info.value.expected.startswith("float16")
 
 
 @settings(deadline=None, max_examples=40)
@@ -173,7 +174,7 @@ def test_a_copied_row_is_that_row_and_no_other_changes(case: Case, data: st.Data
 @pytest.mark.parametrize(
     ("shape", "dtype", "count", "message"),
     [
-        ((1, 4, 1, 2), "float32", 5, "5 slots from 0 on were asked for, it has 4"),
+        ((1, 4, 1, 2), "float32", 5, "5 slots from 0 on were asked for"),
         ((1, 4, 1, 2), "float32", -1, "-1 slots from 0 on were asked for"),
         ((1, 4, 1, 1), "float32", 2, r"\(1, 4, 1, 1\) does not fit into one that is float32 \(1, 4, 1, 2\)"),
         ((1, 4, 1, 2), "float16", 2, "a cache float16 .* does not fit into one that is float32"),
@@ -193,10 +194,10 @@ def test_caches_that_are_not_alike_are_not_copied(
 @pytest.mark.parametrize(("slot", "count"), [(3, 2), (-1, 1), (2, -1)], ids=str)
 def test_slots_that_are_not_there_cannot_be_cleared_or_handed_out(memory: Memory, slot: int, count: int) -> None:
     cache, state = memory.zeros((1, 4, 1, 2), "float32"), make_state("BSKD", "float32")
-    with pytest.raises(SpecError, match="it has 4"):
-        memory.clear(cache, state, slot, count)
-    with pytest.raises(SpecError, match="it has 4"):
-        memory.prefix(cache, state, 5)
+    for call in (lambda: memory.clear(cache, state, slot, count), lambda: memory.prefix(cache, state, 5)):
+        with pytest.raises(SpecError, match="slots from .* on were asked for") as info:
+            call()
+        assert info.value.expected == "slots 0 to 3"
 
 
 @pytest.mark.parametrize("memory", both(), ids=["host", "gpu"])
@@ -219,7 +220,7 @@ def test_a_reset_value_that_a_gpu_cannot_fill_is_refused() -> None:
     from dataclasses import replace
 
     memory = DeviceMemory(RecordingCuda())
-    with pytest.raises(SpecError, match=r"a reset value of 1\.0 is not served"):
+    with pytest.raises(SpecError, match=r"the reset value is 1\.0"):
         memory.clear(memory.zeros((1, 4, 1, 2), "float32"), replace(make_state("BSKD", "float32"), reset=1.0), 0, 1)
 
 
@@ -228,8 +229,9 @@ def test_an_upload_that_is_too_large_or_of_another_dtype_is_refused() -> None:
     buffer = memory.empty((2, 3), "float16")
     assert memory.upload(np.ones((1, 3), np.float16), buffer).shape == (1, 3)
     for array in (np.ones((3, 3), np.float16), np.ones((1, 3), np.float32), np.ones((1, 3), np.int16)):
-        with pytest.raises(SpecError, match="does not fit into float16"):
+        with pytest.raises(SpecError, match="was to be uploaded") as info:
             memory.upload(array, buffer)
+        assert info.value.expected == "at most float16 (2, 3)"
     assert memory.traffic.upload == 6
 
 
@@ -346,8 +348,9 @@ def test_a_cache_cannot_be_cut_to_more_than_it_holds() -> None:
     specs = graph_specs(SHAPE, StreamLimits(window=4, context=8, chunk=8, bucket=4), "fp32")
     for memory in both():
         cache = LinearCache(specs["llm"], memory)
-        with pytest.raises(SpecError, match="slots from 3 on"):
+        with pytest.raises(SpecError, match="only 0 rows are in use") as info:
             cache.truncate(3)
+        assert info.value.expected.startswith("at least 3")
         assert cache.length == 0
 
 

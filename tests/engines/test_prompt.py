@@ -67,8 +67,9 @@ def test_cutting_anywhere_else_would_not(greedy_merges: Path) -> None:
 
 def test_a_tokenizer_of_another_model_is_refused(greedy_merges: Path, tmp_path: Path) -> None:
     spec = replace(prompt_spec(CONFIGS["tiny"]), stop_tokens=(STOP_TOKEN, "<|endoftext|>"))
-    with pytest.raises(BundleError, match=r"has no token '<\|endoftext\|>'.*it belongs to another model"):
+    with pytest.raises(BundleError, match=r"has no token '<\|endoftext\|>'") as info:
         PromptTokenizer(greedy_merges, spec)
+    assert info.value.cause == "it belongs to another model"
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="is not a tokenizer file"):
         PromptTokenizer(tmp_path / "tokenizer.json", spec)
