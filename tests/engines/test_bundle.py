@@ -97,14 +97,16 @@ def test_a_graph_of_another_signature_is_refused(bundle_fp32: Path, copy_bundle:
     shutil.copy(bundle / "graphs/compressor.onnx", bundle / "graphs/head.onnx")
     manifest = Manifest.load(bundle)
     replace(manifest, files=hash_folder(bundle)).save(bundle)
-    with pytest.raises(BundleError, match=r"head\.onnx has the tensors .*'features'.*GraphSpec says .*'logits'"):
+    with pytest.raises(BundleError, match=r"head\.onnx has the tensors .*'features'") as info:
         open_bundle(bundle)
+    assert "GraphSpec" in info.value.expected and "'logits'" in info.value.expected
 
 
 def test_without_onnxruntime_the_error_says_what_to_install(bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(BackendUnavailable, match=r"needs the package onnxruntime.*pip install"):
+    with pytest.raises(BackendUnavailable, match="needs the package onnxruntime") as info:
         open_bundle(bundle_fp32)
+    assert "pip install" in info.value.fix
 
 
 def test_a_file_that_the_manifest_does_not_list_is_refused(bundle_fp32: Path, copy_bundle: Copy) -> None:

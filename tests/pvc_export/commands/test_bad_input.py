@@ -106,7 +106,7 @@ def test_the_command_in_the_message_makes_the_same_bundle(bundle_fp32: Path, bun
     )
 
 
-NO_GRAPH = ("cannot be opened, expected an ONNX graph", "is damaged or missing", "pvc-export onnx, or trt")
+NO_GRAPH = ("cannot be opened", "expected: an ONNX graph", "is damaged or missing", "pvc-export onnx, or trt")
 NO_TOKENIZER = ("is not a tokenizer file", "damaged, or another program's", "pvc-export onnx, or trt")
 
 
@@ -273,7 +273,7 @@ def test_a_runtime_that_is_missing(
     bundle_fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    install = "Install it: pip install -e '.[ort]'"
+    install = "pip install -e '.[ort]'"
     pvc_export("check", bundle_fp16).says(4, "needs the package onnxruntime", "cannot be imported here", install)
     export = pvc_export("onnx", "-o", tmp_path / "b")
     export.says(4, "checks its graphs with the package onnxruntime", "cannot be imported", "Nothing was", install)

@@ -74,7 +74,7 @@ def test_lazy_and_eager_runs_say_the_same(bundle_fp16: Path, clip: Path, pvc_exp
     [
         (["--video", "a.mp4", "--image", "b.png"], 2, "contradict each other"),
         ([], 2, "give --video, --image or --ask"),
-        (["--image", "nothing.png"], 6, "nothing.png does not exist. Expected an image file"),
+        (["--image", "nothing.png"], 6, "nothing.png does not exist\nexpected: an image file"),
         (["--image", "text.png"], 6, "text.png cannot be read as an image"),
         (["--image", "cut.png"], 6, "cut.png cannot be read as an image"),
         (["--ask", "x", "--ingest", "lasy"], 2, "Did you mean 'lazy'?"),
