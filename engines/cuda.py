@@ -15,7 +15,7 @@ from typing import Protocol
 from .errors import BackendUnavailable
 
 LIBRARIES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so")
-HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = 1, 2, 3  # cudaMemcpyKind
+HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = map(ctypes.c_int, (1, 2, 3))  # cudaMemcpyKind
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # cudaDeviceAttr
 NON_BLOCKING = 1  # cudaStreamNonBlocking: the legacy default stream does not wait for ours
@@ -66,11 +66,11 @@ class LibCudart:
 
     def allocate(self, num_bytes: int) -> int:
         address = ctypes.c_void_p()
-        self._call("cudaMalloc", ctypes.byref(address), ctypes.c_size_t(num_bytes), needed=num_bytes)
+        self._call("cudaMalloc", ctypes.byref(address), num_bytes, needed=num_bytes)
         return int(address.value or 0)
 
     def free(self, address: int) -> None:
-        self._call("cudaFree", ctypes.c_void_p(address))
+        self._call("cudaFree", address)
 
     def create_stream(self) -> int:
         stream = ctypes.c_void_p()
@@ -78,32 +78,25 @@ class LibCudart:
         return int(stream.value or 0)
 
     def destroy_stream(self, stream: int) -> None:
-        self._call("cudaStreamDestroy", ctypes.c_void_p(stream))
+        self._call("cudaStreamDestroy", stream)
 
     def synchronize(self, stream: int) -> None:
-        self._call("cudaStreamSynchronize", ctypes.c_void_p(stream))
+        self._call("cudaStreamSynchronize", stream)
 
     def copy_to_device(self, target: int, source: int, num_bytes: int, stream: int) -> None:
-        self._copy(target, source, num_bytes, HOST_TO_DEVICE, stream)
+        self._call("cudaMemcpyAsync", target, source, num_bytes, HOST_TO_DEVICE, stream)
 
     def copy_to_host(self, target: int, source: int, num_bytes: int, stream: int) -> None:
-        self._copy(target, source, num_bytes, DEVICE_TO_HOST, stream)
+        self._call("cudaMemcpyAsync", target, source, num_bytes, DEVICE_TO_HOST, stream)
 
     def copy_rows(
         self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int, stream: int
     ) -> None:
-        sizes = (ctypes.c_size_t(width), ctypes.c_size_t(height))
-        self._call(
-            "cudaMemcpy2DAsync", ctypes.c_void_p(target), ctypes.c_size_t(target_pitch), ctypes.c_void_p(source),
-            ctypes.c_size_t(source_pitch), *sizes, ctypes.c_int(DEVICE_TO_DEVICE), ctypes.c_void_p(stream),
-        )  # fmt: skip
+        pitched = target, target_pitch, source, source_pitch
+        self._call("cudaMemcpy2DAsync", *pitched, width, height, DEVICE_TO_DEVICE, stream)
 
     def fill_rows(self, target: int, pitch: int, value: int, width: int, height: int, stream: int) -> None:
-        sizes = (ctypes.c_size_t(width), ctypes.c_size_t(height))
-        self._call(
-            "cudaMemset2DAsync", ctypes.c_void_p(target), ctypes.c_size_t(pitch), ctypes.c_int(value), *sizes,
-            ctypes.c_void_p(stream),
-        )  # fmt: skip
+        self._call("cudaMemset2DAsync", target, pitch, ctypes.c_int(value), width, height, stream)
 
     def compute_capability(self) -> str:
         parts = []
@@ -119,14 +112,13 @@ class LibCudart:
         self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value
 
-    def _copy(self, target: int, source: int, num_bytes: int, kind: int, stream: int) -> None:
-        self._call(
-            "cudaMemcpyAsync", ctypes.c_void_p(target), ctypes.c_void_p(source), ctypes.c_size_t(num_bytes),
-            ctypes.c_int(kind), ctypes.c_void_p(stream),
-        )  # fmt: skip
-
     def _call(self, name: str, *arguments: object, needed: int | None = None) -> None:
-        status = getattr(self._lib, name)(*arguments)
+        """Call a function of the library. Plain ints are addresses, sizes and streams: they keep all their 64 bits.
+
+        Raises BackendUnavailable if it fails; `needed` is how many bytes it was to allocate.
+        """
+        wide = (ctypes.c_size_t(value) if isinstance(value, int) else value for value in arguments)
+        status = getattr(self._lib, name)(*wide)
         if status == 0:
             return
         if status == OUT_OF_MEMORY and needed is not None:

@@ -64,7 +64,7 @@ class PVCStream:
         if max_waiting < 1:
             raise StreamError(f"max_waiting is {max_waiting}", expected="at least 1: how many frames may wait")
         self._bundle = bundle
-        self._spec, self._tokenizer = manifest.prompt, bundle.tokenizer
+        self._prompt, self._tokenizer = manifest.prompt, bundle.tokenizer
         self._total_frames, self._ingest, self._max_waiting = total_frames, ingest, max_waiting
         self.clock, self._num_retained = resolve_clock(manifest, clock, retain)
         self.vision = VisionEncoder(bundle.sessions, time_divisor=total_frames or 1, retain=self._num_retained)
@@ -214,12 +214,12 @@ class PVCStream:
         manifest = self._bundle.manifest
         if self.clock == "reanchor":
             num_frames = min(num_frames, manifest.trained_frames)
-        pending, rows = self._spec.start, max_new_tokens
+        pending, rows = self._prompt.start, max_new_tokens
         for index in range(1, num_frames + 1):
-            rows += len(self._tokenizer.encode(pending + self._spec.before_frame(index)))
+            rows += len(self._tokenizer.encode(pending + self._prompt.before_frame(index)))
             rows += manifest.shape.num_frame_tokens
-            pending = self._spec.frame_end()
-        return rows + len(self._tokenizer.encode(pending + question + self._spec.ask_suffix))
+            pending = self._prompt.frame_end()
+        return rows + len(self._tokenizer.encode(pending + question + self._prompt.ask_suffix))
 
     def save(self, path: str | Path) -> None:
         """Write this stream to a file, from which `open` continues it, after any number of restarts.
@@ -275,7 +275,7 @@ class PVCStream:
     ) -> Array:
         """Embeddings (L, E) of what follows the frames, up to where the answer starts."""
         self._tokenizer.refuse_special_tokens(question)
-        spec, embed = self._spec, self.language.embed
+        spec, embed = self._prompt, self.language.embed
         pieces = spec.around_images(question, len(images))
         starts = [self.context.pending, *(spec.image_end for _ in images)]
         ends = [*(spec.image_start for _ in images), spec.ask_suffix]

@@ -96,8 +96,8 @@ class VisionEncoder:
         assert spare is not None, "nothing was retained"
         trunk_features = self._trunk(frame)
         spare.reset()
-        embeds = []
-        for features in (kept := self.retained.last(num_frames)):
+        kept, embeds = self.retained.last(num_frames), []
+        for features in kept:
             encoded = self._over_time(features, spare)
             embeds.append(encoded.frame_embeds)
             spare.push(encoded.new_rows)

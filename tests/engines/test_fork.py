@@ -59,7 +59,7 @@ def state_of(stream: PVCStream) -> dict[str, Any]:
     memory, cache = stream.vision._memory, stream.language.cache
     return {
         "counts": (stream.num_frames, stream.num_context_frames, stream.num_anchors, stream.context_rows),
-        "made with": (stream.clock, stream._num_retained, stream._ingest, stream._max_waiting, stream._total_frames),
+        "made with": stream._standing().options,
         "pending": stream.context.pending,
         "waiting": [(frame.rows.tobytes(), frame.pending, frame.index) for frame in stream.context.waiting],
         "ring": {name: ring.tobytes() for name, ring in stream.vision.ring.dump().items()},
