@@ -58,6 +58,10 @@ class PVCError(Exception):
         }
 
 
+EXPORT_AGAIN = "export the bundle again: pvc-export onnx, or trt for one with engines"
+"""The next step of several errors: a file of a bundle is damaged or another's."""
+
+
 class SpecError(PVCError):
     """A graph or a tensor does not match its GraphSpec."""
 
@@ -108,7 +112,3 @@ class ParityError(PVCError):
     """Outputs differ from the reference by more than the committed thresholds."""
 
     exit_code = 3
-
-
-EXPORT_AGAIN = "export the bundle again: pvc-export onnx, or trt for one with engines"
-"""The next step of several errors: a file of a bundle is damaged or another's."""
