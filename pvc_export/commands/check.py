@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from engines.errors import EXIT_DIFFERENT
+from engines.errors import EXIT_DIFFERENT, BackendUnavailable
 from engines.manifest import Manifest, hash_file
 from engines.target import load_target
 from engines.terminal import print_json
@@ -24,15 +25,13 @@ from ..graphs.models import LoadedModel, load_reference
 from ..parity.check import check_bundle, explain
 from ..parity.culprit.record import Repair
 from ..report import ReportInput, junit, render
-from ..report.given import now_utc, this_machine
-from ..report.write import Make, write_files
 from ..terminal.console import Console
-from ..terminal.facts import installed
+from ..terminal.facts import installed, now_utc, this_machine
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """What a check is to leave behind. page, xml: files for people and for a CI system."""
+    """What a check is to write and try. page, xml: files for people and for a CI system."""
 
     bisect: bool
     as_json: bool
@@ -67,9 +66,19 @@ def check_one_bundle(folder: Path, model: str | None, wanted: Wanted) -> NoRetur
     raise typer.Exit(0 if parity.passed else EXIT_DIFFERENT)
 
 
-def _write(wanted: Wanted, console: Console, *, render: Make, junit: Make) -> None:
-    for path in write_files(wanted.page, wanted.xml, render=render, junit=junit):
-        console.print(f"report: {path}")
+def _write(wanted: Wanted, console: Console, *, render: Callable[[], str], junit: Callable[[], str]) -> None:
+    """Make and write the files that are wanted."""
+    for path, make in ((wanted.page, render), (wanted.xml, junit)):
+        if path is not None:
+            try:
+                path.write_text(make(), encoding="utf-8")
+            except OSError as error:
+                raise BackendUnavailable(
+                    f"the report could not be written to {path}: {error}",
+                    cause="a full disk, or a folder that is missing or not yours. The check itself is done",
+                    fix="name another path",
+                ) from error
+            console.print(f"report: {path}")
 
 
 def _bisected(manifest: Manifest, loaded: LoadedModel, folder: Path, console: Console) -> Repair:

@@ -13,7 +13,7 @@ from .culprit.record import INNOCENT, Culprit, Repair
 from .drift.report import DriftReport
 from .evidence import Evidence
 from .levels import TITLES, Rule, Verdict, level_of, verdicts_of
-from .limits import Kind, Row, beyond_limits, kinds_of, kl_limit, worst_rows
+from .limits import Kind, Row, beyond_limits, kl_limit, limit_key, worst_rows
 from .places import Rung
 
 PARITY_NAME = "parity.json"
@@ -158,7 +158,10 @@ class ParityReport(Evidence):
 
     def kinds(self) -> dict[Rung, list[Kind]]:
         """The rows of every rung, in the order of the ladder, by what shares limits."""
-        return kinds_of(self.rows)
+        found: dict[Rung, dict[str, list[Row]]] = {}
+        for row in self.rows:
+            found.setdefault(row.rung, {}).setdefault(limit_key(row.graph, row.tensor), []).append(row)
+        return {rung: [Kind(name=n, rows=tuple(rows)) for n, rows in kinds.items()] for rung, kinds in found.items()}
 
     def heading(self, rung: Rung) -> str:
         """A rung, and what its graphs were computed in where that is not its dtype."""

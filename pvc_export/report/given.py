@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shlex
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 
 from engines.manifest import Manifest
 from engines.spec import Precision
 from engines.target import load_target
 
 from ..parity.report import ParityReport
-
-
-def now_utc() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def this_machine() -> str:
-    """What computes a check, in words."""
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+from ..terminal.facts import now_utc, this_machine
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

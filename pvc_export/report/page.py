@@ -15,7 +15,7 @@ from .given import ReportInput
 from .sections import drift_rows, panels, topics
 from .template import fill
 
-TEMPLATE = "report.html.j2"
+TEMPLATE, PAGE_NAME = "report.html.j2", "report.html"
 METRICS = {"rel_l2": "relative L2", "worst_token": "worst token", "cosine_gap": "1 − cosine", "norm_gap": "norm"}
 REACH = {"error": (1e-1, 1e4), "range": (1e-6, 1e2)}
 """Shares of a limit between which the culprit's bars run: its error, and its values in its dtype."""
@@ -24,18 +24,11 @@ REACH = {"error": (1e-1, 1e4), "range": (1e-6, 1e2)}
 def render(report: ReportInput) -> str:
     """The whole page."""
     parity = report.parity
-    command, purpose = report.next_command()
     return fill(
         TEMPLATE,
         report=report,
         parity=parity,
         manifest=report.manifest,
-        passed=parity.passed,
-        faults=[fault.text for fault in parity.faults()],
-        not_executed=parity.left_out(),
-        command=command,
-        purpose=purpose,
-        levels=parity.levels(),
         titles=TITLES,
         metrics=METRICS,
         thresholds=load_thresholds(),

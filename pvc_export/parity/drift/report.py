@@ -41,7 +41,7 @@ class DriftCurve:
 
     tensor     'graph/tensor'
     samples    every frame that was compared
-    means      of the blocks behind the first window: what the trends are fitted to
+    means      of the blocks after the first window: what the trends are fitted to
     block      the worst block, its mean difference from torch fp32 in four metrics, and the limits committed for it
     single     the worst single frame, likewise
     reference  the worst block of torch fp32 against torch fp64: no fault of the bundle, so not part of the verdict
