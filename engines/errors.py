@@ -18,6 +18,9 @@ Each says what happened, what was expected, the likely cause, and the next step:
 
 from __future__ import annotations
 
+EXIT_DIFFERENT = 3
+"""What a command returns that found a difference from the reference: a check's result, no error."""
+
 
 class PVCError(Exception):
     """Base of every error meant for users.
@@ -93,7 +96,7 @@ class StreamFull(StreamError):
 class NonFiniteError(StreamError):
     """A graph returned NaN or infinity; nothing of the call was kept."""
 
-    exit_code = 3
+    exit_code = EXIT_DIFFERENT
 
 
 class BackendUnavailable(PVCError):
@@ -109,6 +112,6 @@ class BuildError(PVCError):
 
 
 class ParityError(PVCError):
-    """Outputs differ from the reference by more than the committed thresholds."""
+    """A run or a benchmark did not return what the reference does. A check raises nothing: it reports."""
 
-    exit_code = 3
+    exit_code = EXIT_DIFFERENT

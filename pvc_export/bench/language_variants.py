@@ -23,7 +23,7 @@ from pvc_ref import PVC, PVCConfig
 from pvc_ref.llm import Decoder, KeyValue
 
 from ..graphs.modules import pairs
-from ..parity.ladder import open_graphs
+from ..graphs.sessions import open_graphs
 from .baselines import default_export
 from .compare import Timed, Variant
 

@@ -23,7 +23,7 @@ from pvc_ref.config import CompressorConfig, VisionConfig
 
 from ..graphs.modules import pairs
 from ..graphs.onnx_file import quiet_exporter
-from ..parity.ladder import open_graphs
+from ..graphs.sessions import open_graphs
 from .baselines import default_export
 
 TINY = PVCConfig.preset("tiny")

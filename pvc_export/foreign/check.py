@@ -47,7 +47,7 @@ from torch import nn
 
 from engines.errors import SpecError
 
-from ..parity.ladder import fitting_threads
+from ..graphs.sessions import fitting_threads
 from .declare import declare
 from .levels import check_drift, check_file, check_sizes, check_step, check_stream
 from .limits import Drift

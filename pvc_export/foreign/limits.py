@@ -21,7 +21,7 @@ import numpy as np
 
 from engines.memory import Array
 
-from ..parity.metrics import Difference, compare_arrays
+from ..parity.metrics import Metrics, metrics_of
 
 MARGIN = 8.0
 """Another order of the same sums is off by one to three floors, and one draw of a floor is a noisy measure. With it the
@@ -54,14 +54,11 @@ class Compared:
 
     run: str
     step: int
-    difference: Difference
+    tensor: str
+    difference: Metrics
     num_different: int
     floor: Worst | None
     limits: Worst
-
-    @property
-    def tensor(self) -> str:
-        return self.difference.tensor
 
     @property
     def passed(self) -> bool:
@@ -116,7 +113,7 @@ class Floors:
 
     def add(self, tensor: str, want: Array, exact: Array) -> None:
         """One step: the reference's output in float32 and in float64."""
-        found = difference_of(want, exact, tensor=tensor, where="")
+        found = metrics_of(want, exact)
         before = self.worst.get(tensor, {})
         self.worst[tensor] = {metric: max(getattr(found, metric), before.get(metric, 0.0)) for metric in METRICS}
         self.series.setdefault(tensor, []).append(found.rel_l2)
@@ -141,18 +138,12 @@ def compare(got: Array, want: Array, *, tensor: str, run: str, step: int, floor:
     return Compared(
         run=run,
         step=step,
-        difference=difference_of(got, want, tensor=tensor, where=f"step {step}"),
+        tensor=tensor,
+        difference=metrics_of(got, want),
         num_different=int((got != want).sum()) if exact else 0,
         floor=None if exact else floor,
         limits={} if exact else limits_of(floor, unit),
     )
-
-
-def difference_of(got: Array, want: Array, *, tensor: str, where: str) -> Difference:
-    """compare_arrays, for arrays without an axis or without a value too."""
-    a, b = (np.atleast_1d(array) if array.size else np.zeros(1) for array in (got, want))
-    with np.errstate(invalid="ignore", over="ignore"):
-        return compare_arrays(a, b, stage="", graph="", tensor=tensor, where=where)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

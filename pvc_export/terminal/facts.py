@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable
+from datetime import datetime, timezone
 from pathlib import Path
 
 
@@ -41,3 +42,12 @@ def resident_bytes() -> int | None:
     except OSError:
         return None
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def now_utc() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def this_machine() -> str:
+    """What computes a check, in words."""
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"

@@ -10,9 +10,9 @@ import pytest
 
 from engines.cache import RingCache
 from pvc_export.controls.defects import DEFECTS, NAMES, Defect
-from pvc_export.controls.prove import Outcome, Proof, meet
+from pvc_export.controls.prove import DefectResult, Proof, meet
 from pvc_export.graphs.models import LoadedModel
-from pvc_export.parity.levels import IN_A_CHECK
+from pvc_export.parity.levels import TITLES
 
 from ..conftest import Run
 
@@ -24,7 +24,7 @@ FAST = ("weight", "wqkv", "stale-engine", "positions-end", "gelu", "mask", "narr
 
 def test_there_are_defects_of_every_level_and_kind() -> None:
     assert len(set(NAMES)) == len(DEFECTS) >= 20
-    assert {defect.level for defect in DEFECTS} == {BY_NAME[name].level for name in FAST} == set(IN_A_CHECK)
+    assert {defect.level for defect in DEFECTS} == {BY_NAME[name].level for name in FAST} == set(TITLES)
     assert {defect.where for defect in DEFECTS} == {"graph", "bundle", "runtime", "preprocessing", "export"}
 
 
@@ -59,8 +59,8 @@ def test_a_crash_is_no_catch(
 
 
 def test_the_score_counts_what_was_missed_and_a_gate_that_is_always_shut() -> None:
-    def outcome(defect: Defect, *, caught: bool) -> Outcome:
-        return Outcome(
+    def outcome(defect: Defect, *, caught: bool) -> DefectResult:
+        return DefectResult(
             defect=defect.name, level=defect.level, what=defect.what, failed=(), named="", caught=caught, detail="",
             seconds=1.0,
         )  # fmt: skip

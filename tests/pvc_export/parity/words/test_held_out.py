@@ -13,10 +13,12 @@ import torch
 
 from pvc_export.controls.graph_edits import edit_graph, roll_slot_mask
 from pvc_export.graphs.models import LoadedModel, load_model
+from pvc_export.parity.answers import MIN_AGREEMENT, Changed, RungAnswers
 from pvc_export.parity.check import check_bundle
+from pvc_export.parity.evidence import Evidence
+from pvc_export.parity.places import Rung
 from pvc_export.parity.report import ParityReport
 from pvc_export.parity.words.held_out import _ask_reference, answer_all, cases
-from pvc_export.parity.words.results import MIN_AGREEMENT, Changed, RungAnswers
 from pvc_ref.prompt import STOP_TOKEN
 from pvc_ref.shapes import answer_to
 
@@ -35,7 +37,11 @@ def answers(
 ) -> dict[str, RungAnswers]:
     twins = tmp_path_factory.mktemp("twins")
     found = answer_all(bundle_shapes, shapes, num_questions=NUM_QUESTIONS, twins=twins)
-    return {rung.rung: rung for rung in found}
+    return by_name(found)
+
+
+def by_name(found: Evidence) -> dict[str, RungAnswers]:
+    return {str(rung.rung): rung for rung in found.answers}
 
 
 def test_the_questions_are_fixed_held_out_and_have_true_answers() -> None:
@@ -93,7 +99,7 @@ def test_a_slot_mask_that_is_off_by_one_changes_answers_and_fails_the_check(
     broken = copy_bundle(bundle_shapes)
     edit_graph(broken, "temporal", roll_slot_mask)
     found = answer_all(broken, shapes, num_questions=NUM_QUESTIONS, twins=tmp_path, ladder=False)
-    rungs = {rung.rung: rung for rung in found}
+    rungs = by_name(found)
     assert rungs["bundle fp16"].agreement < 0.97
     assert rungs["bundle fp16"].accuracy < rungs["torch fp32"].accuracy
     assert any(change.is_fault for change in rungs["bundle fp16"].changed)
@@ -103,12 +109,12 @@ def test_the_report_names_answers_that_changed_and_counts_them(
     bundle_shapes: Path, shapes: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change = Changed(topic="colour", question="Q?", expected="The star is red.", step=3, margin=2.5, tie=0.01)
-    wrong = RungAnswers(rung="bundle fp16", right={"colour": 9}, count={"colour": 10}, changed=(change,))
-    monkeypatch.setattr("pvc_export.parity.words.held_out.answer_all", lambda *_, **__: (wrong,))
+    wrong = RungAnswers(rung=Rung("bundle", "fp16"), right={"colour": 9}, count={"colour": 10}, changed=(change,))
+    monkeypatch.setattr("pvc_export.parity.words.held_out.answer_all", lambda *_, **__: Evidence(answers=(wrong,)))
     report: ParityReport = check_bundle(bundle_shapes, shapes, ladder=False)
     assert not report.passed
     assert "'Q?' is no longer answered 'The star is red.'" in report.failure_text()
-    assert "90.00% of 10 answers are the reference's, expected 99.5%" in "\n".join(report.wrong_answers())
+    assert "90.00% of 10 answers are the reference's, expected 99.5%" in report.failure_text()
     assert "90.0% of 10 questions right (90.00% as the reference)" in report.summary()
     assert json.loads(json.dumps(report.to_json()))["answers"][0]["changed"][0]["margin"] == 2.5
 
@@ -116,7 +122,7 @@ def test_the_report_names_answers_that_changed_and_counts_them(
 @pytest.mark.parametrize(("margin", "is_fault"), [(0.005, False), (0.02, True), (float("nan"), True)])
 def test_a_changed_answer_is_a_fault_unless_the_reference_nearly_ties(margin: float, is_fault: bool) -> None:
     change = Changed(topic="colour", question="Q?", expected="A.", step=0, margin=margin, tie=0.01)
-    rung = RungAnswers(rung="bundle fp16", right={"colour": 999}, count={"colour": 1000}, changed=(change,))
+    rung = RungAnswers(rung=Rung("bundle", "fp16"), right={"colour": 999}, count={"colour": 1000}, changed=(change,))
     assert bool(rung.faults()) == is_fault
 
 
