@@ -36,10 +36,8 @@ experiment (causes.py), since "the outputs differ" is no help with somebody else
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,11 +54,9 @@ from .report import NUM_STEPS, TITLES, ForeignReport, Level
 from .session import GraphSession, RunFailed, Wiring, load_graph, wiring_of
 from .sides import Sides
 from .state_rules import check_batch, check_determinism, check_states
-from .states import Bound, Declared, StatePair
+from .states import Bound, Declared, StatePair, parse_bound, parse_size
 
 Progress = Callable[[float], None]
-SIZE = re.compile(r"(?P<name>.+?)=(?P<size>[^=]+)")
-BOUND = re.compile(r"(?P<name>.+)=(?P<low>[^=:]+):(?P<high>[^=:]+)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +81,7 @@ class ForeignRequest:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise SpecError(f"--steps {self.steps}: expected at least 1")
+            raise SpecError(f"--steps is {self.steps}", expected="at least 1", fix=f"leave it out for {NUM_STEPS}")
         self.pairs(), self.parsed_sizes(), self.parsed_bounds()
 
     def pairs(self) -> tuple[StatePair, ...]:
@@ -93,22 +89,11 @@ class ForeignRequest:
 
     def parsed_sizes(self) -> dict[str, str]:
         """Axis -> a number or a sum of axes."""
-        found = [(text, SIZE.fullmatch(text)) for text in self.sizes]
-        if wrong := [text for text, match in found if match is None]:
-            raise SpecError(f"--size {wrong[0]} is no size, expected AXIS=N, or AXIS=OTHER+OTHER for a sum of axes")
-        return {match["name"].strip(): match["size"].strip() for _, match in found if match}
+        return dict(parse_size(text) for text in self.sizes)
 
     def parsed_bounds(self) -> dict[str, Bound]:
         """Input -> its smallest and largest value."""
-        bounds: dict[str, Bound] = {}
-        for text in self.bounds:
-            match, bound = BOUND.fullmatch(text), None
-            with suppress(ValueError):  # what is no number is refused below
-                bound = (float(match["low"]), float(match["high"])) if match else None
-            if match is None or bound is None or not -float("inf") < bound[0] <= bound[1] < float("inf"):
-                raise SpecError(f"--bound {text} is no range, expected INPUT=LOW:HIGH with LOW <= HIGH, both included")
-            bounds[match["name"]] = bound
-        return bounds
+        return dict(parse_bound(text) for text in self.bounds)
 
     def command(self) -> str:
         """The check without --steps, as a command line."""

@@ -125,7 +125,7 @@ def check_sizes(sides: Sides) -> Level:
             try:
                 want = sides.reference.run(feeds)
             except ModelError as error:
-                left_out.append(f"{run}: {str(error).partition('. ')[0]}")
+                left_out.append(f"{run}: {error.what}")
                 continue
             _hold_size(judge, feeds, want, run=run, symbol=symbol, base=base[symbol])
     return judge.level(f"axes {', '.join(free)}", left_out=tuple(left_out))
