@@ -24,7 +24,7 @@ The ladder (F belongs to bundles). A fault ends no level but those that cannot g
     C  sizes        the same with each dynamic axis at 1 and at two sizes that B did not use
     D  stream       each side with its own state; and every step fed the reference's, which tells a wrong step from
                     one that only accumulates
-    E  drift        the slope of the error over the stream, against that of the noise floor
+    E  drift        whether the error grows over the stream, judged as that of a bundle (parity/drift/statistics.py)
     G  state rules  the zero state starts anew, streams do not mix, inputs are left alone: bit for bit
     H  batch        a row of a batch is what it is alone, and equal rows stay equal
     I  determinism  the same bits again, and in a new session
@@ -45,10 +45,10 @@ from torch import nn
 
 from engines.errors import SpecError
 
+from ..parity.drift.statistics import Drift
 from ..parity.ladder import fitting_threads
 from .declare import declare
 from .levels import check_drift, check_file, check_sizes, check_step, check_stream
-from .limits import Drift
 from .reference import NoiseFloor, Reference, load_reference, require_function
 from .report import NUM_STEPS, TITLES, ForeignReport, Level
 from .session import GraphSession, RunFailed, Wiring, load_graph, wiring_of

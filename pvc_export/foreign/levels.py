@@ -14,8 +14,9 @@ import numpy as np
 from engines.errors import ModelError
 from engines.memory import Array
 
+from ..parity.drift.statistics import Drift, Sample
 from .causes import Failure, likely_cause, likely_shape
-from .limits import MIN_DRIFT_STEPS, Compared, Drift, Floors, compare, drift_of
+from .limits import FAITHFUL, MIN_DRIFT_STEPS, Compared, Floors, compare, difference_of, drift_of
 from .report import Finding, Level
 from .session import RunFailed, Wiring, faults_of
 from .sides import Arrays, Sides
@@ -154,10 +155,20 @@ def other_sizes(base: int, *, grows: bool) -> tuple[int, ...]:
 
 @dataclass(kw_only=True, slots=True)
 class Streamed:
-    """What a stream leaves behind for other levels: the relative L2 of every step by output, and the noise floor."""
+    """What a stream leaves behind for other levels: how far off every step was, by output, and the noise floor."""
 
-    errors: dict[str, list[float]] = field(default_factory=dict)
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
     floors: Floors = field(default_factory=Floors)
+
+    def add(self, step: int, got: Arrays, want: Arrays, exact: Arrays | None) -> None:
+        """One step of the graph's own stream, beside the reference's in float32 and in float64."""
+        for name, b in want.items():
+            if b.dtype.kind == "f" and got[name].shape == b.shape:
+                gap = _rel_l2(got[name], b)
+                error, floor = (
+                    (gap, 0.0) if exact is None else (_rel_l2(got[name], exact[name]), _rel_l2(b, exact[name]))
+                )
+                self.samples.setdefault(name, []).append(Sample(frame=step, error=error, floor=floor, gap=gap))
 
 
 def check_stream(sides: Sides, num_steps: int, progress: Callable[[float], None]) -> tuple[Level, Streamed]:
@@ -176,14 +187,13 @@ def check_stream(sides: Sides, num_steps: int, progress: Callable[[float], None]
         forced.step(step, fed, forced_want, sides.double.run(fed), lambda _: REPORTED_FED)
         floor = sides.double.run(drawn | exact)
         own.step(step, drawn | own_states, want, floor, forced.told)
+        if not own.ended:
+            streamed.add(step, own.got, want, floor)
         reference = sides.follow_reference(reference, want)
         exact = sides.follow_reference(exact, floor) if floor is not None else exact
         own_states = own.follow(step, own_states, {name: state.shape for name, state in reference.items()})
         progress((step + 1) / num_steps)
     judge.findings.sort(key=lambda finding: finding.run == FORCED)  # of one step, the stream's own comes first
-    for found in judge.compared:
-        if found.run == OWN and found.limits:
-            streamed.errors.setdefault(found.tensor, []).append(found.difference.rel_l2)
     return judge.level(f"{num_steps} steps with its own state, and each with the reference's"), streamed
 
 
@@ -232,33 +242,33 @@ class _Runner:
 
 
 def check_drift(sides: Sides, streamed: Streamed) -> tuple[Level, tuple[Drift, ...]]:
-    """E: whether the error of any output grows faster over the stream than the noise floor lets it."""
-    series = {
-        name: errors
-        for name, errors in streamed.errors.items()
-        if len(errors) >= MIN_DRIFT_STEPS and np.isfinite(errors).all()
-    }
-    if not series:
+    """E: whether the error of any output grows over the stream, beyond what the noise floor lets it."""
+    drifts = tuple(
+        drift_of(name, samples, streamed.floors.of(name), sides.unit)
+        for name, samples in streamed.samples.items()
+        if len(samples) >= MIN_DRIFT_STEPS and np.isfinite([sample.error + sample.gap for sample in samples]).all()
+    )
+    if not drifts:
         reason = f"a slope needs {MIN_DRIFT_STEPS} steps of a float output without NaN: --steps N"
         return Level(letter="E", not_executed=reason), ()
-    drifts = []
-    for name, errors in series.items():
-        floors = streamed.floors.series.get(name, [])[: len(errors)]
-        drifts.append(drift_of(name, errors, floors if len(floors) == len(errors) else None, sides.unit))
     findings = tuple(
         Finding(
             level="E",
             tensor=drift.tensor,
             run=OWN,
-            text=f"{sides.declared.describe(drift.tensor)}: {drift.text()}",
+            text=f"{sides.declared.describe(drift.tensor)} {growth}",
             likely="a constant that is nearly right (a decay, a step, an epsilon), or a state kept in a narrower dtype",
         )
         for drift in drifts
-        if not drift.passed
+        if (growth := drift.grows()) is not None
     )
-    steepest = max(drifts, key=lambda drift: drift.at_horizon / drift.limit)
-    note = f"{len(drifts)} outputs over {max(map(len, series.values()))} steps; '{steepest.tensor}': {steepest.text()}"
-    return Level(letter="E", note=note, findings=findings), tuple(drifts)
+    num_open = sum(drift.is_open(FAITHFUL * drift.noise) is not None for drift in drifts)
+    note = f"{len(drifts)} outputs" + (f", {num_open} of them undecided in so few steps" if num_open else "")
+    return Level(letter="E", note=note, findings=findings), drifts
+
+
+def _rel_l2(a: Array, b: Array) -> float:
+    return difference_of(a, b, tensor="", where="").rel_l2
 
 
 def _add_floor(floors: Floors, want: Arrays, exact: Arrays | None) -> None:

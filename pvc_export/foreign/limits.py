@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import inf, sqrt
+from math import inf
 from typing import Any
 
 import numpy as np
 
 from engines.memory import Array
 
+from ..parity.drift.statistics import Drift, Sample, plan_blocks
 from ..parity.metrics import Difference, compare_arrays
 
 MARGIN = 8.0
@@ -36,9 +37,9 @@ FLOAT32_UNIT = 2.0**-24
 UNIT_ROUNDOFF = {"float32": FLOAT32_UNIT, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 MIN_DRIFT_STEPS = 16
-HORIZON = 10
-"""Streams run on: the error must not leave its limit within this many times the steps that were seen."""
-Z99 = 2.58
+"""Of fewer, no slope is fitted."""
+FAITHFUL = 4.0
+"""A faithful graph may use a fourth of its limit, as in the committed limits of bundles: what grows by more drifts."""
 
 Worst = dict[str, float]
 """Metric -> the worst that was measured."""
@@ -106,20 +107,15 @@ class Compared:
 
 @dataclass(kw_only=True, slots=True)
 class Floors:
-    """The noise floor of every output of one stream: the worst so far, since rounding gathers and a step may be lucky.
-
-    series  the relative L2 of every step, for its slope
-    """
+    """The noise floor of every output of a stream: the worst so far, since rounding gathers and a step may be lucky."""
 
     worst: dict[str, Worst] = field(default_factory=dict)
-    series: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, tensor: str, want: Array, exact: Array) -> None:
         """One step: the reference's output in float32 and in float64."""
         found = difference_of(want, exact, tensor=tensor, where="")
         before = self.worst.get(tensor, {})
         self.worst[tensor] = {metric: max(getattr(found, metric), before.get(metric, 0.0)) for metric in METRICS}
-        self.series.setdefault(tensor, []).append(found.rel_l2)
 
     def of(self, tensor: str) -> Worst | None:
         return self.worst.get(tensor)
@@ -155,73 +151,17 @@ def difference_of(got: Array, want: Array, *, tensor: str, where: str) -> Differ
         return compare_arrays(a, b, stage="", graph="", tensor=tensor, where=where)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Slope:
-    """A line through a series: its value in the middle, and what it gains a step, with a 99 % confidence interval."""
+def drift_of(tensor: str, samples: Sequence[Sample], floor: Worst | None, unit: float) -> Drift:
+    """How the error of one output changes over the steps of a stream, of which there are at least MIN_DRIFT_STEPS.
 
-    middle: float
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Drift:
-    """The relative L2 of one output over the steps of a stream, beside the noise floor's.
-
-    at_horizon  the least that the error's line comes to at the horizon, and what the limit comes to there
+    Every step was compared. They are gathered in blocks that lie apart, and the first two are left out, in which a
+    state still fills. `floor` is the worst of the stream.
     """
-
-    tensor: str
-    error: Slope
-    floor: Slope | None
-    at_horizon: float
-    limit: float
-
-    @property
-    def passed(self) -> bool:
-        return self.error.low <= 0 or self.at_horizon <= self.limit
-
-    def text(self) -> str:
-        words = f"the error changes by {_interval(self.error)} a step"
-        words += f", the float64 floor by {_interval(self.floor)}" if self.floor else ""
-        return (
-            f"{words}; at {HORIZON} times these steps that is {self.at_horizon:.1e} at least (limit {self.limit:.1e})"
-        )
-
-
-def drift_of(tensor: str, errors: Sequence[float], floors: Sequence[float] | None, unit: float) -> Drift:
-    """Whether an error grows faster than the rounding that it may be.
-
-    The first quarter is left out, in which a state still fills. A faithful graph's error is a few times the floor, and
-    so is its slope; one that loses a little each step grows while the floor does not, and is seen before its limit.
-    """
-    skipped = len(errors) // 4
-    error = slope_of(errors[skipped:])
-    ahead = HORIZON * len(errors) - (skipped + (len(errors) - skipped - 1) / 2)
-    floor = None if floors is None else slope_of(floors[skipped:])
-    worst = None if floor is None else {"rel_l2": max(floor.middle, 0.0) + max(floor.high, 0.0) * ahead}
+    blocks = plan_blocks(len(samples), len(samples) // MIN_DRIFT_STEPS, num_blocks=MIN_DRIFT_STEPS)
     return Drift(
         tensor=tensor,
-        error=error,
-        floor=floor,
-        at_horizon=error.middle + error.low * ahead,
-        limit=limits_of(worst, unit)["rel_l2"],
+        num_frames=len(samples),
+        samples=tuple(samples),
+        means=tuple(Sample.mean_of(samples[block.start : block.stop]) for block in blocks[1:]),
+        noise=limits_of(floor, unit)["rel_l2"] / FAITHFUL,
     )
-
-
-def slope_of(series: Sequence[float]) -> Slope:
-    """Least squares. Errors of a stream lean on each other, so the interval is widened by their correlation (AR 1)."""
-    values = np.asarray(series, dtype=np.float64)
-    times = np.arange(len(values)) - (len(values) - 1) / 2
-    spread = float(times @ times)
-    value = float(times @ values) / spread
-    rest = values - values.mean() - value * times
-    power = float(rest @ rest)
-    correlation = min(max(float(rest[1:] @ rest[:-1]) / power, 0.0), 0.99) if power > 0 else 0.0
-    error = sqrt(power / (len(values) - 2) / spread * (1 + correlation) / (1 - correlation))
-    return Slope(middle=float(values.mean()), value=value, low=value - Z99 * error, high=value + Z99 * error)
-
-
-def _interval(slope: Slope) -> str:
-    return f"{slope.value:.1e} (99 %: {slope.low:.1e} to {slope.high:.1e})"

@@ -9,7 +9,7 @@ from engines.manifest import FileEntry
 
 from ..report.figures import Axis, Curve, curves_figure
 from ..report.junit import Case, document
-from ..report.sections import Panel
+from ..report.sections import Panel, drift_rows
 from ..report.template import fill
 from ..report.text import share
 from .levels import FORCED, OWN
@@ -58,6 +58,7 @@ def render(given: ForeignInput) -> str:
         not_executed=not_executed(report),
         rows=worst_of_all(report),
         panels=panels[:MOST_PANELS],
+        drift=drift_rows(sorted(report.drifts, key=lambda drift: drift.verdict == "ok")[:MOST_PANELS]),
         num_panels_left=max(len(panels) - MOST_PANELS, 0),
         findings=[finding for level in report.levels for finding in level.findings],
     )

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from math import inf
 from typing import Any
 
-from .limits import CEILING, FLOAT32_UNIT, HORIZON, MARGIN, NO_FLOOR_ULPS, ULPS, Compared, Drift
+from ..parity.drift.statistics import Drift
+from .limits import CEILING, FLOAT32_UNIT, MARGIN, NO_FLOOR_ULPS, ULPS, Compared
 
 TITLES = {
     "A": "graph",
@@ -191,7 +192,7 @@ class ForeignReport:
         if first.level == "D":
             return f"{self.command} --steps {(first.step or 0) + 1} --json  # every number up to there"
         if first.level == "E":
-            return f"{self.command} --steps {HORIZON * self.num_steps}  # at whose end the limit should be left"
+            return f"{self.command} --steps {10 * self.num_steps}  # at whose end the limit should be left"
         return f"{self.command}  # once the graph is exported anew"
 
     def computed(self) -> str:
@@ -227,7 +228,7 @@ class ForeignReport:
             },
             "first": None if first is None else asdict(first),
             "levels": [level.to_json() for level in self.levels],
-            "drift": [asdict(drift) | {"passed": drift.passed} for drift in self.drifts],
+            "drift": [drift.to_json() for drift in self.drifts],
         }
 
 

@@ -41,7 +41,7 @@ def render(report: ReportInput) -> str:
         panels=panels(report),
         kl_limit=kl_limit(report.parity.precision),
         topics=topics(report.parity.answers),
-        drift=drift_rows(report.drift) if report.drift else [],
+        drift=drift_rows(report.drift.curves) if report.drift else [],
         graphs=[name for name in GRAPH_NAMES if name in report.manifest.graphs],
         innocent=INNOCENT,
         reach=REACH,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, isnan
 from typing import Any
 
 from markupsafe import Markup
 
-from ..parity.drift.statistics import DriftReport, Series
+from ..parity.drift.statistics import Drift, Series
 from ..parity.metrics import GATED, THRESHOLDS, Difference, Row, limit_key, limits_of, load_thresholds
 from ..parity.report import ParityReport
 from ..parity.words.results import RungAnswers
@@ -208,13 +208,13 @@ class DriftRow:
     intervals: tuple[tuple[str, Markup, str], ...]
 
 
-def drift_rows(drift: DriftReport) -> list[DriftRow]:
+def drift_rows(curves: Iterable[Drift]) -> list[DriftRow]:
     rows = []
-    for curve in drift.curves:
+    for curve in curves:
         intervals = []
         for series, name in TRENDS:
-            trend, unit = curve.trend(series), drift.num_frames / curve.noise
-            text = trend.share_text(drift.num_frames, curve.noise)
+            trend, unit = curve.trend(series), curve.num_frames / curve.noise
+            text = trend.share_text(curve.num_frames, curve.noise)
             ends = (trend.slope * unit, trend.lower * unit, trend.upper * unit)
             intervals.append((name, interval_figure(*ends, title=f"{name}: {text}"), text))
         first, last = curve.means[0], curve.means[-1]
@@ -226,10 +226,10 @@ def drift_rows(drift: DriftReport) -> list[DriftRow]:
             DriftRow(
                 tensor=curve.tensor,
                 verdict=curve.verdict,
-                figure=drift_figure(f"drift of {curve.tensor}", drift.num_frames, dots),
+                figure=drift_figure(f"drift of {curve.tensor}", curve.num_frames, dots),
                 floor=f"{number(first.floor)} → {number(last.floor)}",
                 error=f"{number(first.error)} → {number(last.error)}",
-                change=curve.trend("error").text(drift.num_frames),
+                change=curve.trend("error").text(curve.num_frames),
                 intervals=tuple(intervals),
             )
         )

@@ -125,7 +125,7 @@ def test_a_drift_is_seen_before_it_leaves_the_limit_of_any_step(check: Checker) 
     assert failed(report) == "E", report.table()
     assert report.level("D").worst.share() < 1 and check("sum", steps=24).passed
     text = report.failure_text()
-    assert "level E, drift: own state: state output 'total_next': the error changes by" in text
+    assert "level E, drift: own state: state output 'total_next' drifts: +" in text
     assert text.endswith("--steps 240  # at whose end the limit should be left")
 
 
