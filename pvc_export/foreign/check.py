@@ -41,16 +41,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from engines.errors import SpecError
 
-from ..parity.drift.statistics import Drift
+from ..parity.drift.report import Drift
 from ..parity.ladder import fitting_threads
 from .declare import declare
 from .levels import check_drift, check_file, check_sizes, check_step, check_stream
 from .reference import NoiseFloor, Reference, load_reference, require_function
-from .report import NUM_STEPS, TITLES, ForeignReport, Level
+from .report import LEVELS, NUM_STEPS, ForeignReport, Level
 from .session import GraphSession, RunFailed, Wiring, load_graph, wiring_of
 from .sides import Sides
 from .state_rules import check_batch, check_determinism, check_states
@@ -117,20 +115,37 @@ def check_foreign(request: ForeignRequest, progress: Progress = lambda _: None) 
     )
     wiring = wiring_of(request.graph, model)
     module = load_reference(request.reference)
+    double = NoiseFloor(module, declared)
     with fitting_threads(module):
-        return _climb(request, declared, wiring, module, progress)
+        levels, drifts = _climb(request, declared, wiring, Reference(module, declared), double, progress)
+    return ForeignReport(
+        graph=request.graph.name,
+        reference=request.reference,
+        command=request.command(),
+        dtype=wiring.dtype,
+        num_steps=request.steps,
+        floor_missing=double.missing,
+        states=tuple(pair.text() for pair in declared.states),
+        drawn=tuple(declared.drawn_as(port) for port in declared.drawn),
+        sizes=declared.sizes,
+        levels=tuple(levels),
+        drifts=drifts,
+    )
 
 
 def _climb(
-    request: ForeignRequest, declared: Declared, wiring: Wiring, module: nn.Module, progress: Progress
-) -> ForeignReport:
-    reference, double = Reference(module, declared), NoiseFloor(module, declared)
+    request: ForeignRequest,
+    declared: Declared,
+    wiring: Wiring,
+    reference: Reference,
+    double: NoiseFloor,
+    progress: Progress,
+) -> tuple[list[Level], tuple[Drift, ...]]:
     try:
         session = GraphSession(request.graph, num_bytes=wiring.num_bytes)
     except RunFailed as error:
-        levels = [check_file(declared, wiring, error)]
-        levels += [Level(letter=letter, not_executed="the graph does not open") for letter in TITLES if letter != "A"]
-        return _report(request, declared, wiring, double, levels, ())
+        unreached = [Level(letter=letter, not_executed="the graph does not open") for letter in LEVELS[1:]]
+        return [check_file(declared, wiring, error), *unreached], ()
     sides = Sides(
         declared=declared, wiring=wiring, session=session, reference=reference, double=double, seed=request.seed
     )
@@ -144,28 +159,4 @@ def _climb(
     drift, drifts = check_drift(sides, streamed)
     levels += [stream, drift, check_states(sides), check_batch(sides, streamed.floors), check_determinism(sides)]
     progress(1.0)
-    return _report(request, declared, wiring, double, levels, drifts)
-
-
-def _report(
-    request: ForeignRequest,
-    declared: Declared,
-    wiring: Wiring,
-    double: NoiseFloor,
-    levels: list[Level],
-    drifts: tuple[Drift, ...],
-) -> ForeignReport:
-    return ForeignReport(
-        graph=request.graph.name,
-        reference=request.reference,
-        command=request.command(),
-        dtype=wiring.dtype,
-        num_steps=request.steps,
-        floor_missing=double.missing,
-        order=tuple(port.name for port in declared.outputs),
-        states=tuple(pair.text() for pair in declared.states),
-        drawn=tuple(declared.drawn_as(port) for port in declared.drawn),
-        sizes=declared.sizes,
-        levels=tuple(levels),
-        drifts=drifts,
-    )
+    return levels, drifts

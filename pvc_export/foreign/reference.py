@@ -104,16 +104,8 @@ def _import(source: str, text: str, *, is_file: bool) -> ModuleType:
 
 
 def _make(found: Any, text: str) -> nn.Module:
-    if isinstance(found, nn.Module):
-        return copy.deepcopy(found)
-    if not callable(found):
-        raise ModelError(
-            f"--reference {text} is of type {type(found).__name__}",
-            expected="a torch.nn.Module, or a class or function that makes one without arguments",
-            fix="name another object of that file",
-        )
     try:
-        made = found()
+        made = found() if callable(found) and not isinstance(found, nn.Module) else copy.deepcopy(found)
     except Exception as error:  # their constructor
         raise ModelError(
             f"--reference {text} cannot be made without arguments: {_told(error)}",
@@ -121,9 +113,9 @@ def _make(found: Any, text: str) -> nn.Module:
         ) from error
     if not isinstance(made, nn.Module):
         raise ModelError(
-            f"--reference {text} made an object of type {type(made).__name__}",
-            expected="a torch.nn.Module",
-            fix="let it return the model",
+            f"--reference {text} {'makes' if callable(found) else 'is'} an object of type {type(made).__name__}",
+            expected="a torch.nn.Module, or a class or function that makes one without arguments",
+            fix="name the model, or let it return the model",
         )
     return made
 

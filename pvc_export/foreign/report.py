@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from math import inf
 from typing import Any
 
-from ..parity.drift.statistics import Drift
+from ..parity.drift.report import Drift
+from ..parity.levels import TITLES, Verdict
+from ..report.text import count, share
 from .limits import CEILING, FLOAT32_UNIT, MARGIN, NO_FLOOR_ULPS, ULPS, Compared
 
-TITLES = {
-    "A": "graph",
-    "B": "one step from the zero state",
-    "C": "other sizes",
-    "D": "stream",
-    "E": "drift",
-    "G": "state rules",
-    "H": "rows of a batch",
-    "I": "determinism",
-}
-"""The letters are those of every ladder of this product; F is not for graphs of other models."""
+LEVELS = "ABCDEGHI"
+"""Those of every ladder of this product that a graph of another model can be asked; F is of bundles."""
 NUM_STEPS = 64
 """Of the stream, where nobody says otherwise."""
 
@@ -55,7 +49,7 @@ class Level:
     """How one level came out. It is a pass only if it was executed.
 
     note          what was done, for people
-    left_out      parts that could not be asked, and why
+    left_out      parts that could not be asked, by run, and why
     not_executed  why the whole level was not
     """
 
@@ -63,29 +57,27 @@ class Level:
     note: str = ""
     compared: tuple[Compared, ...] = ()
     findings: tuple[Finding, ...] = ()
-    left_out: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
     not_executed: str | None = None
-
-    @property
-    def worst(self) -> Compared | None:
-        """The comparison that uses most of its limit."""
-        return max(self.compared, key=Compared.share, default=None)
 
     @property
     def passed(self) -> bool:
         return not self.findings and self.not_executed is None
 
-    def line(self) -> str:
-        """For people."""
-        sign = "FAIL" if self.findings else "--  " if self.not_executed is not None else "ok  "
-        text = f"{sign} {self.letter} {TITLES[self.letter]:<29}"
+    @property
+    def verdict(self) -> Verdict:
+        """The level in one line: how many comparisons there were, the worst of them, and what was done."""
         if self.not_executed is not None:
-            return f"{text} not executed: {self.not_executed}"
-        worst = self.worst
-        if worst is not None:
+            return Verdict(level=self.letter, passed=None, detail=self.not_executed)
+        detail = self.note
+        if self.compared:
+            worst = max(self.compared, key=Compared.share)
             run = f" ({worst.run})" if worst.run else ""
-            text += f" {len(self.compared)} compared, worst '{worst.tensor}'{run} at {_much(worst.share())};"
-        return f"{text} {self.note}"
+            much = f"'{worst.tensor}'{run} at {share(worst.share())} of its limit"
+            detail = f"{len(self.compared)} compared, the worst {much}; {self.note}"
+        if self.findings:
+            detail = f"{count(len(self.findings), 'finding')}; {detail}"
+        return Verdict(level=self.letter, passed=not self.findings, detail=detail)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -94,7 +86,7 @@ class Level:
             "passed": self.passed,
             "note": self.note,
             "findings": [asdict(finding) for finding in self.findings],
-            "left_out": list(self.left_out),
+            "left_out": dict(self.left_out),
             "not_executed": self.not_executed,
             "compared": [found.to_json() for found in self.compared],
         }
@@ -107,7 +99,6 @@ class ForeignReport:
     command        the check itself, as a command line
     dtype          the narrowest float of the graph, whose roundoff is the unit of every limit
     floor_missing  why there is no float64 floor; None if there is
-    order          the outputs in the file's order
     """
 
     graph: str
@@ -116,7 +107,6 @@ class ForeignReport:
     dtype: str
     num_steps: int
     floor_missing: str | None
-    order: tuple[str, ...]
     states: tuple[str, ...]
     drawn: tuple[str, ...]
     sizes: dict[str, int]
@@ -129,17 +119,22 @@ class ForeignReport:
         return not any(level.findings for level in self.levels) and self.level("D").passed
 
     @property
+    def findings(self) -> list[Finding]:
+        return [finding for level in self.levels for finding in level.findings]
+
+    @property
     def first(self) -> Finding | None:
-        """The first finding of the first level that has one, by step and then by the order of the outputs."""
-        failed = next((level for level in self.levels if level.findings), None)
-        return min(failed.findings, key=self._place) if failed else None
+        """The first finding of the first level that has one: any later one may be its consequence."""
+        return next(iter(self.findings), None)
 
     def level(self, letter: str) -> Level:
         return next(level for level in self.levels if level.letter == letter)
 
-    def _place(self, finding: Finding) -> tuple[int, int]:
-        index = self.order.index(finding.tensor) if finding.tensor in self.order else -1
-        return (-1 if finding.step is None else finding.step), index
+    def left_out(self) -> dict[str, str]:
+        """What was not run, and why."""
+        whole = {f"{x.letter} {TITLES[x.letter]}": x.not_executed for x in self.levels if x.not_executed is not None}
+        parts = {f"{x.letter}, {run}": why for x in self.levels for run, why in x.left_out.items()}
+        return whole | parts | ({"float64 floor": self.floor_missing} if self.floor_missing is not None else {})
 
     def table(self) -> list[str]:
         """Lines for people: what ran, how it was judged, a line for each level, and what was left out."""
@@ -149,20 +144,23 @@ class ForeignReport:
             *(f"  drawn  {text}" for text in self.drawn),
             *([f"  sizes  {', '.join(f'{name} {size}' for name, size in self.sizes.items())}"] if self.sizes else []),
             f"  limit  {self.rule()}",
+            "levels",
         ]
         for level in self.levels:
-            lines.append(f"  {level.line()}")
-            lines += [f"         {finding.line()}" for finding in sorted(level.findings, key=self._place)[:3]]
-            lines += [f"         not executed: {text}" for text in level.left_out]
-        return lines
+            lines.append(level.verdict.line())
+            lines += [f"          {finding.line()}" for finding in level.findings[:3]]
+        return lines + [f"{name}: not executed: {reason}" for name, reason in self.left_out().items()]
 
     def summary(self) -> str:
-        worst = max((found.share() for level in self.levels for found in level.compared), default=inf)
+        return f"{'pass' if self.passed else 'FAIL'}: {self.outcome()}"
+
+    def outcome(self) -> str:
+        """How much was compared, and how it came out, on one line."""
+        shares = [found.share() for level in self.levels for found in level.compared]
         asked = [level for level in self.levels if level.not_executed is None]
         return (
-            f"{'pass' if self.passed else 'FAIL'}: {sum(level.passed for level in asked)} of {len(asked)} levels, "
-            f"{sum(len(level.compared) for level in self.levels)} comparisons, the worst at {_much(worst)}, "
-            f"{self.num_steps} steps"
+            f"{sum(level.passed for level in asked)} of {len(asked)} levels, {len(shares)} comparisons, the worst at "
+            f"{share(max(shares, default=inf))} of its limit, {self.num_steps} steps"
         )
 
     def failure_text(self) -> str:
@@ -230,10 +228,3 @@ class ForeignReport:
             "levels": [level.to_json() for level in self.levels],
             "drift": [drift.to_json() for drift in self.drifts],
         }
-
-
-def _much(share: float) -> str:
-    """How much of a limit, in words."""
-    if share == inf:
-        return "more than any limit"
-    return f"{share:.0%} of its limit" if share < 10 else f"{share:.1e} times its limit"

@@ -102,8 +102,8 @@ BAD_REFERENCES: dict[str, dict[str, str]] = {
     },
     "TMP/weights.pt:Net": {"what": "is neither a module nor a .py file", "cause": "a pickle, which are never loaded"},
     f"{__name__}:Cel": {"what": "has no 'Cel'", "fix": "Did you mean 'Cell'?"},
-    f"{__name__}:STEPS": {"what": "is of type int", "expected": "a torch.nn.Module"},
-    f"{__name__}:a_list": {"what": "made an object of type list", "expected": "a torch.nn.Module"},
+    f"{__name__}:STEPS": {"what": "is an object of type int", "expected": "a torch.nn.Module"},
+    f"{__name__}:a_list": {"what": "makes an object of type list", "expected": "a torch.nn.Module"},
     f"{__name__}:needs_a_path": {
         "what": "cannot be made without arguments: TypeError",
         "fix": "write a function beside it",
