@@ -18,6 +18,9 @@ Each says what happened, what was expected, the likely cause, and the next step:
 
 from __future__ import annotations
 
+EXIT_DIFFERENT = 3
+"""What a command returns that found a difference from the reference: a check's result, no error."""
+
 
 class PVCError(Exception):
     """Base of every error meant for users.
@@ -89,7 +92,7 @@ class StreamFull(StreamError):
 class NonFiniteError(StreamError):
     """A graph returned NaN or infinity; nothing of the call was kept."""
 
-    exit_code = 3
+    exit_code = EXIT_DIFFERENT
 
 
 class BackendUnavailable(PVCError):
@@ -105,6 +108,6 @@ class BuildError(PVCError):
 
 
 class ParityError(PVCError):
-    """Outputs differ from the reference by more than the committed thresholds."""
+    """A run or a benchmark that was to show the reference's outputs showed others. A check reports, and raises nothing."""
 
-    exit_code = 3
+    exit_code = EXIT_DIFFERENT

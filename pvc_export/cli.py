@@ -142,15 +142,13 @@ def check(
     """
     from .commands.check import Wanted, check_any_graph, check_one_bundle
 
-    console = Console(quiet=as_json)
     wanted = Wanted(bisect=bisect, as_json=as_json, page=report, xml=junit)
     if graph is None or reference is None:
         others = {"--reference": reference, "--graph": graph, "--state": state, "--size": size, "--bound": bound}
         _refuse(others | {"--steps": steps, "--seed": seed}, "{} cannot be given without both --reference and --graph")
         if bundle is None:
             raise typer.BadParameter("name a BUNDLE, or --reference and --graph")
-        check_one_bundle(bundle, model, wanted, console)
-        return
+        check_one_bundle(bundle, model, wanted)
     of_bundles = {"BUNDLE": bundle, "--model": model, "--bisect": bisect or None}
     _refuse(of_bundles, "{} cannot be given with --graph")
     from .foreign import NUM_STEPS, ForeignRequest
@@ -162,7 +160,7 @@ def check(
         )  # fmt: skip
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    check_any_graph(request, wanted, console)
+    check_any_graph(request, wanted)
 
 
 @app.command()
@@ -173,10 +171,10 @@ def prove(
     as_json: Json = False,
 ) -> None:
     """Plant known defects into bundles of a model, and show that the check catches each. Exit 3 if one is missed."""
-    from .commands.check import defect_names, prove_model
+    from .commands.prove import defect_names, prove_command
 
     chosen = [_one_of("--only", name, defect_names()) for name in only or defect_names()]
-    prove_model(model, chosen, seed=seed or 0, as_json=as_json, console=Console(quiet=as_json))
+    prove_command(model, chosen, seed=seed or 0, as_json=as_json)
 
 
 @app.command()

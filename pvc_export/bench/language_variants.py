@@ -26,7 +26,7 @@ from pvc_ref.llm import Decoder, KeyValue
 
 from ..graphs.modules import pairs
 from ..graphs.onnx_file import quiet_exporter
-from ..parity.ladder import open_graphs
+from ..graphs.sessions import open_graphs
 from .vision_variants import open_with_defaults
 
 SIZES: dict[str, PVCConfig] = {

@@ -26,7 +26,7 @@ from pvc_ref.config import CompressorConfig, VisionConfig
 
 from ..graphs.modules import pairs
 from ..graphs.onnx_file import quiet_exporter
-from ..parity.ladder import open_graphs
+from ..graphs.sessions import open_graphs
 
 SIZES: dict[str, PVCConfig] = REFERENCE_SIZES | {
     "half": replace(

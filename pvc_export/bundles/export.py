@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import shlex
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import nn
 
 from engines.builder import build_engine, compute_capabilities, load_runtime
 from engines.bundle import TOKENIZER_NAME, graph_path
-from engines.errors import BackendUnavailable, ModelError, ParityError
+from engines.errors import BackendUnavailable, ModelError
 from engines.gate import NO_WIDE_ATTENTION, WideAttention, check_layers, count_attention
 from engines.graph_specs import graph_specs
 from engines.machine import sign
@@ -43,12 +43,11 @@ from ..graphs.models import LoadedModel, prompt_spec
 from ..graphs.modules import graph_module, graph_parameters, model_shape
 from ..graphs.onnx_file import export_graph
 from ..graphs.precision import cast_model
-from ..parity.check import check_bundle
-from ..parity.culprit.find import explained
-from ..parity.metrics import PARITY_NAME
-from ..parity.report import ParityReport
-from ..report import render
-from ..report.write import PAGE_NAME, now_utc, report_input
+from ..parity.check import check_bundle, explain
+from ..parity.report import PARITY_NAME, ParityReport
+from ..report import ReportInput, render
+from ..report.given import now_utc
+from ..report.write import PAGE_NAME
 from ..terminal import interrupt
 from ..terminal.console import Console, size_text
 from ..terminal.facts import installed
@@ -78,48 +77,54 @@ def export(
 ) -> ParityReport:
     """Make, check and publish a bundle at request.out, replacing an older bundle there.
 
-    Raises ModelError for a model that cannot be exported this way, BuildError, BackendUnavailable, and ParityError if
-    the check fails. After any error request.out is what it was before. publish_failures keeps a bundle that fails, its
-    receipt saying so: for measuring thresholds, and for looking at what went wrong.
+    A bundle that fails its check is not published: the report says that it failed (`passed`), and names the culprit.
+    Raises ModelError for a model that cannot be exported this way, BuildError, BackendUnavailable; then, too,
+    request.out is what it was before. publish_failures publishes a bundle that fails as well, its receipt saying so:
+    for measuring thresholds, and for looking at what went wrong.
     """
     console = console or Console(quiet=True)
     _refuse_what_cannot_work(loaded, request)
-    with staging(request.out) as folder:
+    with suppress(_NotPublished), staging(request.out) as folder:
         manifest = write_graphs(loaded, request, folder, console)
-        with (
-            explained(folder, loaded, console, scratch=folder.parent) as finding,
-            console.stage("check against the reference") as (stage, report),
-        ):
+        with console.stage("check against the reference") as (stage, report):
             parity = check_bundle(folder, loaded, num_questions=NUM_QUESTIONS, scratch=folder.parent, progress=report)
             stage.note = parity.summary()
-            if not parity.passed and not publish_failures:
-                finding.graph = parity.first_failed_graph
-                raise ParityError(parity.failure_text())
+        if not parity.passed and not publish_failures:
+            parity = explain(parity, folder, loaded, console, scratch=folder.parent)
+            raise _NotPublished
         interrupt.check()
         manifest = replace(manifest, parity=parity.receipt())
         (folder / PARITY_NAME).write_text(json.dumps(parity.to_json(), indent=1) + "\n", encoding="utf-8")
-        command = f"pvc-export check {shlex.quote(str(request.out))}"
-        page = render(report_input(parity, manifest, request.out, command=command))
+        page = render(ReportInput(parity=parity, manifest=manifest, bundle=str(request.out)))
         (folder / PAGE_NAME).write_text(page, encoding="utf-8")
         files = manifest.files | {name: hash_file(folder / name) for name in (PARITY_NAME, PAGE_NAME)}
         replace(manifest, files=files).save(folder)
     return parity
 
 
+class _NotPublished(Exception):
+    """Ends the staging of a bundle that failed its check, so that it disappears. Goes no further than `export`."""
+
+
 def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> None:
     config, limits = loaded.config, request.limits
     if config.time_mode == "relative":
         raise ModelError(
-            "this model's time mode is 'relative' (t / T with T growing): every new frame changes the keys of all "
-            "earlier ones, so no temporal cache is valid and no streaming graph is exact. Only 'absolute' and "
-            "'fixed' can be exported; the reference runs such a model clip by clip: PVC.encode_clip"
+            "this model's time mode is 'relative' (t / T with T growing), so no streaming graph of it can be exact",
+            expected="time mode 'absolute' or 'fixed'",
+            cause="every new frame changes the keys of all earlier ones, so no temporal cache stays valid",
+            fix="run it clip by clip with the reference: PVC.encode_clip",
         )
     if config.vision.num_temporal_layers == 0:
-        raise ModelError("this model has no temporal layers, so it has no state to stream; it is a plain InternVL2")
+        raise ModelError(
+            "this model has no temporal layers, so it has no state to stream",
+            expected="one temporal layer at least",
+            cause="it is a plain InternVL2",
+        )
     if limits.context > config.llm.max_positions:
         raise ModelError(
-            f"--context {limits.context} exceeds the model's max_positions {config.llm.max_positions}; "
-            f"choose --context {config.llm.max_positions // limits.bucket * limits.bucket} or less"
+            f"--context {limits.context} exceeds the model's max_positions {config.llm.max_positions}",
+            fix=f"choose --context {config.llm.max_positions // limits.bucket * limits.bucket} or less",
         )
     if request.target.builder is not None:
         load_runtime(request.target)  # a missing package or GPU must be known before minutes of export
@@ -129,7 +134,8 @@ def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> Non
     except ImportError as error:
         raise BackendUnavailable(
             f"an export checks its graphs with the package onnxruntime, which cannot be imported here ({error}). "
-            "Nothing was exported. Install it: pip install -e '.[ort]'"
+            "Nothing was exported",
+            fix="pip install -e '.[ort]'",
         ) from error
 
 

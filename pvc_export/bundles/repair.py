@@ -1,51 +1,22 @@
 """Proof of a suggestion: export again with the island that the culprit asks for, until the check passes.
 
-The check's own limits decide, not the culprit's: a repair that was only suggested is none.
+The check's own limits decide, not the culprit's: a repair that was only suggested does not count.
 """
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from engines.errors import ParityError
 
 from ..graphs.models import LoadedModel
 from ..parity.check import check_bundle
-from ..parity.culprit.find import Culprit, find_culprit
+from ..parity.culprit.find import find_culprit
+from ..parity.culprit.record import Culprit, Repair
 from ..terminal.console import Console
 from .export import ExportRequest, write_graphs
 
 MAX_ISLANDS = 6
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Repair:
-    """What a bundle needs in order to pass.
-
-    islands   beyond those of the request;  passed  whether a bundle with them did;  culprits  one a failed try
-    """
-
-    islands: tuple[str, ...]
-    passed: bool
-    culprits: tuple[Culprit, ...]
-
-    def text(self) -> str:
-        if not self.passed:
-            tried = ", ".join(self.islands) or "none"
-            return f"No repair was found. Float32 islands that were tried, all together: {tried}"
-        if not self.islands:
-            return (
-                "Exported again as it is, the check passes: the model is fine, and this bundle was changed or made by "
-                "another version. Export it again"
-            )
-        flags = " ".join(f"--island {name}" for name in self.islands)
-        return f"Exported again with {flags}, the check passes"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def repair(
@@ -66,12 +37,9 @@ def repair(
             write_graphs(loaded, own, folder, Console(quiet=True))
             label = f"export and check with {', '.join(islands)}" if islands else "export and check once more"
             with console.stage(label) as (stage, report):
-                try:
-                    parity = check_bundle(folder, loaded, num_questions=num_questions, scratch=scratch, progress=report)
-                    passed, stage.note = parity.passed, parity.summary()
-                except ParityError as error:
-                    passed, stage.note = False, str(error).splitlines()[0]
-            if passed:
+                parity = check_bundle(folder, loaded, num_questions=num_questions, scratch=scratch, progress=report)
+                stage.note = parity.summary()
+            if parity.passed:
                 return Repair(islands=islands, passed=True, culprits=tuple(culprits))
             culprit = find_culprit(folder, loaded, scratch=scratch)
         if culprit is None or culprit.island is None:

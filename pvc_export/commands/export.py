@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import typer
 
-from engines.errors import SpecError
+from engines.errors import EXIT_DIFFERENT, SpecError
 from engines.spec import Precision, StreamLimits
 from engines.target import Target, load_target
 from engines.terminal import print_json
@@ -63,10 +64,16 @@ def export_command(ask: Ask) -> None:
                 "bundle": str(out),
                 "precision": ask.precision,
                 "target": target.name,
+                "published": parity.passed,
                 "parity": parity.receipt(),
+                "faults": [asdict(fault) for fault in parity.faults()],
+                "culprit": parity.culprit and parity.culprit.to_json(),
                 "stages": [asdict(stage) for stage in console.stages],
             }
         )
+    if not parity.passed:
+        print(f"FAIL: {parity.failure_text()}\nNothing was published", file=sys.stderr)
+        raise typer.Exit(EXIT_DIFFERENT)
     console.print(f"published {out}")
     console.print(f"next: pvc-export run {shlex.quote(str(out))} --video FILE --ask 'What happens?'")
 

@@ -257,7 +257,7 @@ def compare_with_reference(
     from pvc_ref.prompt import STOP_TOKEN
 
     from ..graphs.models import load_reference
-    from ..parity.metrics import near_tie
+    from ..parity.limits import near_tie
     from ..parity.words.conversations import common_prefix, reference_logits
     from ..parity.words.prompts import Prompt, reference_embeds
 

@@ -37,14 +37,14 @@ experiment (causes.py), since "the outputs differ" is no help with somebody else
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import SpecError
 
+from ..graphs.sessions import fitting_threads
 from ..parity.drift.report import Drift
-from ..parity.ladder import fitting_threads
+from ..parity.recording import Progress
 from .declare import declare
 from .levels import check_drift, check_file, check_sizes, check_step, check_stream
 from .reference import NoiseFloor, Reference, load_reference, require_function
@@ -53,8 +53,6 @@ from .session import GraphSession, RunFailed, Wiring, load_graph, wiring_of
 from .sides import Sides
 from .state_rules import check_batch, check_determinism, check_states
 from .states import Bound, Declared, StatePair, parse_bound, parse_size
-
-Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +126,7 @@ def check_foreign(request: ForeignRequest, progress: Progress = lambda _: None) 
         states=tuple(pair.text() for pair in declared.states),
         drawn=tuple(declared.drawn_as(port) for port in declared.drawn),
         sizes=declared.sizes,
-        levels=tuple(levels),
+        results=tuple(levels),
         drifts=drifts,
     )
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -40,12 +42,12 @@ class Judge:
     findings: list[Finding] = field(default_factory=list)
 
     def hold(
-        self, got: Arrays, want: Arrays, *, run: str, step: int, floors: Floors, likely: Callable[[str], str],
-        told: str = "", forced: Callable[[str], str] = lambda _: "",
+        self, got: Arrays, want: Arrays, *, run: str, step: int, floors: Floors, cause: Callable[[str], str],
+        told: str = "", forced: Callable[[str], str] = lambda _: "", axis: str | None = None,
     ) -> set[str]:  # fmt: skip
         """The outputs that differ, by name.
 
-        likely  the likely cause of one;  forced  what teacher forcing showed of it;  told  what is wrong, before ':'
+        cause  the likely cause of one;  forced  what teacher forcing showed of it;  told  what is wrong, before ':'
         """
         wrong = set[str]()
         for name, expected in want.items():
@@ -57,38 +59,38 @@ class Judge:
                 continue
             wrong.add(name)
             if self.is_news(name, run):
-                text = f"{self.sides.declared.describe(name)}{told}: {found.text()}"
-                self.add(tensor=name, step=step, run=run, text=text, forced=forced(name), likely=likely(name))
+                what = f"{self.sides.declared.describe(name)}{told}: {found.text()}"
+                self.add(tensor=name, step=step, run=run, axis=axis, what=what, forced=forced(name), cause=cause(name))
         return wrong
 
     def is_news(self, tensor: str, run: str) -> bool:
         return not any(found.tensor == tensor and found.run == run for found in self.findings)
 
-    def add(
-        self, *, text: str, likely: str, tensor: str | None = None, step: int | None = None, run: str = "",
-        forced: str = "",
-    ) -> None:  # fmt: skip
-        self.findings.append(
-            Finding(level=self.letter, tensor=tensor, step=step, run=run, text=text, forced=forced, likely=likely)
-        )
+    def add(self, **found: Any) -> None:
+        """A finding of this level, by its fields."""
+        self.findings.append(Finding(level=self.letter, **found))
 
     def cause(self, got: Arrays, want: Arrays, feeds: Arrays, *, step: int, floors: Floors) -> Callable[[str], str]:
         """The likely cause of an output that is off, by its name: looked for on these arrays."""
         return lambda name: likely_cause(
-            Failure(sides=self.sides, tensor=name, got=got, want=want, feeds=feeds, step=step, floor=floors.worst.get(name))
+            Failure(
+                sides=self.sides, tensor=name, got=got, want=want, feeds=feeds, step=step, floor=floors.worst.get(name)
+            )
         )
 
-    def hold_step(self, feeds: Arrays, want: Arrays, *, run: str, failing: tuple[str, str]) -> None:
+    def hold_step(
+        self, feeds: Arrays, want: Arrays, *, failing: tuple[str, str], run: str = "", axis: str | None = None
+    ) -> None:
         """One step from the zero state. `failing`: what it means if the graph fails on it, and the likely cause."""
         floors = Floors()
         floors.add(want, self.sides.double.run(feeds))
         try:
             got = self.sides.session.run(feeds)
         except RunFailed as error:
-            self.add(step=0, run=run, text=f"{failing[0]}: {error}", likely=failing[1])
+            self.add(step=0, run=run, axis=axis, what=f"{failing[0]}: {error}", cause=failing[1])
         else:
             cause = self.cause(got, want, feeds, step=0, floors=floors)
-            self.hold(got, want, run=run, step=0, floors=floors, likely=cause, forced=lambda _: REPORTED_ZERO)
+            self.hold(got, want, run=run, step=0, floors=floors, cause=cause, forced=lambda _: REPORTED_ZERO, axis=axis)
 
     def level(self, note: str, *, left_out: Mapping[str, str] = MappingProxyType({})) -> Level:
         """What was found, the first step first, and in it the stream's own run and the first output of the file."""
@@ -116,11 +118,11 @@ def check_file(declared: Declared, wiring: Wiring, opening: RunFailed | None) ->
         for fault in faults_of(declared.path, wiring.num_bytes)
     ]
     if opening is not None:
-        text = f"ONNX Runtime's CPU does not open the file: {opening}"
-        faults.append((text, "an operator or opset that it does not have"))
+        what = f"ONNX Runtime's CPU does not open the file: {opening}"
+        faults.append((what, "an operator or opset that it does not have"))
     pairs = count(len(declared.states), "state pair")
     note = f"onnx.checker, strict shape inference, {pairs}, ONNX Runtime CPU, opset {wiring.opset}"
-    findings = tuple(Finding(level="A", text=text, likely=likely) for text, likely in faults)
+    findings = tuple(Finding(level="A", what=what, cause=cause) for what, cause in faults)
     return Level(letter="A", note=note, findings=findings)
 
 
@@ -128,7 +130,7 @@ def check_step(sides: Sides, feeds: Arrays, want: Arrays) -> Level:
     """B: every output and state output after one step from the zero state. `want` is the reference's."""
     judge = Judge(letter="B", sides=sides)
     failing = f"the graph fails on {_fed(feeds)}", _why_not_run(sides.declared, feeds)
-    judge.hold_step(feeds, want, run="", failing=failing)
+    judge.hold_step(feeds, want, failing=failing)
     return judge.level(f"{len(want)} outputs")
 
 
@@ -148,9 +150,9 @@ def check_sizes(sides: Sides) -> Level:
             except ModelError as error:
                 left_out[run] = error.what
                 continue
-            text = f"axis '{symbol}' is declared dynamic, but the graph fails at {run} (level B asked {base[symbol]})"
-            likely = "a size that was traced as a constant: in a Reshape, an Expand, a mask or a position table"
-            judge.hold_step(feeds, want, run=run, failing=(text, likely))
+            what = f"axis '{symbol}' is declared dynamic, but the graph fails at {run} (level B asked {base[symbol]})"
+            cause = "a size that was traced as a constant: in a Reshape, an Expand, a mask or a position table"
+            judge.hold_step(feeds, want, run=run, axis=symbol, failing=(what, cause))
     return judge.level(f"axes {', '.join(free)}", left_out=left_out)
 
 
@@ -172,7 +174,9 @@ class Streamed:
         for name, b in want.items():
             if b.dtype.kind == "f" and got[name].shape == b.shape:
                 true = b if exact is None else exact[name]
-                error, floor, gap = (metrics_of(*pair).rel_l2 for pair in ((got[name], true), (b, true), (got[name], b)))
+                error, floor, gap = (
+                    metrics_of(*pair).rel_l2 for pair in ((got[name], true), (b, true), (got[name], b))
+                )
                 self.samples.setdefault(name, []).append(Sample(frame=step, error=error, floor=floor, gap=gap))
 
 
@@ -223,7 +227,7 @@ class _Runner:
             return
         cause = self.judge.cause(self.got, want, feeds, step=step, floors=self.floors)
         self.wrong = self.judge.hold(
-            self.got, want, run=self.run, step=step, floors=self.floors, likely=cause, forced=forced
+            self.got, want, run=self.run, step=step, floors=self.floors, cause=cause, forced=forced
         )
 
     def told(self, tensor: str) -> str:
@@ -241,9 +245,9 @@ class _Runner:
         self.ended = self.ended or any(states[name].shape != shape for name, shape in shapes.items())
         return states
 
-    def _end(self, step: int, text: str) -> None:
+    def _end(self, step: int, what: str) -> None:
         self.ended = True
-        self.judge.add(step=step, run=self.run, text=text, likely="a state of a size that the graph does not take")
+        self.judge.add(step=step, run=self.run, what=what, cause="a state of a size that the graph does not take")
 
 
 def check_drift(sides: Sides, streamed: Streamed) -> tuple[Level, tuple[Drift, ...]]:
@@ -261,13 +265,13 @@ def check_drift(sides: Sides, streamed: Streamed) -> tuple[Level, tuple[Drift, .
             level="E",
             tensor=drift.tensor,
             run=OWN,
-            text=f"{sides.declared.describe(drift.tensor)} {drift.verdict}",
-            likely="a constant that is nearly right (a decay, a step, an epsilon), or a state kept in a narrower dtype",
+            what=f"{sides.declared.describe(drift.tensor)} {drift.verdict}",
+            cause="a constant that is nearly right (a decay, a step, an epsilon), or a state kept in a narrower dtype",
         )
         for drift in drifts
         if drift.verdict != "ok"
     )
-    num_open = sum(drift.is_open(FAITHFUL * drift.noise) is not None for drift in drifts)
+    num_open = sum(drift.doubt(FAITHFUL * drift.noise) is not None for drift in drifts)
     note = f"{count(len(drifts), 'output')}" + (f", {num_open} of them undecided in so few steps" if num_open else "")
     return Level(letter="E", note=note, findings=findings), drifts
 

@@ -70,7 +70,7 @@ class Compared(Metrics):
     def text(self) -> str:
         """The numbers and their limits, in words."""
         if self.flaw:
-            return self.flaw
+            return self.flaw.rstrip(",")
         if self.num_different:
             return f"{self.num_different} values differ, by up to {self.max_abs:g} (they must be equal)"
         words = [
@@ -83,7 +83,9 @@ class Compared(Metrics):
         return asdict(self) | {"passed": self.passed}
 
 
-def compare(got: Array, want: Array, *, tensor: str, run: str, step: int, floor: Limits | None, unit: float) -> Compared:
+def compare(
+    got: Array, want: Array, *, tensor: str, run: str, step: int, floor: Limits | None, unit: float
+) -> Compared:
     """Two arrays, by the rule."""
     found, is_exact = metrics_of(got, want), want.dtype.kind != "f"
     return Compared(

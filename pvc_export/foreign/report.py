@@ -14,39 +14,50 @@ from ..report.text import count, share
 from .limits import CEILING, FLOAT32_UNIT, MARGIN, NO_FLOOR_ULPS, ULPS, Compared
 
 LEVELS = "ABCDEGHI"
-"""Those of every ladder of this product that a graph of another model can be asked; F is of bundles."""
+"""Those of a bundle's check that any graph can be asked. The others need a ring, a tokenizer or pixels."""
 NUM_STEPS = 64
 """Of the stream, where nobody says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """Something that is not as it should be.
+    """Something that is wrong.
 
     tensor, step  the output by its ONNX name, and the step, where it shows; None where it is of neither
-    run           which run of the level: 'own state', 'time = 1'
-    text          what happened, with the numbers and their limits
+    run           which run of the level: 'own state', 'time = 1';  axis  whose size was another in it
+    what          what happened, with the numbers and their limits
     forced        what feeding the reference's state showed there; empty where that was not asked
-    likely        the likely cause
+    cause         the likely cause
     """
 
     level: str
     tensor: str | None = None
     step: int | None = None
     run: str = ""
-    text: str
+    axis: str | None = None
+    what: str
     forced: str = ""
-    likely: str
+    cause: str
 
     def line(self) -> str:
-        """Where and what."""
+        """Where in its level, and what."""
         where = ", ".join([*([] if self.step is None else [f"step {self.step}"]), *([self.run] if self.run else [])])
-        return f"{where}: {self.text}" if where else self.text
+        return f"{where}: {self.what}" if where else self.what
+
+    @property
+    def about(self) -> str:
+        return f"level {self.level}, {TITLES[self.level]}"
+
+    @property
+    def text(self) -> str:
+        """All of it, on one line."""
+        said = (f"{self.about}: {self.line()}", self.forced.rstrip("."), f"Likely {self.cause}")
+        return ". ".join(filter(None, said))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Level:
-    """How one level came out. It is a pass only if it was executed.
+    """What one level found.
 
     note          what was done, for people
     left_out      parts that could not be asked, by run, and why
@@ -61,29 +72,33 @@ class Level:
     not_executed: str | None = None
 
     @property
-    def passed(self) -> bool:
-        return not self.findings and self.not_executed is None
+    def title(self) -> str:
+        return TITLES[self.letter]
 
     @property
     def verdict(self) -> Verdict:
         """The level in one line: how many comparisons there were, the worst of them, and what was done."""
         if self.not_executed is not None:
             return Verdict(level=self.letter, passed=None, detail=self.not_executed)
-        detail = self.note
+        said = [count(len(self.findings), "finding")] if self.findings else []
         if self.compared:
             worst = max(self.compared, key=Compared.share)
             run = f" ({worst.run})" if worst.run else ""
-            much = f"'{worst.tensor}'{run} at {share(worst.share())} of its limit"
-            detail = f"{len(self.compared)} compared, the worst {much}; {self.note}"
-        if self.findings:
-            detail = f"{count(len(self.findings), 'finding')}; {detail}"
-        return Verdict(level=self.letter, passed=not self.findings, detail=detail)
+            said.append(f"{len(self.compared)} compared, '{worst.tensor}'{run} at {share(worst.share())} of its limit")
+        return Verdict(level=self.letter, passed=not self.findings, detail="; ".join([*said, self.note]))
+
+    def rows(self) -> dict[str, list[Compared]]:
+        """By output, in the order in which they were compared."""
+        found: dict[str, list[Compared]] = {}
+        for one in self.compared:
+            found.setdefault(one.tensor, []).append(one)
+        return found
 
     def to_json(self) -> dict[str, Any]:
         return {
             "letter": self.letter,
-            "title": TITLES[self.letter],
-            "passed": self.passed,
+            "title": self.title,
+            "passed": self.verdict.passed,
             "note": self.note,
             "findings": [asdict(finding) for finding in self.findings],
             "left_out": dict(self.left_out),
@@ -96,7 +111,7 @@ class Level:
 class ForeignReport:
     """What was compared, and how it came out.
 
-    command        the check itself, as a command line
+    command        the check itself without --steps, as a command line
     dtype          the narrowest float of the graph, whose roundoff is the unit of every limit
     floor_missing  why there is no float64 floor; None if there is
     """
@@ -110,30 +125,29 @@ class ForeignReport:
     states: tuple[str, ...]
     drawn: tuple[str, ...]
     sizes: dict[str, int]
-    levels: tuple[Level, ...]
+    results: tuple[Level, ...]
     drifts: tuple[Drift, ...]
 
     @property
     def passed(self) -> bool:
-        """No finding, and the steps themselves were compared."""
-        return not any(level.findings for level in self.levels) and self.level("D").passed
+        """Of what was executed, nothing was wrong. A graph that does not open is wrong at level A."""
+        return not self.faults()
 
-    @property
-    def findings(self) -> list[Finding]:
-        return [finding for level in self.levels for finding in level.findings]
-
-    @property
-    def first(self) -> Finding | None:
-        """The first finding of the first level that has one: any later one may be its consequence."""
-        return next(iter(self.findings), None)
+    def faults(self) -> list[Finding]:
+        """Everything that is wrong, level by level: any later one may be a consequence of the first."""
+        return [finding for level in self.results for finding in level.findings]
 
     def level(self, letter: str) -> Level:
-        return next(level for level in self.levels if level.letter == letter)
+        return next(level for level in self.results if level.letter == letter)
+
+    def levels(self) -> dict[str, Verdict]:
+        """How every level came out."""
+        return {level.letter: level.verdict for level in self.results}
 
     def left_out(self) -> dict[str, str]:
         """What was not run, and why."""
-        whole = {f"{x.letter} {TITLES[x.letter]}": x.not_executed for x in self.levels if x.not_executed is not None}
-        parts = {f"{x.letter}, {run}": why for x in self.levels for run, why in x.left_out.items()}
+        whole = {f"{x.letter} {x.title}": x.not_executed for x in self.results if x.not_executed is not None}
+        parts = {f"level {x.letter}, {run}": why for x in self.results for run, why in x.left_out.items()}
         return whole | parts | ({"float64 floor": self.floor_missing} if self.floor_missing is not None else {})
 
     def table(self) -> list[str]:
@@ -146,9 +160,8 @@ class ForeignReport:
             f"  limit  {self.rule()}",
             "levels",
         ]
-        for level in self.levels:
-            lines.append(level.verdict.line())
-            lines += [f"          {finding.line()}" for finding in level.findings[:3]]
+        for level in self.results:
+            lines += [level.verdict.line(), *(f"          {finding.line()}" for finding in level.findings[:3])]
         return lines + [f"{name}: not executed: {reason}" for name, reason in self.left_out().items()]
 
     def summary(self) -> str:
@@ -156,42 +169,46 @@ class ForeignReport:
 
     def outcome(self) -> str:
         """How much was compared, and how it came out, on one line."""
-        shares = [found.share() for level in self.levels for found in level.compared]
-        asked = [level for level in self.levels if level.not_executed is None]
+        shares = [found.share() for level in self.results for found in level.compared]
+        asked = [verdict.passed for verdict in self.levels().values() if verdict.passed is not None]
         return (
-            f"{sum(level.passed for level in asked)} of {len(asked)} levels, {len(shares)} comparisons, the worst at "
+            f"{sum(asked)} of {len(asked)} levels, {len(shares)} comparisons, the worst at "
             f"{share(max(shares, default=inf))} of its limit, {self.num_steps} steps"
         )
 
     def failure_text(self) -> str:
-        """What is wrong first, how it was seen, its likely cause, and the next command. Empty if all passed."""
-        first = self.first
-        if first is None:
+        """What is wrong first, how it was seen, and its likely cause, in lines; empty for a pass."""
+        faults = self.faults()
+        if not faults:
             return ""
-        lines = [f"the graph differs from the reference: {self.graph} against {self.reference} ({self.computed()})"]
-        lines.append(f"  level {first.level}, {TITLES[first.level]}: {first.line()}")
-        lines += [f"  {first.forced}"] if first.forced else []
-        lines.append(f"  Likely {first.likely}")
-        others = [f"{level.letter} ({len(level.findings)})" for level in self.levels if level.findings]
-        lines += [f"  findings by level: {', '.join(others)}"] if len(others) > 1 else []
-        return "\n".join([*lines, f"next: {self.next_command(first)}"])
+        first, by_level = faults[0], [f"{x.letter} ({len(x.findings)})" for x in self.results if x.findings]
+        lines = [
+            f"the graph differs from the reference: {self.graph} against {self.reference} ({self.computed()})",
+            f"  {first.about}: {first.line()}",
+            *([f"  {first.forced}"] if first.forced else []),
+            f"  Likely {first.cause}",
+            *([f"  findings by level: {', '.join(by_level)}"] if len(by_level) > 1 else []),
+        ]
+        return "\n".join(lines)
 
     def whole_command(self) -> str:
         """The check as it was made."""
         return self.command if self.num_steps == NUM_STEPS else f"{self.command} --steps {self.num_steps}"
 
-    def next_command(self, first: Finding) -> str:
-        """The check again, narrowed down to what was found."""
-        if first.level == "B":
-            return f"{self.command} --steps 1 --json  # every number"
-        if first.level == "C":
-            symbol = first.run.partition(" = ")[0]
-            return f"{self.command} --size {shlex.quote(f'{symbol}={self.sizes[symbol]}')}  # that axis at one size"
-        if first.level == "D":
-            return f"{self.command} --steps {(first.step or 0) + 1} --json  # every number up to there"
+    def next_command(self) -> tuple[str, str]:
+        """The check again, narrowed down to what was found first, and what that is for. Empty for a pass."""
+        first = next(iter(self.faults()), None)
+        if first is None:
+            return "", ""
+        if first.level in "BD":
+            return f"{self.command} --steps {(first.step or 0) + 1} --json", "Read every number up to there"
+        if first.axis is not None:
+            size = shlex.quote(f"{first.axis}={self.sizes[first.axis]}")
+            return f"{self.command} --size {size}", "Check that axis at one size"
         if first.level == "E":
-            return f"{self.command} --steps {10 * self.num_steps}  # at whose end the limit should be left"
-        return f"{self.command}  # once the graph is exported anew"
+            steps = 10 * self.num_steps
+            return f"{self.command} --steps {steps}", "Check a longer stream, at whose end the limit should be left"
+        return self.command, "Export the graph anew, then check it again"
 
     def computed(self) -> str:
         """The dtype of the graph, and what ONNX Runtime's CPU computes it in."""
@@ -206,7 +223,7 @@ class ForeignReport:
 
     def to_json(self) -> dict[str, Any]:
         """Every level with its findings and every single comparison, for curves."""
-        first = self.first
+        faults = self.faults()
         return {
             "passed": self.passed,
             "graph": self.graph,
@@ -224,7 +241,7 @@ class ForeignReport:
                 "float32_unit": FLOAT32_UNIT,
                 "floor_missing": self.floor_missing,
             },
-            "first": None if first is None else asdict(first),
-            "levels": [level.to_json() for level in self.levels],
+            "first": asdict(faults[0]) if faults else None,
+            "levels": [level.to_json() for level in self.results],
             "drift": [drift.to_json() for drift in self.drifts],
         }

@@ -5,6 +5,8 @@ Inputs are drawn from a seed. Outputs are held to the same limits as those of a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -16,15 +18,17 @@ from engines.session import Session
 from engines.spec import FLOAT_OF, GraphSpec
 
 from ..graphs.models import LoadedModel
+from .evidence import Evidence
 from .metrics import Difference, compare_arrays
+from .places import Place, Rung, positions_place, stream_place
 
 
-def probe_batch(bundle: Bundle) -> list[Difference]:
+def probe_batch(bundle: Bundle) -> Evidence:
     """Each row of a full batch against the same row run alone, for every graph. Empty for a bundle of one stream."""
     found: list[Difference] = []
     num_streams = bundle.manifest.limits.streams
     if num_streams == 1:
-        return found
+        return Evidence()
     for name, session in bundle.sessions.items():
         rng = np.random.default_rng(0)
         dims = {dim: size.opt for dim, size in session.spec.dims.items()}
@@ -34,15 +38,14 @@ def probe_batch(bundle: Bundle) -> list[Difference]:
             one = {key: value[row : row + 1] for key, value in feeds.items()}
             alone = _new_rows(session.spec, one, _run(session, one))
             for tensor, want in alone.items():
-                got = together[tensor][row : row + 1]
-                where = f"stream {row} of {num_streams}"
-                found.append(compare_arrays(got, want, stage=_stage(bundle), graph=name, tensor=tensor, where=where))
-    return found
+                got, where = together[tensor][row : row + 1], stream_place(row, num_streams)
+                found.append(compare_arrays(got, want, rung=_rung(bundle), graph=name, tensor=tensor, where=where))
+    return Evidence(differences=tuple(found))
 
 
 @torch.no_grad()
-def probe_context(bundle: Bundle, loaded: LoadedModel) -> list[Difference]:
-    """One frame's rows behind a context that is full but for them, at the last positions, against the reference."""
+def probe_context(bundle: Bundle, loaded: LoadedModel) -> Evidence:
+    """The last rows of a context, as many as a frame has, against the reference."""
     session = bundle.sessions["llm"]
     spec, num_rows = session.spec, session.spec.dims["rows"].opt
     rng, cache = np.random.default_rng(1), LinearCache(spec, session.memory)
@@ -61,19 +64,15 @@ def probe_context(bundle: Bundle, loaded: LoadedModel) -> list[Difference]:
     hidden, rows = loaded.model.llm(torch.from_numpy(embeds).float(), positions, pairs)
     want = {"hidden": hidden[:, -1:]}
     want |= {s.output: r for s, r in zip(spec.states, (r for pair in rows for r in pair), strict=True)}
-    where = f"positions {length}..{cache.capacity - 1}"
-    return [
-        compare_arrays(got[name], value.numpy(), stage=_stage(bundle), graph="llm", tensor=name, where=where)
-        for name, value in want.items()
-    ]
+    return Evidence(differences=_compare_llm(bundle, got, want, positions_place(length, cache.capacity - 1)))
 
 
 @torch.no_grad()
-def probe_lengths(bundle: Bundle, loaded: LoadedModel) -> list[Difference]:
+def probe_lengths(bundle: Bundle, loaded: LoadedModel) -> Evidence:
     """Streams of different lengths in one pass, at and around the edges of the cache's buckets, against the reference's
     one pass over everything without a cache. One row (decode) and a frame's rows (ingest)."""
     session, limits = bundle.sessions["llm"], bundle.manifest.limits
-    rng, found = np.random.default_rng(2), list[Difference]()
+    rng, found = np.random.default_rng(2), tuple[Difference, ...]()
     for num_rows in (1, session.spec.dims["rows"].opt):
         edges = [limits.bucket - 1, limits.bucket, limits.bucket + 1, 1, 0]
         lengths = [length for length in edges if length + num_rows <= limits.context]
@@ -90,12 +89,18 @@ def probe_lengths(bundle: Bundle, loaded: LoadedModel) -> list[Difference]:
                     for state, rows in zip(session.spec.states, (r for pair in new for r in pair), strict=True)
                 }
                 got = {"hidden": outputs[row : row + 1]} | {k: v[row : row + 1] for k, v in written.items()}
-                where = f"{num_rows} rows behind {length}, stream {row} of {len(group)}"
-                found += [
-                    compare_arrays(got[k], v.numpy(), stage=_stage(bundle), graph="llm", tensor=k, where=where)
-                    for k, v in want.items()
-                ]
-    return found
+                where = Place("rows", row, f"{num_rows} rows behind {length}, {stream_place(row, len(group))}")
+                found += _compare_llm(bundle, got, want, where)
+    return Evidence(differences=found)
+
+
+def _compare_llm(
+    bundle: Bundle, got: Mapping[str, Array], want: Mapping[str, torch.Tensor], where: Place
+) -> tuple[Difference, ...]:
+    return tuple(
+        compare_arrays(got[name], value.numpy(), rung=_rung(bundle), graph="llm", tensor=name, where=where)
+        for name, value in want.items()
+    )
 
 
 def _run_together(bundle: Bundle, lengths: list[int], embeds: Array, num_rows: int) -> tuple[Array, dict[str, Array]]:
@@ -152,8 +157,8 @@ def _run(session: Session, feeds: dict[str, Array]) -> dict[str, Array]:
     return {name: session.memory.to_host(tensor) for name, tensor in session.run(own).items()}
 
 
-def _stage(bundle: Bundle) -> str:
-    return f"bundle {bundle.manifest.precision}"
+def _rung(bundle: Bundle) -> Rung:
+    return Rung("bundle", bundle.manifest.precision)
 
 
 def draw_inputs(spec: GraphSpec, dims: dict[str, int], bundle: Bundle, rng: np.random.Generator) -> dict[str, Array]:

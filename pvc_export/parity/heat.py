@@ -18,7 +18,9 @@ from engines.errors import SpecError
 from engines.memory import Array
 from pvc_ref import PVCConfig
 
-from .metrics import TINY, limit_key, limits_of, load_thresholds
+from .limits import limits_for
+from .metrics import TINY, Difference
+from .places import Place, Rung
 
 WORST_FRAMES = 2
 
@@ -32,10 +34,10 @@ class HeatMap:
     limit        what a token may be off by;  class_token  the error of the token that lies nowhere, if there is one
     """
 
-    stage: str
+    rung: Rung
     graph: str
     tensor: str
-    where: str
+    where: Place
     errors: Array
     frame: Array | None
     limit: float
@@ -58,10 +60,10 @@ def heat_map(
     got: Array,
     want: Array,
     *,
-    stage: str,
+    rung: Rung,
     graph: str,
     tensor: str,
-    where: str,
+    where: Place,
     frame: Array | None,
     has_class_token: bool,
     grid: tuple[int, int] | None = None,
@@ -74,7 +76,7 @@ def heat_map(
     Raises SpecError for shapes that differ, or tokens that do not fill the grid.
     """
     if got.shape != want.shape or got.ndim != 3 or len(got) != 1:
-        raise SpecError(f"'{graph}/{tensor}' is {got.shape} and {want.shape}, expected (1, N, C) of both")
+        raise SpecError(f"'{graph}/{tensor}' is {got.shape} and {want.shape}", expected="(1, N, C) of both")
     a, b = got[0].astype(np.float64), want[0].astype(np.float64)
     size = float(np.sqrt(np.mean(np.sum(b * b, axis=-1))))
     errors = np.linalg.norm(a - b, axis=-1) / max(size, TINY)
@@ -82,22 +84,25 @@ def heat_map(
     errors = errors[1:] if has_class_token else errors
     rows, columns = grid or (isqrt(len(errors)), isqrt(len(errors)))
     if rows * columns != len(errors):
-        raise SpecError(f"{len(errors)} tokens of '{graph}/{tensor}' do not fill a grid of {rows} x {columns}")
-    limits = load_thresholds()[limits_of(stage)][limit_key(graph, tensor)]
+        raise SpecError(
+            f"{len(errors)} tokens of '{graph}/{tensor}' do not fill a grid of {rows} x {columns}",
+            expected="a square of tokens, or the grid they lie in",
+        )
+    limits = limits_for(Difference(rung=rung, graph=graph, tensor=tensor, where=where))
     return HeatMap(
-        stage=stage,
+        rung=rung,
         graph=graph,
         tensor=tensor,
         where=where,
         errors=errors.reshape(columns, rows).T if by_columns else errors.reshape(rows, columns),
         frame=frame,
-        limit=limits["worst_token"]["limit"],
+        limit=limits["worst_token"],
         class_token=class_token,
     )
 
 
 def worst_heat_maps(
-    stage: str,
+    rung: Rung,
     got: Sequence[Mapping[str, Array]],
     want: Sequence[Mapping[str, Array]],
     *,
@@ -108,17 +113,19 @@ def worst_heat_maps(
 ) -> tuple[HeatMap, ...]:
     """Maps of the vision outputs, each at the frames where its worst token is the worst, in the order of the graphs.
 
-    got, want  recordings (ladder.Recording): for every frame each output as 'graph/tensor'
+    got, want  recordings (recording.py): for every frame each output as 'graph/tensor'. One of another shape than the
+               reference's has no map
     """
     found: list[HeatMap] = []
     for graph, tensor, layout in _layouts(config):
         name = f"{graph}/{tensor}"
         maps = [
             heat_map(
-                mine[name], theirs[name], stage=stage, graph=graph, tensor=tensor, where=f"frame {time}", frame=frame,
-                has_class_token=tensor == "trunk_features", **layout,
+                mine[name], theirs[name], rung=rung, graph=graph, tensor=tensor, where=Place("frame", time),
+                frame=frame, has_class_token=tensor == "trunk_features", **layout,
             )
             for mine, theirs, frame, time in zip(got, want, pixels, times, strict=True)
+            if mine[name].shape == theirs[name].shape
         ]  # fmt: skip
         worst = sorted(range(len(maps)), key=lambda index: maps[index].worst, reverse=True)[:num_frames]
         found += [maps[index] for index in sorted(worst)]

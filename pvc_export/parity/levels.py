@@ -1,9 +1,9 @@
-"""The levels of parity, A to M: what a check shows, and at which level something shows.
+"""Levels of parity: what a check compares, in the order in which a fault can come in.
 
     A  graph         files, weights bit for bit, every output seen
     B  one step      a stream's first frame and first pass: nothing has been remembered yet
     C  shapes        other numbers of rows, the edges of buckets, the far end of the context
-    D  stream        frames behind the first, against the reference's own streaming form and the whole clip
+    D  stream        frames after the first, against the reference's own streaming form and the whole clip
     E  drift         far frames, where the clock has run ahead; drift/measure.py streams there without a gap
     F  window wrap   frames W - 1 to 2 W + 1, where the ring is overwritten for the first and the second time
     G  state rules   reset, interleave, fork, save: bit for bit (state/rules.py)
@@ -11,24 +11,24 @@
     I  determinism   the same bits again: now, in a new session, in a new process
     J  decode        teacher-forced KL with margins, and each token the likeliest
     K  pixels, text  the runtime's resize and prompt, greedy answers, held-out questions
-    L  controls      defects that must be caught: pvc-export prove
-    M  properties    random stories of several streams: the test suite
-Unusual: a fault shows at every level behind its own, so what names it is the first one that fails.
+A fault also fails every later level, so the first failing level identifies it. Two more levels are no check's: L, the
+defects that must be caught, is `pvc-export prove`, and M, random stories of several streams, the test suite.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from .metrics import Difference, beyond_limits
+from .limits import beyond_limits
+from .metrics import Difference
+from .places import Place
 
 TITLES: dict[str, str] = {
     "A": "graph", "B": "one step", "C": "shapes", "D": "stream", "E": "drift", "F": "window wrap", "G": "state rules",
-    "H": "batch", "I": "determinism", "J": "decode", "K": "pixels to text", "L": "negative controls",
-    "M": "property tests",
+    "H": "batch", "I": "determinism", "J": "decode", "K": "pixels to text",
 }  # fmt: skip
-IN_A_CHECK = "ABCDEFGHIJK"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,36 +46,40 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """Something that holds or does not, without a tolerance. passed is None where it was not executed."""
+    """Something that holds or does not, without a tolerance. passed is None where it was not executed; detail says
+    what was tried, what is wrong, or why it was not executed."""
 
     level: str
     name: str
     passed: bool | None
     detail: str
 
+    def to_json(self) -> dict[str, Any]:
+        """The detail says itself where nothing was executed."""
+        return asdict(self) | ({"detail": f"not executed: {self.detail}"} if self.passed is None else {})
 
-def level_of(difference: Difference, window: int, num_consecutive: int) -> str:
+
+def level_of(place: Place, window: int, num_consecutive: int) -> str:
     """Where a difference shows. num_consecutive: frames of the clip, before the clock was let run ahead."""
-    kind, _, number = difference.where.partition(" ")
-    if kind == "frame":
-        frame = int(number)
-        if frame == 0:
-            return "B"
-        if frame >= num_consecutive:
-            return "E"
-        return "D" if frame < window - 1 else "F"
-    if kind in ("pass", "token"):
-        return "B" if number == "0" else "D"
-    if kind == "stream":
-        return "H"
-    return "K" if difference.where == "the whole text" else "C"
+    match place.kind:
+        case "frame" if place.index > 0:
+            if place.index >= num_consecutive:
+                return "E"
+            return "D" if place.index < window - 1 else "F"
+        case "frame" | "pass" | "token":
+            return "B" if place.index == 0 else "D"
+        case "stream":
+            return "H"
+        case "text":
+            return "K"
+    return "C"
 
 
-def verdicts_of(found: Iterable[Difference], window: int, num_consecutive: int) -> dict[str, Verdict]:
+def verdicts_of(differences: Iterable[Difference], window: int, num_consecutive: int) -> dict[str, Verdict]:
     """The levels at which tensors were compared. What failed first is in the detail."""
     compared: dict[str, list[Difference]] = {}
-    for difference in found:
-        compared.setdefault(level_of(difference, window, num_consecutive), []).append(difference)
+    for difference in differences:
+        compared.setdefault(level_of(difference.where, window, num_consecutive), []).append(difference)
     verdicts = {}
     for level, members in compared.items():
         wrong = beyond_limits(members)
@@ -84,7 +88,7 @@ def verdicts_of(found: Iterable[Difference], window: int, num_consecutive: int) 
             first = wrong[0]
             detail = (
                 f"{len(wrong)} of {len(members)} tensors beyond their limits, first {first.graph}/{first.tensor} at "
-                f"{first.where} ({first.stage})"
+                f"{first.where} ({first.rung})"
             )
         verdicts[level] = Verdict(level=level, passed=not wrong, detail=detail)
     return verdicts

@@ -1,7 +1,7 @@
 """A stream of a bundle as users run it, recorded: every output of every graph, up to where it ends.
 
-Unusual: a graph that returns NaN ends a stream, and that is a finding like any other: what was recorded until then is
-kept, and the values that are not finite are the last difference.
+A graph that returns NaN ends a stream, and that is a difference like any other: what was recorded until then is kept,
+and the values that are not finite are the last difference.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from pvc_ref.preprocess import resize_frame
 
 from ..graphs.models import LoadedModel
 from .clip import QUESTION, Frame
-from .ladder import Frames, Progress, Recording, recording_of
-from .metrics import Difference, not_finite
+from .metrics import Difference
+from .places import WHOLE_TEXT, Place, Rung
 from .recorded_sessions import Calls, Recorder
+from .recording import Frames, Progress, Recording, recording_of
 
 NUM_NEW_TOKENS = 16
 MIN_DECODED = 4
@@ -31,15 +32,15 @@ FAR_FRAME = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stop:
-    """Why a stream ended early. error: the runtime's words; found: the values that are not finite, first graph only."""
+class EarlyEnd:
+    """Why a stream ended early. error: the runtime's words; differences: what is not finite, first graph only."""
 
     error: str
-    found: tuple[Difference, ...]
+    differences: tuple[Difference, ...]
 
     @property
-    def where(self) -> str:
-        return self.found[0].where
+    def where(self) -> Place:
+        return self.differences[0].where
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +52,7 @@ class RecordedStream:
     vision        the outputs of `frames`
     pixels, fed   the clip's frames as the reference resizes them, and those that reached the trunk
     num_streamed  frames that the LLM was shown
-    forced        tokens fed behind an answer that was too short to show decoding
+    forced        tokens fed after an answer that was too short to show decoding
     """
 
     frames: Frames
@@ -63,7 +64,7 @@ class RecordedStream:
     language_calls: Calls
     tokens: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
-    stop: Stop | None = None
+    stop: EarlyEnd | None = None
 
 
 def stream_clip(
@@ -78,7 +79,7 @@ def stream_clip(
     times = list(range(len(clip)))
     tokens: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
-    stop: Stop | None = None
+    stop: EarlyEnd | None = None
     language_calls = recorder.calls
     try:
         for index, frame in enumerate(clip[:num_frames]):
@@ -95,10 +96,12 @@ def stream_clip(
         if total is None:
             _jump(encoder, pixels, bundle, times)
     except NonFiniteError as error:
-        stop = _stop(recorder.calls, times, bundle.manifest.precision, error)
+        stop = _early_end(recorder.calls, times, Rung("bundle", bundle.manifest.precision), error)
     calls = recorder.calls
-    done = len(calls["compressor"]) - any(found.graph == "compressor" for found in stop.found) if stop else len(times)
-    num_fed = min(len(calls["trunk"]), len(clip)) if stop else len(clip)
+    done, num_fed = len(times), len(clip)
+    if stop is not None:
+        done = len(calls["compressor"]) - any(found.graph == "compressor" for found in stop.differences)
+        num_fed = min(len(calls["trunk"]), len(clip))
     return RecordedStream(
         frames=Frames(pixels=[*pixels, *pixels][:done], times=times[:done], total_frames=total),
         num_frames=num_fed,
@@ -113,29 +116,33 @@ def stream_clip(
     )
 
 
-def _stop(calls: Calls, times: list[int], precision: str, error: NonFiniteError) -> Stop:
+def _early_end(calls: Calls, times: list[int], rung: Rung, error: NonFiniteError) -> EarlyEnd:
     """The first graph of which a call returned what is not finite. Raises the error if none was recorded."""
     for graph in GRAPH_NAMES:
         for index, outputs in enumerate(calls[graph]):
             where = _where(graph, index, times)
             found = [
-                not_finite(array, stage=f"bundle {precision}", graph=graph, tensor=name, where=where)
+                Difference(rung=rung, graph=graph, tensor=name, where=where, num_nonfinite=_num_nonfinite(array))
                 for name, array in outputs.items()
-                if not np.isfinite(array).all()
+                if _num_nonfinite(array)
             ]
             if found:
-                return Stop(error=str(error), found=tuple(found))
+                return EarlyEnd(error=error.what, differences=tuple(found))
     raise error
 
 
-def _where(graph: str, index: int, times: list[int]) -> str:
+def _num_nonfinite(array: Array) -> int:
+    return int((~np.isfinite(array)).sum())
+
+
+def _where(graph: str, index: int, times: list[int]) -> Place:
     if graph in VISION_GRAPHS:
-        return f"frame {times[index]}"
-    return {"embed": "the whole text", "llm": f"pass {index}", "head": f"token {index}"}[graph]
+        return Place("frame", times[index])
+    return {"embed": WHOLE_TEXT, "llm": Place("pass", index), "head": Place("token", index)}[graph]
 
 
 def _decode_a_little_more(stream: PVCStream, tokens: tuple[int, ...]) -> tuple[int, ...]:
-    """Feed tokens behind an answer of a word or none, so that decoding is compared whatever the model says."""
+    """Feed tokens after an answer of a word or none, so that decoding is compared whatever the model says."""
     forced = tuple(range(max(MIN_DECODED - len(tokens), 0)))
     for token in forced:
         stream.language.logits(stream.language.append(stream.language.embed([token])))
@@ -160,6 +167,7 @@ def frames_that_fit(bundle: Bundle, loaded: LoadedModel, num_frames: int) -> int
         if rows <= bundle.manifest.limits.context:
             return count
     raise SpecError(
-        f"--context {bundle.manifest.limits.context} does not hold one frame, a question and {NUM_NEW_TOKENS} tokens "
-        "of answer; export with a larger --context"
+        f"the bundle's context of {bundle.manifest.limits.context} rows is too short for a check",
+        expected=f"room for one frame, a question and {NUM_NEW_TOKENS} tokens of answer",
+        fix="export with a larger --context",
     )

@@ -2,135 +2,191 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
+from engines.manifest import Manifest
 from engines.spec import GRAPH_NAMES, Precision
 
+from .culprit.record import INNOCENT, Culprit, Repair
+from .drift.report import DriftReport
+from .evidence import Evidence
 from .levels import TITLES, Rule, Verdict, level_of, verdicts_of
-from .metrics import Conversation, Difference, Row, beyond_limits, kl_limit, limit_key
-from .words.results import RungAnswers
+from .limits import Kind, Row, beyond_limits, kinds_of, kl_limit, worst_rows
+from .places import Rung
 
-if TYPE_CHECKING:
-    from .heat import HeatMap  # the page is made from this report
+PARITY_NAME = "parity.json"
+MOST_OF_A_KIND = 6
+"""Faults of one kind that a text tells one by one."""
+FaultKind = Literal["weights", "row", "missing", "stopped", "token", "conversation", "answer", "rule", "drift"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ParityReport:
+class Fault:
+    """One thing that is wrong.
+
+    part   what of its kind it belongs to: the graph of weights, the kind of a prompt, a rung, a rule's name, a tensor
+    about  the same in words, for a line of its own;  what  what is wrong with it
+    """
+
+    kind: FaultKind
+    part: str
+    about: str
+    what: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.about}: {self.what}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParityReport(Evidence):
     """What was compared, and how it came out.
 
-    not_executed  rungs of the ladder that could not run, and why; they are never a pass
-    rules         what holds bit for bit or not at all: state, batch, determinism, pixels
-    heat          the worst frames, token by token, for pictures
-    stopped       the runtime's words where a graph returned NaN: the stream ended there, and so did the check
+    drift    a long stream's, if one was measured;  repair  what made the check pass, if that was tried
+    culprit  of a failed check, the first wrong operation; None if every operation is right, or nobody `looked`
     """
 
     precision: Precision
     computed_in: str
     num_frames: int
-    rows: tuple[Row, ...]
-    found: tuple[Difference, ...]
-    missing: tuple[str, ...]
-    num_weights: int
-    wrong_weights: dict[str, list[str]]
-    num_tokens: int
-    num_equal_tokens: int
-    wrong_tokens: tuple[str, ...]
-    not_executed: dict[str, str]
     window: int
-    conversations: tuple[Conversation, ...] = ()
-    answers: tuple[RungAnswers, ...] = ()
-    rules: tuple[Rule, ...] = ()
-    heat: tuple[HeatMap, ...] = ()
-    stopped: str | None = None
+    rows: tuple[Row, ...]
+    drift: DriftReport | None = None
+    looked: bool = False
+    culprit: Culprit | None = None
+    repair: Repair | None = None
 
     @property
     def passed(self) -> bool:
-        tensors = self.missing or self.wrong_weights
-        words = self.stopped or self.wrong_tokens or self.wrong_conversations() or self.wrong_answers()
-        return not tensors and not words and not self.broken_rules() and all(row.passed for row in self.rows)
+        """Of what was executed, nothing was wrong."""
+        return not self.faults()
 
-    def broken_rules(self) -> list[str]:
-        return [f"{TITLES[rule.level]}: {rule.name}: {rule.detail}" for rule in self.rules if rule.passed is False]
+    def faults(self) -> list[Fault]:
+        """Everything that is wrong: first what the others follow from, and rows in the order of the graphs."""
+        return list(self._faults())
 
-    def levels(self) -> dict[str, Verdict]:
-        """How every level came out, A to M."""
-        verdicts = verdicts_of(self.found, self.window, self.num_frames)
-        weights = sum(map(len, self.wrong_weights.values()))
-        unseen = f", {len(self.missing)} outputs never seen" if self.missing else ", every output seen"
-        graph = f"{self.num_weights} weights bit-equal" + (f", {weights} not" if weights else unseen)
-        verdicts["A"] = Verdict(level="A", passed=not (self.missing or weights), detail=graph)
-        if self.conversations:
-            wrong = [*self.wrong_tokens, *self.wrong_conversations()]
-            steps = sum(conversation.num_steps for conversation in self.conversations)
-            verdicts["J"] = Verdict(level="J", passed=not wrong, detail=wrong[0] if wrong else f"{steps} steps scored")
-        spoken = self.wrong_answers()
-        if self.answers:
-            count = sum(rung.num_questions for rung in self.answers)
-            detail = spoken[0] if spoken else f"{count} answers on {len(self.answers)} rungs"
-            verdicts["K"] = _both(verdicts.get("K"), Verdict(level="K", passed=not spoken, detail=detail))
-        for level in dict.fromkeys(rule.level for rule in self.rules):
-            verdict = _of_rules([rule for rule in self.rules if rule.level == level])
-            verdicts[level] = _both(verdicts.get(level), verdict)
-        otherwise = "not reached: the stream had ended" if self.stopped else "not part of this check"
-        elsewhere = {"L": "pvc-export prove", "M": "the test suite's", "H": "the bundle serves one stream"}
-        return {
-            level: verdicts.get(level) or Verdict(level=level, passed=None, detail=elsewhere.get(level, otherwise))
-            for level in TITLES
-        }
-
-    def wrong_conversations(self) -> list[str]:
-        """Every prompt that was answered otherwise than by rounding."""
+    def _faults(self) -> Iterator[Fault]:
+        for graph, names in self.wrong_weights.items():
+            what = f"{len(names)} not the reference's: {_some(names)}"
+            yield Fault(kind="weights", part=graph, about=f"weights of '{graph}'", what=what)
+        for row in sorted(self.rows, key=lambda row: GRAPH_NAMES.index(row.graph)):
+            if not row.passed:
+                yield Fault(kind="row", part=row.name, about=row.name, what=row.text())
+        if self.missing:
+            yield Fault(kind="missing", part="", about="never seen, so never compared", what=_some(self.missing))
+        if self.stopped:
+            yield Fault(kind="stopped", part="", about="the stream ended there", what=self.stopped)
+        for wrong in self.wrong_tokens:
+            yield Fault(kind="token", part="", about="greedy answer", what=wrong)
         limit = kl_limit(self.precision)
-        return [f"{c.kind} prompt {c.question!r}: {fault}" for c in self.conversations if (fault := c.fault(limit))]
-
-    def wrong_answers(self) -> list[str]:
-        """Held-out questions that a rung answers otherwise than by rounding, or too many that it answers otherwise."""
-        return [fault for rung in self.answers for fault in rung.faults()]
+        for c in self.conversations:
+            if fault := c.fault(limit):
+                yield Fault(kind="conversation", part=c.kind, about=f"{c.kind} prompt {c.question!r}", what=fault)
+        for rung in self.answers:
+            for fault in rung.faults():
+                yield Fault(kind="answer", part=str(rung.rung), about=str(rung.rung), what=fault)
+        for rule in self.rules:
+            if rule.passed is False:
+                about = f"{TITLES[rule.level]}: {rule.name}"
+                yield Fault(kind="rule", part=rule.name, about=about, what=rule.detail)
+        for curve in self.drift.curves if self.drift else ():
+            if curve.verdict != "ok":
+                yield Fault(kind="drift", part=curve.tensor, about=f"drift of {curve.tensor}", what=curve.verdict)
 
     @property
     def first_failed_graph(self) -> str | None:
-        """The first graph that is not as it should be, in the order in which a frame and then its text pass through."""
+        """The first graph that is wrong, in the order in which a frame and then its text pass through."""
         failed = {row.graph for row in self.rows if not row.passed} | set(self.wrong_weights)
         return next((name for name in GRAPH_NAMES if name in failed), None)
 
     @property
     def first_failed_level(self) -> str | None:
-        """Where the first graph that failed did so first: what fails behind it, graph or level, is a consequence."""
+        """Where the first graph that failed did so first: any later failure, of graph or level, is a consequence."""
         graph = self.first_failed_graph
-        wrong = beyond_limits(found for found in self.found if found.graph == graph)
-        return level_of(wrong[0], self.window, self.num_frames) if wrong else None
+        wrong = beyond_limits(one for one in self.differences if one.graph == graph)
+        return level_of(wrong[0].where, self.window, self.num_frames) if wrong else None
 
-    def stages(self) -> dict[str, list[Row]]:
-        """The rows of every stage, in the order of the ladder."""
-        stages: dict[str, list[Row]] = {}
-        for row in self.rows:
-            stages.setdefault(row.stage, []).append(row)
-        return stages
+    def left_out(self) -> dict[str, str]:
+        """What could not run, and why: rungs of the ladder, and rules."""
+        rules = {f"level {rule.level}, {rule.name}": rule.detail for rule in self.rules if rule.passed is None}
+        return self.not_executed | rules
+
+    @property
+    def is_computed_wider(self) -> bool:
+        """Whether what ran computed narrower graphs in float32: then no device's arithmetic was seen."""
+        return self.precision != "fp32" and self.computed_in == "float32"
+
+    # -- levels --------------------------------------------------------------------------------------------------
+
+    def levels(self) -> dict[str, Verdict]:
+        """How every level came out, A to K."""
+        found: dict[str, Verdict] = {}
+        for verdict in self._verdicts():
+            found[verdict.level] = _both(found.get(verdict.level), verdict)
+        why_not = "not reached: the stream had ended" if self.stopped else "not part of this check"
+        reasons = {"H": "the bundle serves one stream"}
+        return {
+            level: found.get(level) or Verdict(level=level, passed=None, detail=reasons.get(level, why_not))
+            for level in TITLES
+        }
+
+    def _verdicts(self) -> Iterator[Verdict]:
+        """One for each level and way of looking at it."""
+        yield from verdicts_of(self.differences, self.window, self.num_frames).values()
+        weights = sum(map(len, self.wrong_weights.values()))
+        unseen = f", {len(self.missing)} outputs never seen" if self.missing else ", every output seen"
+        graph = f"{self.num_weights} weights bit-equal" + (f", {weights} not" if weights else unseen)
+        yield Verdict(level="A", passed=not (self.missing or weights), detail=graph)
+        if self.conversations:
+            steps = sum(conversation.num_steps for conversation in self.conversations)
+            yield self._verdict("J", ("token", "conversation"), f"{steps} steps scored")
+        if self.answers:
+            count = sum(rung.num_questions for rung in self.answers)
+            yield self._verdict("K", ("answer",), f"{count} answers on {len(self.answers)} rungs")
+        for level in dict.fromkeys(rule.level for rule in self.rules):
+            yield _of_rules([rule for rule in self.rules if rule.level == level])
+        if self.drift is not None:
+            yield self._verdict("E", ("drift",), f"{self.drift.num_frames} frames in a row do not drift")
+
+    def _verdict(self, level: str, kinds: tuple[FaultKind, ...], detail: str) -> Verdict:
+        wrong = [fault.text for fault in self.faults() if fault.kind in kinds]
+        return Verdict(level=level, passed=not wrong, detail=wrong[0] if wrong else detail)
+
+    # -- for people ----------------------------------------------------------------------------------------------
+
+    def kinds(self) -> dict[Rung, list[Kind]]:
+        """The rows of every rung, in the order of the ladder, by what shares limits."""
+        return kinds_of(self.rows)
+
+    def heading(self, rung: Rung) -> str:
+        """A rung, and what its graphs were computed in where that is not its dtype."""
+        wider = rung.kind in ("onnx", "bundle") and rung.dtype != "fp32"
+        return f"{rung} (computed in {self.computed_in})" if wider else str(rung)
 
     def table(self) -> list[str]:
-        """Lines for people: each stage, in it the worst row of each kind of tensor, and the levels."""
+        """Lines for people: each rung, in it the worst row of each kind of tensor, and the levels."""
         lines = []
-        for stage, rows in self.stages().items():
-            lines.append(self.heading(stage))
-            kinds: dict[str, list[Row]] = {}
-            for row in rows:
-                kinds.setdefault(limit_key(row.graph, row.tensor), []).append(row)
-            for kind, members in kinds.items():
-                row = max(members, key=Row.share)
-                worst, count = row.worst, f" (worst of {len(members)})" if len(members) > 1 else ""
+        for rung, kinds in self.kinds().items():
+            lines.append(f"{self.heading(rung)}, against {rung.neighbour}")
+            for kind in kinds:
+                row, count = kind.worst, len(kind.rows)
+                worst, name = row.worst, kind.name + (f" (worst of {count})" if count > 1 else "")
+                numbers = worst.flaw or (
+                    f"max abs {worst.max_abs:.1e}  relative L2 {worst.rel_l2:.1e}  "
+                    f"worst token {worst.worst_token:.1e}  1 - cosine {worst.cosine_gap:.1e}  "
+                    f"norm {worst.norm_gap:.1e}  {worst.sqnr_db:.0f} dB"
+                )
                 lines.append(
-                    f"  {'ok  ' if row.passed else 'FAIL'} {kind + count:<30} max abs {worst.max_abs:.1e}  relative L2 "
-                    f"{worst.rel_l2:.1e}  worst token {worst.worst_token:.1e}  1 - cosine {worst.cosine_gap:.1e}  "
-                    f"norm {worst.norm_gap:.1e}  {worst.sqnr_db:.0f} dB   {row.share():.0%} of its limit"
+                    f"  {'ok  ' if row.passed else 'FAIL'} {name:<30} {numbers}   {row.share():.0%} of its limit"
                 )
         lines += self._conversation_lines()
         if self.answers:
             lines += ["held-out questions with known answers, each rung fed the reference's (torch fp32)"]
             lines += [rung.line() for rung in self.answers]
         lines += ["levels", *(verdict.line() for verdict in self.levels().values())]
-        return lines + [f"{rung}: not executed: {reason}" for rung, reason in self.not_executed.items()]
+        return lines + [f"{name}: not executed: {reason}" for name, reason in self.not_executed.items()]
 
     def _conversation_lines(self) -> list[str]:
         """A line for every kind of prompt: greedy answers, and both sides fed the reference's."""
@@ -152,56 +208,53 @@ class ParityReport:
             )
         return lines
 
-    def heading(self, stage: str) -> str:
-        what, dtype = stage.split()
-        against = {
-            "torch": "torch fp64" if dtype == "fp32" else "torch fp32",
-            "onnx": f"torch {dtype}",
-            "engine": f"onnx {dtype}",
-            "gpu": "torch fp32, as the target runs it",
-            "bundle": "torch fp32, a whole stream on the CPU",
-        }[what]
-        label = f" (computed in {self.computed_in})" if what in ("onnx", "bundle") and dtype != "fp32" else ""
-        return f"{stage}{label}, against {against}"
-
     def summary(self) -> str:
-        worst = max(self.rows, key=Row.share)
+        return f"{'pass' if self.passed else 'FAIL'}: {self.outcome()}"
+
+    def outcome(self) -> str:
+        """How much was compared, and how it came out, on one line."""
         said = self.conversations
         answers = f", {sum(c.equal for c in said)}/{len(said)} answers equal" if said else ""
         if self.answers:
-            own = next(rung for rung in self.answers if rung.rung.startswith("bundle"))
+            own = next(rung for rung in self.answers if rung.rung.kind == "bundle")
             answers += (
                 f", {own.accuracy:.1%} of {own.num_questions} questions right ({own.agreement:.2%} as the reference)"
             )
         return (
-            f"{'pass' if self.passed else 'FAIL'}: {self.num_weights} weights bit-equal, {len(self.rows)} rows over "
-            f"{self.num_frames} frames at most at {worst.share():.0%} of their limits, "
-            f"{self.num_equal_tokens}/{self.num_tokens} tokens equal{answers}"
+            f"{self.num_weights} weights bit-equal, {len(self.rows)} rows over {self.num_frames} frames at most at "
+            f"{self.worst_row.share():.0%} of their limits, {self.num_equal_tokens}/{self.num_tokens} tokens equal"
+            f"{answers}"
         )
 
+    @property
+    def worst_row(self) -> Row:
+        return max(self.rows, key=Row.share)
+
     def failure_text(self) -> str:
+        """What is wrong, where it begins and what to do, in lines; empty for a pass."""
+        faults = self.faults()
+        if not faults:
+            return ""
         lines = [f"the bundle differs from the reference ({self.precision}, computed in {self.computed_in}):"]
-        failed = sorted((row for row in self.rows if not row.passed), key=Row.share, reverse=True)
-        lines += [f"  {row.stage}: {row.graph}/{row.tensor}: {row.text()}" for row in failed[:6]]
-        words = (*self.wrong_tokens[:4], *self.wrong_conversations()[:4], *self.wrong_answers()[:4])
-        words += (*self.broken_rules()[:4],)
-        words += (f"the stream ended there: {self.stopped}",) if self.stopped else ()
-        lines += [f"  {wrong}" for wrong in words]
-        lines += [f"  never seen, so never compared: {', '.join(self.missing)}"] if self.missing else []
-        lines += [
-            f"  {graph}: not the reference's weights: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-            for graph, names in self.wrong_weights.items()
-        ]
+        for kind in dict.fromkeys(fault.kind for fault in faults):
+            members = [fault.text for fault in faults if fault.kind == kind]
+            lines += [f"  {text}" for text in members[:MOST_OF_A_KIND]]
+            if len(members) > MOST_OF_A_KIND:
+                lines.append(f"  and {len(members) - MOST_OF_A_KIND} more like the last")
         if self.first_failed_graph:
             lines.append(
-                f"The first graph on the way that is not as it should be is '{self.first_failed_graph}'. Likely a "
-                "wrong weight, mask or slot, or a dtype too narrow there. Compare in float32: pvc-export onnx --fp32"
+                f"First failing graph: '{self.first_failed_graph}'. Likely a wrong weight, mask or slot, or a dtype "
+                "too narrow there. Compare in float32: pvc-export onnx --fp32"
             )
-        return "\n".join(lines)
+        if self.looked:
+            lines.append(self.culprit.text() if self.culprit else INNOCENT)
+        return "\n".join(lines + ([self.repair.text()] if self.repair else []))
+
+    # -- for machines --------------------------------------------------------------------------------------------
 
     def receipt(self) -> dict[str, Any]:
         """The lines of the manifest that say how this bundle was checked."""
-        worst = max(self.rows, key=Row.share)
+        worst = self.worst_row
         return {
             "passed": self.passed,
             "precision": self.precision,
@@ -209,36 +262,56 @@ class ParityReport:
             "num_frames": self.num_frames,
             "num_rows": len(self.rows),
             "num_weights_bit_equal": self.num_weights,
-            "worst_row": f"{worst.stage}: {worst.graph}/{worst.tensor}",
+            "worst_row": worst.name,
             "worst_share_of_limit": round(worst.share(), 4),
             "equal_tokens": f"{self.num_equal_tokens}/{self.num_tokens}",
             "equal_answers": f"{sum(c.equal for c in self.conversations)}/{len(self.conversations)}",
             "max_kl": max((c.max_kl for c in self.conversations), default=None),
             "max_scaled_kl": max((c.scaled_kl for c in self.conversations), default=None),
             "held_out": {
-                rung.rung: {"accuracy": round(rung.accuracy, 4), "agreement": round(rung.agreement, 4)}
+                str(rung.rung): {"accuracy": round(rung.accuracy, 4), "agreement": round(rung.agreement, 4)}
                 for rung in self.answers
             },
-            "stages": list(self.stages()),
+            "stages": [str(rung) for rung in self.kinds()],
             "levels": {level: verdict.passed for level, verdict in self.levels().items()},
             "not_executed": self.not_executed,
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The receipt, every row, and every single difference ('frames'), for curves."""
+        """The receipt, every fault, every row, and every single difference ('frames'), for curves."""
         limit = kl_limit(self.precision)
+        searched = {"culprit": self.culprit and self.culprit.to_json(), "repair": self.repair and self.repair.to_json()}
         return {
             **self.receipt(),
+            "faults": [asdict(fault) for fault in self.faults()],
             "wrong_weights": self.wrong_weights,
             "missing": self.missing,
             "wrong_tokens": self.wrong_tokens,
-            "rows": [{**asdict(row), "passed": row.passed} for row in self.rows],
+            "rows": [row.to_json() for row in self.rows],
             "conversations": [asdict(c) | {"equal": c.equal, "kl_limit": limit} for c in self.conversations],
             "answers": [rung.to_json() for rung in self.answers],
             "levels": [asdict(verdict) | {"title": TITLES[level]} for level, verdict in self.levels().items()],
-            "rules": [asdict(rule) for rule in self.rules],
-            "frames": [asdict(found) | {"sqnr_db": found.sqnr_db} for found in self.found],
+            "rules": [rule.to_json() for rule in self.rules],
+            "frames": [one.to_json() | {"sqnr_db": one.sqnr_db} for one in self.differences],
+            **({} if self.passed else searched),
         }
+
+
+def judge(evidence: Evidence, manifest: Manifest, *, num_frames: int, computed_in: str = "float32") -> ParityReport:
+    """Hold what was found against the committed limits. num_frames: of the stream, before its clock was let jump."""
+    found = {part.name: getattr(evidence, part.name) for part in fields(Evidence)}
+    return ParityReport(
+        **found,
+        precision=manifest.precision,
+        computed_in=computed_in,
+        num_frames=num_frames,
+        window=manifest.limits.window,
+        rows=worst_rows(evidence.differences),
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _of_rules(rules: Sequence[Rule]) -> Verdict:
@@ -248,7 +321,7 @@ def _of_rules(rules: Sequence[Rule]) -> Verdict:
     if broken:
         return Verdict(level=level, passed=False, detail=f"{broken[0].name}: {broken[0].detail}")
     if not held:
-        return Verdict(level=level, passed=None, detail=rules[0].detail.removeprefix("not executed: "))
+        return Verdict(level=level, passed=None, detail=rules[0].detail)
     detail = f"{len(held)} of {len(rules)} rules, bit for bit"
     if len(rules) == 1:
         detail = f"{held[0].name}: {held[0].detail}"

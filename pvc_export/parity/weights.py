@@ -15,13 +15,15 @@ import onnx
 import torch
 from torch import Tensor
 
-from engines.bundle import Bundle, graph_path
+from engines.bundle import graph_path
+from engines.manifest import Manifest
 from engines.memory import host_dtype
 
 from ..graphs.models import LoadedModel
 from ..graphs.modules import graph_parameters
 from ..graphs.precision import cast_model
 from ..graphs.weights_file import weight_values
+from .evidence import Evidence
 
 Digest = tuple[str, int, int]
 """dtype, number of values, and the sum of all values' mixed bits."""
@@ -29,16 +31,16 @@ Digest = tuple[str, int, int]
 BLOCK = 1 << 22  # values mixed at a time, so that a large table needs little memory beside itself
 
 
-def compare_weights(bundle: Bundle, loaded: LoadedModel) -> tuple[int, dict[str, list[str]]]:
+def compare_weights(folder: Path, manifest: Manifest, loaded: LoadedModel) -> Evidence:
     """How many weights the graphs' files hold bit for bit, and by graph the names of those that they do not."""
-    model = cast_model(loaded.model, bundle.manifest.precision, bundle.manifest.islands)
+    model = cast_model(loaded.model, manifest.precision, manifest.islands)
     num_equal, wrong = 0, dict[str, list[str]]()
-    for graph in bundle.manifest.graphs:
+    for graph in manifest.graphs:
         parameters = graph_parameters(model, graph)
-        if missing := missing_weights(bundle.folder / graph_path(graph), parameters):
+        if missing := missing_weights(folder / graph_path(graph), parameters):
             wrong[graph] = missing
         num_equal += len(parameters) - len(missing)
-    return num_equal, wrong
+    return Evidence(num_weights=num_equal, wrong_weights=wrong)
 
 
 def missing_weights(path: Path, parameters: Mapping[str, Tensor]) -> list[str]:

@@ -10,8 +10,9 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from ..parity.levels import TITLES
-from ..parity.metrics import GATED, Row, kl_limit
+from ..parity.levels import TITLES, Rule, Verdict
+from ..parity.limits import GATED, Row, kl_limit
+from ..parity.report import FaultKind
 from .given import ReportInput
 from .text import clean
 
@@ -86,74 +87,48 @@ def _add_case(suite: ET.Element, case: Case) -> None:
 
 def _cases(report: ReportInput) -> Iterator[Case]:
     parity = report.parity
+    wrong: dict[tuple[FaultKind, str], list[str]] = {}
+    for fault in parity.faults():
+        wrong.setdefault((fault.kind, fault.part), []).append(fault.text)
+
+    def case(kind: FaultKind, part: str, suite: str, group: str, name: str, details: str = "") -> Case:
+        """A case that fails if a fault is of that kind and part."""
+        found = wrong.get((kind, part), [])
+        return Case(suite=suite, group=group, name=name, failure="\n".join(found) or None, details=details)
+
     for row in parity.rows:
-        yield _row(row)
+        name = f"{row.graph}/{row.tensor} ({row.num_compared} compared)"
+        yield case("row", row.name, str(row.rung), row.graph, name, _numbers(row))
     for graph in report.manifest.graphs:
-        wrong = parity.wrong_weights.get(graph)
-        failure = f"not the reference's weights: {', '.join(wrong)}" if wrong else None
-        yield Case(suite="weights", group=graph, name=f"{graph}: every weight bit for bit", failure=failure)
-    missing = f"never seen, so never compared: {', '.join(parity.missing)}" if parity.missing else None
-    yield Case(suite="outputs", group="all", name="every output was compared", failure=missing)
-    yield Case(
-        suite="tokens", group="greedy", name=f"{parity.num_tokens} tokens are the likeliest",
-        failure="\n".join(parity.wrong_tokens) or None,
-    )  # fmt: skip
-    yield from _conversations(report)
+        names = ", ".join(parity.wrong_weights.get(graph, ()))
+        yield case("weights", graph, "weights", graph, f"{graph}: every weight bit for bit", names)
+    yield case("missing", "", "outputs", "all", "every output was compared")
+    yield case("stopped", "", "stream", "all", "the stream ran to its end")
+    yield case("token", "", "tokens", "greedy", f"{parity.num_tokens} tokens are the likeliest")
+    limit = kl_limit(parity.precision)
+    for kind in dict.fromkeys(c.kind for c in parity.conversations):
+        group = [c for c in parity.conversations if c.kind == kind]
+        equal = f"{sum(c.equal for c in group)}/{len(group)} answers equal"
+        details = f"{equal}, scaled KL at most {max(c.scaled_kl for c in group):.3g} (limit {limit:.3g})"
+        yield case("conversation", kind, "conversations", "kind", kind, details)
     for rung in parity.answers:
-        yield Case(
-            suite="held-out answers", group="rung", name=rung.rung, failure="\n".join(rung.faults()) or None,
-            details=rung.line().strip(),
-        )  # fmt: skip
-    yield from _of_levels(report)
+        yield case("answer", str(rung.rung), "held-out answers", "rung", str(rung.rung), rung.line().strip())
+    for rule in parity.rules:
+        yield _verdict(f"level {rule.level}", "rules", rule.name, rule)
+    for curve in parity.drift.curves if parity.drift else ():
+        yield case("drift", curve.tensor, "level E", "drift", curve.tensor, curve.line().strip())
+    for letter, verdict in parity.levels().items():
+        yield _verdict("levels", "level", f"{letter} {TITLES[letter]}", verdict)
     for name, reason in parity.not_executed.items():
         yield Case(suite="not executed", group="ladder", name=name, skipped=reason)
 
 
-def _row(row: Row) -> Case:
+def _numbers(row: Row) -> str:
     numbers = [f"{metric} {getattr(row.worst, metric):.3g} (limit {row.limits[metric]:.3g})" for metric in GATED]
-    text = f"{', '.join(numbers)} at {row.worst.where}, {row.share():.3g} of the limit"
-    return Case(
-        suite=row.stage,
-        group=row.graph,
-        name=f"{row.graph}/{row.tensor} ({row.num_compared} compared)",
-        failure=None if row.passed else f"{row.text()}\n{text}",
-        details=text,
-    )
+    return f"{', '.join(numbers)} at {row.worst.where}, {row.share():.3g} of the limit"
 
 
-def _conversations(report: ReportInput) -> Iterator[Case]:
-    limit, said = kl_limit(report.parity.precision), report.parity.conversations
-    for kind in dict.fromkeys(c.kind for c in said):
-        group = [c for c in said if c.kind == kind]
-        faults = [f"{c.question!r}: {fault}" for c in group if (fault := c.fault(limit))]
-        equal = f"{sum(c.equal for c in group)}/{len(group)} answers equal"
-        yield Case(
-            suite="conversations", group="kind", name=kind, failure="\n".join(faults) or None,
-            details=f"{equal}, scaled KL at most {max(c.scaled_kl for c in group):.3g} (limit {limit:.3g})",
-        )  # fmt: skip
-
-
-def _of_levels(report: ReportInput) -> Iterator[Case]:
-    """Rules and drift, one by one, and how every level came out."""
-    for rule in report.parity.rules:
-        yield Case(
-            suite=f"level {rule.level}",
-            group="rules",
-            name=rule.name,
-            failure=rule.detail if rule.passed is False else None,
-            skipped=rule.detail if rule.passed is None else None,
-            details=rule.detail if rule.passed else "",
-        )
-    if report.drift is not None:
-        for curve in report.drift.curves:
-            failure = None if curve.verdict == "ok" else curve.verdict
-            yield Case(suite="level E", group="drift", name=curve.tensor, failure=failure, details=curve.line().strip())
-    for letter, verdict in report.levels().items():
-        yield Case(
-            suite="levels",
-            group="level",
-            name=f"{letter} {TITLES[letter]}",
-            failure=verdict.detail if verdict.passed is False else None,
-            skipped=verdict.detail if verdict.passed is None else None,
-            details=verdict.detail if verdict.passed else "",
-        )
+def _verdict(suite: str, group: str, name: str, found: Verdict | Rule) -> Case:
+    failure, skipped = (found.detail if found.passed is state else None for state in (False, None))
+    details = found.detail if found.passed else ""
+    return Case(suite=suite, group=group, name=name, failure=failure, skipped=skipped, details=details)

@@ -36,4 +36,4 @@ def _environment() -> Environment:
 
 def _finalize(value: Any) -> Any:
     """What is written into the page: text without control characters."""
-    return text.clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return value if isinstance(value, Markup) else text.clean(str(value))

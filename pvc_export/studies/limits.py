@@ -25,7 +25,7 @@ from pvc_ref.prompt import byte_tokenizer
 
 from ..bundles.export import ExportRequest, export, versions
 from ..graphs.models import LoadedModel, load_model, loaded_model
-from ..parity.metrics import GATED, THRESHOLDS, limit_key, limits_of
+from ..parity.limits import GATED, THRESHOLDS, limit_key
 from ..parity.report import ParityReport
 from ..terminal.console import Console
 
@@ -79,8 +79,8 @@ def measure(measured: Iterable[LoadedModel], console: Console) -> list[ParityRep
 def limits_from(reports: list[ParityReport]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """Stage -> 'graph/tensor' -> metric -> the worst measured value and its limit."""
     worst: dict[str, dict[str, dict[str, float]]] = {}
-    for found in (found for report in reports for found in report.found):
-        metrics = worst.setdefault(limits_of(found.stage), {}).setdefault(limit_key(found.graph, found.tensor), {})
+    for found in (found for report in reports for found in report.differences):
+        metrics = worst.setdefault(str(found.rung.limits), {}).setdefault(limit_key(found.graph, found.tensor), {})
         for metric in GATED:
             metrics[metric] = max(metrics.get(metric, 0.0), float(getattr(found, metric)))
     return {
@@ -99,7 +99,7 @@ def limits_from(reports: list[ParityReport]) -> dict[str, dict[str, dict[str, di
 
 
 def kl_limits_from(reports: list[ParityReport]) -> dict[str, dict[str, float]]:
-    """Precision -> the worst KL of any step of any conversation, scaled as parity.Conversation says, and its limit."""
+    """Precision -> the worst KL of any step of any conversation, scaled as answers.Conversation says, and its limit."""
     worst: dict[str, float] = {}
     for report in reports:
         found = max(conversation.scaled_kl for conversation in report.conversations)

@@ -81,7 +81,7 @@ def test_check_exits_3_and_names_the_graph(
     result = pvc_export("check", bundle, "--json")
     assert result.exit_code == 3
     assert json.loads(result.out)["passed"] is False
-    assert "The first graph on the way that is not as it should be is 'temporal'" in result.message
+    assert "First failing graph: 'temporal'" in result.message
     assert "Traceback" not in result.message
 
 

@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from engines.bundle import graph_path
-from engines.errors import ParityError
 from engines.manifest import Manifest
 from engines.memory import Array
 from engines.spec import GRAPH_NAMES
@@ -30,9 +26,8 @@ from ...graphs.models import LoadedModel
 from ...graphs.modules import graph_module
 from ...graphs.onnx_file import export_graph
 from ...graphs.precision import can_be_island
-from ...terminal.console import Console
 from ..bfloat16_on_cpu import widen
-from .inputs import Expected, expected_calls, float32_specs, reference_stream
+from .inputs import ExpectedCall, expected_calls, float32_specs, reference_stream
 from .pieces import (
     LARGEST,
     Piece,
@@ -43,72 +38,16 @@ from .pieces import (
     overflowing_weights,
     run_pieces,
 )
+from .record import Culprit
 
 LIMIT = 32.0
 """Units of roundoff that one operation may be off by. Measured: 6.4 at most, over the operations of `tiny` and `shapes`
 in float16, both spellings, x86-64 CPU, ONNX Runtime 1.32, 2026-11-26."""
 ROOM = 4.0
 """How far below the largest value of its dtype the result of an island must stay."""
-INNOCENT = (
-    "Fed the reference's own values, every operation is right. So the graph is fed something else: look at the "
-    "runtime's masks, slots, positions and resize, and at the weights that differ"
-)
 PREFIX = {"trunk": "trunk", "temporal": "temporal", "compressor": "compressor", "llm": "llm", "head": "llm"}
 """What the scope of a graph is called in the model; the scopes of some begin with their one part's name."""
 PARTS = {"temporal": "encoder", "llm": "decoder", "head": "decoder"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Culprit:
-    """The first operation that is wrong, where it is written, and what would repair it.
-
-    layer         module of the model: 'trunk.layers.1.attn';  operation, nodes: torch's name of it, ONNX's
-    error, limit  units of roundoff of its dtype; infinite where it returns NaN or infinity, or a wrong mask or index
-    symptom       the same in words
-    peak          the largest value that it should return;  largest  what its dtype can hold
-    is_precision  whether it is right in float32
-    island        the smallest part of the model around it that is best computed in float32; None if that is no help
-    """
-
-    graph: str
-    where: str
-    layer: str
-    operation: str
-    nodes: tuple[str, ...]
-    line: str
-    dtype: str
-    error: float
-    limit: float
-    symptom: str
-    peak: float
-    largest: float
-    is_precision: bool
-    island: str | None
-
-    def text(self) -> str:
-        """Three lines for people: what is wrong and where, how large its values are, what repairs it."""
-        nodes = ", ".join(self.nodes)
-        if not self.is_precision:
-            repair = (
-                "In float32 it is wrong as well: no matter of precision, but other weights, another attribute or "
-                "another operation than the reference's. Export the bundle again; if it fails then too, the exporter "
-                "is at fault"
-            )
-        elif self.island is None:
-            repair = (
-                "In float32 it is right, but no part of the model around it brings its values back: --bf16 or --fp32"
-            )
-        else:
-            repair = f"In float32 it is right. Keep this part of the model in float32: --island {self.island}"
-        return (
-            f"Fed the reference's own values, the first operation that is wrong is '{self.operation}' of layer "
-            f"'{self.layer}' in graph '{self.graph}', at {self.where}: {self.symptom}\n"
-            f"  ({self.line}; in ONNX {nodes}). Its values go up to {self.peak:.3g}; {self.dtype} holds "
-            f"{self.largest:.3g}.\n  {repair}"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def find_culprit(
@@ -117,8 +56,8 @@ def find_culprit(
     """The first wrong operation of the bundle's graphs, in the order in which a frame and its text pass them.
 
     graphs  those to look at: the first that failed a check is the one to begin with
-    None if every operation is right on the reference's inputs: then the runtime feeds them something else, or what is
-    wrong is no operation (a weight's last bits, a cache).
+    None if every operation is right on the reference's inputs: then the runtime feeds them something else, or no
+    operation is wrong but a weight's last bits, or a cache.
     """
     manifest = Manifest.load(folder)
     recording = reference_stream(manifest, loaded)
@@ -132,31 +71,6 @@ def find_culprit(
     return None
 
 
-@dataclass(slots=True)
-class Finding:
-    """What `explained` found, once its block has failed: None if every operation is right.
-
-    graph  the first that failed, where the block knows it: if its operations are right, those behind it are not asked
-    """
-
-    culprit: Culprit | None = None
-    graph: str | None = None
-
-
-@contextmanager
-def explained(folder: Path, loaded: LoadedModel, console: Console, *, scratch: Path | None = None) -> Iterator[Finding]:
-    """A ParityError of the block also names the culprit, looked for while the bundle is still there."""
-    finding = Finding()
-    try:
-        yield finding
-    except ParityError as error:
-        with console.stage("look for the operation at fault") as (stage, _):
-            graphs = (finding.graph,) if finding.graph else GRAPH_NAMES
-            finding.culprit = culprit = find_culprit(folder, loaded, graphs=graphs, scratch=scratch)
-            stage.note = f"'{culprit.operation}' of {culprit.layer}" if culprit else "none: every operation is right"
-        raise ParityError(f"{error}\n{culprit.text() if culprit else INNOCENT}") from error
-
-
 def _export_twin(manifest: Manifest, loaded: LoadedModel, graph: str, scratch: Path) -> Path:
     """The same graph of the reference in float32."""
     spec, spelling = float32_specs(manifest)[graph], load_target(manifest.target).spelling
@@ -167,7 +81,7 @@ def _export_twin(manifest: Manifest, loaded: LoadedModel, graph: str, scratch: P
 
 
 def _first_wrong(
-    folder: Path, manifest: Manifest, loaded: LoadedModel, call: Expected, twin: Path, scratch: Path
+    folder: Path, manifest: Manifest, loaded: LoadedModel, call: ExpectedCall, twin: Path, scratch: Path
 ) -> Culprit | None:
     path = _on_a_cpu(folder / graph_path(call.graph), manifest, scratch)
     pieces, truth = pieces_of(path, twin, call.feeds, scratch)
@@ -202,7 +116,7 @@ def _symptom(wrong: Piece) -> str:
     if wrong.num_nonfinite:
         return f"{wrong.num_nonfinite} values are NaN or infinite"
     if wrong.error == inf:
-        return "a mask, an index or a zero is another"
+        return "a mask, an index or a zero differs"
     return f"off by {wrong.error:.0f} units of {wrong.dtype} roundoff, allowed {LIMIT:.0f}"
 
 

@@ -1,12 +1,10 @@
-"""What each graph should be fed: the reference's own values, put in place by rules that are written here once more.
-
-Unusual: nothing of the runtime is used, neither its caches nor its masks, so that what a runtime fed a graph can be
-held against it.
+"""Expected inputs of each graph, built from the reference. Masks and slots are derived here once more, independently of
+the runtime, so that what a runtime fed a graph can be held against them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,39 +15,38 @@ from engines.manifest import Manifest
 from engines.memory import Array
 from engines.spec import GraphSpec
 from engines.target import load_target
-from pvc_ref.preprocess import resize_frame
 
 from ...graphs.models import LoadedModel
-from ..clip import QUESTION, check_clip
-from ..ladder import Frames, Recording, run_torch
-from ..levels import Rule
+from ..clip import QUESTION
+from ..places import Place, positions_place
+from ..recording import Frames, Recording, check_frames, run_torch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Expected:
+class ExpectedCall:
     """One run of a graph. `feeds`: each input, floats in float32 whatever the bundle's dtype."""
 
     graph: str
-    where: str
+    where: Place
     feeds: dict[str, Array]
 
 
 def reference_stream(manifest: Manifest, loaded: LoadedModel) -> Recording:
     """What the reference says of two windows and two frames."""
-    return run_torch(loaded.model, _frames(manifest), manifest.limits.window, float32_specs(manifest)["temporal"])
+    return run_torch(loaded.model, check_frames(manifest), manifest)
 
 
 @torch.no_grad()
-def expected_calls(manifest: Manifest, loaded: LoadedModel, graph: str, recording: Recording) -> Iterator[Expected]:
+def expected_calls(manifest: Manifest, loaded: LoadedModel, graph: str, recording: Recording) -> Iterator[ExpectedCall]:
     """A few runs of a graph that show what it does: of the vision graphs the first frame, the last of a full window and
-    the last of the clip; of the LLM its first pass, and one row behind all the others. recording: reference_stream's.
+    the last of the clip; of the LLM its first pass, and one row after all the others. recording: reference_stream's.
     """
-    spec, frames = float32_specs(manifest)[graph], _frames(manifest)
+    spec, frames = float32_specs(manifest)[graph], check_frames(manifest)
     if graph in ("trunk", "temporal", "compressor"):
         window, last = manifest.limits.window, len(frames.times) - 1
         for index in dict.fromkeys((0, min(window, last), last)):
             feeds = vision_feeds(spec, frames, recording, index)
-            yield Expected(graph=graph, where=f"frame {frames.times[index]}", feeds=feeds)
+            yield ExpectedCall(graph=graph, where=Place("frame", frames.times[index]), feeds=feeds)
         return
     yield from _language_calls(manifest, loaded, spec, recording)
 
@@ -57,14 +54,6 @@ def expected_calls(manifest: Manifest, loaded: LoadedModel, graph: str, recordin
 def float32_specs(manifest: Manifest) -> dict[str, GraphSpec]:
     target = load_target(manifest.target)
     return graph_specs(manifest.shape, manifest.limits, "fp32", target.spelling, cache_update=target.cache_update)
-
-
-def _frames(manifest: Manifest) -> Frames:
-    """Two windows and two frames of the check's clip, consecutive."""
-    clip = check_clip(2 * manifest.limits.window + 2)
-    pixels = [resize_frame(frame[..., ::-1], size=manifest.shape.image_size) for frame in clip]
-    total = len(clip) if manifest.time_mode == "fixed" else None
-    return Frames(pixels=pixels, times=list(range(len(clip))), total_frames=total)
 
 
 def vision_feeds(spec: GraphSpec, frames: Frames, recording: Recording, index: int) -> dict[str, Array]:
@@ -94,17 +83,18 @@ def vision_feeds(spec: GraphSpec, frames: Frames, recording: Recording, index: i
 
 def _language_calls(
     manifest: Manifest, loaded: LoadedModel, spec: GraphSpec, recording: Recording
-) -> Iterator[Expected]:
+) -> Iterator[ExpectedCall]:
     embeds = _conversation(manifest, loaded, recording)
     length = embeds.shape[1]
     hidden, new = loaded.model.llm(embeds, torch.arange(length)[None])
     if spec.name == "head":
-        yield Expected(graph="head", where=f"position {length - 1}", feeds={"hidden": hidden[:, -1:].numpy()})
+        where = positions_place(length - 1, length - 1)
+        yield ExpectedCall(graph="head", where=where, feeds={"hidden": hidden[:, -1:].numpy()})
         return
     rows = [row.numpy() for pair in new for row in pair]
     for start, stop in ((0, min(length, manifest.limits.chunk)), (length - 1, length)):
         feeds = language_feeds(spec, embeds.numpy(), rows, start, stop)
-        yield Expected(graph="llm", where=f"positions {start}..{stop - 1}", feeds=feeds)
+        yield ExpectedCall(graph="llm", where=positions_place(start, stop - 1), feeds=feeds)
 
 
 def _conversation(manifest: Manifest, loaded: LoadedModel, recording: Recording) -> torch.Tensor:
@@ -137,13 +127,3 @@ def language_feeds(spec: GraphSpec, embeds: Array, rows: list[Array], start: int
         state.as_rows(cache)[:, :start] = row[:, :start]
         values[state.input] = cache
     return {tensor.name: values[tensor.name] for tensor in spec.inputs}
-
-
-def pixels_rule(fed: Sequence[Array], pixels: Sequence[Array]) -> Rule:
-    """What the runtime made of the frames, against the reference's resize of their RGB: every pixel."""
-    for index, (got, want) in enumerate(zip(fed, pixels, strict=False)):  # the context may hold fewer than the clip has
-        off = np.abs(got.astype(int) - want)
-        if off.any():
-            detail = f"frame {index} of the clip: {np.count_nonzero(off)} of {off.size} values differ, by {off.max()}"
-            return Rule(level="K", name="pixels", passed=False, detail=f"{detail}. Another resize, or BGR for RGB")
-    return Rule(level="K", name="pixels", passed=True, detail=f"{len(fed)} frames resized, bit for bit")

@@ -2,8 +2,8 @@
 
 A bundle's own CPU sessions run short streams of check_clip's frames, forwards and backwards. No reference and no
 tolerance: two ways to one state must hold the same caches, see the next frame alike, and score alike.
-Unusual: a rule that cannot be shown says why, and its `passed` is None. Nothing here imports torch: the new process of
-the last rule imports this module.
+A rule that cannot be shown says why, and its `passed` is None. Nothing here imports torch: the last rule starts a
+process that imports this module.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from engines.session import Session
 
 from ..clip import QUESTION, Frame, check_clip
 from ..levels import Rule
-from .scene import (
+from .trial import (
     Broken,
     NotExecuted,
-    Scene,
     Seen,
+    Trial,
     copied,
     new_stream,
     pushed,
@@ -54,67 +54,69 @@ def check_rules(bundle: Bundle, *, num_frames: int | None = None, scratch: Path 
     scratch     where a temporary folder for saved streams goes, by default the system's
     """
     with tempfile.TemporaryDirectory(prefix="pvc-rules-", dir=scratch) as folder:
-        scene = Scene.of(bundle, num_frames, Path(folder))
-        return tuple(_judged(scene, level, name, rule) for level, name, rule in RULES)
+        trial = Trial.of(bundle, num_frames, Path(folder))
+        return tuple(_judged(trial, level, name, rule) for level, name, rule in RULES)
 
 
-def _judged(scene: Scene, level: str, name: str, rule: Callable[[Scene], str]) -> Rule:
+def _judged(trial: Trial, level: str, name: str, rule: Callable[[Trial], str]) -> Rule:
     try:
-        return Rule(level=level, name=name, passed=True, detail=rule(scene))
+        return Rule(level=level, name=name, passed=True, detail=rule(trial))
     except NotExecuted as reason:
-        return Rule(level=level, name=name, passed=None, detail=f"not executed: {reason}")
-    except (Broken, PVCError) as fault:
+        return Rule(level=level, name=name, passed=None, detail=str(reason))
+    except Broken as fault:
         return Rule(level=level, name=name, passed=False, detail=str(fault))
+    except PVCError as error:
+        return Rule(level=level, name=name, passed=False, detail=error.what)
 
 
 # -- G: state ----------------------------------------------------------------------------------------------------
 
 
-def _reset(scene: Scene) -> str:
-    stream = pushed(scene.stream(), scene.backwards)
+def _reset(trial: Trial) -> str:
+    stream = pushed(trial.stream(), trial.backwards)
     stream.ask(QUESTION, max_new_tokens=2, keep=True)
     stream.reset()
-    require_same(scene.seen(pushed(stream, scene.clip)), scene.alone)
-    return f"{len(scene.clip)} frames behind a reset, {len(scene.alone)} tensors"
+    require_same(trial.seen(pushed(stream, trial.clip)), trial.alone)
+    return f"{len(trial.clip)} frames after a reset, {len(trial.alone)} tensors"
 
 
-def _interleaved(scene: Scene) -> str:
-    first, second = scene.stream(), scene.stream()
-    for one, other in zip(scene.clip, scene.backwards, strict=True):
+def _interleaved(trial: Trial) -> str:
+    first, second = trial.stream(), trial.stream()
+    for one, other in zip(trial.clip, trial.backwards, strict=True):
         first.push(one)
         second.push(other)
-    require_same(scene.seen(first), scene.alone, "the first stream: ")
-    require_same(scene.seen(second), scene.alone_backwards, "the second stream: ")
-    return f"2 streams of {len(scene.clip)} frames"
+    require_same(trial.seen(first), trial.alone, "the first stream: ")
+    require_same(trial.seen(second), trial.alone_backwards, "the second stream: ")
+    return f"2 streams of {len(trial.clip)} frames"
 
 
-def _forked(scene: Scene) -> str:
-    parent = pushed(scene.stream(), scene.clip[: scene.middle])
-    before = scene.seen(parent)
+def _forked(trial: Trial) -> str:
+    parent = pushed(trial.stream(), trial.clip[: trial.middle])
+    before = trial.seen(parent)
     fork = parent.fork()
-    require_same(scene.seen(fork), before, "a new fork: ")
-    require_same(scene.seen(pushed(fork, scene.clip[scene.middle :])), scene.alone, "a fork that went on: ")
+    require_same(trial.seen(fork), before, "a new fork: ")
+    require_same(trial.seen(pushed(fork, trial.clip[trial.middle :])), trial.alone, "a fork that went on: ")
     fork.ask(QUESTION, max_new_tokens=2, keep=True)
     fork.reset()
-    require_same(scene.seen(parent), before, "the parent of a fork that went on: ")
-    require_same(scene.seen(pushed(parent, scene.clip[scene.middle :])), scene.alone, "the parent, going on: ")
-    return f"forked behind frame {scene.middle} of {len(scene.clip)}"
+    require_same(trial.seen(parent), before, "the parent of a fork that went on: ")
+    require_same(trial.seen(pushed(parent, trial.clip[trial.middle :])), trial.alone, "the parent, going on: ")
+    return f"forked after {trial.middle} of {len(trial.clip)} frames"
 
 
-def _saved(scene: Scene) -> str:
-    stream = pushed(scene.stream(), scene.clip[: scene.middle])
-    stream.save(scene.folder / "stream.npz")
-    opened = open_stream(scene.folder / "stream.npz", scene.bundle)
-    require_same(scene.seen(opened), scene.seen(stream), "an opened stream: ")
-    require_same(scene.seen(pushed(opened, scene.clip[scene.middle :])), scene.alone, "an opened stream, going on: ")
-    return f"saved behind frame {scene.middle} of {len(scene.clip)}"
+def _saved(trial: Trial) -> str:
+    stream = pushed(trial.stream(), trial.clip[: trial.middle])
+    stream.save(trial.folder / "stream.npz")
+    opened = open_stream(trial.folder / "stream.npz", trial.bundle)
+    require_same(trial.seen(opened), trial.seen(stream), "an opened stream: ")
+    require_same(trial.seen(pushed(opened, trial.clip[trial.middle :])), trial.alone, "an opened stream, going on: ")
+    return f"saved after {trial.middle} of {len(trial.clip)} frames"
 
 
 class _Lost(Exception):
     """What a session raises when its device is gone."""
 
 
-def _failed(scene: Scene) -> str:
+def _failed(trial: Trial) -> str:
     """No frame at all; and each graph that a frame passes through, lost when it has done its work."""
     lost = ""
 
@@ -124,23 +126,23 @@ def _failed(scene: Scene) -> str:
             raise _Lost
         return outputs
 
-    stream = pushed(scene.stream(tapped(scene.bundle, around)), scene.clip[: scene.middle])
-    before = scene.seen(stream)
+    stream = pushed(trial.stream(tapped(trial.bundle, around)), trial.clip[: trial.middle])
+    before = trial.seen(stream)
     graphs = ("trunk", "temporal", "compressor", "embed", "llm")
     for graph in ("", *graphs):
         lost = graph
         try:
-            stream.push(scene.clip[-1] if graph else np.zeros((8, 8), np.uint8))
+            stream.push(trial.clip[-1] if graph else np.zeros((8, 8), np.uint8))
         except (_Lost, FrameError):
             lost = ""
         else:
             raise Broken(f"a frame failed in '{graph or 'preprocess'}', and nothing was raised")
-        require_same(scene.seen(stream), before, f"behind a frame that failed in '{graph or 'preprocess'}': ")
-    require_same(scene.seen(pushed(stream, scene.clip[scene.middle :])), scene.alone, "going on behind such frames: ")
+        require_same(trial.seen(stream), before, f"after a frame that failed in '{graph or 'preprocess'}': ")
+    require_same(trial.seen(pushed(stream, trial.clip[trial.middle :])), trial.alone, "going on after such frames: ")
     return f"{len(graphs) + 1} ways to fail"
 
 
-def _inputs_stay(scene: Scene) -> str:
+def _inputs_stay(trial: Trial) -> str:
     """Of a cache that a graph updates in place, all rows but the new ones."""
     num_runs = 0
 
@@ -153,34 +155,34 @@ def _inputs_stay(scene: Scene) -> str:
             new = state.rows(int(own["write_index"][0]), own["inputs_embeds"].shape[1])
             own[state.input][new] = session.memory.to_host(inputs[state.input])[new]
         now = {name: session.memory.to_host(tensor) for name, tensor in inputs.items()}
-        require_same(now, own, f"input of '{spec.name}' behind a run: ")
+        require_same(now, own, f"input of '{spec.name}' after a run: ")
         return outputs
 
-    scene.seen(pushed(scene.stream(tapped(scene.bundle, around)), scene.clip[:2]))
-    return f"{num_runs} runs of {len(scene.bundle.sessions)} graphs"
+    trial.seen(pushed(trial.stream(tapped(trial.bundle, around)), trial.clip[:2]))
+    return f"{num_runs} runs of {len(trial.bundle.sessions)} graphs"
 
 
 # -- H: batch ----------------------------------------------------------------------------------------------------
 
 
-def _batch_alike(scene: Scene) -> str:
-    streams, num_runs = _several_streams(scene), 0
+def _batch_alike(trial: Trial) -> str:
+    streams, num_runs = _several_streams(trial), 0
     for graph, runs in streams[0].items():
         for feeds in runs:
             num_runs += 1
-            outputs = run_on_copies(scene.bundle.sessions[graph], _stacked([feeds] * len(streams)))
+            outputs = run_on_copies(trial.bundle.sessions[graph], _stacked([feeds] * len(streams)))
             for row in range(1, len(streams)):
                 require_same(_row(outputs, row), _row(outputs, 0), f"'{graph}', row {row} of equal ones: ")
     return f"{len(streams)} equal rows, {num_runs} runs"
 
 
-def _batch_permuted(scene: Scene) -> str:
-    streams, num_runs = _several_streams(scene), 0
+def _batch_permuted(trial: Trial) -> str:
+    streams, num_runs = _several_streams(trial), 0
     turned = [*streams[1:], streams[0]]
     for graph in streams[0]:
         for here, there in zip(_batches(streams, graph), _batches(turned, graph), strict=True):
             num_runs += 1
-            outputs, moved = (run_on_copies(scene.bundle.sessions[graph], feeds) for feeds in (here, there))
+            outputs, moved = (run_on_copies(trial.bundle.sessions[graph], feeds) for feeds in (here, there))
             for row in range(len(streams)):
                 other = (row + 1) % len(streams)
                 where = f"'{graph}', stream {other} in row {row} and in row {other}: "
@@ -188,32 +190,32 @@ def _batch_permuted(scene: Scene) -> str:
     return f"{len(streams)} streams turned by one, {num_runs} runs"
 
 
-def _several_streams(scene: Scene) -> list[dict[str, Feeds]]:
+def _several_streams(trial: Trial) -> list[dict[str, Feeds]]:
     """For each stream of a full batch, what every graph is fed as it sees a frame and is asked: other frames each, and
     where one pass can hold both, other lengths."""
-    count = scene.bundle.manifest.limits.streams
+    count = trial.bundle.manifest.limits.streams
     if count == 1:
         raise NotExecuted("this bundle serves one stream at a time; export with --streams 2 for a batch")
-    clip = scene.clip
+    clip = trial.clip
     for lengths in ([1 + i % 2 for i in range(count)], [1] * count):
-        streams = [_feeds_of(scene, [clip[(i + k) % len(clip)] for k in range(n)]) for i, n in enumerate(lengths)]
+        streams = [_feeds_of(trial, [clip[(i + k) % len(clip)] for k in range(n)]) for i, n in enumerate(lengths)]
         shapes = [[[a.shape for a in run.values()] for runs in feeds.values() for run in runs] for feeds in streams]
         if all(own == shapes[0] for own in shapes):
             break
     return streams
 
 
-def _feeds_of(scene: Scene, frames: Sequence[Frame]) -> dict[str, Feeds]:
-    found: dict[str, Feeds] = {name: [] for name in scene.bundle.sessions}
+def _feeds_of(trial: Trial, frames: Sequence[Frame]) -> dict[str, Feeds]:
+    found: dict[str, Feeds] = {name: [] for name in trial.bundle.sessions}
 
     def around(session: Session, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found[session.spec.name].append(copied(inputs, session.memory))
         return session.run(inputs)
 
-    stream = pushed(scene.stream(tapped(scene.bundle, around)), frames)
+    stream = pushed(trial.stream(tapped(trial.bundle, around)), frames)
     for runs in found.values():
         runs.clear()
-    scene.seen(stream)
+    trial.seen(stream)
     return found
 
 
@@ -232,43 +234,43 @@ def _row(outputs: Mapping[str, Array], row: int) -> Seen:
 # -- I: determinism ----------------------------------------------------------------------------------------------
 
 
-def _twice(scene: Scene) -> str:
+def _twice(trial: Trial) -> str:
     num_runs = 0
-    for graph, runs in _feeds_of(scene, scene.clip[:2]).items():
+    for graph, runs in _feeds_of(trial, trial.clip[:2]).items():
         for feeds in runs:
             num_runs += 1
-            first, second = (run_on_copies(scene.bundle.sessions[graph], feeds) for _ in range(2))
+            first, second = (run_on_copies(trial.bundle.sessions[graph], feeds) for _ in range(2))
             require_same(second, first, f"'{graph}', run again: ")
-    return f"{num_runs} runs of {len(scene.bundle.sessions)} graphs"
+    return f"{num_runs} runs of {len(trial.bundle.sessions)} graphs"
 
 
-def _new_session(scene: Scene) -> str:
-    _require_room(scene.bundle)
-    if scene.bundle.manifest.precision == "bf16":
+def _new_session(trial: Trial) -> str:
+    _require_room(trial.bundle)
+    if trial.bundle.manifest.precision == "bf16":
         from ..bfloat16_on_cpu import open_on_cpu
 
-        with open_on_cpu(scene.bundle.folder, scratch=scene.folder) as bundle:
-            seen = scene.seen(pushed(scene.stream(bundle), scene.clip))
+        with open_on_cpu(trial.bundle.folder, scratch=trial.folder) as bundle:
+            seen = trial.seen(pushed(trial.stream(bundle), trial.clip))
     else:
-        seen = _alone(scene.bundle.folder, len(scene.clip))
-    require_same(seen, scene.alone)
-    return f"{len(scene.clip)} frames, {len(seen)} tensors"
+        seen = _alone(trial.bundle.folder, len(trial.clip))
+    require_same(seen, trial.alone)
+    return f"{len(trial.clip)} frames, {len(seen)} tensors"
 
 
 NEW_PROCESS = """
 import sys
-from pvc_export.state_rules import write_alone
+from pvc_export.parity.state.rules import write_alone
 
 write_alone(*sys.argv[1:])
 """
 
 
-def _new_process(scene: Scene) -> str:
-    _require_room(scene.bundle)
-    if scene.bundle.manifest.precision == "bf16":
+def _new_process(trial: Trial) -> str:
+    _require_room(trial.bundle)
+    if trial.bundle.manifest.precision == "bf16":
         raise NotExecuted("a CPU runs bfloat16 through widened graphs, which a runtime without torch and onnx has not")
-    found = scene.folder / "alone.npz"
-    command = [sys.executable, "-c", NEW_PROCESS, str(scene.bundle.folder.resolve()), str(len(scene.clip)), str(found)]
+    found = trial.folder / "alone.npz"
+    command = [sys.executable, "-c", NEW_PROCESS, str(trial.bundle.folder.resolve()), str(len(trial.clip)), str(found)]
     paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     try:
@@ -281,8 +283,8 @@ def _new_process(scene: Scene) -> str:
         said = result.stderr.strip().splitlines() or ["it said nothing"]
         raise Broken(f"the second process ended with {result.returncode}: {said[-1]}")
     with np.load(found) as file:
-        require_same({name: file[name] for name in file.files}, scene.alone)
-    return f"{len(scene.clip)} frames, {len(scene.alone)} tensors, without torch"
+        require_same({name: file[name] for name in file.files}, trial.alone)
+    return f"{len(trial.clip)} frames, {len(trial.alone)} tensors, without torch"
 
 
 def write_alone(folder: str, num_frames: str, found: str) -> None:
@@ -307,7 +309,7 @@ def _require_room(bundle: Bundle) -> None:
         )
 
 
-RULES: tuple[tuple[str, str, Callable[[Scene], str]], ...] = (
+RULES: tuple[tuple[str, str, Callable[[Trial], str]], ...] = (
     ("G", "a stream that was reset is a fresh one", _reset),
     ("G", "two interleaved streams are two separate ones", _interleaved),
     ("G", "a fork is its parent, and leaves it alone", _forked),

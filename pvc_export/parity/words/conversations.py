@@ -5,12 +5,12 @@ reference encodes the whole clip at once, and judges its own answer in one pass 
     greedy   the bundle's own answer, and how long it is the reference's
     forced   both sides are fed the reference's answer, token by token: KL(reference || bundle) of every step, and
              whether the likeliest token, and the five likeliest, are the same
-A token may differ only where the reference itself nearly ties (parity.near_tie).
+A token may differ only where the reference itself nearly ties (limits.near_tie).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,9 @@ from engines.spec import Precision
 from pvc_ref.prompt import STOP_TOKEN
 
 from ...graphs.models import LoadedModel
-from ..metrics import Conversation, Flip, near_tie
+from ..answers import Conversation, Flip
+from ..limits import near_tie
+from ..recording import Progress
 from .prompts import MAX_TILES, Prompt, prompts_that_fit, reference_embeds
 
 NUM_NEW_TOKENS = 8
@@ -36,7 +38,7 @@ def converse(
     *,
     per_kind: int,
     num_new_tokens: int = NUM_NEW_TOKENS,
-    progress: Callable[[float], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> list[Conversation]:
     """Ask every prompt that fits. Raises NonFiniteError if the bundle returns NaN."""
     chosen = prompts_that_fit(bundle.manifest, loaded, per_kind=per_kind, num_new_tokens=num_new_tokens)
@@ -82,7 +84,7 @@ def open_prompt(bundle: Bundle, prompt: Prompt) -> PVCStream:
 
 @torch.no_grad()
 def reference_logits(loaded: LoadedModel, embeds: torch.Tensor, tokens: Sequence[int]) -> Array:
-    """The reference's logits (len(tokens) + 1, V) behind a prompt (1, L, E) and each token: one pass, no cache."""
+    """The reference's logits (len(tokens) + 1, V) after a prompt (1, L, E) and each token: one pass, no cache."""
     llm = loaded.model.llm
     answer = llm.embed_tokens(torch.tensor([list(tokens)], dtype=torch.long))
     whole = torch.cat([embeds, answer], dim=1)

@@ -5,7 +5,7 @@ rung is fed that answer, token by token, and keeps it exactly if each token is a
     torch fp16, bf16   every operation rounded to the dtype, the language side included
     onnx fp32          all graphs, exported once more in float32
     bundle             PVCStream, as users run it; on the target's own runtime too where this machine has it
-A changed answer is a fault unless the reference itself nearly ties there (parity.near_tie), and so is a rung that
+A changed answer is a fault unless the reference itself nearly ties there (limits.near_tie), and so is a rung that
 changes more than one answer in two hundred.
 """
 
@@ -31,11 +31,14 @@ from pvc_ref.training.objective import shared_prefix_logits
 
 from ...graphs.models import LoadedModel
 from ...graphs.precision import cast_model
+from ..answers import Changed, RungAnswers
 from ..bfloat16_on_cpu import open_on_cpu
+from ..evidence import Evidence
 from ..float16_on_cpu import Float16Products
-from ..ladder import Progress, is_for_gpu, open_on_target, open_twins, why_not_executed
-from ..metrics import near_tie
-from .results import Changed, RungAnswers
+from ..ladder import is_for_gpu, open_on_target, open_twins, why_not_executed
+from ..limits import near_tie
+from ..places import Rung
+from ..recording import Progress
 
 FIRST_SEED = 5_000_000
 VIDEO_FRAMES = 8
@@ -44,7 +47,7 @@ LONGEST_ANSWER = 48
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
+class AskedClip:
     """A clip and those of its questions that are asked."""
 
     clip: Clip
@@ -56,7 +59,7 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Expected:
+class ReferenceAnswer:
     """What the reference says to one question: its greedy tokens, and its logits (tokens + 1, V) on the way."""
 
     tokens: tuple[int, ...]
@@ -64,14 +67,14 @@ class Expected:
     logits: Array
 
 
-def cases(num_questions: int) -> list[Case]:
+def cases(num_questions: int) -> list[AskedClip]:
     """The fixed held-out set: the first num_questions questions of clips from FIRST_SEED on."""
-    found: list[Case] = []
+    found: list[AskedClip] = []
     left, seed = num_questions, FIRST_SEED
     while left > 0:
         num_frames = 1 if seed % STILL_EVERY == 0 else VIDEO_FRAMES
         clip = make_clip(seed, num_frames=num_frames, camera=CLEAN)
-        case = Case(clip=clip, questions=clip.questions[:left])
+        case = AskedClip(clip=clip, questions=clip.questions[:left])
         found.append(case)
         left -= len(case.questions)
         seed += 1
@@ -87,7 +90,7 @@ def answer_all(
     ladder: bool = True,
     scratch: Path | None = None,
     progress: Progress = lambda _: None,
-) -> tuple[RungAnswers, ...]:
+) -> Evidence:
     """Every rung's answers to the same questions, the reference's first. `ladder` as in check_bundle, `twins` as in
     climb."""
     asked = cases(num_questions)
@@ -95,43 +98,43 @@ def answer_all(
         window, precision = bundle.manifest.limits.window, bundle.manifest.precision
         expected = [_ask_reference(loaded, case, window) for case in asked]
         progress(0.2)
-        found = [_grade("torch fp32", asked, expected, None, "fp32")]
+        found = [_grade(Rung("torch", "fp32"), asked, expected, None, "fp32")]
         if ladder:
             rungs = _ladder(bundle, loaded, asked, expected, twins)
-            found += [_grade(name, asked, expected, logits, precision) for name, logits in rungs]
+            found += [_grade(rung, asked, expected, logits, precision) for rung, logits in rungs]
         progress(0.6)
         own = _through_stream(bundle, asked, expected, lambda x: progress(0.6 + 0.4 * x))
-        found.append(_grade(f"bundle {precision}", asked, expected, own, precision))
+        found.append(_grade(Rung("bundle", precision), asked, expected, own, precision))
         if ladder and is_for_gpu(bundle) and why_not_executed(bundle) is None:
             gpu = _through_stream(open_on_target(bundle), asked, expected)
-            found.append(_grade(f"gpu {precision}", asked, expected, gpu, precision))
+            found.append(_grade(Rung("gpu", precision), asked, expected, gpu, precision))
     progress(1.0)
-    return tuple(found)
+    return Evidence(answers=tuple(found))
 
 
 def _ladder(
-    bundle: Bundle, loaded: LoadedModel, asked: Sequence[Case], expected: list[list[Expected]], twins: Path
-) -> Iterator[tuple[str, list[list[Array]]]]:
-    """The rungs between reference and bundle: name, and logits of every question."""
+    bundle: Bundle, loaded: LoadedModel, asked: Sequence[AskedClip], expected: list[list[ReferenceAnswer]], twins: Path
+) -> Iterator[tuple[Rung, list[list[Array]]]]:
+    """The rungs between reference and bundle, and the logits of every question."""
     manifest = bundle.manifest
     if manifest.precision == "fp32":
         return
     narrow = cast_model(loaded.model, manifest.precision, manifest.islands)
     yield (
-        f"torch {manifest.precision}",
+        Rung("torch", manifest.precision),
         [
             _force(narrow, loaded, case, manifest.limits.window, [answer.tokens for answer in answers])
             for case, answers in zip(asked, expected, strict=True)
         ],
     )
     sessions = open_twins(bundle, loaded.model, GRAPH_NAMES, twins)
-    yield "onnx fp32", _through_stream(replace(bundle, sessions=sessions), asked, expected)
+    yield Rung("onnx", "fp32"), _through_stream(replace(bundle, sessions=sessions), asked, expected)
 
 
 # -- the reference -----------------------------------------------------------------------------------------------
 
 
-def _ask_reference(loaded: LoadedModel, case: Case, window: int) -> list[Expected]:
+def _ask_reference(loaded: LoadedModel, case: AskedClip, window: int) -> list[ReferenceAnswer]:
     """Greedy answers. The truth is tried first: where every token of it is the likeliest, it is the greedy answer."""
     stop = loaded.token_id(STOP_TOKEN)
     encode = loaded.tokenizer.encode
@@ -146,7 +149,7 @@ def _ask_reference(loaded: LoadedModel, case: Case, window: int) -> list[Expecte
             tokens = (*tokens[:kept], *(() if best[kept] == stop else (int(best[kept]),)))
             case_of_one = replace(case, questions=(case.questions[index],))
             logits = _force(loaded.model, loaded, case_of_one, window, [tokens])[0]
-        found.append(Expected(tokens=tokens, text=loaded.tokenizer.decode(list(tokens)), logits=logits))
+        found.append(ReferenceAnswer(tokens=tokens, text=loaded.tokenizer.decode(list(tokens)), logits=logits))
     return found
 
 
@@ -155,7 +158,9 @@ def _is_greedy(logits: Array, tokens: Sequence[int], stop: int) -> bool:
 
 
 @torch.no_grad()
-def _force(model: PVC, loaded: LoadedModel, case: Case, window: int, answers: Sequence[Sequence[int]]) -> list[Array]:
+def _force(
+    model: PVC, loaded: LoadedModel, case: AskedClip, window: int, answers: Sequence[Sequence[int]]
+) -> list[Array]:
     """Logits (tokens + 1, V) of every question with its answer fed, in the model's dtype."""
     half = next(model.parameters()).dtype == torch.float16
     with Float16Products() if half else nullcontext():
@@ -178,7 +183,7 @@ def _force(model: PVC, loaded: LoadedModel, case: Case, window: int, answers: Se
     ]
 
 
-def _prompt_ids(loaded: LoadedModel, case: Case, question: Question) -> torch.Tensor:
+def _prompt_ids(loaded: LoadedModel, case: AskedClip, question: Question) -> torch.Tensor:
     if case.is_image:
         return loaded.image_prompt_ids(num_tiles=[1], question=question.text)
     return loaded.prompt_ids(num_frames=len(case.clip.frames), question=question.text)
@@ -188,7 +193,10 @@ def _prompt_ids(loaded: LoadedModel, case: Case, question: Question) -> torch.Te
 
 
 def _through_stream(
-    bundle: Bundle, asked: Sequence[Case], expected: list[list[Expected]], progress: Progress = lambda _: None
+    bundle: Bundle,
+    asked: Sequence[AskedClip],
+    expected: list[list[ReferenceAnswer]],
+    progress: Progress = lambda _: None,
 ) -> list[list[Array]]:
     """Logits of every question through PVCStream, with the reference's answer fed."""
     found = []
@@ -209,9 +217,9 @@ def _through_stream(
 
 
 def _grade(
-    name: str,
-    asked: Sequence[Case],
-    expected: list[list[Expected]],
+    rung: Rung,
+    asked: Sequence[AskedClip],
+    expected: list[list[ReferenceAnswer]],
     logits: list[list[Array]] | None,
     precision: Precision,
 ) -> RungAnswers:
@@ -228,10 +236,10 @@ def _grade(
             # A changed answer could by chance be the truth; it is counted as wrong, which is the strict side.
             count[question.topic] = count.get(question.topic, 0) + 1
             right[question.topic] = right.get(question.topic, 0) + (change is None and answer.text == question.answer)
-    return RungAnswers(rung=name, right=right, count=count, changed=tuple(changed))
+    return RungAnswers(rung=rung, right=right, count=count, changed=tuple(changed))
 
 
-def _change(question: Question, answer: Expected, own: Array, precision: Precision) -> Changed | None:
+def _change(question: Question, answer: ReferenceAnswer, own: Array, precision: Precision) -> Changed | None:
     parted = np.flatnonzero(own.argmax(-1) != answer.logits.argmax(-1))
     if not len(parted):
         return None

@@ -12,7 +12,8 @@ import torch
 from engines import open_bundle
 from engines.vision import VisionEncoder
 from pvc_export.graphs.models import LoadedModel
-from pvc_export.parity.metrics import compare_arrays, load_thresholds
+from pvc_export.parity.limits import load_thresholds
+from pvc_export.parity.metrics import metrics_of
 from pvc_ref import VisionState
 
 NUM_FRAMES = 500
@@ -41,10 +42,7 @@ def test_every_one_of_500_frames_equals_the_reference(bundle_fp32: Path, tiny: L
         written.append(memory.traffic.state)
         with torch.no_grad():
             want, state = tiny.model.encode_frame(torch.from_numpy(frame)[None], state, window=window)
-        difference = compare_arrays(
-            encoded.frame_embeds, want[0].numpy(), stage="bundle fp32", graph="compressor", tensor="frame_embeds",
-            where=f"frame {t}",
-        )  # fmt: skip
+        difference = metrics_of(encoded.frame_embeds, want[0].numpy())
         worst = {metric: max(value, getattr(difference, metric)) for metric, value in worst.items()}
         texts.add(encoded.frame_embeds.tobytes())
     assert isinstance(state, VisionState) and state.num_frames == encoder.num_frames == NUM_FRAMES

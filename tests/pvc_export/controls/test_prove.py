@@ -12,7 +12,7 @@ from engines.cache import RingCache
 from pvc_export.controls.defects import DEFECTS, NAMES, Defect
 from pvc_export.controls.prove import Outcome, Proof, meet
 from pvc_export.graphs.models import LoadedModel
-from pvc_export.parity.levels import IN_A_CHECK
+from pvc_export.parity.levels import TITLES
 
 from ..conftest import Run
 
@@ -24,7 +24,7 @@ FAST = ("weight", "wqkv", "stale-engine", "positions-end", "gelu", "mask", "narr
 
 def test_there_are_defects_of_every_level_and_kind() -> None:
     assert len(set(NAMES)) == len(DEFECTS) >= 20
-    assert {defect.level for defect in DEFECTS} == {BY_NAME[name].level for name in FAST} == set(IN_A_CHECK)
+    assert {defect.level for defect in DEFECTS} == {BY_NAME[name].level for name in FAST} == set(TITLES)
     assert {defect.where for defect in DEFECTS} == {"graph", "bundle", "runtime", "preprocessing", "export"}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,8 +33,11 @@ from pvc_export.controls.runtime_patches import (
 )
 from pvc_export.graphs.models import LoadedModel, load_model
 from pvc_export.parity.check import check_bundle
+from pvc_export.parity.evidence import Evidence
 from pvc_export.parity.ladder import VISION_GRAPHS
-from pvc_export.parity.metrics import GATED, compare_arrays, load_thresholds, worst_rows
+from pvc_export.parity.limits import GATED, load_thresholds, worst_rows
+from pvc_export.parity.metrics import compare_arrays
+from pvc_export.parity.places import Place, Rung
 from pvc_export.parity.recorded_stream import MIN_DECODED
 from pvc_export.parity.report import ParityReport
 
@@ -59,7 +63,7 @@ def test_a_faithful_bundle_passes_with_every_output_and_every_row_compared(
     report = check_bundle(bundle, tiny)
     manifest = Manifest.load(bundle)
     assert report.passed, report.failure_text()
-    rows = report.stages()[f"bundle {manifest.precision}"]
+    rows = [row for row in report.rows if row.rung == Rung("bundle", manifest.precision)]
     assert {(row.graph, row.tensor) for row in rows} == {
         (spec.name, tensor.name) for spec in manifest.graphs.values() for tensor in spec.outputs
     }
@@ -82,7 +86,7 @@ def test_one_perturbed_weight_fails_and_its_graph_is_named(
         edit_graph(bundle, graph, perturb_one_weight)
     report = check(bundle, tiny)
     assert not report.passed
-    assert report.first_failed_graph == graph and f"is '{graph}'" in report.failure_text()
+    assert report.first_failed_graph == graph and f"First failing graph: '{graph}'" in report.failure_text()
     assert list(report.wrong_weights) == [graph] and len(report.wrong_weights[graph]) == 1
 
 
@@ -109,8 +113,8 @@ def test_swapped_keys_and_values_end_the_command_with_exit_code_3(
 ) -> None:
     bundle = copy_bundle(bundle_fp16)
     edit_graph(bundle, "temporal", lambda model: swap_inputs(model, "past.0.key", "past.0.value"))
-    monkeypatch.setattr("pvc_export.parity.check.climb", lambda *_, **__: ([], {}))
-    pvc_export("check", bundle).says(3, "The first graph on the way that is not as it should be is 'temporal'")
+    monkeypatch.setattr("pvc_export.parity.check.climb", lambda *_, **__: Evidence())
+    pvc_export("check", bundle).says(3, "First failing graph: 'temporal'")
 
 
 FAULTS = (mask_one_slot_off, positions_one_ahead, least_likely_token)
@@ -163,7 +167,7 @@ def test_an_answer_without_a_word_still_shows_decoding(
     monkeypatch.setattr(engines.stream.PVCStream, "ask", stop_at_once)
     report = check(bundle_fp32, tiny)
     assert report.passed, report.failure_text()
-    decoded = [found for found in report.found if found.graph == "head" and found.where.startswith("token")]
+    decoded = [found for found in report.differences if found.graph == "head" and found.where.kind == "token"]
     assert report.num_tokens == 0 and len(decoded) == 1 + MIN_DECODED
 
 
@@ -196,7 +200,7 @@ def test_nan_fails_where_it_comes_up_and_what_lies_before_it_was_compared(
     assert trunk.passed and trunk.num_compared == frame + 1
     levels = report.levels()
     assert levels[level].passed is False and levels["J"].passed is None and "stream had ended" in levels["J"].detail
-    assert report.not_executed == {"the rest of this check": f"the stream ended at {report.found[-1].where}"}
+    assert report.not_executed == {"the rest of this check": f"the stream ended at {report.differences[-1].where}"}
 
 
 def test_nan_of_the_first_frame_is_a_report_too(
@@ -205,7 +209,7 @@ def test_nan_of_the_first_frame_is_a_report_too(
     bundle, page, xml = copy_bundle(bundle_fp32), tmp_path / "report.html", tmp_path / "junit.xml"
     edit_graph(bundle, "trunk", spoil)
     pvc_export("check", bundle, "--report", page, "--junit", xml).says(
-        3, "trunk/trunk_features: ", " values are NaN or infinite at frame 0", "is 'trunk'"
+        3, "trunk/trunk_features: ", " values are NaN or infinite at frame 0", "First failing graph: 'trunk'"
     )
     assert "NaN or infinite at frame 0" in page.read_text(encoding="utf-8")
     assert "NaN or infinite at frame 0" in xml.read_text(encoding="utf-8")
@@ -235,10 +239,11 @@ def spoil(model: onnx.ModelProto) -> None:
 def test_a_reference_that_is_nan_proves_nothing() -> None:
     limits = load_thresholds()["bundle fp32"]["head/logits"]
     good, bad = np.ones((1, 4)), np.full((1, 4), np.nan)
-    found = [compare_arrays(good, want, stage="bundle fp32", graph="head", tensor="logits", where=f"token {i}")
-             for i, want in enumerate((good, bad, good))]  # fmt: skip
+    found = [
+        compare_arrays(good, want, **WORKED | {"where": Place("token", i)}) for i, want in enumerate((good, bad, good))
+    ]
     (row,) = worst_rows(found)
-    assert not row.passed and row.worst.where == "token 1" and row.num_compared == 3
+    assert not row.passed and row.worst.where == Place("token", 1) and row.num_compared == 3
     assert row.limits == {metric: limits[metric]["limit"] for metric in GATED}
     assert "4 values are NaN or infinite at token 1" in row.text()
 
@@ -266,9 +271,8 @@ def test_a_stream_that_sees_another_stream_s_rows_is_seen(
 def test_an_output_that_was_never_compared_fails(
     bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pvc_export.parity.check.Comparison.language", lambda *_: None)
-    monkeypatch.setattr("pvc_export.parity.check.probe_batch", lambda *_: [])
-    monkeypatch.setattr("pvc_export.parity.check.probe_context", lambda *_: [])
+    for step in ("compare_language", "probe_batch", "probe_context"):
+        monkeypatch.setattr(f"pvc_export.parity.check.{step}", lambda *_: Evidence())
     report = check(bundle_fp32, tiny)
     assert not report.passed
     assert set(report.missing) >= {"embed/inputs_embeds", "head/logits", "llm/hidden", "llm/present.0.key"}
@@ -291,7 +295,9 @@ def test_a_context_too_short_for_the_clip_still_checks_every_frame(small: Loaded
     assert all(row.num_compared == 8 + 2 for row in report.rows if row.graph in ("trunk", "temporal", "compressor"))
 
 
-WORKED = {"stage": "bundle fp32", "graph": "head", "tensor": "logits", "where": "x"}
+WORKED: dict[str, Any] = {
+    "rung": Rung("bundle", "fp32"), "graph": "head", "tensor": "logits", "where": Place("token"),
+}  # fmt: skip
 
 
 def test_the_metrics_are_those_of_a_worked_example() -> None:

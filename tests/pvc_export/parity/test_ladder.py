@@ -25,6 +25,7 @@ from engines.spec import GraphSpec, StreamLimits, TensorSpec
 from engines.target import load_target
 from pvc_export.bundles.export import ExportRequest, export
 from pvc_export.controls.graph_edits import edit_graph, perturb_one_weight
+from pvc_export.graphs import sessions as graph_sessions
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.graphs.modules import SplitTemporalAttention
 from pvc_export.graphs.onnx_file import export_graph
@@ -34,7 +35,8 @@ from pvc_export.parity.bfloat16_on_cpu import widen
 from pvc_export.parity.check import check_bundle
 from pvc_export.parity.clip import check_clip
 from pvc_export.parity.float16_on_cpu import Float16Products
-from pvc_export.parity.metrics import kl_limit
+from pvc_export.parity.limits import kl_limit
+from pvc_export.parity.places import Rung
 from pvc_export.parity.report import ParityReport
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.temporal import TimeEmbedding
@@ -51,7 +53,7 @@ def bundle_bf16(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
 
 
 def failed_stages(report: ParityReport) -> list[str]:
-    return sorted({row.stage for row in report.rows if not row.passed})
+    return sorted({str(row.rung) for row in report.rows if not row.passed})
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
@@ -67,10 +69,10 @@ def test_every_rung_is_compared_with_its_neighbour(precision: str, tiny: LoadedM
     vision = {f"{name}/{t.name}" for name in ladder.VISION_GRAPHS for t in manifest.graphs[name].outputs}
     num_frames = 2 * manifest.limits.window + 2 + 2
     for stage in stages:
-        rows = report.stages()[stage]
+        rows = [row for row in report.rows if str(row.rung) == stage]
         assert {f"{row.graph}/{row.tensor}" for row in rows} == vision
         assert all(row.num_compared == num_frames for row in rows)
-    assert len(report.to_json()["frames"]) == len(report.found)
+    assert len(report.to_json()["frames"]) == len(report.differences)
 
 
 def test_what_a_person_reads_says_what_was_compared_with_what_and_in_what_it_was_computed(
@@ -87,9 +89,9 @@ def test_what_a_person_reads_says_what_was_compared_with_what_and_in_what_it_was
     ]
     levels = lines.index("levels")
     assert sum(line.startswith("  ok ") for line in lines[:levels]) == 4 * 4 + 8 + 4
-    shown = [line.split()[:2] for line in lines[levels + 1 : levels + 14]]
-    assert [level for _, level in shown] == list("ABCDEFGHIJKLM")
-    assert [level for word, level in shown if word == "--"] == ["H", "L", "M"]  # one stream; not of a check
+    shown = [line.split()[:2] for line in lines[levels + 1 : levels + 12]]
+    assert [level for _, level in shown] == list("ABCDEFGHIJK")
+    assert [level for word, level in shown if word == "--"] == ["H"]  # one stream
     assert lines[-1].startswith("engine: not executed: ")
 
 
@@ -122,8 +124,9 @@ def test_on_a_gpu_the_engines_are_rungs_of_their_own(
     gpu = FakeGPU(copy_bundle(bundle_fp16), monkeypatch)
     report = check_bundle(gpu.bundle, tiny)
     assert report.passed, report.failure_text()
-    assert [stage for stage in report.stages() if stage.startswith(("engine", "gpu"))] == ["engine fp16", "gpu fp16"]
-    assert all(row.worst.max_abs == 0 for row in report.stages()["engine fp16"])  # the same arithmetic underneath
+    assert [str(rung) for rung in report.kinds() if rung.kind in ("engine", "gpu")] == ["engine fp16", "gpu fp16"]
+    rows = [row for row in report.rows if row.rung == Rung("engine", "fp16")]
+    assert rows and all(row.worst.max_abs == 0 for row in rows)  # the same arithmetic underneath
     assert list(report.not_executed) == ["llm and head on the GPU"]
 
 
@@ -138,7 +141,8 @@ def test_a_wrong_engine_fails_at_its_own_rung(
     wrong = fake_plan(other / graph_path("temporal"), manifest.graphs["temporal"])
     (gpu.bundle / manifest.engines["temporal"].path).write_bytes(wrong)
     replace(manifest, files=hash_folder(gpu.bundle)).save(gpu.bundle)
-    wrong_rows = [row for row in check_bundle(gpu.bundle, tiny).stages()["engine fp16"] if row.worst.max_abs > 0]
+    rows = [row for row in check_bundle(gpu.bundle, tiny).rows if row.rung == Rung("engine", "fp16")]
+    wrong_rows = [row for row in rows if row.worst.max_abs > 0]
     assert {row.graph for row in wrong_rows} == {"temporal", "compressor"}
 
 
@@ -162,9 +166,9 @@ def test_a_graph_that_was_exported_for_one_rung_is_only_opened_for_the_next(
         exported.append(spec.name)
         export_graph(module, spec, path)
 
-    monkeypatch.setattr(ladder, "export_graph", counted)
+    monkeypatch.setattr(graph_sessions, "export_graph", counted)
     for names in (("embed",), ("embed", "head")):
-        sessions = ladder.open_graphs(tiny.model, names, load_target("cpu"), StreamLimits(), tmp_path)
+        sessions = graph_sessions.open_graphs(tiny.model, names, load_target("cpu"), StreamLimits(), tmp_path)
         assert tuple(sessions) == names
     assert exported == ["embed", "head"]
 
@@ -181,16 +185,16 @@ def test_a_cast_model_shares_what_stays_and_casts_buffers_too() -> None:
 def test_a_large_model_says_that_it_was_not_compared_in_float64(
     bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ladder, "LARGEST_FP64", 1000)
+    monkeypatch.setattr(graph_sessions, "LARGEST_FP64", 1000)
     report = check_bundle(bundle_fp32, tiny)
-    assert list(report.not_executed) == ["torch fp64"] and "torch fp32" not in report.stages()
+    assert list(report.not_executed) == ["torch fp64"] and Rung("torch", "fp32") not in report.kinds()
 
 
 def test_a_fault_of_the_exporter_fails_at_the_onnx_rung_in_float32(
     bundle_fp16: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, copy_bundle: object
 ) -> None:
     """The bundle is sound here; the float32 export of the ladder is not."""
-    graph_module = ladder.graph_module
+    graph_module = graph_sessions.graph_module
 
     def tanh_gelu(model: object, *args: object) -> torch.nn.Module:
         module = graph_module(model, *args)
@@ -200,8 +204,8 @@ def test_a_fault_of_the_exporter_fails_at_the_onnx_rung_in_float32(
         )
         return module
 
-    monkeypatch.setattr(ladder, "graph_module", tanh_gelu)
-    monkeypatch.setattr(ladder, "export_graph", export_graph)
+    monkeypatch.setattr(graph_sessions, "graph_module", tanh_gelu)
+    monkeypatch.setattr(graph_sessions, "export_graph", export_graph)
     report = check_bundle(bundle_fp16, tiny)
     assert "onnx fp32" in failed_stages(report) and "torch fp16" not in failed_stages(report)
 
@@ -237,7 +241,7 @@ def test_the_split_spelling_is_held_to_the_reference_at_the_onnx_rung(
         return forward(self, x * 1.001, past, bias)  # type: ignore[arg-type]
 
     monkeypatch.setattr(SplitTemporalAttention, "forward", unscaled)
-    monkeypatch.setattr(ladder, "export_graph", export_graph)
+    monkeypatch.setattr(graph_sessions, "export_graph", export_graph)
     request = ExportRequest(
         out=tmp_path / "x", target=load_target("cpu"), precision="fp32", limits=StreamLimits(window=2, context=256)
     )

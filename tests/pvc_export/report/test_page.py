@@ -17,15 +17,17 @@ from engines.errors import SpecError
 from engines.graph_specs import graph_specs
 from engines.manifest import FORMAT_VERSION, FileEntry, ImageSpec, Manifest, ModelSource
 from engines.spec import StreamLimits
-from pvc_export.bundles.repair import Repair
 from pvc_export.graphs.models import prompt_spec
 from pvc_export.graphs.modules import model_shape
-from pvc_export.parity.culprit.find import INNOCENT, Culprit
-from pvc_export.parity.drift.statistics import DriftCurve, DriftReport, Sample
-from pvc_export.parity.levels import IN_A_CHECK, TITLES, Rule
-from pvc_export.parity.metrics import Conversation, Difference, Flip, compare_arrays, load_thresholds, worst_rows
-from pvc_export.parity.report import ParityReport
-from pvc_export.parity.words.results import Changed, RungAnswers
+from pvc_export.parity.answers import Changed, Conversation, Flip, RungAnswers
+from pvc_export.parity.culprit.record import INNOCENT, Culprit, Repair
+from pvc_export.parity.drift.report import DriftCurve, DriftReport, Sample
+from pvc_export.parity.evidence import Evidence
+from pvc_export.parity.levels import TITLES, Rule
+from pvc_export.parity.limits import load_thresholds, worst_rows
+from pvc_export.parity.metrics import Difference, metrics_of
+from pvc_export.parity.places import Place, Rung
+from pvc_export.parity.report import ParityReport, judge
 from pvc_export.report import ReportInput, heat_map, junit, render, worst_heat_maps
 from pvc_export.report.figures import Axis, Curve, bar, curves_figure
 from pvc_export.report.text import number, share
@@ -35,7 +37,8 @@ from .html_page import HOSTILE, Page, require_clean, require_self_contained
 
 WINDOW = 4
 TIMES = [*range(2 * WINDOW + 2), 103, 4103]
-STAGES = ("torch fp32", "torch fp16", "onnx fp32", "onnx fp16", "bundle fp16")
+BUNDLE = Rung("bundle", "fp16")
+RUNGS = (Rung("torch", "fp32"), Rung("torch", "fp16"), Rung("onnx", "fp32"), Rung("onnx", "fp16"), BUNDLE)
 TENSORS = (
     ("trunk", "trunk_features"), ("temporal", "features"), ("temporal", "new.0.key"), ("temporal", "new.1.key"),
     ("compressor", "frame_embeds"),
@@ -43,25 +46,25 @@ TENSORS = (
 COORDINATES = {"d", "cx", "cy", "x", "y", "r", "width", "height", "viewbox"}
 
 
-def difference(stage: str, graph: str, tensor: str, where: str, *, part: float = 0.1) -> Difference:
+def difference(rung: Rung, graph: str, tensor: str, where: Place, *, part: float = 0.1) -> Difference:
     """Every metric at that part of its limit."""
-    limits = load_thresholds()[stage][f"{graph}/{'new' if tensor.startswith('new.') else tensor}"]
+    limits = load_thresholds()[str(rung)][f"{graph}/{'new' if tensor.startswith('new.') else tensor}"]
     values = {metric: part * limit["limit"] for metric, limit in limits.items()}
     return Difference(
-        stage=stage, graph=graph, tensor=tensor, where=where, max_abs=part, num_nonfinite=0, **values
+        rung=rung, graph=graph, tensor=tensor, where=where, max_abs=part, num_nonfinite=0, **values
     )  # fmt: skip
 
 
-def found_of(parts: dict[tuple[str, str, str], float] | None = None) -> tuple[Difference, ...]:
-    """A small check's comparisons; `parts` names those that are off: (stage, tensor, where) -> part of the limit."""
+def found_of(parts: dict[tuple[Rung, str, Place], float] | None = None) -> tuple[Difference, ...]:
+    """A small check's comparisons; `parts` names those that are off: (rung, tensor, where) -> part of the limit."""
 
-    def one(stage: str, graph: str, tensor: str, where: str) -> Difference:
-        return difference(stage, graph, tensor, where, part=(parts or {}).get((stage, tensor, where), 0.1))
+    def one(rung: Rung, graph: str, tensor: str, where: Place) -> Difference:
+        return difference(rung, graph, tensor, where, part=(parts or {}).get((rung, tensor, where), 0.1))
 
-    vision = [one(s, g, t, f"frame {time}") for s in STAGES for time in TIMES for g, t in TENSORS]
-    words = [one("bundle fp16", "llm", "hidden", f"pass {index}") for index in range(5)]
-    words += [one("bundle fp16", "head", "logits", f"token {index}") for index in range(4)]
-    words += [one("bundle fp16", "llm", "hidden", "1 rows behind 255, stream 0 of 1")]
+    vision = [one(rung, g, t, Place("frame", time)) for rung in RUNGS for time in TIMES for g, t in TENSORS]
+    words = [one(BUNDLE, "llm", "hidden", Place("pass", index)) for index in range(5)]
+    words += [one(BUNDLE, "head", "logits", Place("token", index)) for index in range(4)]
+    words += [one(BUNDLE, "llm", "hidden", Place("rows", words="1 rows behind 255, stream 0 of 1"))]
     return (*vision, *words)
 
 
@@ -72,31 +75,34 @@ def conversation(kind: str, question: str, *, scaled_kl: float = 1e-6, flips: tu
     )  # fmt: skip
 
 
-def rung(name: str, *changed: Changed) -> RungAnswers:
+def answers_of(rung: Rung, *changed: Changed) -> RungAnswers:
     return RungAnswers(
-        rung=name, right={"colour": 480, "motion": 470}, count={"colour": 500, "motion": 500}, changed=changed
+        rung=rung, right={"colour": 480, "motion": 470}, count={"colour": 500, "motion": 500}, changed=changed
     )
 
 
 def parity_of(found: Iterable[Difference], **changes: object) -> ParityReport:
-    found = tuple(found)
     close = Changed(topic="motion", question="Where to?", expected="to the left", step=2, margin=1e-3, tie=5e-2)
-    report = ParityReport(
-        precision="fp16", computed_in="float32", num_frames=2 * WINDOW + 2, window=WINDOW,
-        rows=worst_rows(found), found=found, missing=(), num_weights=137, wrong_weights={}, num_tokens=4,
-        num_equal_tokens=4, wrong_tokens=(),
+    evidence = Evidence(
+        differences=tuple(found), num_weights=137, num_tokens=4, num_equal_tokens=4,
         not_executed={"engine": "no CUDA runtime on this machine"},
         conversations=(
             conversation("video", "What moves?", flips=(Flip(step=3, k=5, margin=1e-4, tie=8e-3),)),
             conversation("text", ""),
         ),
-        answers=(rung("torch fp32"), rung("bundle fp16", close)),
+        answers=(answers_of(RUNGS[0]), answers_of(BUNDLE, close)),
         rules=(
             Rule(level="G", name="a failed frame changes no state", passed=True, detail="12 faults planted"),
             Rule(level="I", name="two runs are equal", passed=None, detail="only one runtime is here"),
         ),
     )  # fmt: skip
+    report = judge(evidence, manifest(), num_frames=2 * WINDOW + 2)
     return replace(report, **changes)  # type: ignore[arg-type]
+
+
+def changed(report: ReportInput, **changes: object) -> ReportInput:
+    """The same circumstances, another outcome."""
+    return replace(report, parity=replace(report.parity, **changes))  # type: ignore[arg-type]
 
 
 def manifest() -> Manifest:
@@ -124,9 +130,9 @@ def manifest() -> Manifest:
 
 
 CULPRIT = Culprit(
-    graph="trunk", where="frame 8", layer="trunk.layers.1.mlp.fc1", operation="linear", nodes=("MatMul_7", "Add_8"),
-    line="vision.py:88", dtype="fp16", error=inf, limit=32.0, symptom="65 values are NaN or infinite",
-    peak=91234.0, largest=65504.0, is_precision=True,
+    graph="trunk", where=Place("frame", 8), layer="trunk.layers.1.mlp.fc1", operation="linear",
+    nodes=("MatMul_7", "Add_8"), line="vision.py:88", dtype="fp16", error=inf, limit=32.0,
+    symptom="65 values are NaN or infinite", peak=91234.0, largest=65504.0, is_precision=True,
     island="trunk.layers.1.mlp",
 )  # fmt: skip
 
@@ -134,15 +140,15 @@ CULPRIT = Culprit(
 @pytest.fixture
 def passing() -> ReportInput:
     return ReportInput(
-        parity=parity_of(found_of()), manifest=manifest(), bundle="build/tiny", command="pvc-export check build/tiny",
+        parity=parity_of(found_of()), manifest=manifest(), bundle="build/tiny",
         checked_utc="2026-11-26T11:00:00+00:00", machine="x86_64, 2 cores",
     )  # fmt: skip
 
 
 @pytest.fixture
 def failing(passing: ReportInput) -> ReportInput:
-    found = found_of({("bundle fp16", "features", f"frame {WINDOW}"): 40.0})
-    return replace(passing, parity=parity_of(found), culprit=CULPRIT, looked=True)
+    found = found_of({(BUNDLE, "features", Place("frame", WINDOW)): 40.0})
+    return replace(passing, parity=parity_of(found, culprit=CULPRIT, looked=True))
 
 
 def test_the_page_fetches_nothing(failing: ReportInput) -> None:
@@ -153,13 +159,13 @@ def test_everything_that_was_found_is_on_the_page(passing: ReportInput) -> None:
     text = Page(render(passing)).text
     parity = passing.parity
     for row in parity.rows:
-        assert f"{row.stage}{row.graph}/{row.tensor}{row.num_compared}" in text
+        assert f"{row.rung}{row.graph}/{row.tensor}{row.num_compared}" in text
     for one in parity.conversations:
         assert (one.question or "(empty)") in text
     for change in (change for answers in parity.answers for change in answers.changed):
         parts = (change.question, change.expected, number(change.margin), number(change.tie), change.topic)
         assert all(part in text for part in parts)
-    for name, reason in passing.not_executed().items():
+    for name, reason in passing.parity.left_out().items():
         assert f"{name}: {reason}" in text
     assert "96.0%480/500" in text and "94.0%470/500" in text  # accuracy by topic
     assert "top 51.0e-48.0e-3" in text  # the flip's rank, margin and tie
@@ -178,7 +184,7 @@ def test_every_tolerance_is_shown_with_what_it_was_measured_from(passing: Report
 def test_what_was_not_executed_is_no_plain_pass(passing: ReportInput) -> None:
     text = Page(render(passing)).text
     assert "✓ PASS, of what was executed" in text and "– NOT EXECUTED" in text
-    whole = replace(passing, parity=replace(passing.parity, not_executed={}, rules=()))
+    whole = changed(passing, not_executed={}, rules=())
     text = Page(render(whole)).text
     assert "✓ PASS " in text and "of what was executed" not in text and "NOT EXECUTED" not in text
     assert "fp16 arithmetic: this runtime computes fp16 graphs in float32" in text
@@ -187,11 +193,11 @@ def test_what_was_not_executed_is_no_plain_pass(passing: ReportInput) -> None:
 def test_a_failure_shows_the_culprit_its_island_and_the_next_command(failing: ReportInput) -> None:
     text = Page(render(failing)).text
     assert "✕ FAIL" in text and "PASS" not in text
-    assert "The first graph on the way that is not as it should be is temporal" in text
+    assert "First failing graph: temporal" in text
     assert "Culprit: linear of trunk.layers.1.mlp.fc1" in text and "trunk, frame 8" in text
     assert "error: ∞ units of fp16 roundoff, allowed 32" in text and "up to 91234, fp16 holds 65504" in text
     assert "--island trunk.layers.1.mlp" in text and "pvc-export check build/tiny --bisect" in text
-    repaired = replace(failing, repair=Repair(islands=("trunk.layers.1.mlp",), passed=True, culprits=(CULPRIT,)))
+    repaired = changed(failing, repair=Repair(islands=("trunk.layers.1.mlp",), passed=True, culprits=(CULPRIT,)))
     text = Page(render(repaired)).text
     assert "✓ proven repair: Exported again with --island trunk.layers.1.mlp, the check passes" in text
     command = (
@@ -202,9 +208,9 @@ def test_a_failure_shows_the_culprit_its_island_and_the_next_command(failing: Re
 
 
 def test_a_failure_without_a_culprit_says_that_every_operation_is_right(failing: ReportInput) -> None:
-    text = Page(render(replace(failing, culprit=None))).text
+    text = Page(render(changed(failing, culprit=None))).text
     assert INNOCENT in text and "--fp32" in text
-    assert "was not looked for" in Page(render(replace(failing, culprit=None, looked=False))).text
+    assert "was not looked for" in Page(render(changed(failing, culprit=None, looked=False))).text
 
 
 @pytest.mark.parametrize(
@@ -214,21 +220,21 @@ def test_a_failure_without_a_culprit_says_that_every_operation_is_right(failing:
         {"missing": ("head/logits",)},
         {"wrong_tokens": ("token 0: 7 was said, the reference prefers another by 3",)},
         {"conversations": (conversation("video", "What moves?", scaled_kl=nan),)},
-        {"answers": (rung("bundle fp16", Changed(topic="a", question="b", expected="c", step=0, margin=9, tie=1)),)},
+        {"answers": (answers_of(BUNDLE, Changed(topic="a", question="b", expected="c", step=0, margin=9, tie=1)),)},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_every_kind_of_fault_fails_both_reports(change: dict[str, object], passing: ReportInput) -> None:
-    report = replace(passing, parity=replace(passing.parity, **change))  # type: ignore[arg-type]
-    assert not report.parity.passed and not report.passed
+    report = changed(passing, **change)
+    assert not report.parity.passed
     assert "✕ FAIL" in Page(render(report)).text
     assert int(ET.fromstring(junit(report)).attrib["failures"]) >= 1
 
 
 def test_a_broken_rule_fails_a_check_whose_numbers_pass(passing: ReportInput) -> None:
     rule = Rule(level="G", name="reset forgets everything", passed=False, detail="slot 3 kept its rows")
-    report = replace(passing, parity=replace(passing.parity, rules=(rule,)))
-    assert not report.passed
+    report = changed(passing, rules=(rule,))
+    assert not report.parity.passed
     assert "✕ FAIL state rules: reset forgets everything: slot 3 kept its rows." in Page(render(report)).text
     case = "testsuite[@name='level G']/testcase[@name='reset forgets everything']"
     failure = ET.fromstring(junit(report)).find(f"{case}/failure")
@@ -238,16 +244,16 @@ def test_a_broken_rule_fails_a_check_whose_numbers_pass(passing: ReportInput) ->
 def test_what_models_and_users_wrote_is_escaped(failing: ReportInput) -> None:
     change = Changed(topic=HOSTILE, question=HOSTILE, expected=HOSTILE, step=0, margin=9.0, tie=1.0)
     rule = Rule(level="G", name=HOSTILE, passed=False, detail=HOSTILE)
-    answers = RungAnswers(rung=HOSTILE, right={HOSTILE: 1}, count={HOSTILE: 2}, changed=(change,))
+    answers = RungAnswers(rung=Rung(HOSTILE, "fp16"), right={HOSTILE: 1}, count={HOSTILE: 2}, changed=(change,))
     parity = replace(
-        failing.parity, answers=(answers, rung("bundle fp16")), wrong_tokens=(HOSTILE,),
+        failing.parity, answers=(answers, answers_of(BUNDLE)), wrong_tokens=(HOSTILE,),
         conversations=(conversation("video", HOSTILE),), not_executed={HOSTILE: HOSTILE},
-        wrong_weights={"temporal": [HOSTILE]}, rules=(rule,),
+        wrong_weights={"temporal": [HOSTILE]}, rules=(rule,), culprit=replace(CULPRIT, layer=HOSTILE, nodes=(HOSTILE,)),
     )  # fmt: skip
     model = replace(failing.manifest.model, name=HOSTILE)
     report = replace(
         failing, parity=parity, manifest=replace(failing.manifest, model=model, islands=(HOSTILE,)),
-        bundle=HOSTILE, machine=HOSTILE, culprit=replace(CULPRIT, layer=HOSTILE, nodes=(HOSTILE,)),
+        bundle=HOSTILE, machine=HOSTILE,
     )  # fmt: skip
     html, xml = render(report), junit(report)
     page = Page(html)
@@ -261,7 +267,7 @@ def test_what_models_and_users_wrote_is_escaped(failing: ReportInput) -> None:
 @pytest.mark.parametrize("value", [nan, inf], ids=["NaN", "infinite"])
 def test_a_value_that_is_not_finite_is_shown_as_such_and_never_drawn(value: float, passing: ReportInput) -> None:
     found = list(found_of())
-    index = next(i for i, f in enumerate(found) if f.stage == "bundle fp16" and f.where == "frame 5")
+    index = next(i for i, f in enumerate(found) if f.rung == BUNDLE and f.where == Place("frame", 5))
     found[index] = replace(
         found[index], rel_l2=value, worst_token=value, cosine_gap=value, norm_gap=value, max_abs=value, num_nonfinite=9
     )
@@ -269,10 +275,10 @@ def test_a_value_that_is_not_finite_is_shown_as_such_and_never_drawn(value: floa
     got = want.copy()
     got[0, 2, 1] = value
     heat = heat_map(
-        got, want, stage="bundle fp16", graph="temporal", tensor="features", where="frame 5", frame=None,
+        got, want, rung=BUNDLE, graph="temporal", tensor="features", where=Place("frame", 5), frame=None,
         has_class_token=False,
     )  # fmt: skip
-    report = replace(passing, parity=parity_of(found), heat=(heat,), drift=drift(nan))
+    report = replace(passing, parity=parity_of(found, heat=(heat,), drift=drift(nan)))
     page = Page(render(report))
     assert "✕ FAIL" in page.text and number(value) in page.text and "∞ of its limit" in page.text
     assert "9 values are NaN or infinite at frame 5" in page.text
@@ -285,7 +291,7 @@ def test_a_value_that_is_not_finite_is_shown_as_such_and_never_drawn(value: floa
 
 def drift(error: float) -> DriftReport:
     """Three blocks of one tensor; the last sample has that error."""
-    row = worst_rows([difference("bundle fp16", "temporal", "features", "frames 0 to 3")])[0]
+    row = worst_rows([difference(BUNDLE, "temporal", "features", Place("frames", words="frames 0 to 3"))])[0]
     errors = (1e-3, 1e-3, 1e-3, error)
     samples = tuple(Sample(frame=100.0 * i, error=e, floor=1e-5, gap=e) for i, e in enumerate(errors))
     curve = DriftCurve(
@@ -298,10 +304,10 @@ def drift(error: float) -> DriftReport:
 
 
 def test_a_drift_is_shown_with_its_interval_and_fails(passing: ReportInput) -> None:
-    steady = replace(passing, drift=drift(1e-3))
-    assert steady.passed and "[+0%, +0%] beyond the floor" in Page(render(steady)).text.replace("-0%", "+0%")
-    grown = replace(passing, drift=drift(9.0))
-    assert not grown.passed and grown.levels()["E"].passed is False
+    steady = changed(passing, drift=drift(1e-3))
+    assert steady.parity.passed and "[+0%, +0%] beyond the floor" in Page(render(steady)).text.replace("-0%", "+0%")
+    grown = changed(passing, drift=drift(9.0))
+    assert not grown.parity.passed and grown.parity.levels()["E"].passed is False
     assert ET.fromstring(junit(grown)).find("testsuite[@name='level E']/testcase/failure") is not None
 
 
@@ -319,12 +325,12 @@ def test_a_heat_map_puts_a_known_error_at_its_patch(graph: str, tensor: str, tok
     got = want.copy()
     got[0, at, 3] += 2.0
     heat = heat_map(
-        got, want, stage="bundle fp16", graph=graph, tensor=tensor, where="frame 1", frame=None,
+        got, want, rung=BUNDLE, graph=graph, tensor=tensor, where=Place("frame", 1), frame=None,
         has_class_token=tensor == "trunk_features",
     )  # fmt: skip
     assert heat.errors.shape == (4, 4) and heat.peak == (1, 2) and np.count_nonzero(heat.errors) == 1
     assert (heat.class_token == 0.0) if tokens == 17 else (heat.class_token is None)
-    whole = compare_arrays(got, want, stage="bundle fp16", graph=graph, tensor=tensor, where="frame 1")
+    whole = metrics_of(got, want)
     assert heat.worst == pytest.approx(whole.worst_token)
 
 
@@ -333,10 +339,10 @@ def test_a_heat_map_is_drawn_over_its_frame_with_a_box_around_the_worst_token(pa
     got = want.copy()
     got[0, 6] *= 3
     heat = heat_map(
-        got, want, stage="bundle fp16", graph="temporal", tensor="features", where="frame 1",
+        got, want, rung=BUNDLE, graph="temporal", tensor="features", where=Place("frame", 1),
         frame=np.zeros((56, 56, 3), np.uint8), has_class_token=False,
     )  # fmt: skip
-    page = Page(render(replace(passing, heat=(heat,))))
+    page = Page(render(changed(passing, heat=(heat,))))
     assert "row 1, column 2: 28× of its limit" in page.text
     assert sum(tag == "image" and name == "href" for tag, name, _ in page.attributes) == 2
     index = page.attributes.index(("rect", "class", "peak"))
@@ -358,28 +364,27 @@ def test_tokens_that_are_listed_column_by_column_are_laid_out_so(shuffle: str) -
     got["compressor/frame_embeds"][0, 1] *= 2
     frame = np.zeros((8, 8, 3), np.uint8)
     maps = worst_heat_maps(
-        "bundle fp16", [want, got, want], [want] * 3, pixels=[frame] * 3, times=[0, 1, 9], config=config, num_frames=1
+        BUNDLE, [want, got, want], [want] * 3, pixels=[frame] * 3, times=[0, 1, 9], config=config, num_frames=1
     )
     assert [heat.tensor for heat in maps] == ["trunk_features", "features", "frame_embeds"]
-    assert maps[-1].where == "frame 1" and maps[-1].peak == ((1, 0) if shuffle == "v1" else (0, 1))
+    assert maps[-1].where == Place("frame", 1) and maps[-1].peak == ((1, 0) if shuffle == "v1" else (0, 1))
 
 
 def test_tokens_that_do_not_fill_a_grid_have_no_map() -> None:
     with pytest.raises(SpecError, match="15 tokens of 'temporal/features' do not fill a grid of 3 x 3"):
         heat_map(
-            np.ones((1, 15, 2)), np.ones((1, 15, 2)), stage="bundle fp16", graph="temporal", tensor="features",
-            where="frame 0", frame=None, has_class_token=False,
+            np.ones((1, 15, 2)), np.ones((1, 15, 2)), rung=BUNDLE, graph="temporal", tensor="features",
+            where=Place("frame", 0), frame=None, has_class_token=False,
         )  # fmt: skip
 
 
 def test_every_level_says_what_was_shown_what_failed_and_what_nobody_asked(failing: ReportInput) -> None:
     text = Page(render(failing)).text
     words = {True: "✓ shown", False: "✕ failed", None: "– not executed"}
-    verdicts = failing.levels()
-    assert [*verdicts] == list("ABCDEFGHIJKLM") and {verdict.passed for verdict in verdicts.values()} == {*words}
+    verdicts = failing.parity.levels()
+    assert [*verdicts] == list("ABCDEFGHIJK") and {verdict.passed for verdict in verdicts.values()} == {*words}
     for letter, verdict in verdicts.items():
-        word = words[verdict.passed] if letter in IN_A_CHECK else "· not of a check"
-        assert f"{letter}{TITLES[letter]} {word} {verdict.detail}" in text
+        assert f"{letter}{TITLES[letter]} {words[verdict.passed]} {verdict.detail}" in text
     assert verdicts["F"].passed is False and "Levels H, I: not shown by this run" in text
 
 
@@ -392,7 +397,7 @@ def test_junit_counts_what_it_holds_and_skips_what_was_not_executed(failing: Rep
         assert int(element.attrib["failures"]) == len(list(element.iter("failure")))
         assert int(element.attrib["skipped"]) == len(list(element.iter("skipped")))
     names = [suite.attrib["name"] for suite in suites]
-    assert names[:5] == list(STAGES) and len(set(names)) == len(names)
+    assert names[:5] == [str(rung) for rung in RUNGS] and len(set(names)) == len(names)
     rows = [case for suite in suites[:5] for case in suite.iter("testcase")]
     assert len(rows) == len(failing.parity.rows)
     failed = [case for case in rows if case.find("failure") is not None]

@@ -15,16 +15,19 @@ import numpy as np
 import pytest
 import torch
 
-from engines.errors import ParityError, SpecError
+from engines.errors import EXIT_DIFFERENT, NonFiniteError, SpecError
+from engines.manifest import Manifest
 from engines.memory import Array, Tensor
-from engines.session import Session
+from engines.session import Session, Wrapped
 from engines.spec import VISION_GRAPHS, StreamLimits
 from engines.target import load_target
 from pvc_export.graphs.models import LoadedModel
-from pvc_export.parity.drift import measure as drift
-from pvc_export.parity.drift.measure import measure_drift, reference_block
-from pvc_export.parity.drift.statistics import DriftReport, Sample, fit_trend, plan_blocks, student_quantile
-from pvc_export.parity.ladder import Frames, open_graphs, run_torch
+from pvc_export.graphs.sessions import open_graphs
+from pvc_export.parity.drift.measure import _world, measure_drift, reference_block
+from pvc_export.parity.drift.report import DriftReport, Sample
+from pvc_export.parity.drift.statistics import fit_trend, plan_blocks, student_quantile
+from pvc_export.parity.recording import Frames, run_torch
+from pvc_export.studies import drift
 from pvc_ref import PVC
 
 WINDOW, NUM_FRAMES = 4, 60
@@ -46,19 +49,19 @@ def faithful(sessions: Sessions, tiny: LoadedModel) -> DriftReport:
     return measure_drift(sessions, tiny.model, num_frames=NUM_FRAMES)
 
 
-class Faulty:
+class Faulty(Wrapped):
     """A session that changes what it is fed, or what it returns."""
 
     def __init__(self, session: Session, *, inputs: Edit | None = None, outputs: Edit | None = None) -> None:
-        self._session, self._inputs, self._outputs = session, inputs, outputs
-        self.spec, self.memory, self.computes_in = session.spec, session.memory, session.computes_in
+        super().__init__(session, self._changed)
+        self._inputs, self._outputs = inputs, outputs
         self.frame = 0
 
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _changed(self, session: Session, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         fed = {name: np.array(value) for name, value in inputs.items()}
         if self._inputs is not None:
             self._inputs(self.frame, fed)
-        returned = {name: np.array(value) for name, value in self._session.run(fed).items()}
+        returned = {name: np.array(value) for name, value in session.run(fed).items()}
         if self._outputs is not None:
             self._outputs(self.frame, returned)
         self.frame += 1
@@ -77,12 +80,14 @@ def measure(sessions: Sessions, model: PVC, **faulty: Faulty) -> dict[str, str]:
 
 @pytest.mark.parametrize("window", [1, 3, 5], ids=lambda w: f"W={w}")
 def test_a_frame_depends_on_the_frames_of_all_windows_before_it_and_on_no_other(
-    window: int, tiny: LoadedModel, sessions: Sessions
+    window: int, tiny: LoadedModel, sessions: Sessions, bundle_fp32: Path
 ) -> None:
     model, spec = copy.deepcopy(tiny.model).double(), sessions["temporal"].spec
-    pixels = list(islice(drift._world(model), 24))
+    manifest = Manifest.load(bundle_fp32)
+    manifest = replace(manifest, limits=replace(manifest.limits, window=window))
+    pixels = list(islice(_world(model), 24))
     frames = Frames(pixels=pixels, times=range(len(pixels)), total_frames=None)
-    continuous = run_torch(model, frames, window, spec)[-2:]
+    continuous = run_torch(model, frames, manifest)[-2:]
     reach = model.config.vision.num_temporal_layers * (window - 1)
 
     def worst(num_before: int) -> float:
@@ -168,7 +173,7 @@ def test_a_graph_that_returns_nan_is_an_error_that_names_the_frame(sessions: Ses
         if frame == 17:
             returned["new.0.key"][0, 3] = np.nan
 
-    with pytest.raises(ParityError, match="'temporal' returned NaN.*frame 17 of a stream of 60"):
+    with pytest.raises(NonFiniteError, match="'temporal' returned NaN.*frame 17 of a stream of 60"):
         measure(sessions, tiny.model, temporal=Faulty(sessions["temporal"], outputs=spoil))
 
 
@@ -177,7 +182,7 @@ def test_a_reference_that_is_nan_proves_nothing(sessions: Sessions, tiny: Loaded
     with torch.no_grad():
         next(model.compressor.parameters())[0, 0] = torch.nan
     verdicts = measure(sessions, model)
-    assert verdicts.pop("compressor/frame_embeds").startswith("not finite: ")
+    assert verdicts.pop("compressor/frame_embeds").startswith("cannot be compared: ")
     assert set(verdicts.values()) == {"ok"}
 
 
@@ -250,7 +255,7 @@ def test_blocks_lie_apart_and_the_last_ends_the_stream() -> None:
 
 
 def test_a_stream_too_short_for_a_slope_is_refused() -> None:
-    with pytest.raises(SpecError, match="31 frames are too few.*at least 32"):
+    with pytest.raises(SpecError, match="31 frames are too few.*\n.*at least 32"):
         plan_blocks(31, 4, num_blocks=40)
 
 
@@ -266,9 +271,9 @@ def test_the_command_reports_every_curve_and_fails_where_one_does(
     report = faithful if is_right else replace(faithful, curves=(drifting, *faithful.curves[1:]))
 
     @contextmanager
-    def opened(bundle: Path | None) -> Iterator[drift._Subject]:
+    def opened(bundle: Path | None) -> Iterator[drift.Subject]:
         assert bundle == Path("somewhere")
-        yield drift._Subject(name="a name", sessions=sessions, model=tiny.model, precision="fp32")
+        yield drift.Subject(name="a name", sessions=sessions, model=tiny.model, precision="fp32")
 
     def measured(*args: object, num_frames: int, precision: str, progress: Callable[[float], None]) -> DriftReport:
         assert args == (sessions, tiny.model) and (num_frames, precision) == (NUM_FRAMES, "fp32")
@@ -283,7 +288,7 @@ def test_the_command_reports_every_curve_and_fails_where_one_does(
     else:
         with pytest.raises(SystemExit) as info:
             drift.main()
-        assert info.value.code == ParityError.exit_code
+        assert info.value.code == EXIT_DIFFERENT
     said, data = capsys.readouterr().out, json.loads(path.read_text())
     assert ("pass: 7 tensors over 60 frames" in said) == is_right == data["passed"]
     assert ("trunk/trunk_features drifts: " in said) == (not is_right)

@@ -22,7 +22,8 @@ from engines import open_bundle
 from engines.cache import RingCache
 from engines.vision import VisionEncoder
 from pvc_export.graphs.models import LoadedModel
-from pvc_export.parity.metrics import GATED, compare_arrays, load_thresholds
+from pvc_export.parity.limits import GATED, load_thresholds
+from pvc_export.parity.metrics import metrics_of
 from pvc_ref.preprocess import resize_frame
 
 from ....engines.exact import Kept
@@ -59,8 +60,7 @@ class BesideReference(Streams):
         return embeds
 
     def _compare(self, got: np.ndarray, want: np.ndarray, where: str) -> None:
-        tensor: dict[str, str] = {"stage": "bundle fp32", "graph": "compressor", "tensor": "frame_embeds"}
-        difference = compare_arrays(got, want, **tensor, where=where)
+        difference = metrics_of(got, want)
         for metric in GATED:
             if not getattr(difference, metric) <= self.limits[metric]["limit"]:
                 raise Differs(f"{where}: {metric} {getattr(difference, metric):.1e} against the reference")

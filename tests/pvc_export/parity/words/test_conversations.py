@@ -19,8 +19,10 @@ from engines.manifest import Manifest
 from engines.prompt import PromptSpec
 from engines.vision import VisionEncoder
 from pvc_export.graphs.models import LoadedModel, load_model
+from pvc_export.parity.answers import Conversation, Flip
 from pvc_export.parity.check import check_bundle
-from pvc_export.parity.metrics import Conversation, Flip, kl_limit
+from pvc_export.parity.evidence import Evidence
+from pvc_export.parity.limits import kl_limit
 from pvc_export.parity.report import ParityReport
 from pvc_export.parity.words.conversations import common_prefix, converse, divergences, flips
 from pvc_export.parity.words.prompts import KINDS, prompts, prompts_that_fit
@@ -147,10 +149,10 @@ def test_a_defect_is_seen_in_the_prompts_that_it_touches_and_in_no_others(
 def test_a_bundle_that_fails_only_in_words_exits_3_and_says_which(
     bundle_fp32: Path, pvc_export: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pvc_export.parity.check.climb", lambda *_, **__: ([], {}))
+    monkeypatch.setattr("pvc_export.parity.check.climb", lambda *_, **__: Evidence())
     images_from_zero(monkeypatch)
     result = pvc_export("check", bundle_fp32)
-    result.says(3, "images prompt 'What moves?': KL", "is above")
+    result.says(3, "images prompt 'What moves?': KL", "(limit ")
     assert "FAIL images" in result.out and "ok   video" in result.out
 
 
@@ -186,15 +188,15 @@ def conversation(**changes: Any) -> Conversation:
     ("changes", "fault"),
     [
         ({}, None),
-        ({"scaled_kl": 2e-3}, "KL 2.0e-03 of the logits' mean square is above 1.0e-03"),
+        ({"scaled_kl": 2e-3}, r"KL / mean square of the logits is 2.0e-03 \(limit 1.0e-03\)"),
         ({"max_kl": 2e-3}, None),
-        ({"scaled_kl": float("nan")}, "KL nan"),
+        ({"scaled_kl": float("nan")}, "KL / mean square of the logits is nan"),
         ({"prefix": 2, "flips": (Flip(step=2, k=1, margin=0.1, tie=0.2),)}, None),
-        ({"prefix": 2, "flips": (Flip(step=2, k=1, margin=0.3, tie=0.2),)}, "at token 2 another one .* by 0.3 logits"),
+        ({"prefix": 2, "flips": (Flip(step=2, k=1, margin=0.3, tie=0.2),)}, "at token 2 .* likeliest.* by 0.3 logits"),
         ({"flips": (Flip(step=1, k=5, margin=0.3, tie=0.2),)}, "among the 5 likeliest"),
-        ({"prefix": 2}, "the answers part at token 2, but scored"),
-        ({"prefix": 2, "flips": (Flip(step=3, k=1, margin=0.1, tie=0.2),)}, "the answers part at token 2"),
-        ({"num_said": 3, "prefix": 3}, "the answers part at token 3"),
+        ({"prefix": 2}, "the answers differ from token 2 on, but not"),
+        ({"prefix": 2, "flips": (Flip(step=3, k=1, margin=0.1, tie=0.2),)}, "the answers differ from token 2"),
+        ({"num_said": 3, "prefix": 3}, "the answers differ from token 3"),
     ],
     ids=["equal", "KL", "loud logits", "NaN", "near tie", "flip", "top 5", "decode differs from scoring",
          "a tie elsewhere", "stopped early"],

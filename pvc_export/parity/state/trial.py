@@ -1,8 +1,8 @@
-"""What the rules of a stream's state are tried on: a bundle, a clip forwards and backwards, all that a stream is."""
+"""What the rules of a stream's state are tried on: a bundle, a clip both ways, and all that a stream is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,15 +12,13 @@ from engines import PVCStream
 from engines.bundle import Bundle
 from engines.memory import Array, Memory, Tensor
 from engines.preprocess import to_model_frame
-from engines.session import Session
+from engines.session import Around, Session, Wrapped
 
 from ..clip import QUESTION, Frame, check_clip, real_frames
 
 TOKENS = (1, 2)
 Seen = dict[str, Array]
 """All that a stream is and would say: counts, ring, embeddings of a next frame, LLM cache, logits."""
-Around = Callable[[Session, Mapping[str, Tensor]], dict[str, Tensor]]
-"""Runs a session on inputs, and looks at both."""
 
 
 class Broken(Exception):
@@ -32,7 +30,7 @@ class NotExecuted(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scene:
+class Trial:
     """A bundle, a clip forwards and backwards, and what a stream of each alone becomes."""
 
     bundle: Bundle
@@ -43,12 +41,12 @@ class Scene:
     folder: Path
 
     @staticmethod
-    def of(bundle: Bundle, num_frames: int | None, folder: Path) -> Scene:
+    def of(bundle: Bundle, num_frames: int | None, folder: Path) -> Trial:
         clip = check_clip(_num_frames(bundle, num_frames))
         alone, alone_backwards = (
             seen_by(pushed(new_stream(bundle, len(clip)), some), bundle) for some in (clip, clip[::-1])
         )
-        return Scene(
+        return Trial(
             bundle=bundle, clip=clip, backwards=clip[::-1], alone=alone, alone_backwards=alone_backwards, folder=folder
         )
 
@@ -96,19 +94,8 @@ def seen_by(stream: PVCStream, bundle: Bundle) -> Seen:
     return counts | rings | {"frame_embeds": embeds} | rows | {"logits": stream.score(QUESTION, TOKENS)}
 
 
-class _Tapped:
-    """A session whose runs go through a function."""
-
-    def __init__(self, session: Session, around: Around) -> None:
-        self._session, self._around = session, around
-        self.spec, self.memory, self.computes_in = session.spec, session.memory, session.computes_in
-
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self._around(self._session, inputs)
-
-
 def tapped(bundle: Bundle, around: Around) -> Bundle:
-    return replace(bundle, sessions={name: _Tapped(session, around) for name, session in bundle.sessions.items()})
+    return replace(bundle, sessions={name: Wrapped(session, around) for name, session in bundle.sessions.items()})
 
 
 def copied(tensors: Mapping[str, Tensor], memory: Memory) -> dict[str, Array]:

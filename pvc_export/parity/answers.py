@@ -1,0 +1,156 @@
+"""What was said, and what of it is a fault: to the prompts of every check, and to held-out questions on every rung."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .places import Rung
+
+MIN_AGREEMENT = 0.995
+ROUNDING_EXPLAINS = "rounding explains at most"
+WORLD = "shapes"
+"""The world whose questions are known: what a checkpoint was trained on, by its config.json."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flip:
+    """At one step, a token among the bundle's k likeliest that is not among the reference's.
+
+    margin  logits of the reference between it and the reference's k-th; tie  what still counts as a near tie
+    """
+
+    step: int
+    k: int
+    margin: float
+    tie: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversation:
+    """One prompt, answered by the bundle and by the reference (words/conversations.py).
+
+    num_tokens, num_said   length of the reference's greedy answer, and of the bundle's
+    prefix                 tokens that the two have in common before they part
+    num_steps              steps that were scored with the reference's answer fed to both
+    max_kl, mean_kl        KL(reference || bundle) over these steps, in nats
+    scaled_kl              the largest KL over the mean square of the reference's logits at its step: what has a limit,
+                           since louder logits make the same relative error a larger KL
+    flips                  where the bundle's likeliest token, or one of its five likeliest, is not the reference's
+    """
+
+    kind: str
+    question: str
+    num_tokens: int
+    num_said: int
+    prefix: int
+    num_steps: int
+    max_kl: float
+    mean_kl: float
+    scaled_kl: float
+    flips: tuple[Flip, ...]
+
+    @property
+    def equal(self) -> bool:
+        """The same answer, token by token."""
+        return self.prefix == self.num_tokens == self.num_said
+
+    def fault(self, kl_limit: float) -> str | None:
+        """What is wrong with it, in words; None if nothing is."""
+        if not self.scaled_kl <= kl_limit:  # NaN as well
+            return f"KL / mean square of the logits is {self.scaled_kl:.1e} (limit {kl_limit:.1e})"
+        for flip in self.flips:
+            if flip.margin > flip.tie:
+                rank = "likeliest" if flip.k == 1 else f"among the {flip.k} likeliest"
+                return (
+                    f"at token {flip.step} the bundle has another token {rank}; the reference prefers its own by "
+                    f"{flip.margin:.2g} logits ({ROUNDING_EXPLAINS} {flip.tie:.1e})"
+                )
+        if not self.equal and not any(flip.k == 1 and flip.step == self.prefix for flip in self.flips):
+            return f"the answers differ from token {self.prefix} on, but not when both sides are fed the reference's"
+        return None
+
+    def num_same(self, k: int) -> int:
+        """Steps with the same k likeliest tokens."""
+        return self.num_steps - sum(flip.k == k for flip in self.flips)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Changed:
+    """An answer that is not the reference's.
+
+    step    the first token that differs
+    margin  logits of the reference between its own token there and the other one; tie: what is still rounding
+    """
+
+    topic: str
+    question: str
+    expected: str
+    step: int
+    margin: float
+    tie: float
+
+    @property
+    def is_fault(self) -> bool:
+        return not self.margin <= self.tie  # NaN as well
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RungAnswers:
+    """One rung: questions and right answers by topic, and every answer that differs from the reference's."""
+
+    rung: Rung
+    right: Mapping[str, int]
+    count: Mapping[str, int]
+    changed: tuple[Changed, ...]
+
+    @property
+    def num_questions(self) -> int:
+        return sum(self.count.values())
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.right.values()) / self.num_questions
+
+    @property
+    def agreement(self) -> float:
+        return 1 - len(self.changed) / self.num_questions
+
+    def faults(self) -> list[str]:
+        """What fails the gate, in words."""
+        found = [
+            f"{change.question!r} is no longer answered {change.expected!r}: at token {change.step} the reference "
+            f"prefers its own by {change.margin:.2g} logits ({ROUNDING_EXPLAINS} {change.tie:.1e})"
+            for change in self.changed
+            if change.is_fault
+        ]
+        if self.agreement < MIN_AGREEMENT:
+            found.append(
+                f"{self.agreement:.2%} of {self.num_questions} answers are the reference's, expected "
+                f"{MIN_AGREEMENT:.1%} at least"
+            )
+        return found
+
+    def line(self) -> str:
+        """For people: accuracy and agreement, and the closest call among what changed."""
+        widest = max((change.margin for change in self.changed), default=0.0)
+        changes = f"   {len(self.changed)} changed, by at most {widest:.1e} logits" if self.changed else ""
+        verdict = "FAIL" if self.faults() else "ok  "
+        right = f"{self.accuracy:.1%} of {self.num_questions} right"
+        return f"  {verdict} {self.rung!s:<12} {right}   {self.agreement:.2%} as the reference{changes}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rung": str(self.rung),
+            "num_questions": self.num_questions,
+            "accuracy": round(self.accuracy, 5),
+            "agreement": round(self.agreement, 5),
+            "accuracy_by_topic": {
+                topic: round(self.right[topic] / count, 5) for topic, count in sorted(self.count.items())
+            },
+            "changed": [
+                {name: getattr(change, name) for name in Changed.__slots__} | {"is_fault": change.is_fault}
+                for change in self.changed
+            ],
+        }

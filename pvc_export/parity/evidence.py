@@ -1,0 +1,49 @@
+"""What the steps of a check found: each returns its own evidence, and `+` joins them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from .answers import Conversation, RungAnswers
+from .heat import HeatMap
+from .levels import Rule
+from .metrics import Difference
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """Everything that one step, or several together, found.
+
+    differences    every tensor that was compared, in every run
+    missing        outputs of the graphs that the stream never showed
+    num_weights    weights that the graphs' files hold bit for bit;  wrong_weights  by graph, those that they do not
+    num_tokens     of the greedy answer;  num_equal_tokens  those that are the reference's choice as well
+    wrong_tokens   those that rounding does not explain, in words
+    rules          what holds bit for bit or not at all: state, batch, determinism, pixels
+    conversations  the prompts of every check;  answers  held-out questions, on every rung
+    not_executed   what could not run, and why; it is never a pass
+    heat           the worst frames, token by token, for pictures
+    stopped        the runtime's words where a graph returned NaN: the stream ended there, and so did the check
+    """
+
+    differences: tuple[Difference, ...] = ()
+    missing: tuple[str, ...] = ()
+    num_weights: int = 0
+    wrong_weights: dict[str, list[str]] = field(default_factory=dict)
+    num_tokens: int = 0
+    num_equal_tokens: int = 0
+    wrong_tokens: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    conversations: tuple[Conversation, ...] = ()
+    answers: tuple[RungAnswers, ...] = ()
+    not_executed: dict[str, str] = field(default_factory=dict)
+    heat: tuple[HeatMap, ...] = ()
+    stopped: str = ""
+
+    def __add__(self, other: Evidence) -> Evidence:
+        joined: dict[str, Any] = {}
+        for part in fields(Evidence):
+            mine, theirs = getattr(self, part.name), getattr(other, part.name)
+            joined[part.name] = mine | theirs if isinstance(mine, dict) else mine + theirs
+        return Evidence(**joined)

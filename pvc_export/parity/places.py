@@ -1,0 +1,86 @@
+"""Where a tensor was compared: on which rung of the ladder, and in which run of its graph. Words are made of these, and
+never taken apart again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engines.spec import Precision
+
+PlaceKind = Literal["frame", "pass", "token", "step", "stream", "text", "rows", "positions", "frames"]
+NUMBERED = ("frame", "pass", "token", "step")
+"""Kinds whose places follow one another, so that a curve can be drawn through them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One run of a graph, or a part of several: 'frame 3', 'pass 7', 'token 2', 'stream 1 of 2', 'the whole text'.
+
+    index  its number among places of its kind, from 0;  words: what it is called where kind and index are not enough
+    """
+
+    kind: PlaceKind
+    index: int = 0
+    words: str = ""
+
+    def __str__(self) -> str:
+        return self.words or f"{self.kind} {self.index}"
+
+    @property
+    def is_numbered(self) -> bool:
+        return self.kind in NUMBERED
+
+
+WHOLE_TEXT = Place("text", words="the whole text")
+
+
+def stream_place(row: int, num_streams: int) -> Place:
+    """One row of a batch."""
+    return Place("stream", row, f"stream {row} of {num_streams}")
+
+
+def positions_place(first: int, last: int) -> Place:
+    """Rows of the LLM, both ends included."""
+    return Place("positions", first, f"positions {first}..{last}" if last > first else f"position {first}")
+
+
+RungKind = Literal["torch", "onnx", "engine", "gpu", "bundle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One rung of the ladder, which is compared with its neighbour:
+
+    torch fp32            against torch fp64                             the reference's own rounding
+    torch fp16, bf16      every operation rounded, against torch fp32    what the dtype costs, islands included
+    onnx fp32             against torch fp32                             what the export costs
+    onnx fp16, bf16       against torch of that dtype                    the same, in the bundle's dtype
+    engine fp32, ...      against the ONNX file it was built from        what the compiler costs
+    gpu fp32, ...         the target's own runtime, against torch fp32   the vision side on the device, all together
+    bundle fp32, ...      a whole stream on the CPU, against torch fp32  all of it together, and the language side
+    """
+
+    kind: RungKind
+    dtype: Precision
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.dtype}"
+
+    @property
+    def neighbour(self) -> str:
+        """What it is compared with, in words."""
+        return {
+            "torch": "torch fp64" if self.dtype == "fp32" else "torch fp32",
+            "onnx": f"torch {self.dtype}",
+            "engine": f"onnx {self.dtype}",
+            "gpu": "torch fp32, as the target runs it",
+            "bundle": "torch fp32, a whole stream on the CPU",
+        }[self.kind]
+
+    @property
+    def limits(self) -> Rung:
+        """The rung whose limits hold. No GPU has measured any yet: an engine may be off as the ONNX rung may, which is
+        the same graph in the same dtype, and in all as far as the bundle."""
+        stands_for: dict[RungKind, RungKind] = {"engine": "onnx", "gpu": "bundle"}
+        return Rung(stands_for.get(self.kind, self.kind), self.dtype)

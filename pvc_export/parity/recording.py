@@ -1,0 +1,113 @@
+"""A clip, shown to one rung of the ladder or another, and every output of the vision graphs that it returned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engines.manifest import Manifest
+from engines.memory import Array
+from engines.session import Session
+from engines.spec import VISION_GRAPHS
+from engines.vision import VisionEncoder
+from pvc_ref import PVC, VisionState
+from pvc_ref.preprocess import resize_frame
+
+from .clip import check_clip
+from .evidence import Evidence
+from .float16_on_cpu import Float16Products
+from .metrics import compare_arrays
+from .places import Place, Rung
+from .recorded_sessions import Calls, Recorder
+
+Progress = Callable[[float], None]
+"""Called with the fraction done, 0 to 1."""
+Recording = list[dict[str, Array]]
+"""For every frame, each output of the vision graphs as 'graph/tensor'."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frames:
+    """What every rung is shown: pixels uint8 (S, S, 3) RGB, and the time of each frame.
+
+    Times run 0, 1, 2, ... and then jump ahead by multiples of the window, so that slots stay where they are.
+    """
+
+    pixels: Sequence[Array]
+    times: Sequence[int]
+    total_frames: int | None
+
+    @property
+    def num_consecutive(self) -> int:
+        """Frames before the clock jumps: one clip."""
+        return sum(index == time for index, time in enumerate(self.times))
+
+
+def check_frames(manifest: Manifest) -> Frames:
+    """The clip of a check, two windows and two frames, as the reference resizes it, before any jump of the clock."""
+    clip = check_clip(2 * manifest.limits.window + 2)
+    pixels = [resize_frame(frame[..., ::-1], size=manifest.shape.image_size) for frame in clip]
+    total = len(clip) if manifest.time_mode == "fixed" else None
+    return Frames(pixels=pixels, times=range(len(clip)), total_frames=total)
+
+
+@torch.no_grad()
+def run_torch(model: PVC, frames: Frames, manifest: Manifest, progress: Progress = lambda _: None) -> Recording:
+    """The reference's streaming form, in the model's own dtype, with the window and the names of a bundle."""
+    names = [state.output for state in manifest.graphs["temporal"].states]
+    state: VisionState | None = None
+    recording: Recording = []
+    for pixels, time in zip(frames.pixels, frames.times, strict=True):
+        if state is not None:
+            state = VisionState(past=state.past, num_frames=time)
+        with Float16Products():
+            outputs, state = model.frame_outputs(
+                torch.from_numpy(pixels)[None], state, window=manifest.limits.window, total_frames=frames.total_frames
+            )
+        rows = [row for pair in outputs.new for row in pair]
+        tensors = {"trunk/trunk_features": outputs.trunk_features, "temporal/features": outputs.features}
+        tensors |= {f"temporal/{name}": row for name, row in zip(names, rows, strict=True)}
+        tensors["compressor/frame_embeds"] = outputs.frame_embeds
+        recording.append({name: to_numpy(tensor) for name, tensor in tensors.items()})
+        progress(len(recording) / len(frames.times))
+    return recording
+
+
+def run_sessions(sessions: Mapping[str, Session], frames: Frames, progress: Progress = lambda _: None) -> Recording:
+    """Any set of vision sessions, through the encoder that streams use."""
+    recorder = Recorder({name: sessions[name] for name in VISION_GRAPHS})
+    encoder = VisionEncoder(recorder.sessions, time_divisor=frames.total_frames or 1)
+    for index, (pixels, time) in enumerate(zip(frames.pixels, frames.times, strict=True)):
+        encoder.ring.num_frames = time
+        encoder.commit(encoder.encode(pixels))
+        progress((index + 1) / len(frames.times))
+    return recording_of(recorder.calls)
+
+
+def recording_of(calls: Calls) -> Recording:
+    """The vision side of recorded calls, frame by frame."""
+    return [
+        {f"{graph}/{name}": array for graph, outputs in zip(VISION_GRAPHS, frame, strict=True)
+         for name, array in outputs.items()}
+        for frame in zip(*(calls[graph] for graph in VISION_GRAPHS), strict=True)
+    ]  # fmt: skip
+
+
+def compare(rung: Rung, got: Recording, want: Recording, frames: Frames) -> Evidence:
+    """Hold every tensor of every frame against the neighbour's."""
+    return Evidence(
+        differences=tuple(
+            compare_arrays(mine[name], value, rung=rung, graph=graph, tensor=tensor, where=Place("frame", time))
+            for mine, theirs, time in zip(got, want, frames.times, strict=True)
+            for name, value in theirs.items()
+            for graph, tensor in [name.split("/")]
+        )
+    )
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """numpy has no bfloat16: its values become float32, exactly."""
+    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array

@@ -1,0 +1,83 @@
+"""Does the error of a long stream grow? 10,000 frames: python -m pvc_export.studies.drift [BUNDLE | --wide]"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.errors import EXIT_DIFFERENT, PVCError
+from engines.session import Session
+from engines.spec import VISION_GRAPHS, Precision, StreamLimits
+from engines.target import load_target
+from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, VisionConfig
+
+from ..graphs.models import load_reference
+from ..graphs.sessions import open_graphs
+from ..parity.bfloat16_on_cpu import open_on_cpu
+from ..parity.drift.measure import NUM_FRAMES, measure_drift
+from ..terminal.console import Console
+
+WIDE = PVCConfig(
+    vision=VisionConfig(image_size=112, num_layers=4, num_temporal_layers=2),  # 1024 wide
+    compressor=CompressorConfig(num_tokens=64),
+    llm=LLMConfig(vocab_size=264, hidden_size=256, num_layers=1, num_heads=4, num_kv_heads=4, mlp_size=256),
+    template="tiny",
+)
+"""The published width at a depth and resolution that two cores can stream."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pvc_export.studies.drift", description=__doc__.splitlines()[0])
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("bundle", nargs="?", type=Path, help="a bundle, as pvc-export makes it")
+    subject.add_argument(
+        "--wide", action="store_true", help="a random model, 1024 wide, of 4 layers, exported for this"
+    )
+    parser.add_argument("--frames", type=int, default=NUM_FRAMES, help=f"length of the stream ({NUM_FRAMES})")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every curve")
+    args = parser.parse_args()
+    try:
+        with _open(args.bundle) as opened, Console().stage(f"{args.frames} frames") as (_, progress):
+            report = measure_drift(
+                opened.sessions, opened.model, num_frames=args.frames, precision=opened.precision, progress=progress
+            )
+    except PVCError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
+    print("\n".join([opened.name, *report.table(), report.summary()]))
+    if args.json is not None:
+        args.json.write_text(json.dumps({"model": opened.name} | report.to_json(), indent=1) + "\n", encoding="utf-8")
+    if not report.passed:
+        parser.exit(EXIT_DIFFERENT)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """What is measured."""
+
+    name: str
+    sessions: Mapping[str, Session]
+    model: PVC
+    precision: Precision
+
+
+@contextmanager
+def _open(bundle: Path | None) -> Iterator[Subject]:
+    """A bundle beside the model that it was made from, or the wide random model, exported in float32 for this."""
+    if bundle is not None:
+        with open_on_cpu(bundle) as opened:
+            model = load_reference(opened.manifest).model
+            yield Subject(name=str(bundle), sessions=opened.sessions, model=model, precision=opened.manifest.precision)
+        return
+    model = PVC.random(WIDE, seed=0)
+    with tempfile.TemporaryDirectory(prefix="pvc-drift-") as folder:
+        sessions = open_graphs(model, VISION_GRAPHS, load_target("cpu"), StreamLimits(), Path(folder))
+        yield Subject(name="width 1024, random weights", sessions=sessions, model=model, precision="fp32")
+
+
+if __name__ == "__main__":
+    main()
