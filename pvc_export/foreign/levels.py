@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
@@ -42,39 +41,43 @@ class Judge:
     findings: list[Finding] = field(default_factory=list)
 
     def hold(
-        self, got: Arrays, want: Arrays, *, run: str, step: int, floors: Floors, cause: Callable[[str], str],
-        told: str = "", forced: Callable[[str], str] = lambda _: "", axis: str | None = None,
+        self, got: Arrays, want: Arrays, *, run: str, step: int, floors: Floors, axis: str | None = None,
+        feeds: Arrays | None = None, told: str = "", cause: str = "", forced: Callable[[str], str] = lambda _: "",
     ) -> set[str]:  # fmt: skip
         """The outputs that differ, by name.
 
-        cause  the likely cause of one;  forced  what teacher forcing showed of it;  told  what is wrong, before ':'
+        feeds  what both sides were fed: the likely cause is looked for there, unless it is given as `cause`
+        told   what is wrong with an output, before the numbers;  forced  what teacher forcing showed of it
         """
-        wrong = set[str]()
+        wrong, sides = set[str](), self.sides
         for name, expected in want.items():
-            found = compare(
-                got[name], expected, tensor=name, run=run, step=step, floor=floors.worst.get(name), unit=self.sides.unit
-            )
+            floor = floors.worst.get(name)
+            found = compare(got[name], expected, tensor=name, run=run, step=step, floor=floor, unit=sides.unit)
             self.compared.append(found)
             if found.passed:
                 continue
             wrong.add(name)
             if self.is_news(name, run):
-                what = f"{self.sides.declared.describe(name)}{told}: {found.text()}"
-                self.add(tensor=name, step=step, run=run, axis=axis, what=what, forced=forced(name), cause=cause(name))
+                what = f"{sides.declared.describe(name)}{told}: {found.text()}"
+                if feeds is not None:
+                    failure = Failure(
+                        sides=sides, tensor=name, got=got, want=want, feeds=feeds, step=step, floor=floor
+                    )  # fmt: skip
+                    cause = likely_cause(failure)
+                self.add(what, cause, tensor=name, step=step, run=run, axis=axis, forced=forced(name))
         return wrong
 
     def is_news(self, tensor: str, run: str) -> bool:
         return not any(found.tensor == tensor and found.run == run for found in self.findings)
 
-    def add(self, **found: Any) -> None:
-        """A finding of this level, by its fields."""
-        self.findings.append(Finding(level=self.letter, **found))
-
-    def cause(self, got: Arrays, want: Arrays, feeds: Arrays, *, step: int, floors: Floors) -> Callable[[str], str]:
-        """The likely cause of an output that is off, by its name: looked for on these arrays."""
-        return lambda name: likely_cause(
-            Failure(
-                sides=self.sides, tensor=name, got=got, want=want, feeds=feeds, step=step, floor=floors.worst.get(name)
+    def add(
+        self, what: str, cause: str, *, tensor: str | None = None, step: int | None = None, run: str = "",
+        axis: str | None = None, forced: str = "",
+    ) -> None:  # fmt: skip
+        """A finding of this level."""
+        self.findings.append(
+            Finding(
+                level=self.letter, tensor=tensor, step=step, run=run, axis=axis, what=what, forced=forced, cause=cause
             )
         )
 
@@ -87,10 +90,9 @@ class Judge:
         try:
             got = self.sides.session.run(feeds)
         except RunFailed as error:
-            self.add(step=0, run=run, axis=axis, what=f"{failing[0]}: {error}", cause=failing[1])
+            self.add(f"{failing[0]}: {error}", failing[1], step=0, run=run, axis=axis)
         else:
-            cause = self.cause(got, want, feeds, step=0, floors=floors)
-            self.hold(got, want, run=run, step=0, floors=floors, cause=cause, forced=lambda _: REPORTED_ZERO, axis=axis)
+            self.hold(got, want, run=run, step=0, floors=floors, axis=axis, feeds=feeds, forced=lambda _: REPORTED_ZERO)
 
     def level(self, note: str, *, left_out: Mapping[str, str] = MappingProxyType({})) -> Level:
         """What was found, the first step first, and in it the stream's own run and the first output of the file."""
@@ -225,9 +227,8 @@ class _Runner:
         except RunFailed as error:
             self._end(step, f"the graph fails on {_fed(feeds)}: {error}")
             return
-        cause = self.judge.cause(self.got, want, feeds, step=step, floors=self.floors)
         self.wrong = self.judge.hold(
-            self.got, want, run=self.run, step=step, floors=self.floors, cause=cause, forced=forced
+            self.got, want, run=self.run, step=step, floors=self.floors, feeds=feeds, forced=forced
         )
 
     def told(self, tensor: str) -> str:
@@ -247,7 +248,7 @@ class _Runner:
 
     def _end(self, step: int, what: str) -> None:
         self.ended = True
-        self.judge.add(step=step, run=self.run, what=what, cause="a state of a size that the graph does not take")
+        self.judge.add(what, "a state of a size that the graph does not take", step=step, run=self.run)
 
 
 def check_drift(sides: Sides, streamed: Streamed) -> tuple[Level, tuple[Drift, ...]]:

@@ -147,8 +147,11 @@ class ForeignReport:
     def left_out(self) -> dict[str, str]:
         """What was not run, and why."""
         whole = {f"{x.letter} {x.title}": x.not_executed for x in self.results if x.not_executed is not None}
+        return whole | self._parts_left_out()
+
+    def _parts_left_out(self) -> dict[str, str]:
         parts = {f"level {x.letter}, {run}": why for x in self.results for run, why in x.left_out.items()}
-        return whole | parts | ({"float64 floor": self.floor_missing} if self.floor_missing is not None else {})
+        return parts | ({"float64 floor": self.floor_missing} if self.floor_missing is not None else {})
 
     def table(self) -> list[str]:
         """Lines for people: what ran, how it was judged, a line for each level, and what was left out."""
@@ -162,7 +165,7 @@ class ForeignReport:
         ]
         for level in self.results:
             lines += [level.verdict.line(), *(f"          {finding.line()}" for finding in level.findings[:3])]
-        return lines + [f"{name}: not executed: {reason}" for name, reason in self.left_out().items()]
+        return lines + [f"{name}: not executed: {reason}" for name, reason in self._parts_left_out().items()]
 
     def summary(self) -> str:
         return f"{'pass' if self.passed else 'FAIL'}: {self.outcome()}"

@@ -56,7 +56,7 @@ def _interleave(judge: Judge, streams: Sequence[Sequence[Arrays]]) -> list[list[
             for name, array in feeds.items():
                 if unlike(array, before[name]) and judge.is_news(name, "inputs"):
                     told = f"the run changed the array of its input '{name}', expected it to be left alone"
-                    judge.add(tensor=name, step=step, run="inputs", what=told, cause="an operator that works in place")
+                    judge.add(told, "an operator that works in place", tensor=name, step=step, run="inputs")
             states[index] = sides.follow_graph(states[index], outputs[index][-1])
     return outputs
 
@@ -106,7 +106,7 @@ def _hold_rows(
     judge: Judge, got: Sequence[Arrays], want: Sequence[Arrays], floors: Floors, *, run: str, told: str
 ) -> None:
     for step, (a, b) in enumerate(zip(got, want, strict=True)):
-        judge.hold(a, b, run=run, step=step, floors=floors, told=told, cause=lambda _: ROWS)
+        judge.hold(a, b, run=run, step=step, floors=floors, told=told, cause=ROWS)
 
 
 def check_determinism(sides: Sides) -> Level:
@@ -136,7 +136,7 @@ def _judged(letter: str, sides: Sides, rules: Callable[[Judge], None], note: str
         rules(judge)
     except RunFailed as error:
         what = f"the graph does not run through {NUM_STEPS} steps: {error}"
-        judge.add(what=what, cause="what an earlier level found")
+        judge.add(what, "what an earlier level found")
     return judge.level(note)
 
 
@@ -145,4 +145,4 @@ def _hold_bits(judge: Judge, got: Sequence[Arrays], want: Sequence[Arrays], *, r
         for name in b:
             if (said := unlike(a[name], b[name])) and judge.is_news(name, run):
                 what = f"{told}: {judge.sides.declared.describe(name)}{said}"
-                judge.add(tensor=name, step=step, run=run, what=what, cause=KEPT)
+                judge.add(what, KEPT, tensor=name, step=step, run=run)
