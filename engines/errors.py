@@ -108,6 +108,6 @@ class BuildError(PVCError):
 
 
 class ParityError(PVCError):
-    """A run or a benchmark that was to show the reference's outputs showed others. A check reports, and raises nothing."""
+    """A run or a benchmark did not return what the reference does. A check raises nothing: it reports."""
 
     exit_code = EXIT_DIFFERENT

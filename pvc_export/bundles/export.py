@@ -1,6 +1,6 @@
 """From a model to a published bundle: graphs, engines, manifest, parity check, one exchange of names.
 
-Unusual: everything is written into a temporary folder beside the target and checked there. The folder gets its name
+Everything is written into a temporary folder beside the target and checked there. The folder gets its name
 only if the check passes, so a bundle that exists is one that matched its reference.
 """
 
@@ -45,12 +45,10 @@ from ..graphs.onnx_file import export_graph
 from ..graphs.precision import cast_model
 from ..parity.check import check_bundle, explain
 from ..parity.report import PARITY_NAME, ParityReport
-from ..report import ReportInput, render
-from ..report.given import now_utc
-from ..report.write import PAGE_NAME
+from ..report import PAGE_NAME, ReportInput, render
 from ..terminal import interrupt
 from ..terminal.console import Console, size_text
-from ..terminal.facts import installed
+from ..terminal.facts import installed, now_utc
 from .publish import staging
 
 NUM_QUESTIONS = 200

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
-from engines.errors import EXIT_DIFFERENT
-from engines.manifest import Manifest, hash_file
+from engines.errors import EXIT_DIFFERENT, BackendUnavailable
+from engines.manifest import Manifest
 from engines.target import load_target
 from engines.terminal import print_json
 
 from ..bundles.export import ExportRequest
 from ..bundles.repair import repair
-from ..foreign import ForeignRequest, check_foreign
+from ..foreign import ForeignReport, ForeignRequest, check_foreign
 from ..foreign import page as foreign_page
 from ..graphs.models import LoadedModel, load_reference
 from ..parity.check import check_bundle, explain
 from ..parity.culprit.record import Repair
+from ..parity.report import ParityReport
 from ..report import ReportInput, junit, render
-from ..report.page import Given
-from ..report.write import Make, write_files
 from ..terminal.console import Console
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """What a check is to leave behind. page, xml: files for people and for a CI system."""
+    """What a check is to write and try. page, xml: files for people and for a CI system."""
 
     bisect: bool
     as_json: bool
@@ -53,25 +53,41 @@ def check_one_bundle(folder: Path, model: str | None, wanted: Wanted) -> NoRetur
         parity = explain(parity, folder, loaded, console)
         if wanted.bisect:
             parity = replace(parity, repair=_bisected(manifest, loaded, folder, console))
-    report = ReportInput(parity=parity, manifest=manifest, bundle=str(folder))
-    _leave(report, wanted, console, render=partial(render, report), junit=partial(junit, report))
+    given = ReportInput(parity=parity, manifest=manifest, bundle=str(folder))
+    _write(wanted, console, render=partial(render, given), junit=partial(junit, given))
+    _leave(parity, {"bundle": str(folder)} | parity.to_json(), given.next_command(), console)
 
 
-def _leave(report: Given, wanted: Wanted, console: Console, *, render: Make, junit: Make) -> NoReturn:
-    """Write what is wanted, say how the check came out and what comes next, and exit: 0, or 3 for a difference."""
-    parity = report.parity
-    for path in write_files(wanted.page, wanted.xml, render=render, junit=junit):
-        console.print(f"report: {path}")
-    if wanted.as_json:
-        print_json(report.to_json())
-    command, purpose = report.next_command()
-    if parity.passed:
-        console.print(f"{parity.summary()} ({report.computed})")
+def _leave(
+    report: ParityReport | ForeignReport, data: dict[str, Any], then: tuple[str, str], console: Console
+) -> NoReturn:
+    """Say how a check came out and what comes next, to people or with --json as `data`, and exit: 0, or 3 for a
+    difference."""
+    command, purpose = then
+    if console.quiet:
+        print_json(data)
+    if report.passed:
+        console.print(f"{report.summary()} ({report.computed()})")
         if command:
             console.print(f"next: {command}")
     else:
-        print(f"FAIL: {parity.failure_text()}\n{purpose}: {command}", file=sys.stderr)
-    raise typer.Exit(0 if parity.passed else EXIT_DIFFERENT)
+        print(f"FAIL: {report.failure_text()}\n{purpose}: {command}", file=sys.stderr)
+    raise typer.Exit(0 if report.passed else EXIT_DIFFERENT)
+
+
+def _write(wanted: Wanted, console: Console, *, render: Callable[[], str], junit: Callable[[], str]) -> None:
+    """Make and write the files that are wanted."""
+    for path, make in ((wanted.page, render), (wanted.xml, junit)):
+        if path is not None:
+            try:
+                path.write_text(make(), encoding="utf-8")
+            except OSError as error:
+                raise BackendUnavailable(
+                    f"the report could not be written to {path}: {error}",
+                    cause="a full disk, or a folder that is missing or not yours. The check itself is done",
+                    fix="name another path",
+                ) from error
+            console.print(f"report: {path}")
 
 
 def _bisected(manifest: Manifest, loaded: LoadedModel, folder: Path, console: Console) -> Repair:
@@ -93,6 +109,5 @@ def check_any_graph(request: ForeignRequest, wanted: Wanted) -> NoReturn:
         report = check_foreign(request, progress=progress)
     for line in report.table():
         console.print(f"  {line}")
-    # Only a page or an XML file needs the hash, which takes its time for a graph of gigabytes.
-    given = foreign_page.ForeignInput(parity=report, file=partial(hash_file, request.graph))
-    _leave(given, wanted, console, render=partial(foreign_page.render, given), junit=partial(foreign_page.junit, given))
+    _write(wanted, console, render=partial(foreign_page.render, report), junit=partial(foreign_page.junit, report))
+    _leave(report, report.to_json(), report.next_command(), console)

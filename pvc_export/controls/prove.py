@@ -1,7 +1,7 @@
 """Proof that the gate can fail: every defect is planted, the check runs as always, and must catch it at its level.
 
 A defect is caught if the check ends with a report, the report fails, the level at which the defect must show is the
-first of its kind that fails, and where a graph is to blame it is named. A crash is no catch.
+first of its kind that fails, and where a graph is to blame it is named. A crash does not count as caught.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ IN_A_STREAM = "BDFE"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class DefectResult:
     """How the check met one defect. `failed`: the levels that failed, in order; crash: what ended it instead."""
 
     defect: str
@@ -56,7 +56,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Repaired:
+class OverflowResult:
     """How a model that float16 does not hold was met: what was named, which islands were tried, whether they help."""
 
     defect: str
@@ -76,8 +76,8 @@ class Repaired:
 class Proof:
     """The mutation score, and that a faithful bundle passes: a gate that is always shut proves nothing either."""
 
-    outcomes: tuple[Outcome, ...]
-    repairs: tuple[Repaired, ...]
+    outcomes: tuple[DefectResult, ...]
+    repairs: tuple[OverflowResult, ...]
     faithful: dict[str, bool]
     seconds: float
 
@@ -113,7 +113,7 @@ def prove(
 ) -> Proof:
     """Export a faithful bundle of the model, then break copies of it, and models, one defect after the other."""
     started = time.monotonic()
-    outcomes: list[Outcome] = []
+    outcomes: list[DefectResult] = []
     faithful: dict[str, bool] = {}
     with tempfile.TemporaryDirectory(prefix="pvc-prove-", dir=scratch) as name:
         sound = Path(name) / "fp32"
@@ -137,7 +137,7 @@ def _request(precision: Precision) -> ExportRequest:
     return ExportRequest(out=Path("unused"), target=target, precision=precision, limits=LIMITS)
 
 
-def meet(defect: Defect, sound: Path, loaded: LoadedModel, scratch: Path) -> Outcome:
+def meet(defect: Defect, sound: Path, loaded: LoadedModel, scratch: Path) -> DefectResult:
     """Plant one defect into a copy of a faithful bundle, or into an export of its own, and check."""
     started = time.monotonic()
     folder = scratch / f"broken-{defect.name}"
@@ -163,7 +163,7 @@ def meet(defect: Defect, sound: Path, loaded: LoadedModel, scratch: Path) -> Out
     return _judge(defect, report, crash, time.monotonic() - started)
 
 
-def meet_overflow(defect: PrecisionDefect, loaded: LoadedModel, scratch: Path, console: Console) -> Repaired:
+def meet_overflow(defect: PrecisionDefect, loaded: LoadedModel, scratch: Path, console: Console) -> OverflowResult:
     """Export a model that float16 does not hold, let the culprit be named, and its island be proven."""
     changed = copy.deepcopy(loaded.model)
     defect.change_model(changed)
@@ -172,7 +172,7 @@ def meet_overflow(defect: PrecisionDefect, loaded: LoadedModel, scratch: Path, c
     found = repair(reference, _request("fp16"), scratch=scratch, console=console, num_questions=NUM_QUESTIONS)
     first = found.culprits[0] if found.culprits else None
     named = (first.layer, first.operation) if first else ("", "")
-    return Repaired(
+    return OverflowResult(
         defect=defect.name,
         what=defect.what,
         layer=named[0],
@@ -182,7 +182,7 @@ def meet_overflow(defect: PrecisionDefect, loaded: LoadedModel, scratch: Path, c
     )
 
 
-def _judge(defect: Defect, report: ParityReport | None, crash: str, seconds: float) -> Outcome:
+def _judge(defect: Defect, report: ParityReport | None, crash: str, seconds: float) -> DefectResult:
     failed: tuple[str, ...] = ()
     named, detail = "", crash
     if report is not None:
@@ -194,7 +194,7 @@ def _judge(defect: Defect, report: ParityReport | None, crash: str, seconds: flo
     caught = report is not None and not report.passed and defect.level in failed and is_first
     if caught and defect.named and named != defect.named:
         caught, detail = False, f"'{named}' is named, and '{defect.named}' is wrong"
-    return Outcome(
+    return DefectResult(
         defect=defect.name,
         level=defect.level,
         what=defect.what,

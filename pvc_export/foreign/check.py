@@ -117,9 +117,10 @@ def check_foreign(request: ForeignRequest, progress: Progress = lambda _: None) 
     with fitting_threads(module):
         levels, drifts = _climb(request, declared, wiring, Reference(module, declared), double, progress)
     return ForeignReport(
+        path=request.graph,
         graph=request.graph.name,
         reference=request.reference,
-        command=request.command(),
+        plain_command=request.command(),
         dtype=wiring.dtype,
         num_steps=request.steps,
         floor_missing=double.missing,

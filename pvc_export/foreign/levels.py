@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 import numpy as np
 
@@ -94,7 +93,7 @@ class Judge:
         else:
             self.hold(got, want, run=run, step=0, floors=floors, axis=axis, feeds=feeds, forced=lambda _: REPORTED_ZERO)
 
-    def level(self, note: str, *, left_out: Mapping[str, str] = MappingProxyType({})) -> Level:
+    def level(self, note: str, *, left_out: dict[str, str] | None = None) -> Level:
         """What was found, the first step first, and in it the stream's own run and the first output of the file."""
         order = [None, *(port.name for port in self.sides.declared.outputs)]
         findings = sorted(
@@ -106,7 +105,11 @@ class Judge:
             ),
         )
         return Level(
-            letter=self.letter, note=note, compared=tuple(self.compared), findings=tuple(findings), left_out=left_out
+            letter=self.letter,
+            note=note,
+            compared=tuple(self.compared),
+            findings=tuple(findings),
+            left_out=left_out or {},
         )
 
 

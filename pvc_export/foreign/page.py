@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
 
-from engines.manifest import FileEntry
+from engines.manifest import hash_file
 
+from ..parity.levels import TITLES
 from ..report.figures import Axis, Curve
-from ..report.given import now_utc, this_machine
 from ..report.junit import Case, document
-from ..report.page import fill_page
-from ..report.sections import Panel, make_panel
+from ..report.sections import Panel, drift_rows, make_panel
+from ..report.template import fill
 from ..report.text import share
 from ..terminal.facts import installed
 from .levels import FORCED, OWN
@@ -26,45 +24,19 @@ TONES = {OWN: "a", FORCED: "b"}
 """Colours of the runs of a stream."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ForeignInput:
-    """A finished check of any graph, and its circumstances: by default it was just made, on this machine.
-
-    file  of the graph, without weights beside it: called if a report is made, since hashing gigabytes takes its time
-    """
-
-    parity: ForeignReport
-    file: Callable[[], FileEntry]
-    checked_utc: str = field(default_factory=now_utc)
-    machine: str = field(default_factory=this_machine)
-
-    @property
-    def command(self) -> str:
-        return self.parity.whole_command()
-
-    @property
-    def computed(self) -> str:
-        return self.parity.computed()
-
-    def next_command(self) -> tuple[str, str]:
-        return self.parity.next_command()
-
-    def to_json(self) -> dict[str, Any]:
-        return self.parity.to_json()
-
-
-def render(given: ForeignInput) -> str:
+def render(report: ForeignReport) -> str:
     """The whole page."""
-    report = given.parity
     panels = curves(report.level("D"))
     drifts = sorted(report.drifts, key=lambda drift: drift.verdict == "ok")[:MOST_PANELS]
-    return fill_page(
+    return fill(
         "foreign.html.j2",
-        given,
-        drifts=drifts,
+        report=report,
+        parity=report,
+        titles=TITLES,
+        drift=drift_rows(drifts),
         drift_summary="Of the stream with its own states",
         versions=installed(PACKAGES),
-        files={report.graph: given.file()},
+        files={report.graph: hash_file(report.path)},
         rows=[
             (level, name, group, worst_of(group)) for level in report.results for name, group in level.rows().items()
         ],
@@ -102,19 +74,18 @@ def curves(level: Level) -> list[Panel]:
     return [panel for _, panel in sorted(panels, key=lambda pair: -pair[0])]
 
 
-def junit(given: ForeignInput) -> str:
+def junit(report: ForeignReport) -> str:
     """A suite for each level, a case for each of its outputs; what was not executed is skipped."""
-    report = given.parity
     facts = {
         "reference": report.reference,
         "dtype": report.computed(),
         "limit": report.rule(),
-        "sha256": given.file().sha256,
-        "machine": given.machine,
-        "command": given.command,
+        "sha256": hash_file(report.path).sha256,
+        "machine": report.machine,
+        "command": report.command,
     }
     cases = (case for level in report.results for case in _cases(level))
-    return document(f"parity of {report.graph}", cases, facts, checked_utc=given.checked_utc)
+    return document(f"parity of {report.graph}", cases, facts, checked_utc=report.checked_utc)
 
 
 def _cases(level: Level) -> Iterator[Case]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import inf
+from pathlib import Path
 from typing import Any
 
 from ..parity.drift.report import Drift
 from ..parity.levels import TITLES, Verdict
 from ..report.text import count, share
+from ..terminal.facts import now_utc, this_machine
 from .limits import CEILING, FLOAT32_UNIT, MARGIN, NO_FLOOR_ULPS, ULPS, Compared
 
 LEVELS = "ABCDEGHI"
@@ -68,7 +69,7 @@ class Level:
     note: str = ""
     compared: tuple[Compared, ...] = ()
     findings: tuple[Finding, ...] = ()
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     not_executed: str | None = None
 
     @property
@@ -95,30 +96,24 @@ class Level:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "letter": self.letter,
-            "title": self.title,
-            "passed": self.verdict.passed,
-            "note": self.note,
-            "findings": [asdict(finding) for finding in self.findings],
-            "left_out": dict(self.left_out),
-            "not_executed": self.not_executed,
-            "compared": [found.to_json() for found in self.compared],
-        }
+        compared = [found.to_json() for found in self.compared]
+        return asdict(self) | {"title": self.title, "passed": self.verdict.passed, "compared": compared}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForeignReport:
-    """What was compared, and how it came out.
+    """What was compared, how it came out, and when and where: by default just now, on this machine.
 
-    command        the check itself without --steps, as a command line
+    path           of the graph's file
+    plain_command  the check itself without --steps, as a command line
     dtype          the narrowest float of the graph, whose roundoff is the unit of every limit
     floor_missing  why there is no float64 floor; None if there is
     """
 
+    path: Path
     graph: str
     reference: str
-    command: str
+    plain_command: str
     dtype: str
     num_steps: int
     floor_missing: str | None
@@ -127,6 +122,8 @@ class ForeignReport:
     sizes: dict[str, int]
     results: tuple[Level, ...]
     drifts: tuple[Drift, ...]
+    checked_utc: str = field(default_factory=now_utc)
+    machine: str = field(default_factory=this_machine)
 
     @property
     def passed(self) -> bool:
@@ -194,9 +191,10 @@ class ForeignReport:
         ]
         return "\n".join(lines)
 
-    def whole_command(self) -> str:
+    @property
+    def command(self) -> str:
         """The check as it was made."""
-        return self.command if self.num_steps == NUM_STEPS else f"{self.command} --steps {self.num_steps}"
+        return self.plain_command + ("" if self.num_steps == NUM_STEPS else f" --steps {self.num_steps}")
 
     def next_command(self) -> tuple[str, str]:
         """The check again, narrowed down to what was found first, and what that is for. Empty for a pass."""
@@ -204,13 +202,16 @@ class ForeignReport:
         if first is None:
             return "", ""
         if first.level in "BD":
-            return f"{self.command} --steps {(first.step or 0) + 1} --json", "Read every number up to there"
+            return f"{self.plain_command} --steps {(first.step or 0) + 1} --json", "Read every number up to there"
         if first.axis is not None:
             size = shlex.quote(f"{first.axis}={self.sizes[first.axis]}")
             return f"{self.command} --size {size}", "Check that axis at one size"
         if first.level == "E":
             steps = 10 * self.num_steps
-            return f"{self.command} --steps {steps}", "Check a longer stream, at whose end the limit should be left"
+            return (
+                f"{self.plain_command} --steps {steps}",
+                "Check a longer stream, at whose end the limit should be left",
+            )
         return self.command, "Export the graph anew, then check it again"
 
     def computed(self) -> str:
@@ -229,13 +230,8 @@ class ForeignReport:
         faults = self.faults()
         return {
             "passed": self.passed,
-            "graph": self.graph,
-            "reference": self.reference,
-            "dtype": self.dtype,
+            **{name: getattr(self, name) for name in ("graph", "reference", "dtype", "num_steps", "states", "sizes")},
             "computed_in": "float32",
-            "num_steps": self.num_steps,
-            "states": list(self.states),
-            "sizes": self.sizes,
             "rule": {
                 "margin": MARGIN,
                 "ulps": ULPS,

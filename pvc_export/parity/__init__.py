@@ -2,10 +2,10 @@
 
 `pvc-export check` asks all there is to ask. To run any two rungs, compare and judge takes five lines:
 
-    bundle, loaded = open_bundle(folder, runtime="cpu"), load_model("shapes")
+    bundle, loaded = open_bundle(folder, runtime="cpu"), load_model(name)
     frames = check_frames(bundle.manifest)
     got, want = run_sessions(bundle.sessions, frames), run_torch(loaded.model, frames, bundle.manifest)
-    evidence = compare(Rung("bundle", bundle.manifest.precision), got, want, frames)
+    evidence = compare(Rung("bundle", bundle.manifest.precision), got, want, frames.times)
     report = judge(evidence, bundle.manifest, num_frames=len(frames.times))
 
     report.passed, report.table(), report.faults(), report.to_json()
@@ -31,17 +31,10 @@ __all__ = [
     "Evidence", "Fault", "Frames", "ParityReport", "Place", "Recording", "Rung", "check_bundle", "check_frames",
     "compare", "judge", "run_sessions", "run_torch",
 ]  # fmt: skip
-_HOMES = {
-    "check": ("check_bundle",),
-    "evidence": ("Evidence",),
-    "places": ("Place", "Rung"),
-    "recording": ("Frames", "Recording", "check_frames", "compare", "run_sessions", "run_torch"),
-    "report": ("Fault", "ParityReport", "judge"),
-}
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f".{module}", __name__), name)
+    for home in ("places", "evidence", "recording", "report", "check") if name in __all__ else ():
+        if hasattr(module := import_module(f".{home}", __name__), name):
+            return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

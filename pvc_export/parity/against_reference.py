@@ -60,7 +60,7 @@ def compare_vision(
     heat = worst_heat_maps(
         rung, recorded.vision, expected, pixels=frames.pixels, times=frames.times, config=loaded.config
     )
-    return compare(rung, recorded.vision, expected, frames) + Evidence(heat=heat), reference
+    return compare(rung, recorded.vision, expected, frames.times) + Evidence(heat=heat), reference
 
 
 @torch.no_grad()

@@ -115,7 +115,7 @@ def _rounded(graph: onnx.GraphProto, narrow: set[str]) -> list[onnx.NodeProto]:
 
 
 def _rename(nodes: list[onnx.NodeProto], names: dict[str, str], narrow: set[str]) -> None:
-    """What the graph takes and returns is float32 now; the bfloat16 values behind it get names of their own."""
+    """What the graph takes and returns is float32 now; the bfloat16 values next to it get names of their own."""
     for node in nodes:
         for field in (node.input, node.output):
             for index, name in enumerate(field):

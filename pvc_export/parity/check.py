@@ -83,7 +83,8 @@ def check_bundle(
         evidence = run.evidence + compare_weights(folder, manifest, loaded)
         progress(0.5)
         if recorded.stop is not None:
-            evidence += _left_out("the rest of this check", f"the stream ended at {recorded.stop.where}")
+            reason = f"the stream ended at {recorded.stop.where}"
+            evidence += Evidence(not_executed={"the rest of this check": reason})
         else:
             with tempfile.TemporaryDirectory(prefix="pvc-fp32-", dir=scratch) as name:
                 twins = Path(name)
@@ -188,7 +189,7 @@ def _check_engines(manifest: Manifest) -> Evidence:
 
 def _never_seen(evidence: Evidence, manifest: Manifest) -> Evidence:
     """Outputs of which a whole stream showed nothing that could be compared."""
-    seen = {f"{one.graph}/{one.tensor}" for one in evidence.differences}
+    seen = {one.name for one in evidence.differences}
     outputs = {f"{spec.name}/{tensor.name}" for spec in manifest.graphs.values() for tensor in spec.outputs}
     return Evidence(missing=tuple(sorted(outputs - seen)))
 
@@ -196,7 +197,8 @@ def _never_seen(evidence: Evidence, manifest: Manifest) -> Evidence:
 def _climb(run: BundleRun, loaded: LoadedModel, twins: Path, progress: Progress, *, ladder: bool) -> Evidence:
     """What the steps between bundle and reference show."""
     if not ladder:
-        return _left_out("engine", "this check left out the ladder") if run.bundle.manifest.engines else Evidence()
+        skipped = {"engine": "this check left out the ladder"} if run.bundle.manifest.engines else {}
+        return Evidence(not_executed=skipped)
     return climb(
         run.bundle,
         loaded.model,
@@ -206,10 +208,6 @@ def _climb(run: BundleRun, loaded: LoadedModel, twins: Path, progress: Progress,
         twins=twins,
         progress=lambda x: progress(0.5 + 0.3 * x),
     )
-
-
-def _left_out(what: str, reason: str) -> Evidence:
-    return Evidence(not_executed={what: reason})
 
 
 def _per_kind(loaded: LoadedModel) -> int:

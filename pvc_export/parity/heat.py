@@ -1,6 +1,6 @@
 """Where in a frame an error is: the error of every token, laid out as the tokens lie in the frame.
 
-Unusual: not every token order is row by row. A compressor of shuffle 'v1' lists its tokens column by column, and the
+Not every token order is row by row. A compressor of shuffle 'v1' lists its tokens column by column, and the
 queries of a Q-Former lie nowhere in the frame, so they have no map.
 Dimension key:  N tokens   C width   S pixels a side
 """
@@ -71,7 +71,7 @@ def heat_map(
 ) -> HeatMap:
     """The map of one tensor (1, N, C) of one run.
 
-    grid        rows and columns of the tokens behind the class token; a square by default
+    grid        rows and columns of the tokens after the class token; a square by default
     by_columns  whether they are listed column by column
     Raises SpecError for shapes that differ, or tokens that do not fill the grid.
     """

@@ -3,7 +3,7 @@
     torch fp64 - torch fp32 (the reference) - torch in the bundle's dtype - ONNX in that dtype - engine
                            \\- ONNX fp32
 
-Unusual: rungs run one after another and keep what they returned, so that only one of them is in memory beside the
+Rungs run one after another and keep what they returned, so that only one of them is in memory beside the
 reference. What cannot run here is not left out: the report names it, with the reason, and it is never a pass.
 On a CPU the narrow torch rung rounds every operation to its dtype, islands as exported; ONNX Runtime computes float16
 in float32, and bfloat16 through widened graphs (bfloat16_on_cpu.py).
@@ -50,33 +50,29 @@ def climb(
     precision, evidence = manifest.precision, Evidence()
     if is_small(reference):
         exact = run_torch(copy.deepcopy(reference).double(), frames, manifest)
-        evidence += compare(Rung("torch", "fp32"), fp32, exact, frames)
+        evidence += compare(Rung("torch", "fp32"), fp32, exact, frames.times)
     else:
-        evidence += _left_out("torch fp64", f"more than {LARGEST_FP64 // 10**6} M parameters")
+        evidence += Evidence(not_executed={"torch fp64": f"more than {LARGEST_FP64 // 10**6} M parameters"})
     if precision == "fp32":
-        evidence += compare(Rung("onnx", "fp32"), onnx, fp32, frames)
+        evidence += compare(Rung("onnx", "fp32"), onnx, fp32, frames.times)
     else:
         cast = cast_model(reference, precision, manifest.islands)
         narrow = run_torch(cast, frames, manifest, lambda x: progress(0.5 * x))
-        evidence += compare(Rung("torch", precision), narrow, fp32, frames)
+        evidence += compare(Rung("torch", precision), narrow, fp32, frames.times)
         twin = open_twins(bundle, reference, VISION_GRAPHS, twins)
         wide = run_sessions(twin, frames, lambda x: progress(0.5 + 0.5 * x))
-        evidence += compare(Rung("onnx", "fp32"), wide, fp32, frames)
-        evidence += compare(Rung("onnx", precision), onnx, narrow, frames)
+        evidence += compare(Rung("onnx", "fp32"), wide, fp32, frames.times)
+        evidence += compare(Rung("onnx", precision), onnx, narrow, frames.times)
     if is_for_gpu(bundle):
         reason = why_not_executed(bundle)
         if reason is not None:
-            return evidence + _left_out("engine" if manifest.engines else "cuda", reason)
+            return evidence + Evidence(not_executed={"engine" if manifest.engines else "cuda": reason})
         on_gpu = run_sessions(open_on_target(bundle).sessions, frames)
         if manifest.engines:
-            evidence += compare(Rung("engine", precision), on_gpu, onnx, frames)
-        evidence += compare(Rung("gpu", precision), on_gpu, fp32, frames)
-        evidence += _left_out("llm and head on the GPU", "the ladder is the vision side's")
+            evidence += compare(Rung("engine", precision), on_gpu, onnx, frames.times)
+        evidence += compare(Rung("gpu", precision), on_gpu, fp32, frames.times)
+        evidence += Evidence(not_executed={"llm and head on the GPU": "the ladder is the vision side's"})
     return evidence
-
-
-def _left_out(what: str, reason: str) -> Evidence:
-    return Evidence(not_executed={what: reason})
 
 
 def open_twins(bundle: Bundle, reference: PVC, names: Sequence[str], folder: Path) -> dict[str, Session]:

@@ -87,7 +87,7 @@ def verdicts_of(differences: Iterable[Difference], window: int, num_consecutive:
         if wrong:
             first = wrong[0]
             detail = (
-                f"{len(wrong)} of {len(members)} tensors beyond their limits, first {first.graph}/{first.tensor} at "
+                f"{len(wrong)} of {len(members)} tensors beyond their limits, first {first.name} at "
                 f"{first.where} ({first.rung})"
             )
         verdicts[level] = Verdict(level=level, passed=not wrong, detail=detail)

@@ -53,7 +53,7 @@ class Row:
     @property
     def name(self) -> str:
         """'bundle fp16: temporal/features'."""
-        return f"{self.rung}: {self.graph}/{self.tensor}"
+        return f"{self.rung}: {self.worst.name}"
 
     @property
     def passed(self) -> bool:
@@ -130,16 +130,6 @@ class Kind:
     def peak(self, metric: str) -> float:
         """The worst of one metric, whichever tensor it is of."""
         return max((row.peaks[metric] for row in self.rows), key=nan_last)
-
-
-def kinds_of(rows: Iterable[Row]) -> dict[Rung, list[Kind]]:
-    """By rung, in the order of the ladder."""
-    found: dict[Rung, dict[str, list[Row]]] = {}
-    for row in rows:
-        found.setdefault(row.rung, {}).setdefault(limit_key(row.graph, row.tensor), []).append(row)
-    return {
-        rung: [Kind(name=name, rows=tuple(members)) for name, members in kinds.items()] for rung, kinds in found.items()
-    }
 
 
 def nan_last(value: float) -> float:

@@ -58,6 +58,11 @@ class Difference(Metrics):
     tensor: str
     where: Place
 
+    @property
+    def name(self) -> str:
+        """'temporal/features'."""
+        return f"{self.graph}/{self.tensor}"
+
     def to_json(self) -> dict[str, Any]:
         """`stage` is the rung; `shapes` is there only where they differ."""
         numbers = asdict(self) | {"where": str(self.where)}

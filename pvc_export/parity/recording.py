@@ -95,12 +95,12 @@ def recording_of(calls: Calls) -> Recording:
     ]  # fmt: skip
 
 
-def compare(rung: Rung, got: Recording, want: Recording, frames: Frames) -> Evidence:
-    """Hold every tensor of every frame against the neighbour's."""
+def compare(rung: Rung, got: Recording, want: Recording, times: Sequence[int]) -> Evidence:
+    """Hold every tensor of every frame against the neighbour's. times: which frames these are."""
     return Evidence(
         differences=tuple(
             compare_arrays(mine[name], value, rung=rung, graph=graph, tensor=tensor, where=Place("frame", time))
-            for mine, theirs, time in zip(got, want, frames.times, strict=True)
+            for mine, theirs, time in zip(got, want, times, strict=True)
             for name, value in theirs.items()
             for graph, tensor in [name.split("/")]
         )

@@ -13,7 +13,7 @@ from .culprit.record import INNOCENT, Culprit, Repair
 from .drift.report import DriftReport
 from .evidence import Evidence
 from .levels import TITLES, Rule, Verdict, level_of, verdicts_of
-from .limits import Kind, Row, beyond_limits, kinds_of, kl_limit, worst_rows
+from .limits import Kind, Row, beyond_limits, kl_limit, limit_key, worst_rows
 from .places import Rung
 
 PARITY_NAME = "parity.json"
@@ -158,7 +158,10 @@ class ParityReport(Evidence):
 
     def kinds(self) -> dict[Rung, list[Kind]]:
         """The rows of every rung, in the order of the ladder, by what shares limits."""
-        return kinds_of(self.rows)
+        found: dict[Rung, dict[str, list[Row]]] = {}
+        for row in self.rows:
+            found.setdefault(row.rung, {}).setdefault(limit_key(row.graph, row.tensor), []).append(row)
+        return {rung: [Kind(name=n, rows=tuple(rows)) for n, rows in kinds.items()] for rung, kinds in found.items()}
 
     def heading(self, rung: Rung) -> str:
         """A rung, and what its graphs were computed in where that is not its dtype."""
@@ -208,6 +211,10 @@ class ParityReport(Evidence):
             )
         return lines
 
+    def computed(self) -> str:
+        """The dtype of the bundle, and what it was computed in."""
+        return f"{self.precision}, computed in {self.computed_in}"
+
     def summary(self) -> str:
         return f"{'pass' if self.passed else 'FAIL'}: {self.outcome()}"
 
@@ -235,7 +242,7 @@ class ParityReport(Evidence):
         faults = self.faults()
         if not faults:
             return ""
-        lines = [f"the bundle differs from the reference ({self.precision}, computed in {self.computed_in}):"]
+        lines = [f"the bundle differs from the reference ({self.computed()}):"]
         for kind in dict.fromkeys(fault.kind for fault in faults):
             members = [fault.text for fault in faults if fault.kind == kind]
             lines += [f"  {text}" for text in members[:MOST_OF_A_KIND]]

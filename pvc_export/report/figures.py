@@ -1,6 +1,6 @@
 """Figures as inline SVG and spans: bars on a log scale, curves over a stream, heat over a frame, intervals.
 
-Unusual: no coordinate ever comes from a number that is not finite; such a value is a cross at the top of its figure,
+No coordinate ever comes from a number that is not finite; such a value is a cross at the top of its figure,
 and a zero, which has no logarithm, a ring at the bottom. Colours are the page's (style.css.j2), so dark mode has them.
 """
 

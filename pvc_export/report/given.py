@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shlex
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from typing import Any
 
 from engines.manifest import Manifest
 from engines.spec import Precision
 from engines.target import load_target
 
 from ..parity.report import ParityReport
-
-
-def now_utc() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def this_machine() -> str:
-    """What computes a check, in words."""
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+from ..terminal.facts import now_utc, this_machine
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,14 +30,6 @@ class ReportInput:
     def command(self) -> str:
         """The check itself, as a command line."""
         return f"pvc-export check {shlex.quote(self.bundle)}"
-
-    @property
-    def computed(self) -> str:
-        """The dtype that was checked, and what it was computed in."""
-        return f"{self.parity.precision}, computed in {self.parity.computed_in}"
-
-    def to_json(self) -> dict[str, Any]:
-        return {"bundle": self.bundle} | self.parity.to_json()
 
     def next_command(self) -> tuple[str, str]:
         """The exact next command, and what it is for."""

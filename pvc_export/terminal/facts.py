@@ -1,9 +1,12 @@
-"""Which versions of which packages are installed here, for manifests and figures."""
+"""What every figure and manifest says of its making: the time, the machine, the packages installed."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import platform
 from collections.abc import Iterable
+from datetime import datetime, timezone
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
@@ -15,3 +18,12 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def now_utc() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def this_machine() -> str:
+    """What computes a check, in words."""
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"

@@ -4,7 +4,7 @@ An error that has grown through a graph does not say where it began. So a graph 
 reference ('linear_3', 'softmax': names that the exporter keeps in every precision), and each piece, which may be
 several ONNX nodes, is fed what the reference's own float32 graph, the twin, computed at its inputs. What a piece then
 gets wrong is its own doing.
-Unusual: all pieces are one ONNX graph without connections, run once. It takes and returns float32 and rounds inside,
+All pieces are one ONNX graph without connections, run once. It takes and returns float32 and rounds inside,
 so that bfloat16 needs no more than float16 does.
 """
 
@@ -226,7 +226,7 @@ class Cut:
         return next((NARROW[kind] for kind in map(self.types.get, touched) if kind in NARROW), "fp32")
 
     def _held(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """The node, each narrow result behind an Identity: of two casts in a row ONNX Runtime makes none."""
+        """The node, each narrow result through an Identity: ONNX Runtime would drop two casts in a row."""
         held = [(index, name) for index, name in enumerate(node.output) if self.types.get(name) in NARROW]
         for index, name in held:
             node.output[index] = f"{name}.raw"

@@ -40,10 +40,10 @@ from ...graphs.sessions import fitting_threads
 from ..answers import WORLD
 from ..levels import Rule
 from ..limits import limit_key, load_thresholds, worst_rows
-from ..metrics import Difference, compare_arrays
+from ..metrics import Difference
 from ..places import Place, Rung
 from ..recorded_sessions import Recorder
-from ..recording import Progress, Recording, recording_of
+from ..recording import Progress, Recording, compare, recording_of
 from .report import DriftCurve, DriftReport, Sample
 from .statistics import Block, plan_blocks
 
@@ -162,13 +162,15 @@ class _Judge:
             )
             for model in (self.model, self.wide)
         )  # fmt: skip
+        frames = range(block.start, block.stop)
+        found = [
+            compare(rung, mine, theirs, frames).differences
+            for rung, mine, theirs in ((self.rung, got, fp32), (FLOAT32, fp32, fp64), (self.rung, got, fp64))
+        ]
         for name in got[0]:
-            gaps = _differences(self.rung, name, got, fp32, block)
-            floors = _differences(FLOAT32, name, fp32, fp64, block)
-            errors = _differences(self.rung, name, got, fp64, block)
+            gaps, floors, errors = ([one for one in differences if one.name == name] for differences in found)
             self.singles += gaps
             self.blocks += [_mean_difference(gaps, block), _mean_difference(floors, block)]
-            frames = range(block.start, block.stop)
             samples = [
                 Sample(frame=frame, error=error.rel_l2, floor=floor.rel_l2, gap=gap.rel_l2)
                 for frame, error, floor, gap in zip(frames, errors, floors, gaps, strict=True)
@@ -177,8 +179,8 @@ class _Judge:
             self.means.setdefault(name, []).append(Sample.mean_of([s for s in samples if s.frame >= self.window]))
 
     def curves(self, num_frames: int) -> tuple[DriftCurve, ...]:
-        blocks = {(row.rung, f"{row.graph}/{row.tensor}"): row for row in worst_rows(self.blocks)}
-        singles = {f"{row.graph}/{row.tensor}": row for row in worst_rows(self.singles)}
+        blocks = {(row.rung, row.worst.name): row for row in worst_rows(self.blocks)}
+        singles = {row.worst.name: row for row in worst_rows(self.singles)}
         measured = load_thresholds()[str(self.rung)]
         return tuple(
             DriftCurve(
@@ -193,16 +195,6 @@ class _Judge:
             )
             for name, samples in self.samples.items()
         )
-
-
-def _differences(rung: Rung, name: str, got: Recording, want: Recording, block: Block) -> list[Difference]:
-    """One tensor in every frame of a block."""
-    graph, tensor = name.split("/")
-    frames = range(block.start, block.stop)
-    return [
-        compare_arrays(mine[name], theirs[name], rung=rung, graph=graph, tensor=tensor, where=Place("frame", frame))
-        for frame, mine, theirs in zip(frames, got, want, strict=True)
-    ]
 
 
 def _mean_difference(found: Sequence[Difference], block: Block) -> Difference:

@@ -26,6 +26,7 @@ from pvc_ref.checkpoint.folder import save_model
 from pvc_ref.prompt import byte_tokenizer
 
 from ...conftest import few_layers
+from ..conftest import Run
 
 
 def request_for(out: Path, **changes: object) -> ExportRequest:
@@ -102,6 +103,19 @@ def test_a_failed_check_publishes_nothing_and_keeps_the_old_bundle(
     assert (out / "manifest.json").read_bytes() == before
     assert check_bundle(out, tiny, ladder=False).passed
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"], "a temporary folder was left behind"
+
+
+@pytest.mark.usefixtures("shared_graphs")
+def test_a_failed_export_exits_3_and_says_what_failed_in_words_and_in_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run
+) -> None:
+    failing_check(monkeypatch)
+    done = pvc_export("onnx", "-m", "tiny", "-o", tmp_path / "b", "--window", 4, "--context", 512, "--json")
+    done.says(3, "FAIL: the bundle differs from the reference", "First failing graph: 'trunk'", "Nothing was published")
+    said = json.loads(done.out)
+    assert said["published"] is False and said["parity"]["passed"] is False and not (tmp_path / "b").exists()
+    assert [fault["kind"] for fault in said["faults"]][:2] == ["weights", "row"]
+    assert said["culprit"]["layer"] == "trunk.layers.0.mlp.fc1" and not said["culprit"]["is_precision"]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_every_one_of_500_frames_equals_the_reference(bundle_fp32: Path, tiny: L
     limits = load_thresholds()["bundle fp32"]["compressor/frame_embeds"]
     memory, written, worst = bundle.sessions["temporal"].memory, [], {"rel_l2": 0.0, "worst_token": 0.0}
     texts = set()
-    for t, frame in enumerate(camera(NUM_FRAMES, bundle.manifest.shape.image_size)):
+    for frame in camera(NUM_FRAMES, bundle.manifest.shape.image_size):
         memory.traffic.clear()
         encoded = encoder.encode(frame)
         encoder.commit(encoded)

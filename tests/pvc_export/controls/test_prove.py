@@ -10,7 +10,7 @@ import pytest
 
 from engines.cache import RingCache
 from pvc_export.controls.defects import DEFECTS, NAMES, Defect
-from pvc_export.controls.prove import Outcome, Proof, meet
+from pvc_export.controls.prove import DefectResult, Proof, meet
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.parity.levels import TITLES
 
@@ -59,8 +59,8 @@ def test_a_crash_is_no_catch(
 
 
 def test_the_score_counts_what_was_missed_and_a_gate_that_is_always_shut() -> None:
-    def outcome(defect: Defect, *, caught: bool) -> Outcome:
-        return Outcome(
+    def outcome(defect: Defect, *, caught: bool) -> DefectResult:
+        return DefectResult(
             defect=defect.name, level=defect.level, what=defect.what, failed=(), named="", caught=caught, detail="",
             seconds=1.0,
         )  # fmt: skip

@@ -38,7 +38,7 @@ from pvc_export.parity.ladder import VISION_GRAPHS
 from pvc_export.parity.limits import GATED, load_thresholds, worst_rows
 from pvc_export.parity.metrics import compare_arrays
 from pvc_export.parity.places import Place, Rung
-from pvc_export.parity.recorded_stream import MIN_DECODED
+from pvc_export.parity.recorded_stream import MIN_DECODED, RecordedStream, stream_clip
 from pvc_export.parity.report import ParityReport
 
 from ..conftest import Run
@@ -266,6 +266,40 @@ def test_a_stream_that_sees_another_stream_s_rows_is_seen(
     edit_graph(bundle, "llm", first_stream_for_all)
     report = check(bundle, tiny)
     assert not report.passed and "stream 1 of 2" in report.failure_text()
+
+
+def test_an_output_of_another_shape_is_a_difference_and_the_rest_is_compared(
+    bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, pvc_export: Run, tmp_path: Path
+) -> None:
+    def cut(*args: object, **options: object) -> RecordedStream:
+        recorded = stream_clip(*args, **options)  # type: ignore[arg-type]
+        recorded.vision[3]["compressor/frame_embeds"] = recorded.vision[3]["compressor/frame_embeds"][:, :-1]
+        logits = recorded.language_calls["head"][1]
+        logits["logits"] = logits["logits"][:, :-4]
+        return recorded
+
+    monkeypatch.setattr("pvc_export.parity.check.stream_clip", cut)
+    report = check(bundle_fp32, tiny)
+    failed = {row.worst.name: row for row in report.rows if not row.passed}
+    assert list(failed) == ["compressor/frame_embeds", "head/logits"] and not report.missing
+    assert failed["compressor/frame_embeds"].num_compared == 2 * 4 + 2 + 2 + 2
+    faults = [fault.what for fault in report.faults()]
+    assert faults == [
+        "its shape is (1, 15, 64), expected (1, 16, 64), at frame 3",
+        "its shape is (1, 260), expected (1, 264), at token 1",
+    ]
+    assert [one["shapes"] for one in report.to_json()["frames"] if "shapes" in one][0] == ((1, 15, 64), (1, 16, 64))
+    monkeypatch.setattr("pvc_export.parity.check.climb", lambda *_, **__: Evidence())
+    pvc_export(
+        "check", bundle_fp32, "--report", page := tmp_path / "page.html", "--junit", xml := tmp_path / "j.xml"
+    ).says(
+        3,
+        "FAIL: ",
+        *faults,
+        "First failing graph: 'compressor'",
+        "Every operation is correct on the reference's inputs",
+    )
+    assert all(fault in path.read_text(encoding="utf-8") for fault in faults for path in (page, xml))
 
 
 def test_an_output_that_was_never_compared_fails(

@@ -23,12 +23,13 @@ from pvc_export.parity.answers import Changed, Conversation, Flip, RungAnswers
 from pvc_export.parity.culprit.record import INNOCENT, Culprit, Repair
 from pvc_export.parity.drift.report import DriftCurve, DriftReport, Sample
 from pvc_export.parity.evidence import Evidence
+from pvc_export.parity.heat import heat_map, worst_heat_maps
 from pvc_export.parity.levels import TITLES, Rule
 from pvc_export.parity.limits import load_thresholds, worst_rows
 from pvc_export.parity.metrics import Difference, metrics_of
 from pvc_export.parity.places import Place, Rung
 from pvc_export.parity.report import ParityReport, judge
-from pvc_export.report import ReportInput, heat_map, junit, render, worst_heat_maps
+from pvc_export.report import ReportInput, junit, render
 from pvc_export.report.figures import Axis, Curve, bar, curves_figure
 from pvc_export.report.text import number, share
 from pvc_ref import PVCConfig
