@@ -1,6 +1,6 @@
-"""Why an output may be wrong: guesses that are tried on the arrays and the wiring at hand, the first that fits is told.
+"""Why an output may be wrong: guesses are tried on the arrays and the wiring at hand, and the first that fits is told.
 
-Unusual: a guess is an experiment, not a word list. An exchanged state is named only if exchanging it back agrees.
+A guess is an experiment, not a list of words: a swapped state is named only if swapping it back makes it agree.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _shifted(failure: Failure) -> str | None:
         rows = np.moveaxis(got, axis, 0), np.moveaxis(want, axis, 0)
         ahead, behind = failure.agrees(rows[0][1:], rows[1][:-1]), failure.agrees(rows[0][:-1], rows[1][1:])
         if ahead or behind:
-            where = "before" if ahead else "behind"
+            where = "before" if ahead else "after"
             return f"rows that are off by one along axis {axis}: each holds what belongs one {where} it"
     return None
 

@@ -1,4 +1,4 @@
-"""Parity of any ONNX graph with declared state pairs: the stateful ladder for a model that is not PVC.
+"""Parity of any ONNX graph with declared state pairs: the check of a model that is not PVC.
 
     pvc-export check --reference pkg.module:Model --graph model.onnx --state past=present [--state ...] [--steps N]
 
@@ -9,29 +9,29 @@ float32 on the CPU, and once more in float64, as the noise floor, if it can. Sta
 inputs must give the same outputs. Importing that module is all that is done with it; no pickle is ever loaded.
 
 States are named in pairs; each begins as zeros.
-    --state past=present           the output is the next step's input. A dynamic axis that the output names otherwise
-                                   ('past' and 'total') grows: it begins with no rows and is followed, as a KV cache
+    --state past=present           the output is the next step's input. A dynamic axis with another name in the output
+                                   ('past' and 'total') grows: it begins with no rows and is followed, like a KV cache
     --state past=new@append:AXIS   the output holds new rows only; they are appended to the input along AXIS
     ...@start:N                    the growing axis begins with N rows of zeros, where a graph cannot take an empty one
-A pair that is declared wrongly is followed on both sides, so nothing can tell: the pairs are the user's word.
+A wrong pair would be followed on both sides, where nothing can tell: the pairs are the user's word.
 Every other input is drawn from a seed: floats normal, uint8 over its range, other integers and bool 0..1.
     --bound NAME=LOW:HIGH          both ends included: token ids 0:31999, an attention mask 1:1; floats become uniform
     --size AXIS=N, AXIS=A+B        an axis that must have one size, or that is the sum of others: total=past+new
 
-The ladder (F belongs to bundles). A fault ends no level but those that cannot go on:
+The levels, those of parity/levels.py that need no ring and no words. After a fault, whatever can go on does:
     A  graph        onnx.checker, strict shape inference, the state pairs, ONNX Runtime's CPU opens it
-    B  step         one step from the zero state: every output and state output against the reference
-    C  sizes        the same with each dynamic axis at 1 and at two sizes that B did not use
+    B  one step     one step from the zero state: every output and state output against the reference
+    C  shapes       the same with each dynamic axis at 1 and at two sizes that B did not use
     D  stream       each side with its own state; and every step fed the reference's, which tells a wrong step from
                     one that only accumulates
-    E  drift        whether the error grows over the stream, judged as that of a bundle (parity/drift/statistics.py)
+    E  drift        whether the error grows over the stream, judged like a bundle's (parity/drift/report.py)
     G  state rules  the zero state starts anew, streams do not mix, inputs are left alone: bit for bit
     H  batch        a row of a batch is what it is alone, and equal rows stay equal
     I  determinism  the same bits again, and in a new session
 Not covered: bfloat16 inputs or outputs, sequences, and quantized graphs, which are meant to be further off.
 How far off an output may be is measured on the spot, by the rule at the top of limits.py.
-Unusual: nothing is known of the model, so whatever can be held against itself is; and a wrong state is looked for by
-experiment (causes.py), since "the outputs differ" is no help with somebody else's graph.
+Nothing is known of the model, so it is held against itself wherever that is possible; and a wrong state is looked for
+by experiment (causes.py), since "the outputs differ" does not help with somebody else's graph.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The PyTorch reference of a graph of any origin: imported, called with the graph's inputs, answered by output name.
 
-Unusual: this imports and runs a module that the user names, and nothing else of theirs: no checkpoint is looked for and
+Note: this imports and runs a module that the user names, and nothing else of theirs: no checkpoint is looked for and
 no pickle is loaded. A reference that wants weights loads them itself.
 """
 

@@ -17,7 +17,7 @@ from .limits import CEILING, FLOAT32_UNIT, MARGIN, NO_FLOOR_ULPS, ULPS, Compared
 LEVELS = "ABCDEGHI"
 """Those of a bundle's check that any graph can be asked. The others need a ring, a tokenizer or pixels."""
 NUM_STEPS = 64
-"""Of the stream, where nobody says otherwise."""
+"""Length of the stream, unless --steps says another."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

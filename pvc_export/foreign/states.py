@@ -1,6 +1,6 @@
 """The states of a graph of any origin: how they begin and go on, and how its other inputs are drawn.
 
-Unusual: nothing is known beforehand. declare.py reads tensors and axes from the file; which output feeds which
+Nothing is known beforehand: declare.py reads tensors and axes from the file; which output feeds which
 input comes from the command line.
 
 Symbols: a dynamic axis is known by its name in the file. One without a name is 'batch' if it is axis 0, else

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pvc_export.foreign.limits import CEILING, FAITHFUL, MARGIN, ULPS, compare, drift_of, limits_of
-from pvc_export.parity.drift.statistics import Drift, Sample
+from pvc_export.parity.drift.report import Drift, Sample
 
 
 def test_the_limit_is_the_rule_of_a_worked_example() -> None:
