@@ -26,6 +26,7 @@ from pvc_ref.prompt import byte_tokenizer
 from ..bundles.export import ExportRequest, export, versions
 from ..graphs.models import LoadedModel, load_model, loaded_model
 from ..parity.limits import GATED, THRESHOLDS, limit_key
+from ..parity.places import Rung
 from ..parity.report import ParityReport
 from ..terminal.console import Console
 
@@ -78,23 +79,23 @@ def measure(measured: Iterable[LoadedModel], console: Console) -> list[ParityRep
 
 def limits_from(reports: list[ParityReport]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """Stage -> 'graph/tensor' -> metric -> the worst measured value and its limit."""
-    worst: dict[str, dict[str, dict[str, float]]] = {}
+    worst: dict[Rung, dict[str, dict[str, float]]] = {}
     for found in (found for report in reports for found in report.differences):
-        metrics = worst.setdefault(str(found.rung.limits), {}).setdefault(limit_key(found.graph, found.tensor), {})
+        metrics = worst.setdefault(found.rung.limits, {}).setdefault(limit_key(found.graph, found.tensor), {})
         for metric in GATED:
             metrics[metric] = max(metrics.get(metric, 0.0), float(getattr(found, metric)))
     return {
-        stage: {
+        str(rung): {
             key: {
                 metric: {
                     "measured": _rounded(value),
-                    "limit": _rounded(min(max(MARGINS[metric] * value, FLOOR), CEILING[stage.split()[1]])),
+                    "limit": _rounded(min(max(MARGINS[metric] * value, FLOOR), CEILING[rung.dtype])),
                 }
                 for metric, value in metrics.items()
             }
             for key, metrics in tensors.items()
         }
-        for stage, tensors in sorted(worst.items())
+        for rung, tensors in sorted(worst.items(), key=lambda item: str(item[0]))
     }
 
 

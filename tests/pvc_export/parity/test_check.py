@@ -51,7 +51,7 @@ def check(bundle: Path, reference: LoadedModel) -> ParityReport:
     """The bundle itself; what the steps between do, the prompts and the rules of state, other files ask."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pvc_export.parity.check.converse", lambda *_, **__: [])
-        patch.setattr("pvc_export.parity.check.check_rules", lambda *_, **__: [])
+        patch.setattr("pvc_export.parity.check.check_rules", lambda *_, **__: ())
         return check_bundle(bundle, reference, ladder=False)
 
 
