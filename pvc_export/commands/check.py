@@ -8,25 +8,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 from engines.errors import EXIT_DIFFERENT, BackendUnavailable
-from engines.manifest import Manifest, hash_file
+from engines.manifest import Manifest
 from engines.target import load_target
 from engines.terminal import print_json
 
 from ..bundles.export import ExportRequest
 from ..bundles.repair import repair
-from ..foreign import ForeignRequest, check_foreign
+from ..foreign import ForeignReport, ForeignRequest, check_foreign
 from ..foreign import page as foreign_page
 from ..graphs.models import LoadedModel, load_reference
 from ..parity.check import check_bundle, explain
 from ..parity.culprit.record import Repair
+from ..parity.report import ParityReport
 from ..report import ReportInput, junit, render
 from ..terminal.console import Console
-from ..terminal.facts import installed, now_utc, this_machine
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,17 +53,26 @@ def check_one_bundle(folder: Path, model: str | None, wanted: Wanted) -> NoRetur
         parity = explain(parity, folder, loaded, console)
         if wanted.bisect:
             parity = replace(parity, repair=_bisected(manifest, loaded, folder, console))
-    report = ReportInput(parity=parity, manifest=manifest, bundle=str(folder))
-    _write(wanted, console, render=partial(render, report), junit=partial(junit, report))
-    if wanted.as_json:
-        print_json({"bundle": str(folder)} | parity.to_json())
-    command, purpose = report.next_command()
-    if parity.passed:
-        console.print(f"{parity.summary()} ({parity.precision}, computed in {parity.computed_in})")
-        console.print(f"next: {command}")
+    given = ReportInput(parity=parity, manifest=manifest, bundle=str(folder))
+    _write(wanted, console, render=partial(render, given), junit=partial(junit, given))
+    _leave(parity, {"bundle": str(folder)} | parity.to_json(), given.next_command(), console)
+
+
+def _leave(
+    report: ParityReport | ForeignReport, data: dict[str, Any], then: tuple[str, str], console: Console
+) -> NoReturn:
+    """Say how a check came out and what comes next, to people or with --json as `data`, and exit: 0, or 3 for a
+    difference."""
+    command, purpose = then
+    if console.quiet:
+        print_json(data)
+    if report.passed:
+        console.print(f"{report.summary()} ({report.computed()})")
+        if command:
+            console.print(f"next: {command}")
     else:
-        print(f"FAIL: {parity.failure_text()}\n{purpose}: {command}", file=sys.stderr)
-    raise typer.Exit(0 if parity.passed else EXIT_DIFFERENT)
+        print(f"FAIL: {report.failure_text()}\n{purpose}: {command}", file=sys.stderr)
+    raise typer.Exit(0 if report.passed else EXIT_DIFFERENT)
 
 
 def _write(wanted: Wanted, console: Console, *, render: Callable[[], str], junit: Callable[[], str]) -> None:
@@ -100,19 +109,5 @@ def check_any_graph(request: ForeignRequest, wanted: Wanted) -> NoReturn:
         report = check_foreign(request, progress=progress)
     for line in report.table():
         console.print(f"  {line}")
-    if wanted.page is not None or wanted.xml is not None:  # else a graph of gigabytes would be hashed for nothing
-        given = foreign_page.ForeignInput(
-            report=report,
-            checked_utc=now_utc(),
-            machine=this_machine(),
-            versions=installed(foreign_page.PACKAGES),
-            file=hash_file(request.graph),
-        )
-        _write(wanted, console, render=partial(foreign_page.render, given), junit=partial(foreign_page.junit, given))
-    if wanted.as_json:
-        print_json(report.to_json())
-    if report.passed:
-        console.print(report.summary())
-    else:
-        print(f"FAIL: {report.failure_text()}", file=sys.stderr)
-    raise typer.Exit(0 if report.passed else EXIT_DIFFERENT)
+    _write(wanted, console, render=partial(foreign_page.render, report), junit=partial(foreign_page.junit, report))
+    _leave(report, report.to_json(), report.next_command(), console)

@@ -1,4 +1,4 @@
-"""The stateful ladder for other people's models: check.py says what it takes and does."""
+"""The check of other people's stateful graphs: check.py says what it takes and does."""
 
 from .check import ForeignRequest, check_foreign
 from .report import NUM_STEPS, ForeignReport

@@ -1,6 +1,6 @@
-"""Why an output may be wrong: guesses that are tried on the arrays and the wiring at hand, the first that fits is told.
+"""Why an output may be wrong: guesses are tried on the arrays and the wiring at hand, and the first that fits is told.
 
-Unusual: a guess is an experiment, not a word list. An exchanged state is named only if exchanging it back agrees.
+A guess is an experiment, not a list of words: a swapped state is named only if swapping it back makes it agree.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import numpy as np
 
 from engines.memory import Array
 
-from .limits import CEILING, Compared, Worst, compare
+from ..parity.limits import Limits
+from ..report.text import count
+from .limits import CEILING, Compared, compare
 from .session import RunFailed
 from .sides import Sides
 
@@ -31,10 +33,10 @@ class Failure:
     want: Mapping[str, Array]
     feeds: Mapping[str, Array]
     step: int
-    floor: Worst | None
+    floor: Limits | None
 
     def agrees(self, got: Array, want: Array) -> bool:
-        return got.shape == want.shape and got.dtype.kind == want.dtype.kind and self.compared(got, want).passed
+        return got.dtype.kind == want.dtype.kind and self.compared(got, want).passed
 
     def compared(self, got: Array, want: Array) -> Compared:
         return compare(got, want, tensor=self.tensor, run="", step=self.step, floor=self.floor, unit=self.sides.unit)
@@ -43,20 +45,21 @@ class Failure:
 def likely_cause(failure: Failure) -> str:
     """A clause that goes on after 'Likely'."""
     guesses = (
-        _not_finite, _constant, _stale, _other_output, _shifted, _one_row_for_all, _unread, _exchanged, _amplified,
+        _shape, _not_finite, _constant, _stale, _other_output, _shifted, _one_row_for_all, _unread, _exchanged,
+        _amplified,
     )  # fmt: skip
     return next((said for guess in guesses if (said := guess(failure))), _unknown(failure))
 
 
-def likely_shape(failure: Failure) -> str:
-    """The same for an output of another shape."""
+def _shape(failure: Failure) -> str | None:
     got, want = failure.got[failure.tensor].shape, failure.want[failure.tensor].shape
+    if got == want:
+        return None
     axes = [axis for axis, (a, b) in enumerate(zip(got, want, strict=False)) if a != b]
     if len(got) == len(want) and len(axes) == 1:
         more = got[axes[0]] - want[axes[0]]
-        rows = f"{abs(more)} row{'s' if abs(more) > 1 else ''} too {'many' if more > 0 else 'few'} along axis {axes[0]}"
-        state = failure.sides.declared.state_of(failure.tensor)
-        if state is None:
+        rows = f"{count(abs(more), 'row')} too {'many' if more > 0 else 'few'} along axis {axes[0]}"
+        if failure.sides.declared.state_of(failure.tensor) is None:
             return f"{rows}: a slice that is off by one, or an axis that was traced at a constant size"
         return f"{rows}: an append or a slice that is off by one, or whole states where @append:AXIS expects new rows"
     return "another output of that name, or a Reshape or Transpose that was lost"
@@ -111,7 +114,7 @@ def _shifted(failure: Failure) -> str | None:
         rows = np.moveaxis(got, axis, 0), np.moveaxis(want, axis, 0)
         ahead, behind = failure.agrees(rows[0][1:], rows[1][:-1]), failure.agrees(rows[0][:-1], rows[1][1:])
         if ahead or behind:
-            where = "before" if ahead else "behind"
+            where = "before" if ahead else "after"
             return f"rows that are off by one along axis {axis}: each holds what belongs one {where} it"
     return None
 

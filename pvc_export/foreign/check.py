@@ -1,4 +1,4 @@
-"""Parity of any ONNX graph with declared state pairs: the stateful ladder for a model that is not PVC.
+"""Parity of any ONNX graph with declared state pairs: the check of a model that is not PVC.
 
     pvc-export check --reference pkg.module:Model --graph model.onnx --state past=present [--state ...] [--steps N]
 
@@ -9,58 +9,50 @@ float32 on the CPU, and once more in float64, as the noise floor, if it can. Sta
 inputs must give the same outputs. Importing that module is all that is done with it; no pickle is ever loaded.
 
 States are named in pairs; each begins as zeros.
-    --state past=present           the output is the next step's input. A dynamic axis that the output names otherwise
-                                   ('past' and 'total') grows: it begins with no rows and is followed, as a KV cache
+    --state past=present           the output is the next step's input. A dynamic axis with another name in the output
+                                   ('past' and 'total') grows: it begins with no rows and is followed, like a KV cache
     --state past=new@append:AXIS   the output holds new rows only; they are appended to the input along AXIS
     ...@start:N                    the growing axis begins with N rows of zeros, where a graph cannot take an empty one
-A pair that is declared wrongly is followed on both sides, so nothing can tell: the pairs are the user's word.
+A wrong pair would be followed on both sides, where nothing can tell: the pairs are the user's word.
 Every other input is drawn from a seed: floats normal, uint8 over its range, other integers and bool 0..1.
     --bound NAME=LOW:HIGH          both ends included: token ids 0:31999, an attention mask 1:1; floats become uniform
     --size AXIS=N, AXIS=A+B        an axis that must have one size, or that is the sum of others: total=past+new
 
-The ladder (F belongs to bundles). A fault ends no level but those that cannot go on:
+The levels, those of parity/levels.py that need no ring and no words. After a fault, whatever can go on does:
     A  graph        onnx.checker, strict shape inference, the state pairs, ONNX Runtime's CPU opens it
-    B  step         one step from the zero state: every output and state output against the reference
-    C  sizes        the same with each dynamic axis at 1 and at two sizes that B did not use
+    B  one step     one step from the zero state: every output and state output against the reference
+    C  shapes       the same with each dynamic axis at 1 and at two sizes that B did not use
     D  stream       each side with its own state; and every step fed the reference's, which tells a wrong step from
                     one that only accumulates
-    E  drift        the slope of the error over the stream, against that of the noise floor
+    E  drift        whether the error grows over the stream, judged like a bundle's (parity/drift/report.py)
     G  state rules  the zero state starts anew, streams do not mix, inputs are left alone: bit for bit
     H  batch        a row of a batch is what it is alone, and equal rows stay equal
     I  determinism  the same bits again, and in a new session
 Not covered: bfloat16 inputs or outputs, sequences, and quantized graphs, which are meant to be further off.
 How far off an output may be is measured on the spot, by the rule at the top of limits.py.
-Unusual: nothing is known of the model, so whatever can be held against itself is; and a wrong state is looked for by
-experiment (causes.py), since "the outputs differ" is no help with somebody else's graph.
+Nothing is known of the model, so it is held against itself wherever that is possible; and a wrong state is looked for
+by experiment (causes.py), since "the outputs differ" does not help with somebody else's graph.
 """
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import nn
 
 from engines.errors import SpecError
 
 from ..graphs.sessions import fitting_threads
+from ..parity.drift.report import Drift
+from ..parity.recording import Progress
 from .declare import declare
 from .levels import check_drift, check_file, check_sizes, check_step, check_stream
-from .limits import Drift
 from .reference import NoiseFloor, Reference, load_reference, require_function
-from .report import NUM_STEPS, TITLES, ForeignReport, Level
+from .report import LEVELS, NUM_STEPS, ForeignReport, Level
 from .session import GraphSession, RunFailed, Wiring, load_graph, wiring_of
 from .sides import Sides
 from .state_rules import check_batch, check_determinism, check_states
-from .states import Bound, Declared, StatePair
-
-Progress = Callable[[float], None]
-SIZE = re.compile(r"(?P<name>.+?)=(?P<size>[^=]+)")
-BOUND = re.compile(r"(?P<name>.+)=(?P<low>[^=:]+):(?P<high>[^=:]+)")
+from .states import Bound, Declared, StatePair, parse_bound, parse_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +77,7 @@ class ForeignRequest:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise SpecError(f"--steps {self.steps}: expected at least 1")
+            raise SpecError(f"--steps is {self.steps}", expected="at least 1", fix=f"leave it out for {NUM_STEPS}")
         self.pairs(), self.parsed_sizes(), self.parsed_bounds()
 
     def pairs(self) -> tuple[StatePair, ...]:
@@ -93,22 +85,11 @@ class ForeignRequest:
 
     def parsed_sizes(self) -> dict[str, str]:
         """Axis -> a number or a sum of axes."""
-        found = [(text, SIZE.fullmatch(text)) for text in self.sizes]
-        if wrong := [text for text, match in found if match is None]:
-            raise SpecError(f"--size {wrong[0]} is no size, expected AXIS=N, or AXIS=OTHER+OTHER for a sum of axes")
-        return {match["name"].strip(): match["size"].strip() for _, match in found if match}
+        return dict(parse_size(text) for text in self.sizes)
 
     def parsed_bounds(self) -> dict[str, Bound]:
         """Input -> its smallest and largest value."""
-        bounds: dict[str, Bound] = {}
-        for text in self.bounds:
-            match, bound = BOUND.fullmatch(text), None
-            with suppress(ValueError):  # what is no number is refused below
-                bound = (float(match["low"]), float(match["high"])) if match else None
-            if match is None or bound is None or not -float("inf") < bound[0] <= bound[1] < float("inf"):
-                raise SpecError(f"--bound {text} is no range, expected INPUT=LOW:HIGH with LOW <= HIGH, both included")
-            bounds[match["name"]] = bound
-        return bounds
+        return dict(parse_bound(text) for text in self.bounds)
 
     def command(self) -> str:
         """The check without --steps, as a command line."""
@@ -132,20 +113,38 @@ def check_foreign(request: ForeignRequest, progress: Progress = lambda _: None) 
     )
     wiring = wiring_of(request.graph, model)
     module = load_reference(request.reference)
+    double = NoiseFloor(module, declared)
     with fitting_threads(module):
-        return _climb(request, declared, wiring, module, progress)
+        levels, drifts = _climb(request, declared, wiring, Reference(module, declared), double, progress)
+    return ForeignReport(
+        path=request.graph,
+        graph=request.graph.name,
+        reference=request.reference,
+        plain_command=request.command(),
+        dtype=wiring.dtype,
+        num_steps=request.steps,
+        floor_missing=double.missing,
+        states=tuple(pair.text() for pair in declared.states),
+        drawn=tuple(declared.drawn_as(port) for port in declared.drawn),
+        sizes=declared.sizes,
+        results=tuple(levels),
+        drifts=drifts,
+    )
 
 
 def _climb(
-    request: ForeignRequest, declared: Declared, wiring: Wiring, module: nn.Module, progress: Progress
-) -> ForeignReport:
-    reference, double = Reference(module, declared), NoiseFloor(module, declared)
+    request: ForeignRequest,
+    declared: Declared,
+    wiring: Wiring,
+    reference: Reference,
+    double: NoiseFloor,
+    progress: Progress,
+) -> tuple[list[Level], tuple[Drift, ...]]:
     try:
         session = GraphSession(request.graph, num_bytes=wiring.num_bytes)
     except RunFailed as error:
-        levels = [check_file(declared, wiring, error)]
-        levels += [Level(letter=letter, not_executed="the graph does not open") for letter in TITLES if letter != "A"]
-        return _report(request, declared, wiring, double, levels, ())
+        unreached = [Level(letter=letter, not_executed="the graph does not open") for letter in LEVELS[1:]]
+        return [check_file(declared, wiring, error), *unreached], ()
     sides = Sides(
         declared=declared, wiring=wiring, session=session, reference=reference, double=double, seed=request.seed
     )
@@ -159,28 +158,4 @@ def _climb(
     drift, drifts = check_drift(sides, streamed)
     levels += [stream, drift, check_states(sides), check_batch(sides, streamed.floors), check_determinism(sides)]
     progress(1.0)
-    return _report(request, declared, wiring, double, levels, drifts)
-
-
-def _report(
-    request: ForeignRequest,
-    declared: Declared,
-    wiring: Wiring,
-    double: NoiseFloor,
-    levels: list[Level],
-    drifts: tuple[Drift, ...],
-) -> ForeignReport:
-    return ForeignReport(
-        graph=request.graph.name,
-        reference=request.reference,
-        command=request.command(),
-        dtype=wiring.dtype,
-        num_steps=request.steps,
-        floor_missing=double.missing,
-        order=tuple(port.name for port in declared.outputs),
-        states=tuple(pair.text() for pair in declared.states),
-        drawn=tuple(declared.drawn_as(port) for port in declared.drawn),
-        sizes=declared.sizes,
-        levels=tuple(levels),
-        drifts=drifts,
-    )
+    return levels, drifts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import onnx
 
 from engines.errors import SpecError
 from engines.spec import Dim
+from engines.terminal import did_you_mean
 
 from .states import Bound, Declared, Port, Sizes, StatePair, pieces_of
 
 BATCH_SIZE = 2
 FIRST_SIZE = 3
 """Of the dynamic axes that are not the batch: 3, 4, 5, ..., so that no two are mistaken for each other."""
+CORRECT = "Correct it and run the check again"
 
 
 def declare(
@@ -58,28 +60,27 @@ def declare(
     )
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """' Did you mean ...?', or nothing."""
-    near = get_close_matches(name, list(known), n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""
-
-
 def _port(value: Any, role: str) -> Port:
     if value.type.WhichOneof("value") != "tensor_type":
-        raise SpecError(f"{role} '{value.name}' of the graph is no tensor. Only tensors can be drawn and compared")
+        raise SpecError(
+            f"the graph's {role} '{value.name}' is not a tensor",
+            expected="tensors only, since nothing else can be drawn and compared",
+            fix="export the graph again with tensors alone",
+        )
     tensor = value.type.tensor_type
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else np.dtype(object)
     if dtype.kind not in "fiub":
         name = onnx.TensorProto.DataType.Name(tensor.elem_type)
         raise SpecError(
-            f"{role} '{value.name}' of the graph is {name}, which no numpy array is. Expected float16, float32, "
-            "float64, an integer or bool. Cast it inside the graph and export again"
+            f"the graph's {role} '{value.name}' has the type {name}, which numpy does not have",
+            expected="float16, float32, float64, an integer or bool",
+            fix="cast it inside the graph and export again",
         )
     if not tensor.HasField("shape"):
         if role == "input":
             raise SpecError(
-                f"input '{value.name}' of the graph declares no shape, so nothing can be drawn for it. Export again "
-                "with its rank, and names for its dynamic axes"
+                f"the graph's input '{value.name}' declares no shape, so nothing can be drawn for it",
+                fix="export again with its rank, and names for its dynamic axes",
             )
         return Port(name=value.name, dtype=dtype.name, shape=None)
     dims: list[Dim] = []
@@ -100,55 +101,64 @@ def _bind(
     ):
         for index, name in enumerate(names):
             if name not in known:
-                turned = f" It has an {'output' if role == 'input' else 'input'} of that name: a pair is INPUT=OUTPUT."
-                hint = turned if name in other else nearest(name, known)
+                turned = f"it has an {'output' if role == 'input' else 'input'} of that name: a pair is INPUT=OUTPUT"
                 raise SpecError(
-                    f"--state names the {role} '{name}', which {path.name} does not have.{hint} Its {role}s are "
-                    f"{', '.join(known)}. Correct the name and run the check again"
+                    f"--state names the {role} '{name}', which {path.name} does not have",
+                    expected=f"one of its {role}s: {', '.join(known)}",
+                    cause=turned if name in other else "",
+                    fix=_correct(name, known),
                 )
             if name in names[:index]:
                 raise SpecError(
-                    f"--state names the {role} '{name}' twice, expected each {role} in one pair at most. Remove one of "
-                    "the two pairs and run the check again"
+                    f"--state names the {role} '{name}' twice",
+                    expected=f"each {role} in one pair at most",
+                    fix="remove one of the two pairs and run the check again",
                 )
     return tuple(_bind_ends(pair, by_input[pair.input], by_output[pair.output]) for pair in pairs)
 
 
 def _bind_ends(pair: StatePair, into: Port, out: Port) -> StatePair:
-    flag = f"--state {pair.input}={pair.output}"
+    ends = f"{pair.option()}: the input is {into.text()}, the output {out.text()}"
     if into.dtype != out.dtype:
         raise SpecError(
-            f"{flag}: the input is {into.text()}, the output {out.text()}. Expected one dtype, since the output is "
-            "the next step's input. Likely a Cast that is missing at one end, or the wrong pair. Export again, or "
-            "correct the pair"
+            ends,
+            expected="one dtype, since the output is the next step's input",
+            cause="a Cast is missing at one end, or it is the wrong pair",
+            fix="correct the pair, or export again",
         )
-    axis, rank = pair.append_axis, len(into.shape or ())
+    shape = into.shape or ()
+    axis, rank = pair.append_axis, len(shape)
     if axis is not None and not -rank <= axis < rank:
-        raise SpecError(f"{flag}@append:{axis}: {into.text()} has no such axis. Expected one of 0..{rank - 1}")
-    axis = axis if axis is None else axis % rank
-    if axis is not None and isinstance((into.shape or ())[axis], int):
-        dynamic = [str(i) for i, dim in enumerate(into.shape or ()) if isinstance(dim, str)]
         raise SpecError(
-            f"{flag}@append:{axis}: axis {axis} of {into.text()} has a fixed size, so nothing can be appended there. "
-            f"Its dynamic axes are {', '.join(dynamic) or 'none'}. Correct the axis, or export it as dynamic"
+            f"{pair.option()}: {into.text()} has no such axis", expected=f"an axis of 0..{rank - 1}", fix=CORRECT
         )
-    ends = list(zip(into.shape or (), out.shape or (), strict=False))
+    axis = axis if axis is None else axis % rank
+    if axis is not None and isinstance(shape[axis], int):
+        dynamic = [str(i) for i, dim in enumerate(shape) if isinstance(dim, str)]
+        raise SpecError(
+            f"{pair.option()}: axis {axis} of {into.text()} has a fixed size, so nothing can be appended there",
+            expected=f"one of its dynamic axes, which are {', '.join(dynamic) or 'none'}",
+            fix="correct the axis, or export it as dynamic",
+        )
+    sizes = list(zip(shape, out.shape or (), strict=False))
     differ = [
-        i for i, (a, b) in enumerate(ends) if i != axis and isinstance(a, int) and isinstance(b, int) and a != b
+        i for i, (a, b) in enumerate(sizes) if i != axis and isinstance(a, int) and isinstance(b, int) and a != b
     ]  # fmt: skip
     if out.shape is not None and (len(out.shape) != rank or differ):
+        free = "a dynamic axis that grows" if axis is None else "the axis of new rows"
         raise SpecError(
-            f"{flag}: the input is {into.text()}, the output {out.text()}. Expected one shape, "
-            f"but for {'the axis of new rows' if axis is not None else 'a dynamic axis that grows'}. Likely the wrong "
-            "pair, or new rows that need @append:AXIS. Correct the pair, or export again"
+            ends,
+            expected=f"one shape, but for {free}",
+            cause="it is the wrong pair, or the output holds new rows only, which need @append:AXIS",
+            fix="correct the pair, or export again",
         )
-    return StatePair(input=pair.input, output=pair.output, append_axis=axis, start=pair.start)
+    return replace(pair, append_axis=axis)
 
 
 def _followed(
     pairs: tuple[StatePair, ...], inputs: tuple[Port, ...], outputs: tuple[Port, ...], bare: set[Dim]
 ) -> tuple[dict[str, tuple[str, int]], frozenset[str]]:
-    """Symbols that only states have; and those that grow: rows are appended, or the output names the axis otherwise."""
+    """Symbols that only states have; and those that grow: rows are appended, or the output gives the axis another name."""
     shapes = {("in", p.name): p.shape or () for p in inputs} | {("out", p.name): p.shape or () for p in outputs}
     followed, growing = dict[str, tuple[str, int]](), set[str]()
     for pair in pairs:
@@ -161,8 +171,9 @@ def _followed(
                 growing.add(dim)
         if pair.start and not growing & set(into):
             raise SpecError(
-                f"--state {pair.input}={pair.output}@start:{pair.start}: no axis of '{pair.input}' grows, so it has no "
-                "first length. Expected a dynamic axis that the output names otherwise, or @append:AXIS. Remove @start"
+                f"{pair.option()}: no axis of '{pair.input}' grows, so it has no first length",
+                expected="a dynamic axis to which the output gives another name, or @append:AXIS",
+                fix="remove @start",
             )
     return followed, frozenset(growing)
 
@@ -189,18 +200,23 @@ def _parse_sizes(
         for symbol in (name, *(piece for piece in pieces_of(value, {}) if not piece.isdigit())):
             if symbol not in known:
                 raise SpecError(
-                    f"--size {name}={value}: {path.name} has no dynamic axis '{symbol}'.{nearest(symbol, known)} "
-                    f"It has {', '.join(known) or 'none'}. Correct the name and run the check again"
+                    f"--size {name}={value}: {path.name} has no dynamic axis '{symbol}'",
+                    expected=f"one of its dynamic axes, which are {', '.join(known) or 'none'}",
+                    fix=_correct(symbol, known),
                 )
         if name in growing:
             raise SpecError(
-                f"--size {name}={value}: that axis grows with its state, step by step. Its first length is given with "
-                "the pair: --state INPUT=OUTPUT@start:N"
+                f"--size {name}={value}: that axis grows with its state, step by step",
+                fix="give its first length with the pair: --state INPUT=OUTPUT@start:N",
             )
     ties = {name: value for name, value in given.items() if not value.isdigit()}
     for name, value in ties.items():
         if set(pieces_of(value, {})) & set(ties):
-            raise SpecError(f"--size {name}={value} leans on another --size that is a sum. Expected plain axes in it")
+            raise SpecError(
+                f"--size {name}={value} is a sum of an axis that is a sum itself",
+                expected="a sum of plain axes",
+                fix="write it out: --size total=past+new",
+            )
     return ties, {name: int(value) for name, value in given.items() if value.isdigit()}
 
 
@@ -210,12 +226,21 @@ def _bounds(drawn: list[Port], given: Mapping[str, Bound], path: Path) -> dict[s
     for name, (low, high) in given.items():
         if name not in ports:
             raise SpecError(
-                f"--bound names '{name}', which is no input of {path.name} that is drawn.{nearest(name, ports)} Those "
-                f"are {', '.join(ports) or 'none'}. Correct the name and run the check again"
+                f"--bound names '{name}', which is not an input of {path.name} that is drawn",
+                expected=f"one of those that are: {', '.join(ports) or 'none'}",
+                fix=_correct(name, ports),
             )
         whole = low == int(low) and high == int(high)
         room = np.iinfo(ports[name].dtype) if ports[name].kind == "int" else None
         if ports[name].kind != "float" and (not whole or (room and not room.min <= low <= high <= room.max)):
-            raise SpecError(f"--bound {name}={low:g}:{high:g} does not fit {ports[name].text()}. Give whole numbers")
+            raise SpecError(
+                f"--bound {name}={low:g}:{high:g} does not fit {ports[name].text()}",
+                expected="whole numbers that its type can hold",
+                fix=CORRECT,
+            )
     default = {"uint8": (0.0, 255.0)}
     return {p.name: default.get(p.dtype, (0.0, 1.0)) for p in drawn if p.kind != "float"} | dict(given)
+
+
+def _correct(name: str, known: Iterable[str]) -> str:
+    return f"{did_you_mean(name, known)} {CORRECT}".strip()

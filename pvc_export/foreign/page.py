@@ -1,22 +1,22 @@
-"""The report of a graph of any origin as one HTML file, made like that of a bundle (html/), and as JUnit XML."""
+"""The report of a graph of any origin as an HTML page and as JUnit XML: the sections that a bundle's do not have."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from engines.manifest import FileEntry
+from engines.manifest import hash_file
 
-from ..report.figures import Axis, Curve, curves_figure
+from ..parity.levels import TITLES
+from ..report.figures import Axis, Curve
 from ..report.junit import Case, document
-from ..report.sections import Panel
+from ..report.sections import Panel, drift_rows, make_panel
 from ..report.template import fill
 from ..report.text import share
+from ..terminal.facts import installed
 from .levels import FORCED, OWN
 from .limits import Compared
-from .report import TITLES, Finding, ForeignReport, Level
+from .report import ForeignReport, Level
 
-TEMPLATE = "foreign.html.j2"
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 MOST_PANELS = 24
 """Outputs whose curves are drawn: a cache has one for every layer, and those that are closest to their limit tell."""
@@ -24,70 +24,29 @@ TONES = {OWN: "a", FORCED: "b"}
 """Colours of the runs of a stream."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ForeignInput:
-    """A check of any graph, when and on what it was made, and the file that was checked (without weights beside it)."""
-
-    report: ForeignReport
-    checked_utc: str
-    machine: str
-    versions: dict[str, str]
-    file: FileEntry
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorstOf:
-    """One output at one level: the comparison that uses most of its limit, of so many."""
-
-    level: str
-    tensor: str
-    num_compared: int
-    worst: Compared
-    passed: bool
-
-
-def render(given: ForeignInput) -> str:
+def render(report: ForeignReport) -> str:
     """The whole page."""
-    report = given.report
     panels = curves(report.level("D"))
+    drifts = sorted(report.drifts, key=lambda drift: drift.verdict == "ok")[:MOST_PANELS]
     return fill(
-        TEMPLATE,
-        given=given,
+        "foreign.html.j2",
         report=report,
+        parity=report,
         titles=TITLES,
-        not_executed=not_executed(report),
-        rows=worst_of_all(report),
+        drift=drift_rows(drifts),
+        drift_summary="Of the stream with its own states",
+        versions=installed(PACKAGES),
+        files={report.graph: hash_file(report.path)},
+        rows=[
+            (level, name, group, worst_of(group)) for level in report.results for name, group in level.rows().items()
+        ],
         panels=panels[:MOST_PANELS],
         num_panels_left=max(len(panels) - MOST_PANELS, 0),
-        findings=[finding for level in report.levels for finding in level.findings],
     )
 
 
-def not_executed(report: ForeignReport) -> list[tuple[str, str]]:
-    """What was not run, and why."""
-    whole = [(f"{x.letter} {TITLES[x.letter]}", x.not_executed) for x in report.levels if x.not_executed is not None]
-    parts = [(f"of {x.letter} {TITLES[x.letter]}", text) for x in report.levels for text in x.left_out]
-    missing = [("float64 floor", report.floor_missing)] if report.floor_missing is not None else []
-    return [*whole, *parts, *missing]
-
-
-def worst_of_all(report: ForeignReport) -> list[WorstOf]:
-    return [row for level in report.levels for row in worst_of(level)]
-
-
-def worst_of(level: Level) -> Iterator[WorstOf]:
-    """By output, in the order in which they were compared."""
-    by_tensor: dict[str, list[Compared]] = {}
-    for found in level.compared:
-        by_tensor.setdefault(found.tensor, []).append(found)
-    for tensor, group in by_tensor.items():
-        yield WorstOf(
-            level=level.letter,
-            tensor=tensor,
-            num_compared=len(group),
-            worst=max(group, key=Compared.share),
-            passed=all(found.passed for found in group),
-        )
+def worst_of(group: list[Compared]) -> Compared:
+    return max(group, key=Compared.share)
 
 
 def curves(level: Level) -> list[Panel]:
@@ -95,74 +54,58 @@ def curves(level: Level) -> list[Panel]:
 
     Both runs are in one panel where they have the same steps: a run may end early.
     """
-    runs: dict[tuple[str, str], list[Compared]] = {}
-    for found in level.compared:
-        runs.setdefault((found.tensor, found.run), []).append(found)
     drawn: dict[tuple[str, tuple[int, ...]], dict[str, list[Compared]]] = {}
-    for (tensor, run), group in runs.items():
-        drawn.setdefault((tensor, tuple(found.step for found in group)), {})[run] = group
-    panels = [
-        (max(found.share() for group in members.values() for found in group), _panel(tensor, steps, members))
-        for (tensor, steps), members in drawn.items()
-        if len(steps) > 1
-    ]
+    for tensor, group in level.rows().items():
+        for run in TONES:
+            members = [found for found in group if found.run == run]
+            drawn.setdefault((tensor, tuple(found.step for found in members)), {})[run] = members
+    panels = []
+    for (tensor, steps), runs in drawn.items():
+        if len(steps) > 1:
+            lines = [
+                Curve(name=run, values=tuple(found.share() for found in group), limit=1.0, tone=TONES[run])
+                for run, group in runs.items()
+            ]
+            worst = {run: worst_of(group) for run, group in runs.items()}
+            said = [f"{run}: {share(one.share())} of its limit at step {one.step}" for run, one in worst.items()]
+            axis = Axis(name="step", labels=steps, marks={}, jumps=frozenset())
+            panel = make_panel(tensor, f"share of its limit, {tensor}", lines, axis, said)
+            panels.append((max(one.share() for one in worst.values()), panel))
     return [panel for _, panel in sorted(panels, key=lambda pair: -pair[0])]
 
 
-def _panel(tensor: str, steps: tuple[int, ...], runs: dict[str, list[Compared]]) -> Panel:
-    drawn = [(run, runs[run], tone) for run, tone in TONES.items() if run in runs]
-    lines = [
-        Curve(name=run, values=tuple(found.share() for found in group), limit=1.0, tone=tone)
-        for run, group, tone in drawn
-    ]
-    axis = Axis(name="step", labels=steps, marks={}, jumps=frozenset())
-    worst = [(run, max(group, key=Compared.share), tone) for run, group, tone in drawn]
-    return Panel(
-        title=tensor,
-        figure=curves_figure(f"share of its limit, {tensor}", lines, axis),
-        lines=tuple((tone, f"{run}: {share(one.share())} of its limit at step {one.step}") for run, one, tone in worst),
-        passed=all(one.passed for _, one, _ in worst),
-    )
-
-
-def junit(given: ForeignInput) -> str:
+def junit(report: ForeignReport) -> str:
     """A suite for each level, a case for each of its outputs; what was not executed is skipped."""
-    report = given.report
     facts = {
         "reference": report.reference,
         "dtype": report.computed(),
         "limit": report.rule(),
-        "sha256": given.file.sha256,
-        "machine": given.machine,
-        "command": report.whole_command(),
+        "sha256": hash_file(report.path).sha256,
+        "machine": report.machine,
+        "command": report.command,
     }
-    cases = (case for level in report.levels for case in _cases(level))
-    return document(f"parity of {report.graph}", cases, facts, checked_utc=given.checked_utc)
+    cases = (case for level in report.results for case in _cases(level))
+    return document(f"parity of {report.graph}", cases, facts, checked_utc=report.checked_utc)
 
 
 def _cases(level: Level) -> Iterator[Case]:
-    suite, title = f"level {level.letter}", TITLES[level.letter]
-    rows = list(worst_of(level))
-    of_outputs = {row.tensor for row in rows}
-    for row in rows:
-        yield Case(
-            suite=suite,
-            group="output",
-            name=f"{row.tensor} ({row.num_compared} compared)",
-            failure=_told(finding for finding in level.findings if finding.tensor == row.tensor),
-            details=f"{row.worst.text()}, {share(row.worst.share())} of its limit at step {row.worst.step}",
-        )
+    suite, verdict = f"level {level.letter}", level.verdict
+    wrong: dict[str | None, list[str]] = {}
+    rows = level.rows()
+    for finding in level.findings:
+        wrong.setdefault(finding.tensor if finding.tensor in rows else None, []).append(finding.text)
+    for tensor, group in rows.items():
+        worst, name = worst_of(group), f"{tensor} ({len(group)} compared)"
+        details = f"{worst.text()}, {share(worst.share())} of its limit at step {worst.step}"
+        failure = "\n".join(wrong.get(tensor, [])) or None
+        yield Case(suite=suite, group="output", name=name, failure=failure, details=details)
     yield Case(
         suite=suite,
         group="level",
-        name=title,
-        failure=_told(finding for finding in level.findings if finding.tensor not in of_outputs),
+        name=level.title,
+        failure="\n".join(wrong.get(None, [])) or None,
         skipped=level.not_executed,
-        details=level.note,
+        details=verdict.detail,
     )
-    for text in level.left_out:
-        yield Case(suite=suite, group="left out", name=text.partition(":")[0], skipped=text)
-
-
-def _told(findings: Iterator[Finding]) -> str | None:
-    return "\n".join(f"{x.line()}\n{x.forced}\nLikely {x.likely}".replace("\n\n", "\n") for x in findings) or None
+    for run, why in level.left_out.items():
+        yield Case(suite=suite, group="left out", name=run, skipped=why)

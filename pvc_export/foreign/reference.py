@@ -1,6 +1,6 @@
 """The PyTorch reference of a graph of any origin: imported, called with the graph's inputs, answered by output name.
 
-Unusual: this imports and runs a module that the user names, and nothing else of theirs: no checkpoint is looked for and
+Note: this imports and runs a module that the user names, and nothing else of theirs: no checkpoint is looked for and
 no pickle is loaded. A reference that wants weights loads them itself.
 """
 
@@ -25,13 +25,15 @@ from torch import Tensor, nn
 
 from engines.errors import ModelError
 from engines.memory import Array
+from engines.terminal import did_you_mean
 
-from .declare import nearest
 from .states import Declared
 
 LARGEST_FP64 = 500_000_000
 """Parameters beyond which float64 would take more than 4 GB for its weights alone, beside the reference's own."""
-FORM = "Expected pkg.module:Name or path/to/file.py:Name"
+BY_NAME = "return tensors in the order of the graph's outputs, or a dict by output name"
+WRAP = "wrap the model in one that takes the graph's inputs"
+FORM = "pkg.module:Name or path/to/file.py:Name"
 
 
 def load_reference(text: str) -> nn.Module:
@@ -42,24 +44,31 @@ def load_reference(text: str) -> nn.Module:
     """
     source, _, name = text.rpartition(":")
     if not source or not name.isidentifier():
-        raise ModelError(f"--reference {text} does not say what to import. {FORM}")
+        raise ModelError(
+            f"--reference {text} does not say what to import", expected=FORM, fix="name the module, and the model in it"
+        )
     is_file = source.endswith(".py")
     if not is_file and (Path(source).is_file() or not all(part.isidentifier() for part in source.split("."))):
         raise ModelError(
-            f"--reference {text}: '{source}' is neither a module nor a .py file. {FORM}. Checkpoints and pickles are "
-            "never loaded here; name the code that makes the model and loads its weights"
+            f"--reference {text}: '{source}' is neither a module nor a .py file",
+            expected=FORM,
+            cause="it names a checkpoint or a pickle, which are never loaded here",
+            fix="name the code that makes the model and loads its weights",
         )
     if is_file and not Path(source).is_file():
         raise ModelError(
-            f"--reference {text}: {source} does not exist. {FORM}. Correct the path and run the check again"
+            f"--reference {text}: {source} does not exist",
+            expected=FORM,
+            fix="correct the path and run the check again",
         )
     with _importable(Path(source).resolve().parent if is_file else Path.cwd()):
         imported = _import(source, text, is_file=is_file)
         known = [key for key in vars(imported) if not key.startswith("_")]
         if not hasattr(imported, name):
             raise ModelError(
-                f"--reference {text}: {source} has no '{name}'.{nearest(name, known)} Name a torch.nn.Module there, or "
-                "a function that makes one"
+                f"--reference {text}: {source} has no '{name}'",
+                expected="a torch.nn.Module there, or a function that makes one",
+                fix=f"{did_you_mean(name, known)} Correct the name and run the check again".strip(),
             )
         return _make(getattr(imported, name), text).float().eval()
 
@@ -87,31 +96,26 @@ def _import(source: str, text: str, *, is_file: bool) -> ModuleType:
     except (Exception, SystemExit) as error:  # whatever their code does when it is imported
         alone = source if is_file else f"-c 'import {source}'"
         raise ModelError(
-            f"--reference {text}: importing {source} failed: {_told(error)}. Expected a module that can be imported "
-            "without side effects. Likely a package that is missing here, or a script without a main guard. Try it "
-            f"alone: python {alone}"
+            f"--reference {text}: importing {source} failed: {_told(error)}",
+            expected="a module that can be imported without side effects",
+            cause="a package is missing here, or it is a script without a main guard",
+            fix=f"try it alone: python {alone}",
         ) from error
 
 
 def _make(found: Any, text: str) -> nn.Module:
-    if isinstance(found, nn.Module):
-        return copy.deepcopy(found)
-    if not callable(found):
-        raise ModelError(
-            f"--reference {text} is of type {type(found).__name__}, expected a torch.nn.Module, or a class or function "
-            "that makes one without arguments. Name another object of that file"
-        )
     try:
-        made = found()
+        made = found() if callable(found) and not isinstance(found, nn.Module) else copy.deepcopy(found)
     except Exception as error:  # their constructor
         raise ModelError(
-            f"--reference {text} cannot be made without arguments: {_told(error)}. If it needs some, write a function "
-            "beside it that gives them and loads the weights, and name that"
+            f"--reference {text} cannot be made without arguments: {_told(error)}",
+            fix="if it needs some, write a function beside it that gives them and loads the weights, and name that",
         ) from error
     if not isinstance(made, nn.Module):
         raise ModelError(
-            f"--reference {text} made an object of type {type(made).__name__}, expected a torch.nn.Module. Let it "
-            "return the model"
+            f"--reference {text} {'makes' if callable(found) else 'is'} an object of type {type(made).__name__}",
+            expected="a torch.nn.Module, or a class or function that makes one without arguments",
+            fix="name the model, or let it return the model",
         )
     return made
 
@@ -146,9 +150,11 @@ class Reference:
         except Exception as error:  # their forward
             fed = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in feeds.items())
             raise ModelError(
-                f"the reference fails on {fed}: {_told(error)}. Expected it to take what the graph takes. Values are "
-                "drawn and sizes chosen: for token ids give --bound NAME=LOW:HIGH, for an axis that is not free --size "
-                "AXIS=N, for a state that cannot begin empty --state INPUT=OUTPUT@start:N"
+                f"the reference fails on {fed}: {_told(error)}",
+                expected="a forward that takes what the graph takes",
+                cause="the inputs are drawn at random, and their sizes chosen",
+                fix="give --bound NAME=LOW:HIGH for token ids, --size AXIS=N for an axis that is not free, or "
+                "--state INPUT=OUTPUT@start:N for a state that cannot begin empty",
             ) from error
         return {name: self._array(name, value) for name, value in self._by_name(returned).items()}
 
@@ -160,8 +166,10 @@ class Reference:
         port = next(port for port in self._declared.outputs if port.name == name)
         if _kind(value) != port.kind:
             raise ModelError(
-                f"the reference returns {str(value.dtype).removeprefix('torch.')} for {port.text()}, expected "
-                f"{port.kind}. Likely its outputs are in another order than the graph's; return a dict by output name"
+                f"the reference returns {str(value.dtype).removeprefix('torch.')} for {port.text()}",
+                expected=port.kind,
+                cause="its outputs are in another order than the graph's",
+                fix=BY_NAME,
             )
         array: Array = (value.to(self._dtype) if value.is_floating_point() else value).detach().cpu().numpy()
         return array
@@ -176,14 +184,16 @@ class Reference:
             found = list(_flatten(returned))
         if len(found) != len(names):
             raise ModelError(
-                f"the reference returns {len(found)} tensors, but the graph has {len(names)} outputs: "
-                f"{', '.join(names)}. Return them in that order, or a dict by output name"
+                f"the reference returns {len(found)} tensors",
+                expected=f"one for each of the graph's {len(names)} outputs: {', '.join(names)}",
+                fix=BY_NAME,
             )
         for name, value in zip(names, found, strict=True):
             if not isinstance(value, Tensor):
                 raise ModelError(
-                    f"the reference returns an object of type {type(value).__name__} for output '{name}', expected a "
-                    "torch tensor. Return tensors only, in the order of the graph's outputs, or a dict by output name"
+                    f"the reference returns an object of type {type(value).__name__} for output '{name}'",
+                    expected="a torch tensor",
+                    fix=BY_NAME,
                 )
         return dict(zip(names, found, strict=True))
 
@@ -205,8 +215,8 @@ class NoiseFloor:
             try:
                 return self._side.run(feeds)
             except ModelError as error:
-                cause = error.__cause__ or error
-                self.missing = f"the reference does not run in float64: {' '.join(str(cause).split())}"
+                cause = " ".join(str(error.__cause__ or error.what).split())
+                self.missing = f"the reference does not run in float64: {cause}"
         return None
 
 
@@ -216,8 +226,10 @@ def require_function(reference: Reference, feeds: Mapping[str, Array]) -> dict[s
     for name, value in first.items():
         if not np.array_equal(value, second[name], equal_nan=value.dtype.kind == "f"):
             raise ModelError(
-                f"the reference returns another '{name}' for the same inputs, expected a function of them. Likely "
-                "random numbers, or a cache that it keeps in itself; take every state as an argument and return it"
+                f"the reference returns another '{name}' for the same inputs",
+                expected="a function of its inputs",
+                cause="it draws random numbers, or keeps a cache in itself",
+                fix="take every state as an argument, and return it",
             )
     return first
 
@@ -235,16 +247,17 @@ def _arguments(module: nn.Module, declared: Declared) -> dict[str, str]:
         if argument not in named and not takes_any or argument in arguments.values():
             free = [key for key in named if key not in inputs]
             raise ModelError(
-                f"the reference's forward{signature} takes no argument '{spelled}', but the graph has an input "
-                f"'{name}'.{nearest(spelled, free)} Expected an argument for each of {', '.join(inputs)}. Rename it "
-                "there, or wrap the model in one that takes the graph's inputs"
+                f"the reference's forward{signature} takes no argument '{spelled}' for the graph's input '{name}'",
+                expected=f"an argument for each of {', '.join(inputs)}",
+                fix=f"{did_you_mean(spelled, free)} Rename it there, or {WRAP}".strip(),
             )
         arguments[name] = argument
     required = [key for key, p in named.items() if p.default is p.empty and key not in arguments.values()]
     if required:
         raise ModelError(
-            f"the reference's forward{signature} requires '{required[0]}', which is no input of the graph; it has "
-            f"{', '.join(inputs)}. Give it a default, or wrap the model in one that takes the graph's inputs"
+            f"the reference's forward{signature} requires '{required[0]}', which is not an input of the graph",
+            expected=f"no more than the graph's inputs: {', '.join(inputs)}",
+            fix=f"give it a default, or {WRAP}",
         )
     return arguments
 
@@ -253,13 +266,16 @@ def _require_names(found: list[str], expected: list[str]) -> None:
     for name in expected:
         if name not in found:
             raise ModelError(
-                f"the reference returns a dict without '{name}', an output of the graph.{nearest(name, found)} It has "
-                f"{', '.join(map(str, found))}. Return every output by its ONNX name"
+                f"the reference returns a dict without '{name}', an output of the graph",
+                expected=f"every output by its ONNX name; it has {', '.join(map(str, found))}",
+                fix=f"{did_you_mean(name, found)} Rename it there".strip(),
             )
     if extra := [str(name) for name in found if name not in expected]:
         raise ModelError(
-            f"the reference returns '{extra[0]}', which is no output of the graph; those are {', '.join(expected)}. "
-            "Was it lost in the export? If it is not meant to be there, leave it out of the dict"
+            f"the reference returns '{extra[0]}', which is not an output of the graph",
+            expected=f"the graph's outputs alone: {', '.join(expected)}",
+            cause="the export lost it",
+            fix="export it too; or leave it out of the dict, if it is not meant to be there",
         )
 
 

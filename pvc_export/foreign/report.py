@@ -3,58 +3,65 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import inf
+from pathlib import Path
 from typing import Any
 
-from .limits import CEILING, FLOAT32_UNIT, HORIZON, MARGIN, NO_FLOOR_ULPS, ULPS, Compared, Drift
+from ..parity.drift.report import Drift
+from ..parity.levels import TITLES, Verdict
+from ..report.text import count, share
+from ..terminal.facts import now_utc, this_machine
+from .limits import CEILING, FLOAT32_UNIT, MARGIN, NO_FLOOR_ULPS, ULPS, Compared
 
-TITLES = {
-    "A": "graph",
-    "B": "one step from the zero state",
-    "C": "other sizes",
-    "D": "stream",
-    "E": "drift",
-    "G": "state rules",
-    "H": "rows of a batch",
-    "I": "determinism",
-}
-"""The letters are those of every ladder of this product; F is not for graphs of other models."""
+LEVELS = "ABCDEGHI"
+"""Those of a bundle's check that any graph can be asked. The others need a ring, a tokenizer or pixels."""
 NUM_STEPS = 64
-"""Of the stream, where nobody says otherwise."""
+"""Length of the stream, unless --steps says another."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """Something that is not as it should be.
+    """Something that is wrong.
 
     tensor, step  the output by its ONNX name, and the step, where it shows; None where it is of neither
-    run           which run of the level: 'own state', 'time = 1'
-    text          what happened, with the numbers and their limits
+    run           which run of the level: 'own state', 'time = 1';  axis  whose size was another in it
+    what          what happened, with the numbers and their limits
     forced        what feeding the reference's state showed there; empty where that was not asked
-    likely        the likely cause
+    cause         the likely cause
     """
 
     level: str
     tensor: str | None = None
     step: int | None = None
     run: str = ""
-    text: str
+    axis: str | None = None
+    what: str
     forced: str = ""
-    likely: str
+    cause: str
 
     def line(self) -> str:
-        """Where and what."""
+        """Where in its level, and what."""
         where = ", ".join([*([] if self.step is None else [f"step {self.step}"]), *([self.run] if self.run else [])])
-        return f"{where}: {self.text}" if where else self.text
+        return f"{where}: {self.what}" if where else self.what
+
+    @property
+    def about(self) -> str:
+        return f"level {self.level}, {TITLES[self.level]}"
+
+    @property
+    def text(self) -> str:
+        """All of it, on one line."""
+        said = (f"{self.about}: {self.line()}", self.forced.rstrip("."), f"Likely {self.cause}")
+        return ". ".join(filter(None, said))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Level:
-    """How one level came out. It is a pass only if it was executed.
+    """What one level found.
 
     note          what was done, for people
-    left_out      parts that could not be asked, and why
+    left_out      parts that could not be asked, by run, and why
     not_executed  why the whole level was not
     """
 
@@ -62,83 +69,86 @@ class Level:
     note: str = ""
     compared: tuple[Compared, ...] = ()
     findings: tuple[Finding, ...] = ()
-    left_out: tuple[str, ...] = ()
+    left_out: dict[str, str] = field(default_factory=dict)
     not_executed: str | None = None
 
     @property
-    def worst(self) -> Compared | None:
-        """The comparison that uses most of its limit."""
-        return max(self.compared, key=Compared.share, default=None)
+    def title(self) -> str:
+        return TITLES[self.letter]
 
     @property
-    def passed(self) -> bool:
-        return not self.findings and self.not_executed is None
-
-    def line(self) -> str:
-        """For people."""
-        sign = "FAIL" if self.findings else "--  " if self.not_executed is not None else "ok  "
-        text = f"{sign} {self.letter} {TITLES[self.letter]:<29}"
+    def verdict(self) -> Verdict:
+        """The level in one line: how many comparisons there were, the worst of them, and what was done."""
         if self.not_executed is not None:
-            return f"{text} not executed: {self.not_executed}"
-        worst = self.worst
-        if worst is not None:
+            return Verdict(level=self.letter, passed=None, detail=self.not_executed)
+        said = [count(len(self.findings), "finding")] if self.findings else []
+        if self.compared:
+            worst = max(self.compared, key=Compared.share)
             run = f" ({worst.run})" if worst.run else ""
-            text += f" {len(self.compared)} compared, worst '{worst.tensor}'{run} at {_much(worst.share())};"
-        return f"{text} {self.note}"
+            said.append(f"{len(self.compared)} compared, '{worst.tensor}'{run} at {share(worst.share())} of its limit")
+        return Verdict(level=self.letter, passed=not self.findings, detail="; ".join([*said, self.note]))
+
+    def rows(self) -> dict[str, list[Compared]]:
+        """By output, in the order in which they were compared."""
+        found: dict[str, list[Compared]] = {}
+        for one in self.compared:
+            found.setdefault(one.tensor, []).append(one)
+        return found
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "letter": self.letter,
-            "title": TITLES[self.letter],
-            "passed": self.passed,
-            "note": self.note,
-            "findings": [asdict(finding) for finding in self.findings],
-            "left_out": list(self.left_out),
-            "not_executed": self.not_executed,
-            "compared": [found.to_json() for found in self.compared],
-        }
+        compared = [found.to_json() for found in self.compared]
+        return asdict(self) | {"title": self.title, "passed": self.verdict.passed, "compared": compared}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForeignReport:
-    """What was compared, and how it came out.
+    """What was compared, how it came out, and when and where: by default just now, on this machine.
 
-    command        the check itself, as a command line
+    path           of the graph's file
+    plain_command  the check itself without --steps, as a command line
     dtype          the narrowest float of the graph, whose roundoff is the unit of every limit
     floor_missing  why there is no float64 floor; None if there is
-    order          the outputs in the file's order
     """
 
+    path: Path
     graph: str
     reference: str
-    command: str
+    plain_command: str
     dtype: str
     num_steps: int
     floor_missing: str | None
-    order: tuple[str, ...]
     states: tuple[str, ...]
     drawn: tuple[str, ...]
     sizes: dict[str, int]
-    levels: tuple[Level, ...]
+    results: tuple[Level, ...]
     drifts: tuple[Drift, ...]
+    checked_utc: str = field(default_factory=now_utc)
+    machine: str = field(default_factory=this_machine)
 
     @property
     def passed(self) -> bool:
-        """No finding, and the steps themselves were compared."""
-        return not any(level.findings for level in self.levels) and self.level("D").passed
+        """Of what was executed, nothing was wrong. A graph that does not open is wrong at level A."""
+        return not self.faults()
 
-    @property
-    def first(self) -> Finding | None:
-        """The first finding of the first level that has one, by step and then by the order of the outputs."""
-        failed = next((level for level in self.levels if level.findings), None)
-        return min(failed.findings, key=self._place) if failed else None
+    def faults(self) -> list[Finding]:
+        """Everything that is wrong, level by level: any later one may be a consequence of the first."""
+        return [finding for level in self.results for finding in level.findings]
 
     def level(self, letter: str) -> Level:
-        return next(level for level in self.levels if level.letter == letter)
+        return next(level for level in self.results if level.letter == letter)
 
-    def _place(self, finding: Finding) -> tuple[int, int]:
-        index = self.order.index(finding.tensor) if finding.tensor in self.order else -1
-        return (-1 if finding.step is None else finding.step), index
+    def levels(self) -> dict[str, Verdict]:
+        """How every level came out."""
+        return {level.letter: level.verdict for level in self.results}
+
+    def left_out(self) -> dict[str, str]:
+        """What was not run, and why."""
+        whole = {f"{x.letter} {x.title}": x.not_executed for x in self.results if x.not_executed is not None}
+        return whole | self._parts_left_out()
+
+    def _parts_left_out(self) -> dict[str, str]:
+        parts = {f"level {x.letter}, {run}": why for x in self.results for run, why in x.left_out.items()}
+        return parts | ({"float64 floor": self.floor_missing} if self.floor_missing is not None else {})
 
     def table(self) -> list[str]:
         """Lines for people: what ran, how it was judged, a line for each level, and what was left out."""
@@ -148,51 +158,61 @@ class ForeignReport:
             *(f"  drawn  {text}" for text in self.drawn),
             *([f"  sizes  {', '.join(f'{name} {size}' for name, size in self.sizes.items())}"] if self.sizes else []),
             f"  limit  {self.rule()}",
+            "levels",
         ]
-        for level in self.levels:
-            lines.append(f"  {level.line()}")
-            lines += [f"         {finding.line()}" for finding in sorted(level.findings, key=self._place)[:3]]
-            lines += [f"         not executed: {text}" for text in level.left_out]
-        return lines
+        for level in self.results:
+            lines += [level.verdict.line(), *(f"          {finding.line()}" for finding in level.findings[:3])]
+        return lines + [f"{name}: not executed: {reason}" for name, reason in self._parts_left_out().items()]
 
     def summary(self) -> str:
-        worst = max((found.share() for level in self.levels for found in level.compared), default=inf)
-        asked = [level for level in self.levels if level.not_executed is None]
+        return f"{'pass' if self.passed else 'FAIL'}: {self.outcome()}"
+
+    def outcome(self) -> str:
+        """How much was compared, and how it came out, on one line."""
+        shares = [found.share() for level in self.results for found in level.compared]
+        asked = [verdict.passed for verdict in self.levels().values() if verdict.passed is not None]
         return (
-            f"{'pass' if self.passed else 'FAIL'}: {sum(level.passed for level in asked)} of {len(asked)} levels, "
-            f"{sum(len(level.compared) for level in self.levels)} comparisons, the worst at {_much(worst)}, "
-            f"{self.num_steps} steps"
+            f"{sum(asked)} of {len(asked)} levels, {len(shares)} comparisons, the worst at "
+            f"{share(max(shares, default=inf))} of its limit, {self.num_steps} steps"
         )
 
     def failure_text(self) -> str:
-        """What is wrong first, how it was seen, its likely cause, and the next command. Empty if all passed."""
-        first = self.first
-        if first is None:
+        """What is wrong first, how it was seen, and its likely cause, in lines; empty for a pass."""
+        faults = self.faults()
+        if not faults:
             return ""
-        lines = [f"the graph differs from the reference: {self.graph} against {self.reference} ({self.computed()})"]
-        lines.append(f"  level {first.level}, {TITLES[first.level]}: {first.line()}")
-        lines += [f"  {first.forced}"] if first.forced else []
-        lines.append(f"  Likely {first.likely}")
-        others = [f"{level.letter} ({len(level.findings)})" for level in self.levels if level.findings]
-        lines += [f"  findings by level: {', '.join(others)}"] if len(others) > 1 else []
-        return "\n".join([*lines, f"next: {self.next_command(first)}"])
+        first, by_level = faults[0], [f"{x.letter} ({len(x.findings)})" for x in self.results if x.findings]
+        lines = [
+            f"the graph differs from the reference: {self.graph} against {self.reference} ({self.computed()})",
+            f"  {first.about}: {first.line()}",
+            *([f"  {first.forced}"] if first.forced else []),
+            f"  Likely {first.cause}",
+            *([f"  findings by level: {', '.join(by_level)}"] if len(by_level) > 1 else []),
+        ]
+        return "\n".join(lines)
 
-    def whole_command(self) -> str:
+    @property
+    def command(self) -> str:
         """The check as it was made."""
-        return self.command if self.num_steps == NUM_STEPS else f"{self.command} --steps {self.num_steps}"
+        return self.plain_command + ("" if self.num_steps == NUM_STEPS else f" --steps {self.num_steps}")
 
-    def next_command(self, first: Finding) -> str:
-        """The check again, narrowed down to what was found."""
-        if first.level == "B":
-            return f"{self.command} --steps 1 --json  # every number"
-        if first.level == "C":
-            symbol = first.run.partition(" = ")[0]
-            return f"{self.command} --size {shlex.quote(f'{symbol}={self.sizes[symbol]}')}  # that axis at one size"
-        if first.level == "D":
-            return f"{self.command} --steps {(first.step or 0) + 1} --json  # every number up to there"
+    def next_command(self) -> tuple[str, str]:
+        """The check again, narrowed down to what was found first, and what that is for. Empty for a pass."""
+        first = next(iter(self.faults()), None)
+        if first is None:
+            return "", ""
+        if first.level in "BD":
+            return f"{self.plain_command} --steps {(first.step or 0) + 1} --json", "Read every number up to there"
+        if first.axis is not None:
+            size = shlex.quote(f"{first.axis}={self.sizes[first.axis]}")
+            return f"{self.command} --size {size}", "Check that axis at one size"
         if first.level == "E":
-            return f"{self.command} --steps {HORIZON * self.num_steps}  # at whose end the limit should be left"
-        return f"{self.command}  # once the graph is exported anew"
+            steps = 10 * self.num_steps
+            return (
+                f"{self.plain_command} --steps {steps}",
+                "Check a longer stream, at whose end the limit should be left",
+            )
+        return self.command, "Export the graph anew, then check it again"
 
     def computed(self) -> str:
         """The dtype of the graph, and what ONNX Runtime's CPU computes it in."""
@@ -207,16 +227,11 @@ class ForeignReport:
 
     def to_json(self) -> dict[str, Any]:
         """Every level with its findings and every single comparison, for curves."""
-        first = self.first
+        faults = self.faults()
         return {
             "passed": self.passed,
-            "graph": self.graph,
-            "reference": self.reference,
-            "dtype": self.dtype,
+            **{name: getattr(self, name) for name in ("graph", "reference", "dtype", "num_steps", "states", "sizes")},
             "computed_in": "float32",
-            "num_steps": self.num_steps,
-            "states": list(self.states),
-            "sizes": self.sizes,
             "rule": {
                 "margin": MARGIN,
                 "ulps": ULPS,
@@ -225,14 +240,7 @@ class ForeignReport:
                 "float32_unit": FLOAT32_UNIT,
                 "floor_missing": self.floor_missing,
             },
-            "first": None if first is None else asdict(first),
-            "levels": [level.to_json() for level in self.levels],
-            "drift": [asdict(drift) | {"passed": drift.passed} for drift in self.drifts],
+            "first": asdict(faults[0]) if faults else None,
+            "levels": [level.to_json() for level in self.results],
+            "drift": [drift.to_json() for drift in self.drifts],
         }
-
-
-def _much(share: float) -> str:
-    """How much of a limit, in words."""
-    if share == inf:
-        return "more than any limit"
-    return f"{share:.0%} of its limit" if share < 10 else f"{share:.1e} times its limit"

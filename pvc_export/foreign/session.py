@@ -73,17 +73,26 @@ def load_graph(path: Path) -> Any:
     """The onnx.ModelProto without external weights. Raises ModelError if the file is none."""
     if not path.is_file():
         raise ModelError(
-            f"--graph {path} is not a file, expected an ONNX graph. Likely another folder, or a file that was not "
-            "exported yet. Correct the path and run the check again"
+            f"--graph {path} is not a file",
+            expected="an ONNX graph",
+            cause="it is in another folder, or was not exported yet",
+            fix="correct the path and run the check again",
         )
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError as error:
         raise ModelError(
-            f"--graph {path} is not an ONNX file: {error}. Likely another format; export it again"
+            f"--graph {path} is not an ONNX file: {error}",
+            cause="it has another format, or is damaged",
+            fix="export it again",
         ) from error
     if not model.graph.output:
-        raise ModelError(f"--graph {path} holds no graph with outputs, expected one. Likely empty; export it again")
+        raise ModelError(
+            f"--graph {path} has no outputs",
+            expected="a graph with outputs",
+            cause="the file is empty",
+            fix="export it again",
+        )
     return model
 
 

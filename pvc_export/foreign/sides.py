@@ -44,8 +44,9 @@ class Sides:
             return self.declared.next_states(states, outputs)
         except ValueError as error:
             raise ModelError(
-                f"the reference's state outputs do not continue its states: {error}. Expected new rows of the same "
-                "shape but for the axis of @append:AXIS. Correct the axis, or return the new rows alone"
+                f"the reference's state outputs do not continue its states: {error}",
+                expected="new rows of the same shape, but for the axis of @append:AXIS",
+                fix="correct the axis, or return the new rows alone",
             ) from error
 
     def follow_graph(self, states: Arrays, outputs: Arrays) -> Arrays:

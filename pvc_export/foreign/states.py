@@ -1,6 +1,6 @@
 """The states of a graph of any origin: how they begin and go on, and how its other inputs are drawn.
 
-Unusual: nothing is known beforehand. declare.py reads tensors and axes from the file; which output feeds which
+Nothing is known beforehand: declare.py reads tensors and axes from the file; which output feeds which
 input comes from the command line.
 
 Symbols: a dynamic axis is known by its name in the file. One without a name is 'batch' if it is axis 0, else
@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,30 @@ Bound = tuple[float, float]
 """Smallest and largest value of an input, both included."""
 
 STATE = re.compile(r"(?P<input>[^=]+)=(?P<output>.+?)(@append:(?P<axis>-?\d+))?(@start:(?P<start>\d+))?")
+SIZE = re.compile(r"(?P<axis>.+?)=(?P<size>[^=]+)")
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+BOUND = re.compile(rf"(?P<input>.+)=(?P<low>{NUMBER}):(?P<high>{NUMBER})")
+
+
+def parse_size(text: str) -> tuple[str, str]:
+    """'AXIS=N' or 'AXIS=OTHER+OTHER' -> the axis, and a number or a sum of axes. Raises SpecError for anything else."""
+    match = SIZE.fullmatch(text)
+    if match is None:
+        raise _unreadable("--size", text, "AXIS=N, or AXIS=OTHER+OTHER for a sum of axes", "--size rows=4")
+    return match["axis"].strip(), match["size"].strip()
+
+
+def parse_bound(text: str) -> tuple[str, Bound]:
+    """'INPUT=LOW:HIGH' -> the input, and its smallest and largest value. Raises SpecError for anything else."""
+    match = BOUND.fullmatch(text)
+    bound = (float(match["low"]), float(match["high"])) if match else (inf, -inf)
+    if match is None or not -inf < bound[0] <= bound[1] < inf:
+        raise _unreadable("--bound", text, "INPUT=LOW:HIGH with LOW <= HIGH, both included", "--bound tokens=0:31999")
+    return match["input"], bound
+
+
+def _unreadable(option: str, text: str, form: str, example: str) -> SpecError:
+    return SpecError(f"{option} {text} cannot be read", expected=form, fix=f"write it as in {example}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +72,10 @@ class StatePair:
         """'past=present', 'past=new@append:1', and either with '@start:N'. Raises SpecError for anything else."""
         match = STATE.fullmatch(text)
         if match is None:
-            raise SpecError(
-                f"--state {text} is no pair, expected INPUT=OUTPUT, or INPUT=OUTPUT@append:AXIS where the output holds "
-                "new rows only; then @start:N for an axis that cannot begin empty"
+            form = (
+                "INPUT=OUTPUT; then @append:AXIS if the output is new rows only; then @start:N if it cannot start empty"
             )
+            raise _unreadable("--state", text, form, "--state past=present, or --state past=new@append:1")
         return StatePair(
             input=match["input"],
             output=match["output"],
@@ -61,6 +86,11 @@ class StatePair:
     def next(self, state: Array, output: Array) -> Array:
         """The state of the next step. Raises ValueError if rows do not fit to be appended."""
         return output if self.append_axis is None else np.concatenate([state, output], axis=self.append_axis)
+
+    def option(self) -> str:
+        """The pair as the command line spells it."""
+        append = "" if self.append_axis is None else f"@append:{self.append_axis}"
+        return f"--state {self.input}={self.output}{append}" + (f"@start:{self.start}" if self.start else "")
 
     def text(self) -> str:
         how = "" if self.append_axis is None else f", appended along axis {self.append_axis}"

@@ -16,7 +16,7 @@ from engines.errors import SpecError
 from engines.memory import Array
 from engines.spec import Precision
 
-from .metrics import Difference
+from .metrics import Difference, Metrics
 from .places import Rung
 
 THRESHOLDS = Path(__file__).with_name("thresholds.json")
@@ -83,9 +83,11 @@ class Row:
         }
 
 
-def share_of(difference: Difference, limits: Limits) -> float:
+def share_of(found: Metrics, limits: Limits) -> float:
     """The largest share of a limit that any metric uses; infinite where no number says how far apart the two are."""
-    return inf if difference.flaw else max(float(getattr(difference, metric)) / limits[metric] for metric in GATED)
+    if found.flaw:
+        return inf
+    return max((float(getattr(found, metric)) / limit for metric, limit in limits.items()), default=0.0)
 
 
 def worst_rows(differences: Iterable[Difference]) -> tuple[Row, ...]:

@@ -211,6 +211,10 @@ class ParityReport(Evidence):
             )
         return lines
 
+    def computed(self) -> str:
+        """The dtype of the bundle, and what it was computed in."""
+        return f"{self.precision}, computed in {self.computed_in}"
+
     def summary(self) -> str:
         return f"{'pass' if self.passed else 'FAIL'}: {self.outcome()}"
 
@@ -238,7 +242,7 @@ class ParityReport(Evidence):
         faults = self.faults()
         if not faults:
             return ""
-        lines = [f"the bundle differs from the reference ({self.precision}, computed in {self.computed_in}):"]
+        lines = [f"the bundle differs from the reference ({self.computed()}):"]
         for kind in dict.fromkeys(fault.kind for fault in faults):
             members = [fault.text for fault in faults if fault.kind == kind]
             lines += [f"  {text}" for text in members[:MOST_OF_A_KIND]]

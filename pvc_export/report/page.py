@@ -23,12 +23,12 @@ REACH = {"error": (1e-1, 1e4), "range": (1e-6, 1e2)}
 
 def render(report: ReportInput) -> str:
     """The whole page."""
-    parity = report.parity
+    parity, manifest = report.parity, report.manifest
     return fill(
         TEMPLATE,
         report=report,
         parity=parity,
-        manifest=report.manifest,
+        manifest=manifest,
         titles=TITLES,
         metrics=METRICS,
         thresholds=load_thresholds(),
@@ -36,8 +36,11 @@ def render(report: ReportInput) -> str:
         panels=panels(parity),
         kl_limit=kl_limit(parity.precision),
         topics=topics(parity.answers),
-        drift=drift_rows(parity.drift) if parity.drift else [],
-        graphs=[name for name in GRAPH_NAMES if name in report.manifest.graphs],
+        drift=drift_rows(parity.drift.curves) if parity.drift else [],
+        drift_summary=parity.drift.summary() if parity.drift else "",
+        versions=manifest.versions,
+        files=manifest.files,
+        graphs=[name for name in GRAPH_NAMES if name in manifest.graphs],
         innocent=INNOCENT,
         reach=REACH,
     )

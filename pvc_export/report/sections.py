@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 
 from markupsafe import Markup
 
 from ..parity.answers import RungAnswers
-from ..parity.drift.report import DriftReport, Series
+from ..parity.drift.report import Drift, Series
 from ..parity.limits import limit_key, nan_last
 from ..parity.metrics import Difference
 from ..parity.places import Place, Rung
@@ -58,9 +58,14 @@ def _panels_of(parity: ParityReport, rung: Rung) -> Iterator[Panel]:
             )
             for metric, (name, tone) in CURVES.items()
         ]
-        lines = tuple((curve.tone, _legend(curve, axis)) for curve in curves)
-        bad = any(not value <= (curve.limit or inf) for curve in curves for value in curve.values)
-        yield Panel(title=key, figure=curves_figure(f"{rung}, {key}", curves, axis), lines=lines, passed=not bad)
+        yield make_panel(key, f"{rung}, {key}", curves, axis, [_legend(curve, axis) for curve in curves])
+
+
+def make_panel(title: str, label: str, curves: Sequence[Curve], axis: Axis, said: Sequence[str]) -> Panel:
+    """said: what the legend tells of each curve."""
+    lines = tuple((curve.tone, text) for curve, text in zip(curves, said, strict=True))
+    bad = any(not value <= (curve.limit or inf) for curve in curves for value in curve.values)
+    return Panel(title=title, figure=curves_figure(label, curves, axis), lines=lines, passed=not bad)
 
 
 def _worst(metric: str, group: list[Difference]) -> float:
@@ -108,13 +113,13 @@ class DriftRow:
     intervals: tuple[tuple[str, Markup, str], ...]
 
 
-def drift_rows(drift: DriftReport) -> list[DriftRow]:
+def drift_rows(curves: Iterable[Drift]) -> list[DriftRow]:
     rows = []
-    for curve in drift.curves:
+    for curve in curves:
         intervals = []
         for series, name in TRENDS:
-            trend, unit = curve.trend(series), drift.num_frames / curve.noise
-            text = trend.share_text(drift.num_frames, curve.noise)
+            trend, unit = curve.trend(series), curve.num_frames / curve.noise
+            text = trend.share_text(curve.num_frames, curve.noise)
             ends = (trend.slope * unit, trend.lower * unit, trend.upper * unit)
             intervals.append((name, interval_figure(*ends, title=f"{name}: {text}"), text))
         first, last = curve.means[0], curve.means[-1]
@@ -126,10 +131,10 @@ def drift_rows(drift: DriftReport) -> list[DriftRow]:
             DriftRow(
                 tensor=curve.tensor,
                 verdict=curve.verdict,
-                figure=drift_figure(f"drift of {curve.tensor}", drift.num_frames, dots),
+                figure=drift_figure(f"drift of {curve.tensor}", curve.num_frames, dots),
                 floor=f"{number(first.floor)} → {number(last.floor)}",
                 error=f"{number(first.error)} → {number(last.error)}",
-                change=curve.trend("error").text(drift.num_frames),
+                change=curve.trend("error").text(curve.num_frames),
                 intervals=tuple(intervals),
             )
         )

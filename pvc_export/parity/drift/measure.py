@@ -176,7 +176,7 @@ class _Judge:
                 for frame, error, floor, gap in zip(frames, errors, floors, gaps, strict=True)
             ]
             self.samples.setdefault(name, []).extend(samples)
-            self.means.setdefault(name, []).append(_mean_sample([s for s in samples if s.frame >= self.window]))
+            self.means.setdefault(name, []).append(Sample.mean_of([s for s in samples if s.frame >= self.window]))
 
     def curves(self, num_frames: int) -> tuple[DriftCurve, ...]:
         blocks = {(row.rung, row.worst.name): row for row in worst_rows(self.blocks)}
@@ -214,13 +214,6 @@ def _mean_difference(found: Sequence[Difference], block: Block) -> Difference:
         num_nonfinite=sum(difference.num_nonfinite for difference in found),
         shapes=next((difference.shapes for difference in found if difference.shapes), None),
     )
-
-
-def _mean_sample(samples: Sequence[Sample]) -> Sample:
-    def mean(series: str) -> float:
-        return float(np.mean([getattr(sample, series) for sample in samples]))
-
-    return Sample(frame=mean("frame"), error=mean("error"), floor=mean("floor"), gap=mean("gap"))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, Literal, get_args
@@ -14,6 +15,7 @@ from ..limits import Row
 from .statistics import CONFIDENCE, Trend, fit_trend
 
 Series = Literal["error", "floor", "beyond", "gap"]
+COLUMNS = ("frame", "error", "floor", "gap")
 UNDECIDED = "undecided"
 SINGLE_FRAME = 4
 """A single frame may be off by so many limits, the mean of a block by one. A limit comes from the worst of some twenty
@@ -34,37 +36,85 @@ class Sample:
     def beyond(self) -> float:
         return self.error - self.floor
 
+    @staticmethod
+    def mean_of(samples: Sequence[Sample]) -> Sample:
+        return Sample(**{name: float(np.mean([getattr(sample, name) for sample in samples])) for name in COLUMNS})
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DriftCurve:
-    """One tensor over a stream of num_frames.
+class Drift:
+    """How far one tensor is off over a stream of num_frames, and whether that grows: of a bundle, or of any graph.
 
-    tensor     'graph/tensor'
-    samples    every frame that was compared
-    means      of the blocks after the first window: what the trends are fitted to
-    block      the worst block, its mean difference from torch fp32 in four metrics, and the limits committed for it
-    single     the worst single frame, likewise
-    reference  the worst block of torch fp32 against torch fp64: no fault of the bundle, so not part of the verdict
-    noise      the worst relative L2 from torch fp32 that was ever measured of a faithful export, from which the limit
-               was made. An error that grows by as much within the stream drifts; less is lost in it
+    tensor   'graph/tensor', or the name of a graph's output
+    samples  every frame that was compared
+    means    of blocks of them: what the trends are fitted to
+    noise    the worst relative L2 from torch fp32 of a faithful export, from which the limit was made. An error that
+             grows by as much within the stream drifts; less is lost in it
     """
 
     tensor: str
     num_frames: int
     samples: tuple[Sample, ...]
     means: tuple[Sample, ...]
-    block: Row
-    single: Row
-    reference: Row
     noise: float
-
-    @property
-    def worst(self) -> Sample:
-        return max(self.samples, key=lambda sample: sample.error)
 
     def trend(self, series: Series) -> Trend:
         """Per frame."""
         return fit_trend([mean.frame for mean in self.means], [getattr(mean, series) for mean in self.means])
+
+    def trends(self) -> dict[str, Trend]:
+        """What must not grow, in words, and how it does."""
+        return {"beyond the noise floor": self.trend("beyond"), "from torch fp32": self.trend("gap")}
+
+    def growth(self) -> str | None:
+        """'drifts: ...' where even the lower end of a slope's interval, times the stream's length, is above `noise`."""
+        for name, trend in self.trends().items():
+            if trend.lower * self.num_frames > self.noise:
+                change = trend.text(self.num_frames)
+                return f"drifts: {change} {name} over a stream of {self.num_frames}, above {self.noise:.1e}"
+        return None
+
+    def doubt(self, limit: float) -> str | None:
+        """'undecided: ...' where the upper end is above the limit: a drift as large as that is not excluded."""
+        for name, trend in self.trends().items():
+            if trend.upper * self.num_frames > limit:
+                change = trend.text(self.num_frames)
+                return f"{UNDECIDED}: {change} {name} may reach {limit:.1e}; compare a longer stream"
+        return None
+
+    @property
+    def verdict(self) -> str:
+        """'ok', or what is wrong, in words."""
+        return self.growth() or "ok"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "tensor": self.tensor,
+            "verdict": self.verdict,
+            "slope_per_frame": {series: asdict(self.trend(series)) for series in get_args(Series)},
+            "allowed_change": self.noise,
+            "columns": COLUMNS,
+            "samples": [[getattr(sample, name) for name in COLUMNS] for sample in self.samples],
+            "block_means": [[getattr(mean, name) for name in COLUMNS] for mean in self.means],
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DriftCurve(Drift):
+    """The drift of a bundle's tensor, beside its committed limits. `means` are of the blocks after the first window.
+
+    block      the worst block, its mean difference from torch fp32 in four metrics, and the limits committed for it
+    single     the worst single frame, likewise
+    reference  the worst block of torch fp32 against torch fp64: no fault of the bundle, so not part of the verdict
+    """
+
+    block: Row
+    single: Row
+    reference: Row
+
+    @property
+    def worst(self) -> Sample:
+        return max(self.samples, key=lambda sample: sample.error)
 
     def times_floor(self) -> float:
         """How far the error grows within the stream, in multiples of the mean noise floor."""
@@ -82,27 +132,17 @@ class DriftCurve:
 
     @property
     def verdict(self) -> str:
-        """'ok', or what is wrong, in words.
-
-        It drifts where even the lower end of a slope's interval, times the stream's length, is above `noise`. Where the
-        upper end is above the limit, a drift as large as that is not excluded, so nothing was proven.
-        """
-        trends = {"beyond the noise floor": self.trend("beyond"), "from torch fp32": self.trend("gap")}
-        if self.single.worst.flaw or not all(isfinite(x) for t in trends.values() for x in (t.lower, t.upper)):
+        """'ok', or what is wrong, in words."""
+        ends = [end for trend in self.trends().values() for end in (trend.lower, trend.upper)]
+        if self.single.worst.flaw or not all(map(isfinite, ends)):
             return f"cannot be compared: {self.single.text()}"
-        for name, trend in trends.items():
-            if trend.lower * self.num_frames > self.noise:
-                change = trend.text(self.num_frames)
-                return f"drifts: {change} {name} in {self.num_frames} frames, above {self.noise:.1e}"
+        if (growth := self.growth()) is not None:
+            return growth
         if not self.block.passed:
             return f"above its limit, but not drifting: {self.block.text()}"
         if self.single.share() > SINGLE_FRAME:
             return f"a single frame above {SINGLE_FRAME} times its limit: {self.single.text()}"
-        limit = self.block.limits["rel_l2"]
-        for name, trend in trends.items():
-            if trend.upper * self.num_frames > limit:
-                return f"{UNDECIDED}: {trend.text(self.num_frames)} {name} may reach {limit:.1e}; compare more frames"
-        return "ok"
+        return self.doubt(self.block.limits["rel_l2"]) or "ok"
 
     def line(self) -> str:
         first, last, error = self.means[0], self.means[-1], self.trend("error")
@@ -114,20 +154,13 @@ class DriftCurve:
         )
 
     def to_json(self) -> dict[str, Any]:
-        columns = ("frame", "error", "floor", "gap")
         return {
-            "tensor": self.tensor,
-            "verdict": self.verdict,
-            "slope_per_frame": {series: asdict(self.trend(series)) for series in get_args(Series)},
+            **Drift.to_json(self),
             "change_over_floor": self.times_floor(),
-            "allowed_change": self.noise,
             "worst": asdict(self.worst),
             "worst_block_share_of_limit": self.block.share(),
             "worst_frame_share_of_limit": self.single.share(),
             "reference_share_of_limit": self.reference.share(),
-            "columns": columns,
-            "samples": [[getattr(sample, name) for name in columns] for sample in self.samples],
-            "block_means": [[getattr(mean, name) for name in columns] for mean in self.means],
         }
 
 

@@ -112,13 +112,18 @@ def require_same(got: Seen, want: Seen, where: str = "") -> None:
     if list(got) != list(want):
         raise Broken(f"{where}the tensors are {', '.join(got)}, expected {', '.join(want)}")
     for name, expected in want.items():
-        array = got[name]
-        if array.shape != expected.shape or array.dtype != expected.dtype:
-            raise Broken(f"{where}{name} is {array.dtype} {array.shape}, expected {expected.dtype} {expected.shape}")
-        if array.tobytes() == expected.tobytes():
-            continue
-        if not array.shape:
-            raise Broken(f"{where}{name} is {array}, expected {expected}")
-        error = np.abs(array.astype(np.float64) - expected.astype(np.float64))
-        count = int(np.count_nonzero(error))  # NaN counts; zeros of two signs do not
-        raise Broken(f"{where}{name}: {count} of {error.size} values differ, by {error.max():.2g} at most")
+        if (said := unlike(got[name], expected)) is not None:
+            raise Broken(f"{where}{name}{said}")
+
+
+def unlike(got: Array, want: Array) -> str | None:
+    """How two arrays differ, in words that go on after a name; None if they are the same bit for bit."""
+    if got.shape != want.shape or got.dtype != want.dtype:
+        return f" is {got.dtype} {got.shape}, expected {want.dtype} {want.shape}"
+    if got.tobytes() == want.tobytes():
+        return None
+    if not got.shape:
+        return f" is {got}, expected {want}"
+    error = np.abs(got.astype(np.float64) - want.astype(np.float64))
+    count = int(np.count_nonzero(error))  # NaN counts; zeros of two signs do not
+    return f": {count} of {error.size} values differ, by {error.max():.2g} at most"

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pvc_export.foreign.limits import CEILING, MARGIN, ULPS, compare, drift_of, limits_of, slope_of
+from pvc_export.foreign.limits import CEILING, FAITHFUL, MARGIN, ULPS, compare, drift_of, limits_of
+from pvc_export.parity.drift.report import Drift, Sample
 
 
 def test_the_limit_is_the_rule_of_a_worked_example() -> None:
@@ -33,18 +34,28 @@ def test_integers_must_be_equal_and_nothing_may_be_nan_and_empty_arrays_agree() 
     assert held(np.zeros((2, 0, 3)), np.zeros((2, 0, 3)))
 
 
-def test_a_slope_is_that_of_a_worked_example_and_its_interval_holds_it() -> None:
-    slope = slope_of([1.0, 3.0, 5.0, 7.0])
-    assert (slope.middle, slope.value, slope.low, slope.high) == pytest.approx((4, 2, 2, 2))
-    noisy = slope_of(3e-9 * np.arange(64) + np.random.default_rng(0).normal(0, 2e-8, 64))
-    assert noisy.low < 3e-9 < noisy.high and noisy.low > 0
+def drift(errors: Any, floors: Any) -> Drift:
+    """Of a stream whose errors from float32 and from float64 are the same."""
+    samples = [Sample(frame=i, error=e, floor=f, gap=e) for i, (e, f) in enumerate(zip(errors, floors, strict=True))]
+    floor = {"rel_l2": max(floors), "worst_token": max(floors)}
+    return drift_of("h", samples, floor, 2.0**-24)
+
+
+@pytest.mark.parametrize(("num_steps", "first", "num_blocks"), [(16, 2.0, 7), (24, 2.0, 11), (64, 9.5, 7)])
+def test_a_slope_is_fitted_to_blocks_that_lie_apart_behind_the_first_steps(
+    num_steps: int, first: float, num_blocks: int
+) -> None:
+    found = drift(3e-9 * np.arange(num_steps), np.full(num_steps, 1e-7))
+    assert len(found.samples) == num_steps and len(found.means) == num_blocks and found.means[0].frame >= first
+    assert found.trend("gap").slope == pytest.approx(3e-9) == found.trend("gap").lower
+    assert found.noise == pytest.approx((MARGIN * 1e-7 + ULPS * 2.0**-24) / FAITHFUL)
 
 
 def test_rounding_that_wanders_is_no_drift_and_a_loss_at_every_step_is() -> None:
     """Of a hundred random walks, whose errors lean on each other, none may alarm."""
-    unit = 2.0**-24
     walks = np.abs(np.random.default_rng(1).normal(0, 1e-7, (100, 64, 8)).cumsum(axis=1)).mean(axis=2)
-    assert all(drift_of("h", walk, other, unit).passed for walk, other in zip(walks, walks[::-1], strict=True))
+    assert all(drift(walk, other).verdict == "ok" for walk, other in zip(walks, walks[::-1], strict=True))
     flat = np.full(64, 1e-7)
-    assert drift_of("h", flat * 3, flat, unit).passed
-    assert not drift_of("h", flat + 1.5e-8 * np.arange(64), flat, unit).passed
+    assert drift(flat * 3, flat).verdict == "ok"
+    assert drift(flat + 1.5e-8 * np.arange(64), flat).verdict.startswith("drifts: +9.6e-07 ")
+    assert drift(flat + 1.5e-8 * np.arange(64), flat + 1.5e-8 * np.arange(64)).verdict == "ok"  # the floor does too
