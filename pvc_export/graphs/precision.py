@@ -63,6 +63,11 @@ def cast_model(model: PVC, precision: Precision, islands: Sequence[str] = ()) ->
     return narrow
 
 
+def in_an_island(name: str, islands: Sequence[str]) -> bool:
+    """Whether a module is, in part or whole, in float32: one of the islands, inside one, or around one."""
+    return any(f"{name}.".startswith(f"{island}.") or island.startswith(f"{name}.") for island in islands)
+
+
 def can_be_island(model: PVC, name: str) -> bool:
     try:
         module = model.get_submodule(name)

@@ -16,7 +16,7 @@ from engines.gate import EngineLayer, WideAttention, check_layers, count_attenti
 from engines.graph_specs import graph_specs
 from engines.spec import FusedAttention, StreamLimits
 from engines.target import load_target
-from pvc_export.bundles.export import asked_of
+from pvc_export.bundles.engines import asked_of
 from pvc_export.graphs import onnx_file as onnx_export
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.graphs.modules import graph_module, model_shape

@@ -14,7 +14,7 @@ from engines.gate import SLACK_VALUES, EngineLayer, check_caches, check_layers, 
 from engines.graph_specs import graph_specs
 from engines.spec import CacheUpdate, GraphSpec, Precision, StreamLimits
 from engines.target import load_target
-from pvc_export.bundles.export import asked_of
+from pvc_export.bundles.engines import asked_of
 from pvc_export.graphs import modules as graphs
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.graphs.modules import CachesInPlace, InPlaceAttention, graph_module, model_shape
