@@ -15,11 +15,11 @@ from engines.graph_specs import graph_specs
 from engines.spec import CacheUpdate, GraphSpec, Precision, StreamLimits
 from engines.target import load_target
 from pvc_export.bundles.engines import asked_of
-from pvc_export.graphs import modules as graphs
 from pvc_export.graphs.models import LoadedModel
-from pvc_export.graphs.modules import CachesInPlace, InPlaceAttention, graph_module, model_shape
+from pvc_export.graphs.modules import graph_module, model_shape
 from pvc_export.graphs.onnx_file import export_graph
 from pvc_export.graphs.precision import cast_model
+from pvc_export.graphs.spellings import CachesInPlace, InPlaceAttention, onnx_operator
 from pvc_ref import PVC, LLMConfig, PVCConfig
 from pvc_ref.llm import rotate
 from pvc_ref.temporal import KeyValue
@@ -101,12 +101,12 @@ def copying(
     rows, group = q.shape[1], q.shape[2] // k.shape[2]
     q = q.unflatten(2, (-1, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)
     pair: KeyValue = tuple(
-        graphs._operator(
+        onnx_operator(
             "TensorScatter", (cache, new.transpose(1, 2), past.write_index), like=cache, axis=-2, mode="linear"
         )
         for cache, new in ((past.key, k), (past.value, v))
     )  # type: ignore[assignment]
-    out = graphs._operator("Attention", (q, *pair, bias.repeat(1, 1, group, 1)), like=q)
+    out = onnx_operator("Attention", (q, *pair, bias.repeat(1, 1, group, 1)), like=q)
     out = out.unflatten(2, (group, rows)).permute(0, 3, 1, 2, 4).flatten(2, 4)
     return self.o_proj(out), replace(past, key=pair[0], value=pair[1])
 
