@@ -139,7 +139,7 @@ def test_a_file_system_that_cannot_exchange_names_gets_two_renames(
 
 def test_after_a_kill_between_two_renames_the_next_export_first_gives_the_old_bundle_its_name_back(out: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from pvc_export import publish\n"
+        "import os, sys; from pathlib import Path; from pvc_export.bundles import publish\n"
         "publish._exchange = lambda first, second: False\n"
         "rename = Path.rename\n"
         "Path.rename = lambda self, to: rename(self, to) if to.name == 'old' else os.kill(os.getpid(), 9)\n"
