@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from engines.errors import BuildError
 from engines.spec import Dim, GraphSpec, TensorSpec
 
+from .notes import keep_own_notes
+
 OPSET = 20  # the newest that TensorRT 10.3 on JetPack 6.2 reads
 OPSET_IN_PLACE = 24  # the first with TensorScatter
 TORCH_OF = {
@@ -69,6 +71,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
                 report=False,
             )
         assert program is not None
+        keep_own_notes(program.model)
         _stamp(program, spec)
         program.save(path, external_data=True)
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
