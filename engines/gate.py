@@ -28,6 +28,8 @@ NARROW = re.compile(r"\b(half|b?fp?(16|8)|bfloat16|u?int\d+|bool)\b", re.IGNOREC
 """What is not float32, however it is spelled: 'Half', or 'Row major linear FP16 format' before TensorRT 10."""
 SECTIONS = ("Inputs: [", "Constants: [", "Outputs: [")
 
+TESTED = "use a version of the compiler that was tested: see constraints.txt"
+
 GEMM_ATTENTION = "_gemm_mha"  # many query rows: within a frame, and in the LLM
 GEMV_ATTENTION = "_gemv_mha"  # one query row: over time
 SLACK_VALUES, SLACK_SHARE = 2048, 0.01
@@ -53,8 +55,10 @@ def parse_layers(log: str) -> tuple[EngineLayer, ...]:
     lines = [line for line in log.splitlines() if NAME_LINE.match(line)]
     if not lines:
         raise BuildError(
-            "the build log lists no layers, so nothing can be said of the engine. Expected the detailed list of "
-            "TensorRT-RTX 1.7; another version may print it otherwise. Install the tested one: see constraints.txt"
+            "the build log lists no layers, so nothing is known of the engine",
+            expected="the detailed list that TensorRT-RTX 1.7 prints",
+            cause="this version prints its layers in another way",
+            fix=TESTED,
         )
     return _find_constants(_parse_line(line) for line in lines)
 
@@ -65,11 +69,17 @@ def parse_inspector(text: str) -> tuple[EngineLayer, ...]:
         layers = [_parse_entry(entry) for entry in json.loads(text)["Layers"]]
     except (ValueError, KeyError, TypeError) as error:
         raise BuildError(
-            f"the engine inspector's list of layers cannot be read: {error!r} in {text[:200]!r}. Expected the detailed "
-            "list of TensorRT 10: was the engine built with ProfilingVerbosity.DETAILED?"
+            f"the engine inspector's list of layers cannot be read: {error!r} in {text[:200]!r}",
+            expected="the detailed list of TensorRT 10",
+            cause="the engine was not built with ProfilingVerbosity.DETAILED, or this version lists in another way",
+            fix=TESTED,
         ) from error
     if not layers:
-        raise BuildError("the engine inspector lists no layers, so nothing can be said of the engine")
+        raise BuildError(
+            "the engine inspector lists no layers, so nothing is known of the engine",
+            expected="the detailed list of TensorRT 10",
+            fix=TESTED,
+        )
     return _find_constants(layers)
 
 
@@ -81,7 +91,11 @@ def _parse_line(line: str) -> Parsed:
     named = NAME_LINE.match(line)
     places = [line.find(section) for section in SECTIONS]
     if named is None or places[0] < 0 or places[2] < places[0]:
-        raise BuildError(f"a layer of the build log cannot be read: {line[:200]!r}. Expected TensorRT-RTX 1.7's format")
+        raise BuildError(
+            f"a layer of the build log cannot be read: {line[:200]!r}",
+            expected="the format of TensorRT-RTX 1.7",
+            fix=TESTED,
+        )
     inputs_end = places[1] if places[1] > 0 else places[2]
     inputs = _parse_tensors(line[places[0] : inputs_end])
     layer = EngineLayer(
@@ -100,7 +114,9 @@ def _parse_tensors(section: str) -> tuple[Constant, ...]:
     if len(found) != section.count(TENSOR_START):
         raise BuildError(
             f"{section.count(TENSOR_START) - len(found)} tensors of a layer in the build log cannot be read: "
-            f"{section[:300]!r}. Expected the format of TensorRT-RTX 1.7 or TensorRT 10"
+            f"{section[:300]!r}",
+            expected="the format of TensorRT-RTX 1.7 or TensorRT 10",
+            fix=TESTED,
         )
     return found
 
@@ -188,16 +204,20 @@ def check_layers(
     loose = {"gemm": wide.num_rows, "gemv": len(wide.states) // 2}  # a key and a value each
     if not all(expected[kind] - loose[kind] <= found[kind] <= expected[kind] for kind in expected):
         raise BuildError(
-            f"the engine of '{spec.name}' has {found['gemm']} fused attention kernels over rows and {found['gemv']} "
-            f"over one row, expected {expected['gemm']} and {expected['gemv']}. An attention fell apart into loose "
-            "kernels: its spelling in the graph is not one that this compiler fuses"
+            f"the engine of '{spec.name}' has {found['gemm']} fused attention kernels over many rows and "
+            f"{found['gemv']} over one row",
+            expected=f"{expected['gemm']} and {expected['gemv']}",
+            cause="an attention fell apart into loose kernels: this compiler does not fuse its spelling in the graph",
+            fix=TESTED,
         )
     for state in spec.states:
         readers = [layer.name for layer in layers if state.input in layer.inputs]
         if state.order == "ring" and (len(readers) != 1 or GEMV_ATTENTION not in readers[0]):
             raise BuildError(
-                f"the engine of '{spec.name}' reads the ring '{state.input}' in {readers or 'no kernel'}, expected one "
-                "fused attention. The whole ring is copied for every frame, or not used at all"
+                f"the engine of '{spec.name}' reads the ring '{state.input}' in {readers or 'no kernel'}",
+                expected="one fused attention",
+                cause="the whole ring is copied for every frame, or not used at all",
+                fix=TESTED,
             )
     check_caches(layers, spec)
     own, times = {tensor.name for tensor in spec.inputs}, max(len(spec.profiles), 1)  # each profile lists its own
@@ -206,18 +226,21 @@ def check_layers(
     listed = sum(count for layer in layers for name, _, count in set(layer.constants) if name not in own)
     if num_weights is not None and listed < times * num_weights * (1 - SLACK_SHARE):
         raise BuildError(
-            f"the engine of '{spec.name}' lists {listed} constants, but its graph has {num_weights} weights, which "
-            f"{times} profiles list. This version lists its layers in another way, so nothing can be said of the "
-            "precision. Use a tested one: see constraints.txt"
+            f"the engine of '{spec.name}' lists {listed} constants, so nothing is known of its precision",
+            expected=f"the graph's {num_weights} weights, once for each of {times} profiles",
+            cause="this version lists its layers in another way",
+            fix=TESTED,
         )
     if num_float32_weights is not None:
         float32 = {name: count for name, (dtype, count) in constants.items() if not NARROW.search(dtype)}
         if sum(float32.values()) > times * (num_float32_weights * (1 + SLACK_SHARE) + SLACK_VALUES):
             largest = max(float32, key=lambda name: float32[name])
             raise BuildError(
-                f"the engine of '{spec.name}' holds {sum(float32.values())} float32 values in {times} profiles, but "
-                f"the islands have {num_float32_weights} weights; the largest is '{largest}' with {float32[largest]}. "
-                "A matrix was left in float32: cast its weights before the export"
+                f"the engine of '{spec.name}' holds {sum(float32.values())} float32 values in {times} profiles; the "
+                f"largest constant is '{largest}' with {float32[largest]}",
+                expected=f"the {num_float32_weights} weights of its float32 islands",
+                cause="a matrix was left in float32",
+                fix="cast its weights before the export, or declare it an island: --island MODULE",
             )
 
 
@@ -248,6 +271,8 @@ def check_caches(layers: tuple[EngineLayer, ...], spec: GraphSpec) -> None:
                     good = len(writers) == 1 and len(readers) == 1 and GEMV_ATTENTION in readers[0]
             if not good:
                 raise BuildError(
-                    f"the engine of '{spec.name}' uses the cache '{state.input}' in {found or 'no kernel'}"
-                    f"{suffix}, expected {wanted}. The whole cache is copied in every pass, or not used at all"
+                    f"the engine of '{spec.name}' uses the cache '{state.input}' in {found or 'no kernel'}{suffix}",
+                    expected=wanted,
+                    cause="the whole cache is copied in every pass, or not used at all",
+                    fix=TESTED,
                 )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from engines.errors import ModelError
 from engines.spec import Precision
+from engines.terminal import did_you_mean
 from pvc_ref import PVC
 from pvc_ref.compressor import PVCCompressor
 from pvc_ref.layers import MLP, LayerNorm, RMSNorm
@@ -89,11 +89,10 @@ def require_island(model: PVC, name: str) -> nn.Module:
     """The module of that name. Raises ModelError, with the nearest name that would do."""
     if not name or not can_be_island(model, name):
         known = [known for known, _ in model.named_modules() if known and can_be_island(model, known)]
-        near = get_close_matches(name, known, n=1, cutoff=0.3)
         raise ModelError(
-            f"'{name}' cannot be a float32 island: it is no module of this model that is called as one. "
-            + (f"Did you mean '{near[0]}'? " if near else "")
-            + "Islands are layers and parts of layers, such as 'trunk.layers.0.mlp' or 'llm.layers.1.attn'"
+            f"'{name}' cannot be a float32 island: it is no module of this model that is called as one",
+            expected="a layer or a part of one, such as 'trunk.layers.0.mlp' or 'llm.layers.1.attn'",
+            fix=did_you_mean(name, known, cutoff=0.3) or "name one of these with --island",
         )
     return model.get_submodule(name)
 

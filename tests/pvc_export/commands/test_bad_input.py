@@ -21,6 +21,7 @@ import pytest
 from engines.builder import EngineReport
 from engines.manifest import Manifest
 from engines.video import write_video
+from pvc_export.bundles import engines as engines_module
 from pvc_export.bundles import export as export_module
 from pvc_export.controls.graph_edits import restamp
 from pvc_export.graphs.models import LoadedModel
@@ -60,9 +61,9 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
-SIZE = ("has", "bytes, the manifest says", "it was cut short or replaced", EXPORT_AGAIN)
-CHANGED = ("has SHA-256", "the manifest says", "it was changed after the export", EXPORT_AGAIN)
-MISSING = ("is missing", "The manifest lists it with", "copied incompletely", EXPORT_AGAIN)
+SIZE = ("has", "expected: ", "bytes, as the manifest says", "the file was cut short or replaced", EXPORT_AGAIN)
+CHANGED = ("has SHA-256", "as the manifest says", "the file was changed after the export", EXPORT_AGAIN)
+MISSING = ("is missing", "bytes, as the manifest says", "copied incompletely", EXPORT_AGAIN)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ MISSING = ("is missing", "The manifest lists it with", "copied incompletely", EX
         ("engines/trunk.engine", remove, MISSING),
         ("tokenizer.json", flip_one_bit, CHANGED),
         ("manifest.json", truncate, ("is not valid JSON", "cut short or edited", "pvc-export trt -o ")),
-        ("manifest.json", remove, ("has no manifest.json", "Name a folder made by pvc-export")),
+        ("manifest.json", remove, ("has no manifest.json", "name a folder made by pvc-export")),
     ],
     ids=lambda value: value.__name__ if callable(value) else value if isinstance(value, str) else "",
 )
@@ -158,13 +159,13 @@ def ready_made(bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert manifest.limits.window == 4 and manifest.limits.context == 512
     monkeypatch.setattr(export_module, "export_graph", take_graph)
-    monkeypatch.setattr(export_module, "build_engine", take_engine)
-    monkeypatch.setattr(export_module, "check_layers", lambda *_, **__: None)
+    monkeypatch.setattr(engines_module, "build_engine", take_engine)
+    monkeypatch.setattr(engines_module, "check_layers", lambda *_, **__: None)
 
 
 def before(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[Path], None], *, argument: int) -> None:
-    """Let `act` see the folder of the bundle before export.py calls its `name`."""
-    original = getattr(export_module, name)
+    """Let `act` see the folder of the bundle before bundles/engines.py calls its `name`."""
+    original = getattr(engines_module, name)
 
     def wrapped(*args: object, **kwargs: object) -> object:
         path = args[argument]
@@ -172,15 +173,20 @@ def before(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[Path], Non
         act(path.parent.parent)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(export_module, name, wrapped)
+    monkeypatch.setattr(engines_module, name, wrapped)
 
 
 NOT_ONNX = (
     "graphs/trunk.onnx cannot be read as ONNX by tensorrt_rtx",
-    "damaged, its .data file is missing, or it is another program's",
-    "Export it again: pvc-export trt",
+    "damaged, its .data file is missing, or another program wrote it",
+    "export it again: pvc-export trt",
 )
-OTHER_GRAPH = ("graphs/trunk.onnx has the inputs", "GraphSpec of 'trunk' says ['frame']", "another graph", "pvc-export")
+OTHER_GRAPH = (
+    "graphs/trunk.onnx has the inputs",
+    "['frame'], as the GraphSpec of 'trunk' says",
+    "another graph",
+    "pvc-export",
+)
 
 
 def replace_by_another_graph(path: Path) -> None:
@@ -211,7 +217,7 @@ def test_a_file_that_the_engine_builder_cannot_use(
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install -e '.[rtx]'")
     from engines.builder import build_engine
 
-    monkeypatch.setattr(export_module, "build_engine", build_engine)
+    monkeypatch.setattr(engines_module, "build_engine", build_engine)
     before(monkeypatch, "build_engine", lambda folder: damage(folder / file), argument=0)
     pvc_export("trt", *LIKE_BUNDLE, "-o", tmp_path / "b").says(5, "BuildError: ", *parts)
     assert not list(tmp_path.iterdir())
@@ -220,9 +226,9 @@ def test_a_file_that_the_engine_builder_cannot_use(
 FULL = (
     "BackendUnavailable: writing the bundle failed: ",
     "Nothing was published",
-    "The disk, or your share of it, is full: ",
+    "the disk, or your share of it, is full: ",
     "are free at ",
-    "Make room, or choose another folder with -o",
+    "make room, or choose another folder with -o",
 )
 
 
@@ -320,7 +326,7 @@ def test_an_exporter_that_is_not_installed(tmp_path: Path) -> None:
         (
             "tokenizer.json",
             truncate,
-            ("tokenizer.json is not a tokenizer file", "broken download", "Fetch or convert it again"),
+            ("tokenizer.json is not a tokenizer file", "broken download", "fetch or convert it again"),
         ),
     ],
     ids=lambda value: value.__name__ if callable(value) else value if isinstance(value, str) else "",
@@ -379,7 +385,7 @@ def test_an_engine_of_another_version_is_known_without_a_gpu(
     replace(manifest, engines=old).save(bundle)
     write_video(tmp_path / "clip.mp4", render_clip(4), fps=4.0)
     run = pvc_export("run", bundle, "--video", tmp_path / "clip.mp4", "--runtime", "target")
-    run.says(6, "was built with tensorrt_rtx 1.6.0", "this machine has 1.7.1", "Build it here: pvc-export trt")
+    run.says(6, "was built with tensorrt_rtx 1.6.0", "this machine has 1.7.1", "build it here: pvc-export trt")
     assert "answer" not in run.out and "tokens" not in run.out
 
 
