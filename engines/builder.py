@@ -150,7 +150,7 @@ def _parse(trt: ModuleType, network: Any, onnx_path: Path, spec: GraphSpec, log:
         errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or "it holds no network"
         raise BuildError(
             f"{onnx_path} cannot be read as ONNX by {trt.__name__} {trt.__version__}: {errors}. {log.reason()}",
-            cause="the file is damaged, its .data file is missing, or another program wrote it",
+            cause="the file is damaged, its .data file is missing, or it is another program's",
             fix=EXPORT_AGAIN,
         )
     names = {network.get_input(i).name for i in range(network.num_inputs)}

@@ -61,9 +61,9 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
-SIZE = ("has", "expected: ", "bytes, as the manifest says", "the file was cut short or replaced", EXPORT_AGAIN)
-CHANGED = ("has SHA-256", "as the manifest says", "the file was changed after the export", EXPORT_AGAIN)
-MISSING = ("is missing", "bytes, as the manifest says", "copied incompletely", EXPORT_AGAIN)
+SIZE = ("has", "bytes, the manifest says", "it was cut short or replaced", EXPORT_AGAIN)
+CHANGED = ("has SHA-256", "the manifest says", "it was changed after the export", EXPORT_AGAIN)
+MISSING = ("is missing", "The manifest lists it with", "copied incompletely", EXPORT_AGAIN)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ MISSING = ("is missing", "bytes, as the manifest says", "copied incompletely", E
         ("engines/trunk.engine", remove, MISSING),
         ("tokenizer.json", flip_one_bit, CHANGED),
         ("manifest.json", truncate, ("is not valid JSON", "cut short or edited", "pvc-export trt -o ")),
-        ("manifest.json", remove, ("has no manifest.json", "name a folder made by pvc-export")),
+        ("manifest.json", remove, ("has no manifest.json", "Name a folder made by pvc-export")),
     ],
     ids=lambda value: value.__name__ if callable(value) else value if isinstance(value, str) else "",
 )
@@ -178,15 +178,10 @@ def before(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[Path], Non
 
 NOT_ONNX = (
     "graphs/trunk.onnx cannot be read as ONNX by tensorrt_rtx",
-    "damaged, its .data file is missing, or another program wrote it",
-    "export it again: pvc-export trt",
+    "damaged, its .data file is missing, or it is another program's",
+    "Export it again: pvc-export trt",
 )
-OTHER_GRAPH = (
-    "graphs/trunk.onnx has the inputs",
-    "['frame'], as the GraphSpec of 'trunk' says",
-    "another graph",
-    "pvc-export",
-)
+OTHER_GRAPH = ("graphs/trunk.onnx has the inputs", "GraphSpec of 'trunk' says ['frame']", "another graph", "pvc-export")
 
 
 def replace_by_another_graph(path: Path) -> None:
@@ -226,9 +221,9 @@ def test_a_file_that_the_engine_builder_cannot_use(
 FULL = (
     "BackendUnavailable: writing the bundle failed: ",
     "Nothing was published",
-    "the disk, or your share of it, is full: ",
+    "The disk, or your share of it, is full: ",
     "are free at ",
-    "make room, or choose another folder with -o",
+    "Make room, or choose another folder with -o",
 )
 
 
@@ -326,7 +321,7 @@ def test_an_exporter_that_is_not_installed(tmp_path: Path) -> None:
         (
             "tokenizer.json",
             truncate,
-            ("tokenizer.json is not a tokenizer file", "broken download", "fetch or convert it again"),
+            ("tokenizer.json is not a tokenizer file", "broken download", "Fetch or convert it again"),
         ),
     ],
     ids=lambda value: value.__name__ if callable(value) else value if isinstance(value, str) else "",
@@ -385,7 +380,7 @@ def test_an_engine_of_another_version_is_known_without_a_gpu(
     replace(manifest, engines=old).save(bundle)
     write_video(tmp_path / "clip.mp4", render_clip(4), fps=4.0)
     run = pvc_export("run", bundle, "--video", tmp_path / "clip.mp4", "--runtime", "target")
-    run.says(6, "was built with tensorrt_rtx 1.6.0", "this machine has 1.7.1", "build it here: pvc-export trt")
+    run.says(6, "was built with tensorrt_rtx 1.6.0", "this machine has 1.7.1", "Build it here: pvc-export trt")
     assert "answer" not in run.out and "tokens" not in run.out
 
 
