@@ -149,7 +149,7 @@ def test_a_bundle_that_is_gone_is_said_to_be_gone(
     copy = copy_bundle(bundle_fp32)
     PVCStream(open_bundle(copy)).save(tmp_path / "s.npz")
     copy.rename(tmp_path / "elsewhere")
-    with pytest.raises(BundleError, match="is not a folder, expected a bundle"):
+    with pytest.raises(BundleError, match="is not a folder\nexpected: a bundle"):
         open_stream(tmp_path / "s.npz")
 
 
