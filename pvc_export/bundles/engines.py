@@ -39,7 +39,7 @@ class Asked:
 
 
 def asked_of(model: PVC, spec: GraphSpec, islands: Sequence[str] = ()) -> Asked:
-    """`model` is cast, with these islands (cast_model). Of float32 graphs they ask nothing."""
+    """What a graph of `model`, cast with these islands, asks of its engine. In float32 there are no islands."""
     weights = graph_parameters(model, spec.name).values()
     narrow = any(parameter.dtype != torch.float32 for parameter in model.parameters())
     num_float32 = sum(weight.numel() for weight in weights if weight.dtype == torch.float32)
@@ -75,8 +75,10 @@ def build_engines(
     folder: Path,
     console: Console,
 ) -> dict[str, EngineEntry]:
-    """Build the target's engines into `folder`, each from one of its `files`. Raises BuildError for one whose layers
-    are not what its graph asked for."""
+    """Build the target's engines into `folder`, each from the graph in `files`.
+
+    Raises BuildError for an engine whose layers are not what its graph asked for.
+    """
     entries: dict[str, EngineEntry] = {}
     (folder / "engines").mkdir()
     for index, name in enumerate(target.engine_graphs, start=1):
