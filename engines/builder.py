@@ -27,6 +27,7 @@ Progress = Callable[[str, float], None]
 """Called with a stage's name and the fraction done, 0 to 1."""
 
 INSTALL = {"tensorrt_rtx": "pip install -e '.[rtx]'", "tensorrt": "pip install -e '.[trt]'"}
+EXPORT_AGAIN = "export it again: pvc-export trt"
 NOISE = re.compile(r"cudaError 35|catchCudaError|CUDA initialization failure", re.IGNORECASE)
 
 
@@ -48,13 +49,17 @@ def load_runtime(target: Target) -> ModuleType:
     Raises BackendUnavailable with the command that installs it, also for a version that the target does not have.
     """
     if target.builder is None:
-        raise BackendUnavailable(f"target '{target.name}' runs ONNX files directly; there is no engine to build for it")
+        raise BackendUnavailable(
+            f"target '{target.name}' runs ONNX files directly: there is no engine to build for it",
+            fix=f"pvc-export onnx --target {target.name}, or choose a target that has engines",
+        )
     try:
         trt = importlib.import_module(target.builder)
     except ImportError as error:
         raise BackendUnavailable(
-            f"target '{target.name}' needs the package {target.builder}, which cannot be imported here ({error}). "
-            f"Install it: {INSTALL[target.builder]}"
+            f"target '{target.name}' needs the package {target.builder}, which cannot be imported here ({error})",
+            cause="it is not installed in this environment, or not for this version of Python",
+            fix=INSTALL[target.builder],
         ) from error
     if not _fits(target, trt.__version__):
         first, beyond = target.builder_versions
@@ -64,9 +69,10 @@ def load_runtime(target: Target) -> ModuleType:
         ]
         alike = [t.name for t in others if bool(t.compute_capabilities) == bool(target.compute_capabilities)]
         raise BackendUnavailable(
-            f"target '{target.name}' needs {target.builder} from {first} and before {beyond}, but {trt.__version__} is "
-            f"installed. Install a fitting one ({INSTALL[target.builder]}), or choose another: "
-            f"--target {(alike or ['cuda'])[0]}"
+            f"{target.builder} {trt.__version__} is installed, which target '{target.name}' does not support",
+            expected=f"{target.builder} from {first} and before {beyond}",
+            fix=f"install a version that fits ({INSTALL[target.builder]}), or choose another target: "
+            f"--target {(alike or ['cuda'])[0]}",
         )
     return trt
 
@@ -114,9 +120,10 @@ def build_engine(
         raise KeyboardInterrupt
     if plan is None:
         raise BuildError(
-            f"{target.builder} {trt.__version__} could not build '{spec.name}' from {onnx_path}: {log.reason()}. The "
-            "file was read without an error, so the builder lacks memory or cannot compile this graph for "
-            f"'{target.name}'. See what this machine has: pvc-export doctor"
+            f"{target.builder} {trt.__version__} could not build '{spec.name}' from {onnx_path}: {log.reason()}",
+            cause="the file was read without an error, so the builder lacks memory, or cannot compile this graph for "
+            f"target '{target.name}'",
+            fix="see what this machine has: pvc-export doctor",
         )
     if progress is not None:
         progress("done", 1.0)
@@ -142,16 +149,17 @@ def _parse(trt: ModuleType, network: Any, onnx_path: Path, spec: GraphSpec, log:
     if not parsed or network.num_inputs == 0:
         errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or "it holds no network"
         raise BuildError(
-            f"{onnx_path} cannot be read as ONNX by {trt.__name__} {trt.__version__}: {errors}. {log.reason()}. "
-            "The file is damaged, its .data file is missing, or it is another program's. Export it again: "
-            "pvc-export trt"
+            f"{onnx_path} cannot be read as ONNX by {trt.__name__} {trt.__version__}: {errors}. {log.reason()}",
+            cause="the file is damaged, its .data file is missing, or it is another program's",
+            fix=EXPORT_AGAIN,
         )
     names = {network.get_input(i).name for i in range(network.num_inputs)}
     if names != {tensor.name for tensor in spec.inputs}:
         raise BuildError(
-            f"{onnx_path} has the inputs {sorted(names)}, but the GraphSpec of '{spec.name}' says "
-            f"{sorted(tensor.name for tensor in spec.inputs)}. It is another graph, or of another version of "
-            "pvc-export. Export it again: pvc-export trt"
+            f"{onnx_path} has the inputs {sorted(names)}",
+            expected=f"{sorted(tensor.name for tensor in spec.inputs)}, as the GraphSpec of '{spec.name}' says",
+            cause="it is another graph, or of another version of pvc-export",
+            fix=EXPORT_AGAIN,
         )
 
 
@@ -165,8 +173,9 @@ def compute_capabilities(target: Target, cuda: CudaRuntime | None = None) -> tup
     found = (cuda or LibCudart()).compute_capability()
     if target.compute_capabilities and found not in target.compute_capabilities:
         raise BackendUnavailable(
-            f"target '{target.name}' is for {', '.join(target.compute_capabilities)}, but this machine's GPU is "
-            f"{found}. Build on the device itself, or choose another --target"
+            f"this machine's GPU is {found}, but target '{target.name}' is for other GPUs",
+            expected=" or ".join(target.compute_capabilities),
+            fix="build on the device itself, or choose another --target",
         )
     return (found,)
 
@@ -183,7 +192,11 @@ def _list_layers(trt: ModuleType, target: Target, log: Any, plan: Any) -> tuple[
         return parse_layers(log.text())
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     if engine is None:
-        raise BuildError(f"the engine that was just built cannot be opened for inspection: {log.reason()}")
+        raise BuildError(
+            f"the engine that was just built cannot be opened for inspection: {log.reason()}",
+            cause="the GPU has too little free memory, or is not the one that the engine was built for",
+            fix="see what this machine has: pvc-export doctor",
+        )
     inspector = engine.create_engine_inspector()
     return parse_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
@@ -208,8 +221,10 @@ def _add_profiles(builder: Any, config: Any, spec: GraphSpec) -> None:
                 profile.set_shape(tensor.name, *spec.profile_shapes(tensor, ranges))
         if config.add_optimization_profile(profile) < 0:
             raise BuildError(
-                f"graph '{spec.name}': the builder refused the optimization profile {ranges}, expected it to fit the "
-                "graph's inputs. The graph is not of this spec. Export it again: pvc-export trt"
+                f"the builder refused the optimization profile {ranges} of graph '{spec.name}'",
+                expected="a profile that fits the graph's inputs",
+                cause="the graph is not the one that this GraphSpec describes",
+                fix=EXPORT_AGAIN,
             )
 
 

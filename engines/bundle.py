@@ -68,7 +68,10 @@ def open_bundle(
     manifest = Manifest.load(folder)
     verify_files(folder, manifest)
     if not unchecked and manifest.parity.get("passed") is not True:
-        raise BundleError(f"{folder} has not passed its parity check, so it is not run. See: pvc-export check {folder}")
+        raise BundleError(
+            f"{folder} has not passed its parity check, so it is not run",
+            fix=f"see what differs: pvc-export check {shlex.quote(str(folder))}",
+        )
     sessions, runs_on = _open_sessions(folder, manifest, runtime, trust_engines, threads, cuda)
     tokenizer = PromptTokenizer(folder / TOKENIZER_NAME, manifest.prompt)
     return Bundle(folder=folder, manifest=manifest, sessions=sessions, tokenizer=tokenizer, runs_on=runs_on)
@@ -115,8 +118,9 @@ def _open_sessions(
 def _open_on_cpu(folder: Path, manifest: Manifest, threads: int | None) -> tuple[dict[str, Session], str]:
     if manifest.precision == "bf16":
         raise BackendUnavailable(
-            f"{folder} is bfloat16, which ONNX Runtime's CPU cannot multiply; it runs on an NVIDIA GPU only. On this "
-            f"machine: pvc-export check {folder} (which widens it), or export with --fp16 or --fp32"
+            f"{folder} is bfloat16, which runs on an NVIDIA GPU only",
+            cause="ONNX Runtime's CPU provider has no bfloat16 products",
+            fix=f"pvc-export check {shlex.quote(str(folder))}, which widens it, or export again with --fp16 or --fp32",
         )
     memory, opened = HostMemory(), dict[str, Session]()
     for name, spec in manifest.graphs.items():
@@ -134,9 +138,10 @@ def _open_engine(
     require_fitting_engine(entry, folder, version=version, capability=memory.cuda.compute_capability())
     if entry.built_on != sign(manifest.files[entry.path].sha256) and not trust_engines:
         raise BundleError(
-            f"{folder / entry.path} was built on another machine, or changed since. An engine is executable code, and "
-            "a hash does not say who made it. If you built it, or trust who did: --trust-engines (open_bundle(..., "
-            f"trust_engines=True)). Else build it here: pvc-export trt -m {manifest.model.name} --target {target.name}"
+            f"{folder / entry.path} was built on another machine, or changed since",
+            expected="an engine of this machine: it is executable code, and a hash does not say who made it",
+            fix="if you built it, or trust who did: --trust-engines, in Python open_bundle(..., trust_engines=True). "
+            f"Otherwise build it here: {_build_command(manifest)}",
         )
     return TrtSession(folder / entry.path, spec, memory, target)
 
@@ -144,15 +149,17 @@ def _open_engine(
 def _engine_entry(folder: Path, manifest: Manifest, graph: str, target: Target) -> EngineEntry:
     if graph not in manifest.engines:
         raise BundleError(
-            f"{folder} has no engine for '{graph}', which target '{target.name}' needs. It was made by pvc-export "
-            f"onnx. Build one: pvc-export trt -m {manifest.model.name} --target {target.name}"
+            f"{folder} has no engine for '{graph}', which target '{target.name}' needs",
+            cause="the bundle was made by pvc-export onnx",
+            fix=f"build its engines: {_build_command(manifest)}",
         )
     entry = manifest.engines[graph]
     if is_stale(manifest, graph):
         raise BundleError(
             f"{folder / entry.path} was built from another graph than {folder / graph_path(graph)}: it is stale, and "
-            "what was checked is not what it would run. Graph or engine was exchanged. Build both again: pvc-export "
-            f"trt -m {manifest.model.name} --target {target.name}"
+            "would not run what was checked",
+            cause="the graph or the engine was replaced",
+            fix=f"build both again: {_build_command(manifest)}",
         )
     return entry
 
@@ -169,8 +176,9 @@ def require_fitting_engine(entry: EngineEntry, folder: Path, *, version: str, ca
     raise BundleError(
         f"{folder / entry.path} was built with {entry.runtime} {entry.runtime_version} for "
         f"{', '.join(entry.compute_capabilities) or 'an unknown GPU'}; this machine has "
-        f"{' and '.join(filter(None, (version, capability)))}. An engine runs only where both agree. Build it here: "
-        "pvc-export trt"
+        f"{' and '.join(filter(None, (version, capability)))}",
+        expected="the same version and one of these GPUs",
+        fix="build it here: pvc-export trt",
     )
 
 
@@ -184,31 +192,35 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     unlisted = (list_files(folder) | needed | {TOKENIZER_NAME}) - set(manifest.files)
     if unlisted:
         raise BundleError(
-            f"{folder}: the manifest does not list {', '.join(sorted(unlisted)[:4])}. Files were added, or the "
-            "manifest was edited. Export the bundle again, and keep other files elsewhere"
+            f"the manifest of {folder} does not list {', '.join(sorted(unlisted)[:4])}",
+            cause="files were added, or the manifest was edited",
+            fix="export the bundle again, and keep other files elsewhere",
         )
-    again = f"Copy the bundle again, or export it again: {_export_command(folder, manifest)}"
     for name, expected in manifest.files.items():
-        _verify_file(folder / name, expected, again)
+        fault = _fault_of(folder / name, expected)
+        if fault is not None:
+            what, wanted, cause = fault
+            again = f"copy the bundle again, or export it again: {_export_command(folder, manifest)}"
+            raise BundleError(
+                f"{folder / name} {what}", expected=f"{wanted}, as the manifest says", cause=cause, fix=again
+            )
 
 
-def _verify_file(path: Path, expected: FileEntry, again: str) -> None:
+def _fault_of(path: Path, expected: FileEntry) -> tuple[str, str, str] | None:
+    """What is wrong with a file, what was expected, and the likely cause; None where nothing is."""
     if not path.is_file():
-        raise BundleError(
-            f"{path} is missing. The manifest lists it with {expected.num_bytes} bytes; the bundle was copied "
-            f"incompletely. {again}"
-        )
+        return "is missing", f"{expected.num_bytes} bytes", "the bundle was copied incompletely"
     found = hash_file(path)
     if found.num_bytes != expected.num_bytes:
-        raise BundleError(
-            f"{path} has {found.num_bytes} bytes, the manifest says {expected.num_bytes}; it was cut short or "
-            f"replaced. {again}"
-        )
+        return f"has {found.num_bytes} bytes", f"{expected.num_bytes} bytes", "the file was cut short or replaced"
     if found.sha256 != expected.sha256:
-        raise BundleError(
-            f"{path} has SHA-256 {found.sha256[:16]}..., the manifest says {expected.sha256[:16]}...; it was "
-            f"changed after the export. {again}"
-        )
+        cause = "the file was changed after the export"
+        return f"has SHA-256 {found.sha256[:16]}...", f"{expected.sha256[:16]}...", cause
+    return None
+
+
+def _build_command(manifest: Manifest) -> str:
+    return f"pvc-export trt -m {shlex.quote(manifest.model.name)} --target {manifest.target}"
 
 
 def _export_command(folder: Path, manifest: Manifest) -> str:

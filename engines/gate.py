@@ -28,6 +28,10 @@ NARROW = re.compile(r"\b(half|b?fp?(16|8)|bfloat16|u?int\d+|bool)\b", re.IGNOREC
 """What is not float32, however it is spelled: 'Half', or 'Row major linear FP16 format' before TensorRT 10."""
 SECTIONS = ("Inputs: [", "Constants: [", "Outputs: [")
 
+RTX_FORMAT = "the detailed list that TensorRT-RTX 1.7 and TensorRT 10 print"
+INSPECTOR_FORMAT = "the detailed list of TensorRT 10's IEngineInspector, as JSON"
+TESTED = "use a version of the compiler that was tested: see constraints.txt"
+
 GEMM_ATTENTION = "_gemm_mha"  # many query rows: within a frame, and in the LLM
 GEMV_ATTENTION = "_gemv_mha"  # one query row: over time
 SLACK_VALUES, SLACK_SHARE = 2048, 0.01
@@ -52,10 +56,7 @@ def parse_layers(log: str) -> tuple[EngineLayer, ...]:
     """Every layer that a build log lists. Raises BuildError if there is none or one cannot be read."""
     lines = [line for line in log.splitlines() if NAME_LINE.match(line)]
     if not lines:
-        raise BuildError(
-            "the build log lists no layers, so nothing can be said of the engine. Expected the detailed list of "
-            "TensorRT-RTX 1.7; another version may print it otherwise. Install the tested one: see constraints.txt"
-        )
+        raise _unreadable("the build log lists no layers, so nothing is known of the engine", expected=RTX_FORMAT)
     return _find_constants(_parse_line(line) for line in lines)
 
 
@@ -64,12 +65,11 @@ def parse_inspector(text: str) -> tuple[EngineLayer, ...]:
     try:
         layers = [_parse_entry(entry) for entry in json.loads(text)["Layers"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise BuildError(
-            f"the engine inspector's list of layers cannot be read: {error!r} in {text[:200]!r}. Expected the detailed "
-            "list of TensorRT 10: was the engine built with ProfilingVerbosity.DETAILED?"
-        ) from error
+        what = f"the engine inspector's list of layers cannot be read: {error!r} in {text[:200]!r}"
+        raise _unreadable(what, expected=INSPECTOR_FORMAT) from error
     if not layers:
-        raise BuildError("the engine inspector lists no layers, so nothing can be said of the engine")
+        what = "the engine inspector lists no layers, so nothing is known of the engine"
+        raise _unreadable(what, expected=INSPECTOR_FORMAT)
     return _find_constants(layers)
 
 
@@ -81,7 +81,7 @@ def _parse_line(line: str) -> Parsed:
     named = NAME_LINE.match(line)
     places = [line.find(section) for section in SECTIONS]
     if named is None or places[0] < 0 or places[2] < places[0]:
-        raise BuildError(f"a layer of the build log cannot be read: {line[:200]!r}. Expected TensorRT-RTX 1.7's format")
+        raise _unreadable(f"a layer of the build log cannot be read: {line[:200]!r}", expected=RTX_FORMAT)
     inputs_end = places[1] if places[1] > 0 else places[2]
     inputs = _parse_tensors(line[places[0] : inputs_end])
     layer = EngineLayer(
@@ -98,10 +98,9 @@ def _parse_tensors(section: str) -> tuple[Constant, ...]:
     """Every tensor of one section, as (name, dtype, size). One that cannot be read would be one that is not judged."""
     found = tuple((name, dtype, _num_values(dims)) for name, dims, dtype in TENSOR.findall(section))
     if len(found) != section.count(TENSOR_START):
-        raise BuildError(
-            f"{section.count(TENSOR_START) - len(found)} tensors of a layer in the build log cannot be read: "
-            f"{section[:300]!r}. Expected the format of TensorRT-RTX 1.7 or TensorRT 10"
-        )
+        unread = section.count(TENSOR_START) - len(found)
+        what = f"{unread} tensors of a layer in the build log cannot be read: {section[:300]!r}"
+        raise _unreadable(what, expected=RTX_FORMAT)
     return found
 
 
@@ -133,6 +132,11 @@ def _find_constants(parsed: Iterable[Parsed]) -> tuple[EngineLayer, ...]:
         replace(layer, constants=tuple(entry for entry in inputs or () if entry[0] not in made))
         for layer, inputs in found
     )
+
+
+def _unreadable(what: str, *, expected: str) -> BuildError:
+    cause = "this version lists its layers in another way, or the engine was not built with ProfilingVerbosity.DETAILED"
+    return BuildError(what, expected=expected, cause=cause, fix=TESTED)
 
 
 def _num_values(dims: str) -> int:
@@ -188,37 +192,23 @@ def check_layers(
     loose = {"gemm": wide.num_rows, "gemv": len(wide.states) // 2}  # a key and a value each
     if not all(expected[kind] - loose[kind] <= found[kind] <= expected[kind] for kind in expected):
         raise BuildError(
-            f"the engine of '{spec.name}' has {found['gemm']} fused attention kernels over rows and {found['gemv']} "
-            f"over one row, expected {expected['gemm']} and {expected['gemv']}. An attention fell apart into loose "
-            "kernels: its spelling in the graph is not one that this compiler fuses"
+            f"the engine of '{spec.name}' has {found['gemm']} fused attention kernels over many rows and "
+            f"{found['gemv']} over one row",
+            expected=f"{expected['gemm']} and {expected['gemv']}",
+            cause="an attention fell apart into loose kernels: this compiler does not fuse its spelling in the graph",
+            fix=TESTED,
         )
     for state in spec.states:
         readers = [layer.name for layer in layers if state.input in layer.inputs]
         if state.order == "ring" and (len(readers) != 1 or GEMV_ATTENTION not in readers[0]):
             raise BuildError(
-                f"the engine of '{spec.name}' reads the ring '{state.input}' in {readers or 'no kernel'}, expected one "
-                "fused attention. The whole ring is copied for every frame, or not used at all"
+                f"the engine of '{spec.name}' reads the ring '{state.input}' in {readers or 'no kernel'}",
+                expected="one fused attention",
+                cause="the whole ring is copied for every frame, or not used at all",
+                fix=TESTED,
             )
     check_caches(layers, spec)
-    own, times = {tensor.name for tensor in spec.inputs}, max(len(spec.profiles), 1)  # each profile lists its own
-    constants = {name: (dtype, count) for layer in layers for name, dtype, count in layer.constants if name not in own}
-    # By layers, not by names: a list may name a constant of two profiles once or twice.
-    listed = sum(count for layer in layers for name, _, count in set(layer.constants) if name not in own)
-    if num_weights is not None and listed < times * num_weights * (1 - SLACK_SHARE):
-        raise BuildError(
-            f"the engine of '{spec.name}' lists {listed} constants, but its graph has {num_weights} weights, which "
-            f"{times} profiles list. This version lists its layers in another way, so nothing can be said of the "
-            "precision. Use a tested one: see constraints.txt"
-        )
-    if num_float32_weights is not None:
-        float32 = {name: count for name, (dtype, count) in constants.items() if not NARROW.search(dtype)}
-        if sum(float32.values()) > times * (num_float32_weights * (1 + SLACK_SHARE) + SLACK_VALUES):
-            largest = max(float32, key=lambda name: float32[name])
-            raise BuildError(
-                f"the engine of '{spec.name}' holds {sum(float32.values())} float32 values in {times} profiles, but "
-                f"the islands have {num_float32_weights} weights; the largest is '{largest}' with {float32[largest]}. "
-                "A matrix was left in float32: cast its weights before the export"
-            )
+    _check_constants(layers, spec, num_float32_weights, num_weights)
 
 
 def check_caches(layers: tuple[EngineLayer, ...], spec: GraphSpec) -> None:
@@ -248,6 +238,36 @@ def check_caches(layers: tuple[EngineLayer, ...], spec: GraphSpec) -> None:
                     good = len(writers) == 1 and len(readers) == 1 and GEMV_ATTENTION in readers[0]
             if not good:
                 raise BuildError(
-                    f"the engine of '{spec.name}' uses the cache '{state.input}' in {found or 'no kernel'}"
-                    f"{suffix}, expected {wanted}. The whole cache is copied in every pass, or not used at all"
+                    f"the engine of '{spec.name}' uses the cache '{state.input}' in {found or 'no kernel'}{suffix}",
+                    expected=wanted,
+                    cause="the whole cache is copied in every pass, or not used at all",
+                    fix=TESTED,
                 )
+
+
+def _check_constants(
+    layers: tuple[EngineLayer, ...], spec: GraphSpec, num_float32_weights: int | None, num_weights: int | None
+) -> None:
+    """Rules 3 and 4 of check_layers."""
+    own, times = {tensor.name for tensor in spec.inputs}, max(len(spec.profiles), 1)  # each profile lists its own
+    constants = {name: (dtype, count) for layer in layers for name, dtype, count in layer.constants if name not in own}
+    # By layers, not by names: a list may name a constant of two profiles once or twice.
+    listed = sum(count for layer in layers for name, _, count in set(layer.constants) if name not in own)
+    if num_weights is not None and listed < times * num_weights * (1 - SLACK_SHARE):
+        raise BuildError(
+            f"the engine of '{spec.name}' lists {listed} constants, so nothing is known of its precision",
+            expected=f"the graph's {num_weights} weights, once for each of {times} profiles",
+            cause="this version lists its layers in another way",
+            fix=TESTED,
+        )
+    if num_float32_weights is not None:
+        float32 = {name: count for name, (dtype, count) in constants.items() if not NARROW.search(dtype)}
+        if sum(float32.values()) > times * (num_float32_weights * (1 + SLACK_SHARE) + SLACK_VALUES):
+            largest = max(float32, key=lambda name: float32[name])
+            raise BuildError(
+                f"the engine of '{spec.name}' holds {sum(float32.values())} float32 values in {times} profiles; the "
+                f"largest constant is '{largest}' with {float32[largest]}",
+                expected=f"the {num_float32_weights} weights of its float32 islands",
+                cause="a matrix was left in float32",
+                fix="cast its weights before the export, or declare it an island: --island MODULE",
+            )

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import BundleError
+from .errors import BundleError, PVCError
 from .graph_specs import graph_specs
 from .prompt import PromptSpec
 from .spec import GraphSpec, ModelShape, Precision, StreamLimits
@@ -109,56 +109,64 @@ class Manifest:
         path = folder / MANIFEST_NAME
         if not folder.is_dir():
             raise BundleError(
-                f"{folder} is not a folder, expected a bundle. Make one: pvc-export trt -m tiny --fp16 -o {folder}"
+                f"{folder} is not a folder",
+                expected="a bundle",
+                fix=f"make one: pvc-export trt -m tiny --fp16 -o {folder}",
             )
         if not path.is_file():
             raise BundleError(
-                f"{folder} has no {MANIFEST_NAME}, so it is not a bundle. Name a folder made by pvc-export"
+                f"{folder} has no {MANIFEST_NAME}, so it is not a bundle", fix="name a folder made by pvc-export"
             )
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             found = data.get("format_version")
         except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
             raise BundleError(
-                f"{path} is not valid JSON: {error}. It was cut short or edited. Copy the bundle again, or export it "
-                f"again: pvc-export trt -o {folder}"
+                f"{path} is not valid JSON: {error}",
+                cause="it was cut short or edited",
+                fix=f"copy the bundle again, or export it again: pvc-export trt -o {folder}",
             ) from error
         if found != FORMAT_VERSION:
             raise BundleError(
-                f"{path} has format version {found}, this program reads {FORMAT_VERSION}. It was made by another "
-                f"version of pvc-export. Export the bundle again with this one: pvc-export trt -o {folder}"
+                f"{path} has format version {found}",
+                expected=f"{FORMAT_VERSION}, which this program reads",
+                cause="it was made by another version of pvc-export",
+                fix=f"export the bundle again with this one: pvc-export trt -o {folder}",
             )
         try:
             manifest = _from_json(data)
             manifest.check()
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, PVCError) as error:
+            said, expected = (error.what, error.expected) if isinstance(error, PVCError) else (repr(error), "")
             raise BundleError(
-                f"{path} lacks or garbles a field: {error!r}. It was edited, or written by another version of "
-                f"pvc-export. Export the bundle again: pvc-export trt -o {folder}"
+                f"{path} lacks or garbles a field: {said}",
+                expected=expected,
+                cause="it was edited, or written by another version of pvc-export",
+                fix=f"export the bundle again: pvc-export trt -o {folder}",
             ) from error
         return manifest
 
     def check(self) -> None:
-        """Raise ValueError where fields contradict each other; TypeError or KeyError for one that cannot be used."""
+        """Raise BundleError for a field that contradicts another or is not a possible value, or whatever it causes."""
         if self.time_mode not in ("absolute", "fixed"):
-            raise ValueError(f"time_mode is {self.time_mode!r}, expected 'absolute' or 'fixed'")
+            raise BundleError(f"time_mode is {self.time_mode!r}", expected="'absolute' or 'fixed'")
         if not isinstance(self.model.seed, int | None) or not isinstance(self.parity, dict):
-            raise TypeError(
-                f"model.seed is {self.model.seed!r} and parity {self.parity!r}, expected a number and a table"
+            raise BundleError(
+                f"model.seed is {self.model.seed!r} and parity {self.parity!r}", expected="a number and a table"
             )
         target = load_target(self.target)
         if self.graphs != graph_specs(
             self.shape, self.limits, self.precision, target.spelling, cache_update=target.cache_update
         ):
-            raise ValueError("graphs are not those of this shape, limits, precision and target")
+            raise BundleError("the graphs are not those of its shape, limits, precision and target")
         if not all(isinstance(name, str) and name for name in self.islands):
-            raise TypeError(f"islands is {self.islands!r}, expected names of modules")
+            raise BundleError(f"islands is {self.islands!r}", expected="names of modules")
         images = self.images
         if min(images.num_repeats, images.max_tiles) < 1 or images.layout not in ("tile_streams", "tiles_in_time"):
-            raise ValueError(f"images is {images!r}, expected repeats, tiles and one of the two layouts")
+            raise BundleError(f"images is {images!r}", expected="repeats, tiles and one of the two layouts")
         self.prompt.before_frame(1)
         if not self.prompt.image_tag or not self.prompt.stop_tokens:
-            raise ValueError(f"prompt is {self.prompt!r}, expected a tag for images and a token that ends an answer")
+            raise BundleError(f"prompt is {self.prompt!r}", expected="a tag for images and a token that ends an answer")
         self.prompt.around_images("", 2)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from .errors import SpecError
 from .spec import CacheUpdate, Precision, Spelling
+from .terminal import did_you_mean
 
 FOLDER = Path(__file__).parent / "targets"
 
@@ -46,9 +46,11 @@ def target_names() -> list[str]:
 def load_target(name: str) -> Target:
     """The target of that name. Raises SpecError with the nearest name."""
     if name not in target_names():
-        near = get_close_matches(name, target_names(), n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise SpecError(f"there is no target '{name}'; the targets are {', '.join(target_names())}.{hint}")
+        raise SpecError(
+            f"there is no target '{name}'",
+            expected=f"one of {', '.join(target_names())}",
+            fix=did_you_mean(name, target_names()) or "name one of them with --target",
+        )
     data = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     return Target(
         name=data["name"],

@@ -6,41 +6,23 @@ only if the check passes, so a bundle that exists is one that matched its refere
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from engines.builder import build_engine, compute_capabilities, load_runtime
+from engines.builder import compute_capabilities, load_runtime
 from engines.bundle import TOKENIZER_NAME, graph_path
 from engines.errors import BackendUnavailable, ModelError
-from engines.gate import NO_WIDE_ATTENTION, WideAttention, check_layers, count_attention
 from engines.graph_specs import graph_specs
-from engines.machine import sign
-from engines.manifest import (
-    FORMAT_VERSION,
-    EngineEntry,
-    FileEntry,
-    ImageSpec,
-    Manifest,
-    fingerprint,
-    hash_file,
-    hash_folder,
-)
+from engines.manifest import FORMAT_VERSION, ImageSpec, Manifest, hash_file, hash_folder
 from engines.spec import GraphSpec, Precision, Spelling, StreamLimits
 from engines.target import Target
 from pvc_ref import PVC
-from pvc_ref.llm import CausalAttention
-from pvc_ref.temporal import TemporalAttention
-from pvc_ref.vision import SpatialAttention
 
 from ..graphs.models import LoadedModel, prompt_spec
-from ..graphs.modules import graph_module, graph_parameters, model_shape
+from ..graphs.modules import graph_module, model_shape
 from ..graphs.onnx_file import export_graph
 from ..graphs.precision import cast_model
 from ..parity.check import check_bundle, explain
@@ -49,6 +31,7 @@ from ..report import PAGE_NAME, ReportInput, render
 from ..terminal import interrupt
 from ..terminal.console import Console, size_text
 from ..terminal.facts import installed, now_utc
+from .engines import asked_of, build_engines
 from .publish import staging
 
 NUM_QUESTIONS = 200
@@ -144,12 +127,12 @@ def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, cons
     specs = graph_specs(shape, request.limits, request.precision, spelling, cache_update=cache_update)
     model = cast_model(loaded.model, request.precision, request.islands)
     _export_graphs(model, specs, spelling, folder, console)
-    asked = {name: asked_of(model, spec) for name, spec in specs.items()}
+    asked = {name: asked_of(model, spec, request.islands) for name, spec in specs.items()}
     del model  # at 8B neither a builder nor a check has room beside a second copy
     # Not tokenizer.save: on a full disk it raises a bare Exception, which is no OSError.
     (folder / TOKENIZER_NAME).write_text(loaded.tokenizer.to_str(pretty=True), encoding="utf-8")
     files = hash_folder(folder)
-    engines = _build_engines(asked, specs, files, request.target, folder, console)
+    engines = build_engines(asked, specs, files, request.target, folder, console)
     files |= {entry.path: hash_file(folder / entry.path) for entry in engines.values()}
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -185,86 +168,6 @@ def _export_graphs(model: PVC, specs: dict[str, GraphSpec], spelling: Spelling, 
         with console.stage(f"export {name} ({index}/{len(specs)})") as (stage, _):
             export_graph(graph_module(model, spec, spelling), spec, path)
             stage.note = size_text(sum(part.stat().st_size for part in path.parent.glob(f"{name}.onnx*")))
-
-
-def _build_engines(
-    asked: dict[str, Asked],
-    specs: dict[str, GraphSpec],
-    files: dict[str, FileEntry],
-    target: Target,
-    folder: Path,
-    console: Console,
-) -> dict[str, EngineEntry]:
-    """Build each engine from one of `files`, and hold its layer list against what the graph asked for."""
-    entries: dict[str, EngineEntry] = {}
-    (folder / "engines").mkdir()
-    for index, name in enumerate(target.engine_graphs, start=1):
-        with console.stage(f"build {name} ({index}/{len(target.engine_graphs)})") as (stage, report):
-            built = build_engine(folder / graph_path(name), specs[name], target, progress=lambda _, x: report(x))
-            check_layers(
-                built.layers, specs[name], num_float32_weights=asked[name].num_float32_weights,
-                num_weights=asked[name].num_weights, wide=asked[name].wide,
-            )  # fmt: skip
-            path = f"engines/{name}.engine"
-            (folder / path).write_bytes(built.plan)
-            fused = count_attention(built.layers)
-            facts = f"{len(built.layers)} layers, fused attention {fused['gemm']} gemm + {fused['gemv']} gemv"
-            stage.note = f"{size_text(len(built.plan))}, {facts}"
-        entries[name] = EngineEntry(
-            path=path,
-            runtime=built.runtime,
-            runtime_version=built.runtime_version,
-            compute_capabilities=built.compute_capabilities,
-            num_layers=len(built.layers),
-            fused_attention=fused,
-            build_s=round(built.build_s, 3),
-            built_on=sign(hashlib.sha256(built.plan).hexdigest()),
-            built_from=fingerprint(files, graph_path(name)),
-        )
-    return entries
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """What the gate on an engine's layers must know of the cast model. num_float32_weights: None if all of them are."""
-
-    num_weights: int
-    num_float32_weights: int | None
-    wide: WideAttention
-
-
-def asked_of(model: PVC, spec: GraphSpec) -> Asked:
-    parameters = graph_parameters(model, spec.name).values()
-    narrow = any(parameter.dtype != torch.float32 for parameter in model.parameters())
-    num_float32 = sum(parameter.numel() for parameter in parameters if parameter.dtype == torch.float32)
-    return Asked(
-        num_weights=sum(parameter.numel() for parameter in parameters),
-        num_float32_weights=num_float32 if narrow else None,
-        wide=wide_attention(model, spec) if narrow else NO_WIDE_ATTENTION,
-    )
-
-
-def wide_attention(model: PVC, spec: GraphSpec) -> WideAttention:
-    """Attention of a graph of a narrow model that is, in part or whole, in a float32 island."""
-    part = {"trunk": model.trunk, "temporal": model.temporal, "llm": model.llm}.get(spec.name)
-    modules = list(part.modules()) if part is not None else []
-    over_rows = [module for module in modules if isinstance(module, (SpatialAttention, CausalAttention))]
-    of_states = [module for module in modules if isinstance(module, (TemporalAttention, CausalAttention))]
-    pairs = zip(spec.states[0::2], spec.states[1::2], strict=True)
-    return WideAttention(
-        num_rows=sum(_has_float32(module) for module in over_rows),
-        states=frozenset(
-            state.input
-            for module, pair in zip(of_states, pairs, strict=False)  # the trunk has no states
-            if _has_float32(module)
-            for state in pair
-        ),
-    )
-
-
-def _has_float32(module: nn.Module) -> bool:
-    """Among its matrices: norms are float32 in every model."""
-    return any(part.weight.dtype == torch.float32 for part in module.modules() if isinstance(part, nn.Linear))
 
 
 def versions() -> dict[str, str]:

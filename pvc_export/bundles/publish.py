@@ -49,9 +49,7 @@ def staging(out: Path) -> Iterator[Path]:
         _remove_what_dead_exports_left(out)
         holder, lock = _make_holder(out)
     except OSError as error:
-        raise BackendUnavailable(
-            f"cannot write beside {out}, where a bundle is prepared: {error}. {_space(out, error)}"
-        ) from error
+        raise _no_room(f"cannot write beside {out}, where a bundle is prepared: {error}", out, error) from error
     published = False
     try:
         (holder / "bundle").mkdir()
@@ -67,7 +65,7 @@ def staging(out: Path) -> Iterator[Path]:
             _sync(path)
     except OSError as error:
         outcome = f"{out} was published, but a power cut may undo it" if published else "Nothing was published"
-        raise BackendUnavailable(f"writing the bundle failed: {error}. {outcome}. {_space(out, error)}") from error
+        raise _no_room(f"writing the bundle failed: {error}. {outcome}", out, error) from error
     finally:
         _remove_holder(holder, out)
         os.close(lock)
@@ -176,22 +174,23 @@ def _refuse_to_replace_what_is_no_bundle(out: Path) -> None:
     listed = listed_files(out) if out.is_dir() else None
     if listed is None:
         raise BundleError(
-            f"{out} exists and is not a bundle, so it is not replaced. Choose another folder with -o, or remove it"
+            f"{out} exists and is not a bundle, so it is not replaced",
+            fix="choose another folder with -o, or remove it",
         )
     strangers = sorted(list_files(out) - listed)
     if strangers:
         raise BundleError(
-            f"{out} is a bundle with other files in it, so it is not replaced: {', '.join(strangers[:4])}. "
-            "Move them, or choose another folder with -o"
+            f"{out} is a bundle with other files in it, so it is not replaced: {', '.join(strangers[:4])}",
+            fix="move them, or choose another folder with -o",
         )
 
 
-def _space(out: Path, error: OSError) -> str:
-    """The likely cause of a failed write, and the next step."""
+def _no_room(what: str, out: Path, error: OSError) -> BackendUnavailable:
+    """The error for a failed write, with its likely cause."""
     if error.errno in FULL:
         folder = next(path for path in out.parents if path.exists())
         free = size_text(shutil.disk_usage(folder).free)
-        cause = f"The disk, or your share of it, is full: {free} are free at {folder}. Make room"
+        cause, mend = f"the disk, or your share of it, is full: {free} are free at {folder}", "make room"
     else:
-        cause = "Probably the folder is not yours to write to, or the disk is failing. Mend that"
-    return f"{cause}, or choose another folder with -o"
+        cause, mend = "the folder is not yours to write to, or the disk is failing", "mend that"
+    return BackendUnavailable(what, cause=cause, fix=f"{mend}, or choose another folder with -o")

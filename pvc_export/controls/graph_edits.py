@@ -53,7 +53,10 @@ def find(model: onnx.ModelProto, op_type: str, *, scope: str = "", operation: st
         if node.op_type == op_type and _fits(known.get(node.output[0]), scope, operation)
     ]
     if index >= len(found):
-        raise SpecError(f"the graph has {len(found)} nodes {op_type} of '{operation}' in '{scope}', not {index + 1}")
+        raise SpecError(
+            f"the graph has {len(found)} nodes {op_type} of '{operation}' in '{scope}'",
+            expected=f"at least {index + 1}",
+        )
     return found[index]
 
 
@@ -68,7 +71,7 @@ def weight(model: onnx.ModelProto, ending: str) -> Any:
     for tensor in model.graph.initializer:
         if tensor.name.endswith(ending):
             return tensor
-    raise SpecError(f"the graph has no weight that ends in '{ending}'")
+    raise SpecError(f"the graph has no weight whose name ends in '{ending}'")
 
 
 def change(tensor: TensorProto, to: Callable[[Array], Array]) -> None:
@@ -256,7 +259,7 @@ def split_wqkv_plainly(model: onnx.ModelProto) -> None:
         for head in (*heads[0][index * group : (index + 1) * group], key, value)
     ]
     if len(heads[1]) == 1:
-        raise SpecError("with one key/value head both ways to cut are the same")
+        raise SpecError("with one key/value head both ways to cut wqkv are the same", expected="several of them")
     for part, own in zip(parts, heads, strict=True):
         taken, fused = fused[: len(own)], fused[len(own) :]
         change(part, lambda _, taken=taken: np.concatenate(taken, axis=1))  # type: ignore[misc]

@@ -158,7 +158,7 @@ def _bind_ends(pair: StatePair, into: Port, out: Port) -> StatePair:
 def _followed(
     pairs: tuple[StatePair, ...], inputs: tuple[Port, ...], outputs: tuple[Port, ...], bare: set[Dim]
 ) -> tuple[dict[str, tuple[str, int]], frozenset[str]]:
-    """Symbols that only states have; and those that grow: rows are appended, or the output gives the axis another name."""
+    """Symbols that only states have, and those that grow: by appended rows, or as the output renames the axis."""
     shapes = {("in", p.name): p.shape or () for p in inputs} | {("out", p.name): p.shape or () for p in outputs}
     followed, growing = dict[str, tuple[str, int]](), set[str]()
     for pair in pairs:

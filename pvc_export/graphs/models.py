@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ import pvc_ref
 from engines.errors import ModelError
 from engines.manifest import Manifest, ModelSource
 from engines.prompt import PromptSpec
+from engines.terminal import did_you_mean
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.bundled import SHAPES_FOLDER
 from pvc_ref.prompt import (
@@ -52,8 +52,9 @@ class LoadedModel:
         token_id = self.tokenizer.token_to_id(token)
         if token_id is None:
             raise ModelError(
-                f"the tokenizer of '{self.source.name}' has no token {token!r}; it belongs to another model. Fetch the "
-                "tokenizer.json that was released with the checkpoint"
+                f"the tokenizer of '{self.source.name}' has no token {token!r}",
+                cause="it belongs to another model",
+                fix="fetch the tokenizer.json that was released with the checkpoint",
             )
         return token_id
 
@@ -81,11 +82,10 @@ def load_model(name: str, *, seed: int = 0) -> LoadedModel:
         return loaded_model(model, byte_tokenizer(), name=name)
     folder = SHAPES_FOLDER if name in BUILT_IN else Path(name)
     if not folder.is_dir():
-        near = get_close_matches(name, BUILT_IN, n=1, cutoff=0.5)
-        hint = f"Did you mean '{near[0]}'? " if near else ""
         raise ModelError(
-            f"there is no model '{name}': it is neither a built-in name ({', '.join(BUILT_IN)}) nor a folder. {hint}"
-            "Name a built-in, or a checkpoint folder with config.json and *.safetensors"
+            f"there is no model '{name}'",
+            expected=f"a built-in name ({', '.join(BUILT_IN)}), or a folder with config.json and *.safetensors",
+            fix=did_you_mean(name, BUILT_IN, cutoff=0.5) or "name one of these with -m",
         )
     try:
         model = pvc_ref.load(folder)
@@ -99,16 +99,19 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelError(
-            f"{path} is missing. A bundle needs the tokenizer as one file; a checkpoint with only tokenizer.model can "
-            "be converted once with transformers: AutoTokenizer.from_pretrained(FOLDER, "
-            "use_fast=True).save_pretrained(FOLDER)"
+            f"{path} is missing",
+            expected="the tokenizer as one file, which a bundle needs",
+            cause="the checkpoint has only a tokenizer.model",
+            fix="convert it once, with transformers: "
+            "AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER)",
         )
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise ModelError(
-            f"{path} is not a tokenizer file: {error}. Probably a broken download, or of an older format. Fetch or "
-            "convert it again"
+            f"{path} is not a tokenizer file: {error}",
+            cause="a broken download, or a file of an older format",
+            fix="fetch or convert it again",
         ) from error
 
 
@@ -120,7 +123,9 @@ def loaded_model(model: PVC, tokenizer: Tokenizer, *, name: str) -> LoadedModel:
     if tokenizer.get_vocab_size() > model.config.llm.vocab_size:
         raise ModelError(
             f"the tokenizer of '{name}' has {tokenizer.get_vocab_size()} tokens, but the model's vocabulary has "
-            f"{model.config.llm.vocab_size}; it belongs to another model. Fetch the one released with the checkpoint"
+            f"{model.config.llm.vocab_size}",
+            cause="it belongs to another model",
+            fix="fetch the one that was released with the checkpoint",
         )
     source = ModelSource(
         name=name,
@@ -173,7 +178,8 @@ def require_same_weights(manifest: Manifest, loaded: LoadedModel) -> None:
     """Raise ModelError unless `loaded` is the model that the bundle was made from."""
     if loaded.source.weights_sha256 != manifest.model.weights_sha256:
         raise ModelError(
-            f"the bundle was made from '{manifest.model.name}' with weights {manifest.model.weights_sha256[:12]}, but "
-            f"the reference '{loaded.source.name}' has {loaded.source.weights_sha256[:12]}. Name the model it was "
-            "made from with -m, or export the bundle again"
+            f"the reference '{loaded.source.name}' has the weights {loaded.source.weights_sha256[:12]}",
+            expected=f"{manifest.model.weights_sha256[:12]}, those of '{manifest.model.name}', which the bundle was "
+            "made from",
+            fix="name the model that it was made from with -m, or export the bundle again",
         )

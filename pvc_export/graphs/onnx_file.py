@@ -23,8 +23,11 @@ from torch import Tensor, nn
 from engines.errors import BuildError
 from engines.spec import Dim, GraphSpec, TensorSpec
 
+from .notes import keep_own_notes
+
 OPSET = 20  # the newest that TensorRT 10.3 on JetPack 6.2 reads
 OPSET_IN_PLACE = 24  # the first with TensorScatter
+TESTED = "export with tested versions of torch, onnx and onnxscript: see constraints.txt"
 TORCH_OF = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -69,10 +72,15 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
                 report=False,
             )
         assert program is not None
+        keep_own_notes(program.model)
         _stamp(program, spec)
         program.save(path, external_data=True)
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        raise BuildError(f"graph '{spec.name}' could not be exported to {path}: {error}") from error
+        raise BuildError(
+            f"graph '{spec.name}' could not be exported to {path}: {error}",
+            cause="this version of torch or onnxscript exports otherwise than the tested one",
+            fix=TESTED,
+        ) from error
     check_signature(path, spec)
 
 
@@ -83,7 +91,9 @@ def check_signature(path: Path, spec: GraphSpec) -> None:
     foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
     if opset != opset_of(spec) or foreign:
         raise BuildError(
-            f"{path}: opset {opset} and operator domains {sorted(foreign)}, expected opset {opset_of(spec)} and none"
+            f"{path} has opset {opset} and operators of the domains {sorted(foreign)}",
+            expected=f"opset {opset_of(spec)} and standard operators alone",
+            fix=TESTED,
         )
     for kind, tensors, found in (
         ("input", spec.inputs, model.graph.input),
@@ -92,7 +102,12 @@ def check_signature(path: Path, spec: GraphSpec) -> None:
         expected, got = [_signature(t) for t in tensors], [_read_signature(value) for value in found]
         if expected != got:
             wrong = next((e, g) for e, g in zip([*expected, None], [*got, None], strict=False) if e != g)
-            raise BuildError(f"{path}: {kind} is {wrong[1]}, but the GraphSpec says {wrong[0]}")
+            raise BuildError(
+                f"{path}: the {kind} is {wrong[1]}",
+                expected=f"{wrong[0]}, as the GraphSpec says",
+                cause="the exporter took a dynamic dimension for a constant, or the graph is of another spec",
+                fix=TESTED,
+            )
     onnx.checker.check_model(str(path))
 
 
@@ -121,7 +136,11 @@ def _stamp(program: torch.onnx.ONNXProgram, spec: GraphSpec) -> None:
         for value, tensor in zip(values, tensors, strict=True):
             got = value.shape
             if got is None or len(got) != len(tensor.shape):
-                raise BuildError(f"graph '{spec.name}': '{tensor.name}' was exported as {got}, expected {tensor.shape}")
+                raise BuildError(
+                    f"'{tensor.name}' of graph '{spec.name}' was exported as {got}",
+                    expected=str(tensor.shape),
+                    fix=TESTED,
+                )
             # A dimension is named only where the exporter kept it dynamic; a constant stays, and fails the check.
             value.shape = ir.Shape(
                 want if isinstance(want, str) and not isinstance(have, int) else have

@@ -9,21 +9,23 @@ on the way. A checkpoint that leaves the range of float16 somewhere gets islands
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from difflib import get_close_matches
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from engines.errors import ModelError
 from engines.spec import Precision
+from engines.terminal import did_you_mean
 from pvc_ref import PVC
 from pvc_ref.compressor import PVCCompressor
 from pvc_ref.layers import MLP, LayerNorm, RMSNorm
 from pvc_ref.llm import CausalAttention, DecoderLayer, SwiGLU
 from pvc_ref.temporal import AdaLayerNorm, TemporalAttention, TemporalEncoder, TimeEmbedding
 from pvc_ref.vision import Embeddings, SpatialAttention, SpatialLayer, Trunk
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 TORCH_DTYPE: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ISLANDS = (LayerNorm, RMSNorm, TimeEmbedding)
@@ -50,17 +52,29 @@ def cast_model(model: PVC, precision: Precision, islands: Sequence[str] = ()) ->
         for module in (*own, *(module for module in model.modules() if isinstance(module, ISLANDS)))
         for parameter in module.parameters()
     }
-    # What deepcopy finds in its memo it does not copy.
-    memo: dict[int, object] = {}
-    for parameter in model.parameters():
-        stays = id(parameter) in kept or parameter.dtype == dtype
-        memo[id(parameter)] = parameter if stays else nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
-    for buffer in model.buffers():
-        memo[id(buffer)] = buffer.to(dtype) if buffer.is_floating_point() else buffer
-    narrow = copy.deepcopy(model, memo)
-    for name in islands if dtype != torch.float32 else ():
-        make_island(narrow.get_submodule(name), dtype)
+
+    def cast(weight: Tensor) -> Tensor:
+        if id(weight) in kept or not weight.is_floating_point() or weight.dtype == dtype:
+            return weight
+        values = weight.detach().to(dtype)
+        return nn.Parameter(values, requires_grad=False) if isinstance(weight, nn.Parameter) else values
+
+    narrow = copy_with(model, cast)
+    for name in dict.fromkeys(islands) if dtype != torch.float32 else ():
+        _make_island(narrow.get_submodule(name), dtype)
     return narrow
+
+
+def copy_with(module: ModuleT, weight_of: Callable[[Tensor], Tensor]) -> ModuleT:
+    """A copy of a module in which every weight and buffer is `weight_of` the original: that itself, or another."""
+    weights = (*module.parameters(), *module.buffers())
+    # What deepcopy finds in its memo it does not copy.
+    return copy.deepcopy(module, memo={id(weight): weight_of(weight) for weight in weights})
+
+
+def in_an_island(name: str, islands: Sequence[str]) -> bool:
+    """Whether a module is, in part or whole, in float32: one of the islands, inside one, or around one."""
+    return any(f"{name}.".startswith(f"{island}.") or island.startswith(f"{name}.") for island in islands)
 
 
 def can_be_island(model: PVC, name: str) -> bool:
@@ -75,28 +89,20 @@ def require_island(model: PVC, name: str) -> nn.Module:
     """The module of that name. Raises ModelError, with the nearest name that would do."""
     if not name or not can_be_island(model, name):
         known = [known for known, _ in model.named_modules() if known and can_be_island(model, known)]
-        near = get_close_matches(name, known, n=1, cutoff=0.3)
         raise ModelError(
-            f"'{name}' cannot be a float32 island: it is no module of this model that is called as one. "
-            + (f"Did you mean '{near[0]}'? " if near else "")
-            + "Islands are layers and parts of layers, such as 'trunk.layers.0.mlp' or 'llm.layers.1.attn'"
+            f"'{name}' cannot be a float32 island: it is no module of this model that is called as one",
+            expected="a layer or a part of one, such as 'trunk.layers.0.mlp' or 'llm.layers.1.attn'",
+            fix=did_you_mean(name, known, cutoff=0.3) or "name one of these with --island",
         )
     return model.get_submodule(name)
 
 
-def make_island(module: nn.Module, dtype: torch.dtype) -> None:
+def _make_island(module: nn.Module, dtype: torch.dtype) -> None:
     """From here on the module takes float32 in place of `dtype`, and what it returns is rounded to that."""
-    if dtype_of_island(module) is None:
-        module.register_forward_pre_hook(
-            lambda _, args, kwargs: (_cast(args, torch.float32), _cast(kwargs, torch.float32)), with_kwargs=True
-        )
-        module.register_forward_hook(lambda _, args, result: _cast(result, dtype))
-        module.island_dtype = dtype  # type: ignore[assignment]
-
-
-def dtype_of_island(module: nn.Module) -> torch.dtype | None:
-    """What an island's results are rounded to; None of any other module."""
-    return getattr(module, "island_dtype", None)
+    module.register_forward_pre_hook(
+        lambda _, args, kwargs: (_cast(args, torch.float32), _cast(kwargs, torch.float32)), with_kwargs=True
+    )
+    module.register_forward_hook(lambda _, args, result: _cast(result, dtype))
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

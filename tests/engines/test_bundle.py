@@ -49,8 +49,9 @@ def test_one_flipped_byte_is_found_and_its_file_named(bundle_fp16: Path, copy_bu
     data = bytearray((bundle / name).read_bytes())
     data[len(data) // 2] ^= 1
     (bundle / name).write_bytes(data)
-    with pytest.raises(BundleError, match=rf"{name} has SHA-256 .* it was changed after the export"):
+    with pytest.raises(BundleError, match=rf"{name} has SHA-256 ") as info:
         open_bundle(bundle)
+    assert "changed after the export" in info.value.cause
 
 
 def test_a_truncated_file_is_named_with_both_sizes(bundle_fp32: Path, copy_bundle: Copy) -> None:
@@ -58,15 +59,17 @@ def test_a_truncated_file_is_named_with_both_sizes(bundle_fp32: Path, copy_bundl
     path = bundle / "graphs/trunk.onnx.data"
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[: size // 2])
-    with pytest.raises(BundleError, match=rf"trunk.onnx.data has {size // 2} bytes, the manifest says {size}"):
+    with pytest.raises(BundleError, match=rf"trunk.onnx.data has {size // 2} bytes") as info:
         open_bundle(bundle)
+    assert info.value.expected == f"{size} bytes, as the manifest says"
 
 
 def test_a_missing_file_is_named(bundle_fp32: Path, copy_bundle: Copy) -> None:
     bundle = copy_bundle(bundle_fp32)
     (bundle / "graphs/head.onnx.data").unlink()
-    with pytest.raises(BundleError, match=r"head.onnx.data is missing.*copied incompletely"):
+    with pytest.raises(BundleError, match="head.onnx.data is missing") as info:
         open_bundle(bundle)
+    assert "copied incompletely" in info.value.cause
 
 
 @pytest.mark.parametrize(
@@ -74,8 +77,8 @@ def test_a_missing_file_is_named(bundle_fp32: Path, copy_bundle: Copy) -> None:
     [
         ("{", "is not valid JSON"),
         ("[]", "is not valid JSON"),
-        ('{"format_version": 99}', "has format version 99, this program reads 6"),
-        ('{"format_version": 1, "engines": {}}', "has format version 1, this program reads 6"),
+        ('{"format_version": 99}', "has format version 99\nexpected: 6, which this program reads"),
+        ('{"format_version": 1, "engines": {}}', "has format version 1\nexpected: 6, which this program reads"),
         ('{"format_version": 6, "engines": {}}', "lacks or garbles a field"),
     ],
 )

@@ -118,8 +118,9 @@ def test_the_network_s_own_inputs_are_no_weights(parse: Parse) -> None:
 def test_a_matrix_left_in_float32_is_refused_however_it_is_spelled(parse: Parse, dtype: str) -> None:
     name, inputs, outputs = ENGINE[0]
     wide: list[Layer] = [(name, [("__mye9_dconst", [64, 64], dtype), *inputs[1:]], outputs), ENGINE[1]]
-    with pytest.raises(BuildError, match=r"holds 4096 float32 values.*'__mye9_dconst' with 4096.*left in float32"):
+    with pytest.raises(BuildError, match=r"holds 4096 float32 values.*'__mye9_dconst' with 4096") as info:
         check_layers(parse(wide), ONE_RING, num_float32_weights=0)
+    assert "left in float32" in info.value.cause
     check_layers(parse(wide), ONE_RING, num_float32_weights=4096)
     check_layers(parse(wide), ONE_RING, num_float32_weights=None)
 
@@ -152,7 +153,7 @@ def test_a_second_reader_of_a_ring_is_refused(parse: Parse) -> None:
 @both
 def test_an_attention_that_fell_apart_is_refused(parse: Parse) -> None:
     loose = [ENGINE[0], ("__myl_FcMulSof_myl0_1", *ENGINE[1][1:])]
-    with pytest.raises(BuildError, match="0 over one row, expected 0 and 1"):
+    with pytest.raises(BuildError, match="0 over one row\nexpected: 0 and 1"):
         check_layers(parse(loose), ONE_RING, num_float32_weights=0)
 
 

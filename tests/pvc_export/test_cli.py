@@ -96,7 +96,7 @@ def test_check_exits_3_and_names_the_graph(
         (["trt", "--seed", "3"], 2, "'shapes' has its own; it goes with -m tiny"),
         (["chekc", "x"], 2, "check"),
         (["onnx", "-m", "tinny"], 6, "Did you mean 'tiny'?"),
-        (["check", "nowhere"], 6, "is not a folder, expected a bundle"),
+        (["check", "nowhere"], 6, "is not a folder\nexpected: a bundle"),
         (["run", "nowhere", "--video", "nothing.mp4"], 6, "nothing.mp4"),
         (["run", "nowhere"], 2, "--video"),
     ],

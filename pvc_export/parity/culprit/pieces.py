@@ -24,6 +24,7 @@ from onnx import TensorProto, helper
 from engines.memory import Array
 from engines.session import import_onnxruntime
 
+from ...graphs.notes import LINES, OPERATION, PROGRAM, SCOPES
 from ...graphs.weights_file import share_weights, weight_values
 
 FLOAT = TensorProto.FLOAT
@@ -34,8 +35,6 @@ ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp32": 2.0**-24}
 SHAPELESS = ("_to_copy", "clone", "sym_size")
 """Operations that a narrow graph may have more of: casts, copies, arithmetic of sizes."""
 TRUTH, SEEN = ".truth", ".seen"
-PROGRAM = "pkg.torch.onnx.fx_node"
-SCOPES, OPERATION, LINES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.stack_trace"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

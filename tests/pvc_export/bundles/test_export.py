@@ -63,7 +63,7 @@ def test_a_saved_checkpoint_exports_like_the_model_it_came_from(small: LoadedMod
 
 
 def test_relative_time_is_refused_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"'relative'.*every new frame changes the keys of all earlier ones"):
+    with pytest.raises(ModelError, match=r"(?s)'relative'.*every new frame changes the keys of all earlier ones"):
         export(variant(time_mode="relative"), request_for(tmp_path / "bundle"))
     assert not list(tmp_path.iterdir())
 
@@ -180,8 +180,9 @@ def test_the_built_in_model_is_the_same_on_every_machine() -> None:
 
 
 def test_an_unknown_model_gets_its_nearest_name() -> None:
-    with pytest.raises(ModelError, match=r"no model 'tinny'.*Did you mean 'tiny'\?"):
+    with pytest.raises(ModelError, match="no model 'tinny'") as info:
         load_model("tinny")
+    assert info.value.fix == "Did you mean 'tiny'?"
 
 
 def test_an_opened_bundle_runs_without_its_reference(bundle_fp16: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from engines.errors import BuildError
 from engines.graph_specs import graph_specs
 from engines.manifest import Manifest
-from engines.spec import GRAPH_NAMES, GraphSpec, Spelling, StreamLimits
+from engines.spec import GRAPH_NAMES, GraphSpec, StreamLimits
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.graphs.modules import graph_module, model_shape
 from pvc_export.graphs.onnx_file import check_signature, export_graph
@@ -55,7 +54,7 @@ def test_a_file_that_differs_from_its_spec_in_one_point_is_refused(change: str, 
         "fixed dimension": replace(first, shape=("batch", "rows", 65)),
         "dynamic dimension": replace(first, shape=("batch", 4, 64)),
     }[change]
-    with pytest.raises(BuildError, match=r"input is .* but the GraphSpec says"):
+    with pytest.raises(BuildError, match=r"the input is .*\nexpected: .* as the GraphSpec says"):
         check_signature(folder / "llm.onnx", replace(spec, inputs=(changed, *others)))
 
 
@@ -180,31 +179,3 @@ def test_every_softmax_and_norm_of_a_float16_file_computes_in_float32(
     matmuls = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
     half = [node for node in matmuls if types.get(node.output[0]) == onnx.TensorProto.FLOAT16]
     assert len(half) > len(matmuls) // 2, "the bulk of the work must be in float16"
-
-
-def test_the_two_spellings_of_attention_compute_the_same(tiny: LoadedModel) -> None:
-    """In float64, where nothing but arithmetic is left: same features, same new rows, rings in their own layouts."""
-    model = copy.deepcopy(tiny.model).double()
-    spellings: tuple[Spelling, ...] = ("concat", "split")
-    concat, split = (graph_specs(model_shape(tiny.config), StreamLimits(window=5), "fp32", name) for name in spellings)
-    generator = torch.Generator().manual_seed(0)
-    frames = torch.randint(0, 256, (2, 112, 112, 3), dtype=torch.uint8, generator=generator)
-    rings = [torch.randn(2, 5, 65, 4, 16, dtype=torch.float64, generator=generator) for _ in concat["temporal"].states]
-    time, mask = torch.tensor([6.0, 7.0]), torch.tensor([[True, False, True, True, False]] * 2)
-    with torch.no_grad():
-        features = graph_module(model, concat["trunk"])(frames)
-        other_features = graph_module(model, split["trunk"], "split")(frames)
-        a = graph_module(model, concat["temporal"])(features, time, mask, *rings)
-        by_slot = (ring.permute(0, 2, 3, 1, 4) for ring in rings)
-        b = graph_module(model, split["temporal"], "split")(features, time, mask, *by_slot)
-    for left, right in zip((features, *a), (other_features, *b), strict=True):
-        torch.testing.assert_close(left, right, rtol=0, atol=1e-12)  # worst 5e-15
-
-
-def test_a_second_spelling_leaves_the_model_as_it_is_and_copies_no_weight(tiny: LoadedModel) -> None:
-    spec = graph_specs(model_shape(tiny.config), StreamLimits(), "fp32", "split")["trunk"]
-    before = str(tiny.model.trunk)
-    split = graph_module(tiny.model, spec, "split")
-    assert str(tiny.model.trunk) == before != str(split)
-    assert {id(p) for p in split.parameters()} == {id(p) for p in tiny.model.trunk.parameters()}
-    assert graph_module(tiny.model, spec) is tiny.model.trunk

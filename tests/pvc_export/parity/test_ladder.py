@@ -27,9 +27,9 @@ from pvc_export.bundles.export import ExportRequest, export
 from pvc_export.controls.graph_edits import edit_graph, perturb_one_weight
 from pvc_export.graphs import sessions as graph_sessions
 from pvc_export.graphs.models import LoadedModel
-from pvc_export.graphs.modules import SplitTemporalAttention
 from pvc_export.graphs.onnx_file import export_graph
 from pvc_export.graphs.precision import cast_model
+from pvc_export.graphs.spellings import SplitTemporalAttention
 from pvc_export.parity import ladder
 from pvc_export.parity.bfloat16_on_cpu import widen
 from pvc_export.parity.check import check_bundle

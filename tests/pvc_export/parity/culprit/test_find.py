@@ -18,7 +18,8 @@ from engines.manifest import Manifest
 from engines.session import OrtSession
 from engines.spec import Precision, StreamLimits
 from engines.target import load_target
-from pvc_export.bundles.export import ExportRequest, wide_attention, write_graphs
+from pvc_export.bundles.engines import asked_of, wide_attention
+from pvc_export.bundles.export import ExportRequest, write_graphs
 from pvc_export.bundles.repair import repair
 from pvc_export.controls import graph_edits as edits
 from pvc_export.controls.defects import PRECISION_DEFECTS, PrecisionDefect
@@ -175,14 +176,16 @@ def test_an_island_keeps_its_weights_and_everything_inside_in_float32(
 
 def test_the_gate_on_engines_lets_go_of_attention_in_islands_alone(tiny: LoadedModel, bundle_fp16: Path) -> None:
     specs = Manifest.load(bundle_fp16).graphs
-    plain = cast_model(tiny.model, "fp16")
-    assert all(wide_attention(plain, spec) == NO_WIDE_ATTENTION for spec in specs.values())
+    assert all(wide_attention(tiny.model, spec, ()) == NO_WIDE_ATTENTION for spec in specs.values())
     islands = ("trunk.layers.1.attn", "temporal.layers.0.temporal_attn", "llm.layers.1", "llm.layers.0.mlp")
-    found = {name: wide_attention(cast_model(tiny.model, "fp16", islands), spec) for name, spec in specs.items()}
+    found = {name: wide_attention(tiny.model, spec, islands) for name, spec in specs.items()}
     assert found["trunk"] == WideAttention(num_rows=1)
     assert found["temporal"] == WideAttention(states=frozenset({"past.0.key", "past.0.value"}))
     assert found["llm"] == WideAttention(num_rows=1, states=frozenset({"past.1.key", "past.1.value"}))
     assert found["compressor"] == found["embed"] == found["head"] == NO_WIDE_ATTENTION
+    assert wide_attention(tiny.model, specs["trunk"], ("trunk.layers.1.attn.qkv",)) == WideAttention(num_rows=1)
+    assert wide_attention(tiny.model, specs["trunk"], ("trunk",)) == WideAttention(num_rows=2)
+    assert asked_of(tiny.model, specs["trunk"], ("trunk",)).wide == NO_WIDE_ATTENTION  # a float32 graph
 
 
 def test_an_island_rounds_its_result_and_nothing_inside(tiny: LoadedModel) -> None:

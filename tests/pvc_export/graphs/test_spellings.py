@@ -1,0 +1,64 @@
+"""Spellings of attention: the arithmetic of the reference, its weights, and its float32 islands."""
+
+from __future__ import annotations
+
+import copy
+from typing import get_args
+
+import torch
+
+from engines.graph_specs import graph_specs
+from engines.spec import CacheUpdate, Spelling, StreamLimits
+from engines.target import load_target, target_names
+from pvc_export.graphs.models import LoadedModel
+from pvc_export.graphs.modules import graph_module, model_shape
+from pvc_export.graphs.precision import cast_model
+from pvc_export.graphs.spellings import CACHE_UPDATES, SPELLINGS, spelled
+
+
+def test_the_tables_have_every_spelling_and_every_target_names_one_of_each() -> None:
+    assert set(SPELLINGS) == set(get_args(Spelling)) and set(CACHE_UPDATES) == set(get_args(CacheUpdate))
+    targets = [load_target(name) for name in target_names()]
+    assert {target.spelling for target in targets} == set(SPELLINGS)
+    assert {target.cache_update for target in targets} == set(CACHE_UPDATES)
+
+
+def test_an_island_is_one_in_every_spelling(tiny: LoadedModel) -> None:
+    """What goes in is widened, what comes out is rounded, and nothing in between."""
+    name = "layers.1.attn"
+    plain, island = cast_model(tiny.model, "fp16"), cast_model(tiny.model, "fp16", (f"trunk.{name}",))
+    x = torch.randn(1, 65, 64, generator=torch.Generator().manual_seed(0)).half()
+    with torch.no_grad():
+        want, got, rounded = (
+            spelled(model.trunk, SPELLINGS["split"]).get_submodule(name)(x.to(dtype)).half()
+            for model, dtype in ((tiny.model, torch.float32), (island, torch.float16), (plain, torch.float16))
+        )
+    assert torch.equal(got, want) and not torch.equal(got, rounded)
+
+
+def test_the_two_spellings_of_attention_compute_the_same(tiny: LoadedModel) -> None:
+    """In float64, where nothing but arithmetic is left: same features, same new rows, rings in their own layouts."""
+    model = copy.deepcopy(tiny.model).double()
+    spellings: tuple[Spelling, ...] = ("concat", "split")
+    concat, split = (graph_specs(model_shape(tiny.config), StreamLimits(window=5), "fp32", name) for name in spellings)
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (2, 112, 112, 3), dtype=torch.uint8, generator=generator)
+    rings = [torch.randn(2, 5, 65, 4, 16, dtype=torch.float64, generator=generator) for _ in concat["temporal"].states]
+    time, mask = torch.tensor([6.0, 7.0]), torch.tensor([[True, False, True, True, False]] * 2)
+    with torch.no_grad():
+        features = graph_module(model, concat["trunk"])(frames)
+        other_features = graph_module(model, split["trunk"], "split")(frames)
+        a = graph_module(model, concat["temporal"])(features, time, mask, *rings)
+        by_slot = (ring.permute(0, 2, 3, 1, 4) for ring in rings)
+        b = graph_module(model, split["temporal"], "split")(features, time, mask, *by_slot)
+    for left, right in zip((features, *a), (other_features, *b), strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-12)  # worst 5e-15
+
+
+def test_a_second_spelling_leaves_the_model_as_it_is_and_copies_no_weight(tiny: LoadedModel) -> None:
+    spec = graph_specs(model_shape(tiny.config), StreamLimits(), "fp32", "split")["trunk"]
+    before = str(tiny.model.trunk)
+    split = graph_module(tiny.model, spec, "split")
+    assert str(tiny.model.trunk) == before != str(split)
+    assert {id(p) for p in split.parameters()} == {id(p) for p in tiny.model.trunk.parameters()}
+    assert graph_module(tiny.model, spec) is tiny.model.trunk
