@@ -44,7 +44,7 @@ def reference_exports(monkeypatch: pytest.MonkeyPatch, export_once: ExportGraph)
 
 @pytest.fixture
 def pvc_export(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.setattr(interrupt, "install", lambda: None)  # the signals of this process are pytest's
+    monkeypatch.setattr(interrupt.signals, "install", lambda **_: None)  # the signals of this process are pytest's
 
     def run(*args: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["pvc-export", *map(str, args)])
