@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 from engines.errors import BackendUnavailable, MediaError
 from engines.synthetic import Frame
 from engines.terminal import did_you_mean
-from engines.video import check_is_file
+from engines.video import NOT_WHOLE, WHOLE_VIDEO, check_is_file, no_frame_rate
 
 from .synthetic import SYNTHETIC, Shown, SyntheticDevice
 
@@ -129,12 +129,7 @@ class CaptureDevice:
             # A video file on a web server has a length, and is read like one on a disk.
             self.waits = not address.is_live or (address.kind == "url" and self._num_frames > 0)
             if self.waits and self.fps is None:
-                raise MediaError(
-                    f"{self.name} states no frame rate",
-                    expected="a video that says how many frames a second it has",
-                    cause="a raw stream without a container",
-                    fix=f"ffmpeg -i {self.name} -r 30 converted.mp4",
-                )
+                raise no_frame_rate(self.name)
             self._first = self._try_read()
             if self._first is None:
                 raise MediaError(f"{self.name} opens but gives no frame", **_advice(address))
@@ -255,11 +250,7 @@ def _advice(address: Address) -> dict[str, str]:
             "cause": "the pipeline is wrong, or this OpenCV is pip's, which has no GStreamer; JetPack's has it",
             "fix": "try the pipeline alone, with fakesink for appsink: gst-launch-1.0 PIPELINE",
         }
-    return {
-        "expected": "a complete video file",
-        "cause": "it is another kind of file, is damaged, or was cut short",
-        "fix": f"ffprobe {name}, or try another file",
-    }
+    return {"expected": WHOLE_VIDEO, "cause": NOT_WHOLE, "fix": f"ffprobe {name}, or try another file"}
 
 
 def _without_password(text: str) -> str:

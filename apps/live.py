@@ -48,7 +48,7 @@ class RuntimeName(str, Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """A command line whose parts do not contradict each other.
+    """A command line whose parts do not contradict each other. Raises BadParameter for what no session can do.
 
     question  None where each scene brings its own
     seed      None for all but the synthetic source
@@ -67,6 +67,23 @@ class Request:
     runtime: RuntimeName
     trust_engines: bool
     as_json: bool
+
+    def __post_init__(self) -> None:
+        address, question, record = self.address, self.question, self.record
+        if question is not None and not question.strip():
+            raise typer.BadParameter("--ask is empty; expected a question")
+        if question is not None and question != question.encode(errors="replace").decode():
+            raise typer.BadParameter("--ask is not valid text in this terminal's encoding; expected UTF-8")
+        if math.isnan(self.ask_every_s):
+            raise typer.BadParameter("--ask-every is not a number; expected seconds")
+        if self.seed is not None and address.kind != "synthetic":
+            raise typer.BadParameter(f"--seed is for --source synthetic; {address.name} shows what it shows")
+        if self.every_frame and address.is_live:
+            raise typer.BadParameter(
+                f"--every-frame needs a file or 'synthetic'; {address.name} does not wait for a model"
+            )
+        if record is not None and address.kind == "file" and record.resolve() == Path(address.target).resolve():
+            raise typer.BadParameter(f"--record would replace the source {record}; name another file")
 
 
 @app.command()
@@ -117,7 +134,6 @@ def live(
     'synthetic' shows the world that the model 'shapes' was taught, which waits for the model, and grades its answers.
     """
     address = parse_address(source)
-    _refuse_contradictions(address, ask, ask_every, seed, record, every_frame=every_frame)
     if address.kind == "synthetic":
         ask_every, seed = ask_every or 0.0, seed or 0
     elif ask is None:
@@ -135,30 +151,6 @@ def live(
         print("interrupted before the first frame", file=sys.stderr)
         exit_code = signals.exit_code or 128 + signal.SIGINT
     raise typer.Exit(exit_code)
-
-
-def _refuse_contradictions(
-    address: Address,
-    ask: str | None,
-    ask_every: float | None,
-    seed: int | None,
-    record: Path | None,
-    *,
-    every_frame: bool,
-) -> None:
-    """Raises BadParameter for what no session can do."""
-    if ask is not None and not ask.strip():
-        raise typer.BadParameter("--ask is empty; expected a question")
-    if ask is not None and ask != ask.encode(errors="replace").decode():
-        raise typer.BadParameter("--ask is not valid text in this terminal's encoding; expected UTF-8")
-    if ask_every is not None and math.isnan(ask_every):
-        raise typer.BadParameter("--ask-every is not a number; expected seconds")
-    if seed is not None and address.kind != "synthetic":
-        raise typer.BadParameter(f"--seed is for --source synthetic; {address.name} shows what it shows")
-    if every_frame and address.is_live:
-        raise typer.BadParameter(f"--every-frame needs a file or 'synthetic'; {address.name} does not wait for a model")
-    if record is not None and address.kind == "file" and record.resolve() == Path(address.target).resolve():
-        raise typer.BadParameter(f"--record would replace the source {record}; name another file")
 
 
 def run(request: Request, signals: Signals) -> int:

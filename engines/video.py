@@ -27,6 +27,10 @@ from numpy.typing import NDArray
 from engines.errors import BackendUnavailable, FrameError, MediaError
 from engines.preprocess import check_frame
 
+WHOLE_VIDEO = "a complete video file"
+NOT_WHOLE = "it is another kind of file, is damaged, or was cut short"
+CUT_AT_ONCE = "a recording that was stopped at once or cut short"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoInfo:
@@ -74,7 +78,7 @@ def probe_video(path: str | Path) -> VideoInfo:
             if first_frame is None:
                 first_frame = next(iter(packet.decode()), None)
         if first_frame is None:
-            raise _no_frames(path)
+            raise _no_video(path, "holds no frame that can be decoded", cause=CUT_AT_ONCE)
         fps = _average_fps(stream, path)
         if stream.duration:
             duration_s = float(stream.duration * stream.time_base)
@@ -253,23 +257,13 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         with av.open(f"file:{path}", metadata_errors="replace") as container:
             yield container, _video_stream(container, path)
     except av.error.FFmpegError as error:
-        raise MediaError(
-            f"{path} cannot be read as a video: {error.strerror}",
-            expected="a complete video file",
-            cause="it is another kind of file, is damaged, or was cut short",
-            fix=f"ffprobe {path}, or try another file",
-        ) from error
+        raise _no_video(path, f"cannot be read as a video: {error.strerror}", cause=NOT_WHOLE) from error
 
 
 def _video_stream(container: Any, path: Path) -> Any:
     # FFmpeg's "tty" format draws any .txt file as if on a terminal: never what a user means.
     if not container.streams.video or container.format.name == "tty":
-        raise MediaError(
-            f"{path} has no video stream",
-            expected="a video file",
-            cause="it holds only sound or text",
-            fix=f"ffprobe {path}, or try another file",
-        )
+        raise _no_video(path, "has no video stream", cause="it holds only sound or text")
     stream = container.streams.video[0]
     if stream.codec_context is None:
         raise MediaError(
@@ -296,13 +290,17 @@ def _video_stream(container: Any, path: Path) -> Any:
 def _average_fps(stream: Any, path: Path) -> float:
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
-        raise MediaError(
-            f"{path} states no frame rate",
-            expected="a video that says how many frames a second it has",
-            cause="a raw stream without a container",
-            fix=f"ffmpeg -i {path} -r 30 converted.mp4",
-        )
+        raise no_frame_rate(str(path))
     return float(rate)
+
+
+def no_frame_rate(name: str) -> MediaError:
+    return MediaError(
+        f"{name} states no frame rate",
+        expected="a video that says how many frames a second it has",
+        cause="a raw stream without a container",
+        fix=f"ffmpeg -i {name} -r 30 converted.mp4",
+    )
 
 
 def _decode(path: Path, wanted: list[int] | None) -> Iterator[VideoFrame]:
@@ -321,7 +319,7 @@ def _decode(path: Path, wanted: list[int] | None) -> Iterator[VideoFrame]:
             if frame_index == last:
                 return
     if num_decoded == 0:
-        raise _no_frames(path)
+        raise _no_video(path, "holds no frame that can be decoded", cause=CUT_AT_ONCE)
     if last is not None:
         raise MediaError(
             f"frame {last} of {path} was asked for and the file ends after {num_decoded} frames (0 to "
@@ -360,13 +358,8 @@ def _write_errors(av: Any, path: Path) -> Iterator[None]:
         ) from error
 
 
-def _no_frames(path: Path) -> MediaError:
-    return MediaError(
-        f"{path} holds no frame that can be decoded",
-        expected="1 or more",
-        cause="a recording that was stopped at once or cut short",
-        fix=f"ffprobe {path}, or try another file",
-    )
+def _no_video(path: Path, what: str, *, cause: str) -> MediaError:
+    return MediaError(f"{path} {what}", expected=WHOLE_VIDEO, cause=cause, fix=f"ffprobe {path}, or try another file")
 
 
 def _shorten(numbers: list[int]) -> str:

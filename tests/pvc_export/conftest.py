@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,19 @@ class Outcome:
             position = self.message.find(part, position)
             assert position >= 0, f"{part!r} is not, or not there, in: {self.message}"
         assert self.exit_code == exit_code and "Traceback" not in self.message
+
+    def refuses(self, exit_code: int, error: str, /, **facts: str | tuple[str, ...]) -> None:
+        """After --json: this class of error, with these facts in its fields what, expected, cause and fix.
+
+        An error that has no such field yet may say the fact in `what`. Upper and lower case are the same.
+        """
+        data = json.loads(self.out)
+        assert (self.exit_code, data["exit_code"], data["error"]) == (exit_code, exit_code, error), data
+        for field, parts in facts.items():
+            text = (data[field] or data["what"]).casefold()
+            for part in (parts,) if isinstance(parts, str) else parts:
+                assert part.casefold() in text, f"{part!r} is not in {field}: {data}"
+        assert data["what"] in self.message and "Traceback" not in self.message
 
 
 Run = Callable[..., Outcome]
