@@ -239,7 +239,7 @@ def test_json_never_holds_nan(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_frames_that_will_not_fit_are_refused_before_the_first(bundle_fp16: Path, clip: Path, pvc_export: Run) -> None:
     result = pvc_export("run", bundle_fp16, "--video", clip, "--frames", 40)
-    assert result.exit_code == 6 and "Sample fewer with --frames, or export with --context 768" in result.message
+    assert result.exit_code == 6 and "fix: sample fewer with --frames, or export with --context 768" in result.message
     assert "stream" not in result.out
 
 
