@@ -80,7 +80,7 @@ def _describe_parity(receipt: dict[str, Any]) -> Iterator[str]:
     for passed, word in {True: "passed", False: "FAILED", None: "not executed"}.items():
         if levels := [level for level, verdict in tables["levels"].items() if verdict is passed]:
             lines[f"levels {word}"] = " ".join(levels)
-    lines |= {f"not executed: {what}": why for what, why in tables["not_executed"].items()}
+    lines |= {f"not executed: {what}": "; ".join(why.splitlines()) for what, why in tables["not_executed"].items()}
     width = max(map(len, lines), default=0)
     for label, text in lines.items():
         yield f"{INDENT}{label:<{width}}  {text}"
