@@ -1,6 +1,6 @@
 """Frames for a model that may be slower than the camera.
 
-Unusual: the newest frame wins. A thread reads as fast as the source delivers and keeps one frame, so that a slow model
+Note: the newest frame wins. A thread reads as fast as the source delivers and keeps one frame, so that a slow model
 sees the present and never a growing backlog; what it missed is counted. A file is played at its own speed, like a
 camera, unless every frame is asked for: then it waits for the model, nothing is dropped, and results repeat exactly.
 The synthetic source is shown at its own speed and waits for the model as well: a question is about a whole scene, and a
@@ -20,7 +20,7 @@ from engines.errors import MediaError
 from engines.synthetic import Frame
 
 from .devices import RETRY_PAUSES_S, Address, Capture, Device, open_device
-from .synthetic import Truth
+from .synthetic import KnownScene
 
 STALL_S = 30.0
 
@@ -32,14 +32,14 @@ class Captured:
     index        counts what the source delivered, from 0: a gap is what was dropped
     time_s       on the source's own timeline; a file's goes by its frame rate, a camera's by the clock
     captured_at  time.monotonic() when it was read, from which latency counts
-    truth        what is known of it; None for anything but the synthetic source
+    scene        that it is of; known of the synthetic source only
     """
 
     bgr: Frame
     index: int
     time_s: float
     captured_at: float
-    truth: Truth | None = None
+    scene: KnownScene | None = None
 
 
 class Source(Protocol):
@@ -89,16 +89,16 @@ class EveryFrame:
         if self._paced and not self._wait(timeout_s):
             return None
         started = time.monotonic()
-        bgr = None if self.ended else self.device.read()
-        if bgr is None:
+        shown = None if self.ended else self.device.read()
+        if shown is None:
             self.ended = True
             return None
         index, time_s = self._num_taken, self._num_taken / self._fps + self._held_s
         self._num_taken += 1
-        self._hold_s = self.device.hold_s
+        self._hold_s = 0.0 if shown.scene is None else shown.scene.hold_s
         self._held_s += self._hold_s
         self._due_at = started + 1 / self._fps
-        return Captured(bgr=bgr, index=index, time_s=time_s, captured_at=time.monotonic(), truth=self.device.truth)
+        return Captured(**shown._asdict(), index=index, time_s=time_s, captured_at=time.monotonic())
 
     def _wait(self, timeout_s: float) -> bool:
         """Until the next frame is due, at most timeout_s; whether it is."""
@@ -145,8 +145,9 @@ class NewestFrame:
             silent_s = time.monotonic() - self._heard_at
         if silent_s > STALL_S and not self.ended and not self.device.notice:
             raise MediaError(
-                f"{self.device.name} has given no frame for {silent_s:.0f} s, and no error either. Likely its driver "
-                "or its connection hangs: unplug it, or restart it, then start pvc-live again"
+                f"{self.device.name} has given no frame for {silent_s:.0f} s, and no error either",
+                cause="its driver or its connection hangs",
+                fix="unplug it, or restart it, then start pvc-live again",
             )
         return None
 
@@ -176,12 +177,12 @@ class NewestFrame:
             ahead_s = 0.0 if period_s is None else started + index * period_s - time.monotonic()
             if self._closing.wait(max(ahead_s, 0.0)):
                 return
-            bgr = self.device.read()
-            if bgr is None:
+            shown = self.device.read()
+            if shown is None:
                 return
             now = time.monotonic()
             time_s = now - started if period_s is None else index * period_s
             with self._changed:
-                self._newest = Captured(bgr=bgr, index=index, time_s=time_s, captured_at=now, truth=self.device.truth)
+                self._newest = Captured(**shown._asdict(), index=index, time_s=time_s, captured_at=now)
                 self._heard_at = now
                 self._changed.notify()

@@ -1,6 +1,6 @@
 """What delivers frames: a camera, a network stream, a pipeline or a file. One at a time, when asked.
 
-Unusual: a live device that stops delivering is opened again with growing pauses before it counts as lost; one that does
+Note: a live device that stops delivering is opened again with growing pauses before it counts as lost; one that does
 not open at the start is an error at once, as that is more often a typing error than a camera that is on its way.
 OpenCV is imported inside the functions, and opened by a factory, so that tests need neither a camera nor OpenCV.
 """
@@ -13,15 +13,15 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from engines.errors import BackendUnavailable, MediaError
 from engines.synthetic import Frame
-from engines.video import check_is_file
+from engines.terminal import did_you_mean
+from engines.video import NOT_WHOLE, WHOLE_VIDEO, check_is_file, no_frame_rate
 
-from .synthetic import SYNTHETIC, SyntheticDevice, Truth
+from .synthetic import SYNTHETIC, Shown, SyntheticDevice
 
 RETRY_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 TIMEOUT_MS = 5000  # of a network stream, for opening and for each frame
@@ -61,8 +61,6 @@ class Device(Protocol):
     fps     as stated, None if not
     waits   it delivers when asked, so whoever reads sets the pace
     notice  what a person should know of it now, else empty
-    truth   of the frame that was read last; None where nothing is known
-    hold_s  how long that frame stays beyond the period of its rate
     """
 
     name: str
@@ -71,14 +69,8 @@ class Device(Protocol):
     notice: str
     num_reconnects: int
 
-    @property
-    def truth(self) -> Truth | None: ...
-
-    @property
-    def hold_s(self) -> float: ...
-
-    def read(self) -> Frame | None:
-        """The next frame (H, W, 3) uint8 BGR, the caller's own; None at the end. Raises MediaError when lost."""
+    def read(self) -> Shown | None:
+        """The next frame, the caller's own; None at the end. Raises MediaError when lost."""
 
     def close(self) -> None: ...
 
@@ -120,9 +112,6 @@ def open_device(
 class CaptureDevice:
     """A cv2.VideoCapture that survives the loss of its camera."""
 
-    truth: Truth | None = None
-    hold_s = 0.0
-
     def __init__(
         self, address: Address, factory: Callable[[Address], Capture], wait: Wait, pauses_s: Sequence[float]
     ) -> None:
@@ -134,24 +123,21 @@ class CaptureDevice:
         self._capture = factory(address)
         try:
             if not self._capture.isOpened():
-                raise MediaError(f"{self.name} cannot be opened. {_advice(address)}")
+                raise MediaError(f"{self.name} cannot be opened", **_advice(address))
             self.fps = _rate(self._capture.get(FPS))
             self._num_frames = _count(self._capture.get(FRAME_COUNT))
             # A video file on a web server has a length, and is read like one on a disk.
             self.waits = not address.is_live or (address.kind == "url" and self._num_frames > 0)
             if self.waits and self.fps is None:
-                raise MediaError(
-                    f"{self.name} states no frame rate. Expected one. Likely a raw stream without a container: "
-                    f"ffmpeg -i {self.name} -r 30 converted.mp4"
-                )
+                raise no_frame_rate(self.name)
             self._first = self._try_read()
             if self._first is None:
-                raise MediaError(f"{self.name} opens but gives no frame. {_advice(address)}")
+                raise MediaError(f"{self.name} opens but gives no frame", **_advice(address))
         except BaseException:
             self._capture.release()
             raise
 
-    def read(self) -> Frame | None:
+    def read(self) -> Shown | None:
         frame, self._first = self._first, None
         if frame is None:
             frame = self._try_read()
@@ -161,7 +147,7 @@ class CaptureDevice:
                 return None
             frame = self._reconnect()
         self._num_read += 1
-        return frame
+        return None if frame is None else Shown(frame)
 
     def close(self) -> None:
         self._capture.release()
@@ -184,8 +170,9 @@ class CaptureDevice:
                 return frame
         raise MediaError(
             f"{self.name} was lost after {self._num_read} frames, and did not come back in {len(self._pauses_s)} "
-            f"attempts over {sum(self._pauses_s):.0f} s. Likely it was unplugged, or its power or network is gone. "
-            "Check that, then start pvc-live again"
+            f"attempts over {sum(self._pauses_s):.0f} s",
+            cause="it was unplugged, or its power or network is gone",
+            fix="check that, then start pvc-live again",
         )
 
     def _note_early_end(self) -> None:
@@ -223,46 +210,47 @@ def import_cv2() -> Any:
         return importlib.import_module("cv2")
     except ImportError as error:
         raise BackendUnavailable(
-            f"cameras and videos need OpenCV, which cannot be imported here ({error}). Install it: "
-            "pip install opencv-python, or opencv-python-headless on a machine without a screen"
+            f"OpenCV, which cameras and videos need, cannot be imported here: {error}",
+            fix="pip install opencv-python; on a machine without a screen, opencv-python-headless",
         ) from error
 
 
 def _check_video_file(address: Address) -> None:
     path = Path(address.target)
-    if not path.exists() and get_close_matches(address.target, [SYNTHETIC], cutoff=0.7):
-        raise MediaError(f"{path} does not exist. Did you mean --source {SYNTHETIC}?")
+    if not path.exists() and did_you_mean(address.target, [SYNTHETIC], cutoff=0.7):
+        raise MediaError(f"{path} does not exist", expected="a video file", fix=f"did you mean --source {SYNTHETIC}?")
     check_is_file(path)
     if not os.access(path, os.R_OK):
-        raise MediaError(f"{path} may not be read. Expected a file that is yours to read: ls -l {path}")
+        raise MediaError(f"{path} may not be read", expected="a file that is yours to read", fix=f"ls -l {path}")
     if path.suffix.lower() in TEXT_SUFFIXES:
-        raise MediaError(f"{path} is text by its suffix. Expected a video file: ffprobe {path}, or try another file")
+        raise MediaError(
+            f"{path} is text by its suffix", expected="a video file", fix=f"ffprobe {path}, or try another file"
+        )
 
 
-def _advice(address: Address) -> str:
-    """What was expected, the likely cause, and the next step."""
+def _advice(address: Address) -> dict[str, str]:
+    """What was expected, the likely cause and the next step, for an error."""
     name = address.name
     if address.kind == "camera":
         found = ", ".join(sorted(map(str, Path("/dev").glob("video*")))) or "none"
-        return (
-            f"Expected a camera that is connected and free; cameras of this machine: {found}. Likely it has another "
-            "number, another program is using it, or your user may not read it: ls -l /dev/video*. Without a camera: "
-            "--source synthetic, or a video file"
-        )
+        return {
+            "expected": f"a camera that is connected and free; cameras of this machine: {found}",
+            "cause": "it has another number, another program is using it, or your user may not read it",
+            "fix": "ls -l /dev/video*; without a camera: --source synthetic, or a video file",
+        }
     if address.kind == "url":
-        return (
-            "Expected a video stream that OpenCV can decode. Likely the address, port, user or password is another, "
-            f"the camera is off, or the network blocks it: ffprobe {name}"
-        )
+        return {
+            "expected": "a video stream that OpenCV can decode",
+            "cause": "the address, port, user or password is wrong, the camera is off, or the network blocks it",
+            "fix": f"ffprobe {name}",
+        }
     if address.kind == "pipeline":
-        return (
-            "Expected a GStreamer pipeline that ends in appsink, and an OpenCV with GStreamer: JetPack's has it, pip's "
-            "has not. Try the pipeline alone, with fakesink for appsink: gst-launch-1.0 PIPELINE"
-        )
-    return (
-        "Expected a complete video file. Likely it is another kind of file, is damaged, or was cut short: "
-        f"ffprobe {name}, or try another file"
-    )
+        return {
+            "expected": "a GStreamer pipeline that ends in appsink, and an OpenCV with GStreamer",
+            "cause": "the pipeline is wrong, or this OpenCV is pip's, which has no GStreamer; JetPack's has it",
+            "fix": "try the pipeline alone, with fakesink for appsink: gst-launch-1.0 PIPELINE",
+        }
+    return {"expected": WHOLE_VIDEO, "cause": NOT_WHOLE, "fix": f"ffprobe {name}, or try another file"}
 
 
 def _without_password(text: str) -> str:

@@ -19,8 +19,9 @@ from typing import Annotated
 import typer
 
 from engines import open_bundle
-from engines.errors import BundleError, PVCError
+from engines.errors import PVCError
 from engines.manifest import Manifest
+from engines.signals import Signals
 from engines.terminal import fail, print_json
 
 from .capture import open_source
@@ -28,8 +29,7 @@ from .devices import Address, parse_address
 from .meters import Meter
 from .recorder import Recorder
 from .report import Log, describe
-from .session import Session
-from .stop import Stop
+from .session import LiveSession
 from .watcher import Watcher, require_endless
 from .window import Window
 
@@ -48,7 +48,7 @@ class RuntimeName(str, Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """A command line whose parts do not contradict each other.
+    """A command line whose parts do not contradict each other. Raises BadParameter for what no session can do.
 
     question  None where each scene brings its own
     seed      None for all but the synthetic source
@@ -68,6 +68,23 @@ class Request:
     trust_engines: bool
     as_json: bool
 
+    def __post_init__(self) -> None:
+        address, question, record = self.address, self.question, self.record
+        if question is not None and not question.strip():
+            raise typer.BadParameter("--ask is empty; expected a question")
+        if question is not None and question != question.encode(errors="replace").decode():
+            raise typer.BadParameter("--ask is not valid text in this terminal's encoding; expected UTF-8")
+        if math.isnan(self.ask_every_s):
+            raise typer.BadParameter("--ask-every is not a number; expected seconds")
+        if self.seed is not None and address.kind != "synthetic":
+            raise typer.BadParameter(f"--seed is for --source synthetic; {address.name} shows what it shows")
+        if self.every_frame and address.is_live:
+            raise typer.BadParameter(
+                f"--every-frame needs a file or 'synthetic'; {address.name} does not wait for a model"
+            )
+        if record is not None and address.kind == "file" and record.resolve() == Path(address.target).resolve():
+            raise typer.BadParameter(f"--record would replace the source {record}; name another file")
+
 
 @app.command()
 def live(
@@ -80,33 +97,33 @@ def live(
     ] = "0",
     ask: Annotated[
         str | None,
-        typer.Option(help=f"The question. [default: {QUESTION!r}; of each scene of 'synthetic', one of its own]"),
+        typer.Option(help=f"The question. [default: {QUESTION!r}; with 'synthetic', a question of each scene's own]"),
     ] = None,
     ask_every: Annotated[
         float | None,
         typer.Option(
             min=0,
             metavar="SECONDS",
-            help="Of the source's time, between questions; 0: every frame. Scenes of 'synthetic' are only asked about "
-            f"at their end. [default: {ASK_EVERY_S:.0f}; with 'synthetic', every scene]",
+            help="Seconds of video between questions (0 = every frame). 'synthetic' is asked once per scene, at "
+            f"its end. [default: {ASK_EVERY_S:.0f}; with 'synthetic', every scene]",
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the scenes of 'synthetic'. [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed for the scenes of 'synthetic'. [default: 0]")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     headless: Annotated[bool, typer.Option("--headless", help="No window; answers go to standard output.")] = False,
     record: Annotated[
-        Path | None, typer.Option(help="Video file of what is shown, such as out.mp4. An older one is replaced.")
+        Path | None, typer.Option(help="Video file to record what is shown, such as out.mp4. An older one is replaced.")
     ] = None,
     every_frame: Annotated[
-        bool, typer.Option("--every-frame", help="Drop no frame of a file, however long that takes.")
+        bool, typer.Option("--every-frame", help="Process every frame of a file, however long that takes.")
     ] = False,
-    frames: Annotated[int | None, typer.Option(min=1, help="End after so many frames that the model saw.")] = None,
-    runtime: Annotated[RuntimeName, typer.Option(help="What executes the bundle.")] = RuntimeName.auto,
+    frames: Annotated[int | None, typer.Option(min=1, help="Stop after the model has seen this many frames.")] = None,
+    runtime: Annotated[RuntimeName, typer.Option(help="What runs the bundle.")] = RuntimeName.auto,
     trust_engines: Annotated[
-        bool, typer.Option("--trust-engines", help="Load engines that were built on another machine.")
+        bool, typer.Option("--trust-engines", help="Load engines that another machine built. They are executable code.")
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="A summary as one JSON object on standard output, nothing else.")
+        bool, typer.Option("--json", help="Print a summary as one JSON object and nothing else.")
     ] = False,
 ) -> None:
     """Watch a camera, a file or a network stream, and ask about it again and again.
@@ -117,7 +134,6 @@ def live(
     'synthetic' shows the world that the model 'shapes' was taught, which waits for the model, and grades its answers.
     """
     address = parse_address(source)
-    _refuse_contradictions(address, ask, ask_every, seed, record, every_frame=every_frame)
     if address.kind == "synthetic":
         ask_every, seed = ask_every or 0.0, seed or 0
     elif ask is None:
@@ -127,41 +143,17 @@ def live(
         seed=seed, max_new_tokens=max_new_tokens, headless=headless, record=record, every_frame=every_frame,
         max_frames=frames, runtime=runtime, trust_engines=trust_engines, as_json=as_json,
     )  # fmt: skip
-    stop = Stop()
-    stop.install()
+    signals = Signals()
+    signals.install(second_kills=True)
     try:
-        exit_code = run(request, stop)
+        exit_code = run(request, signals)
     except KeyboardInterrupt:
         print("interrupted before the first frame", file=sys.stderr)
-        exit_code = 128 + (stop.number or signal.SIGINT)
+        exit_code = signals.exit_code or 128 + signal.SIGINT
     raise typer.Exit(exit_code)
 
 
-def _refuse_contradictions(
-    address: Address,
-    ask: str | None,
-    ask_every: float | None,
-    seed: int | None,
-    record: Path | None,
-    *,
-    every_frame: bool,
-) -> None:
-    """Raises BadParameter for what no session can do."""
-    if ask is not None and not ask.strip():
-        raise typer.BadParameter("--ask is empty; expected a question")
-    if ask is not None and ask != ask.encode(errors="replace").decode():
-        raise typer.BadParameter("--ask is not valid text in this terminal's encoding; expected UTF-8")
-    if ask_every is not None and math.isnan(ask_every):
-        raise typer.BadParameter("--ask-every is not a number; expected seconds")
-    if seed is not None and address.kind != "synthetic":
-        raise typer.BadParameter(f"--seed is for --source synthetic; {address.name} shows what it shows")
-    if every_frame and address.is_live:
-        raise typer.BadParameter(f"--every-frame needs a file or 'synthetic'; {address.name} does not wait for a model")
-    if record is not None and address.kind == "file" and record.resolve() == Path(address.target).resolve():
-        raise typer.BadParameter(f"--record would replace the source {record}; name another file")
-
-
-def run(request: Request, stop: Stop) -> int:
+def run(request: Request, signals: Signals) -> int:
     """One session, from opening everything to the summary. Returns the exit code; raises PVCError before it began."""
     log = Log(as_json=request.as_json)
     require_endless(Manifest.load(request.bundle))  # known at once, while the rest may take its time
@@ -187,28 +179,25 @@ def run(request: Request, stop: Stop) -> int:
         log.say(f"{request.address.name} -> {request.bundle}, which runs on {bundle.runs_on}. Ctrl-C ends.")
         if random_weights:
             log.say("The weights are random: the tokens below are no answer to anything.")
-        session = Session(
-            source=source, watcher=watcher, meter=Meter(), log=log, stop=stop, window=window, recorder=recorder,
+        session = LiveSession(
+            source=source, watcher=watcher, meter=Meter(), log=log, signals=signals, window=window, recorder=recorder,
             max_frames=request.max_frames, random_weights=random_weights,
         )  # fmt: skip
         session.run()
-    return _conclude(session, request, log, stop)
+    return _conclude(session, request, log, signals)
 
 
-def _conclude(session: Session, request: Request, log: Log, stop: Stop) -> int:
+def _conclude(session: LiveSession, request: Request, log: Log, signals: Signals) -> int:
     """Say how it went. Returns the exit code."""
     source = {"source": request.address.name, "seed": request.seed}
     summary = {"bundle": str(request.bundle), **source, **session.summary()}
     for line in describe(summary):
         log.say(line)
     if session.error is not None:
-        print(f"{type(session.error).__name__}: {session.error}", file=sys.stderr)
-        summary |= session.error.to_json()
+        return fail(session.error, as_json=request.as_json, summary=summary)
     if request.as_json:
         print_json(summary)
-    if session.error is not None:
-        return session.error.exit_code
-    return 0 if stop.number in (None, signal.SIGINT) else 128 + int(stop.number)
+    return 0 if signals.number == signal.SIGINT else signals.exit_code or 0
 
 
 def main() -> None:
@@ -218,11 +207,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character of an answer must not end it all
     try:
         app()
-    except PVCError as error:
+    except (PVCError, OSError) as error:
         raise SystemExit(fail(error, as_json=as_json)) from None
-    except OSError as error:
-        text = f"{error}. A file cannot be read or written there; look at its path, owner and permissions"
-        raise SystemExit(fail(BundleError(text), as_json=as_json)) from None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What is written over a frame: how fast and how late at the top, question and answer at the bottom.
+"""What is written around a frame: how fast and how late above it, question and answer below.
 
 Where the source knows the truth, it stands below the answer, which gets a tick or a cross. These are drawn, as few
 fonts have them, and differ in more than their colour.
-Drawn on a copy, on darkened strips, so that it is readable on any picture and the model never sees it.
+The picture itself stays as it is, since the model reads all of it. The strips have one height for one size of frames,
+whatever is written on them: a video has one size. What does not fit is cut, and ends with '...'.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from PIL import Image, ImageDraw
 from engines.synthetic import Frame
 
 from .fonts import Font, drawable
+from .score import Grade
+from .watcher import Reply
 
 Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)  # blue, green, red, as the frames are
@@ -24,21 +27,22 @@ YELLOW: Color = (60, 220, 255)
 GREY: Color = (205, 205, 205)
 GREEN: Color = (90, 220, 90)
 RED: Color = (90, 90, 255)
-SHADE = 0.35  # of the picture's brightness stays under the text
-MAX_SHARE = 0.5  # of the height, for the text at the top and at the bottom each
+BACKGROUND: Color = (28, 24, 24)
 GAP = "   "  # between figures; a line is only broken here
 RANDOM_WEIGHTS = "random weights: these tokens mean nothing"
+ELLIPSIS = "..."
+LONG_FIGURES = "right 999 of 999, 100 %   99.9 fps   latency 999 ms   dropped 9999   frame 99999   context 9999/9999"
+ROWS_BELOW = 5
+MAX_FIGURE_ROWS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """What an overlay says.
+    """What is written around a frame.
 
-    answer    None before the first one
-    truth     the right answer; None where it is not known
-    is_right  None if the answer is not graded
-    score     how many were right so far, else empty
-    notice    one line that matters now, else empty
+    reply   None before the first one
+    score   how many were right so far, else empty
+    notice  one line that matters now, else empty
     """
 
     fps: float
@@ -49,11 +53,8 @@ class Status:
     context: int
     num_restarts: int
     question: str
-    answer: str | None
-    answer_index: int
+    reply: Reply | None
     random_weights: bool
-    truth: str | None = None
-    is_right: bool | None = None
     score: str = ""
     notice: str = ""
 
@@ -68,22 +69,35 @@ class Line(NamedTuple):
 
 
 def annotate(frame_bgr: Frame, status: Status) -> Frame:
-    """A copy of the frame (H, W, 3) uint8 BGR with the status on it."""
-    image: Frame = frame_bgr.copy()
-    height, width, _ = image.shape
+    """The frame (H, W, 3) uint8 BGR, unchanged, between two strips of text. Height and width are even, for encoders."""
+    height, width, _ = frame_bgr.shape
     size = text_size(height, width)
-    top = _lines(_figures(status), size, width, WHITE, separator=GAP)
-    top += _lines(status.notice, size, width, YELLOW) if status.notice else ()
-    bottom = _lines(f"Q: {status.question}", size, width, GREY)
-    bottom += _lines(RANDOM_WEIGHTS, size, width, YELLOW) if status.random_weights else ()
-    bottom += _marked(_lines(_answer(status), size, width - _mark_room(size), WHITE), status.is_right)
-    bottom += _lines(f"Truth: {status.truth}", size, width, GREY) if status.truth is not None else ()
-    room = max(1, int(height * MAX_SHARE) // _line_height(size))
-    if len(bottom) > room:
-        bottom = bottom[: room - 1] + _lines("...", size, width, WHITE)
-    _strip(image, bottom, size, at_bottom=True)
-    _strip(image, top[:room], size, at_bottom=False)
+    rows_above = 1 + min(len(_lines(LONG_FIGURES, size, width, WHITE, separator=GAP)), MAX_FIGURE_ROWS)
+    top = _strip_height(rows_above, size)
+    total = top + height + _strip_height(ROWS_BELOW, size)
+    image = np.full((total + total % 2, width + width % 2, 3), BACKGROUND, np.uint8)
+    image[top : top + height, :width] = frame_bgr
+    _write(image[:top], _above(status, size, width, rows_above), size)
+    _write(image[top + height :], _below(status, size, width), size)
     return image
+
+
+def _above(status: Status, size: int, width: int, num_rows: int) -> tuple[Line, ...]:
+    """The notice is brief and gets the room that it needs; figures get the rest."""
+    notice = _lines(status.notice, size, width, YELLOW, num_rows=num_rows - 1) if status.notice else ()
+    figures = _lines(_figures(status), size, width, WHITE, separator=GAP, num_rows=num_rows - len(notice))
+    return (*figures, *notice)
+
+
+def _below(status: Status, size: int, width: int) -> tuple[Line, ...]:
+    """Truth and warning first, then the answer; the question gets the rest, which is a line at least."""
+    grade = Grade() if status.reply is None else status.reply.grade
+    truth = _lines(f"Truth: {grade.truth}", size, width, GREY, num_rows=2) if grade.truth is not None else ()
+    warning = _lines(RANDOM_WEIGHTS, size, width, YELLOW, num_rows=1) if status.random_weights else ()
+    room = ROWS_BELOW - len(truth) - len(warning)
+    answer = _lines(_answer(status), size, width - _mark_room(size), WHITE, num_rows=room - 1)
+    question = _lines(f"Q: {status.question}", size, width, GREY, num_rows=room - len(answer))
+    return (*question, *warning, answer[0]._replace(mark=grade.is_right), *answer[1:], *truth)
 
 
 def text_size(height: int, width: int) -> int:
@@ -92,7 +106,8 @@ def text_size(height: int, width: int) -> int:
 
 
 def _figures(status: Status) -> str:
-    figures = [
+    """The score first: what stands last is what a long notice hides."""
+    figures = [status.score] * (status.score != "") + [
         f"{status.fps:.1f} fps",
         f"latency {status.latency_ms:.0f} ms",
         f"dropped {status.num_dropped}",
@@ -100,23 +115,24 @@ def _figures(status: Status) -> str:
         f"context {status.context_rows}/{status.context}",
     ]
     figures += [f"restarts {status.num_restarts}"] * (status.num_restarts > 0)
-    return GAP.join(figures + [status.score] * (status.score != ""))
+    return GAP.join(figures)
 
 
 def _answer(status: Status) -> str:
     """No answer where the weights are random, so it is not called one."""
-    if status.answer is None:
+    if status.reply is None:
         return "A: ..."
-    return f"{'tokens' if status.random_weights else 'A'} (frame {status.answer_index}): {status.answer}"
-
-
-def _marked(lines: tuple[Line, ...], mark: bool | None) -> tuple[Line, ...]:
-    return (*(line._replace(mark=mark) for line in lines[:1]), *lines[1:])
+    return f"{'tokens' if status.random_weights else 'A'} (frame {status.reply.frame_index}): {status.reply.text}"
 
 
 @lru_cache(maxsize=64)
-def _lines(text: str, size: int, width: int, color: Color, *, separator: str = " ") -> tuple[Line, ...]:
-    """The text broken into lines that fit the width, all in one font; a word longer than a line is broken as well."""
+def _lines(
+    text: str, size: int, width: int, color: Color, *, separator: str = " ", num_rows: int | None = None
+) -> tuple[Line, ...]:
+    """The text broken into lines that fit the width, all in one font; a word longer than a line is broken as well.
+
+    What is more than `num_rows` is cut off.
+    """
     clean, font = drawable(text if separator != " " else " ".join(text.split()), size)
     room, rows = max(width - 2 * _margin(size), 1), [""]
     for word in clean.split(separator):
@@ -130,23 +146,25 @@ def _lines(text: str, size: int, width: int, color: Color, *, separator: str = "
             if rows[-1] and font.getlength(rows[-1] + char) > room:
                 rows.append("")
             rows[-1] += char
+    if num_rows is not None and len(rows) > num_rows:
+        last = rows[num_rows - 1]
+        while last and font.getlength(last + ELLIPSIS) > room:
+            last = last[:-1]
+        rows = [*rows[: num_rows - 1], last + ELLIPSIS]
     return tuple(Line(text=row, font=font, color=color) for row in rows)
 
 
-def _strip(image: Frame, lines: tuple[Line, ...], size: int, *, at_bottom: bool) -> None:
-    """Darken a strip over the whole width, in place, and write the lines on it."""
-    margin, step = _margin(size), _line_height(size)
-    height = min(len(lines) * step + margin, image.shape[0])
-    region = image[image.shape[0] - height :] if at_bottom else image[:height]
-    picture = Image.fromarray((region * np.float32(SHADE)).astype(np.uint8))
+def _write(strip: Frame, lines: tuple[Line, ...], size: int) -> None:
+    """Write the lines on a strip of an image, in place."""
+    picture = Image.fromarray(strip)
     draw = ImageDraw.Draw(picture)
     for row, line in enumerate(lines):
-        left, top = margin, margin // 2 + row * step
+        left, top = _margin(size), _margin(size) // 2 + row * _line_height(size)
         if line.mark is not None:
             _draw_mark(draw, left, top, size, is_tick=line.mark)
             left += _mark_room(size)
         draw.text((left, top), line.text, font=line.font, fill=line.color)
-    region[:] = np.asarray(picture)
+    strip[:] = np.asarray(picture)
 
 
 def _draw_mark(draw: ImageDraw.ImageDraw, left: int, top: int, size: int, *, is_tick: bool) -> None:
@@ -164,6 +182,10 @@ def _mark_room(size: int) -> int:
 
 def _margin(size: int) -> int:
     return size // 2
+
+
+def _strip_height(num_rows: int, size: int) -> int:
+    return num_rows * _line_height(size) + _margin(size)
 
 
 def _line_height(size: int) -> int:

@@ -35,11 +35,15 @@ class Recorder:
         """
         if path.suffix.lower() not in SUFFIXES:
             raise MediaError(
-                f"{path} has no suffix of a video. Expected one of {', '.join(SUFFIXES)}: it chooses the format. "
-                f"Likely it was forgotten: --record {path.with_suffix('.mp4')}"
+                f"{path} has no suffix of a video, which chooses the format",
+                expected=f"one of {', '.join(SUFFIXES)}",
+                cause="it was forgotten",
+                fix=f"--record {path.with_suffix('.mp4')}",
             )
         if path.is_dir():
-            raise MediaError(f"{path} is a folder. Expected the name of a video file: --record {path}/live.mp4")
+            raise MediaError(
+                f"{path} is a folder", expected="the name of a video file", fix=f"--record {path}/live.mp4"
+            )
         self.path = path
         if path.parent.is_dir():
             self._require_space()
@@ -86,9 +90,10 @@ class Recorder:
         free = shutil.disk_usage(self.path.parent).free
         if free < MIN_FREE_BYTES:
             raise BackendUnavailable(
-                f"only {free / 2**20:.0f} MiB are free on the disk of {self.path}, too little to record there; a "
-                f"recording that had begun was completed. Expected {MIN_FREE_BYTES / 2**20:.0f} MiB or more. Free some "
-                "space, or record elsewhere: df -h"
+                f"only {free / 2**20:.0f} MiB are free on the disk of {self.path}; a recording that had begun was "
+                "completed",
+                expected=f"{MIN_FREE_BYTES / 2**20:.0f} MiB or more, which it takes to complete a file",
+                fix="free some space, or record elsewhere: df -h",
             )
 
 

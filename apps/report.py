@@ -1,4 +1,4 @@
-"""What a session says while it runs, and at its end."""
+"""The words of a session, while it runs and at its end."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ class Log:
 def describe_reply(reply: Reply, score: str) -> str:
     """One line of the log; with question, truth and score where the source knows the truth."""
     head = f"{reply.time_s:9.1f} s  frame {reply.frame_index:<6} "
-    if reply.truth is None:
+    grade = reply.grade
+    if grade.truth is None:
         return head + reply.text
     told = f"{head}{reply.question} -> {reply.text}  "
-    if reply.is_right is None:
-        return f"{told}truth: {reply.truth}"
-    return f"{told}{MARKS[reply.is_right]} truth: {reply.truth}  {score}"
+    if grade.is_right is None:
+        return f"{told}truth: {grade.truth}"
+    return f"{told}{MARKS[grade.is_right]} truth: {grade.truth}  {score}"
 
 
 def describe(summary: dict[str, Any]) -> list[str]:

@@ -1,10 +1,33 @@
-"""How many answers were right, where the source knows the truth."""
+"""Grades, where the source knows its scenes: which answers are right, and how many of them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from .watcher import Reply
+from .synthetic import KnownScene
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grade:
+    """What is known of an answer.
+
+    truth     the right answer; None where it is not known, or not yet: a scene is asked about at its end
+    is_right  whether the answer is equal to it; None if it does not count
+    topic     of a question of the source's own
+    """
+
+    truth: str | None = None
+    is_right: bool | None = None
+    topic: str | None = None
+
+
+def grade(text: str, scene: KnownScene | None, *, counts: bool) -> Grade:
+    """`scene` is that of the frame at which was asked. `counts`: the model had a fair chance to be right."""
+    if scene is None or not scene.is_last:
+        return Grade()
+    is_right = text.strip() == scene.answer if counts and scene.answer is not None else None
+    return Grade(truth=scene.answer, is_right=is_right, topic=scene.topic)
 
 
 class Score:
@@ -14,16 +37,16 @@ class Score:
         self.num_right = self.num_graded = 0
         self._by_topic: dict[str, dict[str, int]] = {}
 
-    def add(self, reply: Reply) -> None:
-        """Count an answer; one without a grade changes nothing."""
-        if reply.is_right is None:
+    def add(self, grade: Grade) -> None:
+        """Count an answer; one that does not count changes nothing."""
+        if grade.is_right is None:
             return
         self.num_graded += 1
-        self.num_right += reply.is_right
-        if reply.topic is not None:
-            topic = self._by_topic.setdefault(reply.topic, {"num_right": 0, "num_graded": 0})
+        self.num_right += grade.is_right
+        if grade.topic is not None:
+            topic = self._by_topic.setdefault(grade.topic, {"num_right": 0, "num_graded": 0})
             topic["num_graded"] += 1
-            topic["num_right"] += reply.is_right
+            topic["num_right"] += grade.is_right
 
     @property
     def accuracy(self) -> float | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from engines.errors import PVCError
+from engines.signals import Signals
 from engines.synthetic import Frame
 
 from .capture import Captured, Source
@@ -16,7 +17,6 @@ from .overlay import Status, annotate
 from .recorder import Recorder
 from .report import Log, describe_reply
 from .score import Score
-from .stop import Stop
 from .watcher import Reply, Watcher
 from .window import Window
 
@@ -24,7 +24,7 @@ PATIENCE_S = 0.1  # without a frame, until keys and signals are looked at
 
 
 @dataclass(kw_only=True, slots=True)
-class Session:
+class LiveSession:
     """Everything that takes part. `run` may be called once.
 
     Model and display share a thread: a question holds up the next frame, while the source goes on and drops.
@@ -34,7 +34,7 @@ class Session:
     watcher: Watcher
     meter: Meter
     log: Log
-    stop: Stop
+    signals: Signals
     window: Window | None
     recorder: Recorder | None
     max_frames: int | None
@@ -48,7 +48,7 @@ class Session:
 
         An error meant for users ends it as well and is kept in `error`; whatever else is raised passes through.
         """
-        self.stop.defer()
+        self.signals.defer()
         try:
             self._watch()
         except PVCError as error:
@@ -75,7 +75,7 @@ class Session:
             "num_reconnects": self.source.device.num_reconnects,
             "question": self.watcher.question if reply is None else reply.question,
             "random_weights": self.random_weights,
-            "last_answer": None if reply is None else asdict(reply),
+            "last_answer": None if reply is None else reply.to_json(),
             "score": self.score.summary(),
             "recording": recording,
         }
@@ -91,15 +91,17 @@ class Session:
                 self.window.show(self._annotated(captured))
             self.log.notice(self.source.device.notice)
             key = "" if self.window is None else self.window.key()
-            if key == "ask" and captured is not None and not self.stop.requested:
+            if key == "ask" and captured is not None and not self.signals.requested:
                 self._ask(captured)
             self.ended = self._reason_to_end(key)
-        if captured is not None and self.watcher.has_news(captured) and key != "quit" and not self.stop.requested:
+        if captured is not None and self.watcher.has_news(captured) and key != "quit" and not self.signals.requested:
             self._ask(captured)  # a short clip, and the end of a long one, get an answer too
 
     def _reason_to_end(self, key: str) -> str:
-        if self.stop.number is not None:
-            return "ended by Ctrl-C" if self.stop.number == signal.SIGINT else f"ended by signal {self.stop.number}"
+        if self.signals.number is not None:
+            return (
+                "ended by Ctrl-C" if self.signals.number == signal.SIGINT else f"ended by signal {self.signals.number}"
+            )
         if key == "quit":
             return "ended in the window"
         if self.source.ended:
@@ -107,23 +109,23 @@ class Session:
         return "enough frames were seen" if self.meter.num_processed == self.max_frames else ""
 
     def _see(self, captured: Captured) -> None:
-        num_restarts, num_processed = self.watcher.num_restarts, self.meter.num_processed
-        with self.stop.interruptible():
+        num_restarts = self.watcher.num_restarts
+        with self.signals.interruptible() as cut:
             self.watcher.push(captured)
-            self.meter.add(captured, time.monotonic())
-        if self.meter.num_processed == num_processed:
-            return  # interrupted: the model did not see it
+        if cut.short:
+            return  # the model did not see it
+        self.meter.add(captured, time.monotonic())
         if self.watcher.num_restarts > num_restarts:
             self.log.say(self.watcher.notice(captured.time_s))
-        if self.watcher.is_due(captured) and not self.stop.requested:
+        if self.watcher.is_due(captured) and not self.signals.requested:
             self._ask(captured)
         else:
             self._show(captured)
 
     def _ask(self, captured: Captured) -> None:
-        with self.stop.interruptible():
+        with self.signals.interruptible():
             reply = self.watcher.ask(captured)
-            self.score.add(reply)
+            self.score.add(reply.grade)
             if self.window is None:
                 self.log.say(describe_reply(reply, self.score.text()))
         self._show(captured)
@@ -139,7 +141,7 @@ class Session:
             self.recorder.add(image, captured.time_s)
 
     def _annotated(self, captured: Captured) -> Frame:
-        meter, watcher, reply = self.meter, self.watcher, self._reply_to(captured)
+        meter, watcher = self.meter, self.watcher
         status = Status(
             fps=meter.fps,
             latency_ms=meter.latency_ms,
@@ -149,10 +151,7 @@ class Session:
             context=watcher.context,
             num_restarts=watcher.num_restarts,
             question=watcher.question,
-            answer=None if reply is None else reply.text,
-            answer_index=0 if reply is None else reply.frame_index,
-            truth=None if reply is None else reply.truth,
-            is_right=None if reply is None else reply.is_right,
+            reply=self._reply_to(captured),
             score=self.score.text(),
             random_weights=self.random_weights,
             notice=self.source.device.notice or watcher.notice(captured.time_s),
@@ -161,8 +160,8 @@ class Session:
 
     def _reply_to(self, captured: Captured) -> Reply | None:
         """The newest answer; of a source with scenes only if it is about the scene that is shown."""
-        reply, truth = self.watcher.last_reply, captured.truth
-        if reply is None or truth is None or reply.frame_index >= captured.index - truth.frame_index:
+        reply, scene = self.watcher.last_reply, captured.scene
+        if reply is None or scene is None or reply.frame_index >= captured.index - scene.frame_index:
             return reply
         return None
 

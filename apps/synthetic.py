@@ -1,6 +1,6 @@
-"""A camera that knows the truth: the labelled world of pvc_ref.shapes, rendered live, one scene after another.
+"""A camera that knows its scenes: the labelled world of pvc_ref.shapes, rendered live, one scene after another.
 
-Unusual: time stands still here between scenes. A scene's question is asked at its last frame, which is then held for as
+Note: time stands still here between scenes. A scene's question is asked at its last frame, which is then held for as
 long as a person needs to read the answer. The world is imported when it is first shown, so that a device without it
 still has its cameras.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,8 +22,8 @@ HOLD_S = 1.5  # that the last frame of a scene stays, for reading
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Truth:
-    """What is known of a rendered frame: the question of its scene, to be asked at the scene's last frame.
+class KnownScene:
+    """The scene that a rendered frame is of, and the question about it, to be asked at its last frame.
 
     answer       the right one; None if the world has none for this question
     topic        of the world's own question; None for a person's
@@ -44,54 +45,62 @@ class Truth:
     def is_last(self) -> bool:
         return self.frame_index == self.num_frames - 1
 
+    @property
+    def hold_s(self) -> float:
+        """How long this frame stays beyond the period of its rate."""
+        return HOLD_S if self.is_last else 0.0
+
+
+class Shown(NamedTuple):
+    """What a device reads: a frame (H, W, 3) uint8 BGR, and its scene where that is known."""
+
+    bgr: Frame
+    scene: KnownScene | None = None
+
 
 class SyntheticDevice:
-    """Frames of the world (SIZE, SIZE, 3) uint8 BGR and the truth of each, all from a seed, without an end."""
+    """Frames of the world (SIZE, SIZE, 3) uint8 BGR and the scene of each, all from a seed, without an end."""
 
     name, waits, notice, num_reconnects = SYNTHETIC, True, "", 0
     fps: float | None = FPS
 
     def __init__(self, *, seed: int = 0, question: str | None = None) -> None:
         """`question` is asked of every scene; None asks each scene one of its own. Raises BackendUnavailable."""
-        self.truth: Truth | None = None
-        self._frames = _watch(seed, question)
+        self._shown = _watch(seed, question)
 
-    @property
-    def hold_s(self) -> float:
-        return HOLD_S if self.truth is not None and self.truth.is_last else 0.0
-
-    def read(self) -> Frame | None:
-        frame, self.truth = next(self._frames)
-        return frame
+    def read(self) -> Shown | None:
+        return next(self._shown)
 
     def close(self) -> None:
-        self._frames = iter(())
+        self._shown = iter(())
 
 
-def _watch(seed: int, asked: str | None) -> Iterator[tuple[Frame, Truth]]:
+def _watch(seed: int, asked: str | None) -> Iterator[Shown]:
     """The import fails here, at once, and not at the first frame."""
     try:
         from pvc_ref.shapes import answer_to, question_of, watch
     except ImportError as error:
         raise BackendUnavailable(
-            f"--source {SYNTHETIC} needs pvc_ref.shapes, OpenCV and Pillow, and one of them cannot be imported here "
-            f"({error}). pvc_ref.shapes is a part of this package that a device kit may lack: install the whole "
-            "package, and pip install opencv-python. Or show something else: --source 0, or a video file"
+            f"--source {SYNTHETIC} cannot be shown: {error}",
+            expected="pvc_ref.shapes, OpenCV and Pillow",
+            cause="pvc_ref is a part of this package that a device's kit may lack",
+            fix="install the whole package, and pip install opencv-python; or show something else: --source 0, or a "
+            "video file",
         ) from error
 
-    def frames() -> Iterator[tuple[Frame, Truth]]:
+    def frames() -> Iterator[Shown]:
         num_scenes = 0
         for shown in watch(seed, size=SIZE):
             if shown.frame_index == 0:
                 own = question_of(shown.clip, seed + num_scenes)
                 num_scenes += 1
-            truth = Truth(
+            scene = KnownScene(
                 question=asked or own.text,
                 answer=answer_to(shown.clip.scene, asked) if asked else own.answer,
                 topic=None if asked else own.topic,
                 frame_index=shown.frame_index,
                 num_frames=len(shown.clip.frames),
             )
-            yield np.ascontiguousarray(shown.frame[..., ::-1]), truth
+            yield Shown(np.ascontiguousarray(shown.frame[..., ::-1]), scene)
 
     return frames()

@@ -1,22 +1,24 @@
 """One stream that watches without an end: frames in, a question asked now and then, a new start when it is full.
 
-Unusual: it is full as well when it holds as many frames as the model was trained on; of longer clips it knows nothing.
+Note: it is full as well when it holds as many frames as the model was trained on; of longer clips it knows nothing.
 Room for the question and its answer is kept free, so that a context that fills up is asked about once more before it is
 forgotten. Otherwise a small context and a rare question would give no answer at all.
-A source that knows the truth brings its own question for each scene. It is asked at the scene's last frame only, and a
+A source that knows its scenes brings its own question for each scene. It is asked at the scene's last frame only, and a
 context is then forgotten between two scenes, not within one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from engines import Bundle, PVCStream
 from engines.errors import StreamError, StreamFull
 from engines.manifest import Manifest
 
 from .capture import Captured
-from .synthetic import Truth
+from .score import Grade, grade
+from .synthetic import KnownScene
 
 NOTICE_S = 4.0  # how long an overlay shows that the stream was started again
 MARGIN_ROWS = 8  # a frame's number takes more tokens as it grows
@@ -24,13 +26,7 @@ MARGIN_ROWS = 8  # a frame's number takes more tokens as it grows
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """What the model said about the frames up to `frame_index`. finished: false if the token limit cut it short.
-
-    truth     the right answer, where the source knows it
-    is_right  whether the text is equal to it; None if the answer is not graded: the truth is not known, the model saw
-              only a part of the scene, the scene was asked about before, or the weights are random
-    topic     of a question of the source's own
-    """
+    """What the model said about the frames up to `frame_index`. finished: false if the token limit cut it short."""
 
     question: str
     text: str
@@ -39,9 +35,13 @@ class Reply:
     finished: bool
     prefill_ms: float
     decode_ms: float
-    truth: str | None = None
-    is_right: bool | None = None
-    topic: str | None = None
+    grade: Grade = field(default_factory=Grade)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, those of the grade among them."""
+        fields = asdict(self)
+        graded: dict[str, Any] = fields.pop("grade")
+        return fields | graded
 
 
 class Watcher:
@@ -66,8 +66,9 @@ class Watcher:
         if with_frame + MARGIN_ROWS > self.context:
             raise StreamFull(
                 f"one frame, the question and {max_new_tokens} tokens of answer need {with_frame + MARGIN_ROWS} "
-                f"context rows, but the bundle has {self.context}. Ask shorter, lower --max-new-tokens, or export "
-                "with a larger --context"
+                "context rows",
+                expected=f"{self.context} rows or fewer, as many as the bundle has",
+                fix="ask shorter, lower --max-new-tokens, or export with a larger --context",
             )
         self._due_s: float | None = None
         self._num_unasked = 0
@@ -80,11 +81,11 @@ class Watcher:
 
     def push(self, captured: Captured) -> None:
         """Let the model see a frame, in a new context if the old one is full, or has no room for the frame's scene."""
-        truth, num_frames = captured.truth, 1
-        if truth is not None and truth.is_first:
-            self._num_of_scene, num_frames = 0, truth.num_frames
-        if truth is not None and truth.question != self.question:
-            self.question = truth.question
+        scene, num_frames = captured.scene, 1
+        if scene is not None and scene.is_first:
+            self._num_of_scene, num_frames = 0, scene.num_frames
+        if scene is not None and scene.question != self.question:
+            self.question = scene.question
             self._ask_rows = self._rows_needed(0)
         if why := self._why_full(num_frames):
             self._restart(captured, why)
@@ -101,18 +102,16 @@ class Watcher:
     def is_due(self, captured: Captured) -> bool:
         """Whether to ask now: it is time, or the next frame starts a new context. Of a scene, only at its end."""
         is_time = captured.time_s >= (self._due_s or 0.0)
-        return self.has_news(captured) and (is_time or (captured.truth is None and self._why_full(1) != ""))
+        return self.has_news(captured) and (is_time or (captured.scene is None and self._why_full(1) != ""))
 
     def has_news(self, captured: Captured) -> bool:
         """Whether frames were pushed that no answer is about yet, and none of them is of a scene that goes on."""
-        return self._num_unasked > 0 and (captured.truth is None or captured.truth.is_last)
+        return self._num_unasked > 0 and (captured.scene is None or captured.scene.is_last)
 
     def ask(self, captured: Captured) -> Reply:
         """Ask about everything in the context; `captured` is its newest frame."""
         answer = self.stream.ask(self.question, max_new_tokens=self._max_new_tokens)
-        truth = captured.truth if captured.truth is not None and captured.truth.is_last else None
-        right = None if truth is None else truth.answer
-        is_graded = right is not None and truth is not None and self._may_grade(truth)
+        graded = grade(answer.text, captured.scene, counts=self._saw_it_fairly(captured.scene))
         self._num_unasked, self._due_s = 0, captured.time_s + self._ask_every_s
         self.num_replies += 1
         self.last_reply = Reply(
@@ -123,9 +122,7 @@ class Watcher:
             finished=answer.finished,
             prefill_ms=answer.prefill_ms,
             decode_ms=answer.decode_ms,
-            truth=right,
-            is_right=answer.text.strip() == right if is_graded else None,
-            topic=None if truth is None else truth.topic,
+            grade=graded,
         )
         return self.last_reply
 
@@ -133,9 +130,11 @@ class Watcher:
         """What happened to the context lately, else empty."""
         return self._notice if time_s < self._notice_until_s else ""
 
-    def _may_grade(self, truth: Truth) -> bool:
+    def _saw_it_fairly(self, scene: KnownScene | None) -> bool:
+        """Whether a trained model has all of the scene in its context, and was not asked about it before."""
         num_seen = min(self._num_of_scene, self.stream.num_context_frames)  # a re-anchor forgets the oldest
-        return num_seen == truth.num_frames and self._num_unasked > 0 and not self._random_weights
+        is_whole = scene is not None and num_seen == scene.num_frames
+        return is_whole and self._num_unasked > 0 and not self._random_weights
 
     def _rows_needed(self, num_frames: int) -> int:
         return self.stream.rows_needed(num_frames, question=self.question, max_new_tokens=self._max_new_tokens)
@@ -167,6 +166,7 @@ def require_endless(manifest: Manifest) -> None:
     """Raise StreamError for a model whose time is t / T: a live view has no T."""
     if manifest.time_mode == "fixed":
         raise StreamError(
-            "this model's time mode is 'fixed': it must know the number of frames beforehand, and a live view has no "
-            "end. Expected 'absolute'. Stream a file of known length instead: pvc-export run BUNDLE --video FILE"
+            "this model's time mode is 'fixed': it must know the number of frames, and a live view has no end",
+            expected="a model whose time mode is 'absolute'",
+            fix="stream a file of known length instead: pvc-export run BUNDLE --video FILE",
         )

@@ -1,6 +1,6 @@
 """The window of a live view.
 
-Unusual: it must be opened before PyAV is imported (a recording does that). PyAV brings a copy of libxcb; where that is
+Note: it must be opened before PyAV is imported (a recording does that). PyAV brings a copy of libxcb; where that is
 loaded first, OpenCV's Qt window hangs for good: opencv/opencv#21952, seen here with opencv-python 5.0 and av 18.1.
 """
 
@@ -18,7 +18,7 @@ from .devices import import_cv2
 TITLE = "pvc-live"
 ESCAPE = 27
 MAX_WIDTH, MAX_HEIGHT = 1280, 720  # of the window at first; its user may change it
-WITHOUT = "Go without: pvc-live ... --headless --record OUT.mp4"
+WITHOUT = "go without: pvc-live ... --headless --record OUT.mp4"
 
 
 class Window:
@@ -36,8 +36,9 @@ class Window:
         ):
             # Without the question, Qt would abort the process.
             raise BackendUnavailable(
-                "a window needs a screen, and DISPLAY is not set. Likely this is a remote shell, a container or a "
-                f"service. {WITHOUT}"
+                "a window needs a screen, and DISPLAY is not set",
+                cause="this is a remote shell, a container or a service",
+                fix=WITHOUT,
             )
         try:
             flags = self._cv2.WINDOW_NORMAL | self._cv2.WINDOW_KEEPRATIO | self._cv2.WINDOW_GUI_NORMAL
@@ -45,8 +46,10 @@ class Window:
             self._cv2.waitKey(1)
         except self._cv2.error as error:
             raise BackendUnavailable(
-                "this OpenCV has no windows. Expected the package opencv-python; likely opencv-python-headless is "
-                f"installed. {WITHOUT}. Or: pip uninstall opencv-python-headless, then pip install opencv-python"
+                "this OpenCV has no windows",
+                expected="the package opencv-python",
+                cause="opencv-python-headless is installed",
+                fix=f"{WITHOUT}; or pip uninstall opencv-python-headless, then pip install opencv-python",
             ) from error
 
     def show(self, frame_bgr: Frame) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
+import tempfile
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from typing import Any
 
-from .errors import PVCError
+from .errors import BackendUnavailable, BundleError, PVCError
 
 
 def printable(text: str) -> str:
@@ -30,13 +32,30 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def fail(error: PVCError, *, as_json: bool) -> int:
+def fail(error: PVCError | OSError, *, as_json: bool, summary: dict[str, Any] | None = None) -> int:
     """Say what went wrong: a line for each of its sentences on standard error, and with `as_json` its fields as an
-    object on standard output. Returns the exit code."""
+    object on standard output, after those of a summary. Returns the exit code."""
+    if isinstance(error, OSError):
+        error = _of_the_system(error)
     print(f"error: {error}", file=sys.stderr)
     if as_json:
-        print_json(error.to_json())
+        print_json((summary or {}) | error.to_json())
     return error.exit_code
+
+
+def _of_the_system(error: OSError) -> PVCError:
+    """What the operating system refused, outside the places that say more of it."""
+    if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError):
+        return BundleError(
+            f"{error}", cause="a file cannot be read or written there", fix="look at its path, owner and permissions"
+        )
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free / 2**30
+    return BackendUnavailable(
+        f"{error}",
+        cause=f"a full disk: temporary files go to {folder}, where {free:.1f} GiB are free",
+        fix="free some space, or name another folder in front of the command: TMPDIR=FOLDER",
+    )
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:

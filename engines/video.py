@@ -1,6 +1,6 @@
 """Video files in and out, through PyAV: probe, read by frame index, write whole or frame by frame.
 
-Unusual: PyAV is imported inside the functions, so this module can be imported without it; and a file
+Note: PyAV is imported inside the functions, so this module can be imported without it; and a file
 that is cut short is refused even if its first frames decode, because sampling a shorter video picks
 other frames without a word.
 Frames are (H, W, 3) uint8 BGR, upright: a quarter-turn rotation in the file's metadata is applied
@@ -26,6 +26,10 @@ from numpy.typing import NDArray
 
 from engines.errors import BackendUnavailable, FrameError, MediaError
 from engines.preprocess import check_frame
+
+WHOLE_VIDEO = "a complete video file"
+NOT_WHOLE = "it is another kind of file, is damaged, or was cut short"
+CUT_AT_ONCE = "a recording that was stopped at once or cut short"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +78,7 @@ def probe_video(path: str | Path) -> VideoInfo:
             if first_frame is None:
                 first_frame = next(iter(packet.decode()), None)
         if first_frame is None:
-            raise _no_frames(path)
+            raise _no_video(path, "holds no frame that can be decoded", cause=CUT_AT_ONCE)
         fps = _average_fps(stream, path)
         if stream.duration:
             duration_s = float(stream.duration * stream.time_base)
@@ -103,8 +107,9 @@ def read_video(path: str | Path, *, indices: Sequence[int] | None = None) -> Ite
     wanted = [int(index) for index in indices]
     if any(index < 0 for index in wanted) or wanted != sorted(wanted):
         raise MediaError(
-            f"the frame indices {_shorten(wanted)} cannot be read from {path}. Expected 0 or more, never decreasing, "
-            "as a video is decoded forwards: sort the indices."
+            f"the frame indices {_shorten(wanted)} cannot be read from {path}, which is decoded forwards",
+            expected="0 or more, never decreasing",
+            fix="sort the indices",
         )
     return _decode(path, wanted)
 
@@ -137,8 +142,10 @@ class VideoWriter:
         self._av = _import_av()
         if not (math.isfinite(fps) and fps >= 0.01):
             raise MediaError(
-                f"cannot write {self.path} at {fps} frames per second. Expected 0.01 or more. "
-                "Likely a camera that reports no rate: pass fps yourself, such as 30."
+                f"cannot write {self.path} at {fps} frames per second",
+                expected="0.01 or more",
+                cause="a camera that reports no rate",
+                fix="pass fps yourself, such as 30",
             )
         self._fps, self._preset = fps, preset
         # Beside the target, so the rename stays on one disk; same suffix, so the container stays the same.
@@ -162,8 +169,10 @@ class VideoWriter:
                 self._stream = self._add_stream(width=width, height=height)
         elif (height, width) != (self._stream.height, self._stream.width):
             raise FrameError(
-                f"a frame is {width}x{height} and the first was {self._stream.width}x{self._stream.height}. Expected "
-                "one size for a whole video. Likely two sources were mixed: resize the frames first."
+                f"a frame is {width}x{height} and the first was {self._stream.width}x{self._stream.height}",
+                expected="one size for a whole video",
+                cause="two sources were mixed",
+                fix="resize the frames first",
             )
         with _write_errors(self._av, self.path):
             frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_bgr), format="bgr24")
@@ -174,8 +183,10 @@ class VideoWriter:
         try:
             if self._stream is None:
                 raise MediaError(
-                    f"no frames were given to write to {self.path}. Expected 1 or more. Likely the source was empty: "
-                    "check it."
+                    f"no frames were given to write to {self.path}",
+                    expected="1 or more",
+                    cause="the source was empty",
+                    fix="check it",
                 )
             with _write_errors(self._av, self.path):
                 self._container.mux(self._stream.encode(None))
@@ -217,22 +228,22 @@ def _import_av() -> Any:
         return importlib.import_module("av")
     except ImportError as error:
         raise BackendUnavailable(
-            f"video files need the package av, which cannot be imported here ({error}). "
-            "Install it: pip install -e '.[apps]'"
+            f"the package av, which video files need, cannot be imported here: {error}", fix="pip install -e '.[apps]'"
         ) from error
 
 
 def check_is_file(path: Path) -> None:
     """Raise MediaError unless this is a file with something in it."""
     if not path.exists():
-        found, cause = "does not exist", f"a typing error, or another folder than {Path.cwd()}: ls {path.parent}"
+        what, cause, fix = "does not exist", f"a typing error, or another folder than {Path.cwd()}", f"ls {path.parent}"
     elif not path.is_file():
-        found, cause = "is not a file", f"a folder of videos, or a device: name one file. ls {path}"
+        what, cause, fix = "is not a file", "a folder of videos, or a device", f"name one file: ls {path}"
     elif path.stat().st_size == 0:
-        found, cause = "is empty (0 bytes)", f"a download or a recording that failed: fetch it again. ls -l {path}"
+        what, cause = "is empty (0 bytes)", "a download or a recording that failed"
+        fix = f"fetch it again, and look at its size: ls -l {path}"
     else:
         return
-    raise MediaError(f"{path} {found}. Expected a video file. Likely {cause}")
+    raise MediaError(f"{path} {what}", expected="a video file", cause=cause, fix=fix)
 
 
 @contextmanager
@@ -246,32 +257,30 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         with av.open(f"file:{path}", metadata_errors="replace") as container:
             yield container, _video_stream(container, path)
     except av.error.FFmpegError as error:
-        raise MediaError(
-            f"{path} cannot be read as a video: {error.strerror}. Expected a complete video file. Likely it is another "
-            f"kind of file, is damaged, or was cut short: ffprobe {path}, or try another file."
-        ) from error
+        raise _no_video(path, f"cannot be read as a video: {error.strerror}", cause=NOT_WHOLE) from error
 
 
 def _video_stream(container: Any, path: Path) -> Any:
     # FFmpeg's "tty" format draws any .txt file as if on a terminal: never what a user means.
     if not container.streams.video or container.format.name == "tty":
-        raise MediaError(
-            f"{path} has no video stream. Expected a video file. "
-            f"Likely it holds only sound or text: ffprobe {path}, or try another file."
-        )
+        raise _no_video(path, "has no video stream", cause="it holds only sound or text")
     stream = container.streams.video[0]
     if stream.codec_context is None:
         raise MediaError(
-            f"{path} is in a video codec that this PyAV cannot decode. Expected a common one, such as H.264. "
-            f"Likely a camera's own format. Convert it: ffmpeg -i {path} -c:v libx264 converted.mp4"
+            f"{path} is in a video codec that this PyAV cannot decode",
+            expected="a common one, such as H.264",
+            cause="a camera's own format",
+            fix=f"convert it: ffmpeg -i {path} -c:v libx264 converted.mp4",
         )
     size = path.stat().st_size
     # PyAV before 17 has no index_entries: there only a cut inside a frame is noticed, by the decoder.
     needed = max((entry.pos + entry.size for entry in getattr(stream, "index_entries", ())), default=0)
     if needed > size:
         raise MediaError(
-            f"{path} has {size} bytes. Expected at least {needed}, where its index puts the last frame. "
-            f"Likely a download or a copy that was cut short: fetch it again. ls -l {path}"
+            f"{path} has {size} bytes",
+            expected=f"at least {needed}, where its index puts the last frame",
+            cause="a download or a copy that was cut short",
+            fix=f"fetch it again, and look at its size: ls -l {path}",
         )
     # Frame threads as well as slice threads; the frames are the same.
     stream.thread_type = "AUTO"
@@ -281,11 +290,17 @@ def _video_stream(container: Any, path: Path) -> Any:
 def _average_fps(stream: Any, path: Path) -> float:
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
-        raise MediaError(
-            f"{path} states no frame rate. Expected one. Likely a raw stream without a container: "
-            f"ffmpeg -i {path} -r 30 converted.mp4"
-        )
+        raise no_frame_rate(str(path))
     return float(rate)
+
+
+def no_frame_rate(name: str) -> MediaError:
+    return MediaError(
+        f"{name} states no frame rate",
+        expected="a video that says how many frames a second it has",
+        cause="a raw stream without a container",
+        fix=f"ffmpeg -i {name} -r 30 converted.mp4",
+    )
 
 
 def _decode(path: Path, wanted: list[int] | None) -> Iterator[VideoFrame]:
@@ -304,11 +319,13 @@ def _decode(path: Path, wanted: list[int] | None) -> Iterator[VideoFrame]:
             if frame_index == last:
                 return
     if num_decoded == 0:
-        raise _no_frames(path)
+        raise _no_video(path, "holds no frame that can be decoded", cause=CUT_AT_ONCE)
     if last is not None:
         raise MediaError(
             f"frame {last} of {path} was asked for and the file ends after {num_decoded} frames (0 to "
-            f"{num_decoded - 1}). Likely the indices are of another video, or this one is damaged: ffprobe {path}"
+            f"{num_decoded - 1})",
+            cause="the indices are of another video, or this one is damaged",
+            fix=f"ffprobe {path}",
         )
 
 
@@ -321,8 +338,9 @@ def _upright_bgr(frame: Any) -> NDArray[np.uint8]:
 def _check_even(height: int, width: int) -> None:
     if height % 2 or width % 2:
         raise FrameError(
-            f"a frame of {width}x{height} cannot be written. Expected an even width and height, as yuv420p halves "
-            "both. Pad it first: numpy.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode='edge')"
+            f"a frame of {width}x{height} cannot be written",
+            expected="an even width and height, as yuv420p halves both",
+            fix="pad it first: numpy.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode='edge')",
         )
 
 
@@ -333,16 +351,15 @@ def _write_errors(av: Any, path: Path) -> Iterator[None]:
     # PyAV raises a plain ValueError for a suffix it has no container for.
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise MediaError(
-            f"{path} cannot be written: {error}. Expected a writable folder and a video suffix such as .mp4. "
-            f"Likely the folder is missing, full or read-only: ls -ld {path.parent}"
+            f"{path} cannot be written: {error}",
+            expected="a writable folder and a video suffix such as .mp4",
+            cause="the folder is missing, full or read-only",
+            fix=f"ls -ld {path.parent}",
         ) from error
 
 
-def _no_frames(path: Path) -> MediaError:
-    return MediaError(
-        f"{path} holds no frame that can be decoded. Expected 1 or more. "
-        f"Likely a recording that was stopped at once or cut short: ffprobe {path}, or try another file."
-    )
+def _no_video(path: Path, what: str, *, cause: str) -> MediaError:
+    return MediaError(f"{path} {what}", expected=WHOLE_VIDEO, cause=cause, fix=f"ffprobe {path}, or try another file")
 
 
 def _shorten(numbers: list[int]) -> str:

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from engines.errors import BackendUnavailable, PVCError
-from engines.terminal import fail, one_of, print_json
+from engines.terminal import fail, one_of
 
-from .terminal import interrupt
 from .terminal.console import Console
-from .terminal.output import system_error
+from .terminal.interrupt import outcome, signals
 
 if TYPE_CHECKING:
     from engines.bundle import Runtime
@@ -40,15 +39,18 @@ Out = Annotated[Path | None, typer.Option("-o", "--output", help="Bundle folder.
 FP16 = Annotated[bool, typer.Option("--fp16", help="float16 graphs with float32 islands.")]
 BF16 = Annotated[bool, typer.Option("--bf16", help="bfloat16 graphs with float32 islands.")]
 FP32 = Annotated[bool, typer.Option("--fp32", help="float32 graphs.")]
-Window = Annotated[int, typer.Option(help="Frames that temporal attention sees, the current one included.")]
+Target = Annotated[str, typer.Option(help="Runtime to export for; pvc-export doctor lists them.")]
+Window = Annotated[int, typer.Option(help="Frames that temporal attention sees, including the current one.")]
 Context = Annotated[int, typer.Option(help="LLM rows that a stream can hold.")]
-Streams = Annotated[int, typer.Option(help="Streams that one pass can serve.")]
+Streams = Annotated[int, typer.Option(help="Streams that one pass serves.")]
 Island = Annotated[
-    list[str] | None, typer.Option("--island", help="A part of the model to keep in float32: trunk.layers.1.attn.")
+    list[str] | None, typer.Option("--island", help="Module to keep in float32, e.g. trunk.layers.1.attn. Repeatable.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Of the random weights of tiny and vision-8b. Default: 0.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")]
-Reference = Annotated[str | None, typer.Option("-m", "--model", help="Reference. Default: what the bundle names.")]
+Seed = Annotated[int | None, typer.Option(help="Seed for the random weights of tiny and vision-8b. Default: 0.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Reference = Annotated[
+    str | None, typer.Option("-m", "--model", help="Reference model. Default: the one that the bundle names.")
+]
 RUNTIMES = ("auto", "target", "cpu")
 INGESTS = ("eager", "lazy")
 CLOCKS = ("reanchor", "run-on")
@@ -58,81 +60,76 @@ EXPORT_PACKAGES = ("jinja2", "torch", "onnx", "onnx_ir", "onnxscript", "safetens
 """What a runtime without the exporter lacks."""
 
 
-@app.command()
-def trt(
-    model: Model = "shapes",
-    output: Out = None,
-    fp16: FP16 = False,
-    bf16: BF16 = False,
-    fp32: FP32 = False,
-    target: Annotated[str, typer.Option(help="What the engines are built for.")] = "rtx",
-    window: Window = 8,
-    context: Context = 2048,
-    streams: Streams = 1,
-    island: Island = None,
-    seed: Seed = None,
-    as_json: Json = False,
-) -> None:
-    """Export, build TensorRT engines, check, and publish a bundle. float16 unless --bf16 or --fp32."""
-    precision = _precision(default="fp16", fp16=fp16, bf16=bf16, fp32=fp32)
-    from .commands.export import Ask, export_command
+def _export(name: str, *, engines: bool, precision: Precision, target: str, summary: str) -> None:
+    """Register `trt` or `onnx`: one list of options for both, with the defaults of each."""
 
-    export_command(
-        Ask(
-            model=model, output=output, precision=precision, target=target, window=window, context=context,
-            streams=streams, islands=tuple(island or ()), seed=seed, engines=True, as_json=as_json,
-        )
-    )  # fmt: skip
+    @app.command(name, help=summary)
+    def command(
+        model: Model = "shapes",
+        output: Out = None,
+        fp16: FP16 = False,
+        bf16: BF16 = False,
+        fp32: FP32 = False,
+        target: Target = target,
+        window: Window = 8,
+        context: Context = 2048,
+        streams: Streams = 1,
+        island: Island = None,
+        seed: Seed = None,
+        as_json: Json = False,
+    ) -> None:
+        chosen = _precision(default=precision, fp16=fp16, bf16=bf16, fp32=fp32)
+        from .commands.export import Ask, export_command
 
-
-@app.command()
-def onnx(
-    model: Model = "shapes",
-    output: Out = None,
-    fp16: FP16 = False,
-    bf16: BF16 = False,
-    fp32: FP32 = False,
-    target: Annotated[str, typer.Option(help="What the graphs are spelled for.")] = "cpu",
-    window: Window = 8,
-    context: Context = 2048,
-    streams: Streams = 1,
-    island: Island = None,
-    seed: Seed = None,
-    as_json: Json = False,
-) -> None:
-    """Export ONNX graphs without engines, check, and publish a bundle. float32 unless --fp16 or --bf16."""
-    precision = _precision(default="fp32", fp16=fp16, bf16=bf16, fp32=fp32)
-    from .commands.export import Ask, export_command
-
-    export_command(
-        Ask(
-            model=model, output=output, precision=precision, target=target, window=window, context=context,
-            streams=streams, islands=tuple(island or ()), seed=seed, engines=False, as_json=as_json,
-        )
-    )  # fmt: skip
+        export_command(
+            Ask(
+                model=model, output=output, precision=chosen, target=target, window=window, context=context,
+                streams=streams, islands=tuple(island or ()), seed=seed, engines=engines, as_json=as_json,
+            )
+        )  # fmt: skip
 
 
-@app.command()
+_export(
+    "trt", engines=True, precision="fp16", target="rtx",
+    summary="Export, build TensorRT engines, check, and publish a bundle. float16 unless --bf16 or --fp32.",
+)  # fmt: skip
+_export(
+    "onnx", engines=False, precision="fp32", target="cpu",
+    summary="Export ONNX graphs without engines, check, and publish a bundle. float32 unless --fp16 or --bf16.",
+)  # fmt: skip
+
+
+@app.command(short_help="Compare a bundle with the PyTorch reference, output by output.")
 def check(
     bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Folder made by pvc-export.")] = None,
     model: Reference = None,
     bisect: Annotated[
         bool,
-        typer.Option("--bisect", help="On failure, export again with the islands that it asks for, until it passes."),
+        typer.Option("--bisect", help="On failure, export again with float32 islands until it passes."),
     ] = False,
     report: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
-    junit: Annotated[Path | None, typer.Option(help="Write it as JUnit XML, for a CI system.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the report as JUnit XML, for a CI system.")] = None,
     reference: Annotated[
-        str | None, typer.Option(help="Of --graph: pkg.module:Model or FILE.py:Model, a torch module.")
+        str | None, typer.Option(help="With --graph: a torch module, as pkg.module:Model or FILE.py:Model.")
     ] = None,
-    graph: Annotated[Path | None, typer.Option(help="Any ONNX file with state, in place of a BUNDLE.")] = None,
+    graph: Annotated[Path | None, typer.Option(help="Any ONNX file with state, instead of a BUNDLE.")] = None,
     state: Annotated[
-        list[str] | None, typer.Option(help="Of --graph: IN=OUT, IN=NEW@append:AXIS, ...@start:N. Once a pair.")
+        list[str] | None,
+        typer.Option(
+            help="With --graph: a state pair, e.g. past=present; past=new@append:1 if the output holds only new rows; "
+            "with @start:N it begins with N rows. Repeatable."
+        ),
     ] = None,
-    size: Annotated[list[str] | None, typer.Option(help="Of --graph: AXIS=N, or AXIS=A+B of other axes.")] = None,
-    bound: Annotated[list[str] | None, typer.Option(help="Of --graph: INPUT=LOW:HIGH, what is drawn for it.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Of --graph: length of the stream. Default: 64.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of --graph: of what is drawn. Default: 0.")] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="With --graph: size of an axis, as AXIS=N, or AXIS=A+B of other axes. Repeatable."),
+    ] = None,
+    bound: Annotated[
+        list[str] | None,
+        typer.Option(help="With --graph: range of random values for an input, as INPUT=LOW:HIGH. Repeatable."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="With --graph: length of the stream. Default: 64.")] = None,
+    seed: Annotated[int | None, typer.Option(help="With --graph: seed for the random inputs. Default: 0.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a bundle beside the PyTorch reference and compare every output and cache row. Exit 3 if they differ.
@@ -162,10 +159,10 @@ def check(
     check_any_graph(request, wanted)
 
 
-@app.command()
+@app.command(short_help="Plant known defects, and show that the check catches each.")
 def prove(
     model: Model = "shapes",
-    only: Annotated[list[str] | None, typer.Option(help="Plant this defect alone; give it again for several.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Plant only this defect. Repeatable.")] = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
@@ -183,30 +180,31 @@ def prove(
 def run(
     bundle: BundleFolder,
     video: Annotated[Path | None, typer.Option(help="A video file.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="An image file; give it again for several.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="An image file. Repeatable.")] = None,
     ask: Annotated[
-        str | None, typer.Option(help="The question. Where it says <image>, an image is; else they come first.")
+        str | None, typer.Option(help="The question. <image> marks where an image goes; without it, images come first.")
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=0, help="Frames sampled evenly from the video; 0 takes every one. Default: 16.")
+        int | None, typer.Option(min=0, help="Frames to sample evenly from the video; 0 = all. Default: 16.")
     ] = None,
     tiles: Annotated[
         int | None,
-        typer.Option(min=1, help="Tiles that an image is cut into at most. Default: 6, as PVC's evaluation."),
+        typer.Option(min=1, help="Most tiles an image is cut into. Default: 6, as in PVC's evaluation."),
     ] = None,
     ingest: Annotated[
-        str, typer.Option(help="eager (the LLM takes in each frame at once) or lazy (with the question).")
+        str, typer.Option(help="eager (the LLM reads each frame at once) or lazy (when a question comes).")
     ] = "eager",
     clock: Annotated[
-        str | None, typer.Option(help="At the trained number of frames: reanchor (start anew with the last) or run-on.")
+        str | None,
+        typer.Option(help="After the trained number of frames: reanchor (start again with the newest) or run-on."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     reference: Annotated[
-        bool, typer.Option("--reference", help="Hold the text against the PyTorch reference.")
+        bool, typer.Option("--reference", help="Compare the text with the PyTorch reference's. Exit 3 if it differs.")
     ] = False,
     model: Reference = None,
     runtime: Annotated[
-        str, typer.Option(help="auto, target (what the bundle was made for, or an error), or cpu (ONNX Runtime).")
+        str, typer.Option(help="auto, target (what the bundle was exported for, or an error), or cpu (ONNX Runtime).")
     ] = "auto",
     trust_engines: Annotated[
         bool, typer.Option("--trust-engines", help="Load engines that another machine built. They are executable code.")
@@ -240,23 +238,13 @@ def run(
 
 @app.command()
 def inspect(bundle: BundleFolder, as_json: Json = False) -> None:
-    """Say what a bundle is: model, limits, graphs, state, engines, parity. Reads the manifest, runs nothing."""
-    from dataclasses import asdict
+    """Describe a bundle: model, limits, graphs, state, engines, parity. Reads the manifest, runs nothing."""
+    from .commands.inspect import inspect_command
 
-    from engines.manifest import Manifest
-
-    from .commands.inspect import describe
-
-    manifest = Manifest.load(bundle)
-    if as_json:
-        print_json(asdict(manifest))
-        return
-    console = Console()
-    for line in describe(manifest):
-        console.print(line)
+    inspect_command(bundle, as_json=as_json)
 
 
-@app.command()
+@app.command(short_help="Compare torch, ONNX Runtime and our graphs; or time a bundle.")
 def bench(
     bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Stream frames through a bundle.")] = None,
     part: Annotated[str | None, typer.Option(help="What to compare: vision or language. Default: vision.")] = None,
@@ -289,20 +277,10 @@ def bench(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what this machine can export, build and run, and what is missing."""
-    from dataclasses import asdict
+    """Show what this machine can export, build and run. Say what is missing."""
+    from .commands.doctor import doctor_command
 
-    from .commands.doctor import examine
-
-    findings = examine()
-    if as_json:
-        print_json({"findings": [asdict(finding) for finding in findings]})
-        return
-    console = Console()
-    for finding in findings:
-        console.print(f"{'ok' if finding.ok else '--':<3} {finding.name:<24} {finding.detail}")
-        if not finding.ok:
-            console.print(f"    {'':<24} -> {finding.remedy}")
+    doctor_command(as_json=as_json)
 
 
 def _refuse(options: dict[str, Any], message: str) -> None:
@@ -320,32 +298,29 @@ def _precision(*, default: Precision, **given: bool) -> Precision:
 
 def main() -> None:
     """Entry point: errors meant for users become one message and an exit code, never a traceback."""
-    interrupt.install()
-    as_json = "--json" in sys.argv[1:]
+    signals.install(second_kills=False)
     try:
         app()
-    except PVCError as error:
-        if interrupt.exit_code() is None:
-            raise SystemExit(fail(error, as_json=as_json)) from None
-    except ModuleNotFoundError as error:
-        if error.name not in EXPORT_PACKAGES:
+    except BaseException as error:
+        if (code := signals.exit_code) is not None:
+            # Whatever surfaces is the signal's echo: libraries turn a KeyboardInterrupt into errors of their own.
+            print(f"interrupted; {outcome()}", file=sys.stderr)
+        elif isinstance(meant := _for_users(error), PVCError | OSError):
+            code = fail(meant, as_json="--json" in sys.argv[1:])
+        else:
             raise
-        missing = BackendUnavailable(
-            f"this command needs the package {error.name}, which is not installed",
-            cause="it is part of the extra 'export'",
-            fix="pip install -e '.[export]'",
-        )
-        raise SystemExit(fail(missing, as_json=as_json)) from None
-    except OSError as error:
-        if interrupt.exit_code() is None:
-            raise SystemExit(fail(system_error(error), as_json=as_json)) from None
-    except BaseException:
-        # After a signal, whatever surfaces is its echo: libraries turn a KeyboardInterrupt into errors of their own.
-        if interrupt.exit_code() is None:
-            raise
-    if (code := interrupt.exit_code()) is not None:
-        print(f"interrupted; {interrupt.outcome()}", file=sys.stderr)
         raise SystemExit(code) from None
+
+
+def _for_users(error: BaseException) -> BaseException:
+    """A package of the exporter that is missing, in words that help; any other error as it is."""
+    if not (isinstance(error, ModuleNotFoundError) and error.name in EXPORT_PACKAGES):
+        return error
+    return BackendUnavailable(
+        f"this command needs the package {error.name}, which is not installed",
+        cause="it is part of the extra 'export'",
+        fix="pip install -e '.[export]'",
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from engines.bundle import ON_CPU, Bundle
 from engines.errors import PVCError
 from engines.spec import StreamLimits
 from engines.target import load_target
-from engines.terminal import printable
+from engines.terminal import fail, printable
 from engines.video import probe_video, write_video
 from pvc_ref.shapes import Clip, make_clip
 
@@ -168,8 +167,7 @@ def main() -> None:
     try:
         demo(file=args.file, seed=args.seed, console=Console())
     except PVCError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+        raise SystemExit(fail(error, as_json=False)) from None
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ import ctypes
 import importlib
 import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engines.builder import load_runtime
 from engines.errors import BackendUnavailable
 from engines.target import load_target, target_names
+from engines.terminal import print_json
+
+from ..terminal.console import Console
 
 PURPOSE = {
     "torch": ("export, check", "pip install -e '.[export]'"),
@@ -39,6 +42,19 @@ class Finding:
     ok: bool
     detail: str
     remedy: str = ""
+
+
+def doctor_command(*, as_json: bool) -> None:
+    """Print what was found, and the next step for what is missing."""
+    findings = examine()
+    if as_json:
+        print_json({"findings": [asdict(finding) for finding in findings]})
+        return
+    console = Console()
+    for finding in findings:
+        console.print(f"{'ok' if finding.ok else '--':<3} {finding.name:<24} {finding.detail}")
+        if not finding.ok:
+            console.print(f"    {'':<24} -> {finding.remedy}")
 
 
 def examine(folder: Path = Path(".")) -> list[Finding]:
@@ -105,7 +121,7 @@ def _target(name: str, findings: list[Finding]) -> Finding:
     try:
         version = load_runtime(target).__version__
     except BackendUnavailable as error:
-        return Finding(name=title, ok=False, detail=str(error), remedy="choose another target or version")
+        return Finding(name=title, ok=False, detail=error.what, remedy=error.fix or "choose another target or version")
     runs = "run them" if loads["gpu"] else "but not run them: no GPU"
     needs_gpu = target.builder == "tensorrt" and not loads["gpu"]
     detail = f"{target.builder} {version}: " + ("needs a GPU to build" if needs_gpu else f"can build engines, {runs}")

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from engines.manifest import Manifest
 from engines.spec import GraphSpec, TensorSpec
+from engines.terminal import print_json
 
-from ..terminal.console import size_text
+from ..terminal.console import Console, size_text
+
+INDENT = " " * 12
+
+
+def inspect_command(folder: Path, *, as_json: bool) -> None:
+    """Print the manifest. Raises BundleError if there is none."""
+    manifest = Manifest.load(folder)
+    if as_json:
+        print_json(asdict(manifest))
+        return
+    console = Console()
+    for line in describe(manifest):
+        console.print(line)
 
 
 def describe(manifest: Manifest) -> Iterator[str]:
     """Lines of text."""
-    model, limits, parity = manifest.model, manifest.limits, manifest.parity
+    model, limits = manifest.model, manifest.limits
     random = f" (random weights, seed {model.seed}: what it says means nothing)" if model.random_weights else ""
     size = size_text(sum(entry.num_bytes for entry in manifest.files.values()))
-    receipt = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in parity.items() if key != "passed")
     yield f"model       {model.name}{random}, weights {model.weights_sha256[:12]}"
     what = f"target {manifest.target}, {manifest.precision}, {manifest.time_mode} time"
     yield f"made        {manifest.created_utc}: {what}"
@@ -23,7 +39,7 @@ def describe(manifest: Manifest) -> Iterator[str]:
     yield f"size        {size} in {len(manifest.files)} files"
     for spec in manifest.graphs.values():
         yield from _describe_graph(spec, manifest)
-    yield f"parity      {'passed' if parity.get('passed') else 'NOT PASSED'}: {receipt}"
+    yield from _describe_parity(manifest.parity)
     yield "versions    " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
 
 
@@ -34,20 +50,46 @@ def state_bytes(spec: GraphSpec, manifest: Manifest) -> tuple[int, int]:
 
 
 def _describe_graph(spec: GraphSpec, manifest: Manifest) -> Iterator[str]:
-    prefix, indent = f"graphs/{spec.name}.onnx", " " * 12
+    prefix = f"graphs/{spec.name}.onnx"
     size = size_text(sum(entry.num_bytes for name, entry in manifest.files.items() if name.startswith(prefix)))
     yield f"{spec.name:<12}{_tensors(spec, spec.inputs)} -> {_tensors(spec, spec.outputs)}   {size}"
     if spec.states:
         total, row = (size_text(count) for count in state_bytes(spec, manifest))
         state, unit = spec.states[0], "frame" if spec.states[0].order == "ring" else "row"
         kind = f"{len(spec.states)} caches {state.layout} {state.dtype}, {state.order}"
-        yield f"{indent}state: {kind}, {total} a stream, {row} written a {unit}"
+        yield f"{INDENT}state: {kind}, {total} per stream, {row} written per {unit}"
     if spec.name in manifest.engines:
         engine = manifest.engines[spec.name]
         fused = ", ".join(f"{count} {kind}" for kind, count in engine.fused_attention.items())
         size = size_text(manifest.files[engine.path].num_bytes)
         made = f"{engine.runtime} {engine.runtime_version} for {', '.join(engine.compute_capabilities)}"
-        yield f"{indent}engine: {made}, {size}, {engine.num_layers} layers, fused attention {fused}"
+        yield f"{INDENT}engine: {made}, {size}, {engine.num_layers} layers, fused attention {fused}"
+
+
+def _describe_parity(receipt: dict[str, Any]) -> Iterator[str]:
+    """A line for each field of the receipt, whatever fields it has; levels by how they came out."""
+    yield f"parity      {'passed' if receipt.get('passed') else 'NOT PASSED'}"
+    tables = {name: receipt.get(name, {}) for name in ("held_out", "levels", "not_executed")}
+    lines = {
+        key.replace("_", " ").removeprefix("num "): _words(value)
+        for key, value in receipt.items()
+        if key != "passed" and key not in tables and value is not None
+    }
+    for rung, shares in tables["held_out"].items():
+        lines[f"held out, {rung}"] = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+    for passed, word in {True: "passed", False: "FAILED", None: "not executed"}.items():
+        if levels := [level for level, verdict in tables["levels"].items() if verdict is passed]:
+            lines[f"levels {word}"] = " ".join(levels)
+    lines |= {f"not executed: {what}": "; ".join(why.splitlines()) for what, why in tables["not_executed"].items()}
+    width = max(map(len, lines), default=0)
+    for label, text in lines.items():
+        yield f"{INDENT}{label:<{width}}  {text}"
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _tensors(spec: GraphSpec, tensors: tuple[TensorSpec, ...]) -> str:

@@ -5,6 +5,7 @@ The streaming half needs no torch and no model code: only `compare_with_referenc
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ class RunResult:
     """What was streamed or shown, one question asked, and what it cost.
 
     frames                 if they were kept, those that the question was about: all since the last re-anchor
-    warm_bytes, end_bytes  resident memory behind frame WARM_FRAMES (None if there is none), and behind the last
+    warm_bytes, end_bytes  resident memory after frame WARM_FRAMES (None if there is none), and after the last
     """
 
     video: VideoInfo | None
@@ -94,7 +95,7 @@ class RunResult:
     num_anchors: int = 0
 
     def median_ms(self) -> dict[str, float]:
-        """Median milliseconds a frame of each stage, the first frame left out: it warms up. Empty without frames."""
+        """Median milliseconds per frame of each stage, the first frame left out: it warms up. Empty without frames."""
         timings = [asdict(timing) for timing in self.timings[1:] or self.timings]
         return {name: round(median(timing[name] for timing in timings), 3) for name in (timings or [{}])[0]}
 
@@ -104,7 +105,7 @@ class RunResult:
         return quantiles(totals, n=20, method="inclusive")[-1] if len(totals) > 1 else sum(totals)
 
     def token_ms(self) -> float | None:
-        """Milliseconds a token behind the first."""
+        """Milliseconds per token after the first."""
         count = len(self.answer.token_ids)
         return self.answer.decode_ms / count if count else None
 
@@ -165,9 +166,9 @@ def _open_stream(bundle: Bundle, request: RunRequest, num_frames: int) -> PVCStr
     rows = stream.rows_needed(num_frames, question=request.question, max_new_tokens=request.max_new_tokens)
     if rows > bundle.manifest.limits.context:
         raise StreamFull(
-            f"{num_frames} frames, the question and {request.max_new_tokens} tokens of answer need {rows} context "
-            f"rows, but the bundle has {bundle.manifest.limits.context}. Sample fewer with --frames, or export with "
-            f"--context {-(-rows // bucket) * bucket}"
+            f"{num_frames} frames, the question and {request.max_new_tokens} tokens of answer need {rows} context rows",
+            expected=f"{bundle.manifest.limits.context} rows or fewer, as many as the bundle has",
+            fix=f"sample fewer with --frames, or export with --context {-(-rows // bucket) * bucket}",
         )
     return stream
 
@@ -282,8 +283,9 @@ def compare_with_reference(
     margin, limit = float(logits.max() - logits[chosen]), near_tie(logits, manifest.precision)
     if margin > limit:
         raise ParityError(
-            f"token {at} of the answer differs from the reference: the bundle says {tokenizer.decode([chosen])!r}, the "
-            f"reference prefers another by {margin:.3g} logits, more than rounding explains "
-            f"({limit:.1e}). Find the graph: pvc-export check {bundle.folder}"
+            f"token {at} of the answer differs from the reference: the bundle says {tokenizer.decode([chosen])!r}, and "
+            f"the reference prefers another by {margin:.3g} logits",
+            expected=f"the same token, or one that the reference likes as well up to rounding ({limit:.1e} logits)",
+            fix=f"find the graph: pvc-export check {shlex.quote(str(bundle.folder))}",
         )
     return {**comparison, "near_tie_at": at, "near_tie_margin": margin}

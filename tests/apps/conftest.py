@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from apps import live
-from apps.stop import Stop
+from engines.signals import Signals
 
 Run = Callable[..., SimpleNamespace]
 
@@ -20,7 +20,7 @@ def pvc_live(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
     def run(*args: object) -> SimpleNamespace:
         monkeypatch.setattr(sys, "argv", ["pvc-live", *map(str, args)])
-        monkeypatch.setattr(Stop, "install", lambda self: None)  # the signals of this process are pytest's
+        monkeypatch.setattr(Signals, "install", lambda self, **_: None)  # the signals of this process are pytest's
         with pytest.raises(SystemExit) as caught:
             live.main()
         out, err = capsys.readouterr()

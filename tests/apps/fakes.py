@@ -12,7 +12,7 @@ import pytest
 
 from apps.capture import Captured
 from apps.devices import FPS, FRAME_COUNT, Address
-from apps.synthetic import Truth
+from apps.synthetic import KnownScene
 from engines import Answer, Bundle, PVCStream
 from engines.synthetic import Frame
 
@@ -25,7 +25,7 @@ def picture(value: int, *, height: int = 48, width: int = 64) -> Frame:
 class FakeCapture:
     """cv2.VideoCapture's methods over a list of frames, None being a read that fails. It fails for good at its end.
 
-    With `gate`, a read behind the last frame sets `is_empty` and waits for the gate to open.
+    With `gate`, a read after the last frame sets `is_empty` and waits for the gate to open.
     """
 
     def __init__(
@@ -95,9 +95,9 @@ def scenes(*lengths: int, fps: float = 4.0) -> Iterator[Captured]:
     index = 0
     for scene, num_frames in enumerate(lengths):
         for frame_index in range(num_frames):
-            truth = Truth(
+            known = KnownScene(
                 question=f"Which is {scene}?", answer=f"It is {scene}.", topic="count" if scene % 2 else "event",
                 frame_index=frame_index, num_frames=num_frames,
             )  # fmt: skip
-            yield Captured(bgr=picture(scene), index=index, time_s=index / fps, captured_at=0.0, truth=truth)
+            yield Captured(bgr=picture(scene), index=index, time_s=index / fps, captured_at=0.0, scene=known)
             index += 1

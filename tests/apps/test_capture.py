@@ -11,8 +11,8 @@ import pytest
 from apps import capture
 from apps.capture import Captured, NewestFrame, Source, open_source
 from apps.devices import parse_address
+from apps.synthetic import Shown
 from engines.errors import MediaError
-from engines.synthetic import Frame
 
 from .fakes import FakeCapture, FakeFactory, picture
 
@@ -118,9 +118,9 @@ def test_a_camera_that_came_back_goes_on_counting() -> None:
 
 
 class BrokenDevice(SimpleNamespace):
-    name, fps, waits, notice, num_reconnects, truth, hold_s = "camera 0", 30.0, False, "", 0, None, 0.0
+    name, fps, waits, notice, num_reconnects = "camera 0", 30.0, False, "", 0
 
-    def read(self) -> Frame | None:
+    def read(self) -> Shown | None:
         raise RuntimeError("driver bug")
 
     def close(self) -> None: ...

@@ -11,7 +11,7 @@ import pytest
 from apps import live, session
 from apps.capture import Captured
 from apps.overlay import Status
-from apps.synthetic import HOLD_S, SyntheticDevice, Truth
+from apps.synthetic import HOLD_S, KnownScene, SyntheticDevice
 from apps.watcher import Watcher
 from engines import open_bundle
 from engines.video import probe_video
@@ -22,27 +22,27 @@ from .fakes import answers, trained
 SYNTHETIC = ("--source", "synthetic", "--every-frame", "--headless")
 
 
-def truths_of(seed: int, num_frames: int) -> list[Truth]:
-    device, truths = SyntheticDevice(seed=seed), []
+def scenes_of(seed: int, num_frames: int) -> list[KnownScene]:
+    device, scenes = SyntheticDevice(seed=seed), []
     for _ in range(num_frames):
-        device.read()
-        assert device.truth is not None
-        truths.append(device.truth)
-    return truths
+        shown = device.read()
+        assert shown is not None and shown.scene is not None
+        scenes.append(shown.scene)
+    return scenes
 
 
 def know_the_truth(monkeypatch: pytest.MonkeyPatch, *, wrong: int) -> None:
     """Let pvc-live open a trained bundle that is right about every scene but one."""
-    push, truths = Watcher.push, list[Truth]()
+    push, scenes = Watcher.push, list[KnownScene]()
 
     def noted_push(self: Watcher, captured: Captured) -> None:
-        assert captured.truth is not None
-        truths.append(captured.truth)
+        assert captured.scene is not None
+        scenes.append(captured.scene)
         push(self, captured)
 
     def reply_to(question: str) -> str:
-        num_scenes = sum(truth.is_last for truth in truths)
-        return "I do not know." if num_scenes == wrong else truths[-1].answer or "It is cold."
+        num_scenes = sum(scene.is_last for scene in scenes)
+        return "I do not know." if num_scenes == wrong else scenes[-1].answer or "It is cold."
 
     monkeypatch.setattr(Watcher, "push", noted_push)
     monkeypatch.setattr(live, "open_bundle", lambda *args, **kwargs: trained(open_bundle(*args, **kwargs)))
@@ -53,14 +53,14 @@ def test_the_synthetic_source_is_graded_line_by_line_and_in_the_summary(
     pvc_live: Run, bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     know_the_truth(monkeypatch, wrong=2)
-    truths = truths_of(4, 30)
-    asked = [truth for truth in truths if truth.is_last]
+    scenes = scenes_of(4, 30)
+    asked = [scene for scene in scenes if scene.is_last]
     out = pvc_live(bundle_fp32, *SYNTHETIC, "--seed", 4, "--frames", 30).out
-    for index, truth in enumerate(asked):
-        line = next(line for line in out.splitlines() if f"  frame {truths.index(truth):<6}" in line)
-        said, mark = ("I do not know.", "\N{BALLOT X}") if index == 1 else (truth.answer, "\N{CHECK MARK}")
+    for index, scene in enumerate(asked):
+        line = next(line for line in out.splitlines() if f"  frame {scenes.index(scene):<6}" in line)
+        said, mark = ("I do not know.", "\N{BALLOT X}") if index == 1 else (scene.answer, "\N{CHECK MARK}")
         num_right = index + 1 - (index >= 1)
-        assert f"{truth.question} -> {said}  {mark} truth: {truth.answer}  right {num_right} of {index + 1}, " in line
+        assert f"{scene.question} -> {said}  {mark} truth: {scene.answer}  right {num_right} of {index + 1}, " in line
     assert f"\nright {len(asked) - 1} of {len(asked)}, " in out
     assert "as many as the model was trained on: started again at frame" in out
 
@@ -68,7 +68,7 @@ def test_the_synthetic_source_is_graded_line_by_line_and_in_the_summary(
 def test_the_score_is_in_the_json_summary(pvc_live: Run, bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     know_the_truth(monkeypatch, wrong=1)
     data = json.loads(pvc_live(bundle_fp32, *SYNTHETIC, "--seed", 4, "--frames", 30, "--json").out)
-    score, topics = data["score"], [truth.topic for truth in truths_of(4, 30) if truth.is_last]
+    score, topics = data["score"], [scene.topic for scene in scenes_of(4, 30) if scene.is_last]
     assert data["seed"] == 4 and score["num_graded"] == data["num_answers"] == len(topics)
     assert score["num_right"] == len(topics) - 1 and score["accuracy"] == (len(topics) - 1) / len(topics)
     assert {topic: part["num_graded"] for topic, part in score["by_topic"].items()} == dict(Counter(topics))
@@ -94,16 +94,16 @@ def test_the_recording_shows_the_question_first_and_the_graded_answer_at_the_end
     pvc_live: Run, bundle_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     know_the_truth(monkeypatch, wrong=2)
-    out, truths = tmp_path / "out.mp4", truths_of(4, 20)
+    out, scenes = tmp_path / "out.mp4", scenes_of(4, 20)
     statuses: list[Status] = []
     monkeypatch.setattr(session, "annotate", lambda frame, status: statuses.append(status) or frame)
     pvc_live(bundle_fp32, *SYNTHETIC, "--seed", 4, "--frames", 20, "--record", out)
     assert [status.frame_index for status in statuses] == list(range(20))
     num_asked = 0
-    for truth, status in zip(truths, statuses, strict=True):
-        num_asked += truth.is_last
-        shown = (truth.answer, num_asked != 2) if truth.is_last else (None, None)
-        assert (status.question, status.truth, status.is_right) == (truth.question, *shown)
-        assert (status.answer is None) == (not truth.is_last)
-    num_held = sum(truth.is_last for truth in truths[:-1])
+    for scene, status in zip(scenes, statuses, strict=True):
+        num_asked += scene.is_last
+        grade = status.reply and (status.reply.grade.truth, status.reply.grade.is_right)
+        shown = (scene.answer, num_asked != 2) if scene.is_last else None
+        assert (status.question, grade) == (scene.question, shown)
+    num_held = sum(scene.is_last for scene in scenes[:-1])
     assert probe_video(out).num_frames == 20 + round(num_held * HOLD_S * 4)  # 4 frames a second

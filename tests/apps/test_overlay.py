@@ -1,4 +1,4 @@
-"""The overlay: what it says is drawn, on a copy, readable on any picture, in any script, on any size."""
+"""The overlay: what it says is drawn around the whole picture, readable, in any script, at any size."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from apps import fonts
+from apps import fonts, overlay
 from apps.fonts import drawable
 from apps.overlay import GREEN, RED, YELLOW, Status, _lines, annotate, text_size
+from apps.score import Grade
+from apps.watcher import Reply
 from engines.synthetic import Frame
 
+REPLY = Reply(
+    question="What happens?", text="A red panda climbs.", frame_index=880, time_s=88.0, finished=True, prefill_ms=1.0,
+    decode_ms=2.0,
+)  # fmt: skip
 STATUS = Status(
     fps=12.34,
     latency_ms=56.7,
@@ -21,20 +27,40 @@ STATUS = Status(
     context=2048,
     num_restarts=0,
     question="What happens?",
-    answer="A red panda climbs.",
-    answer_index=880,
+    reply=REPLY,
     random_weights=False,
 )
-SHAPE = (360, 480, 3)
+HEIGHT, WIDTH = SHAPE = (360, 480)
 
 
-def grey(level: int) -> Frame:
-    return np.full(SHAPE, level, np.uint8)
+def said(text: str, **grade: object) -> Status:
+    """STATUS with this answer, and what is known of it."""
+    return replace(STATUS, reply=replace(REPLY, text=text, grade=Grade(**grade)))  # type: ignore[arg-type]
 
 
-def strip_rows(level: int, status: Status) -> np.ndarray:
-    """Which rows of a plain frame the overlay changed."""
-    return np.any(annotate(grey(level), status) != level, axis=(1, 2))
+def noise(height: int, width: int) -> Frame:
+    return np.random.default_rng(0).integers(100, 256, (height, width, 3), dtype=np.uint8)
+
+
+def draw(status: Status) -> tuple[Frame, Frame, Frame]:
+    """The strip above a picture, the picture, and the strip below it."""
+    frame = noise(*SHAPE)
+    image = annotate(frame, status)
+    top = place_of(frame, image)
+    return image[:top], image[top : top + HEIGHT], image[top + HEIGHT :]
+
+
+def place_of(frame: Frame, image: Frame) -> int:
+    """The row of the image at which the frame begins. It is there as it was, and all of it."""
+    height, width, _ = frame.shape
+    (top,) = (row for row in range(len(image) - height + 1) if np.array_equal(image[row : row + height, :width], frame))
+    return top
+
+
+def rows_of_text(strip: Frame) -> int:
+    """How many lines are written on a strip."""
+    written = np.any(strip.max(axis=2) > 110, axis=1)
+    return int(np.sum(written[1:] > written[:-1])) + int(written[0])
 
 
 def num_of_color(image: Frame, color: tuple[int, int, int]) -> int:
@@ -45,20 +71,28 @@ def num_yellow(image: Frame) -> int:
     return num_of_color(image, YELLOW)
 
 
-def test_the_model_s_frame_is_left_as_it_is() -> None:
-    frame = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
+@pytest.mark.parametrize(
+    "size", [(240, 320), (480, 640), (720, 1280), (1080, 1920), (448, 448), (640, 360), (241, 321)], ids=str
+)
+@pytest.mark.parametrize(
+    "status", [STATUS, replace(said("i " * 900, truth="j " * 900), notice="k " * 900)], ids=["short", "long"]
+)
+def test_the_picture_is_there_unchanged_and_the_size_depends_on_nothing_else(
+    size: tuple[int, int], status: Status
+) -> None:
+    frame = noise(*size)
     before = frame.copy()
-    image = annotate(frame, STATUS)
-    assert np.array_equal(frame, before)
-    assert image.shape == SHAPE and image.dtype == np.uint8 and not np.array_equal(image, frame)
+    image = annotate(frame, status)
+    assert np.array_equal(frame, before) and place_of(frame, image) > 0
+    height, width, _ = image.shape
+    assert height % 2 == width % 2 == 0 and width - size[1] in (0, 1) and height <= 1.6 * size[0]
+    assert image.shape == annotate(frame, replace(STATUS, reply=None, random_weights=True)).shape
 
 
-@pytest.mark.parametrize("level", [0, 100, 255], ids=["black", "grey", "white"])
-def test_text_stands_out_on_any_picture_and_the_middle_is_untouched(level: int) -> None:
-    image = annotate(grey(level), STATUS)
-    for strip in (image[:25], image[-45:]):
+def test_text_stands_out_above_and_below() -> None:
+    above, _, below = draw(STATUS)
+    for strip in (above, below):
         assert int(strip.max()) - int(strip.min()) > 140
-    assert np.all(image[120:240] == level)
 
 
 @pytest.mark.parametrize(
@@ -77,62 +111,73 @@ def test_text_stands_out_on_any_picture_and_the_middle_is_untouched(level: int) 
     ids=lambda change: next(iter(change)),
 )
 def test_every_figure_is_written_at_the_top(change: dict[str, object]) -> None:
-    before, after = annotate(grey(90), STATUS), annotate(grey(90), replace(STATUS, **change))
-    assert not np.array_equal(before[:80], after[:80]) and np.array_equal(before[200:], after[200:])
+    (above, _, below), (changed, _, same) = draw(STATUS), draw(replace(STATUS, **change))
+    assert not np.array_equal(above, changed) and np.array_equal(below, same)
 
 
 @pytest.mark.parametrize(
-    "change",
+    "status",
     [
-        {"question": "What happened?"},
-        {"answer": "A red panda sleeps."},
-        {"answer_index": 881},
-        {"answer": None},
-        {"truth": "A red panda climbs."},
+        replace(STATUS, question="What happened?"),
+        said("A red panda sleeps."),
+        replace(STATUS, reply=replace(REPLY, frame_index=881)),
+        replace(STATUS, reply=None),
+        said(REPLY.text, truth=REPLY.text),
     ],
     ids=["question", "answer", "answer's frame", "no answer yet", "truth"],
 )
-def test_question_and_answer_are_written_at_the_bottom(change: dict[str, object]) -> None:
-    before, after = annotate(grey(90), STATUS), annotate(grey(90), replace(STATUS, **change))
-    assert not np.array_equal(before[-80:], after[-80:]) and np.array_equal(before[:160], after[:160])
+def test_question_and_answer_are_written_at_the_bottom(status: Status) -> None:
+    (above, _, below), (same, _, changed) = draw(STATUS), draw(status)
+    assert not np.array_equal(below, changed) and np.array_equal(above, same)
 
 
 def test_a_right_answer_gets_a_tick_and_a_wrong_one_a_cross_of_another_shape() -> None:
-    plain, tick, cross = (annotate(grey(90), replace(STATUS, is_right=is_right)) for is_right in (None, True, False))
+    plain, tick, cross = (draw(said(REPLY.text, is_right=is_right))[2] for is_right in (None, True, False))
     assert [num_of_color(image, GREEN) > 10 for image in (plain, tick, cross)] == [False, True, False]
     assert [num_of_color(image, RED) > 10 for image in (plain, tick, cross)] == [False, False, True]
     assert not np.array_equal(np.any(tick != plain, axis=2), np.any(cross != plain, axis=2))
 
 
 def test_the_truth_is_another_line_and_is_left_out_where_it_is_not_known() -> None:
-    written = strip_rows(90, replace(STATUS, truth="A red panda climbs."))
-    assert written.sum() > strip_rows(90, STATUS).sum()
+    assert rows_of_text(draw(said("A cat.", truth="A dog."))[2]) == rows_of_text(draw(said("A cat."))[2]) + 1
 
 
 def test_a_mark_leaves_room_for_the_whole_answer() -> None:
-    plain, marked = (annotate(grey(90), replace(STATUS, answer="i " * 300, is_right=mark)) for mark in (None, False))
-    assert np.array_equal(np.any(plain != 90, axis=(1, 2)), np.any(marked != 90, axis=(1, 2)))  # the same line breaks
+    plain, marked = (draw(said("i " * 90, is_right=mark))[2] for mark in (None, False))
+    assert rows_of_text(plain) == rows_of_text(marked)  # the same line breaks
     assert marked[:, -4:].max() <= 90  # and no letter is cut
 
 
 def test_random_weights_are_called_so_and_their_tokens_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert num_yellow(annotate(grey(90), STATUS)) == 0
-    assert num_yellow(annotate(grey(90), replace(STATUS, random_weights=True))) > 100
+    assert num_yellow(draw(STATUS)[2]) == 0
+    assert num_yellow(draw(replace(STATUS, random_weights=True))[2]) > 100
     written: list[str] = []
-    monkeypatch.setattr("apps.overlay._lines", lambda text, *_, **__: written.append(text) or ())
-    annotate(grey(90), replace(STATUS, random_weights=True))
+    original = overlay._lines
+    monkeypatch.setattr(overlay, "_lines", lambda text, *a, **k: written.append(text) or original(text, *a, **k))
+    annotate(noise(*SHAPE), replace(STATUS, random_weights=True))
     assert "random weights: these tokens mean nothing" in written
     assert "tokens (frame 880): A red panda climbs." in written
 
 
 def test_a_notice_is_yellow() -> None:
-    assert num_yellow(annotate(grey(90), replace(STATUS, notice="context full: started again at frame 7"))) > 100
+    assert num_yellow(draw(replace(STATUS, notice="context full: started again at frame 7"))[0]) > 100
 
 
-def test_a_long_answer_is_wrapped_and_takes_at_most_half_of_the_picture() -> None:
-    short, long = strip_rows(90, STATUS), strip_rows(90, replace(STATUS, answer="a red panda climbs " * 200))
-    assert short.sum() < long.sum()
-    assert not long[60 : SHAPE[0] // 2 - 20].any() and long[SHAPE[0] // 2 + 30 :].all()
+def test_a_long_answer_is_wrapped_and_then_cut_with_an_ellipsis() -> None:
+    short, long, endless = (draw(said("a red panda climbs " * times))[2] for times in (1, 7, 200))
+    assert rows_of_text(short) < rows_of_text(long) <= rows_of_text(endless) == 5
+    size, text = text_size(*SHAPE), "a red panda climbs " * 200
+    lines = _lines(text, size, 480, (255, 255, 255), num_rows=3)
+    assert len(lines) == 3 and lines[2].text.endswith("...") and text.startswith(lines[0].text)
+    assert max(line.font.getlength(line.text) for line in lines) <= 480
+    assert _lines("a red panda", size, 480, (255, 255, 255), num_rows=1)[0].text == "a red panda"
+
+
+def test_a_long_notice_takes_the_place_of_figures_and_a_long_answer_that_of_the_question() -> None:
+    above, _, _ = draw(replace(STATUS, notice="the next scene would pass 96 frames, as many as it was trained on " * 2))
+    assert rows_of_text(above) >= 2 and num_yellow(above) > 100 and num_of_color(above, (255, 255, 255)) > 50
+    question = replace(said("a red panda climbs " * 200), question="What happens " * 100)
+    assert rows_of_text(draw(question)[2]) == 5
 
 
 def test_no_line_is_wider_than_the_picture_even_of_one_long_word() -> None:
@@ -149,8 +194,8 @@ def test_no_line_is_wider_than_the_picture_even_of_one_long_word() -> None:
 def test_any_text_is_drawn_without_an_exception_and_without_control_characters(text: str) -> None:
     clean, font = drawable(text, 20)
     assert clean.isprintable() and len(clean) == len(text) and font.getlength(clean) > 0
-    image = annotate(grey(90), replace(STATUS, answer=text, question=text))
-    assert not np.array_equal(image[-60:], annotate(grey(90), replace(STATUS, answer="", question=""))[-60:])
+    below, empty = draw(replace(said(text), question=text))[2], draw(replace(said(""), question=""))[2]
+    assert not np.array_equal(below, empty)
 
 
 def test_what_no_font_has_becomes_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,9 +217,10 @@ def test_plain_text_is_drawn_as_it_is_with_the_font_that_is_always_there() -> No
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 300), (300, 2), (24, 32), (48, 64), (121, 161)], ids=str)
 def test_a_tiny_or_odd_frame_is_annotated_as_far_as_it_goes(size: tuple[int, int]) -> None:
-    frame = np.full((*size, 3), 200, np.uint8)
-    image = annotate(frame, replace(STATUS, notice="context full", random_weights=True, answer="climbs " * 30))
-    assert image.shape == frame.shape and not np.array_equal(image, frame)
+    frame = noise(*size)
+    image = annotate(frame, replace(said("climbs " * 30), notice="context full", random_weights=True))
+    assert place_of(frame, image) > 0
+    assert image.shape[0] % 2 == image.shape[1] % 2 == 0
 
 
 def test_text_grows_with_the_picture() -> None:

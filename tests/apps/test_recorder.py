@@ -108,20 +108,21 @@ def test_an_aborted_recording_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "what", "fix"),
     [
-        ("live", r"no suffix of a video.*--record .*live\.mp4"),
-        ("live.txt", "no suffix of a video"),
-        ("folder.mp4", "is a folder"),
-        ("missing/live.mp4", r"cannot be written.*ls -ld"),
+        ("live", "no suffix of a video", "/live.mp4"),
+        ("live.txt", "no suffix of a video", "/live.mp4"),
+        ("folder.mp4", "is a folder", "folder.mp4/live.mp4"),
+        ("missing/live.mp4", "cannot be written", "ls -ld "),
     ],
 )
 def test_a_place_that_cannot_be_recorded_to_is_refused_before_the_first_frame(
-    tmp_path: Path, name: str, message: str
+    tmp_path: Path, name: str, what: str, fix: str
 ) -> None:
     (tmp_path / "folder.mp4").mkdir()
-    with pytest.raises(MediaError, match=message):
+    with pytest.raises(MediaError) as caught:
         Recorder(tmp_path / name, source_fps=None)
+    assert what in caught.value.what and fix in caught.value.fix
     assert [path.name for path in tmp_path.iterdir()] == ["folder.mp4"]
 
 
@@ -131,9 +132,10 @@ def test_a_nearly_full_disk_ends_a_recording_while_it_can_still_be_completed(
     free = iter([10**12] * 4 + [10**6])
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=next(free)))
     recorder = Recorder(tmp_path / "live.mp4", source_fps=10.0)
-    with pytest.raises(BackendUnavailable, match=r"only 1 MiB are free.*df -h"):
+    with pytest.raises(BackendUnavailable, match="only 1 MiB are free") as caught:
         for index in range(9):
             recorder.add(picture(index), index / 10)
+    assert "df -h" in caught.value.fix
     recorder.close()
     assert shown(recorder.path) == [0, 1, 2]
 

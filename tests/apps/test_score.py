@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from apps.score import Score, share
-from apps.watcher import Reply
-
-
-def reply(*, is_right: bool | None, topic: str | None = None) -> Reply:
-    return Reply(
-        question="", text="", frame_index=0, time_s=0.0, finished=True, prefill_ms=0.0, decode_ms=0.0, truth="",
-        is_right=is_right, topic=topic,
-    )  # fmt: skip
+from apps.score import Grade, Score, share
 
 
 def test_right_and_wrong_answers_are_counted_by_topic() -> None:
     score = Score()
     for is_right, topic in ((True, "count"), (False, "count"), (True, "event"), (True, None), (None, "count")):
-        score.add(reply(is_right=is_right, topic=topic))
+        score.add(Grade(is_right=is_right, topic=topic))
     assert score.text() == "right 3 of 4, 75 %"
     assert score.summary() == {
         "num_right": 3,
@@ -30,7 +22,7 @@ def test_right_and_wrong_answers_are_counted_by_topic() -> None:
 
 def test_without_a_grade_there_is_no_share() -> None:
     score = Score()
-    score.add(reply(is_right=None, topic="count"))
+    score.add(Grade(is_right=None, topic="count"))
     assert score.text() == ""
     assert score.summary() == {"num_right": 0, "num_graded": 0, "accuracy": None, "by_topic": {}}
 

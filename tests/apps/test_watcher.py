@@ -88,13 +88,15 @@ def test_a_stream_that_is_full_too_early_is_started_again_and_not_lost(
 
 
 def test_what_can_never_be_asked_is_refused_at_once(bundle: Bundle) -> None:
-    with pytest.raises(StreamFull, match=r"one frame, the question and 500 tokens.*has 512.*--max-new-tokens"):
+    with pytest.raises(StreamFull, match="one frame, the question and 500 tokens") as full:
         Watcher(bundle, QUESTION, ask_every_s=1.0, max_new_tokens=500)
+    assert "512 rows" in full.value.expected and "--max-new-tokens" in full.value.fix
     with pytest.raises(StreamError, match="special token"):
         Watcher(bundle, "a<|im_end|>b", ask_every_s=1.0, max_new_tokens=8)
     fixed = replace(bundle, manifest=replace(bundle.manifest, time_mode="fixed"))
-    with pytest.raises(StreamError, match=r"'fixed'.*a live view has no end.*pvc-export run"):
+    with pytest.raises(StreamError, match=r"'fixed'.*a live view has no end") as endless:
         Watcher(fixed, QUESTION, ask_every_s=1.0, max_new_tokens=8)
+    assert "pvc-export run" in endless.value.fix
 
 
 def watch(watcher: Watcher, *lengths: int) -> tuple[list[Reply], list[int]]:
@@ -144,7 +146,7 @@ def test_a_context_is_forgotten_between_scenes_and_not_within_one(
     watcher = Watcher(trained(bundle, trained_frames=trained_frames), QUESTION, ask_every_s=0.0, max_new_tokens=2)
     replies, found = watch(watcher, *lengths)
     assert found == restarted
-    assert [reply.is_right is not None for reply in replies] == [True] * len(lengths)  # each was seen as a whole
+    assert [reply.grade.is_right is not None for reply in replies] == [True] * len(lengths)  # each was seen as a whole
 
 
 def test_the_notice_says_that_the_next_scene_would_be_too_much(bundle: Bundle) -> None:
@@ -186,23 +188,23 @@ def test_an_answer_is_right_if_it_is_the_truth_word_for_word(
 ) -> None:
     answers(monkeypatch, lambda question: text)
     (reply,), _ = watch(Watcher(trained(bundle), QUESTION, ask_every_s=0.0, max_new_tokens=2), 6)
-    assert (reply.is_right, reply.truth, reply.topic) == (is_right, "It is 0.", "event")
+    assert (reply.grade.is_right, reply.grade.truth, reply.grade.topic) == (is_right, "It is 0.", "event")
 
 
 def test_random_weights_are_not_graded(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch, lambda question: "It is 0.")
     (reply,), _ = watch(Watcher(bundle, QUESTION, ask_every_s=0.0, max_new_tokens=2), 6)
-    assert reply.is_right is None and reply.truth == "It is 0."
+    assert reply.grade.is_right is None and reply.grade.truth == "It is 0."
 
 
 def test_a_question_that_the_world_cannot_answer_is_not_graded(bundle: Bundle) -> None:
     watcher, (*begin, last) = Watcher(trained(bundle), QUESTION, ask_every_s=0.0, max_new_tokens=2), scenes(6)
-    assert last.truth is not None
-    last = replace(last, truth=replace(last.truth, answer=None))
+    assert last.scene is not None
+    last = replace(last, scene=replace(last.scene, answer=None))
     for shown in (*begin, last):
         watcher.push(shown)
     reply = watcher.ask(last)
-    assert (reply.is_right, reply.truth) == (None, None)
+    assert (reply.grade.is_right, reply.grade.truth) == (None, None)
 
 
 def test_a_scene_is_graded_once_and_not_before_its_end(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +213,7 @@ def test_a_scene_is_graded_once_and_not_before_its_end(bundle: Bundle, monkeypat
     for shown in scenes(6):
         watcher.push(shown)
         replies += [watcher.ask(shown), watcher.ask(shown)] if shown.index in (2, 5) else []
-    assert [(reply.is_right, reply.truth) for reply in replies] == [
+    assert [(reply.grade.is_right, reply.grade.truth) for reply in replies] == [
         (None, None), (None, None), (True, "It is 0."), (None, "It is 0."),
     ]  # fmt: skip
 
@@ -222,7 +224,7 @@ def test_a_scene_of_which_a_frame_was_missed_is_not_graded(bundle: Bundle, misse
     *_, last = seen = [shown for shown in scenes(6, 6) if shown.index != 6 + missed]
     for shown in seen:
         watcher.push(shown)
-    assert watcher.ask(last).is_right is None
+    assert watcher.ask(last).grade.is_right is None
 
 
 @pytest.mark.parametrize(("clock", "expected"), [("run-on", [4, 6, 10]), ("reanchor", [6])])
@@ -232,4 +234,4 @@ def test_a_scene_longer_than_the_model_was_trained_on_is_asked_about_but_not_gra
     monkeypatch.setattr("engines.clock.DEFAULT_CLOCK", clock)
     watcher = Watcher(trained(bundle, trained_frames=4), QUESTION, ask_every_s=0.0, max_new_tokens=2)
     replies, restarted = watch(watcher, 6, 6)
-    assert restarted == expected and [reply.is_right for reply in replies] == [None, None]
+    assert restarted == expected and [reply.grade.is_right for reply in replies] == [None, None]

@@ -79,8 +79,9 @@ def test_the_window_opens_at_a_readable_size_once(shape: tuple[int, int]) -> Non
 
 
 def test_an_opencv_without_windows_is_explained() -> None:
-    with pytest.raises(BackendUnavailable, match=r"opencv-python-headless.*--headless --record"):
+    with pytest.raises(BackendUnavailable) as caught:
         Window(FakeCv2(has_windows=False))
+    assert "opencv-python-headless" in caught.value.cause and "--headless --record" in caught.value.fix
 
 
 def test_a_machine_without_a_screen_is_told_so_before_qt_aborts_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,8 +90,9 @@ def test_a_machine_without_a_screen_is_told_so_before_qt_aborts_the_process(monk
     monkeypatch.setattr("apps.window.import_cv2", lambda: asked.append(1) or FakeCv2())
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    with pytest.raises(BackendUnavailable, match=r"DISPLAY is not set.*--headless"):
+    with pytest.raises(BackendUnavailable, match="DISPLAY is not set") as caught:
         Window()
+    assert "--headless" in caught.value.fix
     monkeypatch.setenv("DISPLAY", ":0")
     Window()
     assert len(asked) == 2

@@ -232,8 +232,8 @@ def damage_unknown_codec(path: Path) -> None:
         (damage_directory, "is not a file", "ls "),
         (damage_empty, "is empty \\(0 bytes\\)", "ls -l "),
         (damage_text, "cannot be read as a video", "ffprobe "),
-        (damage_cut_before_index, "cut short", "ffprobe "),
-        (damage_cut_after_index, "bytes. Expected at least .*cut short", "ls -l "),
+        (damage_cut_before_index, "cannot be read as a video", "ffprobe "),
+        (damage_cut_after_index, "has [0-9]+ bytes", "ls -l "),
         (damage_no_video_stream, "has no video stream", "ffprobe "),
         (damage_no_frames, "holds no frame", "ffprobe "),
         (damage_zeroed_frames, "cannot be read as a video", "ffprobe "),
@@ -250,15 +250,18 @@ def test_a_file_that_is_no_whole_video_is_explained(video, damage, happened, nex
     damage(video)
     with pytest.raises(MediaError, match=happened) as caught:
         use(video)
-    message = str(caught.value)
-    assert str(video) in message and "Expected" in message and "ikely" in message and next_command in message
+    error = caught.value
+    assert str(video) in error.what and error.expected and error.cause and next_command in error.fix
+    assert ("cut short" in error.cause) or "cut" not in damage.__name__
+    assert ("at least " in error.expected) == (damage is damage_cut_after_index)
 
 
 def test_a_text_file_is_not_drawn_as_a_terminal(tmp_path):
     path = tmp_path / "captions.txt"
     damage_text(path)
-    with pytest.raises(MediaError, match="no video stream.*text"):
+    with pytest.raises(MediaError, match="no video stream") as caught:
         probe_video(path)
+    assert "text" in caught.value.cause
 
 
 def test_an_index_past_the_end_is_refused_after_the_frames_before_it(video):
@@ -283,8 +286,9 @@ def test_a_stream_without_a_frame_rate_is_refused():
 @pytest.mark.parametrize("use", [probe_video, read_video, lambda path: write_video(path, [picture(0)], fps=25)])
 def test_without_pyav_the_message_says_how_to_install_it(video, monkeypatch, use):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(BackendUnavailable, match=r"package av.*pip install -e '\.\[apps\]'"):
+    with pytest.raises(BackendUnavailable, match="package av") as caught:
         use(video)
+    assert caught.value.fix == "pip install -e '.[apps]'"
 
 
 def test_reading_can_stop_early_and_the_file_can_then_be_deleted(video):
@@ -300,8 +304,9 @@ def test_odd_sizes_are_refused_rather_than_cropped_and_the_advice_works(tmp_path
     path = tmp_path / "odd.mp4"
     frame = np.zeros(shape, np.uint8)
     height, width, _ = shape
-    with pytest.raises(FrameError, match="even width and height.*numpy.pad"):
+    with pytest.raises(FrameError) as caught:
         write_video(path, [frame], fps=25)
+    assert "even width and height" in caught.value.expected and "numpy.pad" in caught.value.fix
     assert list(tmp_path.iterdir()) == []
     write_video(path, [np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")], fps=25)
     assert (probe_video(path).height, probe_video(path).width) == (48, 64)
@@ -337,8 +342,9 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, fra
 @pytest.mark.parametrize("name", ["missing_folder/video.mp4", "video.nonsense", "folder.mp4"])
 def test_a_place_that_cannot_be_written_is_explained(tmp_path, name):
     (tmp_path / "folder.mp4").mkdir()
-    with pytest.raises(MediaError, match=r"cannot be written.*ls -ld"):
+    with pytest.raises(MediaError, match="cannot be written") as caught:
         write_video(tmp_path / name, [picture(0)], fps=25)
+    assert "ls -ld" in caught.value.fix
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder.mp4"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,19 @@ class Outcome:
             assert position >= 0, f"{part!r} is not, or not there, in: {self.message}"
         assert self.exit_code == exit_code and "Traceback" not in self.message
 
+    def refuses(self, exit_code: int, error: str, /, **facts: str | tuple[str, ...]) -> None:
+        """After --json: this class of error, with these facts in its fields what, expected, cause and fix.
+
+        An error that has no such field yet may say the fact in `what`. Upper and lower case are the same.
+        """
+        data = json.loads(self.out)
+        assert (self.exit_code, data["exit_code"], data["error"]) == (exit_code, exit_code, error), data
+        for field, parts in facts.items():
+            text = (data[field] or data["what"]).casefold()
+            for part in (parts,) if isinstance(parts, str) else parts:
+                assert part.casefold() in text, f"{part!r} is not in {field}: {data}"
+        assert data["what"] in self.message and "Traceback" not in self.message
+
 
 Run = Callable[..., Outcome]
 
@@ -44,7 +58,7 @@ def reference_exports(monkeypatch: pytest.MonkeyPatch, export_once: ExportGraph)
 
 @pytest.fixture
 def pvc_export(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.setattr(interrupt, "install", lambda: None)  # the signals of this process are pytest's
+    monkeypatch.setattr(interrupt.signals, "install", lambda **_: None)  # the signals of this process are pytest's
 
     def run(*args: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["pvc-export", *map(str, args)])

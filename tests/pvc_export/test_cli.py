@@ -18,6 +18,7 @@ from engines.video import write_video
 from pvc_export.controls.graph_edits import edit_graph, roll_slot_mask
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.parity.clip import render_clip
+from pvc_export.terminal import interrupt
 from pvc_ref.checkpoint.folder import save_model
 
 from .conftest import Run
@@ -169,20 +170,24 @@ def test_help_names_every_command_without_loading_torch() -> None:
         ("StreamFull", 6),
     ],
 )
-def test_every_error_of_the_tree_ends_as_one_message_and_its_exit_code(
+def test_every_error_of_the_tree_ends_as_four_lines_and_its_exit_code(
     error: str, exit_code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import engines.errors
     from pvc_export import cli
 
     def fail() -> None:
-        raise getattr(engines.errors, error)("what happened, and what to do")
+        raise getattr(engines.errors, error)("it happened", expected="another thing", cause="a mistake", fix="mend it")
 
     monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(interrupt.signals, "install", lambda **_: None)  # the signals of this process are pytest's
+    monkeypatch.setattr(sys, "argv", ["pvc-export", "--json"])
     with pytest.raises(SystemExit) as exit_info:
         cli.main()
     assert exit_info.value.code == exit_code
-    assert capsys.readouterr().err == f"{error}: what happened, and what to do\n"
+    said = "error: it happened\nexpected: another thing\nlikely: a mistake\nfix: mend it\n"
+    out, err = capsys.readouterr()
+    assert err == said and json.loads(out)["error"] == error
 
 
 def test_a_missing_runtime_exits_4_before_any_work(tmp_path: Path) -> None:
@@ -222,7 +227,7 @@ def test_a_failure_with_json_is_an_object_too(tmp_path: Path, pvc_export: Run) -
     result = pvc_export("check", tmp_path / "nowhere", "--json")
     data = json.loads(result.out)
     assert result.exit_code == data["exit_code"] == 6 and data["error"] == "BundleError"
-    assert data["message"] in result.message
+    assert data["what"] in result.message
 
 
 def test_json_never_holds_nan(capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,7 +239,7 @@ def test_json_never_holds_nan(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_frames_that_will_not_fit_are_refused_before_the_first(bundle_fp16: Path, clip: Path, pvc_export: Run) -> None:
     result = pvc_export("run", bundle_fp16, "--video", clip, "--frames", 40)
-    assert result.exit_code == 6 and "Sample fewer with --frames, or export with --context 768" in result.message
+    assert result.exit_code == 6 and "fix: sample fewer with --frames, or export with --context 768" in result.message
     assert "stream" not in result.out
 
 
@@ -255,9 +260,14 @@ def test_inspect_names_every_graph_and_the_bytes_of_its_state(bundle_fp16: Path,
     lines = result.out.splitlines()
     assert [line.split()[0] for line in lines if "->" in line] == list(GRAPH_NAMES)
     # 2 layers, K and V, 65 x 64 float16: 32.5 KiB a frame, times a window of 4
-    assert any("4 caches BWNHD float16, ring, 130.0 KiB a stream, 32.5 KiB written a frame" in line for line in lines)
+    assert any(
+        "4 caches BWNHD float16, ring, 130.0 KiB per stream, 32.5 KiB written per frame" in line for line in lines
+    )
     assert any("fused attention 2 gemm, 2 gemv" in line for line in lines)
-    assert "random weights, seed 0: what it says means nothing" in result.out and "parity      passed" in result.out
+    assert "random weights, seed 0: what it says means nothing" in result.out
+    receipt = lines[lines.index("parity      passed") + 1 :]
+    assert any(line.split()[:2] == ["weights", "bit"] for line in receipt) and "levels passed" in result.out
+    assert not set("{}[]'") & set("".join(receipt)), "a Python dict is not for people"
     data = json.loads(pvc_export("inspect", bundle_fp16, "--json").out)
     assert data["graphs"]["temporal"]["states"][0]["row_bytes"] == 65 * 64 * 2
     assert pvc_export("inspect", bundle_fp16 / "graphs").exit_code == 6

@@ -224,8 +224,8 @@ def test_an_interrupt_that_comes_after_publishing_does_not_claim_that_nothing_wa
 ) -> None:
     monkeypatch.setattr(interrupt, "_publishing", None)
     assert interrupt.outcome() == "nothing was published"
-    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: interrupt._on_signal(signal.SIGINT, None))
-    monkeypatch.setattr(interrupt, "_received", None)
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: interrupt.signals._on_signal(signal.SIGINT, None))
+    monkeypatch.setattr(interrupt.signals, "number", None)
     with pytest.raises(KeyboardInterrupt):
         put(out, "new")
     assert name_of(out) == "new" and interrupt.outcome() == f"{out} was already published"
@@ -236,13 +236,13 @@ def test_an_interrupt_in_the_very_call_that_publishes_is_told_by_what_stands_the
     moment: str, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(interrupt, "_publishing", None)
-    monkeypatch.setattr(interrupt, "_received", None)
+    monkeypatch.setattr(interrupt.signals, "number", None)
     real = publish._publish
 
     def struck(folder: Path, target: Path) -> None:
         if moment == "after":
             real(folder, target)
-        interrupt._on_signal(signal.SIGTERM, None)
+        interrupt.signals._on_signal(signal.SIGTERM, None)
 
     monkeypatch.setattr(publish, "_publish", struck)
     with pytest.raises(KeyboardInterrupt):
@@ -252,7 +252,7 @@ def test_an_interrupt_in_the_very_call_that_publishes_is_told_by_what_stands_the
 
 
 def test_an_interrupt_before_publishing_keeps_the_old_bundle(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupt, "_received", int(signal.SIGTERM))  # its exception was swallowed
+    monkeypatch.setattr(interrupt.signals, "number", int(signal.SIGTERM))  # its exception was swallowed
     with pytest.raises(KeyboardInterrupt):
         put(out, "new")
     assert name_of(out) == "first" and list(out.parent.iterdir()) == [out]

@@ -1,6 +1,6 @@
-"""Bad input through the command line: each kind gets its exit code, and a message of four parts.
+"""Bad input through the command line: each kind gets its exit code, and an error of four fields.
 
-The parts are those that every error owes its reader: what happened, what was expected, the likely cause, what to do.
+The fields are what every error owes its reader: what happened, what was expected, the likely cause, what to do.
 The commands run in this process: starting Python and torch for each of them would take most of the time.
 """
 
@@ -61,13 +61,22 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
-SIZE = ("has", "bytes, the manifest says", "it was cut short or replaced", EXPORT_AGAIN)
-CHANGED = ("has SHA-256", "the manifest says", "it was changed after the export", EXPORT_AGAIN)
-MISSING = ("is missing", "The manifest lists it with", "copied incompletely", EXPORT_AGAIN)
+Facts = dict[str, str | tuple[str, ...]]
+"""What an error must say, by its fields."""
+
+SIZE: Facts = {"what": "bytes", "expected": "the manifest", "cause": "cut short or replaced", "fix": EXPORT_AGAIN}
+CHANGED: Facts = {
+    "what": "has SHA-256", "expected": "the manifest", "cause": "changed after the export", "fix": EXPORT_AGAIN,
+}  # fmt: skip
+MISSING: Facts = {
+    "what": "is missing", "expected": "the manifest", "cause": "copied incompletely", "fix": EXPORT_AGAIN,
+}  # fmt: skip
+NO_JSON: Facts = {"what": "is not valid JSON", "cause": "cut short or edited", "fix": "pvc-export trt -o "}
+NO_MANIFEST: Facts = {"what": "has no manifest.json", "fix": "folder made by pvc-export"}
 
 
 @pytest.mark.parametrize(
-    ("file", "damage", "parts"),
+    ("file", "damage", "facts"),
     [
         ("graphs/llm.onnx", truncate, SIZE),
         ("graphs/llm.onnx", empty, SIZE),
@@ -79,8 +88,8 @@ MISSING = ("is missing", "The manifest lists it with", "copied incompletely", EX
         ("engines/trunk.engine", flip_one_bit, CHANGED),
         ("engines/trunk.engine", remove, MISSING),
         ("tokenizer.json", flip_one_bit, CHANGED),
-        ("manifest.json", truncate, ("is not valid JSON", "cut short or edited", "pvc-export trt -o ")),
-        ("manifest.json", remove, ("has no manifest.json", "Name a folder made by pvc-export")),
+        ("manifest.json", truncate, NO_JSON),
+        ("manifest.json", remove, NO_MANIFEST),
     ],
     ids=lambda value: value.__name__ if callable(value) else value if isinstance(value, str) else "",
 )
@@ -90,12 +99,13 @@ def test_a_damaged_bundle(
     pvc_export: Run,
     file: str,
     damage: Callable[[Path], None],
-    parts: tuple[str, ...],
+    facts: Facts,
 ) -> None:
     bundle = copy_bundle(bundle_fp16)
     damage(bundle / file)
-    where = () if file == "manifest.json" else (f"{bundle}/{file}",)
-    pvc_export("check", bundle).says(6, "BundleError: ", *where, *parts)
+    outcome = pvc_export("check", bundle, "--json")
+    outcome.refuses(6, "BundleError", **facts)
+    outcome.refuses(6, "BundleError", what=str(bundle) if file == "manifest.json" else f"{bundle}/{file}")
 
 
 def test_the_command_in_the_message_makes_the_same_bundle(bundle_fp32: Path, bundle_fp16: Path) -> None:
@@ -107,12 +117,17 @@ def test_the_command_in_the_message_makes_the_same_bundle(bundle_fp32: Path, bun
     )
 
 
-NO_GRAPH = ("cannot be opened", "expected: an ONNX graph", "is damaged or missing", "pvc-export onnx, or trt")
-NO_TOKENIZER = ("is not a tokenizer file", "damaged, or another program's", "pvc-export onnx, or trt")
+NO_GRAPH: Facts = {
+    "what": "cannot be opened", "expected": "an ONNX graph", "cause": "damaged or missing",
+    "fix": "pvc-export onnx, or trt",
+}  # fmt: skip
+NO_TOKENIZER: Facts = {
+    "what": "is not a tokenizer file", "cause": "damaged, or another program's", "fix": "pvc-export onnx, or trt",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("file", "damage", "parts"),
+    ("file", "damage", "facts"),
     [
         ("graphs/llm.onnx", truncate, NO_GRAPH),
         ("graphs/llm.onnx", empty, NO_GRAPH),
@@ -130,7 +145,7 @@ def test_damage_that_the_hashes_do_not_show(
     pvc_export: Run,
     file: str,
     damage: Callable[[Path], None],
-    parts: tuple[str, ...],
+    facts: Facts,
 ) -> None:
     """As a faulty exporter would make it: the manifest was stamped after the damage.
 
@@ -139,7 +154,9 @@ def test_damage_that_the_hashes_do_not_show(
     bundle = copy_bundle(bundle_fp16)
     damage(bundle / file)
     restamp(bundle)
-    pvc_export("check", bundle).says(6, f"{bundle}/{file}".removesuffix(".data"), *parts)
+    outcome = pvc_export("check", bundle, "--json")
+    outcome.refuses(6, "BundleError", **facts)
+    outcome.refuses(6, "BundleError", what=f"{bundle}/{file}".removesuffix(".data"))
 
 
 @pytest.fixture
@@ -176,12 +193,17 @@ def before(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[Path], Non
     monkeypatch.setattr(engines_module, name, wrapped)
 
 
-NOT_ONNX = (
-    "graphs/trunk.onnx cannot be read as ONNX by tensorrt_rtx",
-    "damaged, its .data file is missing, or it is another program's",
-    "Export it again: pvc-export trt",
-)
-OTHER_GRAPH = ("graphs/trunk.onnx has the inputs", "GraphSpec of 'trunk' says ['frame']", "another graph", "pvc-export")
+NOT_ONNX: Facts = {
+    "what": "graphs/trunk.onnx cannot be read as ONNX by tensorrt_rtx",
+    "cause": "damaged, its .data file is missing, or it is another program's",
+    "fix": "pvc-export trt",
+}
+OTHER_GRAPH: Facts = {
+    "what": "graphs/trunk.onnx has the inputs",
+    "expected": ("GraphSpec", "'trunk'", "['frame']"),
+    "cause": "another graph",
+    "fix": "pvc-export",
+}
 
 
 def replace_by_another_graph(path: Path) -> None:
@@ -189,7 +211,7 @@ def replace_by_another_graph(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "damage", "parts"),
+    ("file", "damage", "facts"),
     [
         ("graphs/trunk.onnx", truncate, NOT_ONNX),
         ("graphs/trunk.onnx", empty, NOT_ONNX),
@@ -206,7 +228,7 @@ def test_a_file_that_the_engine_builder_cannot_use(
     pvc_export: Run,
     file: str,
     damage: Callable[[Path], None],
-    parts: tuple[str, ...],
+    facts: Facts,
 ) -> None:
     """The real compiler, whose parser reports success for some files that are no ONNX at all."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install -e '.[rtx]'")
@@ -214,17 +236,14 @@ def test_a_file_that_the_engine_builder_cannot_use(
 
     monkeypatch.setattr(engines_module, "build_engine", build_engine)
     before(monkeypatch, "build_engine", lambda folder: damage(folder / file), argument=0)
-    pvc_export("trt", *LIKE_BUNDLE, "-o", tmp_path / "b").says(5, "BuildError: ", *parts)
+    pvc_export("trt", *LIKE_BUNDLE, "-o", tmp_path / "b", "--json").refuses(5, "BuildError", **facts)
     assert not list(tmp_path.iterdir())
 
 
-FULL = (
-    "BackendUnavailable: writing the bundle failed: ",
-    "Nothing was published",
-    "The disk, or your share of it, is full: ",
-    "are free at ",
-    "Make room, or choose another folder with -o",
-)
+FULL: Facts = {
+    "cause": ("the disk, or your share of it, is full: ", "are free at "),
+    "fix": "make room, or choose another folder with -o",
+}
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "engines/llm.engine", "manifest.json"])
@@ -248,7 +267,8 @@ def test_a_full_disk_keeps_the_old_bundle(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         monkeypatch.setattr(Path, name, write)
-    pvc_export("trt", *LIKE_BUNDLE, "-o", old).says(4, FULL[0], "No space left on device", *FULL[1:])
+    what = ("writing the bundle failed: ", "No space left on device", "nothing was published")
+    pvc_export("trt", *LIKE_BUNDLE, "-o", old, "--json").refuses(4, "BackendUnavailable", what=what, **FULL)
     assert [path.name for path in old.parent.iterdir()] == ["copy"]
     assert (old / "manifest.json").read_bytes() == (bundle_fp16 / "manifest.json").read_bytes()
 
@@ -266,7 +286,8 @@ def test_a_full_disk_in_the_middle_of_a_graph(
         raise error
 
     monkeypatch.setattr(export_module, "export_graph", write_half)
-    pvc_export("onnx", "-o", tmp_path / "b").says(4, FULL[0], str(error), *FULL[1:])
+    what = ("writing the bundle failed: ", str(error), "nothing was published")
+    pvc_export("onnx", "-o", tmp_path / "b", "--json").refuses(4, "BackendUnavailable", what=what, **FULL)
     assert not list(tmp_path.iterdir())
 
 
@@ -275,9 +296,10 @@ def test_a_runtime_that_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     install = "pip install -e '.[ort]'"
-    pvc_export("check", bundle_fp16).says(4, "needs the package onnxruntime", "cannot be imported here", install)
+    needs = ("needs the package onnxruntime", "cannot be imported here")
+    pvc_export("check", bundle_fp16, "--json").refuses(4, "BackendUnavailable", what=needs, fix=install)
     export = pvc_export("onnx", "-o", tmp_path / "b")
-    export.says(4, "checks its graphs with the package onnxruntime", "cannot be imported", "Nothing was", install)
+    export.says(4, "checks its graphs with the package onnxruntime", "cannot be imported", "othing was", install)
     assert "export trunk" not in export.out, "a missing package must be known before minutes of export"
     monkeypatch.undo()
 
@@ -296,33 +318,33 @@ def test_an_exporter_that_is_not_installed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, "onnx", "-o", "b"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     outcome = Outcome(exit_code=result.returncode, out=result.stdout, message=result.stderr)
-    outcome.says(4, "BackendUnavailable: this command needs the package torch", "pip install -e '.[export]'")
+    outcome.says(4, "error: this command needs the package torch", "fix: pip install -e '.[export]'")
     assert not list(tmp_path.iterdir())
 
 
+CUT_WEIGHTS: Facts = {
+    "what": ("cannot be read", "it has", "bytes"), "expected": "bytes", "cause": "interrupted download",
+    "fix": "fetch the file again",
+}  # fmt: skip
+EMPTY_WEIGHTS: Facts = {
+    "what": ("cannot be read", "0 bytes"), "expected": "safetensors header", "cause": "broken download",
+    "fix": "fetch the file again",
+}  # fmt: skip
+NO_WEIGHTS: Facts = {
+    "what": "has a config.json but no weights", "expected": "model.safetensors", "fix": "fetch the *.safetensors",
+}  # fmt: skip
+CUT_TOKENIZER: Facts = {
+    "what": "tokenizer.json is not a tokenizer file", "cause": "broken download", "fix": "fetch or convert it again",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("file", "damage", "parts"),
+    ("file", "damage", "facts"),
     [
-        (
-            "model.safetensors",
-            truncate,
-            ("cannot be read: it has", "bytes, expected", "interrupted download", "Fetch the file again"),
-        ),
-        (
-            "model.safetensors",
-            empty,
-            ("cannot be read: its 0 bytes", "safetensors header", "broken download", "Fetch the file again"),
-        ),
-        (
-            "model.safetensors",
-            remove,
-            ("has a config.json but no weights", "expected model.safetensors", "found", "Fetch the *.safetensors"),
-        ),
-        (
-            "tokenizer.json",
-            truncate,
-            ("tokenizer.json is not a tokenizer file", "broken download", "Fetch or convert it again"),
-        ),
+        ("model.safetensors", truncate, CUT_WEIGHTS),
+        ("model.safetensors", empty, EMPTY_WEIGHTS),
+        ("model.safetensors", remove, NO_WEIGHTS),
+        ("tokenizer.json", truncate, CUT_TOKENIZER),
     ],
     ids=lambda value: value.__name__ if callable(value) else value if isinstance(value, str) else "",
 )
@@ -332,12 +354,14 @@ def test_a_damaged_checkpoint(
     pvc_export: Run,
     file: str,
     damage: Callable[[Path], None],
-    parts: tuple[str, ...],
+    facts: Facts,
 ) -> None:
     checkpoint = tmp_path / "checkpoint"
     save_model(tiny.model, checkpoint, tokenizer=tiny.tokenizer)
     damage(checkpoint / file)
-    pvc_export("onnx", "-m", checkpoint, "-o", tmp_path / "b").says(6, "ModelError: ", str(checkpoint), *parts)
+    outcome = pvc_export("onnx", "-m", checkpoint, "-o", tmp_path / "b", "--json")
+    outcome.refuses(6, "ModelError", **facts)
+    outcome.refuses(6, "ModelError", what=str(checkpoint))
     assert list(tmp_path.iterdir()) == [checkpoint]
 
 
@@ -346,8 +370,10 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
     monkeypatch.setattr("tempfile.mkdtemp", refuse)  # not chmod: it does not stop root
-    outcome = pvc_export("onnx", "-o", tmp_path / "b")
-    outcome.says(4, "cannot write beside", "Permission denied", "not yours to write to", "another folder with -o")
+    pvc_export("onnx", "-o", tmp_path / "b", "--json").refuses(
+        4, "BackendUnavailable", what=("cannot write beside", "Permission denied"), cause="not yours to write to",
+        fix="another folder with -o",
+    )  # fmt: skip
     assert not list(tmp_path.iterdir())
 
 
@@ -360,7 +386,9 @@ def test_a_full_disk_for_temporary_files_names_that_disk(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("pvc_export.parity.check.open_on_cpu", full)
-    pvc_export("check", bundle_fp32).says(4, "No space left on device", "temporary files go to", "TMPDIR=FOLDER")
+    pvc_export("check", bundle_fp32, "--json").refuses(
+        4, "BackendUnavailable", what="No space left on device", cause="temporary files go to", fix="TMPDIR=FOLDER"
+    )
 
 
 def test_a_bundle_that_may_not_be_read(bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run) -> None:
@@ -368,7 +396,8 @@ def test_a_bundle_that_may_not_be_read(bundle_fp32: Path, monkeypatch: pytest.Mo
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    pvc_export("check", bundle_fp32).says(6, "Permission denied", "manifest.json", "owner and permissions")
+    what = ("Permission denied", "manifest.json")
+    pvc_export("check", bundle_fp32, "--json").refuses(6, "BundleError", what=what, fix="owner and permissions")
 
 
 def test_an_engine_of_another_version_is_known_without_a_gpu(
@@ -380,7 +409,7 @@ def test_an_engine_of_another_version_is_known_without_a_gpu(
     replace(manifest, engines=old).save(bundle)
     write_video(tmp_path / "clip.mp4", render_clip(4), fps=4.0)
     run = pvc_export("run", bundle, "--video", tmp_path / "clip.mp4", "--runtime", "target")
-    run.says(6, "was built with tensorrt_rtx 1.6.0", "this machine has 1.7.1", "Build it here: pvc-export trt")
+    run.says(6, "was built with tensorrt_rtx 1.6.0", "this machine has 1.7.1", "uild it here: pvc-export trt")
     assert "answer" not in run.out and "tokens" not in run.out
 
 
