@@ -1,7 +1,7 @@
 """The reference PVC model in plain PyTorch: what every exported graph is held against.
 
-Unusual: names are looked up when they are first used, so that `pvc_ref.shapes`, which needs no torch, can be imported
-where torch is not installed.
+Why some names are looked up late: `pvc_ref.shapes` and the configurations need no torch, so importing them must not
+need it either.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .config import CompressorConfig, LLMConfig, PVCConfig, VisionConfig
+from .errors import ConfigError
+
 if TYPE_CHECKING:
-    from .config import CompressorConfig, ConfigError, LLMConfig, PVCConfig, VisionConfig
+    from .checkpoint.folder import load, save
     from .model import PVC, FrameOutputs, Sampling, VisionState
 
 __all__ = [
@@ -23,12 +26,17 @@ __all__ = [
     "Sampling",
     "VisionConfig",
     "VisionState",
+    "load",
+    "save",
 ]
 
-_IN_MODEL = {"PVC", "FrameOutputs", "Sampling", "VisionState"}
+_WITH_TORCH = {
+    **dict.fromkeys(("PVC", "FrameOutputs", "Sampling", "VisionState"), ".model"),
+    **dict.fromkeys(("load", "save"), ".checkpoint.folder"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _WITH_TORCH:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(".model" if name in _IN_MODEL else ".config", __name__), name)
+    return getattr(importlib.import_module(_WITH_TORCH[name], __name__), name)

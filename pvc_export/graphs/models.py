@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 from engines.errors import ModelError
 from engines.manifest import Manifest, ModelSource
 from engines.prompt import PromptSpec
-from pvc_ref import PVC, PVCConfig
+from pvc_ref import PVC, PVCConfig, load
 from pvc_ref.bundled import SHAPES_FOLDER
-from pvc_ref.checkpoint.folder import CheckpointError
+from pvc_ref.errors import CheckpointError
 from pvc_ref.prompt import (
     IMAGE_CONTEXT,
     IMAGE_END,
@@ -88,10 +88,10 @@ def load_model(name: str, *, seed: int = 0) -> LoadedModel:
             "Name a built-in, or a checkpoint folder with config.json and *.safetensors"
         )
     try:
-        model = PVC.from_pretrained(folder)
+        model = load(folder)
         tokenizer = _load_tokenizer(folder)
     except CheckpointError as error:
-        raise ModelError(str(error)) from error
+        raise ModelError(error.what, expected=error.expected, cause=error.cause, fix=error.fix) from error
     return loaded_model(model, tokenizer, name=name if name in BUILT_IN else str(folder.resolve()))
 
 

@@ -1,6 +1,6 @@
 """What stands behind the shapes: plain colours, gradients, soft noise, and pictures with the statistics of photographs.
 
-Unusual: no photograph is in here, so nothing has to be licensed or downloaded. Fallen leaves (opaque, textured,
+There is no photograph in here, so nothing has to be licensed or downloaded. Fallen leaves (opaque, textured,
 unsaturated patches of every size, one over another) have the edges, occlusions and spectrum of natural images; see
 Lee, Mumford and Huang, "Occlusion models for natural images", IJCV 2001.
 """

@@ -1,4 +1,4 @@
-"""The study's tables and its picture."""
+"""The tables and the plot of the study."""
 
 from __future__ import annotations
 

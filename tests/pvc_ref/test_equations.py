@@ -35,14 +35,7 @@ NUM_FRAMES = 5
 ATOL = 1e-10  # worst 2.4e-14; values reach 13
 
 
-@pytest.fixture(autouse=True)
-def no_grad_on_one_thread():
-    """Tensors this small gain nothing from a second thread, and lose minutes where another process holds its core."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(num_threads)
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, VisionConfig
+from pvc_ref.errors import InputError
 from pvc_ref.prompt import byte_tokenizer, image_prompt, video_prompt
 
 TINY = PVCConfig(
@@ -165,5 +166,5 @@ def test_embed_prompt_refuses_a_wrong_number_of_visual_embeddings(num_rows):
     model = PVC.random(TINY, seed=1)
     ids = torch.tensor([5, CONTEXT_ID, CONTEXT_ID])
     visual = None if num_rows is None else torch.zeros(num_rows, 20)
-    with pytest.raises(ValueError, match=f"has 2 image tokens but {num_rows or 0} visual embeddings were given"):
+    with pytest.raises(InputError, match=f"has 2 image tokens but {num_rows or 0} visual embeddings were given"):
         model.embed_prompt(ids, visual, context_id=CONTEXT_ID)

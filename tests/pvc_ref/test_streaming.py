@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pvc_ref import PVC, CompressorConfig, ConfigError, LLMConfig, PVCConfig, VisionConfig, VisionState
 from pvc_ref.compressor import build_compressor, pooling_matrix
+from pvc_ref.errors import InputError
 from pvc_ref.init import randomize
 
 W = 4
@@ -30,14 +31,7 @@ COMPRESSORS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def no_grad_on_one_thread():
-    """Tensors this small gain nothing from a second thread, and lose minutes where another process holds its core."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(num_threads)
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 # -- streaming -------------------------------------------------------------------------------------------------------
@@ -183,9 +177,9 @@ def test_fixed_time_streams_when_the_length_is_known():
 def test_fixed_time_refuses_an_unknown_length():
     model = PVC.random(FIXED, seed=2)
     frames = random_frames(1, 2, seed=13)
-    with pytest.raises(ValueError, match="pass total_frames="):
+    with pytest.raises(InputError, match="pass total_frames="):
         model.encode_frame(frames[:, 0])
-    with pytest.raises(ValueError, match="pass total_frames="):
+    with pytest.raises(InputError, match="pass total_frames="):
         model.encode_clip(frames)
 
 
@@ -202,10 +196,9 @@ def test_relative_time_changes_past_frames_when_the_clip_grows():
 
 def test_relative_time_refuses_to_stream_and_says_what_to_do():
     model = PVC.random(RELATIVE, seed=2)
-    with pytest.raises(
-        ValueError, match="'relative' cannot be streamed.*Use encode_clip on the whole clip, or a model"
-    ):
+    with pytest.raises(InputError, match="'relative' cannot be streamed") as info:
         model.encode_frame(random_frames(1, 1, seed=15)[:, 0])
+    assert info.value.fix.startswith("use encode_clip on the whole clip, or a model")
 
 
 # -- images are static videos ----------------------------------------------------------------------------------------
@@ -387,9 +380,9 @@ def seeded(seed: int) -> torch.Generator:
 def test_a_window_without_the_current_frame_is_refused(window: int):
     model = PVC.random(CONFIG, seed=1)
     clip = torch.zeros(1, 2, 28, 28, 3, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=f"window is {window}, expected at least 1"):
+    with pytest.raises(InputError, match=f"window is {window}\nexpected: at least 1"):
         model.encode_clip(clip, window=window)
-    with pytest.raises(ValueError, match=f"window is {window}, expected at least 1"):
+    with pytest.raises(InputError, match=f"window is {window}\nexpected: at least 1"):
         model.encode_frame(clip[:, 0], window=window)
 
 
@@ -397,11 +390,11 @@ def test_a_window_without_the_current_frame_is_refused(window: int):
 def test_a_frame_beyond_the_clip_s_length_is_refused(total_frames: int):
     model = PVC.random(FIXED, seed=1)
     clip = torch.zeros(1, 2, 28, 28, 3, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=f"frame 1 lies outside a clip of total_frames = {total_frames}"):
+    with pytest.raises(InputError, match=f"frame 1 lies outside a clip of total_frames = {total_frames}"):
         model.encode_clip(clip, total_frames=total_frames)
 
 
 def test_an_image_that_is_repeated_zero_times_is_refused():
     model = PVC.random(CONFIG, seed=1)
-    with pytest.raises(ValueError, match="num_repeats is 0, expected at least 1"):
+    with pytest.raises(InputError, match="num_repeats is 0\nexpected: at least 1"):
         model.encode_images([torch.zeros(1, 28, 28, 3, dtype=torch.uint8)], num_repeats=0)
