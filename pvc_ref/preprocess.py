@@ -1,4 +1,4 @@
-"""Reference preprocessing: what PVC does to a frame or an image before the network sees it.
+"""Reference preprocessing: from a frame or an image to what the network takes.
 
 Nothing here normalises: results are uint8 RGB, and the ImageNet mean and standard deviation are applied inside the
 model. Frames are squashed to squares, not letterboxed: the aspect ratio is not kept.

@@ -1,4 +1,4 @@
-"""What is in a scene and what happens there: coloured shapes that move, stand, appear, leave and cross, or a card.
+"""Scenes and what happens in them: coloured shapes that move, stand, appear, leave and cross, or a card.
 
 It needs numpy and no torch, so that a live view on a device can show the world that the model was taught.
 Everything follows from a `numpy.random.Generator`: the same seed gives the same scene on every machine.
@@ -86,7 +86,7 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """What is true of a clip. Things are listed in the order of COLORS, in which sentences name them.
+    """The truth about a clip. Things are listed in the order of COLORS, in which sentences name them.
 
     crossing    whether the first two movers pass each other
     card        a scene has things, or a card, or nothing
@@ -99,7 +99,7 @@ class Scene:
 
     @property
     def is_still(self) -> bool:
-        """One frame: an image, of which no motion is asked."""
+        """One frame: an image, about whose motion nothing is asked."""
         return self.num_frames == 1
 
     def shows_at_end(self, thing: Thing) -> bool:
