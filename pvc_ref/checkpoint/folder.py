@@ -33,7 +33,7 @@ INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILE = "tokenizer.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-FETCH_AGAIN = "fetch the file again"
+BROKEN, FETCH_AGAIN = "a broken download", "fetch the file again"
 MIXED, FETCH_TOGETHER = "the shards come from different checkpoints", "fetch index and shards together"
 
 
@@ -254,14 +254,14 @@ def _damage(path: Path, what: str) -> CheckpointError:
             return CheckpointError(f"{what}: it is a git-lfs pointer and not the file itself", fix="git lfs pull")
         header_size = int.from_bytes(start, "little")
         if len(start) < 8 or header_size > size - 8:
-            what += f": its {size} bytes end before, or do not have, a safetensors header"
-            return CheckpointError(what, cause="a broken download", fix=FETCH_AGAIN)
+            what += f": its {size} bytes hold no whole header"
+            return CheckpointError(what, expected="a safetensors header", cause=BROKEN, fix=FETCH_AGAIN)
         try:
             header = json.loads(file.read(header_size))
             end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             what += f": the header of its {size} bytes is corrupt"
-            return CheckpointError(what, cause="a broken download", fix=FETCH_AGAIN)
+            return CheckpointError(what, cause=BROKEN, fix=FETCH_AGAIN)
     expected = f"{8 + header_size + end} bytes"
     return CheckpointError(
         f"{what}: it has {size} bytes", expected=expected, cause="an interrupted download", fix=FETCH_AGAIN
@@ -305,7 +305,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not text
-        raise CheckpointError(f"{path} is not JSON: {error}", cause="a broken download", fix=FETCH_AGAIN) from error
+        raise CheckpointError(f"{path} is not JSON: {error}", cause=BROKEN, fix=FETCH_AGAIN) from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a JSON {type(data).__name__}", expected="an object", fix=FETCH_AGAIN)
     return data

@@ -18,7 +18,7 @@ from engines.video import write_video
 from pvc_export.controls.graph_edits import edit_graph, roll_slot_mask
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.parity.clip import render_clip
-from pvc_ref.checkpoint.folder import save
+from pvc_ref.checkpoint.folder import save as save_model
 
 from .conftest import Run
 
@@ -45,7 +45,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_folder(small: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model as a checkpoint folder."""
     folder = tmp_path_factory.mktemp("checkpoint") / "small"
-    save(small.model, folder, tokenizer=small.tokenizer)
+    save_model(small.model, folder, tokenizer=small.tokenizer)
     return folder
 
 

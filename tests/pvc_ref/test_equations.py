@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 
 import pvc_ref.layers
-import pvc_ref.model
 import pvc_ref.temporal
 import pvc_ref.vision
 from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, VisionConfig
@@ -107,7 +106,7 @@ def unscaled_softmax(module) -> Breakage:
 
 def no_causal_mask(_: PVC, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        pvc_ref.model, "visible_to_bias", lambda visible, dtype: torch.zeros(visible.shape, dtype=dtype)
+        pvc_ref.temporal, "visible_to_bias", lambda visible, dtype: torch.zeros(visible.shape, dtype=dtype)
     )
 
 

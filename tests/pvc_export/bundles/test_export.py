@@ -22,7 +22,7 @@ from pvc_export.graphs.models import LoadedModel, load_model, loaded_model
 from pvc_export.parity.check import check_bundle
 from pvc_export.terminal.console import Console, size_text
 from pvc_ref import PVC, CompressorConfig, PVCConfig
-from pvc_ref.checkpoint.folder import save
+from pvc_ref.checkpoint.folder import save as save_model
 from pvc_ref.prompt import byte_tokenizer
 
 from ...conftest import few_layers
@@ -53,7 +53,7 @@ def test_every_compressor_and_decoder_exports_and_passes(kind: str, family: str,
 
 @pytest.mark.usefixtures("shared_graphs")
 def test_a_saved_checkpoint_exports_like_the_model_it_came_from(small: LoadedModel, tmp_path: Path) -> None:
-    save(small.model, tmp_path / "checkpoint", tokenizer=small.tokenizer)
+    save_model(small.model, tmp_path / "checkpoint", tokenizer=small.tokenizer)
     loaded = load_model(str(tmp_path / "checkpoint"))
     assert loaded.source.weights_sha256 == small.source.weights_sha256
     assert loaded.source.random_weights and loaded.source.seed == 0, "saving made an answer of random tokens"

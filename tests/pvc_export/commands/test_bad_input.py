@@ -25,7 +25,7 @@ from pvc_export.bundles import export as export_module
 from pvc_export.controls.graph_edits import restamp
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.parity.clip import render_clip
-from pvc_ref.checkpoint.folder import save
+from pvc_ref.checkpoint.folder import save as save_model
 
 from ..conftest import Outcome, Run
 
@@ -334,7 +334,7 @@ def test_a_damaged_checkpoint(
     parts: tuple[str, ...],
 ) -> None:
     checkpoint = tmp_path / "checkpoint"
-    save(tiny.model, checkpoint, tokenizer=tiny.tokenizer)
+    save_model(tiny.model, checkpoint, tokenizer=tiny.tokenizer)
     damage(checkpoint / file)
     pvc_export("onnx", "-m", checkpoint, "-o", tmp_path / "b").says(6, "ModelError: ", str(checkpoint), *parts)
     assert list(tmp_path.iterdir()) == [checkpoint]

@@ -202,8 +202,8 @@ def test_truncated_shard_is_named_with_its_and_the_expected_bytes(sharded: Path,
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "do not have, a safetensors header"),
-        (b"no safetensors at all", "do not have, a safetensors header"),
+        (b"", "hold no whole header\nexpected: a safetensors header"),
+        (b"no safetensors at all", "hold no whole header\nexpected: a safetensors header"),
         (b"\x08" + bytes(7) + b"not json", "header of its 16 bytes is corrupt"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
     ],
