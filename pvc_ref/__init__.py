@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .config import CompressorConfig, LLMConfig, PVCConfig, VisionConfig
-from .errors import ConfigError
+from .errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from .checkpoint.folder import load, save
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PVC",
+    "CheckpointError",
     "CompressorConfig",
     "ConfigError",
     "FrameOutputs",
