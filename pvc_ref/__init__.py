@@ -1,7 +1,7 @@
 """The reference PVC model in plain PyTorch: what every exported graph is held against.
 
-Names are looked up when they are first used, so that `pvc_ref.shapes`, which needs no torch, can be imported where
-torch is not installed.
+Why some names are looked up late: `pvc_ref.shapes` and the configurations need no torch, so importing them must not
+need it either.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .config import CompressorConfig, LLMConfig, PVCConfig, VisionConfig
+from .errors import CheckpointError, ConfigError
+
 if TYPE_CHECKING:
-    from .checkpoint.folder import load_model as load
-    from .config import CompressorConfig, LLMConfig, PVCConfig, VisionConfig
-    from .errors import CheckpointError, ConfigError
+    from .checkpoint.folder import load, save
     from .model import PVC, FrameOutputs, Sampling, VisionState
 
 __all__ = [
@@ -27,19 +28,16 @@ __all__ = [
     "VisionConfig",
     "VisionState",
     "load",
+    "save",
 ]
 
-_HOMES = {
-    "model": ("PVC", "FrameOutputs", "Sampling", "VisionState"),
-    "config": ("CompressorConfig", "LLMConfig", "PVCConfig", "VisionConfig"),
-    "errors": ("CheckpointError", "ConfigError"),
+_WITH_TORCH = {
+    **dict.fromkeys(("PVC", "FrameOutputs", "Sampling", "VisionState"), ".model"),
+    **dict.fromkeys(("load", "save"), ".checkpoint.folder"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        return importlib.import_module(".checkpoint.folder", __name__).load_model
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f".{module}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_WITH_TORCH[name], __name__), name)

@@ -1,11 +1,11 @@
-"""Compressors: the patches of one frame become the few tokens that the LLM sees.
+"""Compressors: they turn the patches of one frame into the few tokens that the LLM sees.
 
     pvc   x~ = PixelShuffle(features);   v = MLP(AdaLN(x~; x~ + TE'))           1024 patches -> 64 tokens
 
-The others are what the paper compares with, at any token count, so that a difference is the method's and not the
-budget's. Only `pvc` knows the time of its frame; the others accept and ignore it, so that all share one graph.
+The others are the baselines of the paper. They work at any token count, so that a difference comes from the method and
+not from the budget. Only `pvc` uses the time of its frame; the others ignore it, so that all share one signature.
 Source: PVC (arXiv 2412.09613), adaptive compression; InternVL2's mlp1 for the shuffle and the MLP.
-Dimension key:  F frames   G patches a side   P patches   C width   M tokens   R shuffled width   E LLM width
+Dimension key:  F frames   G patches per side   P patches   C width   M tokens   R shuffled width   E LLM width
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from .config import PVCConfig, ShuffleOrder
 from .layers import MLP, LayerNorm, attention
 from .temporal import AdaLayerNorm, TimeEmbedding
+
+LAYER_NORM_EPS = 1e-5  # torch's default, which InternVL2's mlp1 uses
 
 
 def build_compressor(config: PVCConfig) -> nn.Module:
@@ -28,19 +30,6 @@ def build_compressor(config: PVCConfig) -> nn.Module:
         "q_former": QFormerCompressor,
     }
     return kinds[config.compressor.kind](config)
-
-
-def pixel_shuffle(patches: Tensor, *, rows: int, columns: int, order: ShuffleOrder) -> Tensor:
-    """Space to depth: (F, P, C) -> (F, rows * columns, P / (rows * columns) * C).
-
-    A token holds its patches row by row, channels last. `v1` lists the tokens column by column, as InternVL's first
-    release did by mistake and kept for its checkpoints; `v2` lists them row by row.
-    """
-    grid = int(patches.shape[1] ** 0.5)
-    down, right = grid // rows, grid // columns
-    x = patches.unflatten(1, (rows, down, columns, right))  # (F, rows, down, columns, right, C)
-    x = x.permute(0, 1, 3, 2, 4, 5) if order == "v2" else x.permute(0, 3, 1, 2, 4, 5)
-    return x.flatten(3).flatten(1, 2)
 
 
 class PVCCompressor(nn.Module):
@@ -75,6 +64,19 @@ class ShuffleCompressor(nn.Module):
     def forward(self, patches: Tensor, times: Tensor) -> Tensor:
         x = pixel_shuffle(patches, rows=self.rows, columns=self.columns, order=self.order)
         return self.mlp(self.norm(x))
+
+
+def pixel_shuffle(patches: Tensor, *, rows: int, columns: int, order: ShuffleOrder) -> Tensor:
+    """Space to depth: (F, P, C) -> (F, rows * columns, P / (rows * columns) * C).
+
+    A token holds its patches row by row, channels last. `v1` lists the tokens column by column, as InternVL's first
+    release did by mistake and kept for its checkpoints; `v2` lists them row by row.
+    """
+    grid = int(patches.shape[1] ** 0.5)
+    down, right = grid // rows, grid // columns
+    x = patches.unflatten(1, (rows, down, columns, right))  # (F, rows, down, columns, right, C)
+    x = x.permute(0, 1, 3, 2, 4, 5) if order == "v2" else x.permute(0, 3, 1, 2, 4, 5)
+    return x.flatten(3).flatten(1, 2)
 
 
 class PoolCompressor(nn.Module):
@@ -124,6 +126,28 @@ class ConvCompressor(nn.Module):
         return self.mlp(self.norm(self.conv(x).flatten(2).transpose(1, 2)))
 
 
+class QFormerCompressor(nn.Module):
+    """Learned queries that look at the patches, then a linear layer to the LLM's width."""
+
+    def __init__(self, config: PVCConfig) -> None:
+        super().__init__()
+        vision = config.vision
+        self.queries = nn.Parameter(torch.zeros(1, config.compressor.num_tokens, vision.hidden_size))
+        self.norm = LayerNorm(vision.hidden_size, eps=LAYER_NORM_EPS)
+        self.layers = nn.ModuleList(
+            QFormerLayer(vision.hidden_size, vision.num_heads, vision.mlp_size)
+            for _ in range(config.compressor.num_q_former_layers)
+        )
+        self.proj = nn.Linear(vision.hidden_size, config.llm.hidden_size)
+
+    def forward(self, patches: Tensor, times: Tensor) -> Tensor:
+        x = self.queries.expand(patches.shape[0], -1, -1)
+        patches = self.norm(patches)
+        for layer in self.layers:
+            x = layer(x, patches)
+        return self.proj(x)
+
+
 class QFormerLayer(nn.Module):
     """Self-attention among the queries, cross-attention to the patches, MLP; pre-norm."""
 
@@ -148,28 +172,3 @@ class QFormerLayer(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in (q, k, v))
         return attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-class QFormerCompressor(nn.Module):
-    """Learned queries that look at the patches, then a linear layer to the LLM's width."""
-
-    def __init__(self, config: PVCConfig) -> None:
-        super().__init__()
-        vision = config.vision
-        self.queries = nn.Parameter(torch.zeros(1, config.compressor.num_tokens, vision.hidden_size))
-        self.norm = LayerNorm(vision.hidden_size, eps=LAYER_NORM_EPS)
-        self.layers = nn.ModuleList(
-            QFormerLayer(vision.hidden_size, vision.num_heads, vision.mlp_size)
-            for _ in range(config.compressor.num_q_former_layers)
-        )
-        self.proj = nn.Linear(vision.hidden_size, config.llm.hidden_size)
-
-    def forward(self, patches: Tensor, times: Tensor) -> Tensor:
-        x = self.queries.expand(patches.shape[0], -1, -1)
-        patches = self.norm(patches)
-        for layer in self.layers:
-            x = layer(x, patches)
-        return self.proj(x)
-
-
-LAYER_NORM_EPS = 1e-5  # torch's default, which InternVL2's mlp1 uses

@@ -1,6 +1,6 @@
 """The shape of a PVC model, and the presets that have a name.
 
-A configuration is data: frozen, validated when made, and independent of torch. Every error names both numbers
+A configuration is data: frozen, validated when it is made, and independent of torch. Every error names both numbers
 that do not fit together.
 Source: PVC (arXiv 2412.09613) and the InternVL2 model cards; docs/model.md says what is published and what is inferred.
 """
@@ -8,7 +8,7 @@ Source: PVC (arXiv 2412.09613) and the InternVL2 model cards; docs/model.md says
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
@@ -21,31 +21,6 @@ TimeMode = Literal["absolute", "fixed", "relative"]
 ImageLayout = Literal["tile_streams", "tiles_in_time"]
 LLMFamily = Literal["internlm2", "qwen2", "llama"]
 TemplateName = Literal["internlm2-chat", "Hermes-2", "tiny"]
-
-
-def _choice(field_name: str, value: str, literal: Any) -> None:
-    choices = get_args(literal)
-    if value not in choices:
-        raise ConfigError(
-            f"{field_name} is {value!r}", expected=f"one of {', '.join(choices)}", fix=_did_you_mean(value, choices)
-        )
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(str(name), list(known), n=1)
-    return f"Did you mean {near[0]!r}?" if near else ""
-
-
-def _positive(owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if value <= 0:
-            raise ConfigError(f"{type(owner).__name__}.{name} is {value}", expected="a positive number")
-
-
-def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
-    if large % small:
-        raise ConfigError(f"{large_name} = {large} is not a multiple of {small_name} = {small}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +47,8 @@ class VisionConfig:
         _divides("two (cosines and sines)", 2, "sinusoid_size", self.sinusoid_size)
         if not 0 <= self.num_temporal_layers <= self.num_layers:
             raise ConfigError(
-                f"num_temporal_layers = {self.num_temporal_layers}", expected=f"0 to num_layers = {self.num_layers}"
+                f"num_temporal_layers = {self.num_temporal_layers} of num_layers = {self.num_layers}",
+                expected=f"0 to {self.num_layers}: the last layers are the temporal ones",
             )
 
     @property
@@ -158,7 +134,8 @@ class LLMConfig:
         _divides("two (RoPE rotates pairs)", 2, "head_dim", self.attention_head_dim)
         if self.family == "internlm2" and self.qkv_bias:
             raise ConfigError(
-                "llm.qkv_bias is True, but the internlm2 family has no qkv biases", expected="False, or qwen2"
+                "llm.qkv_bias is True, but the internlm2 family has no qkv biases",
+                expected="False, or the family qwen2, which has them",
             )
 
     @property
@@ -192,21 +169,48 @@ class PVCConfig:
             raise ConfigError(
                 f"compressor {self.compressor.kind!r} with num_tokens = {self.compressor.num_tokens} needs a grid of "
                 f"{rows} x {columns} tokens, which does not divide the {grid} x {grid} patches",
+                expected=f"rows and columns that divide {grid}",
                 fix="choose another num_tokens, or kind 'pool' or 'q_former'",
             )
         if self.compressor.kind == "pool" and (rows > grid or columns > grid):
-            raise ConfigError(f"compressor 'pool' cannot make {rows} x {columns} tokens from {grid} x {grid} patches")
+            raise ConfigError(
+                f"compressor 'pool' cannot make {rows} x {columns} tokens from {grid} x {grid} patches",
+                expected=f"at most {grid} rows and {grid} columns",
+                fix="choose another num_tokens, or kind 'q_former'",
+            )
 
     @staticmethod
     def preset(name: str) -> PVCConfig:
         """The named configuration. Raises ConfigError with the nearest name."""
-        if name not in PRESETS:
-            raise ConfigError(
-                f"there is no model named {name!r}",
-                expected=f"one of the presets {', '.join(PRESETS)}",
-                fix=_did_you_mean(name, PRESETS),
-            )
+        _one_of(PRESETS, name, f"there is no model named {name!r}")
         return PRESETS[name]
+
+
+def _one_of(choices: Collection[str], value: str, what: str) -> None:
+    if value not in choices:
+        near = get_close_matches(str(value), choices, n=1)
+        fix = f"did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(what, expected=f"one of {', '.join(choices)}", fix=fix)
+
+
+def _choice(field_name: str, value: str, literal: Any) -> None:
+    _one_of(get_args(literal), value, f"{field_name} is {value!r}")
+
+
+def _positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value <= 0:
+            raise ConfigError(f"{type(owner).__name__}.{name} is {value}", expected="a positive number")
+
+
+def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
+    if large % small:
+        nearest = small * max(1, large // small)
+        raise ConfigError(
+            f"{large_name} = {large} is not a multiple of {small_name} = {small}",
+            expected=f"a multiple, as {nearest} is",
+        )
 
 
 # Widths of the LLMs: InternVL2 model cards. Temporal layers: inferred from the sizes of PVC's published shards.

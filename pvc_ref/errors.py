@@ -1,15 +1,24 @@
-"""What the reference refuses, in the same four sentences as the runtime's errors, which it never imports."""
+"""What can go wrong with the reference, in one tree.
+
+    RefError
+    +-- ConfigError       a model configuration contradicts itself
+    +-- CheckpointError   a checkpoint folder cannot be read or written
+    +-- InputError        an argument is not what a function takes
+
+The runtime has a tree of the same form (engines/errors.py). It is not imported: that the two packages never meet is
+what makes parity a proof.
+"""
 
 from __future__ import annotations
 
 
-class ModelFault(ValueError):
-    """A model cannot be made of what was given.
+class RefError(Exception):
+    """Base of every error of this package that is meant for users.
 
-    what      what is wrong, with names and values
+    what      what happened, in one sentence
     expected  what was expected in its place
     cause     the likely cause
-    fix       the next step
+    fix       the next step: a command where there is one
 
     The last three may be empty. `str` has a line for each that is not.
     """
@@ -23,9 +32,13 @@ class ModelFault(ValueError):
         return "\n".join(label + text for label, text in said.items() if text)
 
 
-class ConfigError(ModelFault):
+class ConfigError(RefError):
     """A configuration contradicts itself; `what` names both sides."""
 
 
-class CheckpointError(ModelFault):
+class CheckpointError(RefError):
     """A checkpoint cannot be read or written; `what` names the file or the fact."""
+
+
+class InputError(RefError, ValueError):
+    """An argument is not what a function takes."""

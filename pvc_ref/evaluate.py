@@ -1,11 +1,11 @@
-"""`python -m pvc_ref.evaluate`: what the bundled model, or another trained one, answers right on held-out clips.
+"""`python -m pvc_ref.evaluate`: how much the bundled model, or another trained one, answers right on held-out clips.
 
     python -m pvc_ref.evaluate                  tables of the bundled model
     python -m pvc_ref.evaluate -m FOLDER        of a checkpoint folder
     ... --json A.json, then --against A.json    two models on the same questions
     python -m pvc_ref.evaluate --study          train and compare the compressors and ablations; tables and a plot
 
-Every clip follows from a committed seed, none was trained on. An answer is right if its whole text is.
+Every clip follows from a committed seed, and none was trained on. An answer is right if its whole text is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +21,8 @@ import torch
 from tokenizers import Tokenizer
 
 from .bundled import SHAPES_FOLDER
-from .checkpoint.folder import TOKENIZER_FILE, load_model
+from .checkpoint.folder import TOKENIZER_FILE, load
+from .errors import InputError, RefError
 from .model import PVC
 from .shapes import CONDITIONS
 from .temporal import TemporalLayer
@@ -44,13 +46,14 @@ NUM_CLIPS = 600
 LATE_FRAMES = (100, 1_000, 10_000)
 WINDOW = 8
 DOCS = Path("docs")
-CLEAN = CONDITIONS["clean"]
 
 
 def evaluate(model: PVC, tokenizer: Tokenizer, *, num_clips: int = NUM_CLIPS) -> dict[str, dict[str, Row]]:
     """Every table, by its title."""
     num_few = max(num_clips // 2, 1)
-    config = model.config
+    video = partial(video_row, model, tokenizer, num_clips=num_few)
+    still = partial(still_row, model, tokenizer, num_clips=num_few)
+    late = partial(late_row, model, tokenizer, num_clips=num_few, window=WINDOW)
     return {
         "Conditions": table(model, tokenizer, num_clips=num_clips),
         "An empty scene": {
@@ -58,50 +61,82 @@ def evaluate(model: PVC, tokenizer: Tokenizer, *, num_clips: int = NUM_CLIPS) ->
             for name, camera in CONDITIONS.items()
             if name in ("clean", "noise", "dark")
         },
-        "Frames of a video": {
-            f"{num_frames} frames": video_row(model, tokenizer, num_clips=num_few, num_frames=num_frames, camera=CLEAN)
-            for num_frames in (4, 8, 12, 16)
-        },
+        "Frames of a video": {f"{num_frames} frames": video(num_frames=num_frames) for num_frames in (4, 8, 12, 16)},
         f"Window of {WINDOW} frames": {
-            f"{num_frames} frames": video_row(
-                model, tokenizer, num_clips=num_few, num_frames=num_frames, camera=CLEAN, view=View(window=WINDOW)
-            )
-            for num_frames in (12, 16)
+            f"{num_frames} frames": video(num_frames=num_frames, view=View(window=WINDOW)) for num_frames in (12, 16)
         },
-        "Repeats of a still image": {
-            f"{repeats} x": still_row(model, tokenizer, num_clips=num_few, camera=CLEAN, view=View(num_repeats=repeats))
-            for repeats in (1, 2, 4)
-        },
+        "Repeats of a still image": {f"{repeats} x": still(view=View(num_repeats=repeats)) for repeats in (1, 2, 4)},
         "What attention over time does": attention_over_time(model, tokenizer, num_clips=num_few),
         "Time beyond training": {
-            f"frame {frame}, {clock}": late_row(
-                model, tokenizer, num_clips=num_few, frame=frame, clock=clock, window=WINDOW
-            )
+            f"frame {frame}, {clock}": late(frame=frame, clock=clock)
             for frame in LATE_FRAMES
             for clock in ("run-on", "reanchor")
-        }
-        if config.time_mode == "absolute"
-        else {},
+            if model.config.time_mode == "absolute"
+        },
     }
 
 
 def attention_over_time(model: PVC, tokenizer: Tokenizer, *, num_clips: int) -> dict[str, Row]:
     """Videos as they are; the last frame's tokens alone; and with alpha at zero, which is damage, not an ablation."""
-    rows = {
-        f"{VIDEO_FRAMES} frames": video_row(model, tokenizer, num_clips=num_clips, camera=CLEAN),
-        "last frame's tokens only": video_row(
-            model, tokenizer, num_clips=num_clips, camera=CLEAN, view=View(last_only=True)
-        ),
-    }
+    video = partial(video_row, model, tokenizer, num_clips=num_clips)
+    rows = {f"{VIDEO_FRAMES} frames": video(), "last frame's tokens only": video(view=View(last_only=True))}
     alphas = [cast(TemporalLayer, layer).alpha for layer in model.temporal.layers]
     kept = [alpha.detach().clone() for alpha in alphas]
     with torch.no_grad():
         for alpha in alphas:
             alpha.zero_()
-        rows["attention over time off"] = video_row(model, tokenizer, num_clips=num_clips, camera=CLEAN)
+        rows["attention over time off"] = video()
         for alpha, value in zip(alphas, kept, strict=True):
             alpha.copy_(value)
     return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pvc_ref.evaluate", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-m", "--model", type=Path, default=SHAPES_FOLDER, help="checkpoint folder")
+    parser.add_argument("--clips", type=int, default=NUM_CLIPS, help="videos per condition; other clips in proportion")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file as well")
+    parser.add_argument("--against", type=Path, metavar="JSON", help="another model's numbers, of as many clips")
+    parser.add_argument(
+        "--study", type=Path, nargs="?", const=Path("build/study"), help="train and compare, in this folder"
+    )
+    args = parser.parse_args()
+    try:
+        if args.study is not None:
+            _study(args.study)
+        else:
+            _evaluate(args)
+    except RefError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    other = None if args.against is None else _tables_of(args.against)
+    started = time.monotonic()
+    model, tokenizer = load(args.model), Tokenizer.from_file(str(args.model / TOKENIZER_FILE))
+    with fast_products():
+        tables = evaluate(model, tokenizer, num_clips=args.clips)
+    for title, rows in tables.items():
+        print(f"\n## {title}\n\n{markdown(rows)}")
+    if args.json is not None:
+        cells = {title: to_json(rows) for title, rows in tables.items()}
+        args.json.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+    if other is not None:
+        print(f"\n## Beside {args.against}\n\n{beside(tables, other)}")
+    print(f"\n{time.monotonic() - started:.0f} s, torch {torch.__version__}, {args.clips} clips a condition")
+
+
+def _tables_of(path: Path) -> dict[str, dict[str, Row]]:
+    """What --json wrote. Read before minutes of work."""
+    try:
+        tables = json.loads(path.read_text(encoding="utf-8"))
+        return {title: from_json(rows) for title, rows in tables.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error!r})",
+            expected="what --json FILE wrote for the other model",
+            fix="python -m pvc_ref.evaluate -m OTHER --json FILE",
+        ) from error
 
 
 def _study(folder: Path) -> None:
@@ -115,46 +150,6 @@ def _study(folder: Path) -> None:
     (DOCS / "study.md").write_text(text, encoding="utf-8")
     plot(results, DOCS / "figures" / "study.png")
     print(text)
-
-
-def _tables_of(path: Path, parser: argparse.ArgumentParser) -> dict[str, dict[str, Row]]:
-    """What --json wrote, read before minutes of work."""
-    try:
-        tables = json.loads(path.read_text(encoding="utf-8"))
-        return {title: from_json(rows) for title, rows in tables.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        parser.exit(2, f"{path} cannot be read ({error!r}), expected what --json FILE wrote for the other model\n")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pvc_ref.evaluate", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("-m", "--model", type=Path, default=SHAPES_FOLDER, help="checkpoint folder")
-    parser.add_argument("--clips", type=int, default=NUM_CLIPS, help="videos a condition; others in proportion")
-    parser.add_argument("--json", type=Path, help="write the numbers there as well")
-    parser.add_argument("--against", type=Path, metavar="JSON", help="another model's numbers, of as many clips")
-    parser.add_argument(
-        "--study", type=Path, nargs="?", const=Path("build/study"), help="train and compare, in a folder"
-    )
-    args = parser.parse_args()
-    if args.study is not None:
-        _study(args.study)
-        return
-    other = None if args.against is None else _tables_of(args.against, parser)
-    started = time.monotonic()
-    model, tokenizer = load_model(args.model), Tokenizer.from_file(str(args.model / TOKENIZER_FILE))
-    with fast_products():
-        tables = evaluate(model, tokenizer, num_clips=args.clips)
-    for title, rows in tables.items():
-        print(f"\n## {title}\n\n{markdown(rows)}")
-    if args.json is not None:
-        cells = {title: to_json(rows) for title, rows in tables.items()}
-        args.json.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
-    if other is not None:
-        try:
-            print(f"\n## Beside {args.against}\n\n{beside(tables, other)}")
-        except ValueError as error:
-            parser.exit(2, f"{args.against} is of other clips: {error}. Evaluate both with the same --clips\n")
-    print(f"\n{time.monotonic() - started:.0f} s, torch {torch.__version__}, {args.clips} clips a condition")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Random weights that exercise every part: for tests, and for the `tiny` preset.
 
-Unusual: nothing starts at zero or one. LayerScale, alpha, norms and biases are all away from their neutral values, so
-that a part that is left out changes the result. Every value is rounded to float16, as a released checkpoint's are to
-a half type: then a float16 graph differs from the float32 reference by its arithmetic alone.
+Nothing starts at zero or one: LayerScale, alpha, norms and biases are all away from their neutral values, so leaving
+any part out changes the result. Every value is rounded to float16, as a released checkpoint's values are rounded to a
+half type; then a float16 graph differs from the float32 reference by its arithmetic alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What every part of the model is made of: one attention, two norms, one MLP.
+"""The building blocks of every part of the model: one attention, two norms, one MLP.
 
-Unusual: the places that stay in float32 when the weights are float16 or bfloat16 (norms, softmax, RoPE angles, time
-embedding, logits) are written here, in the reference, with `upcast`. So an exported float16 graph has the same
-float32 islands as the PyTorch model, and float64 models stay float64 throughout (docs/numerics.md gives each reason).
+The places that stay in float32 when the weights are float16 or bfloat16 (norms, softmax, RoPE angles, time embedding,
+logits) are marked in the reference itself, with `upcast`. So an exported float16 graph has the same float32 islands as
+the PyTorch model, and float64 models stay float64 throughout. docs/numerics.md gives the reason for each.
 Dimension key:  B streams   L query rows   S key rows   H heads   K key/value heads   D head dim   C width
 """
 

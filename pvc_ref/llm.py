@@ -2,8 +2,8 @@
 
     x := x + MHA(RMSNorm(x));   x := x + SwiGLU(RMSNorm(x));   logits = head(RMSNorm(x))
 
-Unusual: the module never owns its cache. It takes past keys and values and returns those of the new rows only; where
-they are put is the caller's business. Keys are cached after rotation.
+The module never owns its cache: it takes past keys and values and returns those of the new rows only, for the caller
+to store. Keys are cached after rotation.
 Source: Qwen2 (arXiv 2407.10671), InternLM2 (arXiv 2403.17297); RoPE in the rotate-half convention of both.
 Dimension key:  B streams   L new rows   P past rows   S = P + L   H heads   K key/value heads   D head dim   E width
 """
@@ -21,85 +21,6 @@ from .layers import RMSNorm, attention, upcast, visible_to_bias, wave_frequencie
 
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of one layer, each (B, rows, K, D)."""
-
-
-def rope_angles(position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B, L, 1, D) of position * theta^(-2i/D), computed in at least float32, returned in `dtype`."""
-    wide = torch.promote_types(dtype, torch.float32)
-    positions = position_ids.to(wide)[..., None]
-    angles = positions * wave_frequencies(head_dim // 2, theta, positions)
-    angles = torch.cat([angles, angles], dim=-1)[:, :, None]
-    return torch.cos(angles).to(dtype), torch.sin(angles).to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, L, heads, D): the pair (x_i, x_{i + D/2}) is rotated by its angle."""
-    low, high = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-high, low], dim=-1) * sin
-
-
-def grouped_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """q (B, L, H, D), k and v (B, S, K, D), bias (B, 1, L, S) -> (B, L, H, D).
-
-    The H / K query heads that share a key/value head become rows of one query, so nothing is replicated.
-    """
-    batch, rows, num_heads, head_dim = q.shape
-    num_kv_heads = k.shape[2]
-    group = num_heads // num_kv_heads
-    q = q.unflatten(2, (num_kv_heads, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # (B, K, group * L, D)
-    k, v = k.transpose(1, 2), v.transpose(1, 2)
-    out = attention(q, k, v, bias.repeat(1, 1, group, 1))
-    return out.unflatten(2, (group, rows)).permute(0, 3, 1, 2, 4).flatten(2, 3)
-
-
-class CausalAttention(nn.Module):
-    def __init__(self, config: LLMConfig) -> None:
-        super().__init__()
-        self.head_dim = config.attention_head_dim
-        q_size, kv_size = config.num_heads * self.head_dim, config.num_kv_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
-
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], past: KeyValue | None, bias: Tensor
-    ) -> tuple[Tensor, KeyValue]:
-        q, k_new, v_new = (
-            proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q, k_new = rotate(q, *rope), rotate(k_new, *rope)
-        k, v = k_new, v_new
-        if past is not None:
-            k, v = torch.cat([past[0], k_new], dim=1), torch.cat([past[1], v_new], dim=1)
-        return self.o_proj(grouped_attention(q, k, v, bias).flatten(2)), (k_new, v_new)
-
-
-class SwiGLU(nn.Module):
-    def __init__(self, size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(size, hidden_size, bias=False)
-        self.up_proj = nn.Linear(size, hidden_size, bias=False)
-        self.down_proj = nn.Linear(hidden_size, size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class DecoderLayer(nn.Module):
-    def __init__(self, config: LLMConfig) -> None:
-        super().__init__()
-        self.attn_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.attn = CausalAttention(config)
-        self.mlp_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = SwiGLU(config.hidden_size, config.mlp_size)
-
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], past: KeyValue | None, bias: Tensor
-    ) -> tuple[Tensor, KeyValue]:
-        attended, new = self.attn(self.attn_norm(x), rope, past, bias)
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), new
 
 
 class Decoder(nn.Module):
@@ -141,6 +62,85 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Normed hidden (..., E) -> logits (..., V) in at least float32."""
         return upcast(self.lm_head(hidden))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: LLMConfig) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.attn = CausalAttention(config)
+        self.mlp_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = SwiGLU(config.hidden_size, config.mlp_size)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], past: KeyValue | None, bias: Tensor
+    ) -> tuple[Tensor, KeyValue]:
+        attended, new = self.attn(self.attn_norm(x), rope, past, bias)
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x)), new
+
+
+class CausalAttention(nn.Module):
+    def __init__(self, config: LLMConfig) -> None:
+        super().__init__()
+        self.head_dim = config.attention_head_dim
+        q_size, kv_size = config.num_heads * self.head_dim, config.num_kv_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], past: KeyValue | None, bias: Tensor
+    ) -> tuple[Tensor, KeyValue]:
+        q, k_new, v_new = (
+            proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k_new = rotate(q, *rope), rotate(k_new, *rope)
+        k, v = k_new, v_new
+        if past is not None:
+            k, v = torch.cat([past[0], k_new], dim=1), torch.cat([past[1], v_new], dim=1)
+        return self.o_proj(grouped_attention(q, k, v, bias).flatten(2)), (k_new, v_new)
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(size, hidden_size, bias=False)
+        self.up_proj = nn.Linear(size, hidden_size, bias=False)
+        self.down_proj = nn.Linear(hidden_size, size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """q (B, L, H, D), k and v (B, S, K, D), bias (B, 1, L, S) -> (B, L, H, D).
+
+    The H / K query heads that share a key/value head become rows of one query, so nothing is replicated.
+    """
+    batch, rows, num_heads, head_dim = q.shape
+    num_kv_heads = k.shape[2]
+    group = num_heads // num_kv_heads
+    q = q.unflatten(2, (num_kv_heads, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # (B, K, group * L, D)
+    k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, K, S, D)
+    out = attention(q, k, v, bias.repeat(1, 1, group, 1))  # (B, K, group * L, D)
+    return out.unflatten(2, (group, rows)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+def rope_angles(position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B, L, 1, D) of position * theta^(-2i/D), computed in at least float32, returned in `dtype`."""
+    wide = torch.promote_types(dtype, torch.float32)
+    positions = position_ids.to(wide)[..., None]
+    angles = positions * wave_frequencies(head_dim // 2, theta, positions)
+    angles = torch.cat([angles, angles], dim=-1)[:, :, None]
+    return torch.cos(angles).to(dtype), torch.sin(angles).to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B, L, heads, D): the pair (x_i, x_{i + D/2}) is rotated by its angle."""
+    low, high = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-high, low], dim=-1) * sin
 
 
 def causal_bias(inputs_embeds: Tensor, num_past: int, attention_mask: Tensor | None) -> Tensor:

@@ -1,10 +1,10 @@
 """PVC, whole: frames to tokens, tokens to text. The oracle that every exported graph is held against.
 
-Unusual: one set of weights, two forms. `encode_clip` sees all frames at once under a banded causal mask; `encode_frame`
+One set of weights, two forms: `encode_clip` sees all frames at once under a banded causal mask; `encode_frame`
 sees one frame and an explicit state. They compute the same thing (except where time is `relative`, which no cache can
 serve), and tests hold them to 1e-12 in float64.
 Source: PVC (arXiv 2412.09613): images as static videos, progressive encoding, adaptive compression.
-Dimension key:  B streams   T frames   S pixels a side   N positions   C vision width   M tokens a frame   E LLM width
+Dimension key:  B streams   T frames   S frame size   N positions   C vision width   M tokens per frame   E LLM width
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from .compressor import build_compressor
 from .config import PVCConfig
+from .errors import InputError
 from .init import randomize
-from .layers import upcast, visible_to_bias
+from .layers import upcast
 from .llm import Decoder
-from .temporal import KeyValue, TemporalEncoder
+from .temporal import KeyValue, TemporalEncoder, window_bias
 from .vision import Trunk
 
 
@@ -28,7 +29,7 @@ from .vision import Trunk
 class VisionState:
     """What a stream remembers of its past frames: keys and values of every temporal layer, oldest first.
 
-    past        one (key, value) a layer, each (B, frames kept, N, H, D); frames kept is at most window - 1
+    past        one (key, value) per layer, each (B, frames kept, N, H, D); frames kept is at most window - 1
     num_frames  frames seen so far, kept or not
     """
 
@@ -45,7 +46,7 @@ class FrameOutputs:
 
     trunk_features: Tensor  # (B, N, C)
     features: Tensor  # (B, N - 1, C)
-    new: tuple[KeyValue, ...]  # one (key, value) a temporal layer, each (B, N, H, D)
+    new: tuple[KeyValue, ...]  # one (key, value) per temporal layer, each (B, N, H, D)
     frame_embeds: Tensor  # (B, M, E)
 
 
@@ -60,14 +61,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or not 0 < self.top_p <= 1 or (self.top_k is not None and self.top_k < 1):
-            raise ValueError(f"{self} is out of range: temperature > 0, 0 < top_p <= 1, top_k >= 1")
+            raise InputError(f"{self} is out of range", expected="temperature > 0, 0 < top_p <= 1, top_k >= 1")
 
 
 class PVC(nn.Module):
     """The reference model. Made by `PVC(config)`, `PVC.random(config, seed=...)` or `pvc_ref.load(folder)`."""
 
     random_seed: int | None = None
-    """The seed of weights that were drawn and never trained; saved with them, so that no answer passes for one."""
+    """The seed of weights that were drawn and never trained. Saved with them, so that nobody takes their answers for
+    a trained model's."""
     trained_on: str | None = None
     """The world whose questions this model was taught to answer, such as 'shapes'; saved with the weights."""
 
@@ -92,30 +94,32 @@ class PVC(nn.Module):
         """Times (num_frames,) of frames start, start + 1, ... in the config's time mode, in the weights' wide dtype."""
         mode = self.config.time_mode
         if total_frames is not None and not start + num_frames <= total_frames:
-            raise ValueError(f"frame {start + num_frames - 1} lies outside a clip of total_frames = {total_frames}")
+            raise InputError(
+                f"frame {start + num_frames - 1} lies outside a clip of total_frames = {total_frames}",
+                expected="total_frames to count every frame of the clip",
+            )
         dtype = torch.promote_types(self.llm.lm_head.weight.dtype, torch.float32)
         times = torch.arange(start, start + num_frames, dtype=dtype, device=device)
         if mode == "absolute":
             return times
         if mode == "fixed" and total_frames is None:
-            raise ValueError("time_mode 'fixed' divides by the clip's length: pass total_frames=")
+            raise InputError(
+                "time_mode 'fixed' divides by the clip's length, which was not given", fix="pass total_frames="
+            )
         return times / (start + num_frames if total_frames is None or mode == "relative" else total_frames)
 
     def encode_clip(self, frames: Tensor, *, window: int | None = None, total_frames: int | None = None) -> Tensor:
         """All frames of a clip at once: (B, T, S, S, 3) uint8 RGB -> (B, T, M, E).
 
-        Frame t attends to frames max(0, t - window + 1)..t; window=None is all of them. total_frames is needed (and
-        used) in time mode `fixed` only.
+        Frame t attends to frames max(0, t - window + 1)..t; window=None means all of them. total_frames is needed,
+        and used, in time mode `fixed` only.
         """
         _check_window(window)
         batch, num_frames = frames.shape[:2]
         times = self.frame_times(0, num_frames, total_frames=total_frames, device=frames.device)
         times = times.expand(batch, -1)
-        age = torch.arange(num_frames, device=frames.device)
-        age = age[:, None] - age[None, :]
-        visible = (age >= 0) & (age < (num_frames if window is None else window))
         x = self.trunk(frames.flatten(0, 1)).unflatten(0, (batch, num_frames))
-        features, _ = self.temporal(x, times, None, visible_to_bias(visible[None], x.dtype))
+        features, _ = self.temporal(x, times, None, window_bias(num_frames, window, like=x))
         return self.compressor(features.flatten(0, 1), times.flatten()).unflatten(0, (batch, num_frames))
 
     def encode_frame(
@@ -128,7 +132,7 @@ class PVC(nn.Module):
     ) -> tuple[Tensor, VisionState]:
         """The next frame of each stream: (B, S, S, 3) uint8 RGB -> (B, M, E) and the state after it.
 
-        `state` is None before the first frame and is never changed in place. Raises ValueError in time mode
+        `state` is None before the first frame and is never changed in place. Raises InputError in time mode
         `relative`, where every new frame changes the time, and so the keys, of all earlier ones.
         """
         outputs, state = self.frame_outputs(frame, state, window=window, total_frames=total_frames)
@@ -144,9 +148,11 @@ class PVC(nn.Module):
     ) -> tuple[FrameOutputs, VisionState]:
         """`encode_frame` with every intermediate result."""
         if self.config.time_mode == "relative":
-            raise ValueError(
+            raise InputError(
                 "time_mode 'relative' cannot be streamed with a cache: t / T changes for all past frames whenever a "
-                "frame arrives. Use encode_clip on the whole clip, or a model trained with 'absolute' or 'fixed' time"
+                "frame arrives",
+                expected="time_mode 'absolute' or 'fixed'",
+                fix="use encode_clip on the whole clip, or a model trained with 'absolute' or 'fixed' time",
             )
         _check_window(window)
         frame_index = 0 if state is None else state.num_frames
@@ -180,8 +186,8 @@ class PVC(nn.Module):
         """
         repeats = self.config.num_image_repeats if num_repeats is None else num_repeats
         if repeats < 1:
-            raise ValueError(
-                f"num_repeats is {repeats}, expected at least 1: an image is a static video of that length"
+            raise InputError(
+                f"num_repeats is {repeats}", expected="at least 1: an image is a static video of that length"
             )
         encoded = []
         for tiles in images:
@@ -200,9 +206,10 @@ class PVC(nn.Module):
         slots = input_ids == context_id
         num_rows = 0 if visual_embeds is None else len(visual_embeds)
         if int(slots.sum()) != num_rows:
-            raise ValueError(
-                f"the prompt has {int(slots.sum())} image tokens but {num_rows} visual embeddings were given; "
-                "build the prompt for the same frames and repeats"
+            raise InputError(
+                f"the prompt has {int(slots.sum())} image tokens but {num_rows} visual embeddings were given",
+                expected="as many of one as of the other",
+                fix="build the prompt for the same frames and repeats",
             )
         if visual_embeds is not None:
             embeds = embeds.masked_scatter(slots[:, None], visual_embeds.to(embeds.dtype))
@@ -219,12 +226,14 @@ class PVC(nn.Module):
     ) -> list[int]:
         """Continue one prompt (1, L, E) with a KV cache. Greedy without `sampling`. The stop token is not returned.
 
-        Raises ValueError when prompt and answer would not fit in the LLM's max_positions.
+        Raises InputError when prompt and answer would not fit in the LLM's max_positions.
         """
         limit = self.config.llm.max_positions
         if inputs_embeds.shape[1] + max_new_tokens > limit:
-            raise ValueError(
-                f"{inputs_embeds.shape[1]} prompt + {max_new_tokens} new tokens exceed max_positions {limit}"
+            raise InputError(
+                f"{inputs_embeds.shape[1]} prompt tokens and {max_new_tokens} new ones do not fit",
+                expected=f"at most max_positions = {limit} together",
+                fix="ask about fewer frames, or lower max_new_tokens",
             )
         generator = torch.Generator().manual_seed(sampling.seed) if sampling else None
         ids: list[int] = []
@@ -256,11 +265,11 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
 
 def _check_window(window: int | None) -> None:
     if window is not None and window < 1:
-        raise ValueError(f"window is {window}, expected at least 1, the current frame itself, or None for no window")
+        raise InputError(f"window is {window}", expected="at least 1, the current frame itself, or None for no window")
 
 
 def _append(past: Sequence[KeyValue], new: Sequence[KeyValue]) -> list[KeyValue]:
-    """The cache of every layer with the new rows behind the old."""
+    """The cache of every layer with the new rows after the old."""
     return [
         (torch.cat([old_key, key], dim=1), torch.cat([old_value, value], dim=1))
         for (old_key, old_value), (key, value) in zip(past, new, strict=True)

@@ -1,11 +1,10 @@
-"""Reference preprocessing: what PVC does to a frame or an image before the network sees it.
+"""Reference preprocessing: from a frame or an image to what the network takes.
 
-Unusual: nothing here normalises. Results are uint8 RGB; the ImageNet mean and standard deviation are
-applied inside the model. Squares are squashed, not letterboxed: the aspect ratio is not kept.
-All resizing is Pillow's bicubic, which widens its filter when it shrinks an image; libraries that keep
-a fixed 4 x 4 filter alias, and differ by tens of grey levels on the same picture.
+Nothing here normalises: results are uint8 RGB, and the ImageNet mean and standard deviation are applied inside the
+model. Frames are squashed to squares, not letterboxed: the aspect ratio is not kept.
+All resizing is Pillow's bicubic, which widens its filter when it shrinks an image. Libraries that keep a fixed 4 x 4
+filter alias, and differ by tens of grey levels on the same picture.
 Source: InternVL2 preprocessing (dynamic tiling, segment sampling).
-
 Dimension key:  H height   W width   S tile or frame size in pixels
 """
 
@@ -17,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .errors import InputError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def resize_frame(frame_rgb: NDArray[np.uint8], *, size: int) -> NDArray[np.uint8]:
-    """Squash a frame (H, W, 3) uint8 RGB to (size, size, 3) uint8 RGB. Raises ValueError for any other input."""
+    """Squash a frame (H, W, 3) uint8 RGB to (size, size, 3) uint8 RGB. Raises InputError for any other input."""
     _check_image(frame_rgb)
     _check_at_least_one(size=size)
     return _resize(frame_rgb, width=size, height=size)
@@ -33,13 +34,14 @@ def tile_grid(
 ) -> tuple[int, int]:
     """(columns, rows) of the grid whose shape is nearest width / height, with min_tiles to max_tiles tiles.
 
-    Raises ValueError if a number is below 1 or min_tiles > max_tiles.
+    Raises InputError if a number is below 1 or min_tiles > max_tiles.
     """
     _check_at_least_one(width=width, height=height, min_tiles=min_tiles, max_tiles=max_tiles, tile_size=tile_size)
     if min_tiles > max_tiles:
-        raise ValueError(
-            f"no grid has between min_tiles={min_tiles} and max_tiles={max_tiles} tiles. "
-            "Expected min_tiles <= max_tiles; the two were probably swapped."
+        raise InputError(
+            f"no grid has between min_tiles={min_tiles} and max_tiles={max_tiles} tiles",
+            expected="min_tiles <= max_tiles",
+            cause="the two were swapped",
         )
     aspect = width / height
     best = (1, 1)
@@ -65,7 +67,7 @@ def tile_image(
     """Cut an image (H, W, 3) uint8 RGB into tiles: (num_tiles, S, S, 3) uint8 RGB, S = tile_size.
 
     Order: row by row, each left to right; then, if thumbnail and there is more than one tile, the whole image
-    squashed to one tile, so num_tiles can be max_tiles + 1. Raises ValueError as resize_frame and tile_grid do.
+    squashed to one tile, so num_tiles can be max_tiles + 1. Raises InputError as resize_frame and tile_grid do.
     """
     _check_image(image_rgb)
     height, width, _ = image_rgb.shape
@@ -87,23 +89,24 @@ def segment_indices(
 
     bounds_s: (start, end) in seconds, clipped to the video; needs fps. Indices never decrease, lie in
     0..num_frames - 1, and repeat when there are more segments than frames.
-    Raises ValueError if a count is below 1, fps is missing or not positive, or bounds_s misses the video.
+    Raises InputError if a count is below 1, fps is missing or not positive, or bounds_s misses the video.
     """
     _check_at_least_one(num_frames=num_frames, num_segments=num_segments)
     start, end = 0, num_frames - 1
     if bounds_s is not None:
         if fps is None or not (math.isfinite(fps) and fps > 0):
-            raise ValueError(
-                f"bounds_s={bounds_s} is in seconds and fps is {fps}. Expected the video's frames per second, above 0."
+            raise InputError(
+                f"bounds_s={bounds_s} is in seconds and fps is {fps}", expected="the video's frames per second, above 0"
             )
         if not all(math.isfinite(bound) for bound in bounds_s):
-            raise ValueError(f"bounds_s={bounds_s} is not finite. Expected (start, end) in seconds.")
+            raise InputError(f"bounds_s={bounds_s} is not finite", expected="(start, end) in seconds")
         start = max(0, int(np.round(bounds_s[0] * fps)))
         end = min(int(np.round(bounds_s[1] * fps)), num_frames - 1)
         if start > end:
-            raise ValueError(
-                f"bounds_s={bounds_s} holds no frame of this video of {num_frames} frames at {fps} fps. Expected "
-                f"start <= end within 0 to {num_frames / fps:.2f} s; probably swapped, or past the end of the video."
+            raise InputError(
+                f"bounds_s={bounds_s} holds no frame of this video of {num_frames} frames at {fps} fps",
+                expected=f"start <= end within 0 to {num_frames / fps:.2f} s",
+                cause="the bounds were swapped, or lie past the end of the video",
             )
     segment = (end - start) / num_segments
     return [int(start + segment / 2 + np.round(segment * index)) for index in range(num_segments)]
@@ -132,13 +135,14 @@ def _check_image(image_rgb: NDArray[np.uint8]) -> None:
     if is_array and image_rgb.dtype == np.uint8 and image_rgb.ndim == 3 and image_rgb.shape[2] == 3 and image_rgb.size:
         return
     found = f"{image_rgb.dtype} array of shape {image_rgb.shape}" if is_array else type(image_rgb).__name__
-    raise ValueError(
-        f"the image is a {found}. Expected a non-empty uint8 numpy array (height, width, 3) in RGB order; "
-        "likely it is grey, has an alpha channel, is already normalised, or is a batch."
+    raise InputError(
+        f"the image is a {found}",
+        expected="a non-empty uint8 numpy array (height, width, 3) in RGB order",
+        cause="it is grey, has an alpha channel, is already normalised, or is a batch",
     )
 
 
 def _check_at_least_one(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
-            raise ValueError(f"{name} is {number}. Expected 1 or more.")
+            raise InputError(f"{name} is {number}", expected="1 or more")

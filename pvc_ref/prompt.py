@@ -1,7 +1,7 @@
 """Chat templates, and the byte tokenizer of the `tiny` preset.
 
-The reference writes the whole conversation as one string and tokenizes it once; the runtime (engines/prompt.py) feeds
-it piece by piece. A test holds the ids equal.
+The reference writes the whole conversation as one string and tokenizes it once. The runtime (engines/prompt.py) feeds
+it piece by piece; a test checks that both give the same ids.
 Source: the conversation templates of InternVL2 (internlm2-chat: no newline after <|im_end|>) and the frame prefix of
 PVC's README, 'Frame1: <image>'.
 """
@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from .config import PVCConfig, TemplateName
+from .errors import InputError
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 IMAGE_TAG = "<image>"
 STOP_TOKEN = "<|im_end|>"
 SPECIAL_TOKENS = ("<s>", "</s>", "<pad>", "<|im_start|>", STOP_TOKEN, IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
-"""Of the InternVL2 templates, in the order in which our own tokenizers number them."""
+"""The special tokens of the InternVL2 templates, in the order in which our own tokenizers number them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,15 +49,18 @@ def video_prompt(config: PVCConfig, *, num_frames: int, question: str) -> str:
 
 
 def image_prompt(config: PVCConfig, *, num_tiles: Sequence[int], question: str, num_repeats: int | None = None) -> str:
-    """The conversation about images; num_tiles has one entry an image. Every tile holds `repeats` times its tokens.
+    """The conversation about images; num_tiles has one entry per image. A tile holds its tokens `num_repeats` times.
 
-    A question may place each image by `<image>`; else they come first. Raises ValueError if it places some of them.
+    A question may place every image by an `<image>`, else all come first. Raises InputError if it places only some.
     """
     per_tile = config.compressor.num_tokens * (config.num_image_repeats if num_repeats is None else num_repeats)
     images = [IMAGE_START + IMAGE_CONTEXT * per_tile * tiles + IMAGE_END for tiles in num_tiles]
     if IMAGE_TAG in question:
         if question.count(IMAGE_TAG) != len(images):
-            raise ValueError(f"the question has {question.count(IMAGE_TAG)} {IMAGE_TAG} for {len(images)} images")
+            raise InputError(
+                f"the question has {question.count(IMAGE_TAG)} {IMAGE_TAG} for {len(images)} images",
+                expected=f"one {IMAGE_TAG} per image, or none at all",
+            )
         for image in images:
             question = question.replace(IMAGE_TAG, image, 1)
         return _conversation(config, question)

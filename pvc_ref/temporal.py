@@ -1,13 +1,13 @@
 """Temporal attention: each position attends to itself in earlier frames. The last layers of the ViT.
 
-    TE = W2 SiLU(W1 t~);  t~ = sinusoid of the frame time                     one TimeEmbedding a layer
-    AdaLN(x, z) = gamma(z) * LN(x) + beta(z);  gamma(z) = W4 SiLU(W3 z);  beta(z) = W6 SiLU(W5 z)
+    TE = W2 SiLU(W1 t~);  t~ = sinusoid of the frame time                     one TimeEmbedding per layer
+    AdaLN(x; z) = gamma(z) * LN(x) + beta(z);  gamma(z) = W4 SiLU(W3 z);  beta(z) = W6 SiLU(W5 z)
     x := x + ls1 * S-MHA(LN(x));   x := x + alpha * T-MHA(AdaLN(x; x + TE));   x := x + ls2 * MLP(LN(x))
 
-Unusual: attention runs over time, per position; space is mixed only in vision.py. Order of the keys carries no
-meaning (time enters through TE alone), so a cache of keys and values needs a mask but no order.
+Attention runs over time, per position; space is mixed only in vision.py. The order of the keys carries no meaning, as
+time enters through TE alone, so a cache of keys and values needs a mask but no order.
 Source: PVC (arXiv 2412.09613), progressive encoding. Cosines before sines and a period of 10000 follow
-the diffusion transformers whose AdaLN PVC takes; the released checkpoint must confirm both.
+the diffusion transformers whose AdaLN PVC adopts; the released checkpoint must confirm both.
 Dimension key:  B streams   T frames   P past frames   N positions   C width   H heads   D head dim
 """
 
@@ -21,89 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VisionConfig
-from .layers import LayerNorm, attention, wave_frequencies
+from .layers import LayerNorm, attention, visible_to_bias, wave_frequencies
 from .vision import SpatialLayer
 
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of one temporal layer, each (B, frames, N, H, D)."""
 
 SINUSOID_PERIOD = 10_000.0
-
-
-def sinusoid(times: Tensor, size: int) -> Tensor:
-    """Times (...) -> (..., size): cosines, then sines, of time * 10000^(-i / (size/2)). In times' dtype."""
-    angles = times[..., None] * wave_frequencies(size // 2, SINUSOID_PERIOD, times)
-    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
-
-
-class TimeEmbedding(nn.Module):
-    """TE = W2 SiLU(W1 sinusoid(t)). Computed in the dtype of its weights, which stay float32 in a half model."""
-
-    def __init__(self, sinusoid_size: int, size: int) -> None:
-        super().__init__()
-        self.sinusoid_size = sinusoid_size
-        self.w1 = nn.Linear(sinusoid_size, size)
-        self.w2 = nn.Linear(size, size)
-
-    def forward(self, times: Tensor) -> Tensor:
-        """Times (...) -> (..., size)."""
-        waves = sinusoid(times.to(torch.promote_types(self.w1.weight.dtype, torch.float32)), self.sinusoid_size)
-        return self.w2(F.silu(self.w1(waves.to(self.w1.weight.dtype))))
-
-
-class AdaLayerNorm(nn.Module):
-    """gamma(z) * LN(x) + beta(z), LN without weights of its own."""
-
-    def __init__(self, size: int, *, eps: float) -> None:
-        super().__init__()
-        self.norm = LayerNorm(size, eps=eps, affine=False)
-        self.w3 = nn.Linear(size, size)
-        self.w4 = nn.Linear(size, size)
-        self.w5 = nn.Linear(size, size)
-        self.w6 = nn.Linear(size, size)
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        gamma = self.w4(F.silu(self.w3(z)))
-        beta = self.w6(F.silu(self.w5(z)))
-        return gamma * self.norm(x) + beta
-
-
-class TemporalAttention(nn.Module):
-    """Attention of each position over the frames of its own stream."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, x: Tensor, past: KeyValue | None, bias: Tensor) -> tuple[Tensor, KeyValue]:
-        """x (B, T, N, C), past (B, P, N, H, D), bias (B or 1, T, P + T) -> (B, T, N, C) and the new keys and values."""
-        q, k_new, v_new = (y.unflatten(-1, (self.num_heads, -1)) for y in self.qkv(x).chunk(3, dim=-1))
-        k, v = k_new, v_new
-        if past is not None:
-            k, v = torch.cat([past[0], k_new], dim=1), torch.cat([past[1], v_new], dim=1)
-        q, k, v = (y.permute(0, 2, 3, 1, 4) for y in (q, k, v))  # (B, N, H, frames, D)
-        out = attention(q, k, v, bias[:, None, None])
-        return self.proj(out.permute(0, 3, 1, 2, 4).flatten(3)), (k_new, v_new)
-
-
-class TemporalLayer(SpatialLayer):
-    """An InternViT layer with attention over time between its two steps."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__(config)
-        self.time_embedding = TimeEmbedding(config.sinusoid_size, config.hidden_size)
-        self.adaln = AdaLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.temporal_attn = TemporalAttention(config)
-        self.alpha = nn.Parameter(torch.zeros(config.hidden_size))
-
-    def step(self, x: Tensor, times: Tensor, past: KeyValue | None, bias: Tensor) -> tuple[Tensor, KeyValue]:
-        """x (B, T, N, C), times (B, T), past (B, P, N, H, D), bias (B or 1, T, P + T)."""
-        x = self.attend_in_frame(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        time = self.time_embedding(times).to(x.dtype)[:, :, None]  # (B, T, 1, C)
-        attended, new = self.temporal_attn(self.adaln(x, x + time), past, bias)
-        return self.feed_forward(x + self.alpha * attended), new
 
 
 class TemporalEncoder(nn.Module):
@@ -130,3 +54,88 @@ class TemporalEncoder(nn.Module):
             x, rows = layer.step(x, times, None if past is None else past[layer_index], bias)
             new.append(rows)
         return x[:, :, 1:], new
+
+
+class TemporalLayer(SpatialLayer):
+    """An InternViT layer with attention over time between its two steps."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__(config)
+        self.time_embedding = TimeEmbedding(config.sinusoid_size, config.hidden_size)
+        self.adaln = AdaLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.temporal_attn = TemporalAttention(config)
+        self.alpha = nn.Parameter(torch.zeros(config.hidden_size))
+
+    def step(self, x: Tensor, times: Tensor, past: KeyValue | None, bias: Tensor) -> tuple[Tensor, KeyValue]:
+        """x (B, T, N, C), times (B, T), past (B, P, N, H, D), bias (B or 1, T, P + T)."""
+        x = self.attend_in_frame(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        time = self.time_embedding(times).to(x.dtype)[:, :, None]  # (B, T, 1, C)
+        attended, new = self.temporal_attn(self.adaln(x, x + time), past, bias)
+        return self.feed_forward(x + self.alpha * attended), new
+
+
+class TemporalAttention(nn.Module):
+    """Attention of each position over the frames of its own stream."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, past: KeyValue | None, bias: Tensor) -> tuple[Tensor, KeyValue]:
+        """x (B, T, N, C), past (B, P, N, H, D), bias (B or 1, T, P + T) -> (B, T, N, C) and the new keys and values."""
+        qkv = self.qkv(x).chunk(3, dim=-1)  # 3 x (B, T, N, C)
+        q, k_new, v_new = (y.unflatten(-1, (self.num_heads, -1)) for y in qkv)  # each (B, T, N, H, D)
+        k, v = k_new, v_new  # (B, P + T, N, H, D)
+        if past is not None:
+            k, v = torch.cat([past[0], k_new], dim=1), torch.cat([past[1], v_new], dim=1)
+        q, k, v = (y.permute(0, 2, 3, 1, 4) for y in (q, k, v))  # each (B, N, H, frames, D)
+        out = attention(q, k, v, bias[:, None, None])  # (B, N, H, T, D)
+        return self.proj(out.permute(0, 3, 1, 2, 4).flatten(3)), (k_new, v_new)  # (B, T, N, H, D) -> (B, T, N, C)
+
+
+class AdaLayerNorm(nn.Module):
+    """gamma(z) * LN(x) + beta(z), LN without weights of its own."""
+
+    def __init__(self, size: int, *, eps: float) -> None:
+        super().__init__()
+        self.norm = LayerNorm(size, eps=eps, affine=False)
+        self.w3 = nn.Linear(size, size)
+        self.w4 = nn.Linear(size, size)
+        self.w5 = nn.Linear(size, size)
+        self.w6 = nn.Linear(size, size)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        gamma = self.w4(F.silu(self.w3(z)))
+        beta = self.w6(F.silu(self.w5(z)))
+        return gamma * self.norm(x) + beta
+
+
+class TimeEmbedding(nn.Module):
+    """TE = W2 SiLU(W1 sinusoid(t)). Computed in the dtype of its weights, which stay float32 in a half model."""
+
+    def __init__(self, sinusoid_size: int, size: int) -> None:
+        super().__init__()
+        self.sinusoid_size = sinusoid_size
+        self.w1 = nn.Linear(sinusoid_size, size)
+        self.w2 = nn.Linear(size, size)
+
+    def forward(self, times: Tensor) -> Tensor:
+        """Times (...) -> (..., size)."""
+        waves = sinusoid(times.to(torch.promote_types(self.w1.weight.dtype, torch.float32)), self.sinusoid_size)
+        return self.w2(F.silu(self.w1(waves.to(self.w1.weight.dtype))))
+
+
+def sinusoid(times: Tensor, size: int) -> Tensor:
+    """Times (...) -> (..., size): cosines, then sines, of time * 10000^(-i / (size/2)). In times' dtype."""
+    angles = times[..., None] * wave_frequencies(size // 2, SINUSOID_PERIOD, times)
+    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+
+
+def window_bias(num_frames: int, window: int | None, *, like: Tensor) -> Tensor:
+    """(1, T, T) in like's dtype and device: frame t sees frames max(0, t - window + 1)..t; None means all up to t."""
+    index = torch.arange(num_frames, device=like.device)
+    age = index[:, None] - index[None, :]
+    visible = (age >= 0) & (age < (num_frames if window is None else window))
+    return visible_to_bias(visible[None], like.dtype)

@@ -1,8 +1,8 @@
 """`python -m pvc_ref.train`: teach a small PVC to see the shapes world.
 
-The paper's recipe in small: two stages (captions with images and videos 1:1, then instructions 3:1), all parameters
-trained in both, images as static videos of 1, 2 or 4 repeats, videos of 4 to 16 frames. A killed run is resumed by the
-same command. OUT/model is a checkpoint folder in the Hugging Face layout, OUT/log.jsonl the log.
+A small version of the paper's recipe: two stages (captions with images and videos 1:1, then instructions 3:1), all
+parameters trained in both, images as static videos of 1, 2 or 4 repeats, videos of 4 to 16 frames. The same command
+resumes a killed run. OUT/model is a checkpoint folder in the Hugging Face layout, OUT/log.jsonl the log.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pvc_ref.train", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/training"), help="folder of the run")
     parser.add_argument("--steps", type=int, default=default.num_steps)
-    parser.add_argument("--seed", type=int, default=default.seed, help="of weights and data")
-    parser.add_argument("--workers", type=int, default=default.num_workers, help="processes; part of the recipe")
-    parser.add_argument("--scale", type=int, default=default.scale, help="times as many clips a worker and step")
+    parser.add_argument("--seed", type=int, default=default.seed, help="seed of the weights and the data")
+    parser.add_argument(
+        "--workers", type=int, default=default.num_workers, help="training processes; part of the recipe"
+    )
+    parser.add_argument("--scale", type=int, default=default.scale, help="multiplies the clips per worker and step")
     parser.add_argument("--compressor", choices=get_args(CompressorKind), default=default.compressor)
-    parser.add_argument("--tokens", type=int, default=None, help="a frame; default: the preset's")
+    parser.add_argument("--tokens", type=int, default=None, help="tokens per frame (default: the preset's)")
     parser.add_argument("--no-temporal", action="store_true", help="leave attention over time out")
-    parser.add_argument("--no-token-labels", action="store_true", help="teach patches alone what they show")
+    parser.add_argument(
+        "--no-token-labels", action="store_true", help="put labels on patches only, not on frame tokens"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--loaders", type=int, default=0, help="processes that draw clips for each worker")
     args = parser.parse_args()

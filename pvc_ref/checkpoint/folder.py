@@ -1,7 +1,7 @@
 """Checkpoint folders in the Hugging Face layout: config.json, *.safetensors with their index, tokenizer.json.
 
-Nothing is guessed and nothing is skipped. Loading is strict about the name, shape and kind of every tensor, and pickle
-files are never opened. What a checkpoint calls its tensors is in tensor_names.py, its facts in config_json.py.
+Nothing is guessed and nothing is skipped: loading is strict about the name, shape and kind of every tensor, and pickle
+files are never opened. What the tensors are called is in tensor_names.py, what config.json says in config_json.py.
 """
 
 from __future__ import annotations
@@ -31,18 +31,22 @@ from .tensor_names import CheckpointTensor, checkpoint_tensors, pack_qkv, unpack
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILE = "tokenizer.json"
+FLOATS = ("F64", "F32", "F16", "BF16")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+BROKEN, FETCH_AGAIN = "a broken download", "fetch the file again"
+MIXED, FETCH_TOGETHER = "the shards come from different checkpoints", "fetch index and shards together"
 
 
-def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PVC:
+def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PVC:
     """The model of a checkpoint folder, every parameter in `dtype`, in eval mode. Raises CheckpointError.
 
     Holds the model plus one tensor in memory, and nothing of the files afterwards.
     """
     folder = Path(folder)
-    config = load_config(folder)
+    config, ours = _read_config(folder)
     with torch.device("meta"):
         model = PVC(config)
-    tensors = tensors_of(model)
+    tensors = checkpoint_tensors(model)
     with ExitStack() as stack:
         sources = _open_shards(folder, stack)
         _check_tensors(folder, tensors, sources)
@@ -59,12 +63,11 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PVC
         model.compressor.weights = pooling_matrix(config.vision.grid_size, rows=rows, columns=columns)
     empty = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
     assert not empty, f"never filled: {empty}"
-    facts = _read_json(folder / CONFIG_FILE).get("pvc", {})
-    model.random_seed, model.trained_on = facts.get("random_seed"), facts.get("trained_on")
+    model.random_seed, model.trained_on = ours.get("random_seed"), ours.get("trained_on")
     return model.eval()
 
 
-def save_model(
+def save(
     model: PVC,
     folder: Path,
     *,
@@ -79,15 +82,13 @@ def save_model(
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(
-            f"{folder} exists already, and a checkpoint is never written over another",
+            f"{folder} exists already, and a checkpoint is never written over anything",
             expected="a new or an empty folder",
-            fix="name another, or remove this one first",
+            fix="name another folder, or remove this one first",
         )
     config = config_to_json(model.config)
-    if model.random_seed is not None:
-        config["pvc"]["random_seed"] = model.random_seed
-    if model.trained_on is not None:
-        config["pvc"]["trained_on"] = model.trained_on
+    ours = {"random_seed": model.random_seed, "trained_on": model.trained_on}
+    config["pvc"] |= {name: fact for name, fact in ours.items() if fact is not None}
     config_text = json.dumps(config, indent=2) + "\n"
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -105,49 +106,12 @@ def save_model(
         raise
 
 
-def load_config(folder: Path) -> PVCConfig:
-    """The configuration in `folder`/config.json. Raises CheckpointError."""
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        found = f"it holds {_listing(p.name for p in folder.iterdir())}" if folder.is_dir() else "it is not a folder"
-        raise CheckpointError(
-            f"{folder} is no checkpoint folder: {found}",
-            expected=f"{CONFIG_FILE} and *.safetensors in it",
-            fix=f"give the folder that holds {CONFIG_FILE}",
-        )
-    data = _read_json(path)
-    try:
-        return config_from_json(data)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{folder}: {error.what}", expected=error.expected, cause=error.cause, fix=error.fix
-        ) from error
-
-
-def tensors_of(model: PVC) -> list[CheckpointTensor]:
-    """Every tensor of a checkpoint of `model`, whose weights may be on the meta device, in saved order."""
-    return checkpoint_tensors(model.config, {name: tuple(value.shape) for name, value in model.named_parameters()})
-
-
-def plan_shards(sizes: Mapping[str, int], *, max_shard_bytes: int) -> list[list[str]]:
-    """Names of the tensors of each shard: in order, a new shard where the next tensor would exceed the limit."""
-    shards: list[list[str]] = []
-    used = 0
-    for name, size in sizes.items():
-        if not shards or used + size > max_shard_bytes:
-            shards.append([])
-            used = 0
-        shards[-1].append(name)
-        used += size
-    return shards
-
-
-# -- weights ---------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------------------
 
 
 def _write_shards(model: PVC, folder: Path, *, max_shard_bytes: int, dtype: torch.dtype | None) -> None:
     parameters = dict(model.named_parameters())
-    tensors = {tensor.name: tensor for tensor in tensors_of(model)}
+    tensors = {tensor.name: tensor for tensor in checkpoint_tensors(model)}
     sizes = {
         name: math.prod(tensor.shape) * (dtype or parameters[tensor.parameters[0]].dtype).itemsize
         for name, tensor in tensors.items()
@@ -164,6 +128,19 @@ def _write_shards(model: PVC, folder: Path, *, max_shard_bytes: int, dtype: torc
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def plan_shards(sizes: Mapping[str, int], *, max_shard_bytes: int) -> list[list[str]]:
+    """Names of the tensors of each shard: in order, a new shard where the next tensor would exceed the limit."""
+    shards: list[list[str]] = []
+    used = 0
+    for name, size in sizes.items():
+        if not shards or used + size > max_shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    return shards
+
+
 def _join(
     tensor: CheckpointTensor, parameters: Mapping[str, Tensor], llm: LLMConfig, dtype: torch.dtype | None
 ) -> Tensor:
@@ -172,10 +149,26 @@ def _join(
     return value.contiguous()
 
 
-def _split(tensor: CheckpointTensor, value: Tensor, llm: LLMConfig) -> tuple[Tensor, ...]:
-    if len(tensor.parameters) == 1:
-        return (value,)
-    return unpack_qkv(value, num_kv_heads=llm.num_kv_heads, head_dim=llm.attention_head_dim)
+# -- reading ---------------------------------------------------------------------------------------------------
+
+
+def _read_config(folder: Path) -> tuple[PVCConfig, Mapping[str, Any]]:
+    """The configuration in `folder`/config.json, and the whole of its "pvc" object."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        found = f"holds {_listing(p.name for p in folder.iterdir())}" if folder.is_dir() else "is not a folder"
+        raise CheckpointError(
+            f"{folder} is no checkpoint folder: it {found}",
+            expected=f"{CONFIG_FILE} and *.safetensors in it",
+            fix=f"give the folder that holds {CONFIG_FILE}",
+        )
+    data = _read_json(path)
+    try:
+        return config_from_json(data), data.get("pvc", {})
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{folder}: {error.what}", expected=error.expected, cause=error.cause, fix=error.fix
+        ) from error
 
 
 def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
@@ -195,71 +188,84 @@ def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
         shard = _open_shard(folder / file, stack)
         for name in shard.keys():  # noqa: SIM118  (safe_open cannot be iterated)
             if name in sources:
-                raise CheckpointError(f"{folder}: {name} is in both {file_of[name]} and {file}", expected="it once")
+                raise CheckpointError(
+                    f"{folder}: {name} is in both {file_of[name]} and {file}",
+                    expected="each tensor once",
+                    cause=MIXED,
+                    fix=FETCH_TOGETHER,
+                )
             sources[name], file_of[name] = shard, file
     if weight_map is not None and weight_map != file_of:
         wrong = {name for name in weight_map.keys() | file_of.keys() if weight_map.get(name) != file_of.get(name)}
         raise CheckpointError(
             f"{folder}: {INDEX_FILE} and the shards disagree about where to find {_listing(wrong)}",
-            cause="the shards come from different checkpoints",
-            fix="fetch index and shards together",
+            cause=MIXED,
+            fix=FETCH_TOGETHER,
         )
     return sources
+
+
+def _read_weight_map(folder: Path) -> dict[str, str]:
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        raise _no_weights(folder)
+    weight_map = _read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{path} has no weight_map", expected="a weight_map from tensor names to shard files", fix=FETCH_AGAIN
+        )
+    for file in weight_map.values():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{path} names the shard {file!r}", expected="a *.safetensors file of this folder", fix=FETCH_AGAIN
+            )
+    return weight_map
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    names = [path.name for path in folder.iterdir()]
+    if pickled := [name for name in names if name.endswith(PICKLES)]:
+        return CheckpointError(
+            f"{folder} holds its weights as pickle ({_listing(pickled)}), which is refused: opening it runs code",
+            expected="*.safetensors",
+            fix="convert it once where the files are trusted, with transformers: AutoModel.from_pretrained(OLD, "
+            "trust_remote_code=True).save_pretrained(NEW, safe_serialization=True)",
+        )
+    return CheckpointError(
+        f"{folder} has a {CONFIG_FILE} but no weights: it holds {_listing(names)}",
+        expected=f"{WEIGHTS_FILE} or {INDEX_FILE}",
+        fix="fetch the *.safetensors files",
+    )
 
 
 def _open_shard(path: Path, stack: ExitStack) -> Any:
     try:
         return stack.enter_context(safe_open(path, framework="pt"))
     except SafetensorError as error:
-        cause, fix = _damage(path)
-        raise CheckpointError(f"{path} cannot be read: {error}", cause=cause, fix=fix) from error
+        raise _damage(path, f"{path} cannot be read ({error})") from error
 
 
-def _damage(path: Path) -> tuple[str, str]:
-    """What is wrong with a safetensors file, from its size and the offsets in its header, and what mends it."""
-    again = "fetch the file again"
+def _damage(path: Path, what: str) -> CheckpointError:
+    """`what`, and what is wrong with the safetensors file, from its size and the offsets in its header."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         if start == b"version ":
-            return "it is a git-lfs pointer and not the file itself", "git lfs pull"
+            return CheckpointError(f"{what}: it is a git-lfs pointer and not the file itself", fix="git lfs pull")
         header_size = int.from_bytes(start, "little")
         if len(start) < 8 or header_size > size - 8:
-            return f"a broken download: its {size} bytes end before, or do not have, a safetensors header", again
+            what += f": its {size} bytes hold no whole header"
+            return CheckpointError(what, expected="a safetensors header", cause=BROKEN, fix=FETCH_AGAIN)
         try:
             header = json.loads(file.read(header_size))
             end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return f"the header of its {size} bytes is corrupt", again
-    return f"an interrupted download: it has {size} bytes of {8 + header_size + end}", again
-
-
-def _read_weight_map(folder: Path) -> dict[str, str]:
-    path = folder / INDEX_FILE
-    if not path.is_file():
-        names = [p.name for p in folder.iterdir()]
-        if pickled := [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]:
-            raise CheckpointError(
-                f"{folder} holds its weights as pickle ({_listing(pickled)}), which is refused: opening it runs code",
-                expected="*.safetensors",
-                fix="convert it once where the files are trusted, with transformers: "
-                "AutoModel.from_pretrained(OLD, trust_remote_code=True).save_pretrained(NEW, safe_serialization=True)",
-            )
-        raise CheckpointError(
-            f"{folder} has a {CONFIG_FILE} but no weights: found {_listing(names)}",
-            expected=f"{WEIGHTS_FILE} or {INDEX_FILE}",
-            fix="fetch the *.safetensors files",
-        )
-    weight_map = _read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path} has no weight_map from tensor names to shard files", fix="fetch the file again")
-    for file in weight_map.values():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-            raise CheckpointError(f"{path} names the shard {file!r}", expected="a *.safetensors file of this folder")
-    return weight_map
-
-
-FLOATS = ("F64", "F32", "F16", "BF16")
+            what += f": the header of its {size} bytes is corrupt"
+            return CheckpointError(what, cause=BROKEN, fix=FETCH_AGAIN)
+    expected = f"{8 + header_size + end} bytes"
+    return CheckpointError(
+        f"{what}: it has {size} bytes", expected=expected, cause="an interrupted download", fix=FETCH_AGAIN
+    )
 
 
 def _check_tensors(folder: Path, tensors: list[CheckpointTensor], sources: Mapping[str, Any]) -> None:
@@ -282,22 +288,26 @@ def _check_tensors(folder: Path, tensors: list[CheckpointTensor], sources: Mappi
         problems.append(f"{len(dtypes)} not in {', '.join(FLOATS)}, probably quantized: {_listing(dtypes)}")
     if problems:
         raise CheckpointError(
-            f"{folder}: the weights do not fit {CONFIG_FILE}, which asks for {len(wanted)} tensors.\n  "
-            + "\n  ".join(problems),
+            f"{folder}: the weights do not fit {CONFIG_FILE}. " + "; ".join(problems),
+            expected=f"the {len(wanted)} tensors that {CONFIG_FILE} asks for",
             cause=f"{CONFIG_FILE} belongs to another model",
-            fix="compare its layer counts, widths, vocab_size and pvc object with the names above",
+            fix="compare its layer counts, widths, vocab_size and pvc object with these names",
         )
+
+
+def _split(tensor: CheckpointTensor, value: Tensor, llm: LLMConfig) -> tuple[Tensor, ...]:
+    if len(tensor.parameters) == 1:
+        return (value,)
+    return unpack_qkv(value, num_kv_heads=llm.num_kv_heads, head_dim=llm.attention_head_dim)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not text
-        raise CheckpointError(f"{path} is not JSON: {error}", fix="fetch the file again") from error
+        raise CheckpointError(f"{path} is not JSON: {error}", cause=BROKEN, fix=FETCH_AGAIN) from error
     if not isinstance(data, dict):
-        raise CheckpointError(
-            f"{path} holds a JSON {type(data).__name__}", expected="an object", fix="fetch the file again"
-        )
+        raise CheckpointError(f"{path} holds a JSON {type(data).__name__}", expected="an object", fix=FETCH_AGAIN)
     return data
 
 

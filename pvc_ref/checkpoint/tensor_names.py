@@ -1,9 +1,9 @@
-"""What a checkpoint calls its tensors: InternVL2's names, ours for what PVC adds.
+"""What a checkpoint calls its tensors: InternVL2's names, and this package's own for what PVC adds.
 
-One list of tensors serves reading and writing. Its order is that in which InternVL2 is saved (vision_model,
+One list of tensors serves reading and writing. It has the order in which InternVL2 is saved (vision_model,
 language_model, mlp1), because shards are cut along it. InternLM2 packs q, k and v of a layer into one `wqkv`.
 Source: tensor names of the released InternVL2, InternLM2 and Qwen2. The names inside the released PVC checkpoint are
-not known: what PVC adds has the names it has in this package.
+not known: what PVC adds is called what it is called in this package.
 Dimension key:  H heads   K key/value heads   G = H / K query heads that share one   D head dim   E width
 """
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config import PVCConfig
+from ..model import PVC
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,10 +28,11 @@ class CheckpointTensor:
     parameters: tuple[str, ...]
 
 
-def checkpoint_tensors(config: PVCConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[CheckpointTensor]:
-    """Every tensor of a checkpoint of `config`, in saved order. `shapes`: of the model's parameters."""
+def checkpoint_tensors(model: PVC) -> list[CheckpointTensor]:
+    """Every tensor of a checkpoint of `model`, in saved order. Reads no weight: a model on `meta` will do."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     tensors = []
-    for stem, parts in _stems(config, shapes):
+    for stem, parts in _stems(model.config, shapes):
         for leaf in ("", ".weight", ".bias"):
             parameters = tuple(part + leaf for part in parts)
             if parameters[0] in shapes:  # a bias, or a tied head, may not exist

@@ -1,4 +1,4 @@
-"""The shapes world: labelled clips and images from a seed, without an end. What the bundled model was taught.
+"""The shapes world, which the bundled model was taught: endless labelled clips and images from a seed.
 
 numpy, OpenCV and Pillow only: `import pvc_ref.shapes` loads no torch.
 """

@@ -1,6 +1,6 @@
-"""What stands behind the shapes: plain colours, gradients, soft noise, and pictures with the statistics of photographs.
+"""Backgrounds of the shapes: plain colours, gradients, soft noise, and pictures with the statistics of photographs.
 
-Unusual: no photograph is in here, so nothing has to be licensed or downloaded. Fallen leaves (opaque, textured,
+There is no photograph in here, so nothing has to be licensed or downloaded. Fallen leaves (opaque, textured,
 unsaturated patches of every size, one over another) have the edges, occlusions and spectrum of natural images; see
 Lee, Mumford and Huang, "Occlusion models for natural images", IJCV 2001.
 """
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 Image = np.ndarray[Any, np.dtype[np.uint8]]
-TEXTURE_SIZE = 176  # of which a frame shows a crop
+TEXTURE_SIZE = 176  # a frame shows a crop of it
 NUM_TEXTURES = 320
 """Textures 0..255 are for training, 256..319 for held-out clips."""
 NUM_TRAINING_TEXTURES = 256

@@ -1,6 +1,6 @@
-"""What a camera does to a clean picture: blur, noise, light, white balance, a shaking hand, JPEG.
+"""Camera effects on a clean picture: blur, noise, light, white balance, a shaking hand, JPEG.
 
-One condition holds for a whole clip; noise and shake are drawn anew for every frame.
+One condition holds for a whole clip. Noise and shake are drawn anew for every frame.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ TRAINING, HELD_OUT = 0, 1
 class Clip:
     """Frames (T, S, S, 3) uint8 RGB, the scene they show, and its questions.
 
-    num_before  frames of another scene in front, which end in a cut; questions are about what comes after
-    labels      of every patch of the frames after the cut, if they were asked for
+    num_before  frames of another scene in front, which end in a cut; questions are about what comes after it
+    labels      for every patch of the frames after the cut, if they were asked for
     """
 
     frames: Frames
@@ -56,13 +56,13 @@ def make_clip(
 ) -> Clip:
     """The clip of a seed.
 
-    num_frames  frames of the scene; 1 is an image
+    num_frames  frames of the scene; 1 makes an image
     split       TRAINING or HELD_OUT
     kind        see sample_scene
     camera      a condition; None draws one
     num_before  frames of another scene in front of it
     size        pixels along a side
-    grid        patches along a side for `labels`; None leaves them out
+    grid        patches along a side for `labels`; None leaves the labels out
     """
     rng = np.random.default_rng([split, seed])
     before: list[Image] = []

@@ -1,4 +1,4 @@
-"""Pixels of a scene, anti-aliased, and the labels of every patch.
+"""Draws a scene, anti-aliased, and labels every patch.
 
 Positions are in fractions of the frame, so that a frame of any size shows the same scene.
 """

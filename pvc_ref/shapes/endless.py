@@ -1,4 +1,4 @@
-"""The world without an end: scene after scene, with a cut between them, as a camera that knows the truth.
+"""The endless world: scene after scene with a cut between them, like a camera that knows the truth.
 
 A scene lasts a few frames. At its last frame everything has happened, so that is when to ask.
 """
@@ -18,7 +18,7 @@ from .questions import Question
 HANDHELD = Camera(noise=3.0, shake=0.4)
 """A decent camera: a little grain, and never quite still."""
 SCENE_LENGTHS = (6, 7, 8)
-_SEEDS_A_WORLD = 2**31
+_SEEDS_PER_WORLD = 2**31
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,17 +40,19 @@ class WorldFrame:
 
 
 def watch(seed: int = 0, *, size: int = 448, camera: Camera | None = HANDHELD) -> Iterator[WorldFrame]:
-    """Frames without an end, all from `seed`; `camera` None draws another condition for every scene."""
+    """Endless frames, all from `seed`. `camera` None draws a new condition for every scene."""
     rng = np.random.default_rng([seed, 77])
     for index in count():
         num_frames = int(rng.choice(SCENE_LENGTHS))
-        clip = make_clip(seed * _SEEDS_A_WORLD + index, num_frames=num_frames, split=HELD_OUT, camera=camera, size=size)
+        clip = make_clip(
+            seed * _SEEDS_PER_WORLD + index, num_frames=num_frames, split=HELD_OUT, camera=camera, size=size
+        )
         for frame_index, frame in enumerate(clip.frames):
             yield WorldFrame(frame=frame, clip=clip, frame_index=frame_index)
 
 
 def question_of(clip: Clip, seed: int) -> Question:
-    """One of a clip's questions, in turn of the topics that it has, so that none is rare."""
+    """One of a clip's questions. The topic is drawn first, so that no topic is rare."""
     rng = np.random.default_rng([seed, 78])
     topics = sorted({question.topic for question in clip.questions})
     topic = topics[int(rng.integers(len(topics)))]

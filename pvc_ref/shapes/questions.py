@@ -1,6 +1,6 @@
 """Questions about a scene and the one right answer to each, as a sentence.
 
-Unusual: every answer follows from the scene alone, and has one spelling, so that "right" means equal text.
+Every answer follows from the scene alone and has one spelling, so that "right" means equal text.
 A question has several wordings. Things are named in the order of COLORS, never by where they are.
 """
 
@@ -67,10 +67,10 @@ NO_NUMBER, NUMBER = "There is no number.", {"kind": "number", "be": "is", "place
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """Everything that can be asked of a scene, each in one wording drawn by `rng`; `describe` comes first."""
     found = [
-        _ask_in(rng, WORDINGS["describe"][: STILL_WORDINGS if scene.is_still else None], "describe", describe(scene)),
+        _ask(rng, "describe", describe(scene), STILL_WORDINGS if scene.is_still else None),
         _ask(rng, "count", count(scene)),
         *_about_things(scene, rng),
-        *_about_cards(scene, rng),
+        *(_ask(rng, "number", answer, **names) for answer, names in codes(scene)),
         *_about_absent(scene, rng),
     ]
     if not scene.is_still:
@@ -109,12 +109,11 @@ def _sentence(parts: list[str]) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _ask(rng: np.random.Generator, topic: Topic, answer: str, **names: str) -> Question:
-    return _ask_in(rng, WORDINGS[topic], topic, answer, **names)
-
-
-def _ask_in(rng: np.random.Generator, wordings: tuple[str, ...], topic: Topic, answer: str, **names: str) -> Question:
-    """In one of the wordings; now and then as people type, without a capital or the mark at the end."""
+def _ask(
+    rng: np.random.Generator, topic: Topic, answer: str, num_wordings: int | None = None, /, **names: str
+) -> Question:
+    """In one of the (first) wordings; now and then as people type, without a capital or the mark at the end."""
+    wordings = WORDINGS[topic][:num_wordings]
     text = wordings[int(rng.integers(len(wordings)))].format(**names)
     if rng.random() < SLOPPY_CHANCE:
         text = text[:-1]
@@ -135,7 +134,7 @@ def _about_things(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 
 
 def color_of(scene: Scene, shape: str) -> str | None:
-    """Of the one thing of a shape; None where there are several, or where it has left."""
+    """The colour of the one thing of a shape; None if there are several, or if it has left."""
     alike = [thing for thing in scene.things if thing.shape == shape]
     if not alike:
         return f"There is no {shape}."
@@ -143,7 +142,7 @@ def color_of(scene: Scene, shape: str) -> str | None:
 
 
 def shape_of(scene: Scene, color: str) -> str | None:
-    """Of the one thing of a colour; None where it has left."""
+    """The shape of the one thing of a colour; None if it has left."""
     alike = [thing for thing in scene.things if thing.color == color]
     if not alike:
         return f"There is no {color} shape."
@@ -154,11 +153,6 @@ def direction(scene: Scene, name: str) -> str:
     """What the thing of a name does, moving or not."""
     alike = [thing for thing in scene.things if thing.name == name]
     return f"The {name} {VERBS[alike[0].action]}." if alike else f"There is no {name}."
-
-
-def _about_cards(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
-    for answer, names in codes(scene):
-        yield _ask(rng, "number", answer, **names)
 
 
 def codes(scene: Scene) -> Iterator[tuple[str, dict[str, str]]]:

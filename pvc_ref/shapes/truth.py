@@ -1,7 +1,7 @@
 """The right answer to any question that the world can be asked, in any of its wordings.
 
-`questions` (questions.py) draws a few of these for a clip; here they are all, so that a question that a person typed is
-graded as well. Case, spaces and the mark at the end do not matter.
+`questions` (questions.py) draws a few of these for a clip. Here are all of them, so that a question which a person
+typed can be graded too. Case, spaces and the mark at the end do not matter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .world import COLORS, SHAPES, Scene
 
 
 def answer_to(scene: Scene, question: str) -> str | None:
-    """The one right answer, None where the world has none: another question, or one of two shapes alike."""
+    """The one right answer; None if the world has none: an unknown question, or one about two shapes alike."""
     return all_answers(scene).get(_plain(question))
 
 

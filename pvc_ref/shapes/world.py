@@ -1,6 +1,6 @@
-"""What is in a scene and what happens there: coloured shapes that move, stand, appear, leave and cross, or a card.
+"""Scenes and what happens in them: coloured shapes that move, stand, appear, leave and cross, or a card.
 
-Unusual: numpy only, and free of torch, so that a live view on a device can show the world that the model was taught.
+It needs numpy and no torch, so that a live view on a device can show the world that the model was taught.
 Everything follows from a `numpy.random.Generator`: the same seed gives the same scene on every machine.
 Lengths are fractions of the frame's side, x to the right and y down; time is counted in frames.
 """
@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
+
+from ..errors import InputError
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Action = Literal["still", "left", "right", "up", "down", "appear", "leave"]
@@ -39,8 +41,8 @@ PLACES: dict[int, tuple[Place, ...]] = {
     2: ("on the left", "on the right"),
     4: ("at the top left", "at the top right", "at the bottom left", "at the bottom right"),
 }
-MIN_CONTRAST = 85.0  # between a shape and the middle colour of its background, Euclidean, of 0..255 a channel
-COLOR_SPREAD = 14.0  # what a shape's colour differs from its name's
+MIN_CONTRAST = 85.0  # between a shape and the mean colour of its background, Euclidean, channels 0..255
+COLOR_SPREAD = 14.0  # how far a shape's colour may differ from that of its name, per channel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +74,7 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """Printed codes of three digits or letters, one a place. `kind` says which of the two they are."""
+    """Printed codes of three digits or letters, one per place. `kind` says which of the two they are."""
 
     kind: Literal["number", "letters"]
     codes: tuple[str, ...]
@@ -84,7 +86,7 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """What is true of a clip. Things are listed in the order of COLORS, in which sentences name them.
+    """The truth about a clip. Things are listed in the order of COLORS, in which sentences name them.
 
     crossing    whether the first two movers pass each other
     card        a scene has things, or a card, or nothing
@@ -97,7 +99,7 @@ class Scene:
 
     @property
     def is_still(self) -> bool:
-        """One frame: an image, of which no motion is asked."""
+        """One frame: an image, about whose motion nothing is asked."""
         return self.num_frames == 1
 
     def shows_at_end(self, thing: Thing) -> bool:
@@ -113,15 +115,15 @@ def sample_scene(
 ) -> Scene:
     """A scene of `num_frames` frames; one frame is a still image.
 
-    background  middle colour (R, G, B) that things must stand out from
+    background  mean colour (R, G, B) that things must stand out from
     kind        'things', 'card' or 'empty'; None draws one: most images are cards, most videos show things
-    Raises ValueError for another kind.
+    Raises InputError for another kind.
     """
     if kind is None:
         chances = (0.32, 0.62, 0.06) if num_frames == 1 else (0.77, 0.16, 0.07)
         kind = str(rng.choice(["things", "card", "empty"], p=chances))
     if kind not in ("things", "card", "empty"):
-        raise ValueError(f"kind is {kind!r}, expected 'things', 'card' or 'empty'")
+        raise InputError(f"kind is {kind!r}", expected="'things', 'card' or 'empty'")
     if kind == "empty":
         return Scene(num_frames=num_frames)
     if kind == "card":

@@ -1,1 +1,1 @@
-"""How the bundled model is taught: data to batches, dense labels, optimizers, the loop. `python -m pvc_ref.train`."""
+"""Training of the bundled model (`python -m pvc_ref.train`): batches, dense labels, optimizers, the loop."""

@@ -1,7 +1,7 @@
-"""Start a model from a trained one's: its ViT and its LLM are taken over, what is compared stays fresh.
+"""Start a model from a trained one: its ViT and its LLM are taken over, and what is compared stays fresh.
 
-As the paper starts from InternVL2 and adds its own parts to it. Fresh are attention over time with all that belongs to
-it, and the compressor, of every kind.
+The paper does the same: it starts from InternVL2 and adds its own parts. Fresh are the compressor, of every kind, and
+attention over time with everything that belongs to it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 
 import torch
 
+from ..errors import InputError
 from ..model import PVC
 
 FRESH = re.compile(r"compressor\.|temporal\.layers\.\d+\.(temporal_attn|adaln|time_embedding|alpha)")
@@ -20,7 +21,7 @@ def take_over(model: PVC, base: PVC) -> int:
     """Copy into `model` every weight of `base` but the fresh ones. Returns how many values were copied.
 
     A layer of the ViT keeps its index, whether it is time-free in one model and attends over time in the other.
-    Raises ValueError unless every other weight of `model` has its counterpart, of its shape.
+    Raises InputError unless every other weight of `model` has its counterpart, of its shape.
     """
     given = {_place(name, base): value for name, value in base.named_parameters() if not FRESH.match(name)}
     count = 0
@@ -30,7 +31,9 @@ def take_over(model: PVC, base: PVC) -> int:
         value = given.get(_place(name, model))
         if value is None or value.shape != parameter.shape:
             found = "none" if value is None else tuple(value.shape)
-            raise ValueError(f"'{name}' is {tuple(parameter.shape)}, the base has {found} there: it is of other sizes")
+            raise InputError(
+                f"'{name}' is {tuple(parameter.shape)}, the base has {found} there", cause="the base is of other sizes"
+            )
         parameter.copy_(value)
         count += parameter.numel()
     return count

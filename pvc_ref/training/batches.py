@@ -1,8 +1,8 @@
 """Batches: clips of one length, or images of one number of repeats, with their questions as token ids.
 
-Unusual: a batch follows from (seed, step, rank) alone, so a run that was killed goes on with the batches it would have
-had, and a second run sees the same.
-Dimension key:  B clips   T frames   S pixels a side   P patches   Q questions a clip   L question and answer tokens
+A batch follows from (seed, step, rank) alone, so a resumed run gets the batches that the killed one would have had, and
+a second run sees the same ones.
+Dimension key:  B clips   T frames   S frame size   P patches   Q questions per clip   L question and answer tokens
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REPEATS, REPEAT_CHANCES = (1, 2, 4), (0.7, 0.15, 0.15)
 IMAGES_PER_CLIP: dict[Stage, int] = {"captions": 1, "instructions": 3}
 """PVC, training recipe: images to videos 1:1 while captions are learned, then 3:1."""
 CUT_CHANCE, LAST_FRAME_CHANCE = 0.25, 0.25
-WINDOW, WINDOW_CHANCE = 8, 0.5  # a stream remembers so many frames, and half of the videos are seen like that
+WINDOW, WINDOW_CHANCE = 8, 0.5  # half of the videos are seen as a stream sees them, which remembers 8 frames
 MAX_QUESTIONS = {"video": 6, "image": 4}
 MAX_ABSENT = 2
 
@@ -41,14 +41,14 @@ class Batch:
     """What one forward pass takes.
 
     frames      uint8 (B, T, S, S, 3) RGB
-    repeats     how often each frame is repeated: 1 for videos, R for images (T is 1)
-    window      frames that attention over time reaches back, the current one included; None is all of them
+    repeats     how often each frame is repeated: 1 for videos, R for images (whose T is 1)
+    window      frames that attention over time sees, the current one included; None means all of them
     last_only   the LLM sees the tokens of the last frame alone, which must hold what happened before
     prefix      token ids (Lp,) up to the question, the same for all clips
     questions   (B, Q, L) question, answer and stop token, padded with 0
     targets     (B, Q, L) the token that follows each, IGNORED where none is to be learned
     topics      topic of each question, "" where a clip has fewer
-    labels      of each patch, (B, T, P) each
+    labels      for each patch, (B, T, P) each
     """
 
     frames: Tensor
@@ -138,7 +138,7 @@ class BatchMaker:
 
 
 def pick_questions(found: Sequence[Question], rng: np.random.Generator, stage: Stage, *, limit: int) -> list[Question]:
-    """The caption alone, or up to `limit` drawn ones, few of them about what is not there."""
+    """The caption alone, or up to `limit` questions drawn at random, few of them about what is not there."""
     if stage == "captions":
         return [found[0]]
     order = [found[index] for index in rng.permutation(len(found))]
@@ -152,7 +152,7 @@ def prompt_ids(
 ) -> tuple[list[int], str]:
     """Token ids before the question, and the text after it.
 
-    num_repeats  of an image; None for a video
+    num_repeats  how often an image is repeated; None for a video
     last_only    the same conversation with the last frame alone, under its own number
     """
     if num_repeats is not None:
@@ -188,7 +188,7 @@ def encode_questions(tokenizer: Tokenizer, asked: Sequence[Sequence[Question]], 
 
 
 def _stack_labels(clips: Sequence[Clip]) -> dict[str, Tensor]:
-    """(B, T, P) of each kind; frames before a cut say nothing."""
+    """Labels (B, T, P) by kind; those of frames before a cut are IGNORED."""
     stacked = {}
     for field in fields(PatchLabels):
         rows = []

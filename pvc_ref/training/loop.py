@@ -1,7 +1,7 @@
 """The training loop: workers that share gradients, a log, and a state that survives a kill.
 
-Unusual: two processes of one thread each beat one process of two threads on a CPU, since these matrices are too small
-to be split. Each worker makes its own batches; the sum of the gradients is all they exchange.
+Two processes with one thread each, because on a CPU they beat one process with two threads: these matrices are too
+small to be split. Each worker makes its own batches; the sum of the gradients is all they exchange.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from torch import multiprocessing, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..bundled import SHAPES_FOLDER
-from ..checkpoint.folder import load_model, save_model
+from ..checkpoint.folder import load, save
 from ..config import CompressorKind, PVCConfig
+from ..errors import InputError
 from ..model import PVC
 from .base import take_over
 from .batches import Batch, BatchMaker, Stage
@@ -43,11 +44,12 @@ class Recipe:
     """Everything a result depends on; a run is resumed only under the same.
 
     num_workers   processes, each with its own share of a step's clips
-    scale         times as many clips a worker
-    compressor    kind; `temporal` False leaves attention over time out
-    num_tokens    a frame; None is the preset's
+    scale         multiplies the clips of each worker
+    compressor    its kind
+    temporal      False leaves attention over time out
+    num_tokens    per frame; None means the preset's
     token_labels  whether frame tokens are also taught what their patches show
-    from_bundled  start from the ViT and LLM of the bundled model (base.py), not from nothing
+    from_bundled  start from the ViT and LLM of the bundled model (base.py) instead of from nothing
     """
 
     num_steps: int = 10_000
@@ -87,11 +89,11 @@ class _Steps(Dataset[tuple[Batch, Batch]]):
 
 
 def train(recipe: Recipe, out: Path, *, device: str = "cpu", num_loaders: int = 0, quiet: bool = False) -> Path:
-    """Train, or go on where a killed run of the same recipe stopped. Returns the checkpoint folder.
+    """Train, or resume a killed run of the same recipe. Returns the checkpoint folder.
 
     num_loaders  processes that prepare batches for each worker; 0 prepares them in the worker
-    quiet        nothing on standard output
-    Raises ValueError if `out` holds a run of another recipe.
+    quiet        prints nothing
+    Raises InputError if `out` holds a run of another recipe.
     """
     out.mkdir(parents=True, exist_ok=True)
     if (out / MODEL_FOLDER).exists():
@@ -136,7 +138,7 @@ class _Worker:
         initialize(self.model, seed=recipe.seed)
         initialize(self.heads, seed=recipe.seed)
         if recipe.from_bundled:
-            take_over(self.model, load_model(SHAPES_FOLDER))
+            take_over(self.model, load(SHAPES_FOLDER))
         self.model.to(device)
         self.heads.to(device)
         self.optimizer = Optimizer.of(self.model, self.heads)
@@ -160,7 +162,7 @@ class _Worker:
         if self.rank == 0:
             self.average.copy_to(self.model)
             self.model.trained_on = WORLD
-            save_model(self.model, self.out / MODEL_FOLDER, dtype=torch.float16, tokenizer=self.tokenizer)
+            save(self.model, self.out / MODEL_FOLDER, dtype=torch.float16, tokenizer=self.tokenizer)
             (self.out / STATE_FILE).unlink(missing_ok=True)
 
     def _batches(self, steps: _Steps, num_loaders: int) -> Iterator[tuple[Batch, Batch]]:
@@ -225,9 +227,10 @@ class _Worker:
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
         if state["recipe"] != asdict(self.recipe):
-            raise ValueError(
-                f"{path} is of another run: {state['recipe']}, but this one is {asdict(self.recipe)}. "
-                "Name another --out, or remove that folder"
+            raise InputError(
+                f"{path} is of another run: {state['recipe']}",
+                expected=f"the recipe of this one: {asdict(self.recipe)}",
+                fix="name another --out, or remove that folder",
             )
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
@@ -239,7 +242,7 @@ class _Worker:
 
 
 class _Log:
-    """One JSON line every LOG_EVERY steps, and the same for people on standard output; rank 0 alone."""
+    """One JSON line every LOG_EVERY steps, and the same for people on standard output. Only rank 0 writes."""
 
     def __init__(self, path: Path, recipe: Recipe, rank: int, quiet: bool) -> None:
         self.path, self.recipe, self.is_silent, self.quiet = path, recipe, rank != 0, quiet

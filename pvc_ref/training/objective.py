@@ -1,9 +1,9 @@
-"""What is minimised: the answers' cross-entropy, and that of labels for every patch and every frame token.
+"""The training loss: cross-entropy of the answers, and of labels for every patch and every frame token.
 
-The paper starts from an InternViT that sees already. Here everything starts from noise, so linear heads on the patch
-features and on the frame tokens teach the ViT and the compressor what is where; they are not part of the model.
-Unusual: a clip's frames are prefilled once, and its questions are a batch that shares those keys and values.
-Dimension key:  B clips   T frames   P patches   M tokens a frame   Q questions a clip   L tokens   E LLM width
+The paper starts from an InternViT that can already see. Here everything starts from noise, so linear heads on the patch
+features and on the frame tokens teach the ViT and the compressor what is where. The heads are not part of the model.
+A clip's frames are prefilled once; its questions are a batch that shares those keys and values.
+Dimension key:  B clips   T frames   P patches   M tokens per frame   Q questions per clip   L tokens   E LLM width
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from ..compressor import pixel_shuffle
 from ..config import PVCConfig
-from ..layers import visible_to_bias
 from ..model import PVC
 from ..prompt import IMAGE_CONTEXT
 from ..shapes.draw import IGNORED, MOTIONS
 from ..shapes.world import CHARACTERS, COLORS, SHAPES
+from ..temporal import window_bias
 from .batches import Batch
 
 CLASSES = {"color": 1 + len(COLORS), "shape": 1 + len(SHAPES), "motion": len(MOTIONS), "character": 1 + len(CHARACTERS)}
@@ -29,16 +29,16 @@ LABEL_WEIGHTS = {"color": 1.0, "shape": 1.0, "motion": 1.0, "character": 3.0}  #
 NOTHING_WEIGHT = 0.15  # most patches show nothing
 PATCH_WEIGHT, TOKEN_WEIGHT = 0.5, 0.5
 LOUDNESS_WEIGHT = 0.01
-"""Of the frame tokens' mean square. Nothing else keeps them small, since the LLM normalises what it reads; and beside
-loud tokens whatever its layers add is lost, so it cannot work on them (docs/log.md)."""
+"""Weight of the frame tokens' mean square. Nothing else keeps them small, since the LLM normalises what it reads. When
+they are loud, whatever its layers add to them is lost in rounding, so it cannot work on them (docs/log.md)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """Loss of one batch and what is worth a log line.
+    """Loss of one batch and what is worth logging.
 
-    right, asked  questions of each topic answered word for word (each token given the right ones before), and in all
-    token_std     standard deviation of the frame tokens: it must not run away
+    right, asked  questions of each topic: answered word for word (each token given the right ones before it), and all
+    token_std     standard deviation of the frame tokens, which must not run away
     """
 
     loss: Tensor
@@ -121,19 +121,15 @@ def compute(model: PVC, heads: LabelHeads, batch: Batch, context_id: int, *, use
 def encode(model: PVC, batch: Batch, *, first_time: int = 0) -> tuple[Tensor, Tensor]:
     """Features (B, T * R, P, C) and frame tokens (B, T * R, M, E), as PVC.encode_clip makes them.
 
-    first_time is that of the first frame, for a stream that has run for a while.
-    The trunk sees a repeated image once, which changes nothing: it knows no time.
+    first_time is the time of the first frame, for a stream that has run for a while.
+    The trunk sees a repeated image only once, which changes nothing, as it does not know the time.
     """
     size, num_frames = batch.frames.shape[:2]
     x = model.trunk(batch.frames.flatten(0, 1)).unflatten(0, (size, num_frames))
     x = x.repeat_interleave(batch.repeats, dim=1)
     total = x.shape[1]
     times = model.frame_times(first_time, total, total_frames=None, device=x.device).expand(size, -1)
-    age = torch.arange(total, device=x.device)
-    age = age[:, None] - age[None, :]
-    visible = (age >= 0) & (age < (total if batch.window is None else batch.window))
-    bias = visible_to_bias(visible[None], x.dtype)
-    features, _ = model.temporal(x, times, None, bias)
+    features, _ = model.temporal(x, times, None, window_bias(total, batch.window, like=x))
     tokens = model.compressor(features.flatten(0, 1), times.flatten())
     return features, tokens.unflatten(0, (size, total))
 
@@ -161,7 +157,7 @@ def shared_prefix_logits(model: PVC, prefix: Tensor, ids: Tensor) -> Tensor:
 
 
 def context_token_id(tokenizer: Tokenizer) -> int:
-    """Id of the token that stands for a frame token in a prompt."""
+    """The id of the token that stands for a frame token in a prompt."""
     token_id = tokenizer.token_to_id(IMAGE_CONTEXT)
     assert isinstance(token_id, int)
     return token_id

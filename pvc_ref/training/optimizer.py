@@ -1,8 +1,8 @@
 """Two optimizers, a schedule, and an average of the weights.
 
-Muon turns the matrices; AdamW moves vectors, embeddings and heads, and slowly what would run away: the time embedding,
-AdaLN and the compressor's first layer. With Muon there, gamma(z) grew to 512 and tokens to a deviation of 694, which
-the LLM reads badly and float16 barely holds (docs/log.md).
+Muon updates the matrices. AdamW updates vectors, embeddings and heads, and, more slowly, the parts that would run away:
+the time embedding, AdaLN and the compressor's first layer. Under Muon, gamma(z) grew to 512 and tokens to a standard
+deviation of 694, which the LLM reads badly and float16 barely holds (docs/log.md).
 Source: Muon (Keller Jordan et al., 2024), in torch with AdamW's root mean square.
 """
 

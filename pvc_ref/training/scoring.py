@@ -1,7 +1,7 @@
-"""How many answers are right, word for word.
+"""Grades answers word for word.
 
-Each answer's tokens are fed and every token must be the likeliest after the right ones: that is exactly when greedy
-decoding gives the whole answer, at a fraction of the time (a test holds the two equal).
+The tokens of the right answer are fed, and each must be the likeliest after those before it. That is so exactly when
+greedy decoding gives the whole answer, at a fraction of the time (a test checks that the two agree).
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ CHUNK = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Graded:
-    """One question about one clip. tag: what the caller groups by, such as the condition."""
+    """One question about one clip, and whether the model answers it right."""
 
-    tag: str
-    topic: str
     question: Question
     is_right: bool
 
@@ -36,11 +34,11 @@ class Graded:
 class View:
     """How a model looks at clips.
 
-    num_repeats  of an image; ignored for videos
-    window       frames that attention over time reaches back; None is all
+    num_repeats  how often an image is repeated; ignored for videos
+    window       frames that attention over time sees, the current one included; None means all
     last_only    the LLM gets the last frame's tokens alone
-    first_time   of a clip's first frame: a stream that has run for a while
-    num_seen     of the last frames, which the LLM gets as Frame1, Frame2, ...; None is all
+    first_time   time of a clip's first frame, for a stream that has run for a while
+    num_seen     how many of the last frames the LLM gets, as Frame1, Frame2, ...; None means all
     """
 
     num_repeats: int = 1
@@ -56,24 +54,22 @@ def grade(
     tokenizer: Tokenizer,
     clips: Iterable[Clip],
     *,
-    tag: str = "",
-    view: View | None = None,
+    view: View,
     keep: Callable[[Question], bool] = lambda _: True,
 ) -> list[Graded]:
-    """Ask every clip each of its questions that `keep` keeps. Clips may differ in length."""
-    view = view or View()
+    """Ask about every clip those of its questions that `keep` keeps. Clips may differ in length."""
     by_length: dict[int, list[Clip]] = {}
     for clip in clips:
         by_length.setdefault(len(clip.frames), []).append(clip)
     found: list[Graded] = []
     for group in by_length.values():
         for start in range(0, len(group), CHUNK):
-            found += _grade_chunk(model, tokenizer, group[start : start + CHUNK], tag, view, keep)
+            found += _grade_chunk(model, tokenizer, group[start : start + CHUNK], view, keep)
     return found
 
 
 def _grade_chunk(
-    model: PVC, tokenizer: Tokenizer, clips: Sequence[Clip], tag: str, view: View, keep: Callable[[Question], bool]
+    model: PVC, tokenizer: Tokenizer, clips: Sequence[Clip], view: View, keep: Callable[[Question], bool]
 ) -> list[Graded]:
     asked = [[question for question in clip.questions if keep(question)] for clip in clips]
     clips = [clip for clip, some in zip(clips, asked, strict=True) if some]
@@ -107,13 +103,7 @@ def _grade_chunk(
     logits = answer_logits(model, batch, tokens, context_token_id(tokenizer))
     right = ((logits.argmax(-1) == targets) | (targets == IGNORED)).all(-1).tolist()
     return [
-        Graded(tag=tag, topic=question.topic, question=question, is_right=is_right)
+        Graded(question=question, is_right=is_right)
         for some, row in zip(asked, right, strict=True)
         for question, is_right in zip(some, row, strict=False)
     ]
-
-
-def percent(graded: Iterable[Graded]) -> tuple[float, int]:
-    """Percent right, and of how many. NaN of none."""
-    rights = [one.is_right for one in graded]
-    return (100 * sum(rights) / len(rights) if rights else float("nan")), len(rights)

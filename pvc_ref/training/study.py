@@ -1,9 +1,9 @@
-"""PVC against what it is compared with, in small: same data, steps, seeds and number of frame tokens.
+"""A small study of PVC against its baselines: same data, steps, seeds and number of frame tokens.
 
 Two questions, kept apart. What does attention over time give: `pvc` against `pvc, no attention over time`. What does
-its compressor give: the latter against the other compressors, none of which has attention over time.
-Four tokens a frame, so 16 patches become one token, as in the paper. Every run starts from the ViT and the LLM of the
-bundled model, as the paper's do from InternVL2's; from nothing, none learns to see in a quarter of an hour.
+PVC's compressor give: the latter against the other compressors, none of which has attention over time.
+Four tokens per frame, so 16 patches become one token, as in the paper. Every run starts from the ViT and the LLM of the
+bundled model, as the paper's runs start from InternVL2's: from nothing, none learns to see in a quarter of an hour.
 A result is a small file that is committed, and made again when its recipe changes.
 """
 
@@ -22,9 +22,8 @@ from statistics import mean, stdev
 import torch
 from tokenizers import Tokenizer
 
-from ..checkpoint.folder import TOKENIZER_FILE, load_model
+from ..checkpoint.folder import TOKENIZER_FILE, load
 from ..model import PVC
-from ..shapes import CONDITIONS
 from .held_out import Row, card_cells, from_json, still_row, to_json, video_row
 from .loop import LOG_FILE, Recipe, train
 from .scoring import View
@@ -34,14 +33,13 @@ NUM_STEPS, NUM_TOKENS, NUM_CLIPS = 1200, 4, 400
 SEEDS = (0, 1, 2)
 NUM_AT_ONCE = 2  # runs of one thread each
 RESULTS = Path("docs/study")
-CLEAN = CONDITIONS["clean"]
 REPEATS, LENGTHS = (1, 2, 4), (4, 8, 12, 16)
 Tables = dict[str, Row]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What one run came to, and what it took: seconds of training, on which machine."""
+    """What one run achieved and what it took: seconds of training, and on which machine."""
 
     tables: Tables
     seconds: float
@@ -49,7 +47,7 @@ class Result:
 
 
 def variants() -> dict[str, Recipe]:
-    """Every run of the study by its name; seeds other than 0 for the two that are compared with mean and spread."""
+    """Every run of the study by its name. The two that are compared by mean and spread have several seeds."""
     plain = Recipe(num_steps=NUM_STEPS, num_workers=1, num_tokens=NUM_TOKENS, from_bundled=True)
     found: dict[str, Recipe] = {}
     for seed in SEEDS:
@@ -89,7 +87,7 @@ def _is_of(path: Path, recipe: Recipe) -> bool:
 def _run(job: tuple[str, Recipe, Path, Path]) -> str:
     name, recipe, folder, path = job
     checkpoint = train(recipe, folder, quiet=True)
-    model, tokenizer = load_model(checkpoint), Tokenizer.from_file(str(checkpoint / TOKENIZER_FILE))
+    model, tokenizer = load(checkpoint), Tokenizer.from_file(str(checkpoint / TOKENIZER_FILE))
     with fast_products():
         tables = measure(model, tokenizer)
     last = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()[-1]
@@ -108,13 +106,13 @@ def _run(job: tuple[str, Recipe, Path, Path]) -> str:
 def measure(model: PVC, tokenizer: Tokenizer, *, num_clips: int = NUM_CLIPS) -> Tables:
     """Videos by number of frames, still images by number of repeats; always clean."""
     rows = {
-        f"video, {length} frames": video_row(model, tokenizer, num_clips=num_clips, num_frames=length, camera=CLEAN)
+        f"video, {length} frames": video_row(model, tokenizer, num_clips=num_clips, num_frames=length)
         for length in LENGTHS
     }
-    rows["still, 1 x"] = still_row(model, tokenizer, num_clips=num_clips, camera=CLEAN)
+    rows["still, 1 x"] = still_row(model, tokenizer, num_clips=num_clips)
     for repeats in REPEATS[1:]:
         view = View(num_repeats=repeats)
-        rows[f"still, {repeats} x"] = card_cells(model, tokenizer, num_clips=num_clips, camera=CLEAN, view=view)
+        rows[f"still, {repeats} x"] = card_cells(model, tokenizer, num_clips=num_clips, view=view)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The study's tables and its picture."""
+"""The tables and the plot of the study."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAIN_LENGTH = 8
 
 
 def report(results: dict[str, Result]) -> str:
-    """Everything that was measured, as Markdown."""
+    """All measurements, as Markdown."""
     grouped = families(results)
     parts = [
         "# PVC and what it is compared with, in small",

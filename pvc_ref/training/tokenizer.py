@@ -1,7 +1,7 @@
-"""The tokenizer of the bundled model: a token for every word of the shapes world, and the bytes for all else.
+"""The tokenizer of the bundled model: a token for every word of the shapes world, and bytes for everything else.
 
-Any question can be typed; a word that the world does not know is spelled in bytes. Digits and capital letters of codes
-stay single tokens, since no code is in the text that merges are learned from.
+Any question can be typed: a word that the world does not know is spelled in bytes. Digits and capital letters of codes
+stay single tokens, since the text that merges are learned from has no codes.
 """
 
 from __future__ import annotations

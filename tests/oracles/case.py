@@ -22,7 +22,7 @@ from pvc_export.bundles.export import ExportRequest, export
 from pvc_export.graphs.models import loaded_model
 from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, VisionConfig
 from pvc_ref.checkpoint.config_json import config_to_json
-from pvc_ref.checkpoint.folder import tensors_of
+from pvc_ref.checkpoint.tensor_names import checkpoint_tensors
 from pvc_ref.prompt import STOP_TOKEN, byte_tokenizer, video_prompt
 
 from .exchange import MODEL, NUM_GREEDY, PROMPTS, Answer, Answers, installed
@@ -73,7 +73,7 @@ def write_causal_lm(model: PVC, tokenizer: Tokenizer, folder: Path) -> None:
     prefix, parameters = "language_model.", dict(model.named_parameters())
     weights = {
         tensor.name.removeprefix(prefix): parameters[tensor.parameters[0]].detach()
-        for tensor in tensors_of(model)
+        for tensor in checkpoint_tensors(model)
         if tensor.name.startswith(prefix)
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

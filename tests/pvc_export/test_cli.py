@@ -19,7 +19,7 @@ from pvc_export.controls.graph_edits import edit_graph, roll_slot_mask
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.parity.clip import render_clip
 from pvc_export.terminal import interrupt
-from pvc_ref.checkpoint.folder import save_model
+from pvc_ref.checkpoint.folder import save as save_model
 
 from .conftest import Run
 

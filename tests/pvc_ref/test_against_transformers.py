@@ -6,6 +6,7 @@ Unusual: weights are copied with strict state dicts, so a tensor that either sid
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -79,20 +80,13 @@ DECODERS = {
 LOGITS_ATOL = 1e-5
 
 
-@pytest.fixture(autouse=True)
-def no_grad_on_one_thread():
-    """Tensors this small gain nothing from a second thread, and lose minutes where another process holds its core."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(num_threads)
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 # -- vision ----------------------------------------------------------------------------------------------------------
 
 
-def test_spatial_vit_equals_internvl_vision_model():
+def test_spatial_vit_equals_internvl_vision_model() -> None:
     ours = PVC.random(
         PVCConfig(vision=VISION, compressor=CompressorConfig(num_tokens=4), llm=DECODERS["qwen2"]), seed=1
     )
@@ -105,7 +99,7 @@ def test_spatial_vit_equals_internvl_vision_model():
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)  # worst 1.4e-6
 
 
-def test_internvl2_vision_side_equals_vision_model_shuffle_and_projector():
+def test_internvl2_vision_side_equals_vision_model_shuffle_and_projector() -> None:
     config = PVCConfig(
         vision=VISION, compressor=CompressorConfig(kind="pixel_shuffle", num_tokens=4), llm=DECODERS["qwen2"]
     )
@@ -119,7 +113,7 @@ def test_internvl2_vision_side_equals_vision_model_shuffle_and_projector():
 
 
 @pytest.mark.parametrize("side", [2, 4], ids=lambda n: f"{n}x{n}")
-def test_pixel_shuffle_v2_is_transformers_to_the_bit_and_v1_lists_its_tokens_column_by_column(side):
+def test_pixel_shuffle_v2_is_transformers_to_the_bit_and_v1_lists_its_tokens_column_by_column(side: int) -> None:
     patches = torch.randn(3, 64, 5, generator=seeded(5))
     tokens = 8 // side
     expected = shuffled_by_transformers(patches.unflatten(1, (8, 8)), scale_factor=1 / side)
@@ -130,7 +124,7 @@ def test_pixel_shuffle_v2_is_transformers_to_the_bit_and_v1_lists_its_tokens_col
     assert not torch.equal(v1, v2)
 
 
-def test_spatial_layer_equals_internvl_vision_layer_in_float64():
+def test_spatial_layer_equals_internvl_vision_layer_in_float64() -> None:
     ours = randomize(SpatialLayer(VISION).double(), seed=6)
     theirs = InternVLVisionLayer(internvl_config(VISION)).double().eval()
     theirs.load_state_dict(internvl_layer_names(ours.state_dict(), prefix=""))
@@ -138,7 +132,7 @@ def test_spatial_layer_equals_internvl_vision_layer_in_float64():
     torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-10)  # worst 8.9e-16
 
 
-def test_q_former_layer_equals_torch_transformer_decoder_layer():
+def test_q_former_layer_equals_torch_transformer_decoder_layer() -> None:
     ours = randomize(QFormerLayer(24, num_heads=3, mlp_size=40).double(), seed=8)
     theirs = nn.TransformerDecoderLayer(
         24, 3, 40, dropout=0.0, activation="gelu", batch_first=True, norm_first=True, dtype=torch.float64
@@ -167,7 +161,7 @@ def test_q_former_layer_equals_torch_transformer_decoder_layer():
 
 
 @pytest.fixture(scope="module", params=DECODERS, ids=str)
-def decoders(request) -> SimpleNamespace:
+def decoders(request: pytest.FixtureRequest) -> SimpleNamespace:
     """`ours`: a PVC whose decoder has the weights of `theirs`, a causal LM of transformers."""
     config = PVCConfig(vision=VISION, compressor=CompressorConfig(num_tokens=4), llm=DECODERS[request.param])
     ours = PVC(config).eval()
@@ -175,14 +169,14 @@ def decoders(request) -> SimpleNamespace:
     return SimpleNamespace(ours=ours, theirs=causal_lm_like(ours), config=config.llm)
 
 
-def test_decoder_logits_equal_transformers(decoders):
+def test_decoder_logits_equal_transformers(decoders: SimpleNamespace) -> None:
     embeds = random_embeds(decoders, rows=19, seed=12)
     expected = decoders.theirs(inputs_embeds=embeds).logits
     actual, _ = our_logits(decoders, embeds, positions(19))
     torch.testing.assert_close(actual, expected, rtol=0, atol=LOGITS_ATOL)  # worst 4.2e-6
 
 
-def test_decoding_token_by_token_equals_transformers(decoders):
+def test_decoding_token_by_token_equals_transformers(decoders: SimpleNamespace) -> None:
     embeds = random_embeds(decoders, rows=12, seed=13)
     cache, past = DynamicCache(config=decoders.theirs.config), None
     for row in range(12):
@@ -192,7 +186,7 @@ def test_decoding_token_by_token_equals_transformers(decoders):
         torch.testing.assert_close(actual, expected, rtol=0, atol=LOGITS_ATOL)  # worst 3.1e-6
 
 
-def test_ingesting_rows_after_a_prefill_equals_transformers(decoders):
+def test_ingesting_rows_after_a_prefill_equals_transformers(decoders: SimpleNamespace) -> None:
     embeds = random_embeds(decoders, rows=16, seed=14)
     cache, past = DynamicCache(config=decoders.theirs.config), None
     for start, stop in ((0, 9), (9, 14), (14, 16)):
@@ -202,7 +196,7 @@ def test_ingesting_rows_after_a_prefill_equals_transformers(decoders):
         torch.testing.assert_close(actual, expected, rtol=0, atol=LOGITS_ATOL)  # worst 4.3e-6
 
 
-def test_new_keys_and_values_equal_the_cache_of_transformers(decoders):
+def test_new_keys_and_values_equal_the_cache_of_transformers(decoders: SimpleNamespace) -> None:
     embeds = random_embeds(decoders, rows=7, seed=15)
     cache = DynamicCache(config=decoders.theirs.config)
     decoders.theirs(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
@@ -212,7 +206,7 @@ def test_new_keys_and_values_equal_the_cache_of_transformers(decoders):
         torch.testing.assert_close(value, layer.values.transpose(1, 2), rtol=0, atol=1e-5)  # worst 5.5e-7
 
 
-def test_padding_in_front_is_masked_as_in_transformers(decoders):
+def test_padding_in_front_is_masked_as_in_transformers(decoders: SimpleNamespace) -> None:
     embeds = random_embeds(decoders, rows=11, seed=16, batch=3)
     mask = torch.ones(3, 11, dtype=torch.int64)
     mask[1, :4] = 0
@@ -226,7 +220,7 @@ def test_padding_in_front_is_masked_as_in_transformers(decoders):
     assert (unmasked - actual)[real].abs().max() > 1e-2
 
 
-def test_unused_rows_at_the_end_of_the_past_are_masked_as_in_transformers(decoders):
+def test_unused_rows_at_the_end_of_the_past_are_masked_as_in_transformers(decoders: SimpleNamespace) -> None:
     """A cache that is fed in buckets: 5 real rows, 3 of rubbish, then 4 new ones that continue at position 5."""
     embeds = random_embeds(decoders, rows=12, seed=17)
     mask = torch.tensor([[1] * 5 + [0] * 3 + [1] * 4])
@@ -242,7 +236,7 @@ def test_unused_rows_at_the_end_of_the_past_are_masked_as_in_transformers(decode
 
 
 @pytest.mark.parametrize("rows", [1, 6, 23], ids=lambda n: f"prompt={n}")
-def test_greedy_answer_is_that_of_transformers_token_for_token(decoders, rows):
+def test_greedy_answer_is_that_of_transformers_token_for_token(decoders: SimpleNamespace, rows: int) -> None:
     embeds = random_embeds(decoders, rows=rows, seed=18 + rows)
     mask = torch.ones(1, rows, dtype=torch.int64)
     expected = decoders.theirs.generate(
@@ -253,14 +247,14 @@ def test_greedy_answer_is_that_of_transformers_token_for_token(decoders, rows):
     assert len(actual) == 32 and len(set(actual)) > 8  # a decoder that repeats itself would be easy to follow
 
 
-def test_answer_ends_before_the_stop_token(decoders):
+def test_answer_ends_before_the_stop_token(decoders: SimpleNamespace) -> None:
     embeds = random_embeds(decoders, rows=6, seed=24)
     answer = decoders.ours.generate(embeds, max_new_tokens=16)
     stop = answer[7]
     assert decoders.ours.generate(embeds, max_new_tokens=16, stop_ids=[stop]) == answer[: answer.index(stop)]
 
 
-def test_decoder_layer_equals_transformers_in_float64():
+def test_decoder_layer_equals_transformers_in_float64() -> None:
     """transformers' RMSNorm and eager softmax drop to float32, so theirs has torch's RMSNorm and SDPA here."""
     config = DECODERS["qwen2"]
     ours = randomize(DecoderLayer(config).double(), seed=19)
@@ -279,13 +273,13 @@ def test_decoder_layer_equals_transformers_in_float64():
 # -- sampling --------------------------------------------------------------------------------------------------------
 
 
-def test_sampling_one_candidate_is_greedy(decoders):
+def test_sampling_one_candidate_is_greedy(decoders: SimpleNamespace) -> None:
     embeds = random_embeds(decoders, rows=6, seed=21)
     greedy = decoders.ours.generate(embeds, max_new_tokens=16)
     assert decoders.ours.generate(embeds, max_new_tokens=16, sampling=Sampling(top_k=1, temperature=1.7)) == greedy
 
 
-def test_the_seed_decides_the_sampled_answer(decoders):
+def test_the_seed_decides_the_sampled_answer(decoders: SimpleNamespace) -> None:
     embeds = random_embeds(decoders, rows=6, seed=22)
     first, again, other = (
         decoders.ours.generate(embeds, max_new_tokens=16, sampling=Sampling(seed=seed)) for seed in (0, 0, 1)
@@ -308,7 +302,9 @@ def test_the_seed_decides_the_sampled_answer(decoders):
     ],
     ids=lambda s: f"temperature={s.temperature},top_k={s.top_k},top_p={s.top_p}",
 )
-def test_sampling_distribution_is_that_of_the_logits_processors_of_transformers(monkeypatch, sampling):
+def test_sampling_distribution_is_that_of_the_logits_processors_of_transformers(
+    monkeypatch: pytest.MonkeyPatch, sampling: Sampling
+) -> None:
     generator = seeded(23)
     for _ in range(10):
         logits = 3.0 * torch.randn(60, generator=generator)
@@ -325,7 +321,7 @@ def test_sampling_distribution_is_that_of_the_logits_processors_of_transformers(
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)  # worst 1.8e-7
 
 
-def test_drawn_tokens_follow_the_distribution():
+def test_drawn_tokens_follow_the_distribution() -> None:
     logits = torch.tensor([1.0, -0.5, 2.0, 0.0, -1.0, 1.5])
     generator = seeded(25)
     draws = [pvc_ref.model.sample(logits, Sampling(temperature=1.5), generator) for _ in range(4000)]
@@ -479,8 +475,12 @@ def positions(count: int, *, start: int = 0) -> Tensor:
 
 
 def our_logits(
-    decoders: SimpleNamespace, embeds: Tensor, position_ids: Tensor, past=None, attention_mask: Tensor | None = None
-):
+    decoders: SimpleNamespace,
+    embeds: Tensor,
+    position_ids: Tensor,
+    past: Any = None,
+    attention_mask: Tensor | None = None,
+) -> tuple[Tensor, Any]:
     """Logits of the new rows, and the cache with the new rows appended."""
     hidden, new = decoders.ours.llm(embeds, position_ids, past, attention_mask)
     if past is not None:
@@ -491,13 +491,20 @@ def our_logits(
     return decoders.ours.llm.logits(hidden), new
 
 
-def sampled_distribution(monkeypatch, logits: Tensor, sampling: Sampling) -> Tensor:
+def sampled_distribution(monkeypatch: pytest.MonkeyPatch, logits: Tensor, sampling: Sampling) -> Tensor:
     """The probability of every token: `sample` is made to draw each of its candidates in turn."""
     distribution = torch.zeros_like(logits)
     for rank in range(len(logits)):
         drawn_from: list[Tensor] = []
 
-        def draw(weights: Tensor, count: int, *, generator=None, drawn_from=drawn_from, rank=rank) -> Tensor:
+        def draw(
+            weights: Tensor,
+            count: int,
+            *,
+            generator: Any = None,
+            drawn_from: list[Tensor] = drawn_from,
+            rank: int = rank,
+        ) -> Tensor:
             drawn_from.append(weights / weights.sum())
             return torch.tensor([rank])
 

@@ -34,16 +34,16 @@ def internvl2(name: str) -> PVCConfig:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_preset_is_valid_and_can_be_built(name):
+def test_preset_is_valid_and_can_be_built(name: str) -> None:
     config = PVCConfig.preset(name)
     assert replace(config) == config  # validated again
     assert isinstance(on_meta(lambda: PVC(config)), PVC)
 
 
-def test_unknown_preset_names_the_nearest():
-    with pytest.raises(ConfigError, match="no model named 'pvc-internvl2-8B'") as error:
+def test_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="no model named 'pvc-internvl2-8B'") as info:
         PVCConfig.preset("pvc-internvl2-8B")
-    assert error.value.fix == "Did you mean 'pvc-internvl2-8b'?"
+    assert info.value.fix == "did you mean 'pvc-internvl2-8b'?"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_unknown_preset_names_the_nearest():
         (lambda: PVCConfig(trained_frames=0), ("trained_frames is 0", "positive")),
     ],
 )
-def test_contradiction_names_both_sides(make, sides):
+def test_contradiction_names_both_sides(make: Callable[[], object], sides: tuple[str, str]) -> None:
     with pytest.raises(ConfigError) as error:
         make()
     for side in sides:
@@ -75,11 +75,11 @@ def test_contradiction_names_both_sides(make, sides):
 
 
 @pytest.mark.parametrize(("num_tokens", "grid"), [(64, (8, 8)), (32, (4, 8)), (1, (1, 1)), (7, (1, 7)), (12, (3, 4))])
-def test_token_grid_is_as_square_as_it_can_be(num_tokens, grid):
+def test_token_grid_is_as_square_as_it_can_be(num_tokens: int, grid: tuple[int, int]) -> None:
     assert CompressorConfig(num_tokens=num_tokens).token_grid == grid
 
 
-def test_pvc_8b_has_the_parameters_that_the_published_shards_leave_room_for():
+def test_pvc_8b_has_the_parameters_that_the_published_shards_leave_room_for() -> None:
     config = PVCConfig.preset("pvc-internvl2-8b")
     model = on_meta(lambda: PVC(config))
     compressor = num_parameters(model.compressor)
@@ -100,5 +100,5 @@ def test_pvc_8b_has_the_parameters_that_the_published_shards_leave_room_for():
         ("pvc-internvl2-8b", 8_075_365_376),  # 8.075 B
     ],
 )
-def test_without_time_a_preset_is_the_internvl2_of_that_size(name, count):
+def test_without_time_a_preset_is_the_internvl2_of_that_size(name: str, count: int) -> None:
     assert num_parameters(on_meta(lambda: PVC(internvl2(name)))) == count

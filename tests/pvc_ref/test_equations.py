@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import pvc_ref.layers
-import pvc_ref.model
 import pvc_ref.temporal
 import pvc_ref.vision
 from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, VisionConfig
@@ -35,14 +37,7 @@ NUM_FRAMES = 5
 ATOL = 1e-10  # worst 2.4e-14; values reach 13
 
 
-@pytest.fixture(autouse=True)
-def no_grad_on_one_thread():
-    """Tensors this small gain nothing from a second thread, and lose minutes where another process holds its core."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(num_threads)
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +45,7 @@ def no_grad_on_one_thread():
     [(1, True), (3, True), (None, True), (3, False)],
     ids=["window=1", "window=3", "window=None", "window=3,qkv_bias=False"],
 )
-def test_model_equals_the_equations_in_float64(window, qkv_bias):
+def test_model_equals_the_equations_in_float64(window: int | None, qkv_bias: bool) -> None:
     config = dataclasses.replace(CONFIG, vision=dataclasses.replace(CONFIG.vision, qkv_bias=qkv_bias))
     model = make_model(config)
     actual = model.encode_clip(torch.from_numpy(FRAMES), window=window).numpy()
@@ -103,7 +98,7 @@ def norm_eps(place: str, eps: float) -> Breakage:
     return apply
 
 
-def unscaled_softmax(module) -> Breakage:
+def unscaled_softmax(module: ModuleType) -> Breakage:
     def apply(_: PVC, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             module, "attention", lambda q, k, v, bias=None: attention(q * q.shape[-1] ** 0.5, k, v, bias)
@@ -114,7 +109,7 @@ def unscaled_softmax(module) -> Breakage:
 
 def no_causal_mask(_: PVC, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        pvc_ref.model, "visible_to_bias", lambda visible, dtype: torch.zeros(visible.shape, dtype=dtype)
+        pvc_ref.temporal, "visible_to_bias", lambda visible, dtype: torch.zeros(visible.shape, dtype=dtype)
     )
 
 
@@ -132,7 +127,7 @@ def last_position_dropped(model: PVC, monkeypatch: pytest.MonkeyPatch) -> None:
     temporal_layers = model.temporal.layers
     step = temporal_layers[-1].step
 
-    def rolled(*args):
+    def rolled(*args: Any) -> Any:
         x, new = step(*args)
         return x.roll(1, dims=2), new
 
@@ -165,7 +160,7 @@ def final_norm(model: PVC, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def temporal_last(_: PVC, monkeypatch: pytest.MonkeyPatch) -> None:
-    def step(layer, x, times, past, bias):
+    def step(layer: Any, x: Tensor, times: Tensor, past: Any, bias: Tensor) -> Any:
         x = layer.feed_forward(layer.attend_in_frame(x.flatten(0, 1))).unflatten(0, x.shape[:2])
         attended, new = layer.temporal_attn(layer.adaln(x, x + layer.time_embedding(times)[:, :, None]), past, bias)
         return x + layer.alpha * attended, new
@@ -174,7 +169,7 @@ def temporal_last(_: PVC, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def temporal_first(_: PVC, monkeypatch: pytest.MonkeyPatch) -> None:
-    def step(layer, x, times, past, bias):
+    def step(layer: Any, x: Tensor, times: Tensor, past: Any, bias: Tensor) -> Any:
         attended, new = layer.temporal_attn(layer.adaln(x, x + layer.time_embedding(times)[:, :, None]), past, bias)
         x = (x + layer.alpha * attended).flatten(0, 1)
         return layer.feed_forward(layer.attend_in_frame(x)).unflatten(0, times.shape), new
@@ -216,13 +211,13 @@ BREAKAGES: dict[str, Breakage] = {
 
 
 @pytest.mark.parametrize("part", BREAKAGES)
-def test_the_equations_test_fails_without(part, expected, monkeypatch):
+def test_the_equations_test_fails_without(part: str, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(CONFIG)
     BREAKAGES[part](model, monkeypatch)
     assert worst_difference(model, expected) > 100 * ATOL  # smallest 1.2e-5, eps of the compressor's norm
 
 
-def test_the_equations_test_fails_when_any_one_weight_is_another(expected):
+def test_the_equations_test_fails_when_any_one_weight_is_another(expected: np.ndarray) -> None:
     model = make_model(CONFIG)
     unseen = []
     vision_side = [(name, p) for name, p in model.named_parameters() if not name.startswith("llm.")]

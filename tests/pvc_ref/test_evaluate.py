@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 
 import pvc_ref.evaluate as command
 from pvc_ref.bundled import SHAPES_FOLDER
-from pvc_ref.checkpoint.folder import TOKENIZER_FILE, load_model
+from pvc_ref.checkpoint.folder import TOKENIZER_FILE, load
+from pvc_ref.errors import InputError
 from pvc_ref.shapes import CONDITIONS
 from pvc_ref.training.held_out import Cell, Row, beside, from_json, pooled, to_json
 from pvc_ref.training.threads import fast_products
@@ -44,7 +45,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *args: object) -> int | str | None:
 
 
 def test_every_table_has_its_rows_and_the_model_is_left_as_it_was() -> None:
-    model, tokenizer = load_model(SHAPES_FOLDER), Tokenizer.from_file(str(SHAPES_FOLDER / TOKENIZER_FILE))
+    model, tokenizer = load(SHAPES_FOLDER), Tokenizer.from_file(str(SHAPES_FOLDER / TOKENIZER_FILE))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with fast_products():
         tables = command.evaluate(model, tokenizer, num_clips=1)
@@ -76,8 +77,9 @@ def test_two_models_stand_beside_each_other_with_their_difference() -> None:
 
 def test_models_that_were_asked_other_questions_are_not_compared() -> None:
     fewer = {"Conditions": MINE["Conditions"]}
-    with pytest.raises(ValueError, match="30 questions of 'shape' there, 60 here"):
+    with pytest.raises(InputError) as info:
         beside(MINE, fewer)
+    assert "asked 30 questions of 'shape', this one 60" in info.value.what
 
 
 def test_numbers_written_by_one_run_are_read_by_the_next(
@@ -107,7 +109,7 @@ def test_a_file_that_is_no_evaluation_is_refused_before_any_work(
 
     monkeypatch.setattr(command, "evaluate", never)
     assert run(monkeypatch, "--against", path) == 2
-    assert "expected what --json FILE wrote" in capsys.readouterr().err
+    assert "expected: what --json FILE wrote" in capsys.readouterr().err
 
 
 def test_a_file_of_other_clips_is_told_after_the_numbers_are_safe(
@@ -118,4 +120,4 @@ def test_a_file_of_other_clips_is_told_after_the_numbers_are_safe(
     other.write_text(json.dumps({title: to_json(rows) for title, rows in few.items()}), encoding="utf-8")
     monkeypatch.setattr(command, "evaluate", lambda *_, **__: MINE)
     assert run(monkeypatch, "--against", other, "--json", mine) == 2
-    assert "Evaluate both with the same --clips" in capsys.readouterr().err and mine.is_file()
+    assert "fix: evaluate both with the same --clips" in capsys.readouterr().err and mine.is_file()

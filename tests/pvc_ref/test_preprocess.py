@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pvc_ref.errors import InputError
 from pvc_ref.preprocess import IMAGENET_MEAN, IMAGENET_STD, resize_frame, segment_indices, tile_grid, tile_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,13 +22,13 @@ def noise(height: int, width: int, *, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_imagenet_constants_are_the_published_ones():
+def test_imagenet_constants_are_the_published_ones() -> None:
     assert IMAGENET_MEAN == (0.485, 0.456, 0.406)
     assert IMAGENET_STD == (0.229, 0.224, 0.225)
 
 
 @pytest.mark.parametrize(("height", "width"), [(90, 160), (160, 90), (7, 300), (64, 64), (1, 1)])
-def test_resize_frame_is_pillow_bicubic_without_keeping_the_aspect_ratio(height, width):
+def test_resize_frame_is_pillow_bicubic_without_keeping_the_aspect_ratio(height: int, width: int) -> None:
     frame = noise(height, width)
     expected = np.asarray(Image.fromarray(frame).resize((64, 64), Image.Resampling.BICUBIC))
     resized = resize_frame(frame, size=64)
@@ -34,7 +36,7 @@ def test_resize_frame_is_pillow_bicubic_without_keeping_the_aspect_ratio(height,
     np.testing.assert_array_equal(resized, expected)
 
 
-def test_resize_frame_reads_a_view_with_strides_as_the_same_pixels():
+def test_resize_frame_reads_a_view_with_strides_as_the_same_pixels() -> None:
     frame = noise(80, 120)
     view = frame[::-1, ::2]
     np.testing.assert_array_equal(resize_frame(view, size=32), resize_frame(np.ascontiguousarray(view), size=32))
@@ -65,26 +67,28 @@ def test_resize_frame_reads_a_view_with_strides_as_the_same_pixels():
     ],
     ids=lambda value: str(value),
 )
-def test_tile_grid_gives_the_grid_worked_out_by_hand(width, height, expected):
+def test_tile_grid_gives_the_grid_worked_out_by_hand(width: int, height: int, expected: tuple[int, int]) -> None:
     assert tile_grid(width, height) == expected
 
 
 @pytest.mark.parametrize(("tile_size", "expected"), [(14, (24, 1)), (13, (25, 1))])
-def test_a_tie_goes_to_the_larger_grid_only_above_half_its_pixels(tile_size, expected):
+def test_a_tie_goes_to_the_larger_grid_only_above_half_its_pixels(tile_size: int, expected: tuple[int, int]) -> None:
     # 245/10 = 24.5, exactly between 24/1 and 25/1. Area 2,450 = 0.5 * 14^2 * 25 is not above it; 0.5 * 13^2 * 25
     # = 2,112.5 is below it.
     assert tile_grid(245, 10, max_tiles=25, tile_size=tile_size) == expected
 
 
 @pytest.mark.parametrize(("width", "height", "expected"), [(125, 100, (1, 2)), (1250, 1000, (2, 1))])
-def test_grids_of_equal_product_are_tried_with_fewer_columns_first(width, height, expected):
+def test_grids_of_equal_product_are_tried_with_fewer_columns_first(
+    width: int, height: int, expected: tuple[int, int]
+) -> None:
     # Ratio 1.25 is 0.75 from both 1/2 and 2/1, the only grids of exactly 2 tiles. The later one, (2,1), needs more
     # than 0.5 * 448^2 * 2 = 200,704 pixels: 12,500 and 1,250,000.
     assert tile_grid(width, height, min_tiles=2, max_tiles=2) == expected
 
 
 @pytest.mark.parametrize(("min_tiles", "max_tiles"), [(1, 1), (1, 12), (5, 5), (3, 7), (12, 12)])
-def test_tile_grid_keeps_within_the_tile_limits(min_tiles, max_tiles):
+def test_tile_grid_keeps_within_the_tile_limits(min_tiles: int, max_tiles: int) -> None:
     sizes = np.random.default_rng(3).integers(1, 3000, (50, 2)).tolist()
     grids = [tile_grid(width, height, min_tiles=min_tiles, max_tiles=max_tiles) for width, height in sizes]
     assert {columns * rows for columns, rows in grids} <= set(range(min_tiles, max_tiles + 1))
@@ -97,7 +101,7 @@ def quadrants() -> np.ndarray:
     return image
 
 
-def test_tiles_go_left_to_right_then_down_and_the_thumbnail_comes_last():
+def test_tiles_go_left_to_right_then_down_and_the_thumbnail_comes_last() -> None:
     # 64x64 on tiles of 32, 4 to 4 tiles: 2x2, so each quadrant is one tile, untouched.
     tiles = tile_image(quadrants(), tile_size=32, min_tiles=4, max_tiles=4)
     assert tiles.shape == (5, 32, 32, 3) and tiles.dtype == np.uint8
@@ -106,7 +110,7 @@ def test_tiles_go_left_to_right_then_down_and_the_thumbnail_comes_last():
     np.testing.assert_array_equal(tiles[4], resize_frame(quadrants(), size=32))
 
 
-def test_columns_and_rows_are_not_swapped_in_a_wide_image():
+def test_columns_and_rows_are_not_swapped_in_a_wide_image() -> None:
     # 96x32: ratio 3, and 3/1 is the nearest grid of at most 3 tiles.
     image = np.concatenate([np.full((32, 32, 3), colour, np.uint8) for colour in (RED, GREEN, BLUE)], axis=1)
     tiles = tile_image(image, tile_size=32, max_tiles=3, thumbnail=False)
@@ -115,7 +119,7 @@ def test_columns_and_rows_are_not_swapped_in_a_wide_image():
     assert [tuple(tile[16, 16].tolist()) for tile in turned] == [RED, GREEN, BLUE]
 
 
-def test_tiles_put_back_together_are_the_whole_image_resized_once():
+def test_tiles_put_back_together_are_the_whole_image_resized_once() -> None:
     image = noise(90, 160)
     # 160/90: (2,1) and (4,2) tie; 14,400 pixels > 0.5 * 32^2 * 8 = 4,096, so (4,2).
     tiles = tile_image(image, tile_size=32)
@@ -128,7 +132,9 @@ def test_tiles_put_back_together_are_the_whole_image_resized_once():
 @pytest.mark.parametrize(
     ("max_tiles", "thumbnail", "num_tiles"), [(1, True, 1), (1, False, 1), (4, True, 5), (4, False, 4)]
 )
-def test_a_thumbnail_is_added_only_when_asked_for_and_to_more_than_one_tile(max_tiles, thumbnail, num_tiles):
+def test_a_thumbnail_is_added_only_when_asked_for_and_to_more_than_one_tile(
+    max_tiles: int, thumbnail: bool, num_tiles: int
+) -> None:
     tiles = tile_image(quadrants(), tile_size=32, max_tiles=max_tiles, thumbnail=thumbnail)
     assert len(tiles) == num_tiles
 
@@ -149,11 +155,13 @@ def test_a_thumbnail_is_added_only_when_asked_for_and_to_more_than_one_tile(max_
         (100, 3, (2.0, 2.0), 10.0, [20, 20, 20]),
     ],
 )
-def test_segment_indices_are_those_worked_out_by_hand(num_frames, num_segments, bounds_s, fps, expected):
+def test_segment_indices_are_those_worked_out_by_hand(
+    num_frames: int, num_segments: int, bounds_s: tuple[float, float] | None, fps: float | None, expected: list[int]
+) -> None:
     assert segment_indices(num_frames, num_segments, bounds_s=bounds_s, fps=fps) == expected
 
 
-def test_segment_indices_never_decrease_and_stay_in_the_video():
+def test_segment_indices_never_decrease_and_stay_in_the_video() -> None:
     for num_frames in range(1, 40):
         for num_segments in range(1, 40):
             indices = segment_indices(num_frames, num_segments)
@@ -164,7 +172,7 @@ def test_segment_indices_never_decrease_and_stay_in_the_video():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: resize_frame(np.zeros((8, 8), np.uint8), size=4), r"shape \(8, 8\).*\(height, width, 3\)"),
+        (lambda: resize_frame(np.zeros((8, 8), np.uint8), size=4), r"shape \(8, 8\)(.|\n)*\(height, width, 3\)"),
         (lambda: resize_frame(np.zeros((8, 8, 4), np.uint8), size=4), "alpha channel"),
         (lambda: resize_frame(np.zeros((0, 8, 3), np.uint8), size=4), "non-empty"),
         (lambda: resize_frame(np.zeros((8, 8, 3), np.uint8), size=0), "size is 0"),
@@ -181,12 +189,12 @@ def test_segment_indices_never_decrease_and_stay_in_the_video():
         (lambda: segment_indices(4, 1, bounds_s=(9.0, 10.0), fps=1.0), "past the end"),
     ],
 )
-def test_bad_input_is_named_with_what_was_expected(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_input_is_named_with_what_was_expected(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         call()
 
 
-def test_the_reference_preprocessing_does_not_import_the_runtime():
+def test_the_reference_preprocessing_does_not_import_the_runtime() -> None:
     code = (
         "import sys, pvc_ref.preprocess; "
         "print([m for m in sys.modules if m.split('.')[0] in ('engines', 'pvc_export', 'cv2')])"

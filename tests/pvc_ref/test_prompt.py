@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, VisionConfig
+from pvc_ref.errors import InputError
 from pvc_ref.prompt import byte_tokenizer, image_prompt, video_prompt
 
 TINY = PVCConfig(
@@ -27,7 +28,7 @@ CONTEXT_ID = 263
 # -- the byte tokenizer ----------------------------------------------------------------------------------------------
 
 
-def test_byte_tokenizer_has_256_bytes_and_8_special_tokens():
+def test_byte_tokenizer_has_256_bytes_and_8_special_tokens() -> None:
     vocab = byte_tokenizer().get_vocab()
     assert sorted(vocab.values()) == list(range(264))
     assert [vocab[token] for token in SPECIAL_TOKENS] == list(range(256, 264))
@@ -48,14 +49,14 @@ def test_byte_tokenizer_has_256_bytes_and_8_special_tokens():
     ],
     ids=ascii,
 )
-def test_byte_tokenizer_gives_one_id_a_byte_and_the_text_back(text):
+def test_byte_tokenizer_gives_one_id_a_byte_and_the_text_back(text: str) -> None:
     tokenizer = byte_tokenizer()
     ids = tokenizer.encode(text).ids
     assert len(ids) == len(text.encode()) and all(token_id < 256 for token_id in ids)
     assert tokenizer.decode(ids) == text
 
 
-def test_every_byte_of_utf8_has_an_id_of_its_own():
+def test_every_byte_of_utf8_has_an_id_of_its_own() -> None:
     tokenizer = byte_tokenizer()
     texts = [chr(code) for code in (*range(0x800), *range(0x800, 0xD800, 64), *range(0xE000, 0x110000, 4096))]
     id_of_byte: dict[int, int] = {}
@@ -66,7 +67,7 @@ def test_every_byte_of_utf8_has_an_id_of_its_own():
 
 
 @pytest.mark.parametrize("index", range(8), ids=SPECIAL_TOKENS.__getitem__)
-def test_a_special_token_is_one_id_wherever_it_stands(index):
+def test_a_special_token_is_one_id_wherever_it_stands(index: int) -> None:
     tokenizer, token = byte_tokenizer(), SPECIAL_TOKENS[index]
     assert tokenizer.encode(token).ids == [256 + index]
     a, b = tokenizer.encode("a").ids[0], tokenizer.encode("b").ids[0]
@@ -78,7 +79,7 @@ def test_a_special_token_is_one_id_wherever_it_stands(index):
 # -- prompts ---------------------------------------------------------------------------------------------------------
 
 
-def test_video_prompt_of_the_tiny_template_written_out():
+def test_video_prompt_of_the_tiny_template_written_out() -> None:
     assert video_prompt(TINY, num_frames=2, question="What moves?") == (
         "<s><|im_start|>system\n"
         "You watch a video.<|im_end|>"
@@ -91,7 +92,7 @@ def test_video_prompt_of_the_tiny_template_written_out():
 
 
 @pytest.mark.parametrize(("config", "bos"), [(INTERNLM2, "<s>"), (HERMES_2, "")], ids=["internlm2-chat", "Hermes-2"])
-def test_video_prompt_of_the_internvl2_templates_written_out(config, bos):
+def test_video_prompt_of_the_internvl2_templates_written_out(config: PVCConfig, bos: str) -> None:
     assert video_prompt(config, num_frames=1, question="发生了什么？") == (
         f"{bos}<|im_start|>system\n"
         "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，"
@@ -103,7 +104,7 @@ def test_video_prompt_of_the_internvl2_templates_written_out(config, bos):
     )
 
 
-def test_image_prompt_of_one_image_is_not_numbered():
+def test_image_prompt_of_one_image_is_not_numbered() -> None:
     tile = "<IMG_CONTEXT>" * 8  # 2 repeats of 4 tokens
     assert image_prompt(TINY, num_tiles=[3], question="What is it?") == (
         "<s><|im_start|>system\n"
@@ -115,7 +116,7 @@ def test_image_prompt_of_one_image_is_not_numbered():
     )
 
 
-def test_image_prompt_of_several_images_is_numbered():
+def test_image_prompt_of_several_images_is_numbered() -> None:
     tile = "<IMG_CONTEXT>" * 4
     assert image_prompt(INTERNLM2, num_tiles=[1, 2], question="Which?", num_repeats=1) == (
         "<s><|im_start|>system\n"
@@ -129,7 +130,7 @@ def test_image_prompt_of_several_images_is_numbered():
     )
 
 
-def test_prompts_have_a_place_for_every_visual_token():
+def test_prompts_have_a_place_for_every_visual_token() -> None:
     model, tokenizer = PVC.random(TINY, seed=1), byte_tokenizer()
     frames = torch.zeros(1, 3, 28, 28, 3, dtype=torch.uint8)
     ids = tokenizer.encode(video_prompt(TINY, num_frames=3, question="?")).ids
@@ -142,7 +143,7 @@ def test_prompts_have_a_place_for_every_visual_token():
 # -- embeddings of a prompt ------------------------------------------------------------------------------------------
 
 
-def test_embed_prompt_replaces_the_context_tokens_in_order_and_nothing_else():
+def test_embed_prompt_replaces_the_context_tokens_in_order_and_nothing_else() -> None:
     model = PVC.random(TINY, seed=1)
     ids = torch.tensor([5, CONTEXT_ID, 6, 7, CONTEXT_ID, CONTEXT_ID, 8])
     visual = torch.arange(60.0).reshape(3, 20)
@@ -152,7 +153,7 @@ def test_embed_prompt_replaces_the_context_tokens_in_order_and_nothing_else():
     assert torch.equal(embeds[0, [0, 2, 3, 6]], model.llm.embed_tokens.weight[[5, 6, 7, 8]])
 
 
-def test_embed_prompt_without_images_is_the_embedding_table():
+def test_embed_prompt_without_images_is_the_embedding_table() -> None:
     model = PVC.random(TINY, seed=1)
     ids = torch.tensor([5, 6, 7])
     assert torch.equal(
@@ -161,9 +162,9 @@ def test_embed_prompt_without_images_is_the_embedding_table():
 
 
 @pytest.mark.parametrize("num_rows", [None, 1, 3], ids=lambda n: f"rows={n}")
-def test_embed_prompt_refuses_a_wrong_number_of_visual_embeddings(num_rows):
+def test_embed_prompt_refuses_a_wrong_number_of_visual_embeddings(num_rows: int | None) -> None:
     model = PVC.random(TINY, seed=1)
     ids = torch.tensor([5, CONTEXT_ID, CONTEXT_ID])
     visual = None if num_rows is None else torch.zeros(num_rows, 20)
-    with pytest.raises(ValueError, match=f"has 2 image tokens but {num_rows or 0} visual embeddings were given"):
+    with pytest.raises(InputError, match=f"has 2 image tokens but {num_rows or 0} visual embeddings were given"):
         model.embed_prompt(ids, visual, context_id=CONTEXT_ID)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pvc_ref import PVC, CompressorConfig, ConfigError, LLMConfig, PVCConfig, VisionConfig, VisionState
 from pvc_ref.compressor import build_compressor, pooling_matrix
+from pvc_ref.config import CompressorKind
+from pvc_ref.errors import InputError
 from pvc_ref.init import randomize
 
 W = 4
@@ -30,14 +32,7 @@ COMPRESSORS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def no_grad_on_one_thread():
-    """Tensors this small gain nothing from a second thread, and lose minutes where another process holds its core."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(num_threads)
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 # -- streaming -------------------------------------------------------------------------------------------------------
@@ -45,7 +40,7 @@ def no_grad_on_one_thread():
 
 @pytest.mark.parametrize("window", [W, None], ids=lambda w: f"window={w}")
 @pytest.mark.parametrize("num_frames", [1, W - 1, W, W + 1, 2 * W, 3 * W + 1], ids=lambda n: f"T={n}")
-def test_streaming_equals_the_whole_clip(num_frames, window):
+def test_streaming_equals_the_whole_clip(num_frames: int, window: int | None) -> None:
     frames = random_frames(2, num_frames, seed=1)
     clip = PVC.random(CONFIG, seed=2).encode_clip(frames, window=window)
     streamed, _ = stream(PVC.random(CONFIG, seed=2), frames, window=window)
@@ -58,7 +53,7 @@ def test_streaming_equals_the_whole_clip(num_frames, window):
     torch.testing.assert_close(streamed, clip, rtol=0, atol=1e-12)  # worst 1.3e-14
 
 
-def test_a_window_of_one_frame_has_no_past():
+def test_a_window_of_one_frame_has_no_past() -> None:
     frames = random_frames(2, 3, seed=3)
     model = make_double(CONFIG)
     streamed, state = stream(model, frames, window=1)
@@ -66,7 +61,7 @@ def test_a_window_of_one_frame_has_no_past():
     assert state.num_bytes() == 0 and state.num_frames == 3
 
 
-def test_a_window_that_the_clip_does_not_fill_changes_nothing_and_a_smaller_one_does():
+def test_a_window_that_the_clip_does_not_fill_changes_nothing_and_a_smaller_one_does() -> None:
     frames = random_frames(2, 5, seed=4)
     model = PVC.random(CONFIG, seed=2)
     whole = model.encode_clip(frames)
@@ -77,7 +72,7 @@ def test_a_window_that_the_clip_does_not_fill_changes_nothing_and_a_smaller_one_
     assert differs[:4].max() == 0 and differs[4] > 1e-2  # frame 4 is the first that loses sight of frame 0
 
 
-def test_no_frame_sees_a_later_one():
+def test_no_frame_sees_a_later_one() -> None:
     frames = random_frames(1, 5, seed=5)
     model = PVC.random(CONFIG, seed=2)
     changed = frames.clone()
@@ -86,7 +81,7 @@ def test_no_frame_sees_a_later_one():
     assert differs[:3].max() == 0 and differs[3:].min() > 1e-3
 
 
-def test_two_interleaved_streams_do_not_mix():
+def test_two_interleaved_streams_do_not_mix() -> None:
     model = make_double(CONFIG)
     frames = random_frames(2, 2 * W, seed=6)
     states: list[VisionState | None] = [None, None]
@@ -100,7 +95,7 @@ def test_two_interleaved_streams_do_not_mix():
         torch.testing.assert_close(torch.stack(embeds[index], dim=1), alone, rtol=0, atol=1e-12)  # worst 1.2e-14
 
 
-def test_streams_of_one_batch_do_not_mix():
+def test_streams_of_one_batch_do_not_mix() -> None:
     model = PVC.random(CONFIG, seed=2)
     frames = random_frames(2, W + 1, seed=7)
     changed = frames.clone()
@@ -111,7 +106,7 @@ def test_streams_of_one_batch_do_not_mix():
 
 
 @pytest.mark.parametrize("window", [W, None], ids=lambda w: f"window={w}")
-def test_encoding_a_frame_leaves_the_given_state_as_it_was(window):
+def test_encoding_a_frame_leaves_the_given_state_as_it_was(window: int | None) -> None:
     model = PVC.random(CONFIG, seed=2)
     frames = random_frames(2, W + 2, seed=8)
     _, state = stream(model, frames[:, :-1], window=window)
@@ -123,7 +118,7 @@ def test_encoding_a_frame_leaves_the_given_state_as_it_was(window):
     assert all(torch.equal(x, y) for x, y in zip(kept, (x for pair in state.past for x in pair), strict=True))
 
 
-def test_state_never_holds_more_than_the_window_less_the_current_frame():
+def test_state_never_holds_more_than_the_window_less_the_current_frame() -> None:
     model = PVC.random(CONFIG, seed=2)
     frames = random_frames(2, 3 * W, seed=9)
     bytes_a_frame = 2 * 2 * 2 * 17 * 24 * 4  # layers, key and value, streams, positions, width, float32
@@ -137,7 +132,7 @@ def test_state_never_holds_more_than_the_window_less_the_current_frame():
     assert unbounded.num_bytes() == 3 * W * bytes_a_frame
 
 
-def test_state_holds_the_newest_frames_oldest_first():
+def test_state_holds_the_newest_frames_oldest_first() -> None:
     model = PVC.random(CONFIG, seed=2)
     frames = random_frames(1, W + 2, seed=10)
     state, rows = None, []
@@ -149,7 +144,7 @@ def test_state_holds_the_newest_frames_oldest_first():
         assert torch.equal(value, torch.stack([row[layer][1] for row in rows[-(W - 1) :]], dim=1))
 
 
-def test_a_model_without_temporal_layers_streams_too():
+def test_a_model_without_temporal_layers_streams_too() -> None:
     vision = dataclasses.replace(CONFIG.vision, num_temporal_layers=0)
     model = make_double(dataclasses.replace(CONFIG, vision=vision))
     frames = random_frames(2, 3, seed=11)
@@ -161,7 +156,7 @@ def test_a_model_without_temporal_layers_streams_too():
 # -- time ------------------------------------------------------------------------------------------------------------
 
 
-def test_frame_times_of_every_mode():
+def test_frame_times_of_every_mode() -> None:
     def times(config: PVCConfig, total_frames: int | None = None) -> list[float]:
         model = PVC(config)
         return model.frame_times(0, 4, total_frames=total_frames, device=torch.device("cpu")).tolist()
@@ -171,7 +166,7 @@ def test_frame_times_of_every_mode():
     assert times(RELATIVE) == [0, 1 / 4, 2 / 4, 3 / 4]
 
 
-def test_fixed_time_streams_when_the_length_is_known():
+def test_fixed_time_streams_when_the_length_is_known() -> None:
     model = make_double(FIXED)
     frames = random_frames(2, W + 3, seed=12)
     clip = model.encode_clip(frames, window=W, total_frames=10)
@@ -180,16 +175,16 @@ def test_fixed_time_streams_when_the_length_is_known():
     assert (clip - model.encode_clip(frames, window=W, total_frames=20))[:, 1:].abs().max() > 1e-3
 
 
-def test_fixed_time_refuses_an_unknown_length():
+def test_fixed_time_refuses_an_unknown_length() -> None:
     model = PVC.random(FIXED, seed=2)
     frames = random_frames(1, 2, seed=13)
-    with pytest.raises(ValueError, match="pass total_frames="):
+    with pytest.raises(InputError, match="pass total_frames="):
         model.encode_frame(frames[:, 0])
-    with pytest.raises(ValueError, match="pass total_frames="):
+    with pytest.raises(InputError, match="pass total_frames="):
         model.encode_clip(frames)
 
 
-def test_relative_time_changes_past_frames_when_the_clip_grows():
+def test_relative_time_changes_past_frames_when_the_clip_grows() -> None:
     """Frame 0 stays: it is at time 0 of any clip and sees nobody else. Every other frame moves."""
     frames = random_frames(1, 6, seed=14)
     model = PVC.random(RELATIVE, seed=2)
@@ -200,18 +195,17 @@ def test_relative_time_changes_past_frames_when_the_clip_grows():
     assert differs.max() < 1e-5  # absolute time: worst 2.6e-6
 
 
-def test_relative_time_refuses_to_stream_and_says_what_to_do():
+def test_relative_time_refuses_to_stream_and_says_what_to_do() -> None:
     model = PVC.random(RELATIVE, seed=2)
-    with pytest.raises(
-        ValueError, match="'relative' cannot be streamed.*Use encode_clip on the whole clip, or a model"
-    ):
+    with pytest.raises(InputError, match="'relative' cannot be streamed") as info:
         model.encode_frame(random_frames(1, 1, seed=15)[:, 0])
+    assert info.value.fix.startswith("use encode_clip on the whole clip, or a model")
 
 
 # -- images are static videos ----------------------------------------------------------------------------------------
 
 
-def test_every_tile_is_a_static_video_of_its_own():
+def test_every_tile_is_a_static_video_of_its_own() -> None:
     model = make_double(CONFIG)
     tiles = random_tiles(3, seed=16)
     (tokens,) = model.encode_images([tiles], num_repeats=2)
@@ -222,7 +216,7 @@ def test_every_tile_is_a_static_video_of_its_own():
         torch.testing.assert_close(mine, video.flatten(0, 1), rtol=0, atol=1e-12)  # worst 8.9e-15
 
 
-def test_image_tokens_are_ordered_image_tile_repeat_token():
+def test_image_tokens_are_ordered_image_tile_repeat_token() -> None:
     """Token 3 of repeat 1 of tile 2, when a tile has 2 repeats of 4 tokens, is row (2 * 2 + 1) * 4 + 3 = 23."""
     model = make_double(CONFIG)
     tiles = random_tiles(3, seed=17)
@@ -234,7 +228,7 @@ def test_image_tokens_are_ordered_image_tile_repeat_token():
     assert (others - repeat_1[0, 3]).abs().amax(dim=1).min() > 1e-2  # no other row would have passed
 
 
-def test_tiles_do_not_see_one_another():
+def test_tiles_do_not_see_one_another() -> None:
     model = PVC.random(CONFIG, seed=2)
     tiles = random_tiles(2, seed=18)
     changed = torch.stack([tiles[0], 255 - tiles[1]])
@@ -244,7 +238,7 @@ def test_tiles_do_not_see_one_another():
     assert (before[per_tile:] - after[per_tile:]).abs().max() > 1e-2
 
 
-def test_tiles_in_time_are_one_stream_of_every_tile_repeated():
+def test_tiles_in_time_are_one_stream_of_every_tile_repeated() -> None:
     model = make_double(TILES_IN_TIME)
     tiles = random_tiles(3, seed=19)
     (tokens,) = model.encode_images([tiles], num_repeats=2)
@@ -252,7 +246,7 @@ def test_tiles_in_time_are_one_stream_of_every_tile_repeated():
     torch.testing.assert_close(tokens, streamed[0].flatten(0, 1), rtol=0, atol=1e-12)  # worst 9.8e-15
 
 
-def test_tiles_in_time_see_the_tiles_before_them():
+def test_tiles_in_time_see_the_tiles_before_them() -> None:
     model, streams = PVC.random(TILES_IN_TIME, seed=2), PVC.random(CONFIG, seed=2)
     tiles = random_tiles(2, seed=20)
     changed = torch.stack([255 - tiles[0], tiles[1]])
@@ -265,7 +259,7 @@ def test_tiles_in_time_see_the_tiles_before_them():
 
 
 @pytest.mark.parametrize("config", [CONFIG, TILES_IN_TIME], ids=lambda c: c.image_layout)
-def test_images_keep_their_order_and_do_not_see_one_another(config):
+def test_images_keep_their_order_and_do_not_see_one_another(config: PVCConfig) -> None:
     model = PVC.random(config, seed=2)
     images = [random_tiles(count, seed=21 + count) for count in (2, 1, 3)]
     encoded = model.encode_images(images, num_repeats=3)
@@ -274,7 +268,7 @@ def test_images_keep_their_order_and_do_not_see_one_another(config):
         assert torch.equal(model.encode_images([image], num_repeats=3)[0], tokens)
 
 
-def test_the_length_of_an_image_is_known_so_relative_and_fixed_time_agree():
+def test_the_length_of_an_image_is_known_so_relative_and_fixed_time_agree() -> None:
     tiles = random_tiles(2, seed=25)
     (fixed,), (relative,), (absolute,) = (
         PVC.random(config, seed=2).encode_images([tiles]) for config in (FIXED, RELATIVE, CONFIG)
@@ -287,7 +281,7 @@ def test_the_length_of_an_image_is_known_so_relative_and_fixed_time_agree():
 
 
 @pytest.mark.parametrize(("kind", "num_tokens"), COMPRESSORS)
-def test_every_compressor_streams(kind, num_tokens):
+def test_every_compressor_streams(kind: CompressorKind, num_tokens: int) -> None:
     model = make_double(with_compressor(kind, num_tokens))
     frames = random_frames(2, W + 2, seed=26)
     streamed, _ = stream(model, frames, window=W)
@@ -296,13 +290,13 @@ def test_every_compressor_streams(kind, num_tokens):
 
 
 @pytest.mark.parametrize("kind", ["pvc", "pixel_shuffle", "conv"])
-def test_compressors_that_cut_the_grid_refuse_tokens_that_do_not_divide_it(kind):
+def test_compressors_that_cut_the_grid_refuse_tokens_that_do_not_divide_it(kind: CompressorKind) -> None:
     with pytest.raises(ConfigError, match="grid of 3 x 3 tokens, which does not divide the 4 x 4 patches"):
         with_compressor(kind, 9)
 
 
 @pytest.mark.parametrize("kind", ["pvc", "pixel_shuffle", "conv", "pool", "q_former"])
-def test_only_pvc_knows_the_time_of_its_frame(kind):
+def test_only_pvc_knows_the_time_of_its_frame(kind: CompressorKind) -> None:
     compressor = randomize(build_compressor(with_compressor(kind, 4)), seed=27)
     patches = torch.randn(2, 16, 24, generator=seeded(28))
     at_0, at_50 = (compressor(patches, torch.full((2,), time)) for time in (0.0, 50.0))
@@ -311,7 +305,7 @@ def test_only_pvc_knows_the_time_of_its_frame(kind):
 
 @pytest.mark.parametrize("num_tokens", [2, 4])
 @pytest.mark.parametrize("kind", ["pvc", "pixel_shuffle", "conv", "pool"])
-def test_a_token_sees_its_own_rectangle_of_patches_and_no_other(kind, num_tokens):
+def test_a_token_sees_its_own_rectangle_of_patches_and_no_other(kind: CompressorKind, num_tokens: int) -> None:
     """2 tokens: left and right half. 4 tokens: quarters, row by row."""
     compressor = randomize(build_compressor(with_compressor(kind, num_tokens)), seed=29)
     patches = torch.randn(1, 16, 24, generator=seeded(30))
@@ -328,7 +322,7 @@ def test_a_token_sees_its_own_rectangle_of_patches_and_no_other(kind, num_tokens
 @pytest.mark.parametrize(
     ("grid", "rows", "columns"), [(4, 2, 2), (4, 3, 3), (8, 3, 3), (7, 2, 3), (5, 4, 5), (32, 6, 10)]
 )
-def test_pooling_equals_adaptive_average_pooling_of_torch(grid, rows, columns):
+def test_pooling_equals_adaptive_average_pooling_of_torch(grid: int, rows: int, columns: int) -> None:
     patches = torch.randn(2, grid * grid, 5, generator=seeded(32), dtype=torch.float64)
     maps = patches.transpose(1, 2).unflatten(2, (grid, grid))
     expected = F.adaptive_avg_pool2d(maps, (rows, columns)).flatten(2).transpose(1, 2)
@@ -336,7 +330,7 @@ def test_pooling_equals_adaptive_average_pooling_of_torch(grid, rows, columns):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)  # worst 2.2e-16
 
 
-def test_pool_compressor_is_pooling_then_norm_then_mlp():
+def test_pool_compressor_is_pooling_then_norm_then_mlp() -> None:
     compressor = randomize(build_compressor(with_compressor("pool", 9)).double(), seed=33)
     patches = torch.randn(2, 16, 24, generator=seeded(34), dtype=torch.float64)
     maps = patches.transpose(1, 2).unflatten(2, (4, 4))
@@ -384,24 +378,24 @@ def seeded(seed: int) -> torch.Generator:
 
 
 @pytest.mark.parametrize("window", [0, -1])
-def test_a_window_without_the_current_frame_is_refused(window: int):
+def test_a_window_without_the_current_frame_is_refused(window: int) -> None:
     model = PVC.random(CONFIG, seed=1)
     clip = torch.zeros(1, 2, 28, 28, 3, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=f"window is {window}, expected at least 1"):
+    with pytest.raises(InputError, match=f"window is {window}\nexpected: at least 1"):
         model.encode_clip(clip, window=window)
-    with pytest.raises(ValueError, match=f"window is {window}, expected at least 1"):
+    with pytest.raises(InputError, match=f"window is {window}\nexpected: at least 1"):
         model.encode_frame(clip[:, 0], window=window)
 
 
 @pytest.mark.parametrize("total_frames", [0, 1])
-def test_a_frame_beyond_the_clip_s_length_is_refused(total_frames: int):
+def test_a_frame_beyond_the_clip_s_length_is_refused(total_frames: int) -> None:
     model = PVC.random(FIXED, seed=1)
     clip = torch.zeros(1, 2, 28, 28, 3, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=f"frame 1 lies outside a clip of total_frames = {total_frames}"):
+    with pytest.raises(InputError, match=f"frame 1 lies outside a clip of total_frames = {total_frames}"):
         model.encode_clip(clip, total_frames=total_frames)
 
 
-def test_an_image_that_is_repeated_zero_times_is_refused():
+def test_an_image_that_is_repeated_zero_times_is_refused() -> None:
     model = PVC.random(CONFIG, seed=1)
-    with pytest.raises(ValueError, match="num_repeats is 0, expected at least 1"):
+    with pytest.raises(InputError, match="num_repeats is 0\nexpected: at least 1"):
         model.encode_images([torch.zeros(1, 28, 28, 3, dtype=torch.uint8)], num_repeats=0)

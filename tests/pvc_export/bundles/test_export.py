@@ -22,7 +22,7 @@ from pvc_export.graphs.models import LoadedModel, load_model, loaded_model
 from pvc_export.parity.check import check_bundle
 from pvc_export.terminal.console import Console, size_text
 from pvc_ref import PVC, CompressorConfig, PVCConfig
-from pvc_ref.checkpoint.folder import save_model
+from pvc_ref.checkpoint.folder import save as save_model
 from pvc_ref.prompt import byte_tokenizer
 
 from ...conftest import few_layers

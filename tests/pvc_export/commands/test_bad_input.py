@@ -26,7 +26,7 @@ from pvc_export.bundles import export as export_module
 from pvc_export.controls.graph_edits import restamp
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.parity.clip import render_clip
-from pvc_ref.checkpoint.folder import save_model
+from pvc_ref.checkpoint.folder import save as save_model
 
 from ..conftest import Outcome, Run
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pvc_ref.errors import InputError
 from pvc_ref.shapes import CLEAN, CONDITIONS, HELD_OUT, TRAINING, Clip, answer_to, make_clip, question_of, watch
 from pvc_ref.shapes.backgrounds import NUM_TRAINING_TEXTURES, sample_background, texture
 from pvc_ref.shapes.camera import photograph
@@ -229,7 +230,7 @@ def test_every_kind_of_scene_and_topic_comes_up() -> None:
     topics = Counter(question.topic for clip in clips(300) for question in clip.questions)
     assert min(topics.values()) > 50 and len(topics) == 8, topics
     assert Counter(len(clip.scene.things) for clip in clips(300)).keys() == {0, 1, 2, 3}
-    with pytest.raises(ValueError, match="'card'"):
+    with pytest.raises(InputError, match="'card'"):
         make_clip(0, num_frames=1, kind="cards")
 
 

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.bundled import SHAPES_FOLDER
-from pvc_ref.checkpoint.folder import load_model
+from pvc_ref.checkpoint.folder import load
+from pvc_ref.errors import InputError
 from pvc_ref.prompt import IMAGE_CONTEXT, STOP_TOKEN, image_prompt, video_prompt
 from pvc_ref.shapes import CONDITIONS, HELD_OUT, make_clip
 from pvc_ref.shapes.draw import IGNORED
@@ -208,14 +209,14 @@ def test_what_lies_beyond_the_windows_of_all_layers_changes_nothing(model: PVC, 
 def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_weights(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = load_model(train(RECIPE, tmp_path / "whole", quiet=True))
+    whole = load(train(RECIPE, tmp_path / "whole", quiet=True))
     learn = loop._Worker._learn
     monkeypatch.setattr(loop._Worker, "_learn", lambda self, b: _killed() if self.step == 2 else learn(self, b))
     with pytest.raises(KeyboardInterrupt):
         train(RECIPE, tmp_path / "killed", quiet=True)
     assert not (tmp_path / "killed/model").exists()
     monkeypatch.setattr(loop._Worker, "_learn", learn)
-    again = load_model(train(RECIPE, tmp_path / "killed", quiet=True))
+    again = load(train(RECIPE, tmp_path / "killed", quiet=True))
     start = PVC(CONFIG)
     initialize(start, seed=RECIPE.seed)
     moved = dict(start.named_parameters())
@@ -236,7 +237,7 @@ def test_a_run_is_not_resumed_under_another_recipe(
     monkeypatch.setattr(loop._Worker, "_learn", lambda self, b: _killed() if self.step == 1 else learn(self, b))
     with pytest.raises(KeyboardInterrupt):
         train(RECIPE, tmp_path, quiet=True)
-    with pytest.raises(ValueError, match="is of another run"):
+    with pytest.raises(InputError, match="is of another run"):
         train(replace(RECIPE, seed=1), tmp_path, quiet=True)
 
 
@@ -246,7 +247,7 @@ def test_two_workers_end_with_one_model_that_is_the_same_every_time_wherever_it_
     """Also in a relative folder, as the documented command names one: there two workers once waited for ever."""
     monkeypatch.chdir(tmp_path)
     recipe = Recipe(num_steps=1, num_workers=2, num_tokens=4, compressor="pixel_shuffle", temporal=False)
-    first, again = (load_model(train(recipe, out, quiet=True)) for out in (Path("first"), tmp_path / "again"))
+    first, again = (load(train(recipe, out, quiet=True)) for out in (Path("first"), tmp_path / "again"))
     assert all(torch.equal(p, again.get_parameter(name)) for name, p in first.named_parameters())
 
 
@@ -281,7 +282,7 @@ def test_the_rate_warms_up_stays_and_falls_to_nothing() -> None:
 def test_what_a_run_of_the_study_starts_from_is_the_bundled_vit_and_llm_and_nothing_of_what_is_compared(
     temporal: bool,
 ) -> None:
-    base = load_model(SHAPES_FOLDER)
+    base = load(SHAPES_FOLDER)
     recipe = Recipe(compressor="pvc" if temporal else "conv", num_tokens=4, temporal=temporal, from_bundled=True)
     model = PVC(recipe.config())
     initialize(model, seed=0)
@@ -298,8 +299,8 @@ def test_what_a_run_of_the_study_starts_from_is_the_bundled_vit_and_llm_and_noth
 
 def test_a_base_of_other_sizes_is_refused(model: PVC) -> None:
     small = PVC(PVCConfig.preset("tiny"))
-    with pytest.raises(ValueError, match="it is of other sizes"):
-        take_over(small, load_model(SHAPES_FOLDER))
+    with pytest.raises(InputError, match="the base is of other sizes"):
+        take_over(small, load(SHAPES_FOLDER))
 
 
 def test_a_result_is_made_again_only_when_its_recipe_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
