@@ -257,7 +257,7 @@ def _new_session(scene: Scene) -> str:
 
 NEW_PROCESS = """
 import sys
-from pvc_export.state_rules import write_alone
+from pvc_export.parity.state.rules import write_alone
 
 write_alone(*sys.argv[1:])
 """
