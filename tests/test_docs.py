@@ -17,7 +17,7 @@ import apps.live
 import pvc_export.cli
 
 ROOT = Path(__file__).parent.parent
-NOT_CARRIED = (".venv/", "build/", "~/")
+NOT_CARRIED = (".venv/", "build/")
 """What a command makes, and no checkout has."""
 MADE_LATER = {"docs/figures/live.gif"}
 
@@ -71,20 +71,23 @@ def names_in(path: Path) -> set[str]:
 
 
 def dead_links(text: str, document: Path) -> list[str]:
-    """Relative links that lead nowhere, and #sections that the document does not have."""
-    sections = {re.sub(r"[^\w\- ]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in headings(text)}
+    """Relative links that lead nowhere, and those to a #section that their document does not have."""
     wrong = []
     for link in LINK.findall(text):
         path, _, section = link.partition("#")
+        target = document.parent / path if path else document
         if "://" in link or link in MADE_LATER:
             continue
-        if not (document.parent / path).exists() or (section and not path and section not in sections):
+        read = text if target == document else target.read_text(encoding="utf-8") if section and target.exists() else ""
+        if not target.exists() or (section and section not in sections(read)):
             wrong.append(link)
     return wrong
 
 
-def headings(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith("#")]
+def sections(text: str) -> set[str]:
+    """The names by which links reach the headings of a document."""
+    titles = [line.lstrip("# ").lower() for line in text.splitlines() if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/tour.md"])
@@ -219,4 +222,5 @@ def test_paths_names_and_links_that_lead_nowhere_are_found() -> None:
     names = "`engines/cache.py` `RingCache.feeds`, `engines/cache.py` `RingCache.feed`, `engines/gone.py` `x`"
     assert missing_names(names) == ["RingCache.feed in engines/cache.py", "x in engines/gone.py"]
     links = "# A section\n[a](docs/log.md) [b](docs/lag.md) [c](#a-section) [d](#no-section) [e](https://example.org)"
-    assert dead_links(links, ROOT / "README.md") == ["docs/lag.md", "#no-section"]
+    links += " [f](docs/numerics.md#words) [g](docs/numerics.md#swords)"
+    assert dead_links(links, ROOT / "README.md") == ["docs/lag.md", "#no-section", "docs/numerics.md#swords"]
