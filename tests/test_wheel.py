@@ -60,9 +60,18 @@ def test_the_world_and_its_source_are_in_the_wheel(site: Path) -> None:
 
 
 def test_data_files_are_in_the_wheel_and_the_command_line_runs(site: Path) -> None:
-    assert (site / "pvc_engines/targets/rtx.json").is_file() and (site / "pvc_export/thresholds.json").is_file()
+    data = ("pvc_engines/targets/rtx.json", "pvc_export/parity/thresholds.json", "pvc_export/report/report.html.j2")
+    assert all((site / name).is_file() for name in data)
     result = run(site, "-m", "pvc_export.cli", "doctor")
     assert result.returncode == 0 and "target rtx" in result.stdout, result.stderr
+
+
+def test_the_wheel_carries_its_licence_and_that_of_its_pictures(site: Path) -> None:
+    (metadata,) = site.glob("*.dist-info/METADATA")
+    assert "License-Expression: MIT\n" in metadata.read_text(encoding="utf-8")
+    ours, of_pictures = ("licenses/LICENSE", "licenses/pvc_export/parity/real_frames/LICENSE.txt")
+    assert "the PVC streaming export authors" in (metadata.parent / ours).read_text(encoding="utf-8")
+    assert "OpenGVLab" in (metadata.parent / of_pictures).read_text(encoding="utf-8")
 
 
 def test_both_command_lines_of_the_wheel_start_under_their_new_names(site: Path) -> None:
