@@ -54,7 +54,7 @@ def test_every_module_of_the_wheel_imports_under_its_new_name(site: Path) -> Non
 
 
 def test_the_world_and_its_source_are_in_the_wheel(site: Path) -> None:
-    code = "from pvc_apps.synthetic import SyntheticDevice; print(SyntheticDevice().read().shape)"
+    code = "from pvc_apps.synthetic import SyntheticDevice; print(SyntheticDevice().read().bgr.shape)"
     result = run(site, "-P", "-c", code)
     assert result.stdout.strip() == "(448, 448, 3)", result.stderr
 
