@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +94,26 @@ def test_the_world_is_rendered_and_asked_about_without_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[] []"
+
+
+@pytest.mark.parametrize(
+    ("file", "statement", "contract"),
+    [
+        ("pvc_export/parity/levels.py", "import pvc_export.bundles.export", "The exporter: downward only"),
+        ("engines/errors.py", "import pvc_ref.config", "The reference and the runtime never meet"),
+        ("engines/errors.py", "import engines.stream", "No cycles"),
+    ],
+)
+def test_an_import_that_runs_upward_breaks_the_contract_of_make_check(
+    file: str, statement: str, contract: str, tmp_path: Path
+) -> None:
+    for name in (*MAY_IMPORT, "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    with (tmp_path / file).open("a", encoding="utf-8") as planted:
+        planted.write(f"\n{statement}\n")
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    command = [sys.executable, "-c", code, "--no-logo", "--no-cache"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and f"{contract} BROKEN" in result.stdout, result.stdout + result.stderr
