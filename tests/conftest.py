@@ -151,7 +151,8 @@ def shared_bundle(shared: Shared, sharing_graphs: Callable[[], AbstractContextMa
         def make(out: Path) -> None:
             with sharing_graphs(), pytest.MonkeyPatch.context() as patch:
                 patch.setattr(pvc_export.bundles.export, "NUM_QUESTIONS", NUM_QUESTIONS)
-                export(loaded, replace(request, out=out))
+                report = export(loaded, replace(request, out=out))
+            assert report.passed, report.failure_text()
 
         return shared(name, make)
 

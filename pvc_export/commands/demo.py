@@ -16,7 +16,7 @@ from pathlib import Path
 
 from engines import PVCStream
 from engines.bundle import ON_CPU, Bundle
-from engines.errors import PVCError
+from engines.errors import ParityError, PVCError
 from engines.spec import StreamLimits
 from engines.target import load_target
 from engines.terminal import fail, printable
@@ -65,6 +65,8 @@ def demo(*, file: Path | None, seed: int, console: Console) -> None:
     console.print("2. export, build, check")
     wanted = ExportRequest(out=OUT, target=load_target("rtx"), precision="fp16", limits=StreamLimits())
     parity = export(loaded, wanted, console=console)
+    if not parity.passed:  # nothing was published: an older bundle of that name must not pass for this one
+        raise ParityError(parity.failure_text(), fix="export it alone and look: pvc-export trt")
     console.print("3. stream and ask")
     request = RunRequest(
         bundle=OUT, video=video, ask=DEFAULT_QUESTION, frames=NUM_FRAMES, max_new_tokens=MAX_NEW_TOKENS,

@@ -64,7 +64,8 @@ def write_case(folder: Path) -> None:
     write_causal_lm(model, tokenizer, folder / MODEL)
     np.savez(folder / PROMPTS, **make_prompts(tokenizer))
     request = ExportRequest(out=folder / "bundle", target=load_target("cpu"), precision="fp32", limits=LIMITS)
-    export(loaded_model(model, tokenizer, name="random Qwen2"), request)
+    report = export(loaded_model(model, tokenizer, name="random Qwen2"), request)
+    assert report.passed, report.failure_text()
 
 
 def write_causal_lm(model: PVC, tokenizer: Tokenizer, folder: Path) -> None:

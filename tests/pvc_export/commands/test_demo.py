@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engines import open_bundle
-from engines.errors import MediaError
+from engines.errors import MediaError, ParityError
 from engines.manifest import Manifest
 from engines.video import write_video
 from pvc_export.commands.demo import Asked, ask_about_card, ask_about_clip, demo, describe, scenes
@@ -35,6 +35,22 @@ def test_the_demo_ends_with_engines_and_the_reference_s_text(
     assert "engines were built here, not executed" in out
     assert "of all else it has never heard" in out and "answers are true" not in out, "nobody knows the truth"
     assert "'\"'\"'mine'\"'\"' $5.mp4'" in out, "the next command must be quoted for a shell"
+
+
+def test_a_demo_whose_export_fails_its_check_ends_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failed:
+        passed = False
+
+        def failure_text(self) -> str:
+            return "the bundle differs"
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pvc_export.commands.demo.export", lambda *_, **__: Failed())
+    monkeypatch.setattr("pvc_export.commands.demo.run", lambda *_, **__: pytest.fail("it went on"))
+    video = tmp_path / "clip.mp4"
+    write_video(video, render_clip(2, seed=2), fps=5.0)
+    with pytest.raises(ParityError, match="the bundle differs"):
+        demo(file=video, seed=0, console=Console(quiet=True))
 
 
 def test_the_demo_answers_most_questions_about_clips_of_any_seed_truly(bundle_shapes: Path) -> None:
