@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 	@$(BIN)/python -m pvc_export.commands.demo
 
 test: $(INSTALLED) check
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check --quiet .

@@ -27,6 +27,10 @@ from engines.target import load_target
 from pvc_export.bundles.export import ExportRequest, export
 from pvc_export.graphs.models import LoadedModel, load_model, loaded_model
 from pvc_export.graphs.onnx_file import export_graph
+from pvc_export.parity import check
+from pvc_export.parity.report import ParityReport
+from pvc_export.parity.state.rules import check_rules
+from pvc_export.parity.words.conversations import converse
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.prompt import byte_tokenizer
 
@@ -139,7 +143,7 @@ def small() -> LoadedModel:
 
 
 SharedBundle = Callable[[str, LoadedModel, ExportRequest], Path]
-NUM_QUESTIONS = 60
+NUM_QUESTIONS = 120
 """Asked of the bundled model when it is exported; 200 outside of tests."""
 
 
@@ -151,12 +155,30 @@ def shared_bundle(shared: Shared, sharing_graphs: Callable[[], AbstractContextMa
         def make(out: Path) -> None:
             with sharing_graphs(), pytest.MonkeyPatch.context() as patch:
                 patch.setattr(pvc_export.bundles.export, "NUM_QUESTIONS", NUM_QUESTIONS)
+                patch.setattr(check, "converse", converse)  # whatever the test that asks first has put in their place
+                patch.setattr(check, "check_rules", check_rules)
                 report = export(loaded, replace(request, out=out))
             assert report.passed, report.failure_text()
+            report_path(out).write_bytes(pickle.dumps(report))
 
         return shared(name, make)
 
     return bundle
+
+
+def report_path(bundle: Path) -> Path:
+    return bundle.with_suffix(".report")
+
+
+@pytest.fixture(scope="session")
+def report_of() -> Callable[[Path], ParityReport]:
+    """What the whole check found when a shared bundle was exported: the same as a check of it would find again."""
+
+    def report(bundle: Path) -> ParityReport:
+        found: ParityReport = pickle.loads(report_path(bundle).read_bytes())
+        return found
+
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -188,8 +210,8 @@ def bundle_rows(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_shapes(shared_bundle: SharedBundle) -> Path:
-    """The bundled model in float16, without engines. Do not change it."""
-    request = ExportRequest(out=Path(), target=load_target("cpu"), precision="fp16", limits=StreamLimits(context=1024))
+    """The bundled model in float16, without engines, with the limits of `make demo`. Do not change it."""
+    request = ExportRequest(out=Path(), target=load_target("cpu"), precision="fp16", limits=StreamLimits())
     return shared_bundle("shapes", load_model("shapes"), request)
 
 

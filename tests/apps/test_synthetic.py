@@ -107,10 +107,13 @@ def test_it_is_shown_at_its_own_speed_and_the_last_frame_is_held() -> None:
 
 
 def test_a_frame_that_is_not_due_does_not_hold_up_the_keys() -> None:
-    source = open_source(ADDRESS)
-    assert source.take(5.0) is not None
-    started = time.monotonic()
-    assert source.take(0.02) is None and time.monotonic() - started < 0.5 / FPS
+    for _ in range(20):  # on a busy machine the next frame may be due before it is asked for: then once more
+        source = open_source(ADDRESS)
+        assert source.take(5.0) is not None
+        started = time.monotonic()
+        if source.take(0.02) is None and time.monotonic() - started < 0.5 / FPS:
+            return
+    pytest.fail("a frame came, or the call waited for it, 20 times of 20")
 
 
 def test_the_world_waits_for_a_slow_model_and_an_answer_that_took_long_is_held_as_well() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from pvc_export import cli
 from pvc_export.graphs import sessions
+from pvc_export.parity import check
 from pvc_export.parity.culprit import find as culprit
 from pvc_export.terminal import interrupt
 
@@ -54,6 +55,14 @@ def reference_exports(monkeypatch: pytest.MonkeyPatch, export_once: ExportGraph)
     once for all tests: they follow from module, weights and spec. A bundle's own graphs are never among them."""
     monkeypatch.setattr(culprit, "export_graph", export_once)
     monkeypatch.setattr(sessions, "export_graph", export_once)
+
+
+@pytest.fixture
+def stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check of the stream and its ladder, without the rules of state and the conversations, which are three quarters
+    of its time. For tests that break or look at neither; parity/state and parity/words ask both."""
+    monkeypatch.setattr(check, "converse", lambda *_, **__: [])
+    monkeypatch.setattr(check, "check_rules", lambda *_, **__: ())
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ def variant(**changes: object) -> LoadedModel:
     return loaded_model(PVC.random(config, seed=0), byte_tokenizer(), name="variant")
 
 
+@pytest.mark.usefixtures("shared_graphs")
 @pytest.mark.parametrize(
     ("kind", "family"),
     [("pixel_shuffle", "internlm2"), ("pool", "llama"), ("conv", "qwen2"), ("q_former", "internlm2")],
@@ -52,7 +53,7 @@ def test_every_compressor_and_decoder_exports_and_passes(kind: str, family: str,
     assert export(loaded, request_for(tmp_path / kind)).passed
 
 
-@pytest.mark.usefixtures("shared_graphs")
+@pytest.mark.usefixtures("shared_graphs", "stream_alone")
 def test_a_saved_checkpoint_exports_like_the_model_it_came_from(small: LoadedModel, tmp_path: Path) -> None:
     save_model(small.model, tmp_path / "checkpoint", tokenizer=small.tokenizer)
     loaded = load_model(str(tmp_path / "checkpoint"))
@@ -90,7 +91,7 @@ def failing_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pvc_export.bundles.export.cast_model", wrong)
 
 
-@pytest.mark.usefixtures("shared_graphs")
+@pytest.mark.usefixtures("shared_graphs", "stream_alone")
 def test_a_failed_check_publishes_nothing_and_keeps_the_old_bundle(
     small: LoadedModel, tiny: LoadedModel, bundle_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +106,7 @@ def test_a_failed_check_publishes_nothing_and_keeps_the_old_bundle(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"], "a temporary folder was left behind"
 
 
-@pytest.mark.usefixtures("shared_graphs")
+@pytest.mark.usefixtures("shared_graphs", "stream_alone")
 def test_a_failed_export_exits_3_and_says_what_failed_in_words_and_in_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run
 ) -> None:
@@ -140,7 +141,7 @@ def test_a_bundle_with_files_of_yours_in_it_is_not_replaced(
     assert (bundle / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.usefixtures("shared_graphs")
+@pytest.mark.usefixtures("shared_graphs", "stream_alone")
 def test_a_bundle_of_an_older_format_is_replaced(
     small: LoadedModel, bundle_fp32: Path, copy_bundle: Callable[[Path], Path]
 ) -> None:

@@ -47,20 +47,20 @@ Copy = Callable[[Path], Path]
 BUNDLES = ("bundle_fp32", "bundle_fp16")
 
 
+pytestmark = pytest.mark.usefixtures("stream_alone")
+
+
 def check(bundle: Path, reference: LoadedModel) -> ParityReport:
-    """The bundle itself; what the steps between do, the prompts and the rules of state, other files ask."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pvc_export.parity.check.converse", lambda *_, **__: [])
-        patch.setattr("pvc_export.parity.check.check_rules", lambda *_, **__: ())
-        return check_bundle(bundle, reference, ladder=False)
+    """The bundle itself; what the steps between do, other files ask."""
+    return check_bundle(bundle, reference, ladder=False)
 
 
 @pytest.mark.parametrize("bundle_name", [*BUNDLES, "bundle_rows"])
 def test_a_faithful_bundle_passes_with_every_output_and_every_row_compared(
-    bundle_name: str, tiny: LoadedModel, request: pytest.FixtureRequest
+    bundle_name: str, report_of: Callable[[Path], ParityReport], request: pytest.FixtureRequest
 ) -> None:
     bundle = request.getfixturevalue(bundle_name)
-    report = check_bundle(bundle, tiny)
+    report = report_of(bundle)
     manifest = Manifest.load(bundle)
     assert report.passed, report.failure_text()
     rows = [row for row in report.rows if row.rung == Rung("bundle", manifest.precision)]

@@ -44,6 +44,8 @@ from pvc_ref.temporal import TimeEmbedding
 from ...conftest import SharedBundle
 from ...engines.fake_trt import fake_plan, make_module
 
+pytestmark = pytest.mark.usefixtures("stream_alone")
+
 
 @pytest.fixture(scope="module")
 def bundle_bf16(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
@@ -57,14 +59,16 @@ def failed_stages(report: ParityReport) -> list[str]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_every_rung_is_compared_with_its_neighbour(precision: str, tiny: LoadedModel, request: object) -> None:
+def test_every_rung_is_compared_with_its_neighbour(
+    precision: str, report_of: Callable[[Path], ParityReport], request: object
+) -> None:
     folder: Path = request.getfixturevalue(f"bundle_{precision}")  # type: ignore[attr-defined]
     manifest = Manifest.load(folder)
     stages = ["torch fp32", "onnx fp32"] if precision == "fp32" else [
         "torch fp32", f"torch {precision}", "onnx fp32", f"onnx {precision}",
     ]  # fmt: skip
     assert manifest.parity["stages"] == [*stages, f"bundle {precision}"]
-    report = check_bundle(folder, tiny)
+    report = report_of(folder)
     assert report.passed, report.failure_text()
     vision = {f"{name}/{t.name}" for name in ladder.VISION_GRAPHS for t in manifest.graphs[name].outputs}
     num_frames = 2 * manifest.limits.window + 2 + 2
@@ -76,9 +80,9 @@ def test_every_rung_is_compared_with_its_neighbour(precision: str, tiny: LoadedM
 
 
 def test_what_a_person_reads_says_what_was_compared_with_what_and_in_what_it_was_computed(
-    bundle_fp16: Path, tiny: LoadedModel
+    bundle_fp16: Path, report_of: Callable[[Path], ParityReport]
 ) -> None:
-    lines = check_bundle(bundle_fp16, tiny).table()
+    lines = report_of(bundle_fp16).table()
     assert [line for line in lines if ", against " in line] == [
         "torch fp32, against torch fp64",
         "torch fp16, against torch fp32",

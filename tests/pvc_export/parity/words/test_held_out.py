@@ -22,7 +22,7 @@ from pvc_export.parity.words.held_out import _ask_reference, answer_all, cases
 from pvc_ref.prompt import STOP_TOKEN
 from pvc_ref.shapes import answer_to
 
-NUM_QUESTIONS = 120
+from ....conftest import NUM_QUESTIONS
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +31,13 @@ def shapes() -> LoadedModel:
     return load_model("shapes")
 
 
-@pytest.fixture(scope="module")
-def answers(
-    bundle_shapes: Path, shapes: LoadedModel, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, RungAnswers]:
-    twins = tmp_path_factory.mktemp("twins")
-    found = answer_all(bundle_shapes, shapes, num_questions=NUM_QUESTIONS, twins=twins)
-    return by_name(found)
+@pytest.fixture
+def answers(bundle_shapes: Path, report_of: Callable[[Path], ParityReport]) -> dict[str, RungAnswers]:
+    """What the check of the bundle's export asked, with the ladder."""
+    return by_name(report_of(bundle_shapes))
 
 
-def by_name(found: Evidence) -> dict[str, RungAnswers]:
+def by_name(found: Evidence | ParityReport) -> dict[str, RungAnswers]:
     return {str(rung.rung): rung for rung in found.answers}
 
 
@@ -105,6 +102,7 @@ def test_a_slot_mask_that_is_off_by_one_changes_answers_and_fails_the_check(
     assert any(change.is_fault for change in rungs["bundle fp16"].changed)
 
 
+@pytest.mark.usefixtures("stream_alone")
 def test_the_report_names_answers_that_changed_and_counts_them(
     bundle_shapes: Path, shapes: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +124,7 @@ def test_a_changed_answer_is_a_fault_unless_the_reference_nearly_ties(margin: fl
     assert bool(rung.faults()) == is_fault
 
 
+@pytest.mark.usefixtures("stream_alone")
 def test_a_model_that_was_taught_no_world_is_asked_nothing(bundle_fp32: Path, tiny: LoadedModel) -> None:
     report = check_bundle(bundle_fp32, tiny, ladder=False)
     assert report.answers == () and "questions right" not in report.summary()
