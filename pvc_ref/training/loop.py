@@ -205,15 +205,16 @@ class _Worker:
 
     # -- what survives a kill --------------------------------------------------------------------------------------
 
+    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        muon, adam = self.optimizer.muon, self.optimizer.adam
+        return {"model": self.model, "heads": self.heads, "muon": muon, "adam": adam}
+
     def _save(self) -> None:
         state: dict[str, Any] = {
             "recipe": asdict(self.recipe),
             "step": self.step,
             "seconds": self.seconds,
-            "model": self.model.state_dict(),
-            "heads": self.heads.state_dict(),
-            "muon": self.optimizer.muon.state_dict(),
-            "adam": self.optimizer.adam.state_dict(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
             "average": self.average.weights,
             "num_updates": self.average.num_updates,
         }
@@ -232,10 +233,8 @@ class _Worker:
                 expected=f"the recipe of this one: {asdict(self.recipe)}",
                 fix="name another --out, or remove that folder",
             )
-        self.model.load_state_dict(state["model"])
-        self.heads.load_state_dict(state["heads"])
-        self.optimizer.muon.load_state_dict(state["muon"])
-        self.optimizer.adam.load_state_dict(state["adam"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         self.average.weights = {name: state["average"][name] for name in self.average.weights}
         self.average.num_updates = state["num_updates"]
         self.step, self.seconds = state["step"], state["seconds"]
