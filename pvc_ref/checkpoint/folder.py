@@ -166,9 +166,8 @@ def _read_config(folder: Path) -> tuple[PVCConfig, Mapping[str, Any]]:
     try:
         return config_from_json(data), data.get("pvc", {})
     except CheckpointError as error:
-        raise CheckpointError(
-            f"{folder}: {error.what}", expected=error.expected, cause=error.cause, fix=error.fix
-        ) from error
+        error.what = f"{folder}: {error.what}"
+        raise
 
 
 def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
