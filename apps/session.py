@@ -38,7 +38,6 @@ class LiveSession:
     window: Window | None
     recorder: Recorder | None
     max_frames: int | None
-    random_weights: bool
     score: Score = field(default_factory=Score)
     ended: str = ""
     error: PVCError | None = None
@@ -74,7 +73,7 @@ class LiveSession:
             "num_restarts": self.watcher.num_restarts,
             "num_reconnects": self.source.device.num_reconnects,
             "question": self.watcher.question if reply is None else reply.question,
-            "random_weights": self.random_weights,
+            "random_weights": self.watcher.random_weights,
             "last_answer": None if reply is None else reply.to_json(),
             "score": self.score.summary(),
             "recording": recording,
@@ -153,7 +152,7 @@ class LiveSession:
             question=watcher.question,
             reply=self._reply_to(captured),
             score=self.score.text(),
-            random_weights=self.random_weights,
+            random_weights=watcher.random_weights,
             notice=self.source.device.notice or watcher.notice(captured.time_s),
         )
         return annotate(captured.bgr, status)
