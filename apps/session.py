@@ -15,7 +15,7 @@ from .capture import Captured, Source
 from .meters import Meter
 from .overlay import Status, annotate
 from .recorder import Recorder
-from .report import Log, describe_reply
+from .report import Log, describe_reply, figures
 from .score import Score
 from .watcher import Reply, Watcher
 from .window import Window
@@ -140,18 +140,11 @@ class LiveSession:
             self.recorder.add(image, captured.time_s)
 
     def _annotated(self, captured: Captured) -> Frame:
-        meter, watcher = self.meter, self.watcher
+        watcher = self.watcher
         status = Status(
-            fps=meter.fps,
-            latency_ms=meter.latency_ms,
-            frame_index=captured.index,
-            num_dropped=meter.num_dropped,
-            context_rows=watcher.context_rows,
-            context=watcher.context,
-            num_restarts=watcher.num_restarts,
+            figures=figures(self.meter, watcher, self.score.text(), captured.index),
             question=watcher.question,
             reply=self._reply_to(captured),
-            score=self.score.text(),
             random_weights=watcher.random_weights,
             notice=self.source.device.notice or watcher.notice(captured.time_s),
         )
