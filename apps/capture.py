@@ -19,8 +19,8 @@ from typing import Protocol
 from engines.errors import MediaError
 from engines.synthetic import Frame
 
-from .devices import RETRY_PAUSES_S, Address, Capture, Device, open_device
-from .synthetic import KnownScene
+from .devices import RETRY_PAUSES_S, Address, Capture, CaptureDevice, Device
+from .synthetic import KnownScene, SyntheticDevice
 
 STALL_S = 30.0
 
@@ -63,13 +63,17 @@ def open_source(
     seed: int = 0,
     question: str | None = None,
 ) -> Source:
-    """A source that delivers. Raises as open_device does.
+    """A source that delivers. Raises as CaptureDevice and SyntheticDevice do.
 
     every_frame     for files and the synthetic source
     seed, question  for the synthetic source
     """
     closing = Event()
-    device = open_device(address, wait=closing.wait, factory=factory, pauses_s=pauses_s, seed=seed, question=question)
+    device: Device
+    if address.kind == "synthetic":
+        device = SyntheticDevice(seed=seed, question=question)
+    else:
+        device = CaptureDevice(address, wait=closing.wait, factory=factory, pauses_s=pauses_s)
     if every_frame or address.kind == "synthetic":
         return EveryFrame(device, paced=not every_frame)
     return NewestFrame(device, closing)

@@ -21,7 +21,7 @@ from engines.synthetic import Frame
 from engines.terminal import did_you_mean
 from engines.video import NOT_WHOLE, WHOLE_VIDEO, check_is_file, no_frame_rate
 
-from .synthetic import SYNTHETIC, Shown, SyntheticDevice
+from .synthetic import SYNTHETIC, Shown
 
 RETRY_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 TIMEOUT_MS = 5000  # of a network stream, for opening and for each frame
@@ -56,7 +56,7 @@ class Address:
 
 
 class Device(Protocol):
-    """What `open_device` opens.
+    """What delivers frames: a CaptureDevice or a SyntheticDevice.
 
     fps     as stated, None if not
     waits   it delivers when asked, so whoever reads sets the pace
@@ -91,36 +91,28 @@ def parse_address(text: str) -> Address:
     return Address(kind="file", target=text.removeprefix("file://"), name=text.removeprefix("file://"))
 
 
-def open_device(
-    address: Address,
-    *,
-    wait: Wait,
-    factory: Callable[[Address], Capture] | None = None,
-    pauses_s: Sequence[float] = RETRY_PAUSES_S,
-    seed: int = 0,
-    question: str | None = None,
-) -> Device:
-    """Open it, and prove that it delivers. `pauses_s` are slept between attempts to get a lost device back.
-
-    `seed` and `question` are for the synthetic source. Raises MediaError, and BackendUnavailable without OpenCV.
-    """
-    if address.kind == "synthetic":
-        return SyntheticDevice(seed=seed, question=question)
-    return CaptureDevice(address, factory or open_capture, wait, pauses_s)
-
-
 class CaptureDevice:
     """A cv2.VideoCapture that survives the loss of its camera."""
 
     def __init__(
-        self, address: Address, factory: Callable[[Address], Capture], wait: Wait, pauses_s: Sequence[float]
+        self,
+        address: Address,
+        *,
+        wait: Wait,
+        factory: Callable[[Address], Capture] | None = None,
+        pauses_s: Sequence[float] = RETRY_PAUSES_S,
     ) -> None:
+        """Open it, and prove that it delivers. `pauses_s` are slept between attempts to get it back when it is lost.
+
+        Raises MediaError, and BackendUnavailable without OpenCV.
+        """
         if address.kind == "file":
             _check_video_file(address)
-        self._address, self._factory, self._wait, self._pauses_s = address, factory, wait, tuple(pauses_s)
+        self._address, self._wait, self._pauses_s = address, wait, tuple(pauses_s)
+        self._factory = factory or open_capture
         self.name, self.notice, self.num_reconnects = address.name, "", 0
         self._num_read = 0
-        self._capture = factory(address)
+        self._capture = self._factory(address)
         try:
             if not self._capture.isOpened():
                 raise MediaError(f"{self.name} cannot be opened", **_advice(address))
@@ -230,27 +222,22 @@ def _check_video_file(address: Address) -> None:
 
 def _advice(address: Address) -> dict[str, str]:
     """What was expected, the likely cause and the next step, for an error."""
-    name = address.name
     if address.kind == "camera":
-        found = ", ".join(sorted(map(str, Path("/dev").glob("video*")))) or "none"
-        return {
-            "expected": f"a camera that is connected and free; cameras of this machine: {found}",
-            "cause": "it has another number, another program is using it, or your user may not read it",
-            "fix": "ls -l /dev/video*; without a camera: --source synthetic, or a video file",
-        }
-    if address.kind == "url":
-        return {
-            "expected": "a video stream that OpenCV can decode",
-            "cause": "the address, port, user or password is wrong, the camera is off, or the network blocks it",
-            "fix": f"ffprobe {name}",
-        }
-    if address.kind == "pipeline":
-        return {
-            "expected": "a GStreamer pipeline that ends in appsink, and an OpenCV with GStreamer",
-            "cause": "the pipeline is wrong, or this OpenCV is pip's, which has no GStreamer; JetPack's has it",
-            "fix": "try the pipeline alone, with fakesink for appsink: gst-launch-1.0 PIPELINE",
-        }
-    return {"expected": WHOLE_VIDEO, "cause": NOT_WHOLE, "fix": f"ffprobe {name}, or try another file"}
+        cameras = ", ".join(sorted(map(str, Path("/dev").glob("video*")))) or "none"
+        expected = f"a camera that is connected and free; cameras of this machine: {cameras}"
+        cause = "it has another number, another program is using it, or your user may not read it"
+        fix = "ls -l /dev/video*; without a camera: --source synthetic, or a video file"
+    elif address.kind == "url":
+        expected = "a video stream that OpenCV can decode"
+        cause = "the address, port, user or password is wrong, the camera is off, or the network blocks it"
+        fix = f"ffprobe {address.name}"
+    elif address.kind == "pipeline":
+        expected = "a GStreamer pipeline that ends in appsink, and an OpenCV with GStreamer"
+        cause = "the pipeline is wrong, or this OpenCV is pip's, which has no GStreamer; JetPack's has it"
+        fix = "try the pipeline alone, with fakesink for appsink: gst-launch-1.0 PIPELINE"
+    else:
+        expected, cause, fix = WHOLE_VIDEO, NOT_WHOLE, f"ffprobe {address.name}, or try another file"
+    return {"expected": expected, "cause": cause, "fix": fix}
 
 
 def _without_password(text: str) -> str:

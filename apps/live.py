@@ -175,13 +175,12 @@ def run(request: Request, signals: Signals) -> int:
             bundle, request.question or QUESTION, ask_every_s=request.ask_every_s,
             max_new_tokens=request.max_new_tokens,
         )  # fmt: skip
-        random_weights = bundle.manifest.model.random_weights
         log.say(f"{request.address.name} -> {request.bundle}, which runs on {bundle.runs_on}. Ctrl-C ends.")
-        if random_weights:
+        if watcher.random_weights:
             log.say("The weights are random: the tokens below are no answer to anything.")
         session = LiveSession(
             source=source, watcher=watcher, meter=Meter(), log=log, signals=signals, window=window, recorder=recorder,
-            max_frames=request.max_frames, random_weights=random_weights,
+            max_frames=request.max_frames,
         )  # fmt: skip
         session.run()
     return _conclude(session, request, log, signals)

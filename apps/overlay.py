@@ -40,22 +40,15 @@ MAX_FIGURE_ROWS = 3
 class Status:
     """What is written around a frame.
 
-    reply   None before the first one
-    score   how many were right so far, else empty
-    notice  one line that matters now, else empty
+    figures  what is counted, the most important first: a long notice hides the last ones
+    reply    None before the first one
+    notice   one line that matters now, else empty
     """
 
-    fps: float
-    latency_ms: float
-    frame_index: int
-    num_dropped: int
-    context_rows: int
-    context: int
-    num_restarts: int
+    figures: tuple[str, ...]
     question: str
     reply: Reply | None
     random_weights: bool
-    score: str = ""
     notice: str = ""
 
 
@@ -85,7 +78,7 @@ def annotate(frame_bgr: Frame, status: Status) -> Frame:
 def _above(status: Status, size: int, width: int, num_rows: int) -> tuple[Line, ...]:
     """The notice is brief and gets the room that it needs; figures get the rest."""
     notice = _lines(status.notice, size, width, YELLOW, num_rows=num_rows - 1) if status.notice else ()
-    figures = _lines(_figures(status), size, width, WHITE, separator=GAP, num_rows=num_rows - len(notice))
+    figures = _lines(GAP.join(status.figures), size, width, WHITE, separator=GAP, num_rows=num_rows - len(notice))
     return (*figures, *notice)
 
 
@@ -103,19 +96,6 @@ def _below(status: Status, size: int, width: int) -> tuple[Line, ...]:
 def text_size(height: int, width: int) -> int:
     """Pixels of the font: a constant share of the picture, and never too small to read."""
     return max(11, round(min(height, width) / 28))
-
-
-def _figures(status: Status) -> str:
-    """The score first: what stands last is what a long notice hides."""
-    figures = [status.score] * (status.score != "") + [
-        f"{status.fps:.1f} fps",
-        f"latency {status.latency_ms:.0f} ms",
-        f"dropped {status.num_dropped}",
-        f"frame {status.frame_index}",
-        f"context {status.context_rows}/{status.context}",
-    ]
-    figures += [f"restarts {status.num_restarts}"] * (status.num_restarts > 0)
-    return GAP.join(figures)
 
 
 def _answer(status: Status) -> str:

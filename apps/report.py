@@ -7,8 +7,9 @@ from typing import Any
 
 from engines.terminal import printable
 
+from .meters import Meter
 from .score import share
-from .watcher import Reply
+from .watcher import Reply, Watcher
 
 MARKS = {True: "\N{CHECK MARK}", False: "\N{BALLOT X}"}
 
@@ -28,6 +29,20 @@ class Log:
         if text and text != self._last_notice:
             self.say(text)
         self._last_notice = text
+
+
+def figures(meter: Meter, watcher: Watcher, score: str, frame_index: int) -> tuple[str, ...]:
+    """What is counted, for the overlay: the score first, if there is one."""
+    found = (
+        score,
+        f"{meter.fps:.1f} fps",
+        f"latency {meter.latency_ms:.0f} ms",
+        f"dropped {meter.num_dropped}",
+        f"frame {frame_index}",
+        f"context {watcher.context_rows}/{watcher.context}",
+        f"restarts {watcher.num_restarts}" if watcher.num_restarts else "",
+    )
+    return tuple(filter(None, found))
 
 
 def describe_reply(reply: Reply, score: str) -> str:

@@ -15,7 +15,7 @@ from .capture import Captured, Source
 from .meters import Meter
 from .overlay import Status, annotate
 from .recorder import Recorder
-from .report import Log, describe_reply
+from .report import Log, describe_reply, figures
 from .score import Score
 from .watcher import Reply, Watcher
 from .window import Window
@@ -38,7 +38,6 @@ class LiveSession:
     window: Window | None
     recorder: Recorder | None
     max_frames: int | None
-    random_weights: bool
     score: Score = field(default_factory=Score)
     ended: str = ""
     error: PVCError | None = None
@@ -74,7 +73,7 @@ class LiveSession:
             "num_restarts": self.watcher.num_restarts,
             "num_reconnects": self.source.device.num_reconnects,
             "question": self.watcher.question if reply is None else reply.question,
-            "random_weights": self.random_weights,
+            "random_weights": self.watcher.random_weights,
             "last_answer": None if reply is None else reply.to_json(),
             "score": self.score.summary(),
             "recording": recording,
@@ -141,19 +140,12 @@ class LiveSession:
             self.recorder.add(image, captured.time_s)
 
     def _annotated(self, captured: Captured) -> Frame:
-        meter, watcher = self.meter, self.watcher
+        watcher = self.watcher
         status = Status(
-            fps=meter.fps,
-            latency_ms=meter.latency_ms,
-            frame_index=captured.index,
-            num_dropped=meter.num_dropped,
-            context_rows=watcher.context_rows,
-            context=watcher.context,
-            num_restarts=watcher.num_restarts,
+            figures=figures(self.meter, watcher, self.score.text(), captured.index),
             question=watcher.question,
             reply=self._reply_to(captured),
-            score=self.score.text(),
-            random_weights=self.random_weights,
+            random_weights=watcher.random_weights,
             notice=self.source.device.notice or watcher.notice(captured.time_s),
         )
         return annotate(captured.bgr, status)

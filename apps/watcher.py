@@ -59,7 +59,7 @@ class Watcher:
         self.last_reply: Reply | None = None
         self.num_replies = self.num_restarts = 0
         self._trained_frames = bundle.manifest.trained_frames
-        self._random_weights = bundle.manifest.model.random_weights
+        self.random_weights = bundle.manifest.model.random_weights
         self._ask_every_s, self._max_new_tokens = ask_every_s, max_new_tokens
         self._ask_rows, with_frame = self._rows_needed(0), self._rows_needed(1)
         self._frame_rows = with_frame - self._ask_rows + MARGIN_ROWS
@@ -134,7 +134,7 @@ class Watcher:
         """Whether a trained model has all of the scene in its context, and was not asked about it before."""
         num_seen = min(self._num_of_scene, self.stream.num_context_frames)  # a re-anchor forgets the oldest
         is_whole = scene is not None and num_seen == scene.num_frames
-        return is_whole and self._num_unasked > 0 and not self._random_weights
+        return is_whole and self._num_unasked > 0 and not self.random_weights
 
     def _rows_needed(self, num_frames: int) -> int:
         return self.stream.rows_needed(num_frames, question=self.question, max_new_tokens=self._max_new_tokens)

@@ -152,8 +152,8 @@ class Context:
                     self.language.append(frame.rows)
                 except NonFiniteError as error:
                     self._drop(index)
-                    what = f"frame {frame.index}, which waited, was dropped: {error.what}"
-                    raise NonFiniteError(what, expected=error.expected, cause=error.cause, fix=error.fix) from error
+                    error.what = f"frame {frame.index}, which waited, was dropped: {error.what}"
+                    raise
         finally:
             self.language.cache.truncate(start)
 

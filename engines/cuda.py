@@ -1,6 +1,6 @@
 """The CUDA runtime, by ctypes on libcudart: memory, copies, one stream. No torch, no cupy, no pycuda.
 
-Every call is one method of a Protocol, so that engines/fake.py can stand in for a GPU, record each copy and wait, and
+Every call is one method of a Protocol, so that a test's fake can stand in for a GPU, record each copy and wait, and
 refuse an address that was never allocated. Addresses are plain integers. Written from the CUDA Runtime API reference;
 no GPU has run it yet.
 """
@@ -42,15 +42,12 @@ class CudaRuntime(Protocol):
         self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int, stream: int
     ) -> None:
         """`height` runs of `width` bytes, each run a pitch after the one before, within the GPU."""
-        ...
 
     def fill_rows(self, target: int, pitch: int, value: int, width: int, height: int, stream: int) -> None:
         """Set every byte of `height` runs of `width` bytes."""
-        ...
 
     def compute_capability(self) -> str:
         """Such as 'SM89'."""
-        ...
 
 
 class LibCudart:
@@ -106,12 +103,6 @@ class LibCudart:
             parts.append(value.value)
         return f"SM{parts[0]}{parts[1]}"
 
-    def memory_info(self) -> tuple[int, int]:
-        """(free, total) bytes of the GPU."""
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
-        return free.value, total.value
-
     def _call(self, name: str, *arguments: object, needed: int | None = None) -> None:
         """Call a function of the library. Plain ints are addresses, sizes and streams: they keep all their 64 bits.
 
@@ -123,10 +114,11 @@ class LibCudart:
             return
         if status == OUT_OF_MEMORY and needed is not None:
             self._lib.cudaGetLastError()  # forgets it: others in this process would take it for an error of theirs
-            free, total = self.memory_info()
+            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
             raise BackendUnavailable(
-                f"the GPU is out of memory: {needed / 2**20:.1f} MiB were asked for, {free / 2**20:.1f} of "
-                f"{total / 2**20:.1f} MiB are free",
+                f"the GPU is out of memory: {needed / 2**20:.1f} MiB were asked for, {free.value / 2**20:.1f} of "
+                f"{total.value / 2**20:.1f} MiB are free",
                 fix="export with a smaller --window, --context or --streams, or stop other programs on this GPU (see: "
                 "nvidia-smi)",
             )

@@ -51,14 +51,8 @@ class PVCError(Exception):
 
     def to_json(self) -> dict[str, str | int]:
         """Class, the four sentences and exit code, for `--json`."""
-        return {
-            "error": type(self).__name__,
-            "what": self.what,
-            "expected": self.expected,
-            "cause": self.cause,
-            "fix": self.fix,
-            "exit_code": self.exit_code,
-        }
+        fields = ("what", "expected", "cause", "fix", "exit_code")
+        return {"error": type(self).__name__, **{name: getattr(self, name) for name in fields}}
 
 
 EXPORT_AGAIN = "export the bundle again: pvc-export onnx, or trt for one with engines"

@@ -93,15 +93,11 @@ def _language_specs(
     input_ids = tensor("input_ids", "int64", "rows")
     inputs_embeds = tensor("inputs_embeds", real, "rows", shape.llm_width)
     hidden = tensor("hidden", real, 1, shape.llm_width)
+    logits = tensor("logits", "float32", shape.vocab_size)
     return (
         GraphSpec(name="embed", inputs=(input_ids,), outputs=(inputs_embeds,), dims={**batch, **rows}),
         _llm_spec(shape, limits, real, cache_update, rows),
-        GraphSpec(
-            name="head",
-            inputs=(hidden,),
-            outputs=(tensor("logits", "float32", shape.vocab_size),),
-            dims=batch,
-        ),
+        GraphSpec(name="head", inputs=(hidden,), outputs=(logits,), dims=batch),
     )
 
 

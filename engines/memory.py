@@ -75,7 +75,6 @@ class Memory(Protocol):
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Tensor:
         """A new tensor, all zero, that stays where it is."""
-        ...
 
     def place(self, cache: Tensor, rows: Tensor, state: StateSpec, slot: int, count: int = 1) -> None:
         """Copy `count` rows into `cache`, from index `slot` of the state's slot axis on; counted as state.
@@ -83,34 +82,27 @@ class Memory(Protocol):
         A ring takes one row at a time, without the slot axis. Raises SpecError for slots that are not there, and for
         rows of another shape or dtype.
         """
-        ...
 
     def copy(self, target: Tensor, source: Tensor, state: StateSpec, count: int) -> None:
         """Copy the first `count` rows of a cache into another one of this memory, where they live; counted as state.
 
         Raises SpecError for slots that are not there, and for caches of two shapes or dtypes.
         """
-        ...
 
     def clear(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> None:
         """Give `count` rows their reset value. Raises SpecError for slots that are not there."""
-        ...
 
     def prefix(self, cache: Tensor, state: StateSpec, count: int) -> Tensor:
         """The first `count` rows of a cache of one stream, without a copy. Raises SpecError if it has fewer."""
-        ...
 
     def fetch(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> Array:
         """A copy on the host of `count` rows of a cache, from index `slot` on. Raises SpecError if it has fewer."""
-        ...
 
     def to_host(self, tensor: Tensor) -> Array:
         """The values as a numpy array: on the host the tensor itself, from a GPU a copy."""
-        ...
 
     def from_host(self, array: Array, dtype: str) -> Tensor:
         """The values of a host array, of that dtype, where this memory's tensors live."""
-        ...
 
 
 @dataclass(slots=True)
@@ -161,7 +153,7 @@ class HostMemory:
 class DeviceMemory:
     """GPU memory and one CUDA stream, on which every copy and every graph of a bundle runs in order.
 
-    The runtime may be a recording fake (engines/fake.py): nothing here knows.
+    The runtime may be a test's recording fake: nothing here knows.
     """
 
     def __init__(self, cuda: CudaRuntime) -> None:

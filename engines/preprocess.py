@@ -2,12 +2,10 @@
 
 Nothing here normalises: the vision graph takes uint8 RGB and applies the ImageNet mean and standard deviation itself.
 Needs numpy and Pillow only, as it runs where the model was never trained. The reference package has its own version of
-each function, and a test holds the two bit-equal.
+what makes pixels, and a test holds the two bit-equal.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,44 +88,16 @@ def check_frame(frame_bgr: NDArray[np.uint8]) -> None:
     raise FrameError(f"the frame is {what}", expected=expected, cause=cause, fix=fix)
 
 
-def segment_indices(
-    num_frames: int, num_segments: int, *, bounds_s: tuple[float, float] | None = None, fps: float | None = None
-) -> list[int]:
+def segment_indices(num_frames: int, num_segments: int) -> list[int]:
     """Index of one frame near the middle of each of num_segments equal parts of a video.
 
-    bounds_s: (start, end) in seconds, clipped to the video; needs fps. Indices never decrease, lie in
-    0..num_frames - 1, and repeat when there are more segments than frames.
-    Raises MediaError if a count is below 1, fps is missing or not positive, or bounds_s misses the video.
+    Indices never decrease, lie in 0..num_frames - 1, and repeat when there are more segments than frames.
+    Source: InternVL2's segment sampling. Raises MediaError if a count is below 1.
     """
     if num_frames < 1:
         raise MediaError(f"the video has {num_frames} frames", expected="1 or more", fix="try another video")
     if num_segments < 1:
         raise MediaError(f"{num_segments} frames were asked for", expected="1 or more")
-    first, last = 0, num_frames - 1
-    if bounds_s is not None:
-        first, last = _frame_bounds(bounds_s, num_frames=num_frames, fps=fps)
-    length = (last - first) / num_segments
+    length = (num_frames - 1) / num_segments
     # Python's round() rounds halves to even, as numpy's does; half-up would shift some frames by one.
-    return [int(first + length / 2 + round(length * i)) for i in range(num_segments)]
-
-
-def _frame_bounds(bounds_s: tuple[float, float], *, num_frames: int, fps: float | None) -> tuple[int, int]:
-    """First and last frame index of a span in seconds, clipped to the video."""
-    start_s, end_s = bounds_s
-    if fps is None or not math.isfinite(fps) or fps <= 0:
-        raise MediaError(
-            f"the span {start_s} to {end_s} s was given with fps {fps}",
-            expected="the video's frames per second, above 0",
-            fix="pass fps as probe_video reports it",
-        )
-    if not (math.isfinite(start_s) and math.isfinite(end_s)):
-        raise MediaError(f"the span {start_s} to {end_s} s is not finite", expected="start and end in seconds")
-    first = max(0, round(start_s * fps))
-    last = min(round(end_s * fps), num_frames - 1)
-    if first > last:
-        raise MediaError(
-            f"the span {start_s} to {end_s} s holds no frame of a video of {num_frames} frames at {fps:g} fps",
-            expected=f"start <= end, within 0 to {num_frames / fps:.2f} s",
-            cause="the two are swapped or lie past the end",
-        )
-    return first, last
+    return [int(length / 2 + round(length * i)) for i in range(num_segments)]

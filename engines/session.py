@@ -36,7 +36,6 @@ class Session(Protocol):
         Inputs may lie on the host or in `memory`; outputs lie in `memory`, on a GPU only until the next run. An output
         that the spec calls aliased is the input that it aliases, updated.
         """
-        ...
 
 
 class Wrapped:

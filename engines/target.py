@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import SpecError
 from .spec import CacheUpdate, Precision, Spelling
@@ -51,16 +52,5 @@ def load_target(name: str) -> Target:
             expected=f"one of {', '.join(target_names())}",
             fix=did_you_mean(name, target_names()) or "name one of them with --target",
         )
-    data = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    return Target(
-        name=data["name"],
-        description=data["description"],
-        runtime=data["runtime"],
-        spelling=data["spelling"],
-        cache_update=data["cache_update"],
-        builder=data["builder"],
-        builder_versions=tuple(data["builder_versions"]),
-        compute_capabilities=tuple(data["compute_capabilities"]),
-        precisions=tuple(data["precisions"]),
-        engine_graphs=tuple(data["engine_graphs"]),
-    )
+    data: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return Target(**data | {key: tuple(value) for key, value in data.items() if isinstance(value, list)})

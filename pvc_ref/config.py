@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from .errors import ConfigError
 
@@ -39,9 +39,7 @@ class VisionConfig:
     sinusoid_size: int = 256
 
     def __post_init__(self) -> None:
-        _positive(
-            self, "image_size", "patch_size", "hidden_size", "num_layers", "num_heads", "mlp_size", "sinusoid_size"
-        )
+        _check_fields(self, but="num_temporal_layers")
         _divides("patch_size", self.patch_size, "image_size", self.image_size)
         _divides("num_heads", self.num_heads, "hidden_size", self.hidden_size)
         _divides("two (cosines and sines)", 2, "sinusoid_size", self.sinusoid_size)
@@ -92,9 +90,7 @@ class CompressorConfig:
     num_q_former_layers: int = 2
 
     def __post_init__(self) -> None:
-        _choice("compressor.kind", self.kind, CompressorKind)
-        _choice("compressor.shuffle", self.shuffle, ShuffleOrder)
-        _positive(self, "num_tokens", "num_q_former_layers")
+        _check_fields(self, prefix="compressor.")
 
     @property
     def token_grid(self) -> tuple[int, int]:
@@ -122,10 +118,7 @@ class LLMConfig:
     max_positions: int = 32768
 
     def __post_init__(self) -> None:
-        _choice("llm.family", self.family, LLMFamily)
-        _positive(
-            self, "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "mlp_size", "max_positions"
-        )
+        _check_fields(self, prefix="llm.")
         _divides("num_kv_heads", self.num_kv_heads, "num_heads", self.num_heads)
         if self.head_dim is None:
             _divides("num_heads", self.num_heads, "hidden_size", self.hidden_size)
@@ -159,10 +152,7 @@ class PVCConfig:
     template: TemplateName = "internlm2-chat"
 
     def __post_init__(self) -> None:
-        _choice("time_mode", self.time_mode, TimeMode)
-        _choice("image_layout", self.image_layout, ImageLayout)
-        _choice("template", self.template, TemplateName)
-        _positive(self, "trained_frames", "num_image_repeats", "max_image_tiles")
+        _check_fields(self)
         rows, columns = self.compressor.token_grid
         grid = self.vision.grid_size
         if self.compressor.kind in ("pvc", "pixel_shuffle", "conv") and (grid % rows or grid % columns):
@@ -193,15 +183,19 @@ def _one_of(choices: Collection[str], value: str, what: str) -> None:
         raise ConfigError(what, expected=f"one of {', '.join(choices)}", fix=fix)
 
 
-def _choice(field_name: str, value: str, literal: Any) -> None:
-    _one_of(get_args(literal), value, f"{field_name} is {value!r}")
+def _check_fields(owner: object, *, prefix: str = "", but: str = "") -> None:
+    """Every Literal is one of its names, and every int but one is positive. `prefix` is where a file has the names."""
+    for name, kind in get_type_hints(type(owner)).items():
+        if get_origin(kind) is Literal:
+            value = getattr(owner, name)
+            _one_of(get_args(kind), value, f"{prefix}{name} is {value!r}")
+        elif kind is int and name != but:
+            _positive(owner, name)
 
 
-def _positive(owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if value <= 0:
-            raise ConfigError(f"{type(owner).__name__}.{name} is {value}", expected="a positive number")
+def _positive(owner: object, name: str) -> None:
+    if getattr(owner, name) <= 0:
+        raise ConfigError(f"{type(owner).__name__}.{name} is {getattr(owner, name)}", expected="a positive number")
 
 
 def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
@@ -230,7 +224,6 @@ PRESETS: dict[str, PVCConfig] = {
             mlp_size=128,
             qkv_bias=True,
             rope_theta=1e4,
-            max_positions=32768,
         ),
         template="tiny",
     ),
@@ -277,15 +270,7 @@ PRESETS: dict[str, PVCConfig] = {
     "pvc-internvl2-8b": PVCConfig(),
     # The whole vision side of the 8B model, and of its LLM one narrow layer: what two cores and 24 GB can export.
     "vision-8b": PVCConfig(
-        llm=LLMConfig(
-            vocab_size=264,
-            hidden_size=4096,
-            num_layers=1,
-            num_heads=32,
-            num_kv_heads=8,
-            mlp_size=1024,
-            max_positions=4096,
-        ),
+        llm=LLMConfig(vocab_size=264, num_layers=1, mlp_size=1024, max_positions=4096),
         template="tiny",
     ),
 }

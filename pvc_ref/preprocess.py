@@ -4,7 +4,7 @@ Nothing here normalises: results are uint8 RGB, and the ImageNet mean and standa
 model. Frames are squashed to squares, not letterboxed: the aspect ratio is not kept.
 All resizing is Pillow's bicubic, which widens its filter when it shrinks an image. Libraries that keep a fixed 4 x 4
 filter alias, and differ by tens of grey levels on the same picture.
-Source: InternVL2 preprocessing (dynamic tiling, segment sampling).
+Source: InternVL2 preprocessing (dynamic tiling).
 Dimension key:  H height   W width   S tile or frame size in pixels
 """
 
@@ -29,24 +29,16 @@ def resize_frame(frame_rgb: NDArray[np.uint8], *, size: int) -> NDArray[np.uint8
     return _resize(frame_rgb, width=size, height=size)
 
 
-def tile_grid(
-    width: int, height: int, *, min_tiles: int = 1, max_tiles: int = 12, tile_size: int = 448
-) -> tuple[int, int]:
-    """(columns, rows) of the grid whose shape is nearest width / height, with min_tiles to max_tiles tiles.
+def tile_grid(width: int, height: int, *, max_tiles: int = 12, tile_size: int = 448) -> tuple[int, int]:
+    """(columns, rows) of the grid of at most max_tiles tiles whose shape is nearest width / height.
 
-    Raises InputError if a number is below 1 or min_tiles > max_tiles.
+    Raises InputError if a number is below 1.
     """
-    _check_at_least_one(width=width, height=height, min_tiles=min_tiles, max_tiles=max_tiles, tile_size=tile_size)
-    if min_tiles > max_tiles:
-        raise InputError(
-            f"no grid has between min_tiles={min_tiles} and max_tiles={max_tiles} tiles",
-            expected="min_tiles <= max_tiles",
-            cause="the two were swapped",
-        )
+    _check_at_least_one(width=width, height=height, max_tiles=max_tiles, tile_size=tile_size)
     aspect = width / height
     best = (1, 1)
     best_difference = math.inf
-    for columns, rows in _candidate_grids(min_tiles, max_tiles):
+    for columns, rows in _candidate_grids(max_tiles):
         difference = abs(aspect - columns / rows)
         if difference < best_difference:
             best, best_difference = (columns, rows), difference
@@ -56,70 +48,28 @@ def tile_grid(
     return best
 
 
-def tile_image(
-    image_rgb: NDArray[np.uint8],
-    *,
-    tile_size: int = 448,
-    min_tiles: int = 1,
-    max_tiles: int = 12,
-    thumbnail: bool = True,
-) -> NDArray[np.uint8]:
+def tile_image(image_rgb: NDArray[np.uint8], *, tile_size: int = 448, max_tiles: int = 12) -> NDArray[np.uint8]:
     """Cut an image (H, W, 3) uint8 RGB into tiles: (num_tiles, S, S, 3) uint8 RGB, S = tile_size.
 
-    Order: row by row, each left to right; then, if thumbnail and there is more than one tile, the whole image
-    squashed to one tile, so num_tiles can be max_tiles + 1. Raises InputError as resize_frame and tile_grid do.
+    Order: row by row, each left to right; then, if there is more than one tile, the whole image squashed to one tile,
+    so num_tiles can be max_tiles + 1. Raises InputError as resize_frame and tile_grid do.
     """
     _check_image(image_rgb)
     height, width, _ = image_rgb.shape
-    columns, rows = tile_grid(width, height, min_tiles=min_tiles, max_tiles=max_tiles, tile_size=tile_size)
+    columns, rows = tile_grid(width, height, max_tiles=max_tiles, tile_size=tile_size)
     mosaic = _resize(image_rgb, width=columns * tile_size, height=rows * tile_size)
     # (rows, S, columns, S, 3) -> (rows, columns, S, S, 3): a view of the mosaic cut along both axes.
     split = mosaic.reshape(rows, tile_size, columns, tile_size, 3).swapaxes(1, 2)
     tiles: NDArray[np.uint8] = split.reshape(rows * columns, tile_size, tile_size, 3)
-    if thumbnail and len(tiles) > 1:
+    if len(tiles) > 1:
         whole = _resize(image_rgb, width=tile_size, height=tile_size)
         tiles = np.concatenate([tiles, whole[np.newaxis]])
     return tiles
 
 
-def segment_indices(
-    num_frames: int, num_segments: int, *, bounds_s: tuple[float, float] | None = None, fps: float | None = None
-) -> list[int]:
-    """Index of one frame near the middle of each of num_segments equal parts of a video.
-
-    bounds_s: (start, end) in seconds, clipped to the video; needs fps. Indices never decrease, lie in
-    0..num_frames - 1, and repeat when there are more segments than frames.
-    Raises InputError if a count is below 1, fps is missing or not positive, or bounds_s misses the video.
-    """
-    _check_at_least_one(num_frames=num_frames, num_segments=num_segments)
-    start, end = 0, num_frames - 1
-    if bounds_s is not None:
-        if fps is None or not (math.isfinite(fps) and fps > 0):
-            raise InputError(
-                f"bounds_s={bounds_s} is in seconds and fps is {fps}", expected="the video's frames per second, above 0"
-            )
-        if not all(math.isfinite(bound) for bound in bounds_s):
-            raise InputError(f"bounds_s={bounds_s} is not finite", expected="(start, end) in seconds")
-        start = max(0, int(np.round(bounds_s[0] * fps)))
-        end = min(int(np.round(bounds_s[1] * fps)), num_frames - 1)
-        if start > end:
-            raise InputError(
-                f"bounds_s={bounds_s} holds no frame of this video of {num_frames} frames at {fps} fps",
-                expected=f"start <= end within 0 to {num_frames / fps:.2f} s",
-                cause="the bounds were swapped, or lie past the end of the video",
-            )
-    segment = (end - start) / num_segments
-    return [int(start + segment / 2 + np.round(segment * index)) for index in range(num_segments)]
-
-
-def _candidate_grids(min_tiles: int, max_tiles: int) -> list[tuple[int, int]]:
-    """Every (columns, rows) with min_tiles <= columns * rows <= max_tiles, fewest tiles first."""
-    grids = [
-        (columns, rows)
-        for columns in range(1, max_tiles + 1)
-        for rows in range(1, max_tiles // columns + 1)
-        if columns * rows >= min_tiles
-    ]
+def _candidate_grids(max_tiles: int) -> list[tuple[int, int]]:
+    """Every (columns, rows) with columns * rows <= max_tiles, fewest tiles first."""
+    grids = [(columns, rows) for columns in range(1, max_tiles + 1) for rows in range(1, max_tiles // columns + 1)]
     # Upstream sorts a Python set by the product only, which leaves grids of equal product in hash order. Sorting
     # by columns and rows as well makes a tie between two of them well defined.
     return sorted(grids, key=lambda grid: (grid[0] * grid[1], grid[0], grid[1]))

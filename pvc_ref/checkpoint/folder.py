@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -166,9 +166,8 @@ def _read_config(folder: Path) -> tuple[PVCConfig, Mapping[str, Any]]:
     try:
         return config_from_json(data), data.get("pvc", {})
     except CheckpointError as error:
-        raise CheckpointError(
-            f"{folder}: {error.what}", expected=error.expected, cause=error.cause, fix=error.fix
-        ) from error
+        error.what = f"{folder}: {error.what}"
+        raise
 
 
 def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
@@ -270,11 +269,6 @@ def _damage(path: Path, what: str) -> CheckpointError:
 
 def _check_tensors(folder: Path, tensors: list[CheckpointTensor], sources: Mapping[str, Any]) -> None:
     wanted = {tensor.name: tensor.shape for tensor in tensors}
-    problems = []
-    if missing := wanted.keys() - sources.keys():
-        problems.append(f"{len(missing)} missing: {_listing(missing)}")
-    if unexpected := sources.keys() - wanted.keys():
-        problems.append(f"{len(unexpected)} unexpected: {_listing(unexpected)}")
     shapes, dtypes = [], []
     for name in wanted.keys() & sources.keys():
         found = sources[name].get_slice(name)
@@ -282,13 +276,16 @@ def _check_tensors(folder: Path, tensors: list[CheckpointTensor], sources: Mappi
             shapes.append(f"{name} is {shape}, expected {wanted[name]}")
         if found.get_dtype() not in FLOATS:
             dtypes.append(f"{name} ({found.get_dtype()})")
-    if shapes:
-        problems.append(f"{len(shapes)} of another shape: {_listing(shapes)}")
-    if dtypes:
-        problems.append(f"{len(dtypes)} not in {', '.join(FLOATS)}, probably quantized: {_listing(dtypes)}")
-    if problems:
+    faults: dict[str, Collection[str]] = {
+        "missing": wanted.keys() - sources.keys(),
+        "unexpected": sources.keys() - wanted.keys(),
+        "of another shape": shapes,
+        f"not in {', '.join(FLOATS)}, probably quantized": dtypes,
+    }
+    if any(faults.values()):
+        listed = (f"{len(names)} {fault}: {_listing(names)}" for fault, names in faults.items() if names)
         raise CheckpointError(
-            f"{folder}: the weights do not fit {CONFIG_FILE}. " + "; ".join(problems),
+            f"{folder}: the weights do not fit {CONFIG_FILE}. " + "; ".join(listed),
             expected=f"the {len(wanted)} tensors that {CONFIG_FILE} asks for",
             cause=f"{CONFIG_FILE} belongs to another model",
             fix="compare its layer counts, widths, vocab_size and pvc object with these names",

@@ -4,18 +4,16 @@ numpy, OpenCV and Pillow only: `import pvc_ref.shapes` loads no torch.
 """
 
 from .camera import CLEAN, CONDITIONS, Camera
-from .clips import FRAME_SIZE, HELD_OUT, TRAINING, Clip, make_clip
+from .clips import HELD_OUT, TRAINING, Clip, make_clip
 from .endless import WorldFrame, question_of, watch
-from .questions import TOPICS, Question
+from .questions import Question
 from .truth import answer_to
 from .world import Scene, Thing
 
 __all__ = [
     "CLEAN",
     "CONDITIONS",
-    "FRAME_SIZE",
     "HELD_OUT",
-    "TOPICS",
     "TRAINING",
     "Camera",
     "Clip",

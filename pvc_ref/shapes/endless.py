@@ -39,13 +39,13 @@ class WorldFrame:
         return self.frame_index == len(self.clip.frames) - 1
 
 
-def watch(seed: int = 0, *, size: int = 448, camera: Camera | None = HANDHELD) -> Iterator[WorldFrame]:
-    """Endless frames, all from `seed`. `camera` None draws a new condition for every scene."""
+def watch(seed: int = 0, *, size: int = 448) -> Iterator[WorldFrame]:
+    """Endless frames, all from `seed`."""
     rng = np.random.default_rng([seed, 77])
     for index in count():
         num_frames = int(rng.choice(SCENE_LENGTHS))
         clip = make_clip(
-            seed * _SEEDS_PER_WORLD + index, num_frames=num_frames, split=HELD_OUT, camera=camera, size=size
+            seed * _SEEDS_PER_WORLD + index, num_frames=num_frames, split=HELD_OUT, camera=HANDHELD, size=size
         )
         for frame_index, frame in enumerate(clip.frames):
             yield WorldFrame(frame=frame, clip=clip, frame_index=frame_index)

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
 from .world import COLORS, PLACES, SHAPES, Action, Scene
 
 Topic = Literal["colour", "shape", "direction", "count", "event", "describe", "number", "absent"]
-TOPICS: tuple[Topic, ...] = get_args(Topic)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

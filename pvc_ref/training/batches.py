@@ -115,26 +115,9 @@ class BatchMaker:
         last_only: bool,
     ) -> Batch:
         rng = np.random.default_rng([self.seed, step, rank, 2**20])
-        num_frames = len(clips[0].frames)
-        is_image = num_frames == 1
-        prefix, suffix = prompt_ids(
-            self.config, self.tokenizer, num_frames=num_frames, num_repeats=repeats if is_image else None,
-            last_only=last_only,
-        )  # fmt: skip
-        limit = MAX_QUESTIONS["image" if is_image else "video"]
+        limit = MAX_QUESTIONS["image" if len(clips[0].frames) == 1 else "video"]
         asked = [pick_questions(clip.questions, rng, stage, limit=limit) for clip in clips]
-        questions, targets = encode_questions(self.tokenizer, asked, suffix)
-        return Batch(
-            frames=torch.from_numpy(np.stack([clip.frames for clip in clips])),
-            repeats=repeats,
-            window=window,
-            last_only=last_only,
-            prefix=torch.tensor(prefix),
-            questions=questions,
-            targets=targets,
-            topics=[[q.topic for q in some] + [""] * (questions.shape[1] - len(some)) for some in asked],
-            labels=_stack_labels(clips),
-        )
+        return collate(self.config, self.tokenizer, clips, asked, repeats=repeats, window=window, last_only=last_only)
 
 
 def pick_questions(found: Sequence[Question], rng: np.random.Generator, stage: Stage, *, limit: int) -> list[Question]:
@@ -147,8 +130,39 @@ def pick_questions(found: Sequence[Question], rng: np.random.Generator, stage: S
     return [*absent, *present][:limit]
 
 
+def collate(
+    config: PVCConfig,
+    tokenizer: Tokenizer,
+    clips: Sequence[Clip],
+    asked: Sequence[Sequence[Question]],
+    *,
+    repeats: int,
+    window: int | None,
+    last_only: bool,
+    num_seen: int | None = None,
+) -> Batch:
+    """Clips of one length, and what is asked about each. `num_seen`: as if the clips had only so many frames."""
+    num_frames = len(clips[0].frames)
+    prefix, suffix = prompt_ids(
+        config, tokenizer, num_frames=num_seen or num_frames, num_repeats=repeats if num_frames == 1 else None,
+        last_only=last_only,
+    )  # fmt: skip
+    questions, targets = encode_questions(tokenizer, asked, suffix)
+    return Batch(
+        frames=torch.from_numpy(np.stack([clip.frames for clip in clips])),
+        repeats=repeats,
+        window=window,
+        last_only=last_only,
+        prefix=torch.tensor(prefix),
+        questions=questions,
+        targets=targets,
+        topics=[[q.topic for q in some] + [""] * (questions.shape[1] - len(some)) for some in asked],
+        labels=_stack_labels(clips),
+    )
+
+
 def prompt_ids(
-    config: PVCConfig, tokenizer: Tokenizer, *, num_frames: int, num_repeats: int | None, last_only: bool = False
+    config: PVCConfig, tokenizer: Tokenizer, *, num_frames: int, num_repeats: int | None, last_only: bool
 ) -> tuple[list[int], str]:
     """Token ids before the question, and the text after it.
 
@@ -188,13 +202,12 @@ def encode_questions(tokenizer: Tokenizer, asked: Sequence[Sequence[Question]], 
 
 
 def _stack_labels(clips: Sequence[Clip]) -> dict[str, Tensor]:
-    """Labels (B, T, P) by kind; those of frames before a cut are IGNORED."""
+    """Labels (B, T, P) by kind, of clips that have any; those of frames before a cut are IGNORED."""
+    if clips[0].labels is None:
+        return {}
     stacked = {}
     for field in fields(PatchLabels):
-        rows = []
-        for clip in clips:
-            assert clip.labels is not None
-            label = getattr(clip.labels, field.name)
-            rows.append(np.pad(label, ((clip.num_before, 0), (0, 0)), constant_values=IGNORED))
+        pairs = [(getattr(clip.labels, field.name), ((clip.num_before, 0), (0, 0))) for clip in clips]
+        rows = [np.pad(label, padding, constant_values=IGNORED) for label, padding in pairs]
         stacked[field.name] = torch.from_numpy(np.stack(rows))
     return stacked

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -152,7 +152,8 @@ class _Worker:
         steps = _Steps(recipe, maker, self.rank)
         log = _Log(self.out / LOG_FILE, recipe, self.rank, quiet)
         started = time.monotonic() - self.seconds
-        for batches in self._batches(steps, num_loaders):
+        left = range(self.step, recipe.num_steps)
+        for batches in DataLoader(steps, batch_size=None, sampler=left, num_workers=num_loaders):
             outcomes = self._learn(batches)
             self.step += 1
             self.seconds = time.monotonic() - started
@@ -164,13 +165,6 @@ class _Worker:
             self.model.trained_on = WORLD
             save(self.model, self.out / MODEL_FOLDER, dtype=torch.float16, tokenizer=self.tokenizer)
             (self.out / STATE_FILE).unlink(missing_ok=True)
-
-    def _batches(self, steps: _Steps, num_loaders: int) -> Iterator[tuple[Batch, Batch]]:
-        left = range(self.step, self.recipe.num_steps)
-        if num_loaders == 0:
-            yield from (steps[step] for step in left)
-        else:
-            yield from DataLoader(steps, batch_size=None, sampler=left, num_workers=num_loaders)
 
     def _learn(self, batches: tuple[Batch, Batch]) -> list[Outcome]:
         self.optimizer.zero_grad()
@@ -205,15 +199,16 @@ class _Worker:
 
     # -- what survives a kill --------------------------------------------------------------------------------------
 
+    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        muon, adam = self.optimizer.muon, self.optimizer.adam
+        return {"model": self.model, "heads": self.heads, "muon": muon, "adam": adam}
+
     def _save(self) -> None:
         state: dict[str, Any] = {
             "recipe": asdict(self.recipe),
             "step": self.step,
             "seconds": self.seconds,
-            "model": self.model.state_dict(),
-            "heads": self.heads.state_dict(),
-            "muon": self.optimizer.muon.state_dict(),
-            "adam": self.optimizer.adam.state_dict(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
             "average": self.average.weights,
             "num_updates": self.average.num_updates,
         }
@@ -232,10 +227,8 @@ class _Worker:
                 expected=f"the recipe of this one: {asdict(self.recipe)}",
                 fix="name another --out, or remove that folder",
             )
-        self.model.load_state_dict(state["model"])
-        self.heads.load_state_dict(state["heads"])
-        self.optimizer.muon.load_state_dict(state["muon"])
-        self.optimizer.adam.load_state_dict(state["adam"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         self.average.weights = {name: state["average"][name] for name in self.average.weights}
         self.average.num_updates = state["num_updates"]
         self.step, self.seconds = state["step"], state["seconds"]

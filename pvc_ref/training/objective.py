@@ -8,6 +8,7 @@ Dimension key:  B clips   T frames   P patches   M tokens per frame   Q question
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -46,8 +47,8 @@ class Outcome:
     patch_loss: float
     token_loss: float
     token_std: float
-    right: dict[str, int]
-    asked: dict[str, int]
+    right: Counter[str]
+    asked: Counter[str]
 
 
 class LabelHeads(nn.Module):
@@ -97,13 +98,10 @@ def compute(model: PVC, heads: LabelHeads, batch: Batch, context_id: int, *, use
     answer_loss = F.cross_entropy(logits.flatten(0, -2).float(), batch.targets.flatten(), ignore_index=IGNORED)
     wanted = batch.targets != IGNORED
     right_rows = ((logits.argmax(-1) == batch.targets) | ~wanted).all(-1)
-    right: dict[str, int] = {}
-    asked: dict[str, int] = {}
+    right, asked = Counter[str](), Counter[str]()
     for topics, row in zip(batch.topics, right_rows.tolist(), strict=True):
-        for topic, is_right in zip(topics, row, strict=True):
-            if topic:
-                asked[topic] = asked.get(topic, 0) + 1
-                right[topic] = right.get(topic, 0) + int(is_right)
+        asked.update(filter(None, topics))
+        right.update(topic for topic, is_right in zip(topics, row, strict=True) if topic and is_right)
     return Outcome(
         loss=answer_loss
         + PATCH_WEIGHT * patch_loss

@@ -51,8 +51,8 @@ class Optimizer:
         )  # fmt: skip
         return Optimizer(muon=muon, adam=adam)
 
-    def step(self, step: int, num_steps: int) -> float:
-        """Apply the gradients. Returns the learning rate of the matrices."""
+    def step(self, step: int, num_steps: int) -> None:
+        """Apply the gradients."""
         rate = PEAK_RATE * schedule(step, num_steps)
         for group in self.muon.param_groups:
             group["lr"] = rate
@@ -60,7 +60,6 @@ class Optimizer:
             group["lr"] = rate * group["share"]
         self.muon.step()
         self.adam.step()
-        return rate
 
     def zero_grad(self) -> None:
         self.muon.zero_grad(set_to_none=True)

@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 
 from ..model import PVC
 from ..shapes import Clip, Question
 from ..shapes.draw import IGNORED
-from .batches import Batch, encode_questions, prompt_ids
+from .batches import collate
 from .objective import answer_logits, context_token_id, encode
 
 CHUNK = 16
+Asked = tuple[Clip, list[Question]]
+"""A clip, and those of its questions that are asked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,50 +59,34 @@ def grade(
     keep: Callable[[Question], bool] = lambda _: True,
 ) -> list[Graded]:
     """Ask about every clip those of its questions that `keep` keeps. Clips may differ in length."""
-    by_length: dict[int, list[Clip]] = {}
+    by_length: dict[int, list[Asked]] = {}
     for clip in clips:
-        by_length.setdefault(len(clip.frames), []).append(clip)
+        if asked := [question for question in clip.questions if keep(question)]:
+            by_length.setdefault(len(clip.frames), []).append((clip, asked))
     found: list[Graded] = []
     for group in by_length.values():
         for start in range(0, len(group), CHUNK):
-            found += _grade_chunk(model, tokenizer, group[start : start + CHUNK], view, keep)
+            found += _grade_chunk(model, tokenizer, group[start : start + CHUNK], view)
     return found
 
 
-def _grade_chunk(
-    model: PVC, tokenizer: Tokenizer, clips: Sequence[Clip], view: View, keep: Callable[[Question], bool]
-) -> list[Graded]:
-    asked = [[question for question in clip.questions if keep(question)] for clip in clips]
-    clips = [clip for clip, some in zip(clips, asked, strict=True) if some]
-    asked = [some for some in asked if some]
-    if not clips:
-        return []
-    num_frames = len(clips[0].frames)
-    is_image = num_frames == 1
-    prefix, suffix = prompt_ids(
+def _grade_chunk(model: PVC, tokenizer: Tokenizer, group: Sequence[Asked], view: View) -> list[Graded]:
+    clips, asked = [clip for clip, _ in group], [some for _, some in group]
+    batch = collate(
         model.config,
         tokenizer,
-        num_frames=view.num_seen or num_frames,
-        num_repeats=view.num_repeats if is_image else None,
-        last_only=view.last_only,
-    )
-    questions, targets = encode_questions(tokenizer, asked, suffix)
-    batch = Batch(
-        frames=torch.from_numpy(np.stack([clip.frames for clip in clips])),
-        repeats=view.num_repeats if is_image else 1,
+        clips,
+        asked,
+        repeats=view.num_repeats if len(clips[0].frames) == 1 else 1,
         window=view.window,
         last_only=view.last_only,
-        prefix=torch.tensor(prefix),
-        questions=questions,
-        targets=targets,
-        topics=[],
-        labels={},
+        num_seen=view.num_seen,
     )
     _, tokens = encode(model, batch, first_time=view.first_time)
     if view.num_seen is not None:
         tokens = tokens[:, -view.num_seen :]
     logits = answer_logits(model, batch, tokens, context_token_id(tokenizer))
-    right = ((logits.argmax(-1) == targets) | (targets == IGNORED)).all(-1).tolist()
+    right = ((logits.argmax(-1) == batch.targets) | (batch.targets == IGNORED)).all(-1).tolist()
     return [
         Graded(question=question, is_right=is_right)
         for some, row in zip(asked, right, strict=True)

@@ -84,18 +84,11 @@ def plot(results: dict[str, Result], path: Path) -> None:
     figure, (bars, lines) = plt.subplots(1, 2, figsize=(13, 4.8), width_ratios=(2.4, 1), layout="constrained")
     width = 0.8 / len(grouped)
     for index, (name, members) in enumerate(grouped.items()):
-        cells = [
-            spread([result[f"video, {MAIN_LENGTH} frames"][topic].percent for result in members]) for topic in topics
-        ]
         where = [position + (index - (len(grouped) - 1) / 2) * width for position in range(len(topics))]
-        errors = [deviation or 0.0 for _, deviation in cells]
-        bars.bar(where, [middle for middle, _ in cells], width, yerr=errors, label=name, error_kw={"lw": 1})
-        codes = [
-            spread([result[f"still, {repeats} x"]["number 4"].percent for result in members]) for repeats in REPEATS
-        ]
-        lines.errorbar(
-            REPEATS, [middle for middle, _ in codes], yerr=[deviation or 0.0 for _, deviation in codes], marker="o"
-        )
+        heights, errors = _spreads(members, [(f"video, {MAIN_LENGTH} frames", topic) for topic in topics])
+        bars.bar(where, heights, width, yerr=errors, label=name, error_kw={"lw": 1})
+        heights, errors = _spreads(members, [(f"still, {repeats} x", "number 4") for repeats in REPEATS])
+        lines.errorbar(REPEATS, heights, yerr=errors, marker="o")
     bars.axhline(20, color="grey", lw=1, ls=":", label="direction by chance, 20 %")
     bars.set_xticks(range(len(topics)), topics)
     bars.set_ylabel("right, %")
@@ -110,3 +103,9 @@ def plot(results: dict[str, Result], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _spreads(members: list[Tables], cells: list[tuple[str, str]]) -> tuple[list[float], list[float]]:
+    """Means and standard deviations, 0 of one value, at each (row, topic)."""
+    found = [spread([result[row][topic].percent for result in members]) for row, topic in cells]
+    return [middle for middle, _ in found], [deviation or 0.0 for _, deviation in found]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.devices import FPS, Address, CaptureDevice, open_capture, open_device, parse_address
+from apps.devices import FPS, Address, CaptureDevice, open_capture, parse_address
 from apps.synthetic import Shown
 from engines.errors import BackendUnavailable, MediaError
 from engines.synthetic import render_clip
@@ -27,9 +27,7 @@ def keep_waiting(seconds: float) -> bool:
 def device(
     *captures: FakeCapture, address: Address = CAMERA, pauses_s: tuple[float, ...] = (1.0, 2.0)
 ) -> CaptureDevice:
-    opened = open_device(address, wait=keep_waiting, factory=FakeFactory(*captures), pauses_s=pauses_s)
-    assert isinstance(opened, CaptureDevice)
-    return opened
+    return CaptureDevice(address, wait=keep_waiting, factory=FakeFactory(*captures), pauses_s=pauses_s)
 
 
 def value(shown: Shown | None) -> int:
@@ -92,7 +90,7 @@ def test_a_camera_that_opens_but_stays_dark_is_not_back() -> None:
 def test_a_camera_that_stays_away_is_given_up_by_name() -> None:
     pauses: list[float] = []
     factory = FakeFactory(FakeCapture([picture(1), picture(2)]), FakeCapture(opens=False), FakeCapture(opens=False))
-    camera = open_device(
+    camera = CaptureDevice(
         CAMERA, wait=lambda seconds: bool(pauses.append(seconds)), factory=factory, pauses_s=(0.5, 4.0)
     )
     camera.read(), camera.read()
@@ -104,7 +102,7 @@ def test_a_camera_that_stays_away_is_given_up_by_name() -> None:
 
 def test_nobody_waits_for_a_camera_when_the_session_ends() -> None:
     factory = FakeFactory(FakeCapture([picture(1)]))
-    camera = open_device(CAMERA, wait=lambda seconds: True, factory=factory, pauses_s=(99.0,))
+    camera = CaptureDevice(CAMERA, wait=lambda seconds: True, factory=factory, pauses_s=(99.0,))
     camera.read()
     assert camera.read() is None and factory.num_opened == 1
 
@@ -148,7 +146,7 @@ def test_a_file_without_a_rate_cannot_be_paced() -> None:
 def test_a_file_that_may_not_be_read_is_called_so(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(MediaError, match="may not be read") as caught:
-        open_device(parse_address(str(clip)), wait=keep_waiting)
+        CaptureDevice(parse_address(str(clip)), wait=keep_waiting)
     assert "ls -l" in caught.value.fix
 
 
@@ -166,7 +164,7 @@ def clip(tmp_path: Path) -> Path:
 
 def test_a_file_is_read_to_its_end(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clip.parent)  # relative: FFmpeg would take "10" for a protocol
-    file = open_device(parse_address(clip.name), wait=keep_waiting)
+    file = CaptureDevice(parse_address(clip.name), wait=keep_waiting)
     assert file.waits and file.fps == pytest.approx(12.0)
     assert [value(file.read()) for _ in range(12)] == list(range(12))
     assert file.read() is None and file.notice == ""
@@ -177,7 +175,7 @@ def test_a_file_that_ends_early_says_so(clip: Path) -> None:
     def cut_short(address: Address) -> FakeCapture:
         return FakeCapture([picture(1)] * 5, fps=open_capture(address).get(FPS), num_frames=40)
 
-    file = open_device(parse_address(str(clip)), wait=keep_waiting, factory=cut_short)
+    file = CaptureDevice(parse_address(str(clip)), wait=keep_waiting, factory=cut_short)
     while file.read() is not None:
         pass
     assert "ended after 5 of the 40 frames" in file.notice
@@ -207,7 +205,7 @@ def test_a_file_that_is_no_video_is_refused_by_name(tmp_path: Path, name: str, m
     assert callable(make)
     make(tmp_path / name)
     with pytest.raises(MediaError) as caught:
-        open_device(parse_address(str(tmp_path / name)), wait=keep_waiting)
+        CaptureDevice(parse_address(str(tmp_path / name)), wait=keep_waiting)
     error = caught.value
     assert f"{name} {what}" in error.what and "video file" in error.expected and error.fix
     assert what != "cannot be opened" or ("complete" in error.expected and "cut short" in error.cause)
@@ -215,14 +213,14 @@ def test_a_file_that_is_no_video_is_refused_by_name(tmp_path: Path, name: str, m
 
 def test_a_misspelt_synthetic_gets_a_hint() -> None:
     with pytest.raises(MediaError) as caught:
-        open_device(parse_address("sinthetic"), wait=keep_waiting)
+        CaptureDevice(parse_address("sinthetic"), wait=keep_waiting)
     assert caught.value.fix == "did you mean --source synthetic?"
 
 
 def test_without_opencv_the_message_says_how_to_install_it(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(BackendUnavailable) as caught:
-        open_device(parse_address(str(clip)), wait=keep_waiting)
+        CaptureDevice(parse_address(str(clip)), wait=keep_waiting)
     assert "pip install opencv-python" in caught.value.fix
 
 

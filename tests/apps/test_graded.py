@@ -98,7 +98,7 @@ def test_the_recording_shows_the_question_first_and_the_graded_answer_at_the_end
     statuses: list[Status] = []
     monkeypatch.setattr(session, "annotate", lambda frame, status: statuses.append(status) or frame)
     pvc_live(bundle_fp32, *SYNTHETIC, "--seed", 4, "--frames", 20, "--record", out)
-    assert [status.frame_index for status in statuses] == list(range(20))
+    assert len(statuses) == 20 and all(f"frame {at}" in status.figures for at, status in enumerate(statuses))
     num_asked = 0
     for scene, status in zip(scenes, statuses, strict=True):
         num_asked += scene.is_last

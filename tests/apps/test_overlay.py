@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from apps import fonts, overlay
 from apps.fonts import drawable
 from apps.overlay import GREEN, RED, YELLOW, Status, _lines, annotate, text_size
+from apps.report import figures
 from apps.score import Grade
 from apps.watcher import Reply
 from engines.synthetic import Frame
@@ -19,13 +21,7 @@ REPLY = Reply(
     decode_ms=2.0,
 )  # fmt: skip
 STATUS = Status(
-    fps=12.34,
-    latency_ms=56.7,
-    frame_index=890,
-    num_dropped=12,
-    context_rows=345,
-    context=2048,
-    num_restarts=0,
+    figures=("12.3 fps", "latency 57 ms", "dropped 12", "frame 890", "context 345/2048"),
     question="What happens?",
     reply=REPLY,
     random_weights=False,
@@ -98,21 +94,24 @@ def test_text_stands_out_above_and_below() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"fps": 13.34},
-        {"latency_ms": 57.7},
-        {"frame_index": 891},
-        {"num_dropped": 13},
-        {"context_rows": 346},
-        {"context": 4096},
-        {"num_restarts": 1},
-        {"score": "right 17 of 20, 85 %"},
+        *({"figures": (*STATUS.figures[:at], "changed", *STATUS.figures[at + 1 :])} for at in range(5)),
+        {"figures": (*STATUS.figures, "restarts 1")},
         {"notice": "camera 0 was lost"},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=[*STATUS.figures, "restarts", "notice"],
 )
 def test_every_figure_is_written_at_the_top(change: dict[str, object]) -> None:
     (above, _, below), (changed, _, same) = draw(STATUS), draw(replace(STATUS, **change))
     assert not np.array_equal(above, changed) and np.array_equal(below, same)
+
+
+def test_figures_begin_with_the_score_and_end_with_restarts_where_there_are_any() -> None:
+    meter = SimpleNamespace(fps=12.34, latency_ms=56.7, num_dropped=12)
+    watcher = SimpleNamespace(context_rows=345, context=2048, num_restarts=0)
+    assert figures(meter, watcher, "", 890) == STATUS.figures  # type: ignore[arg-type]
+    watcher.num_restarts = 1
+    expected = ("right 17 of 20, 85 %", *STATUS.figures, "restarts 1")
+    assert figures(meter, watcher, "right 17 of 20, 85 %", 890) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from apps.capture import Captured, EveryFrame, Source, open_source
-from apps.devices import open_device, parse_address
+from apps.devices import parse_address
 from apps.synthetic import FPS, HOLD_S, SIZE, KnownScene, SyntheticDevice
 from engines.errors import BackendUnavailable
 from pvc_ref.shapes import answer_to, question_of, watch
@@ -91,7 +91,7 @@ def test_the_world_does_not_know_everything() -> None:
 def test_without_the_world_the_source_is_refused_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pvc_ref.shapes", None)
     with pytest.raises(BackendUnavailable, match="--source synthetic cannot be shown") as caught:
-        open_device(ADDRESS, wait=lambda seconds: False)
+        open_source(ADDRESS)
     assert "pvc_ref.shapes, OpenCV" in caught.value.expected and "--source 0, or a video file" in caught.value.fix
 
 

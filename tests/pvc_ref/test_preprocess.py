@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pvc_ref.errors import InputError
-from pvc_ref.preprocess import IMAGENET_MEAN, IMAGENET_STD, resize_frame, segment_indices, tile_grid, tile_image
+from pvc_ref.preprocess import IMAGENET_MEAN, IMAGENET_STD, resize_frame, tile_grid, tile_image
 
 ROOT = Path(__file__).resolve().parents[2]
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -78,20 +78,11 @@ def test_a_tie_goes_to_the_larger_grid_only_above_half_its_pixels(tile_size: int
     assert tile_grid(245, 10, max_tiles=25, tile_size=tile_size) == expected
 
 
-@pytest.mark.parametrize(("width", "height", "expected"), [(125, 100, (1, 2)), (1250, 1000, (2, 1))])
-def test_grids_of_equal_product_are_tried_with_fewer_columns_first(
-    width: int, height: int, expected: tuple[int, int]
-) -> None:
-    # Ratio 1.25 is 0.75 from both 1/2 and 2/1, the only grids of exactly 2 tiles. The later one, (2,1), needs more
-    # than 0.5 * 448^2 * 2 = 200,704 pixels: 12,500 and 1,250,000.
-    assert tile_grid(width, height, min_tiles=2, max_tiles=2) == expected
-
-
-@pytest.mark.parametrize(("min_tiles", "max_tiles"), [(1, 1), (1, 12), (5, 5), (3, 7), (12, 12)])
-def test_tile_grid_keeps_within_the_tile_limits(min_tiles: int, max_tiles: int) -> None:
+@pytest.mark.parametrize("max_tiles", [1, 5, 7, 12])
+def test_tile_grid_keeps_within_the_tile_limit(max_tiles: int) -> None:
     sizes = np.random.default_rng(3).integers(1, 3000, (50, 2)).tolist()
-    grids = [tile_grid(width, height, min_tiles=min_tiles, max_tiles=max_tiles) for width, height in sizes]
-    assert {columns * rows for columns, rows in grids} <= set(range(min_tiles, max_tiles + 1))
+    grids = [tile_grid(width, height, max_tiles=max_tiles) for width, height in sizes]
+    assert {columns * rows for columns, rows in grids} <= set(range(1, max_tiles + 1))
 
 
 def quadrants() -> np.ndarray:
@@ -102,8 +93,8 @@ def quadrants() -> np.ndarray:
 
 
 def test_tiles_go_left_to_right_then_down_and_the_thumbnail_comes_last() -> None:
-    # 64x64 on tiles of 32, 4 to 4 tiles: 2x2, so each quadrant is one tile, untouched.
-    tiles = tile_image(quadrants(), tile_size=32, min_tiles=4, max_tiles=4)
+    # 64x64 on tiles of 32, at most 4: 4,096 pixels > 0.5 * 32^2 * 4, so 2x2, and each quadrant is one tile, untouched.
+    tiles = tile_image(quadrants(), tile_size=32, max_tiles=4)
     assert tiles.shape == (5, 32, 32, 3) and tiles.dtype == np.uint8
     for tile, colour in zip(tiles[:4], (RED, GREEN, BLUE, WHITE), strict=True):
         np.testing.assert_array_equal(tile, np.full((32, 32, 3), colour, np.uint8))
@@ -113,10 +104,10 @@ def test_tiles_go_left_to_right_then_down_and_the_thumbnail_comes_last() -> None
 def test_columns_and_rows_are_not_swapped_in_a_wide_image() -> None:
     # 96x32: ratio 3, and 3/1 is the nearest grid of at most 3 tiles.
     image = np.concatenate([np.full((32, 32, 3), colour, np.uint8) for colour in (RED, GREEN, BLUE)], axis=1)
-    tiles = tile_image(image, tile_size=32, max_tiles=3, thumbnail=False)
-    assert [tuple(tile[16, 16].tolist()) for tile in tiles] == [RED, GREEN, BLUE]
-    turned = tile_image(image.swapaxes(0, 1), tile_size=32, max_tiles=3, thumbnail=False)
-    assert [tuple(tile[16, 16].tolist()) for tile in turned] == [RED, GREEN, BLUE]
+    tiles = tile_image(image, tile_size=32, max_tiles=3)
+    assert [tuple(tile[16, 16].tolist()) for tile in tiles[:3]] == [RED, GREEN, BLUE]
+    turned = tile_image(image.swapaxes(0, 1), tile_size=32, max_tiles=3)
+    assert [tuple(tile[16, 16].tolist()) for tile in turned[:3]] == [RED, GREEN, BLUE]
 
 
 def test_tiles_put_back_together_are_the_whole_image_resized_once() -> None:
@@ -129,44 +120,9 @@ def test_tiles_put_back_together_are_the_whole_image_resized_once() -> None:
     np.testing.assert_array_equal(mosaic, expected)
 
 
-@pytest.mark.parametrize(
-    ("max_tiles", "thumbnail", "num_tiles"), [(1, True, 1), (1, False, 1), (4, True, 5), (4, False, 4)]
-)
-def test_a_thumbnail_is_added_only_when_asked_for_and_to_more_than_one_tile(
-    max_tiles: int, thumbnail: bool, num_tiles: int
-) -> None:
-    tiles = tile_image(quadrants(), tile_size=32, max_tiles=max_tiles, thumbnail=thumbnail)
-    assert len(tiles) == num_tiles
-
-
-@pytest.mark.parametrize(
-    ("num_frames", "num_segments", "bounds_s", "fps", "expected"),
-    [
-        # seg = 9/4 = 2.25, half 1.125; round(0, 2.25, 4.5, 6.75) = 0, 2, 4 (half to even), 7.
-        (10, 4, None, None, [1, 3, 5, 8]),
-        (10, 1, None, None, [4]),  # seg 9: int(4.5)
-        # More segments than frames: seg = 2/6; 0.167 + round(0, .33, .67, 1, 1.33, 1.67) = 0, 0, 1, 1, 1, 2.
-        (3, 6, None, None, [0, 0, 1, 1, 1, 2]),
-        (1, 4, None, None, [0, 0, 0, 0]),
-        # 30..60, seg 7.5, half 3.75; round(0, 7.5, 15, 22.5) = 0, 8, 15, 22 (half to even).
-        (100, 4, (1.0, 2.0), 30.0, [33, 41, 48, 55]),
-        (100, 1, (0.5, 1.0), 25.0, [18]),  # round(12.5) = 12, so 12..25: 12 + 6.5
-        (100, 2, (-5.0, 99.0), 10.0, [24, 74]),  # clipped to 0..99: seg 49.5, 24.75 + (0, round(49.5) = 50)
-        (100, 3, (2.0, 2.0), 10.0, [20, 20, 20]),
-    ],
-)
-def test_segment_indices_are_those_worked_out_by_hand(
-    num_frames: int, num_segments: int, bounds_s: tuple[float, float] | None, fps: float | None, expected: list[int]
-) -> None:
-    assert segment_indices(num_frames, num_segments, bounds_s=bounds_s, fps=fps) == expected
-
-
-def test_segment_indices_never_decrease_and_stay_in_the_video() -> None:
-    for num_frames in range(1, 40):
-        for num_segments in range(1, 40):
-            indices = segment_indices(num_frames, num_segments)
-            assert len(indices) == num_segments and indices == sorted(indices)
-            assert indices[0] >= 0 and indices[-1] < num_frames
+@pytest.mark.parametrize(("max_tiles", "num_tiles"), [(1, 1), (4, 5)])
+def test_a_thumbnail_is_added_to_more_than_one_tile(max_tiles: int, num_tiles: int) -> None:
+    assert len(tile_image(quadrants(), tile_size=32, max_tiles=max_tiles)) == num_tiles
 
 
 @pytest.mark.parametrize(
@@ -179,14 +135,6 @@ def test_segment_indices_never_decrease_and_stay_in_the_video() -> None:
         (lambda: tile_image(np.zeros((8, 8, 3), np.float32)), "float32 array"),
         (lambda: tile_image(None), "NoneType"),
         (lambda: tile_grid(0, 5), "width is 0"),
-        (lambda: tile_grid(5, 5, min_tiles=3, max_tiles=2), "min_tiles=3 and max_tiles=2"),
-        (lambda: segment_indices(0, 4), "num_frames is 0"),
-        (lambda: segment_indices(4, 0), "num_segments is 0"),
-        (lambda: segment_indices(4, 1, bounds_s=(0.0, 1.0)), "fps is None"),
-        (lambda: segment_indices(4, 1, bounds_s=(0.0, 1.0), fps=0.0), "fps is 0.0"),
-        (lambda: segment_indices(4, 1, bounds_s=(0.0, float("nan")), fps=1.0), "not finite"),
-        (lambda: segment_indices(4, 1, bounds_s=(2.0, 1.0), fps=1.0), "holds no frame"),
-        (lambda: segment_indices(4, 1, bounds_s=(9.0, 10.0), fps=1.0), "past the end"),
     ],
 )
 def test_bad_input_is_named_with_what_was_expected(call: Callable[[], object], message: str) -> None:
