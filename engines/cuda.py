@@ -1,6 +1,6 @@
 """The CUDA runtime, by ctypes on libcudart: memory, copies, one stream. No torch, no cupy, no pycuda.
 
-Every call is one method of a Protocol, so that a test's fake can stand in for a GPU, record each copy and wait, and
+Every call is one method of a Protocol, so that engines/fake.py can stand in for a GPU, record each copy and wait, and
 refuse an address that was never allocated. Addresses are plain integers. Written from the CUDA Runtime API reference;
 no GPU has run it yet.
 """

@@ -4,7 +4,7 @@ Neither session decides where tensors lie. Both bind addresses that a DeviceMemo
 directly, host arrays through one upload buffer per input, outputs into one fixed buffer per output. So nothing is
 allocated after the first frame and question, every byte that crosses is counted, and all of it runs on the memory's one
 stream.
-Written for a GPU, run so far only on the recording fake of tests/engines/fakes.py.
+Written for a GPU, run so far only on the recording fake of engines/fake.py.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class HostMemory:
 class DeviceMemory:
     """GPU memory and one CUDA stream, on which every copy and every graph of a bundle runs in order.
 
-    The runtime may be a test's recording fake: nothing here knows.
+    The runtime may be a recording fake (engines/fake.py): nothing here knows.
     """
 
     def __init__(self, cuda: CudaRuntime) -> None:

@@ -20,9 +20,8 @@ import numpy as np
 import onnxruntime as ort
 
 from engines.errors import SpecError
+from engines.fake import RecordingCuda
 from engines.spec import GraphSpec
-
-from .fakes import RecordingCuda
 
 Severity = enum.Enum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"])
 TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])

@@ -12,12 +12,12 @@ import pytest
 from engines import builder
 from engines.builder import EngineReport, build_engine, load_runtime
 from engines.errors import BackendUnavailable, BuildError
+from engines.fake import RecordingCuda
 from engines.gate import check_layers
 from engines.manifest import Manifest
 from engines.target import load_target
 
 from .fake_trt import make_module
-from .fakes import RecordingCuda
 from .test_gate import ENGINE, ONE_RING, as_inspection, as_log
 
 

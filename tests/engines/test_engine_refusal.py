@@ -15,11 +15,11 @@ import pytest
 from engines import PVCStream, machine, open_bundle
 from engines.bundle import graph_path
 from engines.errors import BackendUnavailable, BundleError, PVCError
+from engines.fake import RecordingCuda
 from engines.machine import sign
 from engines.manifest import Manifest, hash_file, hash_folder
 
 from .fake_trt import Engine, fake_plan, make_module
-from .fakes import RecordingCuda
 
 VERSION = "1.7.2.9"
 Folder = Callable[..., Path]

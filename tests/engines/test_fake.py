@@ -11,12 +11,12 @@ import pytest
 
 from engines.cache import LinearCache, RingCache
 from engines.errors import SpecError
+from engines.fake import FakeSession
 from engines.graph_specs import graph_specs
 from engines.memory import Array, host_dtype
 from engines.spec import GRAPH_NAMES, CacheUpdate, GraphSpec, Precision, Spelling, StreamLimits
 from engines.target import FOLDER, Target, load_target, target_names
 
-from .fakes import FakeSession
 from .test_spec import LIMITS, SHAPE
 
 RUNTIMES = {"ort-cpu": None, "ort-cuda": None, "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx"}

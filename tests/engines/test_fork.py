@@ -17,11 +17,11 @@ import pytest
 from engines import PVCStream, open_stream
 from engines.bundle import Bundle
 from engines.errors import BackendUnavailable, StreamError
+from engines.fake import RecordingCuda
 from engines.memory import Array, DeviceMemory, HostMemory
 
 from .doubles import struck
 from .exact import LIMITS, SHAPE, exact_bundle
-from .fakes import RecordingCuda
 
 TRAINED, W = 5, LIMITS.window
 QUESTION = "what?"

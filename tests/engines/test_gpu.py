@@ -21,6 +21,7 @@ import pytest
 from engines import PVCStream, open_bundle
 from engines.bundle import Bundle, graph_path
 from engines.errors import BackendUnavailable, BundleError, SpecError
+from engines.fake import RecordingCuda
 from engines.gpu import OrtCudaSession, TrtSession, require_placed
 from engines.manifest import Manifest, hash_folder
 from engines.memory import DeviceMemory, HostMemory, Memory
@@ -29,7 +30,6 @@ from engines.spec import GraphSpec, StateSpec, TensorSpec
 from pvc_export.parity.recorded_sessions import Recorder
 
 from .fake_trt import fake_plan, make_module
-from .fakes import RecordingCuda
 
 Frames = list[np.ndarray]
 Open = Callable[[], tuple[Bundle, RecordingCuda]]

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from engines.cache import LinearCache, RingCache
 from engines.cuda import CudaRuntime
 from engines.errors import SpecError
+from engines.fake import RecordingCuda
 from engines.graph_specs import graph_specs
 from engines.memory import DeviceArray, DeviceMemory, HostMemory, Memory, host_dtype
 from engines.spec import ITEM_BYTES, StateSpec, StreamLimits
 
-from .fakes import RecordingCuda
 from .test_spec import SHAPE
 
 AXES = {"BWNHD": 1, "BNHWD": 3, "BSKD": 1}

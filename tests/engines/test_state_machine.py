@@ -18,11 +18,11 @@ from engines import PVCStream
 from engines.bundle import Bundle
 from engines.cache import FeatureCache, LinearCache, RingCache
 from engines.context import Context
+from engines.fake import RecordingCuda
 from engines.memory import DeviceMemory, HostMemory
 from engines.saved import Snapshot
 
 from .exact import SHAPE, exact_bundle
-from .fakes import RecordingCuda
 from .stories import run_stories, slot_off_by_one
 from .story_oracles import NUM_FRAMES, Differs, Fresh, Uncached
 

@@ -18,6 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 from engines.bundle import graph_path
 from engines.errors import BundleError
+from engines.fake import RecordingCuda
 from engines.manifest import Manifest, hash_folder
 from engines.session import OrtSession
 from engines.spec import GraphSpec, StreamLimits, TensorSpec
@@ -42,7 +43,6 @@ from pvc_ref.temporal import TimeEmbedding
 
 from ...conftest import SharedBundle
 from ...engines.fake_trt import fake_plan, make_module
-from ...engines.fakes import RecordingCuda
 
 pytestmark = pytest.mark.usefixtures("stream_alone")
 

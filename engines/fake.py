@@ -1,4 +1,4 @@
-"""Stand-ins for hardware and models that are not there.
+"""Stand-ins for hardware and models that are not there. They ship with the package: an application's tests need them.
 
 RecordingCuda   a CUDA runtime in host memory: every copy really happens, is recorded, and may not leave its allocation
 FakeSession     a graph without a runtime: outputs of the right names, shapes and dtypes, that depend on every input
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engines.errors import SpecError
-from engines.memory import Array, HostMemory, Memory, Tensor, host_dtype
-from engines.spec import GraphSpec
+from .errors import SpecError
+from .memory import Array, HostMemory, Memory, Tensor, host_dtype
+from .spec import GraphSpec
 
 
 @dataclass(frozen=True, slots=True)
