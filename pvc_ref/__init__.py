@@ -14,7 +14,7 @@ from .errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from .checkpoint.folder import load, save
-    from .model import PVC, FrameOutputs, VisionState
+    from .model import PVC, FrameOutputs, Sampling, VisionState
 
 __all__ = [
     "PVC",
@@ -24,6 +24,7 @@ __all__ = [
     "FrameOutputs",
     "LLMConfig",
     "PVCConfig",
+    "Sampling",
     "VisionConfig",
     "VisionState",
     "load",
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 _WITH_TORCH = {
-    **dict.fromkeys(("PVC", "FrameOutputs", "VisionState"), ".model"),
+    **dict.fromkeys(("PVC", "FrameOutputs", "Sampling", "VisionState"), ".model"),
     **dict.fromkeys(("load", "save"), ".checkpoint.folder"),
 }
 

@@ -19,6 +19,7 @@ from .compressor import build_compressor
 from .config import PVCConfig
 from .errors import InputError
 from .init import randomize
+from .layers import upcast
 from .llm import Decoder
 from .temporal import KeyValue, TemporalEncoder, window_bias
 from .vision import Trunk
@@ -47,6 +48,20 @@ class FrameOutputs:
     features: Tensor  # (B, N - 1, C)
     new: tuple[KeyValue, ...]  # one (key, value) per temporal layer, each (B, N, H, D)
     frame_embeds: Tensor  # (B, M, E)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """Draw the next token instead of taking the likeliest. top_p keeps the smallest set with that probability."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or not 0 < self.top_p <= 1 or (self.top_k is not None and self.top_k < 1):
+            raise InputError(f"{self} is out of range", expected="temperature > 0, 0 < top_p <= 1, top_k >= 1")
 
 
 class PVC(nn.Module):
@@ -201,8 +216,15 @@ class PVC(nn.Module):
         return embeds[None]
 
     @torch.no_grad()
-    def generate(self, inputs_embeds: Tensor, *, max_new_tokens: int, stop_ids: Sequence[int] = ()) -> list[int]:
-        """Continue one prompt (1, L, E) greedily, with a KV cache. The stop token is not returned.
+    def generate(
+        self,
+        inputs_embeds: Tensor,
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int] = (),
+        sampling: Sampling | None = None,
+    ) -> list[int]:
+        """Continue one prompt (1, L, E) with a KV cache. Greedy without `sampling`. The stop token is not returned.
 
         Raises InputError when prompt and answer would not fit in the LLM's max_positions.
         """
@@ -213,6 +235,7 @@ class PVC(nn.Module):
                 expected=f"at most max_positions = {limit} together",
                 fix="ask about fewer frames, or lower max_new_tokens",
             )
+        generator = torch.Generator().manual_seed(sampling.seed) if sampling else None
         ids: list[int] = []
         past: list[KeyValue] | None = None
         while len(ids) < max_new_tokens:
@@ -220,12 +243,24 @@ class PVC(nn.Module):
             positions = torch.arange(start, start + inputs_embeds.shape[1], device=inputs_embeds.device)[None]
             hidden, new = self.llm(inputs_embeds, positions, past)
             past = new if past is None else _append(past, new)
-            token = int(self.llm.logits(hidden[0, -1]).argmax())
+            logits = self.llm.logits(hidden[0, -1])
+            token = int(logits.argmax()) if sampling is None else sample(logits, sampling, generator)
             if token in stop_ids:
                 break
             ids.append(token)
             inputs_embeds = self.llm.embed_tokens(torch.tensor([[token]], device=inputs_embeds.device))
         return ids
+
+
+def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
+    """Draw one token from logits (V,) after temperature, top-k and top-p, in that order."""
+    logits = upcast(logits) / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.numel():
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
+    ordered, order = logits.softmax(-1).sort(descending=True)
+    if sampling.top_p < 1:  # at 1, rounding in the sum must not cut the tail
+        ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0.0
+    return int(order[torch.multinomial(ordered, 1, generator=generator)])
 
 
 def _check_window(window: int | None) -> None:

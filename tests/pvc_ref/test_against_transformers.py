@@ -19,6 +19,9 @@ from transformers import (
     LlamaForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
 from transformers.models.internvl.modeling_internvl import (
     InternVLModel,
@@ -27,7 +30,8 @@ from transformers.models.internvl.modeling_internvl import (
 )
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
-from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, VisionConfig
+import pvc_ref.model
+from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, Sampling, VisionConfig
 from pvc_ref.compressor import QFormerLayer, pixel_shuffle
 from pvc_ref.init import randomize
 from pvc_ref.llm import DecoderLayer, causal_bias, rope_angles
@@ -266,6 +270,65 @@ def test_decoder_layer_equals_transformers_in_float64() -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)  # worst 8.9e-16
 
 
+# -- sampling --------------------------------------------------------------------------------------------------------
+
+
+def test_sampling_one_candidate_is_greedy(decoders: SimpleNamespace) -> None:
+    embeds = random_embeds(decoders, rows=6, seed=21)
+    greedy = decoders.ours.generate(embeds, max_new_tokens=16)
+    assert decoders.ours.generate(embeds, max_new_tokens=16, sampling=Sampling(top_k=1, temperature=1.7)) == greedy
+
+
+def test_the_seed_decides_the_sampled_answer(decoders: SimpleNamespace) -> None:
+    embeds = random_embeds(decoders, rows=6, seed=22)
+    first, again, other = (
+        decoders.ours.generate(embeds, max_new_tokens=16, sampling=Sampling(seed=seed)) for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0.5),
+        Sampling(temperature=1.7),
+        Sampling(top_k=5),
+        Sampling(top_k=1000),
+        Sampling(top_p=0.6),
+        Sampling(top_p=0.01),
+        Sampling(temperature=0.7, top_k=20, top_p=0.8),
+        Sampling(temperature=2.0, top_k=10, top_p=0.95),
+    ],
+    ids=lambda s: f"temperature={s.temperature},top_k={s.top_k},top_p={s.top_p}",
+)
+def test_sampling_distribution_is_that_of_the_logits_processors_of_transformers(
+    monkeypatch: pytest.MonkeyPatch, sampling: Sampling
+) -> None:
+    generator = seeded(23)
+    for _ in range(10):
+        logits = 3.0 * torch.randn(60, generator=generator)
+        expected = logits[None]
+        if sampling.temperature != 1.0:
+            expected = TemperatureLogitsWarper(sampling.temperature)(None, expected)
+        if sampling.top_k is not None:
+            expected = TopKLogitsWarper(sampling.top_k)(None, expected)
+        if sampling.top_p < 1.0:
+            expected = TopPLogitsWarper(sampling.top_p)(None, expected)
+        expected = expected.softmax(-1)[0]
+        actual = sampled_distribution(monkeypatch, logits, sampling)
+        assert torch.equal(actual > 0, expected > 0)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)  # worst 1.8e-7
+
+
+def test_drawn_tokens_follow_the_distribution() -> None:
+    logits = torch.tensor([1.0, -0.5, 2.0, 0.0, -1.0, 1.5])
+    generator = seeded(25)
+    draws = [pvc_ref.model.sample(logits, Sampling(temperature=1.5), generator) for _ in range(4000)]
+    frequencies = torch.bincount(torch.tensor(draws), minlength=6) / 4000
+    torch.testing.assert_close(frequencies, (logits / 1.5).softmax(-1), rtol=0, atol=0.03)  # worst 8.4e-3
+
+
 # -- helpers ---------------------------------------------------------------------------------------------------------
 
 
@@ -426,3 +489,27 @@ def our_logits(
             for (old_key, old_value), (key, value) in zip(past, new, strict=True)
         ]
     return decoders.ours.llm.logits(hidden), new
+
+
+def sampled_distribution(monkeypatch: pytest.MonkeyPatch, logits: Tensor, sampling: Sampling) -> Tensor:
+    """The probability of every token: `sample` is made to draw each of its candidates in turn."""
+    distribution = torch.zeros_like(logits)
+    for rank in range(len(logits)):
+        drawn_from: list[Tensor] = []
+
+        def draw(
+            weights: Tensor,
+            count: int,
+            *,
+            generator: Any = None,
+            drawn_from: list[Tensor] = drawn_from,
+            rank: int = rank,
+        ) -> Tensor:
+            drawn_from.append(weights / weights.sum())
+            return torch.tensor([rank])
+
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "multinomial", draw)
+            token = pvc_ref.model.sample(logits, sampling, None)
+        distribution[token] = drawn_from[0][rank]
+    return distribution
