@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from engines.errors import SpecError
@@ -46,10 +47,11 @@ from ..graphs.sessions import fitting_threads
 from ..parity.drift.report import Drift
 from ..parity.recording import Progress
 from .declare import declare
-from .levels import check_drift, check_file, check_sizes, check_step, check_stream
-from .reference import NoiseFloor, Reference, load_reference, require_function
+from .levels import Streamed, check_drift, check_file, check_sizes, check_step, check_stream
+from .reference import NoiseFloor, Reference, load_reference
 from .report import LEVELS, NUM_STEPS, ForeignReport, Level
-from .session import GraphSession, RunFailed, Wiring, load_graph, wiring_of
+from .runs import judged
+from .session import GraphSession, RunFailed, load_graph
 from .sides import Sides
 from .state_rules import check_batch, check_determinism, check_states
 from .states import Bound, Declared, StatePair, parse_bound, parse_size
@@ -111,17 +113,16 @@ def check_foreign(request: ForeignRequest, progress: Progress = lambda _: None) 
     declared = declare(
         request.graph, model, states=request.pairs(), sizes=request.parsed_sizes(), bounds=request.parsed_bounds()
     )
-    wiring = wiring_of(request.graph, model)
     module = load_reference(request.reference)
     double = NoiseFloor(module, declared)
     with fitting_threads(module):
-        levels, drifts = _climb(request, declared, wiring, Reference(module, declared), double, progress)
+        levels, drifts = _climb(request, declared, Reference(module, declared), double, progress)
     return ForeignReport(
         path=request.graph,
         graph=request.graph.name,
         reference=request.reference,
         plain_command=request.command(),
-        dtype=wiring.dtype,
+        dtype=declared.wiring.dtype,
         num_steps=request.steps,
         floor_missing=double.missing,
         states=tuple(pair.text() for pair in declared.states),
@@ -133,29 +134,29 @@ def check_foreign(request: ForeignRequest, progress: Progress = lambda _: None) 
 
 
 def _climb(
-    request: ForeignRequest,
-    declared: Declared,
-    wiring: Wiring,
-    reference: Reference,
-    double: NoiseFloor,
-    progress: Progress,
+    request: ForeignRequest, declared: Declared, reference: Reference, double: NoiseFloor, progress: Progress
 ) -> tuple[list[Level], tuple[Drift, ...]]:
     try:
-        session = GraphSession(request.graph, num_bytes=wiring.num_bytes)
+        session = GraphSession(declared)
     except RunFailed as error:
         unreached = [Level(letter=letter, not_executed="the graph does not open") for letter in LEVELS[1:]]
-        return [check_file(declared, wiring, error), *unreached], ()
-    sides = Sides(
-        declared=declared, wiring=wiring, session=session, reference=reference, double=double, seed=request.seed
-    )
-    feeds = sides.draw("B", 0, declared.sizes) | declared.zero_states(declared.sizes)
-    want = require_function(reference, feeds)
-    levels = [check_file(declared, wiring, None), check_step(sides, feeds, want)]
+        return [check_file(declared, error), *unreached], ()
+    sides = Sides(declared=declared, session=session, reference=reference, double=double, seed=request.seed)
+    levels = [check_file(declared, None), judged("B", sides, check_step)]
     progress(0.1)
-    levels.append(check_sizes(sides))
+    levels.append(judged("C", sides, check_sizes))
     progress(0.2)
-    stream, streamed = check_stream(sides, request.steps, lambda x: progress(0.2 + 0.7 * x))
-    drift, drifts = check_drift(sides, streamed)
-    levels += [stream, drift, check_states(sides), check_batch(sides, streamed.floors), check_determinism(sides)]
+    streamed = Streamed()
+    follow = partial(
+        check_stream, streamed=streamed, num_steps=request.steps, progress=lambda x: progress(0.2 + 0.7 * x)
+    )
+    levels.append(judged("D", sides, follow))
+    drifts = streamed.drifts(sides.unit)
+    levels += [
+        judged("E", sides, partial(check_drift, drifts=drifts)),
+        judged("G", sides, check_states),
+        judged("H", sides, partial(check_batch, floors=streamed.floors)),
+        judged("I", sides, check_determinism),
+    ]
     progress(1.0)
     return levels, drifts

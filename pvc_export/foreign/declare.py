@@ -14,6 +14,7 @@ from engines.errors import SpecError
 from engines.spec import Dim
 from engines.terminal import did_you_mean
 
+from .session import wiring_of
 from .states import Bound, Declared, Port, Sizes, StatePair, pieces_of
 
 BATCH_SIZE = 2
@@ -47,6 +48,7 @@ def declare(
     base |= {symbol: starts[symbol] for symbol in growing} | ({batch: BATCH_SIZE} if batch else {}) | pinned
     return Declared(
         path=path,
+        wiring=wiring_of(path, model),
         inputs=inputs,
         outputs=outputs,
         states=bound_pairs,

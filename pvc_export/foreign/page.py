@@ -13,9 +13,9 @@ from ..report.sections import Panel, drift_rows, make_panel
 from ..report.template import fill
 from ..report.text import share
 from ..terminal.facts import installed
-from .levels import FORCED, OWN
 from .limits import Compared
 from .report import ForeignReport, Level
+from .runs import FORCED, OWN
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 MOST_PANELS = 24

@@ -56,9 +56,9 @@ class Finding:
         return ". ".join(filter(None, said))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Level:
-    """What one level found.
+    """What one level found, as far as it went.
 
     note          what was done, for people
     left_out      parts that could not be asked, by run, and why
@@ -67,8 +67,8 @@ class Level:
 
     letter: str
     note: str = ""
-    compared: tuple[Compared, ...] = ()
-    findings: tuple[Finding, ...] = ()
+    compared: list[Compared] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     not_executed: str | None = None
 

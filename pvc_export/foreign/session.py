@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from engines.memory import Array
 from engines.session import import_onnxruntime
 
 from .limits import UNIT_ROUNDOFF
+from .states import Declared, Wiring
 
 SMALL_BYTES = 64 * 2**20
 """A graph that gains nothing from a second thread."""
@@ -30,15 +30,15 @@ class RunFailed(Exception):
 class GraphSession:
     """ONNX Runtime, CPU provider, any graph: numpy in and out. float16 is computed in float32."""
 
-    def __init__(self, path: Path, *, num_bytes: int) -> None:
+    def __init__(self, declared: Declared) -> None:
         """Raises BackendUnavailable without onnxruntime, RunFailed if it does not open the file."""
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what it has to say is raised as well
-        options.intra_op_num_threads = 1 if num_bytes < SMALL_BYTES else 0
+        options.intra_op_num_threads = 1 if declared.wiring.num_bytes < SMALL_BYTES else 0
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(str(declared.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base class but Exception
             raise RunFailed(_line(error)) from error
         self._names = [value.name for value in self._session.get_outputs()]
@@ -49,24 +49,6 @@ class GraphSession:
             return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
         except Exception as error:  # as above
             raise RunFailed(_line(error)) from error
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Wiring:
-    """What the file alone says.
-
-    dtype      the narrowest float among weights, inputs and outputs
-    opset      of the standard operators
-    reads      output -> the inputs on which it can depend
-    copies     output -> the input that it is, by Identity nodes alone
-    num_bytes  of the file and of the weights beside it
-    """
-
-    dtype: str
-    opset: int
-    reads: dict[str, frozenset[str]]
-    copies: dict[str, str]
-    num_bytes: int
 
 
 def load_graph(path: Path) -> Any:

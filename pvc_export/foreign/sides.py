@@ -12,11 +12,13 @@ from engines.memory import Array
 
 from .limits import UNIT_ROUNDOFF
 from .reference import NoiseFloor, Reference
-from .session import GraphSession, RunFailed, Wiring
+from .session import GraphSession, RunFailed
 from .states import Declared, Sizes
 
 Arrays = dict[str, Array]
 """Tensors by their ONNX names."""
+NUM_RULE_STEPS = 4
+"""Length of the streams of levels G, H and I."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +26,6 @@ class Sides:
     """The graph, the reference in float32, and its noise floor in float64."""
 
     declared: Declared
-    wiring: Wiring
     session: GraphSession
     reference: Reference
     double: NoiseFloor
@@ -32,11 +33,15 @@ class Sides:
 
     @property
     def unit(self) -> float:
-        return UNIT_ROUNDOFF[self.wiring.dtype]
+        return UNIT_ROUNDOFF[self.declared.wiring.dtype]
 
     def draw(self, level: str, step: int, sizes: Sizes) -> Arrays:
         """The inputs of one step that are no states: others at each level and step, the same in each check."""
         return self.declared.draw(sizes, np.random.default_rng((self.seed, ord(level), step)))
+
+    def first(self, level: str, step: int, sizes: Sizes) -> Arrays:
+        """All inputs of a step from the zero state."""
+        return self.draw(level, step, sizes) | self.declared.zero_states(sizes)
 
     def follow_reference(self, states: Arrays, outputs: Arrays) -> Arrays:
         """The reference's next states. Raises ModelError where its rows cannot be appended."""
@@ -57,19 +62,19 @@ class Sides:
             raise RunFailed(f"its state outputs do not continue its states: {error}") from error
 
 
-def draw_stream(sides: Sides, level: str, sizes: Sizes, num_steps: int, *, first: int = 0) -> list[Arrays]:
+def draw_stream(sides: Sides, level: str, sizes: Sizes, *, first: int = 0) -> list[Arrays]:
     """Inputs of a stream from the zero state, as long as its states are; the graph is run to know. Raises RunFailed."""
     states, drawn = sides.declared.zero_states(sizes), list[Arrays]()
-    for step in range(num_steps):
-        drawn.append(sides.draw(level, first + step, sides.declared.sizes_with(sizes, states)))
+    for step in range(first, first + NUM_RULE_STEPS):
+        drawn.append(sides.draw(level, step, sides.declared.sizes_with(sizes, states)))
         states = sides.follow_graph(states, sides.session.run(drawn[-1] | states))
     return drawn
 
 
-def run_stream(sides: Sides, session: GraphSession, drawn: Sequence[Arrays], sizes: Sizes) -> list[Arrays]:
+def run_stream(sides: Sides, drawn: Sequence[Arrays], sizes: Sizes) -> list[Arrays]:
     """The graph's outputs at every step, from the zero state on. Raises RunFailed."""
     states, outputs = sides.declared.zero_states(sizes), list[Arrays]()
     for inputs in drawn:
-        outputs.append(session.run(inputs | states))
+        outputs.append(sides.session.run(inputs | states))
         states = sides.follow_graph(states, outputs[-1])
     return outputs

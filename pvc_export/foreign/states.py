@@ -116,9 +116,28 @@ class Port:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Wiring:
+    """What the file alone says.
+
+    dtype      the narrowest float among weights, inputs and outputs
+    opset      of the standard operators
+    reads      output -> the inputs on which it can depend
+    copies     output -> the input that it is, by Identity nodes alone
+    num_bytes  of the file and of the weights beside it
+    """
+
+    dtype: str
+    opset: int
+    reads: dict[str, frozenset[str]]
+    copies: dict[str, str]
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Declared:
     """A graph, its states, and how its other inputs are drawn.
 
+    wiring    what else the file says
     sizes     of every symbol at the first step
     ties      symbols that are sums of others, by --size
     pinned    symbols that --size gives one size, so that no other is tried
@@ -129,6 +148,7 @@ class Declared:
     """
 
     path: Path
+    wiring: Wiring
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     states: tuple[StatePair, ...]
