@@ -14,8 +14,9 @@ from engines.errors import SpecError
 from engines.spec import Dim
 from engines.terminal import did_you_mean
 
+from .request import Bound, ForeignRequest, StatePair
 from .session import wiring_of
-from .states import Bound, Declared, Port, Sizes, StatePair, pieces_of
+from .states import Declared, Port, Sizes, pieces_of
 
 BATCH_SIZE = 2
 FIRST_SIZE = 3
@@ -23,18 +24,17 @@ FIRST_SIZE = 3
 CORRECT = "Correct it and run the check again"
 
 
-def declare(
-    path: Path, model: Any, *, states: Iterable[StatePair], sizes: Mapping[str, str], bounds: Mapping[str, Bound]
-) -> Declared:
+def declare(model: Any, request: ForeignRequest) -> Declared:
     """Read what an onnx.ModelProto declares, and hold the command line against it.
 
     Raises SpecError for a tensor that no numpy array can be, for a name that the graph does not have, and for a pair
     whose ends cannot follow each other.
     """
+    path = request.graph
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(_port(value, "input") for value in model.graph.input if value.name not in constants)
     outputs = tuple(_port(value, "output") for value in model.graph.output)
-    bound_pairs = _bind(tuple(states), inputs, outputs, path)
+    bound_pairs = _bind(request.pairs(), inputs, outputs, path)
     fed = {pair.input for pair in bound_pairs}
     drawn = [port for port in inputs if port.name not in fed]
     bare = {dim for port in drawn for dim in port.shape or ()}
@@ -42,7 +42,7 @@ def declare(
     symbols = [s for port in inputs for dim in port.shape or () if isinstance(dim, str) for s in pieces_of(dim, {})]
     known = [symbol for symbol in dict.fromkeys(symbols) if not symbol.isdigit()]
     batch = _batch(known, inputs, growing)
-    ties, pinned = _parse_sizes(sizes, known, growing, path)
+    ties, pinned = _parse_sizes(request.parsed_sizes(), known, growing, path)
     base = {symbol: FIRST_SIZE + index for index, symbol in enumerate(s for s in known if s not in ties and s != batch)}
     starts = {s: pair.start for pair in bound_pairs for s, (name, _) in followed.items() if name == pair.input}
     base |= {symbol: starts[symbol] for symbol in growing} | ({batch: BATCH_SIZE} if batch else {}) | pinned
@@ -58,7 +58,7 @@ def declare(
         followed=followed,
         growing=growing,
         batch=batch,
-        bounds=_bounds(drawn, bounds, path),
+        bounds=_bounds(drawn, request.parsed_bounds(), path),
     )
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
 from engines.errors import ModelError
 
-from ..parity.drift.report import Drift, Sample
-from ..parity.metrics import metrics_of
-from ..parity.recording import Progress
 from ..parity.state.trial import NotExecuted
 from ..report.text import count
-from .limits import FAITHFUL, MIN_DRIFT_STEPS, Floors, drift_of
+from .limits import FAITHFUL, MIN_DRIFT_STEPS, drift_of
 from .reference import require_function
 from .report import Finding, Level
 from .runs import FORCED, OWN, Run
@@ -26,7 +23,7 @@ REPORTED_FED = "That is with the reference's state fed at every step: the step i
 NOT_TAKEN = "a state of a size that the graph does not take"
 
 
-def check_file(declared: Declared, opening: RunFailed | None) -> Level:
+def check_file(declared: Declared, opening: RunFailed | None = None) -> Level:
     """A: the file is valid ONNX, its shapes fit together, and ONNX Runtime opens it (`opening` says if not).
 
     That every declared pair exists and fits was asked before: a wrong pair is the command line's fault.
@@ -54,6 +51,7 @@ def check_step(level: Level, sides: Sides) -> None:
     level.note = f"{len(want)} outputs"
     run = Run(level, sides, shown=REPORTED_ZERO)
     run.step(0, feeds, want, sides.double.run(feeds), cause=_why_not_run(sides.declared, feeds))
+    sides.progress(0.1)
 
 
 def check_sizes(level: Level, sides: Sides) -> None:
@@ -76,6 +74,7 @@ def check_sizes(level: Level, sides: Sides) -> None:
             cause = "a size that was traced as a constant: in a Reshape, an Expand, a mask or a position table"
             failing = f"axis '{symbol}' is declared dynamic, but {asked}"
             run.step(0, feeds, want, sides.double.run(feeds), failing=failing, cause=cause)
+    sides.progress(0.2)
 
 
 def other_sizes(base: int, *, grows: bool) -> tuple[int, ...]:
@@ -84,36 +83,10 @@ def other_sizes(base: int, *, grows: bool) -> tuple[int, ...]:
     return more if grows and base else (1, *(more if 1 not in more else (2, 3)))
 
 
-@dataclass(kw_only=True, slots=True)
-class Streamed:
-    """What a stream leaves for other levels: how far off every step was, by output, and the noise floor."""
-
-    samples: dict[str, list[Sample]] = field(default_factory=dict)
-    floors: Floors = field(default_factory=dict)
-
-    def add(self, step: int, got: Arrays, want: Arrays, exact: Arrays | None) -> None:
-        """One step of the graph's own stream, beside the reference's in float32 and in float64."""
-        for name, b in want.items():
-            if b.dtype.kind == "f" and got[name].shape == b.shape:
-                true = b if exact is None else exact[name]
-                error, floor, gap = (
-                    metrics_of(*pair).rel_l2 for pair in ((got[name], true), (b, true), (got[name], b))
-                )
-                self.samples.setdefault(name, []).append(Sample(frame=step, error=error, floor=floor, gap=gap))
-
-    def drifts(self, unit: float) -> tuple[Drift, ...]:
-        """Of every output that was finite over enough steps."""
-        return tuple(
-            drift_of(name, samples, self.floors.get(name), unit)
-            for name, samples in self.samples.items()
-            if len(samples) >= MIN_DRIFT_STEPS and np.isfinite([sample.error + sample.gap for sample in samples]).all()
-        )
-
-
-def check_stream(level: Level, sides: Sides, *, streamed: Streamed, num_steps: int, progress: Progress) -> None:
+def check_stream(level: Level, sides: Sides) -> None:
     """D: a stream, each side with its own state; and every step once more, fed the reference's state."""
+    declared, streamed, num_steps = sides.declared, sides.streamed, sides.request.steps
     level.note = f"{num_steps} steps with its own state, and each with the reference's"
-    declared = sides.declared
     zero = declared.zero_states(declared.sizes)
     forced = Run(level, sides, FORCED, shown=REPORTED_FED)
     own = Run(level, sides, OWN, floors=streamed.floors, forced=forced)
@@ -136,11 +109,17 @@ def check_stream(level: Level, sides: Sides, *, streamed: Streamed, num_steps: i
             except RunFailed as error:
                 own.end(step, str(error), NOT_TAKEN)
             own.ended = own.ended or any(states[name].shape != state.shape for name, state in reference.items())
-        progress((step + 1) / num_steps)
+        sides.progress(0.2 + 0.7 * (step + 1) / num_steps)
 
 
-def check_drift(level: Level, sides: Sides, *, drifts: tuple[Drift, ...]) -> None:
-    """E: whether the error of any output grows over the stream, beyond what the noise floor lets it."""
+def check_drift(level: Level, sides: Sides) -> None:
+    """E: whether the error of any output grows over the stream, beyond what the noise floor lets it. Every output is
+    asked that was finite over enough steps."""
+    drifts = sides.streamed.drifts = tuple(
+        drift_of(name, samples, sides.streamed.floors.get(name), sides.unit)
+        for name, samples in sides.streamed.samples.items()
+        if len(samples) >= MIN_DRIFT_STEPS and np.isfinite([sample.error + sample.gap for sample in samples]).all()
+    )
     if not drifts:
         raise NotExecuted(f"a slope needs {MIN_DRIFT_STEPS} steps of a float output without NaN: --steps N")
     num_open = sum(drift.doubt(FAITHFUL * drift.noise) is not None for drift in drifts)

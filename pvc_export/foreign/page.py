@@ -36,7 +36,7 @@ def render(report: ForeignReport) -> str:
         drift=drift_rows(drifts),
         drift_summary="Of the stream with its own states",
         versions=installed(PACKAGES),
-        files={report.graph: hash_file(report.path)},
+        files={report.graph: hash_file(report.declared.path)},
         rows=[
             (level, name, group, worst_of(group)) for level in report.results for name, group in level.rows().items()
         ],
@@ -77,10 +77,10 @@ def curves(level: Level) -> list[Panel]:
 def junit(report: ForeignReport) -> str:
     """A suite for each level, a case for each of its outputs; what was not executed is skipped."""
     facts = {
-        "reference": report.reference,
+        "reference": report.request.reference,
         "dtype": report.computed(),
         "limit": report.rule(),
-        "sha256": hash_file(report.path).sha256,
+        "sha256": hash_file(report.declared.path).sha256,
         "machine": report.machine,
         "command": report.command,
     }

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from engines.errors import ModelError
 from engines.memory import Array
 
-from .limits import UNIT_ROUNDOFF
+from ..parity.drift.report import Drift, Sample
+from ..parity.metrics import metrics_of
+from ..parity.recording import Progress
+from .limits import UNIT_ROUNDOFF, Floors
 from .reference import NoiseFloor, Reference
+from .request import ForeignRequest
 from .session import GraphSession, RunFailed
 from .states import Declared, Sizes
 
@@ -21,15 +25,37 @@ NUM_RULE_STEPS = 4
 """Length of the streams of levels G, H and I."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sides:
-    """The graph, the reference in float32, and its noise floor in float64."""
+@dataclass(kw_only=True, slots=True)
+class Streamed:
+    """What a stream leaves for other levels: how far off every step was, by output, the noise floor, and whether
+    that grows."""
 
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    floors: Floors = field(default_factory=dict)
+    drifts: tuple[Drift, ...] = ()
+
+    def add(self, step: int, got: Arrays, want: Arrays, exact: Arrays | None) -> None:
+        """One step of the graph's own stream, beside the reference's in float32 and in float64."""
+        for name, b in want.items():
+            if b.dtype.kind == "f" and got[name].shape == b.shape:
+                true = b if exact is None else exact[name]
+                error, floor, gap = (
+                    metrics_of(*pair).rel_l2 for pair in ((got[name], true), (b, true), (got[name], b))
+                )
+                self.samples.setdefault(name, []).append(Sample(frame=step, error=error, floor=floor, gap=gap))
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """The graph, the reference in float32, and its noise floor in float64; and what their stream left."""
+
+    request: ForeignRequest
     declared: Declared
     session: GraphSession
     reference: Reference
     double: NoiseFloor
-    seed: int
+    streamed: Streamed
+    progress: Progress
 
     @property
     def unit(self) -> float:
@@ -37,7 +63,7 @@ class Sides:
 
     def draw(self, level: str, step: int, sizes: Sizes) -> Arrays:
         """The inputs of one step that are no states: others at each level and step, the same in each check."""
-        return self.declared.draw(sizes, np.random.default_rng((self.seed, ord(level), step)))
+        return self.declared.draw(sizes, np.random.default_rng((self.request.seed, ord(level), step)))
 
     def first(self, level: str, step: int, sizes: Sizes) -> Arrays:
         """All inputs of a step from the zero state."""

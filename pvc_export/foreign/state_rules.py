@@ -15,7 +15,6 @@ from dataclasses import replace
 import numpy as np
 
 from ..parity.state.trial import NotExecuted, unlike
-from .limits import Floors
 from .report import Level
 from .runs import Run
 from .session import GraphSession, RunFailed
@@ -59,9 +58,9 @@ def _interleave(run: Run, streams: Sequence[Sequence[Arrays]]) -> list[list[Arra
     return outputs
 
 
-def check_batch(level: Level, sides: Sides, *, floors: Floors) -> None:
-    """H: where a batch axis is dynamic. `floors` are those of the stream."""
-    batch = sides.declared.batch
+def check_batch(level: Level, sides: Sides) -> None:
+    """H: where a batch axis is dynamic. The noise floor is that of the stream."""
+    batch, floors = sides.declared.batch, sides.streamed.floors
     if batch is None:
         raise NotExecuted("no dynamic axis is named batch or is axis 0 of every input")
     if batch in sides.declared.pinned:

@@ -9,92 +9,20 @@ Symbols: a dynamic axis is known by its name in the file. One without a name is 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engines.errors import SpecError
 from engines.memory import Array
 from engines.spec import Dim
 
+from .request import Bound, StatePair
+
 Sizes = dict[str, int]
 """Symbol -> size."""
-Bound = tuple[float, float]
-"""Smallest and largest value of an input, both included."""
-
-STATE = re.compile(r"(?P<input>[^=]+)=(?P<output>.+?)(@append:(?P<axis>-?\d+))?(@start:(?P<start>\d+))?")
-SIZE = re.compile(r"(?P<axis>.+?)=(?P<size>[^=]+)")
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-BOUND = re.compile(rf"(?P<input>.+)=(?P<low>{NUMBER}):(?P<high>{NUMBER})")
-
-
-def parse_size(text: str) -> tuple[str, str]:
-    """'AXIS=N' or 'AXIS=OTHER+OTHER' -> the axis, and a number or a sum of axes. Raises SpecError for anything else."""
-    match = SIZE.fullmatch(text)
-    if match is None:
-        raise _unreadable("--size", text, "AXIS=N, or AXIS=OTHER+OTHER for a sum of axes", "--size rows=4")
-    return match["axis"].strip(), match["size"].strip()
-
-
-def parse_bound(text: str) -> tuple[str, Bound]:
-    """'INPUT=LOW:HIGH' -> the input, and its smallest and largest value. Raises SpecError for anything else."""
-    match = BOUND.fullmatch(text)
-    bound = (float(match["low"]), float(match["high"])) if match else (inf, -inf)
-    if match is None or not -inf < bound[0] <= bound[1] < inf:
-        raise _unreadable("--bound", text, "INPUT=LOW:HIGH with LOW <= HIGH, both included", "--bound tokens=0:31999")
-    return match["input"], bound
-
-
-def _unreadable(option: str, text: str, form: str, example: str) -> SpecError:
-    return SpecError(f"{option} {text} cannot be read", expected=form, fix=f"write it as in {example}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StatePair:
-    """An output that becomes an input of the next step.
-
-    append_axis  the output holds new rows only, which follow the input's along this axis; None: it replaces the input
-    start        rows of zeros that a growing axis begins with
-    """
-
-    input: str
-    output: str
-    append_axis: int | None = None
-    start: int = 0
-
-    @staticmethod
-    def parse(text: str) -> StatePair:
-        """'past=present', 'past=new@append:1', and either with '@start:N'. Raises SpecError for anything else."""
-        match = STATE.fullmatch(text)
-        if match is None:
-            form = (
-                "INPUT=OUTPUT; then @append:AXIS if the output is new rows only; then @start:N if it cannot start empty"
-            )
-            raise _unreadable("--state", text, form, "--state past=present, or --state past=new@append:1")
-        return StatePair(
-            input=match["input"],
-            output=match["output"],
-            append_axis=None if match["axis"] is None else int(match["axis"]),
-            start=int(match["start"] or 0),
-        )
-
-    def next(self, state: Array, output: Array) -> Array:
-        """The state of the next step. Raises ValueError if rows do not fit to be appended."""
-        return output if self.append_axis is None else np.concatenate([state, output], axis=self.append_axis)
-
-    def option(self) -> str:
-        """The pair as the command line spells it."""
-        append = "" if self.append_axis is None else f"@append:{self.append_axis}"
-        return f"--state {self.input}={self.output}{append}" + (f"@start:{self.start}" if self.start else "")
-
-    def text(self) -> str:
-        how = "" if self.append_axis is None else f", appended along axis {self.append_axis}"
-        return f"{self.input} <- {self.output}{how}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,10 +100,11 @@ class Declared:
     def describe(self, output: str) -> str:
         return f"{'output' if self.state_of(output) is None else 'state output'} '{output}'"
 
-    def drawn_as(self, port: Port) -> str:
-        """How an input is drawn, in words."""
-        bound = self.bounds.get(port.name)
-        return f"{port.text()} {'normal' if bound is None else f'{bound[0]:g}..{bound[1]:g}'}"
+    @property
+    def drawn_text(self) -> list[str]:
+        """How every input that is no state is drawn."""
+        ranges = {name: f"{low:g}..{high:g}" for name, (low, high) in self.bounds.items()}
+        return [f"{port.text()} {ranges.get(port.name, 'normal')}" for port in self.drawn]
 
     def draw(self, sizes: Sizes, rng: np.random.Generator) -> dict[str, Array]:
         """Every input that is no state: floats normal, or uniform within their bounds; the others uniform."""
