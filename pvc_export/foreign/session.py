@@ -40,7 +40,7 @@ class GraphSession:
         try:
             self._session = ort.InferenceSession(str(declared.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base class but Exception
-            raise RunFailed(_line(error)) from error
+            raise RunFailed(one_line(error)) from error
         self._names = [value.name for value in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -48,7 +48,7 @@ class GraphSession:
         try:
             return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
         except Exception as error:  # as above
-            raise RunFailed(_line(error)) from error
+            raise RunFailed(one_line(error)) from error
 
 
 def load_graph(path: Path) -> Any:
@@ -83,7 +83,7 @@ def faults_of(path: Path, num_bytes: int) -> list[str]:
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
-        return [f"onnx.checker refuses the file: {_line(error)}"]
+        return [f"onnx.checker refuses the file: {one_line(error)}"]
     try:
         if num_bytes < LARGEST_LOADED:
             onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True, data_prop=True)
@@ -91,7 +91,7 @@ def faults_of(path: Path, num_bytes: int) -> list[str]:
             with tempfile.NamedTemporaryFile(suffix=".onnx") as scratch:
                 onnx.shape_inference.infer_shapes_path(str(path), scratch.name, check_type=True, strict_mode=True)
     except onnx.shape_inference.InferenceError as error:
-        return [f"strict shape inference fails: {_line(error)}"]
+        return [f"strict shape inference fails: {one_line(error)}"]
     return []
 
 
@@ -140,5 +140,6 @@ def _source(name: str, producers: Mapping[str, Any]) -> str:
     return name
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def one_line(said: object) -> str:
+    """What an error says, without its line breaks."""
+    return " ".join(str(said).split())

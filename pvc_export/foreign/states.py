@@ -25,6 +25,11 @@ Sizes = dict[str, int]
 """Symbol -> size."""
 
 
+def kind_of(dtype: np.dtype[Any]) -> str:
+    """'float', 'int' or 'bool': what must agree with the reference, whatever the width."""
+    return {"f": "float", "b": "bool"}.get(dtype.kind, "int")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Port:
     """One input or output of the file. shape None: the file declares none."""
@@ -36,7 +41,7 @@ class Port:
     @property
     def kind(self) -> str:
         """'float', 'int' or 'bool': what must agree with the reference, whatever the width."""
-        return {"f": "float", "b": "bool"}.get(np.dtype(self.dtype).kind, "int")
+        return kind_of(np.dtype(self.dtype))
 
     def text(self) -> str:
         shape = "of no declared shape" if self.shape is None else f"({', '.join(map(str, self.shape))})"
