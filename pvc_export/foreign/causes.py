@@ -59,7 +59,7 @@ def likely_cause(failure: Failure) -> str:
     """A clause that goes on after 'Likely'."""
     guesses = (
         _shape, _not_finite, _constant, _stale, _other_output, _shifted, _one_row_for_all, _unread, _exchanged,
-        _amplified,
+        _amplified
     )  # fmt: skip
     return next((said for guess in guesses if (said := guess(failure))), _unknown(failure))
 

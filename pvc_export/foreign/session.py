@@ -97,14 +97,15 @@ def faults_of(path: Path, num_bytes: int) -> list[str]:
 
 def wiring_of(path: Path, model: Any) -> Wiring:
     graph = model.graph
-    producers = {name: node for node in graph.node for name in node.output if name}
     inputs = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
     needs: dict[str, frozenset[str]] = {name: frozenset({name}) for name in inputs}
+    copies = {name: name for name in inputs}
     for node in graph.node:  # in topological order, as ONNX demands
         found = frozenset().union(*(needs.get(name, frozenset()) for name in _names_read(node)))
         needs |= {name: found for name in node.output}
+        if node.op_type == "Identity" and node.input[0] in copies:
+            copies[node.output[0]] = copies[node.input[0]]
     outputs = [value.name for value in graph.output]
-    copies = {name: _source(name, producers) for name in outputs}
     elements = [value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)]
     elements += [tensor.data_type for tensor in graph.initializer]
     names = {onnx.TensorProto.DataType.Name(element).lower() for element in elements}
@@ -113,7 +114,7 @@ def wiring_of(path: Path, model: Any) -> Wiring:
         dtype=narrow,
         opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0),
         reads={name: needs.get(name, frozenset()) for name in outputs},
-        copies={name: source for name, source in copies.items() if source in inputs},
+        copies={name: copies[name] for name in outputs if name in copies},
         num_bytes=_num_bytes(path, model),
     )
 
@@ -132,12 +133,6 @@ def _names_read(node: Any) -> Iterator[str]:
         for graph in (attribute.g, *attribute.graphs):
             for inner in graph.node:
                 yield from _names_read(inner)
-
-
-def _source(name: str, producers: Mapping[str, Any]) -> str:
-    while name in producers and producers[name].op_type == "Identity":
-        name = producers[name].input[0]
-    return name
 
 
 def one_line(said: object) -> str:
