@@ -177,12 +177,10 @@ def _is_renamed(dim: str, out: Dim) -> bool:
 
 
 def _batch(known: list[str], inputs: tuple[Port, ...], growing: frozenset[str]) -> str | None:
+    """The axis of that name, else the one that is axis 0 of every input and no cache's length."""
     named = [symbol for symbol in known if symbol.lower().startswith("batch")]
-    if named:
-        return named[0]
-    first = {port.shape[0] if port.shape else None for port in inputs}
-    shared = first.pop() if len(first) == 1 else None
-    return shared if isinstance(shared, str) and shared in known and shared not in growing else None
+    shared = [s for s in known if s not in growing and all(port.shape and port.shape[0] == s for port in inputs)]
+    return next(iter(named + shared), None)
 
 
 def _parse_sizes(

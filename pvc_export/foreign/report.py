@@ -11,7 +11,7 @@ from ..parity.drift.report import Drift
 from ..parity.levels import TITLES, Verdict
 from ..report.text import count, share
 from ..terminal.facts import now_utc, this_machine
-from .limits import CEILING, FLOAT32_UNIT, MARGIN, NO_FLOOR_ULPS, ULPS, Compared
+from .limits import MARGIN, NO_FLOOR_ULPS, RULE, ULPS, Compared
 from .request import ForeignRequest
 from .states import Declared
 
@@ -86,10 +86,8 @@ class Level:
 
     def rows(self) -> dict[str, list[Compared]]:
         """By output, in the order in which they were compared."""
-        found: dict[str, list[Compared]] = {}
-        for one in self.compared:
-            found.setdefault(one.tensor, []).append(one)
-        return found
+        names = dict.fromkeys(one.tensor for one in self.compared)
+        return {name: [one for one in self.compared if one.tensor == name] for name in names}
 
     def to_json(self) -> dict[str, Any]:
         compared = [found.to_json() for found in self.compared]
@@ -235,14 +233,7 @@ class ForeignReport:
             "states": [pair.text for pair in self.declared.states],
             "sizes": self.declared.sizes,
             "computed_in": "float32",
-            "rule": {
-                "margin": MARGIN,
-                "ulps": ULPS,
-                "no_floor_ulps": NO_FLOOR_ULPS,
-                "ceiling": CEILING,
-                "float32_unit": FLOAT32_UNIT,
-                "floor_missing": self.floor_missing,
-            },
+            "rule": RULE | {"floor_missing": self.floor_missing},
             "first": asdict(faults[0]) if faults else None,
             "levels": [level.to_json() for level in self.results],
             "drift": [drift.to_json() for drift in self.drifts],

@@ -24,25 +24,12 @@ NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 BOUND = re.compile(rf"(?P<input>.+)=(?P<low>{NUMBER}):(?P<high>{NUMBER})")
 
 
-def parse_size(text: str) -> tuple[str, str]:
-    """'AXIS=N' or 'AXIS=OTHER+OTHER' -> the axis, and a number or a sum of axes. Raises SpecError for anything else."""
-    match = SIZE.fullmatch(text)
-    if match is None:
-        raise _unreadable("--size", text, "AXIS=N, or AXIS=OTHER+OTHER for a sum of axes", "--size rows=4")
-    return match["axis"].strip(), match["size"].strip()
-
-
-def parse_bound(text: str) -> tuple[str, Bound]:
-    """'INPUT=LOW:HIGH' -> the input, and its smallest and largest value. Raises SpecError for anything else."""
-    match = BOUND.fullmatch(text)
-    bound = (float(match["low"]), float(match["high"])) if match else (inf, -inf)
-    if match is None or not -inf < bound[0] <= bound[1] < inf:
-        raise _unreadable("--bound", text, "INPUT=LOW:HIGH with LOW <= HIGH, both included", "--bound tokens=0:31999")
-    return match["input"], bound
-
-
-def _unreadable(option: str, text: str, form: str, example: str) -> SpecError:
-    return SpecError(f"{option} {text} cannot be read", expected=form, fix=f"write it as in {example}")
+def _read(option: str, text: str, pattern: re.Pattern[str], form: str, example: str) -> re.Match[str]:
+    """Raises SpecError for text that is not of that form, and for a bound that is none."""
+    match = pattern.fullmatch(text)
+    if match is None or (pattern is BOUND and not -inf < float(match["low"]) <= float(match["high"]) < inf):
+        raise SpecError(f"{option} {text} cannot be read", expected=form, fix=f"write it as in {example}")
+    return match
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,12 +48,8 @@ class StatePair:
     @staticmethod
     def parse(text: str) -> StatePair:
         """'past=present', 'past=new@append:1', and either with '@start:N'. Raises SpecError for anything else."""
-        match = STATE.fullmatch(text)
-        if match is None:
-            form = (
-                "INPUT=OUTPUT; then @append:AXIS if the output is new rows only; then @start:N if it cannot start empty"
-            )
-            raise _unreadable("--state", text, form, "--state past=present, or --state past=new@append:1")
+        form = "INPUT=OUTPUT; then @append:AXIS if the output is new rows only; then @start:N if it cannot start empty"
+        match = _read("--state", text, STATE, form, "--state past=present, or --state past=new@append:1")
         return StatePair(
             input=match["input"],
             output=match["output"],
@@ -119,11 +102,15 @@ class ForeignRequest:
 
     def parsed_sizes(self) -> dict[str, str]:
         """Axis -> a number or a sum of axes."""
-        return dict(parse_size(text) for text in self.sizes)
+        form = "AXIS=N, or AXIS=OTHER+OTHER for a sum of axes"
+        found = [_read("--size", text, SIZE, form, "--size rows=4") for text in self.sizes]
+        return {match["axis"].strip(): match["size"].strip() for match in found}
 
     def parsed_bounds(self) -> dict[str, Bound]:
         """Input -> its smallest and largest value."""
-        return dict(parse_bound(text) for text in self.bounds)
+        form = "INPUT=LOW:HIGH with LOW <= HIGH, both included"
+        found = [_read("--bound", text, BOUND, form, "--bound tokens=0:31999") for text in self.bounds]
+        return {match["input"]: (float(match["low"]), float(match["high"])) for match in found}
 
     def command(self, steps: int | None = None) -> str:
         """The check, as a command line: of so many steps, or of those that were asked for."""
