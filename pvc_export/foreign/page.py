@@ -9,7 +9,7 @@ from engines.manifest import hash_file
 from ..parity.levels import TITLES
 from ..report.figures import Axis, Curve
 from ..report.junit import Case, document
-from ..report.sections import Panel, drift_rows, make_panel
+from ..report.sections import Panel, make_panel
 from ..report.template import fill
 from ..report.text import share
 from ..terminal.facts import installed
@@ -27,13 +27,12 @@ TONES = {OWN: "a", FORCED: "b"}
 def render(report: ForeignReport) -> str:
     """The whole page."""
     panels = curves(report.level("D"))
-    drifts = sorted(report.drifts, key=lambda drift: drift.verdict == "ok")[:MOST_PANELS]
     return fill(
         "foreign.html.j2",
         report=report,
         parity=report,
         titles=TITLES,
-        drift=drift_rows(drifts),
+        drift=sorted(report.drifts, key=lambda drift: drift.verdict == "ok")[:MOST_PANELS],
         drift_summary="Of the stream with its own states",
         versions=installed(PACKAGES),
         files={report.graph: hash_file(report.declared.path)},

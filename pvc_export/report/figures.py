@@ -18,6 +18,8 @@ from PIL import Image
 
 from engines.memory import Array
 
+from ..parity.drift.report import Drift
+from ..parity.drift.statistics import Trend
 from ..parity.heat import HeatMap
 from ..parity.metrics import TINY
 from .text import clean, number, share
@@ -89,19 +91,20 @@ def curves_figure(title: str, curves: Sequence[Curve], axis: Axis) -> Markup:
     return _svg(title, parts)
 
 
-def drift_figure(title: str, num_frames: int, dots: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> Markup:
-    """Series (tone, (frame, value) ...) as dots over a long stream, log y."""
-    scale = _LogScale.around([value for _, series in dots for _, value in series])
+def drift_figure(curve: Drift) -> Markup:
+    """Noise floor and error of every sample as dots over a long stream, log y."""
+    dots = {"floor": [(s.frame, s.floor) for s in curve.samples], "a": [(s.frame, s.error) for s in curve.samples]}
+    scale = _LogScale.around([value for series in dots.values() for _, value in series])
     parts = list(_grid(scale))
     width = WIDTH - LEFT - RIGHT
     for index in range(5):
         x = LEFT + width * index / 4
         anchor = "start" if index == 0 else "end" if index == 4 else "middle"
-        label = f"{num_frames * index / 4:.0f}"
+        label = f"{curve.num_frames * index / 4:.0f}"
         parts.append(_tag("text", label, x=f"{x:.1f}", y=HEIGHT - 7, class_="tick", text_anchor=anchor))
-    for tone, series in dots:
+    for tone, series in dots.items():
         spots = [
-            f"M{LEFT + width * frame / max(num_frames, 1):.1f} {scale.y(value):.1f}h0"
+            f"M{LEFT + width * frame / max(curve.num_frames, 1):.1f} {scale.y(value):.1f}h0"
             for frame, value in series
             if isfinite(frame) and isfinite(value)
         ]
@@ -109,11 +112,12 @@ def drift_figure(title: str, num_frames: int, dots: Sequence[tuple[str, Sequence
         lost = sum(not isfinite(value) for _, value in series)
         if lost:
             parts.append(_tag("text", f"{lost} NaN or ∞", x=WIDTH - RIGHT, y=TOP - 5, class_="lost", text_anchor="end"))
-    return _svg(title, parts)
+    return _svg(f"drift of {curve.tensor}", parts)
 
 
-def interval_figure(value: float, lower: float, upper: float, *, title: str) -> Markup:
-    """A value with its interval, in shares of what is allowed, on -150% to 150%. Arrows where it goes on."""
+def interval_figure(trend: Trend, unit: float, title: str) -> Markup:
+    """A trend with its interval, in shares of what is allowed, on -150% to 150%. unit: shares in a slope of 1."""
+    value, lower, upper = (unit * end for end in (trend.slope, trend.lower, trend.upper))
     if not all(isfinite(x) for x in (value, lower, upper)):
         return Markup('<span class="lost">not finite</span>')
 

@@ -12,7 +12,7 @@ from ..parity.culprit.record import INNOCENT
 from ..parity.levels import TITLES
 from ..parity.limits import kl_limit, load_thresholds, thresholds_file
 from .given import ReportInput
-from .sections import drift_rows, panels, topics
+from .sections import panels, topics
 from .template import fill
 
 TEMPLATE, PAGE_NAME = "report.html.j2", "report.html"
@@ -36,7 +36,7 @@ def render(report: ReportInput) -> str:
         panels=panels(parity),
         kl_limit=kl_limit(parity.precision),
         topics=topics(parity.answers),
-        drift=drift_rows(parity.drift.curves) if parity.drift else [],
+        drift=parity.drift.curves if parity.drift else [],
         drift_summary=parity.drift.summary() if parity.drift else "",
         versions=manifest.versions,
         files=manifest.files,

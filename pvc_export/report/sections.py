@@ -1,25 +1,23 @@
-"""What the sections of the page show, computed from a report: the curves, answers by topic, drift."""
+"""What the sections of the page show, computed from a report: the curves, answers by topic."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 
 from markupsafe import Markup
 
 from ..parity.answers import RungAnswers
-from ..parity.drift.report import Drift, Series
 from ..parity.limits import limit_key, nan_last
 from ..parity.metrics import Difference
 from ..parity.places import Place, Rung
 from ..parity.report import ParityReport
-from .figures import Axis, Curve, curves_figure, drift_figure, interval_figure
+from .figures import Axis, Curve, curves_figure
 from .text import number, share
 
 CURVES = {"rel_l2": ("relative L2", "a"), "worst_token": ("worst token", "b")}
 """The metrics that are drawn, with their names and colours."""
-TRENDS: tuple[tuple[Series, str], ...] = (("beyond", "beyond the floor"), ("gap", "from torch fp32"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,49 +91,5 @@ def _legend(curve: Curve, axis: Axis) -> str:
     return f"{curve.name}: {number(value)} at {where}, {share(value / limit)} of {number(limit)}"
 
 
-# -- answers and drift -------------------------------------------------------------------------------------------
-
-
 def topics(answers: Sequence[RungAnswers]) -> list[str]:
     return sorted({topic for rung in answers for topic in rung.count})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DriftRow:
-    """One tensor over a long stream; change: of its error, with the slope's interval."""
-
-    tensor: str
-    verdict: str
-    figure: Markup
-    floor: str
-    error: str
-    change: str
-    intervals: tuple[tuple[str, Markup, str], ...]
-
-
-def drift_rows(curves: Iterable[Drift]) -> list[DriftRow]:
-    rows = []
-    for curve in curves:
-        intervals = []
-        for series, name in TRENDS:
-            trend, unit = curve.trend(series), curve.num_frames / curve.noise
-            text = trend.share_text(curve.num_frames, curve.noise)
-            ends = (trend.slope * unit, trend.lower * unit, trend.upper * unit)
-            intervals.append((name, interval_figure(*ends, title=f"{name}: {text}"), text))
-        first, last = curve.means[0], curve.means[-1]
-        dots = [
-            ("floor", [(sample.frame, sample.floor) for sample in curve.samples]),
-            ("a", [(sample.frame, sample.error) for sample in curve.samples]),
-        ]
-        rows.append(
-            DriftRow(
-                tensor=curve.tensor,
-                verdict=curve.verdict,
-                figure=drift_figure(f"drift of {curve.tensor}", curve.num_frames, dots),
-                floor=f"{number(first.floor)} → {number(last.floor)}",
-                error=f"{number(first.error)} → {number(last.error)}",
-                change=curve.trend("error").text(curve.num_frames),
-                intervals=tuple(intervals),
-            )
-        )
-    return rows
