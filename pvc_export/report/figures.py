@@ -38,7 +38,7 @@ class Curve:
 
     name: str
     values: tuple[float, ...]
-    limit: float | None
+    limit: float
     tone: str
 
 
@@ -78,13 +78,12 @@ def bar(value: float, *, low: float = 1e-3, high: float = 10.0) -> Markup:
 
 def curves_figure(title: str, curves: Sequence[Curve], axis: Axis) -> Markup:
     """Curves with their limits, log y. The caption is the page's."""
-    scale = _LogScale.around([v for curve in curves for v in (*curve.values, *([curve.limit] if curve.limit else []))])
+    scale = _LogScale.around([value for curve in curves for value in (*curve.values, curve.limit)])
     xs = axis.positions()
     parts = [*_grid(scale), *_x_axis(axis, xs)]
     for curve in curves:
-        if curve.limit:
-            y = scale.y(curve.limit)
-            parts.append(_tag("path", d=f"M{LEFT} {y:.1f}H{WIDTH - RIGHT}", class_=f"limit {curve.tone}"))
+        y = scale.y(curve.limit)
+        parts.append(_tag("path", d=f"M{LEFT} {y:.1f}H{WIDTH - RIGHT}", class_=f"limit {curve.tone}"))
         parts.append(_tag("path", d=_line(curve, axis, xs, scale), class_=f"line {curve.tone}"))
         for x, label, value in zip(xs, axis.labels, curve.values, strict=True):
             parts.append(_point(x, value, scale, curve, f"{axis.name} {label}"))
@@ -247,9 +246,8 @@ def _point(x: float, value: float, scale: _LogScale, curve: Curve, where: str) -
     if not isfinite(value):
         cross = _tag("path", title, d=f"M{x - 3:.1f} {y - 3:.1f}l6 6m0 -6l-6 6", class_="cross")
         return cross + _tag("text", number(value), x=f"{x:.1f}", y=f"{y + 13:.1f}", class_="lost", text_anchor="middle")
-    above = curve.limit is not None and value > curve.limit
-    kind = "zero" if value == 0 else "dot"
-    return _tag("circle", title, cx=f"{x:.1f}", cy=f"{y:.1f}", r=2.2, class_=f"{kind} {'bad' if above else curve.tone}")
+    kind, tone = "zero" if value == 0 else "dot", "bad" if value > curve.limit else curve.tone
+    return _tag("circle", title, cx=f"{x:.1f}", cy=f"{y:.1f}", r=2.2, class_=f"{kind} {tone}")
 
 
 def _svg(title: str, parts: Iterable[Markup]) -> Markup:

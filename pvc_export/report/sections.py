@@ -1,14 +1,13 @@
-"""What the sections of the page show, computed from a report: the curves, answers by topic."""
+"""The curves of the page, computed from a report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import isfinite
 
 from markupsafe import Markup
 
-from ..parity.answers import RungAnswers
 from ..parity.limits import limit_key, nan_last
 from ..parity.metrics import Difference
 from ..parity.places import Place, Rung
@@ -62,7 +61,7 @@ def _panels_of(parity: ParityReport, rung: Rung) -> Iterator[Panel]:
 def make_panel(title: str, label: str, curves: Sequence[Curve], axis: Axis, said: Sequence[str]) -> Panel:
     """said: what the legend tells of each curve."""
     lines = tuple((curve.tone, text) for curve, text in zip(curves, said, strict=True))
-    bad = any(not value <= (curve.limit or inf) for curve in curves for value in curve.values)
+    bad = any(not value <= curve.limit for curve in curves for value in curve.values)
     return Panel(title=title, figure=curves_figure(label, curves, axis), lines=lines, passed=not bad)
 
 
@@ -84,12 +83,8 @@ def _axis(places: Sequence[Place], window: int) -> Axis:
 
 def _legend(curve: Curve, axis: Axis) -> str:
     worst = max(range(len(curve.values)), key=lambda index: nan_last(curve.values[index]))
-    value, limit = curve.values[worst], curve.limit or inf
+    value, limit = curve.values[worst], curve.limit
     where = f"{axis.name} {axis.labels[worst]}"
     if not isfinite(value):
         return f"{curve.name}: {number(value)} at {where}, limit {number(limit)}"
     return f"{curve.name}: {number(value)} at {where}, {share(value / limit)} of {number(limit)}"
-
-
-def topics(answers: Sequence[RungAnswers]) -> list[str]:
-    return sorted({topic for rung in answers for topic in rung.count})
