@@ -15,29 +15,25 @@ from engines.memory import Array
 
 from ..report.text import count
 from .limits import CEILING, Compared
-from .session import RunFailed
-from .sides import Sides
+from .session import GraphSession, RunFailed
 from .states import Declared
 
 MAX_EXCHANGES = 32
 """Pairs of states that are exchanged in search of the two that a graph confuses."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Failure:
     """An output that is off: what both sides returned, what they were fed, and how the two are compared."""
 
-    sides: Sides
+    declared: Declared
+    session: GraphSession
     tensor: str
     step: int
     got: Mapping[str, Array]
     want: Mapping[str, Array]
     feeds: Mapping[str, Array]
     compared: Callable[[Array, Array], Compared]
-
-    @property
-    def declared(self) -> Declared:
-        return self.sides.declared
 
     @property
     def own(self) -> tuple[Array, Array]:
@@ -50,7 +46,7 @@ class Failure:
     def agrees_fed(self, feeds: Mapping[str, Array], want: Array) -> bool:
         """Whether the graph, fed otherwise, returns what it should be. A graph that fails on it does not."""
         try:
-            return self.agrees(self.sides.session.run({**self.feeds, **feeds})[self.tensor], want)
+            return self.agrees(self.session.run({**self.feeds, **feeds})[self.tensor], want)
         except RunFailed:
             return False
 

@@ -14,7 +14,6 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,7 +52,9 @@ def load_reference(text: str) -> nn.Module:
         raise _refused(text, f": '{source}' is neither a module nor a .py file", cause=cause, fix=fix)
     if is_file and not Path(source).is_file():
         raise _refused(text, f": {source} does not exist", fix="correct the path and run the check again")
-    with _importable(Path(source).resolve().parent if is_file else Path.cwd()):
+    folder = str(Path(source).resolve().parent if is_file else Path.cwd())
+    sys.path.append(folder)  # its modules can be imported too, but shadow none that is installed
+    try:
         imported = _import(source, text, is_file=is_file)
         if not hasattr(imported, name):
             known = [key for key in vars(imported) if not key.startswith("_")]
@@ -61,20 +62,12 @@ def load_reference(text: str) -> nn.Module:
             fix = f"{did_you_mean(name, known)} Correct the name and run the check again".strip()
             raise _refused(text, f": {source} has no '{name}'", expected=expected, fix=fix)
         return _make(getattr(imported, name), text).float().eval()
+    finally:
+        sys.path.remove(folder)
 
 
 def _refused(text: str, what: str, *, expected: str = FORM, cause: str = "", fix: str) -> ModelError:
     return ModelError(f"--reference {text}{what}", expected=expected, cause=cause, fix=fix)
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Its modules can be imported too, but shadow none that is installed."""
-    sys.path.append(str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
 
 
 def _import(source: str, text: str, *, is_file: bool) -> ModuleType:

@@ -68,7 +68,7 @@ class Run:
         feeds  what both sides were fed: the likely cause is looked for there, unless it is given as `cause`
         told   what is wrong with an output, before the numbers
         """
-        self.wrong = set()
+        declared, session, self.wrong = self.sides.declared, self.sides.session, set()
         for name, expected in want.items():
             floor, unit = self.floors.get(name), self.sides.unit
             compared = partial(compare, tensor=name, run=self.name, step=step, floor=floor, unit=unit)
@@ -79,11 +79,8 @@ class Run:
             self.wrong.add(name)
             if self.is_news(name):
                 if feeds is not None:
-                    failure = Failure(
-                        sides=self.sides, tensor=name, step=step, got=got, want=want, feeds=feeds, compared=compared
-                    )
-                    cause = likely_cause(failure)
-                self.add(step, f"{self.sides.declared.describe(name)}{told}: {found.text()}", cause, tensor=name)
+                    cause = likely_cause(Failure(declared, session, name, step, got, want, feeds, compared))
+                self.add(step, f"{declared.describe(name)}{told}: {found.text()}", cause, tensor=name)
 
     def is_news(self, tensor: str) -> bool:
         return not any(found.tensor == tensor and found.run == self.name for found in self.level.findings)

@@ -140,12 +140,10 @@ class Declared:
 
     def resolve(self, port: Port, sizes: Sizes) -> tuple[int, ...]:
         assert port.shape is not None
-        return tuple(self._evaluate(dim, sizes) for dim in port.shape)
+        return tuple(dim if isinstance(dim, int) else self._sum(dim, sizes) for dim in port.shape)
 
-    def _evaluate(self, dim: Dim, sizes: Sizes) -> int:
-        if isinstance(dim, int):
-            return dim
-        return sum(int(p) if p.isdigit() else sizes[p] for p in pieces_of(dim, self.ties))
+    def _sum(self, dim: str, sizes: Sizes) -> int:
+        return sum(int(piece) if piece.isdigit() else sizes[piece] for piece in pieces_of(dim, self.ties))
 
     def batch_axis(self, name: str) -> int | None:
         """The batch axis of an input or an output, or None. A state output has that of its input."""
