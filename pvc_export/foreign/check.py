@@ -50,7 +50,7 @@ from .state_rules import check_batch, check_determinism, check_states
 
 CHECKS = {
     "B": check_step, "C": check_sizes, "D": check_stream, "E": check_drift, "G": check_states, "H": check_batch,
-    "I": check_determinism
+    "I": check_determinism,
 }  # fmt: skip
 """Those of a bundle's levels that any graph can be asked. The others need a ring, a tokenizer or pixels."""
 

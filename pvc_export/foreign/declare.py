@@ -100,13 +100,9 @@ def _bind(
     for role, other in (("input", "output"), ("output", "input")):
         names = [getattr(pair, role) for pair in pairs]
         for index, name in enumerate(names):
-            _require_known(
-                f"--state names the {role} '{name}', which {path.name} does not have",
-                name,
-                ports[role],
-                among=f"one of its {role}s: ",
-                cause=f"it has an {other} of that name: a pair is INPUT=OUTPUT" if name in ports[other] else "",
-            )
+            what = f"--state names the {role} '{name}', which {path.name} does not have"
+            cause = f"it has an {other} of that name: a pair is INPUT=OUTPUT" if name in ports[other] else ""
+            _require_known(what, name, ports[role], among=f"one of its {role}s: ", cause=cause)
             if name in names[:index]:
                 raise SpecError(
                     f"--state names the {role} '{name}' twice",

@@ -39,7 +39,7 @@ Floors = dict[str, Limits]
 """The noise floor of every output of a stream: the worst so far, since rounding gathers and a step may be lucky."""
 FLOAT32_UNIT = 2.0**-24
 RULE = {
-    "margin": MARGIN, "ulps": ULPS, "no_floor_ulps": NO_FLOOR_ULPS, "ceiling": CEILING, "float32_unit": FLOAT32_UNIT
+    "margin": MARGIN, "ulps": ULPS, "no_floor_ulps": NO_FLOOR_ULPS, "ceiling": CEILING, "float32_unit": FLOAT32_UNIT,
 }  # fmt: skip
 UNIT_ROUNDOFF = {"float32": FLOAT32_UNIT, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 

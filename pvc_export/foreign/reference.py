@@ -81,16 +81,10 @@ def _import(source: str, text: str, *, is_file: bool) -> ModuleType:
         spec.loader.exec_module(module)
         return module
     except (Exception, SystemExit) as error:  # whatever their code does when it is imported
+        what, alone = f": importing {source} failed: {_told(error)}", source if is_file else f"-c 'import {source}'"
         expected = "a module that can be imported without side effects"
         cause = "a package is missing here, or it is a script without a main guard"
-        alone = source if is_file else f"-c 'import {source}'"
-        raise _refused(
-            text,
-            f": importing {source} failed: {_told(error)}",
-            expected=expected,
-            cause=cause,
-            fix=f"try it alone: python {alone}",
-        ) from error
+        raise _refused(text, what, expected=expected, cause=cause, fix=f"try it alone: python {alone}") from error
 
 
 def _make(found: Any, text: str) -> nn.Module:
