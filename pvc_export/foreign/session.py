@@ -82,14 +82,13 @@ def faults_of(path: Path, num_bytes: int) -> list[str]:
     """What onnx.checker and then strict shape inference object to, a line each."""
     try:
         onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
-        return [f"onnx.checker refuses the file: {one_line(error)}"]
-    try:
         if num_bytes < LARGEST_LOADED:
             onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True, data_prop=True)
         else:
             with tempfile.NamedTemporaryFile(suffix=".onnx") as scratch:
                 onnx.shape_inference.infer_shapes_path(str(path), scratch.name, check_type=True, strict_mode=True)
+    except onnx.checker.ValidationError as error:
+        return [f"onnx.checker refuses the file: {one_line(error)}"]
     except onnx.shape_inference.InferenceError as error:
         return [f"strict shape inference fails: {one_line(error)}"]
     return []
