@@ -36,67 +36,23 @@ by experiment (causes.py), since "the outputs differ" does not help with somebod
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import dataclass
-from pathlib import Path
-
-from engines.errors import SpecError
-
 from ..graphs.sessions import fitting_threads
-from ..parity.drift.report import Drift
 from ..parity.recording import Progress
 from .declare import declare
 from .levels import check_drift, check_file, check_sizes, check_step, check_stream
-from .reference import NoiseFloor, Reference, load_reference, require_function
-from .report import LEVELS, NUM_STEPS, ForeignReport, Level
-from .session import GraphSession, RunFailed, Wiring, load_graph, wiring_of
-from .sides import Sides
+from .reference import NoiseFloor, Reference, load_reference
+from .report import ForeignReport, Level
+from .request import ForeignRequest
+from .runs import judged
+from .session import GraphSession, RunFailed, load_graph
+from .sides import Sides, Streamed
 from .state_rules import check_batch, check_determinism, check_states
-from .states import Bound, Declared, StatePair, parse_bound, parse_size
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ForeignRequest:
-    """What to check, as the command line says it. Raises SpecError for text that is no pair, size or bound.
-
-    reference  'pkg.module:Name' or 'path/to/file.py:Name'
-    states     'INPUT=OUTPUT', '...@append:AXIS', '...@start:N'
-    steps      of the stream, at least 1; a slope needs 16
-    sizes      'AXIS=N' or 'AXIS=OTHER+OTHER'
-    bounds     'INPUT=LOW:HIGH', both included
-    seed       of every input that is drawn
-    """
-
-    reference: str
-    graph: Path
-    states: tuple[str, ...] = ()
-    steps: int = NUM_STEPS
-    sizes: tuple[str, ...] = ()
-    bounds: tuple[str, ...] = ()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise SpecError(f"--steps is {self.steps}", expected="at least 1", fix=f"leave it out for {NUM_STEPS}")
-        self.pairs(), self.parsed_sizes(), self.parsed_bounds()
-
-    def pairs(self) -> tuple[StatePair, ...]:
-        return tuple(StatePair.parse(text) for text in self.states)
-
-    def parsed_sizes(self) -> dict[str, str]:
-        """Axis -> a number or a sum of axes."""
-        return dict(parse_size(text) for text in self.sizes)
-
-    def parsed_bounds(self) -> dict[str, Bound]:
-        """Input -> its smallest and largest value."""
-        return dict(parse_bound(text) for text in self.bounds)
-
-    def command(self) -> str:
-        """The check without --steps, as a command line."""
-        options = {"--state": self.states, "--size": self.sizes, "--bound": self.bounds}
-        words = ["pvc-export", "check", "--reference", self.reference, "--graph", str(self.graph)]
-        words += [word for option, values in options.items() for value in values for word in (option, value)]
-        return shlex.join([*words, *(["--seed", str(self.seed)] if self.seed else [])])
+CHECKS = {
+    "B": check_step, "C": check_sizes, "D": check_stream, "E": check_drift, "G": check_states, "H": check_batch,
+    "I": check_determinism,
+}  # fmt: skip
+"""Those of a bundle's levels that any graph can be asked. The others need a ring, a tokenizer or pixels."""
 
 
 def check_foreign(request: ForeignRequest, progress: Progress = lambda _: None) -> ForeignReport:
@@ -107,55 +63,20 @@ def check_foreign(request: ForeignRequest, progress: Progress = lambda _: None) 
     graph's inputs, or held against its outputs; SpecError for names and pairs that the graph cannot have;
     BackendUnavailable without ONNX Runtime.
     """
-    model = load_graph(request.graph)
-    declared = declare(
-        request.graph, model, states=request.pairs(), sizes=request.parsed_sizes(), bounds=request.parsed_bounds()
-    )
-    wiring = wiring_of(request.graph, model)
+    declared = declare(load_graph(request.graph), request)
     module = load_reference(request.reference)
-    double = NoiseFloor(module, declared)
-    with fitting_threads(module):
-        levels, drifts = _climb(request, declared, wiring, Reference(module, declared), double, progress)
-    return ForeignReport(
-        path=request.graph,
-        graph=request.graph.name,
-        reference=request.reference,
-        plain_command=request.command(),
-        dtype=wiring.dtype,
-        num_steps=request.steps,
-        floor_missing=double.missing,
-        states=tuple(pair.text() for pair in declared.states),
-        drawn=tuple(declared.drawn_as(port) for port in declared.drawn),
-        sizes=declared.sizes,
-        results=tuple(levels),
-        drifts=drifts,
-    )
-
-
-def _climb(
-    request: ForeignRequest,
-    declared: Declared,
-    wiring: Wiring,
-    reference: Reference,
-    double: NoiseFloor,
-    progress: Progress,
-) -> tuple[list[Level], tuple[Drift, ...]]:
+    double, streamed = NoiseFloor(module, declared), Streamed()
+    reference = Reference(module, declared)
     try:
-        session = GraphSession(request.graph, num_bytes=wiring.num_bytes)
+        session = GraphSession(declared)
     except RunFailed as error:
-        unreached = [Level(letter=letter, not_executed="the graph does not open") for letter in LEVELS[1:]]
-        return [check_file(declared, wiring, error), *unreached], ()
-    sides = Sides(
-        declared=declared, wiring=wiring, session=session, reference=reference, double=double, seed=request.seed
+        levels = [check_file(declared, error)]
+        levels += [Level(letter=letter, not_executed="the graph does not open") for letter in CHECKS]
+    else:
+        sides = Sides(request, declared, session, reference, double, streamed, progress)
+        with fitting_threads(module):
+            levels = [check_file(declared), *(judged(letter, sides, check) for letter, check in CHECKS.items())]
+        progress(1.0)
+    return ForeignReport(
+        request=request, declared=declared, floor_missing=double.missing, results=levels, drifts=streamed.drifts
     )
-    feeds = sides.draw("B", 0, declared.sizes) | declared.zero_states(declared.sizes)
-    want = require_function(reference, feeds)
-    levels = [check_file(declared, wiring, None), check_step(sides, feeds, want)]
-    progress(0.1)
-    levels.append(check_sizes(sides))
-    progress(0.2)
-    stream, streamed = check_stream(sides, request.steps, lambda x: progress(0.2 + 0.7 * x))
-    drift, drifts = check_drift(sides, streamed)
-    levels += [stream, drift, check_states(sides), check_batch(sides, streamed.floors), check_determinism(sides)]
-    progress(1.0)
-    return levels, drifts

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from engines.errors import SpecError
 from engines.spec import Dim
 from engines.terminal import did_you_mean
 
-from .states import Bound, Declared, Port, Sizes, StatePair, pieces_of
+from .request import Bound, ForeignRequest, StatePair
+from .session import wiring_of
+from .states import Declared, Port, Sizes, pieces_of
 
 BATCH_SIZE = 2
 FIRST_SIZE = 3
@@ -22,18 +25,17 @@ FIRST_SIZE = 3
 CORRECT = "Correct it and run the check again"
 
 
-def declare(
-    path: Path, model: Any, *, states: Iterable[StatePair], sizes: Mapping[str, str], bounds: Mapping[str, Bound]
-) -> Declared:
+def declare(model: Any, request: ForeignRequest) -> Declared:
     """Read what an onnx.ModelProto declares, and hold the command line against it.
 
     Raises SpecError for a tensor that no numpy array can be, for a name that the graph does not have, and for a pair
     whose ends cannot follow each other.
     """
+    path = request.graph
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(_port(value, "input") for value in model.graph.input if value.name not in constants)
     outputs = tuple(_port(value, "output") for value in model.graph.output)
-    bound_pairs = _bind(tuple(states), inputs, outputs, path)
+    bound_pairs = _bind(request.pairs(), inputs, outputs, path)
     fed = {pair.input for pair in bound_pairs}
     drawn = [port for port in inputs if port.name not in fed]
     bare = {dim for port in drawn for dim in port.shape or ()}
@@ -41,12 +43,13 @@ def declare(
     symbols = [s for port in inputs for dim in port.shape or () if isinstance(dim, str) for s in pieces_of(dim, {})]
     known = [symbol for symbol in dict.fromkeys(symbols) if not symbol.isdigit()]
     batch = _batch(known, inputs, growing)
-    ties, pinned = _parse_sizes(sizes, known, growing, path)
+    ties, pinned = _parse_sizes(request.parsed_sizes(), known, growing, path)
     base = {symbol: FIRST_SIZE + index for index, symbol in enumerate(s for s in known if s not in ties and s != batch)}
     starts = {s: pair.start for pair in bound_pairs for s, (name, _) in followed.items() if name == pair.input}
     base |= {symbol: starts[symbol] for symbol in growing} | ({batch: BATCH_SIZE} if batch else {}) | pinned
     return Declared(
         path=path,
+        wiring=wiring_of(path, model),
         inputs=inputs,
         outputs=outputs,
         states=bound_pairs,
@@ -56,7 +59,7 @@ def declare(
         followed=followed,
         growing=growing,
         batch=batch,
-        bounds=_bounds(drawn, bounds, path),
+        bounds=_bounds(drawn, request.parsed_bounds(), path),
     )
 
 
@@ -76,82 +79,68 @@ def _port(value: Any, role: str) -> Port:
             expected="float16, float32, float64, an integer or bool",
             fix="cast it inside the graph and export again",
         )
-    if not tensor.HasField("shape"):
-        if role == "input":
-            raise SpecError(
-                f"the graph's input '{value.name}' declares no shape, so nothing can be drawn for it",
-                fix="export again with its rank, and names for its dynamic axes",
-            )
-        return Port(name=value.name, dtype=dtype.name, shape=None)
-    dims: list[Dim] = []
-    for axis, dim in enumerate(tensor.shape.dim):
-        unnamed = "batch" if axis == 0 else f"{value.name}[{axis}]"
-        dims.append(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or unnamed)
-    return Port(name=value.name, dtype=dtype.name, shape=tuple(dims))
+    if tensor.HasField("shape"):
+        unnamed = ["batch", *(f"{value.name}[{axis}]" for axis in range(1, len(tensor.shape.dim)))]
+        dims = zip(tensor.shape.dim, unnamed, strict=False)
+        shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or name for d, name in dims)
+        return Port(name=value.name, dtype=dtype.name, shape=shape)
+    if role == "input":
+        raise SpecError(
+            f"the graph's input '{value.name}' declares no shape, so nothing can be drawn for it",
+            fix="export again with its rank, and names for its dynamic axes",
+        )
+    return Port(name=value.name, dtype=dtype.name, shape=None)
 
 
 def _bind(
     pairs: tuple[StatePair, ...], inputs: tuple[Port, ...], outputs: tuple[Port, ...], path: Path
 ) -> tuple[StatePair, ...]:
     """The pairs, with their axes counted from the front. Raises SpecError for one that the graph cannot have."""
-    by_input, by_output = {p.name: p for p in inputs}, {p.name: p for p in outputs}
-    for role, names, known, other in (
-        ("input", [pair.input for pair in pairs], by_input, by_output),
-        ("output", [pair.output for pair in pairs], by_output, by_input),
-    ):
+    ports = {"input": {p.name: p for p in inputs}, "output": {p.name: p for p in outputs}}
+    for role, other in (("input", "output"), ("output", "input")):
+        names = [getattr(pair, role) for pair in pairs]
         for index, name in enumerate(names):
-            if name not in known:
-                turned = f"it has an {'output' if role == 'input' else 'input'} of that name: a pair is INPUT=OUTPUT"
-                raise SpecError(
-                    f"--state names the {role} '{name}', which {path.name} does not have",
-                    expected=f"one of its {role}s: {', '.join(known)}",
-                    cause=turned if name in other else "",
-                    fix=_correct(name, known),
-                )
+            what = f"--state names the {role} '{name}', which {path.name} does not have"
+            cause = f"it has an {other} of that name: a pair is INPUT=OUTPUT" if name in ports[other] else ""
+            _require_known(what, name, ports[role], among=f"one of its {role}s: ", cause=cause)
             if name in names[:index]:
                 raise SpecError(
                     f"--state names the {role} '{name}' twice",
                     expected=f"each {role} in one pair at most",
                     fix="remove one of the two pairs and run the check again",
                 )
-    return tuple(_bind_ends(pair, by_input[pair.input], by_output[pair.output]) for pair in pairs)
+    return tuple(_bind_ends(pair, ports["input"][pair.input], ports["output"][pair.output]) for pair in pairs)
 
 
 def _bind_ends(pair: StatePair, into: Port, out: Port) -> StatePair:
-    ends = f"{pair.option()}: the input is {into.text()}, the output {out.text()}"
+    wrong_pair = partial(
+        SpecError,
+        f"{pair.option()}: the input is {into.text()}, the output {out.text()}",
+        fix="correct the pair, or export again",
+    )
     if into.dtype != out.dtype:
-        raise SpecError(
-            ends,
-            expected="one dtype, since the output is the next step's input",
-            cause="a Cast is missing at one end, or it is the wrong pair",
-            fix="correct the pair, or export again",
-        )
+        expected = "one dtype, since the output is the next step's input"
+        raise wrong_pair(expected=expected, cause="a Cast is missing at one end, or it is the wrong pair")
     shape = into.shape or ()
     axis, rank = pair.append_axis, len(shape)
-    if axis is not None and not -rank <= axis < rank:
-        raise SpecError(
-            f"{pair.option()}: {into.text()} has no such axis", expected=f"an axis of 0..{rank - 1}", fix=CORRECT
-        )
-    axis = axis if axis is None else axis % rank
-    if axis is not None and isinstance(shape[axis], int):
-        dynamic = [str(i) for i, dim in enumerate(shape) if isinstance(dim, str)]
-        raise SpecError(
-            f"{pair.option()}: axis {axis} of {into.text()} has a fixed size, so nothing can be appended there",
-            expected=f"one of its dynamic axes, which are {', '.join(dynamic) or 'none'}",
-            fix="correct the axis, or export it as dynamic",
-        )
-    sizes = list(zip(shape, out.shape or (), strict=False))
-    differ = [
-        i for i, (a, b) in enumerate(sizes) if i != axis and isinstance(a, int) and isinstance(b, int) and a != b
-    ]  # fmt: skip
+    if axis is not None:
+        if not -rank <= axis < rank:
+            what = f"{pair.option()}: {into.text()} has no such axis"
+            raise SpecError(what, expected=f"an axis of 0..{rank - 1}", fix=CORRECT)
+        axis %= rank
+        if isinstance(shape[axis], int):
+            dynamic = [str(i) for i, dim in enumerate(shape) if isinstance(dim, str)]
+            raise SpecError(
+                f"{pair.option()}: axis {axis} of {into.text()} has a fixed size, so nothing can be appended there",
+                expected=f"one of its dynamic axes, which are {', '.join(dynamic) or 'none'}",
+                fix="correct the axis, or export it as dynamic",
+            )
+    sizes = zip(shape, out.shape or (), strict=False)
+    differ = any(a != b for a, b in sizes if isinstance(a, int) and isinstance(b, int))
     if out.shape is not None and (len(out.shape) != rank or differ):
         free = "a dynamic axis that grows" if axis is None else "the axis of new rows"
-        raise SpecError(
-            ends,
-            expected=f"one shape, but for {free}",
-            cause="it is the wrong pair, or the output holds new rows only, which need @append:AXIS",
-            fix="correct the pair, or export again",
-        )
+        cause = "it is the wrong pair, or the output holds new rows only, which need @append:AXIS"
+        raise wrong_pair(expected=f"one shape, but for {free}", cause=cause)
     return replace(pair, append_axis=axis)
 
 
@@ -184,12 +173,10 @@ def _is_renamed(dim: str, out: Dim) -> bool:
 
 
 def _batch(known: list[str], inputs: tuple[Port, ...], growing: frozenset[str]) -> str | None:
+    """The axis of that name, else the one that is axis 0 of every input and no cache's length."""
     named = [symbol for symbol in known if symbol.lower().startswith("batch")]
-    if named:
-        return named[0]
-    first = {port.shape[0] if port.shape else None for port in inputs}
-    shared = first.pop() if len(first) == 1 else None
-    return shared if isinstance(shared, str) and shared in known and shared not in growing else None
+    shared = [s for s in known if s not in growing and all(port.shape and port.shape[0] == s for port in inputs)]
+    return next(iter(named + shared), None)
 
 
 def _parse_sizes(
@@ -198,12 +185,8 @@ def _parse_sizes(
     """(ties, pinned sizes). Raises SpecError for a symbol that the graph does not have."""
     for name, value in given.items():
         for symbol in (name, *(piece for piece in pieces_of(value, {}) if not piece.isdigit())):
-            if symbol not in known:
-                raise SpecError(
-                    f"--size {name}={value}: {path.name} has no dynamic axis '{symbol}'",
-                    expected=f"one of its dynamic axes, which are {', '.join(known) or 'none'}",
-                    fix=_correct(symbol, known),
-                )
+            what = f"--size {name}={value}: {path.name} has no dynamic axis '{symbol}'"
+            _require_known(what, symbol, known, among="one of its dynamic axes, which are ")
         if name in growing:
             raise SpecError(
                 f"--size {name}={value}: that axis grows with its state, step by step",
@@ -224,23 +207,20 @@ def _bounds(drawn: list[Port], given: Mapping[str, Bound], path: Path) -> dict[s
     """Those given, and those of integers and bool that are not. Raises SpecError for an input that is not drawn."""
     ports = {port.name: port for port in drawn}
     for name, (low, high) in given.items():
-        if name not in ports:
-            raise SpecError(
-                f"--bound names '{name}', which is not an input of {path.name} that is drawn",
-                expected=f"one of those that are: {', '.join(ports) or 'none'}",
-                fix=_correct(name, ports),
-            )
+        what = f"--bound names '{name}', which is not an input of {path.name} that is drawn"
+        _require_known(what, name, ports, among="one of those that are: ")
+        port = ports[name]
         whole = low == int(low) and high == int(high)
-        room = np.iinfo(ports[name].dtype) if ports[name].kind == "int" else None
-        if ports[name].kind != "float" and (not whole or (room and not room.min <= low <= high <= room.max)):
-            raise SpecError(
-                f"--bound {name}={low:g}:{high:g} does not fit {ports[name].text()}",
-                expected="whole numbers that its type can hold",
-                fix=CORRECT,
-            )
+        room = np.iinfo(port.dtype) if port.kind == "int" else None
+        if port.kind != "float" and (not whole or (room and not room.min <= low <= high <= room.max)):
+            what = f"--bound {name}={low:g}:{high:g} does not fit {port.text()}"
+            raise SpecError(what, expected="whole numbers that its type can hold", fix=CORRECT)
     default = {"uint8": (0.0, 255.0)}
     return {p.name: default.get(p.dtype, (0.0, 1.0)) for p in drawn if p.kind != "float"} | dict(given)
 
 
-def _correct(name: str, known: Iterable[str]) -> str:
-    return f"{did_you_mean(name, known)} {CORRECT}".strip()
+def _require_known(what: str, name: str, known: Collection[str], *, among: str, cause: str = "") -> None:
+    """Raise SpecError for a name that is not known. among: what those are that are."""
+    if name not in known:
+        fix = f"{did_you_mean(name, known)} {CORRECT}".strip()
+        raise SpecError(what, expected=among + (", ".join(known) or "none"), cause=cause, fix=fix)

@@ -13,7 +13,7 @@ is above CEILING, since what may be off by more proves nothing; the report says 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from math import inf
 from typing import Any
 
@@ -35,7 +35,12 @@ NO_FLOOR_ULPS = 128.0
 CEILING = 0.1
 METRICS = ("rel_l2", "worst_token")
 """Those that have limits."""
+Floors = dict[str, Limits]
+"""The noise floor of every output of a stream: the worst so far, since rounding gathers and a step may be lucky."""
 FLOAT32_UNIT = 2.0**-24
+RULE = {
+    "margin": MARGIN, "ulps": ULPS, "no_floor_ulps": NO_FLOOR_ULPS, "ceiling": CEILING, "float32_unit": FLOAT32_UNIT,
+}  # fmt: skip
 UNIT_ROUNDOFF = {"float32": FLOAT32_UNIT, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 MIN_DRIFT_STEPS = 16
@@ -109,18 +114,12 @@ def limits_of(floor: Limits | None, unit: float) -> Limits:
     }
 
 
-@dataclass(kw_only=True, slots=True)
-class Floors:
-    """The noise floor of every output of a stream: the worst so far, since rounding gathers and a step may be lucky."""
-
-    worst: dict[str, Limits] = field(default_factory=dict)
-
-    def add(self, want: Mapping[str, Array], exact: Mapping[str, Array] | None) -> None:
-        """One step of the reference, in float32 and in float64, if it runs there."""
-        for name, value in (exact or {}).items():
-            if value.dtype.kind == "f" and value.shape == want[name].shape:
-                found, before = metrics_of(want[name], value), self.worst.get(name, {})
-                self.worst[name] = {metric: max(getattr(found, metric), before.get(metric, 0.0)) for metric in METRICS}
+def add_floor(floors: Floors, want: Mapping[str, Array], exact: Mapping[str, Array] | None) -> None:
+    """One more step of the reference, in float32 and in float64, if it runs there."""
+    for name, value in (exact or {}).items():
+        if value.dtype.kind == "f" and value.shape == want[name].shape:
+            found, before = metrics_of(want[name], value), floors.get(name, {})
+            floors[name] = {metric: max(getattr(found, metric), before.get(metric, 0.0)) for metric in METRICS}
 
 
 def drift_of(tensor: str, samples: Sequence[Sample], floor: Limits | None, unit: float) -> Drift:

@@ -9,13 +9,13 @@ from engines.manifest import hash_file
 from ..parity.levels import TITLES
 from ..report.figures import Axis, Curve
 from ..report.junit import Case, document
-from ..report.sections import Panel, drift_rows, make_panel
+from ..report.sections import Panel, make_panel
 from ..report.template import fill
 from ..report.text import share
 from ..terminal.facts import installed
-from .levels import FORCED, OWN
 from .limits import Compared
 from .report import ForeignReport, Level
+from .runs import FORCED, OWN
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 MOST_PANELS = 24
@@ -27,16 +27,15 @@ TONES = {OWN: "a", FORCED: "b"}
 def render(report: ForeignReport) -> str:
     """The whole page."""
     panels = curves(report.level("D"))
-    drifts = sorted(report.drifts, key=lambda drift: drift.verdict == "ok")[:MOST_PANELS]
     return fill(
         "foreign.html.j2",
         report=report,
         parity=report,
         titles=TITLES,
-        drift=drift_rows(drifts),
+        drift=sorted(report.drifts, key=lambda drift: drift.verdict == "ok")[:MOST_PANELS],
         drift_summary="Of the stream with its own states",
         versions=installed(PACKAGES),
-        files={report.graph: hash_file(report.path)},
+        files={report.graph: hash_file(report.declared.path)},
         rows=[
             (level, name, group, worst_of(group)) for level in report.results for name, group in level.rows().items()
         ],
@@ -77,10 +76,10 @@ def curves(level: Level) -> list[Panel]:
 def junit(report: ForeignReport) -> str:
     """A suite for each level, a case for each of its outputs; what was not executed is skipped."""
     facts = {
-        "reference": report.reference,
+        "reference": report.request.reference,
         "dtype": report.computed(),
         "limit": report.rule(),
-        "sha256": hash_file(report.path).sha256,
+        "sha256": hash_file(report.declared.path).sha256,
         "machine": report.machine,
         "command": report.command,
     }

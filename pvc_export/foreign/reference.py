@@ -14,7 +14,6 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +26,8 @@ from engines.errors import ModelError
 from engines.memory import Array
 from engines.terminal import did_you_mean
 
-from .states import Declared
+from .session import one_line
+from .states import Declared, Port, kind_of
 
 LARGEST_FP64 = 500_000_000
 """Parameters beyond which float64 would take more than 4 GB for its weights alone, beside the reference's own."""
@@ -44,43 +44,30 @@ def load_reference(text: str) -> nn.Module:
     """
     source, _, name = text.rpartition(":")
     if not source or not name.isidentifier():
-        raise ModelError(
-            f"--reference {text} does not say what to import", expected=FORM, fix="name the module, and the model in it"
-        )
+        raise _refused(text, " does not say what to import", fix="name the module, and the model in it")
     is_file = source.endswith(".py")
     if not is_file and (Path(source).is_file() or not all(part.isidentifier() for part in source.split("."))):
-        raise ModelError(
-            f"--reference {text}: '{source}' is neither a module nor a .py file",
-            expected=FORM,
-            cause="it names a checkpoint or a pickle, which are never loaded here",
-            fix="name the code that makes the model and loads its weights",
-        )
+        cause = "it names a checkpoint or a pickle, which are never loaded here"
+        fix = "name the code that makes the model and loads its weights"
+        raise _refused(text, f": '{source}' is neither a module nor a .py file", cause=cause, fix=fix)
     if is_file and not Path(source).is_file():
-        raise ModelError(
-            f"--reference {text}: {source} does not exist",
-            expected=FORM,
-            fix="correct the path and run the check again",
-        )
-    with _importable(Path(source).resolve().parent if is_file else Path.cwd()):
-        imported = _import(source, text, is_file=is_file)
-        known = [key for key in vars(imported) if not key.startswith("_")]
-        if not hasattr(imported, name):
-            raise ModelError(
-                f"--reference {text}: {source} has no '{name}'",
-                expected="a torch.nn.Module there, or a function that makes one",
-                fix=f"{did_you_mean(name, known)} Correct the name and run the check again".strip(),
-            )
-        return _make(getattr(imported, name), text).float().eval()
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Its modules can be imported too, but shadow none that is installed."""
-    sys.path.append(str(folder))
+        raise _refused(text, f": {source} does not exist", fix="correct the path and run the check again")
+    folder = str(Path(source).resolve().parent if is_file else Path.cwd())
+    sys.path.append(folder)  # its modules can be imported too, but shadow none that is installed
     try:
-        yield
+        imported = _import(source, text, is_file=is_file)
+        if not hasattr(imported, name):
+            known = [key for key in vars(imported) if not key.startswith("_")]
+            expected = "a torch.nn.Module there, or a function that makes one"
+            fix = f"{did_you_mean(name, known)} Correct the name and run the check again".strip()
+            raise _refused(text, f": {source} has no '{name}'", expected=expected, fix=fix)
+        return _make(getattr(imported, name), text).float().eval()
     finally:
-        sys.path.remove(str(folder))
+        sys.path.remove(folder)
+
+
+def _refused(text: str, what: str, *, expected: str = FORM, cause: str = "", fix: str) -> ModelError:
+    return ModelError(f"--reference {text}{what}", expected=expected, cause=cause, fix=fix)
 
 
 def _import(source: str, text: str, *, is_file: bool) -> ModuleType:
@@ -94,37 +81,29 @@ def _import(source: str, text: str, *, is_file: bool) -> ModuleType:
         spec.loader.exec_module(module)
         return module
     except (Exception, SystemExit) as error:  # whatever their code does when it is imported
-        alone = source if is_file else f"-c 'import {source}'"
-        raise ModelError(
-            f"--reference {text}: importing {source} failed: {_told(error)}",
-            expected="a module that can be imported without side effects",
-            cause="a package is missing here, or it is a script without a main guard",
-            fix=f"try it alone: python {alone}",
-        ) from error
+        what, alone = f": importing {source} failed: {_told(error)}", source if is_file else f"-c 'import {source}'"
+        expected = "a module that can be imported without side effects"
+        cause = "a package is missing here, or it is a script without a main guard"
+        raise _refused(text, what, expected=expected, cause=cause, fix=f"try it alone: python {alone}") from error
 
 
 def _make(found: Any, text: str) -> nn.Module:
     try:
         made = found() if callable(found) and not isinstance(found, nn.Module) else copy.deepcopy(found)
     except Exception as error:  # their constructor
-        raise ModelError(
-            f"--reference {text} cannot be made without arguments: {_told(error)}",
-            fix="if it needs some, write a function beside it that gives them and loads the weights, and name that",
-        ) from error
+        fix = "if it needs some, write a function beside it that gives them and loads the weights, and name that"
+        raise _refused(text, f" cannot be made without arguments: {_told(error)}", expected="", fix=fix) from error
     if not isinstance(made, nn.Module):
-        raise ModelError(
-            f"--reference {text} {'makes' if callable(found) else 'is'} an object of type {type(made).__name__}",
-            expected="a torch.nn.Module, or a class or function that makes one without arguments",
-            fix="name the model, or let it return the model",
-        )
+        what = f" {'makes' if callable(found) else 'is'} an object of type {type(made).__name__}"
+        expected = "a torch.nn.Module, or a class or function that makes one without arguments"
+        raise _refused(text, what, expected=expected, fix="name the model, or let it return the model")
     return made
 
 
 def _told(error: BaseException) -> str:
     """The error with the place in their code that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {one_line(error)} ({Path(frame.filename).name}:{frame.lineno})"
 
 
 class Reference:
@@ -156,46 +135,37 @@ class Reference:
                 fix="give --bound NAME=LOW:HIGH for token ids, --size AXIS=N for an axis that is not free, or "
                 "--state INPUT=OUTPUT@start:N for a state that cannot begin empty",
             ) from error
-        return {name: self._array(name, value) for name, value in self._by_name(returned).items()}
+        values = zip(self._declared.outputs, self._in_order(returned), strict=True)
+        return {port.name: self._array(port, value) for port, value in values}
 
     def _tensor(self, array: Array) -> Tensor:
         tensor = torch.from_numpy(array.copy())
         return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
 
-    def _array(self, name: str, value: Tensor) -> Array:
-        port = next(port for port in self._declared.outputs if port.name == name)
-        if _kind(value) != port.kind:
-            raise ModelError(
-                f"the reference returns {str(value.dtype).removeprefix('torch.')} for {port.text()}",
-                expected=port.kind,
-                cause="its outputs are in another order than the graph's",
-                fix=BY_NAME,
-            )
+    def _array(self, port: Port, value: Any) -> Array:
+        if not isinstance(value, Tensor):
+            raise _returned(f"an object of type {type(value).__name__} for output '{port.name}'", "a torch tensor")
         array: Array = (value.to(self._dtype) if value.is_floating_point() else value).detach().cpu().numpy()
+        if kind_of(array.dtype) != port.kind:
+            what = f"{str(value.dtype).removeprefix('torch.')} for {port.text()}"
+            raise _returned(what, port.kind, cause="its outputs are in another order than the graph's")
         return array
 
-    def _by_name(self, returned: Any) -> dict[str, Tensor]:
-        """The returned tensors in the order of the graph's outputs."""
+    def _in_order(self, returned: Any) -> list[Any]:
+        """What was returned for each of the graph's outputs."""
         names = [port.name for port in self._declared.outputs]
         if isinstance(returned, Mapping):
             _require_names(list(returned), names)
-            found = [returned[name] for name in names]
-        else:
-            found = list(_flatten(returned))
+            return [returned[name] for name in names]
+        found = list(_flatten(returned))
         if len(found) != len(names):
-            raise ModelError(
-                f"the reference returns {len(found)} tensors",
-                expected=f"one for each of the graph's {len(names)} outputs: {', '.join(names)}",
-                fix=BY_NAME,
-            )
-        for name, value in zip(names, found, strict=True):
-            if not isinstance(value, Tensor):
-                raise ModelError(
-                    f"the reference returns an object of type {type(value).__name__} for output '{name}'",
-                    expected="a torch tensor",
-                    fix=BY_NAME,
-                )
-        return dict(zip(names, found, strict=True))
+            expected = f"one for each of the graph's {len(names)} outputs: {', '.join(names)}"
+            raise _returned(f"{len(found)} tensors", expected)
+        return found
+
+
+def _returned(what: str, expected: str, *, cause: str = "", fix: str = BY_NAME) -> ModelError:
+    return ModelError(f"the reference returns {what}", expected=expected, cause=cause, fix=fix)
 
 
 class NoiseFloor:
@@ -215,8 +185,7 @@ class NoiseFloor:
             try:
                 return self._side.run(feeds)
             except ModelError as error:
-                cause = " ".join(str(error.__cause__ or error.what).split())
-                self.missing = f"the reference does not run in float64: {cause}"
+                self.missing = f"the reference does not run in float64: {one_line(error.__cause__ or error.what)}"
         return None
 
 
@@ -225,12 +194,9 @@ def require_function(reference: Reference, feeds: Mapping[str, Array]) -> dict[s
     first, second = reference.run(feeds), reference.run(feeds)
     for name, value in first.items():
         if not np.array_equal(value, second[name], equal_nan=value.dtype.kind == "f"):
-            raise ModelError(
-                f"the reference returns another '{name}' for the same inputs",
-                expected="a function of its inputs",
-                cause="it draws random numbers, or keeps a cache in itself",
-                fix="take every state as an argument, and return it",
-            )
+            cause = "it draws random numbers, or keeps a cache in itself"
+            fix = "take every state as an argument, and return it"
+            raise _returned(f"another '{name}' for the same inputs", "a function of its inputs", cause=cause, fix=fix)
     return first
 
 
@@ -265,18 +231,14 @@ def _arguments(module: nn.Module, declared: Declared) -> dict[str, str]:
 def _require_names(found: list[str], expected: list[str]) -> None:
     for name in expected:
         if name not in found:
-            raise ModelError(
-                f"the reference returns a dict without '{name}', an output of the graph",
-                expected=f"every output by its ONNX name; it has {', '.join(map(str, found))}",
-                fix=f"{did_you_mean(name, found)} Rename it there".strip(),
-            )
+            every = f"every output by its ONNX name; it has {', '.join(map(str, found))}"
+            fix = f"{did_you_mean(name, found)} Rename it there".strip()
+            raise _returned(f"a dict without '{name}', an output of the graph", every, fix=fix)
     if extra := [str(name) for name in found if name not in expected]:
-        raise ModelError(
-            f"the reference returns '{extra[0]}', which is not an output of the graph",
-            expected=f"the graph's outputs alone: {', '.join(expected)}",
-            cause="the export lost it",
-            fix="export it too; or leave it out of the dict, if it is not meant to be there",
-        )
+        fix = "export it too; or leave it out of the dict, if it is not meant to be there"
+        alone = f"the graph's outputs alone: {', '.join(expected)}"
+        what = f"'{extra[0]}', which is not an output of the graph"
+        raise _returned(what, alone, cause="the export lost it", fix=fix)
 
 
 def _flatten(value: Any) -> Iterator[Any]:
@@ -285,7 +247,3 @@ def _flatten(value: Any) -> Iterator[Any]:
             yield from _flatten(item)
     else:
         yield value
-
-
-def _kind(tensor: Tensor) -> str:
-    return "float" if tensor.is_floating_point() else "bool" if tensor.dtype == torch.bool else "int"

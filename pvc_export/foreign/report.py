@@ -5,19 +5,15 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict, dataclass, field
 from math import inf
-from pathlib import Path
 from typing import Any
 
 from ..parity.drift.report import Drift
 from ..parity.levels import TITLES, Verdict
 from ..report.text import count, share
 from ..terminal.facts import now_utc, this_machine
-from .limits import CEILING, FLOAT32_UNIT, MARGIN, NO_FLOOR_ULPS, ULPS, Compared
-
-LEVELS = "ABCDEGHI"
-"""Those of a bundle's check that any graph can be asked. The others need a ring, a tokenizer or pixels."""
-NUM_STEPS = 64
-"""Length of the stream, unless --steps says another."""
+from .limits import MARGIN, NO_FLOOR_ULPS, RULE, ULPS, Compared
+from .request import ForeignRequest
+from .states import Declared
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,9 +52,9 @@ class Finding:
         return ". ".join(filter(None, said))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Level:
-    """What one level found.
+    """What one level found, as far as it went.
 
     note          what was done, for people
     left_out      parts that could not be asked, by run, and why
@@ -67,8 +63,8 @@ class Level:
 
     letter: str
     note: str = ""
-    compared: tuple[Compared, ...] = ()
-    findings: tuple[Finding, ...] = ()
+    compared: list[Compared] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     not_executed: str | None = None
 
@@ -90,10 +86,8 @@ class Level:
 
     def rows(self) -> dict[str, list[Compared]]:
         """By output, in the order in which they were compared."""
-        found: dict[str, list[Compared]] = {}
-        for one in self.compared:
-            found.setdefault(one.tensor, []).append(one)
-        return found
+        names = dict.fromkeys(one.tensor for one in self.compared)
+        return {name: [one for one in self.compared if one.tensor == name] for name in names}
 
     def to_json(self) -> dict[str, Any]:
         compared = [found.to_json() for found in self.compared]
@@ -104,26 +98,31 @@ class Level:
 class ForeignReport:
     """What was compared, how it came out, and when and where: by default just now, on this machine.
 
-    path           of the graph's file
-    plain_command  the check itself without --steps, as a command line
-    dtype          the narrowest float of the graph, whose roundoff is the unit of every limit
     floor_missing  why there is no float64 floor; None if there is
     """
 
-    path: Path
-    graph: str
-    reference: str
-    plain_command: str
-    dtype: str
-    num_steps: int
+    request: ForeignRequest
+    declared: Declared
     floor_missing: str | None
-    states: tuple[str, ...]
-    drawn: tuple[str, ...]
-    sizes: dict[str, int]
-    results: tuple[Level, ...]
+    results: list[Level]
     drifts: tuple[Drift, ...]
     checked_utc: str = field(default_factory=now_utc)
     machine: str = field(default_factory=this_machine)
+
+    @property
+    def graph(self) -> str:
+        """The name of its file."""
+        return self.request.graph.name
+
+    @property
+    def dtype(self) -> str:
+        """The narrowest float of the graph, whose roundoff is the unit of every limit."""
+        return self.declared.wiring.dtype
+
+    @property
+    def sizes(self) -> str:
+        """Of the dynamic axes at the first step, in words; empty if all are constant."""
+        return ", ".join(f"{name} {size}" for name, size in self.declared.sizes.items())
 
     @property
     def passed(self) -> bool:
@@ -153,10 +152,10 @@ class ForeignReport:
     def table(self) -> list[str]:
         """Lines for people: what ran, how it was judged, a line for each level, and what was left out."""
         lines = [
-            f"{self.graph} ({self.computed()}), against {self.reference} in torch float32",
-            *(f"  state  {text}" for text in self.states),
-            *(f"  drawn  {text}" for text in self.drawn),
-            *([f"  sizes  {', '.join(f'{name} {size}' for name, size in self.sizes.items())}"] if self.sizes else []),
+            f"{self.graph} ({self.computed()}), against {self.request.reference} in torch float32",
+            *(f"  state  {pair.text}" for pair in self.declared.states),
+            *(f"  drawn  {text}" for text in self.declared.drawn_text),
+            *([f"  sizes  {self.sizes}"] if self.sizes else []),
             f"  limit  {self.rule()}",
             "levels",
         ]
@@ -173,7 +172,7 @@ class ForeignReport:
         asked = [verdict.passed for verdict in self.levels().values() if verdict.passed is not None]
         return (
             f"{sum(asked)} of {len(asked)} levels, {len(shares)} comparisons, the worst at "
-            f"{share(max(shares, default=inf))} of its limit, {self.num_steps} steps"
+            f"{share(max(shares, default=inf))} of its limit, {self.request.steps} steps"
         )
 
     def failure_text(self) -> str:
@@ -183,7 +182,7 @@ class ForeignReport:
             return ""
         first, by_level = faults[0], [f"{x.letter} ({len(x.findings)})" for x in self.results if x.findings]
         lines = [
-            f"the graph differs from the reference: {self.graph} against {self.reference} ({self.computed()})",
+            f"the graph differs from the reference: {self.graph} against {self.request.reference} ({self.computed()})",
             f"  {first.about}: {first.line()}",
             *([f"  {first.forced}"] if first.forced else []),
             f"  Likely {first.cause}",
@@ -194,7 +193,7 @@ class ForeignReport:
     @property
     def command(self) -> str:
         """The check as it was made."""
-        return self.plain_command + ("" if self.num_steps == NUM_STEPS else f" --steps {self.num_steps}")
+        return self.request.command()
 
     def next_command(self) -> tuple[str, str]:
         """The check again, narrowed down to what was found first, and what that is for. Empty for a pass."""
@@ -202,16 +201,13 @@ class ForeignReport:
         if first is None:
             return "", ""
         if first.level in "BD":
-            return f"{self.plain_command} --steps {(first.step or 0) + 1} --json", "Read every number up to there"
+            return f"{self.request.command((first.step or 0) + 1)} --json", "Read every number up to there"
         if first.axis is not None:
-            size = shlex.quote(f"{first.axis}={self.sizes[first.axis]}")
+            size = shlex.quote(f"{first.axis}={self.declared.sizes[first.axis]}")
             return f"{self.command} --size {size}", "Check that axis at one size"
         if first.level == "E":
-            steps = 10 * self.num_steps
-            return (
-                f"{self.plain_command} --steps {steps}",
-                "Check a longer stream, at whose end the limit should be left",
-            )
+            longer = self.request.command(10 * self.request.steps)
+            return longer, "Check a longer stream, at whose end the limit should be left"
         return self.command, "Export the graph anew, then check it again"
 
     def computed(self) -> str:
@@ -230,16 +226,14 @@ class ForeignReport:
         faults = self.faults()
         return {
             "passed": self.passed,
-            **{name: getattr(self, name) for name in ("graph", "reference", "dtype", "num_steps", "states", "sizes")},
+            "graph": self.graph,
+            "reference": self.request.reference,
+            "dtype": self.dtype,
+            "num_steps": self.request.steps,
+            "states": [pair.text for pair in self.declared.states],
+            "sizes": self.declared.sizes,
             "computed_in": "float32",
-            "rule": {
-                "margin": MARGIN,
-                "ulps": ULPS,
-                "no_floor_ulps": NO_FLOOR_ULPS,
-                "ceiling": CEILING,
-                "float32_unit": FLOAT32_UNIT,
-                "floor_missing": self.floor_missing,
-            },
+            "rule": RULE | {"floor_missing": self.floor_missing},
             "first": asdict(faults[0]) if faults else None,
             "levels": [level.to_json() for level in self.results],
             "drift": [drift.to_json() for drift in self.drifts],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from engines.memory import Array
 from engines.session import import_onnxruntime
 
 from .limits import UNIT_ROUNDOFF
+from .states import Declared, Wiring
 
 SMALL_BYTES = 64 * 2**20
 """A graph that gains nothing from a second thread."""
@@ -30,17 +30,17 @@ class RunFailed(Exception):
 class GraphSession:
     """ONNX Runtime, CPU provider, any graph: numpy in and out. float16 is computed in float32."""
 
-    def __init__(self, path: Path, *, num_bytes: int) -> None:
+    def __init__(self, declared: Declared) -> None:
         """Raises BackendUnavailable without onnxruntime, RunFailed if it does not open the file."""
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what it has to say is raised as well
-        options.intra_op_num_threads = 1 if num_bytes < SMALL_BYTES else 0
+        options.intra_op_num_threads = 1 if declared.wiring.num_bytes < SMALL_BYTES else 0
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(str(declared.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base class but Exception
-            raise RunFailed(_line(error)) from error
+            raise RunFailed(one_line(error)) from error
         self._names = [value.name for value in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -48,25 +48,7 @@ class GraphSession:
         try:
             return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
         except Exception as error:  # as above
-            raise RunFailed(_line(error)) from error
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Wiring:
-    """What the file alone says.
-
-    dtype      the narrowest float among weights, inputs and outputs
-    opset      of the standard operators
-    reads      output -> the inputs on which it can depend
-    copies     output -> the input that it is, by Identity nodes alone
-    num_bytes  of the file and of the weights beside it
-    """
-
-    dtype: str
-    opset: int
-    reads: dict[str, frozenset[str]]
-    copies: dict[str, str]
-    num_bytes: int
+            raise RunFailed(one_line(error)) from error
 
 
 def load_graph(path: Path) -> Any:
@@ -100,29 +82,29 @@ def faults_of(path: Path, num_bytes: int) -> list[str]:
     """What onnx.checker and then strict shape inference object to, a line each."""
     try:
         onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
-        return [f"onnx.checker refuses the file: {_line(error)}"]
-    try:
         if num_bytes < LARGEST_LOADED:
             onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True, data_prop=True)
         else:
             with tempfile.NamedTemporaryFile(suffix=".onnx") as scratch:
                 onnx.shape_inference.infer_shapes_path(str(path), scratch.name, check_type=True, strict_mode=True)
+    except onnx.checker.ValidationError as error:
+        return [f"onnx.checker refuses the file: {one_line(error)}"]
     except onnx.shape_inference.InferenceError as error:
-        return [f"strict shape inference fails: {_line(error)}"]
+        return [f"strict shape inference fails: {one_line(error)}"]
     return []
 
 
 def wiring_of(path: Path, model: Any) -> Wiring:
     graph = model.graph
-    producers = {name: node for node in graph.node for name in node.output if name}
     inputs = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
     needs: dict[str, frozenset[str]] = {name: frozenset({name}) for name in inputs}
+    copies = {name: name for name in inputs}
     for node in graph.node:  # in topological order, as ONNX demands
         found = frozenset().union(*(needs.get(name, frozenset()) for name in _names_read(node)))
         needs |= {name: found for name in node.output}
+        if node.op_type == "Identity" and node.input[0] in copies:
+            copies[node.output[0]] = copies[node.input[0]]
     outputs = [value.name for value in graph.output]
-    copies = {name: _source(name, producers) for name in outputs}
     elements = [value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)]
     elements += [tensor.data_type for tensor in graph.initializer]
     names = {onnx.TensorProto.DataType.Name(element).lower() for element in elements}
@@ -131,7 +113,7 @@ def wiring_of(path: Path, model: Any) -> Wiring:
         dtype=narrow,
         opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0),
         reads={name: needs.get(name, frozenset()) for name in outputs},
-        copies={name: source for name, source in copies.items() if source in inputs},
+        copies={name: copies[name] for name in outputs if name in copies},
         num_bytes=_num_bytes(path, model),
     )
 
@@ -152,11 +134,6 @@ def _names_read(node: Any) -> Iterator[str]:
                 yield from _names_read(inner)
 
 
-def _source(name: str, producers: Mapping[str, Any]) -> str:
-    while name in producers and producers[name].op_type == "Identity":
-        name = producers[name].input[0]
-    return name
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def one_line(said: object) -> str:
+    """What an error says, without its line breaks."""
+    return " ".join(str(said).split())

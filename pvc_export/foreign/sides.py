@@ -3,40 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from engines.errors import ModelError
 from engines.memory import Array
 
-from .limits import UNIT_ROUNDOFF
+from ..parity.drift.report import Drift, Sample
+from ..parity.metrics import metrics_of
+from ..parity.recording import Progress
+from .limits import UNIT_ROUNDOFF, Floors
 from .reference import NoiseFloor, Reference
-from .session import GraphSession, RunFailed, Wiring
+from .request import ForeignRequest
+from .session import GraphSession, RunFailed
 from .states import Declared, Sizes
 
 Arrays = dict[str, Array]
 """Tensors by their ONNX names."""
+NUM_RULE_STEPS = 4
+"""Length of the streams of levels G, H and I."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
+class Streamed:
+    """What a stream leaves for other levels: how far off every step was, by output, the noise floor, and whether
+    that grows."""
+
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    floors: Floors = field(default_factory=dict)
+    drifts: tuple[Drift, ...] = ()
+
+    def add(self, step: int, got: Arrays, want: Arrays, exact: Arrays | None) -> None:
+        """One step of the graph's own stream, beside the reference's in float32 and in float64."""
+        for name, b in want.items():
+            if b.dtype.kind == "f" and got[name].shape == b.shape:
+                true = b if exact is None else exact[name]
+                error, floor, gap = (
+                    metrics_of(*pair).rel_l2 for pair in ((got[name], true), (b, true), (got[name], b))
+                )
+                self.samples.setdefault(name, []).append(Sample(frame=step, error=error, floor=floor, gap=gap))
+
+
+@dataclass(frozen=True, slots=True)
 class Sides:
-    """The graph, the reference in float32, and its noise floor in float64."""
+    """The graph, the reference in float32, and its noise floor in float64; and what their stream left."""
 
+    request: ForeignRequest
     declared: Declared
-    wiring: Wiring
     session: GraphSession
     reference: Reference
     double: NoiseFloor
-    seed: int
+    streamed: Streamed
+    progress: Progress
 
     @property
     def unit(self) -> float:
-        return UNIT_ROUNDOFF[self.wiring.dtype]
+        return UNIT_ROUNDOFF[self.declared.wiring.dtype]
 
     def draw(self, level: str, step: int, sizes: Sizes) -> Arrays:
         """The inputs of one step that are no states: others at each level and step, the same in each check."""
-        return self.declared.draw(sizes, np.random.default_rng((self.seed, ord(level), step)))
+        return self.declared.draw(sizes, np.random.default_rng((self.request.seed, ord(level), step)))
+
+    def first(self, level: str, step: int, sizes: Sizes) -> Arrays:
+        """All inputs of a step from the zero state."""
+        return self.draw(level, step, sizes) | self.declared.zero_states(sizes)
 
     def follow_reference(self, states: Arrays, outputs: Arrays) -> Arrays:
         """The reference's next states. Raises ModelError where its rows cannot be appended."""
@@ -57,19 +88,19 @@ class Sides:
             raise RunFailed(f"its state outputs do not continue its states: {error}") from error
 
 
-def draw_stream(sides: Sides, level: str, sizes: Sizes, num_steps: int, *, first: int = 0) -> list[Arrays]:
+def draw_stream(sides: Sides, level: str, sizes: Sizes, *, first: int = 0) -> list[Arrays]:
     """Inputs of a stream from the zero state, as long as its states are; the graph is run to know. Raises RunFailed."""
     states, drawn = sides.declared.zero_states(sizes), list[Arrays]()
-    for step in range(num_steps):
-        drawn.append(sides.draw(level, first + step, sides.declared.sizes_with(sizes, states)))
+    for step in range(first, first + NUM_RULE_STEPS):
+        drawn.append(sides.draw(level, step, sides.declared.sizes_with(sizes, states)))
         states = sides.follow_graph(states, sides.session.run(drawn[-1] | states))
     return drawn
 
 
-def run_stream(sides: Sides, session: GraphSession, drawn: Sequence[Arrays], sizes: Sizes) -> list[Arrays]:
+def run_stream(sides: Sides, drawn: Sequence[Arrays], sizes: Sizes) -> list[Arrays]:
     """The graph's outputs at every step, from the zero state on. Raises RunFailed."""
     states, outputs = sides.declared.zero_states(sizes), list[Arrays]()
     for inputs in drawn:
-        outputs.append(session.run(inputs | states))
+        outputs.append(sides.session.run(inputs | states))
         states = sides.follow_graph(states, outputs[-1])
     return outputs

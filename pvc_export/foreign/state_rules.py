@@ -9,81 +9,76 @@ I  the same inputs give the same bits, again and in a new session
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from ..parity.state.trial import unlike
-from .levels import Judge
-from .limits import Floors
+from ..parity.state.trial import NotExecuted, unlike
 from .report import Level
+from .runs import Run
 from .session import GraphSession, RunFailed
-from .sides import Arrays, Sides, draw_stream, run_stream
+from .sides import NUM_RULE_STEPS, Arrays, Sides, draw_stream, run_stream
 
-NUM_STEPS = 4
 NUM_EQUAL_ROWS = 3
 KEPT = "something that is kept between runs: in the graph (a random or stateful operator) or in the session"
 ROWS = "an operation over the batch axis (a mean, a broadcast, an index 0, a Reshape that folds it into another)"
 
 
-def check_states(sides: Sides) -> Level:
+def check_states(level: Level, sides: Sides) -> None:
     """G: reset, two streams on one session, and who owns the arrays."""
     if not sides.declared.states:
-        return Level(letter="G", not_executed="no state was declared: --state INPUT=OUTPUT")
-    return _judged("G", sides, _check_states, "reset, two interleaved streams, inputs unchanged")
+        raise NotExecuted("no state was declared: --state INPUT=OUTPUT")
+    level.note = "reset, two interleaved streams, inputs unchanged"
+    sizes = sides.declared.sizes
+    one, two = (draw_stream(sides, "G", sizes, first=first) for first in (0, NUM_RULE_STEPS))
+    first, other, again = (run_stream(sides, drawn, sizes) for drawn in (one, two, one))
+    reset = Run(level, sides, "reset")
+    _hold_bits(reset, again, first, "a stream from the zero state is not what it was the first time")
+    turns = Run(level, sides, "two streams")
+    for together, alone in zip(_interleave(Run(level, sides, "inputs"), (one, two)), (first, other), strict=True):
+        _hold_bits(turns, together, alone, "a stream is not what it is alone, when another takes turns with it")
 
 
-def _check_states(judge: Judge) -> None:
-    sides, sizes = judge.sides, judge.sides.declared.sizes
-    one, two = (draw_stream(sides, "G", sizes, NUM_STEPS, first=first) for first in (0, NUM_STEPS))
-    first, other, again = (run_stream(sides, sides.session, drawn, sizes) for drawn in (one, two, one))
-    _hold_bits(judge, again, first, run="reset", told="a stream from the zero state is not what it was the first time")
-    for together, alone in zip(_interleave(judge, (one, two)), (first, other), strict=True):
-        told = "a stream is not what it is alone, when another takes turns with it"
-        _hold_bits(judge, together, alone, run="two streams", told=told)
-
-
-def _interleave(judge: Judge, streams: Sequence[Sequence[Arrays]]) -> list[list[Arrays]]:
+def _interleave(run: Run, streams: Sequence[Sequence[Arrays]]) -> list[list[Arrays]]:
     """Streams that take turns on one session; every array that is fed must stay as it was."""
-    sides = judge.sides
+    sides = run.sides
     states = [sides.declared.zero_states(sides.declared.sizes) for _ in streams]
     outputs: list[list[Arrays]] = [[] for _ in streams]
-    for step in range(NUM_STEPS):
+    for step in range(NUM_RULE_STEPS):
         for index, drawn in enumerate(streams):
             feeds = drawn[step] | states[index]
             before = {name: array.copy() for name, array in feeds.items()}
             outputs[index].append(sides.session.run(feeds))
             for name, array in feeds.items():
-                if unlike(array, before[name]) and judge.is_news(name, "inputs"):
+                if unlike(array, before[name]) and run.is_news(name):
                     told = f"the run changed the array of its input '{name}', expected it to be left alone"
-                    judge.add(told, "an operator that works in place", tensor=name, step=step, run="inputs")
+                    run.add(step, told, "an operator that works in place", tensor=name)
             states[index] = sides.follow_graph(states[index], outputs[index][-1])
     return outputs
 
 
-def check_batch(sides: Sides, floors: Floors) -> Level:
-    """H: where a batch axis is dynamic. `floors` are those of the stream."""
-    batch = sides.declared.batch
-    if batch is None or batch in sides.declared.pinned:
-        reason = "no dynamic axis is named batch or is axis 0 of every input"
-        return Level(letter="H", not_executed=reason if batch is None else f"--size gives '{batch}' one size")
-    return _judged("H", sides, lambda judge: _check_batch(judge, batch, floors), f"axis '{batch}'")
-
-
-def _check_batch(judge: Judge, batch: str, floors: Floors) -> None:
-    sides = judge.sides
+def check_batch(level: Level, sides: Sides) -> None:
+    """H: where a batch axis is dynamic. The noise floor is that of the stream."""
+    batch, floors = sides.declared.batch, sides.streamed.floors
+    if batch is None:
+        raise NotExecuted("no dynamic axis is named batch or is axis 0 of every input")
+    if batch in sides.declared.pinned:
+        raise NotExecuted(f"--size gives '{batch}' one size")
+    level.note = f"axis '{batch}'"
     two, one, equal = (sides.declared.sizes | {batch: num_rows} for num_rows in (2, 1, NUM_EQUAL_ROWS))
-    drawn = draw_stream(sides, "H", two, NUM_STEPS)
-    together = run_stream(sides, sides.session, drawn, two)
+    drawn = draw_stream(sides, "H", two)
+    together = run_stream(sides, drawn, two)
     for row in range(2):
-        alone = run_stream(sides, sides.session, _rows(sides, drawn, [row], count=2), one)
-        picked = _rows(sides, together, [row], count=2)
-        _hold_rows(judge, picked, alone, floors, run=f"row {row} of 2", told=" is not what the row gives alone")
-    repeated = _rows(sides, draw_stream(sides, "H", one, NUM_STEPS, first=NUM_STEPS), [0] * NUM_EQUAL_ROWS, count=1)
-    outputs = run_stream(sides, sides.session, repeated, equal)
+        alone = run_stream(sides, _rows(sides, drawn, [row], count=2), one)
+        run = Run(level, sides, f"row {row} of 2", floors=floors)
+        _hold_rows(run, _rows(sides, together, [row], count=2), alone, " is not what the row gives alone")
+    repeated = _rows(sides, draw_stream(sides, "H", one, first=NUM_RULE_STEPS), [0] * NUM_EQUAL_ROWS, count=1)
+    outputs = run_stream(sides, repeated, equal)
     first, *others = (_rows(sides, outputs, [row], count=NUM_EQUAL_ROWS) for row in range(NUM_EQUAL_ROWS))
     for row, picked in enumerate(others, start=1):
-        _hold_rows(judge, picked, first, floors, run=f"equal row {row}", told=" differs from an equal row of its batch")
+        run = Run(level, sides, f"equal row {row}", floors=floors)
+        _hold_rows(run, picked, first, " differs from an equal row of its batch")
 
 
 def _rows(sides: Sides, stream: Sequence[Arrays], rows: list[int], *, count: int) -> list[Arrays]:
@@ -102,47 +97,29 @@ def _rows(sides: Sides, stream: Sequence[Arrays], rows: list[int], *, count: int
     return picked
 
 
-def _hold_rows(
-    judge: Judge, got: Sequence[Arrays], want: Sequence[Arrays], floors: Floors, *, run: str, told: str
-) -> None:
+def _hold_rows(run: Run, got: Sequence[Arrays], want: Sequence[Arrays], told: str) -> None:
     for step, (a, b) in enumerate(zip(got, want, strict=True)):
-        judge.hold(a, b, run=run, step=step, floors=floors, told=told, cause=ROWS)
+        run.hold(step, a, b, told=told, cause=ROWS)
 
 
-def check_determinism(sides: Sides) -> Level:
+def check_determinism(level: Level, sides: Sides) -> None:
     """I: every step twice, and the stream in a new session."""
-    return _judged("I", sides, _check_determinism, "each run twice, and once in a new session")
-
-
-def _check_determinism(judge: Judge) -> None:
-    sides, sizes = judge.sides, judge.sides.declared.sizes
-    drawn = draw_stream(sides, "I", sizes, NUM_STEPS)
-    first = run_stream(sides, sides.session, drawn, sizes)
+    level.note = "each run twice, and once in a new session"
+    sizes = sides.declared.sizes
+    drawn = draw_stream(sides, "I", sizes)
+    first = run_stream(sides, drawn, sizes)
     states, twice = sides.declared.zero_states(sizes), list[Arrays]()
     for inputs in drawn:
         once = sides.session.run(inputs | states)
         twice.append(sides.session.run(inputs | states))
         states = sides.follow_graph(states, once)
-    _hold_bits(judge, twice, first, run="twice", told="the same inputs do not give the same bits")
-    session = GraphSession(sides.declared.path, num_bytes=sides.wiring.num_bytes)
-    anew = run_stream(sides, session, drawn, sizes)
-    _hold_bits(judge, anew, first, run="new session", told="a new session does not give the same bits")
+    _hold_bits(Run(level, sides, "twice"), twice, first, "the same inputs do not give the same bits")
+    anew = run_stream(replace(sides, session=GraphSession(sides.declared)), drawn, sizes)
+    _hold_bits(Run(level, sides, "new session"), anew, first, "a new session does not give the same bits")
 
 
-def _judged(letter: str, sides: Sides, rules: Callable[[Judge], None], note: str) -> Level:
-    """The level, where a graph that does not run is a finding too."""
-    judge = Judge(letter=letter, sides=sides)
-    try:
-        rules(judge)
-    except RunFailed as error:
-        what = f"the graph does not run through {NUM_STEPS} steps: {error}"
-        judge.add(what, "what an earlier level found")
-    return judge.level(note)
-
-
-def _hold_bits(judge: Judge, got: Sequence[Arrays], want: Sequence[Arrays], *, run: str, told: str) -> None:
+def _hold_bits(run: Run, got: Sequence[Arrays], want: Sequence[Arrays], told: str) -> None:
     for step, (a, b) in enumerate(zip(got, want, strict=True)):
         for name in b:
-            if (said := unlike(a[name], b[name])) and judge.is_news(name, run):
-                what = f"{told}: {judge.sides.declared.describe(name)}{said}"
-                judge.add(what, KEPT, tensor=name, step=step, run=run)
+            if (said := unlike(a[name], b[name])) and run.is_news(name):
+                run.add(step, f"{told}: {run.sides.declared.describe(name)}{said}", KEPT, tensor=name)

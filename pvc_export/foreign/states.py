@@ -9,92 +9,25 @@ Symbols: a dynamic axis is known by its name in the file. One without a name is 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engines.errors import SpecError
 from engines.memory import Array
 from engines.spec import Dim
 
+from .request import Bound, StatePair
+
 Sizes = dict[str, int]
 """Symbol -> size."""
-Bound = tuple[float, float]
-"""Smallest and largest value of an input, both included."""
-
-STATE = re.compile(r"(?P<input>[^=]+)=(?P<output>.+?)(@append:(?P<axis>-?\d+))?(@start:(?P<start>\d+))?")
-SIZE = re.compile(r"(?P<axis>.+?)=(?P<size>[^=]+)")
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-BOUND = re.compile(rf"(?P<input>.+)=(?P<low>{NUMBER}):(?P<high>{NUMBER})")
 
 
-def parse_size(text: str) -> tuple[str, str]:
-    """'AXIS=N' or 'AXIS=OTHER+OTHER' -> the axis, and a number or a sum of axes. Raises SpecError for anything else."""
-    match = SIZE.fullmatch(text)
-    if match is None:
-        raise _unreadable("--size", text, "AXIS=N, or AXIS=OTHER+OTHER for a sum of axes", "--size rows=4")
-    return match["axis"].strip(), match["size"].strip()
-
-
-def parse_bound(text: str) -> tuple[str, Bound]:
-    """'INPUT=LOW:HIGH' -> the input, and its smallest and largest value. Raises SpecError for anything else."""
-    match = BOUND.fullmatch(text)
-    bound = (float(match["low"]), float(match["high"])) if match else (inf, -inf)
-    if match is None or not -inf < bound[0] <= bound[1] < inf:
-        raise _unreadable("--bound", text, "INPUT=LOW:HIGH with LOW <= HIGH, both included", "--bound tokens=0:31999")
-    return match["input"], bound
-
-
-def _unreadable(option: str, text: str, form: str, example: str) -> SpecError:
-    return SpecError(f"{option} {text} cannot be read", expected=form, fix=f"write it as in {example}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StatePair:
-    """An output that becomes an input of the next step.
-
-    append_axis  the output holds new rows only, which follow the input's along this axis; None: it replaces the input
-    start        rows of zeros that a growing axis begins with
-    """
-
-    input: str
-    output: str
-    append_axis: int | None = None
-    start: int = 0
-
-    @staticmethod
-    def parse(text: str) -> StatePair:
-        """'past=present', 'past=new@append:1', and either with '@start:N'. Raises SpecError for anything else."""
-        match = STATE.fullmatch(text)
-        if match is None:
-            form = (
-                "INPUT=OUTPUT; then @append:AXIS if the output is new rows only; then @start:N if it cannot start empty"
-            )
-            raise _unreadable("--state", text, form, "--state past=present, or --state past=new@append:1")
-        return StatePair(
-            input=match["input"],
-            output=match["output"],
-            append_axis=None if match["axis"] is None else int(match["axis"]),
-            start=int(match["start"] or 0),
-        )
-
-    def next(self, state: Array, output: Array) -> Array:
-        """The state of the next step. Raises ValueError if rows do not fit to be appended."""
-        return output if self.append_axis is None else np.concatenate([state, output], axis=self.append_axis)
-
-    def option(self) -> str:
-        """The pair as the command line spells it."""
-        append = "" if self.append_axis is None else f"@append:{self.append_axis}"
-        return f"--state {self.input}={self.output}{append}" + (f"@start:{self.start}" if self.start else "")
-
-    def text(self) -> str:
-        how = "" if self.append_axis is None else f", appended along axis {self.append_axis}"
-        return f"{self.input} <- {self.output}{how}"
+def kind_of(dtype: np.dtype[Any]) -> str:
+    """'float', 'int' or 'bool': what must agree with the reference, whatever the width."""
+    return {"f": "float", "b": "bool"}.get(dtype.kind, "int")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +41,7 @@ class Port:
     @property
     def kind(self) -> str:
         """'float', 'int' or 'bool': what must agree with the reference, whatever the width."""
-        return {"f": "float", "b": "bool"}.get(np.dtype(self.dtype).kind, "int")
+        return kind_of(np.dtype(self.dtype))
 
     def text(self) -> str:
         shape = "of no declared shape" if self.shape is None else f"({', '.join(map(str, self.shape))})"
@@ -116,9 +49,28 @@ class Port:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Wiring:
+    """What the file alone says.
+
+    dtype      the narrowest float among weights, inputs and outputs
+    opset      of the standard operators
+    reads      output -> the inputs on which it can depend
+    copies     output -> the input that it is, by Identity nodes alone
+    num_bytes  of the file and of the weights beside it
+    """
+
+    dtype: str
+    opset: int
+    reads: dict[str, frozenset[str]]
+    copies: dict[str, str]
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Declared:
     """A graph, its states, and how its other inputs are drawn.
 
+    wiring    what else the file says
     sizes     of every symbol at the first step
     ties      symbols that are sums of others, by --size
     pinned    symbols that --size gives one size, so that no other is tried
@@ -129,6 +81,7 @@ class Declared:
     """
 
     path: Path
+    wiring: Wiring
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     states: tuple[StatePair, ...]
@@ -152,10 +105,11 @@ class Declared:
     def describe(self, output: str) -> str:
         return f"{'output' if self.state_of(output) is None else 'state output'} '{output}'"
 
-    def drawn_as(self, port: Port) -> str:
-        """How an input is drawn, in words."""
-        bound = self.bounds.get(port.name)
-        return f"{port.text()} {'normal' if bound is None else f'{bound[0]:g}..{bound[1]:g}'}"
+    @property
+    def drawn_text(self) -> list[str]:
+        """How every input that is no state is drawn."""
+        ranges = {name: f"{low:g}..{high:g}" for name, (low, high) in self.bounds.items()}
+        return [f"{port.text()} {ranges.get(port.name, 'normal')}" for port in self.drawn]
 
     def draw(self, sizes: Sizes, rng: np.random.Generator) -> dict[str, Array]:
         """Every input that is no state: floats normal, or uniform within their bounds; the others uniform."""
@@ -186,12 +140,10 @@ class Declared:
 
     def resolve(self, port: Port, sizes: Sizes) -> tuple[int, ...]:
         assert port.shape is not None
-        return tuple(self._evaluate(dim, sizes) for dim in port.shape)
+        return tuple(dim if isinstance(dim, int) else self._sum(dim, sizes) for dim in port.shape)
 
-    def _evaluate(self, dim: Dim, sizes: Sizes) -> int:
-        if isinstance(dim, int):
-            return dim
-        return sum(int(p) if p.isdigit() else sizes[p] for p in pieces_of(dim, self.ties))
+    def _sum(self, dim: str, sizes: Sizes) -> int:
+        return sum(int(piece) if piece.isdigit() else sizes[piece] for piece in pieces_of(dim, self.ties))
 
     def batch_axis(self, name: str) -> int | None:
         """The batch axis of an input or an output, or None. A state output has that of its input."""

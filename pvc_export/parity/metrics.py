@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from math import inf, log10, nan
 from typing import Any
 
@@ -95,6 +95,4 @@ def metrics_of(got: Array, want: Array) -> Metrics:
 
 def compare_arrays(got: Array, want: Array, *, rung: Rung, graph: str, tensor: str, where: Place) -> Difference:
     """The same, with the name of what was compared."""
-    found = metrics_of(got, want)
-    numbers = {field.name: getattr(found, field.name) for field in fields(Metrics)}
-    return Difference(rung=rung, graph=graph, tensor=tensor, where=where, **numbers)
+    return Difference(rung=rung, graph=graph, tensor=tensor, where=where, **asdict(metrics_of(got, want)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from engines.manifest import Manifest
@@ -122,15 +122,12 @@ class ParityReport(Evidence):
 
     def levels(self) -> dict[str, Verdict]:
         """How every level came out, A to K."""
-        found: dict[str, Verdict] = {}
-        for verdict in self._verdicts():
-            found[verdict.level] = _both(found.get(verdict.level), verdict)
         why_not = "not reached: the stream had ended" if self.stopped else "not part of this check"
-        reasons = {"H": "the bundle serves one stream"}
-        return {
-            level: found.get(level) or Verdict(level=level, passed=None, detail=reasons.get(level, why_not))
-            for level in TITLES
-        }
+        found = {level: [Verdict(level=level, passed=None, detail=why_not)] for level in TITLES}
+        found["H"] = [Verdict(level="H", passed=None, detail="the bundle serves one stream")]
+        for verdict in self._verdicts():
+            found[verdict.level].append(verdict)
+        return {level: _together(verdicts) for level, verdicts in found.items()}
 
     def _verdicts(self) -> Iterator[Verdict]:
         """One for each level and way of looking at it."""
@@ -335,12 +332,9 @@ def _of_rules(rules: Sequence[Rule]) -> Verdict:
     return Verdict(level=level, passed=True, detail=detail)
 
 
-def _both(first: Verdict | None, second: Verdict) -> Verdict:
-    """One verdict of two of a level: what failed, else what was executed."""
-    if first is None or first.passed is None:
-        return second
-    if second.passed is None or first.passed is False:
-        return first
-    if second.passed is False:
-        return second
-    return Verdict(level=first.level, passed=True, detail=f"{first.detail}; {second.detail}")
+def _together(verdicts: Sequence[Verdict]) -> Verdict:
+    """One verdict of all of a level: what failed, else what was executed, else the last that says why nothing was."""
+    asked = [verdict for verdict in verdicts if verdict.passed is not None]
+    if not asked or not all(verdict.passed for verdict in asked):
+        return next((verdict for verdict in asked if not verdict.passed), verdicts[-1])
+    return replace(asked[0], detail="; ".join(verdict.detail for verdict in asked))

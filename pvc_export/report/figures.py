@@ -18,6 +18,8 @@ from PIL import Image
 
 from engines.memory import Array
 
+from ..parity.drift.report import Drift
+from ..parity.drift.statistics import Trend
 from ..parity.heat import HeatMap
 from ..parity.metrics import TINY
 from .text import clean, number, share
@@ -36,7 +38,7 @@ class Curve:
 
     name: str
     values: tuple[float, ...]
-    limit: float | None
+    limit: float
     tone: str
 
 
@@ -76,32 +78,32 @@ def bar(value: float, *, low: float = 1e-3, high: float = 10.0) -> Markup:
 
 def curves_figure(title: str, curves: Sequence[Curve], axis: Axis) -> Markup:
     """Curves with their limits, log y. The caption is the page's."""
-    scale = _LogScale.around([v for curve in curves for v in (*curve.values, *([curve.limit] if curve.limit else []))])
+    scale = _LogScale.around([value for curve in curves for value in (*curve.values, curve.limit)])
     xs = axis.positions()
     parts = [*_grid(scale), *_x_axis(axis, xs)]
     for curve in curves:
-        if curve.limit:
-            y = scale.y(curve.limit)
-            parts.append(_tag("path", d=f"M{LEFT} {y:.1f}H{WIDTH - RIGHT}", class_=f"limit {curve.tone}"))
+        y = scale.y(curve.limit)
+        parts.append(_tag("path", d=f"M{LEFT} {y:.1f}H{WIDTH - RIGHT}", class_=f"limit {curve.tone}"))
         parts.append(_tag("path", d=_line(curve, axis, xs, scale), class_=f"line {curve.tone}"))
         for x, label, value in zip(xs, axis.labels, curve.values, strict=True):
             parts.append(_point(x, value, scale, curve, f"{axis.name} {label}"))
     return _svg(title, parts)
 
 
-def drift_figure(title: str, num_frames: int, dots: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> Markup:
-    """Series (tone, (frame, value) ...) as dots over a long stream, log y."""
-    scale = _LogScale.around([value for _, series in dots for _, value in series])
+def drift_figure(curve: Drift) -> Markup:
+    """Noise floor and error of every sample as dots over a long stream, log y."""
+    dots = {"floor": [(s.frame, s.floor) for s in curve.samples], "a": [(s.frame, s.error) for s in curve.samples]}
+    scale = _LogScale.around([value for series in dots.values() for _, value in series])
     parts = list(_grid(scale))
     width = WIDTH - LEFT - RIGHT
     for index in range(5):
         x = LEFT + width * index / 4
         anchor = "start" if index == 0 else "end" if index == 4 else "middle"
-        label = f"{num_frames * index / 4:.0f}"
+        label = f"{curve.num_frames * index / 4:.0f}"
         parts.append(_tag("text", label, x=f"{x:.1f}", y=HEIGHT - 7, class_="tick", text_anchor=anchor))
-    for tone, series in dots:
+    for tone, series in dots.items():
         spots = [
-            f"M{LEFT + width * frame / max(num_frames, 1):.1f} {scale.y(value):.1f}h0"
+            f"M{LEFT + width * frame / max(curve.num_frames, 1):.1f} {scale.y(value):.1f}h0"
             for frame, value in series
             if isfinite(frame) and isfinite(value)
         ]
@@ -109,11 +111,12 @@ def drift_figure(title: str, num_frames: int, dots: Sequence[tuple[str, Sequence
         lost = sum(not isfinite(value) for _, value in series)
         if lost:
             parts.append(_tag("text", f"{lost} NaN or ∞", x=WIDTH - RIGHT, y=TOP - 5, class_="lost", text_anchor="end"))
-    return _svg(title, parts)
+    return _svg(f"drift of {curve.tensor}", parts)
 
 
-def interval_figure(value: float, lower: float, upper: float, *, title: str) -> Markup:
-    """A value with its interval, in shares of what is allowed, on -150% to 150%. Arrows where it goes on."""
+def interval_figure(trend: Trend, unit: float, title: str) -> Markup:
+    """A trend with its interval, in shares of what is allowed, on -150% to 150%. unit: shares in a slope of 1."""
+    value, lower, upper = (unit * end for end in (trend.slope, trend.lower, trend.upper))
     if not all(isfinite(x) for x in (value, lower, upper)):
         return Markup('<span class="lost">not finite</span>')
 
@@ -243,9 +246,8 @@ def _point(x: float, value: float, scale: _LogScale, curve: Curve, where: str) -
     if not isfinite(value):
         cross = _tag("path", title, d=f"M{x - 3:.1f} {y - 3:.1f}l6 6m0 -6l-6 6", class_="cross")
         return cross + _tag("text", number(value), x=f"{x:.1f}", y=f"{y + 13:.1f}", class_="lost", text_anchor="middle")
-    above = curve.limit is not None and value > curve.limit
-    kind = "zero" if value == 0 else "dot"
-    return _tag("circle", title, cx=f"{x:.1f}", cy=f"{y:.1f}", r=2.2, class_=f"{kind} {'bad' if above else curve.tone}")
+    kind, tone = "zero" if value == 0 else "dot", "bad" if value > curve.limit else curve.tone
+    return _tag("circle", title, cx=f"{x:.1f}", cy=f"{y:.1f}", r=2.2, class_=f"{kind} {tone}")
 
 
 def _svg(title: str, parts: Iterable[Markup]) -> Markup:

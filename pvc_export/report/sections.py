@@ -1,25 +1,22 @@
-"""What the sections of the page show, computed from a report: the curves, answers by topic, drift."""
+"""The curves of the page, computed from a report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import isfinite
 
 from markupsafe import Markup
 
-from ..parity.answers import RungAnswers
-from ..parity.drift.report import Drift, Series
 from ..parity.limits import limit_key, nan_last
 from ..parity.metrics import Difference
 from ..parity.places import Place, Rung
 from ..parity.report import ParityReport
-from .figures import Axis, Curve, curves_figure, drift_figure, interval_figure
+from .figures import Axis, Curve, curves_figure
 from .text import number, share
 
 CURVES = {"rel_l2": ("relative L2", "a"), "worst_token": ("worst token", "b")}
 """The metrics that are drawn, with their names and colours."""
-TRENDS: tuple[tuple[Series, str], ...] = (("beyond", "beyond the floor"), ("gap", "from torch fp32"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +61,7 @@ def _panels_of(parity: ParityReport, rung: Rung) -> Iterator[Panel]:
 def make_panel(title: str, label: str, curves: Sequence[Curve], axis: Axis, said: Sequence[str]) -> Panel:
     """said: what the legend tells of each curve."""
     lines = tuple((curve.tone, text) for curve, text in zip(curves, said, strict=True))
-    bad = any(not value <= (curve.limit or inf) for curve in curves for value in curve.values)
+    bad = any(not value <= curve.limit for curve in curves for value in curve.values)
     return Panel(title=title, figure=curves_figure(label, curves, axis), lines=lines, passed=not bad)
 
 
@@ -86,56 +83,8 @@ def _axis(places: Sequence[Place], window: int) -> Axis:
 
 def _legend(curve: Curve, axis: Axis) -> str:
     worst = max(range(len(curve.values)), key=lambda index: nan_last(curve.values[index]))
-    value, limit = curve.values[worst], curve.limit or inf
+    value, limit = curve.values[worst], curve.limit
     where = f"{axis.name} {axis.labels[worst]}"
     if not isfinite(value):
         return f"{curve.name}: {number(value)} at {where}, limit {number(limit)}"
     return f"{curve.name}: {number(value)} at {where}, {share(value / limit)} of {number(limit)}"
-
-
-# -- answers and drift -------------------------------------------------------------------------------------------
-
-
-def topics(answers: Sequence[RungAnswers]) -> list[str]:
-    return sorted({topic for rung in answers for topic in rung.count})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DriftRow:
-    """One tensor over a long stream; change: of its error, with the slope's interval."""
-
-    tensor: str
-    verdict: str
-    figure: Markup
-    floor: str
-    error: str
-    change: str
-    intervals: tuple[tuple[str, Markup, str], ...]
-
-
-def drift_rows(curves: Iterable[Drift]) -> list[DriftRow]:
-    rows = []
-    for curve in curves:
-        intervals = []
-        for series, name in TRENDS:
-            trend, unit = curve.trend(series), curve.num_frames / curve.noise
-            text = trend.share_text(curve.num_frames, curve.noise)
-            ends = (trend.slope * unit, trend.lower * unit, trend.upper * unit)
-            intervals.append((name, interval_figure(*ends, title=f"{name}: {text}"), text))
-        first, last = curve.means[0], curve.means[-1]
-        dots = [
-            ("floor", [(sample.frame, sample.floor) for sample in curve.samples]),
-            ("a", [(sample.frame, sample.error) for sample in curve.samples]),
-        ]
-        rows.append(
-            DriftRow(
-                tensor=curve.tensor,
-                verdict=curve.verdict,
-                figure=drift_figure(f"drift of {curve.tensor}", curve.num_frames, dots),
-                floor=f"{number(first.floor)} → {number(last.floor)}",
-                error=f"{number(first.error)} → {number(last.error)}",
-                change=curve.trend("error").text(curve.num_frames),
-                intervals=tuple(intervals),
-            )
-        )
-    return rows

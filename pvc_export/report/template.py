@@ -31,6 +31,7 @@ def _environment() -> Environment:
     environment.filters |= {"num": text.number, "plain": text.plain, "share": text.share, "when": text.when}
     environment.filters["size"] = size_text
     environment.globals |= {"bar": figures.bar, "heat_figure": figures.heat_figure, "count": text.count}
+    environment.globals |= {"drift_figure": figures.drift_figure, "interval_figure": figures.interval_figure}
     return environment
 
 

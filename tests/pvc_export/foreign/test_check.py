@@ -228,7 +228,7 @@ def test_an_axis_given_one_size_is_asked_for_no_other(check: Checker) -> None:
 def test_a_cache_that_cannot_begin_empty_begins_with_the_rows_it_is_given(check: Checker) -> None:
     states = tuple(f"{pair}@start:2" for pair in WHOLE_STATES)
     report = check("attention, whole cache", states=states)
-    assert report.passed and report.sizes["past"] == 2
+    assert report.passed and report.declared.sizes["past"] == 2
     assert {4, 7} == set(other_sizes(2, grows=True)) and set(other_sizes(0, grows=True)) == {1, 2, 3}
 
 

@@ -11,6 +11,7 @@ import torch
 
 from engines.manifest import hash_file
 from pvc_export.foreign.page import MOST_PANELS, curves, junit, render, worst_of
+from pvc_export.foreign.request import StatePair
 from pvc_export.parity.levels import TITLES
 from pvc_export.report.text import number
 
@@ -76,13 +77,13 @@ def test_a_step_that_leaves_its_limit_is_seen_in_its_curve(check: Checker) -> No
 def test_of_many_outputs_the_closest_to_their_limits_are_drawn_and_the_others_counted(check: Checker) -> None:
     report = check("cell")
     stream = report.level("D")
-    many = tuple(
+    many = [
         replace(found, tensor=f"present.{layer}")
         for layer in range(MOST_PANELS + 5)
         for found in stream.compared
         if found.tensor == "y"
-    )
-    results = tuple(replace(stream, compared=many) if level is stream else level for level in report.results)
+    ]
+    results = [replace(stream, compared=many) if level is stream else level for level in report.results]
     html = render(replace(report, results=results, drifts=()))
     assert html.count('class="plot"') == MOST_PANELS and "5 more are in the table" in Page(html).text
 
@@ -113,10 +114,9 @@ def test_nan_is_shown_as_such_and_never_drawn(check: Checker) -> None:
 
 def test_what_users_wrote_is_escaped(check: Checker) -> None:
     report = check("cell", perturb("wo"))
-    hostile = replace(
-        report, graph=HOSTILE, reference=HOSTILE, plain_command=HOSTILE, sizes={HOSTILE: 1}, states=(HOSTILE,),
-        machine=HOSTILE,
-    )  # fmt: skip
+    request = replace(report.request, graph=Path(HOSTILE), reference=HOSTILE)
+    declared = replace(report.declared, sizes={HOSTILE: 1}, states=(StatePair(input=HOSTILE, output=HOSTILE),))
+    hostile = replace(report, request=request, declared=declared, machine=HOSTILE)
     html, xml = render(hostile), junit(hostile)
     assert "<script" not in html and '<script>alert("x")</script> \\x1b[31m' in Page(html).text
     ET.fromstring(xml)

@@ -1,0 +1,122 @@
+"""What to check, as the command line says it: the states in pairs, sizes of axes, bounds of inputs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+
+import numpy as np
+
+from engines.errors import SpecError
+from engines.memory import Array
+
+Bound = tuple[float, float]
+"""Smallest and largest value of an input, both included."""
+NUM_STEPS = 64
+"""Length of the stream, unless --steps says another."""
+
+STATE = re.compile(r"(?P<input>[^=]+)=(?P<output>.+?)(@append:(?P<axis>-?\d+))?(@start:(?P<start>\d+))?")
+SIZE = re.compile(r"(?P<axis>.+?)=(?P<size>[^=]+)")
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+BOUND = re.compile(rf"(?P<input>.+)=(?P<low>{NUMBER}):(?P<high>{NUMBER})")
+
+
+def _read(option: str, text: str, pattern: re.Pattern[str], form: str, example: str) -> re.Match[str]:
+    """Raises SpecError for text that is not of that form, and for a bound that is none."""
+    match = pattern.fullmatch(text)
+    if match is None or (pattern is BOUND and not -inf < float(match["low"]) <= float(match["high"]) < inf):
+        raise SpecError(f"{option} {text} cannot be read", expected=form, fix=f"write it as in {example}")
+    return match
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatePair:
+    """An output that becomes an input of the next step.
+
+    append_axis  the output holds new rows only, which follow the input's along this axis; None: it replaces the input
+    start        rows of zeros that a growing axis begins with
+    """
+
+    input: str
+    output: str
+    append_axis: int | None = None
+    start: int = 0
+
+    @staticmethod
+    def parse(text: str) -> StatePair:
+        """'past=present', 'past=new@append:1', and either with '@start:N'. Raises SpecError for anything else."""
+        form = "INPUT=OUTPUT; then @append:AXIS if the output is new rows only; then @start:N if it cannot start empty"
+        match = _read("--state", text, STATE, form, "--state past=present, or --state past=new@append:1")
+        return StatePair(
+            input=match["input"],
+            output=match["output"],
+            append_axis=None if match["axis"] is None else int(match["axis"]),
+            start=int(match["start"] or 0),
+        )
+
+    def next(self, state: Array, output: Array) -> Array:
+        """The state of the next step. Raises ValueError if rows do not fit to be appended."""
+        return output if self.append_axis is None else np.concatenate([state, output], axis=self.append_axis)
+
+    def option(self) -> str:
+        """The pair as the command line spells it."""
+        append = "" if self.append_axis is None else f"@append:{self.append_axis}"
+        return f"--state {self.input}={self.output}{append}" + (f"@start:{self.start}" if self.start else "")
+
+    @property
+    def text(self) -> str:
+        how = "" if self.append_axis is None else f", appended along axis {self.append_axis}"
+        return f"{self.input} <- {self.output}{how}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForeignRequest:
+    """What to check, as the command line says it. Raises SpecError for text that is no pair, size or bound.
+
+    reference  'pkg.module:Name' or 'path/to/file.py:Name'
+    states     'INPUT=OUTPUT', '...@append:AXIS', '...@start:N'
+    steps      of the stream, at least 1; a slope needs 16
+    sizes      'AXIS=N' or 'AXIS=OTHER+OTHER'
+    bounds     'INPUT=LOW:HIGH', both included
+    seed       of every input that is drawn
+    """
+
+    reference: str
+    graph: Path
+    states: tuple[str, ...] = ()
+    steps: int = NUM_STEPS
+    sizes: tuple[str, ...] = ()
+    bounds: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise SpecError(f"--steps is {self.steps}", expected="at least 1", fix=f"leave it out for {NUM_STEPS}")
+        self.pairs(), self.parsed_sizes(), self.parsed_bounds()
+
+    def pairs(self) -> tuple[StatePair, ...]:
+        return tuple(StatePair.parse(text) for text in self.states)
+
+    def parsed_sizes(self) -> dict[str, str]:
+        """Axis -> a number or a sum of axes."""
+        form = "AXIS=N, or AXIS=OTHER+OTHER for a sum of axes"
+        found = [_read("--size", text, SIZE, form, "--size rows=4") for text in self.sizes]
+        return {match["axis"].strip(): match["size"].strip() for match in found}
+
+    def parsed_bounds(self) -> dict[str, Bound]:
+        """Input -> its smallest and largest value."""
+        form = "INPUT=LOW:HIGH with LOW <= HIGH, both included"
+        found = [_read("--bound", text, BOUND, form, "--bound tokens=0:31999") for text in self.bounds]
+        return {match["input"]: (float(match["low"]), float(match["high"])) for match in found}
+
+    def command(self, steps: int | None = None) -> str:
+        """The check, as a command line: of so many steps, or of those that were asked for."""
+        steps = steps or self.steps
+        options = {"--state": self.states, "--size": self.sizes, "--bound": self.bounds}
+        words = ["pvc-export", "check", "--reference", self.reference, "--graph", str(self.graph)]
+        words += [word for option, values in options.items() for value in values for word in (option, value)]
+        words += ["--seed", str(self.seed)] if self.seed else []
+        return shlex.join(words + (["--steps", str(steps)] if steps != NUM_STEPS else []))
