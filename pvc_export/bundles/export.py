@@ -129,7 +129,7 @@ def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, cons
     # Not tokenizer.save: on a full disk it raises a bare Exception, which is no OSError.
     (folder / TOKENIZER_NAME).write_text(loaded.tokenizer.to_str(pretty=True), encoding="utf-8")
     files = hash_folder(folder)
-    engines = build_engines(asked, specs, files, request.target, folder, console)
+    engines = build_engines(asked, files, request.target, folder, console)
     files |= {entry.path: hash_file(folder / entry.path) for entry in engines.values()}
     manifest = Manifest(
         format_version=FORMAT_VERSION,
