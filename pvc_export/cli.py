@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, cast, get_args
 
 import typer
 
+from engines.bundle import Runtime
+from engines.clock import Clock
 from engines.errors import BackendUnavailable, PVCError
+from engines.ingest import Ingest
+from engines.spec import Precision
 from engines.terminal import fail, one_of
 
-from .terminal.console import Console
 from .terminal.interrupt import outcome, signals
-
-if TYPE_CHECKING:
-    from engines.bundle import Runtime
-    from engines.clock import Clock
-    from engines.ingest import Ingest
-    from engines.spec import Precision
+from .terminal.usage import refuse, usage_errors
 
 app = typer.Typer(
     help="Export a PVC video model to a streaming bundle, and prove that nothing was lost on the way.",
@@ -51,9 +49,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 Reference = Annotated[
     str | None, typer.Option("-m", "--model", help="Reference model. Default: the one that the bundle names.")
 ]
-RUNTIMES = ("auto", "target", "cpu")
-INGESTS = ("eager", "lazy")
-CLOCKS = ("reanchor", "run-on")
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by pvc-export trt or onnx.")]
 
 EXPORT_PACKAGES = ("jinja2", "torch", "onnx", "onnx_ir", "onnxscript", "safetensors")
@@ -79,13 +74,11 @@ def _export(name: str, *, engines: bool, precision: Precision, target: str, summ
         as_json: Json = False,
     ) -> None:
         chosen = _precision(default=precision, fp16=fp16, bf16=bf16, fp32=fp32)
-        from .commands.export import Ask, export_command
+        from .commands.export import export_command
 
         export_command(
-            Ask(
-                model=model, output=output, precision=chosen, target=target, window=window, context=context,
-                streams=streams, islands=tuple(island or ()), seed=seed, engines=engines, as_json=as_json,
-            )
+            model=model, output=output, precision=chosen, target_name=target, window=window, context=context,
+            streams=streams, islands=tuple(island or ()), seed=seed, engines=engines, as_json=as_json,
         )  # fmt: skip
 
 
@@ -104,8 +97,7 @@ def check(
     bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Folder made by pvc-export.")] = None,
     model: Reference = None,
     bisect: Annotated[
-        bool,
-        typer.Option("--bisect", help="On failure, export again with float32 islands until it passes."),
+        bool, typer.Option("--bisect", help="On failure, export again with float32 islands until it passes.")
     ] = False,
     report: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the report as JUnit XML, for a CI system.")] = None,
@@ -141,21 +133,19 @@ def check(
     wanted = Wanted(bisect=bisect, as_json=as_json, page=report, xml=junit)
     if graph is None or reference is None:
         others = {"--reference": reference, "--graph": graph, "--state": state, "--size": size, "--bound": bound}
-        _refuse(others | {"--steps": steps, "--seed": seed}, "{} cannot be given without both --reference and --graph")
+        refuse(others | {"--steps": steps, "--seed": seed}, "{} cannot be given without both --reference and --graph")
         if bundle is None:
             raise typer.BadParameter("name a BUNDLE, or --reference and --graph")
         check_one_bundle(bundle, model, wanted)
     of_bundles = {"BUNDLE": bundle, "--model": model, "--bisect": bisect or None}
-    _refuse(of_bundles, "{} cannot be given with --graph")
+    refuse(of_bundles, "{} cannot be given with --graph")
     from .foreign import NUM_STEPS, ForeignRequest
 
-    try:
+    with usage_errors():
         request = ForeignRequest(
             reference=reference, graph=graph, states=tuple(state or ()), steps=NUM_STEPS if steps is None else steps,
             sizes=tuple(size or ()), bounds=tuple(bound or ()), seed=seed or 0,
         )  # fmt: skip
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     check_any_graph(request, wanted)
 
 
@@ -169,10 +159,8 @@ def prove(
     """Plant known defects into bundles of a model, and show that the check catches each. Exit 3 if one is missed."""
     from .commands.prove import defect_names, prove_command
 
-    try:
+    with usage_errors():
         chosen = [one_of("--only", name, defect_names()) for name in only or defect_names()]
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     prove_command(model, chosen, seed=seed or 0, as_json=as_json)
 
 
@@ -188,8 +176,7 @@ def run(
         int | None, typer.Option(min=0, help="Frames to sample evenly from the video; 0 = all. Default: 16.")
     ] = None,
     tiles: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most tiles an image is cut into. Default: 6, as in PVC's evaluation."),
+        int | None, typer.Option(min=1, help="Most tiles an image is cut into. Default: 6, as in PVC's evaluation.")
     ] = None,
     ingest: Annotated[
         str, typer.Option(help="eager (the LLM reads each frame at once) or lazy (when a question comes).")
@@ -212,28 +199,17 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Stream a video file through a bundle, or show it images, and ask. With neither, just ask."""
-    from .commands.run import RunRequest, report_run
-    from .commands.run import run as run_request
+    from .commands.run import RunRequest, run_command
 
-    try:
+    with usage_errors():
         request = RunRequest(
-            bundle=bundle,
-            ask=ask,
-            video=video,
-            images=tuple(image or ()),
-            frames=frames,
-            max_new_tokens=max_new_tokens,
-            tiles=tiles,
-            ingest=cast("Ingest", one_of("--ingest", ingest, INGESTS)),
-            clock=cast("Clock", one_of("--clock", clock, CLOCKS)) if clock is not None else None,
-            runtime=cast("Runtime", one_of("--runtime", runtime, RUNTIMES)),
-            trust_engines=trust_engines,
-            keep_frames=reference,
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    opened, result = run_request(request, console := Console(quiet=as_json))
-    report_run(console, request, opened, result, reference=reference, model_name=model, as_json=as_json)
+            bundle=bundle, ask=ask, video=video, images=tuple(image or ()), frames=frames, tiles=tiles,
+            ingest=cast("Ingest", one_of("--ingest", ingest, get_args(Ingest))),
+            clock=cast("Clock", one_of("--clock", clock, get_args(Clock))) if clock is not None else None,
+            runtime=cast("Runtime", one_of("--runtime", runtime, get_args(Runtime))),
+            max_new_tokens=max_new_tokens, trust_engines=trust_engines, keep_frames=reference,
+        )  # fmt: skip
+    run_command(request, model_name=model, as_json=as_json)
 
 
 @app.command()
@@ -249,8 +225,7 @@ def bench(
     bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Stream frames through a bundle.")] = None,
     part: Annotated[str | None, typer.Option(help="What to compare: vision or language. Default: vision.")] = None,
     size: Annotated[
-        str | None,
-        typer.Option(help="tiny, mid or half; of --part language tiny or 0.5b (8 GB). Default: mid, 0.5b."),
+        str | None, typer.Option(help="tiny, mid or half; of --part language tiny or 0.5b (8 GB). Default: mid, 0.5b.")
     ] = None,
     past: Annotated[int | None, typer.Option(min=1, help="LLM rows before the step. Default: 1024.")] = None,
     window: Annotated[int | None, typer.Option(min=2, help="Frames in sight, the new one too. Default: 16.")] = None,
@@ -267,11 +242,10 @@ def bench(
     """
     from .commands.bench import bench_command
 
-    options = {
-        "part": part, "size": size, "past": past, "window": window, "rounds": rounds, "frames": frames,
-        "skip": tuple(skip) if skip else None,
+    given = {
+        "--part": part, "--size": size, "--past": past, "--window": window, "--rounds": rounds, "--frames": frames,
+        "--skip": tuple(skip or ()) or None,
     }  # fmt: skip
-    given = {name: value for name, value in options.items() if value is not None}
     bench_command(bundle, given, threads=threads, as_json=as_json)
 
 
@@ -281,12 +255,6 @@ def doctor(as_json: Json = False) -> None:
     from .commands.doctor import doctor_command
 
     doctor_command(as_json=as_json)
-
-
-def _refuse(options: dict[str, Any], message: str) -> None:
-    """A usage error that names the options that were given, if any were."""
-    if wrong := [name for name, value in options.items() if value not in (None, [])]:
-        raise typer.BadParameter(message.format(", ".join(wrong)))
 
 
 def _precision(*, default: Precision, **given: bool) -> Precision:

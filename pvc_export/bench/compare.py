@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from engines.errors import ParityError
 from engines.memory import Array
 
+from ..graphs.sessions import torch_threads
 from ..terminal.console import Console
 from .rounds import Spread, environment, interleave, ratio
 
@@ -66,16 +67,12 @@ class Bench(ABC):
     def run(self, console: Console | None = None) -> Report:
         """Measure every variant in every step. Raises ParityError if one computes something else than eager."""
         console = console or Console(quiet=True)
-        facts, threads_before = environment(self.command(), threads=self.threads), torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
-            with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-                comparison = self.prepare(Path(folder), console)
-                # A line and no bar: a bar redraws from a thread of this process, whose CPU time is being measured.
-                console.print(f"  measure, {self.rounds} interleaved rounds")
-                rows, peaks = measure(comparison, rounds=self.rounds, threads=self.threads)
-        finally:
-            torch.set_num_threads(threads_before)
+        facts = environment(self.command(), threads=self.threads)
+        with torch_threads(self.threads), tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            comparison = self.prepare(Path(folder), console)
+            # A line and no bar: a bar redraws from a thread of this process, whose CPU time is being measured.
+            console.print(f"  measure, {self.rounds} interleaved rounds")
+            rows, peaks = measure(comparison, rounds=self.rounds, threads=self.threads)
         units = {name: step.peak.unit for name, step in comparison.steps.items()}
         return Report(rows=rows, request=self, facts=comparison.facts, units=units, peaks=peaks, environment=facts)
 

@@ -64,15 +64,14 @@ class LanguageBench(Bench):
         with console.stage("our graphs"):
             sessions = our_language_sessions(scene, folder, threads=self.threads)
             ours = our_variant(scene, our_language_model(scene, sessions))
-        decode_bytes = {"weights": scene.decode_weight_bytes, "cache": scene.cache_bytes}
         gflop = count_flops(lambda: append_rows(scene.model.llm, scene.frame, scene.past)) / 1e9
         return Comparison(
             variants={"eager": eager_variant(scene), "ort-default": default, "ours": ours},
             steps={
-                "decode": Step(work=sum(decode_bytes.values()) / 1e9, peak=read_peak()),
+                "decode": Step(work=sum(scene.decode_bytes.values()) / 1e9, peak=read_peak()),
                 "ingest": Step(work=gflop, peak=gemm_peak()),
             },
-            facts={"context": scene.context, "decode_bytes": decode_bytes, "ingest_gflop": gflop},
+            facts={"context": scene.context, "decode_bytes": scene.decode_bytes, "ingest_gflop": gflop},
         )
 
     def to_json(self, report: Report) -> dict[str, Any]:

@@ -67,15 +67,12 @@ class LanguageScene:
         return max(limits.context, -(-(self.num_past + NUM_FRAME_ROWS) // limits.bucket) * limits.bucket)
 
     @property
-    def decode_weight_bytes(self) -> int:
-        """Of the weights that a decoded token needs, all of them once: layers, norm and head."""
+    def decode_bytes(self) -> dict[str, int]:
+        """What a decoded token reads, all of it once: weights of layers, norm and head; the past keys and values."""
         llm = self.model.llm
-        return sum(weight.nbytes for part in (llm.layers, llm.norm, llm.lm_head) for weight in part.parameters())
-
-    @property
-    def cache_bytes(self) -> int:
-        """Of the past keys and values."""
-        return sum(tensor.nbytes for pair in self.past for tensor in pair)
+        weights = (weight for part in (llm.layers, llm.norm, llm.lm_head) for weight in part.parameters())
+        cache = (tensor for pair in self.past for tensor in pair)
+        return {"weights": sum(weight.nbytes for weight in weights), "cache": sum(tensor.nbytes for tensor in cache)}
 
     @staticmethod
     def render(config: PVCConfig, *, num_past: int) -> LanguageScene:
@@ -112,8 +109,7 @@ def eager_variant(scene: LanguageScene) -> Variant:
 
     def step(embeds: Tensor) -> Array:
         hidden, _ = append_rows(scene.model.llm, embeds, scene.past)
-        logits: Array = scene.model.llm.logits(hidden[0, -1]).numpy()
-        return logits
+        return scene.model.llm.logits(hidden[0, -1]).numpy()
 
     return {"decode": Timed(run=lambda: step(scene.token)), "ingest": Timed(run=lambda: step(scene.frame))}
 

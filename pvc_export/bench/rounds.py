@@ -43,10 +43,6 @@ def clock(threads: int) -> Callable[[], float]:
     return time.process_time if threads == 1 else time.perf_counter
 
 
-def clock_name(threads: int) -> str:
-    return "process CPU time" if threads == 1 else "wall time"
-
-
 def interleave(
     runs: Mapping[Key, Callable[[], Any]],
     *,
@@ -82,7 +78,7 @@ def environment(command: str, *, threads: int) -> dict[str, Any]:
     """Device, versions, command, date, clock and load: what every published figure needs."""
     return {
         "device": f"{cpu_name()}, {os.cpu_count()} cores, {threads} used",
-        "clock": clock_name(threads),
+        "clock": "process CPU time" if threads == 1 else "wall time",
         "versions": {"python": platform.python_version()} | installed(PACKAGES),
         "command": command,
         "date_utc": datetime.now(timezone.utc).isoformat(timespec="minutes"),
@@ -94,7 +90,4 @@ def describe_environment(facts: Mapping[str, Any]) -> list[str]:
     """`environment` for people: two lines."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     load = "" if facts["load_average"] is None else f", load {facts['load_average']} before"
-    return [
-        f"{facts['device']}; {facts['clock']}{load}; {facts['date_utc']}",
-        f"{versions}; {facts['command']}",
-    ]
+    return [f"{facts['device']}; {facts['clock']}{load}; {facts['date_utc']}", f"{versions}; {facts['command']}"]

@@ -89,8 +89,7 @@ def compiled_step(scene: Scene) -> Run:
 
 def _call(encode_frame: Callable[..., tuple[Tensor, VisionState]], scene: Scene) -> Array:
     embeds, _ = encode_frame(scene.frame, scene.state, window=scene.window)
-    array: Array = embeds[0].numpy()
-    return array
+    return embeds[0].numpy()
 
 
 class PlainStep(nn.Module):

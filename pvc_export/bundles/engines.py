@@ -28,11 +28,12 @@ from ..terminal.console import Console, size_text
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """What the gate must know of the cast model that a graph was made from.
+    """A graph, and what the gate must know of the cast model that it was made from.
 
     num_float32_weights  None for a float32 graph, where all of them are
     """
 
+    spec: GraphSpec
     num_weights: int
     num_float32_weights: int | None
     wide: WideAttention
@@ -44,6 +45,7 @@ def asked_of(model: PVC, spec: GraphSpec, islands: Sequence[str] = ()) -> Asked:
     narrow = any(parameter.dtype != torch.float32 for parameter in model.parameters())
     num_float32 = sum(weight.numel() for weight in weights if weight.dtype == torch.float32)
     return Asked(
+        spec=spec,
         num_weights=sum(weight.numel() for weight in weights),
         num_float32_weights=num_float32 if narrow else None,
         wide=wide_attention(model, spec, islands if narrow else ()),
@@ -68,12 +70,7 @@ def wide_attention(model: PVC, spec: GraphSpec, islands: Sequence[str]) -> WideA
 
 
 def build_engines(
-    asked: dict[str, Asked],
-    specs: dict[str, GraphSpec],
-    files: dict[str, FileEntry],
-    target: Target,
-    folder: Path,
-    console: Console,
+    graphs: dict[str, Asked], files: dict[str, FileEntry], target: Target, folder: Path, console: Console
 ) -> dict[str, EngineEntry]:
     """Build the target's engines into `folder`, each from the graph in `files`.
 
@@ -83,10 +80,11 @@ def build_engines(
     (folder / "engines").mkdir()
     for index, name in enumerate(target.engine_graphs, start=1):
         with console.stage(f"build {name} ({index}/{len(target.engine_graphs)})") as (stage, report):
-            built = build_engine(folder / graph_path(name), specs[name], target, progress=lambda _, x: report(x))
+            asked = graphs[name]
+            built = build_engine(folder / graph_path(name), asked.spec, target, progress=lambda _, x: report(x))
             check_layers(
-                built.layers, specs[name], num_float32_weights=asked[name].num_float32_weights,
-                num_weights=asked[name].num_weights, wide=asked[name].wide,
+                built.layers, asked.spec, num_float32_weights=asked.num_float32_weights,
+                num_weights=asked.num_weights, wide=asked.wide,
             )  # fmt: skip
             path = f"engines/{name}.engine"
             (folder / path).write_bytes(built.plan)

@@ -53,15 +53,12 @@ class ExportRequest:
     islands: tuple[str, ...] = ()
 
 
-def export(
-    loaded: LoadedModel, request: ExportRequest, *, console: Console | None = None, publish_failures: bool = False
-) -> ParityReport:
+def export(loaded: LoadedModel, request: ExportRequest, *, console: Console | None = None) -> ParityReport:
     """Make, check and publish a bundle at request.out, replacing an older bundle there.
 
     A bundle that fails its check is not published: the report says that it failed (`passed`), and names the culprit.
     Raises ModelError for a model that cannot be exported this way, BuildError, BackendUnavailable; then, too,
-    request.out is what it was before. publish_failures publishes a bundle that fails as well, its receipt saying so:
-    for measuring thresholds, and for looking at what went wrong.
+    request.out is what it was before.
     """
     console = console or Console(quiet=True)
     _refuse_what_cannot_work(loaded, request)
@@ -70,7 +67,7 @@ def export(
         with console.stage("check against the reference") as (stage, report):
             parity = check_bundle(folder, loaded, num_questions=NUM_QUESTIONS, scratch=folder.parent, progress=report)
             stage.note = parity.summary()
-        if not parity.passed and not publish_failures:
+        if not parity.passed:
             parity = explain(parity, folder, loaded, console, scratch=folder.parent)
             raise _NotPublished
         interrupt.check()
@@ -132,7 +129,7 @@ def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, cons
     # Not tokenizer.save: on a full disk it raises a bare Exception, which is no OSError.
     (folder / TOKENIZER_NAME).write_text(loaded.tokenizer.to_str(pretty=True), encoding="utf-8")
     files = hash_folder(folder)
-    engines = build_engines(asked, specs, files, request.target, folder, console)
+    engines = build_engines(asked, files, request.target, folder, console)
     files |= {entry.path: hash_file(folder / entry.path) for entry in engines.values()}
     manifest = Manifest(
         format_version=FORMAT_VERSION,

@@ -73,10 +73,14 @@ def staging(out: Path) -> Iterator[Path]:
 
 def _publish(folder: Path, out: Path) -> None:
     """Give a finished folder the name `out`. A bundle that has the name ends up in folder.parent."""
-    if not out.exists():
-        folder.rename(out)
-    elif not _exchange(folder, out):
-        _rename_twice(folder, out)
+    if out.exists():
+        if _exchange(folder, out):
+            return
+        # Not Linux, or a file system that cannot exchange names, such as NFS. Between two renames neither bundle has
+        # the name. _remove_holder gives it back to the old one, after an error here or, if this process is killed, in
+        # the next export.
+        out.rename(folder.parent / "old")
+    folder.rename(out)
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -91,16 +95,6 @@ def _exchange(first: Path, second: Path) -> bool:
     if code in CANNOT_EXCHANGE:
         return False
     raise OSError(code, os.strerror(code), str(first), None, str(second))
-
-
-def _rename_twice(folder: Path, out: Path) -> None:
-    """Publish where names cannot be exchanged: not Linux, or a file system without it, such as NFS.
-
-    Between the two neither bundle has the name. _remove_holder gives it back to the old one, after an error here or, if
-    this process is killed, in the next export.
-    """
-    out.rename(folder.parent / "old")
-    folder.rename(out)
 
 
 def _remove_holder(holder: Path, out: Path) -> None:
@@ -127,8 +121,7 @@ def _make_holder(out: Path) -> tuple[Path, int]:
     """A new temporary folder beside `out`, and the open file that marks it as ours for as long as we live."""
     while True:
         holder = Path(tempfile.mkdtemp(prefix=f".{out.name}-export-{os.getpid()}-", dir=out.parent))
-        lock = _open_lock(holder)
-        if lock is not None:
+        if (lock := _open_lock(holder)) is not None:
             if _take(lock) is not False:
                 return holder, lock
             os.close(lock)
@@ -138,8 +131,7 @@ def _make_holder(out: Path) -> tuple[Path, int]:
 def _remove_what_dead_exports_left(out: Path) -> None:
     ours = re.compile(rf"\.{re.escape(out.name)}-export-\d+-[a-z0-9_]{{8}}")
     for holder in [path for path in out.parent.iterdir() if ours.fullmatch(path.name)]:
-        lock = _open_lock(holder)
-        if lock is not None:
+        if (lock := _open_lock(holder)) is not None:
             if _take(lock):
                 _remove_holder(holder, out)
             os.close(lock)

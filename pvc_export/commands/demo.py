@@ -17,7 +17,6 @@ from pathlib import Path
 from engines import PVCStream
 from engines.bundle import ON_CPU, Bundle
 from engines.errors import ParityError, PVCError
-from engines.spec import StreamLimits
 from engines.target import load_target
 from engines.terminal import fail, printable
 from engines.video import probe_video, write_video
@@ -63,7 +62,7 @@ def demo(*, file: Path | None, seed: int, console: Console) -> None:
         count = sum(parameter.numel() for parameter in loaded.model.parameters())
         stage.note = f"shapes: {count / 1e6:.1f} M parameters, trained on coloured shapes and printed codes"
     console.print("2. export, build, check")
-    wanted = ExportRequest(out=OUT, target=load_target("rtx"), precision="fp16", limits=StreamLimits())
+    wanted = ExportRequest(out=OUT, target=load_target("rtx"), precision="fp16")
     parity = export(loaded, wanted, console=console)
     if not parity.passed:  # nothing was published: an older bundle of that name must not pass for this one
         raise ParityError(parity.failure_text(), fix="export it alone and look: pvc-export trt")
@@ -72,20 +71,16 @@ def demo(*, file: Path | None, seed: int, console: Console) -> None:
         bundle=OUT, video=video, ask=DEFAULT_QUESTION, frames=NUM_FRAMES, max_new_tokens=MAX_NEW_TOKENS,
         keep_frames=True,
     )  # fmt: skip
-    bundle, result = run(request, console)
+    result = run(request, console)
     with console.stage("reference, whole clip") as (stage, _):
-        comparison = compare_with_reference(bundle, request, result)
+        comparison = compare_with_reference(result)
         stage.note = "greedy text equal" if comparison["equal"] else f"near tie at token {comparison['near_tie_at']}"
     console.print()
     if file is None:
-        asked = [*ask_about_clip(bundle, result.frames, clip), *ask_about_card(bundle, card)]
+        asked = [*ask_about_clip(result.bundle, result.frames, clip), *ask_about_card(result.bundle, card)]
     else:
         asked = [Asked(question=request.question, answer=result.answer.text, truth=None)]
-    for line in (
-        *describe(asked),
-        "",
-        *_summary(bundle, result, video, parity=parity.summary(), comparison=comparison),
-    ):
+    for line in (*describe(asked), "", *_summary(result, parity=parity.summary(), comparison=comparison)):
         console.print(line)
     total = sum(stage.seconds for stage in console.stages)
     console.print(f"         {total:.0f} s for all stages")
@@ -130,20 +125,18 @@ def describe(asked: Sequence[Asked]) -> Iterator[str]:
         yield "      The model knows flat shapes, their colours and printed codes; of all else it has never heard."
 
 
-def _summary(
-    bundle: Bundle, result: RunResult, video: Path, *, parity: str, comparison: dict[str, object]
-) -> Iterator[str]:
-    manifest, on_cpu = bundle.manifest, bundle.runs_on == ON_CPU
+def _summary(result: RunResult, *, parity: str, comparison: dict[str, object]) -> Iterator[str]:
+    manifest, video = result.bundle.manifest, result.request.video
     engines = sum(manifest.files[entry.path].num_bytes for entry in manifest.engines.values())
     size = size_text(sum(entry.num_bytes for entry in manifest.files.values()))
     version = next(iter(manifest.engines.values())).runtime_version
     made = f"{len(manifest.engines)} TensorRT-RTX {version} engines"
     yield f"bundle   {OUT}: {size}, of it {size_text(engines)} in {made}"
-    if on_cpu:
+    if result.bundle.runs_on == ON_CPU:
         yield "         engines were built here, not executed: the stream ran in ONNX Runtime on this CPU"
         yield "         (fp16 computed in float32)"
     else:
-        yield f"         the stream ran on {bundle.runs_on}"
+        yield f"         the stream ran on {result.bundle.runs_on}"
     yield f"parity   {parity}"
     milliseconds = sum(result.median_ms().values())
     yield f"stream   {video}: {len(result.timings)} frames, median {milliseconds:.1f} ms a frame"

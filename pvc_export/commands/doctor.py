@@ -7,7 +7,6 @@ import importlib
 import platform
 import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from engines.builder import load_runtime
 from engines.errors import BackendUnavailable
@@ -57,12 +56,12 @@ def doctor_command(*, as_json: bool) -> None:
             console.print(f"    {'':<24} -> {finding.remedy}")
 
 
-def examine(folder: Path = Path(".")) -> list[Finding]:
+def examine() -> list[Finding]:
     """Look at packages, GPU driver, disk and targets. Imports each package, since an installed one may not load."""
     findings = [Finding(name="python", ok=True, detail=f"{platform.python_version()} on {platform.platform()}")]
-    findings += [_package(name, *PURPOSE[name]) for name in PURPOSE]
+    findings += [_package(name, purpose, remedy) for name, (purpose, remedy) in PURPOSE.items()]
     findings.append(_gpu())
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(".").free
     findings.append(
         Finding(name="disk", ok=free > 1 << 30, detail=f"{free / 2**30:.1f} GiB free", remedy="free some space")
     )
@@ -109,7 +108,8 @@ def _target(name: str, findings: list[Finding]) -> Finding:
     if lacking:
         remedy = PURPOSE[lacking[0]][1]
         return Finding(name=title, ok=False, detail=f"{target.description}; needs {', '.join(lacking)}", remedy=remedy)
-    if target.runtime == "ort-cuda" and "CUDAExecutionProvider" not in _providers():
+    providers = importlib.import_module("onnxruntime").get_available_providers()
+    if target.runtime == "ort-cuda" and "CUDAExecutionProvider" not in providers:
         return Finding(
             name=title,
             ok=False,
@@ -126,9 +126,3 @@ def _target(name: str, findings: list[Finding]) -> Finding:
     needs_gpu = target.builder == "tensorrt" and not loads["gpu"]
     detail = f"{target.builder} {version}: " + ("needs a GPU to build" if needs_gpu else f"can build engines, {runs}")
     return Finding(name=title, ok=not needs_gpu, detail=detail, remedy="on the machine with the GPU")
-
-
-def _providers() -> list[str]:
-    import onnxruntime
-
-    return list(onnxruntime.get_available_providers())

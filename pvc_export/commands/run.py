@@ -71,19 +71,17 @@ class RunRequest:
     def question(self) -> str:
         return self.ask if self.ask is not None else DEFAULT_IMAGE_QUESTION if self.images else DEFAULT_QUESTION
 
-    @property
-    def num_frames(self) -> int:
-        return DEFAULT_FRAMES if self.frames is None else self.frames
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
-    """What was streamed or shown, one question asked, and what it cost.
+    """A request, what was streamed or shown, one question asked, and what it cost.
 
     frames                 if they were kept, those that the question was about: all since the last re-anchor
     warm_bytes, end_bytes  resident memory after frame WARM_FRAMES (None if there is none), and after the last
     """
 
+    request: RunRequest
+    bundle: Bundle
     video: VideoInfo | None
     frames: tuple[Frame, ...]
     images: tuple[Frame, ...]
@@ -110,7 +108,7 @@ class RunResult:
         return self.answer.decode_ms / count if count else None
 
 
-def run(request: RunRequest, console: Console) -> tuple[Bundle, RunResult]:
+def run(request: RunRequest, console: Console) -> RunResult:
     """Stream the video or read the images, and ask.
 
     Raises MediaError, BundleError, and StreamFull before the first frame if the context cannot hold everything.
@@ -120,7 +118,8 @@ def run(request: RunRequest, console: Console) -> tuple[Bundle, RunResult]:
     with console.stage("open the bundle") as (stage, _):
         bundle = open_bundle(request.bundle, runtime=request.runtime, trust_engines=request.trust_engines)
         stage.note = f"{len(bundle.manifest.files)} files verified; runs on {bundle.runs_on}"
-    indices = segment_indices(info.num_frames, request.num_frames) if info and request.num_frames else None
+    num_frames = DEFAULT_FRAMES if request.frames is None else request.frames
+    indices = segment_indices(info.num_frames, num_frames) if info and num_frames else None
     count = 0 if info is None else info.num_frames if indices is None else len(indices)
     stream = _open_stream(bundle, request, count)
     frames: list[Frame] = []
@@ -143,7 +142,9 @@ def run(request: RunRequest, console: Console) -> tuple[Bundle, RunResult]:
             request.question, images=images, max_tiles=request.tiles, max_new_tokens=request.max_new_tokens
         )
         stage.note = f"{len(answer.token_ids)} tokens"
-    result = RunResult(
+    return RunResult(
+        request=request,
+        bundle=bundle,
         video=info,
         frames=tuple(frames[max(len(frames) - stream.num_context_frames, 0) :]),
         images=images,
@@ -154,7 +155,6 @@ def run(request: RunRequest, console: Console) -> tuple[Bundle, RunResult]:
         warm_bytes=warm_bytes,
         end_bytes=end_bytes,
     )
-    return bundle, result
 
 
 def _open_stream(bundle: Bundle, request: RunRequest, num_frames: int) -> PVCStream:
@@ -173,41 +173,32 @@ def _open_stream(bundle: Bundle, request: RunRequest, num_frames: int) -> PVCStr
     return stream
 
 
-def report_run(
-    console: Console,
-    request: RunRequest,
-    bundle: Bundle,
-    result: RunResult,
-    *,
-    reference: bool,
-    model_name: str | None,
-    as_json: bool,
-) -> None:
-    """Print the answer, and whether it is the reference's if that is asked. Raises ParityError if it is not."""
-    print_answer(console, request, bundle, result)
-    comparison = compare_with_reference(bundle, request, result, model_name=model_name) if reference else None
-    if comparison is not None:
-        verdict = "equal" if comparison["equal"] else f"a near tie at token {comparison['near_tie_at']}, else equal"
-        console.print(f"reference: {verdict} ({comparison['num_tokens']} greedy tokens)")
-    if as_json:
-        print_json(run_json(request, bundle, result) | {"reference": comparison})
+def run_command(request: RunRequest, *, model_name: str | None, as_json: bool) -> None:
+    """Print the answer, and whether it is the reference's if frames were kept for that.
 
-
-def print_answer(console: Console, request: RunRequest, bundle: Bundle, result: RunResult) -> None:
-    """What was looked at, what it cost, and what was said, for people."""
-    source = bundle.manifest.model
-    for line in describe_run(request, result):
+    Raises ParityError if it is not.
+    """
+    console = Console(quiet=as_json)
+    result = run(request, console)
+    for line in describe_run(result):
         console.print(line)
+    source = result.bundle.manifest.model
     if source.random_weights:
         console.print(
             f"The weights are random (seed {source.seed}): the tokens below are no answer to anything.", style="yellow"
         )
     console.print(f"question: {request.question}")
     console.print(f"{'tokens' if source.random_weights else 'answer'}: {printable(result.answer.text)}")
+    comparison = compare_with_reference(result, model_name=model_name) if request.keep_frames else None
+    if comparison is not None:
+        verdict = "equal" if comparison["equal"] else f"a near tie at token {comparison['near_tie_at']}, else equal"
+        console.print(f"reference: {verdict} ({comparison['num_tokens']} greedy tokens)")
+    if as_json:
+        print_json(run_json(result) | {"reference": comparison})
 
 
-def describe_run(request: RunRequest, result: RunResult) -> Iterator[str]:
-    """Lines about everything but the text."""
+def describe_run(result: RunResult) -> Iterator[str]:
+    """What was looked at, and what it cost, for people."""
     if result.video is not None:
         info = result.video
         yield f"{info.path}: {info.width}x{info.height}, {info.num_frames} frames, {info.fps:.2f} fps"
@@ -216,7 +207,7 @@ def describe_run(request: RunRequest, result: RunResult) -> Iterator[str]:
         if result.warm_bytes is not None and result.end_bytes is not None:
             warm, end = size_text(result.warm_bytes), size_text(result.end_bytes)
             yield f"memory: {warm} resident at frame {WARM_FRAMES}, {end} at frame {len(result.timings)}"
-    for path, image in zip(request.images, result.images, strict=True):
+    for path, image in zip(result.request.images, result.images, strict=True):
         yield f"{path}: {image.shape[1]}x{image.shape[0]}"
     answer, token_ms = result.answer, result.token_ms()
     looked = f"images {answer.vision_ms:.1f} ms, " if result.images else ""
@@ -224,9 +215,9 @@ def describe_run(request: RunRequest, result: RunResult) -> Iterator[str]:
     yield f"time: {looked}first token after {answer.prefill_ms:.1f} ms{rate}"
 
 
-def run_json(request: RunRequest, bundle: Bundle, result: RunResult) -> dict[str, Any]:
+def run_json(result: RunResult) -> dict[str, Any]:
     """The same for machines."""
-    answer = result.answer
+    request, bundle, answer = result.request, result.bundle, result.answer
     return {
         "bundle": str(request.bundle),
         "runs_on": bundle.runs_on,
@@ -248,9 +239,7 @@ def run_json(request: RunRequest, bundle: Bundle, result: RunResult) -> dict[str
     }
 
 
-def compare_with_reference(
-    bundle: Bundle, request: RunRequest, result: RunResult, *, model_name: str | None = None
-) -> dict[str, Any]:
+def compare_with_reference(result: RunResult, *, model_name: str | None = None) -> dict[str, Any]:
     """The reference's greedy text on the same frames or images: whole clip at once, whole prompt at once.
 
     Raises ParityError at the first token that differs by more than a near tie.
@@ -262,7 +251,7 @@ def compare_with_reference(
     from ..parity.words.conversations import common_prefix, reference_logits
     from ..parity.words.prompts import Prompt, reference_embeds
 
-    manifest = bundle.manifest
+    request, manifest = result.request, result.bundle.manifest
     loaded = load_reference(manifest, model_name)
     model, tokenizer = loaded.model, loaded.tokenizer
     kind: Any = "video" if result.frames else "images" if result.images else "text"
@@ -286,6 +275,6 @@ def compare_with_reference(
             f"token {at} of the answer differs from the reference: the bundle says {tokenizer.decode([chosen])!r}, and "
             f"the reference prefers another by {margin:.3g} logits",
             expected=f"the same token, or one that the reference likes as well up to rounding ({limit:.1e} logits)",
-            fix=f"find the graph: pvc-export check {shlex.quote(str(bundle.folder))}",
+            fix=f"find the graph: pvc-export check {shlex.quote(str(result.bundle.folder))}",
         )
     return {**comparison, "near_tie_at": at, "near_tie_margin": margin}

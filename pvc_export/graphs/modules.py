@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from engines.spec import GraphSpec, ModelShape, Spelling
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.layers import visible_to_bias
-from pvc_ref.llm import rope_angles
+from pvc_ref.llm import Decoder, rope_angles
 from pvc_ref.temporal import TemporalEncoder
 
 from .spellings import CACHE_UPDATES, SPELLINGS, CachesInPlace, spelled
@@ -63,9 +63,10 @@ def graph_module(model: PVC, spec: GraphSpec, spelling: Spelling = "concat") -> 
         case "embed":
             module = model.llm.embed_tokens
         case "llm":
-            module = InPlaceLLMGraph(model) if spec.aliases else LLMGraph(model)
+            decoder = spelled(model.llm, CACHE_UPDATES["aliased" if spec.aliases else "rows"])
+            module = InPlaceLLMGraph(decoder) if spec.aliases else LLMGraph(decoder)
         case "head":
-            module = HeadGraph(model)
+            module = HeadGraph(model.llm)
         case _:
             raise AssertionError(f"no graph is called '{spec.name}'")
     return module.eval()
@@ -73,14 +74,8 @@ def graph_module(model: PVC, spec: GraphSpec, spelling: Spelling = "concat") -> 
 
 def graph_parameters(model: PVC, name: str) -> dict[str, Tensor]:
     """The weights that graph `name` must hold, by their names in the model."""
-    prefixes = {
-        "trunk": ("trunk.",),
-        "temporal": ("temporal.",),
-        "compressor": ("compressor.",),
-        "embed": ("llm.embed_tokens.",),
-        "llm": ("llm.layers.", "llm.norm."),
-        "head": ("llm.lm_head.",),
-    }[name]
+    of_the_llm = {"embed": ("llm.embed_tokens.",), "llm": ("llm.layers.", "llm.norm."), "head": ("llm.lm_head.",)}
+    prefixes = of_the_llm.get(name, (f"{name}.",))
     parameters = model.named_parameters(remove_duplicate=False)  # a tied head is a weight of both graphs
     return {key: value for key, value in parameters if key.startswith(prefixes)}
 
@@ -102,12 +97,16 @@ class TemporalGraph(nn.Module):
         return features[:, 0], *(row[:, 0] for pair in new for row in pair)
 
 
-class LLMGraph(nn.Module):
-    """L new rows through the decoder layers: prefill, frame ingest and decode alike."""
+class _DecoderGraph(nn.Module):
+    """A graph of a part of the LLM."""
 
-    def __init__(self, model: PVC) -> None:
+    def __init__(self, decoder: Decoder) -> None:
         super().__init__()
-        self.decoder = model.llm
+        self.decoder = decoder
+
+
+class LLMGraph(_DecoderGraph):
+    """L new rows through the decoder layers: prefill, frame ingest and decode alike."""
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, attention_mask: Tensor, *past: Tensor
@@ -117,16 +116,12 @@ class LLMGraph(nn.Module):
         return hidden[:, -1:], *(rows for pair in new for rows in pair)
 
 
-class InPlaceLLMGraph(nn.Module):
+class InPlaceLLMGraph(_DecoderGraph):
     """The same rows through the same layers, written into the caches by the graph itself (opset 24).
 
-    Only attention is spelled anew; norms, rotation and MLPs are the reference's modules: the compiler makes as many
-    kernels of them as of opset 23's RMSNormalization and RotaryEmbedding.
+    Of the decoder only attention is spelled anew (InPlaceAttention); norms, rotation and MLPs are the reference's
+    modules: the compiler makes as many kernels of them as of opset 23's RMSNormalization and RotaryEmbedding.
     """
-
-    def __init__(self, model: PVC) -> None:
-        super().__init__()
-        self.decoder = spelled(model.llm, CACHE_UPDATES["aliased"])
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, write_index: Tensor, *past: Tensor
@@ -145,17 +140,12 @@ class InPlaceLLMGraph(nn.Module):
         return self.decoder.norm(x)[:, -1:], *caches
 
 
-class HeadGraph(nn.Module):
+class HeadGraph(_DecoderGraph):
     """Logits of one hidden row. Ingesting a frame does not run it."""
-
-    def __init__(self, model: PVC) -> None:
-        super().__init__()
-        self.decoder = model.llm
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, 1, E) -> float32 (B, V)."""
-        logits: Tensor = self.decoder.logits(hidden[:, 0])
-        return logits
+        return self.decoder.logits(hidden[:, 0])
 
 
 def pairs(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -28,22 +29,6 @@ from .notes import keep_own_notes
 OPSET = 20  # the newest that TensorRT 10.3 on JetPack 6.2 reads
 OPSET_IN_PLACE = 24  # the first with TensorScatter
 TESTED = "export with tested versions of torch, onnx and onnxscript: see constraints.txt"
-TORCH_OF = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-    "uint8": torch.uint8,
-    "bool": torch.bool,
-}
-ELEM_TYPE = {
-    "float32": onnx.TensorProto.FLOAT,
-    "float16": onnx.TensorProto.FLOAT16,
-    "bfloat16": onnx.TensorProto.BFLOAT16,
-    "int64": onnx.TensorProto.INT64,
-    "uint8": onnx.TensorProto.UINT8,
-    "bool": onnx.TensorProto.BOOL,
-}
 
 
 def opset_of(spec: GraphSpec) -> int:
@@ -95,10 +80,8 @@ def check_signature(path: Path, spec: GraphSpec) -> None:
             expected=f"opset {opset_of(spec)} and standard operators alone",
             fix=TESTED,
         )
-    for kind, tensors, found in (
-        ("input", spec.inputs, model.graph.input),
-        ("output", spec.outputs, model.graph.output),
-    ):
+    input_and_output = (("input", spec.inputs, model.graph.input), ("output", spec.outputs, model.graph.output))
+    for kind, tensors, found in input_and_output:
         expected, got = [_signature(t) for t in tensors], [_read_signature(value) for value in found]
         if expected != got:
             wrong = next((e, g) for e, g in zip([*expected, None], [*got, None], strict=False) if e != g)
@@ -112,10 +95,8 @@ def check_signature(path: Path, spec: GraphSpec) -> None:
 
 
 def _example(tensor: TensorSpec, sizes: dict[str, int]) -> Tensor:
-    shape = tensor.resolve(sizes)
-    if tensor.dtype in ("int64", "bool"):
-        return torch.ones(shape, dtype=TORCH_OF[tensor.dtype])
-    return torch.zeros(shape, dtype=TORCH_OF[tensor.dtype])
+    filled = torch.ones if tensor.dtype in ("int64", "bool") else torch.zeros
+    return filled(tensor.resolve(sizes), dtype=getattr(torch, tensor.dtype))
 
 
 def _fold_varargs(module: nn.Module, dynamic: tuple[dict[int, Any], ...]) -> tuple[Any, ...]:
@@ -134,23 +115,18 @@ def _stamp(program: torch.onnx.ONNXProgram, spec: GraphSpec) -> None:
     graph = program.model.graph
     for values, tensors in ((graph.inputs, spec.inputs), (graph.outputs, spec.outputs)):
         for value, tensor in zip(values, tensors, strict=True):
-            got = value.shape
-            if got is None or len(got) != len(tensor.shape):
-                raise BuildError(
-                    f"'{tensor.name}' of graph '{spec.name}' was exported as {got}",
-                    expected=str(tensor.shape),
-                    fix=TESTED,
+            # A dimension is named only where the exporter kept it dynamic. A constant stays, as does a shape that is
+            # missing or of another rank, and fails check_signature.
+            if value.shape is not None and len(value.shape) == len(tensor.shape):
+                value.shape = ir.Shape(
+                    want if isinstance(want, str) and not isinstance(have, int) else have
+                    for want, have in zip(tensor.shape, value.shape, strict=True)
                 )
-            # A dimension is named only where the exporter kept it dynamic; a constant stays, and fails the check.
-            value.shape = ir.Shape(
-                want if isinstance(want, str) and not isinstance(have, int) else have
-                for want, have in zip(tensor.shape, got, strict=True)
-            )
     program.model.metadata_props["pvc.graph_spec"] = json.dumps(spec.to_json())
 
 
 def _signature(tensor: TensorSpec) -> tuple[str, int, tuple[Dim, ...]]:
-    return tensor.name, ELEM_TYPE[tensor.dtype], tensor.shape
+    return tensor.name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), tensor.shape
 
 
 def _read_signature(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[Dim, ...]]:
@@ -175,14 +151,13 @@ def collector_paused() -> Iterator[None]:
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
     """The exporter prints a banner and warns about its own insides; errors still raise."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("torch.onnx", "onnxscript"))}
+    for logger in levels:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)

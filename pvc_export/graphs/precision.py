@@ -77,24 +77,25 @@ def in_an_island(name: str, islands: Sequence[str]) -> bool:
     return any(f"{name}.".startswith(f"{island}.") or island.startswith(f"{name}.") for island in islands)
 
 
+def possible_islands(model: PVC) -> dict[str, nn.Module]:
+    """Every module of a model that can be a float32 island, by its name."""
+    return {name: module for name, module in model.named_modules() if type(module) in CAN_BE_ISLANDS}
+
+
 def can_be_island(model: PVC, name: str) -> bool:
-    try:
-        module = model.get_submodule(name)
-    except AttributeError:
-        return False
-    return type(module) in CAN_BE_ISLANDS
+    return name in possible_islands(model)
 
 
 def require_island(model: PVC, name: str) -> nn.Module:
     """The module of that name. Raises ModelError, with the nearest name that would do."""
-    if not name or not can_be_island(model, name):
-        known = [known for known, _ in model.named_modules() if known and can_be_island(model, known)]
+    possible = possible_islands(model)
+    if name not in possible:
         raise ModelError(
             f"'{name}' cannot be a float32 island: it is no module of this model that is called as one",
             expected="a layer or a part of one, such as 'trunk.layers.0.mlp' or 'llm.layers.1.attn'",
-            fix=did_you_mean(name, known, cutoff=0.3) or "name one of these with --island",
+            fix=did_you_mean(name, possible, cutoff=0.3) or "name one of these with --island",
         )
-    return model.get_submodule(name)
+    return possible[name]
 
 
 def _make_island(module: nn.Module, dtype: torch.dtype) -> None:

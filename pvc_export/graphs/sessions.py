@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -23,13 +23,7 @@ LARGEST_FP64 = 20_000_000
 
 
 def open_graphs(
-    model: PVC,
-    names: Sequence[str],
-    target: Target,
-    limits: StreamLimits,
-    folder: Path,
-    *,
-    threads: int | None = None,
+    model: PVC, names: Sequence[str], target: Target, limits: StreamLimits, folder: Path, *, threads: int | None = None
 ) -> dict[str, Session]:
     """Some graphs of a float32 model, spelled for `target`, opened on the CPU.
 
@@ -50,13 +44,17 @@ def is_small(model: nn.Module) -> bool:
     return sum(parameter.numel() for parameter in model.parameters()) <= LARGEST_FP64
 
 
-@contextmanager
-def fitting_threads(model: nn.Module) -> Iterator[None]:
+def fitting_threads(model: nn.Module) -> AbstractContextManager[None]:
     """One torch thread for a small model: its operations gain nothing from a second, and on a busy machine each waits
     for it (0.4 s a frame of `tiny` in place of 0.02)."""
+    return torch_threads(1) if is_small(model) else nullcontext()
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads for torch, until the end of the block."""
     before = torch.get_num_threads()
-    if is_small(model):
-        torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

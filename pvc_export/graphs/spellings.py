@@ -93,10 +93,7 @@ class InPlaceAttention(CausalAttention):
 
 def onnx_operator(name: str, inputs: tuple[Tensor, ...], *, like: Tensor, **attributes: Any) -> Tensor:
     """One ONNX operator of opset 24 in the traced graph, whose result has the dtype and shape of `like`."""
-    result: Tensor = torch.onnx.ops.symbolic(
-        name, inputs, attributes, dtype=like.dtype, shape=like.shape, version=OPSET_IN_PLACE
-    )
-    return result
+    return torch.onnx.ops.symbolic(name, inputs, attributes, dtype=like.dtype, shape=like.shape, version=OPSET_IN_PLACE)
 
 
 Classes = Mapping[type[nn.Module], type[nn.Module]]

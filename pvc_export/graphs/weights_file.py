@@ -20,8 +20,7 @@ def weight_values(tensor: TensorProto, folder: Path) -> Array:
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     with (folder / place["location"]).open("rb") as file:
         file.seek(int(place.get("offset", 0)))
-        array: Array = np.frombuffer(file.read(int(place["length"])), dtype)
-    return array
+        return np.frombuffer(file.read(int(place["length"])), dtype)
 
 
 def share_weights(source: Path, folder: Path) -> None:

@@ -7,7 +7,6 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import EXIT_DIFFERENT, PVCError
@@ -42,41 +41,35 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every curve")
     args = parser.parse_args()
     try:
-        with _open(args.bundle) as opened, Console().stage(f"{args.frames} frames") as (_, progress):
-            report = measure_drift(
-                opened.sessions, opened.model, num_frames=args.frames, precision=opened.precision, progress=progress
-            )
+        with (
+            _open(args.bundle) as (name, sessions, model, precision),
+            Console().stage(f"{args.frames} frames") as (_, progress),
+        ):
+            report = measure_drift(sessions, model, num_frames=args.frames, precision=precision, progress=progress)
     except PVCError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
-    print("\n".join([opened.name, *report.table(), report.summary()]))
+    print("\n".join([name, *report.table(), report.summary()]))
     if args.json is not None:
-        args.json.write_text(json.dumps({"model": opened.name} | report.to_json(), indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps({"model": name} | report.to_json(), indent=1) + "\n", encoding="utf-8")
     if not report.passed:
         parser.exit(EXIT_DIFFERENT)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
-    """What is measured."""
-
-    name: str
-    sessions: Mapping[str, Session]
-    model: PVC
-    precision: Precision
-
-
 @contextmanager
-def _open(bundle: Path | None) -> Iterator[Subject]:
-    """A bundle beside the model that it was made from, or the wide random model, exported in float32 for this."""
+def _open(bundle: Path | None) -> Iterator[tuple[str, Mapping[str, Session], PVC, Precision]]:
+    """What is measured: its name, sessions and precision, and the model that they were made from.
+
+    That is a bundle, or without one the wide random model, exported in float32 for this.
+    """
     if bundle is not None:
         with open_on_cpu(bundle) as opened:
             model = load_reference(opened.manifest).model
-            yield Subject(name=str(bundle), sessions=opened.sessions, model=model, precision=opened.manifest.precision)
+            yield str(bundle), opened.sessions, model, opened.manifest.precision
         return
     model = PVC.random(WIDE, seed=0)
     with tempfile.TemporaryDirectory(prefix="pvc-drift-") as folder:
         sessions = open_graphs(model, VISION_GRAPHS, load_target("cpu"), StreamLimits(), Path(folder))
-        yield Subject(name="width 1024, random weights", sessions=sessions, model=model, precision="fp32")
+        yield "width 1024, random weights", sessions, model, "fp32"
 
 
 if __name__ == "__main__":

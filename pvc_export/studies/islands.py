@@ -54,8 +54,7 @@ def _embed_time(time_mlp: TimeEmbedding, times: Tensor) -> Tensor:
 
 
 def _layer_norm(x: Tensor) -> Tensor:
-    centered = x - x.mean(-1, keepdim=True)
-    return centered / (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    return _rms_norm(x - x.mean(-1, keepdim=True))
 
 
 def _rms_norm(x: Tensor) -> Tensor:

@@ -24,8 +24,9 @@ from engines.target import load_target
 from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, VisionConfig
 from pvc_ref.prompt import byte_tokenizer
 
-from ..bundles.export import ExportRequest, export
+from ..bundles.export import NUM_QUESTIONS, ExportRequest, write_graphs
 from ..graphs.models import LoadedModel, load_model, loaded_model
+from ..parity.check import check_bundle
 from ..parity.limits import GATED, THRESHOLDS, limit_key
 from ..parity.places import Rung
 from ..parity.report import ParityReport
@@ -73,8 +74,9 @@ def measure(measured: Iterable[LoadedModel], console: Console) -> list[ParityRep
             name = f"{loaded.source.name} seed {loaded.source.seed} {precision} {target_name}"
             target = replace(load_target(target_name), builder=None, engine_graphs=())  # graphs only
             with console.stage(name) as (stage, _), tempfile.TemporaryDirectory() as folder:
-                request = ExportRequest(out=Path(folder) / "bundle", target=target, precision=precision)
-                reports.append(export(loaded, request, publish_failures=True))
+                request = ExportRequest(out=Path(folder), target=target, precision=precision)
+                write_graphs(loaded, request, Path(folder), Console(quiet=True))
+                reports.append(check_bundle(Path(folder), loaded, num_questions=NUM_QUESTIONS))
                 stage.note = reports[-1].summary()
     return reports
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from . import interrupt
+from .facts import peak_bytes, restart_peak
 
 Report = Callable[[float], None]
 """Called with the fraction done, 0 to 1."""
@@ -66,21 +66,6 @@ class Console:
         self.stages.append(stage)
         memory = f"{stage.peak_bytes / 2**30:>6.1f} GiB" if stage.peak_bytes is not None else ""
         self.print(f"  {name:<28}{stage.seconds:>8.1f} s{memory}   {stage.note}".rstrip())
-
-
-def restart_peak() -> None:
-    """Let Linux forget the resident set's high-water mark; elsewhere nothing."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_bytes() -> int | None:
-    """The most memory that this process held since restart_peak."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def size_text(num_bytes: int) -> str:

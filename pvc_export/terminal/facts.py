@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -14,10 +15,8 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
     """Package -> version, without those that are not installed."""
     found = {}
     for name in packages:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -37,11 +36,26 @@ def cpu_name() -> str:
 
 def resident_bytes() -> int | None:
     """Memory of this process that is in RAM now; None where the system does not say (it is read from /proc)."""
+    return _status_bytes("VmRSS")
+
+
+def peak_bytes() -> int | None:
+    """The most of it since restart_peak."""
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(field: str) -> int | None:
     try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+
+
+def restart_peak() -> None:
+    """Let Linux forget the most that this process held in RAM; elsewhere nothing."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def now_utc() -> str:

@@ -112,7 +112,7 @@ def test_a_bundle_is_replaced_here_by_an_exchange_and_not_by_two_renames(
     def refuse(*_: object) -> None:
         raise AssertionError("two renames, though this file system can exchange names")
 
-    monkeypatch.setattr(publish, "_rename_twice", refuse)
+    monkeypatch.setattr(Path, "rename", refuse)
     put(out, "new")
     assert name_of(out) == "new" and list(out.parent.iterdir()) == [out]
 

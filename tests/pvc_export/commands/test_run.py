@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from engines.stream import PushTiming
 from engines.target import load_target
 from engines.video import write_video
 from pvc_export.bundles.export import ExportRequest
-from pvc_export.commands.run import RunResult
+from pvc_export.commands.run import RunRequest, RunResult
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.parity.clip import render_clip
 
@@ -142,7 +143,9 @@ def test_400_frames_with_questions_take_no_more_memory_than_101(long_bundle: Pat
 
 def test_nineteen_of_twenty_frames_is_no_guess_beyond_the_slowest() -> None:
     timings = [PushTiming(preprocess_ms=0.0, vision_ms=ms, ingest_ms=0.0) for ms in (900.0, *[10.0] * 15, 50.0)]
+    bundle: Any = None  # plays no part
     result = RunResult(
+        request=RunRequest(bundle=Path(), ask="?"), bundle=bundle,
         video=None, frames=(), images=(), timings=tuple(timings), context_rows=0, warm_bytes=None, end_bytes=None,
         answer=Answer(text="", token_ids=(), finished=True, vision_ms=0.0, prefill_ms=1.0, decode_ms=0.0),
     )  # fmt: skip

@@ -23,7 +23,7 @@ from engines.manifest import Manifest, hash_folder
 from engines.session import OrtSession
 from engines.spec import GraphSpec, StreamLimits, TensorSpec
 from engines.target import load_target
-from pvc_export.bundles.export import ExportRequest, export
+from pvc_export.bundles.export import ExportRequest, write_graphs
 from pvc_export.controls.graph_edits import edit_graph, perturb_one_weight
 from pvc_export.graphs import sessions as graph_sessions
 from pvc_export.graphs.models import LoadedModel
@@ -38,6 +38,7 @@ from pvc_export.parity.float16_on_cpu import Float16Products
 from pvc_export.parity.limits import kl_limit
 from pvc_export.parity.places import Rung
 from pvc_export.parity.report import ParityReport
+from pvc_export.terminal.console import Console
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.temporal import TimeEmbedding
 
@@ -247,9 +248,10 @@ def test_the_split_spelling_is_held_to_the_reference_at_the_onnx_rung(
     monkeypatch.setattr(SplitTemporalAttention, "forward", unscaled)
     monkeypatch.setattr(graph_sessions, "export_graph", export_graph)
     request = ExportRequest(
-        out=tmp_path / "x", target=load_target("cpu"), precision="fp32", limits=StreamLimits(window=2, context=256)
+        out=tmp_path, target=load_target("cpu"), precision="fp32", limits=StreamLimits(window=2, context=256)
     )
-    report = export(small, request, publish_failures=True)
+    write_graphs(small, request, tmp_path, Console(quiet=True))
+    report = check_bundle(tmp_path, small)
     assert failed_stages(report) == ["bundle fp32", "onnx fp32"]
     assert report.first_failed_graph == "temporal"
 

@@ -271,9 +271,9 @@ def test_the_command_reports_every_curve_and_fails_where_one_does(
     report = faithful if is_right else replace(faithful, curves=(drifting, *faithful.curves[1:]))
 
     @contextmanager
-    def opened(bundle: Path | None) -> Iterator[drift.Subject]:
+    def opened(bundle: Path | None) -> Iterator[tuple[str, Sessions, PVC, str]]:
         assert bundle == Path("somewhere")
-        yield drift.Subject(name="a name", sessions=sessions, model=tiny.model, precision="fp32")
+        yield "a name", sessions, tiny.model, "fp32"
 
     def measured(*args: object, num_frames: int, precision: str, progress: Callable[[float], None]) -> DriftReport:
         assert args == (sessions, tiny.model) and (num_frames, precision) == (NUM_FRAMES, "fp32")

@@ -1,0 +1,26 @@
+"""Errors in how a command was called: one line above its usage, and exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from engines.errors import SpecError
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """What the block finds wrong with the values of options, by ValueError or SpecError, is an error of usage."""
+    try:
+        yield
+    except (ValueError, SpecError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def refuse(options: Mapping[str, Any], why: str) -> None:
+    """Raises BadParameter if one of these options was given: has a value. Their names go where `why` has braces."""
+    if wrong := [name for name, value in options.items() if value not in (None, [])]:
+        raise typer.BadParameter(why.format(", ".join(wrong)))
