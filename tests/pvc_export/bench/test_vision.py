@@ -225,7 +225,7 @@ def test_a_spread_is_median_and_quartiles_in_milliseconds() -> None:
 def test_resident_memory_grows_by_what_is_written() -> None:
     before = resident_bytes()
     if before is None:
-        pytest.skip("this system has no /proc/self/statm")
+        pytest.skip("this system has no /proc/self/status")
     block = np.ones(2**26, dtype=np.uint8)
     after = resident_bytes()
     assert after is not None and 0.9 * block.nbytes < after - before < 2 * block.nbytes
