@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import onnx
 
 from pvc_ref import PVC
 
@@ -48,10 +46,6 @@ def _changed(change: Callable[[Path], None]) -> Callable[[Path], AbstractContext
     return plant
 
 
-def _runtime(fault: Callable[[], AbstractContextManager[None]]) -> Callable[[Path], AbstractContextManager[None]]:
-    return lambda _: fault()
-
-
 def _in_graph(name: str, level: str, on: str, edit: graph.Edit, what: str) -> Defect:
     plant = _changed(lambda bundle: graph.edit_graph(bundle, on, edit))
     return Defect(name=name, level=level, where="graph", what=what, plant=plant, named=on)
@@ -61,24 +55,14 @@ def _in_bundle(name: str, level: str, fault: Callable[[Path], None], what: str) 
     return Defect(name=name, level=level, where="bundle", what=what, plant=_changed(fault))
 
 
-def _in_runtime(
-    name: str, level: str, fault: Callable[[], AbstractContextManager[None]], what: str, *, where: str = "runtime"
-) -> Defect:
-    return Defect(name=name, level=level, where=where, what=what, plant=_runtime(fault))
+def _in_runtime(name: str, level: str, fault: runtime.Fault, what: str, *, where: str = "runtime") -> Defect:
+    return Defect(name=name, level=level, where=where, what=what, plant=lambda _: fault())
 
 
 def _in_export(
-    name: str, level: str, change_model: Callable[[PVC], None], what: str,
-    fault: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> Defect:  # fmt: skip
-    return Defect(
-        name=name, level=level, where="export", what=what, plant=_runtime(fault), named="trunk",
-        change_model=change_model,
-    )  # fmt: skip
-
-
-def _swap_keys_and_values(m: onnx.ModelProto) -> None:
-    graph.swap_inputs(m, "past.0.key", "past.0.value")
+    name: str, level: str, change_model: Callable[[PVC], None], what: str, fault: runtime.Fault = nullcontext
+) -> Defect:
+    return replace(_in_runtime(name, level, fault, what, where="export"), named="trunk", change_model=change_model)
 
 
 DEFECTS: tuple[Defect, ...] = (
@@ -99,7 +83,7 @@ DEFECTS: tuple[Defect, ...] = (
     _in_graph("causal", "B", "llm", graph.see_the_next_row, "the LLM's causal mask is off by one"),
     _in_graph("stale-row", "B", "temporal", graph.return_the_old_row, "the new key row is an old one"),
     _in_graph("mask-graph", "D", "temporal", graph.roll_slot_mask, "the slot mask is off by one inside the graph"),
-    _in_graph("swapped-kv", "D", "temporal", _swap_keys_and_values, "keys and values of the past are exchanged"),
+    _in_graph("swapped-kv", "D", "temporal", graph.swap_keys_and_values, "keys and values of the past are exchanged"),
     _in_graph("no-time", "D", "temporal", graph.forget_the_time, "every frame is frame 0"),
     _in_graph("stopped-clock", "E", "temporal", graph.stop_the_clock, "time stands still after frame 20"),
     _in_graph("narrow-clock", "E", "compressor", graph.round_the_clock, "the time embedding is computed in float16"),
