@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,12 +35,12 @@ from engines.spec import VISION_GRAPHS, GraphSpec, Precision
 from engines.synthetic import render_clip
 from engines.vision import VisionEncoder
 from pvc_ref import PVC
-from pvc_ref.layers import visible_to_bias
+from pvc_ref.temporal import window_bias
 
 from ...graphs.sessions import fitting_threads
 from ..answers import WORLD
 from ..levels import Rule
-from ..limits import limit_key, load_thresholds, worst_rows
+from ..limits import GATED, limit_key, load_thresholds, worst_rows
 from ..metrics import Difference
 from ..places import Place, Rung
 from ..recorded_sessions import Recorder
@@ -199,20 +200,16 @@ class _Judge:
 
 def _mean_difference(found: Sequence[Difference], block: Block) -> Difference:
     """The mean of what has a limit."""
-
-    def mean(metric: str) -> float:
-        return float(np.mean([getattr(difference, metric) for difference in found]))
-
+    means: dict[str, Any] = {
+        metric: float(np.mean([getattr(difference, metric) for difference in found])) for metric in GATED
+    }
     return replace(
         found[0],
         where=Place("frames", block.start, f"frames {block.start} to {block.stop - 1}"),
         max_abs=max(difference.max_abs for difference in found),
-        rel_l2=mean("rel_l2"),
-        worst_token=mean("worst_token"),
-        cosine_gap=mean("cosine_gap"),
-        norm_gap=mean("norm_gap"),
         num_nonfinite=sum(difference.num_nonfinite for difference in found),
         shapes=next((difference.shapes for difference in found if difference.shapes), None),
+        **means,
     )
 
 
@@ -235,9 +232,7 @@ def reference_block(
     """
     x = model.trunk(torch.from_numpy(np.stack(pixels)))
     times = model.frame_times(first, len(x), total_frames=total_frames, device=x.device)
-    age = torch.arange(len(x))[:, None] - torch.arange(len(x))[None, :]
-    bias = visible_to_bias(((age >= 0) & (age < window))[None], x.dtype)
-    features, new = model.temporal(x[None], times[None], None, bias)
+    features, new = model.temporal(x[None], times[None], None, window_bias(len(x), window, like=x))
     tensors = {"trunk/trunk_features": x, "temporal/features": features[0]}
     rows = (row[0] for pair in new for row in pair)
     tensors |= {f"temporal/{state.output}": row for state, row in zip(temporal.states, rows, strict=True)}
