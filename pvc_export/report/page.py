@@ -12,7 +12,7 @@ from ..parity.culprit.record import INNOCENT
 from ..parity.levels import TITLES
 from ..parity.limits import kl_limit, load_thresholds, thresholds_file
 from .given import ReportInput
-from .sections import drift_rows, panels, topics
+from .sections import drift_rows, panels
 from .template import fill
 
 TEMPLATE, PAGE_NAME = "report.html.j2", "report.html"
@@ -35,7 +35,7 @@ def render(report: ReportInput) -> str:
         measured=thresholds_file()["measured"],
         panels=panels(parity),
         kl_limit=kl_limit(parity.precision),
-        topics=topics(parity.answers),
+        topics=sorted({topic for rung in parity.answers for topic in rung.count}),
         drift=drift_rows(parity.drift.curves) if parity.drift else [],
         drift_summary=parity.drift.summary() if parity.drift else "",
         versions=manifest.versions,

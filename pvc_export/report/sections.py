@@ -8,7 +8,6 @@ from math import inf, isfinite
 
 from markupsafe import Markup
 
-from ..parity.answers import RungAnswers
 from ..parity.drift.report import Drift, Series
 from ..parity.limits import limit_key, nan_last
 from ..parity.metrics import Difference
@@ -93,23 +92,15 @@ def _legend(curve: Curve, axis: Axis) -> str:
     return f"{curve.name}: {number(value)} at {where}, {share(value / limit)} of {number(limit)}"
 
 
-# -- answers and drift -------------------------------------------------------------------------------------------
-
-
-def topics(answers: Sequence[RungAnswers]) -> list[str]:
-    return sorted({topic for rung in answers for topic in rung.count})
+# -- drift -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DriftRow:
-    """One tensor over a long stream; change: of its error, with the slope's interval."""
+    """One tensor over a long stream. intervals: name, figure and text of each slope with its interval."""
 
-    tensor: str
-    verdict: str
+    drift: Drift
     figure: Markup
-    floor: str
-    error: str
-    change: str
     intervals: tuple[tuple[str, Markup, str], ...]
 
 
@@ -122,20 +113,10 @@ def drift_rows(curves: Iterable[Drift]) -> list[DriftRow]:
             text = trend.share_text(curve.num_frames, curve.noise)
             ends = (trend.slope * unit, trend.lower * unit, trend.upper * unit)
             intervals.append((name, interval_figure(*ends, title=f"{name}: {text}"), text))
-        first, last = curve.means[0], curve.means[-1]
         dots = [
             ("floor", [(sample.frame, sample.floor) for sample in curve.samples]),
             ("a", [(sample.frame, sample.error) for sample in curve.samples]),
         ]
-        rows.append(
-            DriftRow(
-                tensor=curve.tensor,
-                verdict=curve.verdict,
-                figure=drift_figure(f"drift of {curve.tensor}", curve.num_frames, dots),
-                floor=f"{number(first.floor)} → {number(last.floor)}",
-                error=f"{number(first.error)} → {number(last.error)}",
-                change=curve.trend("error").text(curve.num_frames),
-                intervals=tuple(intervals),
-            )
-        )
+        figure = drift_figure(f"drift of {curve.tensor}", curve.num_frames, dots)
+        rows.append(DriftRow(drift=curve, figure=figure, intervals=tuple(intervals)))
     return rows
