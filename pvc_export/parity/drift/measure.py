@@ -48,7 +48,6 @@ from ..recording import Progress, Recording, compare, recording_of
 from .report import DriftCurve, DriftReport, Sample
 from .statistics import plan_blocks
 
-NUM_FRAMES = 10_000
 FLOAT32 = Rung("torch", "fp32")
 NUM_BLOCKS = 32
 """Blocks after the first two windows: 256 frames at a window of 8, in a fifth of the time that the graphs take."""
