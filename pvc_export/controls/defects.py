@@ -6,9 +6,10 @@ else goes on as always. `prove.py` runs them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pvc_ref import PVC
@@ -20,43 +21,36 @@ from . import runtime_patches as runtime
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Defect:
-    """A fault, planted into a bundle for as long as `plant` lasts.
+    """A fault of a copy of a bundle, of the runtime, or of the model that is exported.
 
-    level      where it must show first, A to K (levels.py)
-    where      graph, bundle, runtime, preprocessing, or export: that one makes a bundle of its own, in float16
-    named      the graph that the report must name as the first that is wrong; '' where it is none's fault
-    change_model   what an export does to the reference first
+    level          where it must show first, A to K (levels.py)
+    where          graph, bundle, runtime, preprocessing, or export: that one makes a bundle of its own, in float16
+    named          the graph that the report must name as the first that is wrong; '' where it is none's fault
+    fault          of the code, for as long as the check lasts, and of an export that as well
+    change_bundle  what is done to the copy first;  change_model  what an export does to the reference first
     """
 
     name: str
     level: str
     where: str
     what: str
-    plant: Callable[[Path], AbstractContextManager[None]]
     named: str = ""
+    fault: runtime.Fault = nullcontext
+    change_bundle: Callable[[Path], None] | None = None
     change_model: Callable[[PVC], None] | None = None
 
 
-def _changed(change: Callable[[Path], None]) -> Callable[[Path], AbstractContextManager[None]]:
-    @contextmanager
-    def plant(bundle: Path) -> Iterator[None]:
-        change(bundle)
-        yield
-
-    return plant
-
-
 def _in_graph(name: str, level: str, on: str, edit: graph.Edit, what: str) -> Defect:
-    plant = _changed(lambda bundle: graph.edit_graph(bundle, on, edit))
-    return Defect(name=name, level=level, where="graph", what=what, plant=plant, named=on)
+    change = partial(graph.edit_graph, name=on, edit=edit)
+    return Defect(name=name, level=level, where="graph", what=what, named=on, change_bundle=change)
 
 
-def _in_bundle(name: str, level: str, fault: Callable[[Path], None], what: str) -> Defect:
-    return Defect(name=name, level=level, where="bundle", what=what, plant=_changed(fault))
+def _in_bundle(name: str, level: str, change: Callable[[Path], None], what: str) -> Defect:
+    return Defect(name=name, level=level, where="bundle", what=what, change_bundle=change)
 
 
 def _in_runtime(name: str, level: str, fault: runtime.Fault, what: str, *, where: str = "runtime") -> Defect:
-    return Defect(name=name, level=level, where=where, what=what, plant=lambda _: fault())
+    return Defect(name=name, level=level, where=where, what=what, fault=fault)
 
 
 def _in_export(

@@ -144,12 +144,14 @@ def meet(defect: Defect, sound: Path, loaded: LoadedModel, scratch: Path) -> Def
     try:
         if defect.change_model is None:
             shutil.copytree(sound, folder)
-            with defect.plant(folder):
+            if defect.change_bundle is not None:
+                defect.change_bundle(folder)
+            with defect.fault():
                 report = check_bundle(folder, loaded, ladder=False, num_questions=0, scratch=scratch)
         else:
             reference = _changed(loaded, defect.change_model)
             folder.mkdir()
-            with defect.plant(folder):
+            with defect.fault():
                 write_graphs(reference, _request("fp16"), folder, Console(quiet=True))
                 report = check_bundle(folder, reference, num_questions=0, scratch=scratch)
     except (PVCError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
