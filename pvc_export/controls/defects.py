@@ -6,12 +6,11 @@ else goes on as always. `prove.py` runs them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-
-import onnx
 
 from pvc_ref import PVC
 
@@ -22,63 +21,42 @@ from . import runtime_patches as runtime
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Defect:
-    """A fault, planted into a bundle for as long as `plant` lasts.
+    """A fault of a copy of a bundle, of the runtime, or of the model that is exported.
 
-    level      where it must show first, A to K (levels.py)
-    where      graph, bundle, runtime, preprocessing, or export: that one makes a bundle of its own, in float16
-    named      the graph that the report must name as the first that is wrong; '' where it is none's fault
-    change_model   what an export does to the reference first
+    level          where it must show first, A to K (levels.py)
+    where          graph, bundle, runtime, preprocessing, or export: that one makes a bundle of its own, in float16
+    named          the graph that the report must name as the first that is wrong; '' where it is none's fault
+    fault          of the code, for as long as the check lasts, and of an export that as well
+    change_bundle  what is done to the copy first;  change_model  what an export does to the reference first
     """
 
     name: str
     level: str
     where: str
     what: str
-    plant: Callable[[Path], AbstractContextManager[None]]
     named: str = ""
+    fault: runtime.Fault = nullcontext
+    change_bundle: Callable[[Path], None] | None = None
     change_model: Callable[[PVC], None] | None = None
 
 
-def _changed(change: Callable[[Path], None]) -> Callable[[Path], AbstractContextManager[None]]:
-    @contextmanager
-    def plant(bundle: Path) -> Iterator[None]:
-        change(bundle)
-        yield
-
-    return plant
-
-
-def _runtime(fault: Callable[[], AbstractContextManager[None]]) -> Callable[[Path], AbstractContextManager[None]]:
-    return lambda _: fault()
-
-
 def _in_graph(name: str, level: str, on: str, edit: graph.Edit, what: str) -> Defect:
-    plant = _changed(lambda bundle: graph.edit_graph(bundle, on, edit))
-    return Defect(name=name, level=level, where="graph", what=what, plant=plant, named=on)
+    change = partial(graph.edit_graph, name=on, edit=edit)
+    return Defect(name=name, level=level, where="graph", what=what, named=on, change_bundle=change)
 
 
-def _in_bundle(name: str, level: str, fault: Callable[[Path], None], what: str) -> Defect:
-    return Defect(name=name, level=level, where="bundle", what=what, plant=_changed(fault))
+def _in_bundle(name: str, level: str, change: Callable[[Path], None], what: str) -> Defect:
+    return Defect(name=name, level=level, where="bundle", what=what, change_bundle=change)
 
 
-def _in_runtime(
-    name: str, level: str, fault: Callable[[], AbstractContextManager[None]], what: str, *, where: str = "runtime"
-) -> Defect:
-    return Defect(name=name, level=level, where=where, what=what, plant=_runtime(fault))
+def _in_runtime(name: str, level: str, fault: runtime.Fault, what: str, *, where: str = "runtime") -> Defect:
+    return Defect(name=name, level=level, where=where, what=what, fault=fault)
 
 
 def _in_export(
-    name: str, level: str, change_model: Callable[[PVC], None], what: str,
-    fault: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> Defect:  # fmt: skip
-    return Defect(
-        name=name, level=level, where="export", what=what, plant=_runtime(fault), named="trunk",
-        change_model=change_model,
-    )  # fmt: skip
-
-
-def _swap_keys_and_values(m: onnx.ModelProto) -> None:
-    graph.swap_inputs(m, "past.0.key", "past.0.value")
+    name: str, level: str, change_model: Callable[[PVC], None], what: str, fault: runtime.Fault = nullcontext
+) -> Defect:
+    return replace(_in_runtime(name, level, fault, what, where="export"), named="trunk", change_model=change_model)
 
 
 DEFECTS: tuple[Defect, ...] = (
@@ -99,7 +77,7 @@ DEFECTS: tuple[Defect, ...] = (
     _in_graph("causal", "B", "llm", graph.see_the_next_row, "the LLM's causal mask is off by one"),
     _in_graph("stale-row", "B", "temporal", graph.return_the_old_row, "the new key row is an old one"),
     _in_graph("mask-graph", "D", "temporal", graph.roll_slot_mask, "the slot mask is off by one inside the graph"),
-    _in_graph("swapped-kv", "D", "temporal", _swap_keys_and_values, "keys and values of the past are exchanged"),
+    _in_graph("swapped-kv", "D", "temporal", graph.swap_keys_and_values, "keys and values of the past are exchanged"),
     _in_graph("no-time", "D", "temporal", graph.forget_the_time, "every frame is frame 0"),
     _in_graph("stopped-clock", "E", "temporal", graph.stop_the_clock, "time stands still after frame 20"),
     _in_graph("narrow-clock", "E", "compressor", graph.round_the_clock, "the time embedding is computed in float16"),

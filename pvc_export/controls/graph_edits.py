@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,12 @@ def weight(model: onnx.ModelProto, ending: str) -> Any:
     raise SpecError(f"the graph has no weight whose name ends in '{ending}'")
 
 
+def weight_of(model: onnx.ModelProto, node: NodeProto) -> Any:
+    """The first initializer that a node reads."""
+    known = {tensor.name: tensor for tensor in model.graph.initializer}
+    return next(known[name] for name in node.input if name in known)
+
+
 def change(tensor: TensorProto, to: Callable[[Array], Array]) -> None:
     """Replace a weight's values by a function of them, in its dtype."""
     values = numpy_helper.to_array(tensor)
@@ -86,18 +92,17 @@ def set_attribute(node: NodeProto, name: str, value: object) -> None:
     node.attribute.extend([*kept, helper.make_attribute(name, value)])
 
 
-def behind(model: onnx.ModelProto, name: str, nodes: Sequence[NodeProto], *, readers: str = "") -> None:
-    """Let every node (of type `readers`) that reads `name` read what the last of `nodes` returns; they read `name`."""
-    changed = nodes[-1].output[0]
-    for node in model.graph.node:
-        if not readers or node.op_type == readers:
-            for index, read in enumerate(node.input):
-                if read == name:
-                    node.input[index] = changed
-    made = [index for index, node in enumerate(model.graph.node) if name in node.output]
-    at = made[0] + 1 if made else 0
+def behind(model: onnx.ModelProto, name: str, nodes: Sequence[NodeProto]) -> None:
+    """Let all that read the graph's input `name` read what the last of `nodes` returns; they read `name`."""
+    read_instead(model, {name: nodes[-1].output[0]})
     for node in reversed(nodes):
-        model.graph.node.insert(at, node)
+        model.graph.node.insert(0, node)
+
+
+def before(model: onnx.ModelProto, node: NodeProto, made: NodeProto) -> str:
+    """Put a new node into the graph right before one that is to read it; returns the name of its result."""
+    model.graph.node.insert(list(model.graph.node).index(node), made)
+    return str(made.output[0])
 
 
 def constant(model: onnx.ModelProto, name: str, value: Array) -> str:
@@ -105,12 +110,17 @@ def constant(model: onnx.ModelProto, name: str, value: Array) -> str:
     return name
 
 
-def swap_inputs(model: onnx.ModelProto, first: str, second: str) -> None:
-    """Let every node read `second` where it read `first`, and the other way round."""
-    other = {first: second, second: first}
+def read_instead(model: onnx.ModelProto, others: Mapping[str, str]) -> None:
+    """Let every node that reads a key of `others` read its value."""
     for node in model.graph.node:
         for index, name in enumerate(node.input):
-            node.input[index] = other.get(name, name)
+            node.input[index] = others.get(name, name)
+
+
+def input_shape(model: onnx.ModelProto, name: str) -> list[int]:
+    """Sizes of an input of the graph, 0 where they are not constant."""
+    value = next(value for value in model.graph.input if value.name == name)
+    return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
 # -- what faulty exporters do --------------------------------------------------------------------------------------
@@ -130,9 +140,13 @@ def perturb_one_weight(model: onnx.ModelProto) -> None:
 
 def roll_slot_mask(model: onnx.ModelProto) -> None:
     """Read the slot mask shifted by one slot: an off-by-one inside the graph."""
-    window = next(v for v in model.graph.input if v.name == "slot_mask").type.tensor_type.shape.dim[1].dim_value
-    order = constant(model, "rolled_order", np.roll(np.arange(window), 1))
+    order = constant(model, "rolled_order", np.roll(np.arange(input_shape(model, "slot_mask")[1]), 1))
     behind(model, "slot_mask", [helper.make_node("Gather", ["slot_mask", order], ["rolled_slot_mask"], axis=1)])
+
+
+def swap_keys_and_values(model: onnx.ModelProto) -> None:
+    """The past of the first layer is read the wrong way round."""
+    read_instead(model, {"past.0.key": "past.0.value", "past.0.value": "past.0.key"})
 
 
 def swap_colours(model: onnx.ModelProto) -> None:
@@ -148,8 +162,7 @@ def widen_epsilon(model: onnx.ModelProto) -> None:
 
 def drop_layer_scale(model: onnx.ModelProto) -> None:
     """The first LayerScale is left out."""
-    scale = weight(model, "layers.0.ls1")
-    change(scale, np.ones_like)
+    change(weight(model, "layers.0.ls1"), np.ones_like)
 
 
 def approximate_gelu(model: onnx.ModelProto) -> None:
@@ -158,8 +171,7 @@ def approximate_gelu(model: onnx.ModelProto) -> None:
 
 def transpose_shuffle(model: onnx.ModelProto) -> None:
     """Space to depth with rows and columns of a token exchanged."""
-    node = find(model, "Transpose", operation="permute")
-    set_attribute(node, "perm", [0, 1, 3, 4, 2, 5])
+    set_attribute(find(model, "Transpose", operation="permute"), "perm", [0, 1, 3, 4, 2, 5])
 
 
 def swap_query_and_key(model: onnx.ModelProto) -> None:
@@ -203,9 +215,8 @@ def first_stream_for_all(model: onnx.ModelProto) -> None:
 
 def return_the_old_row(model: onnx.ModelProto) -> None:
     """A stale state: the first key's new row is what the ring's slot 0 held."""
-    state = next(value for value in model.graph.input if value.name == "past.0.key")
-    window = next(v for v in model.graph.input if v.name == "slot_mask").type.tensor_type.shape.dim[1].dim_value
-    axis = [dim.dim_value for dim in state.type.tensor_type.shape.dim].index(window, 1)
+    window = input_shape(model, "slot_mask")[1]
+    axis = input_shape(model, "past.0.key").index(window, 1)
     node = next(node for node in model.graph.node if "new.0.key" in node.output)
     node.output[list(node.output).index("new.0.key")] = "true_row"
     index = constant(model, "slot_zero", np.array(0, np.int64))
@@ -224,32 +235,25 @@ def quantize_a_matrix(model: onnx.ModelProto) -> None:
 
 def scale_attention(model: onnx.ModelProto) -> None:
     """Scores are scaled by 1 / D in place of 1 / sqrt(D)."""
-    node = find(model, "Mul", scope="attn")
-    scale = next(name for name in node.input if any(t.name == name for t in model.graph.initializer))
-    change(next(t for t in model.graph.initializer if t.name == scale), np.square)
+    change(weight_of(model, find(model, "Mul", scope="attn")), np.square)
 
 
 def see_the_next_row(model: onnx.ModelProto) -> None:
     """A causal mask that is off by one: every new row also sees the one behind it."""
     node = find(model, "LessOrEqual")
     one = constant(model, "one_more", np.array(1, np.int64))
-    rows, later = node.input[1], "later_rows"
-    at = list(model.graph.node).index(node)
-    model.graph.node.insert(at, helper.make_node("Add", [rows, one], [later]))
-    node.input[1] = later
+    node.input[1] = before(model, node, helper.make_node("Add", [node.input[1], one], ["later_rows"]))
 
 
 def widen_rms_epsilon(model: onnx.ModelProto) -> None:
     node = find(model, "Add", scope="attn_norm", operation="add")
-    known = {tensor.name: tensor for tensor in model.graph.initializer}
-    change(next(known[name] for name in node.input if name in known), lambda values: np.full_like(values, 1e-2))
+    change(weight_of(model, node), lambda values: np.full_like(values, 1e-2))
 
 
 def split_wqkv_plainly(model: onnx.ModelProto) -> None:
     """InternLM2 fuses, for each key/value head, its query heads, the key and the value; here the fused matrix is cut as
     if it held all queries, then all keys, then all values."""
-    state = next(value for value in model.graph.input if value.name == "past.0.key")
-    width = state.type.tensor_type.shape.dim[-1].dim_value
+    width = input_shape(model, "past.0.key")[-1]
     parts = [_matrix(model, f"layers.0.attn.{name}_proj") for name in "qkv"]
     heads = [np.split(values := numpy_helper.to_array(part), values.shape[1] // width, axis=1) for part in parts]
     group = len(heads[0]) // len(heads[1])
@@ -267,12 +271,11 @@ def split_wqkv_plainly(model: onnx.ModelProto) -> None:
 
 def _matrix(model: onnx.ModelProto, scope: str) -> Any:
     """The matrix of a linear layer, whether a bias is added to its product or not."""
-    known = {tensor.name: tensor for tensor in model.graph.initializer}
     named = next(name for name, origin in origins(model).items() if origin.scope.endswith(scope))
     node = next(node for node in model.graph.node if named in node.output)
     if node.op_type != "MatMul":
         node = next(other for other in model.graph.node if other.op_type == "MatMul" and other.output[0] in node.input)
-    return next(known[name] for name in node.input if name in known)
+    return weight_of(model, node)
 
 
 def end_positions_early(model: onnx.ModelProto) -> None:
@@ -297,8 +300,5 @@ def forget_to_build_anew(bundle: Path) -> None:
 def forget_a_residual(model: onnx.ModelProto) -> None:
     """The first MLP's result replaces what it should be added to."""
     node = find(model, "Add", scope="layers.0", operation="add", index=1)
-    node.input[0] = node.input[1]
-    at = list(model.graph.node).index(node)
     zero = constant(model, "nothing", np.zeros((), numpy_helper.to_array(weight(model, "ls2")).dtype))
-    model.graph.node.insert(at, helper.make_node("Mul", [node.input[1], zero], ["no_residual"]))
-    node.input[0] = "no_residual"
+    node.input[0] = before(model, node, helper.make_node("Mul", [node.input[1], zero], ["no_residual"]))

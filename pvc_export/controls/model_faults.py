@@ -6,9 +6,7 @@ only narrow models feel. The layers that overflow are scaled up and back down: i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from unittest.mock import patch
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,26 +14,22 @@ from torch import Tensor
 from pvc_ref import PVC
 from pvc_ref.layers import LayerNorm
 
+from .runtime_patches import replaces
+
 OUTLIER = 300.0  # trained vision transformers have such channels; its square is beyond float16
 HUGE = 2.0**17
 
 
-@contextmanager
-def norms_without_island() -> Iterator[None]:
+@replaces(LayerNorm, "forward")
+def norms_without_island(forward: Callable[..., Tensor], norm: LayerNorm, x: Tensor) -> Tensor:
     """Mean and variance are computed in the dtype of what is normed."""
-    forward = LayerNorm.forward
-
-    def narrow(self: LayerNorm, x: Tensor) -> Tensor:
-        if x.dtype != torch.float16:
-            return forward(self, x)
-        centered = x - x.mean(-1, keepdim=True)
-        normed = centered / (centered.square().mean(-1, keepdim=True) + self.eps).sqrt()
-        if self.weight is None or self.bias is None:
-            return normed
-        return normed * self.weight.to(x.dtype) + self.bias.to(x.dtype)
-
-    with patch.object(LayerNorm, "forward", narrow):
-        yield
+    if x.dtype != torch.float16:
+        return forward(norm, x)
+    centered = x - x.mean(-1, keepdim=True)
+    normed = centered / (centered.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    if norm.weight is None or norm.bias is None:
+        return normed
+    return normed * norm.weight.to(x.dtype) + norm.bias.to(x.dtype)
 
 
 @torch.no_grad()

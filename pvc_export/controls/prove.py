@@ -10,7 +10,7 @@ import copy
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from engines.errors import PVCError
 from engines.spec import Precision, StreamLimits
 from engines.target import load_target
+from pvc_ref import PVC
 
 from ..bundles.export import ExportRequest, write_graphs
 from ..bundles.repair import repair
@@ -25,7 +26,7 @@ from ..graphs.models import LoadedModel, loaded_model
 from ..parity.check import check_bundle
 from ..parity.report import ParityReport
 from ..terminal.console import Console
-from .defects import DEFECTS, PRECISION_DEFECTS, Defect, PrecisionDefect
+from .defects import Defect, PrecisionDefect
 
 LIMITS = StreamLimits(window=4, context=512, streams=2)
 """Small, so that a check is short, and two streams, so that one can leak into the other."""
@@ -106,30 +107,27 @@ class Proof:
 def prove(
     loaded: LoadedModel,
     *,
-    defects: Sequence[Defect] = DEFECTS,
-    precision_defects: Sequence[PrecisionDefect] = PRECISION_DEFECTS,
+    defects: Sequence[Defect],
+    precision_defects: Sequence[PrecisionDefect],
     console: Console,
-    scratch: Path | None = None,
 ) -> Proof:
     """Export a faithful bundle of the model, then break copies of it, and models, one defect after the other."""
     started = time.monotonic()
     outcomes: list[DefectResult] = []
-    faithful: dict[str, bool] = {}
-    with tempfile.TemporaryDirectory(prefix="pvc-prove-", dir=scratch) as name:
-        sound = Path(name) / "fp32"
+    with tempfile.TemporaryDirectory(prefix="pvc-prove-") as name:
+        scratch, sound = Path(name), Path(name) / "fp32"
         sound.mkdir()
         with console.stage("export a faithful bundle and check it") as (stage, report):
             write_graphs(loaded, _request("fp32"), sound, Console(quiet=True))
-            parity = check_bundle(sound, loaded, num_questions=0, scratch=Path(name), progress=report)
-            faithful["fp32"], stage.note = parity.passed, parity.summary()
+            parity = check_bundle(sound, loaded, num_questions=0, scratch=scratch, progress=report)
+            stage.note = parity.summary()
         for defect in defects:
             with console.stage(f"{defect.name}: {defect.what}") as (stage, _):
-                outcomes.append(meet(defect, sound, loaded, Path(name)))
+                outcomes.append(meet(defect, sound, loaded, scratch))
                 stage.note = f"{'caught' if outcomes[-1].caught else 'MISSED'}: {outcomes[-1].detail}"
-        repairs = [meet_overflow(defect, loaded, Path(name), console) for defect in precision_defects]
-    return Proof(
-        outcomes=tuple(outcomes), repairs=tuple(repairs), faithful=faithful, seconds=time.monotonic() - started
-    )
+        repairs = tuple(meet_overflow(defect, loaded, scratch, console) for defect in precision_defects)
+    seconds = time.monotonic() - started
+    return Proof(outcomes=tuple(outcomes), repairs=repairs, faithful={"fp32": parity.passed}, seconds=seconds)
 
 
 def _request(precision: Precision) -> ExportRequest:
@@ -146,14 +144,14 @@ def meet(defect: Defect, sound: Path, loaded: LoadedModel, scratch: Path) -> Def
     try:
         if defect.change_model is None:
             shutil.copytree(sound, folder)
-            with defect.plant(folder):
+            if defect.change_bundle is not None:
+                defect.change_bundle(folder)
+            with defect.fault():
                 report = check_bundle(folder, loaded, ladder=False, num_questions=0, scratch=scratch)
         else:
-            changed = copy.deepcopy(loaded.model)
-            defect.change_model(changed)
-            reference = loaded_model(changed, loaded.tokenizer, name=loaded.source.name)
+            reference = _changed(loaded, defect.change_model)
             folder.mkdir()
-            with defect.plant(folder):
+            with defect.fault():
                 write_graphs(reference, _request("fp16"), folder, Console(quiet=True))
                 report = check_bundle(folder, reference, num_questions=0, scratch=scratch)
     except (PVCError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
@@ -165,21 +163,26 @@ def meet(defect: Defect, sound: Path, loaded: LoadedModel, scratch: Path) -> Def
 
 def meet_overflow(defect: PrecisionDefect, loaded: LoadedModel, scratch: Path, console: Console) -> OverflowResult:
     """Export a model that float16 does not hold, let the culprit be named, and its island be proven."""
-    changed = copy.deepcopy(loaded.model)
-    defect.change_model(changed)
-    reference = loaded_model(changed, loaded.tokenizer, name=loaded.source.name)
+    reference = _changed(loaded, defect.change_model)
     console.print(f"  {defect.name}: {defect.what}")
     found = repair(reference, _request("fp16"), scratch=scratch, console=console, num_questions=NUM_QUESTIONS)
-    first = found.culprits[0] if found.culprits else None
-    named = (first.layer, first.operation) if first else ("", "")
+    layer, operation = (found.culprits[0].layer, found.culprits[0].operation) if found.culprits else ("", "")
+    is_named = (layer, operation) == (defect.layer, defect.operation)
     return OverflowResult(
         defect=defect.name,
         what=defect.what,
-        layer=named[0],
-        operation=named[1],
+        layer=layer,
+        operation=operation,
         islands=found.islands,
-        passed=found.passed and named == (defect.layer, defect.operation) and found.islands == (defect.island,),
+        passed=found.passed and is_named and found.islands == (defect.island,),
     )
+
+
+def _changed(loaded: LoadedModel, change_model: Callable[[PVC], None]) -> LoadedModel:
+    """A copy of the model with a fault in it, as a reference of its own."""
+    changed = copy.deepcopy(loaded.model)
+    change_model(changed)
+    return loaded_model(changed, loaded.tokenizer, name=loaded.source.name)
 
 
 def _judge(defect: Defect, report: ParityReport | None, crash: str, seconds: float) -> DefectResult:

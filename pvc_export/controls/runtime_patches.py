@@ -1,11 +1,10 @@
-"""Faults of the runtime and of what it is fed: each a patch that lasts as long as its block."""
+"""Faults of the runtime and of what it is fed: each stands in for one function of the runtime while its block lasts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
@@ -14,242 +13,194 @@ from engines.cache import LinearCache, RingCache
 from engines.context import Context, FrameRows
 from engines.language import LanguageModel
 from engines.memory import Array, Tensor
-from engines.preprocess import to_model_frame
 from engines.prompt import PromptTokenizer
 from engines.session import OrtSession
 from engines.vision import EncodedFrame, VisionEncoder
 
-
-@contextmanager
-def mask_one_slot_off() -> Iterator[None]:
-    feeds = RingCache.feeds
-
-    def wrong(self: RingCache) -> dict[str, Any]:
-        fed = feeds(self)
-        return fed | {"slot_mask": np.roll(np.asarray(fed["slot_mask"]), 1, axis=1)}
-
-    with patch.object(RingCache, "feeds", wrong):
-        yield
+Fault = Callable[[], AbstractContextManager[None]]
+Feeds = Callable[..., dict[str, Any]]
+Push = Callable[..., None]
+Run = Callable[..., dict[str, Tensor]]
+ToModelFrame = Callable[..., Array]
 
 
-@contextmanager
-def window_one_frame_too_long() -> Iterator[None]:
+def replaces(owner: Any, name: str) -> Callable[[Callable[..., Any]], Fault]:
+    """Make a fault of a function that stands in for `owner.name`, and is given the true one before its arguments."""
+
+    def fault_of(wrong: Callable[..., Any]) -> Fault:
+        @contextmanager
+        def fault() -> Iterator[None]:
+            true = getattr(owner, name)
+
+            def stand_in(*args: Any, **kwargs: Any) -> Any:
+                return wrong(true, *args, **kwargs)
+
+            setattr(owner, name, stand_in)
+            try:
+                yield
+            finally:
+                setattr(owner, name, true)
+
+        fault.__name__ = wrong.__name__
+        return fault
+
+    return fault_of
+
+
+@replaces(RingCache, "feeds")
+def mask_one_slot_off(feeds: Feeds, ring: RingCache) -> dict[str, Any]:
+    fed = feeds(ring)
+    return fed | {"slot_mask": np.roll(np.asarray(fed["slot_mask"]), 1, axis=1)}
+
+
+@replaces(RingCache, "feeds")
+def window_one_frame_too_long(feeds: Feeds, ring: RingCache) -> dict[str, Any]:
     """The slot that is about to be overwritten stays readable."""
-    feeds = RingCache.feeds
-
-    def wrong(self: RingCache) -> dict[str, Any]:
-        return feeds(self) | {"slot_mask": np.arange(self.window)[None] < self.num_frames}
-
-    with patch.object(RingCache, "feeds", wrong):
-        yield
+    return feeds(ring) | {"slot_mask": np.arange(ring.window)[None] < ring.num_frames}
 
 
-@contextmanager
-def rows_one_slot_off() -> Iterator[None]:
-    def wrong(self: RingCache, rows: Mapping[str, Tensor]) -> None:
-        slot = (self.num_frames + 1) % self.window
-        for state in self._states:
-            self._memory.place(self._rings[state.input], rows[state.output], state, slot)
-        self.num_frames += 1
-
-    with patch.object(RingCache, "push", wrong):
-        yield
+@replaces(RingCache, "push")
+def rows_one_slot_off(_: Push, ring: RingCache, rows: Mapping[str, Tensor]) -> None:
+    slot = (ring.num_frames + 1) % ring.window
+    for state in ring._states:
+        ring._memory.place(ring._rings[state.input], rows[state.output], state, slot)
+    ring.num_frames += 1
 
 
-@contextmanager
-def every_second_row_kept() -> Iterator[None]:
+@replaces(RingCache, "push")
+def every_second_row_kept(push: Push, ring: RingCache, rows: Mapping[str, Tensor]) -> None:
     """A stale state: of every second frame the ring keeps what it held before."""
-    push = RingCache.push
-
-    def wrong(self: RingCache, rows: Mapping[str, Tensor]) -> None:
-        if self.num_frames % 2:
-            self.num_frames += 1
-        else:
-            push(self, rows)
-
-    with patch.object(RingCache, "push", wrong):
-        yield
+    if ring.num_frames % 2:
+        ring.num_frames += 1
+    else:
+        push(ring, rows)
 
 
-@contextmanager
-def ring_never_wraps() -> Iterator[None]:
+@replaces(RingCache, "push")
+def ring_never_wraps(push: Push, ring: RingCache, rows: Mapping[str, Tensor]) -> None:
     """Frames behind a full window are not kept: the ring goes stale where it should begin anew."""
-    push = RingCache.push
-
-    def wrong(self: RingCache, rows: Mapping[str, Tensor]) -> None:
-        if self.num_frames < self.window:
-            push(self, rows)
-        else:
-            self.num_frames += 1
-
-    with patch.object(RingCache, "push", wrong):
-        yield
+    if ring.num_frames < ring.window:
+        push(ring, rows)
+    else:
+        ring.num_frames += 1
 
 
-@contextmanager
-def clock_one_ahead() -> Iterator[None]:
-    encode = VisionEncoder.encode
-
-    def wrong(self: VisionEncoder, frame: Array) -> EncodedFrame:
-        divisor = self.time_divisor
-        self.time_divisor = self.num_frames / (self.num_frames + 1) if self.num_frames else divisor  # type: ignore[assignment]
-        try:
-            return encode(self, frame)
-        finally:
-            self.time_divisor = divisor
-
-    with patch.object(VisionEncoder, "encode", wrong):
-        yield
+@replaces(VisionEncoder, "encode")
+def clock_one_ahead(encode: Callable[..., EncodedFrame], encoder: VisionEncoder, frame: Array) -> EncodedFrame:
+    divisor, num_frames = encoder.time_divisor, encoder.num_frames
+    encoder.time_divisor = num_frames / (num_frames + 1) if num_frames else divisor  # type: ignore[assignment]
+    try:
+        return encode(encoder, frame)
+    finally:
+        encoder.time_divisor = divisor
 
 
-@contextmanager
-def positions_one_ahead() -> Iterator[None]:
-    feeds = LinearCache.feeds
-
-    def wrong(self: LinearCache, num_rows: int) -> dict[str, Any]:
-        fed = feeds(self, num_rows)
-        return fed | {"position_ids": np.asarray(fed["position_ids"]) + (self.length > 0)}
-
-    with patch.object(LinearCache, "feeds", wrong):
-        yield
+@replaces(LinearCache, "feeds")
+def positions_one_ahead(feeds: Feeds, cache: LinearCache, num_rows: int) -> dict[str, Any]:
+    fed = feeds(cache, num_rows)
+    return fed | {"position_ids": np.asarray(fed["position_ids"]) + (cache.length > 0)}
 
 
-@contextmanager
-def last_row_written_over() -> Iterator[None]:
+@replaces(LinearCache, "feeds")
+def last_row_written_over(feeds: Feeds, cache: LinearCache, num_rows: int) -> dict[str, Any]:
     """Of a cache in place, the newest row is written over; of one that is fed in buckets, the empty tail is read."""
-    feeds = LinearCache.feeds
-
-    def wrong(self: LinearCache, num_rows: int) -> dict[str, Any]:
-        fed = feeds(self, num_rows)
-        if "write_index" in fed:
-            return fed | {"write_index": np.maximum(np.asarray(fed["write_index"]) - 1, 0)}
-        return fed | {"attention_mask": np.ones_like(np.asarray(fed["attention_mask"]))}
-
-    with patch.object(LinearCache, "feeds", wrong):
-        yield
+    fed = feeds(cache, num_rows)
+    if "write_index" in fed:
+        return fed | {"write_index": np.maximum(np.asarray(fed["write_index"]) - 1, 0)}
+    return fed | {"attention_mask": np.ones_like(np.asarray(fed["attention_mask"]))}
 
 
-@contextmanager
-def least_likely_token() -> Iterator[None]:
-    logits = LanguageModel.logits
-    with patch.object(LanguageModel, "logits", lambda self, hidden: -logits(self, hidden)):
-        yield
+@replaces(LanguageModel, "logits")
+def least_likely_token(logits: Callable[..., Array], language: LanguageModel, hidden: Tensor) -> Array:
+    return -logits(language, hidden)
 
 
-@contextmanager
-def reset_forgets_nothing() -> Iterator[None]:
-    with patch.object(VisionEncoder, "reset", lambda self: None):
-        yield
+@replaces(VisionEncoder, "reset")
+def reset_forgets_nothing(_: Callable[..., None], encoder: VisionEncoder) -> None:
+    pass
 
 
-@contextmanager
-def questions_are_kept() -> Iterator[None]:
+@replaces(LinearCache, "truncate")
+def questions_are_kept(truncate: Callable[..., None], cache: LinearCache, length: int) -> None:
     """What was asked and should be rolled back stays in the context."""
-    truncate = LinearCache.truncate
-
-    def wrong(self: LinearCache, length: int) -> None:
-        if length == 0:
-            truncate(self, length)
-
-    with patch.object(LinearCache, "truncate", wrong):
-        yield
+    if length == 0:
+        truncate(cache, length)
 
 
 @contextmanager
 def streams_share_a_ring() -> Iterator[None]:
     """All streams of a bundle write into one ring."""
     shared: dict[int, RingCache] = {}
-    feeds, push = RingCache.feeds, RingCache.push
 
-    def first(self: RingCache) -> RingCache:
-        return shared.setdefault(self.window, self)
+    def first(ring: RingCache) -> RingCache:
+        return shared.setdefault(ring.window, ring)
 
-    def wrong_feeds(self: RingCache) -> dict[str, Any]:
-        return {**first(self)._rings, "slot_mask": feeds(self)["slot_mask"]}
+    @replaces(RingCache, "feeds")
+    def read_the_first(feeds: Feeds, ring: RingCache) -> dict[str, Any]:
+        return {**first(ring)._rings, "slot_mask": feeds(ring)["slot_mask"]}
 
-    def wrong_push(self: RingCache, rows: Mapping[str, Tensor]) -> None:
-        own, self._rings = self._rings, first(self)._rings
+    @replaces(RingCache, "push")
+    def write_the_first(push: Push, ring: RingCache, rows: Mapping[str, Tensor]) -> None:
+        own, ring._rings = ring._rings, first(ring)._rings
         try:
-            push(self, rows)
+            push(ring, rows)
         finally:
-            self._rings = own
+            ring._rings = own
 
-    with patch.object(RingCache, "feeds", wrong_feeds), patch.object(RingCache, "push", wrong_push):
+    with read_the_first(), write_the_first():
         yield
 
 
-@contextmanager
-def session_writes_into_its_input() -> Iterator[None]:
+@replaces(OrtSession, "run")
+def session_writes_into_its_input(run: Run, session: OrtSession, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A graph that changes the ring that it reads, which nobody declared."""
-    run = OrtSession.run
-
-    def wrong(self: OrtSession, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        outputs = run(self, inputs)
-        ring = inputs.get("past.0.key")
-        if isinstance(ring, np.ndarray) and self.spec.name == "temporal":
-            ring[...] *= ring.dtype.type(1.5)
-        return outputs
-
-    with patch.object(OrtSession, "run", wrong):
-        yield
+    outputs = run(session, inputs)
+    ring = inputs.get("past.0.key")
+    if isinstance(ring, np.ndarray) and session.spec.name == "temporal":
+        ring[...] *= ring.dtype.type(1.5)
+    return outputs
 
 
 @contextmanager
 def noise_of_its_own() -> Iterator[None]:
     """A backend that never returns the same bits twice."""
-    run, rng = OrtSession.run, np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
-    def wrong(self: OrtSession, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        outputs = run(self, inputs)
-        if self.spec.name == "compressor":
+    @replaces(OrtSession, "run")
+    def noisy_run(run: Run, session: OrtSession, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        outputs = run(session, inputs)
+        if session.spec.name == "compressor":
             embeds = np.asarray(outputs["frame_embeds"])
             noisy = embeds * (1 + 1e-7 * rng.normal(size=embeds.shape))
             outputs["frame_embeds"] = noisy.astype(embeds.dtype)
         return outputs
 
-    with patch.object(OrtSession, "run", wrong):
+    with noisy_run():
         yield
 
 
-@contextmanager
-def colours_swapped() -> Iterator[None]:
-    with patch.object(
-        engines.stream, "to_model_frame", lambda frame, *, size: to_model_frame(frame[..., ::-1], size=size)
-    ):
-        yield
+@replaces(engines.stream, "to_model_frame")
+def colours_swapped(to_model_frame: ToModelFrame, frame: Array, *, size: int) -> Array:
+    return to_model_frame(frame[..., ::-1], size=size)
 
 
-@contextmanager
-def resized_by_opencv() -> Iterator[None]:
+@replaces(engines.stream, "to_model_frame")
+def resized_by_opencv(_: ToModelFrame, frame: Array, *, size: int) -> Array:
     import cv2  # of the extra `apps`, which a check does without
 
-    def wrong(frame: Array, *, size: int) -> Array:
-        resized = cv2.resize(frame, (size, size), interpolation=cv2.INTER_CUBIC)
-        return np.ascontiguousarray(resized[..., ::-1])
-
-    with patch.object(engines.stream, "to_model_frame", wrong):
-        yield
+    resized = cv2.resize(frame, (size, size), interpolation=cv2.INTER_CUBIC)
+    return np.ascontiguousarray(resized[..., ::-1])
 
 
-@contextmanager
-def frames_counted_from_zero() -> Iterator[None]:
+@replaces(Context, "frame")
+def frames_counted_from_zero(
+    rows_of: Callable[..., FrameRows], context: Context, frame_embeds: Array, *, index: int, pending: str | None = None
+) -> FrameRows:
     """The prompt says 'Frame0:' where the model was trained on 'Frame1:'."""
-    frame = Context.frame
-
-    def wrong(self: Context, frame_embeds: Array, *, index: int, pending: str | None = None) -> FrameRows:
-        return frame(self, frame_embeds, index=index - 1, pending=pending)
-
-    with patch.object(Context, "frame", wrong):
-        yield
+    return rows_of(context, frame_embeds, index=index - 1, pending=pending)
 
 
-@contextmanager
-def tokens_of_another_vocabulary() -> Iterator[None]:
+@replaces(PromptTokenizer, "encode")
+def tokens_of_another_vocabulary(encode: Callable[..., list[int]], tokenizer: PromptTokenizer, text: str) -> list[int]:
     """Every second token is the one beside it: a tokenizer of another release."""
-    encode = PromptTokenizer.encode
-
-    def wrong(self: PromptTokenizer, text: str) -> list[int]:
-        return [max(token - 1, 0) if index % 2 else token for index, token in enumerate(encode(self, text))]
-
-    with patch.object(PromptTokenizer, "encode", wrong):
-        yield
+    return [max(token - 1, 0) if index % 2 else token for index, token in enumerate(encode(tokenizer, text))]

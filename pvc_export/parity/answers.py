@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from .places import Rung
@@ -149,8 +149,5 @@ class RungAnswers:
             "accuracy_by_topic": {
                 topic: round(self.right[topic] / count, 5) for topic, count in sorted(self.count.items())
             },
-            "changed": [
-                {name: getattr(change, name) for name in Changed.__slots__} | {"is_fault": change.is_fault}
-                for change in self.changed
-            ],
+            "changed": [asdict(change) | {"is_fault": change.is_fault} for change in self.changed],
         }

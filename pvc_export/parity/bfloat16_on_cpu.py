@@ -79,12 +79,13 @@ def widen(source: Path, target: Path) -> None:
     graph = model.graph
     narrow = _bfloat16_tensors(model)
     nodes = _rounded(graph, narrow)
-    for value in (*graph.input, *graph.output):
-        if value.name in narrow:
-            value.type.tensor_type.elem_type = FLOAT
-    _rename(nodes, {value.name: f"{value.name}.narrow" for value in (*graph.input, *graph.output)}, narrow)
-    before = [_cast(value.name, f"{value.name}.narrow", BFLOAT16) for value in graph.input if value.name in narrow]
-    after = [_cast(f"{value.name}.narrow", value.name, FLOAT) for value in graph.output if value.name in narrow]
+    edges = [value for value in (*graph.input, *graph.output) if value.name in narrow]
+    for value in edges:
+        value.type.tensor_type.elem_type = FLOAT
+    inner = {value.name: f"{value.name}.narrow" for value in edges}
+    _rename(nodes, inner)
+    before = [_cast(value.name, inner[value.name], BFLOAT16) for value in graph.input if value.name in inner]
+    after = [_cast(inner[value.name], value.name, FLOAT) for value in graph.output if value.name in inner]
     del graph.node[:], graph.value_info[:]
     graph.node.extend([*before, *nodes, *after])
     onnx.save(model, target)
@@ -114,13 +115,12 @@ def _rounded(graph: onnx.GraphProto, narrow: set[str]) -> list[onnx.NodeProto]:
     return nodes
 
 
-def _rename(nodes: list[onnx.NodeProto], names: dict[str, str], narrow: set[str]) -> None:
+def _rename(nodes: list[onnx.NodeProto], names: dict[str, str]) -> None:
     """What the graph takes and returns is float32 now; the bfloat16 values next to it get names of their own."""
     for node in nodes:
         for field in (node.input, node.output):
             for index, name in enumerate(field):
-                if name in narrow:
-                    field[index] = names.get(name, name)
+                field[index] = names.get(name, name)
 
 
 def _cast(source: str, target: str, dtype: int) -> onnx.NodeProto:

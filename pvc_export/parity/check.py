@@ -83,7 +83,7 @@ def check_bundle(
         evidence = run.evidence + compare_weights(folder, manifest, loaded)
         progress(0.5)
         if recorded.stop is not None:
-            reason = f"the stream ended at {recorded.stop.where}"
+            reason = f"the stream ended at {recorded.stop.differences[0].where}"
             evidence += Evidence(not_executed={"the rest of this check": reason})
         else:
             with tempfile.TemporaryDirectory(prefix="pvc-fp32-", dir=scratch) as name:
@@ -138,7 +138,7 @@ def _run_bundle(folder: Path, loaded: LoadedModel, scratch: Path | None, progres
         vision, reference = compare_vision(bundle, loaded, recorded, lambda x: progress(0.1 + 0.2 * x))
         evidence += vision + Evidence(num_tokens=len(recorded.tokens))
         if recorded.stop is not None:
-            evidence += Evidence(differences=recorded.stop.differences, stopped=recorded.stop.error)
+            evidence += recorded.stop
         else:
             evidence += compare_language(bundle, loaded, recorded, reference)
             evidence += _never_seen(evidence, manifest)

@@ -5,7 +5,7 @@ Inputs are drawn from a seed. Outputs are held to the same limits as those of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,11 +16,13 @@ from engines.language import LanguageModel
 from engines.memory import Array, host_dtype
 from engines.session import Session
 from engines.spec import FLOAT_OF, GraphSpec
+from pvc_ref.llm import KeyValue
 
 from ..graphs.models import LoadedModel
 from .evidence import Evidence
 from .metrics import Difference, compare_arrays
 from .places import Place, Rung, positions_place, stream_place
+from .state.trial import run_on_copies
 
 
 def probe_batch(bundle: Bundle) -> Evidence:
@@ -33,10 +35,10 @@ def probe_batch(bundle: Bundle) -> Evidence:
         rng = np.random.default_rng(0)
         dims = {dim: size.opt for dim, size in session.spec.dims.items()}
         feeds = draw_inputs(session.spec, dims, bundle, rng)
-        together = _new_rows(session.spec, feeds, _run(session, feeds))
+        together = _new_rows(session, feeds)
         for row in range(num_streams):
             one = {key: value[row : row + 1] for key, value in feeds.items()}
-            alone = _new_rows(session.spec, one, _run(session, one))
+            alone = _new_rows(session, one)
             for tensor, want in alone.items():
                 got, where = together[tensor][row : row + 1], stream_place(row, num_streams)
                 found.append(compare_arrays(got, want, rung=_rung(bundle), graph=name, tensor=tensor, where=where))
@@ -59,11 +61,8 @@ def probe_context(bundle: Bundle, loaded: LoadedModel) -> Evidence:
     new = cache.new_rows(outputs, num_rows)
     got |= {s.output: s.as_rows(session.memory.to_host(new[s.output])) for s in spec.states}
     caches = [torch.from_numpy(state.as_rows(past[state.input])).float() for state in spec.states]
-    positions = torch.arange(length, cache.capacity)[None]
     pairs = list(zip(caches[0::2], caches[1::2], strict=True))
-    hidden, rows = loaded.model.llm(torch.from_numpy(embeds).float(), positions, pairs)
-    want = {"hidden": hidden[:, -1:]}
-    want |= {s.output: r for s, r in zip(spec.states, (r for pair in rows for r in pair), strict=True)}
+    want = _expected(loaded, spec, embeds, torch.arange(length, cache.capacity), pairs)
     return Evidence(differences=_compare_llm(bundle, got, want, positions_place(length, cache.capacity - 1)))
 
 
@@ -80,18 +79,24 @@ def probe_lengths(bundle: Bundle, loaded: LoadedModel) -> Evidence:
             group = lengths[start : start + limits.streams]
             dims = {"batch": len(group), "rows": max(group) + num_rows, "past": limits.bucket}
             embeds = draw_inputs(session.spec, dims, bundle, rng)["inputs_embeds"]
-            outputs, written = _run_together(bundle, group, embeds, num_rows)
+            outputs = _run_together(bundle, group, embeds, num_rows)
             for row, length in enumerate(group):
-                whole = torch.from_numpy(embeds[row : row + 1, : length + num_rows]).float()
-                hidden, new = loaded.model.llm(whole, torch.arange(length + num_rows)[None])
-                want = {"hidden": hidden[:, -1:]} | {
-                    state.output: rows[:, length:]
-                    for state, rows in zip(session.spec.states, (r for pair in new for r in pair), strict=True)
-                }
-                got = {"hidden": outputs[row : row + 1]} | {k: v[row : row + 1] for k, v in written.items()}
+                count = length + num_rows
+                want = _expected(loaded, session.spec, embeds[row : row + 1, :count], torch.arange(count))
+                want = {name: rows[:, -num_rows:] for name, rows in want.items()}
+                got = {name: array[row : row + 1] for name, array in outputs.items()}
                 where = Place("rows", row, f"{num_rows} rows behind {length}, {stream_place(row, len(group))}")
                 found += _compare_llm(bundle, got, want, where)
     return Evidence(differences=found)
+
+
+def _expected(
+    loaded: LoadedModel, spec: GraphSpec, embeds: Array, positions: torch.Tensor, past: Sequence[KeyValue] | None = None
+) -> dict[str, torch.Tensor]:
+    """What the reference's LLM returns, by the graph's names: hidden of the last row, and all new cache rows."""
+    hidden, new = loaded.model.llm(torch.from_numpy(embeds).float(), positions[None], past)
+    rows = [row for pair in new for row in pair]
+    return {"hidden": hidden[:, -1:]} | {state.output: row for state, row in zip(spec.states, rows, strict=True)}
 
 
 def _compare_llm(
@@ -103,10 +108,10 @@ def _compare_llm(
     )
 
 
-def _run_together(bundle: Bundle, lengths: list[int], embeds: Array, num_rows: int) -> tuple[Array, dict[str, Array]]:
+def _run_together(bundle: Bundle, lengths: list[int], embeds: Array, num_rows: int) -> dict[str, Array]:
     """Fill a cache for each stream alone, then run `num_rows` rows of all of them in one pass.
 
-    Returns hidden (B, 1, E), and the rows written into each cache, (B, num_rows, K, D).
+    Returns `hidden` (B, 1, E), and the rows written into each cache, (B, num_rows, K, D).
     """
     session = bundle.sessions["llm"]
     feeds = []
@@ -117,20 +122,20 @@ def _run_together(bundle: Bundle, lengths: list[int], embeds: Array, num_rows: i
         feeds.append({name: session.memory.to_host(t) for name, t in language.cache.feeds(num_rows).items()})
     new = [embeds[row : row + 1, length : length + num_rows] for row, length in enumerate(lengths)]
     joined = {"inputs_embeds": np.concatenate(new), **_joined(session.spec, feeds, num_rows)}
-    outputs = _new_rows(session.spec, joined, _run(session, joined))
-    return outputs.pop("hidden"), outputs
+    return _new_rows(session, joined)
 
 
-def _new_rows(spec: GraphSpec, feeds: dict[str, Array], outputs: dict[str, Array]) -> dict[str, Array]:
-    """The outputs, but of a cache that was updated in place the rows that were new, and all rows as (B, L, K, D)."""
-    found = dict(outputs)
+def _new_rows(session: Session, feeds: dict[str, Array]) -> dict[str, Array]:
+    """What a run returns, but of a cache that it updates in place the rows that were new, and all rows as
+    (B, L, K, D)."""
+    spec, outputs = session.spec, run_on_copies(session, feeds)
     for state in (state for state in spec.states if state.order == "linear"):
         rows = state.as_rows(outputs[state.output])
         if spec.aliases:
             count = feeds["inputs_embeds"].shape[1]
             rows = np.stack([rows[i, start : start + count] for i, start in enumerate(feeds["write_index"])])
-        found[state.output] = rows
-    return found
+        outputs[state.output] = rows
+    return outputs
 
 
 def _joined(spec: GraphSpec, feeds: list[dict[str, Array]], num_rows: int) -> dict[str, Array]:
@@ -148,13 +153,6 @@ def _joined(spec: GraphSpec, feeds: list[dict[str, Array]], num_rows: int) -> di
         filled = [np.concatenate([p, np.zeros((fed - len(p), *p.shape[1:]), p.dtype)]) for p in pasts]
         joined[state.input] = np.ascontiguousarray(np.moveaxis(np.concatenate(filled, axis=1), 0, state.slot_axis))
     return joined
-
-
-def _run(session: Session, feeds: dict[str, Array]) -> dict[str, Array]:
-    """Caches are copied first: a graph that updates them in place may not change the inputs of another run."""
-    caches = session.spec.aliases.values()
-    own = {name: array.copy() if name in caches else array for name, array in feeds.items()}
-    return {name: session.memory.to_host(tensor) for name, tensor in session.run(own).items()}
 
 
 def _rung(bundle: Bundle) -> Rung:

@@ -29,25 +29,22 @@ WORST_FRAMES = 2
 class HeatMap:
     """The error of every token of one tensor in one run.
 
+    at           what was compared
     errors       (rows, columns): |a_i - b_i| over the root mean square of |b_i|, as Difference.worst_token counts it
-    frame        (S, S, 3) uint8 RGB, what the graphs saw; None if it is not known
+    frame        (S, S, 3) uint8 RGB, what the graphs saw
     limit        what a token may be off by;  class_token  the error of the token that lies nowhere, if there is one
     """
 
-    rung: Rung
-    graph: str
-    tensor: str
-    where: Place
+    at: Difference
     errors: Array
-    frame: Array | None
+    frame: Array
     limit: float
     class_token: float | None
 
     @property
     def peak(self) -> tuple[int, int]:
         """Row and column of the worst token; one that is not finite is worse than any."""
-        flat = int(np.argmax(_nan_as_inf(self.errors)))
-        row, column = np.unravel_index(flat, self.errors.shape)
+        row, column = np.unravel_index(np.argmax(_nan_as_inf(self.errors)), self.errors.shape)
         return int(row), int(column)
 
     @property
@@ -60,23 +57,20 @@ def heat_map(
     got: Array,
     want: Array,
     *,
-    rung: Rung,
-    graph: str,
-    tensor: str,
-    where: Place,
-    frame: Array | None,
+    at: Difference,
+    frame: Array,
     has_class_token: bool,
     grid: tuple[int, int] | None = None,
     by_columns: bool = False,
 ) -> HeatMap:
-    """The map of one tensor (1, N, C) of one run.
+    """The map of one tensor (1, N, C) of one run, which `at` names.
 
     grid        rows and columns of the tokens after the class token; a square by default
     by_columns  whether they are listed column by column
     Raises SpecError for shapes that differ, or tokens that do not fill the grid.
     """
     if got.shape != want.shape or got.ndim != 3 or len(got) != 1:
-        raise SpecError(f"'{graph}/{tensor}' is {got.shape} and {want.shape}", expected="(1, N, C) of both")
+        raise SpecError(f"'{at.name}' is {got.shape} and {want.shape}", expected="(1, N, C) of both")
     a, b = got[0].astype(np.float64), want[0].astype(np.float64)
     size = float(np.sqrt(np.mean(np.sum(b * b, axis=-1))))
     errors = np.linalg.norm(a - b, axis=-1) / max(size, TINY)
@@ -85,18 +79,14 @@ def heat_map(
     rows, columns = grid or (isqrt(len(errors)), isqrt(len(errors)))
     if rows * columns != len(errors):
         raise SpecError(
-            f"{len(errors)} tokens of '{graph}/{tensor}' do not fill a grid of {rows} x {columns}",
+            f"{len(errors)} tokens of '{at.name}' do not fill a grid of {rows} x {columns}",
             expected="a square of tokens, or the grid they lie in",
         )
-    limits = limits_for(Difference(rung=rung, graph=graph, tensor=tensor, where=where))
     return HeatMap(
-        rung=rung,
-        graph=graph,
-        tensor=tensor,
-        where=where,
+        at=at,
         errors=errors.reshape(columns, rows).T if by_columns else errors.reshape(rows, columns),
         frame=frame,
-        limit=limits["worst_token"],
+        limit=limits_for(at)["worst_token"],
         class_token=class_token,
     )
 
@@ -121,8 +111,8 @@ def worst_heat_maps(
         name = f"{graph}/{tensor}"
         maps = [
             heat_map(
-                mine[name], theirs[name], rung=rung, graph=graph, tensor=tensor, where=Place("frame", time),
-                frame=frame, has_class_token=tensor == "trunk_features", **layout,
+                mine[name], theirs[name], frame=frame, has_class_token=tensor == "trunk_features", **layout,
+                at=Difference(rung=rung, graph=graph, tensor=tensor, where=Place("frame", time)),
             )
             for mine, theirs, frame, time in zip(got, want, pixels, times, strict=True)
             if mine[name].shape == theirs[name].shape

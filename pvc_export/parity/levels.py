@@ -85,10 +85,7 @@ def verdicts_of(differences: Iterable[Difference], window: int, num_consecutive:
         wrong = beyond_limits(members)
         detail = f"{len(members)} tensor{'s' if len(members) > 1 else ''} compared"
         if wrong:
-            first = wrong[0]
-            detail = (
-                f"{len(wrong)} of {len(members)} tensors beyond their limits, first {first.name} at "
-                f"{first.where} ({first.rung})"
-            )
+            beyond = f"{len(wrong)} of {len(members)} tensors beyond their limits"
+            detail = f"{beyond}, first {wrong[0].name} at {wrong[0].where} ({wrong[0].rung})"
         verdicts[level] = Verdict(level=level, passed=not wrong, detail=detail)
     return verdicts

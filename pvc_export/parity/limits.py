@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from math import inf, isnan
 from pathlib import Path
@@ -28,11 +28,12 @@ Limits = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """The worst of one tensor on one rung over the stream, held against its committed limits.
+    """The worst of one tensor, or of all that share limits, on one rung over the stream, held against these.
 
     worst  the difference that uses most of its limits;  peaks  the worst of each metric, of whichever difference
     """
 
+    num_tensors: int = 1
     num_compared: int
     worst: Difference
     peaks: dict[str, float]
@@ -54,6 +55,15 @@ class Row:
     def name(self) -> str:
         """'bundle fp16: temporal/features'."""
         return f"{self.rung}: {self.worst.name}"
+
+    @property
+    def kind(self) -> str:
+        """What it shares limits with: 'temporal/new' for the cache rows of every layer."""
+        return limit_key(self.graph, self.tensor)
+
+    @property
+    def worst_metric(self) -> str:
+        return max(GATED, key=lambda metric: nan_last(self.peaks[metric]) / self.limits[metric])
 
     @property
     def passed(self) -> bool:
@@ -92,44 +102,28 @@ def share_of(found: Metrics, limits: Limits) -> float:
 
 def worst_rows(differences: Iterable[Difference]) -> tuple[Row, ...]:
     """The worst difference of every tensor on every rung, in order of first appearance."""
-    rows: dict[tuple[Rung, str, str], Row] = {}
+    found: dict[tuple[Rung, str, str], list[Difference]] = {}
     for one in differences:
-        key = one.rung, one.graph, one.tensor
-        row = Row(num_compared=1, worst=one, peaks={name: getattr(one, name) for name in GATED}, limits=limits_for(one))
-        if (before := rows.get(key)) is not None:
-            worst = before.worst if before.share() >= row.share() else one
-            peaks = {name: max(before.peaks[name], row.peaks[name], key=nan_last) for name in GATED}
-            row = replace(row, num_compared=before.num_compared + 1, worst=worst, peaks=peaks)
-        rows[key] = row
-    return tuple(rows.values())
+        found.setdefault((one.rung, one.graph, one.tensor), []).append(one)
+    return tuple(map(_row_of, found.values()))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Kind:
-    """All rows of one rung that share limits: the cache rows of every layer are one kind, 'temporal/new'."""
+def _row_of(compared: Sequence[Difference]) -> Row:
+    limits = limits_for(compared[0])
+    peaks = {name: max((getattr(one, name) for one in compared), key=nan_last) for name in GATED}
+    worst = max(compared, key=lambda one: share_of(one, limits))
+    return Row(num_compared=len(compared), worst=worst, peaks=peaks, limits=limits)
 
-    name: str
-    rows: tuple[Row, ...]
 
-    @property
-    def worst(self) -> Row:
-        return max(self.rows, key=Row.share)
-
-    @property
-    def passed(self) -> bool:
-        return self.worst.passed
-
-    @property
-    def num_compared(self) -> int:
-        return sum(row.num_compared for row in self.rows)
-
-    @property
-    def worst_metric(self) -> str:
-        return max(GATED, key=lambda metric: nan_last(self.peak(metric)) / self.worst.limits[metric])
-
-    def peak(self, metric: str) -> float:
-        """The worst of one metric, whichever tensor it is of."""
-        return max((row.peaks[metric] for row in self.rows), key=nan_last)
+def join_rows(rows: Sequence[Row]) -> Row:
+    """One row of those of several tensors that share limits."""
+    return Row(
+        num_tensors=len(rows),
+        num_compared=sum(row.num_compared for row in rows),
+        worst=max(rows, key=Row.share).worst,
+        peaks={name: max((row.peaks[name] for row in rows), key=nan_last) for name in GATED},
+        limits=rows[0].limits,
+    )
 
 
 def nan_last(value: float) -> float:

@@ -20,6 +20,7 @@ from pvc_ref.preprocess import resize_frame
 
 from ..graphs.models import LoadedModel
 from .clip import QUESTION, Frame
+from .evidence import Evidence
 from .metrics import Difference
 from .places import WHOLE_TEXT, Place, Rung
 from .recorded_sessions import Calls, Recorder
@@ -32,18 +33,6 @@ FAR_FRAME = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EarlyEnd:
-    """Why a stream ended early. error: the runtime's words; differences: what is not finite, first graph only."""
-
-    error: str
-    differences: tuple[Difference, ...]
-
-    @property
-    def where(self) -> Place:
-        return self.differences[0].where
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class RecordedStream:
     """What a stream returned: its vision calls on every frame, its language calls on those that fit, its answer.
 
@@ -53,6 +42,7 @@ class RecordedStream:
     pixels, fed   the clip's frames as the reference resizes them, and those that reached the trunk
     num_streamed  frames that the LLM was shown
     forced        tokens fed after an answer that was too short to show decoding
+    stop          what ended the stream early: the runtime's words, and what is not finite, of the first graph only
     """
 
     frames: Frames
@@ -64,7 +54,7 @@ class RecordedStream:
     language_calls: Calls
     tokens: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
-    stop: EarlyEnd | None = None
+    stop: Evidence | None = None
 
 
 def stream_clip(
@@ -77,9 +67,8 @@ def stream_clip(
     stream = PVCStream(replace(bundle, sessions=recorder.sessions), total_frames=total, clock="run-on")
     pixels = [resize_frame(frame[..., ::-1], size=bundle.manifest.shape.image_size) for frame in clip]
     times = list(range(len(clip)))
-    tokens: tuple[int, ...] = ()
-    forced: tuple[int, ...] = ()
-    stop: EarlyEnd | None = None
+    tokens, forced = tuple[int, ...](), tuple[int, ...]()
+    stop: Evidence | None = None
     language_calls = recorder.calls
     try:
         for index, frame in enumerate(clip[:num_frames]):
@@ -116,7 +105,7 @@ def stream_clip(
     )
 
 
-def _early_end(calls: Calls, times: list[int], rung: Rung, error: NonFiniteError) -> EarlyEnd:
+def _early_end(calls: Calls, times: list[int], rung: Rung, error: NonFiniteError) -> Evidence:
     """The first graph of which a call returned what is not finite. Raises the error if none was recorded."""
     for graph in GRAPH_NAMES:
         for index, outputs in enumerate(calls[graph]):
@@ -127,7 +116,7 @@ def _early_end(calls: Calls, times: list[int], rung: Rung, error: NonFiniteError
                 if _num_nonfinite(array)
             ]
             if found:
-                return EarlyEnd(error=error.what, differences=tuple(found))
+                return Evidence(differences=tuple(found), stopped=error.what)
     raise error
 
 

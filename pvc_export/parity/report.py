@@ -13,7 +13,7 @@ from .culprit.record import INNOCENT, Culprit, Repair
 from .drift.report import DriftReport
 from .evidence import Evidence
 from .levels import TITLES, Rule, Verdict, level_of, verdicts_of
-from .limits import Kind, Row, beyond_limits, kl_limit, limit_key, worst_rows
+from .limits import Row, beyond_limits, join_rows, kl_limit, worst_rows
 from .places import Rung
 
 PARITY_NAME = "parity.json"
@@ -153,12 +153,12 @@ class ParityReport(Evidence):
 
     # -- for people ----------------------------------------------------------------------------------------------
 
-    def kinds(self) -> dict[Rung, list[Kind]]:
-        """The rows of every rung, in the order of the ladder, by what shares limits."""
+    def kinds(self) -> dict[Rung, list[Row]]:
+        """For every rung, in the order of the ladder, one row of all that share limits."""
         found: dict[Rung, dict[str, list[Row]]] = {}
         for row in self.rows:
-            found.setdefault(row.rung, {}).setdefault(limit_key(row.graph, row.tensor), []).append(row)
-        return {rung: [Kind(name=n, rows=tuple(rows)) for n, rows in kinds.items()] for rung, kinds in found.items()}
+            found.setdefault(row.rung, {}).setdefault(row.kind, []).append(row)
+        return {rung: [join_rows(rows) for rows in kinds.values()] for rung, kinds in found.items()}
 
     def heading(self, rung: Rung) -> str:
         """A rung, and what its graphs were computed in where that is not its dtype."""
@@ -168,11 +168,11 @@ class ParityReport(Evidence):
     def table(self) -> list[str]:
         """Lines for people: each rung, in it the worst row of each kind of tensor, and the levels."""
         lines = []
-        for rung, kinds in self.kinds().items():
+        for rung, rows in self.kinds().items():
             lines.append(f"{self.heading(rung)}, against {rung.neighbour}")
-            for kind in kinds:
-                row, count = kind.worst, len(kind.rows)
-                worst, name = row.worst, kind.name + (f" (worst of {count})" if count > 1 else "")
+            for row in rows:
+                worst, count = row.worst, row.num_tensors
+                name = row.kind + (f" (worst of {count})" if count > 1 else "")
                 numbers = worst.flaw or (
                     f"max abs {worst.max_abs:.1e}  relative L2 {worst.rel_l2:.1e}  "
                     f"worst token {worst.worst_token:.1e}  1 - cosine {worst.cosine_gap:.1e}  "
@@ -320,16 +320,14 @@ def _some(names: Sequence[str]) -> str:
 
 def _of_rules(rules: Sequence[Rule]) -> Verdict:
     """What holds is counted, what does not is told, and so is why nothing was executed."""
-    level, broken = rules[0].level, [rule for rule in rules if rule.passed is False]
-    held = [rule for rule in rules if rule.passed]
-    if broken:
-        return Verdict(level=level, passed=False, detail=f"{broken[0].name}: {broken[0].detail}")
+    level, held = rules[0].level, [rule for rule in rules if rule.passed]
+    broken = next((rule for rule in rules if rule.passed is False), None)
+    if broken or len(held) == len(rules) == 1:
+        told = broken or held[0]
+        return Verdict(level=level, passed=not broken, detail=f"{told.name}: {told.detail}")
     if not held:
         return Verdict(level=level, passed=None, detail=rules[0].detail)
-    detail = f"{len(held)} of {len(rules)} rules, bit for bit"
-    if len(rules) == 1:
-        detail = f"{held[0].name}: {held[0].detail}"
-    return Verdict(level=level, passed=True, detail=detail)
+    return Verdict(level=level, passed=True, detail=f"{len(held)} of {len(rules)} rules, bit for bit")
 
 
 def _together(verdicts: Sequence[Verdict]) -> Verdict:

@@ -138,18 +138,16 @@ def heat_figure(heat: HeatMap) -> Markup:
     rows, columns = heat.errors.shape
     row, column = heat.peak
     size = 200.0
-    parts = []
-    if heat.frame is not None:
-        grey = Image.fromarray(heat.frame).convert("L").resize((MAX_HEAT_PIXELS, MAX_HEAT_PIXELS))
-        parts.append(_tag("image", href=_png(grey), width="200", height="200", preserveAspectRatio="none"))
+    grey = Image.fromarray(heat.frame).convert("L").resize((MAX_HEAT_PIXELS, MAX_HEAT_PIXELS))
     overlay = Image.fromarray(_overlay(heat))
-    parts.append(_tag("image", href=_png(overlay), width="200", height="200", preserveAspectRatio="none", class_="px"))
     high, wide = size / rows, size / columns
-    parts.append(
+    parts = [
+        _tag("image", href=_png(grey), width="200", height="200", preserveAspectRatio="none"),
+        _tag("image", href=_png(overlay), width="200", height="200", preserveAspectRatio="none", class_="px"),
         _tag("rect", x=f"{column * wide:.2f}", y=f"{row * high:.2f}", width=f"{wide:.2f}", height=f"{high:.2f}",
-             class_="peak")
-    )  # fmt: skip
-    label = f"{heat.graph}/{heat.tensor}, {heat.where}: error of every token, the worst {number(heat.worst)}"
+             class_="peak"),
+    ]  # fmt: skip
+    label = f"{heat.at.name}, {heat.at.where}: error of every token, the worst {number(heat.worst)}"
     return _tag("svg", *parts, viewBox="0 0 200 200", class_="heat", role="img", aria_label=label)
 
 

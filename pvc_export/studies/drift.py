@@ -18,9 +18,10 @@ from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, VisionConfig
 from ..graphs.models import load_reference
 from ..graphs.sessions import open_graphs
 from ..parity.bfloat16_on_cpu import open_on_cpu
-from ..parity.drift.measure import NUM_FRAMES, measure_drift
+from ..parity.drift.measure import measure_drift
 from ..terminal.console import Console
 
+NUM_FRAMES = 10_000
 WIDE = PVCConfig(
     vision=VisionConfig(image_size=112, num_layers=4, num_temporal_layers=2),  # 1024 wide
     compressor=CompressorConfig(num_tokens=64),

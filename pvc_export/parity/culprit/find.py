@@ -10,7 +10,7 @@ the graph computes something else.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
 
@@ -28,16 +28,7 @@ from ...graphs.onnx_file import export_graph
 from ...graphs.precision import can_be_island
 from ..bfloat16_on_cpu import widen
 from .inputs import ExpectedCall, expected_calls, float32_specs, reference_stream
-from .pieces import (
-    LARGEST,
-    Piece,
-    align,
-    evaluate,
-    measure_pieces,
-    origins,
-    overflowing_weights,
-    run_pieces,
-)
+from .pieces import LARGEST, Piece, align, evaluate, measure_pieces, origins, overflowing_weights
 from .record import Culprit
 
 LIMIT = 32.0
@@ -88,9 +79,7 @@ def _first_wrong(
     wrong = next((piece for piece in pieces if not piece.error <= LIMIT), None)
     if wrong is None:
         return None
-    wide = run_pieces(path, [wrong.name], truth, scratch, widen=True)
-    known = {wrong.name: wrong.origin}
-    again = next(iter(measure_pieces(path, known, wide, truth)))
+    (again,) = measure_pieces(path, {wrong.name: wrong.origin}, truth, scratch, widen=True)
     # In a narrow graph a float32 piece can be a matter of precision too: rounded inside, and wide again at its end.
     is_right_when_wide = again.error <= LIMIT or bool(overflowing_weights(path, wrong))
     is_precision = manifest.precision != "fp32" and is_right_when_wide
@@ -128,10 +117,8 @@ def pieces_of(
     pairs = align(model, onnx.load(twin, load_external_data=False))
     values = evaluate(twin, pairs.values(), feeds, twin.parent)
     truth = dict(feeds) | {name: values[there] for name, there in pairs.items()}
-    got = run_pieces(path, list(pairs), truth, scratch)
-    # What was put in after the export may have another shape than what it stands for: then there is nothing to compare.
-    got = {name: array for name, array in got.items() if array.shape == truth[name].shape}
-    return measure_pieces(path, origins(model), got, truth), truth
+    known = {name: origin for name, origin in origins(model).items() if name in pairs}
+    return measure_pieces(path, known, truth, scratch), truth
 
 
 def _on_a_cpu(path: Path, manifest: Manifest, scratch: Path) -> Path:
@@ -154,18 +141,9 @@ def layer_name(graph: str, scope: str) -> str:
 def _island(manifest: Manifest, loaded: LoadedModel, graph: str, wrong: Piece, pieces: Sequence[Piece]) -> str | None:
     """The innermost module around the operation that can be one and whose own result fits in the bundle's dtype."""
     largest = LARGEST[manifest.precision] / ROOM
-    for name in _outwards(layer_name(graph, wrong.origin.scope)):
-        inside = [piece for piece in pieces if _is_within(layer_name(graph, piece.origin.scope), name)]
+    parts = layer_name(graph, wrong.origin.scope).split(".")
+    for name in (".".join(parts[:count]) for count in range(len(parts), 0, -1)):
+        inside = [p for p in pieces if f"{layer_name(graph, p.origin.scope)}.".startswith(f"{name}.")]
         if name not in manifest.islands and can_be_island(loaded.model, name) and inside[-1].peak <= largest:
             return name
     return None
-
-
-def _outwards(name: str) -> Iterator[str]:
-    """'a.b.c', 'a.b', 'a'."""
-    parts = name.split(".")
-    yield from (".".join(parts[:count]) for count in range(len(parts), 0, -1))
-
-
-def _is_within(name: str, module: str) -> bool:
-    return name == module or name.startswith(f"{module}.")

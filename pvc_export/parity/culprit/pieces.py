@@ -56,8 +56,8 @@ class Piece:
     """What one operation of the reference consists of in a graph, and what it made of the truth.
 
     dtype   the narrowest among what it is fed, its weights and its result
-    nodes   its ONNX operators;  inputs, weights  the values that it is fed, and those that it holds
-    rel_l2  |got - truth| / |truth|;  worst  the largest difference of a value, over it and the root mean square
+    nodes   its ONNX operators;  weights  the values that it holds
+    off     the larger of |got - truth| / |truth|, and of a value's difference over it and the root mean square
     peak    the largest |truth| of its result
     """
 
@@ -65,17 +65,15 @@ class Piece:
     origin: Origin
     dtype: str
     nodes: tuple[str, ...]
-    inputs: tuple[str, ...]
     weights: tuple[str, ...]
-    rel_l2: float
-    worst: float
+    off: float
     peak: float
     num_nonfinite: int
 
     @property
     def error(self) -> float:
         """In units of its dtype's roundoff; infinite where anything is not finite."""
-        return inf if self.num_nonfinite else max(self.rel_l2, self.worst) / ROUNDOFF[self.dtype]
+        return inf if self.num_nonfinite else self.off / ROUNDOFF[self.dtype]
 
 
 def origins(model: onnx.ModelProto) -> dict[str, Origin]:
@@ -122,7 +120,7 @@ def _places(model: onnx.ModelProto) -> dict[str, tuple[str, str, int]]:
 
 def evaluate(path: Path, names: Iterable[str], feeds: Mapping[str, Array], scratch: Path) -> dict[str, Array]:
     """The named values of a float32 graph: the truth. Caches that it updates in place are copied first."""
-    model = with_types(onnx.load(path, load_external_data=False))
+    model = typed(path)
     types = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
     wanted = [types[name] for name in dict.fromkeys(names)]
     del model.graph.output[:]
@@ -130,42 +128,33 @@ def evaluate(path: Path, names: Iterable[str], feeds: Mapping[str, Array], scrat
     return _run(model, path, feeds, scratch / f"{path.stem}.whole.onnx")
 
 
-def run_pieces(
-    path: Path, names: Sequence[str], truth: Mapping[str, Array], scratch: Path, *, widen: bool = False
-) -> dict[str, Array]:
-    """What every piece of the graph at `path` makes of the truth, in float32, by the name of its result.
+def measure_pieces(
+    path: Path, known: Mapping[str, Origin], truth: Mapping[str, Array], scratch: Path, *, widen: bool = False
+) -> list[Piece]:
+    """What every piece of the graph at `path` makes of the truth, in the order of the graph.
 
+    known  the names to cut at, and where they come from;  truth  what any piece may be fed, and should return
     widen  compute everything in float32: what is wrong then too is no matter of precision
     """
-    cut = Cut(with_types(onnx.load(path, load_external_data=False)), frozenset(names))
+    cut = Cut(typed(path), frozenset(known))
     model = cut.model(widen=widen)
     feeds = {}
     for value in model.graph.input:
         array = truth[value.name.removesuffix(TRUTH)]
         feeds[value.name] = array.astype(np.float32) if array.dtype.kind == "f" else array
-    found = _run(model, path, feeds, scratch / f"{path.stem}.pieces.onnx")
-    return {name.removesuffix(SEEN): array for name, array in found.items()}
-
-
-def measure_pieces(
-    path: Path, known: Mapping[str, Origin], got: Mapping[str, Array], truth: Mapping[str, Array]
-) -> list[Piece]:
-    """One Piece for everything in `got`, in the order of the graph."""
-    cut = Cut(with_types(onnx.load(path, load_external_data=False)), frozenset(got))
-    found = []
+    got, found = _run(model, path, feeds, scratch / f"{path.stem}.pieces.onnx"), []
     for name, members in cut.pieces().items():
-        value, want = got[name].astype(np.float64), truth[name].astype(np.float64)
-        rel_l2, worst = _errors(value, want, is_real=truth[name].dtype.kind == "f")
+        value, want = got[name + SEEN].astype(np.float64), truth[name].astype(np.float64)
+        if value.shape != want.shape:  # put in after the export, in place of another: there is nothing to compare
+            continue
         found.append(
             Piece(
                 name=name,
                 origin=known[name],
                 dtype=cut.narrowest(name, members),
                 nodes=tuple(node.op_type for node in members),
-                inputs=tuple(dict.fromkeys(n for node in members for n in node.input if n in cut.fed)),
                 weights=tuple(dict.fromkeys(n for node in members for n in node.input if n in cut.weights)),
-                rel_l2=rel_l2,
-                worst=worst,
+                off=_off(value, want, is_real=truth[name].dtype.kind == "f"),
                 peak=float(np.abs(want).max(initial=0.0)),
                 num_nonfinite=int((~np.isfinite(value)).sum()),
             )
@@ -183,40 +172,41 @@ def overflowing_weights(path: Path, piece: Piece) -> list[str]:
     ]
 
 
-def _errors(value: Array, want: Array, *, is_real: bool) -> tuple[float, float]:
-    """rel_l2 and worst. Of indices, masks and zeros, anything but equality is an infinite error."""
+def _off(value: Array, want: Array, *, is_real: bool) -> float:
+    """Piece.off. Of indices, masks and zeros, anything but equality is an infinite error."""
     difference = np.abs(value - want)
     scale = float(np.sqrt(np.mean(np.square(want)))) if want.size else 0.0
     if not is_real or scale == 0:
-        return (inf, inf) if difference.any() else (0.0, 0.0)
-    return float(np.sqrt(np.mean(np.square(difference)))) / scale, float((difference / (np.abs(want) + scale)).max())
+        return inf if difference.any() else 0.0
+    rel_l2 = float(np.sqrt(np.mean(np.square(difference)))) / scale
+    return max(rel_l2, float((difference / (np.abs(want) + scale)).max()))
 
 
 class Cut:
-    """A graph and the names at which it is cut. `fed`: everything that a piece may be fed instead of computing it."""
+    """A graph and the names at which it is cut. `fed`: everything that a piece may be fed instead of computing it;
+    `results`: the names that pieces compute, in the graph's order."""
 
     def __init__(self, model: onnx.ModelProto, names: frozenset[str]) -> None:
-        self.source, self.names = model, names
-        graph = model.graph
+        self.source, graph = model, model.graph
         self.weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
         values = (*graph.input, *graph.value_info, *graph.output)
         self.types = {value.name: value.type.tensor_type.elem_type for value in values} | self.weights
         self.fed = names | {value.name for value in graph.input}
-        self._maker = {output: node for node in graph.node for output in node.output}
+        self._maker = {output: index for index, node in enumerate(graph.node) for output in node.output}
+        self.results = [name for name in self._maker if name in names]
 
     def pieces(self) -> dict[str, list[onnx.NodeProto]]:
         """The nodes of every piece, in the graph's order."""
-        order = {id(node): index for index, node in enumerate(self.source.graph.node)}
-        found = {}
-        for name in (o for node in self.source.graph.node for o in node.output if o in self.names):
-            members, waiting = {id(self._maker[name]): self._maker[name]}, [self._maker[name]]
+        nodes, found = self.source.graph.node, {}
+        for name in self.results:
+            members, waiting = {self._maker[name]}, [self._maker[name]]
             while waiting:
-                for read in waiting.pop().input:
-                    node = self._maker.get(read)
-                    if node is not None and read not in self.fed and id(node) not in members:
-                        members[id(node)] = node
-                        waiting.append(node)
-            found[name] = sorted(members.values(), key=lambda node: order[id(node)])
+                for read in nodes[waiting.pop()].input:
+                    maker = self._maker.get(read)
+                    if maker is not None and read not in self.fed and maker not in members:
+                        members.add(maker)
+                        waiting.append(maker)
+            found[name] = [nodes[index] for index in sorted(members)]
         return found
 
     def narrowest(self, name: str, members: Sequence[onnx.NodeProto]) -> str:
@@ -252,11 +242,10 @@ class Cut:
         for node in source.node:
             nodes += _widened(_reading(node, renamed)) if widen else self._held(_reading(node, renamed))
         outputs = []
-        for name in (o for node in source.node for o in node.output if o in self.names):
-            kind = self.types[name]
-            real = kind in NARROW or kind == FLOAT
-            nodes.append(helper.make_node("Cast", [name], [name + SEEN], to=FLOAT if real else kind))
-            outputs.append(helper.make_tensor_value_info(name + SEEN, FLOAT if real else kind, None))
+        for name in self.results:
+            seen = FLOAT if self.types[name] in NARROW else self.types[name]
+            nodes.append(helper.make_node("Cast", [name], [name + SEEN], to=seen))
+            outputs.append(helper.make_tensor_value_info(name + SEEN, seen, None))
         graph = helper.make_graph(nodes, "pieces", inputs, outputs, initializer=list(source.initializer))
         return helper.make_model(graph, opset_imports=list(self.source.opset_import), ir_version=self.source.ir_version)
 
@@ -283,8 +272,10 @@ def _widened(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     return [node, helper.make_node("Cast", [node.output[0]], [name], to=FLOAT)]
 
 
-def with_types(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with a type for every value: the exporter's notes, and inference for what was put in later."""
+def typed(path: Path) -> onnx.ModelProto:
+    """The graph, without its weights, with a type for every value: the exporter's notes, and inference for what was put
+    in later."""
+    model = onnx.load(path, load_external_data=False)
     try:
         return onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=False)
     except onnx.shape_inference.InferenceError:  # an edited graph may contradict the exporter's notes

@@ -24,14 +24,6 @@ MIN_BLOCKS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Block:
-    """Frames start, start + 1, ... stop - 1, which are compared one by one."""
-
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Trend:
     """A slope per frame, and the ends of its 95 % confidence interval."""
 
@@ -50,8 +42,9 @@ class Trend:
         return f"{change:+.0%} [{lower:+.0%}, {upper:+.0%}]"
 
 
-def plan_blocks(num_frames: int, window: int, *, num_blocks: int, seed: int = 0) -> tuple[Block, ...]:
-    """The first two windows whole, then num_blocks blocks of a window each, fewer where the stream is short.
+def plan_blocks(num_frames: int, window: int, *, num_blocks: int, seed: int = 0) -> tuple[range, ...]:
+    """Frames to compare one by one: the first two windows whole, then num_blocks blocks of a window each, fewer where
+    the stream is short.
 
     Each lies in an equal part of the stream of its own, at least a window after the block before it, in a long
     stream by half a part; where exactly is drawn, so that nothing periodic (slots, waves of the clock) is met in step.
@@ -68,7 +61,7 @@ def plan_blocks(num_frames: int, window: int, *, num_blocks: int, seed: int = 0)
     spare = min(int(part) // 2, int(part) - 2 * window)
     early = [*(int(rng.integers(spare + 1)) for _ in range(count - 1)), 0]
     stops = [begin + round((index + 1) * part) - early[index] for index in range(count)]
-    return Block(start=0, stop=begin), *(Block(start=stop - window, stop=stop) for stop in stops)
+    return range(begin), *(range(stop - window, stop) for stop in stops)
 
 
 def fit_trend(times: Sequence[float], values: Sequence[float]) -> Trend:

@@ -246,13 +246,10 @@ def _twice(trial: Trial) -> str:
 
 def _new_session(trial: Trial) -> str:
     _require_room(trial.bundle)
-    if trial.bundle.manifest.precision == "bf16":
-        from ..bfloat16_on_cpu import open_on_cpu
+    from ..bfloat16_on_cpu import open_on_cpu  # imports torch
 
-        with open_on_cpu(trial.bundle.folder, scratch=trial.folder) as bundle:
-            seen = trial.seen(pushed(trial.stream(bundle), trial.clip))
-    else:
-        seen = _alone(trial.bundle.folder, len(trial.clip))
+    with open_on_cpu(trial.bundle.folder, scratch=trial.folder) as bundle:
+        seen = trial.seen(pushed(trial.stream(bundle), trial.clip))
     require_same(seen, trial.alone)
     return f"{len(trial.clip)} frames, {len(seen)} tensors"
 

@@ -11,6 +11,7 @@ changes more than one answer in two hundred.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -47,24 +48,25 @@ LONGEST_ANSWER = 48
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AskedClip:
-    """A clip and those of its questions that are asked."""
-
-    clip: Clip
-    questions: tuple[Question, ...]
-
-    @property
-    def is_image(self) -> bool:
-        return len(self.clip.frames) == 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ReferenceAnswer:
     """What the reference says to one question: its greedy tokens, and its logits (tokens + 1, V) on the way."""
 
     tokens: tuple[int, ...]
     text: str
     logits: Array
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskedClip:
+    """A clip, those of its questions that are asked, and the reference's answer to each once it has been asked."""
+
+    clip: Clip
+    questions: tuple[Question, ...]
+    answers: tuple[ReferenceAnswer, ...] = ()
+
+    @property
+    def is_image(self) -> bool:
+        return len(self.clip.frames) == 1
 
 
 def cases(num_questions: int) -> list[AskedClip]:
@@ -74,9 +76,8 @@ def cases(num_questions: int) -> list[AskedClip]:
     while left > 0:
         num_frames = 1 if seed % STILL_EVERY == 0 else VIDEO_FRAMES
         clip = make_clip(seed, num_frames=num_frames, camera=CLEAN)
-        case = AskedClip(clip=clip, questions=clip.questions[:left])
-        found.append(case)
-        left -= len(case.questions)
+        found.append(AskedClip(clip=clip, questions=clip.questions[:left]))
+        left -= len(found[-1].questions)
         seed += 1
     return found
 
@@ -93,48 +94,42 @@ def answer_all(
 ) -> Evidence:
     """Every rung's answers to the same questions, the reference's first. `ladder` as in check_bundle, `twins` as in
     climb."""
-    asked = cases(num_questions)
     with open_on_cpu(folder, scratch=scratch) as bundle:
         window, precision = bundle.manifest.limits.window, bundle.manifest.precision
-        expected = [_ask_reference(loaded, case, window) for case in asked]
+        asked = [replace(case, answers=_ask_reference(loaded, case, window)) for case in cases(num_questions)]
         progress(0.2)
-        found = [_grade(Rung("torch", "fp32"), asked, expected, None, "fp32")]
+        found = [_grade(Rung("torch", "fp32"), asked, [[a.logits for a in case.answers] for case in asked], precision)]
         if ladder:
-            rungs = _ladder(bundle, loaded, asked, expected, twins)
-            found += [_grade(rung, asked, expected, logits, precision) for rung, logits in rungs]
+            rungs = _ladder(bundle, loaded, asked, twins)
+            found += [_grade(rung, asked, logits, precision) for rung, logits in rungs]
         progress(0.6)
-        own = _through_stream(bundle, asked, expected, lambda x: progress(0.6 + 0.4 * x))
-        found.append(_grade(Rung("bundle", precision), asked, expected, own, precision))
+        own = _through_stream(bundle, asked, lambda x: progress(0.6 + 0.4 * x))
+        found.append(_grade(Rung("bundle", precision), asked, own, precision))
         if ladder and is_for_gpu(bundle) and why_not_executed(bundle) is None:
-            gpu = _through_stream(open_on_target(bundle), asked, expected)
-            found.append(_grade(Rung("gpu", precision), asked, expected, gpu, precision))
+            gpu = _through_stream(open_on_target(bundle), asked)
+            found.append(_grade(Rung("gpu", precision), asked, gpu, precision))
     progress(1.0)
     return Evidence(answers=tuple(found))
 
 
 def _ladder(
-    bundle: Bundle, loaded: LoadedModel, asked: Sequence[AskedClip], expected: list[list[ReferenceAnswer]], twins: Path
+    bundle: Bundle, loaded: LoadedModel, asked: Sequence[AskedClip], twins: Path
 ) -> Iterator[tuple[Rung, list[list[Array]]]]:
     """The rungs between reference and bundle, and the logits of every question."""
     manifest = bundle.manifest
     if manifest.precision == "fp32":
         return
-    narrow = cast_model(loaded.model, manifest.precision, manifest.islands)
-    yield (
-        Rung("torch", manifest.precision),
-        [
-            _force(narrow, loaded, case, manifest.limits.window, [answer.tokens for answer in answers])
-            for case, answers in zip(asked, expected, strict=True)
-        ],
-    )
+    narrow, window = cast_model(loaded.model, manifest.precision, manifest.islands), manifest.limits.window
+    logits = [_force(narrow, loaded, case, window, [answer.tokens for answer in case.answers]) for case in asked]
+    yield Rung("torch", manifest.precision), logits
     sessions = open_twins(bundle, loaded.model, GRAPH_NAMES, twins)
-    yield Rung("onnx", "fp32"), _through_stream(replace(bundle, sessions=sessions), asked, expected)
+    yield Rung("onnx", "fp32"), _through_stream(replace(bundle, sessions=sessions), asked)
 
 
 # -- the reference -----------------------------------------------------------------------------------------------
 
 
-def _ask_reference(loaded: LoadedModel, case: AskedClip, window: int) -> list[ReferenceAnswer]:
+def _ask_reference(loaded: LoadedModel, case: AskedClip, window: int) -> tuple[ReferenceAnswer, ...]:
     """Greedy answers. The truth is tried first: where every token of it is the likeliest, it is the greedy answer."""
     stop = loaded.token_id(STOP_TOKEN)
     encode = loaded.tokenizer.encode
@@ -142,19 +137,19 @@ def _ask_reference(loaded: LoadedModel, case: AskedClip, window: int) -> list[Re
     found = []
     for index, logits in enumerate(_force(loaded.model, loaded, case, window, truths)):
         tokens = truths[index]
-        while not _is_greedy(logits, tokens, stop) and len(tokens) < LONGEST_ANSWER:
+        while len(tokens) < LONGEST_ANSWER and (kept := _num_greedy(logits, tokens, stop)) <= len(tokens):
             # Keep what is greedy, add the likeliest token, look again.
-            best = logits.argmax(-1)
-            kept = next(i for i, token in enumerate((*tokens, stop)) if best[i] != token)
-            tokens = (*tokens[:kept], *(() if best[kept] == stop else (int(best[kept]),)))
+            best = int(logits[kept].argmax())
+            tokens = tokens[:kept] if best == stop else (*tokens[:kept], best)
             case_of_one = replace(case, questions=(case.questions[index],))
             logits = _force(loaded.model, loaded, case_of_one, window, [tokens])[0]
         found.append(ReferenceAnswer(tokens=tokens, text=loaded.tokenizer.decode(list(tokens)), logits=logits))
-    return found
+    return tuple(found)
 
 
-def _is_greedy(logits: Array, tokens: Sequence[int], stop: int) -> bool:
-    return bool((logits.argmax(-1) == np.array([*tokens, stop])).all())
+def _num_greedy(logits: Array, tokens: Sequence[int], stop: int) -> int:
+    """How many of the tokens and the stop behind them are the likeliest, up to the first that is not."""
+    return int(np.logical_and.accumulate(logits.argmax(-1) == np.array([*tokens, stop])).sum())
 
 
 @torch.no_grad()
@@ -193,14 +188,11 @@ def _prompt_ids(loaded: LoadedModel, case: AskedClip, question: Question) -> tor
 
 
 def _through_stream(
-    bundle: Bundle,
-    asked: Sequence[AskedClip],
-    expected: list[list[ReferenceAnswer]],
-    progress: Progress = lambda _: None,
+    bundle: Bundle, asked: Sequence[AskedClip], progress: Progress = lambda _: None
 ) -> list[list[Array]]:
     """Logits of every question through PVCStream, with the reference's answer fed."""
     found = []
-    for index, (case, answers) in enumerate(zip(asked, expected, strict=True)):
+    for index, case in enumerate(asked):
         stream = PVCStream(bundle)
         frames = case.clip.bgr()
         images = frames if case.is_image else []
@@ -209,7 +201,7 @@ def _through_stream(
         found.append(
             [
                 stream.score(question.text, answer.tokens, images=images, max_tiles=1)
-                for question, answer in zip(case.questions, answers, strict=True)
+                for question, answer in zip(case.questions, case.answers, strict=True)
             ]
         )
         progress((index + 1) / len(asked))
@@ -217,26 +209,19 @@ def _through_stream(
 
 
 def _grade(
-    rung: Rung,
-    asked: Sequence[AskedClip],
-    expected: list[list[ReferenceAnswer]],
-    logits: list[list[Array]] | None,
-    precision: Precision,
+    rung: Rung, asked: Sequence[AskedClip], logits: Sequence[Sequence[Array]], precision: Precision
 ) -> RungAnswers:
-    """Hold a rung's logits against the reference's answers and the truth; None is the reference itself."""
-    right: dict[str, int] = {}
-    count: dict[str, int] = {}
-    changed = []
-    for case_index, (case, answers) in enumerate(zip(asked, expected, strict=True)):
-        for index, (question, answer) in enumerate(zip(case.questions, answers, strict=True)):
-            own = answer.logits if logits is None else logits[case_index][index]
+    """Hold a rung's logits against the reference's answers and the truth."""
+    right, count, changed = Counter[str](), Counter[str](), []
+    for case, logits_of_clip in zip(asked, logits, strict=True):
+        for question, answer, own in zip(case.questions, case.answers, logits_of_clip, strict=True):
             change = _change(question, answer, own, precision)
             if change is not None:
                 changed.append(change)
             # A changed answer could by chance be the truth; it is counted as wrong, which is the strict side.
-            count[question.topic] = count.get(question.topic, 0) + 1
-            right[question.topic] = right.get(question.topic, 0) + (change is None and answer.text == question.answer)
-    return RungAnswers(rung=rung, right=right, count=count, changed=tuple(changed))
+            count[question.topic] += 1
+            right[question.topic] += change is None and answer.text == question.answer
+    return RungAnswers(rung=rung, right=dict(right), count=dict(count), changed=tuple(changed))
 
 
 def _change(question: Question, answer: ReferenceAnswer, own: Array, precision: Precision) -> Changed | None:

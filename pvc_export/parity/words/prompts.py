@@ -6,7 +6,7 @@ ship with the package, so every machine asks the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,7 +91,8 @@ def reference_embeds(loaded: LoadedModel, prompt: Prompt, *, window: int, max_ti
     """What the reference feeds its LLM, (1, L, E): whole clip at once, its own resize, tiles and prompt."""
     model, size = loaded.model, loaded.config.vision.image_size
     if prompt.images:
-        images = [torch.from_numpy(tiles) for tiles in _tiles(prompt, size, max_tiles)]
+        rgb = (np.ascontiguousarray(image[..., ::-1]) for image in prompt.images)
+        images = [torch.from_numpy(tile_image(image, tile_size=size, max_tiles=max_tiles)) for image in rgb]
         visual = torch.cat(model.encode_images(images, window=window))
         return loaded.prompt_embeds(prompt_ids(loaded, prompt, [len(tiles) for tiles in images]), visual[None])
     if not prompt.frames:
@@ -100,8 +101,3 @@ def reference_embeds(loaded: LoadedModel, prompt: Prompt, *, window: int, max_ti
     total = len(pixels) if loaded.config.time_mode == "fixed" else None
     embeds = model.encode_clip(torch.from_numpy(pixels)[None], window=window, total_frames=total)[0]
     return loaded.prompt_embeds(prompt_ids(loaded, prompt, []), embeds)
-
-
-def _tiles(prompt: Prompt, size: int, max_tiles: int) -> Iterator[Frame]:
-    for image in prompt.images:
-        yield tile_image(np.ascontiguousarray(image[..., ::-1]), tile_size=size, max_tiles=max_tiles)

@@ -37,7 +37,7 @@ def test_a_defect_is_caught_at_its_level(name: str, bundle_fp32: Path, tiny: Loa
 
 @pytest.mark.usefixtures("stream_alone")
 def test_what_was_not_planted_is_not_caught(bundle_fp32: Path, tiny: LoadedModel, tmp_path: Path) -> None:
-    outcome = meet(replace(BY_NAME["mask"], plant=lambda _: nullcontext()), bundle_fp32, tiny, tmp_path)
+    outcome = meet(replace(BY_NAME["mask"], fault=nullcontext), bundle_fp32, tiny, tmp_path)
     assert not outcome.caught and outcome.failed == () and "MISSED" in outcome.line()
 
 
@@ -57,7 +57,7 @@ def test_a_crash_is_no_catch(
         raise RuntimeError("the ring is gone")
 
     monkeypatch.setattr(RingCache, "feeds", crash)
-    outcome = meet(replace(BY_NAME["mask"], plant=lambda _: nullcontext()), bundle_fp32, tiny, tmp_path)
+    outcome = meet(replace(BY_NAME["mask"], fault=nullcontext), bundle_fp32, tiny, tmp_path)
     assert not outcome.caught and outcome.crash == "RuntimeError: the ring is gone"
 
 

@@ -23,7 +23,7 @@ from pvc_export.controls.graph_edits import (
     roll_slot_mask,
     round_the_clock,
     stop_the_clock,
-    swap_inputs,
+    swap_keys_and_values,
 )
 from pvc_export.controls.runtime_patches import (
     last_row_written_over,
@@ -112,7 +112,7 @@ def test_swapped_keys_and_values_end_the_command_with_exit_code_3(
     bundle_fp16: Path, copy_bundle: Copy, monkeypatch: pytest.MonkeyPatch, pvc_export: Run
 ) -> None:
     bundle = copy_bundle(bundle_fp16)
-    edit_graph(bundle, "temporal", lambda model: swap_inputs(model, "past.0.key", "past.0.value"))
+    edit_graph(bundle, "temporal", swap_keys_and_values)
     monkeypatch.setattr("pvc_export.parity.check.climb", lambda *_, **__: Evidence())
     pvc_export("check", bundle).says(3, "First failing graph: 'temporal'")
 

@@ -39,6 +39,7 @@ from .html_page import HOSTILE, Page, require_clean, require_self_contained
 WINDOW = 4
 TIMES = [*range(2 * WINDOW + 2), 103, 4103]
 BUNDLE = Rung("bundle", "fp16")
+FRAME = np.zeros((56, 56, 3), np.uint8)
 RUNGS = (Rung("torch", "fp32"), Rung("torch", "fp16"), Rung("onnx", "fp32"), Rung("onnx", "fp16"), BUNDLE)
 TENSORS = (
     ("trunk", "trunk_features"), ("temporal", "features"), ("temporal", "new.0.key"), ("temporal", "new.1.key"),
@@ -276,7 +277,7 @@ def test_a_value_that_is_not_finite_is_shown_as_such_and_never_drawn(value: floa
     got = want.copy()
     got[0, 2, 1] = value
     heat = heat_map(
-        got, want, rung=BUNDLE, graph="temporal", tensor="features", where=Place("frame", 5), frame=None,
+        got, want, at=difference(BUNDLE, "temporal", "features", Place("frame", 5)), frame=FRAME,
         has_class_token=False,
     )  # fmt: skip
     report = replace(passing, parity=parity_of(found, heat=(heat,), drift=drift(nan)))
@@ -326,7 +327,7 @@ def test_a_heat_map_puts_a_known_error_at_its_patch(graph: str, tensor: str, tok
     got = want.copy()
     got[0, at, 3] += 2.0
     heat = heat_map(
-        got, want, rung=BUNDLE, graph=graph, tensor=tensor, where=Place("frame", 1), frame=None,
+        got, want, at=difference(BUNDLE, graph, tensor, Place("frame", 1)), frame=FRAME,
         has_class_token=tensor == "trunk_features",
     )  # fmt: skip
     assert heat.errors.shape == (4, 4) and heat.peak == (1, 2) and np.count_nonzero(heat.errors) == 1
@@ -340,8 +341,8 @@ def test_a_heat_map_is_drawn_over_its_frame_with_a_box_around_the_worst_token(pa
     got = want.copy()
     got[0, 6] *= 3
     heat = heat_map(
-        got, want, rung=BUNDLE, graph="temporal", tensor="features", where=Place("frame", 1),
-        frame=np.zeros((56, 56, 3), np.uint8), has_class_token=False,
+        got, want, at=difference(BUNDLE, "temporal", "features", Place("frame", 1)),
+        frame=FRAME, has_class_token=False,
     )  # fmt: skip
     page = Page(render(changed(passing, heat=(heat,))))
     assert "row 1, column 2: 28× of its limit" in page.text
@@ -363,19 +364,18 @@ def test_tokens_that_are_listed_column_by_column_are_laid_out_so(shuffle: str) -
     }
     got = {name: array.copy() for name, array in want.items()}
     got["compressor/frame_embeds"][0, 1] *= 2
-    frame = np.zeros((8, 8, 3), np.uint8)
     maps = worst_heat_maps(
-        BUNDLE, [want, got, want], [want] * 3, pixels=[frame] * 3, times=[0, 1, 9], config=config, num_frames=1
+        BUNDLE, [want, got, want], [want] * 3, pixels=[FRAME] * 3, times=[0, 1, 9], config=config, num_frames=1
     )
-    assert [heat.tensor for heat in maps] == ["trunk_features", "features", "frame_embeds"]
-    assert maps[-1].where == Place("frame", 1) and maps[-1].peak == ((1, 0) if shuffle == "v1" else (0, 1))
+    assert [heat.at.tensor for heat in maps] == ["trunk_features", "features", "frame_embeds"]
+    assert maps[-1].at.where == Place("frame", 1) and maps[-1].peak == ((1, 0) if shuffle == "v1" else (0, 1))
 
 
 def test_tokens_that_do_not_fill_a_grid_have_no_map() -> None:
     with pytest.raises(SpecError, match="15 tokens of 'temporal/features' do not fill a grid of 3 x 3"):
         heat_map(
-            np.ones((1, 15, 2)), np.ones((1, 15, 2)), rung=BUNDLE, graph="temporal", tensor="features",
-            where=Place("frame", 0), frame=None, has_class_token=False,
+            np.ones((1, 15, 2)), np.ones((1, 15, 2)), at=difference(BUNDLE, "temporal", "features", Place("frame", 0)),
+            frame=FRAME, has_class_token=False,
         )  # fmt: skip
 
 
