@@ -37,7 +37,7 @@ def panels(parity: ParityReport) -> dict[str, list[Panel]]:
 
 
 def _panels_of(parity: ParityReport, rung: Rung) -> Iterator[Panel]:
-    limits = {kind.name: kind.worst.limits for kind in parity.kinds()[rung]}
+    limits = {row.kind: row.limits for row in parity.kinds()[rung]}
     series: dict[str, dict[Place, list[Difference]]] = {}
     for one in parity.differences:
         if one.rung == rung and one.where.is_numbered:
