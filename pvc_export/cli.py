@@ -133,7 +133,8 @@ def check(
     wanted = Wanted(bisect=bisect, as_json=as_json, page=report, xml=junit)
     if graph is None or reference is None:
         others = {"--reference": reference, "--graph": graph, "--state": state, "--size": size, "--bound": bound}
-        refuse(others | {"--steps": steps, "--seed": seed}, "{} cannot be given without both --reference and --graph")
+        why = "{} is for a graph of your own, which needs both --reference and --graph"
+        refuse(others | {"--steps": steps, "--seed": seed}, why)
         if bundle is None:
             raise typer.BadParameter("name a BUNDLE, or --reference and --graph")
         check_one_bundle(bundle, model, wanted)

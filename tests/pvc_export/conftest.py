@@ -35,12 +35,12 @@ class Outcome:
     def refuses(self, exit_code: int, error: str, /, **facts: str | tuple[str, ...]) -> None:
         """After --json: this class of error, with these facts in its fields what, expected, cause and fix.
 
-        An error that has no such field yet may say the fact in `what`. Upper and lower case are the same.
+        Upper and lower case are the same.
         """
         data = json.loads(self.out)
         assert (self.exit_code, data["exit_code"], data["error"]) == (exit_code, exit_code, error), data
         for field, parts in facts.items():
-            text = (data[field] or data["what"]).casefold()
+            text = data[field].casefold()
             for part in (parts,) if isinstance(parts, str) else parts:
                 assert part.casefold() in text, f"{part!r} is not in {field}: {data}"
         assert data["what"] in self.message and "Traceback" not in self.message
