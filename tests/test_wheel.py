@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -51,6 +52,16 @@ def test_every_module_of_the_wheel_imports_under_its_new_name(site: Path) -> Non
     result = run(site, "-P", "-c", IMPORT_ALL)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("package", ["pvc_ref", "pvc_export", "engines", "apps"])
+def test_no_module_names_a_renamed_package_but_in_its_imports(package: str) -> None:
+    """`import engines.x` binds a name that a wheel does not have, and what uses it fails only when it runs."""
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [name.name for name in node.names if name.asname is None]
+                assert not {"engines", "apps"} & {name.split(".")[0] for name in names}, f"{path}:{node.lineno}"
 
 
 def test_the_world_and_its_source_are_in_the_wheel(site: Path) -> None:

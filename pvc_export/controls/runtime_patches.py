@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-import engines.stream
+from engines import stream
 from engines.cache import LinearCache, RingCache
 from engines.context import Context, FrameRows
 from engines.language import LanguageModel
@@ -179,12 +179,12 @@ def noise_of_its_own() -> Iterator[None]:
         yield
 
 
-@replaces(engines.stream, "to_model_frame")
+@replaces(stream, "to_model_frame")
 def colours_swapped(to_model_frame: ToModelFrame, frame: Array, *, size: int) -> Array:
     return to_model_frame(frame[..., ::-1], size=size)
 
 
-@replaces(engines.stream, "to_model_frame")
+@replaces(stream, "to_model_frame")
 def resized_by_opencv(_: ToModelFrame, frame: Array, *, size: int) -> Array:
     import cv2  # of the extra `apps`, which a check does without
 
