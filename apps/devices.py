@@ -19,7 +19,8 @@ from typing import Any, Literal, Protocol
 from engines.errors import BackendUnavailable, MediaError
 from engines.synthetic import Frame
 from engines.terminal import did_you_mean
-from engines.video import NOT_WHOLE, WHOLE_VIDEO, check_is_file, no_frame_rate
+from engines.video import check_is_file, no_frame_rate
+from engines.video.source import NOT_WHOLE, WHOLE_VIDEO
 
 from .synthetic import SYNTHETIC, Shown
 
