@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -32,11 +32,12 @@ class Damage:
     def __str__(self) -> str:
         parts = []
         if self.num_missing:
-            parts.append(f"{self.num_missing} of {self.num_expected} frames are missing")
+            verb = "is" if self.num_missing == 1 else "are"
+            parts.append(f"{self.num_missing} of {self.num_expected} frames {verb} missing")
         if self.missing_s > 0:
             parts.append(f"it ends {self.missing_s:.1f} s before its header says, likely as it was cut short")
         if self.num_faulty:
-            parts.append(f"{self.num_faulty} frames are shown with faults")
+            parts.append(f"{self.num_faulty} shown with faults")
         if self.complaint:
             parts.append(f"the decoder says: {self.complaint}")
         return "; ".join(parts)
@@ -51,6 +52,7 @@ class Tally:
 
     codec: str = ""
     times_s: list[float] = field(default_factory=list)
+    last_time_s: float = -math.inf
     num_packets: int = 0
     num_decoded: int = 0
     num_late: int = 0
@@ -60,6 +62,7 @@ class Tally:
     num_hidden: int = 0
     end_s: float = 0.0  # of whatever the file holds, sound too
     stated_end_s: float | None = None
+    is_complete: bool = False  # read to the end, so that what did not come is missing
     has_fields: bool = False  # interlaced, so that a packet may be half a frame
     complaint: str = ""
 
@@ -75,21 +78,21 @@ class Tally:
         # Within 2 ms, as Matroska rounds to one.
         return period if period > 0 and (np.abs(gaps - period) <= 0.002).mean() >= 0.8 else None
 
-    def damage(self, *, num_shown: int | None = None) -> Damage | None:
-        """None if nothing is wrong. `num_shown` in place of the decoded frames, where nothing was decoded yet."""
-        shown = self.num_decoded - self.num_late if num_shown is None else num_shown
-        missing_s = self._missing_s()
-        expected = max(self._stated(shown), self._by_rate(missing_s))
-        is_hurt = bool(self.complaint or self.num_faulty or self.num_late or missing_s or expected > shown)
-        may_skip = self.has_fields or self.codec in CODECS_WITH_EMPTY_PACKETS
-        if is_hurt or not may_skip:
-            expected = max(expected, self.num_packets if not self.has_fields else shown)
-        num_missing = max(expected - shown, 0)
-        if not is_hurt and not num_missing:
+    def damage(self) -> Damage | None:
+        """None if nothing is wrong. Before the end only what is known for sure: faults, complaints, frames too late."""
+        shown = self.num_decoded - self.num_late
+        expected, missing_s = self.num_decoded, 0.0
+        if self.is_complete:
+            missing_s = self._missing_s()
+            expected = max(expected, self._stated(), self._by_rate(missing_s))
+            is_hurt = bool(self.complaint or self.num_faulty or expected > shown)
+            if not self.has_fields and (is_hurt or self.codec not in CODECS_WITH_EMPTY_PACKETS):
+                expected = max(expected, self.num_packets)
+        if not (expected > shown or missing_s or self.num_faulty or self.complaint):
             return None
         return Damage(
-            num_missing=num_missing,
-            num_expected=shown + num_missing,
+            num_missing=expected - shown,
+            num_expected=expected,
             num_faulty=self.num_faulty,
             missing_s=round(missing_s, 3),
             complaint=self.complaint,
@@ -105,14 +108,13 @@ class Tally:
         missing = self.stated_end_s - self.end_s
         return missing if missing > allowed else 0.0
 
-    def _stated(self, shown: int) -> int:
+    def _stated(self) -> int:
+        """Frames by the header; 0 if it does not say, or is as good as right."""
         if self.num_indexed is not None:
             return self.num_indexed - self.num_hidden
-        if self.num_stated is None:
-            return shown
-        stated = self.num_stated - self.num_hidden
+        stated = (self.num_stated or 0) - self.num_hidden
         allowed = 1 / (self.period_s() or 1.0)  # one second: some headers count what is only repeated
-        return stated if stated - self.num_packets > allowed else shown
+        return stated if stated - self.num_packets > allowed else 0
 
     def _by_rate(self, missing_s: float) -> int:
         """Frames of a constant rate, if there is a reason to doubt that all packets arrived."""
@@ -125,8 +127,3 @@ class Tally:
 def hides_frame(codec: str, packet: Any) -> bool:
     """Whether a packet is only for reference: VP8 says so in its first byte. Source: RFC 6386, 9.1."""
     return codec == "vp8" and not bytes(packet)[0] >> 4 & 1
-
-
-def middle_times(start_s: float, span_s: float, num_frames: int, indices: Sequence[int]) -> list[float]:
-    """The middle of frame i's share of a span that num_frames share evenly: at a constant rate, when i is shown."""
-    return [start_s + (index + 0.5) * span_s / num_frames for index in indices]

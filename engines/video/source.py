@@ -6,6 +6,7 @@ Note: an attached picture is no video, though FFmpeg lists it as one; and PyAV i
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -96,6 +97,8 @@ def check_is_file(path: Path) -> None:
     elif path.stat().st_size == 0:
         what, cause = "is empty (0 bytes)", "a download or a recording that failed"
         fix = f"fetch it again, and look at its size: ls -l {path}"
+    elif not os.access(path, os.R_OK):
+        what, cause, fix = "may not be read", "it belongs to another user", f"ls -l {path}"
     else:
         return
     raise MediaError(f"{path} {what}", expected="a video file", cause=cause, fix=fix)
@@ -106,7 +109,7 @@ def no_frame_rate(name: str) -> MediaError:
         f"{name} states no frame rate",
         expected="a video that says how many frames a second it has",
         cause="a raw stream without a container",
-        fix="say it: --fps 25",
+        fix="give the camera's rate: --fps 25",
     )
 
 
