@@ -29,6 +29,7 @@ LIMITED, FULL = 1, 2
 MATRICES = frozenset((BT709, 4, 5, BT601, 7, BT2020, 10))  # what swscale knows: 4 FCC, 5 and 6 BT.601, 7 SMPTE 240M
 HD_LINES, HD_COLUMNS = 720, 1280
 ENCODING_STEPS = 16384
+WHITE_CODE = 255 * 256  # what swscale makes of white in 16 bits
 
 Picture = NDArray[np.uint8]
 
@@ -177,7 +178,8 @@ def _wide_to_bgr(frame: Any) -> Picture:
 
     HLG's is the light of the scene, without the system gamma of a display: SDR has one of its own (BT.2408, 5.1.3.2).
     """
-    light = _light_of_codes(int(frame.color_trc))[_converted(frame, "rgb48le")]
+    # Planar, as swscale 9.5's packed rgb48 has wrong green and blue from 4:2:0.
+    light = _light_of_codes(int(frame.color_trc))[_converted(frame, "gbrp16le")]
     if frame.color_primaries in (BT2020, UNSPECIFIED):
         light = light @ TO_BT709.T
     np.clip(light, 0, 1, out=light)
@@ -190,7 +192,7 @@ def _wide_to_bgr(frame: Any) -> Picture:
 @lru_cache(maxsize=3)
 def _light_of_codes(transfer: int) -> NDArray[np.float32]:
     """Linear light of each 16-bit code."""
-    signal = np.arange(65536) / 65535
+    signal = np.minimum(np.arange(65536) / WHITE_CODE, 1)
     if transfer == PQ:
         m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
         root = signal ** (1 / m2)
