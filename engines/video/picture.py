@@ -23,10 +23,11 @@ TO_BT709 = np.array(
     [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
 )  # BT.2087, linear RGB of BT.2020's primaries
 # Numbers of ISO/IEC 23091-2, as FFmpeg and PyAV have them.
-RGB, BT709, UNSPECIFIED, BT601, BT2020 = 0, 1, 2, 6, 9
+BT709, UNSPECIFIED, BT601, BT2020 = 1, 2, 5, 9
 PQ, HLG = 16, 18
 LIMITED, FULL = 1, 2
-MATRICES = frozenset((BT709, 4, 5, BT601, 7, BT2020, 10))  # what swscale knows: 4 FCC, 5 and 6 BT.601, 7 SMPTE 240M
+# To those that swscale knows by PyAV, which takes any other for the frame's own: FCC is 4, SMPTE 240M 7.
+MATRICES = {BT709: BT709, 4: 4, 5: BT601, 6: BT601, 7: 7, BT2020: BT2020, 10: BT2020}
 HD_LINES, HD_COLUMNS = 720, 1280
 ENCODING_STEPS = 16384
 WHITE_CODE = 255 * 256  # what swscale makes of white in 16 bits
@@ -159,7 +160,7 @@ def _exactly() -> Any:
 
 def _matrix(frame: Any) -> int:
     if frame.colorspace in MATRICES:
-        return int(frame.colorspace)
+        return MATRICES[int(frame.colorspace)]
     if frame.color_trc in (PQ, HLG) or frame.color_primaries == BT2020:
         return BT2020
     return untagged_matrix(frame.width, frame.height)
