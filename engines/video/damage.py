@@ -65,6 +65,7 @@ class Tally:
     is_complete: bool = False  # read to the end, so that what did not come is missing
     has_fields: bool = False  # interlaced, so that a packet may be half a frame
     complaint: str = ""
+    doubt: str = ""  # that says nothing if every frame came: also two recordings in one file are a gap to a demuxer
 
     def complain(self, text: str) -> None:
         self.complaint = self.complaint or text
@@ -95,7 +96,7 @@ class Tally:
             num_expected=expected,
             num_faulty=self.num_faulty,
             missing_s=round(missing_s, 3),
-            complaint=self.complaint,
+            complaint=self.complaint or self.doubt,
         )
 
     def _missing_s(self) -> float:
@@ -119,7 +120,7 @@ class Tally:
     def _by_rate(self, missing_s: float) -> int:
         """Frames of a constant rate, if there is a reason to doubt that all packets arrived."""
         period = self.period_s()
-        if period is None or not (self.complaint or self.num_faulty or self.num_late or missing_s):
+        if period is None or not (self.complaint or self.doubt or self.num_faulty or self.num_late or missing_s):
             return 0
         return round((max(self.times_s) - min(self.times_s) + missing_s) / period) + 1
 

@@ -112,7 +112,7 @@ class Packets:
     def _count(self, packet: Any, base: float) -> None:
         tally = self.tally
         if packet.is_corrupt:
-            tally.complain("a packet is incomplete")
+            tally.doubt = "a packet is incomplete"
         if packet.is_discard:  # hidden by an edit list
             tally.num_hidden += 1
             return
