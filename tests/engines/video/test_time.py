@@ -16,11 +16,11 @@ av = pytest.importorskip("av")
 
 
 def grey(index: int) -> np.ndarray:
-    return np.full((48, 64, 3), 6 * index, np.uint8)
+    return np.full((48, 64, 3), 5 * index, np.uint8)
 
 
 def shown(bgr: np.ndarray) -> int:
-    return round(float(bgr.mean()) / 6)
+    return round(float(bgr.mean()) / 5)
 
 
 def sampled(path: Path, num_segments: int, *, fps: float | None = None) -> list[int]:
