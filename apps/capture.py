@@ -1,7 +1,7 @@
 """Frames for a model that may be slower than the camera.
 
 Note: the newest frame wins. A thread reads as fast as the source delivers and keeps one frame, so that a slow model
-sees the present and never a growing backlog; what it missed is counted. A file is played at its own speed, like a
+sees the present and never a growing backlog; what it missed is counted. A file is played by its timestamps, like a
 camera, unless every frame is asked for: then it waits for the model, nothing is dropped, and results repeat exactly.
 The synthetic source is shown at its own speed and waits for the model as well: a question is about a whole scene, and a
 model that missed a part of it could not be graded.
@@ -21,6 +21,7 @@ from engines.synthetic import Frame
 
 from .devices import RETRY_PAUSES_S, Address, Capture, CaptureDevice, Device
 from .synthetic import KnownScene, SyntheticDevice
+from .videos import VideoDevice
 
 STALL_S = 30.0
 
@@ -30,7 +31,7 @@ class Captured:
     """One frame: bgr (H, W, 3) uint8, owned by whoever holds it.
 
     index        counts what the source delivered, from 0: a gap is what was dropped
-    time_s       on the source's own timeline; a file's goes by its frame rate, a camera's by the clock
+    time_s       on the source's own timeline; a file's goes by its timestamps, a camera's by the clock
     captured_at  time.monotonic() when it was read, from which latency counts
     scene        that it is of; known of the synthetic source only
     """
@@ -62,18 +63,29 @@ def open_source(
     pauses_s: Sequence[float] = RETRY_PAUSES_S,
     seed: int = 0,
     question: str | None = None,
+    fps: float | None = None,
 ) -> Source:
-    """A source that delivers. Raises as CaptureDevice and SyntheticDevice do.
+    """A source that delivers. Raises as CaptureDevice, VideoDevice and SyntheticDevice do.
 
-    every_frame     for files and the synthetic source
+    every_frame     for videos that end and the synthetic source; MediaError for what turns out to be a live stream
+    fps             for raw streams
     seed, question  for the synthetic source
     """
     closing = Event()
     device: Device
     if address.kind == "synthetic":
         device = SyntheticDevice(seed=seed, question=question)
+    elif address.kind in ("file", "url"):
+        device = VideoDevice(address, wait=closing.wait, fps=fps, pauses_s=pauses_s)
     else:
         device = CaptureDevice(address, wait=closing.wait, factory=factory, pauses_s=pauses_s)
+    if every_frame and not device.waits:
+        device.close()
+        raise MediaError(
+            f"{device.name} is a live stream, and does not wait for a model",
+            expected="a video that ends, for --every-frame",
+            fix="leave --every-frame out",
+        )
     if every_frame or address.kind == "synthetic":
         return EveryFrame(device, paced=not every_frame)
     return NewestFrame(device, closing)
@@ -83,9 +95,9 @@ class EveryFrame:
     """Reads when asked, and drops nothing: for devices that wait. `paced`: never faster than the device's rate."""
 
     def __init__(self, device: Device, *, paced: bool) -> None:
-        assert device.waits and device.fps
+        assert device.waits
         self.device, self.ended, self._num_taken = device, False, 0
-        self._paced, self._fps = paced, device.fps
+        self._paced, self._period_s = paced, 1 / (device.fps or 1)
         self._due_at = 0.0  # by time.monotonic()
         self._hold_s, self._held_s = 0.0, 0.0  # of the newest frame, and of all before it
 
@@ -97,12 +109,13 @@ class EveryFrame:
         if shown is None:
             self.ended = True
             return None
-        index, time_s = self._num_taken, self._num_taken / self._fps + self._held_s
+        index = self._num_taken
+        time_s = index * self._period_s + self._held_s if shown.time_s is None else shown.time_s
         self._num_taken += 1
         self._hold_s = 0.0 if shown.scene is None else shown.scene.hold_s
         self._held_s += self._hold_s
-        self._due_at = started + 1 / self._fps
-        return Captured(**shown._asdict(), index=index, time_s=time_s, captured_at=time.monotonic())
+        self._due_at = started + self._period_s
+        return Captured(bgr=shown.bgr, scene=shown.scene, index=index, time_s=time_s, captured_at=time.monotonic())
 
     def _wait(self, timeout_s: float) -> bool:
         """Until the next frame is due, at most timeout_s; whether it is."""
@@ -176,17 +189,17 @@ class NewestFrame:
 
     def _read_all(self) -> None:
         started = time.monotonic()
-        period_s = 1 / self.device.fps if self.device.waits and self.device.fps else None
         for index in count():
-            ahead_s = 0.0 if period_s is None else started + index * period_s - time.monotonic()
+            shown = self.device.read()
+            if shown is None or self._closing.is_set():
+                return
+            # A video's frame is shown when it is due; a camera's is due when it comes.
+            ahead_s = 0.0 if shown.time_s is None else started + shown.time_s - time.monotonic()
             if self._closing.wait(max(ahead_s, 0.0)):
                 return
-            shown = self.device.read()
-            if shown is None:
-                return
             now = time.monotonic()
-            time_s = now - started if period_s is None else index * period_s
+            time_s = now - started if shown.time_s is None else shown.time_s
             with self._changed:
-                self._newest = Captured(**shown._asdict(), index=index, time_s=time_s, captured_at=now)
+                self._newest = Captured(bgr=shown.bgr, scene=shown.scene, index=index, time_s=time_s, captured_at=now)
                 self._heard_at = now
                 self._changed.notify()

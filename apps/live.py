@@ -63,6 +63,7 @@ class Request:
     headless: bool
     record: Path | None
     every_frame: bool
+    fps: float | None
     max_frames: int | None
     runtime: RuntimeName
     trust_engines: bool
@@ -78,7 +79,9 @@ class Request:
             raise typer.BadParameter("--ask-every is not a number; expected seconds")
         if self.seed is not None and address.kind != "synthetic":
             raise typer.BadParameter(f"--seed is for --source synthetic; {address.name} shows what it shows")
-        if self.every_frame and address.is_live:
+        if self.fps is not None and address.kind not in ("file", "url"):
+            raise typer.BadParameter(f"--fps is for a raw video, such as a .h264 file; {address.name} has its own")
+        if self.every_frame and not address.may_wait:
             raise typer.BadParameter(
                 f"--every-frame needs a file or 'synthetic'; {address.name} does not wait for a model"
             )
@@ -117,6 +120,9 @@ def live(
     every_frame: Annotated[
         bool, typer.Option("--every-frame", help="Process every frame of a file, however long that takes.")
     ] = False,
+    fps: Annotated[
+        float | None, typer.Option(min=0.01, help="Frame rate of a raw stream, such as a .h264 file.")
+    ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Stop after the model has seen this many frames.")] = None,
     runtime: Annotated[RuntimeName, typer.Option(help="What runs the bundle.")] = RuntimeName.auto,
     trust_engines: Annotated[
@@ -141,7 +147,7 @@ def live(
     request = Request(
         bundle=bundle, address=address, question=ask, ask_every_s=ASK_EVERY_S if ask_every is None else ask_every,
         seed=seed, max_new_tokens=max_new_tokens, headless=headless, record=record, every_frame=every_frame,
-        max_frames=frames, runtime=runtime, trust_engines=trust_engines, as_json=as_json,
+        fps=fps, max_frames=frames, runtime=runtime, trust_engines=trust_engines, as_json=as_json,
     )  # fmt: skip
     signals = Signals()
     signals.install(second_kills=True)
@@ -163,8 +169,9 @@ def run(request: Request, signals: Signals) -> int:
             window = Window()
             stack.callback(window.close)
         source = open_source(
-            request.address, every_frame=request.every_frame, seed=request.seed or 0, question=request.question
-        )
+            request.address, every_frame=request.every_frame, seed=request.seed or 0, question=request.question,
+            fps=request.fps,
+        )  # fmt: skip
         stack.callback(source.close)
         recorder = None
         if request.record is not None:

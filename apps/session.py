@@ -9,6 +9,7 @@ from typing import Any
 
 from engines.errors import PVCError
 from engines.signals import Signals
+from engines.stillness import Stillness
 from engines.synthetic import Frame
 
 from .capture import Captured, Source
@@ -39,6 +40,8 @@ class LiveSession:
     recorder: Recorder | None
     max_frames: int | None
     score: Score = field(default_factory=Score)
+    stillness: Stillness = field(default_factory=Stillness)
+    still: str = ""  # what is said of a picture that is black or the same for long
     ended: str = ""
     error: PVCError | None = None
 
@@ -57,7 +60,7 @@ class LiveSession:
 
     def summary(self) -> dict[str, Any]:
         """Numbers and names, fit for JSON."""
-        recorder, reply = self.recorder, self.watcher.last_reply
+        recorder, reply, damage = self.recorder, self.watcher.last_reply, self.source.device.damage
         recording = None
         if recorder is not None and recorder.is_published:
             recording = {
@@ -72,6 +75,8 @@ class LiveSession:
             "num_answers": self.watcher.num_replies,
             "num_restarts": self.watcher.num_restarts,
             "num_reconnects": self.source.device.num_reconnects,
+            "damage": None if damage is None else damage.to_json(),
+            **self.stillness.to_json(),
             "question": self.watcher.question if reply is None else reply.question,
             "random_weights": self.watcher.random_weights,
             "last_answer": None if reply is None else reply.to_json(),
@@ -88,13 +93,15 @@ class LiveSession:
                 self._see(captured)
             elif captured is not None and self.window is not None and self.source.device.notice:
                 self.window.show(self._annotated(captured))
-            self.log.notice(self.source.device.notice)
+            self.log.notice(self.source.device.notice or self.still)
             key = "" if self.window is None else self.window.key()
             if key == "ask" and captured is not None and not self.signals.requested:
                 self._ask(captured)
             self.ended = self._reason_to_end(key)
         if captured is not None and self.watcher.has_news(captured) and key != "quit" and not self.signals.requested:
             self._ask(captured)  # a short clip, and the end of a long one, get an answer too
+        if (damage := self.source.device.damage) is not None:
+            self.log.notice(f"{self.source.device.name}: {damage}")
 
     def _reason_to_end(self, key: str) -> str:
         if self.signals.number is not None:
@@ -108,6 +115,7 @@ class LiveSession:
         return "enough frames were seen" if self.meter.num_processed == self.max_frames else ""
 
     def _see(self, captured: Captured) -> None:
+        self.still = self.stillness.add(captured.bgr, captured.time_s)
         num_restarts = self.watcher.num_restarts
         with self.signals.interruptible() as cut:
             self.watcher.push(captured)
@@ -146,7 +154,7 @@ class LiveSession:
             question=watcher.question,
             reply=self._reply_to(captured),
             random_weights=watcher.random_weights,
-            notice=self.source.device.notice or watcher.notice(captured.time_s),
+            notice=self.source.device.notice or watcher.notice(captured.time_s) or self.still,
         )
         return annotate(captured.bgr, status)
 

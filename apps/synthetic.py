@@ -52,16 +52,17 @@ class KnownScene:
 
 
 class Shown(NamedTuple):
-    """What a device reads: a frame (H, W, 3) uint8 BGR, and its scene where that is known."""
+    """What a device reads: a frame (H, W, 3) uint8 BGR, its scene, and its time since the first one, where known."""
 
     bgr: Frame
     scene: KnownScene | None = None
+    time_s: float | None = None
 
 
 class SyntheticDevice:
     """Frames of the world (SIZE, SIZE, 3) uint8 BGR and the scene of each, all from a seed, without an end."""
 
-    name, waits, notice, num_reconnects = SYNTHETIC, True, "", 0
+    name, waits, notice, num_reconnects, damage = SYNTHETIC, True, "", 0, None
     fps: float | None = FPS
 
     def __init__(self, *, seed: int = 0, question: str | None = None) -> None:

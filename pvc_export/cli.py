@@ -168,13 +168,16 @@ def prove(
 @app.command()
 def run(
     bundle: BundleFolder,
-    video: Annotated[Path | None, typer.Option(help="A video file.")] = None,
+    video: Annotated[str | None, typer.Option(help="A video file, or one at http://... .")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="An image file. Repeatable.")] = None,
     ask: Annotated[
         str | None, typer.Option(help="The question. <image> marks where an image goes; without it, images come first.")
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=0, help="Frames to sample evenly from the video; 0 = all. Default: 16.")
+        int | None, typer.Option(min=0, help="Frames to sample evenly in time from the video; 0 = all. Default: 16.")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0.01, help="Frame rate of a raw stream, such as a .h264 file.")
     ] = None,
     tiles: Annotated[
         int | None, typer.Option(min=1, help="Most tiles an image is cut into. Default: 6, as in PVC's evaluation.")
@@ -204,7 +207,7 @@ def run(
 
     with usage_errors():
         request = RunRequest(
-            bundle=bundle, ask=ask, video=video, images=tuple(image or ()), frames=frames, tiles=tiles,
+            bundle=bundle, ask=ask, video=video, images=tuple(image or ()), frames=frames, fps=fps, tiles=tiles,
             ingest=cast("Ingest", one_of("--ingest", ingest, get_args(Ingest))),
             clock=cast("Clock", one_of("--clock", clock, get_args(Clock))) if clock is not None else None,
             runtime=cast("Runtime", one_of("--runtime", runtime, get_args(Runtime))),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -15,12 +15,12 @@ from typing import Any
 from engines import Answer, PushTiming, PVCStream, open_bundle
 from engines.bundle import Bundle, Runtime
 from engines.clock import Clock
-from engines.errors import ParityError, StreamFull
+from engines.errors import MediaError, ParityError, StreamFull
 from engines.images import read_image
 from engines.ingest import Ingest
-from engines.preprocess import segment_indices
+from engines.stillness import Stillness
 from engines.terminal import print_json, printable
-from engines.video import VideoInfo, probe_video, read_video
+from engines.video import Damage, VideoInfo, VideoReader, is_url, probe_video, without_password
 
 from ..parity.clip import Frame
 from ..terminal.console import Console, size_text
@@ -38,7 +38,9 @@ class RunRequest:
     """What to look at, and what to ask. Either a video or images, or neither for a question about nothing.
 
     ask               the question; None is a general one
-    frames            sampled evenly from the video, by default 16; 0 takes every frame
+    video             a file, or an address over http(s)
+    frames            sampled evenly in time from the video, by default 16; 0 takes every frame
+    fps               of a raw stream, such as a .h264 file, which has no timestamps
     tiles, ingest, clock, runtime, trust_engines   as PVCStream and open_bundle have them
     keep_frames       hold every pushed frame, for compare_with_reference
     Raises ValueError, with the options of the command line, for parts that contradict each other.
@@ -46,9 +48,10 @@ class RunRequest:
 
     bundle: Path
     ask: str | None = None
-    video: Path | None = None
+    video: str | Path | None = None
     images: tuple[Path, ...] = ()
     frames: int | None = None
+    fps: float | None = None
     max_new_tokens: int = 32
     tiles: int | None = None
     ingest: Ingest = "eager"
@@ -66,6 +69,8 @@ class RunRequest:
             raise ValueError("--clock needs --video: nothing else has a time")
         if (self.frames is not None and self.video is None) or (self.tiles is not None and not self.images):
             raise ValueError("--frames needs --video, and --tiles needs --image")
+        if self.fps is not None and self.video is None:
+            raise ValueError("--fps needs --video")
 
     @property
     def question(self) -> str:
@@ -77,6 +82,8 @@ class RunResult:
     """A request, what was streamed or shown, one question asked, and what it cost.
 
     frames                 if they were kept, those that the question was about: all since the last re-anchor
+    damage                 what the video should have shown and did not; None if nothing
+    stillness              whether it was black, or the same, for long
     warm_bytes, end_bytes  resident memory after frame WARM_FRAMES (None if there is none), and after the last
     """
 
@@ -91,6 +98,8 @@ class RunResult:
     warm_bytes: int | None
     end_bytes: int | None
     num_anchors: int = 0
+    damage: Damage | None = None
+    stillness: Stillness = field(default_factory=Stillness)
 
     def median_ms(self) -> dict[str, float]:
         """Median milliseconds per frame of each stage, the first frame left out: it warms up. Empty without frames."""
@@ -113,27 +122,32 @@ def run(request: RunRequest, console: Console) -> RunResult:
 
     Raises MediaError, BundleError, and StreamFull before the first frame if the context cannot hold everything.
     """
-    info = probe_video(request.video) if request.video else None
+    info = _probe(request) if request.video else None
     images = tuple(read_image(path) for path in request.images)
     with console.stage("open the bundle") as (stage, _):
         bundle = open_bundle(request.bundle, runtime=request.runtime, trust_engines=request.trust_engines)
         stage.note = f"{len(bundle.manifest.files)} files verified; runs on {bundle.runs_on}"
     num_frames = DEFAULT_FRAMES if request.frames is None else request.frames
-    indices = segment_indices(info.num_frames, num_frames) if info and num_frames else None
-    count = 0 if info is None else info.num_frames if indices is None else len(indices)
+    times_s = info.sample_times(num_frames) if info and num_frames else None
+    count = 0 if info is None else info.num_frames if times_s is None else len(times_s)
     stream = _open_stream(bundle, request, count)
     frames: list[Frame] = []
     timings: list[PushTiming] = []
-    warm_bytes = None
-    if info is not None:
-        with console.stage(f"stream {count} frames") as (stage, report):
-            for frame in read_video(info.path, indices=indices):
+    warm_bytes, damage, stillness = None, None, Stillness()
+    if request.video is not None:
+        with (
+            console.stage(f"stream {count} frames") as (stage, report),
+            VideoReader(request.video, fps=request.fps) as reader,
+        ):
+            for frame in reader.frames() if times_s is None else reader.shown_at(times_s):
                 timings.append(stream.push(frame.bgr))
+                stillness.add(frame.bgr, frame.time_s)
                 if request.keep_frames:
                     frames.append(frame.bgr)
                 if len(timings) == WARM_FRAMES:
                     warm_bytes = resident_bytes()
-                report(len(timings) / count)
+                report(min(len(timings) / count, 1))
+            damage = reader.damage
             anchors = f", re-anchored {stream.num_anchors} times" if stream.num_anchors else ""
             stage.note = f"{stream.context_rows} of {bundle.manifest.limits.context} context rows{anchors}"
     end_bytes, context_rows = resident_bytes(), stream.context_rows
@@ -154,7 +168,28 @@ def run(request: RunRequest, console: Console) -> RunResult:
         num_anchors=stream.num_anchors,
         warm_bytes=warm_bytes,
         end_bytes=end_bytes,
+        damage=damage,
+        stillness=stillness,
     )
+
+
+def _probe(request: RunRequest) -> VideoInfo:
+    """Raises MediaError for what has no end: nothing could be sampled evenly from it."""
+    video = str(request.video)
+    name, has_end = without_password(video), True
+    if is_url(video):
+        has_end = video.startswith(("http://", "https://"))
+        if has_end:
+            with VideoReader(video) as reader:
+                has_end = reader.has_end
+    if not has_end:
+        raise MediaError(
+            f"{name} is a live stream, which has no end",
+            expected="a video file, or one at an http address",
+            cause="--video reads a video from its beginning to its end",
+            fix=f"watch it: pvc-live {shlex.quote(str(request.bundle))} --source {shlex.quote(name)}",
+        )
+    return probe_video(video, fps=request.fps)
 
 
 def _open_stream(bundle: Bundle, request: RunRequest, num_frames: int) -> PVCStream:
@@ -182,6 +217,8 @@ def run_command(request: RunRequest, *, model_name: str | None, as_json: bool) -
     result = run(request, console)
     for line in describe_run(result):
         console.print(line)
+    for warning in warnings_of(result):
+        console.print(warning, style="yellow")
     source = result.bundle.manifest.model
     if source.random_weights:
         console.print(
@@ -215,13 +252,22 @@ def describe_run(result: RunResult) -> Iterator[str]:
     yield f"time: {looked}first token after {answer.prefill_ms:.1f} ms{rate}"
 
 
+def warnings_of(result: RunResult) -> Iterator[str]:
+    """What was wrong with the video, for people."""
+    if result.video is not None:
+        said = [] if result.damage is None else [str(result.damage)]
+        yield from (f"{result.video.path}: {text}" for text in (*said, *result.stillness.summary()))
+
+
 def run_json(result: RunResult) -> dict[str, Any]:
     """The same for machines."""
     request, bundle, answer = result.request, result.bundle, result.answer
     return {
         "bundle": str(request.bundle),
         "runs_on": bundle.runs_on,
-        "video": None if request.video is None else str(request.video),
+        "video": None if result.video is None else str(result.video.path),
+        "damage": None if result.damage is None else result.damage.to_json(),
+        **result.stillness.to_json(),
         "images": [str(path) for path in request.images],
         "num_frames": len(result.timings),
         "ingest": request.ingest,

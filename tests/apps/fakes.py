@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from apps.capture import Captured
-from apps.devices import FPS, FRAME_COUNT, Address
-from apps.synthetic import KnownScene
+from apps.devices import FPS, Address
+from apps.synthetic import KnownScene, Shown
 from engines import Answer, Bundle, PVCStream
 from engines.synthetic import Frame
 
@@ -34,10 +34,9 @@ class FakeCapture:
         *,
         opens: bool = True,
         fps: float = 30.0,
-        num_frames: float = -1.0,
         gate: Event | None = None,
     ) -> None:
-        self.frames, self.opens, self.properties = list(frames), opens, {FPS: fps, FRAME_COUNT: num_frames}
+        self.frames, self.opens, self.properties = list(frames), opens, {FPS: fps}
         self.gate, self.is_empty, self.is_released = gate, Event(), False
 
     def isOpened(self) -> bool:  # noqa: N802
@@ -58,6 +57,25 @@ class FakeCapture:
 
     def release(self) -> None:
         self.is_released = True
+
+
+class FakeVideo:
+    """A device that waits, as a file does: pictures 0, 1, 2... at such times."""
+
+    name, waits, notice, num_reconnects, damage = "clip.mp4", True, "", 0, None
+    fps: float | None = 30.0
+
+    def __init__(self, times_s: Iterable[float]) -> None:
+        self.left, self.is_closed = list(enumerate(times_s)), False
+
+    def read(self) -> Shown | None:
+        if not self.left:
+            return None
+        value, time_s = self.left.pop(0)
+        return Shown(picture(value), time_s=time_s)
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
 class FakeFactory:

@@ -9,15 +9,14 @@ from types import SimpleNamespace
 import pytest
 
 from apps import capture
-from apps.capture import Captured, NewestFrame, Source, open_source
+from apps.capture import Captured, EveryFrame, NewestFrame, Source, open_source
 from apps.devices import parse_address
 from apps.synthetic import Shown
 from engines.errors import MediaError
 
-from .fakes import FakeCapture, FakeFactory, picture
+from .fakes import FakeCapture, FakeFactory, FakeVideo, picture
 
 CAMERA = parse_address("0")
-CLIP = parse_address("https://server/clip.mp4")  # a URL with a length is read like a file, and needs none on the disk
 
 
 def value(captured: Captured | None) -> int:
@@ -47,31 +46,34 @@ def test_the_newest_frame_wins_and_a_gap_tells_what_was_dropped() -> None:
 
 def test_a_camera_is_read_before_anybody_takes_and_a_file_is_not() -> None:
     gate = Event()
-    camera, file = FakeCapture([picture(1)] * 3, gate=gate), FakeCapture([picture(1)] * 3, fps=50, num_frames=3)
-    sources = [open_source(address, factory=FakeFactory(fake)) for address, fake in ((CAMERA, camera), (CLIP, file))]
+    camera, file = FakeCapture([picture(1)] * 3, gate=gate), FakeVideo([0.0, 0.1])
+    sources = [open_source(CAMERA, factory=FakeFactory(camera)), NewestFrame(file, Event())]
     assert camera.is_empty.wait(10)
-    assert len(file.frames) == 2  # only the one that proves that it delivers
+    assert len(file.left) == 2
     gate.set()
     for source in sources:
         source.close()
-    assert camera.is_released and file.is_released
+    assert camera.is_released and file.is_closed
 
 
-def test_a_file_is_played_at_its_own_speed() -> None:
-    fake = FakeCapture([picture(index) for index in range(10)], fps=40, num_frames=10)
-    source = open_source(CLIP, factory=FakeFactory(fake))
+@pytest.mark.parametrize(
+    "times_s",
+    [[index / 40 for index in range(10)], [0.0, 0.3, 0.31, 0.32, 0.33, 0.4]],
+    ids=["constant rate", "variable rate"],
+)
+def test_a_file_is_played_at_the_pace_of_its_timestamps(times_s: list[float]) -> None:
+    source = NewestFrame(FakeVideo(times_s), Event())
     started = time.monotonic()
     frames = take_all(source)
-    assert time.monotonic() - started >= 9 / 40
-    assert frames[-1].index == 9  # the last frame is never dropped
+    assert times_s[-1] <= time.monotonic() - started < times_s[-1] + 0.5
+    assert frames[-1].index == len(times_s) - 1  # the last frame is never dropped
     for captured in frames:
-        assert captured.time_s == pytest.approx(captured.index / 40) and value(captured) == captured.index
+        assert captured.time_s == times_s[captured.index] and value(captured) == captured.index
         assert captured.captured_at - started >= captured.time_s - 0.005
 
 
 def test_a_slow_taker_sees_the_present_and_not_a_backlog() -> None:
-    fake = FakeCapture([picture(index) for index in range(20)], fps=50, num_frames=20)
-    source = open_source(CLIP, factory=FakeFactory(fake))
+    source = NewestFrame(FakeVideo(index / 50 for index in range(20)), Event())
     frames = []
     while not source.ended:
         if (captured := source.take(0.05)) is not None:
@@ -82,14 +84,14 @@ def test_a_slow_taker_sees_the_present_and_not_a_backlog() -> None:
     assert [captured.index for captured in frames] == sorted({captured.index for captured in frames})
 
 
-def test_every_frame_waits_for_the_taker() -> None:
-    fake = FakeCapture([picture(index) for index in range(8)], fps=4, num_frames=8)
-    source = open_source(CLIP, factory=FakeFactory(fake), every_frame=True)
+def test_every_frame_waits_for_the_taker_and_keeps_its_time() -> None:
+    times_s = [0.0, 1.0, 2.0, 2.1, 7.5]
+    source = EveryFrame(FakeVideo(times_s), paced=False)
     started = time.monotonic()
     frames = take_all(source)
-    assert [value(captured) for captured in frames] == list(range(8)) == [captured.index for captured in frames]
-    assert [captured.time_s for captured in frames] == [index / 4 for index in range(8)]
-    assert time.monotonic() - started < 1.0  # no pause between frames of a quarter of a second each
+    assert [value(captured) for captured in frames] == list(range(5)) == [captured.index for captured in frames]
+    assert [captured.time_s for captured in frames] == times_s
+    assert time.monotonic() - started < 1.0  # no pause between frames
     source.close()
 
 
@@ -118,7 +120,7 @@ def test_a_camera_that_came_back_goes_on_counting() -> None:
 
 
 class BrokenDevice(SimpleNamespace):
-    name, fps, waits, notice, num_reconnects = "camera 0", 30.0, False, "", 0
+    name, fps, waits, notice, num_reconnects, damage = "camera 0", 30.0, False, "", 0, None
 
     def read(self) -> Shown | None:
         raise RuntimeError("driver bug")

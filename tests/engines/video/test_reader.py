@@ -5,16 +5,14 @@ from __future__ import annotations
 import struct
 import sys
 import wave
-from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from engines.errors import BackendUnavailable, FrameError, MediaError
 from engines.preprocess import segment_indices
-from engines.video import VideoInfo, _average_fps, probe_video, read_video, write_video
+from engines.video import VideoInfo, probe_video, read_video, write_video
 
 av = pytest.importorskip("av")
 
@@ -66,8 +64,9 @@ def test_written_frames_are_read_back_in_order(tmp_path, suffix):
     for frame in frames:
         assert frame.bgr.shape == (HEIGHT, WIDTH, 3) and frame.bgr.dtype == np.uint8
         difference = np.abs(frame.bgr.astype(int) - picture(frame.frame_index))
-        # Measured, PyAV 18.1.0, libx264 and mpeg4 alike: mean 3.5, worst 5, from FFmpeg's BGR to YUV rounding.
-        assert difference.mean() < 6 and difference.max() < 12
+        difference[14:18, :18] = difference[:18, 14:18] = 0  # the corner's edge, where chroma is interpolated
+        # Measured, PyAV 18.1.0: mean 0.3, worst 8, beside the corner, by the encoder.
+        assert difference.mean() < 1 and difference.max() < 12
     assert tuple(frames[0].bgr[4, 4] > 128) == (True, False, False)  # blue stays blue: BGR, not RGB
 
 
@@ -198,7 +197,7 @@ def damage_cut_before_index(path: Path) -> None:
 
 
 def damage_cut_after_index(path: Path) -> None:
-    # faststart puts the index first, so the file opens and its first half decodes.
+    # faststart puts the index first, so the file opens; of frames this small not one is left in its first half.
     encode(path, container_options={"movflags": "faststart"})
     damage_cut_before_index(path)
 
@@ -233,7 +232,7 @@ def damage_unknown_codec(path: Path) -> None:
         (damage_empty, "is empty \\(0 bytes\\)", "ls -l "),
         (damage_text, "cannot be read as a video", "ffprobe "),
         (damage_cut_before_index, "cannot be read as a video", "ffprobe "),
-        (damage_cut_after_index, "has [0-9]+ bytes", "ls -l "),
+        (damage_cut_after_index, "holds no frame", "ffprobe "),
         (damage_no_video_stream, "has no video stream", "ffprobe "),
         (damage_no_frames, "holds no frame", "ffprobe "),
         (damage_zeroed_frames, "cannot be read as a video", "ffprobe "),
@@ -253,7 +252,6 @@ def test_a_file_that_is_no_whole_video_is_explained(video, damage, happened, nex
     error = caught.value
     assert str(video) in error.what and error.expected and error.cause and next_command in error.fix
     assert ("cut short" in error.cause) or "cut" not in damage.__name__
-    assert ("at least " in error.expected) == (damage is damage_cut_after_index)
 
 
 def test_a_text_file_is_not_drawn_as_a_terminal(tmp_path):
@@ -275,12 +273,6 @@ def test_an_index_past_the_end_is_refused_after_the_frames_before_it(video):
 def test_indices_that_cannot_be_read_forwards_are_refused_at_once(video, indices):
     with pytest.raises(MediaError, match="never decreasing"):
         read_video(video, indices=indices)
-
-
-def test_a_stream_without_a_frame_rate_is_refused():
-    stream = SimpleNamespace(average_rate=None, guessed_rate=Fraction(0))
-    with pytest.raises(MediaError, match=r"raw\.h264 states no frame rate"):
-        _average_fps(stream, Path("raw.h264"))
 
 
 @pytest.mark.parametrize("use", [probe_video, read_video, lambda path: write_video(path, [picture(0)], fps=25)])

@@ -1,0 +1,101 @@
+"""A file or an address as a device: frames by the reader that `pvc-export run` has too, at their own times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from engines.errors import MediaError
+from engines.terminal import did_you_mean
+from engines.video import Damage, VideoReader
+
+from .devices import RETRY_PAUSES_S, Address, Wait, came_back
+from .synthetic import SYNTHETIC, Shown
+
+
+class VideoDevice:
+    """A video that ends, which waits for whoever reads, or a network stream that survives its loss."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        wait: Wait,
+        fps: float | None = None,
+        pauses_s: Sequence[float] = RETRY_PAUSES_S,
+        opener: Callable[[Address, float | None], VideoReader] | None = None,
+    ) -> None:
+        """Open it, and prove that it delivers. `fps` is for raw streams; `pauses_s` as CaptureDevice has them.
+
+        Raises MediaError, and BackendUnavailable without PyAV.
+        """
+        if address.kind == "file":
+            _check_spelling(address)
+        self._address, self._wait, self._pauses_s, self._fps = address, wait, tuple(pauses_s), fps
+        self._opener = opener or open_reader
+        self.name, self.notice, self.num_reconnects = address.name, "", 0
+        self._num_read, self._started_s = 0, 0.0
+        self._first: Shown | None = None
+        self._open()
+
+    @property
+    def damage(self) -> Damage | None:
+        return self._reader.damage
+
+    def read(self) -> Shown | None:
+        shown, self._first = self._first, None
+        if shown is None:
+            try:
+                shown = self._next()
+            except MediaError:
+                if self.waits:
+                    raise
+        if shown is None and self.waits:
+            self.notice = f"{self.name}: {self.damage}" if self.damage else ""
+            return None
+        if shown is None:
+            shown = came_back(self, self._reopened, wait=self._wait, pauses_s=self._pauses_s, num_read=self._num_read)
+        self._num_read += 1
+        return shown
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def _open(self) -> None:
+        self._reader = self._opener(self._address, self._fps)
+        try:
+            self.fps, self.waits = self._reader.smooth_fps, self._reader.has_end
+            self._frames = self._reader.frames()
+            first = next(self._frames)
+        except BaseException:
+            self._reader.close()
+            raise
+        self._started_s = first.time_s
+        self._first = Shown(first.bgr, time_s=0.0 if self.waits else None)
+
+    def _next(self) -> Shown | None:
+        frame = next(self._frames, None)
+        if frame is None:
+            return None
+        # Of a live stream the clock counts, which goes on when it is lost.
+        return Shown(frame.bgr, time_s=frame.time_s - self._started_s if self.waits else None)
+
+    def _reopened(self) -> Shown | None:
+        """The first frame of a stream that is back; None if it is not."""
+        self._reader.close()
+        try:
+            self._open()
+        except MediaError:
+            return None
+        shown, self._first = self._first, None
+        return shown
+
+
+def open_reader(address: Address, fps: float | None) -> VideoReader:
+    return VideoReader(address.target, fps=fps)
+
+
+def _check_spelling(address: Address) -> None:
+    path = Path(address.target)
+    if not path.exists() and did_you_mean(address.target, [SYNTHETIC], cutoff=0.7):
+        raise MediaError(f"{path} does not exist", expected="a video file", fix=f"did you mean --source {SYNTHETIC}?")

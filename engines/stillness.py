@@ -1,0 +1,65 @@
+"""Whether a picture has been black, or the same, for long: a lens cap, a dead cable, a camera that hangs.
+
+Source of "black" and its two seconds: FFmpeg's blackdetect. Its freezedetect waits two seconds as well, which is right
+for television; a view of an empty room or a slide stays so for longer, hence five here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLACK_S, UNCHANGED_S = 2.0, 5.0
+DARK, DARK_SHARE = 25, 0.98
+"""A point is black up to this level of 255 in every channel, and a picture if so many of its points are."""
+CHANGE, CHANGE_SHARE = 12, 0.0005
+"""A point has changed beyond what a codec does to a still picture, and a picture if so many of its points have: a thing
+of 10 by 10 points that moves in a picture of 448 by 448 is seen."""
+POINTS = 448  # looked at along each side, at most
+
+
+class Stillness:
+    """Looks at frames as they come, at their times. The seconds are from a frame to the last one that is like it."""
+
+    def __init__(self) -> None:
+        self.black_s = self.unchanged_s = 0.0  # the longest so far
+        self.is_all_black = False
+        self._black_since: float | None = None
+        self._same_since = 0.0
+        self._first_of_same: NDArray[np.int16] | None = None
+
+    def add(self, bgr: NDArray[np.uint8], time_s: float) -> str:
+        """What to say of the picture now, (H, W, 3) uint8: the same words as long as it lasts; empty if it is alive."""
+        height, width, _ = bgr.shape
+        points = bgr[:: -(-height // POINTS), :: -(-width // POINTS)].astype(np.int16)
+        is_black = bool((points.max(axis=2) <= DARK).mean() >= DARK_SHARE)
+        self.is_all_black = is_black and (self.is_all_black or self._first_of_same is None)
+        self._black_since = (time_s if self._black_since is None else self._black_since) if is_black else None
+        if self._first_of_same is None or self._has_changed(points):
+            self._first_of_same, self._same_since = points, time_s
+        black_s = 0.0 if self._black_since is None else time_s - self._black_since
+        same_s = time_s - self._same_since
+        self.black_s, self.unchanged_s = max(self.black_s, black_s), max(self.unchanged_s, same_s)
+        if black_s >= BLACK_S:
+            return f"the picture has been black since {self._black_since:.1f} s"
+        return f"the picture has not changed since {self._same_since:.1f} s" if same_s >= UNCHANGED_S else ""
+
+    def summary(self) -> list[str]:
+        """What to say afterwards: nothing, or that it was black or the same for long."""
+        said = []
+        if self.is_all_black:
+            said.append("every picture is black")
+        elif self.black_s >= BLACK_S:
+            said.append(f"the picture is black for {self.black_s:.1f} s")
+        if self.unchanged_s >= UNCHANGED_S:
+            said.append(f"the picture does not change for {self.unchanged_s:.1f} s")
+        return said
+
+    def to_json(self) -> dict[str, float]:
+        return {"black_s": round(self.black_s, 3), "unchanged_s": round(self.unchanged_s, 3)}
+
+    def _has_changed(self, points: NDArray[np.int16]) -> bool:
+        first = self._first_of_same
+        if first is None or first.shape != points.shape:
+            return True
+        return bool((np.abs(points - first).max(axis=2) > CHANGE).mean() > CHANGE_SHARE)

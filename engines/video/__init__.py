@@ -1,0 +1,27 @@
+"""Videos in and out, through PyAV: one reader for files and addresses, one path for their colours, one writer.
+
+source.py opens, packets.py counts and decodes, reader.py gives frames their times and picture.py their colours,
+damage.py says what is missing, probe.py what there is, writer.py writes.
+Note: PyAV is imported inside the functions, so this package can be imported without it.
+"""
+
+from .damage import Damage
+from .probe import VideoInfo, probe_video
+from .reader import VideoFrame, VideoReader, read_video
+from .source import check_is_file, is_url, no_frame_rate, without_password
+from .writer import VideoWriter, write_video
+
+__all__ = [
+    "Damage",
+    "VideoFrame",
+    "VideoInfo",
+    "VideoReader",
+    "VideoWriter",
+    "check_is_file",
+    "is_url",
+    "no_frame_rate",
+    "probe_video",
+    "read_video",
+    "without_password",
+    "write_video",
+]
