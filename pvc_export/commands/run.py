@@ -16,8 +16,8 @@ from engines import Answer, PushTiming, PVCStream, open_bundle
 from engines.bundle import Bundle, Runtime
 from engines.clock import Clock
 from engines.errors import ParityError, StreamFull
-from engines.images import read_image
 from engines.ingest import Ingest
+from engines.pictures import read_picture
 from engines.preprocess import segment_indices
 from engines.terminal import print_json, printable
 from engines.video import VideoInfo, probe_video, read_video
@@ -76,6 +76,7 @@ class RunRequest:
 class RunResult:
     """A request, what was streamed or shown, one question asked, and what it cost.
 
+    notices                what a person should know of how the files were read
     frames                 if they were kept, those that the question was about: all since the last re-anchor
     warm_bytes, end_bytes  resident memory after frame WARM_FRAMES (None if there is none), and after the last
     """
@@ -83,6 +84,7 @@ class RunResult:
     request: RunRequest
     bundle: Bundle
     video: VideoInfo | None
+    notices: tuple[str, ...]
     frames: tuple[Frame, ...]
     images: tuple[Frame, ...]
     timings: tuple[PushTiming, ...]
@@ -114,7 +116,9 @@ def run(request: RunRequest, console: Console) -> RunResult:
     Raises MediaError, BundleError, and StreamFull before the first frame if the context cannot hold everything.
     """
     info = probe_video(request.video) if request.video else None
-    images = tuple(read_image(path) for path in request.images)
+    pictures = [read_picture(path) for path in request.images]
+    images = tuple(picture.bgr for picture in pictures)
+    notices = [f"{path}: {text}" for path, one in zip(request.images, pictures, strict=True) for text in one.notices]
     with console.stage("open the bundle") as (stage, _):
         bundle = open_bundle(request.bundle, runtime=request.runtime, trust_engines=request.trust_engines)
         stage.note = f"{len(bundle.manifest.files)} files verified; runs on {bundle.runs_on}"
@@ -146,6 +150,7 @@ def run(request: RunRequest, console: Console) -> RunResult:
         request=request,
         bundle=bundle,
         video=info,
+        notices=tuple(notices),
         frames=tuple(frames[max(len(frames) - stream.num_context_frames, 0) :]),
         images=images,
         timings=tuple(timings),
@@ -182,6 +187,8 @@ def run_command(request: RunRequest, *, model_name: str | None, as_json: bool) -
     result = run(request, console)
     for line in describe_run(result):
         console.print(line)
+    for line in result.notices:
+        console.print(printable(line), style="yellow")
     source = result.bundle.manifest.model
     if source.random_weights:
         console.print(
@@ -224,6 +231,7 @@ def run_json(result: RunResult) -> dict[str, Any]:
         "video": None if request.video is None else str(request.video),
         "images": [str(path) for path in request.images],
         "num_frames": len(result.timings),
+        "notices": list(result.notices),
         "ingest": request.ingest,
         "question": request.question,
         "random_weights": bundle.manifest.model.random_weights,

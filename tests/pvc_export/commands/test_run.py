@@ -55,6 +55,17 @@ def test_run_shows_images_and_matches_the_reference(bundle_fp16: Path, pictures:
         assert "reference: equal (32 greedy tokens)" in result.out and "first token after" in result.out
 
 
+def test_run_says_that_transparency_was_laid_on_white(bundle_fp16: Path, tmp_path: Path, pvc_export: Run) -> None:
+    path = tmp_path / "print.png"
+    Image.new("LA", (64, 64), (0, 0)).save(path)
+    white = tmp_path / "white.png"
+    Image.new("RGB", (64, 64), "white").save(white)
+    said = [json.loads(pvc_export("run", bundle_fp16, "--image", each, "--json").out) for each in (path, white)]
+    assert said[0]["notices"] == [f"{path}: its transparent parts are shown on white"] and said[1]["notices"] == []
+    assert said[0]["answer"]["token_ids"] == said[1]["answer"]["token_ids"]
+    assert said[0]["notices"][0] in pvc_export("run", bundle_fp16, "--image", path).out
+
+
 def test_run_answers_without_anything_to_look_at(bundle_fp16: Path, pvc_export: Run) -> None:
     result = pvc_export("run", bundle_fp16, "--ask", "Who are you?", "--reference", "--json")
     data = json.loads(result.out)
@@ -146,7 +157,8 @@ def test_nineteen_of_twenty_frames_is_no_guess_beyond_the_slowest() -> None:
     bundle: Any = None  # plays no part
     result = RunResult(
         request=RunRequest(bundle=Path(), ask="?"), bundle=bundle,
-        video=None, frames=(), images=(), timings=tuple(timings), context_rows=0, warm_bytes=None, end_bytes=None,
+        video=None, notices=(), frames=(), images=(), timings=tuple(timings), context_rows=0, warm_bytes=None,
+        end_bytes=None,
         answer=Answer(text="", token_ids=(), finished=True, vision_ms=0.0, prefill_ms=1.0, decode_ms=0.0),
     )  # fmt: skip
     assert 10.0 <= result.slowest_ms() <= 50.0 and result.token_ms() is None
