@@ -167,10 +167,16 @@ def prove(
 @app.command()
 def run(
     bundle: BundleFolder,
-    video: Annotated[Path | None, typer.Option(help="A video file.")] = None,
+    video: Annotated[
+        Path | None,
+        typer.Option(help="A video file, a folder of pictures, a pattern such as frames/%03d.png, or an animation."),
+    ] = None,
     image: Annotated[list[Path] | None, typer.Option(help="An image file. Repeatable.")] = None,
     ask: Annotated[
         str | None, typer.Option(help="The question. <image> marks where an image goes; without it, images come first.")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0.01, help="Pictures per second of a folder or a pattern. Default: 25.")
     ] = None,
     frames: Annotated[
         int | None, typer.Option(min=0, help="Frames to sample evenly from the video; 0 = all. Default: 16.")
@@ -203,7 +209,8 @@ def run(
 
     with usage_errors():
         request = RunRequest(
-            bundle=bundle, ask=ask, video=video, images=tuple(image or ()), frames=frames, tiles=tiles,
+            bundle=bundle, ask=ask, video=video, images=tuple(image or ()), fps=fps, frames=frames,
+            tiles=tiles,
             ingest=cast("Ingest", one_of("--ingest", ingest, get_args(Ingest))),
             clock=cast("Clock", one_of("--clock", clock, get_args(Clock))) if clock is not None else None,
             runtime=cast("Runtime", one_of("--runtime", runtime, get_args(Runtime))),

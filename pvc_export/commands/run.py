@@ -6,7 +6,7 @@ The streaming half needs no torch and no model code: only `compare_with_referenc
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -17,7 +17,8 @@ from engines.bundle import Bundle, Runtime
 from engines.clock import Clock
 from engines.errors import ParityError, StreamFull
 from engines.ingest import Ingest
-from engines.pictures import read_picture
+from engines.picture_sequences import PictureSequence, is_picture_sequence, open_picture_sequence, states_its_own_rate
+from engines.pictures import Picture, read_picture
 from engines.preprocess import segment_indices
 from engines.terminal import print_json, printable
 from engines.video import VideoInfo, probe_video, read_video
@@ -38,6 +39,8 @@ class RunRequest:
     """What to look at, and what to ask. Either a video or images, or neither for a question about nothing.
 
     ask               the question; None is a general one
+    video             a file, or pictures: a folder, a pattern such as frames/%03d.png, an animated picture
+    fps               of a folder or a pattern; None is engines.picture_sequences.DEFAULT_FPS
     frames            sampled evenly from the video, by default 16; 0 takes every frame
     tiles, ingest, clock, runtime, trust_engines   as PVCStream and open_bundle have them
     keep_frames       hold every pushed frame, for compare_with_reference
@@ -48,6 +51,7 @@ class RunRequest:
     ask: str | None = None
     video: Path | None = None
     images: tuple[Path, ...] = ()
+    fps: float | None = None
     frames: int | None = None
     max_new_tokens: int = 32
     tiles: int | None = None
@@ -64,6 +68,8 @@ class RunRequest:
             raise ValueError("there is nothing to look at and nothing to answer; give --video, --image or --ask")
         if self.clock is not None and self.video is None:
             raise ValueError("--clock needs --video: nothing else has a time")
+        if self.fps is not None and self.video is None:
+            raise ValueError("--fps needs --video")
         if (self.frames is not None and self.video is None) or (self.tiles is not None and not self.images):
             raise ValueError("--frames needs --video, and --tiles needs --image")
 
@@ -115,10 +121,10 @@ def run(request: RunRequest, console: Console) -> RunResult:
 
     Raises MediaError, BundleError, and StreamFull before the first frame if the context cannot hold everything.
     """
-    info = probe_video(request.video) if request.video else None
+    sequence = _open_sequence(request)
+    info = sequence.info if sequence else probe_video(request.video) if request.video else None
     pictures = [read_picture(path) for path in request.images]
     images = tuple(picture.bgr for picture in pictures)
-    notices = [f"{path}: {text}" for path, one in zip(request.images, pictures, strict=True) for text in one.notices]
     with console.stage("open the bundle") as (stage, _):
         bundle = open_bundle(request.bundle, runtime=request.runtime, trust_engines=request.trust_engines)
         stage.note = f"{len(bundle.manifest.files)} files verified; runs on {bundle.runs_on}"
@@ -131,7 +137,7 @@ def run(request: RunRequest, console: Console) -> RunResult:
     warm_bytes = None
     if info is not None:
         with console.stage(f"stream {count} frames") as (stage, report):
-            for frame in read_video(info.path, indices=indices):
+            for frame in sequence.read(indices=indices) if sequence else read_video(info.path, indices=indices):
                 timings.append(stream.push(frame.bgr))
                 if request.keep_frames:
                     frames.append(frame.bgr)
@@ -150,7 +156,7 @@ def run(request: RunRequest, console: Console) -> RunResult:
         request=request,
         bundle=bundle,
         video=info,
-        notices=tuple(notices),
+        notices=tuple(_notices(request, pictures, sequence)),
         frames=tuple(frames[max(len(frames) - stream.num_context_frames, 0) :]),
         images=images,
         timings=tuple(timings),
@@ -160,6 +166,24 @@ def run(request: RunRequest, console: Console) -> RunResult:
         warm_bytes=warm_bytes,
         end_bytes=end_bytes,
     )
+
+
+def _open_sequence(request: RunRequest) -> PictureSequence | None:
+    """The pictures that the request's video is made of; None if it is a video file, or none. Raises MediaError."""
+    if request.video is None:
+        return None
+    if is_picture_sequence(request.video):
+        return open_picture_sequence(request.video, fps=request.fps)
+    if request.fps is not None:
+        raise states_its_own_rate(str(request.video))
+    return None
+
+
+def _notices(request: RunRequest, pictures: Sequence[Picture], sequence: PictureSequence | None) -> Iterator[str]:
+    for path, picture in zip(request.images, pictures, strict=True):
+        yield from (f"{path}: {text}" for text in picture.notices)
+    if sequence is not None:
+        yield from (f"{request.video}: {text}" for text in sequence.notices)
 
 
 def _open_stream(bundle: Bundle, request: RunRequest, num_frames: int) -> PVCStream:
