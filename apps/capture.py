@@ -17,9 +17,11 @@ from threading import Condition, Event, Thread
 from typing import Protocol
 
 from engines.errors import MediaError
+from engines.picture_sequences import is_picture_sequence, states_its_own_rate
 from engines.synthetic import Frame
 
 from .devices import RETRY_PAUSES_S, Address, Capture, CaptureDevice, Device
+from .pictures import PictureDevice
 from .synthetic import KnownScene, SyntheticDevice
 
 STALL_S = 30.0
@@ -58,20 +60,26 @@ def open_source(
     address: Address,
     *,
     every_frame: bool = False,
+    fps: float | None = None,
     factory: Callable[[Address], Capture] | None = None,
     pauses_s: Sequence[float] = RETRY_PAUSES_S,
     seed: int = 0,
     question: str | None = None,
 ) -> Source:
-    """A source that delivers. Raises as CaptureDevice and SyntheticDevice do.
+    """A source that delivers. Raises as CaptureDevice, PictureDevice and SyntheticDevice do.
 
-    every_frame     for files and the synthetic source
+    every_frame     for files, pictures and the synthetic source
+    fps             for a folder of pictures, or a pattern of their names
     seed, question  for the synthetic source
     """
     closing = Event()
     device: Device
     if address.kind == "synthetic":
         device = SyntheticDevice(seed=seed, question=question)
+    elif address.kind == "file" and is_picture_sequence(address.target):
+        device = PictureDevice(address, fps=fps)
+    elif fps is not None:
+        raise states_its_own_rate(address.name)
     else:
         device = CaptureDevice(address, wait=closing.wait, factory=factory, pauses_s=pauses_s)
     if every_frame or address.kind == "synthetic":

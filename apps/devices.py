@@ -56,7 +56,7 @@ class Address:
 
 
 class Device(Protocol):
-    """What delivers frames: a CaptureDevice or a SyntheticDevice.
+    """What delivers frames: a CaptureDevice, a PictureDevice or a SyntheticDevice.
 
     fps     as stated, None if not
     waits   it delivers when asked, so whoever reads sets the pace
@@ -76,7 +76,8 @@ class Device(Protocol):
 
 
 def parse_address(text: str) -> Address:
-    """'synthetic', a camera's number or /dev/ path, a URL, a GStreamer pipeline (it holds ' ! '), else a file."""
+    """'synthetic', a camera's number or /dev/ path, a URL, a GStreamer pipeline (it holds ' ! '), else a file
+    or pictures."""
     text = text.strip()
     if text == SYNTHETIC:
         return Address(kind="synthetic", target=text, name=SYNTHETIC)

@@ -72,6 +72,7 @@ class LiveSession:
             "num_answers": self.watcher.num_replies,
             "num_restarts": self.watcher.num_restarts,
             "num_reconnects": self.source.device.num_reconnects,
+            "notices": self.log.notices,
             "question": self.watcher.question if reply is None else reply.question,
             "random_weights": self.watcher.random_weights,
             "last_answer": None if reply is None else reply.to_json(),
