@@ -16,6 +16,9 @@ from engines import PVCStream, open_bundle
 from engines.errors import MediaError
 from engines.synthetic import render_clip
 from engines.video import write_video
+from pvc_export.commands.run import RunRequest, run
+from pvc_export.terminal.console import Console
+from pvc_ref.shapes import make_clip
 
 from .conftest import Run
 
@@ -107,3 +110,27 @@ def test_a_video_file_keeps_its_own_rate(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="states itself how long") as caught:
         open_source(parse_address(str(tmp_path / "clip.mp4")), fps=9)
     assert caught.value.fix == "leave out --fps"
+
+
+def test_the_bundled_model_answers_truly_about_pictures(pvc_live: Run, bundle_shapes: Path, tmp_path: Path) -> None:
+    """A clip as a folder, as a pattern and as an animation, and a card's print on transparent ground."""
+    clip = make_clip(1, num_frames=8, kind="things", size=448)
+    (asked,) = (question for question in clip.questions if "happened" in question.text)
+    images = [Image.fromarray(frame) for frame in clip.frames]
+    for index, image in enumerate(images):
+        image.save(tmp_path / f"{index}.png")
+    animation = tmp_path / "moves" / "clip.webp"
+    animation.parent.mkdir()
+    images[0].save(animation, save_all=True, append_images=images[1:], duration=250, lossless=True)
+    for source in (tmp_path, tmp_path / "%d.png", animation):
+        request = RunRequest(bundle=bundle_shapes, video=source, ask=asked.text, frames=0)
+        assert run(request, Console(quiet=True)).answer.text == asked.answer, source
+        options = ("--ask", asked.text, "--headless", "--every-frame", "--json")
+        told = json.loads(pvc_live(bundle_shapes, "--source", source, *options).out)
+        assert told["last_answer"]["text"] == asked.answer, source
+    card = make_clip(218, num_frames=1, kind="card", size=448)  # dark print on white
+    (asked,) = (question for question in card.questions if question.topic == "number")
+    ink = Image.fromarray(255 - card.frames[0].min(axis=-1))  # as opaque as it is dark
+    Image.merge("LA", [Image.new("L", ink.size), ink]).save(tmp_path / "print.png")
+    shown = run(RunRequest(bundle=bundle_shapes, images=(tmp_path / "print.png",), ask=asked.text), Console(quiet=True))
+    assert shown.answer.text == asked.answer and "shown on white" in shown.notices[0]
