@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,6 +22,7 @@ from PIL import Image
 
 from .errors import MediaError
 from .pictures import ANIMATED_FORMATS, ON_WHITE, explained, opened, read_picture, to_bgr, upright_size
+from .preprocess import segment_indices
 from .video import VideoFrame, VideoInfo
 
 DEFAULT_FPS = 25.0
@@ -104,6 +106,13 @@ class PictureSequence(ABC):
             first = next(iter(self._lost.values()))
             notices.append(f"pictures left out, as they cannot be read: {len(self._lost)}; the first: {first.what}")
         return tuple(notices)
+
+    def sample_indices(self, num_segments: int) -> list[int]:
+        """Frames on the screen near the middle of num_segments equal parts of the time: at a constant rate those of
+        segment_indices. Raises as it does."""
+        share_s = self.info.duration_s / self.info.num_frames
+        segments = segment_indices(self.info.num_frames, num_segments)
+        return [bisect_right(self.times_s, (index + 0.5) * share_s) - 1 for index in segments]
 
     def read(self, *, indices: Sequence[int] | None = None) -> Iterator[VideoFrame]:
         """Frames in order: all, or those at `indices`, one that repeats as often as it is given, as read_video does.

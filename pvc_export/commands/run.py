@@ -13,7 +13,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from engines import Answer, PushTiming, PVCStream, open_bundle
-from engines.bundle import Bundle, Runtime
+from engines.bundle import Bundle, Runtime, missing_files
 from engines.clock import Clock
 from engines.errors import ParityError, StreamFull
 from engines.ingest import Ingest
@@ -125,11 +125,8 @@ def run(request: RunRequest, console: Console) -> RunResult:
     info = sequence.info if sequence else probe_video(request.video) if request.video else None
     pictures = [read_picture(path) for path in request.images]
     images = tuple(picture.bgr for picture in pictures)
-    with console.stage("open the bundle") as (stage, _):
-        bundle = open_bundle(request.bundle, runtime=request.runtime, trust_engines=request.trust_engines)
-        stage.note = f"{len(bundle.manifest.files)} files verified; runs on {bundle.runs_on}"
-    num_frames = DEFAULT_FRAMES if request.frames is None else request.frames
-    indices = segment_indices(info.num_frames, num_frames) if info and num_frames else None
+    bundle = _open_bundle(request, console)
+    indices = _sampled(request, info, sequence)
     count = 0 if info is None else info.num_frames if indices is None else len(indices)
     stream = _open_stream(bundle, request, count)
     frames: list[Frame] = []
@@ -168,6 +165,14 @@ def run(request: RunRequest, console: Console) -> RunResult:
     )
 
 
+def _open_bundle(request: RunRequest, console: Console) -> Bundle:
+    with console.stage("open the bundle") as (stage, _):
+        bundle = open_bundle(request.bundle, runtime=request.runtime, trust_engines=request.trust_engines)
+        num_files = len(bundle.manifest.files) - len(missing_files(bundle.folder, bundle.manifest))
+        stage.note = f"{num_files} files verified; runs on {bundle.runs_on}"
+    return bundle
+
+
 def _open_sequence(request: RunRequest) -> PictureSequence | None:
     """The pictures that the request's video is made of; None if it is a video file, or none. Raises MediaError."""
     if request.video is None:
@@ -177,6 +182,14 @@ def _open_sequence(request: RunRequest) -> PictureSequence | None:
     if request.fps is not None:
         raise states_its_own_rate(str(request.video))
     return None
+
+
+def _sampled(request: RunRequest, info: VideoInfo | None, sequence: PictureSequence | None) -> list[int] | None:
+    """Indices of the frames to look at; None for all of them."""
+    num_frames = DEFAULT_FRAMES if request.frames is None else request.frames
+    if info is None or not num_frames:
+        return None
+    return sequence.sample_indices(num_frames) if sequence else segment_indices(info.num_frames, num_frames)
 
 
 def _notices(request: RunRequest, pictures: Sequence[Picture], sequence: PictureSequence | None) -> Iterator[str]:

@@ -13,6 +13,7 @@ from PIL import Image
 from engines.errors import BackendUnavailable, MediaError
 from engines.picture_sequences import DEFAULT_FPS, is_picture_sequence, natural_key, open_picture_sequence
 from engines.pictures import ON_WHITE
+from engines.preprocess import segment_indices
 from engines.video import write_video
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 0, 0)]
@@ -112,6 +113,21 @@ def test_an_animation_is_a_video_of_its_own_times(tmp_path: Path, suffix: str) -
     shown = [frame.bgr[..., ::-1].astype(int) for frame in frames]
     atol = 3 if suffix == "avif" else 0  # AV1 is lossy here; worst 2
     assert all(np.abs(rgb - colour).max() <= atol for rgb, colour in zip(shown, COLOURS, strict=True))
+
+
+def test_frames_are_sampled_by_their_time(tmp_path: Path) -> None:
+    path = animation(tmp_path / "a.gif")  # 5 frames in 1.64 s, one second of them frame 2
+    assert segment_indices(5, 5) == [0, 1, 2, 2, 3]  # the fifths of the time whose middles are looked at:
+    # 0.164, 0.492, 0.820 twice, 1.148 s; the frames begin at 0, 0.1, 0.3, 1.3 and 1.34 s.
+    assert open_picture_sequence(path).sample_indices(5) == [1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("fps", [0.5, 4.0, 25.0, 29.97, 240.0])
+def test_at_a_constant_rate_the_frames_of_internvl_s_rule_are_sampled(tmp_path: Path, fps: float) -> None:
+    folder = fill(tmp_path / "frames", [f"{index}.bmp" for index in range(23)])
+    sequence = open_picture_sequence(folder, fps=fps)
+    for num_segments in (1, 2, 7, 16, 23, 40):
+        assert sequence.sample_indices(num_segments) == segment_indices(23, num_segments)
 
 
 @pytest.mark.parametrize(("suffix", "demuxer"), [("gif", "gif"), ("png", "apng")])

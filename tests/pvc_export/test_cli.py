@@ -273,6 +273,8 @@ def test_a_bundle_copied_without_its_engines_is_called_so_and_runs_on_the_cpu(
     assert len(missing) == 5 and all(name.startswith("engines/") for name in missing)
     answer = json.loads(pvc_export("run", bundle, "--ask", "Who?", "--runtime", "cpu", "--json").out)["answer"]
     assert answer == json.loads(told)["answer"]
+    num_files = sum(path.is_file() for path in bundle.rglob("*")) - 1  # the manifest is not listed
+    assert f"{num_files} files verified" in pvc_export("run", bundle, "--ask", "Who?", "--runtime", "cpu").out
     pvc_export("run", bundle, "--ask", "Who?", "--runtime", "target").says(
         6, "is missing", "copied without its engines"
     )
