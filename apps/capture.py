@@ -17,9 +17,11 @@ from threading import Condition, Event, Thread
 from typing import Protocol
 
 from engines.errors import MediaError
+from engines.picture_sequences import is_picture_sequence
 from engines.synthetic import Frame
 
 from .devices import RETRY_PAUSES_S, Address, Capture, CaptureDevice, Device
+from .pictures import PictureDevice
 from .synthetic import KnownScene, SyntheticDevice
 from .videos import VideoDevice
 
@@ -59,22 +61,24 @@ def open_source(
     address: Address,
     *,
     every_frame: bool = False,
+    fps: float | None = None,
     factory: Callable[[Address], Capture] | None = None,
     pauses_s: Sequence[float] = RETRY_PAUSES_S,
     seed: int = 0,
     question: str | None = None,
-    fps: float | None = None,
 ) -> Source:
-    """A source that delivers. Raises as CaptureDevice, VideoDevice and SyntheticDevice do.
+    """A source that delivers. Raises as CaptureDevice, VideoDevice, PictureDevice and SyntheticDevice do.
 
-    every_frame     for videos that end and the synthetic source; MediaError for what turns out to be a live stream
-    fps             for raw streams
+    every_frame     for videos that end, pictures and the synthetic source; MediaError for what turns out to be live
+    fps             for raw streams, a folder of pictures, or a pattern of their names
     seed, question  for the synthetic source
     """
     closing = Event()
     device: Device
     if address.kind == "synthetic":
         device = SyntheticDevice(seed=seed, question=question)
+    elif address.kind == "file" and is_picture_sequence(address.target):
+        device = PictureDevice(address, fps=fps)
     elif address.kind in ("file", "url"):
         device = VideoDevice(address, wait=closing.wait, fps=fps, pauses_s=pauses_s)
     else:

@@ -57,7 +57,7 @@ class Address:
 
 
 class Device(Protocol):
-    """What delivers frames: a CaptureDevice, a VideoDevice or a SyntheticDevice.
+    """What delivers frames: a CaptureDevice, a VideoDevice, a PictureDevice or a SyntheticDevice.
 
     fps     as stated, None if not; of a variable rate the highest
     waits   it delivers when asked, so whoever reads sets the pace
@@ -81,7 +81,8 @@ class Device(Protocol):
 
 
 def parse_address(text: str) -> Address:
-    """'synthetic', a camera's number or /dev/ path, a URL, a GStreamer pipeline (it holds ' ! '), else a file."""
+    """'synthetic', a camera's number or /dev/ path, a URL, a GStreamer pipeline (it holds ' ! '), else a file
+    or pictures."""
     text = text.strip()
     if text == SYNTHETIC:
         return Address(kind="synthetic", target=text, name=SYNTHETIC)

@@ -51,6 +51,7 @@ class Request:
     """A command line whose parts do not contradict each other. Raises BadParameter for what no session can do.
 
     question  None where each scene brings its own
+    fps       of a raw stream; of a folder of pictures or a pattern, where None is picture_sequences.DEFAULT_FPS
     seed      None for all but the synthetic source
     """
 
@@ -58,12 +59,12 @@ class Request:
     address: Address
     question: str | None
     ask_every_s: float
+    fps: float | None
     seed: int | None
     max_new_tokens: int
     headless: bool
     record: Path | None
     every_frame: bool
-    fps: float | None
     max_frames: int | None
     runtime: RuntimeName
     trust_engines: bool
@@ -80,7 +81,7 @@ class Request:
         if self.seed is not None and address.kind != "synthetic":
             raise typer.BadParameter(f"--seed is for --source synthetic; {address.name} shows what it shows")
         if self.fps is not None and address.kind not in ("file", "url"):
-            raise typer.BadParameter(f"--fps is for a raw video, such as a .h264 file; {address.name} has its own")
+            raise typer.BadParameter(f"--fps is for raw videos and for pictures; {address.name} has its own pace")
         if self.every_frame and not address.may_wait:
             raise typer.BadParameter(
                 f"--every-frame needs a file or 'synthetic'; {address.name} does not wait for a model"
@@ -96,7 +97,10 @@ def live(
     ),
     source: Annotated[
         str,
-        typer.Option(help="Camera number, /dev/video0, rtsp://... or another URL, FILE, 'synthetic', or a pipeline."),
+        typer.Option(
+            help="Camera number, /dev/video0, rtsp://... or another URL, FILE, a folder of pictures, a pattern such as "
+            "frames/%03d.png, 'synthetic', or a pipeline."
+        ),
     ] = "0",
     ask: Annotated[
         str | None,
@@ -111,6 +115,9 @@ def live(
             f"its end. [default: {ASK_EVERY_S:.0f}; with 'synthetic', every scene]",
         ),
     ] = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0.01, help="Of a raw stream such as a .h264 file, or of pictures (default: 25).")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed for the scenes of 'synthetic'. [default: 0]")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     headless: Annotated[bool, typer.Option("--headless", help="No window; answers go to standard output.")] = False,
@@ -118,11 +125,8 @@ def live(
         Path | None, typer.Option(help="Video file to record what is shown, such as out.mp4. An older one is replaced.")
     ] = None,
     every_frame: Annotated[
-        bool, typer.Option("--every-frame", help="Process every frame of a file, however long that takes.")
+        bool, typer.Option("--every-frame", help="Process every frame of a file or a folder, however long that takes.")
     ] = False,
-    fps: Annotated[
-        float | None, typer.Option(min=0.01, help="Frame rate of a raw stream, such as a .h264 file.")
-    ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Stop after the model has seen this many frames.")] = None,
     runtime: Annotated[RuntimeName, typer.Option(help="What runs the bundle.")] = RuntimeName.auto,
     trust_engines: Annotated[
@@ -146,8 +150,8 @@ def live(
         ask = QUESTION
     request = Request(
         bundle=bundle, address=address, question=ask, ask_every_s=ASK_EVERY_S if ask_every is None else ask_every,
-        seed=seed, max_new_tokens=max_new_tokens, headless=headless, record=record, every_frame=every_frame,
-        fps=fps, max_frames=frames, runtime=runtime, trust_engines=trust_engines, as_json=as_json,
+        fps=fps, seed=seed, max_new_tokens=max_new_tokens, headless=headless, record=record, every_frame=every_frame,
+        max_frames=frames, runtime=runtime, trust_engines=trust_engines, as_json=as_json,
     )  # fmt: skip
     signals = Signals()
     signals.install(second_kills=True)
@@ -169,8 +173,8 @@ def run(request: Request, signals: Signals) -> int:
             window = Window()
             stack.callback(window.close)
         source = open_source(
-            request.address, every_frame=request.every_frame, seed=request.seed or 0, question=request.question,
-            fps=request.fps,
+            request.address, every_frame=request.every_frame, fps=request.fps, seed=request.seed or 0,
+            question=request.question,
         )  # fmt: skip
         stack.callback(source.close)
         recorder = None

@@ -20,6 +20,7 @@ class Log:
     def __init__(self, *, as_json: bool) -> None:
         self._file = sys.stderr if as_json else sys.stdout
         self._last_notice = ""
+        self.notices: list[str] = []  # all that was noticed, for --json
 
     def say(self, text: str) -> None:
         print(printable(text), file=self._file, flush=True)
@@ -28,6 +29,7 @@ class Log:
         """Say it once for as long as it stays the same."""
         if text and text != self._last_notice:
             self.say(text)
+            self.notices.append(text)
         self._last_notice = text
 
 

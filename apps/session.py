@@ -77,6 +77,7 @@ class LiveSession:
             "num_reconnects": self.source.device.num_reconnects,
             "damage": None if damage is None else damage.to_json(),
             **self.stillness.to_json(),
+            "notices": self.log.notices,
             "question": self.watcher.question if reply is None else reply.question,
             "random_weights": self.watcher.random_weights,
             "last_answer": None if reply is None else reply.to_json(),

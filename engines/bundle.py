@@ -60,13 +60,16 @@ def open_bundle(
     """Verify every file against the manifest and open a session for every graph.
 
     `threads` compute at once on a CPU, by default one a core; `cuda` stands in for this machine's GPU, in tests.
-    Raises BundleError naming the first file that is missing, damaged or unlisted, if the bundle never passed its parity
-    check (`unchecked` allows that, for the check itself), or if an engine is another version's, another GPU's or
-    another machine's; BackendUnavailable without the runtime.
+    A bundle that was copied without its engines opens on the CPU, unless `runtime` is target. Raises BundleError naming
+    the first file that is missing, damaged or unlisted, if the bundle never passed its parity check (`unchecked` allows
+    that, for the check itself), or if an engine is another version's, another GPU's or another machine's;
+    BackendUnavailable without the runtime.
     """
     folder = Path(folder)
     manifest = Manifest.load(folder)
-    verify_files(folder, manifest)
+    if runtime == "auto" and lacks_engines(folder, manifest):
+        runtime = "cpu"
+    verify_files(folder, manifest, engines=runtime != "cpu")
     if not unchecked and manifest.parity.get("passed") is not True:
         raise BundleError(
             f"{folder} has not passed its parity check, so it is not run",
@@ -186,9 +189,28 @@ def graph_path(name: str) -> str:
     return f"graphs/{name}.onnx"
 
 
-def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Raise BundleError unless the folder holds exactly the listed files, each with its size and SHA-256."""
-    needed = {graph_path(name) for name in manifest.graphs} | {e.path for e in manifest.engines.values()}
+def missing_files(folder: Path, manifest: Manifest) -> tuple[str, ...]:
+    """What the manifest lists and the folder lacks."""
+    return tuple(name for name in manifest.files if not (folder / name).is_file())
+
+
+def lacks_engines(folder: Path, manifest: Manifest) -> bool:
+    """Whether the bundle has engines and none of them is here: it was copied without them."""
+    engines = _engine_paths(manifest)
+    return bool(engines) and engines <= set(missing_files(folder, manifest))
+
+
+def _engine_paths(manifest: Manifest) -> set[str]:
+    return {entry.path for entry in manifest.engines.values()}
+
+
+def verify_files(folder: Path, manifest: Manifest, *, engines: bool = True) -> None:
+    """Raise BundleError unless the folder holds exactly the listed files, each with its size and SHA-256.
+
+    engines  whether they must be there; those that are there must be whole in any case
+    """
+    paths = _engine_paths(manifest)
+    needed = {graph_path(name) for name in manifest.graphs} | paths
     unlisted = (list_files(folder) | needed | {TOKENIZER_NAME}) - set(manifest.files)
     if unlisted:
         raise BundleError(
@@ -196,7 +218,18 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
             cause="files were added, or the manifest was edited",
             fix="export the bundle again, and keep other files elsewhere",
         )
+    missing = set(missing_files(folder, manifest)) & paths
+    if missing and engines:
+        raise BundleError(
+            f"{folder / min(missing)} is missing",
+            expected=f"the {len(paths)} engines that the manifest lists; {len(missing)} of them are not here",
+            cause="the bundle was copied without its engines, or incompletely",
+            fix=f"build them here: {_build_command(manifest)}; or run its ONNX files: --runtime cpu, in Python "
+            'open_bundle(..., runtime="cpu")',
+        )
     for name, expected in manifest.files.items():
+        if name in missing:
+            continue
         fault = _fault_of(folder / name, expected)
         if fault is not None:
             what, wanted, cause = fault

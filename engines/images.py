@@ -7,43 +7,14 @@ Token order: (tile, repeat, token).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from .errors import MediaError
 from .manifest import Manifest
 from .memory import Array
 from .preprocess import num_tiles, to_tiles
 from .session import Session
 from .vision import VisionEncoder
-
-
-def read_image(path: str | Path) -> Array:
-    """An image file as (H, W, 3) uint8 BGR, upright as its metadata says; transparency is dropped.
-
-    Raises MediaError for a file that is missing, cut short, no image, or of more than 8 bits per channel.
-    """
-    path = Path(path)
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise MediaError(
-                    f"{path} has pixels of mode '{image.mode}', 16 or 32 bits wide, which would be cut off at 255",
-                    expected="8 bits per channel",
-                    cause="this is a depth or infrared image",
-                    fix="scale it to 0..255 first",
-                )
-            rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MediaError(
-            f"{path} cannot be read as an image: {error}" if path.exists() else f"{path} does not exist",
-            expected="an image file, such as JPEG or PNG",
-            cause="the file was cut short" if path.exists() else "a typing error",
-            fix=f"ls -l {path}",
-        ) from error
-    return np.ascontiguousarray(rgb[..., ::-1])
 
 
 class ImageEncoder:

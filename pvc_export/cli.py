@@ -168,16 +168,21 @@ def prove(
 @app.command()
 def run(
     bundle: BundleFolder,
-    video: Annotated[str | None, typer.Option(help="A video file, or one at http://... .")] = None,
+    video: Annotated[
+        str | None,
+        typer.Option(
+            help="A video file, one at http://, a folder of pictures, a pattern such as frames/%03d.png, an animation."
+        ),
+    ] = None,
     image: Annotated[list[Path] | None, typer.Option(help="An image file. Repeatable.")] = None,
     ask: Annotated[
         str | None, typer.Option(help="The question. <image> marks where an image goes; without it, images come first.")
     ] = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0.01, help="Of a raw stream such as a .h264 file, or of pictures (default: 25).")
+    ] = None,
     frames: Annotated[
         int | None, typer.Option(min=0, help="Frames to sample evenly in time from the video; 0 = all. Default: 16.")
-    ] = None,
-    fps: Annotated[
-        float | None, typer.Option(min=0.01, help="Frame rate of a raw stream, such as a .h264 file.")
     ] = None,
     tiles: Annotated[
         int | None, typer.Option(min=1, help="Most tiles an image is cut into. Default: 6, as in PVC's evaluation.")
@@ -207,7 +212,8 @@ def run(
 
     with usage_errors():
         request = RunRequest(
-            bundle=bundle, ask=ask, video=video, images=tuple(image or ()), frames=frames, fps=fps, tiles=tiles,
+            bundle=bundle, ask=ask, video=video, images=tuple(image or ()), fps=fps, frames=frames,
+            tiles=tiles,
             ingest=cast("Ingest", one_of("--ingest", ingest, get_args(Ingest))),
             clock=cast("Clock", one_of("--clock", clock, get_args(Clock))) if clock is not None else None,
             runtime=cast("Runtime", one_of("--runtime", runtime, get_args(Runtime))),

@@ -1,12 +1,15 @@
-"""What a bundle is, for a person: sizes, graphs, state, engines, and how it was checked. Reads the manifest only."""
+"""What a bundle is, for a person: sizes, graphs, state, engines, and how it was checked. Reads the manifest, and
+looks which of its files are there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from engines.bundle import missing_files
 from engines.manifest import Manifest
 from engines.spec import GraphSpec, TensorSpec
 from engines.terminal import print_json
@@ -20,23 +23,25 @@ def inspect_command(folder: Path, *, as_json: bool) -> None:
     """Print the manifest. Raises BundleError if there is none."""
     manifest = Manifest.load(folder)
     if as_json:
-        print_json(asdict(manifest))
+        print_json(asdict(manifest) | {"missing_files": missing_files(folder, manifest)})
         return
     console = Console()
-    for line in describe(manifest):
+    for line in describe(folder, manifest):
         console.print(line)
 
 
-def describe(manifest: Manifest) -> Iterator[str]:
+def describe(folder: Path, manifest: Manifest) -> Iterator[str]:
     """Lines of text."""
+    missing = missing_files(folder, manifest)
     model, limits = manifest.model, manifest.limits
     random = f" (random weights, seed {model.seed}: what it says means nothing)" if model.random_weights else ""
-    size = size_text(sum(entry.num_bytes for entry in manifest.files.values()))
+    here = [entry.num_bytes for name, entry in manifest.files.items() if name not in missing]
     yield f"model       {model.name}{random}, weights {model.weights_sha256[:12]}"
     what = f"target {manifest.target}, {manifest.precision}, {manifest.time_mode} time"
     yield f"made        {manifest.created_utc}: {what}"
     yield f"limits      window {limits.window} frames, context {limits.context} rows, streams {limits.streams}"
-    yield f"size        {size} in {len(manifest.files)} files"
+    yield f"size        {size_text(sum(here))} in {len(here)} files"
+    yield from _describe_missing(folder, manifest, missing)
     for spec in manifest.graphs.values():
         yield from _describe_graph(spec, manifest)
     yield from _describe_parity(manifest.parity)
@@ -47,6 +52,15 @@ def state_bytes(spec: GraphSpec, manifest: Manifest) -> tuple[int, int]:
     """(bytes of one stream's caches, bytes that one new frame or row writes into them)."""
     slots = {"ring": manifest.limits.window, "linear": manifest.limits.context}
     return sum(s.row_bytes * slots[s.order] for s in spec.states), sum(s.row_bytes for s in spec.states)
+
+
+def _describe_missing(folder: Path, manifest: Manifest, missing: Sequence[str]) -> Iterator[str]:
+    engines = {entry.path for entry in manifest.engines.values()}
+    if num_missing := len(engines.intersection(missing)):
+        yield f"engines     {num_missing} of {len(engines)} are NOT HERE: the bundle was copied without them"
+        yield f"{INDENT}it runs on the CPU: pvc-export run {shlex.quote(str(folder))} --runtime cpu"
+    if others := [name for name in missing if name not in engines]:
+        yield f"missing     {', '.join(others)}: it does not run, copy the bundle again"
 
 
 def _describe_graph(spec: GraphSpec, manifest: Manifest) -> Iterator[str]:

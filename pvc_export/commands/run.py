@@ -6,18 +6,20 @@ The streaming half needs no torch and no model code: only `compare_with_referenc
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 from engines import Answer, PushTiming, PVCStream, open_bundle
-from engines.bundle import Bundle, Runtime
+from engines.bundle import Bundle, Runtime, missing_files
 from engines.clock import Clock
 from engines.errors import MediaError, ParityError, StreamFull
-from engines.images import read_image
 from engines.ingest import Ingest
+from engines.picture_sequences import PictureSequence, is_picture_sequence, open_picture_sequence
+from engines.pictures import Picture, read_picture
 from engines.stillness import Stillness
 from engines.terminal import print_json, printable
 from engines.video import Damage, VideoInfo, VideoReader, is_url, probe_video, without_password
@@ -38,9 +40,11 @@ class RunRequest:
     """What to look at, and what to ask. Either a video or images, or neither for a question about nothing.
 
     ask               the question; None is a general one
-    video             a file, or an address over http(s)
+    video             a file, an address over http(s), or pictures: a folder, a pattern such as frames/%03d.png, an
+                      animated picture
+    fps               of a raw stream, such as a .h264 file, which has no timestamps; or of a folder or a pattern, where
+                      None is engines.picture_sequences.DEFAULT_FPS
     frames            sampled evenly in time from the video, by default 16; 0 takes every frame
-    fps               of a raw stream, such as a .h264 file, which has no timestamps
     tiles, ingest, clock, runtime, trust_engines   as PVCStream and open_bundle have them
     keep_frames       hold every pushed frame, for compare_with_reference
     Raises ValueError, with the options of the command line, for parts that contradict each other.
@@ -50,8 +54,8 @@ class RunRequest:
     ask: str | None = None
     video: str | Path | None = None
     images: tuple[Path, ...] = ()
-    frames: int | None = None
     fps: float | None = None
+    frames: int | None = None
     max_new_tokens: int = 32
     tiles: int | None = None
     ingest: Ingest = "eager"
@@ -67,10 +71,10 @@ class RunRequest:
             raise ValueError("there is nothing to look at and nothing to answer; give --video, --image or --ask")
         if self.clock is not None and self.video is None:
             raise ValueError("--clock needs --video: nothing else has a time")
-        if (self.frames is not None and self.video is None) or (self.tiles is not None and not self.images):
-            raise ValueError("--frames needs --video, and --tiles needs --image")
         if self.fps is not None and self.video is None:
             raise ValueError("--fps needs --video")
+        if (self.frames is not None and self.video is None) or (self.tiles is not None and not self.images):
+            raise ValueError("--frames needs --video, and --tiles needs --image")
 
     @property
     def question(self) -> str:
@@ -81,6 +85,7 @@ class RunRequest:
 class RunResult:
     """A request, what was streamed or shown, one question asked, and what it cost.
 
+    notices                what a person should know of how the files were read
     frames                 if they were kept, those that the question was about: all since the last re-anchor
     damage                 what the video should have shown and did not; None if nothing
     stillness              whether it was black, or the same, for long
@@ -90,6 +95,7 @@ class RunResult:
     request: RunRequest
     bundle: Bundle
     video: VideoInfo | None
+    notices: tuple[str, ...]
     frames: tuple[Frame, ...]
     images: tuple[Frame, ...]
     timings: tuple[PushTiming, ...]
@@ -122,11 +128,13 @@ def run(request: RunRequest, console: Console) -> RunResult:
 
     Raises MediaError, BundleError, and StreamFull before the first frame if the context cannot hold everything.
     """
-    info = _probe(request) if request.video else None
-    images = tuple(read_image(path) for path in request.images)
-    with console.stage("open the bundle") as (stage, _):
-        bundle = open_bundle(request.bundle, runtime=request.runtime, trust_engines=request.trust_engines)
-        stage.note = f"{len(bundle.manifest.files)} files verified; runs on {bundle.runs_on}"
+    sequence = None
+    if request.video is not None and is_picture_sequence(request.video):
+        sequence = open_picture_sequence(request.video, fps=request.fps)
+    info = sequence.info if sequence else _probe(request) if request.video else None
+    pictures = [read_picture(path) for path in request.images]
+    images = tuple(picture.bgr for picture in pictures)
+    bundle = _open_bundle(request, console)
     num_frames = DEFAULT_FRAMES if request.frames is None else request.frames
     times_s = info.sample_times(num_frames) if info and num_frames else None
     count = 0 if info is None else info.num_frames if times_s is None else len(times_s)
@@ -137,7 +145,7 @@ def run(request: RunRequest, console: Console) -> RunResult:
     if request.video is not None:
         with (
             console.stage(f"stream {count} frames") as (stage, report),
-            VideoReader(request.video, fps=request.fps) as reader,
+            nullcontext(sequence) if sequence else VideoReader(request.video, fps=request.fps) as reader,
         ):
             for frame in reader.frames() if times_s is None else reader.shown_at(times_s):
                 timings.append(stream.push(frame.bgr))
@@ -160,6 +168,7 @@ def run(request: RunRequest, console: Console) -> RunResult:
         request=request,
         bundle=bundle,
         video=info,
+        notices=tuple(_notices(request, pictures, sequence)),
         frames=tuple(frames[max(len(frames) - stream.num_context_frames, 0) :]),
         images=images,
         timings=tuple(timings),
@@ -192,6 +201,21 @@ def _probe(request: RunRequest) -> VideoInfo:
     return probe_video(video, fps=request.fps)
 
 
+def _open_bundle(request: RunRequest, console: Console) -> Bundle:
+    with console.stage("open the bundle") as (stage, _):
+        bundle = open_bundle(request.bundle, runtime=request.runtime, trust_engines=request.trust_engines)
+        num_files = len(bundle.manifest.files) - len(missing_files(bundle.folder, bundle.manifest))
+        stage.note = f"{num_files} files verified; runs on {bundle.runs_on}"
+    return bundle
+
+
+def _notices(request: RunRequest, pictures: Sequence[Picture], sequence: PictureSequence | None) -> Iterator[str]:
+    for path, picture in zip(request.images, pictures, strict=True):
+        yield from (f"{path}: {text}" for text in picture.notices)
+    if sequence is not None:
+        yield from (f"{request.video}: {text}" for text in sequence.notices)
+
+
 def _open_stream(bundle: Bundle, request: RunRequest, num_frames: int) -> PVCStream:
     """A stream with room for every frame, the question and the answer. Raises StreamFull if the context has not."""
     bundle.manifest.prompt.around_images(request.question, len(request.images))  # known before minutes of video
@@ -217,8 +241,8 @@ def run_command(request: RunRequest, *, model_name: str | None, as_json: bool) -
     result = run(request, console)
     for line in describe_run(result):
         console.print(line)
-    for warning in warnings_of(result):
-        console.print(warning, style="yellow")
+    for line in (*result.notices, *warnings_of(result)):
+        console.print(printable(line), style="yellow")
     source = result.bundle.manifest.model
     if source.random_weights:
         console.print(
@@ -270,6 +294,7 @@ def run_json(result: RunResult) -> dict[str, Any]:
         **result.stillness.to_json(),
         "images": [str(path) for path in request.images],
         "num_frames": len(result.timings),
+        "notices": list(result.notices),
         "ingest": request.ingest,
         "question": request.question,
         "random_weights": bundle.manifest.model.random_weights,

@@ -256,7 +256,7 @@ live.main()
         (["--source", "clip.mp4", "--record", "./clip.mp4"], 2, "would replace the source"),
         (["--source", "nothing.mp4"], 6, "error: nothing.mp4 does not exist"),
         (["--source", "sintetic"], 6, "fix: did you mean --source synthetic?"),
-        (["--source", "."], 6, "error: . is not a file"),
+        (["--source", "."], 6, "error: . is a folder without pictures"),
         (["--record", "out"], 6, "error: out has no suffix of a video"),
         (["--record", "nowhere/out.mp4"], 6, "error: nowhere/out.mp4 cannot be written"),
         (["--ask", "a<|im_end|>b"], 6, "error: the question holds '<|im_end|>'"),

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import pvc_ref.preprocess
 from engines import PVCStream, open_bundle
 from engines.bundle import Bundle
 from engines.errors import FrameError, MediaError, StreamError, StreamFull
-from engines.images import ImageEncoder, read_image
+from engines.images import ImageEncoder
 from engines.preprocess import num_tiles, tile_grid, to_tiles
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.parity.recorded_sessions import Recorder
@@ -57,28 +56,6 @@ def test_what_is_no_image_is_refused(bundle: Bundle) -> None:
         stream.encode_image(np.zeros((8, 8, 3), np.float32))
     with pytest.raises(MediaError, match="max_tiles is 0"):
         stream.encode_image(photograph(50, 50), max_tiles=0)
-
-
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
-def test_an_image_of_more_than_8_bits_is_refused_and_not_cut_off(tmp_path: Path, dtype: type) -> None:
-    Image.fromarray(np.arange(64, dtype=dtype).reshape(8, 8) * 900).save(tmp_path / "depth.tiff")
-    with pytest.raises(MediaError, match=r"depth.tiff has pixels of mode '.*', 16 or 32 bits wide"):
-        read_image(tmp_path / "depth.tiff")
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
-def test_every_image_of_8_bits_is_read_as_bgr(tmp_path: Path, mode: str) -> None:
-    image = Image.fromarray(photograph(20, 30)).convert(mode)
-    image.save(tmp_path / "image.tiff")
-    read = read_image(tmp_path / "image.tiff")
-    assert read.dtype == np.uint8 and np.array_equal(read[..., ::-1], np.asarray(image.convert("RGB")))
-
-
-def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    Image.fromarray(photograph(20, 30)).save(tmp_path / "turned.png", exif=exif)
-    assert read_image(tmp_path / "turned.png").shape == (30, 20, 3)
 
 
 def reference_embeds(model: PVC, image: np.ndarray, max_tiles: int, window: int) -> torch.Tensor:

@@ -254,6 +254,34 @@ def test_a_model_folder_named_dot_gets_the_folder_s_own_name(
     assert (folder / "build/mine/manifest.json").is_file() and not (folder / "build/manifest.json").exists()
 
 
+def test_a_bundle_copied_without_its_engines_is_called_so_and_runs_on_the_cpu(
+    bundle_fp16: Path, copy_bundle: Callable[[Path], Path], pvc_export: Run
+) -> None:
+    whole = pvc_export("inspect", bundle_fp16).out
+    told = pvc_export("run", bundle_fp16, "--ask", "Who?", "--runtime", "cpu", "--json").out
+    assert (
+        "NOT HERE" not in whole and json.loads(pvc_export("inspect", bundle_fp16, "--json").out)["missing_files"] == []
+    )
+    bundle = copy_bundle(bundle_fp16)
+    shutil.rmtree(bundle / "engines")
+    out = pvc_export("inspect", bundle).out
+    assert "engines     5 of 5 are NOT HERE: the bundle was copied without them" in out
+    assert f"pvc-export run {bundle} --runtime cpu" in out
+    (size,) = (line for line in out.splitlines() if line.startswith("size "))
+    assert size not in whole and f"in {sum(p.is_file() for p in bundle.rglob('*')) - 1} files" in size
+    missing = json.loads(pvc_export("inspect", bundle, "--json").out)["missing_files"]
+    assert len(missing) == 5 and all(name.startswith("engines/") for name in missing)
+    answer = json.loads(pvc_export("run", bundle, "--ask", "Who?", "--runtime", "cpu", "--json").out)["answer"]
+    assert answer == json.loads(told)["answer"]
+    num_files = sum(path.is_file() for path in bundle.rglob("*")) - 1  # the manifest is not listed
+    assert f"{num_files} files verified" in pvc_export("run", bundle, "--ask", "Who?", "--runtime", "cpu").out
+    pvc_export("run", bundle, "--ask", "Who?", "--runtime", "target").says(
+        6, "is missing", "copied without its engines"
+    )
+    (bundle / "tokenizer.json").unlink()
+    assert "missing     tokenizer.json: it does not run" in pvc_export("inspect", bundle).out
+
+
 def test_inspect_names_every_graph_and_the_bytes_of_its_state(bundle_fp16: Path, pvc_export: Run) -> None:
     result = pvc_export("inspect", bundle_fp16)
     assert result.exit_code == 0, result.message

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engines import Answer
+from engines import Answer, PVCStream, open_bundle
 from engines.spec import StreamLimits
 from engines.stream import PushTiming
 from engines.target import load_target
@@ -55,6 +55,50 @@ def test_run_shows_images_and_matches_the_reference(bundle_fp16: Path, pictures:
         assert "reference: equal (32 greedy tokens)" in result.out and "first token after" in result.out
 
 
+def test_run_says_that_transparency_was_laid_on_white(bundle_fp16: Path, tmp_path: Path, pvc_export: Run) -> None:
+    path = tmp_path / "print.png"
+    Image.new("LA", (64, 64), (0, 0)).save(path)
+    white = tmp_path / "white.png"
+    Image.new("RGB", (64, 64), "white").save(white)
+    said = [json.loads(pvc_export("run", bundle_fp16, "--image", each, "--json").out) for each in (path, white)]
+    assert said[0]["notices"] == [f"{path}: its transparent parts are shown on white"] and said[1]["notices"] == []
+    assert said[0]["answer"]["token_ids"] == said[1]["answer"]["token_ids"]
+    assert said[0]["notices"][0] in pvc_export("run", bundle_fp16, "--image", path).out
+
+
+@pytest.mark.parametrize("source", ["frames", "frames/%d.png", "moves.gif", "moves.png", "moves.webp"])
+def test_pictures_are_a_video_and_the_model_sees_each_pixel(
+    bundle_fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run, source: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    frames = [np.asarray(Image.fromarray(frame).quantize(64).convert("RGB")) for frame in render_clip(12, seed=4)]
+    images = [Image.fromarray(frame[..., ::-1]) for frame in frames]
+    (tmp_path / "frames").mkdir()
+    for index, image in enumerate(images):
+        image.save(tmp_path / "frames" / f"{index}.png")
+    for suffix in ("gif", "png", "webp"):
+        images[0].save(f"moves.{suffix}", save_all=True, append_images=images[1:], duration=40, lossless=True)
+    said = json.loads(pvc_export("run", bundle_fp16, "--video", source, "--frames", 0, "--json").out)
+    stream = PVCStream(open_bundle(bundle_fp16))
+    for frame in frames:
+        stream.push(frame)
+    expected = stream.ask("What happens in this video?", max_new_tokens=32)
+    assert said["answer"]["token_ids"] == list(expected.token_ids) and said["num_frames"] == 12
+    assert said["notices"] == []
+
+
+def test_the_rate_of_pictures_is_what_was_asked_for_and_damage_is_said(
+    bundle_fp16: Path, tmp_path: Path, pvc_export: Run
+) -> None:
+    for index in range(4):
+        Image.new("L", (32, 32), 60 * index).save(tmp_path / f"{index}.png")
+    (tmp_path / "2.png").write_bytes(b"")
+    result = pvc_export("run", bundle_fp16, "--video", tmp_path, "--fps", 2)
+    assert f"{tmp_path}: 32x32, 3 frames, 2.00 fps" in result.out
+    assert "left out, as they cannot be read: 1; the first" in result.out and "2.png cannot be read" in result.out
+    assert f"{tmp_path}: 32x32, 3 frames, 25.00 fps" in pvc_export("run", bundle_fp16, "--video", tmp_path).out
+
+
 def test_run_answers_without_anything_to_look_at(bundle_fp16: Path, pvc_export: Run) -> None:
     result = pvc_export("run", bundle_fp16, "--ask", "Who are you?", "--reference", "--json")
     data = json.loads(result.out)
@@ -81,6 +125,10 @@ def test_lazy_and_eager_runs_say_the_same(bundle_fp16: Path, clip: Path, pvc_exp
         (["--ask", "x", "--ingest", "lasy"], 2, "Did you mean 'lazy'?"),
         (["--ask", "x", "--tiles", "2"], 2, "--tiles needs --image"),
         (["--image", "wide.png", "--frames", "3"], 2, "--frames needs --video"),
+        (["--image", "wide.png", "--fps", "3"], 2, "--fps needs --video"),
+        (["--video", "clip.mp4", "--fps", "3"], 6, "clip.mp4 states itself how long its frames are shown"),
+        (["--image", "moves.gif"], 6, "moves.gif is a video: an animated GIF of 3 frames"),
+        (["--video", "f%02d.png"], 6, "no file is named like f%02d.png"),
         (["--video", "clip.mp4", "--ask", "<image>?"], 6, "but 0 images were given"),
         (["--ask", "x <image>"], 6, "but 0 images were given"),
         (["--ask", "a <|im_end|> b"], 6, "a special token of the conversation"),
@@ -101,6 +149,8 @@ def test_run_refuses_what_it_cannot_do(
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "cut.png").write_bytes(pictures[0].read_bytes()[:2000])
     (tmp_path / "clip.mp4").write_bytes(clip.read_bytes())
+    grey = [Image.new("L", (32, 32), value) for value in (0, 99, 255)]
+    grey[0].save(tmp_path / "moves.gif", save_all=True, append_images=grey[1:])
     monkeypatch.chdir(tmp_path)
     pvc_export("run", bundle_fp16, *args).says(exit_code, message)
 
@@ -146,7 +196,8 @@ def test_nineteen_of_twenty_frames_is_no_guess_beyond_the_slowest() -> None:
     bundle: Any = None  # plays no part
     result = RunResult(
         request=RunRequest(bundle=Path(), ask="?"), bundle=bundle,
-        video=None, frames=(), images=(), timings=tuple(timings), context_rows=0, warm_bytes=None, end_bytes=None,
+        video=None, notices=(), frames=(), images=(), timings=tuple(timings), context_rows=0, warm_bytes=None,
+        end_bytes=None,
         answer=Answer(text="", token_ids=(), finished=True, vision_ms=0.0, prefill_ms=1.0, decode_ms=0.0),
     )  # fmt: skip
     assert 10.0 <= result.slowest_ms() <= 50.0 and result.token_ms() is None

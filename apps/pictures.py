@@ -1,0 +1,35 @@
+"""Pictures as a device: a folder, numbered files or an animated picture, one after another when asked."""
+
+from __future__ import annotations
+
+from engines.picture_sequences import open_picture_sequence
+
+from .devices import Address
+from .synthetic import Shown
+
+
+class PictureDevice:
+    """Frames of engines.picture_sequences; it waits for whoever reads."""
+
+    waits, num_reconnects, damage = True, 0, None
+
+    def __init__(self, address: Address, *, fps: float | None) -> None:
+        """`fps` is the rate of a folder or a pattern. Raises what open_picture_sequence raises."""
+        self._sequence = open_picture_sequence(address.target, fps=fps)
+        self._frames = self._sequence.read()
+        self.name, self.notice = address.name, ""
+        self.fps: float | None = self._sequence.info.fps
+        self._note()
+
+    def read(self) -> Shown | None:
+        frame = next(self._frames, None)
+        if frame is None or not self.notice:  # how many pictures were left out is known, and said, at the end
+            self._note()
+        return None if frame is None else Shown(frame.bgr, time_s=frame.time_s)
+
+    def close(self) -> None:
+        self._frames = iter(())
+
+    def _note(self) -> None:
+        if notices := self._sequence.notices:
+            self.notice = f"{self.name}: {'; '.join(notices)}"
