@@ -22,7 +22,7 @@ from engines.synthetic import Frame
 
 from .devices import RETRY_PAUSES_S, Address, Capture, CaptureDevice, Device
 from .pictures import PictureDevice
-from .synthetic import KnownScene, SyntheticDevice
+from .synthetic import KnownScene, Shown, SyntheticDevice
 from .videos import VideoDevice
 
 STALL_S = 30.0
@@ -144,7 +144,7 @@ class NewestFrame:
         self.device, self.ended = device, False
         self._closing = closing
         self._changed = Condition()
-        self._newest: Captured | None = None
+        self._newest: tuple[Shown, int, float, float] | None = None  # with index, time_s and captured_at
         self._finished = False
         self._error: BaseException | None = None
         self._heard_at = time.monotonic()
@@ -157,13 +157,14 @@ class NewestFrame:
             self._thread.start()
         with self._changed:
             self._changed.wait_for(lambda: self._newest is not None or self._finished, timeout_s)
-            frame, self._newest = self._newest, None
-            if frame is not None:
-                return frame
-            if self._error is not None:
+            newest, self._newest = self._newest, None
+            if newest is None and self._error is not None:
                 raise self._error
-            self.ended = self._finished
+            self.ended = newest is None and self._finished
             silent_s = time.monotonic() - self._heard_at
+        if newest is not None:
+            shown, index, time_s, captured_at = newest
+            return Captured(bgr=shown.bgr, scene=shown.scene, index=index, time_s=time_s, captured_at=captured_at)
         if silent_s > STALL_S and not self.ended and not self.device.notice:
             raise MediaError(
                 f"{self.device.name} has given no frame for {silent_s:.0f} s, and no error either",
@@ -204,6 +205,6 @@ class NewestFrame:
             now = time.monotonic()
             time_s = now - started if shown.time_s is None else shown.time_s
             with self._changed:
-                self._newest = Captured(bgr=shown.bgr, scene=shown.scene, index=index, time_s=time_s, captured_at=now)
+                self._newest = shown, index, time_s, now
                 self._heard_at = now
                 self._changed.notify()

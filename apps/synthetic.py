@@ -7,7 +7,7 @@ still has its cameras.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,11 +52,18 @@ class KnownScene:
 
 
 class Shown(NamedTuple):
-    """What a device reads: a frame (H, W, 3) uint8 BGR, its scene, and its time since the first one, where known."""
+    """What a device reads: a frame, its scene, and its time since the first one, where known.
 
-    bgr: Frame
+    picture  (H, W, 3) uint8 BGR, or what makes it, so that a frame that is dropped costs no conversion
+    """
+
+    picture: Frame | Callable[[], Frame]
     scene: KnownScene | None = None
     time_s: float | None = None
+
+    @property
+    def bgr(self) -> Frame:
+        return self.picture() if callable(self.picture) else self.picture
 
 
 class SyntheticDevice:

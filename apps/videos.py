@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engines.errors import MediaError
 from engines.terminal import did_you_mean
-from engines.video import Damage, VideoReader
+from engines.video import Damage, DecodedFrame, VideoReader
 
 from .devices import RETRY_PAUSES_S, Address, Wait, came_back
 from .synthetic import SYNTHETIC, Shown
@@ -65,20 +65,20 @@ class VideoDevice:
         self._reader = self._opener(self._address, self._fps)
         try:
             self.fps, self.waits = self._reader.smooth_fps, self._reader.has_end
-            self._frames = self._reader.frames()
+            self._frames = self._reader.decoded()
             first = next(self._frames)
         except BaseException:
             self._reader.close()
             raise
         self._started_s = first.time_s
-        self._first = Shown(first.bgr, time_s=0.0 if self.waits else None)
+        self._first = _shown(first, 0.0 if self.waits else None)
 
     def _next(self) -> Shown | None:
         frame = next(self._frames, None)
         if frame is None:
             return None
         # Of a live stream the clock counts, which goes on when it is lost.
-        return Shown(frame.bgr, time_s=frame.time_s - self._started_s if self.waits else None)
+        return _shown(frame, frame.time_s - self._started_s if self.waits else None)
 
     def _reopened(self) -> Shown | None:
         """The first frame of a stream that is back; None if it is not."""
@@ -89,6 +89,10 @@ class VideoDevice:
             return None
         shown, self._first = self._first, None
         return shown
+
+
+def _shown(frame: DecodedFrame, time_s: float | None) -> Shown:
+    return Shown(lambda: frame.picture().bgr, time_s=time_s)
 
 
 def open_reader(address: Address, fps: float | None) -> VideoReader:

@@ -7,12 +7,13 @@ Note: PyAV is imported inside the functions, so this package can be imported wit
 
 from .damage import Damage
 from .probe import VideoInfo, probe_video
-from .reader import VideoFrame, VideoReader, read_video
+from .reader import DecodedFrame, VideoFrame, VideoReader, read_video
 from .source import check_is_file, is_url, no_frame_rate, without_password
 from .writer import VideoWriter, write_video
 
 __all__ = [
     "Damage",
+    "DecodedFrame",
     "VideoFrame",
     "VideoInfo",
     "VideoReader",

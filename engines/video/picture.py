@@ -30,6 +30,8 @@ LIMITED, FULL = 1, 2
 MATRICES = {BT709: BT709, 4: 4, 5: BT601, 6: BT601, 7: 7, BT2020: BT2020, 10: BT2020}
 HD_LINES, HD_COLUMNS = 720, 1280
 ENCODING_STEPS = 16384
+EXACTLY = 0x2 | 0x2000 | 0x40000
+"""swscale's flags bilinear, full_chroma_int and accurate_rnd, by number: PyAV 17 has no name for the last."""
 WHITE_CODE = 255 * 256  # what swscale makes of white in 16 bits
 
 Picture = NDArray[np.uint8]
@@ -130,7 +132,7 @@ class Deinterlacer:
 def to_yuv(frame: Any, layout: str, matrix: int) -> Any:
     """An av.VideoFrame of RGB or BGR in a YUV layout of limited range, rounded to nearest."""
     return frame.reformat(
-        format=layout, dst_colorspace=matrix, src_color_range=FULL, dst_color_range=LIMITED, interpolation=_exactly()
+        format=layout, dst_colorspace=matrix, src_color_range=FULL, dst_color_range=LIMITED, interpolation=EXACTLY
     )
 
 
@@ -147,15 +149,10 @@ def _converted(frame: Any, layout: str) -> NDArray[Any]:
         dst_colorspace=BT709,
         src_color_range=_range(frame),
         dst_color_range=FULL,
-        interpolation=_exactly(),
+        interpolation=EXACTLY,
     )
     array: NDArray[Any] = converted.to_ndarray()
     return array
-
-
-def _exactly() -> Any:
-    ways = importlib.import_module("av.video.reformatter").Interpolation
-    return ways.BILINEAR | ways.ACCURATE_RND | ways.FULL_CHR_H_INT
 
 
 def _matrix(frame: Any) -> int:

@@ -24,6 +24,7 @@ from .packets import Packets
 from .picture import Deinterlacer, display_matrix, to_bgr
 from .source import check_is_file, import_av, is_url, no_frame_rate
 
+MAX_LATE = 16  # frames that H.264 and HEVC may hold back to put them in order
 MAX_RATE = 60.0  # above it, FFmpeg's guess is the clock of the timestamps
 
 
@@ -37,7 +38,7 @@ class VideoFrame:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Shown:
+class DecodedFrame:
     """A frame before its pixels are converted, which costs more than to decode it. `facts` is the decoder's own."""
 
     frame_index: int
@@ -51,7 +52,7 @@ class _Shown:
 
 
 class VideoReader:
-    """One pass over a video. `frames`, `at` or `shown_at` may be called once; then `damage` says what was wrong.
+    """One pass over a video: `frames`, `decoded`, `at` or `shown_at`, once; then `damage` says what was wrong.
 
     name        of the source, without a password
     fps         average frames per second, as stated; None if not
@@ -75,7 +76,7 @@ class VideoReader:
 
     def frames(self) -> Iterator[VideoFrame]:
         """All frames. Raises MediaError if there is none, and for a network stream that breaks off."""
-        for shown in self._shown():
+        for shown in self.decoded():
             yield shown.picture()
 
     def at(self, indices: Sequence[int]) -> Iterator[VideoFrame]:
@@ -86,7 +87,7 @@ class VideoReader:
         if not indices:
             return
         repeats, num_shown = Counter(indices), 0
-        for shown in self._shown():
+        for shown in self.decoded():
             num_shown += 1
             # A fresh array per repeat, so that no two frames share memory.
             for _ in range(repeats[shown.frame_index]):
@@ -106,7 +107,7 @@ class VideoReader:
         Reads to the end, so that `damage` is of the whole video. Raises as `frames` does.
         """
         waiting, before = list(reversed(times_s)), None
-        for shown in self._shown():
+        for shown in self.decoded():
             while before is not None and waiting and waiting[-1] < shown.time_s:
                 yield before.picture()
                 waiting.pop()
@@ -117,7 +118,7 @@ class VideoReader:
 
     def times(self) -> Iterator[float]:
         """The times of all frames, without their pictures. Raises as `frames` does."""
-        for shown in self._shown():
+        for shown in self.decoded():
             yield shown.time_s
 
     def close(self) -> None:
@@ -129,17 +130,20 @@ class VideoReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _shown(self) -> Iterator[_Shown]:
-        """Progressive frames in order, each at a time that is not before the one it follows."""
+    def decoded(self) -> Iterator[DecodedFrame]:
+        """All frames before their pixels are converted, each at a time that is not before the one it follows.
+
+        For whoever drops some. Raises as `frames` does.
+        """
         if self.fps is None and self._packets.opened.is_raw:
             raise no_frame_rate(self.name)
         deinterlacer, index = Deinterlacer(), 0
         waiting: list[float] = []
 
-        def timed(pairs: list[tuple[Any, Any]]) -> Iterator[_Shown]:
+        def timed(pairs: list[tuple[Any, Any]]) -> Iterator[DecodedFrame]:
             nonlocal index
             for facts, pixels in pairs:
-                yield _Shown(frame_index=index, time_s=waiting.pop(0), facts=facts, pixels=pixels)
+                yield DecodedFrame(frame_index=index, time_s=waiting.pop(0), facts=facts, pixels=pixels)
                 index += 1
 
         for frame, time_s in self._timed():
@@ -151,13 +155,19 @@ class VideoReader:
 
     def _timed(self) -> Iterator[tuple[Any, float]]:
         """Decoded frames and their times, which never decrease."""
-        last_s = -math.inf
-        for number, frame in enumerate(self._decoded()):
-            time_s = self._time_s(frame, number, last_s)
-            if time_s < last_s:  # a decoder that lost a reference hands out frames in a wrong order
+        last_s, shift_s, num_late = -math.inf, 0.0, 0
+        for number, frame in enumerate(self._decoded_frames()):
+            time_s = self._time_s(frame, number, last_s - shift_s) + shift_s
+            # A decoder that lost a reference hands out a few frames in a wrong order. More are a clock that was set
+            # back, and of a live stream every frame is of now.
+            if time_s < last_s and self.has_end and num_late < MAX_LATE:
+                num_late += 1
                 self._packets.tally.num_late += 1
                 continue
-            last_s = time_s
+            if time_s < last_s:
+                shift_s += last_s + 1 / (self.fps or 25) - time_s
+                time_s = last_s + 1 / (self.fps or 25)
+            last_s, num_late = time_s, 0
             yield frame, time_s
 
     def _time_s(self, frame: Any, number: int, last_s: float) -> float:
@@ -170,7 +180,7 @@ class VideoReader:
             return last_s + period_s if number else 0.0
         return float(frame.pts * opened.stream.time_base)
 
-    def _decoded(self) -> Iterator[Any]:
+    def _decoded_frames(self) -> Iterator[Any]:
         for packet in self._packets:
             yield from self._packets.decode(packet)
         yield from self._packets.decode(None)

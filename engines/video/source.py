@@ -60,7 +60,8 @@ def open_source(source: str | Path, *, fps: float | None = None) -> Opened:
     file with timestamps does not need; BackendUnavailable without PyAV.
     """
     av = import_av()
-    name = without_password(str(source))
+    source = str(source).removeprefix("file://")
+    name = without_password(source)
     if not is_url(source):
         check_is_file(Path(source))
     try:

@@ -184,7 +184,7 @@ def run(request: RunRequest, console: Console) -> RunResult:
 
 def _probe(request: RunRequest) -> VideoInfo:
     """Raises MediaError for what has no end: nothing could be sampled evenly from it."""
-    video = str(request.video)
+    video = str(request.video).removeprefix("file://")
     name, has_end = without_password(video), True
     if is_url(video):
         has_end = video.startswith(("http://", "https://"))

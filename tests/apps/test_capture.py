@@ -84,6 +84,23 @@ def test_a_slow_taker_sees_the_present_and_not_a_backlog() -> None:
     assert [captured.index for captured in frames] == sorted({captured.index for captured in frames})
 
 
+def test_a_frame_that_is_dropped_is_never_converted() -> None:
+    converted = []
+
+    class Lazy(FakeVideo):
+        def read(self) -> Shown | None:
+            shown = super().read()
+            return shown and shown._replace(picture=lambda: converted.append(shown.time_s) or shown.bgr)
+
+    source = NewestFrame(Lazy(index / 50 for index in range(20)), Event())
+    taken = []
+    while not source.ended:
+        if (captured := source.take(0.05)) is not None:
+            taken.append(captured.time_s)
+            time.sleep(0.1)
+    assert converted == taken and len(taken) < 12
+
+
 def test_every_frame_waits_for_the_taker_and_keeps_its_time() -> None:
     times_s = [0.0, 1.0, 2.0, 2.1, 7.5]
     source = EveryFrame(FakeVideo(times_s), paced=False)

@@ -81,7 +81,7 @@ class Clip:
 
 
 def clips() -> list[Clip]:
-    """36 of them."""
+    """38 of them."""
     h264, hevc, av1 = Clip(codec="H.264"), Clip(codec="HEVC", layout="yuv420p10le"), Clip(codec="AV1")
     vp9, mpeg2, mjpeg = Clip(codec="VP9"), Clip(codec="MPEG-2"), Clip(codec="MJPEG", layout="yuvj420p", is_full=True)
     pq, hlg = {"matrix": 9, "primaries": 9, "curve": 16}, {"matrix": 9, "primaries": 9, "curve": 18}

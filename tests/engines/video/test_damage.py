@@ -113,7 +113,7 @@ def test_a_file_that_ends_early_is_used_as_far_as_it_goes(
     num_shown, damage = read(path)
     assert 10 < num_shown < 30 and damage is not None
     assert damage.num_expected == NUM_FRAMES and damage.num_missing == NUM_FRAMES - num_shown
-    assert damage.missing_s == pytest.approx(NUM_FRAMES / FPS - num_shown / FPS, abs=0.7)  # reordering: a few frames
+    assert damage.missing_s == pytest.approx(NUM_FRAMES / FPS - num_shown / FPS, abs=1)  # reordering: a few frames
     assert f"{NUM_FRAMES - num_shown} of {NUM_FRAMES} frames are missing" in str(damage)
     assert "before its header says" in str(damage)
     info = probe_video(path)

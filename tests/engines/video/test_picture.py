@@ -1,4 +1,4 @@
-"""Pictures: 36 clips read as they were rendered, in both commands; fields are no comb; eight orientations."""
+"""Pictures: 38 clips read as they were rendered, in both commands; fields are no comb; eight orientations."""
 
 from __future__ import annotations
 

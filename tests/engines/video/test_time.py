@@ -96,6 +96,22 @@ def test_recordings_one_after_the_other_are_on_one_timeline(tmp_path: Path, seco
     assert probe_video(whole).span_s == pytest.approx(2 * seconds, abs=0.1)
 
 
+@pytest.mark.parametrize(("has_end", "num_shown"), [(True, 40 - 16), (False, 40)], ids=["file", "live stream"])
+def test_a_clock_that_is_set_back_does_not_stop_the_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_end: bool, num_shown: int
+) -> None:
+    path = tmp_path / "clip.mp4"
+    write_video(path, map(grey, range(40)), fps=10)
+    own = VideoReader._time_s
+    monkeypatch.setattr(
+        VideoReader, "_time_s", lambda self, frame, number, last: own(self, frame, number, last) - 50 * (number >= 10)
+    )
+    with VideoReader(path) as reader:
+        reader.has_end = has_end
+        times_s = [frame.time_s for frame in reader.frames()]
+    assert len(times_s) == num_shown and times_s == sorted(times_s)
+
+
 def raw(path: Path, codec: str, layout: str, **options: str) -> Path:
     with av.open(str(path), "w", format={".mjpeg": "mjpeg", ".h264": "h264"}[path.suffix]) as container:
         stream = container.add_stream(codec, rate=25, options=options)
