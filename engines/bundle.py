@@ -207,7 +207,7 @@ def _engine_paths(manifest: Manifest) -> set[str]:
 def verify_files(folder: Path, manifest: Manifest, *, engines: bool = True) -> None:
     """Raise BundleError unless the folder holds exactly the listed files, each with its size and SHA-256.
 
-    engines  whether they must be there; those that are there must be whole in any case
+    engines  whether they must be there. A bundle may lack all of them, and none else: that is an incomplete copy
     """
     paths = _engine_paths(manifest)
     needed = {graph_path(name) for name in manifest.graphs} | paths
@@ -218,17 +218,17 @@ def verify_files(folder: Path, manifest: Manifest, *, engines: bool = True) -> N
             cause="files were added, or the manifest was edited",
             fix="export the bundle again, and keep other files elsewhere",
         )
-    missing = set(missing_files(folder, manifest)) & paths
-    if missing and engines:
+    absent = paths if lacks_engines(folder, manifest) else set()
+    if absent and engines:
         raise BundleError(
-            f"{folder / min(missing)} is missing",
-            expected=f"the {len(paths)} engines that the manifest lists; {len(missing)} of them are not here",
-            cause="the bundle was copied without its engines, or incompletely",
+            f"{folder / min(absent)} is missing",
+            expected=f"the {len(paths)} engines that the manifest lists, of which none is here",
+            cause="the bundle was copied without its engines",
             fix=f"build them here: {_build_command(manifest)}; or run its ONNX files: --runtime cpu, in Python "
             'open_bundle(..., runtime="cpu")',
         )
     for name, expected in manifest.files.items():
-        if name in missing:
+        if name in absent:
             continue
         fault = _fault_of(folder / name, expected)
         if fault is not None:

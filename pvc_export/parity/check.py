@@ -29,7 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engines.bundle import Bundle, is_stale
+from engines.bundle import Bundle, is_stale, lacks_engines
 from engines.errors import NonFiniteError
 from engines.manifest import Manifest
 from engines.spec import GRAPH_NAMES
@@ -134,7 +134,7 @@ def _run_bundle(folder: Path, loaded: LoadedModel, scratch: Path | None, progres
         clip = check_clip(2 * manifest.limits.window + 2)
         num_frames = frames_that_fit(bundle, loaded, len(clip))
         recorded = stream_clip(bundle, clip, num_frames=num_frames, progress=lambda x: progress(0.1 * x))
-        evidence = _check_engines(manifest) + compare_pixels(recorded.fed, recorded.pixels)
+        evidence = _check_engines(folder, manifest) + compare_pixels(recorded.fed, recorded.pixels)
         vision, reference = compare_vision(bundle, loaded, recorded, lambda x: progress(0.1 + 0.2 * x))
         evidence += vision + Evidence(num_tokens=len(recorded.tokens))
         if recorded.stop is not None:
@@ -178,10 +178,12 @@ def _unless_nan(level: str, name: str, step: Callable[[], Evidence]) -> Evidence
         return Evidence(rules=(Rule(level=level, name=name, passed=False, detail=error.what),))
 
 
-def _check_engines(manifest: Manifest) -> Evidence:
+def _check_engines(folder: Path, manifest: Manifest) -> Evidence:
     """Each engine must have been built from the graph beside it, whether one can be run here or not."""
     if not manifest.engines:
         return Evidence()
+    if lacks_engines(folder, manifest):
+        return Evidence(not_executed={"engines": "none is here: the bundle was copied without them"})
     stale = [entry.path for name, entry in manifest.engines.items() if is_stale(manifest, name)]
     detail = f"{', '.join(stale)}: of another graph" if stale else f"{len(manifest.engines)} of these graphs"
     return Evidence(rules=(Rule(level="A", name="engines", passed=not stale, detail=detail),))
