@@ -203,8 +203,8 @@ def test_a_missing_runtime_exits_4_before_any_work(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "after"),
-    [(signal.SIGINT, "export trunk"), (signal.SIGTERM, "export head")],
-    ids=["SIGINT in export", "SIGTERM in build"],
+    [(signal.SIGINT, "export trunk"), (signal.SIGINT, "export head"), (signal.SIGTERM, "export head")],
+    ids=["SIGINT in export", "SIGINT in build", "SIGTERM in build"],
 )
 def test_an_interrupt_ends_the_command_and_leaves_nothing(
     small_folder: Path, tmp_path: Path, number: signal.Signals, after: str
