@@ -16,7 +16,7 @@ class PictureDevice:
     def __init__(self, address: Address, *, fps: float | None) -> None:
         """`fps` is the rate of a folder or a pattern. Raises what open_picture_sequence raises."""
         self._sequence = open_picture_sequence(address.target, fps=fps)
-        self._frames = self._sequence.read()
+        self._frames = self._sequence.frames()
         self.name, self.notice = address.name, ""
         self.fps: float | None = self._sequence.info.fps
         self._note()

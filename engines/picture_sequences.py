@@ -1,7 +1,8 @@
 """Videos that are made of pictures: a folder, numbered files (frames/%03d.png), or one animated GIF, PNG, WebP or AVIF.
 
-Note: they are read as engines/video.py reads a video file, with the same facts and frames. Pictures of a folder follow
-one another at a frame rate that somebody has to state; an animated picture states how long each of its frames is shown.
+Note: they are read as engines/video reads a video file, with the same facts, frames and names. Pictures of a folder
+follow one another at a frame rate that somebody has to state; an animated picture states how long each of its frames is
+shown.
 """
 
 from __future__ import annotations
@@ -70,18 +71,14 @@ def open_picture_sequence(path: str | Path, *, fps: float | None = None) -> Pict
         )
     if path.is_file():
         if fps is not None:
-            raise states_its_own_rate(str(path))
+            raise MediaError(
+                f"{path} states itself how long its frames are shown",
+                expected="--fps with pictures that state no rate: a folder, or a pattern such as frames/%03d.png",
+                fix="leave out --fps",
+            )
         return AnimatedPicture(path)
-    files, notices = _in_folder(path) if path.is_dir() else _numbered(path)
+    files, notices = (_in_folder(path), []) if path.is_dir() else _numbered(path)
     return PictureFiles(path, files, fps=DEFAULT_FPS if fps is None else fps, notices=notices)
-
-
-def states_its_own_rate(name: str) -> MediaError:
-    return MediaError(
-        f"{name} states itself how long its frames are shown",
-        expected="--fps with pictures that state no rate: a folder, or a pattern such as frames/%03d.png",
-        fix="leave out --fps",
-    )
 
 
 class PictureSequence(ABC):
@@ -109,20 +106,20 @@ class PictureSequence(ABC):
         return tuple(notices)
 
     def frames(self) -> Iterator[VideoFrame]:
-        """All frames, as VideoReader has them."""
-        return self.read()
+        """All frames, as VideoReader has them. Raises as `at` does."""
+        return self.at(range(self.info.num_frames))
 
     def shown_at(self, times_s: Sequence[float]) -> Iterator[VideoFrame]:
         """What is on the screen at times that never decrease, as VideoReader has it."""
-        return self.read(indices=[max(bisect_right(self.times_s, time_s) - 1, 0) for time_s in times_s])
+        return self.at([max(bisect_right(self.times_s, time_s) - 1, 0) for time_s in times_s])
 
-    def read(self, *, indices: Sequence[int] | None = None) -> Iterator[VideoFrame]:
-        """Frames in order: all, or those at `indices`, one that repeats as often as it is given, as read_video does.
+    def at(self, indices: Sequence[int]) -> Iterator[VideoFrame]:
+        """The frames at indices that never decrease, one that repeats as often as it is given, as VideoReader has it.
 
         A picture that cannot be read is left out and becomes a notice. Raises MediaError for an index that there is
         not, and if no picture could be read.
         """
-        wanted = Counter(range(self.info.num_frames) if indices is None else indices)
+        wanted = Counter(indices)
         if wanted and not 0 <= min(wanted) <= max(wanted) < self.info.num_frames:
             raise MediaError(
                 f"frames {min(wanted)} to {max(wanted)} of {self.info.path} were asked for",
@@ -259,7 +256,7 @@ def _ends(gif: Path) -> bool:
     return gif.read_bytes().rstrip(b"\0").endswith(b";")
 
 
-def _in_folder(folder: Path) -> tuple[list[Path], list[str]]:
+def _in_folder(folder: Path) -> list[Path]:
     """The pictures of a folder by name, numbers by their value; hidden files are none."""
     paths = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.name[0] != "."]
     files = sorted(filter(Path.is_file, paths), key=natural_key)
@@ -270,7 +267,7 @@ def _in_folder(folder: Path) -> tuple[list[Path], list[str]]:
             cause="it is a folder of videos, or the pictures lie one folder deeper",
             fix=f"name one file: ls {folder}",
         )
-    return files, []
+    return files
 
 
 def natural_key(path: Path) -> tuple[list[str | int], str]:

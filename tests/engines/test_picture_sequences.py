@@ -40,7 +40,8 @@ def fill(folder: Path, names: Sequence[str]) -> Path:
 
 
 def values(path: Path, *, indices: Sequence[int] | None = None) -> list[int]:
-    frames = open_picture_sequence(path).read(indices=indices)
+    sequence = open_picture_sequence(path)
+    frames = sequence.frames() if indices is None else sequence.at(indices)
     return [round(float(frame.bgr.mean()) / 10) for frame in frames]
 
 
@@ -62,7 +63,7 @@ def test_a_folder_is_a_video_in_the_order_a_person_counts(tmp_path: Path) -> Non
     info = sequence.info
     assert (info.path, info.width, info.height, info.num_frames) == (folder, 16, 12, 5)
     assert (info.fps, info.duration_s) == (DEFAULT_FPS, 5 / DEFAULT_FPS)
-    frames = list(open_picture_sequence(folder, fps=4).read())
+    frames = list(open_picture_sequence(folder, fps=4).frames())
     assert [(frame.frame_index, frame.time_s) for frame in frames] == [(i, i / 4) for i in range(5)]
 
 
@@ -88,7 +89,7 @@ def test_a_pattern_reads_what_ffmpeg_reads(tmp_path: Path) -> None:
         picture(20 * index).save(tmp_path / f"a{index:02d}.png")
     with av.open(str(tmp_path / "a%02d.png"), format="image2") as container:
         expected = [(frame.time, frame.to_ndarray(format="bgr24")) for frame in container.decode(video=0)]
-    found = list(open_picture_sequence(tmp_path / "a%02d.png").read())
+    found = list(open_picture_sequence(tmp_path / "a%02d.png").frames())
     assert [frame.time_s for frame in found] == pytest.approx([time for time, _ in expected])
     assert all(np.array_equal(frame.bgr, bgr) for frame, (_, bgr) in zip(found, expected, strict=True))
 
@@ -98,12 +99,12 @@ def test_chosen_frames_come_as_often_as_they_are_asked_for_and_share_no_memory(t
     path = fill(tmp_path / "frames", ["0.png", "1.png", "2.png"])
     if kind != "folder":
         path = animation(tmp_path / f"a.{kind}", frames=[picture(10 * index) for index in range(3)])
-    frames = list(open_picture_sequence(path).read(indices=[1, 1, 2]))
+    frames = list(open_picture_sequence(path).at([1, 1, 2]))
     assert [frame.frame_index for frame in frames] == [1, 1, 2] and not np.shares_memory(frames[0].bgr, frames[1].bgr)
     assert values(path, indices=[0, 2]) == [0, 2] and values(path, indices=[]) == []
     for wrong in ([3], [-1, 0]):
         with pytest.raises(MediaError, match="were asked for") as caught:
-            open_picture_sequence(path).read(indices=wrong)
+            open_picture_sequence(path).at(wrong)
         assert caught.value.expected == "0 to 2"
 
 
@@ -112,7 +113,7 @@ def test_an_animation_is_a_video_of_its_own_times(tmp_path: Path, suffix: str) -
     path = animation(tmp_path / f"moves.{suffix}")
     assert is_picture_sequence(path)
     sequence = open_picture_sequence(path)
-    info, frames = sequence.info, list(sequence.read())
+    info, frames = sequence.info, list(sequence.frames())
     assert (info.width, info.height, info.num_frames, info.duration_s) == (64, 32, 5, pytest.approx(1.64))
     assert info.fps == pytest.approx(5 / 1.64)
     assert [frame.time_s for frame in frames] == pytest.approx([0, 0.1, 0.3, 1.3, 1.34])
@@ -172,7 +173,7 @@ def test_transparent_frames_lie_on_white_and_that_is_said(tmp_path: Path, suffix
     path = tmp_path / f"a.{suffix}"
     images[0].save(path, save_all=True, append_images=images[1:], duration=100, disposal=2, **LOSSLESS[suffix])
     sequence = open_picture_sequence(path)
-    for index, frame in enumerate(sequence.read()):
+    for index, frame in enumerate(sequence.frames()):
         expected = np.full((12, 16, 3), 255)
         expected[:, 4 * index : 4 * index + 4] = (0, 0, 255)
         assert np.abs(frame.bgr - expected).max() <= 1
@@ -217,13 +218,13 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_named(tmp_path: Path, spo
     folder = fill(tmp_path / "frames", ["0.png", "1.png", "2.png"])
     spoil(folder / "1.png")
     sequence = open_picture_sequence(folder)
-    assert [round(float(frame.bgr.mean()) / 10) for frame in sequence.read()] == [0, 2]
+    assert [round(float(frame.bgr.mean()) / 10) for frame in sequence.frames()] == [0, 2]
     (notice,) = sequence.notices
     assert "cannot be read: 1; the first" in notice and "1.png cannot be read as an image" in notice
     for name in ("0.png", "2.png"):
         spoil(folder / name)
     with pytest.raises(MediaError, match="0.png cannot be read as an image"):
-        list(open_picture_sequence(folder).read())
+        list(open_picture_sequence(folder).frames())
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
@@ -237,7 +238,7 @@ def test_an_animation_that_is_cut_short_shows_what_it_has_and_says_so(tmp_path: 
             open_picture_sequence(path)
         return
     sequence = open_picture_sequence(path)
-    frames = list(sequence.read())
+    frames = list(sequence.frames())
     assert 1 <= len(frames) == sequence.info.num_frames <= 3
     assert any(
         "of its 5 frames can be read" in notice or "likely it was cut short" in notice for notice in sequence.notices
