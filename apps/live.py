@@ -68,6 +68,7 @@ class Request:
     max_frames: int | None
     runtime: RuntimeName
     trust_engines: bool
+    threads: int | None
     as_json: bool
 
     def __post_init__(self) -> None:
@@ -132,6 +133,9 @@ def live(
     trust_engines: Annotated[
         bool, typer.Option("--trust-engines", help="Load engines that another machine built. They are executable code.")
     ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of each graph on the CPU. Default: 1 for small graphs, else all.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a summary as one JSON object and nothing else.")
     ] = False,
@@ -151,7 +155,7 @@ def live(
     request = Request(
         bundle=bundle, address=address, question=ask, ask_every_s=ASK_EVERY_S if ask_every is None else ask_every,
         fps=fps, seed=seed, max_new_tokens=max_new_tokens, headless=headless, record=record, every_frame=every_frame,
-        max_frames=frames, runtime=runtime, trust_engines=trust_engines, as_json=as_json,
+        max_frames=frames, runtime=runtime, trust_engines=trust_engines, threads=threads, as_json=as_json,
     )  # fmt: skip
     signals = Signals()
     signals.install(second_kills=True)
@@ -181,7 +185,9 @@ def run(request: Request, signals: Signals) -> int:
         if request.record is not None:
             recorder = Recorder(request.record, source_fps=source.device.fps)
             stack.callback(recorder.abort)
-        bundle = open_bundle(request.bundle, runtime=request.runtime.value, trust_engines=request.trust_engines)
+        bundle = open_bundle(
+            request.bundle, runtime=request.runtime.value, trust_engines=request.trust_engines, threads=request.threads
+        )
         watcher = Watcher(
             bundle, request.question or QUESTION, ask_every_s=request.ask_every_s,
             max_new_tokens=request.max_new_tokens,

@@ -47,6 +47,11 @@ class Bundle:
     tokenizer: PromptTokenizer
     runs_on: str
 
+    @property
+    def threads(self) -> dict[str, int]:
+        """How many threads compute each graph that ONNX Runtime runs on the CPU."""
+        return {name: session.threads for name, session in self.sessions.items() if isinstance(session, OrtSession)}
+
 
 def open_bundle(
     folder: str | Path,
@@ -59,7 +64,8 @@ def open_bundle(
 ) -> Bundle:
     """Verify every file against the manifest and open a session for every graph.
 
-    `threads` compute at once on a CPU, by default one a core; `cuda` stands in for this machine's GPU, in tests.
+    `threads` compute at once on a CPU, by default as many as fit each graph (engines/threads.py); `cuda` stands in for
+    this machine's GPU, in tests.
     A bundle that was copied without its engines opens on the CPU, unless `runtime` is target. Raises BundleError naming
     the first file that is missing, damaged or unlisted, if the bundle never passed its parity check (`unchecked` allows
     that, for the check itself), or if an engine is another version's, another GPU's or another machine's;

@@ -27,15 +27,23 @@ class ImageEncoder:
         self._sessions, self._spec = sessions, manifest.images
         self._fixed_time = manifest.time_mode == "fixed"
         self._size, self._tokens = manifest.shape.image_size, manifest.shape.num_frame_tokens
+        self._width = manifest.shape.llm_width
         self._encoder: VisionEncoder | None = None
 
     def num_rows(self, image_bgr: Array, *, max_tiles: int | None) -> int:
-        """LLM rows that an image takes. Raises FrameError for anything but (H, W, 3) uint8."""
+        """LLM rows that an image, or its encoding, takes. Raises FrameError for anything but (H, W, 3) uint8."""
+        if self._is_encoded(image_bgr):
+            return len(image_bgr)
         count = num_tiles(image_bgr, size=self._size, max_tiles=self._max_tiles(max_tiles))
         return count * self._spec.num_repeats * self._tokens
 
     def encode(self, image_bgr: Array, *, max_tiles: int | None) -> Array:
-        """(H, W, 3) uint8 BGR of any size -> (rows, E). Raises FrameError, and NonFiniteError as a frame does."""
+        """(H, W, 3) uint8 BGR of any size -> (rows, E), which is its own encoding.
+
+        Raises FrameError, and NonFiniteError as a frame does.
+        """
+        if self._is_encoded(image_bgr):
+            return image_bgr
         tiles = to_tiles(image_bgr, size=self._size, max_tiles=self._max_tiles(max_tiles))
         if self._encoder is None:
             self._encoder = VisionEncoder(self._sessions)
@@ -48,6 +56,10 @@ class ImageEncoder:
                 self._encoder.reset()
             embeds.append(self._encoder.encode_static(tile, num_repeats=self._spec.num_repeats))
         return np.concatenate(embeds)
+
+    def _is_encoded(self, image: Array) -> bool:
+        """Rows of embeddings are floats; a grey image is not."""
+        return isinstance(image, np.ndarray) and bool(image.dtype.kind != "u" and image.shape[1:] == (self._width,))
 
     def _max_tiles(self, given: int | None) -> int:
         return self._spec.max_tiles if given is None else given

@@ -17,6 +17,7 @@ import numpy as np
 from .errors import EXPORT_AGAIN, BackendUnavailable, BundleError, NonFiniteError, SpecError
 from .memory import Array, HostMemory, Memory, Tensor, host_dtype
 from .spec import GraphSpec
+from .threads import example_inputs, open_fitting
 
 BFLOAT16 = 16  # TensorProto.BFLOAT16, which ONNX Runtime does not translate to numpy
 
@@ -77,16 +78,27 @@ class OrtSession:
     def __init__(
         self, path: Path, spec: GraphSpec, *, memory: HostMemory | None = None, threads: int | None = None
     ) -> None:
-        """Open an ONNX file. `threads` compute at once; None is one per core.
+        """Open an ONNX file. `threads` compute at once; None leaves that to its size and, in between, to a trial run.
 
         Raises BackendUnavailable without onnxruntime, BundleError if the file is not a graph with the spec's names.
         """
         self.spec = spec
         self.memory: Memory = memory or HostMemory()
         self._ort = import_onnxruntime()
-        self._session = open_onnx(self._ort, path, spec, ["CPUExecutionProvider"], threads=threads)
         self._names = [tensor.name for tensor in spec.outputs]
         self._has_bfloat16 = any(tensor.dtype == "bfloat16" for tensor in (*spec.inputs, *spec.outputs))
+
+        def opened(count: int) -> Any:
+            return open_onnx(self._ort, path, spec, ["CPUExecutionProvider"], threads=count)
+
+        if threads is None:
+            self.threads, self._session = open_fitting(path, opened, self._try)
+        else:
+            self.threads, self._session = threads, opened(threads)
+
+    def _try(self, session: Any) -> None:
+        self._session = session
+        self.run(example_inputs(self.spec))
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         arrays = {tensor.name: cast(Array, inputs[tensor.name]) for tensor in self.spec.inputs}

@@ -155,7 +155,8 @@ class PVCStream:
         """Ask about everything pushed so far; the likeliest token is taken at every step.
 
         images     (H, W, 3) uint8 BGR of any size, each cut into at most max_tiles tiles and a thumbnail, by default as
-                   many as the model was made for. They come before the question, or where it says <image>
+                   many as the model was made for; or what encode_image returned, for an image that is asked about more
+                   than once. They come before the question, or where it says <image>
         keep=False rolls question and answer back afterwards: the context's length is set back, and no cache is copied.
         keep=True  leaves them in the context, so that later questions can refer to them, until the stream re-anchors.
         Raises StreamFull before anything is run if question and answer might not fit, FrameError for what is no image,
@@ -205,7 +206,8 @@ class PVCStream:
     def encode_image(self, image_bgr: Array, *, max_tiles: int | None = None) -> Array:
         """An image as the LLM sees it, (rows, E): a static video, which leaves this stream's frames alone.
 
-        Tokens are ordered (tile, repeat, token). Raises FrameError for anything but (H, W, 3) uint8 BGR.
+        What it returns can take the image's place in `ask` and `score`, of any stream of this bundle. Tokens are
+        ordered (tile, repeat, token). Raises FrameError for anything but (H, W, 3) uint8 BGR.
         """
         return self._images.encode(image_bgr, max_tiles=max_tiles)
 

@@ -205,6 +205,9 @@ def run(
     trust_engines: Annotated[
         bool, typer.Option("--trust-engines", help="Load engines that another machine built. They are executable code.")
     ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of each graph on the CPU. Default: 1 for small graphs, else all.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Stream a video file through a bundle, or show it images, and ask. With neither, just ask."""
@@ -217,7 +220,7 @@ def run(
             ingest=cast("Ingest", one_of("--ingest", ingest, get_args(Ingest))),
             clock=cast("Clock", one_of("--clock", clock, get_args(Clock))) if clock is not None else None,
             runtime=cast("Runtime", one_of("--runtime", runtime, get_args(Runtime))),
-            max_new_tokens=max_new_tokens, trust_engines=trust_engines, keep_frames=reference,
+            max_new_tokens=max_new_tokens, trust_engines=trust_engines, threads=threads, keep_frames=reference,
         )  # fmt: skip
     run_command(request, model_name=model, as_json=as_json)
 

@@ -14,7 +14,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from engines import Answer, PushTiming, PVCStream, open_bundle
-from engines.bundle import Bundle, Runtime, missing_files
+from engines.bundle import ON_CPU, Bundle, Runtime, missing_files
 from engines.clock import Clock
 from engines.errors import MediaError, ParityError, StreamFull
 from engines.ingest import Ingest
@@ -45,7 +45,7 @@ class RunRequest:
     fps               of a raw stream, such as a .h264 file, which has no timestamps; or of a folder or a pattern, where
                       None is engines.picture_sequences.DEFAULT_FPS
     frames            sampled evenly in time from the video, by default 16; 0 takes every frame
-    tiles, ingest, clock, runtime, trust_engines   as PVCStream and open_bundle have them
+    tiles, ingest, clock, runtime, trust_engines, threads   as PVCStream and open_bundle have them
     keep_frames       hold every pushed frame, for compare_with_reference
     Raises ValueError, with the options of the command line, for parts that contradict each other.
     """
@@ -62,6 +62,7 @@ class RunRequest:
     clock: Clock | None = None
     runtime: Runtime = "auto"
     trust_engines: bool = False
+    threads: int | None = None
     keep_frames: bool = False
 
     def __post_init__(self) -> None:
@@ -203,9 +204,14 @@ def _probe(request: RunRequest) -> VideoInfo:
 
 def _open_bundle(request: RunRequest, console: Console) -> Bundle:
     with console.stage("open the bundle") as (stage, _):
-        bundle = open_bundle(request.bundle, runtime=request.runtime, trust_engines=request.trust_engines)
+        bundle = open_bundle(
+            request.bundle, runtime=request.runtime, trust_engines=request.trust_engines, threads=request.threads
+        )
         num_files = len(bundle.manifest.files) - len(missing_files(bundle.folder, bundle.manifest))
         stage.note = f"{num_files} files verified; runs on {bundle.runs_on}"
+        if bundle.runs_on == ON_CPU:
+            most = max(bundle.threads.values())
+            stage.note += f", {most} thread{'s' if most > 1 else ''}"
     return bundle
 
 
@@ -289,6 +295,7 @@ def run_json(result: RunResult) -> dict[str, Any]:
     return {
         "bundle": str(request.bundle),
         "runs_on": bundle.runs_on,
+        "threads": bundle.threads,
         "video": None if result.video is None else str(result.video.path),
         "damage": None if result.damage is None else result.damage.to_json(),
         **result.stillness.to_json(),

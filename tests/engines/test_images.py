@@ -122,6 +122,25 @@ def test_the_answer_about_images_is_the_reference_s_greedy_text(
     assert answer.vision_ms > 0
 
 
+def test_an_image_that_was_encoded_once_is_asked_about_as_if_it_were_encoded_each_time(bundle: Bundle) -> None:
+    image, other = photograph(100, 300), photograph(60, 60, seed=2)
+    recorder = Recorder(bundle.sessions)
+    stream = PVCStream(replace(bundle, sessions=recorder.sessions))
+    encoded = stream.encode_image(image, max_tiles=2)
+    num_runs = len(recorder.calls["trunk"])
+    for question in ("What is it?", "Is <image> red?"):
+        told = stream.ask(question, images=[encoded], max_new_tokens=5)
+        assert len(recorder.calls["trunk"]) == num_runs
+        assert (
+            told.token_ids == PVCStream(bundle).ask(question, images=[image], max_tiles=2, max_new_tokens=5).token_ids
+        )
+    want = PVCStream(bundle).score("Both?", [1, 2], images=[image, other], max_tiles=2)
+    np.testing.assert_array_equal(stream.score("Both?", [1, 2], images=[encoded, other], max_tiles=2), want)
+    for wrong in (encoded[:, :-1], encoded.astype(np.uint8), encoded[0]):
+        with pytest.raises(FrameError):
+            stream.ask("What is it?", images=[wrong])
+
+
 def test_other_images_give_other_answers(bundle: Bundle) -> None:
     stream = PVCStream(bundle)
     said = {stream.ask("?", images=[photograph(90, 90, seed=i)], max_new_tokens=10).token_ids for i in range(4)}

@@ -24,14 +24,15 @@ from pvc_ref.checkpoint.folder import save as save_model
 from .conftest import Run
 
 ROOT = Path(__file__).parent.parent.parent
+EXPORTING = "tests.pvc_export.command_line"
 
 
 def in_a_process(
-    *args: object, cwd: Path | None = None, env: dict[str, str] | None = None
+    *args: object, module: str = "pvc_export.cli", cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, without a terminal; `pvc_export` calls it in this one."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", **(env or {})}
-    command = [sys.executable, "-m", "pvc_export.cli", *map(str, args)]
+    command = [sys.executable, "-m", module, *map(str, args)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
@@ -66,7 +67,7 @@ def test_run_prints_one_json_object(bundle_fp16: Path, clip: Path, pvc_export: R
 
 
 def test_onnx_makes_a_bundle_that_check_passes(small_folder: Path, tmp_path: Path, pvc_export: Run) -> None:
-    made = in_a_process("onnx", "-m", small_folder, "-o", tmp_path / "b", "--window", 3, "--json")
+    made = in_a_process("onnx", "-m", small_folder, "-o", tmp_path / "b", "--window", 3, "--json", module=EXPORTING)
     assert made.returncode == 0, made.stderr
     receipt = json.loads(made.stdout)
     assert receipt["parity"]["passed"] is True and receipt["precision"] == "fp32"
@@ -210,7 +211,7 @@ def test_an_interrupt_ends_the_command_and_leaves_nothing(
     small_folder: Path, tmp_path: Path, number: signal.Signals, after: str
 ) -> None:
     """During the export, and during the engine builds, whose native code would drop the interrupt."""
-    command = [sys.executable, "-u", "-m", "pvc_export.cli", "trt", "-m", str(small_folder), "-o", str(tmp_path / "b")]
+    command = [sys.executable, "-u", "-m", EXPORTING, "trt", "-m", str(small_folder), "-o", str(tmp_path / "b")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:

@@ -11,7 +11,6 @@ A token may differ only where the reference itself nearly ties (limits.near_tie)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,9 +54,9 @@ def _converse(bundle: Bundle, loaded: LoadedModel, prompt: Prompt, num_new_token
     expected = loaded.model.generate(embeds, max_new_tokens=num_new_tokens, stop_ids=[loaded.token_id(STOP_TOKEN)])
     want = reference_logits(loaded, embeds, expected)
     stream = open_prompt(bundle, prompt)
-    images: dict[str, Any] = {"images": prompt.images, "max_tiles": MAX_TILES}
-    said = stream.ask(prompt.question, max_new_tokens=num_new_tokens, **images).token_ids
-    got = stream.score(prompt.question, expected, **images)
+    images = [stream.encode_image(image, max_tiles=MAX_TILES) for image in prompt.images]
+    said = stream.ask(prompt.question, images=images, max_new_tokens=num_new_tokens).token_ids
+    got = stream.score(prompt.question, expected, images=images)
     kl = divergences(want, got)
     return Conversation(
         kind=prompt.kind,

@@ -18,6 +18,7 @@ import pytest
 from engines.bundle import verify_files
 from engines.errors import BackendUnavailable, BundleError
 from engines.manifest import Manifest, hash_folder
+from engines.spec import StreamLimits
 from engines.target import load_target
 from pvc_export.bundles import publish
 from pvc_export.bundles.export import ExportRequest, export
@@ -272,9 +273,9 @@ def test_a_file_of_yours_that_arrives_during_the_export_keeps_the_bundle_from_be
     assert list(out.parent.iterdir()) == [out]
 
 
-@pytest.mark.usefixtures("shared_graphs")
+@pytest.mark.usefixtures("shared_graphs", "stream_alone")
 def test_a_real_export_killed_on_its_way_leaves_the_old_bundle_whole_and_the_next_one_succeeds(
-    tiny: LoadedModel, bundle_fp32: Path, copy_bundle: Callable[[Path], Path]
+    small: LoadedModel, bundle_fp32: Path, copy_bundle: Callable[[Path], Path]
 ) -> None:
     out = copy_bundle(bundle_fp32)
     command = [sys.executable, "-u", "-m", "pvc_export.cli", "onnx", "-m", "tiny", "-o", str(out)]
@@ -287,6 +288,7 @@ def test_a_real_export_killed_on_its_way_leaves_the_old_bundle_whole_and_the_nex
     assert (out / "manifest.json").read_bytes() == (bundle_fp32 / "manifest.json").read_bytes()
     (hidden,) = (path for path in out.parent.iterdir() if path != out)
     assert (hidden / "bundle/graphs/trunk.onnx").is_file(), "the kill came before there was anything to leave behind"
-    export(tiny, ExportRequest(out=out, target=load_target("cpu"), precision="fp32"))
-    assert list(out.parent.iterdir()) == [out] and Manifest.load(out).limits.window == 8
+    limits = StreamLimits(window=3)
+    assert export(small, ExportRequest(out=out, target=load_target("cpu"), precision="fp32", limits=limits)).passed
+    assert list(out.parent.iterdir()) == [out] and Manifest.load(out).limits.window == 3
     verify_files(out, Manifest.load(out))

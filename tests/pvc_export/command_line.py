@@ -1,0 +1,17 @@
+"""pvc-export for a process of its own that exports: as it is, but torch reads its translations once a process and not
+once a graph (conftest.translations_once), a quarter of the time.
+
+python -m tests.pvc_export.command_line onnx -m tiny
+"""
+
+from __future__ import annotations
+
+import functools
+
+from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+from pvc_export.cli import main
+
+if __name__ == "__main__":
+    ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
+    main()
