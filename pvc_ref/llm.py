@@ -90,12 +90,15 @@ class CausalAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, L, E) -> queries (B, L, H, D), keys and values (B, L, K, D)."""
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return q, k, v
+
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], past: KeyValue | None, bias: Tensor
     ) -> tuple[Tensor, KeyValue]:
-        q, k_new, v_new = (
-            proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k_new, v_new = self.project(x)
         q, k_new = rotate(q, *rope), rotate(k_new, *rope)
         k, v = k_new, v_new
         if past is not None:

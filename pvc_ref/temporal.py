@@ -107,9 +107,13 @@ class AdaLayerNorm(nn.Module):
         self.w6 = nn.Linear(size, size)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        gamma = self.w4(F.silu(self.w3(z)))
-        beta = self.w6(F.silu(self.w5(z)))
+        of_gamma, of_beta = self.hidden(z)
+        gamma, beta = self.w4(of_gamma), self.w6(of_beta)
         return gamma * self.norm(x) + beta
+
+    def hidden(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """SiLU(W3 z) and SiLU(W5 z)."""
+        return F.silu(self.w3(z)), F.silu(self.w5(z))
 
 
 class TimeEmbedding(nn.Module):

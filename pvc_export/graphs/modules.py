@@ -2,7 +2,8 @@
 
 What a wrapper adds is the calling convention of the runtime: flat tensors instead of lists of pairs, a ring with a slot
 mask instead of an ordered past, one frame instead of a clip, and the last hidden row only. Attention may be spelled
-otherwise for a target (spellings.py); the check holds every spelling to the reference.
+otherwise for a target (spellings.py), and products of one input are joined (joined.py); the check holds every form to
+the reference.
 Dimension key: as in engines/spec.py.
 """
 
@@ -19,6 +20,7 @@ from pvc_ref.layers import visible_to_bias
 from pvc_ref.llm import Decoder, rope_angles
 from pvc_ref.temporal import TemporalEncoder
 
+from .joined import joined
 from .spellings import CACHE_UPDATES, SPELLINGS, CachesInPlace, spelled
 
 
@@ -57,13 +59,13 @@ def graph_module(model: PVC, spec: GraphSpec, spelling: Spelling = "concat") -> 
         case "trunk":
             module: nn.Module = spelled(model.trunk, classes)
         case "temporal":
-            module = TemporalGraph(spelled(model.temporal, classes))
+            module = TemporalGraph(joined(spelled(model.temporal, classes)))
         case "compressor":
-            module = model.compressor
+            module = joined(model.compressor)
         case "embed":
             module = model.llm.embed_tokens
         case "llm":
-            decoder = spelled(model.llm, CACHE_UPDATES["aliased" if spec.aliases else "rows"])
+            decoder = joined(spelled(model.llm, CACHE_UPDATES["aliased" if spec.aliases else "rows"]))
             module = InPlaceLLMGraph(decoder) if spec.aliases else LLMGraph(decoder)
         case "head":
             module = HeadGraph(model.llm)
@@ -73,7 +75,7 @@ def graph_module(model: PVC, spec: GraphSpec, spelling: Spelling = "concat") -> 
 
 
 def graph_parameters(model: PVC, name: str) -> dict[str, Tensor]:
-    """The weights that graph `name` must hold, by their names in the model."""
+    """The weights that graph `name` must hold, by their names in the model; joined ones hold several (joined.py)."""
     of_the_llm = {"embed": ("llm.embed_tokens.",), "llm": ("llm.layers.", "llm.norm."), "head": ("llm.lm_head.",)}
     prefixes = of_the_llm.get(name, (f"{name}.",))
     parameters = model.named_parameters(remove_duplicate=False)  # a tied head is a weight of both graphs

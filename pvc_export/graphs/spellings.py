@@ -75,7 +75,7 @@ class InPlaceAttention(CausalAttention):
         self, x: Tensor, rope: tuple[Tensor, Tensor], past: CachesInPlace, bias: Tensor
     ) -> tuple[Tensor, CachesInPlace]:
         """x (B, L, E); bias (B, 1, L, S). The caches keep their dtype in a float32 island, where x has another."""
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = self.project(x)
         q, k, v = (y.transpose(1, 2) for y in (rotate(q, *rope), rotate(k, *rope), v))
         key, value = (
             onnx_operator(

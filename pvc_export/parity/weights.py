@@ -6,7 +6,7 @@ for in the ONNX file, by a digest of its values that ignores their order, since 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from engines.bundle import graph_path
 from engines.manifest import Manifest
-from engines.memory import host_dtype
+from engines.memory import Array, host_dtype
 
+from ..graphs.joined import joint_sizes
 from ..graphs.models import LoadedModel
 from ..graphs.modules import graph_parameters
 from ..graphs.precision import cast_model
@@ -37,17 +38,33 @@ def compare_weights(folder: Path, manifest: Manifest, loaded: LoadedModel) -> Ev
     num_equal, wrong = 0, dict[str, list[str]]()
     for graph in manifest.graphs:
         parameters = graph_parameters(model, graph)
-        if missing := missing_weights(folder / graph_path(graph), parameters):
+        if missing := missing_weights(folder / graph_path(graph), parameters, joint_sizes(model, graph)):
             wrong[graph] = missing
         num_equal += len(parameters) - len(missing)
     return Evidence(num_weights=num_equal, wrong_weights=wrong)
 
 
-def missing_weights(path: Path, parameters: Mapping[str, Tensor]) -> list[str]:
-    """Names of the parameters whose values, in their dtype, are in no initializer of the ONNX file."""
+def missing_weights(path: Path, parameters: Mapping[str, Tensor], joint: Collection[tuple[int, ...]] = ()) -> list[str]:
+    """Names of the parameters whose values, in their dtype, are in no initializer of the ONNX file.
+
+    joint  the sizes of the parts of joined weights, whose slices are looked at as well
+    """
     graph = onnx.load(path, load_external_data=False)
-    found = {digest(weight_values(tensor, path.parent)) for tensor in _constants(graph)}
+    found = {
+        digest(values)
+        for tensor in _constants(graph)
+        for values in _with_parts(weight_values(tensor, path.parent).reshape(tuple(tensor.dims)), joint)
+    }
     return [name for name, value in parameters.items() if digest(_to_numpy(value)) not in found]
+
+
+def _with_parts(values: Array, joint: Collection[tuple[int, ...]]) -> Iterator[Array]:
+    """A weight, and where it may be a joined one its parts, along whichever axis the exporter left them."""
+    yield values
+    for sizes in joint:
+        for axis in range(values.ndim):
+            if values.shape[axis] == sum(sizes):
+                yield from np.split(values, np.cumsum(sizes)[:-1], axis)
 
 
 def _to_numpy(value: Tensor) -> np.ndarray[Any, Any]:
@@ -60,7 +77,7 @@ def _to_numpy(value: Tensor) -> np.ndarray[Any, Any]:
 
 def digest(array: np.ndarray[Any, Any]) -> Digest:
     """Equal for arrays of the same dtype and the same values in any order; differs if one bit of one value does."""
-    bits = array.reshape(-1).view(f"u{array.dtype.itemsize}")
+    bits = np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
     total = 0
     for start in range(0, bits.size, BLOCK):
         total += int(_mix(bits[start : start + BLOCK].astype(np.uint64)).sum(dtype=np.uint64))

@@ -22,6 +22,7 @@ from engines.memory import Array
 from engines.spec import GRAPH_NAMES
 from engines.target import load_target
 
+from ...graphs.joined import part_at
 from ...graphs.models import LoadedModel
 from ...graphs.modules import graph_module
 from ...graphs.onnx_file import export_graph
@@ -83,10 +84,11 @@ def _first_wrong(
     # In a narrow graph a float32 piece can be a matter of precision too: rounded inside, and wide again at its end.
     is_right_when_wide = again.error <= LIMIT or bool(overflowing_weights(path, wrong))
     is_precision = manifest.precision != "fp32" and is_right_when_wide
+    layer = part_at(loaded.model, layer_name(call.graph, wrong.origin.scope), wrong.channel)
     return Culprit(
         graph=call.graph,
         where=call.where,
-        layer=layer_name(call.graph, wrong.origin.scope),
+        layer=layer,
         operation=wrong.origin.operation,
         nodes=wrong.nodes,
         line=wrong.origin.line,
@@ -97,7 +99,7 @@ def _first_wrong(
         peak=wrong.peak,
         largest=LARGEST[wrong.dtype],
         is_precision=is_precision,
-        island=_island(manifest, loaded, call.graph, wrong, pieces) if is_precision else None,
+        island=_island(manifest, loaded, call.graph, layer, wrong, pieces) if is_precision else None,
     )
 
 
@@ -138,12 +140,14 @@ def layer_name(graph: str, scope: str) -> str:
     return f"{PREFIX[graph]}.{inner}" if inner else PREFIX[graph]
 
 
-def _island(manifest: Manifest, loaded: LoadedModel, graph: str, wrong: Piece, pieces: Sequence[Piece]) -> str | None:
+def _island(
+    manifest: Manifest, loaded: LoadedModel, graph: str, layer: str, wrong: Piece, pieces: Sequence[Piece]
+) -> str | None:
     """The innermost module around the operation that can be one and whose own result fits in the bundle's dtype."""
     largest = LARGEST[manifest.precision] / ROOM
-    parts = layer_name(graph, wrong.origin.scope).split(".")
+    parts = layer.split(".")
     for name in (".".join(parts[:count]) for count in range(len(parts), 0, -1)):
-        inside = [p for p in pieces if f"{layer_name(graph, p.origin.scope)}.".startswith(f"{name}.")]
+        inside = [p for p in pieces if f"{layer_name(graph, p.origin.scope)}.".startswith(f"{name}.")] or [wrong]
         if name not in manifest.islands and can_be_island(loaded.model, name) and inside[-1].peak <= largest:
             return name
     return None

@@ -59,6 +59,7 @@ class Piece:
     nodes   its ONNX operators;  weights  the values that it holds
     off     the larger of |got - truth| / |truth|, and of a value's difference over it and the root mean square
     peak    the largest |truth| of its result
+    channel  along the last axis, where the largest difference is
     """
 
     name: str
@@ -69,6 +70,7 @@ class Piece:
     off: float
     peak: float
     num_nonfinite: int
+    channel: int
 
     @property
     def error(self) -> float:
@@ -157,6 +159,7 @@ def measure_pieces(
                 off=_off(value, want, is_real=truth[name].dtype.kind == "f"),
                 peak=float(np.abs(want).max(initial=0.0)),
                 num_nonfinite=int((~np.isfinite(value)).sum()),
+                channel=_channel(value - want),
             )
         )
     return found
@@ -170,6 +173,14 @@ def overflowing_weights(path: Path, piece: Piece) -> list[str]:
         for tensor in tensors
         if tensor.name in piece.weights and not np.isfinite(weight_values(tensor, path.parent)).all()
     ]
+
+
+def _channel(difference: Array) -> int:
+    """Along the last axis, where the largest difference is; what is not finite is larger than all else."""
+    if not difference.ndim or not difference.size:
+        return 0
+    size = np.nan_to_num(np.abs(difference), nan=inf, posinf=inf).reshape(-1, difference.shape[-1])
+    return int(size.max(axis=0).argmax())
 
 
 def _off(value: Array, want: Array, *, is_real: bool) -> float:

@@ -1,0 +1,121 @@
+"""Products of the same rows as one wide product and a Split: q|k|v and gate|up of the LLM, W3|W5 of AdaLN.
+
+A compiler that sees three products of one input joins them by itself, and TensorRT 10.13 and later is known to corrupt
+what it joined so at batch 1; one product leaves it nothing to join. It is also fewer and larger kernels.
+A joined weight holds its parts' rows one after the other, bit for bit. A part that is an island by itself keeps its
+module from being joined. The vision side's q|k|v is one weight in the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pvc_ref import PVC
+from pvc_ref.llm import CausalAttention, SwiGLU
+from pvc_ref.temporal import AdaLayerNorm
+
+from .precision import ModuleT, copy_with
+from .spellings import InPlaceAttention
+
+
+class JoinedAttention(CausalAttention):
+    qkv_proj: nn.Linear
+    sizes: list[int]
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in self.qkv_proj(x).split(self.sizes, dim=-1))
+        return q, k, v
+
+
+class JoinedInPlaceAttention(JoinedAttention, InPlaceAttention):
+    """What it projects is joined, what it attends to lies in place."""
+
+
+class JoinedSwiGLU(SwiGLU):
+    gate_up_proj: nn.Linear
+    sizes: list[int]
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).split(self.sizes, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class JoinedAdaLayerNorm(AdaLayerNorm):
+    w35: nn.Linear
+    sizes: list[int]
+
+    def hidden(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        of_gamma, of_beta = F.silu(self.w35(z)).split(self.sizes, dim=-1)
+        return of_gamma, of_beta
+
+
+JOINED: dict[type[nn.Module], type[nn.Module]] = {
+    CausalAttention: JoinedAttention,
+    InPlaceAttention: JoinedInPlaceAttention,
+    SwiGLU: JoinedSwiGLU,
+    AdaLayerNorm: JoinedAdaLayerNorm,
+}
+PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj"), "w35": ("w3", "w5")}
+"""A joined product's name, and those of its parts, in order."""
+
+
+def joined(module: ModuleT) -> ModuleT:
+    """A copy whose products of one input are joined. It shares every weight but those."""
+    copy = copy_with(module, lambda weight: weight)
+    for part in list(copy.modules()):
+        if found := _product_of(part):
+            name, linears = found
+            part.__class__ = JOINED[type(part)]
+            part.sizes = [linear.out_features for linear in linears]  # type: ignore[assignment]
+            for part_name in PARTS[name]:
+                delattr(part, part_name)
+            setattr(part, name, _join(linears))
+    return copy
+
+
+def joint_sizes(model: PVC, graph: str) -> set[tuple[int, ...]]:
+    """The rows of each part of every joined weight in a graph, such as {(64, 32, 32)} for q|k|v."""
+    parts = (part for name, part in model.named_modules() if f"{name}.".startswith(f"{graph}."))
+    found = (_product_of(part) for part in parts)
+    return {tuple(linear.out_features for linear in product[1]) for product in found if product}
+
+
+def part_at(model: PVC, name: str, channel: int) -> str:
+    """The name in the model of what a graph calls `name`: of a joined product, the part that makes this channel."""
+    owner, _, product = name.rpartition(".")
+    for part in PARTS.get(product, ()):
+        size = model.get_submodule(f"{owner}.{part}").out_features
+        if channel < size:  # type: ignore[operator]
+            return f"{owner}.{part}"
+        channel -= size  # type: ignore[operator, assignment]
+    return name
+
+
+def _product_of(part: nn.Module) -> tuple[str, list[nn.Linear]] | None:
+    """The joint product of a module's parts, by its name, where it has one and they can be joined."""
+    if type(part) not in JOINED:
+        return None
+    name, linears = next(_products(part))
+    hooked = any(linear._forward_hooks or linear._forward_pre_hooks for linear in linears)
+    same = len({linear.weight.dtype for linear in linears}) == 1
+    return (name, linears) if same and not hooked else None
+
+
+def _products(part: nn.Module) -> Iterator[tuple[str, list[nn.Linear]]]:
+    for name, parts in PARTS.items():
+        if all(isinstance(getattr(part, own, None), nn.Linear) for own in parts):
+            yield name, [getattr(part, own) for own in parts]
+
+
+def _join(parts: Sequence[nn.Linear]) -> nn.Linear:
+    biases = [part.bias for part in parts if part.bias is not None]
+    with torch.device("meta"):
+        whole = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts), bias=bool(biases))
+    whole.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]), requires_grad=False)
+    if biases:
+        whole.bias = nn.Parameter(torch.cat([bias.detach() for bias in biases]), requires_grad=False)
+    return whole

@@ -1,0 +1,102 @@
+"""What wide products gain: engines and CPU steps with q|k|v, gate|up and W3|W5 joined, and apart.
+
+python -m pvc_export.studies.products engines    layers, bytes and build time of TensorRT-RTX engines, float16
+python -m pvc_export.studies.products cpu        a decoded token and 64 ingested rows, interleaved, CPU time
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+from engines.builder import build_engine
+from engines.graph_specs import graph_specs
+from engines.spec import StreamLimits
+from engines.target import load_target
+from pvc_ref import PVC, PVCConfig
+
+from ..bench.language_variants import SIZES, LanguageScene, our_language_model, our_language_sessions, our_variant
+from ..bench.rounds import Spread, describe_environment, environment, interleave, ratio
+from ..graphs.modules import graph_module, model_shape
+from ..graphs.onnx_file import export_graph
+from ..graphs.precision import cast_model
+
+SUBJECTS: dict[str, tuple[PVCConfig, tuple[str, ...]]] = {
+    "tiny": (PVCConfig.preset("tiny"), ("temporal", "compressor", "llm")),
+    "vision-8b": (PVCConfig.preset("vision-8b"), ("temporal", "compressor")),
+    "0.5b": (SIZES["0.5b"], ("llm",)),
+}
+"""Models with random weights, and those of their graphs that have such products."""
+FORMS = ("apart", "joined")
+PAST = 1024
+
+
+@contextmanager
+def form(name: str) -> Iterator[None]:
+    """Within it, graphs are made in this form."""
+    if name == "joined":
+        yield
+    else:
+        with patch("pvc_export.graphs.modules.joined", lambda module: module):
+            yield
+
+
+def engines(subjects: list[str]) -> Iterator[str]:
+    """A line for each graph and form; the builds of one graph follow each other."""
+    target = load_target("rtx")
+    yield f"{'model':<10} {'graph':<11} {'products':<9} {'layers':>6} {'engine':>12} {'build':>8}"
+    for name in subjects:
+        config, graphs = SUBJECTS[name]
+        model = cast_model(PVC.random(config, seed=0), "fp16")
+        specs = graph_specs(model_shape(config), StreamLimits(), "fp16", target.spelling, cache_update="aliased")
+        for graph in graphs:
+            for how in FORMS:
+                with tempfile.TemporaryDirectory(prefix="pvc-products-") as folder, form(how):
+                    path, spec = Path(folder) / f"{graph}.onnx", specs[graph]
+                    export_graph(graph_module(model, spec, target.spelling), spec, path)
+                    built = build_engine(path, spec, target)
+                size = f"{len(built.plan) / 1e6:.2f} MB"
+                yield f"{name:<10} {graph:<11} {how:<9} {len(built.layers):>6} {size:>12} {built.build_s:>6.1f} s"
+
+
+def cpu(size: str, rounds: int) -> Iterator[str]:
+    """Medians and quartiles of both steps in both forms, and the ratio within rounds."""
+    scene = LanguageScene.render(SIZES[size], num_past=PAST)
+    runs = {}
+    with tempfile.TemporaryDirectory(prefix="pvc-products-") as folder:
+        for how in FORMS:
+            (own := Path(folder) / how).mkdir()
+            with form(how):
+                sessions = our_language_sessions(scene, own, threads=1)
+            variant = our_variant(scene, our_language_model(scene, sessions))
+            runs |= {(step, how): timed.run for step, timed in variant.items()}
+        interleave(runs, rounds=2, threads=1)
+        seconds = interleave(runs, rounds=rounds, threads=1)
+    yield f"{size}, {PAST} past rows, float32, {rounds} interleaved rounds"
+    for step in ("decode", "ingest"):
+        for how in FORMS:
+            spread = Spread.of(seconds[step, how])
+            quartiles = f"{spread.q1_ms:.2f} - {spread.q3_ms:.2f}"
+            yield f"{step:<8} {how:<8} {spread.median_ms:>8.2f} ms   {quartiles}"
+        yield f"{step:<8} joined is {ratio(seconds[step, 'apart'], seconds[step, 'joined']):.3f} times as fast"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pvc_export.studies.products", description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["engines", "cpu"])
+    parser.add_argument("--model", choices=[*SUBJECTS], action="append", help="for engines; by default all")
+    parser.add_argument("--size", choices=[*SIZES], default="0.5b", help="for cpu (0.5b)")
+    parser.add_argument("--rounds", type=int, default=15, help="for cpu (15)")
+    args = parser.parse_args()
+    facts = environment(f"python -m pvc_export.studies.products {args.what}", threads=1)
+    for line in engines(args.model or [*SUBJECTS]) if args.what == "engines" else cpu(args.size, args.rounds):
+        print(line, flush=True)
+    print("\n".join(describe_environment(facts)))
+
+
+if __name__ == "__main__":
+    main()
