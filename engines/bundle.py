@@ -267,8 +267,9 @@ def _export_command(folder: Path, manifest: Manifest) -> str:
     model, limits = manifest.model, manifest.limits
     command = "trt" if manifest.engines else "onnx"
     seed = f"--seed {model.seed} " if model.seed else ""
+    clock = "" if limits.num_times is None else "--clock reanchor "
     return (
         f"pvc-export {command} -m {shlex.quote(model.name)} --{manifest.precision} --target {manifest.target} "
-        f"--window {limits.window} --context {limits.context} --streams {limits.streams} {seed}"
+        f"--window {limits.window} --context {limits.context} --streams {limits.streams} {clock}{seed}"
         f"-o {shlex.quote(str(folder))}"
     )

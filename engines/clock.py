@@ -27,13 +27,17 @@ DEFAULT_RETAIN = 8
 def resolve_clock(manifest: Manifest, clock: Clock | None, retain: int | None) -> tuple[Clock, int]:
     """The clock of a stream, and how many frames it retains: 0 if time runs on.
 
-    None is DEFAULT_CLOCK, but run-on for a model that cannot re-anchor; and DEFAULT_RETAIN frames, or as many as fit.
+    None is DEFAULT_CLOCK, but run-on for a model that cannot re-anchor, and reanchor for a bundle that knows a table of
+    times only; and DEFAULT_RETAIN frames, or as many as fit.
     Raises StreamError for a clock that is unknown or that the model cannot have, and for a `retain` that cannot be.
     """
     window, trained = manifest.limits.window, manifest.trained_frames
     most = min(window, trained - 1)
     can_reanchor = manifest.time_mode == "absolute" and most >= 1
-    chosen: Clock = clock if clock is not None else DEFAULT_CLOCK if can_reanchor else "run-on"
+    default: Clock = (
+        "run-on" if not can_reanchor else DEFAULT_CLOCK if manifest.limits.num_times is None else "reanchor"
+    )
+    chosen: Clock = default if clock is None else clock
     if chosen not in get_args(Clock):
         raise StreamError(f"clock is {chosen!r}", expected=f"one of {', '.join(get_args(Clock))}")
     if chosen == "run-on":

@@ -80,8 +80,15 @@ def _vision_specs(shape: ModelShape, limits: StreamLimits, real: str, spelling: 
             outputs=(features, *new),
             dims=batch,
             states=rings,
+            num_times=limits.num_times,
         ),
-        GraphSpec(name="compressor", inputs=(features, frame_time), outputs=(frame_embeds,), dims=batch),
+        GraphSpec(
+            name="compressor",
+            inputs=(features, frame_time),
+            outputs=(frame_embeds,),
+            dims=batch,
+            num_times=limits.num_times,
+        ),
     )
 
 

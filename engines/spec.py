@@ -75,6 +75,7 @@ class StreamLimits:
     streams  streams a session can serve in one pass
     chunk    most LLM rows in one pass; longer prompts are fed in pieces
     bucket   the LLM cache is fed in multiples of this many rows, its unused tail masked
+    num_times  frame times that the graphs know, 0 .. num_times - 1, as a table; None: any, computed
     """
 
     window: int = 8
@@ -82,10 +83,11 @@ class StreamLimits:
     streams: int = 1
     chunk: int = 256
     bucket: int = 256
+    num_times: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise SpecError(f"limit {name} is {value}", expected="at least 1")
         if self.context % self.bucket:
             raise SpecError(
@@ -187,6 +189,7 @@ class GraphSpec:
 
     dims      what the runtime may feed
     profiles  what an engine is compiled for, one optimization profile each; the last that fits is the one to use
+    num_times  as in StreamLimits; None too for a graph without a clock
     """
 
     name: str
@@ -196,6 +199,7 @@ class GraphSpec:
     profiles: tuple[dict[str, DimRange], ...] = ()
     states: tuple[StateSpec, ...] = ()
     fused_attention: FusedAttention = FusedAttention()
+    num_times: int | None = None
 
     def profile_shapes(
         self, tensor: TensorSpec, profile: dict[str, DimRange]
@@ -239,6 +243,7 @@ class GraphSpec:
                 profiles=tuple(_ranges(profile) for profile in data["profiles"]),
                 states=tuple(StateSpec(**s) for s in data["states"]),
                 fused_attention=FusedAttention(**data["fused_attention"]),
+                num_times=data.get("num_times"),  # bundles before it compute any time
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise SpecError(f"this is not a graph specification: {error}") from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .cache import FeatureCache, RingCache
+from .errors import StreamError
 from .memory import Array, Tensor
 from .session import Session, require_finite
 
@@ -66,6 +67,7 @@ class VisionEncoder:
         self._sessions = sessions
         self.time_divisor = time_divisor
         spec, self._memory = sessions["temporal"].spec, sessions["temporal"].memory
+        self._num_times = spec.num_times
         self.anchor = Anchor(
             ring=RingCache(spec, self._memory), spare=RingCache(spec, self._memory) if retain else None
         )
@@ -122,6 +124,14 @@ class VisionEncoder:
         return self._run("trunk", {"frame": frame[None]})["trunk_features"]
 
     def _over_time(self, trunk_features: Tensor, ring: RingCache) -> EncodedFrame:
+        if self._num_times is not None and ring.num_frames >= self._num_times:
+            raise StreamError(
+                f"this frame's time is {ring.num_frames}, and the bundle knows {self._num_times} frame times",
+                expected=f"at most {self._num_times} frames under clock 'run-on'",
+                cause="it was exported with --clock reanchor, which keeps frame times as a table",
+                fix="let the stream re-anchor: clock='reanchor', on the command line --clock reanchor; or export with "
+                "--clock run-on",
+            )
         time = np.asarray([ring.num_frames / self.time_divisor], dtype=np.float32)
         temporal = self._run("temporal", {"trunk_features": trunk_features, "frame_time": time, **ring.feeds()})
         features = temporal.pop("features")

@@ -41,6 +41,14 @@ Target = Annotated[str, typer.Option(help="Runtime to export for; pvc-export doc
 Window = Annotated[int, typer.Option(help="Frames that temporal attention sees, including the current one.")]
 Context = Annotated[int, typer.Option(help="LLM rows that a stream can hold.")]
 Streams = Annotated[int, typer.Option(help="Streams that one pass serves.")]
+ClockChoice = Annotated[
+    str,
+    typer.Option(
+        "--clock",
+        help="run-on (streams may go on beyond the trained number of frames) or reanchor (they start again with the "
+        "newest, so that frame times are a table: 1 GB less at 8B).",
+    ),
+]
 Island = Annotated[
     list[str] | None, typer.Option("--island", help="Module to keep in float32, e.g. trunk.layers.1.attn. Repeatable.")
 ]
@@ -69,16 +77,19 @@ def _export(name: str, *, engines: bool, precision: Precision, target: str, summ
         window: Window = 8,
         context: Context = 2048,
         streams: Streams = 1,
+        clock: ClockChoice = "run-on",
         island: Island = None,
         seed: Seed = None,
         as_json: Json = False,
     ) -> None:
         chosen = _precision(default=precision, fp16=fp16, bf16=bf16, fp32=fp32)
+        with usage_errors():
+            kept = cast("Clock", one_of("--clock", clock, get_args(Clock)))
         from .commands.export import export_command
 
         export_command(
             model=model, output=output, precision=chosen, target_name=target, window=window, context=context,
-            streams=streams, islands=tuple(island or ()), seed=seed, engines=engines, as_json=as_json,
+            streams=streams, clock=kept, islands=tuple(island or ()), seed=seed, engines=engines, as_json=as_json,
         )  # fmt: skip
 
 

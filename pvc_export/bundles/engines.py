@@ -41,7 +41,7 @@ class Asked:
 
 def asked_of(model: PVC, spec: GraphSpec, islands: Sequence[str] = ()) -> Asked:
     """What a graph of `model`, cast with these islands, asks of its engine. In float32 there are no islands."""
-    weights = graph_parameters(model, spec.name).values()
+    weights = graph_parameters(model, spec).values()
     narrow = any(parameter.dtype != torch.float32 for parameter in model.parameters())
     num_float32 = sum(weight.numel() for weight in weights if weight.dtype == torch.float32)
     return Asked(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from engines.builder import compute_capabilities, load_runtime
 from engines.bundle import TOKENIZER_NAME, graph_path
+from engines.clock import Clock
 from engines.errors import BackendUnavailable, ModelError
 from engines.graph_specs import graph_specs
 from engines.manifest import FORMAT_VERSION, ImageSpec, Manifest, hash_file, hash_folder
@@ -21,6 +22,7 @@ from engines.spec import GraphSpec, Precision, Spelling, StreamLimits
 from engines.target import Target
 from pvc_ref import PVC
 
+from ..graphs.clock_table import num_frame_times
 from ..graphs.models import LoadedModel, prompt_spec
 from ..graphs.modules import graph_module, model_shape
 from ..graphs.onnx_file import export_graph
@@ -44,6 +46,8 @@ class ExportRequest:
     """What to make: the answer to every flag of `trt` and `onnx`.
 
     islands  modules that stay float32 in a narrower bundle (precision.py)
+    clock    what its streams can do at the trained number of frames. Those of 'run-on' can do either; those that only
+             re-anchor know a table of frame times, which is smaller (graphs/clock_table.py)
     """
 
     out: Path
@@ -51,6 +55,7 @@ class ExportRequest:
     precision: Precision
     limits: StreamLimits = field(default_factory=StreamLimits)
     islands: tuple[str, ...] = ()
+    clock: Clock = "run-on"
 
 
 def export(loaded: LoadedModel, request: ExportRequest, *, console: Console | None = None) -> ParityReport:
@@ -93,6 +98,13 @@ def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> Non
             cause="every new frame changes the keys of all earlier ones, so no temporal cache stays valid",
             fix="run it clip by clip with the reference: PVC.encode_clip",
         )
+    if request.clock == "reanchor" and (config.time_mode != "absolute" or config.trained_frames < 2):
+        raise ModelError(
+            f"--clock reanchor, but this model's time mode is '{config.time_mode}' and it was trained on "
+            f"{config.trained_frames} frames",
+            expected="time mode 'absolute' and at least 2 frames, since a replay must leave a time for a new frame",
+            fix="export with --clock run-on",
+        )
     if config.vision.num_temporal_layers == 0:
         raise ModelError(
             "this model has no temporal layers, so it has no state to stream",
@@ -119,9 +131,11 @@ def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> Non
 
 def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, console: Console) -> Manifest:
     """Graphs, tokenizer and engines into `folder`, and a manifest that does not yet know how the check came out."""
-    shape = model_shape(loaded.config)
+    shape, limits = model_shape(loaded.config), request.limits
+    if request.clock == "reanchor":
+        limits = replace(limits, num_times=num_frame_times(loaded.config, window=limits.window))
     spelling, cache_update = request.target.spelling, request.target.cache_update
-    specs = graph_specs(shape, request.limits, request.precision, spelling, cache_update=cache_update)
+    specs = graph_specs(shape, limits, request.precision, spelling, cache_update=cache_update)
     model = cast_model(loaded.model, request.precision, request.islands)
     _export_graphs(model, specs, spelling, folder, console)
     asked = {name: asked_of(model, spec, request.islands) for name, spec in specs.items()}
@@ -136,7 +150,7 @@ def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, cons
         created_utc=now_utc(),
         model=loaded.source,
         shape=shape,
-        limits=request.limits,
+        limits=limits,
         target=request.target.name,
         precision=request.precision,
         islands=request.islands,

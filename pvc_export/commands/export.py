@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from engines.clock import Clock
 from engines.errors import EXIT_DIFFERENT
 from engines.spec import Precision, StreamLimits
 from engines.target import Target, load_target
@@ -22,7 +23,7 @@ from ..terminal.usage import usage_errors
 
 def export_command(
     *, model: str, output: Path | None, precision: Precision, target_name: str, window: int, context: int, streams: int,
-    islands: tuple[str, ...], seed: int | None, engines: bool, as_json: bool,
+    clock: Clock, islands: tuple[str, ...], seed: int | None, engines: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Export, check and publish. Raises BadParameter for flags that contradict each other, before any work."""
     target = _target(target_name, precision, engines=engines)
@@ -38,14 +39,14 @@ def export_command(
     out = output or Path("build") / Path(model).resolve().name
     console.print(
         f"{model} -> {out}   {precision}, target {target.name}, window {window}, context {context}, "
-        f"streams {streams}" + "".join(f", float32 {name}" for name in islands)
+        f"streams {streams}, clock {clock}" + "".join(f", float32 {name}" for name in islands)
     )
     with console.stage("load the model") as (stage, _):
         loaded = load_model(model, seed=seed or 0)
         count = sum(parameter.numel() for parameter in loaded.model.parameters())
         origin = f", random (seed {loaded.source.seed})" if loaded.source.random_weights else ""
         stage.note = f"{count / 1e6:.1f} M parameters{origin}"
-    request = ExportRequest(out=out, target=target, precision=precision, limits=limits, islands=islands)
+    request = ExportRequest(out=out, target=target, precision=precision, limits=limits, islands=islands, clock=clock)
     parity = export(loaded, request, console=console)
     if as_json:
         print_json(

@@ -39,7 +39,8 @@ def describe(folder: Path, manifest: Manifest) -> Iterator[str]:
     yield f"model       {model.name}{random}, weights {model.weights_sha256[:12]}"
     what = f"target {manifest.target}, {manifest.precision}, {manifest.time_mode} time"
     yield f"made        {manifest.created_utc}: {what}"
-    yield f"limits      window {limits.window} frames, context {limits.context} rows, streams {limits.streams}"
+    times = "any frame time" if limits.num_times is None else f"{limits.num_times} frame times"
+    yield f"limits      window {limits.window} frames, context {limits.context} rows, streams {limits.streams}, {times}"
     yield f"size        {size_text(sum(here))} in {len(here)} files"
     yield from _describe_missing(folder, manifest, missing)
     for spec in manifest.graphs.values():

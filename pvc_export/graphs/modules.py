@@ -20,6 +20,7 @@ from pvc_ref.layers import visible_to_bias
 from pvc_ref.llm import Decoder, rope_angles
 from pvc_ref.temporal import TemporalEncoder
 
+from .clock_table import NAME, table_of, with_table
 from .joined import joined
 from .spellings import CACHE_UPDATES, SPELLINGS, CachesInPlace, spelled
 
@@ -59,9 +60,9 @@ def graph_module(model: PVC, spec: GraphSpec, spelling: Spelling = "concat") -> 
         case "trunk":
             module: nn.Module = spelled(model.trunk, classes)
         case "temporal":
-            module = TemporalGraph(joined(spelled(model.temporal, classes)))
+            module = TemporalGraph(joined(with_table(spelled(model.temporal, classes), spec.num_times)))
         case "compressor":
-            module = joined(model.compressor)
+            module = joined(with_table(model.compressor, spec.num_times))
         case "embed":
             module = model.llm.embed_tokens
         case "llm":
@@ -74,12 +75,18 @@ def graph_module(model: PVC, spec: GraphSpec, spelling: Spelling = "concat") -> 
     return module.eval()
 
 
-def graph_parameters(model: PVC, name: str) -> dict[str, Tensor]:
-    """The weights that graph `name` must hold, by their names in the model; joined ones hold several (joined.py)."""
+def graph_parameters(model: PVC, spec: GraphSpec) -> dict[str, Tensor]:
+    """The weights that a graph must hold, by their names in the model; joined ones hold several (joined.py). A clock
+    that is a table is 'MODULE.time_embedding.table' in place of the weights that it was made from."""
     of_the_llm = {"embed": ("llm.embed_tokens.",), "llm": ("llm.layers.", "llm.norm."), "head": ("llm.lm_head.",)}
-    prefixes = of_the_llm.get(name, (f"{name}.",))
+    prefixes = of_the_llm.get(spec.name, (f"{spec.name}.",))
     parameters = model.named_parameters(remove_duplicate=False)  # a tied head is a weight of both graphs
-    return {key: value for key, value in parameters if key.startswith(prefixes)}
+    found = {key: value for key, value in parameters if key.startswith(prefixes)}
+    if spec.num_times is None:
+        return found
+    clocks = dict.fromkeys(key.rpartition(".")[0].rpartition(".")[0] for key in found if f".{NAME}." in key)
+    tables = {f"{name}.table": table_of(model.get_submodule(name), spec.num_times) for name in clocks}  # type: ignore[arg-type]
+    return {key: value for key, value in found.items() if f".{NAME}." not in key} | tables
 
 
 class TemporalGraph(nn.Module):

@@ -139,11 +139,15 @@ def _decode_a_little_more(stream: PVCStream, tokens: tuple[int, ...]) -> tuple[i
 
 
 def _jump(encoder: VisionEncoder, pixels: list[Array], bundle: Bundle, times: list[int]) -> None:
-    """Let the clock run ahead to frames that a clip does not reach, and encode one there. Slots stay where they are."""
-    ring = encoder.ring
-    for target in (bundle.manifest.trained_frames - 1, FAR_FRAME):
+    """Let the clock run ahead to frames that a clip does not reach, and encode one there. Slots stay where they are.
+
+    A table of times ends where it ends: there, what is compared last is one of its last rows.
+    """
+    ring, num_times = encoder.ring, bundle.manifest.limits.num_times
+    for target in (bundle.manifest.trained_frames - 1, FAR_FRAME) if num_times is None else (num_times - 1,):
         if target > ring.num_frames:  # a model of few frames has passed the first one already
-            ring.num_frames += -(-(target - ring.num_frames) // ring.window) * ring.window
+            ahead = target - ring.num_frames
+            ring.num_frames += (-(-ahead // ring.window) if num_times is None else ahead // ring.window) * ring.window
             image = pixels[len(times) - len(pixels)]
             times.append(ring.num_frames)
             encoder.commit(encoder.encode(image))

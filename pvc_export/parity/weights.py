@@ -36,8 +36,8 @@ def compare_weights(folder: Path, manifest: Manifest, loaded: LoadedModel) -> Ev
     """How many weights the graphs' files hold bit for bit, and by graph the names of those that they do not."""
     model = cast_model(loaded.model, manifest.precision, manifest.islands)
     num_equal, wrong = 0, dict[str, list[str]]()
-    for graph in manifest.graphs:
-        parameters = graph_parameters(model, graph)
+    for graph, spec in manifest.graphs.items():
+        parameters = graph_parameters(model, spec)
         if missing := missing_weights(folder / graph_path(graph), parameters, joint_sizes(model, graph)):
             wrong[graph] = missing
         num_equal += len(parameters) - len(missing)

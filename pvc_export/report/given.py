@@ -60,6 +60,7 @@ class ReportInput:
         parts += ["--seed", str(model.seed)] if model.random_weights and model.seed else []
         parts += [f"--{precision}", "--target", manifest.target]
         parts += ["--window", str(limits.window), "--context", str(limits.context), "--streams", str(limits.streams)]
+        parts += ["--clock", "reanchor"] if limits.num_times is not None else []
         for island in dict.fromkeys(kept):
             parts += ["--island", island]
         return shlex.join([*parts, "-o", f"{self.bundle}{suffix}"])
