@@ -44,8 +44,8 @@ class PVCStream:
     ) -> None:
         """total_frames is needed by models whose time is `fixed` (t / T) and refused for all others.
 
-        clock   what happens at the frame count that the model was trained on; None is DEFAULT_CLOCK where it can be, and
-                'reanchor' for a bundle that was exported so
+        clock   what happens at the frame count that the model was trained on; None is DEFAULT_CLOCK where it can be,
+                and 'reanchor' for a bundle that was exported so
         retain  frames that a re-anchor replays, 1 <= retain <= window and < trained_frames; None is DEFAULT_RETAIN, or
                 as many as fit
         Raises StreamError when these do not fit the model, and for an `ingest` or `max_waiting` that cannot be.

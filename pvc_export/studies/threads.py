@@ -1,25 +1,43 @@
 """What threads do for streams on the CPU: whole pushes a second of one stream and of two side by side, at each number.
 
-    python -m pvc_export.studies.threads BUNDLE [--frames 30] [--rounds 7]
+    python -m pvc_export.studies.threads shapes | mid | 0.5b [--frames 10] [--rounds 7]
 
-Two streams share a bundle's sessions, each in a Python thread of its own, as ONNX Runtime's sessions allow. All ways are
-tried in every round; figures are medians of wall time.
+Two streams share a bundle's sessions, each in a Python thread of its own, as ONNX Runtime's sessions allow. All ways
+are tried in every round; figures are medians of wall time. float32, target cpu; mid and 0.5b have random weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from engines import PVCStream, open_bundle
 from engines.bundle import Bundle
+from engines.target import load_target
 from engines.threads import num_cores
+from pvc_ref import PVC, PVCConfig
+from pvc_ref.prompt import byte_tokenizer
 
+from ..bench import language_variants, vision_variants
 from ..bench.rounds import Spread, describe_environment, environment, interleave
+from ..bundles.export import ExportRequest, write_graphs
+from ..graphs.models import LoadedModel, load_model, loaded_model
 from ..parity.clip import Frame, render_clip
+from ..terminal.console import Console
+
+MODELS: dict[str, Callable[[], LoadedModel]] = {
+    "shapes": lambda: load_model("shapes"),
+    "mid": lambda: _random(vision_variants.SIZES["mid"]),
+    "0.5b": lambda: _random(language_variants.SIZES["0.5b"]),
+}
+
+
+def _random(config: PVCConfig) -> LoadedModel:
+    return loaded_model(PVC.random(config, seed=0), byte_tokenizer(), name="random")
 
 
 def push_all(bundle: Bundle, frames: list[Frame], *, num_streams: int) -> None:
@@ -42,27 +60,36 @@ def push_all(bundle: Bundle, frames: list[Frame], *, num_streams: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pvc_export.studies.threads", description=__doc__.splitlines()[0])
-    parser.add_argument("bundle", type=Path, help="a bundle, as pvc-export makes it")
-    parser.add_argument("--frames", type=int, default=30, help="pushed into each stream (30)")
+    parser.add_argument("model", choices=[*MODELS])
+    parser.add_argument("--frames", type=int, default=10, help="pushed into each stream (10)")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (7)")
     args = parser.parse_args()
-    facts = environment(f"python -m pvc_export.studies.threads {args.bundle}", threads=num_cores())
-    frames = list(render_clip(args.frames, seed=1, width=640, height=480))
+    facts = environment(f"python -m pvc_export.studies.threads {args.model}", threads=num_cores())
+    with tempfile.TemporaryDirectory(prefix="pvc-threads-") as folder:
+        request = ExportRequest(out=Path(folder), target=load_target("cpu"), precision="fp32")
+        write_graphs(MODELS[args.model](), request, Path(folder), Console(quiet=True))
+        for line in measure(Path(folder), num_frames=args.frames, rounds=args.rounds):
+            print(line)
+    print("\n".join(describe_environment(facts)))
+
+
+def measure(folder: Path, *, num_frames: int, rounds: int) -> Iterator[str]:
+    """A line for each number of threads, and for what is chosen, with one stream and with two."""
+    frames = list(render_clip(num_frames, seed=1, width=640, height=480))
     counts: list[int | None] = [*range(1, num_cores() + 1), None]
-    bundles = {count: open_bundle(args.bundle, runtime="cpu", threads=count) for count in counts}
+    bundles = {n: open_bundle(folder, runtime="cpu", threads=n, unchecked=True) for n in counts}
     runs: dict[tuple[int | None, int], Callable[[], None]] = {
         (count, num_streams): partial(push_all, bundle, frames, num_streams=num_streams)
         for count, bundle in bundles.items()
         for num_streams in (1, 2)
     }
     interleave(runs, rounds=1, threads=2)
-    seconds = interleave(runs, rounds=args.rounds, threads=2)
-    for (count, num_streams), found in seconds.items():
-        spread, pushed = Spread.of(found), 1e3 * args.frames * num_streams
-        chosen = f"{count} threads" if count else "as chosen" + str(sorted(set(bundles[None].threads.values())))
-        rates = f"{pushed / spread.median_ms:.1f} ({pushed / spread.q3_ms:.1f} - {pushed / spread.q1_ms:.1f})"
-        print(f"{chosen:<14} {num_streams} streams   {rates} frames a second together")
-    print("\n".join(describe_environment(facts)))
+    yield f"chosen: {', '.join(f'{graph} {count}' for graph, count in bundles[None].threads.items())}"
+    for (count, num_streams), seconds in interleave(runs, rounds=rounds, threads=2).items():
+        spread, pushed = Spread.of(seconds), 1e3 * num_frames * num_streams
+        name = "chosen" if count is None else f"{count} threads"
+        quartiles = f"{pushed / spread.q3_ms:.1f} - {pushed / spread.q1_ms:.1f}"
+        yield f"{name:<10} {num_streams} streams {pushed / spread.median_ms:>8.1f} frames a second together   {quartiles}"
 
 
 if __name__ == "__main__":
