@@ -41,7 +41,8 @@ class JoinedSwiGLU(SwiGLU):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).split(self.sizes, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        down: Tensor = self.down_proj(F.silu(gate) * up)
+        return down
 
 
 class JoinedAdaLayerNorm(AdaLayerNorm):

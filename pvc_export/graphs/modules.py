@@ -81,7 +81,7 @@ def graph_parameters(model: PVC, spec: GraphSpec) -> dict[str, Tensor]:
     of_the_llm = {"embed": ("llm.embed_tokens.",), "llm": ("llm.layers.", "llm.norm."), "head": ("llm.lm_head.",)}
     prefixes = of_the_llm.get(spec.name, (f"{spec.name}.",))
     parameters = model.named_parameters(remove_duplicate=False)  # a tied head is a weight of both graphs
-    found = {key: value for key, value in parameters if key.startswith(prefixes)}
+    found: dict[str, Tensor] = {key: value for key, value in parameters if key.startswith(prefixes)}
     if spec.num_times is None:
         return found
     clocks = dict.fromkeys(key.rpartition(".")[0].rpartition(".")[0] for key in found if f".{NAME}." in key)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from engines.builder import build_engine
@@ -66,7 +67,7 @@ def engines(subjects: list[str]) -> Iterator[str]:
 def cpu(size: str, rounds: int) -> Iterator[str]:
     """Medians and quartiles of both steps in both forms, and the ratio within rounds."""
     scene = LanguageScene.render(SIZES[size], num_past=PAST)
-    runs = {}
+    runs: dict[tuple[str, str], Callable[[], Any]] = {}
     with tempfile.TemporaryDirectory(prefix="pvc-products-") as folder:
         for how in FORMS:
             (own := Path(folder) / how).mkdir()

@@ -89,7 +89,7 @@ def measure(folder: Path, *, num_frames: int, rounds: int) -> Iterator[str]:
         spread, pushed = Spread.of(seconds), 1e3 * num_frames * num_streams
         name = "chosen" if count is None else f"{count} threads"
         quartiles = f"{pushed / spread.q3_ms:.1f} - {pushed / spread.q1_ms:.1f}"
-        yield f"{name:<10} {num_streams} streams {pushed / spread.median_ms:>8.1f} frames a second together   {quartiles}"
+        yield f"{name:<10} {num_streams} streams {pushed / spread.median_ms:>8.1f} frames a second in all   {quartiles}"
 
 
 if __name__ == "__main__":
