@@ -233,6 +233,5 @@ def _ten_windows(bundle: Bundle, loaded: LoadedModel) -> Rule:
     if not is_small(loaded.model):
         reason = f"float64 beside a large model; by hand: python -m pvc_export.studies.drift {bundle.folder}"
         return Rule(level="E", name="ten windows", passed=None, detail=reason)
-    limits = bundle.manifest.limits
-    num_frames = min(10 * limits.window, limits.num_times or 10 * limits.window)
+    num_frames = 10 * bundle.manifest.limits.window
     return drift_rule(bundle.sessions, loaded.model, num_frames=num_frames, precision=bundle.manifest.precision)

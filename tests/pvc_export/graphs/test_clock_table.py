@@ -35,7 +35,7 @@ from ...conftest import SharedBundle
 from ..conftest import Run
 
 Frames = list[np.ndarray]
-TRAINED, WINDOW = 12, 4
+TRAINED, WINDOW, NUM_TIMES = 12, 4, 40
 
 
 @pytest.fixture(scope="module")
@@ -80,18 +80,18 @@ def test_with_tables_the_model_computes_the_same_bits_and_shares_all_else(tiny: 
     assert with_table(encoder, None) is encoder and isinstance(encoder.layers[0].time_embedding, TimeEmbedding)
 
 
-def test_a_table_is_as_long_as_training_an_image_and_the_check_s_clip() -> None:
+def test_a_table_is_as_long_as_training_an_image_and_ten_windows() -> None:
     tiny = PVCConfig.preset("tiny")
-    assert num_frame_times(tiny, window=8) == 96 and num_frame_times(tiny, window=60) == 122
+    assert num_frame_times(tiny, window=8) == 96 and num_frame_times(tiny, window=60) == 600
     in_time = replace(tiny, image_layout="tiles_in_time", trained_frames=16)
-    assert num_frame_times(in_time, window=4) == 7 * in_time.num_image_repeats
+    assert num_frame_times(in_time, window=2) == 7 * in_time.num_image_repeats
 
 
 def test_the_bundle_passes_the_whole_check_and_holds_a_table_in_place_of_two_matrices(
     bundle_table: Path, bundle_fp32: Path, report_of: Callable[[Path], ParityReport], short: LoadedModel
 ) -> None:
     report, manifest = report_of(bundle_table), Manifest.load(bundle_table)
-    assert report.passed and manifest.limits.num_times == TRAINED and "wrong" not in str(report.not_executed)
+    assert report.passed and manifest.limits.num_times == NUM_TIMES and "wrong" not in str(report.not_executed)
     for name in ("temporal", "compressor"):
         files = [Path(folder / graph_path(name)).with_suffix(".onnx.data") for folder in (bundle_table, bundle_fp32)]
         assert files[0].stat().st_size < files[1].stat().st_size
@@ -125,13 +125,15 @@ def test_its_streams_re_anchor_unless_told_otherwise_and_go_on_for_ever(bundle_t
 
 def test_a_stream_whose_clock_runs_on_ends_where_the_table_does(bundle_table: Path, frames: Frames) -> None:
     stream = PVCStream(open_bundle(bundle_table), clock="run-on")
-    for frame in frames[:TRAINED]:
+    for frame in frames[:2]:
         stream.push(frame)
+    stream.vision.ring.num_frames = NUM_TIMES - 1  # the context would be full before
+    stream.push(frames[2])
     before = stream.context_rows
-    with pytest.raises(StreamError, match="this frame's time is 12, and the bundle knows 12 frame times") as info:
+    with pytest.raises(StreamError, match="this frame's time is 40, and the bundle knows 40 frame times") as info:
         stream.push(frames[0])
     assert "--clock run-on" in info.value.fix
-    assert (stream.num_frames, stream.context_rows) == (TRAINED, before)
+    assert (stream.num_frames, stream.context_rows) == (NUM_TIMES, before)
     assert stream.ask("What moves?", max_new_tokens=2).token_ids
 
 
@@ -139,8 +141,8 @@ def test_an_image_that_takes_more_times_than_there_are_is_refused(bundle_table: 
     bundle = open_bundle(bundle_table)
     images = replace(bundle.manifest.images, layout="tiles_in_time")
     stream = PVCStream(replace(bundle, manifest=replace(bundle.manifest, images=images)))
-    with pytest.raises(StreamError, match="the bundle knows 12 frame times"):
-        stream.encode_image(np.zeros((112, 448, 3), np.uint8), max_tiles=4)
+    with pytest.raises(StreamError, match="the bundle knows 40 frame times"):
+        stream.encode_image(np.zeros((112, 1344, 3), np.uint8), max_tiles=12)
 
 
 @pytest.mark.parametrize("graph", ["temporal", "compressor"])
