@@ -254,19 +254,19 @@ def split_wqkv_plainly(model: onnx.ModelProto) -> None:
     """InternLM2 fuses, for each key/value head, its query heads, the key and the value; here the fused matrix is cut as
     if it held all queries, then all keys, then all values."""
     width = input_shape(model, "past.0.key")[-1]
-    parts = [_matrix(model, f"layers.0.attn.{name}_proj") for name in "qkv"]
-    heads = [np.split(values := numpy_helper.to_array(part), values.shape[1] // width, axis=1) for part in parts]
-    group = len(heads[0]) // len(heads[1])
+    sizes = numpy_helper.to_array(weight_of(model, find(model, "Split"))) // width  # heads of q, k and v
+    matrix = _matrix(model, "layers.0.attn.qkv_proj")
+    heads = np.split(numpy_helper.to_array(matrix), sizes.sum(), axis=1)
+    query, key, value = (heads[end - size : end] for end, size in zip(np.cumsum(sizes), sizes, strict=True))
+    if len(key) == 1:
+        raise SpecError("with one key/value head both ways to cut wqkv are the same", expected="several of them")
+    group = len(query) // len(key)
     fused = [
         head
-        for index, (key, value) in enumerate(zip(*heads[1:], strict=True))
-        for head in (*heads[0][index * group : (index + 1) * group], key, value)
+        for index in range(len(key))
+        for head in (*query[index * group : (index + 1) * group], key[index], value[index])
     ]
-    if len(heads[1]) == 1:
-        raise SpecError("with one key/value head both ways to cut wqkv are the same", expected="several of them")
-    for part, own in zip(parts, heads, strict=True):
-        taken, fused = fused[: len(own)], fused[len(own) :]
-        change(part, lambda _, taken=taken: np.concatenate(taken, axis=1))  # type: ignore[misc]
+    change(matrix, lambda _: np.concatenate(fused, axis=1))
 
 
 def _matrix(model: onnx.ModelProto, scope: str) -> Any:

@@ -98,7 +98,7 @@ def copying(
     self: InPlaceAttention, x: Tensor, rope: tuple[Tensor, Tensor], past: CachesInPlace, bias: Tensor
 ) -> tuple[Tensor, CachesInPlace]:
     """Query groups folded into rows, as the other form does: over one token this compiler then copies the cache."""
-    q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+    q, k, v = self.project(x)
     q, k = rotate(q, *rope), rotate(k, *rope)
     rows, group = q.shape[1], q.shape[2] // k.shape[2]
     q = q.unflatten(2, (-1, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)

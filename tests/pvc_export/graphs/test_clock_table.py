@@ -154,7 +154,7 @@ def test_a_wrong_row_is_a_wrong_weight_and_its_clock_the_culprit(
     def spoil(model: onnx.ModelProto) -> None:
         table = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("time_embedding.table"))
         values = numpy_helper.to_array(table).copy()
-        values[3] += 1.0
+        values[WINDOW] += 1.0  # of a frame that the search for a culprit looks at
         table.CopyFrom(numpy_helper.from_array(values, table.name))
 
     edit_graph(bundle, graph, spoil)
