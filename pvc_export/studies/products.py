@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
+
 from engines.builder import build_engine
 from engines.graph_specs import graph_specs
 from engines.spec import StreamLimits
@@ -94,8 +96,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="for cpu (15)")
     args = parser.parse_args()
     facts = environment(f"python -m pvc_export.studies.products {args.what}", threads=1)
-    for line in engines(args.model or [*SUBJECTS]) if args.what == "engines" else cpu(args.size, args.rounds):
-        print(line, flush=True)
+    with torch.no_grad():
+        for line in engines(args.model or [*SUBJECTS]) if args.what == "engines" else cpu(args.size, args.rounds):
+            print(line, flush=True)
     print("\n".join(describe_environment(facts)))
 
 
