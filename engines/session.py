@@ -7,6 +7,7 @@ says so, and no report may claim more. It has no bfloat16 arithmetic at all.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -92,13 +93,14 @@ class OrtSession:
             return open_onnx(self._ort, path, spec, ["CPUExecutionProvider"], threads=count)
 
         if threads is None:
-            self.threads, self._session = open_fitting(path, opened, self._try)
+            inputs = functools.cache(lambda: example_inputs(spec))  # once, and only if there is a trial
+            self.threads, self._session = open_fitting(path, opened, lambda session: self._try(session, inputs()))
         else:
             self.threads, self._session = threads, opened(threads)
 
-    def _try(self, session: Any) -> None:
+    def _try(self, session: Any, inputs: Mapping[str, Tensor]) -> None:
         self._session = session
-        self.run(example_inputs(self.spec))
+        self.run(inputs)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         arrays = {tensor.name: cast(Array, inputs[tensor.name]) for tensor in self.spec.inputs}

@@ -97,9 +97,9 @@ def test_a_trial_runs_every_graph_of_a_bundle(
     monkeypatch.setattr(threads, "QUICK_S", 0.0)
     tried, run = list[str](), OrtSession._try
 
-    def noted(self: OrtSession, session: Any) -> None:
+    def noted(self: OrtSession, session: Any, inputs: Any) -> None:
         tried.append(self.spec.name)
-        run(self, session)
+        run(self, session, inputs)
 
     monkeypatch.setattr(OrtSession, "_try", noted)
     bundle = open_bundle(request.getfixturevalue(name), runtime="cpu")
