@@ -52,12 +52,16 @@ class Decoder(nn.Module):
         """
         num_past = 0 if past is None else past[0][0].shape[1]
         bias = causal_bias(inputs_embeds, num_past, attention_mask)
-        rope = rope_angles(position_ids, self.config.attention_head_dim, self.config.rope_theta, inputs_embeds.dtype)
+        rope = self.angles(position_ids, inputs_embeds.dtype)
         x, new = inputs_embeds, []
         for layer_index, layer in enumerate(self.layers):
             x, rows = layer(x, rope, None if past is None else past[layer_index], bias)
             new.append(rows)
         return self.norm(x), new
+
+    def angles(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """RoPE's cosines and sines of positions (B, L), each (B, L, 1, D)."""
+        return rope_angles(position_ids, self.config.attention_head_dim, self.config.rope_theta, dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Normed hidden (..., E) -> logits (..., V) in at least float32."""

@@ -23,8 +23,8 @@ from engines.memory import Array
 
 from ..parity.drift.report import Drift, Sample
 from ..parity.drift.statistics import plan_blocks
-from ..parity.limits import Limits, share_of
-from ..parity.metrics import Metrics, metrics_of
+from ..parity.limits import share_of
+from ..parity.metrics import Limits, Metrics, metrics_of
 
 MARGIN = 8.0
 """Another order of the same sums is off by one to three floors, and one draw of a floor is a noisy measure. With it the

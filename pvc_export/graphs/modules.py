@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from engines.spec import GraphSpec, ModelShape, Spelling
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.layers import visible_to_bias
-from pvc_ref.llm import Decoder, rope_angles
+from pvc_ref.llm import Decoder
 from pvc_ref.temporal import TemporalEncoder
 
 from .clock_table import NAME, table_of, with_table
@@ -136,11 +136,11 @@ class InPlaceLLMGraph(_DecoderGraph):
         self, inputs_embeds: Tensor, position_ids: Tensor, write_index: Tensor, *past: Tensor
     ) -> tuple[Tensor, ...]:
         """(B, L, E), (B, L), (B,), caches (B, K, S, D) -> hidden (B, 1, E), the same caches with the new rows."""
-        config, dtype = self.decoder.config, inputs_embeds.dtype
+        dtype = inputs_embeds.dtype
         slots = torch.arange(past[0].shape[2])[None, None]
         rows = write_index[:, None, None] + torch.arange(inputs_embeds.shape[1])[None, :, None]
         bias = visible_to_bias(slots <= rows, dtype)[:, None]  # (B, 1, L, S): what lies behind a row is not there yet
-        rope = rope_angles(position_ids, config.attention_head_dim, config.rope_theta, dtype)
+        rope = self.decoder.angles(position_ids, dtype)
         x, caches = inputs_embeds, []
         for layer, (key, value) in zip(self.decoder.layers, pairs(past), strict=True):
             past_rows = CachesInPlace(key=key, value=value, write_index=write_index)

@@ -46,12 +46,7 @@ def cast_model(model: PVC, precision: Precision, islands: Sequence[str] = ()) ->
     Raises ModelError for an island that is no module of the model, or cannot be one.
     """
     dtype = TORCH_DTYPE[precision]
-    own = [require_island(model, name) for name in islands]
-    kept = {
-        id(parameter)
-        for module in (*own, *(module for module in model.modules() if isinstance(module, ISLANDS)))
-        for parameter in module.parameters()
-    }
+    kept = kept_wide(model, islands)
 
     def cast(weight: Tensor) -> Tensor:
         if id(weight) in kept or not weight.is_floating_point() or weight.dtype == dtype:
@@ -60,9 +55,26 @@ def cast_model(model: PVC, precision: Precision, islands: Sequence[str] = ()) ->
         return nn.Parameter(values, requires_grad=False) if isinstance(weight, nn.Parameter) else values
 
     narrow = copy_with(model, cast)
-    for name in dict.fromkeys(islands) if dtype != torch.float32 else ():
-        _make_island(narrow.get_submodule(name), dtype)
+    if dtype != torch.float32:
+        make_islands(narrow, islands, dtype)
     return narrow
+
+
+def kept_wide(model: PVC, islands: Sequence[str] = ()) -> set[int]:
+    """The ids of the weights that stay in float32. Raises ModelError for an island that cannot be one."""
+    own = [require_island(model, name) for name in islands]
+    modules = (*own, *(module for module in model.modules() if isinstance(module, ISLANDS)))
+    return {id(parameter) for module in modules for parameter in module.parameters()}
+
+
+def make_islands(narrow: PVC, islands: Sequence[str], dtype: torch.dtype) -> None:
+    """From here on these modules take float32 in place of `dtype`, and what they return is rounded to that."""
+    for name in dict.fromkeys(islands):
+        module = narrow.get_submodule(name)
+        module.register_forward_pre_hook(
+            lambda _, args, kwargs: (_cast(args, torch.float32), _cast(kwargs, torch.float32)), with_kwargs=True
+        )
+        module.register_forward_hook(lambda _, args, result: _cast(result, dtype))
 
 
 def copy_with(module: ModuleT, weight_of: Callable[[Tensor], Tensor]) -> ModuleT:
@@ -96,14 +108,6 @@ def require_island(model: PVC, name: str) -> nn.Module:
             fix=did_you_mean(name, possible, cutoff=0.3) or "name one of these with --island",
         )
     return possible[name]
-
-
-def _make_island(module: nn.Module, dtype: torch.dtype) -> None:
-    """From here on the module takes float32 in place of `dtype`, and what it returns is rounded to that."""
-    module.register_forward_pre_hook(
-        lambda _, args, kwargs: (_cast(args, torch.float32), _cast(kwargs, torch.float32)), with_kwargs=True
-    )
-    module.register_forward_hook(lambda _, args, result: _cast(result, dtype))
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,20 +11,24 @@ import torch
 from engines.bundle import Bundle
 from engines.memory import Array
 from engines.spec import Precision
+from pvc_ref import PVC
 from pvc_ref.prompt import IMAGE_CONTEXT
 
 from ..graphs.models import LoadedModel
 from ..graphs.precision import TORCH_DTYPE
 from .answers import ROUNDING_EXPLAINS
 from .clip import QUESTION
+from .decoder_runs import NEIGHBOURS, Decoded, DecoderRuns, Span, run_both
 from .evidence import Evidence
+from .float16_on_cpu import Float16Products
 from .heat import worst_heat_maps
 from .levels import Rule
 from .limits import near_tie
-from .metrics import compare_arrays
+from .metrics import Difference, compare_arrays
 from .places import WHOLE_TEXT, Place, Rung
 from .recorded_stream import RecordedStream
-from .recording import Progress, Recording, compare, run_torch
+from .recording import Progress, Recording, compare, noise_of, run_torch, run_twin, to_numpy, twin_embeds
+from .rounding import Reference
 
 
 def compare_pixels(fed: Sequence[Array], pixels: Sequence[Array]) -> Evidence:
@@ -41,38 +46,46 @@ def compare_pixels(fed: Sequence[Array], pixels: Sequence[Array]) -> Evidence:
     return Evidence(rules=(Rule(level="K", name="pixels", passed=passed, detail=detail),))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisionRuns:
+    """What the reference said of every frame, and its rounding twin."""
+
+    own: Recording
+    twin: Recording
+
+
 @torch.no_grad()
 def compare_vision(
-    bundle: Bundle, loaded: LoadedModel, recorded: RecordedStream, progress: Progress = lambda _: None
-) -> tuple[Evidence, Recording]:
-    """Compare every frame; embeddings of the clip, with the whole clip's. Also returns what the reference said."""
-    frames, window = recorded.frames, bundle.manifest.limits.window
+    bundle: Bundle, reference: Reference, recorded: RecordedStream, progress: Progress = lambda _: None
+) -> tuple[Evidence, VisionRuns]:
+    """Compare every frame; embeddings of the clip, with the whole clip's. Also returns what both references said."""
+    frames, manifest, model = recorded.frames, bundle.manifest, reference.model
+    window = manifest.limits.window
     if not frames.times:  # the first one ended the stream
-        return Evidence(), []
-    reference = run_torch(loaded.model, frames, bundle.manifest, progress)
+        return Evidence(), VisionRuns(own=[], twin=[])
+    own = run_torch(model, frames, manifest, lambda x: progress(0.5 * x))
+    twin = run_twin(reference, frames, manifest, lambda x: progress(0.5 + 0.5 * x))
     num_frames = frames.num_consecutive
     pixels = torch.from_numpy(np.stack(frames.pixels[:num_frames]))[None]
-    whole = loaded.model.encode_clip(pixels, window=window, total_frames=frames.total_frames)[0]
-    expected = list(reference)
+    whole = model.encode_clip(pixels, window=window, total_frames=frames.total_frames)[0]
+    expected = list(own)
     for index in range(num_frames):
         expected[index] = expected[index] | {"compressor/frame_embeds": whole[index : index + 1].numpy()}
-    rung = Rung("bundle", bundle.manifest.precision)
+    rung = Rung("bundle", manifest.precision)
     heat = worst_heat_maps(
-        rung, recorded.vision, expected, pixels=frames.pixels, times=frames.times, config=loaded.config
+        rung, recorded.vision, expected, pixels=frames.pixels, times=frames.times, config=model.config
     )
-    return compare(rung, recorded.vision, expected, frames.times) + Evidence(heat=heat), reference
+    evidence = noise_of(reference, own, twin, frames.times) + compare(rung, recorded.vision, expected, frames.times)
+    return evidence + Evidence(heat=heat), VisionRuns(own=own, twin=twin)
 
 
 @torch.no_grad()
-def compare_language(bundle: Bundle, loaded: LoadedModel, recorded: RecordedStream, reference: Recording) -> Evidence:
-    """Compare every LLM pass with one uncached pass, and every token with what both sides' logits say.
-
-    reference  what compare_vision returned
-    """
-    manifest, model, tokens = bundle.manifest, loaded.model, recorded.tokens
-    embeds_of_frames = [frame["compressor/frame_embeds"] for frame in reference[: recorded.num_streamed]]
-    frame_embeds = torch.from_numpy(np.concatenate(embeds_of_frames))
-    prompt = loaded.prompt_ids(num_frames=len(frame_embeds), question=QUESTION)
+def compare_language(
+    bundle: Bundle, loaded: LoadedModel, reference: Reference, recorded: RecordedStream, vision: VisionRuns
+) -> Evidence:
+    """Compare every LLM pass with one uncached pass, and every token with what both sides' logits say."""
+    manifest, tokens, num_frames = bundle.manifest, recorded.tokens, recorded.num_streamed
+    prompt = loaded.prompt_ids(num_frames=num_frames, question=QUESTION)
     # The answer is embedded on its own: a random model may well say <IMG_CONTEXT> itself.
     answer = torch.tensor([*tokens, *recorded.forced], dtype=torch.long)
     text = torch.cat([prompt[prompt != loaded.token_id(IMAGE_CONTEXT)], answer])
@@ -81,39 +94,76 @@ def compare_language(bundle: Bundle, loaded: LoadedModel, recorded: RecordedStre
     if not rule.passed:  # then every pass has other rows
         return Evidence(rules=(rule,))
     # A table lookup rounds nothing but the table.
-    text_embeds = model.llm.embed_tokens(text).to(TORCH_DTYPE[manifest.precision])[None]
-    embeds = torch.cat([loaded.prompt_embeds(prompt, frame_embeds), model.llm.embed_tokens(answer)[None]], dim=1)
-    hidden, new = model.llm(embeds, torch.arange(embeds.shape[1])[None])
-    logits = model.llm.logits(hidden[0, len(prompt) - 1 :])
-    pairs = [("embed", "inputs_embeds", WHOLE_TEXT, fed, text_embeds)]
-    pairs += _passes(bundle, recorded, hidden, [row for pair in new for row in pair])
+    text_embeds = reference.model.llm.embed_tokens(text).to(TORCH_DTYPE[manifest.precision])[None]
+    seen = {
+        torch.float32: np.concatenate([frame["compressor/frame_embeds"] for frame in vision.own[:num_frames]]),
+        reference.dtype: twin_embeds(vision.own, vision.twin, num_frames),
+    }
+
+    def whole(model: PVC, dtype: torch.dtype) -> Decoded:
+        frame_embeds = torch.from_numpy(seen[dtype]).flatten(0, 1).to(dtype)
+        embeds = model.embed_prompt(prompt, frame_embeds, context_id=loaded.token_id(IMAGE_CONTEXT))
+        embeds = torch.cat([embeds, model.llm.embed_tokens(answer)[None]], dim=1)
+        return model.llm(embeds, torch.arange(embeds.shape[1])[None])  # type: ignore[no-any-return]
+
+    runs = run_both(reference, manifest.graphs["llm"], whole)
+    found = [_compare_text(manifest.precision, fed, text_embeds), _text_noise(reference, text)]
+    spans = _spans(recorded, manifest.graphs["llm"].states[0].output)
+    for call, span in zip(recorded.language_calls["llm"], spans, strict=True):
+        found += runs.compare(call, span)
+    found += runs.noise(span for span in spans if span.where.kind == "pass")
+    num_rows = len(prompt) + len(answer)
+    found += runs.noise_of_rows(Place("row"), range(max(num_rows - 2 * NEIGHBOURS, 0), num_rows))
     heads = [call["logits"] for call in recorded.language_calls["head"]]
-    pairs += [("head", "logits", Place("token", i), got, logits[i : i + 1]) for i, got in enumerate(heads)]
-    rung = Rung("bundle", manifest.precision)
-    differences = tuple(
-        compare_arrays(got, want.double().numpy(), rung=rung, graph=graph, tensor=tensor, where=where)
-        for graph, tensor, where, got, want in pairs
-    )
-    said = _compare_tokens(tokens, heads, logits.numpy(), manifest.precision)
-    return Evidence(rules=(rule,), differences=differences) + said
+    logits, noise = _logits(runs, first=len(prompt) - 1)
+    found += noise
+    found += [
+        compare_arrays(got, logits[i : i + 1], rung=Rung("bundle", manifest.precision), graph="head", tensor="logits",
+                       where=Place("token", i))
+        for i, got in enumerate(heads)
+    ]  # fmt: skip
+    said = _compare_tokens(tokens, heads, logits, manifest.precision)
+    return Evidence(rules=(rule,), differences=tuple(found)) + said
 
 
-Pair = tuple[str, str, Place, Array, torch.Tensor]
-"""Graph, tensor, place, and what either side has there."""
-
-
-def _passes(
-    bundle: Bundle, recorded: RecordedStream, hidden: torch.Tensor, rows: Sequence[torch.Tensor]
-) -> Iterator[Pair]:
-    """What the LLM returned pass by pass, and the same rows of one pass over everything."""
-    states = bundle.manifest.graphs["llm"].states
-    start = 0
+def _spans(recorded: RecordedStream, cache: str) -> list[Span]:
+    """The rows of every LLM pass."""
+    spans, start = list[Span](), 0
     for index, call in enumerate(recorded.language_calls["llm"]):
-        where, stop = Place("pass", index), start + call[states[0].output].shape[1]
-        yield "llm", "hidden", where, call["hidden"], hidden[:, stop - 1 : stop]
-        for state, row in zip(states, rows, strict=True):
-            yield "llm", state.output, where, call[state.output], row[:, start:stop]
+        stop = start + call[cache].shape[1]
+        where = Place("pass", index) if stop - start > 1 else Place("row", start)
+        spans.append(Span(where, start, stop))
         start = stop
+    return spans
+
+
+def _compare_text(precision: Precision, fed: Array, want: torch.Tensor) -> Difference:
+    rung = Rung("bundle", precision)
+    return compare_arrays(fed, to_numpy(want), rung=rung, graph="embed", tensor="inputs_embeds", where=WHOLE_TEXT)
+
+
+def _text_noise(reference: Reference, text: torch.Tensor) -> Difference:
+    """None: what the table holds is compared in its own dtype."""
+    table = to_numpy(reference.twin.llm.embed_tokens(text)[None])
+    return reference.noise(table, table, graph="embed", tensor="inputs_embeds", where=WHOLE_TEXT)
+
+
+def _logits(runs: DecoderRuns, *, first: int) -> tuple[Array, list[Difference]]:
+    """The reference's logits from row `first` on, and the noise of each, and of some rows before."""
+    reference, begin = runs.reference, max(first - NEIGHBOURS, 0)
+    both = []
+    for model, run, dtype in (
+        (reference.model, runs.own, torch.float32), (reference.twin, runs.twin, reference.dtype),
+    ):  # fmt: skip
+        with Float16Products():
+            hidden = torch.from_numpy(run.tensors["hidden"][0, begin:]).to(dtype)
+            both.append(to_numpy(model.llm.logits(hidden)))
+    own, twin = both
+    noise = [
+        reference.noise(own[i : i + 1], twin[i : i + 1], graph="head", tensor="logits", where=Place("token"))
+        for i in range(len(own))
+    ]
+    return own[first - begin :], noise
 
 
 def _prompt_rule(num_fed: int, num_expected: int) -> Rule:

@@ -37,19 +37,22 @@ from engines.spec import GRAPH_NAMES
 from ..graphs.models import LoadedModel, require_same_weights
 from ..graphs.sessions import fitting_threads, is_small
 from ..terminal.console import Console
-from .against_reference import compare_language, compare_pixels, compare_vision
+from .against_reference import VisionRuns, compare_language, compare_pixels, compare_vision
 from .answers import WORLD, Conversation
 from .bfloat16_on_cpu import open_on_cpu
 from .clip import check_clip
+from .clock import probe_clock
 from .culprit.find import find_culprit
 from .drift.measure import drift_rule
 from .edge_cases import probe_batch, probe_context, probe_lengths
 from .evidence import Evidence
 from .ladder import climb
 from .levels import Rule
+from .limits import NoiseTable
 from .recorded_stream import RecordedStream, frames_that_fit, stream_clip
-from .recording import Progress, Recording
+from .recording import Progress
 from .report import ParityReport, judge
+from .rounding import Reference
 from .state.rules import check_rules
 from .weights import compare_weights
 from .words.conversations import converse
@@ -88,7 +91,7 @@ def check_bundle(
         else:
             with tempfile.TemporaryDirectory(prefix="pvc-fp32-", dir=scratch) as name:
                 twins = Path(name)
-                evidence = _climb(run, loaded, twins, progress, ladder=ladder) + evidence  # the ladder's rows first
+                evidence = _climb(run, twins, progress, ladder=ladder) + evidence  # the ladder's rows first
                 evidence += _prompts_left_out(evidence.conversations, loaded)
                 if num_questions and loaded.model.trained_on == WORLD:
                     from .words.held_out import answer_all  # needs OpenCV, which other models do not
@@ -123,7 +126,8 @@ class BundleRun:
     bundle: Bundle
     computed_in: str
     recorded: RecordedStream
-    reference: Recording
+    reference: Reference
+    vision: VisionRuns
     evidence: Evidence
 
 
@@ -135,32 +139,46 @@ def _run_bundle(folder: Path, loaded: LoadedModel, scratch: Path | None, progres
         num_frames = frames_that_fit(bundle, loaded, len(clip))
         recorded = stream_clip(bundle, clip, num_frames=num_frames, progress=lambda x: progress(0.1 * x))
         evidence = _check_engines(folder, manifest) + compare_pixels(recorded.fed, recorded.pixels)
-        vision, reference = compare_vision(bundle, loaded, recorded, lambda x: progress(0.1 + 0.2 * x))
-        evidence += vision + Evidence(num_tokens=len(recorded.tokens))
+        reference = Reference.of(loaded.model, manifest.precision, manifest.islands)
+        found, vision = compare_vision(bundle, reference, recorded, lambda x: progress(0.1 + 0.2 * x))
+        evidence += found + Evidence(num_tokens=len(recorded.tokens))
         if recorded.stop is not None:
             evidence += recorded.stop
         else:
-            evidence += compare_language(bundle, loaded, recorded, reference)
+            evidence += compare_language(bundle, loaded, reference, recorded, vision)
             evidence += _never_seen(evidence, manifest)
-            evidence += _look_further(bundle, loaded, scratch, lambda x: progress(0.3 + 0.2 * x), far=far)
+            noise = NoiseTable(evidence.differences)
+            evidence += _look_further(
+                bundle, loaded, reference, vision, noise, scratch, lambda x: progress(0.3 + 0.2 * x), far=far
+            )
         return BundleRun(
             bundle=replace(bundle, sessions={}),
             computed_in=bundle.sessions["trunk"].computes_in,
             recorded=recorded,
             reference=reference,
+            vision=vision,
             evidence=evidence,
         )
 
 
 def _look_further(
-    bundle: Bundle, loaded: LoadedModel, scratch: Path | None, progress: Progress, *, far: bool
+    bundle: Bundle,
+    loaded: LoadedModel,
+    reference: Reference,
+    vision: VisionRuns,
+    noise: NoiseTable,
+    scratch: Path | None,
+    progress: Progress,
+    *,
+    far: bool,
 ) -> Evidence:
     """Whatever one stream does not show."""
-    evidence = probe_batch(bundle) + probe_context(bundle, loaded) + probe_lengths(bundle, loaded)
+    evidence = probe_clock(bundle, reference, vision.own)
+    evidence += probe_batch(bundle) + probe_context(bundle, reference) + probe_lengths(bundle, reference)
     evidence += _unless_nan("G", "state", lambda: Evidence(rules=check_rules(bundle, scratch=scratch)))
     progress(0.4)
     if far:
-        evidence += _unless_nan("E", "ten windows", lambda: Evidence(rules=(_ten_windows(bundle, loaded),)))
+        evidence += _unless_nan("E", "ten windows", lambda: Evidence(rules=(_ten_windows(bundle, loaded, noise),)))
     progress(0.5)
 
     def ask() -> Evidence:
@@ -196,16 +214,17 @@ def _never_seen(evidence: Evidence, manifest: Manifest) -> Evidence:
     return Evidence(missing=tuple(sorted(outputs - seen)))
 
 
-def _climb(run: BundleRun, loaded: LoadedModel, twins: Path, progress: Progress, *, ladder: bool) -> Evidence:
+def _climb(run: BundleRun, twins: Path, progress: Progress, *, ladder: bool) -> Evidence:
     """What the steps between bundle and reference show."""
     if not ladder:
         skipped = {"engine": "this check left out the ladder"} if run.bundle.manifest.engines else {}
         return Evidence(not_executed=skipped)
     return climb(
         run.bundle,
-        loaded.model,
+        run.reference,
         run.recorded.frames,
-        fp32=run.reference,
+        fp32=run.vision.own,
+        twin=run.vision.twin,
         onnx=run.recorded.vision,
         twins=twins,
         progress=lambda x: progress(0.5 + 0.3 * x),
@@ -229,9 +248,10 @@ def _prompts_left_out(conversations: tuple[Conversation, ...], loaded: LoadedMod
     )
 
 
-def _ten_windows(bundle: Bundle, loaded: LoadedModel) -> Rule:
+def _ten_windows(bundle: Bundle, loaded: LoadedModel, noise: NoiseTable) -> Rule:
     if not is_small(loaded.model):
         reason = f"float64 beside a large model; by hand: python -m pvc_export.studies.drift {bundle.folder}"
         return Rule(level="E", name="ten windows", passed=None, detail=reason)
     num_frames = 10 * bundle.manifest.limits.window
-    return drift_rule(bundle.sessions, loaded.model, num_frames=num_frames, precision=bundle.manifest.precision)
+    precision = bundle.manifest.precision
+    return drift_rule(bundle.sessions, loaded.model, noise, num_frames=num_frames, precision=precision)

@@ -1,11 +1,12 @@
-"""What a short stream does not reach: full batches, streams of different lengths, and the far end of the context.
+"""What a short stream does not reach: full batches, streams of different lengths, and every part of the context.
 
-Inputs are drawn from a seed. Outputs are held to the same limits as those of a stream.
+Inputs are drawn from a seed. Outputs are held to limits like those of a stream, from the noise on the same inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,14 +16,20 @@ from engines.cache import LinearCache
 from engines.language import LanguageModel
 from engines.memory import Array, host_dtype
 from engines.session import Session
-from engines.spec import FLOAT_OF, GraphSpec
+from engines.spec import FLOAT_OF, GraphSpec, StreamLimits
+from pvc_ref import PVC
+from pvc_ref.layers import visible_to_bias
 from pvc_ref.llm import KeyValue
 
-from ..graphs.models import LoadedModel
+from .decoder_runs import NEIGHBOURS, Decoded, Span, run_both
 from .evidence import Evidence
 from .metrics import Difference, compare_arrays
-from .places import Place, Rung, positions_place, stream_place
+from .places import Place, PlaceKind, Rung, positions_place, stream_place
+from .rounding import Reference
 from .state.trial import run_on_copies
+
+NUM_SPREAD = 16
+"""Places spread over the whole context, beside the edges of its buckets."""
 
 
 def probe_batch(bundle: Bundle) -> Evidence:
@@ -46,66 +53,120 @@ def probe_batch(bundle: Bundle) -> Evidence:
 
 
 @torch.no_grad()
-def probe_context(bundle: Bundle, loaded: LoadedModel) -> Evidence:
-    """The last rows of a context, as many as a frame has, against the reference."""
-    session = bundle.sessions["llm"]
-    spec, num_rows = session.spec, session.spec.dims["rows"].opt
-    rng, cache = np.random.default_rng(1), LinearCache(spec, session.memory)
+def probe_context(bundle: Bundle, reference: Reference) -> Evidence:
+    """A cache full of drawn rows: as many new rows as a frame has at its far end, then single rows at every edge of a
+    bucket, on both sides of it, and spread over the whole context."""
+    spec, num_rows = bundle.sessions["llm"].spec, bundle.sessions["llm"].spec.dims["rows"].opt
+    rng, cache = np.random.default_rng(1), LinearCache(spec, bundle.sessions["llm"].memory)
     length = cache.capacity - num_rows
-    inputs = draw_inputs(spec, {"batch": 1, "rows": num_rows, "past": cache.capacity}, bundle, rng)
-    past = {s.input: np.ascontiguousarray(inputs[s.input][s.rows(0, length)]) for s in spec.states}
-    cache.restore({name: array.view(f"u{array.itemsize}") for name, array in past.items()}, length)
-    embeds = inputs["inputs_embeds"]
-    outputs = session.run({"inputs_embeds": embeds, **cache.feeds(num_rows)})
-    got = {"hidden": session.memory.to_host(outputs["hidden"])}
-    new = cache.new_rows(outputs, num_rows)
-    got |= {s.output: s.as_rows(session.memory.to_host(new[s.output])) for s in spec.states}
-    caches = [torch.from_numpy(state.as_rows(past[state.input])).float() for state in spec.states]
-    pairs = list(zip(caches[0::2], caches[1::2], strict=True))
-    want = _expected(loaded, spec, embeds, torch.arange(length, cache.capacity), pairs)
-    return Evidence(differences=_compare_llm(bundle, got, want, positions_place(length, cache.capacity - 1)))
+    drawn = draw_inputs(spec, {"batch": 1, "rows": num_rows, "past": cache.capacity}, bundle, rng)
+    past = {state.input: state.as_rows(drawn[state.input]) for state in spec.states}
+    behind = Span(positions_place(length, cache.capacity - 1), 0, num_rows)
+    embeds = torch.from_numpy(drawn["inputs_embeds"])
+
+    def at_the_end(model: PVC, dtype: torch.dtype) -> Decoded:
+        positions = torch.arange(length, cache.capacity)[None]
+        return model.llm(embeds.to(dtype), positions, _pairs(past, length, dtype))  # type: ignore[no-any-return]
+
+    runs = run_both(reference, spec, at_the_end)
+    (got,) = _rows_at(bundle, cache, past, [length], embeds[None].numpy(), num_rows)
+    found = [*runs.compare(got, behind), *runs.noise([behind])]
+    lengths = edge_lengths(bundle.manifest.limits, cache.capacity)
+    each = _draw_embeds(bundle, rng, 1, len(lengths))
+    runs = run_both(reference, spec, partial(_each_alone, each, lengths, past))
+    answers = _rows_at(bundle, cache, past, lengths, each[0, :, None, None], 1)
+    for row, (at, got) in enumerate(zip(lengths, answers, strict=True)):
+        found += runs.compare(got, Span(Place("position", at), row, row + 1))
+    found += runs.noise_of_rows(Place("position"), range(len(lengths)))
+    return Evidence(differences=tuple(found))
+
+
+def edge_lengths(limits: StreamLimits, capacity: int) -> list[int]:
+    """Numbers of rows before a new one: every multiple of a bucket and both sides of it, and NUM_SPREAD in between;
+    the longest first."""
+    edges = {edge + side for edge in range(0, capacity + 1, limits.bucket) for side in (-1, 0, 1)}
+    spread = {int(length) for length in np.linspace(0, capacity - 1, NUM_SPREAD)}
+    return sorted((length for length in edges | spread if 0 <= length < capacity), reverse=True)
+
+
+def _rows_at(
+    bundle: Bundle, cache: LinearCache, past: Mapping[str, Array], lengths: Sequence[int], embeds: Array, num_rows: int
+) -> Iterator[dict[str, Array]]:
+    """What the graph returns for embeds[i] (1, num_rows, E) behind the first lengths[i] rows of the past.
+
+    The longest comes first: what is forgotten then was behind all that are still to come.
+    """
+    session = bundle.sessions["llm"]
+    spec, longest = session.spec, lengths[0]
+    rows = {s.input: np.ascontiguousarray(np.moveaxis(past[s.input][:, :longest], 1, s.slot_axis)) for s in spec.states}
+    cache.restore({name: array.view(f"u{array.itemsize}") for name, array in rows.items()}, longest)
+    for length, new in zip(lengths, embeds, strict=True):
+        cache.truncate(length)
+        outputs = session.run({"inputs_embeds": new, **cache.feeds(num_rows)})
+        made = cache.new_rows(outputs, num_rows)
+        host = {s.output: s.as_rows(session.memory.to_host(made[s.output])).copy() for s in spec.states}
+        yield {"hidden": session.memory.to_host(outputs["hidden"])} | host
+        cache.discard(num_rows)
+
+
+def _each_alone(
+    embeds: Array, lengths: Sequence[int], past: Mapping[str, Array], model: PVC, dtype: torch.dtype
+) -> Decoded:
+    """One pass over rows (1, R, E) of which each sees the first lengths[r] rows of the past and itself."""
+    longest = max(lengths)
+    behind = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    visible = torch.cat([behind, torch.eye(len(lengths), dtype=torch.bool)], dim=1)
+    bias = visible_to_bias(visible[None, None], dtype)
+    x, new = torch.from_numpy(embeds).to(dtype), list[KeyValue]()
+    rope = model.llm.angles(torch.tensor([lengths]), dtype)
+    for layer, pair in zip(model.llm.layers, _pairs(past, longest, dtype), strict=True):
+        x, rows = layer(x, rope, pair, bias)
+        new.append(rows)
+    return model.llm.norm(x), new
+
+
+def _pairs(past: Mapping[str, Array], length: int, dtype: torch.dtype) -> list[KeyValue]:
+    """The first `length` rows of every cache, key and value of each layer."""
+    rows = [torch.from_numpy(array[:, :length]).to(dtype) for array in past.values()]
+    return list(zip(rows[0::2], rows[1::2], strict=True))
 
 
 @torch.no_grad()
-def probe_lengths(bundle: Bundle, loaded: LoadedModel) -> Evidence:
-    """Streams of different lengths in one pass, at and around the edges of the cache's buckets, against the reference's
-    one pass over everything without a cache. One row (decode) and a frame's rows (ingest)."""
-    session, limits = bundle.sessions["llm"], bundle.manifest.limits
-    rng, found = np.random.default_rng(2), tuple[Difference, ...]()
-    for num_rows in (1, session.spec.dims["rows"].opt):
+def probe_lengths(bundle: Bundle, reference: Reference) -> Evidence:
+    """Streams of different lengths in one pass, at and around the edge of the first bucket, against the reference's one
+    pass over everything without a cache. One row (decode) and a frame's rows (ingest)."""
+    spec, limits = bundle.sessions["llm"].spec, bundle.manifest.limits
+    most = spec.dims["rows"].opt
+    longest = min(limits.bucket + 1 + most, limits.context)
+    embeds = _draw_embeds(bundle, np.random.default_rng(2), limits.streams, longest)
+
+    def whole(model: PVC, dtype: torch.dtype) -> Decoded:
+        positions = torch.arange(longest).expand(limits.streams, -1)
+        return model.llm(torch.from_numpy(embeds).to(dtype), positions)  # type: ignore[no-any-return]
+
+    runs, found = run_both(reference, spec, whole), list[Difference]()
+    kinds: tuple[tuple[int, PlaceKind], ...] = ((1, "single"), (most, "rows"))
+    for num_rows, kind in kinds:
         edges = [limits.bucket - 1, limits.bucket, limits.bucket + 1, 1, 0]
         lengths = [length for length in edges if length + num_rows <= limits.context]
         for start in range(0, len(lengths), limits.streams):
             group = lengths[start : start + limits.streams]
-            dims = {"batch": len(group), "rows": max(group) + num_rows, "past": limits.bucket}
-            embeds = draw_inputs(session.spec, dims, bundle, rng)["inputs_embeds"]
             outputs = _run_together(bundle, group, embeds, num_rows)
             for row, length in enumerate(group):
-                count = length + num_rows
-                want = _expected(loaded, session.spec, embeds[row : row + 1, :count], torch.arange(count))
-                want = {name: rows[:, -num_rows:] for name, rows in want.items()}
-                got = {name: array[row : row + 1] for name, array in outputs.items()}
-                where = Place("rows", row, f"{num_rows} rows behind {length}, {stream_place(row, len(group))}")
-                found += _compare_llm(bundle, got, want, where)
-    return Evidence(differences=found)
+                words = f"{num_rows} rows behind {length}, {stream_place(row, len(group))}"
+                span = Span(Place(kind, row, words), length, length + num_rows)
+                found += runs.compare({name: array[row : row + 1] for name, array in outputs.items()}, span, stream=row)
+                found += runs.noise([span])
+        if num_rows == 1:
+            found += runs.noise_of_rows(Place(kind), range(0, longest, max(longest // NEIGHBOURS, 1)))
+    return Evidence(differences=tuple(found))
 
 
-def _expected(
-    loaded: LoadedModel, spec: GraphSpec, embeds: Array, positions: torch.Tensor, past: Sequence[KeyValue] | None = None
-) -> dict[str, torch.Tensor]:
-    """What the reference's LLM returns, by the graph's names: hidden of the last row, and all new cache rows."""
-    hidden, new = loaded.model.llm(torch.from_numpy(embeds).float(), positions[None], past)
-    rows = [row for pair in new for row in pair]
-    return {"hidden": hidden[:, -1:]} | {state.output: row for state, row in zip(spec.states, rows, strict=True)}
-
-
-def _compare_llm(
-    bundle: Bundle, got: Mapping[str, Array], want: Mapping[str, torch.Tensor], where: Place
-) -> tuple[Difference, ...]:
-    return tuple(
-        compare_arrays(got[name], value.numpy(), rung=_rung(bundle), graph="llm", tensor=name, where=where)
-        for name, value in want.items()
-    )
+def _draw_embeds(bundle: Bundle, rng: np.random.Generator, num_streams: int, num_rows: int) -> Array:
+    """(num_streams, num_rows, E), each value one of the bundle's precision."""
+    spec = bundle.sessions["llm"].spec
+    shape = spec.input("inputs_embeds").resolve({"batch": num_streams, "rows": num_rows})
+    return _draw_floats(bundle, rng, shape, spec.input("inputs_embeds").dtype)
 
 
 def _run_together(bundle: Bundle, lengths: list[int], embeds: Array, num_rows: int) -> dict[str, Array]:
@@ -180,6 +241,10 @@ def draw_inputs(spec: GraphSpec, dims: dict[str, int], bundle: Bundle, rng: np.r
         elif tensor.name == "frame_time":
             feeds[tensor.name] = np.arange(1, shape[0] + 1, dtype=np.float32) / 2
         else:
-            exact = rng.normal(size=shape).astype(host_dtype(FLOAT_OF[bundle.manifest.precision]))
-            feeds[tensor.name] = exact.astype(tensor.dtype)  # a widened bfloat16 graph rounds what it is given
+            feeds[tensor.name] = _draw_floats(bundle, rng, shape, tensor.dtype)
     return feeds
+
+
+def _draw_floats(bundle: Bundle, rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
+    exact = rng.normal(size=shape).astype(host_dtype(FLOAT_OF[bundle.manifest.precision]))
+    return exact.astype(dtype)  # a widened bfloat16 graph rounds what it is given

@@ -18,7 +18,6 @@ from engines.errors import SpecError
 from engines.memory import Array
 from pvc_ref import PVCConfig
 
-from .limits import limits_for
 from .metrics import TINY, Difference
 from .places import Place, Rung
 
@@ -32,14 +31,18 @@ class HeatMap:
     at           what was compared
     errors       (rows, columns): |a_i - b_i| over the root mean square of |b_i|, as Difference.worst_token counts it
     frame        (S, S, 3) uint8 RGB, what the graphs saw
-    limit        what a token may be off by;  class_token  the error of the token that lies nowhere, if there is one
+    class_token  the error of the token that lies nowhere, if there is one
     """
 
     at: Difference
     errors: Array
     frame: Array
-    limit: float
     class_token: float | None
+
+    @property
+    def limit(self) -> float:
+        """What a token may be off by."""
+        return self.at.limits["worst_token"]
 
     @property
     def peak(self) -> tuple[int, int]:
@@ -86,7 +89,6 @@ def heat_map(
         at=at,
         errors=errors.reshape(columns, rows).T if by_columns else errors.reshape(rows, columns),
         frame=frame,
-        limit=limits_for(at)["worst_token"],
         class_token=class_token,
     )
 

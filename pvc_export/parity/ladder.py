@@ -3,15 +3,15 @@
     torch fp64 - torch fp32 (the reference) - torch in the bundle's dtype - ONNX in that dtype - engine
                            \\- ONNX fp32
 
-Rungs run one after another and keep what they returned, so that only one of them is in memory beside the
-reference. What cannot run here is not left out: the report names it, with the reason, and it is never a pass.
+The torch rungs are the model's own noise, from which the limits of the others come (limits.py). Rungs run one after
+another and keep what they returned, so that only one of them is in memory beside the reference. What cannot run here is
+not left out: the report names it, with the reason, and it is never a pass.
 On a CPU the narrow torch rung rounds every operation to its dtype, islands as exported; ONNX Runtime computes float16
 in float32, and bfloat16 through widened graphs (bfloat16_on_cpu.py).
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,45 +24,40 @@ from engines.spec import VISION_GRAPHS
 from engines.target import load_target
 from pvc_ref import PVC
 
-from ..graphs.precision import cast_model
-from ..graphs.sessions import LARGEST_FP64, is_small, open_graphs
+from ..graphs.sessions import open_graphs
 from .evidence import Evidence
 from .places import Rung
-from .recording import Frames, Progress, Recording, compare, run_sessions, run_torch
+from .recording import Frames, Progress, Recording, compare, noise_of, run_sessions, run_twin
+from .rounding import Reference
 
 
 def climb(
     bundle: Bundle,
-    reference: PVC,
+    reference: Reference,
     frames: Frames,
     *,
     fp32: Recording,
+    twin: Recording,
     onnx: Recording,
     twins: Path,
     progress: Progress = lambda _: None,
 ) -> Evidence:
     """Run the rungs that are not recorded yet, and compare neighbours.
 
-    `bundle` may have no sessions. `fp32` is what the reference returned and `onnx` what the bundle's ONNX files did;
-    `twins` is a folder for graphs that are exported once more in float32.
+    `bundle` may have no sessions. `fp32` is what the reference returned, `twin` what its rounding twin did, and `onnx`
+    what the bundle's ONNX files did; `twins` is a folder for graphs that are exported once more in float32.
     """
     manifest = bundle.manifest
     precision, evidence = manifest.precision, Evidence()
-    if is_small(reference):
-        exact = run_torch(copy.deepcopy(reference).double(), frames, manifest)
-        evidence += compare(Rung("torch", "fp32"), fp32, exact, frames.times)
-    else:
-        evidence += Evidence(not_executed={"torch fp64": f"more than {LARGEST_FP64 // 10**6} M parameters"})
     if precision == "fp32":
         evidence += compare(Rung("onnx", "fp32"), onnx, fp32, frames.times)
     else:
-        cast = cast_model(reference, precision, manifest.islands)
-        narrow = run_torch(cast, frames, manifest, lambda x: progress(0.5 * x))
-        evidence += compare(Rung("torch", precision), narrow, fp32, frames.times)
-        twin = open_twins(bundle, reference, VISION_GRAPHS, twins)
-        wide = run_sessions(twin, frames, lambda x: progress(0.5 + 0.5 * x))
+        in_float32 = Reference.of(reference.model, "fp32")
+        evidence += noise_of(in_float32, fp32, run_twin(in_float32, frames, manifest), frames.times)
+        sessions = open_twins(bundle, reference.model, VISION_GRAPHS, twins)
+        wide = run_sessions(sessions, frames, progress)
         evidence += compare(Rung("onnx", "fp32"), wide, fp32, frames.times)
-        evidence += compare(Rung("onnx", precision), onnx, narrow, frames.times)
+        evidence += compare(Rung("onnx", precision), onnx, twin, frames.times)
     if is_for_gpu(bundle):
         reason = why_not_executed(bundle)
         if reason is not None:

@@ -66,8 +66,10 @@ def level_of(place: Place, window: int, num_consecutive: int) -> str:
             if place.index >= num_consecutive:
                 return "E"
             return "D" if place.index < window - 1 else "F"
-        case "frame" | "pass" | "token":
+        case "frame" | "pass" | "row" | "token":
             return "B" if place.index == 0 else "D"
+        case "time":
+            return "E"
         case "stream":
             return "H"
         case "text":

@@ -1,10 +1,16 @@
-"""The committed limits (thresholds.json), and differences held against them."""
+"""Limits: a committed factor times what rounding alone does to this model there; and what holds for any model.
+
+The noise of a tensor is the worst of each metric over a neighbourhood of the place: all frames of the stream, all
+passes of the conversation, all rows of a probe (rounding.py measures it, in the same check). What is compared may be
+off by a factor times that. The factors, the ceilings of noise itself, and the limits of meaning (KL, near ties), which
+are no matter of one model's rounding, are in thresholds.json, with the experiment that chose them.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import inf, isnan
 from pathlib import Path
@@ -16,28 +22,79 @@ from engines.errors import SpecError
 from engines.memory import Array
 from engines.spec import Precision
 
-from .metrics import Difference, Metrics
+from .metrics import Difference, Limits, Metrics
 from .places import Rung
 
 THRESHOLDS = Path(__file__).with_name("thresholds.json")
-GATED = ("rel_l2", "worst_token", "cosine_gap", "norm_gap")
-"""The metrics that have limits; all four must hold."""
-Limits = dict[str, float]
-"""Metric -> limit."""
+GATED = ("rel_l2", "worst_token", "worst_value", "cosine_gap", "norm_gap")
+"""The metrics that have limits; all of them must hold."""
+FLOOR = 1e-12
+"""The smallest limit: what float64, in which differences are computed, can still tell from zero."""
+CANCELLED = 0.1
+"""The norm's noise is what is left when errors cancel, which a few places may do by chance: it counts as this much of
+the relative L2 at least."""
+
+
+class NoiseTable:
+    """What rounding alone does to every tensor of a model, made from the differences of its `torch` rungs."""
+
+    def __init__(self, differences: Iterable[Difference]) -> None:
+        self._noise: dict[tuple[Precision, str, str], Limits] = {}
+        for one in differences:
+            if one.rung.kind == "torch":
+                noise = self._noise.setdefault((one.rung.dtype, one.name, one.where.kind), dict.fromkeys(GATED, 0.0))
+                for metric in GATED:
+                    noise[metric] = max(noise[metric], float(getattr(one, metric)), key=nan_last)
+
+    def at(self, one: Difference) -> Limits:
+        """The noise of what was compared, in its neighbourhood; where that place has none of its own, in any.
+
+        Raises SpecError if none was measured at all.
+        """
+        own = self._noise.get((one.rung.dtype, one.name, one.where.kind))
+        if own is not None:
+            return own
+        others = [noise for key, noise in self._noise.items() if key[:2] == (one.rung.dtype, one.name)]
+        if not others:
+            raise SpecError(f"no noise of '{one.name}' was measured in {one.rung.dtype}", cause="a tensor was added")
+        return {metric: max((noise[metric] for noise in others), key=nan_last) for metric in GATED}
+
+    def judged(self, one: Difference) -> Difference:
+        """With its noise and limits. Noise itself is held against the ceiling of its dtype."""
+        if one.flaw:
+            return one
+        if one.rung.kind == "torch":
+            return replace(one, noise={}, limits={"rel_l2": thresholds()["ceilings"][one.rung.dtype]})
+        noise = self.at(one)
+        noise = noise | {"norm_gap": max(noise["norm_gap"], CANCELLED * noise["rel_l2"], key=nan_last)}
+        factors = factors_of(one.rung)
+        return replace(one, noise=noise, limits={name: max(factors[name] * noise[name], FLOOR) for name in GATED})
+
+
+def factors_of(rung: Rung) -> Limits:
+    """Metric -> how many times the noise it may be. Raises SpecError for a rung that has none."""
+    try:
+        factors: Limits = thresholds()["factors"][str(rung.limits)]
+    except KeyError:
+        raise SpecError(
+            f"{THRESHOLDS} has no factors for '{rung}'",
+            cause="a rung was added",
+            fix="measure them: python -m pvc_export.studies.limits --write",
+        ) from None
+    return factors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """The worst of one tensor, or of all that share limits, on one rung over the stream, held against these.
+    """The worst of one tensor, or of one in every layer, on one rung over the stream.
 
-    worst  the difference that uses most of its limits;  peaks  the worst of each metric, of whichever difference
+    worst  the difference that uses most of its limits;  peaks  for each metric the one that uses most of that limit
     """
 
     num_tensors: int = 1
     num_compared: int
     worst: Difference
-    peaks: dict[str, float]
-    limits: Limits
+    peaks: dict[str, Difference]
 
     @property
     def rung(self) -> Rung:
@@ -58,12 +115,12 @@ class Row:
 
     @property
     def kind(self) -> str:
-        """What it shares limits with: 'temporal/new' for the cache rows of every layer."""
-        return limit_key(self.graph, self.tensor)
+        """'temporal/new' for the cache rows of every layer."""
+        return kind_of(self.graph, self.tensor)
 
     @property
     def worst_metric(self) -> str:
-        return max(GATED, key=lambda metric: nan_last(self.peaks[metric]) / self.limits[metric])
+        return worst_metric(self.worst)
 
     @property
     def passed(self) -> bool:
@@ -71,26 +128,35 @@ class Row:
 
     def share(self) -> float:
         """How much of its limit the worst metric uses; above 1 fails."""
-        return share_of(self.worst, self.limits)
+        return share_of(self.worst, self.worst.limits)
 
     def text(self) -> str:
-        """The worst metric and its limit, in words."""
-        worst, limits = self.worst, self.limits
+        """The worst metric, its limit and where that comes from, in words."""
+        worst, metric = self.worst, self.worst_metric
         if worst.flaw:
             return f"{worst.flaw} at {worst.where}"
-        metric = max(GATED, key=lambda name: float(getattr(worst, name)) / limits[name])
-        return f"{metric.replace('_', ' ')} {getattr(worst, metric):.1e} (limit {limits[metric]:.1e}) at {worst.where}"
+        limit = worst.limits[metric]
+        why = f", {limit / worst.noise[metric]:.3g} times the model's own noise" if worst.noise.get(metric) else ""
+        return f"{metric.replace('_', ' ')} {getattr(worst, metric):.1e} (limit {limit:.1e}{why}) at {worst.where}"
 
     def to_json(self) -> dict[str, Any]:
+        worst = self.worst
         return {
             "stage": str(self.rung),
             "graph": self.graph,
             "tensor": self.tensor,
             "num_compared": self.num_compared,
-            "worst": self.worst.to_json(),
-            "limits": self.limits,
+            "worst": worst.to_json(),
+            "noise": worst.noise,
+            "limits": worst.limits,
+            "share": self.share(),
             "passed": self.passed,
         }
+
+
+def worst_metric(one: Difference) -> str:
+    """The metric that uses most of its limit."""
+    return max(one.limits, key=lambda metric: nan_last(float(getattr(one, metric))) / one.limits[metric], default="")
 
 
 def share_of(found: Metrics, limits: Limits) -> float:
@@ -101,7 +167,7 @@ def share_of(found: Metrics, limits: Limits) -> float:
 
 
 def worst_rows(differences: Iterable[Difference]) -> tuple[Row, ...]:
-    """The worst difference of every tensor on every rung, in order of first appearance."""
+    """The worst difference of every tensor on every rung, in order of first appearance. They were judged."""
     found: dict[tuple[Rung, str, str], list[Difference]] = {}
     for one in differences:
         found.setdefault((one.rung, one.graph, one.tensor), []).append(one)
@@ -109,21 +175,26 @@ def worst_rows(differences: Iterable[Difference]) -> tuple[Row, ...]:
 
 
 def _row_of(compared: Sequence[Difference]) -> Row:
-    limits = limits_for(compared[0])
-    peaks = {name: max((getattr(one, name) for one in compared), key=nan_last) for name in GATED}
-    worst = max(compared, key=lambda one: share_of(one, limits))
-    return Row(num_compared=len(compared), worst=worst, peaks=peaks, limits=limits)
+    return Row(
+        num_compared=len(compared),
+        worst=max(compared, key=lambda one: share_of(one, one.limits)),
+        peaks={metric: _peak(metric, compared) for metric in GATED},
+    )
 
 
 def join_rows(rows: Sequence[Row]) -> Row:
-    """One row of those of several tensors that share limits."""
+    """One row of those of several tensors."""
     return Row(
         num_tensors=len(rows),
         num_compared=sum(row.num_compared for row in rows),
         worst=max(rows, key=Row.share).worst,
-        peaks={name: max((row.peaks[name] for row in rows), key=nan_last) for name in GATED},
-        limits=rows[0].limits,
+        peaks={metric: _peak(metric, [row.peaks[metric] for row in rows]) for metric in GATED},
     )
+
+
+def _peak(metric: str, compared: Sequence[Difference]) -> Difference:
+    """The one that uses most of that metric's limit, or without one has most of it."""
+    return max(compared, key=lambda one: nan_last(getattr(one, metric)) / one.limits.get(metric, 1.0))
 
 
 def nan_last(value: float) -> float:
@@ -132,52 +203,33 @@ def nan_last(value: float) -> float:
 
 
 def beyond_limits(differences: Iterable[Difference]) -> list[Difference]:
-    """Those that no limit allows, in their order."""
-    return [one for one in differences if not share_of(one, limits_for(one)) <= 1]
+    """Those that no limit allows, in their order. They were judged."""
+    return [one for one in differences if not share_of(one, one.limits) <= 1]
 
 
-def limits_for(difference: Difference) -> Limits:
-    """Raises SpecError if none is committed for that tensor on that rung."""
-    rung, key = str(difference.rung.limits), limit_key(difference.graph, difference.tensor)
-    try:
-        limits = load_thresholds()[rung][key]
-    except KeyError:
-        raise SpecError(
-            f"{THRESHOLDS} has no limit for '{key}' in stage '{rung}'",
-            cause="a graph or a rung was added",
-            fix="give it an open limit there, then measure: python -m pvc_export.studies.limits --seeds 6 --write",
-        ) from None
-    return {metric: limits[metric]["limit"] for metric in GATED}
-
-
-def limit_key(graph: str, tensor: str) -> str:
-    """Cache rows of all layers share one limit: 'temporal/new', 'llm/new'."""
+def kind_of(graph: str, tensor: str) -> str:
+    """What a tensor is called together with those of the other layers: 'temporal/new', 'llm/new'."""
     return f"{graph}/{'new' if tensor.startswith(('new.', 'present.')) else tensor}"
 
 
 def near_tie(logits: Array, precision: Precision) -> float:
     """The reference's margin, in logits, below which another token is rounding and no fault.
 
-    Both tokens may be off by the committed limit of the logits, which is relative to their root mean square.
+    Both tokens may be off by a committed part of the logits' root mean square.
     """
-    limit = load_thresholds()[f"bundle {precision}"]["head/logits"]["rel_l2"]["limit"]
-    return 2 * limit * float(np.sqrt(np.mean(np.square(logits, dtype=np.float64))))
-
-
-def load_thresholds() -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Rung -> 'graph/tensor' -> metric -> 'limit', and the 'measured' value that it comes from."""
-    limits: dict[str, dict[str, dict[str, dict[str, float]]]] = thresholds_file()["limits"]
-    return limits
+    off = float(thresholds()["ties"][precision])
+    return 2 * off * float(np.sqrt(np.mean(np.square(logits, dtype=np.float64))))
 
 
 def kl_limit(precision: Precision) -> float:
     """The committed limit of Conversation.scaled_kl, at any step of any answer."""
-    limit: float = thresholds_file()["kl"][precision]["limit"]
+    limit: float = thresholds()["kl"][precision]
     return limit
 
 
 @cache
-def thresholds_file() -> dict[str, Any]:
-    """The whole file: 'limits', 'kl', and under 'measured' when and how they were."""
+def thresholds() -> dict[str, Any]:
+    """The whole file: 'factors' by rung and metric, 'ceilings', 'kl' and 'ties' by dtype, and under 'measured' the
+    experiment that they come from."""
     data: dict[str, Any] = json.loads(THRESHOLDS.read_text(encoding="utf-8"))
     return data

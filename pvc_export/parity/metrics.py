@@ -1,8 +1,8 @@
-"""How far two arrays are apart: five numbers of any two, and with the name of what was compared, a Difference."""
+"""How far two arrays are apart: six numbers of any two, and with the name of what was compared, a Difference."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import inf, log10, nan
 from typing import Any
 
@@ -13,6 +13,8 @@ from engines.memory import Array
 from .places import Place, Rung
 
 TINY = float(np.finfo(np.float64).tiny)
+Limits = dict[str, float]
+"""Metric -> a number: how far off something may be, or what rounding does to it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,18 +24,21 @@ class Metrics:
     max_abs        the largest |a - b| of any value
     rel_l2         |a - b| / |b| over the whole tensor
     worst_token    the largest |a_i - b_i| of any token, over the root mean square of |b_i|
+    worst_value    the largest |a - b| of any value, over the spread of b's tokens: their root mean variance
     cosine_gap     1 - the smallest cosine of a token with its counterpart
     norm_gap       | |a| / |b| - 1 |
-    num_nonfinite  values that are NaN or infinite, on either side: a reference that is NaN proves nothing
+    num_nonfinite  values of a that are NaN or infinite;  num_unknown  those of b, which then proves nothing
     shapes         of a and of b where they differ; then the numbers above are NaN
     """
 
     max_abs: float = nan
     rel_l2: float = nan
     worst_token: float = nan
+    worst_value: float = nan
     cosine_gap: float = nan
     norm_gap: float = nan
     num_nonfinite: int = 0
+    num_unknown: int = 0
     shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     @property
@@ -46,17 +51,24 @@ class Metrics:
         """Why no number can say how far apart the two are, in words; None if the numbers do."""
         if self.shapes is not None:
             return f"its shape is {self.shapes[0]}, expected {self.shapes[1]},"
+        if self.num_unknown:
+            return f"{self.num_unknown} values of the reference itself are NaN or infinite"
         return f"{self.num_nonfinite} values are NaN or infinite" if self.num_nonfinite else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference(Metrics):
-    """One tensor of one run of a graph, against the neighbour on the ladder."""
+    """One tensor of one run of a graph, against the neighbour on the ladder.
+
+    noise, limits  what rounding alone does there, and how far off it may be: empty until it was judged (limits.py)
+    """
 
     rung: Rung
     graph: str
     tensor: str
     where: Place
+    noise: Limits = field(default_factory=dict)
+    limits: Limits = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -64,9 +76,9 @@ class Difference(Metrics):
         return f"{self.graph}/{self.tensor}"
 
     def to_json(self) -> dict[str, Any]:
-        """`stage` is the rung; `shapes` is there only where they differ."""
-        numbers = asdict(self) | {"where": str(self.where)}
-        del numbers["rung"]
+        """`stage` is the rung; `shapes` is there only where they differ. Limits are those of the rows."""
+        numbers = {key: value for key, value in asdict(self).items() if key not in ("rung", "noise", "limits")}
+        numbers["where"] = str(self.where)
         if self.shapes is None:
             del numbers["shapes"]
         return {"stage": str(self.rung), **numbers}
@@ -83,13 +95,17 @@ def metrics_of(got: Array, want: Array) -> Metrics:
         total = float(np.linalg.norm(norms[1]))
         # A token of no length on both sides has no direction to lose.
         cosines = np.where(error == 0, 1.0, (a * b).sum(-1) / np.maximum(norms[0] * norms[1], TINY))
+        largest = float(np.abs(a - b).max())
+        spread = float(np.sqrt(max(np.mean(norms[1] ** 2) / b.shape[-1] - np.mean(b.mean(axis=-1) ** 2), 0.0)))
         return Metrics(
-            max_abs=float(np.abs(a - b).max()),
+            max_abs=largest,
             rel_l2=float(np.linalg.norm(error)) / max(total, TINY),
             worst_token=float(error.max()) / max(float(np.sqrt(np.mean(norms[1] ** 2))), TINY),
+            worst_value=largest / max(spread, TINY),
             cosine_gap=max(1.0 - float(cosines.min()), 0.0),
             norm_gap=abs(float(np.linalg.norm(norms[0])) - total) / max(total, TINY),
-            num_nonfinite=int((~np.isfinite(a)).sum() + (~np.isfinite(b)).sum()),
+            num_nonfinite=int((~np.isfinite(a)).sum()),
+            num_unknown=int((~np.isfinite(b)).sum()),
         )
 
 

@@ -8,8 +8,22 @@ from typing import Literal
 
 from engines.spec import Precision
 
-PlaceKind = Literal["frame", "pass", "token", "step", "stream", "text", "rows", "positions", "frames"]
-NUMBERED = ("frame", "pass", "token", "step")
+PlaceKind = Literal[
+    "frame",
+    "frames",
+    "time",
+    "pass",
+    "row",
+    "token",
+    "step",
+    "stream",
+    "text",
+    "rows",
+    "single",
+    "positions",
+    "position",
+]
+NUMBERED = ("frame", "time", "pass", "row", "token", "step", "position")
 """Kinds whose places follow one another, so that a curve can be drawn through them."""
 
 

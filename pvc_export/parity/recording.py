@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from engines.manifest import Manifest
@@ -15,17 +16,21 @@ from engines.vision import VisionEncoder
 from pvc_ref import PVC, VisionState
 from pvc_ref.preprocess import resize_frame
 
+from ..graphs.sessions import is_small
 from .clip import check_clip
 from .evidence import Evidence
 from .float16_on_cpu import Float16Products
 from .metrics import compare_arrays
 from .places import Place, Rung
 from .recorded_sessions import Calls, Recorder
+from .rounding import Reference
 
 Progress = Callable[[float], None]
 """Called with the fraction done, 0 to 1."""
 Recording = list[dict[str, Array]]
 """For every frame, each output of the vision graphs as 'graph/tensor'."""
+SAMPLED_FRAMES = 3
+"""Of a large model so many frames are computed in float64: the noise of later ones is of the same size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +78,38 @@ def run_torch(model: PVC, frames: Frames, manifest: Manifest, progress: Progress
         recording.append({name: to_numpy(tensor) for name, tensor in tensors.items()})
         progress(len(recording) / len(frames.times))
     return recording
+
+
+def run_twin(
+    reference: Reference, frames: Frames, manifest: Manifest, progress: Progress = lambda _: None
+) -> Recording:
+    """The same of the model's twin: of every frame, or in float64 and of a large model of the first few."""
+    sampled = frames
+    if reference.rung.dtype == "fp32" and not is_small(reference.model):
+        sampled = replace(frames, pixels=frames.pixels[:SAMPLED_FRAMES], times=frames.times[:SAMPLED_FRAMES])
+    return run_torch(reference.twin, sampled, manifest, progress)
+
+
+def noise_of(reference: Reference, own: Recording, twin: Recording, times: Sequence[int]) -> Evidence:
+    """What rounding does to every tensor of the frames that the twin computed."""
+    return Evidence(
+        differences=tuple(
+            reference.noise(value, theirs[name], graph=graph, tensor=tensor, where=Place("frame", time))
+            for mine, theirs, time in zip(own, twin, times, strict=False)
+            for name, value in mine.items()
+            for graph, tensor in [name.split("/")]
+        )
+    )
+
+
+def twin_embeds(own: Recording, twin: Recording, num_frames: int) -> Array:
+    """frame_embeds (num_frames, M, E) of the twin. A frame that it did not compute is off as one that it did."""
+    name, found = "compressor/frame_embeds", []
+    for index, frame in enumerate(own[:num_frames]):
+        known = index % len(twin)
+        theirs = twin[index][name] if index < len(twin) else frame[name] + (twin[known][name] - own[known][name])
+        found.append(theirs)
+    return np.concatenate(found)
 
 
 def run_sessions(sessions: Mapping[str, Session], frames: Frames, progress: Progress = lambda _: None) -> Recording:

@@ -13,7 +13,7 @@ from .culprit.record import INNOCENT, Culprit, Repair
 from .drift.report import DriftReport
 from .evidence import Evidence
 from .levels import TITLES, Rule, Verdict, level_of, verdicts_of
-from .limits import Row, beyond_limits, join_rows, kl_limit, worst_rows
+from .limits import NoiseTable, Row, beyond_limits, join_rows, kl_limit, worst_rows
 from .places import Rung
 
 PARITY_NAME = "parity.json"
@@ -302,15 +302,18 @@ class ParityReport(Evidence):
 
 
 def judge(evidence: Evidence, manifest: Manifest, *, num_frames: int, computed_in: str = "float32") -> ParityReport:
-    """Hold what was found against the committed limits. num_frames: of the stream, before its clock was let jump."""
+    """Hold what was found against its limits. num_frames: of the stream, before its clock was let jump."""
+    noise = NoiseTable(evidence.differences)
     found = {part.name: getattr(evidence, part.name) for part in fields(Evidence)}
+    found["differences"] = tuple(map(noise.judged, evidence.differences))
+    found["heat"] = tuple(replace(heat, at=noise.judged(heat.at)) for heat in evidence.heat)
     return ParityReport(
         **found,
         precision=manifest.precision,
         computed_in=computed_in,
         num_frames=num_frames,
         window=manifest.limits.window,
-        rows=worst_rows(evidence.differences),
+        rows=worst_rows(found["differences"]),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..parity.levels import TITLES, Rule, Verdict
-from ..parity.limits import GATED, Row, kl_limit
+from ..parity.limits import Row, kl_limit
 from ..parity.report import FaultKind
 from .given import ReportInput
 from .text import clean
@@ -124,7 +124,8 @@ def _cases(report: ReportInput) -> Iterator[Case]:
 
 
 def _numbers(row: Row) -> str:
-    numbers = [f"{metric} {getattr(row.worst, metric):.3g} (limit {row.limits[metric]:.3g})" for metric in GATED]
+    worst = row.worst
+    numbers = [f"{metric} {getattr(worst, metric):.3g} (limit {limit:.3g})" for metric, limit in worst.limits.items()]
     return f"{', '.join(numbers)} at {row.worst.where}, {row.share():.3g} of the limit"
 
 

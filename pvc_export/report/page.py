@@ -10,13 +10,16 @@ from engines.spec import GRAPH_NAMES
 
 from ..parity.culprit.record import INNOCENT
 from ..parity.levels import TITLES
-from ..parity.limits import kl_limit, load_thresholds, thresholds_file
+from ..parity.limits import kl_limit, thresholds
 from .given import ReportInput
 from .sections import panels
 from .template import fill
 
 TEMPLATE, PAGE_NAME = "report.html.j2", "report.html"
-METRICS = {"rel_l2": "relative L2", "worst_token": "worst token", "cosine_gap": "1 − cosine", "norm_gap": "norm"}
+METRICS = {
+    "rel_l2": "relative L2", "worst_token": "worst token", "worst_value": "worst value", "cosine_gap": "1 − cosine",
+    "norm_gap": "norm",
+}  # fmt: skip
 REACH = {"error": (1e-1, 1e4), "range": (1e-6, 1e2)}
 """Shares of a limit between which the culprit's bars run: its error, and its values in its dtype."""
 
@@ -31,8 +34,7 @@ def render(report: ReportInput) -> str:
         manifest=manifest,
         titles=TITLES,
         metrics=METRICS,
-        thresholds=load_thresholds(),
-        measured=thresholds_file()["measured"],
+        measured=thresholds()["measured"],
         panels=panels(parity),
         kl_limit=kl_limit(parity.precision),
         topics=sorted({topic for rung in parity.answers for topic in rung.count}),

@@ -8,7 +8,7 @@ from math import isfinite
 
 from markupsafe import Markup
 
-from ..parity.limits import limit_key, nan_last
+from ..parity.limits import kind_of, nan_last
 from ..parity.metrics import Difference
 from ..parity.places import Place, Rung
 from ..parity.report import ParityReport
@@ -37,25 +37,26 @@ def panels(parity: ParityReport) -> dict[str, list[Panel]]:
 
 
 def _panels_of(parity: ParityReport, rung: Rung) -> Iterator[Panel]:
-    limits = {row.kind: row.limits for row in parity.kinds()[rung]}
-    series: dict[str, dict[Place, list[Difference]]] = {}
+    series: dict[tuple[str, str], dict[Place, list[Difference]]] = {}
     for one in parity.differences:
-        if one.rung == rung and one.where.is_numbered:
-            series.setdefault(limit_key(one.graph, one.tensor), {}).setdefault(one.where, []).append(one)
-    for key, points in series.items():
+        if one.rung == rung and one.where.is_numbered and one.limits:
+            key = kind_of(one.graph, one.tensor), one.where.kind
+            series.setdefault(key, {}).setdefault(one.where, []).append(one)
+    for (name, kind), points in series.items():
         if len(points) < 2:
             continue
-        axis = _axis(list(points), parity.window)
-        curves = [
-            Curve(
-                name=name,
-                values=tuple(_worst(metric, group) for group in points.values()),
-                limit=limits[key][metric],
-                tone=tone,
-            )
-            for metric, (name, tone) in CURVES.items()
-        ]
-        yield make_panel(key, f"{rung}, {key}", curves, axis, [_legend(curve, axis) for curve in curves])
+        axis, groups = _axis(list(points), parity.window), list(points.values())
+        curves = [_curve(metric, groups) for metric in CURVES if metric in groups[0][0].limits]
+        title = name if kind == "frame" else f"{name}, by {kind}"
+        yield make_panel(title, f"{rung}, {title}", curves, axis, [_legend(curve, axis) for curve in curves])
+
+
+def _curve(metric: str, groups: Sequence[list[Difference]]) -> Curve:
+    """The worst of every place. Layers have limits of their own: the line is that of the one that is closest to it."""
+    name, tone = CURVES[metric]
+    worst = [max(group, key=lambda one: nan_last(getattr(one, metric)) / one.limits[metric]) for group in groups]
+    limit = max(worst, key=lambda one: nan_last(getattr(one, metric)) / one.limits[metric]).limits[metric]
+    return Curve(name=name, values=tuple(float(getattr(one, metric)) for one in worst), limit=limit, tone=tone)
 
 
 def make_panel(title: str, label: str, curves: Sequence[Curve], axis: Axis, said: Sequence[str]) -> Panel:
@@ -63,10 +64,6 @@ def make_panel(title: str, label: str, curves: Sequence[Curve], axis: Axis, said
     lines = tuple((curve.tone, text) for curve, text in zip(curves, said, strict=True))
     bad = any(not value <= curve.limit for curve in curves for value in curve.values)
     return Panel(title=title, figure=curves_figure(label, curves, axis), lines=lines, passed=not bad)
-
-
-def _worst(metric: str, group: list[Difference]) -> float:
-    return max((float(getattr(one, metric)) for one in group), key=nan_last)
 
 
 def _axis(places: Sequence[Place], window: int) -> Axis:

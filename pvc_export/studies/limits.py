@@ -27,7 +27,8 @@ from pvc_ref.prompt import byte_tokenizer
 from ..bundles.export import NUM_QUESTIONS, ExportRequest, write_graphs
 from ..graphs.models import LoadedModel, load_model, loaded_model
 from ..parity.check import check_bundle
-from ..parity.limits import GATED, THRESHOLDS, limit_key
+from ..parity.limits import GATED, THRESHOLDS
+from ..parity.limits import kind_of as limit_key
 from ..parity.places import Rung
 from ..parity.report import ParityReport
 from ..terminal.console import Console

@@ -40,7 +40,7 @@ from pvc_ref.temporal import window_bias
 from ...graphs.sessions import fitting_threads
 from ..answers import WORLD
 from ..levels import Rule
-from ..limits import GATED, limit_key, load_thresholds, worst_rows
+from ..limits import GATED, NoiseTable, worst_rows
 from ..metrics import Difference
 from ..places import Place, Rung
 from ..recorded_sessions import Recorder
@@ -56,12 +56,13 @@ NUM_BLOCKS = 32
 def measure_drift(
     sessions: Mapping[str, Session],
     model: PVC,
+    noise: NoiseTable,
     *,
     num_frames: int,
     precision: Precision = "fp32",
     progress: Progress = lambda _: None,
 ) -> DriftReport:
-    """Stream through vision sessions on the CPU, beside their reference, a float32 model.
+    """Stream through vision sessions on the CPU, beside their reference, a float32 model whose noise is known.
 
     Raises SpecError for a stream too short for a slope, NonFiniteError if a graph returns NaN or infinity.
     """
@@ -73,7 +74,7 @@ def measure_drift(
     window = encoder.ring.window
     blocks = plan_blocks(num_frames, window, num_blocks=NUM_BLOCKS)
     with fitting_threads(model):
-        judge = _Judge(model, spec, window=window, total_frames=total, rung=Rung("bundle", precision))
+        judge = _Judge(model, spec, noise, window=window, total_frames=total, rung=Rung("bundle", precision))
         kept: deque[Array] = deque(maxlen=judge.reach + max(map(len, blocks)))
         waiting = list(blocks)
         got: Recording = []
@@ -103,11 +104,13 @@ def measure_drift(
     )
 
 
-def drift_rule(sessions: Mapping[str, Session], model: PVC, *, num_frames: int, precision: Precision) -> Rule:
+def drift_rule(
+    sessions: Mapping[str, Session], model: PVC, noise: NoiseTable, *, num_frames: int, precision: Precision
+) -> Rule:
     """Level E of a check. So few blocks leave a wide interval: what no longer stream decided breaks no rule."""
     name = f"{num_frames} frames in a row"
     try:
-        report = measure_drift(sessions, model, num_frames=num_frames, precision=precision)
+        report = measure_drift(sessions, model, noise, num_frames=num_frames, precision=precision)
     except NonFiniteError as error:
         return Rule(level="E", name=name, passed=False, detail=error.what)
     faults = [f"{c.tensor} {c.verdict}" for c in report.curves if c.verdict != "ok" and not c.is_undecided]
@@ -129,8 +132,10 @@ def _world(model: PVC) -> Iterator[Array]:
 class _Judge:
     """The reference's side, and every difference found. By tensor, in the order in which a frame makes them."""
 
-    def __init__(self, model: PVC, spec: GraphSpec, *, window: int, total_frames: int | None, rung: Rung) -> None:
-        self.model, self.wide = model, copy.deepcopy(model).double()
+    def __init__(
+        self, model: PVC, spec: GraphSpec, noise: NoiseTable, *, window: int, total_frames: int | None, rung: Rung
+    ) -> None:
+        self.model, self.wide, self.noise = model, copy.deepcopy(model).double(), noise
         self.spec, self.window, self.total_frames, self.rung = spec, window, total_frames, rung
         self.singles: list[Difference] = []
         self.blocks: list[Difference] = []
@@ -169,9 +174,8 @@ class _Judge:
             self.means.setdefault(name, []).append(Sample.mean_of([s for s in samples if s.frame >= self.window]))
 
     def curves(self, num_frames: int) -> tuple[DriftCurve, ...]:
-        blocks = {(row.rung, row.worst.name): row for row in worst_rows(self.blocks)}
-        singles = {row.worst.name: row for row in worst_rows(self.singles)}
-        measured = load_thresholds()[str(self.rung)]
+        blocks = {(row.rung, row.worst.name): row for row in worst_rows(map(self.noise.judged, self.blocks))}
+        singles = {row.worst.name: row for row in worst_rows(map(self.noise.judged, self.singles))}
         return tuple(
             DriftCurve(
                 tensor=name,
@@ -181,7 +185,7 @@ class _Judge:
                 block=blocks[self.rung, name],
                 single=singles[name],
                 reference=blocks[FLOAT32, name],
-                noise=measured[limit_key(*name.split("/"))]["rel_l2"]["measured"],
+                noise=singles[name].worst.noise["rel_l2"],
             )
             for name, samples in self.samples.items()
         )
@@ -197,6 +201,7 @@ def _mean_difference(found: Sequence[Difference], block: range) -> Difference:
         where=Place("frames", block.start, f"frames {block.start} to {block.stop - 1}"),
         max_abs=max(difference.max_abs for difference in found),
         num_nonfinite=sum(difference.num_nonfinite for difference in found),
+        num_unknown=sum(difference.num_unknown for difference in found),
         shapes=next((difference.shapes for difference in found if difference.shapes), None),
         **means,
     )

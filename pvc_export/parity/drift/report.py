@@ -142,7 +142,7 @@ class DriftCurve(Drift):
             return f"above its limit, but not drifting: {self.block.text()}"
         if self.single.share() > SINGLE_FRAME:
             return f"a single frame above {SINGLE_FRAME} times its limit: {self.single.text()}"
-        return self.doubt(self.block.limits["rel_l2"]) or "ok"
+        return self.doubt(self.block.worst.limits["rel_l2"]) or "ok"
 
     def line(self) -> str:
         first, last, error = self.means[0], self.means[-1], self.trend("error")

@@ -1,0 +1,105 @@
+"""What rounding alone does to a model: the reference beside a twin that rounds otherwise, on the same inputs.
+
+    fp32         the twin computes in float64; the difference is the reference's own rounding
+    fp16, bf16   the twin rounds every operation to that dtype, float32 islands as exported
+
+Angles of RoPE and of the clock are products of a position and a frequency. Graph and reference round them alike, to
+float32, and so does the twin in float64: without that the far positions would look up to 75 times as noisy as they
+are, just where faults of RoPE show.
+Weights of products are cast when they are used, one at a time: a float64 copy of 8 B parameters would take 64 GB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engines.memory import Array
+from engines.spec import Precision
+from pvc_ref import PVC
+from pvc_ref.llm import Decoder, rope_angles
+
+from ..graphs.precision import TORCH_DTYPE, copy_with, kept_wide, make_islands
+from .metrics import Difference, compare_arrays
+from .places import Place, Rung
+
+
+class _CastLinear(nn.Linear):
+    """A linear layer in another dtype than its weight is stored in."""
+
+    dtype: torch.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.dtype), self.weight.to(self.dtype), self.bias)
+
+
+class _CastEmbedding(nn.Embedding):
+    """A table in another dtype than it is stored in."""
+
+    dtype: torch.dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids).to(self.dtype)
+
+
+class _Float32Angles(Decoder):
+    """A decoder in float64 that rotates by the angles of float32."""
+
+    def angles(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        cos, sin = rope_angles(position_ids, self.config.attention_head_dim, self.config.rope_theta, torch.float32)
+        return cos.to(dtype), sin.to(dtype)
+
+
+AT_CALL: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _CastLinear, nn.Embedding: _CastEmbedding}
+"""Modules that hold nearly all of a model, and what casts their weight when it is used."""
+
+
+def rounding_twin(model: PVC, precision: Precision, islands: Sequence[str] = ()) -> PVC:
+    """The twin of a float32 model. It shares the weights of its products, so it needs little memory beside it."""
+    wide = precision == "fp32"
+    dtype = torch.float64 if wide else TORCH_DTYPE[precision]
+    kept = set() if wide else kept_wide(model, islands)
+    shared = {id(module.weight) for module in model.modules() if type(module) in AT_CALL} | kept
+
+    def cast(weight: Tensor) -> Tensor:
+        if id(weight) in shared or not weight.is_floating_point():
+            return weight
+        values = weight.detach().to(dtype)
+        return nn.Parameter(values, requires_grad=False) if isinstance(weight, nn.Parameter) else values
+
+    twin = copy_with(model, cast)
+    for module in twin.modules():
+        if type(module) in AT_CALL and id(module.weight) not in kept:
+            module.__class__, module.dtype = AT_CALL[type(module)], dtype  # type: ignore[assignment]
+    if wide:
+        twin.llm.__class__ = _Float32Angles
+    else:
+        make_islands(twin, islands, dtype)
+    return twin
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A float32 model and its twin. `rung` is the one that compares the two: 'torch fp32' or that of a narrow dtype."""
+
+    model: PVC
+    twin: PVC
+    rung: Rung
+
+    @staticmethod
+    def of(model: PVC, precision: Precision, islands: Sequence[str] = ()) -> Reference:
+        return Reference(model, rounding_twin(model, precision, islands), Rung("torch", precision))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the twin computes in."""
+        return torch.float64 if self.rung.dtype == "fp32" else TORCH_DTYPE[self.rung.dtype]
+
+    def noise(self, own: Array, twin: Array, *, graph: str, tensor: str, where: Place) -> Difference:
+        """How far rounding puts the coarser of the two from the finer one: from float64 in fp32, else from float32."""
+        got, want = (own, twin) if self.rung.dtype == "fp32" else (twin, own)
+        return compare_arrays(got, want, rung=self.rung, graph=graph, tensor=tensor, where=where)
