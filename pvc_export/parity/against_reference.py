@@ -63,8 +63,9 @@ def compare_vision(
     window = manifest.limits.window
     if not frames.times:  # the first one ended the stream
         return Evidence(), VisionRuns(own=[], twin=[])
-    own = run_torch(model, frames, manifest, lambda x: progress(0.5 * x))
-    twin = run_twin(reference, frames, manifest, lambda x: progress(0.5 + 0.5 * x))
+    temporal = manifest.graphs["temporal"]
+    own = run_torch(model, frames, temporal, lambda x: progress(0.5 * x))
+    twin = run_twin(reference, frames, temporal, lambda x: progress(0.5 + 0.5 * x))
     num_frames = frames.num_consecutive
     pixels = torch.from_numpy(np.stack(frames.pixels[:num_frames]))[None]
     whole = model.encode_clip(pixels, window=window, total_frames=frames.total_frames)[0]

@@ -53,7 +53,7 @@ def climb(
         evidence += compare(Rung("onnx", "fp32"), onnx, fp32, frames.times)
     else:
         in_float32 = Reference.of(reference.model, "fp32")
-        evidence += noise_of(in_float32, fp32, run_twin(in_float32, frames, manifest), frames.times)
+        evidence += noise_of(in_float32, fp32, run_twin(in_float32, frames, manifest.graphs["temporal"]), frames.times)
         sessions = open_twins(bundle, reference.model, VISION_GRAPHS, twins)
         wide = run_sessions(sessions, frames, progress)
         evidence += compare(Rung("onnx", "fp32"), wide, fp32, frames.times)

@@ -11,7 +11,7 @@ import torch
 from engines.manifest import Manifest
 from engines.memory import Array
 from engines.session import Session
-from engines.spec import VISION_GRAPHS
+from engines.spec import VISION_GRAPHS, GraphSpec
 from engines.vision import VisionEncoder
 from pvc_ref import PVC, VisionState
 from pvc_ref.preprocess import resize_frame
@@ -59,9 +59,9 @@ def check_frames(manifest: Manifest) -> Frames:
 
 
 @torch.no_grad()
-def run_torch(model: PVC, frames: Frames, manifest: Manifest, progress: Progress = lambda _: None) -> Recording:
-    """The reference's streaming form, in the model's own dtype, with the window and the names of a bundle."""
-    names = [state.output for state in manifest.graphs["temporal"].states]
+def run_torch(model: PVC, frames: Frames, temporal: GraphSpec, progress: Progress = lambda _: None) -> Recording:
+    """The reference's streaming form, in the model's own dtype, with the window and the names of a temporal graph."""
+    names, window = [state.output for state in temporal.states], window_of(temporal)
     state: VisionState | None = None
     recording: Recording = []
     for pixels, time in zip(frames.pixels, frames.times, strict=True):
@@ -69,7 +69,7 @@ def run_torch(model: PVC, frames: Frames, manifest: Manifest, progress: Progress
             state = VisionState(past=state.past, num_frames=time)
         with Float16Products():
             outputs, state = model.frame_outputs(
-                torch.from_numpy(pixels)[None], state, window=manifest.limits.window, total_frames=frames.total_frames
+                torch.from_numpy(pixels)[None], state, window=window, total_frames=frames.total_frames
             )
         rows = [row for pair in outputs.new for row in pair]
         tensors = {"trunk/trunk_features": outputs.trunk_features, "temporal/features": outputs.features}
@@ -81,13 +81,13 @@ def run_torch(model: PVC, frames: Frames, manifest: Manifest, progress: Progress
 
 
 def run_twin(
-    reference: Reference, frames: Frames, manifest: Manifest, progress: Progress = lambda _: None
+    reference: Reference, frames: Frames, temporal: GraphSpec, progress: Progress = lambda _: None
 ) -> Recording:
     """The same of the model's twin: of every frame, or in float64 and of a large model of the first few."""
     sampled = frames
     if reference.rung.dtype == "fp32" and not is_small(reference.model):
         sampled = replace(frames, pixels=frames.pixels[:SAMPLED_FRAMES], times=frames.times[:SAMPLED_FRAMES])
-    return run_torch(reference.twin, sampled, manifest, progress)
+    return run_torch(reference.twin, sampled, temporal, progress)
 
 
 def noise_of(reference: Reference, own: Recording, twin: Recording, times: Sequence[int]) -> Evidence:
@@ -110,6 +110,11 @@ def twin_embeds(own: Recording, twin: Recording, num_frames: int) -> Array:
         theirs = twin[index][name] if index < len(twin) else frame[name] + (twin[known][name] - own[known][name])
         found.append(theirs)
     return np.concatenate(found)
+
+
+def window_of(temporal: GraphSpec) -> int:
+    """Slots of the ring that a temporal graph reads."""
+    return int(temporal.input("slot_mask").resolve({"batch": 1})[1])
 
 
 def run_sessions(sessions: Mapping[str, Session], frames: Frames, progress: Progress = lambda _: None) -> Recording:

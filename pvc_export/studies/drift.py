@@ -18,7 +18,7 @@ from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, VisionConfig
 from ..graphs.models import load_reference
 from ..graphs.sessions import open_graphs
 from ..parity.bfloat16_on_cpu import open_on_cpu
-from ..parity.drift.measure import measure_drift
+from ..parity.drift.measure import measure_drift, vision_noise
 from ..terminal.console import Console
 
 NUM_FRAMES = 10_000
@@ -43,10 +43,13 @@ def main() -> None:
     args = parser.parse_args()
     try:
         with (
-            _open(args.bundle) as (name, sessions, model, precision),
+            _open(args.bundle) as (name, sessions, model, precision, islands),
             Console().stage(f"{args.frames} frames") as (_, progress),
         ):
-            report = measure_drift(sessions, model, num_frames=args.frames, precision=precision, progress=progress)
+            noise = vision_noise(model, sessions["temporal"].spec, precision=precision, islands=islands)
+            report = measure_drift(
+                sessions, model, noise, num_frames=args.frames, precision=precision, progress=progress
+            )
     except PVCError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
     print("\n".join([name, *report.table(), report.summary()]))
@@ -57,20 +60,20 @@ def main() -> None:
 
 
 @contextmanager
-def _open(bundle: Path | None) -> Iterator[tuple[str, Mapping[str, Session], PVC, Precision]]:
-    """What is measured: its name, sessions and precision, and the model that they were made from.
+def _open(bundle: Path | None) -> Iterator[tuple[str, Mapping[str, Session], PVC, Precision, tuple[str, ...]]]:
+    """What is measured: its name, sessions, precision and islands, and the model that they were made from.
 
     That is a bundle, or without one the wide random model, exported in float32 for this.
     """
     if bundle is not None:
         with open_on_cpu(bundle) as opened:
             model = load_reference(opened.manifest).model
-            yield str(bundle), opened.sessions, model, opened.manifest.precision
+            yield str(bundle), opened.sessions, model, opened.manifest.precision, tuple(opened.manifest.islands)
         return
     model = PVC.random(WIDE, seed=0)
     with tempfile.TemporaryDirectory(prefix="pvc-drift-") as folder:
         sessions = open_graphs(model, VISION_GRAPHS, load_target("cpu"), StreamLimits(), Path(folder))
-        yield "width 1024, random weights", sessions, model, "fp32"
+        yield "width 1024, random weights", sessions, model, "fp32", ()
 
 
 if __name__ == "__main__":

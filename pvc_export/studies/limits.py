@@ -1,21 +1,23 @@
-"""Measure the noise floor of a faithful export, and write thresholds.json from it: python -m pvc_export.studies.limits
+"""How far faithful exports are from their reference, in multiples of the model's own noise: what the factors come from.
 
-Exports correct models of several seeds, one deep and narrow model and the trained one, in every precision; takes the
-worst difference of each tensor, and sets each limit to a margin times that. Run it again after a change that is meant
-to change rounding, and only then; the file keeps what was measured, with what, and when. `--add MODEL` measures one
-model more and keeps the worse of old and new.
+    python -m pvc_export.studies.limits [--write] [--only NAME ...] [--model FOLDER] [--json FILE]
+
+Forty exports and more: random models from `tiny` to 24 layers and 512 wide over several seeds, the trained one, and any
+checkpoint folder, in three precisions, both spellings of attention and both cache updates. Each is checked as always.
+A factor is MARGIN times the worst that any of them was off by, of each metric on each rung. Every export must pass: the
+table that this prints is in docs/numerics.md. Results are kept in --json and not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,128 +26,164 @@ from engines.target import load_target
 from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, VisionConfig
 from pvc_ref.prompt import byte_tokenizer
 
-from ..bundles.export import NUM_QUESTIONS, ExportRequest, write_graphs
+from ..bundles.export import ExportRequest, write_graphs
 from ..graphs.models import LoadedModel, load_model, loaded_model
 from ..parity.check import check_bundle
-from ..parity.limits import GATED, THRESHOLDS
-from ..parity.limits import kind_of as limit_key
-from ..parity.places import Rung
+from ..parity.limits import GATED, THRESHOLDS, thresholds
 from ..parity.report import ParityReport
 from ..terminal.console import Console
 from ..terminal.facts import installed
 
-MARGINS = {"rel_l2": 4.0, "worst_token": 4.0, "cosine_gap": 16.0, "norm_gap": 16.0}
-"""A limit is this many times the worst that was measured: room for other seeds, depths and processors.
-
-The cosine's gap grows with the square of an error; the norm's is what is left when errors cancel, and varies more.
-"""
-FLOOR = 1e-12
-"""The smallest limit: what float64, in which differences are computed, can still tell from zero."""
-VARIANTS: tuple[tuple[Precision, str], ...] = (
-    ("fp32", "cpu"), ("fp32", "cuda"), ("fp16", "cpu"), ("fp16", "cuda"), ("bf16", "rtx"),
-)  # fmt: skip
-"""Both spellings of attention and both cache updates; bfloat16 is computed on no CPU, so it has one."""
-CEILING = {"fp32": 5e-4, "fp16": 1e-1, "bf16": 7e-1}
-"""The largest limit of a precision, whatever was measured: what may be off by more than that is gated by nothing."""
-KL_MARGIN = 16.0
-"""As of the cosine's gap: a divergence grows with the square of an error."""
-DEEP = PVCConfig(
-    vision=VisionConfig(
-        image_size=112, hidden_size=64, num_layers=24, num_heads=4, mlp_size=256, num_temporal_layers=8
-    ),
-    compressor=CompressorConfig(num_tokens=16),
-    llm=LLMConfig(vocab_size=264, hidden_size=128, num_layers=24, num_heads=8, num_kv_heads=2, mlp_size=256),
-    template="tiny",
-)
-"""The depth of InternVL2-8B's vision tower and most of its LLM, at a width that exports in a minute."""
+MARGIN = 2.5
+"""Room for other models, processors and versions. Of what adds up in squares (1 - cosine) it is squared."""
+SQUARED = ("cosine_gap",)
+SEEDS = 3
+NUM_QUESTIONS = 24
+"""Asked of a model whose world is known."""
 
 
-def models(num_seeds: int) -> Iterator[LoadedModel]:
-    for seed in range(num_seeds):
-        yield load_model("tiny", seed=seed)
-    yield loaded_model(PVC.random(DEEP, seed=0), byte_tokenizer(), name="deep")
-    yield load_model("shapes")
+def _random(width: int, layers: int, seed: int, *, heads: int = 4, kv_heads: int = 2) -> LoadedModel:
+    """A random model, as wide and as deep on both sides, on small frames."""
+    config = PVCConfig(
+        vision=VisionConfig(
+            image_size=56, hidden_size=width, num_layers=layers, num_heads=heads, mlp_size=4 * width,
+            num_temporal_layers=max(layers // 4, 1),
+        ),
+        compressor=CompressorConfig(num_tokens=4),
+        llm=LLMConfig(
+            vocab_size=264, hidden_size=width, num_layers=layers, num_heads=2 * heads, num_kv_heads=kv_heads,
+            mlp_size=3 * width,
+        ),
+        template="tiny",
+    )  # fmt: skip
+    return loaded_model(PVC.random(config, seed=seed), byte_tokenizer(), name=f"random {width} x {layers}")
 
 
-def measure(measured: Iterable[LoadedModel], console: Console) -> list[ParityReport]:
-    """A parity report of every model in every precision and spelling, whether it passes or not."""
-    reports: list[ParityReport] = []
-    for loaded in measured:
-        for precision, target_name in VARIANTS:
-            name = f"{loaded.source.name} seed {loaded.source.seed} {precision} {target_name}"
-            target = replace(load_target(target_name), builder=None, engine_graphs=())  # graphs only
-            with console.stage(name) as (stage, _), tempfile.TemporaryDirectory() as folder:
-                request = ExportRequest(out=Path(folder), target=target, precision=precision)
-                write_graphs(loaded, request, Path(folder), Console(quiet=True))
-                reports.append(check_bundle(Path(folder), loaded, num_questions=NUM_QUESTIONS))
-                stage.note = reports[-1].summary()
-    return reports
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Export:
+    """One faithful export that is checked."""
+
+    name: str
+    precision: Precision
+    target: str
+    load: Callable[[], LoadedModel]
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}, {self.precision}, {self.target}"
 
 
-def limits_from(reports: list[ParityReport]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Stage -> 'graph/tensor' -> metric -> the worst measured value and its limit."""
-    worst: dict[Rung, dict[str, dict[str, float]]] = {}
-    for found in (found for report in reports for found in report.differences):
-        metrics = worst.setdefault(found.rung.limits, {}).setdefault(limit_key(found.graph, found.tensor), {})
-        for metric in GATED:
-            metrics[metric] = max(metrics.get(metric, 0.0), float(getattr(found, metric)))
+def exports(folder: str | None) -> Iterator[Export]:
+    """Every model in every precision; targets take turns, so that each spelling and cache update meets each dtype."""
+    models: dict[str, Callable[[], LoadedModel]] = {}
+    for seed in range(SEEDS):
+        models[f"tiny, seed {seed}"] = partial(load_model, "tiny", seed=seed)
+        models[f"128 wide, 6 layers, seed {seed}"] = partial(_random, 128, 6, seed)
+        models[f"64 wide, 24 layers, seed {seed}"] = partial(_random, 64, 24, seed)
+        models[f"256 wide, 12 layers, seed {seed}"] = partial(_random, 256, 12, seed)
+    models["512 wide, 24 layers, seed 0"] = partial(_random, 512, 24, 0, heads=8)
+    models["shapes"] = partial(load_model, "shapes")
+    if folder is not None:
+        models[Path(folder).name] = partial(load_model, folder)
+    targets: dict[Precision, tuple[str, ...]] = {
+        "fp32": ("cpu", "cuda"),
+        "fp16": ("rtx", "cpu", "tensorrt-10"),
+        "bf16": ("rtx",),
+    }
+    for index, (name, load) in enumerate(models.items()):
+        for precision, some in targets.items():
+            yield Export(name=name, precision=precision, target=some[index % len(some)], load=load)
+
+
+def measure(export: Export) -> dict[str, Any]:
+    """How the check of one export came out, and what it was off by at most."""
+    target = replace(load_target(export.target), builder=None, engine_graphs=())  # graphs only
+    loaded = export.load()
+    with tempfile.TemporaryDirectory(prefix="pvc-limits-") as folder:
+        request = ExportRequest(out=Path(folder), target=target, precision=export.precision)
+        write_graphs(loaded, request, Path(folder), Console(quiet=True))
+        report = check_bundle(Path(folder), loaded, num_questions=NUM_QUESTIONS)
+    conversations = report.conversations
     return {
-        str(rung): {
-            key: {name: _limit(value, MARGINS[name], CEILING[rung.dtype]) for name, value in metrics.items()}
-            for key, metrics in tensors.items()
-        }
-        for rung, tensors in sorted(worst.items(), key=lambda item: str(item[0]))
+        "passed": report.passed,
+        "summary": report.summary(),
+        "worst_row": report.worst_row.text(),
+        "share": report.worst_row.share(),
+        "ratios": ratios(report),
+        "scaled_kl": max(conversation.scaled_kl for conversation in conversations),
+        "noise_of_features": max(one.rel_l2 for one in report.differences if is_noise(one.rung.kind, one.name)),
+        "closest_flip": max((flip.margin / flip.tie for c in conversations for flip in c.flips), default=0.0),
     }
 
 
-def kl_limits_from(reports: list[ParityReport]) -> dict[str, dict[str, float]]:
-    """Precision -> the worst KL of any step of any conversation, scaled as answers.Conversation says, and its limit."""
-    worst: dict[str, float] = {}
-    for report in reports:
-        found = max(conversation.scaled_kl for conversation in report.conversations)
-        worst[report.precision] = max(worst.get(report.precision, 0.0), found)
-    return {precision: _limit(value, KL_MARGIN) for precision, value in worst.items()}
+def is_noise(kind: str, name: str) -> bool:
+    return kind == "torch" and name == "compressor/frame_embeds"
 
 
-def _limit(measured: float, margin: float, ceiling: float = math.inf) -> dict[str, float]:
-    """What was measured and the limit that follows, to three digits."""
-    limit = min(max(margin * measured, FLOOR), ceiling)
-    return {"measured": float(f"{measured:.2e}"), "limit": float(f"{limit:.2e}")}
+def ratios(report: ParityReport) -> dict[str, dict[str, float]]:
+    """Rung -> metric -> the worst difference of any tensor at any place, over the noise there."""
+    worst: dict[str, dict[str, float]] = {}
+    for one in report.differences:
+        of_rung = worst.setdefault(str(one.rung.limits), {}) if one.noise else {}
+        for metric, noise in one.noise.items():
+            if noise:
+                of_rung[metric] = max(of_rung.get(metric, 0.0), getattr(one, metric) / noise)
+    return worst
 
 
-def worse_of(old: Any, new: Any) -> Any:
-    """Two tables of limits, merged: of each metric the one that was measured larger."""
-    if "measured" in old:
-        return max(old, new, key=lambda metric: float(metric["measured"]))
-    return {key: worse_of(old[key], new[key]) if key in new else old[key] for key in old}
+def factors_from(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Rung -> metric -> its factor, to two digits."""
+    worst: dict[str, dict[str, float]] = {}
+    for result in found.values():
+        for rung, metrics in result["ratios"].items():
+            for metric, ratio in metrics.items():
+                of_rung = worst.setdefault(rung, dict.fromkeys(GATED, 0.0))
+                of_rung[metric] = max(of_rung[metric], ratio)
+    return {
+        rung: {name: float(f"{ratio * MARGIN ** (2 if name in SQUARED else 1):.2g}") for name, ratio in metrics.items()}
+        for rung, metrics in sorted(worst.items())
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pvc_export.studies.limits", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=8, help="how many tiny models to measure")
-    parser.add_argument("--add", metavar="MODEL", help="measure this one alone, and keep the worse of old and new")
-    parser.add_argument("--write", action="store_true", help="replace the committed thresholds.json")
+    parser.add_argument("--write", action="store_true", help="replace the committed factors")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="exports whose name holds this")
+    parser.add_argument("--model", metavar="FOLDER", help="a checkpoint to measure as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep results here, and go on from them")
     args = parser.parse_args()
-    old = json.loads(THRESHOLDS.read_text(encoding="utf-8"))
-    reports = measure([load_model(args.add)] if args.add else models(args.seeds), Console())
-    command = f"python -m pvc_export.studies.limits --seeds {args.seeds} --write"
-    data = {
-        "measured": {
-            "command": f"{old['measured']['command']}; --add {args.add} --write" if args.add else command,
+    kept = args.json is not None and args.json.exists()
+    found: dict[str, dict[str, Any]] = json.loads(args.json.read_text(encoding="utf-8")) if kept else {}
+    for export in exports(args.model):
+        if export.key in found or not (args.only is None or any(part in export.key for part in args.only)):
+            continue
+        found[export.key] = measure(export)
+        print(f"{export.key}: {found[export.key]['summary']}", flush=True)
+        if args.json is not None:
+            args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(table(found)))
+    factors = factors_from(found)
+    print(json.dumps(factors, indent=1))
+    if args.write:
+        measured = {
+            "command": "python -m pvc_export.studies.limits --write",
             "date": date.today().isoformat(),
             "machine": f"{platform.machine()} CPU, ONNX Runtime CPU (float16 graphs computed in float32)",
             "versions": installed(("torch", "onnxscript", "onnxruntime")),
-            "margins": MARGINS | {"kl": KL_MARGIN},
-        },
-        "kl": kl_limits_from(reports),
-        "limits": limits_from(reports),
-    }
-    if args.add:
-        data |= {key: worse_of(old[key], data[key]) for key in ("kl", "limits")}
-    text = json.dumps(data, indent=1)
-    print(text)
-    if args.write:
-        THRESHOLDS.write_text(text + "\n", encoding="utf-8")
+            "num_exports": len(found),
+            "margin": MARGIN,
+        }
+        data = thresholds() | {"measured": measured, "factors": factors}
+        THRESHOLDS.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def table(found: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """A line an export, for docs/numerics.md."""
+    yield "| export | passed | noise of frame_embeds | worst share of a limit | KL / mean square |"
+    yield "|---|---|---|---|---|"
+    for key, one in found.items():
+        verdict = "yes" if one["passed"] else "**no**"
+        yield f"| {key} | {verdict} | {one['noise_of_features']:.1e} | {one['share']:.0%} | {one['scaled_kl']:.1e} |"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from engines.target import load_target
 from ...graphs.models import LoadedModel
 from ..clip import QUESTION
 from ..places import Place, positions_place
-from ..recording import Frames, Recording, check_frames, run_torch
+from ..recording import Frames, Recording, check_frames, run_torch, window_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,7 @@ class ExpectedCall:
 
 def reference_stream(manifest: Manifest, loaded: LoadedModel) -> Recording:
     """What the reference says of two windows and two frames."""
-    return run_torch(loaded.model, check_frames(manifest), manifest)
+    return run_torch(loaded.model, check_frames(manifest), manifest.graphs["temporal"])
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def vision_feeds(spec: GraphSpec, frames: Frames, recording: Recording, index: i
         "features": seen["temporal/features"],
     }
     if spec.states:
-        window = int(spec.input("slot_mask").resolve({"batch": 1})[1])
+        window = window_of(spec)
         earlier = range(max(index - window + 1, 0), index)
         mask = np.zeros((1, window), bool)
         mask[0, [frames.times[i] % window for i in earlier]] = True

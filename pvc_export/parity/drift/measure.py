@@ -44,7 +44,18 @@ from ..limits import GATED, NoiseTable, worst_rows
 from ..metrics import Difference
 from ..places import Place, Rung
 from ..recorded_sessions import Recorder
-from ..recording import Progress, Recording, compare, recording_of
+from ..recording import (
+    Frames,
+    Progress,
+    Recording,
+    compare,
+    noise_of,
+    recording_of,
+    run_torch,
+    run_twin,
+    window_of,
+)  # fmt: skip
+from ..rounding import Reference
 from .report import DriftCurve, DriftReport, Sample
 from .statistics import plan_blocks
 
@@ -102,6 +113,19 @@ def measure_drift(
         seconds=time.perf_counter() - started,
         curves=judge.curves(num_frames),
     )
+
+
+def vision_noise(model: PVC, temporal: GraphSpec, *, precision: Precision, islands: Sequence[str] = ()) -> NoiseTable:
+    """What rounding alone does to two windows and two frames of a stream: what a longer one is held against."""
+    window = window_of(temporal)
+    pixels = list(islice(_world(model), 2 * window + 2))
+    total = len(pixels) if model.config.time_mode == "fixed" else None
+    frames, reference = (
+        Frames(pixels=pixels, times=range(len(pixels)), total_frames=total),
+        Reference.of(model, precision, islands),
+    )
+    own, twin = run_torch(model, frames, temporal), run_twin(reference, frames, temporal)
+    return NoiseTable(noise_of(reference, own, twin, frames.times).differences)
 
 
 def drift_rule(

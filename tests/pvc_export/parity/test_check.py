@@ -14,8 +14,9 @@ import pytest
 
 import engines.stream
 from engines.cache import LinearCache, RingCache
-from engines.errors import ModelError
+from engines.errors import ModelError, SpecError
 from engines.manifest import Manifest
+from engines.spec import Precision
 from pvc_export.controls.graph_edits import (
     edit_graph,
     first_stream_for_all,
@@ -35,9 +36,9 @@ from pvc_export.graphs.models import LoadedModel, load_model
 from pvc_export.parity.check import check_bundle
 from pvc_export.parity.evidence import Evidence
 from pvc_export.parity.ladder import VISION_GRAPHS
-from pvc_export.parity.limits import GATED, load_thresholds, worst_rows
+from pvc_export.parity.limits import FLOOR, GATED, NoiseTable, factors_of, thresholds, worst_rows
 from pvc_export.parity.metrics import compare_arrays
-from pvc_export.parity.places import Place, Rung
+from pvc_export.parity.places import Place, Rung, RungKind
 from pvc_export.parity.recorded_stream import MIN_DECODED, RecordedStream, stream_clip
 from pvc_export.parity.report import ParityReport
 
@@ -237,15 +238,40 @@ def spoil(model: onnx.ModelProto) -> None:
 
 
 def test_a_reference_that_is_nan_proves_nothing() -> None:
-    limits = load_thresholds()["bundle fp32"]["head/logits"]
     good, bad = np.ones((1, 4)), np.full((1, 4), np.nan)
     found = [
         compare_arrays(good, want, **WORKED | {"where": Place("token", i)}) for i, want in enumerate((good, bad, good))
     ]
-    (row,) = worst_rows(found)
+    (row,) = worst_rows(map(noise_of(good * 1.01, good).judged, found))
     assert not row.passed and row.worst.where == Place("token", 1) and row.num_compared == 3
-    assert row.limits == {metric: limits[metric]["limit"] for metric in GATED}
-    assert "4 values are NaN or infinite at token 1" in row.text()
+    assert "4 values of the reference itself are NaN or infinite at token 1" in row.text()
+
+
+def noise_of(coarse: np.ndarray, fine: np.ndarray) -> NoiseTable:
+    """Of the worked example's tensor."""
+    return NoiseTable([compare_arrays(coarse, fine, **WORKED | {"rung": Rung("torch", "fp32")})])
+
+
+def test_a_limit_is_the_factor_times_the_noise_of_that_tensor_at_that_kind_of_place() -> None:
+    want = np.array([[1.0, 2.0, 3.0, 4.0]])
+    quiet, loud = (WORKED | {"rung": Rung("torch", "fp32"), "where": Place(kind)} for kind in ("token", "position"))
+    noise = NoiseTable(
+        [compare_arrays(want * 1.01, want, **quiet), compare_arrays(want * [1, 1, 1, 1.5], want, **loud)]
+    )
+    one = noise.judged(compare_arrays(want, want, **WORKED))
+    other = noise.judged(compare_arrays(want, want, **WORKED | {"where": Place("position", 3)}))
+    assert one.noise["rel_l2"] == pytest.approx(0.01) and other.noise["rel_l2"] == pytest.approx(2 / np.sqrt(30))
+    factors = factors_of(Rung("bundle", "fp32"))
+    assert one.limits == {metric: max(factors[metric] * one.noise[metric], FLOOR) for metric in GATED}
+    assert one.limits["cosine_gap"] == FLOOR < other.limits["cosine_gap"]
+    elsewhere = noise.judged(compare_arrays(want, want, **WORKED | {"where": Place("stream")}))
+    assert elsewhere.noise == {metric: max(one.noise[metric], other.noise[metric]) for metric in GATED}
+
+
+def test_a_tensor_whose_noise_nobody_measured_is_an_error() -> None:
+    want = np.ones((1, 4))
+    with pytest.raises(SpecError, match="no noise of 'head/logits' was measured in fp32"):
+        NoiseTable([]).judged(compare_arrays(want, want, **WORKED))
 
 
 @pytest.mark.parametrize("narrow", [stop_the_clock, round_the_clock], ids=lambda f: f.__name__)
@@ -354,22 +380,18 @@ def test_the_metrics_are_those_of_a_worked_example() -> None:
 @pytest.mark.parametrize("metric", GATED)
 def test_each_metric_alone_can_fail_a_row(metric: str) -> None:
     want = np.eye(3)
-    (row,) = worst_rows([compare_arrays(want, want, **WORKED)])
+    (row,) = worst_rows([noise_of(want + 1e-3, want).judged(compare_arrays(want, want, **WORKED))])
     assert row.passed
-    bad = replace(row.worst, **{metric: 1.01 * row.limits[metric]})
+    bad = replace(row.worst, **{metric: 1.01 * row.worst.limits[metric]})
     assert not replace(row, worst=bad).passed
     assert metric.replace("_", " ") in replace(row, worst=bad).text()
 
 
-STAGES = [f"{what} {dtype}" for what in ("torch", "onnx", "bundle") for dtype in ("fp32", "fp16", "bf16")]
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_committed_limit_carries_the_value_it_was_measured_from(stage: str) -> None:
-    limits = load_thresholds()[stage]
-    assert len(limits) == (8 if stage.startswith("bundle") else 4)
-    ceiling = {"fp32": 5e-4, "fp16": 1e-1, "bf16": 7e-1}[stage.split()[1]]  # a single token of a trained model
-    for key, metrics in limits.items():
-        assert set(metrics) == set(GATED)
-        for metric in metrics.values():
-            assert metric["measured"] <= metric["limit"] <= ceiling, key
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("kind", ["onnx", "bundle", "engine", "gpu"])
+def test_every_rung_has_committed_factors_with_room_and_an_end(kind: RungKind, dtype: Precision) -> None:
+    factors = factors_of(Rung(kind, dtype))
+    assert set(factors) == set(GATED)
+    assert all(1 < factor <= 10 for metric, factor in factors.items() if metric != "cosine_gap")
+    assert 1 < factors["cosine_gap"] <= 50
+    assert set(thresholds()["ceilings"]) == set(thresholds()["kl"]) == set(thresholds()["ties"])

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,13 +26,13 @@ from pvc_export.parity.drift.report import DriftCurve, DriftReport, Sample
 from pvc_export.parity.evidence import Evidence
 from pvc_export.parity.heat import heat_map, worst_heat_maps
 from pvc_export.parity.levels import TITLES, Rule
-from pvc_export.parity.limits import load_thresholds, worst_rows
+from pvc_export.parity.limits import GATED, factors_of, thresholds, worst_rows
 from pvc_export.parity.metrics import Difference, metrics_of
 from pvc_export.parity.places import Place, Rung
 from pvc_export.parity.report import ParityReport, judge
 from pvc_export.report import ReportInput, junit, render
 from pvc_export.report.figures import Axis, Curve, bar, curves_figure
-from pvc_export.report.text import number, share
+from pvc_export.report.text import number, share, share
 from pvc_ref import PVCConfig
 
 from .html_page import HOSTILE, Page, require_clean, require_self_contained
@@ -40,6 +41,7 @@ WINDOW = 4
 TIMES = [*range(2 * WINDOW + 2), 103, 4103]
 BUNDLE = Rung("bundle", "fp16")
 FRAME = np.zeros((56, 56, 3), np.uint8)
+NOISE = 1e-5
 RUNGS = (Rung("torch", "fp32"), Rung("torch", "fp16"), Rung("onnx", "fp32"), Rung("onnx", "fp16"), BUNDLE)
 TENSORS = (
     ("trunk", "trunk_features"), ("temporal", "features"), ("temporal", "new.0.key"), ("temporal", "new.1.key"),
@@ -49,12 +51,16 @@ COORDINATES = {"d", "cx", "cy", "x", "y", "r", "width", "height", "viewbox"}
 
 
 def difference(rung: Rung, graph: str, tensor: str, where: Place, *, part: float = 0.1) -> Difference:
-    """Every metric at that part of its limit."""
-    limits = load_thresholds()[str(rung)][f"{graph}/{'new' if tensor.startswith('new.') else tensor}"]
-    values = {metric: part * limit["limit"] for metric, limit in limits.items()}
-    return Difference(
-        rung=rung, graph=graph, tensor=tensor, where=where, max_abs=part, num_nonfinite=0, **values
-    )  # fmt: skip
+    """Every metric at that part of its limit, noise being NOISE everywhere."""
+    if rung.kind == "torch":
+        noise, limits = {}, {"rel_l2": thresholds()["ceilings"][rung.dtype]}
+        values = dict.fromkeys(GATED, NOISE) if part <= 1 else dict.fromkeys(GATED, part * limits["rel_l2"])
+    else:
+        noise = dict.fromkeys(GATED, NOISE)
+        limits = {metric: factor * NOISE for metric, factor in factors_of(rung).items()}
+        values = {metric: part * limit for metric, limit in limits.items()}
+    at: dict[str, Any] = {"rung": rung, "graph": graph, "tensor": tensor, "where": where}
+    return Difference(**at, max_abs=part, num_nonfinite=0, noise=noise, limits=limits, **values)
 
 
 def found_of(parts: dict[tuple[Rung, str, Place], float] | None = None) -> tuple[Difference, ...]:
@@ -67,7 +73,8 @@ def found_of(parts: dict[tuple[Rung, str, Place], float] | None = None) -> tuple
     words = [one(BUNDLE, "llm", "hidden", Place("pass", index)) for index in range(5)]
     words += [one(BUNDLE, "head", "logits", Place("token", index)) for index in range(4)]
     words += [one(BUNDLE, "llm", "hidden", Place("rows", words="1 rows behind 255, stream 0 of 1"))]
-    return (*vision, *words)
+    noise = [one(Rung("torch", "fp16"), g, t, Place("row")) for g, t in (("llm", "hidden"), ("head", "logits"))]
+    return (*vision, *words, *noise)
 
 
 def conversation(kind: str, question: str, *, scaled_kl: float = 1e-6, flips: tuple[Flip, ...] = ()) -> Conversation:
@@ -175,12 +182,11 @@ def test_everything_that_was_found_is_on_the_page(passing: ReportInput) -> None:
     assert "0123456789ab…" in text and ("td", "title", "0123456789abcdef" * 4) in Page(render(passing)).attributes
 
 
-def test_every_tolerance_is_shown_with_what_it_was_measured_from(passing: ReportInput) -> None:
+def test_every_tolerance_is_shown_with_the_noise_that_it_is_a_multiple_of(passing: ReportInput) -> None:
     text = Page(render(passing)).text
-    assert "measured 2026-11-24" in text
-    limits = load_thresholds()["bundle fp16"]["temporal/features"]
-    for metric in limits.values():
-        assert f"≤ {number(metric['limit'])} · seen {number(metric['measured'])}" in text
+    assert f"chosen on {thresholds()['measured']['date']}" in text
+    for factor in factors_of(BUNDLE).values():
+        assert f"≤ {number(factor * NOISE)} · noise {number(NOISE)}" in text
 
 
 def test_what_was_not_executed_is_no_plain_pass(passing: ReportInput) -> None:
@@ -271,7 +277,14 @@ def test_a_value_that_is_not_finite_is_shown_as_such_and_never_drawn(value: floa
     found = list(found_of())
     index = next(i for i, f in enumerate(found) if f.rung == BUNDLE and f.where == Place("frame", 5))
     found[index] = replace(
-        found[index], rel_l2=value, worst_token=value, cosine_gap=value, norm_gap=value, max_abs=value, num_nonfinite=9
+        found[index],
+        rel_l2=value,
+        worst_token=value,
+        worst_value=value,
+        cosine_gap=value,
+        norm_gap=value,
+        max_abs=value,
+        num_nonfinite=9,
     )
     want = np.ones((1, 4, 3))
     got = want.copy()
@@ -345,7 +358,7 @@ def test_a_heat_map_is_drawn_over_its_frame_with_a_box_around_the_worst_token(pa
         frame=FRAME, has_class_token=False,
     )  # fmt: skip
     page = Page(render(changed(passing, heat=(heat,))))
-    assert "row 1, column 2: 28× of its limit" in page.text
+    assert f"row 1, column 2: {share(2 / heat.limit)} of its limit" in page.text
     assert sum(tag == "image" and name == "href" for tag, name, _ in page.attributes) == 2
     index = page.attributes.index(("rect", "class", "peak"))
     box = {name: value for _, name, value in page.attributes[index - 4 : index]}

@@ -23,9 +23,10 @@ from engines.spec import VISION_GRAPHS, StreamLimits
 from engines.target import load_target
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.graphs.sessions import open_graphs
-from pvc_export.parity.drift.measure import _world, measure_drift, reference_block
+from pvc_export.parity.drift.measure import _world, measure_drift, reference_block, vision_noise
 from pvc_export.parity.drift.report import DriftReport, Sample
 from pvc_export.parity.drift.statistics import fit_trend, plan_blocks, student_quantile
+from pvc_export.parity.limits import NoiseTable
 from pvc_export.parity.recording import Frames, run_torch
 from pvc_export.studies import drift
 from pvc_ref import PVC
@@ -44,9 +45,14 @@ def sessions(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Ses
     return open_graphs(tiny.model, VISION_GRAPHS, load_target("cpu"), limits, folder, threads=1)
 
 
+def measured_report(sessions: Sessions, model: PVC) -> DriftReport:
+    noise = vision_noise(model, sessions["temporal"].spec, precision="fp32")
+    return measure_drift(sessions, model, noise, num_frames=NUM_FRAMES)
+
+
 @pytest.fixture(scope="module")
 def faithful(sessions: Sessions, tiny: LoadedModel) -> DriftReport:
-    return measure_drift(sessions, tiny.model, num_frames=NUM_FRAMES)
+    return measured_report(sessions, tiny.model)
 
 
 class Faulty(Wrapped):
@@ -70,7 +76,7 @@ class Faulty(Wrapped):
 
 def measure(sessions: Sessions, model: PVC, **faulty: Faulty) -> dict[str, str]:
     """The verdict of every tensor."""
-    report = measure_drift(sessions | faulty, model, num_frames=NUM_FRAMES)
+    report = measured_report(sessions | faulty, model)
     assert report.passed == (not report.faults())
     return {curve.tensor: curve.verdict for curve in report.curves}
 
@@ -87,7 +93,7 @@ def test_a_frame_depends_on_the_frames_of_all_windows_before_it_and_on_no_other(
     manifest = replace(manifest, limits=replace(manifest.limits, window=window))
     pixels = list(islice(_world(model), 24))
     frames = Frames(pixels=pixels, times=range(len(pixels)), total_frames=None)
-    continuous = run_torch(model, frames, manifest)[-2:]
+    continuous = run_torch(model, frames, manifest.graphs["temporal"])[-2:]
     reach = model.config.vision.num_temporal_layers * (window - 1)
 
     def worst(num_before: int) -> float:
@@ -133,9 +139,7 @@ def test_a_state_that_leaks_drifts_while_it_is_still_inside_its_limit(sessions: 
         signs = np.random.default_rng(0).choice([-1, 1], value.shape)
         value += (6e-8 * frame * value.std() * signs).astype(np.float32)  # 3.5e-6 at the end; the limit is 6.4e-6
 
-    report = measure_drift(
-        sessions | {"temporal": Faulty(sessions["temporal"], outputs=leak)}, tiny.model, num_frames=NUM_FRAMES
-    )
+    report = measured_report(sessions | {"temporal": Faulty(sessions["temporal"], outputs=leak)}, tiny.model)
     leaking = next(curve for curve in report.curves if curve.tensor == "temporal/new.1.value")
     assert leaking.verdict.startswith("drifts: ") and not report.passed
     assert leaking.block.passed and leaking.single.share() < 1
@@ -271,12 +275,16 @@ def test_the_command_reports_every_curve_and_fails_where_one_does(
     report = faithful if is_right else replace(faithful, curves=(drifting, *faithful.curves[1:]))
 
     @contextmanager
-    def opened(bundle: Path | None) -> Iterator[tuple[str, Sessions, PVC, str]]:
+    def opened(bundle: Path | None) -> Iterator[tuple[str, Sessions, PVC, str, tuple[str, ...]]]:
         assert bundle == Path("somewhere")
-        yield "a name", sessions, tiny.model, "fp32"
+        yield "a name", sessions, tiny.model, "fp32", ()
 
     def measured(*args: object, num_frames: int, precision: str, progress: Callable[[float], None]) -> DriftReport:
-        assert args == (sessions, tiny.model) and (num_frames, precision) == (NUM_FRAMES, "fp32")
+        assert (
+            args[:2] == (sessions, tiny.model)
+            and isinstance(args[2], NoiseTable)
+            and (num_frames, precision) == (NUM_FRAMES, "fp32")
+        )
         return report
 
     monkeypatch.setattr(drift, "_open", opened)
