@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from engines.errors import EXIT_DIFFERENT, NonFiniteError, SpecError
-from engines.manifest import Manifest
+from engines.graph_specs import graph_specs
 from engines.memory import Array, Tensor
 from engines.session import Session, Wrapped
 from engines.spec import VISION_GRAPHS, StreamLimits
 from engines.target import load_target
 from pvc_export.graphs.models import LoadedModel
+from pvc_export.graphs.modules import model_shape
 from pvc_export.graphs.sessions import open_graphs
 from pvc_export.parity.drift.measure import _world, measure_drift, reference_block, vision_noise
 from pvc_export.parity.drift.report import DriftReport, Sample
@@ -85,15 +86,12 @@ def measure(sessions: Sessions, model: PVC, **faulty: Faulty) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("window", [1, 3, 5], ids=lambda w: f"W={w}")
-def test_a_frame_depends_on_the_frames_of_all_windows_before_it_and_on_no_other(
-    window: int, tiny: LoadedModel, sessions: Sessions, bundle_fp32: Path
-) -> None:
-    model, spec = copy.deepcopy(tiny.model).double(), sessions["temporal"].spec
-    manifest = Manifest.load(bundle_fp32)
-    manifest = replace(manifest, limits=replace(manifest.limits, window=window))
+def test_a_frame_depends_on_the_frames_of_all_windows_before_it_and_on_no_other(window: int, tiny: LoadedModel) -> None:
+    model = copy.deepcopy(tiny.model).double()
+    spec = graph_specs(model_shape(tiny.config), StreamLimits(window=window), "fp32")["temporal"]
     pixels = list(islice(_world(model), 24))
     frames = Frames(pixels=pixels, times=range(len(pixels)), total_frames=None)
-    continuous = run_torch(model, frames, manifest.graphs["temporal"])[-2:]
+    continuous = run_torch(model, frames, spec)[-2:]
     reach = model.config.vision.num_temporal_layers * (window - 1)
 
     def worst(num_before: int) -> float:
