@@ -36,12 +36,13 @@ class JoinedInPlaceAttention(JoinedAttention, InPlaceAttention):
 
 
 class JoinedSwiGLU(SwiGLU):
+    """Halves by a Reshape: cut by a Split, TensorRT-RTX keeps the joined weight once for each profile (docs/log.md)."""
+
     gate_up_proj: nn.Linear
-    sizes: list[int]
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).split(self.sizes, dim=-1)
-        down: Tensor = self.down_proj(F.silu(gate) * up)
+        halves = self.gate_up_proj(x).unflatten(-1, (2, -1))
+        down: Tensor = self.down_proj(F.silu(halves[..., 0, :]) * halves[..., 1, :])
         return down
 
 
