@@ -32,21 +32,21 @@ def _tokenizer(change: Callable[[dict[str, Any]], None]) -> ChangeBundle:
     return edit
 
 
-def _prompt(**changes: Callable[[str], str]) -> ChangeBundle:
-    def change(manifest: Manifest) -> Manifest:
-        prompt = {name: how(getattr(manifest.prompt, name)) for name, how in changes.items()}
-        return replace(manifest, prompt=replace(manifest.prompt, **prompt))
+def _prompt(field: str, change: Callable[[str], str]) -> ChangeBundle:
+    def changed(manifest: Manifest) -> Manifest:
+        text: dict[str, Any] = {field: change(getattr(manifest.prompt, field))}
+        return replace(manifest, prompt=replace(manifest.prompt, **text))
 
-    return _manifest(change)
+    return _manifest(changed)
 
 
 def _images(**changes: Any) -> ChangeBundle:
     return _manifest(lambda manifest: replace(manifest, images=replace(manifest.images, **changes)))
 
 
-other_system_text = _prompt(start=lambda text: text.replace("<|im_end|>", " Be brief.<|im_end|>", 1))
-next_turn_without_its_end = _prompt(next_turn=lambda text: text.replace("<|im_end|>", ""))
-frames_without_a_number = _prompt(frame_prefix=lambda text: text.replace("{index}", ""))
+other_system_text = _prompt("start", lambda text: text.replace("<|im_end|>", " Be brief.<|im_end|>", 1))
+next_turn_without_its_end = _prompt("next_turn", lambda text: text.replace("<|im_end|>", ""))
+frames_without_a_number = _prompt("frame_prefix", lambda text: text.replace("{index}", ""))
 one_repeat = _images(num_repeats=1)
 tiles_in_another_layout = _images(layout="tiles_in_time")
 more_tiles = _manifest(lambda one: replace(one, images=replace(one.images, max_tiles=one.images.max_tiles + 1)))

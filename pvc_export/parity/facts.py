@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.bundle import TOKENIZER_NAME, Bundle
+from engines.errors import EXPORT_AGAIN
 from engines.graph_specs import graph_specs
 from engines.manifest import Manifest
 from engines.prompt import PromptTokenizer
@@ -43,7 +44,7 @@ NAMES = ("model.name",)
 """The same model may lie in another folder."""
 IN_WORDS = ("prompt", "images")
 """Fields whose faults show in what the model is told; the others are of its graphs."""
-NEXT_STEP = "export the bundle again, or name the model that it was made from with -m"
+NEXT_STEP = f"Name the model that it was made from with -m, or {EXPORT_AGAIN}"
 MOST = 3
 """Wrong facts that are told one by one."""
 

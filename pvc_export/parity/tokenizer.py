@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from engines.bundle import TOKENIZER_NAME, Bundle
+from engines.errors import EXPORT_AGAIN
 from pvc_ref.prompt import STOP_TOKEN, image_prompt, next_turn, video_prompt
 
 from ..graphs.models import LoadedModel
@@ -26,7 +27,7 @@ TEXTS = (
 )  # fmt: skip
 """Texts that a normalizer, a splitter or a merge of another tokenizer would change."""
 DECODED_AT_ONCE = 8
-NEXT_STEP = "copy tokenizer.json from the checkpoint, or export the bundle again"
+NEXT_STEP = f"Copy tokenizer.json from the checkpoint, or {EXPORT_AGAIN}"
 
 
 def compare_tokenizer(bundle: Bundle, loaded: LoadedModel) -> list[Rule]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -33,16 +32,6 @@ from ..recording import Progress
 from .prompts import MAX_TILES, Prompt, prompts_that_fit, reference_embeds
 
 NUM_NEW_TOKENS = 8
-
-
-class About(Protocol):
-    """What a conversation is called: the kind of a prompt or a story, and the question."""
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def question(self) -> str: ...
 
 
 def converse(
@@ -78,7 +67,10 @@ def converse_about(
     images = [stream.encode_image(image, max_tiles=max_tiles) for image in prompt.images]
     answer = stream.ask(prompt.question, images=images, max_new_tokens=num_new_tokens)
     got = stream.score(prompt.question, expected, images=images)
-    return compared(prompt, answer, expected, want, got, loaded, manifest.precision, limit=num_new_tokens)
+    return compared(
+        answer, expected, want, got, loaded, manifest.precision, limit=num_new_tokens, kind=prompt.kind,
+        question=prompt.question,
+    )  # fmt: skip
 
 
 def open_prompt(bundle: Bundle, prompt: Prompt) -> PVCStream:
@@ -102,7 +94,6 @@ def reference_logits(loaded: LoadedModel, embeds: torch.Tensor, tokens: Sequence
 
 
 def compared(
-    about: About,
     answer: Answer,
     expected: Sequence[int],
     want: Array,
@@ -111,13 +102,15 @@ def compared(
     precision: Precision,
     *,
     limit: int,
+    kind: str,
+    question: str,
 ) -> Conversation:
     """An answer of at most `limit` tokens beside the reference's, and the logits (steps, V) of both sides, fed the same
     tokens up to where the answers part."""
     kl, said = divergences(want, got), answer.token_ids
     return Conversation(
-        kind=about.kind,
-        question=about.question,
+        kind=kind,
+        question=question,
         num_tokens=len(expected),
         num_said=len(said),
         prefix=common_prefix(said, expected),

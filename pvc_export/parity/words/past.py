@@ -17,7 +17,8 @@ from pvc_ref.prompt import IMAGE_CONTEXT
 from ...graphs.models import LoadedModel
 
 Label = int | tuple[int, int]
-"""What one row of the LLM's context is: a token's id, or a row of a frame's, (frame, row), both from 0."""
+"""What one row of the LLM's context is: a token's id, or a row of a frame's, (frame, row), both from 0. The tiles of an
+image are frames, each as often as it is repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class _Piece:
 
 
 class Past:
-    """Frames since the last anchor, and what was said about them."""
+    """Frames since the last anchor, or images, and what was said about them. A story is about one or the other."""
 
     def __init__(self, loaded: LoadedModel, *, trained: int = 0, retain: int = 0) -> None:
         """Starts anew with the last `retain` frames when `trained` are there and one more comes; 0 never does."""
@@ -38,6 +39,7 @@ class Past:
         self._pieces: list[_Piece] = []
         self._num_new = 0
         self.frames: list[Array] = []
+        self.images: list[Array] = []
         self.num_anchors = 0
 
     def see(self, pixels: Array) -> bool:
@@ -51,9 +53,13 @@ class Past:
         self._num_new += 1
         return is_anew
 
-    def ask(self, question: str) -> None:
-        """A question about the frames since the last one, and about everything before."""
-        if self._pieces:
+    def ask(self, question: str, images: Sequence[Array] = ()) -> None:
+        """A question about the frames since the last one, and about everything before; the first one also about images,
+        each cut into tiles (tiles, S, S, 3) uint8 RGB."""
+        if images:
+            self.images = list(images)
+            ids = self._loaded.image_prompt_ids(num_tiles=[len(tiles) for tiles in images], question=question)
+        elif self._pieces:
             first = len(self.frames) - self._num_new + 1
             ids = self._loaded.next_turn_ids(num_frames=self._num_new, first_frame=first, question=question)
         else:
@@ -84,11 +90,12 @@ class Past:
 
     @torch.no_grad()
     def encode(self, *, window: int, total_frames: int | None) -> torch.Tensor:
-        """(T * M, E) of all frames since the anchor, as one clip."""
-        if not self.frames:
-            return torch.zeros(0, self._loaded.config.llm.hidden_size)
+        """(T * M, E) of all frames since the anchor, as one clip; or of all images."""
+        model = self._loaded.model
+        if self.images:
+            return torch.cat(model.encode_images([torch.from_numpy(tiles) for tiles in self.images], window=window))
         clip = torch.from_numpy(np.stack(self.frames))[None]
-        return self._loaded.model.encode_clip(clip, window=window, total_frames=total_frames)[0].flatten(0, 1)
+        return model.encode_clip(clip, window=window, total_frames=total_frames)[0].flatten(0, 1)
 
     @torch.no_grad()
     def embeds(self, visual: torch.Tensor) -> torch.Tensor:

@@ -22,36 +22,31 @@ from engines.bundle import Bundle
 from engines.errors import NonFiniteError, PVCError
 from engines.ingest import Ingest
 from engines.memory import Array
-from pvc_ref.preprocess import resize_frame
+from pvc_ref.preprocess import resize_frame, tile_image
 from pvc_ref.prompt import STOP_TOKEN
 
 from ...graphs.models import LoadedModel
 from ..answers import Conversation
-from ..clip import Frame, check_clip
+from ..clip import Frame, check_clip, real_frames
 from ..evidence import Evidence
 from ..levels import Rule
 from .conversations import compared, reference_logits
 from .listener import Listener
 from .past import Past
 
-NUM_NEW_TOKENS = 4
+NUM_NEW_TOKENS = 8
+"""Enough for most answers to end by themselves, and for some not to."""
+MAX_TILES = 2
 NAMES = {"G": "every frame is told once, in order", "K": "what is told is the reference's text"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """Frames that a stream is pushed, and a question after them whose answer stays."""
+    """Frames that a stream is pushed, and a question after them whose answer stays; the first may be about images."""
 
     num_frames: int
     question: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """A question of a story, of that kind."""
-
-    kind: str
-    question: str
+    num_images: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +72,9 @@ def _turns(*turns: tuple[int, str]) -> tuple[Turn, ...]:
 FIRST, SECOND, THIRD, FOURTH = "What moves?", "Which colour is it?", "What is new?", "And now?"
 STORIES = (
     Story(kind="turns", turns=_turns((2, FIRST), (0, SECOND), (1, THIRD))),
+    Story(
+        kind="pictures", turns=(Turn(num_frames=0, question=FIRST, num_images=2), Turn(num_frames=0, question=SECOND))
+    ),
     Story(kind="lazy", turns=_turns((5, FIRST), (2, THIRD)), ingest="lazy", max_waiting=2),
     Story(kind="reanchor", turns=_turns((3, FIRST), (2, THIRD), (0, SECOND), (2, FOURTH)), trained=4, retain=2),
 )
@@ -106,7 +104,7 @@ def _why_not(story: Story, bundle: Bundle, loaded: LoadedModel) -> str | None:
     for turn in story.turns:
         for _ in range(turn.num_frames):
             past.see(np.zeros((1, 1, 3), np.uint8))
-        past.ask(turn.question)
+        past.ask(turn.question, _tiles(turn, loaded))
         past.hear([0] * NUM_NEW_TOKENS)
         most = max(most, past.num_rows)
     return f"it needs {most} rows of a context of {context}" if most > context else None
@@ -122,7 +120,7 @@ def tell(bundle: Bundle, loaded: LoadedModel, story: Story) -> Evidence:
             frames, clip = clip[: turn.num_frames], clip[turn.num_frames :]
             faults = dict(teller.push(frames))
             if not faults:
-                conversation, faults = teller.ask(turn.question)
+                conversation, faults = teller.ask(turn)
                 told.append(conversation)
             if faults:
                 faults = {level: f"turn {len(told)}: {fault}" for level, fault in faults.items()}
@@ -186,13 +184,16 @@ class _Teller:
                 return
             self._frames = encoded if is_anew else [*self._frames, *encoded]
 
-    def ask(self, question: str) -> tuple[Conversation, dict[str, str]]:
+    def ask(self, turn: Turn) -> tuple[Conversation, dict[str, str]]:
         """Ask, and keep the answer. Returns how it compares, and for each level the first fault of what was told."""
         past, listener, loaded = self._past, self._listener, self._loaded
+        images = [listener.stream.encode_image(image, max_tiles=MAX_TILES) for image in _images(turn)]
+        num_tokens = self._manifest.shape.num_frame_tokens
+        self._frames += [tile for image in images for tile in image.reshape(-1, num_tokens, image.shape[1])]
         listener.logits.clear()
-        answer = listener.stream.ask(question, max_new_tokens=NUM_NEW_TOKENS, keep=True)
+        answer = listener.stream.ask(turn.question, images=images, max_new_tokens=NUM_NEW_TOKENS, keep=True)
         said, got = answer.token_ids, np.stack(listener.logits)
-        past.ask(question)
+        past.ask(turn.question, _tiles(turn, loaded))
         visual = past.encode(window=self._manifest.limits.window, total_frames=self._total)
         want = reference_logits(loaded, past.embeds(visual), said)
         past.hear(said)
@@ -203,11 +204,22 @@ class _Teller:
             faults.setdefault("K", f"an answer of {len(said)} tokens says finished={answer.finished}")
         expected = _greedy(said, want, loaded.token_id(STOP_TOKEN))
         steps, precision = min(len(want), len(got)), self._manifest.precision
-        about = Asked(kind=self._kind, question=question)
         conversation = compared(
-            about, answer, expected, want[:steps], got[:steps], loaded, precision, limit=NUM_NEW_TOKENS
-        )
+            answer, expected, want[:steps], got[:steps], loaded, precision, limit=NUM_NEW_TOKENS, kind=self._kind,
+            question=turn.question,
+        )  # fmt: skip
         return conversation, faults
+
+
+def _images(turn: Turn) -> list[Frame]:
+    """Real pictures, upright, so that each has more tiles than one."""
+    return real_frames()[: turn.num_images]
+
+
+def _tiles(turn: Turn, loaded: LoadedModel) -> list[Array]:
+    size = loaded.config.vision.image_size
+    rgb = [np.ascontiguousarray(image[..., ::-1]) for image in _images(turn)]
+    return [tile_image(image, tile_size=size, max_tiles=MAX_TILES) for image in rgb]
 
 
 def _greedy(said: Sequence[int], want: Array, stop: int) -> list[int]:
