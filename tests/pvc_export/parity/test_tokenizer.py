@@ -71,16 +71,26 @@ EDITS: dict[str, tuple[Callable[[Parts], None], str]] = {
 }
 
 
+UNREAD = ("exchanged merges", "pre-tokenizer", "truncation")
+"""Faults that no text of the check meets: this model merges no digits, and knows few words. The file shows them."""
+
+
+@pytest.fixture(scope="module")
+def shapes() -> LoadedModel:
+    return load_model("shapes")
+
+
 @pytest.mark.parametrize("name", EDITS)
-def test_a_part_of_the_file_that_is_not_the_reference_s_is_named(name: str, bundle: Bundle, tmp_path: Path) -> None:
+def test_a_part_of_the_file_that_is_not_the_reference_s_is_named(
+    name: str, bundle: Bundle, shapes: LoadedModel, tmp_path: Path
+) -> None:
     edit, said = EDITS[name]
-    shapes = load_model("shapes")
     file, text = compare_tokenizer(edited(bundle, shapes, tmp_path, lambda parts: None), shapes)
     assert file.passed and text.passed
     file, text = compare_tokenizer(edited(bundle, shapes, tmp_path, edit), shapes)
     assert file.level == "K" and file.passed is False and file.detail.startswith(said), file.detail
     assert "expected" in file.detail and "Copy tokenizer.json" in file.detail
-    if name != "truncation":  # of more tokens than any of these texts has
+    if name not in UNREAD:
         assert text.passed is False and ", expected " in text.detail
 
 

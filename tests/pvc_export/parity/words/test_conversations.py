@@ -275,9 +275,10 @@ def test_common_prefix(a: str, b: str, length: int) -> None:
 def test_a_large_model_is_asked_one_prompt_of_each_kind(
     bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pvc_export.parity.check.is_small", lambda model: False)
+    for module in ("check", "words.further"):
+        monkeypatch.setattr(f"pvc_export.parity.{module}.is_small", lambda model: False)
     report: ParityReport = check_bundle(bundle_fp32, tiny, ladder=False)
-    assert [c.kind for c in report.conversations] == list(KINDS)
+    assert [c.kind for c in report.conversations] == [*KINDS, "reanchor", "reanchor", "reanchor"]
 
 
 def test_another_model_s_answers_are_not_ours(bundle: Bundle) -> None:
