@@ -43,9 +43,15 @@ TEMPLATES: dict[TemplateName, ChatTemplate] = {
 
 def video_prompt(config: PVCConfig, *, num_frames: int, question: str) -> str:
     """The conversation about a video of `num_frames` frames, up to where the answer starts."""
-    image = IMAGE_START + IMAGE_CONTEXT * config.compressor.num_tokens + IMAGE_END
-    frames = "".join(f"Frame{index}: {image}\n" for index in range(1, num_frames + 1))
-    return _conversation(config, frames + question)
+    return _conversation(config, _frames(config, first=1, count=num_frames) + question)
+
+
+def next_turn(config: PVCConfig, *, question: str, num_frames: int = 0, first_frame: int = 1) -> str:
+    """What follows an answer, up to where the next one starts: its end, frames that were seen since, and a question.
+
+    Frames are counted on: first_frame is one more than the conversation had.
+    """
+    return STOP_TOKEN + _turn(_frames(config, first=first_frame, count=num_frames) + question)
 
 
 def image_prompt(config: PVCConfig, *, num_tiles: Sequence[int], question: str, num_repeats: int | None = None) -> str:
@@ -72,10 +78,16 @@ def image_prompt(config: PVCConfig, *, num_tiles: Sequence[int], question: str, 
 
 def _conversation(config: PVCConfig, user: str) -> str:
     template = TEMPLATES[config.template]
-    return (
-        f"{template.bos}<|im_start|>system\n{template.system}{STOP_TOKEN}"
-        f"<|im_start|>user\n{user}{STOP_TOKEN}<|im_start|>assistant\n"
-    )
+    return f"{template.bos}<|im_start|>system\n{template.system}{STOP_TOKEN}{_turn(user)}"
+
+
+def _turn(user: str) -> str:
+    return f"<|im_start|>user\n{user}{STOP_TOKEN}<|im_start|>assistant\n"
+
+
+def _frames(config: PVCConfig, *, first: int, count: int) -> str:
+    image = IMAGE_START + IMAGE_CONTEXT * config.compressor.num_tokens + IMAGE_END
+    return "".join(f"Frame{index}: {image}\n" for index in range(first, first + count))
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -31,6 +31,7 @@ from pvc_export.parity import check
 from pvc_export.parity.report import ParityReport
 from pvc_export.parity.state.rules import check_rules
 from pvc_export.parity.words.conversations import converse
+from pvc_export.parity.words.further import ask_further
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.prompt import byte_tokenizer
 
@@ -156,6 +157,7 @@ def shared_bundle(shared: Shared, sharing_graphs: Callable[[], AbstractContextMa
             with sharing_graphs(), pytest.MonkeyPatch.context() as patch:
                 patch.setattr(pvc_export.bundles.export, "NUM_QUESTIONS", NUM_QUESTIONS)
                 patch.setattr(check, "converse", converse)  # whatever the test that asks first has put in their place
+                patch.setattr(check, "ask_further", ask_further)
                 patch.setattr(check, "check_rules", check_rules)
                 report = export(loaded, replace(request, out=out))
             assert report.passed, report.failure_text()

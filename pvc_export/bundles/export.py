@@ -17,13 +17,14 @@ from engines.bundle import TOKENIZER_NAME, graph_path
 from engines.clock import Clock
 from engines.errors import BackendUnavailable, ModelError
 from engines.graph_specs import graph_specs
-from engines.manifest import FORMAT_VERSION, ImageSpec, Manifest, hash_file, hash_folder
+from engines.manifest import FORMAT_VERSION, Manifest, hash_file, hash_folder
 from engines.spec import GraphSpec, Precision, Spelling, StreamLimits
 from engines.target import Target
 from pvc_ref import PVC
 
 from ..graphs.clock_table import num_frame_times
-from ..graphs.models import LoadedModel, prompt_spec
+from ..graphs.facts import model_facts
+from ..graphs.models import LoadedModel
 from ..graphs.modules import graph_module, model_shape
 from ..graphs.onnx_file import export_graph
 from ..graphs.precision import cast_model
@@ -148,20 +149,11 @@ def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, cons
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         created_utc=now_utc(),
-        model=loaded.source,
-        shape=shape,
+        **model_facts(loaded),
         limits=limits,
         target=request.target.name,
         precision=request.precision,
         islands=request.islands,
-        time_mode=loaded.config.time_mode,
-        trained_frames=loaded.config.trained_frames,
-        prompt=prompt_spec(loaded.config),
-        images=ImageSpec(
-            num_repeats=loaded.config.num_image_repeats,
-            layout=loaded.config.image_layout,
-            max_tiles=loaded.config.max_image_tiles,
-        ),
         graphs=specs,
         engines=engines,
         versions=versions(),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pvc_ref import PVC
 
+from . import bundle_edits as bundle
 from . import graph_edits as graph
 from . import model_faults as model
 from . import runtime_patches as runtime
@@ -102,6 +103,27 @@ DEFECTS: tuple[Defect, ...] = (
     _in_runtime(
         "tokenizer", "K", runtime.tokens_of_another_vocabulary, "tokens of another release", where="preprocessing"
     ),
+    _in_runtime("text", "K", runtime.text_in_lower_case, "the text of an answer is not that of its tokens"),
+    _in_runtime("answer-end", "K", runtime.answer_without_its_end, "a second question loses the end of the answer"),
+    _in_runtime("tile-order", "K", runtime.tiles_column_by_column, "six tiles are cut column by column"),
+    _in_runtime("thumbnail", "K", runtime.thumbnail_first, "the thumbnail comes first"),
+    _in_runtime("lazy-order", "G", runtime.waiting_frames_out_of_order, "frames that waited are told in reverse"),
+    _in_runtime("lazy-drop", "G", runtime.a_waiting_frame_dropped, "one of several waiting frames is dropped"),
+    _in_runtime("anchor-newest", "G", runtime.newest_frame_lost, "a re-anchor loses the newest frame"),
+    _in_runtime("anchor-order", "G", runtime.replay_without_time, "a re-anchor tells its frames in reverse"),
+    _in_runtime("anchor-count", "K", runtime.first_frames_counted_on, "a re-anchor goes on counting frames"),
+    _in_bundle("token-ids", "K", bundle.two_tokens_exchanged, "two tokens have each other's id"),
+    _in_bundle("normalizer", "K", bundle.lower_case, "the tokenizer reads everything in lower case"),
+    _in_bundle("decoder", "K", bundle.another_decoder, "the tokenizer writes spaces as its vocabulary spells them"),
+    _in_bundle("added-token", "K", bundle.an_added_token_missing, "the start of an image is no token of its own"),
+    _in_bundle("system-text", "K", bundle.other_system_text, "the manifest has another system text"),
+    _in_bundle("next-turn", "K", bundle.next_turn_without_its_end, "the manifest's next turn does not end an answer"),
+    _in_bundle("frame-prefix", "K", bundle.frames_without_a_number, "the manifest's frames have no number"),
+    _in_bundle("repeats", "K", bundle.one_repeat, "the manifest repeats an image once"),
+    _in_bundle("max-tiles", "K", bundle.more_tiles, "the manifest cuts images into one tile too many"),
+    _in_bundle("layout", "K", bundle.tiles_in_another_layout, "the manifest lets tiles follow one another in time"),
+    _in_bundle("trained-frames", "A", bundle.fewer_trained_frames, "the manifest says half of the trained frames"),
+    _in_bundle("time-mode", "A", bundle.fixed_time, "the manifest says that time is a part of the clip's"),
     _in_export(
         "norm-island", "B", model.with_outliers, "norm statistics in float16, with outliers", model.norms_without_island
     ),

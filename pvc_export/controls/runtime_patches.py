@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from engines import stream
+from engines import images, stream
 from engines.cache import LinearCache, RingCache
 from engines.context import Context, FrameRows
 from engines.language import LanguageModel
 from engines.memory import Array, Tensor
 from engines.prompt import PromptTokenizer
 from engines.session import OrtSession
-from engines.vision import EncodedFrame, VisionEncoder
+from engines.stream import PVCStream
+from engines.vision import EncodedFrame, Replay, VisionEncoder
 
 Fault = Callable[[], AbstractContextManager[None]]
 Feeds = Callable[..., dict[str, Any]]
 Push = Callable[..., None]
 Run = Callable[..., dict[str, Tensor]]
 ToModelFrame = Callable[..., Array]
+ToTiles = Callable[..., Array]
 
 
 def replaces(owner: Any, name: str) -> Callable[[Callable[..., Any]], Fault]:
@@ -204,3 +207,72 @@ def frames_counted_from_zero(
 def tokens_of_another_vocabulary(encode: Callable[..., list[int]], tokenizer: PromptTokenizer, text: str) -> list[int]:
     """Every second token is the one beside it: a tokenizer of another release."""
     return [max(token - 1, 0) if index % 2 else token for index, token in enumerate(encode(tokenizer, text))]
+
+
+@replaces(PromptTokenizer, "decode")
+def text_in_lower_case(decode: Callable[..., str], tokenizer: PromptTokenizer, ids: list[int]) -> str:
+    """The tokens of an answer are right, and its text is not."""
+    return decode(tokenizer, ids).lower()
+
+
+@replaces(images, "to_tiles")
+def thumbnail_first(to_tiles: ToTiles, image: Array, **sizes: int) -> Array:
+    return np.roll(to_tiles(image, **sizes), 1, axis=0)
+
+
+@replaces(images, "to_tiles")
+def tiles_column_by_column(to_tiles: ToTiles, image: Array, **sizes: int) -> Array:
+    """Of six tiles or more; images of fewer are cut as they should be."""
+    tiles = to_tiles(image, **sizes)
+    if len(tiles) < 7:
+        return tiles
+    rows = int((len(tiles) - 1) ** 0.5)
+    order = np.arange(len(tiles) - 1).reshape(rows, -1).T.ravel()
+    return np.concatenate([tiles[order], tiles[-1:]])
+
+
+@replaces(Context, "next_turn")
+def answer_without_its_end(next_turn: Callable[..., None], context: Context) -> None:
+    """The token that ends a kept answer is lost: the next question seems to be a part of it."""
+    next_turn(context)
+    context.pending = context.pending.removeprefix("<|im_end|>")
+
+
+@replaces(Context, "take_in")
+def waiting_frames_out_of_order(take_in: Callable[..., None], context: Context, num_frames: int) -> None:
+    context.waiting = (*reversed(context.waiting[:num_frames]), *context.waiting[num_frames:])
+    take_in(context, num_frames)
+
+
+@replaces(Context, "take_in")
+def a_waiting_frame_dropped(take_in: Callable[..., None], context: Context, num_frames: int) -> None:
+    """Of frames that are taken in together, the last is forgotten."""
+    if num_frames > 1:
+        context.waiting = (*context.waiting[: num_frames - 1], *context.waiting[num_frames:])
+    take_in(context, min(num_frames, len(context.waiting)))
+
+
+@replaces(PVCStream, "_start_anew")
+def newest_frame_lost(start_anew: Callable[..., FrameRows], stream_: PVCStream, replay: Replay) -> FrameRows:
+    """A stream that starts anew is told its last replayed frame twice, and the one that came never."""
+    frame = start_anew(stream_, replay)
+    rows = frame.rows.copy()
+    rows[-len(replay.newest.frame_embeds) :] = replay.frame_embeds[-1]
+    return FrameRows(rows=rows, pending=frame.pending, index=frame.index)
+
+
+@replaces(VisionEncoder, "encode_anew")
+def replay_without_time(encode_anew: Callable[..., Replay], encoder: VisionEncoder, frame: Array) -> Replay:
+    """The replayed frames reach the LLM in the order of their slots, not of their times."""
+    replay = encode_anew(encoder, frame)
+    return replace(replay, frame_embeds=replay.frame_embeds[::-1])
+
+
+@replaces(Context, "first_frames")
+def first_frames_counted_on(
+    first_frames: Callable[..., list[FrameRows]], context: Context, frame_embeds: Iterable[Array]
+) -> list[FrameRows]:
+    """A stream that starts anew does not begin to count at 1."""
+    frames = first_frames(context, frame_embeds)
+    embeds = [frame.rows[-context._num_frame_tokens :] for frame in frames]
+    return [context.frame(e, index=f.index + 1, pending=f.pending) for e, f in zip(embeds, frames, strict=True)]

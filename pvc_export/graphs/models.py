@@ -26,6 +26,7 @@ from pvc_ref.prompt import (
     TEMPLATES,
     byte_tokenizer,
     image_prompt,
+    next_turn,
     video_prompt,
 )
 
@@ -65,6 +66,10 @@ class LoadedModel:
     def image_prompt_ids(self, *, num_tiles: Sequence[int], question: str) -> torch.Tensor:
         """The same about images, of so many tiles each."""
         return self._ids(image_prompt(self.config, num_tiles=num_tiles, question=question))
+
+    def next_turn_ids(self, *, num_frames: int, first_frame: int, question: str) -> torch.Tensor:
+        """What follows an answer that stays: frames that were seen since, counted from first_frame, and a question."""
+        return self._ids(next_turn(self.config, num_frames=num_frames, first_frame=first_frame, question=question))
 
     def _ids(self, prompt: str) -> torch.Tensor:
         return torch.tensor(self.tokenizer.encode(prompt, add_special_tokens=False).ids)

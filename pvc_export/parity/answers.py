@@ -28,12 +28,34 @@ class Flip:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Parting:
+    """Where an answer leaves the reference's: the token that the bundle says there, and the one that the reference has.
+
+    margin  logits of the reference between its likeliest token and the bundle's; infinite where an answer goes on
+            beyond what was asked for. Not always between the two that are named: the reference decodes with a cache and
+            scores without one, and where it nearly ties, the two may choose differently
+    tie     what still counts as a near tie
+    """
+
+    said: str
+    expected: str
+    margin: float
+    tie: float
+
+    @property
+    def is_fault(self) -> bool:
+        return not self.margin <= self.tie  # NaN as well
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
-    """One prompt, answered by the bundle and by the reference (words/conversations.py).
+    """One prompt, answered by the bundle and by the reference (words/conversations.py, words/stories.py).
 
     num_tokens, num_said   length of the reference's greedy answer, and of the bundle's
     prefix                 tokens that the two have in common before they part
-    num_steps              steps that were scored with the reference's answer fed to both
+    parting                how they part there; None if they do not
+    text, reference_text   the bundle's answer as a user reads it, and as the reference's tokenizer writes its tokens
+    num_steps              steps that were scored with the same answer fed to both
     max_kl, mean_kl        KL(reference || bundle) over these steps, in nats
     scaled_kl              the largest KL over the mean square of the reference's logits at its step: what has a limit,
                            since louder logits make the same relative error a larger KL
@@ -45,6 +67,9 @@ class Conversation:
     num_tokens: int
     num_said: int
     prefix: int
+    parting: Parting | None
+    text: str
+    reference_text: str
     num_steps: int
     max_kl: float
     mean_kl: float
@@ -54,7 +79,7 @@ class Conversation:
     @property
     def equal(self) -> bool:
         """The same answer, token by token."""
-        return self.prefix == self.num_tokens == self.num_said
+        return self.parting is None
 
     def fault(self, kl_limit: float) -> str | None:
         """What is wrong with it, in words; None if nothing is."""
@@ -67,8 +92,12 @@ class Conversation:
                     f"at token {flip.step} the bundle has another token {rank}; the reference prefers its own by "
                     f"{flip.margin:.2g} logits ({ROUNDING_EXPLAINS} {flip.tie:.1e})"
                 )
-        if not self.equal and not any(flip.k == 1 and flip.step == self.prefix for flip in self.flips):
-            return f"the answers differ from token {self.prefix} on, but not when both sides are fed the reference's"
+        if (parting := self.parting) is not None and parting.is_fault:
+            return (
+                f"at token {self.prefix} the bundle says {parting.said!r} where the reference has "
+                f"{parting.expected!r}; the reference prefers its likeliest by {parting.margin:.2g} logits "
+                f"({ROUNDING_EXPLAINS} {parting.tie:.1e})"
+            )
         return None
 
     def num_same(self, k: int) -> int:

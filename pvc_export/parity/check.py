@@ -9,7 +9,9 @@ recorded, every cache row too, and compared with the PyTorch reference in float3
               far end of the context
     batch     where a bundle serves several streams, each row of a batch against its own run; streams of different
               lengths, at the edges of the cache's buckets, against one pass without a cache
-    words     twenty prompts, answered and scored (words/conversations.py)
+    facts     what manifest and tokenizer say of the model, every field and every part (facts.py)
+    words     twenty prompts, answered and scored (words/conversations.py); second questions, frames that wait, a
+              re-anchor, an image of as many tiles as the model takes (words/further.py)
     answers   a thousand questions with known answers, on every rung, if it was taught them (words/held_out.py)
     tokens    each is the likeliest of its logits, and the reference's choice but for near ties
     weights   every parameter of the reference, cast to the bundle's precision, bit for bit in its graph's file
@@ -46,6 +48,7 @@ from .culprit.find import find_culprit
 from .drift.measure import drift_rule
 from .edge_cases import probe_batch, probe_context, probe_lengths
 from .evidence import Evidence
+from .facts import hold_facts
 from .ladder import climb
 from .levels import Rule
 from .limits import NoiseTable
@@ -56,6 +59,7 @@ from .rounding import Reference
 from .state.rules import check_rules
 from .weights import compare_weights
 from .words.conversations import converse
+from .words.further import ask_further
 from .words.prompts import KINDS
 
 NUM_QUESTIONS = 1000
@@ -132,13 +136,14 @@ class BundleRun:
 
 
 def _run_bundle(folder: Path, loaded: LoadedModel, scratch: Path | None, progress: Progress, *, far: bool) -> BundleRun:
-    with open_on_cpu(folder, scratch=scratch) as bundle:
+    with open_on_cpu(folder, scratch=scratch) as opened:
+        require_same_weights(opened.manifest, loaded)
+        facts, bundle = hold_facts(opened, loaded, scratch=scratch)
         manifest = bundle.manifest
-        require_same_weights(manifest, loaded)
         clip = check_clip(2 * manifest.limits.window + 2)
         num_frames = frames_that_fit(bundle, loaded, len(clip))
         recorded = stream_clip(bundle, clip, num_frames=num_frames, progress=lambda x: progress(0.1 * x))
-        evidence = _check_engines(folder, manifest) + compare_pixels(recorded.fed, recorded.pixels)
+        evidence = facts + _check_engines(folder, manifest) + compare_pixels(recorded.fed, recorded.pixels)
         reference = Reference.of(loaded.model, manifest.precision, manifest.islands)
         found, vision = compare_vision(bundle, reference, recorded, lambda x: progress(0.1 + 0.2 * x))
         evidence += found + Evidence(num_tokens=len(recorded.tokens))
@@ -147,10 +152,12 @@ def _run_bundle(folder: Path, loaded: LoadedModel, scratch: Path | None, progres
         else:
             evidence += compare_language(bundle, loaded, reference, recorded, vision)
             evidence += _never_seen(evidence, manifest)
+            # State is held to itself, also in a new process, which opens the folder as it is.
+            evidence += _unless_nan("G", "state", lambda: Evidence(rules=check_rules(opened, scratch=scratch)))
+            evidence += probe_clock(bundle, reference, vision.own) + probe_batch(bundle)
+            evidence += probe_context(bundle, reference) + probe_lengths(bundle, reference)
             noise = NoiseTable(evidence.differences)
-            evidence += _look_further(
-                bundle, loaded, reference, vision, noise, scratch, lambda x: progress(0.3 + 0.2 * x), far=far
-            )
+            evidence += _look_further(bundle, loaded, noise, lambda x: progress(0.3 + 0.2 * x), far=far)
         return BundleRun(
             bundle=replace(bundle, sessions={}),
             computed_in=bundle.sessions["trunk"].computes_in,
@@ -161,29 +168,16 @@ def _run_bundle(folder: Path, loaded: LoadedModel, scratch: Path | None, progres
         )
 
 
-def _look_further(
-    bundle: Bundle,
-    loaded: LoadedModel,
-    reference: Reference,
-    vision: VisionRuns,
-    noise: NoiseTable,
-    scratch: Path | None,
-    progress: Progress,
-    *,
-    far: bool,
-) -> Evidence:
-    """Whatever one stream does not show."""
-    evidence = probe_clock(bundle, reference, vision.own)
-    evidence += probe_batch(bundle) + probe_context(bundle, reference) + probe_lengths(bundle, reference)
-    evidence += _unless_nan("G", "state", lambda: Evidence(rules=check_rules(bundle, scratch=scratch)))
-    progress(0.4)
+def _look_further(bundle: Bundle, loaded: LoadedModel, noise: NoiseTable, progress: Progress, *, far: bool) -> Evidence:
+    """Whatever one stream does not show: a long one, and conversations."""
+    evidence = Evidence()
     if far:
         evidence += _unless_nan("E", "ten windows", lambda: Evidence(rules=(_ten_windows(bundle, loaded, noise),)))
-    progress(0.5)
+    progress(0.4)
 
     def ask() -> Evidence:
-        said = converse(bundle, loaded, per_kind=_per_kind(loaded), progress=lambda x: progress(0.5 + 0.5 * x))
-        return Evidence(conversations=tuple(said))
+        said = converse(bundle, loaded, per_kind=_per_kind(loaded), progress=lambda x: progress(0.4 + 0.4 * x))
+        return Evidence(conversations=tuple(said)) + ask_further(bundle, loaded, said)
 
     return evidence + _unless_nan("J", "conversations", ask)
 

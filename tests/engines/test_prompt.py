@@ -12,7 +12,7 @@ from engines.errors import BundleError
 from engines.prompt import PromptTokenizer
 from pvc_export.graphs.models import prompt_spec
 from pvc_ref import PVCConfig
-from pvc_ref.prompt import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, STOP_TOKEN, video_prompt
+from pvc_ref.prompt import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, STOP_TOKEN, next_turn, video_prompt
 
 CONFIGS = {name: PVCConfig.preset(name) for name in ("tiny", "pvc-internvl2-1b", "pvc-internvl2-8b")}
 
@@ -57,6 +57,22 @@ def test_pieces_equal_the_whole(greedy_merges: Path, preset: str, num_frames: in
         pending = spec.frame_end()
     ids += tokenizer.encode(pending + "What moves?" + spec.ask_suffix)
     assert ids == tokenizer.encode(video_prompt(config, num_frames=num_frames, question="What moves?"))
+
+
+@pytest.mark.parametrize("preset", CONFIGS)
+@pytest.mark.parametrize("num_frames", [0, 1, 2])
+def test_pieces_of_a_next_turn_equal_the_whole(greedy_merges: Path, preset: str, num_frames: int) -> None:
+    config = CONFIGS[preset]
+    spec = prompt_spec(config)
+    tokenizer = PromptTokenizer(greedy_merges, spec)
+    context_id = tokenizer.encode(IMAGE_CONTEXT)[0]
+    ids: list[int] = []
+    pending = spec.next_turn
+    for index in range(4, 4 + num_frames):
+        ids += tokenizer.encode(pending + spec.before_frame(index)) + [context_id] * config.compressor.num_tokens
+        pending = spec.frame_end()
+    ids += tokenizer.encode(pending + "What moves?" + spec.ask_suffix)
+    assert ids == tokenizer.encode(next_turn(config, num_frames=num_frames, first_frame=4, question="What moves?"))
 
 
 def test_cutting_anywhere_else_would_not(greedy_merges: Path) -> None:

@@ -13,6 +13,7 @@ from pvc_export import cli
 from pvc_export.graphs import sessions
 from pvc_export.parity import check
 from pvc_export.parity.culprit import find as culprit
+from pvc_export.parity.evidence import Evidence
 from pvc_export.terminal import interrupt
 
 from ..conftest import ExportGraph
@@ -62,6 +63,7 @@ def stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A check of the stream and its ladder, without the rules of state and the conversations, which are three quarters
     of its time. For tests that break or look at neither; parity/state and parity/words ask both."""
     monkeypatch.setattr(check, "converse", lambda *_, **__: [])
+    monkeypatch.setattr(check, "ask_further", lambda *_: Evidence())
     monkeypatch.setattr(check, "check_rules", lambda *_, **__: ())
 
 

@@ -9,7 +9,7 @@ import torch
 
 from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, VisionConfig
 from pvc_ref.errors import InputError
-from pvc_ref.prompt import byte_tokenizer, image_prompt, video_prompt
+from pvc_ref.prompt import byte_tokenizer, image_prompt, next_turn, video_prompt
 
 TINY = PVCConfig(
     vision=VisionConfig(
@@ -126,6 +126,21 @@ def test_image_prompt_of_several_images_is_numbered() -> None:
         f"Image-1: <img>{tile}</img>\n"
         f"Image-2: <img>{tile}{tile}</img>\n"
         "Which?<|im_end|>"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_a_next_turn_written_out() -> None:
+    """It ends the answer, and goes on counting frames."""
+    assert next_turn(TINY, question="And now?") == (
+        "<|im_end|><|im_start|>user\nAnd now?<|im_end|><|im_start|>assistant\n"
+    )
+    assert next_turn(TINY, question="And now?", num_frames=2, first_frame=3) == (
+        "<|im_end|>"
+        "<|im_start|>user\n"
+        "Frame3: <img><IMG_CONTEXT><IMG_CONTEXT><IMG_CONTEXT><IMG_CONTEXT></img>\n"
+        "Frame4: <img><IMG_CONTEXT><IMG_CONTEXT><IMG_CONTEXT><IMG_CONTEXT></img>\n"
+        "And now?<|im_end|>"
         "<|im_start|>assistant\n"
     )
 

@@ -5,25 +5,28 @@ reference encodes the whole clip at once, and judges its own answer in one pass 
     greedy   the bundle's own answer, and how long it is the reference's
     forced   both sides are fed the reference's answer, token by token: KL(reference || bundle) of every step, and
              whether the likeliest token, and the five likeliest, are the same
-A token may differ only where the reference itself nearly ties (limits.near_tie).
+A token may differ only where the reference itself nearly ties (limits.near_tie). The same tokens are the same text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from engines import PVCStream
+from engines.answer import Answer
 from engines.bundle import Bundle
 from engines.memory import Array
 from engines.spec import Precision
 from pvc_ref.prompt import STOP_TOKEN
 
 from ...graphs.models import LoadedModel
-from ..answers import Conversation, Flip
+from ..answers import Conversation, Flip, Parting
+from ..levels import Rule
 from ..limits import near_tie
 from ..recording import Progress
 from .prompts import MAX_TILES, Prompt, prompts_that_fit, reference_embeds
@@ -43,33 +46,31 @@ def converse(
     chosen = prompts_that_fit(bundle.manifest, loaded, per_kind=per_kind, num_new_tokens=num_new_tokens)
     found = []
     for index, prompt in enumerate(chosen, start=1):
-        found.append(_converse(bundle, loaded, prompt, num_new_tokens))
+        found.append(converse_about(bundle, loaded, prompt, num_new_tokens))
         progress(index / len(chosen))
     return found
 
 
-def _converse(bundle: Bundle, loaded: LoadedModel, prompt: Prompt, num_new_tokens: int) -> Conversation:
-    manifest = bundle.manifest
-    embeds = reference_embeds(loaded, prompt, window=manifest.limits.window)
+def converse_about(
+    bundle: Bundle,
+    loaded: LoadedModel,
+    prompt: Prompt,
+    num_new_tokens: int = NUM_NEW_TOKENS,
+    max_tiles: int | None = MAX_TILES,
+) -> Conversation:
+    """Ask one prompt, its images in at most max_tiles tiles; None leaves that number to either side."""
+    manifest, most = bundle.manifest, max_tiles or loaded.config.max_image_tiles
+    embeds = reference_embeds(loaded, prompt, window=manifest.limits.window, max_tiles=most)
     expected = loaded.model.generate(embeds, max_new_tokens=num_new_tokens, stop_ids=[loaded.token_id(STOP_TOKEN)])
     want = reference_logits(loaded, embeds, expected)
     stream = open_prompt(bundle, prompt)
-    images = [stream.encode_image(image, max_tiles=MAX_TILES) for image in prompt.images]
-    said = stream.ask(prompt.question, images=images, max_new_tokens=num_new_tokens).token_ids
+    images = [stream.encode_image(image, max_tiles=max_tiles) for image in prompt.images]
+    answer = stream.ask(prompt.question, images=images, max_new_tokens=num_new_tokens)
     got = stream.score(prompt.question, expected, images=images)
-    kl = divergences(want, got)
-    return Conversation(
-        kind=prompt.kind,
+    return compared(
+        answer, expected, want, got, loaded, manifest.precision, limit=num_new_tokens, kind=prompt.kind,
         question=prompt.question,
-        num_tokens=len(expected),
-        num_steps=len(want),
-        prefix=common_prefix(said, expected),
-        num_said=len(said),
-        max_kl=float(kl.max()),
-        mean_kl=float(kl.mean()),
-        scaled_kl=float((kl / np.mean(np.square(want, dtype=np.float64), axis=-1)).max()),
-        flips=flips(want, got, manifest.precision),
-    )
+    )  # fmt: skip
 
 
 def open_prompt(bundle: Bundle, prompt: Prompt) -> PVCStream:
@@ -90,6 +91,83 @@ def reference_logits(loaded: LoadedModel, embeds: torch.Tensor, tokens: Sequence
     hidden, _ = llm(whole, torch.arange(whole.shape[1])[None])
     logits: Array = llm.logits(hidden[0, embeds.shape[1] - 1 :]).numpy()
     return logits
+
+
+def compared(
+    answer: Answer,
+    expected: Sequence[int],
+    want: Array,
+    got: Array,
+    loaded: LoadedModel,
+    precision: Precision,
+    *,
+    limit: int,
+    kind: str,
+    question: str,
+) -> Conversation:
+    """An answer of at most `limit` tokens beside the reference's, and the logits (steps, V) of both sides, fed the same
+    tokens up to where the answers part."""
+    kl, said = divergences(want, got), answer.token_ids
+    return Conversation(
+        kind=kind,
+        question=question,
+        num_tokens=len(expected),
+        num_said=len(said),
+        prefix=common_prefix(said, expected),
+        parting=parting(said, expected, want, loaded, precision, limit=limit),
+        text=answer.text,
+        reference_text=loaded.tokenizer.decode(list(said), skip_special_tokens=True),
+        num_steps=len(want),
+        max_kl=float(kl.max()),
+        mean_kl=float(kl.mean()),
+        scaled_kl=float((kl / np.mean(np.square(want, dtype=np.float64), axis=-1)).max()),
+        flips=flips(want, got, precision),
+    )
+
+
+def parting(
+    said: Sequence[int],
+    expected: Sequence[int],
+    want: Array,
+    loaded: LoadedModel,
+    precision: Precision,
+    *,
+    limit: int,
+) -> Parting | None:
+    """Where two answers of at most `limit` tokens part, the end of each counted as a token; None if they are the same.
+
+    `want` (steps, V) are the reference's logits, fed the tokens that both have in common.
+    """
+    if list(said) == list(expected):
+        return None
+    step, stop = common_prefix(said, expected), loaded.token_id(STOP_TOKEN)
+    own = said[step] if step < len(said) else stop
+    right = expected[step] if step < len(expected) else stop
+    reference, is_too_long = want[step], step >= limit
+    return Parting(
+        said=_token(own, loaded),
+        expected="nothing more" if is_too_long else _token(right, loaded),
+        margin=inf if is_too_long else float(reference.max() - reference[own]),
+        tie=near_tie(reference, precision),
+    )
+
+
+def _token(token: int, loaded: LoadedModel) -> str:
+    text: str = loaded.tokenizer.decode([token], skip_special_tokens=False)
+    return text or str(token)
+
+
+def text_rule(conversations: Sequence[Conversation]) -> Rule:
+    """Answers are compared as text as well: the user reads no ids."""
+    for one in conversations:
+        if one.text != one.reference_text:
+            detail = (
+                f"the answer to the {one.kind} prompt {one.question!r} reads {one.text!r}, expected "
+                f"{one.reference_text!r} of the same tokens. Look at how the runtime decodes (engines/prompt.py)"
+            )
+            return Rule(level="K", name="answers as text", passed=False, detail=detail)
+    detail = f"{len(conversations)} answers read as the reference's tokenizer writes them"
+    return Rule(level="K", name="answers as text", passed=True, detail=detail)
 
 
 def divergences(want: Array, got: Array) -> Array:

@@ -35,6 +35,7 @@ from ...graphs.precision import cast_model
 from ..answers import Changed, RungAnswers
 from ..bfloat16_on_cpu import open_on_cpu
 from ..evidence import Evidence
+from ..facts import hold_facts
 from ..float16_on_cpu import Float16Products
 from ..ladder import is_for_gpu, open_on_target, open_twins, why_not_executed
 from ..limits import near_tie
@@ -94,7 +95,8 @@ def answer_all(
 ) -> Evidence:
     """Every rung's answers to the same questions, the reference's first. `ladder` as in check_bundle, `twins` as in
     climb."""
-    with open_on_cpu(folder, scratch=scratch) as bundle:
+    with open_on_cpu(folder, scratch=scratch) as opened:
+        bundle = hold_facts(opened, loaded, scratch=scratch)[1]
         window, precision = bundle.manifest.limits.window, bundle.manifest.precision
         asked = [replace(case, answers=_ask_reference(loaded, case, window)) for case in cases(num_questions)]
         progress(0.2)

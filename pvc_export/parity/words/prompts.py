@@ -20,8 +20,9 @@ from pvc_ref.preprocess import resize_frame, tile_image
 from ...graphs.models import LoadedModel
 from ..clip import Frame, real_frames, render_clip
 
-Kind = Literal["video", "image", "images", "text"]
+Kind = Literal["video", "image", "images", "text", "tiles"]
 KINDS: tuple[Kind, ...] = ("video", "image", "images", "text")
+"""The kinds of the twenty; the largest image is asked about by tiles.py."""
 MAX_TILES = 2
 QUESTIONS = (
     "What moves?", "Describe what you see.", "Which colour is the largest shape?", "How many are there?",

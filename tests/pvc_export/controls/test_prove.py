@@ -18,7 +18,8 @@ from ..conftest import Run
 
 BY_NAME = {defect.name: defect for defect in DEFECTS}
 FAST = ("weight", "wqkv", "stale-engine", "positions-end", "gelu", "mask", "narrow-clock", "no-wrap", "reset",
-        "changed-input", "batch-leak", "noise", "argmin", "resize", "prompt")  # fmt: skip
+        "changed-input", "batch-leak", "noise", "argmin", "resize", "prompt", "trained-frames", "token-ids",
+        "anchor-newest")  # fmt: skip
 """One of each level or two; the others are planted by `pvc-export prove`."""
 STATE_AND_WORDS = "GIJK"
 """Levels of the rules of state and of conversations: they cannot fail, nor be named, where a check leaves both out."""

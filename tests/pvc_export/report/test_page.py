@@ -79,8 +79,8 @@ def found_of(parts: dict[tuple[Rung, str, Place], float] | None = None) -> tuple
 
 def conversation(kind: str, question: str, *, scaled_kl: float = 1e-6, flips: tuple[Flip, ...] = ()) -> Conversation:
     return Conversation(
-        kind=kind, question=question, num_tokens=6, num_said=6, prefix=6, num_steps=7, max_kl=3e-6, mean_kl=1e-6,
-        scaled_kl=scaled_kl, flips=flips,
+        kind=kind, question=question, num_tokens=6, num_said=6, prefix=6, parting=None, text="a red", num_steps=7,
+        reference_text="a red", max_kl=3e-6, mean_kl=1e-6, scaled_kl=scaled_kl, flips=flips,
     )  # fmt: skip
 
 

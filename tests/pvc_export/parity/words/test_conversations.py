@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,14 @@ from engines.language import LanguageModel
 from engines.manifest import Manifest
 from engines.prompt import PromptSpec
 from engines.vision import VisionEncoder
+from pvc_export.controls.runtime_patches import text_in_lower_case
 from pvc_export.graphs.models import LoadedModel, load_model
-from pvc_export.parity.answers import Conversation, Flip
+from pvc_export.parity.answers import Conversation, Flip, Parting
 from pvc_export.parity.check import check_bundle
 from pvc_export.parity.evidence import Evidence
 from pvc_export.parity.limits import kl_limit
 from pvc_export.parity.report import ParityReport
-from pvc_export.parity.words.conversations import common_prefix, converse, divergences, flips
+from pvc_export.parity.words.conversations import common_prefix, converse, divergences, flips, parting, text_rule
 from pvc_export.parity.words.prompts import KINDS, prompts, prompts_that_fit
 
 from ...conftest import Run
@@ -179,9 +181,15 @@ def test_a_report_holds_every_conversation_with_its_limit(bundle_fp32: Path, tin
 
 
 def conversation(**changes: Any) -> Conversation:
-    same = {"kind": "text", "question": "?", "num_tokens": 4, "num_said": 4, "prefix": 4, "num_steps": 5,
-            "max_kl": 1e-9, "mean_kl": 1e-9, "scaled_kl": 1e-9, "flips": ()}  # fmt: skip
+    same = {"kind": "text", "question": "?", "num_tokens": 4, "num_said": 4, "prefix": 4, "parting": None,
+            "text": "four", "reference_text": "four", "num_steps": 5, "max_kl": 1e-9, "mean_kl": 1e-9,
+            "scaled_kl": 1e-9, "flips": ()}  # fmt: skip
     return Conversation(**{**same, **changes})
+
+
+def parts(margin: float) -> Parting:
+    """The bundle says 'red' where the reference has 'blue'."""
+    return Parting(said="red", expected="blue", margin=margin, tie=0.2)
 
 
 @pytest.mark.parametrize(
@@ -191,21 +199,52 @@ def conversation(**changes: Any) -> Conversation:
         ({"scaled_kl": 2e-3}, r"KL / mean square of the logits is 2.0e-03 \(limit 1.0e-03\)"),
         ({"max_kl": 2e-3}, None),
         ({"scaled_kl": float("nan")}, "KL / mean square of the logits is nan"),
-        ({"prefix": 2, "flips": (Flip(step=2, k=1, margin=0.1, tie=0.2),)}, None),
-        ({"prefix": 2, "flips": (Flip(step=2, k=1, margin=0.3, tie=0.2),)}, "at token 2 .* likeliest.* by 0.3 logits"),
+        ({"flips": (Flip(step=2, k=1, margin=0.1, tie=0.2),)}, None),
+        ({"flips": (Flip(step=2, k=1, margin=0.3, tie=0.2),)}, "at token 2 .* likeliest.* by 0.3 logits"),
         ({"flips": (Flip(step=1, k=5, margin=0.3, tie=0.2),)}, "among the 5 likeliest"),
-        ({"prefix": 2}, "the answers differ from token 2 on, but not"),
-        ({"prefix": 2, "flips": (Flip(step=3, k=1, margin=0.1, tie=0.2),)}, "the answers differ from token 2"),
-        ({"num_said": 3, "prefix": 3}, "the answers differ from token 3"),
+        ({"prefix": 2, "parting": parts(0.1)}, None),
+        ({"prefix": 2, "parting": parts(0.0)}, None),
+        (
+            {"prefix": 2, "parting": parts(0.3)},
+            "at token 2 the bundle says 'red' where the reference has 'blue'; .* by 0.3 logits .* at most 2.0e-01",
+        ),
+        ({"prefix": 2, "parting": parts(float("nan"))}, "at token 2 the bundle says"),
+        ({"prefix": 2, "parting": parts(0.3), "flips": (Flip(step=3, k=1, margin=0.1, tie=0.2),)}, "at token 2"),
     ],
-    ids=["equal", "KL", "loud logits", "NaN", "near tie", "flip", "top 5", "decode differs from scoring",
-         "a tie elsewhere", "stopped early"],
+    ids=["equal", "KL", "loud logits", "NaN", "near tie", "flip", "top 5", "parts at a near tie",
+         "the reference chooses otherwise without its cache", "decode differs from scoring", "parting that is NaN",
+         "a tie elsewhere"],
 )  # fmt: skip
 def test_what_counts_as_a_fault(changes: dict[str, Any], fault: str | None) -> None:
-    import re
-
     found = conversation(**changes).fault(1e-3)
     assert found is None if fault is None else re.search(fault, str(found))
+
+
+def test_answers_part_where_the_reference_nearly_ties_and_nowhere_else(tiny: LoadedModel) -> None:
+    """The rule that a real LLM met: its reference, decoding with a cache, said one of two tokens that tie without."""
+    want = np.zeros((4, 264), np.float32)
+    want[:, 0], want[1, 7], want[1, 8], want[1, 9] = 5, 6, 6 - 1e-6, 4
+    stop = tiny.token_id("<|im_end|>")
+    a, b, far = (parting(said, [0, 8, 0], want, tiny, "fp32", limit=3) for said in ([0, 7], [0, 8, 0, 0], [0, 9, 0]))
+    assert a is not None and not a.is_fault and a.margin == 0 and a.said == tiny.tokenizer.decode([7])
+    assert b is not None and b.is_fault and b.margin == np.inf and b.expected == "nothing more"
+    assert far is not None and far.is_fault and far.margin == 2
+    assert parting([0, 8, 0], [0, 8, 0], want, tiny, "fp32", limit=3) is None
+    want[2, stop] = want[2].max() - 1
+    early, late = (parting(*both, want, tiny, "fp32", limit=3) for both in (([0, 8], [0, 8, 0]), ([0, 8, 0], [0, 8])))
+    assert early is not None and (early.said, early.margin) == ("<|im_end|>", 1)
+    assert late is not None and late.expected == "<|im_end|>"
+
+
+def test_an_answer_whose_text_is_not_that_of_its_tokens_fails_as_text(bundle: Bundle, tiny: LoadedModel) -> None:
+    same = converse(bundle, tiny, per_kind=1, num_new_tokens=4)
+    assert text_rule(same).passed
+    with text_in_lower_case():
+        wrong = text_rule(converse(bundle, tiny, per_kind=1, num_new_tokens=4))
+    assert wrong.level == "K" and wrong.passed is False
+    assert re.search(
+        "the answer to the video prompt 'What moves.' reads .*, expected .* of the same tokens", wrong.detail
+    )
 
 
 def test_divergences_are_torch_s() -> None:
@@ -236,9 +275,10 @@ def test_common_prefix(a: str, b: str, length: int) -> None:
 def test_a_large_model_is_asked_one_prompt_of_each_kind(
     bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pvc_export.parity.check.is_small", lambda model: False)
+    for module in ("check", "words.further"):
+        monkeypatch.setattr(f"pvc_export.parity.{module}.is_small", lambda model: False)
     report: ParityReport = check_bundle(bundle_fp32, tiny, ladder=False)
-    assert [c.kind for c in report.conversations] == list(KINDS)
+    assert [c.kind for c in report.conversations] == [*KINDS, "reanchor", "reanchor", "reanchor"]
 
 
 def test_another_model_s_answers_are_not_ours(bundle: Bundle) -> None:

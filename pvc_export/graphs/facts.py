@@ -1,0 +1,25 @@
+"""What a manifest says of the model itself, whatever was asked of an export. A check holds every bundle to the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engines.manifest import ImageSpec
+
+from .models import LoadedModel, prompt_spec
+from .modules import model_shape
+
+
+def model_facts(loaded: LoadedModel) -> dict[str, Any]:
+    """The fields of engines.manifest.Manifest that follow from the model alone, by their names."""
+    config = loaded.config
+    return {
+        "model": loaded.source,
+        "shape": model_shape(config),
+        "time_mode": config.time_mode,
+        "trained_frames": config.trained_frames,
+        "prompt": prompt_spec(config),
+        "images": ImageSpec(
+            num_repeats=config.num_image_repeats, layout=config.image_layout, max_tiles=config.max_image_tiles
+        ),
+    }

@@ -1,0 +1,109 @@
+"""A stream whose every row is overheard: what its LLM was told, and from which token or frame each row comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from engines import PVCStream
+from engines.bundle import Bundle
+from engines.memory import Array, Tensor
+from engines.session import Session, Wrapped
+
+from ...graphs.models import LoadedModel
+from .past import Label
+
+EXCERPT = 6
+"""Tokens of a text that a message shows, from where it differs."""
+
+
+class Listener:
+    """One stream, and what passes between its graphs.
+
+    rows     of the LLM's context, each as its bytes
+    encoded  frame_embeds (M, E) of every frame that was encoded, in order;  logits  (V,) of every step
+    Whoever reads the last two may empty them.
+    """
+
+    def __init__(self, bundle: Bundle, **options: Any) -> None:
+        """`options` are PVCStream's."""
+        self.rows: list[bytes] = []
+        self.encoded: list[Array] = []
+        self.logits: list[Array] = []
+        self._tokens: dict[bytes, set[Label]] = {}
+        sessions = {name: Wrapped(session, self._run) for name, session in bundle.sessions.items()}
+        self.stream = PVCStream(replace(bundle, sessions=sessions), **options)
+
+    def _run(self, session: Session, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        outputs, fetch = session.run(inputs), session.memory.to_host
+        match session.spec.name:
+            case "compressor":
+                self.encoded.append(np.array(fetch(outputs["frame_embeds"])[0]))
+            case "embed":
+                for token, row in zip(fetch(inputs["input_ids"])[0], fetch(outputs["inputs_embeds"])[0], strict=True):
+                    self._tokens.setdefault(row.tobytes(), set()).add(int(token))
+            case "llm":
+                del self.rows[self.stream.language.cache.length :]  # whatever was rolled back
+                self.rows += [row.tobytes() for row in fetch(inputs["inputs_embeds"])[0]]
+            case "head":
+                self.logits.append(np.array(fetch(outputs["logits"])[0]))
+        return outputs
+
+    def faults(
+        self, expected: Sequence[Label], frames: Sequence[Array], loaded: LoadedModel
+    ) -> Iterator[tuple[str, str]]:
+        """Where what the LLM was told is not the expected: the level, and what is wrong in words.
+
+        frames  (M, E) of each frame since the anchor, as the compressor made it
+        """
+        known: dict[bytes, set[Label]] = {row: set(tokens) for row, tokens in self._tokens.items()}
+        for index, frame in enumerate(frames):
+            for position, row in enumerate(frame):
+                known.setdefault(row.tobytes(), set()).add((index, position))
+        got = [known.get(row, set()) for row in self.rows]
+        if len(got) == len(expected) and all(want in row for row, want in zip(got, expected, strict=True)):
+            return
+        shown = [row for row in got if not any(isinstance(label, int) for label in row)]
+        text = [tokens for row in got if (tokens := [label for label in row if isinstance(label, int)])]
+        wrong = [
+            *_frames_fault(shown, [want for want in expected if not isinstance(want, int)]),
+            *_text_fault(text, [want for want in expected if isinstance(want, int)], loaded),
+        ]
+        yield from wrong or [("G", "frames and text change places, expected each frame behind its number")]
+
+
+def _frames_fault(shown: Sequence[set[Label]], expected: Sequence[Label]) -> Iterator[tuple[str, str]]:
+    for index, want in enumerate(expected):
+        if index >= len(shown):
+            yield "G", f"{_row_of(want)} is never told to the LLM, expected every frame once, in order"
+            return
+        if want not in shown[index]:
+            own = next(iter(shown[index]), None)
+            told = "a row of no frame" if own is None else _row_of(own)
+            yield "G", f"the LLM is told {told} where {_row_of(want)} is expected: every frame once, in order"
+            return
+    if len(shown) > len(expected):
+        yield "G", f"the LLM is told {len(shown)} rows of frames, expected {len(expected)}: every frame once, in order"
+
+
+def _row_of(label: Label) -> str:
+    assert not isinstance(label, int)
+    return f"row {label[1]} of frame {label[0] + 1}"
+
+
+def _text_fault(
+    told: Sequence[Sequence[int]], expected: Sequence[int], loaded: LoadedModel
+) -> Iterator[tuple[str, str]]:
+    pairs = zip(told, expected, strict=False)
+    step = next((i for i, (row, want) in enumerate(pairs) if want not in row), min(len(told), len(expected)))
+    if step < max(len(told), len(expected)):
+        own = _excerpt([row[0] for row in told[step:]], loaded)
+        yield "K", f"at token {step} of its text the LLM is told {own}, expected {_excerpt(expected[step:], loaded)}"
+
+
+def _excerpt(tokens: Sequence[int], loaded: LoadedModel) -> str:
+    text = loaded.tokenizer.decode(list(tokens[:EXCERPT]), skip_special_tokens=False)
+    return repr(text) + ("..." if len(tokens) > EXCERPT else "") if tokens else "nothing more"
