@@ -3,7 +3,8 @@
 build/NAME/  manifest.json  graphs/*.onnx (+ .data)  engines/*.engine  tokenizer.json  parity.json
 
 Unusual: engines are executable code. One is loaded only if the manifest, its SHA-256, the runtime's version and the
-GPU agree, and if it was built on this machine or its owner says `trust_engines`: a hash finds damage, not malice.
+GPU agree, and if this machine built it from the graph beside it (provenance.py), or another one did and its owner
+says `trust_engines`: a hash finds damage, not malice.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from typing import Literal
 from .builder import load_runtime
 from .cuda import CudaRuntime, LibCudart
 from .errors import BackendUnavailable, BundleError
-from .machine import sign
 from .manifest import EngineEntry, FileEntry, Manifest, fingerprint, hash_file, list_files
 from .memory import DeviceMemory, HostMemory
 from .prompt import PromptTokenizer
+from .provenance import origin_of
 from .session import OrtSession, Session
 from .spec import GraphSpec
 from .target import Target, load_target
@@ -68,8 +69,9 @@ def open_bundle(
     this machine's GPU, in tests.
     A bundle that was copied without its engines opens on the CPU, unless `runtime` is target. Raises BundleError naming
     the first file that is missing, damaged or unlisted, if the bundle never passed its parity check (`unchecked` allows
-    that, for the check itself), or if an engine is another version's, another GPU's or another machine's;
-    BackendUnavailable without the runtime.
+    that, for the check itself), or if an engine is another version's, another GPU's, another graph's or another
+    machine's; BackendUnavailable without the runtime. `trust_engines` runs engines that another machine built,
+    unverified; one that this machine knows to be exchanged is refused all the same.
     """
     folder = Path(folder)
     manifest = Manifest.load(folder)
@@ -121,7 +123,9 @@ def _open_sessions(
             from .gpu import OrtCudaSession
 
             opened[name] = OrtCudaSession(folder / graph_path(name), spec, memory)
-    return opened, f"{target.runtime} on {cuda.compute_capability()}"
+    unverified = needs_engines and any(origin_of(manifest, name) != "here" for name in target.engine_graphs)
+    runs_on = f"{target.runtime} on {cuda.compute_capability()}"
+    return opened, f"{runs_on}, engines trusted unverified" if unverified else runs_on
 
 
 def _open_on_cpu(folder: Path, manifest: Manifest, threads: int | None) -> tuple[dict[str, Session], str]:
@@ -145,14 +149,28 @@ def _open_engine(
     entry = _engine_entry(folder, manifest, spec.name, target)
     version = str(load_runtime(target).__version__)
     require_fitting_engine(entry, folder, version=version, capability=memory.cuda.compute_capability())
-    if entry.built_on != sign(manifest.files[entry.path].sha256) and not trust_engines:
-        raise BundleError(
-            f"{folder / entry.path} was built on another machine, or changed since",
-            expected="an engine of this machine: it is executable code, and a hash does not say who made it",
-            fix="if you built it, or trust who did: --trust-engines, in Python open_bundle(..., trust_engines=True). "
-            f"Otherwise build it here: {_build_command(manifest)}",
-        )
+    if not trust_engines:
+        _require_own_engine(entry, folder, manifest, spec.name)
     return TrtSession(folder / entry.path, spec, memory, target)
+
+
+def _require_own_engine(entry: EngineEntry, folder: Path, manifest: Manifest, graph: str) -> None:
+    """Raise BundleError unless this machine built the engine and can tell."""
+    origin = origin_of(manifest, graph)
+    if origin == "here":
+        return
+    what, cause = "was built on another machine, so it cannot be verified on this one", ""
+    if origin == "unsigned":
+        what = "has no signature of its build, so nobody can tell which graph it was built from"
+        cause = "an earlier version of pvc-export built it"
+    raise BundleError(
+        f"{folder / entry.path} {what}",
+        expected="an engine of this machine: it is executable code, and a hash does not say who made it",
+        cause=cause,
+        fix="if you built it, or trust who did: --trust-engines, in Python open_bundle(..., trust_engines=True). It "
+        "trusts whoever made the bundle: that the engines do no harm, and that each was built from the graph beside "
+        f"it. Otherwise build them here: {_build_command(manifest)}",
+    )
 
 
 def _engine_entry(folder: Path, manifest: Manifest, graph: str, target: Target) -> EngineEntry:
@@ -169,6 +187,13 @@ def _engine_entry(folder: Path, manifest: Manifest, graph: str, target: Target) 
             "would not run what was checked",
             cause="the graph or the engine was replaced",
             fix=f"build both again: {_build_command(manifest)}",
+        )
+    if origin_of(manifest, graph) == "exchanged":
+        raise BundleError(
+            f"{folder / entry.path} is not the engine that this machine built for '{graph}' of this bundle",
+            expected="the engine, the graph and the facts in the manifest that were signed when it was built",
+            cause="engines were exchanged, within the bundle or with another one, or the manifest was edited",
+            fix=f"build them again: {_build_command(manifest)}",
         )
     return entry
 

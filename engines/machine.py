@@ -1,7 +1,7 @@
-"""Which machine this is, so that an engine built elsewhere is known as such.
+"""Which machine this is, so that what it builds is known as its own, and nothing else is.
 
 Unusual: a bundle never says which machine made it, or whoever reads one could write that into an engine of their own.
-It holds a signature, made of the engine's hash and this machine's id, which is not public.
+It holds signatures, made with this machine's id, which is not public. What they are of: engines/provenance.py.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import platform
+import secrets
 from pathlib import Path
 
 SOURCES = (Path("/etc/machine-id"), Path("/proc/device-tree/serial-number"))
@@ -26,9 +27,26 @@ def machine_id() -> str:
     return _digest(platform.node().encode())
 
 
-def sign(sha256: str) -> str:
-    """This machine's signature of a file with that hash, 32 hex digits. As secret as the machine id is, no more."""
-    return hmac.new(machine_id().encode(), sha256.encode(), hashlib.sha256).hexdigest()[:32]
+def sign(statement: str) -> str:
+    """This machine's signature of a text, 32 hex digits. As secret as the machine id is, no more."""
+    return hmac.new(machine_id().encode(), statement.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def make_mark() -> str:
+    """'salt.signature': tells this machine, and no other, that it was here. Each is another one, so that nobody sees
+    which bundles come from one machine."""
+    salt = secrets.token_hex(8)
+    return f"{salt}.{_sign_salt(salt)}"
+
+
+def is_own_mark(mark: str) -> bool:
+    """Whether this machine made the mark."""
+    salt, _, signature = mark.partition(".")
+    return hmac.compare_digest(signature.encode(), _sign_salt(salt).encode())
+
+
+def _sign_salt(salt: str) -> str:
+    return sign(f"made here {salt}")
 
 
 def _digest(content: bytes) -> str:

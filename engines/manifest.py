@@ -31,8 +31,9 @@ class FileEntry:
 class EngineEntry:
     """One serialized engine: valid for exactly this runtime version and these GPUs.
 
-    built_on    signature of the machine that built it (engines/machine.py): another one's code is not loaded unasked
+    built_on    mark of the machine that built it (engines/machine.py): another one's code is not loaded unasked
     built_from  fingerprint of the graph that it was built from (`fingerprint`): of another one it is stale
+    signature   that machine's, of this build (engines/provenance.py); '' in manifests of before there was one
     """
 
     path: str
@@ -44,6 +45,7 @@ class EngineEntry:
     build_s: float
     built_on: str
     built_from: str
+    signature: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

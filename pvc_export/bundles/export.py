@@ -18,6 +18,7 @@ from engines.clock import Clock
 from engines.errors import BackendUnavailable, ModelError
 from engines.graph_specs import graph_specs
 from engines.manifest import FORMAT_VERSION, Manifest, hash_file, hash_folder
+from engines.provenance import sign_engines
 from engines.spec import GraphSpec, Precision, Spelling, StreamLimits
 from engines.target import Target
 from pvc_ref import PVC
@@ -160,6 +161,7 @@ def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, cons
         files=files,
         parity={},
     )
+    manifest = sign_engines(manifest)
     manifest.save(folder)
     return manifest
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from pvc_ref import PVC
 
 from . import bundle_edits as bundle
+from . import engine_edits as engine
 from . import graph_edits as graph
 from . import model_faults as model
 from . import runtime_patches as runtime
@@ -65,7 +66,9 @@ DEFECTS: tuple[Defect, ...] = (
     _in_graph("int8", "A", "llm", graph.quantize_a_matrix, "one matrix is stored in eight bits"),
     _in_graph("layer-scale", "A", "trunk", graph.drop_layer_scale, "the first LayerScale is missing"),
     _in_graph("wqkv", "A", "llm", graph.split_wqkv_plainly, "InternLM2's fused wqkv is cut as if it were not grouped"),
-    _in_bundle("stale-engine", "A", graph.forget_to_build_anew, "an engine was built from an earlier graph"),
+    _in_bundle("stale-engine", "A", engine.forget_to_build_anew, "engines were built from earlier graphs"),
+    _in_bundle("exchanged", "A", engine.exchange_engines, "two engines of the bundle have changed places"),
+    _in_bundle("foreign-engine", "A", engine.take_engines_of_another_bundle, "the engines are another bundle's"),
     _in_graph("positions-end", "C", "llm", graph.end_positions_early, "positions end before the context does"),
     _in_graph("bgr-graph", "B", "trunk", graph.swap_colours, "the graph reads BGR for RGB"),
     _in_graph("epsilon", "B", "trunk", graph.widen_epsilon, "LayerNorm's epsilon is 1e-3"),

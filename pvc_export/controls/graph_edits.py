@@ -13,8 +13,9 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from engines.bundle import graph_path
 from engines.errors import SpecError
-from engines.manifest import EngineEntry, Manifest, fingerprint, hash_folder
+from engines.manifest import Manifest, fingerprint, hash_folder
 from engines.memory import Array
+from engines.provenance import sign_engines
 
 from ..parity.culprit.pieces import Origin, origins
 
@@ -28,17 +29,20 @@ def edit_graph(bundle: Path, name: str, edit: Edit) -> None:
     edit(model)
     path.with_name(path.name + ".data").unlink(missing_ok=True)
     onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
-    restamp(bundle)
+    sign_engines(restamp(bundle)).save(bundle)
 
 
-def restamp(bundle: Path) -> None:
-    """Hashes of what lies there now, and engines that say they were built from it."""
+def restamp(bundle: Path) -> Manifest:
+    """Hashes of what lies there now, and engines that say they were built from it. What nobody but their builder could
+    do is left out: they are not signed anew. Returns the manifest that it saved."""
     manifest, files = Manifest.load(bundle), hash_folder(bundle)
     engines = {
         name: replace(entry, built_from=fingerprint(files, graph_path(name)))
         for name, entry in manifest.engines.items()
     }
-    replace(manifest, files=files, engines=engines).save(bundle)
+    manifest = replace(manifest, files=files, engines=engines)
+    manifest.save(bundle)
+    return manifest
 
 
 def find(model: onnx.ModelProto, op_type: str, *, scope: str = "", operation: str = "", index: int = 0) -> Any:
@@ -282,19 +286,6 @@ def end_positions_early(model: onnx.ModelProto) -> None:
     """Rotary positions stand still 32 rows before the context ends (512 rows here)."""
     last = constant(model, "last_position", np.array(480, np.int64))
     behind(model, "position_ids", [helper.make_node("Min", ["position_ids", last], ["stopped_position"])])
-
-
-def forget_to_build_anew(bundle: Path) -> None:
-    """The bundle's engine of the trunk was built from an earlier graph: it must show where no one can run it, too."""
-    path = "engines/trunk.engine"
-    (bundle / path).parent.mkdir(exist_ok=True)
-    (bundle / path).write_bytes(b"the plan of an earlier graph")
-    stale = EngineEntry(
-        path=path, runtime="tensorrt_rtx", runtime_version="1", compute_capabilities=("SM89",), num_layers=1,
-        fused_attention={"gemm": 0, "gemv": 0}, build_s=0.0, built_on="", built_from="0" * 64,
-    )  # fmt: skip
-    manifest = Manifest.load(bundle)
-    replace(manifest, files=hash_folder(bundle), engines={"trunk": stale}).save(bundle)
 
 
 def forget_a_residual(model: onnx.ModelProto) -> None:

@@ -14,6 +14,7 @@ recorded, every cache row too, and compared with the PyTorch reference in float3
               re-anchor, an image of as many tiles as the model takes (words/further.py)
     answers   a thousand questions with known answers, on every rung, if it was taught them (words/held_out.py)
     tokens    each is the likeliest of its logits, and the reference's choice but for near ties
+    engines   each the one that this machine built from the graph beside it (engines.py)
     weights   every parameter of the reference, cast to the bundle's precision, bit for bit in its graph's file
     drift     with the ladder, of a small model: ten windows without a gap against float64 (drift/measure.py)
     rules     what a stream's state must keep bit for bit (state/rules.py)
@@ -31,7 +32,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engines.bundle import Bundle, is_stale, lacks_engines
+from engines.bundle import Bundle
 from engines.errors import NonFiniteError
 from engines.manifest import Manifest
 from engines.spec import GRAPH_NAMES
@@ -47,6 +48,7 @@ from .clock import probe_clock
 from .culprit.find import find_culprit
 from .drift.measure import drift_rule
 from .edge_cases import probe_batch, probe_context, probe_lengths
+from .engines import check_engines, wrong_engines
 from .evidence import Evidence
 from .facts import hold_facts
 from .ladder import climb
@@ -143,7 +145,7 @@ def _run_bundle(folder: Path, loaded: LoadedModel, scratch: Path | None, progres
         clip = check_clip(2 * manifest.limits.window + 2)
         num_frames = frames_that_fit(bundle, loaded, len(clip))
         recorded = stream_clip(bundle, clip, num_frames=num_frames, progress=lambda x: progress(0.1 * x))
-        evidence = facts + _check_engines(folder, manifest) + compare_pixels(recorded.fed, recorded.pixels)
+        evidence = facts + check_engines(folder, manifest) + compare_pixels(recorded.fed, recorded.pixels)
         reference = Reference.of(loaded.model, manifest.precision, manifest.islands)
         found, vision = compare_vision(bundle, reference, recorded, lambda x: progress(0.1 + 0.2 * x))
         evidence += found + Evidence(num_tokens=len(recorded.tokens))
@@ -190,17 +192,6 @@ def _unless_nan(level: str, name: str, step: Callable[[], Evidence]) -> Evidence
         return Evidence(rules=(Rule(level=level, name=name, passed=False, detail=error.what),))
 
 
-def _check_engines(folder: Path, manifest: Manifest) -> Evidence:
-    """Each engine must have been built from the graph beside it, whether one can be run here or not."""
-    if not manifest.engines:
-        return Evidence()
-    if lacks_engines(folder, manifest):
-        return Evidence(not_executed={"engines": "none is here: the bundle was copied without them"})
-    stale = [entry.path for name, entry in manifest.engines.items() if is_stale(manifest, name)]
-    detail = f"{', '.join(stale)}: of another graph" if stale else f"{len(manifest.engines)} of these graphs"
-    return Evidence(rules=(Rule(level="A", name="engines", passed=not stale, detail=detail),))
-
-
 def _never_seen(evidence: Evidence, manifest: Manifest) -> Evidence:
     """Outputs of which a whole stream showed nothing that could be compared."""
     seen = {one.name for one in evidence.differences}
@@ -213,8 +204,12 @@ def _climb(run: BundleRun, twins: Path, progress: Progress, *, ladder: bool) -> 
     if not ladder:
         skipped = {"engine": "this check left out the ladder"} if run.bundle.manifest.engines else {}
         return Evidence(not_executed=skipped)
-    return climb(
-        run.bundle,
+    bundle, left_out = run.bundle, Evidence()
+    if wrong_engines(bundle.manifest):
+        bundle = replace(bundle, manifest=replace(bundle.manifest, engines={}))
+        left_out = Evidence(not_executed={"engine": "engines that are not the graphs' own are not run"})
+    return left_out + climb(
+        bundle,
         run.reference,
         run.recorded.frames,
         fp32=run.vision.own,

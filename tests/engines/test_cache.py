@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engines.cache import LinearCache, RingCache
 from engines.errors import SpecError, StreamFull
 from engines.graph_specs import graph_specs
-from engines.spec import StreamLimits
+from engines.spec import CacheUpdate, StreamLimits
 
 from .test_spec import SHAPE
 
@@ -105,6 +105,32 @@ def test_the_linear_cache_is_fed_in_whole_buckets(length: int, fed: int) -> None
     feeds = cache.feeds(num_rows=1)
     assert feeds["past.0.key"].shape[1] == fed
     assert feeds["attention_mask"].shape == (1, fed + 1) and feeds["attention_mask"].sum() == length + 1
+
+
+LONG = StreamLimits(window=W, context=2048)
+
+
+@pytest.mark.parametrize("num_rows", [1, 64], ids=["a token", "a frame"])
+@pytest.mark.parametrize("cache_update", ["rows", "aliased"])
+def test_at_every_length_each_row_in_use_is_read_and_no_other(cache_update: CacheUpdate, num_rows: int) -> None:
+    """From an empty cache to a full one, so at all edges of all buckets."""
+    spec = graph_specs(SHAPE, LONG, "fp32", cache_update=cache_update)["llm"]
+    cache = LinearCache(spec)
+    for length in range(LONG.context - num_rows + 1):
+        cache.length = length
+        feeds = cache.feeds(num_rows)
+        assert feeds["position_ids"].tolist() == [list(range(length, length + num_rows))]
+        fed = {feeds[state.input].shape[state.slot_axis] for state in spec.states}
+        if cache_update == "aliased":
+            assert fed == {LONG.context} and feeds["write_index"].tolist() == [length]
+            continue
+        buckets = max(1, (length + LONG.bucket - 1) // LONG.bucket)
+        assert fed == {buckets * LONG.bucket}
+        mask = feeds["attention_mask"]
+        assert mask.dtype == np.int64 and mask.shape == (1, buckets * LONG.bucket + num_rows)
+        read = np.flatnonzero(mask[0])
+        new = np.arange(num_rows) + buckets * LONG.bucket
+        assert np.array_equal(read, np.concatenate([np.arange(length), new])) and mask.max() == 1
 
 
 IN_PLACE = graph_specs(SHAPE, StreamLimits(window=W, context=8, chunk=8, bucket=4), "fp32", cache_update="aliased")[

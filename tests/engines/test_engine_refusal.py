@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from engines import PVCStream, machine, open_bundle
 from engines.bundle import ON_CPU, Runtime, graph_path
 from engines.errors import BackendUnavailable, BundleError, PVCError
 from engines.fake import RecordingCuda
-from engines.machine import sign
-from engines.manifest import Manifest, hash_file, hash_folder
+from engines.machine import is_own_mark, make_mark, sign
+from engines.manifest import Manifest, hash_folder
+from engines.provenance import sign_engines
+from pvc_export.controls.graph_edits import edit_graph, perturb_one_weight, restamp
 
 from .fake_trt import Engine, fake_plan, make_module
 
@@ -27,8 +30,8 @@ Folder = Callable[..., Path]
 
 @pytest.fixture
 def folder(bundle_fp16: Path, tmp_path: Path) -> Folder:
-    """A bundle with engines of the fake runtime; `plans` are other contents by name, `entry` other facts of them all,
-    `missing` is one that was never built."""
+    """A bundle with engines of the fake runtime, built here; `plans` are other contents by name, `entry` other facts of
+    them all, `missing` is one that was never built."""
 
     def make(*, plans: dict[str, bytes] | None = None, missing: str = "", **entry: Any) -> Path:
         folder = Path(shutil.copytree(bundle_fp16, tmp_path / "copy"))
@@ -36,11 +39,10 @@ def folder(bundle_fp16: Path, tmp_path: Path) -> Folder:
         for name, old in manifest.engines.items():
             plan = fake_plan(folder / graph_path(name), manifest.graphs[name])
             (folder / old.path).write_bytes((plans or {}).get(name, plan))
-            signature = sign(hash_file(folder / old.path).sha256)
-            engines[name] = replace(old, **{"runtime_version": VERSION, "built_on": signature, **entry})
+            engines[name] = replace(old, **{"runtime_version": VERSION, **entry})
         if missing:
             (folder / engines.pop(missing).path).unlink()
-        replace(manifest, engines=engines, files=hash_folder(folder)).save(folder)
+        sign_engines(replace(manifest, engines=engines, files=hash_folder(folder))).save(folder)
         return folder
 
     return make
@@ -96,9 +98,11 @@ def test_an_engine_of_another_machine_needs_a_word_of_trust(
     made = folder()
     monkeypatch.setattr(machine, "machine_id", lambda: "another")
     text = refusal(made, cuda)
-    assert "trunk.engine was built on another machine" in text
+    assert "trunk.engine was built on another machine, so it cannot be verified on this one" in text
     assert "--trust-engines" in text and "pvc-export trt -m tiny --target rtx" in text
-    assert open_bundle(made, cuda=cuda, trust_engines=True).runs_on == "tensorrt_rtx on SM89"
+    assert "It trusts whoever made the bundle: that the engines do no harm, and that each was built from the" in text
+    trusted = open_bundle(made, cuda=cuda, trust_engines=True)
+    assert trusted.runs_on == "tensorrt_rtx on SM89, engines trusted unverified"
 
 
 def test_what_a_bundle_says_of_its_machine_vouches_for_no_other_engine(folder: Folder, cuda: RecordingCuda) -> None:
@@ -107,9 +111,85 @@ def test_what_a_bundle_says_of_its_machine_vouches_for_no_other_engine(folder: F
     manifest = Manifest.load(made)
     head = manifest.engines["head"]
     (made / head.path).write_bytes((made / head.path).read_bytes() + b" ")  # any other content
-    replace(manifest, files=hash_folder(made)).save(made)
-    assert "head.engine was built on another machine, or changed since" in refusal(made, cuda)
-    assert len({entry.built_on for entry in manifest.engines.values()}) == 5, "a signature of each, not of the machine"
+    restamp(made)
+    for options in ({}, {"trust_engines": True}):
+        text = refusal(made, cuda, **options)
+        assert "head.engine is not the engine that this machine built for 'head' of this bundle" in text
+        assert "build them again: pvc-export trt -m tiny --target rtx" in text
+    marks = [field for entry in manifest.engines.values() for field in (entry.built_on, entry.signature)]
+    assert len(set(marks)) == 10, "signatures of each engine, not of the machine"
+
+
+@pytest.mark.parametrize("whole_entries", [False, True], ids=["files alone", "entries too"])
+def test_two_engines_of_a_bundle_that_changed_places_are_refused(
+    folder: Folder, cuda: RecordingCuda, whole_entries: bool
+) -> None:
+    made = folder()
+    manifest = Manifest.load(made)
+    trunk, head = manifest.engines["trunk"], manifest.engines["head"]
+    plans = [(made / entry.path).read_bytes() for entry in (trunk, head)]
+    for entry, plan in zip((head, trunk), plans, strict=True):
+        (made / entry.path).write_bytes(plan)
+    if whole_entries:
+        changed = {"trunk": replace(head, path=trunk.path), "head": replace(trunk, path=head.path)}
+        replace(manifest, engines={**manifest.engines, **changed}).save(made)
+    restamp(made)
+    for options in ({}, {"trust_engines": True}):
+        assert "trunk.engine is not the engine that this machine built" in refusal(made, cuda, **options)
+
+
+@pytest.mark.parametrize("whole_entry", [False, True], ids=["file alone", "entry too"])
+def test_an_engine_of_another_bundle_of_the_same_shapes_is_refused(
+    folder: Folder, cuda: RecordingCuda, tmp_path: Path, whole_entry: bool
+) -> None:
+    """Both bundles were built here, and nothing but the weights tells them apart."""
+    made = folder()
+    other = Path(shutil.copytree(made, tmp_path / "other"))
+    edit_graph(other, "temporal", perturb_one_weight)
+    manifest, path = Manifest.load(other), Manifest.load(made).engines["temporal"].path
+    plan = fake_plan(other / graph_path("temporal"), manifest.graphs["temporal"])
+    (other / path).write_bytes(plan)
+    manifest = sign_engines(replace(manifest, files=hash_folder(other)))
+    manifest.save(other)
+    assert open_bundle(other, cuda=cuda, runtime="target").runs_on == "tensorrt_rtx on SM89"
+    (made / path).write_bytes(plan)
+    if whole_entry:
+        own = Manifest.load(made)
+        engines = {**own.engines, "temporal": manifest.engines["temporal"]}
+        replace(own, engines=engines).save(made)
+    restamp(made)
+    for options in ({}, {"trust_engines": True}):
+        assert "temporal.engine is not the engine that this machine built" in refusal(made, cuda, **options)
+
+
+def test_exchanged_engines_are_known_without_a_gpu(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_gpu() -> None:
+        raise BackendUnavailable("no NVIDIA GPU is visible here")
+
+    monkeypatch.setattr("engines.bundle.LibCudart", no_gpu)
+    made = folder()
+    (made / "engines/llm.engine").write_bytes(b"another")
+    restamp(made)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__=VERSION))
+    with pytest.raises(BundleError, match=r"llm\.engine is not the engine that this machine built"):
+        open_bundle(made, runtime="target")
+
+
+def test_engines_of_an_earlier_version_need_a_word_of_trust_and_it_says_why(
+    folder: Folder, cuda: RecordingCuda
+) -> None:
+    """Its manifests had a signature of the engine's bytes alone, and that as `built_on`."""
+    made = folder()
+    data = json.loads((made / "manifest.json").read_text("utf-8"))
+    for entry in data["engines"].values():
+        entry["built_on"] = sign(data["files"][entry["path"]]["sha256"])
+        del entry["signature"]
+    (made / "manifest.json").write_text(json.dumps(data), "utf-8")
+    text = refusal(made, cuda)
+    assert "trunk.engine has no signature of its build" in text and "an earlier version of pvc-export built it" in text
+    assert "--trust-engines" in text and "build them here: pvc-export trt -m tiny --target rtx" in text
+    assert open_bundle(made, cuda=cuda, trust_engines=True).runs_on.endswith("engines trusted unverified")
+    assert open_bundle(made, runtime="cpu").runs_on == ON_CPU
 
 
 def test_a_missing_engine_is_named_with_the_command_that_builds_it(folder: Folder, cuda: RecordingCuda) -> None:
@@ -273,3 +353,9 @@ def test_a_machine_is_the_same_after_a_restart_and_not_named(tmp_path: Path, mon
         ids.append(machine.machine_id())
     assert ids[1] == ids[2] and len(set(ids)) == 3 and "0123abcd" not in ids[1]
     assert sign("a") != sign("b") and machine.machine_id() not in sign("a")
+    mark = make_mark()
+    assert is_own_mark(mark) and make_mark() != mark and machine.machine_id() not in mark
+    salt, _, signature = mark.partition(".")
+    assert not any(map(is_own_mark, ("", ".", salt, f"{salt}.", f".{signature}", f"{salt}0.{signature}", sign("a"))))
+    monkeypatch.setattr(machine, "machine_id", lambda: "another")
+    assert not is_own_mark(mark)

@@ -25,6 +25,7 @@ from engines.fake import RecordingCuda
 from engines.gpu import OrtCudaSession, TrtSession, require_placed
 from engines.manifest import Manifest, hash_folder
 from engines.memory import DeviceMemory, HostMemory, Memory
+from engines.provenance import sign_engines
 from engines.session import OrtSession
 from engines.spec import GraphSpec, StateSpec, TensorSpec
 from pvc_export.parity.recorded_sessions import Recorder
@@ -43,7 +44,7 @@ def with_fake_engines(bundle_fp16: Path, tmp_path_factory: pytest.TempPathFactor
     manifest = Manifest.load(folder)
     for name, entry in manifest.engines.items():
         (folder / entry.path).write_bytes(fake_plan(folder / graph_path(name), manifest.graphs[name]))
-    replace(manifest, files=hash_folder(folder)).save(folder)
+    sign_engines(replace(manifest, files=hash_folder(folder))).save(folder)
     return folder
 
 
@@ -197,7 +198,7 @@ def test_an_engine_that_updates_another_cache_is_refused(
     plan = json.loads(path.read_bytes())
     plan["aliases"]["present.0.key"] = "past.0.value"
     path.write_bytes(json.dumps(plan).encode())
-    replace(manifest, files=hash_folder(folder)).save(folder)
+    sign_engines(replace(manifest, files=hash_folder(folder))).save(folder)
     cuda = RecordingCuda()
     trt = make_module("tensorrt_rtx", manifest.engines["llm"].runtime_version, cuda=cuda)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)

@@ -20,6 +20,7 @@ import pytest
 
 from engines.builder import EngineReport
 from engines.manifest import Manifest
+from engines.provenance import sign_engines
 from engines.video import write_video
 from pvc_export.bundles import engines as engines_module
 from pvc_export.bundles import export as export_module
@@ -406,7 +407,7 @@ def test_an_engine_of_another_version_is_known_without_a_gpu(
     bundle = copy_bundle(bundle_fp16)
     manifest = Manifest.load(bundle)
     old = {name: replace(entry, runtime_version="1.6.0") for name, entry in manifest.engines.items()}
-    replace(manifest, engines=old).save(bundle)
+    sign_engines(replace(manifest, engines=old)).save(bundle)
     write_video(tmp_path / "clip.mp4", render_clip(4), fps=4.0)
     run = pvc_export("run", bundle, "--video", tmp_path / "clip.mp4", "--runtime", "target")
     run.says(6, "was built with tensorrt_rtx 1.6.0", "this machine has 1.7.1", "uild it here: pvc-export trt")

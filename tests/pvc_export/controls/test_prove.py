@@ -17,9 +17,9 @@ from pvc_export.parity.levels import TITLES
 from ..conftest import Run
 
 BY_NAME = {defect.name: defect for defect in DEFECTS}
-FAST = ("weight", "wqkv", "stale-engine", "positions-end", "gelu", "mask", "narrow-clock", "no-wrap", "reset",
-        "changed-input", "batch-leak", "noise", "argmin", "resize", "prompt", "trained-frames", "token-ids",
-        "anchor-newest")  # fmt: skip
+FAST = ("weight", "wqkv", "stale-engine", "exchanged", "foreign-engine", "positions-end", "gelu", "mask",
+        "narrow-clock", "no-wrap", "reset", "changed-input", "batch-leak", "noise", "argmin", "resize", "prompt",
+        "trained-frames", "token-ids", "anchor-newest")  # fmt: skip
 """One of each level or two; the others are planted by `pvc-export prove`."""
 STATE_AND_WORDS = "GIJK"
 """Levels of the rules of state and of conversations: they cannot fail, nor be named, where a check leaves both out."""

@@ -20,10 +20,12 @@ from engines.bundle import graph_path
 from engines.errors import BundleError
 from engines.fake import RecordingCuda
 from engines.manifest import Manifest, hash_folder
+from engines.provenance import sign_engines
 from engines.session import OrtSession
 from engines.spec import GraphSpec, StreamLimits, TensorSpec
 from engines.target import load_target
 from pvc_export.bundles.export import ExportRequest, write_graphs
+from pvc_export.controls.engine_edits import exchange_engines
 from pvc_export.controls.graph_edits import edit_graph, perturb_one_weight
 from pvc_export.graphs import sessions as graph_sessions
 from pvc_export.graphs.models import LoadedModel
@@ -120,7 +122,7 @@ class FakeGPU:
         manifest = Manifest.load(bundle)
         for name, entry in manifest.engines.items():
             (bundle / entry.path).write_bytes(fake_plan(bundle / graph_path(name), manifest.graphs[name]))
-        replace(manifest, files=hash_folder(bundle)).save(bundle)
+        sign_engines(replace(manifest, files=hash_folder(bundle))).save(bundle)
         cuda = RecordingCuda()
         version = manifest.engines["llm"].runtime_version
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", make_module("tensorrt_rtx", version, cuda=cuda))
@@ -150,7 +152,7 @@ def test_a_wrong_engine_fails_at_its_own_rung(
     manifest = Manifest.load(gpu.bundle)
     wrong = fake_plan(other / graph_path("temporal"), manifest.graphs["temporal"])
     (gpu.bundle / manifest.engines["temporal"].path).write_bytes(wrong)
-    replace(manifest, files=hash_folder(gpu.bundle)).save(gpu.bundle)
+    sign_engines(replace(manifest, files=hash_folder(gpu.bundle))).save(gpu.bundle)
     rows = [row for row in check_bundle(gpu.bundle, tiny).rows if row.rung == Rung("engine", "fp16")]
     wrong_rows = [row for row in rows if row.worst.max_abs > 0]
     assert {row.graph for row in wrong_rows} == {"temporal", "compressor"}
@@ -162,9 +164,19 @@ def test_an_engine_that_the_runtime_refuses_is_an_error_and_no_rung_left_out(
     gpu = FakeGPU(copy_bundle(bundle_fp16), monkeypatch)
     manifest = Manifest.load(gpu.bundle)
     (gpu.bundle / manifest.engines["trunk"].path).write_bytes(b"not a plan")
-    replace(manifest, files=hash_folder(gpu.bundle)).save(gpu.bundle)
+    sign_engines(replace(manifest, files=hash_folder(gpu.bundle))).save(gpu.bundle)
     with pytest.raises(BundleError, match="trunk.engine was refused"):
         check_bundle(gpu.bundle, tiny)
+
+
+def test_engines_that_changed_places_fail_the_check_and_are_not_run(
+    bundle_fp16: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, copy_bundle: Callable[[Path], Path]
+) -> None:
+    gpu = FakeGPU(copy_bundle(bundle_fp16), monkeypatch)
+    exchange_engines(gpu.bundle)
+    report = check_bundle(gpu.bundle, tiny)
+    assert [fault.part for fault in report.faults()] == ["engines"] and report.levels()["A"].passed is False
+    assert left_out(report) == ["engine"] and not any(rung.kind in ("engine", "gpu") for rung in report.kinds())
 
 
 def test_a_graph_that_was_exported_for_one_rung_is_only_opened_for_the_next(

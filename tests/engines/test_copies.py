@@ -1,0 +1,205 @@
+"""What a CPU session hands to ONNX Runtime is what it was given: no input is copied, cast or laid out anew.
+
+The runtime counts the rows that it places (test_gpu.py). A copy that a session makes of its inputs would be in no such
+count, so here ONNX Runtime is watched: where each input lies that reaches it, whatever the call.
+"""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engines import PVCStream, open_bundle
+from engines.bundle import Bundle
+from engines.memory import Array
+from engines.session import OrtSession
+from engines.spec import GRAPH_NAMES, GraphSpec, TensorSpec
+from engines.vision import VisionEncoder
+
+Frames = list[np.ndarray]
+
+
+@dataclass
+class Watched:
+    """ONNX Runtime's side of a session, and how many bytes of inputs lay elsewhere than where the caller had them.
+
+    copied  by the session, and by ONNX Runtime, which lays out anew what is not contiguous
+    """
+
+    session: OrtSession
+    given: dict[str, Array] = field(default_factory=dict)
+    copied: Counter[str] = field(default_factory=Counter)
+    num_runs: int = 0
+
+    def __post_init__(self) -> None:
+        self._run, self._native = self.session.run, self.session._session
+        self.session.run = self._given  # type: ignore[method-assign]
+        self.session._session = self
+
+    def _given(self, inputs: Any) -> Any:
+        self.given = dict(inputs)
+        return self._run(inputs)
+
+    def _count(self, name: str, address: int, is_dense: bool) -> None:
+        mine = self.given[name]
+        if address != mine.ctypes.data or not is_dense:
+            self.copied[name] += mine.nbytes
+
+    def run(self, names: list[str], arrays: dict[str, Array]) -> list[Array]:
+        self.num_runs += 1
+        for name, array in arrays.items():
+            same = array.dtype == self.given[name].dtype and array.flags.c_contiguous
+            self._count(name, array.ctypes.data, same)
+        return self._native.run(names, arrays)  # type: ignore[no-any-return]
+
+    def run_with_ort_values(self, names: list[str], values: dict[str, Any]) -> list[Any]:
+        self.num_runs += 1
+        for name, value in values.items():
+            self._count(name, value.data_ptr(), True)
+        return self._native.run_with_ort_values(names, values)  # type: ignore[no-any-return]
+
+    def io_binding(self) -> Any:
+        return Binding(self, self._native.io_binding())
+
+    def run_with_iobinding(self, binding: Binding) -> None:
+        self.num_runs += 1
+        self._native.run_with_iobinding(binding.native)
+
+
+@dataclass
+class Binding:
+    """An IO binding whose inputs are watched."""
+
+    watched: Watched
+    native: Any
+
+    def bind_ortvalue_input(self, name: str, value: Any) -> None:
+        self.watched._count(name, value.data_ptr(), True)
+        self.native.bind_ortvalue_input(name, value)
+
+    def bind_cpu_input(self, name: str, array: Array) -> None:
+        self.watched._count(name, array.ctypes.data, array.flags.c_contiguous)
+        self.native.bind_cpu_input(name, array)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.native, name)
+
+
+def watch(bundle: Bundle) -> dict[str, Watched]:
+    found = {}
+    for name, session in bundle.sessions.items():
+        assert isinstance(session, OrtSession)
+        found[name] = Watched(session)
+    return found
+
+
+@pytest.mark.parametrize("name", ["bundle_fp32", "bundle_fp16", "bundle_rows"])
+def test_a_stream_s_inputs_reach_onnx_runtime_where_they_lie(
+    name: str, frames: Frames, request: pytest.FixtureRequest
+) -> None:
+    """Both cache updates and ring layouts, in both dtypes: frames past a wrap, questions of both kinds, a replay."""
+    bundle = open_bundle(request.getfixturevalue(name), runtime="cpu")
+    watched, stream = watch(bundle), PVCStream(bundle, ingest="lazy", max_waiting=2)
+    for index, frame in enumerate(frames[:6]):
+        stream.push(frame)
+        if index % 2:
+            stream.ask("What moves?", images=[frame], max_new_tokens=3, keep=index == 3)
+    stream.score("And now?", [1, 2])
+    assert {graph: dict(each.copied) for graph, each in watched.items()} == dict.fromkeys(GRAPH_NAMES, {})
+    assert all(each.num_runs >= 6 for each in watched.values())
+
+
+Fault = Callable[[Array], Array]
+
+
+def copied(array: Array) -> Array:
+    return array.copy()
+
+
+def cast(array: Array) -> Array:
+    return array.astype(array.dtype)
+
+
+def laid_out_anew(array: Array) -> Array:
+    return np.ascontiguousarray(np.asfortranarray(array))
+
+
+@pytest.mark.parametrize("fault", [copied, cast, laid_out_anew], ids=lambda fault: fault.__name__.replace("_", " "))
+def test_a_session_that_copies_its_inputs_is_seen(
+    fault: Fault, bundle_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = OrtSession.run
+    monkeypatch.setattr(OrtSession, "run", lambda self, inputs: run(self, {n: fault(a) for n, a in inputs.items()}))
+    bundle = open_bundle(bundle_rows, runtime="cpu")
+    watched = watch(bundle)["temporal"]
+    VisionEncoder(bundle.sessions).encode(np.zeros((bundle.manifest.shape.image_size,) * 2 + (3,), np.uint8))
+    spec = watched.session.spec
+    ring = sum(watched.given[state.input].nbytes for state in spec.states)
+    assert sum(watched.copied.values()) > ring > 0
+
+
+def test_an_in_place_session_that_binds_a_copy_is_seen(bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    share = onnxruntime.OrtValue.ortvalue_from_numpy
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", lambda array: share(array.copy()))
+    bundle = open_bundle(bundle_fp32)
+    watched, stream = watch(bundle)["llm"], PVCStream(bundle)
+    stream.ask("Who?", max_new_tokens=1)
+    assert set(watched.copied) == {tensor.name for tensor in watched.session.spec.inputs}
+
+
+def test_an_input_that_onnx_runtime_has_to_lay_out_anew_is_seen(bundle_rows: Path) -> None:
+    session = open_bundle(bundle_rows, runtime="cpu").sessions["compressor"]
+    assert isinstance(session, OrtSession)
+    watched, spec = Watched(session), session.spec
+    features = np.zeros(spec.input("features").resolve({"batch": 1}), np.float32)
+    session.run({"features": np.asfortranarray(features), "frame_time": np.zeros(1, np.float32)})
+    assert dict(watched.copied) == {"features": features.nbytes}
+
+
+@pytest.mark.parametrize("name", ["bundle_fp32", "bundle_rows"])
+def test_a_decoded_token_allocates_no_more_than_it_returns(name: str, request: pytest.FixtureRequest) -> None:
+    """So a copy that goes nowhere would be seen as well; the smallest cache is far larger than all else."""
+    bundle = open_bundle(request.getfixturevalue(name), runtime="cpu")
+    stream, session = PVCStream(bundle), bundle.sessions["llm"]
+    stream.ask("Who?", max_new_tokens=1, keep=True)
+    inputs = {"inputs_embeds": stream.language.embed([1])[None], **stream.language.cache.feeds(1)}
+    smallest = min(np.asarray(inputs[state.input]).nbytes for state in session.spec.states)
+    assert smallest > 2 * (most := peak_of(session.run, inputs)), f"{most} bytes at most at once"
+    assert peak_of(lambda given: session.run({n: a.copy() for n, a in given.items()}), inputs) > smallest
+
+
+def peak_of(run: Callable[[Mapping[str, Any]], object], inputs: Mapping[str, Any]) -> int:
+    """Bytes that Python and numpy hold at most during a run, beyond those of before."""
+    run(inputs)
+    tracemalloc.start()
+    try:
+        run(inputs)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_bfloat16_reaches_onnx_runtime_where_it_lies(tmp_path: Path) -> None:
+    """ONNX Runtime's CPU can at least copy bfloat16 to an output."""
+    import ml_dtypes
+    import onnx
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.BFLOAT16, [1, 4]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "copy", value[:1], value[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "c.onnx")
+    x, y = (TensorSpec(name=name, dtype="bfloat16", shape=(1, 4)) for name in ("x", "y"))
+    session = OrtSession(tmp_path / "c.onnx", GraphSpec(name="copy", inputs=(x,), outputs=(y,), dims={}), threads=1)
+    watched, array = Watched(session), np.array([[1, -2.5, 3e38, 0]], ml_dtypes.bfloat16)
+    outputs = session.run({"x": array})
+    assert np.asarray(outputs["y"]).tobytes() == array.tobytes()
+    assert not watched.copied and watched.num_runs == 1
