@@ -135,7 +135,8 @@ def held_weights(file: GraphFile, weights: Weights) -> HeldWeights:
 def _named_readings(file: GraphFile, weights: Weights) -> Iterator[tuple[tuple[str, ...], str, Reading | None]]:
     """Of each parameter that a note names: its weights, the operation, and the constant that stands in its place.
 
-    An operation's constants come in the order of its parameters, so the k-th of one is the k-th of the other.
+    An operation's constants come in the order of its parameters, and behind whatever else it reads: what it works on
+    may be a constant too, as the queries of a Q-Former are.
     """
     operations: dict[tuple[str, str, tuple[str, ...]], list[int]] = {}
     for index, note in enumerate(file.notes):
@@ -148,6 +149,7 @@ def _named_readings(file: GraphFile, weights: Weights) -> Iterator[tuple[tuple[s
             left_out = [names for names in asked if _is_zero_bias(weights, names)]
             asked = [names for names in asked if names not in left_out]
             yield from ((names, operation, None) for names in left_out)
+        readings = readings[max(0, len(readings) - len(asked)) :]
         for number, names in enumerate(asked):
             yield names, operation, readings[number] if number < len(readings) else None
 
