@@ -7,12 +7,13 @@ differs in one name, dtype or dimension is a BuildError: a specialised dimension
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def export_hollow(module: nn.Module, spec: GraphSpec, path: Path) -> None:
             tensor = value.const_value
             if tensor is not None and tensor.size > 1 and not any(tensor.numpy().strides):
                 value.const_value = ir.ExternalTensor(
-                    HOLLOW, 0, 0, dtype=tensor.dtype, shape=tensor.shape, name=name, base_dir=path.parent
+                    HOLLOW, 0, 0, dtype=tensor.dtype, shape=ir.Shape(tensor.shape), name=name, base_dir=path.parent
                 )  # fmt: skip
         onnx.save(ir.to_proto(program.model), path)
 
@@ -70,7 +71,7 @@ def is_hollow(tensor: onnx.TensorProto) -> bool:
 @contextlib.contextmanager
 def _exporting(spec: GraphSpec, path: Path) -> Iterator[None]:
     try:
-        with torch.no_grad(), quiet_exporter(), collector_paused():
+        with torch.no_grad(), quiet_exporter(), collector_paused(), translations_kept():
             yield
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         raise BuildError(
@@ -178,6 +179,28 @@ def collector_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@functools.cache
+def _translations(read: Callable[..., object], **options: object) -> object:
+    return read(**options)
+
+
+@contextlib.contextmanager
+def translations_kept() -> Iterator[None]:
+    """torch reads the sources of its 500 translations to ONNX anew for every graph, 1.4 s of CPU time each (x86-64,
+    torch 2.13.0, 2026-11-28), and changes none of them. A torch that keeps them elsewhere only takes that long."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ImportError:
+        yield
+        return
+    before = ONNXRegistry.__dict__["from_torchlib"]
+    ONNXRegistry.from_torchlib = staticmethod(functools.partial(_translations, ONNXRegistry.from_torchlib))  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = before  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ def weights_of(manifest: Manifest, model: PVC) -> dict[str, Weights]:
 def _holders(graph: str, values: Collection[str], model: PVC) -> dict[str, tuple[str, ...]]:
     """Weights.holders: each weight by its own name, by the other name of a tied one, and as a part of a product."""
     known = dict(model.named_parameters(remove_duplicate=False))
-    holders = {}
+    holders: dict[str, tuple[str, ...]] = {}
     for name in values:
         owner, _, leaf = name.rpartition(".")
         module, _, part = owner.rpartition(".")
@@ -156,7 +156,7 @@ def _named_readings(file: GraphFile, weights: Weights) -> Iterator[tuple[tuple[s
 
 def _is_zero_bias(weights: Weights, names: Collection[str]) -> bool:
     """Such a bias the exporter may leave out."""
-    return all(name.endswith(".bias") and not weights.wanted(name).any() for name in names)
+    return all(name.endswith(".bias") and not bool(weights.wanted(name).any()) for name in names)
 
 
 def _faults(
