@@ -371,4 +371,4 @@ def scale_attention_a_little(model: onnx.ModelProto) -> None:
 
 def shift_the_mean(model: onnx.ModelProto) -> None:
     """A colour's mean is off by one of the 256 values that a pixel can have."""
-    change(weight_of(model, find(model, "Sub", operation="sub")), lambda values: values + np.float32([1 / 255, 0, 0]))
+    change(weight_of(model, find(model, "Sub", operation="sub")), lambda values: values + np.array([1 / 255, 0, 0]))

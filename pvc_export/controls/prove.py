@@ -1,9 +1,9 @@
 """Proof that the gate can fail: every defect is planted, the check runs as always, and must catch it at its level.
 
 A defect is caught if the check ends with a report, the report fails, the level at which the defect must show is the
-first of its kind that fails, and where a graph is to blame it is named. A crash does not count as caught. Level A, which
-holds a graph's file against a fresh export, sees every edited graph: it is of another kind than those that compare
-numbers, and excuses none of them. A defect of theirs that they do not see by themselves is missed.
+first of its kind that fails, and where a graph is to blame it is named. A crash does not count as caught.
+Level A holds a graph's file against a fresh export and so sees every edited graph. It is of another kind than the
+levels that compare numbers, and excuses none of them: what they do not see by themselves is missed.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def prove(
     precision_defects: Sequence[PrecisionDefect],
     console: Console,
 ) -> Proof:
-    """Export a faithful bundle of the model, in float16 a second one where a defect wants it, then break copies of them,
-    and models, one defect after the other."""
+    """Export a faithful bundle of the model, and one in float16 where a defect wants it; then break copies of them, and
+    models, one defect after the other."""
     started = time.monotonic()
     outcomes: list[DefectResult] = []
     with tempfile.TemporaryDirectory(prefix="pvc-prove-") as name:

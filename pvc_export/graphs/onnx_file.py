@@ -57,9 +57,8 @@ def export_hollow(module: nn.Module, spec: GraphSpec, path: Path) -> None:
         for name, value in program.model.graph.initializers.items():
             tensor = value.const_value
             if tensor is not None and tensor.size > 1 and not any(tensor.numpy().strides):
-                value.const_value = ir.ExternalTensor(
-                    HOLLOW, 0, 0, dtype=tensor.dtype, shape=ir.Shape(tensor.shape), name=name, base_dir=path.parent
-                )  # fmt: skip
+                shape = ir.Shape(tensor.shape.numpy())
+                value.const_value = ir.ExternalTensor(HOLLOW, 0, 0, tensor.dtype, shape=shape, name=name)
         onnx.save(ir.to_proto(program.model), path)
 
 

@@ -156,7 +156,7 @@ def _named_readings(file: GraphFile, weights: Weights) -> Iterator[tuple[tuple[s
 
 def _is_zero_bias(weights: Weights, names: Collection[str]) -> bool:
     """Such a bias the exporter may leave out."""
-    return all(name.endswith(".bias") and not bool(weights.wanted(name).any()) for name in names)
+    return all(name.endswith(".bias") and not np.any(weights.wanted(name)) for name in names)
 
 
 def _faults(
@@ -183,7 +183,7 @@ def _reads_transposed(file: GraphFile, reading: Reading) -> bool:
     node = file.nodes[reading.reader[0]]
     if node.op_type == "Gemm" and reading.reader[1] == 1:
         return not any(entry.name == "transB" and entry.i for entry in node.attribute)
-    return node.op_type == "MatMul"
+    return bool(node.op_type == "MatMul")
 
 
 def _fault(values: Array, weights: Weights, name: str) -> str | None:
