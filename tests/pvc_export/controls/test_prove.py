@@ -17,8 +17,8 @@ from pvc_export.parity.levels import TITLES
 from ..conftest import Run
 
 BY_NAME = {defect.name: defect for defect in DEFECTS}
-FAST = ("weight", "exchanged", "epsilon-half", "wqkv", "stale-engine", "positions-end", "gelu", "mask", "narrow-clock", "no-wrap", "reset",
-        "changed-input", "batch-leak", "noise", "argmin", "resize", "prompt")  # fmt: skip
+FAST = ("weight", "exchanged", "epsilon-half", "wqkv", "stale-engine", "positions-end", "gelu", "mask", "narrow-clock",
+        "no-wrap", "reset", "changed-input", "batch-leak", "noise", "argmin", "resize", "prompt")  # fmt: skip
 """One of each level or two; the others are planted by `pvc-export prove`."""
 STATE_AND_WORDS = "GIJK"
 """Levels of the rules of state and of conversations: they cannot fail, nor be named, where a check leaves both out."""

@@ -29,7 +29,7 @@ from .graphs import Form
 
 PLANTED = {defect.name: defect for defect in DEFECTS}
 COVERED = {
-    "epsilon-half": ("LayerNormalization of 'layer_norm' in 'trunk.layers.0.norm1': its epsilon is 1.1", "expected 9.99"),
+    "epsilon-half": ("LayerNormalization of 'layer_norm' in 'trunk.layers.0.norm1': its epsilon is 1.1", ", expected"),
     "scale-half": ("Mul of 'mul' in 'trunk.layers.0.attn'", "is the constant 0.25", "expected 0.25"),
     "mean-half": ("Sub of 'sub' in 'trunk'", "[0.488", "expected float32 [0.485"),
     "gelu-half": ("Gelu of 'gelu' in 'trunk.layers.0.mlp'", "its approximate is b'tanh'", "expected"),

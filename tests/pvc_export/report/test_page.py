@@ -250,7 +250,8 @@ def test_what_models_and_users_wrote_is_escaped(failing: ReportInput) -> None:
     parity = replace(
         failing.parity, answers=(answers, answers_of(BUNDLE)), wrong_tokens=(HOSTILE,),
         conversations=(conversation("video", HOSTILE),), not_executed={HOSTILE: HOSTILE},
-        wrong_weights={"temporal": {HOSTILE: HOSTILE}}, rules=(rule,), culprit=replace(CULPRIT, layer=HOSTILE, nodes=(HOSTILE,)),
+        wrong_weights={"temporal": {HOSTILE: HOSTILE}}, rules=(rule,),
+        culprit=replace(CULPRIT, layer=HOSTILE, nodes=(HOSTILE,)),
     )  # fmt: skip
     model = replace(failing.manifest.model, name=HOSTILE)
     report = replace(
