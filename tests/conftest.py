@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import pickle
@@ -19,7 +18,6 @@ import pytest
 import torch
 from filelock import FileLock
 from torch import nn
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import pvc_export.bundles.export
 from engines.spec import GraphSpec, StreamLimits
@@ -27,7 +25,7 @@ from engines.target import load_target
 from pvc_export.bundles.export import ExportRequest, export
 from pvc_export.graphs.models import LoadedModel, load_model, loaded_model
 from pvc_export.graphs.onnx_file import export_graph
-from pvc_export.parity import check
+from pvc_export.parity import check, structure
 from pvc_export.parity.report import ParityReport
 from pvc_export.parity.state.rules import check_rules
 from pvc_export.parity.words.conversations import converse
@@ -58,14 +56,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Shared:
         return path
 
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def translations_once() -> Iterator[None]:
-    """torch reads the sources of its 500 translations anew for every graph, 0.6 s each; no test changes them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
-        yield
 
 
 ExportGraph = Callable[[nn.Module, GraphSpec, Path], None]
@@ -106,13 +96,14 @@ def digest_of(value: object) -> str:
 
 @pytest.fixture(scope="session")
 def sharing_graphs(export_once: ExportGraph) -> Callable[[], AbstractContextManager[None]]:
-    """Within it, a bundle takes its graphs from `export_once`. Not for tests that break a function of the export:
-    a digest knows attributes and weights, and nothing of code."""
+    """Within it, a bundle takes its graphs from `export_once`, and so do the fresh exports that it is held against. Not
+    for tests that break a function of the export: a digest knows attributes and weights, and nothing of code."""
 
     @contextmanager
     def sharing() -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pvc_export.bundles.export, "export_graph", export_once)
+            patch.setattr(structure, "export_graph", export_once)
             yield
 
     return sharing

@@ -27,7 +27,7 @@ from ..graphs.clock_table import num_frame_times
 from ..graphs.facts import model_facts
 from ..graphs.models import LoadedModel
 from ..graphs.modules import graph_module, model_shape
-from ..graphs.onnx_file import export_graph
+from ..graphs.onnx_file import EXPORTER, export_graph
 from ..graphs.precision import cast_model
 from ..parity.check import check_bundle, explain
 from ..parity.report import PARITY_NAME, ParityReport
@@ -40,7 +40,7 @@ from .publish import staging
 
 NUM_QUESTIONS = 200
 """Held-out questions of a model whose world is known; `check` asks a thousand."""
-PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "tensorrt", "tensorrt_rtx")
+PACKAGES = (*EXPORTER, "onnxruntime", "numpy", "tokenizers", "tensorrt", "tensorrt_rtx")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from engines.spec import Precision
 from pvc_ref import PVC
 
 from . import bundle_edits as bundle
@@ -27,6 +28,7 @@ class Defect:
 
     level          where it must show first, A to K (levels.py)
     where          graph, bundle, runtime, preprocessing, or export: that one makes a bundle of its own, in float16
+    precision      of the bundle that is changed: what the noise of float16 covers is planted there
     named          the graph that the report must name as the first that is wrong; '' where it is none's fault
     fault          of the code, for as long as the check lasts, and of an export that as well
     change_bundle  what is done to the copy first;  change_model  what an export does to the reference first
@@ -37,6 +39,7 @@ class Defect:
     where: str
     what: str
     named: str = ""
+    precision: Precision = "fp32"
     fault: runtime.Fault = nullcontext
     change_bundle: Callable[[Path], None] | None = None
     change_model: Callable[[PVC], None] | None = None
@@ -45,6 +48,10 @@ class Defect:
 def _in_graph(name: str, level: str, on: str, edit: graph.Edit, what: str) -> Defect:
     change = partial(graph.edit_graph, name=on, edit=edit)
     return Defect(name=name, level=level, where="graph", what=what, named=on, change_bundle=change)
+
+
+def _in_half(name: str, on: str, edit: graph.Edit, what: str) -> Defect:
+    return replace(_in_graph(name, "A", on, edit, f"{what}, in float16"), precision="fp16")
 
 
 def _in_bundle(name: str, level: str, change: Callable[[Path], None], what: str) -> Defect:
@@ -66,8 +73,20 @@ DEFECTS: tuple[Defect, ...] = (
     _in_graph("int8", "A", "llm", graph.quantize_a_matrix, "one matrix is stored in eight bits"),
     _in_graph("layer-scale", "A", "trunk", graph.drop_layer_scale, "the first LayerScale is missing"),
     _in_graph("wqkv", "A", "llm", graph.split_wqkv_plainly, "InternLM2's fused wqkv is cut as if it were not grouped"),
+    _in_graph("exchanged", "A", "trunk", graph.exchange_matrices, "two layers have each other's matrix"),
+    _in_graph("biases", "A", "trunk", graph.exchange_biases, "two layers have each other's bias"),
+    _in_graph("transposed", "A", "trunk", graph.transpose_a_matrix, "a square matrix is read transposed"),
+    _in_graph("joined-order", "A", "llm", graph.exchange_gate_and_up, "gate and up of a joined product are exchanged"),
+    _in_graph("other-alpha", "A", "temporal", graph.take_the_next_alpha, "a layer has the next one's alpha"),
+    _in_graph("rolled-table", "A", "embed", graph.roll_the_table, "the embedding table is rolled by one row"),
+    _in_graph("embed-row", "A", "embed", graph.change_the_last_row, "a token that no prompt has is embedded wrongly"),
+    _in_graph("head-row", "A", "head", graph.change_the_last_row, "a token that no answer has is scored wrongly"),
+    _in_half("epsilon-half", "trunk", graph.widen_one_epsilon, "a LayerNorm's epsilon is 10 % too large"),
+    _in_half("scale-half", "trunk", graph.scale_attention_a_little, "scores of attention are 0.1 % too large"),
+    _in_half("mean-half", "trunk", graph.shift_the_mean, "a mean of the pixels is off by 1/255"),
+    _in_half("gelu-half", "trunk", graph.approximate_gelu, "GELU by tanh, where the model has erf"),
     _in_bundle("stale-engine", "A", engine.forget_to_build_anew, "engines were built from earlier graphs"),
-    _in_bundle("exchanged", "A", engine.exchange_engines, "two engines of the bundle have changed places"),
+    _in_bundle("exchanged-engines", "A", engine.exchange_engines, "two engines of the bundle have changed places"),
     _in_bundle("foreign-engine", "A", engine.take_engines_of_another_bundle, "the engines are another bundle's"),
     _in_graph("positions-end", "C", "llm", graph.end_positions_early, "positions end before the context does"),
     _in_graph("bgr-graph", "B", "trunk", graph.swap_colours, "the graph reads BGR for RGB"),

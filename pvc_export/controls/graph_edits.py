@@ -293,3 +293,73 @@ def forget_a_residual(model: onnx.ModelProto) -> None:
     node = find(model, "Add", scope="layers.0", operation="add", index=1)
     zero = constant(model, "nothing", np.zeros((), numpy_helper.to_array(weight(model, "ls2")).dtype))
     node.input[0] = before(model, node, helper.make_node("Mul", [node.input[1], zero], ["no_residual"]))
+
+
+# -- what the noise of float16 covers, and what only shows where a weight is read ------------------------------------
+
+
+def exchange_matrices(model: onnx.ModelProto) -> None:
+    """Two layers have each other's output projection."""
+    _exchange(_matrix(model, "layers.0.attn.proj"), _matrix(model, "layers.1.attn.proj"))
+
+
+def exchange_biases(model: onnx.ModelProto) -> None:
+    """Two layers have each other's bias."""
+    _exchange(weight(model, "layers.0.attn.proj.bias"), weight(model, "layers.1.attn.proj.bias"))
+
+
+def _exchange(one: TensorProto, other: TensorProto) -> None:
+    first, second = numpy_helper.to_array(one).copy(), numpy_helper.to_array(other).copy()
+    change(one, lambda _: second)
+    change(other, lambda _: first)
+
+
+def transpose_a_matrix(model: onnx.ModelProto) -> None:
+    """A square matrix lies the wrong way round."""
+    change(_matrix(model, "layers.0.attn.proj"), np.transpose)
+
+
+def exchange_gate_and_up(model: onnx.ModelProto) -> None:
+    """The two halves of a joined product stand in the wrong order."""
+    change(_matrix(model, "layers.0.mlp.gate_up_proj"), lambda values: np.roll(values, values.shape[1] // 2, axis=1))
+
+
+def take_the_next_alpha(model: onnx.ModelProto) -> None:
+    """The first layer has the second's gain of attention over time."""
+    change(weight(model, "layers.0.alpha"), lambda _: numpy_helper.to_array(weight(model, "layers.1.alpha")))
+
+
+def roll_the_table(model: onnx.ModelProto) -> None:
+    """Every token has the row of the one before it."""
+    change(_largest(model), lambda values: np.roll(values, 1, axis=0))
+
+
+def change_the_last_row(model: onnx.ModelProto) -> None:
+    """One row of a table, of a token that no prompt has."""
+
+    def changed(values: Array) -> Array:
+        values[-1, 0] += values.dtype.type(values.std())
+        return values
+
+    change(_largest(model), changed)
+
+
+def _largest(model: onnx.ModelProto) -> Any:
+    return max(model.graph.initializer, key=lambda tensor: int(np.prod(tensor.dims)))
+
+
+def widen_one_epsilon(model: onnx.ModelProto) -> None:
+    """The first LayerNorm's epsilon is a tenth too large."""
+    node = find(model, "LayerNormalization")
+    epsilon = next(attribute.f for attribute in node.attribute if attribute.name == "epsilon")
+    set_attribute(node, "epsilon", 1.1 * epsilon)
+
+
+def scale_attention_a_little(model: onnx.ModelProto) -> None:
+    """Scores are a thousandth too large."""
+    change(weight_of(model, find(model, "Mul", scope="attn")), lambda values: np.asarray(values * 1.001))
+
+
+def shift_the_mean(model: onnx.ModelProto) -> None:
+    """A colour's mean is off by one of the 256 values that a pixel can have."""
+    change(weight_of(model, find(model, "Sub", operation="sub")), lambda values: values + np.array([1 / 255, 0, 0]))

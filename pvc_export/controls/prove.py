@@ -2,6 +2,8 @@
 
 A defect is caught if the check ends with a report, the report fails, the level at which the defect must show is the
 first of its kind that fails, and where a graph is to blame it is named. A crash does not count as caught.
+Level A holds a graph's file against a fresh export and so sees every edited graph. It is of another kind than the
+levels that compare numbers, and excuses none of them: what they do not see by themselves is missed.
 """
 
 from __future__ import annotations
@@ -111,23 +113,27 @@ def prove(
     precision_defects: Sequence[PrecisionDefect],
     console: Console,
 ) -> Proof:
-    """Export a faithful bundle of the model, then break copies of it, and models, one defect after the other."""
+    """Export a faithful bundle of the model, and one in float16 where a defect wants it; then break copies of them, and
+    models, one defect after the other."""
     started = time.monotonic()
     outcomes: list[DefectResult] = []
     with tempfile.TemporaryDirectory(prefix="pvc-prove-") as name:
-        scratch, sound = Path(name), Path(name) / "fp32"
-        sound.mkdir()
-        with console.stage("export a faithful bundle and check it") as (stage, report):
-            write_graphs(loaded, _request("fp32"), sound, Console(quiet=True))
-            parity = check_bundle(sound, loaded, num_questions=0, scratch=scratch, progress=report)
-            stage.note = parity.summary()
+        scratch, faithful = Path(name), dict[str, bool]()
+        changed: tuple[Precision, ...] = ("fp32", "fp16")
+        for precision in changed[: 1 + any(defect.precision == "fp16" for defect in defects)]:
+            sound = scratch / precision
+            sound.mkdir()
+            with console.stage(f"export a faithful bundle in {precision} and check it") as (stage, report):
+                write_graphs(loaded, _request(precision), sound, Console(quiet=True))
+                parity = check_bundle(sound, loaded, num_questions=0, scratch=scratch, progress=report)
+                faithful[precision], stage.note = parity.passed, parity.summary()
         for defect in defects:
             with console.stage(f"{defect.name}: {defect.what}") as (stage, _):
-                outcomes.append(meet(defect, sound, loaded, scratch))
+                outcomes.append(meet(defect, scratch / defect.precision, loaded, scratch))
                 stage.note = f"{'caught' if outcomes[-1].caught else 'MISSED'}: {outcomes[-1].detail}"
         repairs = tuple(meet_overflow(defect, loaded, scratch, console) for defect in precision_defects)
     seconds = time.monotonic() - started
-    return Proof(outcomes=tuple(outcomes), repairs=repairs, faithful={"fp32": parity.passed}, seconds=seconds)
+    return Proof(outcomes=tuple(outcomes), repairs=repairs, faithful=faithful, seconds=seconds)
 
 
 def _request(precision: Precision) -> ExportRequest:
@@ -136,7 +142,7 @@ def _request(precision: Precision) -> ExportRequest:
 
 
 def meet(defect: Defect, sound: Path, loaded: LoadedModel, scratch: Path) -> DefectResult:
-    """Plant one defect into a copy of a faithful bundle, or into an export of its own, and check."""
+    """Plant one defect into a copy of a faithful bundle of its precision, or into an export of its own, and check."""
     started = time.monotonic()
     folder = scratch / f"broken-{defect.name}"
     report: ParityReport | None = None

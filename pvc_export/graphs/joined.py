@@ -79,13 +79,6 @@ def joined(module: ModuleT) -> ModuleT:
     return copy
 
 
-def joint_sizes(model: PVC, graph: str) -> set[tuple[int, ...]]:
-    """The rows of each part of every joined weight in a graph, such as {(64, 32, 32)} for q|k|v."""
-    parts = (part for name, part in model.named_modules() if f"{name}.".startswith(f"{graph}."))
-    found = (_product_of(part) for part in parts)
-    return {tuple(linear.out_features for linear in product[1]) for product in found if product}
-
-
 def part_at(model: PVC, name: str, channel: int) -> str:
     """The name in the model of what a graph calls `name`: of a joined product, the part that makes this channel."""
     owner, _, product = name.rpartition(".")

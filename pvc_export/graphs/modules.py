@@ -24,6 +24,13 @@ from .clock_table import NAME, table_of, with_table
 from .joined import joined
 from .spellings import CACHE_UPDATES, SPELLINGS, CachesInPlace, spelled
 
+PREFIX = {
+    "trunk": "trunk", "temporal": "temporal", "compressor": "compressor", "embed": "llm.embed_tokens", "llm": "llm",
+    "head": "llm",
+}  # fmt: skip
+"""What a graph's module is called in the model; the names in some begin with their one part's name."""
+PARTS = {"temporal": "encoder", "llm": "decoder", "head": "decoder"}
+
 
 def model_shape(config: PVCConfig) -> ModelShape:
     """What the runtime must know of a model's sizes."""
@@ -73,6 +80,19 @@ def graph_module(model: PVC, spec: GraphSpec, spelling: Spelling = "concat") -> 
         case _:
             raise AssertionError(f"no graph is called '{spec.name}'")
     return module.eval()
+
+
+def layer_name(graph: str, scope: str) -> str:
+    """A module's name in the model, of its name in a graph."""
+    part = PARTS.get(graph)
+    inner = scope.removeprefix(part).removeprefix(".") if part else scope
+    return f"{PREFIX[graph]}.{inner}" if inner else PREFIX[graph]
+
+
+def inner_name(graph: str, name: str) -> str:
+    """A parameter's name in a graph, of its name in the model."""
+    inner, part = name.removeprefix(f"{PREFIX[graph]}."), PARTS.get(graph)
+    return f"{part}.{inner}" if part else inner
 
 
 def graph_parameters(model: PVC, spec: GraphSpec) -> dict[str, Tensor]:

@@ -1,14 +1,18 @@
 """What an exported graph says of where it came from: for each node the module, torch's operation and our line.
 
-The search for a culprit reads it (parity/culprit/pieces.py). torch's exporter notes much more: the traces of its stack
-name the exporting machine's folders, its user's among them, and a bundle is handed on.
+The search for a culprit reads it (parity/culprit/pieces.py), and so does the check of weights and structure, which
+learns there which parameter a node is to read. torch's exporter notes much more: the traces of its stack name the
+exporting machine's folders, its user's among them, and a bundle is handed on.
 """
 
 from __future__ import annotations
 
 import re
+from ast import literal_eval
+from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 import pvc_ref
@@ -17,6 +21,43 @@ PROGRAM = "pkg.torch.onnx.fx_node"
 SCOPES, OPERATION, LINES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.stack_trace"
 OURS = (Path(pvc_ref.__file__).parent, Path(__file__).parents[1])
 TRACED = re.compile(r'File "(.+)", line (\d+), in (\S+)')
+PARAMETER = re.compile(r"%(p_\w+)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Note:
+    """Where a node comes from. One operation of torch may be several nodes, and all of them have its note.
+
+    value       torch's name of the result: 'linear_3', as no other operation of the graph
+    scope       the innermost module of the graph around it: 'layers.1.attn'; '' is the graph itself
+    operation   torch's name of it: 'linear'
+    parameters  those that it reads, in order, as torch.export calls them (`parameter_name`)
+    """
+
+    value: str
+    scope: str
+    operation: str
+    parameters: tuple[str, ...]
+
+
+def note_of(node: onnx.NodeProto) -> Note | None:
+    """A node's note; None for one that the exporter made for itself, such as the Split of a `chunk`."""
+    notes = {entry.key: entry.value for entry in node.metadata_props}
+    if not {PROGRAM, SCOPES, OPERATION} <= set(notes):
+        return None
+    scopes, classes = literal_eval(notes[SCOPES]), literal_eval(notes[OPERATION])
+    value, _, call = notes[PROGRAM].partition(" ")
+    return Note(
+        value=value.removeprefix("%"),
+        scope=scopes[-2] if len(scopes) > 1 else "",
+        operation=str(classes[-1]).removeprefix("aten.").split(".")[0],
+        parameters=tuple(dict.fromkeys(PARAMETER.findall(call))),
+    )
+
+
+def parameter_name(name: str) -> str:
+    """What torch.export calls the parameter `name` of a graph's module: 'p_layers_0_ls1' of 'layers.0.ls1'."""
+    return "p_" + name.replace(".", "_")
 
 
 def keep_own_notes(model: ir.Model) -> None:

@@ -7,17 +7,19 @@ differs in one name, dtype or dimension is a BuildError: a specialised dimension
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,10 @@ from .notes import keep_own_notes
 
 OPSET = 20  # the newest that TensorRT 10.3 on JetPack 6.2 reads
 OPSET_IN_PLACE = 24  # the first with TensorScatter
+EXPORTER = ("torch", "onnx", "onnxscript", "onnx_ir")
+"""Packages that decide how a graph is written."""
+HOLLOW = "no values"
+"""The file that a constant without values says it lies in (hollow.py)."""
 TESTED = "export with tested versions of torch, onnx and onnxscript: see constraints.txt"
 
 
@@ -38,35 +44,63 @@ def opset_of(spec: GraphSpec) -> int:
 
 def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
     """Write `module` as path (.onnx) and path + '.data'. Raises BuildError if it cannot, or if its signature is off."""
-    # No dynamic dimension may be traced at 0 or 1, nor two at one size: the exporter would take them for constants.
-    sizes = {name: 3 + index for index, name in enumerate(sorted(spec.dims))}
-    examples = tuple(_example(tensor, sizes) for tensor in spec.inputs)
-    dynamic = tuple({axis: torch.export.Dim.AUTO for axis, dim in enumerate(t.shape) if isinstance(dim, str)}
-                    for t in spec.inputs)  # fmt: skip
+    with _exporting(spec, path):
+        _traced(module, spec).save(path, external_data=True)
+    check_signature(path, spec)
+
+
+def export_hollow(module: nn.Module, spec: GraphSpec, path: Path) -> None:
+    """Write the graph alone, of a module whose matrices are one number each (hollow.filled): those have a dtype and a
+    shape in it and no values. Raises BuildError if it cannot."""
+    with _exporting(spec, path):
+        program = _traced(module, spec)
+        for name, value in program.model.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is not None and tensor.size > 1 and not any(tensor.numpy().strides):
+                shape = ir.Shape(tensor.shape.numpy())
+                value.const_value = ir.ExternalTensor(HOLLOW, 0, 0, tensor.dtype, shape=shape, name=name)
+        onnx.save(ir.to_proto(program.model), path)
+
+
+def is_hollow(tensor: onnx.TensorProto) -> bool:
+    """Whether a constant has no values (export_hollow)."""
+    return any(entry.key == "location" and entry.value == HOLLOW for entry in tensor.external_data)
+
+
+@contextlib.contextmanager
+def _exporting(spec: GraphSpec, path: Path) -> Iterator[None]:
     try:
-        with torch.no_grad(), quiet_exporter(), collector_paused():
-            program = torch.onnx.export(
-                module,
-                examples,
-                dynamo=True,
-                opset_version=opset_of(spec),
-                input_names=[t.name for t in spec.inputs],
-                output_names=[t.name for t in spec.outputs],
-                dynamic_shapes=_fold_varargs(module, dynamic),
-                verify=False,
-                report=False,
-            )
-        assert program is not None
-        keep_own_notes(program.model)
-        _stamp(program, spec)
-        program.save(path, external_data=True)
+        with torch.no_grad(), quiet_exporter(), collector_paused(), translations_kept():
+            yield
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         raise BuildError(
             f"graph '{spec.name}' could not be exported to {path}: {error}",
             cause="this version of torch or onnxscript exports otherwise than the tested one",
             fix=TESTED,
         ) from error
-    check_signature(path, spec)
+
+
+def _traced(module: nn.Module, spec: GraphSpec) -> torch.onnx.ONNXProgram:
+    # No dynamic dimension may be traced at 0 or 1, nor two at one size: the exporter would take them for constants.
+    sizes = {name: 3 + index for index, name in enumerate(sorted(spec.dims))}
+    examples = tuple(_example(tensor, sizes) for tensor in spec.inputs)
+    dynamic = tuple({axis: torch.export.Dim.AUTO for axis, dim in enumerate(t.shape) if isinstance(dim, str)}
+                    for t in spec.inputs)  # fmt: skip
+    program = torch.onnx.export(
+        module,
+        examples,
+        dynamo=True,
+        opset_version=opset_of(spec),
+        input_names=[t.name for t in spec.inputs],
+        output_names=[t.name for t in spec.outputs],
+        dynamic_shapes=_fold_varargs(module, dynamic),
+        verify=False,
+        report=False,
+    )
+    assert program is not None
+    keep_own_notes(program.model)
+    _stamp(program, spec)
+    return program
 
 
 def check_signature(path: Path, spec: GraphSpec) -> None:
@@ -110,8 +144,6 @@ def _fold_varargs(module: nn.Module, dynamic: tuple[dict[int, Any], ...]) -> tup
 
 def _stamp(program: torch.onnx.ONNXProgram, spec: GraphSpec) -> None:
     """Name the dynamic dimensions by the spec, and put the state table in the file's metadata."""
-    import onnx_ir as ir
-
     graph = program.model.graph
     for values, tensors in ((graph.inputs, spec.inputs), (graph.outputs, spec.outputs)):
         for value, tensor in zip(values, tensors, strict=True):
@@ -146,6 +178,28 @@ def collector_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@functools.cache
+def _translations(read: Callable[..., object], **options: object) -> object:
+    return read(**options)
+
+
+@contextlib.contextmanager
+def translations_kept() -> Iterator[None]:
+    """torch reads the sources of its 500 translations to ONNX anew for every graph, 1.4 s of CPU time each (x86-64,
+    torch 2.13.0, 2026-11-28), and changes none of them. A torch that keeps them elsewhere only takes that long."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ImportError:
+        yield
+        return
+    before = ONNXRegistry.__dict__["from_torchlib"]
+    ONNXRegistry.from_torchlib = staticmethod(functools.partial(_translations, ONNXRegistry.from_torchlib))  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = before  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

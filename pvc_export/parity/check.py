@@ -15,7 +15,8 @@ recorded, every cache row too, and compared with the PyTorch reference in float3
     answers   a thousand questions with known answers, on every rung, if it was taught them (words/held_out.py)
     tokens    each is the likeliest of its logits, and the reference's choice but for near ties
     engines   each the one that this machine built from the graph beside it (engines.py)
-    weights   every parameter of the reference, cast to the bundle's precision, bit for bit in its graph's file
+    weights   every parameter of the reference, cast to the bundle's precision, bit for bit where its operation reads it
+    structure every node, attribute and constant of the graphs, as a fresh export has it
     drift     with the ladder, of a small model: ten windows without a gap against float64 (drift/measure.py)
     rules     what a stream's state must keep bit for bit (state/rules.py)
 Each of them returns its Evidence, and `judge` makes the report of all. The reference makes its own resize, its own
@@ -59,7 +60,7 @@ from .recording import Progress
 from .report import ParityReport, judge
 from .rounding import Reference
 from .state.rules import check_rules
-from .weights import compare_weights
+from .structure import compare_graphs
 from .words.conversations import converse
 from .words.further import ask_further
 from .words.prompts import KINDS
@@ -89,7 +90,7 @@ def check_bundle(
     with fitting_threads(loaded.model):
         run = _run_bundle(folder, loaded, scratch, progress, far=ladder)
         manifest, recorded = run.bundle.manifest, run.recorded
-        evidence = run.evidence + compare_weights(folder, manifest, loaded)
+        evidence = run.evidence + compare_graphs(folder, manifest, loaded, scratch=scratch)
         progress(0.5)
         if recorded.stop is not None:
             reason = f"the stream ended at {recorded.stop.differences[0].where}"

@@ -17,7 +17,8 @@ class Evidence:
 
     differences    every tensor that was compared, in every run
     missing        outputs of the graphs that the stream never showed
-    num_weights    weights that the graphs' files hold bit for bit;  wrong_weights  by graph, those that they do not
+    num_weights    weights that the graphs hold in their places, bit for bit
+    wrong_weights  by graph, those that they do not, and what is wrong with each
     num_tokens     of the greedy answer;  num_equal_tokens  those that are the reference's choice as well
     wrong_tokens   those that rounding does not explain, in words
     rules          what holds bit for bit or not at all: state, batch, determinism, pixels
@@ -30,7 +31,7 @@ class Evidence:
     differences: tuple[Difference, ...] = ()
     missing: tuple[str, ...] = ()
     num_weights: int = 0
-    wrong_weights: dict[str, list[str]] = field(default_factory=dict)
+    wrong_weights: dict[str, dict[str, str]] = field(default_factory=dict)
     num_tokens: int = 0
     num_equal_tokens: int = 0
     wrong_tokens: tuple[str, ...] = ()

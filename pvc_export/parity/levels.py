@@ -1,6 +1,6 @@
 """Levels of parity: what a check compares, in the order in which a fault can come in.
 
-    A  graph         files, weights bit for bit, every output seen
+    A  graph         files, weights in place bit for bit, nodes as in a fresh export, every output seen
     B  one step      a stream's first frame and first pass: nothing has been remembered yet
     C  shapes        other numbers of rows, the edges of buckets, the far end of the context
     D  stream        frames after the first, against the reference's own streaming form and the whole clip
@@ -47,12 +47,13 @@ class Verdict:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
     """Something that holds or does not, without a tolerance. passed is None where it was not executed; detail says
-    what was tried, what is wrong, or why it was not executed."""
+    what was tried, what is wrong, or why it was not executed; graph is the one that it is about, '' if it is none."""
 
     level: str
     name: str
     passed: bool | None
     detail: str
+    graph: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The detail says itself where nothing was executed."""

@@ -69,7 +69,7 @@ class ParityReport(Evidence):
 
     def _faults(self) -> Iterator[Fault]:
         for graph, names in self.wrong_weights.items():
-            what = f"{len(names)} not the reference's: {_some(names)}"
+            what = f"{len(names)} not the reference's: {_some([f'{name} ({why})' for name, why in names.items()])}"
             yield Fault(kind="weights", part=graph, about=f"weights of '{graph}'", what=what)
         for row in sorted(self.rows, key=lambda row: GRAPH_NAMES.index(row.graph)):
             if not row.passed:
@@ -99,6 +99,7 @@ class ParityReport(Evidence):
     def first_failed_graph(self) -> str | None:
         """The first graph that is wrong, in the order in which a frame and then its text pass through."""
         failed = {row.graph for row in self.rows if not row.passed} | set(self.wrong_weights)
+        failed |= {rule.graph for rule in self.rules if rule.passed is False}
         return next((name for name in GRAPH_NAMES if name in failed), None)
 
     @property

@@ -1,99 +1,247 @@
-"""The weights of an exported graph are the reference's, bit for bit.
+"""The weights of an exported graph are the reference's, bit for bit, each where its own operation reads it.
 
-Numbers alone cannot show it: in float16 one wrong weight of a million drowns in rounding. So every parameter is looked
-for in the ONNX file, by a digest of its values that ignores their order, since exporters transpose and reshape weights.
+Numbers alone cannot show it: in float16 one wrong weight of a million drowns in rounding, and so do two exchanged
+matrices of a model that says the same without them. A node's note says which parameters its operation reads
+(graphs/notes.py). The constants that reach it are held against them one by one, value by value: a matrix as the
+operation reads it, transposed or not, and of a joined product each part's rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor
 
 from engines.bundle import graph_path
 from engines.manifest import Manifest
 from engines.memory import Array, host_dtype
+from pvc_ref import PVC
 
-from ..graphs.joined import joint_sizes
+from ..graphs.hollow import hollow
+from ..graphs.joined import PARTS
 from ..graphs.models import LoadedModel
-from ..graphs.modules import graph_parameters
+from ..graphs.modules import graph_parameters, inner_name
+from ..graphs.notes import parameter_name
 from ..graphs.precision import cast_model
-from ..graphs.weights_file import weight_values
 from .evidence import Evidence
+from .graph_file import GraphFile, Place, Reading, bits, same_bits
 
-Digest = tuple[str, int, int]
-"""dtype, number of values, and the sum of all values' mixed bits."""
 
-BLOCK = 1 << 22  # values mixed at a time, so that a large table needs little memory beside itself
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """What a graph is to hold.
+
+    values   in the reference's dtype, by their names in the model;  dtypes  those that the graph is to hold them in
+    holders  of what torch.export calls a parameter, the weights that it consists of: several if it is a joined one
+    owners   of each weight, the module that it belongs to, by its name in the graph
+    """
+
+    values: Mapping[str, Tensor]
+    dtypes: Mapping[str, torch.dtype]
+    holders: Mapping[str, tuple[str, ...]]
+    owners: Mapping[str, str]
+
+    def wanted(self, name: str) -> Array:
+        """One weight as the graph is to hold it. Cast when it is asked for: a large model has no room for a copy."""
+        value = self.values[name].detach()
+        return _to_numpy(value.to(self.dtypes.get(name, value.dtype)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldWeights:
+    """What a graph was found to hold.
+
+    right   names of the weights that are where they belong;  wrong  of the others, in words, what is there
+    places  where the graph reads weights, right or wrong
+    """
+
+    right: frozenset[str]
+    wrong: Mapping[str, str]
+    places: frozenset[Place]
 
 
 def compare_weights(folder: Path, manifest: Manifest, loaded: LoadedModel) -> Evidence:
-    """How many weights the graphs' files hold bit for bit, and by graph the names of those that they do not."""
-    model = cast_model(loaded.model, manifest.precision, manifest.islands)
-    num_equal, wrong = 0, dict[str, list[str]]()
-    for graph, spec in manifest.graphs.items():
-        parameters = graph_parameters(model, spec)
-        if missing := missing_weights(folder / graph_path(graph), parameters, joint_sizes(model, graph)):
-            wrong[graph] = missing
-        num_equal += len(parameters) - len(missing)
-    return Evidence(num_weights=num_equal, wrong_weights=wrong)
-
-
-def missing_weights(path: Path, parameters: Mapping[str, Tensor], joint: Collection[tuple[int, ...]] = ()) -> list[str]:
-    """Names of the parameters whose values, in their dtype, are in no initializer of the ONNX file.
-
-    joint  the sizes of the parts of joined weights, whose slices are looked at as well
-    """
-    graph = onnx.load(path, load_external_data=False)
-    found = {
-        digest(values)
-        for tensor in _constants(graph)
-        for values in _with_parts(weight_values(tensor, path.parent).reshape(tuple(tensor.dims)), joint)
+    """How many weights the graphs hold where they belong, and by graph those that they do not, with what is wrong."""
+    held = {
+        graph: held_weights(GraphFile(folder / graph_path(graph), graph), weights)
+        for graph, weights in weights_of(manifest, loaded.model).items()
     }
-    return [name for name, value in parameters.items() if digest(_to_numpy(value)) not in found]
+    return evidence_of(held)
 
 
-def _with_parts(values: Array, joint: Collection[tuple[int, ...]]) -> Iterator[Array]:
-    """A weight, and where it may be a joined one its parts, along whichever axis the exporter left them."""
-    yield values
-    for sizes in joint:
-        for axis in range(values.ndim):
-            if values.shape[axis] == sum(sizes):
-                yield from np.split(values, np.cumsum(sizes)[:-1], axis)
+def evidence_of(held: Mapping[str, HeldWeights]) -> Evidence:
+    wrong = {graph: dict(found.wrong) for graph, found in held.items() if found.wrong}
+    return Evidence(num_weights=sum(len(found.right) for found in held.values()), wrong_weights=wrong)
 
 
-def _to_numpy(value: Tensor) -> np.ndarray[Any, Any]:
-    value = value.detach().contiguous()
+def weights_of(manifest: Manifest, model: PVC) -> dict[str, Weights]:
+    """What each graph of a bundle is to hold."""
+    cast = cast_model(hollow(model, keep_clock=False), manifest.precision, manifest.islands)
+    dtypes = {name: parameter.dtype for name, parameter in cast.named_parameters(remove_duplicate=False)}
+    return {
+        graph: Weights(
+            values=values,
+            dtypes=dtypes,
+            holders=_holders(graph, values, model),
+            owners={name: inner_name(graph, name).rpartition(".")[0] for name in values},
+        )
+        for graph, spec in manifest.graphs.items()
+        for values in [graph_parameters(model, spec)]
+    }
+
+
+def _holders(graph: str, values: Collection[str], model: PVC) -> dict[str, tuple[str, ...]]:
+    """Weights.holders: each weight by its own name, by the other name of a tied one, and as a part of a product."""
+    known = dict(model.named_parameters(remove_duplicate=False))
+    holders: dict[str, tuple[str, ...]] = {}
+    for name in values:
+        owner, _, leaf = name.rpartition(".")
+        module, _, part = owner.rpartition(".")
+        same = [other for other, parameter in known.items() if parameter is known.get(name)]
+        for other in (*same, name):
+            holders[parameter_name(inner_name(graph, other))] = (name,)
+        for product, parts in PARTS.items():
+            if part == parts[0]:
+                whole = parameter_name(inner_name(graph, f"{module}.{product}.{leaf}"))
+                holders[whole] = tuple(f"{module}.{one}.{leaf}" for one in parts)
+    return holders
+
+
+def held_weights(file: GraphFile, weights: Weights) -> HeldWeights:
+    """Hold every weight against what its operation reads."""
+    faults: dict[str, str | None] = {}  # of a weight that several operations read, the first
+    places = set[Place]()
+    for names, operation, reading in _named_readings(file, weights):
+        if reading is not None:
+            places.add(reading.place)
+        for name, fault in _faults(file, weights, names, operation, reading).items():
+            faults[name] = faults.get(name) or fault
+    for name in (name for name in weights.values if name not in faults):
+        unnamed = _unnamed_places(file, weights, name, places)
+        places |= unnamed
+        is_there = unnamed or _is_merged(weights, name, [other for other, fault in faults.items() if not fault])
+        faults[name] = None if is_there else "no operation of its module reads it"
+    return HeldWeights(
+        right=frozenset(name for name, fault in faults.items() if not fault),
+        wrong={name: fault for name in weights.values if (fault := faults[name])},
+        places=frozenset(places),
+    )
+
+
+def _named_readings(file: GraphFile, weights: Weights) -> Iterator[tuple[tuple[str, ...], str, Reading | None]]:
+    """Of each parameter that a note names: its weights, the operation, and the constant that stands in its place.
+
+    An operation's constants come in the order of its parameters, and behind whatever else it reads: what it works on
+    may be a constant too, as the queries of a Q-Former are.
+    """
+    operations: dict[tuple[str, str, tuple[str, ...]], list[int]] = {}
+    for index, note in enumerate(file.notes):
+        if note is not None and note.parameters:
+            operations.setdefault((note.value, note.operation, note.parameters), []).append(index)
+    for (_, operation, parameters), members in operations.items():
+        readings = file.readings(members)
+        asked = [weights.holders[parameter] for parameter in parameters if parameter in weights.holders]
+        if len(readings) < len(asked):
+            left_out = [names for names in asked if _is_zero_bias(weights, names)]
+            asked = [names for names in asked if names not in left_out]
+            yield from ((names, operation, None) for names in left_out)
+        readings = readings[max(0, len(readings) - len(asked)) :]
+        for number, names in enumerate(asked):
+            yield names, operation, readings[number] if number < len(readings) else None
+
+
+def _is_zero_bias(weights: Weights, names: Collection[str]) -> bool:
+    """Such a bias the exporter may leave out."""
+    return all(name.endswith(".bias") and not np.any(weights.wanted(name)) for name in names)
+
+
+def _faults(
+    file: GraphFile, weights: Weights, names: tuple[str, ...], operation: str, reading: Reading | None
+) -> dict[str, str | None]:
+    """For each weight that is to stand in a place, what is wrong with what stands there; None where nothing is."""
+    if reading is None:
+        fault = None if _is_zero_bias(weights, names) else f"its '{operation}' reads no constant in its place"
+        return dict.fromkeys(names, fault)
+    values = file.values_read(reading)
+    if operation == "linear" and _reads_transposed(file, reading):
+        values = values.T
+    if len(names) == 1:
+        return {names[0]: _fault(values, weights, names[0])}
+    ends = np.cumsum([len(weights.values[name]) for name in names])
+    if values.ndim == 0 or len(values) != ends[-1]:
+        return dict.fromkeys(names, f"the joined product holds {values.shape}, expected {ends[-1]} rows")
+    parts = zip(names, np.split(values, ends[:-1]), strict=True)
+    return {name: _fault(part, weights, name) for name, part in parts}
+
+
+def _reads_transposed(file: GraphFile, reading: Reading) -> bool:
+    """Whether a linear layer's product reads its matrix as (inputs, outputs): torch holds (outputs, inputs)."""
+    node = file.nodes[reading.reader[0]]
+    if node.op_type == "Gemm" and reading.reader[1] == 1:
+        return not any(entry.name == "transB" and entry.i for entry in node.attribute)
+    return bool(node.op_type == "MatMul")
+
+
+def _fault(values: Array, weights: Weights, name: str) -> str | None:
+    """What is wrong with the values that stand where a weight belongs; None if they are its own, bit for bit."""
+    want = weights.wanted(name)
+    values = _fitted(values, want)
+    if same_bits(values, want):
+        return None
+    if values.shape != want.shape or values.dtype != want.dtype:
+        transposed = values.dtype == want.dtype and same_bits(values.T, want)
+        hint = ", transposed" if transposed else ""
+        return f"its operation reads {values.dtype} {values.shape}{hint}, expected {want.dtype} {want.shape}"
+    if want.ndim == 2 and same_bits(values.T, want):
+        return "it is read transposed"
+    for other, value in weights.values.items():
+        if value.shape == want.shape and same_bits(values, weights.wanted(other)):
+            return f"the values of '{other}' are in its place"
+    differs = bits(values) != bits(want)
+    first = tuple(int(index) for index in np.argwhere(differs)[0])
+    return f"{int(differs.sum())} of {want.size} values differ, first at {list(first)}"
+
+
+def _fitted(values: Array, want: Array) -> Array:
+    """The values in the shape of a weight, where both differ in axes of size one alone."""
+    same = [size for size in values.shape if size != 1] == [size for size in want.shape if size != 1]
+    return values.reshape(want.shape) if same else values
+
+
+def _unnamed_places(file: GraphFile, weights: Weights, name: str, taken: Collection[Place]) -> set[Place]:
+    """Where the module of a weight that no note names, or one inside or around it, reads its values: the exporter
+    computed ahead what only gave it another form, as the `expand` of the class token, and the note went with it."""
+    owner, want, found = weights.owners[name], weights.wanted(name), set[Place]()
+    for index, note in enumerate(file.notes):
+        if note is None or not (_is_within(note.scope, owner) or _is_within(owner, note.scope)):
+            continue
+        for reading in file.readings([index]):
+            if reading.place not in taken and same_bits(_fitted(file.values_read(reading), want), want):
+                found.add(reading.place)
+    return found
+
+
+def _is_within(module: str, around: str) -> bool:
+    return not around or f"{module}.".startswith(f"{around}.")
+
+
+def _is_merged(weights: Weights, name: str, right: Collection[str]) -> bool:
+    """Whether a weight that nothing reads equals one of the same kind that is in its place: equal operations on equal
+    weights the exporter makes one."""
+    leaf, want = name.rpartition(".")[2], weights.wanted(name)
+    return any(
+        other.endswith(f".{leaf}") and weights.values[other].shape == want.shape
+        and same_bits(weights.wanted(other), want)
+        for other in right
+    )  # fmt: skip
+
+
+def _to_numpy(value: Tensor) -> Array:
+    value = value.contiguous()
     if value.dtype != torch.bfloat16:
         return value.numpy()
-    bits: np.ndarray[Any, Any] = value.view(torch.int16).numpy()
-    return bits.view(host_dtype("bfloat16"))
-
-
-def digest(array: np.ndarray[Any, Any]) -> Digest:
-    """Equal for arrays of the same dtype and the same values in any order; differs if one bit of one value does."""
-    bits = np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
-    total = 0
-    for start in range(0, bits.size, BLOCK):
-        total += int(_mix(bits[start : start + BLOCK].astype(np.uint64)).sum(dtype=np.uint64))
-    return str(array.dtype), array.size, total % 2**64
-
-
-def _mix(x: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """The finalizer of MurmurHash3: a bijection that spreads every bit, so that a sum of changes cannot cancel."""
-    for multiplier in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
-        x = (x ^ (x >> np.uint64(33))) * np.uint64(multiplier)
-    mixed: np.ndarray[Any, np.dtype[np.uint64]] = x ^ (x >> np.uint64(33))
-    return mixed
-
-
-def _constants(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    yield from model.graph.initializer
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
+    return value.view(torch.int16).numpy().view(host_dtype("bfloat16"))

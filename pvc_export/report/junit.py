@@ -100,8 +100,8 @@ def _cases(report: ReportInput) -> Iterator[Case]:
         name = f"{row.graph}/{row.tensor} ({row.num_compared} compared)"
         yield case("row", row.name, str(row.rung), row.graph, name, _numbers(row))
     for graph in report.manifest.graphs:
-        names = ", ".join(parity.wrong_weights.get(graph, ()))
-        yield case("weights", graph, "weights", graph, f"{graph}: every weight bit for bit", names)
+        names = "\n".join(f"{name}: {why}" for name, why in parity.wrong_weights.get(graph, {}).items())
+        yield case("weights", graph, "weights", graph, f"{graph}: every weight in place, bit for bit", names)
     yield case("missing", "", "outputs", "all", "every output was compared")
     yield case("stopped", "", "stream", "all", "the stream ran to its end")
     yield case("token", "", "tokens", "greedy", f"{parity.num_tokens} tokens are the likeliest")

@@ -24,7 +24,7 @@ from engines.target import load_target
 
 from ...graphs.joined import part_at
 from ...graphs.models import LoadedModel
-from ...graphs.modules import graph_module
+from ...graphs.modules import graph_module, layer_name
 from ...graphs.onnx_file import export_graph
 from ...graphs.precision import can_be_island
 from ..bfloat16_on_cpu import widen
@@ -37,9 +37,6 @@ LIMIT = 32.0
 in float16, both spellings, x86-64 CPU, ONNX Runtime 1.32, 2026-11-26."""
 ROOM = 4.0
 """How far below the largest value of its dtype the result of an island must stay."""
-PREFIX = {"trunk": "trunk", "temporal": "temporal", "compressor": "compressor", "llm": "llm", "head": "llm"}
-"""What the scope of a graph is called in the model; the scopes of some begin with their one part's name."""
-PARTS = {"temporal": "encoder", "llm": "decoder", "head": "decoder"}
 
 
 def find_culprit(
@@ -131,13 +128,6 @@ def _on_a_cpu(path: Path, manifest: Manifest, scratch: Path) -> Path:
     if not wide.exists():
         widen(path, wide)
     return wide
-
-
-def layer_name(graph: str, scope: str) -> str:
-    """The module's name in the model, of its scope in a graph."""
-    part = PARTS.get(graph)
-    inner = scope.removeprefix(part).removeprefix(".") if part else scope
-    return f"{PREFIX[graph]}.{inner}" if inner else PREFIX[graph]
 
 
 def _island(

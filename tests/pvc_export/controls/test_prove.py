@@ -17,9 +17,9 @@ from pvc_export.parity.levels import TITLES
 from ..conftest import Run
 
 BY_NAME = {defect.name: defect for defect in DEFECTS}
-FAST = ("weight", "wqkv", "stale-engine", "exchanged", "foreign-engine", "positions-end", "gelu", "mask",
-        "narrow-clock", "no-wrap", "reset", "changed-input", "batch-leak", "noise", "argmin", "resize", "prompt",
-        "trained-frames", "token-ids", "anchor-newest")  # fmt: skip
+FAST = ("weight", "exchanged", "epsilon-half", "wqkv", "stale-engine", "exchanged-engines", "foreign-engine",
+        "positions-end", "gelu", "mask", "narrow-clock", "no-wrap", "reset", "changed-input", "batch-leak", "noise",
+        "argmin", "resize", "prompt", "trained-frames", "token-ids", "anchor-newest")  # fmt: skip
 """One of each level or two; the others are planted by `pvc-export prove`."""
 STATE_AND_WORDS = "GIJK"
 """Levels of the rules of state and of conversations: they cannot fail, nor be named, where a check leaves both out."""
@@ -33,11 +33,12 @@ def test_there_are_defects_of_every_level_and_kind() -> None:
 
 @pytest.mark.parametrize("name", FAST)
 def test_a_defect_is_caught_at_its_level(
-    name: str, bundle_fp32: Path, tiny: LoadedModel, tmp_path: Path, request: pytest.FixtureRequest
+    name: str, tiny: LoadedModel, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     if BY_NAME[name].level not in STATE_AND_WORDS:
         request.getfixturevalue("stream_alone")
-    outcome = meet(BY_NAME[name], bundle_fp32, tiny, tmp_path)
+    sound = request.getfixturevalue(f"bundle_{BY_NAME[name].precision}")
+    outcome = meet(BY_NAME[name], sound, tiny, tmp_path)
     assert outcome.caught, outcome
     assert not list(tmp_path.iterdir())  # nothing of the broken bundle stays
 

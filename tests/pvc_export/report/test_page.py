@@ -224,7 +224,7 @@ def test_a_failure_without_a_culprit_says_that_every_operation_is_right(failing:
 @pytest.mark.parametrize(
     "change",
     [
-        {"wrong_weights": {"temporal": ["temporal.a", "temporal.b"]}},
+        {"wrong_weights": {"temporal": {"temporal.a": "read transposed", "temporal.b": "1 value"}}},
         {"missing": ("head/logits",)},
         {"wrong_tokens": ("token 0: 7 was said, the reference prefers another by 3",)},
         {"conversations": (conversation("video", "What moves?", scaled_kl=nan),)},
@@ -256,7 +256,8 @@ def test_what_models_and_users_wrote_is_escaped(failing: ReportInput) -> None:
     parity = replace(
         failing.parity, answers=(answers, answers_of(BUNDLE)), wrong_tokens=(HOSTILE,),
         conversations=(conversation("video", HOSTILE),), not_executed={HOSTILE: HOSTILE},
-        wrong_weights={"temporal": [HOSTILE]}, rules=(rule,), culprit=replace(CULPRIT, layer=HOSTILE, nodes=(HOSTILE,)),
+        wrong_weights={"temporal": {HOSTILE: HOSTILE}}, rules=(rule,),
+        culprit=replace(CULPRIT, layer=HOSTILE, nodes=(HOSTILE,)),
     )  # fmt: skip
     model = replace(failing.manifest.model, name=HOSTILE)
     report = replace(

@@ -1,0 +1,120 @@
+"""A graph of a bundle as its file says it: nodes with their notes, and constants that are read one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper
+
+from engines.memory import Array
+
+from ..graphs.modules import layer_name
+from ..graphs.notes import note_of
+from ..graphs.weights_file import weight_values
+
+TURNS = ("Transpose", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Cast", "Expand")
+"""Operators that give a constant another form, and compute nothing with it."""
+REAL = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+Place = tuple[int, int]
+"""Where a node reads: its index in the graph, and the index among its inputs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """A constant that a node computes with.
+
+    place   where the constant itself goes in: into this node, or into the first of `turns`
+    name    of the constant;  turns  the nodes that give it another form on the way, in order
+    reader  where what came of it goes in
+    """
+
+    place: Place
+    name: str
+    turns: tuple[NodeProto, ...]
+    reader: Place
+
+
+class GraphFile:
+    """An ONNX file without its weights. `notes`: of each node, None where it has none."""
+
+    def __init__(self, path: Path, graph: str) -> None:
+        self.graph, self._folder = graph, path.parent
+        self.model = onnx.load(path, load_external_data=False)
+        self.nodes = list(self.model.graph.node)
+        self.notes = [note_of(node) for node in self.nodes]
+        self.constants: dict[str, TensorProto] = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        for node in self.nodes:
+            if node.op_type == "Constant" and node.attribute[0].HasField("t"):
+                self.constants[node.output[0]] = node.attribute[0].t
+        self.makers = {name: index for index, node in enumerate(self.nodes) for name in node.output if name}
+
+    def values(self, name: str) -> Array:
+        """A constant's values, in its shape and dtype."""
+        tensor = self.constants[name]
+        return weight_values(tensor, self._folder).reshape(tuple(tensor.dims))
+
+    def type_of(self, name: str) -> str:
+        """Dtype and shape of a constant, in words."""
+        tensor = self.constants[name]
+        return f"{helper.tensor_dtype_to_np_dtype(tensor.data_type)} {tuple(tensor.dims)}"
+
+    def reading(self, reader: Place) -> Reading | None:
+        """The real-valued constant that a node reads there; None if that is something else."""
+        place, turns = reader, list[NodeProto]()
+        while (name := self.nodes[place[0]].input[place[1]]) not in self.constants:
+            maker = self.makers.get(name)
+            if maker is None or self.nodes[maker].op_type not in TURNS:
+                return None
+            turns.insert(0, self.nodes[maker])
+            place = (maker, 0)
+        if self.constants[name].data_type not in REAL:
+            return None
+        return Reading(place=place, name=name, turns=tuple(turns), reader=reader)
+
+    def readings(self, members: list[int]) -> list[Reading]:
+        """Every constant that these nodes compute with. A node that only turns one for another of them is passed by."""
+        read = {name for index in members for name in self.nodes[index].input}
+        found = []
+        for index in members:
+            node = self.nodes[index]
+            if node.op_type not in TURNS or node.output[0] not in read:
+                places = ((index, number) for number in range(len(node.input)))
+                found += [reading for reading in map(self.reading, places) if reading is not None]
+        return found
+
+    def values_read(self, reading: Reading) -> Array:
+        """The constant as its reader gets it, but for a cast, and for axes of size one."""
+        values = self.values(reading.name)
+        for node in reading.turns:
+            if node.op_type == "Transpose":
+                perm = next((tuple(entry.ints) for entry in node.attribute if entry.name == "perm"), None)
+                values = values.transpose(perm)
+            elif node.op_type == "Reshape" and node.input[1] in self.constants:
+                sizes = [int(size) for size in self.values(node.input[1])]
+                values = values.reshape([size or values.shape[axis] for axis, size in enumerate(sizes)])
+        return values
+
+    def where(self, index: int) -> str:
+        """A node in words: its operator, torch's operation, and the module of the model."""
+        node, note = self.nodes[index], self.notes[index]
+        if note is not None:
+            return f"{node.op_type} of '{note.operation}' in '{layer_name(self.graph, note.scope)}'"
+        before = next((earlier for earlier in reversed(self.notes[:index]) if earlier is not None), None)
+        behind = f" behind '{before.operation}' in '{layer_name(self.graph, before.scope)}'" if before else ""
+        return f"{node.op_type} '{node.output[0]}'{behind}"
+
+
+def same_bits(one: Array, other: Array) -> bool:
+    """Whether two arrays have the same dtype, shape and bits: NaN equals itself, and -0.0 is not 0.0."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return bool(np.array_equal(bits(one), bits(other)))
+
+
+def bits(values: Array) -> Array:
+    """The same values as whole numbers of their size."""
+    return values if values.dtype == bool else values.view(f"u{values.dtype.itemsize}")
