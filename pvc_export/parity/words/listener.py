@@ -23,7 +23,7 @@ EXCERPT = 6
 class Listener:
     """One stream, and what passes between its graphs.
 
-    rows     of the LLM's context, each as its bytes
+    rows     of the LLM's context, each as its bytes; those past the cache's length were rolled back since
     encoded  frame_embeds (M, E) of every frame that was encoded, in order;  logits  (V,) of every step
     Whoever reads the last two may empty them.
     """
@@ -63,7 +63,7 @@ class Listener:
         for index, frame in enumerate(frames):
             for position, row in enumerate(frame):
                 known.setdefault(row.tobytes(), set()).add((index, position))
-        got = [known.get(row, set()) for row in self.rows]
+        got = [known.get(row, set()) for row in self.rows[: self.stream.language.cache.length]]
         if len(got) == len(expected) and all(want in row for row, want in zip(got, expected, strict=True)):
             return
         shown = [row for row in got if not any(isinstance(label, int) for label in row)]
