@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import onnx
 from onnx import AttributeProto, helper, numpy_helper
 from torch import nn
@@ -23,6 +23,7 @@ from torch import nn
 from engines.bundle import graph_path
 from engines.errors import BuildError
 from engines.manifest import Manifest
+from engines.memory import Array
 from engines.spec import GraphSpec
 from engines.target import load_target
 from pvc_ref import PVC
@@ -204,8 +205,6 @@ class Comparison:
         values, expected = self.found.values(name), self.fresh.values(want)
         if same_bits(values, expected):
             return None
-        if values.size == 1:
-            return f"input {place[1]} is the constant {values.item()!r}, expected {expected.item()!r}"
         return f"input {place[1]} is {_short(values)}, expected {_short(expected)}"
 
     @staticmethod
@@ -256,8 +255,14 @@ def _attribute_text(attribute: AttributeProto | None) -> str:
     if attribute is None:
         return "not given"
     value = helper.get_attribute_value(attribute)
-    return _short(numpy_helper.to_array(value)) if isinstance(value, onnx.TensorProto) else repr(value)
+    if attribute.type == AttributeProto.TENSOR:
+        return _short(numpy_helper.to_array(value))
+    if attribute.type == AttributeProto.FLOAT:
+        return str(np.float32(value))
+    return repr(value.decode() if isinstance(value, bytes) else value)
 
 
-def _short(values: Any) -> str:
-    return f"{values.dtype} {values.ravel()[:8].tolist()}" + (" ..." if values.size > 8 else "")
+def _short(values: Array) -> str:
+    """The first values in the fewest digits that tell them from any other of their dtype."""
+    shown = ", ".join(str(value) for value in values.ravel()[:8])
+    return f"{values.dtype} {shown}" + (" ..." if values.size > 8 else "")
