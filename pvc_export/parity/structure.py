@@ -36,9 +36,12 @@ from ..graphs.precision import cast_model
 from ..graphs.sessions import is_small
 from ..terminal.facts import installed
 from .evidence import Evidence
-from .graph_file import GraphFile, Place, same_bits
+from .graph_file import GraphFile, Place, bits, same_bits
 from .levels import Rule
 from .weights import HeldWeights, evidence_of, held_weights, weights_of
+
+FEW = 8
+"""Values of a constant that are shown."""
 
 
 def compare_graphs(folder: Path, manifest: Manifest, loaded: LoadedModel, *, scratch: Path | None = None) -> Evidence:
@@ -205,7 +208,12 @@ class Comparison:
         values, expected = self.found.values(name), self.fresh.values(want)
         if same_bits(values, expected):
             return None
-        return f"input {place[1]} is {_short(values)}, expected {_short(expected)}"
+        differs = bits(values) != bits(expected)
+        if values.size <= FEW:
+            return f"input {place[1]} is {_short(values)}, expected {_short(expected)}"
+        values, expected = values[differs], expected[differs]
+        some = f"{values.size} of {differs.size} values differ"
+        return f"input {place[1]}: {some}, the first is {_short(values[:1])}, expected {_short(expected[:1])}"
 
     @staticmethod
     def _value(file: GraphFile, name: str) -> str:
@@ -263,6 +271,6 @@ def _attribute_text(attribute: AttributeProto | None) -> str:
 
 
 def _short(values: Array) -> str:
-    """The first values in the fewest digits that tell them from any other of their dtype."""
-    shown = ", ".join(str(value) for value in values.ravel()[:8])
-    return f"{values.dtype} {shown}" + (" ..." if values.size > 8 else "")
+    """A few values, in the fewest digits that tell them from any other of their dtype."""
+    shown = ", ".join(str(value) for value in values.ravel()[:FEW])
+    return f"{values.dtype} {shown}" + (" ..." if values.size > FEW else "")
