@@ -87,7 +87,8 @@ def weight_of(model: onnx.ModelProto, node: NodeProto) -> Any:
 def change(tensor: TensorProto, to: Callable[[Array], Array]) -> None:
     """Replace a weight's values by a function of them, in its dtype."""
     values = numpy_helper.to_array(tensor)
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(to(values.copy()), values.dtype), tensor.name))
+    changed = np.array(to(values.copy()), values.dtype, order="C")  # ascontiguousarray makes a vector of a scalar
+    tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
 
 
 def set_attribute(node: NodeProto, name: str, value: object) -> None:

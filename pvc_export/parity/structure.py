@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import onnx
 from onnx import AttributeProto, helper, numpy_helper
 from torch import nn
@@ -23,6 +23,7 @@ from torch import nn
 from engines.bundle import graph_path
 from engines.errors import BuildError
 from engines.manifest import Manifest
+from engines.memory import Array
 from engines.spec import GraphSpec
 from engines.target import load_target
 from pvc_ref import PVC
@@ -35,9 +36,12 @@ from ..graphs.precision import cast_model
 from ..graphs.sessions import is_small
 from ..terminal.facts import installed
 from .evidence import Evidence
-from .graph_file import GraphFile, Place, same_bits
+from .graph_file import GraphFile, Place, bits, same_bits
 from .levels import Rule
 from .weights import HeldWeights, evidence_of, held_weights, weights_of
+
+FEW = 8
+"""Values of a constant that are shown."""
 
 
 def compare_graphs(folder: Path, manifest: Manifest, loaded: LoadedModel, *, scratch: Path | None = None) -> Evidence:
@@ -204,9 +208,12 @@ class Comparison:
         values, expected = self.found.values(name), self.fresh.values(want)
         if same_bits(values, expected):
             return None
-        if values.size == 1:
-            return f"input {place[1]} is the constant {values.item()!r}, expected {expected.item()!r}"
-        return f"input {place[1]} is {_short(values)}, expected {_short(expected)}"
+        differs = bits(values) != bits(expected)
+        if values.size <= FEW:
+            return f"input {place[1]} is {_short(values)}, expected {_short(expected)}"
+        values, expected = values[differs], expected[differs]
+        some = f"{values.size} of {differs.size} values differ"
+        return f"input {place[1]}: {some}, the first is {_short(values[:1])}, expected {_short(expected[:1])}"
 
     @staticmethod
     def _value(file: GraphFile, name: str) -> str:
@@ -256,8 +263,14 @@ def _attribute_text(attribute: AttributeProto | None) -> str:
     if attribute is None:
         return "not given"
     value = helper.get_attribute_value(attribute)
-    return _short(numpy_helper.to_array(value)) if isinstance(value, onnx.TensorProto) else repr(value)
+    if attribute.type == AttributeProto.TENSOR:
+        return _short(numpy_helper.to_array(value))
+    if attribute.type == AttributeProto.FLOAT:
+        return str(np.float32(value))
+    return repr(value.decode() if isinstance(value, bytes) else value)
 
 
-def _short(values: Any) -> str:
-    return f"{values.dtype} {values.ravel()[:8].tolist()}" + (" ..." if values.size > 8 else "")
+def _short(values: Array) -> str:
+    """A few values, in the fewest digits that tell them from any other of their dtype."""
+    shown = ", ".join(str(value) for value in values.ravel()[:FEW])
+    return f"{values.dtype} {shown}" + (" ..." if values.size > FEW else "")
