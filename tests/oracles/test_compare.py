@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,24 @@ def test_a_missing_environment_and_a_failing_oracle_are_told_apart(
     python.chmod(0o755)
     with pytest.raises(BuildError, match="no such operator"):
         comparing.run_oracle("genai", tmp_path)
+
+
+@pytest.mark.parametrize("failing", ["compare_qwen2", "compare_smollm2"])
+def test_both_comparisons_run_and_either_fails_the_command(
+    failing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(name: str) -> None:
+        print(f"ran {name}")
+        if name == failing:
+            raise ParityError("they differ")
+
+    for name in ("compare_qwen2", "compare_smollm2"):
+        monkeypatch.setattr(comparing, name, partial(run, name))
+    assert comparing.main() == 3
+    said = capsys.readouterr().out
+    assert "ran compare_qwen2" in said and "ran compare_smollm2" in said and "they differ" in said
+    monkeypatch.setattr(comparing, failing, lambda: None)
+    assert comparing.main() == 0
 
 
 def test_an_oracle_imports_nothing_of_ours() -> None:
