@@ -1,21 +1,18 @@
 """Parity: what a bundle returns, held against the PyTorch reference, on every rung between the two.
 
-`pvc-export check` asks all there is to ask. To run any two rungs, compare and judge takes a few lines:
+`pvc-export check` asks all there is to ask. To run any two rungs, compare and judge takes five lines:
 
     bundle, loaded = open_bundle(folder, runtime="cpu"), load_model(name)
-    frames, temporal = check_frames(bundle.manifest), bundle.manifest.graphs["temporal"]
-    reference, precision = Reference.of(loaded.model, bundle.manifest.precision), bundle.manifest.precision
-    got, want, twin = (run_sessions(bundle.sessions, frames), run_torch(reference.model, frames, temporal),
-                       run_torch(reference.twin, frames, temporal))
-    evidence = noise_of(reference, want, twin, frames.times)
-    evidence += compare(Rung("bundle", precision), got, want, frames.times)
+    frames, precision = check_frames(bundle.manifest), bundle.manifest.precision
+    want, noise = run_reference(Reference.of(loaded.model, precision), frames, bundle.manifest.graphs["temporal"])
+    evidence = noise + compare(Rung("bundle", precision), run_sessions(bundle.sessions, frames), want, frames.times)
     report = judge(evidence, bundle.manifest, num_frames=len(frames.times))
 
     report.passed, report.table(), report.faults(), report.to_json()
 
 (open_bundle is engines', load_model pvc_export.graphs.models'.) A rung is whatever returns a Recording: run_sessions
-takes any sessions of the vision graphs, run_torch a reference in any dtype. What two torch rungs differ by is the noise
-from which limits come (limits.py).
+takes any sessions of the vision graphs, run_torch a model in any dtype. What the reference and its rounding twin differ
+by is the noise from which limits come (limits.py).
 Names are imported when they are asked for, since a process that must not import torch imports parts of this package.
 """
 
@@ -28,13 +25,13 @@ if TYPE_CHECKING:
     from .check import check_bundle
     from .evidence import Evidence
     from .places import Place, Rung
-    from .recording import Frames, Recording, check_frames, compare, noise_of, run_sessions, run_torch
+    from .recording import Frames, Recording, check_frames, compare, run_reference, run_sessions, run_torch
     from .report import Fault, ParityReport, judge
     from .rounding import Reference
 
 __all__ = [
     "Evidence", "Fault", "Frames", "ParityReport", "Place", "Recording", "Reference", "Rung", "check_bundle",
-    "check_frames", "compare", "judge", "noise_of", "run_sessions", "run_torch",
+    "check_frames", "compare", "judge", "run_reference", "run_sessions", "run_torch",
 ]  # fmt: skip
 
 

@@ -102,6 +102,12 @@ def noise_of(reference: Reference, own: Recording, twin: Recording, times: Seque
     )
 
 
+def run_reference(reference: Reference, frames: Frames, temporal: GraphSpec) -> tuple[Recording, Evidence]:
+    """What the model says of every frame, and its noise."""
+    own = run_torch(reference.model, frames, temporal)
+    return own, noise_of(reference, own, run_twin(reference, frames, temporal), frames.times)
+
+
 def twin_embeds(own: Recording, twin: Recording, num_frames: int) -> Array:
     """frame_embeds (num_frames, M, E) of the twin. A frame that it did not compute is off as one that it did."""
     name, found = "compressor/frame_embeds", []

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from engines.manifest import Manifest
 from engines.spec import GRAPH_NAMES, Precision
 
-from .culprit.record import INNOCENT, Culprit, Repair
+from .causes import cause_of
+from .culprit.record import Culprit, Repair
 from .drift.report import DriftReport
 from .evidence import Evidence
 from .levels import TITLES, Rule, Verdict, level_of, verdicts_of
@@ -247,12 +248,12 @@ class ParityReport(Evidence):
             if len(members) > MOST_OF_A_KIND:
                 lines.append(f"  and {len(members) - MOST_OF_A_KIND} more like the last")
         if self.first_failed_graph:
-            lines.append(
-                f"First failing graph: '{self.first_failed_graph}'. Likely a wrong weight, mask or slot, or a dtype "
-                "too narrow there. Compare in float32: pvc-export onnx --fp32"
-            )
-        if self.looked:
-            lines.append(self.culprit.text() if self.culprit else INNOCENT)
+            level = self.first_failed_level
+            lines.append(f"First failing graph: '{self.first_failed_graph}'" + (f", at level {level}" if level else ""))
+        cause = cause_of(self)
+        lines.append(cause.text)
+        if cause.kind == "model" and self.culprit is not None:
+            lines.append(self.culprit.text())
         return "\n".join(lines + ([self.repair.text()] if self.repair else []))
 
     # -- for machines --------------------------------------------------------------------------------------------
@@ -298,7 +299,7 @@ class ParityReport(Evidence):
             "levels": [asdict(verdict) | {"title": TITLES[level]} for level, verdict in self.levels().items()],
             "rules": [rule.to_json() for rule in self.rules],
             "frames": [one.to_json() | {"sqnr_db": one.sqnr_db} for one in self.differences],
-            **({} if self.passed else searched),
+            **({} if self.passed else {"cause": asdict(cause_of(self))} | searched),
         }
 
 

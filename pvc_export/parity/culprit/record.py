@@ -7,12 +7,6 @@ from typing import Any
 
 from ..places import Place
 
-INNOCENT = (
-    "Every operation is correct on the reference's inputs, so this graph receives wrong inputs. Check the runtime's "
-    "masks, slots, positions and resize, and the weights that differ"
-)
-"""What is said where no operation is to blame."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Culprit:

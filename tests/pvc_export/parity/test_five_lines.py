@@ -29,9 +29,13 @@ def run_the_five_lines(folder: Path, loaded: LoadedModel) -> ParityReport:
 
 def test_a_faithful_bundle_passes_in_five_lines(bundle_fp32: Path, tiny: LoadedModel) -> None:
     report = run_the_five_lines(bundle_fp32, tiny)
-    assert report.passed and report.failure_text() == "" and {str(rung) for rung in report.kinds()} == {"bundle fp32"}
-    assert len(report.rows) == 7 and all(row.num_compared == report.num_frames == 10 for row in report.rows)
-    assert report.levels()["F"].passed and report.to_json()["num_rows"] == 7
+    assert (
+        report.passed
+        and report.failure_text() == ""
+        and {str(rung) for rung in report.kinds()} == {"torch fp32", "bundle fp32"}
+    )
+    assert len(report.rows) == 14 and all(row.num_compared == report.num_frames == 10 for row in report.rows)
+    assert report.levels()["F"].passed and report.to_json()["num_rows"] == 14
 
 
 def test_a_broken_bundle_fails_in_five_lines_where_it_is_broken(

@@ -21,7 +21,8 @@ from engines.spec import StreamLimits
 from pvc_export.graphs.models import prompt_spec
 from pvc_export.graphs.modules import model_shape
 from pvc_export.parity.answers import Changed, Conversation, Flip, RungAnswers
-from pvc_export.parity.culprit.record import INNOCENT, Culprit, Repair
+from pvc_export.parity.causes import INNOCENT
+from pvc_export.parity.culprit.record import Culprit, Repair
 from pvc_export.parity.drift.report import DriftCurve, DriftReport, Sample
 from pvc_export.parity.evidence import Evidence
 from pvc_export.parity.heat import heat_map, worst_heat_maps
