@@ -45,9 +45,9 @@ def _of_the_reference(report: ParityReport) -> Cause | None:
         return None
     return Cause(
         "reference",
-        f"The reference itself returns NaN or infinity in {unknown.name} at {unknown.where}, in float32, so nothing can "
-        "be held against it. The checkpoint is damaged, or was made for another architecture. Find the weight: pvc-export "
-        "inspect MODEL; then fetch the checkpoint again",
+        f"The reference itself returns NaN or infinity in {unknown.name} at {unknown.where}, in float32, so nothing "
+        "can be held against it. The checkpoint is damaged, or was made for another architecture. Look at it with "
+        "pvc-export inspect MODEL, and fetch it again",
     )
 
 

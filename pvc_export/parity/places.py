@@ -4,7 +4,7 @@ never taken apart again."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from engines.spec import Precision
 
@@ -60,6 +60,7 @@ def positions_place(first: int, last: int) -> Place:
 
 
 RungKind = Literal["torch", "onnx", "engine", "gpu", "bundle"]
+"""In the order of the ladder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,11 @@ class Rung:
             "gpu": "torch fp32, as the target runs it",
             "bundle": "torch fp32, a whole stream on the CPU",
         }[self.kind]
+
+    @property
+    def step(self) -> tuple[int, bool]:
+        """Where it is on the ladder, float32 first."""
+        return get_args(RungKind).index(self.kind), self.dtype != "fp32"
 
     @property
     def limits(self) -> Rung:

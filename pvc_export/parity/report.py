@@ -160,7 +160,8 @@ class ParityReport(Evidence):
         found: dict[Rung, dict[str, list[Row]]] = {}
         for row in self.rows:
             found.setdefault(row.rung, {}).setdefault(row.kind, []).append(row)
-        return {rung: [join_rows(rows) for rows in kinds.values()] for rung, kinds in found.items()}
+        rungs = sorted(found, key=lambda rung: rung.step)
+        return {rung: [join_rows(rows) for rows in found[rung].values()] for rung in rungs}
 
     def heading(self, rung: Rung) -> str:
         """A rung, and what its graphs were computed in where that is not its dtype."""
