@@ -283,6 +283,35 @@ def _matrix(model: onnx.ModelProto, scope: str) -> Any:
     return weight_of(model, node)
 
 
+def repeat_a_frame_time(model: onnx.ModelProto) -> None:
+    """Frame 50 has the time of frame 49: one row of a table, looked up wrongly."""
+    own, other = (constant(model, name, np.array(time, np.float32)) for name, time in (("own", 50.0), ("other", 49.0)))
+    nodes = [
+        helper.make_node("Equal", ["frame_time", own], ["is_own"]),
+        helper.make_node("Where", ["is_own", other, "frame_time"], ["repeated_time"]),
+    ]
+    behind(model, "frame_time", nodes)
+
+
+def begin_time_anew(model: onnx.ModelProto) -> None:
+    """Time begins anew after 64 frames."""
+    period = constant(model, "period", np.array(64.0, np.float32))
+    behind(model, "frame_time", [helper.make_node("Mod", ["frame_time", period], ["wrapped_time"], fmod=1)])
+
+
+def shift_positions_midway(model: onnx.ModelProto) -> None:
+    """Positions 290 to 350 are one too large: no end of a bucket or of the context is among them."""
+    ends = [constant(model, name, np.array(value, np.int64)) for name, value in (("first", 290), ("last", 350))]
+    nodes = [
+        helper.make_node("GreaterOrEqual", ["position_ids", ends[0]], ["is_behind"]),
+        helper.make_node("LessOrEqual", ["position_ids", ends[1]], ["is_before"]),
+        helper.make_node("And", ["is_behind", "is_before"], ["is_between"]),
+        helper.make_node("Cast", ["is_between"], ["one_or_none"], to=TensorProto.INT64),
+        helper.make_node("Add", ["position_ids", "one_or_none"], ["shifted_position"]),
+    ]
+    behind(model, "position_ids", nodes)
+
+
 def end_positions_early(model: onnx.ModelProto) -> None:
     """Rotary positions stand still 32 rows before the context ends (512 rows here)."""
     last = constant(model, "last_position", np.array(480, np.int64))

@@ -107,10 +107,19 @@ def positions_one_ahead(feeds: Feeds, cache: LinearCache, num_rows: int) -> dict
 @replaces(LinearCache, "feeds")
 def last_row_written_over(feeds: Feeds, cache: LinearCache, num_rows: int) -> dict[str, Any]:
     """Of a cache in place, the newest row is written over; of one that is fed in buckets, the empty tail is read."""
-    fed = feeds(cache, num_rows)
+    return last_row_hidden(feeds(cache, num_rows))
+
+
+def last_row_hidden(fed: dict[str, Any]) -> dict[str, Any]:
     if "write_index" in fed:
         return fed | {"write_index": np.maximum(np.asarray(fed["write_index"]) - 1, 0)}
     return fed | {"attention_mask": np.ones_like(np.asarray(fed["attention_mask"]))}
+
+
+@replaces(LinearCache, "feeds")
+def newest_row_hidden_late(feeds: Feeds, cache: LinearCache, num_rows: int) -> dict[str, Any]:
+    """The same at one place alone, the last of a context of 512 rows."""
+    return last_row_hidden(feeds(cache, num_rows)) if cache.length == 511 else feeds(cache, num_rows)
 
 
 @replaces(LanguageModel, "logits")
