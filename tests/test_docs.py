@@ -206,7 +206,7 @@ def test_a_command_that_is_not_there_is_found(text: str) -> None:
         "`pvc-export` and `pvc-export trt | onnx`",
         "`pvc-export trt -m FOLDER --fp16 -o build/x`",
         "    .venv/bin/pvc-live build/shapes --source 0 --ask 'What do you see?'    # --this is a comment",
-        "`python -m pvc_export.studies.limits --seeds 6 --write`, `python -m pytest -q`",
+        "`python -m pvc_export.studies.limits --only tiny --write`, `python -m pytest -q`",
         "In prose, pvc-export has no --such option.",
     ],
 )

@@ -62,9 +62,9 @@ def _of_the_model(report: ParityReport) -> Cause | None:
     elif culprit is not None and culprit.island is not None:
         help_ = f"Keep that part in float32: --island {culprit.island}"
     elif report.precision == "fp16":
-        help_ = "Let the islands that help be found: pvc-export trt --bisect; or export with --bf16"
+        help_ = "Let the islands that help be found: pvc-export check --bisect; or export with --bf16"
     else:
-        help_ = "Let the islands that help be found: pvc-export trt --bisect; or export with --fp16 or --fp32"
+        help_ = "Let the islands that help be found: pvc-export check --bisect; or export with --fp16 or --fp32"
     return Cause(
         "model",
         f"The model is too coarse in {coarse.rung.dtype}, whoever exports it: rounding alone, in torch, makes {found}. "

@@ -209,7 +209,7 @@ class _Judge:
                 block=blocks[self.rung, name],
                 single=singles[name],
                 reference=blocks[FLOAT32, name],
-                noise=singles[name].worst.noise["rel_l2"],
+                noise=self.noise.at(singles[name].worst)["rel_l2"],
             )
             for name, samples in self.samples.items()
         )

@@ -166,7 +166,7 @@ def test_a_rare_frame_may_be_off_by_a_few_limits_and_no_more(
     num_limits: float, begins: str, faithful: DriftReport
 ) -> None:
     curve = faithful.curves[1]
-    worst = replace(curve.single.worst, worst_token=num_limits * curve.single.limits["worst_token"])
+    worst = replace(curve.single.worst, worst_token=num_limits * curve.single.worst.limits["worst_token"])
     assert replace(curve, single=replace(curve.single, worst=worst)).verdict.startswith(begins)
 
 
