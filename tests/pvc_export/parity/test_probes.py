@@ -1,0 +1,108 @@
+"""What a short stream does not reach: every trained time and some beyond, every edge of a bucket, the whole context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engines import open_bundle
+from engines.bundle import Bundle
+from engines.cache import LinearCache
+from engines.manifest import Manifest
+from engines.spec import StreamLimits
+from pvc_export.controls.graph_edits import begin_time_anew, edit_graph, repeat_a_frame_time, shift_positions_midway
+from pvc_export.graphs.models import LoadedModel
+from pvc_export.parity.clock import BEYOND, NUM_OF_LARGE, clock_times, probe_clock
+from pvc_export.parity.edge_cases import NUM_SPREAD, edge_lengths, probe_context
+from pvc_export.parity.evidence import Evidence
+from pvc_export.parity.limits import NoiseTable, beyond_limits
+from pvc_export.parity.recording import check_frames, run_torch
+from pvc_export.parity.rounding import Reference
+
+Copy = Callable[[Path], Path]
+
+
+def places_beyond(evidence: Evidence) -> set[str]:
+    """Where anything is further off than the noise of the same probe allows."""
+    noise = NoiseTable(evidence.differences)
+    return {str(one.where) for one in beyond_limits(map(noise.judged, evidence.differences))}
+
+
+def ask_the_clock(bundle: Bundle, tiny: LoadedModel) -> set[str]:
+    frames = check_frames(bundle.manifest)
+    first = replace(frames, pixels=frames.pixels[:1], times=[0])
+    own = run_torch(tiny.model, first, bundle.manifest.graphs["temporal"])
+    return places_beyond(probe_clock(bundle, Reference.of(tiny.model, "fp32"), own))
+
+
+def ask_the_context(bundle: Bundle, tiny: LoadedModel) -> set[str]:
+    return places_beyond(probe_context(bundle, Reference.of(tiny.model, "fp32")))
+
+
+@pytest.mark.parametrize("graph", ["temporal", "compressor"])
+def test_every_trained_time_is_asked_and_one_that_is_looked_up_wrongly_is_named(
+    graph: str, bundle_fp32: Path, tiny: LoadedModel, copy_bundle: Copy
+) -> None:
+    assert ask_the_clock(open_bundle(bundle_fp32), tiny) == set()
+    broken = copy_bundle(bundle_fp32)
+    edit_graph(broken, graph, repeat_a_frame_time)
+    assert ask_the_clock(open_bundle(broken), tiny) == {"time 50"}
+
+
+def test_a_clock_that_begins_anew_is_wrong_from_there_on(
+    bundle_fp32: Path, tiny: LoadedModel, copy_bundle: Copy
+) -> None:
+    broken = copy_bundle(bundle_fp32)
+    edit_graph(broken, "compressor", begin_time_anew)
+    times = clock_times(Manifest.load(broken))
+    assert ask_the_clock(open_bundle(broken), tiny) == {f"time {time:g}" for time in times if time >= 64}
+
+
+def test_times_end_with_a_table_and_are_parts_of_a_fixed_clip(bundle_fp32: Path) -> None:
+    manifest = Manifest.load(bundle_fp32)
+    last = manifest.trained_frames
+    assert clock_times(manifest) == [*map(float, range(last)), *(float(last + time) for time in BEYOND)]
+    table = replace(manifest, limits=replace(manifest.limits, num_times=last + 3))
+    assert clock_times(table) == [float(time) for time in range(last + 3)]
+    assert clock_times(replace(manifest, time_mode="fixed")) == [time / last for time in range(last)]
+    assert len(clock_times(manifest, is_large=True)) == NUM_OF_LARGE
+
+
+def test_lengths_are_every_edge_of_a_bucket_both_its_sides_and_the_spread_between_longest_first() -> None:
+    lengths = edge_lengths(StreamLimits(context=1024, bucket=256), 1024)
+    edges = {0, 1, 255, 256, 257, 511, 512, 513, 767, 768, 769, 1023}
+    assert edges <= set(lengths) and lengths == sorted(lengths, reverse=True)
+    assert max(np.diff(sorted(lengths))) <= 1024 / (NUM_SPREAD - 1) + 1
+
+
+@pytest.mark.parametrize("bundle_name", ["bundle_fp32", "bundle_rows"])
+@pytest.mark.parametrize("length", [255, 256, 257, 511])
+def test_a_newest_row_that_is_hidden_at_one_edge_alone_is_found(
+    bundle_name: str, length: int, tiny: LoadedModel, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = open_bundle(request.getfixturevalue(bundle_name))
+    feeds = LinearCache.feeds
+
+    def hide(cache: LinearCache, num_rows: int) -> dict[str, Any]:
+        fed = feeds(cache, num_rows)
+        if cache.length == length and "write_index" in fed:
+            return fed | {"write_index": np.asarray(fed["write_index"]) - 1}
+        if cache.length == length:
+            np.asarray(fed["attention_mask"])[:, length - 1] = 0
+        return fed
+
+    monkeypatch.setattr(LinearCache, "feeds", hide)
+    assert ask_the_context(bundle, tiny) == {f"position {length}"}
+
+
+def test_positions_that_are_wrong_midway_are_found(bundle_fp32: Path, tiny: LoadedModel, copy_bundle: Copy) -> None:
+    assert ask_the_context(open_bundle(bundle_fp32), tiny) == set()
+    broken = copy_bundle(bundle_fp32)
+    edit_graph(broken, "llm", shift_positions_midway)
+    wrong = {int(place.removeprefix("position ")) for place in ask_the_context(open_bundle(broken), tiny)}
+    assert wrong and all(290 <= position <= 350 for position in wrong)
