@@ -92,8 +92,6 @@ def compare_language(
     text = torch.cat([prompt[prompt != loaded.token_id(IMAGE_CONTEXT)], answer])
     fed = np.concatenate([call["inputs_embeds"] for call in recorded.language_calls["embed"]], axis=1)
     rule = _prompt_rule(fed.shape[1], len(text))
-    if not rule.passed:  # then every pass has other rows
-        return Evidence(rules=(rule,))
     # A table lookup rounds nothing but the table.
     text_embeds = reference.model.llm.embed_tokens(text).to(TORCH_DTYPE[manifest.precision])[None]
     seen = {
@@ -108,16 +106,18 @@ def compare_language(
         return model.llm(embeds, torch.arange(embeds.shape[1])[None])  # type: ignore[no-any-return]
 
     runs = run_both(reference, manifest.graphs["llm"], whole)
-    found = [_compare_text(manifest.precision, fed, text_embeds), _text_noise(reference, text)]
+    num_rows = len(prompt) + len(answer)
+    logits, found = _logits(runs, first=len(prompt) - 1)
+    found += [_text_noise(reference, text)]
+    found += runs.noise_of_rows(Place("row"), range(max(num_rows - 2 * NEIGHBOURS, 0), num_rows))
+    if not rule.passed:  # then every pass has other rows
+        return Evidence(rules=(rule,), differences=tuple(found))
+    found += [_compare_text(manifest.precision, fed, text_embeds)]
     spans = _spans(recorded, manifest.graphs["llm"].states[0].output)
     for call, span in zip(recorded.language_calls["llm"], spans, strict=True):
         found += runs.compare(call, span)
     found += runs.noise(span for span in spans if span.where.kind == "pass")
-    num_rows = len(prompt) + len(answer)
-    found += runs.noise_of_rows(Place("row"), range(max(num_rows - 2 * NEIGHBOURS, 0), num_rows))
     heads = [call["logits"] for call in recorded.language_calls["head"]]
-    logits, noise = _logits(runs, first=len(prompt) - 1)
-    found += noise
     found += [
         compare_arrays(got, logits[i : i + 1], rung=Rung("bundle", manifest.precision), graph="head", tensor="logits",
                        where=Place("token", i))

@@ -72,7 +72,7 @@ def test_onnx_makes_a_bundle_that_check_passes(small_folder: Path, tmp_path: Pat
     receipt = json.loads(made.stdout)
     assert receipt["parity"]["passed"] is True and receipt["precision"] == "fp32"
     checked = pvc_export("check", tmp_path / "b", "--json")
-    assert checked.exit_code == 0 and json.loads(checked.out)["num_rows"] == 10 + 5 + 5
+    assert checked.exit_code == 0 and json.loads(checked.out)["num_rows"] == 10 + 10 + 5
 
 
 def test_check_exits_3_and_names_the_graph(

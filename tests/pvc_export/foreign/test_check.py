@@ -246,7 +246,11 @@ def test_a_reference_without_float64_has_a_limit_and_the_report_says_where_from(
 
 def test_a_reference_that_is_nan_proves_nothing(check: Checker) -> None:
     text = check("cell", reference=f"{MODELS}:NotANumber").failure_text()
-    assert "6 values are NaN or infinite" in text and "proves nothing" in text and "--bound INPUT=LOW:HIGH" in text
+    assert (
+        "6 values of the reference itself are NaN or infinite" in text
+        and "proves nothing" in text
+        and "--bound INPUT=LOW:HIGH" in text
+    )
 
 
 def test_a_reference_that_amplifies_its_rounding_is_named_as_the_reason(check: Checker) -> None:

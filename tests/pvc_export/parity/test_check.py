@@ -341,7 +341,7 @@ def test_an_output_of_another_shape_is_a_difference_and_the_rest_is_compared(
         "FAIL: ",
         *faults,
         "First failing graph: 'compressor'",
-        "Every operation is correct on the reference's inputs",
+        "Every operation is right on the reference's own inputs",
     )
     assert all(fault in path.read_text(encoding="utf-8") for fault in faults for path in (page, xml))
 

@@ -167,7 +167,8 @@ def test_kinds_that_do_not_fit_are_named_as_not_executed(tmp_path: Path, small: 
     out = tmp_path / "small"
     limits = StreamLimits(window=2, context=104, bucket=104, chunk=64)
     report = export(small, ExportRequest(out=out, target=load_target("cpu"), precision="fp32", limits=limits))
-    assert report.passed and report.not_executed["prompts about images"] == "5 of 5 do not fit in this bundle's context"
+    assert report.passed, report.failure_text()
+    assert report.not_executed["prompts about images"] == "5 of 5 do not fit in this bundle's context"
     assert {c.kind for c in report.conversations} == {"video", "text"}
 
 
