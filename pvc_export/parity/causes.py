@@ -6,11 +6,16 @@ what follows it, and a model that its dtype does not hold would fail in any expo
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal, Protocol
 
-if TYPE_CHECKING:
-    from .report import ParityReport
+from engines.spec import Precision
+
+from .culprit.record import Culprit
+from .levels import Rule
+from .limits import Row
+from .metrics import Difference
 
 CauseKind = Literal["reference", "model", "export", "input", "limit", "unknown"]
 CLOSE = 2.0
@@ -21,6 +26,25 @@ INNOCENT = (
 )
 
 
+class Failed(Protocol):
+    """What is asked of a report."""
+
+    @property
+    def precision(self) -> Precision: ...
+    @property
+    def differences(self) -> tuple[Difference, ...]: ...
+    @property
+    def rows(self) -> tuple[Row, ...]: ...
+    @property
+    def rules(self) -> tuple[Rule, ...]: ...
+    @property
+    def wrong_weights(self) -> Mapping[str, Any]: ...
+    @property
+    def looked(self) -> bool: ...
+    @property
+    def culprit(self) -> Culprit | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Cause:
     """`text` says what is to blame, why that is thought, and what to do next."""
@@ -29,17 +53,19 @@ class Cause:
     text: str
 
 
-def cause_of(report: ParityReport) -> Cause:
-    """Of a check that failed."""
-    for find in (_of_the_reference, _of_the_model, _of_the_export, _of_the_limit, _of_the_input):
+def cause_of(report: Failed, kinds: Set[str]) -> Cause:
+    """Of a check that failed. kinds: of everything that is wrong with it."""
+    for find in (_of_the_reference, _of_the_model, _of_the_export):
         if (cause := find(report)) is not None:
             return cause
+    if (cause := _of_the_limit(report, kinds) or _of_the_input(report)) is not None:
+        return cause
     return Cause(
         "unknown", "Nobody looked for the operation at fault: pvc-export check does, unless --json asks for it"
     )
 
 
-def _of_the_reference(report: ParityReport) -> Cause | None:
+def _of_the_reference(report: Failed) -> Cause | None:
     unknown = next((one for one in report.differences if one.num_unknown and one.rung.kind != "onnx"), None)
     if unknown is None:
         return None
@@ -51,7 +77,7 @@ def _of_the_reference(report: ParityReport) -> Cause | None:
     )
 
 
-def _of_the_model(report: ParityReport) -> Cause | None:
+def _of_the_model(report: Failed) -> Cause | None:
     """Rounding alone is too much: then the twin of the model fails by itself, before anything is exported."""
     coarse = next((row for row in report.rows if row.rung.kind == "torch" and not row.passed), None)
     if coarse is None or report.wrong_weights:
@@ -72,7 +98,7 @@ def _of_the_model(report: ParityReport) -> Cause | None:
     )
 
 
-def _of_the_export(report: ParityReport) -> Cause | None:
+def _of_the_export(report: Failed) -> Cause | None:
     wrong = [rule.name for rule in report.rules if rule.passed is False and rule.level == "A"]
     if report.wrong_weights:
         graphs = ", ".join(report.wrong_weights)
@@ -86,11 +112,10 @@ def _of_the_export(report: ParityReport) -> Cause | None:
     return None
 
 
-def _of_the_limit(report: ParityReport) -> Cause | None:
+def _of_the_limit(report: Failed, kinds: Set[str]) -> Cause | None:
     """Only rows fail, none by much, and every operation is right: a faithful export of an unusual model looks so."""
-    others = {fault.kind for fault in report.faults()} - {"row", "drift"}
-    worst = report.worst_row.share() if report.rows else 0.0
-    if others or not report.looked or not 1 < worst <= CLOSE:
+    worst = max((row.share() for row in report.rows), default=0.0)
+    if kinds - {"row", "drift"} or not report.looked or not 1 < worst <= CLOSE:
         return None
     return Cause(
         "limit",
@@ -100,7 +125,7 @@ def _of_the_limit(report: ParityReport) -> Cause | None:
     )
 
 
-def _of_the_input(report: ParityReport) -> Cause | None:
+def _of_the_input(report: Failed) -> Cause | None:
     fed = next((rule for rule in report.rules if rule.passed is False and rule.level in ("G", "K")), None)
     if fed is not None:
         return Cause("input", f"What the graphs are fed is wrong: {fed.name}: {fed.detail}")

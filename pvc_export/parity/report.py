@@ -9,7 +9,7 @@ from typing import Any, Literal
 from engines.manifest import Manifest
 from engines.spec import GRAPH_NAMES, Precision
 
-from .causes import cause_of
+from .causes import Cause, cause_of
 from .culprit.record import Culprit, Repair
 from .drift.report import DriftReport
 from .evidence import Evidence
@@ -237,6 +237,10 @@ class ParityReport(Evidence):
     def worst_row(self) -> Row:
         return max(self.rows, key=Row.share)
 
+    def cause(self) -> Cause:
+        """What is to blame for a check that failed, as far as it can tell."""
+        return cause_of(self, {fault.kind for fault in self.faults()})
+
     def failure_text(self) -> str:
         """What is wrong, where it begins and what to do, in lines; empty for a pass."""
         faults = self.faults()
@@ -251,7 +255,7 @@ class ParityReport(Evidence):
         if self.first_failed_graph:
             level = self.first_failed_level
             lines.append(f"First failing graph: '{self.first_failed_graph}'" + (f", at level {level}" if level else ""))
-        cause = cause_of(self)
+        cause = self.cause()
         lines.append(cause.text)
         if cause.kind == "model" and self.culprit is not None:
             lines.append(self.culprit.text())
@@ -300,7 +304,7 @@ class ParityReport(Evidence):
             "levels": [asdict(verdict) | {"title": TITLES[level]} for level, verdict in self.levels().items()],
             "rules": [rule.to_json() for rule in self.rules],
             "frames": [one.to_json() | {"sqnr_db": one.sqnr_db} for one in self.differences],
-            **({} if self.passed else {"cause": asdict(cause_of(self))} | searched),
+            **({} if self.passed else {"cause": asdict(self.cause())} | searched),
         }
 
 

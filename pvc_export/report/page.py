@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from engines.spec import GRAPH_NAMES
 
-from ..parity.causes import cause_of
 from ..parity.levels import TITLES
 from ..parity.limits import kl_limit, thresholds
 from .given import ReportInput
@@ -43,6 +42,6 @@ def render(report: ReportInput) -> str:
         versions=manifest.versions,
         files=manifest.files,
         graphs=[name for name in GRAPH_NAMES if name in manifest.graphs],
-        cause=None if parity.passed else cause_of(parity),
+        cause=None if parity.passed else parity.cause(),
         reach=REACH,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pvc_export.parity.causes import CLOSE, cause_of
+from pvc_export.parity.causes import CLOSE
 from pvc_export.parity.levels import Rule
 from pvc_export.parity.limits import NoiseTable, worst_rows
 from pvc_export.parity.metrics import Difference, compare_arrays
@@ -37,33 +37,33 @@ def off_by(part: float) -> Difference:
 
 def test_a_reference_that_is_nan_is_told_before_anything_else() -> None:
     found = compare_arrays(WANT, WANT * np.nan, rung=Rung("bundle", "fp16"), **AT)
-    cause = cause_of(report_of(found, wrong_weights={"llm": ["w"]}))
+    cause = report_of(found, wrong_weights={"llm": {"w": "it is nowhere"}}).cause()
     assert cause.kind == "reference" and "llm/hidden at pass 2" in cause.text and "pvc-export inspect" in cause.text
 
 
 def test_a_model_that_its_dtype_does_not_hold_is_no_fault_of_the_export() -> None:
-    cause = cause_of(report_of(off_by(3.0), noise=0.5))
+    cause = report_of(off_by(3.0), noise=0.5).cause()
     assert cause.kind == "model" and "too coarse in fp16" in cause.text and "--bisect" in cause.text
     assert "not about this export" in cause.text
 
 
 def test_wrong_weights_and_structure_are_the_exports() -> None:
-    assert cause_of(report_of(off_by(9.0), wrong_weights={"llm": ["w"]})).kind == "export"
+    assert report_of(off_by(9.0), wrong_weights={"llm": {"w": "it is nowhere"}}).cause().kind == "export"
     broken = Rule(level="A", name="structure of 'llm'", passed=False, detail="an epsilon")
-    assert "structure of 'llm'" in cause_of(report_of(rules=(broken,))).text
+    assert "structure of 'llm'" in report_of(rules=(broken,)).cause().text
 
 
 def test_a_limit_is_doubted_only_where_nothing_else_is_wrong_and_little_is_missing() -> None:
-    cause = cause_of(report_of(off_by(CLOSE)))
+    cause = report_of(off_by(CLOSE)).cause()
     assert cause.kind == "limit" and "studies.limits" in cause.text and f"{CLOSE:.2f} of its limit" in cause.text
-    assert cause_of(report_of(off_by(CLOSE + 0.1))).kind == "input"
-    assert cause_of(report_of(off_by(CLOSE), wrong_tokens=("token 0 is 3",))).kind == "input"
-    assert cause_of(report_of(off_by(CLOSE), looked=False)).kind == "unknown"
+    assert report_of(off_by(CLOSE + 0.1)).cause().kind == "input"
+    assert report_of(off_by(CLOSE), wrong_tokens=("token 0 is 3",)).cause().kind == "input"
+    assert report_of(off_by(CLOSE), looked=False).cause().kind == "unknown"
 
 
 def test_pixels_and_prompts_that_differ_are_named_as_what_the_graphs_are_fed() -> None:
     resized = Rule(level="K", name="pixels", passed=False, detail="another resize")
-    cause = cause_of(report_of(off_by(50.0), rules=(resized,)))
+    cause = report_of(off_by(50.0), rules=(resized,)).cause()
     assert cause.kind == "input" and "pixels: another resize" in cause.text
 
 

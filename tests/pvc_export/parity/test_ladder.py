@@ -34,7 +34,6 @@ from pvc_export.graphs.precision import cast_model
 from pvc_export.graphs.spellings import SplitTemporalAttention
 from pvc_export.parity import ladder, recording
 from pvc_export.parity.bfloat16_on_cpu import widen
-from pvc_export.parity.causes import cause_of
 from pvc_export.parity.check import check_bundle
 from pvc_export.parity.clip import check_clip
 from pvc_export.parity.float16_on_cpu import Float16Products
@@ -256,7 +255,7 @@ def test_a_model_that_rounds_too_much_by_itself_fails_at_the_torch_rung_and_is_n
     monkeypatch.setattr(recording, "run_torch", run)
     report = check_bundle(bundle_fp16, tiny)
     assert failed_stages(report) == ["torch fp16"]
-    assert cause_of(report).kind == "model" and "too coarse in fp16" in report.failure_text()
+    assert report.cause().kind == "model" and "too coarse in fp16" in report.failure_text()
 
 
 def test_the_split_spelling_is_held_to_the_reference_at_the_onnx_rung(
