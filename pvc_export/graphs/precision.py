@@ -9,7 +9,7 @@ on the way. A checkpoint that leaves the range of float16 somewhere gets islands
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -46,7 +46,14 @@ def cast_model(model: PVC, precision: Precision, islands: Sequence[str] = ()) ->
     Raises ModelError for an island that is no module of the model, or cannot be one.
     """
     dtype = TORCH_DTYPE[precision]
-    kept = kept_wide(model, islands)
+    narrow = copy_in(model, dtype, kept=kept_wide(model, islands))
+    if dtype != torch.float32:
+        make_islands(narrow, islands, dtype)
+    return narrow
+
+
+def copy_in(model: PVC, dtype: torch.dtype, *, kept: Collection[int]) -> PVC:
+    """A copy with its weights in that dtype. It shares those whose id is kept, and those that have the dtype."""
 
     def cast(weight: Tensor) -> Tensor:
         if id(weight) in kept or not weight.is_floating_point() or weight.dtype == dtype:
@@ -54,10 +61,7 @@ def cast_model(model: PVC, precision: Precision, islands: Sequence[str] = ()) ->
         values = weight.detach().to(dtype)
         return nn.Parameter(values, requires_grad=False) if isinstance(weight, nn.Parameter) else values
 
-    narrow = copy_with(model, cast)
-    if dtype != torch.float32:
-        make_islands(narrow, islands, dtype)
-    return narrow
+    return copy_with(model, cast)
 
 
 def kept_wide(model: PVC, islands: Sequence[str] = ()) -> set[int]:

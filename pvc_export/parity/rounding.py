@@ -23,7 +23,7 @@ from engines.spec import Precision
 from pvc_ref import PVC
 from pvc_ref.llm import Decoder, rope_angles
 
-from ..graphs.precision import TORCH_DTYPE, copy_with, kept_wide, make_islands
+from ..graphs.precision import TORCH_DTYPE, copy_in, kept_wide, make_islands
 from .metrics import Difference, compare_arrays
 from .places import Place, Rung
 
@@ -64,14 +64,7 @@ def rounding_twin(model: PVC, precision: Precision, islands: Sequence[str] = ())
     dtype = torch.float64 if wide else TORCH_DTYPE[precision]
     kept = set() if wide else kept_wide(model, islands)
     shared = {id(module.weight) for module in model.modules() if type(module) in AT_CALL} | kept
-
-    def cast(weight: Tensor) -> Tensor:
-        if id(weight) in shared or not weight.is_floating_point():
-            return weight
-        values = weight.detach().to(dtype)
-        return nn.Parameter(values, requires_grad=False) if isinstance(weight, nn.Parameter) else values
-
-    twin = copy_with(model, cast)
+    twin = copy_in(model, dtype, kept=shared)
     for module in twin.modules():
         if type(module) in AT_CALL and id(module.weight) not in kept:
             module.__class__, module.dtype = AT_CALL[type(module)], dtype  # type: ignore[assignment]
