@@ -49,10 +49,8 @@ from ..recording import (
     Progress,
     Recording,
     compare,
-    noise_of,
     recording_of,
-    run_torch,
-    run_twin,
+    run_reference,
     window_of,
 )  # fmt: skip
 from ..rounding import Reference
@@ -124,8 +122,8 @@ def vision_noise(model: PVC, temporal: GraphSpec, *, precision: Precision, islan
         Frames(pixels=pixels, times=range(len(pixels)), total_frames=total),
         Reference.of(model, precision, islands),
     )
-    own, twin = run_torch(model, frames, temporal), run_twin(reference, frames, temporal)
-    return NoiseTable(noise_of(reference, own, twin, frames.times).differences)
+    _, noise = run_reference(reference, frames, temporal)
+    return NoiseTable(noise.differences)
 
 
 def drift_rule(
