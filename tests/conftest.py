@@ -6,11 +6,12 @@ import hashlib
 import io
 import pickle
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FunctionType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -79,25 +80,55 @@ def export_once(shared: Shared) -> ExportGraph:
 
 
 def digest_of(value: object) -> str:
-    """Of everything that an object is made of: attributes, tensors by content, classes and functions by name."""
+    """Of everything that an object is made of: attributes, tensors by content, functions by their code; and of the code
+    that exports it as it is at this moment, whatever a test has put in its place."""
 
     class Contents(pickle.Pickler):
         def persistent_id(self, part: Any) -> Any:
             if isinstance(part, torch.Tensor):
                 return part.dtype, tuple(part.shape), part.detach().flatten().view(torch.uint8).numpy().tobytes()
-            if isinstance(part, FunctionType) and "<locals>" in part.__qualname__:  # a hook, and what it closes over
-                return part.__qualname__, [cell.cell_contents for cell in part.__closure__ or ()]
-            return None
+            if isinstance(part, FunctionType):  # and what it closes over
+                code = part.__code__
+                constants = [value for value in code.co_consts if not isinstance(value, CodeType)]
+                told = (part.__module__, part.__qualname__, code.co_code, code.co_names, constants)
+                told += (part.__defaults__, part.__kwdefaults__)
+                return *told, [cell.cell_contents for cell in part.__closure__ or () if not is_class_cell(cell)]
+            return part.__name__ if isinstance(part, ModuleType) else None
 
     stream = io.BytesIO()
-    Contents(stream).dump(value)
+    Contents(stream).dump((value, exporting_code()))
     return hashlib.sha256(stream.getvalue()).hexdigest()[:32]
+
+
+def is_class_cell(cell: CellType) -> bool:
+    """Where a method that calls super() keeps its class."""
+    return isinstance(cell.cell_contents, type)
+
+
+EXPORTING = [
+    module
+    for name, module in sorted(sys.modules.items())
+    if name.startswith(("pvc_ref.", "pvc_export.graphs.")) and module is not None
+]
+"""What a graph is made by, as far as this file imports it: the same in every process of a run."""
+
+
+def exporting_code() -> list[tuple[str, str, FunctionType | int | float | str]]:
+    """Functions, methods and constants of `EXPORTING`."""
+    found: list[tuple[str, str, FunctionType | int | float | str]] = []
+    for module in EXPORTING:
+        for name, value in vars(module).items():
+            if isinstance(value, FunctionType | int | float | str) and not name.startswith("__"):
+                found.append((module.__name__, name, value))
+            elif isinstance(value, type) and value.__module__ == module.__name__:
+                methods = ((f"{name}.{key}", method) for key, method in vars(value).items())
+                found += [(module.__name__, key, method) for key, method in methods if isinstance(method, FunctionType)]
+    return found
 
 
 @pytest.fixture(scope="session")
 def sharing_graphs(export_once: ExportGraph) -> Callable[[], AbstractContextManager[None]]:
-    """Within it, a bundle takes its graphs from `export_once`, and so do the fresh exports that it is held against. Not
-    for tests that break a function of the export: a digest knows attributes and weights, and nothing of code."""
+    """Within it, a bundle takes its graphs from `export_once`, and so do the fresh exports that it is held against."""
 
     @contextmanager
     def sharing() -> Iterator[None]:

@@ -234,7 +234,6 @@ def test_a_fault_of_the_exporter_fails_at_the_onnx_rung_in_float32(
         return module
 
     monkeypatch.setattr(graph_sessions, "graph_module", tanh_gelu)
-    monkeypatch.setattr(graph_sessions, "export_graph", export_graph)
     report = check_bundle(bundle_fp16, tiny)
     assert "onnx fp32" in failed_stages(report) and "torch fp16" not in failed_stages(report)
 
@@ -267,7 +266,6 @@ def test_the_split_spelling_is_held_to_the_reference_at_the_onnx_rung(
         return forward(self, x * 1.001, past, bias)  # type: ignore[arg-type]
 
     monkeypatch.setattr(SplitTemporalAttention, "forward", unscaled)
-    monkeypatch.setattr(graph_sessions, "export_graph", export_graph)
     request = ExportRequest(
         out=tmp_path, target=load_target("cpu"), precision="fp32", limits=StreamLimits(window=2, context=256)
     )
