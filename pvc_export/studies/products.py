@@ -1,4 +1,5 @@
-"""What wide products gain: engines and CPU steps with q|k|v, gate|up and W3|W5 joined, and apart.
+"""What wide products gain: engines and CPU steps with q|k|v, gate|up and W3|W5 apart, joined, and joined with gate
+and up cut by a Split instead of a Reshape.
 
 python -m pvc_export.studies.products engines    layers, bytes and build time of TensorRT-RTX engines, float16
 python -m pvc_export.studies.products cpu        a decoded token and 64 ingested rows, interleaved, CPU time
@@ -7,14 +8,18 @@ python -m pvc_export.studies.products cpu        a decoded token and 64 ingested
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from engines.builder import build_engine
 from engines.graph_specs import graph_specs
@@ -24,6 +29,7 @@ from pvc_ref import PVC, PVCConfig
 
 from ..bench.language_variants import SIZES, LanguageScene, our_language_model, our_language_sessions, our_variant
 from ..bench.rounds import Spread, describe_environment, environment, interleave, ratio
+from ..graphs.joined import JoinedSwiGLU
 from ..graphs.modules import graph_module, model_shape
 from ..graphs.onnx_file import export_graph
 from ..graphs.precision import cast_model
@@ -34,7 +40,7 @@ SUBJECTS: dict[str, tuple[PVCConfig, tuple[str, ...]]] = {
     "0.5b": (SIZES["0.5b"], ("llm",)),
 }
 """Models with random weights, and those of their graphs that have such products."""
-FORMS = ("apart", "joined")
+FORMS = ("apart", "split", "joined")
 PAST = 1024
 
 
@@ -43,9 +49,19 @@ def form(name: str) -> Iterator[None]:
     """Within it, graphs are made in this form."""
     if name == "joined":
         yield
+    elif name == "split":
+        with patch.object(JoinedSwiGLU, "forward", split_swiglu):
+            yield
     else:
         with patch("pvc_export.graphs.modules.joined", lambda module: module):
             yield
+
+
+def split_swiglu(self: JoinedSwiGLU, x: Tensor) -> Tensor:
+    """Gate and up cut by a Split."""
+    gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+    down: Tensor = self.down_proj(F.silu(gate) * up)
+    return down
 
 
 def engines(subjects: list[str]) -> Iterator[str]:
@@ -66,9 +82,12 @@ def engines(subjects: list[str]) -> Iterator[str]:
                 yield f"{name:<10} {graph:<11} {how:<9} {len(built.layers):>6} {size:>12} {built.build_s:>6.1f} s"
 
 
-def cpu(size: str, rounds: int) -> Iterator[str]:
-    """Medians and quartiles of both steps in both forms, and the ratio within rounds."""
-    scene = LanguageScene.render(SIZES[size], num_past=PAST)
+def cpu(size: str, rounds: int, num_layers: int | None) -> Iterator[str]:
+    """Medians and quartiles of both steps in all forms, and the ratios within rounds."""
+    config = SIZES[size]
+    if num_layers is not None:
+        config = replace(config, llm=replace(config.llm, num_layers=num_layers))
+    scene = LanguageScene.render(config, num_past=PAST)
     runs: dict[tuple[str, str], Callable[[], Any]] = {}
     with tempfile.TemporaryDirectory(prefix="pvc-products-") as folder:
         for how in FORMS:
@@ -79,13 +98,15 @@ def cpu(size: str, rounds: int) -> Iterator[str]:
             runs |= {(step, how): timed.run for step, timed in variant.items()}
         interleave(runs, rounds=2, threads=1)
         seconds = interleave(runs, rounds=rounds, threads=1)
-    yield f"{size}, {PAST} past rows, float32, {rounds} interleaved rounds"
+    of = f"{config.llm.num_layers} layers of {size}"
+    yield f"{of}, {PAST} past rows, float32, {rounds} interleaved rounds"
     for step in ("decode", "ingest"):
         for how in FORMS:
             spread = Spread.of(seconds[step, how])
             quartiles = f"{spread.q1_ms:.2f} - {spread.q3_ms:.2f}"
             yield f"{step:<8} {how:<8} {spread.median_ms:>8.2f} ms   {quartiles}"
-        yield f"{step:<8} joined is {ratio(seconds[step, 'apart'], seconds[step, 'joined']):.3f} times as fast"
+        for how in FORMS[1:]:
+            yield f"{step:<8} {how} is {ratio(seconds[step, 'apart'], seconds[step, how]):.3f} times as fast as apart"
 
 
 def main() -> None:
@@ -94,10 +115,13 @@ def main() -> None:
     parser.add_argument("--model", choices=[*SUBJECTS], action="append", help="for engines; by default all")
     parser.add_argument("--size", choices=[*SIZES], default="0.5b", help="for cpu (0.5b)")
     parser.add_argument("--rounds", type=int, default=15, help="for cpu (15)")
+    parser.add_argument("--layers", type=int, help="for cpu: of the LLM, by default all")
     args = parser.parse_args()
-    facts = environment(f"python -m pvc_export.studies.products {args.what}", threads=1)
+    facts = environment(" ".join(["python -m pvc_export.studies.products", *sys.argv[1:]]), threads=1)
     with torch.no_grad():
-        for line in engines(args.model or [*SUBJECTS]) if args.what == "engines" else cpu(args.size, args.rounds):
+        measured = args.what == "cpu"
+        lines = cpu(args.size, args.rounds, args.layers) if measured else engines(args.model or [*SUBJECTS])
+        for line in lines:
             print(line, flush=True)
     print("\n".join(describe_environment(facts)))
 
