@@ -27,6 +27,7 @@ from ..bundles.repair import repair
 from ..graphs.models import LoadedModel, loaded_model
 from ..parity.check import check_bundle
 from ..parity.report import ParityReport
+from ..parity.structure import FreshGraphs
 from ..terminal.console import Console
 from .defects import Defect, PrecisionDefect
 
@@ -119,17 +120,19 @@ def prove(
     outcomes: list[DefectResult] = []
     with tempfile.TemporaryDirectory(prefix="pvc-prove-") as name:
         scratch, faithful = Path(name), dict[str, bool]()
+        (scratch / "fresh").mkdir()
+        fresh = FreshGraphs(loaded.model, scratch / "fresh")  # every check holds its bundle against the same
         changed: tuple[Precision, ...] = ("fp32", "fp16")
         for precision in changed[: 1 + any(defect.precision == "fp16" for defect in defects)]:
             sound = scratch / precision
             sound.mkdir()
             with console.stage(f"export a faithful bundle in {precision} and check it") as (stage, report):
                 write_graphs(loaded, _request(precision), sound, Console(quiet=True))
-                parity = check_bundle(sound, loaded, num_questions=0, scratch=scratch, progress=report)
+                parity = check_bundle(sound, loaded, num_questions=0, scratch=scratch, fresh=fresh, progress=report)
                 faithful[precision], stage.note = parity.passed, parity.summary()
         for defect in defects:
             with console.stage(f"{defect.name}: {defect.what}") as (stage, _):
-                outcomes.append(meet(defect, scratch / defect.precision, loaded, scratch))
+                outcomes.append(meet(defect, scratch / defect.precision, loaded, scratch, fresh))
                 stage.note = f"{'caught' if outcomes[-1].caught else 'MISSED'}: {outcomes[-1].detail}"
         repairs = tuple(meet_overflow(defect, loaded, scratch, console) for defect in precision_defects)
     seconds = time.monotonic() - started
@@ -141,7 +144,9 @@ def _request(precision: Precision) -> ExportRequest:
     return ExportRequest(out=Path("unused"), target=target, precision=precision, limits=LIMITS)
 
 
-def meet(defect: Defect, sound: Path, loaded: LoadedModel, scratch: Path) -> DefectResult:
+def meet(
+    defect: Defect, sound: Path, loaded: LoadedModel, scratch: Path, fresh: FreshGraphs | None = None
+) -> DefectResult:
     """Plant one defect into a copy of a faithful bundle of its precision, or into an export of its own, and check."""
     started = time.monotonic()
     folder = scratch / f"broken-{defect.name}"
@@ -153,7 +158,7 @@ def meet(defect: Defect, sound: Path, loaded: LoadedModel, scratch: Path) -> Def
             if defect.change_bundle is not None:
                 defect.change_bundle(folder)
             with defect.fault():
-                report = check_bundle(folder, loaded, ladder=False, num_questions=0, scratch=scratch)
+                report = check_bundle(folder, loaded, ladder=False, num_questions=0, scratch=scratch, fresh=fresh)
         else:
             reference = _changed(loaded, defect.change_model)
             folder.mkdir()

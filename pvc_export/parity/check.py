@@ -60,7 +60,7 @@ from .recording import Progress
 from .report import ParityReport, judge
 from .rounding import Reference
 from .state.rules import check_rules
-from .structure import compare_graphs
+from .structure import FreshGraphs, compare_graphs
 from .words.conversations import converse
 from .words.further import ask_further
 from .words.prompts import KINDS
@@ -77,20 +77,22 @@ def check_bundle(
     ladder: bool = True,
     num_questions: int = NUM_QUESTIONS,
     scratch: Path | None = None,
+    fresh: FreshGraphs | None = None,
     progress: Progress = lambda _: None,
 ) -> ParityReport:
     """Run the bundle beside its reference on a clip of 2 W + 2 frames, in ONNX Runtime on the CPU.
 
     Without `ladder` only the bundle itself is compared, not the steps between, nor ten windows in a row. num_questions
     are asked of a model whose world is known (words/held_out.py); 0 asks none. Graphs that a rung needs are written to
-    a temporary folder in `scratch`, by default the system's. A difference is no error here, nor is NaN, nor an output
+    a temporary folder in `scratch`, by default the system's; `fresh` keeps fresh exports of this reference, for checks
+    that follow. A difference is no error here, nor is NaN, nor an output
     of another shape: it is in the report. Raises ModelError if `loaded` is not the model the bundle was made from, and
     what open_bundle raises.
     """
     with fitting_threads(loaded.model):
         run = _run_bundle(folder, loaded, scratch, progress, far=ladder)
         manifest, recorded = run.bundle.manifest, run.recorded
-        evidence = run.evidence + compare_graphs(folder, manifest, loaded, scratch=scratch)
+        evidence = run.evidence + compare_graphs(folder, manifest, loaded, scratch=scratch, fresh=fresh)
         progress(0.5)
         if recorded.stop is not None:
             reason = f"the stream ended at {recorded.stop.differences[0].where}"

@@ -9,6 +9,7 @@ is said of it.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -44,39 +45,57 @@ FEW = 8
 """Values of a constant that are shown."""
 
 
-def compare_graphs(folder: Path, manifest: Manifest, loaded: LoadedModel, *, scratch: Path | None = None) -> Evidence:
+def compare_graphs(
+    folder: Path,
+    manifest: Manifest,
+    loaded: LoadedModel,
+    *,
+    scratch: Path | None = None,
+    fresh: FreshGraphs | None = None,
+) -> Evidence:
     """Weights and structure of every graph of a bundle: one rule a graph, and the weights that are not in place.
 
-    Fresh exports go to a temporary folder in `scratch`, by default the system's; of a large model without its matrices.
+    Fresh exports go to a temporary folder in `scratch`, by default the system's, unless `fresh` keeps them.
     """
     weights = weights_of(manifest, loaded.model)
     held: dict[str, HeldWeights] = {}
     rules = []
     with tempfile.TemporaryDirectory(prefix="pvc-fresh-", dir=scratch) as name:
-        export = FreshExport(manifest, loaded.model, Path(name))
+        fresh = fresh or FreshGraphs(loaded.model, Path(name))
         for graph in manifest.graphs:
             file = GraphFile(folder / graph_path(graph), graph)
             held[graph] = held_weights(file, weights[graph])
-            rules.append(_rule(file, held[graph], export))
+            rules.append(_rule(file, held[graph], fresh, manifest))
     return evidence_of(held) + Evidence(rules=tuple(rules))
 
 
-class FreshExport:
-    """The graphs of a bundle's reference, exported here and now as the manifest says that they were."""
+class FreshGraphs:
+    """The graphs of a reference, exported here and now as a manifest says that they were, each of them once; of a large
+    model without its matrices. Kept in `folder`: for checks that follow each other, of one reference."""
 
-    def __init__(self, manifest: Manifest, model: PVC, folder: Path) -> None:
-        self.specs, self._folder = manifest.graphs, folder
-        self._spelling = load_target(manifest.target).spelling
+    def __init__(self, model: PVC, folder: Path) -> None:
+        self._source, self._folder = model, folder
         self._is_hollow = not is_small(model)
-        source = hollow(model, keep_clock=manifest.limits.num_times is not None) if self._is_hollow else model
-        self._model = cast_model(source, manifest.precision, manifest.islands)
-        self.other_versions = _other_versions(manifest)
+        self._cast: dict[tuple[object, ...], PVC] = {}
+        self._made: dict[tuple[object, ...], GraphFile] = {}
 
-    def graph(self, name: str) -> GraphFile:
+    def graph(self, name: str, manifest: Manifest) -> GraphFile:
         """One of them. Raises BuildError if it cannot be exported here."""
-        path = self._folder / f"{name}.onnx"
-        self._write(graph_module(self._model, self.specs[name], self._spelling), self.specs[name], path)
-        return GraphFile(path, name)
+        spec, spelling = manifest.graphs[name], load_target(manifest.target).spelling
+        key = spelling, manifest.precision, manifest.islands, json.dumps(spec.to_json())
+        if key not in self._made:
+            path = self._folder / f"{name}-{len(self._made)}.onnx"
+            self._write(graph_module(self._model(manifest), spec, spelling), spec, path)
+            self._made[key] = GraphFile(path, name)
+        return self._made[key]
+
+    def _model(self, manifest: Manifest) -> PVC:
+        keep_clock = manifest.limits.num_times is not None
+        key = manifest.precision, manifest.islands, keep_clock
+        if key not in self._cast:
+            source = hollow(self._source, keep_clock=keep_clock) if self._is_hollow else self._source
+            self._cast[key] = cast_model(source, manifest.precision, manifest.islands)
+        return self._cast[key]
 
     def _write(self, module: nn.Module, spec: GraphSpec, path: Path) -> None:
         if self._is_hollow:
@@ -95,11 +114,11 @@ def _other_versions(manifest: Manifest) -> str:
     )
 
 
-def _rule(file: GraphFile, held: HeldWeights, export: FreshExport) -> Rule:
+def _rule(file: GraphFile, held: HeldWeights, exports: FreshGraphs, manifest: Manifest) -> Rule:
     """What came of comparing one graph."""
     name = f"structure of '{file.graph}'"
     try:
-        fresh = export.graph(file.graph)
+        fresh = exports.graph(file.graph, manifest)
     except BuildError as error:
         return Rule(level="A", name=name, graph=file.graph, passed=None, detail=error.what)
     found = list(Comparison(file, fresh, held.places).differences())
@@ -108,9 +127,9 @@ def _rule(file: GraphFile, held: HeldWeights, export: FreshExport) -> Rule:
         return Rule(level="A", name=name, graph=file.graph, passed=True, detail=detail)
     more = f", and {len(found) - 1} more differences" if len(found) > 1 else ""
     detail = f"unlike a fresh export of the reference: {found[0]}{more}"
-    if export.other_versions:
-        detail = f"{detail}. It was exported with other versions, which may write it otherwise: {export.other_versions}"
-    return Rule(level="A", name=name, graph=file.graph, passed=None if export.other_versions else False, detail=detail)
+    if versions := _other_versions(manifest):
+        detail = f"{detail}. It was exported with other versions, which may write it otherwise: {versions}"
+    return Rule(level="A", name=name, graph=file.graph, passed=None if versions else False, detail=detail)
 
 
 @dataclass(slots=True)
