@@ -27,16 +27,19 @@ def check_engines(folder: Path, manifest: Manifest) -> Evidence:
         return Evidence()
     if lacks_engines(folder, manifest):
         return Evidence(not_executed={"engines": "none is here: the bundle was copied without them"})
-    wrong, unknown = wrong_engines(manifest), dict[str, str]()
-    for name, entry in manifest.engines.items():
-        if (origin := origin_of(manifest, name)) in WHY_NOT:
-            unknown[entry.path] = WHY_NOT[origin]
+    wrong, unknown = wrong_engines(manifest), unverified(manifest)
     if wrong:
         return _rule(passed=False, detail="; ".join(f"{path}: {what}" for path, what in wrong.items()))
     if unknown:
         who = "" if len(unknown) == len(manifest.engines) else f"{', '.join(unknown)}: "
         return Evidence(not_executed={"engines": who + "; ".join(dict.fromkeys(unknown.values()))})
     return _rule(passed=True, detail=f"{len(manifest.engines)} built here from these graphs")
+
+
+def unverified(manifest: Manifest) -> dict[str, str]:
+    """Why this machine cannot tell of an engine whether it is its graph's, by its path."""
+    origins = {entry.path: origin_of(manifest, name) for name, entry in manifest.engines.items()}
+    return {path: WHY_NOT[origin] for path, origin in origins.items() if origin in WHY_NOT}
 
 
 def wrong_engines(manifest: Manifest) -> dict[str, str]:

@@ -25,6 +25,7 @@ from engines.target import load_target
 from pvc_ref import PVC
 
 from ..graphs.sessions import open_graphs
+from .engines import unverified
 from .evidence import Evidence
 from .places import Rung
 from .recording import Frames, Progress, Recording, compare, noise_of, run_sessions, run_twin
@@ -81,7 +82,8 @@ def is_for_gpu(bundle: Bundle) -> bool:
 
 
 def why_not_executed(bundle: Bundle) -> str | None:
-    """Why this machine cannot run the bundle's target: no GPU, or not the one; None if it can.
+    """Why this machine does not run the bundle's target: no GPU, not the one, or engines that it cannot verify, which
+    are executable code; None if it does.
 
     Whatever goes wrong after that is an error of the bundle, and not a rung left out.
     """
@@ -93,10 +95,9 @@ def why_not_executed(bundle: Bundle) -> str | None:
             require_fitting_engine(entry, bundle.folder, version=version, capability=cuda.compute_capability())
     except (BackendUnavailable, BundleError) as error:
         return error.what
-    return None
+    return next((why for why in unverified(bundle.manifest).values()), None)
 
 
 def open_on_target(bundle: Bundle) -> Bundle:
-    """The bundle as its target runs it. The engines were built here a moment ago, or their owner asked for this check:
-    they are trusted."""
-    return open_bundle(bundle.folder, runtime="target", trust_engines=True, unchecked=True)
+    """The bundle as its target runs it."""
+    return open_bundle(bundle.folder, runtime="target", unchecked=True)

@@ -145,6 +145,20 @@ def test_on_a_gpu_the_engines_are_rungs_of_their_own(
     assert left_out(report) == ["llm and head on the GPU"]
 
 
+@pytest.mark.usefixtures("stream_alone")
+def test_engines_of_another_machine_are_not_run_on_this_one(
+    bundle_fp16: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, copy_bundle: Callable[[Path], Path]
+) -> None:
+    """They are executable code, and nobody here knows who made it."""
+    gpu = FakeGPU(copy_bundle(bundle_fp16), monkeypatch)
+    manifest = Manifest.load(gpu.bundle)
+    foreign = {name: replace(entry, built_on="f" * len(entry.built_on)) for name, entry in manifest.engines.items()}
+    replace(manifest, engines=foreign).save(gpu.bundle)
+    report = check_bundle(gpu.bundle, tiny)
+    assert report.not_executed["engine"].startswith("not verified: built on another machine")
+    assert not any(rung.kind in ("engine", "gpu") for rung in report.kinds())
+
+
 def test_a_wrong_engine_fails_at_its_own_rung(
     bundle_fp16: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, copy_bundle: Callable[[Path], Path],
     tmp_path: Path,
