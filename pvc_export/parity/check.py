@@ -159,7 +159,7 @@ def _run_bundle(folder: Path, loaded: LoadedModel, scratch: Path | None, progres
             evidence += _never_seen(evidence, manifest)
             # State is held to itself, also in a new process, which opens the folder as it is.
             evidence += _unless_nan("G", "state", lambda: Evidence(rules=check_rules(opened, scratch=scratch)))
-            evidence += probe_clock(bundle, reference, vision.own) + probe_batch(bundle)
+            evidence += probe_clock(bundle, reference, vision.own) + probe_batch(bundle, reference)
             evidence += probe_context(bundle, reference) + probe_lengths(bundle, reference)
             noise = NoiseTable(evidence.differences)
             evidence += _look_further(bundle, loaded, noise, lambda x: progress(0.3 + 0.2 * x), far=far)

@@ -1,6 +1,8 @@
 """What a short stream does not reach: full batches, streams of different lengths, and every part of the context.
 
 Inputs are drawn from a seed. Outputs are held to limits like those of a stream, from the noise on the same inputs.
+What the LLM is fed are tokens of its own, and a past that it made of such: of a past of plain noise a trained one makes
+a chaos in which rounding alone is a hundred times what it is in a text, and hides as much (docs/log.md).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from engines.session import Session
 from engines.spec import FLOAT_OF, GraphSpec, StreamLimits
 from pvc_ref import PVC
 from pvc_ref.layers import visible_to_bias
-from pvc_ref.llm import KeyValue
+from pvc_ref.llm import KeyValue, rotate
 
 from .decoder_runs import NEIGHBOURS, Decoded, Span, run_both
 from .evidence import Evidence
@@ -28,11 +30,14 @@ from .places import Place, PlaceKind, Rung, positions_place, stream_place
 from .rounding import Reference
 from .state.trial import run_on_copies
 
+NUM_PAST = 256
+"""Rows of a past that are computed; a longer one is these again and again, further on."""
 NUM_SPREAD = 16
 """Places spread over the whole context, beside the edges of its buckets."""
 
 
-def probe_batch(bundle: Bundle) -> Evidence:
+@torch.no_grad()
+def probe_batch(bundle: Bundle, reference: Reference) -> Evidence:
     """Each row of a full batch against the same row run alone, for every graph. Empty for a bundle of one stream."""
     found: list[Difference] = []
     num_streams = bundle.manifest.limits.streams
@@ -42,6 +47,8 @@ def probe_batch(bundle: Bundle) -> Evidence:
         rng = np.random.default_rng(0)
         dims = {dim: size.opt for dim, size in session.spec.dims.items()}
         feeds = draw_inputs(session.spec, dims, bundle, rng)
+        if name == "llm":
+            feeds |= _as_in_a_text(feeds, session.spec, bundle, reference, rng)
         together = _new_rows(session, feeds)
         for row in range(num_streams):
             one = {key: value[row : row + 1] for key, value in feeds.items()}
@@ -54,15 +61,14 @@ def probe_batch(bundle: Bundle) -> Evidence:
 
 @torch.no_grad()
 def probe_context(bundle: Bundle, reference: Reference) -> Evidence:
-    """A cache full of drawn rows: as many new rows as a frame has at its far end, then single rows at every edge of a
-    bucket, on both sides of it, and spread over the whole context."""
+    """A full cache: as many new rows as a frame has at its far end, then single rows at every edge of a bucket, on both
+    sides of it, and spread over the whole context."""
     spec, num_rows = bundle.sessions["llm"].spec, bundle.sessions["llm"].spec.dims["rows"].opt
     rng, cache = np.random.default_rng(1), LinearCache(spec, bundle.sessions["llm"].memory)
     length = cache.capacity - num_rows
-    drawn = draw_inputs(spec, {"batch": 1, "rows": num_rows, "past": cache.capacity}, bundle, rng)
-    past = {state.input: state.as_rows(drawn[state.input]) for state in spec.states}
+    past = drawn_past(bundle, reference, rng, 1, cache.capacity)
     behind = Span(positions_place(length, cache.capacity - 1), 0, num_rows)
-    embeds = torch.from_numpy(drawn["inputs_embeds"])
+    embeds = torch.from_numpy(_draw_embeds(bundle, reference, rng, 1, num_rows))
 
     def at_the_end(model: PVC, dtype: torch.dtype) -> Decoded:
         positions = torch.arange(length, cache.capacity)[None]
@@ -72,7 +78,7 @@ def probe_context(bundle: Bundle, reference: Reference) -> Evidence:
     (got,) = _rows_at(bundle, cache, past, [length], embeds[None].numpy(), num_rows)
     found = [*runs.compare(got, behind), *runs.noise([behind])]
     lengths = edge_lengths(bundle.manifest.limits, cache.capacity)
-    each = _draw_embeds(bundle, rng, 1, len(lengths))
+    each = _draw_embeds(bundle, reference, rng, 1, len(lengths))
     runs = run_both(reference, spec, partial(_each_alone, each, lengths, past))
     answers = _rows_at(bundle, cache, past, lengths, each[0, :, None, None], 1)
     for row, (at, got) in enumerate(zip(lengths, answers, strict=True)):
@@ -138,7 +144,7 @@ def probe_lengths(bundle: Bundle, reference: Reference) -> Evidence:
     spec, limits = bundle.sessions["llm"].spec, bundle.manifest.limits
     most = spec.dims["rows"].opt
     longest = min(limits.bucket + 1 + most, limits.context)
-    embeds = _draw_embeds(bundle, np.random.default_rng(2), limits.streams, longest)
+    embeds = _draw_embeds(bundle, reference, np.random.default_rng(2), limits.streams, longest)
 
     def whole(model: PVC, dtype: torch.dtype) -> Decoded:
         positions = torch.arange(longest).expand(limits.streams, -1)
@@ -162,11 +168,39 @@ def probe_lengths(bundle: Bundle, reference: Reference) -> Evidence:
     return Evidence(differences=tuple(found))
 
 
-def _draw_embeds(bundle: Bundle, rng: np.random.Generator, num_streams: int, num_rows: int) -> Array:
-    """(num_streams, num_rows, E), each value one of the bundle's precision."""
-    spec = bundle.sessions["llm"].spec
-    shape = spec.input("inputs_embeds").resolve({"batch": num_streams, "rows": num_rows})
-    return _draw_floats(bundle, rng, shape, spec.input("inputs_embeds").dtype)
+def _draw_embeds(
+    bundle: Bundle, reference: Reference, rng: np.random.Generator, num_streams: int, num_rows: int
+) -> Array:
+    """Embeddings of drawn tokens (num_streams, num_rows, E), each value one of the bundle's precision."""
+    table = reference.model.llm.embed_tokens.weight
+    ids = torch.from_numpy(rng.integers(0, len(table), (num_streams, num_rows)))
+    return _in_precision(bundle, table[ids], bundle.sessions["llm"].spec.input("inputs_embeds").dtype)
+
+
+def drawn_past(
+    bundle: Bundle, reference: Reference, rng: np.random.Generator, num_streams: int, num_rows: int
+) -> dict[str, Array]:
+    """Cache rows (num_streams, num_rows, K, D) by the names of the graph's inputs: what the reference makes of NUM_PAST
+    drawn tokens. Further on the same rows follow again, their keys turned to where they are."""
+    llm, states = reference.model.llm, bundle.sessions["llm"].spec.states
+    embeds = torch.from_numpy(_draw_embeds(bundle, reference, rng, num_streams, min(num_rows, NUM_PAST)))
+    _, new = llm(embeds.float(), torch.arange(embeds.shape[1]).expand(num_streams, -1))
+    index = torch.arange(num_rows) % embeds.shape[1]
+    turn = llm.angles((torch.arange(num_rows) - index)[None], torch.float32)
+    rows = [row for key, value in new for row in (rotate(key[:, index], *turn), value[:, index])]
+    dtype = bundle.sessions["llm"].spec.input(states[0].input).dtype
+    return {state.input: _in_precision(bundle, row, dtype) for state, row in zip(states, rows, strict=True)}
+
+
+def _as_in_a_text(
+    feeds: Mapping[str, Array], spec: GraphSpec, bundle: Bundle, reference: Reference, rng: np.random.Generator
+) -> dict[str, Array]:
+    """The same inputs of the LLM's graph, where they are drawn values, as drawn tokens make them."""
+    num_streams, num_rows = feeds["inputs_embeds"].shape[:2]
+    caches = {state.input: state.as_rows(feeds[state.input]).shape[1] for state in spec.states}
+    past = drawn_past(bundle, reference, rng, num_streams, max(caches.values()))
+    moved = {s.input: np.ascontiguousarray(np.moveaxis(past[s.input], 1, s.slot_axis)) for s in spec.states}
+    return {"inputs_embeds": _draw_embeds(bundle, reference, rng, num_streams, num_rows)} | moved
 
 
 def _run_together(bundle: Bundle, lengths: list[int], embeds: Array, num_rows: int) -> dict[str, Array]:
@@ -246,5 +280,10 @@ def draw_inputs(spec: GraphSpec, dims: dict[str, int], bundle: Bundle, rng: np.r
 
 
 def _draw_floats(bundle: Bundle, rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
-    exact = rng.normal(size=shape).astype(host_dtype(FLOAT_OF[bundle.manifest.precision]))
-    return exact.astype(dtype)  # a widened bfloat16 graph rounds what it is given
+    return _in_precision(bundle, torch.from_numpy(rng.normal(size=shape)), dtype)
+
+
+def _in_precision(bundle: Bundle, values: torch.Tensor, dtype: str) -> Array:
+    """Rounded to what a bundle of this precision holds, as `dtype`: a widened bfloat16 graph rounds its inputs."""
+    exact = values.detach().numpy().astype(host_dtype(FLOAT_OF[bundle.manifest.precision]))
+    return exact.astype(dtype)

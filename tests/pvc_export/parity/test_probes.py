@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from engines import open_bundle
 from engines.bundle import Bundle
@@ -18,7 +19,7 @@ from engines.spec import StreamLimits
 from pvc_export.controls.graph_edits import begin_time_anew, edit_graph, repeat_a_frame_time, shift_positions_midway
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.parity.clock import BEYOND, NUM_OF_LARGE, clock_times, probe_clock
-from pvc_export.parity.edge_cases import NUM_SPREAD, edge_lengths, probe_context
+from pvc_export.parity.edge_cases import NUM_PAST, NUM_SPREAD, drawn_past, edge_lengths, probe_context
 from pvc_export.parity.evidence import Evidence
 from pvc_export.parity.limits import NoiseTable, beyond_limits
 from pvc_export.parity.recording import check_frames, run_torch
@@ -106,3 +107,22 @@ def test_positions_that_are_wrong_midway_are_found(bundle_fp32: Path, tiny: Load
     edit_graph(broken, "llm", shift_positions_midway)
     wrong = {int(place.removeprefix("position ")) for place in ask_the_context(open_bundle(broken), tiny)}
     assert wrong and all(290 <= position <= 350 for position in wrong)
+
+
+@torch.no_grad()
+def test_a_drawn_past_is_what_the_reference_makes_of_tokens_further_on_too(
+    bundle_fp32: Path, tiny: LoadedModel
+) -> None:
+    """Keys of the first layer depend on token and position alone: a turned one is what the token has there."""
+    bundle, reference = open_bundle(bundle_fp32), Reference.of(tiny.model, "fp32")
+    past = drawn_past(bundle, reference, np.random.default_rng(7), 2, NUM_PAST + 40)
+    ids = torch.from_numpy(np.random.default_rng(7).integers(0, tiny.config.llm.vocab_size, (2, NUM_PAST)))
+    embeds = tiny.model.llm.embed_tokens(ids)
+    _, new = tiny.model.llm(embeds, torch.arange(NUM_PAST).expand(2, -1))
+    for (key, value), index in zip(new, range(len(new)), strict=True):
+        assert np.array_equal(past[f"past.{index}.key"][:, :NUM_PAST], key.numpy())
+        assert np.array_equal(past[f"past.{index}.value"][:, NUM_PAST:], value[:, :40].numpy())
+    _, ((further, _), *_) = tiny.model.llm(embeds[:, :40], torch.arange(NUM_PAST, NUM_PAST + 40).expand(2, -1))
+    assert np.allclose(
+        past["past.0.key"][:, NUM_PAST:], further.numpy(), atol=1e-3
+    )  # angles of float32; a wrong turn is off by 1
