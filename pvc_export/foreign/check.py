@@ -78,5 +78,6 @@ def check_foreign(request: ForeignRequest, progress: Progress = lambda _: None) 
             levels = [check_file(declared), *(judged(letter, sides, check) for letter, check in CHECKS.items())]
         progress(1.0)
     return ForeignReport(
-        request=request, declared=declared, floor_missing=double.missing, results=levels, drifts=streamed.drifts
-    )
+        request=request, declared=declared, floor_missing=double.missing, results=levels, drifts=streamed.drifts,
+        touched={name: len(rows) for name, rows in streamed.touched.items()},
+    )  # fmt: skip

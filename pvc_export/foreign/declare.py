@@ -15,9 +15,11 @@ from engines.errors import SpecError
 from engines.spec import Dim
 from engines.terminal import did_you_mean
 
-from .request import Bound, ForeignRequest, StatePair
+from .draw import Bound
+from .integers import masks_of, tables_of
+from .request import ForeignRequest, StatePair
 from .session import wiring_of
-from .states import Declared, Port, Sizes, pieces_of
+from .states import Declared, Port, Sizes, Table, pieces_of
 
 BATCH_SIZE = 2
 FIRST_SIZE = 3
@@ -47,6 +49,11 @@ def declare(model: Any, request: ForeignRequest) -> Declared:
     base = {symbol: FIRST_SIZE + index for index, symbol in enumerate(s for s in known if s not in ties and s != batch)}
     starts = {s: pair.start for pair in bound_pairs for s, (name, _) in followed.items() if name == pair.input}
     base |= {symbol: starts[symbol] for symbol in growing} | ({batch: BATCH_SIZE} if batch else {}) | pinned
+    whole = {port.name for port in drawn if port.kind != "float"}
+    tables, masks = tables_of(model, whole), masks_of(model, whole)
+    given = request.parsed_bounds()
+    known_bounds = {"uint8", "bool"}
+    unbounded = (p.name for p in drawn if p.name in whole - set(masks) and p.dtype not in known_bounds)
     return Declared(
         path=path,
         wiring=wiring_of(path, model),
@@ -59,7 +66,10 @@ def declare(model: Any, request: ForeignRequest) -> Declared:
         followed=followed,
         growing=growing,
         batch=batch,
-        bounds=_bounds(drawn, request.parsed_bounds(), path),
+        bounds=_bounds(drawn, given, tables, path),
+        tables=tables,
+        masks=masks,
+        unbounded=tuple(name for name in unbounded if name not in given and name not in tables),
     )
 
 
@@ -203,8 +213,9 @@ def _parse_sizes(
     return ties, {name: int(value) for name, value in given.items() if value.isdigit()}
 
 
-def _bounds(drawn: list[Port], given: Mapping[str, Bound], path: Path) -> dict[str, Bound]:
-    """Those given, and those of integers and bool that are not. Raises SpecError for an input that is not drawn."""
+def _bounds(drawn: list[Port], given: Mapping[str, Bound], tables: Mapping[str, Table], path: Path) -> dict[str, Bound]:
+    """Those given, else those of the tables that integers index, else 0..1. Raises SpecError for an input that is not
+    drawn."""
     ports = {port.name: port for port in drawn}
     for name, (low, high) in given.items():
         what = f"--bound names '{name}', which is not an input of {path.name} that is drawn"
@@ -215,8 +226,8 @@ def _bounds(drawn: list[Port], given: Mapping[str, Bound], path: Path) -> dict[s
         if port.kind != "float" and (not whole or (room and not room.min <= low <= high <= room.max)):
             what = f"--bound {name}={low:g}:{high:g} does not fit {port.text()}"
             raise SpecError(what, expected="whole numbers that its type can hold", fix=CORRECT)
-    default = {"uint8": (0.0, 255.0)}
-    return {p.name: default.get(p.dtype, (0.0, 1.0)) for p in drawn if p.kind != "float"} | dict(given)
+    found = {p.name: (0.0, 255.0 if p.dtype == "uint8" else 1.0) for p in drawn if p.kind != "float"}
+    return found | {name: (0.0, table.num_rows - 1.0) for name, table in tables.items()} | dict(given)
 
 
 def _require_known(what: str, name: str, known: Collection[str], *, among: str, cause: str = "") -> None:

@@ -83,7 +83,11 @@ def junit(report: ForeignReport) -> str:
         "machine": report.machine,
         "command": report.command,
     }
-    cases = (case for level in report.results for case in _cases(level))
+    cases = [case for level in report.results for case in _cases(level)]
+    cases += [
+        Case(suite="not shown", group="request", name=name, skipped=doubt.text)
+        for name, doubt in report.not_shown().items()
+    ]
     return document(f"parity of {report.graph}", cases, facts, checked_utc=report.checked_utc)
 
 

@@ -94,11 +94,31 @@ class Level:
         return asdict(self) | {"title": self.title, "passed": self.verdict.passed, "compared": compared}
 
 
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Why something is not shown, and the option that says what is missing."""
+
+    why: str
+    option: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.why}: {self.option}"
+
+
+def _unbounded(name: str) -> Doubt:
+    why = (
+        "an integer of which nothing says what it may be, so it was 0 or 1: whatever depends on others was never asked"
+    )
+    return Doubt(why, f"--bound {name}=LOW:HIGH")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForeignReport:
     """What was compared, how it came out, and when and where: by default just now, on this machine.
 
     floor_missing  why there is no float64 floor; None if there is
+    touched        rows of its table that each such input looked at, where outputs were held against the reference's
     """
 
     request: ForeignRequest
@@ -106,6 +126,7 @@ class ForeignReport:
     floor_missing: str | None
     results: list[Level]
     drifts: tuple[Drift, ...]
+    touched: dict[str, int] = field(default_factory=dict)
     checked_utc: str = field(default_factory=now_utc)
     machine: str = field(default_factory=this_machine)
 
@@ -126,8 +147,20 @@ class ForeignReport:
 
     @property
     def passed(self) -> bool:
-        """Of what was executed, nothing was wrong. A graph that does not open is wrong at level A."""
-        return not self.faults()
+        """Of what was executed, nothing was wrong, and what was declared was enough to show it. A graph that does not
+        open is wrong at level A."""
+        return not self.faults() and not self.not_shown()
+
+    def not_shown(self) -> dict[str, Doubt]:
+        """What a check of this command line cannot show, by name: then it is no pass, though nothing is wrong."""
+        return {f"input '{name}'": _unbounded(name) for name in self.declared.unbounded}
+
+    def tables(self) -> list[str]:
+        """How much of each table was looked at, in words."""
+        return [
+            f"'{name}' looked at {self.touched.get(name, 0)} of the {table.num_rows} rows of '{table.name}'"
+            for name, table in self.declared.tables.items()
+        ]
 
     def faults(self) -> list[Finding]:
         """Everything that is wrong, level by level: any later one may be a consequence of the first."""
@@ -142,7 +175,8 @@ class ForeignReport:
 
     def left_out(self) -> dict[str, str]:
         """What was not run, and why."""
-        whole = {f"{x.letter} {x.title}": x.not_executed for x in self.results if x.not_executed is not None}
+        whole = {name: f"not shown: {doubt.text}" for name, doubt in self.not_shown().items()}
+        whole |= {f"{x.letter} {x.title}": x.not_executed for x in self.results if x.not_executed is not None}
         return whole | self._parts_left_out()
 
     def _parts_left_out(self) -> dict[str, str]:
@@ -155,16 +189,20 @@ class ForeignReport:
             f"{self.graph} ({self.computed()}), against {self.request.reference} in torch float32",
             *(f"  state  {pair.text}" for pair in self.declared.states),
             *(f"  drawn  {text}" for text in self.declared.drawn_text),
+            *(f"  table  {text}" for text in self.tables()),
             *([f"  sizes  {self.sizes}"] if self.sizes else []),
             f"  limit  {self.rule()}",
             "levels",
         ]
         for level in self.results:
             lines += [level.verdict.line(), *(f"          {finding.line()}" for finding in level.findings[:3])]
-        return lines + [f"{name}: not executed: {reason}" for name, reason in self._parts_left_out().items()]
+        parts = {name: f"not shown: {doubt.text}" for name, doubt in self.not_shown().items()}
+        parts |= {name: f"not executed: {reason}" for name, reason in self._parts_left_out().items()}
+        return lines + [f"{name}: {said}" for name, said in parts.items()]
 
     def summary(self) -> str:
-        return f"{'pass' if self.passed else 'FAIL'}: {self.outcome()}"
+        word = "FAIL" if self.faults() else "not shown" if self.not_shown() else "pass"
+        return f"{word}: {self.outcome()}"
 
     def outcome(self) -> str:
         """How much was compared, and how it came out, on one line."""
@@ -198,6 +236,9 @@ class ForeignReport:
     def next_command(self) -> tuple[str, str]:
         """The check again, narrowed down to what was found first, and what that is for. Empty for a pass."""
         first = next(iter(self.faults()), None)
+        if first is None and self.not_shown():
+            options = " ".join(doubt.option for doubt in self.not_shown().values())
+            return f"{self.command} {options}", "Say what is missing, and check again"
         if first is None:
             return "", ""
         if first.level in "BD":
@@ -235,6 +276,11 @@ class ForeignReport:
             "computed_in": "float32",
             "rule": RULE | {"floor_missing": self.floor_missing},
             "first": asdict(faults[0]) if faults else None,
+            "not_shown": {name: doubt.text for name, doubt in self.not_shown().items()},
+            "tables": {
+                name: {"table": table.name, "rows": table.num_rows, "touched": self.touched.get(name, 0)}
+                for name, table in self.declared.tables.items()
+            },
             "levels": [level.to_json() for level in self.results],
             "drift": [drift.to_json() for drift in self.drifts],
         }

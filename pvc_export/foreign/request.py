@@ -13,8 +13,8 @@ import numpy as np
 from engines.errors import SpecError
 from engines.memory import Array
 
-Bound = tuple[float, float]
-"""Smallest and largest value of an input, both included."""
+from .draw import Bound
+
 NUM_STEPS = 64
 """Length of the stream, unless --steps says another."""
 

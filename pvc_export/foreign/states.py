@@ -19,7 +19,8 @@ import numpy as np
 from engines.memory import Array
 from engines.spec import Dim
 
-from .request import Bound, StatePair
+from .draw import Bound, Moment, draw
+from .request import StatePair
 
 Sizes = dict[str, int]
 """Symbol -> size."""
@@ -67,6 +68,14 @@ class Wiring:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """What an integer input indexes: the tensor, and how many rows it has."""
+
+    name: str
+    num_rows: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Declared:
     """A graph, its states, and how its other inputs are drawn.
 
@@ -78,6 +87,8 @@ class Declared:
     growing   those of them that begin at `start` rows
     batch     the symbol of the batch, if there is one
     bounds    what drawn inputs may be; of integers and bool always, of floats by --bound
+    tables    what integer inputs index, as far as the file shows;  masks  of inputs that are one, what hides: 0 or 1
+    unbounded integer inputs of which neither the file nor --bound says what they may be
     """
 
     path: Path
@@ -92,6 +103,9 @@ class Declared:
     growing: frozenset[str]
     batch: str | None
     bounds: dict[str, Bound]
+    tables: dict[str, Table]
+    masks: dict[str, int]
+    unbounded: tuple[str, ...]
 
     @property
     def drawn(self) -> tuple[Port, ...]:
@@ -111,19 +125,15 @@ class Declared:
         ranges = {name: f"{low:g}..{high:g}" for name, (low, high) in self.bounds.items()}
         return [f"{port.text()} {ranges.get(port.name, 'normal')}" for port in self.drawn]
 
-    def draw(self, sizes: Sizes, rng: np.random.Generator) -> dict[str, Array]:
-        """Every input that is no state: floats normal, or uniform within their bounds; the others uniform."""
-        return {port.name: self._draw(port, sizes, rng) for port in self.drawn}
-
-    def _draw(self, port: Port, sizes: Sizes, rng: np.random.Generator) -> Array:
-        shape, bound = self.resolve(port, sizes), self.bounds.get(port.name)
-        if bound is None:
-            values: Any = rng.standard_normal(shape)
-        elif port.kind == "float":
-            values = rng.uniform(*bound, shape)
-        else:
-            values = rng.integers(int(bound[0]), int(bound[1]), shape, dtype=np.int64, endpoint=True)
-        return np.asarray(values).astype(port.dtype)
+    def draw(self, sizes: Sizes, moment: Moment) -> dict[str, Array]:
+        """Every input that is no state, as draw.py says."""
+        return {
+            port.name: draw(
+                self.resolve(port, sizes), port.dtype, self.bounds.get(port.name), moment,
+                hides=self.masks.get(port.name),
+            )
+            for port in self.drawn
+        }  # fmt: skip
 
     def zero_states(self, sizes: Sizes) -> dict[str, Array]:
         """Every state at the first step."""
