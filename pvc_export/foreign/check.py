@@ -39,7 +39,7 @@ from __future__ import annotations
 from ..graphs.sessions import fitting_threads
 from ..parity.recording import Progress
 from .declare import declare
-from .levels import check_drift, check_file, check_sizes, check_step, check_stream
+from .levels import check_drift, check_file, check_sizes, check_step, check_stream, untrue_shapes
 from .reference import NoiseFloor, Reference, load_reference
 from .report import ForeignReport, Level
 from .request import ForeignRequest
@@ -76,6 +76,7 @@ def check_foreign(request: ForeignRequest, progress: Progress = lambda _: None) 
         sides = Sides(request, declared, session, reference, double, streamed, progress)
         with fitting_threads(module):
             levels = [check_file(declared), *(judged(letter, sides, check) for letter, check in CHECKS.items())]
+        levels[0].findings += untrue_shapes(declared.untrue | streamed.untrue)
         progress(1.0)
     return ForeignReport(
         request=request, declared=declared, floor_missing=double.missing, results=levels, drifts=streamed.drifts,

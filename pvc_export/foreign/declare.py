@@ -17,9 +17,10 @@ from engines.terminal import did_you_mean
 
 from .draw import Bound
 from .integers import masks_of, tables_of
+from .names import doubts_about, expand
 from .request import ForeignRequest, StatePair
 from .session import wiring_of
-from .states import Declared, Port, Sizes, Table, pieces_of
+from .states import Declared, Doubt, Port, Sizes, Table, pieces_of
 
 BATCH_SIZE = 2
 FIRST_SIZE = 3
@@ -30,30 +31,37 @@ CORRECT = "Correct it and run the check again"
 def declare(model: Any, request: ForeignRequest) -> Declared:
     """Read what an onnx.ModelProto declares, and hold the command line against it.
 
-    Raises SpecError for a tensor that no numpy array can be, for a name that the graph does not have, and for a pair
-    whose ends cannot follow each other.
+    Raises SpecError for a tensor that no numpy array can be, for a name that the graph does not have, for a pattern
+    that fits nothing, and for a pair whose ends cannot follow each other.
     """
     path = request.graph
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(_port(value, "input") for value in model.graph.input if value.name not in constants)
     outputs = tuple(_port(value, "output") for value in model.graph.output)
-    bound_pairs = _bind(request.pairs(), inputs, outputs, path)
+    for name in request.no_states:
+        what = f"--no-state names '{name}', which is no output of {path.name}"
+        _require_known(what, name, [port.name for port in outputs], among="one of its outputs: ")
+    bound_pairs = _bind(expand(request.pairs(), inputs, outputs), inputs, outputs, path)
     fed = {pair.input for pair in bound_pairs}
     drawn = [port for port in inputs if port.name not in fed]
     bare = {dim for port in drawn for dim in port.shape or ()}
-    followed, growing = _followed(bound_pairs, inputs, outputs, bare)
     symbols = [s for port in inputs for dim in port.shape or () if isinstance(dim, str) for s in pieces_of(dim, {})]
     known = [symbol for symbol in dict.fromkeys(symbols) if not symbol.isdigit()]
-    batch = _batch(known, inputs, growing)
+    if request.batch_axis is not None:
+        what = f"--batch-axis {request.batch_axis}: {path.name} has no dynamic axis of that name"
+        _require_known(what, request.batch_axis, known, among="one of its dynamic axes, which are ")
+    followed, growing = _followed(bound_pairs, inputs, outputs, bare, request.batch_axis)
+    batch = request.batch_axis or _batch(known, inputs, growing)
     ties, pinned = _parse_sizes(request.parsed_sizes(), known, growing, path)
+    fixed, untrue = _fixed_by_states(bound_pairs, inputs, outputs, known)
+    pinned = fixed | pinned
     base = {symbol: FIRST_SIZE + index for index, symbol in enumerate(s for s in known if s not in ties and s != batch)}
     starts = {s: pair.start for pair in bound_pairs for s, (name, _) in followed.items() if name == pair.input}
     base |= {symbol: starts[symbol] for symbol in growing} | ({batch: BATCH_SIZE} if batch else {}) | pinned
     whole = {port.name for port in drawn if port.kind != "float"}
-    tables, masks = tables_of(model, whole), masks_of(model, whole)
-    given = request.parsed_bounds()
-    known_bounds = {"uint8", "bool"}
-    unbounded = (p.name for p in drawn if p.name in whole - set(masks) and p.dtype not in known_bounds)
+    tables, masks, given = tables_of(model, whole), masks_of(model, whole), request.parsed_bounds()
+    told = {*masks, *tables, *given, *(port.name for port in drawn if port.dtype in ("uint8", "bool"))}
+    doubts = {f"input '{name}'": _unbounded(name) for name in (p.name for p in drawn) if name in whole - told}
     return Declared(
         path=path,
         wiring=wiring_of(path, model),
@@ -69,8 +77,32 @@ def declare(model: Any, request: ForeignRequest) -> Declared:
         bounds=_bounds(drawn, given, tables, path),
         tables=tables,
         masks=masks,
-        unbounded=tuple(name for name in unbounded if name not in given and name not in tables),
+        doubts=doubts | dict(doubts_about(bound_pairs, inputs, outputs, request.no_states)),
+        untrue=untrue,
     )
+
+
+def _unbounded(name: str) -> Doubt:
+    why = "an integer of which nothing says what it may be, so it was 0 or 1 and what depends on others was never asked"
+    return Doubt(why=why, bound=f"{name}=LOW:HIGH")
+
+
+def _fixed_by_states(
+    pairs: tuple[StatePair, ...], inputs: tuple[Port, ...], outputs: tuple[Port, ...], known: list[str]
+) -> tuple[Sizes, dict[str, str]]:
+    """(symbols that an output has where its state has one size, with that size; why such an output is untrue)."""
+    ports = {("in", p.name): p.shape or () for p in inputs} | {("out", p.name): p.shape or () for p in outputs}
+    fixed, untrue = Sizes(), dict[str, str]()
+    for pair in pairs:
+        ends = zip(ports["in", pair.input], ports["out", pair.output], strict=False)
+        for axis, (dim, out) in enumerate(ends):
+            if isinstance(dim, int) and isinstance(out, str) and out in known:
+                fixed[out] = dim
+                untrue[pair.output] = (
+                    f"it declares axis {axis} as '{out}', and is fed back as '{pair.input}', which is {dim} there: "
+                    f"no stream can have another '{out}'"
+                )
+    return fixed, untrue
 
 
 def _port(value: Any, role: str) -> Port:
@@ -155,7 +187,7 @@ def _bind_ends(pair: StatePair, into: Port, out: Port) -> StatePair:
 
 
 def _followed(
-    pairs: tuple[StatePair, ...], inputs: tuple[Port, ...], outputs: tuple[Port, ...], bare: set[Dim]
+    pairs: tuple[StatePair, ...], inputs: tuple[Port, ...], outputs: tuple[Port, ...], bare: set[Dim], batch: str | None
 ) -> tuple[dict[str, tuple[str, int]], frozenset[str]]:
     """Symbols that only states have, and those that grow: by appended rows, or as the output renames the axis."""
     shapes = {("in", p.name): p.shape or () for p in inputs} | {("out", p.name): p.shape or () for p in outputs}
@@ -163,7 +195,7 @@ def _followed(
     for pair in pairs:
         into, out = shapes["in", pair.input], shapes["out", pair.output]
         for axis, dim in enumerate(into):
-            if isinstance(dim, int) or dim in bare:
+            if isinstance(dim, int) or dim in bare or dim == batch:
                 continue
             followed.setdefault(dim, (pair.input, axis))
             if axis == pair.append_axis or (pair.append_axis is None and out and _is_renamed(dim, out[axis])):

@@ -43,6 +43,18 @@ def check_file(declared: Declared, opening: RunFailed | None = None) -> Level:
     return level
 
 
+def untrue_shapes(untrue: dict[str, str]) -> list[Finding]:
+    """Of level A, though only a run shows it: what the file declares of its outputs and does not keep."""
+    cause = (
+        "an axis that the exporter was told is dynamic, or constant, and is not: whoever allocates an output by what "
+        "the file declares gets it wrong. Correct dynamic_axes or dynamic_shapes, and export again"
+    )
+    return [
+        Finding(level="A", tensor=name, what=f"output '{name}' is not what it declares: {why}", cause=cause)
+        for name, why in untrue.items()
+    ]
+
+
 def check_step(level: Level, sides: Sides) -> None:
     """B: every output and state output after one step from the zero state. Raises ModelError for a reference that
     cannot be used."""
@@ -59,7 +71,9 @@ def check_sizes(level: Level, sides: Sides) -> None:
     base = sides.declared.sizes
     free = [symbol for symbol in base if symbol not in sides.declared.pinned]
     if not free:
-        raise NotExecuted("no axis is dynamic" if not base else "--size gives every dynamic axis one size")
+        raise NotExecuted(
+            "no axis is dynamic" if not base else "every dynamic axis has one size, by --size or by a state"
+        )
     level.note = f"axes {', '.join(free)}"
     for symbol in free:
         for size in other_sizes(base[symbol], grows=symbol in sides.declared.growing):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from typing import Any
 
@@ -12,8 +12,8 @@ from ..parity.levels import TITLES, Verdict
 from ..report.text import count, share
 from ..terminal.facts import now_utc, this_machine
 from .limits import MARGIN, NO_FLOOR_ULPS, RULE, ULPS, Compared
-from .request import ForeignRequest
-from .states import Declared
+from .request import ForeignRequest, StatePair
+from .states import Declared, Doubt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,25 +94,6 @@ class Level:
         return asdict(self) | {"title": self.title, "passed": self.verdict.passed, "compared": compared}
 
 
-@dataclass(frozen=True, slots=True)
-class Doubt:
-    """Why something is not shown, and the option that says what is missing."""
-
-    why: str
-    option: str
-
-    @property
-    def text(self) -> str:
-        return f"{self.why}: {self.option}"
-
-
-def _unbounded(name: str) -> Doubt:
-    why = (
-        "an integer of which nothing says what it may be, so it was 0 or 1: whatever depends on others was never asked"
-    )
-    return Doubt(why, f"--bound {name}=LOW:HIGH")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForeignReport:
     """What was compared, how it came out, and when and where: by default just now, on this machine.
@@ -153,7 +134,7 @@ class ForeignReport:
 
     def not_shown(self) -> dict[str, Doubt]:
         """What a check of this command line cannot show, by name: then it is no pass, though nothing is wrong."""
-        return {f"input '{name}'": _unbounded(name) for name in self.declared.unbounded}
+        return self.declared.doubts
 
     def tables(self) -> list[str]:
         """How much of each table was looked at, in words."""
@@ -237,8 +218,7 @@ class ForeignReport:
         """The check again, narrowed down to what was found first, and what that is for. Empty for a pass."""
         first = next(iter(self.faults()), None)
         if first is None and self.not_shown():
-            options = " ".join(doubt.option for doubt in self.not_shown().values())
-            return f"{self.command} {options}", "Say what is missing, and check again"
+            return self._completed(), "Say what is missing, and check again"
         if first is None:
             return "", ""
         if first.level in "BD":
@@ -250,6 +230,14 @@ class ForeignReport:
             longer = self.request.command(10 * self.request.steps)
             return longer, "Check a longer stream, at whose end the limit should be left"
         return self.command, "Export the graph anew, then check it again"
+
+    def _completed(self) -> str:
+        """The check as it was made, with the options that its doubts ask for: a pair replaces another of its output."""
+        doubts = self.not_shown().values()
+        states = [*self.request.states, *(doubt.state for doubt in doubts if doubt.state is not None)]
+        right = {StatePair.parse(text).output: text for text in states}
+        bounds = [f"--bound {doubt.bound}" for doubt in doubts if doubt.bound is not None]
+        return " ".join([replace(self.request, states=tuple(right.values())).command(), *bounds])
 
     def computed(self) -> str:
         """The dtype of the graph, and what ONNX Runtime's CPU computes it in."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from .draw import Bound
 NUM_STEPS = 64
 """Length of the stream, unless --steps says another."""
 
-STATE = re.compile(r"(?P<input>[^=]+)=(?P<output>.+?)(@append:(?P<axis>-?\d+))?(@start:(?P<start>\d+))?")
+STATE = re.compile(
+    r"(?P<input>[^=]+)=(?P<output>.+?)(@append:(?P<axis>-?\d+))?(@start:(?P<start>\d+))?(?P<crossed>@crossed)?"
+)
 SIZE = re.compile(r"(?P<axis>.+?)=(?P<size>[^=]+)")
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 BOUND = re.compile(rf"(?P<input>.+)=(?P<low>{NUMBER}):(?P<high>{NUMBER})")
@@ -38,24 +40,45 @@ class StatePair:
 
     append_axis  the output holds new rows only, which follow the input's along this axis; None: it replaces the input
     start        rows of zeros that a growing axis begins with
+    crossed      its names go with other pairs', and that is meant
+    Input and output may be patterns, in which `*` stands for any text: the same in both (names.py finds what fits).
     """
 
     input: str
     output: str
     append_axis: int | None = None
     start: int = 0
+    crossed: bool = False
 
     @staticmethod
     def parse(text: str) -> StatePair:
         """'past=present', 'past=new@append:1', and either with '@start:N'. Raises SpecError for anything else."""
         form = "INPUT=OUTPUT; then @append:AXIS if the output is new rows only; then @start:N if it cannot start empty"
         match = _read("--state", text, STATE, form, "--state past=present, or --state past=new@append:1")
+        if match["input"].count("*") != match["output"].count("*") or match["input"].count("*") > 1:
+            raise SpecError(
+                f"--state {text} cannot be read",
+                expected="one '*' on each side, which stands for the same text, or none",
+                fix="write it as in --state 'cached_*=new_cached_*'",
+            )
         return StatePair(
             input=match["input"],
             output=match["output"],
             append_axis=None if match["axis"] is None else int(match["axis"]),
             start=int(match["start"] or 0),
+            crossed=match["crossed"] is not None,
         )
+
+    @property
+    def is_pattern(self) -> bool:
+        return "*" in self.input
+
+    def fitted(self, name: str) -> StatePair | None:
+        """The pair that this pattern makes of an input, None if it does not fit the name."""
+        head, _, tail = self.input.partition("*")
+        if len(name) < len(head) + len(tail) or not (name.startswith(head) and name.endswith(tail)):
+            return None
+        return replace(self, input=name, output=self.output.replace("*", name[len(head) : len(name) - len(tail)]))
 
     def next(self, state: Array, output: Array) -> Array:
         """The state of the next step. Raises ValueError if rows do not fit to be appended."""
@@ -64,7 +87,8 @@ class StatePair:
     def option(self) -> str:
         """The pair as the command line spells it."""
         append = "" if self.append_axis is None else f"@append:{self.append_axis}"
-        return f"--state {self.input}={self.output}{append}" + (f"@start:{self.start}" if self.start else "")
+        start = f"@start:{self.start}" if self.start else ""
+        return f"--state {self.input}={self.output}{append}{start}{'@crossed' if self.crossed else ''}"
 
     @property
     def text(self) -> str:
@@ -77,19 +101,23 @@ class ForeignRequest:
     """What to check, as the command line says it. Raises SpecError for text that is no pair, size or bound.
 
     reference  'pkg.module:Name' or 'path/to/file.py:Name'
-    states     'INPUT=OUTPUT', '...@append:AXIS', '...@start:N'
+    states     'INPUT=OUTPUT', '...@append:AXIS', '...@start:N'; patterns with a '*' on both sides
+    no_states  outputs that are none, whatever their names say
     steps      of the stream, at least 1; a slope needs 16
     sizes      'AXIS=N' or 'AXIS=OTHER+OTHER'
     bounds     'INPUT=LOW:HIGH', both included
+    batch_axis the name of the dynamic axis that is the batch; None: it is found
     seed       of every input that is drawn
     """
 
     reference: str
     graph: Path
     states: tuple[str, ...] = ()
+    no_states: tuple[str, ...] = ()
     steps: int = NUM_STEPS
     sizes: tuple[str, ...] = ()
     bounds: tuple[str, ...] = ()
+    batch_axis: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -98,6 +126,7 @@ class ForeignRequest:
         self.pairs(), self.parsed_sizes(), self.parsed_bounds()
 
     def pairs(self) -> tuple[StatePair, ...]:
+        """As they were given, patterns among them."""
         return tuple(StatePair.parse(text) for text in self.states)
 
     def parsed_sizes(self) -> dict[str, str]:
@@ -115,7 +144,8 @@ class ForeignRequest:
     def command(self, steps: int | None = None) -> str:
         """The check, as a command line: of so many steps, or of those that were asked for."""
         steps = steps or self.steps
-        options = {"--state": self.states, "--size": self.sizes, "--bound": self.bounds}
+        options = {"--state": self.states, "--no-state": self.no_states, "--size": self.sizes, "--bound": self.bounds}
+        options |= {"--batch-axis": (self.batch_axis,)} if self.batch_axis is not None else {}
         words = ["pvc-export", "check", "--reference", self.reference, "--graph", str(self.graph)]
         words += [word for option, values in options.items() for value in values for word in (option, value)]
         words += ["--seed", str(self.seed)] if self.seed else []

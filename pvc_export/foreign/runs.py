@@ -58,6 +58,10 @@ class Run:
             self.end(step, f"{failing or f'the graph fails on {fed(feeds)}'}: {error}", cause)
             return {}
         self.hold(step, got, want, feeds=feeds)
+        # Where the reference has another shape, the graph is wrong and not what it declares.
+        for name, why in self.sides.declared.untrue_shapes(feeds, got).items():
+            if got[name].shape == want[name].shape:
+                self.sides.streamed.untrue.setdefault(name, why)
         return got
 
     def hold(

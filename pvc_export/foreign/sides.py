@@ -29,12 +29,13 @@ COMPARED = "BCD"
 @dataclass(kw_only=True, slots=True)
 class Streamed:
     """What a stream leaves for other levels: how far off every step was, by output, the noise floor, and whether
-    that grows; and the rows of tables that were looked at, by input."""
+    that grows; the rows of tables that were looked at, by input; and outputs of another shape than they declare."""
 
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     floors: Floors = field(default_factory=dict)
     drifts: tuple[Drift, ...] = ()
     touched: dict[str, set[int]] = field(default_factory=dict)
+    untrue: dict[str, str] = field(default_factory=dict)
 
     def add(self, step: int, got: Arrays, want: Arrays, exact: Arrays | None) -> None:
         """One step of the graph's own stream, beside the reference's in float32 and in float64."""

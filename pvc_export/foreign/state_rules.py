@@ -62,9 +62,9 @@ def check_batch(level: Level, sides: Sides) -> None:
     """H: where a batch axis is dynamic. The noise floor is that of the stream."""
     batch, floors = sides.declared.batch, sides.streamed.floors
     if batch is None:
-        raise NotExecuted("no dynamic axis is named batch or is axis 0 of every input")
+        raise NotExecuted("no dynamic axis is named batch or is axis 0 of every input: --batch-axis NAME")
     if batch in sides.declared.pinned:
-        raise NotExecuted(f"--size gives '{batch}' one size")
+        raise NotExecuted(f"'{batch}' has one size, by --size or by a state")
     level.note = f"axis '{batch}'"
     two, one, equal = (sides.declared.sizes | {batch: num_rows} for num_rows in (2, 1, NUM_EQUAL_ROWS))
     drawn = draw_stream(sides, "H", two)
@@ -83,13 +83,14 @@ def check_batch(level: Level, sides: Sides) -> None:
 
 def _rows(sides: Sides, stream: Sequence[Arrays], rows: list[int], *, count: int) -> list[Arrays]:
     """Some rows of a batch of `count`, of every array that has its axis; the others as they are."""
-    drawn = {port.name for port in sides.declared.drawn}
+    outputs = {port.name: port for port in sides.declared.outputs}
     picked = [dict(arrays) for arrays in stream]
     for arrays in picked:
         for name, array in arrays.items():
             axis = sides.declared.batch_axis(name)
-            if axis is None and name not in drawn and array.ndim and array.shape[0] == count:
-                axis = 0  # an output whose batch has another name, as exporters invent them
+            if axis is None and name in outputs:  # one whose batch has another name, as exporters invent them
+                dims = enumerate(outputs[name].shape or ["batch"])
+                axis = next((i for i, dim in dims if isinstance(dim, str) and array.shape[i : i + 1] == (count,)), None)
             if axis is not None and array.shape[axis] != count:
                 raise RunFailed(f"'{name}' has {array.shape[axis]} rows for a batch of {count}")
             if axis is not None:

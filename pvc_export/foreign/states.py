@@ -76,6 +76,24 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Doubt:
+    """Why something is not shown, and what the command line could say of it.
+
+    state, bound  the value of --state or --bound that is missing;  otherwise  the option for those who mean it so
+    """
+
+    why: str
+    state: str | None = None
+    bound: str | None = None
+    otherwise: str = ""
+
+    @property
+    def text(self) -> str:
+        option = f"--state {self.state}" if self.state is not None else f"--bound {self.bound}"
+        return f"{self.why}: {option}" + (f", or {self.otherwise}" if self.otherwise else "")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Declared:
     """A graph, its states, and how its other inputs are drawn.
 
@@ -88,7 +106,8 @@ class Declared:
     batch     the symbol of the batch, if there is one
     bounds    what drawn inputs may be; of integers and bool always, of floats by --bound
     tables    what integer inputs index, as far as the file shows;  masks  of inputs that are one, what hides: 0 or 1
-    unbounded integer inputs of which neither the file nor --bound says what they may be
+    doubts    what a check of this command line cannot show, by what it is about
+    untrue    outputs whose declared shape cannot be true, and why
     """
 
     path: Path
@@ -105,7 +124,8 @@ class Declared:
     bounds: dict[str, Bound]
     tables: dict[str, Table]
     masks: dict[str, int]
-    unbounded: tuple[str, ...]
+    doubts: dict[str, Doubt]
+    untrue: dict[str, str]
 
     @property
     def drawn(self) -> tuple[Port, ...]:
@@ -154,6 +174,29 @@ class Declared:
 
     def _sum(self, dim: str, sizes: Sizes) -> int:
         return sum(int(piece) if piece.isdigit() else sizes[piece] for piece in pieces_of(dim, self.ties))
+
+    def untrue_shapes(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, str]:
+        """Outputs that came out in another shape than they declare, and how; axes of unknown size are not asked."""
+        sizes = Sizes()
+        for port in (*self.drawn, *self.inputs):
+            for dim, size in zip(port.shape or (), feeds[port.name].shape, strict=True):
+                sizes.setdefault(str(dim), size)
+        wrong = {}
+        for port in self.outputs:
+            if port.shape is not None:
+                found = outputs[port.name].shape
+                known = [all(p.isdigit() or p in sizes for p in pieces_of(str(dim), self.ties)) for dim in port.shape]
+                want = [
+                    self._sum(str(dim), sizes) if is_known else None
+                    for dim, is_known in zip(port.shape, known, strict=True)
+                ]
+                if len(want) != len(found) or any(a not in (None, b) for a, b in zip(want, found, strict=True)):
+                    fed = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
+                    declares = ", ".join(map(str, port.shape))
+                    wrong[port.name] = (
+                        f"it declares the shape ({declares}), and it is {found} where the graph is fed {fed}"
+                    )
+        return wrong
 
     def batch_axis(self, name: str) -> int | None:
         """The batch axis of an input or an output, or None. A state output has that of its input."""

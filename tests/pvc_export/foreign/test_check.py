@@ -221,8 +221,8 @@ def test_a_kv_cache_of_token_ids_with_dotted_names_a_mask_and_a_bound_passes(che
 def test_an_axis_given_one_size_is_asked_for_no_other(check: Checker) -> None:
     report = check("cell", traced_batch, sizes=("batch=2",))
     assert report.passed
-    assert report.level("C").not_executed == "--size gives every dynamic axis one size"
-    assert report.level("H").not_executed == "--size gives 'batch' one size"
+    assert report.level("C").not_executed == "every dynamic axis has one size, by --size or by a state"
+    assert report.level("H").not_executed == "'batch' has one size, by --size or by a state"
 
 
 def test_a_cache_that_cannot_begin_empty_begins_with_the_rows_it_is_given(check: Checker) -> None:
