@@ -28,8 +28,8 @@ FIRST_SIZE = 3
 CORRECT = "Correct it and run the check again"
 
 
-def declare(model: Any, request: ForeignRequest) -> Declared:
-    """Read what an onnx.ModelProto declares, and hold the command line against it.
+def declare(model: Any, request: ForeignRequest, readable: Path) -> Declared:
+    """Read what an onnx.ModelProto declares, and hold the command line against it. readable: the graph without links.
 
     Raises SpecError for a tensor that no numpy array can be, for a name that the graph does not have, for a pattern
     that fits nothing, and for a pair whose ends cannot follow each other.
@@ -64,6 +64,7 @@ def declare(model: Any, request: ForeignRequest) -> Declared:
     doubts = {f"input '{name}'": _unbounded(name) for name in (p.name for p in drawn) if name in whole - told}
     return Declared(
         path=path,
+        readable=readable,
         wiring=wiring_of(path, model),
         inputs=inputs,
         outputs=outputs,

@@ -31,7 +31,7 @@ def check_file(declared: Declared, opening: RunFailed | None = None) -> Level:
     wiring, pairs = declared.wiring, count(len(declared.states), "state pair")
     note = f"onnx.checker, strict shape inference, {pairs}, ONNX Runtime CPU, opset {wiring.opset}"
     level = Level(letter="A", note=note)
-    for what in faults_of(declared.path, wiring.num_bytes):
+    for what in faults_of(declared.readable, wiring.num_bytes):
         cause = "an export that was edited, or made for another version of ONNX"
         level.findings.append(Finding(level="A", what=what, cause=cause))
     if opening is not None:

@@ -58,6 +58,7 @@ class Wiring:
     reads      output -> the inputs on which it can depend
     copies     output -> the input that it is, by Identity nodes alone
     num_bytes  of the file and of the weights beside it
+    quantized  operators that compute in integers, or take numbers into them and back
     """
 
     dtype: str
@@ -65,6 +66,7 @@ class Wiring:
     reads: dict[str, frozenset[str]]
     copies: dict[str, str]
     num_bytes: int
+    quantized: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +99,7 @@ class Doubt:
 class Declared:
     """A graph, its states, and how its other inputs are drawn.
 
+    path      of the graph, as it was named;  readable  the same, or a copy that has no links
     wiring    what else the file says
     sizes     of every symbol at the first step
     ties      symbols that are sums of others, by --size
@@ -111,6 +114,7 @@ class Declared:
     """
 
     path: Path
+    readable: Path
     wiring: Wiring
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
