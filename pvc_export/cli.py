@@ -138,6 +138,13 @@ def check(
     batch_axis: Annotated[
         str | None, typer.Option(help="With --graph: the dynamic axis that is the batch, where its name does not say.")
     ] = None,
+    tolerance: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --graph: how far off outputs may be, as rel_l2=0.05 or max_abs=0.01, in place of a limit that "
+            "is measured: for quantized graphs. Repeatable."
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="With --graph: length of the stream. Default: 64.")] = None,
     seed: Annotated[int | None, typer.Option(help="With --graph: seed for the random inputs. Default: 0.")] = None,
     as_json: Json = False,
@@ -158,7 +165,13 @@ def check(
             "--bound": bound,
         }
         why = "{} is for a graph of your own, which needs both --reference and --graph"
-        others |= {"--no-state": no_state, "--batch-axis": batch_axis, "--steps": steps, "--seed": seed}
+        others |= {
+            "--no-state": no_state,
+            "--batch-axis": batch_axis,
+            "--tolerance": tolerance,
+            "--steps": steps,
+            "--seed": seed,
+        }
         refuse(others, why)
         if bundle is None:
             raise typer.BadParameter("name a BUNDLE, or --reference and --graph")
@@ -171,7 +184,7 @@ def check(
         request = ForeignRequest(
             reference=reference, graph=graph, states=tuple(state or ()), steps=NUM_STEPS if steps is None else steps,
             sizes=tuple(size or ()), bounds=tuple(bound or ()), seed=seed or 0, no_states=tuple(no_state or ()),
-            batch_axis=batch_axis,
+            batch_axis=batch_axis, tolerances=tuple(tolerance or ()),
         )  # fmt: skip
     check_any_graph(request, wanted)
 

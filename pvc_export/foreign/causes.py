@@ -14,10 +14,12 @@ import numpy as np
 from engines.memory import Array
 
 from ..report.text import count
-from .limits import CEILING, Compared
+from .limits import CEILING, METRICS, Compared
 from .session import GraphSession, RunFailed
 from .states import Declared
 
+QUANTIZED_AT_MOST = 1.0
+"""Relative L2 beyond which no quantization is what makes an output wrong: it is as far off as zeros would be."""
 MAX_EXCHANGES = 32
 """Pairs of states that are exchanged in search of the two that a graph confuses."""
 
@@ -55,7 +57,7 @@ def likely_cause(failure: Failure) -> str:
     """A clause that goes on after 'Likely'. Each guess yields what fits, the likelier first; no more is tried then."""
     guesses = (
         _shape, _not_finite, _constant, _stale, _other_output, _shifted, _one_row_for_all, _unread, _exchanged,
-        _amplified, _unknown,
+        _quantized, _amplified, _unknown,
     )  # fmt: skip
     return next(said for guess in guesses for said in guess(failure))
 
@@ -159,6 +161,17 @@ def _exchanged(failure: Failure) -> Iterator[str]:
     for a, b in alike[:MAX_EXCHANGES]:
         if not np.array_equal(feeds[a], feeds[b]) and failure.agrees_fed({a: feeds[b], b: feeds[a]}, want):
             yield f"two states that are swapped: the graph reads '{a}' where '{b}' belongs; exchanged, it agrees"
+
+
+def _quantized(failure: Failure) -> Iterator[str]:
+    """Rounding to 8 bits is no fault, but nothing tells it from one: only who made the graph knows what it may cost."""
+    declared = failure.declared
+    found = failure.compared(*failure.own)
+    if declared.wiring.quantized and set(found.limits) == set(METRICS) and found.rel_l2 < QUANTIZED_AT_MOST:
+        yield (
+            f"quantized operators ({', '.join(declared.wiring.quantized)}), which round by more than float does. Say "
+            f"what is good enough, here above {found.rel_l2:.1g}: --tolerance rel_l2=LIMIT"
+        )
 
 
 def _amplified(failure: Failure) -> Iterator[str]:

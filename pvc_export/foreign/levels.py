@@ -129,8 +129,11 @@ def check_stream(level: Level, sides: Sides) -> None:
 def check_drift(level: Level, sides: Sides) -> None:
     """E: whether the error of any output grows over the stream, beyond what the noise floor lets it. Every output is
     asked that was finite over enough steps."""
+    given = sides.request.parsed_tolerances()
+    if given and "rel_l2" not in given:
+        raise NotExecuted("--tolerance gives no rel_l2, which a slope is held against")
     drifts = sides.streamed.drifts = tuple(
-        drift_of(name, samples, sides.streamed.floors.get(name), sides.unit)
+        drift_of(name, samples, sides.streamed.floors.get(name), sides.allowed)
         for name, samples in sides.streamed.samples.items()
         if len(samples) >= MIN_DRIFT_STEPS and np.isfinite([sample.error + sample.gap for sample in samples]).all()
     )

@@ -6,6 +6,7 @@
 unit is the unit roundoff of the graph's narrowest weights, inputs or outputs. For float32 that is MARGIN floors and
 ULPS roundings; for float16 both are 2^13 times as large. Where the reference does not run in float64, NO_FLOOR_ULPS
 roundings take the floor's place. Integers and bool must be equal, and NaN or infinity on either side fails.
+A graph that is meant to be further off, as one in int8 is, has the limits that --tolerance gives in place of the rule.
 Why: no number was chosen for a model. A reference that amplifies rounding gets a wider limit because it does. But none
 is above CEILING, since what may be off by more proves nothing; the report says so where that is why it fails.
 """
@@ -13,7 +14,7 @@ is above CEILING, since what may be off by more proves nothing; the report says 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import inf
 from typing import Any
 
@@ -82,16 +83,16 @@ class Compared(Metrics):
             f"{metric.replace('_', ' ')} {getattr(self, metric):.1e} (limit {limit:.1e})"
             for metric, limit in self.limits.items()
         ]
-        return f"{', '.join(words)}, max abs {self.max_abs:.1e}"
+        return ", ".join(words if "max_abs" in self.limits else [*words, f"max abs {self.max_abs:.1e}"])
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"passed": self.passed}
 
 
 def compare(
-    got: Array, want: Array, *, tensor: str, run: str, step: int, floor: Limits | None, unit: float
+    got: Array, want: Array, *, tensor: str, run: str, step: int, floor: Limits | None, allowed: Allowance
 ) -> Compared:
-    """Two arrays, by the rule."""
+    """Two arrays, and what they may be off by."""
     found, is_exact = metrics_of(got, want), want.dtype.kind != "f"
     return Compared(
         **asdict(found),
@@ -100,8 +101,19 @@ def compare(
         step=step,
         num_different=int((got != want).sum()) if is_exact and not found.shapes else 0,
         floor=None if is_exact else floor,
-        limits={} if is_exact else limits_of(floor, unit),
+        limits={} if is_exact else allowed.limits(floor),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Where limits come from: the rule, in units of a graph's roundoff, or --tolerance, where it was given."""
+
+    unit: float
+    given: Mapping[str, float] = field(default_factory=dict)
+
+    def limits(self, floor: Limits | None) -> Limits:
+        return dict(self.given) or limits_of(floor, self.unit)
 
 
 def limits_of(floor: Limits | None, unit: float) -> Limits:
@@ -122,7 +134,7 @@ def add_floor(floors: Floors, want: Mapping[str, Array], exact: Mapping[str, Arr
             floors[name] = {metric: max(getattr(found, metric), before.get(metric, 0.0)) for metric in METRICS}
 
 
-def drift_of(tensor: str, samples: Sequence[Sample], floor: Limits | None, unit: float) -> Drift:
+def drift_of(tensor: str, samples: Sequence[Sample], floor: Limits | None, allowed: Allowance) -> Drift:
     """How the error of one output changes over the steps of a stream, of which there are at least MIN_DRIFT_STEPS.
 
     Every step was compared. They are gathered in blocks that lie apart, and the first two are left out, in which a
@@ -134,5 +146,5 @@ def drift_of(tensor: str, samples: Sequence[Sample], floor: Limits | None, unit:
         num_frames=len(samples),
         samples=tuple(samples),
         means=tuple(Sample.mean_of(samples[block.start : block.stop]) for block in blocks[1:]),
-        noise=limits_of(floor, unit)["rel_l2"] / FAITHFUL,
+        noise=allowed.limits(floor)["rel_l2"] / FAITHFUL,
     )

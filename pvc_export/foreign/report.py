@@ -173,6 +173,7 @@ class ForeignReport:
             *(f"  table  {text}" for text in self.tables()),
             *([f"  sizes  {self.sizes}"] if self.sizes else []),
             f"  limit  {self.rule()}",
+            *([f"  note   {self.quantized()}"] if self.quantized() else []),
             "levels",
         ]
         for level in self.results:
@@ -245,10 +246,20 @@ class ForeignReport:
 
     def rule(self) -> str:
         """How the limits are made, in words."""
+        if given := self.request.parsed_tolerances():
+            said = ", ".join(f"{metric.replace('_', ' ')} {limit:g}" for metric, limit in given.items())
+            return f"{said}, as --tolerance says in place of the rule"
         if self.floor_missing is not None:
             return f"{NO_FLOOR_ULPS:g} roundings of {self.dtype}, since there is no float64 floor: {self.floor_missing}"
         scale = "" if self.dtype == "float32" else f", scaled to {self.dtype}"
         return f"{MARGIN:g} x (the reference in float32 - in float64) + {ULPS:g} roundings{scale}"
+
+    def quantized(self) -> str:
+        """What to know of a graph with quantized operators, in words; empty for others and where it is known."""
+        operators = self.declared.wiring.quantized
+        if not operators or self.request.tolerances:
+            return ""
+        return f"quantized ({', '.join(operators)}): the rule is float's. Say what is enough: --tolerance rel_l2=LIMIT"
 
     def to_json(self) -> dict[str, Any]:
         """Every level with its findings and every single comparison, for curves."""
@@ -262,7 +273,7 @@ class ForeignReport:
             "states": [pair.text for pair in self.declared.states],
             "sizes": self.declared.sizes,
             "computed_in": "float32",
-            "rule": RULE | {"floor_missing": self.floor_missing},
+            "rule": RULE | {"floor_missing": self.floor_missing, "tolerance": self.request.parsed_tolerances()},
             "first": asdict(faults[0]) if faults else None,
             "not_shown": {name: doubt.text for name, doubt in self.not_shown().items()},
             "tables": {

@@ -23,12 +23,17 @@ STATE = re.compile(
 )
 SIZE = re.compile(r"(?P<axis>.+?)=(?P<size>[^=]+)")
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+TOLERANCE = re.compile(rf"(?P<metric>\w+)=(?P<limit>{NUMBER})")
+TOLERATED = ("rel_l2", "worst_token", "max_abs")
+"""Metrics that --tolerance can give a limit."""
 BOUND = re.compile(rf"(?P<input>.+)=(?P<low>{NUMBER}):(?P<high>{NUMBER})")
 
 
 def _read(option: str, text: str, pattern: re.Pattern[str], form: str, example: str) -> re.Match[str]:
     """Raises SpecError for text that is not of that form, and for a bound that is none."""
     match = pattern.fullmatch(text)
+    if pattern is TOLERANCE and match and not (match["metric"] in TOLERATED and 0 < float(match["limit"]) < inf):
+        match = None
     if match is None or (pattern is BOUND and not -inf < float(match["low"]) <= float(match["high"]) < inf):
         raise SpecError(f"{option} {text} cannot be read", expected=form, fix=f"write it as in {example}")
     return match
@@ -107,6 +112,7 @@ class ForeignRequest:
     sizes      'AXIS=N' or 'AXIS=OTHER+OTHER'
     bounds     'INPUT=LOW:HIGH', both included
     batch_axis the name of the dynamic axis that is the batch; None: it is found
+    tolerances 'METRIC=LIMIT', in place of the rule that limits come from
     seed       of every input that is drawn
     """
 
@@ -118,12 +124,13 @@ class ForeignRequest:
     sizes: tuple[str, ...] = ()
     bounds: tuple[str, ...] = ()
     batch_axis: str | None = None
+    tolerances: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise SpecError(f"--steps is {self.steps}", expected="at least 1", fix=f"leave it out for {NUM_STEPS}")
-        self.pairs(), self.parsed_sizes(), self.parsed_bounds()
+        self.pairs(), self.parsed_sizes(), self.parsed_bounds(), self.parsed_tolerances()
 
     def pairs(self) -> tuple[StatePair, ...]:
         """As they were given, patterns among them."""
@@ -141,10 +148,17 @@ class ForeignRequest:
         found = [_read("--bound", text, BOUND, form, "--bound tokens=0:31999") for text in self.bounds]
         return {match["input"]: (float(match["low"]), float(match["high"])) for match in found}
 
+    def parsed_tolerances(self) -> dict[str, float]:
+        """Metric -> its limit."""
+        form = f"METRIC=LIMIT of a limit above 0, and a metric of {', '.join(TOLERATED)}"
+        found = [_read("--tolerance", text, TOLERANCE, form, "--tolerance rel_l2=0.05") for text in self.tolerances]
+        return {match["metric"]: float(match["limit"]) for match in found}
+
     def command(self, steps: int | None = None) -> str:
         """The check, as a command line: of so many steps, or of those that were asked for."""
         steps = steps or self.steps
         options = {"--state": self.states, "--no-state": self.no_states, "--size": self.sizes, "--bound": self.bounds}
+        options |= {"--tolerance": self.tolerances}
         options |= {"--batch-axis": (self.batch_axis,)} if self.batch_axis is not None else {}
         words = ["pvc-export", "check", "--reference", self.reference, "--graph", str(self.graph)]
         words += [word for option, values in options.items() for value in values for word in (option, value)]

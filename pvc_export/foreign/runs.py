@@ -74,8 +74,8 @@ class Run:
         """
         declared, session, self.wrong = self.sides.declared, self.sides.session, set()
         for name, expected in want.items():
-            floor, unit = self.floors.get(name), self.sides.unit
-            compared = partial(compare, tensor=name, run=self.name, step=step, floor=floor, unit=unit)
+            floor, allowed = self.floors.get(name), self.sides.allowed
+            compared = partial(compare, tensor=name, run=self.name, step=step, floor=floor, allowed=allowed)
             found = compared(got[name], expected)
             self.level.compared.append(found)
             if found.passed:

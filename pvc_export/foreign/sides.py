@@ -12,7 +12,7 @@ from ..parity.drift.report import Drift, Sample
 from ..parity.metrics import metrics_of
 from ..parity.recording import Progress
 from .draw import Moment
-from .limits import UNIT_ROUNDOFF, Floors
+from .limits import UNIT_ROUNDOFF, Allowance, Floors
 from .reference import NoiseFloor, Reference
 from .request import ForeignRequest
 from .session import GraphSession, RunFailed
@@ -61,8 +61,8 @@ class Sides:
     progress: Progress
 
     @property
-    def unit(self) -> float:
-        return UNIT_ROUNDOFF[self.declared.wiring.dtype]
+    def allowed(self) -> Allowance:
+        return Allowance(UNIT_ROUNDOFF[self.declared.wiring.dtype], self.request.parsed_tolerances())
 
     def draw(self, level: str, step: int, sizes: Sizes) -> Arrays:
         """The inputs of one step that are no states: others at each level and step, the same in each check."""
