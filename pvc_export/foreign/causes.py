@@ -13,8 +13,9 @@ import numpy as np
 
 from engines.memory import Array
 
+from ..parity.metrics import Difference
 from ..report.text import count
-from .limits import CEILING, METRICS, Compared
+from .limits import CEILING, METRICS
 from .session import GraphSession, RunFailed
 from .states import Declared
 
@@ -35,7 +36,7 @@ class Failure:
     got: Mapping[str, Array]
     want: Mapping[str, Array]
     feeds: Mapping[str, Array]
-    compared: Callable[[Array, Array], Compared]
+    compared: Callable[[Array, Array], Difference]
 
     @property
     def own(self) -> tuple[Array, Array]:
@@ -176,10 +177,10 @@ def _quantized(failure: Failure) -> Iterator[str]:
 
 def _amplified(failure: Failure) -> Iterator[str]:
     found = failure.compared(*failure.own)
-    if found.floor is None or max(found.limits.values()) < CEILING:
+    if not found.noise or max(found.limits.values()) < CEILING:
         return
     yield (
-        f"that the reference amplifies its own rounding: in float32 it is {found.floor['rel_l2']:.1e} from itself in "
+        f"that the reference amplifies its own rounding: in float32 it is {found.noise['rel_l2']:.1e} from itself in "
         "float64 here, so nothing can be proved. Compare fewer steps: --steps N"
     )
 

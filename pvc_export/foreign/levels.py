@@ -10,7 +10,7 @@ from engines.errors import ModelError
 
 from ..parity.state.trial import NotExecuted
 from ..report.text import count
-from .limits import FAITHFUL, MIN_DRIFT_STEPS, drift_of
+from .limits import FAITHFUL, MIN_DRIFT_STEPS
 from .reference import require_function
 from .report import Finding, Level
 from .runs import FORCED, OWN, Run
@@ -103,7 +103,7 @@ def check_stream(level: Level, sides: Sides) -> None:
     level.note = f"{num_steps} steps with its own state, and each with the reference's"
     zero = declared.zero_states(declared.sizes)
     forced = Run(level, sides, FORCED, shown=REPORTED_FED)
-    own = Run(level, sides, OWN, floors=streamed.floors, forced=forced)
+    own = Run(level, sides, OWN, noise=streamed.noise, forced=forced)
     reference = exact = states = zero
     for step in range(num_steps):
         drawn = sides.draw(level.letter, step, declared.sizes_with(declared.sizes, reference))
@@ -133,7 +133,7 @@ def check_drift(level: Level, sides: Sides) -> None:
     if given and "rel_l2" not in given:
         raise NotExecuted("--tolerance gives no rel_l2, which a slope is held against")
     drifts = sides.streamed.drifts = tuple(
-        drift_of(name, samples, sides.streamed.floors.get(name), sides.allowed)
+        sides.judge.drift(name, samples, sides.streamed.noise)
         for name, samples in sides.streamed.samples.items()
         if len(samples) >= MIN_DRIFT_STEPS and np.isfinite([sample.error + sample.gap for sample in samples]).all()
     )

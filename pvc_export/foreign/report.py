@@ -9,9 +9,11 @@ from typing import Any
 
 from ..parity.drift.report import Drift
 from ..parity.levels import TITLES, Verdict
+from ..parity.limits import Row, worst_rows
+from ..parity.metrics import Difference
 from ..report.text import count, share
 from ..terminal.facts import now_utc, this_machine
-from .limits import MARGIN, NO_FLOOR_ULPS, RULE, ULPS, Compared
+from .limits import MARGIN, NO_FLOOR_ULPS, RULE, ULPS
 from .request import ForeignRequest, StatePair
 from .states import Declared, Doubt
 
@@ -63,7 +65,7 @@ class Level:
 
     letter: str
     note: str = ""
-    compared: list[Compared] = field(default_factory=list)
+    compared: list[Difference] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     not_executed: str | None = None
@@ -79,18 +81,29 @@ class Level:
             return Verdict(level=self.letter, passed=None, detail=self.not_executed)
         said = [count(len(self.findings), "finding")] if self.findings else []
         if self.compared:
-            worst = max(self.compared, key=Compared.share)
-            run = f" ({worst.run})" if worst.run else ""
+            worst = max(self.compared, key=Difference.share)
+            run = f" ({worst.where.run})" if worst.where.run else ""
             said.append(f"{len(self.compared)} compared, '{worst.tensor}'{run} at {share(worst.share())} of its limit")
         return Verdict(level=self.letter, passed=not self.findings, detail="; ".join([*said, self.note]))
 
-    def rows(self) -> dict[str, list[Compared]]:
-        """By output, in the order in which they were compared."""
-        names = dict.fromkeys(one.tensor for one in self.compared)
-        return {name: [one for one in self.compared if one.tensor == name] for name in names}
+    def rows(self) -> tuple[Row, ...]:
+        """The worst of every output, in the order in which they were compared."""
+        return worst_rows(self.compared)
 
     def to_json(self) -> dict[str, Any]:
-        compared = [found.to_json() for found in self.compared]
+        judged = [
+            {
+                "run": one.where.run,
+                "step": one.where.index,
+                "shapes": one.shapes,
+                "num_different": one.num_different,
+                "floor": one.noise or None,
+                "limits": one.limits,
+                "passed": one.passed,
+            }
+            for one in self.compared
+        ]
+        compared = [one.to_json() | more for one, more in zip(self.compared, judged, strict=True)]
         return asdict(self) | {"title": self.title, "passed": self.verdict.passed, "compared": compared}
 
 

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from ..parity.limits import NoiseTable
+from ..parity.places import Place
 from ..parity.state.trial import NotExecuted
 from .causes import Failure, likely_cause
-from .limits import Floors, add_floor, compare
 from .report import Finding, Level
 from .session import RunFailed
 from .sides import NUM_RULE_STEPS, Arrays, Sides
@@ -27,7 +28,7 @@ class Run:
     """A run of a graph that fills a level. A fault is told once for every output.
 
     axis    whose size is another in this run
-    floors  the noise floor of every output so far
+    noise   the noise floor of every output so far
     shown   what teacher forcing shows of a wrong output;  forced  the run that was fed the reference's state and knows
     ended   the graph failed, or its state has another shape;  wrong  the outputs that differed at the last step
     """
@@ -36,7 +37,7 @@ class Run:
     sides: Sides
     name: str = ""
     axis: str | None = None
-    floors: Floors = field(default_factory=dict)
+    noise: NoiseTable = field(default_factory=lambda: NoiseTable([]))
     shown: str = ""
     forced: Run | None = None
     ended: bool = False
@@ -49,7 +50,7 @@ class Run:
 
         failing, cause  what it means if the graph fails on these feeds, and why that is likely
         """
-        add_floor(self.floors, want, exact)
+        self.noise.add(self.sides.judge.floors(want, exact))
         if self.ended:
             return {}
         try:
@@ -73,9 +74,9 @@ class Run:
         told   what is wrong with an output, before the numbers
         """
         declared, session, self.wrong = self.sides.declared, self.sides.session, set()
+        where, judge = Place("step", step, run=self.name), self.sides.judge
         for name, expected in want.items():
-            floor, allowed = self.floors.get(name), self.sides.allowed
-            compared = partial(compare, tensor=name, run=self.name, step=step, floor=floor, allowed=allowed)
+            compared = partial(judge.compare, tensor=name, where=where, noise=self.noise)
             found = compared(got[name], expected)
             self.level.compared.append(found)
             if found.passed:
@@ -84,7 +85,7 @@ class Run:
             if self.is_news(name):
                 if feeds is not None:
                     cause = likely_cause(Failure(declared, session, name, step, got, want, feeds, compared))
-                self.add(step, f"{declared.describe(name)}{told}: {found.text()}", cause, tensor=name)
+                self.add(step, f"{declared.describe(name)}{told}: {found.numbers()}", cause, tensor=name)
 
     def is_news(self, tensor: str) -> bool:
         return not any(found.tensor == tensor and found.run == self.name for found in self.level.findings)

@@ -9,10 +9,11 @@ from engines.errors import ModelError
 from engines.memory import Array
 
 from ..parity.drift.report import Drift, Sample
+from ..parity.limits import NoiseTable
 from ..parity.metrics import metrics_of
 from ..parity.recording import Progress
 from .draw import Moment
-from .limits import UNIT_ROUNDOFF, Allowance, Floors
+from .limits import Judge
 from .reference import NoiseFloor, Reference
 from .request import ForeignRequest
 from .session import GraphSession, RunFailed
@@ -32,7 +33,7 @@ class Streamed:
     that grows; the rows of tables that were looked at, by input; and outputs of another shape than they declare."""
 
     samples: dict[str, list[Sample]] = field(default_factory=dict)
-    floors: Floors = field(default_factory=dict)
+    noise: NoiseTable = field(default_factory=lambda: NoiseTable([]))
     drifts: tuple[Drift, ...] = ()
     touched: dict[str, set[int]] = field(default_factory=dict)
     untrue: dict[str, str] = field(default_factory=dict)
@@ -61,8 +62,8 @@ class Sides:
     progress: Progress
 
     @property
-    def allowed(self) -> Allowance:
-        return Allowance(UNIT_ROUNDOFF[self.declared.wiring.dtype], self.request.parsed_tolerances())
+    def judge(self) -> Judge:
+        return Judge(self.declared.path.stem, self.declared.wiring.dtype, self.request.parsed_tolerances())
 
     def draw(self, level: str, step: int, sizes: Sizes) -> Arrays:
         """The inputs of one step that are no states: others at each level and step, the same in each check."""

@@ -60,7 +60,7 @@ def _interleave(run: Run, streams: Sequence[Sequence[Arrays]]) -> list[list[Arra
 
 def check_batch(level: Level, sides: Sides) -> None:
     """H: where a batch axis is dynamic. The noise floor is that of the stream."""
-    batch, floors = sides.declared.batch, sides.streamed.floors
+    batch, noise = sides.declared.batch, sides.streamed.noise
     if batch is None:
         raise NotExecuted("no dynamic axis is named batch or is axis 0 of every input: --batch-axis NAME")
     if batch in sides.declared.pinned:
@@ -71,13 +71,13 @@ def check_batch(level: Level, sides: Sides) -> None:
     together = run_stream(sides, drawn, two)
     for row in range(2):
         alone = run_stream(sides, _rows(sides, drawn, [row], count=2), one)
-        run = Run(level, sides, f"row {row} of 2", floors=floors)
+        run = Run(level, sides, f"row {row} of 2", noise=noise)
         _hold_rows(run, _rows(sides, together, [row], count=2), alone, " is not what the row gives alone")
     repeated = _rows(sides, draw_stream(sides, "H", one, first=NUM_RULE_STEPS), [0] * NUM_EQUAL_ROWS, count=1)
     outputs = run_stream(sides, repeated, equal)
     first, *others = (_rows(sides, outputs, [row], count=NUM_EQUAL_ROWS) for row in range(NUM_EQUAL_ROWS))
     for row, picked in enumerate(others, start=1):
-        run = Run(level, sides, f"equal row {row}", floors=floors)
+        run = Run(level, sides, f"equal row {row}", noise=noise)
         _hold_rows(run, picked, first, " differs from an equal row of its batch")
 
 

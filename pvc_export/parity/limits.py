@@ -22,7 +22,7 @@ from engines.errors import SpecError
 from engines.memory import Array
 from engines.spec import Precision
 
-from .metrics import Difference, Limits, Metrics
+from .metrics import Difference, Limits
 from .places import Rung
 
 THRESHOLDS = Path(__file__).with_name("thresholds.json")
@@ -40,6 +40,10 @@ class NoiseTable:
 
     def __init__(self, differences: Iterable[Difference]) -> None:
         self._noise: dict[tuple[Precision, str, str], Limits] = {}
+        self.add(differences)
+
+    def add(self, differences: Iterable[Difference]) -> None:
+        """What else was measured: noise is the worst of all."""
         for one in differences:
             if one.rung.kind == "torch":
                 noise = self._noise.setdefault((one.rung.dtype, one.name, one.where.kind), dict.fromkeys(GATED, 0.0))
@@ -128,7 +132,7 @@ class Row:
 
     def share(self) -> float:
         """How much of its limit the worst metric uses; above 1 fails."""
-        return share_of(self.worst, self.worst.limits)
+        return self.worst.share()
 
     def text(self) -> str:
         """The worst metric, its limit and where that comes from, in words."""
@@ -159,13 +163,6 @@ def worst_metric(one: Difference) -> str:
     return max(one.limits, key=lambda metric: nan_last(float(getattr(one, metric))) / one.limits[metric], default="")
 
 
-def share_of(found: Metrics, limits: Limits) -> float:
-    """The largest share of a limit that any metric uses; infinite where no number says how far apart the two are."""
-    if found.flaw:
-        return inf
-    return max((float(getattr(found, metric)) / limit for metric, limit in limits.items()), default=0.0)
-
-
 def worst_rows(differences: Iterable[Difference]) -> tuple[Row, ...]:
     """The worst difference of every tensor on every rung, in order of first appearance. They were judged."""
     found: dict[tuple[Rung, str, str], list[Difference]] = {}
@@ -177,7 +174,7 @@ def worst_rows(differences: Iterable[Difference]) -> tuple[Row, ...]:
 def _row_of(compared: Sequence[Difference]) -> Row:
     return Row(
         num_compared=len(compared),
-        worst=max(compared, key=lambda one: share_of(one, one.limits)),
+        worst=max(compared, key=Difference.share),
         peaks={metric: _peak(metric, compared) for metric in GATED},
     )
 
@@ -204,7 +201,7 @@ def nan_last(value: float) -> float:
 
 def beyond_limits(differences: Iterable[Difference]) -> list[Difference]:
     """Those that no limit allows, in their order. They were judged."""
-    return [one for one in differences if not share_of(one, one.limits) <= 1]
+    return [one for one in differences if not one.passed]
 
 
 def kind_of(graph: str, tensor: str) -> str:

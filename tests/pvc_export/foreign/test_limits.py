@@ -11,9 +11,12 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from pvc_export.foreign.limits import CEILING, FAITHFUL, MARGIN, ULPS, Allowance, compare, drift_of, limits_of
+from pvc_export.foreign.limits import CEILING, FAITHFUL, MARGIN, ULPS, Judge
 from pvc_export.foreign.page import render
 from pvc_export.parity.drift.report import Drift, Sample
+from pvc_export.parity.limits import GATED, NoiseTable
+from pvc_export.parity.metrics import Difference
+from pvc_export.parity.places import Place, Rung
 
 from ..conftest import Run
 from ..report.html_page import Page
@@ -22,21 +25,27 @@ from .models import CELL_STATES, MODELS, Checker
 
 
 def test_the_limit_is_the_rule_of_a_worked_example() -> None:
-    unit = 2.0**-24
-    assert limits_of({"rel_l2": 1e-7, "worst_token": 0.0}, unit) == {
+    unit, limits = 2.0**-24, Judge("g").limits
+    assert limits({"rel_l2": 1e-7, "worst_token": 0.0}) == {
         "rel_l2": pytest.approx(MARGIN * 1e-7 + ULPS * unit),
         "worst_token": pytest.approx(ULPS * unit),
     }
-    assert limits_of({"rel_l2": 1e-7}, 2.0**-11)["rel_l2"] == pytest.approx(2**13 * (MARGIN * 1e-7 + ULPS * unit))
-    assert limits_of({"rel_l2": np.inf}, unit) == limits_of({"rel_l2": 0.5}, unit) == {"rel_l2": CEILING}
-    assert set(limits_of(None, unit).values()) == {128 * unit}
+    half = Judge("g", "float16").limits({"rel_l2": 1e-7})
+    assert half["rel_l2"] == pytest.approx(2**13 * (MARGIN * 1e-7 + ULPS * unit))
+    assert limits({"rel_l2": np.inf}) == limits({"rel_l2": 0.5}) == {"rel_l2": CEILING}
+    assert set(limits(None).values()) == {128 * unit}
+
+
+def noise_of(floor: float) -> NoiseTable:
+    """Of outputs 'y' and 'h' of a graph 'g', all of whose metrics are the same."""
+    same = dict.fromkeys(GATED, floor)
+    rung, where = Rung("torch", "fp32"), Place("step")
+    return NoiseTable(Difference(rung=rung, graph="g", tensor=name, where=where, **same) for name in "yh")
 
 
 def held(got: Any, want: Any) -> bool:
-    floor = {"rel_l2": 1e-7, "worst_token": 1e-7}
-    return compare(
-        np.asarray(got), np.asarray(want), tensor="y", run="", step=0, floor=floor, allowed=Allowance(2.0**-24)
-    ).passed
+    where, noise = Place("step"), noise_of(1e-7)
+    return Judge("g").compare(np.asarray(got), np.asarray(want), tensor="y", where=where, noise=noise).passed
 
 
 def test_integers_must_be_equal_and_nothing_may_be_nan_and_empty_arrays_agree() -> None:
@@ -49,8 +58,7 @@ def test_integers_must_be_equal_and_nothing_may_be_nan_and_empty_arrays_agree() 
 def drift(errors: Any, floors: Any) -> Drift:
     """Of a stream whose errors from float32 and from float64 are the same."""
     samples = [Sample(frame=i, error=e, floor=f, gap=e) for i, (e, f) in enumerate(zip(errors, floors, strict=True))]
-    floor = {"rel_l2": max(floors), "worst_token": max(floors)}
-    return drift_of("h", samples, floor, Allowance(2.0**-24))
+    return Judge("g").drift("h", samples, noise_of(max(floors)))
 
 
 @pytest.mark.parametrize(("num_steps", "first", "num_blocks"), [(16, 2.0, 7), (24, 2.0, 11), (64, 9.5, 7)])
