@@ -9,7 +9,7 @@ from engines.manifest import hash_file
 from ..parity.levels import TITLES
 from ..parity.metrics import Difference
 from ..report.figures import Axis, Curve
-from ..report.junit import Case, document
+from ..report.junit import Case, document, level_case, numbers, rule_case
 from ..report.sections import Panel, make_panel
 from ..report.template import fill
 from ..report.text import share
@@ -37,6 +37,7 @@ def render(report: ForeignReport) -> str:
         versions=installed(PACKAGES),
         files={report.graph: hash_file(report.declared.path)},
         rows=[(level, row) for level in report.results for row in level.rows()],
+        rules=[rule for level in report.results for rule in level.rules],
         panels=panels[:MOST_PANELS],
         num_panels_left=max(len(panels) - MOST_PANELS, 0),
     )
@@ -78,32 +79,24 @@ def junit(report: ForeignReport) -> str:
         "command": report.command,
     }
     cases = [case for level in report.results for case in _cases(level)]
+    cases += [level_case(verdict) for verdict in report.levels().values()]
     cases += [
-        Case(suite="not shown", group="request", name=name, skipped=doubt.text)
-        for name, doubt in report.not_shown().items()
+        Case(suite="left out", group="part", name=name, skipped=why) for name, why in report.parts_left_out().items()
     ]
     return document(f"parity of {report.graph}", cases, facts, checked_utc=report.checked_utc)
 
 
 def _cases(level: Level) -> Iterator[Case]:
-    suite, verdict = f"level {level.letter}", level.verdict
-    wrong: dict[str | None, list[str]] = {}
-    rows = level.rows()
+    """One of every output, of every rule, and of whatever else the level found."""
+    wrong: dict[str, list[str]] = {}
+    rows, suite = level.rows(), f"level {level.letter}"
     for finding in level.findings:
-        known = finding.tensor in {row.tensor for row in rows}
-        wrong.setdefault(finding.tensor if known else None, []).append(finding.text)
+        wrong.setdefault(finding.tensor or finding.run, []).append(finding.text)
     for row in rows:
-        name = f"{row.tensor} ({row.num_compared} compared)"
-        details = f"{row.worst.numbers()}, {share(row.share())} of its limit at {row.worst.where}"
-        failure = "\n".join(wrong.get(row.tensor, [])) or None
-        yield Case(suite=suite, group="output", name=name, failure=failure, details=details)
-    yield Case(
-        suite=suite,
-        group="level",
-        name=level.title,
-        failure="\n".join(wrong.get(None, [])) or None,
-        skipped=level.not_executed,
-        details=verdict.detail,
-    )
-    for run, why in level.left_out.items():
-        yield Case(suite=suite, group="left out", name=run, skipped=why)
+        failure, name = "\n".join(wrong.pop(row.tensor, [])) or None, f"{row.tensor} ({row.num_compared} compared)"
+        yield Case(suite=suite, group="output", name=name, failure=failure, details=numbers(row))
+    for rule in level.rules:
+        wrong.pop(rule.name, None)
+        yield rule_case(rule)
+    for name, told in wrong.items():
+        yield Case(suite=suite, group="finding", name=name or level.title, failure="\n".join(told))

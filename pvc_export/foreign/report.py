@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 
 from ..parity.drift.report import Drift
-from ..parity.levels import TITLES, Verdict
+from ..parity.levels import TITLES, Rule, Verdict
 from ..parity.limits import Row, worst_rows
 from ..parity.metrics import Difference
 from ..report.text import count, share
@@ -59,6 +59,7 @@ class Level:
     """What one level found, as far as it went.
 
     note          what was done, for people
+    rules         what holds bit for bit or not
     left_out      parts that could not be asked, by run, and why
     not_executed  why the whole level was not
     """
@@ -67,6 +68,7 @@ class Level:
     note: str = ""
     compared: list[Difference] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    rules: list[Rule] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     not_executed: str | None = None
 
@@ -169,13 +171,14 @@ class ForeignReport:
 
     def left_out(self) -> dict[str, str]:
         """What was not run, and why."""
-        whole = {name: f"not shown: {doubt.text}" for name, doubt in self.not_shown().items()}
-        whole |= {f"{x.letter} {x.title}": x.not_executed for x in self.results if x.not_executed is not None}
-        return whole | self._parts_left_out()
+        whole = {f"{x.letter} {x.title}": x.not_executed for x in self.results if x.not_executed is not None}
+        return whole | self.parts_left_out()
 
-    def _parts_left_out(self) -> dict[str, str]:
+    def parts_left_out(self) -> dict[str, str]:
+        """The same without whole levels."""
+        doubts = {name: doubt.text for name, doubt in self.not_shown().items()}
         parts = {f"level {x.letter}, {run}": why for x in self.results for run, why in x.left_out.items()}
-        return parts | ({"float64 floor": self.floor_missing} if self.floor_missing is not None else {})
+        return doubts | parts | ({"float64 floor": self.floor_missing} if self.floor_missing is not None else {})
 
     def table(self) -> list[str]:
         """Lines for people: what ran, how it was judged, a line for each level, and what was left out."""
@@ -191,9 +194,9 @@ class ForeignReport:
         ]
         for level in self.results:
             lines += [level.verdict.line(), *(f"          {finding.line()}" for finding in level.findings[:3])]
-        parts = {name: f"not shown: {doubt.text}" for name, doubt in self.not_shown().items()}
-        parts |= {name: f"not executed: {reason}" for name, reason in self._parts_left_out().items()}
-        return lines + [f"{name}: {said}" for name, said in parts.items()]
+        words = dict.fromkeys(self.not_shown(), "not shown")
+        left = self.parts_left_out().items()
+        return lines + [f"{name}: {words.get(name, 'not executed')}: {why}" for name, why in left]
 
     def summary(self) -> str:
         word = "FAIL" if self.faults() else "not shown" if self.not_shown() else "pass"

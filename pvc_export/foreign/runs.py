@@ -19,6 +19,7 @@ from .session import RunFailed
 from .sides import NUM_RULE_STEPS, Arrays, Sides
 
 OWN, FORCED = "own state", "reference's state"
+KEPT = "something that is kept between runs: in the graph (a random or stateful operator) or in the session"
 REPORTED_STEP = "Fed the reference's state, it is wrong at that step too: the step itself is wrong."
 REPORTED_GROWTH = "Fed the reference's state, it is right at that step: only what accumulates is wrong."
 
@@ -131,6 +132,9 @@ def judged(letter: str, sides: Sides, check: Callable[[Level, Sides], None]) -> 
     except RunFailed as error:
         what = f"the graph does not run through {NUM_RULE_STEPS} steps: {error}"
         level.findings.append(Finding(level=letter, what=what, cause="what an earlier level found"))
+    level.findings += [
+        Finding(level=letter, run=rule.name, what=rule.detail, cause=KEPT) for rule in level.rules if not rule.passed
+    ]
     outputs = [port.name for port in sides.declared.outputs]
 
     def place(one: Finding) -> tuple[int, int, bool]:

@@ -14,14 +14,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..parity.state.trial import NotExecuted, unlike
+from ..parity.levels import Rule
+from ..parity.state.trial import Broken, NotExecuted, require_same, unlike
 from .report import Level
 from .runs import Run
 from .session import GraphSession, RunFailed
 from .sides import NUM_RULE_STEPS, Arrays, Sides, draw_stream, run_stream
 
 NUM_EQUAL_ROWS = 3
-KEPT = "something that is kept between runs: in the graph (a random or stateful operator) or in the session"
 ROWS = "an operation over the batch axis (a mean, a broadcast, an index 0, a Reshape that folds it into another)"
 
 
@@ -33,29 +33,28 @@ def check_states(level: Level, sides: Sides) -> None:
     sizes = sides.declared.sizes
     one, two = (draw_stream(sides, "G", sizes, first=first) for first in (0, NUM_RULE_STEPS))
     first, other, again = (run_stream(sides, drawn, sizes) for drawn in (one, two, one))
-    reset = Run(level, sides, "reset")
-    _hold_bits(reset, again, first, "a stream from the zero state is not what it was the first time")
-    turns = Run(level, sides, "two streams")
-    for together, alone in zip(_interleave(Run(level, sides, "inputs"), (one, two)), (first, other), strict=True):
-        _hold_bits(turns, together, alone, "a stream is not what it is alone, when another takes turns with it")
+    level.rules.append(_same("G", "reset", again, first, "a stream from the zero state is not what it was at first"))
+    turns, inputs = _interleave(sides, (one, two))
+    told = "a stream is not what it is alone, when another takes turns with it"
+    level.rules += [_same("G", "two streams", turns[0] + turns[1], first + other, told), inputs]
 
 
-def _interleave(run: Run, streams: Sequence[Sequence[Arrays]]) -> list[list[Arrays]]:
-    """Streams that take turns on one session; every array that is fed must stay as it was."""
-    sides = run.sides
+def _interleave(sides: Sides, streams: Sequence[Sequence[Arrays]]) -> tuple[list[list[Arrays]], Rule]:
+    """Streams that take turns on one session; and that every array that is fed stays as it was."""
     states = [sides.declared.zero_states(sides.declared.sizes) for _ in streams]
     outputs: list[list[Arrays]] = [[] for _ in streams]
+    wrong = []
     for step in range(NUM_RULE_STEPS):
         for index, drawn in enumerate(streams):
             feeds = drawn[step] | states[index]
             before = {name: array.copy() for name, array in feeds.items()}
             outputs[index].append(sides.session.run(feeds))
-            for name, array in feeds.items():
-                if unlike(array, before[name]) and run.is_news(name):
-                    told = f"the run changed the array of its input '{name}', expected it to be left alone"
-                    run.add(step, told, "an operator that works in place", tensor=name)
+            wrong += [name for name, array in feeds.items() if unlike(array, before[name])]
             states[index] = sides.follow_graph(states[index], outputs[index][-1])
-    return outputs
+    detail = "no run changes what it is fed"
+    if wrong:
+        detail = f"the run changed the array of its input '{wrong[0]}', expected it to be left alone"
+    return outputs, Rule(level="G", name="inputs", passed=not wrong, detail=detail)
 
 
 def check_batch(level: Level, sides: Sides) -> None:
@@ -114,13 +113,18 @@ def check_determinism(level: Level, sides: Sides) -> None:
         once = sides.session.run(inputs | states)
         twice.append(sides.session.run(inputs | states))
         states = sides.follow_graph(states, once)
-    _hold_bits(Run(level, sides, "twice"), twice, first, "the same inputs do not give the same bits")
     anew = run_stream(replace(sides, session=GraphSession(sides.declared)), drawn, sizes)
-    _hold_bits(Run(level, sides, "new session"), anew, first, "a new session does not give the same bits")
+    level.rules = [
+        _same("I", "twice", twice, first, "the same inputs do not give the same bits"),
+        _same("I", "new session", anew, first, "a new session does not give the same bits"),
+    ]
 
 
-def _hold_bits(run: Run, got: Sequence[Arrays], want: Sequence[Arrays], told: str) -> None:
-    for step, (a, b) in enumerate(zip(got, want, strict=True)):
-        for name in b:
-            if (said := unlike(a[name], b[name])) and run.is_news(name):
-                run.add(step, f"{told}: {run.sides.declared.describe(name)}{said}", KEPT, tensor=name)
+def _same(level: str, name: str, got: Sequence[Arrays], want: Sequence[Arrays], told: str) -> Rule:
+    """Whether every output of every step is the same bit for bit; if not, `told` and the first that is another."""
+    try:
+        for step, (a, b) in enumerate(zip(got, want, strict=True)):
+            require_same(a, b, f"{told}: step {step}, output ")
+    except Broken as fault:
+        return Rule(level=level, name=name, passed=False, detail=str(fault))
+    return Rule(level=level, name=name, passed=True, detail=f"{len(want)} steps, {len(want[0])} outputs")

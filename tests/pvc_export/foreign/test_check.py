@@ -175,7 +175,7 @@ def test_a_session_that_does_not_start_anew_fails(check: Checker, monkeypatch: p
     monkeypatch.setattr(GraphSession, "run", wears_out)
     report = check("cell")
     assert failed(report) in ("GI", "G")
-    assert re.search(r"output 'y': \d+ of 6 values differ, by ", report.faults()[0].what)
+    assert re.search(r"step \d, output y: \d+ of 6 values differ, by ", report.faults()[0].what)
 
 
 def test_a_run_that_writes_into_what_it_is_fed_fails(check: Checker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def test_a_graph_that_does_not_open_is_a_failed_page(check: Checker) -> None:
     report = check("cell", operator_of_nobody)
     text, xml = Page(render(report)).text, junit(report)
     assert "✕ FAIL level A, graph: " in text and "D stream: the graph does not open" in text
-    assert counts(xml) == (1, 7)
+    assert counts(xml) == (2, 7)  # what it is, and its level
 
 
 def test_nan_is_shown_as_such_and_never_drawn(check: Checker) -> None:
