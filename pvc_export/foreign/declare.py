@@ -53,7 +53,7 @@ def declare(model: Any, request: ForeignRequest, readable: Path) -> Declared:
     followed, growing = _followed(bound_pairs, inputs, outputs, bare, request.batch_axis)
     batch = request.batch_axis or _batch(known, inputs, growing)
     ties, pinned = _parse_sizes(request.parsed_sizes(), known, growing, path)
-    fixed, untrue = _fixed_by_states(bound_pairs, inputs, outputs, known)
+    fixed, untrue = _fixed_by_states(bound_pairs, inputs, outputs, batch)
     pinned = fixed | pinned
     base = {symbol: FIRST_SIZE + index for index, symbol in enumerate(s for s in known if s not in ties and s != batch)}
     starts = {s: pair.start for pair in bound_pairs for s, (name, _) in followed.items() if name == pair.input}
@@ -89,15 +89,15 @@ def _unbounded(name: str) -> Doubt:
 
 
 def _fixed_by_states(
-    pairs: tuple[StatePair, ...], inputs: tuple[Port, ...], outputs: tuple[Port, ...], known: list[str]
+    pairs: tuple[StatePair, ...], inputs: tuple[Port, ...], outputs: tuple[Port, ...], batch: str | None
 ) -> tuple[Sizes, dict[str, str]]:
-    """(symbols that an output has where its state has one size, with that size; why such an output is untrue)."""
+    """(the batch, if a state has one size where its output has the batch; why such an output is untrue)."""
     ports = {("in", p.name): p.shape or () for p in inputs} | {("out", p.name): p.shape or () for p in outputs}
     fixed, untrue = Sizes(), dict[str, str]()
     for pair in pairs:
         ends = zip(ports["in", pair.input], ports["out", pair.output], strict=False)
         for axis, (dim, out) in enumerate(ends):
-            if isinstance(dim, int) and isinstance(out, str) and out in known:
+            if isinstance(dim, int) and isinstance(out, str) and out == batch:
                 fixed[out] = dim
                 untrue[pair.output] = (
                     f"it declares axis {axis} as '{out}', and is fed back as '{pair.input}', which is {dim} there: "

@@ -49,7 +49,7 @@ def draw(shape: tuple[int, ...], dtype: str, bound: Bound | None, moment: Moment
         values = _mask(shape, hides, rng)
     else:
         low, high = int(bound[0]), int(bound[1])
-        if dtype == "bool" or high - low >= MOST_IN_ORDER:
+        if not 1 < high - low < MOST_IN_ORDER:  # of two values, a turn would make every other one the opposite
             values = rng.integers(low, high, shape, dtype=np.int64, endpoint=True)
         else:
             values = low + _in_turn(int(np.prod(shape)), high - low + 1, moment, rng).reshape(shape)

@@ -147,6 +147,7 @@ class Declared:
     def drawn_text(self) -> list[str]:
         """How every input that is no state is drawn."""
         ranges = {name: f"{low:g}..{high:g}" for name, (low, high) in self.bounds.items()}
+        ranges |= {name: f"{ranges[name]}, a mask where {hides} hides" for name, hides in self.masks.items()}
         return [f"{port.text()} {ranges.get(port.name, 'normal')}" for port in self.drawn]
 
     def draw(self, sizes: Sizes, moment: Moment) -> dict[str, Array]:

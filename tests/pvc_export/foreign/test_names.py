@@ -202,3 +202,15 @@ def test_an_output_whose_batch_is_dynamic_on_paper_and_fixed_by_its_state_is_sai
     }
     assert "no stream can have another 'batch'" in found[0].what and report.declared.sizes == {"batch": 1}
     assert len(report.level("D").compared) == 2 * STEPS * 3
+
+
+def test_another_axis_that_is_dynamic_on_paper_and_fixed_by_a_state_leaves_its_size_free(check: Checker) -> None:
+    """A cache of one length whose output was declared as long as its input: only the declaration is wrong."""
+
+    def fixed_window(model: onnx.ModelProto) -> None:
+        for value in (model.graph.input[0], model.graph.output[1]):
+            value.type.tensor_type.shape.dim[1].dim_param = "width"
+
+    report = check("cell", fixed_window, sizes=("width=4",), steps=STEPS)
+    assert [fault.tensor for fault in report.faults()] == ["h0_next"] and report.declared.sizes["batch"] == 2
+    assert "it declares the shape (batch, width), and it is (2, 6)" in report.faults()[0].what
