@@ -10,6 +10,7 @@ from ..parity.levels import TITLES
 from ..parity.metrics import Difference
 from ..report.figures import Axis, Curve
 from ..report.junit import Case, document, level_case, numbers, rule_case
+from ..report.page import METRICS
 from ..report.sections import Panel, make_panel
 from ..report.template import fill
 from ..report.text import share
@@ -36,7 +37,8 @@ def render(report: ForeignReport) -> str:
         drift_summary="Of the stream with its own states",
         versions=installed(PACKAGES),
         files={report.graph: hash_file(report.declared.path)},
-        rows=[(level, row) for level in report.results for row in level.rows()],
+        metrics={"max_abs": "max abs", **METRICS},
+        levels_rows=[level for level in report.results if level.compared],
         rules=[rule for level in report.results for rule in level.rules],
         panels=panels[:MOST_PANELS],
         num_panels_left=max(len(panels) - MOST_PANELS, 0),

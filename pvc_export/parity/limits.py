@@ -28,6 +28,8 @@ from .places import Rung
 THRESHOLDS = Path(__file__).with_name("thresholds.json")
 GATED = ("rel_l2", "worst_token", "worst_value", "cosine_gap", "norm_gap")
 """The metrics that have limits; all of them must hold."""
+SHOWN = (*GATED, "max_abs")
+"""Those of which a row keeps the worst: a graph of any origin can be given a limit of the largest error too."""
 FLOOR = 1e-12
 """The smallest limit: what float64, in which differences are computed, can still tell from zero."""
 CANCELLED = 0.1
@@ -175,7 +177,7 @@ def _row_of(compared: Sequence[Difference]) -> Row:
     return Row(
         num_compared=len(compared),
         worst=max(compared, key=Difference.share),
-        peaks={metric: _peak(metric, compared) for metric in GATED},
+        peaks={metric: _peak(metric, compared) for metric in SHOWN},
     )
 
 
@@ -185,7 +187,7 @@ def join_rows(rows: Sequence[Row]) -> Row:
         num_tensors=len(rows),
         num_compared=sum(row.num_compared for row in rows),
         worst=max(rows, key=Row.share).worst,
-        peaks={metric: _peak(metric, [row.peaks[metric] for row in rows]) for metric in GATED},
+        peaks={metric: _peak(metric, [row.peaks[metric] for row in rows]) for metric in SHOWN},
     )
 
 
