@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from engines.terminal import did_you_mean
 
 from .draw import Bound
 from .integers import masks_of, tables_of
-from .names import doubts_about, expand
+from .names import crossed, expand, undeclared
 from .request import ForeignRequest, StatePair
 from .session import wiring_of
 from .states import Declared, Doubt, Port, Sizes, Table, pieces_of
@@ -60,8 +60,8 @@ def declare(model: Any, request: ForeignRequest, readable: Path) -> Declared:
     base |= {symbol: starts[symbol] for symbol in growing} | ({batch: BATCH_SIZE} if batch else {}) | pinned
     whole = {port.name for port in drawn if port.kind != "float"}
     tables, masks, given = tables_of(model, whole), masks_of(model, whole), request.parsed_bounds()
-    told = {*masks, *tables, *given, *(port.name for port in drawn if port.dtype in ("uint8", "bool"))}
-    doubts = {f"input '{name}'": _unbounded(name) for name in (p.name for p in drawn) if name in whole - told}
+    unfollowed = undeclared(bound_pairs, inputs, outputs, request.no_states)
+    unbounded = _unbounded(drawn, {*tables, *masks, *given, *unfollowed})
     return Declared(
         path=path,
         readable=readable,
@@ -78,14 +78,17 @@ def declare(model: Any, request: ForeignRequest, readable: Path) -> Declared:
         bounds=_bounds(drawn, given, tables, path),
         tables=tables,
         masks=masks,
-        doubts=doubts | dict(doubts_about(bound_pairs, inputs, outputs, request.no_states)),
+        doubts=(*unbounded, *crossed(bound_pairs, inputs, outputs), *unfollowed.values()),
         untrue=untrue,
     )
 
 
-def _unbounded(name: str) -> Doubt:
+def _unbounded(drawn: list[Port], told: Collection[str]) -> Iterator[Doubt]:
+    """Integers of which nothing tells what they may be, but for those whose whole range is drawn."""
     why = "an integer of which nothing says what it may be, so it was 0 or 1 and what depends on others was never asked"
-    return Doubt(why=why, bound=f"{name}=LOW:HIGH")
+    for port in drawn:
+        if port.kind == "int" and port.dtype != "uint8" and port.name not in told:
+            yield Doubt(about=f"input '{port.name}'", why=why, bound=f"{port.name}=LOW:HIGH")
 
 
 def _fixed_by_states(

@@ -41,37 +41,37 @@ def expand(pairs: Iterable[StatePair], inputs: Sequence[Port], outputs: Sequence
     return tuple(plain)
 
 
-def doubts_about(
-    pairs: Sequence[StatePair], inputs: Sequence[Port], outputs: Sequence[Port], no_states: Iterable[str]
-) -> Iterator[tuple[str, Doubt]]:
-    """What the names say against the pairs, by what it is about."""
-    fed, returned = {pair.input for pair in pairs}, {pair.output for pair in pairs}
-    ports = {port.name: port for port in outputs}
+def crossed(pairs: Sequence[StatePair], inputs: Sequence[Port], outputs: Sequence[Port]) -> Iterator[Doubt]:
+    """Of pairs whose output goes, by its name, with another input."""
+    ports = {("in", port.name): port for port in inputs} | {("out", port.name): port for port in outputs}
     for pair in pairs:
-        own = next(port for port in inputs if port.name == pair.input)
-        other = next((port for port in inputs if continues(ports[pair.output], port)), None)
-        if other is not None and not pair.crossed and not continues(ports[pair.output], own):
-            yield (
-                f"state pair {pair.input}={pair.output}",
-                Doubt(
-                    why=f"it looks crossed, since by its name '{pair.output}' is the next '{other.name}'",
-                    state=f"{other.name}={pair.output}",
-                    otherwise=f"{pair.option()}@crossed if it is meant so",
-                ),
+        out = ports["out", pair.output]
+        other = next((port for port in inputs if continues(out, port)), None)
+        if other is not None and not pair.crossed and not continues(out, ports["in", pair.input]):
+            yield Doubt(
+                about=f"state pair {pair.input}={pair.output}",
+                why=f"it looks crossed, since by its name '{pair.output}' is the next '{other.name}'",
+                state=f"{other.name}={pair.output}",
+                otherwise=f"{pair.option()}@crossed if it is meant so",
             )
-    for out in outputs:
-        if out.name in returned or out.name in no_states:
-            continue
-        into = next((port for port in inputs if port.name not in fed and continues(out, port)), None)
-        if into is not None:
-            yield (
-                f"output '{out.name}'",
-                Doubt(
-                    why=f"it looks like a state, the next '{into.name}', and no pair says so: no stream followed it",
-                    state=f"{into.name}={out.name}",
-                    otherwise=f"--no-state {out.name} if it is none",
-                ),
-            )
+
+
+def undeclared(
+    pairs: Sequence[StatePair], inputs: Sequence[Port], outputs: Sequence[Port], no_states: Iterable[str]
+) -> dict[str, Doubt]:
+    """Inputs that look like a state of which no pair tells, and what says so."""
+    fed, known = {pair.input for pair in pairs}, {*no_states, *(pair.output for pair in pairs)}
+    return {
+        into.name: Doubt(
+            why=f"it looks like a state, the next '{into.name}', and no pair says so: no stream followed it",
+            about=f"output '{out.name}'",
+            state=f"{into.name}={out.name}",
+            otherwise=f"--no-state {out.name} if it is none",
+        )
+        for out in outputs
+        for into in inputs
+        if out.name not in known and into.name not in fed and continues(out, into)
+    }
 
 
 def continues(out: Port, into: Port) -> bool:

@@ -149,7 +149,7 @@ class ForeignReport:
 
     def not_shown(self) -> dict[str, Doubt]:
         """What a check of this command line cannot show, by name: then it is no pass, though nothing is wrong."""
-        return self.declared.doubts
+        return {doubt.about: doubt for doubt in self.declared.doubts}
 
     def tables(self) -> list[str]:
         """How much of each table was looked at, in words."""

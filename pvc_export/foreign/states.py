@@ -81,9 +81,11 @@ class Table:
 class Doubt:
     """Why something is not shown, and what the command line could say of it.
 
+    about         the input, output or pair that it is about
     state, bound  the value of --state or --bound that is missing;  otherwise  the option for those who mean it so
     """
 
+    about: str
     why: str
     state: str | None = None
     bound: str | None = None
@@ -109,7 +111,7 @@ class Declared:
     batch     the symbol of the batch, if there is one
     bounds    what drawn inputs may be; of integers and bool always, of floats by --bound
     tables    what integer inputs index, as far as the file shows;  masks  of inputs that are one, what hides: 0 or 1
-    doubts    what a check of this command line cannot show, by what it is about
+    doubts    what a check of this command line cannot show
     untrue    outputs whose declared shape cannot be true, and why
     """
 
@@ -128,7 +130,7 @@ class Declared:
     bounds: dict[str, Bound]
     tables: dict[str, Table]
     masks: dict[str, int]
-    doubts: dict[str, Doubt]
+    doubts: tuple[Doubt, ...]
     untrue: dict[str, str]
 
     @property

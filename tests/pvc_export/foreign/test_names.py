@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import parser
+from torch import Tensor, nn
 
 from engines.errors import SpecError
 from pvc_export.foreign import ForeignRequest, check_foreign
@@ -214,3 +216,27 @@ def test_another_axis_that_is_dynamic_on_paper_and_fixed_by_a_state_leaves_its_s
     report = check("cell", fixed_window, sizes=("width=4",), steps=STEPS)
     assert [fault.tensor for fault in report.faults()] == ["h0_next"] and report.declared.sizes["batch"] == 2
     assert "it declares the shape (batch, width), and it is (2, 6)" in report.faults()[0].what
+
+
+class Counts(nn.Module):
+    """x (N, 4) and how many steps there were, an integer that is a state."""
+
+    def forward(self, x: Tensor, processed: Tensor) -> tuple[Tensor, Tensor]:
+        return x * processed[:, None].to(x.dtype), processed + 1
+
+
+def test_an_integer_that_looks_like_a_state_is_asked_for_a_pair_and_for_no_bound(check: Checker) -> None:
+    text = """
+<ir_version: 9, opset_import: ["" : 17]>
+count (float[batch, 4] x, int64[batch] processed) => (float[batch, 4] y, int64[batch] new_processed) {
+  wide = Cast <to = 1> (processed)
+  column = Unsqueeze(wide, last)
+  y = Mul(x, column)
+  new_processed = Add(processed, one)
+}"""
+    onnx.save(with_weights(parser.parse_model(text), {"last": np.array([1]), "one": np.array(1)}), check.path)
+    request = ForeignRequest(reference=f"{__name__}:Counts", graph=check.path, steps=STEPS)
+    report = check_foreign(request)
+    assert list(report.not_shown()) == ["output 'new_processed'"] and "--bound" not in report.next_command()[0]
+    assert check_foreign(replace(request, states=("processed=new_processed",))).passed
+    assert list(check_foreign(replace(request, no_states=("new_processed",))).not_shown()) == ["input 'processed'"]
