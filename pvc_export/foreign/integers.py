@@ -47,7 +47,8 @@ def tables_of(model: Any, names: set[str]) -> dict[str, Table]:
 
 def masks_of(model: Any, names: set[str]) -> dict[str, int]:
     """Those of these inputs that hide scores from a softmax, and those that are called a mask, with the one of 0 and 1
-    that hides. Where the graph does not tell, 0 does, but for a padding mask."""
+    that hides. Where the graph does not tell, 0 does, but for a padding mask. Integers that are added to scores, as
+    positions are, hide nothing."""
     made = {output: node for node in _nodes(model.graph) for output in node.output}
     constant = {tensor.name for tensor in model.graph.initializer}
     constant |= {name for name, node in made.items() if node.op_type == "Constant"}
@@ -68,7 +69,12 @@ def masks_of(model: Any, names: set[str]) -> dict[str, int]:
         if node.op_type == "Where":
             low = next((1 - place for place, each in enumerate(node.input[1:]) if each in constant), None)
             waiting.append((node.input[0], low))
-    return {name: int("pad" in name.lower()) if hides is None else hides for name, hides in found.items()}
+    switches = {v.name for v in model.graph.input if v.type.tensor_type.elem_type == onnx.TensorProto.BOOL}
+    return {
+        name: int("pad" in name.lower()) if hides is None else hides
+        for name, hides in found.items()
+        if hides is not None or name in switches or "mask" in name.lower()
+    }
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:

@@ -98,6 +98,17 @@ def test_what_is_called_a_mask_is_one_and_a_padding_mask_marks_what_is_hidden() 
     assert masks_of(model, {"attention_mask", "pad_mask", "ids"}) == {"attention_mask": 0, "pad_mask": 1}
 
 
+def test_positions_that_are_added_to_scores_are_no_mask() -> None:
+    text = f"""{HEAD} g (float[2, 3] x, int64[3] positions, bool[3] seen) => (float[2, 3] y) {{
+  near = Cast <to = 1> (positions)
+  flags = Cast <to = 1> (seen)
+  some = Add(x, near)
+  scores = Add(some, flags)
+  y = Softmax(scores)
+}}"""
+    assert masks_of(parser.parse_model(text), {"positions", "seen"}) == {"seen": 0}
+
+
 def test_an_integer_that_nothing_bounds_is_no_pass_until_the_command_line_says_what_it_is(
     check: Checker, pvc_export: Run
 ) -> None:
