@@ -151,7 +151,8 @@ def check(
 ) -> None:
     """Run a bundle beside the PyTorch reference and compare every output and cache row. Exit 3 if they differ.
 
-    With --reference and --graph: any ONNX graph with state beside any torch module.
+    With --reference and --graph: any ONNX graph with state beside any torch module. Exit 6 if nothing is wrong, but an
+    input or a state is left open that the check would have to know.
     """
     from .commands.check import Wanted, check_any_graph, check_one_bundle
 
