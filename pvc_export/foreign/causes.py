@@ -138,7 +138,8 @@ def _one_row_for_all(failure: Failure) -> Iterator[str]:
         yield f"row 0 of the batch for all: every row of '{failure.tensor}' holds what belongs to the first"
     axes = {name: failure.declared.batch_axis(name) for name in failure.feeds}
     last = {name: np.take(failure.feeds[name], [-1], i) for name, i in axes.items() if i is not None}
-    if failure.agrees_fed(last, np.take(want, [-1], axis=axis)):
+    together, alone = (np.take(array, [-1], axis=axis) for array in (got, want))
+    if not failure.agrees(together, alone) and failure.agrees_fed(last, alone):
         yield f"a row of the batch that sees another: alone, the last row of '{failure.tensor}' agrees"
 
 

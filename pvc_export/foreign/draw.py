@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -24,14 +25,20 @@ APART = 9973
 
 
 class Moment(NamedTuple):
-    """When something is drawn: the same in each check, and at no other level or step."""
+    """When an input is drawn: the same in each check, and for no other input, level or step."""
 
     seed: int
     level: str
     step: int
+    name: str = ""
+
+    @property
+    def own_seed(self) -> int:
+        """Of the input: two of a kind that were drawn alike could be exchanged unseen."""
+        return crc32(self.name.encode()) + self.seed
 
     def rng(self) -> np.random.Generator:
-        return np.random.default_rng((self.seed, ord(self.level), self.step))
+        return np.random.default_rng((self.own_seed, ord(self.level), self.step))
 
 
 def draw(shape: tuple[int, ...], dtype: str, bound: Bound | None, moment: Moment, *, hides: int | None = None) -> Array:
@@ -62,7 +69,7 @@ def _in_turn(count: int, num_values: int, moment: Moment, rng: np.random.Generat
         more = rng.integers(0, num_values, max(count - num_values, 0))
         return rng.permutation(np.concatenate([np.arange(min(count, num_values)), more]))
     places = np.arange(count) + (moment.step + APART * (ord(moment.level) - ord("D"))) * count
-    first, last = (_turn(num_values, moment.seed, int(place) // num_values) for place in (places[0], places[-1]))
+    first, last = (_turn(num_values, moment.own_seed, int(place) // num_values) for place in (places[0], places[-1]))
     return np.where(
         places // num_values == places[0] // num_values, first[places % num_values], last[places % num_values]
     )

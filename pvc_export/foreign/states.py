@@ -156,7 +156,7 @@ class Declared:
         """Every input that is no state, as draw.py says."""
         return {
             port.name: draw(
-                self.resolve(port, sizes), port.dtype, self.bounds.get(port.name), moment,
+                self.resolve(port, sizes), port.dtype, self.bounds.get(port.name), moment._replace(name=port.name),
                 hides=self.masks.get(port.name),
             )
             for port in self.drawn

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from onnx import parser
 
+from pvc_export.foreign import ForeignRequest
+from pvc_export.foreign.declare import declare
 from pvc_export.foreign.draw import Moment, draw
 from pvc_export.foreign.integers import masks_of, tables_of
 from pvc_export.foreign.page import junit, render
@@ -56,6 +58,19 @@ def test_every_value_of_a_bound_comes_before_any_comes_again(shape: tuple[int, .
     assert count == 0 or set(values.tolist()) == set(range(-3, 7))
     turns = [values[i : i + 10].tolist() for i in range(0, len(values), 10)]
     assert count > 9 or all(len(set(turn)) == len(turn) for turn in turns)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
+def test_two_inputs_of_a_kind_are_not_drawn_alike(dtype: str, check: Checker) -> None:
+    """Else a graph that reads one for the other would pass."""
+    check("cell", steps=3)
+    kind = {"float32": "float", "int64": "int64", "bool": "bool"}[dtype]
+    text = f"{HEAD} g ({kind}[batch, 20] a, {kind}[batch, 20] b) => ({kind}[batch, 20] c) {{ c = Identity(a) }}"
+    model = parser.parse_model(text)
+    bounds = () if dtype == "float32" else ("a=0:1", "b=0:1") if dtype == "bool" else ("a=0:99", "b=0:99")
+    request = ForeignRequest(reference="a:B", graph=check.path, bounds=bounds)
+    drawn = declare(model, request, check.path).draw({"batch": 3}, Moment(0, "D", 0))
+    assert not np.array_equal(drawn["a"], drawn["b"])
 
 
 WAYS = {
