@@ -119,9 +119,13 @@ def check(
     state: Annotated[
         list[str] | None,
         typer.Option(
-            help="With --graph: a state pair, e.g. past=present; past=new@append:1 if the output holds only new rows; "
-            "with @start:N it begins with N rows. Repeatable."
+            help="With --graph: a state pair, e.g. past=present, or a pattern of pairs, 'cached_*=new_cached_*'; "
+            "past=new@append:1 if the output holds only new rows; with @start:N it begins with N rows. Repeatable."
         ),
+    ] = None,
+    no_state: Annotated[
+        list[str] | None,
+        typer.Option(help="With --graph: an output that is no state, though its name looks like one. Repeatable."),
     ] = None,
     size: Annotated[
         list[str] | None,
@@ -131,21 +135,45 @@ def check(
         list[str] | None,
         typer.Option(help="With --graph: range of random values for an input, as INPUT=LOW:HIGH. Repeatable."),
     ] = None,
+    batch_axis: Annotated[
+        str | None, typer.Option(help="With --graph: the dynamic axis that is the batch, where its name does not say.")
+    ] = None,
+    tolerance: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --graph: how far off outputs may be, as rel_l2=0.05 or max_abs=0.01, in place of a limit that "
+            "is measured: for quantized graphs. Repeatable."
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="With --graph: length of the stream. Default: 64.")] = None,
     seed: Annotated[int | None, typer.Option(help="With --graph: seed for the random inputs. Default: 0.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a bundle beside the PyTorch reference and compare every output and cache row. Exit 3 if they differ.
 
-    With --reference and --graph: any ONNX graph with state beside any torch module.
+    With --reference and --graph: any ONNX graph with state beside any torch module. Exit 6 if nothing is wrong, but an
+    input or a state is left open that the check would have to know.
     """
     from .commands.check import Wanted, check_any_graph, check_one_bundle
 
     wanted = Wanted(bisect=bisect, as_json=as_json, page=report, xml=junit)
     if graph is None or reference is None:
-        others = {"--reference": reference, "--graph": graph, "--state": state, "--size": size, "--bound": bound}
+        others: dict[str, object] = {
+            "--reference": reference,
+            "--graph": graph,
+            "--state": state,
+            "--size": size,
+            "--bound": bound,
+        }
         why = "{} is for a graph of your own, which needs both --reference and --graph"
-        refuse(others | {"--steps": steps, "--seed": seed}, why)
+        others |= {
+            "--no-state": no_state,
+            "--batch-axis": batch_axis,
+            "--tolerance": tolerance,
+            "--steps": steps,
+            "--seed": seed,
+        }
+        refuse(others, why)
         if bundle is None:
             raise typer.BadParameter("name a BUNDLE, or --reference and --graph")
         check_one_bundle(bundle, model, wanted)
@@ -156,7 +184,8 @@ def check(
     with usage_errors():
         request = ForeignRequest(
             reference=reference, graph=graph, states=tuple(state or ()), steps=NUM_STEPS if steps is None else steps,
-            sizes=tuple(size or ()), bounds=tuple(bound or ()), seed=seed or 0,
+            sizes=tuple(size or ()), bounds=tuple(bound or ()), seed=seed or 0, no_states=tuple(no_state or ()),
+            batch_axis=batch_axis, tolerances=tuple(tolerance or ()),
         )  # fmt: skip
     check_any_graph(request, wanted)
 

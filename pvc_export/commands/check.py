@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from engines.errors import EXIT_DIFFERENT, BackendUnavailable
+from engines.errors import EXIT_DIFFERENT, BackendUnavailable, SpecError
 from engines.manifest import Manifest
 from engines.target import load_target
 from engines.terminal import print_json
@@ -61,8 +61,8 @@ def check_one_bundle(folder: Path, model: str | None, wanted: Wanted) -> NoRetur
 def _leave(
     report: ParityReport | ForeignReport, data: dict[str, Any], then: tuple[str, str], console: Console
 ) -> NoReturn:
-    """Say how a check came out and what comes next, to people or with --json as `data`, and exit: 0, or 3 for a
-    difference."""
+    """Say how a check came out and what comes next, to people or with --json as `data`, and exit: 0, 3 for a
+    difference, or 6 for a command line that leaves something out, so that nothing is wrong and yet it is no pass."""
     command, purpose = then
     if console.quiet:
         print_json(data)
@@ -70,6 +70,11 @@ def _leave(
         console.print(f"{report.summary()} ({report.computed()})")
         if command:
             console.print(f"next: {command}")
+    elif isinstance(report, ForeignReport) and not report.faults():
+        console.print(f"{report.summary()} ({report.computed()})")
+        said = "\n".join(f"not shown: {name}: {doubt.why}" for name, doubt in report.not_shown().items())
+        print(f"{said}\n{purpose}: {command}", file=sys.stderr)
+        raise typer.Exit(SpecError.exit_code)
     else:
         print(f"FAIL: {report.failure_text()}\n{purpose}: {command}", file=sys.stderr)
     raise typer.Exit(0 if report.passed else EXIT_DIFFERENT)

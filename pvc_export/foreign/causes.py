@@ -13,11 +13,14 @@ import numpy as np
 
 from engines.memory import Array
 
+from ..parity.metrics import Difference
 from ..report.text import count
-from .limits import CEILING, Compared
+from .limits import CEILING, METRICS
 from .session import GraphSession, RunFailed
 from .states import Declared
 
+QUANTIZED_AT_MOST = 1.0
+"""Relative L2 beyond which no quantization is what makes an output wrong: it is as far off as zeros would be."""
 MAX_EXCHANGES = 32
 """Pairs of states that are exchanged in search of the two that a graph confuses."""
 
@@ -33,7 +36,7 @@ class Failure:
     got: Mapping[str, Array]
     want: Mapping[str, Array]
     feeds: Mapping[str, Array]
-    compared: Callable[[Array, Array], Compared]
+    compared: Callable[[Array, Array], Difference]
 
     @property
     def own(self) -> tuple[Array, Array]:
@@ -55,7 +58,7 @@ def likely_cause(failure: Failure) -> str:
     """A clause that goes on after 'Likely'. Each guess yields what fits, the likelier first; no more is tried then."""
     guesses = (
         _shape, _not_finite, _constant, _stale, _other_output, _shifted, _one_row_for_all, _unread, _exchanged,
-        _amplified, _unknown,
+        _quantized, _amplified, _unknown,
     )  # fmt: skip
     return next(said for guess in guesses for said in guess(failure))
 
@@ -135,7 +138,8 @@ def _one_row_for_all(failure: Failure) -> Iterator[str]:
         yield f"row 0 of the batch for all: every row of '{failure.tensor}' holds what belongs to the first"
     axes = {name: failure.declared.batch_axis(name) for name in failure.feeds}
     last = {name: np.take(failure.feeds[name], [-1], i) for name, i in axes.items() if i is not None}
-    if failure.agrees_fed(last, np.take(want, [-1], axis=axis)):
+    together, alone = (np.take(array, [-1], axis=axis) for array in (got, want))
+    if not failure.agrees(together, alone) and failure.agrees_fed(last, alone):
         yield f"a row of the batch that sees another: alone, the last row of '{failure.tensor}' agrees"
 
 
@@ -161,12 +165,23 @@ def _exchanged(failure: Failure) -> Iterator[str]:
             yield f"two states that are swapped: the graph reads '{a}' where '{b}' belongs; exchanged, it agrees"
 
 
+def _quantized(failure: Failure) -> Iterator[str]:
+    """Rounding to 8 bits is no fault, but nothing tells it from one: only who made the graph knows what it may cost."""
+    declared = failure.declared
+    found = failure.compared(*failure.own)
+    if declared.wiring.quantized and set(found.limits) == set(METRICS) and found.rel_l2 < QUANTIZED_AT_MOST:
+        yield (
+            f"quantized operators ({', '.join(declared.wiring.quantized)}), which round by more than float does. Say "
+            f"what is good enough, here above {found.rel_l2:.1g}: --tolerance rel_l2=LIMIT"
+        )
+
+
 def _amplified(failure: Failure) -> Iterator[str]:
     found = failure.compared(*failure.own)
-    if found.floor is None or max(found.limits.values()) < CEILING:
+    if not found.noise or max(found.limits.values()) < CEILING:
         return
     yield (
-        f"that the reference amplifies its own rounding: in float32 it is {found.floor['rel_l2']:.1e} from itself in "
+        f"that the reference amplifies its own rounding: in float32 it is {found.noise['rel_l2']:.1e} from itself in "
         "float64 here, so nothing can be proved. Compare fewer steps: --steps N"
     )
 

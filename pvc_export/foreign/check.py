@@ -13,10 +13,17 @@ States are named in pairs; each begins as zeros.
                                    ('past' and 'total') grows: it begins with no rows and is followed, like a KV cache
     --state past=new@append:AXIS   the output holds new rows only; they are appended to the input along AXIS
     ...@start:N                    the growing axis begins with N rows of zeros, where a graph cannot take an empty one
-A wrong pair would be followed on both sides, where nothing can tell: the pairs are the user's word.
-Every other input is drawn from a seed: floats normal, uint8 over its range, other integers and bool 0..1.
-    --bound NAME=LOW:HIGH          both ends included: token ids 0:31999, an attention mask 1:1; floats become uniform
+    ...@crossed                    it is meant so, though the names go with other pairs
+    --state 'cached_*=new_cached_*'   all pairs that the pattern fits
+    --no-state OUTPUT              it is no state, though its name looks like one
+A wrong pair is followed on both sides, where no number can tell: names.py says what the names say against it.
+Every other input is drawn from a seed, as draw.py says: floats normal, uint8 over its range, integers that index a
+table over all its rows, masks so that they leave something to see, bool 0..1. An integer of which neither the graph nor
+--bound says what it may be makes the check 'not shown' and no pass.
+    --bound NAME=LOW:HIGH          both ends included: positions 0:511, an attention mask 1:1; floats become uniform
     --size AXIS=N, AXIS=A+B        an axis that must have one size, or that is the sum of others: total=past+new
+    --batch-axis AXIS              the one that is the batch, where its name does not say
+    --tolerance METRIC=LIMIT       rel_l2, worst_token or max_abs, in place of the limit that is measured
 
 The levels, those of parity/levels.py that need no ring and no words. After a fault, whatever can go on does:
     A  graph        onnx.checker, strict shape inference, the state pairs, ONNX Runtime's CPU opens it
@@ -28,8 +35,9 @@ The levels, those of parity/levels.py that need no ring and no words. After a fa
     G  state rules  the zero state starts anew, streams do not mix, inputs are left alone: bit for bit
     H  batch        a row of a batch is what it is alone, and equal rows stay equal
     I  determinism  the same bits again, and in a new session
-Not covered: bfloat16 inputs or outputs, sequences, and quantized graphs, which are meant to be further off.
-How far off an output may be is measured on the spot, by the rule at the top of limits.py.
+Not covered: bfloat16 inputs or outputs, and sequences.
+How far off an output may be is measured on the spot, by the rule at the top of limits.py, or with --tolerance given: a
+quantized graph is meant to be further off than any float's rounding.
 Nothing is known of the model, so it is held against itself wherever that is possible; and a wrong state is looked for
 by experiment (causes.py), since "the outputs differ" does not help with somebody else's graph.
 """
@@ -39,14 +47,16 @@ from __future__ import annotations
 from ..graphs.sessions import fitting_threads
 from ..parity.recording import Progress
 from .declare import declare
-from .levels import check_drift, check_file, check_sizes, check_step, check_stream
+from .files import load_graph, without_links
+from .levels import check_drift, check_file, check_sizes, check_step, check_stream, untrue_shapes
 from .reference import NoiseFloor, Reference, load_reference
 from .report import ForeignReport, Level
 from .request import ForeignRequest
 from .runs import judged
-from .session import GraphSession, RunFailed, load_graph
+from .session import GraphSession, RunFailed
 from .sides import Sides, Streamed
 from .state_rules import check_batch, check_determinism, check_states
+from .states import Declared
 
 CHECKS = {
     "B": check_step, "C": check_sizes, "D": check_stream, "E": check_drift, "G": check_states, "H": check_batch,
@@ -59,11 +69,16 @@ def check_foreign(request: ForeignRequest, progress: Progress = lambda _: None) 
     """Climb the ladder. A difference is not an error here: it is in the report, with everything else that still ran.
 
     `progress` is called with the fraction done, 0 to 1.
-    Raises ModelError for a graph file that is none, and for a reference that cannot be imported, made, called with the
-    graph's inputs, or held against its outputs; SpecError for names and pairs that the graph cannot have;
-    BackendUnavailable without ONNX Runtime.
+    Raises ModelError for a graph file that is none or whose weights are missing, and for a reference that cannot be
+    imported, made, called with the graph's inputs, or held against its outputs; SpecError for names and pairs that the
+    graph cannot have; BackendUnavailable without ONNX Runtime.
     """
-    declared = declare(load_graph(request.graph), request)
+    model = load_graph(request.graph)
+    with without_links(request.graph, model) as readable:
+        return _climb(request, declare(model, request, readable), progress)
+
+
+def _climb(request: ForeignRequest, declared: Declared, progress: Progress) -> ForeignReport:
     module = load_reference(request.reference)
     double, streamed = NoiseFloor(module, declared), Streamed()
     reference = Reference(module, declared)
@@ -76,7 +91,9 @@ def check_foreign(request: ForeignRequest, progress: Progress = lambda _: None) 
         sides = Sides(request, declared, session, reference, double, streamed, progress)
         with fitting_threads(module):
             levels = [check_file(declared), *(judged(letter, sides, check) for letter, check in CHECKS.items())]
+        levels[0].findings += untrue_shapes(declared.untrue | streamed.untrue)
         progress(1.0)
     return ForeignReport(
-        request=request, declared=declared, floor_missing=double.missing, results=levels, drifts=streamed.drifts
-    )
+        request=request, declared=declared, floor_missing=double.missing, results=levels, drifts=streamed.drifts,
+        touched={name: len(rows) for name, rows in streamed.touched.items()},
+    )  # fmt: skip

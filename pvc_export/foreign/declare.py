@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,12 @@ from engines.errors import SpecError
 from engines.spec import Dim
 from engines.terminal import did_you_mean
 
-from .request import Bound, ForeignRequest, StatePair
+from .draw import Bound
+from .integers import masks_of, tables_of
+from .names import crossed, expand, undeclared
+from .request import ForeignRequest, StatePair
 from .session import wiring_of
-from .states import Declared, Port, Sizes, pieces_of
+from .states import Declared, Doubt, Port, Sizes, Table, pieces_of
 
 BATCH_SIZE = 2
 FIRST_SIZE = 3
@@ -25,30 +28,43 @@ FIRST_SIZE = 3
 CORRECT = "Correct it and run the check again"
 
 
-def declare(model: Any, request: ForeignRequest) -> Declared:
-    """Read what an onnx.ModelProto declares, and hold the command line against it.
+def declare(model: Any, request: ForeignRequest, readable: Path) -> Declared:
+    """Read what an onnx.ModelProto declares, and hold the command line against it. readable: the graph without links.
 
-    Raises SpecError for a tensor that no numpy array can be, for a name that the graph does not have, and for a pair
-    whose ends cannot follow each other.
+    Raises SpecError for a tensor that no numpy array can be, for a name that the graph does not have, for a pattern
+    that fits nothing, and for a pair whose ends cannot follow each other.
     """
     path = request.graph
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(_port(value, "input") for value in model.graph.input if value.name not in constants)
     outputs = tuple(_port(value, "output") for value in model.graph.output)
-    bound_pairs = _bind(request.pairs(), inputs, outputs, path)
+    for name in request.no_states:
+        what = f"--no-state names '{name}', which is no output of {path.name}"
+        _require_known(what, name, [port.name for port in outputs], among="one of its outputs: ")
+    bound_pairs = _bind(expand(request.pairs(), inputs, outputs), inputs, outputs, path)
     fed = {pair.input for pair in bound_pairs}
     drawn = [port for port in inputs if port.name not in fed]
     bare = {dim for port in drawn for dim in port.shape or ()}
-    followed, growing = _followed(bound_pairs, inputs, outputs, bare)
     symbols = [s for port in inputs for dim in port.shape or () if isinstance(dim, str) for s in pieces_of(dim, {})]
     known = [symbol for symbol in dict.fromkeys(symbols) if not symbol.isdigit()]
-    batch = _batch(known, inputs, growing)
+    if request.batch_axis is not None:
+        what = f"--batch-axis {request.batch_axis}: {path.name} has no dynamic axis of that name"
+        _require_known(what, request.batch_axis, known, among="one of its dynamic axes, which are ")
+    followed, growing = _followed(bound_pairs, inputs, outputs, bare, request.batch_axis)
+    batch = request.batch_axis or _batch(known, inputs, growing)
     ties, pinned = _parse_sizes(request.parsed_sizes(), known, growing, path)
+    fixed, untrue = _fixed_by_states(bound_pairs, inputs, outputs, batch)
+    pinned = fixed | pinned
     base = {symbol: FIRST_SIZE + index for index, symbol in enumerate(s for s in known if s not in ties and s != batch)}
     starts = {s: pair.start for pair in bound_pairs for s, (name, _) in followed.items() if name == pair.input}
     base |= {symbol: starts[symbol] for symbol in growing} | ({batch: BATCH_SIZE} if batch else {}) | pinned
+    whole = {port.name for port in drawn if port.kind != "float"}
+    tables, masks, given = tables_of(model, whole), masks_of(model, whole), request.parsed_bounds()
+    unfollowed = undeclared(bound_pairs, inputs, outputs, request.no_states)
+    unbounded = _unbounded(drawn, {*tables, *masks, *given, *unfollowed})
     return Declared(
         path=path,
+        readable=readable,
         wiring=wiring_of(path, model),
         inputs=inputs,
         outputs=outputs,
@@ -59,8 +75,38 @@ def declare(model: Any, request: ForeignRequest) -> Declared:
         followed=followed,
         growing=growing,
         batch=batch,
-        bounds=_bounds(drawn, request.parsed_bounds(), path),
+        bounds=_bounds(drawn, given, tables, path),
+        tables=tables,
+        masks=masks,
+        doubts=(*unbounded, *crossed(bound_pairs, inputs, outputs), *unfollowed.values()),
+        untrue=untrue,
     )
+
+
+def _unbounded(drawn: list[Port], told: Collection[str]) -> Iterator[Doubt]:
+    """Integers of which nothing tells what they may be, but for those whose whole range is drawn."""
+    why = "an integer of which nothing says what it may be, so it was 0 or 1 and what depends on others was never asked"
+    for port in drawn:
+        if port.kind == "int" and port.dtype != "uint8" and port.name not in told:
+            yield Doubt(about=f"input '{port.name}'", why=why, bound=f"{port.name}=LOW:HIGH")
+
+
+def _fixed_by_states(
+    pairs: tuple[StatePair, ...], inputs: tuple[Port, ...], outputs: tuple[Port, ...], batch: str | None
+) -> tuple[Sizes, dict[str, str]]:
+    """(the batch, if a state has one size where its output has the batch; why such an output is untrue)."""
+    ports = {("in", p.name): p.shape or () for p in inputs} | {("out", p.name): p.shape or () for p in outputs}
+    fixed, untrue = Sizes(), dict[str, str]()
+    for pair in pairs:
+        ends = zip(ports["in", pair.input], ports["out", pair.output], strict=False)
+        for axis, (dim, out) in enumerate(ends):
+            if isinstance(dim, int) and isinstance(out, str) and out == batch:
+                fixed[out] = dim
+                untrue[pair.output] = (
+                    f"it declares axis {axis} as '{out}', and is fed back as '{pair.input}', which is {dim} there: "
+                    f"no stream can have another '{out}'"
+                )
+    return fixed, untrue
 
 
 def _port(value: Any, role: str) -> Port:
@@ -145,7 +191,7 @@ def _bind_ends(pair: StatePair, into: Port, out: Port) -> StatePair:
 
 
 def _followed(
-    pairs: tuple[StatePair, ...], inputs: tuple[Port, ...], outputs: tuple[Port, ...], bare: set[Dim]
+    pairs: tuple[StatePair, ...], inputs: tuple[Port, ...], outputs: tuple[Port, ...], bare: set[Dim], batch: str | None
 ) -> tuple[dict[str, tuple[str, int]], frozenset[str]]:
     """Symbols that only states have, and those that grow: by appended rows, or as the output renames the axis."""
     shapes = {("in", p.name): p.shape or () for p in inputs} | {("out", p.name): p.shape or () for p in outputs}
@@ -153,7 +199,7 @@ def _followed(
     for pair in pairs:
         into, out = shapes["in", pair.input], shapes["out", pair.output]
         for axis, dim in enumerate(into):
-            if isinstance(dim, int) or dim in bare:
+            if isinstance(dim, int) or dim in bare or dim == batch:
                 continue
             followed.setdefault(dim, (pair.input, axis))
             if axis == pair.append_axis or (pair.append_axis is None and out and _is_renamed(dim, out[axis])):
@@ -203,8 +249,9 @@ def _parse_sizes(
     return ties, {name: int(value) for name, value in given.items() if value.isdigit()}
 
 
-def _bounds(drawn: list[Port], given: Mapping[str, Bound], path: Path) -> dict[str, Bound]:
-    """Those given, and those of integers and bool that are not. Raises SpecError for an input that is not drawn."""
+def _bounds(drawn: list[Port], given: Mapping[str, Bound], tables: Mapping[str, Table], path: Path) -> dict[str, Bound]:
+    """Those given, else those of the tables that integers index, else 0..1. Raises SpecError for an input that is not
+    drawn."""
     ports = {port.name: port for port in drawn}
     for name, (low, high) in given.items():
         what = f"--bound names '{name}', which is not an input of {path.name} that is drawn"
@@ -215,8 +262,8 @@ def _bounds(drawn: list[Port], given: Mapping[str, Bound], path: Path) -> dict[s
         if port.kind != "float" and (not whole or (room and not room.min <= low <= high <= room.max)):
             what = f"--bound {name}={low:g}:{high:g} does not fit {port.text()}"
             raise SpecError(what, expected="whole numbers that its type can hold", fix=CORRECT)
-    default = {"uint8": (0.0, 255.0)}
-    return {p.name: default.get(p.dtype, (0.0, 1.0)) for p in drawn if p.kind != "float"} | dict(given)
+    found = {p.name: (0.0, 255.0 if p.dtype == "uint8" else 1.0) for p in drawn if p.kind != "float"}
+    return found | {name: (0.0, table.num_rows - 1.0) for name, table in tables.items()} | dict(given)
 
 
 def _require_known(what: str, name: str, known: Collection[str], *, among: str, cause: str = "") -> None:

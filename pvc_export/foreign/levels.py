@@ -10,7 +10,7 @@ from engines.errors import ModelError
 
 from ..parity.state.trial import NotExecuted
 from ..report.text import count
-from .limits import FAITHFUL, MIN_DRIFT_STEPS, drift_of
+from .limits import FAITHFUL, MIN_DRIFT_STEPS
 from .reference import require_function
 from .report import Finding, Level
 from .runs import FORCED, OWN, Run
@@ -31,7 +31,7 @@ def check_file(declared: Declared, opening: RunFailed | None = None) -> Level:
     wiring, pairs = declared.wiring, count(len(declared.states), "state pair")
     note = f"onnx.checker, strict shape inference, {pairs}, ONNX Runtime CPU, opset {wiring.opset}"
     level = Level(letter="A", note=note)
-    for what in faults_of(declared.path, wiring.num_bytes):
+    for what in faults_of(declared.readable, wiring.num_bytes):
         cause = "an export that was edited, or made for another version of ONNX"
         level.findings.append(Finding(level="A", what=what, cause=cause))
     if opening is not None:
@@ -41,6 +41,18 @@ def check_file(declared: Declared, opening: RunFailed | None = None) -> Level:
         )
         level.findings.append(Finding(level="A", what=what, cause=cause))
     return level
+
+
+def untrue_shapes(untrue: dict[str, str]) -> list[Finding]:
+    """Of level A, though only a run shows it: what the file declares of its outputs and does not keep."""
+    cause = (
+        "an axis that the exporter was told is dynamic, or constant, and is not: whoever allocates an output by what "
+        "the file declares gets it wrong. Correct dynamic_axes or dynamic_shapes, and export again"
+    )
+    return [
+        Finding(level="A", tensor=name, what=f"output '{name}' is not what it declares: {why}", cause=cause)
+        for name, why in untrue.items()
+    ]
 
 
 def check_step(level: Level, sides: Sides) -> None:
@@ -59,7 +71,9 @@ def check_sizes(level: Level, sides: Sides) -> None:
     base = sides.declared.sizes
     free = [symbol for symbol in base if symbol not in sides.declared.pinned]
     if not free:
-        raise NotExecuted("no axis is dynamic" if not base else "--size gives every dynamic axis one size")
+        raise NotExecuted(
+            "no axis is dynamic" if not base else "every dynamic axis has one size, by --size or by a state"
+        )
     level.note = f"axes {', '.join(free)}"
     for symbol in free:
         for size in other_sizes(base[symbol], grows=symbol in sides.declared.growing):
@@ -89,7 +103,7 @@ def check_stream(level: Level, sides: Sides) -> None:
     level.note = f"{num_steps} steps with its own state, and each with the reference's"
     zero = declared.zero_states(declared.sizes)
     forced = Run(level, sides, FORCED, shown=REPORTED_FED)
-    own = Run(level, sides, OWN, floors=streamed.floors, forced=forced)
+    own = Run(level, sides, OWN, noise=streamed.noise, forced=forced)
     reference = exact = states = zero
     for step in range(num_steps):
         drawn = sides.draw(level.letter, step, declared.sizes_with(declared.sizes, reference))
@@ -115,8 +129,11 @@ def check_stream(level: Level, sides: Sides) -> None:
 def check_drift(level: Level, sides: Sides) -> None:
     """E: whether the error of any output grows over the stream, beyond what the noise floor lets it. Every output is
     asked that was finite over enough steps."""
+    given = sides.request.parsed_tolerances()
+    if given and "rel_l2" not in given:
+        raise NotExecuted("--tolerance gives no rel_l2, which a slope is held against")
     drifts = sides.streamed.drifts = tuple(
-        drift_of(name, samples, sides.streamed.floors.get(name), sides.unit)
+        sides.judge.drift(name, samples, sides.streamed.noise)
         for name, samples in sides.streamed.samples.items()
         if len(samples) >= MIN_DRIFT_STEPS and np.isfinite([sample.error + sample.gap for sample in samples]).all()
     )

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from engines.manifest import hash_file
 
 from ..parity.levels import TITLES
+from ..parity.metrics import Difference
 from ..report.figures import Axis, Curve
-from ..report.junit import Case, document
+from ..report.junit import Case, document, level_case, numbers, rule_case
+from ..report.page import METRICS
 from ..report.sections import Panel, make_panel
 from ..report.template import fill
 from ..report.text import share
 from ..terminal.facts import installed
-from .limits import Compared
 from .report import ForeignReport, Level
 from .runs import FORCED, OWN
 
@@ -36,16 +37,12 @@ def render(report: ForeignReport) -> str:
         drift_summary="Of the stream with its own states",
         versions=installed(PACKAGES),
         files={report.graph: hash_file(report.declared.path)},
-        rows=[
-            (level, name, group, worst_of(group)) for level in report.results for name, group in level.rows().items()
-        ],
+        metrics={"max_abs": "max abs", **METRICS},
+        levels_rows=[level for level in report.results if level.compared],
+        rules=[rule for level in report.results for rule in level.rules],
         panels=panels[:MOST_PANELS],
         num_panels_left=max(len(panels) - MOST_PANELS, 0),
     )
-
-
-def worst_of(group: list[Compared]) -> Compared:
-    return max(group, key=Compared.share)
 
 
 def curves(level: Level) -> list[Panel]:
@@ -53,11 +50,11 @@ def curves(level: Level) -> list[Panel]:
 
     Both runs are in one panel where they have the same steps: a run may end early.
     """
-    drawn: dict[tuple[str, tuple[int, ...]], dict[str, list[Compared]]] = {}
-    for tensor, group in level.rows().items():
+    drawn: dict[tuple[str, tuple[int, ...]], dict[str, list[Difference]]] = {}
+    for tensor in dict.fromkeys(one.tensor for one in level.compared):
         for run in TONES:
-            members = [found for found in group if found.run == run]
-            drawn.setdefault((tensor, tuple(found.step for found in members)), {})[run] = members
+            members = [one for one in level.compared if one.tensor == tensor and one.where.run == run]
+            drawn.setdefault((tensor, tuple(one.where.index for one in members)), {})[run] = members
     panels = []
     for (tensor, steps), runs in drawn.items():
         if len(steps) > 1:
@@ -65,8 +62,8 @@ def curves(level: Level) -> list[Panel]:
                 Curve(name=run, values=tuple(found.share() for found in group), limit=1.0, tone=TONES[run])
                 for run, group in runs.items()
             ]
-            worst = {run: worst_of(group) for run, group in runs.items()}
-            said = [f"{run}: {share(one.share())} of its limit at step {one.step}" for run, one in worst.items()]
+            worst = {run: max(group, key=Difference.share) for run, group in runs.items()}
+            said = [f"{run}: {share(one.share())} of its limit at step {one.where.index}" for run, one in worst.items()]
             axis = Axis(name="step", labels=steps, marks={}, jumps=frozenset())
             panel = make_panel(tensor, f"share of its limit, {tensor}", lines, axis, said)
             panels.append((max(one.share() for one in worst.values()), panel))
@@ -83,28 +80,25 @@ def junit(report: ForeignReport) -> str:
         "machine": report.machine,
         "command": report.command,
     }
-    cases = (case for level in report.results for case in _cases(level))
+    cases = [case for level in report.results for case in _cases(level)]
+    cases += [level_case(verdict) for verdict in report.levels().values()]
+    cases += [
+        Case(suite="left out", group="part", name=name, skipped=why) for name, why in report.parts_left_out().items()
+    ]
     return document(f"parity of {report.graph}", cases, facts, checked_utc=report.checked_utc)
 
 
 def _cases(level: Level) -> Iterator[Case]:
-    suite, verdict = f"level {level.letter}", level.verdict
-    wrong: dict[str | None, list[str]] = {}
-    rows = level.rows()
+    """One of every output, of every rule, and of whatever else the level found."""
+    wrong: dict[str, list[str]] = {}
+    rows, suite = level.rows(), f"level {level.letter}"
     for finding in level.findings:
-        wrong.setdefault(finding.tensor if finding.tensor in rows else None, []).append(finding.text)
-    for tensor, group in rows.items():
-        worst, name = worst_of(group), f"{tensor} ({len(group)} compared)"
-        details = f"{worst.text()}, {share(worst.share())} of its limit at step {worst.step}"
-        failure = "\n".join(wrong.get(tensor, [])) or None
-        yield Case(suite=suite, group="output", name=name, failure=failure, details=details)
-    yield Case(
-        suite=suite,
-        group="level",
-        name=level.title,
-        failure="\n".join(wrong.get(None, [])) or None,
-        skipped=level.not_executed,
-        details=verdict.detail,
-    )
-    for run, why in level.left_out.items():
-        yield Case(suite=suite, group="left out", name=run, skipped=why)
+        wrong.setdefault(finding.tensor or finding.run, []).append(finding.text)
+    for row in rows:
+        failure, name = "\n".join(wrong.pop(row.tensor, [])) or None, f"{row.tensor} ({row.num_compared} compared)"
+        yield Case(suite=suite, group="output", name=name, failure=failure, details=numbers(row))
+    for rule in level.rules:
+        wrong.pop(rule.name, None)
+        yield rule_case(rule)
+    for name, told in wrong.items():
+        yield Case(suite=suite, group="finding", name=name or level.title, failure="\n".join(told))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 
@@ -13,20 +13,27 @@ import numpy as np
 from engines.errors import SpecError
 from engines.memory import Array
 
-Bound = tuple[float, float]
-"""Smallest and largest value of an input, both included."""
+from .draw import Bound
+
 NUM_STEPS = 64
 """Length of the stream, unless --steps says another."""
 
-STATE = re.compile(r"(?P<input>[^=]+)=(?P<output>.+?)(@append:(?P<axis>-?\d+))?(@start:(?P<start>\d+))?")
+STATE = re.compile(
+    r"(?P<input>[^=]+)=(?P<output>.+?)(@append:(?P<axis>-?\d+))?(@start:(?P<start>\d+))?(?P<crossed>@crossed)?"
+)
 SIZE = re.compile(r"(?P<axis>.+?)=(?P<size>[^=]+)")
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+TOLERANCE = re.compile(rf"(?P<metric>\w+)=(?P<limit>{NUMBER})")
+TOLERATED = ("rel_l2", "worst_token", "max_abs")
+"""Metrics that --tolerance can give a limit."""
 BOUND = re.compile(rf"(?P<input>.+)=(?P<low>{NUMBER}):(?P<high>{NUMBER})")
 
 
 def _read(option: str, text: str, pattern: re.Pattern[str], form: str, example: str) -> re.Match[str]:
     """Raises SpecError for text that is not of that form, and for a bound that is none."""
     match = pattern.fullmatch(text)
+    if pattern is TOLERANCE and match and not (match["metric"] in TOLERATED and 0 < float(match["limit"]) < inf):
+        match = None
     if match is None or (pattern is BOUND and not -inf < float(match["low"]) <= float(match["high"]) < inf):
         raise SpecError(f"{option} {text} cannot be read", expected=form, fix=f"write it as in {example}")
     return match
@@ -38,24 +45,45 @@ class StatePair:
 
     append_axis  the output holds new rows only, which follow the input's along this axis; None: it replaces the input
     start        rows of zeros that a growing axis begins with
+    crossed      its names go with other pairs', and that is meant
+    Input and output may be patterns, in which `*` stands for any text: the same in both (names.py finds what fits).
     """
 
     input: str
     output: str
     append_axis: int | None = None
     start: int = 0
+    crossed: bool = False
 
     @staticmethod
     def parse(text: str) -> StatePair:
         """'past=present', 'past=new@append:1', and either with '@start:N'. Raises SpecError for anything else."""
         form = "INPUT=OUTPUT; then @append:AXIS if the output is new rows only; then @start:N if it cannot start empty"
         match = _read("--state", text, STATE, form, "--state past=present, or --state past=new@append:1")
+        if match["input"].count("*") != match["output"].count("*") or match["input"].count("*") > 1:
+            raise SpecError(
+                f"--state {text} cannot be read",
+                expected="one '*' on each side, which stands for the same text, or none",
+                fix="write it as in --state 'cached_*=new_cached_*'",
+            )
         return StatePair(
             input=match["input"],
             output=match["output"],
             append_axis=None if match["axis"] is None else int(match["axis"]),
             start=int(match["start"] or 0),
+            crossed=match["crossed"] is not None,
         )
+
+    @property
+    def is_pattern(self) -> bool:
+        return "*" in self.input
+
+    def fitted(self, name: str) -> StatePair | None:
+        """The pair that this pattern makes of an input, None if it does not fit the name."""
+        head, _, tail = self.input.partition("*")
+        if len(name) < len(head) + len(tail) or not (name.startswith(head) and name.endswith(tail)):
+            return None
+        return replace(self, input=name, output=self.output.replace("*", name[len(head) : len(name) - len(tail)]))
 
     def next(self, state: Array, output: Array) -> Array:
         """The state of the next step. Raises ValueError if rows do not fit to be appended."""
@@ -64,7 +92,8 @@ class StatePair:
     def option(self) -> str:
         """The pair as the command line spells it."""
         append = "" if self.append_axis is None else f"@append:{self.append_axis}"
-        return f"--state {self.input}={self.output}{append}" + (f"@start:{self.start}" if self.start else "")
+        start = f"@start:{self.start}" if self.start else ""
+        return f"--state {self.input}={self.output}{append}{start}{'@crossed' if self.crossed else ''}"
 
     @property
     def text(self) -> str:
@@ -77,27 +106,34 @@ class ForeignRequest:
     """What to check, as the command line says it. Raises SpecError for text that is no pair, size or bound.
 
     reference  'pkg.module:Name' or 'path/to/file.py:Name'
-    states     'INPUT=OUTPUT', '...@append:AXIS', '...@start:N'
+    states     'INPUT=OUTPUT', '...@append:AXIS', '...@start:N'; patterns with a '*' on both sides
+    no_states  outputs that are none, whatever their names say
     steps      of the stream, at least 1; a slope needs 16
     sizes      'AXIS=N' or 'AXIS=OTHER+OTHER'
     bounds     'INPUT=LOW:HIGH', both included
+    batch_axis the name of the dynamic axis that is the batch; None: it is found
+    tolerances 'METRIC=LIMIT', in place of the rule that limits come from
     seed       of every input that is drawn
     """
 
     reference: str
     graph: Path
     states: tuple[str, ...] = ()
+    no_states: tuple[str, ...] = ()
     steps: int = NUM_STEPS
     sizes: tuple[str, ...] = ()
     bounds: tuple[str, ...] = ()
+    batch_axis: str | None = None
+    tolerances: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise SpecError(f"--steps is {self.steps}", expected="at least 1", fix=f"leave it out for {NUM_STEPS}")
-        self.pairs(), self.parsed_sizes(), self.parsed_bounds()
+        self.pairs(), self.parsed_sizes(), self.parsed_bounds(), self.parsed_tolerances()
 
     def pairs(self) -> tuple[StatePair, ...]:
+        """As they were given, patterns among them."""
         return tuple(StatePair.parse(text) for text in self.states)
 
     def parsed_sizes(self) -> dict[str, str]:
@@ -112,10 +148,18 @@ class ForeignRequest:
         found = [_read("--bound", text, BOUND, form, "--bound tokens=0:31999") for text in self.bounds]
         return {match["input"]: (float(match["low"]), float(match["high"])) for match in found}
 
+    def parsed_tolerances(self) -> dict[str, float]:
+        """Metric -> its limit."""
+        form = f"METRIC=LIMIT of a limit above 0, and a metric of {', '.join(TOLERATED)}"
+        found = [_read("--tolerance", text, TOLERANCE, form, "--tolerance rel_l2=0.05") for text in self.tolerances]
+        return {match["metric"]: float(match["limit"]) for match in found}
+
     def command(self, steps: int | None = None) -> str:
         """The check, as a command line: of so many steps, or of those that were asked for."""
         steps = steps or self.steps
-        options = {"--state": self.states, "--size": self.sizes, "--bound": self.bounds}
+        options = {"--state": self.states, "--no-state": self.no_states, "--size": self.sizes, "--bound": self.bounds}
+        options |= {"--tolerance": self.tolerances}
+        options |= {"--batch-axis": (self.batch_axis,)} if self.batch_axis is not None else {}
         words = ["pvc-export", "check", "--reference", self.reference, "--graph", str(self.graph)]
         words += [word for option, values in options.items() for value in values for word in (option, value)]
         words += ["--seed", str(self.seed)] if self.seed else []

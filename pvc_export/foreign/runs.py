@@ -10,14 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from ..parity.limits import NoiseTable
+from ..parity.places import Place
 from ..parity.state.trial import NotExecuted
 from .causes import Failure, likely_cause
-from .limits import Floors, add_floor, compare
 from .report import Finding, Level
 from .session import RunFailed
 from .sides import NUM_RULE_STEPS, Arrays, Sides
 
 OWN, FORCED = "own state", "reference's state"
+KEPT = "something that is kept between runs: in the graph (a random or stateful operator) or in the session"
 REPORTED_STEP = "Fed the reference's state, it is wrong at that step too: the step itself is wrong."
 REPORTED_GROWTH = "Fed the reference's state, it is right at that step: only what accumulates is wrong."
 
@@ -27,7 +29,7 @@ class Run:
     """A run of a graph that fills a level. A fault is told once for every output.
 
     axis    whose size is another in this run
-    floors  the noise floor of every output so far
+    noise   the noise floor of every output so far
     shown   what teacher forcing shows of a wrong output;  forced  the run that was fed the reference's state and knows
     ended   the graph failed, or its state has another shape;  wrong  the outputs that differed at the last step
     """
@@ -36,7 +38,7 @@ class Run:
     sides: Sides
     name: str = ""
     axis: str | None = None
-    floors: Floors = field(default_factory=dict)
+    noise: NoiseTable = field(default_factory=lambda: NoiseTable([]))
     shown: str = ""
     forced: Run | None = None
     ended: bool = False
@@ -49,7 +51,7 @@ class Run:
 
         failing, cause  what it means if the graph fails on these feeds, and why that is likely
         """
-        add_floor(self.floors, want, exact)
+        self.noise.add(self.sides.judge.floors(want, exact))
         if self.ended:
             return {}
         try:
@@ -58,6 +60,10 @@ class Run:
             self.end(step, f"{failing or f'the graph fails on {fed(feeds)}'}: {error}", cause)
             return {}
         self.hold(step, got, want, feeds=feeds)
+        # Where the reference has another shape, the graph is wrong and not what it declares.
+        for name, why in self.sides.declared.untrue_shapes(feeds, got).items():
+            if got[name].shape == want[name].shape:
+                self.sides.streamed.untrue.setdefault(name, why)
         return got
 
     def hold(
@@ -69,9 +75,9 @@ class Run:
         told   what is wrong with an output, before the numbers
         """
         declared, session, self.wrong = self.sides.declared, self.sides.session, set()
+        where, judge = Place("step", step, run=self.name), self.sides.judge
         for name, expected in want.items():
-            floor, unit = self.floors.get(name), self.sides.unit
-            compared = partial(compare, tensor=name, run=self.name, step=step, floor=floor, unit=unit)
+            compared = partial(judge.compare, tensor=name, where=where, noise=self.noise)
             found = compared(got[name], expected)
             self.level.compared.append(found)
             if found.passed:
@@ -80,7 +86,7 @@ class Run:
             if self.is_news(name):
                 if feeds is not None:
                     cause = likely_cause(Failure(declared, session, name, step, got, want, feeds, compared))
-                self.add(step, f"{declared.describe(name)}{told}: {found.text()}", cause, tensor=name)
+                self.add(step, f"{declared.describe(name)}{told}: {found.numbers()}", cause, tensor=name)
 
     def is_news(self, tensor: str) -> bool:
         return not any(found.tensor == tensor and found.run == self.name for found in self.level.findings)
@@ -126,6 +132,9 @@ def judged(letter: str, sides: Sides, check: Callable[[Level, Sides], None]) -> 
     except RunFailed as error:
         what = f"the graph does not run through {NUM_RULE_STEPS} steps: {error}"
         level.findings.append(Finding(level=letter, what=what, cause="what an earlier level found"))
+    level.findings += [
+        Finding(level=letter, run=rule.name, what=rule.detail, cause=KEPT) for rule in level.rules if not rule.passed
+    ]
     outputs = [port.name for port in sides.declared.outputs]
 
     def place(one: Finding) -> tuple[int, int, bool]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # onnx brings it, nobody its types
 
-from engines.errors import ModelError
 from engines.memory import Array
 from engines.session import import_onnxruntime
 
+from .files import external_files
 from .limits import UNIT_ROUNDOFF
 from .states import Declared, Wiring
 
@@ -21,6 +21,9 @@ SMALL_BYTES = 64 * 2**20
 """A graph that gains nothing from a second thread."""
 LARGEST_LOADED = 2**30
 """Well below the 2 GiB that a protobuf message can have."""
+
+
+QUANTIZED = re.compile("[Qq]uantize|QLinear|Integer|^Q[A-Z]|NBits")
 
 
 class RunFailed(Exception):
@@ -38,7 +41,7 @@ class GraphSession:
         options.intra_op_num_threads = 1 if declared.wiring.num_bytes < SMALL_BYTES else 0
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = ort.InferenceSession(str(declared.path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(str(declared.readable), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base class but Exception
             raise RunFailed(one_line(error)) from error
         self._names = [value.name for value in self._session.get_outputs()]
@@ -49,33 +52,6 @@ class GraphSession:
             return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
         except Exception as error:  # as above
             raise RunFailed(one_line(error)) from error
-
-
-def load_graph(path: Path) -> Any:
-    """The onnx.ModelProto without external weights. Raises ModelError if the file is none."""
-    if not path.is_file():
-        raise ModelError(
-            f"--graph {path} is not a file",
-            expected="an ONNX graph",
-            cause="it is in another folder, or was not exported yet",
-            fix="correct the path and run the check again",
-        )
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise ModelError(
-            f"--graph {path} is not an ONNX file: {error}",
-            cause="it has another format, or is damaged",
-            fix="export it again",
-        ) from error
-    if not model.graph.output:
-        raise ModelError(
-            f"--graph {path} has no outputs",
-            expected="a graph with outputs",
-            cause="the file is empty",
-            fix="export it again",
-        )
-    return model
 
 
 def faults_of(path: Path, num_bytes: int) -> list[str]:
@@ -115,14 +91,12 @@ def wiring_of(path: Path, model: Any) -> Wiring:
         reads={name: needs.get(name, frozenset()) for name in outputs},
         copies={name: copies[name] for name in outputs if name in copies},
         num_bytes=_num_bytes(path, model),
+        quantized=tuple(dict.fromkeys(node.op_type for node in graph.node if QUANTIZED.search(node.op_type))),
     )
 
 
 def _num_bytes(path: Path, model: Any) -> int:
-    files = {path}
-    for tensor in model.graph.initializer:
-        files |= {path.parent / entry.value for entry in tensor.external_data if entry.key == "location"}
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return sum(file.stat().st_size for file in (path, *external_files(path, model)) if file.is_file())
 
 
 def _names_read(node: Any) -> Iterator[str]:

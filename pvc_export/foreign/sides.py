@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from engines.errors import ModelError
 from engines.memory import Array
 
 from ..parity.drift.report import Drift, Sample
+from ..parity.limits import NoiseTable
 from ..parity.metrics import metrics_of
 from ..parity.recording import Progress
-from .limits import UNIT_ROUNDOFF, Floors
+from .draw import Moment
+from .limits import Judge
 from .reference import NoiseFloor, Reference
 from .request import ForeignRequest
 from .session import GraphSession, RunFailed
@@ -23,16 +23,20 @@ Arrays = dict[str, Array]
 """Tensors by their ONNX names."""
 NUM_RULE_STEPS = 4
 """Length of the streams of levels G, H and I."""
+COMPARED = "BCD"
+"""The levels whose outputs are held against the reference's: a row of a table that only others look at is not shown."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Streamed:
     """What a stream leaves for other levels: how far off every step was, by output, the noise floor, and whether
-    that grows."""
+    that grows; the rows of tables that were looked at, by input; and outputs of another shape than they declare."""
 
     samples: dict[str, list[Sample]] = field(default_factory=dict)
-    floors: Floors = field(default_factory=dict)
+    noise: NoiseTable = field(default_factory=lambda: NoiseTable([]))
     drifts: tuple[Drift, ...] = ()
+    touched: dict[str, set[int]] = field(default_factory=dict)
+    untrue: dict[str, str] = field(default_factory=dict)
 
     def add(self, step: int, got: Arrays, want: Arrays, exact: Arrays | None) -> None:
         """One step of the graph's own stream, beside the reference's in float32 and in float64."""
@@ -58,12 +62,16 @@ class Sides:
     progress: Progress
 
     @property
-    def unit(self) -> float:
-        return UNIT_ROUNDOFF[self.declared.wiring.dtype]
+    def judge(self) -> Judge:
+        return Judge(self.declared.path.stem, self.declared.wiring.dtype, self.request.parsed_tolerances())
 
     def draw(self, level: str, step: int, sizes: Sizes) -> Arrays:
         """The inputs of one step that are no states: others at each level and step, the same in each check."""
-        return self.declared.draw(sizes, np.random.default_rng((self.request.seed, ord(level), step)))
+        drawn = self.declared.draw(sizes, Moment(self.request.seed, level, step))
+        if level in COMPARED:
+            for name in self.declared.tables:
+                self.streamed.touched.setdefault(name, set()).update(drawn[name].ravel().tolist())
+        return drawn
 
     def first(self, level: str, step: int, sizes: Sizes) -> Arrays:
         """All inputs of a step from the zero state."""

@@ -14,14 +14,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..parity.state.trial import NotExecuted, unlike
+from ..parity.levels import Rule
+from ..parity.state.trial import Broken, NotExecuted, require_same, unlike
 from .report import Level
 from .runs import Run
 from .session import GraphSession, RunFailed
 from .sides import NUM_RULE_STEPS, Arrays, Sides, draw_stream, run_stream
 
 NUM_EQUAL_ROWS = 3
-KEPT = "something that is kept between runs: in the graph (a random or stateful operator) or in the session"
 ROWS = "an operation over the batch axis (a mean, a broadcast, an index 0, a Reshape that folds it into another)"
 
 
@@ -33,63 +33,63 @@ def check_states(level: Level, sides: Sides) -> None:
     sizes = sides.declared.sizes
     one, two = (draw_stream(sides, "G", sizes, first=first) for first in (0, NUM_RULE_STEPS))
     first, other, again = (run_stream(sides, drawn, sizes) for drawn in (one, two, one))
-    reset = Run(level, sides, "reset")
-    _hold_bits(reset, again, first, "a stream from the zero state is not what it was the first time")
-    turns = Run(level, sides, "two streams")
-    for together, alone in zip(_interleave(Run(level, sides, "inputs"), (one, two)), (first, other), strict=True):
-        _hold_bits(turns, together, alone, "a stream is not what it is alone, when another takes turns with it")
+    level.rules.append(_same("G", "reset", again, first, "a stream from the zero state is not what it was at first"))
+    turns, inputs = _interleave(sides, (one, two))
+    told = "a stream is not what it is alone, when another takes turns with it"
+    level.rules += [_same("G", "two streams", turns[0] + turns[1], first + other, told), inputs]
 
 
-def _interleave(run: Run, streams: Sequence[Sequence[Arrays]]) -> list[list[Arrays]]:
-    """Streams that take turns on one session; every array that is fed must stay as it was."""
-    sides = run.sides
+def _interleave(sides: Sides, streams: Sequence[Sequence[Arrays]]) -> tuple[list[list[Arrays]], Rule]:
+    """Streams that take turns on one session; and that every array that is fed stays as it was."""
     states = [sides.declared.zero_states(sides.declared.sizes) for _ in streams]
     outputs: list[list[Arrays]] = [[] for _ in streams]
+    wrong = []
     for step in range(NUM_RULE_STEPS):
         for index, drawn in enumerate(streams):
             feeds = drawn[step] | states[index]
             before = {name: array.copy() for name, array in feeds.items()}
             outputs[index].append(sides.session.run(feeds))
-            for name, array in feeds.items():
-                if unlike(array, before[name]) and run.is_news(name):
-                    told = f"the run changed the array of its input '{name}', expected it to be left alone"
-                    run.add(step, told, "an operator that works in place", tensor=name)
+            wrong += [name for name, array in feeds.items() if unlike(array, before[name])]
             states[index] = sides.follow_graph(states[index], outputs[index][-1])
-    return outputs
+    detail = "no run changes what it is fed"
+    if wrong:
+        detail = f"the run changed the array of its input '{wrong[0]}', expected it to be left alone"
+    return outputs, Rule(level="G", name="inputs", passed=not wrong, detail=detail)
 
 
 def check_batch(level: Level, sides: Sides) -> None:
     """H: where a batch axis is dynamic. The noise floor is that of the stream."""
-    batch, floors = sides.declared.batch, sides.streamed.floors
+    batch, noise = sides.declared.batch, sides.streamed.noise
     if batch is None:
-        raise NotExecuted("no dynamic axis is named batch or is axis 0 of every input")
+        raise NotExecuted("no dynamic axis is named batch or is axis 0 of every input: --batch-axis NAME")
     if batch in sides.declared.pinned:
-        raise NotExecuted(f"--size gives '{batch}' one size")
+        raise NotExecuted(f"'{batch}' has one size, by --size or by a state")
     level.note = f"axis '{batch}'"
     two, one, equal = (sides.declared.sizes | {batch: num_rows} for num_rows in (2, 1, NUM_EQUAL_ROWS))
     drawn = draw_stream(sides, "H", two)
     together = run_stream(sides, drawn, two)
     for row in range(2):
         alone = run_stream(sides, _rows(sides, drawn, [row], count=2), one)
-        run = Run(level, sides, f"row {row} of 2", floors=floors)
+        run = Run(level, sides, f"row {row} of 2", noise=noise)
         _hold_rows(run, _rows(sides, together, [row], count=2), alone, " is not what the row gives alone")
     repeated = _rows(sides, draw_stream(sides, "H", one, first=NUM_RULE_STEPS), [0] * NUM_EQUAL_ROWS, count=1)
     outputs = run_stream(sides, repeated, equal)
     first, *others = (_rows(sides, outputs, [row], count=NUM_EQUAL_ROWS) for row in range(NUM_EQUAL_ROWS))
     for row, picked in enumerate(others, start=1):
-        run = Run(level, sides, f"equal row {row}", floors=floors)
+        run = Run(level, sides, f"equal row {row}", noise=noise)
         _hold_rows(run, picked, first, " differs from an equal row of its batch")
 
 
 def _rows(sides: Sides, stream: Sequence[Arrays], rows: list[int], *, count: int) -> list[Arrays]:
     """Some rows of a batch of `count`, of every array that has its axis; the others as they are."""
-    drawn = {port.name for port in sides.declared.drawn}
+    outputs = {port.name: port for port in sides.declared.outputs}
     picked = [dict(arrays) for arrays in stream]
     for arrays in picked:
         for name, array in arrays.items():
             axis = sides.declared.batch_axis(name)
-            if axis is None and name not in drawn and array.ndim and array.shape[0] == count:
-                axis = 0  # an output whose batch has another name, as exporters invent them
+            if axis is None and name in outputs:  # one whose batch has another name, as exporters invent them
+                dims = enumerate(outputs[name].shape or ["batch"])
+                axis = next((i for i, dim in dims if isinstance(dim, str) and array.shape[i : i + 1] == (count,)), None)
             if axis is not None and array.shape[axis] != count:
                 raise RunFailed(f"'{name}' has {array.shape[axis]} rows for a batch of {count}")
             if axis is not None:
@@ -113,13 +113,18 @@ def check_determinism(level: Level, sides: Sides) -> None:
         once = sides.session.run(inputs | states)
         twice.append(sides.session.run(inputs | states))
         states = sides.follow_graph(states, once)
-    _hold_bits(Run(level, sides, "twice"), twice, first, "the same inputs do not give the same bits")
     anew = run_stream(replace(sides, session=GraphSession(sides.declared)), drawn, sizes)
-    _hold_bits(Run(level, sides, "new session"), anew, first, "a new session does not give the same bits")
+    level.rules = [
+        _same("I", "twice", twice, first, "the same inputs do not give the same bits"),
+        _same("I", "new session", anew, first, "a new session does not give the same bits"),
+    ]
 
 
-def _hold_bits(run: Run, got: Sequence[Arrays], want: Sequence[Arrays], told: str) -> None:
-    for step, (a, b) in enumerate(zip(got, want, strict=True)):
-        for name in b:
-            if (said := unlike(a[name], b[name])) and run.is_news(name):
-                run.add(step, f"{told}: {run.sides.declared.describe(name)}{said}", KEPT, tensor=name)
+def _same(level: str, name: str, got: Sequence[Arrays], want: Sequence[Arrays], told: str) -> Rule:
+    """Whether every output of every step is the same bit for bit; if not, `told` and the first that is another."""
+    try:
+        for step, (a, b) in enumerate(zip(got, want, strict=True)):
+            require_same(a, b, f"{told}: step {step}, output ")
+    except Broken as fault:
+        return Rule(level=level, name=name, passed=False, detail=str(fault))
+    return Rule(level=level, name=name, passed=True, detail=f"{len(want)} steps, {len(want[0])} outputs")

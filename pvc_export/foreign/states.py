@@ -19,7 +19,8 @@ import numpy as np
 from engines.memory import Array
 from engines.spec import Dim
 
-from .request import Bound, StatePair
+from .draw import Bound, Moment, draw
+from .request import StatePair
 
 Sizes = dict[str, int]
 """Symbol -> size."""
@@ -57,6 +58,7 @@ class Wiring:
     reads      output -> the inputs on which it can depend
     copies     output -> the input that it is, by Identity nodes alone
     num_bytes  of the file and of the weights beside it
+    quantized  operators that compute in integers, or take numbers into them and back
     """
 
     dtype: str
@@ -64,12 +66,42 @@ class Wiring:
     reads: dict[str, frozenset[str]]
     copies: dict[str, str]
     num_bytes: int
+    quantized: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """What an integer input indexes: the tensor, and how many rows it has."""
+
+    name: str
+    num_rows: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Doubt:
+    """Why something is not shown, and what the command line could say of it.
+
+    about         the input, output or pair that it is about
+    state, bound  the value of --state or --bound that is missing;  otherwise  the option for those who mean it so
+    """
+
+    about: str
+    why: str
+    state: str | None = None
+    bound: str | None = None
+    otherwise: str = ""
+
+    @property
+    def text(self) -> str:
+        option = f"--state {self.state}" if self.state is not None else f"--bound {self.bound}"
+        return f"{self.why}: {option}" + (f", or {self.otherwise}" if self.otherwise else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Declared:
     """A graph, its states, and how its other inputs are drawn.
 
+    path      of the graph, as it was named;  readable  the same, or a copy that has no links
     wiring    what else the file says
     sizes     of every symbol at the first step
     ties      symbols that are sums of others, by --size
@@ -78,9 +110,13 @@ class Declared:
     growing   those of them that begin at `start` rows
     batch     the symbol of the batch, if there is one
     bounds    what drawn inputs may be; of integers and bool always, of floats by --bound
+    tables    what integer inputs index, as far as the file shows;  masks  of inputs that are one, what hides: 0 or 1
+    doubts    what a check of this command line cannot show
+    untrue    outputs whose declared shape cannot be true, and why
     """
 
     path: Path
+    readable: Path
     wiring: Wiring
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
@@ -92,6 +128,10 @@ class Declared:
     growing: frozenset[str]
     batch: str | None
     bounds: dict[str, Bound]
+    tables: dict[str, Table]
+    masks: dict[str, int]
+    doubts: tuple[Doubt, ...]
+    untrue: dict[str, str]
 
     @property
     def drawn(self) -> tuple[Port, ...]:
@@ -109,21 +149,18 @@ class Declared:
     def drawn_text(self) -> list[str]:
         """How every input that is no state is drawn."""
         ranges = {name: f"{low:g}..{high:g}" for name, (low, high) in self.bounds.items()}
+        ranges |= {name: f"{ranges[name]}, a mask where {hides} hides" for name, hides in self.masks.items()}
         return [f"{port.text()} {ranges.get(port.name, 'normal')}" for port in self.drawn]
 
-    def draw(self, sizes: Sizes, rng: np.random.Generator) -> dict[str, Array]:
-        """Every input that is no state: floats normal, or uniform within their bounds; the others uniform."""
-        return {port.name: self._draw(port, sizes, rng) for port in self.drawn}
-
-    def _draw(self, port: Port, sizes: Sizes, rng: np.random.Generator) -> Array:
-        shape, bound = self.resolve(port, sizes), self.bounds.get(port.name)
-        if bound is None:
-            values: Any = rng.standard_normal(shape)
-        elif port.kind == "float":
-            values = rng.uniform(*bound, shape)
-        else:
-            values = rng.integers(int(bound[0]), int(bound[1]), shape, dtype=np.int64, endpoint=True)
-        return np.asarray(values).astype(port.dtype)
+    def draw(self, sizes: Sizes, moment: Moment) -> dict[str, Array]:
+        """Every input that is no state, as draw.py says."""
+        return {
+            port.name: draw(
+                self.resolve(port, sizes), port.dtype, self.bounds.get(port.name), moment._replace(name=port.name),
+                hides=self.masks.get(port.name),
+            )
+            for port in self.drawn
+        }  # fmt: skip
 
     def zero_states(self, sizes: Sizes) -> dict[str, Array]:
         """Every state at the first step."""
@@ -144,6 +181,29 @@ class Declared:
 
     def _sum(self, dim: str, sizes: Sizes) -> int:
         return sum(int(piece) if piece.isdigit() else sizes[piece] for piece in pieces_of(dim, self.ties))
+
+    def untrue_shapes(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, str]:
+        """Outputs that came out in another shape than they declare, and how; axes of unknown size are not asked."""
+        sizes = Sizes()
+        for port in (*self.drawn, *self.inputs):
+            for dim, size in zip(port.shape or (), feeds[port.name].shape, strict=True):
+                sizes.setdefault(str(dim), size)
+        wrong = {}
+        for port in self.outputs:
+            if port.shape is not None:
+                found = outputs[port.name].shape
+                known = [all(p.isdigit() or p in sizes for p in pieces_of(str(dim), self.ties)) for dim in port.shape]
+                want = [
+                    self._sum(str(dim), sizes) if is_known else None
+                    for dim, is_known in zip(port.shape, known, strict=True)
+                ]
+                if len(want) != len(found) or any(a not in (None, b) for a, b in zip(want, found, strict=True)):
+                    fed = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
+                    declares = ", ".join(map(str, port.shape))
+                    wrong[port.name] = (
+                        f"it declares the shape ({declares}), and it is {found} where the graph is fed {fed}"
+                    )
+        return wrong
 
     def batch_axis(self, name: str) -> int | None:
         """The batch axis of an input or an output, or None. A state output has that of its input."""

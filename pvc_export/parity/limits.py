@@ -22,12 +22,14 @@ from engines.errors import SpecError
 from engines.memory import Array
 from engines.spec import Precision
 
-from .metrics import Difference, Limits, Metrics
+from .metrics import Difference, Limits
 from .places import Rung
 
 THRESHOLDS = Path(__file__).with_name("thresholds.json")
 GATED = ("rel_l2", "worst_token", "worst_value", "cosine_gap", "norm_gap")
 """The metrics that have limits; all of them must hold."""
+SHOWN = (*GATED, "max_abs")
+"""Those of which a row keeps the worst: a graph of any origin can be given a limit of the largest error too."""
 FLOOR = 1e-12
 """The smallest limit: what float64, in which differences are computed, can still tell from zero."""
 CANCELLED = 0.1
@@ -40,6 +42,10 @@ class NoiseTable:
 
     def __init__(self, differences: Iterable[Difference]) -> None:
         self._noise: dict[tuple[Precision, str, str], Limits] = {}
+        self.add(differences)
+
+    def add(self, differences: Iterable[Difference]) -> None:
+        """What else was measured: noise is the worst of all."""
         for one in differences:
             if one.rung.kind == "torch":
                 noise = self._noise.setdefault((one.rung.dtype, one.name, one.where.kind), dict.fromkeys(GATED, 0.0))
@@ -128,7 +134,7 @@ class Row:
 
     def share(self) -> float:
         """How much of its limit the worst metric uses; above 1 fails."""
-        return share_of(self.worst, self.worst.limits)
+        return self.worst.share()
 
     def text(self) -> str:
         """The worst metric, its limit and where that comes from, in words."""
@@ -159,13 +165,6 @@ def worst_metric(one: Difference) -> str:
     return max(one.limits, key=lambda metric: nan_last(float(getattr(one, metric))) / one.limits[metric], default="")
 
 
-def share_of(found: Metrics, limits: Limits) -> float:
-    """The largest share of a limit that any metric uses; infinite where no number says how far apart the two are."""
-    if found.flaw:
-        return inf
-    return max((float(getattr(found, metric)) / limit for metric, limit in limits.items()), default=0.0)
-
-
 def worst_rows(differences: Iterable[Difference]) -> tuple[Row, ...]:
     """The worst difference of every tensor on every rung, in order of first appearance. They were judged."""
     found: dict[tuple[Rung, str, str], list[Difference]] = {}
@@ -177,8 +176,8 @@ def worst_rows(differences: Iterable[Difference]) -> tuple[Row, ...]:
 def _row_of(compared: Sequence[Difference]) -> Row:
     return Row(
         num_compared=len(compared),
-        worst=max(compared, key=lambda one: share_of(one, one.limits)),
-        peaks={metric: _peak(metric, compared) for metric in GATED},
+        worst=max(compared, key=Difference.share),
+        peaks={metric: _peak(metric, compared) for metric in SHOWN},
     )
 
 
@@ -188,7 +187,7 @@ def join_rows(rows: Sequence[Row]) -> Row:
         num_tensors=len(rows),
         num_compared=sum(row.num_compared for row in rows),
         worst=max(rows, key=Row.share).worst,
-        peaks={metric: _peak(metric, [row.peaks[metric] for row in rows]) for metric in GATED},
+        peaks={metric: _peak(metric, [row.peaks[metric] for row in rows]) for metric in SHOWN},
     )
 
 
@@ -204,7 +203,7 @@ def nan_last(value: float) -> float:
 
 def beyond_limits(differences: Iterable[Difference]) -> list[Difference]:
     """Those that no limit allows, in their order. They were judged."""
-    return [one for one in differences if not share_of(one, one.limits) <= 1]
+    return [one for one in differences if not one.passed]
 
 
 def kind_of(graph: str, tensor: str) -> str:

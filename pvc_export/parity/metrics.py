@@ -1,4 +1,7 @@
-"""How far two arrays are apart: six numbers of any two, and with the name of what was compared, a Difference."""
+"""How far two arrays are apart: six numbers of any two, and with the name of what was compared, a Difference.
+
+Integers and bool are equal or they are not: no number says how far apart they are.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ class Metrics:
     cosine_gap     1 - the smallest cosine of a token with its counterpart
     norm_gap       | |a| / |b| - 1 |
     num_nonfinite  values of a that are NaN or infinite;  num_unknown  those of b, which then proves nothing
+    num_different  values of a that are not b's, of integers and bool
     shapes         of a and of b where they differ; then the numbers above are NaN
     """
 
@@ -39,6 +43,7 @@ class Metrics:
     norm_gap: float = nan
     num_nonfinite: int = 0
     num_unknown: int = 0
+    num_different: int = 0
     shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     @property
@@ -53,6 +58,8 @@ class Metrics:
             return f"its shape is {self.shapes[0]}, expected {self.shapes[1]},"
         if self.num_unknown:
             return f"{self.num_unknown} values of the reference itself are NaN or infinite"
+        if self.num_different:
+            return f"{self.num_different} values differ, by up to {self.max_abs:g}, expected equal ones,"
         return f"{self.num_nonfinite} values are NaN or infinite" if self.num_nonfinite else None
 
 
@@ -75,12 +82,35 @@ class Difference(Metrics):
         """'temporal/features'."""
         return f"{self.graph}/{self.tensor}"
 
+    def share(self) -> float:
+        """How much of its limit the worst metric uses: above 1 fails, and infinite where no number says how far off it
+        is. It was judged."""
+        if self.flaw:
+            return inf
+        return max((float(getattr(self, metric)) / limit for metric, limit in self.limits.items()), default=0.0)
+
+    @property
+    def passed(self) -> bool:
+        return self.share() <= 1  # NaN is not
+
+    def numbers(self) -> str:
+        """What has a limit, and the largest error, in words; else what is wrong."""
+        if self.flaw:
+            return self.flaw.rstrip(",")
+        said = [
+            f"{name.replace('_', ' ')} {getattr(self, name):.1e} (limit {limit:.1e})"
+            for name, limit in self.limits.items()
+        ]
+        return ", ".join(said if "max_abs" in self.limits else [*said, f"max abs {self.max_abs:.1e}"])
+
     def to_json(self) -> dict[str, Any]:
-        """`stage` is the rung; `shapes` is there only where they differ. Limits are those of the rows."""
+        """`stage` is the rung; `shapes` and `num_different` are there only where something differs. Limits are those
+        of the rows."""
         numbers = {key: value for key, value in asdict(self).items() if key not in ("rung", "noise", "limits")}
         numbers["where"] = str(self.where)
-        if self.shapes is None:
-            del numbers["shapes"]
+        for key in ("shapes", "num_different"):
+            if not numbers[key]:
+                del numbers[key]
         return {"stage": str(self.rung), **numbers}
 
 
@@ -106,6 +136,7 @@ def metrics_of(got: Array, want: Array) -> Metrics:
             norm_gap=abs(float(np.linalg.norm(norms[0])) - total) / max(total, TINY),
             num_nonfinite=int((~np.isfinite(a)).sum()),
             num_unknown=int((~np.isfinite(b)).sum()),
+            num_different=int((got != want).sum()) if want.dtype.kind in "iub" else 0,
         )
 
 

@@ -32,14 +32,17 @@ class Place:
     """One run of a graph, or a part of several: 'frame 3', 'pass 7', 'token 2', 'stream 1 of 2', 'the whole text'.
 
     index  its number among places of its kind, from 0;  words: what it is called where kind and index are not enough
+    run    which of several runs through the same places: 'own state', 'time = 1'
     """
 
     kind: PlaceKind
     index: int = 0
     words: str = ""
+    run: str = ""
 
     def __str__(self) -> str:
-        return self.words or f"{self.kind} {self.index}"
+        said = self.words or f"{self.kind} {self.index}"
+        return f"{said}, {self.run}" if self.run else said
 
     @property
     def is_numbered(self) -> bool:

@@ -98,7 +98,7 @@ def _cases(report: ReportInput) -> Iterator[Case]:
 
     for row in parity.rows:
         name = f"{row.graph}/{row.tensor} ({row.num_compared} compared)"
-        yield case("row", row.name, str(row.rung), row.graph, name, _numbers(row))
+        yield case("row", row.name, str(row.rung), row.graph, name, numbers(row))
     for graph in report.manifest.graphs:
         names = "\n".join(f"{name}: {why}" for name, why in parity.wrong_weights.get(graph, {}).items())
         yield case("weights", graph, "weights", graph, f"{graph}: every weight in place, bit for bit", names)
@@ -114,19 +114,26 @@ def _cases(report: ReportInput) -> Iterator[Case]:
     for rung in parity.answers:
         yield case("answer", str(rung.rung), "held-out answers", "rung", str(rung.rung), rung.line().strip())
     for rule in parity.rules:
-        yield _verdict(f"level {rule.level}", "rules", rule.name, rule)
+        yield rule_case(rule)
     for curve in parity.drift.curves if parity.drift else ():
         yield case("drift", curve.tensor, "level E", "drift", curve.tensor, curve.line().strip())
-    for letter, verdict in parity.levels().items():
-        yield _verdict("levels", "level", f"{letter} {TITLES[letter]}", verdict)
+    for verdict in parity.levels().values():
+        yield level_case(verdict)
     for name, reason in parity.not_executed.items():
         yield Case(suite="not executed", group="ladder", name=name, skipped=reason)
 
 
-def _numbers(row: Row) -> str:
-    worst = row.worst
-    numbers = [f"{metric} {getattr(worst, metric):.3g} (limit {limit:.3g})" for metric, limit in worst.limits.items()]
-    return f"{', '.join(numbers)} at {row.worst.where}, {row.share():.3g} of the limit"
+def numbers(row: Row) -> str:
+    """The worst of a row, in words."""
+    return f"{row.worst.numbers()} at {row.worst.where}, {row.share():.3g} of the limit"
+
+
+def rule_case(rule: Rule) -> Case:
+    return _verdict(f"level {rule.level}", "rules", rule.name, rule)
+
+
+def level_case(verdict: Verdict) -> Case:
+    return _verdict("levels", "level", f"{verdict.level} {TITLES[verdict.level]}", verdict)
 
 
 def _verdict(suite: str, group: str, name: str, found: Verdict | Rule) -> Case:

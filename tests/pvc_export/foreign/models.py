@@ -298,3 +298,66 @@ class Chaos(Cell):
     def forward(self, x: Tensor, h0: Tensor, h1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y, new0, new1 = super().forward(x, h0, h1)
         return y, torch.sin(1e4 * new0), new1
+
+
+class Masked(nn.Module):
+    """Attention over x (B, L, 4) where `shown` or `hidden` (B, L) says; a row without anything to see is NaN."""
+
+    def __init__(self, *, hides: bool) -> None:
+        super().__init__()
+        self.hides = hides
+
+    def forward(self, x: Tensor, marked: Tensor) -> Tensor:
+        hidden = marked if self.hides else ~marked
+        scores = (x @ x.mT).masked_fill(hidden[:, None, :], -torch.inf)
+        return scores.softmax(-1) @ x
+
+
+def marks_hide() -> Masked:
+    return Masked(hides=True)
+
+
+def marks_show() -> Masked:
+    return Masked(hides=False)
+
+
+def masked(*, hides: bool) -> onnx.ModelProto:
+    """`marked` is called no mask: only what is done with it says so, here through a Not where marks show."""
+    mark = "mark = Identity(marked)" if hides else "mark = Not(marked)"
+    text = """
+<ir_version: 9, opset_import: ["" : 17]>
+attend (float[batch, rows, 4] x, bool[batch, rows] marked) => (float[batch, rows, 4] y) {
+  %MARK%
+  hidden = Unsqueeze(mark, middle)
+  turned = Transpose <perm = [0, 2, 1]> (x)
+  raw = MatMul(x, turned)
+  scores = Where(hidden, low, raw)
+  shares = Softmax <axis = -1> (scores)
+  y = MatMul(shares, x)
+}"""
+    weights = {"middle": np.array([1]), "low": np.array(-np.inf, np.float32)}
+    return with_weights(parser.parse_model(text.replace("%MARK%", mark)), weights)
+
+
+class Scaled(nn.Module):
+    """x (B, 4) times a rate that indexes nothing."""
+
+    def forward(self, x: Tensor, rate: Tensor) -> Tensor:
+        return x * rate.to(x.dtype)
+
+
+def scaled() -> onnx.ModelProto:
+    text = """
+<ir_version: 9, opset_import: ["" : 17]>
+scale (float[batch, 4] x, int64 rate) => (float[batch, 4] y) {
+  factor = Cast <to = 1> (rate)
+  y = Mul(x, factor)
+}"""
+    return parser.parse_model(text)
+
+
+OTHERS |= {
+    "marks hide": (lambda: masked(hides=True), "marks_hide", ()),
+    "marks show": (lambda: masked(hides=False), "marks_show", ()),
+    "scaled": (scaled, "Scaled", ()),
+}

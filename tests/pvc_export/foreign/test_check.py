@@ -175,7 +175,7 @@ def test_a_session_that_does_not_start_anew_fails(check: Checker, monkeypatch: p
     monkeypatch.setattr(GraphSession, "run", wears_out)
     report = check("cell")
     assert failed(report) in ("GI", "G")
-    assert re.search(r"output 'y': \d+ of 6 values differ, by ", report.faults()[0].what)
+    assert re.search(r"step \d, output y: \d+ of 6 values differ, by ", report.faults()[0].what)
 
 
 def test_a_run_that_writes_into_what_it_is_fed_fails(check: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,8 +221,8 @@ def test_a_kv_cache_of_token_ids_with_dotted_names_a_mask_and_a_bound_passes(che
 def test_an_axis_given_one_size_is_asked_for_no_other(check: Checker) -> None:
     report = check("cell", traced_batch, sizes=("batch=2",))
     assert report.passed
-    assert report.level("C").not_executed == "--size gives every dynamic axis one size"
-    assert report.level("H").not_executed == "--size gives 'batch' one size"
+    assert report.level("C").not_executed == "every dynamic axis has one size, by --size or by a state"
+    assert report.level("H").not_executed == "'batch' has one size, by --size or by a state"
 
 
 def test_a_cache_that_cannot_begin_empty_begins_with_the_rows_it_is_given(check: Checker) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engines.manifest import hash_file
-from pvc_export.foreign.page import MOST_PANELS, curves, junit, render, worst_of
+from pvc_export.foreign.page import MOST_PANELS, curves, junit, render
 from pvc_export.foreign.request import StatePair
 from pvc_export.parity.levels import TITLES
 from pvc_export.report.text import number
@@ -40,9 +40,12 @@ def test_a_pass_shows_every_level_and_every_output_with_its_limits(check: Checke
     assert "✓ PASS " in text and "Nothing left out" in text and "FAIL" not in text and counts(xml) == (0, 0)
     for level in report.results:
         assert f"{level.letter}{TITLES[level.letter]} ✓ shown {level.verdict.detail}" in text
-        for tensor, group in level.rows().items():
-            assert f"{tensor}{len(group)} compared{level.letter} {level.title}" in text
-            assert all(f"≤ {number(limit)}" in text for limit in worst_of(group).limits.values())
+        for row in level.rows():
+            assert f"{row.tensor}{row.num_compared} compared" in text
+            peaks = [(row.peaks[metric], metric) for metric in row.worst.limits]
+            assert all(
+                f"≤ {number(one.limits[metric])} · noise {number(one.noise[metric])}" in text for one, metric in peaks
+            )
     assert (
         "past_k <- new_k, appended along axis 1" in text
         and f"{hash_file(check.path).sha256[:12]}…" in text
@@ -101,7 +104,7 @@ def test_a_graph_that_does_not_open_is_a_failed_page(check: Checker) -> None:
     report = check("cell", operator_of_nobody)
     text, xml = Page(render(report)).text, junit(report)
     assert "✕ FAIL level A, graph: " in text and "D stream: the graph does not open" in text
-    assert counts(xml) == (1, 7)
+    assert counts(xml) == (2, 7)  # what it is, and its level
 
 
 def test_nan_is_shown_as_such_and_never_drawn(check: Checker) -> None:
