@@ -16,7 +16,7 @@ from engines.bundle import Runtime
 from engines.clock import Clock
 from engines.errors import BackendUnavailable, PVCError
 from engines.ingest import Ingest
-from engines.spec import Precision
+from engines.spec import GRAPH_NAMES, Precision
 from engines.terminal import fail, one_of
 
 from .terminal.interrupt import outcome, signals
@@ -194,14 +194,19 @@ def check(
 def prove(
     model: Model = "shapes",
     only: Annotated[list[str] | None, typer.Option(help="Plant only this defect. Repeatable.")] = None,
+    graph: Annotated[
+        list[str] | None, typer.Option(help=f"Plant only defects of this graph: {', '.join(GRAPH_NAMES)}. Repeatable.")
+    ] = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
     """Plant known defects into bundles of a model, and show that the check catches each. Exit 3 if one is missed."""
-    from .commands.prove import defect_names, prove_command
+    from .commands.prove import defect_names, names_in, prove_command
 
     with usage_errors():
-        chosen = [one_of("--only", name, defect_names()) for name in only or defect_names()]
+        chosen = [one_of("--only", name, defect_names()) for name in only or ()]
+        chosen += names_in([one_of("--graph", name, GRAPH_NAMES) for name in graph or ()])
+        chosen = chosen or list(defect_names())
     prove_command(model, chosen, seed=seed or 0, as_json=as_json)
 
 

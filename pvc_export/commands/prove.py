@@ -21,6 +21,14 @@ def defect_names() -> tuple[str, ...]:
     return (*NAMES, *(defect.name for defect in PRECISION_DEFECTS))
 
 
+def names_in(graphs: Sequence[str]) -> list[str]:
+    """The defects that are planted in one of these graphs, and overflows of their layers."""
+    return [
+        *(defect.name for defect in DEFECTS if defect.where == "graph" and defect.named in graphs),
+        *(defect.name for defect in PRECISION_DEFECTS if defect.layer.partition(".")[0] in graphs),
+    ]
+
+
 def prove_command(model: str, names: Sequence[str], *, seed: int, as_json: bool) -> NoReturn:
     """Plant these defects, print the score, and exit: 0, or 3 if one was missed."""
     console = Console(quiet=as_json)

@@ -106,7 +106,7 @@ DEFECTS: tuple[Defect, ...] = (
     _in_graph("stopped-clock", "E", "temporal", graph.stop_the_clock, "time stands still after frame 20"),
     _in_graph("narrow-clock", "E", "compressor", graph.round_the_clock, "the time embedding is computed in float16"),
     _in_graph("time-anew", "E", "temporal", graph.begin_time_anew, "time begins anew after 64 frames"),
-    _in_graph("repeated-time", "E", "compressor", graph.repeat_a_frame_time, "frame 50 has the time of frame 49"),
+    _in_graph("repeated-time", "E", "compressor", graph.repeat_a_frame_time, "frame 13 has the time of frame 12"),
     _in_graph("batch-leak", "H", "llm", graph.first_stream_for_all, "every stream of a batch is stream 0"),
     _in_runtime("mask", "D", runtime.mask_one_slot_off, "the slot mask is off by one"),
     _in_runtime("slot-order", "D", runtime.rows_one_slot_off, "rows go one slot too far"),

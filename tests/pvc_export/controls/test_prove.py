@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from engines.cache import RingCache
+from engines.spec import GRAPH_NAMES
+from pvc_export.commands.prove import defect_names, names_in
 from pvc_export.controls.defects import DEFECTS, NAMES, Defect
 from pvc_export.controls.prove import DefectResult, Proof, meet
 from pvc_export.graphs.models import LoadedModel
@@ -90,3 +92,12 @@ def test_prove_plants_what_it_is_asked_to_and_says_so(pvc_export: Run) -> None:
     done = pvc_export("prove", "-m", "tiny", "--only", "gelu")
     assert done.exit_code in (None, 0) and "1 of 1 defects caught at their level; faithful fp32 passes" in done.out
     pvc_export("prove", "--only", "glue").says(2, "--only is 'glue'", "Did you mean 'gelu'?")
+
+
+def test_the_defects_of_a_graph_can_be_chosen_by_its_name(pvc_export: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted: list[str] = []
+    monkeypatch.setattr("pvc_export.commands.prove.prove_command", lambda _, names, **__: planted.extend(names))
+    pvc_export("prove", "--graph", "head", "--graph", "embed", "--only", "gelu")
+    assert planted == ["gelu", "rolled-table", "embed-row", "head-row"]
+    pvc_export("prove", "--graph", "lm").says(2, "--graph is 'lm'", "Did you mean 'llm'?")
+    assert "loud-swiglu" in names_in(["llm"]) and set(names_in(GRAPH_NAMES)) < set(defect_names())
