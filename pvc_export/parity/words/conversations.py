@@ -61,16 +61,32 @@ def converse_about(
     """Ask one prompt, its images in at most max_tiles tiles; None leaves that number to either side."""
     manifest, most = bundle.manifest, max_tiles or loaded.config.max_image_tiles
     embeds = reference_embeds(loaded, prompt, window=manifest.limits.window, max_tiles=most)
-    expected = loaded.model.generate(embeds, max_new_tokens=num_new_tokens, stop_ids=[loaded.token_id(STOP_TOKEN)])
-    want = reference_logits(loaded, embeds, expected)
     stream = open_prompt(bundle, prompt)
     images = [stream.encode_image(image, max_tiles=max_tiles) for image in prompt.images]
     answer = stream.ask(prompt.question, images=images, max_new_tokens=num_new_tokens)
+    expected, want = reference_answer(loaded, embeds, answer.token_ids, limit=num_new_tokens)
     got = stream.score(prompt.question, expected, images=images)
     return compared(
         answer, expected, want, got, loaded, manifest.precision, limit=num_new_tokens, kind=prompt.kind,
         question=prompt.question,
     )  # fmt: skip
+
+
+def reference_answer(
+    loaded: LoadedModel, embeds: torch.Tensor, said: Sequence[int], *, limit: int
+) -> tuple[list[int], Array]:
+    """The reference's own answer of at most `limit` tokens to a prompt (1, L, E), and its logits (tokens + 1, V).
+
+    If it would say, after each token that the bundle said, the next of them, then that is its answer, and need not be
+    decoded a second time.
+    """
+    stop, tokens = loaded.token_id(STOP_TOKEN), list(said)
+    logits = reference_logits(loaded, embeds, tokens)
+    likeliest = logits.argmax(-1).tolist()
+    if likeliest[: len(tokens)] == tokens and (len(tokens) == limit or likeliest[-1] == stop):
+        return tokens, logits
+    tokens = loaded.model.generate(embeds, max_new_tokens=limit, stop_ids=[stop])
+    return tokens, reference_logits(loaded, embeds, tokens)
 
 
 def open_prompt(bundle: Bundle, prompt: Prompt) -> PVCStream:

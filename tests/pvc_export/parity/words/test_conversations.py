@@ -26,8 +26,17 @@ from pvc_export.parity.check import check_bundle
 from pvc_export.parity.evidence import Evidence
 from pvc_export.parity.limits import kl_limit
 from pvc_export.parity.report import ParityReport
-from pvc_export.parity.words.conversations import common_prefix, converse, divergences, flips, parting, text_rule
+from pvc_export.parity.words.conversations import (
+    common_prefix,
+    converse,
+    divergences,
+    flips,
+    parting,
+    reference_answer,
+    text_rule,
+)
 from pvc_export.parity.words.prompts import KINDS, prompts, prompts_that_fit
+from pvc_ref.prompt import STOP_TOKEN
 
 from ...conftest import Run
 
@@ -170,6 +179,17 @@ def test_kinds_that_do_not_fit_are_named_as_not_executed(tmp_path: Path, small: 
     assert report.passed, report.failure_text()
     assert report.not_executed["prompts about images"] == "5 of 5 do not fit in this bundle's context"
     assert {c.kind for c in report.conversations} == {"video", "text"}
+
+
+@torch.no_grad()
+def test_whatever_a_bundle_said_the_reference_s_answer_is_its_own(tiny: LoadedModel) -> None:
+    ids = tiny.prompt_ids(num_frames=0, question="Where?")
+    embeds = tiny.model.llm.embed_tokens(ids[None])
+    own = tiny.model.generate(embeds, max_new_tokens=6, stop_ids=[tiny.token_id(STOP_TOKEN)])
+    assert len(own) == 6
+    for said in (own, own[:4], [], [*own[:3], own[3] + 1, *own[4:]], [7, *own[1:]]):
+        tokens, logits = reference_answer(tiny, embeds, said, limit=6)
+        assert tokens == own and logits[:6].argmax(-1).tolist() == own
 
 
 def test_a_report_holds_every_conversation_with_its_limit(bundle_fp32: Path, tiny: LoadedModel) -> None:
