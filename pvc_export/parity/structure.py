@@ -84,7 +84,8 @@ class FreshGraphs:
         spec, spelling = manifest.graphs[name], load_target(manifest.target).spelling
         key = spelling, manifest.precision, manifest.islands, json.dumps(spec.to_json())
         if key not in self._made:
-            path = self._folder / f"{name}-{len(self._made)}.onnx"
+            path = self._folder / str(len(self._made)) / f"{name}.onnx"
+            path.parent.mkdir()
             self._write(graph_module(self._model(manifest), spec, spelling), spec, path)
             self._made[key] = GraphFile(path, name)
         return self._made[key]
