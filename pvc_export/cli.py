@@ -159,20 +159,11 @@ def check(
     wanted = Wanted(bisect=bisect, as_json=as_json, page=report, xml=junit)
     if graph is None or reference is None:
         others: dict[str, object] = {
-            "--reference": reference,
-            "--graph": graph,
-            "--state": state,
-            "--size": size,
-            "--bound": bound,
-        }
-        why = "{} is for a graph of your own, which needs both --reference and --graph"
-        others |= {
-            "--no-state": no_state,
-            "--batch-axis": batch_axis,
-            "--tolerance": tolerance,
-            "--steps": steps,
+            "--reference": reference, "--graph": graph, "--state": state, "--size": size, "--bound": bound,
+            "--no-state": no_state, "--batch-axis": batch_axis, "--tolerance": tolerance, "--steps": steps,
             "--seed": seed,
-        }
+        }  # fmt: skip
+        why = "{} is for a graph of your own, which needs both --reference and --graph"
         refuse(others, why)
         if bundle is None:
             raise typer.BadParameter("name a BUNDLE, or --reference and --graph")

@@ -95,7 +95,7 @@ def why_not_executed(bundle: Bundle) -> str | None:
             require_fitting_engine(entry, bundle.folder, version=version, capability=cuda.compute_capability())
     except (BackendUnavailable, BundleError) as error:
         return error.what
-    return next((why for why in unverified(bundle.manifest).values()), None)
+    return next(iter(unverified(bundle.manifest).values()), None)
 
 
 def open_on_target(bundle: Bundle) -> Bundle:
