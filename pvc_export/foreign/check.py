@@ -44,13 +44,17 @@ by experiment (causes.py), since "the outputs differ" does not help with somebod
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from ..graphs.sessions import fitting_threads
+from ..parity.levels import heading
 from ..parity.recording import Progress
 from .declare import declare
 from .files import load_graph, without_links
-from .levels import check_drift, check_file, check_sizes, check_step, check_stream, untrue_shapes
+from .findings import Findings
+from .levels import check_drift, check_file, check_shapes, check_sizes, check_step, check_stream
 from .reference import NoiseFloor, Reference, load_reference
-from .report import ForeignReport, Level
+from .report import ForeignReport
 from .request import ForeignRequest
 from .runs import judged
 from .session import GraphSession, RunFailed
@@ -85,15 +89,19 @@ def _climb(request: ForeignRequest, declared: Declared, progress: Progress) -> F
     try:
         session = GraphSession(declared)
     except RunFailed as error:
-        levels = [check_file(declared, error)]
-        levels += [Level(letter=letter, not_executed="the graph does not open") for letter in CHECKS]
+        left = {heading(level): "the graph does not open" for level in CHECKS}
+        found = check_file(declared, error) + Findings(not_executed=left)
     else:
         sides = Sides(request, declared, session, reference, double, streamed, progress)
+        found = check_file(declared)
         with fitting_threads(module):
-            levels = [check_file(declared), *(judged(letter, sides, check) for letter, check in CHECKS.items())]
-        levels[0].findings += untrue_shapes(declared.untrue | streamed.untrue)
+            later = [judged(level, sides, check) for level, check in CHECKS.items()]
+        found = sum(later, start=found + check_shapes(declared.untrue | streamed.untrue))
         progress(1.0)
     return ForeignReport(
-        request=request, declared=declared, floor_missing=double.missing, results=levels, drifts=streamed.drifts,
+        **{part.name: getattr(found, part.name) for part in fields(Findings)},
+        request=request,
+        declared=declared,
+        floor_missing=double.missing,
         touched={name: len(rows) for name, rows in streamed.touched.items()},
-    )  # fmt: skip
+    )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from engines.errors import ModelError
 
+from ..parity.fault import Fault
+from ..parity.levels import Rule
 from ..parity.state.trial import NotExecuted
-from ..report.text import count
-from .limits import FAITHFUL, MIN_DRIFT_STEPS
+from .findings import Findings, broken_rules
+from .limits import MIN_DRIFT_STEPS
 from .reference import require_function
-from .report import Finding, Level
 from .runs import FORCED, OWN, Run
 from .session import RunFailed, faults_of
 from .sides import Arrays, Sides
@@ -23,50 +26,47 @@ REPORTED_FED = "That is with the reference's state fed at every step: the step i
 NOT_TAKEN = "a state of a size that the graph does not take"
 
 
-def check_file(declared: Declared, opening: RunFailed | None = None) -> Level:
+def check_file(declared: Declared, opening: RunFailed | None = None) -> Findings:
     """A: the file is valid ONNX, its shapes fit together, and ONNX Runtime opens it (`opening` says if not).
 
     That every declared pair exists and fits was asked before: a wrong pair is the command line's fault.
     """
-    wiring, pairs = declared.wiring, count(len(declared.states), "state pair")
-    note = f"onnx.checker, strict shape inference, {pairs}, ONNX Runtime CPU, opset {wiring.opset}"
-    level = Level(letter="A", note=note)
-    for what in faults_of(declared.readable, wiring.num_bytes):
-        cause = "an export that was edited, or made for another version of ONNX"
-        level.findings.append(Finding(level="A", what=what, cause=cause))
-    if opening is not None:
-        what, cause = (
-            f"ONNX Runtime's CPU does not open the file: {opening}",
-            "an operator or opset that it does not have",
-        )
-        level.findings.append(Finding(level="A", what=what, cause=cause))
-    return level
+    valid = ", ".join(faults_of(declared.readable, declared.wiring.num_bytes))
+    edited = "an export that was edited, or made for another version of ONNX"
+    found = broken_rules(_rule("onnx.checker, strict shape inference", valid), cause=edited)
+    lacks = "an operator or opset that it does not have"
+    said = "" if opening is None else f"ONNX Runtime's CPU does not open the file: {opening}"
+    return found + broken_rules(_rule(f"ONNX Runtime CPU, opset {declared.wiring.opset}", said), cause=lacks)
 
 
-def untrue_shapes(untrue: dict[str, str]) -> list[Finding]:
+def check_shapes(untrue: dict[str, str]) -> Findings:
     """Of level A, though only a run shows it: what the file declares of its outputs and does not keep."""
     cause = (
         "an axis that the exporter was told is dynamic, or constant, and is not: whoever allocates an output by what "
         "the file declares gets it wrong. Correct dynamic_axes or dynamic_shapes, and export again"
     )
-    return [
-        Finding(level="A", tensor=name, what=f"output '{name}' is not what it declares: {why}", cause=cause)
-        for name, why in untrue.items()
+    rules = [
+        _rule(f"shape of '{name}'", f"output '{name}' is not what it declares: {why}") for name, why in untrue.items()
     ]
+    return broken_rules(*rules, cause=cause)
 
 
-def check_step(level: Level, sides: Sides) -> None:
+def _rule(name: str, wrong: str) -> Rule:
+    return Rule(level="A", name=name, passed=not wrong, detail=wrong or "nothing wrong")
+
+
+def check_step(sides: Sides) -> Iterator[Findings]:
     """B: every output and state output after one step from the zero state. Raises ModelError for a reference that
     cannot be used."""
-    feeds = sides.first(level.letter, 0, sides.declared.sizes)
+    feeds = sides.first("B", 0, sides.declared.sizes)
     want = require_function(sides.reference, feeds)
-    level.note = f"{len(want)} outputs"
-    run = Run(level, sides, shown=REPORTED_ZERO)
+    run = Run("B", sides, shown=REPORTED_ZERO)
     run.step(0, feeds, want, sides.double.run(feeds), cause=_why_not_run(sides.declared, feeds))
+    yield run.found()
     sides.progress(0.1)
 
 
-def check_sizes(level: Level, sides: Sides) -> None:
+def check_sizes(sides: Sides) -> Iterator[Findings]:
     """C: one step from the zero state, with one dynamic axis at another size: 1, and two that B did not use."""
     base = sides.declared.sizes
     free = [symbol for symbol in base if symbol not in sides.declared.pinned]
@@ -74,20 +74,21 @@ def check_sizes(level: Level, sides: Sides) -> None:
         raise NotExecuted(
             "no axis is dynamic" if not base else "every dynamic axis has one size, by --size or by a state"
         )
-    level.note = f"axes {', '.join(free)}"
     for symbol in free:
         for size in other_sizes(base[symbol], grows=symbol in sides.declared.growing):
-            run = Run(level, sides, f"{symbol} = {size}", axis=symbol, shown=REPORTED_ZERO)
-            feeds = sides.first(level.letter, size, base | {symbol: size})
+            narrow = f"--size {shlex.quote(f'{symbol}={base[symbol]}')}"
+            run = Run("C", sides, f"{symbol} = {size}", "size", narrow, shown=REPORTED_ZERO)
+            feeds = sides.first("C", size, base | {symbol: size})
             try:
                 want = sides.reference.run(feeds)
             except ModelError as error:
-                level.left_out[run.name] = error.what
+                yield Findings(rules=(Rule(level="C", name=run.name, passed=None, detail=error.what),))
                 continue
             asked = f"the graph fails at {run.name} (level B asked {base[symbol]})"
             cause = "a size that was traced as a constant: in a Reshape, an Expand, a mask or a position table"
             failing = f"axis '{symbol}' is declared dynamic, but {asked}"
             run.step(0, feeds, want, sides.double.run(feeds), failing=failing, cause=cause)
+            yield run.found()
     sides.progress(0.2)
 
 
@@ -97,16 +98,15 @@ def other_sizes(base: int, *, grows: bool) -> tuple[int, ...]:
     return more if grows and base else (1, *(more if 1 not in more else (2, 3)))
 
 
-def check_stream(level: Level, sides: Sides) -> None:
+def check_stream(sides: Sides) -> Iterator[Findings]:
     """D: a stream, each side with its own state; and every step once more, fed the reference's state."""
     declared, streamed, num_steps = sides.declared, sides.streamed, sides.request.steps
-    level.note = f"{num_steps} steps with its own state, and each with the reference's"
     zero = declared.zero_states(declared.sizes)
-    forced = Run(level, sides, FORCED, shown=REPORTED_FED)
-    own = Run(level, sides, OWN, noise=streamed.noise, forced=forced)
+    forced = Run("D", sides, FORCED, shown=REPORTED_FED)
+    own = Run("D", sides, OWN, noise=streamed.noise, forced=forced)
     reference = exact = states = zero
     for step in range(num_steps):
-        drawn = sides.draw(level.letter, step, declared.sizes_with(declared.sizes, reference))
+        drawn = sides.draw("D", step, declared.sizes_with(declared.sizes, reference))
         # The graph takes the reference's states in its own dtypes. Where that rounds them, so does the reference.
         told = {name: state.astype(zero[name].dtype) for name, state in reference.items()}
         want, fed = sides.reference.run(drawn | reference), drawn | told
@@ -124,28 +124,36 @@ def check_stream(level: Level, sides: Sides) -> None:
                 own.end(step, str(error), NOT_TAKEN)
             own.ended = own.ended or any(states[name].shape != state.shape for name, state in reference.items())
         sides.progress(0.2 + 0.7 * (step + 1) / num_steps)
+    yield own.found() + forced.found()
 
 
-def check_drift(level: Level, sides: Sides) -> None:
+def check_drift(sides: Sides) -> Iterator[Findings]:
     """E: whether the error of any output grows over the stream, beyond what the noise floor lets it. Every output is
     asked that was finite over enough steps."""
     given = sides.request.parsed_tolerances()
     if given and "rel_l2" not in given:
         raise NotExecuted("--tolerance gives no rel_l2, which a slope is held against")
-    drifts = sides.streamed.drifts = tuple(
+    drifts = tuple(
         sides.judge.drift(name, samples, sides.streamed.noise)
         for name, samples in sides.streamed.samples.items()
         if len(samples) >= MIN_DRIFT_STEPS and np.isfinite([sample.error + sample.gap for sample in samples]).all()
     )
     if not drifts:
         raise NotExecuted(f"a slope needs {MIN_DRIFT_STEPS} steps of a float output without NaN: --steps N")
-    num_open = sum(drift.doubt(FAITHFUL * drift.noise) is not None for drift in drifts)
-    level.note = count(len(drifts), "output") + (f", {num_open} of them undecided in so few steps" if num_open else "")
     cause = "a constant that is nearly right (a decay, a step, an epsilon), or a state kept in a narrower dtype"
-    for drift in drifts:
-        if drift.verdict != "ok":
-            what = f"{sides.declared.describe(drift.tensor)} {drift.verdict}"
-            level.findings.append(Finding(level="E", tensor=drift.tensor, run=OWN, what=what, cause=cause))
+    wrong = [
+        Fault(
+            kind="drift",
+            part=drift.tensor,
+            about=OWN,
+            what=f"{sides.declared.describe(drift.tensor)} {drift.verdict}",
+            level="E",
+            cause=cause,
+        )
+        for drift in drifts
+        if drift.verdict != "ok"
+    ]
+    yield Findings(drifts=drifts, diagnosed=tuple(wrong))
 
 
 def _why_not_run(declared: Declared, feeds: Arrays) -> str:

@@ -9,13 +9,13 @@ from engines.manifest import hash_file
 from ..parity.levels import TITLES
 from ..parity.metrics import Difference
 from ..report.figures import Axis, Curve
-from ..report.junit import Case, document, level_case, numbers, rule_case
+from ..report.junit import Case, Cases, document, verdict_cases
 from ..report.page import METRICS
 from ..report.sections import Panel, make_panel
 from ..report.template import fill
 from ..report.text import share
 from ..terminal.facts import installed
-from .report import ForeignReport, Level
+from .report import ForeignReport
 from .runs import FORCED, OWN
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
@@ -27,7 +27,7 @@ TONES = {OWN: "a", FORCED: "b"}
 
 def render(report: ForeignReport) -> str:
     """The whole page."""
-    panels = curves(report.level("D"))
+    panels = curves(report)
     return fill(
         "foreign.html.j2",
         report=report,
@@ -38,22 +38,21 @@ def render(report: ForeignReport) -> str:
         versions=installed(PACKAGES),
         files={report.graph: hash_file(report.declared.path)},
         metrics={"max_abs": "max abs", **METRICS},
-        levels_rows=[level for level in report.results if level.compared],
-        rules=[rule for level in report.results for rule in level.rules],
         panels=panels[:MOST_PANELS],
         num_panels_left=max(len(panels) - MOST_PANELS, 0),
     )
 
 
-def curves(level: Level) -> list[Panel]:
+def curves(report: ForeignReport) -> list[Panel]:
     """How much of its limit every output of a stream uses, step by step; the worst first.
 
     Both runs are in one panel where they have the same steps: a run may end early.
     """
     drawn: dict[tuple[str, tuple[int, ...]], dict[str, list[Difference]]] = {}
-    for tensor in dict.fromkeys(one.tensor for one in level.compared):
+    compared = report.compared("D")
+    for tensor in dict.fromkeys(one.tensor for one in compared):
         for run in TONES:
-            members = [one for one in level.compared if one.tensor == tensor and one.where.run == run]
+            members = [one for one in compared if one.tensor == tensor and one.where.run == run]
             drawn.setdefault((tensor, tuple(one.where.index for one in members)), {})[run] = members
     panels = []
     for (tensor, steps), runs in drawn.items():
@@ -80,25 +79,20 @@ def junit(report: ForeignReport) -> str:
         "machine": report.machine,
         "command": report.command,
     }
-    cases = [case for level in report.results for case in _cases(level)]
-    cases += [level_case(verdict) for verdict in report.levels().values()]
-    cases += [
-        Case(suite="left out", group="part", name=name, skipped=why) for name, why in report.parts_left_out().items()
-    ]
-    return document(f"parity of {report.graph}", cases, facts, checked_utc=report.checked_utc)
+    return document(f"parity of {report.graph}", _cases(report), facts, checked_utc=report.checked_utc)
 
 
-def _cases(level: Level) -> Iterator[Case]:
-    """One of every output, of every rule, and of whatever else the level found."""
-    wrong: dict[str, list[str]] = {}
-    rows, suite = level.rows(), f"level {level.letter}"
-    for finding in level.findings:
-        wrong.setdefault(finding.tensor or finding.run, []).append(finding.text)
-    for row in rows:
-        failure, name = "\n".join(wrong.pop(row.tensor, [])) or None, f"{row.tensor} ({row.num_compared} compared)"
-        yield Case(suite=suite, group="output", name=name, failure=failure, details=numbers(row))
-    for rule in level.rules:
-        wrong.pop(rule.name, None)
-        yield rule_case(rule)
-    for name, told in wrong.items():
-        yield Case(suite=suite, group="finding", name=name or level.title, failure="\n".join(told))
+def _cases(report: ForeignReport) -> Iterator[Case]:
+    """One of every output at every level, of a run that broke off, and of every rule, drift and level."""
+    for level, rows in report.rows().items():
+        case, suite = Cases(fault for fault in report.diagnosed if fault.level == level), f"level {level}"
+        for row in rows:
+            yield case.of_row(row, row.tensor, suite, "output", row.tensor)
+    for fault in report.diagnosed:
+        if fault.kind == "stopped":
+            yield Case(suite=f"level {fault.level}", group="run", name=fault.about or "runs", failure=fault.text)
+    case = Cases(report.diagnosed)
+    for drift in report.drifts:
+        yield case("drift", drift.tensor, "level E", "drift", drift.tensor)
+    left = {name: why for name, why in report.left_out().items() if name not in report.not_executed}
+    yield from verdict_cases(report.rules, report.levels(), left)

@@ -1,116 +1,30 @@
-"""The report of a graph of any origin: level by level what was compared and found, and the first that is wrong."""
+"""The report of a graph of any origin: what was compared, what is wrong and why, and what would show more."""
 
 from __future__ import annotations
 
-import shlex
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from typing import Any
 
-from ..parity.drift.report import Drift
-from ..parity.levels import TITLES, Rule, Verdict
+from ..parity.fault import Fault
+from ..parity.levels import TITLES, Verdict, heading, level_of, together, verdicts_of, verdicts_of_rules
 from ..parity.limits import Row, worst_rows
 from ..parity.metrics import Difference
 from ..report.text import count, share
 from ..terminal.facts import now_utc, this_machine
-from .limits import MARGIN, NO_FLOOR_ULPS, RULE, ULPS
+from .findings import Findings
+from .limits import FAITHFUL, MARGIN, NO_FLOOR_ULPS, RULE, ULPS
 from .request import ForeignRequest, StatePair
 from .states import Declared, Doubt
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """Something that is wrong.
-
-    tensor, step  the output by its ONNX name, and the step, where it shows; None where it is of neither
-    run           which run of the level: 'own state', 'time = 1';  axis  whose size was another in it
-    what          what happened, with the numbers and their limits
-    forced        what feeding the reference's state showed there; empty where that was not asked
-    cause         the likely cause
-    """
-
-    level: str
-    tensor: str | None = None
-    step: int | None = None
-    run: str = ""
-    axis: str | None = None
-    what: str
-    forced: str = ""
-    cause: str
-
-    def line(self) -> str:
-        """Where in its level, and what."""
-        where = ", ".join([*([] if self.step is None else [f"step {self.step}"]), *([self.run] if self.run else [])])
-        return f"{where}: {self.what}" if where else self.what
-
-    @property
-    def about(self) -> str:
-        return f"level {self.level}, {TITLES[self.level]}"
-
-    @property
-    def text(self) -> str:
-        """All of it, on one line."""
-        said = (f"{self.about}: {self.line()}", self.forced.rstrip("."), f"Likely {self.cause}")
-        return ". ".join(filter(None, said))
-
-
-@dataclass(kw_only=True, slots=True)
-class Level:
-    """What one level found, as far as it went.
-
-    note          what was done, for people
-    rules         what holds bit for bit or not
-    left_out      parts that could not be asked, by run, and why
-    not_executed  why the whole level was not
-    """
-
-    letter: str
-    note: str = ""
-    compared: list[Difference] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    rules: list[Rule] = field(default_factory=list)
-    left_out: dict[str, str] = field(default_factory=dict)
-    not_executed: str | None = None
-
-    @property
-    def title(self) -> str:
-        return TITLES[self.letter]
-
-    @property
-    def verdict(self) -> Verdict:
-        """The level in one line: how many comparisons there were, the worst of them, and what was done."""
-        if self.not_executed is not None:
-            return Verdict(level=self.letter, passed=None, detail=self.not_executed)
-        said = [count(len(self.findings), "finding")] if self.findings else []
-        if self.compared:
-            worst = max(self.compared, key=Difference.share)
-            run = f" ({worst.where.run})" if worst.where.run else ""
-            said.append(f"{len(self.compared)} compared, '{worst.tensor}'{run} at {share(worst.share())} of its limit")
-        return Verdict(level=self.letter, passed=not self.findings, detail="; ".join([*said, self.note]))
-
-    def rows(self) -> tuple[Row, ...]:
-        """The worst of every output, in the order in which they were compared."""
-        return worst_rows(self.compared)
-
-    def to_json(self) -> dict[str, Any]:
-        judged = [
-            {
-                "run": one.where.run,
-                "step": one.where.index,
-                "shapes": one.shapes,
-                "num_different": one.num_different,
-                "floor": one.noise or None,
-                "limits": one.limits,
-                "passed": one.passed,
-            }
-            for one in self.compared
-        ]
-        compared = [one.to_json() | more for one, more in zip(self.compared, judged, strict=True)]
-        return asdict(self) | {"title": self.title, "passed": self.verdict.passed, "compared": compared}
+LEVELS = "ABCDEGHI"
+"""Those of a bundle's levels that any graph can be asked. The others need a ring, a tokenizer or pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ForeignReport:
+class ForeignReport(Findings):
     """What was compared, how it came out, and when and where: by default just now, on this machine.
 
     floor_missing  why there is no float64 floor; None if there is
@@ -120,8 +34,6 @@ class ForeignReport:
     request: ForeignRequest
     declared: Declared
     floor_missing: str | None
-    results: list[Level]
-    drifts: tuple[Drift, ...]
     touched: dict[str, int] = field(default_factory=dict)
     checked_utc: str = field(default_factory=now_utc)
     machine: str = field(default_factory=this_machine)
@@ -158,27 +70,43 @@ class ForeignReport:
             for name, table in self.declared.tables.items()
         ]
 
-    def faults(self) -> list[Finding]:
+    def faults(self) -> list[Fault]:
         """Everything that is wrong, level by level: any later one may be a consequence of the first."""
-        return [finding for level in self.results for finding in level.findings]
+        return sorted(self.diagnosed, key=lambda fault: fault.level)
 
-    def level(self, letter: str) -> Level:
-        return next(level for level in self.results if level.letter == letter)
+    def compared(self, level: str) -> list[Difference]:
+        """What was compared at a level."""
+        return [one for one in self.differences if level_of(one.where) == level]
+
+    def rows(self) -> dict[str, tuple[Row, ...]]:
+        """By level, the worst of every output, in the order in which they were compared."""
+        found = {level: worst_rows(self.compared(level)) for level in LEVELS}
+        return {level: rows for level, rows in found.items() if rows}
 
     def levels(self) -> dict[str, Verdict]:
         """How every level came out."""
-        return {level.letter: level.verdict for level in self.results}
+        why_not = {level: self.not_executed.get(heading(level), "nothing of it could be asked") for level in LEVELS}
+        return together(self._verdicts(), why_not)
+
+    def _verdicts(self) -> Iterator[Verdict]:
+        """One for each level and way of looking at it; what is wrong is told by its faults."""
+        for level, number in Counter(fault.level for fault in self.diagnosed).items():
+            yield Verdict(level=level, passed=False, detail=count(number, "fault"))
+        yield from verdicts_of(self.differences).values()
+        yield from verdicts_of_rules(self.rules)
+        if self.drifts:
+            steps = count(self.request.steps, "step")
+            num_open = sum(drift.doubt(FAITHFUL * drift.noise) is not None for drift in self.drifts)
+            undecided = f", {num_open} of them undecided in so few" if num_open else ""
+            yield Verdict(level="E", passed=True, detail=f"{count(len(self.drifts), 'output')} over {steps}{undecided}")
 
     def left_out(self) -> dict[str, str]:
-        """What was not run, and why."""
-        whole = {f"{x.letter} {x.title}": x.not_executed for x in self.results if x.not_executed is not None}
-        return whole | self.parts_left_out()
-
-    def parts_left_out(self) -> dict[str, str]:
-        """The same without whole levels."""
+        """What was not run or not shown, and why."""
         doubts = {name: doubt.text for name, doubt in self.not_shown().items()}
-        parts = {f"level {x.letter}, {run}": why for x in self.results for run, why in x.left_out.items()}
-        return doubts | parts | ({"float64 floor": self.floor_missing} if self.floor_missing is not None else {})
+        parts = {f"level {rule.level}, {rule.name}": rule.detail for rule in self.rules if rule.passed is None}
+        return (
+            self.not_executed | doubts | parts | ({"float64 floor": self.floor_missing} if self.floor_missing else {})
+        )
 
     def table(self) -> list[str]:
         """Lines for people: what ran, how it was judged, a line for each level, and what was left out."""
@@ -192,11 +120,12 @@ class ForeignReport:
             *([f"  note   {self.quantized()}"] if self.quantized() else []),
             "levels",
         ]
-        for level in self.results:
-            lines += [level.verdict.line(), *(f"          {finding.line()}" for finding in level.findings[:3])]
+        for level, verdict in self.levels().items():
+            wrong = [fault.line for fault in self.diagnosed if fault.level == level]
+            lines += [verdict.line(), *(f"          {line}" for line in wrong[:3])]
         words = dict.fromkeys(self.not_shown(), "not shown")
-        left = self.parts_left_out().items()
-        return lines + [f"{name}: {words.get(name, 'not executed')}: {why}" for name, why in left]
+        left = {name: why for name, why in self.left_out().items() if name not in self.not_executed}
+        return lines + [f"{name}: {words.get(name, 'not executed')}: {why}" for name, why in left.items()]
 
     def summary(self) -> str:
         word = "FAIL" if self.faults() else "not shown" if self.not_shown() else "pass"
@@ -204,7 +133,7 @@ class ForeignReport:
 
     def outcome(self) -> str:
         """How much was compared, and how it came out, on one line."""
-        shares = [found.share() for level in self.results for found in level.compared]
+        shares = [found.share() for found in self.differences]
         asked = [verdict.passed for verdict in self.levels().values() if verdict.passed is not None]
         return (
             f"{sum(asked)} of {len(asked)} levels, {len(shares)} comparisons, the worst at "
@@ -216,13 +145,13 @@ class ForeignReport:
         faults = self.faults()
         if not faults:
             return ""
-        first, by_level = faults[0], [f"{x.letter} ({len(x.findings)})" for x in self.results if x.findings]
+        first, found = faults[0], Counter(fault.level for fault in faults)
         lines = [
             f"the graph differs from the reference: {self.graph} against {self.request.reference} ({self.computed()})",
-            f"  {first.about}: {first.line()}",
-            *([f"  {first.forced}"] if first.forced else []),
+            f"  level {heading(first.level, ', ')}: {first.line}",
+            *([f"  {first.shown}"] if first.shown else []),
             f"  Likely {first.cause}",
-            *([f"  findings by level: {', '.join(by_level)}"] if len(by_level) > 1 else []),
+            *([f"  faults by level: {', '.join(f'{x} ({n})' for x, n in found.items())}"] if len(found) > 1 else []),
         ]
         return "\n".join(lines)
 
@@ -239,10 +168,10 @@ class ForeignReport:
         if first is None:
             return "", ""
         if first.level in "BD":
-            return f"{self.request.command((first.step or 0) + 1)} --json", "Read every number up to there"
-        if first.axis is not None:
-            size = shlex.quote(f"{first.axis}={self.declared.sizes[first.axis]}")
-            return f"{self.command} --size {size}", "Check that axis at one size"
+            step = first.where.index if first.where is not None else 0
+            return f"{self.request.command(step + 1)} --json", "Read every number up to there"
+        if first.narrow:
+            return f"{self.command} {first.narrow}", "Check that axis at one size"
         if first.level == "E":
             longer = self.request.command(10 * self.request.steps)
             return longer, "Check a longer stream, at whose end the limit should be left"
@@ -278,8 +207,7 @@ class ForeignReport:
         return f"quantized ({', '.join(operators)}): the rule is float's. Say what is enough: --tolerance rel_l2=LIMIT"
 
     def to_json(self) -> dict[str, Any]:
-        """Every level with its findings and every single comparison, for curves."""
-        faults = self.faults()
+        """Every fault, rule, row and single comparison, under the names of a bundle's report."""
         return {
             "passed": self.passed,
             "graph": self.graph,
@@ -290,12 +218,19 @@ class ForeignReport:
             "sizes": self.declared.sizes,
             "computed_in": "float32",
             "rule": RULE | {"floor_missing": self.floor_missing, "tolerance": self.request.parsed_tolerances()},
-            "first": asdict(faults[0]) if faults else None,
+            "faults": [fault.to_json() for fault in self.faults()],
             "not_shown": {name: doubt.text for name, doubt in self.not_shown().items()},
+            "not_executed": self.not_executed,
             "tables": {
                 name: {"table": table.name, "rows": table.num_rows, "touched": self.touched.get(name, 0)}
                 for name, table in self.declared.tables.items()
             },
-            "levels": [level.to_json() for level in self.results],
+            "levels": [asdict(verdict) | {"title": TITLES[level]} for level, verdict in self.levels().items()],
+            "rules": [rule.to_json() for rule in self.rules],
+            "rows": [{"level": level} | row.to_json() for level, rows in self.rows().items() for row in rows],
+            "frames": [
+                one.to_json() | {"level": level_of(one.where), "noise": one.noise, "limits": one.limits}
+                for one in self.differences
+            ],
             "drift": [drift.to_json() for drift in self.drifts],
         }

@@ -1,20 +1,23 @@
-"""One run of a level: the graph's outputs are held against what they should be, and what is wrong goes into the level.
+"""One run of a level: the graph's outputs are held against what they should be, and what is wrong is diagnosed.
 
-Note: a level ends with findings, not with an exception. Whatever can still run after a fault does, so that a report
+Note: a level ends with faults, not with an exception. Whatever can still run after a fault does, so that a report
 shows how far the fault reaches. Only a reference that cannot be used at all raises.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+from ..parity.fault import Fault
+from ..parity.levels import heading
 from ..parity.limits import NoiseTable
-from ..parity.places import Place
+from ..parity.metrics import Difference
+from ..parity.places import Place, PlaceKind
 from ..parity.state.trial import NotExecuted
 from .causes import Failure, likely_cause
-from .report import Finding, Level
+from .findings import Findings
 from .session import RunFailed
 from .sides import NUM_RULE_STEPS, Arrays, Sides
 
@@ -26,23 +29,30 @@ REPORTED_GROWTH = "Fed the reference's state, it is right at that step: only wha
 
 @dataclass(slots=True)
 class Run:
-    """A run of a graph that fills a level. A fault is told once for every output.
+    """A run of a graph. A fault is told once for every output.
 
-    axis    whose size is another in this run
+    kind    of the places at which it compares
+    narrow  the option that leaves this run out of a check
     noise   the noise floor of every output so far
     shown   what teacher forcing shows of a wrong output;  forced  the run that was fed the reference's state and knows
     ended   the graph failed, or its state has another shape;  wrong  the outputs that differed at the last step
     """
 
-    level: Level
+    level: str
     sides: Sides
     name: str = ""
-    axis: str | None = None
+    kind: PlaceKind = "step"
+    narrow: str = ""
     noise: NoiseTable = field(default_factory=lambda: NoiseTable([]))
     shown: str = ""
     forced: Run | None = None
     ended: bool = False
     wrong: set[str] = field(default_factory=set)
+    differences: list[Difference] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    def found(self) -> Findings:
+        return Findings(differences=tuple(self.differences), diagnosed=tuple(self.faults))
 
     def step(
         self, step: int, feeds: Arrays, want: Arrays, exact: Arrays | None, *, cause: str, failing: str = ""
@@ -75,40 +85,44 @@ class Run:
         told   what is wrong with an output, before the numbers
         """
         declared, session, self.wrong = self.sides.declared, self.sides.session, set()
-        where, judge = Place("step", step, run=self.name), self.sides.judge
+        where, judge = self._place(step), self.sides.judge
         for name, expected in want.items():
             compared = partial(judge.compare, tensor=name, where=where, noise=self.noise)
             found = compared(got[name], expected)
-            self.level.compared.append(found)
+            self.differences.append(found)
             if found.passed:
                 continue
             self.wrong.add(name)
             if self.is_news(name):
                 if feeds is not None:
                     cause = likely_cause(Failure(declared, session, name, step, got, want, feeds, compared))
-                self.add(step, f"{declared.describe(name)}{told}: {found.numbers()}", cause, tensor=name)
+                self._add(step, f"{declared.describe(name)}{told}: {found.numbers()}", cause, tensor=name)
 
     def is_news(self, tensor: str) -> bool:
-        return not any(found.tensor == tensor and found.run == self.name for found in self.level.findings)
-
-    def add(self, step: int, what: str, cause: str, *, tensor: str | None = None) -> None:
-        """A finding of this run."""
-        self.level.findings.append(
-            Finding(
-                level=self.level.letter,
-                tensor=tensor,
-                step=step,
-                run=self.name,
-                axis=self.axis,
-                what=what,
-                forced=self._forced(tensor),
-                cause=cause,
-            )
-        )
+        return all(fault.part != tensor for fault in self.faults)
 
     def end(self, step: int, what: str, cause: str) -> None:
         self.ended = True
-        self.add(step, what, cause)
+        self._add(step, what, cause)
+
+    def _place(self, step: int) -> Place:
+        return Place(self.kind, step, f"step {step}", self.name)
+
+    def _add(self, step: int, what: str, cause: str, *, tensor: str | None = None) -> None:
+        where = self._place(step)
+        self.faults.append(
+            Fault(
+                kind="stopped" if tensor is None else "row",
+                part=tensor or "",
+                about=str(where),
+                what=what,
+                level=self.level,
+                where=where,
+                shown=self._forced(tensor),
+                cause=cause,
+                narrow=self.narrow,
+            )
+        )
 
     def _forced(self, tensor: str | None) -> str:
         """What feeding the reference's state shows of an output."""
@@ -119,30 +133,28 @@ class Run:
         return REPORTED_STEP if tensor in self.forced.wrong else REPORTED_GROWTH
 
 
-def judged(letter: str, sides: Sides, check: Callable[[Level, Sides], None]) -> Level:
-    """The level that `check` fills. A graph that fails where nothing expects it to is a finding too.
+def judged(level: str, sides: Sides, check: Callable[[Sides], Iterator[Findings]]) -> Findings:
+    """What `check` finds, part by part. A graph that fails where nothing expects it to is a fault too.
 
     The first step is told first, and in it the stream's own run and the first output of the file.
     """
-    level = Level(letter=letter)
+    found = Findings()
     try:
-        check(level, sides)
+        for part in check(sides):
+            found += part
     except NotExecuted as reason:
-        level.not_executed = str(reason)
+        return replace(found, not_executed={heading(level): str(reason)})
     except RunFailed as error:
         what = f"the graph does not run through {NUM_RULE_STEPS} steps: {error}"
-        level.findings.append(Finding(level=letter, what=what, cause="what an earlier level found"))
-    level.findings += [
-        Finding(level=letter, run=rule.name, what=rule.detail, cause=KEPT) for rule in level.rules if not rule.passed
-    ]
+        told = Fault(kind="stopped", part="", about="", what=what, level=level, cause="what an earlier level found")
+        found += Findings(diagnosed=(told,))
     outputs = [port.name for port in sides.declared.outputs]
 
-    def place(one: Finding) -> tuple[int, int, bool]:
-        step = -1 if one.step is None else one.step
-        return step, outputs.index(one.tensor) if one.tensor in outputs else -1, one.run == FORCED
+    def place(one: Fault) -> tuple[int, int, bool]:
+        step, run = (-1, "") if one.where is None else (one.where.index, one.where.run)
+        return step, outputs.index(one.part) if one.part in outputs else -1, run == FORCED
 
-    level.findings.sort(key=place)
-    return level
+    return replace(found, diagnosed=tuple(sorted(found.diagnosed, key=place)))
 
 
 def fed(feeds: Arrays) -> str:

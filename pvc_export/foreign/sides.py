@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from engines.errors import ModelError
 from engines.memory import Array
 
-from ..parity.drift.report import Drift, Sample
+from ..parity.drift.report import Sample
 from ..parity.limits import NoiseTable
 from ..parity.metrics import metrics_of
 from ..parity.recording import Progress
@@ -29,12 +29,11 @@ COMPARED = "BCD"
 
 @dataclass(kw_only=True, slots=True)
 class Streamed:
-    """What a stream leaves for other levels: how far off every step was, by output, the noise floor, and whether
-    that grows; the rows of tables that were looked at, by input; and outputs of another shape than they declare."""
+    """What a stream leaves for other levels: how far off every step was, by output, and the noise floor; the rows of
+    tables that were looked at, by input; and outputs of another shape than they declare."""
 
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     noise: NoiseTable = field(default_factory=lambda: NoiseTable([]))
-    drifts: tuple[Drift, ...] = ()
     touched: dict[str, set[int]] = field(default_factory=dict)
     untrue: dict[str, str] = field(default_factory=dict)
 

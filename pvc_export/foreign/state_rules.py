@@ -9,15 +9,15 @@ I  the same inputs give the same bits, again and in a new session
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ..parity.levels import Rule
 from ..parity.state.trial import Broken, NotExecuted, require_same, unlike
-from .report import Level
-from .runs import Run
+from .findings import Findings, broken_rules
+from .runs import KEPT, Run
 from .session import GraphSession, RunFailed
 from .sides import NUM_RULE_STEPS, Arrays, Sides, draw_stream, run_stream
 
@@ -25,18 +25,18 @@ NUM_EQUAL_ROWS = 3
 ROWS = "an operation over the batch axis (a mean, a broadcast, an index 0, a Reshape that folds it into another)"
 
 
-def check_states(level: Level, sides: Sides) -> None:
+def check_states(sides: Sides) -> Iterator[Findings]:
     """G: reset, two streams on one session, and who owns the arrays."""
     if not sides.declared.states:
         raise NotExecuted("no state was declared: --state INPUT=OUTPUT")
-    level.note = "reset, two interleaved streams, inputs unchanged"
     sizes = sides.declared.sizes
     one, two = (draw_stream(sides, "G", sizes, first=first) for first in (0, NUM_RULE_STEPS))
     first, other, again = (run_stream(sides, drawn, sizes) for drawn in (one, two, one))
-    level.rules.append(_same("G", "reset", again, first, "a stream from the zero state is not what it was at first"))
+    yield _same("G", "reset", again, first, "a stream from the zero state is not what it was at first")
     turns, inputs = _interleave(sides, (one, two))
     told = "a stream is not what it is alone, when another takes turns with it"
-    level.rules += [_same("G", "two streams", turns[0] + turns[1], first + other, told), inputs]
+    yield _same("G", "two streams", turns[0] + turns[1], first + other, told)
+    yield broken_rules(inputs, cause=KEPT)
 
 
 def _interleave(sides: Sides, streams: Sequence[Sequence[Arrays]]) -> tuple[list[list[Arrays]], Rule]:
@@ -57,27 +57,26 @@ def _interleave(sides: Sides, streams: Sequence[Sequence[Arrays]]) -> tuple[list
     return outputs, Rule(level="G", name="inputs", passed=not wrong, detail=detail)
 
 
-def check_batch(level: Level, sides: Sides) -> None:
+def check_batch(sides: Sides) -> Iterator[Findings]:
     """H: where a batch axis is dynamic. The noise floor is that of the stream."""
     batch, noise = sides.declared.batch, sides.streamed.noise
     if batch is None:
         raise NotExecuted("no dynamic axis is named batch or is axis 0 of every input: --batch-axis NAME")
     if batch in sides.declared.pinned:
         raise NotExecuted(f"'{batch}' has one size, by --size or by a state")
-    level.note = f"axis '{batch}'"
     two, one, equal = (sides.declared.sizes | {batch: num_rows} for num_rows in (2, 1, NUM_EQUAL_ROWS))
     drawn = draw_stream(sides, "H", two)
     together = run_stream(sides, drawn, two)
     for row in range(2):
         alone = run_stream(sides, _rows(sides, drawn, [row], count=2), one)
-        run = Run(level, sides, f"row {row} of 2", noise=noise)
-        _hold_rows(run, _rows(sides, together, [row], count=2), alone, " is not what the row gives alone")
+        run = Run("H", sides, f"row {row} of 2", "stream", noise=noise)
+        yield _held(run, _rows(sides, together, [row], count=2), alone, " is not what the row gives alone")
     repeated = _rows(sides, draw_stream(sides, "H", one, first=NUM_RULE_STEPS), [0] * NUM_EQUAL_ROWS, count=1)
     outputs = run_stream(sides, repeated, equal)
     first, *others = (_rows(sides, outputs, [row], count=NUM_EQUAL_ROWS) for row in range(NUM_EQUAL_ROWS))
     for row, picked in enumerate(others, start=1):
-        run = Run(level, sides, f"equal row {row}", noise=noise)
-        _hold_rows(run, picked, first, " differs from an equal row of its batch")
+        run = Run("H", sides, f"equal row {row}", "stream", noise=noise)
+        yield _held(run, picked, first, " differs from an equal row of its batch")
 
 
 def _rows(sides: Sides, stream: Sequence[Arrays], rows: list[int], *, count: int) -> list[Arrays]:
@@ -97,14 +96,14 @@ def _rows(sides: Sides, stream: Sequence[Arrays], rows: list[int], *, count: int
     return picked
 
 
-def _hold_rows(run: Run, got: Sequence[Arrays], want: Sequence[Arrays], told: str) -> None:
+def _held(run: Run, got: Sequence[Arrays], want: Sequence[Arrays], told: str) -> Findings:
     for step, (a, b) in enumerate(zip(got, want, strict=True)):
         run.hold(step, a, b, told=told, cause=ROWS)
+    return run.found()
 
 
-def check_determinism(level: Level, sides: Sides) -> None:
+def check_determinism(sides: Sides) -> Iterator[Findings]:
     """I: every step twice, and the stream in a new session."""
-    level.note = "each run twice, and once in a new session"
     sizes = sides.declared.sizes
     drawn = draw_stream(sides, "I", sizes)
     first = run_stream(sides, drawn, sizes)
@@ -114,17 +113,17 @@ def check_determinism(level: Level, sides: Sides) -> None:
         twice.append(sides.session.run(inputs | states))
         states = sides.follow_graph(states, once)
     anew = run_stream(replace(sides, session=GraphSession(sides.declared)), drawn, sizes)
-    level.rules = [
-        _same("I", "twice", twice, first, "the same inputs do not give the same bits"),
-        _same("I", "new session", anew, first, "a new session does not give the same bits"),
-    ]
+    yield _same("I", "twice", twice, first, "the same inputs do not give the same bits")
+    yield _same("I", "new session", anew, first, "a new session does not give the same bits")
 
 
-def _same(level: str, name: str, got: Sequence[Arrays], want: Sequence[Arrays], told: str) -> Rule:
+def _same(level: str, name: str, got: Sequence[Arrays], want: Sequence[Arrays], told: str) -> Findings:
     """Whether every output of every step is the same bit for bit; if not, `told` and the first that is another."""
+    wrong = ""
     try:
         for step, (a, b) in enumerate(zip(got, want, strict=True)):
             require_same(a, b, f"{told}: step {step}, output ")
     except Broken as fault:
-        return Rule(level=level, name=name, passed=False, detail=str(fault))
-    return Rule(level=level, name=name, passed=True, detail=f"{len(want)} steps, {len(want[0])} outputs")
+        wrong = str(fault)
+    detail = wrong or f"{len(want)} steps, {len(want[0])} outputs"
+    return broken_rules(Rule(level=level, name=name, passed=not wrong, detail=detail), cause=KEPT)

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .check import check_bundle
     from .evidence import Evidence
+    from .fault import Fault
     from .places import Place, Rung
     from .recording import Frames, Recording, check_frames, compare, run_reference, run_sessions, run_torch
-    from .report import Fault, ParityReport, judge
+    from .report import ParityReport, judge
     from .rounding import Reference
 
 __all__ = [

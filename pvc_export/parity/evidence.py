@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from .answers import Conversation, RungAnswers
 from .heat import HeatMap
 from .levels import Rule
 from .metrics import Difference
+
+Found = TypeVar("Found", bound="Evidence")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,9 +44,9 @@ class Evidence:
     heat: tuple[HeatMap, ...] = ()
     stopped: str = ""
 
-    def __add__(self, other: Evidence) -> Evidence:
+    def __add__(self: Found, other: Found) -> Found:
         joined: dict[str, Any] = {}
-        for part in fields(Evidence):
+        for part in fields(self):
             mine, theirs = getattr(self, part.name), getattr(other, part.name)
             joined[part.name] = mine | theirs if isinstance(mine, dict) else mine + theirs
-        return Evidence(**joined)
+        return type(self)(**joined)

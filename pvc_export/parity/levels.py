@@ -17,8 +17,8 @@ defects that must be caught, is `pvc-export prove`, and M, random stories of sev
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .limits import beyond_limits
@@ -29,6 +29,11 @@ TITLES: dict[str, str] = {
     "A": "graph", "B": "one step", "C": "shapes", "D": "stream", "E": "drift", "F": "window wrap", "G": "state rules",
     "H": "batch", "I": "determinism", "J": "decode", "K": "pixels to text",
 }  # fmt: skip
+
+
+def heading(level: str, between: str = " ") -> str:
+    """'D stream'."""
+    return f"{level}{between}{TITLES[level]}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +65,11 @@ class Rule:
         return asdict(self) | ({"detail": f"not executed: {self.detail}"} if self.passed is None else {})
 
 
-def level_of(place: Place, window: int, num_consecutive: int) -> str:
-    """Where a difference shows. num_consecutive: frames of the clip, before the clock was let run ahead."""
+def level_of(place: Place, window: int = 0, num_consecutive: int = 0) -> str:
+    """Where a difference shows. num_consecutive: frames of the clip, before the clock was let run ahead.
+
+    A step is of a graph of any origin, which has neither window nor clock: alone, or of a stream.
+    """
     match place.kind:
         case "frame" if place.index > 0:
             if place.index >= num_consecutive:
@@ -69,6 +77,8 @@ def level_of(place: Place, window: int, num_consecutive: int) -> str:
             return "D" if place.index < window - 1 else "F"
         case "frame" | "pass" | "row" | "token":
             return "B" if place.index == 0 else "D"
+        case "step":
+            return "D" if place.run else "B"
         case "time":
             return "E"
         case "stream":
@@ -78,17 +88,50 @@ def level_of(place: Place, window: int, num_consecutive: int) -> str:
     return "C"
 
 
-def verdicts_of(differences: Iterable[Difference], window: int, num_consecutive: int) -> dict[str, Verdict]:
-    """The levels at which tensors were compared. What failed first is in the detail."""
+def verdicts_of(differences: Iterable[Difference], window: int = 0, num_consecutive: int = 0) -> dict[str, Verdict]:
+    """The levels at which tensors were compared: the worst of each, or what failed first."""
     compared: dict[str, list[Difference]] = {}
     for difference in differences:
         compared.setdefault(level_of(difference.where, window, num_consecutive), []).append(difference)
     verdicts = {}
     for level, members in compared.items():
-        wrong = beyond_limits(members)
-        detail = f"{len(members)} tensor{'s' if len(members) > 1 else ''} compared"
+        wrong, worst = beyond_limits(members), max(members, key=Difference.share)
+        what = f"{len(members)} tensor{'s' if len(members) > 1 else ''} compared"
+        detail = f"{what}, {worst.name} at {worst.share():.0%} of its limit"
         if wrong:
             beyond = f"{len(wrong)} of {len(members)} tensors beyond their limits"
             detail = f"{beyond}, first {wrong[0].name} at {wrong[0].where} ({wrong[0].rung})"
         verdicts[level] = Verdict(level=level, passed=not wrong, detail=detail)
     return verdicts
+
+
+def verdicts_of_rules(rules: Iterable[Rule]) -> Iterator[Verdict]:
+    """Of every level that has some: what holds is counted; what does not is told, and so is why nothing was asked."""
+    by_level: dict[str, list[Rule]] = {}
+    for rule in rules:
+        by_level.setdefault(rule.level, []).append(rule)
+    for level, members in by_level.items():
+        held = [rule for rule in members if rule.passed]
+        broken = next((rule for rule in members if rule.passed is False), None)
+        if broken or len(held) == len(members) == 1:
+            told = broken or held[0]
+            yield Verdict(level=level, passed=not broken, detail=f"{told.name}: {told.detail}")
+        elif held:
+            yield Verdict(level=level, passed=True, detail=f"{len(held)} of {len(members)} rules, bit for bit")
+        else:
+            yield Verdict(level=level, passed=None, detail=members[0].detail)
+
+
+def together(verdicts: Iterable[Verdict], why_not: Mapping[str, str]) -> dict[str, Verdict]:
+    """One verdict for each level of `why_not`: what failed, else all that was executed, else why nothing was."""
+    found = {level: [Verdict(level=level, passed=None, detail=why)] for level, why in why_not.items()}
+    for verdict in verdicts:
+        found[verdict.level].append(verdict)
+    return {level: _joined(members) for level, members in found.items()}
+
+
+def _joined(verdicts: Sequence[Verdict]) -> Verdict:
+    asked = [verdict for verdict in verdicts if verdict.passed is not None]
+    if not asked or not all(verdict.passed for verdict in asked):
+        return next((verdict for verdict in asked if not verdict.passed), verdicts[-1])
+    return replace(asked[0], detail="; ".join(verdict.detail for verdict in asked))

@@ -16,6 +16,7 @@ PlaceKind = Literal[
     "row",
     "token",
     "step",
+    "size",
     "stream",
     "text",
     "rows",

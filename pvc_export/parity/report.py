@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 from engines.manifest import Manifest
 from engines.spec import GRAPH_NAMES, Precision
@@ -13,32 +13,14 @@ from .causes import Cause, cause_of
 from .culprit.record import Culprit, Repair
 from .drift.report import DriftReport
 from .evidence import Evidence
-from .levels import TITLES, Rule, Verdict, level_of, verdicts_of
+from .fault import Fault, FaultKind
+from .levels import TITLES, Verdict, level_of, together, verdicts_of, verdicts_of_rules
 from .limits import NoiseTable, Row, beyond_limits, join_rows, kl_limit, worst_rows
 from .places import Rung
 
 PARITY_NAME = "parity.json"
 MOST_OF_A_KIND = 6
 """Faults of one kind that a text tells one by one."""
-FaultKind = Literal["weights", "row", "missing", "stopped", "token", "conversation", "answer", "rule", "drift"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fault:
-    """One thing that is wrong.
-
-    part   what of its kind it belongs to: the graph of weights, the kind of a prompt, a rung, a rule's name, a tensor
-    about  the same in words, for a line of its own;  what  what is wrong with it
-    """
-
-    kind: FaultKind
-    part: str
-    about: str
-    what: str
-
-    @property
-    def text(self) -> str:
-        return f"{self.about}: {self.what}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,11 +107,7 @@ class ParityReport(Evidence):
     def levels(self) -> dict[str, Verdict]:
         """How every level came out, A to K."""
         why_not = "not reached: the stream had ended" if self.stopped else "not part of this check"
-        found = {level: [Verdict(level=level, passed=None, detail=why_not)] for level in TITLES}
-        found["H"] = [Verdict(level="H", passed=None, detail="the bundle serves one stream")]
-        for verdict in self._verdicts():
-            found[verdict.level].append(verdict)
-        return {level: _together(verdicts) for level, verdicts in found.items()}
+        return together(self._verdicts(), dict.fromkeys(TITLES, why_not) | {"H": "the bundle serves one stream"})
 
     def _verdicts(self) -> Iterator[Verdict]:
         """One for each level and way of looking at it."""
@@ -144,8 +122,7 @@ class ParityReport(Evidence):
         if self.answers:
             count = sum(rung.num_questions for rung in self.answers)
             yield self._verdict("K", ("answer",), f"{count} answers on {len(self.answers)} rungs")
-        for level in dict.fromkeys(rule.level for rule in self.rules):
-            yield _of_rules([rule for rule in self.rules if rule.level == level])
+        yield from verdicts_of_rules(self.rules)
         if self.drift is not None:
             yield self._verdict("E", ("drift",), f"{self.drift.num_frames} frames in a row do not drift")
 
@@ -294,7 +271,7 @@ class ParityReport(Evidence):
         searched = {"culprit": self.culprit and self.culprit.to_json(), "repair": self.repair and self.repair.to_json()}
         return {
             **self.receipt(),
-            "faults": [asdict(fault) for fault in self.faults()],
+            "faults": [fault.to_json() for fault in self.faults()],
             "wrong_weights": self.wrong_weights,
             "missing": self.missing,
             "wrong_tokens": self.wrong_tokens,
@@ -326,23 +303,3 @@ def judge(evidence: Evidence, manifest: Manifest, *, num_frames: int, computed_i
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _of_rules(rules: Sequence[Rule]) -> Verdict:
-    """What holds is counted, what does not is told, and so is why nothing was executed."""
-    level, held = rules[0].level, [rule for rule in rules if rule.passed]
-    broken = next((rule for rule in rules if rule.passed is False), None)
-    if broken or len(held) == len(rules) == 1:
-        told = broken or held[0]
-        return Verdict(level=level, passed=not broken, detail=f"{told.name}: {told.detail}")
-    if not held:
-        return Verdict(level=level, passed=None, detail=rules[0].detail)
-    return Verdict(level=level, passed=True, detail=f"{len(held)} of {len(rules)} rules, bit for bit")
-
-
-def _together(verdicts: Sequence[Verdict]) -> Verdict:
-    """One verdict of all of a level: what failed, else what was executed, else the last that says why nothing was."""
-    asked = [verdict for verdict in verdicts if verdict.passed is not None]
-    if not asked or not all(verdict.passed for verdict in asked):
-        return next((verdict for verdict in asked if not verdict.passed), verdicts[-1])
-    return replace(asked[0], detail="; ".join(verdict.detail for verdict in asked))

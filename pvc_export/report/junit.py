@@ -10,9 +10,9 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from ..parity.levels import TITLES, Rule, Verdict
+from ..parity.fault import Fault, FaultKind
+from ..parity.levels import Rule, Verdict, heading
 from ..parity.limits import Row, kl_limit
-from ..parity.report import FaultKind
 from .given import ReportInput
 from .text import clean
 
@@ -87,18 +87,9 @@ def _add_case(suite: ET.Element, case: Case) -> None:
 
 def _cases(report: ReportInput) -> Iterator[Case]:
     parity = report.parity
-    wrong: dict[tuple[FaultKind, str], list[str]] = {}
-    for fault in parity.faults():
-        wrong.setdefault((fault.kind, fault.part), []).append(fault.text)
-
-    def case(kind: FaultKind, part: str, suite: str, group: str, name: str, details: str = "") -> Case:
-        """A case that fails if a fault is of that kind and part."""
-        found = wrong.get((kind, part), [])
-        return Case(suite=suite, group=group, name=name, failure="\n".join(found) or None, details=details)
-
+    case = Cases(parity.faults())
     for row in parity.rows:
-        name = f"{row.graph}/{row.tensor} ({row.num_compared} compared)"
-        yield case("row", row.name, str(row.rung), row.graph, name, numbers(row))
+        yield case.of_row(row, row.name, str(row.rung), row.graph, f"{row.graph}/{row.tensor}")
     for graph in report.manifest.graphs:
         names = "\n".join(f"{name}: {why}" for name, why in parity.wrong_weights.get(graph, {}).items())
         yield case("weights", graph, "weights", graph, f"{graph}: every weight in place, bit for bit", names)
@@ -113,27 +104,39 @@ def _cases(report: ReportInput) -> Iterator[Case]:
         yield case("conversation", kind, "conversations", "kind", kind, details)
     for rung in parity.answers:
         yield case("answer", str(rung.rung), "held-out answers", "rung", str(rung.rung), rung.line().strip())
-    for rule in parity.rules:
-        yield rule_case(rule)
     for curve in parity.drift.curves if parity.drift else ():
         yield case("drift", curve.tensor, "level E", "drift", curve.tensor, curve.line().strip())
-    for verdict in parity.levels().values():
-        yield level_case(verdict)
-    for name, reason in parity.not_executed.items():
+    yield from verdict_cases(parity.rules, parity.levels(), parity.not_executed)
+
+
+class Cases:
+    """Makes cases, each of which fails if something is wrong with its part."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self._wrong: dict[tuple[FaultKind, str], list[str]] = {}
+        for fault in faults:
+            self._wrong.setdefault((fault.kind, fault.part), []).append(fault.text)
+
+    def __call__(self, kind: FaultKind, part: str, suite: str, group: str, name: str, details: str = "") -> Case:
+        """A case that fails if a fault is of that kind and part."""
+        found = self._wrong.get((kind, part), [])
+        return Case(suite=suite, group=group, name=name, failure="\n".join(found) or None, details=details)
+
+    def of_row(self, row: Row, part: str, suite: str, group: str, name: str) -> Case:
+        details = f"{row.worst.numbers()} at {row.worst.where}, {row.share():.3g} of the limit"
+        return self("row", part, suite, group, f"{name} ({row.num_compared} compared)", details)
+
+
+def verdict_cases(
+    rules: Iterable[Rule], levels: Mapping[str, Verdict], not_executed: Mapping[str, str]
+) -> Iterator[Case]:
+    """A case for every rule and level, and for what was not executed."""
+    for rule in rules:
+        yield _verdict(f"level {rule.level}", "rules", rule.name, rule)
+    for level, verdict in levels.items():
+        yield _verdict("levels", "level", heading(level), verdict)
+    for name, reason in not_executed.items():
         yield Case(suite="not executed", group="ladder", name=name, skipped=reason)
-
-
-def numbers(row: Row) -> str:
-    """The worst of a row, in words."""
-    return f"{row.worst.numbers()} at {row.worst.where}, {row.share():.3g} of the limit"
-
-
-def rule_case(rule: Rule) -> Case:
-    return _verdict(f"level {rule.level}", "rules", rule.name, rule)
-
-
-def level_case(verdict: Verdict) -> Case:
-    return _verdict("levels", "level", f"{verdict.level} {TITLES[verdict.level]}", verdict)
 
 
 def _verdict(suite: str, group: str, name: str, found: Verdict | Rule) -> Case:

@@ -153,9 +153,9 @@ def test_the_batch_axis_can_be_named(check: Checker, tmp_path: Path) -> None:
     onnx.save(turned_batch(), check.path)
     request = ForeignRequest(reference=f"{MODELS}:Sum", graph=check.path, states=("total=total_next",), steps=STEPS)
     unnamed = check_foreign(request)
-    assert "--batch-axis NAME" in (unnamed.level("H").not_executed or "")
+    assert "--batch-axis NAME" in unnamed.not_executed["H batch"]
     named = check_foreign(replace(request, batch_axis="N"))
-    assert named.passed and named.level("H").compared and "--batch-axis N" in named.command
+    assert named.passed and named.compared("H") and "--batch-axis N" in named.command
     with pytest.raises(SpecError, match="no dynamic axis of that name") as info:
         check("cell", batch_axis="bach")
     assert "Did you mean 'batch'?" in info.value.fix
@@ -182,11 +182,11 @@ def declare(index: int, axis: int, size: int | str) -> Edit:
 
 def test_a_declared_output_shape_that_is_not_true_is_said(check: Checker) -> None:
     report = check("attention, whole cache", declare(0, 1, "past"), steps=STEPS)
-    found = report.level("A").findings
-    assert [fault.level for fault in report.faults()] == ["A"] and found[0].tensor == "y"
+    found = [fault for fault in report.faults() if fault.level == "A"]
+    assert [fault.level for fault in report.faults()] == ["A"] and found[0].part == "shape of 'y'"
     assert "it declares the shape (batch, past, 8), and it is (2, 3, 8)" in found[0].what
-    fixed = check("attention, new rows", declare(1, 0, 2), steps=STEPS)
-    assert [fault.tensor for fault in fixed.level("A").findings] == ["new_k"]  # of any other batch it is not 2
+    fixed = check("attention, new rows", declare(1, 0, 2), steps=STEPS).faults()  # of any other batch it is not 2
+    assert [fault.part for fault in fixed if fault.level == "A"] == ["shape of 'new_k'"]
 
 
 def test_an_output_whose_batch_is_dynamic_on_paper_and_fixed_by_its_state_is_said_and_the_rest_still_runs(
@@ -197,13 +197,10 @@ def test_an_output_whose_batch_is_dynamic_on_paper_and_fixed_by_its_state_is_sai
             value.type.tensor_type.shape.dim[0].dim_value = 1
 
     report = check("cell", one_stream, steps=STEPS)
-    found = report.level("A").findings
-    assert {fault.level for fault in report.faults()} == {"A"} and {one.tensor for one in found} == {
-        "h0_next",
-        "h1_next",
-    }
+    found = [fault for fault in report.faults() if fault.level == "A"]
+    assert found == report.faults() and [one.part for one in found] == ["shape of 'h0_next'", "shape of 'h1_next'"]
     assert "no stream can have another 'batch'" in found[0].what and report.declared.sizes == {"batch": 1}
-    assert len(report.level("D").compared) == 2 * STEPS * 3
+    assert len(report.compared("D")) == 2 * STEPS * 3
 
 
 def test_another_axis_that_is_dynamic_on_paper_and_fixed_by_a_state_leaves_its_size_free(check: Checker) -> None:
@@ -214,7 +211,7 @@ def test_another_axis_that_is_dynamic_on_paper_and_fixed_by_a_state_leaves_its_s
             value.type.tensor_type.shape.dim[1].dim_param = "width"
 
     report = check("cell", fixed_window, sizes=("width=4",), steps=STEPS)
-    assert [fault.tensor for fault in report.faults()] == ["h0_next"] and report.declared.sizes["batch"] == 2
+    assert [fault.part for fault in report.faults()] == ["shape of 'h0_next'"] and report.declared.sizes["batch"] == 2
     assert "it declares the shape (batch, width), and it is (2, 6)" in report.faults()[0].what
 
 

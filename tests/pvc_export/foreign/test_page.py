@@ -38,9 +38,9 @@ def test_a_pass_shows_every_level_and_every_output_with_its_limits(check: Checke
     require_self_contained(html)
     text = Page(html).text
     assert "✓ PASS " in text and "Nothing left out" in text and "FAIL" not in text and counts(xml) == (0, 0)
-    for level in report.results:
-        assert f"{level.letter}{TITLES[level.letter]} ✓ shown {level.verdict.detail}" in text
-        for row in level.rows():
+    for level, verdict in report.levels().items():
+        assert f"{level}{TITLES[level]} ✓ shown {verdict.detail}" in text
+        for row in report.rows().get(level, ()):
             assert f"{row.tensor}{row.num_compared} compared" in text
             peaks = [(row.peaks[metric], metric) for metric in row.worst.limits]
             assert all(
@@ -69,8 +69,8 @@ def test_a_failure_names_the_first_fault_its_cause_and_the_next_command(check: C
 
 def test_a_step_that_leaves_its_limit_is_seen_in_its_curve(check: Checker) -> None:
     faithful, broken = check("cell"), check("cell", perturb("uc0"))
-    assert all(panel.passed for panel in curves(faithful.level("D")))
-    panels = curves(broken.level("D"))
+    assert all(panel.passed for panel in curves(faithful))
+    panels = curves(broken)
     assert len(panels) == 3 and not panels[0].passed
     (own, forced) = panels[0].lines
     assert own[1].startswith("own state: ") and "of its limit at step" in own[1]
@@ -79,15 +79,13 @@ def test_a_step_that_leaves_its_limit_is_seen_in_its_curve(check: Checker) -> No
 
 def test_of_many_outputs_the_closest_to_their_limits_are_drawn_and_the_others_counted(check: Checker) -> None:
     report = check("cell")
-    stream = report.level("D")
     many = [
         replace(found, tensor=f"present.{layer}")
         for layer in range(MOST_PANELS + 5)
-        for found in stream.compared
+        for found in report.compared("D")
         if found.tensor == "y"
     ]
-    results = [replace(stream, compared=many) if level is stream else level for level in report.results]
-    html = render(replace(report, results=results, drifts=()))
+    html = render(replace(report, differences=tuple(many), drifts=()))
     assert html.count('class="plot"') == MOST_PANELS and "5 more are in the table" in Page(html).text
 
 
@@ -104,7 +102,7 @@ def test_a_graph_that_does_not_open_is_a_failed_page(check: Checker) -> None:
     report = check("cell", operator_of_nobody)
     text, xml = Page(render(report)).text, junit(report)
     assert "✕ FAIL level A, graph: " in text and "D stream: the graph does not open" in text
-    assert counts(xml) == (2, 7)  # what it is, and its level
+    assert counts(xml) == (3, 7)  # the checker, the runtime, and their level
 
 
 def test_nan_is_shown_as_such_and_never_drawn(check: Checker) -> None:
