@@ -8,7 +8,7 @@ machine without a GPU, labelled as what it is: computed in float32.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,11 @@ from engines.spec import GraphSpec
 from ..graphs.weights_file import share_weights
 
 FLOAT, BFLOAT16 = TensorProto.FLOAT, TensorProto.BFLOAT16
+MOVES = frozenset(
+    ("Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "TensorScatter", "Transpose",
+     "Unsqueeze", "Where")
+)  # fmt: skip
+"""Operators whose results are values that they were given."""
 
 
 @contextmanager
@@ -44,7 +49,7 @@ def open_on_cpu(folder: Path, *, scratch: Path | None = None) -> Iterator[Bundle
         memory, sessions = HostMemory(), dict[str, Session]()
         for name, spec in manifest.graphs.items():
             path = Path(wide) / f"{name}.onnx"
-            widen(folder / graph_path(name), path)
+            widen(folder / graph_path(name), path, exact=[state.input for state in spec.states])
             sessions[name] = OrtSession(path, widen_spec(spec), memory=memory)
         tokenizer = PromptTokenizer(folder / TOKENIZER_NAME, manifest.prompt)
         yield Bundle(
@@ -70,57 +75,56 @@ def widen_spec(spec: GraphSpec) -> GraphSpec:
     )
 
 
-def widen(source: Path, target: Path) -> None:
+def widen(source: Path, target: Path, *, exact: Sequence[str] = ()) -> None:
     """Write `source` as a graph without bfloat16 arithmetic, its inputs and outputs float32.
 
+    Inputs are rounded to bfloat16, but for those in `exact`, which hold such values: a state comes from an output.
     The weights stay in the source's file, to which `target` gets a link.
     """
     model = onnx.load(source, load_external_data=False)
-    graph = model.graph
-    narrow = _bfloat16_tensors(model)
-    nodes = _rounded(graph, narrow)
-    edges = [value for value in (*graph.input, *graph.output) if value.name in narrow]
-    for value in edges:
-        value.type.tensor_type.elem_type = FLOAT
-    inner = {value.name: f"{value.name}.narrow" for value in edges}
-    _rename(nodes, inner)
-    before = [_cast(value.name, inner[value.name], BFLOAT16) for value in graph.input if value.name in inner]
-    after = [_cast(inner[value.name], value.name, FLOAT) for value in graph.output if value.name in inner]
+    graph, narrow = model.graph, _bfloat16_tensors(model)
+    nodes = list(_rounded(graph, narrow, exact))
+    read = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+    nodes = [node for node in nodes if not read.isdisjoint(node.output)]  # ONNX Runtime would run casts for nobody
+    for value in (*graph.input, *graph.output):
+        if value.name in narrow:
+            value.type.tensor_type.elem_type = FLOAT
     del graph.node[:], graph.value_info[:]
-    graph.node.extend([*before, *nodes, *after])
+    graph.node.extend(nodes)
     onnx.save(model, target)
     share_weights(source, target.parent)
 
 
-def _rounded(graph: onnx.GraphProto, narrow: set[str]) -> list[onnx.NodeProto]:
-    """The nodes, each with float32 inputs in place of bfloat16 ones, and its results rounded to bfloat16 again."""
-    nodes: list[onnx.NodeProto] = []
-    wide: set[str] = set()
+def _rounded(graph: onnx.GraphProto, narrow: set[str], exact: Sequence[str]) -> Iterator[onnx.NodeProto]:
+    """The nodes, each with float32 inputs in place of bfloat16 ones, and its results rounded to bfloat16 again.
+
+    What only moves values rounds nothing: a cache goes through it as it is. Inputs and outputs keep their names, in
+    float32, so a bfloat16 value next to them gets one of its own.
+    """
+    taken, returned = ([value.name for value in edges if value.name in narrow] for edges in (graph.input, graph.output))
+    inner = {name: f"{name}.narrow" for name in (*taken, *returned)}
+    wide = {name: name for name in taken if name in exact}
+    yield from (_cast(name, inner[name], BFLOAT16) for name in taken)
     for node in graph.node:
         if node.op_type == "Cast":
-            nodes.append(node)
+            for names in (node.input, node.output):
+                names[:] = [inner.get(name, name) for name in names]
+            yield node
             continue
-        for index, name in enumerate(node.input):
-            if name in narrow:
-                if name not in wide:
-                    nodes.append(_cast(name, f"{name}.wide", FLOAT))
-                    wide.add(name)
-                node.input[index] = f"{name}.wide"
+        for name in node.input:
+            if name in narrow and name not in wide:
+                wide[name] = f"{name}.wide"
+                yield _cast(inner.get(name, name), wide[name], FLOAT)
+        node.input[:] = [wide.get(name, name) for name in node.input]
         results = [name for name in node.output if name in narrow]
-        for index, name in enumerate(node.output):
-            if name in narrow:
-                node.output[index] = f"{name}.exact"
-        nodes.append(node)
-        nodes += [_cast(f"{name}.exact", name, BFLOAT16) for name in results]
-    return nodes
-
-
-def _rename(nodes: list[onnx.NodeProto], names: dict[str, str]) -> None:
-    """What the graph takes and returns is float32 now; the bfloat16 values next to it get names of their own."""
-    for node in nodes:
-        for field in (node.input, node.output):
-            for index, name in enumerate(field):
-                field[index] = names.get(name, name)
+        unrounded = {name: f"{name}.exact" for name in results}
+        if node.op_type in MOVES:
+            unrounded = {name: name if name in returned else f"{name}.wide" for name in results}
+            wide |= unrounded
+        node.output[:] = [unrounded.get(name, name) for name in node.output]
+        yield node
+        yield from (_cast(unrounded[name], inner.get(name, name), BFLOAT16) for name in results)
+    yield from (_cast(inner[name], name, FLOAT) for name in returned if wide.get(name) != name)
 
 
 def _cast(source: str, target: str, dtype: int) -> onnx.NodeProto:

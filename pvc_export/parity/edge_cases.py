@@ -284,6 +284,6 @@ def _draw_floats(bundle: Bundle, rng: np.random.Generator, shape: tuple[int, ...
 
 
 def _in_precision(bundle: Bundle, values: torch.Tensor, dtype: str) -> Array:
-    """Rounded to what a bundle of this precision holds, as `dtype`: a widened bfloat16 graph rounds its inputs."""
+    """Rounded to what a bundle of this precision holds, as `dtype`: a widened graph rounds no state."""
     exact = values.detach().numpy().astype(host_dtype(FLOAT_OF[bundle.manifest.precision]))
     return exact.astype(dtype)

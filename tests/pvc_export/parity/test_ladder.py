@@ -354,6 +354,28 @@ def test_a_widened_graph_rounds_to_bfloat16_after_every_operator(tmp_path: Path)
     np.testing.assert_allclose(np.asarray(z, np.float32), got["z"], rtol=1e-2, atol=1e-2)
 
 
+def test_a_widened_graph_does_not_round_what_is_only_moved_nor_casts_for_nobody(tmp_path: Path) -> None:
+    """A state with new rows behind it: the rows are rounded, the state comes back as it was, from no cast at all."""
+    text = """
+<ir_version: 10, opset_import: ["" : 20]>
+g (bfloat16[2, 3] rows, bfloat16[4, 3] past) => (bfloat16[6, 3] present, bfloat16[3, 6] y) {
+  present = Concat <axis = 0> (past, rows)
+  turned = Transpose <perm = [1, 0]> (present)
+  y = Add(turned, turned)
+}"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "narrow.onnx")
+    past = np.full((4, 3), 1 + 2**-7, np.float32)
+    rows = np.full((2, 3), 1 + 2**-9, np.float32)  # bfloat16 holds 1 beside it
+    want = np.concatenate([past, np.ones_like(rows)])
+    for exact, casts in (((), 6), (("past",), 4)):
+        widen(tmp_path / "narrow.onnx", tmp_path / "wide.onnx", exact=exact)
+        model = onnx.load(tmp_path / "wide.onnx")
+        assert [node.op_type for node in model.graph.node].count("Cast") == casts
+        present, y = ReferenceEvaluator(model).run(None, {"rows": rows, "past": past})
+        np.testing.assert_array_equal(present, want)
+        np.testing.assert_array_equal(y, 2 * want.T)
+
+
 def test_a_bfloat16_bundle_runs_on_no_cpu_and_says_what_does(bundle_bf16: Path) -> None:
     from engines import open_bundle
     from engines.errors import BackendUnavailable
