@@ -26,7 +26,7 @@ from engines.target import load_target
 from pvc_export.bundles.export import ExportRequest, export
 from pvc_export.graphs.models import LoadedModel, load_model, loaded_model
 from pvc_export.graphs.onnx_file import export_graph
-from pvc_export.parity import check, structure
+from pvc_export.parity import check, fresh
 from pvc_export.parity.report import ParityReport
 from pvc_export.parity.state.rules import check_rules
 from pvc_export.parity.words.conversations import converse
@@ -134,7 +134,7 @@ def sharing_graphs(export_once: ExportGraph) -> Callable[[], AbstractContextMana
     def sharing() -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pvc_export.bundles.export, "export_graph", export_once)
-            patch.setattr(structure, "export_graph", export_once)
+            patch.setattr(fresh, "export_graph", export_once)
             yield
 
     return sharing

@@ -26,8 +26,8 @@ from ..bundles.export import ExportRequest, write_graphs
 from ..bundles.repair import repair
 from ..graphs.models import LoadedModel, loaded_model
 from ..parity.check import check_bundle
+from ..parity.fresh import FreshGraphs
 from ..parity.report import ParityReport
-from ..parity.structure import FreshGraphs
 from ..terminal.console import Console
 from .defects import Defect, PrecisionDefect
 

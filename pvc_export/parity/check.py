@@ -30,6 +30,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,6 +53,7 @@ from .edge_cases import probe_batch, probe_context, probe_lengths
 from .engines import check_engines, wrong_engines
 from .evidence import Evidence
 from .facts import hold_facts
+from .fresh import FreshGraphs
 from .ladder import climb
 from .levels import Rule
 from .limits import NoiseTable
@@ -60,7 +62,7 @@ from .recording import Progress
 from .report import ParityReport, judge
 from .rounding import Reference
 from .state.rules import check_rules
-from .structure import FreshGraphs, compare_graphs
+from .structure import compare_graphs
 from .words.conversations import converse
 from .words.further import ask_further
 from .words.prompts import KINDS
@@ -89,10 +91,11 @@ def check_bundle(
     of another shape: it is in the report. Raises ModelError if `loaded` is not the model the bundle was made from, and
     what open_bundle raises.
     """
-    with fitting_threads(loaded.model):
+    keeping = FreshGraphs.of(loaded.model, scratch) if fresh is None else nullcontext(fresh)
+    with fitting_threads(loaded.model), keeping as exports, exports.ahead(Manifest.load(folder)):
         run = _run_bundle(folder, loaded, scratch, progress, far=ladder)
         manifest, recorded = run.bundle.manifest, run.recorded
-        evidence = run.evidence + compare_graphs(folder, manifest, loaded, scratch=scratch, fresh=fresh)
+        evidence = run.evidence + compare_graphs(folder, manifest, loaded, exports)
         progress(0.5)
         if recorded.stop is not None:
             reason = f"the stream ended at {recorded.stop.differences[0].where}"

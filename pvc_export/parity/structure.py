@@ -9,8 +9,6 @@ is said of it.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
@@ -19,24 +17,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import AttributeProto, helper, numpy_helper
-from torch import nn
 
 from engines.bundle import graph_path
 from engines.errors import BuildError
 from engines.manifest import Manifest
 from engines.memory import Array
-from engines.spec import GraphSpec
-from engines.target import load_target
-from pvc_ref import PVC
 
-from ..graphs.hollow import filled, hollow
 from ..graphs.models import LoadedModel
-from ..graphs.modules import graph_module
-from ..graphs.onnx_file import EXPORTER, export_graph, export_hollow, is_hollow
-from ..graphs.precision import cast_model
-from ..graphs.sessions import is_small
+from ..graphs.onnx_file import EXPORTER, is_hollow
 from ..terminal.facts import installed
 from .evidence import Evidence
+from .fresh import FreshGraphs
 from .graph_file import GraphFile, Place, bits, same_bits
 from .levels import Rule
 from .weights import HeldWeights, evidence_of, held_weights, weights_of
@@ -45,64 +36,16 @@ FEW = 8
 """Values of a constant that are shown."""
 
 
-def compare_graphs(
-    folder: Path,
-    manifest: Manifest,
-    loaded: LoadedModel,
-    *,
-    scratch: Path | None = None,
-    fresh: FreshGraphs | None = None,
-) -> Evidence:
-    """Weights and structure of every graph of a bundle: one rule a graph, and the weights that are not in place.
-
-    Fresh exports go to a temporary folder in `scratch`, by default the system's, unless `fresh` keeps them.
-    """
+def compare_graphs(folder: Path, manifest: Manifest, loaded: LoadedModel, fresh: FreshGraphs) -> Evidence:
+    """Weights and structure of every graph of a bundle: one rule a graph, and the weights that are not in place."""
     weights = weights_of(manifest, loaded.model)
     held: dict[str, HeldWeights] = {}
     rules = []
-    with tempfile.TemporaryDirectory(prefix="pvc-fresh-", dir=scratch) as name:
-        fresh = fresh or FreshGraphs(loaded.model, Path(name))
-        for graph in manifest.graphs:
-            file = GraphFile(folder / graph_path(graph), graph)
-            held[graph] = held_weights(file, weights[graph])
-            rules.append(_rule(file, held[graph], fresh, manifest))
+    for graph in manifest.graphs:
+        file = GraphFile(folder / graph_path(graph), graph)
+        held[graph] = held_weights(file, weights[graph])
+        rules.append(_rule(file, held[graph], fresh, manifest))
     return evidence_of(held) + Evidence(rules=tuple(rules))
-
-
-class FreshGraphs:
-    """The graphs of a reference, exported here and now as a manifest says that they were, each of them once; of a large
-    model without its matrices. Kept in `folder`: for checks that follow each other, of one reference."""
-
-    def __init__(self, model: PVC, folder: Path) -> None:
-        self._source, self._folder = model, folder
-        self._is_hollow = not is_small(model)
-        self._cast: dict[tuple[object, ...], PVC] = {}
-        self._made: dict[tuple[object, ...], GraphFile] = {}
-
-    def graph(self, name: str, manifest: Manifest) -> GraphFile:
-        """One of them. Raises BuildError if it cannot be exported here."""
-        spec, spelling = manifest.graphs[name], load_target(manifest.target).spelling
-        key = spelling, manifest.precision, manifest.islands, json.dumps(spec.to_json())
-        if key not in self._made:
-            path = self._folder / str(len(self._made)) / f"{name}.onnx"
-            path.parent.mkdir()
-            self._write(graph_module(self._model(manifest), spec, spelling), spec, path)
-            self._made[key] = GraphFile(path, name)
-        return self._made[key]
-
-    def _model(self, manifest: Manifest) -> PVC:
-        keep_clock = manifest.limits.num_times is not None
-        key = manifest.precision, manifest.islands, keep_clock
-        if key not in self._cast:
-            source = hollow(self._source, keep_clock=keep_clock) if self._is_hollow else self._source
-            self._cast[key] = cast_model(source, manifest.precision, manifest.islands)
-        return self._cast[key]
-
-    def _write(self, module: nn.Module, spec: GraphSpec, path: Path) -> None:
-        if self._is_hollow:
-            export_hollow(filled(module), spec, path)
-        else:
-            export_graph(module, spec, path)
 
 
 def _other_versions(manifest: Manifest) -> str:

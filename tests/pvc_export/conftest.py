@@ -11,7 +11,7 @@ import pytest
 
 from pvc_export import cli
 from pvc_export.graphs import sessions
-from pvc_export.parity import check, structure
+from pvc_export.parity import check, fresh
 from pvc_export.parity.culprit import find as culprit
 from pvc_export.parity.evidence import Evidence
 from pvc_export.terminal import interrupt
@@ -56,7 +56,7 @@ def reference_exports(monkeypatch: pytest.MonkeyPatch, export_once: ExportGraph)
     once for all tests: they follow from module, weights and spec. A bundle's own graphs are never among them."""
     monkeypatch.setattr(culprit, "export_graph", export_once)
     monkeypatch.setattr(sessions, "export_graph", export_once)
-    monkeypatch.setattr(structure, "export_graph", export_once)
+    monkeypatch.setattr(fresh, "export_graph", export_once)
 
 
 @pytest.fixture

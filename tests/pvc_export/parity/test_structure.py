@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -17,10 +20,11 @@ from pvc_export.controls.graph_edits import change, edit_graph, find, weight_of
 from pvc_export.graphs.hollow import filled, hollow
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.graphs.modules import graph_module
-from pvc_export.graphs.onnx_file import export_hollow, is_hollow
+from pvc_export.graphs.onnx_file import EXPORTER, export_hollow, is_hollow
 from pvc_export.graphs.precision import cast_model
-from pvc_export.parity import structure
+from pvc_export.parity import fresh
 from pvc_export.parity.evidence import Evidence
+from pvc_export.parity.fresh import FreshGraphs
 from pvc_export.parity.graph_file import GraphFile
 from pvc_export.parity.structure import Comparison, compare_graphs
 
@@ -51,6 +55,11 @@ BUILT_OTHERWISE = {
 }
 
 
+def compared(bundle: Path, manifest: Manifest, loaded: LoadedModel, scratch: Path | None = None) -> Evidence:
+    with FreshGraphs.of(loaded.model, scratch) as exports:
+        return compare_graphs(bundle, manifest, loaded, exports)
+
+
 def broken(evidence: Evidence) -> dict[str, str]:
     """By graph, what is said of those that are built otherwise."""
     return {rule.graph: rule.detail for rule in evidence.rules if rule.passed is False}
@@ -64,7 +73,7 @@ def test_what_is_built_otherwise_is_named_with_its_node_and_what_is_expected(
     bundle = copy_bundle(request.getfixturevalue(f"bundle_{defect.precision}"))
     assert defect.change_bundle is not None
     defect.change_bundle(bundle)
-    found = compare_graphs(bundle, Manifest.load(bundle), tiny)
+    found = compared(bundle, Manifest.load(bundle), tiny)
     assert list(broken(found)) == [defect.named] and not found.wrong_weights
     for part in (COVERED | BUILT_OTHERWISE)[name]:
         assert part in differences(bundle, tiny, defect.named)
@@ -72,14 +81,10 @@ def test_what_is_built_otherwise_is_named_with_its_node_and_what_is_expected(
 
 def differences(bundle: Path, loaded: LoadedModel, graph: str) -> str:
     """All that is different, not only the first."""
-    manifest = Manifest.load(bundle)
-    spec = manifest.graphs[graph]
-    fresh = bundle / "fresh" / f"{graph}.onnx"
-    fresh.parent.mkdir(exist_ok=True)
-    model = cast_model(loaded.model, manifest.precision)
-    structure.export_graph(graph_module(model, spec, structure.load_target(manifest.target).spelling), spec, fresh)
     file = GraphFile(bundle / f"graphs/{graph}.onnx", graph)
-    return "\n".join(Comparison(file, GraphFile(fresh, graph), frozenset()).differences())
+    with FreshGraphs.of(loaded.model, None) as exports:
+        exported = exports.graph(graph, Manifest.load(bundle))
+        return "\n".join(Comparison(file, exported, frozenset()).differences())
 
 
 @pytest.mark.parametrize("bundle_name", ["bundle_fp32", "bundle_fp16", "bundle_rows"])
@@ -87,7 +92,7 @@ def test_a_faithful_bundle_is_built_as_a_fresh_export_is(
     bundle_name: str, tiny: LoadedModel, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     bundle = request.getfixturevalue(bundle_name)
-    found = compare_graphs(bundle, Manifest.load(bundle), tiny, scratch=tmp_path)
+    found = compared(bundle, Manifest.load(bundle), tiny, tmp_path)
     assert [rule.graph for rule in found.rules] == ["trunk", "temporal", "compressor", "embed", "llm", "head"]
     assert all(rule.passed and rule.level == "A" for rule in found.rules) and not found.wrong_weights
     assert not list(tmp_path.iterdir()), "the fresh exports are gone"
@@ -134,7 +139,7 @@ def test_a_lost_node_another_input_opset_or_dtype_is_seen(
 ) -> None:  # fmt: skip
     bundle = copy_bundle(bundle_fp32)
     edit_graph(bundle, "trunk", edit)
-    found = compare_graphs(bundle, Manifest.load(bundle), tiny)
+    found = compared(bundle, Manifest.load(bundle), tiny)
     assert said in broken(found)["trunk"] and not found.wrong_weights
 
 
@@ -157,7 +162,7 @@ def test_names_and_the_order_of_attributes_are_free(
         del model.graph.value_info[:]
 
     edit_graph(bundle, "trunk", rename)
-    found = compare_graphs(bundle, Manifest.load(bundle), tiny)
+    found = compared(bundle, Manifest.load(bundle), tiny)
     assert not broken(found) and not found.wrong_weights
 
 
@@ -170,15 +175,15 @@ def test_a_graph_of_other_versions_that_differs_is_not_verified_and_one_that_doe
     defect.change_bundle(bundle)
     manifest = Manifest.load(bundle)
     older = replace(manifest, versions=manifest.versions | {"onnxscript": "0.5.6"})
-    rules = {rule.graph: rule for rule in compare_graphs(bundle, older, tiny).rules}
+    rules = {rule.graph: rule for rule in compared(bundle, older, tiny).rules}
     assert rules["trunk"].passed is None and rules["temporal"].passed is True
     assert "onnxscript 0.5.6, here " in rules["trunk"].detail and "approximate" in rules["trunk"].detail
     unknown = replace(manifest, versions={key: value for key, value in manifest.versions.items() if key != "onnx_ir"})
-    assert "onnx_ir of an unknown version" in compare_graphs(bundle, unknown, tiny).rules[0].detail
+    assert "onnx_ir of an unknown version" in compared(bundle, unknown, tiny).rules[0].detail
 
 
 def test_a_manifest_records_every_package_that_writes_a_graph(bundle_fp32: Path) -> None:
-    assert set(structure.EXPORTER) <= set(Manifest.load(bundle_fp32).versions)
+    assert set(EXPORTER) <= set(Manifest.load(bundle_fp32).versions)
 
 
 HOLLOW = [
@@ -209,11 +214,61 @@ def test_a_hollow_reference_sees_an_epsilon_too(
     bundle_fp16: Path, tiny: LoadedModel, copy_bundle: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a large model's is: the same check, and no file of weights."""
-    monkeypatch.setattr(structure, "is_small", lambda _: False)
+    monkeypatch.setattr(fresh, "is_small", lambda _: False)
     bundle, defect = copy_bundle(bundle_fp16), PLANTED["epsilon-half"]
     assert defect.change_bundle is not None
     defect.change_bundle(bundle)
-    assert list(broken(compare_graphs(bundle, Manifest.load(bundle), tiny))) == ["trunk"]
+    assert list(broken(compared(bundle, Manifest.load(bundle), tiny))) == ["trunk"]
+
+
+def test_another_process_exports_the_graphs_of_a_large_model_bit_for_bit_as_this_one(
+    bundle_fp16: Path, tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest.load(bundle_fp16)
+    own, others = (FreshGraphs(tiny.model, folder(tmp_path / name), is_hollow=True) for name in ("own", "others"))
+    want = {name: own.graph(name, manifest).model.SerializeToString() for name in manifest.graphs}
+    monkeypatch.setattr(fresh, "export_hollow", never)
+    with others.ahead(manifest):
+        assert {name: others.graph(name, manifest).model.SerializeToString() for name in manifest.graphs} == want
+    with others.ahead(manifest):  # nothing is left to do
+        assert others.graph("llm", manifest).model.SerializeToString() == want["llm"]
+
+
+def test_a_process_that_dies_or_is_not_waited_for_loses_nothing(
+    bundle_fp16: Path, tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest.load(bundle_fp16)
+    exports, started = FreshGraphs(tiny.model, tmp_path, is_hollow=True), list[subprocess.Popen[bytes]]()
+
+    def starts(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*args, **options))
+        return started[-1]
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", starts)
+    with pytest.raises(RuntimeError, match="a check that was stopped"), exports.ahead(manifest):
+        raise RuntimeError("a check that was stopped")
+    assert started[0].returncode == -signal.SIGKILL
+    with exports.ahead(manifest):
+        started[1].kill()
+        assert exports.graph("embed", manifest).nodes
+
+
+def test_only_a_large_model_is_exported_elsewhere(
+    bundle_fp16: Path, tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", never)
+    with FreshGraphs(tiny.model, tmp_path).ahead(Manifest.load(bundle_fp16)):
+        pass
+
+
+def never(*_: Any, **__: Any) -> NoReturn:
+    raise AssertionError("it was not to be called")
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 def test_a_constant_in_a_node_is_compared_like_any_other(tmp_path: Path) -> None:
@@ -242,4 +297,4 @@ def test_a_scale_that_is_off_by_one_bit_is_off(
         change(weight_of(model, find(model, "Mul", scope="attn")), lambda x: np.nextafter(x, x.dtype.type(1)))
 
     edit_graph(bundle, "trunk", nudge)
-    assert "0.2502" in broken(compare_graphs(bundle, Manifest.load(bundle), tiny))["trunk"]
+    assert "0.2502" in broken(compared(bundle, Manifest.load(bundle), tiny))["trunk"]

@@ -17,6 +17,7 @@ from engines.manifest import Manifest
 from pvc_export.controls.defects import DEFECTS
 from pvc_export.controls.graph_edits import edit_graph, read_instead
 from pvc_export.graphs.models import LoadedModel
+from pvc_export.parity.fresh import FreshGraphs
 from pvc_export.parity.graph_file import GraphFile, same_bits
 from pvc_export.parity.structure import compare_graphs
 from pvc_export.parity.weights import compare_weights
@@ -51,7 +52,8 @@ def test_what_is_not_in_its_place_is_named_with_what_stands_there(
     bundle, defect = copy_bundle(bundle_fp32), PLANTED[name]
     assert defect.change_bundle is not None and defect.level == "A"
     defect.change_bundle(bundle)
-    found = compare_graphs(bundle, Manifest.load(bundle), tiny)
+    with FreshGraphs.of(tiny.model, None) as fresh:
+        found = compare_graphs(bundle, Manifest.load(bundle), tiny, fresh)
     wrong = found.wrong_weights.pop(defect.named)
     assert not found.wrong_weights
     for weight, said in OUT_OF_PLACE[name].items():
