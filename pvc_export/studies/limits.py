@@ -167,7 +167,9 @@ def main() -> None:
     print(json.dumps(factors, indent=1))
     if args.write:
         measured = {
-            "command": "python -m pvc_export.studies.limits --write",
+            "command": " ".join(
+                ["python -m pvc_export.studies.limits --write", *(["--model", args.model] if args.model else [])]
+            ),
             "date": date.today().isoformat(),
             "machine": f"{platform.machine()} CPU, ONNX Runtime CPU (float16 graphs computed in float32)",
             "versions": installed(("torch", "onnxscript", "onnxruntime")),
