@@ -23,8 +23,9 @@ PlaceKind = Literal[
     "single",
     "positions",
     "position",
+    "early",
 ]
-NUMBERED = ("frame", "time", "pass", "row", "token", "step", "position")
+NUMBERED = ("frame", "time", "pass", "row", "token", "step", "position", "early")
 """Kinds whose places follow one another, so that a curve can be drawn through them."""
 
 

@@ -19,7 +19,7 @@ from engines.spec import StreamLimits
 from pvc_export.controls.graph_edits import begin_time_anew, edit_graph, repeat_a_frame_time, shift_positions_midway
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.parity.clock import BEYOND, NUM_OF_LARGE, clock_times, probe_clock
-from pvc_export.parity.edge_cases import NUM_PAST, NUM_SPREAD, drawn_past, edge_lengths, probe_context
+from pvc_export.parity.edge_cases import NUM_EARLY, NUM_PAST, NUM_SPREAD, drawn_past, edge_lengths, probe_context
 from pvc_export.parity.evidence import Evidence
 from pvc_export.parity.limits import NoiseTable, beyond_limits
 from pvc_export.parity.recording import check_frames, run_torch
@@ -76,7 +76,7 @@ def test_times_end_with_a_table_and_are_parts_of_a_fixed_clip(bundle_fp32: Path)
 
 def test_lengths_are_every_edge_of_a_bucket_both_its_sides_and_the_spread_between_longest_first() -> None:
     lengths = edge_lengths(StreamLimits(context=1024, bucket=256), 1024)
-    edges = {0, 1, 255, 256, 257, 511, 512, 513, 767, 768, 769, 1023}
+    edges = {0, 1, 2, 4, 8, 255, 256, 257, 511, 512, 513, 767, 768, 769, 1023}
     assert edges <= set(lengths) and lengths == sorted(lengths, reverse=True)
     assert max(np.diff(sorted(lengths))) <= 1024 / (NUM_SPREAD - 1) + 1
 
@@ -107,6 +107,21 @@ def test_positions_that_are_wrong_midway_are_found(bundle_fp32: Path, tiny: Load
     edit_graph(broken, "llm", shift_positions_midway)
     wrong = {int(place.removeprefix("position ")) for place in ask_the_context(open_bundle(broken), tiny)}
     assert wrong and all(290 <= position <= 350 for position in wrong)
+
+
+def test_single_rows_are_held_against_rows_that_the_reference_computes_one_by_one(
+    bundle_fp32: Path, tiny: LoadedModel
+) -> None:
+    """As the graph does: a product of one row rounds otherwise than one of many, behind few rows by far."""
+    bundle, reference = open_bundle(bundle_fp32), Reference.of(tiny.model, "fp32")
+    num_rows = list[int]()
+    layer = reference.model.llm.layers[0]
+    with layer.register_forward_pre_hook(lambda _, args: num_rows.append(args[0].shape[1])):
+        found = probe_context(bundle, reference).differences
+    lengths = edge_lengths(bundle.manifest.limits, bundle.manifest.limits.context)
+    assert num_rows[-len(lengths) :] == [1] * len(lengths)
+    kinds = {kind: {one.where.index for one in found if one.where.kind == kind} for kind in ("early", "position")}
+    assert kinds == {"early": {0, 1, 2, 4, 8}, "position": {length for length in lengths if length >= NUM_EARLY}}
 
 
 @torch.no_grad()
