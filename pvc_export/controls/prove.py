@@ -118,10 +118,9 @@ def prove(
     models, one defect after the other."""
     started = time.monotonic()
     outcomes: list[DefectResult] = []
-    with tempfile.TemporaryDirectory(prefix="pvc-prove-") as name:
+    sharing = FreshGraphs.of(loaded.model, None)  # every check holds its bundle against the same
+    with tempfile.TemporaryDirectory(prefix="pvc-prove-") as name, sharing as fresh:
         scratch, faithful = Path(name), dict[str, bool]()
-        (scratch / "fresh").mkdir()
-        fresh = FreshGraphs(loaded.model, scratch / "fresh")  # every check holds its bundle against the same
         changed: tuple[Precision, ...] = ("fp32", "fp16")
         for precision in changed[: 1 + any(defect.precision == "fp16" for defect in defects)]:
             sound = scratch / precision

@@ -44,8 +44,6 @@ by experiment (causes.py), since "the outputs differ" does not help with somebod
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from ..graphs.sessions import fitting_threads
 from ..parity.levels import heading
 from ..parity.recording import Progress
@@ -66,7 +64,7 @@ CHECKS = {
     "B": check_step, "C": check_sizes, "D": check_stream, "E": check_drift, "G": check_states, "H": check_batch,
     "I": check_determinism,
 }  # fmt: skip
-"""Those of a bundle's levels that any graph can be asked. The others need a ring, a tokenizer or pixels."""
+"""What asks each of report.LEVELS but A."""
 
 
 def check_foreign(request: ForeignRequest, progress: Progress = lambda _: None) -> ForeignReport:
@@ -99,7 +97,7 @@ def _climb(request: ForeignRequest, declared: Declared, progress: Progress) -> F
         found = sum(later, start=found + check_shapes(declared.untrue | streamed.untrue))
         progress(1.0)
     return ForeignReport(
-        **{part.name: getattr(found, part.name) for part in fields(Findings)},
+        **found.parts(),
         request=request,
         declared=declared,
         floor_missing=double.missing,

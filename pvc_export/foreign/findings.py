@@ -22,7 +22,7 @@ class Findings(Evidence):
     drifts: tuple[Drift, ...] = ()
 
 
-def broken_rules(*rules: Rule, cause: str) -> Findings:
+def of_rules(*rules: Rule, cause: str) -> Findings:
     """Rules, and a fault of each that does not hold."""
     wrong = [
         Fault(kind="rule", part=rule.name, about=rule.name, what=rule.detail, level=rule.level, cause=cause)

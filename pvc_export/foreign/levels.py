@@ -13,7 +13,7 @@ from engines.errors import ModelError
 from ..parity.fault import Fault
 from ..parity.levels import Rule
 from ..parity.state.trial import NotExecuted
-from .findings import Findings, broken_rules
+from .findings import Findings, of_rules
 from .limits import MIN_DRIFT_STEPS
 from .reference import require_function
 from .runs import FORCED, OWN, Run
@@ -33,10 +33,10 @@ def check_file(declared: Declared, opening: RunFailed | None = None) -> Findings
     """
     valid = ", ".join(faults_of(declared.readable, declared.wiring.num_bytes))
     edited = "an export that was edited, or made for another version of ONNX"
-    found = broken_rules(_rule("onnx.checker, strict shape inference", valid), cause=edited)
+    found = of_rules(_rule("onnx.checker, strict shape inference", valid), cause=edited)
     lacks = "an operator or opset that it does not have"
     said = "" if opening is None else f"ONNX Runtime's CPU does not open the file: {opening}"
-    return found + broken_rules(_rule(f"ONNX Runtime CPU, opset {declared.wiring.opset}", said), cause=lacks)
+    return found + of_rules(_rule(f"ONNX Runtime CPU, opset {declared.wiring.opset}", said), cause=lacks)
 
 
 def check_shapes(untrue: dict[str, str]) -> Findings:
@@ -48,7 +48,7 @@ def check_shapes(untrue: dict[str, str]) -> Findings:
     rules = [
         _rule(f"shape of '{name}'", f"output '{name}' is not what it declares: {why}") for name, why in untrue.items()
     ]
-    return broken_rules(*rules, cause=cause)
+    return of_rules(*rules, cause=cause)
 
 
 def _rule(name: str, wrong: str) -> Rule:

@@ -94,5 +94,4 @@ def _cases(report: ForeignReport) -> Iterator[Case]:
     case = Cases(report.diagnosed)
     for drift in report.drifts:
         yield case("drift", drift.tensor, "level E", "drift", drift.tensor)
-    left = {name: why for name, why in report.left_out().items() if name not in report.not_executed}
-    yield from verdict_cases(report.rules, report.levels(), left)
+    yield from verdict_cases(report.rules, report.levels(), report.unshown())

@@ -102,11 +102,17 @@ class ForeignReport(Findings):
 
     def left_out(self) -> dict[str, str]:
         """What was not run or not shown, and why."""
+        return self.not_executed | self.parts_left_out()
+
+    def parts_left_out(self) -> dict[str, str]:
+        """The same without whole levels."""
+        rules = {f"level {rule.level}, {rule.name}": rule.detail for rule in self.rules if rule.passed is None}
+        return rules | self.unshown()
+
+    def unshown(self) -> dict[str, str]:
+        """What is no level's and no rule's: doubts, and a floor that is missing."""
         doubts = {name: doubt.text for name, doubt in self.not_shown().items()}
-        parts = {f"level {rule.level}, {rule.name}": rule.detail for rule in self.rules if rule.passed is None}
-        return (
-            self.not_executed | doubts | parts | ({"float64 floor": self.floor_missing} if self.floor_missing else {})
-        )
+        return doubts | ({"float64 floor": self.floor_missing} if self.floor_missing is not None else {})
 
     def table(self) -> list[str]:
         """Lines for people: what ran, how it was judged, a line for each level, and what was left out."""
@@ -124,8 +130,8 @@ class ForeignReport(Findings):
             wrong = [fault.line for fault in self.diagnosed if fault.level == level]
             lines += [verdict.line(), *(f"          {line}" for line in wrong[:3])]
         words = dict.fromkeys(self.not_shown(), "not shown")
-        left = {name: why for name, why in self.left_out().items() if name not in self.not_executed}
-        return lines + [f"{name}: {words.get(name, 'not executed')}: {why}" for name, why in left.items()]
+        left = self.parts_left_out().items()
+        return lines + [f"{name}: {words.get(name, 'not executed')}: {why}" for name, why in left]
 
     def summary(self) -> str:
         word = "FAIL" if self.faults() else "not shown" if self.not_shown() else "pass"

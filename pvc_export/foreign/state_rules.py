@@ -16,7 +16,7 @@ import numpy as np
 
 from ..parity.levels import Rule
 from ..parity.state.trial import Broken, NotExecuted, require_same, unlike
-from .findings import Findings, broken_rules
+from .findings import Findings, of_rules
 from .runs import KEPT, Run
 from .session import GraphSession, RunFailed
 from .sides import NUM_RULE_STEPS, Arrays, Sides, draw_stream, run_stream
@@ -36,7 +36,7 @@ def check_states(sides: Sides) -> Iterator[Findings]:
     turns, inputs = _interleave(sides, (one, two))
     told = "a stream is not what it is alone, when another takes turns with it"
     yield _same("G", "two streams", turns[0] + turns[1], first + other, told)
-    yield broken_rules(inputs, cause=KEPT)
+    yield of_rules(inputs, cause=KEPT)
 
 
 def _interleave(sides: Sides, streams: Sequence[Sequence[Arrays]]) -> tuple[list[list[Arrays]], Rule]:
@@ -126,4 +126,4 @@ def _same(level: str, name: str, got: Sequence[Arrays], want: Sequence[Arrays], 
     except Broken as fault:
         wrong = str(fault)
     detail = wrong or f"{len(want)} steps, {len(want[0])} outputs"
-    return broken_rules(Rule(level=level, name=name, passed=not wrong, detail=detail), cause=KEPT)
+    return of_rules(Rule(level=level, name=name, passed=not wrong, detail=detail), cause=KEPT)

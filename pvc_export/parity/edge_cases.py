@@ -70,14 +70,9 @@ def probe_context(bundle: Bundle, reference: Reference) -> Evidence:
     length = cache.capacity - num_rows
     past = drawn_past(bundle, reference, rng, 1, cache.capacity)
     behind = Span(positions_place(length, cache.capacity - 1), 0, num_rows)
-    embeds = torch.from_numpy(_draw_embeds(bundle, reference, rng, 1, num_rows))
-
-    def at_the_end(model: PVC, dtype: torch.dtype) -> Decoded:
-        positions = torch.arange(length, cache.capacity)[None]
-        return model.llm(embeds.to(dtype), positions, _pairs(past, length, dtype))  # type: ignore[no-any-return]
-
-    runs = run_both(reference, spec, at_the_end)
-    (got,) = _rows_at(bundle, cache, past, [length], embeds[None].numpy(), num_rows)
+    embeds = _draw_embeds(bundle, reference, rng, 1, num_rows)
+    runs = run_both(reference, spec, partial(_rows_behind, embeds, length, past))
+    (got,) = _rows_at(bundle, cache, past, [length], embeds[None], num_rows)
     found = [*runs.compare(got, behind), *runs.noise([behind])]
     lengths = edge_lengths(bundle.manifest.limits, cache.capacity)
     each = _draw_embeds(bundle, reference, rng, 1, len(lengths))
@@ -123,6 +118,13 @@ def _rows_at(
         cache.discard(num_rows)
 
 
+def _rows_behind(embeds: Array, length: int, past: Mapping[str, Array], model: PVC, dtype: torch.dtype) -> Decoded:
+    """Rows (1, L, E) right behind the first `length` rows of the past."""
+    positions = torch.arange(length, length + embeds.shape[1])[None]
+    rows = torch.from_numpy(embeds).to(dtype)
+    return model.llm(rows, positions, _pairs(past, length, dtype))  # type: ignore[no-any-return]
+
+
 def _single_rows(
     embeds: Array, lengths: Sequence[int], past: Mapping[str, Array], model: PVC, dtype: torch.dtype
 ) -> Decoded:
@@ -133,7 +135,7 @@ def _single_rows(
     """
     if dtype != torch.float32:
         return _each_alone(embeds, lengths, past, model, dtype)
-    parts = [_each_alone(embeds[:, r : r + 1], [length], past, model, dtype) for r, length in enumerate(lengths)]
+    parts = [_rows_behind(embeds[:, r : r + 1], length, past, model, dtype) for r, length in enumerate(lengths)]
     layers = zip(*(new for _, new in parts), strict=True)
     pairs = [(torch.cat([k for k, _ in rows], dim=1), torch.cat([v for _, v in rows], dim=1)) for rows in layers]
     return torch.cat([hidden for hidden, _ in parts], dim=1), pairs
@@ -184,11 +186,12 @@ def probe_lengths(bundle: Bundle, reference: Reference) -> Evidence:
             outputs = _run_together(bundle, group, embeds, num_rows)
             for row, length in enumerate(group):
                 words = f"{num_rows} rows behind {length}, {stream_place(row, len(group))}"
-                span = Span(Place(kind, row, words), length, length + num_rows)
+                where = Place("early" if length < NUM_EARLY else kind, row, words)
+                span = Span(where, length, length + num_rows)
                 found += runs.compare({name: array[row : row + 1] for name, array in outputs.items()}, span, stream=row)
                 found += runs.noise([span])
         if num_rows == 1:
-            found += runs.noise_of_rows(Place(kind), range(0, longest, max(longest // NEIGHBOURS, 1)))
+            found += runs.noise_of_rows(Place(kind), range(NUM_EARLY, longest, max(longest // NEIGHBOURS, 1)))
     return Evidence(differences=tuple(found))
 
 

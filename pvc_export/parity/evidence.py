@@ -45,8 +45,11 @@ class Evidence:
     stopped: str = ""
 
     def __add__(self: Found, other: Found) -> Found:
-        joined: dict[str, Any] = {}
-        for part in fields(self):
-            mine, theirs = getattr(self, part.name), getattr(other, part.name)
-            joined[part.name] = mine | theirs if isinstance(mine, dict) else mine + theirs
+        joined, more = self.parts(), other.parts()
+        for name, part in joined.items():
+            joined[name] = part | more[name] if isinstance(part, dict) else part + more[name]
         return type(self)(**joined)
+
+    def parts(self) -> dict[str, Any]:
+        """Every field by its name, for a report that goes on from here."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engines.manifest import Manifest
@@ -288,7 +288,7 @@ class ParityReport(Evidence):
 def judge(evidence: Evidence, manifest: Manifest, *, num_frames: int, computed_in: str = "float32") -> ParityReport:
     """Hold what was found against its limits. num_frames: of the stream, before its clock was let jump."""
     noise = NoiseTable(evidence.differences)
-    found = {part.name: getattr(evidence, part.name) for part in fields(Evidence)}
+    found = evidence.parts()
     found["differences"] = tuple(map(noise.judged, evidence.differences))
     found["heat"] = tuple(replace(heat, at=noise.judged(heat.at)) for heat in evidence.heat)
     return ParityReport(

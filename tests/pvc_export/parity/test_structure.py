@@ -258,8 +258,9 @@ def test_only_a_large_model_is_exported_elsewhere(
     bundle_fp16: Path, tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", never)
-    with FreshGraphs(tiny.model, tmp_path).ahead(Manifest.load(bundle_fp16)):
-        pass
+    exports, manifest = FreshGraphs(tiny.model, tmp_path), Manifest.load(bundle_fp16)
+    with exports.ahead(manifest):
+        assert exports.graph("embed", manifest).nodes
 
 
 def never(*_: Any, **__: Any) -> NoReturn:
