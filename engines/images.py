@@ -7,6 +7,7 @@ Token order: (tile, repeat, token).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypedDict
 
 import numpy as np
 
@@ -15,6 +16,13 @@ from .memory import Array
 from .preprocess import num_tiles, to_tiles
 from .session import Session
 from .vision import VisionEncoder
+
+
+class Cut(TypedDict):
+    """How an image is cut into tiles, as preprocess.py takes it."""
+
+    max_tiles: int
+    use_thumbnail: bool
 
 
 class ImageEncoder:
@@ -34,7 +42,7 @@ class ImageEncoder:
         """LLM rows that an image, or its encoding, takes. Raises FrameError for anything but (H, W, 3) uint8."""
         if self._is_encoded(image_bgr):
             return len(image_bgr)
-        count = num_tiles(image_bgr, size=self._size, max_tiles=self._max_tiles(max_tiles))
+        count = num_tiles(image_bgr, size=self._size, **self._cut(max_tiles))
         return count * self._spec.num_repeats * self._tokens
 
     def encode(self, image_bgr: Array, *, max_tiles: int | None) -> Array:
@@ -44,7 +52,7 @@ class ImageEncoder:
         """
         if self._is_encoded(image_bgr):
             return image_bgr
-        tiles = to_tiles(image_bgr, size=self._size, max_tiles=self._max_tiles(max_tiles))
+        tiles = to_tiles(image_bgr, size=self._size, **self._cut(max_tiles))
         if self._encoder is None:
             self._encoder = VisionEncoder(self._sessions)
         in_time = self._spec.layout == "tiles_in_time"
@@ -61,5 +69,6 @@ class ImageEncoder:
         """Rows of embeddings are floats; a grey image is not."""
         return isinstance(image, np.ndarray) and bool(image.dtype.kind != "u" and image.shape[1:] == (self._width,))
 
-    def _max_tiles(self, given: int | None) -> int:
-        return self._spec.max_tiles if given is None else given
+    def _cut(self, max_tiles: int | None) -> Cut:
+        most = self._spec.max_tiles if max_tiles is None else max_tiles
+        return {"max_tiles": most, "use_thumbnail": self._spec.use_thumbnail}

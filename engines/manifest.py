@@ -67,13 +67,15 @@ class ModelSource:
 class ImageSpec:
     """How an image is seen: as a static video of `num_repeats` frames (PVC, images as static videos).
 
-    layout     tile_streams: each tile is a stream of its own; tiles_in_time: they follow one another in one stream
-    max_tiles  that an image is cut into, unless a caller says otherwise; 1 leaves it whole
+    layout         tile_streams: each tile is a stream of its own; tiles_in_time: they follow one another in one stream
+    max_tiles      that an image is cut into, unless a caller says otherwise; 1 leaves it whole
+    use_thumbnail  behind more tiles than one stands the whole image; so it is in manifests of before the fact was one
     """
 
     num_repeats: int
     layout: Literal["tile_streams", "tiles_in_time"]
     max_tiles: int
+    use_thumbnail: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,6 +168,8 @@ class Manifest:
         images = self.images
         if min(images.num_repeats, images.max_tiles) < 1 or images.layout not in ("tile_streams", "tiles_in_time"):
             raise BundleError(f"images is {images!r}", expected="repeats, tiles and one of the two layouts")
+        if not isinstance(images.use_thumbnail, bool):
+            raise BundleError(f"images is {images!r}", expected="use_thumbnail true or false")
         self.prompt.before_frame(1)
         if not self.prompt.image_tag or not self.prompt.stop_tokens:
             raise BundleError(f"prompt is {self.prompt!r}", expected="a tag for images and a token that ends an answer")

@@ -32,10 +32,13 @@ def to_model_frame(frame_bgr: NDArray[np.uint8], *, size: int) -> NDArray[np.uin
     return np.ascontiguousarray(frame_bgr[:, :, ::-1])
 
 
-def to_tiles(image_bgr: NDArray[np.uint8], *, size: int, max_tiles: int) -> NDArray[np.uint8]:
+def to_tiles(
+    image_bgr: NDArray[np.uint8], *, size: int, max_tiles: int, use_thumbnail: bool = True
+) -> NDArray[np.uint8]:
     """Image (H, W, 3) uint8 BGR -> tiles (num_tiles, size, size, 3) uint8 RGB, row by row.
 
-    Of more than one tile the last is a thumbnail, the whole image squashed, so num_tiles is at most max_tiles + 1.
+    With use_thumbnail, of more than one tile the last is a thumbnail, the whole image squashed, so num_tiles is at most
+    max_tiles + 1.
     Raises FrameError as to_model_frame does, MediaError if max_tiles is below 1.
     """
     check_frame(image_bgr)
@@ -45,14 +48,16 @@ def to_tiles(image_bgr: NDArray[np.uint8], *, size: int, max_tiles: int) -> NDAr
     mosaic = np.asarray(image.resize((columns * size, rows * size), Image.Resampling.BICUBIC))
     corners = ((row * size, column * size) for row in range(rows) for column in range(columns))
     tiles = [mosaic[top : top + size, left : left + size, ::-1] for top, left in corners]
-    return np.stack(tiles if len(tiles) == 1 else [*tiles, to_model_frame(image_bgr, size=size)])
+    if use_thumbnail and len(tiles) > 1:
+        tiles.append(to_model_frame(image_bgr, size=size))
+    return np.stack(tiles)
 
 
-def num_tiles(image_bgr: NDArray[np.uint8], *, size: int, max_tiles: int) -> int:
+def num_tiles(image_bgr: NDArray[np.uint8], *, size: int, max_tiles: int, use_thumbnail: bool = True) -> int:
     """How many tiles to_tiles makes of an image. Raises what it raises."""
     check_frame(image_bgr)
     columns, rows = tile_grid(image_bgr.shape[1], image_bgr.shape[0], size=size, max_tiles=max_tiles)
-    return columns * rows + (columns * rows > 1)
+    return columns * rows + (use_thumbnail and columns * rows > 1)
 
 
 def tile_grid(width: int, height: int, *, size: int, max_tiles: int) -> tuple[int, int]:

@@ -148,6 +148,7 @@ class PVCConfig:
     trained_frames: int = 96
     num_image_repeats: int = 4
     max_image_tiles: int = 6
+    use_thumbnail: bool = True
     image_layout: ImageLayout = "tile_streams"
     template: TemplateName = "internlm2-chat"
 

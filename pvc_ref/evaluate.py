@@ -21,7 +21,8 @@ import torch
 from tokenizers import Tokenizer
 
 from .bundled import SHAPES_FOLDER
-from .checkpoint.folder import TOKENIZER_FILE, load
+from .checkpoint.files import TOKENIZER_FILE
+from .checkpoint.folder import load
 from .errors import InputError, RefError
 from .model import PVC
 from .shapes import CONDITIONS

@@ -48,11 +48,13 @@ def tile_grid(width: int, height: int, *, max_tiles: int = 12, tile_size: int = 
     return best
 
 
-def tile_image(image_rgb: NDArray[np.uint8], *, tile_size: int = 448, max_tiles: int = 12) -> NDArray[np.uint8]:
+def tile_image(
+    image_rgb: NDArray[np.uint8], *, tile_size: int = 448, max_tiles: int = 12, use_thumbnail: bool = True
+) -> NDArray[np.uint8]:
     """Cut an image (H, W, 3) uint8 RGB into tiles: (num_tiles, S, S, 3) uint8 RGB, S = tile_size.
 
-    Order: row by row, each left to right; then, if there is more than one tile, the whole image squashed to one tile,
-    so num_tiles can be max_tiles + 1. Raises InputError as resize_frame and tile_grid do.
+    Order: row by row, each left to right; then, with use_thumbnail and if there is more than one tile, the whole image
+    squashed to one tile, so num_tiles can be max_tiles + 1. Raises InputError as resize_frame and tile_grid do.
     """
     _check_image(image_rgb)
     height, width, _ = image_rgb.shape
@@ -61,7 +63,7 @@ def tile_image(image_rgb: NDArray[np.uint8], *, tile_size: int = 448, max_tiles:
     # (rows, S, columns, S, 3) -> (rows, columns, S, S, 3): a view of the mosaic cut along both axes.
     split = mosaic.reshape(rows, tile_size, columns, tile_size, 3).swapaxes(1, 2)
     tiles: NDArray[np.uint8] = split.reshape(rows * columns, tile_size, tile_size, 3)
-    if len(tiles) > 1:
+    if use_thumbnail and len(tiles) > 1:
         whole = _resize(image_rgb, width=tile_size, height=tile_size)
         tiles = np.concatenate([tiles, whole[np.newaxis]])
     return tiles

@@ -53,5 +53,5 @@ def with_table(module: ModuleT, num_times: int | None) -> ModuleT:
 def num_frame_times(config: PVCConfig, *, window: int) -> int:
     """Rows of a table: the trained times, those of an image's repeats and tiles, and those of the ten windows that a
     check streams."""
-    tiles = config.max_image_tiles + 1 if config.image_layout == "tiles_in_time" else 1
+    tiles = config.max_image_tiles + config.use_thumbnail if config.image_layout == "tiles_in_time" else 1
     return max(config.trained_frames, config.num_image_repeats * tiles, 10 * window)

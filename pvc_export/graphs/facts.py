@@ -20,6 +20,9 @@ def model_facts(loaded: LoadedModel) -> dict[str, Any]:
         "trained_frames": config.trained_frames,
         "prompt": prompt_spec(config),
         "images": ImageSpec(
-            num_repeats=config.num_image_repeats, layout=config.image_layout, max_tiles=config.max_image_tiles
+            num_repeats=config.num_image_repeats,
+            layout=config.image_layout,
+            max_tiles=config.max_image_tiles,
+            use_thumbnail=config.use_thumbnail,
         ),
     }

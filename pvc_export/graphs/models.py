@@ -17,6 +17,7 @@ from engines.prompt import PromptSpec
 from engines.terminal import did_you_mean
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.bundled import SHAPES_FOLDER
+from pvc_ref.checkpoint.files import HUB_NAME
 from pvc_ref.prompt import (
     IMAGE_CONTEXT,
     IMAGE_END,
@@ -86,7 +87,7 @@ def load_model(name: str, *, seed: int = 0) -> LoadedModel:
         model = PVC.random(PVCConfig.preset(name), seed=seed)
         return loaded_model(model, byte_tokenizer(), name=name)
     folder = SHAPES_FOLDER if name in BUILT_IN else Path(name)
-    if not folder.is_dir():
+    if not folder.is_dir() and not HUB_NAME.fullmatch(name):  # a name on the hub is told by the loader
         raise ModelError(
             f"there is no model '{name}'",
             expected=f"a built-in name ({', '.join(BUILT_IN)}), or a folder with config.json and *.safetensors",

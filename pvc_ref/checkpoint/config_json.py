@@ -1,7 +1,8 @@
 """config.json <-> PVCConfig, in InternVL2's keys.
 
 One table a section serves reading and writing. The file has one object of our own, "pvc"; without it, it describes a
-plain InternVL2. A fact that this model does not implement is refused by name, and none is guessed.
+plain InternVL2. A fact that this model does not implement is refused by name, and none is guessed: config_keys.py has
+every key that is known, rope.py the two spellings of RoPE.
 Source: config.json of InternVL2-1B and InternVL2-8B.
 """
 
@@ -14,8 +15,8 @@ from typing import Any
 
 from ..config import CompressorConfig, LLMConfig, LLMFamily, PVCConfig, VisionConfig
 from ..errors import CheckpointError, ConfigError
-
-CONFIG_FILE = "config.json"
+from . import rope
+from .config_keys import CONFIG_FILE, check_keys, find, said
 
 # The name in our configuration: the key in the file, and its type.
 VISION: dict[str, tuple[str, type]] = {
@@ -35,7 +36,6 @@ LLM: dict[str, tuple[str, type]] = {
     "num_kv_heads": ("num_key_value_heads", int),
     "mlp_size": ("intermediate_size", int),
     "vocab_size": ("vocab_size", int),
-    "rope_theta": ("rope_theta", float),
     "rms_norm_eps": ("rms_norm_eps", float),
     "max_positions": ("max_position_embeddings", int),
     "tie_embeddings": ("tie_word_embeddings", bool),
@@ -52,23 +52,17 @@ PVC_VISION = {"num_temporal_layers": int, "sinusoid_size": int}
 PVC_COMPRESSOR = {"kind": str, "num_tokens": int, "num_q_former_layers": int}
 PVC_WHOLE = {"time_mode": str, "trained_frames": int, "num_image_repeats": int, "image_layout": str}
 
-IMPLEMENTED: dict[str, tuple[object, ...]] = {
-    "select_layer": (-1, None),
-    "mlp_add_ops": (None,),
-    "tile_repeat_way": (None,),
-    "image_repeat_time": (1, None),
-    "video_repeat_time": (1, None),
-    "vision_config.qk_normalization": (False,),  # absent means True in InternVL2
-    "vision_config.norm_type": ("layer_norm",),  # absent means rms_norm in InternVL2
-    "vision_config.hidden_act": ("gelu", None),
-    "vision_config.num_channels": (3, None),
-    "llm_config.hidden_act": ("silu", None),
-    "llm_config.bias": (False, None),
-    "llm_config.attention_bias": (False, None),
-    "llm_config.mlp_bias": (False, None),
-    "llm_config.use_sliding_window": (False, None),
+READ: dict[str, tuple[str, ...]] = {
+    "": (
+        *("downsample_ratio", "force_image_size", "ps_version", "template"),
+        *("dynamic_image_size", "max_dynamic_patch", "use_thumbnail"),
+    ),
+    "vision_config": tuple(key for key, _ in VISION.values()),
+    "llm_config": ("architectures", "head_dim", "layer_types", *rope.KEYS, *(key for key, _ in LLM.values())),
+    "pvc": ("compressor", *PVC_VISION, *PVC_WHOLE),
+    "pvc.compressor": tuple(PVC_COMPRESSOR),
 }
-"""Facts of which one value is implemented, written first; None where the fact may be absent."""
+"""By section, the keys whose values are read here."""
 
 PVC_KEYS = ("use_", "mlp_", "tile_", "image_", "video_", "temporal_", "downsample_", "ps_")
 """How the keys begin that PVC's config class has beside InternVL2's; shown when they are not enough."""
@@ -96,12 +90,14 @@ def config_to_json(config: PVCConfig) -> dict[str, Any]:
         "llm_config": {
             "architectures": [next(name for name, family in FAMILIES.items() if family == llm.family)],
             **_written(llm, LLM | HEAD_DIM if has_own_head_dim else LLM),
+            "rope_theta": llm.rope_theta,
         },
         "force_image_size": vision.image_size,
         "downsample_ratio": math.sqrt(compressor.num_tokens / vision.num_patches),
         "ps_version": compressor.shuffle,
         "template": config.template,
         "max_dynamic_patch": config.max_image_tiles,
+        "use_thumbnail": config.use_thumbnail,
         "select_layer": -1,
         "pvc": {
             **{name: getattr(vision, name) for name in PVC_VISION},
@@ -138,21 +134,19 @@ def _check_implemented(data: Mapping[str, Any]) -> None:
         )
     for path in ("vision_config", "llm_config"):
         _fact(data, path, dict)
-    for path, values in IMPLEMENTED.items():
-        value = _find(data, path)
-        if value not in values:
-            raise CheckpointError(
-                _said(path, value),
-                expected=f"{json.dumps(values[0])}: nothing else is implemented",
-                cause="the checkpoint is a variant of InternVL2 that this model does not cover",
-                fix="choose another checkpoint",
-            )
-    # Dynamic NTK changes nothing below max_position_embeddings, which generation never exceeds.
-    scaling = _find(data, "llm_config.rope_scaling")
-    if scaling is not None and (not isinstance(scaling, dict) or scaling.get("type") != "dynamic"):
+    _family(data)  # another LLM has keys of its own, which would be told in its place
+    check_keys(data, READ)
+    _check_layer_types(data)
+
+
+def _check_layer_types(data: Mapping[str, Any]) -> None:
+    """transformers 5 says for each layer of an LLM which positions it sees."""
+    path, types = "llm_config.layer_types", find(data, "llm_config.layer_types")
+    if types is not None and (not isinstance(types, list) or set(map(str, types)) - {"full_attention"}):
         raise CheckpointError(
-            _said("llm_config.rope_scaling", scaling),
-            expected='null or the type "dynamic": other scalings change every position and are not implemented',
+            said(path, types),
+            expected='"full_attention" of every layer: nothing else is implemented',
+            cause="layers of the LLM see a window of positions only",
             fix="choose another checkpoint",
         )
 
@@ -173,15 +167,26 @@ def _config_from_json(data: Mapping[str, Any]) -> PVCConfig:
             cause="one of image_size, patch_size, downsample_ratio and pvc.compressor is wrong",
             fix="compare them with the file that was released with the checkpoint",
         )
-    if "max_dynamic_patch" in data:
-        whole["max_image_tiles"] = _fact(data, "max_dynamic_patch", int)
     return PVCConfig(
         vision=vision,
         compressor=CompressorConfig(shuffle=_fact(data, "ps_version", str), **compressor),
         llm=_llm_from_json(data),
         template=_fact(data, "template", str),
         **whole,
+        **_tiling(data),
     )
+
+
+def _tiling(data: Mapping[str, Any]) -> dict[str, Any]:
+    """How images are cut. An absent fact is PVCConfig's own: InternVL2's loaders take a thumbnail, whatever is said."""
+    facts: dict[str, Any] = {}
+    if find(data, "max_dynamic_patch") is not None:
+        facts["max_image_tiles"] = _fact(data, "max_dynamic_patch", int)
+    if find(data, "dynamic_image_size") is not None and not _fact(data, "dynamic_image_size", bool):
+        facts["max_image_tiles"] = 1  # an image is squashed whole
+    if find(data, "use_thumbnail") is not None:
+        facts["use_thumbnail"] = _fact(data, "use_thumbnail", bool)
+    return facts
 
 
 def _vision_from_json(data: Mapping[str, Any]) -> VisionConfig:
@@ -200,16 +205,24 @@ def _vision_from_json(data: Mapping[str, Any]) -> VisionConfig:
 
 
 def _llm_from_json(data: Mapping[str, Any]) -> LLMConfig:
+    family = _family(data)
+    table = LLM if find(data, "llm_config.head_dim") is None else LLM | HEAD_DIM
+    facts = _read(data, "llm_config", table)
+    return LLMConfig(family=family, qkv_bias=family == "qwen2", rope_theta=rope.rope_theta(data), **facts)
+
+
+def _family(data: Mapping[str, Any]) -> LLMFamily:
     architectures = _fact(data, "llm_config.architectures", list)
     family = FAMILIES.get(str(architectures[0])) if len(architectures) == 1 else None
     if family is None:
+        is_phi = "Phi3ForCausalLM" in architectures
         raise CheckpointError(
-            _said("llm_config.architectures", architectures),
+            said("llm_config.architectures", architectures),
             expected=f"one of {', '.join(FAMILIES)}: other LLMs are not implemented",
-            fix="choose a checkpoint with one of these",
+            cause="the LLM is Phi-3, as in InternVL2-4B" if is_phi else "",
+            fix="choose a checkpoint with one of these" + (": InternVL2-2B or -8B" if is_phi else ""),
         )
-    table = LLM if _find(data, "llm_config.head_dim") is None else LLM | HEAD_DIM
-    return LLMConfig(family=family, qkv_bias=family == "qwen2", **_read(data, "llm_config", table))
+    return family
 
 
 def _read(data: Mapping[str, Any], section: str, table: Mapping[str, tuple[str, type]]) -> dict[str, Any]:
@@ -218,28 +231,15 @@ def _read(data: Mapping[str, Any], section: str, table: Mapping[str, tuple[str, 
 
 def _fact(data: Mapping[str, Any], path: str, kind: type) -> Any:
     """The value at `path`, which must be there and be a `kind`. An integer is a float too; true is no integer."""
-    value = _find(data, path)
+    value = find(data, path)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
         raise CheckpointError(
-            _said(path, value),
+            said(path, value),
             expected=f"{kind.__name__} there",
             cause=f"it is not the {CONFIG_FILE} of an InternVL2 or PVC checkpoint: its keys are "
             f"{', '.join(sorted(data)) or 'none'}",
             fix="give the folder of an InternVL2 or PVC checkpoint, or fetch the file again",
         )
     return value
-
-
-def _find(data: Mapping[str, Any], path: str) -> Any:
-    """data["a"]["b"] for the path "a.b", None where it is absent."""
-    value: Any = data
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def _said(path: str, value: object) -> str:
-    """What the file says at `path`, for a message."""
-    return f"{CONFIG_FILE} does not say {path}" if value is None else f"{CONFIG_FILE} says {path} = {json.dumps(value)}"

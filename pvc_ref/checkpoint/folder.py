@@ -1,7 +1,8 @@
 """Checkpoint folders in the Hugging Face layout: config.json, *.safetensors with their index, tokenizer.json.
 
-Nothing is guessed and nothing is skipped: loading is strict about the name, shape and kind of every tensor, and pickle
-files are never opened. What the tensors are called is in tensor_names.py, what config.json says in config_json.py.
+Nothing is guessed: loading is strict about the name, shape and kind of every tensor (fit.py), and pickle files are
+never opened. What the tensors are called is in tensor_names.py, what config.json says in config_json.py, and files
+that are not there, though they seem to be, in files.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,12 @@ from ..compressor import PoolCompressor, pooling_matrix
 from ..config import LLMConfig, PVCConfig
 from ..errors import CheckpointError
 from ..model import PVC
-from .config_json import CONFIG_FILE, config_from_json, config_to_json
+from .config_json import config_from_json, config_to_json
+from .config_keys import CONFIG_FILE
+from .files import INDEX_FILE, TOKENIZER_FILE, WEIGHTS_FILE, check_folder, listing
+from .fit import check_tensors
 from .tensor_names import CheckpointTensor, checkpoint_tensors, pack_qkv, unpack_qkv
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-TOKENIZER_FILE = "tokenizer.json"
-FLOATS = ("F64", "F32", "F16", "BF16")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 BROKEN, FETCH_AGAIN = "a broken download", "fetch the file again"
 MIXED, FETCH_TOGETHER = "the shards come from different checkpoints", "fetch index and shards together"
@@ -49,7 +49,7 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PVC:
     tensors = checkpoint_tensors(model)
     with ExitStack() as stack:
         sources = _open_shards(folder, stack)
-        _check_tensors(folder, tensors, sources)
+        check_tensors(folder, tensors, sources, config.llm)
         for tensor in tensors:
             # A copy even in the same dtype: what safetensors returns may be a view of the mapped file.
             value = sources[tensor.name].get_tensor(tensor.name).to(dtype, copy=True)
@@ -154,15 +154,8 @@ def _join(
 
 def _read_config(folder: Path) -> tuple[PVCConfig, Mapping[str, Any]]:
     """The configuration in `folder`/config.json, and the whole of its "pvc" object."""
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        found = f"holds {_listing(p.name for p in folder.iterdir())}" if folder.is_dir() else "is not a folder"
-        raise CheckpointError(
-            f"{folder} is no checkpoint folder: it {found}",
-            expected=f"{CONFIG_FILE} and *.safetensors in it",
-            fix=f"give the folder that holds {CONFIG_FILE}",
-        )
-    data = _read_json(path)
+    check_folder(folder)
+    data = _read_json(folder / CONFIG_FILE)
     try:
         return config_from_json(data), data.get("pvc", {})
     except CheckpointError as error:
@@ -177,7 +170,7 @@ def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
     absent = [file for file in files if not (folder / file).is_file()]
     if absent:
         raise CheckpointError(
-            f"{folder} lacks {_listing(absent)} of the {len(files)} shards that {INDEX_FILE} names",
+            f"{folder} lacks {listing(absent)} of the {len(files)} shards that {INDEX_FILE} names",
             cause="the download was not finished",
             fix="fetch the missing files",
         )
@@ -197,7 +190,7 @@ def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
     if weight_map is not None and weight_map != file_of:
         wrong = {name for name in weight_map.keys() | file_of.keys() if weight_map.get(name) != file_of.get(name)}
         raise CheckpointError(
-            f"{folder}: {INDEX_FILE} and the shards disagree about where to find {_listing(wrong)}",
+            f"{folder}: {INDEX_FILE} and the shards disagree about where to find {listing(wrong)}",
             cause=MIXED,
             fix=FETCH_TOGETHER,
         )
@@ -225,13 +218,13 @@ def _no_weights(folder: Path) -> CheckpointError:
     names = [path.name for path in folder.iterdir()]
     if pickled := [name for name in names if name.endswith(PICKLES)]:
         return CheckpointError(
-            f"{folder} holds its weights as pickle ({_listing(pickled)}), which is refused: opening it runs code",
+            f"{folder} holds its weights as pickle ({listing(pickled)}), which is refused: opening it runs code",
             expected="*.safetensors",
             fix="convert it once where the files are trusted, with transformers: AutoModel.from_pretrained(OLD, "
             "trust_remote_code=True).save_pretrained(NEW, safe_serialization=True)",
         )
     return CheckpointError(
-        f"{folder} has a {CONFIG_FILE} but no weights: it holds {_listing(names)}",
+        f"{folder} has a {CONFIG_FILE} but no weights: it holds {listing(names)}",
         expected=f"{WEIGHTS_FILE} or {INDEX_FILE}",
         fix="fetch the *.safetensors files",
     )
@@ -249,8 +242,6 @@ def _damage(path: Path, what: str) -> CheckpointError:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
-        if start == b"version ":
-            return CheckpointError(f"{what}: it is a git-lfs pointer and not the file itself", fix="git lfs pull")
         header_size = int.from_bytes(start, "little")
         if len(start) < 8 or header_size > size - 8:
             what += f": its {size} bytes hold no whole header"
@@ -267,31 +258,6 @@ def _damage(path: Path, what: str) -> CheckpointError:
     )
 
 
-def _check_tensors(folder: Path, tensors: list[CheckpointTensor], sources: Mapping[str, Any]) -> None:
-    wanted = {tensor.name: tensor.shape for tensor in tensors}
-    shapes, dtypes = [], []
-    for name in wanted.keys() & sources.keys():
-        found = sources[name].get_slice(name)
-        if (shape := tuple(found.get_shape())) != wanted[name]:
-            shapes.append(f"{name} is {shape}, expected {wanted[name]}")
-        if found.get_dtype() not in FLOATS:
-            dtypes.append(f"{name} ({found.get_dtype()})")
-    faults: dict[str, Collection[str]] = {
-        "missing": wanted.keys() - sources.keys(),
-        "unexpected": sources.keys() - wanted.keys(),
-        "of another shape": shapes,
-        f"not in {', '.join(FLOATS)}, probably quantized": dtypes,
-    }
-    if any(faults.values()):
-        listed = (f"{len(names)} {fault}: {_listing(names)}" for fault, names in faults.items() if names)
-        raise CheckpointError(
-            f"{folder}: the weights do not fit {CONFIG_FILE}. " + "; ".join(listed),
-            expected=f"the {len(wanted)} tensors that {CONFIG_FILE} asks for",
-            cause=f"{CONFIG_FILE} belongs to another model",
-            fix="compare its layer counts, widths, vocab_size and pvc object with these names",
-        )
-
-
 def _split(tensor: CheckpointTensor, value: Tensor, llm: LLMConfig) -> tuple[Tensor, ...]:
     if len(tensor.parameters) == 1:
         return (value,)
@@ -306,10 +272,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a JSON {type(data).__name__}", expected="an object", fix=FETCH_AGAIN)
     return data
-
-
-def _listing(items: Iterable[str]) -> str:
-    """The first ten, sorted."""
-    names = sorted(items)
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return (", ".join(names[:10]) or "nothing") + more

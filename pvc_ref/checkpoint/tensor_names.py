@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import PVCConfig
+from ..config import LLMConfig, PVCConfig
 from ..model import PVC
 
 
@@ -42,6 +42,12 @@ def checkpoint_tensors(model: PVC) -> list[CheckpointTensor]:
     listed = sorted(name for tensor in tensors for name in tensor.parameters)
     assert listed == sorted(shapes), f"parameters without exactly one name: {set(listed) ^ set(shapes)}"
     return tensors
+
+
+def head_names(llm: LLMConfig) -> tuple[str, str]:
+    """What a checkpoint calls the token embeddings and the head, which a tied model may store twice."""
+    whole = INTERNLM2 if llm.family == "internlm2" else LLAMA
+    return f"language_model.{whole['embed_tokens']}.weight", f"language_model.{whole['lm_head']}.weight"
 
 
 def pack_qkv(q: Tensor, k: Tensor, v: Tensor, *, head_dim: int) -> Tensor:

@@ -22,7 +22,8 @@ from statistics import mean, stdev
 import torch
 from tokenizers import Tokenizer
 
-from ..checkpoint.folder import TOKENIZER_FILE, load
+from ..checkpoint.files import TOKENIZER_FILE
+from ..checkpoint.folder import load
 from ..model import PVC
 from .held_out import Row, card_cells, from_json, still_row, to_json, video_row
 from .loop import LOG_FILE, Recipe, train

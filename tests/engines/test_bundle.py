@@ -156,6 +156,7 @@ def garble(data: dict[str, Any], path: str, value: object) -> None:
         ("graphs.llm.profiles", []),
         ("images.num_repeats", 0),
         ("images.layout", "mosaic"),
+        ("images.use_thumbnail", "no"),
         ("prompt.stop_tokens", None),
         ("prompt.stop_tokens", []),
         ("prompt.image_prefix", "{x}"),

@@ -34,13 +34,16 @@ def bundle(bundle_fp32: Path) -> Bundle:
 
 @pytest.mark.parametrize("max_tiles", [1, 2, 6, 12])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_tiles_are_those_of_the_reference_bit_for_bit(shape: tuple[int, int], max_tiles: int) -> None:
+@pytest.mark.parametrize("use_thumbnail", [True, False], ids=["thumbnail", "none"])
+def test_tiles_are_those_of_the_reference_bit_for_bit(
+    shape: tuple[int, int], max_tiles: int, use_thumbnail: bool
+) -> None:
     image = photograph(*shape)
     rgb = np.ascontiguousarray(image[..., ::-1])
-    expected = pvc_ref.preprocess.tile_image(rgb, tile_size=SIZE, max_tiles=max_tiles)
-    tiles = to_tiles(image, size=SIZE, max_tiles=max_tiles)
+    expected = pvc_ref.preprocess.tile_image(rgb, tile_size=SIZE, max_tiles=max_tiles, use_thumbnail=use_thumbnail)
+    tiles = to_tiles(image, size=SIZE, max_tiles=max_tiles, use_thumbnail=use_thumbnail)
     np.testing.assert_array_equal(tiles, expected)
-    assert num_tiles(image, size=SIZE, max_tiles=max_tiles) == len(tiles)
+    assert num_tiles(image, size=SIZE, max_tiles=max_tiles, use_thumbnail=use_thumbnail) == len(tiles)
 
 
 def test_every_grid_is_the_reference_s() -> None:
@@ -88,6 +91,16 @@ def test_what_knows_no_time_runs_once_for_all_repeats_of_a_tile(bundle: Bundle) 
     PVCStream(replace(bundle, sessions=recorder.sessions)).encode_image(photograph(100, 300), max_tiles=3)
     tiles, repeats = 4, bundle.manifest.images.num_repeats  # three and a thumbnail
     assert len(recorder.calls["trunk"]) == tiles and len(recorder.calls["temporal"]) == tiles * repeats
+
+
+def test_a_bundle_of_a_model_without_thumbnails_makes_none(bundle: Bundle) -> None:
+    without = replace(bundle.manifest, images=replace(bundle.manifest.images, use_thumbnail=False))
+    encoders = [ImageEncoder(bundle.sessions, manifest) for manifest in (bundle.manifest, without)]
+    image = photograph(100, 300)
+    rows, fewer = (encoder.num_rows(image, max_tiles=3) for encoder in encoders)
+    assert fewer * 4 == rows * 3
+    full, got = (encoder.encode(image, max_tiles=3) for encoder in encoders)
+    np.testing.assert_array_equal(got, full[:fewer])
 
 
 def reference_tokens(tiny: LoadedModel, images: Frames, question: str, *, window: int, num_tokens: int) -> list[int]:

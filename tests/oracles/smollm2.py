@@ -31,8 +31,8 @@ from pvc_export.bundles.export import ExportRequest, write_graphs
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.terminal.console import Console
 from pvc_ref import PVC, LLMConfig, PVCConfig
-from pvc_ref.checkpoint.config_json import CONFIG_FILE
-from pvc_ref.checkpoint.folder import TOKENIZER_FILE, WEIGHTS_FILE
+from pvc_ref.checkpoint.config_keys import CONFIG_FILE
+from pvc_ref.checkpoint.files import TOKENIZER_FILE, WEIGHTS_FILE
 from pvc_ref.checkpoint.tensor_names import checkpoint_tensors
 from pvc_ref.llm import Decoder
 from pvc_ref.prompt import IMAGE_CONTEXT, IMAGE_END, IMAGE_START

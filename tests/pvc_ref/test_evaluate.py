@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 
 import pvc_ref.evaluate as command
 from pvc_ref.bundled import SHAPES_FOLDER
-from pvc_ref.checkpoint.folder import TOKENIZER_FILE, load
+from pvc_ref.checkpoint.files import TOKENIZER_FILE
+from pvc_ref.checkpoint.folder import load
 from pvc_ref.errors import InputError
 from pvc_ref.shapes import CONDITIONS
 from pvc_ref.training.held_out import Cell, Row, beside, from_json, pooled, to_json

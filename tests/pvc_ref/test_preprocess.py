@@ -121,8 +121,11 @@ def test_tiles_put_back_together_are_the_whole_image_resized_once() -> None:
 
 
 @pytest.mark.parametrize(("max_tiles", "num_tiles"), [(1, 1), (4, 5)])
-def test_a_thumbnail_is_added_to_more_than_one_tile(max_tiles: int, num_tiles: int) -> None:
-    assert len(tile_image(quadrants(), tile_size=32, max_tiles=max_tiles)) == num_tiles
+def test_a_thumbnail_is_added_to_more_than_one_tile_where_it_is_wanted(max_tiles: int, num_tiles: int) -> None:
+    tiles = tile_image(quadrants(), tile_size=32, max_tiles=max_tiles)
+    assert len(tiles) == num_tiles
+    without = tile_image(quadrants(), tile_size=32, max_tiles=max_tiles, use_thumbnail=False)
+    np.testing.assert_array_equal(without, tiles[:max_tiles])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -93,7 +94,8 @@ def reference_embeds(loaded: LoadedModel, prompt: Prompt, *, window: int, max_ti
     model, size = loaded.model, loaded.config.vision.image_size
     if prompt.images:
         rgb = (np.ascontiguousarray(image[..., ::-1]) for image in prompt.images)
-        images = [torch.from_numpy(tile_image(image, tile_size=size, max_tiles=max_tiles)) for image in rgb]
+        cut = partial(tile_image, tile_size=size, max_tiles=max_tiles, use_thumbnail=loaded.config.use_thumbnail)
+        images = [torch.from_numpy(cut(image)) for image in rgb]
         visual = torch.cat(model.encode_images(images, window=window))
         return loaded.prompt_embeds(prompt_ids(loaded, prompt, [len(tiles) for tiles in images]), visual[None])
     if not prompt.frames:

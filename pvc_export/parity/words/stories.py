@@ -217,9 +217,9 @@ def _images(turn: Turn) -> list[Frame]:
 
 
 def _tiles(turn: Turn, loaded: LoadedModel) -> list[Array]:
-    size = loaded.config.vision.image_size
+    size, thumbnail = loaded.config.vision.image_size, loaded.config.use_thumbnail
     rgb = [np.ascontiguousarray(image[..., ::-1]) for image in _images(turn)]
-    return [tile_image(image, tile_size=size, max_tiles=MAX_TILES) for image in rgb]
+    return [tile_image(image, tile_size=size, max_tiles=MAX_TILES, use_thumbnail=thumbnail) for image in rgb]
 
 
 def _greedy(said: Sequence[int], want: Array, stop: int) -> list[int]:

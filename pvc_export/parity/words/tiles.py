@@ -48,26 +48,28 @@ def compare_tiles(bundle: Bundle, loaded: LoadedModel) -> Rule:
     config, size = loaded.config, loaded.config.vision.image_size
     for asked in (None, SEVERAL):
         image, most = widest_image(config, asked), asked or config.max_image_tiles
-        want = tile_image(np.ascontiguousarray(image[..., ::-1]), tile_size=size, max_tiles=most)
+        rgb, thumbnail = np.ascontiguousarray(image[..., ::-1]), config.use_thumbnail
+        want = tile_image(rgb, tile_size=size, max_tiles=most, use_thumbnail=thumbnail)
         recorder.frames.clear()
         num_rows = len(stream.encode_image(image, max_tiles=asked))
         per_tile = config.num_image_repeats * config.compressor.num_tokens
-        if fault := _fault(recorder.frames, list(want), num_rows, per_tile):
+        if fault := _fault(recorder.frames, list(want), num_rows, per_tile, thumbnail=thumbnail):
             return Rule(level="K", name="tiles", passed=False, detail=f"{fault}. {NEXT_STEP}")
         num_tiles.append(len(want))
     told = " and ".join(map(str, num_tiles))
     return Rule(level="K", name="tiles", passed=True, detail=f"images of {told} tiles, every pixel")
 
 
-def _fault(got: list[Frame], want: list[Frame], num_rows: int, per_tile: int) -> str | None:
-    """What is wrong with the tiles, in words; the last of several is the thumbnail."""
+def _fault(got: list[Frame], want: list[Frame], num_rows: int, per_tile: int, *, thumbnail: bool) -> str | None:
+    """What is wrong with the tiles, in words; with `thumbnail` the last of several is one."""
+    thumbnail = thumbnail and len(want) > 1
     if len(got) != len(want):
-        thumbnail = ", a thumbnail among them" if len(want) > 1 else ""
-        return f"an image is cut into {len(got)} tiles, expected {len(want)}{thumbnail}"
+        among = ", a thumbnail among them" if thumbnail else ""
+        return f"an image is cut into {len(got)} tiles, expected {len(want)}{among}"
     for index, (own, right) in enumerate(zip(got, want, strict=True)):
         if np.array_equal(own, right):
             continue
-        name = "the thumbnail" if index and index == len(want) - 1 else f"tile {index + 1}"
+        name = "the thumbnail" if thumbnail and index == len(want) - 1 else f"tile {index + 1}"
         same = next((i for i, other in enumerate(want) if np.array_equal(own, other)), None)
         if same is not None:
             return f"tile {same + 1} of an image stands where {name} is expected, of {len(want)} in all"
@@ -80,7 +82,8 @@ def _fault(got: list[Frame], want: list[Frame], num_rows: int, per_tile: int) ->
 def ask_about_tiles(bundle: Bundle, loaded: LoadedModel) -> Evidence:
     """The question about that image, with the number of tiles left to the bundle."""
     prompt = Prompt(kind="tiles", question=QUESTION, images=(widest_image(loaded.config),))
-    num_tiles = loaded.config.max_image_tiles + (loaded.config.max_image_tiles > 1)
+    config = loaded.config
+    num_tiles = config.max_image_tiles + (config.use_thumbnail and config.max_image_tiles > 1)
     rows, context = len(prompt_ids(loaded, prompt, [num_tiles])) + NUM_NEW_TOKENS, bundle.manifest.limits.context
     if rows > context:
         reason = f"an image of {num_tiles} tiles and a question need {rows} rows of a context of {context}"

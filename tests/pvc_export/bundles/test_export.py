@@ -180,6 +180,12 @@ def test_the_built_in_model_is_the_same_on_every_machine() -> None:
     assert load_model("tiny", seed=1).source.weights_sha256[:16] != TINY_FINGERPRINT
 
 
+def test_a_name_on_the_hub_gets_the_command_that_downloads_it() -> None:
+    with pytest.raises(ModelError, match="no folder OpenGVLab/InternVL2-1B") as info:
+        load_model("OpenGVLab/InternVL2-1B")
+    assert "hf download OpenGVLab/InternVL2-1B --local-dir InternVL2-1B" in info.value.fix
+
+
 def test_an_unknown_model_gets_its_nearest_name() -> None:
     with pytest.raises(ModelError, match="no model 'tinny'") as info:
         load_model("tinny")

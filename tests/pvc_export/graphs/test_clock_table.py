@@ -85,6 +85,7 @@ def test_a_table_is_as_long_as_training_an_image_and_ten_windows() -> None:
     assert num_frame_times(tiny, window=8) == 96 and num_frame_times(tiny, window=60) == 600
     in_time = replace(tiny, image_layout="tiles_in_time", trained_frames=16)
     assert num_frame_times(in_time, window=2) == 7 * in_time.num_image_repeats
+    assert num_frame_times(replace(in_time, use_thumbnail=False), window=2) == 6 * in_time.num_image_repeats
 
 
 def test_the_bundle_passes_the_whole_check_and_holds_a_table_in_place_of_two_matrices(

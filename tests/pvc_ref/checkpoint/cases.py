@@ -1,13 +1,19 @@
-"""Configurations that the tests of checkpoints share."""
+"""What the tests of checkpoints share: configurations, the damage that they do, and the refusal that they expect."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from pvc_ref import CompressorConfig, LLMConfig, PVCConfig
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pvc_ref import CompressorConfig, LLMConfig, PVCConfig, load
 from pvc_ref.config import CompressorKind
+from pvc_ref.errors import CheckpointError
 
 CopyOf = Callable[[Path], Path]
 """Copies a folder to where it may be damaged."""
@@ -49,3 +55,68 @@ def leaves(*stems: str) -> list[str]:
 
 VISION_PARTS = ["ls1", "ls2", *leaves("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "norm1", "norm2")]
 """A layer of the ViT in a checkpoint."""
+
+
+def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def refusal(folder: Path) -> CheckpointError:
+    with pytest.raises(CheckpointError) as info:
+        load(folder)
+    assert str(folder) in info.value.what
+    return info.value
+
+
+def internvl2_8b_json(**changes: Any) -> dict[str, Any]:
+    """The facts of InternVL2-8B's config.json. A change names its place: `llm_config__bias=True`."""
+    data: dict[str, Any] = {
+        "architectures": ["InternVLChatModel"],
+        "downsample_ratio": 0.5,
+        "dynamic_image_size": True,
+        "force_image_size": 448,
+        "llm_config": {
+            "architectures": ["InternLM2ForCausalLM"],
+            "bias": False,
+            "hidden_act": "silu",
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "max_position_embeddings": 32768,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": {"factor": 2.0, "type": "dynamic"},
+            "rope_theta": 1000000,
+            "tie_word_embeddings": False,
+            "vocab_size": 92553,
+        },
+        "ps_version": "v2",
+        "select_layer": -1,
+        "template": "internlm2-chat",
+        "vision_config": {
+            "architectures": ["InternVisionModel"],
+            "hidden_act": "gelu",
+            "hidden_size": 1024,
+            "image_size": 448,
+            "intermediate_size": 4096,
+            "layer_norm_eps": 1e-06,
+            "norm_type": "layer_norm",
+            "num_attention_heads": 16,
+            "num_channels": 3,
+            "num_hidden_layers": 24,
+            "patch_size": 14,
+            "qk_normalization": False,
+            "qkv_bias": True,
+        },
+    }
+    for place, value in changes.items():
+        section, _, key = place.rpartition("__")
+        target = data[section] if section else data
+        if value is ...:
+            del target[key]
+        else:
+            target[key] = value
+    return data

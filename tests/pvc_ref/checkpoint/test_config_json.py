@@ -14,7 +14,7 @@ from pvc_ref.checkpoint.config_json import config_from_json, config_to_json
 from pvc_ref.config import PRESETS
 from pvc_ref.errors import CheckpointError
 
-from .cases import KINDS, LLMS, TINY, plain_internvl2, with_compressor, with_llm
+from .cases import KINDS, LLMS, TINY, internvl2_8b_json, plain_internvl2, with_compressor, with_llm
 
 
 def round_trip_configs() -> dict[str, PVCConfig]:
@@ -28,6 +28,7 @@ def round_trip_configs() -> dict[str, PVCConfig]:
         trained_frames=7,
         num_image_repeats=3,
         image_layout="tiles_in_time",
+        use_thumbnail=False,
         template="Hermes-2",
     )
     configs["odd-token-grid"] = replace(TINY, compressor=CompressorConfig(num_tokens=8))
@@ -46,58 +47,6 @@ def test_qkv_bias_that_config_json_cannot_say_is_refused_before_anything_is_writ
     with pytest.raises(CheckpointError, match="llm.qkv_bias is"):
         save(PVC.random(with_llm(llm)), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
-
-
-def internvl2_8b_json(**changes: Any) -> dict[str, Any]:
-    """The facts of InternVL2-8B's config.json. A change names its place: `llm_config__bias=True`."""
-    data: dict[str, Any] = {
-        "architectures": ["InternVLChatModel"],
-        "downsample_ratio": 0.5,
-        "dynamic_image_size": True,
-        "force_image_size": 448,
-        "llm_config": {
-            "architectures": ["InternLM2ForCausalLM"],
-            "bias": False,
-            "hidden_act": "silu",
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "max_position_embeddings": 32768,
-            "num_attention_heads": 32,
-            "num_hidden_layers": 32,
-            "num_key_value_heads": 8,
-            "rms_norm_eps": 1e-05,
-            "rope_scaling": {"factor": 2.0, "type": "dynamic"},
-            "rope_theta": 1000000,
-            "tie_word_embeddings": False,
-            "vocab_size": 92553,
-        },
-        "ps_version": "v2",
-        "select_layer": -1,
-        "template": "internlm2-chat",
-        "vision_config": {
-            "architectures": ["InternVisionModel"],
-            "hidden_act": "gelu",
-            "hidden_size": 1024,
-            "image_size": 448,
-            "intermediate_size": 4096,
-            "layer_norm_eps": 1e-06,
-            "norm_type": "layer_norm",
-            "num_attention_heads": 16,
-            "num_channels": 3,
-            "num_hidden_layers": 24,
-            "patch_size": 14,
-            "qk_normalization": False,
-            "qkv_bias": True,
-        },
-    }
-    for place, value in changes.items():
-        section, _, key = place.rpartition("__")
-        target = data[section] if section else data
-        if value is ...:
-            del target[key]
-        else:
-            target[key] = value
-    return data
 
 
 def test_plain_internvl2_config_is_a_model_without_time() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from pvc_ref.config import CompressorKind
 from pvc_ref.errors import CheckpointError
 from pvc_ref.prompt import byte_tokenizer
 
-from .cases import KINDS, LLMS, TINY, VISION_PARTS, CopyOf, with_compressor, with_llm
+from .cases import KINDS, LLMS, TINY, VISION_PARTS, CopyOf, edit_weights, refusal, with_compressor, with_llm
 
 
 @torch.no_grad()
@@ -143,19 +142,6 @@ def test_save_refuses_a_folder_with_anything_in_it_and_takes_an_empty_one(tmp_pa
 # -- strictness ------------------------------------------------------------------------------------------------
 
 
-def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    edit(tensors)
-    save_file(tensors, folder / "model.safetensors")
-
-
-def refusal(folder: Path) -> CheckpointError:
-    with pytest.raises(CheckpointError) as info:
-        load(folder)
-    assert str(folder) in info.value.what
-    return info.value
-
-
 def test_missing_tensors_are_listed_sorted_ten_at_most_with_their_count(whole: Path, copy_of: CopyOf) -> None:
     folder = copy_of(whole)
     gone = [f"vision_model.encoder.layers.0.{part}" for part in VISION_PARTS]
@@ -205,9 +191,8 @@ def test_truncated_shard_is_named_with_its_and_the_expected_bytes(sharded: Path,
         (b"", "hold no whole header\nexpected: a safetensors header"),
         (b"no safetensors at all", "hold no whole header\nexpected: a safetensors header"),
         (b"\x08" + bytes(7) + b"not json", "header of its 16 bytes is corrupt"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
     ],
-    ids=["empty", "text", "broken-header", "git-lfs-pointer"],
+    ids=["empty", "text", "broken-header"],
 )
 def test_corrupt_file_is_named_with_what_is_wrong(content: bytes, words: str, whole: Path, copy_of: CopyOf) -> None:
     folder = copy_of(whole)

@@ -14,6 +14,7 @@ import engines.images
 from engines import open_bundle
 from engines.bundle import Bundle
 from pvc_export.controls.runtime_patches import replaces, thumbnail_first, tiles_column_by_column
+from pvc_export.graphs.facts import model_facts
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.parity.limits import kl_limit
 from pvc_export.parity.words.tiles import ask_about_tiles, compare_tiles, widest_image
@@ -83,12 +84,31 @@ def test_repeats_are_counted_and_the_most_tiles_are_the_bundle_s_to_know(bundle:
     for changed, said in (
         (replace(images, num_repeats=3), "an image of 7 tiles takes 84 rows of the LLM, expected 16 a tile"),
         (replace(images, max_tiles=5), "tiles, expected 7"),
+        (replace(images, use_thumbnail=False), "an image is cut into 6 tiles, expected 7, a thumbnail among them"),
     ):
         rule = compare_tiles(replace(bundle, manifest=replace(bundle.manifest, images=changed)), tiny)
         assert rule.passed is False and said in rule.detail
+
+
+def test_a_model_without_thumbnails_is_held_to_have_none(bundle: Bundle, tiny: LoadedModel) -> None:
+    config = replace(tiny.config, use_thumbnail=False)
+    model = PVC(config).eval()
+    model.load_state_dict(tiny.model.state_dict())
+    plain = replace(tiny, model=model)
+    rule = compare_tiles(bundle, plain)
+    assert rule.passed is False and "an image is cut into 7 tiles, expected 6" in rule.detail
+    images = model_facts(plain)["images"]
+    without = replace(bundle, manifest=replace(bundle.manifest, images=images))
+    rule = compare_tiles(without, plain)
+    assert rule.passed and rule.detail == "images of 6 and 6 tiles, every pixel"
+    (said,) = ask_about_tiles(without, plain).conversations
+    assert said.fault(kl_limit("fp32")) is None and said.equal and said.num_said == 8
 
 
 def test_an_image_that_does_not_fit_is_not_asked_about(bundle: Bundle, tiny: LoadedModel) -> None:
     many = replace(tiny, model=PVC.random(replace(TINY, max_image_tiles=30), seed=0))
     (reason,) = ask_about_tiles(bundle, many).not_executed.values()
     assert reason.startswith("an image of 31 tiles and a question need") and "of a context of 512" in reason
+    many = replace(tiny, model=PVC.random(replace(TINY, max_image_tiles=30, use_thumbnail=False), seed=0))
+    (reason,) = ask_about_tiles(bundle, many).not_executed.values()
+    assert reason.startswith("an image of 30 tiles and a question need")
