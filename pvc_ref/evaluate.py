@@ -21,8 +21,8 @@ import torch
 from tokenizers import Tokenizer
 
 from .bundled import SHAPES_FOLDER
-from .checkpoint.files import TOKENIZER_FILE
 from .checkpoint.folder import load
+from .checkpoint.tokenizer import load_tokenizer
 from .errors import InputError, RefError
 from .model import PVC
 from .shapes import CONDITIONS
@@ -114,7 +114,7 @@ def main() -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     other = None if args.against is None else _tables_of(args.against)
     started = time.monotonic()
-    model, tokenizer = load(args.model), Tokenizer.from_file(str(args.model / TOKENIZER_FILE))
+    model, tokenizer = load(args.model), load_tokenizer(args.model)
     with fast_products():
         tables = evaluate(model, tokenizer, num_clips=args.clips)
     for title, rows in tables.items():

@@ -18,6 +18,7 @@ from engines.terminal import did_you_mean
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.bundled import SHAPES_FOLDER
 from pvc_ref.checkpoint.files import HUB_NAME
+from pvc_ref.checkpoint.tokenizer import load_tokenizer
 from pvc_ref.prompt import (
     IMAGE_CONTEXT,
     IMAGE_END,
@@ -56,7 +57,7 @@ class LoadedModel:
             raise ModelError(
                 f"the tokenizer of '{self.source.name}' has no token {token!r}",
                 cause="it belongs to another model",
-                fix="fetch the tokenizer.json that was released with the checkpoint",
+                fix="fetch the tokenizer that was released with the checkpoint",
             )
         return token_id
 
@@ -95,30 +96,10 @@ def load_model(name: str, *, seed: int = 0) -> LoadedModel:
         )
     try:
         model = pvc_ref.load(folder)
-        tokenizer = _load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
     except pvc_ref.CheckpointError as error:
         raise ModelError(error.what, expected=error.expected, cause=error.cause, fix=error.fix) from error
     return loaded_model(model, tokenizer, name=name if name in BUILT_IN else str(folder.resolve()))
-
-
-def _load_tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(
-            f"{path} is missing",
-            expected="the tokenizer as one file, which a bundle needs",
-            cause="the checkpoint has only a tokenizer.model",
-            fix="convert it once, with transformers: "
-            "AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER)",
-        )
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ModelError(
-            f"{path} is not a tokenizer file: {error}",
-            cause="a broken download, or a file of an older format",
-            fix="fetch or convert it again",
-        ) from error
 
 
 def loaded_model(model: PVC, tokenizer: Tokenizer, *, name: str) -> LoadedModel:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 from .config_keys import CONFIG_FILE
@@ -13,6 +15,9 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILE = "tokenizer.json"
 LFS_POINTER = b"version https://git-lfs"
+READ = (".json", ".safetensors", ".model", ".txt")
+"""Ends of the names of files that are read: configuration, weights, tokenizer."""
+BROKEN, FETCH_AGAIN = "a broken download", "fetch the file again"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """OWNER/NAME."""
 
@@ -28,7 +33,7 @@ def check_folder(folder: Path) -> None:
             fix=f"hf download {folder.as_posix()} --local-dir {folder.name}, and give {folder.name}",
         )
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name in (CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE) or path.suffix == ".safetensors":
+        if path.suffix in READ:
             _check_is_there(path)
     if not (folder / CONFIG_FILE).is_file():
         found = f"holds {listing(p.name for p in folder.iterdir())}" if folder.is_dir() else "is not a folder"
@@ -57,6 +62,17 @@ def _check_is_there(path: Path) -> None:
                 cause="the repository was cloned without git-lfs",
                 fix=f"git -C {path.parent} lfs pull, or hf download OWNER/NAME --local-dir FOLDER",
             )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError if it holds none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not text
+        raise CheckpointError(f"{path} is not JSON: {error}", cause=BROKEN, fix=FETCH_AGAIN) from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(data).__name__}", expected="an object", fix=FETCH_AGAIN)
+    return data
 
 
 def listing(items: Iterable[str]) -> str:

@@ -28,12 +28,11 @@ from ..errors import CheckpointError
 from ..model import PVC
 from .config_json import config_from_json, config_to_json
 from .config_keys import CONFIG_FILE
-from .files import INDEX_FILE, TOKENIZER_FILE, WEIGHTS_FILE, check_folder, listing
+from .files import BROKEN, FETCH_AGAIN, INDEX_FILE, TOKENIZER_FILE, WEIGHTS_FILE, check_folder, listing, read_json
 from .fit import check_tensors
 from .tensor_names import CheckpointTensor, checkpoint_tensors, pack_qkv, unpack_qkv
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-BROKEN, FETCH_AGAIN = "a broken download", "fetch the file again"
 MIXED, FETCH_TOGETHER = "the shards come from different checkpoints", "fetch index and shards together"
 
 
@@ -155,7 +154,7 @@ def _join(
 def _read_config(folder: Path) -> tuple[PVCConfig, Mapping[str, Any]]:
     """The configuration in `folder`/config.json, and the whole of its "pvc" object."""
     check_folder(folder)
-    data = _read_json(folder / CONFIG_FILE)
+    data = read_json(folder / CONFIG_FILE)
     try:
         return config_from_json(data), data.get("pvc", {})
     except CheckpointError as error:
@@ -201,7 +200,7 @@ def _read_weight_map(folder: Path) -> dict[str, str]:
     path = folder / INDEX_FILE
     if not path.is_file():
         raise _no_weights(folder)
-    weight_map = _read_json(path).get("weight_map")
+    weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
             f"{path} has no weight_map", expected="a weight_map from tensor names to shard files", fix=FETCH_AGAIN
@@ -262,13 +261,3 @@ def _split(tensor: CheckpointTensor, value: Tensor, llm: LLMConfig) -> tuple[Ten
     if len(tensor.parameters) == 1:
         return (value,)
     return unpack_qkv(value, num_kv_heads=llm.num_kv_heads, head_dim=llm.attention_head_dim)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not text
-        raise CheckpointError(f"{path} is not JSON: {error}", cause=BROKEN, fix=FETCH_AGAIN) from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(data).__name__}", expected="an object", fix=FETCH_AGAIN)
-    return data

@@ -22,8 +22,8 @@ from statistics import mean, stdev
 import torch
 from tokenizers import Tokenizer
 
-from ..checkpoint.files import TOKENIZER_FILE
 from ..checkpoint.folder import load
+from ..checkpoint.tokenizer import load_tokenizer
 from ..model import PVC
 from .held_out import Row, card_cells, from_json, still_row, to_json, video_row
 from .loop import LOG_FILE, Recipe, train
@@ -88,7 +88,7 @@ def _is_of(path: Path, recipe: Recipe) -> bool:
 def _run(job: tuple[str, Recipe, Path, Path]) -> str:
     name, recipe, folder, path = job
     checkpoint = train(recipe, folder, quiet=True)
-    model, tokenizer = load(checkpoint), Tokenizer.from_file(str(checkpoint / TOKENIZER_FILE))
+    model, tokenizer = load(checkpoint), load_tokenizer(checkpoint)
     with fast_products():
         tables = measure(model, tokenizer)
     last = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()[-1]
