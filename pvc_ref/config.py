@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import ConfigError
 
@@ -20,7 +20,7 @@ ShuffleOrder = Literal["v1", "v2"]
 TimeMode = Literal["absolute", "fixed", "relative"]
 ImageLayout = Literal["tile_streams", "tiles_in_time"]
 LLMFamily = Literal["internlm2", "qwen2", "llama"]
-TemplateName = Literal["internlm2-chat", "Hermes-2", "tiny"]
+TemplateName = Literal["internlm2-chat", "Hermes-2", "internvl2_5", "tiny"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +151,8 @@ class PVCConfig:
     use_thumbnail: bool = True
     image_layout: ImageLayout = "tile_streams"
     template: TemplateName = "internlm2-chat"
+    system_message: str | None = None
+    """In place of the template's own."""
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -208,7 +210,28 @@ def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
         )
 
 
-# Widths of the LLMs: InternVL2 model cards. Temporal layers: inferred from the sizes of PVC's published shards.
+def _qwen2(**sizes: Any) -> LLMConfig:
+    return LLMConfig(family="qwen2", rms_norm_eps=1e-6, qkv_bias=True, **sizes)
+
+
+def _internvl(llm: LLMConfig, template: TemplateName) -> PVCConfig:
+    """InternVL with the 300M tower: no layer attends over time, and an image is no video."""
+    return PVCConfig(
+        vision=VisionConfig(num_temporal_layers=0),
+        compressor=CompressorConfig(kind="pixel_shuffle", num_tokens=256),
+        llm=llm,
+        num_image_repeats=1,
+        max_image_tiles=12,
+        template=template,
+    )
+
+
+QWEN2_0_5B = _qwen2(vocab_size=151655, hidden_size=896, num_layers=24, num_heads=14, num_kv_heads=2, mlp_size=4864)
+QWEN2_5_0_5B = replace(QWEN2_0_5B, vocab_size=151674)
+INTERNLM2_1_8B = LLMConfig(hidden_size=2048, num_layers=24, num_heads=16, num_kv_heads=8, mlp_size=8192)
+INTERNLM2_5_7B = LLMConfig()
+
+# Widths of the LLMs: the config.json of each model. Temporal layers: inferred from the sizes of PVC's published shards.
 PRESETS: dict[str, PVCConfig] = {
     "tiny": PVCConfig(
         vision=VisionConfig(
@@ -251,24 +274,28 @@ PRESETS: dict[str, PVCConfig] = {
         max_image_tiles=1,
         template="tiny",
     ),
-    "pvc-internvl2-1b": PVCConfig(
-        llm=LLMConfig(
-            family="qwen2",
-            vocab_size=151655,
-            hidden_size=896,
-            num_layers=24,
-            num_heads=14,
-            num_kv_heads=2,
-            mlp_size=4864,
-            rms_norm_eps=1e-6,
-            qkv_bias=True,
-        ),
-        template="Hermes-2",
+    "pvc-internvl2-1b": PVCConfig(llm=QWEN2_0_5B, template="Hermes-2"),
+    "pvc-internvl2-2b": PVCConfig(llm=INTERNLM2_1_8B),
+    "pvc-internvl2-8b": PVCConfig(llm=INTERNLM2_5_7B),
+    "internvl2-1b": _internvl(QWEN2_0_5B, "Hermes-2"),
+    "internvl2-2b": _internvl(INTERNLM2_1_8B, "internlm2-chat"),
+    "internvl2-8b": _internvl(INTERNLM2_5_7B, "internlm2-chat"),
+    "internvl2_5-1b": _internvl(QWEN2_5_0_5B, "internvl2_5"),
+    "internvl2_5-2b": _internvl(INTERNLM2_1_8B, "internvl2_5"),
+    "internvl2_5-4b": _internvl(
+        _qwen2(vocab_size=151674, hidden_size=2048, num_layers=36, num_heads=16, num_kv_heads=2, mlp_size=11008),
+        "internvl2_5",
     ),
-    "pvc-internvl2-2b": PVCConfig(
-        llm=LLMConfig(hidden_size=2048, num_layers=24, num_heads=16, num_kv_heads=8, mlp_size=8192),
+    "internvl2_5-8b": _internvl(INTERNLM2_5_7B, "internvl2_5"),
+    "internvl3-1b": _internvl(QWEN2_5_0_5B, "internvl2_5"),
+    "internvl3-2b": _internvl(
+        _qwen2(vocab_size=151674, hidden_size=1536, num_layers=28, num_heads=12, num_kv_heads=2, mlp_size=8960),
+        "internvl2_5",
     ),
-    "pvc-internvl2-8b": PVCConfig(),
+    "internvl3-8b": _internvl(
+        _qwen2(vocab_size=151674, hidden_size=3584, num_layers=28, num_heads=28, num_kv_heads=4, mlp_size=18944),
+        "internvl2_5",
+    ),
     # The whole vision side of the 8B model, and of its LLM one narrow layer: what two cores and 24 GB can export.
     "vision-8b": PVCConfig(
         llm=LLMConfig(vocab_size=264, num_layers=1, mlp_size=1024, max_positions=4096),

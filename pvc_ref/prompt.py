@@ -2,8 +2,8 @@
 
 The reference writes the whole conversation as one string and tokenizes it once. The runtime (engines/prompt.py) feeds
 it piece by piece; a test checks that both give the same ids.
-Source: the conversation templates of InternVL2 (internlm2-chat: no newline after <|im_end|>) and the frame prefix of
-PVC's README, 'Frame1: <image>'.
+Source: the conversation templates of InternVL2 (internlm2-chat, Hermes-2) and of InternVL2.5 and InternVL3
+(internvl2_5), by their names in config.json, and the frame prefix of PVC's README, 'Frame1: <image>'.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from .config import PVCConfig, TemplateName
+from .config import LLMFamily, PVCConfig, TemplateName
 from .errors import InputError
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
@@ -25,20 +25,43 @@ SPECIAL_TOKENS = ("<s>", "</s>", "<pad>", "<|im_start|>", STOP_TOKEN, IMAGE_STAR
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatTemplate:
-    """What surrounds a question. `bos` is written once, at the very start."""
+    """What surrounds a question. `bos` is written once, at the very start; None is what the LLM's family begins with.
 
-    bos: str
+    after_stop   between the <|im_end|> of a turn and the next turn
+    """
+
+    bos: str | None
     system: str
+    after_stop: str = ""
 
 
 INTERNVL2_SYSTEM = (
     "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 )
+INTERNVL2_5_SYSTEM = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+FAMILY_BOS: dict[LLMFamily, str] = {"internlm2": "<s>", "qwen2": "", "llama": ""}
+"""What the tokenizer of a family writes before a text."""
 TEMPLATES: dict[TemplateName, ChatTemplate] = {
     "internlm2-chat": ChatTemplate(bos="<s>", system=INTERNVL2_SYSTEM),
     "Hermes-2": ChatTemplate(bos="", system=INTERNVL2_SYSTEM),
+    "internvl2_5": ChatTemplate(bos=None, system=INTERNVL2_5_SYSTEM, after_stop="\n"),
     "tiny": ChatTemplate(bos="<s>", system="You watch a video."),
 }
+
+
+def conversation_start(config: PVCConfig) -> str:
+    """Everything before the first turn."""
+    template = TEMPLATES[config.template]
+    bos = FAMILY_BOS[config.llm.family] if template.bos is None else template.bos
+    system = template.system if config.system_message is None else config.system_message
+    return f"{bos}<|im_start|>system\n{system}{turn_end(config)}"
+
+
+def turn_end(config: PVCConfig) -> str:
+    """What ends a turn, the model's or the user's."""
+    return STOP_TOKEN + TEMPLATES[config.template].after_stop
 
 
 def video_prompt(config: PVCConfig, *, num_frames: int, question: str) -> str:
@@ -51,7 +74,7 @@ def next_turn(config: PVCConfig, *, question: str, num_frames: int = 0, first_fr
 
     Frames are counted on: first_frame is one more than the conversation had.
     """
-    return STOP_TOKEN + _turn(_frames(config, first=first_frame, count=num_frames) + question)
+    return turn_end(config) + _turn(config, _frames(config, first=first_frame, count=num_frames) + question)
 
 
 def image_prompt(config: PVCConfig, *, num_tiles: Sequence[int], question: str, num_repeats: int | None = None) -> str:
@@ -77,12 +100,11 @@ def image_prompt(config: PVCConfig, *, num_tiles: Sequence[int], question: str, 
 
 
 def _conversation(config: PVCConfig, user: str) -> str:
-    template = TEMPLATES[config.template]
-    return f"{template.bos}<|im_start|>system\n{template.system}{STOP_TOKEN}{_turn(user)}"
+    return conversation_start(config) + _turn(config, user)
 
 
-def _turn(user: str) -> str:
-    return f"<|im_start|>user\n{user}{STOP_TOKEN}<|im_start|>assistant\n"
+def _turn(config: PVCConfig, user: str) -> str:
+    return f"<|im_start|>user\n{user}{turn_end(config)}<|im_start|>assistant\n"
 
 
 def _frames(config: PVCConfig, *, first: int, count: int) -> str:

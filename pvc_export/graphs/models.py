@@ -25,10 +25,11 @@ from pvc_ref.prompt import (
     IMAGE_START,
     IMAGE_TAG,
     STOP_TOKEN,
-    TEMPLATES,
     byte_tokenizer,
+    conversation_start,
     image_prompt,
     next_turn,
+    turn_end,
     video_prompt,
 )
 
@@ -138,18 +139,17 @@ def fingerprint(model: PVC) -> str:
 
 def prompt_spec(config: PVCConfig) -> PromptSpec:
     """The strings that engines/prompt.py needs. A test holds the ids equal to those of pvc_ref/prompt.py."""
-    template = TEMPLATES[config.template]
-    user = "<|im_start|>user\n"
+    user, end = "<|im_start|>user\n", turn_end(config)
     return PromptSpec(
-        start=f"{template.bos}<|im_start|>system\n{template.system}{STOP_TOKEN}{user}",
+        start=conversation_start(config) + user,
         frame_prefix="Frame{index}: ",
         image_prefix="Image-{index}: ",
         image_tag=IMAGE_TAG,
         image_start=IMAGE_START,
         image_end=IMAGE_END,
         after_frame="\n",
-        ask_suffix=f"{STOP_TOKEN}<|im_start|>assistant\n",
-        next_turn=f"{STOP_TOKEN}{user}",
+        ask_suffix=f"{end}<|im_start|>assistant\n",
+        next_turn=end + user,
         stop_tokens=(STOP_TOKEN,),
     )
 

@@ -38,9 +38,11 @@ LLM: dict[str, tuple[str, type]] = {
     "vocab_size": ("vocab_size", int),
     "rms_norm_eps": ("rms_norm_eps", float),
     "max_positions": ("max_position_embeddings", int),
-    "tie_embeddings": ("tie_word_embeddings", bool),
 }
 HEAD_DIM = {"head_dim": ("head_dim", int)}  # written only where it is not hidden_size / num_heads
+TIED = {"tie_embeddings": ("tie_word_embeddings", bool)}
+"""Not in every file: transformers leaves out what is its class's default, here False. A tied model has no head of its
+own among its tensors, so a wrong default does not load."""
 FAMILIES: dict[str, LLMFamily] = {
     "InternLM2ForCausalLM": "internlm2",
     "Qwen2ForCausalLM": "qwen2",
@@ -54,11 +56,11 @@ PVC_WHOLE = {"time_mode": str, "trained_frames": int, "num_image_repeats": int, 
 
 READ: dict[str, tuple[str, ...]] = {
     "": (
-        *("downsample_ratio", "force_image_size", "ps_version", "template"),
+        *("downsample_ratio", "force_image_size", "ps_version", "template", "system_message"),
         *("dynamic_image_size", "max_dynamic_patch", "use_thumbnail"),
     ),
     "vision_config": tuple(key for key, _ in VISION.values()),
-    "llm_config": ("architectures", "head_dim", "layer_types", *rope.KEYS, *(key for key, _ in LLM.values())),
+    "llm_config": ("architectures", "layer_types", *rope.KEYS, *(key for key, _ in (LLM | HEAD_DIM | TIED).values())),
     "pvc": ("compressor", *PVC_VISION, *PVC_WHOLE),
     "pvc.compressor": tuple(PVC_COMPRESSOR),
 }
@@ -89,13 +91,14 @@ def config_to_json(config: PVCConfig) -> dict[str, Any]:
         },
         "llm_config": {
             "architectures": [next(name for name, family in FAMILIES.items() if family == llm.family)],
-            **_written(llm, LLM | HEAD_DIM if has_own_head_dim else LLM),
+            **_written(llm, LLM | TIED | (HEAD_DIM if has_own_head_dim else {})),
             "rope_theta": llm.rope_theta,
         },
         "force_image_size": vision.image_size,
         "downsample_ratio": math.sqrt(compressor.num_tokens / vision.num_patches),
         "ps_version": compressor.shuffle,
         "template": config.template,
+        **({} if config.system_message is None else {"system_message": config.system_message}),
         "max_dynamic_patch": config.max_image_tiles,
         "use_thumbnail": config.use_thumbnail,
         "select_layer": -1,
@@ -131,6 +134,13 @@ def _check_implemented(data: Mapping[str, Any]) -> None:
             cause="the file is of the released PVC, whose own keys do not tell",
             fix='read them from the code and weights that came with the file, and add a "pvc" object as '
             "pvc_ref.save writes it",
+        )
+    if "text_config" in data or "InternVLForConditionalGeneration" in str(data.get("architectures")):
+        raise CheckpointError(
+            f"{CONFIG_FILE} is of transformers' own InternVL, whose names and layout are other ones",
+            expected="the layout in which OpenGVLab released the model, with llm_config in its config.json",
+            cause="the repository's name ends with -hf",
+            fix="take the repository of the same name without -hf",
         )
     for path in ("vision_config", "llm_config"):
         _fact(data, path, dict)
@@ -172,6 +182,7 @@ def _config_from_json(data: Mapping[str, Any]) -> PVCConfig:
         compressor=CompressorConfig(shuffle=_fact(data, "ps_version", str), **compressor),
         llm=_llm_from_json(data),
         template=_fact(data, "template", str),
+        system_message=None if find(data, "system_message") is None else _fact(data, "system_message", str),
         **whole,
         **_tiling(data),
     )
@@ -206,8 +217,10 @@ def _vision_from_json(data: Mapping[str, Any]) -> VisionConfig:
 
 def _llm_from_json(data: Mapping[str, Any]) -> LLMConfig:
     family = _family(data)
-    table = LLM if find(data, "llm_config.head_dim") is None else LLM | HEAD_DIM
-    facts = _read(data, "llm_config", table)
+    optional = {
+        name: entry for name, entry in (HEAD_DIM | TIED).items() if find(data, f"llm_config.{entry[0]}") is not None
+    }
+    facts = _read(data, "llm_config", LLM | optional)
     return LLMConfig(family=family, qkv_bias=family == "qwen2", rope_theta=rope.rope_theta(data), **facts)
 
 

@@ -14,7 +14,10 @@ from pvc_export.graphs.models import prompt_spec
 from pvc_ref import PVCConfig
 from pvc_ref.prompt import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, STOP_TOKEN, next_turn, video_prompt
 
-CONFIGS = {name: PVCConfig.preset(name) for name in ("tiny", "pvc-internvl2-1b", "pvc-internvl2-8b")}
+CONFIGS = {
+    name: PVCConfig.preset(name)
+    for name in ("tiny", "pvc-internvl2-1b", "pvc-internvl2-8b", "internvl2_5-8b", "internvl3-1b")
+}
 
 
 @pytest.fixture(scope="module")

@@ -102,3 +102,12 @@ def test_pvc_8b_has_the_parameters_that_the_published_shards_leave_room_for() ->
 )
 def test_without_time_a_preset_is_the_internvl2_of_that_size(name: str, count: int) -> None:
     assert num_parameters(on_meta(lambda: PVC(internvl2(name)))) == count
+    assert num_parameters(on_meta(lambda: PVC(PVCConfig.preset(name.removeprefix("pvc-"))))) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("internvl2_5-4b", 3.71), ("internvl3-1b", 0.94), ("internvl3-2b", 2.09), ("internvl3-8b", 7.94)],
+)
+def test_presets_have_the_parameters_that_their_model_cards_state(name: str, billions: float) -> None:
+    assert round(num_parameters(on_meta(lambda: PVC(PVCConfig.preset(name)))) / 1e9, 2) == billions

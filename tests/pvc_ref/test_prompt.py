@@ -104,6 +104,24 @@ def test_video_prompt_of_the_internvl2_templates_written_out(config: PVCConfig, 
     )
 
 
+@pytest.mark.parametrize(("preset", "bos"), [("internvl2_5-8b", "<s>"), ("internvl3-8b", "")])
+def test_prompt_of_internvl2_5_has_a_newline_after_every_turn(preset: str, bos: str) -> None:
+    config = dataclasses.replace(TINY, template="internvl2_5", llm=PVCConfig.preset(preset).llm)
+    frame = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>"
+    said = video_prompt(config, num_frames=1, question="Who?")
+    assert said == (
+        f"{bos}<|im_start|>system\n"
+        "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。<|im_end|>\n"
+        f"<|im_start|>user\nFrame1: {frame}\nWho?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert next_turn(config, question="And?") == "<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_system_message_of_the_checkpoint_is_written_in_place_of_the_templates() -> None:
+    said = video_prompt(dataclasses.replace(TINY, system_message="See."), num_frames=0, question="Who?")
+    assert said.startswith("<s><|im_start|>system\nSee.<|im_end|><|im_start|>user\n")
+
+
 def test_image_prompt_of_one_image_is_not_numbered() -> None:
     tile = "<IMG_CONTEXT>" * 8  # 2 repeats of 4 tokens
     assert image_prompt(TINY, num_tiles=[3], question="What is it?") == (

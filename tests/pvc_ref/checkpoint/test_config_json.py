@@ -55,6 +55,33 @@ def test_plain_internvl2_config_is_a_model_without_time() -> None:
     assert first_release.compressor == CompressorConfig(kind="pixel_shuffle", num_tokens=64, shuffle="v1")
 
 
+@pytest.mark.parametrize("name", ["internvl2_5-2b", "internvl3-1b"])
+def test_released_config_is_the_preset_of_its_name(name: str) -> None:
+    """Files as transformers printed them: a test of PaddleMIX (internvl2_5-2b), a notebook (internvl3-1b)."""
+    data = json.loads((Path(__file__).parent / "released" / f"{name}.json").read_text())
+    assert config_from_json(data) == PVCConfig.preset(name)
+
+
+def test_a_system_message_takes_the_place_of_the_templates() -> None:
+    config = config_from_json(internvl2_8b_json(template="internvl2_5", system_message="You see."))
+    assert config.system_message == "You see."
+    assert config_from_json(config_to_json(config)) == config
+
+
+def test_a_head_is_not_tied_where_nothing_is_said_and_tied_where_it_is() -> None:
+    assert not config_from_json(internvl2_8b_json(llm_config__tie_word_embeddings=...)).llm.tie_embeddings
+    assert config_from_json(internvl2_8b_json(llm_config__tie_word_embeddings=True)).llm.tie_embeddings
+
+
+@pytest.mark.parametrize(
+    "changes", [{"architectures": ["InternVLForConditionalGeneration"]}, {"text_config": {}, "llm_config": ...}]
+)
+def test_transformers_own_layout_is_refused_by_name(changes: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="transformers' own InternVL") as info:
+        config_from_json(internvl2_8b_json(**changes))
+    assert "without -hf" in info.value.fix
+
+
 def test_qwen2_implies_qkv_biases() -> None:
     assert config_from_json(internvl2_8b_json(llm_config__architectures=["Qwen2ForCausalLM"])).llm.qkv_bias
 
