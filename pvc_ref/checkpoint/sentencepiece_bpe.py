@@ -8,6 +8,7 @@ How the parts correspond:
     type BYTE               byte_fallback: a character that is no piece becomes its UTF-8 bytes
     type UNKNOWN            unk_token, one for a run of unknown characters
     type USER_DEFINED       an added token of the normalised text, looked for behind the tokens of the folder
+    the piece NUL           a name that no text has
     add_dummy_prefix        Prepend, which acts on each text between two added tokens, as the slow tokenizers do, and
                             as a prompt that is fed piece by piece needs it (engines/prompt.py)
     remove_extra_whitespaces  Replace of leading, trailing and repeated spaces
@@ -33,6 +34,9 @@ from .files import BROKEN, FETCH_AGAIN
 SPACE = "\u2581"  # what sentencepiece writes for a space
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 BPE = 2
+NUL, NEVER_FOUND = "\x00", "\x00\x00"
+"""Sentencepiece writes a piece that is NUL (InternLM2 has one), but never finds it: a NUL in a text is a byte. Two of
+them are no character and no merge makes them, so this name is never found either."""
 OTHER_MODELS = {1: "unigram", 3: "word", 4: "char"}
 CONVERT = "convert it where its own code is trusted, and put the tokenizer.json beside it"
 PIECES_RUN_TOGETHER = 8
@@ -67,7 +71,7 @@ class SentencePieceModel:
         """
         merges = _merges(self.path, self.proto.pieces)
         made = {left + right for left, right in merges}
-        pieces = [piece.piece for piece in self.proto.pieces]
+        pieces = [NEVER_FOUND if piece.piece == NUL else piece.piece for piece in self.proto.pieces]
         for token_id, name in names.items():
             if token_id < len(pieces) and pieces[token_id] != name:
                 piece = self.proto.pieces[token_id]
@@ -195,7 +199,7 @@ def _assemble(proto: Any, pieces: list[str], merges: list[tuple[str, str]]) -> T
         ends, runs = Regex(rf"\A +|[ {SPACE}]+\z"), Regex(" {2,}")
         steps[:0] = [normalizers.Replace(ends, ""), normalizers.Replace(runs, " ")]
     tokenizer.normalizer = normalizers.Sequence(steps)
-    parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    parts = [decoders.Replace(NEVER_FOUND, NUL), decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if rules.add_dummy_prefix or rules.remove_extra_whitespaces:
         parts.append(decoders.Strip(content=" ", left=ALL if rules.remove_extra_whitespaces else 1))
     tokenizer.decoder = decoders.Sequence(parts)

@@ -248,6 +248,22 @@ def test_remote_code_is_not_run(trained: Callable[[str], bytes], folder: Folder)
     assert "remote" not in sys.modules
 
 
+def test_a_piece_that_is_nul_is_written_and_never_found_as_sentencepiece_does(
+    trained: Callable[[str], bytes], folder: Folder
+) -> None:
+    proto = ModelProto.FromString(trained("no dummy prefix"))
+    for text in ("\x00", "[UNUSED_TOKEN_0]"):  # both in InternLM2's, as words
+        proto.pieces.add(piece=text, score=min(piece.score for piece in proto.pieces) - 1, type=1)
+    oracle = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+    tokenizer = load_tokenizer(folder(proto.SerializeToString()))
+    nul = len(proto.pieces) - 2
+    for text in ("\x00", "a\x00\x00b", "[UNUSED_TOKEN_0]"):
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        assert ids == oracle.encode(text) and nul not in ids
+    for ids in ([nul], [300, nul, nul, 301], [nul + 1]):
+        assert tokenizer.decode(ids) == oracle.decode(ids)
+
+
 # -- errors ----------------------------------------------------------------------------------------------------
 
 
