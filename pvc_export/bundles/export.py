@@ -107,12 +107,6 @@ def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> Non
             expected="time mode 'absolute' and at least 2 frames, since a replay must leave a time for a new frame",
             fix="export with --clock run-on",
         )
-    if config.vision.num_temporal_layers == 0:
-        raise ModelError(
-            "this model has no temporal layers, so it has no state to stream",
-            expected="one temporal layer at least",
-            cause="it is a plain InternVL2",
-        )
     if limits.context > config.llm.max_positions:
         raise ModelError(
             f"--context {limits.context} exceeds the model's max_positions {config.llm.max_positions}",

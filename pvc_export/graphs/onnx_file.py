@@ -134,11 +134,10 @@ def _example(tensor: TensorSpec, sizes: dict[str, int]) -> Tensor:
 
 
 def _fold_varargs(module: nn.Module, dynamic: tuple[dict[int, Any], ...]) -> tuple[Any, ...]:
-    """torch.export wants the shapes of *args as one nested tuple."""
-    code = module.forward.__code__
-    if not code.co_flags & 0x04:
+    """torch.export wants the shapes of *args as one nested tuple, and none where there are no *args."""
+    code, named = module.forward.__code__, module.forward.__code__.co_argcount - 1
+    if not code.co_flags & 0x04 or len(dynamic) == named:
         return dynamic
-    named = code.co_argcount - 1
     return (*dynamic[:named], dynamic[named:])
 
 
