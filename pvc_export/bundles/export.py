@@ -23,12 +23,13 @@ from engines.spec import GraphSpec, Precision, Spelling, StreamLimits
 from engines.target import Target
 from pvc_ref import PVC
 
+from ..graphs.clock_table import NAME as CLOCK
 from ..graphs.clock_table import num_frame_times
 from ..graphs.facts import model_facts
 from ..graphs.models import LoadedModel
 from ..graphs.modules import graph_module, model_shape
 from ..graphs.onnx_file import EXPORTER, export_graph
-from ..graphs.precision import cast_model
+from ..graphs.precision import TORCH_DTYPE, cast_model, kept_wide
 from ..parity.check import check_bundle, explain
 from ..parity.report import PARITY_NAME, ParityReport
 from ..report import PAGE_NAME, ReportInput, render
@@ -36,7 +37,7 @@ from ..terminal import interrupt
 from ..terminal.console import Console, size_text
 from ..terminal.facts import installed, now_utc
 from .engines import asked_of, build_engines
-from .publish import staging
+from .publish import require_room, staging
 
 NUM_QUESTIONS = 200
 """Held-out questions of a model whose world is known; `check` asks a thousand."""
@@ -69,6 +70,7 @@ def export(loaded: LoadedModel, request: ExportRequest, *, console: Console | No
     """
     console = console or Console(quiet=True)
     _refuse_what_cannot_work(loaded, request)
+    require_room(request.out, num_weight_bytes(loaded.model, request))
     with suppress(_NotPublished), staging(request.out) as folder:
         manifest = write_graphs(loaded, request, folder, console)
         with console.stage("check against the reference") as (stage, report):
@@ -123,6 +125,18 @@ def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> Non
             "Nothing was exported",
             fix="pip install -e '.[ort]'",
         ) from error
+
+
+def num_weight_bytes(model: PVC, request: ExportRequest) -> int:
+    """Bytes of the weights that graphs and engines of this request hold: a tied head's twice, and of a clock that is a
+    table none. Raises ModelError for an island that cannot be one."""
+    wide, narrow = kept_wide(model, request.islands), TORCH_DTYPE[request.precision].itemsize
+    num_bytes = sum(
+        weight.numel() * (4 if id(weight) in wide else narrow)
+        for name, weight in model.named_parameters(remove_duplicate=False)
+        if request.clock == "run-on" or f".{CLOCK}." not in name
+    )
+    return num_bytes * (1 if request.target.builder is None else 2)
 
 
 def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, console: Console) -> Manifest:

@@ -177,6 +177,18 @@ def _refuse_to_replace_what_is_no_bundle(out: Path) -> None:
         )
 
 
+def require_room(out: Path, num_bytes: int) -> None:
+    """Raise BackendUnavailable unless that many bytes are free where `out` is to be. Asked before minutes of work."""
+    folder = next(path for path in out.resolve().parents if path.exists())
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise BackendUnavailable(
+            f"{size_text(free)} are free at {folder}, but the bundle takes {size_text(num_bytes)}. Nothing was done",
+            expected="room for the weights of its graphs, and for the engines that are built from them",
+            fix="make room, or choose another folder with -o",
+        )
+
+
 def _no_room(what: str, out: Path, error: OSError) -> BackendUnavailable:
     """The error for a failed write, with its likely cause."""
     if error.errno in FULL:

@@ -49,12 +49,22 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PVC:
     with ExitStack() as stack:
         sources = _open_shards(folder, stack)
         check_tensors(folder, tensors, sources, config.llm)
+        broken: list[str] = []
         for tensor in tensors:
             # A copy even in the same dtype: what safetensors returns may be a view of the mapped file.
             value = sources[tensor.name].get_tensor(tensor.name).to(dtype, copy=True)
+            if not torch.isfinite(value).all():
+                broken.append(tensor.name)
             for name, part in zip(tensor.parameters, _split(tensor, value, config.llm), strict=True):
                 owner, _, leaf = name.rpartition(".")
                 setattr(model.get_submodule(owner), leaf, nn.Parameter(part))
+    if broken:
+        raise CheckpointError(
+            f"{folder}: {len(broken)} tensors hold NaN or infinity: {listing(broken)}",
+            expected="finite weights",
+            cause="a training that diverged, or weights beyond the range of the dtype that they were saved in",
+            fix="take an earlier checkpoint, or save it in bfloat16 or float32",
+        )
     if config.llm.tie_embeddings:
         model.llm.lm_head.weight = model.llm.embed_tokens.weight
     if isinstance(model.compressor, PoolCompressor):  # a buffer that no file holds

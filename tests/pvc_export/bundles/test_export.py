@@ -17,7 +17,7 @@ from engines.bundle import open_bundle
 from engines.errors import BackendUnavailable, BundleError, ModelError
 from engines.spec import StreamLimits
 from engines.target import load_target
-from pvc_export.bundles.export import ExportRequest, export
+from pvc_export.bundles.export import ExportRequest, export, num_weight_bytes, write_graphs
 from pvc_export.graphs.models import LoadedModel, load_model, loaded_model
 from pvc_export.parity.check import check_bundle
 from pvc_export.terminal.console import Console, size_text
@@ -49,8 +49,31 @@ def test_every_compressor_and_decoder_exports_and_passes(kind: str, family: str,
     llm = config.llm
     if family != "qwen2":  # no biases, one shared key/value head, a tied head
         llm = replace(llm, family=family, qkv_bias=False, num_kv_heads=1, tie_embeddings=True)  # type: ignore[arg-type]
-    loaded = variant(compressor=CompressorConfig(kind=kind, num_tokens=4), vision=config.vision, llm=llm)  # type: ignore[arg-type]
+    # With the shuffle it is a plain InternVL, which remembers nothing of earlier frames but their tokens.
+    vision = replace(config.vision, num_temporal_layers=0) if kind == "pixel_shuffle" else config.vision
+    loaded = variant(compressor=CompressorConfig(kind=kind, num_tokens=4), vision=vision, llm=llm)  # type: ignore[arg-type]
     assert export(loaded, request_for(tmp_path / kind)).passed
+
+
+def test_a_disk_that_is_too_small_is_known_before_any_work(
+    tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_for(tmp_path / "bundle", precision="fp16")
+    usage, num_bytes = shutil.disk_usage(tmp_path), num_weight_bytes(tiny.model, request)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=num_bytes - 1))
+    with pytest.raises(BackendUnavailable, match="Nothing was done") as info:
+        export(tiny, request)
+    assert size_text(num_bytes) in info.value.what and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("shared_graphs")
+def test_the_room_that_is_asked_for_is_what_the_weights_take(tiny: LoadedModel, tmp_path: Path) -> None:
+    for clock in ("run-on", "reanchor"):
+        request = request_for(tmp_path / clock, precision="fp16", clock=clock)
+        (tmp_path / clock).mkdir()
+        write_graphs(tiny, request, tmp_path / clock, Console(quiet=True))
+        written = sum(path.stat().st_size for path in (tmp_path / clock / "graphs").glob("*.data"))
+        assert num_weight_bytes(tiny.model, request) == pytest.approx(written, rel=0.1)
 
 
 @pytest.mark.usefixtures("shared_graphs", "stream_alone")

@@ -172,6 +172,18 @@ def test_a_git_lfs_pointer_is_named(file: str, whole: Path, copy_of: CopyOf) -> 
     assert f"{folder / file} cannot be read: it is a git-lfs pointer" in error.what and "lfs pull" in error.fix
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_the_checkpoints_fault(value: float, whole: Path, copy_of: CopyOf) -> None:
+    folder, name = copy_of(whole), "vision_model.encoder.layers.0.mlp.fc1.weight"
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name][3, 5] = value
+
+    edit_weights(folder, spoil)
+    error = refusal(folder)
+    assert f"1 tensors hold NaN or infinity: {name}" in error.what and "diverged" in error.cause
+
+
 def test_a_name_on_the_hub_gets_the_command_that_downloads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError) as info:
