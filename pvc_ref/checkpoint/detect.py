@@ -9,66 +9,24 @@ Source: gamma(z) = W4 SiLU(W3 z), beta(z) = W6 SiLU(W5 z), TE = W2 SiLU(W1 t~) o
 
 from __future__ import annotations
 
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice, product, zip_longest
+from pathlib import Path
+from typing import Any
 
-from .mapping import LAYER, TOWER, aligned, span
-from .tensor_names import TEMPORAL_PARTS, CheckpointTensor
-from .words import PAIRS, allowed_roles, pairs_of, trios_of
+from ..errors import CheckpointError, OpenNamesError
+from .config_keys import CONFIG_FILE, find
+from .mapping import LAYER, TOWER, span, suggest
+from .stems import Shape, Stem, leaf_of, stems_of, with_joined
+from .tensor_names import SPATIAL_PARTS, TEMPORAL_PARTS, CheckpointTensor
+from .words import PAIRS, allowed_roles, pairs_of
 
-Shape = tuple[int, ...]
-Leaves = tuple[tuple[str, Shape], ...]
-Kind = tuple[tuple[int, ...], Leaves]
-IN_LAYER = re.compile(r"(vision_model\..*?\.)(\d+)(\..*)")
 Matching = dict["Stem", "Stem"]
 """The role of each stem."""
 MAX_CANDIDATES = 1000
 """Of the mappings that are possible, so many are listed. W3 to W6, TE's W2 and the projection alone have 720."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stem:
-    """Tensors of one module, in one layer after another or in none.
-
-    name     with {layer} where the number of a layer stands
-    shapes   by leaf: .weight and .bias, _weight and _bias, or nothing
-    numbers  of layers in the names
-    layers   that they mean; both empty outside of layers
-    parts    the names of q, k and v, if they are joined here; else empty
-    """
-
-    name: str
-    shapes: Leaves
-    numbers: tuple[int, ...] = ()
-    layers: tuple[int, ...] = ()
-    parts: tuple[str, ...] = ()
-
-    @property
-    def kind(self) -> Kind:
-        """What a stem and its role have in common. A vector alone may be called .weight or not."""
-        lone = len(self.shapes) == 1 and len(self.shapes[0][1]) == 1
-        return self.layers, tuple(("" if lone else f".{leaf[1:]}", shape) for leaf, shape in self.shapes)
-
-    @property
-    def tail(self) -> str:
-        """Of a role without its place: adaln.w3."""
-        return self.name.removeprefix(f"{TOWER}{LAYER}.").removeprefix("mlp1.")
-
-    def printed(self) -> str:
-        name = self.name.replace(LAYER, span(self.numbers)) if self.numbers else self.name
-        return f"{name}  {', '.join(f'{leaf[1:]} {shape}'.strip() for leaf, shape in self.shapes)}"
-
-    def names(self, role: Stem) -> dict[str, str]:
-        """Each tensor's name and its role's, both with {layer}."""
-        leaves = [(ours, theirs) for (ours, _), (theirs, _) in zip(self.shapes, role.shapes, strict=True)]
-        if not self.parts:
-            return {self.name + ours: role.name + theirs for ours, theirs in leaves}
-        into = [role.name.removesuffix("qkv") + letter for letter in "qkv"]
-        pairs = list(zip(self.parts, into, strict=True))
-        return {part + ours: to + theirs for part, to in pairs for ours, theirs in leaves}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,13 +57,41 @@ class Detection:
 def added(tensors: Collection[CheckpointTensor]) -> list[CheckpointTensor]:
     """Those that may have other names in a released checkpoint: what PVC adds, and the compressor that it changes."""
     has_adaln = any(tensor.name.startswith("mlp1.adaln.") for tensor in tensors)
-    parts = tuple(rf".{part}" for part in TEMPORAL_PARTS)
+    parts = tuple(f".{part}" for part in TEMPORAL_PARTS)
     return [
         tensor
         for tensor in tensors
         if (tensor.name.startswith("mlp1.") and has_adaln)
-        or (tensor.name.startswith(TOWER) and _leaf(tensor.name)[0].endswith(parts))
+        or (tensor.name.startswith(TOWER) and leaf_of(tensor.name)[0].endswith(parts))
     ]
+
+
+def lacks_count(data: Mapping[str, Any]) -> bool:
+    """Does the content of a config.json have a "pvc" object without num_temporal_layers?"""
+    return isinstance(data.get("pvc"), Mapping) and data["pvc"].get("num_temporal_layers") is None
+
+
+def with_count(data: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """`data` with num_temporal_layers: the last layers that have more than InternVL2's. Unchanged if none has.
+
+    Raises CheckpointError if other layers than the last have more.
+    """
+    num_layers = find(data, "vision_config.num_hidden_layers")
+    more = set()
+    for name in names:
+        number, _, rest = name.removeprefix(TOWER).partition(".")
+        if name.startswith(TOWER) and number.isdecimal() and leaf_of(rest)[0] not in SPATIAL_PARTS:
+            more.add(int(number))
+    if not more or not isinstance(num_layers, int):
+        return dict(data)
+    if sorted(more) != list(range(num_layers - len(more), num_layers)):
+        raise CheckpointError(
+            f"layers {span(sorted(more))} of the vision model's {num_layers} have tensors that InternVL2 does not have",
+            expected="the last layers: only they can be temporal",
+            cause="a variant that this model does not have",
+            fix="choose another checkpoint",
+        )
+    return {**data, "pvc": {**data["pvc"], "num_temporal_layers": len(more)}}
 
 
 def detect(tensors: Collection[CheckpointTensor], shapes: Mapping[str, Shape]) -> Detection:
@@ -113,12 +99,15 @@ def detect(tensors: Collection[CheckpointTensor], shapes: Mapping[str, Shape]) -
 
     tensors  all that the model asks for, under our names
     shapes   all that the files hold, by their names, but for those that are known to be harmless
+    Finds nothing where a module has its weight under our name and no bias, or the reverse: that is damage.
     """
     layers = sorted({int(tensor.name.split(".")[3]) for tensor in added(tensors) if tensor.name.startswith(TOWER)})
-    roles = _open_roles(tensors, shapes, layers)
+    roles, is_whole = _open_roles(tensors, shapes, layers)
+    if not is_whole:
+        return Detection(mapping={})
     ours = {tensor.name for tensor in tensors}
-    stems = _grouped({name: shape for name, shape in shapes.items() if name not in ours}, layers)
-    stems = _with_joined(stems, {role.kind for role in roles})
+    stems = stems_of({name: shape for name, shape in shapes.items() if name not in ours}, layers)
+    stems = with_joined(stems, {role.kind for role in roles})
     theirs_by_kind, ours_by_kind = (Counter(stem.kind for stem in group) for group in (stems, roles))
     fitting = {kind for kind, count in theirs_by_kind.items() if ours_by_kind[kind] == count}
     groups = []
@@ -128,56 +117,38 @@ def detect(tensors: Collection[CheckpointTensor], shapes: Mapping[str, Shape]) -
     return _detection(stems, roles, groups)
 
 
-# -- stems -----------------------------------------------------------------------------------------------------
-
-
-def _open_roles(tensors: Collection[CheckpointTensor], shapes: Collection[str], layers: Sequence[int]) -> list[Stem]:
-    """Of what may have another name, the modules of which the files hold nothing under our names."""
+def _open_roles(
+    tensors: Collection[CheckpointTensor], shapes: Collection[str], layers: Sequence[int]
+) -> tuple[list[Stem], bool]:
+    """The modules that may have another name and have nothing under ours; and, has each of the others all it needs?"""
     may = {tensor.name: tensor.shape for tensor in added(tensors)}
-    begun = {_leaf(name)[0] for name in may if name in shapes}
-    return _grouped({name: shape for name, shape in may.items() if _leaf(name)[0] not in begun}, layers)
+    begun = {leaf_of(name)[0] for name in may if name in shapes}
+    missing = {name: shape for name, shape in may.items() if leaf_of(name)[0] not in begun}
+    return stems_of(missing, layers), may.keys() - missing.keys() <= set(shapes)
 
 
-def _grouped(shapes: Mapping[str, Shape], layers: Sequence[int]) -> list[Stem]:
-    found: dict[str, dict[int, dict[str, Shape]]] = defaultdict(lambda: defaultdict(dict))
-    for name, shape in shapes.items():
-        match = IN_LAYER.fullmatch(name)
-        stem, leaf = _leaf(f"{match[1]}{LAYER}{match[3]}" if match else name)
-        found[stem][int(match[2]) if match else -1][leaf] = shape
-    stems = []
-    for name, by_number in found.items():
-        alike: dict[Leaves, list[int]] = defaultdict(list)
-        for number, by_leaf in sorted(by_number.items()):
-            alike[tuple(sorted(by_leaf.items(), reverse=True))].append(number)  # .weight before .bias
-        for leaves, numbers in alike.items():
-            meant = aligned(name, numbers, layers)
-            if LAYER not in name:
-                stems.append(Stem(name=name, shapes=leaves))
-            elif meant or name.startswith(TOWER + LAYER):
-                in_layers = tuple(meant.values() if meant else numbers)
-                stems.append(Stem(name=name, shapes=leaves, numbers=tuple(numbers), layers=in_layers))
-            else:  # the numbers are not of layers
-                stems += [Stem(name=name.replace(LAYER, str(number)), shapes=leaves) for number in numbers]
-    return stems
-
-
-def _leaf(name: str) -> tuple[str, str]:
-    """A module, and .weight, .bias or nothing; in_proj_weight has _weight."""
-    module = re.sub(r"[._](?:weight|bias)$", "", name)
-    return module, name[len(module) :]
-
-
-def _with_joined(stems: list[Stem], wanted: Collection[Kind]) -> list[Stem]:
-    """With q, k and v as one, where their names say what they are and a joined one is wanted."""
-    by_name = {stem.name: stem for stem in stems}
-    for trio in trios_of(by_name):
-        parts = [by_name[name] for name in trio]
-        shapes = tuple((leaf, (3 * shape[0], *shape[1:])) for leaf, shape in parts[0].shapes if shape)
-        name = trio[0].rpartition(".")[0] + ".q+k+v"
-        joined = replace(parts[0], name=name, shapes=shapes, parts=trio)
-        if len({part.kind for part in parts}) == 1 and joined.kind in wanted:
-            stems = [*(stem for stem in stems if stem not in parts), joined]
-    return stems
+def require_found(folder: Path, detection: Detection) -> None:
+    """Raise OpenNamesError, or CheckpointError if the tensors do not fit the roles, with a table of what is open."""
+    if detection.num_candidates == 1:
+        return
+    table = "\n".join(detection.table)
+    if not detection.num_candidates:
+        raise CheckpointError(
+            f"{folder}: what PVC adds to InternVL2 has other names here, and does not fit what {CONFIG_FILE} asks for:"
+            f"\n{table}",
+            expected="as many tensors of each shape as roles, in the same layers",
+            cause="a variant that this model does not have, or a fact in the pvc object that is wrong",
+            fix=f"compare the shapes with {CONFIG_FILE}; if names alone are at fault: {suggest(folder)}, "
+            "fill in each null, and give --mapping mapping.json",
+        )
+    error = OpenNamesError(
+        f"{folder}: what PVC adds to InternVL2 has other names here, and {detection.num_candidates} mappings are "
+        f"possible:\n{table}",
+        expected="shapes and names that leave one",
+        fix=f"{suggest(folder)}, fill in each null, and give --mapping mapping.json",
+    )
+    error.candidates = detection.candidates
+    raise error
 
 
 # -- matching --------------------------------------------------------------------------------------------------
@@ -189,10 +160,11 @@ def _matchings(stems: Sequence[Stem], roles: Sequence[Stem]) -> list[Matching]:
     allowed = {name: allowed_roles(name.partition(LAYER)[2] or name) for name in by_name}
     pairs = [(by_name[first], by_name[second]) for first, second in pairs_of(allowed)]
     options = {stem: [role for role in roles if role.kind == stem.kind] for stem in stems}
-    told = {
-        stem: [role for role in of_kind if role.tail in (allowed[stem.name] or {role.tail})]
-        for stem, of_kind in options.items()
-    }
+    tails = {role.tail for role in roles}
+    told = {}
+    for stem, of_kind in options.items():
+        left = tails & (allowed[stem.name] or tails) or tails  # a word for no role of these tells nothing
+        told[stem] = [role for role in of_kind if role.tail in left]
     by_names = [
         matching
         for matching in _assignments(told, {})

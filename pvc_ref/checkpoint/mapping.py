@@ -8,6 +8,7 @@ in order; those of the tower's own list keep their number. A joined qkv may be s
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,9 +52,11 @@ class Stored:
 
 
 def read_mapping(path: Path) -> dict[str, str | None]:
-    """The mapping in a JSON file. Raises CheckpointError if it holds anything else than names, or null for open ones."""
+    """The mapping in a JSON file: names, or null for open ones. Raises CheckpointError if it holds anything else."""
     if not path.is_file():
-        raise CheckpointError(f"there is no mapping {path}", expected="a JSON file", fix=f"make one: {SUGGEST}")
+        raise CheckpointError(
+            f"there is no mapping {path}", expected="a JSON file", fix=f"make one: {suggest('FOLDER')}"
+        )
     mapping = read_json(path)
     if wrong := [name for name, role in mapping.items() if not isinstance(role, str | None)]:
         raise CheckpointError(f"{path}: no name stands at {listing(wrong)}", expected="names, or null for open ones")
@@ -91,7 +94,7 @@ def apply_mapping(
         raise CheckpointError(
             f"{folder}: the mapping is wrong. " + "; ".join(faults[:20]) + more,
             expected="each tensor and each role once, in the same shape",
-            fix=f"start again from {SUGGEST}",
+            fix=f"start again from {suggest(folder)}",
         )
     return found | {name: sources[name] for name in harmless}
 
@@ -112,6 +115,11 @@ def _fill(
             used.update(names)
             found[role] = sources[role] if names == (role,) else Stored(tuple((sources[n], n) for n in names))
     return found, used
+
+
+def suggest(folder: str | Path) -> str:
+    """The command that writes a mapping to fill in."""
+    return f"pvc-export inspect {shlex.quote(str(folder))} --suggest-mapping > mapping.json"
 
 
 def numbers_of(pattern: str, names: Iterable[str]) -> list[int]:
