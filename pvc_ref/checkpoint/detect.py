@@ -108,6 +108,7 @@ def detect(tensors: Collection[CheckpointTensor], shapes: Mapping[str, Shape]) -
     ours = {tensor.name for tensor in tensors}
     stems = stems_of({name: shape for name, shape in shapes.items() if name not in ours}, layers)
     stems = with_joined(stems, {role.kind for role in roles})
+    stems.sort(key=lambda stem: (not stem.layers, stem.name))
     theirs_by_kind, ours_by_kind = (Counter(stem.kind for stem in group) for group in (stems, roles))
     fitting = {kind for kind, count in theirs_by_kind.items() if ours_by_kind[kind] == count}
     groups = []

@@ -48,15 +48,9 @@ def load(
 
     Holds the model plus one tensor in memory, and nothing of the files afterwards.
     """
-    folder = Path(folder)
-    config, ours = _read_config(folder)
-    with torch.device("meta"):
-        model = PVC(config)
-    tensors = checkpoint_tensors(model)
     with ExitStack() as stack:
-        opened = _open_shards(folder, stack)
-        sources, model.renamed = _by_our_names(folder, tensors, opened, config.llm, mapping)
-        check_tensors(folder, tensors, sources, config.llm)
+        model, tensors, sources = _open(Path(folder), mapping, stack)
+        config = model.config
         for tensor in tensors:
             # A copy even in the same dtype: what safetensors returns may be a view of the mapped file.
             value = sources[tensor.name].get_tensor(tensor.name).to(dtype, copy=True)
@@ -70,8 +64,13 @@ def load(
         model.compressor.weights = pooling_matrix(config.vision.grid_size, rows=rows, columns=columns)
     empty = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
     assert not empty, f"never filled: {empty}"
-    model.random_seed, model.trained_on = ours.get("random_seed"), ours.get("trained_on")
     return model.eval()
+
+
+def skeleton(folder: str | Path, *, mapping: Mapping[str, str | None] | None = None) -> PVC:
+    """The model that `load` would fill, on `meta`: all of its errors, and next to none of its reading."""
+    with ExitStack() as stack:
+        return _open(Path(folder), mapping, stack)[0]
 
 
 def detect_names(folder: str | Path) -> Detection:
@@ -181,6 +180,21 @@ def _read_config(folder: Path) -> tuple[PVCConfig, Mapping[str, Any]]:
     except CheckpointError as error:
         error.what = f"{folder}: {error.what}"
         raise
+
+
+def _open(
+    folder: Path, mapping: Mapping[str, str | None] | None, stack: ExitStack
+) -> tuple[PVC, list[CheckpointTensor], Mapping[str, Any]]:
+    """The model without weights, its tensors, and by their names what holds each: shown to fit."""
+    config, ours = _read_config(folder)
+    with torch.device("meta"):
+        model = PVC(config)
+    model.random_seed, model.trained_on = ours.get("random_seed"), ours.get("trained_on")
+    tensors = checkpoint_tensors(model)
+    opened = _open_shards(folder, stack)
+    sources, model.renamed = _by_our_names(folder, tensors, opened, config.llm, mapping)
+    check_tensors(folder, tensors, sources, config.llm)
+    return model, tensors, sources
 
 
 def _by_our_names(

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import VisionConfig
 from ..errors import CheckpointError
 from .files import listing, read_json
 from .tensor_names import CheckpointTensor
@@ -120,6 +121,15 @@ def _fill(
 def suggest(folder: str | Path) -> str:
     """The command that writes a mapping to fill in."""
     return f"pvc-export inspect {shlex.quote(str(folder))} --suggest-mapping > mapping.json"
+
+
+def mapping_lines(mapping: Mapping[str, str], vision: VisionConfig) -> Iterator[str]:
+    """One for each name, with the numbers of its layers, and its role."""
+    layers = range(vision.num_trunk_layers, vision.num_layers)
+    for name, role in mapping.items():
+        numbers = layers if name.startswith(TOWER) else range(len(layers))
+        said = name.replace(LAYER, span(numbers)) if LAYER in name else name
+        yield f"{said} -> {role.removeprefix(f'{TOWER}{LAYER}.')}"
 
 
 def numbers_of(pattern: str, names: Iterable[str]) -> list[int]:
