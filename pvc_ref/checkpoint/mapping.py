@@ -78,14 +78,19 @@ def apply_mapping(
     is open, not known, given twice or to nobody, another shape, and a tensor that is left over and not `harmless`.
     """
     wanted = {tensor.name: tensor.shape for tensor in tensors}
+    needed = wanted | {part: shape for role in wanted for part, shape in _parts(role, wanted[role]).items()}
     faults: list[str] = []
-    pairs = [pair for name, role in mapping.items() for pair in _expanded(name, role, wanted, sources, faults)]
+    pairs = [pair for name, role in mapping.items() for pair in _expanded(name, role, needed, sources, faults)]
     mapped = {name for name, _ in pairs}
     pairs += [(name, name) for name in sources if name in wanted and name not in mapped]
     faults += [f"{name} is mapped twice" for name in _twice(name for name, _ in pairs)]
     for twice in _twice(role for _, role in pairs):
         faults.append(f"two tensors are {twice}: {listing(name for name, role in pairs if role == twice)}")
-    found, used = _fill(wanted, {role: name for name, role in pairs}, sources, faults)
+    for name, role in pairs:
+        stored = tuple(sources[name].get_slice(name).get_shape())
+        if name in mapped and stored != needed[role]:
+            faults.append(f"{name} is {stored}, and {role} needs {needed[role]}")
+    found, used = _filled(wanted, {role: name for name, role in pairs}, sources)
     if missing := wanted.keys() - found.keys():
         faults.append(f"{len(missing)} roles have no tensor: {listing(missing)}")
     if unused := sources.keys() - used - set(harmless):
@@ -100,21 +105,19 @@ def apply_mapping(
     return found | {name: sources[name] for name in harmless}
 
 
-def _fill(
-    wanted: Mapping[str, tuple[int, ...]], name_of: Mapping[str, str], sources: Mapping[str, Any], faults: list[str]
+def _filled(
+    wanted: Mapping[str, tuple[int, ...]], name_of: Mapping[str, str], sources: Mapping[str, Any]
 ) -> tuple[dict[str, Any], set[str]]:
-    """What holds each role that has a tensor, and the tensors that this takes; wrong shapes go to faults."""
+    """What holds each role that has a tensor, and the tensors that this takes."""
     found: dict[str, Any] = {}
     used: set[str] = set()
     for role, shape in wanted.items():
-        names = _names_of(role, name_of)
-        for name in names:
-            each = shape if len(names) == 1 else (shape[0] // len(names), *shape[1:])
-            if name != role and (stored := tuple(sources[name].get_slice(name).get_shape())) != each:
-                faults.append(f"{name} is {stored}, and {role} needs {each}")
-        if names:
+        parts = _parts(role, shape)
+        of = (role,) if role in name_of else tuple(parts)
+        if of and all(part in name_of for part in of):
+            names = [name_of[part] for part in of]
             used.update(names)
-            found[role] = sources[role] if names == (role,) else Stored(tuple((sources[n], n) for n in names))
+            found[role] = sources[role] if names == [role] else Stored(tuple((sources[name], name) for name in names))
     return found, used
 
 
@@ -150,10 +153,9 @@ def aligned(pattern: str, numbers: Sequence[int], layers: Sequence[int]) -> dict
 
 
 def _expanded(
-    name: str, role: str | None, wanted: Collection[str], names: Collection[str], faults: list[str]
+    name: str, role: str | None, roles: Collection[str], names: Collection[str], faults: list[str]
 ) -> Iterator[tuple[str, str]]:
     """Each tensor and its role; what is wrong goes to faults."""
-    roles = [*wanted, *(part for whole in wanted for part in _parts(whole))]
     if role is None:
         faults.append(f"{name} is open (null)")
     elif LAYER in name or LAYER in role:
@@ -184,18 +186,11 @@ def _unknown(role: str, roles: Collection[str]) -> str:
     return f"there is no role {role}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
-def _parts(role: str) -> tuple[str, ...]:
-    """The roles of q, k and v, where they are one."""
-    before, found, leaf = role.partition("temporal_attn.qkv.")
-    return tuple(f"{before}temporal_attn.{part}.{leaf}" for part in "qkv") if found else ()
-
-
-def _names_of(role: str, name_of: Mapping[str, str]) -> tuple[str, ...]:
-    """The tensor that fills a role, or the three, or none."""
-    if role in name_of:
-        return (name_of[role],)
-    parts = _parts(role)
-    return tuple(name_of[part] for part in parts) if parts and all(part in name_of for part in parts) else ()
+def _parts(role: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The roles of q, k and v and their shapes, where they are one."""
+    before, is_joined, leaf = role.partition("temporal_attn.qkv.")
+    each = (shape[0] // 3, *shape[1:]) if is_joined else ()
+    return {f"{before}temporal_attn.{part}.{leaf}": each for part in "qkv"} if is_joined else {}
 
 
 def _twice(items: Iterable[str]) -> list[str]:
