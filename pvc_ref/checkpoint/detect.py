@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import CheckpointError, OpenNamesError
 from .config_keys import CONFIG_FILE, find
-from .mapping import LAYER, TOWER, span, suggest
+from .mapping import TOWER, span, suggest
 from .stems import Shape, Stem, leaf_of, stems_of, with_joined
 from .tensor_names import SPATIAL_PARTS, TEMPORAL_PARTS, CheckpointTensor
 from .words import PAIRS, allowed_roles, pairs_of
@@ -158,14 +158,13 @@ def require_found(folder: Path, detection: Detection) -> None:
 def _matchings(stems: Sequence[Stem], roles: Sequence[Stem]) -> list[Matching]:
     """Every way to give each stem a role of its kind that the names leave; if they leave none, that shapes leave."""
     by_name = {stem.name: stem for stem in stems}
-    allowed = {name: allowed_roles(name.partition(LAYER)[2] or name) for name in by_name}
+    allowed = allowed_roles(by_name)
     pairs = [(by_name[first], by_name[second]) for first, second in pairs_of(allowed)]
     options = {stem: [role for role in roles if role.kind == stem.kind] for stem in stems}
-    tails = {role.tail for role in roles}
     told = {}
     for stem, of_kind in options.items():
-        left = tails & (allowed[stem.name] or tails) or tails  # a word for no role of these tells nothing
-        told[stem] = [role for role in of_kind if role.tail in left]
+        left = allowed[stem.name]
+        told[stem] = [role for role in of_kind if left is None or role.tail in left] or of_kind
     by_names = [
         matching
         for matching in _assignments(told, {})

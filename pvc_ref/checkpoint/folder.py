@@ -218,7 +218,6 @@ def _by_our_names(
 
 def _detect(folder: Path, tensors: Sequence[CheckpointTensor], sources: Mapping[str, Any], llm: LLMConfig) -> Detection:
     """Raises CheckpointError if a tensor that every InternVL2 has is missing; check_tensors says what else may be."""
-    check_names(folder, sources)
     wanted = {tensor.name for tensor in tensors}
     left = sources.keys() - wanted - harmless_names(sources.keys() - wanted, llm)
     may = {tensor.name for tensor in added(tensors)}
@@ -262,6 +261,7 @@ def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
             cause=MIXED,
             fix=FETCH_TOGETHER,
         )
+    check_names(folder, sources)
     return sources
 
 

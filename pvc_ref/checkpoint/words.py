@@ -9,6 +9,8 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
+from .mapping import LAYER
+
 Roles = frozenset[str]
 
 PAIRS = {
@@ -22,15 +24,27 @@ PAIRS = {
 TIME = re.compile(r"(?:^|_)(?:te|temb\w*|(?:t|time|timestep|temporal)_?emb[a-z]*|time_mlp)(?:_|$)")
 ADAPTIVE = re.compile(r"ada[a-z]*|[a-z]*norm|film|modulation")
 OUTPUT = re.compile(r"(?:temporal_|t_|attn_)?(?:proj|out|o|wo|out_proj|o_proj|c_proj|proj_out|to_out)")
-NAMED = re.compile(r"w[3-6]")
 TRIOS = (
     *(("q", "k", "v"), ("q_proj", "k_proj", "v_proj"), ("wq", "wk", "wv"), ("to_q", "to_k", "to_v")),
     *(("query", "key", "value"), ("q_linear", "k_linear", "v_linear"), ("linear_q", "linear_k", "linear_v")),
 )
 
 
-def allowed_roles(name: str) -> Roles | None:
-    """The roles that a name leaves, by their tails such as adaln.w3; None if it tells nothing."""
+def allowed_roles(names: Collection[str]) -> dict[str, Roles | None]:
+    """The roles that each name leaves, by their tails such as adaln.w3; None if it tells nothing."""
+    return {name: _named_in_the_paper(name, names) or _by_words(name) for name in names}
+
+
+def _named_in_the_paper(name: str, names: Collection[str]) -> Roles | None:
+    """W3 to W6 are the paper's own numbers, if all four are in one place and no W1: else somebody counted anew."""
+    match = re.fullmatch(r"(.*[._]w)([3-6])", name, re.IGNORECASE)
+    if match and [n for n in "123456789" if match[1] + n in names] == list("3456"):
+        return frozenset({f"adaln.w{match[2]}"})
+    return None
+
+
+def _by_words(name: str) -> Roles | None:
+    name = name.rpartition(LAYER)[2]  # what stands before is said of all
     words = re.findall(r"[a-z]+\d*|\d+", name.lower())
     stems = {word.rstrip("0123456789").removesuffix("s") for word in words}
     is_gamma, is_beta = bool(stems & {"gamma", "scale"}), bool(stems & {"beta", "shift"})
@@ -39,8 +53,7 @@ def allowed_roles(name: str) -> Roles | None:
     if TIME.search("_".join(words)):
         return frozenset({"time_embedding.w1", "time_embedding.w2"})
     if is_gamma or any(ADAPTIVE.fullmatch(word) for word in stems):
-        named = [word for word in words if NAMED.fullmatch(word)]
-        return frozenset(f"adaln.{word}" for word in (named if len(named) == 1 else ("w3", "w4", "w5", "w6")))
+        return frozenset({"adaln.w3", "adaln.w4", "adaln.w5", "adaln.w6"})
     last = re.sub(r"\.\d+$", "", name).rpartition(".")[2].lower()
     return frozenset({"temporal_attn.proj"}) if OUTPUT.fullmatch(last) else None
 

@@ -31,6 +31,7 @@ DECISIVE = {
     "time_embedding.w2": "tattn.te.mlp.2",
 }
 """A part of a temporal layer, or of the compressor -> another name for it."""
+GAMMA_BETA = ("gamma.0", "gamma.2", "beta.0", "beta.2")
 STYLES: dict[str, dict[str, str]] = {
     "gamma-beta-te": DECISIVE,
     "scale-shift-in-other-modules": {
@@ -52,6 +53,9 @@ STYLES: dict[str, dict[str, str]] = {
         "time_embedding.w1": "tmha.time_embed.W1",
         "time_embedding.w2": "tmha.time_embed.W2",
     },
+    "words-that-mean-nothing-here": DECISIVE
+    | {f"adaln.w{i}": f"ada_mlp.{name}" for i, name in zip((3, 4, 5, 6), GAMMA_BETA, strict=True)}
+    | {"1": "ada_mlp.fc1", "3": "ada_mlp.fc2", "alpha": "norm_x.gamma"},
     "time-embedding-told-by-its-first-linear": DECISIVE
     | {"time_embedding.w1": "clock.0", "time_embedding.w2": "clock.2", "temporal_attn.proj": "tattn.c"},
 }
@@ -100,6 +104,10 @@ TWINS = DECISIVE | {
     "adaln.w6": "tattn.adaln.other.2",
 }
 """Two Linear-SiLU-Linear: which is gamma's?"""
+COUNTED_ANEW = DECISIVE | {f"adaln.w{i}": f"tattn.adaln.w{i - 2}" for i in (3, 4, 5, 6)}
+"""W3 and W4 here are the paper's W5 and W6, perhaps."""
+CONTRADICTION = DECISIVE | {"adaln.w5": "tattn.adaln.gamma.4"}
+"""Three of gamma: words that no mapping can follow."""
 
 # -- found -----------------------------------------------------------------------------------------------------
 
@@ -177,7 +185,11 @@ def test_temporal_layers_that_are_not_the_last_are_refused(whole: Path, copy_of:
 # -- open ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("style", "count"), [(TWINS, 4), (UNDECIDED, 24 * 24)], ids=["twins", "undecided"])
+@pytest.mark.parametrize(
+    ("style", "count"),
+    [(TWINS, 4), (UNDECIDED, 24 * 24), (COUNTED_ANEW, 24 * 24)],
+    ids=["twins", "undecided", "counted"],
+)
 def test_names_that_tell_nothing_stop_with_a_table_and_every_candidate(
     style: dict[str, str], count: int, whole: Path, copy_of: CopyOf
 ) -> None:
@@ -195,6 +207,15 @@ def test_names_that_tell_nothing_stop_with_a_table_and_every_candidate(
     assert any(row.endswith(f"mlp1.{ours} weight (1024, 1024), bias (1024,)") for row in rows)
     assert not any(word in error.what for word in ("tattn.te", "tattn.qkv", "t_alpha")), "only what is open"
     assert "--suggest-mapping > mapping.json" in error.fix and "--mapping mapping.json" in error.fix
+
+
+def test_words_that_contradict_each_other_count_for_nothing(whole: Path, copy_of: CopyOf) -> None:
+    folder = copy_of(whole)
+    rename(folder, CONTRADICTION)
+    with pytest.raises(OpenNamesError) as info:
+        load(folder)
+    assert "86400 mappings are possible" in info.value.what
+    assert len(info.value.candidates) == 1000, "as many as are worth listing"
 
 
 def test_one_of_the_candidates_is_the_right_one_and_each_loads(whole: Path, copy_of: CopyOf) -> None:
