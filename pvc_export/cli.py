@@ -57,6 +57,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 Reference = Annotated[
     str | None, typer.Option("-m", "--model", help="Reference model. Default: the one that the bundle names.")
 ]
+MappingFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--mapping", metavar="FILE",
+        help="JSON that says what the tensors of a model folder are, where their names do not: inspect "
+        "--suggest-mapping makes one.",
+    ),
+]  # fmt: skip
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by pvc-export trt or onnx.")]
 
 EXPORT_PACKAGES = ("jinja2", "torch", "onnx", "onnx_ir", "onnxscript", "safetensors")
@@ -80,6 +88,7 @@ def _export(name: str, *, engines: bool, precision: Precision, target: str, summ
         clock: ClockChoice = "run-on",
         island: Island = None,
         seed: Seed = None,
+        mapping: MappingFile = None,
         as_json: Json = False,
     ) -> None:
         chosen = _precision(default=precision, fp16=fp16, bf16=bf16, fp32=fp32)
@@ -89,7 +98,8 @@ def _export(name: str, *, engines: bool, precision: Precision, target: str, summ
 
         export_command(
             model=model, output=output, precision=chosen, target_name=target, window=window, context=context,
-            streams=streams, clock=kept, islands=tuple(island or ()), seed=seed, engines=engines, as_json=as_json,
+            streams=streams, clock=kept, islands=tuple(island or ()), seed=seed, mapping=mapping, engines=engines,
+            as_json=as_json,
         )  # fmt: skip
 
 
@@ -107,6 +117,7 @@ _export(
 def check(
     bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Folder made by pvc-export.")] = None,
     model: Reference = None,
+    mapping: MappingFile = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="On failure, export again with float32 islands until it passes.")
     ] = False,
@@ -167,8 +178,8 @@ def check(
         refuse(others, why)
         if bundle is None:
             raise typer.BadParameter("name a BUNDLE, or --reference and --graph")
-        check_one_bundle(bundle, model, wanted)
-    of_bundles = {"BUNDLE": bundle, "--model": model, "--bisect": bisect or None}
+        check_one_bundle(bundle, model, mapping, wanted)
+    of_bundles = {"BUNDLE": bundle, "--model": model, "--mapping": mapping, "--bisect": bisect or None}
     refuse(of_bundles, "{} cannot be given with --graph")
     from .foreign import NUM_STEPS, ForeignRequest
 
@@ -189,6 +200,7 @@ def prove(
         list[str] | None, typer.Option(help=f"Plant only defects of this graph: {', '.join(GRAPH_NAMES)}. Repeatable.")
     ] = None,
     seed: Seed = None,
+    mapping: MappingFile = None,
     as_json: Json = False,
 ) -> None:
     """Plant known defects into bundles of a model, and show that the check catches each. Exit 3 if one is missed."""
@@ -198,7 +210,7 @@ def prove(
         chosen = [one_of("--only", name, defect_names()) for name in only or ()]
         chosen += names_in([one_of("--graph", name, GRAPH_NAMES) for name in graph or ()])
         chosen = chosen or list(defect_names())
-    prove_command(model, chosen, seed=seed or 0, as_json=as_json)
+    prove_command(model, chosen, seed=seed or 0, mapping=mapping, as_json=as_json)
 
 
 @app.command()
@@ -235,6 +247,7 @@ def run(
         bool, typer.Option("--reference", help="Compare the text with the PyTorch reference's. Exit 3 if it differs.")
     ] = False,
     model: Reference = None,
+    mapping: MappingFile = None,
     runtime: Annotated[
         str, typer.Option(help="auto, target (what the bundle was exported for, or an error), or cpu (ONNX Runtime).")
     ] = "auto",
@@ -258,15 +271,46 @@ def run(
             runtime=cast("Runtime", one_of("--runtime", runtime, get_args(Runtime))),
             max_new_tokens=max_new_tokens, trust_engines=trust_engines, threads=threads, keep_frames=reference,
         )  # fmt: skip
-    run_command(request, model_name=model, as_json=as_json)
+    run_command(request, model_name=model, mapping=mapping, as_json=as_json)
 
 
 @app.command()
-def inspect(bundle: BundleFolder, as_json: Json = False) -> None:
-    """Describe a bundle: model, limits, graphs, state, engines, parity. Reads the manifest, runs nothing."""
-    from .commands.inspect import inspect_command
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A bundle, or a checkpoint as -m takes it.")],
+    suggest_mapping: Annotated[
+        bool,
+        typer.Option("--suggest-mapping", help="Of a checkpoint: print a mapping of its tensors, null where open."),
+    ] = False,
+    share: Annotated[
+        bool,
+        typer.Option(
+            "--share", help="Of a checkpoint: print names, shapes, dtypes and config.json; no weight, no path."
+        ),
+    ] = False,
+    mapping: MappingFile = None,
+    as_json: Json = False,
+) -> None:
+    """Describe a bundle (model, limits, graphs, state, engines, parity) or a checkpoint. Runs nothing.
 
-    inspect_command(bundle, as_json=as_json)
+    Of a checkpoint: its sizes, and what tensors of other names are taken for. Exit 6 if it does not load.
+    """
+    from .commands.inspect import inspect_command, is_bundle
+
+    if is_bundle(folder):
+        options = {"--suggest-mapping": suggest_mapping or None, "--share": share or None, "--mapping": mapping}
+        refuse(options, "{} is for a checkpoint, and this folder is a bundle")
+        inspect_command(folder, as_json=as_json)
+        return
+    from .commands.inspect_checkpoint import checkpoint_command, share_command, suggest_command
+
+    if suggest_mapping + share + (mapping is not None) > 1:
+        raise typer.BadParameter("--suggest-mapping, --share and --mapping are for one thing each; give one")
+    if suggest_mapping:
+        suggest_command(folder)
+    elif share:
+        share_command(folder)
+    else:
+        checkpoint_command(folder, mapping=mapping, as_json=as_json)
 
 
 @app.command(short_help="Compare torch, ONNX Runtime and our graphs; or time a bundle.")

@@ -3,6 +3,7 @@
     RefError
     +-- ConfigError       a model configuration contradicts itself
     +-- CheckpointError   a checkpoint folder cannot be read or written
+    |   +-- OpenNamesError    tensors of names that are not known, and more than one thing that they can be
     +-- InputError        an argument is not what a function takes
 
 The runtime has a tree of the same form (engines/errors.py). It is not imported: that the two packages never meet is
@@ -10,6 +11,8 @@ what makes parity a proof.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 
 class RefError(Exception):
@@ -38,6 +41,15 @@ class ConfigError(RefError):
 
 class CheckpointError(RefError):
     """A checkpoint cannot be read or written; `what` names the file or the fact."""
+
+
+class OpenNamesError(CheckpointError):
+    """What some tensors of a checkpoint are is open.
+
+    candidates  mappings that are possible, each of which pvc_ref.load takes; as many as are worth listing
+    """
+
+    candidates: Sequence[Mapping[str, str]] = ()
 
 
 class InputError(RefError, ValueError):

@@ -9,7 +9,7 @@ Dimension key:  B streams   T frames   S frame size   N positions   C vision wid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +72,8 @@ class PVC(nn.Module):
     a trained model's."""
     trained_on: str | None = None
     """The world whose questions this model was taught to answer, such as 'shapes'; saved with the weights."""
+    renamed: Mapping[str, str] = {}
+    """Of a model that was loaded: what its files call tensors that have no name of ours -> our names; not saved."""
 
     def __init__(self, config: PVCConfig) -> None:
         super().__init__()

@@ -39,12 +39,14 @@ class Wanted:
     xml: Path | None
 
 
-def check_one_bundle(folder: Path, model: str | None, wanted: Wanted) -> NoReturn:
+def check_one_bundle(folder: Path, model: str | None, mapping: Path | None, wanted: Wanted) -> NoReturn:
     """Check a bundle, name the culprit if it fails, write what is wanted, and exit: 0, or 3 for a difference."""
     console = Console(quiet=wanted.as_json)
     manifest = Manifest.load(folder)
     with console.stage("load the reference"):
-        loaded = load_reference(manifest, model)
+        loaded = load_reference(manifest, model, mapping)
+    for line in loaded.renamed():
+        console.print(f"  {line}")
     with console.stage("check against the reference") as (_, progress):
         parity = check_bundle(folder, loaded, progress=progress)
     for line in parity.table():

@@ -23,7 +23,7 @@ from ..terminal.usage import usage_errors
 
 def export_command(
     *, model: str, output: Path | None, precision: Precision, target_name: str, window: int, context: int, streams: int,
-    clock: Clock, islands: tuple[str, ...], seed: int | None, engines: bool, as_json: bool,
+    clock: Clock, islands: tuple[str, ...], seed: int | None, mapping: Path | None, engines: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Export, check and publish. Raises BadParameter for flags that contradict each other, before any work."""
     target = _target(target_name, precision, engines=engines)
@@ -42,10 +42,12 @@ def export_command(
         f"streams {streams}, clock {clock}" + "".join(f", float32 {name}" for name in islands)
     )
     with console.stage("load the model") as (stage, _):
-        loaded = load_model(model, seed=seed or 0)
+        loaded = load_model(model, seed=seed or 0, mapping=mapping)
         count = sum(parameter.numel() for parameter in loaded.model.parameters())
         origin = f", random (seed {loaded.source.seed})" if loaded.source.random_weights else ""
         stage.note = f"{count / 1e6:.1f} M parameters{origin}"
+    for line in loaded.renamed():
+        console.print(f"  {line}")
     request = ExportRequest(out=out, target=target, precision=precision, limits=limits, islands=islands, clock=clock)
     parity = export(loaded, request, console=console)
     if as_json:

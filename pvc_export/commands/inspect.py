@@ -10,13 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from engines.bundle import missing_files
-from engines.manifest import Manifest
+from engines.manifest import MANIFEST_NAME, Manifest
 from engines.spec import GraphSpec, TensorSpec
 from engines.terminal import print_json
 
 from ..terminal.console import Console, size_text
 
 INDENT = " " * 12
+
+
+def is_bundle(folder: Path) -> bool:
+    """Rather than a checkpoint: also a folder that is neither, whose error is a bundle's."""
+    return (folder / MANIFEST_NAME).is_file() or not (
+        (folder / "config.json").is_file() or any(folder.glob("*.safetensors*"))
+    )
 
 
 def inspect_command(folder: Path, *, as_json: bool) -> None:

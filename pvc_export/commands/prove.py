@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -29,11 +30,11 @@ def names_in(graphs: Sequence[str]) -> list[str]:
     ]
 
 
-def prove_command(model: str, names: Sequence[str], *, seed: int, as_json: bool) -> NoReturn:
+def prove_command(model: str, names: Sequence[str], *, seed: int, mapping: Path | None, as_json: bool) -> NoReturn:
     """Plant these defects, print the score, and exit: 0, or 3 if one was missed."""
     console = Console(quiet=as_json)
     with console.stage("load the model"):
-        loaded = load_model(model, seed=seed)
+        loaded = load_model(model, seed=seed, mapping=mapping)
     proof = prove(
         loaded,
         defects=[defect for defect in DEFECTS if defect.name in names],

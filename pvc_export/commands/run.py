@@ -238,7 +238,7 @@ def _open_stream(bundle: Bundle, request: RunRequest, num_frames: int) -> PVCStr
     return stream
 
 
-def run_command(request: RunRequest, *, model_name: str | None, as_json: bool) -> None:
+def run_command(request: RunRequest, *, model_name: str | None, mapping: Path | None, as_json: bool) -> None:
     """Print the answer, and whether it is the reference's if frames were kept for that.
 
     Raises ParityError if it is not.
@@ -256,7 +256,7 @@ def run_command(request: RunRequest, *, model_name: str | None, as_json: bool) -
         )
     console.print(f"question: {request.question}")
     console.print(f"{'tokens' if source.random_weights else 'answer'}: {printable(result.answer.text)}")
-    comparison = compare_with_reference(result, model_name=model_name) if request.keep_frames else None
+    comparison = compare_with_reference(result, model_name=model_name, mapping=mapping) if request.keep_frames else None
     if comparison is not None:
         verdict = "equal" if comparison["equal"] else f"a near tie at token {comparison['near_tie_at']}, else equal"
         console.print(f"reference: {verdict} ({comparison['num_tokens']} greedy tokens)")
@@ -317,7 +317,9 @@ def run_json(result: RunResult) -> dict[str, Any]:
     }
 
 
-def compare_with_reference(result: RunResult, *, model_name: str | None = None) -> dict[str, Any]:
+def compare_with_reference(
+    result: RunResult, *, model_name: str | None = None, mapping: Path | None = None
+) -> dict[str, Any]:
     """The reference's greedy text on the same frames or images: whole clip at once, whole prompt at once.
 
     Raises ParityError at the first token that differs by more than a near tie.
@@ -330,7 +332,7 @@ def compare_with_reference(result: RunResult, *, model_name: str | None = None) 
     from ..parity.words.prompts import Prompt, reference_embeds
 
     request, manifest = result.request, result.bundle.manifest
-    loaded = load_reference(manifest, model_name)
+    loaded = load_reference(manifest, model_name, mapping)
     model, tokenizer = loaded.model, loaded.tokenizer
     kind: Any = "video" if result.frames else "images" if result.images else "text"
     prompt = Prompt(kind=kind, question=request.question, frames=result.frames, images=result.images)

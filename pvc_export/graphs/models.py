@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from engines.terminal import did_you_mean
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.bundled import SHAPES_FOLDER
 from pvc_ref.checkpoint.files import HUB_NAME
+from pvc_ref.checkpoint.mapping import mapping_lines, read_mapping
 from pvc_ref.checkpoint.tokenizer import load_tokenizer
 from pvc_ref.prompt import (
     IMAGE_CONTEXT,
@@ -51,6 +53,10 @@ class LoadedModel:
     def config(self) -> PVCConfig:
         return self.model.config
 
+    def renamed(self) -> Iterator[str]:
+        """A line for each tensor that the checkpoint calls otherwise than we do: `its name -> ours`."""
+        yield from mapping_lines(self.model.renamed, self.config.vision)
+
     def token_id(self, token: str) -> int:
         """The id of a special token. Raises ModelError if the tokenizer does not have it."""
         token_id = self.tokenizer.token_to_id(token)
@@ -83,8 +89,16 @@ class LoadedModel:
         return self.model.embed_prompt(ids, frame_embeds.flatten(0, 1), context_id=context_id)
 
 
-def load_model(name: str, *, seed: int = 0) -> LoadedModel:
-    """A built-in name or a checkpoint folder. Raises ModelError that names the nearest built-in, or what is broken."""
+def load_model(name: str, *, seed: int = 0, mapping: Path | None = None) -> LoadedModel:
+    """A built-in name or a checkpoint folder. Raises ModelError that names the nearest built-in, or what is broken.
+
+    mapping  a JSON file that says what the folder's tensors are (pvc_ref/checkpoint/mapping.py)
+    """
+    if mapping is not None and name in BUILT_IN:
+        raise ModelError(
+            f"--mapping says what the tensors of a folder are, and '{name}' is built in",
+            fix="name the folder with -m, or leave --mapping out",
+        )
     if name in RANDOM:
         model = PVC.random(PVCConfig.preset(name), seed=seed)
         return loaded_model(model, byte_tokenizer(), name=name)
@@ -95,12 +109,19 @@ def load_model(name: str, *, seed: int = 0) -> LoadedModel:
             expected=f"a built-in name ({', '.join(BUILT_IN)}), or a folder with config.json and *.safetensors",
             fix=did_you_mean(name, BUILT_IN, cutoff=0.5) or "name one of these with -m",
         )
-    try:
-        model = pvc_ref.load(folder)
+    with checkpoint_errors():
+        model = pvc_ref.load(folder, mapping=None if mapping is None else read_mapping(mapping))
         tokenizer = load_tokenizer(folder)
+    return loaded_model(model, tokenizer, name=name if name in BUILT_IN else str(folder.resolve()))
+
+
+@contextmanager
+def checkpoint_errors() -> Iterator[None]:
+    """The reference's errors about checkpoints, as one of ours: the two packages below never meet."""
+    try:
+        yield
     except pvc_ref.CheckpointError as error:
         raise ModelError(error.what, expected=error.expected, cause=error.cause, fix=error.fix) from error
-    return loaded_model(model, tokenizer, name=name if name in BUILT_IN else str(folder.resolve()))
 
 
 def loaded_model(model: PVC, tokenizer: Tokenizer, *, name: str) -> LoadedModel:
@@ -154,9 +175,9 @@ def prompt_spec(config: PVCConfig) -> PromptSpec:
     )
 
 
-def load_reference(manifest: Manifest, name: str | None = None) -> LoadedModel:
+def load_reference(manifest: Manifest, name: str | None = None, mapping: Path | None = None) -> LoadedModel:
     """The model that a bundle was made from, or the one called `name`. Raises ModelError if its weights differ."""
-    loaded = load_model(name or manifest.model.name, seed=manifest.model.seed or 0)
+    loaded = load_model(name or manifest.model.name, seed=manifest.model.seed or 0, mapping=mapping)
     require_same_weights(manifest, loaded)
     return loaded
 

@@ -130,7 +130,7 @@ def _check_implemented(data: Mapping[str, Any]) -> None:
         found = {key: value for key, value in data.items() if key.startswith(PVC_KEYS)}
         raise CheckpointError(
             f'{CONFIG_FILE} says use_temporal = true but has no "pvc" object; its own keys are {json.dumps(found)}',
-            expected="which layers are temporal, the time mode, the image layout and the tensor names; none is guessed",
+            expected="the time mode, the image layout, the compressor and the sinusoid; none is guessed",
             cause="the file is of the released PVC, whose own keys do not tell",
             fix='read them from the code and weights that came with the file, and add a "pvc" object as '
             "pvc_ref.save writes it",

@@ -32,7 +32,6 @@ def check_tensors(
 
     sources  by the name of a tensor, the open safetensors file that holds it
     """
-    _check_names(folder, sources)
     wanted = {tensor.name: tensor.shape for tensor in tensors}
     shapes, dtypes = [], []
     for name in wanted.keys() & sources.keys():
@@ -41,7 +40,7 @@ def check_tensors(
             shapes.append(f"{name} is {shape}, expected {wanted[name]}")
         if found.get_dtype() not in FLOATS:
             dtypes.append(f"{name} ({found.get_dtype()})")
-    repeated = _repeated(sources.keys() - wanted.keys(), llm)
+    repeated = harmless_names(sources.keys() - wanted.keys(), llm)
     faults: dict[str, Collection[str]] = {
         "missing": wanted.keys() - sources.keys(),
         "unexpected": sources.keys() - wanted.keys() - repeated,
@@ -60,8 +59,8 @@ def check_tensors(
         _check_repeated(folder, name, sources, llm)
 
 
-def _check_names(folder: Path, names: Collection[str]) -> None:
-    """Names that tell how the weights were saved, which is more than that they are not known."""
+def check_names(folder: Path, names: Collection[str]) -> None:
+    """Raise CheckpointError for names that tell how the weights were saved: more than that they are not known."""
     if lora := [name for name in names if any(part in name for part in LORA)]:
         raise CheckpointError(
             f"{folder} holds LoRA that was not merged into the weights: {len(lora)} tensors, {listing(lora)}",
@@ -80,8 +79,8 @@ def _check_names(folder: Path, names: Collection[str]) -> None:
         )
 
 
-def _repeated(names: Collection[str], llm: LLMConfig) -> set[str]:
-    """Those that may repeat what is known."""
+def harmless_names(names: Collection[str], llm: LLMConfig) -> set[str]:
+    """Of the names that no tensor of the model has, those that may repeat what is known."""
     heads = {head_names(llm)[1]} if llm.tie_embeddings else set()
     return {name for name in names if name in heads or name.endswith((FREQUENCIES, POSITIONS))}
 

@@ -1,8 +1,8 @@
 """Checkpoint folders in the Hugging Face layout: config.json, *.safetensors with their index, tokenizer.json.
 
 Nothing is guessed: loading is strict about the name, shape and kind of every tensor (fit.py), and pickle files are
-never opened. What the tensors are called is in tensor_names.py, what config.json says in config_json.py, and files
-that are not there, though they seem to be, in files.py.
+never opened. What the tensors are called is in tensor_names.py, and what those are that have other names in detect.py;
+what config.json says is in config_json.py, and files that are not there, though they seem to be, in files.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,27 +28,28 @@ from ..errors import CheckpointError
 from ..model import PVC
 from .config_json import config_from_json, config_to_json
 from .config_keys import CONFIG_FILE
+from .detect import Detection, added, detect, lacks_count, require_found, with_count
 from .files import BROKEN, FETCH_AGAIN, INDEX_FILE, TOKENIZER_FILE, WEIGHTS_FILE, check_folder, listing, read_json
-from .fit import check_tensors
+from .fit import check_names, check_tensors, harmless_names
+from .mapping import apply_mapping
 from .tensor_names import CheckpointTensor, checkpoint_tensors, pack_qkv, unpack_qkv
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MIXED, FETCH_TOGETHER = "the shards come from different checkpoints", "fetch index and shards together"
 
 
-def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PVC:
+def load(
+    folder: str | Path, *, dtype: torch.dtype = torch.float32, mapping: Mapping[str, str | None] | None = None
+) -> PVC:
     """The model of a checkpoint folder, every parameter in `dtype`, in eval mode. Raises CheckpointError.
 
+    mapping  what the files call tensors -> their roles (mapping.py); without one, tensors of other names are detected,
+             and OpenNamesError is raised if that leaves anything open
     Holds the model plus one tensor in memory, and nothing of the files afterwards.
     """
-    folder = Path(folder)
-    config, ours = _read_config(folder)
-    with torch.device("meta"):
-        model = PVC(config)
-    tensors = checkpoint_tensors(model)
     with ExitStack() as stack:
-        sources = _open_shards(folder, stack)
-        check_tensors(folder, tensors, sources, config.llm)
+        model, tensors, sources = _open(Path(folder), mapping, stack)
+        config = model.config
         broken: list[str] = []
         for tensor in tensors:
             # A copy even in the same dtype: what safetensors returns may be a view of the mapped file.
@@ -72,8 +73,23 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PVC:
         model.compressor.weights = pooling_matrix(config.vision.grid_size, rows=rows, columns=columns)
     empty = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
     assert not empty, f"never filled: {empty}"
-    model.random_seed, model.trained_on = ours.get("random_seed"), ours.get("trained_on")
     return model.eval()
+
+
+def skeleton(folder: str | Path, *, mapping: Mapping[str, str | None] | None = None) -> PVC:
+    """The model that `load` would fill, on `meta`: all of its errors, and next to none of its reading."""
+    with ExitStack() as stack:
+        return _open(Path(folder), mapping, stack)[0]
+
+
+def detect_names(folder: str | Path) -> Detection:
+    """What `load` would take tensors of other names for; reads no weight. Raises CheckpointError for other faults."""
+    folder = Path(folder)
+    config, _ = _read_config(folder)
+    with torch.device("meta"):
+        tensors = checkpoint_tensors(PVC(config))
+    with ExitStack() as stack:
+        return _detect(folder, tensors, _open_shards(folder, stack), config.llm)
 
 
 def save(
@@ -166,10 +182,61 @@ def _read_config(folder: Path) -> tuple[PVCConfig, Mapping[str, Any]]:
     check_folder(folder)
     data = read_json(folder / CONFIG_FILE)
     try:
+        if lacks_count(data):
+            with ExitStack() as stack:
+                data = with_count(data, _open_shards(folder, stack))
         return config_from_json(data), data.get("pvc", {})
     except CheckpointError as error:
         error.what = f"{folder}: {error.what}"
         raise
+
+
+def _open(
+    folder: Path, mapping: Mapping[str, str | None] | None, stack: ExitStack
+) -> tuple[PVC, list[CheckpointTensor], Mapping[str, Any]]:
+    """The model without weights, its tensors, and by their names what holds each: shown to fit."""
+    config, ours = _read_config(folder)
+    with torch.device("meta"):
+        model = PVC(config)
+    model.random_seed, model.trained_on = ours.get("random_seed"), ours.get("trained_on")
+    tensors = checkpoint_tensors(model)
+    opened = _open_shards(folder, stack)
+    sources, model.renamed = _by_our_names(folder, tensors, opened, config.llm, mapping)
+    check_tensors(folder, tensors, sources, config.llm)
+    return model, tensors, sources
+
+
+def _by_our_names(
+    folder: Path,
+    tensors: Sequence[CheckpointTensor],
+    sources: Mapping[str, Any],
+    llm: LLMConfig,
+    mapping: Mapping[str, str | None] | None,
+) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """`sources` by our names, and what was renamed. Without a mapping, one is detected, and must be the only one."""
+    if mapping is None:
+        detection = _detect(folder, tensors, sources, llm)
+        require_found(folder, detection)
+        mapping = detection.mapping
+        if not mapping:
+            return sources, {}
+    harmless = harmless_names(sources.keys() - {tensor.name for tensor in tensors} - mapping.keys(), llm)
+    found = apply_mapping(folder, mapping, tensors, sources, harmless=harmless)
+    return found, {name: role for name, role in mapping.items() if role is not None}
+
+
+def _detect(folder: Path, tensors: Sequence[CheckpointTensor], sources: Mapping[str, Any], llm: LLMConfig) -> Detection:
+    """Raises CheckpointError if a tensor that every InternVL2 has is missing; check_tensors says what else may be."""
+    wanted = {tensor.name for tensor in tensors}
+    left = sources.keys() - wanted - harmless_names(sources.keys() - wanted, llm)
+    may = {tensor.name for tensor in added(tensors)}
+    if not left or not (may - sources.keys()):
+        return Detection(mapping={})
+    if wanted - may - sources.keys():
+        rest = {name: file for name, file in sources.items() if name not in may}
+        check_tensors(folder, [tensor for tensor in tensors if tensor.name not in may], rest, llm)
+    shapes = {name: tuple(sources[name].get_slice(name).get_shape()) for name in left | (may & sources.keys())}
+    return detect(tensors, shapes)
 
 
 def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
@@ -203,6 +270,7 @@ def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
             cause=MIXED,
             fix=FETCH_TOGETHER,
         )
+    check_names(folder, sources)
     return sources
 
 

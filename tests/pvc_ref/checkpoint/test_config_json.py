@@ -91,7 +91,7 @@ def test_temporal_config_without_our_object_is_refused_with_what_was_found(tmp_p
     (tmp_path / "config.json").write_text(json.dumps(data))
     with pytest.raises(CheckpointError) as info:
         load(tmp_path)
-    for words in ("which layers are temporal", "time mode", "image layout", "tensor names"):
+    for words in ("time mode", "image layout", "compressor", "sinusoid"):
         assert words in info.value.expected
     for found in ('"image_repeat_time": 4', '"mlp_add_ops": "adaln"', '"ps_version": "v1"'):
         assert found in info.value.what
