@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,12 +95,25 @@ def load_model(name: str, *, seed: int = 0) -> LoadedModel:
             expected=f"a built-in name ({', '.join(BUILT_IN)}), or a folder with config.json and *.safetensors",
             fix=did_you_mean(name, BUILT_IN, cutoff=0.5) or "name one of these with -m",
         )
-    try:
+    with _checkpoint_errors():
         model = pvc_ref.load(folder)
         tokenizer = load_tokenizer(folder)
+    return loaded_model(model, tokenizer, name=name if name in BUILT_IN else str(folder.resolve()))
+
+
+def load_weights(folder: Path) -> PVC:
+    """The model of a checkpoint folder, in float32, without a tokenizer. Raises ModelError."""
+    with _checkpoint_errors():
+        return pvc_ref.load(folder)
+
+
+@contextmanager
+def _checkpoint_errors() -> Iterator[None]:
+    """A CheckpointError as the runtime's own tree has it."""
+    try:
+        yield
     except pvc_ref.CheckpointError as error:
         raise ModelError(error.what, expected=error.expected, cause=error.cause, fix=error.fix) from error
-    return loaded_model(model, tokenizer, name=name if name in BUILT_IN else str(folder.resolve()))
 
 
 def loaded_model(model: PVC, tokenizer: Tokenizer, *, name: str) -> LoadedModel:

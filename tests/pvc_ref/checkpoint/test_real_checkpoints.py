@@ -162,7 +162,9 @@ def test_a_shard_that_is_a_link_to_nowhere_is_named(sharded: Path, copy_of: Copy
     assert f"{shard} is a link to ../../blobs/0123abcd, which is not there" in refusal(folder).what
 
 
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "merges.txt"])
+@pytest.mark.parametrize(
+    "file", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "merges.txt"]
+)
 def test_a_git_lfs_pointer_is_named(file: str, whole: Path, copy_of: CopyOf) -> None:
     folder = copy_of(whole)
     (folder / file).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
