@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,11 +38,13 @@ from .places import WHOLE_TEXT, Rung
 from .rounding import Reference
 
 PRECISIONS: dict[str, Precision] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
+"""What reading a file as a recording raises that is none."""
 INPUTS = ("frames", "before", "after")
 EMBEDDINGS, VISION_LAYER = "vision_model.embeddings", "vision_model.encoder.layers"
 LLM_LAYER, LLM_NORM = "language_model.model.layers", "language_model.model.norm"
 COARSEST = 0.25
-"""No limit is larger: two models that have nothing in common are apart by 1 or more, related ones by less."""
+"""No limit of the relative L2 is larger: two models with nothing in common are apart by 1 or more."""
 NOTHING = (0,)
 """The shape of a value that one side does not have."""
 
@@ -66,12 +69,12 @@ class Recording:
     def load(path: Path) -> Recording:
         """Raises ModelError for a file that is no recording, or of another version."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             facts = json.loads(str(arrays.pop("facts")))
             inputs = {name: arrays.pop(name) for name in INPUTS}
             version, precision = facts["version"], PRECISIONS[facts["dtype"]]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise _no_recording(path, f"is no recording of a model ({error})") from error
         if version != VERSION:
             raise _no_recording(path, f"is a recording of version {version}, expected {VERSION},")
@@ -165,12 +168,12 @@ def compare(model: PVC, recording: Recording) -> Comparison:
 
 def _cause(model: PVC, recording: Recording, first: Difference) -> str:
     """Of the first value that differs. What the same weights reproduce with another fact of config.json is certain."""
-    unlike = try_candidates(_other_readings(model, first.tensor), recording)
-    if unlike.reproduce:
-        return f"config.json: the same weights reproduce the recording with {' or '.join(unlike.reproduce)}"
     if first.shapes is not None:
         return "config.json belongs to another model: the number of layers or a width is not the original's"
-    if recording.precision != "fp32" and first.share() <= CLOSE:
+    other = try_candidates(_other_readings(model, first.tensor), recording)
+    if other.reproduce:
+        return f"config.json: the same weights reproduce the recording with {' or '.join(other.reproduce)}"
+    if recording.precision != "fp32" and not first.share() > CLOSE:  # NaN is not
         return f"rounding, if nothing else: a recording in {recording.precision} is coarse; make one in float32"
     stem, _, index = first.tensor.rpartition(".")
     if stem == VISION_LAYER and int(index) >= model.config.vision.num_trunk_layers:
@@ -253,9 +256,14 @@ def _compared(model: PVC, recording: Recording) -> Comparison:
         nothing = np.zeros(NOTHING)
         got, want = recording.values.get(name, nothing), own.get(name, nothing)
         one = compare_arrays(got, want, rung=rung, graph="original", tensor=name, where=WHOLE_TEXT)
-        judged = noise.judged(one)
-        stages.append(replace(judged, limits={key: min(limit, COARSEST) for key, limit in judged.limits.items()}))
+        stages.append(_capped(noise.judged(one)))
     return Comparison(precision=recording.precision, made_by=recording.made_by, stages=tuple(stages))
+
+
+def _capped(stage: Difference) -> Difference:
+    if not stage.limits:  # one that no number describes
+        return stage
+    return replace(stage, limits=stage.limits | {"rel_l2": min(stage.limits["rel_l2"], COARSEST)})
 
 
 def _check_inputs(model: PVC, recording: Recording) -> None:

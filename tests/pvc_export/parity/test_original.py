@@ -6,6 +6,8 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 import pvc_ref
-from pvc_export.parity.original import Recording, compare, stage_values
+from engines.errors import ModelError
+from pvc_export.parity import original
+from pvc_export.parity.original import Recording, compare, stage_values, try_candidates
 from pvc_ref import PVC
 from pvc_ref.checkpoint.record_original import DTYPES, draw_inputs, record, save
 
-from .chat_model import ChatModel, PVCChatModel
+from ...pvc_ref.checkpoint.chat_model import ChatModel, PVCChatModel
+from ..conftest import Run
 
 INTERNVL2: dict[str, Any] = {
     "architectures": ["InternVLChatModel"],
@@ -129,3 +134,210 @@ def test_it_is_recognised_in_a_dtype_that_rounds_more(tmp_path: Path, dtype: str
 def test_what_is_compared_is_what_the_reference_computes(pvc: PVC, of_pvc: Recording) -> None:
     clip = pvc.encode_clip(torch.from_numpy(of_pvc.frames)[None])[0].detach()
     assert np.array_equal(stage_values(pvc, of_pvc)["extract_feature"], clip.numpy())
+
+
+# -- another model -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parameter", "stage"),
+    [
+        ("trunk.embeddings.position_embedding", "vision_model.embeddings"),
+        ("trunk.embeddings.patch_embedding.weight", "vision_model.embeddings"),
+        ("trunk.layers.0.attn.qkv.weight", "vision_model.encoder.layers.0"),
+        ("trunk.layers.1.mlp.fc2.bias", "vision_model.encoder.layers.1"),
+        ("temporal.layers.0.alpha", "vision_model.encoder.layers.2"),
+        ("temporal.layers.1.adaln.w5.weight", "vision_model.encoder.layers.3"),
+        ("compressor.time_embedding.w2.weight", "extract_feature"),
+        ("compressor.mlp.fc1.weight", "extract_feature"),
+        ("llm.layers.0.attn.k_proj.weight", "language_model.model.layers.0"),
+        ("llm.layers.1.mlp.down_proj.weight", "language_model.model.layers.1"),
+        ("llm.norm.weight", "language_model.model.norm"),
+        ("llm.lm_head.weight", "language_model.logits"),
+    ],
+)
+def test_one_changed_value_of_a_weight_is_seen_where_it_is_used(
+    pvc: PVC, of_pvc: Recording, parameter: str, stage: str
+) -> None:
+    """Five percent of one value; the largest of the tensor, as a value may be next to nothing."""
+    with torch.no_grad():
+        values = pvc.get_parameter(parameter).view(-1)
+        values[values.abs().argmax()] *= 1.05
+    comparison = compare(pvc, of_pvc)
+    assert comparison.first is not None and comparison.first.tensor == stage, "\n".join(comparison.lines())
+    assert comparison.cause
+
+
+def test_one_changed_value_of_the_token_table_is_seen_if_the_token_is_in_the_text(pvc: PVC, of_pvc: Recording) -> None:
+    with torch.no_grad():
+        pvc.llm.embed_tokens.weight[int(of_pvc.before[2]), 7] += 0.05
+    comparison = compare(pvc, of_pvc)
+    assert comparison.first is not None and comparison.first.tensor == "language_model.model.layers.0"
+    assert "token embeddings" in comparison.cause
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "change", "stage", "cause"),
+    [
+        ("internvl2", "", {"ps_version": "v1"}, "extract_feature", 'recording with ps_version = "v2"'),
+        ("internvl2-v1", "", {"ps_version": "v2"}, "extract_feature", 'recording with ps_version = "v1"'),
+        ("pvc", "", {"ps_version": "v1"}, "extract_feature", 'recording with ps_version = "v2"'),
+        ("pvc", "pvc", {"time_mode": "fixed"}, "vision_model.encoder.layers.2", 'pvc.time_mode = "absolute"'),
+        (
+            "pvc-fixed",
+            "pvc",
+            {"time_mode": "absolute"},
+            "vision_model.encoder.layers.2",
+            'with pvc.time_mode = "fixed" or',
+        ),
+        ("pvc", "vision_config", {"num_attention_heads": 2}, "vision_model.encoder.layers.0", "num_attention_heads"),
+        ("pvc", "vision_config", {"layer_norm_eps": 1e-5}, "vision_model.encoder.layers.0", "layer_norm_eps"),
+        ("pvc", "llm_config", {"rope_theta": 1e6}, "language_model.model.layers.0", "rope_theta"),
+        ("pvc", "llm_config", {"rms_norm_eps": 1e-5}, "language_model.model.layers.0", "rms_norm_eps"),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else None,
+)
+def test_a_fact_of_config_json_that_no_weight_shows_is_seen_and_named(
+    folder_of: Callable[[str], Path],
+    tmp_path: Path,
+    name: str,
+    section: str,
+    change: dict[str, Any],
+    stage: str,
+    cause: str,
+) -> None:
+    config = copy.deepcopy(CONFIGS[name])
+    (config[section] if section else config).update(change)
+    model = pvc_ref.load(write_folder(chat_model(CONFIGS[name]), config, tmp_path / "model"))
+    comparison = compare(model, Recording.load(folder_of(name) / "recording.npz"))
+    assert comparison.first is not None and comparison.first.tensor == stage, "\n".join(comparison.lines())
+    assert cause in comparison.cause
+
+
+def test_a_layer_that_one_side_lacks_is_a_difference(pvc: PVC, of_pvc: Recording) -> None:
+    values = dict(of_pvc.values)
+    values["vision_model.encoder.layers.4"] = values.pop("vision_model.encoder.layers.3")
+    lines = list(compare(pvc, replace(of_pvc, values=values)).lines())
+    told = [line.split("  ")[0] + line.partition("DIFFERS")[2] for line in lines if "only the" in line]
+    assert told == [
+        "vision_model.encoder.layers.3: only the model has it",
+        "vision_model.encoder.layers.4: only the recording has it",
+    ]
+    assert lines[-1].startswith("likely: config.json belongs to another model")
+
+
+def test_values_that_are_not_finite_are_a_difference(pvc: PVC, of_pvc: Recording) -> None:
+    logits = of_pvc.values["language_model.logits"].copy()
+    logits[0, 3, 5] = np.nan
+    comparison = compare(pvc, replace(of_pvc, values=of_pvc.values | {"language_model.logits": logits}))
+    assert comparison.first is not None and comparison.first.num_nonfinite == 1
+
+
+def test_where_rounding_alone_would_allow_anything_a_recording_in_float32_is_asked_for(
+    folder_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = Recording.load(record_to(tmp_path / "r.npz", chat_model(CONFIGS["pvc"]), "bfloat16"))
+    model = pvc_ref.load(folder_of("pvc"))
+    coarsest = max(stage.rel_l2 for stage in compare(model, recording).stages)
+    monkeypatch.setattr(original, "COARSEST", coarsest / 1.2)
+    comparison = compare(model, recording)
+    assert not comparison.passed and "make one in float32" in comparison.cause
+
+
+# -- several readings --------------------------------------------------------------------------------------------------
+
+
+def changed(folder: Path, parameters: tuple[str, str]) -> PVC:
+    """The model of a folder with two tensors of one shape exchanged, as by a wrong guess at their names."""
+    model = pvc_ref.load(folder)
+    first, second = (model.get_parameter(name) for name in parameters)
+    with torch.no_grad():
+        first.data, second.data = second.data, first.data
+    return model
+
+
+def test_of_several_mappings_the_one_that_reproduces_the_recording_is_found(
+    folder_of: Callable[[str], Path], of_pvc: Recording
+) -> None:
+    folder, adaln = folder_of("pvc"), "temporal.layers.0.adaln"
+    candidates = {
+        "gamma is beta": partial(changed, folder, (f"{adaln}.w4.weight", f"{adaln}.w6.weight")),
+        "as written": partial(pvc_ref.load, folder),
+        "spatial is temporal": partial(
+            changed, folder, ("temporal.layers.1.attn.qkv.weight", "temporal.layers.1.temporal_attn.qkv.weight")
+        ),
+    }
+    found = try_candidates(candidates, of_pvc)
+    assert found.reproduce == ("as written",) and found.is_unique
+    firsts = [one.first.tensor for one in found.compared.values() if one.first is not None]
+    assert firsts == ["vision_model.encoder.layers.2", "vision_model.encoder.layers.3"]
+
+
+def test_mappings_that_compute_the_same_are_not_told_apart(folder_of: Callable[[str], Path], of_pvc: Recording) -> None:
+    folder = folder_of("pvc")
+    found = try_candidates({"one": partial(pvc_ref.load, folder), "two": partial(pvc_ref.load, folder)}, of_pvc)
+    assert found.reproduce == ("one", "two") and not found.is_unique
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_compare_exits_0_for_the_same_model_and_3_for_another(
+    folder_of: Callable[[str], Path], tmp_path: Path, pvc_export: Run
+) -> None:
+    recording = folder_of("internvl2") / "recording.npz"
+    same = pvc_export("compare", folder_of("internvl2"), recording)
+    assert same.exit_code == 0 and "equal: 10 values of ChatModel" in same.out
+    other_folder = write_folder(chat_model(INTERNVL2, seed=1), INTERNVL2, tmp_path / "other")
+    other = pvc_export("compare", other_folder, recording)
+    assert other.exit_code == 3 and "the first value that differs is vision_model.embeddings" in other.out
+
+
+def test_compare_tells_a_machine_the_first_difference(
+    folder_of: Callable[[str], Path], tmp_path: Path, pvc_export: Run
+) -> None:
+    folder = write_folder(chat_model(INTERNVL2), CONFIGS["internvl2-v1"], tmp_path / "v1")
+    outcome = pvc_export("compare", folder, folder_of("internvl2") / "recording.npz", "--json")
+    data = json.loads(outcome.out)
+    assert outcome.exit_code == 3 and data["first"] == "extract_feature" and "ps_version" in data["cause"]
+    assert [stage["passed"] for stage in data["stages"]] == [True] * 5 + [False] * 5
+
+
+@pytest.mark.parametrize("content", [b"", b"a text", b"PK\x03\x04 and no more"], ids=["empty", "text", "half a zip"])
+def test_a_file_that_is_no_recording_exits_6(
+    folder_of: Callable[[str], Path], tmp_path: Path, content: bytes, pvc_export: Run
+) -> None:
+    (tmp_path / "r.npz").write_bytes(content)
+    outcome = pvc_export("compare", folder_of("pvc"), tmp_path / "r.npz", "--json")
+    outcome.refuses(6, "ModelError", what="r.npz is no recording", fix="record_original.py")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (
+            {"facts": np.array(json.dumps({"version": 2, "dtype": "float32"}))},
+            "is a recording of version 2, expected 1",
+        ),
+        ({"facts": np.array(json.dumps({"version": 1, "dtype": "float8"}))}, "is no recording of a model ('float8')"),
+        ({"facts": np.array("{}")}, "is no recording of a model"),
+        ({"language_model.logits": None}, "lacks language_model.logits"),
+        ({"frames": None}, "is no recording of a model"),
+    ],
+    ids=["version", "dtype", "no facts", "no logits", "no frames"],
+)
+def test_a_recording_that_lacks_something_is_refused(
+    folder_of: Callable[[str], Path], tmp_path: Path, change: dict[str, Any], what: str
+) -> None:
+    with np.load(folder_of("pvc") / "recording.npz") as file:
+        arrays = {name: file[name] for name in file.files} | change
+    np.savez(tmp_path / "r.npz", **{name: value for name, value in arrays.items() if value is not None})
+    with pytest.raises(ModelError) as info:
+        Recording.load(tmp_path / "r.npz")
+    assert what in info.value.what
+
+
+def test_a_recording_of_larger_frames_is_refused(pvc: PVC, of_pvc: Recording) -> None:
+    frames = np.zeros((3, 112, 112, 3), np.uint8)
+    with pytest.raises(ModelError, match=r"expected: frames \(T, 56, 56, 3\) uint8"):
+        compare(pvc, replace(of_pvc, frames=frames))
