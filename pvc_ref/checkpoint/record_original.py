@@ -5,7 +5,7 @@
 Unusual: it stands alone. Copy this file to where the released model's own code runs; it needs torch, numpy, and the
 transformers that this code was written for. It RUNS THE CODE IN FOLDER (trust_remote_code).
 Values are stored under the names of the modules that returned them, of each at most NUM_ROWS rows, evenly spaced, so
-that a recording of 8 B parameters is some 50 MB and can be sent.
+that a recording of 8 B parameters is some 80 MB and can be sent.
 Dimension key:  T frames   S frame size   N rows: patches and the class token, or tokens   C width   L tokens of a text
 """
 
