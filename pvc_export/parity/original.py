@@ -116,10 +116,10 @@ class Comparison:
     def lines(self) -> Iterator[str]:
         """A table, the verdict, and the likely cause."""
         width = max(len(stage.tensor) for stage in self.stages)
-        yield f"{'stage':<{width}}  {'rel L2':>8}  {'max abs':>8}  {'of limit':>8}  verdict"
+        yield f"{'stage':<{width}}  {'rel L2':>8}  {'limit':>8}  {'max abs':>8}  verdict"
         for stage in self.stages:
-            numbers = f"{stage.rel_l2:>8.1e}  {stage.max_abs:>8.1e}  {stage.share():>8.1%}"
-            yield f"{stage.tensor:<{width}}  {' ' * 28 if stage.flaw else numbers}  {_verdict(stage)}"
+            numbers = "" if stage.flaw else f"{stage.rel_l2:8.1e}  {stage.limits['rel_l2']:8.1e}  {stage.max_abs:8.1e}"
+            yield f"{stage.tensor:<{width}}  {numbers:<28}  {_verdict(stage)}"
         yield self.summary()
         if self.cause:
             yield f"likely: {self.cause}"
@@ -151,6 +151,8 @@ def _verdict(stage: Difference) -> str:
         return f"DIFFERS: only {'the model' if stage.shapes[0] == NOTHING else 'the recording'} has it"
     if stage.flaw:
         return f"DIFFERS: {stage.flaw.rstrip(',')}"
+    if stage.rel_l2 > stage.limits["rel_l2"]:
+        return "DIFFERS"
     metric = worst_metric(stage)
     return f"DIFFERS: {metric.replace('_', ' ')} {getattr(stage, metric):.1e}, limit {stage.limits[metric]:.1e}"
 
