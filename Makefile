@@ -2,6 +2,7 @@
 # make test     install, make check, tests
 # make check    lint, types, import directions
 # make oracles  our LLM graph against optimum's and ONNX Runtime GenAI's, and a real LLM's; each in an environment of its own
+# make optimum  optimum-cli export pvc (apps/optimum_pvc), in an environment of its own
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ ORACLES := build/oracles
 # Through the environment, so that a file's name may hold spaces and quotes.
 export FILE SEED
 
-.PHONY: demo test check bench oracles clean
+.PHONY: demo test check bench oracles optimum clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m pvc_export.commands.demo
@@ -30,6 +31,11 @@ bench: $(INSTALLED)
 
 oracles: $(INSTALLED) $(ORACLES)/optimum/.installed $(ORACLES)/genai/.installed $(ORACLES)/smollm2/.installed
 	@$(BIN)/python -m tests.oracles.compare
+
+optimum: $(INSTALLED) $(ORACLES)/optimum-cli/.installed
+	@$(BIN)/python -m pytest -q tests/oracles/optimum_cli.py
+
+$(ORACLES)/optimum-cli/.installed: apps/optimum_pvc/pyproject.toml $(wildcard apps/optimum_pvc/optimum/*/*/*.py)
 
 # One environment an oracle: they need different transformers, and neither may disturb .venv.
 $(ORACLES)/%/.installed: tests/oracles/requirements-%.txt | $(INSTALLED)
@@ -54,4 +60,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) build apps/optimum_pvc/build

@@ -1,4 +1,4 @@
-"""pvc-export: trt | onnx | check | prove | run | inspect | bench | doctor.
+"""pvc-export: trt | onnx | check | compare | prove | run | inspect | bench | doctor.
 
 Exit codes: 0 ok, 2 usage, 3 parity failed, 4 environment, 5 build failed, 6 bad input (engines/errors.py).
 Unusual: heavy packages are imported inside the commands, so that --help and doctor work on a machine without torch.
@@ -190,6 +190,27 @@ def check(
             batch_axis=batch_axis, tolerances=tuple(tolerance or ()),
         )  # fmt: skip
     check_any_graph(request, wanted)
+
+
+@app.command(short_help="Compare a checkpoint with what its original code computes of it.")
+def compare(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Checkpoint folder.")],
+    recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="File made by record_original.py.")],
+    mapping: MappingFile = None,
+    save_mapping: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the mapping that reproduces the recording, for --mapping."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Hold the PyTorch reference of a checkpoint to what the released model's own code computes of the same inputs.
+
+    That code runs elsewhere: copy pvc_ref/checkpoint/record_original.py to where it does. Where names leave open what
+    tensors are, every mapping that is possible is tried. Exit 3 if they differ.
+    """
+    from .commands.compare import compare_command
+
+    compare_command(folder, recording, mapping=mapping, save_mapping=save_mapping, as_json=as_json)
 
 
 @app.command(short_help="Plant known defects, and show that the check catches each.")

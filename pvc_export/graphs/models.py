@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,6 +113,12 @@ def load_model(name: str, *, seed: int = 0, mapping: Path | None = None) -> Load
         model = pvc_ref.load(folder, mapping=None if mapping is None else read_mapping(mapping))
         tokenizer = load_tokenizer(folder)
     return loaded_model(model, tokenizer, name=name if name in BUILT_IN else str(folder.resolve()))
+
+
+def load_weights(folder: Path, mapping: Mapping[str, str | None] | None = None) -> PVC:
+    """The model of a checkpoint folder, in float32, without a tokenizer. Raises ModelError."""
+    with checkpoint_errors():
+        return pvc_ref.load(folder, mapping=mapping)
 
 
 @contextmanager
