@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pvc_ref import PVC, CheckpointError, load, save
+from pvc_ref.checkpoint.detect import detect
 from pvc_ref.checkpoint.folder import detect_names
 from pvc_ref.checkpoint.mapping import read_mapping
+from pvc_ref.checkpoint.tensor_names import checkpoint_tensors
 from pvc_ref.errors import OpenNamesError
 
 from .cases import TINY, CopyOf, edit_weights, refusal
@@ -167,6 +170,16 @@ def test_a_compressor_whose_mlp_is_numbered_otherwise_is_found(whole: Path, copy
     assert load(folder).renamed["mlp1.mlp.2.bias"] == "mlp1.3.bias"
 
 
+def test_a_part_of_the_compressor_may_lie_in_the_vision_model_and_its_numbers_are_no_layers(
+    whole: Path, copy_of: CopyOf
+) -> None:
+    folder = copy_of(whole)
+    rename_by_text(
+        folder, mlp1__time_embedding__w1="vision_model__te__0", mlp1__time_embedding__w2="vision_model__te__2"
+    )
+    assert load(folder).renamed["vision_model.te.2.bias"] == "mlp1.time_embedding.w2.bias"
+
+
 def test_temporal_layers_are_counted_where_the_config_does_not_say(whole: Path, copy_of: CopyOf) -> None:
     folder = copy_of(whole)
     rename(folder, DECISIVE)
@@ -216,6 +229,21 @@ def test_words_that_contradict_each_other_count_for_nothing(whole: Path, copy_of
         load(folder)
     assert "86400 mappings are possible" in info.value.what
     assert len(info.value.candidates) == 1000, "as many as are worth listing"
+
+
+def test_of_very_many_mappings_a_thousand_are_listed_and_all_are_counted() -> None:
+    vision = replace(TINY.vision, sinusoid_size=64)  # as wide as a layer, so that seven Linears are alike
+    with torch.device("meta"):
+        tensors = checkpoint_tensors(PVC(replace(TINY, vision=vision)))
+    parts = {part: f"z{index}" for index, part in enumerate(DECISIVE)}  # names that tell nothing
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    for part, other in parts.items():
+        shapes = {name.replace(part, other) if TOWER in name else name: shape for name, shape in shapes.items()}
+    detection = detect(tensors, shapes)
+    assert detection.num_candidates == 5040
+    assert [len(group) for group in detection.groups] == [1000, 1] and len(detection.candidates) == 1000
+    told = {role.removeprefix(EACH) for role in detection.mapping.values() if role is not None}
+    assert told == {"alpha", "temporal_attn.qkv.weight", "temporal_attn.qkv.bias"}, "by their shapes"
 
 
 def test_one_of_the_candidates_is_the_right_one_and_each_loads(whole: Path, copy_of: CopyOf) -> None:
