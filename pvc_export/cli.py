@@ -20,6 +20,24 @@ from engines.spec import GRAPH_NAMES, Precision
 from engines.terminal import fail, one_of
 
 from .terminal.interrupt import outcome, signals
+from .terminal.options import (
+    BF16,
+    FP16,
+    FP32,
+    BundleFolder,
+    ClockChoice,
+    Context,
+    Island,
+    Json,
+    MappingFile,
+    Model,
+    Out,
+    Reference,
+    Seed,
+    Streams,
+    Target,
+    Window,
+)
 from .terminal.usage import refuse, usage_errors
 
 app = typer.Typer(
@@ -29,43 +47,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Model = Annotated[
-    str, typer.Option("-m", "--model", help="'shapes' (trained), 'tiny', 'vision-8b' (random), or a folder.")
-]
-Out = Annotated[Path | None, typer.Option("-o", "--output", help="Bundle folder. Default: build/NAME.")]
-FP16 = Annotated[bool, typer.Option("--fp16", help="float16 graphs with float32 islands.")]
-BF16 = Annotated[bool, typer.Option("--bf16", help="bfloat16 graphs with float32 islands.")]
-FP32 = Annotated[bool, typer.Option("--fp32", help="float32 graphs.")]
-Target = Annotated[str, typer.Option(help="Runtime to export for; pvc-export doctor lists them.")]
-Window = Annotated[int, typer.Option(help="Frames that temporal attention sees, including the current one.")]
-Context = Annotated[int, typer.Option(help="LLM rows that a stream can hold.")]
-Streams = Annotated[int, typer.Option(help="Streams that one pass serves.")]
-ClockChoice = Annotated[
-    str,
-    typer.Option(
-        "--clock",
-        help="run-on (streams may go on beyond the trained number of frames) or reanchor (they start again with the "
-        "newest, so that frame times are a table: 1 GB less at 8B).",
-    ),
-]
-Island = Annotated[
-    list[str] | None, typer.Option("--island", help="Module to keep in float32, e.g. trunk.layers.1.attn. Repeatable.")
-]
-Seed = Annotated[int | None, typer.Option(help="Seed for the random weights of tiny and vision-8b. Default: 0.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Reference = Annotated[
-    str | None, typer.Option("-m", "--model", help="Reference model. Default: the one that the bundle names.")
-]
-MappingFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--mapping", metavar="FILE",
-        help="JSON that says what the tensors of a model folder are, where their names do not: inspect "
-        "--suggest-mapping makes one.",
-    ),
-]  # fmt: skip
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by pvc-export trt or onnx.")]
 
 EXPORT_PACKAGES = ("jinja2", "torch", "onnx", "onnx_ir", "onnxscript", "safetensors")
 """What a runtime without the exporter lacks."""
