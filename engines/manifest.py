@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ class ModelSource:
 
     random_weights  the model was never trained; whatever it says is no answer
     weights_sha256  fingerprint of all weights in float32, so that a check knows its reference
+    mapping         what the folder's files call tensors -> what they are, of those with other names than ours
     """
 
     name: str
@@ -61,6 +62,7 @@ class ModelSource:
     seed: int | None
     weights_sha256: str
     config: dict[str, Any]
+    mapping: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -89,10 +89,12 @@ class LoadedModel:
         return self.model.embed_prompt(ids, frame_embeds.flatten(0, 1), context_id=context_id)
 
 
-def load_model(name: str, *, seed: int = 0, mapping: Path | None = None) -> LoadedModel:
+def load_model(
+    name: str, *, seed: int = 0, mapping: Path | None = None, known: Mapping[str, str] | None = None
+) -> LoadedModel:
     """A built-in name or a checkpoint folder. Raises ModelError that names the nearest built-in, or what is broken.
 
-    mapping  a JSON file that says what the folder's tensors are (pvc_ref/checkpoint/mapping.py)
+    mapping  a JSON file that says what the folder's tensors are (pvc_ref/checkpoint/mapping.py);  known  the same, read
     """
     if mapping is not None and name in BUILT_IN:
         raise ModelError(
@@ -110,7 +112,7 @@ def load_model(name: str, *, seed: int = 0, mapping: Path | None = None) -> Load
             fix=did_you_mean(name, BUILT_IN, cutoff=0.5) or "name one of these with -m",
         )
     with checkpoint_errors():
-        model = pvc_ref.load(folder, mapping=None if mapping is None else read_mapping(mapping))
+        model = pvc_ref.load(folder, mapping=known if mapping is None else read_mapping(mapping))
         tokenizer = load_tokenizer(folder)
     return loaded_model(model, tokenizer, name=name if name in BUILT_IN else str(folder.resolve()))
 
@@ -148,6 +150,7 @@ def loaded_model(model: PVC, tokenizer: Tokenizer, *, name: str) -> LoadedModel:
         seed=model.random_seed,
         weights_sha256=fingerprint(model),
         config=asdict(model.config),
+        mapping=dict(model.renamed),
     )
     loaded = LoadedModel(model=model, tokenizer=tokenizer, source=source)
     for token in (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, "<|im_start|>", STOP_TOKEN):
@@ -182,8 +185,13 @@ def prompt_spec(config: PVCConfig) -> PromptSpec:
 
 
 def load_reference(manifest: Manifest, name: str | None = None, mapping: Path | None = None) -> LoadedModel:
-    """The model that a bundle was made from, or the one called `name`. Raises ModelError if its weights differ."""
-    loaded = load_model(name or manifest.model.name, seed=manifest.model.seed or 0, mapping=mapping)
+    """The model that a bundle was made from, or the one called `name`. Raises ModelError if its weights differ.
+
+    Without a mapping file, the tensors of the bundle's own checkpoint are what they were when it was made.
+    """
+    source = manifest.model
+    known = source.mapping if mapping is None and name is None else None
+    loaded = load_model(name or source.name, seed=source.seed or 0, mapping=mapping, known=known or None)
     require_same_weights(manifest, loaded)
     return loaded
 

@@ -40,8 +40,8 @@ ELSEWHERE: dict[str, str] = {
     "parity": "what this check will say",
 }
 """Fields of the manifest that say nothing of the model, and what they are held to instead."""
-NAMES = ("model.name",)
-"""The same model may lie in another folder."""
+NAMES = ("model.name", "model.mapping")
+"""The same model may lie in another folder, its tensors under other names."""
 IN_WORDS = ("prompt", "images")
 """Fields whose faults show in what the model is told; the others are of its graphs."""
 NEXT_STEP = f"Name the model that it was made from with -m, or {EXPORT_AGAIN}"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pvc_export.graphs.models import load_model
+from engines.errors import ModelError
+from engines.manifest import Manifest
+from pvc_export.graphs.models import load_model, load_reference
 from pvc_ref import PVC, PVCConfig, save
 from pvc_ref.prompt import byte_tokenizer
 
@@ -79,6 +82,20 @@ def test_a_suggested_mapping_that_is_filled_in_is_taken_by_inspect_and_by_every_
     loaded = load_model(str(unsettled), mapping=path)
     assert loaded.source.weights_sha256 == load_model("tiny").source.weights_sha256
     assert f"{TOWER}2..3.ada.b.bias -> adaln.w5.bias" in loaded.renamed()
+
+
+def test_a_bundle_remembers_the_mapping_of_its_checkpoint(
+    unsettled: Path, bundle_fp16: Path, tmp_path: Path, pvc_export: Run
+) -> None:
+    mapping = json.loads(pvc_export("inspect", unsettled, "--suggest-mapping").out)
+    roles = {name: name.replace("ada.a", "adaln.w3").replace("ada.b", "adaln.w5") for name in mapping}
+    (tmp_path / "mapping.json").write_text(json.dumps(roles))
+    loaded = load_model(str(unsettled), mapping=tmp_path / "mapping.json")
+    replace(Manifest.load(bundle_fp16), model=loaded.source).save(tmp_path)
+    again = load_reference(Manifest.load(tmp_path))  # no mapping is given
+    assert again.source == loaded.source and list(again.renamed()) == list(loaded.renamed())
+    with pytest.raises(ModelError, match="4 mappings"):
+        load_model(str(unsettled))
 
 
 @pytest.mark.parametrize("command", [("onnx",), ("trt",), ("prove",)], ids=lambda words: words[0])
