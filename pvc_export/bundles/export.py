@@ -19,17 +19,20 @@ from engines.errors import BackendUnavailable, ModelError
 from engines.graph_specs import graph_specs
 from engines.manifest import FORMAT_VERSION, Manifest, hash_file, hash_folder
 from engines.provenance import sign_engines
-from engines.spec import GraphSpec, Precision, Spelling, StreamLimits
+from engines.spec import Precision, StreamLimits
 from engines.target import Target
 from pvc_ref import PVC
 
 from ..graphs.clock_table import NAME as CLOCK
 from ..graphs.clock_table import num_frame_times
 from ..graphs.facts import model_facts
+from ..graphs.hollow import hollow
+from ..graphs.lean import export_lean
 from ..graphs.models import LoadedModel
 from ..graphs.modules import graph_module, model_shape
 from ..graphs.onnx_file import EXPORTER, export_graph
 from ..graphs.precision import TORCH_DTYPE, cast_model, kept_wide
+from ..graphs.sessions import is_small
 from ..parity.check import check_bundle, explain
 from ..parity.report import PARITY_NAME, ParityReport
 from ..report import PAGE_NAME, ReportInput, render
@@ -146,10 +149,19 @@ def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, cons
         limits = replace(limits, num_times=num_frame_times(loaded.config, window=limits.window))
     spelling, cache_update = request.target.spelling, request.target.cache_update
     specs = graph_specs(shape, limits, request.precision, spelling, cache_update=cache_update)
-    model = cast_model(loaded.model, request.precision, request.islands)
-    _export_graphs(model, specs, spelling, folder, console)
+    lean = not is_small(loaded.model)  # of a large one there is no room for a second copy
+    source = hollow(loaded.model, keep_clock=limits.num_times is not None) if lean else loaded.model
+    model = cast_model(source, request.precision, request.islands)
+    (folder / "graphs").mkdir()
+    for index, (name, spec) in enumerate(specs.items(), start=1):
+        path = folder / graph_path(name)
+        with console.stage(f"export {name} ({index}/{len(specs)})") as (stage, _):
+            if lean:
+                export_lean(graph_module(model, spec, spelling), spec, path, loaded.model.get_parameter)
+            else:
+                export_graph(graph_module(model, spec, spelling), spec, path)
+            stage.note = size_text(sum(part.stat().st_size for part in path.parent.glob(f"{name}.onnx*")))
     asked = {name: asked_of(model, spec, request.islands) for name, spec in specs.items()}
-    del model  # at 8B neither a builder nor a check has room beside a second copy
     # Not tokenizer.save: on a full disk it raises a bare Exception, which is no OSError.
     (folder / TOKENIZER_NAME).write_text(loaded.tokenizer.to_str(pretty=True), encoding="utf-8")
     files = hash_folder(folder)
@@ -172,15 +184,6 @@ def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, cons
     manifest = sign_engines(manifest)
     manifest.save(folder)
     return manifest
-
-
-def _export_graphs(model: PVC, specs: dict[str, GraphSpec], spelling: Spelling, folder: Path, console: Console) -> None:
-    (folder / "graphs").mkdir()
-    for index, (name, spec) in enumerate(specs.items(), start=1):
-        path = folder / graph_path(name)
-        with console.stage(f"export {name} ({index}/{len(specs)})") as (stage, _):
-            export_graph(graph_module(model, spec, spelling), spec, path)
-            stage.note = size_text(sum(part.stat().st_size for part in path.parent.glob(f"{name}.onnx*")))
 
 
 def versions() -> dict[str, str]:

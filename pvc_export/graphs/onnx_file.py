@@ -44,16 +44,16 @@ def opset_of(spec: GraphSpec) -> int:
 
 def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
     """Write `module` as path (.onnx) and path + '.data'. Raises BuildError if it cannot, or if its signature is off."""
-    with _exporting(spec, path):
-        _traced(module, spec).save(path, external_data=True)
+    with exporting(spec, path):
+        traced(module, spec).save(path, external_data=True)
     check_signature(path, spec)
 
 
 def export_hollow(module: nn.Module, spec: GraphSpec, path: Path) -> None:
     """Write the graph alone, of a module whose matrices are one number each (hollow.filled): those have a dtype and a
     shape in it and no values. Raises BuildError if it cannot."""
-    with _exporting(spec, path):
-        program = _traced(module, spec)
+    with exporting(spec, path):
+        program = traced(module, spec)
         for name, value in program.model.graph.initializers.items():
             tensor = value.const_value
             if tensor is not None and tensor.size > 1 and not any(tensor.numpy().strides):
@@ -68,7 +68,8 @@ def is_hollow(tensor: onnx.TensorProto) -> bool:
 
 
 @contextlib.contextmanager
-def _exporting(spec: GraphSpec, path: Path) -> Iterator[None]:
+def exporting(spec: GraphSpec, path: Path) -> Iterator[None]:
+    """What goes on while a graph is exported. Raises BuildError if it cannot be."""
     try:
         with torch.no_grad(), quiet_exporter(), collector_paused(), translations_kept(), pairs_matched_quickly():
             yield
@@ -80,7 +81,8 @@ def _exporting(spec: GraphSpec, path: Path) -> Iterator[None]:
         ) from error
 
 
-def _traced(module: nn.Module, spec: GraphSpec) -> torch.onnx.ONNXProgram:
+def traced(module: nn.Module, spec: GraphSpec) -> torch.onnx.ONNXProgram:
+    """The graph of a module, under the names of its spec."""
     # No dynamic dimension may be traced at 0 or 1, nor two at one size: the exporter would take them for constants.
     sizes = {name: 3 + index for index, name in enumerate(sorted(spec.dims))}
     examples = tuple(_example(tensor, sizes) for tensor in spec.inputs)

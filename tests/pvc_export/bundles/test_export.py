@@ -17,13 +17,14 @@ from engines.bundle import open_bundle
 from engines.errors import BackendUnavailable, BundleError, ModelError
 from engines.spec import StreamLimits
 from engines.target import load_target
-from pvc_export.bundles.export import ExportRequest, export, num_weight_bytes, write_graphs
+from pvc_export.bundles.export import ExportRequest, export, num_weight_bytes
 from pvc_export.graphs.models import LoadedModel, load_model, loaded_model
 from pvc_export.parity.check import check_bundle
 from pvc_export.terminal.console import Console, size_text
 from pvc_ref import PVC, CompressorConfig, PVCConfig
 from pvc_ref.checkpoint.folder import save as save_model
 from pvc_ref.prompt import byte_tokenizer
+from pvc_ref.temporal import TimeEmbedding
 
 from ...conftest import few_layers
 from ..conftest import Run
@@ -66,14 +67,15 @@ def test_a_disk_that_is_too_small_is_known_before_any_work(
     assert size_text(num_bytes) in info.value.what and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("shared_graphs")
-def test_the_room_that_is_asked_for_is_what_the_weights_take(tiny: LoadedModel, tmp_path: Path) -> None:
-    for clock in ("run-on", "reanchor"):
-        request = request_for(tmp_path / clock, precision="fp16", clock=clock)
-        (tmp_path / clock).mkdir()
-        write_graphs(tiny, request, tmp_path / clock, Console(quiet=True))
-        written = sum(path.stat().st_size for path in (tmp_path / clock / "graphs").glob("*.data"))
-        assert num_weight_bytes(tiny.model, request) == pytest.approx(written, rel=0.1)
+def test_the_room_that_is_asked_for_is_what_the_weights_take(tiny: LoadedModel, bundle_fp16: Path) -> None:
+    written = sum(path.stat().st_size for path in (bundle_fp16 / "graphs").glob("*.data"))
+    request = request_for(bundle_fp16, precision="fp16")
+    assert num_weight_bytes(tiny.model, request) == pytest.approx(written, rel=0.02)
+    clocks = [module for module in tiny.model.modules() if isinstance(module, TimeEmbedding)]
+    of_clocks = 4 * sum(weight.numel() for clock in clocks for weight in clock.parameters())  # they stay float32
+    without = num_weight_bytes(tiny.model, replace(request, clock="reanchor"))
+    assert num_weight_bytes(tiny.model, request) - without == of_clocks
+    assert num_weight_bytes(tiny.model, replace(request, target=load_target("rtx"))) == 2 * (without + of_clocks)
 
 
 @pytest.mark.usefixtures("shared_graphs", "stream_alone")

@@ -1,0 +1,111 @@
+"""An export that takes no memory for weights: a graph is traced without their values, which are read as the file is
+written, one at a time.
+
+The matrices of the traced module are memory that nobody has touched, so there is none behind it, but each has an
+address. Whatever the exporter does to a weight (name it anew, transpose it ahead of time) is a view of that memory, and
+the address and the strides of a constant say which weight it is, and how it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import TorchTensor
+from torch import Tensor, nn
+
+from engines.errors import BuildError
+from engines.spec import GraphSpec
+
+from .joined import PARTS
+from .modules import layer_name
+from .onnx_file import TESTED, check_signature, exporting, traced
+from .precision import copy_with
+
+ReadWeight = Callable[[str], Tensor]
+"""A weight by its name in the model, in any dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A weight of a traced module without values.
+
+    names  the weights of the model that it consists of, several if it is a joined product
+    """
+
+    names: tuple[str, ...]
+    empty: Tensor
+
+    def read(self, read: ReadWeight, *, transposed: bool) -> Tensor:
+        values = torch.cat([read(name).detach().to(self.empty.dtype) for name in self.names])
+        return values.T.contiguous() if transposed else values
+
+
+def export_lean(module: nn.Module, spec: GraphSpec, path: Path, read: ReadWeight) -> None:
+    """Write a graph's module as path (.onnx) and path + '.data'. Its parameters on `meta` are read by their names in
+    the model, cast to the dtype that they have there. Raises BuildError as export_graph does."""
+    empty = {id(weight): _untouched(weight) for weight in module.parameters() if weight.is_meta}
+    matrices = [
+        Matrix(_weights_of(spec.name, name), empty[id(weight)])
+        for name, weight in module.named_parameters()
+        if id(weight) in empty
+    ]
+    module = copy_with(module, lambda weight: empty.get(id(weight), weight))
+    with exporting(spec, path):
+        program = traced(module, spec)
+        for name, value in program.model.graph.initializers.items():
+            if (found := matrix_of(value, matrices, spec)) is not None:
+                value.const_value = _lazy(name, value, *found, read)
+        program.save(path, external_data=True)
+    check_signature(path, spec)
+
+
+def _untouched(weight: Tensor) -> nn.Parameter:
+    """Memory of this size, of which the system gives out nothing before somebody writes to it."""
+    return nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), requires_grad=False)
+
+
+def _weights_of(graph: str, parameter: str) -> tuple[str, ...]:
+    """The names in the model of what a graph's module has as one parameter: of a joined product those of its parts."""
+    owner, _, leaf = parameter.rpartition(".")
+    name = layer_name(graph, owner)
+    outside, _, product = name.rpartition(".")
+    return tuple(f"{outside}.{part}.{leaf}" for part in PARTS.get(product, ())) or (f"{name}.{leaf}",)
+
+
+def matrix_of(value: ir.Value, matrices: Sequence[Matrix], spec: GraphSpec) -> tuple[Matrix, bool] | None:
+    """The weight that a constant is, and whether it lies transposed; None for a constant that has values of its own.
+
+    Raises BuildError for a part of a weight: the exporter did something with it that is not known here.
+    """
+    assert value.const_value is not None
+    array = value.const_value.numpy()
+    address = array.__array_interface__["data"][0]
+    matrix = next((one for one in matrices if 0 <= address - one.empty.data_ptr() < one.empty.nbytes), None)
+    if matrix is None:
+        return None
+    shape, strides = tuple(matrix.empty.shape), np.empty(matrix.empty.shape, array.dtype).strides
+    for transposed, wanted in ((False, (shape, strides)), (True, (shape[::-1], strides[::-1]))):
+        if address == matrix.empty.data_ptr() and (array.shape, array.strides) == wanted:
+            return matrix, transposed
+    raise BuildError(
+        f"graph '{spec.name}': the constant {value.name} is {array.shape} of a weight {shape}, {matrix.names[0]}",
+        expected="the weight as it is, or transposed",
+        cause="this version of torch or onnxscript exports otherwise than the tested one",
+        fix=TESTED,
+    )
+
+
+def _lazy(name: str, value: ir.Value, matrix: Matrix, transposed: bool, read: ReadWeight) -> ir.LazyTensor:
+    tensor = value.const_value
+    assert tensor is not None
+    return ir.LazyTensor(
+        lambda: TorchTensor(matrix.read(read, transposed=transposed), name=name),
+        dtype=tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=name,
+    )
