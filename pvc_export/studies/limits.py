@@ -3,7 +3,8 @@
     python -m pvc_export.studies.limits [--write] [--only NAME ...] [--model FOLDER] [--json FILE]
 
 Forty exports and more: random models from `tiny` to 24 layers and 512 wide over several seeds, the trained one, and any
-checkpoint folder, in three precisions, both spellings of attention and both cache updates. Each is checked as always.
+checkpoint folder, in three precisions, both spellings of attention, both cache updates, and streams of three sizes.
+Each is checked as always.
 A factor is the power of two that leaves MARGIN above the worst that any of them was off by on any rung: one for all
 lengths, and one for each metric that adds up otherwise. Which rung is worst depends on the models that were tried, so
 all have the same. Every export must pass; the table that this prints is in docs/numerics.md. Results are kept in --json
@@ -24,7 +25,7 @@ from math import ceil, log2
 from pathlib import Path
 from typing import Any
 
-from engines.spec import Precision
+from engines.spec import Precision, StreamLimits
 from engines.target import load_target
 from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, VisionConfig
 from pvc_ref.prompt import byte_tokenizer
@@ -41,6 +42,12 @@ MARGIN = 1.75
 """Room for other models, processors and versions, at least. Of what adds up in squares (1 - cosine) it is squared."""
 ALIKE: dict[tuple[str, ...], int] = {("rel_l2", "worst_token", "worst_value"): 1, ("cosine_gap",): 2, ("norm_gap",): 1}
 """Metrics that share a factor, and the power in which they add up."""
+LIMITS = (
+    StreamLimits(),
+    StreamLimits(window=4, context=512, streams=2),
+    StreamLimits(window=12, context=1024, streams=3),
+)
+"""Taken in turn: a false alarm of one context, or of one number of streams, was once found by accident."""
 SEEDS = 3
 NUM_QUESTIONS = 24
 """Asked of a model whose world is known."""
@@ -70,15 +77,18 @@ class Export:
     name: str
     precision: Precision
     target: str
+    limits: StreamLimits
     load: Callable[[], LoadedModel]
 
     @property
     def key(self) -> str:
-        return f"{self.name}, {self.precision}, {self.target}"
+        size = f"window {self.limits.window}, context {self.limits.context}, streams {self.limits.streams}"
+        return f"{self.name}, {self.precision}, {self.target}, {size}"
 
 
 def exports(folder: str | None) -> Iterator[Export]:
-    """Every model in every precision; targets take turns, so that each spelling and cache update meets each dtype."""
+    """Every model in every precision; targets and limits take turns, so that each spelling and cache update meets each
+    dtype, and each size of a stream each kind of model."""
     models: dict[str, Callable[[], LoadedModel]] = {}
     for seed in range(SEEDS):
         models[f"tiny, seed {seed}"] = partial(load_model, "tiny", seed=seed)
@@ -95,8 +105,9 @@ def exports(folder: str | None) -> Iterator[Export]:
         "bf16": ("rtx",),
     }
     for index, (name, load) in enumerate(models.items()):
-        for precision, some in targets.items():
-            yield Export(name=name, precision=precision, target=some[index % len(some)], load=load)
+        for turn, (precision, some) in enumerate(targets.items(), start=index):
+            limits = LIMITS[turn % len(LIMITS)]
+            yield Export(name=name, precision=precision, target=some[index % len(some)], limits=limits, load=load)
 
 
 def measure(export: Export) -> dict[str, Any]:
@@ -104,7 +115,7 @@ def measure(export: Export) -> dict[str, Any]:
     target = replace(load_target(export.target), builder=None, engine_graphs=())  # graphs only
     loaded = export.load()
     with tempfile.TemporaryDirectory(prefix="pvc-limits-") as folder:
-        request = ExportRequest(out=Path(folder), target=target, precision=export.precision)
+        request = ExportRequest(out=Path(folder), target=target, precision=export.precision, limits=export.limits)
         write_graphs(loaded, request, Path(folder), Console(quiet=True))
         report = check_bundle(Path(folder), loaded, num_questions=NUM_QUESTIONS)
     conversations = report.conversations
