@@ -40,7 +40,7 @@ ELSEWHERE: dict[str, str] = {
     "parity": "what this check will say",
 }
 """Fields of the manifest that say nothing of the model, and what they are held to instead."""
-NAMES = ("model.name", "model.mapping")
+NAMES = ("model.name.", "model.mapping.")
 """The same model may lie in another folder, its tensors under other names."""
 IN_WORDS = ("prompt", "images")
 """Fields whose faults show in what the model is told; the others are of its graphs."""
@@ -82,7 +82,7 @@ def wrong_facts(manifest: Manifest, loaded: LoadedModel) -> Iterator[tuple[str, 
         got, want = _leaves(field, getattr(manifest, field)), _leaves(field, expected[field])
         for path in dict.fromkeys([*want, *got]):
             said, right = got.get(path, "missing"), want.get(path, "nothing")
-            if said != right and path not in NAMES:
+            if said != right and not f"{path}.".startswith(NAMES):
                 yield field, f"{path} is {_excerpt(said, right)}, expected {_excerpt(right, said)}"
     if manifest.limits.context > loaded.config.llm.max_positions:
         most = loaded.config.llm.max_positions
