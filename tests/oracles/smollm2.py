@@ -1,6 +1,7 @@
 """SmolLM2 as the LLM of a PVC: its checkpoint folder, and what our reference and graphs say to its prompts.
 
-python -m tests.oracles.smollm2 FOLDER   FOLDER/model, as run_smollm2.py writes it -> FOLDER/checkpoint for `-m`
+python -m tests.oracles.smollm2 FOLDER   FOLDER/model, as run_smollm2.py writes it -> FOLDER/checkpoint and
+                                         FOLDER/internvl for `-m`: a PVC, and a plain InternVL as released ones lie
 
 The vision side is `tiny`'s, with random weights: what it says about a video means nothing, and its bundles say so.
 Every answer is forced: at each step the oracle's token is taken, whatever ours would have been. As long as ours are the
@@ -40,7 +41,9 @@ from pvc_ref.prompt import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 from .case import cuts
 from .exchange import MODEL, Answer, Answers, installed
 
-CHECKPOINT, BUNDLE = "checkpoint", "bundle"
+CHECKPOINT, INTERNVL, BUNDLE = "checkpoint", "internvl", "bundle"
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+"""Of its own chat template, which is InternVL2.5's but for this."""
 SEED = 0
 LIMITS = StreamLimits(window=4, context=1024)
 NEW_TOKENS = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
@@ -51,14 +54,31 @@ WAYS: dict[str, tuple[int, ...]] = {
 """How our graphs are fed a prompt: rows of one append, in turn. The answer follows row by row, as in decoding."""
 
 
-def write_checkpoint(model_folder: Path, folder: Path) -> None:
-    """A PVC in InternVL2's names with the Llama of a Hugging Face folder, and its tokenizer with three more tokens."""
-    model = PVC.random(_config(json.loads((model_folder / CONFIG_FILE).read_text(encoding="utf-8"))), seed=SEED)
+def write_checkpoint(model_folder: Path, folder: Path, *, plain: bool = False) -> None:
+    """A PVC in InternVL2's names with the Llama of a Hugging Face folder, and its tokenizer with three more tokens.
+
+    plain   an InternVL without layers that attend over time, and without anything of ours in its config.json
+    """
+    config = _config(json.loads((model_folder / CONFIG_FILE).read_text(encoding="utf-8")))
+    if plain:
+        config = replace(
+            config,
+            vision=replace(config.vision, num_temporal_layers=0),
+            compressor=replace(config.compressor, kind="pixel_shuffle"),
+            num_image_repeats=1,
+            template="internvl2_5",
+            system_message=SYSTEM,
+        )
+    model = PVC.random(config, seed=SEED)
     _take_weights(model, load_file(model_folder / WEIGHTS_FILE))
     tokenizer = Tokenizer.from_file(str(model_folder / TOKENIZER_FILE))
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in NEW_TOKENS])
     assert tokenizer.get_vocab_size() == model.config.llm.vocab_size, "new tokens stand behind all others"
     pvc_ref.save(model, folder, tokenizer=tokenizer)
+    if plain:
+        facts = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        del facts["pvc"]
+        (folder / CONFIG_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def _config(llama: dict[str, Any]) -> PVCConfig:
@@ -186,4 +206,6 @@ def _answers(
 
 if __name__ == "__main__":
     root = Path(sys.argv[1])
-    write_checkpoint(root / MODEL, root / CHECKPOINT)
+    for name, plain in ((CHECKPOINT, False), (INTERNVL, True)):
+        if not (root / name).exists():
+            write_checkpoint(root / MODEL, root / name, plain=plain)

@@ -14,14 +14,24 @@ from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engines.bundle import open_bundle
-from pvc_export.graphs.models import LoadedModel, load_model
+from pvc_export.graphs.models import LoadedModel, load_model, prompt_spec
 from pvc_ref.prompt import STOP_TOKEN, byte_tokenizer
 
 from .compare_steps import compare_steps, margin, relative_diff
 from .exchange import Answer, Answers
 from .questions import QUESTIONS
 from .run_smollm2 import ask
-from .smollm2 import LIMITS, NEW_TOKENS, PLANTED, WAYS, graph_answers, new_rows, reference_answers, write_checkpoint
+from .smollm2 import (
+    LIMITS,
+    NEW_TOKENS,
+    PLANTED,
+    SYSTEM,
+    WAYS,
+    graph_answers,
+    new_rows,
+    reference_answers,
+    write_checkpoint,
+)
 
 CONFIG = LlamaConfig(
     vocab_size=261,
@@ -82,6 +92,18 @@ def test_the_checkpoint_folder_is_a_model_of_ours_whose_llm_says_what_transforme
     assert not found.problems and found.num_steps > len(case.prompts)
     assert found.max_diff < 3e-6
     assert loaded.source.random_weights, "its vision side was never trained, and its bundles must say so"
+
+
+def test_as_a_plain_internvl_its_config_says_nothing_of_ours_and_its_prompt_is_its_own(
+    case: Case, loaded: LoadedModel, tmp_path: Path
+) -> None:
+    write_checkpoint(case.folder / "model", tmp_path / "internvl", plain=True)
+    plain = load_model(str(tmp_path / "internvl"))
+    assert "pvc" not in json.loads((tmp_path / "internvl" / "config.json").read_text())
+    assert plain.config.vision.num_temporal_layers == 0
+    assert prompt_spec(plain.config).start == f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
+    for name, weight in loaded.model.llm.named_parameters():
+        assert torch.equal(weight, plain.model.llm.get_parameter(name))
 
 
 @pytest.mark.parametrize("defect", PLANTED)
