@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -16,6 +15,8 @@ import torch
 
 from engines.images import ImageEncoder
 from engines.manifest import Manifest
+from engines.memory import Array
+from pvc_ref import PVCConfig
 from pvc_ref.preprocess import resize_frame, tile_image
 
 from ...graphs.models import LoadedModel
@@ -88,14 +89,20 @@ def prompt_ids(loaded: LoadedModel, prompt: Prompt, num_tiles: Sequence[int]) ->
     return loaded.prompt_ids(num_frames=len(prompt.frames), question=prompt.question)
 
 
+def reference_tiles(image_bgr: Frame, config: PVCConfig, max_tiles: int) -> Array:
+    """An image (H, W, 3) uint8 BGR as the reference cuts it: (tiles, S, S, 3) uint8 RGB, with a thumbnail if its model
+    has one."""
+    rgb = np.ascontiguousarray(image_bgr[..., ::-1])
+    size, thumbnail = config.vision.image_size, config.use_thumbnail
+    return tile_image(rgb, tile_size=size, max_tiles=max_tiles, use_thumbnail=thumbnail)
+
+
 @torch.no_grad()
 def reference_embeds(loaded: LoadedModel, prompt: Prompt, *, window: int, max_tiles: int = MAX_TILES) -> torch.Tensor:
     """What the reference feeds its LLM, (1, L, E): whole clip at once, its own resize, tiles and prompt."""
     model, size = loaded.model, loaded.config.vision.image_size
     if prompt.images:
-        rgb = (np.ascontiguousarray(image[..., ::-1]) for image in prompt.images)
-        cut = partial(tile_image, tile_size=size, max_tiles=max_tiles, use_thumbnail=loaded.config.use_thumbnail)
-        images = [torch.from_numpy(cut(image)) for image in rgb]
+        images = [torch.from_numpy(reference_tiles(image, loaded.config, max_tiles)) for image in prompt.images]
         visual = torch.cat(model.encode_images(images, window=window))
         return loaded.prompt_embeds(prompt_ids(loaded, prompt, [len(tiles) for tiles in images]), visual[None])
     if not prompt.frames:

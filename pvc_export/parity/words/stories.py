@@ -22,7 +22,7 @@ from engines.bundle import Bundle
 from engines.errors import NonFiniteError, PVCError
 from engines.ingest import Ingest
 from engines.memory import Array
-from pvc_ref.preprocess import resize_frame, tile_image
+from pvc_ref.preprocess import resize_frame
 from pvc_ref.prompt import STOP_TOKEN
 
 from ...graphs.models import LoadedModel
@@ -33,6 +33,7 @@ from ..levels import Rule
 from .conversations import compared, reference_logits
 from .listener import Listener
 from .past import Past
+from .prompts import reference_tiles
 
 NUM_NEW_TOKENS = 8
 """Enough for most answers to end by themselves, and for some not to."""
@@ -217,9 +218,7 @@ def _images(turn: Turn) -> list[Frame]:
 
 
 def _tiles(turn: Turn, loaded: LoadedModel) -> list[Array]:
-    size, thumbnail = loaded.config.vision.image_size, loaded.config.use_thumbnail
-    rgb = [np.ascontiguousarray(image[..., ::-1]) for image in _images(turn)]
-    return [tile_image(image, tile_size=size, max_tiles=MAX_TILES, use_thumbnail=thumbnail) for image in rgb]
+    return [reference_tiles(image, loaded.config, MAX_TILES) for image in _images(turn)]
 
 
 def _greedy(said: Sequence[int], want: Array, stop: int) -> list[int]:

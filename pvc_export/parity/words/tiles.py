@@ -11,7 +11,6 @@ from engines import PVCStream
 from engines.bundle import Bundle
 from engines.fake import FakeSession
 from pvc_ref import PVCConfig
-from pvc_ref.preprocess import tile_image
 
 from ...graphs.models import LoadedModel
 from ..clip import Frame, real_frames
@@ -19,7 +18,7 @@ from ..evidence import Evidence
 from ..levels import Rule
 from ..recorded_sessions import Recorder
 from .conversations import NUM_NEW_TOKENS, converse_about
-from .prompts import Prompt, prompt_ids
+from .prompts import Prompt, prompt_ids, reference_tiles
 
 QUESTION = "What is in the corners?"
 SEVERAL = 6
@@ -45,15 +44,14 @@ def compare_tiles(bundle: Bundle, loaded: LoadedModel) -> Rule:
     recorder = Recorder({name: FakeSession(session.spec) for name, session in bundle.sessions.items()})
     total = 1 if bundle.manifest.time_mode == "fixed" else None
     stream, num_tiles = PVCStream(replace(bundle, sessions=recorder.sessions), total_frames=total), list[int]()
-    config, size = loaded.config, loaded.config.vision.image_size
+    config = loaded.config
     for asked in (None, SEVERAL):
         image, most = widest_image(config, asked), asked or config.max_image_tiles
-        rgb, thumbnail = np.ascontiguousarray(image[..., ::-1]), config.use_thumbnail
-        want = tile_image(rgb, tile_size=size, max_tiles=most, use_thumbnail=thumbnail)
+        want = reference_tiles(image, config, most)
         recorder.frames.clear()
         num_rows = len(stream.encode_image(image, max_tiles=asked))
         per_tile = config.num_image_repeats * config.compressor.num_tokens
-        if fault := _fault(recorder.frames, list(want), num_rows, per_tile, thumbnail=thumbnail):
+        if fault := _fault(recorder.frames, list(want), num_rows, per_tile, thumbnail=config.use_thumbnail):
             return Rule(level="K", name="tiles", passed=False, detail=f"{fault}. {NEXT_STEP}")
         num_tiles.append(len(want))
     told = " and ".join(map(str, num_tiles))
