@@ -9,7 +9,7 @@ Dimension key:  B streams   T frames   S frame size   N positions   C vision wid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +74,8 @@ class PVC(nn.Module):
     """The world whose questions this model was taught to answer, such as 'shapes'; saved with the weights."""
     renamed: Mapping[str, str] = {}
     """Of a model that was loaded: what its files call tensors that have no name of ours -> our names; not saved."""
+    stored: Callable[[str], Tensor] | None = None
+    """Of a model whose matrices stayed in its files: reads one by its name."""
 
     def __init__(self, config: PVCConfig) -> None:
         super().__init__()
@@ -89,6 +91,14 @@ class PVC(nn.Module):
         model = randomize(PVC(config), seed=seed).eval()
         model.random_seed = seed
         return model
+
+    def weight(self, name: str) -> Tensor:
+        """A parameter's values, read from its file if they are not in memory."""
+        parameter = self.get_parameter(name).detach()
+        if not parameter.is_meta:
+            return parameter
+        assert self.stored is not None, f"{name} is on meta, and nobody knows its values"
+        return self.stored(name)
 
     # -- vision ------------------------------------------------------------------------------------------------
 
@@ -252,6 +262,13 @@ class PVC(nn.Module):
             ids.append(token)
             inputs_embeds = self.llm.embed_tokens(torch.tensor([[token]], device=inputs_embeds.device))
         return ids
+
+
+def stored_matrices(model: nn.Module) -> frozenset[str]:
+    """The weights that may stay in their files: those of linear layers and embeddings, which are nearly all of a model.
+    A tied one has its first name."""
+    products = {id(m.weight) for m in model.modules() if type(m) in (nn.Linear, nn.Embedding)}
+    return frozenset(name for name, weight in model.named_parameters() if id(weight) in products)
 
 
 def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:

@@ -157,7 +157,7 @@ def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, cons
         path = folder / graph_path(name)
         with console.stage(f"export {name} ({index}/{len(specs)})") as (stage, _):
             if lean:
-                export_lean(graph_module(model, spec, spelling), spec, path, loaded.model.get_parameter)
+                export_lean(graph_module(model, spec, spelling), spec, path, loaded.model.weight)
             else:
                 export_graph(graph_module(model, spec, spelling), spec, path)
             stage.note = size_text(sum(part.stat().st_size for part in path.parent.glob(f"{name}.onnx*")))

@@ -24,7 +24,7 @@ PRODUCTS = (nn.Linear, nn.Conv2d, nn.Embedding)
 def hollow(model: PVC, *, keep_clock: bool) -> PVC:
     """A copy whose large matrices are on the device `meta`; it shares all other weights.
 
-    keep_clock  leave the time embeddings their values, as a table of them needs
+    keep_clock  give the time embeddings their values, as a table of them needs, even where they lie in a file
     """
     emptied = set[int]()
     for module in model.modules():
@@ -32,14 +32,32 @@ def hollow(model: PVC, *, keep_clock: bool) -> PVC:
             emptied |= {id(part.weight) for part in module.children() if isinstance(part, nn.Linear)}
         if isinstance(module, PRODUCTS) and module.weight.numel() > SMALL:
             emptied.add(id(module.weight))
-    if keep_clock:
-        clocks = (module for module in model.modules() if isinstance(module, TimeEmbedding))
-        emptied -= {id(weight) for clock in clocks for weight in clock.parameters()}
+    clock = _clock_weights(model) if keep_clock else {}
 
     def weight_of(weight: Tensor) -> Tensor:
-        return nn.Parameter(weight.detach().to("meta"), requires_grad=False) if id(weight) in emptied else weight
+        if id(weight) in clock:
+            return _parameter(model.weight(clock[id(weight)])) if weight.is_meta else weight
+        return _parameter(weight.detach().to("meta")) if id(weight) in emptied else weight
 
     return copy_with(model, weight_of)
+
+
+def in_memory(model: PVC) -> PVC:
+    """A copy with the weights that lie in files; it shares those that do not."""
+    names = {id(weight): name for name, weight in model.named_parameters() if weight.is_meta}
+    copy = copy_with(model, lambda weight: _parameter(model.weight(names[id(weight)])) if weight.is_meta else weight)
+    copy.stored = None
+    return copy
+
+
+def _clock_weights(model: PVC) -> dict[int, str]:
+    """The weights of the time embeddings: id -> name."""
+    clocks = [f"{name}." for name, module in model.named_modules() if isinstance(module, TimeEmbedding)]
+    return {id(weight): name for name, weight in model.named_parameters() if name.startswith(tuple(clocks))}
+
+
+def _parameter(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=False)
 
 
 def filled(module: ModuleT) -> ModuleT:
@@ -48,6 +66,6 @@ def filled(module: ModuleT) -> ModuleT:
     def weight_of(weight: Tensor) -> Tensor:
         if not weight.is_meta:
             return weight
-        return nn.Parameter(torch.zeros((), dtype=weight.dtype).expand(weight.shape), requires_grad=False)
+        return _parameter(torch.zeros((), dtype=weight.dtype).expand(weight.shape))
 
     return copy_with(module, weight_of)

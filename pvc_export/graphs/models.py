@@ -19,6 +19,7 @@ from engines.terminal import did_you_mean
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.bundled import SHAPES_FOLDER
 from pvc_ref.checkpoint.files import HUB_NAME
+from pvc_ref.checkpoint.folder import skeleton
 from pvc_ref.checkpoint.mapping import mapping_lines, read_mapping
 from pvc_ref.checkpoint.tokenizer import load_tokenizer
 from pvc_ref.prompt import (
@@ -34,6 +35,8 @@ from pvc_ref.prompt import (
     turn_end,
     video_prompt,
 )
+
+from .sessions import is_small
 
 RANDOM = ("tiny", "vision-8b")
 """Presets that can be made here, from a seed. Of the others the weights come from a checkpoint folder."""
@@ -90,11 +93,17 @@ class LoadedModel:
 
 
 def load_model(
-    name: str, *, seed: int = 0, mapping: Path | None = None, known: Mapping[str, str] | None = None
+    name: str,
+    *,
+    seed: int = 0,
+    mapping: Path | None = None,
+    known: Mapping[str, str] | None = None,
+    on_disk: bool = False,
 ) -> LoadedModel:
     """A built-in name or a checkpoint folder. Raises ModelError that names the nearest built-in, or what is broken.
 
     mapping  a JSON file that says what the folder's tensors are (pvc_ref/checkpoint/mapping.py);  known  the same, read
+    on_disk  leave the matrices of a folder in its files (pvc_ref.load), unless it is a small model
     """
     if mapping is not None and name in BUILT_IN:
         raise ModelError(
@@ -112,7 +121,9 @@ def load_model(
             fix=did_you_mean(name, BUILT_IN, cutoff=0.5) or "name one of these with -m",
         )
     with checkpoint_errors():
-        model = pvc_ref.load(folder, mapping=known if mapping is None else read_mapping(mapping))
+        names = known if mapping is None else read_mapping(mapping)
+        on_disk = on_disk and not is_small(skeleton(folder, mapping=names))
+        model = pvc_ref.load(folder, mapping=names, on_disk=on_disk)
         tokenizer = load_tokenizer(folder)
     return loaded_model(model, tokenizer, name=name if name in BUILT_IN else str(folder.resolve()))
 
@@ -163,7 +174,7 @@ def fingerprint(model: PVC) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().to(torch.float32).contiguous().numpy().data)
+        digest.update(model.weight(name).to(torch.float32).contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ operation reads it, transposed or not, and of a joined product each part's rows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,12 +35,14 @@ from .graph_file import GraphFile, Place, Reading, bits, same_bits
 class Weights:
     """What a graph is to hold.
 
-    values   in the reference's dtype, by their names in the model;  dtypes  those that the graph is to hold them in
+    values   in the reference's dtype, by their names in the model; matrices are on `meta`, and `read` has their values
+    dtypes   those that the graph is to hold them in
     holders  of what torch.export calls a parameter, the weights that it consists of: several if it is a joined one
     owners   of each weight, the module that it belongs to, by its name in the graph
     """
 
     values: Mapping[str, Tensor]
+    read: Callable[[str], Tensor]
     dtypes: Mapping[str, torch.dtype]
     holders: Mapping[str, tuple[str, ...]]
     owners: Mapping[str, str]
@@ -48,6 +50,7 @@ class Weights:
     def wanted(self, name: str) -> Array:
         """One weight as the graph is to hold it. Cast when it is asked for: a large model has no room for a copy."""
         value = self.values[name].detach()
+        value = self.read(name) if value.is_meta else value
         return _to_numpy(value.to(self.dtypes.get(name, value.dtype)))
 
 
@@ -80,17 +83,19 @@ def evidence_of(held: Mapping[str, HeldWeights]) -> Evidence:
 
 def weights_of(manifest: Manifest, model: PVC) -> dict[str, Weights]:
     """What each graph of a bundle is to hold."""
-    cast = cast_model(hollow(model, keep_clock=False), manifest.precision, manifest.islands)
+    bare = hollow(model, keep_clock=any(spec.num_times is not None for spec in manifest.graphs.values()))
+    cast = cast_model(bare, manifest.precision, manifest.islands)
     dtypes = {name: parameter.dtype for name, parameter in cast.named_parameters(remove_duplicate=False)}
     return {
         graph: Weights(
             values=values,
+            read=model.weight,
             dtypes=dtypes,
             holders=_holders(graph, values, model),
             owners={name: inner_name(graph, name).rpartition(".")[0] for name in values},
         )
         for graph, spec in manifest.graphs.items()
-        for values in [graph_parameters(model, spec)]
+        for values in [graph_parameters(bare, spec)]
     }
 
 

@@ -25,38 +25,47 @@ from torch import Tensor, nn
 from ..compressor import PoolCompressor, pooling_matrix
 from ..config import LLMConfig, PVCConfig
 from ..errors import CheckpointError
-from ..model import PVC
+from ..model import PVC, stored_matrices
 from .config_json import config_from_json, config_to_json
 from .config_keys import CONFIG_FILE
 from .detect import Detection, added, detect, lacks_count, require_found, with_count
 from .files import BROKEN, FETCH_AGAIN, INDEX_FILE, TOKENIZER_FILE, WEIGHTS_FILE, check_folder, listing, read_json
 from .fit import check_names, check_tensors, harmless_names
 from .mapping import apply_mapping
-from .tensor_names import CheckpointTensor, checkpoint_tensors, pack_qkv, unpack_qkv
+from .stored import Shard, StoredWeights, pieces_of, read_tensor, split
+from .tensor_names import CheckpointTensor, checkpoint_tensors, pack_qkv
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MIXED, FETCH_TOGETHER = "the shards come from different checkpoints", "fetch index and shards together"
 
 
 def load(
-    folder: str | Path, *, dtype: torch.dtype = torch.float32, mapping: Mapping[str, str | None] | None = None
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    mapping: Mapping[str, str | None] | None = None,
+    on_disk: bool = False,
 ) -> PVC:
     """The model of a checkpoint folder, every parameter in `dtype`, in eval mode. Raises CheckpointError.
 
     mapping  what the files call tensors -> their roles (mapping.py); without one, tensors of other names are detected,
              and OpenNamesError is raised if that leaves anything open
+    on_disk  the matrices of linear layers and of embeddings stay in the files: they are on `meta`, and PVC.weight reads
+             one. The files must stay where they are
     Holds the model plus one tensor in memory, and nothing of the files afterwards.
     """
     with ExitStack() as stack:
         model, tensors, sources = _open(Path(folder), mapping, stack)
-        config = model.config
-        broken: list[str] = []
-        for tensor in tensors:
-            # A copy even in the same dtype: what safetensors returns may be a view of the mapped file.
-            value = sources[tensor.name].get_tensor(tensor.name).to(dtype, copy=True)
-            if not torch.isfinite(value).all():
-                broken.append(tensor.name)
-            for name, part in zip(tensor.parameters, _split(tensor, value, config.llm), strict=True):
+        pieces = {tensor.name: pieces_of(sources[tensor.name], tensor.name) for tensor in tensors}
+    config = model.config
+    left = stored_matrices(model) if on_disk else frozenset()
+    broken: list[str] = []
+    for tensor in tensors:
+        value = read_tensor(pieces[tensor.name])
+        if not torch.isfinite(value).all():
+            broken.append(tensor.name)
+        if not left.issuperset(tensor.parameters):
+            for name, part in zip(tensor.parameters, split(tensor, value.to(dtype), config.llm), strict=True):
                 owner, _, leaf = name.rpartition(".")
                 setattr(model.get_submodule(owner), leaf, nn.Parameter(part))
     if broken:
@@ -66,14 +75,25 @@ def load(
             cause="a training that diverged, or weights beyond the range of the dtype that they were saved in",
             fix="take an earlier checkpoint, or save it in bfloat16 or float32",
         )
+    if on_disk:
+        places = {name: (tensor, pieces[tensor.name]) for tensor in tensors for name in tensor.parameters}
+        if config.llm.tie_embeddings:
+            places["llm.lm_head.weight"] = places["llm.embed_tokens.weight"]
+        model.stored = StoredWeights(places, config.llm, dtype)
+    _fill_the_rest(model)
+    empty = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
+    assert set(empty) == left, f"never filled: {set(empty) ^ left}"
+    return model.eval()
+
+
+def _fill_the_rest(model: PVC) -> None:
+    """What no file holds: a tied head, and the matrix of a pooling."""
+    config = model.config
     if config.llm.tie_embeddings:
         model.llm.lm_head.weight = model.llm.embed_tokens.weight
-    if isinstance(model.compressor, PoolCompressor):  # a buffer that no file holds
+    if isinstance(model.compressor, PoolCompressor):
         rows, columns = config.compressor.token_grid
         model.compressor.weights = pooling_matrix(config.vision.grid_size, rows=rows, columns=columns)
-    empty = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
-    assert not empty, f"never filled: {empty}"
-    return model.eval()
 
 
 def skeleton(folder: str | Path, *, mapping: Mapping[str, str | None] | None = None) -> PVC:
@@ -254,7 +274,7 @@ def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
     file_of: dict[str, str] = {}
     for file in files:
         shard = _open_shard(folder / file, stack)
-        for name in shard.keys():  # noqa: SIM118  (safe_open cannot be iterated)
+        for name in shard.file.keys():  # noqa: SIM118  (safe_open cannot be iterated)
             if name in sources:
                 raise CheckpointError(
                     f"{folder}: {name} is in both {file_of[name]} and {file}",
@@ -307,9 +327,9 @@ def _no_weights(folder: Path) -> CheckpointError:
     )
 
 
-def _open_shard(path: Path, stack: ExitStack) -> Any:
+def _open_shard(path: Path, stack: ExitStack) -> Shard:
     try:
-        return stack.enter_context(safe_open(path, framework="pt"))
+        return Shard(path, stack.enter_context(safe_open(path, framework="pt")))
     except SafetensorError as error:
         raise _damage(path, f"{path} cannot be read ({error})") from error
 
@@ -333,9 +353,3 @@ def _damage(path: Path, what: str) -> CheckpointError:
     return CheckpointError(
         f"{what}: it has {size} bytes", expected=expected, cause="an interrupted download", fix=FETCH_AGAIN
     )
-
-
-def _split(tensor: CheckpointTensor, value: Tensor, llm: LLMConfig) -> tuple[Tensor, ...]:
-    if len(tensor.parameters) == 1:
-        return (value,)
-    return unpack_qkv(value, num_kv_heads=llm.num_kv_heads, head_dim=llm.attention_head_dim)

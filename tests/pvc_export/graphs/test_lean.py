@@ -14,17 +14,22 @@ import torch
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor
 
+import pvc_ref
 from engines.errors import BuildError
 from engines.graph_specs import graph_specs
 from engines.spec import GRAPH_NAMES, Precision, StreamLimits
 from engines.target import load_target
+from pvc_export.bundles.export import ExportRequest, write_graphs
 from pvc_export.graphs.hollow import SMALL, hollow
 from pvc_export.graphs.lean import Matrix, export_lean, matrix_of
+from pvc_export.graphs.models import load_model
 from pvc_export.graphs.modules import graph_module, model_shape
 from pvc_export.graphs.onnx_file import export_graph
 from pvc_export.graphs.precision import cast_model
 from pvc_export.graphs.weights_file import weight_values
+from pvc_export.terminal.console import Console
 from pvc_ref import PVC, PVCConfig
+from pvc_ref.prompt import byte_tokenizer
 
 from ...conftest import few_layers
 
@@ -73,6 +78,32 @@ def test_it_writes_the_graphs_and_the_weights_of_an_export_with_all_in_memory(
     assert read == Counter(read.keys()) + Counter(twice)
     large = {n for n, weight in model.named_parameters(remove_duplicate=False) if weight.numel() > SMALL}
     assert set(read) <= large
+
+
+def test_an_export_from_files_is_one_from_memory(tmp_path: Path) -> None:
+    """The whole way of a checkpoint folder, its weights' hash included."""
+    model = model_of("internlm2")
+    pvc_ref.save(model, tmp_path / "model", dtype=torch.float16)
+    (tmp_path / "model" / "tokenizer.json").write_text(byte_tokenizer().to_str(), encoding="utf-8")
+    written = []
+    for on_disk in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pvc_export.graphs.models.is_small", lambda _, small=not on_disk: small)
+            loaded = load_model(str(tmp_path / "model"), on_disk=True)
+        assert any(weight.is_meta for weight in loaded.model.parameters()) == on_disk
+        folder = tmp_path / f"bundle-{on_disk}"
+        folder.mkdir()
+        request = ExportRequest(out=folder, target=load_target("cpu"), precision="fp16", limits=LIMITS)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pvc_export.bundles.export.is_small", lambda _, small=not on_disk: small)
+            manifest = write_graphs(loaded, request, folder, Console(quiet=True))
+        values = [
+            (constant.name, weight_values(constant, path.parent).tobytes())
+            for path in sorted(folder.glob("graphs/*.onnx"))
+            for constant in onnx.load(path, load_external_data=False).graph.initializer
+        ]
+        written.append((manifest.model, manifest.graphs, values))
+    assert written[0] == written[1]
 
 
 def test_a_constant_is_a_weight_as_it_is_or_transposed_and_nothing_else_of_one() -> None:
