@@ -77,10 +77,19 @@ class OrtSession:
     computes_in = "float32"
 
     def __init__(
-        self, path: Path, spec: GraphSpec, *, memory: HostMemory | None = None, threads: int | None = None
+        self,
+        path: Path,
+        spec: GraphSpec,
+        *,
+        memory: HostMemory | None = None,
+        threads: int | None = None,
+        graph: bytes | None = None,
+        cast_late: bool = False,
     ) -> None:
         """Open an ONNX file. `threads` compute at once; None leaves that to its size and, in between, to a trial run.
 
+        graph      another graph over the weights of that file, in place of its own
+        cast_late  cast narrow weights when they are used and not once for all: a third of the memory, and slower
         Raises BackendUnavailable without onnxruntime, BundleError if the file is not a graph with the spec's names.
         """
         self.spec = spec
@@ -90,7 +99,9 @@ class OrtSession:
         self._has_bfloat16 = any(tensor.dtype == "bfloat16" for tensor in (*spec.inputs, *spec.outputs))
 
         def opened(count: int) -> Any:
-            return open_onnx(self._ort, path, spec, ["CPUExecutionProvider"], threads=count)
+            return open_onnx(
+                self._ort, path, spec, ["CPUExecutionProvider"], threads=count, graph=graph, cast_late=cast_late
+            )
 
         if threads is None:
             inputs = functools.cache(lambda: example_inputs(spec))  # once, and only if there is a trial
@@ -171,15 +182,30 @@ def import_onnxruntime() -> ModuleType:
     return cast(ModuleType, onnxruntime)
 
 
-def open_onnx(ort: ModuleType, path: Path, spec: GraphSpec, providers: list[Any], *, threads: int | None = None) -> Any:
+def open_onnx(
+    ort: ModuleType,
+    path: Path,
+    spec: GraphSpec,
+    providers: list[Any],
+    *,
+    threads: int | None = None,
+    graph: bytes | None = None,
+    cast_late: bool = False,
+) -> Any:
     """An InferenceSession whose tensors are the spec's, in order. Raises BundleError for any other file."""
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only; they are raised as well
     options.intra_op_num_threads = threads or 0
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # gpu.py reads it
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle camera must not burn a core
+    if graph is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    disabled = None
+    if cast_late:
+        disabled = ["ConstantFolding"]
+        options.add_session_config_entry("session.disable_prepacking", "1")  # it copies a weight into another form
     try:
-        session = ort.InferenceSession(str(path), options, providers=providers)
+        session = ort.InferenceSession(graph or str(path), options, providers=providers, disabled_optimizers=disabled)
     except Exception as error:  # onnxruntime's errors share no base class but Exception
         raise BundleError(
             f"{path} cannot be opened: {error}",

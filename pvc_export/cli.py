@@ -102,6 +102,14 @@ def check(
     bisect: Annotated[
         bool, typer.Option("--bisect", help="On failure, export again with float32 islands until it passes.")
     ] = False,
+    by_layer: Annotated[
+        bool | None,
+        typer.Option(
+            "--by-layer/--whole",
+            help="Hold the LLM layer by layer, its weights read from the model's folder, or take the model into "
+            "memory. Default: whatever fits.",
+        ),
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the report as JUnit XML, for a CI system.")] = None,
     reference: Annotated[
@@ -148,7 +156,7 @@ def check(
     """
     from .commands.check import Wanted, check_any_graph, check_one_bundle
 
-    wanted = Wanted(bisect=bisect, as_json=as_json, page=report, xml=junit)
+    wanted = Wanted(bisect=bisect, by_layer=by_layer, as_json=as_json, page=report, xml=junit)
     if graph is None or reference is None:
         others: dict[str, object] = {
             "--reference": reference, "--graph": graph, "--state": state, "--size": size, "--bound": bound,
@@ -160,7 +168,13 @@ def check(
         if bundle is None:
             raise typer.BadParameter("name a BUNDLE, or --reference and --graph")
         check_one_bundle(bundle, model, mapping, wanted)
-    of_bundles = {"BUNDLE": bundle, "--model": model, "--mapping": mapping, "--bisect": bisect or None}
+    of_bundles = {
+        "BUNDLE": bundle,
+        "--model": model,
+        "--mapping": mapping,
+        "--bisect": bisect or None,
+        "--by-layer": by_layer,
+    }
     refuse(of_bundles, "{} cannot be given with --graph")
     from .foreign import NUM_STEPS, ForeignRequest
 

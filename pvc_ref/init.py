@@ -21,17 +21,21 @@ def randomize(model: ModelT, *, seed: int) -> ModelT:
     """Draw all parameters of `model`, or of a part of one, from `seed`, in the order of their names. Returns it."""
     generator = torch.Generator().manual_seed(seed)
     depth = max((len(module.layers) for module in model.modules() if isinstance(module, Decoder)), default=2)
-    llm_branch_gain = (2.0 / depth) ** 0.5  # as GPT-2 does: depth must not add up to noise
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(_scale(name, parameter, noise, llm_branch_gain).half())
+            parameter.copy_(draw(name, parameter.shape, generator, llm_layers=depth))
     return model
 
 
-def _scale(name: str, parameter: Tensor, noise: Tensor, llm_branch_gain: float) -> Tensor:
+def draw(name: str, shape: torch.Size, generator: torch.Generator, *, llm_layers: int) -> Tensor:
+    """Values of one parameter, in float16."""
+    llm_branch_gain = (2.0 / llm_layers) ** 0.5  # as GPT-2 does: depth must not add up to noise
+    return _scale(name, torch.randn(shape, generator=generator), llm_branch_gain).half()
+
+
+def _scale(name: str, noise: Tensor, llm_branch_gain: float) -> Tensor:
     leaf = name.rsplit(".", 1)[-1]
-    if leaf in ("ls1", "ls2", "alpha") or (leaf == "weight" and parameter.ndim == 1):
+    if leaf in ("ls1", "ls2", "alpha") or (leaf == "weight" and noise.ndim == 1):
         return (1.0 + 0.2 * noise).clamp(0.4, 1.6)  # LayerScale, alpha, norm weights
     if name.endswith("w4.bias"):
         return 1.0 + 0.1 * noise  # gamma of AdaLN near one
@@ -39,7 +43,7 @@ def _scale(name: str, parameter: Tensor, noise: Tensor, llm_branch_gain: float) 
         return 0.1 * noise
     if leaf == "weight" and "embed_tokens" not in name:
         gain = llm_branch_gain if name.endswith(("o_proj.weight", "down_proj.weight")) else _gain(name)
-        return gain * noise * parameter[0].numel() ** -0.5  # at gain 1: unit variance in, unit variance out
+        return gain * noise * noise[0].numel() ** -0.5  # at gain 1: unit variance in, unit variance out
     return noise  # embedding table, class token, positions, queries
 
 

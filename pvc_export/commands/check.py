@@ -31,9 +31,10 @@ from ..terminal.console import Console
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """What a check is to write and try. page, xml: files for people and for a CI system."""
+    """What a check is to write and try. page, xml: files for people and for a CI system; by_layer: see check_bundle."""
 
     bisect: bool
+    by_layer: bool | None
     as_json: bool
     page: Path | None
     xml: Path | None
@@ -44,11 +45,11 @@ def check_one_bundle(folder: Path, model: str | None, mapping: Path | None, want
     console = Console(quiet=wanted.as_json)
     manifest = Manifest.load(folder)
     with console.stage("load the reference"):
-        loaded = load_reference(manifest, model, mapping)
+        loaded = load_reference(manifest, model, mapping, on_disk=True)
     for line in loaded.renamed():
         console.print(f"  {line}")
     with console.stage("check against the reference") as (_, progress):
-        parity = check_bundle(folder, loaded, progress=progress)
+        parity = check_bundle(folder, loaded, by_layer=wanted.by_layer, progress=progress)
     for line in parity.table():
         console.print(f"  {line}")
     if not parity.passed:

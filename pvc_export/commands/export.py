@@ -42,7 +42,7 @@ def export_command(
         f"streams {streams}, clock {clock}" + "".join(f", float32 {name}" for name in islands)
     )
     with console.stage("load the model") as (stage, _):
-        loaded = load_model(model, seed=seed or 0, mapping=mapping)
+        loaded = load_model(model, seed=seed or 0, mapping=mapping, on_disk=True)
         count = sum(parameter.numel() for parameter in loaded.model.parameters())
         origin = f", random (seed {loaded.source.seed})" if loaded.source.random_weights else ""
         stage.note = f"{count / 1e6:.1f} M parameters{origin}"

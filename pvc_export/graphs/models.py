@@ -195,14 +195,19 @@ def prompt_spec(config: PVCConfig) -> PromptSpec:
     )
 
 
-def load_reference(manifest: Manifest, name: str | None = None, mapping: Path | None = None) -> LoadedModel:
+def load_reference(
+    manifest: Manifest, name: str | None = None, mapping: Path | None = None, *, on_disk: bool = False
+) -> LoadedModel:
     """The model that a bundle was made from, or the one called `name`. Raises ModelError if its weights differ.
 
-    Without a mapping file, the tensors of the bundle's own checkpoint are what they were when it was made.
+    Without a mapping file, the tensors of the bundle's own checkpoint are what they were when it was made. on_disk: as
+    load_model's.
     """
     source = manifest.model
     known = source.mapping if mapping is None and name is None else None
-    loaded = load_model(name or source.name, seed=source.seed or 0, mapping=mapping, known=known or None)
+    loaded = load_model(
+        name or source.name, seed=source.seed or 0, mapping=mapping, known=known or None, on_disk=on_disk
+    )
     require_same_weights(manifest, loaded)
     return loaded
 

@@ -56,9 +56,15 @@ class VisionRuns:
 
 @torch.no_grad()
 def compare_vision(
-    bundle: Bundle, reference: Reference, recorded: RecordedStream, progress: Progress = lambda _: None
+    bundle: Bundle,
+    reference: Reference,
+    recorded: RecordedStream,
+    progress: Progress = lambda _: None,
+    *,
+    whole_clip: bool = True,
 ) -> tuple[Evidence, VisionRuns]:
-    """Compare every frame; embeddings of the clip, with the whole clip's. Also returns what both references said."""
+    """Compare every frame; embeddings of the clip, with those of the whole clip at once, if there is memory for that.
+    Also returns what both references said."""
     frames, manifest, model = recorded.frames, bundle.manifest, reference.model
     window = manifest.limits.window
     if not frames.times:  # the first one ended the stream
@@ -67,11 +73,12 @@ def compare_vision(
     own = run_torch(model, frames, temporal, lambda x: progress(0.5 * x))
     twin = run_twin(reference, frames, temporal, lambda x: progress(0.5 + 0.5 * x))
     num_frames = frames.num_consecutive
-    pixels = torch.from_numpy(np.stack(frames.pixels[:num_frames]))[None]
-    whole = model.encode_clip(pixels, window=window, total_frames=frames.total_frames)[0]
     expected = list(own)
-    for index in range(num_frames):
-        expected[index] = expected[index] | {"compressor/frame_embeds": whole[index : index + 1].numpy()}
+    if whole_clip:
+        pixels = torch.from_numpy(np.stack(frames.pixels[:num_frames]))[None]
+        whole = model.encode_clip(pixels, window=window, total_frames=frames.total_frames)[0]
+        for index in range(num_frames):
+            expected[index] = expected[index] | {"compressor/frame_embeds": whole[index : index + 1].numpy()}
     rung = Rung("bundle", manifest.precision)
     heat = worst_heat_maps(
         rung, recorded.vision, expected, pixels=frames.pixels, times=frames.times, config=model.config
@@ -108,11 +115,11 @@ def compare_language(
     runs = run_both(reference, manifest.graphs["llm"], whole)
     num_rows = len(prompt) + len(answer)
     logits, found = _logits(runs, first=len(prompt) - 1)
-    found += [_text_noise(reference, text)]
+    found += [text_noise(reference, text)]
     found += runs.noise_of_rows(Place("row"), range(max(num_rows - 2 * NEIGHBOURS, 0), num_rows))
     if not rule.passed:  # then every pass has other rows
         return Evidence(rules=(rule,), differences=tuple(found))
-    found += [_compare_text(manifest.precision, fed, text_embeds)]
+    found += [compare_text(manifest.precision, fed, text_embeds)]
     spans = _spans(recorded, manifest.graphs["llm"].states[0].output)
     for call, span in zip(recorded.language_calls["llm"], spans, strict=True):
         found += runs.compare(call, span)
@@ -123,7 +130,7 @@ def compare_language(
                        where=Place("token", i))
         for i, got in enumerate(heads)
     ]  # fmt: skip
-    said = _compare_tokens(tokens, heads, logits, manifest.precision)
+    said = compare_tokens(tokens, heads, logits, manifest.precision)
     return Evidence(rules=(rule,), differences=tuple(found)) + said
 
 
@@ -138,12 +145,12 @@ def _spans(recorded: RecordedStream, cache: str) -> list[Span]:
     return spans
 
 
-def _compare_text(precision: Precision, fed: Array, want: torch.Tensor) -> Difference:
+def compare_text(precision: Precision, fed: Array, want: torch.Tensor) -> Difference:
     rung = Rung("bundle", precision)
     return compare_arrays(fed, to_numpy(want), rung=rung, graph="embed", tensor="inputs_embeds", where=WHOLE_TEXT)
 
 
-def _text_noise(reference: Reference, text: torch.Tensor) -> Difference:
+def text_noise(reference: Reference, text: torch.Tensor) -> Difference:
     """None: what the table holds is compared in its own dtype."""
     table = to_numpy(reference.twin.llm.embed_tokens(text)[None])
     return reference.noise(table, table, graph="embed", tensor="inputs_embeds", where=WHOLE_TEXT)
@@ -174,7 +181,7 @@ def _prompt_rule(num_fed: int, num_expected: int) -> Rule:
     return Rule(level="K", name="prompt", passed=alike, detail=detail)
 
 
-def _compare_tokens(tokens: Sequence[int], heads: Sequence[Array], logits: Array, precision: Precision) -> Evidence:
+def compare_tokens(tokens: Sequence[int], heads: Sequence[Array], logits: Array, precision: Precision) -> Evidence:
     """A greedy token must be the likeliest of its own logits, and of the reference's unless those nearly tie."""
     num_equal, wrong = 0, list[str]()
     for index, (token, (own,), reference) in enumerate(zip(tokens, heads, logits, strict=False)):

@@ -1,13 +1,12 @@
 """bfloat16 graphs on a CPU: every operation computed in float32, and its result rounded to bfloat16.
 
 ONNX Runtime's CPU cannot multiply bfloat16. It runs float16 by casting around every operator; this module writes the
-same casts for bfloat16 into a copy of the graph, weights unchanged. So a bfloat16 bundle's own files are checked on a
+same casts for bfloat16 into the graph, weights unchanged. So a bfloat16 bundle's own files are checked on a
 machine without a GPU, labelled as what it is: computed in float32.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +15,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from engines.bundle import TOKENIZER_NAME, Bundle, graph_path, open_bundle, verify_files
+from engines.bundle import ON_CPU, TOKENIZER_NAME, Bundle, graph_path, open_bundle, verify_files
 from engines.manifest import Manifest
 from engines.memory import HostMemory
 from engines.prompt import PromptTokenizer
@@ -34,31 +33,33 @@ MOVES = frozenset(
 
 
 @contextmanager
-def open_on_cpu(folder: Path, *, scratch: Path | None = None) -> Iterator[Bundle]:
+def open_on_cpu(folder: Path, graphs: Sequence[str] | None = None, *, cast_late: bool = False) -> Iterator[Bundle]:
     """A bundle of any precision, opened for a check: verified, its ONNX files in ONNX Runtime's CPU.
 
-    A bfloat16 bundle takes and returns float32 arrays that hold bfloat16 values; its widened graphs are written into
-    `scratch`. Raises what open_bundle raises.
+    A bfloat16 bundle takes and returns float32 arrays that hold bfloat16 values. Raises what open_bundle raises.
+    graphs     only these, of a bundle that was verified;  cast_late  as in OrtSession
     """
     manifest = Manifest.load(folder)
-    if manifest.precision != "bf16":
+    if manifest.precision != "bf16" and graphs is None:
         yield open_bundle(folder, runtime="cpu", unchecked=True)
         return
-    verify_files(folder, manifest, engines=False)
-    with tempfile.TemporaryDirectory(prefix="pvc-bf16-", dir=scratch) as wide:
-        memory, sessions = HostMemory(), dict[str, Session]()
-        for name, spec in manifest.graphs.items():
-            path = Path(wide) / f"{name}.onnx"
-            widen(folder / graph_path(name), path, exact=[state.input for state in spec.states])
-            sessions[name] = OrtSession(path, widen_spec(spec), memory=memory)
-        tokenizer = PromptTokenizer(folder / TOKENIZER_NAME, manifest.prompt)
-        yield Bundle(
-            folder=folder,
-            manifest=manifest,
-            sessions=sessions,
-            tokenizer=tokenizer,
-            runs_on="ONNX Runtime CPU, widened",
-        )
+    if graphs is None:
+        verify_files(folder, manifest, engines=False)
+    memory, sessions = HostMemory(), dict[str, Session]()
+    for name in graphs or manifest.graphs:
+        path, spec, wide = folder / graph_path(name), manifest.graphs[name], None
+        if manifest.precision == "bf16":
+            model = onnx.load(path, load_external_data=False)
+            widen_model(model, exact=[state.input for state in spec.states])
+            spec, wide = widen_spec(spec), model.SerializeToString()
+        sessions[name] = OrtSession(path, spec, memory=memory, graph=wide, cast_late=cast_late)
+    yield Bundle(
+        folder=folder,
+        manifest=manifest,
+        sessions=sessions,
+        tokenizer=PromptTokenizer(folder / TOKENIZER_NAME, manifest.prompt),
+        runs_on="ONNX Runtime CPU, widened" if manifest.precision == "bf16" else ON_CPU,
+    )
 
 
 def widen_spec(spec: GraphSpec) -> GraphSpec:
@@ -76,12 +77,18 @@ def widen_spec(spec: GraphSpec) -> GraphSpec:
 
 
 def widen(source: Path, target: Path, *, exact: Sequence[str] = ()) -> None:
-    """Write `source` as a graph without bfloat16 arithmetic, its inputs and outputs float32.
+    """Write `source` as widen_model makes it. The weights stay in its file, to which `target` gets a link."""
+    model = onnx.load(source, load_external_data=False)
+    widen_model(model, exact=exact)
+    onnx.save(model, target)
+    share_weights(source, target.parent)
+
+
+def widen_model(model: onnx.ModelProto, *, exact: Sequence[str] = ()) -> None:
+    """Make it a graph without bfloat16 arithmetic, its inputs and outputs float32, its weights as they are.
 
     Inputs are rounded to bfloat16, but for those in `exact`, which hold such values: a state comes from an output.
-    The weights stay in the source's file, to which `target` gets a link.
     """
-    model = onnx.load(source, load_external_data=False)
     graph, narrow = model.graph, _bfloat16_tensors(model)
     nodes = list(_rounded(graph, narrow, exact))
     read = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
@@ -91,8 +98,6 @@ def widen(source: Path, target: Path, *, exact: Sequence[str] = ()) -> None:
             value.type.tensor_type.elem_type = FLOAT
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
-    onnx.save(model, target)
-    share_weights(source, target.parent)
 
 
 def _rounded(graph: onnx.GraphProto, narrow: set[str], exact: Sequence[str]) -> Iterator[onnx.NodeProto]:

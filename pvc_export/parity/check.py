@@ -39,12 +39,14 @@ from engines.errors import NonFiniteError
 from engines.manifest import Manifest
 from engines.spec import GRAPH_NAMES
 
+from ..graphs.hollow import in_memory
 from ..graphs.models import LoadedModel, require_same_weights
 from ..graphs.sessions import fitting_threads, is_small
 from ..terminal.console import Console
 from .against_reference import VisionRuns, compare_language, compare_pixels, compare_vision
 from .answers import WORLD, Conversation
 from .bfloat16_on_cpu import open_on_cpu
+from .by_layer.check import ASKED, LEFT_OUT, check_by_layer, why_by_layer
 from .clip import check_clip
 from .clock import probe_clock
 from .culprit.find import find_culprit
@@ -80,10 +82,13 @@ def check_bundle(
     num_questions: int = NUM_QUESTIONS,
     scratch: Path | None = None,
     fresh: FreshGraphs | None = None,
+    by_layer: bool | None = None,
     progress: Progress = lambda _: None,
 ) -> ParityReport:
     """Run the bundle beside its reference on a clip of 2 W + 2 frames, in ONNX Runtime on the CPU.
 
+    A model whose weights lie in files is taken into memory for it, or where there is no room checked layer by layer
+    (by_layer/check.py); `by_layer` decides in advance.
     Without `ladder` only the bundle itself is compared, not the steps between, nor ten windows in a row. num_questions
     are asked of a model whose world is known (words/held_out.py); 0 asks none. Graphs that a rung needs are written to
     a temporary folder in `scratch`, by default the system's; `fresh` keeps fresh exports of this reference, for checks
@@ -91,8 +96,12 @@ def check_bundle(
     of another shape: it is in the report. Raises ModelError if `loaded` is not the model the bundle was made from, and
     what open_bundle raises.
     """
+    why = why_by_layer(loaded) if by_layer is None else ASKED if by_layer else None
+    loaded = loaded if why else _in_memory(loaded)
     keeping = FreshGraphs.of(loaded.model, scratch) if fresh is None else nullcontext(fresh)
     with fitting_threads(loaded.model), keeping as exports, exports.ahead(Manifest.load(folder)):
+        if why:
+            return check_by_layer(folder, loaded, exports, why=why, scratch=scratch, progress=progress)
         run = _run_bundle(folder, loaded, scratch, progress, far=ladder)
         manifest, recorded = run.bundle.manifest, run.recorded
         evidence = run.evidence + compare_graphs(folder, manifest, loaded, exports)
@@ -124,11 +133,17 @@ def explain(
     It is looked for in the first graph that failed, or in all where none did: if the operations of that one are right,
     those of later graphs are not asked.
     """
+    if LEFT_OUT in report.not_executed:
+        return report  # its rows name the layer, and for more the model would have to be in memory
     graphs = (report.first_failed_graph,) if report.first_failed_graph else GRAPH_NAMES
     with console.stage("look for the operation at fault") as (stage, _):
-        culprit = find_culprit(folder, loaded, graphs=graphs, scratch=scratch)
+        culprit = find_culprit(folder, _in_memory(loaded), graphs=graphs, scratch=scratch)
         stage.note = f"'{culprit.operation}' of {culprit.layer}" if culprit else "none: every operation is right"
     return replace(report, looked=True, culprit=culprit)
+
+
+def _in_memory(loaded: LoadedModel) -> LoadedModel:
+    return loaded if loaded.model.stored is None else replace(loaded, model=in_memory(loaded.model))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,7 +159,7 @@ class BundleRun:
 
 
 def _run_bundle(folder: Path, loaded: LoadedModel, scratch: Path | None, progress: Progress, *, far: bool) -> BundleRun:
-    with open_on_cpu(folder, scratch=scratch) as opened:
+    with open_on_cpu(folder) as opened:
         require_same_weights(opened.manifest, loaded)
         facts, bundle = hold_facts(opened, loaded, scratch=scratch)
         manifest = bundle.manifest

@@ -21,7 +21,7 @@ from engines.session import Session
 from engines.spec import FLOAT_OF, GraphSpec, StreamLimits
 from pvc_ref import PVC
 from pvc_ref.layers import visible_to_bias
-from pvc_ref.llm import KeyValue, rotate
+from pvc_ref.llm import Decoder, KeyValue, rotate
 
 from .decoder_runs import NEIGHBOURS, Decoded, Span, run_both
 from .evidence import Evidence
@@ -212,11 +212,18 @@ def drawn_past(
     llm, states = reference.model.llm, bundle.sessions["llm"].spec.states
     embeds = torch.from_numpy(_draw_embeds(bundle, reference, rng, num_streams, min(num_rows, NUM_PAST)))
     _, new = llm(embeds.float(), torch.arange(embeds.shape[1]).expand(num_streams, -1))
-    index = torch.arange(num_rows) % embeds.shape[1]
-    turn = llm.angles((torch.arange(num_rows) - index)[None], torch.float32)
-    rows = [row for key, value in new for row in (rotate(key[:, index], *turn), value[:, index])]
+    rows = [row for pair in new for row in repeated_rows(llm, pair, num_rows)]
     dtype = bundle.sessions["llm"].spec.input(states[0].input).dtype
     return {state.input: _in_precision(bundle, row, dtype) for state, row in zip(states, rows, strict=True)}
+
+
+def repeated_rows(llm: Decoder, pair: KeyValue, num_rows: int) -> KeyValue:
+    """A key and a value (B, P, K, D) at positions 0.., again and again until there are num_rows, keys turned to where
+    they are then."""
+    key, value = pair
+    index = torch.arange(num_rows) % key.shape[1]
+    turn = llm.angles((torch.arange(num_rows) - index)[None], torch.float32)
+    return rotate(key[:, index], *turn), value[:, index]
 
 
 def _as_in_a_text(
@@ -243,7 +250,7 @@ def _run_together(bundle: Bundle, lengths: list[int], embeds: Array, num_rows: i
             language.append(embeds[row, :length])
         feeds.append({name: session.memory.to_host(t) for name, t in language.cache.feeds(num_rows).items()})
     new = [embeds[row : row + 1, length : length + num_rows] for row, length in enumerate(lengths)]
-    joined = {"inputs_embeds": np.concatenate(new), **_joined(session.spec, feeds, num_rows)}
+    joined = {"inputs_embeds": np.concatenate(new), **joined_feeds(session.spec, feeds, num_rows)}
     return _new_rows(session, joined)
 
 
@@ -260,7 +267,7 @@ def _new_rows(session: Session, feeds: dict[str, Array]) -> dict[str, Array]:
     return outputs
 
 
-def _joined(spec: GraphSpec, feeds: list[dict[str, Array]], num_rows: int) -> dict[str, Array]:
+def joined_feeds(spec: GraphSpec, feeds: list[dict[str, Array]], num_rows: int) -> dict[str, Array]:
     """The feeds of several streams, each with its own mask, as one batch. Where pasts are fed in buckets, all get as
     many as the longest."""
     if spec.aliases:

@@ -207,7 +207,9 @@ def beyond_limits(differences: Iterable[Difference]) -> list[Difference]:
 
 
 def kind_of(graph: str, tensor: str) -> str:
-    """What a tensor is called together with those of the other layers: 'temporal/new', 'llm/new'."""
+    """What a tensor is called together with those of the other layers: 'temporal/new', 'llm/new', 'llm/layer'."""
+    if tensor.startswith("layer."):
+        return f"{graph}/layer"
     return f"{graph}/{'new' if tensor.startswith(('new.', 'present.')) else tensor}"
 
 

@@ -60,28 +60,32 @@ class RecordedStream:
 def stream_clip(
     bundle: Bundle, clip: list[Frame], *, num_frames: int, progress: Progress = lambda _: None
 ) -> RecordedStream:
-    """Push the first num_frames frames, ask, and let the clock jump. The vision side sees the whole clip anyway."""
+    """Push the first num_frames frames, ask, and let the clock jump. The vision side sees the whole clip anyway: with
+    num_frames 0 it is all that runs, and all that need be open."""
     recorder = Recorder(bundle.sessions)
     total = len(clip) if bundle.manifest.time_mode == "fixed" else None
     # One clip under one clock, so that every frame has its counterpart; what a re-anchor does is the runtime's tests'.
-    stream = PVCStream(replace(bundle, sessions=recorder.sessions), total_frames=total, clock="run-on")
+    shown = replace(bundle, sessions=recorder.sessions)
     pixels = [resize_frame(frame[..., ::-1], size=bundle.manifest.shape.image_size) for frame in clip]
     times = list(range(len(clip)))
     tokens, forced = tuple[int, ...](), tuple[int, ...]()
     stop: Evidence | None = None
     language_calls = recorder.calls
     try:
-        for index, frame in enumerate(clip[:num_frames]):
-            stream.push(frame)
-            progress((index + 1) / num_frames)
-        tokens = stream.ask(QUESTION, max_new_tokens=NUM_NEW_TOKENS, keep=True).token_ids
-        forced = _decode_a_little_more(stream, tokens)
-        encoder = stream.vision
+        if num_frames:
+            stream = PVCStream(shown, total_frames=total, clock="run-on")
+            for index, frame in enumerate(clip[:num_frames]):
+                stream.push(frame)
+                progress((index + 1) / num_frames)
+            tokens = stream.ask(QUESTION, max_new_tokens=NUM_NEW_TOKENS, keep=True).token_ids
+            forced = _decode_a_little_more(stream, tokens)
+            encoder = stream.vision
         if num_frames < len(clip):  # the context is short
             recorder.restart()
             encoder = VisionEncoder(recorder.sessions, time_divisor=total or 1)
             for image in pixels:
                 encoder.commit(encoder.encode(image))
+                progress(encoder.num_frames / len(clip))
         if total is None:
             _jump(encoder, pixels, bundle, times)
     except NonFiniteError as error:
@@ -108,7 +112,7 @@ def stream_clip(
 def _early_end(calls: Calls, times: list[int], rung: Rung, error: NonFiniteError) -> Evidence:
     """The first graph of which a call returned what is not finite. Raises the error if none was recorded."""
     for graph in GRAPH_NAMES:
-        for index, outputs in enumerate(calls[graph]):
+        for index, outputs in enumerate(calls.get(graph, ())):
             where = _where(graph, index, times)
             found = [
                 Difference(rung=rung, graph=graph, tensor=name, where=where, num_nonfinite=_num_nonfinite(array))

@@ -83,9 +83,10 @@ def run_torch(model: PVC, frames: Frames, temporal: GraphSpec, progress: Progres
 def run_twin(
     reference: Reference, frames: Frames, temporal: GraphSpec, progress: Progress = lambda _: None
 ) -> Recording:
-    """The same of the model's twin: of every frame, or in float64 and of a large model of the first few."""
+    """The same of the model's twin: of every frame, or in float64 and of a large model of the first few; so too where
+    its weights are read anew for each."""
     sampled = frames
-    if reference.rung.dtype == "fp32" and not is_small(reference.model):
+    if reference.model.stored is not None or (reference.rung.dtype == "fp32" and not is_small(reference.model)):
         sampled = replace(frames, pixels=frames.pixels[:SAMPLED_FRAMES], times=frames.times[:SAMPLED_FRAMES])
     return run_torch(reference.twin, sampled, temporal, progress)
 

@@ -39,6 +39,15 @@ def resident_bytes() -> int | None:
     return _status_bytes("VmRSS")
 
 
+def available_bytes() -> int | None:
+    """RAM that a process here may still take; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
 def peak_bytes() -> int | None:
     """The most of it since restart_peak."""
     return _status_bytes("VmHWM")

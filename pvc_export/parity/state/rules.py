@@ -248,7 +248,7 @@ def _new_session(trial: Trial) -> str:
     _require_room(trial.bundle)
     from ..bfloat16_on_cpu import open_on_cpu  # imports torch
 
-    with open_on_cpu(trial.bundle.folder, scratch=trial.folder) as bundle:
+    with open_on_cpu(trial.bundle.folder) as bundle:
         seen = trial.seen(pushed(trial.stream(bundle), trial.clip))
     require_same(seen, trial.alone)
     return f"{len(trial.clip)} frames, {len(seen)} tensors"

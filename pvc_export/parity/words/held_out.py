@@ -95,7 +95,7 @@ def answer_all(
 ) -> Evidence:
     """Every rung's answers to the same questions, the reference's first. `ladder` as in check_bundle, `twins` as in
     climb."""
-    with open_on_cpu(folder, scratch=scratch) as opened:
+    with open_on_cpu(folder) as opened:
         bundle = hold_facts(opened, loaded, scratch=scratch)[1]
         window, precision = bundle.manifest.limits.window, bundle.manifest.precision
         asked = [replace(case, answers=_ask_reference(loaded, case, window)) for case in cases(num_questions)]

@@ -1,0 +1,152 @@
+"""A bundle held against a reference whose weights stay in their files, in bounded memory.
+
+The vision side is a stream, as ever. Of the LLM each layer is fed the reference's own input (sweep.py), and so are the
+table of embeddings and the head. What needs the whole model at once is not executed, and the report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engines.bundle import Bundle, graph_path, verify_files
+from engines.manifest import Manifest
+from engines.memory import Array
+from engines.session import Session
+from engines.spec import VISION_GRAPHS
+from pvc_ref.prompt import IMAGE_CONTEXT
+
+from ...graphs.models import LoadedModel, require_same_weights
+from ...graphs.precision import TORCH_DTYPE
+from ...terminal.console import size_text
+from ...terminal.facts import available_bytes
+from ..against_reference import VisionRuns, compare_text, compare_tokens, compare_vision, text_noise
+from ..bfloat16_on_cpu import open_on_cpu
+from ..clip import QUESTION, check_clip
+from ..clock import probe_clock
+from ..edge_cases import probe_batch
+from ..engines import check_engines
+from ..evidence import Evidence
+from ..facts import hold_facts
+from ..float16_on_cpu import Float16Products
+from ..fresh import FreshGraphs
+from ..metrics import compare_arrays
+from ..places import Place, Rung
+from ..recorded_stream import RecordedStream, stream_clip
+from ..recording import Progress, to_numpy
+from ..report import ParityReport, judge
+from ..rounding import Reference
+from ..structure import compare_graphs
+from .cut import CutDecoder
+from .held import read_when_called
+from .sweep import sweep
+
+NUM_FRAMES = 4
+"""Of the clip, that the conversation is about."""
+NUM_HEADS = 16
+"""Last rows of the conversation whose logits are compared."""
+LEFT_OUT = "the whole LLM in one pass, answers, state rules and the ladder"
+
+
+ASKED = "a check layer by layer was asked for"
+BYTES_A_WEIGHT = 12
+"""What a check of the whole takes: the reference in float32, and ONNX Runtime's copies of a narrow graph."""
+
+
+def why_by_layer(loaded: LoadedModel) -> str | None:
+    """Why a model is checked so, or None: it is in memory already, or there is room for it."""
+    free = available_bytes()
+    needed = BYTES_A_WEIGHT * sum(weight.numel() for weight in loaded.model.parameters())
+    if loaded.model.stored is None or free is None or needed <= free:
+        return None
+    return f"a check of the whole takes about {size_text(needed)} of memory, and {size_text(free)} are free"
+
+
+@torch.no_grad()
+def check_by_layer(
+    folder: Path, loaded: LoadedModel, exports: FreshGraphs, *, why: str, scratch: Path | None, progress: Progress
+) -> ParityReport:
+    """Raises what check_bundle raises. why: the reason for this kind of check, for the report."""
+    manifest = Manifest.load(folder)
+    verify_files(folder, manifest, engines=False)
+    require_same_weights(manifest, loaded)
+    reference = Reference.of(loaded.model, manifest.precision, manifest.islands)
+    evidence = Evidence(not_executed={LEFT_OUT: why}) + check_engines(folder, manifest)
+    with read_when_called(reference):
+        with open_on_cpu(folder, VISION_GRAPHS, cast_late=True) as bundle:
+            facts, bundle = hold_facts(bundle, loaded, scratch=scratch)
+            evidence += facts
+            recorded, vision, found = _see(bundle, reference, lambda x: progress(0.35 * x))
+            evidence += found
+        if recorded.stop is not None:
+            evidence += recorded.stop
+        else:
+            conversation, found = _read(folder, loaded, reference, vision)
+            evidence += found
+            cut = CutDecoder(folder / graph_path("llm"), manifest.graphs["llm"])
+            swept = sweep(cut, manifest, reference, conversation, lambda x: progress(0.35 + 0.45 * x))
+            evidence += swept.evidence
+            if swept.hidden is not None:
+                evidence += _say(folder, manifest, reference, swept.hidden[:, -NUM_HEADS:])
+    evidence += compare_graphs(folder, manifest, loaded, exports)
+    progress(1.0)
+    return judge(evidence, manifest, num_frames=recorded.num_frames)
+
+
+def _see(bundle: Bundle, reference: Reference, progress: Progress) -> tuple[RecordedStream, VisionRuns, Evidence]:
+    """The vision side, streamed: every frame, far ones, every time, and rows of a batch."""
+    clip = check_clip(2 * bundle.manifest.limits.window + 2)
+    recorded = stream_clip(bundle, clip, num_frames=0, progress=lambda x: progress(0.3 * x))
+    found, vision = compare_vision(bundle, reference, recorded, lambda x: progress(0.3 + 0.6 * x), whole_clip=False)
+    if recorded.stop is None:
+        found += probe_clock(bundle, reference, vision.own) + probe_batch(bundle, reference)
+    return recorded, vision, found
+
+
+def _read(folder: Path, loaded: LoadedModel, reference: Reference, vision: VisionRuns) -> tuple[Tensor, Evidence]:
+    """The conversation's embeddings (1, L, E), frames included, and how the bundle's table looks up its text."""
+    manifest = Manifest.load(folder)
+    frames = np.concatenate([frame["compressor/frame_embeds"] for frame in vision.own[:NUM_FRAMES]])
+    prompt = loaded.prompt_ids(num_frames=len(frames), question=QUESTION)
+    text = prompt[prompt != loaded.token_id(IMAGE_CONTEXT)]
+    with _one(folder, "embed") as session:
+        (fed,) = session.run({"input_ids": text[None].numpy()}).values()
+    want = reference.model.llm.embed_tokens(text).to(TORCH_DTYPE[manifest.precision])[None]
+    found = (compare_text(manifest.precision, _host(session, fed), want), text_noise(reference, text))
+    room = manifest.limits.context
+    return loaded.prompt_embeds(prompt, torch.from_numpy(frames))[:, :room], Evidence(differences=found)
+
+
+def _say(folder: Path, manifest: Manifest, reference: Reference, hidden: Tensor) -> Evidence:
+    """The logits of hidden rows (1, L, E), each as if it were the newest, and the token that they prefer."""
+    hidden = hidden.to(TORCH_DTYPE[manifest.precision]).float()
+    with Float16Products():
+        own = to_numpy(reference.model.llm.logits(hidden[0]))
+        twin = to_numpy(reference.twin.llm.logits(hidden[0].to(reference.dtype)))
+    rung, heads, found = Rung("bundle", manifest.precision), list[Array](), []
+    with _one(folder, "head") as session:
+        entry = session.spec.input("hidden")
+        for index in range(len(own)):
+            row = hidden[:, index : index + 1].numpy().astype(entry.dtype)
+            heads.append(_host(session, session.run({"hidden": row})["logits"]))
+            one, where = slice(index, index + 1), Place("token", index)
+            found.append(compare_arrays(heads[-1], own[one], rung=rung, graph="head", tensor="logits", where=where))
+            found.append(reference.noise(own[one], twin[one], graph="head", tensor="logits", where=where))
+    tokens = [int(head.argmax()) for head in heads]
+    said = compare_tokens(tokens, heads, own, manifest.precision)
+    return Evidence(differences=tuple(found), num_tokens=len(tokens)) + said
+
+
+@contextmanager
+def _one(folder: Path, name: str) -> Iterator[Session]:
+    with open_on_cpu(folder, (name,), cast_late=True) as bundle:
+        yield bundle.sessions[name]
+
+
+def _host(session: Session, tensor: object) -> Array:
+    return np.array(session.memory.to_host(tensor))  # type: ignore[arg-type]

@@ -1,0 +1,129 @@
+"""The LLM's graph, cut between its layers: each piece takes and returns what the whole graph does, for one layer.
+
+Nothing is written: a piece is a graph of a few nodes over the weights of the bundle's own file.
+Dimension key:  as in engines/spec.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+from onnx import helper
+
+from engines.errors import EXPORT_AGAIN, BundleError
+from engines.memory import host_dtype
+from engines.session import OrtSession
+from engines.spec import GraphSpec, Precision, TensorSpec
+
+from ..bfloat16_on_cpu import widen_model, widen_spec
+from ..culprit.pieces import typed
+from ..graph_file import GraphFile
+
+PRODUCTS = ("MatMul", "Gemm", "Attention")
+INPUT = "inputs_embeds"
+
+
+class CutDecoder:
+    """The LLM's graph at `path`, whose spec is `spec`, in one piece a layer. The last holds the final norm, too."""
+
+    def __init__(self, path: Path, spec: GraphSpec) -> None:
+        """Raises BundleError if it cannot be cut."""
+        self._path, self._spec, self._file = path, spec, GraphFile(path, "llm")
+        self.num_layers = len(spec.states) // 2
+        self._ends = [INPUT, *(self._end_of(layer) for layer in range(self.num_layers - 1)), "hidden"]
+        known = (*(values := typed(path).graph).value_info, *values.input, *values.output)
+        self._types = {value.name: value.type.tensor_type.elem_type for value in known}
+
+    def _end_of(self, layer: int) -> str:
+        """What a layer returns: the result of the last operation that is the layer's own and not of a part of it."""
+        own = [i for i, note in enumerate(self._file.notes) if note and note.scope == f"decoder.layers.{layer}"]
+        if not own:
+            raise _cannot_be_cut(self._path, f"no node says that it belongs to layer {layer}")
+        return str(self._file.nodes[own[-1]].output[0])
+
+    def open(self, layer: int, precision: Precision) -> OrtSession:
+        """One piece. A bfloat16 one takes and returns float32 arrays that hold bfloat16 values."""
+        spec, model = self.spec_of(layer), self._piece(layer)
+        if precision == "bf16":
+            widen_model(model, exact=[state.input for state in spec.states])
+            spec = widen_spec(spec)
+        return OrtSession(self._path, spec, graph=model.SerializeToString())
+
+    def spec_of(self, layer: int) -> GraphSpec:
+        """The inputs are the graph's, with the layer's own caches alone; the first output is `layer.N`, float
+        (B, rows, E), or of the last layer `hidden` (B, 1, E)."""
+        states = self._spec.states[2 * layer : 2 * layer + 2]
+        other = {state.input for state in self._spec.states} - {state.input for state in states}
+        inputs = [
+            replace(tensor, dtype=self._dtype(self._ends[layer], tensor.dtype)) if tensor.name == INPUT else tensor
+            for tensor in self._spec.inputs
+            if tensor.name not in other
+        ]
+        end = self._spec.output("hidden")
+        if layer < self.num_layers - 1:
+            entry = self._spec.input(INPUT)
+            end = TensorSpec(
+                name=f"layer.{layer}", dtype=self._dtype(self._ends[layer + 1], entry.dtype), shape=entry.shape
+            )
+        outputs = (end, *(self._spec.output(state.output) for state in states))
+        return replace(self._spec, inputs=tuple(inputs), outputs=outputs, states=states)
+
+    def _dtype(self, value: str, default: str) -> str:
+        """A layer that is a float32 island may hand on float32."""
+        kind = self._types.get(value)
+        return str(helper.tensor_dtype_to_np_dtype(kind)) if kind else default
+
+    def _piece(self, layer: int) -> onnx.ModelProto:
+        spec, begin, end = self.spec_of(layer), self._ends[layer], self._ends[layer + 1]
+        names = {begin: INPUT, end: spec.outputs[0].name}
+        wanted = [end, *(state.output for state in spec.states)]
+        nodes = [self._renamed(index, names) for index in self._members(layer, wanted, begin)]
+        read = {name for node in nodes for name in node.input}
+        constants = [tensor for tensor in self._file.model.graph.initializer if tensor.name in read]
+        graph = helper.make_graph(
+            nodes, f"layer {layer}", list(map(_value, spec.inputs)), list(map(_value, spec.outputs)), constants
+        )
+        source = self._file.model
+        return helper.make_model(graph, opset_imports=list(source.opset_import), ir_version=source.ir_version)
+
+    def _members(self, layer: int, wanted: list[str], begin: str) -> Iterator[int]:
+        """The nodes that make `wanted` of what the layer is given, in order. Raises BundleError if it is not enough."""
+        makers, members, waiting = self._file.makers, set[int](), list(wanted)
+        while waiting:
+            name = waiting.pop()
+            index = makers.get(name)
+            if name == begin or index is None or index in members:
+                continue
+            if self._file.nodes[index].op_type in PRODUCTS and not self._is_of(index, layer):
+                raise _cannot_be_cut(self._path, f"layer {layer} reads {name}, which another layer makes")
+            members.add(index)
+            waiting += self._file.nodes[index].input
+        return iter(sorted(members))
+
+    def _is_of(self, index: int, layer: int) -> bool:
+        note = self._file.notes[index]
+        return note is not None and f"{note.scope}.".startswith(f"decoder.layers.{layer}.")
+
+    def _renamed(self, index: int, names: dict[str, str]) -> onnx.NodeProto:
+        node = onnx.NodeProto()
+        node.CopyFrom(self._file.nodes[index])
+        for tensors in (node.input, node.output):
+            tensors[:] = [names.get(name, name) for name in tensors]
+        return node
+
+
+def _value(tensor: TensorSpec) -> onnx.ValueInfoProto:
+    kind = helper.np_dtype_to_tensor_dtype(host_dtype(tensor.dtype))
+    return helper.make_tensor_value_info(tensor.name, kind, tensor.shape)
+
+
+def _cannot_be_cut(path: Path, why: str) -> BundleError:
+    return BundleError(
+        f"{path} cannot be cut between its layers: {why}",
+        expected="a graph as pvc-export writes it",
+        cause="another version of the exporter made it, or it was edited",
+        fix=EXPORT_AGAIN,
+    )

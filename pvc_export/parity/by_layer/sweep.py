@@ -1,0 +1,223 @@
+"""The LLM's layers one after the other, each piece of the graph on the reference's own input.
+
+Two texts go through the reference: a conversation about the clip, and drawn tokens whose cache rows, over and over and
+turned to where they are, fill a whole context. At each layer both sides of the reference and the piece run the same
+rows behind the same caches: what rounding does there is the noise that the piece is held to.
+Dimension key:  B streams   L rows   K key/value heads   D head dim   E width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engines.cache import LinearCache
+from engines.manifest import Manifest
+from engines.memory import Array
+from engines.session import Session
+from engines.spec import GraphSpec
+from pvc_ref import PVC
+from pvc_ref.llm import KeyValue, causal_bias
+
+from ...graphs.precision import TORCH_DTYPE
+from ..edge_cases import NUM_EARLY, NUM_PAST, edge_lengths, joined_feeds, repeated_rows
+from ..evidence import Evidence
+from ..float16_on_cpu import Float16Products
+from ..metrics import Difference, compare_arrays
+from ..places import Place, Rung, positions_place, stream_place
+from ..recording import Progress, to_numpy
+from ..rounding import Reference
+from .cut import CutDecoder
+from .held import held
+
+NUM_SINGLE = 4
+"""Last rows of the conversation that are fed one by one, as decoding does."""
+EDGES_A_LAYER = 6
+"""Of the places at the edges of a context's buckets; the layers take turns, so that together they see all."""
+OVERFLOW = "the reference's own values leave the range of the bundle's dtype behind this layer"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """Rows x (1, L, E) behind the first `length` rows of past, a key and a value (1, P, K, D): float32, in values of
+    the bundle's dtype."""
+
+    where: Place
+    x: Tensor
+    past: KeyValue
+    length: int
+
+    @property
+    def positions(self) -> Tensor:
+        return torch.arange(self.length, self.length + self.x.shape[1])[None]
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What came of it, and the last hidden rows of the conversation, (1, L, E) of each side."""
+
+    evidence: Evidence
+    hidden: Tensor | None
+
+
+@torch.no_grad()
+def sweep(cut: CutDecoder, manifest: Manifest, reference: Reference, conversation: Tensor, progress: Progress) -> Swept:
+    """Hold every layer. conversation: embeddings (1, L, E) in float32."""
+    texts = [conversation, _drawn(reference, min(NUM_PAST, manifest.limits.context))]
+    found = list[Difference]()
+    for layer in range(cut.num_layers):
+        with held(reference, f"llm.layers.{layer}"):
+            step = _Layer(layer, cut, manifest, reference)
+            conversation, drawn = (step.rounded(x) for x in texts)
+            texts, pasts = map(list, zip(*map(step.whole, (conversation, drawn)), strict=True))
+            for call in (*step.of_a_text(conversation, pasts[0]), *step.of_a_context(drawn, pasts[1])):
+                found += step.compare(call)
+            found += step.compare_streams(drawn, pasts[1])
+        if not all(torch.isfinite(step.rounded(x)).all() for x in texts):
+            left = f"layers {layer + 1} to {cut.num_layers - 1}"
+            return Swept(Evidence(differences=tuple(found), not_executed={left: OVERFLOW}), None)
+        progress((layer + 1) / cut.num_layers)
+    return Swept(Evidence(differences=tuple(found)), reference.model.llm.norm(texts[0]))
+
+
+def _drawn(reference: Reference, num_rows: int) -> Tensor:
+    """Embeddings (1, L, E) of drawn tokens."""
+    llm = reference.model.llm
+    ids = np.random.default_rng(1).integers(0, llm.config.vocab_size, (1, num_rows))
+    return llm.embed_tokens(torch.from_numpy(ids))  # type: ignore[no-any-return]
+
+
+class _Layer:
+    """One layer of the model and of its twin, and the piece of the graph."""
+
+    def __init__(self, index: int, cut: CutDecoder, manifest: Manifest, reference: Reference) -> None:
+        self.index, self.is_last = index, index == cut.num_layers - 1
+        self.limits, self.precision, self.reference = manifest.limits, manifest.precision, reference
+        self.session: Session = cut.open(index, manifest.precision)
+        self.spec: GraphSpec = self.session.spec
+        self.cache = LinearCache(self.spec, self.session.memory)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """In values of the bundle's dtype, as float32."""
+        return x.to(TORCH_DTYPE[self.precision]).float()
+
+    def whole(self, x: Tensor) -> tuple[Tensor, KeyValue]:
+        """A text (1, L, E) through the reference's layer, without a cache: what the next one is fed, and the rows of
+        this one's cache."""
+        out, (key, value) = self._run(self.reference.model, torch.float32, x, None, torch.arange(x.shape[1])[None])
+        return out, (self.rounded(key), self.rounded(value))
+
+    def _run(
+        self, model: PVC, dtype: torch.dtype, x: Tensor, past: KeyValue | None, positions: Tensor
+    ) -> tuple[Tensor, KeyValue]:
+        x, llm = x.to(dtype), model.llm
+        pair = None if past is None else (past[0].to(dtype), past[1].to(dtype))
+        bias = causal_bias(x, 0 if pair is None else pair[0].shape[1], None)
+        with Float16Products():
+            found: tuple[Tensor, KeyValue] = llm.layers[self.index](x, llm.angles(positions, dtype), pair, bias)
+        return found
+
+    # -- what is tried -------------------------------------------------------------------------------------------
+
+    def of_a_text(self, x: Tensor, past: KeyValue) -> Iterator[Call]:
+        """As a stream is told it: a first pass as long as one may be, a second one, and single rows."""
+        ends = [0, min(self.limits.chunk, x.shape[1] // 2), x.shape[1] - NUM_SINGLE]
+        for index, (start, stop) in enumerate(zip(ends, ends[1:], strict=False)):
+            yield Call(where=Place("pass", index), x=x[:, start:stop], past=past, length=start)
+        for row in range(ends[-1], x.shape[1]):
+            yield Call(where=Place("row", row), x=x[:, row : row + 1], past=past, length=row)
+
+    def of_a_context(self, x: Tensor, rows: KeyValue) -> Iterator[Call]:
+        """As many rows as a frame has at the far end, and single rows at edges of buckets and between them."""
+        capacity, num_rows = self.cache.capacity, min(self.spec.dims["rows"].opt, x.shape[1])
+        past = repeated_rows(self.reference.model.llm, rows, capacity)
+        past = self.rounded(past[0]), self.rounded(past[1])
+        length = capacity - num_rows
+        yield Call(where=positions_place(length, capacity - 1), x=x[:, :num_rows], past=past, length=length)
+        edges = edge_lengths(self.limits, capacity)
+        step = max(len(edges) // EDGES_A_LAYER, 1)
+        for at in edges[self.index % step :: step]:
+            where = Place("early", at, f"position {at}") if at < NUM_EARLY else Place("position", at)
+            yield Call(where=where, x=x[:, at % x.shape[1]][:, None], past=past, length=at)
+
+    # -- how it is held ------------------------------------------------------------------------------------------
+
+    def compare(self, call: Call) -> Iterator[Difference]:
+        """The piece against the reference's layer, and what rounding alone does to that."""
+        self._fill(call)
+        outputs = self.session.run(self._feeds(call))
+        num_rows = call.x.shape[1]
+        made = self.cache.new_rows(outputs, num_rows) | {self._end: outputs[self._end]}
+        got = {name: np.array(self.session.memory.to_host(array)) for name, array in made.items()}
+        self.cache.discard(num_rows)
+        yield from self._held(call, got)
+
+    def compare_streams(self, x: Tensor, past: KeyValue) -> Iterator[Difference]:
+        """Streams of different lengths in one pass, each against the reference's own run. None for one stream."""
+        num_streams, calls, feeds = self.limits.streams, list[Call](), list[dict[str, Array]]()
+        for stream in range(num_streams if num_streams > 1 else 0):
+            length = (x.shape[1] - 1) * stream // (num_streams - 1)
+            row = x[:, length : length + 1]
+            calls.append(Call(where=stream_place(stream, num_streams), x=row, past=past, length=length))
+            self._fill(calls[-1])
+            fed = self._feeds(calls[-1])
+            feeds.append({name: np.array(self.session.memory.to_host(array)) for name, array in fed.items()})
+        if not calls:
+            return
+        entries = np.concatenate([feed.pop("inputs_embeds") for feed in feeds])
+        outputs = self.session.run({"inputs_embeds": entries, **joined_feeds(self.spec, feeds, 1)})
+        for stream, call in enumerate(calls):
+            got = {name: np.array(array)[stream : stream + 1] for name, array in outputs.items()}
+            for state in self.spec.states if self.spec.aliases else ():
+                got[state.output] = got[state.output][state.rows(call.length, 1)]
+            yield from self._held(call, got)
+
+    @property
+    def _end(self) -> str:
+        """The output that the next layer is fed."""
+        return self.spec.outputs[0].name
+
+    def _fill(self, call: Call) -> None:
+        """Put the call's past into the cache, as bits."""
+        rows = {
+            state.input: np.ascontiguousarray(np.moveaxis(self._of_the_bundle(past[:, : call.length], state.dtype), 1,
+                                                          state.slot_axis))
+            for state, past in zip(self.spec.states, call.past, strict=True)
+        }  # fmt: skip
+        self.cache.restore({name: array.view(f"u{array.itemsize}") for name, array in rows.items()}, call.length)
+
+    def _feeds(self, call: Call) -> dict[str, Array]:
+        entry = self.spec.input("inputs_embeds")
+        return {"inputs_embeds": self._of_the_bundle(call.x, entry.dtype), **self.cache.feeds(call.x.shape[1])}  # type: ignore[dict-item]
+
+    @staticmethod
+    def _of_the_bundle(values: Tensor, dtype: str) -> Array:
+        return values.numpy().astype(dtype)
+
+    def _held(self, call: Call, got: dict[str, Array]) -> Iterator[Difference]:
+        own, twin = (
+            self._named(model, self._run(model, dtype, call.x, _first(call.past, call.length), call.positions))
+            for model, dtype in (
+                (self.reference.model, torch.float32), (self.reference.twin, self.reference.dtype),
+            )
+        )  # fmt: skip
+        rows = {state.output: state.as_rows(got[state.output]) for state in self.spec.states}
+        for name, array in {self._end: got[self._end], **rows}.items():
+            yield compare_arrays(
+                array, own[name], rung=Rung("bundle", self.precision), graph="llm", tensor=name, where=call.where
+            )
+            yield self.reference.noise(own[name], twin[name], graph="llm", tensor=name, where=call.where)
+
+    def _named(self, model: PVC, result: tuple[Tensor, KeyValue]) -> dict[str, Array]:
+        out, (key, value) = result
+        out = model.llm.norm(out)[:, -1:] if self.is_last else out
+        tensors = zip((self._end, *(state.output for state in self.spec.states)), (out, key, value), strict=True)
+        return {name: to_numpy(tensor) for name, tensor in tensors}
+
+
+def _first(past: KeyValue, length: int) -> KeyValue | None:
+    return (past[0][:, :length], past[1][:, :length]) if length else None
