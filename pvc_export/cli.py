@@ -25,6 +25,7 @@ from .terminal.options import (
     FP16,
     FP32,
     BundleFolder,
+    ByLayer,
     ClockChoice,
     Context,
     Island,
@@ -102,14 +103,7 @@ def check(
     bisect: Annotated[
         bool, typer.Option("--bisect", help="On failure, export again with float32 islands until it passes.")
     ] = False,
-    by_layer: Annotated[
-        bool | None,
-        typer.Option(
-            "--by-layer/--whole",
-            help="Hold the LLM layer by layer, its weights read from the model's folder, or take the model into "
-            "memory. Default: whatever fits.",
-        ),
-    ] = None,
+    by_layer: ByLayer = None,
     report: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the report as JUnit XML, for a CI system.")] = None,
     reference: Annotated[

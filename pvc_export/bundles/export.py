@@ -149,7 +149,8 @@ def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, cons
         limits = replace(limits, num_times=num_frame_times(loaded.config, window=limits.window))
     spelling, cache_update = request.target.spelling, request.target.cache_update
     specs = graph_specs(shape, limits, request.precision, spelling, cache_update=cache_update)
-    lean = not is_small(loaded.model)  # of a large one there is no room for a second copy
+    # Of a large one there is no room for a second copy.
+    lean = loaded.model.stored is not None or not is_small(loaded.model)
     source = hollow(loaded.model, keep_clock=limits.num_times is not None) if lean else loaded.model
     model = cast_model(source, request.precision, request.islands)
     (folder / "graphs").mkdir()

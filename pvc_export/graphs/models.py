@@ -125,7 +125,7 @@ def load_model(
         on_disk = on_disk and not is_small(skeleton(folder, mapping=names))
         model = pvc_ref.load(folder, mapping=names, on_disk=on_disk)
         tokenizer = load_tokenizer(folder)
-    return loaded_model(model, tokenizer, name=name if name in BUILT_IN else str(folder.resolve()))
+        return loaded_model(model, tokenizer, name=name if name in BUILT_IN else str(folder.resolve()))
 
 
 def load_weights(folder: Path, mapping: Mapping[str, str | None] | None = None) -> PVC:

@@ -36,7 +36,7 @@ class FreshGraphs:
 
     def __init__(self, model: PVC, folder: Path, *, is_hollow: bool | None = None) -> None:
         self._source, self._folder = model, folder
-        self._is_hollow = not is_small(model) if is_hollow is None else is_hollow
+        self._is_hollow = (model.stored is not None or not is_small(model)) if is_hollow is None else is_hollow
         self._cast: dict[tuple[object, ...], PVC] = {}
         self._made: dict[tuple[object, ...], GraphFile] = {}
         self._worker: _Worker | None = None

@@ -42,4 +42,12 @@ MappingFile = Annotated[
         "--suggest-mapping makes one.",
     ),
 ]  # fmt: skip
+ByLayer = Annotated[
+    bool | None,
+    typer.Option(
+        "--by-layer/--whole",
+        help="Hold the LLM layer by layer, its weights read from the model's folder, or take the whole model into "
+        "memory. Default: the whole where it fits.",
+    ),
+]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by pvc-export trt or onnx.")]

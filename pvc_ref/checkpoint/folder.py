@@ -32,7 +32,7 @@ from .detect import Detection, added, detect, lacks_count, require_found, with_c
 from .files import BROKEN, FETCH_AGAIN, INDEX_FILE, TOKENIZER_FILE, WEIGHTS_FILE, check_folder, listing, read_json
 from .fit import check_names, check_tensors, harmless_names
 from .mapping import apply_mapping
-from .stored import Shard, StoredWeights, pieces_of, read_tensor, split
+from .stored import Shard, StoredWeights, is_finite, not_finite, pieces_of, read_tensor, split
 from .tensor_names import CheckpointTensor, checkpoint_tensors, pack_qkv
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -51,7 +51,7 @@ def load(
     mapping  what the files call tensors -> their roles (mapping.py); without one, tensors of other names are detected,
              and OpenNamesError is raised if that leaves anything open
     on_disk  the matrices of linear layers and of embeddings stay in the files: they are on `meta`, and PVC.weight reads
-             one. The files must stay where they are
+             one, and shows that it is finite. The files must stay where they are
     Holds the model plus one tensor in memory, and nothing of the files afterwards.
     """
     with ExitStack() as stack:
@@ -61,25 +61,21 @@ def load(
     left = stored_matrices(model) if on_disk else frozenset()
     broken: list[str] = []
     for tensor in tensors:
+        if left.issuperset(tensor.parameters):
+            continue
         value = read_tensor(pieces[tensor.name])
-        if not torch.isfinite(value).all():
+        if not is_finite(value):
             broken.append(tensor.name)
-        if not left.issuperset(tensor.parameters):
-            for name, part in zip(tensor.parameters, split(tensor, value.to(dtype), config.llm), strict=True):
-                owner, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(owner), leaf, nn.Parameter(part))
+        for name, part in zip(tensor.parameters, split(tensor, value.to(dtype), config.llm), strict=True):
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(part))
     if broken:
-        raise CheckpointError(
-            f"{folder}: {len(broken)} tensors hold NaN or infinity: {listing(broken)}",
-            expected="finite weights",
-            cause="a training that diverged, or weights beyond the range of the dtype that they were saved in",
-            fix="take an earlier checkpoint, or save it in bfloat16 or float32",
-        )
+        raise not_finite(Path(folder), broken)
     if on_disk:
         places = {name: (tensor, pieces[tensor.name]) for tensor in tensors for name in tensor.parameters}
         if config.llm.tie_embeddings:
             places["llm.lm_head.weight"] = places["llm.embed_tokens.weight"]
-        model.stored = StoredWeights(places, config.llm, dtype)
+        model.stored = StoredWeights(Path(folder), places, config.llm, dtype)
     _fill_the_rest(model)
     empty = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
     assert set(empty) == left, f"never filled: {set(empty) ^ left}"

@@ -6,7 +6,7 @@ touched in the end: 19 GB of a model of 9.5 B parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..config import LLMConfig
+from ..errors import CheckpointError
+from .files import listing
 from .mapping import Stored
 from .tensor_names import CheckpointTensor, unpack_qkv
 
@@ -54,6 +56,21 @@ def read_tensor(pieces: Pieces) -> Tensor:
     return values[0] if len(values) == 1 else torch.cat(values)
 
 
+def is_finite(value: Tensor) -> bool:
+    """Whether no value is NaN or infinite. A sum is a tenth of the work, and finite only if all are."""
+    return bool(torch.isfinite(value.sum(dtype=torch.float32))) or bool(torch.isfinite(value).all())
+
+
+def not_finite(folder: Path, names: Sequence[str]) -> CheckpointError:
+    """The error for tensors that hold NaN or infinity."""
+    return CheckpointError(
+        f"{folder}: {len(names)} tensors hold NaN or infinity: {listing(names)}",
+        expected="finite weights",
+        cause="a training that diverged, or weights beyond the range of the dtype that they were saved in",
+        fix="take an earlier checkpoint, or save it in bfloat16 or float32",
+    )
+
+
 def split(tensor: CheckpointTensor, value: Tensor, llm: LLMConfig) -> tuple[Tensor, ...]:
     """The parameters that a tensor of the files holds."""
     if len(tensor.parameters) == 1:
@@ -63,18 +80,22 @@ def split(tensor: CheckpointTensor, value: Tensor, llm: LLMConfig) -> tuple[Tens
 
 @dataclass(frozen=True, slots=True)
 class StoredWeights:
-    """The weights of a checkpoint by their names in the model.
+    """The weights of a checkpoint folder by their names in the model.
 
     places  of each parameter, the tensor that holds it, and where that lies
     """
 
+    folder: Path
     places: Mapping[str, tuple[CheckpointTensor, Pieces]]
     llm: LLMConfig
     dtype: torch.dtype
 
     def __call__(self, name: str) -> Tensor:
-        """One of them, read anew, in `dtype`."""
+        """One of them, read anew, in `dtype`. Raises CheckpointError if it is not finite."""
         tensor, pieces = self.places[name]
-        parts = split(tensor, read_tensor(pieces), self.llm)
+        value = read_tensor(pieces)
+        if not is_finite(value):
+            raise not_finite(self.folder, [tensor.name])
+        parts = split(tensor, value, self.llm)
         index = tensor.parameters.index(name) if len(parts) > 1 else 0  # a tied head is held under another name
         return parts[index].to(self.dtype).contiguous()

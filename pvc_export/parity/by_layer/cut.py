@@ -80,9 +80,14 @@ class CutDecoder:
         spec, begin, end = self.spec_of(layer), self._ends[layer], self._ends[layer + 1]
         names = {begin: INPUT, end: spec.outputs[0].name}
         wanted = [end, *(state.output for state in spec.states)]
-        nodes = [self._renamed(index, names) for index in self._members(layer, wanted, begin)]
-        read = {name for node in nodes for name in node.input}
+        nodes = [self._renamed(index, names, spec) for index in self._members(layer, wanted, begin)]
+        read = {name for node in nodes for name in node.input if name}
         constants = [tensor for tensor in self._file.model.graph.initializer if tensor.name in read]
+        known = {name for node in nodes for name in node.output} | {
+            tensor.name for tensor in (*spec.inputs, *constants)
+        }
+        if strange := sorted(read - known):
+            raise _cannot_be_cut(self._path, f"layer {layer} reads {', '.join(strange)}, which is another layer's")
         graph = helper.make_graph(
             nodes, f"layer {layer}", list(map(_value, spec.inputs)), list(map(_value, spec.outputs)), constants
         )
@@ -107,9 +112,11 @@ class CutDecoder:
         note = self._file.notes[index]
         return note is not None and f"{note.scope}.".startswith(f"decoder.layers.{layer}.")
 
-    def _renamed(self, index: int, names: dict[str, str]) -> onnx.NodeProto:
+    def _renamed(self, index: int, names: dict[str, str], spec: GraphSpec) -> onnx.NodeProto:
         node = onnx.NodeProto()
         node.CopyFrom(self._file.nodes[index])
+        if node.op_type == "Shape":  # how long the past is, is read off any layer's
+            names = names | {old.input: spec.states[i % 2].input for i, old in enumerate(self._spec.states)}
         for tensors in (node.input, node.output):
             tensors[:] = [names.get(name, name) for name in tensors]
         return node
