@@ -17,7 +17,7 @@ from engines.bundle import TOKENIZER_NAME, graph_path
 from engines.clock import Clock
 from engines.errors import BackendUnavailable, ModelError
 from engines.graph_specs import graph_specs
-from engines.manifest import FORMAT_VERSION, Manifest, hash_file, hash_folder
+from engines.manifest import FORMAT_VERSION, Manifest, hash_file, list_files
 from engines.provenance import sign_engines
 from engines.spec import Precision, StreamLimits
 from engines.target import Target
@@ -41,6 +41,7 @@ from ..terminal.console import Console, size_text
 from ..terminal.facts import installed, now_utc
 from .engines import asked_of, build_engines
 from .publish import require_room, staging
+from .resume import Resume
 
 NUM_QUESTIONS = 200
 """Held-out questions of a model whose world is known; `check` asks a thousand."""
@@ -75,7 +76,7 @@ def export(loaded: LoadedModel, request: ExportRequest, *, console: Console | No
     _refuse_what_cannot_work(loaded, request)
     require_room(request.out, num_weight_bytes(loaded.model, request))
     with suppress(_NotPublished), staging(request.out) as folder:
-        manifest = write_graphs(loaded, request, folder, console)
+        manifest = write_graphs(loaded, request, folder, console, resume=_resume(loaded, request, folder.parent))
         with console.stage("check against the reference") as (stage, report):
             parity = check_bundle(folder, loaded, num_questions=NUM_QUESTIONS, scratch=folder.parent, progress=report)
             stage.note = parity.summary()
@@ -142,8 +143,27 @@ def num_weight_bytes(model: PVC, request: ExportRequest) -> int:
     return num_bytes * (1 if request.target.builder is None else 2)
 
 
-def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, console: Console) -> Manifest:
-    """Graphs, tokenizer and engines into `folder`, and a manifest that does not yet know how the check came out."""
+def _resume(loaded: LoadedModel, request: ExportRequest, holder: Path) -> Resume | None:
+    """Of a large model; the graphs of a small one are written faster than they are looked up."""
+    if is_small(loaded.model):
+        return None
+    facts = {
+        "weights": loaded.source.weights_sha256,
+        "precision": request.precision,
+        "islands": request.islands,
+        "spelling": request.target.spelling,
+        "versions": versions(),
+    }
+    return Resume(holder, facts)
+
+
+def write_graphs(
+    loaded: LoadedModel, request: ExportRequest, folder: Path, console: Console, *, resume: Resume | None = None
+) -> Manifest:
+    """Graphs, tokenizer and engines into `folder`, and a manifest that does not yet know how the check came out.
+
+    resume  knows of graphs that an export which died had finished
+    """
     shape, limits = model_shape(loaded.config), request.limits
     if request.clock == "reanchor":
         limits = replace(limits, num_times=num_frame_times(loaded.config, window=limits.window))
@@ -156,16 +176,21 @@ def write_graphs(loaded: LoadedModel, request: ExportRequest, folder: Path, cons
     (folder / "graphs").mkdir()
     for index, (name, spec) in enumerate(specs.items(), start=1):
         path = folder / graph_path(name)
-        with console.stage(f"export {name} ({index}/{len(specs)})") as (stage, _):
-            if lean:
-                export_lean(graph_module(model, spec, spelling), spec, path, loaded.model.weight)
-            else:
+        with console.stage(f"export {name} ({index}/{len(specs)})") as (stage, report):
+            taken = resume is not None and resume.take_over(name, spec, folder)
+            if lean and not taken:
+                export_lean(graph_module(model, spec, spelling), spec, path, loaded.model.weight, progress=report)
+            elif not taken:
                 export_graph(graph_module(model, spec, spelling), spec, path)
-            stage.note = size_text(sum(part.stat().st_size for part in path.parent.glob(f"{name}.onnx*")))
+            if resume is not None and not taken:
+                resume.finish(name, spec, folder)
+            size = size_text(sum(part.stat().st_size for part in path.parent.glob(f"{name}.onnx*")))
+            stage.note = f"{size}, of an export that died" if taken else size
     asked = {name: asked_of(model, spec, request.islands) for name, spec in specs.items()}
     # Not tokenizer.save: on a full disk it raises a bare Exception, which is no OSError.
     (folder / TOKENIZER_NAME).write_text(loaded.tokenizer.to_str(pretty=True), encoding="utf-8")
-    files = hash_folder(folder)
+    known = {} if resume is None else resume.hashes()
+    files = {name: known.get(name) or hash_file(folder / name) for name in sorted(list_files(folder))}
     engines = build_engines(asked, files, request.target, folder, console)
     files |= {entry.path: hash_file(folder / entry.path) for entry in engines.values()}
     manifest = Manifest(

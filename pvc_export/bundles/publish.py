@@ -1,10 +1,10 @@
 """From a temporary folder to a published bundle, in one step that a kill or a power cut cannot halve.
 
 Unusual: an old bundle and its successor exchange their names in a single system call, so the name never stands for
-neither. What a killed export leaves behind is removed by the next export to the same place; a lock that dies with its
-process tells it from the folder of an export that still runs.
+neither. What a killed export leaves behind is removed by the next export to the same place, or gone on with; a lock
+that dies with its process tells it from the folder of an export that still runs.
 
-    .NAME-export-PID-RANDOM/   the temporary folder; PID is for people who wonder whose it is
+    .NAME-export-PID-RANDOM/   the temporary folder; PID is for people who wonder whose it is (more in resume.py)
         lock                   held open and locked by the process
         bundle/                the new bundle, and after the exchange the old one
         old/                   the old bundle, where names cannot be exchanged
@@ -29,6 +29,7 @@ from engines.manifest import list_files, listed_files
 
 from ..terminal import interrupt
 from ..terminal.console import size_text
+from .resume import inherit
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
@@ -46,8 +47,8 @@ def staging(out: Path) -> Iterator[Path]:
     try:
         _refuse_to_replace_what_is_no_bundle(out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_what_dead_exports_left(out)
         holder, lock = _make_holder(out)
+        _take_the_place_of_dead_exports(holder, out)
     except OSError as error:
         raise _no_room(f"cannot write beside {out}, where a bundle is prepared: {error}", out, error) from error
     published = False
@@ -128,13 +129,23 @@ def _make_holder(out: Path) -> tuple[Path, int]:
         # Another export swept between the first and the last of these lines, and took the new folder for a dead one's.
 
 
-def _remove_what_dead_exports_left(out: Path) -> None:
+def _take_the_place_of_dead_exports(holder: Path, out: Path) -> None:
+    """Remove what they left behind, but for graphs that were finished: our export may go on with those."""
+    for other in _dead_exports(out):
+        inherit(other, holder)
+        _remove_holder(other, out)
+
+
+def _dead_exports(out: Path) -> Iterator[Path]:
+    """Temporary folders beside `out` whose process is gone, each locked while it is looked at."""
     ours = re.compile(rf"\.{re.escape(out.name)}-export-\d+-[a-z0-9_]{{8}}")
-    for holder in [path for path in out.parent.iterdir() if ours.fullmatch(path.name)]:
-        if (lock := _open_lock(holder)) is not None:
-            if _take(lock):
-                _remove_holder(holder, out)
-            os.close(lock)
+    for other in [path for path in out.parent.iterdir() if ours.fullmatch(path.name)]:
+        if (lock := _open_lock(other)) is not None:
+            try:
+                if _take(lock):
+                    yield other
+            finally:
+                os.close(lock)
 
 
 def _open_lock(holder: Path) -> int | None:
@@ -179,8 +190,12 @@ def _refuse_to_replace_what_is_no_bundle(out: Path) -> None:
 
 def require_room(out: Path, num_bytes: int) -> None:
     """Raise BackendUnavailable unless that many bytes are free where `out` is to be. Asked before minutes of work."""
-    folder = next(path for path in out.resolve().parents if path.exists())
+    out = out.resolve()
+    folder = next(path for path in out.parents if path.exists())
     free = shutil.disk_usage(folder).free
+    with suppress(OSError):
+        left = (path for dead in _dead_exports(out) for path in dead.rglob("*") if path.is_file())
+        free += sum(path.stat().st_size for path in left)  # it is removed, or taken over
     if free < num_bytes:
         raise BackendUnavailable(
             f"{size_text(free)} are free at {folder}, but the bundle takes {size_text(num_bytes)}. Nothing was done",

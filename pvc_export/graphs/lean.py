@@ -8,6 +8,7 @@ the address and the strides of a constant say which weight it is, and how it lie
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +46,14 @@ class Matrix:
         return values.T.contiguous() if transposed else values
 
 
-def export_lean(module: nn.Module, spec: GraphSpec, path: Path, read: ReadWeight) -> None:
+def export_lean(
+    module: nn.Module, spec: GraphSpec, path: Path, read: ReadWeight, *, progress: Callable[[float], None] | None = None
+) -> None:
     """Write a graph's module as path (.onnx) and path + '.data'. Its parameters on `meta` are read by their names in
-    the model, cast to the dtype that they have there. Raises BuildError as export_graph does."""
+    the model, cast to the dtype that they have there. Raises BuildError as export_graph does.
+
+    progress  is told the part of them that is written, 0 to 1
+    """
     empty = {id(weight): _untouched(weight) for weight in module.parameters() if weight.is_meta}
     matrices = [
         Matrix(_weights_of(spec.name, name), empty[id(weight)])
@@ -55,6 +61,8 @@ def export_lean(module: nn.Module, spec: GraphSpec, path: Path, read: ReadWeight
         if id(weight) in empty
     ]
     module = copy_with(module, lambda weight: empty.get(id(weight), weight))
+    if progress is not None:
+        read = _counted(read, sum(len(matrix.names) for matrix in matrices), progress)
     with exporting(spec, path):
         program = traced(module, spec)
         for name, value in program.model.graph.initializers.items():
@@ -62,6 +70,18 @@ def export_lean(module: nn.Module, spec: GraphSpec, path: Path, read: ReadWeight
                 value.const_value = _lazy(name, value, *found, read)
         program.save(path, external_data=True)
     check_signature(path, spec)
+
+
+def _counted(read: ReadWeight, total: int, progress: Callable[[float], None]) -> ReadWeight:
+    """`read`, which tells how far it is."""
+    done = itertools.count(1)
+
+    def counted(name: str) -> Tensor:
+        value = read(name)
+        progress(min(next(done) / total, 1.0))
+        return value
+
+    return counted
 
 
 def _untouched(weight: Tensor) -> nn.Parameter:
