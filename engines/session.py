@@ -84,12 +84,13 @@ class OrtSession:
         memory: HostMemory | None = None,
         threads: int | None = None,
         graph: bytes | None = None,
-        cast_late: bool = False,
+        as_written: bool = False,
     ) -> None:
         """Open an ONNX file. `threads` compute at once; None leaves that to its size and, in between, to a trial run.
 
         graph      another graph over the weights of that file, in place of its own
-        cast_late  cast narrow weights when they are used and not once for all: a third of the memory, and slower
+        as_written  nothing fused, folded or cast ahead: weights stay in the file until they are used. Slower, and of a
+                    large narrow graph a third of the memory
         Raises BackendUnavailable without onnxruntime, BundleError if the file is not a graph with the spec's names.
         """
         self.spec = spec
@@ -100,7 +101,7 @@ class OrtSession:
 
         def opened(count: int) -> Any:
             return open_onnx(
-                self._ort, path, spec, ["CPUExecutionProvider"], threads=count, graph=graph, cast_late=cast_late
+                self._ort, path, spec, ["CPUExecutionProvider"], threads=count, graph=graph, as_written=as_written
             )
 
         if threads is None:
@@ -190,7 +191,7 @@ def open_onnx(
     *,
     threads: int | None = None,
     graph: bytes | None = None,
-    cast_late: bool = False,
+    as_written: bool = False,
 ) -> Any:
     """An InferenceSession whose tensors are the spec's, in order. Raises BundleError for any other file."""
     options = ort.SessionOptions()
@@ -200,12 +201,12 @@ def open_onnx(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle camera must not burn a core
     if graph is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    disabled = None
-    if cast_late:
-        disabled = ["ConstantFolding"]
-        options.add_session_config_entry("session.disable_prepacking", "1")  # it copies a weight into another form
+    if as_written:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # they keep what was cast
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        session = ort.InferenceSession(graph or str(path), options, providers=providers, disabled_optimizers=disabled)
+        session = ort.InferenceSession(graph or str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no base class but Exception
         raise BundleError(
             f"{path} cannot be opened: {error}",

@@ -7,7 +7,7 @@ machine without a GPU, labelled as what it is: computed in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,11 +33,13 @@ MOVES = frozenset(
 
 
 @contextmanager
-def open_on_cpu(folder: Path, graphs: Sequence[str] | None = None, *, cast_late: bool = False) -> Iterator[Bundle]:
+def open_on_cpu(
+    folder: Path, graphs: Sequence[str] | None = None, *, opened: Callable[..., Session] = OrtSession
+) -> Iterator[Bundle]:
     """A bundle of any precision, opened for a check: verified, its ONNX files in ONNX Runtime's CPU.
 
     A bfloat16 bundle takes and returns float32 arrays that hold bfloat16 values. Raises what open_bundle raises.
-    graphs     only these, of a bundle that was verified;  cast_late  as in OrtSession
+    graphs  only these, of a bundle that was verified, each as a session that `opened` makes
     """
     manifest = Manifest.load(folder)
     if manifest.precision != "bf16" and graphs is None:
@@ -52,7 +54,7 @@ def open_on_cpu(folder: Path, graphs: Sequence[str] | None = None, *, cast_late:
             model = onnx.load(path, load_external_data=False)
             widen_model(model, exact=[state.input for state in spec.states])
             spec, wide = widen_spec(spec), model.SerializeToString()
-        sessions[name] = OrtSession(path, spec, memory=memory, graph=wide, cast_late=cast_late)
+        sessions[name] = opened(path, spec, memory=memory, graph=wide)
     yield Bundle(
         folder=folder,
         manifest=manifest,

@@ -44,6 +44,7 @@ from ..rounding import Reference
 from ..structure import compare_graphs
 from .cut import CutDecoder
 from .held import read_when_called
+from .per_run import OpenedPerRun
 from .sweep import sweep
 
 NUM_FRAMES = 4
@@ -78,7 +79,7 @@ def check_by_layer(
     reference = Reference.of(loaded.model, manifest.precision, manifest.islands)
     evidence = Evidence(not_executed={LEFT_OUT: why}) + check_engines(folder, manifest)
     with read_when_called(reference):
-        with open_on_cpu(folder, VISION_GRAPHS, cast_late=True) as bundle:
+        with open_on_cpu(folder, VISION_GRAPHS, opened=OpenedPerRun) as bundle:
             facts, bundle = hold_facts(bundle, loaded, scratch=scratch)
             evidence += facts
             recorded, vision, found = _see(bundle, reference, lambda x: progress(0.35 * x))
@@ -144,7 +145,7 @@ def _say(folder: Path, manifest: Manifest, reference: Reference, hidden: Tensor)
 
 @contextmanager
 def _one(folder: Path, name: str) -> Iterator[Session]:
-    with open_on_cpu(folder, (name,), cast_late=True) as bundle:
+    with open_on_cpu(folder, (name,), opened=OpenedPerRun) as bundle:
         yield bundle.sessions[name]
 
 
