@@ -58,8 +58,9 @@ def cause_of(report: Failed, kinds: Set[str]) -> Cause:
     for find in (_of_the_reference, _of_the_model, _of_the_export):
         if (cause := find(report)) is not None:
             return cause
-    if (cause := _of_the_limit(report, kinds) or _of_the_input(report)) is not None:
-        return cause
+    for cause in (_of_a_layer(report), _of_the_limit(report, kinds), _of_the_input(report)):
+        if cause is not None:
+            return cause
     return Cause(
         "unknown", "Nobody looked for the operation at fault: pvc-export check does, unless --json asks for it"
     )
@@ -110,6 +111,19 @@ def _of_the_export(report: Failed) -> Cause | None:
     if report.culprit is not None:
         return Cause("export", report.culprit.text())
     return None
+
+
+def _of_a_layer(report: Failed) -> Cause | None:
+    """Of a check layer by layer, in which each was fed the reference's own input."""
+    wrong = next((row for row in report.rows if row.tensor.startswith("layer.") and not row.passed), None)
+    if wrong is None:
+        return None
+    number = wrong.tensor.removeprefix("layer.")
+    return Cause(
+        "export",
+        f"Layer {number} of the LLM computes something else than the reference's on the same input. Export the bundle "
+        "again; where there is memory for the whole model, pvc-export check --whole names the operation",
+    )
 
 
 def _of_the_limit(report: Failed, kinds: Set[str]) -> Cause | None:

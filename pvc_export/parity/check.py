@@ -53,7 +53,7 @@ from .culprit.find import find_culprit
 from .drift.measure import drift_rule
 from .edge_cases import probe_batch, probe_context, probe_lengths
 from .engines import check_engines, wrong_engines
-from .evidence import Evidence
+from .evidence import Evidence, never_seen
 from .facts import hold_facts
 from .fresh import FreshGraphs
 from .ladder import climb
@@ -174,7 +174,7 @@ def _run_bundle(folder: Path, loaded: LoadedModel, scratch: Path | None, progres
             evidence += recorded.stop
         else:
             evidence += compare_language(bundle, loaded, reference, recorded, vision)
-            evidence += _never_seen(evidence, manifest)
+            evidence += never_seen(evidence, manifest)
             # State is held to itself, also in a new process, which opens the folder as it is.
             evidence += _unless_nan("G", "state", lambda: Evidence(rules=check_rules(opened, scratch=scratch)))
             evidence += probe_clock(bundle, reference, vision.own) + probe_batch(bundle, reference)
@@ -211,13 +211,6 @@ def _unless_nan(level: str, name: str, step: Callable[[], Evidence]) -> Evidence
         return step()
     except NonFiniteError as error:
         return Evidence(rules=(Rule(level=level, name=name, passed=False, detail=error.what),))
-
-
-def _never_seen(evidence: Evidence, manifest: Manifest) -> Evidence:
-    """Outputs of which a whole stream showed nothing that could be compared."""
-    seen = {one.name for one in evidence.differences}
-    outputs = {f"{spec.name}/{tensor.name}" for spec in manifest.graphs.values() for tensor in spec.outputs}
-    return Evidence(missing=tuple(sorted(outputs - seen)))
 
 
 def _climb(run: BundleRun, twins: Path, progress: Progress, *, ladder: bool) -> Evidence:

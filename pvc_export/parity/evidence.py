@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+from engines.manifest import Manifest
+
 from .answers import Conversation, RungAnswers
 from .heat import HeatMap
 from .levels import Rule
@@ -53,3 +55,10 @@ class Evidence:
     def parts(self) -> dict[str, Any]:
         """Every field by its name, for a report that goes on from here."""
         return {part.name: getattr(self, part.name) for part in fields(self)}
+
+
+def never_seen(evidence: Evidence, manifest: Manifest) -> Evidence:
+    """Outputs of a bundle's graphs of which nothing was compared."""
+    seen = {one.name for one in evidence.differences}
+    outputs = {f"{spec.name}/{tensor.name}" for spec in manifest.graphs.values() for tensor in spec.outputs}
+    return Evidence(missing=tuple(sorted(outputs - seen)))

@@ -31,7 +31,7 @@ from ..clip import QUESTION, check_clip
 from ..clock import probe_clock
 from ..edge_cases import probe_batch
 from ..engines import check_engines
-from ..evidence import Evidence
+from ..evidence import Evidence, never_seen
 from ..facts import hold_facts
 from ..float16_on_cpu import Float16Products
 from ..fresh import FreshGraphs
@@ -52,8 +52,7 @@ NUM_FRAMES = 4
 NUM_HEADS = 16
 """Last rows of the conversation whose logits are compared."""
 LEFT_OUT = "the whole LLM in one pass, answers, state rules and the ladder"
-
-
+"""Of `not_executed`, what a check of this kind has there."""
 ASKED = "a check layer by layer was asked for"
 BYTES_A_WEIGHT = 12
 """What a check of the whole takes: the reference in float32, and ONNX Runtime's copies of a narrow graph."""
@@ -94,6 +93,7 @@ def check_by_layer(
             evidence += swept.evidence
             if swept.hidden is not None:
                 evidence += _say(folder, manifest, reference, swept.hidden[:, -NUM_HEADS:])
+                evidence += never_seen(evidence, manifest)
     evidence += compare_graphs(folder, manifest, loaded, exports)
     progress(1.0)
     return judge(evidence, manifest, num_frames=recorded.num_frames)

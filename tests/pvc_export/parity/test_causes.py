@@ -21,7 +21,8 @@ AT: dict[str, Any] = {"graph": "llm", "tensor": "hidden", "where": Place("pass",
 
 def report_of(*found: Difference, noise: float = 1e-4, **changes: Any) -> ParityReport:
     own = compare_arrays(WANT * (1 + noise), WANT, rung=Rung("torch", "fp16"), **AT)
-    judged = tuple(map(NoiseTable([own]).judged, (own, *found)))
+    others = [replace(own, tensor=one.tensor) for one in found]
+    judged = tuple(map(NoiseTable([own, *others]).judged, (own, *found)))
     report = ParityReport(
         differences=judged, rows=worst_rows(judged), precision="fp16", computed_in="float32", num_frames=3, window=2,
         looked=True,
@@ -51,6 +52,13 @@ def test_wrong_weights_and_structure_are_the_exports() -> None:
     assert report_of(off_by(9.0), wrong_weights={"llm": {"w": "it is nowhere"}}).cause().kind == "export"
     broken = Rule(level="A", name="structure of 'llm'", passed=False, detail="an epsilon")
     assert "structure of 'llm'" in report_of(rules=(broken,)).cause().text
+
+
+def test_of_a_check_layer_by_layer_the_layer_is_named() -> None:
+    layer = replace(off_by(CLOSE), tensor="layer.7")
+    cause = report_of(layer, looked=False).cause()
+    assert cause.kind == "export" and cause.text.startswith("Layer 7 of the LLM") and "--whole" in cause.text
+    assert report_of(replace(layer, worst_token=0.0), looked=False).cause().kind == "unknown"
 
 
 def test_a_limit_is_doubted_only_where_nothing_else_is_wrong_and_little_is_missing() -> None:
