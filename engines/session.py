@@ -23,6 +23,10 @@ from .threads import example_inputs, open_fitting
 BFLOAT16 = 16  # TensorProto.BFLOAT16, which ONNX Runtime does not translate to numpy
 
 
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""ONNX Runtime's name for where the weights lie of a graph that is no file."""
+
+
 class Session(Protocol):
     """One graph, ready to run. `memory` is where its caches must live; `computes_in` is for reports."""
 
@@ -84,13 +88,10 @@ class OrtSession:
         memory: HostMemory | None = None,
         threads: int | None = None,
         graph: bytes | None = None,
-        as_written: bool = False,
     ) -> None:
         """Open an ONNX file. `threads` compute at once; None leaves that to its size and, in between, to a trial run.
 
-        graph      another graph over the weights of that file, in place of its own
-        as_written  nothing fused, folded or cast ahead: weights stay in the file until they are used. Slower, and of a
-                    large narrow graph a third of the memory
+        graph  another graph over the weights of that file, in place of its own
         Raises BackendUnavailable without onnxruntime, BundleError if the file is not a graph with the spec's names.
         """
         self.spec = spec
@@ -100,9 +101,7 @@ class OrtSession:
         self._has_bfloat16 = any(tensor.dtype == "bfloat16" for tensor in (*spec.inputs, *spec.outputs))
 
         def opened(count: int) -> Any:
-            return open_onnx(
-                self._ort, path, spec, ["CPUExecutionProvider"], threads=count, graph=graph, as_written=as_written
-            )
+            return open_onnx(self._ort, path, spec, ["CPUExecutionProvider"], threads=count, graph=graph)
 
         if threads is None:
             inputs = functools.cache(lambda: example_inputs(spec))  # once, and only if there is a trial
@@ -183,6 +182,20 @@ def import_onnxruntime() -> ModuleType:
     return cast(ModuleType, onnxruntime)
 
 
+def open_as_written(ort: ModuleType, graph: bytes, folder: Path) -> Any:
+    """An InferenceSession on the CPU of a graph with weights in files of `folder`. Nothing is fused, folded or cast
+    ahead, so they stay there until they are used. Raises what ONNX Runtime does.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # they keep what was cast
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
 def open_onnx(
     ort: ModuleType,
     path: Path,
@@ -191,7 +204,6 @@ def open_onnx(
     *,
     threads: int | None = None,
     graph: bytes | None = None,
-    as_written: bool = False,
 ) -> Any:
     """An InferenceSession whose tensors are the spec's, in order. Raises BundleError for any other file."""
     options = ort.SessionOptions()
@@ -200,11 +212,7 @@ def open_onnx(
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # gpu.py reads it
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle camera must not burn a core
     if graph is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    if as_written:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # they keep what was cast
-        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     try:
         session = ort.InferenceSession(graph or str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no base class but Exception
