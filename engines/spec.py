@@ -222,6 +222,16 @@ class GraphSpec:
         """Outputs that must lie where an input lies: the caches that the graph updates in place."""
         return {state.output: state.input for state in self.states if state.update == "aliased"}
 
+    def state_bytes(self, limits: StreamLimits) -> int:
+        """Bytes of one stream's caches."""
+        slots = {"ring": limits.window, "linear": limits.context}
+        return sum(state.row_bytes * slots[state.order] for state in self.states)
+
+    @property
+    def row_bytes(self) -> int:
+        """What one new frame or row of a stream writes into its caches."""
+        return sum(state.row_bytes for state in self.states)
+
     def input(self, name: str) -> TensorSpec:
         return _named(self.inputs, name, self.name)
 

@@ -56,12 +56,6 @@ def describe(folder: Path, manifest: Manifest) -> Iterator[str]:
     yield "versions    " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
 
 
-def state_bytes(spec: GraphSpec, manifest: Manifest) -> tuple[int, int]:
-    """(bytes of one stream's caches, bytes that one new frame or row writes into them)."""
-    slots = {"ring": manifest.limits.window, "linear": manifest.limits.context}
-    return sum(s.row_bytes * slots[s.order] for s in spec.states), sum(s.row_bytes for s in spec.states)
-
-
 def _describe_missing(folder: Path, manifest: Manifest, missing: Sequence[str]) -> Iterator[str]:
     engines = {entry.path for entry in manifest.engines.values()}
     if num_missing := len(engines.intersection(missing)):
@@ -76,7 +70,7 @@ def _describe_graph(spec: GraphSpec, manifest: Manifest) -> Iterator[str]:
     size = size_text(sum(entry.num_bytes for name, entry in manifest.files.items() if name.startswith(prefix)))
     yield f"{spec.name:<12}{_tensors(spec, spec.inputs)} -> {_tensors(spec, spec.outputs)}   {size}"
     if spec.states:
-        total, row = (size_text(count) for count in state_bytes(spec, manifest))
+        total, row = size_text(spec.state_bytes(manifest.limits)), size_text(spec.row_bytes)
         state, unit = spec.states[0], "frame" if spec.states[0].order == "ring" else "row"
         kind = f"{len(spec.states)} caches {state.layout} {state.dtype}, {state.order}"
         yield f"{INDENT}state: {kind}, {total} per stream, {row} written per {unit}"
