@@ -19,6 +19,7 @@ from engines.ingest import Ingest
 from engines.spec import GRAPH_NAMES, Precision
 from engines.terminal import fail, one_of
 
+from .terminal import graph_options as of_graph
 from .terminal.interrupt import outcome, signals
 from .terminal.options import (
     BF16,
@@ -39,7 +40,7 @@ from .terminal.options import (
     Target,
     Window,
 )
-from .terminal.usage import refuse, usage_errors
+from .terminal.usage import one_precision, refuse, usage_errors
 
 app = typer.Typer(
     help="Export a PVC video model to a streaming bundle, and prove that nothing was lost on the way.",
@@ -73,7 +74,7 @@ def _export(name: str, *, engines: bool, precision: Precision, target: str, summ
         mapping: MappingFile = None,
         as_json: Json = False,
     ) -> None:
-        chosen = _precision(default=precision, fp16=fp16, bf16=bf16, fp32=fp32)
+        chosen = one_precision(fp16=fp16, bf16=bf16, fp32=fp32) or precision
         with usage_errors():
             kept = cast("Clock", one_of("--clock", clock, get_args(Clock)))
         from .commands.export import export_command
@@ -106,40 +107,15 @@ def check(
     by_layer: ByLayer = None,
     report: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the report as JUnit XML, for a CI system.")] = None,
-    reference: Annotated[
-        str | None, typer.Option(help="With --graph: a torch module, as pkg.module:Model or FILE.py:Model.")
-    ] = None,
-    graph: Annotated[Path | None, typer.Option(help="Any ONNX file with state, instead of a BUNDLE.")] = None,
-    state: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="With --graph: a state pair, e.g. past=present, or a pattern of pairs, 'cached_*=new_cached_*'; "
-            "past=new@append:1 if the output holds only new rows; with @start:N it begins with N rows. Repeatable."
-        ),
-    ] = None,
-    no_state: Annotated[
-        list[str] | None,
-        typer.Option(help="With --graph: an output that is no state, though its name looks like one. Repeatable."),
-    ] = None,
-    size: Annotated[
-        list[str] | None,
-        typer.Option(help="With --graph: size of an axis, as AXIS=N, or AXIS=A+B of other axes. Repeatable."),
-    ] = None,
-    bound: Annotated[
-        list[str] | None,
-        typer.Option(help="With --graph: range of random values for an input, as INPUT=LOW:HIGH. Repeatable."),
-    ] = None,
-    batch_axis: Annotated[
-        str | None, typer.Option(help="With --graph: the dynamic axis that is the batch, where its name does not say.")
-    ] = None,
-    tolerance: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="With --graph: how far off outputs may be, as rel_l2=0.05 or max_abs=0.01, in place of a limit that "
-            "is measured: for quantized graphs. Repeatable."
-        ),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="With --graph: length of the stream. Default: 64.")] = None,
+    reference: of_graph.Module = None,
+    graph: of_graph.GraphFile = None,
+    state: of_graph.StatePairs = None,
+    no_state: of_graph.NoStates = None,
+    size: of_graph.Sizes = None,
+    bound: of_graph.Bounds = None,
+    batch_axis: of_graph.BatchAxis = None,
+    tolerance: of_graph.Tolerances = None,
+    steps: of_graph.Steps = None,
     seed: Annotated[int | None, typer.Option(help="With --graph: seed for the random inputs. Default: 0.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -358,13 +334,6 @@ def doctor(as_json: Json = False) -> None:
     from .commands.doctor import doctor_command
 
     doctor_command(as_json=as_json)
-
-
-def _precision(*, default: Precision, **given: bool) -> Precision:
-    chosen = [name for name in ("fp16", "bf16", "fp32") if given[name]]
-    if len(chosen) > 1:
-        raise typer.BadParameter(f"--{chosen[0]} and --{chosen[1]} contradict each other; give one")
-    return cast("Precision", chosen[0]) if chosen else default
 
 
 def main() -> None:
