@@ -21,7 +21,7 @@ from engines.manifest import FORMAT_VERSION, Manifest, hash_file, list_files
 from engines.provenance import sign_engines
 from engines.spec import Precision, StreamLimits
 from engines.target import Target
-from pvc_ref import PVC
+from pvc_ref import PVC, PVCConfig
 
 from ..graphs.clock_table import NAME as CLOCK
 from ..graphs.clock_table import num_frame_times
@@ -73,7 +73,8 @@ def export(loaded: LoadedModel, request: ExportRequest, *, console: Console | No
     request.out is what it was before.
     """
     console = console or Console(quiet=True)
-    _refuse_what_cannot_work(loaded, request)
+    require_exportable(loaded.config, request)
+    _require_packages(request)
     require_room(request.out, num_weight_bytes(loaded.model, request))
     with suppress(_NotPublished), staging(request.out) as folder:
         manifest = write_graphs(loaded, request, folder, console, resume=_resume(loaded, request, folder.parent))
@@ -97,8 +98,9 @@ class _NotPublished(Exception):
     """Ends the staging of a bundle that failed its check, so that it disappears. Goes no further than `export`."""
 
 
-def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> None:
-    config, limits = loaded.config, request.limits
+def require_exportable(config: PVCConfig, request: ExportRequest) -> None:
+    """Raise ModelError for what no bundle of such a model can be."""
+    limits = request.limits
     if config.time_mode == "relative":
         raise ModelError(
             "this model's time mode is 'relative' (t / T with T growing), so no streaming graph of it can be exact",
@@ -118,8 +120,12 @@ def _refuse_what_cannot_work(loaded: LoadedModel, request: ExportRequest) -> Non
             f"--context {limits.context} exceeds the model's max_positions {config.llm.max_positions}",
             fix=f"choose --context {config.llm.max_positions // limits.bucket * limits.bucket} or less",
         )
+
+
+def _require_packages(request: ExportRequest) -> None:
+    """Raise BackendUnavailable for what must be known before minutes of work: what this machine lacks."""
     if request.target.builder is not None:
-        load_runtime(request.target)  # a missing package or GPU must be known before minutes of export
+        load_runtime(request.target)
         compute_capabilities(request.target)
     try:
         import onnxruntime  # noqa: F401

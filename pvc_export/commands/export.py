@@ -26,15 +26,14 @@ def export_command(
     clock: Clock, islands: tuple[str, ...], seed: int | None, mapping: Path | None, engines: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Export, check and publish. Raises BadParameter for flags that contradict each other, before any work."""
-    target = _target(target_name, precision, engines=engines)
+    target = chosen_target(target_name, precision, engines=engines)
     with usage_errors():
         limits = StreamLimits(window=window, context=context, streams=streams)
     if seed is not None and model not in RANDOM:
         raise typer.BadParameter(
             f"--seed makes random weights, and '{model}' has its own; it goes with -m {' or -m '.join(RANDOM)}"
         )
-    if islands and precision == "fp32":
-        raise typer.BadParameter("--island keeps a part in float32, and with --fp32 all of them are")
+    refuse_islands(islands, precision)
     console = Console(quiet=as_json)
     out = output or Path("build") / Path(model).resolve().name
     console.print(
@@ -70,7 +69,15 @@ def export_command(
     console.print(f"next: pvc-export run {shlex.quote(str(out))} --video FILE --ask 'What happens?'")
 
 
-def _target(name: str, precision: Precision, *, engines: bool) -> Target:
+def refuse_islands(islands: tuple[str, ...], precision: Precision) -> None:
+    """Raise BadParameter for islands that keep nothing."""
+    if islands and precision == "fp32":
+        raise typer.BadParameter("--island keeps a part in float32, and with --fp32 all of them are")
+
+
+def chosen_target(name: str, precision: Precision, *, engines: bool) -> Target:
+    """The target of that name; without its engines, unless they are to be built. Raises BadParameter for what it
+    lacks."""
     with usage_errors():
         target = load_target(name)
     if precision not in target.precisions:

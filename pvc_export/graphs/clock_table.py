@@ -34,7 +34,9 @@ class TimeTable(nn.Module):
 @torch.no_grad()
 def table_of(embedding: TimeEmbedding, num_times: int) -> Tensor:
     """(num_times, size). One time after the other, as a stream computes them: a product of many rows may round
-    otherwise."""
+    otherwise. Without values where the weights have none."""
+    if embedding.w2.weight.is_meta:
+        return embedding.w2.weight.new_empty(num_times, embedding.w2.out_features)
     return torch.cat([embedding(torch.tensor([float(time)])) for time in range(num_times)])
 
 

@@ -98,6 +98,12 @@ def skeleton(folder: str | Path, *, mapping: Mapping[str, str | None] | None = N
         return _open(Path(folder), mapping, stack)[0]
 
 
+def config_of(folder: str | Path) -> PVCConfig:
+    """What config.json says, of a folder that may have no weights yet. Raises CheckpointError; also if they must say
+    it."""
+    return _read_config(Path(folder))[0]
+
+
 def detect_names(folder: str | Path) -> Detection:
     """What `load` would take tensors of other names for; reads no weight. Raises CheckpointError for other faults."""
     folder = Path(folder)
