@@ -1,4 +1,4 @@
-"""pvc-export: trt | onnx | check | compare | prove | run | inspect | bench | doctor.
+"""pvc-export: plan | trt | onnx | check | compare | prove | run | inspect | bench | doctor.
 
 Exit codes: 0 ok, 2 usage, 3 parity failed, 4 environment, 5 build failed, 6 bad input (engines/errors.py).
 Unusual: heavy packages are imported inside the commands, so that --help and doctor work on a machine without torch.
@@ -34,6 +34,7 @@ from .terminal.options import (
     MappingFile,
     Model,
     Out,
+    PlannedModel,
     Reference,
     Seed,
     Streams,
@@ -94,6 +95,37 @@ _export(
     "onnx", engines=False, precision="fp32", target="cpu",
     summary="Export ONNX graphs without engines, check, and publish a bundle. float32 unless --fp16 or --bf16.",
 )  # fmt: skip
+
+
+@app.command(short_help="Say what an export would take, and on which devices its bundle would run.")
+def plan(
+    model: PlannedModel = "shapes",
+    fp16: FP16 = False,
+    bf16: BF16 = False,
+    fp32: FP32 = False,
+    target: Target = "rtx",
+    window: Window = 8,
+    context: Context = 2048,
+    streams: Streams = 1,
+    clock: ClockChoice = "run-on",
+    island: Island = None,
+    mapping: MappingFile = None,
+    as_json: Json = False,
+) -> None:
+    """Say what an export with these options would take, and on which devices its bundle would run. Reads no weight.
+
+    Bytes of each graph and engine, of a stream's caches, memory and time of every step. float16 for a target with
+    engines, float32 for one without, unless --fp16, --bf16 or --fp32.
+    """
+    chosen = one_precision(fp16=fp16, bf16=bf16, fp32=fp32)
+    with usage_errors():
+        kept = cast("Clock", one_of("--clock", clock, get_args(Clock)))
+    from .commands.plan import plan_command
+
+    plan_command(
+        model=model, precision=chosen, target_name=target, window=window, context=context, streams=streams, clock=kept,
+        islands=tuple(island or ()), mapping=mapping, as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command(short_help="Compare a bundle with the PyTorch reference, output by output.")

@@ -10,6 +10,12 @@ import typer
 Model = Annotated[
     str, typer.Option("-m", "--model", help="'shapes' (trained), 'tiny', 'vision-8b' (random), or a folder.")
 ]
+PlannedModel = Annotated[
+    str,
+    typer.Option(
+        "-m", "--model", help="'shapes', a preset such as pvc-internvl2-8b, or a folder, which needs config.json only."
+    ),
+]
 Out = Annotated[Path | None, typer.Option("-o", "--output", help="Bundle folder. Default: build/NAME.")]
 FP16 = Annotated[bool, typer.Option("--fp16", help="float16 graphs with float32 islands.")]
 BF16 = Annotated[bool, typer.Option("--bf16", help="bfloat16 graphs with float32 islands.")]

@@ -1,0 +1,111 @@
+"""`pvc-export plan`: what an export would take and where its bundle would run, without a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from engines.clock import Clock
+from engines.spec import Precision, StreamLimits
+from engines.target import load_target
+from engines.terminal import print_json
+
+from ..bundles.export import ExportRequest
+from ..plan.fit import Fit
+from ..plan.model import planned_model
+from ..plan.peaks import MEASURED_ON, Cost
+from ..plan.plan import Plan, make_plan
+from ..terminal.console import Console, size_text
+from ..terminal.usage import usage_errors
+from .export import chosen_target, refuse_islands
+
+
+def plan_command(
+    *, model: str, precision: Precision | None, target_name: str, window: int, context: int, streams: int, clock: Clock,
+    islands: tuple[str, ...], mapping: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Print the plan. Raises BadParameter for options that contradict each other, ModelError for what cannot be
+    exported.
+
+    precision  None is that of the command that makes the bundle: float16 with engines, else float32
+    """
+    with usage_errors():
+        engines = load_target(target_name).builder is not None
+        limits = StreamLimits(window=window, context=context, streams=streams)
+    chosen: Precision = precision or ("fp16" if engines else "fp32")
+    refuse_islands(islands, chosen)
+    request = ExportRequest(
+        out=Path("build") / Path(model).name,
+        target=chosen_target(target_name, chosen, engines=engines),
+        precision=chosen,
+        limits=limits,
+        islands=islands,
+        clock=clock,
+    )
+    plan = make_plan(planned_model(model, mapping=mapping), request)
+    if as_json:
+        print_json(plan.to_json())
+        return
+    console = Console()
+    for line in _lines(plan):
+        console.print(line)
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    """Text of at most 80 columns, but for long names."""
+    request, limits = plan.request, plan.request.limits
+    yield f"{plan.model.name}: {plan.model.num_parameters / 1e6:.1f} M parameters; no weight was read"
+    yield (
+        f"{request.precision}, target {request.target.name}, window {limits.window}, context {limits.context}, "
+        f"streams {limits.streams}, clock {request.clock}"
+    )
+    yield from (f"float32 {name}" for name in request.islands)
+    yield ""
+    yield from _bundle_lines(plan)
+    yield ""
+    yield f"{'step':<15}{'peak memory':>12}{'time':>10}   (estimates: {MEASURED_ON})"
+    yield from (_cost_line(name, cost) for name, cost in plan.costs.items())
+    if plan.model.stays_in_files:
+        yield "where there is less memory, the check goes layer by layer and takes less"
+    yield ""
+    yield from _device_lines(plan.fits, unified=True)
+    yield ""
+    yield from _device_lines(plan.fits, unified=False)
+
+
+def _bundle_lines(plan: Plan) -> Iterator[str]:
+    bundle = plan.bundle
+    yield f"{'graph':<15}{'files':>12}{'engine':>12}{'activations':>14}"
+    for name, graph in bundle.graphs.items():
+        engine = size_text(graph.engine) if name in bundle.engine_names else "-"
+        yield f"{name:<15}{size_text(graph.files):>12}{engine:>12}{size_text(graph.activations):>14}"
+    engines = size_text(bundle.engines) if bundle.engine_names else "-"
+    yield f"{'all':<15}{size_text(bundle.graph_files):>12}{engines:>12}"
+    yield f"{'other files':<15}{size_text(bundle.other_files):>12}   tokenizer, manifest, report of the check"
+    yield f"{'bundle':<15}{size_text(bundle.total):>12}"
+    state = bundle.state
+    yield f"{'a stream':<15}{size_text(state.total):>12}   ring {size_text(state.ring)}, cache {size_text(state.cache)}"
+
+
+def _cost_line(name: str, cost: Cost) -> str:
+    return f"{name:<15}{size_text(cost.peak):>12}{_time_text(cost.seconds):>10}"
+
+
+def _time_text(seconds: float) -> str:
+    """0.0123 -> '12 ms', 75 -> '75 s', 600 -> '10 min'"""
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _device_lines(fits: list[Fit], *, unified: bool) -> Iterator[str]:
+    shown = [fit for fit in fits if fit.device.unified == unified]
+    where = "on a Jetson, whose host shares the memory" if unified else "of a card's memory"
+    yield f"all streams take {size_text(shown[0].takes)} {where}"
+    yield f"{'device':<23}{'leaves':>10}  {'target':<17}{'fits':<5}{'spare':>10}{'context to':>12}"
+    for fit in shown:
+        spare = f"{'-' if fit.left < 0 else ''}{size_text(abs(fit.left))}"
+        verdict = f"{'no' if fit.left < 0 else 'yes':<5}{spare:>10}{fit.largest_context or '-':>12}"
+        yield f"{fit.device.name:<23}{size_text(fit.device.usable):>10}  {fit.target:<17}{verdict}"
+        if fit.remedy:
+            yield f"    -> {fit.remedy}"

@@ -1,0 +1,93 @@
+"""A bundle that does not exist yet: the bytes of each graph and engine, of the rest, and of a stream's state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from engines.graph_specs import graph_specs
+from engines.spec import GraphSpec, StreamLimits
+from pvc_ref import PVC
+
+from ..bundles.export import ExportRequest
+from ..graphs.clock_table import num_frame_times
+from ..graphs.modules import model_shape
+from ..graphs.precision import cast_model
+from .engine_files import engine_bytes
+from .graph_files import graph_bytes, layers_of, weight_bytes
+from .memory import StateBytes, activation_bytes, state_bytes
+
+REPORT_BYTES, REPORT_BYTES_A_LAYER = 1_000_000, 90_000
+"""The check's report, as a page and as JSON, and the manifest."""
+TOKEN_BYTES = 70
+"""Of a token and its merge in a tokenizer.json, where there is no tokenizer to look at."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphPlan:
+    """Bytes of one graph: files and weights in them, its engine (whether or not the bundle has it), and what a pass
+    holds."""
+
+    files: int
+    weights: int
+    engine: int
+    activations: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BundlePlan:
+    """`state` is of one stream; `engine_names` are the graphs whose engines the bundle has."""
+
+    graphs: dict[str, GraphPlan]
+    engine_names: tuple[str, ...]
+    other_files: int
+    state: StateBytes
+
+    @property
+    def graph_files(self) -> int:
+        return sum(graph.files for graph in self.graphs.values())
+
+    @property
+    def engines(self) -> int:
+        return sum(self.graphs[name].engine for name in self.engine_names)
+
+    @property
+    def total(self) -> int:
+        return self.graph_files + self.engines + self.other_files
+
+
+def plan_bundle(model: PVC, request: ExportRequest, *, tokenizer_bytes: int | None) -> BundlePlan:
+    """What `export` would write. `model` may be on `meta`.
+
+    tokenizer_bytes  of the tokenizer.json that the bundle gets; None if there is no tokenizer yet
+    Raises ModelError for an island that cannot be one.
+    """
+    target, config = request.target, model.config
+    specs = specs_of(model, request, request.limits)
+    cast = cast_model(model, request.precision, request.islands)
+    graphs = {
+        name: GraphPlan(
+            files=graph_bytes(cast, spec, target),
+            weights=weight_bytes(cast, spec),
+            engine=engine_bytes(cast, spec, streams=request.limits.streams) if name != "embed" else 0,
+            activations=activation_bytes(config, spec, request.limits),
+        )
+        for name, spec in specs.items()
+    }
+    num_layers = sum(layers_of(config, name) for name in specs)
+    tokenizer = config.llm.vocab_size * TOKEN_BYTES if tokenizer_bytes is None else tokenizer_bytes
+    return BundlePlan(
+        graphs=graphs,
+        engine_names=target.engine_graphs,
+        other_files=REPORT_BYTES + REPORT_BYTES_A_LAYER * num_layers + tokenizer,
+        state=state_bytes(config, specs, request.limits, request.clock),
+    )
+
+
+def specs_of(model: PVC, request: ExportRequest, limits: StreamLimits) -> dict[str, GraphSpec]:
+    """The graphs of a request with these limits in place of its own."""
+    if request.clock == "reanchor":
+        limits = replace(limits, num_times=num_frame_times(model.config, window=limits.window))
+    target = request.target
+    return graph_specs(
+        model_shape(model.config), limits, request.precision, target.spelling, cache_update=target.cache_update
+    )

@@ -1,0 +1,134 @@
+"""Bytes of a graph's files, .onnx and .data together: its weights, its constants, and its nodes.
+
+A node takes some 300 bytes with its names and notes (graphs/notes.py), and layers of one kind have the same nodes, so
+that they take a fixed number of bytes a layer; the figures are fitted to exports by torch 2.13, onnxscript 0.7, and
+off by at most 1 % of them. What is written inside the .onnx and what beside it does not matter here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from engines.spec import GraphSpec
+from engines.target import Target
+from pvc_ref import PVC, PVCConfig
+
+from ..graphs.modules import graph_parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """Bytes of nodes: of the graph, of each layer, and of each head in a layer where attention goes head by head."""
+
+    graph: int
+    layer: int = 0
+    head: int = 0
+
+
+# Keys: graph, spelling or cache update or compressor; then whether the graph is narrower than float32, which adds
+# casts.
+NODES: dict[tuple[str, str, bool], Nodes] = {
+    ("trunk", "split", False): Nodes(5463, 10243, 3320),
+    ("trunk", "split", True): Nodes(6372, 13005, 4408),
+    ("trunk", "concat", False): Nodes(6372, 17183),
+    ("trunk", "concat", True): Nodes(6601, 20657),
+    ("temporal", "split", False): Nodes(5200, 47500, 3471),
+    ("temporal", "split", True): Nodes(8776, 53915, 4669),
+    ("temporal", "concat", False): Nodes(8736, 49261),
+    ("temporal", "concat", True): Nodes(8894, 56124),
+    ("compressor", "pvc", False): Nodes(18827),
+    ("compressor", "pvc", True): Nodes(20432),
+    ("compressor", "pixel_shuffle", False): Nodes(6045),
+    ("compressor", "pixel_shuffle", True): Nodes(7087),
+    ("compressor", "pool", False): Nodes(4761),
+    ("compressor", "pool", True): Nodes(5024),
+    ("compressor", "conv", False): Nodes(7068),
+    ("compressor", "conv", True): Nodes(8100),
+    ("compressor", "q_former", False): Nodes(8786, 26360),
+    ("compressor", "q_former", True): Nodes(10688, 32064),
+    ("llm", "aliased", False): Nodes(17221, 32543),
+    ("llm", "aliased", True): Nodes(19189, 35327),
+    ("llm", "rows", False): Nodes(18675, 36863),
+    ("llm", "rows", True): Nodes(20600, 40911),
+    ("embed", "", False): Nodes(986),
+    ("embed", "", True): Nodes(986),
+    ("head", "", False): Nodes(1595),
+    ("head", "", True): Nodes(2073),
+}
+TABLE_SAVES = {"temporal": Nodes(2658, 3592), "compressor": Nodes(4210)}
+"""A clock that is a table has fewer nodes."""
+BATCH_ADDS = {
+    "trunk": Nodes(1816, 221), "temporal": Nodes(1676, 683), "compressor": Nodes(312), "embed": Nodes(104),
+    "head": Nodes(106), "llm": Nodes(6810, 955),
+}  # fmt: skip
+"""A batch of several streams is dynamic, and its size is asked for. The LLM's is where its cache is updated in
+place."""
+NO_LAYERS = 2266
+"""Of a model without temporal layers, whose temporal graph hands its features on."""
+
+
+def graph_bytes(model: PVC, spec: GraphSpec, target: Target) -> int:
+    """What the files of a graph take. `model` is cast (graphs/precision.py), and may be on `meta`."""
+    config, num_layers = model.config, layers_of(model.config, spec.name)
+    if spec.name == "temporal" and not num_layers:
+        return NO_LAYERS
+    parts = [NODES[spec.name, variant_of(config, spec, target), is_narrow(spec)]]
+    if not spec.aliases and "batch" in spec.dims:
+        parts.append(BATCH_ADDS[spec.name])
+    num_bytes = weight_bytes(model, spec) + constant_bytes(config, spec)
+    for part in parts:
+        num_bytes += part.graph + num_layers * (part.layer + part.head * config.vision.num_heads)
+    if spec.num_times is not None:
+        num_bytes -= TABLE_SAVES[spec.name].graph + num_layers * TABLE_SAVES[spec.name].layer
+    return num_bytes
+
+
+def weight_bytes(model: PVC, spec: GraphSpec) -> int:
+    return sum(bytes_of(weight) for weight in graph_parameters(model, spec).values())
+
+
+def bytes_of(weight: Tensor) -> int:
+    return weight.numel() * weight.element_size()
+
+
+def is_narrow(spec: GraphSpec) -> bool:
+    """Whether a graph computes in less than float32."""
+    return any(tensor.dtype in ("float16", "bfloat16") for tensor in (*spec.inputs, *spec.outputs))
+
+
+def variant_of(config: PVCConfig, spec: GraphSpec, target: Target) -> str:
+    """Which of several forms a graph has."""
+    if spec.name in ("trunk", "temporal"):
+        return target.spelling
+    return {"compressor": config.compressor.kind, "llm": target.cache_update}.get(spec.name, "")
+
+
+def layers_of(config: PVCConfig, graph: str) -> int:
+    """Layers of one kind that a graph consists of."""
+    vision = config.vision
+    return {
+        "trunk": vision.num_trunk_layers,
+        "temporal": vision.num_temporal_layers,
+        "compressor": config.compressor.num_q_former_layers if config.compressor.kind == "q_former" else 0,
+        "llm": config.llm.num_layers,
+    }.get(graph, 0)
+
+
+def constant_bytes(config: PVCConfig, spec: GraphSpec) -> int:
+    """Tables that no weight is: frequencies of the clock, the ones of a norm without weights, indices of cache rows."""
+    vision = config.vision
+    clock = 2 * vision.sinusoid_size if spec.num_times is None else 0
+    num_tokens = config.compressor.num_tokens
+    match spec.name:
+        case "temporal":
+            return clock + 4 * vision.hidden_size
+        case "compressor" if config.compressor.kind == "pvc":
+            return clock + 4 * vision.num_patches // num_tokens * vision.hidden_size
+        case "compressor" if config.compressor.kind == "pool":
+            return 4 * num_tokens * vision.num_patches
+        case "llm" if spec.aliases:
+            context = spec.input(spec.states[0].input).shape[spec.states[0].slot_axis]
+            return 8 * int(context)
+    return 0

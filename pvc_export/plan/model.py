@@ -1,0 +1,73 @@
+"""`-m MODEL` of a plan: whatever an export takes, and what it would take once it is here. No weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engines.errors import ModelError
+from engines.terminal import did_you_mean
+from pvc_ref import PVC, PVCConfig
+from pvc_ref.bundled import SHAPES_FOLDER
+from pvc_ref.checkpoint.files import HUB_NAME
+from pvc_ref.checkpoint.folder import config_of, skeleton
+from pvc_ref.checkpoint.mapping import read_mapping
+from pvc_ref.checkpoint.tokenizer import load_tokenizer
+from pvc_ref.config import PRESETS
+from pvc_ref.prompt import byte_tokenizer
+
+from ..graphs.models import BUILT_IN, RANDOM, checkpoint_errors
+from ..graphs.sessions import is_small
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedModel:
+    """A model on `meta`, and the size of its tokenizer.json in a bundle; None if there is no tokenizer yet."""
+
+    name: str
+    model: PVC
+    tokenizer_bytes: int | None
+
+    @property
+    def stays_in_files(self) -> bool:
+        """Whether an export leaves the weights in their files: those of a large folder (graphs/models.py)."""
+        return self.name not in BUILT_IN and not is_small(self.model)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def planned_model(name: str, *, mapping: Path | None = None) -> PlannedModel:
+    """The model of a preset's name, or of a folder, which needs no weights. Raises ModelError, and so for a mapping
+    that is not for a folder with weights."""
+    folder = SHAPES_FOLDER if name == "shapes" else Path(name)
+    has_weights = folder.is_dir() and any(folder.glob("*.safetensors"))
+    if mapping is not None and (name in PRESETS or not has_weights):
+        raise ModelError(
+            f"--mapping says what tensors are, and '{name}' has none here",
+            fix="name a folder with *.safetensors, or leave --mapping out",
+        )
+    if name in PRESETS and name != "shapes":
+        tokenizer = byte_tokenizer() if name in RANDOM else None
+        size = None if tokenizer is None else len(tokenizer.to_str(pretty=True).encode())
+        return PlannedModel(name=name, model=_empty(PRESETS[name]), tokenizer_bytes=size)
+    if not folder.is_dir() and not HUB_NAME.fullmatch(name):  # a name on the hub is told by the loader
+        raise ModelError(
+            f"there is no model '{name}'",
+            expected=f"a folder with config.json, or a name: {', '.join(PRESETS)}",
+            fix=did_you_mean(name, PRESETS, cutoff=0.5) or "name one of these with -m",
+        )
+    with checkpoint_errors():
+        if not has_weights:
+            return PlannedModel(name=name, model=_empty(config_of(folder)), tokenizer_bytes=None)
+        model = skeleton(folder, mapping=None if mapping is None else read_mapping(mapping))
+        text = load_tokenizer(folder).to_str(pretty=True)
+    return PlannedModel(name=name, model=model, tokenizer_bytes=len(text.encode()))
+
+
+def _empty(config: PVCConfig) -> PVC:
+    with torch.device("meta"):
+        return PVC(config).eval()
