@@ -1,0 +1,56 @@
+"""A plan's peaks are at or above those that were measured, by less than a quarter: the table of docs/performance.md."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+
+from engines.spec import Precision
+from pvc_export.plan import peaks
+from pvc_export.plan.model import PlannedModel, planned_model
+from pvc_export.plan.plan import Plan
+from pvc_export.studies import plan as study
+from pvc_ref import PVC
+
+TABLE = Path(__file__).parents[3] / "docs/performance.md"
+ROW = re.compile(r"\| (\w+) (onnx|trt) (\w+) \| (\w+) \| ([\d.]+) MB \| ([\d.]+) MB \| [\d.]+ \|")
+ROWS = [match.groups() for match in ROW.finditer(TABLE.read_text(encoding="utf-8"))]
+QUARTER = 1.25
+
+
+def plan_of(model: str, command: str, precision: str) -> Plan:
+    case = study.Case(model=model, command=command, precision=cast(Precision, precision))
+    if model in study.MODELS:
+        with torch.device("meta"):
+            planned = PlannedModel(name="a folder", model=PVC(study.MODELS[model]), tokenizer_bytes=6258)
+        return study.plan_of(case, planned, Path())
+    return study.plan_of(case, planned_model(model), Path())
+
+
+def test_the_table_has_every_step_of_exports_with_and_without_engines() -> None:
+    assert {row[3] for row in ROWS} == {"bundle", "export", "build", "check", "run"} and len(ROWS) >= 20
+
+
+@pytest.mark.parametrize(("model", "command", "precision", "step", "planned", "measured"), ROWS)
+def test_a_plan_is_close_to_what_was_measured(
+    model: str, command: str, precision: str, step: str, planned: str, measured: str
+) -> None:
+    plan = plan_of(model, command, precision)
+    if step == "bundle":
+        now = plan.bundle.total
+        assert now == pytest.approx(float(measured) * 1e6, rel=0.02)
+    else:
+        now = plan.costs[step].peak
+        assert 1 <= now / (float(measured) * 1e6) < QUARTER
+    assert now == pytest.approx(float(planned) * 1e6, rel=0.01), "the table was made by another formula"
+
+
+def test_a_formula_that_forgets_the_packages_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peaks, "PACKAGES", 0)
+    measured = {row[3]: float(row[5]) * 1e6 for row in ROWS if row[:3] == ("tiny", "onnx", "fp32")}
+    planned = plan_of("tiny", "onnx", "fp32").costs
+    assert all(planned[step].peak < measured[step] for step in ("export", "check"))
