@@ -139,7 +139,7 @@ def wrong(program: str, rest: str) -> str:
         if name not in command.commands:
             return f"there is no command '{name}'"
         command = command.commands[name]
-    known = {name for parameter in command.params for name in parameter.opts} | {"--help"}
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
     unknown = [option for option in OPTION.findall(rest) if option not in known]
     return f"it has no {', '.join(unknown)}" if unknown else ""
 
