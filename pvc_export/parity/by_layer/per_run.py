@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper
 
-from engines.memory import Array, HostMemory, Memory, Tensor, host_dtype
-from engines.session import BFLOAT16, copy_from_address, import_onnxruntime, open_as_written
+from engines.memory import Array, HostMemory, Memory, Tensor
+from engines.session import import_onnxruntime, open_as_written
 from engines.spec import GraphSpec
 
 MOST_BYTES = 800_000_000
@@ -33,7 +33,7 @@ class Stretch:
 
 
 class OpenedPerRun:
-    """A graph in ONNX Runtime's CPU, numpy in and out."""
+    """A graph in ONNX Runtime's CPU, numpy in and out: of bfloat16 a widened one, which has it inside alone."""
 
     computes_in = "float32"
 
@@ -50,25 +50,13 @@ class OpenedPerRun:
         arrays = {tensor.name: cast(Array, inputs[tensor.name]) for tensor in self.spec.inputs}
         for tensor in self.spec.inputs:
             tensor.check(arrays[tensor.name], self.spec.name)
-        values = {name: self._value(array) for name, array in arrays.items()}
+        from_numpy = self._ort.OrtValue.ortvalue_from_numpy
+        values = {name: from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
         for stretch in self._stretches:
             session = open_as_written(self._ort, stretch.model, self._path.parent)
-            fed = {name: values[name] for name in stretch.inputs}
-            made = session.run_with_ort_values(list(stretch.outputs), fed)
+            made = session.run_with_ort_values(list(stretch.outputs), {name: values[name] for name in stretch.inputs})
             values |= dict(zip(stretch.outputs, made, strict=True))
-        return {tensor.name: self._array(values[tensor.name], tensor.dtype) for tensor in self.spec.outputs}
-
-    def _value(self, array: Array) -> Any:
-        create = self._ort.OrtValue
-        if array.dtype == host_dtype("bfloat16"):
-            return create.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), BFLOAT16)
-        return create.ortvalue_from_numpy(np.ascontiguousarray(array))
-
-    @staticmethod
-    def _array(value: Any, dtype: str) -> Array:
-        if dtype == "bfloat16":
-            return copy_from_address(value.data_ptr(), tuple(value.shape()), host_dtype(dtype))
-        return np.array(value.numpy())
+        return {tensor.name: values[tensor.name].numpy() for tensor in self.spec.outputs}
 
 
 def stretches(model: ModelProto) -> Iterator[Stretch]:

@@ -73,11 +73,11 @@ def _first_wrong(
     folder: Path, manifest: Manifest, loaded: LoadedModel, call: ExpectedCall, twin: Path, scratch: Path
 ) -> Culprit | None:
     path = _on_a_cpu(folder / graph_path(call.graph), manifest, scratch)
-    pieces, truth = pieces_of(path, twin, call.feeds, scratch)
+    pieces, truth = pieces_of(path, twin, call.feeds)
     wrong = next((piece for piece in pieces if not piece.error <= LIMIT), None)
     if wrong is None:
         return None
-    (again,) = measure_pieces(path, {wrong.name: wrong.origin}, truth, scratch, widen=True)
+    (again,) = measure_pieces(path, {wrong.name: wrong.origin}, truth, widen=True)
     # In a narrow graph a float32 piece can be a matter of precision too: rounded inside, and wide again at its end.
     is_right_when_wide = again.error <= LIMIT or bool(overflowing_weights(path, wrong))
     is_precision = manifest.precision != "fp32" and is_right_when_wide
@@ -108,16 +108,14 @@ def _symptom(wrong: Piece) -> str:
     return f"off by {wrong.error:.0f} units of {wrong.dtype} roundoff, allowed {LIMIT:.0f}"
 
 
-def pieces_of(
-    path: Path, twin: Path, feeds: Mapping[str, Array], scratch: Path
-) -> tuple[list[Piece], dict[str, Array]]:
+def pieces_of(path: Path, twin: Path, feeds: Mapping[str, Array]) -> tuple[list[Piece], dict[str, Array]]:
     """Every operation of a graph, measured, and the truth that it was held to, by the names of the graph."""
     model = onnx.load(path, load_external_data=False)
     pairs = align(model, onnx.load(twin, load_external_data=False))
-    values = evaluate(twin, pairs.values(), feeds, twin.parent)
+    values = evaluate(twin, pairs.values(), feeds)
     truth = dict(feeds) | {name: values[there] for name, there in pairs.items()}
     known = {name: origin for name, origin in origins(model).items() if name in pairs}
-    return measure_pieces(path, known, truth, scratch), truth
+    return measure_pieces(path, known, truth), truth
 
 
 def _on_a_cpu(path: Path, manifest: Manifest, scratch: Path) -> Path:

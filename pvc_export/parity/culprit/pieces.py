@@ -22,10 +22,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from engines.memory import Array
-from engines.session import import_onnxruntime
+from engines.session import import_onnxruntime, open_as_written
 
 from ...graphs.notes import LINES, OPERATION, PROGRAM, SCOPES
-from ...graphs.weights_file import share_weights, weight_values
+from ...graphs.weights_file import weight_values
 
 FLOAT = TensorProto.FLOAT
 NARROW = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
@@ -120,18 +120,18 @@ def _places(model: onnx.ModelProto) -> dict[str, tuple[str, str, int]]:
     return found
 
 
-def evaluate(path: Path, names: Iterable[str], feeds: Mapping[str, Array], scratch: Path) -> dict[str, Array]:
+def evaluate(path: Path, names: Iterable[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
     """The named values of a float32 graph: the truth. Caches that it updates in place are copied first."""
     model = typed(path)
     types = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
     wanted = [types[name] for name in dict.fromkeys(names)]
     del model.graph.output[:]
     model.graph.output.extend(wanted)
-    return _run(model, path, feeds, scratch / f"{path.stem}.whole.onnx")
+    return _run(model, path, feeds)
 
 
 def measure_pieces(
-    path: Path, known: Mapping[str, Origin], truth: Mapping[str, Array], scratch: Path, *, widen: bool = False
+    path: Path, known: Mapping[str, Origin], truth: Mapping[str, Array], *, widen: bool = False
 ) -> list[Piece]:
     """What every piece of the graph at `path` makes of the truth, in the order of the graph.
 
@@ -144,7 +144,7 @@ def measure_pieces(
     for value in model.graph.input:
         array = truth[value.name.removesuffix(TRUTH)]
         feeds[value.name] = array.astype(np.float32) if array.dtype.kind == "f" else array
-    got, found = _run(model, path, feeds, scratch / f"{path.stem}.pieces.onnx"), []
+    got, found = _run(model, path, feeds), []
     for name, members in cut.pieces().items():
         value, want = got[name + SEEN].astype(np.float64), truth[name].astype(np.float64)
         if value.shape != want.shape:  # put in after the export, in place of another: there is nothing to compare
@@ -293,14 +293,8 @@ def typed(path: Path) -> onnx.ModelProto:
         return model
 
 
-def _run(model: onnx.ModelProto, source: Path, feeds: Mapping[str, Array], path: Path) -> dict[str, Array]:
-    """Run a model that shares the weights' file of `source`, as it is written: nothing fused, nothing folded."""
-    onnx.save(model, path)
-    share_weights(source, path.parent)
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+def _run(model: onnx.ModelProto, source: Path, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run a model over the weights of `source`, as it is written: nothing fused, nothing folded."""
+    session = open_as_written(import_onnxruntime(), model.SerializeToString(), source.parent)
     names = [value.name for value in session.get_outputs()]
     return dict(zip(names, session.run(names, {v.name: feeds[v.name] for v in session.get_inputs()}), strict=True))

@@ -111,7 +111,7 @@ def test_every_operation_of_a_narrow_graph_is_measured_and_has_a_margin(
     export_graph(graph_module(tiny.model, spec, load_target(manifest.target).spelling), spec, twin)
     path = bundle_fp16 / "graphs" / "temporal.onnx"
     for call in expected_calls(manifest, tiny, "temporal", reference_stream(manifest, tiny)):
-        pieces, _ = pieces_of(path, twin, call.feeds, tmp_path)
+        pieces, _ = pieces_of(path, twin, call.feeds)
         assert {"linear", "softmax", "layer_norm", "gelu", "matmul", "add"} <= {p.origin.operation for p in pieces}
         worst = max(piece.error for piece in pieces)
         assert 0.5 < worst < LIMIT / 3  # it rounds, and is far from what counts as a fault
