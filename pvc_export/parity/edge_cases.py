@@ -51,10 +51,10 @@ def probe_batch(bundle: Bundle, reference: Reference) -> Evidence:
         feeds = draw_inputs(session.spec, dims, bundle, rng)
         if name == "llm":
             feeds |= _as_in_a_text(feeds, session.spec, bundle, reference, rng)
-        together = _new_rows(session, feeds)
+        together = new_rows(session, feeds)
         for row in range(num_streams):
             one = {key: value[row : row + 1] for key, value in feeds.items()}
-            alone = _new_rows(session, one)
+            alone = new_rows(session, one)
             for tensor, want in alone.items():
                 got, where = together[tensor][row : row + 1], stream_place(row, num_streams)
                 found.append(compare_arrays(got, want, rung=_rung(bundle), graph=name, tensor=tensor, where=where))
@@ -107,8 +107,7 @@ def _rows_at(
     """
     session = bundle.sessions["llm"]
     spec, longest = session.spec, lengths[0]
-    rows = {s.input: np.ascontiguousarray(np.moveaxis(past[s.input][:, :longest], 1, s.slot_axis)) for s in spec.states}
-    cache.restore({name: array.view(f"u{array.itemsize}") for name, array in rows.items()}, longest)
+    fill_cache(cache, spec, past, longest)
     for length, new in zip(lengths, embeds, strict=True):
         cache.truncate(length)
         outputs = session.run({"inputs_embeds": new, **cache.feeds(num_rows)})
@@ -116,6 +115,12 @@ def _rows_at(
         host = {s.output: s.as_rows(session.memory.to_host(made[s.output])).copy() for s in spec.states}
         yield {"hidden": session.memory.to_host(outputs["hidden"])} | host
         cache.discard(num_rows)
+
+
+def fill_cache(cache: LinearCache, spec: GraphSpec, past: Mapping[str, Array], length: int) -> None:
+    """Make the first `length` rows (1, P, K, D) of a past, by the names of the graph's inputs, those of a cache."""
+    rows = {s.input: np.ascontiguousarray(np.moveaxis(past[s.input][:, :length], 1, s.slot_axis)) for s in spec.states}
+    cache.restore({name: array.view(f"u{array.itemsize}") for name, array in rows.items()}, length)
 
 
 def _rows_behind(embeds: Array, length: int, past: Mapping[str, Array], model: PVC, dtype: torch.dtype) -> Decoded:
@@ -251,10 +256,10 @@ def _run_together(bundle: Bundle, lengths: list[int], embeds: Array, num_rows: i
         feeds.append({name: session.memory.to_host(t) for name, t in language.cache.feeds(num_rows).items()})
     new = [embeds[row : row + 1, length : length + num_rows] for row, length in enumerate(lengths)]
     joined = {"inputs_embeds": np.concatenate(new), **joined_feeds(session.spec, feeds, num_rows)}
-    return _new_rows(session, joined)
+    return new_rows(session, joined)
 
 
-def _new_rows(session: Session, feeds: dict[str, Array]) -> dict[str, Array]:
+def new_rows(session: Session, feeds: dict[str, Array]) -> dict[str, Array]:
     """What a run returns, but of a cache that it updates in place the rows that were new, and all rows as
     (B, L, K, D)."""
     spec, outputs = session.spec, run_on_copies(session, feeds)

@@ -46,7 +46,8 @@ class CutDecoder:
 
     def open(self, layer: int, precision: Precision) -> OrtSession:
         """One piece. A bfloat16 one takes and returns float32 arrays that hold bfloat16 values."""
-        spec, model = self.spec_of(layer), self._piece(layer)
+        spec = self.spec_of(layer)
+        model = self._piece(layer, spec)
         if precision == "bf16":
             widen_model(model, exact=[state.input for state in spec.states])
             spec = widen_spec(spec)
@@ -76,8 +77,8 @@ class CutDecoder:
         kind = self._types.get(value)
         return str(helper.tensor_dtype_to_np_dtype(kind)) if kind else default
 
-    def _piece(self, layer: int) -> onnx.ModelProto:
-        spec, begin, end = self.spec_of(layer), self._ends[layer], self._ends[layer + 1]
+    def _piece(self, layer: int, spec: GraphSpec) -> onnx.ModelProto:
+        begin, end = self._ends[layer], self._ends[layer + 1]
         names = {begin: INPUT, end: spec.outputs[0].name}
         wanted = [end, *(state.output for state in spec.states)]
         nodes = [self._renamed(index, names, spec) for index in self._members(layer, wanted, begin)]

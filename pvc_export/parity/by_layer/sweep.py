@@ -24,7 +24,7 @@ from pvc_ref import PVC
 from pvc_ref.llm import KeyValue, causal_bias
 
 from ...graphs.precision import TORCH_DTYPE
-from ..edge_cases import NUM_EARLY, NUM_PAST, edge_lengths, joined_feeds, repeated_rows
+from ..edge_cases import NUM_EARLY, NUM_PAST, edge_lengths, fill_cache, joined_feeds, new_rows, repeated_rows
 from ..evidence import Evidence
 from ..float16_on_cpu import Float16Products
 from ..metrics import Difference, compare_arrays
@@ -58,7 +58,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What came of it, and the last hidden rows of the conversation, (1, L, E) of each side."""
+    """What came of it, and the conversation's hidden rows in the reference, (1, L, E); None if it ended early."""
 
     evidence: Evidence
     hidden: Tensor | None
@@ -148,55 +148,40 @@ class _Layer:
 
     def compare(self, call: Call) -> Iterator[Difference]:
         """The piece against the reference's layer, and what rounding alone does to that."""
-        self._fill(call)
-        outputs = self.session.run(self._feeds(call))
-        num_rows = call.x.shape[1]
-        made = self.cache.new_rows(outputs, num_rows) | {self._end: outputs[self._end]}
-        got = {name: np.array(self.session.memory.to_host(array)) for name, array in made.items()}
-        self.cache.discard(num_rows)
-        yield from self._held(call, got)
+        yield from self._held(call, new_rows(self.session, self._feeds(call)))
 
     def compare_streams(self, x: Tensor, past: KeyValue) -> Iterator[Difference]:
         """Streams of different lengths in one pass, each against the reference's own run. None for one stream."""
-        num_streams, calls, feeds = self.limits.streams, list[Call](), list[dict[str, Array]]()
-        for stream in range(num_streams if num_streams > 1 else 0):
-            length = (x.shape[1] - 1) * stream // (num_streams - 1)
-            row = x[:, length : length + 1]
-            calls.append(Call(where=stream_place(stream, num_streams), x=row, past=past, length=length))
-            self._fill(calls[-1])
-            fed = self._feeds(calls[-1])
-            feeds.append({name: np.array(self.session.memory.to_host(array)) for name, array in fed.items()})
-        if not calls:
+        num_streams = self.limits.streams
+        if num_streams == 1:
             return
+        lengths = [(x.shape[1] - 1) * stream // (num_streams - 1) for stream in range(num_streams)]
+        calls = [
+            Call(where=stream_place(stream, num_streams), x=x[:, at : at + 1], past=past, length=at)
+            for stream, at in enumerate(lengths)
+        ]
+        # One cache after the other is filled, so each has to be copied before the next.
+        feeds = [{name: array.copy() for name, array in self._feeds(call).items()} for call in calls]
         entries = np.concatenate([feed.pop("inputs_embeds") for feed in feeds])
-        outputs = self.session.run({"inputs_embeds": entries, **joined_feeds(self.spec, feeds, 1)})
+        together = new_rows(self.session, {"inputs_embeds": entries, **joined_feeds(self.spec, feeds, 1)})
         for stream, call in enumerate(calls):
-            got = {name: np.array(array)[stream : stream + 1] for name, array in outputs.items()}
-            for state in self.spec.states if self.spec.aliases else ():
-                got[state.output] = got[state.output][state.rows(call.length, 1)]
-            yield from self._held(call, got)
+            yield from self._held(call, {name: array[stream : stream + 1] for name, array in together.items()})
 
     @property
     def _end(self) -> str:
         """The output that the next layer is fed."""
         return self.spec.outputs[0].name
 
-    def _fill(self, call: Call) -> None:
-        """Put the call's past into the cache, as bits."""
-        rows = {
-            state.input: np.ascontiguousarray(np.moveaxis(self._of_the_bundle(past[:, : call.length], state.dtype), 1,
-                                                          state.slot_axis))
-            for state, past in zip(self.spec.states, call.past, strict=True)
-        }  # fmt: skip
-        self.cache.restore({name: array.view(f"u{array.itemsize}") for name, array in rows.items()}, call.length)
-
     def _feeds(self, call: Call) -> dict[str, Array]:
-        entry = self.spec.input("inputs_embeds")
-        return {"inputs_embeds": self._of_the_bundle(call.x, entry.dtype), **self.cache.feeds(call.x.shape[1])}  # type: ignore[dict-item]
-
-    @staticmethod
-    def _of_the_bundle(values: Tensor, dtype: str) -> Array:
-        return values.numpy().astype(dtype)
+        """What the piece is fed. The cache is filled for it."""
+        past = {
+            state.input: rows[:, : call.length].numpy().astype(state.dtype)
+            for state, rows in zip(self.spec.states, call.past, strict=True)
+        }
+        fill_cache(self.cache, self.spec, past, call.length)
+        entry, fed = self.spec.input("inputs_embeds"), self.cache.feeds(call.x.shape[1])
+        host = {name: self.session.memory.to_host(tensor) for name, tensor in fed.items()}
+        return {"inputs_embeds": call.x.numpy().astype(entry.dtype), **host}
 
     def _held(self, call: Call, got: dict[str, Array]) -> Iterator[Difference]:
         own, twin = (
@@ -205,8 +190,7 @@ class _Layer:
                 (self.reference.model, torch.float32), (self.reference.twin, self.reference.dtype),
             )
         )  # fmt: skip
-        rows = {state.output: state.as_rows(got[state.output]) for state in self.spec.states}
-        for name, array in {self._end: got[self._end], **rows}.items():
+        for name, array in got.items():
             yield compare_arrays(
                 array, own[name], rung=Rung("bundle", self.precision), graph="llm", tensor=name, where=call.where
             )
