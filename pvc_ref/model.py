@@ -75,7 +75,7 @@ class PVC(nn.Module):
     renamed: Mapping[str, str] = {}
     """Of a model that was loaded: what its files call tensors that have no name of ours -> our names; not saved."""
     stored: Callable[[str], Tensor] | None = None
-    """Of a model whose matrices stayed in its files: reads one by its name."""
+    """Of a model of which some weights are on `meta`, as they stayed in its files: reads one by its name."""
 
     def __init__(self, config: PVCConfig) -> None:
         super().__init__()
@@ -91,6 +91,12 @@ class PVC(nn.Module):
         model = randomize(PVC(config), seed=seed).eval()
         model.random_seed = seed
         return model
+
+    @staticmethod
+    def empty(config: PVCConfig) -> PVC:
+        """The model without values, on `meta`: names and shapes, and no memory."""
+        with torch.device("meta"):
+            return PVC(config).eval()
 
     def weight(self, name: str) -> Tensor:
         """A parameter's values, read from its file if they are not in memory."""

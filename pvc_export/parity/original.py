@@ -222,10 +222,9 @@ def _other_readings(model: PVC, first: str) -> dict[str, Callable[[], PVC]]:
 
 def _read_as(model: PVC, config: PVCConfig) -> PVC:
     """A model of another configuration that shares every weight."""
-    with torch.device("meta"):
-        other = PVC(config)
+    other = PVC.empty(config)
     other.load_state_dict(model.state_dict(), assign=True)
-    return other.eval()
+    return other
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

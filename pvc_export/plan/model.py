@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from engines.errors import ModelError
 from engines.terminal import did_you_mean
-from pvc_ref import PVC, PVCConfig
+from pvc_ref import PVC
 from pvc_ref.bundled import SHAPES_FOLDER
 from pvc_ref.checkpoint.files import HUB_NAME
 from pvc_ref.checkpoint.folder import config_of, skeleton
@@ -53,7 +51,7 @@ def planned_model(name: str, *, mapping: Path | None = None) -> PlannedModel:
     if name in PRESETS and name != "shapes":
         tokenizer = byte_tokenizer() if name in RANDOM else None
         size = None if tokenizer is None else len(tokenizer.to_str(pretty=True).encode())
-        return PlannedModel(name=name, model=_empty(PRESETS[name]), tokenizer_bytes=size)
+        return PlannedModel(name=name, model=PVC.empty(PRESETS[name]), tokenizer_bytes=size)
     if not folder.is_dir() and not HUB_NAME.fullmatch(name):  # a name on the hub is told by the loader
         raise ModelError(
             f"there is no model '{name}'",
@@ -62,12 +60,7 @@ def planned_model(name: str, *, mapping: Path | None = None) -> PlannedModel:
         )
     with checkpoint_errors():
         if not has_weights:
-            return PlannedModel(name=name, model=_empty(config_of(folder)), tokenizer_bytes=None)
+            return PlannedModel(name=name, model=PVC.empty(config_of(folder)), tokenizer_bytes=None)
         model = skeleton(folder, mapping=None if mapping is None else read_mapping(mapping))
         text = load_tokenizer(folder).to_str(pretty=True)
     return PlannedModel(name=name, model=model, tokenizer_bytes=len(text.encode()))
-
-
-def _empty(config: PVCConfig) -> PVC:
-    with torch.device("meta"):
-        return PVC(config).eval()

@@ -3,7 +3,7 @@
     python -m pvc_export.studies.full_size PRESET [--precision fp16] [--folder FOLDER] [--keep]
 
 The folder that is written is a checkpoint as a hub has it: config.json, bfloat16 shards with an index, a tokenizer. Its
-weights are drawn tensor by tensor, so that it needs no more memory than its largest one. Everything is removed at the
+weights are drawn as they are written, so that no more than a shard is in memory. Everything is removed at the
 end. Memory is the resident set's high-water mark of the process in each stage, pages of mapped files included.
 """
 
@@ -20,54 +20,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+import pvc_ref
 from pvc_ref import PVC, PVCConfig
-from pvc_ref.checkpoint.config_json import config_to_json
-from pvc_ref.checkpoint.config_keys import CONFIG_FILE
-from pvc_ref.checkpoint.files import INDEX_FILE, TOKENIZER_FILE
-from pvc_ref.checkpoint.folder import plan_shards
-from pvc_ref.checkpoint.tensor_names import checkpoint_tensors, pack_qkv
 from pvc_ref.init import draw
 from pvc_ref.prompt import byte_tokenizer
 
 from ..bundles.publish import require_room
 from ..terminal.console import size_text
 
-SHARD_BYTES = 5_000_000_000
+SEED = 0
 BUNDLE = 1.15
 """A half-precision bundle, in bytes of its checkpoint: its float32 islands, and room to spare."""
 
 
-def write_checkpoint(config: PVCConfig, folder: Path) -> int:
-    """Draw a checkpoint of `config` in bfloat16, shard by shard. Returns its bytes."""
-    with torch.device("meta"):
-        model = PVC(config)
-    shapes = {name: weight.shape for name, weight in model.named_parameters()}
-    tensors = {tensor.name: tensor for tensor in checkpoint_tensors(model)}
-    sizes = {name: 2 * torch.Size(tensor.shape).numel() for name, tensor in tensors.items()}
-    folder.mkdir()
-    facts = config_to_json(config)
-    facts["pvc"]["random_seed"] = 0
-    (folder / CONFIG_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
-    (folder / TOKENIZER_FILE).write_text(byte_tokenizer().to_str(), encoding="utf-8")
-    plan = plan_shards(sizes, max_shard_bytes=SHARD_BYTES)
-    weight_map, generator = dict[str, str](), torch.Generator().manual_seed(0)
-    for index, names in enumerate(plan, start=1):
-        file = f"model-{index:05}-of-{len(plan):05}.safetensors"
-        shard = {}
-        for name in names:
-            parts = [
-                draw(one, shapes[one], generator, llm_layers=config.llm.num_layers).bfloat16()
-                for one in tensors[name].parameters
-            ]
-            shard[name] = parts[0] if len(parts) == 1 else pack_qkv(*parts, head_dim=config.llm.attention_head_dim)
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(names, file)
-    total = sum(sizes.values())
-    index_text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map})
-    (folder / INDEX_FILE).write_text(index_text, encoding="utf-8")
-    return total
+def write_checkpoint(config: PVCConfig, folder: Path) -> None:
+    """Draw a checkpoint of `config` in bfloat16, tensor by tensor."""
+    model, generator = PVC.empty(config), torch.Generator().manual_seed(SEED)
+    model.random_seed = SEED
+    model.stored = lambda name: draw(name, model.get_parameter(name).shape, generator, llm_layers=config.llm.num_layers)
+    pvc_ref.save(model, folder, dtype=torch.bfloat16, tokenizer=byte_tokenizer())
 
 
 def run(*arguments: str) -> dict[str, Any]:
@@ -90,8 +62,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="do not remove them")
     args = parser.parse_args()
     config = PVCConfig.preset(args.preset)
-    with torch.device("meta"):
-        num_bytes = 2 * sum(weight.numel() for weight in PVC(config).parameters())
+    num_bytes = 2 * sum(weight.numel() for weight in PVC.empty(config).parameters())
     parent = args.folder or Path(tempfile.mkdtemp(prefix="pvc-full-size-"))
     model, bundle = parent / "model", parent / "bundle"
     require_room(model, int(num_bytes * (1 + BUNDLE)))

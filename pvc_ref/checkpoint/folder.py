@@ -108,8 +108,7 @@ def detect_names(folder: str | Path) -> Detection:
     """What `load` would take tensors of other names for; reads no weight. Raises CheckpointError for other faults."""
     folder = Path(folder)
     config, _ = _read_config(folder)
-    with torch.device("meta"):
-        tensors = checkpoint_tensors(PVC(config))
+    tensors = checkpoint_tensors(PVC.empty(config))
     with ExitStack() as stack:
         return _detect(folder, tensors, _open_shards(folder, stack), config.llm)
 
@@ -124,6 +123,7 @@ def save(
 ) -> None:
     """Write a checkpoint folder, whole or not at all. `dtype` None keeps each parameter's own.
 
+    Of a model whose weights are not in memory it holds one shard at a time.
     Raises CheckpointError if the folder exists and is not empty, or if its config cannot be written down.
     """
     folder = folder.resolve()
@@ -157,17 +157,16 @@ def save(
 
 
 def _write_shards(model: PVC, folder: Path, *, max_shard_bytes: int, dtype: torch.dtype | None) -> None:
-    parameters = dict(model.named_parameters())
     tensors = {tensor.name: tensor for tensor in checkpoint_tensors(model)}
     sizes = {
-        name: math.prod(tensor.shape) * (dtype or parameters[tensor.parameters[0]].dtype).itemsize
+        name: math.prod(tensor.shape) * (dtype or model.get_parameter(tensor.parameters[0]).dtype).itemsize
         for name, tensor in tensors.items()
     }
     plan = plan_shards(sizes, max_shard_bytes=max_shard_bytes)
     weight_map: dict[str, str] = {}
     for shard_index, names in enumerate(plan, start=1):
         file = WEIGHTS_FILE if len(plan) == 1 else f"model-{shard_index:05}-of-{len(plan):05}.safetensors"
-        shard = {name: _join(tensors[name], parameters, model.config.llm, dtype) for name in names}
+        shard = {name: _join(tensors[name], model, dtype) for name in names}
         save_file(shard, folder / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(names, file))
     if len(plan) > 1:
@@ -188,11 +187,9 @@ def plan_shards(sizes: Mapping[str, int], *, max_shard_bytes: int) -> list[list[
     return shards
 
 
-def _join(
-    tensor: CheckpointTensor, parameters: Mapping[str, Tensor], llm: LLMConfig, dtype: torch.dtype | None
-) -> Tensor:
-    parts = [parameters[name].detach().to("cpu", dtype) for name in tensor.parameters]
-    value = parts[0] if len(parts) == 1 else pack_qkv(*parts, head_dim=llm.attention_head_dim)
+def _join(tensor: CheckpointTensor, model: PVC, dtype: torch.dtype | None) -> Tensor:
+    parts = [model.weight(name).to("cpu", dtype) for name in tensor.parameters]
+    value = parts[0] if len(parts) == 1 else pack_qkv(*parts, head_dim=model.config.llm.attention_head_dim)
     return value.contiguous()
 
 
@@ -218,8 +215,7 @@ def _open(
 ) -> tuple[PVC, list[CheckpointTensor], Mapping[str, Any]]:
     """The model without weights, its tensors, and by their names what holds each: shown to fit."""
     config, ours = _read_config(folder)
-    with torch.device("meta"):
-        model = PVC(config)
+    model = PVC.empty(config)
     model.random_seed, model.trained_on = ours.get("random_seed"), ours.get("trained_on")
     tensors = checkpoint_tensors(model)
     opened = _open_shards(folder, stack)

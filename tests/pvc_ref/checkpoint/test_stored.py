@@ -38,6 +38,14 @@ def test_every_weight_is_read_as_it_is_in_memory_otherwise(family: str, tied: bo
     assert in_files > 0.95 * sum(weight.numel() for weight in whole.parameters())
 
 
+def test_a_model_is_saved_from_the_files_that_its_weights_stayed_in(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "model")
+    pvc_ref.save(pvc_ref.load(folder, on_disk=True), tmp_path / "copy", dtype=torch.float16)
+    whole, copy = pvc_ref.load(folder), pvc_ref.load(tmp_path / "copy")
+    for name, weight in whole.named_parameters():
+        assert torch.equal(copy.get_parameter(name), weight), name  # float16 holds the values of a random model
+
+
 def test_weights_in_the_files_names_and_pieces_are_found_through_a_mapping(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "model")
     whole = pvc_ref.load(folder)
