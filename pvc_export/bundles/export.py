@@ -19,12 +19,12 @@ from engines.errors import BackendUnavailable, ModelError
 from engines.graph_specs import graph_specs
 from engines.manifest import FORMAT_VERSION, Manifest, hash_file, list_files
 from engines.provenance import sign_engines
-from engines.spec import Precision, StreamLimits
+from engines.spec import GraphSpec, Precision, StreamLimits
 from engines.target import Target
 from pvc_ref import PVC, PVCConfig
 
 from ..graphs.clock_table import NAME as CLOCK
-from ..graphs.clock_table import num_frame_times
+from ..graphs.clock_table import with_num_times
 from ..graphs.facts import model_facts
 from ..graphs.hollow import hollow
 from ..graphs.lean import export_lean
@@ -63,6 +63,15 @@ class ExportRequest:
     limits: StreamLimits = field(default_factory=StreamLimits)
     islands: tuple[str, ...] = ()
     clock: Clock = "run-on"
+
+    def graph_limits(self, config: PVCConfig) -> StreamLimits:
+        """What the graphs are made for: of a clock that is a table, its rows too."""
+        return with_num_times(self.limits, config) if self.clock == "reanchor" else self.limits
+
+    def graph_specs(self, config: PVCConfig) -> dict[str, GraphSpec]:
+        """The graphs by their names."""
+        shape, limits, target = model_shape(config), self.graph_limits(config), self.target
+        return graph_specs(shape, limits, self.precision, target.spelling, cache_update=target.cache_update)
 
 
 def export(loaded: LoadedModel, request: ExportRequest, *, console: Console | None = None) -> ParityReport:
@@ -170,26 +179,24 @@ def write_graphs(
 
     resume  knows of graphs that an export which died had finished
     """
-    shape, limits = model_shape(loaded.config), request.limits
-    if request.clock == "reanchor":
-        limits = replace(limits, num_times=num_frame_times(loaded.config, window=limits.window))
-    spelling, cache_update = request.target.spelling, request.target.cache_update
-    specs = graph_specs(shape, limits, request.precision, spelling, cache_update=cache_update)
+    specs, spelling = request.graph_specs(loaded.config), request.target.spelling
     # Of a large one there is no room for a second copy.
     lean = loaded.model.stored is not None or not is_small(loaded.model)
-    source = hollow(loaded.model, keep_clock=limits.num_times is not None) if lean else loaded.model
+    source = hollow(loaded.model, keep_clock=request.clock == "reanchor") if lean else loaded.model
     model = cast_model(source, request.precision, request.islands)
     (folder / "graphs").mkdir()
     for index, (name, spec) in enumerate(specs.items(), start=1):
         path = folder / graph_path(name)
         with console.stage(f"export {name} ({index}/{len(specs)})") as (stage, report):
             taken = resume is not None and resume.take_over(name, spec, folder)
-            if lean and not taken:
-                export_lean(graph_module(model, spec, spelling), spec, path, loaded.model.weight, progress=report)
-            elif not taken:
-                export_graph(graph_module(model, spec, spelling), spec, path)
-            if resume is not None and not taken:
-                resume.finish(name, spec, folder)
+            if not taken:
+                module = graph_module(model, spec, spelling)
+                if lean:
+                    export_lean(module, spec, path, loaded.model.weight, progress=report)
+                else:
+                    export_graph(module, spec, path)
+                if resume is not None:
+                    resume.finish(name, spec, folder)
             size = size_text(sum(part.stat().st_size for part in path.parent.glob(f"{name}.onnx*")))
             stage.note = f"{size}, of an export that died" if taken else size
     asked = {name: asked_of(model, spec, request.islands) for name, spec in specs.items()}
@@ -203,7 +210,7 @@ def write_graphs(
         format_version=FORMAT_VERSION,
         created_utc=now_utc(),
         **model_facts(loaded),
-        limits=limits,
+        limits=request.graph_limits(loaded.config),
         target=request.target.name,
         precision=request.precision,
         islands=request.islands,

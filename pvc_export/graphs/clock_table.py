@@ -7,10 +7,13 @@ less, in the ViT and in the compressor. Graph parameters are those of the refere
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engines.spec import StreamLimits
 from pvc_ref import PVCConfig
 from pvc_ref.temporal import TimeEmbedding
 
@@ -50,6 +53,11 @@ def with_table(module: ModuleT, num_times: int | None) -> ModuleT:
             if isinstance(child, TimeEmbedding):
                 setattr(part, name, TimeTable(child, num_times))
     return copy
+
+
+def with_num_times(limits: StreamLimits, config: PVCConfig) -> StreamLimits:
+    """These limits, of graphs whose clock is a table."""
+    return replace(limits, num_times=num_frame_times(config, window=limits.window))
 
 
 def num_frame_times(config: PVCConfig, *, window: int) -> int:

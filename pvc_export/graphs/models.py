@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from engines.terminal import did_you_mean
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.bundled import SHAPES_FOLDER
 from pvc_ref.checkpoint.files import HUB_NAME
-from pvc_ref.checkpoint.folder import skeleton
+from pvc_ref.checkpoint.folder import config_of
 from pvc_ref.checkpoint.mapping import mapping_lines, read_mapping
 from pvc_ref.checkpoint.tokenizer import load_tokenizer
 from pvc_ref.prompt import (
@@ -113,19 +113,28 @@ def load_model(
     if name in RANDOM:
         model = PVC.random(PVCConfig.preset(name), seed=seed)
         return loaded_model(model, byte_tokenizer(), name=name)
-    folder = SHAPES_FOLDER if name in BUILT_IN else Path(name)
-    if not folder.is_dir() and not HUB_NAME.fullmatch(name):  # a name on the hub is told by the loader
-        raise ModelError(
-            f"there is no model '{name}'",
-            expected=f"a built-in name ({', '.join(BUILT_IN)}), or a folder with config.json and *.safetensors",
-            fix=did_you_mean(name, BUILT_IN, cutoff=0.5) or "name one of these with -m",
-        )
+    folder = SHAPES_FOLDER if name in BUILT_IN else model_folder(name, or_one_of=BUILT_IN)
     with checkpoint_errors():
         names = known if mapping is None else read_mapping(mapping)
-        on_disk = on_disk and not is_small(skeleton(folder, mapping=names))
+        on_disk = on_disk and not is_small(PVC.empty(config_of(folder)))
         model = pvc_ref.load(folder, mapping=names, on_disk=on_disk)
         tokenizer = load_tokenizer(folder)
         return loaded_model(model, tokenizer, name=name if name in BUILT_IN else str(folder.resolve()))
+
+
+def model_folder(name: str, *, or_one_of: Collection[str]) -> Path:
+    """The folder called `name`; that it lacks files, or is on the hub and not here, its loader says.
+
+    Raises ModelError for a name that is neither a folder's nor one of those.
+    """
+    folder = Path(name)
+    if not folder.is_dir() and not HUB_NAME.fullmatch(name):
+        raise ModelError(
+            f"there is no model '{name}'",
+            expected=f"a built-in name ({', '.join(or_one_of)}), or a folder with config.json and *.safetensors",
+            fix=did_you_mean(name, or_one_of, cutoff=0.5) or "name one of these with -m",
+        )
+    return folder
 
 
 def load_weights(folder: Path, mapping: Mapping[str, str | None] | None = None) -> PVC:

@@ -21,7 +21,7 @@ from engines.manifest import Manifest
 from engines.prompt import PromptTokenizer
 from engines.target import load_target
 
-from ..graphs.clock_table import num_frame_times
+from ..graphs.clock_table import with_num_times
 from ..graphs.facts import model_facts
 from ..graphs.models import LoadedModel
 from .evidence import Evidence
@@ -93,7 +93,7 @@ def _expected(manifest: Manifest, loaded: LoadedModel) -> dict[str, Any]:
     """What the fields of this manifest should be; of `limits`, what the model leaves no choice about."""
     facts, limits, target = model_facts(loaded), manifest.limits, load_target(manifest.target)
     if limits.num_times is not None:
-        limits = replace(limits, num_times=num_frame_times(loaded.config, window=limits.window))
+        limits = with_num_times(limits, loaded.config)
     graphs = graph_specs(facts["shape"], limits, manifest.precision, target.spelling, cache_update=target.cache_update)
     return {**facts, "limits": limits, "graphs": graphs}
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from engines.graph_specs import graph_specs
-from engines.spec import GraphSpec, StreamLimits
 from pvc_ref import PVC
 
 from ..bundles.export import ExportRequest
-from ..graphs.clock_table import num_frame_times
-from ..graphs.modules import model_shape
 from ..graphs.precision import cast_model
 from .engine_files import engine_bytes
 from .graph_files import graph_bytes, layers_of, weight_bytes
@@ -62,7 +58,7 @@ def plan_bundle(model: PVC, request: ExportRequest, *, tokenizer_bytes: int | No
     Raises ModelError for an island that cannot be one.
     """
     target, config = request.target, model.config
-    specs = specs_of(model, request, request.limits)
+    specs = request.graph_specs(config)
     cast = cast_model(model, request.precision, request.islands)
     graphs = {
         name: GraphPlan(
@@ -80,14 +76,4 @@ def plan_bundle(model: PVC, request: ExportRequest, *, tokenizer_bytes: int | No
         engine_names=target.engine_graphs,
         other_files=REPORT_BYTES + REPORT_BYTES_A_LAYER * num_layers + tokenizer,
         state=state_bytes(config, specs, request.limits, request.clock),
-    )
-
-
-def specs_of(model: PVC, request: ExportRequest, limits: StreamLimits) -> dict[str, GraphSpec]:
-    """The graphs of a request with these limits in place of its own."""
-    if request.clock == "reanchor":
-        limits = replace(limits, num_times=num_frame_times(model.config, window=limits.window))
-    target = request.target
-    return graph_specs(
-        model_shape(model.config), limits, request.precision, target.spelling, cache_update=target.cache_update
     )

@@ -13,7 +13,7 @@ from pvc_ref import PVC
 
 from ..bundles.export import ExportRequest, require_exportable
 from ..terminal.console import size_text
-from .bundle import BundlePlan, plan_bundle, specs_of
+from .bundle import BundlePlan, plan_bundle
 from .devices import DEVICES, MIB, Device
 from .memory import activation_bytes, state_bytes
 
@@ -65,7 +65,7 @@ class Setting:
 
     def _of_streams(self, limits: StreamLimits) -> int:
         """Their state, and activations: each graph has a memory of its own for those."""
-        config, specs = self.model.config, specs_of(self.model, self.request, limits)
+        config, specs = self.model.config, replace(self.request, limits=limits).graph_specs(self.model.config)
         state = state_bytes(config, specs, limits, self.request.clock).total
         return limits.streams * state + sum(activation_bytes(config, spec, limits) for spec in specs.values())
 

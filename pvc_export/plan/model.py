@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import ModelError
-from engines.terminal import did_you_mean
 from pvc_ref import PVC
 from pvc_ref.bundled import SHAPES_FOLDER
-from pvc_ref.checkpoint.files import HUB_NAME
 from pvc_ref.checkpoint.folder import config_of, skeleton
 from pvc_ref.checkpoint.mapping import read_mapping
 from pvc_ref.checkpoint.tokenizer import load_tokenizer
 from pvc_ref.config import PRESETS
 from pvc_ref.prompt import byte_tokenizer
 
-from ..graphs.models import BUILT_IN, RANDOM, checkpoint_errors
+from ..graphs.models import BUILT_IN, RANDOM, checkpoint_errors, model_folder
 from ..graphs.sessions import is_small
 
 
@@ -52,12 +50,8 @@ def planned_model(name: str, *, mapping: Path | None = None) -> PlannedModel:
         tokenizer = byte_tokenizer() if name in RANDOM else None
         size = None if tokenizer is None else len(tokenizer.to_str(pretty=True).encode())
         return PlannedModel(name=name, model=PVC.empty(PRESETS[name]), tokenizer_bytes=size)
-    if not folder.is_dir() and not HUB_NAME.fullmatch(name):  # a name on the hub is told by the loader
-        raise ModelError(
-            f"there is no model '{name}'",
-            expected=f"a folder with config.json, or a name: {', '.join(PRESETS)}",
-            fix=did_you_mean(name, PRESETS, cutoff=0.5) or "name one of these with -m",
-        )
+    if name != "shapes":
+        model_folder(name, or_one_of=PRESETS)
     with checkpoint_errors():
         if not has_weights:
             return PlannedModel(name=name, model=PVC.empty(config_of(folder)), tokenizer_bytes=None)

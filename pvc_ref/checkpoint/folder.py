@@ -32,7 +32,7 @@ from .detect import Detection, added, detect, lacks_count, require_found, with_c
 from .files import BROKEN, FETCH_AGAIN, INDEX_FILE, TOKENIZER_FILE, WEIGHTS_FILE, check_folder, listing, read_json
 from .fit import check_names, check_tensors, harmless_names
 from .mapping import apply_mapping
-from .stored import Shard, StoredWeights, is_finite, not_finite, pieces_of, read_tensor, split
+from .stored import Shard, StoredWeights, is_finite, not_finite, read_tensor, split
 from .tensor_names import CheckpointTensor, checkpoint_tensors, pack_qkv
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -56,7 +56,7 @@ def load(
     """
     with ExitStack() as stack:
         model, tensors, sources = _open(Path(folder), mapping, stack)
-        pieces = {tensor.name: pieces_of(sources[tensor.name], tensor.name) for tensor in tensors}
+        pieces = {tensor.name: sources[tensor.name].pieces(tensor.name) for tensor in tensors}
     config = model.config
     left = stored_matrices(model) if on_disk else frozenset()
     broken: list[str] = []

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..config import VisionConfig
 from ..errors import CheckpointError
 from .files import listing, read_json
+from .stored import Pieces
 from .tensor_names import CheckpointTensor
 
 LAYER = "{layer}"
@@ -50,6 +51,9 @@ class Stored:
 
     def get_dtype(self) -> str:
         return "/".join(sorted({file.get_slice(stored).get_dtype() for file, stored in self.parts}))
+
+    def pieces(self, name: str) -> Pieces:
+        return tuple(piece for file, stored in self.parts for piece in file.pieces(stored))
 
 
 def read_mapping(path: Path) -> dict[str, str | None]:

@@ -18,7 +18,6 @@ from torch import Tensor
 from ..config import LLMConfig
 from ..errors import CheckpointError
 from .files import listing
-from .mapping import Stored
 from .tensor_names import CheckpointTensor, unpack_qkv
 
 Pieces = tuple[tuple[Path, str], ...]
@@ -39,12 +38,8 @@ class Shard:
     def get_slice(self, name: str) -> Any:
         return self.file.get_slice(name)
 
-
-def pieces_of(source: Shard | Stored, name: str) -> Pieces:
-    """Where what `source` holds under this name lies."""
-    if isinstance(source, Shard):
-        return ((source.path, name),)
-    return tuple((shard.path, stored) for shard, stored in source.parts)
+    def pieces(self, name: str) -> Pieces:
+        return ((self.path, name),)
 
 
 def read_tensor(pieces: Pieces) -> Tensor:

@@ -19,7 +19,7 @@ from pvc_export.bundles.export import ExportRequest
 from pvc_export.graphs.modules import graph_module
 from pvc_export.graphs.onnx_file import export_graph
 from pvc_export.graphs.precision import cast_model
-from pvc_export.plan.bundle import BundlePlan, plan_bundle, specs_of
+from pvc_export.plan.bundle import BundlePlan, plan_bundle
 from pvc_export.plan.model import planned_model
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.config import CompressorConfig
@@ -124,7 +124,7 @@ def test_a_plan_knows_attention_that_goes_head_by_head(tmp_path: Path) -> None:
 def check_graph(config: PVCConfig, request: ExportRequest, name: str, folder: Path) -> None:
     """Export one graph, and hold its plan to what was written."""
     model = PVC.random(config, seed=1)
-    spec = specs_of(model, request, request.limits)[name]
+    spec = request.graph_specs(config)[name]
     cast = cast_model(model, request.precision)
     export_graph(graph_module(cast, spec, request.target.spelling), spec, folder / f"{name}.onnx")
     written = sum(path.stat().st_size for path in folder.glob(f"{name}.onnx*"))
