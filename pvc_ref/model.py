@@ -41,12 +41,19 @@ class VisionState:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FrameOutputs:
-    """Everything one frame produces on the vision side, stage by stage, for parity."""
+class FrameFeatures:
+    """What one frame produces before the compressor, stage by stage, for parity."""
 
+    times: Tensor  # (B,)
     trunk_features: Tensor  # (B, N, C)
     features: Tensor  # (B, N - 1, C)
     new: tuple[KeyValue, ...]  # one (key, value) per temporal layer, each (B, N, H, D)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameOutputs(FrameFeatures):
+    """Everything that it produces on the vision side."""
+
     frame_embeds: Tensor  # (B, M, E)
 
 
@@ -165,6 +172,26 @@ class PVC(nn.Module):
         total_frames: int | None = None,
     ) -> tuple[FrameOutputs, VisionState]:
         """`encode_frame` with every intermediate result."""
+        found, state = self.frame_features(frame, state, window=window, total_frames=total_frames)
+        frame_embeds = self.compressor(found.features, found.times)
+        outputs = FrameOutputs(
+            times=found.times,
+            trunk_features=found.trunk_features,
+            features=found.features,
+            new=found.new,
+            frame_embeds=frame_embeds,
+        )
+        return outputs, state
+
+    def frame_features(
+        self,
+        frame: Tensor,
+        state: VisionState | None = None,
+        *,
+        window: int | None = None,
+        total_frames: int | None = None,
+    ) -> tuple[FrameFeatures, VisionState]:
+        """The same without the compressor, which remembers nothing."""
         if self.config.time_mode == "relative":
             raise InputError(
                 "time_mode 'relative' cannot be streamed with a cache: t / T changes for all past frames whenever a "
@@ -180,18 +207,17 @@ class PVC(nn.Module):
         x = trunk_features[:, None]
         bias = x.new_zeros(1, 1, 1 + (0 if past is None else past[0][0].shape[1]))
         features, new = self.temporal(x, times, past, bias)
-        frame_embeds = self.compressor(features[:, 0], times[:, 0])
         kept = new if past is None else _append(past, new)
         if window is not None:  # the next frame sees itself and window - 1 of these
             first = max(0, kept[0][0].shape[1] - (window - 1)) if kept else 0
             kept = [(key[:, first:], value[:, first:]) for key, value in kept]
-        outputs = FrameOutputs(
+        found = FrameFeatures(
+            times=times[:, 0],
             trunk_features=trunk_features,
             features=features[:, 0],
             new=tuple((key[:, 0], value[:, 0]) for key, value in new),
-            frame_embeds=frame_embeds,
         )
-        return outputs, VisionState(past=tuple(kept), num_frames=frame_index + 1)
+        return found, VisionState(past=tuple(kept), num_frames=frame_index + 1)
 
     def encode_images(
         self, images: Sequence[Tensor], *, num_repeats: int | None = None, window: int | None = None

@@ -27,7 +27,7 @@ from .limits import near_tie
 from .metrics import Difference, compare_arrays
 from .places import WHOLE_TEXT, Place, Rung
 from .recorded_stream import RecordedStream
-from .recording import Progress, Recording, compare, noise_of, run_torch, run_twin, to_numpy, twin_embeds
+from .recording import EMBEDS, Progress, Recording, compare, noise_of, run_torch, run_twin, to_numpy, twin_embeds
 from .rounding import Reference
 
 
@@ -60,11 +60,9 @@ def compare_vision(
     reference: Reference,
     recorded: RecordedStream,
     progress: Progress = lambda _: None,
-    *,
-    whole_clip: bool = True,
 ) -> tuple[Evidence, VisionRuns]:
-    """Compare every frame; embeddings of the clip, with those of the whole clip at once, if there is memory for that.
-    Also returns what both references said."""
+    """Compare every frame, embeddings of the clip with those of the whole clip at once. Also returns what both
+    references said."""
     frames, manifest, model = recorded.frames, bundle.manifest, reference.model
     window = manifest.limits.window
     if not frames.times:  # the first one ended the stream
@@ -74,11 +72,10 @@ def compare_vision(
     twin = run_twin(reference, frames, temporal, lambda x: progress(0.5 + 0.5 * x))
     num_frames = frames.num_consecutive
     expected = list(own)
-    if whole_clip:
-        pixels = torch.from_numpy(np.stack(frames.pixels[:num_frames]))[None]
-        whole = model.encode_clip(pixels, window=window, total_frames=frames.total_frames)[0]
-        for index in range(num_frames):
-            expected[index] = expected[index] | {"compressor/frame_embeds": whole[index : index + 1].numpy()}
+    pixels = torch.from_numpy(np.stack(frames.pixels[:num_frames]))[None]
+    whole = model.encode_clip(pixels, window=window, total_frames=frames.total_frames)[0]
+    for index in range(num_frames):
+        expected[index] = expected[index] | {EMBEDS: whole[index : index + 1].numpy()}
     rung = Rung("bundle", manifest.precision)
     heat = worst_heat_maps(
         rung, recorded.vision, expected, pixels=frames.pixels, times=frames.times, config=model.config
@@ -102,7 +99,7 @@ def compare_language(
     # A table lookup rounds nothing but the table.
     text_embeds = reference.model.llm.embed_tokens(text).to(TORCH_DTYPE[manifest.precision])[None]
     seen = {
-        torch.float32: np.concatenate([frame["compressor/frame_embeds"] for frame in vision.own[:num_frames]]),
+        torch.float32: np.concatenate([frame[EMBEDS] for frame in vision.own[:num_frames]]),
         reference.dtype: twin_embeds(vision.own, vision.twin, num_frames),
     }
 

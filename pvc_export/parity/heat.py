@@ -7,7 +7,7 @@ Dimension key:  N tokens   C width   S pixels a side
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isqrt
 from typing import Any
@@ -108,19 +108,32 @@ def worst_heat_maps(
     got, want  recordings (recording.py): for every frame each output as 'graph/tensor'. One of another shape than the
                reference's has no map
     """
-    found: list[HeatMap] = []
+    every = zip(got, want, pixels, times, strict=True)
+    maps = (one for frame in every for one in heat_maps(rung, *frame, config=config))
+    return worst_of(maps, num_frames=num_frames)
+
+
+def heat_maps(
+    rung: Rung, got: Mapping[str, Array], want: Mapping[str, Array], pixels: Array, time: int, *, config: PVCConfig
+) -> Iterator[HeatMap]:
+    """The maps of one frame, of every output that `want` has."""
     for graph, tensor, layout in _layouts(config):
         name = f"{graph}/{tensor}"
-        maps = [
-            heat_map(
-                mine[name], theirs[name], frame=frame, has_class_token=tensor == "trunk_features", **layout,
-                at=Difference(rung=rung, graph=graph, tensor=tensor, where=Place("frame", time)),
-            )
-            for mine, theirs, frame, time in zip(got, want, pixels, times, strict=True)
-            if mine[name].shape == theirs[name].shape
-        ]  # fmt: skip
-        worst = sorted(range(len(maps)), key=lambda index: maps[index].worst, reverse=True)[:num_frames]
-        found += [maps[index] for index in sorted(worst)]
+        if name in want and got[name].shape == want[name].shape:
+            at = Difference(rung=rung, graph=graph, tensor=tensor, where=Place("frame", time))
+            is_trunk = tensor == "trunk_features"
+            yield heat_map(got[name], want[name], at=at, frame=pixels, has_class_token=is_trunk, **layout)
+
+
+def worst_of(maps: Iterable[HeatMap], *, num_frames: int = WORST_FRAMES) -> tuple[HeatMap, ...]:
+    """Of each output the maps of its worst frames, in the order of the graphs and frames."""
+    of_output: dict[str, list[HeatMap]] = {}
+    for one in maps:
+        of_output.setdefault(one.at.name, []).append(one)
+    found: list[HeatMap] = []
+    for of_frames in of_output.values():
+        worst = sorted(range(len(of_frames)), key=lambda index: of_frames[index].worst, reverse=True)[:num_frames]
+        found += [of_frames[index] for index in sorted(worst)]
     return tuple(found)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +29,7 @@ Progress = Callable[[float], None]
 """Called with the fraction done, 0 to 1."""
 Recording = list[dict[str, Array]]
 """For every frame, each output of the vision graphs as 'graph/tensor'."""
+TRUNK_FEATURES, FEATURES, EMBEDS = "trunk/trunk_features", "temporal/features", "compressor/frame_embeds"
 SAMPLED_FRAMES = 3
 """Of a large model so many frames are computed in float64: the noise of later ones is of the same size."""
 
@@ -43,6 +44,10 @@ class Frames:
     pixels: Sequence[Array]
     times: Sequence[int]
     total_frames: int | None
+
+    def first(self, count: int) -> Frames:
+        """The first ones alone."""
+        return replace(self, pixels=self.pixels[:count], times=self.times[:count])
 
     @property
     def num_consecutive(self) -> int:
@@ -61,34 +66,41 @@ def check_frames(manifest: Manifest) -> Frames:
 @torch.no_grad()
 def run_torch(model: PVC, frames: Frames, temporal: GraphSpec, progress: Progress = lambda _: None) -> Recording:
     """The reference's streaming form, in the model's own dtype, with the window and the names of a temporal graph."""
-    names, window = [state.output for state in temporal.states], window_of(temporal)
-    state: VisionState | None = None
     recording: Recording = []
-    for pixels, time in zip(frames.pixels, frames.times, strict=True):
-        if state is not None:
-            state = VisionState(past=state.past, num_frames=time)
+    for tensors, times in torch_features(model, frames, temporal):
         with Float16Products():
-            outputs, state = model.frame_outputs(
-                torch.from_numpy(pixels)[None], state, window=window, total_frames=frames.total_frames
-            )
-        rows = [row for pair in outputs.new for row in pair]
-        tensors = {"trunk/trunk_features": outputs.trunk_features, "temporal/features": outputs.features}
-        tensors |= {f"temporal/{name}": row for name, row in zip(names, rows, strict=True)}
-        tensors["compressor/frame_embeds"] = outputs.frame_embeds
+            tensors[EMBEDS] = model.compressor(tensors[FEATURES], times)
         recording.append({name: to_numpy(tensor) for name, tensor in tensors.items()})
         progress(len(recording) / len(frames.times))
     return recording
 
 
+def torch_features(
+    model: PVC, frames: Frames, temporal: GraphSpec
+) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    """Of each frame what run_torch records before the compressor, and the frame's time, (1,)."""
+    names, window = [state.output for state in temporal.states], window_of(temporal)
+    state: VisionState | None = None
+    for pixels, time in zip(frames.pixels, frames.times, strict=True):
+        if state is not None:
+            state = VisionState(past=state.past, num_frames=time)
+        with torch.no_grad(), Float16Products():
+            found, state = model.frame_features(
+                torch.from_numpy(pixels)[None], state, window=window, total_frames=frames.total_frames
+            )
+        rows = [row for pair in found.new for row in pair]
+        tensors = {TRUNK_FEATURES: found.trunk_features, FEATURES: found.features}
+        tensors |= {f"temporal/{name}": row for name, row in zip(names, rows, strict=True)}
+        yield tensors, found.times
+
+
 def run_twin(
     reference: Reference, frames: Frames, temporal: GraphSpec, progress: Progress = lambda _: None
 ) -> Recording:
-    """The same of the model's twin: of every frame, or in float64 and of a large model of the first few; so too where
-    its weights are read anew for each."""
-    sampled = frames
-    if reference.model.stored is not None or (reference.rung.dtype == "fp32" and not is_small(reference.model)):
-        sampled = replace(frames, pixels=frames.pixels[:SAMPLED_FRAMES], times=frames.times[:SAMPLED_FRAMES])
-    return run_torch(reference.twin, sampled, temporal, progress)
+    """The same of the model's twin: of every frame, or in float64 and of a large model of the first few."""
+    if reference.rung.dtype == "fp32" and not is_small(reference.model):
+        frames = frames.first(SAMPLED_FRAMES)
+    return run_torch(reference.twin, frames, temporal, progress)
 
 
 def noise_of(reference: Reference, own: Recording, twin: Recording, times: Sequence[int]) -> Evidence:
@@ -111,10 +123,11 @@ def run_reference(reference: Reference, frames: Frames, temporal: GraphSpec) -> 
 
 def twin_embeds(own: Recording, twin: Recording, num_frames: int) -> Array:
     """frame_embeds (num_frames, M, E) of the twin. A frame that it did not compute is off as one that it did."""
-    name, found = "compressor/frame_embeds", []
+    found = []
     for index, frame in enumerate(own[:num_frames]):
         known = index % len(twin)
-        theirs = twin[index][name] if index < len(twin) else frame[name] + (twin[known][name] - own[known][name])
+        off = twin[known][EMBEDS] - own[known][EMBEDS]
+        theirs = twin[index][EMBEDS] if index < len(twin) else frame[EMBEDS] + off
         found.append(theirs)
     return np.concatenate(found)
 

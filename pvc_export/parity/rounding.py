@@ -32,9 +32,12 @@ class _CastLinear(nn.Linear):
     """A linear layer in another dtype than its weight is stored in."""
 
     dtype: torch.dtype
+    is_cast = False
+    """Whether the weight has been cast: rounded to float16 it may still be a float32 one (float16_on_cpu.py)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.dtype), self.weight.to(self.dtype), self.bias)
+        weight = self.weight if self.is_cast else self.weight.to(self.dtype)
+        return F.linear(x.to(self.dtype), weight, self.bias)
 
 
 class _CastEmbedding(nn.Embedding):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engines.bundle import Bundle, graph_path, verify_files
+from engines.bundle import graph_path, verify_files
 from engines.manifest import Manifest
 from engines.memory import Array
 from engines.session import Session
@@ -25,11 +25,9 @@ from ...graphs.models import LoadedModel, require_same_weights
 from ...graphs.precision import TORCH_DTYPE
 from ...terminal.console import size_text
 from ...terminal.facts import available_bytes
-from ..against_reference import VisionRuns, compare_text, compare_tokens, compare_vision, text_noise
+from ..against_reference import compare_text, compare_tokens, text_noise
 from ..bfloat16_on_cpu import open_on_cpu
-from ..clip import QUESTION, check_clip
-from ..clock import probe_clock
-from ..edge_cases import probe_batch
+from ..clip import QUESTION
 from ..engines import check_engines
 from ..evidence import Evidence, never_seen
 from ..facts import hold_facts
@@ -37,7 +35,6 @@ from ..float16_on_cpu import Float16Products
 from ..fresh import FreshGraphs
 from ..metrics import compare_arrays
 from ..places import Place, Rung
-from ..recorded_stream import RecordedStream, stream_clip
 from ..recording import Progress, to_numpy
 from ..report import ParityReport, judge
 from ..rounding import Reference
@@ -46,6 +43,7 @@ from .cut import CutDecoder
 from .held import read_when_called
 from .per_run import OpenedPerRun
 from .sweep import sweep
+from .vision import see
 
 NUM_FRAMES = 4
 """Of the clip, that the conversation is about."""
@@ -81,12 +79,10 @@ def check_by_layer(
         with open_on_cpu(folder, VISION_GRAPHS, opened=OpenedPerRun) as bundle:
             facts, bundle = hold_facts(bundle, loaded, scratch=scratch)
             evidence += facts
-            recorded, vision, found = _see(bundle, reference, lambda x: progress(0.35 * x))
-            evidence += found
-        if recorded.stop is not None:
-            evidence += recorded.stop
-        else:
-            conversation, found = _read(folder, loaded, reference, vision)
+            seen = see(bundle, reference, lambda x: progress(0.35 * x))
+            evidence += seen.evidence
+        if not seen.ended_early:
+            conversation, found = _read(folder, loaded, reference, seen.frame_embeds[:NUM_FRAMES])
             evidence += found
             cut = CutDecoder(folder / graph_path("llm"), manifest.graphs["llm"])
             swept = sweep(cut, manifest, reference, conversation, lambda x: progress(0.35 + 0.45 * x))
@@ -96,23 +92,13 @@ def check_by_layer(
                 evidence += never_seen(evidence, manifest)
     evidence += compare_graphs(folder, manifest, loaded, exports)
     progress(1.0)
-    return judge(evidence, manifest, num_frames=recorded.num_frames)
+    return judge(evidence, manifest, num_frames=seen.num_frames)
 
 
-def _see(bundle: Bundle, reference: Reference, progress: Progress) -> tuple[RecordedStream, VisionRuns, Evidence]:
-    """The vision side, streamed: every frame, far ones, every time, and rows of a batch."""
-    clip = check_clip(2 * bundle.manifest.limits.window + 2)
-    recorded = stream_clip(bundle, clip, num_frames=0, progress=lambda x: progress(0.3 * x))
-    found, vision = compare_vision(bundle, reference, recorded, lambda x: progress(0.3 + 0.6 * x), whole_clip=False)
-    if recorded.stop is None:
-        found += probe_clock(bundle, reference, vision.own) + probe_batch(bundle, reference)
-    return recorded, vision, found
-
-
-def _read(folder: Path, loaded: LoadedModel, reference: Reference, vision: VisionRuns) -> tuple[Tensor, Evidence]:
-    """The conversation's embeddings (1, L, E), frames included, and how the bundle's table looks up its text."""
+def _read(folder: Path, loaded: LoadedModel, reference: Reference, frames: Tensor) -> tuple[Tensor, Evidence]:
+    """The conversation's embeddings (1, L, E), with those of frames (T, M, E), and how the bundle's table looks up its
+    text."""
     manifest = Manifest.load(folder)
-    frames = np.concatenate([frame["compressor/frame_embeds"] for frame in vision.own[:NUM_FRAMES]])
     prompt = loaded.prompt_ids(num_frames=len(frames), question=QUESTION)
     text = prompt[prompt != loaded.token_id(IMAGE_CONTEXT)]
     with _one(folder, "embed") as session:
@@ -120,7 +106,7 @@ def _read(folder: Path, loaded: LoadedModel, reference: Reference, vision: Visio
     want = reference.model.llm.embed_tokens(text).to(TORCH_DTYPE[manifest.precision])[None]
     found = (compare_text(manifest.precision, _host(session, fed), want), text_noise(reference, text))
     room = manifest.limits.context
-    return loaded.prompt_embeds(prompt, torch.from_numpy(frames))[:, :room], Evidence(differences=found)
+    return loaded.prompt_embeds(prompt, frames)[:, :room], Evidence(differences=found)
 
 
 def _say(folder: Path, manifest: Manifest, reference: Reference, hidden: Tensor) -> Evidence:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ...terminal.facts import give_back
 from ..rounding import Reference
 
 
@@ -17,7 +19,7 @@ def read_when_called(reference: Reference) -> Iterator[None]:
     hooks = []
     for name, module in _stored(reference, ""):
         for side in (module, reference.twin.get_submodule(name)):
-            loan = _Loan(reference, f"{name}.weight", _weight(side))
+            loan = _Loan(reference, f"{name}.weight", side)
             hooks += [side.register_forward_pre_hook(loan.begin), side.register_forward_hook(loan.end)]
     try:
         yield
@@ -29,14 +31,15 @@ def read_when_called(reference: Reference) -> Iterator[None]:
 class _Loan:
     """The matrix of one module, there only while that runs; one that is held anyway is let be."""
 
-    def __init__(self, reference: Reference, name: str, empty: Tensor) -> None:
-        self._reference, self._name, self._empty = reference, name, empty
+    def __init__(self, reference: Reference, name: str, module: nn.Module) -> None:
+        self._reference, self._name, self._empty = reference, name, _weight(module)
+        self._dtype = getattr(module, "dtype", torch.float32)  # a twin's is cast as it is read, not beside the other
         self._is_running = False
 
     def begin(self, module: nn.Module, _: Any) -> None:
         self._is_running = _weight(module).is_meta
         if self._is_running:
-            _set(module, nn.Parameter(self._reference.model.weight(self._name), requires_grad=False))
+            _set(module, self._reference.model.weight(self._name).to(self._dtype))
 
     def end(self, module: nn.Module, *_: Any) -> None:
         if self._is_running:
@@ -44,19 +47,29 @@ class _Loan:
 
 
 @contextmanager
-def held(reference: Reference, part: str) -> Iterator[None]:
-    """Within it, the matrices of a part of the model are in memory, once for both sides."""
+def held(reference: Reference, part: str, *, cast: bool = False) -> Iterator[None]:
+    """Within it, the matrices of a part of the model are in memory, once for both sides.
+
+    cast  the twin has copies of its own, cast once: for many short calls, of which each would cast all of them
+    """
     empty = list[tuple[nn.Module, Tensor]]()
     try:
         for name, module in _stored(reference, part):
+            twin = reference.twin.get_submodule(name)
             values = nn.Parameter(reference.model.weight(f"{name}.weight"), requires_grad=False)
-            for side in (module, reference.twin.get_submodule(name)):
-                empty.append((side, _weight(side)))
+            empty += [(side, _weight(side)) for side in (module, twin)]
+            for side in (module, twin):
                 _set(side, values)
+            if cast and hasattr(twin, "is_cast"):
+                _set(twin, _cast(values, reference.dtype))
+                twin.is_cast = True  # type: ignore[assignment]
         yield
     finally:
         for module, weight in empty:
             _set(module, weight)
+            if hasattr(module, "is_cast"):
+                module.is_cast = False  # type: ignore[assignment]
+        give_back()
 
 
 def _stored(reference: Reference, part: str) -> Iterator[tuple[str, nn.Module]]:
@@ -74,4 +87,10 @@ def _weight(module: nn.Module) -> Tensor:
 
 
 def _set(module: nn.Module, weight: Tensor) -> None:
-    module.weight = weight
+    module.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
+
+
+def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """As the twin computes with them: float16 products run in float32 on a CPU."""
+    narrow = values.to(dtype)
+    return narrow.float() if dtype == torch.float16 else narrow

@@ -19,6 +19,8 @@ from engines.memory import Array, HostMemory, Memory, Tensor
 from engines.session import import_onnxruntime, open_as_written
 from engines.spec import GraphSpec
 
+from ...terminal.facts import give_back
+
 MOST_BYTES = 800_000_000
 """Weights of a stretch, in the file, unless one node needs more."""
 
@@ -56,6 +58,8 @@ class OpenedPerRun:
             session = open_as_written(self._ort, stretch.model, self._path.parent)
             made = session.run_with_ort_values(list(stretch.outputs), {name: values[name] for name in stretch.inputs})
             values |= dict(zip(stretch.outputs, made, strict=True))
+            del session
+            give_back()
         return {tensor.name: values[tensor.name].numpy() for tensor in self.spec.outputs}
 
 

@@ -70,7 +70,7 @@ def sweep(cut: CutDecoder, manifest: Manifest, reference: Reference, conversatio
     texts = [conversation, _drawn(reference, min(NUM_PAST, manifest.limits.context))]
     found = list[Difference]()
     for layer in range(cut.num_layers):
-        with held(reference, f"llm.layers.{layer}"):
+        with held(reference, f"llm.layers.{layer}", cast=True):
             step = _Layer(layer, cut, manifest, reference)
             conversation, drawn = (step.rounded(x) for x in texts)
             texts, pasts = map(list, zip(*map(step.whole, (conversation, drawn)), strict=True))

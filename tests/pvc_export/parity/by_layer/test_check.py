@@ -15,6 +15,7 @@ from torch import nn
 import pvc_ref
 from engines.bundle import graph_path
 from engines.manifest import Manifest
+from engines.spec import Precision
 from pvc_export.graphs.models import LoadedModel, loaded_model
 from pvc_export.parity import check
 from pvc_export.parity.by_layer import check as by_layer
@@ -22,6 +23,7 @@ from pvc_export.parity.by_layer.cut import CutDecoder
 from pvc_export.parity.by_layer.held import held, read_when_called
 from pvc_export.parity.by_layer.sweep import OVERFLOW, sweep
 from pvc_export.parity.check import check_bundle
+from pvc_export.parity.float16_on_cpu import Float16Products
 from pvc_export.parity.fresh import FreshGraphs
 from pvc_export.parity.limits import NoiseTable
 from pvc_export.parity.places import Rung
@@ -55,7 +57,7 @@ def test_a_faithful_bundle_passes_with_every_output_compared_at_every_layer(
     bundle: Path = request.getfixturevalue(bundle_name)
     manifest = Manifest.load(bundle)
     with pytest.MonkeyPatch.context() as patch, sharing_graphs(), FreshGraphs.of(tiny.model, None) as fresh:
-        patch.setattr(by_layer, "compare_vision", counting(stored, by_layer.compare_vision))
+        patch.setattr(by_layer, "see", counting(stored, by_layer.see))
         report = check_bundle(bundle, stored, fresh=fresh, by_layer=True)
     assert report.passed, report.failure_text()
     rows = [row for row in report.rows if row.rung == Rung("bundle", manifest.precision)]
@@ -72,7 +74,7 @@ def test_a_faithful_bundle_passes_with_every_output_compared_at_every_layer(
 
 
 def counting(stored: LoadedModel, compare: Callable[..., object]) -> Callable[..., object]:
-    """compare_vision, during which nothing is in memory but what runs."""
+    """A step of the check, before and after which nothing is in memory."""
 
     def around(*args: object, **options: object) -> object:
         assert matrices(stored.model) == 0
@@ -128,6 +130,18 @@ def test_of_a_held_layer_and_of_a_running_module_both_sides_have_the_weights_and
         assert reference.twin.llm.embed_tokens(ids).dtype == torch.float64
     assert matrices(stored.model) == 0
     assert reference.model.llm.embed_tokens(ids).is_meta  # the hooks are gone
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_twin_computes_the_same_with_weights_that_were_cast_once(precision: Precision, stored: LoadedModel) -> None:
+    reference = Reference.of(stored.model, precision)
+    x = torch.randn(1, 3, stored.config.llm.hidden_size, generator=torch.Generator().manual_seed(0))
+    product, said = reference.twin.get_submodule("llm.layers.0.mlp.up_proj"), list[torch.Tensor]()
+    for cast in (False, True, False):
+        with held(reference, "llm.layers.0", cast=cast), Float16Products(), torch.no_grad():
+            said.append(product(x.to(reference.dtype)))
+            assert (product.weight.dtype == torch.float32) is (not cast or precision == "fp16")
+    assert torch.equal(said[0], said[1]) and torch.equal(said[0], said[2]) and said[1].dtype == reference.dtype
 
 
 def test_the_whole_model_is_checked_where_it_fits(
