@@ -42,7 +42,8 @@ class Matrix:
     empty: Tensor
 
     def read(self, read: ReadWeight, *, transposed: bool) -> Tensor:
-        values = torch.cat([read(name).detach().to(self.empty.dtype) for name in self.names])
+        parts = [read(name).detach().to(self.empty.dtype) for name in self.names]
+        values = parts[0] if len(parts) == 1 else torch.cat(parts)
         return values.T.contiguous() if transposed else values
 
 
