@@ -42,9 +42,15 @@ class Matrix:
     empty: Tensor
 
     def read(self, read: ReadWeight, *, transposed: bool) -> Tensor:
-        parts = [read(name).detach().to(self.empty.dtype) for name in self.names]
-        values = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return values.T.contiguous() if transposed else values
+        """Its values as a constant holds them: each part is cast, and laid where it belongs, in one copy."""
+        shape = tuple(self.empty.shape)
+        values = torch.empty(shape[::-1] if transposed else shape, dtype=self.empty.dtype)
+        rows, start = values.T if transposed else values, 0
+        for name in self.names:
+            part = read(name).detach()
+            rows[start : start + len(part)] = part
+            start += len(part)
+        return values
 
 
 def export_lean(
