@@ -66,7 +66,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield f"{'step':<15}{'peak memory':>12}{'time':>10}   (estimates: {MEASURED_ON})"
     yield from (_cost_line(name, cost) for name, cost in plan.costs.items())
     if plan.model.stays_in_files:
-        yield "where there is less memory, the check goes layer by layer and takes less"
+        yield "a check goes layer by layer where there is no room for the whole"
     yield ""
     yield from _device_lines(plan.fits, unified=True)
     yield ""

@@ -50,6 +50,7 @@ class Matrix:
             part = read(name).detach()
             rows[start : start + len(part)] = part
             start += len(part)
+            del part  # before the next one is read
         return values
 
 

@@ -28,19 +28,22 @@ TRACING, TRACING_A_LAYER = 165 * MB, 8 * MB
 """What the exporter holds beside weights; of the deepest graph for each layer."""
 BUILDING, BUILDING_A_BYTE = 155 * MB, 3.3
 """What the builder holds beside weights, and copies of those of the graph that it builds."""
-WRITING, WRITING_NARROW = 2.1, 1.25
+WRITING, WRITING_NARROW = 2.1, 1.15
 """Of a large model, copies of the largest product while it is written, in bytes of float32."""
 CHECKING, CHECKING_A_LAYER, CHECKING_A_BYTE = 285 * MB, 16 * MB, 2.5
 """Sessions, recordings and graphs of a check; weights of the reference and of its graphs, in float32."""
 CHECKING_LARGE, CHECKING_LARGE_BYTE = 100 * MB, 1.1
 """Of a large model, beside that, and of what a check asks for before it takes the whole into memory."""
+BY_LAYER_VISION, BY_LAYER_HEAD, BY_LAYER_ROWS = 4.8, 3.0, 24
+"""Of a check layer by layer, copies of the largest matrix of each side, in bytes of float32, and of a frame's rows."""
 RUNTIME, RUNTIME_A_LAYER = 92 * MB, 1_200_000
 """Python, numpy, ONNX Runtime and tokenizers without torch; nodes that ONNX Runtime has prepared."""
 WIDENING = 0.45
 """Of a narrow file's weights, what is left in memory beside their float32."""
 
-WRITE_BYTES_A_S, BUILD_BYTES_A_S, CHECK_BYTES_A_S = 100 * MB, 115 * MB, 12 * MB
-"""Throughputs at the 8B model's vision side (docs/performance.md, 'Export and build at full size')."""
+WRITE_BYTES_A_S, BUILD_BYTES_A_S, CHECK_BYTES_A_S, BY_LAYER_BYTES_A_S = 100 * MB, 115 * MB, 12 * MB, 18 * MB
+"""Throughputs at the 8B model's vision side, and of all of it layer by layer (docs/performance.md, 'Export and build at
+full size' and 'Checkpoints that do not fit in memory')."""
 EXPORT_S_A_LAYER, BUILD_S_A_LAYER, CHECK_S, CHECK_S_A_LAYER = 1.5, 0.4, 20.0, 5.0
 """Beside them, of small models, on cores that other programs share."""
 RUN_S, RUN_PRODUCTS_A_S = 0.01, 70e9
@@ -84,6 +87,11 @@ def costs(model: PVC, request: ExportRequest, bundle: BundlePlan, *, stored: boo
         )
     checking = packages + checked + CHECKING + CHECKING_A_LAYER * num_layers
     found["check"] = Cost(checking, CHECK_S + CHECK_S_A_LAYER * num_layers + reference / CHECK_BYTES_A_S)
+    if stored and not is_small(model):
+        found["check by layer"] = Cost(
+            packages + CHECKING + _by_layer(model, row_bytes=bundle.state.ring // request.limits.window),
+            CHECK_S + reference / BY_LAYER_BYTES_A_S,
+        )
     found["run"] = Cost(
         _run_peak(model, bundle, num_layers, narrow=narrow), RUN_S + _frame_products(model) / RUN_PRODUCTS_A_S
     )
@@ -102,6 +110,14 @@ def _large(model: PVC, reference: int, *, narrow: bool, stored: bool) -> tuple[i
     writing = int(largest * (WRITING_NARROW if narrow else WRITING))
     checked = CHECKING_LARGE + int(CHECKING_LARGE_BYTE * BYTES_A_WEIGHT * reference / 4)
     return small if stored else reference, writing, checked
+
+
+def _by_layer(model: PVC, *, row_bytes: int) -> int:
+    """Of a check that reads each matrix when it is needed: copies of the largest, and rows of eight frames at once."""
+    sizes = {name: 4 * parameter.numel() for name, parameter in model.named_parameters()}
+    head = max(size for name, size in sizes.items() if name.startswith("llm."))
+    vision = max(size for name, size in sizes.items() if not name.startswith("llm."))
+    return int(max(BY_LAYER_HEAD * head, BY_LAYER_VISION * vision)) + BY_LAYER_ROWS * row_bytes
 
 
 def _run_peak(model: PVC, bundle: BundlePlan, num_layers: int, *, narrow: bool) -> int:

@@ -9,15 +9,19 @@ from typing import cast
 import pytest
 
 from engines.spec import Precision
+from engines.target import load_target
+from pvc_export.bundles.export import ExportRequest
 from pvc_export.plan import peaks
 from pvc_export.plan.model import PlannedModel, planned_model
-from pvc_export.plan.plan import Plan
+from pvc_export.plan.plan import Plan, make_plan
 from pvc_export.studies import plan as study
 from pvc_ref import PVC
 
 TABLE = Path(__file__).parents[3] / "docs/performance.md"
 ROW = re.compile(r"\| (\w+) (onnx|trt) (\w+) \| (\w+) \| ([\d.]+) MB \| ([\d.]+) MB \| [\d.]+ \|")
 ROWS = [match.groups() for match in ROW.finditer(TABLE.read_text(encoding="utf-8"))]
+LARGE_ROW = re.compile(r"\| ([\w.-]+) \| [\d,.]+ M \|.*\| ([\d.]+) GB \|.*\| ([\d.]+) GB \|")
+LARGE_ROWS = [match.groups() for match in LARGE_ROW.finditer(TABLE.read_text(encoding="utf-8"))]
 QUARTER = 1.25
 
 
@@ -45,6 +49,21 @@ def test_a_plan_is_close_to_what_was_measured(
         now = plan.costs[step].peak
         assert 1 <= now / (float(measured) * 1e6) < QUARTER
     assert now == pytest.approx(float(planned) * 1e6, rel=0.01), "the table was made by another formula"
+
+
+@pytest.mark.parametrize(("preset", "export", "check"), LARGE_ROWS)
+def test_a_plan_of_a_checkpoint_that_does_not_fit_in_memory_is_close_too(preset: str, export: str, check: str) -> None:
+    request = ExportRequest(out=Path(), target=load_target("cpu"), precision="fp16")
+    costs = make_plan(planned_model(preset), request).costs
+    assert 1 <= costs["export"].peak / (float(export) * 1e9) < QUARTER
+    assert 1 <= costs["check by layer"].peak / (float(check) * 1e9) < QUARTER
+    assert costs["check by layer"].peak < costs["check"].peak / 2
+
+
+def test_only_a_large_folder_is_checked_layer_by_layer() -> None:
+    assert len(LARGE_ROWS) >= 2
+    assert "check by layer" in plan_of("wide", "onnx", "fp32").costs
+    assert "check by layer" not in plan_of("tiny", "onnx", "fp32").costs
 
 
 def test_a_formula_that_forgets_the_packages_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
