@@ -20,7 +20,7 @@ from ..errors import CheckpointError
 from .files import listing
 from .tensor_names import CheckpointTensor, unpack_qkv
 
-PIECE = 1 << 22
+AT_ONCE = 1 << 22
 """Values that are looked at together."""
 Pieces = tuple[tuple[Path, str], ...]
 """Where a tensor lies: a file and the tensor's name in it, several where the files have it in pieces."""
@@ -56,10 +56,8 @@ def read_tensor(pieces: Pieces) -> Tensor:
 def is_finite(value: Tensor) -> bool:
     """Whether no value is NaN or infinite. A sum is a tenth of the work, and finite only if all are; of a narrow dtype
     it takes a float32 copy, so it is made piece by piece."""
-    pieces = value.flatten().split(PIECE)
-    return all(
-        bool(torch.isfinite(piece.sum(dtype=torch.float32))) or bool(torch.isfinite(piece).all()) for piece in pieces
-    )
+    some = value.flatten().split(AT_ONCE)
+    return all(bool(torch.isfinite(one.sum(dtype=torch.float32))) or bool(torch.isfinite(one).all()) for one in some)
 
 
 def not_finite(folder: Path, names: Sequence[str]) -> CheckpointError:
