@@ -34,7 +34,7 @@ CHECKING, CHECKING_A_LAYER, CHECKING_A_BYTE = 285 * MB, 16 * MB, 2.5
 """Sessions, recordings and graphs of a check; weights of the reference and of its graphs, in float32."""
 CHECKING_LARGE, CHECKING_LARGE_BYTE = 100 * MB, 1.1
 """Of a large model, beside that, and of what a check asks for before it takes the whole into memory."""
-BY_LAYER_VISION, BY_LAYER_HEAD, BY_LAYER_ROWS = 4.8, 3.0, 24
+BY_LAYER_VISION, BY_LAYER_HEAD, BY_LAYER_ROWS = 5.1, 3.0, 24
 """Of a check layer by layer, copies of the largest matrix of each side, in bytes of float32, and of a frame's rows."""
 RUNTIME, RUNTIME_A_LAYER = 92 * MB, 1_200_000
 """Python, numpy, ONNX Runtime and tokenizers without torch; nodes that ONNX Runtime has prepared."""
