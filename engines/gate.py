@@ -26,6 +26,7 @@ TENSOR = re.compile(
 )
 NARROW = re.compile(r"\b(half|b?fp?(16|8)|bfloat16|u?int\d+|bool)\b", re.IGNORECASE)
 """What is not float32, however it is spelled: 'Half', or 'Row major linear FP16 format' before TensorRT 10."""
+CODES = re.compile(r"\bu?int4\b", re.IGNORECASE)
 SECTIONS = ("Inputs: [", "Constants: [", "Outputs: [")
 
 RTX_FORMAT = "the detailed list that TensorRT-RTX 1.7 and TensorRT 10 print"
@@ -174,6 +175,7 @@ def check_layers(
     *,
     num_float32_weights: int | None,
     num_weights: int | None = None,
+    num_codes: int = 0,
     wide: WideAttention = NO_WIDE_ATTENTION,
 ) -> None:
     """Raise BuildError unless the engine is what its graph asked for. What `wide` lists is not held to 1 and 2.
@@ -185,6 +187,7 @@ def check_layers(
        A constant whose dtype cannot be read counts as float32
     4. as many constants as the graph has weights, where num_weights is known: a list that leaves weights out shows
        nothing of their dtype
+    5. num_codes constants of four bits, in every profile: a compiler may widen them ahead of time
     """
     spec = replace(spec, states=tuple(state for state in spec.states if state.input not in wide.states))
     found = count_attention(layers)
@@ -209,6 +212,7 @@ def check_layers(
             )
     check_caches(layers, spec)
     _check_constants(layers, spec, num_float32_weights, num_weights)
+    _check_codes(layers, spec, num_codes)
 
 
 def check_caches(layers: tuple[EngineLayer, ...], spec: GraphSpec) -> None:
@@ -271,3 +275,16 @@ def _check_constants(
                 cause="a matrix was left in float32",
                 fix="cast its weights before the export, or declare it an island: --island MODULE",
             )
+
+
+def _check_codes(layers: tuple[EngineLayer, ...], spec: GraphSpec, num_codes: int) -> None:
+    """Rule 5 of check_layers."""
+    wanted = max(len(spec.profiles), 1) * num_codes
+    found = sum(count for layer in layers for _, dtype, count in set(layer.constants) if CODES.search(dtype))
+    if found < wanted:
+        raise BuildError(
+            f"the engine of '{spec.name}' holds {found} weights of four bits",
+            expected=f"{wanted}, all that its graph holds so, once for each profile",
+            cause="this compiler widens weights of four bits before it runs, so that they save nothing",
+            fix="export without --int4, or with a compiler that was tested: see constraints.txt",
+        )

@@ -5,13 +5,14 @@ Dimension key and dynamic dims: as in spec.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
 from typing import Literal
 
 from .spec import (
     FLOAT_OF,
+    GRAPHS_OF,
     ITEM_BYTES,
     CacheUpdate,
     Dim,
@@ -19,7 +20,9 @@ from .spec import (
     FusedAttention,
     GraphSpec,
     ModelShape,
+    Part,
     Precision,
+    Quantization,
     Spelling,
     StateSpec,
     StreamLimits,
@@ -34,8 +37,10 @@ def graph_specs(
     spelling: Spelling = "concat",
     *,
     cache_update: CacheUpdate = "rows",
+    quantization: Mapping[Part, Quantization] | None = None,
 ) -> dict[str, GraphSpec]:
     """The six graphs of a model, by name, in the order in which a frame and then its text pass through them."""
+    quantized = {graph: how for part, how in (quantization or {}).items() for graph in GRAPHS_OF[part]}
     real = FLOAT_OF[precision]
     specs = (*_vision_specs(shape, limits, real, spelling), *_language_specs(shape, limits, real, cache_update))
     # No compiler fuses float32 attention over many rows; over one row all do.
@@ -53,6 +58,7 @@ def graph_specs(
             spec,
             fused_attention=fused.get(spec.name, FusedAttention()),
             profiles=spec.profiles or ((spec.dims,) if spec.dims else ()),
+            quantization=quantized.get(spec.name),
         )
         for spec in specs
     }

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from .errors import BundleError, PVCError
 from .graph_specs import graph_specs
 from .prompt import PromptSpec
-from .spec import GraphSpec, ModelShape, Precision, StreamLimits
+from .spec import GraphSpec, ModelShape, Part, Precision, Quantization, StreamLimits
 from .target import load_target
 
 FORMAT_VERSION = 6
@@ -84,7 +84,8 @@ class ImageSpec:
 class Manifest:
     """The content of manifest.json. `files` lists every other file of the bundle.
 
-    islands  modules of the model that are float32 in a narrower bundle, beside those that always are
+    islands       modules of the model that are float32 in a narrower bundle, beside those that always are
+    quantization  parts whose weights are held in few bits
     """
 
     format_version: int
@@ -104,6 +105,7 @@ class Manifest:
     versions: dict[str, str]
     files: dict[str, FileEntry]
     parity: dict[str, Any]
+    quantization: dict[Part, Quantization] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
@@ -162,9 +164,10 @@ class Manifest:
             )
         target = load_target(self.target)
         if self.graphs != graph_specs(
-            self.shape, self.limits, self.precision, target.spelling, cache_update=target.cache_update
-        ):
-            raise BundleError("the graphs are not those of its shape, limits, precision and target")
+            self.shape, self.limits, self.precision, target.spelling, cache_update=target.cache_update,
+            quantization=self.quantization,
+        ):  # fmt: skip
+            raise BundleError("the graphs are not those of its shape, limits, precision, quantization and target")
         if not all(isinstance(name, str) and name for name in self.islands):
             raise BundleError(f"islands is {self.islands!r}", expected="names of modules")
         images = self.images
@@ -194,6 +197,7 @@ def _from_json(data: dict[str, Any]) -> Manifest:
             "images": ImageSpec(**data["images"]),
             "graphs": {name: GraphSpec.from_json(spec) for name, spec in data["graphs"].items()},
             "engines": engines,
+            "quantization": {part: Quantization(**how) for part, how in data.get("quantization", {}).items()},
             "files": {name: FileEntry(**entry) for name, entry in data["files"].items()},
         }
     )

@@ -15,7 +15,7 @@ Dynamic dims:   batch (1..streams)   rows (new LLM rows in one pass)   past (LLM
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -39,10 +39,20 @@ aliased  the graph scatters them into the cache it was given, cache (B, K, S, D)
 Dim = int | str
 """A fixed size, the name of a dynamic dimension, or a sum of such names: 'past+rows'."""
 
+Part = Literal["llm"]
+"""What of a model can be held in few bits: the LLM is its graphs `llm` and `head`, not its table of embeddings."""
+Method = Literal["round", "search"]
+"""How the codes of a block are found. The scale and the zero point decide, for each value takes the nearest code.
+
+round   the block's largest value is the largest code
+search  those of some smaller and larger scales that leave the least squared error
+"""
+
 FLOAT_OF: dict[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1, "bool": 1}
 VISION_GRAPHS = ("trunk", "temporal", "compressor")
 GRAPH_NAMES = (*VISION_GRAPHS, "embed", "llm", "head")
+GRAPHS_OF: dict[Part, tuple[str, ...]] = {"llm": ("llm", "head")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,12 +194,33 @@ class FusedAttention:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Quantization:
+    """How the weights of a part's products are held: ONNX's DequantizeLinear of int4 codes, or of uint4 ones where
+    there are zero points. A product whose input is no multiple of the block stays as it is.
+
+    block        values along the input that share a scale, and a zero point
+    zero_points  each block has the code that means 0; without, codes are signed and 0 means 0
+    """
+
+    block: int
+    zero_points: bool
+    method: Method
+
+    def __post_init__(self) -> None:
+        if self.block < 16 or self.block & (self.block - 1):
+            raise SpecError(f"a block of {self.block} values", expected="a power of two, at least 16")
+        if self.method not in get_args(Method):
+            raise SpecError(f"quantization by '{self.method}'", expected=f"one of {', '.join(get_args(Method))}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GraphSpec:
     """One graph. Order of inputs and outputs is the order in the ONNX file.
 
     dims      what the runtime may feed
     profiles  what an engine is compiled for, one optimization profile each; the last that fits is the one to use
     num_times  as in StreamLimits; None too for a graph without a clock
+    quantization  how its products hold their weights; None in the graph's own dtype
     """
 
     name: str
@@ -200,6 +231,7 @@ class GraphSpec:
     states: tuple[StateSpec, ...] = ()
     fused_attention: FusedAttention = FusedAttention()
     num_times: int | None = None
+    quantization: Quantization | None = None
 
     def profile_shapes(
         self, tensor: TensorSpec, profile: dict[str, DimRange]
@@ -254,6 +286,7 @@ class GraphSpec:
                 states=tuple(StateSpec(**s) for s in data["states"]),
                 fused_attention=FusedAttention(**data["fused_attention"]),
                 num_times=data.get("num_times"),  # bundles before it compute any time
+                quantization=Quantization(**found) if (found := data.get("quantization")) else None,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise SpecError(f"this is not a graph specification: {error}") from error

@@ -26,6 +26,9 @@ class Target:
     compute_capabilities  GPUs to compile for (TensorRT-RTX), or that the target has; empty for whatever is there
     precisions            what its hardware and runtime compute
     engine_graphs         graphs that become engines; `embed` is a table lookup and stays on the host
+    int4_blocks           sizes of a block of weights of four bits that it takes, the usual one first; empty if it
+                          takes none, and then `no_int4` says why
+    int4_zero_points      whether such a block may have a zero point
     """
 
     name: str
@@ -38,6 +41,9 @@ class Target:
     compute_capabilities: tuple[str, ...]
     precisions: tuple[Precision, ...]
     engine_graphs: tuple[str, ...]
+    int4_blocks: tuple[int, ...] = ()
+    int4_zero_points: bool = False
+    no_int4: str = ""
 
 
 def target_names() -> list[str]:

@@ -20,27 +20,9 @@ from engines.spec import GRAPH_NAMES, Precision
 from engines.terminal import fail, one_of
 
 from .terminal import graph_options as of_graph
+from .terminal import options as opt
 from .terminal.interrupt import outcome, signals
-from .terminal.options import (
-    BF16,
-    FP16,
-    FP32,
-    BundleFolder,
-    ByLayer,
-    ClockChoice,
-    Context,
-    Island,
-    Json,
-    MappingFile,
-    Model,
-    Out,
-    PlannedModel,
-    Reference,
-    Seed,
-    Streams,
-    Target,
-    Window,
-)
+from .terminal.quantization import Int4Choice
 from .terminal.usage import one_precision, refuse, usage_errors
 
 app = typer.Typer(
@@ -60,20 +42,23 @@ def _export(name: str, *, engines: bool, precision: Precision, target: str, summ
 
     @app.command(name, help=summary)
     def command(
-        model: Model = "shapes",
-        output: Out = None,
-        fp16: FP16 = False,
-        bf16: BF16 = False,
-        fp32: FP32 = False,
-        target: Target = target,
-        window: Window = 8,
-        context: Context = 2048,
-        streams: Streams = 1,
-        clock: ClockChoice = "run-on",
-        island: Island = None,
-        seed: Seed = None,
-        mapping: MappingFile = None,
-        as_json: Json = False,
+        model: opt.Model = "shapes",
+        output: opt.Out = None,
+        fp16: opt.FP16 = False,
+        bf16: opt.BF16 = False,
+        fp32: opt.FP32 = False,
+        target: opt.Target = target,
+        window: opt.Window = 8,
+        context: opt.Context = 2048,
+        streams: opt.Streams = 1,
+        clock: opt.ClockChoice = "run-on",
+        island: opt.Island = None,
+        int4: opt.Int4 = None,
+        int4_block: opt.Int4Block = None,
+        int4_method: opt.Int4Method = "search",
+        seed: opt.Seed = None,
+        mapping: opt.MappingFile = None,
+        as_json: opt.Json = False,
     ) -> None:
         chosen = one_precision(fp16=fp16, bf16=bf16, fp32=fp32) or precision
         with usage_errors():
@@ -82,8 +67,8 @@ def _export(name: str, *, engines: bool, precision: Precision, target: str, summ
 
         export_command(
             model=model, output=output, precision=chosen, target_name=target, window=window, context=context,
-            streams=streams, clock=kept, islands=tuple(island or ()), seed=seed, mapping=mapping, engines=engines,
-            as_json=as_json,
+            streams=streams, clock=kept, islands=tuple(island or ()), int4=Int4Choice(int4, int4_block, int4_method),
+            seed=seed, mapping=mapping, engines=engines, as_json=as_json,
         )  # fmt: skip
 
 
@@ -99,18 +84,20 @@ _export(
 
 @app.command(short_help="Say what an export would take, and on which devices its bundle would run.")
 def plan(
-    model: PlannedModel = "shapes",
-    fp16: FP16 = False,
-    bf16: BF16 = False,
-    fp32: FP32 = False,
-    target: Target = "rtx",
-    window: Window = 8,
-    context: Context = 2048,
-    streams: Streams = 1,
-    clock: ClockChoice = "run-on",
-    island: Island = None,
-    mapping: MappingFile = None,
-    as_json: Json = False,
+    model: opt.PlannedModel = "shapes",
+    fp16: opt.FP16 = False,
+    bf16: opt.BF16 = False,
+    fp32: opt.FP32 = False,
+    target: opt.Target = "rtx",
+    window: opt.Window = 8,
+    context: opt.Context = 2048,
+    streams: opt.Streams = 1,
+    clock: opt.ClockChoice = "run-on",
+    island: opt.Island = None,
+    int4: opt.Int4 = None,
+    int4_block: opt.Int4Block = None,
+    mapping: opt.MappingFile = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Say what an export with these options would take, and on which devices its bundle would run. Reads no weight.
 
@@ -124,19 +111,19 @@ def plan(
 
     plan_command(
         model=model, precision=chosen, target_name=target, window=window, context=context, streams=streams, clock=kept,
-        islands=tuple(island or ()), mapping=mapping, as_json=as_json,
+        islands=tuple(island or ()), int4=Int4Choice(int4, int4_block), mapping=mapping, as_json=as_json,
     )  # fmt: skip
 
 
 @app.command(short_help="Compare a bundle with the PyTorch reference, output by output.")
 def check(
     bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Folder made by pvc-export.")] = None,
-    model: Reference = None,
-    mapping: MappingFile = None,
+    model: opt.Reference = None,
+    mapping: opt.MappingFile = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="On failure, export again with float32 islands until it passes.")
     ] = False,
-    by_layer: ByLayer = None,
+    by_layer: opt.ByLayer = None,
     report: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the report as JUnit XML, for a CI system.")] = None,
     reference: of_graph.Module = None,
@@ -149,7 +136,7 @@ def check(
     tolerance: of_graph.Tolerances = None,
     steps: of_graph.Steps = None,
     seed: Annotated[int | None, typer.Option(help="With --graph: seed for the random inputs. Default: 0.")] = None,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Run a bundle beside the PyTorch reference and compare every output and cache row. Exit 3 if they differ.
 
@@ -193,12 +180,12 @@ def check(
 def compare(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Checkpoint folder.")],
     recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="File made by record_original.py.")],
-    mapping: MappingFile = None,
+    mapping: opt.MappingFile = None,
     save_mapping: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write the mapping that reproduces the recording, for --mapping."),
     ] = None,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Hold the PyTorch reference of a checkpoint to what the released model's own code computes of the same inputs.
 
@@ -212,14 +199,14 @@ def compare(
 
 @app.command(short_help="Plant known defects, and show that the check catches each.")
 def prove(
-    model: Model = "shapes",
+    model: opt.Model = "shapes",
     only: Annotated[list[str] | None, typer.Option(help="Plant only this defect. Repeatable.")] = None,
     graph: Annotated[
         list[str] | None, typer.Option(help=f"Plant only defects of this graph: {', '.join(GRAPH_NAMES)}. Repeatable.")
     ] = None,
-    seed: Seed = None,
-    mapping: MappingFile = None,
-    as_json: Json = False,
+    seed: opt.Seed = None,
+    mapping: opt.MappingFile = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Plant known defects into bundles of a model, and show that the check catches each. Exit 3 if one is missed."""
     from .commands.prove import defect_names, names_in, prove_command
@@ -233,7 +220,7 @@ def prove(
 
 @app.command()
 def run(
-    bundle: BundleFolder,
+    bundle: opt.BundleFolder,
     video: Annotated[
         str | None,
         typer.Option(
@@ -264,8 +251,8 @@ def run(
     reference: Annotated[
         bool, typer.Option("--reference", help="Compare the text with the PyTorch reference's. Exit 3 if it differs.")
     ] = False,
-    model: Reference = None,
-    mapping: MappingFile = None,
+    model: opt.Reference = None,
+    mapping: opt.MappingFile = None,
     runtime: Annotated[
         str, typer.Option(help="auto, target (what the bundle was exported for, or an error), or cpu (ONNX Runtime).")
     ] = "auto",
@@ -275,7 +262,7 @@ def run(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each graph on the CPU. Default: 1 for small graphs, else all.")
     ] = None,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Stream a video file through a bundle, or show it images, and ask. With neither, just ask."""
     from .commands.run import RunRequest, run_command
@@ -305,8 +292,8 @@ def inspect(
             "--share", help="Of a checkpoint: print names, shapes, dtypes and config.json; no weight, no path."
         ),
     ] = False,
-    mapping: MappingFile = None,
-    as_json: Json = False,
+    mapping: opt.MappingFile = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Describe a bundle (model, limits, graphs, state, engines, parity) or a checkpoint. Runs nothing.
 
@@ -344,7 +331,7 @@ def bench(
     skip: Annotated[list[str] | None, typer.Option(help="Variant to leave out: compile.")] = None,
     frames: Annotated[int | None, typer.Option(min=100, help="Frames to stream through BUNDLE. Default: 500.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="1 measures CPU time, more measure wall time.")] = 1,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Compare torch, torch.compile, ONNX Runtime and our graphs on one streaming step; or time a bundle.
 
@@ -361,7 +348,7 @@ def bench(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(as_json: opt.Json = False) -> None:
     """Show what this machine can export, build and run. Say what is missing."""
     from .commands.doctor import doctor_command
 

@@ -21,7 +21,7 @@ from filelock import FileLock
 from torch import nn
 
 import pvc_export.bundles.export
-from engines.spec import GraphSpec, StreamLimits
+from engines.spec import GraphSpec, Quantization, StreamLimits
 from engines.target import load_target
 from pvc_export.bundles.export import ExportRequest, export
 from pvc_export.graphs.models import LoadedModel, load_model, loaded_model
@@ -230,6 +230,16 @@ def bundle_rows(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
     limits = StreamLimits(window=WINDOW, context=512, streams=2)
     request = ExportRequest(out=Path(), target=load_target("cuda"), precision="fp32", limits=limits)
     return shared_bundle("rows", tiny, request)
+
+
+@pytest.fixture(scope="session")
+def bundle_int4(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
+    """float32, but for the LLM's weights, which have four bits and zero points. Do not change it."""
+    limits, how = StreamLimits(window=WINDOW, context=512), Quantization(block=32, zero_points=True, method="search")
+    request = ExportRequest(
+        out=Path(), target=load_target("cpu"), precision="fp32", limits=limits, quantization={"llm": how}
+    )
+    return shared_bundle("int4", tiny, request)
 
 
 @pytest.fixture(scope="session")

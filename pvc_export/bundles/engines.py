@@ -21,6 +21,7 @@ from pvc_ref.vision import SpatialAttention
 
 from ..graphs.modules import graph_parameters
 from ..graphs.precision import in_an_island
+from ..graphs.quantize import is_coded
 from ..terminal.console import Console, size_text
 
 
@@ -29,11 +30,13 @@ class Asked:
     """A graph, and what the gate must know of the cast model that it was made from.
 
     num_float32_weights  None for a float32 graph, where all of them are
+    num_codes            weights that it holds in four bits
     """
 
     spec: GraphSpec
     num_weights: int
     num_float32_weights: int | None
+    num_codes: int
     wide: WideAttention
 
 
@@ -46,6 +49,7 @@ def asked_of(model: PVC, spec: GraphSpec, islands: Sequence[str] = ()) -> Asked:
         spec=spec,
         num_weights=sum(weight.numel() for weight in weights),
         num_float32_weights=num_float32 if narrow else None,
+        num_codes=sum(weight.numel() for weight in weights if is_coded(weight, spec)),
         wide=wide_attention(model, spec, islands if narrow else ()),
     )
 
@@ -82,7 +86,7 @@ def build_engines(
             built = build_engine(folder / graph_path(name), asked.spec, target, progress=lambda _, x: report(x))
             check_layers(
                 built.layers, asked.spec, num_float32_weights=asked.num_float32_weights,
-                num_weights=asked.num_weights, wide=asked.wide,
+                num_weights=asked.num_weights, num_codes=asked.num_codes, wide=asked.wide,
             )  # fmt: skip
             path = f"engines/{name}.engine"
             (folder / path).write_bytes(built.plan)

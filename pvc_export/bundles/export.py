@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from engines.builder import compute_capabilities, load_runtime
@@ -19,7 +20,7 @@ from engines.errors import BackendUnavailable, ModelError
 from engines.graph_specs import graph_specs
 from engines.manifest import FORMAT_VERSION, Manifest, hash_file, list_files
 from engines.provenance import sign_engines
-from engines.spec import GraphSpec, Precision, StreamLimits
+from engines.spec import GraphSpec, Part, Precision, Quantization, StreamLimits
 from engines.target import Target
 from pvc_ref import PVC, PVCConfig
 
@@ -32,6 +33,7 @@ from ..graphs.models import LoadedModel
 from ..graphs.modules import graph_module, model_shape
 from ..graphs.onnx_file import EXPORTER, export_graph
 from ..graphs.precision import TORCH_DTYPE, cast_model, kept_wide
+from ..graphs.quantize import Quantizer
 from ..graphs.sessions import is_small
 from ..parity.check import check_bundle, explain
 from ..parity.report import PARITY_NAME, ParityReport
@@ -53,6 +55,7 @@ class ExportRequest:
     """What to make: the answer to every flag of `trt` and `onnx`.
 
     islands  modules that stay float32 in a narrower bundle (precision.py)
+    quantization  parts whose weights become codes (quantize.py)
     clock    what its streams can do at the trained number of frames. Those of 'run-on' can do either; those that only
              re-anchor know a table of frame times, which is smaller (graphs/clock_table.py)
     """
@@ -63,6 +66,7 @@ class ExportRequest:
     limits: StreamLimits = field(default_factory=StreamLimits)
     islands: tuple[str, ...] = ()
     clock: Clock = "run-on"
+    quantization: Mapping[Part, Quantization] = field(default_factory=dict)
 
     def graph_limits(self, config: PVCConfig) -> StreamLimits:
         """What the graphs are made for: of a clock that is a table, its rows too."""
@@ -71,7 +75,10 @@ class ExportRequest:
     def graph_specs(self, config: PVCConfig) -> dict[str, GraphSpec]:
         """The graphs by their names."""
         shape, limits, target = model_shape(config), self.graph_limits(config), self.target
-        return graph_specs(shape, limits, self.precision, target.spelling, cache_update=target.cache_update)
+        return graph_specs(
+            shape, limits, self.precision, target.spelling, cache_update=target.cache_update,
+            quantization=self.quantization,
+        )  # fmt: skip
 
 
 def export(loaded: LoadedModel, request: ExportRequest, *, console: Console | None = None) -> ParityReport:
@@ -166,6 +173,7 @@ def _resume(loaded: LoadedModel, request: ExportRequest, holder: Path) -> Resume
         "weights": loaded.source.weights_sha256,
         "precision": request.precision,
         "islands": request.islands,
+        "quantization": {part: asdict(how) for part, how in request.quantization.items()},
         "spelling": request.target.spelling,
         "versions": versions(),
     }
@@ -180,8 +188,9 @@ def write_graphs(
     resume  knows of graphs that an export which died had finished
     """
     specs, spelling = request.graph_specs(loaded.config), request.target.spelling
-    # Of a large one there is no room for a second copy.
-    lean = loaded.model.stored is not None or not is_small(loaded.model)
+    quantizer = Quantizer.of(loaded.model, request.quantization, request.precision, request.islands)
+    # Of a large one there is no room for a second copy; and codes are written as the weights are read.
+    lean = loaded.model.stored is not None or not is_small(loaded.model) or bool(request.quantization)
     source = hollow(loaded.model, keep_clock=request.clock == "reanchor") if lean else loaded.model
     model = cast_model(source, request.precision, request.islands)
     (folder / "graphs").mkdir()
@@ -192,7 +201,7 @@ def write_graphs(
             if not taken:
                 module = graph_module(model, spec, spelling)
                 if lean:
-                    export_lean(module, spec, path, loaded.model.weight, progress=report)
+                    export_lean(module, spec, path, loaded.model.weight, quantizer=quantizer, progress=report)
                 else:
                     export_graph(module, spec, path)
                 if resume is not None:
@@ -219,6 +228,7 @@ def write_graphs(
         versions=versions(),
         files=files,
         parity={},
+        quantization=dict(request.quantization),
     )
     manifest = sign_engines(manifest)
     manifest.save(folder)

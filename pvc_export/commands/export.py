@@ -18,12 +18,14 @@ from engines.terminal import print_json
 from ..bundles.export import ExportRequest, export
 from ..graphs.models import RANDOM, load_model
 from ..terminal.console import Console
+from ..terminal.quantization import Int4Choice, quantization_text
 from ..terminal.usage import usage_errors
 
 
 def export_command(
     *, model: str, output: Path | None, precision: Precision, target_name: str, window: int, context: int, streams: int,
-    clock: Clock, islands: tuple[str, ...], seed: int | None, mapping: Path | None, engines: bool, as_json: bool,
+    clock: Clock, islands: tuple[str, ...], int4: Int4Choice, seed: int | None, mapping: Path | None, engines: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Export, check and publish. Raises BadParameter for flags that contradict each other, before any work."""
     target = chosen_target(target_name, precision, engines=engines)
@@ -34,11 +36,14 @@ def export_command(
             f"--seed makes random weights, and '{model}' has its own; it goes with -m {' or -m '.join(RANDOM)}"
         )
     refuse_islands(islands, precision)
+    quantization = int4.of(target)
     console = Console(quiet=as_json)
     out = output or Path("build") / Path(model).resolve().name
     console.print(
         f"{model} -> {out}   {precision}, target {target.name}, window {window}, context {context}, "
-        f"streams {streams}, clock {clock}" + "".join(f", float32 {name}" for name in islands)
+        f"streams {streams}, clock {clock}"
+        + "".join(f", {quantization_text(part, how)}" for part, how in quantization.items())
+        + "".join(f", float32 {name}" for name in islands)
     )
     with console.stage("load the model") as (stage, _):
         loaded = load_model(model, seed=seed or 0, mapping=mapping, on_disk=True)
@@ -47,7 +52,10 @@ def export_command(
         stage.note = f"{count / 1e6:.1f} M parameters{origin}"
     for line in loaded.renamed():
         console.print(f"  {line}")
-    request = ExportRequest(out=out, target=target, precision=precision, limits=limits, islands=islands, clock=clock)
+    request = ExportRequest(
+        out=out, target=target, precision=precision, limits=limits, islands=islands, clock=clock,
+        quantization=quantization,
+    )  # fmt: skip
     parity = export(loaded, request, console=console)
     if as_json:
         print_json(

@@ -15,6 +15,7 @@ from engines.spec import GraphSpec, TensorSpec
 from engines.terminal import print_json
 
 from ..terminal.console import Console, size_text
+from ..terminal.quantization import quantization_text
 
 INDENT = " " * 12
 
@@ -48,6 +49,8 @@ def describe(folder: Path, manifest: Manifest) -> Iterator[str]:
     yield f"made        {manifest.created_utc}: {what}"
     times = "any frame time" if limits.num_times is None else f"{limits.num_times} frame times"
     yield f"limits      window {limits.window} frames, context {limits.context} rows, streams {limits.streams}, {times}"
+    for part, how in manifest.quantization.items():
+        yield f"weights     {quantization_text(part, how)}"
     yield f"size        {size_text(sum(here))} in {len(here)} files"
     yield from _describe_missing(folder, manifest, missing)
     for spec in manifest.graphs.values():

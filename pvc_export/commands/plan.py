@@ -16,13 +16,14 @@ from ..plan.model import planned_model
 from ..plan.peaks import MEASURED_ON, Cost
 from ..plan.plan import Plan, make_plan
 from ..terminal.console import Console, size_text
+from ..terminal.quantization import Int4Choice, quantization_text
 from ..terminal.usage import usage_errors
 from .export import chosen_target, refuse_islands
 
 
 def plan_command(
     *, model: str, precision: Precision | None, target_name: str, window: int, context: int, streams: int, clock: Clock,
-    islands: tuple[str, ...], mapping: Path | None, as_json: bool,
+    islands: tuple[str, ...], int4: Int4Choice, mapping: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the plan. Raises BadParameter for options that contradict each other, ModelError for what cannot be
     exported.
@@ -34,13 +35,15 @@ def plan_command(
         limits = StreamLimits(window=window, context=context, streams=streams)
     chosen: Precision = precision or ("fp16" if engines else "fp32")
     refuse_islands(islands, chosen)
+    target = chosen_target(target_name, chosen, engines=engines)
     request = ExportRequest(
         out=Path("build") / Path(model).name,
-        target=chosen_target(target_name, chosen, engines=engines),
+        target=target,
         precision=chosen,
         limits=limits,
         islands=islands,
         clock=clock,
+        quantization=int4.of(target),
     )
     plan = make_plan(planned_model(model, mapping=mapping), request)
     if as_json:
@@ -59,6 +62,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         f"{request.precision}, target {request.target.name}, window {limits.window}, context {limits.context}, "
         f"streams {limits.streams}, clock {request.clock}"
     )
+    yield from (quantization_text(part, how) for part, how in request.quantization.items())
     yield from (f"float32 {name}" for name in request.islands)
     yield ""
     yield from _bundle_lines(plan)

@@ -8,8 +8,9 @@ the address and the strides of a constant say which weight it is, and how it lie
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +23,12 @@ from torch import Tensor, nn
 from engines.errors import BuildError
 from engines.spec import GraphSpec
 
+from .dequantize import CODES, TESTED, codes_dtype, dequantized, require_codes
 from .joined import PARTS
 from .modules import layer_name
-from .onnx_file import TESTED, check_signature, exporting, traced
+from .onnx_file import check_signature, exporting, traced
 from .precision import copy_with
+from .quantize import Grid, Quantizer, grid_of
 
 ReadWeight = Callable[[str], Tensor]
 """A weight by its name in the model, in any dtype."""
@@ -44,40 +47,99 @@ class Matrix:
     def read(self, read: ReadWeight, *, transposed: bool) -> Tensor:
         """Its values as a constant holds them: each part is cast, and laid where it belongs, in one copy."""
         shape = tuple(self.empty.shape)
-        values = torch.empty(shape[::-1] if transposed else shape, dtype=self.empty.dtype)
-        rows, start = values.T if transposed else values, 0
-        for name in self.names:
-            part = read(name).detach()
-            rows[start : start + len(part)] = part
-            start += len(part)
-            del part  # before the next one is read
-        return values
+        return laid_out((read(name) for name in self.names), shape, self.empty.dtype, transposed=transposed)
+
+
+def laid_out(parts: Iterable[Tensor], shape: tuple[int, ...], dtype: torch.dtype, *, transposed: bool) -> Tensor:
+    """Rows of a matrix of that shape, one part after the other, as it is or transposed."""
+    values = torch.empty(shape[::-1] if transposed else shape, dtype=dtype)
+    rows, start = values.T if transposed else values, 0
+    for part in parts:
+        rows[start : start + len(part)] = part.detach()
+        start += len(part)
+        del part  # before the next one is read
+    return values
 
 
 def export_lean(
-    module: nn.Module, spec: GraphSpec, path: Path, read: ReadWeight, *, progress: Callable[[float], None] | None = None
+    module: nn.Module,
+    spec: GraphSpec,
+    path: Path,
+    read: ReadWeight,
+    *,
+    quantizer: Quantizer | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> None:
     """Write a graph's module as path (.onnx) and path + '.data'. Its parameters on `meta` are read by their names in
     the model, cast to the dtype that they have there. Raises BuildError as export_graph does.
 
-    progress  is told the part of them that is written, 0 to 1
+    quantizer  knows which of them become codes
+    progress   is told the part of them that is written, 0 to 1
     """
     empty = {id(weight): _untouched(weight) for weight in module.parameters() if weight.is_meta}
-    matrices = [
-        Matrix(_weights_of(spec.name, name), empty[id(weight)])
-        for name, weight in module.named_parameters()
-        if id(weight) in empty
-    ]
+    how = quantizer.how if quantizer is not None and spec.quantization is not None else {}
+    found = dict[int, Matrix]()
+    for name, weight in module.named_parameters(remove_duplicate=False):
+        names = _weights_of(spec.name, name)
+        # A tied weight has two names, of which the head's may be in codes.
+        if id(weight) in empty and (id(weight) not in found or names[0] in how):
+            found[id(weight)] = Matrix(names, empty[id(weight)])
+    matrices = list(found.values())
     module = copy_with(module, lambda weight: empty.get(id(weight), weight))
-    if progress is not None:
-        read = _counted(read, sum(len(matrix.names) for matrix in matrices), progress)
+    if progress is not None:  # what becomes codes is read for its scales as well
+        read = _counted(read, sum(1 + (name in how) for matrix in matrices for name in matrix.names), progress)
     with exporting(spec, path):
         program = traced(module, spec)
-        for name, value in program.model.graph.initializers.items():
-            if (found := matrix_of(value, matrices, spec)) is not None:
-                value.const_value = _lazy(name, value, *found, read)
+        graph = program.model.graph
+        for name, value in list(graph.initializers.items()):
+            if (one := matrix_of(value, matrices, spec)) is None:
+                continue
+            matrix, transposed = one
+            if quantizer is not None and matrix.names[0] in how:
+                require_codes(value, spec, transposed=transposed)
+                dequantized(graph, value, how[matrix.names[0]], _coded(value, matrix, quantizer, read))
+            else:
+                value.const_value = _lazy(name, value, matrix, transposed, read)
         program.save(path, external_data=True)
     check_signature(path, spec)
+
+
+def _coded(value: ir.Value, matrix: Matrix, quantizer: Quantizer, read: ReadWeight) -> list[ir.LazyTensor]:
+    """Codes, scales and zero points of a matrix that lies as (inputs, outputs). Its scales are found once, when the
+    first of them is written, and kept; the codes, which are most of it, are not."""
+    how, outputs = quantizer.how[matrix.names[0]], matrix.empty.shape[0]
+
+    def part(zero_points: Tensor | None) -> Tensor:
+        assert zero_points is not None
+        return zero_points
+
+    @functools.cache
+    def grids() -> list[Grid]:
+        return [grid_of(read(name), how, quantizer.dtype) for name in matrix.names]
+
+    def codes() -> Iterator[Tensor]:
+        for name, grid in zip(matrix.names, grids(), strict=True):
+            yield grid.codes(read(name))
+
+    def tensor(name: str, dtype: ir.DataType, width: int, parts: Callable[[], Iterable[Tensor]]) -> ir.LazyTensor:
+        def values() -> ir.TensorProtocol:
+            is_coded = dtype in CODES
+            kind = torch.int8 if is_coded else quantizer.dtype
+            rows = laid_out(parts(), (outputs, width), kind, transposed=True)
+            return ir.tensor(rows.numpy().astype(CODES[dtype])) if is_coded else TorchTensor(rows, name=name)
+
+        return ir.LazyTensor(values, dtype=dtype, shape=ir.Shape((width, outputs)), name=name)
+
+    assert value.const_value is not None
+    inputs, coded = matrix.empty.shape[1], codes_dtype(how)
+    found = [
+        tensor("codes", coded, inputs, codes),
+        tensor("scales", value.const_value.dtype, inputs // how.block, lambda: [one.scales for one in grids()]),
+    ]
+    if how.zero_points:
+        points = tensor("zero_points", coded, inputs // how.block, lambda: [part(one.zero_points) for one in grids()])
+        found.append(points)
+    return found
 
 
 def _counted(read: ReadWeight, total: int, progress: Callable[[float], None]) -> ReadWeight:

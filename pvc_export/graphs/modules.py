@@ -174,7 +174,8 @@ class HeadGraph(_DecoderGraph):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, 1, E) -> float32 (B, V)."""
-        return self.decoder.logits(hidden[:, 0])
+        # A product of three axes is a MatMul, whose weight may be codes; of two it would be a Gemm.
+        return self.decoder.logits(hidden)[:, 0]
 
 
 def pairs(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

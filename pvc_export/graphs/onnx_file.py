@@ -26,20 +26,23 @@ from torch import Tensor, nn
 from engines.errors import BuildError
 from engines.spec import Dim, GraphSpec, TensorSpec
 
+from .dequantize import TESTED, can_be_codes, dequantized, hollow_parts
 from .notes import keep_own_notes
 
 OPSET = 20  # the newest that TensorRT 10.3 on JetPack 6.2 reads
+OPSET_OF_BLOCKS = 21  # the first whose DequantizeLinear has blocks
 OPSET_IN_PLACE = 24  # the first with TensorScatter
 EXPORTER = ("torch", "onnx", "onnxscript", "onnx_ir")
 """Packages that decide how a graph is written."""
 HOLLOW = "no values"
 """The file that a constant without values says it lies in (hollow.py)."""
-TESTED = "export with tested versions of torch, onnx and onnxscript: see constraints.txt"
 
 
 def opset_of(spec: GraphSpec) -> int:
     """The ONNX opset that a graph is written in."""
-    return OPSET_IN_PLACE if spec.aliases else OPSET
+    if spec.aliases:
+        return OPSET_IN_PLACE
+    return OPSET if spec.quantization is None else OPSET_OF_BLOCKS
 
 
 def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
@@ -54,12 +57,20 @@ def export_hollow(module: nn.Module, spec: GraphSpec, path: Path) -> None:
     shape in it and no values. Raises BuildError if it cannot."""
     with exporting(spec, path):
         program = traced(module, spec)
-        for name, value in program.model.graph.initializers.items():
+        graph = program.model.graph
+        for name, value in list(graph.initializers.items()):
             tensor = value.const_value
-            if tensor is not None and tensor.size > 1 and not any(tensor.numpy().strides):
-                shape = ir.Shape(tensor.shape.numpy())
-                value.const_value = ir.ExternalTensor(HOLLOW, 0, 0, tensor.dtype, shape=shape, name=name)
+            if tensor is None or tensor.size == 1 or any(tensor.numpy().strides):
+                continue
+            if spec.quantization is not None and can_be_codes(value, spec):
+                dequantized(graph, value, spec.quantization, hollow_parts(value, spec.quantization, _hollow_tensor))
+            else:
+                value.const_value = _hollow_tensor(name, tensor.dtype, tensor.shape)
         onnx.save(ir.to_proto(program.model), path)
+
+
+def _hollow_tensor(name: str, dtype: ir.DataType, shape: ir.ShapeProtocol) -> ir.ExternalTensor:
+    return ir.ExternalTensor(HOLLOW, 0, 0, dtype, shape=ir.Shape(shape.numpy()), name=name)
 
 
 def is_hollow(tensor: onnx.TensorProto) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.memory import Array
+
+PACKED = (TensorProto.INT4, TensorProto.UINT4)
+"""Two values in a byte, the first in its low half."""
 
 
 def weight_values(tensor: TensorProto, folder: Path) -> Array:
@@ -20,7 +24,14 @@ def weight_values(tensor: TensorProto, folder: Path) -> Array:
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     with (folder / place["location"]).open("rb") as file:
         file.seek(int(place.get("offset", 0)))
-        return np.frombuffer(file.read(int(place["length"])), dtype)
+        held = file.read(int(place["length"]))
+    if tensor.data_type not in PACKED:
+        return np.frombuffer(held, dtype)
+    pairs = np.frombuffer(held, np.uint8)
+    codes = np.stack([pairs & 15, pairs >> 4], axis=-1).ravel()[: math.prod(tensor.dims)]
+    if tensor.data_type == TensorProto.INT4:  # 8 to 15 are -8 to -1
+        codes = (codes.astype(np.int8) ^ 8) - 8
+    return codes.astype(dtype)
 
 
 def share_weights(source: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ recorded, every cache row too, and compared with the PyTorch reference in float3
     batch     where a bundle serves several streams, each row of a batch against its own run; streams of different
               lengths, at the edges of the cache's buckets, against one pass without a cache
     facts     what manifest and tokenizer say of the model, every field and every part (facts.py)
+    codes     where weights have few bits, what that costs (words/codes.py); all else holds the bundle to the codes
     words     twenty prompts, answered and scored (words/conversations.py); second questions, frames that wait, a
               re-anchor, an image of as many tiles as the model takes (words/further.py)
     answers   a thousand questions with known answers, on every rung, if it was taught them (words/held_out.py)
@@ -41,6 +42,7 @@ from engines.spec import GRAPH_NAMES
 
 from ..graphs.hollow import in_memory
 from ..graphs.models import LoadedModel, require_same_weights
+from ..graphs.quantize import quantized
 from ..graphs.sessions import fitting_threads, is_small
 from ..terminal.console import Console
 from .against_reference import VisionRuns, compare_language, compare_pixels, compare_vision
@@ -65,6 +67,7 @@ from .report import ParityReport, judge
 from .rounding import Reference
 from .state.rules import check_rules
 from .structure import compare_graphs
+from .words.codes import cost_of_codes
 from .words.conversations import converse
 from .words.further import ask_further
 from .words.prompts import KINDS
@@ -96,15 +99,19 @@ def check_bundle(
     of another shape: it is in the report. Raises ModelError if `loaded` is not the model the bundle was made from, and
     what open_bundle raises.
     """
+    manifest = Manifest.load(folder)
     why = why_by_layer(loaded) if by_layer is None else ASKED if by_layer else None
     loaded = loaded if why else _in_memory(loaded)
+    source, loaded = loaded, _as_held(loaded, manifest)
     keeping = FreshGraphs.of(loaded.model, scratch) if fresh is None else nullcontext(fresh)
-    with fitting_threads(loaded.model), keeping as exports, exports.ahead(Manifest.load(folder)):
+    with fitting_threads(loaded.model), keeping as exports, exports.ahead(manifest):
         if why:
             return check_by_layer(folder, loaded, exports, why=why, scratch=scratch, progress=progress)
         run = _run_bundle(folder, loaded, scratch, progress, far=ladder)
-        manifest, recorded = run.bundle.manifest, run.recorded
+        manifest, recorded = run.bundle.manifest, run.recorded  # with the model's own facts, where any were wrong
         evidence = run.evidence + compare_graphs(folder, manifest, loaded, exports)
+        if manifest.quantization:
+            evidence += Evidence(rules=(cost_of_codes(source, loaded, manifest, per_kind=_per_kind(loaded)),))
         progress(0.5)
         if recorded.stop is not None:
             reason = f"the stream ended at {recorded.stop.differences[0].where}"
@@ -137,9 +144,15 @@ def explain(
         return report  # its rows name the layer, and for more the model would have to be in memory
     graphs = (report.first_failed_graph,) if report.first_failed_graph else GRAPH_NAMES
     with console.stage("look for the operation at fault") as (stage, _):
-        culprit = find_culprit(folder, _in_memory(loaded), graphs=graphs, scratch=scratch)
+        held = _as_held(_in_memory(loaded), Manifest.load(folder))
+        culprit = find_culprit(folder, held, graphs=graphs, scratch=scratch)
         stage.note = f"'{culprit.operation}' of {culprit.layer}" if culprit else "none: every operation is right"
     return replace(report, looked=True, culprit=culprit)
+
+
+def _as_held(loaded: LoadedModel, manifest: Manifest) -> LoadedModel:
+    """The model with the weights that the bundle has. What it costs that some of them are codes is another question."""
+    return quantized(loaded, manifest.quantization, manifest.precision, manifest.islands)
 
 
 def _in_memory(loaded: LoadedModel) -> LoadedModel:

@@ -34,6 +34,7 @@ ELSEWHERE: dict[str, str] = {
     "target": "the exporter's choice; `graphs` are held to it",
     "precision": "the exporter's choice; the weights are held to it (weights.py)",
     "islands": "the exporter's choice; the weights are held to it (weights.py)",
+    "quantization": "the exporter's choice; the weights are held to it (weights.py)",
     "engines": "each is of the graph beside it (check.py)",
     "versions": "a note",
     "files": "every file is held to its hash when a bundle is opened (engines/bundle.py)",
@@ -94,7 +95,10 @@ def _expected(manifest: Manifest, loaded: LoadedModel) -> dict[str, Any]:
     facts, limits, target = model_facts(loaded), manifest.limits, load_target(manifest.target)
     if limits.num_times is not None:
         limits = with_num_times(limits, loaded.config)
-    graphs = graph_specs(facts["shape"], limits, manifest.precision, target.spelling, cache_update=target.cache_update)
+    graphs = graph_specs(
+        facts["shape"], limits, manifest.precision, target.spelling, cache_update=target.cache_update,
+        quantization=manifest.quantization,
+    )  # fmt: skip
     return {**facts, "limits": limits, "graphs": graphs}
 
 

@@ -71,19 +71,24 @@ class FreshGraphs:
 
     def _export(self, name: str, manifest: Manifest) -> Path:
         path = self._new_folder() / f"{name}.onnx"
-        export_one(self._model(manifest), name, manifest, path, is_hollow=self._is_hollow)
+        export_one(self._model(manifest), name, manifest, path, is_hollow=self._leaves_out(manifest))
         return path
 
     def _new_folder(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self._folder))
 
+    def _leaves_out(self, manifest: Manifest) -> bool:
+        """Whether matrices have no values in the fresh graphs: codes never have."""
+        return self._is_hollow or bool(manifest.quantization)
+
     def _hollow(self, manifest: Manifest) -> PVC:
         return hollow(self._source, keep_clock=manifest.limits.num_times is not None)
 
     def _model(self, manifest: Manifest) -> PVC:
-        key = manifest.precision, manifest.islands, manifest.limits.num_times is not None
+        is_hollow = self._leaves_out(manifest)
+        key = manifest.precision, manifest.islands, manifest.limits.num_times is not None, is_hollow
         if key not in self._cast:
-            source = self._hollow(manifest) if self._is_hollow else self._source
+            source = self._hollow(manifest) if is_hollow else self._source
             self._cast[key] = cast_model(source, manifest.precision, manifest.islands)
         return self._cast[key]
 

@@ -28,18 +28,21 @@ class Reading:
     """A constant that a node computes with.
 
     place   where the constant itself goes in: into this node, or into the first of `turns`
+    parts   where its codes and scales go in, of one that a DequantizeLinear makes
     name    of the constant;  turns  the nodes that give it another form on the way, in order
     reader  where what came of it goes in
     """
 
     place: Place
+    parts: tuple[Place, ...]
     name: str
     turns: tuple[NodeProto, ...]
     reader: Place
 
 
 class GraphFile:
-    """An ONNX file without its weights. `notes`: of each node, None where it has none."""
+    """An ONNX file without its weights. `notes`: of each node, None where it has none. What a DequantizeLinear makes of
+    constants is a constant too."""
 
     def __init__(self, path: Path, graph: str) -> None:
         self.graph, self._folder = graph, path.parent
@@ -50,12 +53,29 @@ class GraphFile:
         for node in self.nodes:
             if node.op_type == "Constant" and node.attribute[0].HasField("t"):
                 self.constants[node.output[0]] = node.attribute[0].t
+        self._coded = {
+            node.output[0]: index
+            for index, node in enumerate(self.nodes)
+            if node.op_type == "DequantizeLinear" and all(name in self.constants for name in node.input)
+        }
         self.makers = {name: index for index, node in enumerate(self.nodes) for name in node.output if name}
 
     def values(self, name: str) -> Array:
         """A constant's values, in its shape and dtype."""
+        if name in self._coded:
+            return self._dequantized(self.nodes[self._coded[name]])
         tensor = self.constants[name]
         return weight_values(tensor, self._folder).reshape(tuple(tensor.dims))
+
+    def _dequantized(self, node: NodeProto) -> Array:
+        codes, scales, *zero_points = map(self.values, node.input)
+        attributes = {entry.name: entry.i for entry in node.attribute}
+        axis, block = attributes["axis"], attributes["block_size"]
+        wide = codes.astype(np.float32)
+        if zero_points:
+            wide -= np.repeat(zero_points[0], block, axis).astype(np.float32)
+        wide *= np.repeat(scales, block, axis).astype(np.float32)
+        return wide.astype(scales.dtype, copy=False)
 
     def type_of(self, name: str) -> str:
         """Dtype and shape of a constant, in words."""
@@ -65,15 +85,17 @@ class GraphFile:
     def reading(self, reader: Place) -> Reading | None:
         """The real-valued constant that a node reads there; None if that is something else."""
         place, turns = reader, list[NodeProto]()
-        while (name := self.nodes[place[0]].input[place[1]]) not in self.constants:
+        while (name := self.nodes[place[0]].input[place[1]]) not in self.constants and name not in self._coded:
             maker = self.makers.get(name)
             if maker is None or self.nodes[maker].op_type not in TURNS:
                 return None
             turns.insert(0, self.nodes[maker])
             place = (maker, 0)
-        if self.constants[name].data_type not in REAL:
+        coded = self._coded.get(name)
+        if coded is None and self.constants[name].data_type not in REAL:
             return None
-        return Reading(place=place, name=name, turns=tuple(turns), reader=reader)
+        parts = () if coded is None else tuple((coded, number) for number in range(len(self.nodes[coded].input)))
+        return Reading(place=place, parts=parts, name=name, turns=tuple(turns), reader=reader)
 
     def readings(self, members: list[int]) -> list[Reading]:
         """Every constant that these nodes compute with. A node that only turns one for another of them is passed by."""

@@ -122,7 +122,7 @@ def held_weights(file: GraphFile, weights: Weights) -> HeldWeights:
     places = set[Place]()
     for names, operation, reading in _named_readings(file, weights):
         if reading is not None:
-            places.add(reading.place)
+            places |= {reading.place, *reading.parts}
         for name, fault in _faults(file, weights, names, operation, reading).items():
             faults[name] = faults.get(name) or fault
     for name in (name for name in weights.values if name not in faults):

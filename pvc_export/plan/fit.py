@@ -1,5 +1,5 @@
 """Whether a bundle runs on a device, and if not, what would let it: smaller limits, a narrower dtype, a clock as a
-table."""
+table, weights of four bits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from engines.errors import ModelError
-from engines.spec import StreamLimits
+from engines.spec import Quantization, StreamLimits
+from engines.target import load_target
 from pvc_ref import PVC
 
 from ..bundles.export import ExportRequest, require_exportable
@@ -19,6 +20,8 @@ from .memory import activation_bytes, state_bytes
 
 GPU_RUNTIME = 512 * MIB
 """CUDA's context, TensorRT, and its kernels' code once it is compiled: an estimate, as no GPU has run a bundle."""
+INT4_BLOCK = 32
+"""The usual one of every target that takes weights of four bits."""
 HOST_PROCESS = 192 * MIB
 """Python, numpy and ONNX Runtime for `embed`; measured here as 110 to 150 MiB (docs/performance.md)."""
 
@@ -94,14 +97,16 @@ def fits(setting: Setting) -> list[Fit]:
 
 def _fit(setting: Setting, narrower: Sequence[tuple[str, Setting]], device: Device) -> Fit:
     asked = setting.request.target.name
+    target = load_target(asked if asked in device.targets else device.targets[0])
     takes = setting.takes(device)
+    possible = [(options, tried) for options, tried in narrower if target.int4_blocks or not tried.request.quantization]
     return Fit(
         device=device,
-        target=asked if asked in device.targets else device.targets[0],
+        target=target.name,
         takes=takes,
         left=device.usable - takes,
         largest_context=setting.largest(device, "context"),
-        remedy="" if takes <= device.usable else _remedy(setting, narrower, device),
+        remedy="" if takes <= device.usable else _remedy(setting, possible, device),
     )
 
 
@@ -117,6 +122,9 @@ def _narrower(setting: Setting) -> Iterator[tuple[str, Setting]]:
             require_exportable(setting.model.config, request)
             options = [*options, "--clock reanchor"]
             yield " ".join(options), _setting(setting, request)
+    if not request.quantization:  # last, as it alone costs answers
+        how = Quantization(block=INT4_BLOCK, zero_points=False, method="search")
+        yield " ".join([*options, "--int4 llm"]), _setting(setting, replace(request, quantization={"llm": how}))
 
 
 def _setting(setting: Setting, request: ExportRequest) -> Setting:

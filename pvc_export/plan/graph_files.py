@@ -16,6 +16,7 @@ from engines.target import Target
 from pvc_ref import PVC, PVCConfig
 
 from ..graphs.modules import graph_parameters
+from ..graphs.quantize import is_coded
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ BATCH_ADDS = {
 }  # fmt: skip
 """A batch of several streams is dynamic, and its size is asked for. The LLM's is where its cache is updated in
 place."""
+CODES_ADD, ZERO_POINTS_ADD = 270, 130
+"""For each matrix that is held in codes: a DequantizeLinear and its constants. A layer has four, the head is one."""
 NO_LAYERS = 2266
 """Of a model without temporal layers, whose temporal graph hands its features on."""
 
@@ -80,13 +83,24 @@ def graph_bytes(model: PVC, spec: GraphSpec, target: Target) -> int:
     num_bytes = weight_bytes(model, spec) + constant_bytes(config, spec)
     for part in parts:
         num_bytes += part.graph + num_layers * (part.layer + part.head * config.vision.num_heads)
+    if (how := spec.quantization) is not None:
+        num_bytes += max(4 * num_layers, 1) * (CODES_ADD + (ZERO_POINTS_ADD if how.zero_points else 0))
     if spec.num_times is not None:
         num_bytes -= TABLE_SAVES[spec.name].graph + num_layers * TABLE_SAVES[spec.name].layer
     return num_bytes
 
 
 def weight_bytes(model: PVC, spec: GraphSpec) -> int:
-    return sum(bytes_of(weight) for weight in graph_parameters(model, spec).values())
+    return sum(held_bytes(weight, spec) for weight in graph_parameters(model, spec).values())
+
+
+def held_bytes(weight: Tensor, spec: GraphSpec) -> int:
+    """Of a weight as the graph holds it: codes take half a byte, and each block a scale and half a zero point."""
+    how = spec.quantization
+    if how is None or not is_coded(weight, spec):
+        return bytes_of(weight)
+    num_blocks = weight.numel() // how.block
+    return weight.numel() // 2 + num_blocks * weight.element_size() + (num_blocks // 2 if how.zero_points else 0)
 
 
 def bytes_of(weight: Tensor) -> int:

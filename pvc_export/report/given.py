@@ -11,6 +11,7 @@ from engines.target import load_target
 
 from ..parity.report import ParityReport
 from ..terminal.facts import now_utc, this_machine
+from ..terminal.quantization import quantization_options
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +62,7 @@ class ReportInput:
         parts += [f"--{precision}", "--target", manifest.target]
         parts += ["--window", str(limits.window), "--context", str(limits.context), "--streams", str(limits.streams)]
         parts += ["--clock", "reanchor"] if limits.num_times is not None else []
+        parts += quantization_options(manifest.quantization)
         for island in dict.fromkeys(kept):
             parts += ["--island", island]
         return shlex.join([*parts, "-o", f"{self.bundle}{suffix}"])

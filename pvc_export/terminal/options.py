@@ -35,6 +35,19 @@ ClockChoice = Annotated[
 Island = Annotated[
     list[str] | None, typer.Option("--island", help="Module to keep in float32, e.g. trunk.layers.1.attn. Repeatable.")
 ]
+Int4 = Annotated[
+    list[str] | None,
+    typer.Option("--int4", metavar="PART", help="Hold this part's weights in four bits: llm. Repeatable."),
+]
+Int4Block = Annotated[
+    int | None, typer.Option("--int4-block", help="Weights that share a scale. Default: the target's usual, 32.")
+]
+Int4Method = Annotated[
+    str,
+    typer.Option(
+        "--int4-method", help="search (of the scales with the least error, the default) or round (to the largest)."
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed for the random weights of tiny and vision-8b. Default: 0.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Reference = Annotated[

@@ -6,20 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from torch import Tensor
+from torch import Tensor, nn
 
 from engines.builder import EngineReport, build_engine
+from engines.bundle import graph_path
 from engines.errors import BuildError
 from engines.gate import SLACK_VALUES, EngineLayer, check_caches, check_layers, count_attention
 from engines.graph_specs import graph_specs
-from engines.spec import CacheUpdate, GraphSpec, Precision, StreamLimits
+from engines.spec import CacheUpdate, GraphSpec, Precision, Quantization, StreamLimits
 from engines.target import load_target
 from pvc_export.bundles.engines import asked_of
+from pvc_export.bundles.export import ExportRequest, write_graphs
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.graphs.modules import graph_module, model_shape
 from pvc_export.graphs.onnx_file import export_graph
 from pvc_export.graphs.precision import cast_model
 from pvc_export.graphs.spellings import CachesInPlace, InPlaceAttention, onnx_operator
+from pvc_export.plan.bundle import plan_bundle
+from pvc_export.terminal.console import Console
 from pvc_ref import PVC, LLMConfig, PVCConfig
 from pvc_ref.llm import rotate
 from pvc_ref.temporal import KeyValue
@@ -90,6 +94,30 @@ def test_two_profiles_hold_the_weights_once_unless_decode_is_compiled_for_a_sing
     many, one = spec.profiles
     single = replace(spec, profiles=(many, one | {"batch": many["batch"]}))
     assert len(build(model, single, tmp_path).plan) - weights > 0.9 * weights
+
+
+def test_an_engine_keeps_weights_of_four_bits_in_every_profile(small: LoadedModel, tmp_path: Path) -> None:
+    target = replace(load_target("rtx"), engine_graphs=("llm", "head"))
+    how = Quantization(block=32, zero_points=False, method="round")
+    request = ExportRequest(
+        out=tmp_path, target=target, precision="fp16", limits=StreamLimits(context=512), quantization={"llm": how}
+    )
+    manifest = write_graphs(small, request, tmp_path, Console(quiet=True))  # its gate counts them
+    plan = plan_bundle(small.model, request, tokenizer_bytes=0)
+    for name, entry in manifest.engines.items():
+        assert plan.graphs[name].engine == pytest.approx((tmp_path / entry.path).stat().st_size, rel=0.05), name
+    spec = manifest.graphs["llm"]
+    layers = build_engine(tmp_path / graph_path("llm"), spec, target).layers
+    asked = asked_of(cast_model(small.model, "fp16"), spec)
+    products = [module for module in small.model.llm.layers.modules() if isinstance(module, nn.Linear)]
+    assert asked.num_codes == sum(module.weight.numel() for module in products)
+    check_layers(layers, spec, num_float32_weights=asked.num_float32_weights, num_codes=asked.num_codes)
+    widened = [
+        replace(layer, constants=tuple((name, dtype.replace("Int4", "Half"), n) for name, dtype, n in layer.constants))
+        for layer in layers[:8]
+    ]
+    with pytest.raises(BuildError, match="weights of four bits"):
+        check_layers((*widened, *layers[8:]), spec, num_float32_weights=None, num_codes=asked.num_codes)
 
 
 def copying(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.spec import Precision, StreamLimits
+from engines.spec import Precision, Quantization, StreamLimits
 from engines.target import load_target, target_names
 from pvc_export.bundles.export import ExportRequest
 from pvc_export.plan.bundle import plan_bundle
@@ -29,6 +29,10 @@ def changed(setting: Setting, remedy: str) -> Setting:
     for word in words:
         if word == "--fp16":
             request = replace(request, precision="fp16")
+        elif word == "--int4":
+            how = Quantization(block=32, zero_points=False, method="search")
+            assert next(words) == "llm"
+            request = replace(request, quantization={"llm": how})
         elif word == "--clock":
             assert next(words) == "reanchor"
             request = replace(request, clock="reanchor")
@@ -62,11 +66,21 @@ def test_a_remedy_makes_it_fit_and_where_there_is_none_nothing_smaller_does(
             least = changed(setting, "--streams 1 --window 2 --context 256")
             if setting.request.precision == "fp32":
                 least = changed(least, "--fp16")
+            if load_target(fit.target).int4_blocks:
+                least = changed(least, "--int4 llm")
             assert not least.fits(fit.device), fit.device.name
         for remedy in filter(None, fit.remedy.split(", or ")):
             if not remedy.startswith("no setting"):
                 assert changed(setting, remedy).fits(fit.device), (fit.device.name, remedy)
         assert bool(fit.remedy) == (fit.left < 0)
+
+
+def test_four_bits_are_a_remedy_where_the_target_takes_them_and_nothing_else_helps() -> None:
+    found = {target: fits(setting_of("pvc-internvl2-8b", target=target)) for target in ("rtx", "jetson-orin-jp62")}
+    assert any("--int4 llm" in fit.remedy for fit in found["rtx"])
+    for fit in found["jetson-orin-jp62"]:
+        assert "--int4" not in fit.remedy or load_target(fit.target).int4_blocks
+    assert any(fit.target == "jetson-orin-jp62" and fit.left < 0 for fit in found["jetson-orin-jp62"])
 
 
 def test_the_largest_context_fits_and_a_bucket_more_does_not(demanding: tuple[Setting, list[Fit]]) -> None:
@@ -83,7 +97,8 @@ def test_eight_billion_parameters_need_more_than_16_gb() -> None:
     by_name = {fit.device.name: fit for fit in fits(setting_of("internvl2-8b"))}
     assert by_name["RTX card, 12 GB"].left < 0 < by_name["RTX card, 24 GB"].left
     assert by_name["Jetson Orin NX 16 GB"].left < 0 < by_name["Jetson AGX Orin 64 GB"].left
-    assert "the weights alone are 15.0 GiB" in by_name["Jetson Orin Nano 8 GB"].remedy
+    assert "no setting: the weights alone are 5.2 GiB" in by_name["Jetson Orin Nano 8 GB"].remedy, "four bits included"
+    assert by_name["RTX card, 12 GB"].remedy.endswith("--int4 llm")
 
 
 @pytest.mark.parametrize("change", [{"streams": 2}, {"context": 4096}, {"window": 16}], ids=lambda c: [*c][0])

@@ -25,7 +25,7 @@ from pvc_ref import PVC, PVCConfig
 from pvc_ref.config import CompressorConfig
 
 TINY = PVCConfig.preset("tiny")
-BUNDLES = ("bundle_fp32", "bundle_fp16", "bundle_rows", "bundle_shapes")
+BUNDLES = ("bundle_fp32", "bundle_fp16", "bundle_rows", "bundle_int4", "bundle_shapes")
 CLOSE = 0.02
 
 
@@ -37,7 +37,7 @@ def plan_of(manifest: Manifest, model: PVC | None = None) -> BundlePlan:
         target = replace(target, engine_graphs=())
     request = ExportRequest(
         out=Path(), target=target, precision=manifest.precision, limits=replace(manifest.limits, num_times=None),
-        clock="run-on" if manifest.limits.num_times is None else "reanchor",
+        clock="run-on" if manifest.limits.num_times is None else "reanchor", quantization=manifest.quantization,
     )  # fmt: skip
     return plan_bundle(model or planned.model, request, tokenizer_bytes=planned.tokenizer_bytes)
 

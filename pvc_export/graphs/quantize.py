@@ -1,0 +1,184 @@
+"""Weights in few bits: each block of values along a product's input has one scale, and each value one of 16 codes.
+
+    value = (code - zero point) * scale
+
+Without zero points codes are -8..7, else 0..15: ONNX's int4 and uint4. A block's grid depends on its values alone, and
+errors are summed in float64, so that the same weights give the same codes wherever it is done: a check finds them anew
+and compares bit for bit (parity/weights.py). A scale is rounded to the graph's dtype before the codes are chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from engines.spec import FLOAT_OF, GraphSpec, Part, Precision, Quantization
+from pvc_ref import PVC
+
+from .hollow import SMALL, hollow
+from .models import LoadedModel
+from .precision import TORCH_DTYPE, copy_with, kept_wide
+
+PREFIXES: dict[Part, tuple[str, ...]] = {"llm": ("llm.layers.", "llm.lm_head")}
+"""Where a part's products are in the model."""
+SHRUNK = tuple(1 - step / 40 for step in range(13))
+"""Scales that a search tries, 1 to 0.7, as parts of the one that reaches all of a block."""
+ROWS = 256
+"""Rows of a matrix that are worked on at once: what is computed beside them stays small."""
+SMALLEST = 2.0**-14
+"""Of a scale: the smallest normal number of float16. A block of zeros has it too."""
+
+
+def is_coded(weight: Tensor, spec: GraphSpec) -> bool:
+    """Whether a weight of a graph, cast to the dtype that it has there, is held in codes. Of the graphs that hold any,
+    every matrix is a product's; one in another dtype than the graph's is an island."""
+    how = spec.quantization
+    if how is None or weight.ndim != 2 or weight.numel() <= SMALL or weight.shape[1] % how.block:
+        return False
+    real = next(tensor.dtype for tensor in spec.inputs if tensor.dtype in FLOAT_OF.values())
+    return str(weight.dtype) == f"torch.{real}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """What the codes of a matrix (O, I) stand for: scales (O, I / B) and, if there are any, zero points, int8 of the
+    same shape."""
+
+    scales: Tensor
+    zero_points: Tensor | None
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """The nearest one of each value, int8 (O, I)."""
+        blocks = weight.unflatten(-1, (self.scales.shape[-1], -1))
+        nearest = (blocks.float() / self.scales[..., None].float()).round()
+        if self.zero_points is None:
+            codes = nearest.clamp(-8, 7)
+        else:
+            codes = (nearest + self.zero_points[..., None]).clamp(0, 15)
+        found: Tensor = codes.to(torch.int8).flatten(-2)
+        return found
+
+    def values(self, codes: Tensor) -> Tensor:
+        """What a DequantizeLinear makes of codes, (O, I) in the dtype of the scales."""
+        blocks = codes.unflatten(-1, (self.scales.shape[-1], -1)).float()
+        if self.zero_points is not None:
+            blocks = blocks - self.zero_points[..., None]
+        values: Tensor = (blocks * self.scales[..., None].float()).flatten(-2)
+        return values.to(self.scales.dtype)
+
+    def nearest(self, weight: Tensor) -> Tensor:
+        """What a matrix becomes."""
+        return self.values(self.codes(weight))
+
+    def better(self, other: Grid, is_better: Tensor) -> Grid:
+        """This one, and the other where that is better: bool (O, I / B)."""
+        zero_points = None
+        if self.zero_points is not None:
+            assert other.zero_points is not None
+            zero_points = torch.where(is_better, other.zero_points, self.zero_points)
+        return Grid(scales=torch.where(is_better, other.scales, self.scales), zero_points=zero_points)
+
+
+def grid_of(weight: Tensor, how: Quantization, dtype: torch.dtype) -> Grid:
+    """The grid of a matrix (O, I), whose I is a multiple of the block, with scales in `dtype`."""
+    parts = [_grid_of_rows(rows.float(), how, dtype) for rows in weight.detach().split(ROWS)]
+    zero_points = [part.zero_points for part in parts if part.zero_points is not None]
+    return Grid(
+        scales=torch.cat([part.scales for part in parts]), zero_points=torch.cat(zero_points) if zero_points else None
+    )
+
+
+def _grid_of_rows(rows: Tensor, how: Quantization, dtype: torch.dtype) -> Grid:
+    candidates = _candidates(rows.unflatten(-1, (-1, how.block)), how, dtype)
+    best = next(candidates)
+    least = _error(best, rows)
+    for candidate in candidates:
+        error = _error(candidate, rows)
+        best, least = best.better(candidate, error < least), torch.minimum(error, least)
+    return best
+
+
+def _error(grid: Grid, rows: Tensor) -> Tensor:
+    """The squared error of each block, float64 (O, I / B)."""
+    off: Tensor = grid.nearest(rows).float() - rows
+    blocks: Tensor = off.unflatten(-1, (grid.scales.shape[-1], -1))
+    return blocks.double().square().sum(-1)
+
+
+def _candidates(blocks: Tensor, how: Quantization, dtype: torch.dtype) -> Iterator[Grid]:
+    """Grids of blocks (O, I / B, B): the plain one first, and that alone unless it is a search."""
+    low, high = blocks.amin(-1).clamp_max(0), blocks.amax(-1).clamp_min(0)
+    searching = how.method == "search"
+    for part in SHRUNK if searching else SHRUNK[:1]:
+        if how.zero_points:
+            scales = _rounded((high - low) * (part / 15), dtype)
+            exact = -low * part / scales.float()
+            for zero_points in (exact.floor(), exact.ceil()) if searching else (exact.round(),):
+                yield Grid(scales=scales, zero_points=zero_points.clamp(0, 15).to(torch.int8))
+        else:
+            # There is one code more for what is negative. TensorRT takes no scale below zero to turn that around.
+            reach = torch.maximum(-low / 8, high / 7) if searching else torch.maximum(-low, high) / 7
+            yield Grid(scales=_rounded(reach * part, dtype), zero_points=None)
+
+
+def _rounded(scales: Tensor, dtype: torch.dtype) -> Tensor:
+    return scales.clamp_min(SMALLEST).to(dtype)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantizer:
+    """The weights of a model that a bundle holds in few bits.
+
+    source  the model as it is;  how  of each such weight, by its name;  dtype  of the scales
+    """
+
+    source: PVC
+    how: Mapping[str, Quantization]
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(
+        model: PVC, quantization: Mapping[Part, Quantization], precision: Precision, islands: Sequence[str] = ()
+    ) -> Quantizer:
+        """Raises ModelError for an island that cannot be one: its weights keep their dtype."""
+        wide, how = kept_wide(model, islands), dict[str, Quantization]()
+        bare = hollow(model, keep_clock=False) if quantization else model
+        for part, one in quantization.items():
+            for name, module in model.named_modules():
+                if isinstance(module, nn.Linear) and name.startswith(PREFIXES[part]):
+                    is_matrix = bare.get_submodule(name).weight.is_meta  # else it is too small to matter
+                    if is_matrix and id(module.weight) not in wide and module.in_features % one.block == 0:
+                        how[f"{name}.weight"] = one
+        return Quantizer(source=model, how=how, dtype=TORCH_DTYPE[precision])
+
+    def grid(self, name: str) -> Grid:
+        """Of one of them."""
+        return grid_of(self.source.weight(name), self.how[name], self.dtype)
+
+    def read(self, name: str) -> Tensor:
+        """Any weight of the model, as the graphs hold it, in float32."""
+        weight = self.source.weight(name)
+        return self.grid(name).nearest(weight).float() if name in self.how else weight
+
+    def model(self) -> PVC:
+        """The model with what its weights have become: the reference of a bundle that holds them so."""
+        if not self.how:
+            return self.source
+        copy = copy_with(self.source, lambda weight: weight)
+        for name in self.how:  # a tied head leaves its embeddings, which stay as they are
+            owner = copy.get_submodule(name.removesuffix(".weight"))
+            weight = self.source.get_parameter(name)
+            values = weight.detach() if weight.is_meta else self.read(name)
+            owner.weight = nn.Parameter(values, requires_grad=False)
+        copy.stored = None if self.source.stored is None else self.read
+        return copy
+
+
+def quantized(
+    loaded: LoadedModel, quantization: Mapping[Part, Quantization], precision: Precision, islands: Sequence[str] = ()
+) -> LoadedModel:
+    """What a quantized bundle is held against: the model whose weights are what their codes say."""
+    return replace(loaded, model=Quantizer.of(loaded.model, quantization, precision, islands).model())

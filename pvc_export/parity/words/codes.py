@@ -1,0 +1,52 @@
+"""What weights of few bits cost: the model as it is beside the one whose weights a bundle has, on the same prompts.
+
+A bundle is held to its own codes tensor by tensor, which says nothing of what they lost. Here the model as it is
+answers the prompts of every check, and both score its answers token by token.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from engines.manifest import Manifest
+from pvc_ref.prompt import STOP_TOKEN
+
+from ...graphs.models import LoadedModel
+from ..levels import Rule
+from .conversations import NUM_NEW_TOKENS, divergences, reference_logits
+from .prompts import prompts_that_fit, reference_embeds
+
+MOST = 2.0
+"""Nats of KL(model || codes) a token, on average over all answers, beyond which the codes are another model."""
+
+
+@torch.no_grad()
+def cost_of_codes(source: LoadedModel, held: LoadedModel, manifest: Manifest, *, per_kind: int) -> Rule:
+    """How far the codes of a bundle are from the model that they were made from. A rule with one loose limit: what is
+    too much is for the user to say, who is told the figures."""
+    kl, same, surprise = list[float](), list[bool](), list[tuple[float, float]]()
+    stop = source.token_id(STOP_TOKEN)
+    chosen = prompts_that_fit(manifest, source, per_kind=per_kind, num_new_tokens=NUM_NEW_TOKENS)
+    for prompt in chosen:
+        embeds = reference_embeds(source, prompt, window=manifest.limits.window)
+        answer = source.model.generate(embeds, max_new_tokens=NUM_NEW_TOKENS, stop_ids=[stop])
+        want, got = (reference_logits(one, embeds, answer) for one in (source, held))
+        kl += divergences(want, got).tolist()
+        same += (want.argmax(-1) == got.argmax(-1)).tolist()
+        said = [*answer, *([stop] if len(answer) < NUM_NEW_TOKENS else [])]
+        both = [_surprise(logits, said) for logits in (want, got)]
+        surprise += list(zip(*both, strict=True))
+    mean = float(np.mean(kl))
+    before, after = (float(np.exp(np.mean(values))) for values in zip(*surprise, strict=True))
+    detail = (
+        f"against the model as it is, {len(kl)} tokens of {len(chosen)} answers: KL {mean:.2g} nats a token on average "
+        f"(limit {MOST:g}), {np.mean(same):.1%} the same likeliest token, perplexity {before:.4g} -> {after:.4g}"
+    )
+    return Rule(level="J", name="what codes cost", passed=bool(mean <= MOST), detail=detail)
+
+
+def _surprise(logits: np.ndarray, tokens: list[int]) -> list[float]:
+    """-log p of each token, in nats, by the logits before it."""
+    log_p = torch.log_softmax(torch.from_numpy(logits[: len(tokens)]).double(), dim=-1)
+    return [-float(row[token]) for row, token in zip(log_p, tokens, strict=True)]

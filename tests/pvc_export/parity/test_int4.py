@@ -1,0 +1,166 @@
+"""A bundle whose LLM is held in four bits: it is held to its own codes, and each wrong one is a difference."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from engines.bundle import graph_path
+from engines.manifest import Manifest
+from engines.spec import Quantization
+from pvc_export.controls.graph_edits import edit_graph, widen_rms_epsilon
+from pvc_export.graphs.models import LoadedModel
+from pvc_export.graphs.quantize import quantized
+from pvc_export.graphs.weights_file import weight_values
+from pvc_export.parity.check import check_bundle, explain
+from pvc_export.parity.fresh import FreshGraphs
+from pvc_export.parity.report import ParityReport
+from pvc_export.parity.structure import compare_graphs
+from pvc_export.parity.words.codes import cost_of_codes
+from pvc_export.report.given import ReportInput
+from pvc_export.terminal.console import Console
+
+HOW = Quantization(block=32, zero_points=True, method="search")
+
+
+@pytest.fixture(scope="module")
+def fresh(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> FreshGraphs:
+    """Of all tests here: what they change is the bundle's files."""
+    return FreshGraphs(tiny.model, tmp_path_factory.mktemp("fresh"))
+
+
+def test_it_passes_its_check_and_its_manifest_says_what_it_is(
+    bundle_int4: Path, report_of: Callable[[Path], ParityReport], tiny: LoadedModel
+) -> None:
+    manifest = Manifest.load(bundle_int4)
+    assert manifest.quantization == {"llm": HOW}
+    assert {name for name, spec in manifest.graphs.items() if spec.quantization == HOW} == {"llm", "head"}
+    report = report_of(bundle_int4)
+    assert report.passed
+    assert f"{len(list(tiny.model.parameters()))} weights bit-equal" in report.summary()
+    (cost,) = (rule for rule in report.rules if rule.name == "what codes cost")
+    assert cost.passed and "KL" in cost.detail
+    kl = float(re.search(r"KL ([\d.e-]+) nats", cost.detail)[1])  # type: ignore[index]
+    assert 0 < kl < 0.1, "codes do cost something"
+
+
+def test_codes_of_another_model_cost_too_much(bundle_int4: Path, tiny: LoadedModel) -> None:
+    manifest = Manifest.load(bundle_int4)
+    louder = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        louder.llm.lm_head.weight *= -30
+    rule = cost_of_codes(tiny, replace(tiny, model=louder), manifest, per_kind=1)
+    assert rule.passed is False and rule.level == "J"
+
+
+def test_it_passes_layer_by_layer_too(bundle_int4: Path, tiny: LoadedModel) -> None:
+    report = check_bundle(bundle_int4, tiny, by_layer=True)
+    assert report.passed, report.failure_text()
+
+
+def test_a_fault_beside_the_codes_is_found_and_the_command_that_exports_again_asks_for_them(
+    bundle_int4: Path, tiny: LoadedModel, copy_bundle: Callable[[Path], Path]
+) -> None:
+    bundle = copy_bundle(bundle_int4)
+    edit_graph(bundle, "llm", widen_rms_epsilon)
+    report = check_bundle(bundle, tiny, ladder=False, num_questions=0)
+    report = explain(report, bundle, tiny, Console(quiet=True))
+    assert not report.passed and report.culprit is not None
+    assert report.culprit.layer == "llm.layers.0.attn_norm"
+    command, _ = ReportInput(parity=report, manifest=Manifest.load(bundle), bundle="OUT").next_command()
+    assert "--int4 llm --int4-block 32 --int4-method search" in command
+
+
+Edit = Callable[[onnx.ModelProto], None]
+
+
+def _part(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    """The first constant of that kind."""
+    return next(tensor for tensor in model.graph.initializer if tensor.name.endswith(f".{name}"))
+
+
+def _put(tensor: onnx.TensorProto, values: np.ndarray) -> None:
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+
+def a_scale(model: onnx.ModelProto) -> None:
+    tensor = _part(model, "scales")
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[0, 0] *= 1.001
+    _put(tensor, values)
+
+
+def a_zero_point(model: onnx.ModelProto) -> None:
+    tensor = _part(model, "zero_points")
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[0, 0] = 15 - values[0, 0].astype(int)
+    _put(tensor, values)
+
+
+def a_code(model: onnx.ModelProto) -> None:
+    tensor = _part(model, "codes")
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[0, 0] = 15 - values[0, 0].astype(int)
+    _put(tensor, values)
+
+
+def a_block(model: onnx.ModelProto) -> None:
+    """Scales stand for two blocks each, as for a block size that is twice as large."""
+    node = next(node for node in model.graph.node if node.op_type == "DequantizeLinear")
+    for tensor in model.graph.initializer:
+        if tensor.name in node.input[1:]:
+            _put(tensor, onnx.numpy_helper.to_array(tensor)[::2].copy())
+    next(entry for entry in node.attribute if entry.name == "block_size").i *= 2
+
+
+def no_zero_points(model: onnx.ModelProto) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "DequantizeLinear")
+    del node.input[2]
+
+
+WRONG: dict[str, Edit] = {
+    "scale": a_scale, "zero point": a_zero_point, "code": a_code, "block": a_block, "no zero points": no_zero_points,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("graph", ["llm", "head"])
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_part_of_a_code_is_a_weight_that_differs(
+    name: str, graph: str, bundle_int4: Path, tiny: LoadedModel, copy_bundle: Callable[[Path], Path], fresh: FreshGraphs
+) -> None:
+    bundle = copy_bundle(bundle_int4)
+    edit_graph(bundle, graph, WRONG[name])
+    manifest = Manifest.load(bundle)
+    held = quantized(tiny, manifest.quantization, manifest.precision)
+    found = compare_graphs(bundle, manifest, held, fresh)
+    assert set(found.wrong_weights) == {graph} and len(found.wrong_weights[graph]) >= 1
+    structural = [rule for rule in found.rules if rule.passed is False]
+    assert bool(structural) == (name in ("block", "no zero points"))
+
+
+def test_a_bundle_that_says_another_method_or_block_is_not_what_its_graphs_are(
+    bundle_int4: Path, tiny: LoadedModel, fresh: FreshGraphs
+) -> None:
+    manifest = Manifest.load(bundle_int4)
+    for how in (replace(HOW, method="round"), replace(HOW, block=64)):
+        other = replace(manifest, quantization={"llm": how})
+        held = quantized(tiny, other.quantization, other.precision)
+        found = compare_graphs(bundle_int4, other, held, fresh)
+        assert found.wrong_weights
+
+
+def test_codes_of_four_bits_are_two_in_a_byte(bundle_int4: Path) -> None:
+    path = bundle_int4 / graph_path("head")
+    constants = {tensor.name: tensor for tensor in onnx.load(path, load_external_data=False).graph.initializer}
+    codes = next(tensor for name, tensor in constants.items() if name.endswith(".codes"))
+    whole = next(tensor for tensor in onnx.load(path).graph.initializer if tensor.name == codes.name)
+    want = onnx.numpy_helper.to_array(whole).ravel()
+    assert np.array_equal(weight_values(codes, path.parent).astype(int).ravel(), want.astype(int))
