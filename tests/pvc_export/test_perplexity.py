@@ -1,0 +1,45 @@
+"""Perplexity of a model on text, and of its codes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pvc_export.graphs.models import LoadedModel
+from pvc_export.graphs.quantize import quantized
+from pvc_export.studies.perplexity import perplexity, ways
+
+
+def test_a_model_that_knows_nothing_is_as_surprised_as_its_vocabulary_is_large(small: LoadedModel) -> None:
+    llm = quantized(small, {}, "fp32").model.llm
+    rows = torch.randint(0, 256, (3, 17), generator=torch.Generator().manual_seed(0))
+    flat = torch.nn.Linear(llm.config.hidden_size, llm.config.vocab_size, bias=False)
+    torch.nn.init.zeros_(flat.weight)
+    head, llm.lm_head = llm.lm_head, flat
+    try:
+        assert perplexity(llm, rows) == pytest.approx(llm.config.vocab_size, rel=1e-5)
+    finally:
+        llm.lm_head = head
+
+
+def test_every_row_is_scored_on_its_own_and_every_token_but_its_first(small: LoadedModel) -> None:
+    llm = small.model.llm
+    rows = torch.randint(0, 256, (2, 9), generator=torch.Generator().manual_seed(1))
+    logs = [math.log(perplexity(llm, row[None])) for row in rows]
+    assert math.log(perplexity(llm, rows)) == pytest.approx(sum(logs) / 2, rel=1e-5)
+    ids = rows[0]
+    with torch.no_grad():
+        hidden, _ = llm(llm.embed_tokens(ids)[None], torch.arange(9)[None])
+        log_p = torch.log_softmax(llm.logits(hidden[0]), dim=-1)
+    by_hand = -sum(float(log_p[i, ids[i + 1]]) for i in range(8)) / 8
+    assert logs[0] == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_the_ways_are_the_model_itself_and_both_methods_with_and_without_zero_points() -> None:
+    first, *others = ways()
+    assert first is None
+    assert {(how.zero_points, how.method) for how in others if how} == {
+        (points, method) for points in (False, True) for method in ("round", "search")
+    }
