@@ -41,9 +41,9 @@ class Target:
     compute_capabilities: tuple[str, ...]
     precisions: tuple[Precision, ...]
     engine_graphs: tuple[str, ...]
-    int4_blocks: tuple[int, ...] = ()
-    int4_zero_points: bool = False
-    no_int4: str = ""
+    int4_blocks: tuple[int, ...]
+    int4_zero_points: bool
+    no_int4: str
 
 
 def target_names() -> list[str]:

@@ -365,10 +365,11 @@ def roll_the_table(model: onnx.ModelProto) -> None:
 
 
 def change_the_last_row(model: onnx.ModelProto) -> None:
-    """One row of a table, of a token that no prompt has."""
+    """One row of a table, of a token that no prompt has. Tokens are its longer axis: a head has them as columns."""
 
     def changed(values: Array) -> Array:
-        values[-1, 0] += values.dtype.type(values.std())
+        last = (-1, 0) if len(values) == max(values.shape) else (0, -1)
+        values[last] += values.dtype.type(values.std())
         return values
 
     change(_largest(model), changed)

@@ -28,8 +28,6 @@ SHRUNK = tuple(1 - step / 40 for step in range(13))
 """Scales that a search tries, 1 to 0.7, as parts of the one that reaches all of a block."""
 ROWS = 256
 """Rows of a matrix that are worked on at once: what is computed beside them stays small."""
-SMALLEST = 2.0**-14
-"""Of a scale: the smallest normal number of float16. A block of zeros has it too."""
 
 
 def is_coded(weight: Tensor, spec: GraphSpec) -> bool:
@@ -125,7 +123,8 @@ def _candidates(blocks: Tensor, how: Quantization, dtype: torch.dtype) -> Iterat
 
 
 def _rounded(scales: Tensor, dtype: torch.dtype) -> Tensor:
-    return scales.clamp_min(SMALLEST).to(dtype)
+    """In the graph's dtype, and a normal number above zero, which a block of zeros needs too."""
+    return scales.clamp_min(torch.finfo(dtype).tiny).to(dtype)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

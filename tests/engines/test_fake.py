@@ -14,7 +14,7 @@ from engines.errors import SpecError
 from engines.fake import FakeSession
 from engines.graph_specs import graph_specs
 from engines.memory import Array, host_dtype
-from engines.spec import GRAPH_NAMES, CacheUpdate, GraphSpec, Precision, Spelling, StreamLimits
+from engines.spec import GRAPH_NAMES, CacheUpdate, GraphSpec, Precision, Quantization, Spelling, StreamLimits
 from engines.target import FOLDER, Target, load_target, target_names
 
 from .test_spec import LIMITS, SHAPE
@@ -53,6 +53,17 @@ def test_a_target_builds_engines_if_and_only_if_its_runtime_runs_them(name: str)
     assert target.cache_update == ("aliased" if in_place else "rows")
     assert "bf16" in target.precisions or target.runtime == "ort-cpu"
     assert bool(target.compute_capabilities) == (name == "rtx" or name.startswith("jetson"))
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_a_target_takes_weights_of_four_bits_or_says_why_not(name: str) -> None:
+    target = load_target(name)
+    assert bool(target.int4_blocks) == (not target.no_int4)
+    serves_10_3 = bool(target.builder_versions) and target.builder_versions[0] == "10.3"
+    assert bool(target.int4_blocks) == (not serves_10_3), "its parser reads opset 20, and blocks came with 21"
+    assert target.int4_zero_points == (name == "cpu"), "TensorRT's codes are symmetric"
+    for block in target.int4_blocks:
+        Quantization(block=block, zero_points=target.int4_zero_points, method="round")
 
 
 def feeds_of(spec: GraphSpec) -> dict[str, Array]:

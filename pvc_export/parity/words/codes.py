@@ -25,9 +25,12 @@ MOST = 2.0
 def cost_of_codes(source: LoadedModel, held: LoadedModel, manifest: Manifest, *, per_kind: int) -> Rule:
     """How far the codes of a bundle are from the model that they were made from. A rule with one loose limit: what is
     too much is for the user to say, who is told the figures."""
+    name = "what codes cost"
     kl, same, surprise = list[float](), list[bool](), list[tuple[float, float]]()
     stop = source.token_id(STOP_TOKEN)
     chosen = prompts_that_fit(manifest, source, per_kind=per_kind, num_new_tokens=NUM_NEW_TOKENS)
+    if not chosen:
+        return Rule(level="J", name=name, passed=None, detail="no prompt fits in this bundle's context")
     for prompt in chosen:
         embeds = reference_embeds(source, prompt, window=manifest.limits.window)
         answer = source.model.generate(embeds, max_new_tokens=NUM_NEW_TOKENS, stop_ids=[stop])
@@ -43,7 +46,7 @@ def cost_of_codes(source: LoadedModel, held: LoadedModel, manifest: Manifest, *,
         f"against the model as it is, {len(kl)} tokens of {len(chosen)} answers: KL {mean:.2g} nats a token on average "
         f"(limit {MOST:g}), {np.mean(same):.1%} the same likeliest token, perplexity {before:.4g} -> {after:.4g}"
     )
-    return Rule(level="J", name="what codes cost", passed=bool(mean <= MOST), detail=detail)
+    return Rule(level="J", name=name, passed=bool(mean <= MOST), detail=detail)
 
 
 def _surprise(logits: np.ndarray, tokens: list[int]) -> list[float]:

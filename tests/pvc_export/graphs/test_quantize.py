@@ -83,6 +83,16 @@ def test_a_block_of_zeros_stays_zero_and_every_scale_is_above_zero() -> None:
             assert (grid.nearest(weight)[1, :32] == 0).all()
 
 
+def test_small_weights_lose_no_more_than_large_ones() -> None:
+    weight = matrix()
+    for dtype in (torch.float32, torch.bfloat16):
+        losses = []
+        for factor in (1.0, 2.0**-20):  # exact, and far below what float16 has
+            grid = grid_of(weight * factor, how(), dtype)
+            losses.append(((grid.nearest(weight * factor).float() / factor - weight) ** 2).sum())
+        assert losses[0] == losses[1]
+
+
 def test_the_same_block_has_the_same_grid_wherever_it_stands() -> None:
     weight = matrix(600)
     whole = grid_of(weight, how(), torch.float32)
