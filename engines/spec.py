@@ -40,7 +40,8 @@ Dim = int | str
 """A fixed size, the name of a dynamic dimension, or a sum of such names: 'past+rows'."""
 
 Part = Literal["llm"]
-"""What of a model can be held in few bits: the LLM is its graphs `llm` and `head`, not its table of embeddings."""
+"""What of a model can be held in few bits: of the LLM its layers. Its head is not: four bits there cost as much as in
+all layers together (docs/numerics.md)."""
 Method = Literal["round", "search"]
 """How the codes of a block are found. The scale and the zero point decide, for each value takes the nearest code.
 
@@ -52,7 +53,7 @@ FLOAT_OF: dict[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloa
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1, "bool": 1}
 VISION_GRAPHS = ("trunk", "temporal", "compressor")
 GRAPH_NAMES = (*VISION_GRAPHS, "embed", "llm", "head")
-GRAPHS_OF: dict[Part, tuple[str, ...]] = {"llm": ("llm", "head")}
+GRAPHS_OF: dict[Part, tuple[str, ...]] = {"llm": ("llm",)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -365,11 +365,10 @@ def roll_the_table(model: onnx.ModelProto) -> None:
 
 
 def change_the_last_row(model: onnx.ModelProto) -> None:
-    """One row of a table, of a token that no prompt has. Tokens are its longer axis: a head has them as columns."""
+    """One row of a table, of a token that no prompt has."""
 
     def changed(values: Array) -> Array:
-        last = (-1, 0) if len(values) == max(values.shape) else (0, -1)
-        values[last] += values.dtype.type(values.std())
+        values[-1, 0] += values.dtype.type(values.std())
         return values
 
     change(_largest(model), changed)

@@ -78,13 +78,11 @@ def export_lean(
     """
     empty = {id(weight): _untouched(weight) for weight in module.parameters() if weight.is_meta}
     how = quantizer.how if quantizer is not None and spec.quantization is not None else {}
-    found = dict[int, Matrix]()
-    for name, weight in module.named_parameters(remove_duplicate=False):
-        names = _weights_of(spec.name, name)
-        # A tied weight has two names, of which the head's may be in codes.
-        if id(weight) in empty and (id(weight) not in found or names[0] in how):
-            found[id(weight)] = Matrix(names, empty[id(weight)])
-    matrices = list(found.values())
+    matrices = [
+        Matrix(_weights_of(spec.name, name), empty[id(weight)])
+        for name, weight in module.named_parameters()
+        if id(weight) in empty
+    ]
     module = copy_with(module, lambda weight: empty.get(id(weight), weight))
     if progress is not None:  # what becomes codes is read for its scales as well
         read = _counted(read, sum(1 + (name in how) for matrix in matrices for name in matrix.names), progress)
@@ -92,9 +90,9 @@ def export_lean(
         program = traced(module, spec)
         graph = program.model.graph
         for name, value in list(graph.initializers.items()):
-            if (one := matrix_of(value, matrices, spec)) is None:
+            if (found := matrix_of(value, matrices, spec)) is None:
                 continue
-            matrix, transposed = one
+            matrix, transposed = found
             if quantizer is not None and matrix.names[0] in how:
                 require_codes(value, spec, transposed=transposed)
                 dequantized(graph, value, how[matrix.names[0]], _coded(value, matrix, quantizer, read))

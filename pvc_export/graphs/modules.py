@@ -174,8 +174,7 @@ class HeadGraph(_DecoderGraph):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, 1, E) -> float32 (B, V)."""
-        # A product of three axes is a MatMul, whose weight may be codes; of two it would be a Gemm.
-        return self.decoder.logits(hidden)[:, 0]
+        return self.decoder.logits(hidden[:, 0])
 
 
 def pairs(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -22,7 +22,7 @@ from .hollow import SMALL, hollow
 from .models import LoadedModel
 from .precision import TORCH_DTYPE, copy_with, kept_wide
 
-PREFIXES: dict[Part, tuple[str, ...]] = {"llm": ("llm.layers.", "llm.lm_head")}
+PREFIXES: dict[Part, tuple[str, ...]] = {"llm": ("llm.layers.",)}
 """Where a part's products are in the model."""
 SHRUNK = tuple(1 - step / 40 for step in range(13))
 """Scales that a search tries, 1 to 0.7, as parts of the one that reaches all of a block."""
@@ -167,7 +167,7 @@ class Quantizer:
         if not self.how:
             return self.source
         copy = copy_with(self.source, lambda weight: weight)
-        for name in self.how:  # a tied head leaves its embeddings, which stay as they are
+        for name in self.how:
             owner = copy.get_submodule(name.removesuffix(".weight"))
             weight = self.source.get_parameter(name)
             values = weight.detach() if weight.is_meta else self.read(name)

@@ -34,13 +34,8 @@ CODE: dict[tuple[str, bool], Nodes] = {
     ("head", False): Nodes(6500),
     ("head", True): Nodes(8200),
 }
-CODED: dict[tuple[str, bool], Nodes] = {
-    ("llm", False): Nodes(1457000, 1185000),
-    ("llm", True): Nodes(1489000, 1268000),
-    ("head", False): Nodes(8200),
-    ("head", True): Nodes(8200),
-}
-"""Where products have weights of four bits: each has a kernel of its own."""
+CODED = {False: Nodes(1457000, 1185000), True: Nodes(1489000, 1268000)}
+"""An LLM whose products have weights of four bits: each has a kernel of its own."""
 SMALL_HEAD, SMALL_HEAD_CODE = 256, {False: 137700, True: 268200}
 """A head for a narrower LLM than this is computed in pieces."""
 UNGROUPED = {False: 816500, True: 548900}
@@ -67,14 +62,14 @@ def code_bytes(model: PVC, spec: GraphSpec, *, streams: int) -> int:
     if spec.name == "temporal" and not num_layers:
         return NO_TEMPORAL_LAYERS
     kind = config.compressor.kind if spec.name == "compressor" else spec.name
-    code = (CODED if coded else CODE)[kind, narrow]
+    code = CODED[narrow] if coded else CODE[kind, narrow]
     num_bytes, layer = code.graph, code.layer
     if spec.name == "llm" and config.llm.num_heads == config.llm.num_kv_heads and not coded:
         layer = UNGROUPED[narrow]
     elif spec.name == "temporal" and num_layers == 1:
         num_bytes += ONE_TEMPORAL_LAYER
     elif spec.name == "head" and config.llm.hidden_size < SMALL_HEAD and streams == 1:
-        num_bytes = SMALL_HEAD_CODE[narrow or coded]
+        num_bytes = SMALL_HEAD_CODE[narrow]
     if spec.num_times is not None:
         num_bytes -= TABLE_SAVES[spec.name].graph
         layer -= TABLE_SAVES[spec.name].layer

@@ -67,7 +67,7 @@ BATCH_ADDS = {
 """A batch of several streams is dynamic, and its size is asked for. The LLM's is where its cache is updated in
 place."""
 CODES_ADD, ZERO_POINTS_ADD = 270, 130
-"""For each matrix that is held in codes: a DequantizeLinear and its constants. A layer has four, the head is one."""
+"""For each matrix that is held in codes: a DequantizeLinear and its constants. A layer has four."""
 NO_LAYERS = 2266
 """Of a model without temporal layers, whose temporal graph hands its features on."""
 
@@ -84,7 +84,7 @@ def graph_bytes(model: PVC, spec: GraphSpec, target: Target) -> int:
     for part in parts:
         num_bytes += part.graph + num_layers * (part.layer + part.head * config.vision.num_heads)
     if (how := spec.quantization) is not None:
-        num_bytes += max(4 * num_layers, 1) * (CODES_ADD + (ZERO_POINTS_ADD if how.zero_points else 0))
+        num_bytes += 4 * num_layers * (CODES_ADD + (ZERO_POINTS_ADD if how.zero_points else 0))
     if spec.num_times is not None:
         num_bytes -= TABLE_SAVES[spec.name].graph + num_layers * TABLE_SAVES[spec.name].layer
     return num_bytes

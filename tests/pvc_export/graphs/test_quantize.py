@@ -142,19 +142,19 @@ def model_of(**llm: object) -> PVC:
 def test_products_of_the_llm_become_codes_and_nothing_else_does() -> None:
     model = model_of(tie_embeddings=True)
     quantizer = Quantizer.of(model, {"llm": how()}, "fp32", ())
-    llm = {f"{name}.weight" for name, module in model.llm.named_modules() if isinstance(module, torch.nn.Linear)}
-    assert set(quantizer.how) == {f"llm.{name}" for name in llm} and len(llm) > 6
+    layers = model.llm.layers.named_modules()
+    products = {f"llm.layers.{name}.weight" for name, module in layers if isinstance(module, torch.nn.Linear)}
+    assert set(quantizer.how) == products and len(products) == 7
     held = quantizer.model()
     for name, weight in model.named_parameters(remove_duplicate=False):
         assert torch.equal(held.get_parameter(name), weight) == (name not in quantizer.how), name
-    assert held.llm.lm_head.weight is not held.llm.embed_tokens.weight, "a tied head leaves its embeddings"
-    assert model.llm.lm_head.weight is model.llm.embed_tokens.weight, "and the model itself is what it was"
+    assert held.llm.lm_head.weight is held.llm.embed_tokens.weight, "a tied head stays tied"
 
 
 def test_an_island_and_an_input_that_is_no_multiple_of_the_block_keep_their_dtype() -> None:
     model = model_of(mlp_size=160)
     quantizer = Quantizer.of(model, {"llm": how()}, "fp16", ("llm.layers.0.attn",))
-    assert {name.split(".")[-2] for name in quantizer.how} == {"gate_proj", "up_proj", "down_proj", "lm_head"}
+    assert {name.split(".")[-2] for name in quantizer.how} == {"gate_proj", "up_proj", "down_proj"}
     quantizer = Quantizer.of(model, {"llm": how(block=64)}, "fp32", ())
     assert {name.split(".")[-2] for name in quantizer.how if ".mlp." in name} == {"gate_proj", "up_proj"}
 
@@ -186,7 +186,7 @@ def test_a_graph_holds_the_codes_of_the_model_that_it_is_held_against(
     for graph in GRAPH_NAMES:
         file = GraphFile(tmp_path / graph_path(graph), graph)
         nodes = [node for node in file.nodes if node.op_type == "DequantizeLinear"]
-        assert bool(nodes) == (graph in ("llm", "head")), graph
+        assert bool(nodes) == (graph == "llm"), graph
         for node in nodes:
             found |= {row.tobytes() for row in file.values(node.output[0]).astype(np.float32).T}
     assert found == rows
