@@ -46,7 +46,7 @@ Method = Literal["round", "search"]
 """How the codes of a block are found. The scale and the zero point decide, for each value takes the nearest code.
 
 round   the block's largest value is the largest code
-search  those of some smaller and larger scales that leave the least squared error
+search  of that scale and some smaller ones, the one that leaves the least squared error
 """
 
 FLOAT_OF: dict[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -249,6 +249,11 @@ class GraphSpec:
         raise SpecError(
             f"graph '{self.name}': sizes {sizes} fit in none of its profiles", expected=f"sizes of {self.profiles}"
         )
+
+    @property
+    def real_dtype(self) -> str:
+        """What it computes in, but for its float32 islands."""
+        return next(tensor.dtype for tensor in self.inputs if tensor.dtype in FLOAT_OF.values())
 
     @property
     def aliases(self) -> dict[str, str]:

@@ -327,14 +327,13 @@ def compare_with_reference(
     from pvc_ref.prompt import STOP_TOKEN
 
     from ..graphs.models import load_reference
-    from ..graphs.quantize import quantized
+    from ..graphs.quantize import as_held
     from ..parity.limits import near_tie
     from ..parity.words.conversations import common_prefix, reference_logits
     from ..parity.words.prompts import Prompt, reference_embeds
 
     request, manifest = result.request, result.bundle.manifest
-    loaded = load_reference(manifest, model_name, mapping)
-    loaded = quantized(loaded, manifest.quantization, manifest.precision, manifest.islands)
+    loaded = as_held(load_reference(manifest, model_name, mapping), manifest)
     model, tokenizer = loaded.model, loaded.tokenizer
     kind: Any = "video" if result.frames else "images" if result.images else "text"
     prompt = Prompt(kind=kind, question=request.question, frames=result.frames, images=result.images)

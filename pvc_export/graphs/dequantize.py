@@ -12,7 +12,7 @@ import ml_dtypes
 import onnx_ir as ir
 
 from engines.errors import BuildError
-from engines.spec import FLOAT_OF, GraphSpec, Quantization
+from engines.spec import GraphSpec, Quantization
 
 TESTED = "export with tested versions of torch, onnx and onnxscript: see constraints.txt"
 CODES = {ir.DataType.INT4: ml_dtypes.int4, ir.DataType.UINT4: ml_dtypes.uint4}
@@ -28,7 +28,7 @@ def can_be_codes(value: ir.Value, spec: GraphSpec) -> bool:
     how, tensor = spec.quantization, value.const_value
     if how is None or tensor is None or len(tensor.shape) != 2:
         return False
-    real = next(one.dtype for one in spec.inputs if one.dtype in FLOAT_OF.values())
+    real = spec.real_dtype
     is_read = all(node.op_type == "MatMul" and place == 1 for node, place in value.uses())
     is_narrow = tensor.dtype == ir.DataType[{"float32": "FLOAT"}.get(real, real.upper())]  # an island is not
     return is_read and is_narrow and int(tensor.shape.numpy()[0]) % how.block == 0

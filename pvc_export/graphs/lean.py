@@ -107,10 +107,6 @@ def _coded(value: ir.Value, matrix: Matrix, quantizer: Quantizer, read: ReadWeig
     first of them is written, and kept; the codes, which are most of it, are not."""
     how, outputs = quantizer.how[matrix.names[0]], matrix.empty.shape[0]
 
-    def part(zero_points: Tensor | None) -> Tensor:
-        assert zero_points is not None
-        return zero_points
-
     @functools.cache
     def grids() -> list[Grid]:
         return [grid_of(read(name), how, quantizer.dtype) for name in matrix.names]
@@ -118,6 +114,9 @@ def _coded(value: ir.Value, matrix: Matrix, quantizer: Quantizer, read: ReadWeig
     def codes() -> Iterator[Tensor]:
         for name, grid in zip(matrix.names, grids(), strict=True):
             yield grid.codes(read(name))
+
+    def zero_points() -> list[Tensor]:
+        return [grid.zero_points for grid in grids() if grid.zero_points is not None]
 
     def tensor(name: str, dtype: ir.DataType, width: int, parts: Callable[[], Iterable[Tensor]]) -> ir.LazyTensor:
         def values() -> ir.TensorProtocol:
@@ -135,8 +134,7 @@ def _coded(value: ir.Value, matrix: Matrix, quantizer: Quantizer, read: ReadWeig
         tensor("scales", value.const_value.dtype, inputs // how.block, lambda: [one.scales for one in grids()]),
     ]
     if how.zero_points:
-        points = tensor("zero_points", coded, inputs // how.block, lambda: [part(one.zero_points) for one in grids()])
-        found.append(points)
+        found.append(tensor("zero_points", coded, inputs // how.block, zero_points))
     return found
 
 

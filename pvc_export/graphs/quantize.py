@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from engines.spec import FLOAT_OF, GraphSpec, Part, Precision, Quantization
+from engines.manifest import Manifest
+from engines.spec import GraphSpec, Part, Precision, Quantization
 from pvc_ref import PVC
 
 from .hollow import SMALL, hollow
@@ -36,8 +37,7 @@ def is_coded(weight: Tensor, spec: GraphSpec) -> bool:
     how = spec.quantization
     if how is None or weight.ndim != 2 or weight.numel() <= SMALL or weight.shape[1] % how.block:
         return False
-    real = next(tensor.dtype for tensor in spec.inputs if tensor.dtype in FLOAT_OF.values())
-    return str(weight.dtype) == f"torch.{real}"
+    return str(weight.dtype) == f"torch.{spec.real_dtype}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,14 +153,12 @@ class Quantizer:
                         how[f"{name}.weight"] = one
         return Quantizer(source=model, how=how, dtype=TORCH_DTYPE[precision])
 
-    def grid(self, name: str) -> Grid:
-        """Of one of them."""
-        return grid_of(self.source.weight(name), self.how[name], self.dtype)
-
     def read(self, name: str) -> Tensor:
         """Any weight of the model, as the graphs hold it, in float32."""
         weight = self.source.weight(name)
-        return self.grid(name).nearest(weight).float() if name in self.how else weight
+        if name not in self.how:
+            return weight
+        return grid_of(weight, self.how[name], self.dtype).nearest(weight).float()
 
     def model(self) -> PVC:
         """The model with what its weights have become: the reference of a bundle that holds them so."""
@@ -179,5 +177,11 @@ class Quantizer:
 def quantized(
     loaded: LoadedModel, quantization: Mapping[Part, Quantization], precision: Precision, islands: Sequence[str] = ()
 ) -> LoadedModel:
-    """What a quantized bundle is held against: the model whose weights are what their codes say."""
+    """The model whose weights are what their codes say."""
     return replace(loaded, model=Quantizer.of(loaded.model, quantization, precision, islands).model())
+
+
+def as_held(loaded: LoadedModel, manifest: Manifest) -> LoadedModel:
+    """The model with the weights that a bundle has: what it is held against. What it costs that some of them are codes
+    is another question."""
+    return quantized(loaded, manifest.quantization, manifest.precision, manifest.islands)

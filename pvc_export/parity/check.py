@@ -42,7 +42,7 @@ from engines.spec import GRAPH_NAMES
 
 from ..graphs.hollow import in_memory
 from ..graphs.models import LoadedModel, require_same_weights
-from ..graphs.quantize import quantized
+from ..graphs.quantize import as_held
 from ..graphs.sessions import fitting_threads, is_small
 from ..terminal.console import Console
 from .against_reference import VisionRuns, compare_language, compare_pixels, compare_vision
@@ -102,7 +102,7 @@ def check_bundle(
     manifest = Manifest.load(folder)
     why = why_by_layer(loaded) if by_layer is None else ASKED if by_layer else None
     loaded = loaded if why else _in_memory(loaded)
-    source, loaded = loaded, _as_held(loaded, manifest)
+    source, loaded = loaded, as_held(loaded, manifest)
     keeping = FreshGraphs.of(loaded.model, scratch) if fresh is None else nullcontext(fresh)
     with fitting_threads(loaded.model), keeping as exports, exports.ahead(manifest):
         if why:
@@ -144,15 +144,10 @@ def explain(
         return report  # its rows name the layer, and for more the model would have to be in memory
     graphs = (report.first_failed_graph,) if report.first_failed_graph else GRAPH_NAMES
     with console.stage("look for the operation at fault") as (stage, _):
-        held = _as_held(_in_memory(loaded), Manifest.load(folder))
+        held = as_held(_in_memory(loaded), Manifest.load(folder))
         culprit = find_culprit(folder, held, graphs=graphs, scratch=scratch)
         stage.note = f"'{culprit.operation}' of {culprit.layer}" if culprit else "none: every operation is right"
     return replace(report, looked=True, culprit=culprit)
-
-
-def _as_held(loaded: LoadedModel, manifest: Manifest) -> LoadedModel:
-    """The model with the weights that the bundle has. What it costs that some of them are codes is another question."""
-    return quantized(loaded, manifest.quantization, manifest.precision, manifest.islands)
 
 
 def _in_memory(loaded: LoadedModel) -> LoadedModel:
