@@ -12,7 +12,7 @@ from typing import Any, Literal
 from .errors import BundleError, PVCError
 from .graph_specs import graph_specs
 from .prompt import PromptSpec
-from .spec import GraphSpec, ModelShape, Part, Precision, Quantization, StreamLimits
+from .spec import GraphSpec, ModelShape, Part, Precision, Quantization, Rounding, StreamLimits
 from .target import load_target
 
 FORMAT_VERSION = 6
@@ -106,6 +106,11 @@ class Manifest:
     files: dict[str, FileEntry]
     parity: dict[str, Any]
     quantization: dict[Part, Quantization] = field(default_factory=dict)
+
+    @property
+    def rounding(self) -> Rounding:
+        """That of its precision, or of what its products are fed."""
+        return "int8" if any(how.rounds_inputs for how in self.quantization.values()) else self.precision
 
     def save(self, folder: Path) -> None:
         text = json.dumps(asdict(self), indent=1, ensure_ascii=False)

@@ -39,21 +39,31 @@ aliased  the graph scatters them into the cache it was given, cache (B, K, S, D)
 Dim = int | str
 """A fixed size, the name of a dynamic dimension, or a sum of such names: 'past+rows'."""
 
-Part = Literal["llm"]
-"""What of a model can be held in few bits: of the LLM its layers. Its head is not: four bits there cost as much as in
-all layers together (docs/numerics.md)."""
+Part = Literal["vision", "llm"]
+"""What of a model can be held in few bits: the products of everything that a frame passes on its way to the LLM, and of
+the LLM its layers. Its head is not: four bits there cost as much as in all layers together (docs/numerics.md)."""
 Method = Literal["round", "search"]
 """How the codes of a block are found. The scale and the zero point decide, for each value takes the nearest code.
 
 round   the block's largest value is the largest code
 search  of that scale and some smaller ones, the one that leaves the least squared error
 """
+Inputs = Literal["float", "rows", "tensor"]
+"""What a product with codes computes in.
+
+float   the graph's dtype: codes stand for weights, and nothing but those is rounded
+rows    whole numbers: each row that it is fed is rounded to eight bits, by its own largest value, as it comes
+tensor  the same with one scale for all that it is fed in a pass: faster, and coarser where rows differ in size
+"""
+
+Rounding = Literal["fp32", "fp16", "bf16", "int8"]
+"""The coarsest rounding in the graphs of a bundle."""
 
 FLOAT_OF: dict[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1, "bool": 1}
 VISION_GRAPHS = ("trunk", "temporal", "compressor")
 GRAPH_NAMES = (*VISION_GRAPHS, "embed", "llm", "head")
-GRAPHS_OF: dict[Part, tuple[str, ...]] = {"llm": ("llm",)}
+GRAPHS_OF: dict[Part, tuple[str, ...]] = {"vision": VISION_GRAPHS, "llm": ("llm",)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,22 +206,41 @@ class FusedAttention:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantization:
-    """How the weights of a part's products are held: ONNX's DequantizeLinear of int4 codes, or of uint4 ones where
-    there are zero points. A product whose input is no multiple of the block stays as it is.
+    """How the weights of a part's products are held. A product whose input is no multiple of the block stays as it is.
 
-    block        values along the input that share a scale, and a zero point
+    bits         4: ONNX's DequantizeLinear of int4 codes, or of uint4 ones where there are zero points
+                 8: int8 codes that MatMulInteger multiplies with inputs of eight bits
+    block        values along the input that share a scale, and a zero point; None: all that make one output
     zero_points  each block has the code that means 0; without, codes are signed and 0 means 0
+    inputs       what the product computes in
     """
 
-    block: int
+    bits: int = 4
+    block: int | None
     zero_points: bool
     method: Method
+    inputs: Inputs = "float"
 
     def __post_init__(self) -> None:
-        if self.block < 16 or self.block & (self.block - 1):
+        if self.block is not None and (self.block < 16 or self.block & (self.block - 1)):
             raise SpecError(f"a block of {self.block} values", expected="a power of two, at least 16")
         if self.method not in get_args(Method):
             raise SpecError(f"quantization by '{self.method}'", expected=f"one of {', '.join(get_args(Method))}")
+        of_four = self.bits == 4 and self.block is not None and self.inputs == "float"
+        of_eight = self.bits == 8 and self.block is None and not self.zero_points and self.inputs in ("rows", "tensor")
+        if not (of_four or of_eight):
+            raise SpecError(
+                f"{self.bits} bits, block {self.block}, zero points {self.zero_points}, inputs {self.inputs}",
+                expected="4 bits in blocks and inputs in floating point, or 8 bits of both and one scale an output",
+            )
+
+    @property
+    def rounds_inputs(self) -> bool:
+        return self.inputs != "float"
+
+    def fits(self, num_inputs: int) -> bool:
+        """Whether a product of so many inputs can be held so."""
+        return self.block is None or num_inputs % self.block == 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -253,7 +282,8 @@ class GraphSpec:
     @property
     def real_dtype(self) -> str:
         """What it computes in, but for its float32 islands."""
-        return next(tensor.dtype for tensor in self.inputs if tensor.dtype in FLOAT_OF.values())
+        tensors = (*self.inputs, *self.outputs)
+        return next(tensor.dtype for tensor in tensors if tensor.dtype in FLOAT_OF.values())
 
     @property
     def aliases(self) -> dict[str, str]:

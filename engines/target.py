@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import SpecError
-from .spec import CacheUpdate, Precision, Spelling
+from .spec import CacheUpdate, Inputs, Part, Precision, Spelling
 from .terminal import did_you_mean
 
 FOLDER = Path(__file__).parent / "targets"
@@ -29,6 +29,8 @@ class Target:
     int4_blocks           sizes of a block of weights of four bits that it takes, the usual one first; empty if it
                           takes none, and then `no_int4` says why
     int4_zero_points      whether such a block may have a zero point
+    int8                  how products of eight bits are fed, by part; empty if it has none, and then `no_int8` says
+                          why. Where streams share a pass, always by rows, so that they do not depend on each other
     """
 
     name: str
@@ -44,6 +46,8 @@ class Target:
     int4_blocks: tuple[int, ...]
     int4_zero_points: bool
     no_int4: str
+    int8: dict[Part, Inputs]
+    no_int8: str
 
 
 def target_names() -> list[str]:

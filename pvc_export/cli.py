@@ -22,7 +22,7 @@ from engines.terminal import fail, one_of
 from .terminal import graph_options as of_graph
 from .terminal import options as opt
 from .terminal.interrupt import outcome, signals
-from .terminal.quantization import Int4Choice
+from .terminal.quantization import FewBits
 from .terminal.usage import one_precision, refuse, usage_errors
 
 app = typer.Typer(
@@ -54,8 +54,9 @@ def _export(name: str, *, engines: bool, precision: Precision, target: str, summ
         clock: opt.ClockChoice = "run-on",
         island: opt.Island = None,
         int4: opt.Int4 = None,
+        int8: opt.Int8 = None,
         int4_block: opt.Int4Block = None,
-        int4_method: opt.Int4Method = "search",
+        quantize_by: opt.QuantizeBy = "search",
         seed: opt.Seed = None,
         mapping: opt.MappingFile = None,
         as_json: opt.Json = False,
@@ -67,8 +68,9 @@ def _export(name: str, *, engines: bool, precision: Precision, target: str, summ
 
         export_command(
             model=model, output=output, precision=chosen, target_name=target, window=window, context=context,
-            streams=streams, clock=kept, islands=tuple(island or ()), int4=Int4Choice(int4, int4_block, int4_method),
-            seed=seed, mapping=mapping, engines=engines, as_json=as_json,
+            streams=streams, clock=kept, islands=tuple(island or ()),
+            few_bits=FewBits(int4, int8, int4_block, quantize_by), seed=seed, mapping=mapping, engines=engines,
+            as_json=as_json,
         )  # fmt: skip
 
 
@@ -95,6 +97,7 @@ def plan(
     clock: opt.ClockChoice = "run-on",
     island: opt.Island = None,
     int4: opt.Int4 = None,
+    int8: opt.Int8 = None,
     int4_block: opt.Int4Block = None,
     mapping: opt.MappingFile = None,
     as_json: opt.Json = False,
@@ -111,7 +114,7 @@ def plan(
 
     plan_command(
         model=model, precision=chosen, target_name=target, window=window, context=context, streams=streams, clock=kept,
-        islands=tuple(island or ()), int4=Int4Choice(int4, int4_block), mapping=mapping, as_json=as_json,
+        islands=tuple(island or ()), few_bits=FewBits(int4, int8, int4_block), mapping=mapping, as_json=as_json,
     )  # fmt: skip
 
 

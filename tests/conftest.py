@@ -21,7 +21,7 @@ from filelock import FileLock
 from torch import nn
 
 import pvc_export.bundles.export
-from engines.spec import GraphSpec, Quantization, StreamLimits
+from engines.spec import GraphSpec, Part, Quantization, StreamLimits
 from engines.target import load_target
 from pvc_export.bundles.export import ExportRequest, export
 from pvc_export.graphs.models import LoadedModel, load_model, loaded_model
@@ -240,6 +240,18 @@ def bundle_int4(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
         out=Path(), target=load_target("cpu"), precision="fp32", limits=limits, quantization={"llm": how}
     )
     return shared_bundle("int4", tiny, request)
+
+
+@pytest.fixture(scope="session")
+def bundle_int8(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
+    """float32, but for products of eight bits in vision, by tensor, and in the LLM, by row. Do not change it."""
+    target, limits = load_target("cpu"), StreamLimits(window=WINDOW, context=512)
+    quantization: dict[Part, Quantization] = {
+        part: Quantization(bits=8, block=None, zero_points=False, method="search", inputs=inputs)
+        for part, inputs in target.int8.items()
+    }
+    request = ExportRequest(out=Path(), target=target, precision="fp32", limits=limits, quantization=quantization)
+    return shared_bundle("int8", tiny, request)
 
 
 @pytest.fixture(scope="session")

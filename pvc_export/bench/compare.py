@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from engines.errors import ParityError
 from engines.memory import Array
 
-from ..graphs.sessions import torch_threads
+from ..graphs.machine import torch_threads
 from ..terminal.console import Console
 from .rounds import Spread, environment, interleave, ratio
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engines.memory import Array
 from engines.session import Session
-from engines.spec import VISION_GRAPHS, StreamLimits
+from engines.spec import VISION_GRAPHS, Part, Quantization, StreamLimits
 from engines.target import load_target
 from engines.vision import VisionEncoder
 from pvc_ref import PVC, PVCConfig, VisionState
@@ -117,10 +117,15 @@ def default_step(scene: Scene, path: Path, *, threads: int) -> Run:
     return lambda: run()[0][0]
 
 
-def our_sessions(scene: Scene, folder: Path, *, threads: int) -> dict[str, Session]:
+def our_sessions(
+    scene: Scene, folder: Path, *, threads: int, quantization: Mapping[Part, Quantization] | None = None
+) -> dict[str, Session]:
     """The vision graphs of target `cpu`, exported and opened as a bundle's are."""
-    limits = StreamLimits(window=scene.window)
-    return open_graphs(scene.model, VISION_GRAPHS, load_target("cpu"), limits, folder, threads=threads)
+    folder.mkdir(exist_ok=True)
+    return open_graphs(
+        scene.model, VISION_GRAPHS, load_target("cpu"), StreamLimits(window=scene.window), folder, threads=threads,
+        quantization=quantization,
+    )  # fmt: skip
 
 
 def our_step(scene: Scene, sessions: Mapping[str, Session]) -> Run:

@@ -42,14 +42,15 @@ class Asked:
 
 def asked_of(model: PVC, spec: GraphSpec, islands: Sequence[str] = ()) -> Asked:
     """What a graph of `model`, cast with these islands, asks of its engine. In float32 there are no islands."""
-    weights = graph_parameters(model, spec).values()
+    named = graph_parameters(model, spec)
+    weights = named.values()
     narrow = any(parameter.dtype != torch.float32 for parameter in model.parameters())
     num_float32 = sum(weight.numel() for weight in weights if weight.dtype == torch.float32)
     return Asked(
         spec=spec,
         num_weights=sum(weight.numel() for weight in weights),
         num_float32_weights=num_float32 if narrow else None,
-        num_codes=sum(weight.numel() for weight in weights if is_coded(weight, spec)),
+        num_codes=sum(weight.numel() for name, weight in named.items() if is_coded(name, weight, spec)),
         wide=wide_attention(model, spec, islands if narrow else ()),
     )
 

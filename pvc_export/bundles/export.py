@@ -29,12 +29,12 @@ from ..graphs.clock_table import with_num_times
 from ..graphs.facts import model_facts
 from ..graphs.hollow import hollow
 from ..graphs.lean import export_lean
+from ..graphs.machine import is_small
 from ..graphs.models import LoadedModel
 from ..graphs.modules import graph_module, model_shape
 from ..graphs.onnx_file import EXPORTER, export_graph
 from ..graphs.precision import TORCH_DTYPE, cast_model, kept_wide
 from ..graphs.quantize import Quantizer
-from ..graphs.sessions import is_small
 from ..parity.check import check_bundle, explain
 from ..parity.report import PARITY_NAME, ParityReport
 from ..report import PAGE_NAME, ReportInput, render

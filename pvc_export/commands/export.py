@@ -18,13 +18,13 @@ from engines.terminal import print_json
 from ..bundles.export import ExportRequest, export
 from ..graphs.models import RANDOM, load_model
 from ..terminal.console import Console
-from ..terminal.quantization import Int4Choice, quantization_text
+from ..terminal.quantization import FewBits, quantization_text
 from ..terminal.usage import usage_errors
 
 
 def export_command(
     *, model: str, output: Path | None, precision: Precision, target_name: str, window: int, context: int, streams: int,
-    clock: Clock, islands: tuple[str, ...], int4: Int4Choice, seed: int | None, mapping: Path | None, engines: bool,
+    clock: Clock, islands: tuple[str, ...], few_bits: FewBits, seed: int | None, mapping: Path | None, engines: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Export, check and publish. Raises BadParameter for flags that contradict each other, before any work."""
@@ -36,7 +36,7 @@ def export_command(
             f"--seed makes random weights, and '{model}' has its own; it goes with -m {' or -m '.join(RANDOM)}"
         )
     refuse_islands(islands, precision)
-    quantization = int4.of(target)
+    quantization = few_bits.of(target, streams=streams)
     console = Console(quiet=as_json)
     out = output or Path("build") / Path(model).resolve().name
     console.print(

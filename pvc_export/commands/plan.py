@@ -16,14 +16,14 @@ from ..plan.model import planned_model
 from ..plan.peaks import MEASURED_ON, Cost
 from ..plan.plan import Plan, make_plan
 from ..terminal.console import Console, size_text
-from ..terminal.quantization import Int4Choice, quantization_text
+from ..terminal.quantization import FewBits, quantization_text
 from ..terminal.usage import usage_errors
 from .export import chosen_target, refuse_islands
 
 
 def plan_command(
     *, model: str, precision: Precision | None, target_name: str, window: int, context: int, streams: int, clock: Clock,
-    islands: tuple[str, ...], int4: Int4Choice, mapping: Path | None, as_json: bool,
+    islands: tuple[str, ...], few_bits: FewBits, mapping: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the plan. Raises BadParameter for options that contradict each other, ModelError for what cannot be
     exported.
@@ -43,7 +43,7 @@ def plan_command(
         limits=limits,
         islands=islands,
         clock=clock,
-        quantization=int4.of(target),
+        quantization=few_bits.of(target, streams=streams),
     )
     plan = make_plan(planned_model(model, mapping=mapping), request)
     if as_json:

@@ -350,7 +350,7 @@ def compare_with_reference(
     at = common_prefix(got, expected)
     logits = reference_logits(loaded, inputs, expected[:at])[-1]
     chosen = got[at] if at < len(got) else stop_id
-    margin, limit = float(logits.max() - logits[chosen]), near_tie(logits, manifest.precision)
+    margin, limit = float(logits.max() - logits[chosen]), near_tie(logits, manifest.rounding)
     if margin > limit:
         raise ParityError(
             f"token {at} of the answer differs from the reference: the bundle says {tokenizer.decode([chosen])!r}, and "

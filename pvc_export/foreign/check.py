@@ -44,7 +44,7 @@ by experiment (causes.py), since "the outputs differ" does not help with somebod
 
 from __future__ import annotations
 
-from ..graphs.sessions import fitting_threads
+from ..graphs.machine import fitting_threads
 from ..parity.levels import heading
 from ..parity.recording import Progress
 from .declare import declare

@@ -96,7 +96,7 @@ def _product_of(part: nn.Module) -> tuple[str, list[nn.Linear]] | None:
         return None
     name, linears = next(_products(part))
     hooked = any(linear._forward_hooks or linear._forward_pre_hooks for linear in linears)
-    same = len({linear.weight.dtype for linear in linears}) == 1
+    same = len({(type(linear), linear.weight.dtype) for linear in linears}) == 1
     return (name, linears) if same and not hooked else None
 
 
@@ -110,6 +110,7 @@ def _join(parts: Sequence[nn.Linear]) -> nn.Linear:
     biases = [part.bias for part in parts if part.bias is not None]
     with torch.device("meta"):
         whole = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts), bias=bool(biases))
+    whole.__class__ = type(parts[0])  # of one input, which is rounded alike for all parts
     whole.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]), requires_grad=False)
     if biases:
         whole.bias = nn.Parameter(torch.cat([bias.detach() for bias in biases]), requires_grad=False)

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from engines.errors import BuildError
 from engines.spec import GraphSpec
 
-from .dequantize import CODES, TESTED, codes_dtype, dequantized, require_codes
+from .codes import CODES, TESTED, codes_dtype, put_codes, require_codes, scales_dtype, scales_shape
 from .joined import PARTS
 from .modules import layer_name
 from .onnx_file import check_signature, exporting, traced
 from .precision import copy_with
-from .quantize import Grid, Quantizer, grid_of
+from .quantize import Grid, Quantizer
 
 ReadWeight = Callable[[str], Tensor]
 """A weight by its name in the model, in any dtype."""
@@ -95,7 +95,7 @@ def export_lean(
             matrix, transposed = found
             if quantizer is not None and matrix.names[0] in how:
                 require_codes(value, spec, transposed=transposed)
-                dequantized(graph, value, how[matrix.names[0]], _coded(value, matrix, quantizer, read))
+                put_codes(graph, value, how[matrix.names[0]], _coded(value, matrix, quantizer, read))
             else:
                 value.const_value = _lazy(name, value, matrix, transposed, read)
         program.save(path, external_data=True)
@@ -109,7 +109,7 @@ def _coded(value: ir.Value, matrix: Matrix, quantizer: Quantizer, read: ReadWeig
 
     @functools.cache
     def grids() -> list[Grid]:
-        return [grid_of(read(name), how, quantizer.dtype) for name in matrix.names]
+        return [quantizer.grid(name, read(name)) for name in matrix.names]
 
     def codes() -> Iterator[Tensor]:
         for name, grid in zip(matrix.names, grids(), strict=True):
@@ -118,23 +118,24 @@ def _coded(value: ir.Value, matrix: Matrix, quantizer: Quantizer, read: ReadWeig
     def zero_points() -> list[Tensor]:
         return [grid.zero_points for grid in grids() if grid.zero_points is not None]
 
-    def tensor(name: str, dtype: ir.DataType, width: int, parts: Callable[[], Iterable[Tensor]]) -> ir.LazyTensor:
+    def tensor(name: str, dtype: ir.DataType, shape: ir.Shape, parts: Callable[[], Iterable[Tensor]]) -> ir.LazyTensor:
         def values() -> ir.TensorProtocol:
-            is_coded = dtype in CODES
-            kind = torch.int8 if is_coded else quantizer.dtype
-            rows = laid_out(parts(), (outputs, width), kind, transposed=True)
-            return ir.tensor(rows.numpy().astype(CODES[dtype])) if is_coded else TorchTensor(rows, name=name)
+            made = list(parts()) if dtype not in CODES else parts()
+            kind = torch.int8 if dtype in CODES else made[0].dtype  # type: ignore[index]
+            width = shape.numpy()[0] if len(shape) == 2 else 1
+            rows = laid_out(made, (outputs, int(width)), kind, transposed=True).reshape(shape.numpy())
+            return ir.tensor(rows.numpy().astype(CODES[dtype])) if dtype in CODES else TorchTensor(rows, name=name)
 
-        return ir.LazyTensor(values, dtype=dtype, shape=ir.Shape((width, outputs)), name=name)
+        return ir.LazyTensor(values, dtype=dtype, shape=shape, name=name)
 
-    assert value.const_value is not None
     inputs, coded = matrix.empty.shape[1], codes_dtype(how)
+    scales = scales_shape(how, inputs, outputs)
     found = [
-        tensor("codes", coded, inputs, codes),
-        tensor("scales", value.const_value.dtype, inputs // how.block, lambda: [one.scales for one in grids()]),
+        tensor("codes", coded, ir.Shape((inputs, outputs)), codes),
+        tensor("scales", scales_dtype(how, value), scales, lambda: [one.scales for one in grids()]),
     ]
     if how.zero_points:
-        found.append(tensor("zero_points", coded, inputs // how.block, zero_points))
+        found.append(tensor("zero_points", coded, scales, zero_points))
     return found
 
 

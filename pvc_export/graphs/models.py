@@ -36,7 +36,7 @@ from pvc_ref.prompt import (
     video_prompt,
 )
 
-from .sessions import is_small
+from .machine import is_small
 
 RANDOM = ("tiny", "vision-8b")
 """Presets that can be made here, from a seed. Of the others the weights come from a checkpoint folder."""

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from engines.errors import BuildError
 from engines.spec import Dim, GraphSpec, TensorSpec
 
-from .dequantize import TESTED, can_be_codes, dequantized, hollow_parts
+from .codes import TESTED, can_be_codes, hollow_parts, put_codes
 from .notes import keep_own_notes
 
 OPSET = 20  # the newest that TensorRT 10.3 on JetPack 6.2 reads
@@ -42,7 +42,8 @@ def opset_of(spec: GraphSpec) -> int:
     """The ONNX opset that a graph is written in."""
     if spec.aliases:
         return OPSET_IN_PLACE
-    return OPSET if spec.quantization is None else OPSET_OF_BLOCKS
+    has_blocks = spec.quantization is not None and spec.quantization.block is not None
+    return OPSET_OF_BLOCKS if has_blocks else OPSET
 
 
 def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
@@ -63,7 +64,7 @@ def export_hollow(module: nn.Module, spec: GraphSpec, path: Path) -> None:
             if tensor is None or tensor.size == 1 or any(tensor.numpy().strides):
                 continue
             if spec.quantization is not None and can_be_codes(value, spec):
-                dequantized(graph, value, spec.quantization, hollow_parts(value, spec.quantization, _hollow_tensor))
+                put_codes(graph, value, spec.quantization, hollow_parts(value, spec.quantization, _hollow_tensor))
             else:
                 value.const_value = _hollow_tensor(name, tensor.dtype, tensor.shape)
         onnx.save(ir.to_proto(program.model), path)

@@ -25,6 +25,8 @@ from pvc_ref.llm import CausalAttention, DecoderLayer, SwiGLU
 from pvc_ref.temporal import AdaLayerNorm, TemporalAttention, TemporalEncoder, TimeEmbedding
 from pvc_ref.vision import Embeddings, SpatialAttention, SpatialLayer, Trunk
 
+from .eight_bits import EightBitLinear
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 TORCH_DTYPE: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -68,7 +70,8 @@ def kept_wide(model: PVC, islands: Sequence[str] = ()) -> set[int]:
     """The ids of the weights that stay in float32. Raises ModelError for an island that cannot be one."""
     own = [require_island(model, name) for name in islands]
     modules = (*own, *(module for module in model.modules() if isinstance(module, ISLANDS)))
-    return {id(parameter) for module in modules for parameter in module.parameters()}
+    codes = {id(module.weight) for module in model.modules() if isinstance(module, EightBitLinear)}
+    return codes | {id(parameter) for module in modules for parameter in module.parameters()}
 
 
 def make_islands(narrow: PVC, islands: Sequence[str], dtype: torch.dtype) -> None:

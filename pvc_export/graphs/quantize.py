@@ -1,10 +1,13 @@
-"""Weights in few bits: each block of values along a product's input has one scale, and each value one of 16 codes.
+"""Weights in few bits: each block of values along a product's input has one scale, and each value one of a few codes.
 
     value = (code - zero point) * scale
 
-Without zero points codes are -8..7, else 0..15: ONNX's int4 and uint4. A block's grid depends on its values alone, and
+Codes of four bits are -8..7, or with zero points 0..15: ONNX's int4 and uint4. Those of eight are -64..64: the products
+of two rows of eight bits by larger ones do not fit in the 16 bits in which x86 without VNNI adds them, and what does
+not fit is cut off without a word (docs/decisions/0014). A block's grid depends on its values alone, and
 errors are summed in float64, so that the same weights give the same codes wherever it is done: a check finds them anew
-and compares bit for bit (parity/weights.py). A scale is rounded to the graph's dtype before the codes are chosen.
+and compares bit for bit (parity/weights.py). A scale is rounded to the dtype that it has in the graph before the codes
+are chosen.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ from engines.manifest import Manifest
 from engines.spec import GraphSpec, Part, Precision, Quantization
 from pvc_ref import PVC
 
+from .clock_table import NAME as CLOCK
+from .eight_bits import ROUNDED
 from .hollow import SMALL, hollow
 from .models import LoadedModel
 from .precision import TORCH_DTYPE, copy_with, kept_wide
 
-PREFIXES: dict[Part, tuple[str, ...]] = {"llm": ("llm.layers.",)}
+PREFIXES: dict[Part, tuple[str, ...]] = {"vision": ("trunk.", "temporal.", "compressor."), "llm": ("llm.layers.",)}
 """Where a part's products are in the model."""
 SHRUNK = tuple(1 - step / 40 for step in range(13))
 """Scales that a search tries, 1 to 0.7, as parts of the one that reaches all of a block."""
@@ -31,32 +36,38 @@ ROWS = 256
 """Rows of a matrix that are worked on at once: what is computed beside them stays small."""
 
 
-def is_coded(weight: Tensor, spec: GraphSpec) -> bool:
+def is_coded(name: str, weight: Tensor, spec: GraphSpec) -> bool:
     """Whether a weight of a graph, cast to the dtype that it has there, is held in codes. Of the graphs that hold any,
-    every matrix is a product's; one in another dtype than the graph's is an island."""
+    every matrix is a product's; one in another dtype than the graph's is an island, and a clock always is."""
     how = spec.quantization
-    if how is None or weight.ndim != 2 or weight.numel() <= SMALL or weight.shape[1] % how.block:
+    if how is None or weight.ndim != 2 or weight.numel() <= SMALL or f".{CLOCK}." in name:
         return False
-    return str(weight.dtype) == f"torch.{spec.real_dtype}"
+    return how.fits(weight.shape[1]) and str(weight.dtype) == f"torch.{spec.real_dtype}"
+
+
+def code_range(how: Quantization) -> tuple[int, int]:
+    """The smallest and the largest code."""
+    if how.bits == 8:
+        return -64, 64
+    return (0, 15) if how.zero_points else (-8, 7)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
     """What the codes of a matrix (O, I) stand for: scales (O, I / B) and, if there are any, zero points, int8 of the
-    same shape."""
+    same shape. `codes_from` to `codes_to`: the codes that there are."""
 
     scales: Tensor
     zero_points: Tensor | None
+    codes_from: int
+    codes_to: int
 
     def codes(self, weight: Tensor) -> Tensor:
         """The nearest one of each value, int8 (O, I)."""
         blocks = weight.unflatten(-1, (self.scales.shape[-1], -1))
         nearest = (blocks.float() / self.scales[..., None].float()).round()
-        if self.zero_points is None:
-            codes = nearest.clamp(-8, 7)
-        else:
-            codes = (nearest + self.zero_points[..., None]).clamp(0, 15)
-        found: Tensor = codes.to(torch.int8).flatten(-2)
+        codes = nearest if self.zero_points is None else nearest + self.zero_points[..., None]
+        found: Tensor = codes.clamp(self.codes_from, self.codes_to).to(torch.int8).flatten(-2)
         return found
 
     def values(self, codes: Tensor) -> Tensor:
@@ -77,20 +88,22 @@ class Grid:
         if self.zero_points is not None:
             assert other.zero_points is not None
             zero_points = torch.where(is_better, other.zero_points, self.zero_points)
-        return Grid(scales=torch.where(is_better, other.scales, self.scales), zero_points=zero_points)
+        return replace(self, scales=torch.where(is_better, other.scales, self.scales), zero_points=zero_points)
 
 
 def grid_of(weight: Tensor, how: Quantization, dtype: torch.dtype) -> Grid:
     """The grid of a matrix (O, I), whose I is a multiple of the block, with scales in `dtype`."""
     parts = [_grid_of_rows(rows.float(), how, dtype) for rows in weight.detach().split(ROWS)]
     zero_points = [part.zero_points for part in parts if part.zero_points is not None]
-    return Grid(
-        scales=torch.cat([part.scales for part in parts]), zero_points=torch.cat(zero_points) if zero_points else None
+    return replace(
+        parts[0],
+        scales=torch.cat([part.scales for part in parts]),
+        zero_points=torch.cat(zero_points) if zero_points else None,
     )
 
 
 def _grid_of_rows(rows: Tensor, how: Quantization, dtype: torch.dtype) -> Grid:
-    candidates = _candidates(rows.unflatten(-1, (-1, how.block)), how, dtype)
+    candidates = _candidates(rows.unflatten(-1, (-1, how.block or rows.shape[-1])), how, dtype)
     best = next(candidates)
     least = _error(best, rows)
     for candidate in candidates:
@@ -109,17 +122,21 @@ def _error(grid: Grid, rows: Tensor) -> Tensor:
 def _candidates(blocks: Tensor, how: Quantization, dtype: torch.dtype) -> Iterator[Grid]:
     """Grids of blocks (O, I / B, B): the plain one first, and that alone unless it is a search."""
     low, high = blocks.amin(-1).clamp_max(0), blocks.amax(-1).clamp_min(0)
+    codes_from, codes_to = code_range(how)
     searching = how.method == "search"
     for part in SHRUNK if searching else SHRUNK[:1]:
         if how.zero_points:
-            scales = _rounded((high - low) * (part / 15), dtype)
+            scales = _rounded((high - low) * (part / codes_to), dtype)
             exact = -low * part / scales.float()
-            for zero_points in (exact.floor(), exact.ceil()) if searching else (exact.round(),):
-                yield Grid(scales=scales, zero_points=zero_points.clamp(0, 15).to(torch.int8))
+            for points in (exact.floor(), exact.ceil()) if searching else (exact.round(),):
+                zero_points = points.clamp(codes_from, codes_to).to(torch.int8)
+                yield Grid(scales=scales, zero_points=zero_points, codes_from=codes_from, codes_to=codes_to)
         else:
-            # There is one code more for what is negative. TensorRT takes no scale below zero to turn that around.
-            reach = torch.maximum(-low / 8, high / 7) if searching else torch.maximum(-low, high) / 7
-            yield Grid(scales=_rounded(reach * part, dtype), zero_points=None)
+            # Of four bits there is one code more for what is negative. TensorRT takes no scale below zero to turn that
+            # around.
+            below = -codes_from if searching else codes_to
+            reach = torch.maximum(-low / below, high / codes_to)
+            yield Grid(scales=_rounded(reach * part, dtype), zero_points=None, codes_from=codes_from, codes_to=codes_to)
 
 
 def _rounded(scales: Tensor, dtype: torch.dtype) -> Tensor:
@@ -131,7 +148,7 @@ def _rounded(scales: Tensor, dtype: torch.dtype) -> Tensor:
 class Quantizer:
     """The weights of a model that a bundle holds in few bits.
 
-    source  the model as it is;  how  of each such weight, by its name;  dtype  of the scales
+    source  the model as it is;  how  of each such weight, by its name;  dtype  of the graphs
     """
 
     source: PVC
@@ -149,19 +166,25 @@ class Quantizer:
             for name, module in model.named_modules():
                 if isinstance(module, nn.Linear) and name.startswith(PREFIXES[part]):
                     is_matrix = bare.get_submodule(name).weight.is_meta  # else it is too small to matter
-                    if is_matrix and id(module.weight) not in wide and module.in_features % one.block == 0:
+                    if is_matrix and id(module.weight) not in wide and one.fits(module.in_features):
                         how[f"{name}.weight"] = one
         return Quantizer(source=model, how=how, dtype=TORCH_DTYPE[precision])
+
+    def grid(self, name: str, weight: Tensor) -> Grid:
+        """Of a weight that becomes codes. Scales of whole numbers are float32 in every graph."""
+        how = self.how[name]
+        return grid_of(weight, how, torch.float32 if how.rounds_inputs else self.dtype)
 
     def read(self, name: str) -> Tensor:
         """Any weight of the model, as the graphs hold it, in float32."""
         weight = self.source.weight(name)
         if name not in self.how:
             return weight
-        return grid_of(weight, self.how[name], self.dtype).nearest(weight).float()
+        return self.grid(name, weight).nearest(weight).float()
 
     def model(self) -> PVC:
-        """The model with what its weights have become: the reference of a bundle that holds them so."""
+        """The model with what its weights have become, and with inputs that are rounded where they are: the reference
+        of a bundle that holds them so."""
         if not self.how:
             return self.source
         copy = copy_with(self.source, lambda weight: weight)
@@ -170,6 +193,8 @@ class Quantizer:
             weight = self.source.get_parameter(name)
             values = weight.detach() if weight.is_meta else self.read(name)
             owner.weight = nn.Parameter(values, requires_grad=False)
+            if self.how[name].rounds_inputs:
+                owner.__class__ = ROUNDED[self.how[name].inputs]
         copy.stored = None if self.source.stored is None else self.read
         return copy
 

@@ -1,61 +1,51 @@
-"""Graphs of a reference, exported and opened for a check or a benchmark, and how much of this machine that may take."""
+"""Graphs of a reference, exported and opened for a check or a benchmark."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import torch
-from torch import nn
 
 from engines.graph_specs import graph_specs
 from engines.session import OrtSession, Session
-from engines.spec import StreamLimits
+from engines.spec import Part, Quantization, StreamLimits
 from engines.target import Target
 from pvc_ref import PVC
 
+from .hollow import hollow
+from .lean import export_lean
 from .modules import graph_module, model_shape
 from .onnx_file import export_graph
-
-LARGEST_FP64 = 20_000_000
-"""Parameters of a small model. Beyond, float64 would take minutes and twice the reference's memory."""
+from .quantize import Quantizer
 
 
 def open_graphs(
-    model: PVC, names: Sequence[str], target: Target, limits: StreamLimits, folder: Path, *, threads: int | None = None
+    model: PVC,
+    names: Sequence[str],
+    target: Target,
+    limits: StreamLimits,
+    folder: Path,
+    *,
+    threads: int | None = None,
+    quantization: Mapping[Part, Quantization] | None = None,
 ) -> dict[str, Session]:
     """Some graphs of a float32 model, spelled for `target`, opened on the CPU.
 
     They are written into `folder`, which holds graphs of nothing else: one that is there already is only opened.
     """
     shape = model_shape(model.config)
-    specs = graph_specs(shape, limits, "fp32", target.spelling, cache_update=target.cache_update)
+    specs = graph_specs(
+        shape, limits, "fp32", target.spelling, cache_update=target.cache_update, quantization=quantization
+    )
+    quantizer = Quantizer.of(model, quantization, "fp32") if quantization else None
+    source = hollow(model, keep_clock=limits.num_times is not None) if quantization else model
     sessions: dict[str, Session] = {}
     for name in names:
         path = folder / f"{name}.onnx"
         if not path.exists():
-            export_graph(graph_module(model, specs[name], target.spelling), specs[name], path)
+            module = graph_module(source, specs[name], target.spelling)
+            if quantizer is None:
+                export_graph(module, specs[name], path)
+            else:
+                export_lean(module, specs[name], path, model.weight, quantizer=quantizer)
         sessions[name] = OrtSession(path, specs[name], threads=threads)
     return sessions
-
-
-def is_small(model: nn.Module) -> bool:
-    return sum(parameter.numel() for parameter in model.parameters()) <= LARGEST_FP64
-
-
-def fitting_threads(model: nn.Module) -> AbstractContextManager[None]:
-    """One torch thread for a small model: its operations gain nothing from a second, and on a busy machine each waits
-    for it (0.4 s a frame of `tiny` in place of 0.02)."""
-    return torch_threads(1) if is_small(model) else nullcontext()
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """So many threads for torch, until the end of the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

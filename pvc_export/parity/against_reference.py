@@ -10,7 +10,7 @@ import torch
 
 from engines.bundle import Bundle
 from engines.memory import Array
-from engines.spec import Precision
+from engines.spec import Precision, Rounding
 from pvc_ref import PVC
 from pvc_ref.prompt import IMAGE_CONTEXT
 
@@ -127,7 +127,7 @@ def compare_language(
                        where=Place("token", i))
         for i, got in enumerate(heads)
     ]  # fmt: skip
-    said = compare_tokens(tokens, heads, logits, manifest.precision)
+    said = compare_tokens(tokens, heads, logits, manifest.rounding)
     return Evidence(rules=(rule,), differences=tuple(found)) + said
 
 
@@ -178,7 +178,7 @@ def _prompt_rule(num_fed: int, num_expected: int) -> Rule:
     return Rule(level="K", name="prompt", passed=alike, detail=detail)
 
 
-def compare_tokens(tokens: Sequence[int], heads: Sequence[Array], logits: Array, precision: Precision) -> Evidence:
+def compare_tokens(tokens: Sequence[int], heads: Sequence[Array], logits: Array, rounding: Rounding) -> Evidence:
     """A greedy token must be the likeliest of its own logits, and of the reference's unless those nearly tie."""
     num_equal, wrong = 0, list[str]()
     for index, (token, (own,), reference) in enumerate(zip(tokens, heads, logits, strict=False)):
@@ -188,7 +188,7 @@ def compare_tokens(tokens: Sequence[int], heads: Sequence[Array], logits: Array,
         num_equal += margin == 0
         if token != int(own.argmax()):
             wrong.append(f"token {index} is {token}, but the bundle's own logits prefer {int(own.argmax())}")
-        elif margin > (tie := near_tie(reference, precision)):
+        elif margin > (tie := near_tie(reference, rounding)):
             prefers = f"the reference prefers another by {margin:.2g} logits"
             wrong.append(f"token {index} is {token}, but {prefers} ({ROUNDING_EXPLAINS} {tie:.1e})")
     return Evidence(num_equal_tokens=num_equal, wrong_tokens=tuple(wrong))

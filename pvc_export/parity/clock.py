@@ -19,7 +19,7 @@ from engines.session import Session
 from engines.spec import GraphSpec
 from pvc_ref import PVC
 
-from ..graphs.sessions import is_small
+from ..graphs.machine import is_small
 from .evidence import Evidence
 from .float16_on_cpu import Float16Products
 from .metrics import Difference, compare_arrays

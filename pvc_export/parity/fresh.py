@@ -23,10 +23,10 @@ from engines.target import load_target
 from pvc_ref import PVC
 
 from ..graphs.hollow import filled, hollow
+from ..graphs.machine import is_small
 from ..graphs.modules import graph_module
 from ..graphs.onnx_file import export_graph, export_hollow
 from ..graphs.precision import cast_model
-from ..graphs.sessions import is_small
 from .graph_file import GraphFile
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class Reading:
     """A constant that a node computes with.
 
     place   where the constant itself goes in: into this node, or into the first of `turns`
-    parts   where its codes and scales go in, of one that a DequantizeLinear makes
+    parts   where its codes and scales go in, of one that is held so
     name    of the constant;  turns  the nodes that give it another form on the way, in order
     reader  where what came of it goes in
     """
@@ -42,7 +43,7 @@ class Reading:
 
 class GraphFile:
     """An ONNX file without its weights. `notes`: of each node, None where it has none. What a DequantizeLinear makes of
-    constants is a constant too."""
+    constants is a constant too, and so are the codes of a MatMulInteger with the scales of its result."""
 
     def __init__(self, path: Path, graph: str) -> None:
         self.graph, self._folder = graph, path.parent
@@ -59,13 +60,38 @@ class GraphFile:
             if node.op_type == "DequantizeLinear" and all(name in self.constants for name in node.input)
         }
         self.makers = {name: index for index, node in enumerate(self.nodes) for name in node.output if name}
+        self._scaled = dict(self._find_scaled())
 
     def values(self, name: str) -> Array:
         """A constant's values, in its shape and dtype."""
         if name in self._coded:
             return self._dequantized(self.nodes[self._coded[name]])
         tensor = self.constants[name]
-        return weight_values(tensor, self._folder).reshape(tuple(tensor.dims))
+        values = weight_values(tensor, self._folder).reshape(tuple(tensor.dims))
+        if name not in self._scaled:
+            return values
+        index, place = self._scaled[name]
+        return values.astype(np.float32) * self.values(self.nodes[index].input[place])
+
+    def _find_scaled(self) -> Iterator[tuple[str, Place]]:
+        """Codes that a MatMulInteger reads, and where its result is multiplied with their scales."""
+        readers: dict[str, list[int]] = {}
+        for index, node in enumerate(self.nodes):
+            for name in node.input:
+                readers.setdefault(name, []).append(index)
+        for node in self.nodes:
+            if node.op_type == "MatMulInteger" and node.input[1] in self.constants:
+                casts = readers.get(node.output[0], ())
+                products = [index for cast in casts for index in readers.get(self.nodes[cast].output[0], ())]
+                if scales := [place for product in products for place in self._scales_of(product)]:
+                    yield node.input[1], scales[0]
+
+    def _scales_of(self, product: int) -> Iterator[Place]:
+        """Where a Mul reads scales, or one before it does, which scales those by what its input was divided by."""
+        for index in (product, *(self.makers.get(name) for name in self.nodes[product].input)):
+            if index is not None and self.nodes[index].op_type == "Mul":
+                names = self.nodes[index].input
+                yield from ((index, place) for place, name in enumerate(names) if name in self.constants)
 
     def _dequantized(self, node: NodeProto) -> Array:
         codes, scales, *zero_points = map(self.values, node.input)
@@ -92,9 +118,13 @@ class GraphFile:
             turns.insert(0, self.nodes[maker])
             place = (maker, 0)
         coded = self._coded.get(name)
-        if coded is None and self.constants[name].data_type not in REAL:
+        parts: tuple[Place, ...] = ()
+        if coded is not None:
+            parts = tuple((coded, number) for number in range(len(self.nodes[coded].input)))
+        elif name in self._scaled and place[1] == 1:
+            parts = (self._scaled[name],)
+        elif self.constants[name].data_type not in REAL:
             return None
-        parts = () if coded is None else tuple((coded, number) for number in range(len(self.nodes[coded].input)))
         return Reading(place=place, parts=parts, name=name, turns=tuple(turns), reader=reader)
 
     def readings(self, members: list[int]) -> list[Reading]:

@@ -2,8 +2,10 @@
 
 The noise of a tensor is the worst of each metric over a neighbourhood of the place: all frames of the stream, all
 passes of the conversation, all rows of a probe (rounding.py measures it, in the same check). What is compared may be
-off by a factor times that. The factors, the ceilings of noise itself, and the limits of meaning (KL, near ties), which
-are no matter of one model's rounding, are in thresholds.json, with the experiment that chose them.
+off by a factor times that. Where products round what they are fed to eight bits, noise comes in codes: a place where by
+chance no code differed counts as if one had (`least`). The factors, the ceilings of noise itself, and the limits of
+meaning (KL, near ties), which are no matter of one model's rounding, are in thresholds.json, with the experiment that
+chose them.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import numpy as np
 
 from engines.errors import SpecError
 from engines.memory import Array
-from engines.spec import Precision
+from engines.spec import Precision, Rounding
 
 from .metrics import Difference, Limits
 from .places import Rung
@@ -40,7 +42,9 @@ the relative L2 at least."""
 class NoiseTable:
     """What rounding alone does to every tensor of a model, made from the differences of its `torch` rungs."""
 
-    def __init__(self, differences: Iterable[Difference]) -> None:
+    def __init__(self, differences: Iterable[Difference], rounding: Rounding | None = None) -> None:
+        """rounding: the coarsest one in what was measured, where it is not that of the dtypes."""
+        self._rounding = rounding
         self._noise: dict[tuple[Precision, str, str], Limits] = {}
         self.add(differences)
 
@@ -70,8 +74,10 @@ class NoiseTable:
         if one.flaw:
             return one
         if one.rung.kind == "torch":
-            return replace(one, noise={}, limits={"rel_l2": thresholds()["ceilings"][one.rung.dtype]})
-        noise = self.at(one)
+            ceiling = thresholds()["ceilings"][self._rounding or one.rung.dtype]
+            return replace(one, noise={}, limits={"rel_l2": ceiling})
+        least = thresholds()["least"].get(self._rounding, {})
+        noise = {metric: max(value, least.get(metric, 0.0), key=nan_last) for metric, value in self.at(one).items()}
         noise = noise | {"norm_gap": max(noise["norm_gap"], CANCELLED * noise["rel_l2"], key=nan_last)}
         factors = factors_of(one.rung)
         return replace(one, noise=noise, limits={name: max(factors[name] * noise[name], FLOOR) for name in GATED})
@@ -213,24 +219,24 @@ def kind_of(graph: str, tensor: str) -> str:
     return f"{graph}/{'new' if tensor.startswith(('new.', 'present.')) else tensor}"
 
 
-def near_tie(logits: Array, precision: Precision) -> float:
+def near_tie(logits: Array, rounding: Rounding) -> float:
     """The reference's margin, in logits, below which another token is rounding and no fault.
 
     Both tokens may be off by a committed part of the logits' root mean square.
     """
-    off = float(thresholds()["ties"][precision])
+    off = float(thresholds()["ties"][rounding])
     return 2 * off * float(np.sqrt(np.mean(np.square(logits, dtype=np.float64))))
 
 
-def kl_limit(precision: Precision) -> float:
+def kl_limit(rounding: Rounding) -> float:
     """The committed limit of Conversation.scaled_kl, at any step of any answer."""
-    limit: float = thresholds()["kl"][precision]
+    limit: float = thresholds()["kl"][rounding]
     return limit
 
 
 @cache
 def thresholds() -> dict[str, Any]:
-    """The whole file: 'factors' by rung and metric, 'ceilings', 'kl' and 'ties' by dtype, and under 'measured' the
-    experiment that they come from."""
+    """The whole file: 'factors' by rung and metric, 'ceilings', 'least', 'kl' and 'ties' by rounding, and under
+    'measured' the experiment that they come from."""
     data: dict[str, Any] = json.loads(THRESHOLDS.read_text(encoding="utf-8"))
     return data

@@ -16,7 +16,7 @@ from engines.vision import VisionEncoder
 from pvc_ref import PVC, VisionState
 from pvc_ref.preprocess import resize_frame
 
-from ..graphs.sessions import is_small
+from ..graphs.machine import is_small
 from .clip import check_clip
 from .evidence import Evidence
 from .float16_on_cpu import Float16Products

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engines.manifest import Manifest
-from engines.spec import GRAPH_NAMES, Precision
+from engines.spec import GRAPH_NAMES, Precision, Rounding
 
 from .causes import Cause, cause_of
 from .culprit.record import Culprit, Repair
@@ -32,6 +32,7 @@ class ParityReport(Evidence):
     """
 
     precision: Precision
+    rounding: Rounding
     computed_in: str
     num_frames: int
     window: int
@@ -63,7 +64,7 @@ class ParityReport(Evidence):
             yield Fault(kind="stopped", part="", about="the stream ended there", what=self.stopped)
         for wrong in self.wrong_tokens:
             yield Fault(kind="token", part="", about="greedy answer", what=wrong)
-        limit = kl_limit(self.precision)
+        limit = kl_limit(self.rounding)
         for c in self.conversations:
             if fault := c.fault(limit):
                 yield Fault(kind="conversation", part=c.kind, about=f"{c.kind} prompt {c.question!r}", what=fault)
@@ -172,7 +173,7 @@ class ParityReport(Evidence):
         """A line for every kind of prompt: greedy answers, and both sides fed the reference's."""
         if not self.conversations:
             return []
-        limit = kl_limit(self.precision)
+        limit = kl_limit(self.rounding)
         lines = [
             f"conversations (computed in {self.computed_in}), against torch fp32; limit of KL / mean square {limit:.1e}"
         ]
@@ -267,7 +268,7 @@ class ParityReport(Evidence):
 
     def to_json(self) -> dict[str, Any]:
         """The receipt, every fault, every row, and every single difference ('frames'), for curves."""
-        limit = kl_limit(self.precision)
+        limit = kl_limit(self.rounding)
         searched = {"culprit": self.culprit and self.culprit.to_json(), "repair": self.repair and self.repair.to_json()}
         return {
             **self.receipt(),
@@ -287,13 +288,14 @@ class ParityReport(Evidence):
 
 def judge(evidence: Evidence, manifest: Manifest, *, num_frames: int, computed_in: str = "float32") -> ParityReport:
     """Hold what was found against its limits. num_frames: of the stream, before its clock was let jump."""
-    noise = NoiseTable(evidence.differences)
+    noise = NoiseTable(evidence.differences, manifest.rounding)
     found = evidence.parts()
     found["differences"] = tuple(map(noise.judged, evidence.differences))
     found["heat"] = tuple(replace(heat, at=noise.judged(heat.at)) for heat in evidence.heat)
     return ParityReport(
         **found,
         precision=manifest.precision,
+        rounding=manifest.rounding,
         computed_in=computed_in,
         num_frames=num_frames,
         window=manifest.limits.window,

@@ -6,6 +6,8 @@
 Angles of RoPE and of the clock are products of a position and a frequency. Graph and reference round them alike, to
 float32, and so does the twin in float64: without that the far positions would look up to 75 times as noisy as they
 are, just where faults of RoPE show.
+Where products round what they are fed (graphs/eight_bits.py), the twin rounds its own: a value that lies near the
+middle of two codes takes the other one, and so twin and reference part as a graph and the reference do.
 Weights of products are cast when they are used, one at a time: a float64 copy of 8 B parameters would take 64 GB.
 """
 
@@ -19,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines.memory import Array
-from engines.spec import Precision
+from engines.spec import Precision, Rounding
 from pvc_ref import PVC
 from pvc_ref.llm import Decoder, rope_angles
 
+from ..graphs.eight_bits import EightBitLinear
 from ..graphs.precision import TORCH_DTYPE, copy_in, kept_wide, make_islands
 from .metrics import Difference, compare_arrays
 from .places import Place, Rung
@@ -66,7 +69,8 @@ def rounding_twin(model: PVC, precision: Precision, islands: Sequence[str] = ())
     wide = precision == "fp32"
     dtype = torch.float64 if wide else TORCH_DTYPE[precision]
     kept = set() if wide else kept_wide(model, islands)
-    shared = {id(module.weight) for module in model.modules() if type(module) in AT_CALL} | kept
+    products = (module for module in model.modules() if type(module) in AT_CALL or isinstance(module, EightBitLinear))
+    shared = {id(module.weight) for module in products} | kept
     twin = copy_in(model, dtype, kept=shared)
     for module in twin.modules():
         if type(module) in AT_CALL and id(module.weight) not in kept:
@@ -89,6 +93,12 @@ class Reference:
     @staticmethod
     def of(model: PVC, precision: Precision, islands: Sequence[str] = ()) -> Reference:
         return Reference(model, rounding_twin(model, precision, islands), Rung("torch", precision))
+
+    @property
+    def rounding(self) -> Rounding:
+        """The coarsest one in it."""
+        is_coarse = any(isinstance(module, EightBitLinear) for module in self.model.modules())
+        return "int8" if is_coarse else self.rung.dtype
 
     @property
     def dtype(self) -> torch.dtype:

@@ -188,7 +188,7 @@ def _reads_transposed(file: GraphFile, reading: Reading) -> bool:
     node = file.nodes[reading.reader[0]]
     if node.op_type == "Gemm" and reading.reader[1] == 1:
         return not any(entry.name == "transB" and entry.i for entry in node.attribute)
-    return bool(node.op_type == "MatMul")
+    return node.op_type in ("MatMul", "MatMulInteger")
 
 
 def _fault(values: Array, weights: Weights, name: str) -> str | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from engines.spec import GraphSpec
+from engines.spec import GraphSpec, Inputs
 from engines.target import Target
 from pvc_ref import PVC, PVCConfig
 
@@ -26,6 +26,14 @@ class Nodes:
     graph: int
     layer: int = 0
     head: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """How many there are in a graph, and in each of its layers, once those of one input are joined."""
+
+    graph: int = 0
+    layer: int = 0
 
 
 # Keys: graph, spelling or cache update or compressor; then whether the graph is narrower than float32, which adds
@@ -66,8 +74,14 @@ BATCH_ADDS = {
 }  # fmt: skip
 """A batch of several streams is dynamic, and its size is asked for. The LLM's is where its cache is updated in
 place."""
-CODES_ADD, ZERO_POINTS_ADD = 270, 130
-"""For each matrix that is held in codes: a DequantizeLinear and its constants. A layer has four."""
+CODES_ADD: dict[Inputs, int] = {"float": 270, "tensor": 1060, "rows": 1540}
+ZERO_POINTS_ADD = 130
+"""For each product that holds its matrix in codes: the nodes that it is made of, by how it is fed, and constants."""
+PRODUCTS = {"trunk": Products(layer=4), "temporal": Products(layer=9), "llm": Products(layer=4)}
+"""Of graphs whose weights may be codes. Those of the compressor depend on its kind."""
+COMPRESSOR_PRODUCTS = {"pvc": Products(5), "q_former": Products(1, layer=7)}
+MLP_PRODUCTS = Products(2)
+"""Of the other kinds."""
 NO_LAYERS = 2266
 """Of a model without temporal layers, whose temporal graph hands its features on."""
 
@@ -84,23 +98,33 @@ def graph_bytes(model: PVC, spec: GraphSpec, target: Target) -> int:
     for part in parts:
         num_bytes += part.graph + num_layers * (part.layer + part.head * config.vision.num_heads)
     if (how := spec.quantization) is not None:
-        num_bytes += 4 * num_layers * (CODES_ADD + (ZERO_POINTS_ADD if how.zero_points else 0))
+        added = CODES_ADD[how.inputs] + (ZERO_POINTS_ADD if how.zero_points else 0)
+        products = _products(config, spec.name)
+        num_bytes += (products.graph + products.layer * num_layers) * added
     if spec.num_times is not None:
         num_bytes -= TABLE_SAVES[spec.name].graph + num_layers * TABLE_SAVES[spec.name].layer
     return num_bytes
 
 
+def _products(config: PVCConfig, graph: str) -> Products:
+    if graph == "compressor":
+        return COMPRESSOR_PRODUCTS.get(config.compressor.kind, MLP_PRODUCTS)
+    return PRODUCTS[graph]
+
+
 def weight_bytes(model: PVC, spec: GraphSpec) -> int:
-    return sum(held_bytes(weight, spec) for weight in graph_parameters(model, spec).values())
+    return sum(held_bytes(name, weight, spec) for name, weight in graph_parameters(model, spec).items())
 
 
-def held_bytes(weight: Tensor, spec: GraphSpec) -> int:
-    """Of a weight as the graph holds it: codes take half a byte, and each block a scale and half a zero point."""
+def held_bytes(name: str, weight: Tensor, spec: GraphSpec) -> int:
+    """Of a weight as the graph holds it: codes take half a byte or one, and each block a scale and half a zero
+    point."""
     how = spec.quantization
-    if how is None or not is_coded(weight, spec):
+    if how is None or not is_coded(name, weight, spec):
         return bytes_of(weight)
-    num_blocks = weight.numel() // how.block
-    return weight.numel() // 2 + num_blocks * weight.element_size() + (num_blocks // 2 if how.zero_points else 0)
+    num_blocks = weight.numel() // (how.block or weight.shape[1])
+    scale_bytes = 4 if how.rounds_inputs else weight.element_size()
+    return weight.numel() * how.bits // 8 + num_blocks * scale_bytes + (num_blocks // 2 if how.zero_points else 0)
 
 
 def bytes_of(weight: Tensor) -> int:

@@ -14,8 +14,8 @@ from pvc_ref.checkpoint.tokenizer import load_tokenizer
 from pvc_ref.config import PRESETS
 from pvc_ref.prompt import byte_tokenizer
 
+from ..graphs.machine import is_small
 from ..graphs.models import BUILT_IN, RANDOM, checkpoint_errors, model_folder
-from ..graphs.sessions import is_small
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

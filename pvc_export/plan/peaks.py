@@ -14,7 +14,7 @@ from pvc_ref import PVC
 
 from ..bundles.export import ExportRequest
 from ..graphs.joined import PARTS
-from ..graphs.sessions import is_small
+from ..graphs.machine import is_small
 from ..parity.by_layer.check import BYTES_A_WEIGHT
 from .bundle import BundlePlan
 from .graph_files import layers_of

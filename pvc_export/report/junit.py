@@ -96,7 +96,7 @@ def _cases(report: ReportInput) -> Iterator[Case]:
     yield case("missing", "", "outputs", "all", "every output was compared")
     yield case("stopped", "", "stream", "all", "the stream ran to its end")
     yield case("token", "", "tokens", "greedy", f"{parity.num_tokens} tokens are the likeliest")
-    limit = kl_limit(parity.precision)
+    limit = kl_limit(parity.rounding)
     for kind in dict.fromkeys(c.kind for c in parity.conversations):
         group = [c for c in parity.conversations if c.kind == kind]
         equal = f"{sum(c.equal for c in group)}/{len(group)} answers equal"

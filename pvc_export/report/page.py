@@ -35,7 +35,7 @@ def render(report: ReportInput) -> str:
         metrics=METRICS,
         measured=thresholds()["measured"],
         panels=panels(parity),
-        kl_limit=kl_limit(parity.precision),
+        kl_limit=kl_limit(parity.rounding),
         topics=sorted({topic for rung in parity.answers for topic in rung.count}),
         drift=parity.drift.curves if parity.drift else [],
         drift_summary=parity.drift.summary() if parity.drift else "",

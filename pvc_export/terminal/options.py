@@ -42,10 +42,16 @@ Int4 = Annotated[
 Int4Block = Annotated[
     int | None, typer.Option("--int4-block", help="Weights that share a scale. Default: the target's usual, 32.")
 ]
-Int4Method = Annotated[
+Int8 = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--int8", metavar="PART", help="Multiply in eight bits: vision or llm. For `--target cpu`. Repeatable."
+    ),
+]
+QuantizeBy = Annotated[
     str,
     typer.Option(
-        "--int4-method", help="search (of the scales with the least error, the default) or round (to the largest)."
+        "--quantize-by", help="search (of the scales with the least error, the default) or round (to the largest)."
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed for the random weights of tiny and vision-8b. Default: 0.")]

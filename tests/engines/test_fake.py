@@ -66,6 +66,14 @@ def test_a_target_takes_weights_of_four_bits_or_says_why_not(name: str) -> None:
         Quantization(block=block, zero_points=target.int4_zero_points, method="round")
 
 
+@pytest.mark.parametrize("name", target_names())
+def test_a_target_multiplies_in_eight_bits_or_says_why_not(name: str) -> None:
+    target = load_target(name)
+    assert bool(target.int8) == (not target.no_int8) == (name == "cpu")
+    for inputs in target.int8.values():
+        Quantization(bits=8, block=None, zero_points=False, method="round", inputs=inputs)
+
+
 def feeds_of(spec: GraphSpec) -> dict[str, Array]:
     rng = np.random.default_rng(1)
     return {

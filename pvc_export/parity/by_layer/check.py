@@ -125,7 +125,7 @@ def _say(folder: Path, manifest: Manifest, reference: Reference, hidden: Tensor)
             found.append(compare_arrays(heads[-1], own[one], rung=rung, graph="head", tensor="logits", where=where))
             found.append(reference.noise(own[one], twin[one], graph="head", tensor="logits", where=where))
     tokens = [int(head.argmax()) for head in heads]
-    said = compare_tokens(tokens, heads, own, manifest.precision)
+    said = compare_tokens(tokens, heads, own, manifest.rounding)
     return Evidence(differences=tuple(found), num_tokens=len(tokens)) + said
 
 

@@ -22,7 +22,7 @@ from ..bfloat16_on_cpu import widen_model, widen_spec
 from ..culprit.pieces import typed
 from ..graph_file import GraphFile
 
-PRODUCTS = ("MatMul", "Gemm", "Attention")
+PRODUCTS = ("MatMul", "MatMulInteger", "Gemm", "Attention")
 INPUT = "inputs_embeds"
 
 

@@ -37,7 +37,7 @@ from engines.vision import VisionEncoder
 from pvc_ref import PVC
 from pvc_ref.temporal import window_bias
 
-from ...graphs.sessions import fitting_threads
+from ...graphs.machine import fitting_threads
 from ..answers import WORLD
 from ..levels import Rule
 from ..limits import GATED, NoiseTable, worst_rows
@@ -123,7 +123,7 @@ def vision_noise(model: PVC, temporal: GraphSpec, *, precision: Precision, islan
         Reference.of(model, precision, islands),
     )
     _, noise = run_reference(reference, frames, temporal)
-    return NoiseTable(noise.differences)
+    return NoiseTable(noise.differences, reference.rounding)
 
 
 def drift_rule(

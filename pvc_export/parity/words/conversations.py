@@ -21,7 +21,7 @@ from engines import PVCStream
 from engines.answer import Answer
 from engines.bundle import Bundle
 from engines.memory import Array
-from engines.spec import Precision
+from engines.spec import Rounding
 from pvc_ref.prompt import STOP_TOKEN
 
 from ...graphs.models import LoadedModel
@@ -67,7 +67,7 @@ def converse_about(
     expected, want = reference_answer(loaded, embeds, answer.token_ids, limit=num_new_tokens)
     got = stream.score(prompt.question, expected, images=images)
     return compared(
-        answer, expected, want, got, loaded, manifest.precision, limit=num_new_tokens, kind=prompt.kind,
+        answer, expected, want, got, loaded, manifest.rounding, limit=num_new_tokens, kind=prompt.kind,
         question=prompt.question,
     )  # fmt: skip
 
@@ -115,7 +115,7 @@ def compared(
     want: Array,
     got: Array,
     loaded: LoadedModel,
-    precision: Precision,
+    rounding: Rounding,
     *,
     limit: int,
     kind: str,
@@ -130,14 +130,14 @@ def compared(
         num_tokens=len(expected),
         num_said=len(said),
         prefix=common_prefix(said, expected),
-        parting=parting(said, expected, want, loaded, precision, limit=limit),
+        parting=parting(said, expected, want, loaded, rounding, limit=limit),
         text=answer.text,
         reference_text=loaded.tokenizer.decode(list(said), skip_special_tokens=True),
         num_steps=len(want),
         max_kl=float(kl.max()),
         mean_kl=float(kl.mean()),
         scaled_kl=float((kl / np.mean(np.square(want, dtype=np.float64), axis=-1)).max()),
-        flips=flips(want, got, precision),
+        flips=flips(want, got, rounding),
     )
 
 
@@ -146,7 +146,7 @@ def parting(
     expected: Sequence[int],
     want: Array,
     loaded: LoadedModel,
-    precision: Precision,
+    rounding: Rounding,
     *,
     limit: int,
 ) -> Parting | None:
@@ -164,7 +164,7 @@ def parting(
         said=_token(own, loaded),
         expected="nothing more" if is_too_long else _token(right, loaded),
         margin=inf if is_too_long else float(reference.max() - reference[own]),
-        tie=near_tie(reference, precision),
+        tie=near_tie(reference, rounding),
     )
 
 
@@ -199,7 +199,7 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return parted[0] if parted else min(len(a), len(b))
 
 
-def flips(want: Array, got: Array, precision: Precision) -> tuple[Flip, ...]:
+def flips(want: Array, got: Array, rounding: Rounding) -> tuple[Flip, ...]:
     """Tokens that are among the bundle's one or five likeliest, and not among the reference's."""
     found = []
     for step, (reference, own) in enumerate(zip(want, got, strict=True)):
@@ -208,5 +208,5 @@ def flips(want: Array, got: Array, precision: Precision) -> tuple[Flip, ...]:
             strangers = sorted(set(own_order[:k]) - set(order[:k]))
             margin = max((float(reference[order[k - 1]] - reference[token]) for token in strangers), default=None)
             if margin is not None:
-                found.append(Flip(step=step, k=k, margin=margin, tie=near_tie(reference, precision)))
+                found.append(Flip(step=step, k=k, margin=margin, tie=near_tie(reference, rounding)))
     return tuple(found)

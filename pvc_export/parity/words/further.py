@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from engines.bundle import Bundle
 
+from ...graphs.machine import is_small
 from ...graphs.models import LoadedModel
-from ...graphs.sessions import is_small
 from ..answers import Conversation
 from ..evidence import Evidence
 from .conversations import text_rule

@@ -23,7 +23,7 @@ import torch
 from engines import PVCStream
 from engines.bundle import Bundle
 from engines.memory import Array
-from engines.spec import GRAPH_NAMES, Precision
+from engines.spec import GRAPH_NAMES, Rounding
 from pvc_ref import PVC
 from pvc_ref.layers import upcast
 from pvc_ref.prompt import IMAGE_CONTEXT, STOP_TOKEN
@@ -97,19 +97,20 @@ def answer_all(
     climb."""
     with open_on_cpu(folder) as opened:
         bundle = hold_facts(opened, loaded, scratch=scratch)[1]
-        window, precision = bundle.manifest.limits.window, bundle.manifest.precision
+        manifest = bundle.manifest
+        window, rounding, precision = manifest.limits.window, manifest.rounding, manifest.precision
         asked = [replace(case, answers=_ask_reference(loaded, case, window)) for case in cases(num_questions)]
         progress(0.2)
-        found = [_grade(Rung("torch", "fp32"), asked, [[a.logits for a in case.answers] for case in asked], precision)]
+        found = [_grade(Rung("torch", "fp32"), asked, [[a.logits for a in case.answers] for case in asked], rounding)]
         if ladder:
             rungs = _ladder(bundle, loaded, asked, twins)
-            found += [_grade(rung, asked, logits, precision) for rung, logits in rungs]
+            found += [_grade(rung, asked, logits, rounding) for rung, logits in rungs]
         progress(0.6)
         own = _through_stream(bundle, asked, lambda x: progress(0.6 + 0.4 * x))
-        found.append(_grade(Rung("bundle", precision), asked, own, precision))
+        found.append(_grade(Rung("bundle", precision), asked, own, rounding))
         if ladder and is_for_gpu(bundle) and why_not_executed(bundle) is None:
             gpu = _through_stream(open_on_target(bundle), asked)
-            found.append(_grade(Rung("gpu", precision), asked, gpu, precision))
+            found.append(_grade(Rung("gpu", precision), asked, gpu, rounding))
     progress(1.0)
     return Evidence(answers=tuple(found))
 
@@ -211,13 +212,13 @@ def _through_stream(
 
 
 def _grade(
-    rung: Rung, asked: Sequence[AskedClip], logits: Sequence[Sequence[Array]], precision: Precision
+    rung: Rung, asked: Sequence[AskedClip], logits: Sequence[Sequence[Array]], rounding: Rounding
 ) -> RungAnswers:
     """Hold a rung's logits against the reference's answers and the truth."""
     right, count, changed = Counter[str](), Counter[str](), []
     for case, logits_of_clip in zip(asked, logits, strict=True):
         for question, answer, own in zip(case.questions, case.answers, logits_of_clip, strict=True):
-            change = _change(question, answer, own, precision)
+            change = _change(question, answer, own, rounding)
             if change is not None:
                 changed.append(change)
             # A changed answer could by chance be the truth; it is counted as wrong, which is the strict side.
@@ -226,7 +227,7 @@ def _grade(
     return RungAnswers(rung=rung, right=dict(right), count=dict(count), changed=tuple(changed))
 
 
-def _change(question: Question, answer: ReferenceAnswer, own: Array, precision: Precision) -> Changed | None:
+def _change(question: Question, answer: ReferenceAnswer, own: Array, rounding: Rounding) -> Changed | None:
     parted = np.flatnonzero(own.argmax(-1) != answer.logits.argmax(-1))
     if not len(parted):
         return None
@@ -238,5 +239,5 @@ def _change(question: Question, answer: ReferenceAnswer, own: Array, precision: 
         expected=answer.text,
         step=step,
         margin=float(reference.max() - reference[own[step].argmax()]),
-        tie=near_tie(reference, precision),
+        tie=near_tie(reference, rounding),
     )

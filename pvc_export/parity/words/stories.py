@@ -204,9 +204,9 @@ class _Teller:
         if answer.finished != (len(said) < NUM_NEW_TOKENS):
             faults.setdefault("K", f"an answer of {len(said)} tokens says finished={answer.finished}")
         expected = _greedy(said, want, loaded.token_id(STOP_TOKEN))
-        steps, precision = min(len(want), len(got)), self._manifest.precision
+        steps, rounding = min(len(want), len(got)), self._manifest.rounding
         conversation = compared(
-            answer, expected, want[:steps], got[:steps], loaded, precision, limit=NUM_NEW_TOKENS, kind=self._kind,
+            answer, expected, want[:steps], got[:steps], loaded, rounding, limit=NUM_NEW_TOKENS, kind=self._kind,
             question=turn.question,
         )  # fmt: skip
         return conversation, faults

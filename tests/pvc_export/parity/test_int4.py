@@ -82,7 +82,7 @@ def test_a_fault_beside_the_codes_is_found_and_the_command_that_exports_again_as
     assert not report.passed and report.culprit is not None
     assert report.culprit.layer == "llm.layers.0.attn_norm"
     command, _ = ReportInput(parity=report, manifest=Manifest.load(bundle), bundle="OUT").next_command()
-    assert "--int4 llm --int4-block 32 --int4-method search" in command
+    assert "--int4 llm --int4-block 32 --quantize-by search" in command
 
 
 Edit = Callable[[onnx.ModelProto], None]

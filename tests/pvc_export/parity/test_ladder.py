@@ -27,6 +27,7 @@ from engines.target import load_target
 from pvc_export.bundles.export import ExportRequest, write_graphs
 from pvc_export.controls.engine_edits import exchange_engines
 from pvc_export.controls.graph_edits import edit_graph, perturb_one_weight
+from pvc_export.graphs import machine
 from pvc_export.graphs import sessions as graph_sessions
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.graphs.onnx_file import export_graph
@@ -224,7 +225,7 @@ def test_a_cast_model_shares_what_stays_and_casts_buffers_too() -> None:
 def test_of_a_large_model_a_few_frames_are_computed_in_float64(
     bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_sessions, "LARGEST_FP64", 1000)
+    monkeypatch.setattr(machine, "LARGEST_FP64", 1000)
     report = check_bundle(bundle_fp32, tiny)
     assert report.passed and left_out(report) == []
     frames = {

@@ -1,0 +1,186 @@
+"""Constants in few bits: in place of a product's matrix its codes (quantize.py), and what computes with them.
+
+    float   x @ DequantizeLinear(codes, scales): the codes stand for a matrix, which the product is given
+    tensor  ((q - z) @ codes) * s * scales by MatMulInteger, where q, s and z are DynamicQuantizeLinear's of x: what
+            ONNX Runtime makes one kernel of
+    rows    the same with the largest value of each row of x over 127 as its s, so that no row depends on the others
+
+Matrices lie as (inputs, outputs) in a graph, blocks go along the inputs: axis 0. So ONNX Runtime and TensorRT join a
+DequantizeLinear with the product that reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from engines.errors import BuildError
+from engines.spec import GraphSpec, Inputs, Quantization
+
+from .clock_table import NAME
+from .eight_bits import LARGEST_CODE, SMALLEST_SCALE
+from .notes import SCOPES
+
+TESTED = "export with tested versions of torch, onnx and onnxscript: see constraints.txt"
+CODES = {ir.DataType.INT4: ml_dtypes.int4, ir.DataType.UINT4: ml_dtypes.uint4, ir.DataType.INT8: np.int8}
+"""numpy's types of codes."""
+MIDDLE = 128
+"""What stands for 0 in a row of eight bits: a product of uint8 and int8 is the fast one."""
+
+
+def codes_dtype(how: Quantization) -> ir.DataType:
+    if how.bits == 8:
+        return ir.DataType.INT8
+    return ir.DataType.UINT4 if how.zero_points else ir.DataType.INT4
+
+
+def can_be_codes(value: ir.Value, spec: GraphSpec) -> bool:
+    """Whether a constant without values of its own is the matrix of a product that the graph holds in codes."""
+    how, tensor = spec.quantization, value.const_value
+    if how is None or tensor is None or len(tensor.shape) != 2:
+        return False
+    real = spec.real_dtype
+    readers = [(node, place) for node, place in value.uses() if not _is_of_a_clock(node)]
+    is_read = all(node.op_type == "MatMul" and place == 1 for node, place in readers)
+    is_narrow = tensor.dtype == ir.DataType[{"float32": "FLOAT"}.get(real, real.upper())]  # an island is not
+    return bool(readers) and is_read and is_narrow and how.fits(int(tensor.shape.numpy()[0]))
+
+
+def _is_of_a_clock(node: ir.Node) -> bool:
+    """A time embedding is an island also where the whole graph is float32."""
+    return f"'{NAME}" in (scopes := node.metadata_props.get(SCOPES, "")) or f".{NAME}" in scopes
+
+
+def hollow_parts(
+    value: ir.Value, how: Quantization, tensor: Callable[..., ir.ExternalTensor]
+) -> list[ir.ExternalTensor]:
+    """Codes, scales and zero points of a matrix without values: `tensor(name, dtype, shape)` makes one."""
+    assert value.const_value is not None and value.name is not None
+    inputs, outputs = value.const_value.shape.numpy()
+    scales = scales_shape(how, int(inputs), int(outputs))
+    found = [
+        tensor("codes", codes_dtype(how), value.const_value.shape),
+        tensor("scales", scales_dtype(how, value), scales),
+    ]
+    return [*found, tensor("zero_points", codes_dtype(how), scales)] if how.zero_points else found
+
+
+def scales_shape(how: Quantization, inputs: int, outputs: int) -> ir.Shape:
+    return ir.Shape((outputs,) if how.block is None else (inputs // how.block, outputs))
+
+
+def scales_dtype(how: Quantization, value: ir.Value) -> ir.DataType:
+    """Whole numbers are scaled in float32, whatever the graph computes in."""
+    assert value.const_value is not None
+    return ir.DataType.FLOAT if how.rounds_inputs else value.const_value.dtype
+
+
+def put_codes(graph: ir.Graph, value: ir.Value, how: Quantization, parts: Sequence[ir.TensorProtocol]) -> None:
+    """Put codes, scales and, if it has any, zero points in the place of a constant."""
+    names = ("codes", "scales", "zero_points")
+    constants = [_constant(graph, f"{value.name}.{name}", part) for name, part in zip(names, parts, strict=False)]
+    if how.rounds_inputs:
+        for product in [node for node, _ in value.uses()]:
+            _multiply(graph, product, *constants, inputs=how.inputs)
+    else:
+        _dequantize(graph, value, how, constants)
+    assert value.name is not None
+    del graph.initializers[value.name]
+
+
+def _constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """A constant of that name: what the graph has already, or a new one."""
+    if name not in graph.initializers:
+        kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+        graph.register_initializer(ir.Value(name=name, type=kind, shape=shape, const_value=tensor))
+    return graph.initializers[name]
+
+
+def _dequantize(graph: ir.Graph, value: ir.Value, how: Quantization, constants: Sequence[ir.Value]) -> None:
+    uses = list(value.uses())
+    node = ir.node("DequantizeLinear", constants, attributes={"axis": 0, "block_size": how.block})
+    node.outputs[0].name = f"{value.name}.values"
+    node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+    first = min((user for user, _ in uses), key=list(graph).index)
+    graph.insert_before(first, node)
+    for user, place in uses:
+        user.replace_input_with(place, node.outputs[0])
+
+
+def _multiply(graph: ir.Graph, product: ir.Node, codes: ir.Value, scales: ir.Value, *, inputs: Inputs) -> None:
+    """In place of a MatMul one of whole numbers. Float32 around it, whatever the product's dtype is."""
+    x, result = product.inputs[0], product.outputs[0]
+    assert x is not None and result.name is not None
+    put = _Before(graph, product, result.name)
+    real = result.dtype or ir.DataType.FLOAT
+    wide = x if real == ir.DataType.FLOAT else put.node("wide", "Cast", x, to=int(ir.DataType.FLOAT))
+    if inputs == "rows":
+        whole, scale = _rows(put, wide, codes)
+        sums = put.node("sums", "Cast", whole, to=int(ir.DataType.FLOAT))
+        found = put.node("found", "Mul", put.node("by_output", "Mul", sums, scales), scale)
+    else:
+        q, scale, zero_point = put.nodes(("q", "scale", "zero_point"), "DynamicQuantizeLinear", wide)
+        whole = put.node("whole", "MatMulInteger", q, codes, zero_point)
+        sums = put.node("sums", "Cast", whole, to=int(ir.DataType.FLOAT))
+        found = put.node("found", "Mul", sums, put.node("by_output", "Mul", scale, scales))
+    found = found if real == ir.DataType.FLOAT else put.node("narrow", "Cast", found, to=int(real))
+    for value in (whole, found):  # what reads a weight, and what is the product's result, say whose they are
+        node = value.producer()
+        assert node is not None
+        node.metadata_props.update(product.metadata_props)
+    result.replace_all_uses_with(found, replace_graph_outputs=True)
+    found.type, found.shape = result.type, result.shape
+    result.name, found.name = f"{result.name}.replaced", result.name
+    graph.remove(product, safe=True)
+
+
+def _rows(put: _Before, x: ir.Value, codes: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """The product in whole numbers, and the scales of the rows of x."""
+    last = put.number("last", np.array([-1]))
+    largest = put.node("largest", "ReduceMax", put.node("abs", "Abs", x), last, keepdims=1)
+    scale = put.node("over_codes", "Div", largest, put.number("largest_code", np.float32(LARGEST_CODE)))
+    scale = put.node("scale", "Max", scale, put.number("smallest_scale", np.float32(SMALLEST_SCALE)))
+    one, middle = put.number("one", np.float32(1)), put.number("middle", np.uint8(MIDDLE))
+    q = put.node("q", "QuantizeLinear", put.node("scaled", "Div", x, scale), one, middle)
+    return put.node("whole", "MatMulInteger", q, codes, middle), scale
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """Puts nodes into a graph before another one. Results are called `name.label`."""
+
+    graph: ir.Graph
+    other: ir.Node
+    name: str
+
+    def node(self, label: str, operator: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        return self.nodes((label,), operator, *inputs, **attributes)[0]
+
+    def nodes(self, labels: tuple[str, ...], operator: str, *inputs: ir.Value, **attributes: int) -> list[ir.Value]:
+        node = ir.node(operator, inputs, attributes=attributes, num_outputs=len(labels))
+        for value, label in zip(node.outputs, labels, strict=True):
+            value.name = f"{self.name}.{label}"
+        self.graph.insert_before(self.other, node)
+        return list(node.outputs)
+
+    def number(self, label: str, value: Any) -> ir.Value:
+        """A constant that all products share."""
+        return _constant(self.graph, f"rows.{label}", ir.tensor(value))
+
+
+def require_codes(value: ir.Value, spec: GraphSpec, *, transposed: bool) -> None:
+    """Raise BuildError for a matrix that is to be codes, and that no product reads as it should."""
+    if not (transposed and can_be_codes(value, spec)):
+        readers = sorted({node.op_type for node, _ in value.uses()})
+        assert value.const_value is not None
+        raise BuildError(
+            f"graph '{spec.name}': the constant {value.name} {value.const_value.shape} is read by {', '.join(readers)}",
+            expected="MatMul alone, which reads it as (inputs, outputs), for a weight in codes",
+            cause="this version of torch or onnxscript exports otherwise than the tested one",
+            fix=TESTED,
+        )

@@ -1,0 +1,52 @@
+"""Linear layers whose input is rounded to eight bits as it comes: the reference of a bundle that computes so."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engines.spec import Inputs
+from pvc_ref.layers import upcast
+
+LARGEST_CODE = 127.0
+SMALLEST_SCALE = 1e-30
+"""Of a row of zeros."""
+
+
+class EightBitLinear(nn.Linear):
+    """A linear layer that rounds its input. Its weight, what codes stand for, is float32 in every precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounded = self.rounded(upcast(x))
+        weight = self.weight.to(rounded.dtype)
+        if rounded.dtype == x.dtype:
+            return F.linear(rounded, weight, self.bias)
+        y = F.linear(rounded, weight).to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+    @staticmethod
+    def rounded(x: Tensor) -> Tensor:
+        """x (..., C), in the values that codes stand for."""
+        raise NotImplementedError
+
+
+class RowsLinear(EightBitLinear):
+    @staticmethod
+    def rounded(x: Tensor) -> Tensor:
+        """Every row is whole numbers -127..127 times a scale of its own."""
+        scale = (x.abs().amax(-1, keepdim=True) / LARGEST_CODE).clamp_min(SMALLEST_SCALE)
+        return (x / scale).round() * scale
+
+
+class TensorLinear(EightBitLinear):
+    @staticmethod
+    def rounded(x: Tensor) -> Tensor:
+        """All of x is whole numbers 0..255 less a zero point, times one scale: ONNX's DynamicQuantizeLinear."""
+        low, high = x.min().clamp_max(0), x.max().clamp_min(0)
+        scale = torch.where(high == low, 1.0, (high - low) / 255)
+        zero_point = (-low / scale).clamp(0, 255).round()
+        return (((x / scale).round() + zero_point).clamp(0, 255) - zero_point) * scale
+
+
+ROUNDED: dict[Inputs, type[EightBitLinear]] = {"rows": RowsLinear, "tensor": TensorLinear}

@@ -1,0 +1,143 @@
+"""Products of eight bits: what they are fed is rounded as others round it, and whole numbers stay within 16 bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.reference
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engines.bundle import graph_path
+from engines.errors import SpecError
+from engines.spec import Inputs, Method, Precision, Quantization, StreamLimits
+from engines.target import load_target
+from pvc_export.bundles.export import ExportRequest, write_graphs
+from pvc_export.graphs.eight_bits import ROUNDED, RowsLinear, TensorLinear
+from pvc_export.graphs.models import loaded_model
+from pvc_export.graphs.quantize import Quantizer, grid_of
+from pvc_export.parity.graph_file import GraphFile
+from pvc_export.terminal.console import Console
+from pvc_export.terminal.quantization import FewBits
+from pvc_ref import PVC, PVCConfig
+from pvc_ref.prompt import byte_tokenizer
+
+from ...conftest import few_layers
+
+
+def how(inputs: Inputs = "rows", method: Method = "search") -> Quantization:
+    return Quantization(bits=8, block=None, zero_points=False, method=method, inputs=inputs)
+
+
+def inputs_of(kind: str) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 7, 40, generator=generator) * torch.logspace(-4, 2, 7)[:, None]
+    return {"both signs": x, "not negative": x.abs(), "not positive": -x.abs(), "zeros": torch.zeros_like(x)}[kind]
+
+
+KINDS = ("both signs", "not negative", "not positive", "zeros")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_is_rounded_as_torch_fakes_it_with_that_row_s_scale(kind: str) -> None:
+    x = inputs_of(kind).flatten(0, 1)
+    scales = (x.abs().amax(-1) / 127).clamp_min(1e-30)
+    zero_points = torch.zeros(len(x), dtype=torch.int32)
+    want = torch.fake_quantize_per_channel_affine(x, scales, zero_points, 0, -127, 127)
+    # torch multiplies by the inverse of a scale: a value in the middle of two codes may take the other one.
+    assert ((RowsLinear.rounded(x) - want).abs() <= scales[:, None] * 1.001).all()
+    assert (RowsLinear.rounded(x) != want).float().mean() < 0.01
+    assert ((RowsLinear.rounded(x) - x).abs() <= scales[:, None] * 0.5001).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tensor_is_rounded_as_onnx_s_reference_does(kind: str) -> None:
+    x = inputs_of(kind)
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 20]> one (float[2, 7, 40] x) => (float[2, 7, 40] y) {
+            q, scale, zero = DynamicQuantizeLinear(x)  y = DequantizeLinear(q, scale, zero)
+        }"""
+    )
+    want = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x.numpy()})[0]
+    assert np.allclose(TensorLinear.rounded(x).numpy(), want, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("inputs", ROUNDED)
+def test_a_layer_in_half_precision_multiplies_in_float32_and_rounds_its_result(inputs: Inputs) -> None:
+    layer = nn.Linear(40, 8)
+    x = inputs_of("both signs").half()
+    layer.__class__ = ROUNDED[inputs]
+    want = nn.functional.linear(layer.rounded(x.float()), layer.weight)  # type: ignore[attr-defined]
+    layer.bias = nn.Parameter(layer.bias.half())
+    assert torch.equal(layer(x), want.half() + layer.bias)
+
+
+@pytest.mark.parametrize("method", ["round", "search"])
+def test_two_products_of_any_codes_fit_in_16_bits(method: Method) -> None:
+    """Where x86 has no VNNI it adds them in 16 bits, and cuts off what is more."""
+    grid = grid_of(torch.randn(64, 96) * 3, how(method=method), torch.float32)
+    codes = grid.codes(torch.randn(64, 96) * 3)
+    assert grid.scales.shape == (64, 1)
+    assert 2 * 255 * max(abs(grid.codes_from), grid.codes_to) < 2**15
+    assert codes.min() >= grid.codes_from and codes.max() <= grid.codes_to
+
+
+def test_products_of_vision_become_codes_and_a_clock_stays_float32() -> None:
+    model = PVC.random(few_layers(PVCConfig.preset("tiny")), seed=0)
+    quantizer = Quantizer.of(model, {"vision": how("tensor")}, "fp32", ())
+    names = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert {name.removesuffix(".weight") for name in quantizer.how} == {
+        name for name in names if not name.startswith("llm.") and ".time_embedding." not in name
+    }
+    held = quantizer.model()
+    assert type(held.trunk.layers[0].attn.qkv) is TensorLinear and type(held.llm.lm_head) is nn.Linear
+    assert type(model.trunk.layers[0].attn.qkv) is nn.Linear, "the model that it was made from stays as it is"
+
+
+def test_streams_that_share_a_pass_are_rounded_row_by_row() -> None:
+    """With one scale for all, what one camera sees would change what another gives."""
+    target = load_target("cpu")
+    alone, together = (FewBits(int8=["vision", "llm"]).of(target, streams=streams) for streams in (1, 2))
+    assert {part: one.inputs for part, one in alone.items()} == {"vision": "tensor", "llm": "rows"}
+    assert {one.inputs for one in together.values()} == {"rows"}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"block": 32}, {"zero_points": True}, {"inputs": "float"}, {"bits": 4}, {"bits": 5}], ids=str
+)
+def test_what_no_graph_computes_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(SpecError, match="expected.*4 bits in blocks"):
+        replace(how(), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("inputs", ROUNDED)
+def test_a_graph_computes_what_the_model_with_rounded_inputs_does(
+    inputs: Inputs, precision: Precision, tmp_path: Path
+) -> None:
+    loaded = loaded_model(PVC.random(few_layers(PVCConfig.preset("tiny")), seed=0), byte_tokenizer(), name="small")
+    quantization = {"vision": how(inputs)}
+    request = ExportRequest(
+        out=tmp_path, target=load_target("cpu"), precision=precision, limits=StreamLimits(window=3, context=256),
+        quantization=quantization,
+    )  # fmt: skip
+    write_graphs(loaded, request, tmp_path, Console(quiet=True))
+    path = tmp_path / graph_path("compressor")
+    products = [node for node in GraphFile(path, "compressor").nodes if node.op_type == "MatMulInteger"]
+    assert len(products) == 5, "W3|W5, W4, W6 and the two of the MLP"
+    held = Quantizer.of(loaded.model, quantization, precision, ()).model()
+    vision = loaded.config.vision
+    features = torch.randn(1, vision.num_patches, vision.hidden_size)
+    want = held.compressor(features, torch.zeros(1)).detach().numpy()
+    session = onnxruntime.InferenceSession(str(path))
+    dtype = np.float16 if precision == "fp16" else np.float32
+    feeds = {"features": features.numpy().astype(dtype), "frame_time": np.zeros(1, np.float32)}
+    got = session.run(None, feeds)[0].astype(np.float32)
+    assert np.abs(got - want).max() < 0.05 * np.abs(want).max()
+    plain = loaded.model.compressor(features, torch.zeros(1)).detach().numpy()
+    assert np.abs(want - plain).max() > 1e-4 * np.abs(want).max(), "rounding does something"
