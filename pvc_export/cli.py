@@ -331,7 +331,9 @@ def bench(
     past: Annotated[int | None, typer.Option(min=1, help="LLM rows before the step. Default: 1024.")] = None,
     window: Annotated[int | None, typer.Option(min=2, help="Frames in sight, the new one too. Default: 16.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Interleaved rounds. Default: 7.")] = None,
-    skip: Annotated[list[str] | None, typer.Option(help="Variant to leave out: compile.")] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="Variant to leave out: compile, int8, or of --part language int8, int4.")
+    ] = None,
     frames: Annotated[int | None, typer.Option(min=100, help="Frames to stream through BUNDLE. Default: 500.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="1 measures CPU time, more measure wall time.")] = 1,
     as_json: opt.Json = False,

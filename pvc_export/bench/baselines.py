@@ -1,4 +1,5 @@
-"""What both comparisons hold our graphs against: a default export, and the peaks of this machine.
+"""What both comparisons hold our graphs against: a default export, and the peaks of this machine. And how their own
+variants of few bits are made.
 
 A default export is what a user gets who follows the documentation of torch and ONNX Runtime, with default options; the
 number of threads is the only thing set.
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from engines.memory import Array
+from engines.spec import Part, Quantization
+from engines.target import load_target
 
 from ..graphs.onnx_file import quiet_exporter
 from .compare import Peak
@@ -50,6 +53,20 @@ def open_with_defaults(model: str | bytes, *, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # prints less, computes the same
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def int8(part: Part) -> dict[Part, Quantization]:
+    """Products of eight bits as an export makes them for one stream on the CPU. Their codes are found in the quicker
+    way, which changes no time."""
+    inputs = load_target("cpu").int8[part]
+    return {part: Quantization(bits=8, block=None, zero_points=False, method="round", inputs=inputs)}
+
+
+def int4() -> dict[Part, Quantization]:
+    """Weights of four bits, likewise."""
+    target = load_target("cpu")
+    zero_points, block = target.int4_zero_points, target.int4_blocks[0]
+    return {"llm": Quantization(block=block, zero_points=zero_points, method="round")}
 
 
 def gemm_peak() -> Peak:

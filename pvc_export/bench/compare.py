@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engines.errors import ParityError
 from engines.memory import Array
+from engines.terminal import one_of
 
 from ..graphs.machine import torch_threads
 from ..terminal.console import Console
@@ -31,22 +32,41 @@ TITLES = {
     "compile": "torch.compile",
     "ort-default": "ONNX Runtime, default export",
     "ours": "ours",
+    "int8": "ours, products of 8 bits",
+    "int4": "ours, weights of 4 bits",
 }
 LIMIT = 1e-4
 """Largest difference to eager, relative to eager's largest value."""
+FEW_BITS_LIMIT = 0.5
+"""The same for variants that round to few bits. It shows that they compute the same thing, and not how well: what
+rounding costs is for answers to say (docs/numerics.md)."""
 PEAKS = {"GFLOP/s": "fp32 GEMM peak", "GB/s": "memory read peak"}
 """What limits a step whose rate has this unit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bench(ABC):
-    """One comparison: what was asked for, how it is made ready, what is said of it. Fields are named as options are."""
+    """One comparison: what was asked for, how it is made ready, what is said of it. Fields are named as options are.
+
+    `skip` names variants that are left out, of `skippable`. Raises ValueError for what is unknown.
+    """
 
     program: ClassVar[str]
 
     size: str
     rounds: int = 7
     threads: int = 1
+    skip: tuple[str, ...] = ()
+
+    skippable: ClassVar[tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        for name in self.skip:
+            one_of("--skip", name, self.skippable)
+
+    def unless_skipped(self, name: str, make: Callable[[], Variant | str]) -> Variant | str:
+        """A variant, or why it is not run."""
+        return f"left out by --skip {name}" if name in self.skip else make()
 
     @abstractmethod
     def prepare(self, folder: Path, console: Console) -> Comparison:
@@ -92,10 +112,12 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timed:
-    """One step of one variant. `run` is what is timed; `output` makes what is compared of its result, untimed."""
+    """One step of one variant. `run` is what is timed; `output` makes what is compared of its result, untimed; `limit`
+    is how far that may be off."""
 
     run: Callable[[], Any]
     output: Callable[[Any], Array] = lambda result: result
+    limit: float = LIMIT
 
 
 Variant = Mapping[str, Timed]
@@ -193,7 +215,8 @@ def measure(
 
     def look(key: tuple[str, str], result: Any) -> None:
         if key in timed:
-            found = difference(timed[key].output(result), expected[key[0]], name="/".join(key))
+            one = timed[key]
+            found = difference(one.output(result), expected[key[0]], name="/".join(key), limit=one.limit)
             differences[key] = max(differences[key], found)
 
     interleave(runs, rounds=1, threads=threads, look=look)  # warm up
@@ -222,14 +245,14 @@ def measure(
     return tuple(row(step, name) for step in steps for name in comparison.variants), peaks
 
 
-def difference(got: Array, expected: Array, *, name: str) -> float:
-    """Largest difference, relative to the largest expected value. Raises ParityError above LIMIT."""
+def difference(got: Array, expected: Array, *, name: str, limit: float = LIMIT) -> float:
+    """Largest difference, relative to the largest expected value. Raises ParityError above `limit`."""
     found = float(np.abs(got - expected).max() / np.abs(expected).max())
-    if not found <= LIMIT:  # NaN as well
+    if not found <= limit:  # NaN as well
         raise ParityError(
             f"variant '{name}' differs from torch eager by {found:.1e} of its largest value, so their times are not "
             "compared",
-            expected=f"at most {LIMIT:.0e}, which different rounding explains",
+            expected=f"at most {limit:.0e}, which different rounding explains",
             cause="this version of torch or ONNX Runtime, or a fault in the export",
             fix="export a small model and check it: pvc-export onnx -m tiny",
         )

@@ -1,9 +1,10 @@
-"""Three ways to run the LLM in a stream, side by side: one decoded token, and one frame ingested, behind P past rows.
+"""Five ways to run the LLM in a stream, side by side: one decoded token, and one frame ingested, behind P past rows.
 
     eager        the reference in PyTorch, its cache joined step by step; logits of the last row in either step
     ort-default  what one gets without us: the decoder exported by torch with default options, its cache an input and,
                  longer, an output, logits of every row; ONNX Runtime with its defaults
     ours         embed, llm and head graphs with a linear cache: what PVCStream runs. Ingest computes no logits
+    int8, int4   the same, its layers as by --int8 llm and --int4 llm
 
 One artefact serves both steps of a variant. What is compared are the last row's logits; our ingest's are made for that,
 outside the clock. The limit of decode, which must read every weight, is reading memory; that of ingest is GEMM. The
@@ -12,15 +13,18 @@ variants themselves are in language_variants.py; how they are compared is in com
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from engines.spec import Part, Quantization
 from engines.terminal import one_of
 
 from ..terminal.console import Console
-from .baselines import gemm_peak, read_peak
-from .compare import LIMIT, Bench, Comparison, Report, Step, count_flops
+from .baselines import gemm_peak, int4, int8, read_peak
+from .compare import FEW_BITS_LIMIT, LIMIT, Bench, Comparison, Report, Step, Variant, count_flops
 from .language_variants import (
     NUM_FRAME_ROWS,
     SIZES,
@@ -46,11 +50,13 @@ class LanguageBench(Bench):
     """
 
     program: ClassVar[str] = "pvc-export bench --part language"
+    skippable = ("int8", "int4")
 
     size: str = "0.5b"
     past: int = 1024
 
     def __post_init__(self) -> None:
+        Bench.__post_init__(self)  # not super(), which a class with slots has lost
         one_of("--size", self.size, SIZES)
         most = SIZES[self.size].llm.max_positions - NUM_FRAME_ROWS
         if not 1 <= self.past <= most:
@@ -62,11 +68,15 @@ class LanguageBench(Bench):
         with console.stage("default export"):
             default = default_variant(scene, folder / "default.onnx", threads=self.threads)
         with console.stage("our graphs"):
-            sessions = our_language_sessions(scene, folder, threads=self.threads)
+            sessions = our_language_sessions(scene, folder / "ours", threads=self.threads)
             ours = our_variant(scene, our_language_model(scene, sessions))
+        few = {
+            name: self.unless_skipped(name, partial(self._few_bits, scene, folder / name, how, console))
+            for name, how in (("int8", int8("llm")), ("int4", int4()))
+        }
         gflop = count_flops(lambda: append_rows(scene.model.llm, scene.frame, scene.past)) / 1e9
         return Comparison(
-            variants={"eager": eager_variant(scene), "ort-default": default, "ours": ours},
+            variants={"eager": eager_variant(scene), "ort-default": default, "ours": ours, **few},
             steps={
                 "decode": Step(work=sum(scene.decode_bytes.values()) / 1e9, peak=read_peak()),
                 "ingest": Step(work=gflop, peak=gemm_peak()),
@@ -74,10 +84,15 @@ class LanguageBench(Bench):
             facts={"context": scene.context, "decode_bytes": scene.decode_bytes, "ingest_gflop": gflop},
         )
 
+    def _few_bits(
+        self, scene: LanguageScene, folder: Path, how: Mapping[Part, Quantization], console: Console
+    ) -> Variant:
+        with console.stage(f"our graphs in {folder.name}"):
+            sessions = our_language_sessions(scene, folder, threads=self.threads, quantization=how)
+        return our_variant(scene, our_language_model(scene, sessions), limit=FEW_BITS_LIMIT)
+
     def to_json(self, report: Report) -> dict[str, Any]:
         data = asdict(report)
-        for row in data["rows"]:
-            del row["not_run"]  # every variant is run
         return {"limit": LIMIT, **data.pop("facts"), **data}
 
     def describe(self, report: Report) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from engines.language import LanguageModel
 from engines.memory import Array
 from engines.session import Session
-from engines.spec import StreamLimits
+from engines.spec import Part, Quantization, StreamLimits
 from engines.target import load_target
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.llm import Decoder, KeyValue
@@ -25,7 +25,7 @@ from pvc_ref.llm import Decoder, KeyValue
 from ..graphs.modules import pairs
 from ..graphs.sessions import open_graphs
 from .baselines import default_export
-from .compare import Timed, Variant
+from .compare import LIMIT, Timed, Variant
 
 SIZES: dict[str, PVCConfig] = {
     "tiny": PVCConfig.preset("tiny"),
@@ -149,10 +149,15 @@ def default_variant(scene: LanguageScene, path: Path, *, threads: int) -> Varian
     return {"decode": step(scene.token), "ingest": step(scene.frame)}
 
 
-def our_language_sessions(scene: LanguageScene, folder: Path, *, threads: int) -> dict[str, Session]:
+def our_language_sessions(
+    scene: LanguageScene, folder: Path, *, threads: int, quantization: Mapping[Part, Quantization] | None = None
+) -> dict[str, Session]:
     """The language graphs of target `cpu`, exported and opened as a bundle's are, for `scene.context` rows."""
+    folder.mkdir(exist_ok=True)
     limits = StreamLimits(context=scene.context)
-    return open_graphs(scene.model, GRAPHS, load_target("cpu"), limits, folder, threads=threads)
+    return open_graphs(
+        scene.model, GRAPHS, load_target("cpu"), limits, folder, threads=threads, quantization=quantization
+    )
 
 
 def our_language_model(scene: LanguageScene, sessions: Mapping[str, Session]) -> LanguageModel:
@@ -162,7 +167,7 @@ def our_language_model(scene: LanguageScene, sessions: Mapping[str, Session]) ->
     return language
 
 
-def our_variant(scene: LanguageScene, language: LanguageModel) -> Variant:
+def our_variant(scene: LanguageScene, language: LanguageModel, *, limit: float = LIMIT) -> Variant:
     """A step of `language`, which first forgets the rows of the step before: timed too, and next to nothing.
 
     Ingest returns the hidden row and computes no logits: its `output` does, for the comparison.
@@ -174,6 +179,6 @@ def our_variant(scene: LanguageScene, language: LanguageModel) -> Variant:
 
     token, frame = scene.token[0].numpy(), scene.frame[0].numpy()
     return {
-        "decode": Timed(run=lambda: language.logits(append(token))),
-        "ingest": Timed(run=lambda: append(frame), output=language.logits),
+        "decode": Timed(run=lambda: language.logits(append(token)), limit=limit),
+        "ingest": Timed(run=lambda: append(frame), output=language.logits, limit=limit),
     }

@@ -1,10 +1,11 @@
-"""Four ways to run one streaming vision step, side by side: one new frame behind W - 1 past ones, every slot in use.
+"""Five ways to run one streaming vision step, side by side: one new frame behind W - 1 past ones, every slot in use.
 
     eager        the reference in PyTorch, its state joined frame by frame
     compile      the same call under torch.compile
     ort-default  what one gets without us: the step exported by torch with default options, the window an input and,
                  shifted, an output; ONNX Runtime with its defaults
     ours         trunk, temporal and compressor graphs with a ring: what PVCStream runs
+    int8         the same with products of eight bits, as by --int8 vision
 
 The variants themselves are in vision_variants.py; how they are compared is in compare.py.
 """
@@ -18,29 +19,27 @@ from typing import Any, ClassVar
 from engines.terminal import one_of
 
 from ..terminal.console import Console
-from .baselines import gemm_peak
-from .compare import LIMIT, Bench, Comparison, Report, Step, Timed, Variant, count_flops
+from .baselines import gemm_peak, int8
+from .compare import FEW_BITS_LIMIT, LIMIT, Bench, Comparison, Report, Step, Timed, Variant, count_flops
 from .rounds import describe_environment
 from .vision_variants import SIZES, Scene, compiled_step, default_step, eager_step, our_sessions, our_step
 
-SKIPPABLE = ("compile",)
 STEP = "frame"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VisionBench(Bench):
-    """`skip` names variants that are left out, of SKIPPABLE. Raises ValueError for what is unknown."""
+    """Raises ValueError for what is unknown."""
 
     program: ClassVar[str] = "pvc-export bench"
+    skippable = ("compile", "int8")
 
     size: str = "mid"
     window: int = 16
-    skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        Bench.__post_init__(self)  # not super(), which a class with slots has lost
         one_of("--size", self.size, SIZES)
-        for name in self.skip:
-            one_of("--skip", name, SKIPPABLE)
         if self.window < 2:
             raise ValueError(f"--window is {self.window}, expected at least 2, or there is no past to stream")
 
@@ -48,11 +47,12 @@ class VisionBench(Bench):
         with console.stage("fill the window"):
             scene = Scene.render(SIZES[self.size], window=self.window)
         eager = eager_step(scene)
-        compiled = "left out by --skip compile" if "compile" in self.skip else _compiled(scene, console)
+        compiled = self.unless_skipped("compile", lambda: _compiled(scene, console))
         with console.stage("default export"):
             default = default_step(scene, folder / "default.onnx", threads=self.threads)
         with console.stage("our graphs"):
-            ours = our_step(scene, our_sessions(scene, folder, threads=self.threads))
+            ours = our_step(scene, our_sessions(scene, folder / "ours", threads=self.threads))
+        int8 = self.unless_skipped("int8", lambda: self._int8(scene, folder / "int8", console))
         gflop = count_flops(eager) / 1e9
         return Comparison(
             variants={
@@ -60,10 +60,16 @@ class VisionBench(Bench):
                 "compile": compiled,
                 "ort-default": {STEP: Timed(run=default)},
                 "ours": {STEP: Timed(run=ours)},
+                "int8": int8,
             },
             steps={STEP: Step(work=gflop, peak=gemm_peak())},
             facts={"gflop": gflop},
         )
+
+    def _int8(self, scene: Scene, folder: Path, console: Console) -> Variant:
+        with console.stage("our graphs in 8 bits"):
+            sessions = our_sessions(scene, folder, threads=self.threads, quantization=int8("vision"))
+        return {STEP: Timed(run=our_step(scene, sessions), limit=FEW_BITS_LIMIT)}
 
     def to_json(self, report: Report) -> dict[str, Any]:
         rows = [asdict(row) | {"gflop_per_s": row.rate} for row in report.rows]

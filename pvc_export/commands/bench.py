@@ -49,7 +49,7 @@ def _compare(given: dict[str, Any], threads: int, console: Console) -> tuple[dic
         asked = given.pop("--part")
         part = one_of("--part", "vision" if asked is None else asked, parts)
         if part == "language":
-            refuse({name: given[name] for name in ("--window", "--skip")}, "{} cannot be given with --part language")
+            refuse({name: given[name] for name in ("--window",)}, "{} cannot be given with --part language")
         else:
             refuse({"--past": given["--past"]}, "{} needs --part language")
         options = {name.removeprefix("--"): value for name, value in given.items() if value is not None}

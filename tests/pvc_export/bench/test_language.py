@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ from .operations import ingest_flops
 P = 300  # two pieces of 256, and a bucket that is fed with a masked tail
 BUCKET = 256
 STEPS = ("decode", "ingest")
-VARIANTS = ("eager", "ort-default", "ours")
+VARIANTS = ("eager", "ort-default", "ours", "int8", "int4")
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +63,12 @@ def sessions(scene: LanguageScene, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def report(sessions: dict[str, Session]) -> Report:
-    with pytest.MonkeyPatch.context() as patch:  # the same weights and past, so exporting once is enough
-        patch.setattr(bench_module, "our_language_sessions", lambda scene, folder, *, threads: sessions)
+    def opened(scene: LanguageScene, folder: Path, **options: Any) -> dict[str, Session]:
+        """The same weights and past, so exporting once is enough."""
+        return our_language_sessions(scene, folder, **options) if options.get("quantization") else sessions
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_module, "our_language_sessions", opened)
         return LanguageBench(size="tiny", past=P, rounds=3).run()
 
 
@@ -71,9 +76,9 @@ def report(sessions: dict[str, Session]) -> Report:
 def no_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both exported variants stand in as eager: for tests about what the bench does with its variants."""
     monkeypatch.setattr(bench_module, "default_variant", lambda scene, path, *, threads: eager_variant(scene))
-    monkeypatch.setattr(bench_module, "our_language_sessions", lambda scene, folder, *, threads: {})
+    monkeypatch.setattr(bench_module, "our_language_sessions", lambda scene, folder, **options: {})
     monkeypatch.setattr(bench_module, "our_language_model", lambda scene, sessions: None)
-    monkeypatch.setattr(bench_module, "our_variant", lambda scene, language: eager_variant(scene))
+    monkeypatch.setattr(bench_module, "our_variant", lambda scene, language, **options: eager_variant(scene))
 
 
 # -- the report ------------------------------------------------------------------------------------------------
@@ -84,6 +89,8 @@ def test_every_variant_has_a_row_in_both_steps_and_computed_what_eager_computes(
     for row in report.rows:
         if row.variant == "eager":
             assert row.max_difference == 0.0 and row.times_eager == 1.0
+        elif row.variant in ("int8", "int4"):
+            assert 1e-4 < row.max_difference < 0.3, "they round"
         else:
             assert 0 < row.max_difference < 1e-5  # 5e-7 here; exactly 0 would mean that eager met itself
 
@@ -130,7 +137,7 @@ def test_the_table_says_what_was_compared_and_where_when_and_how(report: Report)
 def test_a_variant_that_computes_something_else_is_not_compared(
     step: str, no_exports: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def off_by_a_little(scene: LanguageScene, language: Any) -> Variant:
+    def off_by_a_little(scene: LanguageScene, language: Any, **options: Any) -> Variant:
         right = eager_variant(scene)
         return right | {step: Timed(run=lambda: right[step].run() * (1 + 2 * LIMIT))}
 
@@ -145,7 +152,7 @@ def test_a_variant_that_computes_something_else_is_not_compared(
 def test_a_variant_that_goes_wrong_in_a_later_round_is_found(
     step: str, no_exports: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong_the_third_time(scene: LanguageScene, language: Any) -> Variant:
+    def wrong_the_third_time(scene: LanguageScene, language: Any, **options: Any) -> Variant:
         right, calls = eager_variant(scene), []
 
         def run() -> Any:
@@ -163,7 +170,7 @@ def test_a_variant_that_goes_wrong_in_a_later_round_is_found(
 def test_another_past_is_another_result_so_no_variant_may_skip_it(
     scene: LanguageScene, sessions: dict[str, Session], monkeypatch: pytest.MonkeyPatch, no_exports: None
 ) -> None:
-    def forgetful(scene: LanguageScene, language: Any) -> Variant:
+    def forgetful(scene: LanguageScene, language: Any, **options: Any) -> Variant:
         before = scene.before.index_fill(1, torch.tensor([P // 2]), 0.0)
         return our_variant(scene, our_language_model(replace(scene, before=before), sessions))
 
@@ -270,7 +277,7 @@ def test_the_command_prints_one_json_object(no_exports: None, pvc_export: Run) -
     found = json.loads(done.out)
     assert [(row["step"], row["variant"]) for row in found["rows"]] == [(s, v) for s in STEPS for v in VARIANTS]
     assert found["limit"] == LIMIT and found["environment"]["versions"]["torch"] == torch.__version__
-    assert found["request"] == {"size": "tiny", "past": 2, "rounds": 1, "threads": 1}
+    assert found["request"] == {"size": "tiny", "past": 2, "rounds": 1, "threads": 1, "skip": []}
     assert done.exit_code == 0
 
 
@@ -281,7 +288,8 @@ def test_the_command_prints_one_json_object(no_exports: None, pvc_export: Run) -
         (["--part", "language", "--size", "0.5"], "expected one of tiny, 0.5b. Did you mean '0.5b'?"),
         (["--part", "language", "--size", "mid"], "expected one of tiny, 0.5b"),
         (["--part", "language", "--size", "tiny", "--past", 32705], "--past is 32705, expected 1 to 32704"),
-        (["--part", "language", "--window", 3, "--skip", "compile"], "--window, --skip cannot be given with --part"),
+        (["--part", "language", "--window", 3], "--window cannot be given with --part"),
+        (["--part", "language", "--skip", "compile"], "expected one of int8, int4"),
         (["--part", "language", "--frames", 200], "--frames needs a BUNDLE"),
         (["--past", 10], "--past needs --part language"),
         (["--part", "vision", "--past", 10], "--past needs --part language"),

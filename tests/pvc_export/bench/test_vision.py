@@ -24,7 +24,7 @@ from engines.session import OrtSession
 from engines.vision import VisionEncoder
 from pvc_export.bench.baselines import GEMM_SIZE, gemm_peak
 from pvc_export.bench.bundle import MIN_FRAMES, NUM_AROUND, StreamReport, bench_bundle, describe_stream
-from pvc_export.bench.compare import LIMIT, TITLES, Report, count_flops, difference
+from pvc_export.bench.compare import LIMIT, Report, count_flops, difference
 from pvc_export.bench.rounds import Spread, interleave, ratio
 from pvc_export.bench.vision import VisionBench
 from pvc_export.bench.vision_variants import SIZES, Scene, eager_step, our_sessions, our_step
@@ -36,6 +36,7 @@ from pvc_ref.config import CompressorConfig
 from .operations import linear, step_flops
 
 W = 5
+VARIANTS = ["eager", "compile", "ort-default", "ours", "int8"]
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,12 @@ def sessions(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 @pytest.fixture(scope="module")
 def report(sessions: dict[str, OrtSession]) -> Report:
-    with pytest.MonkeyPatch.context() as patch:  # the same weights and window, so exporting once is enough
-        patch.setattr(bench_module, "our_sessions", lambda scene, folder, *, threads: sessions)
+    def opened(scene: Scene, folder: Path, **options: Any) -> dict[str, OrtSession]:
+        """The same weights and window, so exporting once is enough."""
+        return our_sessions(scene, folder, **options) if options.get("quantization") else sessions
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_module, "our_sessions", opened)
         return VisionBench(size="tiny", window=W, rounds=3, skip=("compile",)).run()
 
 
@@ -61,17 +66,19 @@ def stream(bundle_fp32: Path) -> StreamReport:
     return bench_bundle(bundle_fp32, num_frames=MIN_FRAMES)
 
 
-# -- four variants ---------------------------------------------------------------------------------------------
+# -- five variants ---------------------------------------------------------------------------------------------
 
 
 def test_every_variant_has_a_row_and_every_row_that_ran_computed_what_eager_computes(report: Report) -> None:
-    assert [row.variant for row in report.rows] == list(TITLES)
+    assert [row.variant for row in report.rows] == VARIANTS
     ran = {row.variant: row for row in report.rows if row.not_run is None}
-    assert set(ran) == set(TITLES) - {"compile"}
+    assert set(ran) == set(VARIANTS) - {"compile"}
     assert ran["eager"].max_difference == 0.0
     for name in ("ort-default", "ours"):
         found = ran[name].max_difference
         assert found is not None and 0 < found < 1e-5  # 1e-6 here; exactly 0 would mean that eager met itself
+    rounded = ran["int8"].max_difference
+    assert rounded is not None and 1e-4 < rounded < 0.3, "it rounds"
 
 
 def test_figures_of_a_row_follow_from_its_time(report: Report) -> None:
@@ -86,7 +93,7 @@ def test_figures_of_a_row_follow_from_its_time(report: Report) -> None:
 
 def test_the_table_says_where_when_and_how_it_was_measured_and_what_was_not(report: Report) -> None:
     text = "\n".join(report.request.describe(report))
-    assert f"pvc-export bench --size tiny --rounds 3 --threads 1 --window {W} --skip compile" in text
+    assert f"pvc-export bench --size tiny --rounds 3 --threads 1 --skip compile --window {W}" in text
     assert cpu_name() in text and torch.__version__ in text and "process CPU time" in text
     assert report.environment["date_utc"] in text
     assert "torch.compile                   not run: left out by --skip compile" in text
@@ -96,7 +103,7 @@ def test_the_table_says_where_when_and_how_it_was_measured_and_what_was_not(repo
 def no_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both exported variants stand in as eager: for tests about what a bench does with its variants."""
     monkeypatch.setattr(bench_module, "default_step", lambda scene, path, *, threads: eager_step(scene))
-    monkeypatch.setattr(bench_module, "our_sessions", lambda scene, folder, *, threads: {})
+    monkeypatch.setattr(bench_module, "our_sessions", lambda scene, folder, **options: {})
     monkeypatch.setattr(bench_module, "our_step", lambda scene, sessions: eager_step(scene))
 
 
@@ -304,7 +311,7 @@ def test_both_modes_print_one_json_object(
     assert stream["state_bytes"] == sum(s.row_bytes for s in Manifest.load(bundle_fp32).graphs["temporal"].states)
     assert run_cli(monkeypatch, "--size", "tiny", "--window", 2, "--rounds", 1, "--skip", "compile", "--json") == 0
     compared = json.loads(capsys.readouterr().out)
-    assert [row["variant"] for row in compared["rows"]] == list(TITLES)
+    assert [row["variant"] for row in compared["rows"]] == VARIANTS
     assert compared["limit"] == LIMIT and compared["environment"]["versions"]["torch"] == torch.__version__
 
 
