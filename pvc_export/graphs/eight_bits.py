@@ -42,8 +42,9 @@ class RowsLinear(EightBitLinear):
 class TensorLinear(EightBitLinear):
     @staticmethod
     def rounded(x: Tensor) -> Tensor:
-        """All of x is whole numbers 0..255 less a zero point, times one scale: ONNX's DynamicQuantizeLinear."""
-        low, high = x.min().clamp_max(0), x.max().clamp_min(0)
+        """All rows of one frame, x (..., N, C), are whole numbers 0..255 less a zero point, times one scale: what
+        ONNX's DynamicQuantizeLinear makes of a pass, which is one frame. A clip has as many scales as frames."""
+        low, high = x.amin((-2, -1), keepdim=True).clamp_max(0), x.amax((-2, -1), keepdim=True).clamp_min(0)
         scale = torch.where(high == low, 1.0, (high - low) / 255)
         zero_point = (-low / scale).clamp(0, 255).round()
         return (((x / scale).round() + zero_point).clamp(0, 255) - zero_point) * scale

@@ -128,6 +128,7 @@ def check_bundle(
 
                     evidence += answer_all(
                         folder, loaded, num_questions=num_questions, twins=twins, ladder=ladder, scratch=scratch,
+                        source=source if manifest.quantization else None,
                         progress=lambda x: progress(0.8 + 0.2 * x),
                     )  # fmt: skip
     progress(1.0)

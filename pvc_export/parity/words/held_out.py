@@ -32,12 +32,13 @@ from pvc_ref.training.objective import shared_prefix_logits
 
 from ...graphs.models import LoadedModel
 from ...graphs.precision import cast_model
-from ..answers import Changed, RungAnswers
+from ..answers import MIN_AGREEMENT, MIN_AGREEMENT_INT8, Changed, RungAnswers
 from ..bfloat16_on_cpu import open_on_cpu
 from ..evidence import Evidence
 from ..facts import hold_facts
 from ..float16_on_cpu import Float16Products
 from ..ladder import is_for_gpu, open_on_target, open_twins, why_not_executed
+from ..levels import Rule
 from ..limits import near_tie
 from ..places import Rung
 from ..recording import Progress
@@ -46,6 +47,8 @@ FIRST_SEED = 5_000_000
 VIDEO_FRAMES = 8
 STILL_EVERY = 4  # every fourth clip is an image: each of its questions encodes it anew
 LONGEST_ANSWER = 48
+LEAST_SAME = 0.9
+"""Of a model in few bits: the part of answers that must be those of the model as it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,12 +92,13 @@ def answer_all(
     *,
     num_questions: int,
     twins: Path,
+    source: LoadedModel | None = None,
     ladder: bool = True,
     scratch: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Evidence:
     """Every rung's answers to the same questions, the reference's first. `ladder` as in check_bundle, `twins` as in
-    climb."""
+    climb; `source` is the model as it is, where the reference holds it in few bits."""
     with open_on_cpu(folder) as opened:
         bundle = hold_facts(opened, loaded, scratch=scratch)[1]
         manifest = bundle.manifest
@@ -111,8 +115,27 @@ def answer_all(
         if ladder and is_for_gpu(bundle) and why_not_executed(bundle) is None:
             gpu = _through_stream(open_on_target(bundle), asked)
             found.append(_grade(Rung("gpu", precision), asked, gpu, rounding))
+    cost = () if source is None else (_cost_in_answers(source, asked, window),)
     progress(1.0)
-    return Evidence(answers=tuple(found))
+    return Evidence(answers=tuple(found), rules=cost)
+
+
+def _cost_in_answers(source: LoadedModel, asked: Sequence[AskedClip], window: int) -> Rule:
+    """How many answers few bits change. A loose limit: what is too much is for the user to say."""
+    pairs = [
+        (question.answer, before.text, after.text)
+        for case in asked
+        for question, before, after in zip(
+            case.questions, _ask_reference(source, case, window), case.answers, strict=True
+        )
+    ]
+    same = sum(before == after for _, before, after in pairs) / len(pairs)
+    right = [sum(texts[0] == texts[side] for texts in pairs) / len(pairs) for side in (1, 2)]
+    detail = (
+        f"{same:.1%} of {len(pairs)} answers as the model as it is gives them (at least {LEAST_SAME:.0%}); right: "
+        f"{right[0]:.1%} -> {right[1]:.1%}"
+    )
+    return Rule(level="K", name="what codes cost in answers", passed=same >= LEAST_SAME, detail=detail)
 
 
 def _ladder(
@@ -224,7 +247,8 @@ def _grade(
             # A changed answer could by chance be the truth; it is counted as wrong, which is the strict side.
             count[question.topic] += 1
             right[question.topic] += change is None and answer.text == question.answer
-    return RungAnswers(rung=rung, right=dict(right), count=dict(count), changed=tuple(changed))
+    least = MIN_AGREEMENT_INT8 if rounding == "int8" else MIN_AGREEMENT
+    return RungAnswers(rung=rung, right=dict(right), count=dict(count), changed=tuple(changed), least_agreement=least)
 
 
 def _change(question: Question, answer: ReferenceAnswer, own: Array, rounding: Rounding) -> Changed | None:

@@ -13,12 +13,12 @@ import torch
 
 from pvc_export.controls.graph_edits import edit_graph, roll_slot_mask
 from pvc_export.graphs.models import LoadedModel, load_model
-from pvc_export.parity.answers import MIN_AGREEMENT, Changed, RungAnswers
+from pvc_export.parity.answers import MIN_AGREEMENT, MIN_AGREEMENT_INT8, Changed, RungAnswers
 from pvc_export.parity.check import check_bundle
 from pvc_export.parity.evidence import Evidence
 from pvc_export.parity.places import Rung
 from pvc_export.parity.report import ParityReport
-from pvc_export.parity.words.held_out import _ask_reference, answer_all, cases
+from pvc_export.parity.words.held_out import _ask_reference, _cost_in_answers, answer_all, cases
 from pvc_ref.prompt import STOP_TOKEN
 from pvc_ref.shapes import answer_to
 
@@ -62,6 +62,27 @@ def test_the_bundled_model_answers_most_questions_truly(answers: dict[str, RungA
 def test_float16_and_onnx_keep_the_answers_of_the_reference(answers: dict[str, RungAnswers]) -> None:
     for rung in answers.values():
         assert rung.agreement >= MIN_AGREEMENT and rung.faults() == [], rung.line()
+
+
+def test_answers_that_few_bits_change_are_counted_and_too_many_are_a_fault(shapes: LoadedModel) -> None:
+    asked = [replace(case, answers=_ask_reference(shapes, case, 8)) for case in cases(20)]
+    same = _cost_in_answers(shapes, asked, 8)
+    assert same.passed and same.detail.startswith("100.0% of 20 answers as the model as it is gives them")
+    mute = [replace(case, answers=tuple(replace(one, text="") for one in case.answers)) for case in asked]
+    changed = _cost_in_answers(shapes, [*mute[:2], *asked[2:]], 8)
+    number = 20 - sum(len(case.questions) for case in asked[:2])
+    assert changed.passed is False and changed.detail.startswith(f"{number / 20:.1%} of 20")
+
+
+def test_where_inputs_are_rounded_to_eight_bits_more_answers_may_change() -> None:
+    change = Changed(topic="colour", question="?", expected="red", step=0, margin=0.0, tie=1.0)
+    of_ten, of_many = (
+        RungAnswers(rung=Rung("bundle", "fp32"), right={}, count={"colour": 1000}, changed=(change,) * count,
+                    least_agreement=MIN_AGREEMENT_INT8)
+        for count in (10, 25)
+    )  # fmt: skip
+    assert of_ten.faults() == [] and "97.50% of 1000" in of_many.faults()[0]
+    assert replace(of_ten, least_agreement=MIN_AGREEMENT).faults()
 
 
 def test_the_reference_s_greedy_answers_are_those_of_generate(shapes: LoadedModel) -> None:
