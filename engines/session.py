@@ -25,7 +25,7 @@ BFLOAT16 = 16  # TensorProto.BFLOAT16, which ONNX Runtime does not translate to 
 
 PRODUCTS_OF_CODES = "session.qdq_matmulnbits_accuracy_level"
 """ONNX Runtime's name for what a product with weights of four bits computes in: "1" is float32; "4", its default,
-rounds what it is fed to eight bits as well."""
+rounds what it is fed to eight bits as well, block by block."""
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime's name for where the weights lie of a graph that is no file."""
 
@@ -214,7 +214,8 @@ def open_onnx(
     options.intra_op_num_threads = threads or 0
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # gpu.py reads it
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle camera must not burn a core
-    options.add_session_config_entry(PRODUCTS_OF_CODES, "1")
+    how = spec.quantization
+    options.add_session_config_entry(PRODUCTS_OF_CODES, "4" if how is not None and how.inputs == "blocks" else "1")
     if graph is not None:
         options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     try:

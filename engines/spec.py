@@ -48,10 +48,12 @@ Method = Literal["round", "search"]
 round   the block's largest value is the largest code
 search  of that scale and some smaller ones, the one that leaves the least squared error
 """
-Inputs = Literal["float", "rows", "tensor"]
+Inputs = Literal["float", "blocks", "rows", "tensor"]
 """What a product with codes computes in.
 
 float   the graph's dtype: codes stand for weights, and nothing but those is rounded
+blocks  whole numbers where the runtime likes: the graph says `float`, and ONNX Runtime's CPU may round each block of
+        each row that it is fed to eight bits, by its own largest value. Twice as fast as `float` at one row
 rows    whole numbers: each row that it is fed is rounded to eight bits, by its own largest value, as it comes
 tensor  the same with one scale for all that it is fed in a pass: faster, and coarser where rows differ in size
 """
@@ -226,7 +228,7 @@ class Quantization:
             raise SpecError(f"a block of {self.block} values", expected="a power of two, at least 16")
         if self.method not in get_args(Method):
             raise SpecError(f"quantization by '{self.method}'", expected=f"one of {', '.join(get_args(Method))}")
-        of_four = self.bits == 4 and self.block is not None and self.inputs == "float"
+        of_four = self.bits == 4 and self.block is not None and self.inputs in ("float", "blocks")
         of_eight = self.bits == 8 and self.block is None and not self.zero_points and self.inputs in ("rows", "tensor")
         if not (of_four or of_eight):
             raise SpecError(

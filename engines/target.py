@@ -29,6 +29,7 @@ class Target:
     int4_blocks           sizes of a block of weights of four bits that it takes, the usual one first; empty if it
                           takes none, and then `no_int4` says why
     int4_zero_points      whether such a block may have a zero point
+    int4_inputs           what products of four bits compute in
     int8                  how products of eight bits are fed, by part; empty if it has none, and then `no_int8` says
                           why. Where streams share a pass, always by rows, so that they do not depend on each other
     """
@@ -45,6 +46,7 @@ class Target:
     engine_graphs: tuple[str, ...]
     int4_blocks: tuple[int, ...]
     int4_zero_points: bool
+    int4_inputs: Inputs
     no_int4: str
     int8: dict[Part, Inputs]
     no_int8: str

@@ -65,8 +65,11 @@ def int8(part: Part) -> dict[Part, Quantization]:
 def int4() -> dict[Part, Quantization]:
     """Weights of four bits, likewise."""
     target = load_target("cpu")
-    zero_points, block = target.int4_zero_points, target.int4_blocks[0]
-    return {"llm": Quantization(block=block, zero_points=zero_points, method="round")}
+    return {
+        "llm": Quantization(
+            block=target.int4_blocks[0], zero_points=target.int4_zero_points, method="round", inputs=target.int4_inputs
+        )
+    }
 
 
 def gemm_peak() -> Peak:

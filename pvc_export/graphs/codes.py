@@ -77,14 +77,14 @@ def scales_shape(how: Quantization, inputs: int, outputs: int) -> ir.Shape:
 def scales_dtype(how: Quantization, value: ir.Value) -> ir.DataType:
     """Whole numbers are scaled in float32, whatever the graph computes in."""
     assert value.const_value is not None
-    return ir.DataType.FLOAT if how.rounds_inputs else value.const_value.dtype
+    return ir.DataType.FLOAT if how.bits == 8 else value.const_value.dtype
 
 
 def put_codes(graph: ir.Graph, value: ir.Value, how: Quantization, parts: Sequence[ir.TensorProtocol]) -> None:
     """Put codes, scales and, if it has any, zero points in the place of a constant."""
     names = ("codes", "scales", "zero_points")
     constants = [_constant(graph, f"{value.name}.{name}", part) for name, part in zip(names, parts, strict=False)]
-    if how.rounds_inputs:
+    if how.bits == 8:
         for product in [node for node, _ in value.uses()]:
             _multiply(graph, product, *constants, inputs=how.inputs)
     else:

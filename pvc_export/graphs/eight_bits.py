@@ -15,7 +15,11 @@ SMALLEST_SCALE = 1e-30
 
 
 class EightBitLinear(nn.Linear):
-    """A linear layer that rounds its input. Its weight, what codes stand for, is float32 in every precision."""
+    """A linear layer that rounds its input. Its weight is what codes stand for: of eight bits, float32 in every
+    precision."""
+
+    block: int | None
+    """Values along the input that share a scale of its weight."""
 
     def forward(self, x: Tensor) -> Tensor:
         rounded = self.rounded(upcast(x))
@@ -25,23 +29,28 @@ class EightBitLinear(nn.Linear):
         y = F.linear(rounded, weight).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
-    @staticmethod
-    def rounded(x: Tensor) -> Tensor:
+    def rounded(self, x: Tensor) -> Tensor:
         """x (..., C), in the values that codes stand for."""
         raise NotImplementedError
 
 
 class RowsLinear(EightBitLinear):
-    @staticmethod
-    def rounded(x: Tensor) -> Tensor:
+    def rounded(self, x: Tensor) -> Tensor:
         """Every row is whole numbers -127..127 times a scale of its own."""
         scale = (x.abs().amax(-1, keepdim=True) / LARGEST_CODE).clamp_min(SMALLEST_SCALE)
         return (x / scale).round() * scale
 
 
+class BlocksLinear(RowsLinear):
+    def rounded(self, x: Tensor) -> Tensor:
+        """Every block of a row is whole numbers -127..127 times a scale of its own: ONNX Runtime's MatMulNBits."""
+        assert self.block is not None
+        blocks: Tensor = super().rounded(x.unflatten(-1, (-1, self.block)))
+        return blocks.flatten(-2)
+
+
 class TensorLinear(EightBitLinear):
-    @staticmethod
-    def rounded(x: Tensor) -> Tensor:
+    def rounded(self, x: Tensor) -> Tensor:
         """All rows of one frame, x (..., N, C), are whole numbers 0..255 less a zero point, times one scale: what
         ONNX's DynamicQuantizeLinear makes of a pass, which is one frame. A clip has as many scales as frames."""
         low, high = x.amin((-2, -1), keepdim=True).clamp_max(0), x.amax((-2, -1), keepdim=True).clamp_min(0)
@@ -50,4 +59,4 @@ class TensorLinear(EightBitLinear):
         return (((x / scale).round() + zero_point).clamp(0, 255) - zero_point) * scale
 
 
-ROUNDED: dict[Inputs, type[EightBitLinear]] = {"rows": RowsLinear, "tensor": TensorLinear}
+ROUNDED: dict[Inputs, type[EightBitLinear]] = {"blocks": BlocksLinear, "rows": RowsLinear, "tensor": TensorLinear}

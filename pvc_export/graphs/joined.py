@@ -18,6 +18,7 @@ from pvc_ref import PVC
 from pvc_ref.llm import CausalAttention, SwiGLU
 from pvc_ref.temporal import AdaLayerNorm
 
+from .eight_bits import EightBitLinear
 from .precision import ModuleT, copy_with
 from .spellings import InPlaceAttention
 
@@ -111,6 +112,8 @@ def _join(parts: Sequence[nn.Linear]) -> nn.Linear:
     with torch.device("meta"):
         whole = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts), bias=bool(biases))
     whole.__class__ = type(parts[0])  # of one input, which is rounded alike for all parts
+    if isinstance(whole, EightBitLinear):
+        whole.block = parts[0].block  # type: ignore[assignment]
     whole.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]), requires_grad=False)
     if biases:
         whole.bias = nn.Parameter(torch.cat([bias.detach() for bias in biases]), requires_grad=False)

@@ -70,7 +70,7 @@ def kept_wide(model: PVC, islands: Sequence[str] = ()) -> set[int]:
     """The ids of the weights that stay in float32. Raises ModelError for an island that cannot be one."""
     own = [require_island(model, name) for name in islands]
     modules = (*own, *(module for module in model.modules() if isinstance(module, ISLANDS)))
-    codes = {id(module.weight) for module in model.modules() if isinstance(module, EightBitLinear)}
+    codes = {id(m.weight) for m in model.modules() if isinstance(m, EightBitLinear) and m.block is None}
     return codes | {id(parameter) for module in modules for parameter in module.parameters()}
 
 

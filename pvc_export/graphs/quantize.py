@@ -173,7 +173,7 @@ class Quantizer:
     def grid(self, name: str, weight: Tensor) -> Grid:
         """Of a weight that becomes codes. Scales of whole numbers are float32 in every graph."""
         how = self.how[name]
-        return grid_of(weight, how, torch.float32 if how.rounds_inputs else self.dtype)
+        return grid_of(weight, how, torch.float32 if how.bits == 8 else self.dtype)
 
     def read(self, name: str) -> Tensor:
         """Any weight of the model, as the graphs hold it, in float32."""
@@ -194,7 +194,7 @@ class Quantizer:
             values = weight.detach() if weight.is_meta else self.read(name)
             owner.weight = nn.Parameter(values, requires_grad=False)
             if self.how[name].rounds_inputs:
-                owner.__class__ = ROUNDED[self.how[name].inputs]
+                owner.__class__, owner.block = ROUNDED[self.how[name].inputs], self.how[name].block  # type: ignore[assignment]
         copy.stored = None if self.source.stored is None else self.read
         return copy
 
@@ -204,6 +204,15 @@ def quantized(
 ) -> LoadedModel:
     """The model whose weights are what their codes say."""
     return replace(loaded, model=Quantizer.of(loaded.model, quantization, precision, islands).model())
+
+
+def as_written(loaded: LoadedModel, manifest: Manifest) -> LoadedModel:
+    """The model as the files of a bundle say it: what its graphs compute where a runtime rounds nothing by itself."""
+    quantization = {
+        part: replace(how, inputs="float") if how.inputs == "blocks" else how
+        for part, how in manifest.quantization.items()
+    }
+    return quantized(loaded, quantization, manifest.precision, manifest.islands)
 
 
 def as_held(loaded: LoadedModel, manifest: Manifest) -> LoadedModel:

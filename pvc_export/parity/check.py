@@ -43,7 +43,7 @@ from engines.spec import GRAPH_NAMES
 from ..graphs.hollow import in_memory
 from ..graphs.machine import fitting_threads, is_small
 from ..graphs.models import LoadedModel, require_same_weights
-from ..graphs.quantize import as_held
+from ..graphs.quantize import as_held, as_written
 from ..terminal.console import Console
 from .against_reference import VisionRuns, compare_language, compare_pixels, compare_vision
 from .answers import WORLD, Conversation
@@ -113,7 +113,7 @@ def check_bundle(
         if manifest.quantization:
             evidence += Evidence(rules=(cost_of_codes(source, loaded, manifest, per_kind=_per_kind(loaded)),))
         if manifest.rounding == "int8":
-            evidence += _operations(folder, loaded, scratch)
+            evidence += _operations(folder, as_written(source, manifest), scratch)
         progress(0.5)
         if recorded.stop is not None:
             reason = f"the stream ended at {recorded.stop.differences[0].where}"
@@ -147,7 +147,7 @@ def explain(
         return report  # its rows name the layer, and for more the model would have to be in memory
     graphs = (report.first_failed_graph,) if report.first_failed_graph else GRAPH_NAMES
     with console.stage("look for the operation at fault") as (stage, _):
-        held = as_held(_in_memory(loaded), Manifest.load(folder))
+        held = as_written(_in_memory(loaded), Manifest.load(folder))
         culprit = find_culprit(folder, held, graphs=graphs, scratch=scratch)
         stage.note = f"'{culprit.operation}' of {culprit.layer}" if culprit else "none: every operation is right"
     return replace(report, looked=True, culprit=culprit)

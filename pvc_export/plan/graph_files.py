@@ -74,7 +74,7 @@ BATCH_ADDS = {
 }  # fmt: skip
 """A batch of several streams is dynamic, and its size is asked for. The LLM's is where its cache is updated in
 place."""
-CODES_ADD: dict[Inputs, int] = {"float": 270, "tensor": 1060, "rows": 1540}
+CODES_ADD: dict[Inputs, int] = {"float": 270, "blocks": 270, "tensor": 1060, "rows": 1540}
 ZERO_POINTS_ADD = 130
 """For each product that holds its matrix in codes: the nodes that it is made of, by how it is fed, and constants."""
 PRODUCTS = {"trunk": Products(layer=4), "temporal": Products(layer=9), "llm": Products(layer=4)}
@@ -123,7 +123,7 @@ def held_bytes(name: str, weight: Tensor, spec: GraphSpec) -> int:
     if how is None or not is_coded(name, weight, spec):
         return bytes_of(weight)
     num_blocks = weight.numel() // (how.block or weight.shape[1])
-    scale_bytes = 4 if how.rounds_inputs else weight.element_size()
+    scale_bytes = 4 if how.bits == 8 else weight.element_size()
     return weight.numel() * how.bits // 8 + num_blocks * scale_bytes + (num_blocks // 2 if how.zero_points else 0)
 
 

@@ -1,4 +1,4 @@
-"""What weights of few bits cost an LLM on text: perplexity of the model as it is, and of each way to lay out its codes.
+"""What few bits cost an LLM on text: perplexity of the model as it is, and of each way to hold its layers.
 
     python -m pvc_export.studies.perplexity MODEL FILE... [--rows 20] [--length 1024] [--precision fp32]
 
@@ -23,6 +23,7 @@ from pvc_ref.llm import Decoder
 
 from ..graphs.models import load_model
 from ..graphs.quantize import quantized
+from ..terminal.quantization import quantization_text
 
 BLOCK = 32
 
@@ -39,8 +40,10 @@ def perplexity(llm: Decoder, rows: Tensor) -> float:
 
 
 def ways() -> Iterator[Quantization | None]:
-    """The model as it is, then every way that a target can ask for."""
+    """The model as it is, then every way that a target can ask for, eight bits first."""
     yield None
+    for method in get_args(Method):
+        yield Quantization(bits=8, block=None, zero_points=False, method=method, inputs="rows")
     for zero_points in (False, True):
         for method in get_args(Method):
             yield Quantization(block=BLOCK, zero_points=zero_points, method=method)
@@ -67,8 +70,8 @@ def main() -> None:
         held = loaded if how is None else quantized(loaded, {"llm": how}, args.precision)
         found = perplexity(held.model.llm, rows)
         first = first or found
-        name = "as it is" if how is None else f"int4, {'with' if how.zero_points else 'no'} zero points, {how.method}"
-        print(f"  {name:<34}{found:10.3f}  {found / first - 1:+.1%}", flush=True)
+        name = "as it is" if how is None else quantization_text("llm", how)
+        print(f"  {name:<56}{found:10.3f}  {found / first - 1:+.1%}", flush=True)
 
 
 if __name__ == "__main__":

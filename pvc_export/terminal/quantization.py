@@ -50,7 +50,7 @@ class FewBits:
         if block not in target.int4_blocks:
             taken = ", ".join(map(str, target.int4_blocks))
             raise typer.BadParameter(f"target '{target.name}' takes int4 weights in blocks of {taken}, not of {block}")
-        return Quantization(block=block, zero_points=target.int4_zero_points, method=method)
+        return Quantization(block=block, zero_points=target.int4_zero_points, method=method, inputs=target.int4_inputs)
 
 
 def _int8(target: Target, part: Part, method: Method, streams: int) -> Quantization:
@@ -62,10 +62,11 @@ def _int8(target: Target, part: Part, method: Method, streams: int) -> Quantizat
 
 def quantization_text(part: str, how: Quantization) -> str:
     """In words: 'llm in int4 blocks of 32 with zero points, by search'."""
+    fed = "" if how.inputs == "float" else f", its inputs by {how.inputs.removesuffix('s')}"
     if how.bits == 8:
-        return f"{part} in int8 by {how.method}, its inputs by {'row' if how.inputs == 'rows' else 'tensor'}"
+        return f"{part} in int8, by {how.method}{fed}"
     points = " with zero points" if how.zero_points else ""
-    return f"{part} in int4 blocks of {how.block}{points}, by {how.method}"
+    return f"{part} in int4 blocks of {how.block}{points}, by {how.method}{fed}"
 
 
 def quantization_options(quantization: Mapping[Part, Quantization]) -> list[str]:

@@ -63,7 +63,8 @@ def test_a_target_takes_weights_of_four_bits_or_says_why_not(name: str) -> None:
     assert bool(target.int4_blocks) == (not serves_10_3), "its parser reads opset 20, and blocks came with 21"
     assert target.int4_zero_points == (name == "cpu"), "TensorRT's codes are symmetric"
     for block in target.int4_blocks:
-        Quantization(block=block, zero_points=target.int4_zero_points, method="round")
+        Quantization(block=block, zero_points=target.int4_zero_points, method="round", inputs=target.int4_inputs)
+    assert target.int4_inputs == ("blocks" if name == "cpu" else "float")
 
 
 @pytest.mark.parametrize("name", target_names())

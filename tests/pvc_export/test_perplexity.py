@@ -37,9 +37,9 @@ def test_every_row_is_scored_on_its_own_and_every_token_but_its_first(small: Loa
     assert logs[0] == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_the_ways_are_the_model_itself_and_both_methods_with_and_without_zero_points() -> None:
+def test_the_ways_are_the_model_itself_eight_bits_and_four_with_and_without_zero_points_by_both_methods() -> None:
     first, *others = ways()
     assert first is None
-    assert {(how.zero_points, how.method) for how in others if how} == {
-        (points, method) for points in (False, True) for method in ("round", "search")
+    assert {(how.bits, how.zero_points, how.method) for how in others if how} == {
+        (*kind, method) for kind in ((8, False), (4, False), (4, True)) for method in ("round", "search")
     }

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from engines.bundle import graph_path
 from engines.errors import SpecError
-from engines.spec import Inputs, Method, Precision, Quantization, StreamLimits
+from engines.session import OrtSession
+from engines.spec import GraphSpec, Inputs, Method, Precision, Quantization, StreamLimits, TensorSpec
 from engines.target import load_target
 from pvc_export.bundles.export import ExportRequest, write_graphs
-from pvc_export.graphs.eight_bits import ROUNDED, RowsLinear, TensorLinear
+from pvc_export.graphs.eight_bits import ROUNDED, BlocksLinear, EightBitLinear, RowsLinear, TensorLinear
 from pvc_export.graphs.models import loaded_model
 from pvc_export.graphs.quantize import Quantizer, grid_of
 from pvc_export.parity.graph_file import GraphFile
@@ -40,6 +41,12 @@ def inputs_of(kind: str) -> Tensor:
     return {"both signs": x, "not negative": x.abs(), "not positive": -x.abs(), "zeros": torch.zeros_like(x)}[kind]
 
 
+def rounded_by(kind: type[EightBitLinear], x: Tensor, *, block: int | None = None) -> Tensor:
+    layer = kind(x.shape[-1], 1)
+    layer.block = block
+    return layer.rounded(x)
+
+
 KINDS = ("both signs", "not negative", "not positive", "zeros")
 
 
@@ -50,30 +57,30 @@ def test_a_row_is_rounded_as_torch_fakes_it_with_that_row_s_scale(kind: str) -> 
     zero_points = torch.zeros(len(x), dtype=torch.int32)
     want = torch.fake_quantize_per_channel_affine(x, scales, zero_points, 0, -127, 127)
     # torch multiplies by the inverse of a scale: a value in the middle of two codes may take the other one.
-    assert ((RowsLinear.rounded(x) - want).abs() <= scales[:, None] * 1.001).all()
-    assert (RowsLinear.rounded(x) != want).float().mean() < 0.01
-    assert ((RowsLinear.rounded(x) - x).abs() <= scales[:, None] * 0.5001).all()
+    assert ((rounded_by(RowsLinear, x) - want).abs() <= scales[:, None] * 1.001).all()
+    assert (rounded_by(RowsLinear, x) != want).float().mean() < 0.01
+    assert ((rounded_by(RowsLinear, x) - x).abs() <= scales[:, None] * 0.5001).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_frame_is_rounded_as_onnx_s_reference_does_and_a_clip_frame_by_frame(kind: str) -> None:
     clip = inputs_of(kind)
     x = clip[:1]
-    assert torch.equal(TensorLinear.rounded(clip)[:1], TensorLinear.rounded(x))
+    assert torch.equal(rounded_by(TensorLinear, clip)[:1], rounded_by(TensorLinear, x))
     model = onnx.parser.parse_model(
         """<ir_version: 10, opset_import: ["": 20]> one (float[1, 7, 40] x) => (float[1, 7, 40] y) {
             q, scale, zero = DynamicQuantizeLinear(x)  y = DequantizeLinear(q, scale, zero)
         }"""
     )
     want = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x.numpy()})[0]
-    assert np.allclose(TensorLinear.rounded(x).numpy(), want, rtol=1e-6, atol=0)
+    assert np.allclose(rounded_by(TensorLinear, x).numpy(), want, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("inputs", ROUNDED)
 def test_a_layer_in_half_precision_multiplies_in_float32_and_rounds_its_result(inputs: Inputs) -> None:
     layer = nn.Linear(40, 8)
     x = inputs_of("both signs").half()
-    layer.__class__ = ROUNDED[inputs]
+    layer.__class__, layer.block = ROUNDED[inputs], 8  # type: ignore[assignment]
     want = nn.functional.linear(layer.rounded(x.float()), layer.weight)  # type: ignore[attr-defined]
     layer.bias = nn.Parameter(layer.bias.half())
     assert torch.equal(layer(x), want.half() + layer.bias)
@@ -118,7 +125,7 @@ def test_what_no_graph_computes_is_refused(changes: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("inputs", ROUNDED)
+@pytest.mark.parametrize("inputs", ["rows", "tensor"])
 def test_a_graph_computes_what_the_model_with_rounded_inputs_does(
     inputs: Inputs, precision: Precision, tmp_path: Path
 ) -> None:
@@ -143,3 +150,58 @@ def test_a_graph_computes_what_the_model_with_rounded_inputs_does(
     assert np.abs(got - want).max() < 0.05 * np.abs(want).max()
     plain = loaded.model.compressor(features, torch.zeros(1)).detach().numpy()
     assert np.abs(want - plain).max() > 1e-4 * np.abs(want).max(), "rounding does something"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_is_a_row_of_its_own(kind: str) -> None:
+    x = inputs_of(kind)
+    want = torch.cat([rounded_by(RowsLinear, part) for part in x.split(8, dim=-1)], dim=-1)
+    assert torch.equal(rounded_by(BlocksLinear, x, block=8), want)
+
+
+@pytest.mark.parametrize("zero_points", [False, True])
+@pytest.mark.parametrize("num_rows", [1, 5, 64])
+def test_onnx_runtime_rounds_what_a_product_of_four_bits_is_fed_block_by_block(
+    num_rows: int, zero_points: bool, tmp_path: Path
+) -> None:
+    """Of the same file: with inputs in floating point, and with blocks, it is what the layer of that kind computes."""
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(128, 96, bias=False)
+    layer.weight = nn.Parameter(torch.randn(96, 128, generator=generator), requires_grad=False)
+    x = torch.randn(1, num_rows, 128, generator=generator)
+    four = Quantization(block=32, zero_points=zero_points, method="search")
+    grid = grid_of(layer.weight, four, torch.float32)
+    codes = grid.codes(layer.weight)
+    kind = onnx.TensorProto.UINT4 if zero_points else onnx.TensorProto.INT4
+    parts = {"codes": (kind, codes), "scales": (onnx.TensorProto.FLOAT, grid.scales)}
+    if grid.zero_points is not None:
+        parts["points"] = (kind, grid.zero_points)
+    constants = [
+        onnx.helper.make_tensor(name, dtype, values.T.shape, values.T.flatten().tolist())
+        for name, (dtype, values) in parts.items()
+    ]
+    nodes = [
+        onnx.helper.make_node("DequantizeLinear", list(parts), ["w"], axis=0, block_size=32),
+        onnx.helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [1, num_rows, size]) for name, size in (("x", 128), ("y", 96))]
+    graph = onnx.helper.make_graph(nodes, "one", ends[:1], ends[1:], constants)
+    opset = [onnx.helper.make_opsetid("", 21)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "one.onnx")
+
+    def computed(inputs: Inputs) -> np.ndarray:
+        spec = GraphSpec(
+            name="one", dims={}, quantization=replace(four, inputs=inputs),
+            inputs=(TensorSpec(name="x", dtype="float32", shape=(1, num_rows, 128)),),
+            outputs=(TensorSpec(name="y", dtype="float32", shape=(1, num_rows, 96)),),
+        )  # fmt: skip
+        session = OrtSession(tmp_path / "one.onnx", spec, threads=1)
+        return np.asarray(session.run({"x": x.numpy()})["y"])
+
+    layer.weight = nn.Parameter(grid.nearest(layer.weight), requires_grad=False)
+    exact = layer(x).numpy()
+    layer.__class__, layer.block = BlocksLinear, 32  # type: ignore[assignment]
+    rounded = layer(x).numpy()
+    assert np.abs(computed("float") - exact).max() < 1e-4
+    assert np.abs(rounded - exact).max() > 0.02
+    assert np.abs(computed("blocks") - rounded).max() < 1e-4

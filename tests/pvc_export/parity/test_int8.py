@@ -12,15 +12,20 @@ import pytest
 from onnx import helper, numpy_helper
 
 from engines.manifest import Manifest
+from engines.spec import StreamLimits
+from engines.target import load_target
+from pvc_export.bundles.export import ExportRequest, write_graphs
 from pvc_export.controls.graph_edits import edit_graph
 from pvc_export.graphs.models import LoadedModel
-from pvc_export.graphs.quantize import as_held
+from pvc_export.graphs.quantize import as_held, as_written
 from pvc_export.parity.check import check_bundle
 from pvc_export.parity.culprit.find import find_culprit
 from pvc_export.parity.fresh import FreshGraphs
 from pvc_export.parity.report import ParityReport
 from pvc_export.parity.rounding import Reference
 from pvc_export.parity.structure import compare_graphs
+from pvc_export.terminal.console import Console
+from pvc_export.terminal.quantization import FewBits
 
 Edit = Callable[[onnx.ModelProto], None]
 
@@ -154,3 +159,23 @@ def test_a_bundle_that_says_it_rounds_otherwise_is_not_what_its_graphs_are(
     )
     found = compare_graphs(bundle_int8, other, as_held(tiny, other), fresh)
     assert set(found.wrong_weights) == {"trunk", "temporal", "compressor", "llm"}
+
+
+def test_weights_of_four_bits_whose_inputs_are_rounded_block_by_block_pass_whole_and_layer_by_layer(
+    small: LoadedModel, tmp_path: Path
+) -> None:
+    quantization = FewBits(int4=["llm"]).of(load_target("cpu"), streams=1)
+    assert quantization["llm"].inputs == "blocks"
+    request = ExportRequest(
+        out=tmp_path, target=load_target("cpu"), precision="fp32", limits=StreamLimits(window=3, context=256),
+        quantization=quantization,
+    )  # fmt: skip
+    manifest = write_graphs(small, request, tmp_path, Console(quiet=True))
+    assert manifest.rounding == "int8"
+    report = check_bundle(tmp_path, small, ladder=False, num_questions=0)
+    assert report.passed, report.failure_text()
+    report = check_bundle(tmp_path, small, by_layer=True)
+    assert report.passed, report.failure_text()
+    # The file says that inputs are in floating point: so each operation is held to that, and not to blocks.
+    assert find_culprit(tmp_path, as_written(small, manifest)) is None
+    assert find_culprit(tmp_path, as_held(small, manifest)) is not None
