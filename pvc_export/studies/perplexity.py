@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engines.spec import Method, Precision, Quantization
+from engines.spec import Inputs, Method, Precision, Quantization
 from pvc_ref.llm import Decoder
 
 from ..graphs.models import load_model
@@ -44,9 +44,10 @@ def ways() -> Iterator[Quantization | None]:
     yield None
     for method in get_args(Method):
         yield Quantization(bits=8, block=None, zero_points=False, method=method, inputs="rows")
-    for zero_points in (False, True):
+    of_targets: dict[bool, Inputs] = {False: "float", True: "blocks"}
+    for zero_points, inputs in of_targets.items():
         for method in get_args(Method):
-            yield Quantization(block=BLOCK, zero_points=zero_points, method=method)
+            yield Quantization(block=BLOCK, zero_points=zero_points, method=method, inputs=inputs)
 
 
 def main() -> None:
