@@ -24,8 +24,8 @@ def report_of(*found: Difference, noise: float = 1e-4, **changes: Any) -> Parity
     others = [replace(own, tensor=one.tensor) for one in found]
     judged = tuple(map(NoiseTable([own, *others]).judged, (own, *found)))
     report = ParityReport(
-        differences=judged, rows=worst_rows(judged), precision="fp16", computed_in="float32", num_frames=3, window=2,
-        looked=True,
+        differences=judged, rows=worst_rows(judged), precision="fp16", rounding="fp16", computed_in="float32",
+        num_frames=3, window=2, looked=True,
     )  # fmt: skip
     return replace(report, **changes)
 
