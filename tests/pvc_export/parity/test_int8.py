@@ -179,3 +179,18 @@ def test_weights_of_four_bits_whose_inputs_are_rounded_block_by_block_pass_whole
     # The file says that inputs are in floating point: so each operation is held to that, and not to blocks.
     assert find_culprit(tmp_path, as_written(small, manifest)) is None
     assert find_culprit(tmp_path, as_held(small, manifest)) is not None
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_in_float16_every_operation_is_right_too_though_some_values_take_the_next_code(
+    streams: int, small: LoadedModel, tmp_path: Path
+) -> None:
+    quantization = FewBits(int8=["vision", "llm"]).of(load_target("cpu"), streams=streams)
+    request = ExportRequest(
+        out=tmp_path, target=load_target("cpu"), precision="fp16", quantization=quantization,
+        limits=StreamLimits(window=3, context=256, streams=streams),
+    )  # fmt: skip
+    manifest = write_graphs(small, request, tmp_path, Console(quiet=True))
+    assert find_culprit(tmp_path, as_written(small, manifest)) is None
+    edit_graph(tmp_path, "llm", a_scale if streams == 1 else a_zero_point)
+    assert (find_culprit(tmp_path, as_written(small, manifest), graphs=("llm",)) is None) == (streams == 1)
