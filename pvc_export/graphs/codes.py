@@ -53,7 +53,8 @@ def can_be_codes(value: ir.Value, spec: GraphSpec) -> bool:
 
 def _is_of_a_clock(node: ir.Node) -> bool:
     """A time embedding is an island also where the whole graph is float32."""
-    return f"'{NAME}" in (scopes := node.metadata_props.get(SCOPES, "")) or f".{NAME}" in scopes
+    scopes = node.metadata_props.get(SCOPES, "")
+    return f"'{NAME}" in scopes or f".{NAME}" in scopes
 
 
 def hollow_parts(

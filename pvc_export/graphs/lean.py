@@ -120,10 +120,9 @@ def _coded(value: ir.Value, matrix: Matrix, quantizer: Quantizer, read: ReadWeig
 
     def tensor(name: str, dtype: ir.DataType, shape: ir.Shape, parts: Callable[[], Iterable[Tensor]]) -> ir.LazyTensor:
         def values() -> ir.TensorProtocol:
-            made = list(parts()) if dtype not in CODES else parts()
-            kind = torch.int8 if dtype in CODES else made[0].dtype  # type: ignore[index]
+            kind = torch.int8 if dtype in CODES else quantizer.dtype_of_scales(how)
             width = shape.numpy()[0] if len(shape) == 2 else 1
-            rows = laid_out(made, (outputs, int(width)), kind, transposed=True).reshape(shape.numpy())
+            rows = laid_out(parts(), (outputs, int(width)), kind, transposed=True).reshape(shape.numpy())
             return ir.tensor(rows.numpy().astype(CODES[dtype])) if dtype in CODES else TorchTensor(rows, name=name)
 
         return ir.LazyTensor(values, dtype=dtype, shape=shape, name=name)

@@ -170,10 +170,13 @@ class Quantizer:
                         how[f"{name}.weight"] = one
         return Quantizer(source=model, how=how, dtype=TORCH_DTYPE[precision])
 
+    def dtype_of_scales(self, how: Quantization) -> torch.dtype:
+        """Those of whole numbers are float32 in every graph."""
+        return torch.float32 if how.bits == 8 else self.dtype
+
     def grid(self, name: str, weight: Tensor) -> Grid:
-        """Of a weight that becomes codes. Scales of whole numbers are float32 in every graph."""
-        how = self.how[name]
-        return grid_of(weight, how, torch.float32 if how.bits == 8 else self.dtype)
+        """Of a weight that becomes codes."""
+        return grid_of(weight, self.how[name], self.dtype_of_scales(self.how[name]))
 
     def read(self, name: str) -> Tensor:
         """Any weight of the model, as the graphs hold it, in float32."""

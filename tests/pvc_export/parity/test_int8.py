@@ -20,6 +20,7 @@ from pvc_export.graphs.models import LoadedModel
 from pvc_export.graphs.quantize import as_held, as_written
 from pvc_export.parity.check import check_bundle
 from pvc_export.parity.culprit.find import find_culprit
+from pvc_export.parity.evidence import Evidence
 from pvc_export.parity.fresh import FreshGraphs
 from pvc_export.parity.report import ParityReport
 from pvc_export.parity.rounding import Reference
@@ -28,6 +29,7 @@ from pvc_export.terminal.console import Console
 from pvc_export.terminal.quantization import FewBits
 
 Edit = Callable[[onnx.ModelProto], None]
+Edited = Callable[[str, Edit], tuple[Path, Evidence]]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,18 @@ def fresh(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> FreshG
 @pytest.fixture(scope="module")
 def held(bundle_int8: Path, tiny: LoadedModel) -> LoadedModel:
     return as_held(tiny, Manifest.load(bundle_int8))
+
+
+@pytest.fixture
+def edited(bundle_int8: Path, held: LoadedModel, copy_bundle: Callable[[Path], Path], fresh: FreshGraphs) -> Edited:
+    """A copy of the bundle with one graph changed, and how its graphs compare."""
+
+    def change(graph: str, edit: Edit) -> tuple[Path, Evidence]:
+        bundle = copy_bundle(bundle_int8)
+        edit_graph(bundle, graph, edit)
+        return bundle, compare_graphs(bundle, Manifest.load(bundle), held, fresh)
+
+    return change
 
 
 def test_it_passes_its_check_which_holds_every_operation(
@@ -85,13 +99,8 @@ def a_code(model: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize("graph", ["trunk", "llm"])
 @pytest.mark.parametrize("edit", [a_scale, a_code], ids=lambda edit: edit.__name__)
-def test_a_wrong_scale_or_code_is_a_weight_that_differs(
-    edit: Edit, graph: str, bundle_int8: Path, held: LoadedModel, copy_bundle: Callable[[Path], Path],
-    fresh: FreshGraphs,
-) -> None:  # fmt: skip
-    bundle = copy_bundle(bundle_int8)
-    edit_graph(bundle, graph, edit)
-    found = compare_graphs(bundle, Manifest.load(bundle), held, fresh)
+def test_a_wrong_scale_or_code_is_a_weight_that_differs(edit: Edit, graph: str, edited: Edited) -> None:
+    _, found = edited(graph, edit)
     assert set(found.wrong_weights) == {graph}
     assert all(rule.passed for rule in found.rules), "the graph is built as it should be"
 
@@ -139,12 +148,9 @@ def an_attention_product(model: onnx.ModelProto) -> None:
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_a_graph_that_rounds_otherwise_is_built_otherwise_and_its_operation_is_found(
-    graph: str, edit: Edit, bundle_int8: Path, held: LoadedModel, copy_bundle: Callable[[Path], Path],
-    fresh: FreshGraphs,
-) -> None:  # fmt: skip
-    bundle = copy_bundle(bundle_int8)
-    edit_graph(bundle, graph, edit)
-    found = compare_graphs(bundle, Manifest.load(bundle), held, fresh)
+    graph: str, edit: Edit, edited: Edited, held: LoadedModel
+) -> None:
+    bundle, found = edited(graph, edit)
     assert [rule.graph for rule in found.rules if rule.passed is False] == [graph]
     culprit = find_culprit(bundle, held, graphs=(graph,))
     assert culprit is not None and culprit.graph == graph
