@@ -26,7 +26,8 @@ TENSOR = re.compile(
 )
 NARROW = re.compile(r"\b(half|b?fp?(16|8)|bfloat16|u?int\d+|bool)\b", re.IGNORECASE)
 """What is not float32, however it is spelled: 'Half', or 'Row major linear FP16 format' before TensorRT 10."""
-CODES = re.compile(r"\bu?int4\b", re.IGNORECASE)
+CODES = {4: re.compile(r"\bu?int4\b", re.IGNORECASE), 8: re.compile(r"\bint8\b", re.IGNORECASE)}
+"""Of weights in four and in eight bits."""
 SECTIONS = ("Inputs: [", "Constants: [", "Outputs: [")
 
 RTX_FORMAT = "the detailed list that TensorRT-RTX 1.7 and TensorRT 10 print"
@@ -187,7 +188,7 @@ def check_layers(
        A constant whose dtype cannot be read counts as float32
     4. as many constants as the graph has weights, where num_weights is known: a list that leaves weights out shows
        nothing of their dtype
-    5. num_codes constants of four bits, in every profile: a compiler may widen them ahead of time
+    5. num_codes constants of as few bits, in every profile: a compiler may widen them ahead of time
     """
     spec = replace(spec, states=tuple(state for state in spec.states if state.input not in wide.states))
     found = count_attention(layers)
@@ -279,12 +280,18 @@ def _check_constants(
 
 def _check_codes(layers: tuple[EngineLayer, ...], spec: GraphSpec, num_codes: int) -> None:
     """Rule 5 of check_layers."""
-    wanted = max(len(spec.profiles), 1) * num_codes
-    found = sum(count for layer in layers for _, dtype, count in set(layer.constants) if CODES.search(dtype))
-    if found < wanted:
+    if spec.quantization is None:
+        return
+    bits, wanted = spec.quantization.bits, max(len(spec.profiles), 1) * num_codes
+    if (found := count_codes(layers, bits)) < wanted:
         raise BuildError(
-            f"the engine of '{spec.name}' holds {found} weights of four bits",
+            f"the engine of '{spec.name}' holds {found} weights of {bits} bits",
             expected=f"{wanted}, all that its graph holds so, once for each profile",
-            cause="this compiler widens weights of four bits before it runs, so that they save nothing",
-            fix="export without --int4, or with a compiler that was tested: see constraints.txt",
+            cause=f"this compiler widens weights of {bits} bits before it runs, so that they save nothing",
+            fix=f"export without --int{bits}, or with a compiler that was tested: see constraints.txt",
         )
+
+
+def count_codes(layers: tuple[EngineLayer, ...], bits: int) -> int:
+    """How many weights of four or eight bits the engine holds, over all profiles."""
+    return sum(count for layer in layers for _, dtype, count in set(layer.constants) if CODES[bits].search(dtype))

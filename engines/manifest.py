@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 from .errors import BundleError, PVCError
 from .graph_specs import graph_specs
 from .prompt import PromptSpec
-from .spec import GraphSpec, ModelShape, Part, Precision, Quantization, Rounding, StreamLimits
+from .spec import CalibrationMethod, GraphSpec, ModelShape, Part, Precision, Quantization, Rounding, StreamLimits
 from .target import load_target
 
 FORMAT_VERSION = 6
@@ -66,6 +67,21 @@ class ModelSource:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Scales that were found ahead, of what products are fed (graphs/calibration.py).
+
+    method  how a scale was chosen;  num_frames  that it was chosen on
+    clips   names of the files; none if the program showed its own frames
+    scales  of the input of each such product, by its weight's name in the model; exact in the graphs' dtype
+    """
+
+    method: CalibrationMethod
+    clips: tuple[str, ...]
+    num_frames: int
+    scales: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageSpec:
     """How an image is seen: as a static video of `num_repeats` frames (PVC, images as static videos).
 
@@ -86,6 +102,7 @@ class Manifest:
 
     islands       modules of the model that are float32 in a narrower bundle, beside those that always are
     quantization  parts whose weights are held in few bits
+    calibration   scales of what their products are fed, where those were found ahead
     """
 
     format_version: int
@@ -106,6 +123,7 @@ class Manifest:
     files: dict[str, FileEntry]
     parity: dict[str, Any]
     quantization: dict[Part, Quantization] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @property
     def rounding(self) -> Rounding:
@@ -175,6 +193,10 @@ class Manifest:
             raise BundleError("the graphs are not those of its shape, limits, precision, quantization and target")
         if not all(isinstance(name, str) and name for name in self.islands):
             raise BundleError(f"islands is {self.islands!r}", expected="names of modules")
+        if (self.calibration is not None) != any(how.inputs == "static" for how in self.quantization.values()):
+            raise BundleError("there is a calibration without products that need one, or the other way round")
+        if self.calibration is not None and not all(0 < x < math.inf for x in self.calibration.scales.values()):
+            raise BundleError("a scale of its calibration is no number above zero")
         images = self.images
         if min(images.num_repeats, images.max_tiles) < 1 or images.layout not in ("tile_streams", "tiles_in_time"):
             raise BundleError(f"images is {images!r}", expected="repeats, tiles and one of the two layouts")
@@ -203,6 +225,9 @@ def _from_json(data: dict[str, Any]) -> Manifest:
             "graphs": {name: GraphSpec.from_json(spec) for name, spec in data["graphs"].items()},
             "engines": engines,
             "quantization": {part: Quantization(**how) for part, how in data.get("quantization", {}).items()},
+            "calibration": Calibration(**{**found, "clips": tuple(found["clips"])})
+            if (found := data.get("calibration"))
+            else None,
             "files": {name: FileEntry(**entry) for name, entry in data["files"].items()},
         }
     )

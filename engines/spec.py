@@ -48,7 +48,7 @@ Method = Literal["round", "search"]
 round   the block's largest value is the largest code
 search  of that scale and some smaller ones, the one that leaves the least squared error
 """
-Inputs = Literal["float", "blocks", "rows", "tensor"]
+Inputs = Literal["float", "blocks", "rows", "tensor", "static"]
 """What a product with codes computes in.
 
 float   the graph's dtype: codes stand for weights, and nothing but those is rounded
@@ -56,6 +56,16 @@ blocks  whole numbers where the runtime likes: the graph says `float`, and ONNX 
         each row that it is fed to eight bits, by its own largest value. Twice as fast as `float` at one row
 rows    whole numbers: each row that it is fed is rounded to eight bits, by its own largest value, as it comes
 tensor  the same with one scale for all that it is fed in a pass: faster, and coarser where rows differ in size
+static  the same with one scale for ever, found ahead on frames (calibration). The graph has a QuantizeLinear and a
+        DequantizeLinear before the product, and another of its codes: what TensorRT makes one kernel of
+"""
+
+CalibrationMethod = Literal["error", "max", "percentile"]
+"""How the one scale of a product's inputs is chosen, of the values seen on frames (pvc_export/graphs/calibration.py).
+
+error       the least squared error over all of them
+max         the largest becomes the largest code
+percentile  all but one in ten thousand fit
 """
 
 Rounding = Literal["fp32", "fp16", "bf16", "int8"]
@@ -211,7 +221,7 @@ class Quantization:
     """How the weights of a part's products are held. A product whose input is no multiple of the block stays as it is.
 
     bits         4: ONNX's DequantizeLinear of int4 codes, or of uint4 ones where there are zero points
-                 8: int8 codes that MatMulInteger multiplies with inputs of eight bits
+                 8: int8 codes, multiplied with inputs of eight bits
     block        values along the input that share a scale, and a zero point; None: all that make one output
     zero_points  each block has the code that means 0; without, codes are signed and 0 means 0
     inputs       what the product computes in
@@ -229,7 +239,8 @@ class Quantization:
         if self.method not in get_args(Method):
             raise SpecError(f"quantization by '{self.method}'", expected=f"one of {', '.join(get_args(Method))}")
         of_four = self.bits == 4 and self.block is not None and self.inputs in ("float", "blocks")
-        of_eight = self.bits == 8 and self.block is None and not self.zero_points and self.inputs in ("rows", "tensor")
+        fed_eight = self.inputs in ("rows", "tensor", "static")
+        of_eight = self.bits == 8 and self.block is None and not self.zero_points and fed_eight
         if not (of_four or of_eight):
             raise SpecError(
                 f"{self.bits} bits, block {self.block}, zero points {self.zero_points}, inputs {self.inputs}",
@@ -239,6 +250,13 @@ class Quantization:
     @property
     def rounds_inputs(self) -> bool:
         return self.inputs != "float"
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the graph itself multiplies whole numbers, by MatMulInteger, and scales what comes of it in float32.
+        In the others codes stand for values in the graph's dtype, and a runtime may or may not join that with the
+        product."""
+        return self.inputs in ("rows", "tensor")
 
     def fits(self, num_inputs: int) -> bool:
         """Whether a product of so many inputs can be held so."""

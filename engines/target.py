@@ -30,8 +30,8 @@ class Target:
                           takes none, and then `no_int4` says why
     int4_zero_points      whether such a block may have a zero point
     int4_inputs           what products of four bits compute in
-    int8                  how products of eight bits are fed, by part; empty if it has none, and then `no_int8` says
-                          why. Where streams share a pass, always by rows, so that they do not depend on each other
+    int8                  how products of eight bits are fed, by part; of parts that it lacks, `no_int8` says why.
+                          Where streams share a pass, by rows in place of `tensor`: they do not depend on each other
     """
 
     name: str

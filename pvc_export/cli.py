@@ -57,6 +57,8 @@ def _export(name: str, *, engines: bool, precision: Precision, target: str, summ
         int8: opt.Int8 = None,
         int4_block: opt.Int4Block = None,
         quantize_by: opt.QuantizeBy = "search",
+        calibrate: opt.Calibrate = None,
+        calibrate_by: opt.CalibrateBy = None,
         seed: opt.Seed = None,
         mapping: opt.MappingFile = None,
         as_json: opt.Json = False,
@@ -69,8 +71,8 @@ def _export(name: str, *, engines: bool, precision: Precision, target: str, summ
         export_command(
             model=model, output=output, precision=chosen, target_name=target, window=window, context=context,
             streams=streams, clock=kept, islands=tuple(island or ()),
-            few_bits=FewBits(int4, int8, int4_block, quantize_by), seed=seed, mapping=mapping, engines=engines,
-            as_json=as_json,
+            few_bits=FewBits(int4, int8, int4_block, quantize_by, calibrate, calibrate_by), seed=seed, mapping=mapping,
+            engines=engines, as_json=as_json,
         )  # fmt: skip
 
 

@@ -255,6 +255,18 @@ def bundle_int8(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bundle_static(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
+    """float16 with TensorRT-RTX engines, products of vision in eight bits by scales found ahead. Do not change it."""
+    target = load_target("rtx")
+    how = Quantization(bits=8, block=None, zero_points=False, method="search", inputs=target.int8["vision"])
+    request = ExportRequest(
+        out=Path(), target=target, precision="fp16", limits=StreamLimits(window=WINDOW, context=512),
+        quantization={"vision": how},
+    )  # fmt: skip
+    return shared_bundle("static", tiny, request)
+
+
+@pytest.fixture(scope="session")
 def bundle_shapes(shared_bundle: SharedBundle) -> Path:
     """The bundled model in float16, without engines, with the limits of `make demo`. Do not change it."""
     request = ExportRequest(out=Path(), target=load_target("cpu"), precision="fp16", limits=StreamLimits())

@@ -30,7 +30,7 @@ class Asked:
     """A graph, and what the gate must know of the cast model that it was made from.
 
     num_float32_weights  None for a float32 graph, where all of them are
-    num_codes            weights that it holds in four bits
+    num_codes            weights that it holds in codes
     """
 
     spec: GraphSpec

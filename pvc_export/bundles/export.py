@@ -34,13 +34,15 @@ from ..graphs.models import LoadedModel
 from ..graphs.modules import graph_module, model_shape
 from ..graphs.onnx_file import EXPORTER, export_graph
 from ..graphs.precision import TORCH_DTYPE, cast_model, kept_wide
-from ..graphs.quantize import Quantizer
+from ..graphs.quantize import Quantizer, with_scales
 from ..parity.check import check_bundle, explain
 from ..parity.report import PARITY_NAME, ParityReport
 from ..report import PAGE_NAME, ReportInput, render
 from ..terminal import interrupt
 from ..terminal.console import Console, size_text
 from ..terminal.facts import installed, now_utc
+from ..terminal.quantization import calibration_text
+from .calibrate import CalibrationRequest, calibrate
 from .engines import asked_of, build_engines
 from .publish import require_room, staging
 from .resume import Resume
@@ -56,6 +58,7 @@ class ExportRequest:
 
     islands  modules that stay float32 in a narrower bundle (precision.py)
     quantization  parts whose weights become codes (quantize.py)
+    calibration   what to find the scales of their inputs on, where a target wants them ahead
     clock    what its streams can do at the trained number of frames. Those of 'run-on' can do either; those that only
              re-anchor know a table of frame times, which is smaller (graphs/clock_table.py)
     """
@@ -67,6 +70,7 @@ class ExportRequest:
     islands: tuple[str, ...] = ()
     clock: Clock = "run-on"
     quantization: Mapping[Part, Quantization] = field(default_factory=dict)
+    calibration: CalibrationRequest = CalibrationRequest()
 
     def graph_limits(self, config: PVCConfig) -> StreamLimits:
         """What the graphs are made for: of a clock that is a table, its rows too."""
@@ -90,6 +94,7 @@ def export(loaded: LoadedModel, request: ExportRequest, *, console: Console | No
     """
     console = console or Console(quiet=True)
     require_exportable(loaded.config, request)
+    request.calibration.require_files()
     _require_packages(request)
     require_room(request.out, num_weight_bytes(loaded.model, request))
     with suppress(_NotPublished), staging(request.out) as folder:
@@ -174,6 +179,7 @@ def _resume(loaded: LoadedModel, request: ExportRequest, holder: Path) -> Resume
         "precision": request.precision,
         "islands": request.islands,
         "quantization": {part: asdict(how) for part, how in request.quantization.items()},
+        "calibration": [request.calibration.method, *(hash_file(path).sha256 for path in request.calibration.clips)],
         "spelling": request.target.spelling,
         "versions": versions(),
     }
@@ -189,10 +195,16 @@ def write_graphs(
     """
     specs, spelling = request.graph_specs(loaded.config), request.target.spelling
     quantizer = Quantizer.of(loaded.model, request.quantization, request.precision, request.islands)
+    calibration = None
+    if quantizer.calibrated:
+        with console.stage("calibrate") as (stage, report):
+            calibration = calibrate(quantizer, request.calibration, request.graph_limits(loaded.config), report)
+            stage.note = calibration_text(calibration)
+    quantizer = quantizer.with_scales(calibration)
     # Of a large one there is no room for a second copy; and codes are written as the weights are read.
     lean = loaded.model.stored is not None or not is_small(loaded.model) or bool(request.quantization)
     source = hollow(loaded.model, keep_clock=request.clock == "reanchor") if lean else loaded.model
-    model = cast_model(source, request.precision, request.islands)
+    model = cast_model(with_scales(source, calibration), request.precision, request.islands)
     (folder / "graphs").mkdir()
     for index, (name, spec) in enumerate(specs.items(), start=1):
         path = folder / graph_path(name)
@@ -229,6 +241,7 @@ def write_graphs(
         files=files,
         parity={},
         quantization=dict(request.quantization),
+        calibration=calibration,
     )
     manifest = sign_engines(manifest)
     manifest.save(folder)

@@ -15,6 +15,7 @@ from engines.spec import Precision, StreamLimits
 from engines.target import Target, load_target
 from engines.terminal import print_json
 
+from ..bundles.calibrate import CalibrationRequest
 from ..bundles.export import ExportRequest, export
 from ..graphs.models import RANDOM, load_model
 from ..terminal.console import Console
@@ -37,6 +38,7 @@ def export_command(
         )
     refuse_islands(islands, precision)
     quantization = few_bits.of(target, streams=streams)
+    calibration = CalibrationRequest(clips=tuple(few_bits.clips or ()), method=few_bits.calibration_method)
     console = Console(quiet=as_json)
     out = output or Path("build") / Path(model).resolve().name
     console.print(
@@ -54,7 +56,7 @@ def export_command(
         console.print(f"  {line}")
     request = ExportRequest(
         out=out, target=target, precision=precision, limits=limits, islands=islands, clock=clock,
-        quantization=quantization,
+        quantization=quantization, calibration=calibration,
     )  # fmt: skip
     parity = export(loaded, request, console=console)
     if as_json:

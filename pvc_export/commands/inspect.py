@@ -15,7 +15,7 @@ from engines.spec import GraphSpec, TensorSpec
 from engines.terminal import print_json
 
 from ..terminal.console import Console, size_text
-from ..terminal.quantization import quantization_text
+from ..terminal.quantization import calibration_text, quantization_text
 
 INDENT = " " * 12
 
@@ -51,6 +51,8 @@ def describe(folder: Path, manifest: Manifest) -> Iterator[str]:
     yield f"limits      window {limits.window} frames, context {limits.context} rows, streams {limits.streams}, {times}"
     for part, how in manifest.quantization.items():
         yield f"weights     {quantization_text(part, how)}"
+    if manifest.calibration is not None:
+        yield f"inputs      {calibration_text(manifest.calibration)}"
     yield f"size        {size_text(sum(here))} in {len(here)} files"
     yield from _describe_missing(folder, manifest, missing)
     for spec in manifest.graphs.values():

@@ -1,6 +1,7 @@
 """Constants in few bits: in place of a product's matrix its codes (quantize.py), and what computes with them.
 
     float   x @ DequantizeLinear(codes, scales): the codes stand for a matrix, which the product is given
+    static  the same, with x rounded before (spellings.QuantizedLinear)
     tensor  ((q - z) @ codes) * s * scales by MatMulInteger, where q, s and z are DynamicQuantizeLinear's of x: what
             ONNX Runtime makes one kernel of
     rows    the same with the largest value of each row of x over 127 as its s, so that no row depends on the others
@@ -78,14 +79,14 @@ def scales_shape(how: Quantization, inputs: int, outputs: int) -> ir.Shape:
 def scales_dtype(how: Quantization, value: ir.Value) -> ir.DataType:
     """Whole numbers are scaled in float32, whatever the graph computes in."""
     assert value.const_value is not None
-    return ir.DataType.FLOAT if how.bits == 8 else value.const_value.dtype
+    return ir.DataType.FLOAT if how.is_integer else value.const_value.dtype
 
 
 def put_codes(graph: ir.Graph, value: ir.Value, how: Quantization, parts: Sequence[ir.TensorProtocol]) -> None:
     """Put codes, scales and, if it has any, zero points in the place of a constant."""
     names = ("codes", "scales", "zero_points")
     constants = [_constant(graph, f"{value.name}.{name}", part) for name, part in zip(names, parts, strict=False)]
-    if how.bits == 8:
+    if how.is_integer:
         for product in [node for node, _ in value.uses()]:
             _multiply(graph, product, *constants, inputs=how.inputs)
     else:
@@ -104,7 +105,9 @@ def _constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value
 
 def _dequantize(graph: ir.Graph, value: ir.Value, how: Quantization, constants: Sequence[ir.Value]) -> None:
     uses = list(value.uses())
-    node = ir.node("DequantizeLinear", constants, attributes={"axis": 0, "block_size": how.block})
+    # Scales of blocks run along both axes, those of outputs along the second.
+    attributes = {"axis": 1} if how.block is None else {"axis": 0, "block_size": how.block}
+    node = ir.node("DequantizeLinear", constants, attributes=attributes)
     node.outputs[0].name = f"{value.name}.values"
     node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
     first = min((user for user, _ in uses), key=list(graph).index)

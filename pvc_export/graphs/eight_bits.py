@@ -15,11 +15,12 @@ SMALLEST_SCALE = 1e-30
 
 
 class EightBitLinear(nn.Linear):
-    """A linear layer that rounds its input. Its weight is what codes stand for: of eight bits, float32 in every
-    precision."""
+    """A linear layer that rounds its input. Its weight is what codes stand for."""
 
     block: int | None
     """Values along the input that share a scale of its weight."""
+    scale: float | None
+    """Of its input, where that has one for ever."""
 
     def forward(self, x: Tensor) -> Tensor:
         rounded = self.rounded(upcast(x))
@@ -59,4 +60,21 @@ class TensorLinear(EightBitLinear):
         return (((x / scale).round() + zero_point).clamp(0, 255) - zero_point) * scale
 
 
-ROUNDED: dict[Inputs, type[EightBitLinear]] = {"blocks": BlocksLinear, "rows": RowsLinear, "tensor": TensorLinear}
+class StaticLinear(EightBitLinear):
+    def rounded(self, x: Tensor) -> Tensor:
+        """Whole numbers -128..127 times the one scale; what lies beyond them is cut off."""
+        assert self.scale is not None
+        codes: Tensor = (x / self.scale).round()
+        return codes.clamp(-LARGEST_CODE - 1, LARGEST_CODE) * self.scale
+
+
+ROUNDED: dict[Inputs, type[EightBitLinear]] = {
+    "blocks": BlocksLinear, "rows": RowsLinear, "tensor": TensorLinear, "static": StaticLinear,
+}  # fmt: skip
+
+
+def round_inputs(layer: nn.Module, inputs: Inputs, *, block: int | None = None, scale: float | None = None) -> None:
+    """From here on a linear layer rounds its input."""
+    layer.__class__ = ROUNDED[inputs]
+    assert isinstance(layer, EightBitLinear)
+    layer.block, layer.scale = block, scale

@@ -42,11 +42,15 @@ def hollow(model: PVC, *, keep_clock: bool) -> PVC:
     return copy_with(model, weight_of)
 
 
-def in_memory(model: PVC) -> PVC:
-    """A copy with the weights that lie in files; it shares those that do not."""
-    names = {id(weight): name for name, weight in model.named_parameters() if weight.is_meta}
-    copy = copy_with(model, lambda weight: _parameter(model.weight(names[id(weight)])) if weight.is_meta else weight)
-    copy.stored = None
+def in_memory(model: PVC, parts: tuple[str, ...] = ("",)) -> PVC:
+    """A copy with the weights that lie in files; it shares those that do not. `parts`: of names that begin so, and the
+    others stay where they are."""
+    names = {id(weight): name for name, weight in model.named_parameters() if weight.is_meta and name.startswith(parts)}
+    copy = copy_with(
+        model, lambda weight: _parameter(model.weight(names[id(weight)])) if id(weight) in names else weight
+    )
+    if not any(weight.is_meta for weight in copy.parameters()):
+        copy.stored = None
     return copy
 
 

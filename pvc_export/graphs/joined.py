@@ -113,7 +113,7 @@ def _join(parts: Sequence[nn.Linear]) -> nn.Linear:
         whole = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts), bias=bool(biases))
     whole.__class__ = type(parts[0])  # of one input, which is rounded alike for all parts
     if isinstance(whole, EightBitLinear):
-        whole.block = parts[0].block  # type: ignore[assignment]
+        whole.block, whole.scale = parts[0].block, parts[0].scale  # type: ignore[assignment]
     whole.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]), requires_grad=False)
     if biases:
         whole.bias = nn.Parameter(torch.cat([bias.detach() for bias in biases]), requires_grad=False)

@@ -22,7 +22,7 @@ from pvc_ref.temporal import TemporalEncoder
 
 from .clock_table import NAME, table_of, with_table
 from .joined import joined
-from .spellings import CACHE_UPDATES, SPELLINGS, CachesInPlace, spelled
+from .spellings import CACHE_UPDATES, QUANTIZED, SPELLINGS, CachesInPlace, spelled
 
 PREFIX = {
     "trunk": "trunk", "temporal": "temporal", "compressor": "compressor", "embed": "llm.embed_tokens", "llm": "llm",
@@ -62,14 +62,14 @@ def graph_module(model: PVC, spec: GraphSpec, spelling: Spelling = "concat") -> 
     `spelling` is the one that `spec` was made with, for it decides the layout of the rings.
     """
     assert all((state.layout == "BNHWD") == (spelling == "split") for state in spec.states if state.order == "ring")
-    classes = SPELLINGS[spelling]
+    classes = {**SPELLINGS[spelling], **(QUANTIZED if spec.quantization is not None else {})}
     match spec.name:
         case "trunk":
             module: nn.Module = spelled(model.trunk, classes)
         case "temporal":
             module = TemporalGraph(joined(with_table(spelled(model.temporal, classes), spec.num_times)))
         case "compressor":
-            module = joined(with_table(model.compressor, spec.num_times))
+            module = joined(with_table(spelled(model.compressor, classes), spec.num_times))
         case "embed":
             module = model.llm.embed_tokens
         case "llm":

@@ -25,7 +25,7 @@ from pvc_ref.llm import CausalAttention, DecoderLayer, SwiGLU
 from pvc_ref.temporal import AdaLayerNorm, TemporalAttention, TemporalEncoder, TimeEmbedding
 from pvc_ref.vision import Embeddings, SpatialAttention, SpatialLayer, Trunk
 
-from .eight_bits import EightBitLinear
+from .eight_bits import RowsLinear, TensorLinear
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -70,7 +70,7 @@ def kept_wide(model: PVC, islands: Sequence[str] = ()) -> set[int]:
     """The ids of the weights that stay in float32. Raises ModelError for an island that cannot be one."""
     own = [require_island(model, name) for name in islands]
     modules = (*own, *(module for module in model.modules() if isinstance(module, ISLANDS)))
-    codes = {id(m.weight) for m in model.modules() if isinstance(m, EightBitLinear) and m.block is None}
+    codes = {id(m.weight) for m in model.modules() if isinstance(m, (RowsLinear, TensorLinear)) and m.block is None}
     return codes | {id(parameter) for module in modules for parameter in module.parameters()}
 
 

@@ -2,28 +2,29 @@
 
     value = (code - zero point) * scale
 
-Codes of four bits are -8..7, or with zero points 0..15: ONNX's int4 and uint4. Those of eight are -64..64: the products
-of two rows of eight bits by larger ones do not fit in the 16 bits in which x86 without VNNI adds them, and what does
-not fit is cut off without a word (docs/decisions/0014). A block's grid depends on its values alone, and
-errors are summed in float64, so that the same weights give the same codes wherever it is done: a check finds them anew
-and compares bit for bit (parity/weights.py). A scale is rounded to the dtype that it has in the graph before the codes
-are chosen.
+Codes of four bits are -8..7, or with zero points 0..15: ONNX's int4 and uint4. Those of eight are -127..127, but on a
+CPU -64..64: the products of two rows of eight bits by larger ones do not fit in the 16 bits in which x86 without VNNI
+adds them, and what does not fit is cut off without a word (docs/decisions/0014). A block's grid depends on its values
+alone, and errors are summed in float64, so that the same weights give the same codes wherever it is done: a check finds
+them anew and compares bit for bit (parity/weights.py). A scale is rounded to the dtype that it has in the graph before
+the codes are chosen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from engines.manifest import Manifest
+from engines.errors import ModelError
+from engines.manifest import Calibration, Manifest
 from engines.spec import GraphSpec, Part, Precision, Quantization
 from pvc_ref import PVC
 
 from .clock_table import NAME as CLOCK
-from .eight_bits import ROUNDED
+from .eight_bits import round_inputs
 from .hollow import SMALL, hollow
 from .models import LoadedModel
 from .precision import TORCH_DTYPE, copy_with, kept_wide
@@ -48,7 +49,7 @@ def is_coded(name: str, weight: Tensor, spec: GraphSpec) -> bool:
 def code_range(how: Quantization) -> tuple[int, int]:
     """The smallest and the largest code."""
     if how.bits == 8:
-        return -64, 64
+        return (-64, 64) if how.is_integer else (-127, 127)
     return (0, 15) if how.zero_points else (-8, 7)
 
 
@@ -149,17 +150,19 @@ class Quantizer:
     """The weights of a model that a bundle holds in few bits.
 
     source  the model as it is;  how  of each such weight, by its name;  dtype  of the graphs
+    scales  of what those products are fed that have one scale for ever, by the names of the weights (calibration.py)
     """
 
     source: PVC
     how: Mapping[str, Quantization]
     dtype: torch.dtype
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
     def of(
         model: PVC, quantization: Mapping[Part, Quantization], precision: Precision, islands: Sequence[str] = ()
     ) -> Quantizer:
-        """Raises ModelError for an island that cannot be one: its weights keep their dtype."""
+        """Without scales. Raises ModelError for an island that cannot be one: its weights keep their dtype."""
         wide, how = kept_wide(model, islands), dict[str, Quantization]()
         bare = hollow(model, keep_clock=False) if quantization else model
         for part, one in quantization.items():
@@ -170,9 +173,26 @@ class Quantizer:
                         how[f"{name}.weight"] = one
         return Quantizer(source=model, how=how, dtype=TORCH_DTYPE[precision])
 
+    @property
+    def calibrated(self) -> list[str]:
+        """The weights whose products need a scale of their input."""
+        return [name for name, how in self.how.items() if how.inputs == "static"]
+
+    def with_scales(self, calibration: Calibration | None) -> Quantizer:
+        """Raises ModelError unless there is one for each product that needs one, and no other."""
+        scales = {} if calibration is None else calibration.scales
+        if wrong := set(self.calibrated) ^ set(scales):
+            raise ModelError(
+                f"the calibration has {len(scales)} scales, and {len(self.calibrated)} products need one",
+                expected=f"one for each, also for '{min(wrong)}'",
+                cause="the manifest was edited, or written by another version of pvc-export",
+                fix="export the bundle again",
+            )
+        return replace(self, scales=scales)
+
     def dtype_of_scales(self, how: Quantization) -> torch.dtype:
         """Those of whole numbers are float32 in every graph."""
-        return torch.float32 if how.bits == 8 else self.dtype
+        return torch.float32 if how.is_integer else self.dtype
 
     def grid(self, name: str, weight: Tensor) -> Grid:
         """Of a weight that becomes codes."""
@@ -197,16 +217,26 @@ class Quantizer:
             values = weight.detach() if weight.is_meta else self.read(name)
             owner.weight = nn.Parameter(values, requires_grad=False)
             if self.how[name].rounds_inputs:
-                owner.__class__, owner.block = ROUNDED[self.how[name].inputs], self.how[name].block  # type: ignore[assignment]
+                how = self.how[name]
+                round_inputs(owner, how.inputs, block=how.block, scale=self.scales.get(name))
         copy.stored = None if self.source.stored is None else self.read
         return copy
 
 
-def quantized(
-    loaded: LoadedModel, quantization: Mapping[Part, Quantization], precision: Precision, islands: Sequence[str] = ()
-) -> LoadedModel:
+def with_scales(model: PVC, calibration: Calibration | None) -> PVC:
+    """A copy that rounds what its products are fed by the scales that were found ahead, its weights as they are."""
+    if calibration is None:
+        return model
+    copy = copy_with(model, lambda weight: weight)
+    for name, scale in calibration.scales.items():
+        round_inputs(copy.get_submodule(name.removesuffix(".weight")), "static", scale=scale)
+    return copy
+
+
+def _quantized(loaded: LoadedModel, manifest: Manifest, quantization: Mapping[Part, Quantization]) -> LoadedModel:
     """The model whose weights are what their codes say."""
-    return replace(loaded, model=Quantizer.of(loaded.model, quantization, precision, islands).model())
+    quantizer = Quantizer.of(loaded.model, quantization, manifest.precision, manifest.islands)
+    return replace(loaded, model=quantizer.with_scales(manifest.calibration).model())
 
 
 def as_written(loaded: LoadedModel, manifest: Manifest) -> LoadedModel:
@@ -215,10 +245,10 @@ def as_written(loaded: LoadedModel, manifest: Manifest) -> LoadedModel:
         part: replace(how, inputs="float") if how.inputs == "blocks" else how
         for part, how in manifest.quantization.items()
     }
-    return quantized(loaded, quantization, manifest.precision, manifest.islands)
+    return _quantized(loaded, manifest, quantization)
 
 
 def as_held(loaded: LoadedModel, manifest: Manifest) -> LoadedModel:
     """The model with the weights that a bundle has: what it is held against. What it costs that some of them are codes
     is another question."""
-    return quantized(loaded, manifest.quantization, manifest.precision, manifest.islands)
+    return _quantized(loaded, manifest, manifest.quantization)

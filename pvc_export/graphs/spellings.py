@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines.spec import CacheUpdate, Spelling
@@ -20,8 +21,14 @@ from pvc_ref.llm import CausalAttention, grouped_attention, rotate
 from pvc_ref.temporal import KeyValue, TemporalAttention
 from pvc_ref.vision import SpatialAttention
 
-from .onnx_file import OPSET_IN_PLACE
+from .eight_bits import StaticLinear
+from .onnx_file import OPSET, OPSET_IN_PLACE
 from .precision import ModuleT, copy_with
+
+OPSETS = {
+    "TensorScatter": OPSET_IN_PLACE, "Attention": OPSET_IN_PLACE, "QuantizeLinear": OPSET, "DequantizeLinear": OPSET,
+}  # fmt: skip
+"""Of operators that torch has not: the opset that they are written in."""
 
 
 class SplitSpatialAttention(SpatialAttention):
@@ -91,9 +98,25 @@ class InPlaceAttention(CausalAttention):
         return self.o_proj(out.flatten(2)), replace(past, key=key, value=value)
 
 
-def onnx_operator(name: str, inputs: tuple[Tensor, ...], *, like: Tensor, **attributes: Any) -> Tensor:
-    """One ONNX operator of opset 24 in the traced graph, whose result has the dtype and shape of `like`."""
-    return torch.onnx.ops.symbolic(name, inputs, attributes, dtype=like.dtype, shape=like.shape, version=OPSET_IN_PLACE)
+class QuantizedLinear(StaticLinear):
+    """What a graph says of a product with one scale for ever. Traced, never run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.scale is not None
+        scale, zero_point = torch.tensor(self.scale, dtype=x.dtype), torch.zeros((), dtype=torch.int8)
+        codes = onnx_operator("QuantizeLinear", (x, scale, zero_point), like=x, dtype=torch.int8)
+        return F.linear(onnx_operator("DequantizeLinear", (codes, scale, zero_point), like=x), self.weight, self.bias)
+
+
+def onnx_operator(
+    name: str, inputs: tuple[Tensor, ...], *, like: Tensor, dtype: torch.dtype | None = None, **attributes: Any
+) -> Tensor:
+    """One ONNX operator in the traced graph, whose result has the shape of `like`, and its dtype unless told
+    otherwise."""
+    version = OPSETS[name]
+    return torch.onnx.ops.symbolic(
+        name, inputs, attributes, dtype=dtype or like.dtype, shape=like.shape, version=version
+    )
 
 
 Classes = Mapping[type[nn.Module], type[nn.Module]]
@@ -118,6 +141,9 @@ CACHE_UPDATES: dict[CacheUpdate, Classes] = {
     "aliased": {CausalAttention: InPlaceAttention},
 }
 """How the LLM spells attention, by what becomes of its new rows."""
+
+QUANTIZED: Classes = {StaticLinear: QuantizedLinear}
+"""How products are spelled whose inputs have one scale for ever."""
 
 
 def spelled(module: ModuleT, classes: Classes) -> ModuleT:

@@ -67,7 +67,7 @@ from .report import ParityReport, judge
 from .rounding import Reference
 from .state.rules import check_rules
 from .structure import compare_graphs
-from .words.codes import cost_of_codes
+from .words.codes import cost_of_codes, cost_of_scales
 from .words.conversations import converse
 from .words.further import ask_further
 from .words.prompts import KINDS
@@ -112,6 +112,8 @@ def check_bundle(
         evidence = run.evidence + compare_graphs(folder, manifest, loaded, exports)
         if manifest.quantization:
             evidence += Evidence(rules=(cost_of_codes(source, loaded, manifest, per_kind=_per_kind(loaded)),))
+        if manifest.calibration is not None:
+            evidence += Evidence(rules=(cost_of_scales(source, manifest),))
         if manifest.rounding == "int8":
             evidence += _operations(folder, as_written(source, manifest), scratch)
         progress(0.5)

@@ -35,6 +35,7 @@ ELSEWHERE: dict[str, str] = {
     "precision": "the exporter's choice; the weights are held to it (weights.py)",
     "islands": "the exporter's choice; the weights are held to it (weights.py)",
     "quantization": "the exporter's choice; the weights are held to it (weights.py)",
+    "calibration": "scales found on frames; the constants of the graphs are held to it (structure.py)",
     "engines": "each is of the graph beside it (check.py)",
     "versions": "a note",
     "files": "every file is held to its hash when a bundle is opened (engines/bundle.py)",

@@ -27,6 +27,7 @@ from ..graphs.machine import is_small
 from ..graphs.modules import graph_module
 from ..graphs.onnx_file import export_graph, export_hollow
 from ..graphs.precision import cast_model
+from ..graphs.quantize import with_scales
 from .graph_file import GraphFile
 
 
@@ -82,11 +83,13 @@ class FreshGraphs:
         return self._is_hollow or bool(manifest.quantization)
 
     def _hollow(self, manifest: Manifest) -> PVC:
-        return hollow(self._source, keep_clock=manifest.limits.num_times is not None)
+        bare = hollow(self._source, keep_clock=manifest.limits.num_times is not None)
+        return with_scales(bare, manifest.calibration)
 
     def _model(self, manifest: Manifest) -> PVC:
         is_hollow = self._leaves_out(manifest)
-        key = manifest.precision, manifest.islands, manifest.limits.num_times is not None, is_hollow
+        has_table = manifest.limits.num_times is not None
+        key = manifest.precision, manifest.islands, has_table, is_hollow, _scales_of(manifest)
         if key not in self._cast:
             source = self._hollow(manifest) if is_hollow else self._source
             self._cast[key] = cast_model(source, manifest.precision, manifest.islands)
@@ -122,7 +125,12 @@ class _Worker:
 def _key(name: str, manifest: Manifest) -> tuple[object, ...]:
     """What a graph depends on."""
     spelling = load_target(manifest.target).spelling
-    return spelling, manifest.precision, manifest.islands, json.dumps(manifest.graphs[name].to_json())
+    spec = json.dumps(manifest.graphs[name].to_json())
+    return spelling, manifest.precision, manifest.islands, spec, _scales_of(manifest)
+
+
+def _scales_of(manifest: Manifest) -> tuple[tuple[str, float], ...]:
+    return tuple(manifest.calibration.scales.items()) if manifest.calibration is not None else ()
 
 
 def export_one(model: PVC, name: str, manifest: Manifest, path: Path, *, is_hollow: bool) -> None:

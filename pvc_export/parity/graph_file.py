@@ -96,11 +96,11 @@ class GraphFile:
     def _dequantized(self, node: NodeProto) -> Array:
         codes, scales, *zero_points = map(self.values, node.input)
         attributes = {entry.name: entry.i for entry in node.attribute}
-        axis, block = attributes["axis"], attributes["block_size"]
+        axis, block = attributes["axis"], attributes.get("block_size", 1)
         wide = codes.astype(np.float32)
         if zero_points:
             wide -= np.repeat(zero_points[0], block, axis).astype(np.float32)
-        wide *= np.repeat(scales, block, axis).astype(np.float32)
+        wide *= np.repeat(scales, block, axis if scales.ndim > 1 else 0).astype(np.float32)  # else one an output
         return wide.astype(scales.dtype, copy=False)
 
     def type_of(self, name: str) -> str:

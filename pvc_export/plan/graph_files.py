@@ -123,7 +123,7 @@ def held_bytes(name: str, weight: Tensor, spec: GraphSpec) -> int:
     if how is None or not is_coded(name, weight, spec):
         return bytes_of(weight)
     num_blocks = weight.numel() // (how.block or weight.shape[1])
-    scale_bytes = 4 if how.bits == 8 else weight.element_size()
+    scale_bytes = 4 if how.is_integer else weight.element_size()
     return weight.numel() * how.bits // 8 + num_blocks * scale_bytes + (num_blocks // 2 if how.zero_points else 0)
 
 

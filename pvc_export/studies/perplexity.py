@@ -22,7 +22,7 @@ from engines.spec import Inputs, Method, Precision, Quantization
 from pvc_ref.llm import Decoder
 
 from ..graphs.models import load_model
-from ..graphs.quantize import quantized
+from ..graphs.quantize import Quantizer
 from ..terminal.quantization import quantization_text
 
 BLOCK = 32
@@ -68,8 +68,8 @@ def main() -> None:
     print(f"{args.model}: {rows.numel()} tokens in {num_rows} rows, {args.precision}", flush=True)
     first = 0.0
     for how in ways():
-        held = loaded if how is None else quantized(loaded, {"llm": how}, args.precision)
-        found = perplexity(held.model.llm, rows)
+        held = Quantizer.of(loaded.model, {} if how is None else {"llm": how}, args.precision).model()
+        found = perplexity(held.llm, rows)
         first = first or found
         name = "as it is" if how is None else quantization_text("llm", how)
         print(f"  {name:<56}{found:10.3f}  {found / first - 1:+.1%}", flush=True)

@@ -45,13 +45,29 @@ Int4Block = Annotated[
 Int8 = Annotated[
     list[str] | None,
     typer.Option(
-        "--int8", metavar="PART", help="Multiply in eight bits: vision or llm. For `--target cpu`. Repeatable."
+        "--int8",
+        metavar="PART",
+        help="Multiply in eight bits: vision, or for `--target cpu` also llm. Repeatable.",
     ),
 ]
 QuantizeBy = Annotated[
     str,
     typer.Option(
         "--quantize-by", help="search (of the scales with the least error, the default) or round (to the largest)."
+    ),
+]
+Calibrate = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--calibrate", metavar="FILE",
+        help="A video like those to come: with --int8 vision, engines scale what their products are fed by what it "
+        "shows. Repeatable. Default: rendered and real frames of this program.",
+    ),
+]  # fmt: skip
+CalibrateBy = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrate-by", help="error (the scale with the least error, the default), percentile (99.99 %) or max."
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed for the random weights of tiny and vision-8b. Default: 0.")]

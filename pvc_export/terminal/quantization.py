@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast, get_args
 
 import typer
 
-from engines.spec import Inputs, Method, Part, Quantization
+from engines.manifest import Calibration
+from engines.spec import CalibrationMethod, Method, Part, Quantization
 from engines.target import Target
 from engines.terminal import one_of
 
-from .usage import usage_errors
+from .usage import refuse, usage_errors
 
 FOUR_BITS: tuple[Part, ...] = ("llm",)
 """Parts that may have weights of four bits: on the vision side nobody has measured what they cost."""
@@ -26,6 +28,8 @@ class FewBits:
     int8: Sequence[str] | None = None
     block: int | None = None
     method: str = "search"
+    clips: Sequence[Path] | None = None
+    calibrate_by: str | None = None
 
     def of(self, target: Target, *, streams: int) -> dict[Part, Quantization]:
         """What each part becomes, where so many streams share a pass. Raises BadParameter for what the target does not
@@ -41,11 +45,22 @@ class FewBits:
         found = {part: _int8(target, part, method, streams) for part in int8}
         if int4:
             found |= dict.fromkeys(int4, self._int4(target, method))
+        if not any(how.inputs == "static" for how in found.values()):
+            why = f"{{}} goes with --int8 vision of a target of TensorRT; '{target.name}' finds scales as frames come"
+            refuse({"--calibrate": self.clips or None, "--calibrate-by": self.calibrate_by}, why)
         return found
+
+    @property
+    def calibration_method(self) -> CalibrationMethod:
+        """Raises BadParameter for another word."""
+        with usage_errors():
+            found = one_of("--calibrate-by", self.calibrate_by or "error", get_args(CalibrationMethod))
+        return cast("CalibrationMethod", found)
 
     def _int4(self, target: Target, method: Method) -> Quantization:
         if not target.int4_blocks:
-            raise typer.BadParameter(f"target '{target.name}' takes no int4 weights: {target.no_int4}")
+            instead = f". It has --int8 {' and --int8 '.join(target.int8)}" if target.int8 else ""
+            raise typer.BadParameter(f"target '{target.name}' takes no int4 weights: {target.no_int4}{instead}")
         block = self.block or target.int4_blocks[0]
         if block not in target.int4_blocks:
             taken = ", ".join(map(str, target.int4_blocks))
@@ -55,22 +70,31 @@ class FewBits:
 
 def _int8(target: Target, part: Part, method: Method, streams: int) -> Quantization:
     if part not in target.int8:
-        raise typer.BadParameter(f"target '{target.name}' takes no int8 weights: {target.no_int8}")
-    inputs: Inputs = "rows" if streams > 1 else target.int8[part]
+        raise typer.BadParameter(f"target '{target.name}' has no --int8 {part}: {target.no_int8}")
+    inputs = target.int8[part]
+    if inputs == "tensor" and streams > 1:
+        inputs = "rows"
     return Quantization(bits=8, block=None, zero_points=False, method=method, inputs=inputs)
 
 
 def quantization_text(part: str, how: Quantization) -> str:
     """In words: 'llm in int4 blocks of 32 with zero points, by search'."""
-    fed = "" if how.inputs == "float" else f", its inputs by {how.inputs.removesuffix('s')}"
+    ways = {"float": "", "static": ", its inputs by calibration"}
+    fed = ways.get(how.inputs, f", its inputs by {how.inputs.removesuffix('s')}")
     if how.bits == 8:
         return f"{part} in int8, by {how.method}{fed}"
     points = " with zero points" if how.zero_points else ""
     return f"{part} in int4 blocks of {how.block}{points}, by {how.method}{fed}"
 
 
-def quantization_options(quantization: Mapping[Part, Quantization]) -> list[str]:
-    """The options that ask for it."""
+def calibration_text(calibration: Calibration) -> str:
+    """In words: '44 scales by error, on 22 frames of clip.mp4'."""
+    clips = ", ".join(calibration.clips) or "rendered and real ones of this program"
+    return f"{len(calibration.scales)} scales by {calibration.method}, on {calibration.num_frames} frames: {clips}"
+
+
+def quantization_options(quantization: Mapping[Part, Quantization], calibration: Calibration | None) -> list[str]:
+    """The options that ask for it. Of clips the names are known, and not where they lie."""
     parts = list[str]()
     for part, how in quantization.items():
         parts += [f"--int{how.bits}", part]
@@ -78,4 +102,8 @@ def quantization_options(quantization: Mapping[Part, Quantization]) -> list[str]
             parts += ["--int4-block", str(how.block)]
     for method in list(dict.fromkeys(how.method for how in quantization.values()))[:1]:
         parts += ["--quantize-by", method]
+    if calibration is not None:
+        parts += ["--calibrate-by", calibration.method]
+        for clip in calibration.clips:
+            parts += ["--calibrate", clip]
     return parts

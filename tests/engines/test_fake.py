@@ -14,7 +14,7 @@ from engines.errors import SpecError
 from engines.fake import FakeSession
 from engines.graph_specs import graph_specs
 from engines.memory import Array, host_dtype
-from engines.spec import GRAPH_NAMES, CacheUpdate, GraphSpec, Precision, Quantization, Spelling, StreamLimits
+from engines.spec import GRAPH_NAMES, CacheUpdate, GraphSpec, Part, Precision, Quantization, Spelling, StreamLimits
 from engines.target import FOLDER, Target, load_target, target_names
 
 from .test_spec import LIMITS, SHAPE
@@ -70,7 +70,8 @@ def test_a_target_takes_weights_of_four_bits_or_says_why_not(name: str) -> None:
 @pytest.mark.parametrize("name", target_names())
 def test_a_target_multiplies_in_eight_bits_or_says_why_not(name: str) -> None:
     target = load_target(name)
-    assert bool(target.int8) == (not target.no_int8) == (name == "cpu")
+    assert set(target.int8) == set(get_args(Part)) or target.no_int8
+    assert ("static" in target.int8.values()) == target.runtime.startswith("tensorrt")
     for inputs in target.int8.values():
         Quantization(bits=8, block=None, zero_points=False, method="round", inputs=inputs)
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from pvc_export.graphs.models import LoadedModel
-from pvc_export.graphs.quantize import quantized
+from pvc_export.graphs.quantize import Quantizer
 from pvc_export.studies.perplexity import perplexity, ways
 
 
 def test_a_model_that_knows_nothing_is_as_surprised_as_its_vocabulary_is_large(small: LoadedModel) -> None:
-    llm = quantized(small, {}, "fp32").model.llm
+    llm = Quantizer.of(small.model, {}, "fp32").model().llm
     rows = torch.randint(0, 256, (3, 17), generator=torch.Generator().manual_seed(0))
     flat = torch.nn.Linear(llm.config.hidden_size, llm.config.vocab_size, bias=False)
     torch.nn.init.zeros_(flat.weight)

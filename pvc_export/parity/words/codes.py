@@ -1,4 +1,4 @@
-"""What weights of few bits cost: the model as it is beside the one whose weights a bundle has, on the same prompts.
+"""What few bits cost: the model as it is beside the one whose weights a bundle has, on the same prompts.
 
 A bundle is held to its own codes tensor by tensor, which says nothing of what they lost. Here the model as it is
 answers the prompts of every check, and both score its answers token by token.
@@ -12,13 +12,21 @@ import torch
 from engines.manifest import Manifest
 from pvc_ref.prompt import STOP_TOKEN
 
+from ...graphs.calibration import observed
+from ...graphs.machine import is_small
 from ...graphs.models import LoadedModel
+from ...terminal.quantization import calibration_text
 from ..levels import Rule
+from ..recording import SAMPLED_FRAMES, check_frames, run_torch
 from .conversations import NUM_NEW_TOKENS, divergences, reference_logits
 from .prompts import prompts_that_fit, reference_embeds
 
 MOST = 2.0
 """Nats of KL(model || codes) a token, on average over all answers, beyond which the codes are another model."""
+
+
+MOST_OF_INPUTS = 0.25
+"""Of the root mean square of what a product is fed, beyond which scales of eight bits are another model's."""
 
 
 @torch.no_grad()
@@ -47,6 +55,23 @@ def cost_of_codes(source: LoadedModel, held: LoadedModel, manifest: Manifest, *,
         f"(limit {MOST:g}), {np.mean(same):.1%} the same likeliest token, perplexity {before:.4g} -> {after:.4g}"
     )
     return Rule(level="J", name=name, passed=bool(mean <= MOST), detail=detail)
+
+
+def cost_of_scales(source: LoadedModel, manifest: Manifest) -> Rule:
+    """How the scales that were found ahead fit what the products are fed on the clip of a check, which is another one
+    than they were found on. As loose as the limit on codes."""
+    assert manifest.calibration is not None
+    frames, scales = check_frames(manifest), manifest.calibration.scales
+    if not is_small(source.model):
+        frames = frames.first(SAMPLED_FRAMES)
+    with observed(source.model, scales) as sizes:
+        run_torch(source.model, frames, manifest.graphs["temporal"])
+    cost, worst = max((sizes[name].cost(scale), name.removesuffix(".weight")) for name, scale in scales.items())
+    detail = (
+        f"rounding what {len(scales)} products are fed, by scales of {calibration_text(manifest.calibration)}, costs "
+        f"{cost:.1%} at most on the clip of this check (limit {MOST_OF_INPUTS:.0%}): '{worst}'"
+    )
+    return Rule(level="J", name="scales of inputs", passed=bool(cost <= MOST_OF_INPUTS), detail=detail)
 
 
 def _surprise(logits: np.ndarray, tokens: list[int]) -> list[float]:

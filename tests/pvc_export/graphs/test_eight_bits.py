@@ -19,7 +19,7 @@ from engines.session import OrtSession
 from engines.spec import GraphSpec, Inputs, Method, Precision, Quantization, StreamLimits, TensorSpec
 from engines.target import load_target
 from pvc_export.bundles.export import ExportRequest, write_graphs
-from pvc_export.graphs.eight_bits import ROUNDED, BlocksLinear, EightBitLinear, RowsLinear, TensorLinear
+from pvc_export.graphs.eight_bits import ROUNDED, BlocksLinear, EightBitLinear, RowsLinear, TensorLinear, round_inputs
 from pvc_export.graphs.models import loaded_model
 from pvc_export.graphs.quantize import Quantizer, grid_of
 from pvc_export.parity.graph_file import GraphFile
@@ -80,7 +80,7 @@ def test_a_frame_is_rounded_as_onnx_s_reference_does_and_a_clip_frame_by_frame(k
 def test_a_layer_in_half_precision_multiplies_in_float32_and_rounds_its_result(inputs: Inputs) -> None:
     layer = nn.Linear(40, 8)
     x = inputs_of("both signs").half()
-    layer.__class__, layer.block = ROUNDED[inputs], 8  # type: ignore[assignment]
+    round_inputs(layer, inputs, block=8, scale=0.05)
     want = nn.functional.linear(layer.rounded(x.float()), layer.weight)  # type: ignore[attr-defined]
     layer.bias = nn.Parameter(layer.bias.half())
     assert torch.equal(layer(x), want.half() + layer.bias)
@@ -200,7 +200,7 @@ def test_onnx_runtime_rounds_what_a_product_of_four_bits_is_fed_block_by_block(
 
     layer.weight = nn.Parameter(grid.nearest(layer.weight), requires_grad=False)
     exact = layer(x).numpy()
-    layer.__class__, layer.block = BlocksLinear, 32  # type: ignore[assignment]
+    round_inputs(layer, "blocks", block=32)
     rounded = layer(x).numpy()
     assert np.abs(computed("float") - exact).max() < 1e-4
     assert np.abs(rounded - exact).max() > 0.02

@@ -18,7 +18,7 @@ from engines.manifest import Manifest
 from engines.spec import Quantization
 from pvc_export.controls.graph_edits import edit_graph, widen_rms_epsilon
 from pvc_export.graphs.models import LoadedModel
-from pvc_export.graphs.quantize import quantized
+from pvc_export.graphs.quantize import as_held
 from pvc_export.graphs.weights_file import weight_values
 from pvc_export.parity.check import check_bundle, explain
 from pvc_export.parity.fresh import FreshGraphs
@@ -144,7 +144,7 @@ def test_a_wrong_part_of_a_code_is_a_weight_that_differs(
     bundle = copy_bundle(bundle_int4)
     edit_graph(bundle, "llm", WRONG[name])
     manifest = Manifest.load(bundle)
-    held = quantized(tiny, manifest.quantization, manifest.precision)
+    held = as_held(tiny, manifest)
     found = compare_graphs(bundle, manifest, held, fresh)
     assert set(found.wrong_weights) == {"llm"} and found.wrong_weights["llm"]
     structural = [rule for rule in found.rules if rule.passed is False]
@@ -157,7 +157,7 @@ def test_a_bundle_that_says_another_method_or_block_is_not_what_its_graphs_are(
     manifest = Manifest.load(bundle_int4)
     for how in (replace(HOW, method="round"), replace(HOW, block=64)):
         other = replace(manifest, quantization={"llm": how})
-        held = quantized(tiny, other.quantization, other.precision)
+        held = as_held(tiny, other)
         found = compare_graphs(bundle_int4, other, held, fresh)
         assert found.wrong_weights
 
