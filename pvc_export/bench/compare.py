@@ -193,10 +193,10 @@ class Row:
 
 def _line(row: Row, digits: int) -> str:
     if row.time is None:
-        return f"{TITLES[row.variant]:<30}  not run: {row.not_run}"
+        return f"{TITLES.get(row.variant, row.variant):<30}  not run: {row.not_run}"
     quartiles = f"{row.time.q1_ms:.1f} - {row.time.q3_ms:.1f}"
     return (
-        f"{TITLES[row.variant]:<30}{row.time.median_ms:>9.1f}{quartiles:>18}{row.times_eager:>9.2f}"
+        f"{TITLES.get(row.variant, row.variant):<30}{row.time.median_ms:>9.1f}{quartiles:>18}{row.times_eager:>9.2f}"
         f"{row.times_ort_default:>11.2f}{row.rate:>9.{digits}f}{row.percent_of_peak:>8.0f}%{row.max_difference:>10.1e}"
     )
 

@@ -62,9 +62,12 @@ class LanguageBench(Bench):
         if not 1 <= self.past <= most:
             raise ValueError(f"--past is {self.past}, expected 1 to {most}, or a frame would not fit behind it")
 
+    def scene(self) -> LanguageScene:
+        return LanguageScene.render(SIZES[self.size], num_past=self.past)
+
     def prepare(self, folder: Path, console: Console) -> Comparison:
         with console.stage("draw the weights, fill the past"):
-            scene = LanguageScene.render(SIZES[self.size], num_past=self.past)
+            scene = self.scene()
         with console.stage("default export"):
             default = default_variant(scene, folder / "default.onnx", threads=self.threads)
         with console.stage("our graphs"):

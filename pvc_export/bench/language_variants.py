@@ -78,13 +78,19 @@ class LanguageScene:
     def render(config: PVCConfig, *, num_past: int) -> LanguageScene:
         """Random tokens and a random frame, from a seed; `num_past` at least 1."""
         model, generator = PVC.random(config, seed=0), torch.Generator().manual_seed(0)
-        embeds = model.llm.embed_tokens(torch.randint(config.llm.vocab_size, (1, num_past + 1), generator=generator))
-        before, token = embeds[:, :num_past], embeds[:, num_past:]
+        ids = torch.randint(config.llm.vocab_size, (num_past + 1,), generator=generator)
+        frame = torch.randn(1, NUM_FRAME_ROWS, config.llm.hidden_size, generator=generator)
+        return LanguageScene.of(model, ids, frame)
+
+    @staticmethod
+    def of(model: PVC, ids: Tensor, frame: Tensor) -> LanguageScene:
+        """Tokens (P + 1,), the last one new in decode, and a frame's rows (1, NUM_FRAME_ROWS, E)."""
+        embeds = model.llm.embed_tokens(ids)[None]
+        before, token = embeds[:, :-1], embeds[:, -1:]
         past: list[KeyValue] | None = None
         for piece in before.split(StreamLimits().chunk, dim=1):  # at once, a long past would not fit
             _, past = append_rows(model.llm, piece, past)
         assert past is not None
-        frame = torch.randn(1, NUM_FRAME_ROWS, config.llm.hidden_size, generator=generator)
         return LanguageScene(model=model, before=before, past=past, token=token, frame=frame)
 
 

@@ -109,10 +109,15 @@ class PlainStep(nn.Module):
         return self.model.compressor(features[:, 0], frame_time), *window
 
 
+def plain_arguments(scene: Scene) -> tuple[Tensor, ...]:
+    """What PlainStep takes."""
+    past = (tensor.contiguous() for pair in scene.state.past for tensor in pair)
+    return scene.frame, torch.tensor([scene.window - 1.0]), *past
+
+
 def default_step(scene: Scene, path: Path, *, threads: int) -> Run:
     """PlainStep by the dynamo exporter with its default options, run by ONNX Runtime with its own."""
-    past = [tensor.contiguous() for pair in scene.state.past for tensor in pair]
-    arguments = (scene.frame, torch.tensor([scene.window - 1.0]), *past)
+    arguments = plain_arguments(scene)
     run = default_export(PlainStep(scene.model), arguments, path, threads=threads)(*arguments)
     return lambda: run()[0][0]
 

@@ -1,6 +1,8 @@
 """What it takes to export and check a model of full size: time and peak memory, with random weights.
 
-    python -m pvc_export.studies.full_size PRESET [--precision fp16] [--folder FOLDER] [--keep]
+    python -m pvc_export.studies.full_size PRESET [--command onnx] [--folder FOLDER] [--keep] [OPTIONS]
+
+OPTIONS are those of the command, `onnx` or `trt`: --fp16 --int8 vision --int4 llm.
 
 The folder that is written is a checkpoint as a hub has it: config.json, bfloat16 shards with an index, a tokenizer. Its
 weights are drawn as they are written, so that no more than a shard is in memory. Everything is removed at the
@@ -56,11 +58,10 @@ def run(*arguments: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pvc_export.studies.full_size", description=__doc__.splitlines()[0])
     parser.add_argument("preset")
-    parser.add_argument("--precision", default="fp16", choices=("fp16", "bf16"))
-    parser.add_argument("--target", default="cpu")
+    parser.add_argument("--command", default="onnx", choices=("onnx", "trt"))
     parser.add_argument("--folder", type=Path, help="where the model and the bundle are written for a while")
     parser.add_argument("--keep", action="store_true", help="do not remove them")
-    args = parser.parse_args()
+    args, options = parser.parse_known_args()
     config = PVCConfig.preset(args.preset)
     num_bytes = 2 * sum(weight.numel() for weight in PVC.empty(config).parameters())
     parent = args.folder or Path(tempfile.mkdtemp(prefix="pvc-full-size-"))
@@ -70,7 +71,7 @@ def main() -> None:
         if not model.exists():
             write_checkpoint(config, model)
         print(f"{args.preset}: {size_text(num_bytes)} of bfloat16", flush=True)
-        made = run("onnx", f"--{args.precision}", "--target", args.target, "-m", str(model), "-o", str(bundle))
+        made = run(args.command, "-m", str(model), "-o", str(bundle), *(options or ["--fp16"]))
         for stage in made["stages"]:
             peak = size_text(stage["peak_bytes"]) if stage["peak_bytes"] else ""
             print(f"  {stage['name']:<30}{stage['seconds']:>8.1f} s  {peak:>10}  {stage['note']}", flush=True)

@@ -1,0 +1,93 @@
+"""SmolLM2's decode and ingest: ours beside llama.cpp's, of the same weights, behind the same text.
+
+python -m tests.oracles.peers.language [ROUNDS]
+
+The file's weights have four bits with a minimum a block (Q4_1); the checkpoint has what they stand for in float32.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pvc_export.bench.compare import FEW_BITS_LIMIT, Comparison, Timed
+from pvc_export.bench.language import LanguageBench
+from pvc_export.bench.language_variants import NUM_FRAME_ROWS, LanguageScene
+from pvc_export.graphs.models import LoadedModel, load_model
+from pvc_export.terminal.console import Console
+
+from ..compare import HOME, ask_oracle, new_folder
+from ..exchange import MODEL
+from ..smollm2 import CHECKPOINT, write_checkpoint
+from .elsewhere import Elsewhere
+
+PYTHON = HOME / "llama-cpp/bin/python"
+TEXT = "docs/performance.md"
+PEERS = ExitStack()
+
+
+@functools.cache
+def loaded(checkpoint: str) -> LoadedModel:
+    return load_model(checkpoint)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BesideLlamaCpp(LanguageBench):
+    """The LLM of a checkpoint behind real text, and llama.cpp with the same model."""
+
+    program = "python -m tests.oracles.peers.language"
+
+    checkpoint: str
+    gguf: str
+
+    def _ids(self) -> tuple[Tensor, Tensor]:
+        """The past with the token to decode, and a frame, which is text as well: llama.cpp is fed tokens."""
+        text = Path(TEXT).read_text(encoding="utf-8")
+        ids = torch.tensor(loaded(self.checkpoint).tokenizer.encode(text, add_special_tokens=False).ids)
+        return ids[: self.past + 1], ids[self.past : self.past + NUM_FRAME_ROWS]
+
+    def scene(self) -> LanguageScene:
+        model, (ids, frame) = loaded(self.checkpoint).model, self._ids()
+        return LanguageScene.of(model, ids, model.llm.embed_tokens(frame)[None])
+
+    def prepare(self, folder: Path, console: Console) -> Comparison:
+        found = LanguageBench.prepare(self, folder, console)
+        ids, frame = self._ids()
+        tokens = folder / "tokens.npz"
+        np.savez(tokens, before=ids[:-1].numpy(), token=ids[-1:].numpy(), frame=frame.numpy())
+        with console.stage("llama.cpp"):
+            files = [self.gguf, str(tokens)]
+            peer = PEERS.enter_context(Elsewhere(PYTHON, "tests.oracles.peers.llama_steps", files))
+        console.print(f"  {peer.versions}, file of {peer.facts['model_bytes'] / 1e6:.0f} MB")
+        variant = {name: Timed(run=peer.step(name), limit=FEW_BITS_LIMIT) for name in ("decode", "ingest")}
+        return replace(found, variants={**found.variants, "llama.cpp, Q4_1": variant})
+
+
+def real_model() -> tuple[Path, Path]:
+    """SmolLM2's checkpoint, written if it is not there yet, and the file that it was made from."""
+    case = HOME / "smollm2-case"
+    if not (case / CHECKPOINT / "config.json").is_file():
+        ask_oracle("smollm2", new_folder(case))
+        write_checkpoint(case / MODEL, case / CHECKPOINT)
+    (gguf,) = (HOME / "smollm2").rglob("*.gguf")
+    return case / CHECKPOINT, gguf
+
+
+def main() -> None:
+    console, (checkpoint, gguf) = Console(), real_model()
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
+    with PEERS, torch.no_grad():
+        bench = BesideLlamaCpp(size="tiny", rounds=rounds, checkpoint=str(checkpoint), gguf=str(gguf))
+        for line in bench.describe(bench.run(console)):
+            console.print(line)
+
+
+if __name__ == "__main__":
+    main()
