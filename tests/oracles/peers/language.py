@@ -66,8 +66,18 @@ class BesideLlamaCpp(LanguageBench):
             files = [self.gguf, str(tokens)]
             peer = PEERS.enter_context(Elsewhere(PYTHON, "tests.oracles.peers.llama_steps", files))
         console.print(f"  {peer.versions}, file of {peer.facts['model_bytes'] / 1e6:.0f} MB")
-        variant = {name: Timed(run=peer.step(name), limit=FEW_BITS_LIMIT) for name in ("decode", "ingest")}
-        return replace(found, variants={**found.variants, "llama.cpp, Q4_1": variant})
+        theirs = {name: Timed(run=peer.step(name), limit=FEW_BITS_LIMIT) for name in ("decode", "ingest")}
+        ours = {
+            name: {step: _of_tokens(one, peer.facts["num_tokens"]) for step, one in variant.items()}
+            for name, variant in found.variants.items()
+            if not isinstance(variant, str)
+        }
+        return replace(found, variants={**found.variants, **ours, "llama.cpp, Q4_1": theirs})
+
+
+def _of_tokens(timed: Timed, count: int) -> Timed:
+    """Logits of the first tokens: ours has three more, for images."""
+    return replace(timed, output=lambda result: timed.output(result)[:count])
 
 
 def real_model() -> tuple[Path, Path]:

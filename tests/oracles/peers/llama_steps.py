@@ -35,7 +35,7 @@ def main() -> None:
     serve(
         {"decode": lambda: step(token), "ingest": lambda: step(frame)},
         {"llama-cpp-python": version("llama-cpp-python")},
-        {"model_bytes": os.path.getsize(path)},
+        {"model_bytes": os.path.getsize(path), "num_tokens": llama.n_vocab()},
     )
 
 
