@@ -20,7 +20,7 @@ from pvc_ref.temporal import AdaLayerNorm
 
 from .eight_bits import EightBitLinear
 from .precision import ModuleT, copy_with
-from .spellings import InPlaceAttention
+from .spellings import InPlaceAttention, SeenRowsAttention
 
 
 class JoinedAttention(CausalAttention):
@@ -34,6 +34,10 @@ class JoinedAttention(CausalAttention):
 
 class JoinedInPlaceAttention(JoinedAttention, InPlaceAttention):
     """What it projects is joined, what it attends to lies in place."""
+
+
+class JoinedSeenRowsAttention(JoinedAttention, SeenRowsAttention):
+    pass
 
 
 class JoinedSwiGLU(SwiGLU):
@@ -59,6 +63,7 @@ class JoinedAdaLayerNorm(AdaLayerNorm):
 JOINED: dict[type[nn.Module], type[nn.Module]] = {
     CausalAttention: JoinedAttention,
     InPlaceAttention: JoinedInPlaceAttention,
+    SeenRowsAttention: JoinedSeenRowsAttention,
     SwiGLU: JoinedSwiGLU,
     AdaLayerNorm: JoinedAdaLayerNorm,
 }

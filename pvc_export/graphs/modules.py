@@ -10,6 +10,7 @@ Dimension key: as in engines/spec.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import gcd
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +74,9 @@ def graph_module(model: PVC, spec: GraphSpec, spelling: Spelling = "concat") -> 
         case "embed":
             module = model.llm.embed_tokens
         case "llm":
-            decoder = joined(spelled(model.llm, CACHE_UPDATES["aliased" if spec.aliases else "rows"]))
-            module = InPlaceLLMGraph(decoder) if spec.aliases else LLMGraph(decoder)
+            decoder = joined(spelled(model.llm, CACHE_UPDATES["aliased" if spec.aliases else "rows", spelling]))
+            in_place = SeenRowsLLMGraph if spelling == "split" else InPlaceLLMGraph
+            module = in_place(decoder) if spec.aliases else LLMGraph(decoder)
         case "head":
             module = HeadGraph(model.llm)
         case _:
@@ -157,7 +159,7 @@ class InPlaceLLMGraph(_DecoderGraph):
     ) -> tuple[Tensor, ...]:
         """(B, L, E), (B, L), (B,), caches (B, K, S, D) -> hidden (B, 1, E), the same caches with the new rows."""
         dtype = inputs_embeds.dtype
-        slots = torch.arange(past[0].shape[2])[None, None]
+        slots = torch.arange(self.num_seen(write_index, inputs_embeds, past[0]))[None, None]
         rows = write_index[:, None, None] + torch.arange(inputs_embeds.shape[1])[None, :, None]
         bias = visible_to_bias(slots <= rows, dtype)[:, None]  # (B, 1, L, S): what lies behind a row is not there yet
         rope = self.decoder.angles(position_ids, dtype)
@@ -167,6 +169,26 @@ class InPlaceLLMGraph(_DecoderGraph):
             x, updated = layer(x, rope, past_rows, bias)
             caches += [updated.key, updated.value]
         return self.decoder.norm(x)[:, -1:], *caches
+
+    def num_seen(self, write_index: Tensor, inputs_embeds: Tensor, cache: Tensor) -> int:
+        """Rows of a cache that attention goes over, from the first on."""
+        return cache.shape[2]
+
+
+class SeenRowsLLMGraph(InPlaceLLMGraph):
+    """The same, in which attention goes over the rows that some stream of the batch has, up to a multiple of STEP: with
+    another size for every token, what a runtime set aside for the last one would not fit the next."""
+
+    STEP = 256
+
+    def num_seen(self, write_index: Tensor, inputs_embeds: Tensor, cache: Tensor) -> int:
+        step = gcd(self.STEP, cache.shape[2])  # of what it can hold, too
+        # Not by int(): there is no value while it is traced.
+        needed: int = write_index.max().item() + inputs_embeds.shape[1]  # type: ignore[assignment]
+        count = (needed + step - 1) // step * step  # and not -(-needed // step): ONNX divides towards zero
+        torch._check(count >= 1)
+        torch._check(count <= cache.shape[2])
+        return count
 
 
 class HeadGraph(_DecoderGraph):

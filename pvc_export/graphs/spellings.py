@@ -83,19 +83,33 @@ class InPlaceAttention(CausalAttention):
     ) -> tuple[Tensor, CachesInPlace]:
         """x (B, L, E); bias (B, 1, L, S). The caches keep their dtype in a float32 island, where x has another."""
         q, k, v = self.project(x)
-        q, k, v = (y.transpose(1, 2) for y in (rotate(q, *rope), rotate(k, *rope), v))
+        q, k, v = rotate(q, *rope), rotate(k, *rope), v
         key, value = (
             onnx_operator(
-                "TensorScatter", (cache, new.to(cache.dtype), past.write_index), like=cache, axis=-2, mode="linear"
+                "TensorScatter", (cache, new.to(cache.dtype).transpose(1, 2), past.write_index), like=cache, axis=-2,
+                mode="linear",
             )
             for cache, new in ((past.key, k), (past.value, v))
-        )
+        )  # fmt: skip
+        return self.o_proj(self.attend(q, key, value, bias).flatten(2)), replace(past, key=key, value=value)
+
+    def attend(self, q: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """Queries (B, L, H, D), caches (B, K, S, D) -> (B, L, H, D)."""
         if q.dtype == key.dtype:
-            out = onnx_operator("Attention", (q, key, value, bias), like=q).transpose(1, 2)
-        else:  # TensorRT-RTX 1.7 fails on the operator over a cache that was cast; written out it builds
-            q, wide_key, wide_value = (y.to(q.dtype).transpose(1, 2) for y in (q, key, value))
-            out = grouped_attention(q, wide_key, wide_value, bias)
-        return self.o_proj(out.flatten(2)), replace(past, key=key, value=value)
+            q = q.transpose(1, 2)
+            return onnx_operator("Attention", (q, key, value, bias), like=q).transpose(1, 2)
+        # TensorRT-RTX 1.7 fails on the operator over a cache that was cast; written out it builds.
+        key, value = (cache.to(q.dtype).transpose(1, 2) for cache in (key, value))
+        return grouped_attention(q, key, value, bias)
+
+
+class SeenRowsAttention(InPlaceAttention):
+    """The same over the rows that are there, of which `bias` knows how many: ONNX Runtime's CPU goes over a whole cache
+    in its Attention, masked or not."""
+
+    def attend(self, q: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        key, value = (cache.narrow(2, 0, bias.shape[-1]).to(q.dtype).transpose(1, 2) for cache in (key, value))
+        return grouped_attention(q, key, value, bias)
 
 
 class QuantizedLinear(StaticLinear):
@@ -132,13 +146,16 @@ SPELLINGS: dict[Spelling, Classes] = {
 }
 """How the vision side spells attention. engines/targets/*.json say which target uses which."""
 
-CACHE_UPDATES: dict[CacheUpdate, Classes] = {
+CACHE_UPDATES: dict[tuple[CacheUpdate, Spelling], Classes] = {
     # TensorRT before 10.15, whose parser lacks TensorScatter, and `cuda`, until a GPU has run the other. The reference
     # itself: new rows are returned, and the runtime puts them into the cache.
-    "rows": {},
+    ("rows", "concat"): {},
+    ("rows", "split"): {},
     # All others. While decoding a fused kernel reads the cache where it lies, and nothing copies it
     # (docs/decisions/0006).
-    "aliased": {CausalAttention: InPlaceAttention},
+    ("aliased", "concat"): {CausalAttention: InPlaceAttention},
+    # The target `cpu`, where nothing is fused (docs/performance.md).
+    ("aliased", "split"): {CausalAttention: SeenRowsAttention},
 }
 """How the LLM spells attention, by what becomes of its new rows."""
 

@@ -34,8 +34,17 @@ CODE: dict[tuple[str, bool], Nodes] = {
     ("head", False): Nodes(6500),
     ("head", True): Nodes(8200),
 }
-CODED = {False: Nodes(1457000, 1185000), True: Nodes(1489000, 1268000)}
-"""An LLM whose products have weights of four bits: each has a kernel of its own."""
+CODED: dict[tuple[str, bool], Nodes] = {
+    ("trunk", False): Nodes(1452000, 589400),
+    ("trunk", True): Nodes(974000, 600000),
+    ("temporal", False): Nodes(1840700, 1314700),
+    ("temporal", True): Nodes(1443000, 1268500),
+    ("compressor", False): Nodes(838900),
+    ("compressor", True): Nodes(842200),
+    ("llm", False): Nodes(1457000, 1185000),
+    ("llm", True): Nodes(1489000, 1268000),
+}
+"""The same where weights are codes: each such product has a kernel of its own. Of compressors, `pvc` was built."""
 SMALL_HEAD, SMALL_HEAD_CODE = 256, {False: 137700, True: 268200}
 """A head for a narrower LLM than this is computed in pieces."""
 UNGROUPED = {False: 816500, True: 548900}
@@ -62,11 +71,11 @@ def code_bytes(model: PVC, spec: GraphSpec, *, streams: int) -> int:
     if spec.name == "temporal" and not num_layers:
         return NO_TEMPORAL_LAYERS
     kind = config.compressor.kind if spec.name == "compressor" else spec.name
-    code = CODED[narrow] if coded else CODE[kind, narrow]
+    code = CODED[spec.name, narrow] if coded else CODE[kind, narrow]
     num_bytes, layer = code.graph, code.layer
     if spec.name == "llm" and config.llm.num_heads == config.llm.num_kv_heads and not coded:
         layer = UNGROUPED[narrow]
-    elif spec.name == "temporal" and num_layers == 1:
+    elif spec.name == "temporal" and num_layers == 1 and not coded:
         num_bytes += ONE_TEMPORAL_LAYER
     elif spec.name == "head" and config.llm.hidden_size < SMALL_HEAD and streams == 1:
         num_bytes = SMALL_HEAD_CODE[narrow]

@@ -59,6 +59,8 @@ NODES: dict[tuple[str, str, bool], Nodes] = {
     ("compressor", "q_former", True): Nodes(10688, 32064),
     ("llm", "aliased", False): Nodes(17221, 32543),
     ("llm", "aliased", True): Nodes(19189, 35327),
+    ("llm", "seen", False): Nodes(25040, 39720),
+    ("llm", "seen", True): Nodes(27650, 43580),
     ("llm", "rows", False): Nodes(18675, 36863),
     ("llm", "rows", True): Nodes(20600, 40911),
     ("embed", "", False): Nodes(986),
@@ -74,7 +76,7 @@ BATCH_ADDS = {
 }  # fmt: skip
 """A batch of several streams is dynamic, and its size is asked for. The LLM's is where its cache is updated in
 place."""
-CODES_ADD: dict[Inputs, int] = {"float": 270, "blocks": 270, "tensor": 1060, "rows": 1540}
+CODES_ADD: dict[Inputs, int] = {"float": 270, "blocks": 270, "tensor": 1060, "rows": 1540, "static": 2110}
 ZERO_POINTS_ADD = 130
 """For each product that holds its matrix in codes: the nodes that it is made of, by how it is fed, and constants."""
 PRODUCTS = {"trunk": Products(layer=4), "temporal": Products(layer=9), "llm": Products(layer=4)}
@@ -91,10 +93,11 @@ def graph_bytes(model: PVC, spec: GraphSpec, target: Target) -> int:
     config, num_layers = model.config, layers_of(model.config, spec.name)
     if spec.name == "temporal" and not num_layers:
         return NO_LAYERS
-    parts = [NODES[spec.name, variant_of(config, spec, target), is_narrow(spec)]]
+    variant = variant_of(config, spec, target)
+    parts = [NODES[spec.name, variant, is_narrow(spec)]]
     if not spec.aliases and "batch" in spec.dims:
         parts.append(BATCH_ADDS[spec.name])
-    num_bytes = weight_bytes(model, spec) + constant_bytes(config, spec)
+    num_bytes = weight_bytes(model, spec) + constant_bytes(config, spec, variant)
     for part in parts:
         num_bytes += part.graph + num_layers * (part.layer + part.head * config.vision.num_heads)
     if (how := spec.quantization) is not None:
@@ -140,7 +143,8 @@ def variant_of(config: PVCConfig, spec: GraphSpec, target: Target) -> str:
     """Which of several forms a graph has."""
     if spec.name in ("trunk", "temporal"):
         return target.spelling
-    return {"compressor": config.compressor.kind, "llm": target.cache_update}.get(spec.name, "")
+    seen = target.cache_update == "aliased" and target.spelling == "split"
+    return {"compressor": config.compressor.kind, "llm": "seen" if seen else target.cache_update}.get(spec.name, "")
 
 
 def layers_of(config: PVCConfig, graph: str) -> int:
@@ -154,7 +158,7 @@ def layers_of(config: PVCConfig, graph: str) -> int:
     }.get(graph, 0)
 
 
-def constant_bytes(config: PVCConfig, spec: GraphSpec) -> int:
+def constant_bytes(config: PVCConfig, spec: GraphSpec, variant: str) -> int:
     """Tables that no weight is: frequencies of the clock, the ones of a norm without weights, indices of cache rows."""
     vision = config.vision
     clock = 2 * vision.sinusoid_size if spec.num_times is None else 0
@@ -166,7 +170,7 @@ def constant_bytes(config: PVCConfig, spec: GraphSpec) -> int:
             return clock + 4 * vision.num_patches // num_tokens * vision.hidden_size
         case "compressor" if config.compressor.kind == "pool":
             return 4 * num_tokens * vision.num_patches
-        case "llm" if spec.aliases:
+        case "llm" if variant == "aliased":
             context = spec.input(spec.states[0].input).shape[spec.states[0].slot_axis]
             return 8 * int(context)
     return 0

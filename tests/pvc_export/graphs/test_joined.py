@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from engines.bundle import graph_path
 from engines.graph_specs import graph_specs
 from engines.manifest import Manifest
-from engines.spec import GraphSpec, StreamLimits
+from engines.spec import CacheUpdate, GraphSpec, Spelling, StreamLimits
 from pvc_export.controls.graph_edits import edit_graph
 from pvc_export.graphs.joined import PARTS, joined, part_at
 from pvc_export.graphs.models import LoadedModel
@@ -81,10 +81,12 @@ def test_a_joined_weight_is_its_parts_one_after_the_other_and_all_else_is_shared
     assert str(tiny.model.llm) == before, "the reference was changed"
 
 
-@pytest.mark.parametrize("update", ["rows", "aliased"])
-def test_a_part_that_is_an_island_by_itself_stays_a_product_of_its_own(tiny: LoadedModel, update: str) -> None:
+@pytest.mark.parametrize(("update", "spelling"), CACHE_UPDATES)
+def test_a_part_that_is_an_island_by_itself_stays_a_product_of_its_own(
+    tiny: LoadedModel, update: CacheUpdate, spelling: Spelling
+) -> None:
     model = cast_model(tiny.model, "fp16", ("llm.layers.0.attn.k_proj", "llm.layers.1.mlp"))
-    llm = joined(spelled(model.llm, CACHE_UPDATES[update]))  # type: ignore[index]
+    llm = joined(spelled(model.llm, CACHE_UPDATES[update, spelling]))
     assert hasattr(llm.layers[0].attn, "k_proj") and hasattr(llm.layers[1].attn, "qkv_proj")
     assert llm.layers[0].attn.k_proj.weight.dtype == torch.float32
     assert llm.layers[1].mlp.gate_up_proj.weight.dtype == torch.float32, "an island as a whole is joined in float32"

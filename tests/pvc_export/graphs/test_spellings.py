@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from pathlib import Path
 from typing import get_args
 
+import numpy as np
+import pytest
 import torch
 
 from engines.graph_specs import graph_specs
@@ -13,14 +17,16 @@ from engines.target import load_target, target_names
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.graphs.modules import graph_module, model_shape
 from pvc_export.graphs.precision import cast_model
+from pvc_export.graphs.sessions import open_graphs
 from pvc_export.graphs.spellings import CACHE_UPDATES, SPELLINGS, spelled
 
 
 def test_the_tables_have_every_spelling_and_every_target_names_one_of_each() -> None:
-    assert set(SPELLINGS) == set(get_args(Spelling)) and set(CACHE_UPDATES) == set(get_args(CacheUpdate))
+    assert set(SPELLINGS) == set(get_args(Spelling))
+    assert set(CACHE_UPDATES) == set(itertools.product(get_args(CacheUpdate), get_args(Spelling)))
     targets = [load_target(name) for name in target_names()]
     assert {target.spelling for target in targets} == set(SPELLINGS)
-    assert {target.cache_update for target in targets} == set(CACHE_UPDATES)
+    assert {target.cache_update for target in targets} == set(get_args(CacheUpdate))
 
 
 def test_an_island_is_one_in_every_spelling(tiny: LoadedModel) -> None:
@@ -62,3 +68,32 @@ def test_a_second_spelling_leaves_the_model_as_it_is_and_copies_no_weight(tiny: 
     assert str(tiny.model.trunk) == before != str(split)
     assert {id(p) for p in split.parameters()} == {id(p) for p in tiny.model.trunk.parameters()}
     assert graph_module(tiny.model, spec) is tiny.model.trunk
+
+
+@pytest.mark.parametrize("starts", [(5,), (0, 40), (253,), (1, 254)], ids=str)
+def test_on_a_cpu_attention_goes_over_the_rows_that_are_there_and_no_others(
+    starts: tuple[int, ...], small: LoadedModel, tmp_path: Path
+) -> None:
+    """The same as over the whole cache; and what lies 256 rows behind the longest stream is not read, be it NaN."""
+    limits = StreamLimits(context=1024, streams=len(starts))
+    behind = -(-(max(starts) + 3) // 256) * 256
+    found = []
+    for name, value in (("rtx", 0.0), ("cpu", 0.0), ("cpu", np.nan)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        llm = open_graphs(small.model, ("llm",), load_target(name), limits, tmp_path / name)["llm"]
+        rng = np.random.default_rng(0)
+        index = np.array(starts)
+        feeds = {
+            "inputs_embeds": rng.normal(size=(len(starts), 3, small.config.llm.hidden_size)).astype(np.float32),
+            "position_ids": index[:, None] + np.arange(3),
+            "write_index": index,
+        }
+        for state in llm.spec.states:
+            shape = llm.spec.input(state.input).resolve({"batch": len(starts)})
+            feeds[state.input] = rng.normal(size=shape).astype(np.float32)
+            feeds[state.input][:, :, behind:] = value
+        outputs = llm.run(feeds)
+        found.append([outputs["hidden"], *(outputs[state.output][:, :, :behind] for state in llm.spec.states)])
+    for whole, seen, beside_nan in zip(*found, strict=True):
+        np.testing.assert_allclose(seen, whole, atol=1e-5 * np.abs(whole).max())
+        assert np.array_equal(seen, beside_nan)

@@ -25,7 +25,7 @@ from pvc_ref import PVC, PVCConfig
 from pvc_ref.config import CompressorConfig
 
 TINY = PVCConfig.preset("tiny")
-BUNDLES = ("bundle_fp32", "bundle_fp16", "bundle_rows", "bundle_int4", "bundle_int8", "bundle_shapes")
+BUNDLES = ("bundle_fp32", "bundle_fp16", "bundle_rows", "bundle_int4", "bundle_int8", "bundle_static", "bundle_shapes")
 CLOSE = 0.02
 
 
