@@ -23,11 +23,12 @@ from .errors import SpecError
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Spelling = Literal["concat", "split"]
-"""How attention in the ViT is written down. The target decides, by measurement; the numbers are the same.
+"""How attention is written down. The target decides, by measurement; the numbers are the same.
 
 concat  join ring and new row, then one attention; ring (B, W, N, H, D): TensorRT fuses it and reads the ring in place
 split   join the scores, never the caches; ring (B, N, H, W, D): ONNX Runtime's CPU copies nothing. Within a frame, head
-        by head: scores stay in the CPU's cache
+        by head: scores stay in the CPU's cache. Over an LLM cache that is written in place, over the rows that are
+        there: ONNX Runtime's Attention goes over all that it can hold
 """
 CacheUpdate = Literal["rows", "aliased"]
 """How new rows of the LLM get into its cache. The target decides, by what its compiler has (docs/decisions/0006).
