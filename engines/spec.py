@@ -40,9 +40,9 @@ aliased  the graph scatters them into the cache it was given, cache (B, K, S, D)
 Dim = int | str
 """A fixed size, the name of a dynamic dimension, or a sum of such names: 'past+rows'."""
 
-Part = Literal["vision", "llm"]
-"""What of a model can be held in few bits: the products of everything that a frame passes on its way to the LLM, and of
-the LLM its layers. Its head is not: four bits there cost as much as in all layers together (docs/numerics.md)."""
+Part = Literal["vision", "llm", "head"]
+"""What of a model can be held in few bits: the products of everything that a frame passes on its way to the LLM, of
+the LLM its layers, and its head. That not in four: they cost as much as in all layers together (docs/numerics.md)."""
 Method = Literal["round", "search"]
 """How the codes of a block are found. The scale and the zero point decide, for each value takes the nearest code.
 
@@ -76,7 +76,7 @@ FLOAT_OF: dict[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloa
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1, "bool": 1}
 VISION_GRAPHS = ("trunk", "temporal", "compressor")
 GRAPH_NAMES = (*VISION_GRAPHS, "embed", "llm", "head")
-GRAPHS_OF: dict[Part, tuple[str, ...]] = {"vision": VISION_GRAPHS, "llm": ("llm",)}
+GRAPHS_OF: dict[Part, tuple[str, ...]] = {"vision": VISION_GRAPHS, "llm": ("llm",), "head": ("head",)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

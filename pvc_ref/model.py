@@ -113,6 +113,11 @@ class PVC(nn.Module):
         assert self.stored is not None, f"{name} is on meta, and nobody knows its values"
         return self.stored(name)
 
+    def first_name(self, name: str) -> str:
+        """A parameter's name, or of a tied one that by which it is stored."""
+        weight = self.get_parameter(name)
+        return next(first for first, other in self.named_parameters() if other is weight)
+
     # -- vision ------------------------------------------------------------------------------------------------
 
     def frame_times(self, start: int, num_frames: int, *, total_frames: int | None, device: torch.device) -> Tensor:

@@ -55,17 +55,19 @@ def open_with_defaults(model: str | bytes, *, threads: int) -> Any:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def int8(part: Part) -> dict[Part, Quantization]:
+def int8(*parts: Part) -> dict[Part, Quantization]:
     """Products of eight bits as an export makes them for one stream on the CPU. Their codes are found in the quicker
     way, which changes no time."""
-    inputs = load_target("cpu").int8[part]
-    return {part: Quantization(bits=8, block=None, zero_points=False, method="round", inputs=inputs)}
+    inputs = load_target("cpu").int8
+    return {
+        part: Quantization(bits=8, block=None, zero_points=False, method="round", inputs=inputs[part]) for part in parts
+    }
 
 
 def int4() -> dict[Part, Quantization]:
-    """Weights of four bits, likewise."""
+    """Weights of four bits, likewise, and a head of eight."""
     target = load_target("cpu")
-    return {
+    return int8("head") | {
         "llm": Quantization(
             block=target.int4_blocks[0], zero_points=target.int4_zero_points, method="round", inputs=target.int4_inputs
         )

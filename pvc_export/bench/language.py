@@ -4,7 +4,7 @@
     ort-default  what one gets without us: the decoder exported by torch with default options, its cache an input and,
                  longer, an output, logits of every row; ONNX Runtime with its defaults
     ours         embed, llm and head graphs with a linear cache: what PVCStream runs. Ingest computes no logits
-    int8, int4   the same, its layers as by --int8 llm and --int4 llm
+    int8, int4   the same, its layers as by --int8 llm and --int4 llm, its head as by --int8 head
 
 One artefact serves both steps of a variant. What is compared are the last row's logits; our ingest's are made for that,
 outside the clock. The limit of decode, which must read every weight, is reading memory; that of ingest is GEMM. The
@@ -75,7 +75,7 @@ class LanguageBench(Bench):
             ours = our_variant(scene, our_language_model(scene, sessions))
         few = {
             name: self.unless_skipped(name, partial(self._few_bits, scene, folder / name, how, console))
-            for name, how in (("int8", int8("llm")), ("int4", int4()))
+            for name, how in (("int8", int8("llm", "head")), ("int4", int4()))
         }
         gflop = count_flops(lambda: append_rows(scene.model.llm, scene.frame, scene.past)) / 1e9
         return Comparison(

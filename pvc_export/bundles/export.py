@@ -34,7 +34,7 @@ from ..graphs.models import LoadedModel
 from ..graphs.modules import graph_module, model_shape
 from ..graphs.onnx_file import EXPORTER, export_graph
 from ..graphs.precision import TORCH_DTYPE, cast_model, kept_wide
-from ..graphs.quantize import Quantizer, with_scales
+from ..graphs.quantize import Quantizer, prepared
 from ..parity.check import check_bundle, explain
 from ..parity.report import PARITY_NAME, ParityReport
 from ..report import PAGE_NAME, ReportInput, render
@@ -204,7 +204,7 @@ def write_graphs(
     # Of a large one there is no room for a second copy; and codes are written as the weights are read.
     lean = loaded.model.stored is not None or not is_small(loaded.model) or bool(request.quantization)
     source = hollow(loaded.model, keep_clock=request.clock == "reanchor") if lean else loaded.model
-    model = cast_model(with_scales(source, calibration), request.precision, request.islands)
+    model = cast_model(prepared(source, request.quantization, calibration), request.precision, request.islands)
     (folder / "graphs").mkdir()
     for index, (name, spec) in enumerate(specs.items(), start=1):
         path = folder / graph_path(name)
@@ -213,7 +213,7 @@ def write_graphs(
             if not taken:
                 module = graph_module(model, spec, spelling)
                 if lean:
-                    export_lean(module, spec, path, loaded.model.weight, quantizer=quantizer, progress=report)
+                    export_lean(module, spec, path, quantizer.stored, quantizer=quantizer, progress=report)
                 else:
                     export_graph(module, spec, path)
                 if resume is not None:

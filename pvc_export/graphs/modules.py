@@ -22,6 +22,7 @@ from pvc_ref.llm import Decoder
 from pvc_ref.temporal import TemporalEncoder
 
 from .clock_table import NAME, table_of, with_table
+from .eight_bits import EightBitLinear
 from .joined import joined
 from .spellings import CACHE_UPDATES, QUANTIZED, SPELLINGS, CachesInPlace, spelled
 
@@ -78,7 +79,8 @@ def graph_module(model: PVC, spec: GraphSpec, spelling: Spelling = "concat") -> 
             in_place = SeenRowsLLMGraph if spelling == "split" else InPlaceLLMGraph
             module = in_place(decoder) if spec.aliases else LLMGraph(decoder)
         case "head":
-            module = HeadGraph(model.llm)
+            is_coded = spec.quantization is not None or isinstance(model.llm.lm_head, EightBitLinear)
+            module = CodedHeadGraph(model.llm) if is_coded else HeadGraph(model.llm)
         case _:
             raise AssertionError(f"no graph is called '{spec.name}'")
     return module.eval()
@@ -198,6 +200,14 @@ class HeadGraph(_DecoderGraph):
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, 1, E) -> float32 (B, V)."""
         return self.decoder.logits(hidden[:, 0])
+
+
+class CodedHeadGraph(_DecoderGraph):
+    """The same with a batch of one row each, as codes are put in the place of a MatMul's matrix and not of a Gemm's."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, 1, E) -> float32 (B, V)."""
+        return self.decoder.logits(hidden)[:, 0]
 
 
 def pairs(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -29,7 +29,10 @@ from .hollow import SMALL, hollow
 from .models import LoadedModel
 from .precision import TORCH_DTYPE, copy_with, kept_wide
 
-PREFIXES: dict[Part, tuple[str, ...]] = {"vision": ("trunk.", "temporal.", "compressor."), "llm": ("llm.layers.",)}
+HEAD = "llm.lm_head"
+PREFIXES: dict[Part, tuple[str, ...]] = {
+    "vision": ("trunk.", "temporal.", "compressor."), "llm": ("llm.layers.",), "head": (HEAD,),
+}  # fmt: skip
 """Where a part's products are in the model."""
 SHRUNK = tuple(1 - step / 40 for step in range(13))
 """Scales that a search tries, 1 to 0.7, as parts of the one that reaches all of a block."""
@@ -198,9 +201,13 @@ class Quantizer:
         """Of a weight that becomes codes."""
         return grid_of(weight, self.how[name], self.dtype_of_scales(self.how[name]))
 
+    def stored(self, name: str) -> Tensor:
+        """Any weight of the model as it is."""
+        return self.source.weight(self.source.first_name(name))
+
     def read(self, name: str) -> Tensor:
-        """Any weight of the model, as the graphs hold it, in float32."""
-        weight = self.source.weight(name)
+        """The same as the graphs hold it, in float32."""
+        weight = self.stored(name)
         if name not in self.how:
             return weight
         return self.grid(name, weight).nearest(weight).float()
@@ -223,13 +230,16 @@ class Quantizer:
         return copy
 
 
-def with_scales(model: PVC, calibration: Calibration | None) -> PVC:
-    """A copy that rounds what its products are fed by the scales that were found ahead, its weights as they are."""
-    if calibration is None:
+def prepared(model: PVC, quantization: Mapping[Part, Quantization], calibration: Calibration | None) -> PVC:
+    """A copy whose graphs can hold codes, its weights as they are: it rounds what its products are fed by the scales
+    that were found ahead, and a head that becomes codes is not the table of embeddings, which does not."""
+    if not quantization:
         return model
     copy = copy_with(model, lambda weight: weight)
-    for name, scale in calibration.scales.items():
+    for name, scale in ({} if calibration is None else calibration.scales).items():
         round_inputs(copy.get_submodule(name.removesuffix(".weight")), "static", scale=scale)
+    if "head" in quantization:
+        copy.llm.lm_head.weight = nn.Parameter(copy.llm.lm_head.weight.detach(), requires_grad=False)
     return copy
 
 

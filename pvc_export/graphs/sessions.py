@@ -15,7 +15,7 @@ from .hollow import hollow
 from .lean import export_lean
 from .modules import graph_module, model_shape
 from .onnx_file import export_graph
-from .quantize import Quantizer
+from .quantize import Quantizer, prepared
 
 
 def open_graphs(
@@ -37,7 +37,9 @@ def open_graphs(
         shape, limits, "fp32", target.spelling, cache_update=target.cache_update, quantization=quantization
     )
     quantizer = Quantizer.of(model, quantization, "fp32") if quantization else None
-    source = hollow(model, keep_clock=limits.num_times is not None) if quantization else model
+    source = (
+        prepared(hollow(model, keep_clock=limits.num_times is not None), quantization, None) if quantization else model
+    )
     sessions: dict[str, Session] = {}
     for name in names:
         path = folder / f"{name}.onnx"
@@ -46,6 +48,6 @@ def open_graphs(
             if quantizer is None:
                 export_graph(module, specs[name], path)
             else:
-                export_lean(module, specs[name], path, model.weight, quantizer=quantizer)
+                export_lean(module, specs[name], path, quantizer.stored, quantizer=quantizer)
         sessions[name] = OrtSession(path, specs[name], threads=threads)
     return sessions

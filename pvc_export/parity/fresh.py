@@ -27,7 +27,7 @@ from ..graphs.machine import is_small
 from ..graphs.modules import graph_module
 from ..graphs.onnx_file import export_graph, export_hollow
 from ..graphs.precision import cast_model
-from ..graphs.quantize import with_scales
+from ..graphs.quantize import prepared
 from .graph_file import GraphFile
 
 
@@ -84,7 +84,7 @@ class FreshGraphs:
 
     def _hollow(self, manifest: Manifest) -> PVC:
         bare = hollow(self._source, keep_clock=manifest.limits.num_times is not None)
-        return with_scales(bare, manifest.calibration)
+        return prepared(bare, manifest.quantization, manifest.calibration)
 
     def _model(self, manifest: Manifest) -> PVC:
         is_hollow = self._leaves_out(manifest)

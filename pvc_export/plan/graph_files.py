@@ -79,7 +79,9 @@ place."""
 CODES_ADD: dict[Inputs, int] = {"float": 270, "blocks": 270, "tensor": 1060, "rows": 1540, "static": 2110}
 ZERO_POINTS_ADD = 130
 """For each product that holds its matrix in codes: the nodes that it is made of, by how it is fed, and constants."""
-PRODUCTS = {"trunk": Products(layer=4), "temporal": Products(layer=9), "llm": Products(layer=4)}
+PRODUCTS = {
+    "trunk": Products(layer=4), "temporal": Products(layer=9), "llm": Products(layer=4), "head": Products(1),
+}  # fmt: skip
 """Of graphs whose weights may be codes. Those of the compressor depend on its kind."""
 COMPRESSOR_PRODUCTS = {"pvc": Products(5), "q_former": Products(1, layer=7)}
 MLP_PRODUCTS = Products(2)

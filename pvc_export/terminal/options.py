@@ -47,7 +47,7 @@ Int8 = Annotated[
     typer.Option(
         "--int8",
         metavar="PART",
-        help="Multiply in eight bits: vision, or for `--target cpu` also llm. Repeatable.",
+        help="Multiply in eight bits: vision, or for `--target cpu` also llm and head. Repeatable.",
     ),
 ]
 QuantizeBy = Annotated[

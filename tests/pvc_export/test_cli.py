@@ -107,7 +107,7 @@ def test_check_exits_3_and_names_the_graph(
         (["trt", "--int8", "vision", "--calibrate", "none.mp4"], 6, "none.mp4"),
         (["trt", "--calibrate", "clip.mp4"], 2, "--calibrate goes with --int8 vision of a target of TensorRT"),
         (["onnx", "--int8", "vision", "--calibrate-by", "max"], 2, "'cpu' finds scales as frames come"),
-        (["onnx", "--int8", "sight"], 2, "expected one of vision, llm"),
+        (["onnx", "--int8", "sight"], 2, "expected one of vision, llm, head"),
         (["onnx", "--int8", "llm", "--int4", "llm"], 2, "have four bits or eight"),
         (["chekc", "x"], 2, "check"),
         (["onnx", "-m", "tinny"], 6, "Did you mean 'tiny'?"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import pvc_ref
 from engines.bundle import graph_path
 from engines.errors import SpecError
 from engines.session import OrtSession
@@ -106,6 +107,32 @@ def test_products_of_vision_become_codes_and_a_clock_stays_float32() -> None:
     held = quantizer.model()
     assert type(held.trunk.layers[0].attn.qkv) is TensorLinear and type(held.llm.lm_head) is nn.Linear
     assert type(model.trunk.layers[0].attn.qkv) is nn.Linear, "the model that it was made from stays as it is"
+
+
+@pytest.mark.parametrize("on_disk", [False, True], ids=["in memory", "in its files"])
+def test_a_tied_head_becomes_codes_and_its_table_does_not(on_disk: bool, tmp_path: Path) -> None:
+    config = few_layers(PVCConfig.preset("tiny"))
+    model = PVC.random(replace(config, llm=replace(config.llm, tie_embeddings=True)), seed=0)
+    table = model.llm.embed_tokens.weight.detach()
+    if on_disk:
+        pvc_ref.save(model, tmp_path / "model")
+        model = pvc_ref.load(tmp_path / "model", on_disk=True)
+    quantization = FewBits(int8=["head"]).of(load_target("cpu"), streams=1)
+    held = Quantizer.of(model, quantization, "fp32").model()
+    assert torch.equal(held.weight("llm.embed_tokens.weight"), table)
+    head = held.weight("llm.lm_head.weight")
+    assert 0 < (head - table).abs().max() < 0.02 * table.abs().max()
+    request = ExportRequest(
+        out=tmp_path / "bundle", target=load_target("cpu"), precision="fp32",
+        limits=StreamLimits(window=3, context=256), quantization=quantization,
+    )  # fmt: skip
+    request.out.mkdir()
+    write_graphs(loaded_model(model, byte_tokenizer(), name="tied"), request, request.out, Console(quiet=True))
+    found = GraphFile(request.out / graph_path("head"), "head")
+    codes = next(name for name in found.constants if name.endswith(".codes"))
+    assert np.array_equal(found.values(codes).T, head.numpy())
+    embed = GraphFile(request.out / graph_path("embed"), "embed")
+    assert any(np.array_equal(embed.values(name), table.numpy()) for name in embed.constants)
 
 
 def test_streams_that_share_a_pass_are_rounded_row_by_row() -> None:

@@ -60,7 +60,8 @@ def test_it_passes_its_check_which_holds_every_operation(
     manifest = Manifest.load(bundle_int8)
     assert manifest.rounding == "int8" and manifest.precision == "fp32"
     quantized = {name: spec.quantization.inputs for name, spec in manifest.graphs.items() if spec.quantization}
-    assert quantized == {"trunk": "tensor", "temporal": "tensor", "compressor": "tensor", "llm": "rows"}
+    vision = dict.fromkeys(("trunk", "temporal", "compressor"), "tensor")
+    assert quantized == {**vision, "llm": "rows", "head": "rows"}
     report = report_of(bundle_int8)
     assert report.passed and report.rounding == "int8"
     assert f"{len(list(tiny.model.parameters()))} weights bit-equal" in report.summary()
@@ -164,7 +165,7 @@ def test_a_bundle_that_says_it_rounds_otherwise_is_not_what_its_graphs_are(
         manifest, quantization={part: replace(how, method="round") for part, how in manifest.quantization.items()}
     )
     found = compare_graphs(bundle_int8, other, as_held(tiny, other), fresh)
-    assert set(found.wrong_weights) == {"trunk", "temporal", "compressor", "llm"}
+    assert set(found.wrong_weights) == {"trunk", "temporal", "compressor", "llm", "head"}
 
 
 def test_weights_of_four_bits_whose_inputs_are_rounded_block_by_block_pass_whole_and_layer_by_layer(
