@@ -71,6 +71,7 @@ def code_bytes(model: PVC, spec: GraphSpec, *, streams: int) -> int:
     if spec.name == "temporal" and not num_layers:
         return NO_TEMPORAL_LAYERS
     kind = config.compressor.kind if spec.name == "compressor" else spec.name
+    coded = coded and (spec.name, narrow) in CODED  # no engine has a head in codes
     code = CODED[spec.name, narrow] if coded else CODE[kind, narrow]
     num_bytes, layer = code.graph, code.layer
     if spec.name == "llm" and config.llm.num_heads == config.llm.num_kv_heads and not coded:
