@@ -29,9 +29,8 @@ from .hollow import SMALL, hollow
 from .models import LoadedModel
 from .precision import TORCH_DTYPE, copy_with, kept_wide
 
-HEAD = "llm.lm_head"
 PREFIXES: dict[Part, tuple[str, ...]] = {
-    "vision": ("trunk.", "temporal.", "compressor."), "llm": ("llm.layers.",), "head": (HEAD,),
+    "vision": ("trunk.", "temporal.", "compressor."), "llm": ("llm.layers.",), "head": ("llm.lm_head",),
 }  # fmt: skip
 """Where a part's products are in the model."""
 SHRUNK = tuple(1 - step / 40 for step in range(13))
