@@ -13,7 +13,17 @@ from typing import Any, Literal
 from .errors import BundleError, PVCError
 from .graph_specs import graph_specs
 from .prompt import PromptSpec
-from .spec import CalibrationMethod, GraphSpec, ModelShape, Part, Precision, Quantization, Rounding, StreamLimits
+from .spec import (
+    CalibrationMethod,
+    GraphSpec,
+    ModelShape,
+    Part,
+    Precision,
+    Quantization,
+    Rounding,
+    StreamLimits,
+    is_calibrated,
+)
 from .target import load_target
 
 FORMAT_VERSION = 6
@@ -68,17 +78,21 @@ class ModelSource:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """Scales that were found ahead, of what products are fed (graphs/calibration.py).
+    """What was found ahead, by running the model.
 
-    method  how a scale was chosen;  num_frames  that it was chosen on
+    method  how a scale was chosen;  num_frames  that were shown
     clips   names of the files; none if the program showed its own frames
-    scales  of the input of each such product, by its weight's name in the model; exact in the graphs' dtype
+    scales  of the input of each product that has one for ever, by its weight's name in the model; exact in the graphs'
+            dtype (graphs/calibration.py)
+    smoothing  by how many powers of two channels of the LLM shrink, a letter each, by the name of the module that they
+               come from (graphs/smoothing.py)
     """
 
     method: CalibrationMethod
     clips: tuple[str, ...]
     num_frames: int
-    scales: dict[str, float]
+    scales: dict[str, float] = field(default_factory=dict)
+    smoothing: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +116,7 @@ class Manifest:
 
     islands       modules of the model that are float32 in a narrower bundle, beside those that always are
     quantization  parts whose weights are held in few bits
-    calibration   scales of what their products are fed, where those were found ahead
+    calibration   what of it was found ahead, by running the model
     """
 
     format_version: int
@@ -193,7 +207,7 @@ class Manifest:
             raise BundleError("the graphs are not those of its shape, limits, precision, quantization and target")
         if not all(isinstance(name, str) and name for name in self.islands):
             raise BundleError(f"islands is {self.islands!r}", expected="names of modules")
-        if (self.calibration is not None) != any(how.inputs == "static" for how in self.quantization.values()):
+        if (self.calibration is not None) != is_calibrated(self.quantization):
             raise BundleError("there is a calibration without products that need one, or the other way round")
         if self.calibration is not None and not all(0 < x < math.inf for x in self.calibration.scales.values()):
             raise BundleError("a scale of its calibration is no number above zero")

@@ -14,6 +14,7 @@ Dynamic dims:   batch (1..streams)   rows (new LLM rows in one pass)   past (LLM
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -262,6 +263,16 @@ class Quantization:
     def fits(self, num_inputs: int) -> bool:
         """Whether a product of so many inputs can be held so."""
         return self.block is None or num_inputs % self.block == 0
+
+
+def is_smoothed(quantization: Mapping[Part, Quantization]) -> bool:
+    """Whether what is large in the inputs of the LLM's products moves into their weights (graphs/smoothing.py)."""
+    return "llm" in quantization and quantization["llm"].bits == 8
+
+
+def is_calibrated(quantization: Mapping[Part, Quantization]) -> bool:
+    """Whether something of it is found ahead, by running the model."""
+    return is_smoothed(quantization) or any(how.inputs == "static" for how in quantization.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ from engines.errors import BackendUnavailable, ModelError
 from engines.graph_specs import graph_specs
 from engines.manifest import FORMAT_VERSION, Manifest, hash_file, list_files
 from engines.provenance import sign_engines
-from engines.spec import GraphSpec, Part, Precision, Quantization, StreamLimits
+from engines.spec import GraphSpec, Part, Precision, Quantization, StreamLimits, is_calibrated
 from engines.target import Target
 from pvc_ref import PVC, PVCConfig
 
@@ -196,11 +196,11 @@ def write_graphs(
     specs, spelling = request.graph_specs(loaded.config), request.target.spelling
     quantizer = Quantizer.of(loaded.model, request.quantization, request.precision, request.islands)
     calibration = None
-    if quantizer.calibrated:
+    if is_calibrated(request.quantization):
         with console.stage("calibrate") as (stage, report):
-            calibration = calibrate(quantizer, request.calibration, request.graph_limits(loaded.config), report)
+            calibration = calibrate(loaded, quantizer, request.calibration, request.graph_limits(loaded.config), report)
             stage.note = calibration_text(calibration)
-    quantizer = quantizer.with_scales(calibration)
+    quantizer = quantizer.with_calibration(calibration)
     # Of a large one there is no room for a second copy; and codes are written as the weights are read.
     lean = loaded.model.stored is not None or not is_small(loaded.model) or bool(request.quantization)
     source = hollow(loaded.model, keep_clock=request.clock == "reanchor") if lean else loaded.model

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from engines.errors import ModelError
 from engines.manifest import Calibration, Manifest
-from engines.spec import GraphSpec, Part, Precision, Quantization
+from engines.spec import GraphSpec, Part, Precision, Quantization, is_smoothed
 from pvc_ref import PVC
 
 from .clock_table import NAME as CLOCK
@@ -28,6 +28,7 @@ from .eight_bits import round_inputs
 from .hollow import SMALL, hollow
 from .models import LoadedModel
 from .precision import TORCH_DTYPE, copy_with, kept_wide
+from .smoothing import smoothed
 
 PREFIXES: dict[Part, tuple[str, ...]] = {
     "vision": ("trunk.", "temporal.", "compressor."), "llm": ("llm.layers.",), "head": ("llm.lm_head",),
@@ -35,6 +36,8 @@ PREFIXES: dict[Part, tuple[str, ...]] = {
 """Where a part's products are in the model."""
 SHRUNK = tuple(1 - step / 40 for step in range(13))
 """Scales that a search tries, 1 to 0.7, as parts of the one that reaches all of a block."""
+NOTHING = Calibration(method="error", clips=(), num_frames=0)
+"""Was found ahead."""
 ROWS = 256
 """Rows of a matrix that are worked on at once: what is computed beside them stays small."""
 
@@ -151,20 +154,23 @@ def _rounded(scales: Tensor, dtype: torch.dtype) -> Tensor:
 class Quantizer:
     """The weights of a model that a bundle holds in few bits.
 
-    source  the model as it is;  how  of each such weight, by its name;  dtype  of the graphs
+    source  the model as it is, or smoothed;  how  of each such weight, by its name;  dtype  of the graphs
+    is_smoothed  whether it is to be (smoothing.py)
     scales  of what those products are fed that have one scale for ever, by the names of the weights (calibration.py)
     """
 
     source: PVC
     how: Mapping[str, Quantization]
     dtype: torch.dtype
+    is_smoothed: bool = False
     scales: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
     def of(
         model: PVC, quantization: Mapping[Part, Quantization], precision: Precision, islands: Sequence[str] = ()
     ) -> Quantizer:
-        """Without scales. Raises ModelError for an island that cannot be one: its weights keep their dtype."""
+        """Without what is found ahead. Raises ModelError for an island that cannot be one, as its weights keep their
+        dtype."""
         wide, how = kept_wide(model, islands), dict[str, Quantization]()
         bare = hollow(model, keep_clock=False) if quantization else model
         for part, one in quantization.items():
@@ -173,16 +179,19 @@ class Quantizer:
                     is_matrix = bare.get_submodule(name).weight.is_meta  # else it is too small to matter
                     if is_matrix and id(module.weight) not in wide and one.fits(module.in_features):
                         how[f"{name}.weight"] = one
-        return Quantizer(source=model, how=how, dtype=TORCH_DTYPE[precision])
+        return Quantizer(source=model, how=how, dtype=TORCH_DTYPE[precision], is_smoothed=is_smoothed(quantization))
 
     @property
     def calibrated(self) -> list[str]:
         """The weights whose products need a scale of their input."""
         return [name for name, how in self.how.items() if how.inputs == "static"]
 
-    def with_scales(self, calibration: Calibration | None) -> Quantizer:
-        """Raises ModelError unless there is one for each product that needs one, and no other."""
-        scales = {} if calibration is None else calibration.scales
+    def with_calibration(self, calibration: Calibration | None) -> Quantizer:
+        """What was found ahead, and the model smoothed by it. Raises ModelError unless there is a scale for each
+        product that needs one, and no other."""
+        if calibration is None:
+            calibration = NOTHING
+        scales = calibration.scales
         if wrong := set(self.calibrated) ^ set(scales):
             raise ModelError(
                 f"the calibration has {len(scales)} scales, and {len(self.calibrated)} products need one",
@@ -190,7 +199,7 @@ class Quantizer:
                 cause="the manifest was edited, or written by another version of pvc-export",
                 fix="export the bundle again",
             )
-        return replace(self, scales=scales)
+        return replace(self, source=smoothed(self.source, calibration.smoothing), scales=scales)
 
     def dtype_of_scales(self, how: Quantization) -> torch.dtype:
         """Those of whole numbers are float32 in every graph."""
@@ -201,7 +210,7 @@ class Quantizer:
         return grid_of(weight, self.how[name], self.dtype_of_scales(self.how[name]))
 
     def stored(self, name: str) -> Tensor:
-        """Any weight of the model as it is."""
+        """Any weight of the model, in floating point."""
         return self.source.weight(self.source.first_name(name))
 
     def read(self, name: str) -> Tensor:
@@ -230,12 +239,14 @@ class Quantizer:
 
 
 def prepared(model: PVC, quantization: Mapping[Part, Quantization], calibration: Calibration | None) -> PVC:
-    """A copy whose graphs can hold codes, its weights as they are: it rounds what its products are fed by the scales
-    that were found ahead, and a head that becomes codes is not the table of embeddings, which does not."""
+    """A copy whose graphs can hold codes, its weights in floating point: smoothed, it rounds what its products are fed
+    by the scales that were found ahead, and a head that becomes codes is not the table of embeddings, which stays."""
     if not quantization:
         return model
-    copy = copy_with(model, lambda weight: weight)
-    for name, scale in ({} if calibration is None else calibration.scales).items():
+    if calibration is None:
+        calibration = NOTHING
+    copy = copy_with(smoothed(model, calibration.smoothing), lambda weight: weight)
+    for name, scale in calibration.scales.items():
         round_inputs(copy.get_submodule(name.removesuffix(".weight")), "static", scale=scale)
     if "head" in quantization:
         copy.llm.lm_head.weight = nn.Parameter(copy.llm.lm_head.weight.detach(), requires_grad=False)
@@ -245,7 +256,7 @@ def prepared(model: PVC, quantization: Mapping[Part, Quantization], calibration:
 def _quantized(loaded: LoadedModel, manifest: Manifest, quantization: Mapping[Part, Quantization]) -> LoadedModel:
     """The model whose weights are what their codes say."""
     quantizer = Quantizer.of(loaded.model, quantization, manifest.precision, manifest.islands)
-    return replace(loaded, model=quantizer.with_scales(manifest.calibration).model())
+    return replace(loaded, model=quantizer.with_calibration(manifest.calibration).model())
 
 
 def as_written(loaded: LoadedModel, manifest: Manifest) -> LoadedModel:

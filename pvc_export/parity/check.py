@@ -112,7 +112,7 @@ def check_bundle(
         evidence = run.evidence + compare_graphs(folder, manifest, loaded, exports)
         if manifest.quantization:
             evidence += Evidence(rules=(cost_of_codes(source, loaded, manifest, per_kind=_per_kind(loaded)),))
-        if manifest.calibration is not None:
+        if manifest.calibration is not None and manifest.calibration.scales:
             evidence += Evidence(rules=(cost_of_scales(source, manifest),))
         if manifest.rounding == "int8":
             evidence += _operations(folder, as_written(source, manifest), scratch)

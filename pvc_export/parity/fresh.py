@@ -89,7 +89,7 @@ class FreshGraphs:
     def _model(self, manifest: Manifest) -> PVC:
         is_hollow = self._leaves_out(manifest)
         has_table = manifest.limits.num_times is not None
-        key = manifest.precision, manifest.islands, has_table, is_hollow, _scales_of(manifest)
+        key = manifest.precision, manifest.islands, has_table, is_hollow, _found_ahead(manifest)
         if key not in self._cast:
             source = self._hollow(manifest) if is_hollow else self._source
             self._cast[key] = cast_model(source, manifest.precision, manifest.islands)
@@ -126,11 +126,12 @@ def _key(name: str, manifest: Manifest) -> tuple[object, ...]:
     """What a graph depends on."""
     spelling = load_target(manifest.target).spelling
     spec = json.dumps(manifest.graphs[name].to_json())
-    return spelling, manifest.precision, manifest.islands, spec, _scales_of(manifest)
+    return spelling, manifest.precision, manifest.islands, spec, _found_ahead(manifest)
 
 
-def _scales_of(manifest: Manifest) -> tuple[tuple[str, float], ...]:
-    return tuple(manifest.calibration.scales.items()) if manifest.calibration is not None else ()
+def _found_ahead(manifest: Manifest) -> tuple[tuple[str, object], ...]:
+    found = manifest.calibration
+    return () if found is None else (*found.scales.items(), *found.smoothing.items())
 
 
 def export_one(model: PVC, name: str, manifest: Manifest, path: Path, *, is_hollow: bool) -> None:

@@ -10,7 +10,7 @@ from typing import cast, get_args
 import typer
 
 from engines.manifest import Calibration
-from engines.spec import CalibrationMethod, Method, Part, Quantization
+from engines.spec import CalibrationMethod, Method, Part, Quantization, is_smoothed
 from engines.target import Target
 from engines.terminal import one_of
 
@@ -47,7 +47,8 @@ class FewBits:
             found |= dict.fromkeys(int4, self._int4(target, method))
         if not any(how.inputs == "static" for how in found.values()):
             why = f"{{}} goes with --int8 vision of a target of TensorRT; '{target.name}' finds scales as frames come"
-            refuse({"--calibrate": self.clips or None, "--calibrate-by": self.calibrate_by}, why)
+            clips = None if is_smoothed(found) else self.clips or None
+            refuse({"--calibrate": clips, "--calibrate-by": self.calibrate_by}, why)
         return found
 
     @property
@@ -88,9 +89,13 @@ def quantization_text(part: str, how: Quantization) -> str:
 
 
 def calibration_text(calibration: Calibration) -> str:
-    """In words: '44 scales by error, on 22 frames of clip.mp4'."""
+    """In words: '44 scales by error, on 22 frames: clip.mp4'."""
     clips = ", ".join(calibration.clips) or "rendered and real ones of this program"
-    return f"{len(calibration.scales)} scales by {calibration.method}, on {calibration.num_frames} frames: {clips}"
+    found = [f"{len(calibration.scales)} scales by {calibration.method}"] if calibration.scales else []
+    if calibration.smoothing:
+        found.append(f"{sum(map(len, calibration.smoothing.values())):,} channels smoothed")
+    text = " and text" if calibration.smoothing else ""
+    return f"{', '.join(found)}, on {calibration.num_frames} frames{text}: {clips}"
 
 
 def quantization_options(quantization: Mapping[Part, Quantization], calibration: Calibration | None) -> list[str]:
