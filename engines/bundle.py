@@ -25,6 +25,7 @@ from .provenance import origin_of
 from .session import OrtSession, Session
 from .spec import GraphSpec
 from .target import Target, load_target
+from .wide_sums import require_wide_sums
 
 TOKENIZER_NAME = "tokenizer.json"
 ON_CPU = "ONNX Runtime CPU"
@@ -135,6 +136,8 @@ def _open_on_cpu(folder: Path, manifest: Manifest, threads: int | None) -> tuple
             cause="ONNX Runtime's CPU provider has no bfloat16 products",
             fix=f"pvc-export check {shlex.quote(str(folder))}, which widens it, or export again with --fp16 or --fp32",
         )
+    if any(how.wide_codes for how in manifest.quantization.values()):
+        require_wide_sums()
     memory, opened = HostMemory(), dict[str, Session]()
     for name, spec in manifest.graphs.items():
         opened[name] = OrtSession(folder / graph_path(name), spec, memory=memory, threads=threads)

@@ -182,7 +182,7 @@ def check_layers(
     """Raise BuildError unless the engine is what its graph asked for. What `wide` lists is not held to 1 and 2.
 
     1. exactly the fused attention kernels that the spec names
-    2. every ring is read by one kernel, and that is a fused attention
+    2. every ring is read by one kernel, and that is a fused attention, or makes values of its codes
        every LLM cache is read once a pass (rows), or updated in place and read by attention alone (check_caches)
     3. no more float32 constants than the islands' weights; None for a float32 graph, where all are.
        A constant whose dtype cannot be read counts as float32
@@ -204,10 +204,11 @@ def check_layers(
         )
     for state in spec.states:
         readers = [layer.name for layer in layers if state.input in layer.inputs]
-        if state.order == "ring" and (len(readers) != 1 or GEMV_ATTENTION not in readers[0]):
+        is_laid_out = state.holds != "values"  # codes become values in a kernel of their own
+        if state.order == "ring" and (len(readers) != 1 or not (is_laid_out or GEMV_ATTENTION in readers[0])):
             raise BuildError(
                 f"the engine of '{spec.name}' reads the ring '{state.input}' in {readers or 'no kernel'}",
-                expected="one fused attention",
+                expected="one kernel, which makes values of codes" if is_laid_out else "one fused attention",
                 cause="the whole ring is copied for every frame, or not used at all",
                 fix=TESTED,
             )

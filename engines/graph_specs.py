@@ -5,10 +5,10 @@ Dimension key and dynamic dims: as in spec.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from math import prod
-from typing import Literal
+from typing import Literal, get_args
 
 from .spec import (
     FLOAT_OF,
@@ -24,6 +24,7 @@ from .spec import (
     Precision,
     Quantization,
     Spelling,
+    State,
     StateSpec,
     StreamLimits,
     TensorSpec,
@@ -38,11 +39,19 @@ def graph_specs(
     *,
     cache_update: CacheUpdate = "rows",
     quantization: Mapping[Part, Quantization] | None = None,
+    int8_states: Collection[State] = (),
 ) -> dict[str, GraphSpec]:
-    """The six graphs of a model, by name, in the order in which a frame and then its text pass through them."""
+    """The six graphs of a model, by name, in the order in which a frame and then its text pass through them.
+
+    int8_states  what of a stream's state is codes of eight bits, with a scale for each row and head
+    """
     quantized = {graph: how for part, how in (quantization or {}).items() for graph in GRAPHS_OF[part]}
     real = FLOAT_OF[precision]
-    specs = (*_vision_specs(shape, limits, real, spelling), *_language_specs(shape, limits, real, cache_update))
+    ring, cache = ("int8" if state in int8_states else real for state in get_args(State))
+    specs = (
+        *_vision_specs(shape, limits, real, spelling, ring=ring),
+        *_language_specs(shape, limits, real, cache_update, cache=cache),
+    )
     # No compiler fuses float32 attention over many rows; over one row all do.
     rows = 0 if precision == "fp32" else 1
     fused = {
@@ -64,7 +73,9 @@ def graph_specs(
     }
 
 
-def _vision_specs(shape: ModelShape, limits: StreamLimits, real: str, spelling: Spelling) -> tuple[GraphSpec, ...]:
+def _vision_specs(
+    shape: ModelShape, limits: StreamLimits, real: str, spelling: Spelling, *, ring: str
+) -> tuple[GraphSpec, ...]:
     tensor, batch = _batched(limits)
     trunk_features = tensor("trunk_features", real, shape.num_positions, shape.vision_width)
     features = tensor("features", real, shape.num_positions - 1, shape.vision_width)
@@ -72,10 +83,13 @@ def _vision_specs(shape: ModelShape, limits: StreamLimits, real: str, spelling: 
     slot_mask = tensor("slot_mask", "bool", limits.window)
     row = (shape.num_positions, shape.vision_heads, shape.vision_head_dim)
     layout = "BWNHD" if spelling == "concat" else "BNHWD"
-    rings = _states(shape.num_temporal_layers, real, layout=layout, slot="W", order="ring", row=row)
+    rings = _states(shape.num_temporal_layers, ring, layout=layout, slot="W", order="ring", row=row)
     sizes = dict(zip("NHD", row, strict=True)) | {"W": limits.window}
-    past = (tensor(state.input, real, *(sizes[axis] for axis in layout[1:])) for state in rings)
-    new = (tensor(state.output, real, *row) for state in rings)
+    past = (
+        tensor(state.input, state.dtype, *((sizes | {"D": _width(state, row)})[axis] for axis in layout[1:]))
+        for state in rings
+    )
+    new = (tensor(state.output, state.dtype, *row[:-1], _width(state, row)) for state in rings)
     frame = tensor("frame", "uint8", shape.image_size, shape.image_size, 3)
     frame_embeds = tensor("frame_embeds", real, shape.num_frame_tokens, shape.llm_width)
     return (
@@ -99,7 +113,7 @@ def _vision_specs(shape: ModelShape, limits: StreamLimits, real: str, spelling: 
 
 
 def _language_specs(
-    shape: ModelShape, limits: StreamLimits, real: str, cache_update: CacheUpdate
+    shape: ModelShape, limits: StreamLimits, real: str, cache_update: CacheUpdate, *, cache: str
 ) -> tuple[GraphSpec, ...]:
     tensor, batch = _batched(limits)
     rows = {"rows": DimRange(min=1, opt=min(shape.num_frame_tokens, limits.chunk), max=limits.chunk)}
@@ -109,13 +123,19 @@ def _language_specs(
     logits = tensor("logits", "float32", shape.vocab_size)
     return (
         GraphSpec(name="embed", inputs=(input_ids,), outputs=(inputs_embeds,), dims={**batch, **rows}),
-        _llm_spec(shape, limits, real, cache_update, rows),
+        _llm_spec(shape, limits, real, cache_update, rows, cache=cache),
         GraphSpec(name="head", inputs=(hidden,), outputs=(logits,), dims=batch),
     )
 
 
 def _llm_spec(
-    shape: ModelShape, limits: StreamLimits, real: str, cache_update: CacheUpdate, rows: dict[str, DimRange]
+    shape: ModelShape,
+    limits: StreamLimits,
+    real: str,
+    cache_update: CacheUpdate,
+    rows: dict[str, DimRange],
+    *,
+    cache: str,
 ) -> GraphSpec:
     """The layers, with the profiles that measured best (docs/decisions/0006).
 
@@ -127,12 +147,12 @@ def _llm_spec(
     tensor, batch = _batched(limits, always=aliased)
     row = (shape.num_kv_heads, shape.llm_head_dim)
     caches = _states(
-        shape.num_llm_layers, real, layout="BKSD" if aliased else "BSKD", slot="S", order="linear", row=row,
+        shape.num_llm_layers, cache, layout="BKSD" if aliased else "BSKD", slot="S", order="linear", row=row,
         update=cache_update,
     )  # fmt: skip
     dims = {**batch, **rows}
-    cache_shape: tuple[Dim, ...] = (row[0], limits.context, row[1]) if aliased else ("past", *row)
-    new_shape: tuple[Dim, ...] = cache_shape if aliased else ("rows", *row)
+    heads: tuple[Dim, ...] = (row[0], limits.context) if aliased else ("past", row[0])
+    new_heads: tuple[Dim, ...] = heads if aliased else ("rows", row[0])
     if aliased:
         place = tensor("write_index", "int64")
     else:
@@ -145,11 +165,11 @@ def _llm_spec(
             tensor("inputs_embeds", real, "rows", shape.llm_width),
             tensor("position_ids", "int64", "rows"),
             place,
-            *(tensor(state.input, real, *cache_shape) for state in caches),
+            *(tensor(state.input, state.dtype, *heads, _width(state, row)) for state in caches),
         ),
         outputs=(
             tensor("hidden", real, 1, shape.llm_width),
-            *(tensor(state.output, real, *new_shape) for state in caches),
+            *(tensor(state.output, state.dtype, *new_heads, _width(state, row)) for state in caches),
         ),
         dims=dims,
         profiles=(dims, dims | decode) if aliased else (dims,),
@@ -179,18 +199,28 @@ def _states(
     row: tuple[int, ...],
     update: CacheUpdate = "rows",
 ) -> tuple[StateSpec, ...]:
-    row_bytes = prod(row) * ITEM_BYTES[dtype]
+    """Keys and values of every layer; where they are codes, behind all of them their scales."""
+    kinds: dict[str, tuple[Literal["values", "codes", "scales"], ...]] = {"int8": ("codes", "scales")}
+    new = "present" if update == "aliased" else "new"
     return tuple(
         StateSpec(
-            input=f"past.{layer}.{part}",
-            output=f"{'present' if update == 'aliased' else 'new'}.{layer}.{part}",
-            dtype=dtype,
+            input=f"past.{name}",
+            output=f"{new}.{name}",
+            dtype="float32" if holds == "scales" else dtype,
             layout=layout,
             slot_axis=layout.index(slot),
             order=order,
-            row_bytes=row_bytes,
+            row_bytes=prod(row[:-1]) * 4 if holds == "scales" else prod(row) * ITEM_BYTES[dtype],
             update=update,
+            holds=holds,
         )
+        for holds in kinds.get(dtype, ("values",))
         for layer in range(num_layers)
         for part in ("key", "value")
+        for name in [f"{layer}.{part}" + (".scale" if holds == "scales" else "")]
     )
+
+
+def _width(state: StateSpec, row: tuple[int, ...]) -> int:
+    """The last dimension of a state: one scale for all values of a head."""
+    return 1 if state.holds == "scales" else row[-1]

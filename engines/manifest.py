@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import BundleError, PVCError
 from .graph_specs import graph_specs
@@ -21,6 +21,7 @@ from .spec import (
     Precision,
     Quantization,
     Rounding,
+    State,
     StreamLimits,
     is_calibrated,
 )
@@ -116,6 +117,7 @@ class Manifest:
 
     islands       modules of the model that are float32 in a narrower bundle, beside those that always are
     quantization  parts whose weights are held in few bits
+    int8_states   what of a stream's state is
     calibration   what of it was found ahead, by running the model
     """
 
@@ -138,11 +140,18 @@ class Manifest:
     parity: dict[str, Any]
     quantization: dict[Part, Quantization] = field(default_factory=dict)
     calibration: Calibration | None = None
+    int8_states: tuple[State, ...] = ()
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether it is another model than its source: held in few bits, in part."""
+        return bool(self.quantization or self.int8_states)
 
     @property
     def rounding(self) -> Rounding:
-        """That of its precision, or of what its products are fed."""
-        return "int8" if any(how.rounds_inputs for how in self.quantization.values()) else self.precision
+        """That of its precision, or of what its products are fed, or of what a stream remembers."""
+        is_coarse = self.int8_states or any(how.rounds_inputs for how in self.quantization.values())
+        return "int8" if is_coarse else self.precision
 
     def save(self, folder: Path) -> None:
         text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
@@ -201,10 +210,12 @@ class Manifest:
             )
         target = load_target(self.target)
         if self.graphs != graph_specs(
-            self.shape, self.limits, self.precision, target.spelling, cache_update=target.cache_update,
-            quantization=self.quantization,
+            self.shape, self.limits, self.precision, target.spelling, cache_update=target.update_of(self.int8_states),
+            quantization=self.quantization, int8_states=self.int8_states,
         ):  # fmt: skip
             raise BundleError("the graphs are not those of its shape, limits, precision, quantization and target")
+        if wrong := set(self.int8_states) - set(get_args(State)):
+            raise BundleError(f"int8_states has {min(wrong)!r}", expected=f"of {', '.join(get_args(State))}")
         if not all(isinstance(name, str) and name for name in self.islands):
             raise BundleError(f"islands is {self.islands!r}", expected="names of modules")
         if (self.calibration is not None) != is_calibrated(self.quantization):
@@ -234,6 +245,7 @@ def _from_json(data: dict[str, Any]) -> Manifest:
             "shape": ModelShape(**data["shape"]),
             "limits": StreamLimits(**data["limits"]),
             "islands": tuple(data["islands"]),
+            "int8_states": tuple(data.get("int8_states", ())),
             "prompt": PromptSpec(**{**data["prompt"], "stop_tokens": tuple(data["prompt"]["stop_tokens"])}),
             "images": ImageSpec(**data["images"]),
             "graphs": {name: GraphSpec.from_json(spec) for name, spec in data["graphs"].items()},

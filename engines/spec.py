@@ -44,6 +44,8 @@ Dim = int | str
 Part = Literal["vision", "llm", "head"]
 """What of a model can be held in few bits: the products of everything that a frame passes on its way to the LLM, of
 the LLM its layers, and its head. That not in four: they cost as much as in all layers together (docs/numerics.md)."""
+State = Literal["ring", "cache"]
+"""What of a stream's state can be held in eight bits: the keys and values of the temporal ring, and of the LLM."""
 Method = Literal["round", "search"]
 """How the codes of a block are found. The scale and the zero point decide, for each value takes the nearest code.
 
@@ -74,7 +76,7 @@ Rounding = Literal["fp32", "fp16", "bf16", "int8"]
 """The coarsest rounding in the graphs of a bundle."""
 
 FLOAT_OF: dict[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1, "bool": 1}
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1, "int8": 1, "bool": 1}
 VISION_GRAPHS = ("trunk", "temporal", "compressor")
 GRAPH_NAMES = (*VISION_GRAPHS, "embed", "llm", "head")
 GRAPHS_OF: dict[Part, tuple[str, ...]] = {"vision": VISION_GRAPHS, "llm": ("llm",), "head": ("head",)}
@@ -177,6 +179,7 @@ class StateSpec:
                    aliased: the graph has written them; input and output must be bound to one address
     row_bytes      bytes of one new row of one stream
     reset          the value of a fresh cache: zero, since even a masked NaN would stay NaN
+    holds          values; or codes of eight bits, of which each row and head has a scale; or those scales, float32
     """
 
     input: str
@@ -188,6 +191,7 @@ class StateSpec:
     row_bytes: int
     update: CacheUpdate = "rows"
     reset: float = 0.0
+    holds: Literal["values", "codes", "scales"] = "values"
 
     def rows(self, start: int, count: int) -> tuple[slice, ...]:
         """The index of `count` rows from `start` on, in a cache on the host."""
@@ -227,6 +231,8 @@ class Quantization:
     block        values along the input that share a scale, and a zero point; None: all that make one output
     zero_points  each block has the code that means 0; without, codes are signed and 0 means 0
     inputs       what the product computes in
+    wide_codes   codes of eight bits that a CPU multiplies go to 127 and not to 64: one that adds such products in 16
+                 bits cuts them off, without a word (session.py)
     """
 
     bits: int = 4
@@ -234,6 +240,7 @@ class Quantization:
     zero_points: bool
     method: Method
     inputs: Inputs = "float"
+    wide_codes: bool = False
 
     def __post_init__(self) -> None:
         if self.block is not None and (self.block < 16 or self.block & (self.block - 1)):
@@ -321,6 +328,11 @@ class GraphSpec:
     def aliases(self) -> dict[str, str]:
         """Outputs that must lie where an input lies: the caches that the graph updates in place."""
         return {state.output: state.input for state in self.states if state.update == "aliased"}
+
+    @property
+    def row_states(self) -> tuple[StateSpec, ...]:
+        """The states that hold keys and values, by layer, without the scales of some."""
+        return tuple(state for state in self.states if state.holds != "scales")
 
     def state_bytes(self, limits: StreamLimits) -> int:
         """Bytes of one stream's caches."""

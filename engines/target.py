@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import SpecError
-from .spec import CacheUpdate, Inputs, Part, Precision, Spelling
+from .spec import CacheUpdate, Inputs, Part, Precision, Spelling, State
 from .terminal import did_you_mean
 
 FOLDER = Path(__file__).parent / "targets"
@@ -32,6 +33,7 @@ class Target:
     int4_inputs           what products of four bits compute in
     int8                  how products of eight bits are fed, by part; of parts that it lacks, `no_int8` says why.
                           Where streams share a pass, by rows in place of `tensor`: they do not depend on each other
+    wide_codes            as in Quantization: of its CPUs
     """
 
     name: str
@@ -50,6 +52,11 @@ class Target:
     no_int4: str
     int8: dict[Part, Inputs]
     no_int8: str
+    wide_codes: bool = False
+
+    def update_of(self, int8_states: Collection[State]) -> CacheUpdate:
+        """How new rows get into the LLM's cache: TensorRT writes no codes in place (docs/decisions/0016)."""
+        return "rows" if "cache" in int8_states and self.spelling == "concat" else self.cache_update
 
 
 def target_names() -> list[str]:

@@ -102,12 +102,21 @@ class CausalAttention(nn.Module):
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], past: KeyValue | None, bias: Tensor
     ) -> tuple[Tensor, KeyValue]:
-        q, k_new, v_new = self.project(x)
-        q, k_new = rotate(q, *rope), rotate(k_new, *rope)
-        k, v = k_new, v_new
+        q, k, v = self.rows(x, rope)
+        return self.attend(q, (k, v), past, bias), (k, v)
+
+    def rows(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, queries and keys rotated."""
+        q, k, v = self.project(x)
+        return rotate(q, *rope), rotate(k, *rope), v
+
+    def attend(self, q: Tensor, new: KeyValue, past: KeyValue | None, bias: Tensor) -> Tensor:
+        """q (B, L, H, D), new (B, L, K, D), past (B, P, K, D), bias (B, 1, L, P + L) -> (B, L, E)."""
+        k, v = new
         if past is not None:
-            k, v = torch.cat([past[0], k_new], dim=1), torch.cat([past[1], v_new], dim=1)
-        return self.o_proj(grouped_attention(q, k, v, bias).flatten(2)), (k_new, v_new)
+            k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
+        out: Tensor = self.o_proj(grouped_attention(q, k, v, bias).flatten(2))
+        return out
 
 
 class SwiGLU(nn.Module):

@@ -85,14 +85,23 @@ class TemporalAttention(nn.Module):
 
     def forward(self, x: Tensor, past: KeyValue | None, bias: Tensor) -> tuple[Tensor, KeyValue]:
         """x (B, T, N, C), past (B, P, N, H, D), bias (B or 1, T, P + T) -> (B, T, N, C) and the new keys and values."""
-        qkv = self.qkv(x).chunk(3, dim=-1)  # 3 x (B, T, N, C)
-        q, k_new, v_new = (y.unflatten(-1, (self.num_heads, -1)) for y in qkv)  # each (B, T, N, H, D)
-        k, v = k_new, v_new  # (B, P + T, N, H, D)
+        q, k, v = self.project(x)
+        return self.attend(q, (k, v), past, bias), (k, v)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, N, C) -> queries, keys and values, each (B, T, N, H, D)."""
+        q, k, v = (y.unflatten(-1, (self.num_heads, -1)) for y in self.qkv(x).chunk(3, dim=-1))
+        return q, k, v
+
+    def attend(self, q: Tensor, new: KeyValue, past: KeyValue | None, bias: Tensor) -> Tensor:
+        """q and new (B, T, N, H, D), past (B, P, N, H, D) -> (B, T, N, C)."""
+        k, v = new  # (B, P + T, N, H, D)
         if past is not None:
-            k, v = torch.cat([past[0], k_new], dim=1), torch.cat([past[1], v_new], dim=1)
+            k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
         q, k, v = (y.permute(0, 2, 3, 1, 4) for y in (q, k, v))  # each (B, N, H, frames, D)
         out = attention(q, k, v, bias[:, None, None])  # (B, N, H, T, D)
-        return self.proj(out.permute(0, 3, 1, 2, 4).flatten(3)), (k_new, v_new)  # (B, T, N, H, D) -> (B, T, N, C)
+        joined: Tensor = self.proj(out.permute(0, 3, 1, 2, 4).flatten(3))  # (B, T, N, H, D) -> (B, T, N, C)
+        return joined
 
 
 class AdaLayerNorm(nn.Module):

@@ -22,7 +22,7 @@ from engines.target import load_target
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.llm import Decoder, KeyValue
 
-from ..graphs.modules import pairs
+from ..graphs.eight_bit_rows import joined_states
 from ..graphs.sessions import open_graphs
 from .baselines import default_export
 from .compare import LIMIT, Timed, Variant
@@ -129,8 +129,8 @@ class PlainDecoder(nn.Module):
 
     def forward(self, inputs_embeds: Tensor, position_ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         """(1, L, E), (1, L), caches (1, P, K, D) -> logits (1, L, V), caches (1, P + L, K, D)."""
-        hidden, new = self.llm(inputs_embeds, position_ids, pairs(past))
-        return self.llm.logits(hidden), *(tensor for pair in joined(pairs(past), new) for tensor in pair)
+        hidden, new = self.llm(inputs_embeds, position_ids, joined_states(past))
+        return self.llm.logits(hidden), *(tensor for pair in joined(joined_states(past), new) for tensor in pair)
 
 
 def default_variant(scene: LanguageScene, path: Path, *, threads: int) -> Variant:

@@ -21,7 +21,7 @@ from engines.vision import VisionEncoder
 from pvc_ref import PVC, PVCConfig, VisionState
 from pvc_ref.config import CompressorConfig, VisionConfig
 
-from ..graphs.modules import pairs
+from ..graphs.eight_bit_rows import joined_states
 from ..graphs.onnx_file import quiet_exporter
 from ..graphs.sessions import open_graphs
 from .baselines import default_export
@@ -103,7 +103,7 @@ class PlainStep(nn.Module):
         """(1, S, S, 3), (1,), keys and values (1, W - 1, N, H, D) -> frame_embeds (1, M, E), the past one frame on."""
         x = self.model.trunk(frame)[:, None]
         bias = x.new_zeros(1, 1, 1 + past[0].shape[1])
-        features, new = self.model.temporal(x, frame_time[:, None], pairs(past), bias)
+        features, new = self.model.temporal(x, frame_time[:, None], joined_states(past), bias)
         rows = (row for pair in new for row in pair)
         window = (torch.cat([old[:, 1:], row], dim=1) for old, row in zip(past, rows, strict=True))
         return self.model.compressor(features[:, 0], frame_time), *window

@@ -20,8 +20,9 @@ from engines.errors import BackendUnavailable, ModelError
 from engines.graph_specs import graph_specs
 from engines.manifest import FORMAT_VERSION, Manifest, hash_file, list_files
 from engines.provenance import sign_engines
-from engines.spec import GraphSpec, Part, Precision, Quantization, StreamLimits, is_calibrated
+from engines.spec import GraphSpec, Part, Precision, Quantization, State, StreamLimits, is_calibrated
 from engines.target import Target
+from engines.wide_sums import require_wide_sums
 from pvc_ref import PVC, PVCConfig
 
 from ..graphs.clock_table import NAME as CLOCK
@@ -58,6 +59,7 @@ class ExportRequest:
 
     islands  modules that stay float32 in a narrower bundle (precision.py)
     quantization  parts whose weights become codes (quantize.py)
+    int8_states   what of a stream's state does (eight_bit_rows.py)
     calibration   what to find the scales of their inputs on, where a target wants them ahead
     clock    what its streams can do at the trained number of frames. Those of 'run-on' can do either; those that only
              re-anchor know a table of frame times, which is smaller (graphs/clock_table.py)
@@ -70,6 +72,7 @@ class ExportRequest:
     islands: tuple[str, ...] = ()
     clock: Clock = "run-on"
     quantization: Mapping[Part, Quantization] = field(default_factory=dict)
+    int8_states: tuple[State, ...] = ()
     calibration: CalibrationRequest = CalibrationRequest()
 
     def graph_limits(self, config: PVCConfig) -> StreamLimits:
@@ -80,8 +83,8 @@ class ExportRequest:
         """The graphs by their names."""
         shape, limits, target = model_shape(config), self.graph_limits(config), self.target
         return graph_specs(
-            shape, limits, self.precision, target.spelling, cache_update=target.cache_update,
-            quantization=self.quantization,
+            shape, limits, self.precision, target.spelling, cache_update=target.update_of(self.int8_states),
+            quantization=self.quantization, int8_states=self.int8_states,
         )  # fmt: skip
 
 
@@ -156,6 +159,8 @@ def _require_packages(request: ExportRequest) -> None:
             "Nothing was exported",
             fix="pip install -e '.[ort]'",
         ) from error
+    if any(how.wide_codes for how in request.quantization.values()):
+        require_wide_sums()
 
 
 def num_weight_bytes(model: PVC, request: ExportRequest) -> int:
@@ -179,6 +184,7 @@ def _resume(loaded: LoadedModel, request: ExportRequest, holder: Path) -> Resume
         "precision": request.precision,
         "islands": request.islands,
         "quantization": {part: asdict(how) for part, how in request.quantization.items()},
+        "int8_states": request.int8_states,
         "calibration": [request.calibration.method, *(hash_file(path).sha256 for path in request.calibration.clips)],
         "spelling": request.target.spelling,
         "versions": versions(),
@@ -204,7 +210,8 @@ def write_graphs(
     # Of a large one there is no room for a second copy; and codes are written as the weights are read.
     lean = loaded.model.stored is not None or not is_small(loaded.model) or bool(request.quantization)
     source = hollow(loaded.model, keep_clock=request.clock == "reanchor") if lean else loaded.model
-    model = cast_model(prepared(source, request.quantization, calibration), request.precision, request.islands)
+    source = prepared(source, request.quantization, calibration, request.int8_states)
+    model = cast_model(source, request.precision, request.islands)
     (folder / "graphs").mkdir()
     for index, (name, spec) in enumerate(specs.items(), start=1):
         path = folder / graph_path(name)
@@ -242,6 +249,7 @@ def write_graphs(
         parity={},
         quantization=dict(request.quantization),
         calibration=calibration,
+        int8_states=request.int8_states,
     )
     manifest = sign_engines(manifest)
     manifest.save(folder)

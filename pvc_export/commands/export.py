@@ -45,6 +45,7 @@ def export_command(
         f"{model} -> {out}   {precision}, target {target.name}, window {window}, context {context}, "
         f"streams {streams}, clock {clock}"
         + "".join(f", {quantization_text(part, how)}" for part, how in quantization.items())
+        + "".join(f", {state} in int8" for state in few_bits.states)
         + "".join(f", float32 {name}" for name in islands)
     )
     with console.stage("load the model") as (stage, _):
@@ -56,7 +57,7 @@ def export_command(
         console.print(f"  {line}")
     request = ExportRequest(
         out=out, target=target, precision=precision, limits=limits, islands=islands, clock=clock,
-        quantization=quantization, calibration=calibration,
+        quantization=quantization, calibration=calibration, int8_states=few_bits.states,
     )  # fmt: skip
     parity = export(loaded, request, console=console)
     if as_json:

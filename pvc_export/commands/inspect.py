@@ -51,6 +51,8 @@ def describe(folder: Path, manifest: Manifest) -> Iterator[str]:
     yield f"limits      window {limits.window} frames, context {limits.context} rows, streams {limits.streams}, {times}"
     for part, how in manifest.quantization.items():
         yield f"weights     {quantization_text(part, how)}"
+    if manifest.int8_states:
+        yield f"state       {' and '.join(manifest.int8_states)} in int8, a scale for each row and head"
     if manifest.calibration is not None:
         yield f"inputs      {calibration_text(manifest.calibration)}"
     yield f"size        {size_text(sum(here))} in {len(here)} files"

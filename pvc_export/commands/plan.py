@@ -44,6 +44,7 @@ def plan_command(
         islands=islands,
         clock=clock,
         quantization=few_bits.of(target, streams=streams),
+        int8_states=few_bits.states,
     )
     plan = make_plan(planned_model(model, mapping=mapping), request)
     if as_json:
@@ -63,6 +64,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         f"streams {limits.streams}, clock {request.clock}"
     )
     yield from (quantization_text(part, how) for part, how in request.quantization.items())
+    yield from (f"{state} in int8" for state in request.int8_states)
     yield from (f"float32 {name}" for name in request.islands)
     yield ""
     yield from _bundle_lines(plan)

@@ -18,9 +18,10 @@ from pvc_ref import PVC
 from pvc_ref.llm import CausalAttention, SwiGLU
 from pvc_ref.temporal import AdaLayerNorm
 
+from .eight_bit_rows import RoundedCausalAttention
 from .eight_bits import EightBitLinear
 from .precision import ModuleT, copy_with
-from .spellings import InPlaceAttention, SeenRowsAttention
+from .spellings import CodedCausalAttention, CodedSeenRowsAttention, InPlaceAttention, SeenRowsAttention
 
 
 class JoinedAttention(CausalAttention):
@@ -30,14 +31,6 @@ class JoinedAttention(CausalAttention):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in self.qkv_proj(x).split(self.sizes, dim=-1))
         return q, k, v
-
-
-class JoinedInPlaceAttention(JoinedAttention, InPlaceAttention):
-    """What it projects is joined, what it attends to lies in place."""
-
-
-class JoinedSeenRowsAttention(JoinedAttention, SeenRowsAttention):
-    pass
 
 
 class JoinedSwiGLU(SwiGLU):
@@ -62,11 +55,16 @@ class JoinedAdaLayerNorm(AdaLayerNorm):
 
 JOINED: dict[type[nn.Module], type[nn.Module]] = {
     CausalAttention: JoinedAttention,
-    InPlaceAttention: JoinedInPlaceAttention,
-    SeenRowsAttention: JoinedSeenRowsAttention,
     SwiGLU: JoinedSwiGLU,
     AdaLayerNorm: JoinedAdaLayerNorm,
-}
+    # The other spellings attend otherwise to what is projected alike.
+    **{
+        kind: type(f"Joined{kind.__name__}", (JoinedAttention, kind), {})
+        for kind in (
+            InPlaceAttention, SeenRowsAttention, RoundedCausalAttention, CodedCausalAttention, CodedSeenRowsAttention
+        )
+    },
+}  # fmt: skip
 PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj"), "w35": ("w3", "w5")}
 """A joined product's name, and those of its parts, in order."""
 

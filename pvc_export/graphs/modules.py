@@ -9,7 +9,6 @@ Dimension key: as in engines/spec.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import gcd
 
 import torch
@@ -22,6 +21,7 @@ from pvc_ref.llm import Decoder
 from pvc_ref.temporal import TemporalEncoder
 
 from .clock_table import NAME, table_of, with_table
+from .eight_bit_rows import joined_states, split_states
 from .eight_bits import EightBitLinear
 from .joined import joined
 from .spellings import CACHE_UPDATES, QUANTIZED, SPELLINGS, CachesInPlace, spelled
@@ -126,8 +126,8 @@ class TemporalGraph(nn.Module):
         """(B, N, C), (B,), bool (B, W), rings (B, W, N, H, D) -> features (B, N - 1, C), new rows (B, N, H, D)."""
         itself = torch.ones_like(slot_mask[:, :1])
         bias = visible_to_bias(torch.cat([slot_mask, itself], dim=1), trunk_features.dtype)[:, None]
-        features, new = self.encoder(trunk_features[:, None], frame_time[:, None], pairs(past), bias)
-        return features[:, 0], *(row[:, 0] for pair in new for row in pair)
+        features, new = self.encoder(trunk_features[:, None], frame_time[:, None], joined_states(past), bias)
+        return features[:, 0], *(rows[:, 0] for rows in split_states(new))
 
 
 class _DecoderGraph(nn.Module):
@@ -145,8 +145,8 @@ class LLMGraph(_DecoderGraph):
         self, inputs_embeds: Tensor, position_ids: Tensor, attention_mask: Tensor, *past: Tensor
     ) -> tuple[Tensor, ...]:
         """(B, L, E), (B, L), (B, P + L), caches (B, P, K, D) -> hidden (B, 1, E), new rows (B, L, K, D)."""
-        hidden, new = self.decoder(inputs_embeds, position_ids, pairs(past), attention_mask)
-        return hidden[:, -1:], *(rows for pair in new for rows in pair)
+        hidden, new = self.decoder(inputs_embeds, position_ids, joined_states(past), attention_mask)
+        return hidden[:, -1:], *split_states(new)
 
 
 class InPlaceLLMGraph(_DecoderGraph):
@@ -166,11 +166,11 @@ class InPlaceLLMGraph(_DecoderGraph):
         bias = visible_to_bias(slots <= rows, dtype)[:, None]  # (B, 1, L, S): what lies behind a row is not there yet
         rope = self.decoder.angles(position_ids, dtype)
         x, caches = inputs_embeds, []
-        for layer, (key, value) in zip(self.decoder.layers, pairs(past), strict=True):
+        for layer, (key, value) in zip(self.decoder.layers, joined_states(past), strict=True):
             past_rows = CachesInPlace(key=key, value=value, write_index=write_index)
             x, updated = layer(x, rope, past_rows, bias)
-            caches += [updated.key, updated.value]
-        return self.decoder.norm(x)[:, -1:], *caches
+            caches.append((updated.key, updated.value))
+        return self.decoder.norm(x)[:, -1:], *split_states(caches)
 
     def num_seen(self, write_index: Tensor, inputs_embeds: Tensor, cache: Tensor) -> int:
         """Rows of a cache that attention goes over, from the first on."""
@@ -208,8 +208,3 @@ class CodedHeadGraph(_DecoderGraph):
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, 1, E) -> float32 (B, V)."""
         return self.decoder.logits(hidden)[:, 0]
-
-
-def pairs(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """key, value, key, value, ... -> [(key, value), ...]"""
-    return list(zip(tensors[0::2], tensors[1::2], strict=True))

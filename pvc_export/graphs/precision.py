@@ -98,7 +98,7 @@ def in_an_island(name: str, islands: Sequence[str]) -> bool:
 
 def possible_islands(model: PVC) -> dict[str, nn.Module]:
     """Every module of a model that can be a float32 island, by its name."""
-    return {name: module for name, module in model.named_modules() if type(module) in CAN_BE_ISLANDS}
+    return {name: module for name, module in model.named_modules() if isinstance(module, CAN_BE_ISLANDS)}
 
 
 def can_be_island(model: PVC, name: str) -> bool:

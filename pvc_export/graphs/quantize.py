@@ -3,16 +3,16 @@
     value = (code - zero point) * scale
 
 Codes of four bits are -8..7, or with zero points 0..15: ONNX's int4 and uint4. Those of eight are -127..127, but on a
-CPU -64..64: the products of two rows of eight bits by larger ones do not fit in the 16 bits in which x86 without VNNI
-adds them, and what does not fit is cut off without a word (docs/decisions/0014). A block's grid depends on its values
-alone, and errors are summed in float64, so that the same weights give the same codes wherever it is done: a check finds
-them anew and compares bit for bit (parity/weights.py). A scale is rounded to the dtype that it has in the graph before
-the codes are chosen.
+CPU that is not known to have VNNI -64..64: the products of two rows of eight bits by larger ones do not fit in the 16
+bits in which x86 without it adds them, and what does not fit is cut off without a word (docs/decisions/0014). A block's
+grid depends on its values alone, and errors are summed in float64, so that the same weights give the same codes
+wherever it is done: a check finds them anew and compares bit for bit (parity/weights.py). A scale is rounded to the
+dtype that it has in the graph before the codes are chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from engines.errors import ModelError
 from engines.manifest import Calibration, Manifest
-from engines.spec import GraphSpec, Part, Precision, Quantization, is_smoothed
+from engines.spec import GraphSpec, Part, Precision, Quantization, State, is_smoothed
 from pvc_ref import PVC
 
 from .clock_table import NAME as CLOCK
+from .eight_bit_rows import round_states
 from .eight_bits import round_inputs
 from .hollow import SMALL, hollow
 from .models import LoadedModel
@@ -54,7 +55,7 @@ def is_coded(name: str, weight: Tensor, spec: GraphSpec) -> bool:
 def code_range(how: Quantization) -> tuple[int, int]:
     """The smallest and the largest code."""
     if how.bits == 8:
-        return (-64, 64) if how.is_integer else (-127, 127)
+        return (-64, 64) if how.is_integer and not how.wide_codes else (-127, 127)
     return (0, 15) if how.zero_points else (-8, 7)
 
 
@@ -238,9 +239,16 @@ class Quantizer:
         return copy
 
 
-def prepared(model: PVC, quantization: Mapping[Part, Quantization], calibration: Calibration | None) -> PVC:
+def prepared(
+    model: PVC,
+    quantization: Mapping[Part, Quantization],
+    calibration: Calibration | None,
+    int8_states: Collection[State] = (),
+) -> PVC:
     """A copy whose graphs can hold codes, its weights in floating point: smoothed, it rounds what its products are fed
-    by the scales that were found ahead, and a head that becomes codes is not the table of embeddings, which stays."""
+    by the scales that were found ahead, a head that becomes codes is not the table of embeddings, which stays, and
+    states in codes are made of rounded rows."""
+    model = round_states(model, int8_states)
     if not quantization:
         return model
     if calibration is None:
@@ -254,9 +262,10 @@ def prepared(model: PVC, quantization: Mapping[Part, Quantization], calibration:
 
 
 def _quantized(loaded: LoadedModel, manifest: Manifest, quantization: Mapping[Part, Quantization]) -> LoadedModel:
-    """The model whose weights are what their codes say."""
+    """The model whose weights are what their codes say, and which remembers what a bundle does."""
     quantizer = Quantizer.of(loaded.model, quantization, manifest.precision, manifest.islands)
-    return replace(loaded, model=quantizer.with_calibration(manifest.calibration).model())
+    model = quantizer.with_calibration(manifest.calibration).model()
+    return replace(loaded, model=round_states(model, manifest.int8_states))
 
 
 def as_written(loaded: LoadedModel, manifest: Manifest) -> LoadedModel:

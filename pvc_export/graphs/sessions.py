@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from engines.graph_specs import graph_specs
 from engines.session import OrtSession, Session
-from engines.spec import Part, Quantization, StreamLimits
+from engines.spec import Part, Quantization, State, StreamLimits
 from engines.target import Target
 from pvc_ref import PVC
 
@@ -27,6 +27,7 @@ def open_graphs(
     *,
     threads: int | None = None,
     quantization: Mapping[Part, Quantization] | None = None,
+    int8_states: Collection[State] = (),
 ) -> dict[str, Session]:
     """Some graphs of a float32 model, spelled for `target`, opened on the CPU.
 
@@ -34,12 +35,12 @@ def open_graphs(
     """
     shape = model_shape(model.config)
     specs = graph_specs(
-        shape, limits, "fp32", target.spelling, cache_update=target.cache_update, quantization=quantization
-    )
+        shape, limits, "fp32", target.spelling, cache_update=target.update_of(int8_states), quantization=quantization,
+        int8_states=int8_states,
+    )  # fmt: skip
     quantizer = Quantizer.of(model, quantization, "fp32") if quantization else None
-    source = (
-        prepared(hollow(model, keep_clock=limits.num_times is not None), quantization, None) if quantization else model
-    )
+    bare = hollow(model, keep_clock=limits.num_times is not None) if quantization else model
+    source = prepared(bare, quantization or {}, None, int8_states)
     sessions: dict[str, Session] = {}
     for name in names:
         path = folder / f"{name}.onnx"

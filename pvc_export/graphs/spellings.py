@@ -17,14 +17,17 @@ from torch import Tensor, nn
 
 from engines.spec import CacheUpdate, Spelling
 from pvc_ref.layers import attention, upcast
-from pvc_ref.llm import CausalAttention, grouped_attention, rotate
+from pvc_ref.llm import CausalAttention, grouped_attention
 from pvc_ref.temporal import KeyValue, TemporalAttention
 from pvc_ref.vision import SpatialAttention
 
+from .eight_bit_rows import EightBitRows, RoundedCausalAttention, RoundedTemporalAttention
 from .eight_bits import StaticLinear
 from .onnx_file import OPSET, OPSET_IN_PLACE
 from .precision import ModuleT, copy_with
 
+Coded = tuple[EightBitRows, EightBitRows]
+"""Keys and values of one layer."""
 OPSETS = {
     "TensorScatter": OPSET_IN_PLACE, "Attention": OPSET_IN_PLACE, "QuantizeLinear": OPSET, "DequantizeLinear": OPSET,
 }  # fmt: skip
@@ -46,16 +49,45 @@ class SplitSpatialAttention(SpatialAttention):
 class SplitTemporalAttention(TemporalAttention):
     """Temporal attention of one new frame that joins scores instead of caches: softmax([q k_past + bias, q k_new])."""
 
-    def forward(self, x: Tensor, past: KeyValue | None, bias: Tensor) -> tuple[Tensor, KeyValue]:
-        """x (B, 1, N, C), past (B, N, H, W, D), bias (B, 1, W + 1) -> (B, 1, N, C) and the new rows (B, 1, N, H, D)."""
+    def attend(self, q: Tensor, new: KeyValue, past: KeyValue | None, bias: Tensor) -> Tensor:
+        """q and new (B, 1, N, H, D), past (B, N, H, W, D), bias (B, 1, W + 1) -> (B, 1, N, C)."""
         assert past is not None, "the graph of one frame always has a ring"
-        q, k_new, v_new = (y.unflatten(-1, (self.num_heads, -1)) for y in self.qkv(x).chunk(3, dim=-1))
-        q, k, v = (y.permute(0, 2, 3, 1, 4) for y in (q, k_new, v_new))  # (B, N, H, 1, D)
+        q, k, v = (y.permute(0, 2, 3, 1, 4) for y in (q, *new))  # (B, N, H, 1, D)
         q = q * q.shape[-1] ** -0.5
         scores = torch.cat([q @ past[0].transpose(-1, -2), (q * k).sum(-1, keepdim=True)], dim=-1)
         weights = torch.softmax(upcast(scores + bias[:, None, None]), dim=-1).to(v.dtype)
         out = weights[..., :-1] @ past[1] + weights[..., -1:] * v
-        return self.proj(out.permute(0, 3, 1, 2, 4).flatten(3)), (k_new, v_new)
+        joined: Tensor = self.proj(out.permute(0, 3, 1, 2, 4).flatten(3))
+        return joined
+
+
+class CodedTemporalAttention(TemporalAttention):
+    """The reference's over a past of codes, and with new rows of codes."""
+
+    def forward(self, x: Tensor, past: Coded, bias: Tensor) -> tuple[Tensor, Coded]:  # type: ignore[override]
+        return attend_coded(self, *self.project(x), past, bias)
+
+
+class CodedSplitTemporalAttention(CodedTemporalAttention, SplitTemporalAttention):
+    """The same, joining scores instead of caches."""
+
+
+class CodedCausalAttention(CausalAttention):
+    """The reference's over a past of codes, and with new rows of codes."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, rope: tuple[Tensor, Tensor], past: Coded, bias: Tensor
+    ) -> tuple[Tensor, Coded]:
+        return attend_coded(self, *self.rows(x, rope), past, bias)
+
+
+def attend_coded(
+    module: TemporalAttention | CausalAttention, q: Tensor, k: Tensor, v: Tensor, past: Coded, bias: Tensor
+) -> tuple[Tensor, Coded]:
+    """What attention makes of new rows as they will be remembered, and these in codes."""
+    new = EightBitRows.of(k), EightBitRows.of(v)
+    (k, v), (past_k, past_v) = ([rows.to(q.dtype) for rows in pair] for pair in (new, past))
+    return module.attend(q, (k, v), (past_k, past_v), bias), new
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,8 +98,8 @@ class CachesInPlace:
     an input of the graph itself.
     """
 
-    key: Tensor
-    value: Tensor
+    key: Tensor | EightBitRows
+    value: Tensor | EightBitRows
     write_index: Tensor
 
 
@@ -82,18 +114,16 @@ class InPlaceAttention(CausalAttention):
         self, x: Tensor, rope: tuple[Tensor, Tensor], past: CachesInPlace, bias: Tensor
     ) -> tuple[Tensor, CachesInPlace]:
         """x (B, L, E); bias (B, 1, L, S). The caches keep their dtype in a float32 island, where x has another."""
-        q, k, v = self.project(x)
-        q, k, v = rotate(q, *rope), rotate(k, *rope), v
-        key, value = (
-            onnx_operator(
-                "TensorScatter", (cache, new.to(cache.dtype).transpose(1, 2), past.write_index), like=cache, axis=-2,
-                mode="linear",
-            )
-            for cache, new in ((past.key, k), (past.value, v))
-        )  # fmt: skip
-        return self.o_proj(self.attend(q, key, value, bias).flatten(2)), replace(past, key=key, value=value)
+        q, k, v = self.rows(x, rope)
+        key, value = (self.written(cache, new, past.write_index) for cache, new in ((past.key, k), (past.value, v)))
+        return self.o_proj(self.attend_to(q, key, value, bias).flatten(2)), replace(past, key=key, value=value)
 
-    def attend(self, q: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    def written(self, cache: Any, new: Tensor, index: Tensor) -> Any:
+        """A cache (B, K, S, D) with new rows (B, L, K, D)."""
+        rows = new.to(cache.dtype).transpose(1, 2)
+        return onnx_operator("TensorScatter", (cache, rows, index), like=cache, axis=-2, mode="linear")
+
+    def attend_to(self, q: Tensor, key: Any, value: Any, bias: Tensor) -> Tensor:
         """Queries (B, L, H, D), caches (B, K, S, D) -> (B, L, H, D)."""
         if q.dtype == key.dtype:
             q = q.transpose(1, 2)
@@ -107,9 +137,18 @@ class SeenRowsAttention(InPlaceAttention):
     """The same over the rows that are there, of which `bias` knows how many: ONNX Runtime's CPU goes over a whole cache
     in its Attention, masked or not."""
 
-    def attend(self, q: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    def attend_to(self, q: Tensor, key: Any, value: Any, bias: Tensor) -> Tensor:
         key, value = (cache.narrow(2, 0, bias.shape[-1]).to(q.dtype).transpose(1, 2) for cache in (key, value))
         return grouped_attention(q, key, value, bias)
+
+
+class CodedSeenRowsAttention(SeenRowsAttention):
+    """The same over caches of codes. TensorRT writes none of those in place."""
+
+    def written(self, cache: EightBitRows, new: Tensor, index: Tensor) -> EightBitRows:
+        rows = EightBitRows.of(new)
+        pairs = ((cache.codes, rows.codes), (cache.scales, rows.scales))
+        return EightBitRows(*(SeenRowsAttention.written(self, old, some, index) for old, some in pairs))
 
 
 class QuantizedLinear(StaticLinear):
@@ -139,23 +178,27 @@ Classes = Mapping[type[nn.Module], type[nn.Module]]
 SPELLINGS: dict[Spelling, Classes] = {
     # Every target with a GPU. The reference itself: one attention over ring and new row, which TensorRT fuses into one
     # kernel that reads the ring where it lies; of `split` it makes loose kernels (tests/.../test_engine_gate.py).
-    "concat": {},
+    "concat": {RoundedTemporalAttention: CodedTemporalAttention},
     # The target `cpu`. ONNX Runtime's CPU provider copies a ring that is concatenated, and writes the scores to memory:
     # at 1025 positions those of all heads do not stay in the cache, those of one head do (docs/performance.md).
-    "split": {SpatialAttention: SplitSpatialAttention, TemporalAttention: SplitTemporalAttention},
+    "split": {
+        SpatialAttention: SplitSpatialAttention,
+        TemporalAttention: SplitTemporalAttention,
+        RoundedTemporalAttention: CodedSplitTemporalAttention,
+    },
 }
 """How the vision side spells attention. engines/targets/*.json say which target uses which."""
 
 CACHE_UPDATES: dict[tuple[CacheUpdate, Spelling], Classes] = {
     # TensorRT before 10.15, whose parser lacks TensorScatter, and `cuda`, until a GPU has run the other. The reference
     # itself: new rows are returned, and the runtime puts them into the cache.
-    ("rows", "concat"): {},
-    ("rows", "split"): {},
+    ("rows", "concat"): {RoundedCausalAttention: CodedCausalAttention},
+    ("rows", "split"): {RoundedCausalAttention: CodedCausalAttention},
     # All others. While decoding a fused kernel reads the cache where it lies, and nothing copies it
     # (docs/decisions/0006).
     ("aliased", "concat"): {CausalAttention: InPlaceAttention},
     # The target `cpu`, where nothing is fused (docs/performance.md).
-    ("aliased", "split"): {CausalAttention: SeenRowsAttention},
+    ("aliased", "split"): {CausalAttention: SeenRowsAttention, RoundedCausalAttention: CodedSeenRowsAttention},
 }
 """How the LLM spells attention, by what becomes of its new rows."""
 

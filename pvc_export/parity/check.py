@@ -67,6 +67,7 @@ from .report import ParityReport, judge
 from .rounding import Reference
 from .state.rules import check_rules
 from .structure import compare_graphs
+from .value_states import with_values
 from .words.codes import cost_of_codes, cost_of_scales
 from .words.conversations import converse
 from .words.further import ask_further
@@ -110,7 +111,7 @@ def check_bundle(
         run = _run_bundle(folder, loaded, scratch, progress, far=ladder)
         manifest, recorded = run.bundle.manifest, run.recorded  # with the model's own facts, where any were wrong
         evidence = run.evidence + compare_graphs(folder, manifest, loaded, exports)
-        if manifest.quantization:
+        if manifest.has_codes:
             evidence += Evidence(rules=(cost_of_codes(source, loaded, manifest, per_kind=_per_kind(loaded)),))
         if manifest.calibration is not None and manifest.calibration.scales:
             evidence += Evidence(rules=(cost_of_scales(source, manifest),))
@@ -130,7 +131,7 @@ def check_bundle(
 
                     evidence += answer_all(
                         folder, loaded, num_questions=num_questions, twins=twins, ladder=ladder, scratch=scratch,
-                        source=source if manifest.quantization else None,
+                        source=source if manifest.has_codes else None,
                         progress=lambda x: progress(0.8 + 0.2 * x),
                     )  # fmt: skip
     progress(1.0)
@@ -198,8 +199,9 @@ def _run_bundle(folder: Path, loaded: LoadedModel, scratch: Path | None, progres
             evidence += never_seen(evidence, manifest)
             # State is held to itself, also in a new process, which opens the folder as it is.
             evidence += _unless_nan("G", "state", lambda: Evidence(rules=check_rules(opened, scratch=scratch)))
-            evidence += probe_clock(bundle, reference, vision.own) + probe_batch(bundle, reference)
-            evidence += probe_context(bundle, reference) + probe_lengths(bundle, reference)
+            values = with_values(bundle)
+            evidence += probe_clock(values, reference, vision.own) + probe_batch(values, reference)
+            evidence += probe_context(values, reference) + probe_lengths(values, reference)
             noise = NoiseTable(evidence.differences, manifest.rounding)
             evidence += _look_further(bundle, loaded, noise, lambda x: progress(0.3 + 0.2 * x), far=far)
         return BundleRun(

@@ -43,7 +43,7 @@ def probe_clock(bundle: Bundle, reference: Reference, own: Recording) -> Evidenc
     features, patches = (
         torch.from_numpy(own[0][name]).to(narrow).float() for name in ("trunk/trunk_features", "temporal/features")
     )
-    names = [state.output for state in bundle.manifest.graphs["temporal"].states]
+    names = [state.output for state in bundle.manifest.graphs["temporal"].row_states]
     for start in range(0, len(times), AT_ONCE):
         some = times[start : start + AT_ONCE]
         want = _at_times(reference.model, torch.float32, features, patches, some, names)

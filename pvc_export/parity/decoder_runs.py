@@ -90,7 +90,7 @@ def run_both(reference: Reference, spec: GraphSpec, run: Callable[[PVC, torch.dt
     for model, dtype in ((reference.model, torch.float32), (reference.twin, reference.dtype)):
         with Float16Products():
             hidden, new = run(model, dtype)
-        names = ["hidden", *(state.output for state in spec.states)]
+        names = ["hidden", *(state.output for state in spec.row_states)]
         tensors = [hidden, *(row for pair in new for row in pair)]
         runs.append(DecoderRun({name: to_numpy(tensor) for name, tensor in zip(names, tensors, strict=True)}))
     return DecoderRuns(reference, *runs)

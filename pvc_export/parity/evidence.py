@@ -11,6 +11,7 @@ from .answers import Conversation, RungAnswers
 from .heat import HeatMap
 from .levels import Rule
 from .metrics import Difference
+from .value_states import of_values
 
 Found = TypeVar("Found", bound="Evidence")
 
@@ -58,7 +59,8 @@ class Evidence:
 
 
 def never_seen(evidence: Evidence, manifest: Manifest) -> Evidence:
-    """Outputs of a bundle's graphs of which nothing was compared."""
+    """Outputs of a bundle's graphs of which nothing was compared. Codes and their scales are, as values."""
     seen = {one.name for one in evidence.differences}
-    outputs = {f"{spec.name}/{tensor.name}" for spec in manifest.graphs.values() for tensor in spec.outputs}
+    specs = [of_values(spec) for spec in manifest.graphs.values()]
+    outputs = {f"{spec.name}/{tensor.name}" for spec in specs for tensor in spec.outputs}
     return Evidence(missing=tuple(sorted(outputs - seen)))

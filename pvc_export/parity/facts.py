@@ -35,7 +35,8 @@ ELSEWHERE: dict[str, str] = {
     "precision": "the exporter's choice; the weights are held to it (weights.py)",
     "islands": "the exporter's choice; the weights are held to it (weights.py)",
     "quantization": "the exporter's choice; the weights are held to it (weights.py)",
-    "calibration": "scales found on frames; the constants of the graphs are held to it (structure.py)",
+    "calibration": "found on frames and text; the weights and constants of the graphs are held to it (structure.py)",
+    "int8_states": "the exporter's choice; `graphs` are held to it",
     "engines": "each is of the graph beside it (check.py)",
     "versions": "a note",
     "files": "every file is held to its hash when a bundle is opened (engines/bundle.py)",
@@ -97,8 +98,9 @@ def _expected(manifest: Manifest, loaded: LoadedModel) -> dict[str, Any]:
     if limits.num_times is not None:
         limits = with_num_times(limits, loaded.config)
     graphs = graph_specs(
-        facts["shape"], limits, manifest.precision, target.spelling, cache_update=target.cache_update,
-        quantization=manifest.quantization,
+        facts["shape"], limits, manifest.precision, target.spelling,
+        cache_update=target.update_of(manifest.int8_states), quantization=manifest.quantization,
+        int8_states=manifest.int8_states,
     )  # fmt: skip
     return {**facts, "limits": limits, "graphs": graphs}
 

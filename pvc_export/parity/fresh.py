@@ -22,6 +22,7 @@ from engines.manifest import Manifest
 from engines.target import load_target
 from pvc_ref import PVC
 
+from ..graphs.eight_bit_rows import round_states
 from ..graphs.hollow import filled, hollow
 from ..graphs.machine import is_small
 from ..graphs.modules import graph_module
@@ -84,14 +85,14 @@ class FreshGraphs:
 
     def _hollow(self, manifest: Manifest) -> PVC:
         bare = hollow(self._source, keep_clock=manifest.limits.num_times is not None)
-        return prepared(bare, manifest.quantization, manifest.calibration)
+        return prepared(bare, manifest.quantization, manifest.calibration, manifest.int8_states)
 
     def _model(self, manifest: Manifest) -> PVC:
         is_hollow = self._leaves_out(manifest)
         has_table = manifest.limits.num_times is not None
-        key = manifest.precision, manifest.islands, has_table, is_hollow, _found_ahead(manifest)
+        key = manifest.precision, manifest.islands, has_table, is_hollow, manifest.int8_states, _found_ahead(manifest)
         if key not in self._cast:
-            source = self._hollow(manifest) if is_hollow else self._source
+            source = self._hollow(manifest) if is_hollow else round_states(self._source, manifest.int8_states)
             self._cast[key] = cast_model(source, manifest.precision, manifest.islands)
         return self._cast[key]
 

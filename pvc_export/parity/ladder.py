@@ -73,7 +73,10 @@ def climb(
 
 def open_twins(bundle: Bundle, reference: PVC, names: Sequence[str], folder: Path) -> dict[str, Session]:
     """Graphs like the bundle's, but in float32, exported for a check, and run by ONNX Runtime's CPU."""
-    return open_graphs(reference, names, load_target(bundle.manifest.target), bundle.manifest.limits, folder)
+    manifest = bundle.manifest
+    return open_graphs(
+        reference, names, load_target(manifest.target), manifest.limits, folder, int8_states=manifest.int8_states
+    )
 
 
 def is_for_gpu(bundle: Bundle) -> bool:

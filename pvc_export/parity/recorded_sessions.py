@@ -1,6 +1,6 @@
 """Sessions that remember what they returned: how a check sees every output of every graph without its own runtime.
 
-For a cache updated in place, only its new rows are recorded.
+For a cache updated in place, only its new rows are recorded; of a state in codes, the values that they stand for.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import numpy as np
 
 from engines.memory import Array, Tensor
 from engines.session import Session, Wrapped
+
+from .value_states import decoded
 
 Calls = dict[str, list[dict[str, Array]]]
 """For each graph, the outputs of each of its runs, in order, on the host."""
@@ -38,7 +40,7 @@ class Recorder:
             self.frames += list(np.array(memory.to_host(inputs["frame"])))
         outputs = session.run(inputs)
         recorded = {name: memory.to_host(t) for name, t in outputs.items() if name not in spec.aliases}
-        self.calls[spec.name].append(recorded | _written(session, inputs, outputs))
+        self.calls[spec.name].append(decoded(recorded | _written(session, inputs, outputs)))
         return outputs
 
 

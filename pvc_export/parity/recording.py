@@ -79,7 +79,7 @@ def torch_features(
     model: PVC, frames: Frames, temporal: GraphSpec
 ) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
     """Of each frame what run_torch records before the compressor, and the frame's time, (1,)."""
-    names, window = [state.output for state in temporal.states], window_of(temporal)
+    names, window = [state.output for state in temporal.row_states], window_of(temporal)
     state: VisionState | None = None
     for pixels, time in zip(frames.pixels, frames.times, strict=True):
         if state is not None:

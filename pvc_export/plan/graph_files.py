@@ -79,6 +79,8 @@ place."""
 CODES_ADD: dict[Inputs, int] = {"float": 270, "blocks": 270, "tensor": 1060, "rows": 1540, "static": 2110}
 ZERO_POINTS_ADD = 130
 """For each product that holds its matrix in codes: the nodes that it is made of, by how it is fed, and constants."""
+STATES_ADD = {("temporal", False): 15708, ("temporal", True): 19827, ("llm", False): 16970, ("llm", True): 20198}
+"""For each layer whose keys and values are remembered in codes. Keys: graph; whether it is narrow."""
 PRODUCTS = {
     "trunk": Products(layer=4), "temporal": Products(layer=9), "llm": Products(layer=4), "head": Products(1),
 }  # fmt: skip
@@ -106,6 +108,8 @@ def graph_bytes(model: PVC, spec: GraphSpec, target: Target) -> int:
         added = CODES_ADD[how.inputs] + (ZERO_POINTS_ADD if how.zero_points else 0)
         products = _products(config, spec.name)
         num_bytes += (products.graph + products.layer * num_layers) * added
+    if spec.row_states != spec.states:
+        num_bytes += num_layers * STATES_ADD[spec.name, is_narrow(spec)]
     if spec.num_times is not None:
         num_bytes -= TABLE_SAVES[spec.name].graph + num_layers * TABLE_SAVES[spec.name].layer
     return num_bytes
@@ -145,8 +149,10 @@ def variant_of(config: PVCConfig, spec: GraphSpec, target: Target) -> str:
     """Which of several forms a graph has."""
     if spec.name in ("trunk", "temporal"):
         return target.spelling
-    seen = target.cache_update == "aliased" and target.spelling == "split"
-    return {"compressor": config.compressor.kind, "llm": "seen" if seen else target.cache_update}.get(spec.name, "")
+    seen = bool(spec.aliases) and target.spelling == "split"
+    return {"compressor": config.compressor.kind, "llm": "seen" if seen else "aliased" if spec.aliases else "rows"}.get(
+        spec.name, ""
+    )
 
 
 def layers_of(config: PVCConfig, graph: str) -> int:

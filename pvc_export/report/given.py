@@ -62,7 +62,7 @@ class ReportInput:
         parts += [f"--{precision}", "--target", manifest.target]
         parts += ["--window", str(limits.window), "--context", str(limits.context), "--streams", str(limits.streams)]
         parts += ["--clock", "reanchor"] if limits.num_times is not None else []
-        parts += quantization_options(manifest.quantization, manifest.calibration)
+        parts += quantization_options(manifest)
         for island in dict.fromkeys(kept):
             parts += ["--island", island]
         return shlex.join([*parts, "-o", f"{self.bundle}{suffix}"])

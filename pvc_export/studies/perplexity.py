@@ -1,6 +1,6 @@
 """What few bits cost an LLM on text: perplexity of the model as it is, and of each way to hold its layers.
 
-    python -m pvc_export.studies.perplexity MODEL FILE... [--rows 20] [--length 1024] [--precision fp32]
+    python -m pvc_export.studies.perplexity MODEL FILE... [--rows 20] [--length 1024] [--precision fp32] [--only int8]
 
 MODEL is a checkpoint folder with a tokenizer of its own, FILE text. It is cut into `rows` pieces of `length` tokens,
 each of which is scored alone, in float32 with the weights that a graph of that precision would hold.
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
@@ -18,10 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engines.spec import Inputs, Method, Precision, Quantization
+from engines.spec import Inputs, Method, Part, Precision, Quantization, State, StreamLimits, is_smoothed
+from pvc_ref import PVC
 from pvc_ref.llm import Decoder
 
-from ..graphs.models import load_model
+from ..bundles.calibrate import CalibrationRequest, calibrate
+from ..graphs.eight_bit_rows import round_states
+from ..graphs.models import LoadedModel, load_model
 from ..graphs.quantize import Quantizer
 from ..terminal.quantization import quantization_text
 
@@ -39,15 +43,44 @@ def perplexity(llm: Decoder, rows: Tensor) -> float:
     return math.exp(total / (rows.numel() - len(rows)))
 
 
-def ways() -> Iterator[Quantization | None]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Way:
+    """How a model is held. `is_smoothed`: as exports are, or its inputs as they are."""
+
+    quantization: Mapping[Part, Quantization] = field(default_factory=dict)
+    int8_states: tuple[State, ...] = ()
+    is_smoothed: bool = True
+
+    def __str__(self) -> str:
+        parts = [quantization_text(part, how) for part, how in self.quantization.items()]
+        parts += ["not smoothed"] if is_smoothed(self.quantization) and not self.is_smoothed else []
+        return "; ".join([*parts, *(f"{state} in int8" for state in self.int8_states)]) or "as it is"
+
+    def held(self, loaded: LoadedModel, precision: Precision) -> PVC:
+        """The model that a bundle would be held against."""
+        quantizer, found = Quantizer.of(loaded.model, self.quantization, precision), None
+        if self.is_smoothed and is_smoothed(self.quantization):
+            found = calibrate(loaded, quantizer, CalibrationRequest(), StreamLimits(), lambda _: None)
+        return round_states(quantizer.with_calibration(found).model(), self.int8_states)
+
+
+def ways() -> Iterator[Way]:
     """The model as it is, then every way that a target can ask for, eight bits first."""
-    yield None
-    for method in get_args(Method):
-        yield Quantization(bits=8, block=None, zero_points=False, method=method, inputs="rows")
+    yield Way()
+    yield Way(int8_states=("cache",))
+    for wide_codes in (True, False):
+        eight = Quantization(
+            bits=8, block=None, zero_points=False, method="search", inputs="rows", wide_codes=wide_codes
+        )
+        yield Way(quantization={"llm": eight})
+        yield Way(quantization={"llm": eight, "head": eight})
+        yield Way(quantization={"llm": eight}, is_smoothed=False)
     of_targets: dict[bool, Inputs] = {False: "float", True: "blocks"}
     for zero_points, inputs in of_targets.items():
         for method in get_args(Method):
-            yield Quantization(block=BLOCK, zero_points=zero_points, method=method, inputs=inputs)
+            yield Way(
+                quantization={"llm": Quantization(block=BLOCK, zero_points=zero_points, method=method, inputs=inputs)}
+            )
 
 
 def main() -> None:
@@ -59,6 +92,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--precision", default="fp32", choices=get_args(Precision))
+    parser.add_argument("--only", action="append", help="ways whose description has this in it; repeatable")
     args = parser.parse_args()
     loaded = load_model(args.model)
     text = "\n\n".join(path.read_text(encoding="utf-8") for path in args.files)
@@ -67,12 +101,12 @@ def main() -> None:
     rows = ids[: num_rows * args.length].reshape(num_rows, args.length)
     print(f"{args.model}: {rows.numel()} tokens in {num_rows} rows, {args.precision}", flush=True)
     first = 0.0
-    for how in ways():
-        held = Quantizer.of(loaded.model, {} if how is None else {"llm": how}, args.precision).model()
-        found = perplexity(held.llm, rows)
+    for way in ways():
+        if args.only and not any(part in str(way) for part in (*args.only, "as it is")):
+            continue
+        found = perplexity(way.held(loaded, args.precision).llm, rows)
         first = first or found
-        name = "as it is" if how is None else quantization_text("llm", how)
-        print(f"  {name:<56}{found:10.3f}  {found / first - 1:+.1%}", flush=True)
+        print(f"  {way!s:<72}{found:10.3f}  {found / first - 1:+.2%}", flush=True)
 
 
 if __name__ == "__main__":

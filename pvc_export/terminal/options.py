@@ -47,7 +47,8 @@ Int8 = Annotated[
     typer.Option(
         "--int8",
         metavar="PART",
-        help="Multiply in eight bits: vision, or for `--target cpu` also llm and head. Repeatable.",
+        help="Multiply in eight bits: vision, or for `--target cpu` also llm and head. Remember in eight bits: ring "
+        "(frames) and cache (the LLM's rows), half of what grows with window and context. Repeatable.",
     ),
 ]
 QuantizeBy = Annotated[
@@ -61,7 +62,8 @@ Calibrate = Annotated[
     typer.Option(
         "--calibrate", metavar="FILE",
         help="A video like those to come: with --int8 vision, engines scale what their products are fed by what it "
-        "shows. Repeatable. Default: rendered and real frames of this program.",
+        "shows, and --int8 llm moves what is large in its inputs into weights. Repeatable. Default: rendered and real "
+        "frames of this program.",
     ),
 ]  # fmt: skip
 CalibrateBy = Annotated[

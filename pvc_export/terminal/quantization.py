@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
 import typer
 
-from engines.manifest import Calibration
-from engines.spec import CalibrationMethod, Method, Part, Quantization, is_smoothed
+from engines.manifest import Calibration, Manifest
+from engines.spec import CalibrationMethod, Method, Part, Quantization, State, is_smoothed
 from engines.target import Target
 from engines.terminal import one_of
 
@@ -38,7 +38,8 @@ class FewBits:
             raise typer.BadParameter("--int4-block goes with --int4, which names the part")
         with usage_errors():
             int4 = [cast("Part", one_of("--int4", part, FOUR_BITS)) for part in dict.fromkeys(self.int4 or ())]
-            int8 = [cast("Part", one_of("--int8", part, get_args(Part))) for part in dict.fromkeys(self.int8 or ())]
+            names = [one_of("--int8", name, (*get_args(Part), *get_args(State))) for name in self.int8 or ()]
+            int8 = [cast("Part", name) for name in dict.fromkeys(names) if name in get_args(Part)]
             method = cast("Method", one_of("--quantize-by", self.method, get_args(Method)))
         if both := next((part for part in int4 if part in int8), None):
             raise typer.BadParameter(f"--int4 {both} and --int8 {both}: a part's weights have four bits or eight")
@@ -50,6 +51,11 @@ class FewBits:
             clips = None if is_smoothed(found) else self.clips or None
             refuse({"--calibrate": clips, "--calibrate-by": self.calibrate_by}, why)
         return found
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """What of a stream's state becomes codes. Words that are none were refused by `of`."""
+        return tuple(state for state in get_args(State) if state in (self.int8 or ()))
 
     @property
     def calibration_method(self) -> CalibrationMethod:
@@ -75,7 +81,10 @@ def _int8(target: Target, part: Part, method: Method, streams: int) -> Quantizat
     inputs = target.int8[part]
     if inputs == "tensor" and streams > 1:
         inputs = "rows"
-    return Quantization(bits=8, block=None, zero_points=False, method=method, inputs=inputs)
+    return Quantization(
+        bits=8, block=None, zero_points=False, method=method, inputs=inputs,
+        wide_codes=target.wide_codes and inputs != "static",
+    )  # fmt: skip
 
 
 def quantization_text(part: str, how: Quantization) -> str:
@@ -83,7 +92,8 @@ def quantization_text(part: str, how: Quantization) -> str:
     ways = {"float": "", "static": ", its inputs by calibration"}
     fed = ways.get(how.inputs, f", its inputs by {how.inputs.removesuffix('s')}")
     if how.bits == 8:
-        return f"{part} in int8, by {how.method}{fed}"
+        wide = " of full eight bits" if how.wide_codes else ""
+        return f"{part} in int8{wide}, by {how.method}{fed}"
     points = " with zero points" if how.zero_points else ""
     return f"{part} in int4 blocks of {how.block}{points}, by {how.method}{fed}"
 
@@ -98,9 +108,11 @@ def calibration_text(calibration: Calibration) -> str:
     return f"{', '.join(found)}, on {calibration.num_frames} frames{text}: {clips}"
 
 
-def quantization_options(quantization: Mapping[Part, Quantization], calibration: Calibration | None) -> list[str]:
-    """The options that ask for it. Of clips the names are known, and not where they lie."""
-    parts = list[str]()
+def quantization_options(manifest: Manifest) -> list[str]:
+    """The options that ask for what a bundle holds in few bits. Of clips the names are known, and not where they
+    lie."""
+    quantization, calibration = manifest.quantization, manifest.calibration
+    parts = [part for state in manifest.int8_states for part in ("--int8", state)]
     for part, how in quantization.items():
         parts += [f"--int{how.bits}", part]
         if how.block is not None:
@@ -108,7 +120,7 @@ def quantization_options(quantization: Mapping[Part, Quantization], calibration:
     for method in list(dict.fromkeys(how.method for how in quantization.values()))[:1]:
         parts += ["--quantize-by", method]
     if calibration is not None:
-        parts += ["--calibrate-by", calibration.method]
+        parts += ["--calibrate-by", calibration.method] if calibration.scales else []
         for clip in calibration.clips:
             parts += ["--calibrate", clip]
     return parts

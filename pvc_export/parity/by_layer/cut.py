@@ -15,12 +15,13 @@ from onnx import helper
 
 from engines.errors import EXPORT_AGAIN, BundleError
 from engines.memory import host_dtype
-from engines.session import OrtSession
+from engines.session import OrtSession, Session
 from engines.spec import GraphSpec, Precision, TensorSpec
 
 from ..bfloat16_on_cpu import widen_model, widen_spec
 from ..culprit.pieces import typed
 from ..graph_file import GraphFile
+from ..value_states import values_of
 
 PRODUCTS = ("MatMul", "MatMulInteger", "Gemm", "Attention")
 INPUT = "inputs_embeds"
@@ -32,7 +33,7 @@ class CutDecoder:
     def __init__(self, path: Path, spec: GraphSpec) -> None:
         """Raises BundleError if it cannot be cut."""
         self._path, self._spec, self._file = path, spec, GraphFile(path, "llm")
-        self.num_layers = len(spec.states) // 2
+        self.num_layers = len(spec.row_states) // 2
         self._ends = [INPUT, *(self._end_of(layer) for layer in range(self.num_layers - 1)), "hidden"]
         known = (*(values := typed(path).graph).value_info, *values.input, *values.output)
         self._types = {value.name: value.type.tensor_type.elem_type for value in known}
@@ -44,19 +45,20 @@ class CutDecoder:
             raise _cannot_be_cut(self._path, f"no node says that it belongs to layer {layer}")
         return str(self._file.nodes[own[-1]].output[0])
 
-    def open(self, layer: int, precision: Precision) -> OrtSession:
-        """One piece. A bfloat16 one takes and returns float32 arrays that hold bfloat16 values."""
+    def open(self, layer: int, precision: Precision) -> Session:
+        """One piece. A bfloat16 one takes and returns float32 arrays that hold bfloat16 values, and one that remembers
+        codes values."""
         spec = self.spec_of(layer)
         model = self._piece(layer, spec)
         if precision == "bf16":
             widen_model(model, exact=[state.input for state in spec.states])
             spec = widen_spec(spec)
-        return OrtSession(self._path, spec, graph=model.SerializeToString())
+        return values_of(OrtSession(self._path, spec, graph=model.SerializeToString()))
 
     def spec_of(self, layer: int) -> GraphSpec:
         """The inputs are the graph's, with the layer's own caches alone; the first output is `layer.N`, float
         (B, rows, E), or of the last layer `hidden` (B, 1, E)."""
-        states = self._spec.states[2 * layer : 2 * layer + 2]
+        states = tuple(self._spec.states[index] for index in self._own(layer))
         other = {state.input for state in self._spec.states} - {state.input for state in states}
         inputs = [
             replace(tensor, dtype=self._dtype(self._ends[layer], tensor.dtype)) if tensor.name == INPUT else tensor
@@ -71,6 +73,11 @@ class CutDecoder:
             )
         outputs = (end, *(self._spec.output(state.output) for state in states))
         return replace(self._spec, inputs=tuple(inputs), outputs=outputs, states=states)
+
+    def _own(self, layer: int) -> list[int]:
+        """Which of the graph's states are a layer's: its key and value, and where these are codes their scales."""
+        pairs = range(0, len(self._spec.states), 2 * self.num_layers)
+        return [start + 2 * layer + part for start in pairs for part in (0, 1)]
 
     def _dtype(self, value: str, default: str) -> str:
         """A layer that is a float32 island may hand on float32."""
@@ -117,7 +124,12 @@ class CutDecoder:
         node = onnx.NodeProto()
         node.CopyFrom(self._file.nodes[index])
         if node.op_type == "Shape":  # how long the past is, is read off any layer's
-            names = names | {old.input: spec.states[i % 2].input for i, old in enumerate(self._spec.states)}
+            others = (self._own(other) for other in range(self.num_layers))
+            names = names | {
+                self._spec.states[old].input: state.input
+                for own in others
+                for old, state in zip(own, spec.states, strict=True)
+            }
         for tensors in (node.input, node.output):
             tensors[:] = [names.get(name, name) for name in tensors]
         return node

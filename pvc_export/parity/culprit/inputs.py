@@ -5,7 +5,7 @@ the runtime, so that what a runtime fed a graph can be held against them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,11 +20,13 @@ from ...graphs.models import LoadedModel
 from ..clip import QUESTION
 from ..places import Place, positions_place
 from ..recording import Frames, Recording, check_frames, run_torch, window_of
+from ..value_states import encoded, of_values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpectedCall:
-    """One run of a graph. `feeds`: each input, floats in float32 whatever the bundle's dtype."""
+    """One run of a graph. `feeds`: each input, floats in float32 whatever the bundle's dtype, states as it holds
+    them."""
 
     graph: str
     where: Place
@@ -41,19 +43,25 @@ def expected_calls(manifest: Manifest, loaded: LoadedModel, graph: str, recordin
     """A few runs of a graph that show what it does: of the vision graphs the first frame, the last of a full window and
     the last of the clip; of the LLM its first pass, and one row after all the others. recording: reference_stream's.
     """
-    spec, frames = float32_specs(manifest)[graph], check_frames(manifest)
+    graph_spec, frames = float32_specs(manifest)[graph], check_frames(manifest)
+    spec = of_values(graph_spec)
     if graph in ("trunk", "temporal", "compressor"):
         window, last = manifest.limits.window, len(frames.times) - 1
         for index in dict.fromkeys((0, min(window, last), last)):
             feeds = vision_feeds(spec, frames, recording, index)
+            feeds = encoded(graph_spec, feeds)
             yield ExpectedCall(graph=graph, where=Place("frame", frames.times[index]), feeds=feeds)
         return
-    yield from _language_calls(manifest, loaded, spec, recording)
+    for call in _language_calls(manifest, loaded, spec, recording):
+        yield replace(call, feeds=encoded(graph_spec, call.feeds))
 
 
 def float32_specs(manifest: Manifest) -> dict[str, GraphSpec]:
     target = load_target(manifest.target)
-    return graph_specs(manifest.shape, manifest.limits, "fp32", target.spelling, cache_update=target.cache_update)
+    return graph_specs(
+        manifest.shape, manifest.limits, "fp32", target.spelling,
+        cache_update=target.update_of(manifest.int8_states), int8_states=manifest.int8_states,
+    )  # fmt: skip
 
 
 def vision_feeds(spec: GraphSpec, frames: Frames, recording: Recording, index: int) -> dict[str, Array]:

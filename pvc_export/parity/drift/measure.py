@@ -251,7 +251,7 @@ def reference_block(
     features, new = model.temporal(x[None], times[None], None, window_bias(len(x), window, like=x))
     tensors = {"trunk/trunk_features": x, "temporal/features": features[0]}
     rows = (row[0] for pair in new for row in pair)
-    tensors |= {f"temporal/{state.output}": row for state, row in zip(temporal.states, rows, strict=True)}
+    tensors |= {f"temporal/{state.output}": row for state, row in zip(temporal.row_states, rows, strict=True)}
     tensors = {name: tensor[-num_compared:] for name, tensor in tensors.items()}
     tensors["compressor/frame_embeds"] = model.compressor(tensors["temporal/features"], times[-num_compared:])
     return [
