@@ -267,6 +267,16 @@ def bundle_static(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bundle_states(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
+    """float16 with TensorRT-RTX engines, ring and cache in eight bits. Do not change it."""
+    limits = StreamLimits(window=WINDOW, context=512)
+    request = ExportRequest(
+        out=Path(), target=load_target("rtx"), precision="fp16", limits=limits, int8_states=("ring", "cache")
+    )
+    return shared_bundle("states", tiny, request)
+
+
+@pytest.fixture(scope="session")
 def bundle_shapes(shared_bundle: SharedBundle) -> Path:
     """The bundled model in float16, without engines, with the limits of `make demo`. Do not change it."""
     request = ExportRequest(out=Path(), target=load_target("cpu"), precision="fp16", limits=StreamLimits())

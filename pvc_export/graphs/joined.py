@@ -33,6 +33,29 @@ class JoinedAttention(CausalAttention):
         return q, k, v
 
 
+# What is projected is joined; what is attended to, and how, is another's.
+
+
+class JoinedInPlaceAttention(JoinedAttention, InPlaceAttention):
+    pass
+
+
+class JoinedSeenRowsAttention(JoinedAttention, SeenRowsAttention):
+    pass
+
+
+class JoinedRoundedAttention(JoinedAttention, RoundedCausalAttention):
+    pass
+
+
+class JoinedCodedAttention(JoinedAttention, CodedCausalAttention):
+    pass
+
+
+class JoinedCodedSeenRowsAttention(JoinedAttention, CodedSeenRowsAttention):
+    pass
+
+
 class JoinedSwiGLU(SwiGLU):
     """Halves by a Reshape: cut by a Split, TensorRT-RTX keeps the joined weight once for each profile (docs/log.md)."""
 
@@ -57,14 +80,12 @@ JOINED: dict[type[nn.Module], type[nn.Module]] = {
     CausalAttention: JoinedAttention,
     SwiGLU: JoinedSwiGLU,
     AdaLayerNorm: JoinedAdaLayerNorm,
-    # The other spellings attend otherwise to what is projected alike.
-    **{
-        kind: type(f"Joined{kind.__name__}", (JoinedAttention, kind), {})
-        for kind in (
-            InPlaceAttention, SeenRowsAttention, RoundedCausalAttention, CodedCausalAttention, CodedSeenRowsAttention
-        )
-    },
-}  # fmt: skip
+    InPlaceAttention: JoinedInPlaceAttention,
+    SeenRowsAttention: JoinedSeenRowsAttention,
+    RoundedCausalAttention: JoinedRoundedAttention,
+    CodedCausalAttention: JoinedCodedAttention,
+    CodedSeenRowsAttention: JoinedCodedSeenRowsAttention,
+}
 PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj"), "w35": ("w3", "w5")}
 """A joined product's name, and those of its parts, in order."""
 

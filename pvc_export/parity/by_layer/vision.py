@@ -39,6 +39,7 @@ from ..recording import (
     torch_features,
 )
 from ..rounding import Reference
+from ..value_states import with_values
 from .held import held
 
 
@@ -66,7 +67,8 @@ def see(bundle: Bundle, reference: Reference, progress: Progress) -> Seen:
         evidence = _compare(bundle, reference, recorded, own, lambda x: progress(0.5 + 0.3 * x))
     if recorded.stop is None:
         recorded.vision.clear()
-        evidence += probe_clock(bundle, reference, own.first) + probe_batch(bundle, reference)
+        values = with_values(bundle)
+        evidence += probe_clock(values, reference, own.first) + probe_batch(values, reference)
     progress(1.0)
     return Seen(
         evidence=evidence + (recorded.stop or Evidence()),
