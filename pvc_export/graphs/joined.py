@@ -41,7 +41,12 @@ class JoinedInPlaceAttention(JoinedAttention, InPlaceAttention):
 
 
 class JoinedSeenRowsAttention(JoinedAttention, SeenRowsAttention):
-    pass
+    def rows(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys rotated as one."""
+        *to_rotate, of_v = self.sizes
+        both, v = self.qkv_proj(x).split([sum(to_rotate), of_v], dim=-1)
+        q, k = self.rotated(both, rope).split([size // self.head_dim for size in to_rotate], dim=2)
+        return q, k, v.unflatten(-1, (-1, self.head_dim))
 
 
 class JoinedRoundedAttention(JoinedAttention, RoundedCausalAttention):
@@ -52,7 +57,7 @@ class JoinedCodedAttention(JoinedAttention, CodedCausalAttention):
     pass
 
 
-class JoinedCodedSeenRowsAttention(JoinedAttention, CodedSeenRowsAttention):
+class JoinedCodedSeenRowsAttention(JoinedSeenRowsAttention, CodedSeenRowsAttention):
     pass
 
 

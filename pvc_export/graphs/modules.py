@@ -164,7 +164,7 @@ class InPlaceLLMGraph(_DecoderGraph):
         slots = torch.arange(self.num_seen(write_index, inputs_embeds, past[0]))[None, None]
         rows = write_index[:, None, None] + torch.arange(inputs_embeds.shape[1])[None, :, None]
         bias = visible_to_bias(slots <= rows, dtype)[:, None]  # (B, 1, L, S): what lies behind a row is not there yet
-        rope = self.decoder.angles(position_ids, dtype)
+        rope = self.rope(position_ids, dtype)
         x, caches = inputs_embeds, []
         for layer, (key, value) in zip(self.decoder.layers, joined_states(past), strict=True):
             past_rows = CachesInPlace(key=key, value=value, write_index=write_index)
@@ -175,6 +175,10 @@ class InPlaceLLMGraph(_DecoderGraph):
     def num_seen(self, write_index: Tensor, inputs_embeds: Tensor, cache: Tensor) -> int:
         """Rows of a cache that attention goes over, from the first on."""
         return cache.shape[2]
+
+    def rope(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines as its attention wants them."""
+        return self.decoder.angles(position_ids, dtype)
 
 
 class SeenRowsLLMGraph(InPlaceLLMGraph):
@@ -192,6 +196,11 @@ class SeenRowsLLMGraph(InPlaceLLMGraph):
         torch._check(count >= 1)
         torch._check(count <= cache.shape[2])
         return count
+
+    def rope(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(B, L, D / 2): the two halves of a head turn by the same angles."""
+        cos, sin = (angles[:, :, 0].chunk(2, dim=-1)[0] for angles in super().rope(position_ids, dtype))
+        return cos, sin
 
 
 class HeadGraph(_DecoderGraph):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines.spec import CacheUpdate, Spelling
-from pvc_ref.layers import attention, upcast
+from pvc_ref.layers import RMSNorm, attention, upcast
 from pvc_ref.llm import CausalAttention, grouped_attention
 from pvc_ref.temporal import KeyValue, TemporalAttention
 from pvc_ref.vision import SpatialAttention
@@ -29,7 +29,8 @@ from .precision import ModuleT, copy_with
 Coded = tuple[EightBitRows, EightBitRows]
 """Keys and values of one layer."""
 OPSETS = {
-    "TensorScatter": OPSET_IN_PLACE, "Attention": OPSET_IN_PLACE, "QuantizeLinear": OPSET, "DequantizeLinear": OPSET,
+    "TensorScatter": OPSET_IN_PLACE, "Attention": OPSET_IN_PLACE, "RMSNormalization": OPSET_IN_PLACE,
+    "RotaryEmbedding": OPSET_IN_PLACE, "QuantizeLinear": OPSET, "DequantizeLinear": OPSET,
 }  # fmt: skip
 """Of operators that torch has not: the opset that they are written in."""
 
@@ -135,7 +136,20 @@ class InPlaceAttention(CausalAttention):
 
 class SeenRowsAttention(InPlaceAttention):
     """The same over the rows that are there, of which `bias` knows how many: ONNX Runtime's CPU goes over a whole cache
-    in its Attention, masked or not."""
+    in its Attention, masked or not. What it does between products costs it as much as them, so that rotation is one
+    operator."""
+
+    def rows(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, of cosines and sines (B, L, D / 2)."""
+        q, k, v = self.project(x)
+        return self.rotated(q.flatten(2), rope), self.rotated(k.flatten(2), rope), v
+
+    def rotated(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Queries or keys (B, L, H * D) -> (B, L, H, D)."""
+        num_heads = x.shape[-1] // self.head_dim
+        y = onnx_operator("RotaryEmbedding", (x, *rope), like=x, num_heads=num_heads)
+        heads: Tensor = y.unflatten(-1, (num_heads, self.head_dim))
+        return heads
 
     def attend_to(self, q: Tensor, key: Any, value: Any, bias: Tensor) -> Tensor:
         key, value = (cache.narrow(2, 0, bias.shape[-1]).to(q.dtype).transpose(1, 2) for cache in (key, value))
@@ -149,6 +163,15 @@ class CodedSeenRowsAttention(SeenRowsAttention):
         rows = EightBitRows.of(new)
         pairs = ((cache.codes, rows.codes), (cache.scales, rows.scales))
         return EightBitRows(*(SeenRowsAttention.written(self, old, some, index) for old, some in pairs))
+
+
+class OperatorRMSNorm(RMSNorm):
+    """The norm as one operator. Traced, never run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = upcast(x)
+        y = onnx_operator("RMSNormalization", (wide, upcast(self.weight)), like=wide, axis=-1, epsilon=self.eps)
+        return y.to(x.dtype)
 
 
 class QuantizedLinear(StaticLinear):
@@ -198,7 +221,11 @@ CACHE_UPDATES: dict[tuple[CacheUpdate, Spelling], Classes] = {
     # (docs/decisions/0006).
     ("aliased", "concat"): {CausalAttention: InPlaceAttention},
     # The target `cpu`, where nothing is fused (docs/performance.md).
-    ("aliased", "split"): {CausalAttention: SeenRowsAttention, RoundedCausalAttention: CodedSeenRowsAttention},
+    ("aliased", "split"): {
+        CausalAttention: SeenRowsAttention,
+        RoundedCausalAttention: CodedSeenRowsAttention,
+        RMSNorm: OperatorRMSNorm,
+    },
 }
 """How the LLM spells attention, by what becomes of its new rows."""
 
