@@ -128,32 +128,37 @@ class LinearCache:
     """The LLM's KV cache of one stream: row p at index p, `length` rows in use.
 
     Rows past `length` are masked. Forgetting sets `length` back and clears them: a masked NaN would still be NaN.
+    A graph that goes over all rows that it is fed, and writes them in place, is fed those that there are, up to a
+    multiple of a few: a cache's heads then lie one behind the other in the first part of its memory, and are moved
+    apart as it grows. How far depends on `length` alone, so that the same rows give the same bits whatever came before.
     """
 
     def __init__(self, spec: GraphSpec, memory: Memory | None = None) -> None:
         self._states = _ordered(spec, "linear")
         self._memory = memory or HostMemory()
         self._in_place = bool(spec.aliases)
-        if self._in_place:
-            state = self._states[0]
-            self.capacity = self._bucket = _size(spec, state.input, state.slot_axis)
-        else:
+        if "past" in spec.dims:
             self.capacity, self._bucket = spec.dims["past"].max, spec.dims["past"].min
+        else:
+            self.capacity = self._bucket = _size(spec, self._states[0].input, self._states[0].slot_axis)
         dims = {"batch": 1, "past": self.capacity}
-        self._caches = {s.input: self._memory.zeros(spec.input(s.input).resolve(dims), s.dtype) for s in self._states}
+        self._whole = {s.input: self._memory.zeros(spec.input(s.input).resolve(dims), s.dtype) for s in self._states}
+        self._caches, self._room = dict(self._whole), self.capacity
         self.length = 0
+        self._make_room(1)
 
     def feeds(self, num_rows: int) -> dict[str, Tensor]:
         """The caches and `position_ids` of `num_rows` new rows, and what tells the graph which rows are in use.
 
         rows     the caches up to the next multiple of the bucket, and `attention_mask`
-        aliased  the whole caches, and `write_index`, where the first new row goes
+        aliased  the caches with room for the new rows, and `write_index`, where the first of them goes
         They are the caches themselves, not copies.
         """
         positions = np.arange(self.length, self.length + num_rows, dtype=np.int64)[None]
         if self._in_place:
+            self._make_room(self.length + num_rows)
             return {**self._caches, "position_ids": positions, "write_index": np.asarray([self.length], dtype=np.int64)}
-        fed = max(-(-self.length // self._bucket), 1) * self._bucket
+        fed = self._bucketed(self.length)
         mask = np.ones((1, fed + num_rows), dtype=np.int64)
         mask[:, self.length : fed] = 0
         caches = {s.input: self._memory.prefix(self._caches[s.input], s, fed) for s in self._states}
@@ -178,10 +183,11 @@ class LinearCache:
     def discard(self, num_rows: int) -> None:
         """A pass over `num_rows` rows failed: clear what it may have written past the rows in use."""
         if self._in_place:
-            self._clear(self.length, min(num_rows, self.capacity - self.length))
+            self._clear(self.length, min(num_rows, self._room - self.length))
 
     def copy_from(self, other: LinearCache) -> None:
         """Become what `other`, of the same bundle, is: its rows in use, copied where they live. This cache is empty."""
+        self._make_room(other._room)
         for state in self._states:
             self._memory.copy(self._caches[state.input], other._caches[state.input], state, other.length)
         self.length = other.length
@@ -198,6 +204,7 @@ class LinearCache:
             shape[state.slot_axis] = length
             rows[state.input] = _rows_of(caches, state, tuple(shape))
         self.truncate(0)
+        self._make_room(length)
         for state in self._states if length else ():
             placed = self._memory.from_host(rows[state.input], state.dtype)
             self._memory.place(self._caches[state.input], placed, state, 0, length)
@@ -221,6 +228,20 @@ class LinearCache:
             for state in self._states
             if isinstance(cache := outputs[state.output], np.ndarray)
         }
+
+    def _bucketed(self, num_rows: int) -> int:
+        return max(-(-num_rows // self._bucket), 1) * self._bucket
+
+    def _make_room(self, num_rows: int) -> None:
+        """For so many rows, and as few more as may be. On a GPU, and for a graph that is fed no part, for all."""
+        if not (self._in_place and self._bucket < self.capacity and isinstance(self._memory, HostMemory)):
+            return
+        room = self._bucketed(num_rows)
+        if room != self._room:
+            for state in self._states:
+                whole = self._whole[state.input]
+                self._caches[state.input] = self._memory.laid_out(whole, state, self._room, room)
+            self._room = room
 
     def _clear(self, start: int, num_rows: int) -> None:
         for state in self._states:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from math import prod
+from math import gcd, prod
 from typing import Literal, get_args
 
 from .spec import (
@@ -30,6 +30,11 @@ from .spec import (
     TensorSpec,
 )
 
+STEP = 64
+"""Rows that a cache grows by where its graph is fed what is there. With another size for every token, what a runtime
+set aside for the last one would not fit the next; and what a softmax makes of many masked rows are denormal numbers,
+which cost a CPU ten times what others do."""
+
 
 def graph_specs(
     shape: ModelShape,
@@ -50,7 +55,7 @@ def graph_specs(
     ring, cache = ("int8" if state in int8_states else real for state in get_args(State))
     specs = (
         *_vision_specs(shape, limits, real, spelling, ring=ring),
-        *_language_specs(shape, limits, real, cache_update, cache=cache),
+        *_language_specs(shape, limits, real, cache_update, cache=cache, grows=spelling == "split"),
     )
     # No compiler fuses float32 attention over many rows; over one row all do.
     rows = 0 if precision == "fp32" else 1
@@ -113,7 +118,7 @@ def _vision_specs(
 
 
 def _language_specs(
-    shape: ModelShape, limits: StreamLimits, real: str, cache_update: CacheUpdate, *, cache: str
+    shape: ModelShape, limits: StreamLimits, real: str, cache_update: CacheUpdate, *, cache: str, grows: bool
 ) -> tuple[GraphSpec, ...]:
     tensor, batch = _batched(limits)
     rows = {"rows": DimRange(min=1, opt=min(shape.num_frame_tokens, limits.chunk), max=limits.chunk)}
@@ -123,7 +128,7 @@ def _language_specs(
     logits = tensor("logits", "float32", shape.vocab_size)
     return (
         GraphSpec(name="embed", inputs=(input_ids,), outputs=(inputs_embeds,), dims={**batch, **rows}),
-        _llm_spec(shape, limits, real, cache_update, rows, cache=cache),
+        _llm_spec(shape, limits, real, cache_update, rows, cache=cache, grows=grows),
         GraphSpec(name="head", inputs=(hidden,), outputs=(logits,), dims=batch),
     )
 
@@ -136,12 +141,14 @@ def _llm_spec(
     rows: dict[str, DimRange],
     *,
     cache: str,
+    grows: bool,
 ) -> GraphSpec:
     """The layers, with the profiles that measured best (docs/decisions/0006).
 
     rows     one profile: decode's query heads are rows of one attention, so one row gets no other kernel than many
     aliased  a second profile for one row, where attention reads the cache in place. Its batch goes to two at least,
              and so is dynamic even for one stream: for exactly one row every weight would be laid out a second time
+    grows    an aliased cache is fed as long as it is, up to a multiple of STEP: attention goes over all that it is fed
     """
     aliased, streams = cache_update == "aliased", limits.streams
     tensor, batch = _batched(limits, always=aliased)
@@ -151,12 +158,14 @@ def _llm_spec(
         update=cache_update,
     )  # fmt: skip
     dims = {**batch, **rows}
-    heads: tuple[Dim, ...] = (row[0], limits.context) if aliased else ("past", row[0])
+    heads: tuple[Dim, ...] = (row[0], "past" if grows else limits.context) if aliased else ("past", row[0])
     new_heads: tuple[Dim, ...] = heads if aliased else ("rows", row[0])
-    if aliased:
-        place = tensor("write_index", "int64")
-    else:
-        place = tensor("attention_mask", "int64", "past+rows")
+    place = tensor("write_index", "int64") if aliased else tensor("attention_mask", "int64", "past+rows")
+    if grows and aliased:
+        step = gcd(STEP, limits.context)
+        usual = min(-(-(rows["rows"].opt + 1) // step) * step, limits.context)
+        dims["past"] = DimRange(min=step, opt=usual, max=limits.context)
+    elif not aliased:
         dims["past"] = DimRange(min=limits.bucket, opt=limits.bucket, max=limits.context)
     decode = {"rows": DimRange(min=1, opt=1, max=1), "batch": DimRange(min=1, opt=streams, max=max(streams, 2))}
     return GraphSpec(

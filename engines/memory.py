@@ -143,6 +143,20 @@ class HostMemory:
         _check_slots(cache, state, slot, count)
         return np.array(_on_host(cache)[state.rows(slot, count)], order="C")
 
+    def laid_out(self, whole: Tensor, state: StateSpec, count: int, new_count: int) -> Tensor:
+        """A cache that lies in the memory of `whole`, which has all slots, with room for new_count. What lies there so
+        with room for `count` is moved; slots that are new are zero."""
+        whole, axis = _on_host(whole), state.slot_axis
+        flat, row = whole.reshape(-1), prod(whole.shape[axis + 1 :])
+        kept = min(count, new_count) * row
+        runs = range(prod(whole.shape[:axis]))
+        for run in reversed(runs) if new_count > count else runs:  # none is written over before it is moved
+            start, old = run * new_count * row, run * count * row
+            flat[start : start + kept] = flat[old : old + kept]
+            flat[start + kept : start + new_count * row] = state.reset
+        shape = (*whole.shape[:axis], new_count, *whole.shape[axis + 1 :])
+        return flat[: prod(shape)].reshape(shape)
+
     def to_host(self, tensor: Tensor) -> Array:
         return _on_host(tensor)
 

@@ -51,10 +51,6 @@ class EightBitRows:
         """The values."""
         return (self.codes.to(self.scales.dtype) * self.scales).to(dtype)
 
-    def narrow(self, dim: int, start: int, length: int) -> EightBitRows:
-        """Some rows, or heads."""
-        return EightBitRows(self.codes.narrow(dim, start, length), self.scales.narrow(dim, start, length))
-
 
 def rounded_rows(x: Tensor) -> Tensor:
     """Keys or values (..., D) as they are remembered."""

@@ -21,7 +21,7 @@ from pvc_ref.temporal import AdaLayerNorm
 from .eight_bit_rows import RoundedCausalAttention
 from .eight_bits import EightBitLinear
 from .precision import ModuleT, copy_with
-from .spellings import CodedCausalAttention, CodedSeenRowsAttention, InPlaceAttention, SeenRowsAttention
+from .spellings import CodedCausalAttention, CodedOperatorAttention, InPlaceAttention, OperatorAttention
 
 
 class JoinedAttention(CausalAttention):
@@ -40,7 +40,7 @@ class JoinedInPlaceAttention(JoinedAttention, InPlaceAttention):
     pass
 
 
-class JoinedSeenRowsAttention(JoinedAttention, SeenRowsAttention):
+class JoinedOperatorAttention(JoinedAttention, OperatorAttention):
     def rows(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys rotated as one."""
         *to_rotate, of_v = self.sizes
@@ -57,7 +57,7 @@ class JoinedCodedAttention(JoinedAttention, CodedCausalAttention):
     pass
 
 
-class JoinedCodedSeenRowsAttention(JoinedSeenRowsAttention, CodedSeenRowsAttention):
+class JoinedCodedOperatorAttention(JoinedOperatorAttention, CodedOperatorAttention):
     pass
 
 
@@ -86,10 +86,10 @@ JOINED: dict[type[nn.Module], type[nn.Module]] = {
     SwiGLU: JoinedSwiGLU,
     AdaLayerNorm: JoinedAdaLayerNorm,
     InPlaceAttention: JoinedInPlaceAttention,
-    SeenRowsAttention: JoinedSeenRowsAttention,
+    OperatorAttention: JoinedOperatorAttention,
     RoundedCausalAttention: JoinedRoundedAttention,
     CodedCausalAttention: JoinedCodedAttention,
-    CodedSeenRowsAttention: JoinedCodedSeenRowsAttention,
+    CodedOperatorAttention: JoinedCodedOperatorAttention,
 }
 PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj"), "w35": ("w3", "w5")}
 """A joined product's name, and those of its parts, in order."""

@@ -9,8 +9,6 @@ Dimension key: as in engines/spec.py.
 
 from __future__ import annotations
 
-from math import gcd
-
 import torch
 from torch import Tensor, nn
 
@@ -76,7 +74,7 @@ def graph_module(model: PVC, spec: GraphSpec, spelling: Spelling = "concat") -> 
             module = model.llm.embed_tokens
         case "llm":
             decoder = joined(spelled(model.llm, CACHE_UPDATES["aliased" if spec.aliases else "rows", spelling]))
-            in_place = SeenRowsLLMGraph if spelling == "split" else InPlaceLLMGraph
+            in_place = OperatorLLMGraph if spelling == "split" else InPlaceLLMGraph
             module = in_place(decoder) if spec.aliases else LLMGraph(decoder)
         case "head":
             is_coded = spec.quantization is not None or isinstance(model.llm.lm_head, EightBitLinear)
@@ -161,7 +159,7 @@ class InPlaceLLMGraph(_DecoderGraph):
     ) -> tuple[Tensor, ...]:
         """(B, L, E), (B, L), (B,), caches (B, K, S, D) -> hidden (B, 1, E), the same caches with the new rows."""
         dtype = inputs_embeds.dtype
-        slots = torch.arange(self.num_seen(write_index, inputs_embeds, past[0]))[None, None]
+        slots = torch.arange(past[0].shape[2])[None, None]
         rows = write_index[:, None, None] + torch.arange(inputs_embeds.shape[1])[None, :, None]
         bias = visible_to_bias(slots <= rows, dtype)[:, None]  # (B, 1, L, S): what lies behind a row is not there yet
         rope = self.rope(position_ids, dtype)
@@ -172,30 +170,13 @@ class InPlaceLLMGraph(_DecoderGraph):
             caches.append((updated.key, updated.value))
         return self.decoder.norm(x)[:, -1:], *split_states(caches)
 
-    def num_seen(self, write_index: Tensor, inputs_embeds: Tensor, cache: Tensor) -> int:
-        """Rows of a cache that attention goes over, from the first on."""
-        return cache.shape[2]
-
     def rope(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines as its attention wants them."""
         return self.decoder.angles(position_ids, dtype)
 
 
-class SeenRowsLLMGraph(InPlaceLLMGraph):
-    """The same, in which attention goes over the rows that some stream of the batch has, up to a multiple of STEP: with
-    another size for every token, what a runtime set aside for the last one would not fit the next. And not more, as
-    the softmax of what is masked is denormal numbers, which cost a CPU ten times what others do."""
-
-    STEP = 64
-
-    def num_seen(self, write_index: Tensor, inputs_embeds: Tensor, cache: Tensor) -> int:
-        step = gcd(self.STEP, cache.shape[2])  # of what it can hold, too
-        # Not by int(): there is no value while it is traced.
-        needed: int = write_index.max().item() + inputs_embeds.shape[1]  # type: ignore[assignment]
-        count = (needed + step - 1) // step * step  # and not -(-needed // step): ONNX divides towards zero
-        torch._check(count >= 1)
-        torch._check(count <= cache.shape[2])
-        return count
+class OperatorLLMGraph(InPlaceLLMGraph):
+    """The same, with operators in the place of norms and rotation (OperatorAttention)."""
 
     def rope(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(B, L, D / 2): the two halves of a head turn by the same angles."""

@@ -134,10 +134,9 @@ class InPlaceAttention(CausalAttention):
         return grouped_attention(q, key, value, bias)
 
 
-class SeenRowsAttention(InPlaceAttention):
-    """The same over the rows that are there, of which `bias` knows how many: ONNX Runtime's CPU goes over a whole cache
-    in its Attention, masked or not. What it does between products costs it as much as them, so that rotation is one
-    operator."""
+class OperatorAttention(InPlaceAttention):
+    """The same for ONNX Runtime's CPU, where what lies between two products costs as much as they do: rotation is one
+    operator. Attention is none, for theirs is slower, and goes over masked rows too."""
 
     def rows(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The same, of cosines and sines (B, L, D / 2)."""
@@ -152,17 +151,17 @@ class SeenRowsAttention(InPlaceAttention):
         return heads
 
     def attend_to(self, q: Tensor, key: Any, value: Any, bias: Tensor) -> Tensor:
-        key, value = (cache.narrow(2, 0, bias.shape[-1]).to(q.dtype).transpose(1, 2) for cache in (key, value))
+        key, value = (cache.to(q.dtype).transpose(1, 2) for cache in (key, value))
         return grouped_attention(q, key, value, bias)
 
 
-class CodedSeenRowsAttention(SeenRowsAttention):
+class CodedOperatorAttention(OperatorAttention):
     """The same over caches of codes. TensorRT writes none of those in place."""
 
     def written(self, cache: EightBitRows, new: Tensor, index: Tensor) -> EightBitRows:
         rows = EightBitRows.of(new)
         pairs = ((cache.codes, rows.codes), (cache.scales, rows.scales))
-        return EightBitRows(*(SeenRowsAttention.written(self, old, some, index) for old, some in pairs))
+        return EightBitRows(*(OperatorAttention.written(self, old, some, index) for old, some in pairs))
 
 
 class OperatorRMSNorm(RMSNorm):
@@ -222,8 +221,8 @@ CACHE_UPDATES: dict[tuple[CacheUpdate, Spelling], Classes] = {
     ("aliased", "concat"): {CausalAttention: InPlaceAttention},
     # The target `cpu`, where nothing is fused (docs/performance.md).
     ("aliased", "split"): {
-        CausalAttention: SeenRowsAttention,
-        RoundedCausalAttention: CodedSeenRowsAttention,
+        CausalAttention: OperatorAttention,
+        RoundedCausalAttention: CodedOperatorAttention,
         RMSNorm: OperatorRMSNorm,
     },
 }

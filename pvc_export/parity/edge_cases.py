@@ -273,20 +273,29 @@ def new_rows(session: Session, feeds: dict[str, Array]) -> dict[str, Array]:
 
 
 def joined_feeds(spec: GraphSpec, feeds: list[dict[str, Array]], num_rows: int) -> dict[str, Array]:
-    """The feeds of several streams, each with its own mask, as one batch. Where pasts are fed in buckets, all get as
-    many as the longest."""
+    """The feeds of several streams, each with its own mask, as one batch. Of their pasts, all get as many rows as the
+    longest."""
     if spec.aliases:
-        return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+        longest = max(state.as_rows(feed[state.input]).shape[1] for feed in feeds for state in spec.states)
+        axes = {state.input: state.slot_axis for state in spec.states}
+        return {
+            name: np.concatenate([_lengthened(feed[name], axes[name], longest) if name in axes else feed[name]
+                                  for feed in feeds])
+            for name in feeds[0]
+        }  # fmt: skip
     masks = [feed["attention_mask"] for feed in feeds]
     fed = max(mask.shape[1] for mask in masks) - num_rows
     longer = [np.pad(mask[:, :-num_rows], ((0, 0), (0, fed + num_rows - mask.shape[1]))) for mask in masks]
     mask = np.concatenate([np.hstack([past, mask[:, -num_rows:]]) for past, mask in zip(longer, masks, strict=True)])
     joined = {"attention_mask": mask, "position_ids": np.concatenate([feed["position_ids"] for feed in feeds])}
     for state in spec.states:
-        pasts = [np.moveaxis(feed[state.input], state.slot_axis, 0) for feed in feeds]
-        filled = [np.concatenate([p, np.zeros((fed - len(p), *p.shape[1:]), p.dtype)]) for p in pasts]
-        joined[state.input] = np.ascontiguousarray(np.moveaxis(np.concatenate(filled, axis=1), 0, state.slot_axis))
+        joined[state.input] = np.concatenate([_lengthened(feed[state.input], state.slot_axis, fed) for feed in feeds])
     return joined
+
+
+def _lengthened(cache: Array, axis: int, num_rows: int) -> Array:
+    """A cache with zeros behind its rows, up to so many."""
+    return np.pad(cache, [(0, num_rows - size if i == axis else 0) for i, size in enumerate(cache.shape)])
 
 
 def _rung(bundle: Bundle) -> Rung:
@@ -307,7 +316,7 @@ def draw_inputs(spec: GraphSpec, dims: dict[str, int], bundle: Bundle, rng: np.r
         elif tensor.name == "position_ids":
             feeds[tensor.name] = np.broadcast_to(np.arange(shape[1], dtype=np.int64), shape).copy()
         elif tensor.name == "write_index":  # every stream has another length
-            room = bundle.manifest.limits.context - dims["rows"]
+            room = dims.get("past", bundle.manifest.limits.context) - dims["rows"]
             feeds[tensor.name] = np.arange(shape[0], dtype=np.int64) * max(room // shape[0], 1) % (room + 1)
         elif tensor.dtype == "int64":
             feeds[tensor.name] = (rng.random(shape) < 0.7).astype(np.int64)

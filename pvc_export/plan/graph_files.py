@@ -59,8 +59,8 @@ NODES: dict[tuple[str, str, bool], Nodes] = {
     ("compressor", "q_former", True): Nodes(10688, 32064),
     ("llm", "aliased", False): Nodes(17221, 32543),
     ("llm", "aliased", True): Nodes(19189, 35327),
-    ("llm", "seen", False): Nodes(26221, 27994),
-    ("llm", "seen", True): Nodes(28933, 31960),
+    ("llm", "grows", False): Nodes(23008, 26597),
+    ("llm", "grows", True): Nodes(25706, 30508),
     ("llm", "rows", False): Nodes(18675, 36863),
     ("llm", "rows", True): Nodes(20600, 40911),
     ("embed", "", False): Nodes(986),
@@ -79,7 +79,7 @@ place."""
 CODES_ADD: dict[Inputs, int] = {"float": 270, "blocks": 270, "tensor": 1060, "rows": 1540, "static": 2110}
 ZERO_POINTS_ADD = 130
 """For each product that holds its matrix in codes: the nodes that it is made of, by how it is fed, and constants."""
-STATES_ADD = {("temporal", False): 15708, ("temporal", True): 19827, ("llm", False): 16958, ("llm", True): 20198}
+STATES_ADD = {("temporal", False): 15708, ("temporal", True): 19827, ("llm", False): 15546, ("llm", True): 20198}
 """For each layer whose keys and values are remembered in codes. Keys: graph; whether it is narrow."""
 PRODUCTS = {
     "trunk": Products(layer=4), "temporal": Products(layer=9), "llm": Products(layer=4), "head": Products(1),
@@ -149,10 +149,11 @@ def variant_of(config: PVCConfig, spec: GraphSpec, target: Target) -> str:
     """Which of several forms a graph has."""
     if spec.name in ("trunk", "temporal"):
         return target.spelling
-    seen = bool(spec.aliases) and target.spelling == "split"
-    return {"compressor": config.compressor.kind, "llm": "seen" if seen else "aliased" if spec.aliases else "rows"}.get(
-        spec.name, ""
-    )
+    grows = bool(spec.aliases) and "past" in spec.dims
+    return {
+        "compressor": config.compressor.kind,
+        "llm": "grows" if grows else "aliased" if spec.aliases else "rows",
+    }.get(spec.name, "")
 
 
 def layers_of(config: PVCConfig, graph: str) -> int:

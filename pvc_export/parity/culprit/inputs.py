@@ -122,7 +122,8 @@ def language_feeds(spec: GraphSpec, embeds: Array, rows: list[Array], start: int
         "position_ids": np.arange(start, stop, dtype=np.int64)[None],
     }
     if spec.aliases:
-        past = 0
+        step = spec.dims["past"].min if "past" in spec.dims else 1
+        past = -(-stop // step) * step
         values["write_index"] = np.array([start], np.int64)
     else:
         bucket = spec.dims["past"].min
