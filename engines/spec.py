@@ -28,15 +28,15 @@ Spelling = Literal["concat", "split"]
 
 concat  join ring and new row, then one attention; ring (B, W, N, H, D): TensorRT fuses it and reads the ring in place
 split   join the scores, never the caches; ring (B, N, H, W, D): ONNX Runtime's CPU copies nothing. Within a frame, head
-        by head: scores stay in the CPU's cache. Over an LLM cache that is written in place, over the rows that are
-        there: ONNX Runtime's Attention goes over all that it can hold
+        by head: scores stay in the CPU's cache. Over an LLM cache that is written in place it is written out, and goes
+        over the rows that are there
 """
 CacheUpdate = Literal["rows", "aliased"]
 """How new rows of the LLM get into its cache. The target decides, by what its compiler has (docs/decisions/0006).
 
 rows     the graph returns them, the runtime copies them in; the past is fed in buckets, cache (B, S, K, D), opset 20
 aliased  the graph scatters them into the cache it was given, cache (B, K, S, D), opset 24; one decoded token copies
-         nothing, and the whole capacity is fed, masked by the index that is written to
+         nothing. The whole capacity is fed, masked by the index that is written to; spelled `split`, only what is there
 """
 Dim = int | str
 """A fixed size, the name of a dynamic dimension, or a sum of such names: 'past+rows'."""

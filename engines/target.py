@@ -52,7 +52,7 @@ class Target:
     no_int4: str
     int8: dict[Part, Inputs]
     no_int8: str
-    wide_codes: bool = False
+    wide_codes: bool
 
     def update_of(self, int8_states: Collection[State]) -> CacheUpdate:
         """How new rows get into the LLM's cache: TensorRT writes no codes in place (docs/decisions/0016)."""

@@ -251,6 +251,10 @@ def see_the_next_row(model: onnx.ModelProto) -> None:
 
 
 def widen_rms_epsilon(model: onnx.ModelProto) -> None:
+    if operators := [node for node in model.graph.node if node.op_type == "RMSNormalization"]:
+        (epsilon,) = (entry for entry in operators[0].attribute if entry.name == "epsilon")
+        epsilon.f = 1e-2
+        return
     node = find(model, "Add", scope="attn_norm", operation="add")
     change(weight_of(model, node), lambda values: np.full_like(values, 1e-2))
 
@@ -258,9 +262,10 @@ def widen_rms_epsilon(model: onnx.ModelProto) -> None:
 def split_wqkv_plainly(model: onnx.ModelProto) -> None:
     """InternLM2 fuses, for each key/value head, its query heads, the key and the value; here the fused matrix is cut as
     if it held all queries, then all keys, then all values."""
-    width = input_shape(model, "past.0.key")[-1]
-    sizes = numpy_helper.to_array(weight_of(model, find(model, "Split"))) // width  # heads of q, k and v
-    matrix = _matrix(model, "layers.0.attn.qkv_proj")
+    matrix, cache = _matrix(model, "layers.0.attn.qkv_proj"), input_shape(model, "past.0.key")
+    is_in_place = any(node.op_type == "TensorScatter" for node in model.graph.node)
+    num_heads, num_kv = matrix.dims[1] // cache[-1], cache[1 if is_in_place else 2]
+    sizes = np.array([num_heads - 2 * num_kv, num_kv, num_kv])  # heads of q, k and v
     heads = np.split(numpy_helper.to_array(matrix), sizes.sum(), axis=1)
     query, key, value = (heads[end - size : end] for end, size in zip(np.cumsum(sizes), sizes, strict=True))
     if len(key) == 1:

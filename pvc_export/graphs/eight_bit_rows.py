@@ -60,6 +60,8 @@ def rounded_rows(x: Tensor) -> Tensor:
 class RoundedTemporalAttention(TemporalAttention):
     """The reference of a ring in eight bits."""
 
+    stands_for = TemporalAttention
+
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = super().project(x)
         return q, rounded_rows(k), rounded_rows(v)
@@ -67,6 +69,8 @@ class RoundedTemporalAttention(TemporalAttention):
 
 class RoundedCausalAttention(CausalAttention):
     """The reference of an LLM cache in eight bits."""
+
+    stands_for = CausalAttention
 
     def rows(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = super().rows(x, rope)

@@ -96,9 +96,15 @@ def in_an_island(name: str, islands: Sequence[str]) -> bool:
     return any(f"{name}.".startswith(f"{island}.") or island.startswith(f"{name}.") for island in islands)
 
 
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """Its class, or that which it stands for: attention that rounds what it remembers can be an island as any."""
+    found: type[nn.Module] = getattr(module, "stands_for", type(module))
+    return found
+
+
 def possible_islands(model: PVC) -> dict[str, nn.Module]:
     """Every module of a model that can be a float32 island, by its name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, CAN_BE_ISLANDS)}
+    return {name: module for name, module in model.named_modules() if _kind(module) in CAN_BE_ISLANDS}
 
 
 def can_be_island(model: PVC, name: str) -> bool:

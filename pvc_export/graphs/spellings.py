@@ -234,7 +234,7 @@ QUANTIZED: Classes = {StaticLinear: QuantizedLinear}
 
 def spelled(module: ModuleT, classes: Classes) -> ModuleT:
     """A copy of the module, in another spelling, that shares its weights; the module itself where nothing changes."""
-    if not classes:
+    if not any(type(part) in classes for part in module.modules()):
         return module
     copy = copy_with(module, lambda weight: weight)
     for part in copy.modules():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from engines.cache import LinearCache, RingCache
 from engines.errors import SpecError, StreamFull
+from engines.fake import RecordingCuda
 from engines.graph_specs import graph_specs
+from engines.memory import DeviceMemory, HostMemory, Tensor
 from engines.spec import CacheUpdate, StreamLimits
 
 from .test_spec import SHAPE
@@ -149,6 +152,80 @@ def test_a_cache_that_a_graph_updates_in_place_is_fed_whole_and_only_counted() -
     feeds = cache.feeds(num_rows=1)
     assert cache.length == 3 and list(feeds["write_index"]) == [3] and list(feeds["position_ids"][0]) == [3]
     assert all(feeds[state.input] is caches[state.output] for state in IN_PLACE.states)
+
+
+GROWING = graph_specs(SHAPE, StreamLimits(window=W, context=192, bucket=64), "fp32", "split", cache_update="aliased")[
+    "llm"
+]
+"""Fed what is there, up to a multiple of 64."""
+
+
+def written(cache: LinearCache, values: Sequence[float]) -> dict[str, Tensor]:
+    """What it is fed as a graph has written such rows."""
+    feeds = cache.feeds(len(values))
+    for index, state in enumerate(GROWING.states):
+        array = feeds[state.input]
+        assert isinstance(array, np.ndarray) and array.flags.c_contiguous
+        heads = np.arange(array.shape[1])[None, :, None, None]
+        array[:, :, cache.length : cache.length + len(values)] = np.asarray(values)[:, None] + index / 8 + heads / 64
+    cache.append({}, len(values))
+    return feeds
+
+
+def test_a_cache_that_is_fed_what_is_there_grows_by_steps_and_keeps_its_rows() -> None:
+    cache, values = LinearCache(GROWING), list[float]()
+    for count in (1, 62, 1, 1, 64, 3, 60):
+        new = [float(len(values) + index) for index in range(count)]
+        values += new
+        feeds = written(cache, new)
+        room = -(-len(values) // 64) * 64
+        for index, state in enumerate(GROWING.states):
+            array = feeds[state.input]
+            assert array.shape == (1, 1, room, 6) == GROWING.input(state.input).resolve({"batch": 1, "past": room})
+            assert np.array_equal(array[0, 0, :, 0], [*(x + index / 8 for x in values), *[0.0] * (room - len(values))])
+    assert cache.length == cache.capacity == 192
+    with pytest.raises(StreamFull):
+        cache.reserve(1)
+
+
+def test_what_it_is_fed_depends_on_its_length_alone() -> None:
+    """So that what was rolled back leaves no trace, in the last bit either."""
+    cache, fresh = LinearCache(GROWING), LinearCache(GROWING)
+    for one in (cache, fresh):
+        written(one, [1.0] * 60)
+    written(cache, [2.0] * 90)
+    cache.truncate(60)
+    fed, other = cache.feeds(1), fresh.feeds(1)
+    assert all(np.array_equal(fed[name], other[name]) for name in other)
+    bigger = LinearCache(GROWING)
+    written(bigger, [3.0] * 130)
+    bigger.discard(1)
+    copied, restored = LinearCache(GROWING), LinearCache(GROWING)
+    copied.copy_from(bigger)
+    restored.restore({name: rows.view("u4") for name, rows in bigger.dump().items()}, bigger.length)
+    for one in (copied, restored):
+        assert all(np.array_equal(one.feeds(1)[name], array) for name, array in bigger.feeds(1).items())
+
+
+@pytest.mark.parametrize("num_heads", [1, 2, 5])
+def test_rows_are_moved_apart_and_together_without_one_being_lost(num_heads: int) -> None:
+    rng, memory = np.random.default_rng(num_heads), HostMemory()
+    state = replace(GROWING.states[0], layout="BKSD", slot_axis=2)
+    whole = memory.zeros((1, num_heads, 40, 3), "float32")
+    count, want = 40, np.zeros((num_heads, 40, 3), np.float32)
+    for _ in range(60):
+        new_count = int(rng.integers(1, 41))
+        cache = memory.laid_out(whole, state, count, new_count)
+        kept = min(count, new_count)
+        assert np.array_equal(cache[0, :, :kept], want[:, :kept]) and not cache[0, :, kept:].any()
+        assert np.shares_memory(cache, whole) and cache.flags.c_contiguous
+        cache[...] = rng.normal(size=cache.shape)
+        count, want = new_count, cache[0].copy()
+
+
+def test_a_gpu_s_cache_and_one_that_is_written_elsewhere_are_fed_whole() -> None:
+    fed = LinearCache(GROWING, DeviceMemory(RecordingCuda())).feeds(1)
+    assert {fed[state.input].shape for state in GROWING.states} == {(1, 1, 192, 6)}
 
 
 def test_what_a_failed_pass_wrote_in_place_is_cleared() -> None:

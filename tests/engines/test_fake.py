@@ -23,9 +23,9 @@ RUNTIMES = {"ort-cpu": None, "ort-cuda": None, "tensorrt": "tensorrt", "tensorrt
 SIZES = {"batch": 2, "rows": 3, "past": 128}
 
 
-def test_the_targets_are_the_nine_of_the_readme() -> None:
+def test_the_targets_are_the_ten_of_the_readme() -> None:
     assert target_names() == [
-        "cpu", "cuda", "jetson-orin-jp62", "jetson-orin-jp72",
+        "cpu", "cpu-vnni", "cuda", "jetson-orin-jp62", "jetson-orin-jp72",
         "jetson-thor-jp70", "jetson-thor-jp72", "rtx", "tensorrt", "tensorrt-10",
     ]  # fmt: skip
 
@@ -49,7 +49,7 @@ def test_a_target_builds_engines_if_and_only_if_its_runtime_runs_them(name: str)
     assert target.spelling == ("split" if target.runtime == "ort-cpu" else "concat")
     # TensorScatter and Attention came to TensorRT's parser with 10.15.
     since = tuple(int(part) for part in target.builder_versions[0].split(".")) if target.builder else (0,)
-    in_place = name in ("cpu", "rtx") or (target.runtime == "tensorrt" and since >= (10, 15))
+    in_place = name in ("cpu", "cpu-vnni", "rtx") or (target.runtime == "tensorrt" and since >= (10, 15))
     assert target.cache_update == ("aliased" if in_place else "rows")
     assert "bf16" in target.precisions or target.runtime == "ort-cpu"
     assert bool(target.compute_capabilities) == (name == "rtx" or name.startswith("jetson"))
@@ -61,10 +61,10 @@ def test_a_target_takes_weights_of_four_bits_or_says_why_not(name: str) -> None:
     assert bool(target.int4_blocks) == (not target.no_int4)
     serves_10_3 = bool(target.builder_versions) and target.builder_versions[0] == "10.3"
     assert bool(target.int4_blocks) == (not serves_10_3), "its parser reads opset 20, and blocks came with 21"
-    assert target.int4_zero_points == (name == "cpu"), "TensorRT's codes are symmetric"
+    assert target.int4_zero_points == (target.runtime == "ort-cpu"), "TensorRT's codes are symmetric"
     for block in target.int4_blocks:
         Quantization(block=block, zero_points=target.int4_zero_points, method="round", inputs=target.int4_inputs)
-    assert target.int4_inputs == ("blocks" if name == "cpu" else "float")
+    assert target.int4_inputs == ("blocks" if target.runtime == "ort-cpu" else "float")
 
 
 @pytest.mark.parametrize("name", target_names())

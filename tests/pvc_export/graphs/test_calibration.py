@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -162,7 +163,7 @@ def test_the_ring_wraps_and_the_clock_runs_ahead_while_scales_are_found(small: L
     quantizer, times = of_vision(small), list[float]()
     hook = small.model.compressor.register_forward_pre_hook(lambda _, args: times.append(float(args[1][0])))
     try:
-        found = calibrate(quantizer, CalibrationRequest(), LIMITS, ignore)
+        found = calibrate(small, quantizer, CalibrationRequest(), LIMITS, ignore)
     finally:
         hook.remove()
     assert not found.clips and found.num_frames > 2 * LIMITS.window
@@ -178,8 +179,8 @@ def test_the_ring_wraps_and_the_clock_runs_ahead_while_scales_are_found(small: L
 def test_a_user_s_clip_decides_and_its_name_is_noted(small: LoadedModel, tmp_path: Path) -> None:
     clip = tmp_path / "dark.mp4"
     write_video(clip, [frame // 8 for frame in render_clip(9)], fps=25)
-    dark = calibrate(of_vision(small), CalibrationRequest(clips=(clip,)), LIMITS, ignore)
-    own = calibrate(of_vision(small), CalibrationRequest(), LIMITS, ignore)
+    dark = calibrate(small, of_vision(small), CalibrationRequest(clips=(clip,)), LIMITS, ignore)
+    own = calibrate(small, of_vision(small), CalibrationRequest(), LIMITS, ignore)
     assert dark.clips == ("dark.mp4",) and dark.num_frames == 9
     assert dark.scales != own.scales
 
@@ -188,7 +189,7 @@ def test_what_is_no_video_is_refused_by_name(small: LoadedModel, tmp_path: Path)
     text = tmp_path / "notes.mp4"
     text.write_text("no video")
     with pytest.raises(MediaError, match=r"notes\.mp4"):
-        calibrate(of_vision(small), CalibrationRequest(clips=(text,)), LIMITS, ignore)
+        calibrate(small, of_vision(small), CalibrationRequest(clips=(text,)), LIMITS, ignore)
     with pytest.raises(MediaError, match=r"nothing\.mp4"):
         CalibrationRequest(clips=(tmp_path / "nothing.mp4",)).require_files()
 
@@ -200,8 +201,9 @@ def test_a_model_that_stays_in_its_files_gets_the_same_scales(small: LoadedModel
     (tmp_path / "tokenizer.json").write_text(small.tokenizer.to_str())
     on_disk = pvc_ref.load(tmp_path, on_disk=True)
     assert on_disk.stored is not None
-    found = calibrate(Quantizer.of(on_disk, {"vision": HOW}, "fp16"), CalibrationRequest(), LIMITS, ignore)
-    assert found == calibrate(of_vision(small), CalibrationRequest(), LIMITS, ignore)
+    loaded = replace(small, model=on_disk)
+    found = calibrate(loaded, of_vision(loaded), CalibrationRequest(), LIMITS, ignore)
+    assert found == calibrate(small, of_vision(small), CalibrationRequest(), LIMITS, ignore)
     assert on_disk.llm.layers[0].mlp.down_proj.weight.is_meta, "what no frame passes stays there"
 
 
