@@ -120,8 +120,8 @@ def test_the_onnx_specification_writes_new_rows_in_place_and_attends_as_the_refe
     """TensorScatter and Attention by their definition in numpy: two streams of different lengths in one pass."""
     folder, specs = graphs(request, "bundle_fp32")
     spec, rng, lengths, num_rows = specs["llm"], np.random.default_rng(1), (100, 7), 3
-    feeds = {tensor.name: _random(rng, tensor.name, tensor.resolve({"batch": 2, "rows": num_rows}), tensor.dtype)
-             for tensor in spec.inputs}  # fmt: skip
+    dims = {"batch": 2, "rows": num_rows, "past": 128}
+    feeds = {tensor.name: _random(rng, tensor.name, tensor.resolve(dims), tensor.dtype) for tensor in spec.inputs}
     feeds["write_index"] = np.array(lengths)
     before = {state.input: feeds[state.input].copy() for state in spec.states}
     got = dict(zip([t.name for t in spec.outputs], ReferenceEvaluator(str(folder / "llm.onnx")).run(None, feeds),
