@@ -26,7 +26,8 @@ from .spec import Dim, GraphSpec, TensorSpec
 from .target import Target
 
 DTYPE_OF = {
-    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "UINT8": "uint8", "BOOL": "bool",
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "UINT8": "uint8", "INT8": "int8",
+    "BOOL": "bool",
 }  # fmt: skip
 """TensorRT's names of the dtypes that our graphs have."""
 

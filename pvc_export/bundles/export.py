@@ -18,7 +18,7 @@ from engines.bundle import TOKENIZER_NAME, graph_path
 from engines.clock import Clock
 from engines.errors import BackendUnavailable, ModelError
 from engines.graph_specs import graph_specs
-from engines.manifest import FORMAT_VERSION, Manifest, hash_file, list_files
+from engines.manifest import FORMAT_VERSION, Calibration, Manifest, hash_file, list_files
 from engines.provenance import sign_engines
 from engines.spec import GraphSpec, Part, Precision, Quantization, State, StreamLimits, is_calibrated
 from engines.target import Target
@@ -201,11 +201,7 @@ def write_graphs(
     """
     specs, spelling = request.graph_specs(loaded.config), request.target.spelling
     quantizer = Quantizer.of(loaded.model, request.quantization, request.precision, request.islands)
-    calibration = None
-    if is_calibrated(request.quantization):
-        with console.stage("calibrate") as (stage, report):
-            calibration = calibrate(loaded, quantizer, request.calibration, request.graph_limits(loaded.config), report)
-            stage.note = calibration_text(calibration)
+    calibration = _found_ahead(loaded, quantizer, request, console)
     quantizer = quantizer.with_calibration(calibration)
     # Of a large one there is no room for a second copy; and codes are written as the weights are read.
     lean = loaded.model.stored is not None or not is_small(loaded.model) or bool(request.quantization)
@@ -254,6 +250,17 @@ def write_graphs(
     manifest = sign_engines(manifest)
     manifest.save(folder)
     return manifest
+
+
+def _found_ahead(
+    loaded: LoadedModel, quantizer: Quantizer, request: ExportRequest, console: Console
+) -> Calibration | None:
+    if not is_calibrated(request.quantization):
+        return None
+    with console.stage("calibrate") as (stage, report):
+        found = calibrate(loaded, quantizer, request.calibration, request.graph_limits(loaded.config), report)
+        stage.note = calibration_text(found)
+    return found
 
 
 def versions() -> dict[str, str]:

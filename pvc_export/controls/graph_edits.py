@@ -251,12 +251,11 @@ def see_the_next_row(model: onnx.ModelProto) -> None:
 
 
 def widen_rms_epsilon(model: onnx.ModelProto) -> None:
-    if operators := [node for node in model.graph.node if node.op_type == "RMSNormalization"]:
-        (epsilon,) = (entry for entry in operators[0].attribute if entry.name == "epsilon")
-        epsilon.f = 1e-2
-        return
-    node = find(model, "Add", scope="attn_norm", operation="add")
-    change(weight_of(model, node), lambda values: np.full_like(values, 1e-2))
+    if norm := next((node for node in model.graph.node if node.op_type == "RMSNormalization"), None):
+        next(entry for entry in norm.attribute if entry.name == "epsilon").f = 1e-2
+    else:
+        node = find(model, "Add", scope="attn_norm", operation="add")
+        change(weight_of(model, node), lambda values: np.full_like(values, 1e-2))
 
 
 def split_wqkv_plainly(model: onnx.ModelProto) -> None:

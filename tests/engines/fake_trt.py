@@ -25,12 +25,13 @@ from engines.spec import GraphSpec
 
 Severity = enum.Enum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"])
 TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
-DataType = enum.Enum("DataType", ["FLOAT", "HALF", "BF16", "INT64", "UINT8", "BOOL"])
+DataType = enum.Enum("DataType", ["FLOAT", "HALF", "BF16", "INT64", "UINT8", "INT8", "BOOL"])
 DTYPES = {
     "tensor(float)": (DataType.FLOAT, np.float32),
     "tensor(float16)": (DataType.HALF, np.float16),
     "tensor(int64)": (DataType.INT64, np.int64),
     "tensor(uint8)": (DataType.UINT8, np.uint8),
+    "tensor(int8)": (DataType.INT8, np.int8),
     "tensor(bool)": (DataType.BOOL, np.bool_),
 }
 OPENED: dict[str, ort.InferenceSession] = {}

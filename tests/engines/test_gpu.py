@@ -22,12 +22,12 @@ from engines import PVCStream, open_bundle
 from engines.bundle import Bundle, graph_path
 from engines.errors import BackendUnavailable, BundleError, SpecError
 from engines.fake import RecordingCuda
-from engines.gpu import OrtCudaSession, TrtSession, require_placed
+from engines.gpu import DTYPE_OF, OrtCudaSession, TrtSession, require_placed
 from engines.manifest import Manifest, hash_folder
 from engines.memory import DeviceMemory, HostMemory, Memory
 from engines.provenance import sign_engines
 from engines.session import OrtSession
-from engines.spec import GraphSpec, StateSpec, TensorSpec
+from engines.spec import ITEM_BYTES, GraphSpec, StateSpec, TensorSpec
 from pvc_export.parity.recorded_sessions import Recorder
 
 from .fake_trt import fake_plan, make_module
@@ -39,8 +39,12 @@ QUESTION = "What moves?"
 
 @pytest.fixture(scope="module")
 def with_fake_engines(bundle_fp16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """bundle_fp16, its engines replaced by those of the fake runtime, its manifest saying so."""
-    folder = Path(shutil.copytree(bundle_fp16, tmp_path_factory.mktemp("gpu") / "fp16"))
+    return on_fake_engines(bundle_fp16, tmp_path_factory.mktemp("gpu") / "fp16")
+
+
+def on_fake_engines(bundle: Path, folder: Path) -> Path:
+    """A copy of a bundle, its engines replaced by those of the fake runtime, its manifest saying so."""
+    shutil.copytree(bundle, folder)
     manifest = Manifest.load(folder)
     for name, entry in manifest.engines.items():
         (folder / entry.path).write_bytes(fake_plan(folder / graph_path(name), manifest.graphs[name]))
@@ -51,14 +55,14 @@ def with_fake_engines(bundle_fp16: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def open_engines(with_fake_engines: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     """The bundle on engines, with a GPU of its own."""
+    return lambda: opened_on_gpu(with_fake_engines, monkeypatch)
 
-    def opened() -> tuple[Bundle, RecordingCuda]:
-        cuda = RecordingCuda()
-        version = Manifest.load(with_fake_engines).engines["llm"].runtime_version
-        monkeypatch.setitem(sys.modules, "tensorrt_rtx", make_module("tensorrt_rtx", version, cuda=cuda))
-        return open_bundle(with_fake_engines, runtime="target", trust_engines=True, cuda=cuda), cuda
 
-    return opened
+def opened_on_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Bundle, RecordingCuda]:
+    cuda = RecordingCuda()
+    version = Manifest.load(folder).engines["llm"].runtime_version
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", make_module("tensorrt_rtx", version, cuda=cuda))
+    return open_bundle(folder, runtime="target", trust_engines=True, cuda=cuda), cuda
 
 
 def open_bindings(folder: Path) -> tuple[Bundle, RecordingCuda]:
@@ -121,6 +125,30 @@ def test_a_stream_on_a_gpu_is_the_stream_on_the_cpu_bit_for_bit(
     assert len(arrays) == len(expected) > 300
     for array, want in zip(arrays, expected, strict=True):
         assert array.dtype == want.dtype and array.shape == want.shape and array.tobytes() == want.tobytes()
+
+
+def test_every_dtype_that_a_spec_may_have_is_known_by_tensorrt_s_name_for_it() -> None:
+    assert set(DTYPE_OF.values()) == set(ITEM_BYTES)
+    assert all(hasattr(pytest.importorskip("tensorrt_rtx").DataType, name) for name in DTYPE_OF)
+
+
+def test_what_is_remembered_in_codes_is_the_same_on_a_gpu_and_on_a_cpu(
+    bundle_states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: Frames
+) -> None:
+    streams = []
+    for bundle in (
+        opened_on_gpu(on_fake_engines(bundle_states, tmp_path / "gpu"), monkeypatch)[0],
+        open_bundle(bundle_states, runtime="cpu"),
+    ):
+        stream = PVCStream(bundle)
+        for frame in frames[:7]:
+            stream.push(frame)
+        said = stream.ask(QUESTION, max_new_tokens=3, keep=True).token_ids
+        streams.append((said, stream.vision.ring.dump() | stream.language.cache.dump()))
+    (said, here), (expected, there) = streams
+    assert said == expected and here.keys() == there.keys()
+    assert {array.dtype.name for array in here.values()} == {"int8", "float32"}
+    assert all(array.tobytes() == there[name].tobytes() and array.any() for name, array in here.items())
 
 
 def num_bytes(tensor: TensorSpec, **dims: int) -> int:
