@@ -27,7 +27,7 @@ from .spec import (
 )
 from .target import load_target
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 MANIFEST_NAME = "manifest.json"
 
 

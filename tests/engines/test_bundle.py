@@ -77,9 +77,9 @@ def test_a_missing_file_is_named(bundle_fp32: Path, copy_bundle: Copy) -> None:
     [
         ("{", "is not valid JSON"),
         ("[]", "is not valid JSON"),
-        ('{"format_version": 99}', "has format version 99\nexpected: 6, which this program reads"),
-        ('{"format_version": 1, "engines": {}}', "has format version 1\nexpected: 6, which this program reads"),
-        ('{"format_version": 6, "engines": {}}', "lacks or garbles a field"),
+        ('{"format_version": 99}', "has format version 99\nexpected: 7, which this program reads"),
+        ('{"format_version": 1, "engines": {}}', "has format version 1\nexpected: 7, which this program reads"),
+        ('{"format_version": 7, "engines": {}}', "lacks or garbles a field"),
     ],
 )
 def test_a_broken_manifest_is_refused(tmp_path: Path, content: str, message: str) -> None:
