@@ -89,7 +89,8 @@ def rings(stream: PVCStream) -> list[np.ndarray]:
     """Both caches of a stream, copied to the host."""
     memory: Memory = stream.vision._memory
     feeds = {f"vision.{k}": v for k, v in stream.vision.ring.feeds().items()}
-    feeds |= {f"llm.{k}": v for k, v in stream.language.cache.feeds(1).items()}
+    # Of the LLM's the rows in use: on the host, a cache may have less room behind them.
+    feeds |= {f"llm.{k}": v for k, v in stream.language.cache.dump().items()}
     return [memory.to_host(feeds[name]).copy() for name in sorted(feeds)]
 
 

@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from pvc_export.graphs.eight_bit_rows import RoundedCausalAttention
+from pvc_export.graphs.eight_bits import RowsLinear
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.graphs.quantize import Quantizer
 from pvc_export.studies.perplexity import perplexity, ways
@@ -37,9 +39,24 @@ def test_every_row_is_scored_on_its_own_and_every_token_but_its_first(small: Loa
     assert logs[0] == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_the_ways_are_the_model_itself_eight_bits_and_four_with_and_without_zero_points_by_both_methods() -> None:
+def test_the_ways_are_the_model_itself_its_cache_eight_bits_smoothed_or_not_and_four_by_both_methods() -> None:
     first, *others = ways()
-    assert first is None
-    assert {(how.bits, how.zero_points, how.method) for how in others if how} == {
-        (*kind, method) for kind in ((8, False), (4, False), (4, True)) for method in ("round", "search")
+    assert str(first) == "as it is" and str(others[0]) == "cache in int8"
+    found = {
+        (how.bits, how.zero_points, how.method, how.wide_codes) for way in others for how in way.quantization.values()
     }
+    four = {(4, zero_points, method, False) for zero_points in (False, True) for method in ("round", "search")}
+    assert found == four | {(8, False, "search", wide) for wide in (False, True)}
+    assert len({str(way) for way in ways()}) == len(list(ways())), "each says what it is"
+    assert sum("not smoothed" in str(way) for way in ways()) == sum("head" in str(way) for way in ways()) == 2
+
+
+def test_a_way_is_the_model_that_a_bundle_would_be_held_to(small: LoadedModel) -> None:
+    as_it_is, cache, *others = ways()
+    assert as_it_is.held(small, "fp32") is small.model
+    assert isinstance(cache.held(small, "fp32").llm.layers[0].attn, RoundedCausalAttention)
+    smooth, plain = (next(way for way in others if str(way).endswith(end)) for end in ("by row", "not smoothed"))
+    norms = [way.held(small, "fp32").llm.layers[0].mlp_norm.weight for way in (smooth, plain)]
+    assert torch.equal(norms[1], small.model.llm.layers[0].mlp_norm.weight)
+    assert isinstance(smooth.held(small, "fp32").llm.layers[0].mlp.down_proj, RowsLinear)
+    assert not torch.equal(norms[0], norms[1])

@@ -157,7 +157,7 @@ def test_values_are_what_codes_and_scales_stand_for_both_ways(on_cpu: Path) -> N
     assert plain.aliases == {state.output: state.input for state in plain.states}
     rng = np.random.default_rng(0)
     feeds = {
-        tensor.name: rng.normal(0, 3, tensor.resolve({"batch": 1, "rows": 2})).astype(np.float32)
+        tensor.name: rng.normal(0, 3, tensor.resolve({"batch": 1, "rows": 2, "past": 64})).astype(np.float32)
         for tensor in plain.inputs
         if tensor.dtype == "float32"
     }
@@ -179,9 +179,10 @@ def test_a_session_of_values_writes_in_place_what_its_graph_wrote(on_cpu: Path) 
     session = with_values(bundle).sessions["llm"]
     assert isinstance(session, ValueSession) and with_values(bundle).sessions["trunk"] is bundle.sessions["trunk"]
     spec = session.spec
-    feeds = {tensor.name: np.zeros(tensor.resolve({"batch": 1, "rows": 1}), tensor.dtype) for tensor in spec.inputs} | {
-        "inputs_embeds": np.ones((1, 1, 64), np.float32)
-    }
+    feeds = {
+        tensor.name: np.zeros(tensor.resolve({"batch": 1, "rows": 1, "past": 64}), tensor.dtype)
+        for tensor in spec.inputs
+    } | {"inputs_embeds": np.ones((1, 1, 64), np.float32)}
     outputs = session.run(feeds)
     for output, name in spec.aliases.items():
         assert outputs[output] is feeds[name] and feeds[name].any()

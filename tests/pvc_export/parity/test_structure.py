@@ -47,7 +47,7 @@ COVERED = {
 BUILT_OTHERWISE = {
     "bgr-graph": ("it has Gather", "which a fresh export has not"),
     "qkv": ("Split",),
-    "rms-epsilon": ("Add of 'add' in 'llm.layers.0.attn_norm'", "input 1 is float32 0.01, expected float32 1e-05"),
+    "rms-epsilon": ("RMSNormalization of", "in 'llm.layers.0.attn_norm'", "its epsilon is 0.01, expected 1e-05"),
     "causal": ("it has Add",),
     "swapped-kv": ("is the graph's 'past.0.value', expected the graph's 'past.0.key'",),
     "stale-row": ("it has Gather", "the output 'new.0.key' is another value"),
