@@ -18,8 +18,8 @@ from pvc_ref.layers import upcast
 from pvc_ref.llm import CausalAttention
 from pvc_ref.temporal import TemporalAttention
 
-from .eight_bits import LARGEST_CODE, SMALLEST_SCALE
-from .precision import copy_with
+from .eight_bits import row_scales
+from .precision import spelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class EightBitRows:
     def of(x: Tensor) -> EightBitRows:
         """Every row of a head is whole numbers -127..127 times a scale of its own."""
         wide = upcast(x)
-        scales = (wide.abs().amax(-1, keepdim=True) / LARGEST_CODE).clamp_min(SMALLEST_SCALE)
+        scales = row_scales(wide)
         return EightBitRows((wide / scales).round().to(torch.int8), scales)
 
     @property
@@ -85,14 +85,7 @@ ROUNDED: dict[State, tuple[type[nn.Module], type[nn.Module]]] = {
 
 def round_states(model: PVC, states: Collection[State]) -> PVC:
     """A copy that remembers these in eight bits. It shares every weight; the model itself where there are none."""
-    if not states:
-        return model
-    classes = dict(ROUNDED[state] for state in states)
-    copy = copy_with(model, lambda weight: weight)
-    for module in copy.modules():
-        if type(module) in classes:
-            module.__class__ = classes[type(module)]
-    return copy
+    return spelled(model, dict(ROUNDED[state] for state in states))
 
 
 def joined_states(tensors: Sequence[Tensor]) -> list[tuple[Any, Any]]:

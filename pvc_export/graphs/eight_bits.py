@@ -14,6 +14,11 @@ SMALLEST_SCALE = 1e-30
 """Of a row of zeros."""
 
 
+def row_scales(x: Tensor) -> Tensor:
+    """Of each row of x (..., C) the scale by which its largest value is the largest code, (..., 1)."""
+    return (x.abs().amax(-1, keepdim=True) / LARGEST_CODE).clamp_min(SMALLEST_SCALE)
+
+
 class EightBitLinear(nn.Linear):
     """A linear layer that rounds its input. Its weight is what codes stand for."""
 
@@ -38,7 +43,7 @@ class EightBitLinear(nn.Linear):
 class RowsLinear(EightBitLinear):
     def rounded(self, x: Tensor) -> Tensor:
         """Every row is whole numbers -127..127 times a scale of its own."""
-        scale = (x.abs().amax(-1, keepdim=True) / LARGEST_CODE).clamp_min(SMALLEST_SCALE)
+        scale = row_scales(x)
         return (x / scale).round() * scale
 
 

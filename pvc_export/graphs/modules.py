@@ -22,7 +22,8 @@ from .clock_table import NAME, table_of, with_table
 from .eight_bit_rows import joined_states, split_states
 from .eight_bits import EightBitLinear
 from .joined import joined
-from .spellings import CACHE_UPDATES, QUANTIZED, SPELLINGS, CachesInPlace, spelled
+from .precision import spelled
+from .spellings import CACHE_UPDATES, QUANTIZED, SPELLINGS, CachesInPlace
 
 PREFIX = {
     "trunk": "trunk", "temporal": "temporal", "compressor": "compressor", "embed": "llm.embed_tokens", "llm": "llm",

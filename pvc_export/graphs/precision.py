@@ -9,7 +9,7 @@ on the way. A checkpoint that leaves the range of float16 somewhere gets islands
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +28,8 @@ from pvc_ref.vision import Embeddings, SpatialAttention, SpatialLayer, Trunk
 from .eight_bits import RowsLinear, TensorLinear
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+Classes = Mapping[type[nn.Module], type[nn.Module]]
+"""Classes of the reference, and those that take their place."""
 
 TORCH_DTYPE: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ISLANDS = (LayerNorm, RMSNorm, TimeEmbedding)
@@ -89,6 +91,17 @@ def copy_with(module: ModuleT, weight_of: Callable[[Tensor], Tensor]) -> ModuleT
     weights = (*module.parameters(), *module.buffers())
     # What deepcopy finds in its memo it does not copy.
     return copy.deepcopy(module, memo={id(weight): weight_of(weight) for weight in weights})
+
+
+def spelled(module: ModuleT, classes: Classes) -> ModuleT:
+    """A copy of the module, in another spelling, that shares its weights; the module itself where nothing changes."""
+    if not any(type(part) in classes for part in module.modules()):
+        return module
+    copy = copy_with(module, lambda weight: weight)
+    for part in copy.modules():
+        if type(part) in classes:
+            part.__class__ = classes[type(part)]
+    return copy
 
 
 def in_an_island(name: str, islands: Sequence[str]) -> bool:

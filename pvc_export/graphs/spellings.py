@@ -7,13 +7,12 @@ Dimension key: as in engines/spec.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from engines.spec import CacheUpdate, Spelling
 from pvc_ref.layers import RMSNorm, attention, upcast
@@ -24,7 +23,7 @@ from pvc_ref.vision import SpatialAttention
 from .eight_bit_rows import EightBitRows, RoundedCausalAttention, RoundedTemporalAttention
 from .eight_bits import StaticLinear
 from .onnx_file import OPSET, OPSET_IN_PLACE
-from .precision import ModuleT, copy_with
+from .precision import Classes
 
 Coded = tuple[EightBitRows, EightBitRows]
 """Keys and values of one layer."""
@@ -194,9 +193,6 @@ def onnx_operator(
     )
 
 
-Classes = Mapping[type[nn.Module], type[nn.Module]]
-"""Classes of the reference, and those that take their place."""
-
 SPELLINGS: dict[Spelling, Classes] = {
     # Every target with a GPU. The reference itself: one attention over ring and new row, which TensorRT fuses into one
     # kernel that reads the ring where it lies; of `split` it makes loose kernels (tests/.../test_engine_gate.py).
@@ -230,14 +226,3 @@ CACHE_UPDATES: dict[tuple[CacheUpdate, Spelling], Classes] = {
 
 QUANTIZED: Classes = {StaticLinear: QuantizedLinear}
 """How products are spelled whose inputs have one scale for ever."""
-
-
-def spelled(module: ModuleT, classes: Classes) -> ModuleT:
-    """A copy of the module, in another spelling, that shares its weights; the module itself where nothing changes."""
-    if not any(type(part) in classes for part in module.modules()):
-        return module
-    copy = copy_with(module, lambda weight: weight)
-    for part in copy.modules():
-        if type(part) in classes:
-            part.__class__ = classes[type(part)]
-    return copy

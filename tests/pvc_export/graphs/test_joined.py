@@ -22,8 +22,8 @@ from pvc_export.controls.graph_edits import edit_graph
 from pvc_export.graphs.joined import PARTS, joined, part_at
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.graphs.modules import graph_module, model_shape
-from pvc_export.graphs.precision import cast_model
-from pvc_export.graphs.spellings import CACHE_UPDATES, spelled
+from pvc_export.graphs.precision import cast_model, spelled
+from pvc_export.graphs.spellings import CACHE_UPDATES
 from pvc_export.parity.culprit.find import find_culprit
 from pvc_export.parity.weights import compare_weights
 from pvc_ref import PVC, PVCConfig

@@ -16,9 +16,9 @@ from engines.spec import CacheUpdate, Spelling, StreamLimits
 from engines.target import load_target, target_names
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.graphs.modules import graph_module, model_shape
-from pvc_export.graphs.precision import cast_model
+from pvc_export.graphs.precision import cast_model, spelled
 from pvc_export.graphs.sessions import open_graphs
-from pvc_export.graphs.spellings import CACHE_UPDATES, SPELLINGS, spelled
+from pvc_export.graphs.spellings import CACHE_UPDATES, SPELLINGS
 
 
 def test_the_tables_have_every_spelling_and_every_target_names_one_of_each() -> None:
