@@ -14,6 +14,7 @@ from .spec import (
     FLOAT_OF,
     GRAPHS_OF,
     ITEM_BYTES,
+    SCALE,
     CacheUpdate,
     Dim,
     DimRange,
@@ -226,7 +227,7 @@ def _states(
         for holds in kinds.get(dtype, ("values",))
         for layer in range(num_layers)
         for part in ("key", "value")
-        for name in [f"{layer}.{part}" + (".scale" if holds == "scales" else "")]
+        for name in [f"{layer}.{part}" + (SCALE if holds == "scales" else "")]
     )
 
 

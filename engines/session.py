@@ -17,7 +17,7 @@ import numpy as np
 
 from .errors import EXPORT_AGAIN, BackendUnavailable, BundleError, NonFiniteError, SpecError
 from .memory import Array, HostMemory, Memory, Tensor, host_dtype
-from .spec import GraphSpec
+from .spec import GraphSpec, StateSpec
 from .threads import example_inputs, open_fitting
 
 BFLOAT16 = 16  # TensorProto.BFLOAT16, which ONNX Runtime does not translate to numpy
@@ -60,6 +60,15 @@ class Wrapped:
 
 Around = Callable[[Session, Mapping[str, Tensor]], dict[str, Tensor]]
 """Runs a session on inputs, and looks at both."""
+
+
+def written_rows(
+    session: Session, state: StateSpec, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
+) -> Array:
+    """The rows (1, L, K, D) that a run wrote into a cache that it updates in place: a copy on the host."""
+    memory = session.memory
+    start, count = int(memory.to_host(inputs["write_index"])[0]), inputs["inputs_embeds"].shape[1]
+    return state.as_rows(memory.fetch(outputs[state.output], state, start, count))
 
 
 def require_finite(outputs: dict[str, Tensor], graph: str) -> dict[str, Tensor]:

@@ -168,6 +168,10 @@ class TensorSpec:
             )
 
 
+SCALE = ".scale"
+"""What the name of a state of scales ends with, behind that of its codes."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateSpec:
     """One cache: which tensors carry it and how its rows are placed.

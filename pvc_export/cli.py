@@ -59,6 +59,7 @@ def _export(name: str, *, engines: bool, precision: Precision, target: str, summ
         quantize_by: opt.QuantizeBy = "search",
         calibrate: opt.Calibrate = None,
         calibrate_by: opt.CalibrateBy = None,
+        golden: opt.Golden = False,
         seed: opt.Seed = None,
         mapping: opt.MappingFile = None,
         as_json: opt.Json = False,
@@ -72,7 +73,7 @@ def _export(name: str, *, engines: bool, precision: Precision, target: str, summ
             model=model, output=output, precision=chosen, target_name=target, window=window, context=context,
             streams=streams, clock=kept, islands=tuple(island or ()),
             few_bits=FewBits(int4, int8, int4_block, quantize_by, calibrate, calibrate_by), seed=seed, mapping=mapping,
-            engines=engines, as_json=as_json,
+            engines=engines, golden=golden, as_json=as_json,
         )  # fmt: skip
 
 
@@ -129,6 +130,7 @@ def check(
         bool, typer.Option("--bisect", help="On failure, export again with float32 islands until it passes.")
     ] = False,
     by_layer: opt.ByLayer = None,
+    golden: opt.AgainstGolden = False,
     report: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the report as JUnit XML, for a CI system.")] = None,
     reference: of_graph.Module = None,
@@ -148,6 +150,11 @@ def check(
     With --reference and --graph: any ONNX graph with state beside any torch module. Exit 6 if nothing is wrong, but an
     input or a state is left open that the check would have to know.
     """
+    if golden:
+        from .commands.golden import check_golden_command
+
+        given = bisect or model or mapping or by_layer is not None or report or junit or reference or graph
+        check_golden_command(bundle, alone=not given, as_json=as_json)
     from .commands.check import Wanted, check_any_graph, check_one_bundle
 
     wanted = Wanted(bisect=bisect, by_layer=by_layer, as_json=as_json, page=report, xml=junit)

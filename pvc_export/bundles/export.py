@@ -16,7 +16,9 @@ from pathlib import Path
 from engines.builder import compute_capabilities, load_runtime
 from engines.bundle import TOKENIZER_NAME, graph_path
 from engines.clock import Clock
-from engines.errors import BackendUnavailable, ModelError
+from engines.errors import BackendUnavailable, ModelError, ParityError
+from engines.golden.recording import GOLDEN_NAME
+from engines.golden.replay import replay
 from engines.graph_specs import graph_specs
 from engines.manifest import FORMAT_VERSION, Calibration, Manifest, hash_file, list_files
 from engines.provenance import sign_engines
@@ -36,7 +38,9 @@ from ..graphs.modules import graph_module, model_shape
 from ..graphs.onnx_file import EXPORTER, export_graph
 from ..graphs.precision import TORCH_DTYPE, cast_model, kept_wide
 from ..graphs.quantize import Quantizer, prepared
+from ..parity.bfloat16_on_cpu import open_on_cpu
 from ..parity.check import check_bundle, explain
+from ..parity.golden import record_golden
 from ..parity.report import PARITY_NAME, ParityReport
 from ..report import PAGE_NAME, ReportInput, render
 from ..terminal import interrupt
@@ -61,6 +65,7 @@ class ExportRequest:
     quantization  parts whose weights become codes (quantize.py)
     int8_states   what of a stream's state does (eight_bit_rows.py)
     calibration   what to find the scales of their inputs on, where a target wants them ahead
+    golden        whether it brings a golden recording, with which a device checks itself (engines/golden)
     clock    what its streams can do at the trained number of frames. Those of 'run-on' can do either; those that only
              re-anchor know a table of frame times, which is smaller (graphs/clock_table.py)
     """
@@ -74,6 +79,7 @@ class ExportRequest:
     quantization: Mapping[Part, Quantization] = field(default_factory=dict)
     int8_states: tuple[State, ...] = ()
     calibration: CalibrationRequest = CalibrationRequest()
+    golden: bool = False
 
     def graph_limits(self, config: PVCConfig) -> StreamLimits:
         """What the graphs are made for: of a clock that is a table, its rows too."""
@@ -108,14 +114,33 @@ def export(loaded: LoadedModel, request: ExportRequest, *, console: Console | No
         if not parity.passed:
             parity = explain(parity, folder, loaded, console, scratch=folder.parent)
             raise _NotPublished
+        if request.golden:
+            _record(loaded, manifest, folder, console)
         interrupt.check()
         manifest = replace(manifest, parity=parity.receipt())
         (folder / PARITY_NAME).write_text(json.dumps(parity.to_json(), indent=1) + "\n", encoding="utf-8")
         page = render(ReportInput(parity=parity, manifest=manifest, bundle=str(request.out)))
         (folder / PAGE_NAME).write_text(page, encoding="utf-8")
-        files = manifest.files | {name: hash_file(folder / name) for name in (PARITY_NAME, PAGE_NAME)}
+        names = (PARITY_NAME, PAGE_NAME, *([GOLDEN_NAME] if request.golden else []))
+        files = manifest.files | {name: hash_file(folder / name) for name in names}
         replace(manifest, files=files).save(folder)
     return parity
+
+
+def _record(loaded: LoadedModel, manifest: Manifest, folder: Path, console: Console) -> None:
+    """The golden recording, which the ONNX files must pass here before any device is held to it."""
+    with console.stage("record golden values") as (stage, report):
+        golden = record_golden(loaded, manifest, lambda x: report(0.8 * x))
+        with open_on_cpu(folder) as bundle:
+            found = replay(golden, bundle.sessions)
+        if not found.passed:
+            raise ParityError(
+                f"the graphs do not reproduce their golden recording: {found.summary()}. Nothing was published",
+                expected="what the check allows too, which they passed",
+                fix="report this, with the command",
+            )
+        golden.save(folder / GOLDEN_NAME)
+        stage.note = f"{size_text((folder / GOLDEN_NAME).stat().st_size)}, {len(found.compared)} outputs"
 
 
 class _NotPublished(Exception):

@@ -26,7 +26,7 @@ from ..terminal.usage import usage_errors
 def export_command(
     *, model: str, output: Path | None, precision: Precision, target_name: str, window: int, context: int, streams: int,
     clock: Clock, islands: tuple[str, ...], few_bits: FewBits, seed: int | None, mapping: Path | None, engines: bool,
-    as_json: bool,
+    golden: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Export, check and publish. Raises BadParameter for flags that contradict each other, before any work."""
     target = chosen_target(target_name, precision, engines=engines)
@@ -57,7 +57,7 @@ def export_command(
         console.print(f"  {line}")
     request = ExportRequest(
         out=out, target=target, precision=precision, limits=limits, islands=islands, clock=clock,
-        quantization=quantization, calibration=calibration, int8_states=few_bits.states,
+        quantization=quantization, calibration=calibration, int8_states=few_bits.states, golden=golden,
     )  # fmt: skip
     parity = export(loaded, request, console=console)
     if as_json:

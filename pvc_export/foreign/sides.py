@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from engines.errors import ModelError
 from engines.memory import Array
+from engines.metrics import metrics_of
 
 from ..parity.drift.report import Sample
 from ..parity.limits import NoiseTable
-from ..parity.metrics import metrics_of
 from ..parity.recording import Progress
 from .draw import Moment
 from .limits import Judge

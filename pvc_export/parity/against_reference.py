@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from engines.bundle import Bundle
 from engines.memory import Array
-from engines.spec import Precision, Rounding
+from engines.spec import GraphSpec, Precision, Rounding
 from pvc_ref import PVC
 from pvc_ref.prompt import IMAGE_CONTEXT
 
@@ -84,6 +84,28 @@ def compare_vision(
     return evidence + Evidence(heat=heat), VisionRuns(own=own, twin=twin)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dialogue:
+    """Tokens of a prompt about frames and of an answer, int64 (L,), and frame_embeds (T, M, E) by the dtype in which
+    each side computes."""
+
+    prompt: torch.Tensor
+    answer: torch.Tensor
+    frame_embeds: Mapping[torch.dtype, Array]
+
+
+def run_dialogue(reference: Reference, loaded: LoadedModel, llm: GraphSpec, dialogue: Dialogue) -> DecoderRuns:
+    """The whole of it in one pass without a cache, of both sides."""
+
+    def whole(model: PVC, dtype: torch.dtype) -> Decoded:
+        frame_embeds = torch.from_numpy(dialogue.frame_embeds[dtype]).flatten(0, 1).to(dtype)
+        embeds = model.embed_prompt(dialogue.prompt, frame_embeds, context_id=loaded.token_id(IMAGE_CONTEXT))
+        embeds = torch.cat([embeds, model.llm.embed_tokens(dialogue.answer)[None]], dim=1)
+        return model.llm(embeds, torch.arange(embeds.shape[1])[None])  # type: ignore[no-any-return]
+
+    return run_both(reference, llm, whole)
+
+
 @torch.no_grad()
 def compare_language(
     bundle: Bundle, loaded: LoadedModel, reference: Reference, recorded: RecordedStream, vision: VisionRuns
@@ -102,16 +124,10 @@ def compare_language(
         torch.float32: np.concatenate([frame[EMBEDS] for frame in vision.own[:num_frames]]),
         reference.dtype: twin_embeds(vision.own, vision.twin, num_frames),
     }
-
-    def whole(model: PVC, dtype: torch.dtype) -> Decoded:
-        frame_embeds = torch.from_numpy(seen[dtype]).flatten(0, 1).to(dtype)
-        embeds = model.embed_prompt(prompt, frame_embeds, context_id=loaded.token_id(IMAGE_CONTEXT))
-        embeds = torch.cat([embeds, model.llm.embed_tokens(answer)[None]], dim=1)
-        return model.llm(embeds, torch.arange(embeds.shape[1])[None])  # type: ignore[no-any-return]
-
-    runs = run_both(reference, manifest.graphs["llm"], whole)
+    dialogue = Dialogue(prompt=prompt, answer=answer, frame_embeds=seen)
+    runs = run_dialogue(reference, loaded, manifest.graphs["llm"], dialogue)
     num_rows = len(prompt) + len(answer)
-    logits, found = _logits(runs, first=len(prompt) - 1)
+    logits, found = logits_of(runs, first=len(prompt) - 1)
     found += [text_noise(reference, text)]
     found += runs.noise_of_rows(Place("row"), range(max(num_rows - 2 * NEIGHBOURS, 0), num_rows))
     if not rule.passed:  # then every pass has other rows
@@ -153,7 +169,7 @@ def text_noise(reference: Reference, text: torch.Tensor) -> Difference:
     return reference.noise(table, table, graph="embed", tensor="inputs_embeds", where=WHOLE_TEXT)
 
 
-def _logits(runs: DecoderRuns, *, first: int) -> tuple[Array, list[Difference]]:
+def logits_of(runs: DecoderRuns, *, first: int) -> tuple[Array, list[Difference]]:
     """The reference's logits from row `first` on, and the noise of each, and of some rows before."""
     reference, begin = runs.reference, max(first - NEIGHBOURS, 0)
     both = []

@@ -186,7 +186,7 @@ def _run_bundle(folder: Path, loaded: LoadedModel, scratch: Path | None, progres
         facts, bundle = hold_facts(opened, loaded, scratch=scratch)
         manifest = bundle.manifest
         clip = check_clip(2 * manifest.limits.window + 2)
-        num_frames = frames_that_fit(bundle, loaded, len(clip))
+        num_frames = frames_that_fit(manifest, loaded, len(clip))
         recorded = stream_clip(bundle, clip, num_frames=num_frames, progress=lambda x: progress(0.1 * x))
         evidence = facts + check_engines(folder, manifest) + compare_pixels(recorded.fed, recorded.pixels)
         reference = Reference.of(loaded.model, manifest.precision, manifest.islands)

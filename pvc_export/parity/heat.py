@@ -16,9 +16,10 @@ import numpy as np
 
 from engines.errors import SpecError
 from engines.memory import Array
+from engines.metrics import TINY
 from pvc_ref import PVCConfig
 
-from .metrics import TINY, Difference
+from .metrics import Difference
 from .places import Place, Rung
 
 WORST_FRAMES = 2

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from engines.memory import Array, Tensor
-from engines.session import Session, Wrapped
+from engines.session import Session, Wrapped, written_rows
 
 from .value_states import decoded
 
@@ -46,8 +46,5 @@ class Recorder:
 
 def _written(session: Session, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Array]:
     """Of each cache that was updated in place, a copy of the rows of this call: (1, L, K, D)."""
-    spec, memory, written = session.spec, session.memory, dict[str, Array]()
-    for state in spec.states if spec.aliases else ():
-        start, count = int(memory.to_host(inputs["write_index"])[0]), inputs["inputs_embeds"].shape[1]
-        written[state.output] = state.as_rows(memory.fetch(outputs[state.output], state, start, count))
-    return written
+    states = session.spec.states if session.spec.aliases else ()
+    return {state.output: written_rows(session, state, inputs, outputs) for state in states}

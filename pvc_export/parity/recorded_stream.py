@@ -13,6 +13,7 @@ import numpy as np
 from engines import PVCStream
 from engines.bundle import Bundle
 from engines.errors import NonFiniteError, SpecError
+from engines.manifest import Manifest
 from engines.memory import Array
 from engines.spec import GRAPH_NAMES, VISION_GRAPHS
 from engines.vision import VisionEncoder
@@ -157,14 +158,16 @@ def _jump(encoder: VisionEncoder, pixels: list[Array], bundle: Bundle, times: li
             encoder.commit(encoder.encode(image))
 
 
-def frames_that_fit(bundle: Bundle, loaded: LoadedModel, num_frames: int) -> int:
+def frames_that_fit(
+    manifest: Manifest, loaded: LoadedModel, num_frames: int, *, num_tokens: int = NUM_NEW_TOKENS
+) -> int:
     """How many frames, question and answer fit in the bundle's context."""
     for count in range(num_frames, 0, -1):
-        rows = len(loaded.prompt_ids(num_frames=count, question=QUESTION)) + NUM_NEW_TOKENS
-        if rows <= bundle.manifest.limits.context:
+        rows = len(loaded.prompt_ids(num_frames=count, question=QUESTION)) + num_tokens
+        if rows <= manifest.limits.context:
             return count
     raise SpecError(
-        f"the bundle's context of {bundle.manifest.limits.context} rows is too short for a check",
-        expected=f"room for one frame, a question and {NUM_NEW_TOKENS} tokens of answer",
+        f"the bundle's context of {manifest.limits.context} rows is too short for a check",
+        expected=f"room for one frame, a question and {num_tokens} tokens of answer",
         fix="export with a larger --context",
     )

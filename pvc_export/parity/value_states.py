@@ -14,12 +14,9 @@ import numpy as np
 from engines.bundle import Bundle
 from engines.memory import Array, Tensor
 from engines.session import Session
-from engines.spec import GraphSpec
+from engines.spec import SCALE, GraphSpec
 
 from ..graphs.eight_bits import LARGEST_CODE, SMALLEST_SCALE
-
-SCALE = ".scale"
-"""What the name of a state of scales ends with, behind that of its codes."""
 
 
 def has_codes(spec: GraphSpec) -> bool:

@@ -17,11 +17,11 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from engines.memory import Array
+from engines.metrics import TINY
 
 from ..parity.drift.report import Drift
 from ..parity.drift.statistics import Trend
 from ..parity.heat import HeatMap
-from ..parity.metrics import TINY
 from .text import clean, number, share
 
 WIDTH, HEIGHT = 330, 172

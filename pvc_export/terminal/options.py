@@ -32,6 +32,12 @@ ClockChoice = Annotated[
         "newest, so that frame times are a table: 1 GB less at 8B).",
     ),
 ]
+Golden = Annotated[
+    bool, typer.Option("--golden", help="Add a golden recording, with which a device checks itself without torch.")
+]
+AgainstGolden = Annotated[
+    bool, typer.Option("--golden", help="Against the bundle's own golden recording, by what runs it here; no torch.")
+]
 Island = Annotated[
     list[str] | None, typer.Option("--island", help="Module to keep in float32, e.g. trunk.layers.1.attn. Repeatable.")
 ]

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from engines import open_bundle
+from engines.metrics import metrics_of
 from engines.vision import VisionEncoder
 from pvc_export.graphs.models import LoadedModel
-from pvc_export.parity.metrics import metrics_of
 from pvc_ref import VisionState
 
 NUM_FRAMES = 500

@@ -51,7 +51,7 @@ def test_a_broken_bundle_fails_in_five_lines_where_it_is_broken(
 def test_the_types_of_parity_need_no_torch() -> None:
     code = (
         "import sys; from pvc_export.parity import Place, Rung; from pvc_export.parity.levels import Rule, Verdict; "
-        "from pvc_export.parity.limits import Row; from pvc_export.parity.metrics import metrics_of; "
+        "from pvc_export.parity.limits import Row; from engines.metrics import metrics_of; "
         "from pvc_export.parity.answers import Conversation; from pvc_export.parity.culprit.record import Culprit; "
         "import pvc_export.parity.state.rules; assert 'torch' not in sys.modules; "
         "assert [str(Place('frame', 3)), str(Rung('onnx', 'fp16'))] == ['frame 3', 'onnx fp16']"

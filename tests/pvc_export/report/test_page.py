@@ -17,6 +17,7 @@ import pvc_export.report
 from engines.errors import SpecError
 from engines.graph_specs import graph_specs
 from engines.manifest import FORMAT_VERSION, FileEntry, ImageSpec, Manifest, ModelSource
+from engines.metrics import metrics_of
 from engines.spec import StreamLimits
 from pvc_export.graphs.models import prompt_spec
 from pvc_export.graphs.modules import model_shape
@@ -28,7 +29,7 @@ from pvc_export.parity.evidence import Evidence
 from pvc_export.parity.heat import heat_map, worst_heat_maps
 from pvc_export.parity.levels import TITLES, Rule
 from pvc_export.parity.limits import GATED, factors_of, thresholds, worst_rows
-from pvc_export.parity.metrics import Difference, metrics_of
+from pvc_export.parity.metrics import Difference
 from pvc_export.parity.places import Place, Rung
 from pvc_export.parity.report import ParityReport, judge
 from pvc_export.report import ReportInput, junit, render

@@ -20,10 +20,10 @@ import torch
 
 from engines import open_bundle
 from engines.cache import RingCache
+from engines.metrics import metrics_of
 from engines.vision import VisionEncoder
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.parity.limits import GATED
-from pvc_export.parity.metrics import metrics_of
 from pvc_ref.preprocess import resize_frame
 
 from ....engines.exact import Kept
