@@ -25,7 +25,7 @@ JETPACKS = (
 )  # fmt: skip
 """First version of Jetson Linux, the first that is another's, and their name."""
 NVMAP_LIMITED = ("36.4.7", "38.2.2")
-"""Versions of Jetson Linux whose security fix fails large allocations: NVIDIA says so, and 36.5 mends the first."""
+"""Versions of Jetson Linux whose security fix limits what can be allocated: NVIDIA said so, 36.5 mends the first."""
 WITHOUT_KERNELS = (
     ("SM87", "10.8", "10.16", "the last for JetPack 6 is 10.7, the first for an Orin after it is JetPack 7.2's 10.16"),
     ("SM87", "11.0", "11.4.1", "no 11 before 11.4.1 is for Jetsons"),
@@ -69,7 +69,7 @@ def board(machine: Machine, target: Target, gpu: str) -> Finding:
         return Finding(
             name="board",
             state="warning",
-            detail=f"{detail}: large allocations fail here while memory is free (NvMapMemAlloc error 12)",
+            detail=f"{detail}: allocations of gigabytes may fail while memory is free (NvMap error 12)",
             remedy=(
                 "it is mended in L4T 36.5, from which no firmware goes back:",
                 "sudo sed -i s/r36.4/r36.5/ /etc/apt/sources.list.d/nvidia-l4t*",
