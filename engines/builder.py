@@ -61,11 +61,11 @@ def load_runtime(target: Target) -> ModuleType:
             cause="it is not installed in this environment, or not for this version of Python",
             fix=INSTALL[target.builder],
         ) from error
-    if not _fits(target, trt.__version__):
+    if not target.takes(trt.__version__):
         first, beyond = target.builder_versions
         # On a device, its other versions; elsewhere, no device's.
         others = [
-            t for t in map(load_target, target_names()) if t.builder == target.builder and _fits(t, trt.__version__)
+            t for t in map(load_target, target_names()) if t.builder == target.builder and t.takes(trt.__version__)
         ]
         alike = [t.name for t in others if bool(t.compute_capabilities) == bool(target.compute_capabilities)]
         raise BackendUnavailable(
@@ -75,15 +75,6 @@ def load_runtime(target: Target) -> ModuleType:
             f"--target {(alike or ['cuda'])[0]}",
         )
     return trt
-
-
-def _fits(target: Target, version: str) -> bool:
-    first, beyond = target.builder_versions
-    return _number(first) <= _number(version) < _number(beyond)
-
-
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def build_engine(

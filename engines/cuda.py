@@ -16,6 +16,7 @@ from .errors import BackendUnavailable
 
 LIBRARIES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so")
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = map(ctypes.c_int, (1, 2, 3))  # cudaMemcpyKind
+NOT_LOADED = "the CUDA runtime cannot be loaded"
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # cudaDeviceAttr
 NON_BLOCKING = 1  # cudaStreamNonBlocking: the legacy default stream does not wait for ours
@@ -144,7 +145,7 @@ def _load_library() -> ctypes.CDLL:
         except OSError:
             continue
     raise BackendUnavailable(
-        "the CUDA runtime cannot be loaded",
+        NOT_LOADED,
         expected=f"one of {', '.join(LIBRARIES)}, as JetPack and the CUDA toolkit bring it",
         fix="pip install nvidia-cuda-runtime",
     )

@@ -1,16 +1,22 @@
-"""A target: the runtime and the GPUs that a bundle is made for. Data in engines/targets/*.json, one file each."""
+"""A target: the runtime and the GPUs that a bundle is made for. Data in engines/targets/*.json, one file each.
+
+Standard library alone: a device is looked over before numpy is known to load (engines/device/doctor.py).
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import SpecError
-from .spec import CacheUpdate, Inputs, Part, Precision, Spelling, State
 from .terminal import did_you_mean
+
+if TYPE_CHECKING:
+    from .spec import CacheUpdate, Inputs, Part, Precision, Spelling, State
 
 FOLDER = Path(__file__).parent / "targets"
 
@@ -57,6 +63,16 @@ class Target:
     def update_of(self, int8_states: Collection[State]) -> CacheUpdate:
         """How new rows get into the LLM's cache: TensorRT writes no codes in place (docs/decisions/0016)."""
         return "rows" if "cache" in int8_states and self.spelling == "concat" else self.cache_update
+
+    def takes(self, version: str) -> bool:
+        """Whether that version of its builder may build."""
+        return not self.builder_versions or is_within(version, *self.builder_versions)
+
+
+def is_within(version: str, first: str, beyond: str) -> bool:
+    """Whether it is `first` or later, and before `beyond`. By its numbers alone: of '10.16.2.10' all four."""
+    of, low, high = ([int(part) for part in re.findall(r"\d+", text)] for text in (version, first, beyond))
+    return low <= of < high
 
 
 def target_names() -> list[str]:

@@ -362,11 +362,11 @@ def bench(
 
 
 @app.command()
-def doctor(as_json: opt.Json = False) -> None:
+def doctor(target: opt.BuildsFor = None, as_json: opt.Json = False) -> None:
     """Show what this machine can export, build and run. Say what is missing."""
     from .commands.doctor import doctor_command
 
-    doctor_command(as_json=as_json)
+    raise typer.Exit(doctor_command(target=target, as_json=as_json))
 
 
 def main() -> None:

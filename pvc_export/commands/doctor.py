@@ -7,8 +7,11 @@ import importlib
 import platform
 import shutil
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from engines.builder import load_runtime
+from engines.device import doctor as device
+from engines.device.view import this_machine
 from engines.errors import BackendUnavailable
 from engines.target import load_target, target_names
 from engines.terminal import print_json
@@ -43,17 +46,26 @@ class Finding:
     remedy: str = ""
 
 
-def doctor_command(*, as_json: bool) -> None:
-    """Print what was found, and the next step for what is missing."""
+def doctor_command(*, target: str | None, as_json: bool) -> int:
+    """Print what was found, and the next step for what is missing; for a target, also whether this machine can build
+    its engines, and run them. Returns the exit code: without a target, nothing is asked that could fail."""
+    of_target = [] if target is None else device.examine(this_machine(), load_target(target), folder=Path())
     findings = examine()
     if as_json:
-        print_json({"findings": [asdict(finding) for finding in findings]})
-        return
+        data = {"findings": [asdict(finding) for finding in findings]}
+        if target is not None:
+            data["device"] = [asdict(finding) for finding in of_target]
+        print_json(data)
+        return device.exit_code(of_target)
     console = Console()
     for finding in findings:
         console.print(f"{'ok' if finding.ok else '--':<3} {finding.name:<24} {finding.detail}")
         if not finding.ok:
             console.print(f"    {'':<24} -> {finding.remedy}")
+    if target is not None:
+        console.print(f"\nthis machine, for engines of target {target}:")
+        device.show(of_target, console.print)
+    return device.exit_code(of_target)
 
 
 def examine() -> list[Finding]:

@@ -21,6 +21,10 @@ FP16 = Annotated[bool, typer.Option("--fp16", help="float16 graphs with float32 
 BF16 = Annotated[bool, typer.Option("--bf16", help="bfloat16 graphs with float32 islands.")]
 FP32 = Annotated[bool, typer.Option("--fp32", help="float32 graphs.")]
 Target = Annotated[str, typer.Option(help="Runtime to export for; pvc-export doctor lists them.")]
+BuildsFor = Annotated[
+    str | None,
+    typer.Option("--target", help="Also whether this machine can build engines for that target, or why not."),
+]
 Window = Annotated[int, typer.Option(help="Frames that temporal attention sees, including the current one.")]
 Context = Annotated[int, typer.Option(help="LLM rows that a stream can hold.")]
 Streams = Annotated[int, typer.Option(help="Streams that one pass serves.")]

@@ -151,6 +151,14 @@ def test_doctor_reports_every_target_as_json(pvc_export: Run) -> None:
     assert {"gpu", "disk", "python", "target rtx"} <= set(findings)
 
 
+def test_doctor_says_of_a_target_whether_its_engines_can_be_built_here(pvc_export: Run) -> None:
+    result = pvc_export("doctor", "--target", "jetson-orin-jp62", "--json")
+    data = json.loads(result.out)
+    states = {finding["name"]: finding["state"] for finding in data["device"]}
+    assert states["board"] == "error" and result.exit_code == 4 and data["findings"]
+    assert pvc_export("doctor", "--target", "jetson").exit_code == 6
+
+
 def test_doctor_says_what_to_install_where_a_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     from pvc_export.commands.doctor import examine
 
