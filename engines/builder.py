@@ -19,7 +19,7 @@ from typing import Any
 
 from .cuda import CudaRuntime, LibCudart
 from .errors import BackendUnavailable, BuildError
-from .gate import NAME_LINE, EngineLayer, parse_inspector, parse_layers
+from .gate import NAME_LINE, OPAQUE_NODE, EngineLayer, parse_inspector, parse_layers
 from .spec import GraphSpec
 from .target import Target, load_target, target_names
 
@@ -28,19 +28,37 @@ Progress = Callable[[str, float], None]
 
 INSTALL = {"tensorrt_rtx": "pip install -e '.[rtx]'", "tensorrt": "pip install -e '.[trt]'"}
 EXPORT_AGAIN = "export it again: pvc-export trt"
+DOCTOR = "see what this machine has: pvc-export doctor, on a device python3 -m engines.device.doctor"
 NOISE = re.compile(r"cudaError 35|catchCudaError|CUDA initialization failure", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineReport:
-    """What a build made: the serialized engine, and its layers as the builder listed them."""
+    """What a build made: the serialized engine, and its layers as the builder listed them.
+
+    layers        None where kernels are not visible: the list shows a whole subgraph as one opaque node, or nothing
+    timing_cache  what this build and those before it measured, if that was asked for
+    """
 
     plan: bytes
     runtime: str
     runtime_version: str
     compute_capabilities: tuple[str, ...]
-    layers: tuple[EngineLayer, ...]
+    layers: tuple[EngineLayer, ...] | None
     build_s: float
+    timing_cache: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildOptions:
+    """What a build may use.
+
+    workspace_bytes  of the GPU's memory, while kernels are tried; None: as much as the runtime likes
+    timing_cache     what earlier builds measured, which saves measuring it again, or b''; None: none is kept
+    """
+
+    workspace_bytes: int | None = None
+    timing_cache: bytes | None = None
 
 
 def load_runtime(target: Target) -> ModuleType:
@@ -82,6 +100,7 @@ def build_engine(
     spec: GraphSpec,
     target: Target,
     *,
+    options: BuildOptions | None = None,
     progress: Progress | None = None,
     cuda: CudaRuntime | None = None,
 ) -> EngineReport:
@@ -104,6 +123,7 @@ def build_engine(
         _set_compute_capabilities(trt, config, capabilities)
     _allow_decomposition(trt, network)
     _add_profiles(builder, config, spec)
+    cache = _apply(trt, config, options or BuildOptions())
     monitor = _make_monitor(trt, progress or (lambda _, fraction: None))
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
@@ -114,7 +134,7 @@ def build_engine(
             f"{target.builder} {trt.__version__} could not build '{spec.name}' from {onnx_path}: {log.reason()}",
             cause="the file was read without an error, so the builder lacks memory, or cannot compile this graph for "
             f"target '{target.name}'",
-            fix="see what this machine has: pvc-export doctor",
+            fix=DOCTOR,
         )
     if progress is not None:
         progress("done", 1.0)
@@ -125,7 +145,22 @@ def build_engine(
         compute_capabilities=capabilities,
         layers=_list_layers(trt, target, log, plan),
         build_s=time.perf_counter() - started,
+        timing_cache=None if cache is None else bytes(cache.serialize()),
     )
+
+
+def _apply(trt: ModuleType, config: Any, options: BuildOptions) -> Any:
+    """Returns the timing cache that the build fills, if there is one. One that the runtime refuses, as of another GPU
+    or version, is begun anew."""
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.timing_cache is None:
+        return None
+    cache = config.create_timing_cache(options.timing_cache)
+    if cache is None or not config.set_timing_cache(cache, False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
 
 
 def _network_flags(trt: ModuleType) -> int:
@@ -177,19 +212,27 @@ def _set_compute_capabilities(trt: ModuleType, config: Any, names: tuple[str, ..
         config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
 
 
-def _list_layers(trt: ModuleType, target: Target, log: Any, plan: Any) -> tuple[EngineLayer, ...]:
-    """From the build log, which both print while they build; else by the inspector, which needs the GPU."""
-    if NAME_LINE.search(log.text()) or target.runtime == "tensorrt_rtx":
-        return parse_layers(log.text())
+def _list_layers(trt: ModuleType, target: Target, log: Any, plan: Any) -> tuple[EngineLayer, ...] | None:
+    """From the build log, which both print while they build; else by the inspector, which needs the GPU. None where
+    they show no kernels, but a subgraph as one node: then numbers must say what the engine is (engines/golden)."""
+    text = log.text()
+    if NAME_LINE.search(text):
+        return parse_layers(text)
+    is_opaque = OPAQUE_NODE in text
+    if target.runtime == "tensorrt_rtx":
+        return None if is_opaque else parse_layers(text)
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+    if engine is None and is_opaque:
+        return None
     if engine is None:
         raise BuildError(
             f"the engine that was just built cannot be opened for inspection: {log.reason()}",
             cause="the GPU has too little free memory, or is not the one that the engine was built for",
-            fix="see what this machine has: pvc-export doctor",
+            fix=DOCTOR,
         )
     inspector = engine.create_engine_inspector()
-    return parse_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    layers = parse_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    return None if any(OPAQUE_NODE in layer.name for layer in layers) else layers
 
 
 def _allow_decomposition(trt: ModuleType, network: Any) -> None:

@@ -20,6 +20,8 @@ from .errors import BuildError
 from .spec import GraphSpec
 
 NAME_LINE = re.compile(r"^Name: (.+?), LayerType: (\w+)", re.MULTILINE)
+OPAQUE_NODE = "ForeignNode["
+"""How a list names a subgraph whose kernels it does not show."""
 TENSOR_START = "{ Name: "
 TENSOR = re.compile(
     r"\{ Name: (.+?), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\][^{}]*?(?:Format/)?Datatype: ([^,{}]*[^,{} ])"
@@ -168,6 +170,45 @@ class WideAttention:
 
 
 NO_WIDE_ATTENTION = WideAttention()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A graph, and what the gate must know of the cast model that it was made from.
+
+    num_float32_weights  None for a float32 graph, where all of them are
+    num_codes            weights that it holds in codes
+    """
+
+    spec: GraphSpec
+    num_weights: int
+    num_float32_weights: int | None
+    num_codes: int
+    wide: WideAttention = NO_WIDE_ATTENTION
+
+    def hold(self, layers: tuple[EngineLayer, ...]) -> None:
+        """Raise BuildError unless an engine of these layers is what the graph asked for."""
+        check_layers(
+            layers, self.spec, num_float32_weights=self.num_float32_weights, num_weights=self.num_weights,
+            num_codes=self.num_codes, wide=self.wide,
+        )  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the spec, which is the manifest's."""
+        return {
+            "num_weights": self.num_weights,
+            "num_float32_weights": self.num_float32_weights,
+            "num_codes": self.num_codes,
+            "wide_rows": self.wide.num_rows,
+            "wide_states": sorted(self.wide.states),
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any], spec: GraphSpec) -> Asked:
+        """The inverse of to_json. Raises KeyError or TypeError for anything else."""
+        wide = WideAttention(num_rows=data["wide_rows"], states=frozenset(data["wide_states"]))
+        numbers = {key: data[key] for key in ("num_weights", "num_float32_weights", "num_codes")}
+        return Asked(spec=spec, wide=wide, **numbers)
 
 
 def check_layers(

@@ -46,6 +46,7 @@ class EngineEntry:
     built_on    mark of the machine that built it (engines/machine.py): another one's code is not loaded unasked
     built_from  fingerprint of the graph that it was built from (`fingerprint`): of another one it is stale
     signature   that machine's, of this build (engines/provenance.py); '' in manifests of before there was one
+    kernels_visible  whether its layers could be read and were held; else num_layers is 0 and nothing is counted
     """
 
     path: str
@@ -58,6 +59,7 @@ class EngineEntry:
     built_on: str
     built_from: str
     signature: str = ""
+    kernels_visible: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""pvc-export: plan | trt | onnx | check | compare | prove | run | inspect | bench | doctor.
+"""pvc-export: plan | trt | onnx | kit | check | compare | prove | run | inspect | bench | doctor.
 
 Exit codes: 0 ok, 2 usage, 3 parity failed, 4 environment, 5 build failed, 6 bad input (engines/errors.py).
 Unusual: heavy packages are imported inside the commands, so that --help and doctor work on a machine without torch.
@@ -16,14 +16,14 @@ from engines.bundle import Runtime
 from engines.clock import Clock
 from engines.errors import BackendUnavailable, PVCError
 from engines.ingest import Ingest
-from engines.spec import GRAPH_NAMES, Precision
+from engines.spec import GRAPH_NAMES
 from engines.terminal import fail, one_of
 
+from . import cli_export
 from .terminal import graph_options as of_graph
 from .terminal import options as opt
 from .terminal.interrupt import outcome, signals
-from .terminal.quantization import FewBits
-from .terminal.usage import one_precision, refuse, usage_errors
+from .terminal.usage import refuse, usage_errors
 
 app = typer.Typer(
     help="Export a PVC video model to a streaming bundle, and prove that nothing was lost on the way.",
@@ -37,88 +37,7 @@ EXPORT_PACKAGES = ("jinja2", "torch", "onnx", "onnx_ir", "onnxscript", "safetens
 """What a runtime without the exporter lacks."""
 
 
-def _export(name: str, *, engines: bool, precision: Precision, target: str, summary: str) -> None:
-    """Register `trt` or `onnx`: one list of options for both, with the defaults of each."""
-
-    @app.command(name, help=summary)
-    def command(
-        model: opt.Model = "shapes",
-        output: opt.Out = None,
-        fp16: opt.FP16 = False,
-        bf16: opt.BF16 = False,
-        fp32: opt.FP32 = False,
-        target: opt.Target = target,
-        window: opt.Window = 8,
-        context: opt.Context = 2048,
-        streams: opt.Streams = 1,
-        clock: opt.ClockChoice = "run-on",
-        island: opt.Island = None,
-        int4: opt.Int4 = None,
-        int8: opt.Int8 = None,
-        int4_block: opt.Int4Block = None,
-        quantize_by: opt.QuantizeBy = "search",
-        calibrate: opt.Calibrate = None,
-        calibrate_by: opt.CalibrateBy = None,
-        golden: opt.Golden = False,
-        seed: opt.Seed = None,
-        mapping: opt.MappingFile = None,
-        as_json: opt.Json = False,
-    ) -> None:
-        chosen = one_precision(fp16=fp16, bf16=bf16, fp32=fp32) or precision
-        with usage_errors():
-            kept = cast("Clock", one_of("--clock", clock, get_args(Clock)))
-        from .commands.export import export_command
-
-        export_command(
-            model=model, output=output, precision=chosen, target_name=target, window=window, context=context,
-            streams=streams, clock=kept, islands=tuple(island or ()),
-            few_bits=FewBits(int4, int8, int4_block, quantize_by, calibrate, calibrate_by), seed=seed, mapping=mapping,
-            engines=engines, golden=golden, as_json=as_json,
-        )  # fmt: skip
-
-
-_export(
-    "trt", engines=True, precision="fp16", target="rtx",
-    summary="Export, build TensorRT engines, check, and publish a bundle. float16 unless --bf16 or --fp32.",
-)  # fmt: skip
-_export(
-    "onnx", engines=False, precision="fp32", target="cpu",
-    summary="Export ONNX graphs without engines, check, and publish a bundle. float32 unless --fp16 or --bf16.",
-)  # fmt: skip
-
-
-@app.command(short_help="Say what an export would take, and on which devices its bundle would run.")
-def plan(
-    model: opt.PlannedModel = "shapes",
-    fp16: opt.FP16 = False,
-    bf16: opt.BF16 = False,
-    fp32: opt.FP32 = False,
-    target: opt.Target = "rtx",
-    window: opt.Window = 8,
-    context: opt.Context = 2048,
-    streams: opt.Streams = 1,
-    clock: opt.ClockChoice = "run-on",
-    island: opt.Island = None,
-    int4: opt.Int4 = None,
-    int8: opt.Int8 = None,
-    int4_block: opt.Int4Block = None,
-    mapping: opt.MappingFile = None,
-    as_json: opt.Json = False,
-) -> None:
-    """Say what an export with these options would take, and on which devices its bundle would run. Reads no weight.
-
-    Bytes of each graph and engine, of a stream's caches, memory and time of every step. float16 for a target with
-    engines, float32 for one without, unless --fp16, --bf16 or --fp32.
-    """
-    chosen = one_precision(fp16=fp16, bf16=bf16, fp32=fp32)
-    with usage_errors():
-        kept = cast("Clock", one_of("--clock", clock, get_args(Clock)))
-    from .commands.plan import plan_command
-
-    plan_command(
-        model=model, precision=chosen, target_name=target, window=window, context=context, streams=streams, clock=kept,
-        islands=tuple(island or ()), few_bits=FewBits(int4, int8, int4_block), mapping=mapping, as_json=as_json,
-    )  # fmt: skip
+cli_export.register(app)
 
 
 @app.command(short_help="Compare a bundle with the PyTorch reference, output by output.")

@@ -136,7 +136,8 @@ def disk(machine: Machine, folder: Path) -> Finding:
         if "read-only" in why.lower():
             remedy = f"cp -r '{folder}' ~/   # and build there"
         return Finding(name="folder", state="error", detail=f"engines cannot be written: {why}", remedy=(remedy,))
-    graphs = [path for pattern in ("*.onnx*", "graphs/*.onnx*") for path in folder.glob(pattern)]
+    places = ("*.onnx*", "graphs/*.onnx*", "model/graphs/*.onnx*")  # a bundle's, and a kit's
+    graphs = [path for pattern in places for path in folder.glob(pattern)]
     needed, free = GIB + sum(path.stat().st_size for path in graphs), machine.disk_free(folder)
     detail = f"{free / GIB:.1f} GiB are free"
     if free >= needed:

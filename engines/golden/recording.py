@@ -117,7 +117,7 @@ class Golden:
                 fix="export it again with --golden; or compare it with its model: pvc-export check",
             )
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 return _from_arrays({name: file[name] for name in file.files})
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise BundleError(

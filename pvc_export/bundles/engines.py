@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from engines.builder import build_engine
 from engines.bundle import graph_path
-from engines.gate import WideAttention, check_layers, count_attention
+from engines.checked_build import build_checked
+from engines.gate import Asked, WideAttention
 from engines.manifest import EngineEntry, FileEntry, fingerprint
 from engines.spec import GraphSpec
 from engines.target import Target
@@ -23,21 +22,6 @@ from ..graphs.modules import graph_parameters
 from ..graphs.precision import in_an_island
 from ..graphs.quantize import is_coded
 from ..terminal.console import Console, size_text
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """A graph, and what the gate must know of the cast model that it was made from.
-
-    num_float32_weights  None for a float32 graph, where all of them are
-    num_codes            weights that it holds in codes
-    """
-
-    spec: GraphSpec
-    num_weights: int
-    num_float32_weights: int | None
-    num_codes: int
-    wide: WideAttention
 
 
 def asked_of(model: PVC, spec: GraphSpec, islands: Sequence[str] = ()) -> Asked:
@@ -83,26 +67,11 @@ def build_engines(
     (folder / "engines").mkdir()
     for index, name in enumerate(target.engine_graphs, start=1):
         with console.stage(f"build {name} ({index}/{len(target.engine_graphs)})") as (stage, report):
-            asked = graphs[name]
-            built = build_engine(folder / graph_path(name), asked.spec, target, progress=lambda _, x: report(x))
-            check_layers(
-                built.layers, asked.spec, num_float32_weights=asked.num_float32_weights,
-                num_weights=asked.num_weights, num_codes=asked.num_codes, wide=asked.wide,
+            built = build_checked(
+                folder / graph_path(name), graphs[name], target, built_from=fingerprint(files, graph_path(name)),
+                progress=lambda _, x: report(x),
             )  # fmt: skip
-            path = f"engines/{name}.engine"
-            (folder / path).write_bytes(built.plan)
-            fused = count_attention(built.layers)
-            facts = f"{len(built.layers)} layers, fused attention {fused['gemm']} gemm + {fused['gemv']} gemv"
-            stage.note = f"{size_text(len(built.plan))}, {facts}"
-        entries[name] = EngineEntry(
-            path=path,
-            runtime=built.runtime,
-            runtime_version=built.runtime_version,
-            compute_capabilities=built.compute_capabilities,
-            num_layers=len(built.layers),
-            fused_attention=fused,
-            build_s=round(built.build_s, 3),
-            built_on="",  # signed with the manifest, when all files are known
-            built_from=fingerprint(files, graph_path(name)),
-        )
+            plan, entries[name] = built.report.plan, built.entry
+            (folder / built.entry.path).write_bytes(plan)
+            stage.note = f"{size_text(len(plan))}, {built.note}"
     return entries

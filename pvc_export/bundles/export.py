@@ -228,11 +228,8 @@ def write_graphs(
     quantizer = Quantizer.of(loaded.model, request.quantization, request.precision, request.islands)
     calibration = _found_ahead(loaded, quantizer, request, console)
     quantizer = quantizer.with_calibration(calibration)
-    # Of a large one there is no room for a second copy; and codes are written as the weights are read.
-    lean = loaded.model.stored is not None or not is_small(loaded.model) or bool(request.quantization)
-    source = hollow(loaded.model, keep_clock=request.clock == "reanchor") if lean else loaded.model
-    source = prepared(source, request.quantization, calibration, request.int8_states)
-    model = cast_model(source, request.precision, request.islands)
+    lean = is_lean(loaded.model, request)
+    model = cast_for_graphs(loaded.model, request, calibration)
     (folder / "graphs").mkdir()
     for index, (name, spec) in enumerate(specs.items(), start=1):
         path = folder / graph_path(name)
@@ -275,6 +272,19 @@ def write_graphs(
     manifest = sign_engines(manifest)
     manifest.save(folder)
     return manifest
+
+
+def is_lean(model: PVC, request: ExportRequest) -> bool:
+    """Whether graphs are traced without weights: of a large model there is no room for a second copy, and codes are
+    written as the weights are read."""
+    return model.stored is not None or not is_small(model) or bool(request.quantization)
+
+
+def cast_for_graphs(model: PVC, request: ExportRequest, calibration: Calibration | None) -> PVC:
+    """What the graphs are traced from."""
+    source = hollow(model, keep_clock=request.clock == "reanchor") if is_lean(model, request) else model
+    source = prepared(source, request.quantization, calibration, request.int8_states)
+    return cast_model(source, request.precision, request.islands)
 
 
 def _found_ahead(

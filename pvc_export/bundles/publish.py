@@ -12,13 +12,11 @@ that dies with its process tells it from the folder of an export that still runs
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,13 +24,12 @@ from pathlib import Path
 
 from engines.errors import BackendUnavailable, BundleError
 from engines.manifest import list_files, listed_files
+from engines.publishing import publish, sync
 
 from ..terminal import interrupt
 from ..terminal.console import size_text
 from .resume import inherit
 
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
-CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 FULL = (errno.ENOSPC, errno.EDQUOT, None)  # numpy, which writes the weights, gives no code
 
 
@@ -57,13 +54,13 @@ def staging(out: Path) -> Iterator[Path]:
         yield holder / "bundle"
         _refuse_to_replace_what_is_no_bundle(out)  # minutes have passed
         for path in holder.rglob("*"):
-            _sync(path)
+            sync(path)
         interrupt.check()
         interrupt.note_publishing(holder / "bundle", out)
-        _publish(holder / "bundle", out)
+        publish(holder / "bundle", out)
         published = True
         for path in (holder, out.parent):
-            _sync(path)
+            sync(path)
     except OSError as error:
         outcome = f"{out} was published, but a power cut may undo it" if published else "Nothing was published"
         raise _no_room(f"writing the bundle failed: {error}. {outcome}", out, error) from error
@@ -72,50 +69,12 @@ def staging(out: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _publish(folder: Path, out: Path) -> None:
-    """Give a finished folder the name `out`. A bundle that has the name ends up in folder.parent."""
-    if out.exists():
-        if _exchange(folder, out):
-            return
-        # Not Linux, or a file system that cannot exchange names, such as NFS. Between two renames neither bundle has
-        # the name. _remove_holder gives it back to the old one, after an error here or, if this process is killed, in
-        # the next export.
-        out.rename(folder.parent / "old")
-    folder.rename(out)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Let two folders swap names in one step; False where the system or the file system has no such step."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
-    if renameat2 is None:
-        return False
-    # Plain integers would be passed as int: right for all of renameat2's arguments but the two strings.
-    if renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in CANNOT_EXCHANGE:
-        return False
-    raise OSError(code, os.strerror(code), str(first), None, str(second))
-
-
 def _remove_holder(holder: Path, out: Path) -> None:
     """Remove a temporary folder, but never the only copy of a bundle."""
     with suppress(OSError):
         if (holder / "old").is_dir() and not out.exists():
             (holder / "old").rename(out)
         shutil.rmtree(holder, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Return when the file, or the names in the folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():  # some file systems cannot sync a folder
-            raise
-    finally:
-        os.close(handle)
 
 
 def _make_holder(out: Path) -> tuple[Path, int]:

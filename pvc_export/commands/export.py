@@ -1,4 +1,4 @@
-"""`pvc-export trt` and `onnx`: from what was asked for to a published bundle."""
+"""`pvc-export trt`, `onnx` and `kit`: from what was asked for to a published bundle, or to a kit."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from engines.terminal import print_json
 
 from ..bundles.calibrate import CalibrationRequest
 from ..bundles.export import ExportRequest, export
+from ..bundles.kit import make_kit
 from ..graphs.models import RANDOM, load_model
 from ..terminal.console import Console
 from ..terminal.quantization import FewBits, quantization_text
-from ..terminal.usage import usage_errors
+from ..terminal.usage import Made, usage_errors
 
 
 def export_command(
     *, model: str, output: Path | None, precision: Precision, target_name: str, window: int, context: int, streams: int,
-    clock: Clock, islands: tuple[str, ...], few_bits: FewBits, seed: int | None, mapping: Path | None, engines: bool,
+    clock: Clock, islands: tuple[str, ...], few_bits: FewBits, seed: int | None, mapping: Path | None, made: Made,
     golden: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Export, check and publish. Raises BadParameter for flags that contradict each other, before any work."""
-    target = chosen_target(target_name, precision, engines=engines)
+    target = chosen_target(target_name, precision, made=made)
     with usage_errors():
         limits = StreamLimits(window=window, context=context, streams=streams)
     if seed is not None and model not in RANDOM:
@@ -40,7 +41,8 @@ def export_command(
     quantization = few_bits.of(target, streams=streams)
     calibration = CalibrationRequest(clips=tuple(few_bits.clips or ()), method=few_bits.calibration_method)
     console = Console(quiet=as_json)
-    out = output or Path("build") / Path(model).resolve().name
+    name = Path(model).resolve().name
+    out = output or Path("build") / (f"{name}-kit" if made == "kit" else name)
     console.print(
         f"{model} -> {out}   {precision}, target {target.name}, window {window}, context {context}, "
         f"streams {streams}, clock {clock}"
@@ -59,7 +61,7 @@ def export_command(
         out=out, target=target, precision=precision, limits=limits, islands=islands, clock=clock,
         quantization=quantization, calibration=calibration, int8_states=few_bits.states, golden=golden,
     )  # fmt: skip
-    parity = export(loaded, request, console=console)
+    parity = (make_kit if made == "kit" else export)(loaded, request, console=console)
     if as_json:
         print_json(
             {
@@ -77,7 +79,10 @@ def export_command(
         print(f"FAIL: {parity.failure_text()}\nNothing was published", file=sys.stderr)
         raise typer.Exit(EXIT_DIFFERENT)
     console.print(f"published {out}")
-    console.print(f"next: pvc-export run {shlex.quote(str(out))} --video FILE --ask 'What happens?'")
+    folder = shlex.quote(str(out))
+    on_device = f"copy {folder} to the device, and there: ./build.sh (README.md in it says more)"
+    run = f"pvc-export run {folder} --video FILE --ask 'What happens?'"
+    console.print(f"next: {on_device if made == 'kit' else run}")
 
 
 def refuse_islands(islands: tuple[str, ...], precision: Precision) -> None:
@@ -86,13 +91,13 @@ def refuse_islands(islands: tuple[str, ...], precision: Precision) -> None:
         raise typer.BadParameter("--island keeps a part in float32, and with --fp32 all of them are")
 
 
-def chosen_target(name: str, precision: Precision, *, engines: bool) -> Target:
-    """The target of that name; without its engines, unless they are to be built. Raises BadParameter for what it
+def chosen_target(name: str, precision: Precision, *, made: Made) -> Target:
+    """The target of that name; without its engines, unless they are to be built here. Raises BadParameter for what it
     lacks."""
     with usage_errors():
         target = load_target(name)
     if precision not in target.precisions:
         raise typer.BadParameter(f"target '{name}' does not compute {precision}; it has {', '.join(target.precisions)}")
-    if engines and target.builder is None:
+    if made != "onnx" and target.builder is None:
         raise typer.BadParameter(f"target '{name}' runs ONNX files and has no engines; use: pvc-export onnx")
-    return target if engines else replace(target, engine_graphs=(), builder=None)
+    return target if made == "trt" else replace(target, engine_graphs=(), builder=None)

@@ -35,7 +35,7 @@ def plan_command(
         limits = StreamLimits(window=window, context=context, streams=streams)
     chosen: Precision = precision or ("fp16" if engines else "fp32")
     refuse_islands(islands, chosen)
-    target = chosen_target(target_name, chosen, engines=engines)
+    target = chosen_target(target_name, chosen, made="trt" if engines else "onnx")
     request = ExportRequest(
         out=Path("build") / Path(model).name,
         target=target,

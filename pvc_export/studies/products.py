@@ -79,7 +79,7 @@ def engines(subjects: list[str]) -> Iterator[str]:
                     export_graph(graph_module(model, spec, target.spelling), spec, path)
                     built = build_engine(path, spec, target)
                 size = f"{len(built.plan) / 1e6:.2f} MB"
-                yield f"{name:<10} {graph:<11} {how:<9} {len(built.layers):>6} {size:>12} {built.build_s:>6.1f} s"
+                yield f"{name:<10} {graph:<11} {how:<9} {len(built.layers or ()):>6} {size:>12} {built.build_s:>6.1f} s"
 
 
 def cpu(size: str, rounds: int, num_layers: int | None) -> Iterator[str]:

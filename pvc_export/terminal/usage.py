@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import typer
 
 from engines.errors import SpecError
 from engines.spec import Precision
+
+Made = Literal["trt", "onnx", "kit"]
+"""What an export makes: a bundle with engines, one without, or a folder for a device, which builds them itself."""
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from engines import publishing
 from engines.bundle import verify_files
 from engines.errors import BundleError
 from engines.manifest import Manifest
@@ -74,7 +75,7 @@ def what_is(out: Path) -> str:
 def main() -> None:
     out, old, new = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     if "--no-exchange" in sys.argv:
-        publish._exchange = lambda first, second: False
+        publishing._exchange = lambda first, second: False
     os.fsync = lambda handle: None  # a kill loses nothing that was written; only a power cut does
     kills = []
     for operation in itertools.count():

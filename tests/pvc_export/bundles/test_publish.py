@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from engines import publishing
 from engines.bundle import verify_files
 from engines.errors import BackendUnavailable, BundleError
 from engines.manifest import Manifest, hash_folder
@@ -121,7 +122,7 @@ def test_a_bundle_is_replaced_here_by_an_exchange_and_not_by_two_renames(
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
 def test_a_new_bundle_replaces_the_old_one_whole(out: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not exchange:
-        monkeypatch.setattr(publish, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(publishing, "_exchange", lambda first, second: False)
     put(out, "new")
     assert [path.name for path in out.iterdir()] == ["manifest.json"] and name_of(out) == "new"
     assert list(out.parent.iterdir()) == [out]
@@ -133,15 +134,16 @@ def test_a_file_system_that_cannot_exchange_names_gets_two_renames(
     out: Path, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ctypes.get_errno", lambda: code)
-    monkeypatch.setattr("pvc_export.bundles.publish.RENAME_EXCHANGE", 1 << 20)  # a flag that no file system knows
+    monkeypatch.setattr("engines.publishing.RENAME_EXCHANGE", 1 << 20)  # a flag that no file system knows
     put(out, "new")
     assert name_of(out) == "new" and list(out.parent.iterdir()) == [out]
 
 
 def test_after_a_kill_between_two_renames_the_next_export_first_gives_the_old_bundle_its_name_back(out: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from pvc_export.bundles import publish\n"
-        "publish._exchange = lambda first, second: False\n"
+        "import os, sys; from pathlib import Path\n"
+        "from engines import publishing; from pvc_export.bundles import publish\n"
+        "publishing._exchange = lambda first, second: False\n"
         "rename = Path.rename\n"
         "Path.rename = lambda self, to: rename(self, to) if to.name == 'old' else os.kill(os.getpid(), 9)\n"
         "with publish.staging(Path(sys.argv[1])): pass"
@@ -162,7 +164,7 @@ def test_a_rename_that_fails_gives_the_old_bundle_its_name_back(out: Path, monke
             raise OSError(errno.EIO, "Input/output error")
         return rename(self, target)
 
-    monkeypatch.setattr(publish, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(publishing, "_exchange", lambda first, second: False)
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(BackendUnavailable, match=r"Input/output error.*Nothing was published(.*\n)*.*-o"):
         put(out, "new")
@@ -238,14 +240,14 @@ def test_an_interrupt_in_the_very_call_that_publishes_is_told_by_what_stands_the
 ) -> None:
     monkeypatch.setattr(interrupt, "_publishing", None)
     monkeypatch.setattr(interrupt.signals, "number", None)
-    real = publish._publish
+    real = publish.publish
 
     def struck(folder: Path, target: Path) -> None:
         if moment == "after":
             real(folder, target)
         interrupt.signals._on_signal(signal.SIGTERM, None)
 
-    monkeypatch.setattr(publish, "_publish", struck)
+    monkeypatch.setattr(publish, "publish", struck)
     with pytest.raises(KeyboardInterrupt):
         put(out, "new")
     told = {"before": ("first", "nothing was published"), "after": ("new", f"{out} was already published")}

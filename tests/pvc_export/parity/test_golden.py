@@ -184,9 +184,8 @@ def test_another_likeliest_token_is_told_and_one_that_nearly_ties_is_not(bundle_
     loose = replace(golden, samples=tuple(replace(one, limits=wide[one.name]) for one in golden.samples))
     report = broken(bundle_fp32, loose, "head", prefer(1.0))
     assert [rule.name for rule in report.rules if rule.passed is False] == ["tokens"]
-    assert f"after 2 tokens of the answer it prefers token {(want + 1) % 1000}" in report.summary() or (
-        "after 2 tokens" in report.summary() and f"the reference {want}" in report.summary()
-    )
+    assert "after 2 tokens of the answer it prefers token" in report.summary()
+    assert report.summary().endswith(f"the reference {want}")
     lenient = replace(loose, ties=tuple(1e9 for _ in golden.ties))
     assert broken(bundle_fp32, lenient, "head", prefer(1.0)).passed
 
@@ -194,7 +193,8 @@ def test_another_likeliest_token_is_told_and_one_that_nearly_ties_is_not(bundle_
 def test_nan_ends_the_stream_and_names_the_graph(bundle_fp32: Path, golden: Golden) -> None:
     report = broken(bundle_fp32, golden, "compressor", scale_by("frame_embeds", np.nan, first_run=2))
     assert not report.passed
-    assert "graph 'compressor', frame 2" in report.summary() or "graph 'compressor' returned NaN" in report.summary()
+    assert "'compressor'" in report.summary()
+    assert any("NaN" in rule.detail for rule in report.rules if rule.passed is False)
 
 
 def test_few_rows_are_sampled_from_the_first_to_the_last() -> None:

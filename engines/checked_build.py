@@ -1,0 +1,57 @@
+"""One engine: built from its graph, and held against what the graph asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .builder import BuildOptions, EngineReport, Progress, build_engine
+from .cuda import CudaRuntime
+from .gate import Asked, count_attention
+from .manifest import EngineEntry
+from .target import Target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltEngine:
+    """The engine's bytes, its entry in a manifest, not signed yet, and what to say of it."""
+
+    report: EngineReport
+    entry: EngineEntry
+    note: str
+
+
+def build_checked(
+    onnx_path: Path,
+    asked: Asked,
+    target: Target,
+    *,
+    built_from: str,
+    options: BuildOptions | None = None,
+    progress: Progress | None = None,
+    cuda: CudaRuntime | None = None,
+) -> BuiltEngine:
+    """built_from: the fingerprint of the graph (engines/manifest.py).
+
+    Raises what build_engine raises, and BuildError for an engine whose layers are not what its graph asked for. Where
+    kernels are not visible nothing is held, and the entry says so.
+    """
+    report = build_engine(onnx_path, asked.spec, target, options=options, progress=progress, cuda=cuda)
+    name, layers = asked.spec.name, report.layers
+    if layers is not None:
+        asked.hold(layers)
+    fused = count_attention(layers or ())
+    entry = EngineEntry(
+        path=f"engines/{name}.engine",
+        runtime=report.runtime,
+        runtime_version=report.runtime_version,
+        compute_capabilities=report.compute_capabilities,
+        num_layers=len(layers or ()),
+        fused_attention={} if layers is None else fused,
+        build_s=round(report.build_s, 3),
+        built_on="",  # signed with the manifest, when all files are known
+        built_from=built_from,
+        kernels_visible=layers is not None,
+    )
+    facts = f"{entry.num_layers} layers, fused attention {fused['gemm']} gemm + {fused['gemv']} gemv"
+    return BuiltEngine(report=report, entry=entry, note="kernels not visible" if layers is None else facts)

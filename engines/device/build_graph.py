@@ -1,0 +1,129 @@
+"""Builds the engine of one graph of a kit, in a process of its own: its memory is the system's again when it ends.
+
+Prints progress for the process that started it: one JSON object a line. The engine gets its name when it is whole, and
+then its note, without which nobody takes it for one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..bundle import graph_path
+from ..checked_build import build_checked
+from ..cuda import CudaRuntime
+from ..errors import PVCError
+from ..manifest import EngineEntry, fingerprint, hash_file
+from ..publishing import sync
+from ..terminal import fail
+from .kit import Kit
+
+TIMING_CACHE = "timing.cache"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """An engine that was built whole. `key` is all that it depends on."""
+
+    entry: EngineEntry
+    note: str
+
+    @staticmethod
+    def find(kit: Kit, graph: str, key: dict[str, Any]) -> Finished | None:
+        """What an earlier build finished with the same key, if its file is still what it was."""
+        try:
+            noted = json.loads((kit.work / f"{graph}.json").read_text(encoding="utf-8"))
+            entry = EngineEntry(**{**noted["entry"], "compute_capabilities": tuple(noted["key"]["capabilities"])})
+            if noted["key"] == key and hash_file(kit.work / f"{graph}.engine").sha256 == noted["sha256"]:
+                return Finished(entry=entry, note=noted["note"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+
+def key_of(kit: Kit, graph: str, *, version: str, capabilities: tuple[str, ...]) -> dict[str, Any]:
+    """What an engine depends on: its graph, and who compiles it for which GPUs."""
+    graph_sha256 = fingerprint(kit.manifest.files, graph_path(graph))
+    return {"graph": graph_sha256, "version": version, "capabilities": list(capabilities)}
+
+
+def build_one(kit: Kit, graph: str, key: dict[str, Any], options: argparse.Namespace, cuda: CudaRuntime) -> None:
+    """Build it, and leave engine, note and timing cache in the kit's work folder. Raises what build_checked raises."""
+    from ..builder import BuildOptions
+
+    cache = kit.work / TIMING_CACHE
+    keep_cache = not options.no_timing_cache
+    built = build_checked(
+        kit.model / graph_path(graph),
+        kit.asked[graph],
+        kit.target,
+        built_from=key["graph"],
+        options=BuildOptions(
+            workspace_bytes=None if options.workspace_mib is None else options.workspace_mib << 20,
+            timing_cache=(cache.read_bytes() if cache.is_file() else b"") if keep_cache else None,
+        ),
+        progress=lambda _, fraction: _say({"progress": round(fraction, 3)}),
+        cuda=cuda,
+    )
+    if built.report.timing_cache is not None:
+        _put(cache, built.report.timing_cache)
+    engine = kit.work / f"{graph}.engine"
+    _put(engine, built.report.plan)
+    noted = {"key": key, "entry": asdict(built.entry), "note": built.note, "sha256": hash_file(engine).sha256}
+    _put(kit.work / f"{graph}.json", json.dumps(noted, indent=1).encode())
+
+
+def _put(path: Path, content: bytes) -> None:
+    """A file that is whole as soon as it has its name."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
+    sync(partial)
+    os.replace(partial, path)
+
+
+def _say(message: dict[str, Any]) -> None:
+    print(json.dumps(message), flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownGpu:
+    """A GPU that the process which started this one has asked for its compute capability."""
+
+    capability: str
+
+    def compute_capability(self) -> str:
+        return self.capability
+
+
+def main() -> int:
+    """Exit codes: engines/errors.py."""
+    parser = argparse.ArgumentParser(prog="python3 -m engines.device.build_graph", description=__doc__)
+    parser.add_argument("kit", type=Path)
+    parser.add_argument("graph")
+    parser.add_argument("--capabilities", required=True, nargs="+", help="of the GPUs to build for, such as SM87")
+    add_build_options(parser)
+    options = parser.parse_args()
+    try:
+        kit, gpu = Kit.load(options.kit), KnownGpu(options.capabilities[0])
+        from ..builder import load_runtime
+
+        version = str(load_runtime(kit.target).__version__)
+        key = key_of(kit, options.graph, version=version, capabilities=tuple(options.capabilities))
+        build_one(kit, options.graph, key, options, gpu)  # type: ignore[arg-type]  # asked for nothing else
+    except (PVCError, OSError) as error:
+        return fail(error, as_json=False)
+    return 0
+
+
+def add_build_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workspace-mib", type=int, help="GPU memory for trying kernels; default: by what is free")
+    parser.add_argument("--no-timing-cache", action="store_true", help="measure every kernel again")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

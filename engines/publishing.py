@@ -1,0 +1,50 @@
+"""A finished folder takes its name in one step, which a kill or a power cut cannot halve."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+from pathlib import Path
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Give a finished folder the name `out`. A bundle that has the name ends up in folder.parent."""
+    if out.exists():
+        if _exchange(folder, out):
+            return
+        # Not Linux, or a file system that cannot exchange names, such as NFS. Between two renames neither bundle has
+        # the name: whoever stages them gives it back to the old one, after an error here or, if this process is killed,
+        # in the next run.
+        out.rename(folder.parent / "old")
+    folder.rename(out)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two folders swap names in one step; False where the system or the file system has no such step."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if renameat2 is None:
+        return False
+    # Plain integers would be passed as int: right for all of renameat2's arguments but the two strings.
+    if renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in CANNOT_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(first), None, str(second))
+
+
+def sync(path: Path) -> None:
+    """Return when the file, or the names in the folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some file systems cannot sync a folder
+            raise
+    finally:
+        os.close(handle)

@@ -1,0 +1,105 @@
+"""The commands that make something: trt, onnx, kit; and plan, which says what that would take."""
+
+from __future__ import annotations
+
+from typing import cast, get_args
+
+import typer
+
+from engines.clock import Clock
+from engines.spec import Precision
+from engines.terminal import one_of
+
+from .terminal import options as opt
+from .terminal.quantization import FewBits
+from .terminal.usage import Made, one_precision, usage_errors
+
+
+def register(app: typer.Typer) -> None:
+    """Add them to the program."""
+    _export(
+        app, "trt", precision="fp16", target="rtx",
+        summary="Export, build TensorRT engines, check, and publish a bundle. float16 unless --bf16 or --fp32.",
+    )  # fmt: skip
+    _export(
+        app, "onnx", precision="fp32", target="cpu",
+        summary="Export ONNX graphs without engines, check, and publish a bundle. float32 unless --fp16 or --bf16.",
+    )  # fmt: skip
+    _export(
+        app, "kit", precision="fp16", target="jetson-orin-jp62",
+        summary="Export ONNX graphs, and all that a device needs to build, prove and run them, as one folder to copy.",
+    )  # fmt: skip
+    app.command(short_help="Say what an export would take, and on which devices its bundle would run.")(plan)
+
+
+def _export(app: typer.Typer, name: Made, *, precision: Precision, target: str, summary: str) -> None:
+    """Register `trt`, `onnx` or `kit`: one list of options for all, with the defaults of each."""
+
+    @app.command(name, help=summary)
+    def command(
+        model: opt.Model = "shapes",
+        output: opt.Out = None,
+        fp16: opt.FP16 = False,
+        bf16: opt.BF16 = False,
+        fp32: opt.FP32 = False,
+        target: opt.Target = target,
+        window: opt.Window = 8,
+        context: opt.Context = 2048,
+        streams: opt.Streams = 1,
+        clock: opt.ClockChoice = "run-on",
+        island: opt.Island = None,
+        int4: opt.Int4 = None,
+        int8: opt.Int8 = None,
+        int4_block: opt.Int4Block = None,
+        quantize_by: opt.QuantizeBy = "search",
+        calibrate: opt.Calibrate = None,
+        calibrate_by: opt.CalibrateBy = None,
+        golden: opt.Golden = False,
+        seed: opt.Seed = None,
+        mapping: opt.MappingFile = None,
+        as_json: opt.Json = False,
+    ) -> None:
+        chosen = one_precision(fp16=fp16, bf16=bf16, fp32=fp32) or precision
+        with usage_errors():
+            kept = cast("Clock", one_of("--clock", clock, get_args(Clock)))
+        from .commands.export import export_command
+
+        export_command(
+            model=model, output=output, precision=chosen, target_name=target, window=window, context=context,
+            streams=streams, clock=kept, islands=tuple(island or ()),
+            few_bits=FewBits(int4, int8, int4_block, quantize_by, calibrate, calibrate_by), seed=seed, mapping=mapping,
+            made=name, golden=golden, as_json=as_json,
+        )  # fmt: skip
+
+
+def plan(
+    model: opt.PlannedModel = "shapes",
+    fp16: opt.FP16 = False,
+    bf16: opt.BF16 = False,
+    fp32: opt.FP32 = False,
+    target: opt.Target = "rtx",
+    window: opt.Window = 8,
+    context: opt.Context = 2048,
+    streams: opt.Streams = 1,
+    clock: opt.ClockChoice = "run-on",
+    island: opt.Island = None,
+    int4: opt.Int4 = None,
+    int8: opt.Int8 = None,
+    int4_block: opt.Int4Block = None,
+    mapping: opt.MappingFile = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Say what an export with these options would take, and on which devices its bundle would run. Reads no weight.
+
+    Bytes of each graph and engine, of a stream's caches, memory and time of every step. float16 for a target with
+    engines, float32 for one without, unless --fp16, --bf16 or --fp32.
+    """
+    chosen = one_precision(fp16=fp16, bf16=bf16, fp32=fp32)
+    with usage_errors():
+        kept = cast("Clock", one_of("--clock", clock, get_args(Clock)))
+    from .commands.plan import plan_command
+
+    plan_command(
+        model=model, precision=chosen, target_name=target, window=window, context=context, streams=streams, clock=kept,
+        islands=tuple(island or ()), few_bits=FewBits(int4, int8, int4_block), mapping=mapping, as_json=as_json,
+    )  # fmt: skip
