@@ -24,6 +24,7 @@ from .prompt import PromptTokenizer
 from .provenance import origin_of
 from .session import OrtSession, Session
 from .spec import GraphSpec
+from .table import TableSession
 from .target import Target, load_target
 from .wide_sums import require_wide_sums
 
@@ -116,8 +117,8 @@ def _open_sessions(
     memory = DeviceMemory(cuda)
     opened: dict[str, Session] = {}
     for name, spec in manifest.graphs.items():
-        if name == "embed":  # a table lookup: on the host, so that the table takes no GPU memory
-            opened[name] = OrtSession(folder / graph_path(name), spec, threads=threads)
+        if name == "embed":  # on the host, so that the table takes no GPU memory
+            opened[name] = TableSession(folder / graph_path(name), spec, vocab_size=manifest.shape.vocab_size)
         elif needs_engines:
             opened[name] = _open_engine(folder, manifest, spec, target, memory, trust_engines)
         else:
