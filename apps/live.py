@@ -24,8 +24,8 @@ from engines.manifest import Manifest
 from engines.signals import Signals
 from engines.terminal import fail, print_json
 
+from .addresses import Address, parse_address
 from .capture import open_source
-from .devices import Address, parse_address
 from .meters import Meter
 from .recorder import Recorder
 from .report import Log, describe
@@ -99,8 +99,8 @@ def live(
     source: Annotated[
         str,
         typer.Option(
-            help="Camera number, /dev/video0, rtsp://... or another URL, FILE, a folder of pictures, a pattern such as "
-            "frames/%03d.png, 'synthetic', or a pipeline."
+            help="Camera number, /dev/video0, csi:0 on a Jetson, rtsp://... or another URL, FILE, a folder of "
+            "pictures, a pattern such as frames/%03d.png, 'synthetic', or a pipeline."
         ),
     ] = "0",
     ask: Annotated[
@@ -178,7 +178,7 @@ def run(request: Request, signals: Signals) -> int:
             stack.callback(window.close)
         source = open_source(
             request.address, every_frame=request.every_frame, fps=request.fps, seed=request.seed or 0,
-            question=request.question,
+            question=request.question, say=log.notice,
         )  # fmt: skip
         stack.callback(source.close)
         recorder = None
@@ -192,7 +192,7 @@ def run(request: Request, signals: Signals) -> int:
             bundle, request.question or QUESTION, ask_every_s=request.ask_every_s,
             max_new_tokens=request.max_new_tokens,
         )  # fmt: skip
-        log.say(f"{request.address.name} -> {request.bundle}, which runs on {bundle.runs_on}. Ctrl-C ends.")
+        log.say(f"{source.device.name} -> {request.bundle}, which runs on {bundle.runs_on}. Ctrl-C ends.")
         if watcher.random_weights:
             log.say("The weights are random: the tokens below are no answer to anything.")
         session = LiveSession(

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apps import live
+from apps import capture, live
+from apps.addresses import Address
 from apps.capture import open_source
 from apps.report import Log
 from engines import PVCStream, open_bundle
@@ -27,7 +28,7 @@ from engines.synthetic import render_clip
 from engines.video import probe_video, read_video, write_video
 
 from .conftest import Run
-from .fakes import FakeCapture, FakeFactory, picture
+from .fakes import FakeCapture, FakeFactory, FakeVideo, picture
 
 ROOT = Path(__file__).parent.parent.parent
 NUM_FRAMES, FPS, WIDTH, HEIGHT = 20, 10.0, 320, 240
@@ -157,6 +158,16 @@ def test_a_camera_that_is_lost_keeps_what_was_recorded(
     assert data["recording"]["num_frames"] == probe_video(out).num_frames >= 1
 
 
+def test_how_a_stream_is_decoded_is_told(pvc_live: Run, bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(address: Address, *, say: Callable[[str], None], **_: object) -> FakeVideo:
+        say(f"{address.name}: the CPU decodes it")
+        return FakeVideo([0.0, 0.1])
+
+    monkeypatch.setattr(capture, "open_stream", opened)
+    data = json.loads(pvc_live(bundle_fp32, "--source", "rtsp://me:pw@cam/live", "--headless", "--json").out)
+    assert data["notices"] == ["rtsp://me:***@cam/live: the CPU decodes it"]
+
+
 @pytest.mark.parametrize("failing", ["push", "say"])
 def test_whatever_breaks_the_session_the_recording_is_completed(
     pvc_live: Run, bundle_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
@@ -254,6 +265,8 @@ live.main()
         (["--source", "0", "--every-frame"], 2, "camera 0 does not wait for a model"),
         (["--source", "rtsp://u:pw@cam", "--every-frame"], 2, "rtsp://u:***@cam does not wait"),
         (["--source", "clip.mp4", "--record", "./clip.mp4"], 2, "would replace the source"),
+        (["--source", "csi:x"], 6, "error: csi:x names no CSI camera"),
+        (["--source", "csi:0"], 4, "error: CSI camera 0 needs an OpenCV with GStreamer, and this one has none"),
         (["--source", "nothing.mp4"], 6, "error: nothing.mp4 does not exist"),
         (["--source", "sintetic"], 6, "fix: did you mean --source synthetic?"),
         (["--source", "."], 6, "error: . is a folder without pictures"),

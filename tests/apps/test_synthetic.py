@@ -9,8 +9,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from apps.addresses import parse_address
 from apps.capture import Captured, EveryFrame, Source, open_source
-from apps.devices import parse_address
 from apps.synthetic import FPS, HOLD_S, SIZE, KnownScene, Shown, SyntheticDevice
 from engines.errors import BackendUnavailable
 from pvc_ref.shapes import answer_to, question_of, watch
