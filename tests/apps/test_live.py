@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apps import capture, live
+from apps import capture, live, watch
 from apps.addresses import Address
 from apps.capture import open_source
 from apps.report import Log
@@ -117,7 +117,7 @@ def test_a_signal_completes_the_recording(
 ) -> None:
     out = tmp_path / "out.mp4"
     arguments = [bundle_fp32, "--source", "synthetic", "--headless", "--record", out, "--ask-every", 0.3]
-    command = [sys.executable, "-m", "apps.live", *map(str, arguments)]
+    command = [sys.executable, "-m", "apps.watch", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -188,7 +188,7 @@ def test_whatever_breaks_the_session_the_recording_is_completed(
                                       "--headless", "--ask-every", "0", "--record", str(out)])  # fmt: skip
     monkeypatch.setattr(Signals, "install", lambda self, **_: None)
     with pytest.raises(RuntimeError, match="device lost"):
-        live.main()
+        watch.main()
     assert probe_video(out).num_frames >= 2 and list(tmp_path.iterdir()) == [out]
 
 
@@ -233,14 +233,14 @@ def test_the_window_is_opened_before_pyav_is_imported(bundle_fp32: Path, tmp_pat
     """The other way round, OpenCV's Qt window hangs (apps/window.py)."""
     code = """
 import sys
-from apps import live
+from apps import live, watch
 class Window:
     def __init__(self): print("av imported:", "av" in sys.modules)
     show = lambda self, frame: None
     key = lambda self: ""
     close = lambda self: None
 live.Window = Window
-live.main()
+watch.main()
 """
     arguments = [bundle_fp32, "--source", "synthetic", "--frames", 2, "--record", tmp_path / "out.mp4"]
     result = subprocess.run(
@@ -261,7 +261,11 @@ live.main()
         (["--seed", "-1"], 2, "--seed"),
         (["--seed", "1", "--source", "clip.mp4"], 2, "--seed is for --source synthetic; clip.mp4 shows"),
         (["--seed", "1", "--source", "0"], 2, "--seed is for --source synthetic; camera 0 shows"),
-        (["--runtime", "gpu"], 2, "'auto', 'target', 'cpu'"),
+        (["--ask-every", "inf-inf"], 2, "--ask-every: 'inf-inf' is not a number of 0.0 or more"),
+        (["--frames", "1.5"], 2, "--frames: '1.5' is not a whole number of 1 or more"),
+        (["--runtime", "gpu"], 2, "--runtime: invalid choice: 'gpu'"),
+        (["--headles"], 2, "there is no --headles. Did you mean '--headless'?"),
+        (["--rec", "out.mp4"], 2, "there is no --rec"),
         (["--source", "0", "--every-frame"], 2, "camera 0 does not wait for a model"),
         (["--source", "rtsp://u:pw@cam", "--every-frame"], 2, "rtsp://u:***@cam does not wait"),
         (["--source", "clip.mp4", "--record", "./clip.mp4"], 2, "would replace the source"),
@@ -324,6 +328,6 @@ def test_without_a_window_the_message_names_headless(
 
 
 def test_the_demo_imports_no_torch_and_no_exporter() -> None:
-    code = "import apps.live, sys; print(sorted({'torch', 'av', 'cv2', 'pvc_ref', 'pvc_export'} & set(sys.modules)))"
+    code = "import apps.watch, sys; print(sorted({'torch', 'av', 'cv2', 'pvc_ref', 'pvc_export'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
