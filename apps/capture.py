@@ -20,12 +20,15 @@ from engines.errors import MediaError
 from engines.picture_sequences import is_picture_sequence
 from engines.synthetic import Frame
 
-from .devices import RETRY_PAUSES_S, Address, Capture, CaptureDevice, Device
+from .addresses import Address
+from .devices import RETRY_PAUSES_S, CaptureDevice, Device
+from .opencv import Capture
 from .pictures import PictureDevice
+from .streams import open_stream
 from .synthetic import KnownScene, Shown, SyntheticDevice
 from .videos import VideoDevice
 
-STALL_S = 30.0
+STALL_S = 40.0  # longer than OpenCV waits for a frame of a pipeline, 30 s: what it gives up can still come back
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -66,12 +69,14 @@ def open_source(
     pauses_s: Sequence[float] = RETRY_PAUSES_S,
     seed: int = 0,
     question: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Source:
     """A source that delivers. Raises as CaptureDevice, VideoDevice, PictureDevice and SyntheticDevice do.
 
     every_frame     for videos that end, pictures and the synthetic source; MediaError for what turns out to be live
     fps             for raw streams, a folder of pictures, or a pattern of their names
     seed, question  for the synthetic source
+    say             hears what a person should know of how it was opened
     """
     closing = Event()
     device: Device
@@ -79,8 +84,10 @@ def open_source(
         device = SyntheticDevice(seed=seed, question=question)
     elif address.kind == "file" and is_picture_sequence(address.target):
         device = PictureDevice(address, fps=fps)
-    elif address.kind in ("file", "url"):
+    elif address.kind == "file":
         device = VideoDevice(address, wait=closing.wait, fps=fps, pauses_s=pauses_s)
+    elif address.kind == "url":
+        device = open_stream(address, wait=closing.wait, fps=fps, pauses_s=pauses_s, factory=factory, say=say)
     else:
         device = CaptureDevice(address, wait=closing.wait, factory=factory, pauses_s=pauses_s)
     if every_frame and not device.waits:

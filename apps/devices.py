@@ -2,58 +2,28 @@
 
 Note: a live device that stops delivering is opened again with growing pauses before it counts as lost; one that does
 not open at the start is an error at once, as that is more often a typing error than a camera that is on its way.
-OpenCV is imported inside the functions, and opened by a factory, so that tests need neither a camera nor OpenCV.
+OpenCV's capture is made by a factory, so that tests need neither a camera nor OpenCV.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
-from engines.errors import BackendUnavailable, MediaError
+from engines.errors import MediaError
 from engines.synthetic import Frame
-from engines.video import Damage, is_url, without_password
+from engines.video import Damage
 
-from .synthetic import SYNTHETIC, Shown
+from .addresses import Address
+from .opencv import Capture, open_capture
+from .synthetic import Shown
 
 RETRY_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 FPS = 5  # cv2.CAP_PROP_FPS
 Wait = Callable[[float], bool]
 """Sleeps so many seconds; true as soon as nobody wants frames any more."""
-
-
-class Capture(Protocol):
-    """The part of cv2.VideoCapture that is used here."""
-
-    def isOpened(self) -> bool: ...  # noqa: N802
-    def read(self) -> tuple[bool, Frame | None]: ...
-    def get(self, prop: int) -> float: ...
-    def release(self) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Address:
-    """Where frames come from. `name` is for people and reports: a URL's password is not in it."""
-
-    kind: Literal["synthetic", "camera", "url", "pipeline", "file"]
-    target: str
-    name: str
-
-    @property
-    def is_live(self) -> bool:
-        """It goes on whether or not anybody looks."""
-        return self.kind in ("camera", "url", "pipeline")
-
-    @property
-    def may_wait(self) -> bool:
-        """It may be a video that waits for a model; of an http address only opening it tells."""
-        return not self.is_live or self.target.startswith(("http://", "https://"))
 
 
 class Device(Protocol):
@@ -78,23 +48,6 @@ class Device(Protocol):
         """The next frame, the caller's own; None at the end. Raises MediaError when lost."""
 
     def close(self) -> None: ...
-
-
-def parse_address(text: str) -> Address:
-    """'synthetic', a camera's number or /dev/ path, a URL, a GStreamer pipeline (it holds ' ! '), else a file
-    or pictures."""
-    text = text.strip()
-    if text == SYNTHETIC:
-        return Address(kind="synthetic", target=text, name=SYNTHETIC)
-    if re.fullmatch(r"\d{1,3}", text):
-        return Address(kind="camera", target=text, name=f"camera {int(text)}")
-    if text.startswith("/dev/"):
-        return Address(kind="camera", target=text, name=f"camera {text}")
-    if " ! " in text:
-        return Address(kind="pipeline", target=text, name=without_password(text))
-    if is_url(text):
-        return Address(kind="url", target=text, name=without_password(text))
-    return Address(kind="file", target=text.removeprefix("file://"), name=text.removeprefix("file://"))
 
 
 class CaptureDevice:
@@ -178,30 +131,6 @@ def came_back(
     )
 
 
-def open_capture(address: Address) -> Capture:
-    """cv2.VideoCapture, set up for the present: one buffered frame, and no wait without an end."""
-    cv2 = import_cv2()
-    if address.kind == "pipeline":
-        capture: Any = cv2.VideoCapture(address.target, cv2.CAP_GSTREAMER)
-    else:
-        capture = cv2.VideoCapture(address.target if address.target.startswith("/dev/") else int(address.target))
-    capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-    opened: Capture = capture
-    return opened
-
-
-def import_cv2() -> Any:
-    """OpenCV, with its warnings off: what goes wrong is said by us. Raises BackendUnavailable."""
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
-    try:
-        return importlib.import_module("cv2")
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"OpenCV, which cameras and the window need, cannot be imported here: {error}",
-            fix="pip install opencv-python; on a machine without a screen, opencv-python-headless",
-        ) from error
-
-
 def _advice(address: Address) -> dict[str, str]:
     """What was expected, the likely cause and the next step, for an error."""
     if address.kind == "camera":
@@ -209,9 +138,16 @@ def _advice(address: Address) -> dict[str, str]:
         expected = f"a camera that is connected and free; cameras of this machine: {cameras}"
         cause = "it has another number, another program is using it, or your user may not read it"
         fix = "ls -l /dev/video*; without a camera: --source synthetic, or a video file"
+    elif address.kind == "csi":
+        expected = "a CSI sensor of this number and mode, free, and nvargus-daemon, which serves it"
+        cause = "the daemon hangs or another program holds the sensor; or the connector is not configured for it, as "
+        cause += "JetPack 6 and newer require of an IMX219 or IMX477; or its cable is loose"
+        fix = "sudo systemctl restart nvargus-daemon; if that is not it, choose the sensor in sudo "
+        fix += "/opt/nvidia/jetson-io/jetson-io.py, and restart; then alone: gst-launch-1.0 nvarguscamerasrc "
+        fix += "num-buffers=30 ! fakesink"
     else:
-        expected = "a GStreamer pipeline that ends in appsink, and an OpenCV with GStreamer"
-        cause = "the pipeline is wrong, or this OpenCV is pip's, which has no GStreamer; JetPack's has it"
+        expected = "a GStreamer pipeline that ends in appsink"
+        cause = "the pipeline is wrong, or an element of it is not installed"
         fix = "try the pipeline alone, with fakesink for appsink: gst-launch-1.0 PIPELINE"
     return {"expected": expected, "cause": cause, "fix": fix}
 

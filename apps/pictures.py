@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engines.picture_sequences import open_picture_sequence
 
-from .devices import Address
+from .addresses import Address
 from .synthetic import Shown
 
 

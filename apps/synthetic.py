@@ -89,8 +89,7 @@ def _watch(seed: int, asked: str | None) -> Iterator[Shown]:
         from pvc_ref.shapes import answer_to, question_of, watch
     except ImportError as error:
         raise BackendUnavailable(
-            f"--source {SYNTHETIC} cannot be shown: {error}",
-            expected="pvc_ref.shapes, OpenCV and Pillow",
+            f"--source {SYNTHETIC} needs pvc_ref, OpenCV and Pillow: {error}",
             cause="pvc_ref is a part of this package that a device's kit may lack",
             fix="install the whole package, and pip install opencv-python; or show something else: --source 0, or a "
             "video file",

@@ -9,7 +9,8 @@ from engines.errors import MediaError
 from engines.terminal import did_you_mean
 from engines.video import Damage, DecodedFrame, VideoReader
 
-from .devices import RETRY_PAUSES_S, Address, Wait, came_back
+from .addresses import Address
+from .devices import RETRY_PAUSES_S, Wait, came_back
 from .synthetic import SYNTHETIC, Shown
 
 
@@ -41,6 +42,11 @@ class VideoDevice:
     @property
     def damage(self) -> Damage | None:
         return self._reader.damage
+
+    @property
+    def codec(self) -> str:
+        """FFmpeg's name of it."""
+        return self._reader.codec
 
     def read(self) -> Shown | None:
         shown, self._first = self._first, None

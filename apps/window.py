@@ -13,7 +13,7 @@ from typing import Any
 from engines.errors import BackendUnavailable
 from engines.synthetic import Frame
 
-from .devices import import_cv2
+from .opencv import import_cv2
 
 TITLE = "pvc-live"
 ESCAPE = 27

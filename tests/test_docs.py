@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer.main
 
-import apps.live
+import apps.watch
 import pvc_export.cli
 
 ROOT = Path(__file__).parent.parent
@@ -131,15 +131,20 @@ def wrong(program: str, rest: str) -> str:
     words = rest.split()
     if program == "python -m":
         return wrong_module(words[0] if words else "", rest)
-    command: Any = typer.main.get_command(pvc_export.cli.app if program == "pvc-export" else apps.live.app)
-    if program == "pvc-export":
-        name = next((word for word in words if not word.startswith("-")), None)
-        if name is None or not name.isalpha() or not name.islower():
-            return ""  # the program itself, or a placeholder
-        if name not in command.commands:
-            return f"there is no command '{name}'"
-        command = command.commands[name]
-    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    if program == "pvc-live":
+        return unknown_options(rest, set(OPTION.findall(apps.watch.make_parser(program).format_help())))
+    command: Any = typer.main.get_command(pvc_export.cli.app)
+    name = next((word for word in words if not word.startswith("-")), None)
+    if name is None or not name.isalpha() or not name.islower():
+        return ""  # the program itself, or a placeholder
+    if name not in command.commands:
+        return f"there is no command '{name}'"
+    parameters = command.commands[name].params
+    known = {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    return unknown_options(rest, known)
+
+
+def unknown_options(rest: str, known: set[str]) -> str:
     unknown = [option for option in OPTION.findall(rest) if option not in known]
     return f"it has no {', '.join(unknown)}" if unknown else ""
 

@@ -75,7 +75,7 @@ def test_no_file_of_the_runtime_imports_what_a_device_lacks() -> None:
         "import engines",
         "import engines.builder, engines.video",
         "import pvc_export.cli, pvc_export.commands.doctor",
-        "import apps.live, apps.synthetic",
+        "import apps.watch, apps.synthetic",
     ],
 )
 def test_importing_the_runtime_or_the_command_line_loads_no_torch(statement: str) -> None:

@@ -87,7 +87,7 @@ def test_the_wheel_carries_its_licence_and_that_of_its_pictures(site: Path) -> N
 
 def test_both_command_lines_of_the_wheel_start_under_their_new_names(site: Path) -> None:
     """The file is read too: on a machine with an editable install, the old name would be found there."""
-    for name, module, sign in (("pvc-export", "pvc_export.cli", "doctor"), ("pvc-live", "pvc_apps.live", "--record")):
+    for name, module, sign in (("pvc-export", "pvc_export.cli", "doctor"), ("pvc-live", "pvc_apps.watch", "--record")):
         script = site / "bin" / name
         assert f"from {module} import main" in script.read_text()
         result = run(site, str(script), "--help")
@@ -100,4 +100,4 @@ def test_an_editable_install_keeps_the_names_of_the_checkout(site: Path) -> None
     install = [*pip, "install", "--no-deps", "--no-build-isolation", "--target", folder, "-e", site.parent / "source"]
     subprocess.run(install, check=True)
     (entry_points,) = folder.glob("*.dist-info/entry_points.txt")
-    assert "pvc-live = apps.live:main" in entry_points.read_text()
+    assert "pvc-live = apps.watch:main" in entry_points.read_text()

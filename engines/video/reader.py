@@ -55,6 +55,7 @@ class VideoReader:
     """One pass over a video: `frames`, `decoded`, `at` or `shown_at`, once; then `damage` says what was wrong.
 
     name        of the source, without a password
+    codec       FFmpeg's name of it
     fps         average frames per second, as stated; None if not
     smooth_fps  a constant rate that shows every frame: of a variable one the highest, where FFmpeg found one
     has_end     false for a live stream
@@ -65,6 +66,7 @@ class VideoReader:
         self._packets = Packets(source, fps=fps)
         opened = self._packets.opened
         self.name, self.fps, self.has_end = opened.name, opened.fps, self._packets.has_end
+        self.codec = self._packets.tally.codec
         # Asked now: of a closed container, PyAV would crash.
         guessed = 0.0 if opened.is_raw else float(opened.stream.guessed_rate or 0)
         self.smooth_fps = max(self.fps, guessed) if self.fps and guessed <= MAX_RATE else self.fps

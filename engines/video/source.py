@@ -24,6 +24,10 @@ RAW_FORMATS = frozenset(("h264", "hevc", "vvc", "m4v", "mpegvideo", "mjpeg", "ob
 UNSTATED_RATE = Fraction(1000, 7)
 """Given to raw streams, so that a rate of their own is told from FFmpeg's default of 25."""
 
+SECRET = re.compile(
+    r"""((?<![a-z])(?:pass(?:word|wd|phrase)?|pwd|user-pw|proxy-pw)=)("[^"]*"|'[^']*'|[^&\s]*)""", re.IGNORECASE
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opened:
@@ -41,7 +45,12 @@ def is_url(source: str | Path) -> bool:
 
 
 def without_password(text: str) -> str:
-    return re.sub(r"(://[^/\s:@]*):[^/\s]*@", r"\1:***@", text)
+    """An address, or a text that holds one, fit to be shown: *** for the password before its @, also of a wrong address
+    whose password holds a /, and for the value of password=, pwd=, passphrase= and of GStreamer's user-pw="""
+    if "://" not in text:
+        return text
+    text = re.sub(r"(://[^/\s:@]*):(?:[^/\s]*|(?!\d+[/?#])\S*)@", r"\1:***@", text)
+    return SECRET.sub(r"\1***", text)
 
 
 def import_av() -> Any:

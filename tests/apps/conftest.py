@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from apps import live
+from apps import watch
 from engines.signals import Signals
 
 Run = Callable[..., SimpleNamespace]
@@ -22,7 +22,7 @@ def pvc_live(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         monkeypatch.setattr(sys, "argv", ["pvc-live", *map(str, args)])
         monkeypatch.setattr(Signals, "install", lambda self, **_: None)  # the signals of this process are pytest's
         with pytest.raises(SystemExit) as caught:
-            live.main()
+            watch.main()
         out, err = capsys.readouterr()
         return SimpleNamespace(code=caught.value.code, out=out, err=err)
 

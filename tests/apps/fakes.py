@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from apps.addresses import Address
 from apps.capture import Captured
-from apps.devices import FPS, Address
+from apps.devices import FPS
 from apps.synthetic import KnownScene, Shown
 from engines import Answer, Bundle, PVCStream
 from engines.synthetic import Frame

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from apps import capture
+from apps.addresses import parse_address
 from apps.capture import Captured, EveryFrame, NewestFrame, Source, open_source
-from apps.devices import parse_address
 from apps.synthetic import Shown
 from engines.errors import MediaError
 

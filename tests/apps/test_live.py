@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apps import live
+from apps import capture, live, watch
+from apps.addresses import Address
 from apps.capture import open_source
 from apps.report import Log
 from engines import PVCStream, open_bundle
@@ -27,7 +28,7 @@ from engines.synthetic import render_clip
 from engines.video import probe_video, read_video, write_video
 
 from .conftest import Run
-from .fakes import FakeCapture, FakeFactory, picture
+from .fakes import FakeCapture, FakeFactory, FakeVideo, picture
 
 ROOT = Path(__file__).parent.parent.parent
 NUM_FRAMES, FPS, WIDTH, HEIGHT = 20, 10.0, 320, 240
@@ -116,7 +117,7 @@ def test_a_signal_completes_the_recording(
 ) -> None:
     out = tmp_path / "out.mp4"
     arguments = [bundle_fp32, "--source", "synthetic", "--headless", "--record", out, "--ask-every", 0.3]
-    command = [sys.executable, "-m", "apps.live", *map(str, arguments)]
+    command = [sys.executable, "-m", "apps.watch", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -157,6 +158,16 @@ def test_a_camera_that_is_lost_keeps_what_was_recorded(
     assert data["recording"]["num_frames"] == probe_video(out).num_frames >= 1
 
 
+def test_how_a_stream_is_decoded_is_told(pvc_live: Run, bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(address: Address, *, say: Callable[[str], None], **_: object) -> FakeVideo:
+        say(f"{address.name}: the CPU decodes it")
+        return FakeVideo([0.0, 0.1])
+
+    monkeypatch.setattr(capture, "open_stream", opened)
+    data = json.loads(pvc_live(bundle_fp32, "--source", "rtsp://me:pw@cam/live", "--headless", "--json").out)
+    assert data["notices"] == ["rtsp://me:***@cam/live: the CPU decodes it"]
+
+
 @pytest.mark.parametrize("failing", ["push", "say"])
 def test_whatever_breaks_the_session_the_recording_is_completed(
     pvc_live: Run, bundle_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
@@ -177,7 +188,7 @@ def test_whatever_breaks_the_session_the_recording_is_completed(
                                       "--headless", "--ask-every", "0", "--record", str(out)])  # fmt: skip
     monkeypatch.setattr(Signals, "install", lambda self, **_: None)
     with pytest.raises(RuntimeError, match="device lost"):
-        live.main()
+        watch.main()
     assert probe_video(out).num_frames >= 2 and list(tmp_path.iterdir()) == [out]
 
 
@@ -222,14 +233,14 @@ def test_the_window_is_opened_before_pyav_is_imported(bundle_fp32: Path, tmp_pat
     """The other way round, OpenCV's Qt window hangs (apps/window.py)."""
     code = """
 import sys
-from apps import live
+from apps import live, watch
 class Window:
     def __init__(self): print("av imported:", "av" in sys.modules)
     show = lambda self, frame: None
     key = lambda self: ""
     close = lambda self: None
 live.Window = Window
-live.main()
+watch.main()
 """
     arguments = [bundle_fp32, "--source", "synthetic", "--frames", 2, "--record", tmp_path / "out.mp4"]
     result = subprocess.run(
@@ -250,10 +261,16 @@ live.main()
         (["--seed", "-1"], 2, "--seed"),
         (["--seed", "1", "--source", "clip.mp4"], 2, "--seed is for --source synthetic; clip.mp4 shows"),
         (["--seed", "1", "--source", "0"], 2, "--seed is for --source synthetic; camera 0 shows"),
-        (["--runtime", "gpu"], 2, "'auto', 'target', 'cpu'"),
+        (["--ask-every", "inf-inf"], 2, "--ask-every: 'inf-inf' is not a number of 0.0 or more"),
+        (["--frames", "1.5"], 2, "--frames: '1.5' is not a whole number of 1 or more"),
+        (["--runtime", "gpu"], 2, "--runtime: invalid choice: 'gpu'"),
+        (["--headles"], 2, "there is no --headles. Did you mean '--headless'?"),
+        (["--rec", "out.mp4"], 2, "there is no --rec"),
         (["--source", "0", "--every-frame"], 2, "camera 0 does not wait for a model"),
         (["--source", "rtsp://u:pw@cam", "--every-frame"], 2, "rtsp://u:***@cam does not wait"),
         (["--source", "clip.mp4", "--record", "./clip.mp4"], 2, "would replace the source"),
+        (["--source", "csi:x"], 6, "error: csi:x names no CSI camera"),
+        (["--source", "csi:0"], 4, "error: CSI camera 0 needs an OpenCV with GStreamer, and this one has none"),
         (["--source", "nothing.mp4"], 6, "error: nothing.mp4 does not exist"),
         (["--source", "sintetic"], 6, "fix: did you mean --source synthetic?"),
         (["--source", "."], 6, "error: . is a folder without pictures"),
@@ -311,6 +328,6 @@ def test_without_a_window_the_message_names_headless(
 
 
 def test_the_demo_imports_no_torch_and_no_exporter() -> None:
-    code = "import apps.live, sys; print(sorted({'torch', 'av', 'cv2', 'pvc_ref', 'pvc_export'} & set(sys.modules)))"
+    code = "import apps.watch, sys; print(sorted({'torch', 'av', 'cv2', 'pvc_ref', 'pvc_export'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from apps.addresses import parse_address
 from apps.capture import open_source
-from apps.devices import parse_address
 from apps.pictures import PictureDevice
 from engines import PVCStream, open_bundle
 from engines.errors import MediaError

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from apps.addresses import parse_address
 from apps.capture import open_source
-from apps.devices import parse_address
 from apps.synthetic import Shown
 from apps.videos import VideoDevice
 from engines.errors import MediaError

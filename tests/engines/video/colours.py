@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from apps.devices import parse_address
+from apps.addresses import parse_address
 from apps.videos import VideoDevice
 from engines.video import probe_video, read_video
 

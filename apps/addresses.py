@@ -1,0 +1,69 @@
+"""Where frames come from, as a person writes it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from engines.errors import MediaError
+from engines.video import is_url, without_password
+
+from .gstreamer import csi_pipeline, encoded
+from .synthetic import SYNTHETIC
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Address:
+    """Where frames come from. `name` is for people and reports: no password is in it.
+
+    target  what is opened; a CSI camera's is its pipeline
+    """
+
+    kind: Literal["synthetic", "camera", "csi", "url", "pipeline", "file"]
+    target: str
+    name: str
+
+    @property
+    def is_live(self) -> bool:
+        """It goes on whether or not anybody looks."""
+        return self.kind in ("camera", "csi", "url", "pipeline")
+
+    @property
+    def may_wait(self) -> bool:
+        """It may be a video that waits for a model; of an http address only opening it tells."""
+        return not self.is_live or self.target.startswith(("http://", "https://"))
+
+    @property
+    def is_rtsp(self) -> bool:
+        return self.kind == "url" and self.target.lower().startswith(("rtsp://", "rtsps://"))
+
+
+def parse_address(text: str) -> Address:
+    """'synthetic', a camera's number or /dev/ path, a CSI camera (csi:0), a URL, a GStreamer pipeline (it holds ' ! '),
+    else a file or pictures. Raises MediaError for a csi: that is none."""
+    text = text.strip()
+    if text == SYNTHETIC:
+        return Address(kind="synthetic", target=text, name=SYNTHETIC)
+    if re.fullmatch(r"\d{1,3}", text):
+        return Address(kind="camera", target=text, name=f"camera {int(text)}")
+    if text.startswith("/dev/"):
+        return Address(kind="camera", target=text, name=f"camera {text}")
+    if text.startswith("csi:"):
+        return _csi(text)
+    if is_url(text):  # before a pipeline: a URL that holds ' ! ' is a wrong URL, and must not become elements
+        return Address(kind="url", target=encoded(text), name=without_password(encoded(text)))
+    if " ! " in text:
+        return Address(kind="pipeline", target=text, name=without_password(text))
+    return Address(kind="file", target=text.removeprefix("file://"), name=text.removeprefix("file://"))
+
+
+def _csi(text: str) -> Address:
+    pipeline = csi_pipeline(text)
+    if pipeline is None:
+        raise MediaError(
+            f"{text} names no CSI camera",
+            expected="the sensor's number, and a mode if one is wanted: csi:0, or csi:0,1920x1080@30",
+            fix="--source csi:0",
+        )
+    return Address(kind="csi", target=pipeline, name=f"CSI camera {text.removeprefix('csi:')}")
