@@ -189,6 +189,37 @@ def _parse(trt: ModuleType, network: Any, onnx_path: Path, spec: GraphSpec, log:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnreadNode:
+    """A node that a parser does not read, by its name in the file, and the parser's own words for it."""
+
+    name: str
+    operator: str
+    reason: str
+
+
+def unread_nodes(onnx_path: Path, target: Target) -> tuple[UnreadNode, ...]:
+    """Nodes of a graph that the installed parser of TensorRT-RTX does not read, without building anything.
+
+    Of a file that it cannot read at all, no node is to blame: that is left to the build. Weights are not read (1 ms and
+    no memory for 268 MB of them, TensorRT-RTX 1.7.1). Raises BackendUnavailable where the package is not installed.
+    """
+    trt = load_runtime(target)
+    log = _make_log(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, log)
+    parser.supports_model_v2(onnx_path.read_bytes(), str(onnx_path))
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    return tuple(
+        UnreadNode(
+            name=error.node_name(), operator=error.node_operator(), reason=f"{error.code().name}: {error.desc()}"
+        )
+        for error in errors
+        if error.node_operator()
+    )
+
+
 def compute_capabilities(target: Target, cuda: CudaRuntime | None = None) -> tuple[str, ...]:
     """The GPUs that engines are compiled for: TensorRT-RTX is told, TensorRT compiles for the one it finds.
 

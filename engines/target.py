@@ -30,6 +30,9 @@ class Target:
     cache_update          how new rows get into the LLM's cache
     builder               Python package that compiles engines, or None where ONNX files run directly
     builder_versions      first version that may build, and the first that may not again; empty for any
+    parser                version of TensorRT whose list says what its ONNX parser has (parser.py): the oldest that may
+                          build, or the nearest before it. None where ONNX Runtime decides as it opens a graph. For
+                          TensorRT-RTX it stands in where its own parser, which decides, is not installed
     compute_capabilities  GPUs to compile for (TensorRT-RTX), or that the target has; empty for whatever is there
     precisions            what its hardware and runtime compute
     engine_graphs         graphs that become engines; `embed` is a table lookup and stays on the host
@@ -49,6 +52,7 @@ class Target:
     cache_update: CacheUpdate
     builder: str | None
     builder_versions: tuple[str, ...]
+    parser: str | None
     compute_capabilities: tuple[str, ...]
     precisions: tuple[Precision, ...]
     engine_graphs: tuple[str, ...]

@@ -71,7 +71,10 @@ def test_the_world_and_its_source_are_in_the_wheel(site: Path) -> None:
 
 
 def test_data_files_are_in_the_wheel_and_the_command_line_runs(site: Path) -> None:
-    data = ("pvc_engines/targets/rtx.json", "pvc_export/parity/thresholds.json", "pvc_export/report/report.html.j2")
+    data = (
+        "pvc_engines/targets/rtx.json", "pvc_engines/parsers/10.3.json", "pvc_export/parity/thresholds.json",
+        "pvc_export/report/report.html.j2",
+    )  # fmt: skip
     assert all((site / name).is_file() for name in data)
     result = run(site, "-m", "pvc_export.cli", "doctor")
     assert result.returncode == 0 and "target rtx" in result.stdout, result.stderr

@@ -36,6 +36,7 @@ from ..graphs.machine import is_small
 from ..graphs.models import LoadedModel
 from ..graphs.modules import graph_module, model_shape
 from ..graphs.onnx_file import EXPORTER, export_graph
+from ..graphs.operators import check_operators
 from ..graphs.precision import TORCH_DTYPE, cast_model, kept_wide
 from ..graphs.quantize import Quantizer, prepared
 from ..parity.bfloat16_on_cpu import open_on_cpu
@@ -243,6 +244,7 @@ def write_graphs(
                     export_graph(module, spec, path)
                 if resume is not None:
                     resume.finish(name, spec, folder)
+            check_operators(path, request.target)
             size = size_text(sum(part.stat().st_size for part in path.parent.glob(f"{name}.onnx*")))
             stage.note = f"{size}, of an export that died" if taken else size
     asked = {name: asked_of(model, spec, request.islands) for name, spec in specs.items()}
