@@ -75,6 +75,36 @@ def open_bundle(
     machine's; BackendUnavailable without the runtime. `trust_engines` runs engines that another machine built,
     unverified; one that this machine knows to be exchanged is refused all the same.
     """
+    graphs = open_graphs(
+        folder, runtime=runtime, trust_engines=trust_engines, unchecked=unchecked, threads=threads, cuda=cuda
+    )
+    tokenizer = PromptTokenizer(graphs.folder / TOKENIZER_NAME, graphs.manifest.prompt)
+    return Bundle(
+        folder=graphs.folder, manifest=graphs.manifest, sessions=graphs.sessions, tokenizer=tokenizer,
+        runs_on=graphs.runs_on,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenGraphs:
+    """A bundle's sessions: all of it that computes."""
+
+    folder: Path
+    manifest: Manifest
+    sessions: Mapping[str, Session]
+    runs_on: str
+
+
+def open_graphs(
+    folder: str | Path,
+    *,
+    runtime: Runtime = "auto",
+    trust_engines: bool = False,
+    unchecked: bool = False,
+    threads: int | None = None,
+    cuda: CudaRuntime | None = None,
+) -> OpenGraphs:
+    """What open_bundle does, without the tokenizer and the package that it needs."""
     folder = Path(folder)
     manifest = Manifest.load(folder)
     if runtime == "auto" and lacks_engines(folder, manifest):
@@ -86,8 +116,7 @@ def open_bundle(
             fix=f"see what differs: pvc-export check {shlex.quote(str(folder))}",
         )
     sessions, runs_on = _open_sessions(folder, manifest, runtime, trust_engines, threads, cuda)
-    tokenizer = PromptTokenizer(folder / TOKENIZER_NAME, manifest.prompt)
-    return Bundle(folder=folder, manifest=manifest, sessions=sessions, tokenizer=tokenizer, runs_on=runs_on)
+    return OpenGraphs(folder=folder, manifest=manifest, sessions=sessions, runs_on=runs_on)
 
 
 def _open_sessions(

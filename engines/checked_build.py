@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .builder import BuildOptions, EngineReport, Progress, build_engine
 from .cuda import CudaRuntime
-from .gate import Asked, count_attention
+from .gate import Asked, count_attention, shows_weights
 from .manifest import EngineEntry
 from .target import Target
 
@@ -33,8 +33,8 @@ def build_checked(
 ) -> BuiltEngine:
     """built_from: the fingerprint of the graph (engines/manifest.py).
 
-    Raises what build_engine raises, and BuildError for an engine whose layers are not what its graph asked for. Where
-    kernels are not visible nothing is held, and the entry says so.
+    Raises what build_engine raises, and BuildError for an engine whose layers are not what its graph asked for. What
+    a compiler does not show is not held, and the entry says so.
     """
     report = build_engine(onnx_path, asked.spec, target, options=options, progress=progress, cuda=cuda)
     name, layers = asked.spec.name, report.layers
@@ -51,7 +51,8 @@ def build_checked(
         build_s=round(report.build_s, 3),
         built_on="",  # signed with the manifest, when all files are known
         built_from=built_from,
-        kernels_visible=layers is not None,
+        visible="nothing" if layers is None else "all" if shows_weights(layers, asked.spec) else "kernels",
     )
     facts = f"{entry.num_layers} layers, fused attention {fused['gemm']} gemm + {fused['gemv']} gemv"
-    return BuiltEngine(report=report, entry=entry, note="kernels not visible" if layers is None else facts)
+    said = {"all": facts, "kernels": f"{facts}, weights not visible", "nothing": "kernels not visible"}
+    return BuiltEngine(report=report, entry=entry, note=said[entry.visible])

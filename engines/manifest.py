@@ -39,6 +39,11 @@ class FileEntry:
     num_bytes: int
 
 
+Visible = Literal["all", "kernels", "nothing"]
+"""What a list of an engine's layers shows: kernels and the weights in them, kernels alone, or a whole subgraph as one
+node: then num_layers is 0 and nothing is counted."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineEntry:
     """One serialized engine: valid for exactly this runtime version and these GPUs.
@@ -46,7 +51,7 @@ class EngineEntry:
     built_on    mark of the machine that built it (engines/machine.py): another one's code is not loaded unasked
     built_from  fingerprint of the graph that it was built from (`fingerprint`): of another one it is stale
     signature   that machine's, of this build (engines/provenance.py); '' in manifests of before there was one
-    kernels_visible  whether its layers could be read and were held; else num_layers is 0 and nothing is counted
+    visible     how much of it its compiler shows, and so was held
     """
 
     path: str
@@ -59,7 +64,7 @@ class EngineEntry:
     built_on: str
     built_from: str
     signature: str = ""
-    kernels_visible: bool = True
+    visible: Visible = "all"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

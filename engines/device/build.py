@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..builder import compute_capabilities, load_runtime
-from ..bundle import Bundle, open_bundle, verify_files
+from ..bundle import OpenGraphs, open_graphs, verify_files
 from ..cuda import CudaRuntime
 from ..errors import BuildError, ParityError, PVCError
 from ..golden.check import load_golden, play
@@ -39,7 +39,10 @@ from .view import this_machine
 LEAST_WORKSPACE_MIB, WORKSPACE_SHARE = 64, 4
 """The workspace of a build is a part of the memory that is free: without a bound TensorRT takes all there is."""
 
-Open = Callable[[Path], Bundle]
+KNOWN_SHARE = 0.05
+"""From so much on, of what is left, the bytes that were built say how long the others take."""
+
+Open = Callable[[Path], OpenGraphs]
 """Opens a bundle that is not published yet, with its engines."""
 
 
@@ -99,8 +102,8 @@ def build(
             sync(path)
         publish(staged, kit.folder / BUNDLE)
     _say(f"published {kit.folder / BUNDLE}")
-    hidden = [name for name, one in finished.items() if not one.entry.kernels_visible]
-    return {"bundle": str(kit.folder / BUNDLE), "golden": checked.to_json(), "kernels_not_visible": hidden}
+    visible = {name: one.entry.visible for name, one in finished.items()}
+    return {"bundle": str(kit.folder / BUNDLE), "golden": checked.to_json(), "visible": visible}
 
 
 def _build_all(
@@ -115,7 +118,8 @@ def _build_all(
         title = f"build {graph} ({index}/{len(order)})"
         found = Finished.find(kit, graph, key)
         if found is None:
-            left_s = spent_s / built_bytes * sum(sizes[one] for one in order[index - 1 :]) if built_bytes else None
+            to_build = sum(sizes[one] for one in order[index - 1 :])
+            left_s = spent_s / built_bytes * to_build if built_bytes > KNOWN_SHARE * to_build else None
             started = time.monotonic()
             _run(kit, graph, capabilities, options, _Progress(title, left_s))
             spent_s, built_bytes = spent_s + time.monotonic() - started, built_bytes + sizes[graph]
@@ -225,8 +229,8 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _open(folder: Path) -> Bundle:
-    return open_bundle(folder, runtime="target")
+def _open(folder: Path) -> OpenGraphs:
+    return open_graphs(folder, runtime="target")
 
 
 def _say(line: str) -> None:

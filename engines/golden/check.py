@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from ..bundle import Bundle, Runtime, open_bundle
+from ..bundle import OpenGraphs, Runtime, open_graphs
 from ..errors import EXIT_DIFFERENT, BundleError, PVCError
 from ..manifest import Manifest
 from ..terminal import fail, print_json
@@ -39,15 +39,14 @@ class GoldenCheck:
 
 
 def check_golden(folder: Path, *, runtime: Runtime = "auto", trust_engines: bool = False) -> GoldenCheck:
-    """Raises what open_bundle and load_golden raise."""
+    """Raises what open_graphs and load_golden raise."""
     golden = load_golden(folder, Manifest.load(folder))
-    bundle = open_bundle(folder, runtime=runtime, trust_engines=trust_engines)
-    return play(bundle, golden)
+    return play(open_graphs(folder, runtime=runtime, trust_engines=trust_engines), golden)
 
 
-def play(bundle: Bundle, golden: Golden) -> GoldenCheck:
+def play(graphs: OpenGraphs, golden: Golden) -> GoldenCheck:
     """The same of a bundle that is open."""
-    return GoldenCheck(bundle=str(bundle.folder), runs_on=bundle.runs_on, report=replay(golden, bundle.sessions))
+    return GoldenCheck(bundle=str(graphs.folder), runs_on=graphs.runs_on, report=replay(golden, graphs.sessions))
 
 
 def load_golden(folder: Path, manifest: Manifest) -> Golden:

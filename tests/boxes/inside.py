@@ -22,8 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ALLOWED = {"numpy", "tensorrt", "tensorrt_bindings", "tensorrt_rtx", "engines", "apps"}
-"""What a kit may import beside the standard library."""
+ALLOWED = {"numpy", "tensorrt", "tensorrt_bindings", "tensorrt_libs", "tensorrt_rtx", "engines", "apps"}
+"""What a kit may import beside the standard library; the bindings themselves look for tensorrt_libs."""
 
 
 class Guard(MetaPathFinder):
@@ -57,7 +57,7 @@ def opened_with(fake_trt: Any, cuda: Any) -> Any:
     """Opens a bundle as a device does, but for what an engine's bytes become."""
     import tensorrt as trt
 
-    from engines.bundle import graph_path, open_bundle
+    from engines.bundle import graph_path, open_graphs
     from engines.manifest import Manifest
 
     def opened(folder: Path) -> Any:
@@ -81,7 +81,7 @@ def opened_with(fake_trt: Any, cuda: Any) -> Any:
                 return Engine(facts, cuda, self.log, "")
 
         trt.Runtime = Runtime
-        return open_bundle(folder, runtime="target", cuda=cuda)
+        return open_graphs(folder, runtime="target", cuda=cuda)
 
     return opened
 
