@@ -20,6 +20,8 @@ from .errors import BuildError
 from .spec import GraphSpec
 
 NAME_LINE = re.compile(r"^Name: (.+?), LayerType: (\w+)", re.MULTILINE)
+OF_PROFILE = re.compile(r" \[profile \d+\]$")
+"""How a list tells a graph's inputs of a second optimization profile from those of the first."""
 OPAQUE_NODE = "ForeignNode["
 """How a list names a subgraph whose kernels it does not show."""
 TENSOR_START = "{ Name: "
@@ -262,8 +264,12 @@ def check_layers(
 
 def shows_weights(layers: tuple[EngineLayer, ...], spec: GraphSpec) -> bool:
     """TensorRT-RTX 1.4 lists kernels and none of their weights; one that lists some, and not all, hides something."""
-    own = {tensor.name for tensor in spec.inputs}
-    return any(name not in own for layer in layers for name, _, _ in layer.constants)
+    return any(not _is_input(name, spec) for layer in layers for name, _, _ in layer.constants)
+
+
+def _is_input(name: str, spec: GraphSpec) -> bool:
+    """Where a list names no constants, a graph's own inputs are among what no layer makes."""
+    return OF_PROFILE.sub("", name) in {tensor.name for tensor in spec.inputs}
 
 
 def check_caches(layers: tuple[EngineLayer, ...], spec: GraphSpec) -> None:
@@ -304,10 +310,11 @@ def _check_constants(
     layers: tuple[EngineLayer, ...], spec: GraphSpec, num_float32_weights: int | None, num_weights: int | None
 ) -> None:
     """Rules 3 and 4 of check_layers."""
-    own, times = {tensor.name for tensor in spec.inputs}, max(len(spec.profiles), 1)  # each profile lists its own
-    constants = {name: (dtype, count) for layer in layers for name, dtype, count in layer.constants if name not in own}
+    times = max(len(spec.profiles), 1)  # each profile lists its own
+    found = [[one for one in set(layer.constants) if not _is_input(one[0], spec)] for layer in layers]
+    constants = {name: (dtype, count) for of_layer in found for name, dtype, count in of_layer}
     # By layers, not by names: a list may name a constant of two profiles once or twice.
-    listed = sum(count for layer in layers for name, _, count in set(layer.constants) if name not in own)
+    listed = sum(count for of_layer in found for _, _, count in of_layer)
     if num_weights is not None and listed < times * num_weights * (1 - SLACK_SHARE):
         raise BuildError(
             f"the engine of '{spec.name}' lists {listed} constants, so nothing is known of its precision",

@@ -37,7 +37,8 @@ class Bindings:
 
     def __init__(self, spec: GraphSpec, memory: DeviceMemory) -> None:
         self._spec, self._memory = spec, memory
-        self._largest = {name: size.max for name, size in spec.dims.items()}
+        ranges = (spec.dims, *spec.profiles)  # a profile may take more streams than the runtime feeds
+        self._largest = {name: max(one[name].max for one in ranges if name in one) for name in spec.dims}
         self._uploads: dict[str, DeviceArray] = {}
         own = (tensor for tensor in spec.outputs if tensor.name not in spec.aliases)
         self._outputs = {t.name: memory.empty(t.resolve(self._largest), t.dtype) for t in own}

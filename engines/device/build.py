@@ -96,14 +96,14 @@ def build(
                 cause=f"{kit.target.builder} {version} compiled a graph to something else",
                 fix="build with another version of it; send us the line above, with the device and the version",
             )
-        receipt = {**manifest.parity, "golden": checked.to_json() | {"bundle": BUNDLE}}
-        replace(manifest, parity=receipt).save(staged)
+        found = checked.to_json() | {"bundle": BUNDLE}
+        replace(manifest, parity={**manifest.parity, "golden": found}).save(staged)
         for path in staged.rglob("*"):
             sync(path)
         publish(staged, kit.folder / BUNDLE)
     _say(f"published {kit.folder / BUNDLE}")
     visible = {name: one.entry.visible for name, one in finished.items()}
-    return {"bundle": str(kit.folder / BUNDLE), "golden": checked.to_json(), "visible": visible}
+    return {"bundle": str(kit.folder / BUNDLE), "golden": found, "visible": visible}
 
 
 def _build_all(

@@ -58,7 +58,9 @@ class Engine:
         self.plan, self.cuda, self.logger, self.inspection = plan, cuda, log, inspection
         path = plan["onnx"]
         if path not in OPENED:
-            OPENED[path] = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+            options = ort.SessionOptions()
+            options.log_severity_level = 3
+            OPENED[path] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.session = OPENED[path]
         self.inputs = {value.name: value for value in self.session.get_inputs()}
         self.outputs = {value.name: value for value in self.session.get_outputs()}
