@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,15 +30,8 @@ from engines.errors import BackendUnavailable, BuildError, BundleError, ParityEr
 from engines.fake import RecordingCuda
 from engines.manifest import Manifest
 from engines.session import Wrapped
-from engines.spec import StreamLimits
-from engines.target import load_target
-from pvc_export.bundles import export as exporting
-from pvc_export.bundles.export import ExportRequest
-from pvc_export.bundles.kit import make_kit
-from pvc_export.graphs.models import LoadedModel
-from pvc_export.terminal.console import Console
 
-from ...conftest import WINDOW, Shared
+from ...conftest import Shared
 from ..fake_trt import fake_plan, make_module
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -62,21 +54,6 @@ globals().update({{name: value for name, value in vars(module).items() if not na
 __version__ = module.__version__
 """
 """The package `tensorrt` of a process that builds one graph."""
-
-
-@pytest.fixture(scope="session")
-def shared_kit(small: LoadedModel, shared: Shared, sharing_graphs: Callable[[], AbstractContextManager[None]]) -> Path:
-    """Of a small model, for an Orin. Do not change it: take `kit`."""
-
-    def make(out: Path) -> None:
-        target = replace(load_target("jetson-orin-jp62"), engine_graphs=(), builder=None)
-        limits = StreamLimits(window=WINDOW, context=512)
-        request = ExportRequest(out=out, target=target, precision="fp16", limits=limits)
-        with sharing_graphs(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(exporting, "check_bundle", lambda *_, **__: report_of(bundle_fp16))
-            assert make_kit(small, request, console=Console(quiet=True)).passed
-
-    return shared("kit", make)
 
 
 @pytest.fixture(scope="session")
