@@ -20,6 +20,7 @@ from .cuda import CudaRuntime, LibCudart
 from .errors import BackendUnavailable, BundleError
 from .manifest import EngineEntry, FileEntry, Manifest, fingerprint, hash_file, list_files
 from .memory import DeviceMemory, HostMemory
+from .needs import require_onnxruntime
 from .prompt import PromptTokenizer
 from .provenance import origin_of
 from .session import OrtSession, Session
@@ -143,6 +144,8 @@ def _open_sessions(
                 entry = _engine_entry(folder, manifest, name, target)
                 require_fitting_engine(entry, folder, version=str(load_runtime(target).__version__))
             raise
+    if not needs_engines:
+        require_onnxruntime(str(folder), manifest.graphs.values(), manifest.needs)
     memory = DeviceMemory(cuda)
     opened: dict[str, Session] = {}
     for name, spec in manifest.graphs.items():
@@ -166,6 +169,7 @@ def _open_on_cpu(folder: Path, manifest: Manifest, threads: int | None) -> tuple
             cause="ONNX Runtime's CPU provider has no bfloat16 products",
             fix=f"pvc-export check {shlex.quote(str(folder))}, which widens it, or export again with --fp16 or --fp32",
         )
+    require_onnxruntime(str(folder), manifest.graphs.values(), manifest.needs)
     if any(how.wide_codes for how in manifest.quantization.values()):
         require_wide_sums()
     memory, opened = HostMemory(), dict[str, Session]()

@@ -126,6 +126,7 @@ class Manifest:
     quantization  parts whose weights are held in few bits
     int8_states   what of a stream's state is
     calibration   what of it was found ahead, by running the model
+    needs         package -> first version that runs its ONNX files (needs.py); none in manifests of before
     """
 
     format_version: int
@@ -148,6 +149,7 @@ class Manifest:
     quantization: dict[Part, Quantization] = field(default_factory=dict)
     calibration: Calibration | None = None
     int8_states: tuple[State, ...] = ()
+    needs: dict[str, str] = field(default_factory=dict)
 
     @property
     def has_codes(self) -> bool:
@@ -223,6 +225,8 @@ class Manifest:
             raise BundleError("the graphs are not those of its shape, limits, precision, quantization and target")
         if wrong := set(self.int8_states) - set(get_args(State)):
             raise BundleError(f"int8_states has {min(wrong)!r}", expected=f"of {', '.join(get_args(State))}")
+        if not all(isinstance(first, str) and first[:1].isdigit() for first in self.needs.values()):
+            raise BundleError(f"needs is {self.needs!r}", expected="versions, by package")
         if not all(isinstance(name, str) and name for name in self.islands):
             raise BundleError(f"islands is {self.islands!r}", expected="names of modules")
         if (self.calibration is not None) != is_calibrated(self.quantization):

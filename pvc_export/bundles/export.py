@@ -21,6 +21,7 @@ from engines.golden.recording import GOLDEN_NAME
 from engines.golden.replay import replay
 from engines.graph_specs import graph_specs
 from engines.manifest import FORMAT_VERSION, Calibration, Manifest, hash_file, list_files
+from engines.needs import needs_of, require_onnxruntime
 from engines.provenance import sign_engines
 from engines.spec import GraphSpec, Part, Precision, Quantization, State, StreamLimits, is_calibrated
 from engines.target import Target
@@ -105,7 +106,7 @@ def export(loaded: LoadedModel, request: ExportRequest, *, console: Console | No
     console = console or Console(quiet=True)
     require_exportable(loaded.config, request)
     request.calibration.require_files()
-    _require_packages(request)
+    _require_packages(loaded.config, request)
     require_room(request.out, num_weight_bytes(loaded.model, request))
     with suppress(_NotPublished), staging(request.out) as folder:
         manifest = write_graphs(loaded, request, folder, console, resume=_resume(loaded, request, folder.parent))
@@ -172,7 +173,7 @@ def require_exportable(config: PVCConfig, request: ExportRequest) -> None:
         )
 
 
-def _require_packages(request: ExportRequest) -> None:
+def _require_packages(config: PVCConfig, request: ExportRequest) -> None:
     """Raise BackendUnavailable for what must be known before minutes of work: what this machine lacks."""
     if request.target.builder is not None:
         load_runtime(request.target)
@@ -185,6 +186,7 @@ def _require_packages(request: ExportRequest) -> None:
             "Nothing was exported",
             fix="pip install -e '.[ort]'",
         ) from error
+    require_onnxruntime("an export, which is checked here", request.graph_specs(config).values())
     if any(how.wide_codes for how in request.quantization.values()):
         require_wide_sums()
 
@@ -270,6 +272,7 @@ def write_graphs(
         quantization=dict(request.quantization),
         calibration=calibration,
         int8_states=request.int8_states,
+        needs=needs_of(specs.values()),
     )
     manifest = sign_engines(manifest)
     manifest.save(folder)

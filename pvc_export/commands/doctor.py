@@ -13,6 +13,7 @@ from engines.builder import load_runtime
 from engines.device import doctor as device
 from engines.device.view import this_machine
 from engines.errors import BackendUnavailable
+from engines.needs import lack_for
 from engines.target import load_target, target_names
 from engines.terminal import print_json
 
@@ -120,6 +121,8 @@ def _target(name: str, findings: list[Finding]) -> Finding:
     if lacking:
         remedy = PURPOSE[lacking[0]][1]
         return Finding(name=title, ok=False, detail=f"{target.description}; needs {', '.join(lacking)}", remedy=remedy)
+    if too_old := lack_for(target):
+        return Finding(name=title, ok=False, detail=f"{too_old.what}; it needs {too_old.expected}", remedy=too_old.fix)
     providers = importlib.import_module("onnxruntime").get_available_providers()
     if target.runtime == "ort-cuda" and "CUDAExecutionProvider" not in providers:
         return Finding(

@@ -60,6 +60,8 @@ def describe(folder: Path, manifest: Manifest) -> Iterator[str]:
     for spec in manifest.graphs.values():
         yield from _describe_graph(spec, manifest)
     yield from _describe_parity(manifest.parity)
+    for package, first in manifest.needs.items():
+        yield f"needs       {package} {first} or later, where it runs the ONNX files"
     yield "versions    " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
 
 

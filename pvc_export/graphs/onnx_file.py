@@ -24,26 +24,16 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import BuildError
+from engines.needs import opset_of
 from engines.spec import Dim, GraphSpec, TensorSpec
 
 from .codes import TESTED, can_be_codes, hollow_parts, put_codes
 from .notes import keep_own_notes
 
-OPSET = 20  # the newest that TensorRT 10.3 on JetPack 6.2 reads
-OPSET_OF_BLOCKS = 21  # the first whose DequantizeLinear has blocks
-OPSET_IN_PLACE = 24  # the first with TensorScatter
 EXPORTER = ("torch", "onnx", "onnxscript", "onnx_ir")
 """Packages that decide how a graph is written."""
 HOLLOW = "no values"
 """The file that a constant without values says it lies in (hollow.py)."""
-
-
-def opset_of(spec: GraphSpec) -> int:
-    """The ONNX opset that a graph is written in."""
-    if spec.aliases:
-        return OPSET_IN_PLACE
-    has_blocks = spec.quantization is not None and spec.quantization.block is not None
-    return OPSET_OF_BLOCKS if has_blocks else OPSET
 
 
 def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:

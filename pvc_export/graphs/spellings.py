@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engines.needs import OPSET, OPSET_IN_PLACE
 from engines.spec import CacheUpdate, Spelling
 from pvc_ref.layers import RMSNorm, attention, upcast
 from pvc_ref.llm import CausalAttention, grouped_attention
@@ -22,7 +23,6 @@ from pvc_ref.vision import SpatialAttention
 
 from .eight_bit_rows import EightBitRows, RoundedCausalAttention, RoundedTemporalAttention
 from .eight_bits import StaticLinear
-from .onnx_file import OPSET, OPSET_IN_PLACE
 from .precision import Classes
 
 Coded = tuple[EightBitRows, EightBitRows]

@@ -39,6 +39,7 @@ ELSEWHERE: dict[str, str] = {
     "int8_states": "the exporter's choice; `graphs` are held to it",
     "engines": "each is of the graph beside it (check.py)",
     "versions": "a note",
+    "needs": "whoever opens it works it out from the graphs too, and holds to the later (engines/needs.py)",
     "files": "every file is held to its hash when a bundle is opened (engines/bundle.py)",
     "parity": "what this check will say",
 }

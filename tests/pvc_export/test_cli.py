@@ -169,6 +169,28 @@ def test_doctor_says_what_to_install_where_a_package_is_missing(monkeypatch: pyt
     assert findings["target cpu"].ok
 
 
+def test_doctor_names_an_onnxruntime_that_is_too_old_for_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    from pvc_export.commands.doctor import examine
+
+    monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
+    findings = {finding.name: finding for finding in examine()}
+    default = findings["target cpu"]
+    assert not default.ok and "onnxruntime 1.23.2 is installed, which is too old" in default.detail
+    assert "onnxruntime 1.25 or later" in default.detail and "pip install 'onnxruntime>=1.25'" in default.remedy
+    assert "too old" not in findings["target tensorrt-10"].detail
+
+
+def test_a_runtime_that_is_too_old_is_known_before_anything_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run
+) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", "1.23.2")
+    export = pvc_export("onnx", "-o", tmp_path / "b")
+    export.says(4, "onnxruntime 1.23.2 is installed, which is too old", "pip install 'onnxruntime>=1.25'")
+    assert "export trunk" not in export.out and not list(tmp_path.iterdir())
+
+
 def test_help_names_every_command_without_loading_torch() -> None:
     code = (
         "import sys; sys.argv = ['pvc-export', '--help']\n"

@@ -17,7 +17,6 @@ from engines.graph_specs import graph_specs
 from engines.spec import FusedAttention, StreamLimits
 from engines.target import load_target
 from pvc_export.bundles.engines import asked_of
-from pvc_export.graphs import onnx_file as onnx_export
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.graphs.modules import graph_module, model_shape
 from pvc_export.graphs.onnx_file import export_graph
@@ -108,7 +107,7 @@ def test_an_attention_operator_of_opset_24_copies_the_ring_and_is_refused(
         flat = (y.flatten(0, 1) for y in (q, k, v))
         return F.scaled_dot_product_attention(*flat, attn_mask=bias[:, 0]).unflatten(0, q.shape[:2])
 
-    monkeypatch.setattr(onnx_export, "OPSET", 24)
+    monkeypatch.setattr("engines.needs.OPSET", 24)
     monkeypatch.setattr("pvc_ref.temporal.attention", fused)
     layers = build(half, tmp_path)
     # The counts differ too; here the question is whether the copied ring alone would be seen.
