@@ -88,6 +88,14 @@ def test_a_runtime_without_such_a_cache_runs_as_before(start, folder: Path, fram
     PVCStream(bundle).push(frames[0])
 
 
+def test_the_real_package_has_what_is_looked_for() -> None:
+    """By names that a misspelling would take for a runtime without a cache."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    assert hasattr(trt.ICudaEngine, "create_runtime_config")
+    assert {"create_runtime_cache", "set_runtime_cache"} <= set(dir(trt.IRuntimeConfig))
+    assert {"serialize", "deserialize"} <= set(dir(trt.IRuntimeCache))
+
+
 def test_a_folder_that_cannot_be_written_costs_time_and_nothing_else(start, folder: Path, frames) -> None:  # type: ignore[no-untyped-def]
     cache_folder(folder).write_text("a file where the folder would be")
     bundle, compiled = start()
