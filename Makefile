@@ -1,4 +1,5 @@
 # make demo     install, export the bundled model, build RTX engines, check, stream a clip, ask (FILE=clip.mp4, SEED=1)
+# make gpu      on a machine with an NVIDIA GPU: every runtime tried, in 10 minutes; one folder to send, build/gpu
 # make test     install, make check, tests
 # make check    lint, types, import directions
 # make oracles  our LLM graph against optimum's and ONNX Runtime GenAI's, and a real LLM's; each in an environment of its own
@@ -14,10 +15,13 @@ ORACLES := build/oracles
 # Through the environment, so that a file's name may hold spaces and quotes.
 export FILE SEED
 
-.PHONY: demo test check bench oracles optimum peers boxes clean
+.PHONY: demo test check bench oracles optimum peers boxes gpu clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m pvc_export.commands.demo
+
+gpu: $(INSTALLED)
+	@$(BIN)/pvc-export gpu
 
 test: $(INSTALLED) check
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal

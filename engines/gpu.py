@@ -21,6 +21,7 @@ import numpy as np
 from .builder import load_runtime
 from .errors import BackendUnavailable, BundleError, SpecError
 from .memory import DeviceArray, DeviceMemory, Tensor
+from .runtime_cache import RuntimeCache
 from .session import BFLOAT16, import_onnxruntime, open_onnx
 from .spec import Dim, GraphSpec, TensorSpec
 from .target import Target
@@ -179,12 +180,15 @@ class TrtSession:
                 fix="build it here: pvc-export trt",
             )
         self._check_engine(trt, path)
+        self._kernels = RuntimeCache(self._engine, path, spec.name)
         # A context for each profile: to switch one over would cost a wait, twice a question.
         self._contexts = [self._open_context(path, index) for index in range(max(len(spec.profiles), 1))]
+        self._kernels.keep()
+        self._unrun = set(range(len(self._contexts)))  # kernels of dynamic shapes are compiled by a first run
         self._bindings = Bindings(spec, memory)
 
     def _open_context(self, path: Path, profile_index: int) -> Any:
-        context = self._engine.create_execution_context()
+        context = self._kernels.create_context(self._engine)
         if context is None:
             raise BackendUnavailable(
                 f"no execution context for {path}: {self._log.reason()}",
@@ -229,7 +233,8 @@ class TrtSession:
         placed = self._bindings.inputs(inputs)
         sizes = self._bindings.sizes(placed)
         outputs = self._bindings.outputs(placed, sizes)
-        context = self._contexts[self.spec.profile_index(sizes) if sizes else 0]
+        index = self.spec.profile_index(sizes) if sizes else 0
+        context = self._contexts[index]
         for name, array in placed.items():
             if not context.set_input_shape(name, array.shape):
                 raise SpecError(
@@ -241,6 +246,9 @@ class TrtSession:
             context.set_tensor_address(name, array.address)
         if not context.execute_async_v3(self.memory.stream):
             raise BackendUnavailable(f"the engine of '{self.spec.name}' could not run: {self._log.reason()}")
+        if index in self._unrun:
+            self._unrun.remove(index)
+            self._kernels.keep()
         return dict(outputs)
 
 

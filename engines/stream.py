@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -14,11 +14,11 @@ from .answer import Answer, PushTiming
 from .bundle import Bundle
 from .clock import Clock, resolve_clock
 from .context import Context, FrameRows
+from .device_frames import FrameTaker
 from .errors import StreamError
 from .images import ImageEncoder
 from .ingest import Ingest
 from .memory import Array
-from .preprocess import to_model_frame
 from .saved import Snapshot, StreamOptions, read_saved, write_saved
 from .vision import EncodedFrame, Replay, VisionEncoder
 
@@ -72,6 +72,7 @@ class PVCStream:
         self.context = Context(bundle)
         self.language = self.context.language
         self._images = ImageEncoder(bundle.sessions, manifest)
+        self._frames = FrameTaker(bundle.sessions["trunk"].memory, size=manifest.shape.image_size)
 
     @staticmethod
     def open(path: str | Path, bundle: Bundle | None = None) -> PVCStream:
@@ -114,8 +115,9 @@ class PVCStream:
         """LLM rows in use, of the bundle's `context`; those of frames that wait are counted."""
         return self.context.num_rows
 
-    def push(self, frame_bgr: Array) -> PushTiming:
-        """Let the model see the next frame: (H, W, 3) uint8 BGR of any size.
+    def push(self, frame_bgr: Any) -> PushTiming:
+        """Let the model see the next frame: (H, W, 3) uint8 BGR of any size, a numpy array or what speaks DLPack.
+        One of the model's size that lies on the GPU stays there (device_frames.py).
 
         With clock 'reanchor', a frame whose time would lie beyond training first starts the stream anew: the last
         `retain` frames are replayed as its first, and all else is forgotten, kept questions and answers included.
@@ -129,7 +131,7 @@ class PVCStream:
                 fix="reset the stream, or make a new one with a larger total_frames",
             )
         started = time.perf_counter()
-        frame = to_model_frame(frame_bgr, size=self._bundle.manifest.shape.image_size)
+        frame = self._frames.take(frame_bgr)
         resized = time.perf_counter()
         replay = self.vision.encode_anew(frame) if self._is_due() else None
         encoded = replay.newest if replay else self.vision.encode(frame)

@@ -21,14 +21,15 @@ def printable(text: str) -> str:
 
 def print_json(data: dict[str, Any]) -> None:
     """One line of JSON on standard output. NaN and infinity, which JSON lacks, become null."""
-    print(json.dumps(_finite(data), ensure_ascii=False, allow_nan=False), flush=True)
+    print(json.dumps(finite(data), ensure_ascii=False, allow_nan=False), flush=True)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same with null in place of NaN and infinity."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

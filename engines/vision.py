@@ -9,7 +9,7 @@ import numpy as np
 
 from .cache import FeatureCache, RingCache
 from .errors import StreamError
-from .memory import Array, Tensor
+from .memory import Array, DeviceArray, Tensor
 from .session import Session, require_finite
 
 
@@ -82,14 +82,14 @@ class VisionEncoder:
         """Of all frames, those before the anchor included."""
         return self.anchor.first_frame + self.ring.num_frames
 
-    def encode(self, frame: Array) -> EncodedFrame:
+    def encode(self, frame: Tensor) -> EncodedFrame:
         """(S, S, 3) uint8 RGB -> its embeddings. Changes nothing until `commit`, so a failure loses nothing.
 
         Raises NonFiniteError if a graph returns NaN or infinity.
         """
         return self._over_time(self._trunk(frame), self.ring)
 
-    def encode_anew(self, frame: Array) -> Replay:
+    def encode_anew(self, frame: Tensor) -> Replay:
         """(S, S, 3) uint8 RGB, at the time after the retained frames, which are replayed from time 0 on.
 
         Changes nothing but the spare ring until the replay's anchor is adopted. Raises what `encode` raises.
@@ -120,8 +120,9 @@ class VisionEncoder:
             self.commit(encoded)
         return np.concatenate(embeds)
 
-    def _trunk(self, frame: Array) -> Tensor:
-        return self._run("trunk", {"frame": frame[None]})["trunk_features"]
+    def _trunk(self, frame: Tensor) -> Tensor:
+        batch = frame.front((1, *frame.shape)) if isinstance(frame, DeviceArray) else frame[None]
+        return self._run("trunk", {"frame": batch})["trunk_features"]
 
     def _over_time(self, trunk_features: Tensor, ring: RingCache) -> EncodedFrame:
         if self._num_times is not None and ring.num_frames >= self._num_times:

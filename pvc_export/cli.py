@@ -1,4 +1,4 @@
-"""pvc-export: plan | trt | onnx | kit | check | compare | prove | run | inspect | bench | doctor.
+"""pvc-export: plan | trt | onnx | kit | check | compare | prove | run | inspect | bench | gpu | doctor.
 
 Exit codes: 0 ok, 2 usage, 3 parity failed, 4 environment, 5 build failed, 6 bad input (engines/errors.py).
 Unusual: heavy packages are imported inside the commands, so that --help and doctor work on a machine without torch.
@@ -278,6 +278,21 @@ def bench(
         "--skip": tuple(skip or ()) or None,
     }  # fmt: skip
     bench_command(bundle, given, threads=threads, as_json=as_json)
+
+
+@app.command(short_help="Show what this machine's GPU does with all of it, in one folder to send.")
+def gpu(
+    model: opt.Model = "shapes",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder. Default: build/gpu.")] = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Try every runtime on this machine's NVIDIA GPU: bundles, ladder, golden self-test, times. One page, 10 minutes.
+
+    A runtime that refuses the card is a result, and the run goes on. Without a GPU it says what it would have done.
+    """
+    from .commands.gpu import gpu_command
+
+    gpu_command(model=model, output=output, as_json=as_json)
 
 
 @app.command()

@@ -82,11 +82,50 @@ class Engine:
     def get_aliased_input_tensor(self, name: str) -> str | None:
         return self.plan["aliases"].get(name)
 
-    def create_execution_context(self) -> Context | None:
-        return Context(self)
+    def create_execution_context(self, config: RuntimeConfig | None = None) -> Context | None:
+        context = Context(self)
+        context.kernels = None if config is None else config.cache
+        return context
 
     def create_engine_inspector(self) -> SimpleNamespace:
         return SimpleNamespace(get_engine_information=lambda layer_format: self.inspection)
+
+
+class RtxEngine(Engine):
+    """As TensorRT-RTX has it: kernels are compiled on the machine with the GPU, and can be kept."""
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig(self.cuda.capability)
+
+
+class RuntimeConfig:
+    def __init__(self, capability: str) -> None:
+        self.capability = capability
+        self.cache: RuntimeCache | None = None
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache(self.capability)
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class RuntimeCache:
+    """The names of compiled kernels, of one GPU: it refuses those of another."""
+
+    def __init__(self, capability: str) -> None:
+        self.capability, self.compiled = capability, set[str]()
+
+    def serialize(self) -> bytes:
+        return json.dumps([self.capability, sorted(self.compiled)]).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        capability, compiled = json.loads(blob)
+        if capability != self.capability:
+            return False
+        self.compiled = set(compiled)
+        return True
 
 
 class Context:
@@ -95,6 +134,7 @@ class Context:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.profile_index = 0
+        self.kernels: RuntimeCache | None = None
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         if index >= len(self.engine.plan["profiles"]):
@@ -124,6 +164,8 @@ class Context:
                 return self._refuse(f"{output} must lie where {cache} lies")
         try:
             self.engine.cuda.require_stream(stream)
+            if self.kernels is not None:
+                self.kernels.compiled.add(f"profile {self.profile_index}")
             feeds = {name: self._read(name, shape) for name, shape in self.shapes.items()}
             results = self.engine.session.run(list(self.engine.outputs), feeds)
             for name, result in zip(self.engine.outputs, results, strict=True):
@@ -227,7 +269,7 @@ def make_module(
 
         def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
             try:
-                return Engine(json.loads(plan), cuda, self.log, inspection)
+                return (Engine if classic else RtxEngine)(json.loads(plan), cuda, self.log, inspection)
             except ValueError:
                 self.log.log(Severity.ERROR, "Serialization assertion magicTagRead == kMAGIC_TAG failed")
                 return None

@@ -1,0 +1,30 @@
+"""`pvc-export gpu`: what this machine's GPU does with all of it, in one folder to send."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engines.terminal import print_json
+
+from ..gpu.run import OUT, ZIP, GpuRun, run_gpu
+from ..gpu.runtimes import missing
+from ..gpu.system import require_system
+from ..terminal.console import Console
+
+
+def gpu_command(*, model: str, output: Path | None, as_json: bool) -> GpuRun:
+    """Run every step and say what to send. What a runtime refuses is a result; without a GPU, so is that.
+
+    Raises BackendUnavailable on a system on which nothing of it can run.
+    """
+    require_system()
+    console = Console(quiet=as_json)
+    for name, fix in missing().items():
+        console.print(f"not installed, so not shown: {name}. {fix}")
+    run = run_gpu(output or OUT, model, console)
+    if as_json:
+        print_json(run.to_json())
+    console.print(f"\n{run.headline}; {run.seconds:.0f} s")
+    console.print(f"page  {run.folder / 'index.html'}")
+    console.print(f"send  {run.folder / ZIP}: attach it to an issue")
+    return run
