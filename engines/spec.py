@@ -44,6 +44,9 @@ Dim = int | str
 Part = Literal["vision", "llm", "head"]
 """What of a model can be held in few bits: the products of everything that a frame passes on its way to the LLM, of
 the LLM its layers, and its head. That not in four: they cost as much as in all layers together (docs/numerics.md)."""
+Fusable = Literal["spatial", "temporal", "llm"]
+"""Attention that a compiler makes one kernel of: within a frame, over the ring, and of the LLM. Unfused (--unfuse) it
+is spelled so that none can (docs/decisions/0018)."""
 State = Literal["ring", "cache"]
 """What of a stream's state can be held in eight bits: the keys and values of the temporal ring, and of the LLM."""
 Method = Literal["round", "search"]
@@ -294,6 +297,7 @@ class GraphSpec:
     profiles  what an engine is compiled for, one optimization profile each; the last that fits is the one to use
     num_times  as in StreamLimits; None too for a graph without a clock
     quantization  how its products hold their weights; None in the graph's own dtype
+    unfused   attention in it that no compiler may fuse
     """
 
     name: str
@@ -305,6 +309,7 @@ class GraphSpec:
     fused_attention: FusedAttention = FusedAttention()
     num_times: int | None = None
     quantization: Quantization | None = None
+    unfused: tuple[Fusable, ...] = ()
 
     def profile_shapes(
         self, tensor: TensorSpec, profile: dict[str, DimRange]
@@ -371,6 +376,7 @@ class GraphSpec:
                 fused_attention=FusedAttention(**data["fused_attention"]),
                 num_times=data.get("num_times"),  # bundles before it compute any time
                 quantization=Quantization(**found) if (found := data.get("quantization")) else None,
+                unfused=tuple(data.get("unfused", ())),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise SpecError(f"this is not a graph specification: {error}") from error
