@@ -3,6 +3,7 @@
 # make check    lint, types, import directions
 # make oracles  our LLM graph against optimum's and ONNX Runtime GenAI's, and a real LLM's; each in an environment of its own
 # make peers    our steps timed beside OpenVINO's and llama.cpp's, each in an environment of its own (compiles llama.cpp)
+# make boxes    a kit built with NVIDIA's own bindings of four TensorRT versions, without a GPU (PYTHON310=, PYTHON312=)
 # make optimum  optimum-cli export pvc (apps/optimum_pvc), in an environment of its own
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ ORACLES := build/oracles
 # Through the environment, so that a file's name may hold spaces and quotes.
 export FILE SEED
 
-.PHONY: demo test check bench oracles optimum peers clean
+.PHONY: demo test check bench oracles optimum peers boxes clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m pvc_export.commands.demo
@@ -36,6 +37,9 @@ oracles: $(INSTALLED) $(ORACLES)/optimum/.installed $(ORACLES)/genai/.installed 
 peers: $(INSTALLED) $(ORACLES)/openvino/.installed $(ORACLES)/llama-cpp/.installed $(ORACLES)/smollm2/.installed
 	@$(BIN)/python -m tests.oracles.peers.vision
 	@$(BIN)/python -m tests.oracles.peers.language
+
+boxes: $(INSTALLED)
+	@$(BIN)/python -m tests.boxes.run
 
 optimum: $(INSTALLED) $(ORACLES)/optimum-cli/.installed
 	@$(BIN)/python -m pytest -q tests/oracles/optimum_cli.py

@@ -24,6 +24,7 @@ import pvc_export.bundles.export
 from engines.spec import GraphSpec, Part, Quantization, StreamLimits
 from engines.target import load_target
 from pvc_export.bundles.export import ExportRequest, export
+from pvc_export.bundles.kit import make_kit
 from pvc_export.graphs.models import LoadedModel, load_model, loaded_model
 from pvc_export.graphs.onnx_file import export_graph
 from pvc_export.parity import check, fresh
@@ -31,6 +32,7 @@ from pvc_export.parity.report import ParityReport
 from pvc_export.parity.state.rules import check_rules
 from pvc_export.parity.words.conversations import converse
 from pvc_export.parity.words.further import ask_further
+from pvc_export.terminal.console import Console
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.prompt import byte_tokenizer
 
@@ -281,6 +283,27 @@ def bundle_shapes(shared_bundle: SharedBundle) -> Path:
     """The bundled model in float16, without engines, with the limits of `make demo`. Do not change it."""
     request = ExportRequest(out=Path(), target=load_target("cpu"), precision="fp16", limits=StreamLimits())
     return shared_bundle("shapes", load_model("shapes"), request)
+
+
+@pytest.fixture(scope="session")
+def shared_kit(
+    small: LoadedModel,
+    shared: Shared,
+    sharing_graphs: Callable[[], AbstractContextManager[None]],
+    bundle_fp16: Path,
+    report_of: Callable[[Path], ParityReport],
+) -> Path:
+    """A kit of a small model for an Orin. Do not change it: take a copy. What its check says is another bundle's."""
+
+    def make(out: Path) -> None:
+        target = replace(load_target("jetson-orin-jp62"), engine_graphs=(), builder=None)
+        limits = StreamLimits(window=WINDOW, context=512)
+        request = ExportRequest(out=out, target=target, precision="fp16", limits=limits)
+        with sharing_graphs(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pvc_export.bundles.export, "check_bundle", lambda *_, **__: report_of(bundle_fp16))
+            assert make_kit(small, request, console=Console(quiet=True)).passed
+
+    return shared("kit", make)
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@ folder to a bundle. Prints one JSON object: what was shown, what it took, and wh
 
     python inside.py KIT [--capability SM87] [--onnxruntime FOLDER] [any option of engines.device.build]
 
+In the environment: DIE_IN=GRAPH kills the build of a graph, CANCEL=GRAPH builds that one alone and cancels it,
+PLANT=GRAPH makes the stand-in of that graph's engine return something else.
 Building is the bindings' own, over the library of TensorRT-RTX. No GPU is there, so that nothing can be run: for the
 golden recording, ONNX Runtime stands in for every engine, on a recording CUDA (engines/fake.py). It is this file's own:
 the kit imports none, and could not.
@@ -13,13 +15,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import resource
 import sys
 import time
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 ALLOWED = {"numpy", "tensorrt", "tensorrt_bindings", "tensorrt_libs", "tensorrt_rtx", "engines", "apps"}
@@ -64,12 +67,32 @@ def opened_with(fake_trt: Any, cuda: Any) -> Any:
         manifest = Manifest.load(folder)
         graphs = {manifest.files[entry.path].sha256: name for name, entry in manifest.engines.items()}
 
+        planted = os.environ.get("PLANT")
+
         class Engine(fake_trt.Engine):  # type: ignore[misc]
             def get_tensor_mode(self, name: str) -> Any:
                 return trt.TensorIOMode.INPUT if name in self.inputs else trt.TensorIOMode.OUTPUT
 
             def get_tensor_dtype(self, name: str) -> Any:
                 return getattr(trt.DataType, super().get_tensor_dtype(name).name)
+
+            @property
+            def session(self) -> Any:
+                return self if planted and f"/{planted}.onnx" in self.plan["onnx"] else self.own
+
+            @session.setter
+            def session(self, value: Any) -> None:
+                self.own = value
+
+            def run(self, names: Any, feeds: Any) -> Any:
+                """What another compiler's mistake might return: one per cent off."""
+                return [(one * 1.01).astype(one.dtype) for one in self.own.run(names, feeds)]
+
+            def get_inputs(self) -> Any:
+                return self.own.get_inputs()
+
+            def get_outputs(self) -> Any:
+                return self.own.get_outputs()
 
         class Runtime:
             def __init__(self, log: Any) -> None:
@@ -109,16 +132,56 @@ def main() -> int:
     cuda, started = RecordingCuda(capability=own.capability), time.monotonic()
     facts: dict[str, Any] = {"tensorrt": tensorrt.__version__, "python": sys.version.split()[0]}
     facts |= {"numpy": numpy.__version__, "refused": guard.refused}
+    code = 130
     try:
         kit = Kit.load(own.kit)
+        if graph := os.environ.get("CANCEL"):
+            facts["cancelled"] = _cancelled(kit, graph, cuda)
+            raise KeyboardInterrupt
+        _disturb(build)
         facts |= build.build(kit, options.parse_args(rest), cuda=cuda, opened=opened_with(fake_trt, cuda))
         code = 0
     except PVCError as error:
         facts |= error.to_json()
         code = error.exit_code
+    except KeyboardInterrupt:
+        pass
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
     print(json.dumps({**facts, "seconds": round(time.monotonic() - started, 1), "peak_mib": peak}))
     return code
+
+
+def _cancelled(kit: Any, graph: str, cuda: Any) -> str:
+    """Build one graph, and cancel it by its progress monitor."""
+    from engines.builder import build_engine
+    from engines.bundle import graph_path
+
+    steps = list[float]()
+
+    def cancel(_: str, fraction: float) -> None:
+        steps.append(fraction)
+        if fraction > 0:
+            raise KeyboardInterrupt
+
+    try:
+        build_engine(kit.model / graph_path(graph), kit.asked[graph].spec, kit.target, progress=cancel, cuda=cuda)
+    except KeyboardInterrupt:
+        return f"the build of '{graph}' at {steps[-1]:.1%}, after {len(steps)} steps"
+    raise AssertionError("the build went on")
+
+
+def _disturb(build: Any) -> None:
+    """What a test asks for: a signal in the build of one graph."""
+    popen = build.subprocess.Popen
+
+    def started(command: list[str], **options: Any) -> Any:
+        process = popen(command, **options)
+        if os.environ.get("DIE_IN") in command:
+            process.stdout.readline()  # it has begun
+            process.kill()
+        return process
+
+    build.subprocess = SimpleNamespace(Popen=started, PIPE=build.subprocess.PIPE)
 
 
 if __name__ == "__main__":

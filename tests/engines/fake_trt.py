@@ -186,6 +186,18 @@ class Config:
         self.capabilities: dict[int, str] = {}
         self.cleared: list[object] = []
         self.profiles: list[Profile] = []
+        self.pools: dict[object, int] = {}
+
+    def set_memory_pool_limit(self, pool: object, num_bytes: int) -> None:
+        self.pools[pool] = num_bytes
+
+    def create_timing_cache(self, content: bytes) -> SimpleNamespace | None:
+        """One of another version is refused, by its first byte."""
+        return None if content[:1] == b"?" else SimpleNamespace(serialize=lambda: content + b".")
+
+    def set_timing_cache(self, cache: SimpleNamespace, ignore_mismatch: bool) -> bool:
+        self.cache = cache
+        return not ignore_mismatch
 
     def clear_flag(self, flag: object) -> None:
         self.cleared.append(flag)
@@ -246,6 +258,7 @@ def make_module(
     trt.Runtime, trt.Builder, trt.OnnxParser = Runtime, Builder, OnnxParser
     trt.IProgressMonitor = type("IProgressMonitor", (), {})
     trt.BuilderFlag = enum.Enum("BuilderFlag", ["TF32"])
+    trt.MemoryPoolType = enum.Enum("MemoryPoolType", ["WORKSPACE"])
     trt.ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["DETAILED"])
     trt.LayerInformationFormat = enum.Enum("LayerInformationFormat", ["JSON"])
     trt.NetworkDefinitionCreationFlag = enum.IntEnum(
