@@ -45,8 +45,7 @@ Part = Literal["vision", "llm", "head"]
 """What of a model can be held in few bits: the products of everything that a frame passes on its way to the LLM, of
 the LLM its layers, and its head. That not in four: they cost as much as in all layers together (docs/numerics.md)."""
 Fusable = Literal["spatial", "temporal", "llm"]
-"""Attention that a compiler makes one kernel of: within a frame, over the ring, and of the LLM. Unfused (--unfuse) it
-is spelled so that none can (docs/decisions/0018)."""
+"""Attention that becomes one kernel, unless --unfuse says otherwise: within a frame, over the ring, and the LLM's."""
 State = Literal["ring", "cache"]
 """What of a stream's state can be held in eight bits: the keys and values of the temporal ring, and of the LLM."""
 Method = Literal["round", "search"]
@@ -330,8 +329,7 @@ class GraphSpec:
     @property
     def real_dtype(self) -> str:
         """What it computes in, but for its float32 islands."""
-        tensors = (*self.inputs, *self.outputs)
-        return next(tensor.dtype for tensor in tensors if tensor.dtype in FLOAT_OF.values())
+        return next(x.dtype for x in (*self.inputs, *self.outputs) if x.dtype in FLOAT_OF.values())
 
     @property
     def aliases(self) -> dict[str, str]:

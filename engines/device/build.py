@@ -130,7 +130,7 @@ def _build_all(
     spent_s, built_bytes = 0.0, 0
     for index, graph in enumerate(order, start=1):
         key = key_of(kit, graph, version=version, capabilities=capabilities)
-        title = f"build {graph} ({index}/{len(order)})"
+        title = f"build {graph} ({index}/{len(order)})" + (" unfused" if graph in kit.variants else "")
         found = Finished.find(kit, graph, key)
         if found is None:
             to_build = sum(sizes[one] for one in order[index - 1 :])

@@ -125,8 +125,8 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workspace-mib", type=int, help="GPU memory for trying kernels; default: by what is free")
     parser.add_argument(
         "--unfuse", action="append", default=[], choices=get_args(Fusable), metavar="PART",
-        help="attention that the compiler must not fuse: spatial, temporal or llm. Repeatable. Of a graph that fails "
-        "the golden recording it is tried by itself",
+        help="attention that the compiler must not fuse: spatial, temporal or llm. Repeatable. A graph that fails the "
+        "golden recording is built so without being asked",
     )  # fmt: skip
     parser.add_argument("--no-timing-cache", action="store_true", help="measure every kernel again")
 

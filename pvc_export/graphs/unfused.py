@@ -3,7 +3,7 @@
 The first key's part of the sum is added outside of the product with the others: p_1 v_1 + [p_2 .. p_S] [v_2 .. v_S].
 A fused kernel computes one product of all probabilities with all values, and this is none, in any order of operations
 and however a compiler moves transposes, casts or a softmax that is written out. The price is one more rounding.
-What else was tried is in docs/log.md, 2026-11-30; why this is a spelling at all in docs/decisions/0018.
+What else was tried is in docs/log.md, 2026-11-30; why this is a spelling at all in docs/decisions/0019.
 """
 
 from __future__ import annotations
