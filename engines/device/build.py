@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from ..builder import compute_capabilities, load_runtime
 from ..bundle import OpenGraphs, open_graphs, verify_files
 from ..cuda import CudaRuntime
 from ..errors import BuildError, ParityError, PVCError
-from ..golden.check import load_golden, play
+from ..golden.check import GoldenCheck, load_golden, play
+from ..golden.recording import Golden
 from ..manifest import Manifest, hash_file
 from ..provenance import sign_engines
 from ..publishing import link, publish, sync
@@ -80,38 +82,53 @@ def build(
     version = str(load_runtime(kit.target).__version__)
     capabilities = compute_capabilities(kit.target, cuda)
     kit.work.mkdir(exist_ok=True)
-    kit = kit.unfuse_parts(options.unfuse)
+    prove = partial(_proven, golden=golden, version=version, capabilities=capabilities, opened=opened or _open)
     with tempfile.TemporaryDirectory(prefix=".bundle-", dir=kit.folder) as holder:
-        staged, first = Path(holder) / BUNDLE, ""
-        while True:
-            finished = _build_all(kit, options, version, capabilities)
-            manifest = _assemble(kit, finished, staged)
-            _say("golden recording")
-            checked = play((opened or _open)(staged), golden)
-            for line in checked.report.lines():
-                _say(f"  {line}")
-            if checked.report.passed:
-                break
-            said = checked.report.summary()
-            graph, first = checked.report.failed_graph, first or said
-            if graph not in kit.fallbacks():
-                raise _unproven(kit, version, first, last=said)
-            _say(f"{said}\ntrying '{graph}' with attention that {kit.target.builder} can't fuse")
-            kit = kit.unfuse([graph])
-            shutil.rmtree(staged)
+        staged = Path(holder) / BUNDLE
+        manifest, checked = prove(kit.unfuse_parts(options.unfuse), options, staged)
         found = checked.to_json() | {"bundle": BUNDLE}
         replace(manifest, parity={**manifest.parity, "golden": found}).save(staged)
         for path in staged.rglob("*"):
             sync(path)
         publish(staged, kit.folder / BUNDLE)
     _say(f"published {kit.folder / BUNDLE}")
-    visible = {name: one.entry.visible for name, one in finished.items()}
+    visible = {name: entry.visible for name, entry in manifest.engines.items()}
     bundle = str(kit.folder / BUNDLE)
     return {"bundle": bundle, "golden": found, "visible": visible, "unfused": manifest.unfused}
 
 
+def _proven(
+    kit: Kit, options: argparse.Namespace, staged: Path, *, golden: Golden, version: str, capabilities: tuple[str, ...],
+    opened: Open,
+) -> tuple[Manifest, GoldenCheck]:  # fmt: skip
+    """A bundle at `staged` that reproduces the recording. As long as a graph fails that has a variant, with that: each
+    graph once. Raises ParityError, which tells what failed first."""
+    first = ""
+    while True:
+        try:
+            finished = _build_all(kit, options, version, capabilities)
+        except BuildError as error:
+            if first:
+                raise _unproven(kit, version, first, last=f"{error.what}: {error.cause}") from error
+            raise
+        manifest = _assemble(kit, finished, staged)
+        _say("golden recording")
+        checked = play(opened(staged), golden)
+        for line in checked.report.lines():
+            _say(f"  {line}")
+        if checked.report.passed:
+            return manifest, checked
+        graph, said = checked.report.failed_graph, checked.report.summary()
+        first = first or said
+        if graph not in kit.fallbacks():
+            raise _unproven(kit, version, first, last=said)
+        _say(f"{said}\ntrying '{graph}' with attention that {kit.target.builder} can't fuse")
+        kit = kit.unfuse([graph])
+        shutil.rmtree(staged)
+
+
 def _unproven(kit: Kit, version: str, first: str, *, last: str) -> ParityError:
-    """first, last: what failed as the model is, and with all that was tried."""
+    """first, last: what failed at the beginning, and with all that was tried."""
     tried = f". With unfused attention in {', '.join(sorted(kit.variants))}: {last}" if kit.variants else ""
     return ParityError(
         f"the engines do not reproduce the golden recording: {first}{tried}. Nothing was published",
@@ -161,7 +178,8 @@ def _run(kit: Kit, graph: str, capabilities: tuple[str, ...], options: argparse.
         workspace = max(LEAST_WORKSPACE_MIB, this_machine().memory_mib("MemAvailable") // WORKSPACE_SHARE)
     command += ["--workspace-mib", str(workspace)] if workspace else []
     command += ["--no-timing-cache"] if options.no_timing_cache else []
-    command += ["--unfuse", kit.manifest.unfused[graph][0]] if graph in kit.variants else []
+    for part in kit.manifest.unfused[graph] if graph in kit.variants else ():
+        command += ["--unfuse", part]
     with (
         tempfile.TemporaryFile("w+") as errors,  # not a pipe, which a talkative library would fill
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,

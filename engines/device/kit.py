@@ -84,7 +84,8 @@ class Kit:
                 expected=f"one of {', '.join(sorted(unfused)) or 'none: it was made before there were any'}",
                 fix=f"make the kit again: pvc-export kit -m {self.manifest.model.name} --target {self.target.name}",
             )
-        return self.unfuse([graph for graph, kinds in found.items() if set(kinds) & set(parts)])
+        fused = {graph: set(kinds) - set(self.manifest.unfused.get(graph, ())) for graph, kinds in found.items()}
+        return self.unfuse([graph for graph, kinds in fused.items() if kinds & set(parts)])
 
     def _of_model(self) -> Manifest:
         return Manifest.load(self.model)

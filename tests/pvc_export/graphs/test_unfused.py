@@ -112,6 +112,20 @@ def test_an_engine_that_fuses_it_all_the_same_is_refused(
     assert caught.value.expected == "0 and 0" and "--island" in caught.value.fix
 
 
+def test_an_island_is_held_to_its_weights_unfused_too(small: LoadedModel, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    islands = ("temporal.layers.0.temporal_attn",)
+    model, spec, path = cast_model(small.model, "fp16", islands), spec_of("temporal", ALL), tmp_path / "temporal.onnx"
+    export_graph(graph_module(model, spec), spec, path)
+    layers = build_engine(path, spec, load_target("rtx")).layers
+    assert layers is not None
+    asked = asked_of(model, spec, islands)
+    asked.hold(layers)
+    with pytest.raises(BuildError, match="a matrix was left in float32"):
+        matrix = 64 * 256  # fc1's, as if it were no island
+        replace(asked, num_float32_weights=(asked.num_float32_weights or 0) - matrix).hold(layers)
+
+
 def layer(name: str, *inputs: str, outputs: tuple[str, ...] = ()) -> EngineLayer:
     return EngineLayer(name=name, kind="kgen", inputs=inputs, constants=(), outputs=outputs)
 
