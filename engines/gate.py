@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import BuildError
-from .spec import GraphSpec
+from .spec import ITEM_BYTES, GraphSpec
 
 NAME_LINE = re.compile(r"^Name: (.+?), LayerType: (\w+)", re.MULTILINE)
 OF_PROFILE = re.compile(r" \[profile \d+\]$")
@@ -225,7 +225,8 @@ def check_layers(
     """Raise BuildError unless the engine is what its graph asked for. What `wide` lists is not held to 1 and 2.
 
     1. exactly the fused attention kernels that the spec names
-    2. every ring is read by one kernel, and that is a fused attention, or makes values of its codes
+    2. every ring is read by one kernel, and that is a fused attention, or makes values of its codes; of attention that
+       is unfused the kernels are as many as they are
        every LLM cache is read once a pass (rows), or updated in place and read by attention alone (check_caches)
     3. no more float32 constants than the islands' weights; None for a float32 graph, where all are.
        A constant whose dtype cannot be read counts as float32
@@ -234,10 +235,23 @@ def check_layers(
     3 to 5 only where weights are listed at all
     5. num_codes constants of as few bits, in every profile: a compiler may widen them ahead of time
     """
+    if spec.unfused and num_float32_weights is not None:
+        # TensorRT-RTX 1.7 lists the room for a new row, where loose kernels join rows in it, among the constants.
+        of_islands = [state for state in spec.states if state.input in wide.states]
+        num_float32_weights += sum(state.row_bytes // ITEM_BYTES[state.dtype] for state in of_islands)
     spec = replace(spec, states=tuple(state for state in spec.states if state.input not in wide.states))
     found = count_attention(layers)
     expected = {"gemm": spec.fused_attention.gemm, "gemv": spec.fused_attention.gemv}
     loose = {"gemm": wide.num_rows, "gemv": len(wide.states) // 2}  # a key and a value each
+    if spec.unfused and any(found[kind] > expected[kind] for kind in expected):
+        raise BuildError(
+            f"the engine of '{spec.name}' has {found['gemm']} fused attention kernels over many rows and "
+            f"{found['gemv']} over one row, although its {' and '.join(spec.unfused)} attention was to be unfused",
+            expected=f"{expected['gemm']} and {expected['gemv']}",
+            cause="this compiler fuses even the spelling that none did that was tested, so --unfuse does nothing here",
+            fix="keep the attention in float32, which is not fused over many rows: --island MODULE, such as "
+            "trunk.layers.0.attn; and send us the compiler's version",
+        )
     if not all(expected[kind] - loose[kind] <= found[kind] <= expected[kind] for kind in expected):
         raise BuildError(
             f"the engine of '{spec.name}' has {found['gemm']} fused attention kernels over many rows and "
@@ -249,6 +263,8 @@ def check_layers(
     for state in spec.states:
         readers = [layer.name for layer in layers if state.input in layer.inputs]
         is_laid_out = state.holds != "values"  # codes become values in a kernel of their own
+        if readers and "temporal" in spec.unfused:
+            continue
         if state.order == "ring" and (len(readers) != 1 or not (is_laid_out or GEMV_ATTENTION in readers[0])):
             raise BuildError(
                 f"the engine of '{spec.name}' reads the ring '{state.input}' in {readers or 'no kernel'}",
@@ -276,10 +292,12 @@ def check_caches(layers: tuple[EngineLayer, ...], spec: GraphSpec) -> None:
     """Raise BuildError unless every linear cache is handled as its update says, in every optimization profile.
 
     rows     one kernel reads it: it lays old and new rows out for the attention, and nothing else touches the cache
+             (of attention that is unfused, each in every pass as many as there are)
     aliased  one kernel writes new rows into it, in place. Over one row (decode) the fused attention alone reads it, so
              nothing copies it. Over many rows the compilers seen so far lay keys and values out for their kernel, once
              a pass; float32 attention over many rows is not fused, and not judged
     """
+    is_loose = "llm" in spec.unfused
     for index, profile in enumerate(spec.profiles):
         suffix = f" [profile {index}]" if index else ""
         one_row = "rows" in profile and profile["rows"].max == 1
@@ -288,13 +306,13 @@ def check_caches(layers: tuple[EngineLayer, ...], spec: GraphSpec) -> None:
             users = [layer for layer in layers if names & set(layer.inputs)]
             if state.update == "rows":
                 wanted, found = "one kernel that reads it", [layer.name for layer in users]
-                good = len(users) == 1
+                good = len(users) == 1 or (bool(users) and is_loose)
             else:
                 writers = [layer.name for layer in users if names & set(layer.outputs)]
                 readers = [layer.name for layer in users if not names & set(layer.outputs)]
                 wanted, found = "one kernel that writes into it and one that reads it", [*writers, *readers]
                 good = len(writers) == 1 and (len(readers) == 1 or (bool(readers) and not spec.fused_attention.gemm))
-                if one_row:
+                if one_row and not is_loose:
                     wanted = "one kernel that writes into it, and fused attention alone that reads it"
                     good = len(writers) == 1 and len(readers) == 1 and GEMV_ATTENTION in readers[0]
             if not good:

@@ -18,6 +18,7 @@ from .spec import (
     CacheUpdate,
     Dim,
     DimRange,
+    Fusable,
     FusedAttention,
     GraphSpec,
     ModelShape,
@@ -46,10 +47,12 @@ def graph_specs(
     cache_update: CacheUpdate = "rows",
     quantization: Mapping[Part, Quantization] | None = None,
     int8_states: Collection[State] = (),
+    unfused: Mapping[str, tuple[Fusable, ...]] | None = None,
 ) -> dict[str, GraphSpec]:
     """The six graphs of a model, by name, in the order in which a frame and then its text pass through them.
 
     int8_states  what of a stream's state is codes of eight bits, with a scale for each row and head
+    unfused      graph -> attention in it that no compiler may fuse
     """
     quantized = {graph: how for part, how in (quantization or {}).items() for graph in GRAPHS_OF[part]}
     real = FLOAT_OF[precision]
@@ -58,25 +61,47 @@ def graph_specs(
         *_vision_specs(shape, limits, real, spelling, ring=ring),
         *_language_specs(shape, limits, real, cache_update, cache=cache, grows=spelling == "split"),
     )
-    # No compiler fuses float32 attention over many rows; over one row all do.
-    rows = 0 if precision == "fp32" else 1
-    fused = {
-        "trunk": FusedAttention(gemm=rows * shape.num_trunk_layers),
-        "temporal": FusedAttention(gemm=rows * shape.num_temporal_layers, gemv=shape.num_temporal_layers),
-        "compressor": FusedAttention(gemm=rows * shape.num_compressor_attentions),
-        "llm": FusedAttention(
-            gemm=rows * shape.num_llm_layers, gemv=shape.num_llm_layers if cache_update == "aliased" else 0
-        ),
-    }
+    of_graph, loose = attention_of(shape), unfused or {}
     return {
         spec.name: replace(
             spec,
-            fused_attention=fused.get(spec.name, FusedAttention()),
+            fused_attention=_fused(
+                of_graph.get(spec.name, {}), loose.get(spec.name, ()), precision=precision, cache_update=cache_update
+            ),
             profiles=spec.profiles or ((spec.dims,) if spec.dims else ()),
             quantization=quantized.get(spec.name),
+            unfused=loose.get(spec.name, ()),
         )
         for spec in specs
     }
+
+
+def attention_of(shape: ModelShape) -> dict[str, dict[Fusable, int]]:
+    """Graphs with attention: how many of each kind."""
+    found: dict[str, dict[Fusable, int]] = {
+        "trunk": {"spatial": shape.num_trunk_layers},
+        "temporal": {"spatial": shape.num_temporal_layers, "temporal": shape.num_temporal_layers},
+        "compressor": {"spatial": shape.num_compressor_attentions},
+        "llm": {"llm": shape.num_llm_layers},
+    }
+    return {graph: kinds for graph, kinds in found.items() if any(kinds.values())}
+
+
+def unfused_graphs(shape: ModelShape, parts: Collection[Fusable]) -> dict[str, tuple[Fusable, ...]]:
+    """What these parts are in each graph: `graph_specs(unfused=...)`."""
+    found = {graph: tuple(kind for kind in kinds if kind in parts) for graph, kinds in attention_of(shape).items()}
+    return {graph: kinds for graph, kinds in found.items() if kinds}
+
+
+def _fused(
+    kinds: Mapping[Fusable, int], unfused: Collection[Fusable], *, precision: Precision, cache_update: CacheUpdate
+) -> FusedAttention:
+    """What a graph with so many attentions of each kind is held to."""
+    num = {kind: 0 if kind in unfused else count for kind, count in kinds.items()}
+    # No compiler fuses float32 attention over many rows; over one row all do.
+    over_rows = 0 if precision == "fp32" else num.get("spatial", 0) + num.get("llm", 0)
+    over_one = num.get("temporal", 0) + (num.get("llm", 0) if cache_update == "aliased" else 0)
+    return FusedAttention(gemm=over_rows, gemv=over_one)
 
 
 def _vision_specs(

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .errors import BundleError, PVCError
-from .graph_specs import graph_specs
+from .graph_specs import attention_of, graph_specs
 from .prompt import PromptSpec
 from .spec import (
     CalibrationMethod,
+    Fusable,
     GraphSpec,
     ModelShape,
     Part,
@@ -127,6 +128,7 @@ class Manifest:
     int8_states   what of a stream's state is
     calibration   what of it was found ahead, by running the model
     needs         package -> first version that runs its ONNX files (needs.py); none in manifests of before
+    unfused       graph -> attention in it that no compiler may fuse
     """
 
     format_version: int
@@ -150,6 +152,7 @@ class Manifest:
     calibration: Calibration | None = None
     int8_states: tuple[State, ...] = ()
     needs: dict[str, str] = field(default_factory=dict)
+    unfused: dict[str, tuple[Fusable, ...]] = field(default_factory=dict)
 
     @property
     def has_codes(self) -> bool:
@@ -161,6 +164,14 @@ class Manifest:
         """That of its precision, or of what its products are fed, or of what a stream remembers."""
         is_coarse = self.int8_states or any(how.rounds_inputs for how in self.quantization.values())
         return "int8" if is_coarse else self.precision
+
+    def specs(self, unfused: Mapping[str, tuple[Fusable, ...]]) -> dict[str, GraphSpec]:
+        """The graphs of such a bundle, with this attention unfused."""
+        target = load_target(self.target)
+        return graph_specs(
+            self.shape, self.limits, self.precision, target.spelling, cache_update=target.update_of(self.int8_states),
+            quantization=self.quantization, int8_states=self.int8_states, unfused=unfused,
+        )  # fmt: skip
 
     def save(self, folder: Path) -> None:
         text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
@@ -217,11 +228,10 @@ class Manifest:
             raise BundleError(
                 f"model.seed is {self.model.seed!r} and parity {self.parity!r}", expected="a number and a table"
             )
-        target = load_target(self.target)
-        if self.graphs != graph_specs(
-            self.shape, self.limits, self.precision, target.spelling, cache_update=target.update_of(self.int8_states),
-            quantization=self.quantization, int8_states=self.int8_states,
-        ):  # fmt: skip
+        known = attention_of(self.shape)
+        if wrong_graphs := [name for name, kinds in self.unfused.items() if not set(kinds) <= set(known.get(name, ()))]:
+            raise BundleError(f"unfused has {self.unfused!r}", expected=f"attention that '{wrong_graphs[0]}' has")
+        if self.graphs != self.specs(self.unfused):
             raise BundleError("the graphs are not those of its shape, limits, precision, quantization and target")
         if wrong := set(self.int8_states) - set(get_args(State)):
             raise BundleError(f"int8_states has {min(wrong)!r}", expected=f"of {', '.join(get_args(State))}")
@@ -257,6 +267,7 @@ def _from_json(data: dict[str, Any]) -> Manifest:
             "limits": StreamLimits(**data["limits"]),
             "islands": tuple(data["islands"]),
             "int8_states": tuple(data.get("int8_states", ())),
+            "unfused": {name: tuple(kinds) for name, kinds in data.get("unfused", {}).items()},
             "prompt": PromptSpec(**{**data["prompt"], "stop_tokens": tuple(data["prompt"]["stop_tokens"])}),
             "images": ImageSpec(**data["images"]),
             "graphs": {name: GraphSpec.from_json(spec) for name, spec in data["graphs"].items()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def _exchange(first: Path, second: Path) -> bool:
     if code in CANNOT_EXCHANGE:
         return False
     raise OSError(code, os.strerror(code), str(first), None, str(second))
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for a file, in a folder that is made if need be; a copy where the file system has no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def sync(path: Path) -> None:

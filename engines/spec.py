@@ -44,6 +44,8 @@ Dim = int | str
 Part = Literal["vision", "llm", "head"]
 """What of a model can be held in few bits: the products of everything that a frame passes on its way to the LLM, of
 the LLM its layers, and its head. That not in four: they cost as much as in all layers together (docs/numerics.md)."""
+Fusable = Literal["spatial", "temporal", "llm"]
+"""Attention that becomes one kernel, unless --unfuse says otherwise: within a frame, over the ring, and the LLM's."""
 State = Literal["ring", "cache"]
 """What of a stream's state can be held in eight bits: the keys and values of the temporal ring, and of the LLM."""
 Method = Literal["round", "search"]
@@ -294,6 +296,7 @@ class GraphSpec:
     profiles  what an engine is compiled for, one optimization profile each; the last that fits is the one to use
     num_times  as in StreamLimits; None too for a graph without a clock
     quantization  how its products hold their weights; None in the graph's own dtype
+    unfused   attention in it that no compiler may fuse
     """
 
     name: str
@@ -305,6 +308,7 @@ class GraphSpec:
     fused_attention: FusedAttention = FusedAttention()
     num_times: int | None = None
     quantization: Quantization | None = None
+    unfused: tuple[Fusable, ...] = ()
 
     def profile_shapes(
         self, tensor: TensorSpec, profile: dict[str, DimRange]
@@ -325,8 +329,7 @@ class GraphSpec:
     @property
     def real_dtype(self) -> str:
         """What it computes in, but for its float32 islands."""
-        tensors = (*self.inputs, *self.outputs)
-        return next(tensor.dtype for tensor in tensors if tensor.dtype in FLOAT_OF.values())
+        return next(x.dtype for x in (*self.inputs, *self.outputs) if x.dtype in FLOAT_OF.values())
 
     @property
     def aliases(self) -> dict[str, str]:
@@ -371,6 +374,7 @@ class GraphSpec:
                 fused_attention=FusedAttention(**data["fused_attention"]),
                 num_times=data.get("num_times"),  # bundles before it compute any time
                 quantization=Quantization(**found) if (found := data.get("quantization")) else None,
+                unfused=tuple(data.get("unfused", ())),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise SpecError(f"this is not a graph specification: {error}") from error

@@ -7,7 +7,7 @@ from typing import cast, get_args
 import typer
 
 from engines.clock import Clock
-from engines.spec import Precision
+from engines.spec import Fusable, Precision
 from engines.terminal import one_of
 
 from .terminal import options as opt
@@ -48,6 +48,7 @@ def _export(app: typer.Typer, name: Made, *, precision: Precision, target: str, 
         streams: opt.Streams = 1,
         clock: opt.ClockChoice = "run-on",
         island: opt.Island = None,
+        unfuse: opt.Unfuse = None,
         int4: opt.Int4 = None,
         int8: opt.Int8 = None,
         int4_block: opt.Int4Block = None,
@@ -62,13 +63,14 @@ def _export(app: typer.Typer, name: Made, *, precision: Precision, target: str, 
         chosen = one_precision(fp16=fp16, bf16=bf16, fp32=fp32) or precision
         with usage_errors():
             kept = cast("Clock", one_of("--clock", clock, get_args(Clock)))
+            parts = tuple(cast("Fusable", one_of("--unfuse", part, get_args(Fusable))) for part in unfuse or ())
         from .commands.export import export_command
 
         export_command(
             model=model, output=output, precision=chosen, target_name=target, window=window, context=context,
             streams=streams, clock=kept, islands=tuple(island or ()),
             few_bits=FewBits(int4, int8, int4_block, quantize_by, calibrate, calibrate_by), seed=seed, mapping=mapping,
-            made=name, golden=golden, as_json=as_json,
+            made=name, golden=golden, unfused=parts, as_json=as_json,
         )  # fmt: skip
 
 

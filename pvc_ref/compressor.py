@@ -151,6 +151,8 @@ class QFormerCompressor(nn.Module):
 class QFormerLayer(nn.Module):
     """Self-attention among the queries, cross-attention to the patches, MLP; pre-norm."""
 
+    mix = staticmethod(attention)
+
     def __init__(self, width: int, num_heads: int, mlp_size: int) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -171,4 +173,5 @@ class QFormerLayer(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in (q, k, v))
-        return attention(q, k, v).transpose(1, 2).flatten(2)
+        mixed: Tensor = self.mix(q, k, v)
+        return mixed.transpose(1, 2).flatten(2)

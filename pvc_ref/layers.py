@@ -8,10 +8,14 @@ Dimension key:  B streams   L query rows   S key rows   H heads   K key/value he
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Attention = Callable[..., Tensor]
+"""`attention`, or another spelling of it. A module has it as `mix`, which a graph may replace (pvc_export)."""
 MASKED = -30000.0  # added to masked scores: exp() of it is exactly 0, and unlike -inf it can never make a NaN
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import LLMConfig
-from .layers import RMSNorm, attention, upcast, visible_to_bias, wave_frequencies
+from .layers import Attention, RMSNorm, attention, upcast, visible_to_bias, wave_frequencies
 
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of one layer, each (B, rows, K, D)."""
@@ -85,6 +85,8 @@ class DecoderLayer(nn.Module):
 
 
 class CausalAttention(nn.Module):
+    mix = staticmethod(attention)
+
     def __init__(self, config: LLMConfig) -> None:
         super().__init__()
         self.head_dim = config.attention_head_dim
@@ -115,7 +117,7 @@ class CausalAttention(nn.Module):
         k, v = new
         if past is not None:
             k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
-        out: Tensor = self.o_proj(grouped_attention(q, k, v, bias).flatten(2))
+        out: Tensor = self.o_proj(grouped_attention(q, k, v, bias, self.mix).flatten(2))
         return out
 
 
@@ -130,7 +132,7 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-def grouped_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mix: Attention = attention) -> Tensor:
     """q (B, L, H, D), k and v (B, S, K, D), bias (B, 1, L, S) -> (B, L, H, D).
 
     The H / K query heads that share a key/value head become rows of one query, so nothing is replicated.
@@ -140,7 +142,7 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     group = num_heads // num_kv_heads
     q = q.unflatten(2, (num_kv_heads, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # (B, K, group * L, D)
     k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, K, S, D)
-    out = attention(q, k, v, bias.repeat(1, 1, group, 1))  # (B, K, group * L, D)
+    out = mix(q, k, v, bias.repeat(1, 1, group, 1))  # (B, K, group * L, D)
     return out.unflatten(2, (group, rows)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 

@@ -77,6 +77,8 @@ class TemporalLayer(SpatialLayer):
 class TemporalAttention(nn.Module):
     """Attention of each position over the frames of its own stream."""
 
+    mix = staticmethod(attention)
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
@@ -99,7 +101,7 @@ class TemporalAttention(nn.Module):
         if past is not None:
             k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
         q, k, v = (y.permute(0, 2, 3, 1, 4) for y in (q, k, v))  # each (B, N, H, frames, D)
-        out = attention(q, k, v, bias[:, None, None])  # (B, N, H, T, D)
+        out = self.mix(q, k, v, bias[:, None, None])  # (B, N, H, T, D)
         joined: Tensor = self.proj(out.permute(0, 3, 1, 2, 4).flatten(3))  # (B, T, N, H, D) -> (B, T, N, C)
         return joined
 

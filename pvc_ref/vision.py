@@ -69,6 +69,8 @@ class SpatialLayer(nn.Module):
 class SpatialAttention(nn.Module):
     """Multi-head attention within a frame. The fused qkv has rows (3, H, D)."""
 
+    mix = staticmethod(attention)
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
@@ -79,7 +81,7 @@ class SpatialAttention(nn.Module):
         """(B, N, C) -> (B, N, C)."""
         qkv = self.qkv(x).chunk(3, dim=-1)  # 3 x (B, N, C)
         q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in qkv)  # each (B, H, N, D)
-        out = attention(q, k, v)  # (B, H, N, D)
+        out = self.mix(q, k, v)  # (B, H, N, D)
         return self.proj(out.transpose(1, 2).flatten(2))  # (B, N, H, D) -> (B, N, C)
 
 

@@ -279,6 +279,16 @@ def bundle_states(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bundle_unfused(small: LoadedModel, shared_bundle: SharedBundle) -> Path:
+    """A small model in float16 with TensorRT-RTX engines, none of whose attention is fused. Do not change it."""
+    request = ExportRequest(
+        out=Path(), target=load_target("rtx"), precision="fp16", limits=StreamLimits(window=WINDOW, context=512),
+        unfused=("spatial", "temporal", "llm"),
+    )  # fmt: skip
+    return shared_bundle("unfused", small, request)
+
+
+@pytest.fixture(scope="session")
 def bundle_shapes(shared_bundle: SharedBundle) -> Path:
     """The bundled model in float16, without engines, with the limits of `make demo`. Do not change it."""
     request = ExportRequest(out=Path(), target=load_target("cpu"), precision="fp16", limits=StreamLimits())

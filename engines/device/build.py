@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ from ..builder import compute_capabilities, load_runtime
 from ..bundle import OpenGraphs, open_graphs, verify_files
 from ..cuda import CudaRuntime
 from ..errors import BuildError, ParityError, PVCError
-from ..golden.check import load_golden, play
-from ..manifest import Manifest, hash_file, list_files
+from ..golden.check import GoldenCheck, load_golden, play
+from ..golden.recording import Golden
+from ..manifest import Manifest, hash_file
 from ..provenance import sign_engines
-from ..publishing import publish, sync
+from ..publishing import link, publish, sync
 from ..terminal import fail, print_json
 from .build_graph import Finished, add_build_options, key_of
 from .kit import BUNDLE, Kit
@@ -81,29 +82,60 @@ def build(
     version = str(load_runtime(kit.target).__version__)
     capabilities = compute_capabilities(kit.target, cuda)
     kit.work.mkdir(exist_ok=True)
-    finished = _build_all(kit, options, version, capabilities)
+    prove = partial(_proven, golden=golden, version=version, capabilities=capabilities, opened=opened or _open)
     with tempfile.TemporaryDirectory(prefix=".bundle-", dir=kit.folder) as holder:
         staged = Path(holder) / BUNDLE
-        manifest = _assemble(kit, finished, staged)
-        _say("golden recording")
-        checked = play((opened or _open)(staged), golden)
-        for line in checked.report.lines():
-            _say(f"  {line}")
-        if not checked.report.passed:
-            raise ParityError(
-                f"the engines do not reproduce the golden recording: {checked.report.summary()}. Nothing was published",
-                expected="what the float32 reference said, within the model's own limits",
-                cause=f"{kit.target.builder} {version} compiled a graph to something else",
-                fix="build with another version of it; send us the line above, with the device and the version",
-            )
+        manifest, checked = prove(kit.unfuse_parts(options.unfuse), options, staged)
         found = checked.to_json() | {"bundle": BUNDLE}
         replace(manifest, parity={**manifest.parity, "golden": found}).save(staged)
         for path in staged.rglob("*"):
             sync(path)
         publish(staged, kit.folder / BUNDLE)
     _say(f"published {kit.folder / BUNDLE}")
-    visible = {name: one.entry.visible for name, one in finished.items()}
-    return {"bundle": str(kit.folder / BUNDLE), "golden": found, "visible": visible}
+    visible = {name: entry.visible for name, entry in manifest.engines.items()}
+    bundle = str(kit.folder / BUNDLE)
+    return {"bundle": bundle, "golden": found, "visible": visible, "unfused": manifest.unfused}
+
+
+def _proven(
+    kit: Kit, options: argparse.Namespace, staged: Path, *, golden: Golden, version: str, capabilities: tuple[str, ...],
+    opened: Open,
+) -> tuple[Manifest, GoldenCheck]:  # fmt: skip
+    """A bundle at `staged` that reproduces the recording. As long as a graph fails that has a variant, with that: each
+    graph once. Raises ParityError, which tells what failed first."""
+    first = ""
+    while True:
+        try:
+            finished = _build_all(kit, options, version, capabilities)
+        except BuildError as error:
+            if first:
+                raise _unproven(kit, version, first, last=f"{error.what}: {error.cause}") from error
+            raise
+        manifest = _assemble(kit, finished, staged)
+        _say("golden recording")
+        checked = play(opened(staged), golden)
+        for line in checked.report.lines():
+            _say(f"  {line}")
+        if checked.report.passed:
+            return manifest, checked
+        graph, said = checked.report.failed_graph, checked.report.summary()
+        first = first or said
+        if graph not in kit.fallbacks():
+            raise _unproven(kit, version, first, last=said)
+        _say(f"{said}\ntrying '{graph}' with attention that {kit.target.builder} can't fuse")
+        kit = kit.unfuse([graph])
+        shutil.rmtree(staged)
+
+
+def _unproven(kit: Kit, version: str, first: str, *, last: str) -> ParityError:
+    """first, last: what failed at the beginning, and with all that was tried."""
+    tried = f". With unfused attention in {', '.join(sorted(kit.variants))}: {last}" if kit.variants else ""
+    return ParityError(
+        f"the engines do not reproduce the golden recording: {first}{tried}. Nothing was published",
+        expected="what the float32 reference said, within the model's own limits",
+        cause=f"{kit.target.builder} {version} compiled a graph to something else",
+        fix="build with another version of it; send us the line above, with the device and the version",
+    )
 
 
 def _build_all(
@@ -115,7 +147,7 @@ def _build_all(
     spent_s, built_bytes = 0.0, 0
     for index, graph in enumerate(order, start=1):
         key = key_of(kit, graph, version=version, capabilities=capabilities)
-        title = f"build {graph} ({index}/{len(order)})"
+        title = f"build {graph} ({index}/{len(order)})" + (" unfused" if graph in kit.variants else "")
         found = Finished.find(kit, graph, key)
         if found is None:
             to_build = sum(sizes[one] for one in order[index - 1 :])
@@ -146,6 +178,8 @@ def _run(kit: Kit, graph: str, capabilities: tuple[str, ...], options: argparse.
         workspace = max(LEAST_WORKSPACE_MIB, this_machine().memory_mib("MemAvailable") // WORKSPACE_SHARE)
     command += ["--workspace-mib", str(workspace)] if workspace else []
     command += ["--no-timing-cache"] if options.no_timing_cache else []
+    for part in kit.manifest.unfused[graph] if graph in kit.variants else ():
+        command += ["--unfuse", part]
     with (
         tempfile.TemporaryFile("w+") as errors,  # not a pipe, which a talkative library would fill
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
@@ -210,23 +244,15 @@ class _Progress:
 
 def _assemble(kit: Kit, finished: dict[str, Finished], staged: Path) -> Manifest:
     """The bundle, of links to the kit's files where the file system has links."""
-    for name in sorted(list_files(kit.model)):
-        _link(kit.model / name, staged / name)
+    for name in kit.manifest.files:
+        link(kit.source(name), staged / name)
     for graph, one in finished.items():
-        _link(kit.work / f"{graph}.engine", staged / one.entry.path)
+        link(kit.work / f"{kit.noted_as(graph)}.engine", staged / one.entry.path)
     entries = {graph: one.entry for graph, one in finished.items()}
     files = kit.manifest.files | {entry.path: hash_file(staged / entry.path) for entry in entries.values()}
     manifest = sign_engines(replace(kit.manifest, engines=entries, files=files))
     manifest.save(staged)
     return manifest
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _open(folder: Path) -> OpenGraphs:

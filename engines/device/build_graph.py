@@ -12,7 +12,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..bundle import graph_path
 from ..checked_build import build_checked
@@ -20,6 +20,7 @@ from ..cuda import CudaRuntime
 from ..errors import PVCError
 from ..manifest import EngineEntry, fingerprint, hash_file
 from ..publishing import sync
+from ..spec import Fusable
 from ..terminal import fail
 from .kit import Kit
 
@@ -37,9 +38,9 @@ class Finished:
     def find(kit: Kit, graph: str, key: dict[str, Any]) -> Finished | None:
         """What an earlier build finished with the same key, if its file is still what it was."""
         try:
-            noted = json.loads((kit.work / f"{graph}.json").read_text(encoding="utf-8"))
+            noted = json.loads((kit.work / f"{kit.noted_as(graph)}.json").read_text(encoding="utf-8"))
             entry = EngineEntry(**{**noted["entry"], "compute_capabilities": tuple(noted["key"]["capabilities"])})
-            if noted["key"] == key and hash_file(kit.work / f"{graph}.engine").sha256 == noted["sha256"]:
+            if noted["key"] == key and hash_file(kit.work / f"{kit.noted_as(graph)}.engine").sha256 == noted["sha256"]:
                 return Finished(entry=entry, note=noted["note"])
         except (OSError, ValueError, KeyError, TypeError):
             pass
@@ -59,7 +60,7 @@ def build_one(kit: Kit, graph: str, key: dict[str, Any], options: argparse.Names
     cache = kit.work / TIMING_CACHE
     keep_cache = not options.no_timing_cache
     built = build_checked(
-        kit.model / graph_path(graph),
+        kit.source(graph_path(graph)),
         kit.asked[graph],
         kit.target,
         built_from=key["graph"],
@@ -72,10 +73,10 @@ def build_one(kit: Kit, graph: str, key: dict[str, Any], options: argparse.Names
     )
     if built.report.timing_cache is not None:
         _put(cache, built.report.timing_cache)
-    engine = kit.work / f"{graph}.engine"
+    engine = kit.work / f"{kit.noted_as(graph)}.engine"
     _put(engine, built.report.plan)
     noted = {"key": key, "entry": asdict(built.entry), "note": built.note, "sha256": hash_file(engine).sha256}
-    _put(kit.work / f"{graph}.json", json.dumps(noted, indent=1).encode())
+    _put(kit.work / f"{kit.noted_as(graph)}.json", json.dumps(noted, indent=1).encode())
 
 
 def _put(path: Path, content: bytes) -> None:
@@ -109,7 +110,7 @@ def main() -> int:
     add_build_options(parser)
     options = parser.parse_args()
     try:
-        kit, gpu = Kit.load(options.kit), KnownGpu(options.capabilities[0])
+        kit, gpu = Kit.load(options.kit).unfuse_parts(options.unfuse), KnownGpu(options.capabilities[0])
         from ..builder import load_runtime
 
         version = str(load_runtime(kit.target).__version__)
@@ -122,6 +123,11 @@ def main() -> int:
 
 def add_build_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workspace-mib", type=int, help="GPU memory for trying kernels; default: by what is free")
+    parser.add_argument(
+        "--unfuse", action="append", default=[], choices=get_args(Fusable), metavar="PART",
+        help="attention that the compiler must not fuse: spatial, temporal or llm. Repeatable. A graph that fails the "
+        "golden recording is built so without being asked",
+    )  # fmt: skip
     parser.add_argument("--no-timing-cache", action="store_true", help="measure every kernel again")
 
 

@@ -10,7 +10,8 @@ bundle/    made by the build, once its engines reproduced the recording
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from ..bundle import graph_path
 from ..errors import BundleError, PVCError
 from ..gate import Asked
 from ..manifest import FileEntry, Manifest
+from ..spec import Fusable
 from ..target import Target, load_target
+from ..variants import source_of, variants_in, with_variants
 
 KIT_NAME, MODEL, RUNTIME, WORK, BUNDLE = "kit.json", "model", "runtime", "work", "bundle"
 FORMAT = 1
@@ -30,12 +33,18 @@ took 3.5 times 646 MB in all (on a CPU; no Jetson has measured it)."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kit:
-    """A complete kit. asked: graph -> what the gate holds its engine to."""
+    """A complete kit.
+
+    manifest  of what is to be built: the model's, or that with variants in the place of some graphs
+    asked     graph -> what the gate holds its engine to
+    variants  those graphs (engines/variants.py)
+    """
 
     folder: Path
     manifest: Manifest
     target: Target
     asked: dict[str, Asked]
+    variants: frozenset[str] = frozenset()
 
     @property
     def model(self) -> Path:
@@ -44,6 +53,42 @@ class Kit:
     @property
     def work(self) -> Path:
         return self.folder / WORK
+
+    def source(self, name: str) -> Path:
+        """Where a file of the bundle to be built lies in the model."""
+        return self.model / source_of(name, self.variants)
+
+    def noted_as(self, graph: str) -> str:
+        """What its engine and its note are called in the work folder."""
+        return f"{graph}.unfused" if graph in self.variants else graph
+
+    def fallbacks(self) -> dict[str, tuple[Fusable, ...]]:
+        """Graphs that have a variant, and are not one yet."""
+        return {graph: kinds for graph, kinds in variants_in(self._of_model()).items() if graph not in self.variants}
+
+    def unfuse(self, graphs: Collection[str]) -> Kit:
+        """The same with the variants of these graphs, which must be among `fallbacks`."""
+        chosen = self.variants | set(graphs)
+        manifest = with_variants(self._of_model(), chosen)
+        asked = {name: replace(one, spec=manifest.graphs[name]) for name, one in self.asked.items()}
+        return replace(self, manifest=manifest, asked=asked, variants=chosen)
+
+    def unfuse_parts(self, parts: Collection[Fusable]) -> Kit:
+        """The same with every variant that has one of these parts. Raises BundleError for a part that none has."""
+        found = self.fallbacks()
+        unfused = {kind for kinds in (*found.values(), *self.manifest.unfused.values()) for kind in kinds}
+        if missing := [part for part in parts if part not in unfused]:
+            raise BundleError(
+                f"{self.folder} has no graph whose {missing[0]} attention is unfused, so --unfuse {missing[0]} does "
+                "nothing",
+                expected=f"one of {', '.join(sorted(unfused)) or 'none: it was made before there were any'}",
+                fix=f"make the kit again: pvc-export kit -m {self.manifest.model.name} --target {self.target.name}",
+            )
+        fused = {graph: set(kinds) - set(self.manifest.unfused.get(graph, ())) for graph, kinds in found.items()}
+        return self.unfuse([graph for graph, kinds in fused.items() if kinds & set(parts)])
+
+    def _of_model(self) -> Manifest:
+        return Manifest.load(self.model)
 
     def num_bytes(self, graph: str) -> int:
         """Of a graph's file and its weights."""

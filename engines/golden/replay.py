@@ -84,6 +84,11 @@ class GoldenReport:
     def first_failed(self) -> Compared | None:
         return next((one for one in self.compared if not one.passed), None)
 
+    @property
+    def failed_graph(self) -> str | None:
+        """The graph that failed first, where it is one graph's failure and not a rule's."""
+        return None if self.first_failed is None else self.first_failed.graph
+
     def worst(self) -> Iterator[Compared]:
         """Of each graph the output that uses most of its limits."""
         for graph in GRAPH_NAMES:

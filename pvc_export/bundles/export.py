@@ -19,11 +19,11 @@ from engines.clock import Clock
 from engines.errors import BackendUnavailable, ModelError, ParityError
 from engines.golden.recording import GOLDEN_NAME
 from engines.golden.replay import replay
-from engines.graph_specs import graph_specs
+from engines.graph_specs import graph_specs, unfused_graphs
 from engines.manifest import FORMAT_VERSION, Calibration, Manifest, hash_file, list_files
 from engines.needs import needs_of, require_onnxruntime
 from engines.provenance import sign_engines
-from engines.spec import GraphSpec, Part, Precision, Quantization, State, StreamLimits, is_calibrated
+from engines.spec import Fusable, GraphSpec, Part, Precision, Quantization, State, StreamLimits, is_calibrated
 from engines.target import Target
 from engines.wide_sums import require_wide_sums
 from pvc_ref import PVC, PVCConfig
@@ -68,6 +68,7 @@ class ExportRequest:
     int8_states   what of a stream's state does (eight_bit_rows.py)
     calibration   what to find the scales of their inputs on, where a target wants them ahead
     golden        whether it brings a golden recording, with which a device checks itself (engines/golden)
+    unfused       attention that no compiler may fuse (graphs/unfused.py)
     clock    what its streams can do at the trained number of frames. Those of 'run-on' can do either; those that only
              re-anchor know a table of frame times, which is smaller (graphs/clock_table.py)
     """
@@ -82,6 +83,7 @@ class ExportRequest:
     int8_states: tuple[State, ...] = ()
     calibration: CalibrationRequest = CalibrationRequest()
     golden: bool = False
+    unfused: tuple[Fusable, ...] = ()
 
     def graph_limits(self, config: PVCConfig) -> StreamLimits:
         """What the graphs are made for: of a clock that is a table, its rows too."""
@@ -92,7 +94,7 @@ class ExportRequest:
         shape, limits, target = model_shape(config), self.graph_limits(config), self.target
         return graph_specs(
             shape, limits, self.precision, target.spelling, cache_update=target.update_of(self.int8_states),
-            quantization=self.quantization, int8_states=self.int8_states,
+            quantization=self.quantization, int8_states=self.int8_states, unfused=unfused_graphs(shape, self.unfused),
         )  # fmt: skip
 
 
@@ -273,6 +275,7 @@ def write_graphs(
         calibration=calibration,
         int8_states=request.int8_states,
         needs=needs_of(specs.values()),
+        unfused={name: spec.unfused for name, spec in specs.items() if spec.unfused},
     )
     manifest = sign_engines(manifest)
     manifest.save(folder)

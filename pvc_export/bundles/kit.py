@@ -12,8 +12,9 @@ import engines
 from engines.device.kit import BUNDLE, KIT_NAME, MIB, MODEL, RUNTIME, Kit, write_facts
 from engines.errors import BundleError
 from engines.golden.recording import GOLDEN_NAME
-from engines.manifest import Manifest, hash_file, list_files, listed_files
+from engines.manifest import hash_file, list_files, listed_files
 from engines.target import load_target
+from engines.variants import variant_path
 
 from ..graphs.models import LoadedModel
 from ..parity.report import ParityReport
@@ -21,6 +22,7 @@ from ..terminal.console import Console, size_text
 from ..terminal.facts import installed, now_utc
 from .engines import asked_of
 from .export import ExportRequest, cast_for_graphs, export
+from .variants import add_variants
 
 PAGE = Path(__file__).with_name("kit.md")
 BUILD = """#!/bin/sh
@@ -44,12 +46,14 @@ def make_kit(loaded: LoadedModel, request: ExportRequest, *, console: Console) -
     folder = request.out
     _refuse_other_things(folder)
     (folder / KIT_NAME).unlink(missing_ok=True)  # not complete from here on
+    for path in folder.glob(f"{MODEL}/{variant_path('*')}"):  # of a kit that was not finished no manifest may list them
+        path.unlink()
     of_model = replace(request, out=folder / MODEL, golden=True)
     parity = export(loaded, of_model, console=console)
     if not parity.passed:
         return parity
+    manifest = add_variants(loaded, of_model, folder / MODEL, console)
     with console.stage("add the runtime") as (stage, _):
-        manifest = Manifest.load(folder / MODEL)
         target = load_target(manifest.target)
         cast = cast_for_graphs(loaded.model, of_model, manifest.calibration)
         asked = {name: asked_of(cast, manifest.graphs[name], request.islands) for name in target.engine_graphs}

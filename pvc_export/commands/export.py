@@ -11,7 +11,7 @@ import typer
 
 from engines.clock import Clock
 from engines.errors import EXIT_DIFFERENT
-from engines.spec import Precision, StreamLimits
+from engines.spec import Fusable, Precision, StreamLimits
 from engines.target import Target, load_target
 from engines.terminal import print_json
 
@@ -27,7 +27,7 @@ from ..terminal.usage import Made, usage_errors
 def export_command(
     *, model: str, output: Path | None, precision: Precision, target_name: str, window: int, context: int, streams: int,
     clock: Clock, islands: tuple[str, ...], few_bits: FewBits, seed: int | None, mapping: Path | None, made: Made,
-    golden: bool, as_json: bool,
+    golden: bool, unfused: tuple[Fusable, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Export, check and publish. Raises BadParameter for flags that contradict each other, before any work."""
     target = chosen_target(target_name, precision, made=made)
@@ -38,6 +38,7 @@ def export_command(
             f"--seed makes random weights, and '{model}' has its own; it goes with -m {' or -m '.join(RANDOM)}"
         )
     refuse_islands(islands, precision)
+    refuse_to_unfuse(unfused, target_name)
     quantization = few_bits.of(target, streams=streams)
     calibration = CalibrationRequest(clips=tuple(few_bits.clips or ()), method=few_bits.calibration_method)
     console = Console(quiet=as_json)
@@ -49,6 +50,7 @@ def export_command(
         + "".join(f", {quantization_text(part, how)}" for part, how in quantization.items())
         + "".join(f", {state} in int8" for state in few_bits.states)
         + "".join(f", float32 {name}" for name in islands)
+        + "".join(f", {part} attention unfused" for part in unfused)
     )
     with console.stage("load the model") as (stage, _):
         loaded = load_model(model, seed=seed or 0, mapping=mapping, on_disk=True)
@@ -60,6 +62,7 @@ def export_command(
     request = ExportRequest(
         out=out, target=target, precision=precision, limits=limits, islands=islands, clock=clock,
         quantization=quantization, calibration=calibration, int8_states=few_bits.states, golden=golden,
+        unfused=unfused,
     )  # fmt: skip
     parity = (make_kit if made == "kit" else export)(loaded, request, console=console)
     if as_json:
@@ -89,6 +92,15 @@ def refuse_islands(islands: tuple[str, ...], precision: Precision) -> None:
     """Raise BadParameter for islands that keep nothing."""
     if islands and precision == "fp32":
         raise typer.BadParameter("--island keeps a part in float32, and with --fp32 all of them are")
+
+
+def refuse_to_unfuse(unfused: tuple[Fusable, ...], target_name: str) -> None:
+    """Raise BadParameter where nothing would be fused anyway."""
+    if unfused and load_target(target_name).builder is None:
+        raise typer.BadParameter(
+            f"--unfuse keeps a compiler from fusing attention, and target '{target_name}' has none: ONNX Runtime runs "
+            "its graphs as they are written"
+        )
 
 
 def chosen_target(name: str, precision: Precision, *, made: Made) -> Target:

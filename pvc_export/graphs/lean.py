@@ -26,7 +26,7 @@ from engines.spec import GraphSpec
 from .codes import CODES, TESTED, codes_dtype, put_codes, require_codes, scales_dtype, scales_shape
 from .joined import PARTS
 from .modules import layer_name
-from .onnx_file import check_signature, exporting, traced
+from .onnx_file import check_signature, exporting, save, traced
 from .precision import copy_with
 from .quantize import Grid, Quantizer
 
@@ -69,12 +69,14 @@ def export_lean(
     *,
     quantizer: Quantizer | None = None,
     progress: Callable[[float], None] | None = None,
+    beside: Path | None = None,
 ) -> None:
     """Write a graph's module as path (.onnx) and path + '.data'. Its parameters on `meta` are read by their names in
     the model, cast to the dtype that they have there. Raises BuildError as export_graph does.
 
     quantizer  knows which of them become codes
     progress   is told the part of them that is written, 0 to 1
+    beside     as in export_graph: they are read to be compared, and not written
     """
     empty = {id(weight): _untouched(weight) for weight in module.parameters() if weight.is_meta}
     how = quantizer.how if quantizer is not None and spec.quantization is not None else {}
@@ -98,7 +100,7 @@ def export_lean(
                 put_codes(graph, value, how[matrix.names[0]], _coded(value, matrix, quantizer, read))
             else:
                 value.const_value = _lazy(name, value, matrix, transposed, read)
-        program.save(path, external_data=True)
+        save(program, path, beside=beside)
     check_signature(path, spec)
 
 

@@ -24,6 +24,7 @@ from .eight_bits import EightBitLinear
 from .joined import joined
 from .precision import spelled
 from .spellings import CACHE_UPDATES, QUANTIZED, SPELLINGS, CachesInPlace
+from .unfused import unfused
 
 PREFIX = {
     "trunk": "trunk", "temporal": "temporal", "compressor": "compressor", "embed": "llm.embed_tokens", "llm": "llm",
@@ -64,17 +65,21 @@ def graph_module(model: PVC, spec: GraphSpec, spelling: Spelling = "concat") -> 
     """
     assert all((state.layout == "BNHWD") == (spelling == "split") for state in spec.states if state.order == "ring")
     classes = {**SPELLINGS[spelling], **(QUANTIZED if spec.quantization is not None else {})}
+    assert spelling == "concat" or not spec.unfused, "ONNX Runtime's CPU fuses nothing"
     match spec.name:
         case "trunk":
-            module: nn.Module = spelled(model.trunk, classes)
+            module: nn.Module = unfused(spelled(model.trunk, classes), spec.unfused)
         case "temporal":
-            module = TemporalGraph(joined(with_table(spelled(model.temporal, classes), spec.num_times)))
+            module = TemporalGraph(
+                joined(with_table(unfused(spelled(model.temporal, classes), spec.unfused), spec.num_times))
+            )
         case "compressor":
-            module = joined(with_table(spelled(model.compressor, classes), spec.num_times))
+            module = joined(with_table(unfused(spelled(model.compressor, classes), spec.unfused), spec.num_times))
         case "embed":
             module = model.llm.embed_tokens
         case "llm":
-            decoder = joined(spelled(model.llm, CACHE_UPDATES["aliased" if spec.aliases else "rows", spelling]))
+            update = CACHE_UPDATES["aliased" if spec.aliases else "rows", spelling]
+            decoder = joined(unfused(spelled(model.llm, update), spec.unfused))
             in_place = OperatorLLMGraph if spelling == "split" else InPlaceLLMGraph
             module = in_place(decoder) if spec.aliases else LLMGraph(decoder)
         case "head":

@@ -29,6 +29,7 @@ from engines.spec import Dim, GraphSpec, TensorSpec
 
 from .codes import TESTED, can_be_codes, hollow_parts, put_codes
 from .notes import keep_own_notes
+from .weights_file import save_beside
 
 EXPORTER = ("torch", "onnx", "onnxscript", "onnx_ir")
 """Packages that decide how a graph is written."""
@@ -36,11 +37,22 @@ HOLLOW = "no values"
 """The file that a constant without values says it lies in (hollow.py)."""
 
 
-def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
-    """Write `module` as path (.onnx) and path + '.data'. Raises BuildError if it cannot, or if its signature is off."""
+def export_graph(module: nn.Module, spec: GraphSpec, path: Path, *, beside: Path | None = None) -> None:
+    """Write `module` as path (.onnx) and path + '.data'. Raises BuildError if it cannot, or if its signature is off.
+
+    beside  another graph of the same weights: its '.data' is read, and none is written (save_beside)
+    """
     with exporting(spec, path):
-        traced(module, spec).save(path, external_data=True)
+        save(traced(module, spec), path, beside=beside)
     check_signature(path, spec)
+
+
+def save(program: torch.onnx.ONNXProgram, path: Path, *, beside: Path | None) -> None:
+    """With its weights in a file of its own, or in that of a graph that has the same."""
+    if beside is None:
+        program.save(path, external_data=True)
+    else:
+        save_beside(program.model, path, beside)
 
 
 def export_hollow(module: nn.Module, spec: GraphSpec, path: Path) -> None:

@@ -125,12 +125,12 @@ class InPlaceAttention(CausalAttention):
 
     def attend_to(self, q: Tensor, key: Any, value: Any, bias: Tensor) -> Tensor:
         """Queries (B, L, H, D), caches (B, K, S, D) -> (B, L, H, D)."""
-        if q.dtype == key.dtype:
+        if q.dtype == key.dtype and self.mix is attention:
             q = q.transpose(1, 2)
             return onnx_operator("Attention", (q, key, value, bias), like=q).transpose(1, 2)
         # TensorRT-RTX 1.7 fails on the operator over a cache that was cast; written out it builds.
         key, value = (cache.to(q.dtype).transpose(1, 2) for cache in (key, value))
-        return grouped_attention(q, key, value, bias)
+        return grouped_attention(q, key, value, bias, self.mix)
 
 
 class OperatorAttention(InPlaceAttention):

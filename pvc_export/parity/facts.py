@@ -37,6 +37,7 @@ ELSEWHERE: dict[str, str] = {
     "quantization": "the exporter's choice; the weights are held to it (weights.py)",
     "calibration": "found on frames and text; the weights and constants of the graphs are held to it (structure.py)",
     "int8_states": "the exporter's choice; `graphs` are held to it",
+    "unfused": "the exporter's choice; `graphs` are held to it",
     "engines": "each is of the graph beside it (check.py)",
     "versions": "a note",
     "needs": "whoever opens it works it out from the graphs too, and holds to the later (engines/needs.py)",
@@ -101,7 +102,7 @@ def _expected(manifest: Manifest, loaded: LoadedModel) -> dict[str, Any]:
     graphs = graph_specs(
         facts["shape"], limits, manifest.precision, target.spelling,
         cache_update=target.update_of(manifest.int8_states), quantization=manifest.quantization,
-        int8_states=manifest.int8_states,
+        int8_states=manifest.int8_states, unfused=manifest.unfused,
     )  # fmt: skip
     return {**facts, "limits": limits, "graphs": graphs}
 

@@ -63,6 +63,8 @@ class ReportInput:
         parts += ["--window", str(limits.window), "--context", str(limits.context), "--streams", str(limits.streams)]
         parts += ["--clock", "reanchor"] if limits.num_times is not None else []
         parts += quantization_options(manifest)
+        for part in dict.fromkeys(part for kinds in manifest.unfused.values() for part in kinds):
+            parts += ["--unfuse", part]
         for island in dict.fromkeys(kept):
             parts += ["--island", island]
         return shlex.join([*parts, "-o", f"{self.bundle}{suffix}"])

@@ -45,6 +45,15 @@ AgainstGolden = Annotated[
 Island = Annotated[
     list[str] | None, typer.Option("--island", help="Module to keep in float32, e.g. trunk.layers.1.attn. Repeatable.")
 ]
+Unfuse = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--unfuse",
+        metavar="PART",
+        help="Attention that no compiler may fuse: spatial, temporal or llm. For a TensorRT that miscompiles it; "
+        "slower. Repeatable.",
+    ),
+]
 Int4 = Annotated[
     list[str] | None,
     typer.Option("--int4", metavar="PART", help="Hold this part's weights in four bits: llm. Repeatable."),

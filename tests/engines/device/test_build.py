@@ -342,7 +342,7 @@ def test_an_interrupt_kills_the_build_of_a_graph_and_keeps_the_others(kit: Kit) 
     code = (
         "import sys, time; from engines.device import build as b; from engines.fake import RecordingCuda\n"
         f"from engines.device.kit import Kit; import argparse\n"
-        "o = argparse.Namespace(workspace_mib=0, no_timing_cache=True)\n"
+        "o = argparse.Namespace(workspace_mib=0, no_timing_cache=True, unfuse=[])\n"
         f"kit = Kit.load(__import__('pathlib').Path({str(kit.folder)!r}))\n"
         "b.build(kit, o, cuda=RecordingCuda(capability='SM87'))\n"
     )

@@ -108,7 +108,7 @@ def test_an_attention_operator_of_opset_24_copies_the_ring_and_is_refused(
         return F.scaled_dot_product_attention(*flat, attn_mask=bias[:, 0]).unflatten(0, q.shape[:2])
 
     monkeypatch.setattr("engines.needs.OPSET", 24)
-    monkeypatch.setattr("pvc_ref.temporal.attention", fused)
+    monkeypatch.setattr(TemporalAttention, "mix", staticmethod(fused))
     layers = build(half, tmp_path)
     # The counts differ too; here the question is whether the copied ring alone would be seen.
     spec = replace(SPEC, fused_attention=FusedAttention(**count_attention(layers)))
