@@ -240,6 +240,27 @@ def check_layers(
         of_islands = [state for state in spec.states if state.input in wide.states]
         num_float32_weights += sum(state.row_bytes // ITEM_BYTES[state.dtype] for state in of_islands)
     spec = replace(spec, states=tuple(state for state in spec.states if state.input not in wide.states))
+    _check_attention(layers, spec, wide)
+    for state in spec.states:
+        readers = [layer.name for layer in layers if state.input in layer.inputs]
+        is_laid_out = state.holds != "values"  # codes become values in a kernel of their own
+        if readers and "temporal" in spec.unfused:
+            continue
+        if state.order == "ring" and (len(readers) != 1 or not (is_laid_out or GEMV_ATTENTION in readers[0])):
+            raise BuildError(
+                f"the engine of '{spec.name}' reads the ring '{state.input}' in {readers or 'no kernel'}",
+                expected="one kernel, which makes values of codes" if is_laid_out else "one fused attention",
+                cause="the whole ring is copied for every frame, or not used at all",
+                fix=TESTED,
+            )
+    check_caches(layers, spec)
+    if shows_weights(layers, spec):
+        _check_constants(layers, spec, num_float32_weights, num_weights)
+        _check_codes(layers, spec, num_codes)
+
+
+def _check_attention(layers: tuple[EngineLayer, ...], spec: GraphSpec, wide: WideAttention) -> None:
+    """Rule 1 of check_layers."""
     found = count_attention(layers)
     expected = {"gemm": spec.fused_attention.gemm, "gemv": spec.fused_attention.gemv}
     loose = {"gemm": wide.num_rows, "gemv": len(wide.states) // 2}  # a key and a value each
@@ -260,22 +281,6 @@ def check_layers(
             cause="an attention fell apart into loose kernels: this compiler does not fuse its spelling in the graph",
             fix=TESTED,
         )
-    for state in spec.states:
-        readers = [layer.name for layer in layers if state.input in layer.inputs]
-        is_laid_out = state.holds != "values"  # codes become values in a kernel of their own
-        if readers and "temporal" in spec.unfused:
-            continue
-        if state.order == "ring" and (len(readers) != 1 or not (is_laid_out or GEMV_ATTENTION in readers[0])):
-            raise BuildError(
-                f"the engine of '{spec.name}' reads the ring '{state.input}' in {readers or 'no kernel'}",
-                expected="one kernel, which makes values of codes" if is_laid_out else "one fused attention",
-                cause="the whole ring is copied for every frame, or not used at all",
-                fix=TESTED,
-            )
-    check_caches(layers, spec)
-    if shows_weights(layers, spec):
-        _check_constants(layers, spec, num_float32_weights, num_weights)
-        _check_codes(layers, spec, num_codes)
 
 
 def shows_weights(layers: tuple[EngineLayer, ...], spec: GraphSpec) -> bool:
