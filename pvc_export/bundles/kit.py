@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import engines
+import engines as runtime
 from engines.device.kit import BUNDLE, KIT_NAME, MIB, MODEL, RUNTIME, Kit, write_facts
 from engines.errors import BundleError
 from engines.golden.recording import GOLDEN_NAME
@@ -89,14 +89,14 @@ def _refuse_other_things(folder: Path) -> None:
 def _copy_runtime(folder: Path) -> None:
     """What runs on the device, as source, under the names that it has here (docs/decisions/0002)."""
     shutil.rmtree(folder, ignore_errors=True)
-    ours = Path(engines.__file__).parent
+    ours = Path(runtime.__file__).parent
     for package in (ours, ours.with_name(_apps())):
         ignored = shutil.ignore_patterns("__pycache__", "optimum_pvc", "*.pyc")
         shutil.copytree(package, folder / package.name, ignore=ignored)
 
 
 def _apps() -> str:
-    return engines.__name__.replace("engines", "apps")
+    return runtime.__name__.replace("engines", "apps")
 
 
 SCRIPTS = (
@@ -109,7 +109,7 @@ SCRIPTS = (
 
 def _texts(kit: Kit) -> Iterator[tuple[str, str]]:
     """Every file that people read or start, by its name."""
-    names = {"ENGINES": engines.__name__, "APPS": _apps(), "TARGET": kit.target.name, "NEEDS_MIB": kit.needs_mib()}
+    names = {"ENGINES": runtime.__name__, "APPS": _apps(), "TARGET": kit.target.name, "NEEDS_MIB": kit.needs_mib()}
     texts = [(name, SCRIPT.replace("COMMAND", command)) for name, command in SCRIPTS]
     for name, text in (("build.sh", BUILD), *texts):
         for word, value in names.items():
