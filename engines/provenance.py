@@ -62,6 +62,7 @@ def _statement(manifest: Manifest, graph: str) -> str:
         "aliases": spec.aliases,
         "target": manifest.target,
         "engine": manifest.files[entry.path].sha256,
-        "entry": {name: getattr(entry, name) for name in SIGNED},
+        "entry": {name: getattr(entry, name) for name in SIGNED}
+        | ({} if entry.visible == "all" else {"visible": entry.visible}),
     }
     return json.dumps(build, sort_keys=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engines import images, stream
+from engines import device_frames, images
 from engines.cache import LinearCache, RingCache
 from engines.context import Context, FrameRows
 from engines.language import LanguageModel
@@ -191,12 +191,12 @@ def noise_of_its_own() -> Iterator[None]:
         yield
 
 
-@replaces(stream, "to_model_frame")
+@replaces(device_frames, "to_model_frame")
 def colours_swapped(to_model_frame: ToModelFrame, frame: Array, *, size: int) -> Array:
     return to_model_frame(frame[..., ::-1], size=size)
 
 
-@replaces(stream, "to_model_frame")
+@replaces(device_frames, "to_model_frame")
 def resized_by_opencv(_: ToModelFrame, frame: Array, *, size: int) -> Array:
     import cv2  # of the extra `apps`, which a check does without
 

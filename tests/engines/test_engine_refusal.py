@@ -283,7 +283,7 @@ def test_an_engine_that_the_runtime_refuses_is_refused_with_its_reason(folder: F
 def test_an_engine_without_a_context_is_a_lack_of_memory(
     folder: Folder, cuda: RecordingCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Engine, "create_execution_context", lambda self: None)
+    monkeypatch.setattr(Engine, "create_execution_context", lambda self, *_: None)
     with pytest.raises(BackendUnavailable, match="no execution context for ") as caught:
         open_bundle(folder(), cuda=cuda)
     assert caught.value.exit_code == 4 and "--context" in caught.value.fix

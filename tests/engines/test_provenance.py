@@ -78,7 +78,7 @@ def other_target(manifest: Manifest) -> Manifest:
 ENTRIES: dict[str, Any] = {
     "path": "engines/head.engine", "runtime": "tensorrt", "runtime_version": "2", "compute_capabilities": ("SM80",),
     "num_layers": 4, "fused_attention": {"gemm": 0, "gemv": 0}, "build_s": 2.5, "built_from": "f" * 64,
-    "signature": "0" * 32,
+    "signature": "0" * 32, "visible": "nothing",
 }  # fmt: skip
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ import pvc_ref.vision
 from pvc_ref import PVC, CompressorConfig, LLMConfig, PVCConfig, VisionConfig
 from pvc_ref.init import randomize
 from pvc_ref.layers import MLP, attention
-from pvc_ref.temporal import TemporalLayer, sinusoid
+from pvc_ref.temporal import TemporalAttention, TemporalLayer, sinusoid
+from pvc_ref.vision import SpatialAttention
 
 from . import equations
 
@@ -98,11 +98,12 @@ def norm_eps(place: str, eps: float) -> Breakage:
     return apply
 
 
-def unscaled_softmax(module: ModuleType) -> Breakage:
+def unscaled_softmax(module: type[SpatialAttention | TemporalAttention]) -> Breakage:
+    def unscaled(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        return attention(q * q.shape[-1] ** 0.5, k, v, bias)
+
     def apply(_: PVC, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(
-            module, "attention", lambda q, k, v, bias=None: attention(q * q.shape[-1] ** 0.5, k, v, bias)
-        )
+        monkeypatch.setattr(module, "mix", staticmethod(unscaled))
 
     return apply
 
@@ -198,8 +199,8 @@ BREAKAGES: dict[str, Breakage] = {
     "shuffle order v2": v1_shuffle,
     "cosines before sines": sines_first,
     "a period of 10000": other_period,
-    "the softmax scale in space": unscaled_softmax(pvc_ref.vision),
-    "the softmax scale in time": unscaled_softmax(pvc_ref.temporal),
+    "the softmax scale in space": unscaled_softmax(SpatialAttention),
+    "the softmax scale in time": unscaled_softmax(TemporalAttention),
     "eps of the trunk's norms": norm_eps("trunk.", 1e-5),
     "eps of the temporal layers' norms": norm_eps("temporal.", 1e-5),
     "eps of the compressor's norm": norm_eps("compressor.", 1e-6),

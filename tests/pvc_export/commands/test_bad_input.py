@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
+from engines import checked_build
 from engines.builder import EngineReport
 from engines.manifest import Manifest
 from engines.provenance import sign_engines
 from engines.video import write_video
-from pvc_export.bundles import engines as engines_module
 from pvc_export.bundles import export as export_module
 from pvc_export.controls.graph_edits import restamp
 from pvc_export.graphs.models import LoadedModel
@@ -177,13 +177,13 @@ def ready_made(bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert manifest.limits.window == 4 and manifest.limits.context == 512
     monkeypatch.setattr(export_module, "export_graph", take_graph)
-    monkeypatch.setattr(engines_module, "build_engine", take_engine)
-    monkeypatch.setattr(engines_module, "check_layers", lambda *_, **__: None)
+    monkeypatch.setattr(checked_build, "build_engine", take_engine)
+    monkeypatch.setattr("engines.gate.check_layers", lambda *_, **__: None)
 
 
 def before(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[Path], None], *, argument: int) -> None:
-    """Let `act` see the folder of the bundle before bundles/engines.py calls its `name`."""
-    original = getattr(engines_module, name)
+    """Let `act` see the folder of the bundle before engines/checked_build.py calls its `name`."""
+    original = getattr(checked_build, name)
 
     def wrapped(*args: object, **kwargs: object) -> object:
         path = args[argument]
@@ -191,7 +191,7 @@ def before(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[Path], Non
         act(path.parent.parent)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(engines_module, name, wrapped)
+    monkeypatch.setattr(checked_build, name, wrapped)
 
 
 NOT_ONNX: Facts = {
@@ -235,7 +235,7 @@ def test_a_file_that_the_engine_builder_cannot_use(
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install -e '.[rtx]'")
     from engines.builder import build_engine
 
-    monkeypatch.setattr(engines_module, "build_engine", build_engine)
+    monkeypatch.setattr(checked_build, "build_engine", build_engine)
     before(monkeypatch, "build_engine", lambda folder: damage(folder / file), argument=0)
     pvc_export("trt", *LIKE_BUNDLE, "-o", tmp_path / "b", "--json").refuses(5, "BuildError", **facts)
     assert not list(tmp_path.iterdir())

@@ -290,7 +290,9 @@ def test_an_export_looks_at_all_graphs_before_it_builds_the_first_engine(
         export, "export_graph", lambda _, spec, path: shutil.copy(bundle_fp16 / "graphs" / path.name, path)
     )
     monkeypatch.setattr(export, "build_engines", lambda *_: built.append("engines") or {})
-    target = replace(chosen_target("jetson-orin-jp62", "fp16", engines=engines), cache_update="aliased")
+    target = replace(
+        chosen_target("jetson-orin-jp62", "fp16", made="trt" if engines else "onnx"), cache_update="aliased"
+    )
     request = ExportRequest(out=tmp_path, target=target, precision="fp16", limits=manifest.limits)
     with pytest.raises(BuildError, match=r"llm\.onnx, opset 24: node .* \(TensorScatter\)"):
         write_graphs(small, request, tmp_path, Console(quiet=True))
