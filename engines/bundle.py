@@ -39,8 +39,9 @@ auto    the target's where this machine has an NVIDIA GPU and the bundle what it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bundle:
-    """An opened bundle: one session a graph. Sessions hold no state, so streams may share them, one call at a time.
+class OpenGraphs:
+    """All of an opened bundle that computes: one session a graph. Sessions hold no state, so streams may share them,
+    one call at a time.
 
     runs_on  what executes the graphs, in words, for people and reports
     """
@@ -48,8 +49,14 @@ class Bundle:
     folder: Path
     manifest: Manifest
     sessions: Mapping[str, Session]
-    tokenizer: PromptTokenizer
     runs_on: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bundle(OpenGraphs):
+    """The same with its tokenizer: all that a stream needs."""
+
+    tokenizer: PromptTokenizer
 
     @property
     def threads(self) -> dict[str, int]:
@@ -84,16 +91,6 @@ def open_bundle(
         folder=graphs.folder, manifest=graphs.manifest, sessions=graphs.sessions, tokenizer=tokenizer,
         runs_on=graphs.runs_on,
     )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OpenGraphs:
-    """A bundle's sessions: all of it that computes."""
-
-    folder: Path
-    manifest: Manifest
-    sessions: Mapping[str, Session]
-    runs_on: str
 
 
 def open_graphs(

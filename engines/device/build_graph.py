@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from ..builder import BuildOptions, load_runtime
 from ..bundle import graph_path
 from ..checked_build import build_checked
 from ..cuda import CudaRuntime
@@ -55,8 +56,6 @@ def key_of(kit: Kit, graph: str, *, version: str, capabilities: tuple[str, ...])
 
 def build_one(kit: Kit, graph: str, key: dict[str, Any], options: argparse.Namespace, cuda: CudaRuntime) -> None:
     """Build it, and leave engine, note and timing cache in the kit's work folder. Raises what build_checked raises."""
-    from ..builder import BuildOptions
-
     cache = kit.work / TIMING_CACHE
     keep_cache = not options.no_timing_cache
     built = build_checked(
@@ -111,8 +110,6 @@ def main() -> int:
     options = parser.parse_args()
     try:
         kit, gpu = Kit.load(options.kit).unfuse_parts(options.unfuse), KnownGpu(options.capabilities[0])
-        from ..builder import load_runtime
-
         version = str(load_runtime(kit.target).__version__)
         key = key_of(kit, options.graph, version=version, capabilities=tuple(options.capabilities))
         build_one(kit, options.graph, key, options, gpu)  # type: ignore[arg-type]  # asked for nothing else
