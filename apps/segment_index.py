@@ -103,7 +103,7 @@ class SegmentFolder:
         for path in sorted(self.path.iterdir()):
             if match := PARTIAL.fullmatch(path.name):
                 self._name(path, self.path / f"{match[1]}.mp4")
-        Lines(self.path / INDEX).close()  # there is one, and of whole lines
+        (self.path / INDEX).touch()
         present = list(read_index(self.path))
         known = {entry["file"] for entry in present}
         for path in self._finished():

@@ -53,7 +53,7 @@ def test_events_arrive_in_order_and_offering_does_not_wait(sink: FakeSink, said:
     delivery, started = Delivery(sink, trouble=said.append), time.perf_counter()
     for number in range(100):
         delivery.offer(event(str(number)))
-    assert time.perf_counter() - started < 0.2
+    assert time.perf_counter() - started < 1.0
     sink.gate.set()
     assert delivery.close(5.0) == 0 and sink.is_closed
     assert sink.sent == [str(number) for number in range(100)] and said == [] and delivery.num_delivered == 100
@@ -141,10 +141,10 @@ def test_several_places_that_hang_end_within_the_time_of_one() -> None:
     sinks, said = [FakeSink(), FakeSink(), FakeSink()], list[str]()
     for sink in sinks:
         sink.gate.clear()
-    listener = Deliveries([Delivery(sink, trouble=said.append) for sink in sinks], ("alert",), within_s=0.1)
+    listener = Deliveries([Delivery(sink, trouble=said.append) for sink in sinks], ("alert",), within_s=0.3)
     listener.happened(event("fire", kind="alert"), captured())
     started = time.perf_counter()
     listener.close()
-    assert time.perf_counter() - started < 0.25 and len(said) == 3
+    assert time.perf_counter() - started < 0.8 and len(said) == 3
     for sink in sinks:
         sink.gate.set()

@@ -115,9 +115,14 @@ def test_on_a_full_disk_lines_are_lost_and_counted_and_the_session_goes_on(
     room[0] = 10**6
     log.happened(event("five"), captured())
     assert said[1:] == [f"{path} is written again; 3 lines were lost"]
+    room[0] = 0
+    log.happened(event("six"), captured())
+    room[0] = 10**6
+    log.happened(event("seven"), captured())
+    assert len(said) == 4 and said[-1].endswith("; 1 lines were lost") and log.num_lost == 4
     log.close()
     monkeypatch.undo()
-    assert [line["text"] for line in lines_of(path)] == ["one", "five"]
+    assert [line["text"] for line in lines_of(path)] == ["one", "five", "seven"]
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_first_frame(tmp_path: Path) -> None:

@@ -190,12 +190,12 @@ def test_the_offset_of_an_event_is_that_of_the_slot_that_shows_its_frame(opened:
 
 def test_a_segment_ends_at_its_size(opened: Open, tmp_path: Path) -> None:
     recorder = opened(segment_s=1e6, max_segment_bytes=3000)
-    for index in range(600):
+    for index in range(300):
         see(recorder, index)
     recorder.close()
     sizes = [path.stat().st_size for path in segments(tmp_path / "rec")]
     assert len(sizes) >= 3 and max(sizes) < 12_000
-    assert sum(entry["num_frames"] for entry in read_index(tmp_path / "rec")) == 600
+    assert sum(entry["num_frames"] for entry in read_index(tmp_path / "rec")) == 300
 
 
 def test_under_a_quota_the_oldest_segments_are_removed_and_the_index_knows(opened: Open, tmp_path: Path) -> None:
@@ -212,10 +212,26 @@ def test_under_a_quota_the_oldest_segments_are_removed_and_the_index_knows(opene
         assert sum(path.stat().st_size for path in segments(tmp_path / "rec")) <= 2 * total
     recorder.close()
     after = segments(tmp_path / "rec")
+    assert sum(path.stat().st_size for path in after) > total  # and no more than had to be
     assert not set(before) & set(after) and (tmp_path / "rec" / "mine.mp4").exists()
     assert [entry["file"] for entry in read_index(tmp_path / "rec")] == [path.name for path in after]
     frames = [(entry["first_frame"], entry["last_frame"]) for entry in read_index(tmp_path / "rec")]
     assert frames[-1] == (190, 199) and all(last + 1 == first for (_, last), (first, _) in pairwise(frames))
+
+
+def test_the_open_segment_counts_for_the_quota(opened: Open, tmp_path: Path) -> None:
+    recorder = opened()
+    for index in range(50):
+        see(recorder, index)
+    recorder.close()
+    before = segments(tmp_path / "rec")
+    total = sum(path.stat().st_size for path in before)
+    recorder = opened(segment_s=1e6, quota_bytes=total + 1000)
+    index = 0
+    while (after := segments(tmp_path / "rec")) == before:
+        see(recorder, index)
+        index += 1
+    assert after == before[1:]  # and the open one is not finished
 
 
 def test_the_index_does_not_grow_with_what_was_removed(

