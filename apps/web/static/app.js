@@ -11,7 +11,7 @@ import { listen } from "./keys.js";
 import { Picture } from "./picture.js";
 import { Theme } from "./theme.js";
 
-const LATE_S = 5; // without figures: no frames come
+const LATE_S = 10; // without figures, or a word of an answer: no frames come
 
 const picture = new Picture();
 const answers = new Answers();
@@ -22,7 +22,7 @@ const controls = new Controls((order) => connection.send(order));
 const camera = new OwnCamera((order) => connection.send(order), () => connection.backlog);
 let status = {};
 let lastEvent = 0;
-let lastSecondAt = 0;
+let lastSignAt = 0;
 let connectionState = "connecting";
 
 listen({ fullscreen: () => picture.fullscreen(), theme: () => theme.next() });
@@ -35,7 +35,7 @@ const HANDLERS = {
     answers.setAll(value.conversation);
     events.setAll(value.events, value.open_alerts);
     charts.setAll(value.history, value.now);
-    if (value.now) lastSecondAt = Date.now();
+    if (value.now) lastSignAt = Date.now();
     HANDLERS.status(value.status);
     answers.show(value.answer);
     HANDLERS.viewers(value.viewers);
@@ -52,7 +52,10 @@ const HANDLERS = {
     byId("notice").hidden = !notice;
     showState();
   },
-  answer: (value) => answers.show(value),
+  answer(value) {
+    lastSignAt = Date.now();
+    answers.show(value);
+  },
   event(value) {
     if (value.id <= lastEvent) return; // the state had it
     lastEvent = value.id;
@@ -71,7 +74,7 @@ const HANDLERS = {
     showState();
   },
   second(value) {
-    lastSecondAt = Date.now();
+    lastSignAt = Date.now();
     charts.add(value);
     events.draw();
     showState();
@@ -105,7 +108,7 @@ function showState() {
     connectionState === "lost" ? ["Disconnected", "bad"]
     : connectionState === "connecting" ? ["Connecting", ""]
     : status.paused ? ["Paused", "warn"]
-    : Date.now() - lastSecondAt > 1000 * LATE_S ? ["No frames", "warn"]
+    : Date.now() - lastSignAt > 1000 * LATE_S ? ["No frames", "warn"]
     : alerts.length ? [alerts.length === 1 ? `Alert: ${alerts[0]}` : `${alerts.length} alerts`, "bad"]
     : ["Live", "good"];
   const pill = byId("state");

@@ -6,11 +6,12 @@ const SPAN_S = 600;
 const GAP_S = 4;
 const KEPT = 600;
 const whole = (value) => Math.round(value).toLocaleString();
+const contextShare = (s, now) => now && `context ${Math.round((100 * s.rows) / now.context_limit)} %`;
 const CHARTS = [
-  { title: "Frames per second", lines: ["fps"], unit: "fps", text: (s) => s.fps.toFixed(1) },
-  { title: "Latency, capture to context", lines: ["p99", "p50"], unit: "ms", text: (s) => whole(s.p50), more: (s) => `p99 ${whole(s.p99)}` },
+  { title: "Frames per second", lines: ["fps"], unit: "fps", text: (s) => s.fps.toFixed(1), more: contextShare },
+  { title: "Latency to context", lines: ["p99", "p50"], unit: "ms", text: (s) => whole(s.p50), more: (s) => `p99 ${whole(s.p99)}` },
   { title: "Dropped frames", lines: ["dropped"], unit: "/s", text: (s) => whole(s.dropped), more: (s, now) => now && `${whole(now.num_dropped)} in all`, bars: true },
-  { title: "Memory", lines: ["mb"], unit: "MB", text: (s) => (s.mb === null ? "?" : whole(s.mb)), more: (s, now) => now && `context ${s.rows}/${now.context_limit}` },
+  { title: "Memory", lines: ["mb"], unit: "MB", text: (s) => (s.mb === null ? "?" : whole(s.mb)) },
 ];
 
 export class Charts {
@@ -61,7 +62,7 @@ export class Charts {
     const shown = this.pointed ?? this.samples.at(-1);
     if (shown) {
       const more = chart.more?.(shown, this.now);
-      const small = element("small", { text: ` ${chart.unit}${more ? `   ${more}` : ""}` });
+      const small = element("small", { text: ` ${chart.unit}${more ? ` \u00b7 ${more}` : ""}` });
       chart.value.replaceChildren(chart.text(shown), small);
       chart.time.textContent = this.pointed ? clock(shown.at) : "";
       chart.canvas.setAttribute("aria-label", `${chart.title}, last ten minutes; now ${chart.text(shown)} ${chart.unit}`);
@@ -70,7 +71,7 @@ export class Charts {
     if (!drawing) return;
     const { context, width, height } = drawing;
     const end = Date.now() / 1000;
-    const top = niceTop(Math.max(0, ...this.samples.flatMap((s) => chart.lines.map((name) => s[name] ?? 0))));
+    const top = niceTop(1.35 * Math.max(0, ...this.samples.flatMap((s) => chart.lines.map((name) => s[name] ?? 0))));
     const x = (at) => (width * (at - (end - SPAN_S))) / SPAN_S;
     const y = (value) => height - 1 - ((height - 6) * value) / top;
     context.strokeStyle = colour("--grid");
@@ -136,9 +137,9 @@ function bars(context, samples, name, x, y, ink) {
   }
 }
 
-/** 1, 2 or 5 times a power of ten, at least the value. */
+/** A round number above the value. */
 function niceTop(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((factor) => factor * power).find((top) => top >= value);
+  return [1, 1.5, 2, 3, 5, 7.5, 10].map((factor) => factor * power).find((top) => top >= value);
 }
