@@ -21,6 +21,7 @@ from engines.picture_sequences import is_picture_sequence
 from engines.synthetic import Frame
 
 from .addresses import Address
+from .browser import BrowserCamera, BrowserDevice
 from .devices import RETRY_PAUSES_S, CaptureDevice, Device
 from .opencv import Capture
 from .pictures import PictureDevice
@@ -70,6 +71,7 @@ def open_source(
     seed: int = 0,
     question: str | None = None,
     say: Callable[[str], None] = lambda text: None,
+    browser: BrowserCamera | None = None,
 ) -> Source:
     """A source that delivers. Raises as CaptureDevice, VideoDevice, PictureDevice and SyntheticDevice do.
 
@@ -77,11 +79,14 @@ def open_source(
     fps             for raw streams, a folder of pictures, or a pattern of their names
     seed, question  for the synthetic source
     say             hears what a person should know of how it was opened
+    browser         where a page puts its camera's pictures; MediaError for 'browser' without a page
     """
     closing = Event()
     device: Device
     if address.kind == "synthetic":
         device = SyntheticDevice(seed=seed, question=question)
+    elif address.kind == "browser":
+        device = BrowserDevice(_page_of(browser), wait=closing.wait, name=address.name)
     elif address.kind == "file" and is_picture_sequence(address.target):
         device = PictureDevice(address, fps=fps)
     elif address.kind == "file":
@@ -100,6 +105,16 @@ def open_source(
     if every_frame or address.kind == "synthetic":
         return EveryFrame(device, paced=not every_frame)
     return NewestFrame(device, closing)
+
+
+def _page_of(browser: BrowserCamera | None) -> BrowserCamera:
+    if browser is None:
+        raise MediaError(
+            "there is no page whose browser could send its camera",
+            expected="a session with a page, for --source browser",
+            fix="--web --source browser",
+        )
+    return browser
 
 
 class EveryFrame:
