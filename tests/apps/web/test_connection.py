@@ -29,6 +29,7 @@ def wait_for(socket: WebSocketTestSession, kind: str) -> Any:
             raise WebSocketDisconnect(message["code"])
         if message.get("text") is not None:
             found, value = told.read(message["text"])
+            assert found != "beat", f"nothing was told for seconds, and no {kind}"
             if found == kind:
                 return value
 
