@@ -180,8 +180,6 @@ def until_empty(hub: Hub) -> bool:
 def test_a_pages_camera_becomes_the_source_and_its_pictures_arrive(
     client: TestClient, hub: Hub, commands: Commands
 ) -> None:
-    hub.camera.opened()  # the session did as it is told below
-    hub.camera.closed()
     with client.websocket_connect(SOCKET) as socket:
         wait_for(socket, "state")
         socket.send_json({"do": "camera", "on": True})
