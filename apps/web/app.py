@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from engines.terminal import finite
 
 from .access import COOKIE_AGE_S, PAGE_HEADERS, Access
 from .connection import UNAUTHORIZED, serve_viewer
@@ -118,12 +121,13 @@ class _Page:
 
     async def healthz(self, request: Request) -> Response:
         """Without the token only whether it is well."""
-        from starlette.responses import JSONResponse
+        from starlette.responses import Response
 
         assert self._health is not None
         report = self._health.report()
         told = report.to_json() if self._is_known(request) else {"ok": report.is_well}
-        return JSONResponse(told, 200 if report.is_well else 503)
+        text = json.dumps(finite(told))  # ASCII: a source's name need not be Unicode
+        return Response(text, 200 if report.is_well else 503, media_type="application/json")
 
     async def metrics(self, request: Request) -> Response:
         from starlette.responses import PlainTextResponse, Response

@@ -156,4 +156,4 @@ class Hub:
 
 
 def _message(kind: str, value: Any) -> str:
-    return json.dumps({"type": kind, "value": finite(value)}, ensure_ascii=False, allow_nan=False)
+    return json.dumps({"type": kind, "value": finite(value)}, allow_nan=False)

@@ -21,8 +21,11 @@ pytestmark = pytest.mark.skipif(
     reason=f"{BROWSER} or {DRIVER} is missing: apt-get install chromium chromium-driver",
 )
 COLOURS = """
-const canvas = document.querySelector("#picture");
-const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+const picture = document.querySelector("#picture");
+const canvas = Object.assign(document.createElement("canvas"), { width: picture.width, height: picture.height });
+const context = canvas.getContext("2d", { willReadFrequently: true });
+context.drawImage(picture, 0, 0);
+const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data;
 const found = new Set();
 for (let i = 0; i < pixels.length; i += 400) found.add([0, 1, 2].map((channel) => pixels[i + channel] >> 5).join());
 return found.size;

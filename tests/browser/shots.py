@@ -23,6 +23,10 @@ def take(page: Browser, url: str, folder: Path) -> None:
             page.screenshot(folder / f"{name}-{'dark' if dark else 'light'}.png")
             if name == "phone":
                 page.screenshot(folder / f"{name}-{'dark' if dark else 'light'}-whole.png", whole=True)
+    page.size(1920, 1080)
+    page.open(url)
+    page.until(lambda: page.is_shown("#answer[data-state=writing]"), "an answer is written")
+    page.screenshot(folder / "large-light.png")
     page.size(*SIZES["desktop"])
     for selector, name in (("#help-open", "help"), ("#source-open", "source")):
         page.open(url)

@@ -29,6 +29,7 @@ def wait_for(socket: WebSocketTestSession, kind: str) -> Any:
             raise WebSocketDisconnect(message["code"])
         if message.get("text") is not None:
             found, value = told.read(message["text"])
+            assert found != "beat", f"nothing was told for seconds, and no {kind}"
             if found == kind:
                 return value
 
@@ -179,8 +180,6 @@ def until_empty(hub: Hub) -> bool:
 def test_a_pages_camera_becomes_the_source_and_its_pictures_arrive(
     client: TestClient, hub: Hub, commands: Commands
 ) -> None:
-    hub.camera.opened()  # the session did as it is told below
-    hub.camera.closed()
     with client.websocket_connect(SOCKET) as socket:
         wait_for(socket, "state")
         socket.send_json({"do": "camera", "on": True})

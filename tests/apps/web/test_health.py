@@ -61,6 +61,12 @@ def test_before_the_first_frame_and_after_the_end_it_is_a_503(client: TestClient
     assert client.get("/healthz").json()["reason"] == "no frame yet"
 
 
+def test_a_source_whose_name_is_no_unicode_is_told_too(client: TestClient, health: Health) -> None:
+    health.counted(told.figures(source="caf\udce9.mp4", fps=float("inf")))
+    answer = client.get("/healthz")
+    assert answer.status_code == 200 and answer.json()["source"] == "caf\udce9.mp4" and answer.json()["fps"] is None
+
+
 # -- metrics
 
 

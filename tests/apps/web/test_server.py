@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -35,8 +37,11 @@ def next_of(socket: ClientConnection, kind: str) -> Any:
         if isinstance(message, bytes):
             if kind == "picture":
                 return message
-        elif (read := told.read(message))[0] == kind:
-            return read[1]
+        else:
+            found, value = told.read(message)
+            assert found != "beat", f"nothing was told for seconds, and no {kind}"
+            if found == kind:
+                return value
 
 
 def until(condition: Callable[[], bool], patience_s: float = 10.0) -> bool:
@@ -199,7 +204,7 @@ def test_a_host_that_is_not_ours_is_said(host: str) -> None:
 
 def test_a_package_that_is_missing_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     require_packages()
-    monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(BackendUnavailable, match="needs the package uvicorn") as caught:
         require_packages()
     assert caught.value.fix == "pip install 'pvc-streaming-export[live]'"
@@ -215,3 +220,30 @@ def test_what_breaks_in_an_endpoint_shows_no_traceback(page: Page, monkeypatch: 
     except HTTPError as error:
         assert error.code == 500 and error.read() == b"Internal Server Error"
         error.close()
+
+
+def test_a_text_that_is_no_unicode_ends_no_connection(page: Page) -> None:
+    with look(page) as viewer:
+        next_of(viewer, "state")
+        page.happened(told.event("trouble", "caf\udce9.mp4"), told.captured())  # a file's name, as Linux allows it
+        assert next_of(viewer, "event")["text"] == "caf\udce9.mp4"
+
+
+WITHOUT = """
+import importlib, pkgutil, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("starlette", "uvicorn", "websockets", "prometheus_client", "anyio"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+import apps.web
+for module in pkgutil.walk_packages(apps.web.__path__, "apps.web."):
+    importlib.import_module(module.name)
+from apps.web.server import require_packages
+require_packages()
+"""
+
+
+def test_every_module_imports_on_a_device_without_the_packages() -> None:
+    found = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
+    assert "BackendUnavailable: --web needs the package starlette" in found.stderr, found.stderr
