@@ -50,10 +50,11 @@ class Captured:
 
 
 class Source(Protocol):
-    """Frames, newest or next. `ended` is true once the last one was taken."""
+    """Frames, newest or next. `ended` is true once the last one was taken, and `waits` if none is lost meanwhile."""
 
     device: Device
     ended: bool
+    waits: bool
 
     def take(self, timeout_s: float) -> Captured | None:
         """A frame that was not taken before; None if none came in time, or at the end. Raises MediaError when lost."""
@@ -120,6 +121,8 @@ def _page_of(browser: BrowserCamera | None) -> BrowserCamera:
 class EveryFrame:
     """Reads when asked, and drops nothing: for devices that wait. `paced`: never faster than the device's rate."""
 
+    waits = True
+
     def __init__(self, device: Device, *, paced: bool) -> None:
         assert device.waits
         self.device, self.ended, self._num_taken = device, False, 0
@@ -161,6 +164,8 @@ class NewestFrame:
 
     A camera is read from the start, so that nothing old waits in its buffers; what waits for us starts with `take`.
     """
+
+    waits = False
 
     def __init__(self, device: Device, closing: Event) -> None:
         self.device, self.ended = device, False

@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from apps.listeners import Listener
 from apps.segments import SegmentedRecorder
 
+from ..triggers import OnChange, OnTrigger, Schedule, Trigger
 from .alerts import Alerts
 from .announcer import Announcer
 from .delivery import Deliveries, Delivery, Sink
@@ -17,7 +18,6 @@ from .log import EventLog
 from .mqtt import PASSWORD, Mqtt
 from .options import CHANGE, EventOptions
 from .snapshots import Snapshots
-from .triggers import OnChange, OnTrigger, Schedule, Trigger
 from .webhook import AUTHORIZATION, Webhook
 
 

@@ -14,7 +14,7 @@ from apps.events.announcer import Announcer
 from apps.events.opening import make_trigger, open_announcer, open_recorder
 from apps.events.options import EventOptions
 from apps.events.snapshots import Snapshots
-from apps.events.triggers import OnChange, OnTrigger, Schedule
+from apps.triggers import OnChange, OnTrigger, Schedule
 from engines.errors import BackendUnavailable
 
 from .fakes import STATUS, Follower, captured, event

@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from apps.events.triggers import RESTLESS_PAUSES, Embeds, OnChange, OnTrigger, Schedule, Trigger
+from apps.triggers import RESTLESS_PAUSES, Embeds, OnChange, OnTrigger, Schedule, Trigger
 
 RANDOM = np.random.default_rng(5)
 EMPTY, PERSON = (RANDOM.normal(size=(16, 32)).astype(np.float32) for _ in range(2))
