@@ -67,14 +67,14 @@ class Shown(NamedTuple):
 
 
 class SyntheticDevice:
-    """Frames of the world (SIZE, SIZE, 3) uint8 BGR and the scene of each, all from a seed, without an end."""
+    """Frames of the world (size, size, 3) uint8 BGR and the scene of each, all from a seed, without an end."""
 
     name, waits, notice, num_reconnects, damage = SYNTHETIC, True, "", 0, None
     fps: float | None = FPS
 
-    def __init__(self, *, seed: int = 0, question: str | None = None) -> None:
+    def __init__(self, *, seed: int = 0, question: str | None = None, size: int = SIZE) -> None:
         """`question` is asked of every scene; None asks each scene one of its own. Raises BackendUnavailable."""
-        self._shown = _watch(seed, question)
+        self._shown = _watch(seed, question, size)
 
     def read(self) -> Shown | None:
         return next(self._shown)
@@ -83,7 +83,7 @@ class SyntheticDevice:
         self._shown = iter(())
 
 
-def _watch(seed: int, asked: str | None) -> Iterator[Shown]:
+def _watch(seed: int, asked: str | None, size: int) -> Iterator[Shown]:
     """The import fails here, at once, and not at the first frame."""
     try:
         from pvc_ref.shapes import answer_to, question_of, watch
@@ -97,7 +97,7 @@ def _watch(seed: int, asked: str | None) -> Iterator[Shown]:
 
     def frames() -> Iterator[Shown]:
         num_scenes = 0
-        for shown in watch(seed, size=SIZE):
+        for shown in watch(seed, size=size):
             if shown.frame_index == 0:
                 own = question_of(shown.clip, seed + num_scenes)
                 num_scenes += 1
