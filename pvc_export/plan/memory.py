@@ -18,9 +18,8 @@ from .graph_files import is_narrow
 class StateBytes:
     """Of one stream.
 
-    ring    keys and values of the last W frames; twice, and the features of the frames to replay, where a clock
-            re-anchors
-    cache   keys and values of all LLM rows of a context
+    ring    keys and values of the last W frames; twice, and features of the last R + 1, where a clock re-anchors
+    cache   keys and values of all LLM rows of a context; twice where a clock re-anchors
     """
 
     ring: int
@@ -32,15 +31,15 @@ class StateBytes:
 
 
 def state_bytes(config: PVCConfig, specs: dict[str, GraphSpec], limits: StreamLimits, clock: Clock) -> StateBytes:
-    """What the runtime allocates when a stream begins (engines/vision.py, engines/language.py)."""
+    """What the runtime allocates when a stream begins (engines/episodes.py)."""
     temporal = specs["temporal"]
-    ring = temporal.state_bytes(limits)
+    ring, cache = temporal.state_bytes(limits), specs["llm"].state_bytes(limits)
     if clock == "reanchor":
         features = temporal.input("trunk_features")
         retained = min(DEFAULT_RETAIN, limits.window, config.trained_frames - 1)
         row = config.vision.num_positions * config.vision.hidden_size * ITEM_BYTES[features.dtype]
-        ring = 2 * ring + retained * row
-    return StateBytes(ring=ring, cache=specs["llm"].state_bytes(limits))
+        ring, cache = 2 * ring + (retained + 1) * row, 2 * cache  # the next episode is prepared ahead
+    return StateBytes(ring=ring, cache=cache)
 
 
 def activation_bytes(config: PVCConfig, spec: GraphSpec, limits: StreamLimits) -> int:
