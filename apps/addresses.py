@@ -12,6 +12,8 @@ from engines.video import is_url, without_password
 from .gstreamer import csi_pipeline, encoded
 from .synthetic import SYNTHETIC
 
+BROWSER = "browser"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Address:
@@ -20,14 +22,14 @@ class Address:
     target  what is opened; a CSI camera's is its pipeline
     """
 
-    kind: Literal["synthetic", "camera", "csi", "url", "pipeline", "file"]
+    kind: Literal["synthetic", "camera", "csi", "url", "pipeline", "file", "browser"]
     target: str
     name: str
 
     @property
     def is_live(self) -> bool:
         """It goes on whether or not anybody looks."""
-        return self.kind in ("camera", "csi", "url", "pipeline")
+        return self.kind in ("camera", "csi", "url", "pipeline", "browser")
 
     @property
     def may_wait(self) -> bool:
@@ -40,11 +42,13 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """'synthetic', a camera's number or /dev/ path, a CSI camera (csi:0), a URL, a GStreamer pipeline (it holds ' ! '),
-    else a file or pictures. Raises MediaError for a csi: that is none."""
+    """'synthetic', 'browser', a camera's number or /dev/ path, a CSI camera (csi:0), a URL, a GStreamer pipeline (it
+    holds ' ! '), else a file or pictures. Raises MediaError for a csi: that is none."""
     text = text.strip()
     if text == SYNTHETIC:
         return Address(kind="synthetic", target=text, name=SYNTHETIC)
+    if text == BROWSER:
+        return Address(kind="browser", target=text, name="a browser's camera")
     if re.fullmatch(r"\d{1,3}", text):
         return Address(kind="camera", target=text, name=f"camera {int(text)}")
     if text.startswith("/dev/"):

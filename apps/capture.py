@@ -21,6 +21,7 @@ from engines.picture_sequences import is_picture_sequence
 from engines.synthetic import Frame
 
 from .addresses import Address
+from .browser import BrowserCamera, BrowserDevice
 from .devices import RETRY_PAUSES_S, CaptureDevice, Device
 from .opencv import Capture
 from .pictures import PictureDevice
@@ -49,10 +50,11 @@ class Captured:
 
 
 class Source(Protocol):
-    """Frames, newest or next. `ended` is true once the last one was taken."""
+    """Frames, newest or next. `ended` is true once the last one was taken, and `waits` if none is lost meanwhile."""
 
     device: Device
     ended: bool
+    waits: bool
 
     def take(self, timeout_s: float) -> Captured | None:
         """A frame that was not taken before; None if none came in time, or at the end. Raises MediaError when lost."""
@@ -70,6 +72,7 @@ def open_source(
     seed: int = 0,
     question: str | None = None,
     say: Callable[[str], None] = lambda text: None,
+    browser: BrowserCamera | None = None,
 ) -> Source:
     """A source that delivers. Raises as CaptureDevice, VideoDevice, PictureDevice and SyntheticDevice do.
 
@@ -77,11 +80,14 @@ def open_source(
     fps             for raw streams, a folder of pictures, or a pattern of their names
     seed, question  for the synthetic source
     say             hears what a person should know of how it was opened
+    browser         where a page puts its camera's pictures; MediaError for 'browser' without a page
     """
     closing = Event()
     device: Device
     if address.kind == "synthetic":
         device = SyntheticDevice(seed=seed, question=question)
+    elif address.kind == "browser":
+        device = BrowserDevice(_page_of(browser), wait=closing.wait, name=address.name)
     elif address.kind == "file" and is_picture_sequence(address.target):
         device = PictureDevice(address, fps=fps)
     elif address.kind == "file":
@@ -102,8 +108,20 @@ def open_source(
     return NewestFrame(device, closing)
 
 
+def _page_of(browser: BrowserCamera | None) -> BrowserCamera:
+    if browser is None:
+        raise MediaError(
+            "there is no page whose browser could send its camera",
+            expected="a session with a page, for --source browser",
+            fix="--web --source browser",
+        )
+    return browser
+
+
 class EveryFrame:
     """Reads when asked, and drops nothing: for devices that wait. `paced`: never faster than the device's rate."""
+
+    waits = True
 
     def __init__(self, device: Device, *, paced: bool) -> None:
         assert device.waits
@@ -146,6 +164,8 @@ class NewestFrame:
 
     A camera is read from the start, so that nothing old waits in its buffers; what waits for us starts with `take`.
     """
+
+    waits = False
 
     def __init__(self, device: Device, closing: Event) -> None:
         self.device, self.ended = device, False

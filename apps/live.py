@@ -1,4 +1,4 @@
-"""A live session: a camera, a file or a network stream, watched by a bundle; in a window, into a video file, or both.
+"""A live session: a camera, a file or a network stream, watched by a bundle; in a window, on a page, into videos.
 
 Its command line is watch.py. However a session ends, the recording so far is completed and kept.
 """
@@ -7,34 +7,54 @@ from __future__ import annotations
 
 import signal
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
-from engines import open_bundle
+from engines import Bundle, open_bundle
 from engines.bundle import Runtime
 from engines.manifest import Manifest
 from engines.signals import Signals
 from engines.terminal import fail, print_json
 
 from .addresses import Address
+from .browser import BrowserCamera
 from .capture import open_source
+from .events.opening import make_trigger, open_announcer, open_recorder
+from .events.options import EventOptions
+from .keeper import Keeper
+from .listeners import Commands
 from .meters import Meter
+from .notes import Notes
 from .recorder import Recorder
 from .report import Log, describe
+from .segments import SegmentedRecorder
 from .session import LiveSession
+from .switching import Switching
+from .triggers import OnTrigger
+from .watchdog import Watchdog
 from .watcher import Watcher, require_endless
+from .web.options import WebOptions
 from .window import Window
 
-QUESTION, ASK_EVERY_S = "What happens?", 5.0
+if TYPE_CHECKING:
+    from .web.server import Page
+
+QUESTION, ASK_EVERY_S, SAVE_EVERY_S = "What happens?", 5.0, 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
     """A session whose parts do not contradict each other. Raises ValueError, by option, for what no session can do.
 
-    question  None where each scene brings its own
-    fps       of a raw stream; of a folder of pictures or a pattern, where None is picture_sequences.DEFAULT_FPS
-    seed      None for all but the synthetic source
+    question      None where each scene brings its own
+    fps           of a raw stream; of a folder of pictures or a pattern, where None is picture_sequences.DEFAULT_FPS
+    seed          None for all but the synthetic source
+    remember      characters of the last answers that are carried beyond what the model sees; 0 carries nothing
+    state         file that the stream is saved to every save_every_s, and that `resume` goes on with
+    web           None without a page
     """
 
     bundle: Path
@@ -52,6 +72,12 @@ class Request:
     trust_engines: bool
     threads: int | None
     as_json: bool
+    remember: int = 0
+    state: Path | None = None
+    save_every_s: float = SAVE_EVERY_S
+    resume: bool = False
+    events: EventOptions = field(default_factory=EventOptions)
+    web: WebOptions | None = None
 
     def __post_init__(self) -> None:
         address, question, record = self.address, self.question, self.record
@@ -67,6 +93,12 @@ class Request:
             raise ValueError(f"--every-frame needs a file or 'synthetic'; {address.name} does not wait for a model")
         if record is not None and address.kind == "file" and record.resolve() == Path(address.target).resolve():
             raise ValueError(f"--record would replace the source {record}; name another file")
+        if self.record is not None and self.events.record_folder is not None:
+            raise ValueError("--record and --record-folder are two ways to keep the same; give one")
+        if self.resume and self.state is None:
+            raise ValueError("--resume goes on with what --state FILE saved; name the file")
+        if address.kind == "browser" and self.web is None:
+            raise ValueError("--source browser is the camera of whoever looks at the page; give --web")
 
 
 def run(request: Request, signals: Signals) -> int:
@@ -74,35 +106,97 @@ def run(request: Request, signals: Signals) -> int:
     log = Log(as_json=request.as_json)
     require_endless(Manifest.load(request.bundle))  # known at once, while the rest may take its time
     with ExitStack() as stack:
-        window = None
-        if not request.headless:  # before PyAV is imported: see window.py
-            window = Window()
-            stack.callback(window.close)
-        source = open_source(
-            request.address, every_frame=request.every_frame, fps=request.fps, seed=request.seed or 0,
-            question=request.question, say=log.notice,
-        )  # fmt: skip
-        stack.callback(source.close)
-        recorder = None
-        if request.record is not None:
-            recorder = Recorder(request.record, source_fps=source.device.fps)
-            stack.callback(recorder.abort)
-        bundle = open_bundle(
-            request.bundle, runtime=request.runtime, trust_engines=request.trust_engines, threads=request.threads
-        )
-        watcher = Watcher(
-            bundle, request.question or QUESTION, ask_every_s=request.ask_every_s,
-            max_new_tokens=request.max_new_tokens,
-        )  # fmt: skip
-        log.say(f"{source.device.name} -> {request.bundle}, which runs on {bundle.runs_on}. Ctrl-C ends.")
-        if watcher.random_weights:
-            log.say("The weights are random: the tokens below are no answer to anything.")
-        session = LiveSession(
-            source=source, watcher=watcher, meter=Meter(), log=log, signals=signals, window=window, recorder=recorder,
-            max_frames=request.max_frames,
-        )  # fmt: skip
+        session = _open(request, signals, log, stack)
         session.run()
     return _conclude(session, request, log, signals)
+
+
+def _open(request: Request, signals: Signals, log: Log, stack: ExitStack) -> LiveSession:
+    """Everything that takes part; the stack closes it."""
+    window = None
+    if not request.headless:  # before PyAV is imported: see window.py
+        window = Window()
+        stack.callback(window.close)
+    commands, camera, troubles = Commands(), BrowserCamera(), SimpleQueue[str]()
+    limits = request.web or WebOptions()
+    watchdog = Watchdog(
+        hang_s=limits.hang_s, no_frame_s=limits.no_frame_s, say=log.say,
+        changed=lambda hang: troubles.put("all goes on again" if hang is None else str(hang)),
+    )  # fmt: skip
+    stack.callback(watchdog.close)
+    pages = _pages(request, stack, commands, watchdog, camera, log)
+    opened = partial(
+        open_source, every_frame=request.every_frame, fps=request.fps, seed=request.seed or 0,
+        question=request.question, say=log.notice, browser=camera,
+    )  # fmt: skip
+    source = opened(request.address)
+    switching = Switching(lambda address: open_source(address, say=log.notice, browser=camera))
+    closing = stack.enter_context(ExitStack())  # of a source, the newest alone
+    closing.callback(source.close)
+    recorders = _recorders(request, source.device.fps, troubles, stack)
+    bundle = open_bundle(
+        request.bundle, runtime=request.runtime, trust_engines=request.trust_engines, threads=request.threads
+    )
+    segments = [each for each in recorders if isinstance(each, SegmentedRecorder)]
+    announcer = open_announcer(
+        request.events, others=[watchdog, *pages], say=log.say, recorder=segments[0] if segments else None,
+        troubles=troubles,
+    )  # fmt: skip
+    stack.callback(announcer.close)
+    keeper = None if request.state is None else Keeper(request.state, every_s=request.save_every_s)
+    watcher = _watcher(request, bundle, keeper, log)
+    announcer.standing_question = lambda: watcher.question
+    log.say(f"{source.device.name} -> {request.bundle}, which runs on {bundle.runs_on}. Ctrl-C ends.")
+    if watcher.random_weights:
+        log.say("The weights are random: the tokens below are no answer to anything.")
+    watchdog.start()
+    session = LiveSession(
+        source=source, watcher=watcher, meter=Meter(), log=log, signals=signals, listener=announcer,
+        commands=commands, switching=switching, window=window, recorders=recorders, keeper=keeper,
+        counted=[page.counted for page in pages], beat=watchdog.beat, max_frames=request.max_frames,
+    )  # fmt: skip
+    closing.pop_all()
+    stack.callback(lambda: session.source.close())
+    return session
+
+
+def _pages(
+    request: Request, stack: ExitStack, commands: Commands, watchdog: Watchdog, camera: BrowserCamera, log: Log
+) -> list[Page]:
+    """One, or none. What serves it is imported only then: a device's kit lacks it."""
+    if request.web is None:
+        return []
+    from .web.server import open_page
+
+    opened = open_page(
+        request.web, commands=commands, watchdog=watchdog, camera=camera, source=request.address.target, say=log.say
+    )
+    return [stack.enter_context(opened)]
+
+
+def _recorders(
+    request: Request, source_fps: float | None, troubles: SimpleQueue[str], stack: ExitStack
+) -> list[Recorder | SegmentedRecorder]:
+    recorders: list[Recorder | SegmentedRecorder] = []
+    if request.record is not None:
+        recorders.append(Recorder(request.record, source_fps=source_fps))
+    if (segments := open_recorder(request.events, source_fps=source_fps, trouble=troubles.put)) is not None:
+        recorders.append(segments)
+    for recorder in recorders:
+        stack.callback(recorder.abort)
+    return recorders
+
+
+def _watcher(request: Request, bundle: Bundle, keeper: Keeper | None, log: Log) -> Watcher:
+    """With the stream that was saved, where that is asked for."""
+    trigger = make_trigger(request.events, ask_every_s=request.ask_every_s)
+    if isinstance(trigger, OnTrigger) and (how := trigger.install()):
+        log.say(f"A question is asked on {how}, or as somebody asks.")
+    return Watcher(
+        bundle, request.question or QUESTION, trigger=trigger, max_new_tokens=request.max_new_tokens,
+        notes=Notes(request.remember) if request.remember else None,
+        stream=keeper.resume(bundle, log.say) if keeper is not None and request.resume else None,
+    )  # fmt: skip
 
 
 def _conclude(session: LiveSession, request: Request, log: Log, signals: Signals) -> int:

@@ -18,9 +18,11 @@ class Meter:
     def __init__(self) -> None:
         self.num_processed = self.num_dropped = 0
         self.latency_ms = 0.0
+        self.answer_latency_ms: float | None = None  # of the newest answer
         self._last_index: int | None = None
         self._done_at: deque[float] = deque(maxlen=WINDOW)
         self._latencies_ms: deque[float] = deque(maxlen=KEPT)
+        self._answers_ms: deque[float] = deque(maxlen=KEPT)
         self._first_at = self._last_at = 0.0
 
     def add(self, captured: Captured, done_at: float) -> None:
@@ -29,7 +31,7 @@ class Meter:
         What came before the first frame is not counted as dropped: nobody was ready to look.
         """
         if self._last_index is None:
-            self._first_at = done_at
+            self._first_at = self._first_at or done_at
         else:
             self.num_dropped += captured.index - self._last_index - 1
         self._last_index, self._last_at = captured.index, done_at
@@ -38,14 +40,25 @@ class Meter:
         self._latencies_ms.append(self.latency_ms)
         self._done_at.append(done_at)
 
+    def answered(self, latency_ms: float) -> None:
+        """An answer, so long after its newest frame was captured."""
+        self.answer_latency_ms = latency_ms
+        self._answers_ms.append(latency_ms)
+
+    def new_source(self) -> None:
+        """Frames are counted from 0 again: what lies between is not dropped."""
+        self._last_index = None
+        self._done_at.clear()
+
     @property
     def fps(self) -> float:
         """Model frames per second over the last frames; 0 before the second one."""
         return _rate(len(self._done_at), self._done_at[-1] - self._done_at[0]) if self._done_at else 0.0
 
     def summary(self) -> dict[str, float | int]:
-        """Frames seen, processed and dropped; fps of the session; median and 95th percentile of the latency."""
-        latencies = np.array(self._latencies_ms or [0.0])
+        """Frames seen, processed and dropped; fps of the session; of the latency, from capture to context and from
+        capture to the end of an answer, the median and percentiles."""
+        latencies, answers = np.array(self._latencies_ms or [0.0]), np.array(self._answers_ms or [0.0])
         return {
             "num_seen": self.num_processed + self.num_dropped,
             "num_processed": self.num_processed,
@@ -53,6 +66,9 @@ class Meter:
             "fps": round(_rate(self.num_processed, self._last_at - self._first_at), 2),
             "latency_median_ms": round(float(np.median(latencies)), 2),
             "latency_p95_ms": round(float(np.percentile(latencies, 95)), 2),
+            "latency_p99_ms": round(float(np.percentile(latencies, 99)), 2),
+            "answer_latency_median_ms": round(float(np.median(answers)), 2),
+            "answer_latency_p99_ms": round(float(np.percentile(answers, 99)), 2),
         }
 
 

@@ -43,6 +43,7 @@ class Status:
     figures  what is counted, the most important first: a long notice hides the last ones
     reply    None before the first one
     notice   one line that matters now, else empty
+    saying   an answer that is being decoded, which is shown in place of the last one
     """
 
     figures: tuple[str, ...]
@@ -50,6 +51,7 @@ class Status:
     reply: Reply | None
     random_weights: bool
     notice: str = ""
+    saying: str = ""
 
 
 class Line(NamedTuple):
@@ -100,6 +102,8 @@ def text_size(height: int, width: int) -> int:
 
 def _answer(status: Status) -> str:
     """No answer where the weights are random, so it is not called one."""
+    if status.saying:
+        return f"A: {status.saying}"
     if status.reply is None:
         return "A: ..."
     return f"{'tokens' if status.random_weights else 'A'} (frame {status.reply.frame_index}): {status.reply.text}"

@@ -28,9 +28,10 @@ class Recorder:
            that came back with other settings) are scaled to it.
     """
 
-    def __init__(self, path: Path, *, source_fps: float | None) -> None:
+    def __init__(self, path: Path, *, source_fps: float | None, survives_kill: bool = False) -> None:
         """Starts the file at once, so that a place that cannot be written is known before the first frame.
 
+        survives_kill is VideoWriter's.
         Raises MediaError, and BackendUnavailable without PyAV or if the disk is full.
         """
         if path.suffix.lower() not in SUFFIXES:
@@ -49,12 +50,18 @@ class Recorder:
             self._require_space()
         self.fps = FALLBACK_FPS if source_fps is None else min(source_fps, MAX_FPS)
         # A small file is worth less than the processor's time, which the model needs.
-        self._writer = VideoWriter(path, fps=self.fps, preset="veryfast")
+        self._writer = VideoWriter(path, fps=self.fps, preset="veryfast", survives_kill=survives_kill)
         self._pending: Frame | None = None  # the newest frame, which is not written before the next one is known
         self._pending_slot = 0
         self._started_s = 0.0
         self.num_written = 0
         self.is_published = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the file so far; 0 once it is completed."""
+        partial = self._writer.partial
+        return partial.stat().st_size if partial.exists() else 0
 
     def add(self, frame_bgr: Frame, time_s: float) -> None:
         """Show this frame from time_s on. Raises BackendUnavailable when the disk is nearly full, MediaError."""

@@ -42,7 +42,7 @@ def figures(meter: Meter, watcher: Watcher, score: str, frame_index: int) -> tup
         f"dropped {meter.num_dropped}",
         f"frame {frame_index}",
         f"context {watcher.context_rows}/{watcher.context}",
-        f"restarts {watcher.num_restarts}" if watcher.num_restarts else "",
+        f"rollovers {watcher.num_rollovers}" if watcher.num_rollovers else "",
     )
     return tuple(filter(None, found))
 
@@ -65,7 +65,7 @@ def describe(summary: dict[str, Any]) -> list[str]:
         f"{summary['ended']}: {summary['num_seen']} frames seen, {summary['num_processed']} processed, "
         f"{summary['num_dropped']} dropped; {summary['fps']:.1f} fps, latency median "
         f"{summary['latency_median_ms']:.1f} ms, p95 {summary['latency_p95_ms']:.1f} ms; "
-        f"{summary['num_answers']} answers; context started again {summary['num_restarts']} times, source found again "
+        f"{summary['num_answers']} answers; context used up {summary['num_rollovers']} times, source found again "
         f"{summary['num_reconnects']} times"
     )
     lines, score, recording = [counts], summary["score"], summary["recording"]

@@ -1,34 +1,45 @@
-"""One live session: newest frame, model, question, overlay, window and recording, until something ends it."""
+"""One live session: newest frame, model, questions in their turn, and whoever follows, until something ends it."""
 
 from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engines.errors import PVCError
+from engines.errors import NonFiniteError, PVCError, StreamError
 from engines.signals import Signals
 from engines.stillness import Stillness
 from engines.synthetic import Frame
 
 from .capture import Captured, Source
+from .figures import Figures, resident_bytes
+from .keeper import Keeper
+from .listeners import Ask, Command, Commands, Event, EventKind, Listener, Pause, Reset, SetQuestion, Switch
 from .meters import Meter
 from .overlay import Status, annotate
 from .recorder import Recorder
 from .report import Log, describe_reply, figures
 from .score import Score
+from .segments import SegmentedRecorder
+from .switching import Switching
 from .watcher import Reply, Watcher
 from .window import Window
 
-PATIENCE_S = 0.1  # without a frame, until keys and signals are looked at
+PATIENCE_S = 0.1  # without a frame, until keys, commands and signals are looked at
+MOST_FAILURES = 10  # frames in a row that the model cannot take, until the session ends
 
 
 @dataclass(kw_only=True, slots=True)
 class LiveSession:
-    """Everything that takes part. `run` may be called once.
+    """Everything that takes part. `run` may be called once, on the thread that calls everybody else.
 
-    Model and display share a thread: a question holds up the next frame, while the source goes on and drops.
+    A source that does not wait goes on while a question is answered: between two tokens the newest frame is taken.
+
+    recorders  get every frame as it is shown
+    counted    hear the figures with every frame
+    beat       is called often, as long as the session does not hang
     """
 
     source: Source
@@ -36,14 +47,26 @@ class LiveSession:
     meter: Meter
     log: Log
     signals: Signals
-    window: Window | None
-    recorder: Recorder | None
-    max_frames: int | None
+    listener: Listener
+    commands: Commands
+    switching: Switching
+    window: Window | None = None
+    recorders: Sequence[Recorder | SegmentedRecorder] = ()
+    keeper: Keeper | None = None
+    counted: Sequence[Callable[[Figures], None]] = ()
+    beat: Callable[[], None] = lambda: None
+    max_frames: int | None = None
     score: Score = field(default_factory=Score)
     stillness: Stillness = field(default_factory=Stillness)
     still: str = ""  # what is said of a picture that is black or the same for long
     ended: str = ""
     error: PVCError | None = None
+    paused: bool = False
+    _newest: Captured | None = None
+    _num_failures: int = 0
+    _num_stale: int = 0
+    _source_notice: str = ""
+    _resident: tuple[float, int | None] = (0.0, None)
 
     def run(self) -> None:
         """Until the source ends, enough frames were seen, a key or a signal. Then the recording is completed.
@@ -56,53 +79,37 @@ class LiveSession:
         except PVCError as error:
             self.error, self.ended = error, "ended by an error"
         finally:
-            self._complete_recording()
-
-    def summary(self) -> dict[str, Any]:
-        """Numbers and names, fit for JSON."""
-        recorder, reply, damage = self.recorder, self.watcher.last_reply, self.source.device.damage
-        recording = None
-        if recorder is not None and recorder.is_published:
-            recording = {
-                "path": str(recorder.path),
-                "num_frames": recorder.num_written,
-                "fps": recorder.fps,
-                "duration_s": recorder.num_written / recorder.fps,
-            }
-        return {
-            "ended": self.ended,
-            **self.meter.summary(),
-            "num_answers": self.watcher.num_replies,
-            "num_restarts": self.watcher.num_restarts,
-            "num_reconnects": self.source.device.num_reconnects,
-            "damage": None if damage is None else damage.to_json(),
-            **self.stillness.to_json(),
-            "notices": self.log.notices,
-            "question": self.watcher.question if reply is None else reply.question,
-            "random_weights": self.watcher.random_weights,
-            "last_answer": None if reply is None else reply.to_json(),
-            "score": self.score.summary(),
-            "recording": recording,
-        }
+            self._finish()
 
     def _watch(self) -> None:
-        captured: Captured | None = None
         while not self.ended:
-            newest = self.source.take(PATIENCE_S)
+            self.beat()
+            self._take_commands()
+            newest = self.source.take(0.0 if self._is_answering else PATIENCE_S)
             if newest is not None:
-                captured = newest
-                self._see(captured)
-            elif captured is not None and self.window is not None and self.source.device.notice:
-                self.window.show(self._annotated(captured))
-            self.log.notice(self.source.device.notice or self.still)
+                self._see(newest)
+            elif self._newest is not None and self.window is not None and self.source.device.notice:
+                self.window.show(self._annotated(self._newest))
+            self._notice()
+            if self.watcher.has_work and self._newest is not None and not self.signals.requested:
+                self._answer(self._newest)
+            self._keep()
             key = "" if self.window is None else self.window.key()
-            if key == "ask" and captured is not None and not self.signals.requested:
-                self._ask(captured)
+            if key == "ask" and self._newest is not None and not self.signals.requested:
+                self.watcher.want()
+                self._answer(self._newest)
             self.ended = self._reason_to_end(key)
-        if captured is not None and self.watcher.has_news(captured) and key != "quit" and not self.signals.requested:
-            self._ask(captured)  # a short clip, and the end of a long one, get an answer too
+        newest = self._newest
+        if newest is not None and self.watcher.has_news(newest) and key != "quit" and not self.signals.requested:
+            self.watcher.want()  # a short clip, and the end of a long one, get an answer too
+            while self.watcher.has_work and not self.signals.requested:
+                self._answer(newest)
         if (damage := self.source.device.damage) is not None:
             self.log.notice(f"{self.source.device.name}: {damage}")
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.watcher.has_work and not self.source.waits
 
     def _reason_to_end(self, key: str) -> str:
         if self.signals.number is not None:
@@ -116,48 +123,125 @@ class LiveSession:
         return "enough frames were seen" if self.meter.num_processed == self.max_frames else ""
 
     def _see(self, captured: Captured) -> None:
+        self._newest = captured
         self.still = self.stillness.add(captured.bgr, captured.time_s)
-        num_restarts = self.watcher.num_restarts
-        with self.signals.interruptible() as cut:
-            self.watcher.push(captured)
-        if cut.short:
-            return  # the model did not see it
-        self.meter.add(captured, time.monotonic())
-        if self.watcher.num_restarts > num_restarts:
-            self.log.say(self.watcher.notice(captured.time_s))
-        if self.watcher.is_due(captured) and not self.signals.requested:
-            self._ask(captured)
-        else:
-            self._show(captured)
-
-    def _ask(self, captured: Captured) -> None:
-        with self.signals.interruptible():
-            reply = self.watcher.ask(captured)
-            self.score.add(reply.grade)
-            if self.window is None:
-                self.log.say(describe_reply(reply, self.score.text()))
+        self._num_stale += bool(self.still)
+        if not self.paused and not self._push(captured):
+            return
+        if not self.paused and self.watcher.is_due(captured) and not self.signals.requested:
+            self.watcher.want()
+            if self.source.waits:
+                return  # shown with its answer
         self._show(captured)
 
-    def _show(self, captured: Captured) -> None:
-        """The frame with what is known now. Shown again under the same time, it replaces itself in the recording."""
-        if self.window is None and self.recorder is None:
+    def _push(self, captured: Captured) -> bool:
+        """Whether the model saw it. Raises what it raises again and again."""
+        num_rollovers = self.watcher.num_rollovers
+        try:
+            with self.signals.interruptible() as cut:
+                self.watcher.push(captured)
+        except NonFiniteError as error:
+            self._num_failures += 1
+            if self._num_failures == MOST_FAILURES:
+                raise
+            self._tell("trouble", f"frame {captured.index} was left out: {error.what}")
+            return True
+        if cut.short:
+            return False
+        self._num_failures = 0
+        self.meter.add(captured, time.monotonic())
+        if self.watcher.num_rollovers > num_rollovers:
+            what = self.watcher.notice(captured.time_s)
+            self.log.say(what)
+            self._tell("rollover", what)
+        return True
+
+    def _answer(self, newest: Captured) -> None:
+        """A token more, or, of a source that waits, all of it."""
+        with self.signals.interruptible():
+            while self.watcher.has_work:
+                self._step(newest)
+                if not self.source.waits:
+                    break
+        if self.source.waits:
+            self._show(newest)
+
+    def _step(self, newest: Captured) -> None:
+        self.beat()
+        try:
+            reply = self.watcher.step(newest)
+        except StreamError as error:  # a person's question
+            self._tell("trouble", error.what)
             return
-        image = self._annotated(captured)
-        if self.window is not None:
-            self.window.show(image)
-        if self.recorder is not None:
-            self.recorder.add(image, captured.time_s)
+        if reply is None:
+            if (partial := self.watcher.partial) is not None:
+                self.listener.said(*partial)
+            return
+        self.listener.said(reply.question, reply.text)
+        self.score.add(reply.grade)
+        self.meter.answered(reply.latency_ms)
+        if self.window is None:
+            self.log.say(describe_reply(reply, self.score.text()))
+        event = Event(
+            kind="answer", text=reply.text, frame=reply.frame_index, time_s=reply.time_s, question=reply.question,
+            answer=reply.text, margin=round(reply.margin, 3),
+        )  # fmt: skip
+        self.listener.happened(event, newest)
+
+    def _show(self, captured: Captured) -> None:
+        """The frame with what is known now. Shown again under the same time, it replaces itself in a recording."""
+        status = self._status(captured)
+        if self.window is not None or self.recorders:
+            image = annotate(captured.bgr, status)
+            if self.window is not None:
+                self.window.show(image)
+            for recorder in self.recorders:
+                recorder.add(image, captured.time_s)
+        self.listener.saw(captured, status)
+        if self.counted:
+            counted = self._figures(captured)
+            for hear in self.counted:
+                hear(counted)
 
     def _annotated(self, captured: Captured) -> Frame:
-        watcher = self.watcher
-        status = Status(
+        return annotate(captured.bgr, self._status(captured))
+
+    def _status(self, captured: Captured) -> Status:
+        watcher, partial = self.watcher, self.watcher.partial
+        paused = "paused: the model does not see this" if self.paused else ""
+        return Status(
             figures=figures(self.meter, watcher, self.score.text(), captured.index),
-            question=watcher.question,
+            question=watcher.question if partial is None else partial[0],
             reply=self._reply_to(captured),
+            saying="" if partial is None else partial[1],
             random_weights=watcher.random_weights,
-            notice=self.source.device.notice or watcher.notice(captured.time_s) or self.still,
+            notice=paused or self.source.device.notice or watcher.notice(captured.time_s) or self.still,
         )
-        return annotate(captured.bgr, status)
+
+    def _figures(self, captured: Captured) -> Figures:
+        meter, watcher, now = self.meter, self.watcher, time.monotonic()
+        if now - self._resident[0] >= 1.0:
+            self._resident = now, resident_bytes()
+        return Figures(
+            source=self.source.device.name,
+            paused=self.paused,
+            frame=captured.index,
+            time_s=captured.time_s,
+            num_processed=meter.num_processed,
+            num_dropped=meter.num_dropped,
+            num_stale=self._num_stale,
+            still=self.still,
+            fps=meter.fps,
+            latency_ms=meter.latency_ms if meter.num_processed else None,
+            answer_latency_ms=meter.answer_latency_ms,
+            num_answers=watcher.num_replies,
+            num_rollovers=watcher.num_rollovers,
+            num_reconnects=self.source.device.num_reconnects,
+            context_rows=watcher.context_rows,
+            context_limit=watcher.context,
+            queues={"questions": watcher.num_waiting},
+            resident_bytes=self._resident[1],
+        )
 
     def _reply_to(self, captured: Captured) -> Reply | None:
         """The newest answer; of a source with scenes only if it is about the scene that is shown."""
@@ -166,11 +250,108 @@ class LiveSession:
             return reply
         return None
 
-    def _complete_recording(self) -> None:
-        """A failure here is reported only if nothing worse came before it."""
-        if self.recorder is None:
+    def _notice(self) -> None:
+        """Of the source: said once for as long as it lasts, and told when it begins and when it ends."""
+        notice = self.source.device.notice or self.still
+        self.log.notice(notice)
+        if notice != self._source_notice:
+            self._source_notice = notice
+            self._tell("source", notice or f"{self.source.device.name} is back")
+
+    def _tell(self, kind: EventKind, text: str) -> None:
+        newest = self._newest
+        if newest is not None:
+            self.listener.happened(Event(kind=kind, text=text, frame=newest.index, time_s=newest.time_s), newest)
+
+    def _take_commands(self) -> None:
+        while (command := self.commands.take()) is not None:
+            try:
+                self._obey(command)
+            except StreamError as error:
+                self._tell("trouble", error.what)
+        if (opened := self.switching.take()) is not None:
+            address, source = opened
+            if isinstance(source, PVCError):
+                self._tell("trouble", f"{address.name} was not opened: {source.what}")
+            else:
+                self._switch(source)
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case Ask(question=question):
+                self.watcher.want(question)
+            case SetQuestion(question=question):
+                self.watcher.ask_from_now_on(question)
+                self._tell("question", f"asks from now on: {question}")
+            case Pause(paused=paused):
+                self.paused = paused
+            case Reset():
+                self.watcher.reset()
+                self._tell("reset", "started again: all frames and answers are forgotten")
+            case Switch(address=address):
+                if why_not := self.switching.begin(address):
+                    self._tell("trouble", why_not)
+            case _:
+                self._tell("snapshot", "a picture of this moment")
+
+    def _switch(self, source: Source) -> None:
+        """The new source is another world: nothing of the old one stays."""
+        self.source.close()
+        self.source, self.stillness, self.still = source, Stillness(), ""
+        self.watcher.reset()
+        self.meter.new_source()
+        self._tell("source", f"watches {source.device.name} now")
+
+    def _keep(self, *, last: bool = False) -> None:
+        """Save the stream where it is due, between two questions."""
+        keeper = self.keeper
+        if keeper is None or not (last or keeper.is_due()) or self.watcher.partial is not None:
             return
-        try:
-            self.recorder.close()
-        except PVCError as error:
-            self.error = self.error or error
+        if trouble := keeper.save(self.watcher.stream):
+            self.log.notice(trouble)
+            self._tell("trouble", trouble)
+
+    def _finish(self) -> None:
+        """Complete the recordings and save the stream. A failure here is reported only if nothing worse came before."""
+        self.watcher.stream.cancel()
+        self.switching.close()
+        self._keep(last=True)
+        self._tell("end", self.ended or "ended by an error")
+        for recorder in self.recorders:
+            try:
+                recorder.close()
+            except PVCError as error:
+                self.error = self.error or error
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers and names, fit for JSON."""
+        reply, damage = self.watcher.last_reply, self.source.device.damage
+        return {
+            "ended": self.ended,
+            **self.meter.summary(),
+            "num_answers": self.watcher.num_replies,
+            "num_restarts": self.watcher.num_restarts,
+            "num_rollovers": self.watcher.num_rollovers,
+            "num_reconnects": self.source.device.num_reconnects,
+            "damage": None if damage is None else damage.to_json(),
+            **self.stillness.to_json(),
+            "num_stale": self._num_stale,
+            "notices": self.log.notices,
+            "question": self.watcher.question if reply is None else reply.question,
+            "random_weights": self.watcher.random_weights,
+            "last_answer": None if reply is None else reply.to_json(),
+            "score": self.score.summary(),
+            "recording": next((told for each in self.recorders if (told := recorded(each)) is not None), None),
+        }
+
+
+def recorded(recorder: Recorder | SegmentedRecorder) -> dict[str, Any] | None:
+    """Of a recording that was completed, fit for JSON."""
+    if not recorder.is_published:
+        return None
+    return {
+        "path": str(recorder.path),
+        "num_frames": recorder.num_written,
+        "fps": recorder.fps,
+        "duration_s": recorder.num_written / recorder.fps,
+    }

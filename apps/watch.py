@@ -22,13 +22,16 @@ from engines.signals import Signals
 from engines.terminal import did_you_mean, fail
 
 from .addresses import parse_address
-from .live import ASK_EVERY_S, QUESTION, Request, run
+from .events import options as event_options
+from .live import ASK_EVERY_S, QUESTION, SAVE_EVERY_S, Request, run
+from .web import options as web
 
 Number = TypeVar("Number", int, float)
 DESCRIPTION = """\
 Watch a camera, a file or a network stream, and ask about it again and again.
 
 The newest frame wins: what the model was too slow for is dropped and counted.
+A context that is used up goes on from its last frames.
 Ctrl-C ends and completes the recording; a second Ctrl-C kills. In the window:
 q or Esc ends, space asks now."""
 SOURCES = """\
@@ -44,6 +47,7 @@ sources:
                         A folder of pictures, or a pattern of their names.
   'v4l2src ! videoconvert ! appsink'
                         A GStreamer pipeline.
+  browser               The camera of whoever looks at the page: --web.
   synthetic             The world that the model 'shapes' was taught. It waits
                         for the model, and grades its answers."""
 
@@ -73,7 +77,9 @@ def make_parser(prog: str) -> ArgumentParser:
     parser.add_argument("bundle", metavar="BUNDLE", nargs="?", type=Path, default=Path("build/demo"), help=bundle)
     _add_input(parser)
     _add_questions(parser)
+    event_options.add_options(parser)
     _add_output(parser)
+    web.add_options(parser)
     _add_runtime(parser)
     return parser
 
@@ -105,6 +111,11 @@ def _add_questions(parser: ArgumentParser) -> None:
         f"[default: {ASK_EVERY_S:.0f}; with 'synthetic', every scene]",
     )  # fmt: skip
     add("--max-new-tokens", metavar="N", type=_at_least(1), default=32, help="Longest answer. [default: 32]")
+    add(
+        "--remember", metavar="CHARACTERS", type=_at_least(0), default=0,
+        help="Tell the model its last answers, up to so many characters, when the frames that they were about are "
+        "forgotten. [default: 0, nothing]",
+    )  # fmt: skip
 
 
 def _add_output(parser: ArgumentParser) -> None:
@@ -114,6 +125,15 @@ def _add_output(parser: ArgumentParser) -> None:
         "--record", metavar="FILE", type=Path,
         help="Video file to record what is shown, such as out.mp4. An older one is replaced.",
     )  # fmt: skip
+    add(
+        "--state", metavar="FILE", type=Path,
+        help="File to save the stream to, again and again and at the end, for --resume.",
+    )  # fmt: skip
+    add(
+        "--save-every", metavar="SECONDS", type=_at_least(1.0), default=SAVE_EVERY_S,
+        help=f"Seconds between two saves. [default: {SAVE_EVERY_S:.0f}]",
+    )  # fmt: skip
+    add("--resume", action="store_true", help="Go on with the stream of --state, if there is one yet.")
     add("--json", action="store_true", help="Print a summary as one JSON object and nothing else.")
 
 
@@ -180,7 +200,9 @@ def _request(parser: ArgumentParser) -> Request:
             ask_every_s=ASK_EVERY_S if ask_every_s is None else ask_every_s, fps=told.fps, seed=seed,
             max_new_tokens=told.max_new_tokens, headless=told.headless, record=told.record,
             every_frame=told.every_frame, max_frames=told.frames, runtime=told.runtime,
-            trust_engines=told.trust_engines, threads=told.threads, as_json=told.json,
+            trust_engines=told.trust_engines, threads=told.threads, as_json=told.json, remember=told.remember,
+            state=told.state, save_every_s=told.save_every, resume=told.resume,
+            events=event_options.EventOptions.of(told), web=web.web_options(told),
         )  # fmt: skip
     except ValueError as error:
         parser.error(str(error))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MARGIN_TOKENS = 3
+"""Where an answer is decided: what follows mostly completes words."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PushTiming:
-    """Milliseconds of one pushed frame: resize, vision graphs, LLM ingest."""
+    """Milliseconds of one pushed frame: resize, vision graphs, LLM ingest, and getting the next anchor ready."""
 
     preprocess_ms: float
     vision_ms: float
     ingest_ms: float
+    prepare_ms: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +25,8 @@ class Answer:
     vision_ms   reading the question and encoding its images; 0 without any
     prefill_ms  up to the first token's logits: frames that waited, question and images through the LLM
     decode_ms   all tokens after that
+    margin      how sure it was: the least lead, in logits, of a token over the next likeliest one, of the first
+                MARGIN_TOKENS that it chose, the end among them
     """
 
     text: str
@@ -29,3 +35,4 @@ class Answer:
     vision_ms: float
     prefill_ms: float
     decode_ms: float
+    margin: float

@@ -74,13 +74,13 @@ class RingCache:
 
 
 class FeatureCache:
-    """The trunk features (1, N, C) of one stream's last R frames, copied, in the graph's dtype: what a replay feeds.
+    """The trunk features (1, N, C) of one stream's last frames, copied, in the graph's dtype: what a replay feeds.
 
-    Each lies in a tensor of its own, so that `temporal` is fed it as it is. Frame t is kept in tensor t % R.
+    Each lies in a tensor of its own, so that `temporal` is fed it as it is. Frame t is kept in tensor t % num_kept.
     """
 
     def __init__(self, spec: GraphSpec, num_kept: int, memory: Memory | None = None) -> None:
-        """`spec` is that of `temporal`; num_kept is R, and 0 keeps nothing."""
+        """`spec` is that of `temporal`; num_kept 0 keeps nothing."""
         tensor = spec.input("trunk_features")
         shape, dtype = tensor.resolve({"batch": 1}), tensor.dtype
         self._memory = memory or HostMemory()
@@ -94,15 +94,14 @@ class FeatureCache:
         self._kept = [self._memory.zeros(shape, dtype) for _ in self._states]
 
     def push(self, features: Tensor, frame_index: int) -> None:
-        """Copy the features of a frame in place of those of frame_index - R."""
+        """Copy the features of a frame in place of those of frame_index - num_kept."""
         if self._states:
             slot = frame_index % len(self._states)
             self._memory.place(self._kept[slot], features, self._states[slot], 0)
 
-    def last(self, num_frames: int) -> list[Tensor]:
-        """Features of the last R of `num_frames` frames, oldest first. They are the cache itself, not copies."""
-        assert num_frames >= len(self._kept), "fewer frames were kept than are asked for"
-        return [self._kept[index % len(self._kept)] for index in range(num_frames - len(self._kept), num_frames)]
+    def of(self, frame_index: int) -> Tensor:
+        """Features of one of the last frames. They are the cache itself, no copy."""
+        return self._kept[frame_index % len(self._kept)]
 
     def reset(self) -> None:
         for kept, state in zip(self._kept, self._states, strict=True):
@@ -179,6 +178,8 @@ class LinearCache:
             raise SpecError(f"only {self.length} rows are in use", expected=f"at least {length}, to cut the rest off")
         forgotten, self.length = self.length - length, length  # first: what lies past it is masked, cleared or not
         self._clear(length, forgotten)
+        if not length:
+            self._make_room(1)
 
     def discard(self, num_rows: int) -> None:
         """A pass over `num_rows` rows failed: clear what it may have written past the rows in use."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from types import TracebackType
 
 import numpy as np
@@ -34,13 +35,32 @@ class FrameRows:
     index: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Branch:
+    """Where a question is answered, on the stream's own cache.
+
+    start  the row behind which its rows are
+    held   rows that question and answer may still take when it is done: 0 if they are forgotten
+    """
+
+    start: int
+    held: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
-    """Where a context stood: its rows, those of waiting frames included, its waiting frames, and its waiting text."""
+    """Where a context stood.
+
+    num_rows  in the LLM's cache, and of the frames that waited
+    waiting   those frames
+    pending   text that waited
+    branch    what was being answered
+    """
 
     num_rows: int
     waiting: tuple[FrameRows, ...]
     pending: str
+    branch: Branch | None
 
 
 class Context:
@@ -49,6 +69,8 @@ class Context:
     language  the LLM, with the cache of the rows that it has taken in
     waiting   frames that it has not, oldest first
     pending   text that comes after both
+    branch    the question that is being answered. Frames that come meanwhile wait, and belong where it starts; or
+              behind the answer, if that is to stay
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -57,29 +79,34 @@ class Context:
         self._num_frame_tokens = bundle.manifest.shape.num_frame_tokens
         self.waiting: tuple[FrameRows, ...] = ()
         self.pending = self._prompt.start
+        self.branch: Branch | None = None
+        self._num_prefix_rows = lru_cache(maxsize=1024)(self._count_prefix_rows)
 
     @property
     def num_rows(self) -> int:
-        """LLM rows in use; those of frames that wait are counted."""
-        return self.language.cache.length + _count(self.waiting)
+        """LLM rows in use; those of frames that wait are counted, and of what is being answered those that may stay."""
+        rows = self.language.cache.length if self.branch is None else self.branch.start + self.branch.held
+        return rows + _count(self.waiting)
 
     def mark(self) -> Mark:
-        return Mark(num_rows=self.num_rows, waiting=self.waiting, pending=self.pending)
+        num_rows = self.language.cache.length + _count(self.waiting)
+        return Mark(num_rows=num_rows, waiting=self.waiting, pending=self.pending, branch=self.branch)
 
     def rewind(self, mark: Mark) -> None:
         """Forget everything after the mark. Frames that waited there and were taken in since stay taken in."""
         waiting = tuple(frame for frame in mark.waiting if frame in self.waiting)
-        self.waiting, self.pending = waiting, mark.pending  # one statement, which no interrupt divides
+        # One statement, which no interrupt divides.
+        self.waiting, self.pending, self.branch = waiting, mark.pending, mark.branch
         self.language.cache.truncate(mark.num_rows - _count(waiting))
 
-    def undone_on_error(self, *, unless: Callable[[], bool] = lambda: False) -> _UndoneOnError:
+    def undone_on_error(self, *, unless: Callable[[], bool] = lambda: False) -> UndoneOnError:
         """`with context.undone_on_error() as mark:` rewinds to the start of its block if the block raises anything.
 
         That holds for an interrupt between any two statements. `unless` tells whether the block was completed all the
         same. After a NonFiniteError the waiting frame that caused it, if one did, is dropped: else each later call
         would fail on it. NonFiniteError then names that frame.
         """
-        return _UndoneOnError(self, unless)
+        return UndoneOnError(self, unless)
 
     def frame(self, frame_embeds: Array, *, index: int, pending: str | None = None) -> FrameRows:
         """A frame (M, E) as the LLM would be told of it after `pending`, by default the text that waits now."""
@@ -88,13 +115,27 @@ class Context:
         rows = np.concatenate([self.language.embed(ids), frame_embeds])
         return FrameRows(rows=rows, pending=pending, index=index)
 
-    def first_frames(self, frame_embeds: Iterable[Array]) -> list[FrameRows]:
-        """Frames as the LLM would be told of them at the start of a conversation."""
-        frames: list[FrameRows] = []
-        for index, embeds in enumerate(frame_embeds, start=1):
-            pending = self._prompt.frame_end() if frames else self._prompt.start
-            frames.append(self.frame(embeds, index=index, pending=pending))
-        return frames
+    def frames_that_fit(self, most: int, *, first_index: int, num_reserved: int) -> int:
+        """How many more frames fit, at most `most`, where the first is told as number first_index and so many rows stay
+        free behind the last."""
+        room = self.language.cache.capacity - self.num_rows - num_reserved
+        return self._count_fitting(most, room, self.pending, first_index)
+
+    def frames_that_fit_anew(self, most: int, *, notes: str, num_reserved: int) -> int:
+        """As frames_that_fit, of a conversation that starts with these notes."""
+        room = self.language.cache.capacity - num_reserved
+        return self._count_fitting(most, room, self._prompt.start + notes, first_index=1)
+
+    def _count_fitting(self, most: int, room: int, pending: str, first_index: int) -> int:
+        for count in range(most):
+            room -= self._num_prefix_rows(pending, first_index + count) + self._num_frame_tokens
+            if room < 0:
+                return count
+            pending = self._prompt.frame_end()
+        return most
+
+    def _count_prefix_rows(self, pending: str, index: int) -> int:
+        return len(self._tokenizer.encode(pending + self._prompt.before_frame(index)))
 
     def add(self, frame: FrameRows, *, wait: bool) -> None:
         """Feed a frame to the LLM, or let it wait. Raises StreamFull, at once too for a frame that would wait."""
@@ -122,18 +163,37 @@ class Context:
         """Feed one token of an answer. Returns its hidden row (1, 1, E)."""
         return self.language.append(self.language.embed([token]))
 
-    def next_turn(self) -> None:
-        """End an answer that stays."""
-        self.pending = self._prompt.next_turn
+    def answer(self, rows: Array, *, keep: bool, max_new_tokens: int) -> tuple[Branch, Array]:
+        """Begin to answer a question of these rows (L, E), for which there is room. Returns the branch, and hidden
+        (1, 1, E) of the last row. Raises NonFiniteError; the caller undoes what an error leaves."""
+        start, hidden = self.num_rows, self.append(rows)
+        held = len(rows) + max_new_tokens + len(self._tokenizer.encode(self._prompt.next_turn)) if keep else 0
+        self.branch = branch = Branch(start=start, held=held)
+        return branch, hidden
 
-    def restart(self, waiting: tuple[FrameRows, ...] = ()) -> None:
-        """Forget everything. The conversation starts with these frames, which wait."""
-        self.waiting, self.pending = waiting, self._prompt.frame_end() if waiting else self._prompt.start
+    def end_branch(self, *, keep: bool) -> None:
+        """What was being answered is done, and is forgotten, or stays: frames that came meanwhile then come after it.
+        May be run twice."""
+        branch = self.branch
+        if branch is None:
+            return
+        if not keep:
+            self.language.cache.truncate(branch.start)
+            self.branch = None
+            return
+        waiting, pending = self.waiting, self._prompt.next_turn
+        if waiting:
+            waiting, pending = (self._told_after(pending, waiting[0]), *waiting[1:]), self._prompt.frame_end()
+        self.waiting, self.pending, self.branch = waiting, pending, None
+
+    def restart(self, notes: str = "") -> None:
+        """Forget everything. The conversation starts with the notes."""
+        self.waiting, self.pending, self.branch = (), self._prompt.start + notes, None
         self.language.cache.truncate(0)
 
     def reserve(self, num_rows: int) -> None:
         """Raise StreamFull if `num_rows` more rows do not fit after the frames that wait."""
-        self.language.cache.reserve(_count(self.waiting) + num_rows)
+        self.language.cache.reserve(self.num_rows - self.language.cache.length + num_rows)
 
     def _feed(self, frames: tuple[FrameRows, ...], *rows: Array) -> Array:
         hidden = self.language.append(np.concatenate([*(frame.rows for frame in frames), *rows]))
@@ -162,11 +222,14 @@ class Context:
         if not after:
             self.waiting, self.pending = before, pending
             return
-        embeds = after[0].rows[-self._num_frame_tokens :]
-        self.waiting = (*before, self.frame(embeds, index=after[0].index, pending=pending), *after[1:])
+        self.waiting = (*before, self._told_after(pending, after[0]), *after[1:])
+
+    def _told_after(self, pending: str, frame: FrameRows) -> FrameRows:
+        """The same frame after other text."""
+        return self.frame(frame.rows[-self._num_frame_tokens :], index=frame.index, pending=pending)
 
 
-class _UndoneOnError:
+class UndoneOnError:
     """What Context.undone_on_error returns.
 
     Not a @contextmanager: an interrupt can leave its generator behind, which would undo whenever it is collected.
@@ -190,3 +253,10 @@ class _UndoneOnError:
 
 def _count(frames: Iterable[FrameRows]) -> int:
     return sum(len(frame.rows) for frame in frames)
+
+
+def rows_of_question(bundle: Bundle, question: str, max_new_tokens: int) -> int:
+    """Most context rows that a question and its answer take, in a stream that has seen no frame or some."""
+    prompt = bundle.manifest.prompt
+    texts = (pending + question + prompt.ask_suffix for pending in (prompt.start, prompt.frame_end(), prompt.next_turn))
+    return max(len(bundle.tokenizer.encode(text)) for text in texts) + max_new_tokens

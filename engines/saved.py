@@ -25,7 +25,7 @@ from .errors import BackendUnavailable, StreamError
 from .ingest import Ingest
 from .memory import Array
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 CACHES = ("vision", "retained", "language")
 COUNTS = ("num_frames", "language_rows", "first_frame", "num_anchors")
 ANOTHER = "open an older one, or start a new stream"
@@ -39,6 +39,7 @@ class StreamOptions(TypedDict):
     max_waiting: int
     clock: Clock | None
     retain: int | None
+    reserve: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +48,9 @@ class Snapshot:
 
     num_frames                of its ring, since its anchor
     language_rows             in its LLM's cache
-    first_frame, num_anchors  of its anchor (vision.Anchor)
+    first_frame, num_anchors  of its anchor (stream.Anchor)
     waiting, pending          of its context; streams may share frames that wait
+    notes                     for its next start
     """
 
     options: StreamOptions
@@ -58,6 +60,7 @@ class Snapshot:
     num_anchors: int
     waiting: tuple[FrameRows, ...]
     pending: str
+    notes: str
 
 
 Caches = Mapping[str, Mapping[str, Array]]
@@ -73,6 +76,7 @@ def write_saved(path: Path, bundle: Bundle, snapshot: Snapshot, caches: Caches) 
         **snapshot.options,
         **{name: getattr(snapshot, name) for name in COUNTS},
         "pending": snapshot.pending,
+        "notes": snapshot.notes,
         "waiting": [[frame.pending, frame.index] for frame in snapshot.waiting],
     }
     arrays = {f"waiting/{index}": frame.rows for index, frame in enumerate(snapshot.waiting)}
@@ -162,10 +166,12 @@ def _snapshot(facts: dict[str, Any], rows: Mapping[str, Array], bundle: Bundle) 
             max_waiting=int(facts["max_waiting"]),
             clock=facts["clock"],
             retain=_optional_int(facts["retain"]),
+            reserve=int(facts["reserve"]),
         ),
         **{name: int(facts[name]) for name in COUNTS},
         waiting=tuple(waiting),
         pending=str(facts["pending"]),
+        notes=str(facts["notes"]),
     )
 
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from .answer import Answer, PushTiming
+from .answering import Answering
 from .bundle import Bundle
 from .clock import Clock, resolve_clock
-from .context import Context, FrameRows
+from .context import Context, UndoneOnError
 from .device_frames import FrameTaker
+from .episodes import Anchor, Episodes
 from .errors import StreamError
 from .images import ImageEncoder
-from .ingest import Ingest
+from .ingest import Ingest, require_ingest
+from .language import LanguageModel
 from .memory import Array
 from .saved import Snapshot, StreamOptions, read_saved, write_saved
-from .vision import EncodedFrame, Replay, VisionEncoder
+from .vision import VisionEncoder
 
 
 class PVCStream:
@@ -41,13 +43,15 @@ class PVCStream:
         max_waiting: int = 16,
         clock: Clock | None = None,
         retain: int | None = None,
+        reserve: int = 0,
     ) -> None:
         """total_frames is needed by models whose time is `fixed` (t / T) and refused for all others.
 
-        clock   what happens at the frame count that the model was trained on; None is DEFAULT_CLOCK where it can be,
-                and 'reanchor' for a bundle that was exported so
-        retain  frames that a re-anchor replays, 1 <= retain <= window and < trained_frames; None is DEFAULT_RETAIN, or
-                as many as fit
+        clock    what happens at the frame count that the model was trained on, and where the context is full; None is
+                 DEFAULT_CLOCK where it can be, and 'reanchor' for a bundle that was exported so
+        retain   frames that a re-anchor replays, 1 <= retain <= window and < trained_frames; None is DEFAULT_RETAIN, or
+                 as many as fit
+        reserve  context rows that frames leave free, for a question and its answer; only with clock 'reanchor'
         Raises StreamError when these do not fit the model, and for an `ingest` or `max_waiting` that cannot be.
         """
         manifest = bundle.manifest
@@ -60,17 +64,15 @@ class PVCStream:
                 f"total_frames is {total_frames}, but this model's time mode is '{manifest.time_mode}'",
                 fix="give the number of frames of the clip" if total_frames is None else "leave total_frames out",
             )
-        if ingest not in get_args(Ingest):
-            raise StreamError(f"ingest is {ingest!r}", expected=f"one of {', '.join(get_args(Ingest))}")
-        if max_waiting < 1:
-            raise StreamError(f"max_waiting is {max_waiting}", expected="at least 1: how many frames may wait")
+        require_ingest(ingest, max_waiting)
         self._bundle = bundle
         self._prompt, self._tokenizer = manifest.prompt, bundle.tokenizer
         self._total_frames, self._ingest, self._max_waiting = total_frames, ingest, max_waiting
-        self.clock, self._num_retained = resolve_clock(manifest, clock, retain)
-        self.vision = VisionEncoder(bundle.sessions, time_divisor=total_frames or 1, retain=self._num_retained)
-        self.context = Context(bundle)
-        self.language = self.context.language
+        self.clock, num_retained = resolve_clock(manifest, clock, retain)
+        self.episodes = Episodes(
+            bundle, clock=self.clock, retain=num_retained, reserve=reserve, least=retain,
+            time_divisor=total_frames or 1, ingest=ingest, max_waiting=max_waiting,
+        )  # fmt: skip
         self._images = ImageEncoder(bundle.sessions, manifest)
         self._frames = FrameTaker(bundle.sessions["trunk"].memory, size=manifest.shape.image_size)
 
@@ -85,25 +87,37 @@ class PVCStream:
         bundle, snapshot, caches = read_saved(Path(path), bundle)
         stream = PVCStream(bundle, **snapshot.options)
         stream.vision.ring.restore(caches["vision"], snapshot.num_frames)
-        stream.vision.retained.restore(caches["retained"])
+        stream.episodes.retained.restore(caches["retained"])
         stream.language.cache.restore(caches["language"], snapshot.language_rows)
         stream._stand_at(snapshot)
         return stream
 
     @property
+    def vision(self) -> VisionEncoder:
+        return self.episodes.current.vision
+
+    @property
+    def context(self) -> Context:
+        return self.episodes.current.context
+
+    @property
+    def language(self) -> LanguageModel:
+        return self.context.language
+
+    @property
     def num_frames(self) -> int:
         """Frames that were pushed, those that a re-anchor forgot included."""
-        return self.vision.num_frames
+        return self.episodes.num_frames
 
     @property
     def num_context_frames(self) -> int:
         """Frames since the stream began or was last re-anchored, the replayed ones included: the next frame's time."""
-        return self.vision.ring.num_frames
+        return self.episodes.current.num_frames
 
     @property
     def num_anchors(self) -> int:
         """How many times the stream was re-anchored."""
-        return self.vision.anchor.index
+        return self.episodes.anchor.index
 
     @property
     def num_waiting(self) -> int:
@@ -112,18 +126,59 @@ class PVCStream:
 
     @property
     def context_rows(self) -> int:
-        """LLM rows in use, of the bundle's `context`; those of frames that wait are counted."""
+        """LLM rows in use, of the bundle's `context`; those of frames that wait are counted, those of a question that
+        is being answered are not."""
         return self.context.num_rows
+
+    @property
+    def newest(self) -> Array | None:
+        """The last frame as the LLM sees it, (M, E); None before the first one, and of a stream that was opened."""
+        return self.episodes.current.newest
+
+    def frames_left(self, most: int = 1) -> int:
+        """Frames that can be pushed before the stream starts anew, at most `most`; `most` where it never does."""
+        return self.episodes.frames_left(most)
+
+    @property
+    def reserve(self) -> int:
+        """Context rows that frames leave free where the clock is 'reanchor'. Setting it raises StreamError where the
+        replayed frames, one more, and so many rows do not fit."""
+        return self.episodes.reserve
+
+    @reserve.setter
+    def reserve(self, num_rows: int) -> None:
+        self.episodes.fitting(num_rows, self.notes, least=self.episodes.num_retained)
+        self.episodes.reserve = num_rows
+
+    @property
+    def notes(self) -> str:
+        """What `remember` was told."""
+        return self.episodes.notes
+
+    def remember(self, notes: str) -> None:
+        """Text that comes before the first frame from the next anchor or reset on; of a stream that is empty, at once.
+        It is all that a re-anchor keeps of what was said. An empty text forgets.
+
+        Raises StreamError for a special token of the conversation, and where the notes and the frames that are replayed
+        do not fit in the context.
+        """
+        self._tokenizer.refuse_special_tokens(notes)
+        episodes, notes = self.episodes, notes and f"{notes}\n"
+        episodes.fitting(episodes.reserve, notes, least=episodes.num_retained)
+        episodes.notes = notes
+        if self.num_frames == self.context_rows == 0 and self.context.branch is None:
+            self.context.restart(notes)
 
     def push(self, frame_bgr: Any) -> PushTiming:
         """Let the model see the next frame: (H, W, 3) uint8 BGR of any size, a numpy array or what speaks DLPack.
         One of the model's size that lies on the GPU stays there (device_frames.py).
 
-        With clock 'reanchor', a frame whose time would lie beyond training first starts the stream anew: the last
-        `retain` frames are replayed as its first, and all else is forgotten, kept questions and answers included.
+        With clock 'reanchor', a frame whose time would lie beyond training, or for which the context has no room, first
+        starts the stream anew: the last `retain` frames are replayed as its first, and all else is forgotten, kept
+        questions and answers included. That is prepared ahead, with the frames before it. While a question is answered
+        (`begin`), a frame waits for the LLM.
         Raises FrameError for anything else, and StreamFull when the frame's tokens do not fit in the context. Whatever
-        is raised, the frame is not part of the stream. Where the LLM fails as a stream starts anew, the rest of that is
-        done: the replayed frames wait, and the next frame or question takes them in.
+        is raised, the frame is not part of the stream, and the stream is as it was.
         """
         if self.num_frames == self._total_frames:
             raise StreamError(
@@ -133,17 +188,15 @@ class PVCStream:
         started = time.perf_counter()
         frame = self._frames.take(frame_bgr)
         resized = time.perf_counter()
-        replay = self.vision.encode_anew(frame) if self._is_due() else None
-        encoded = replay.newest if replay else self.vision.encode(frame)
-        seen = time.perf_counter()
-        if replay:
-            told = self._start_anew(replay)
-        else:
-            told = self.context.frame(encoded.frame_embeds, index=self.num_context_frames + 1)
-        self._take(told, encoded)
-        done = time.perf_counter()
+        features = self.vision.trunk(frame)
+        seen = self.episodes.push(features)
+        taken = time.perf_counter()
+        self.episodes.prepare()
         return PushTiming(
-            preprocess_ms=1e3 * (resized - started), vision_ms=1e3 * (seen - resized), ingest_ms=1e3 * (done - seen)
+            preprocess_ms=1e3 * (resized - started),
+            vision_ms=1e3 * (seen - resized),
+            ingest_ms=1e3 * (taken - seen),
+            prepare_ms=1e3 * (time.perf_counter() - taken),
         )
 
     def ask(
@@ -165,27 +218,33 @@ class PVCStream:
         Raises StreamFull before anything is run if question and answer might not fit, FrameError for what is no image,
         and StreamError for a question that holds a special token of the conversation, or not one <image> per image.
         """
-        if max_new_tokens < 1:
-            raise StreamError(f"max_new_tokens is {max_new_tokens}", expected="at least 1: an answer has a token")
-        started = time.perf_counter()
-        rows = self._question_rows(question, images, max_tiles=max_tiles, num_reserved=max_new_tokens)
-        encoded = time.perf_counter() if images else started
-        with self.context.undone_on_error() as mark:
-            logits = self.language.logits(self.context.append(rows))
-            prefilled = time.perf_counter()
-            tokens, finished = self._decode(logits, max_new_tokens)
-            if keep:
-                self.context.next_turn()
-            else:
-                self.context.rewind(mark)
-        return Answer(
-            text=self._tokenizer.decode(tokens),
-            token_ids=tuple(tokens),
-            finished=finished,
-            vision_ms=1e3 * (encoded - started),
-            prefill_ms=1e3 * (prefilled - encoded),
-            decode_ms=1e3 * (time.perf_counter() - prefilled),
-        )
+        with self._undone_on_error():
+            answering = self._begin(question, images, max_tiles=max_tiles, max_new_tokens=max_new_tokens, keep=keep)
+            while not answering.step():
+                pass
+        assert answering.answer is not None
+        return answering.answer
+
+    def begin(
+        self,
+        question: str,
+        *,
+        images: Sequence[Array] = (),
+        max_tiles: int | None = None,
+        max_new_tokens: int = 64,
+        keep: bool = False,
+    ) -> Answering:
+        """As `ask`, an answer that is decoded a token a step, and frames may be pushed between two steps.
+
+        It is about the frames until now. What is pushed meanwhile, and asked later, is as if the question had come and
+        gone before. Until it is done or cancelled, `ask`, `begin`, `score`, `save` and `fork` raise StreamError.
+        """
+        with self._undone_on_error():
+            return self._begin(question, images, max_tiles=max_tiles, max_new_tokens=max_new_tokens, keep=keep)
+
+    def cancel(self) -> None:
+        """Cut the answer that is being decoded, if there is one. Frames that wait for it stay."""
+        self.context.end_branch(keep=False)
 
     def score(
         self, question: str, token_ids: Sequence[int], *, images: Sequence[Array] = (), max_tiles: int | None = None
@@ -199,8 +258,10 @@ class PVCStream:
         for token in token_ids:
             if not (isinstance(token, int | np.integer) and 0 <= token < vocab_size):
                 raise StreamError(f"{token!r} is no token id", expected=f"integers from 0 to {vocab_size - 1}")
-        rows = self._question_rows(question, images, max_tiles=max_tiles, num_reserved=len(token_ids))
-        with self.context.undone_on_error() as mark:
+        with self._undone_on_error():
+            rows = self._question_rows(question, images, max_tiles=max_tiles, num_reserved=len(token_ids))
+            self.episodes.current.take_in_all()
+            mark = self.context.mark()
             logits = [self.language.logits(self.context.append(rows))]
             logits += [self.language.logits(self.context.say(token)) for token in token_ids]
             self.context.rewind(mark)
@@ -218,8 +279,10 @@ class PVCStream:
         """Most context rows that a fresh stream of this clock uses for so many frames, a question, and its answer."""
         manifest = self._bundle.manifest
         if self.clock == "reanchor":
-            num_frames = min(num_frames, manifest.trained_frames)
-        pending, rows = self._prompt.start, max_new_tokens
+            most = min(num_frames, manifest.trained_frames)
+            fits = self.context.frames_that_fit_anew(most, notes=self.notes, num_reserved=self.reserve)
+            num_frames = min(most, max(fits, self.episodes.num_retained + 1))
+        pending, rows = self._prompt.start + self.notes, max_new_tokens
         for index in range(1, num_frames + 1):
             rows += len(self._tokenizer.encode(pending + self._prompt.before_frame(index)))
             rows += manifest.shape.num_frame_tokens
@@ -232,8 +295,12 @@ class PVCStream:
         An older file of that name is replaced in one step. Raises BackendUnavailable if it cannot be written; the
         stream itself goes on either way.
         """
-        vision, language = self.vision, self.language
-        caches = {"vision": vision.ring.dump(), "retained": vision.retained.dump(), "language": language.cache.dump()}
+        self._require_no_answer()
+        caches = {
+            "vision": self.vision.ring.dump(),
+            "retained": self.episodes.retained.dump(),
+            "language": self.language.cache.dump(),
+        }
         write_saved(Path(path), self._bundle, self._standing(), caches)
 
     def fork(self) -> PVCStream:
@@ -245,35 +312,32 @@ class PVCStream:
         of each ring, the retained frames, and the LLM's rows. On a GPU none of it comes to the host. Raises
         MemoryError, or BackendUnavailable for a GPU's memory; whatever is raised, this stream is as it was.
         """
+        self._require_no_answer()
         snapshot = self._standing()
         fork = PVCStream(self._bundle, **snapshot.options)
-        fork.vision.copy_from(self.vision)
-        fork.language.cache.copy_from(self.language.cache)
+        fork.episodes.copy_from(self.episodes)
         fork._stand_at(snapshot)
         return fork
 
     def reset(self) -> None:
-        """Forget everything: frames, questions, answers. An interrupt waits until all of it is forgotten."""
+        """Forget everything: frames, questions, answers; not the notes. An answer that is being decoded is cut. An
+        interrupt waits until all of it is forgotten."""
+        self.episodes.reset()
 
-        def forget() -> None:
-            self.vision.reset()
-            self.context.restart()
-
-        _run_whole(forget)
-
-    def _decode(self, logits: Array, limit: int) -> tuple[list[int], bool]:
-        """The likeliest tokens until a stop token (True) or the limit (False), each fed back to the LLM.
-
-        `logits` (V,) are those of the first token.
-        """
-        tokens: list[int] = []
-        while (token := int(logits.argmax())) not in self._tokenizer.stop_ids:
-            tokens.append(token)
-            hidden = self.context.say(token)
-            if len(tokens) == limit:
-                return tokens, False
-            logits = self.language.logits(hidden)
-        return tokens, True
+    def _begin(
+        self, question: str, images: Sequence[Array], *, max_tiles: int | None, max_new_tokens: int, keep: bool
+    ) -> Answering:
+        """The caller undoes what an error leaves."""
+        if max_new_tokens < 1:
+            raise StreamError(f"max_new_tokens is {max_new_tokens}", expected="at least 1: an answer has a token")
+        started = time.perf_counter()
+        rows = self._question_rows(question, images, max_tiles=max_tiles, num_reserved=max_new_tokens)
+        encoded = time.perf_counter() if images else started
+        self.episodes.current.take_in_all()
+        return Answering(
+            self._bundle, self.context, rows, max_new_tokens=max_new_tokens, keep=keep,
+            vision_ms=1e3 * (encoded - started), since=encoded,
+        )  # fmt: skip
 
     def _question_rows(
         self, question: str, images: Sequence[Array], *, max_tiles: int | None, num_reserved: int
@@ -292,64 +356,44 @@ class PVCStream:
             rows += [self._images.encode(image, max_tiles=max_tiles), embed(after)]
         return np.concatenate(rows)
 
-    def _is_due(self) -> bool:
-        """Whether the next frame's time would lie beyond training, where that starts the stream anew."""
-        return self.clock == "reanchor" and self.num_context_frames >= self._bundle.manifest.trained_frames
+    def _undone_on_error(self) -> UndoneOnError:
+        """For a call that must find no answer that is being decoded."""
+        self._require_no_answer()
+        return self.context.undone_on_error()
 
-    def _start_anew(self, replay: Replay) -> FrameRows:
-        """Forget all but the replayed frames, which then wait for the LLM. Returns the new frame, which follows them.
-
-        What can fail comes first; an interrupt of the rest waits until it is done.
-        """
-        frames = self.context.first_frames((*replay.frame_embeds, replay.newest.frame_embeds))
-
-        def adopt() -> None:
-            self.vision.anchor = replay.anchor
-            self.context.restart(waiting=tuple(frames[:-1]))
-
-        _run_whole(adopt)
-        return frames[-1]
-
-    def _take(self, frame: FrameRows, encoded: EncodedFrame) -> None:
-        """Make a frame part of the conversation, then of the ring, whose count is what makes it part of the stream."""
-        is_lazy, num_frames = self._ingest == "lazy", self.num_frames
-        # An eager stream has frames that wait only after it started anew. One by one, as when they were new: the LLM's
-        # rows are then the same to the last bit.
-        batch = self._max_waiting if is_lazy else 1
-        while self.num_waiting >= batch:
-            self.context.take_in(batch)
-        with self.context.undone_on_error(unless=lambda: self.num_frames > num_frames):
-            self.context.add(frame, wait=is_lazy)
-            self.vision.commit(encoded)
+    def _require_no_answer(self) -> None:
+        if self.context.branch is not None:
+            raise StreamError(
+                "a question is being answered",
+                expected="one answer at a time of a stream",
+                fix="step until it is done, or cancel it",
+            )
 
     def _standing(self) -> Snapshot:
-        anchor = self.vision.anchor
+        episodes, anchor, context = self.episodes, self.episodes.anchor, self.context
         return Snapshot(
             options=StreamOptions(
                 total_frames=self._total_frames,
                 ingest=self._ingest,
                 max_waiting=self._max_waiting,
                 clock=self.clock,
-                retain=self._num_retained or None,
+                retain=episodes.num_retained or None,
+                reserve=episodes.reserve,
             ),
-            num_frames=anchor.ring.num_frames,
-            language_rows=self.language.cache.length,
+            num_frames=anchor.episode.num_frames,
+            language_rows=context.language.cache.length,
             first_frame=anchor.first_frame,
             num_anchors=anchor.index,
-            waiting=self.context.waiting,
-            pending=self.context.pending,
+            waiting=context.waiting,
+            pending=context.pending,
+            notes=episodes.notes,
         )
 
     def _stand_at(self, snapshot: Snapshot) -> None:
         """Where the caches are filled already, and the options are the snapshot's: stand where it was taken."""
-        self.vision.anchor = replace(self.vision.anchor, first_frame=snapshot.first_frame, index=snapshot.num_anchors)
-        self.context.waiting, self.context.pending = snapshot.waiting, snapshot.pending
-
-
-def _run_whole(step: Callable[[], None]) -> None:
-    """Run what must not be left half done, and may be run twice: after an interrupt it runs again, to its end."""
-    try:
-        step()
-    except BaseException:
-        step()
-        raise
+        context = self.context
+        self.episodes.anchor = Anchor(
+            episode=self.episodes.current, first_frame=snapshot.first_frame, index=snapshot.num_anchors
+        )
+        context.waiting, context.pending = snapshot.waiting, snapshot.pending
+        self.episodes.notes = snapshot.notes

@@ -23,6 +23,10 @@ from engines.preprocess import check_frame
 from .picture import LIMITED, to_yuv, untagged_matrix
 from .source import import_av
 
+FRAGMENTED = {"movflags": "hybrid_fragmented", "frag_duration": "1000000", "flush_packets": "1"}
+"""FFmpeg writes an MP4 in pieces of a second (in microseconds), each whole, and at its end turns it into an ordinary
+one. Without B-frames: with them, FFmpeg 8 states too short a time for some lengths, which hides the last frame."""
+
 
 def write_video(path: str | Path, frames_bgr: Iterable[NDArray[np.uint8]], *, fps: float) -> None:
     """Write frames (H, W, 3) uint8 BGR, all of one size and of even height and width: what VideoWriter does, at once.
@@ -43,8 +47,10 @@ class VideoWriter:
     Lossy: 8 bits of YUV alone tint a flat colour by up to 2 of 255 levels, so compare parity on source frames.
     """
 
-    def __init__(self, path: str | Path, *, fps: float, preset: str = "medium") -> None:
-        """`preset` is x264's: what it may cost to make the file small.
+    def __init__(self, path: str | Path, *, fps: float, preset: str = "medium", survives_kill: bool = False) -> None:
+        """preset         x264's: what it may cost to make the file small
+        survives_kill  of a .mp4: what a kill leaves beside the target (`partial`) is playable, but for the last second
+                       and the frames that the encoder holds
 
         Raises MediaError for a bad fps or a file that cannot be written, BackendUnavailable without PyAV.
         """
@@ -57,16 +63,17 @@ class VideoWriter:
                 cause="a camera that reports no rate",
                 fix="pass fps yourself, such as 30",
             )
-        self._fps, self._preset = fps, preset
+        self._fps, self._preset, self._survives_kill = fps, preset, survives_kill
         # Beside the target, so the rename stays on one disk; same suffix, so the container stays the same.
-        self._partial = self.path.with_name(f".{self.path.stem}.{secrets.token_hex(4)}{self.path.suffix}")
+        self.partial = self.path.with_name(f".{self.path.stem}.{secrets.token_hex(4)}{self.path.suffix}")
         self._stream: Any = None
         try:
             with _write_errors(self._av, self.path):
-                self._partial.touch()  # PyAV would only try with the first frame
-                self._container = self._av.open(f"file:{self._partial}", "w")
+                self.partial.touch()  # PyAV would only try with the first frame
+                options = FRAGMENTED if survives_kill else {}
+                self._container = self._av.open(f"file:{self.partial}", "w", options=options)
         except BaseException:
-            self._partial.unlink(missing_ok=True)
+            self.partial.unlink(missing_ok=True)
             raise
 
     def write(self, frame_bgr: NDArray[np.uint8]) -> None:
@@ -101,7 +108,7 @@ class VideoWriter:
             with _write_errors(self._av, self.path):
                 self._container.mux(self._stream.encode(None))
                 self._container.close()
-                os.replace(self._partial, self.path)
+                os.replace(self.partial, self.path)
         finally:
             self.abort()
 
@@ -110,7 +117,7 @@ class VideoWriter:
         # What stopped the writing is the error to report, not that the rest cannot be flushed either.
         with suppress(MediaError), _write_errors(self._av, self.path):
             self._container.close()
-        self._partial.unlink(missing_ok=True)
+        self.partial.unlink(missing_ok=True)
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -125,7 +132,7 @@ class VideoWriter:
         # 1001 keeps 30000/1001 and its kin exact. Both qualities are near lossless to the eye.
         rate = Fraction(self._fps).limit_denominator(1001)
         if "libx264" in self._av.codecs_available:
-            options = {"crf": "18", "preset": self._preset}
+            options = {"crf": "18", "preset": self._preset} | ({"bf": "0"} if self._survives_kill else {})
             stream = self._container.add_stream("libx264", rate=rate, options=options)
         else:
             stream = self._container.add_stream("mpeg4", rate=rate, options={"qmin": "2", "qmax": "4"})

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from engines import device_frames, images
 from engines.cache import LinearCache, RingCache
 from engines.context import Context, FrameRows
+from engines.episode import Episode
+from engines.episodes import Episodes
 from engines.language import LanguageModel
 from engines.memory import Array, Tensor
 from engines.prompt import PromptTokenizer
 from engines.session import OrtSession
-from engines.stream import PVCStream
-from engines.vision import EncodedFrame, Replay, VisionEncoder
+from engines.successor import Successor
+from engines.vision import EncodedFrame, VisionEncoder
 
 Fault = Callable[[], AbstractContextManager[None]]
 Feeds = Callable[..., dict[str, Any]]
@@ -88,12 +90,12 @@ def ring_never_wraps(push: Push, ring: RingCache, rows: Mapping[str, Tensor]) ->
         ring.num_frames += 1
 
 
-@replaces(VisionEncoder, "encode")
-def clock_one_ahead(encode: Callable[..., EncodedFrame], encoder: VisionEncoder, frame: Array) -> EncodedFrame:
-    divisor, num_frames = encoder.time_divisor, encoder.num_frames
+@replaces(VisionEncoder, "encode_features")
+def clock_one_ahead(encode: Callable[..., EncodedFrame], encoder: VisionEncoder, features: Tensor) -> EncodedFrame:
+    divisor, num_frames = encoder.time_divisor, encoder.ring.num_frames
     encoder.time_divisor = num_frames / (num_frames + 1) if num_frames else divisor  # type: ignore[assignment]
     try:
-        return encode(encoder, frame)
+        return encode(encoder, features)
     finally:
         encoder.time_divisor = divisor
 
@@ -261,27 +263,31 @@ def a_waiting_frame_dropped(take_in: Callable[..., None], context: Context, num_
     take_in(context, min(num_frames, len(context.waiting)))
 
 
-@replaces(PVCStream, "_start_anew")
-def newest_frame_lost(start_anew: Callable[..., FrameRows], stream_: PVCStream, replay: Replay) -> FrameRows:
+@replaces(Successor, "prepare")
+def replay_without_time(
+    _: Push, successor: Successor, first_frame: int, end: int, *, notes: str, steps: int = 0
+) -> None:
+    """The replayed frames reach the LLM in reverse."""
+    vision, context, embeds = successor.episode.vision, successor.episode.context, []
+    successor.episode.reset(notes)
+    for frame in range(first_frame, end):
+        encoded = vision.encode_features(successor._retained.of(frame))
+        vision.commit(encoded)
+        embeds.append(encoded.frame_embeds)
+    for index, rows in enumerate(reversed(embeds), start=1):
+        context.add(context.frame(rows, index=index), wait=False)
+    successor._prepared = first_frame, notes
+
+
+@replaces(Episodes, "_start_anew")
+def newest_frame_lost(start_anew: Callable[..., float], episodes: Episodes, trunk_features: Tensor) -> float:
     """A stream that starts anew is told its last replayed frame twice, and the one that came never."""
-    frame = start_anew(stream_, replay)
-    rows = frame.rows.copy()
-    rows[-len(replay.newest.frame_embeds) :] = replay.frame_embeds[-1]
-    return FrameRows(rows=rows, pending=frame.pending, index=frame.index)
+    return start_anew(episodes, episodes.retained.of(episodes.num_frames - 1))
 
 
-@replaces(VisionEncoder, "encode_anew")
-def replay_without_time(encode_anew: Callable[..., Replay], encoder: VisionEncoder, frame: Array) -> Replay:
-    """The replayed frames reach the LLM in the order of their slots, not of their times."""
-    replay = encode_anew(encoder, frame)
-    return replace(replay, frame_embeds=replay.frame_embeds[::-1])
-
-
-@replaces(Context, "first_frames")
-def first_frames_counted_on(
-    first_frames: Callable[..., list[FrameRows]], context: Context, frame_embeds: Iterable[Array]
-) -> list[FrameRows]:
+@replaces(Episode, "push")
+def first_frames_counted_on(push: Push, episode: Episode, trunk_features: Tensor) -> None:
     """A stream that starts anew does not begin to count at 1."""
-    frames = first_frames(context, frame_embeds)
-    embeds = [frame.rows[-context._num_frame_tokens :] for frame in frames]
-    return [context.frame(e, index=f.index + 1, pending=f.pending) for e, f in zip(embeds, frames, strict=True)]
+    frame = episode.context.frame
+    with patch.object(episode.context, "frame", lambda embeds, *, index: frame(embeds, index=index + 1)):
+        push(episode, trunk_features)

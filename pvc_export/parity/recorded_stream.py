@@ -86,7 +86,7 @@ def stream_clip(
             encoder = VisionEncoder(recorder.sessions, time_divisor=total or 1)
             for image in pixels:
                 encoder.commit(encoder.encode(image))
-                progress(encoder.num_frames / len(clip))
+                progress(encoder.ring.num_frames / len(clip))
         if total is None:
             _jump(encoder, pixels, bundle, times)
     except NonFiniteError as error:

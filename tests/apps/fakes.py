@@ -100,13 +100,32 @@ def answers(monkeypatch: pytest.MonkeyPatch, reply_to: Callable[[str], str]) -> 
     """Let every stream answer so. Returns the questions, as they are asked."""
     asked: list[str] = []
 
-    def ask(self: PVCStream, question: str, **_: Any) -> Answer:
+    def begin(self: PVCStream, question: str, **_: Any) -> FakeAnswering:
         asked.append(question)
-        text = reply_to(question)
-        return Answer(text=text, token_ids=(1,), finished=True, vision_ms=0.0, prefill_ms=1.0, decode_ms=2.0)
+        return FakeAnswering(reply_to(question))
 
-    monkeypatch.setattr(PVCStream, "ask", ask)
+    monkeypatch.setattr(PVCStream, "begin", begin)
     return asked
+
+
+class FakeAnswering:
+    """Says the text word by word."""
+
+    def __init__(self, text: str) -> None:
+        self.words, self.num_said, self.is_cut = text.split(" "), 0, False
+        self.answer: Answer | None = None
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words[: self.num_said])
+
+    def step(self) -> bool:
+        self.num_said += 1
+        if self.num_said == len(self.words):
+            self.answer = Answer(
+                text=self.text, token_ids=(1,), finished=True, vision_ms=0.0, prefill_ms=1.0, decode_ms=2.0, margin=1.5
+            )
+        return self.answer is not None
 
 
 def scenes(*lengths: int, fps: float = 4.0) -> Iterator[Captured]:

@@ -100,13 +100,15 @@ def test_a_model_that_is_too_slow_drops_frames_and_the_recording_still_plays_at_
     assert probe_video(out).num_frames == NUM_FRAMES and data["recording"]["duration_s"] == NUM_FRAMES / FPS
 
 
-def test_a_full_context_is_started_again_and_told(pvc_live: Run, bundle_fp32: Path, tmp_path: Path) -> None:
+def test_a_full_context_goes_on_from_its_last_frames_and_that_is_told(
+    pvc_live: Run, bundle_fp32: Path, tmp_path: Path
+) -> None:
     clip = tmp_path / "long.mp4"
     write_video(clip, render_clip(45, width=64, height=48), fps=FPS)
     result = pvc_live(bundle_fp32, "--source", clip, "--every-frame", "--ask-every", 1000, "--headless")
-    assert result.code == 0 and "context full: started again at frame 2" in result.out
-    assert "45 frames seen, 45 processed" in result.out and "context started again 1 times" in result.out
-    assert "2 answers" in result.out  # one before the context was forgotten, one at the end
+    assert result.code == 0 and "the context is used up: goes on from its last 4 frames at frame " in result.out
+    assert "45 frames seen, 45 processed" in result.out and "context used up 2 times" in result.out
+    assert "3 answers" in result.out  # one before frames are forgotten each time, one at the end
 
 
 @pytest.mark.parametrize(

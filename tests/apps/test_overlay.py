@@ -18,7 +18,7 @@ from engines.synthetic import Frame
 
 REPLY = Reply(
     question="What happens?", text="A red panda climbs.", frame_index=880, time_s=88.0, finished=True, prefill_ms=1.0,
-    decode_ms=2.0,
+    decode_ms=2.0, margin=1.5, latency_ms=40.0,
 )  # fmt: skip
 STATUS = Status(
     figures=("12.3 fps", "latency 57 ms", "dropped 12", "frame 890", "context 345/2048"),
@@ -95,22 +95,22 @@ def test_text_stands_out_above_and_below() -> None:
     "change",
     [
         *({"figures": (*STATUS.figures[:at], "changed", *STATUS.figures[at + 1 :])} for at in range(5)),
-        {"figures": (*STATUS.figures, "restarts 1")},
+        {"figures": (*STATUS.figures, "rollovers 1")},
         {"notice": "camera 0 was lost"},
     ],
-    ids=[*STATUS.figures, "restarts", "notice"],
+    ids=[*STATUS.figures, "rollovers", "notice"],
 )
 def test_every_figure_is_written_at_the_top(change: dict[str, object]) -> None:
     (above, _, below), (changed, _, same) = draw(STATUS), draw(replace(STATUS, **change))
     assert not np.array_equal(above, changed) and np.array_equal(below, same)
 
 
-def test_figures_begin_with_the_score_and_end_with_restarts_where_there_are_any() -> None:
+def test_figures_begin_with_the_score_and_end_with_rollovers_where_there_are_any() -> None:
     meter = SimpleNamespace(fps=12.34, latency_ms=56.7, num_dropped=12)
-    watcher = SimpleNamespace(context_rows=345, context=2048, num_restarts=0)
+    watcher = SimpleNamespace(context_rows=345, context=2048, num_rollovers=0)
     assert figures(meter, watcher, "", 890) == STATUS.figures  # type: ignore[arg-type]
-    watcher.num_restarts = 1
-    expected = ("right 17 of 20, 85 %", *STATUS.figures, "restarts 1")
+    watcher.num_rollovers = 1
+    expected = ("right 17 of 20, 85 %", *STATUS.figures, "rollovers 1")
     assert figures(meter, watcher, "right 17 of 20, 85 %", 890) == expected  # type: ignore[arg-type]
 
 

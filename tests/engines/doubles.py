@@ -36,6 +36,11 @@ class Struck(Wrapped):
         super().__init__(session, self._strike)
         self._left, self._error = 0, ""
 
+    @property
+    def num_runs_left(self) -> int:
+        """Until it fails; 0 or less once it has."""
+        return self._left
+
     def arm(self, error: str, at: int) -> None:
         self._error, self._left = error, at
 

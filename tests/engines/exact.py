@@ -233,8 +233,15 @@ class Kept:
     token_ids: tuple[int, ...]
 
 
-Event = int | Kept
-"""A frame, by its number, or a question that was kept."""
+@dataclass(frozen=True)
+class Noted:
+    """Notes that a stream starts with."""
+
+    text: str
+
+
+Event = int | Kept | Noted
+"""A frame, by its number; a question that was kept; or, at the very beginning, notes."""
 
 
 class Whole:
@@ -253,6 +260,8 @@ class Whole:
             if isinstance(event, Kept):
                 self._say(self.pending + event.question + PROMPT.ask_suffix, embed(np.array(event.token_ids, np.int64)))
                 self.pending = PROMPT.next_turn
+            elif isinstance(event, Noted):
+                self.pending += event.text + "\n"
             else:
                 features, rows, embeds = self.seen(frames[event])
                 self.features.append(features)

@@ -31,7 +31,7 @@ from engines.errors import FrameError, StreamFull
 from engines.memory import Array, HostMemory
 
 from .doubles import ERRORS, Struck
-from .exact import Kept, Whole
+from .exact import Kept, Noted, Whole
 from .story_oracles import (
     NUM_FRAMES,
     Differs,
@@ -51,27 +51,36 @@ Result = TypeVar("Result")
 
 @dataclass
 class Live:
-    """A stream and its story. total: frames since its last reset, those that an anchor forgot included."""
+    """A stream and its story.
+
+    total  frames since its last reset, those that an anchor forgot included
+    notes  for its next start
+    """
 
     stream: PVCStream
     retain: int
     events: Events = ()
     total: int = 0
+    notes: str = ""
 
     @property
     def num_frames(self) -> int:
         return num_frames_of(self.events)
 
-    def is_due(self, trained_frames: int) -> bool:
-        return self.retain > 0 and self.num_frames >= trained_frames
+    def start(self) -> Events:
+        return (Noted(self.notes),) if self.notes else ()
 
     def anew(self) -> Events:
-        """What an anchor leaves of the story: the last retained frames."""
-        return tuple(event for event in self.events if not isinstance(event, Kept))[-self.retain :]
+        """What an anchor leaves of the story: the last retained frames, behind the notes."""
+        return (*self.start(), *frames_of(self.events)[-self.retain :])
+
+
+def frames_of(events: Events) -> tuple[int, ...]:
+    return tuple(event for event in events if isinstance(event, int))
 
 
 def num_frames_of(events: Events) -> int:
-    return sum(not isinstance(event, Kept) for event in events)
+    return len(frames_of(events))
 
 
 indices = st.integers(0, MOST_STREAMS - 1)
@@ -127,7 +136,52 @@ class Streams(RuleBasedStateMachine):
     def reset(self, at: int) -> None:
         live = self._at(at)
         live.stream.reset()
-        live.events, live.total = (), 0
+        live.events, live.total = live.start(), 0
+
+    @rule(at=indices, notes=st.sampled_from(["it was red", "", "a door"]))
+    def remember(self, at: int, notes: str) -> None:
+        live = self._at(at)
+        live.stream.remember(notes)
+        live.notes = notes
+        if not frames_of(live.events) and not any(isinstance(event, Kept) for event in live.events):
+            live.events = live.start()
+
+    @rule(
+        at=indices,
+        question=questions,
+        keep=st.booleans(),
+        first=st.integers(0, NUM_FRAMES - 1),
+        count=st.integers(1, 6),
+        cancel=st.booleans(),
+    )
+    def frames_come_while_it_answers(
+        self, at: int, question: str, keep: bool, first: int, count: int, cancel: bool
+    ) -> None:
+        """A token a frame. Behind an anchor the answer still is about what was there before."""
+        live, text = self._at(at), question + self.bundle.manifest.prompt.ask_suffix
+        room = count * 20 if keep else 0  # rows that the frames take, where the answer is in their way
+        if not self._fits(live.events, text, 3 + room):
+            return
+        asked, num_before = live.events, live.stream.num_anchors
+        answering = self._not_full(partial(live.stream.begin, question, max_new_tokens=3, keep=keep))
+        for frame in range(first, first + count):
+            if not (answering.answer or answering.is_cut):
+                answering.step()
+            self._push(live, frame % NUM_FRAMES)
+        if cancel:
+            live.stream.cancel() if live.stream.num_anchors == num_before else answering.cancel()
+        while not (answering.answer or answering.is_cut):
+            answering.step()
+        answer = answering.answer
+        if answer is None:
+            assert cancel or live.stream.num_anchors > num_before + 1
+            return
+        for oracle in self.oracles:
+            want = oracle.answer(asked, question, 3)
+            same(f"the answer to {question!r}", (answer.token_ids, answer.finished), want)
+        if keep and live.stream.num_anchors == num_before:
+            came = live.events[len(asked) :]
+            live.events = (*asked, Kept(question, answer.token_ids), *came)
 
     @rule(at=indices)
     def fork(self, at: int) -> None:
@@ -153,18 +207,9 @@ class Streams(RuleBasedStateMachine):
         if not graph:
             self._require(FrameError, lambda: live.stream.push(BAD_FRAMES[nth - 1]))
             return
-        with self._armed(graph, error, nth):
+        with self._armed(graph, error, nth), suppress(*FAILURES):
             for frame in range(NUM_FRAMES):
-                was_due, num_anchors = live.is_due(self.bundle.manifest.trained_frames), live.stream.num_anchors
-                try:
-                    self._push(live, frame)
-                except FAILURES:
-                    if was_due and graph == "llm":
-                        # As documented: where the LLM fails as a stream starts anew, the rest of that is done.
-                        same("anchors", live.stream.num_anchors, num_anchors + 1)
-                        live.events = live.anew()
-                        self.frames_wait(live)
-                    return
+                self._push(live, frame)
 
     @rule(
         at=indices,
@@ -181,9 +226,6 @@ class Streams(RuleBasedStateMachine):
             else:
                 self._ask(live, "a?", call == "keep", 2)
 
-    def frames_wait(self, live: Live) -> None:
-        """For machines whose sums depend on how many rows share a pass: an eager stream has frames that wait."""
-
     @invariant()
     def every_stream_is_its_story(self) -> None:
         for live in self.live:
@@ -193,14 +235,25 @@ class Streams(RuleBasedStateMachine):
 
     def _push(self, live: Live, frame: int) -> None:
         """The story goes on only once the frame was taken in."""
-        manifest, push = self.bundle.manifest, partial(live.stream.push, self.frames[frame])
-        events = live.anew() if live.is_due(manifest.trained_frames) else live.events
-        prefix = manifest.prompt.before_frame(num_frames_of(events) + 1)
-        if self._fits(events, prefix, manifest.shape.num_frame_tokens):
-            self._not_full(push)
-            live.events, live.total = (*events, frame), live.total + 1
+        trained, push = self.bundle.manifest.trained_frames, partial(live.stream.push, self.frames[frame])
+        events = live.events
+        if live.retain and (live.num_frames >= trained or not self._has_room(events)):
+            events = live.anew()
+        if self._has_room(events):
+            num_before = live.stream.num_frames
+            try:
+                self._not_full(push)
+            finally:  # an interrupt may come when the frame is in, while the next anchor is prepared
+                if live.stream.num_frames > num_before:
+                    live.events, live.total = (*events, frame), live.total + 1
         else:
             self._require(StreamFull, push)
+
+    def _has_room(self, events: Events) -> bool:
+        """For one frame more."""
+        manifest = self.bundle.manifest
+        prefix = manifest.prompt.before_frame(num_frames_of(events) + 1)
+        return self._fits(events, prefix, manifest.shape.num_frame_tokens)
 
     def _check(self, live: Live) -> None:
         stream, cache = live.stream, live.stream.language.cache
@@ -233,10 +286,10 @@ class Streams(RuleBasedStateMachine):
             [np.zeros((0, whole.embeds.shape[1]), np.float32), *(f.rows for f in stream.context.waiting)]
         )
         same("rows that wait", waiting, whole.embeds[stream.language.cache.length :].astype(np.float32))
-        kept = list(stream.vision.retained.dump().values())
-        same("frames to retain", len(kept), live.retain)
+        kept = list(stream.episodes.retained.dump().values())
+        same("frames to retain", len(kept), live.retain and live.retain + 1)
         for back in range(1, min(live.retain, live.num_frames) + 1):
-            features = kept[(live.total - back) % live.retain][0]
+            features = kept[(live.total - back) % len(kept)][0]
             same(f"retained frame {-back}", features, whole.features[-back].astype(np.float32))
 
     def _ask(self, live: Live, question: str, keep: bool, num_tokens: int) -> None:

@@ -13,7 +13,7 @@ from engines.bundle import Bundle
 from engines.memory import Array
 from engines.preprocess import to_model_frame
 
-from .exact import Event, Kept, Whole
+from .exact import Event, Kept, Noted, Whole
 
 NUM_FRAMES = 3  # distinct ones that are pushed; one more is what each stream would see next
 Events = tuple[Event, ...]
@@ -143,7 +143,9 @@ class Fresh:
     def _replayed(self, events: Events) -> PVCStream:
         stream = PVCStream(self._bundle, clock="run-on")
         for event in events:
-            if isinstance(event, Kept):
+            if isinstance(event, Noted):
+                stream.remember(event.text)
+            elif isinstance(event, Kept):
                 said = stream.ask(event.question, max_new_tokens=max(len(event.token_ids), 1), keep=True)
                 same("a replayed answer", said.token_ids, event.token_ids)
             else:

@@ -20,7 +20,6 @@ from engines.errors import BackendUnavailable, StreamError
 from engines.fake import RecordingCuda
 from engines.memory import Array, DeviceMemory, HostMemory
 
-from .doubles import struck
 from .exact import LIMITS, SHAPE, exact_bundle
 
 TRAINED, W = 5, LIMITS.window
@@ -63,7 +62,7 @@ def state_of(stream: PVCStream) -> dict[str, Any]:
         "pending": stream.context.pending,
         "waiting": [(frame.rows.tobytes(), frame.pending, frame.index) for frame in stream.context.waiting],
         "ring": {name: ring.tobytes() for name, ring in stream.vision.ring.dump().items()},
-        "retained": {name: kept.tobytes() for name, kept in stream.vision.retained.dump().items()},
+        "retained": {name: kept.tobytes() for name, kept in stream.episodes.retained.dump().items()},
         "language": {name: memory.to_host(whole).tobytes() for name, whole in cache._caches.items()},
     }
 
@@ -139,18 +138,22 @@ def test_what_waits_is_taken_in_by_each_for_itself(bundle: Bundle) -> None:
     assert state_of(parent) == state_of(fork)
 
 
-def test_frames_that_an_anchor_left_waiting_are_forked_as_well(bundle: Bundle) -> None:
-    """The LLM failed as an eager stream started anew: its replayed frames wait for the next call."""
-    failing, llm = struck(bundle, "llm")
-    parent = pushed(PVCStream(failing, clock="reanchor", retain=2), FRAMES[:TRAINED])
-    llm.arm("lost", 1)
-    with pytest.raises(RuntimeError, match="device lost"):
-        parent.push(FRAMES[TRAINED])
+def test_frames_that_waited_for_an_answer_are_forked_as_well(bundle: Bundle) -> None:
+    """An eager stream takes them in a few at a time, so that no frame is held up by all of them."""
+    parent = PVCStream(bundle, clock="run-on")
+    answering = parent.begin("before?", max_new_tokens=1)
+    pushed(parent, FRAMES[:4])
+    with pytest.raises(StreamError, match="a question is being answered"):
+        parent.fork()
+    answering.step()
     fork = parent.fork()
-    assert (fork.num_waiting, fork.num_anchors, fork.num_frames) == (2, 1, TRAINED)
-    for each in (fork, parent):
-        each.push(FRAMES[TRAINED])
-    assert state_of(fork) == state_of(parent) and fork.num_waiting == 0
+    waited = []
+    for frame in FRAMES[4:7]:
+        waited.append(fork.num_waiting)
+        for each in (fork, parent):
+            each.push(frame)
+        assert state_of(fork) == state_of(parent)
+    assert [*waited, fork.num_waiting] == [4, 3, 2, 0]
 
 
 def test_a_fork_is_saved_and_opened_as_any_stream(bundle: Bundle, tmp_path: Path) -> None:
@@ -216,7 +219,7 @@ def test_a_fork_copies_the_rows_in_use_and_on_a_gpu_moves_nothing_to_the_host(
     fork = parent.fork()
     ring, llm = (sum(s.row_bytes for s in manifest.graphs[name].states) for name in ("temporal", "llm"))
     features = 4 * SHAPE.num_positions * SHAPE.vision_width
-    expected = min(num_frames, W) * ring + parent.context_rows * llm + retain * features
+    expected = min(num_frames, W) * ring + parent.context_rows * llm + (retain and retain + 1) * features
     traffic = memory.traffic
     assert (traffic.state, traffic.upload, traffic.download, traffic.syncs) == (expected, 0, 0, 0)
     assert state_of(fork) == state_of(parent)

@@ -116,7 +116,7 @@ def test_no_frame_has_a_time_beyond_training_and_only_new_ones_cost_a_trunk(
     monkeypatch.setattr(recorder.sessions["temporal"], "run", timed)
     for frame in camera(frames, 12):
         stream.push(frame)
-    assert times == [0, 1, 2, 3, 4, 5, 6, *(0, 1, 2), 3, 4, 5, 6, *(0, 1, 2), 3]
+    assert times == [0, 1, 2, 3, *(4, 0), *(5, 1), *(6, 2), 3, *(4, 0), *(5, 1), *(6, 2), 3]
     assert len(recorder.calls["trunk"]) == stream.num_frames == 12
 
 
@@ -130,7 +130,7 @@ def test_what_a_kept_question_left_is_forgotten_at_an_anchor(bundle: Bundle, fra
 def test_a_clock_that_runs_on_never_starts_anew(bundle: Bundle, frames: Frames) -> None:
     stream = fresh(bundle, frames)
     assert (stream.num_frames, stream.num_context_frames, stream.num_anchors) == (12, 12, 0)
-    assert stream.vision.anchor.spare is None and stream.vision.retained.dump() == {}
+    assert stream.episodes.retained.dump() == {}
 
 
 @pytest.mark.parametrize("num_frames", [0, 2, TRAINED - 1, TRAINED, TRAINED + 1, 2 * TRAINED - R, 2 * TRAINED])
@@ -152,10 +152,10 @@ def test_a_saved_stream_keeps_its_clock_its_anchor_and_its_frames(
 
 def test_a_saved_stream_of_the_format_before_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     anchored(bundle, []).save(tmp_path / "s.npz")
-    change(tmp_path / "s.npz", lambda facts: facts | {"format_version": 2}, lambda arrays: arrays)
+    change(tmp_path / "s.npz", lambda facts: facts | {"format_version": 3}, lambda arrays: arrays)
     with pytest.raises(StreamError, match="of another version of this program") as info:
         open_stream(tmp_path / "s.npz", bundle)
-    assert info.value.expected == "format version 3"
+    assert info.value.expected == "format version 4"
 
 
 @pytest.mark.parametrize("shape", [None, (1, 2, 3)], ids=["missing", "of another shape"])
@@ -184,15 +184,89 @@ def test_a_reset_stream_has_no_anchor_and_retains_nothing(bundle: Bundle, frames
     stream = anchored(bundle, camera(frames, TRAINED + 2))
     stream.reset()
     assert (stream.num_frames, stream.num_context_frames, stream.num_anchors, stream.context_rows) == (0, 0, 0, 0)
-    spare = stream.vision.anchor.spare
-    assert spare is not None
-    for cache in (stream.vision.ring, spare, stream.vision.retained):
+    for cache in (stream.vision.ring, stream.episodes.retained):
         assert cache.dump() and not any(np.any(array) for array in cache.dump().values())
     clip = camera(frames, TRAINED + 9)[3:]
     for frame in clip[: TRAINED + 1]:
         stream.push(frame)
     assert stream.num_anchors == 1
     assert state_of(stream) == state_of(fresh(bundle, clip[TRAINED - R : TRAINED + 1]))
+
+
+@pytest.mark.parametrize("num_before", range(TRAINED - R, TRAINED + 1))
+def test_what_was_prepared_before_a_reset_is_forgotten(bundle: Bundle, frames: Frames, num_before: int) -> None:
+    stream, clip = anchored(bundle, frames[::-1][:num_before]), frames[: TRAINED + 1]
+    stream.reset()
+    for frame in clip:
+        stream.push(frame)
+    assert stream.num_anchors == 1 and state_of(stream) == state_of(fresh(bundle, clip[TRAINED - R :]))
+
+
+def reserve_for(bundle: Bundle, num_frames: int) -> int:
+    """What leaves room for so many frames."""
+    rows = PVCStream(bundle).rows_needed(num_frames, question="", max_new_tokens=0)
+    return bundle.manifest.limits.context - rows
+
+
+@pytest.mark.parametrize("ingest", ["eager", "lazy"])
+def test_where_the_context_is_full_a_stream_starts_anew_as_well(bundle: Bundle, frames: Frames, ingest: Ingest) -> None:
+    """Long before it holds as many frames as the model was trained on; the reserve stays free for a question."""
+    endless, reserve = trained_on(bundle, 96), reserve_for(bundle, 6)
+    clip = camera(frames, 25)
+    stream, twin, anchors = anchored(endless, [], reserve=reserve, ingest=ingest), fresh(endless, [], ingest=ingest), []
+    for index, frame in enumerate(clip):
+        stream.push(frame)
+        if stream.num_anchors > len(anchors):
+            anchors.append(index)
+            twin = fresh(endless, clip[index - R : index], ingest=ingest)
+        twin.push(frame)
+        assert state_of(stream) == state_of(twin)
+        assert stream.context_rows + reserve <= bundle.manifest.limits.context
+    assert anchors[0] in (5, 6) and len(anchors) > 5
+
+
+def test_a_kept_question_that_fills_the_context_brings_the_anchor_forward(bundle: Bundle, frames: Frames) -> None:
+    endless = trained_on(bundle, 96)
+    stream = anchored(endless, frames[:2], reserve=reserve_for(bundle, 5))
+    while stream.num_anchors == 0:
+        stream.ask("Remember this well.", max_new_tokens=6, keep=True)
+        stream.push(frames[2])
+    clip = [*frames[:2], *[frames[2]] * (stream.num_frames - 2)]
+    assert state_of(stream) == state_of(fresh(endless, clip[-min(R, len(clip) - 1) - 1 :]))
+
+
+def test_notes_are_all_that_an_anchor_keeps_of_what_was_said(bundle: Bundle, frames: Frames) -> None:
+    stream = anchored(bundle, frames[: TRAINED - 1])
+    stream.ask("Remember this.", max_new_tokens=4, keep=True)
+    stream.remember("Earlier: a ball.")  # after the next anchor was begun to be prepared without them
+    for frame in frames[TRAINED - 1 : TRAINED + 1]:
+        stream.push(frame)
+    twin = PVCStream(bundle, clock="run-on")
+    twin.remember("Earlier: a ball.")
+    for frame in frames[TRAINED - R : TRAINED + 1]:
+        twin.push(frame)
+    assert state_of(stream) == state_of(twin) != state_of(fresh(bundle, frames[TRAINED - R : TRAINED + 1]))
+
+
+def test_what_leaves_no_room_for_the_replayed_frames_is_refused_and_changes_nothing(bundle: Bundle) -> None:
+    too_much = reserve_for(bundle, R)
+    with pytest.raises(StreamError, match=f"{too_much} rows in reserve, 3 frames fit in a context") as info:
+        anchored(bundle, [], reserve=too_much)
+    assert info.value.expected.startswith(f"{R + 1} or more")
+    stream = anchored(bundle, [], reserve=reserve_for(bundle, R + 1))
+    with pytest.raises(StreamError, match=r"in reserve and the notes, \d frames fit"):
+        stream.remember("It was a dark and stormy night. " * 2)
+    with pytest.raises(StreamError, match="special token"):
+        stream.remember("<|im_end|>")
+    with pytest.raises(StreamError, match="3 frames fit"):
+        stream.reserve = too_much
+    assert stream.notes == "" and stream.reserve == reserve_for(bundle, R + 1)
+    with pytest.raises(StreamError, match="the clock is 'run-on'"):
+        PVCStream(bundle, clock="run-on", reserve=1)
+
+
+def test_fewer_frames_are_retained_where_only_they_fit(bundle: Bundle) -> None:
+    assert PVCStream(bundle, clock="reanchor", reserve=reserve_for(bundle, 3)).episodes.num_retained == 2
 
 
 @pytest.mark.parametrize("name", ["bundle_fp16", "bundle_rows"])

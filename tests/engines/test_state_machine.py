@@ -18,9 +18,11 @@ from engines import PVCStream
 from engines.bundle import Bundle
 from engines.cache import FeatureCache, LinearCache, RingCache
 from engines.context import Context
+from engines.episode import Episode
 from engines.fake import RecordingCuda
 from engines.memory import DeviceMemory, HostMemory
 from engines.saved import Snapshot
+from engines.successor import Successor
 
 from .exact import SHAPE, exact_bundle
 from .stories import run_stories, slot_off_by_one
@@ -73,10 +75,10 @@ def reset_clears_no_ring(monkeypatch: pytest.MonkeyPatch) -> None:
 def reset_leaves_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     restart = Context.restart
 
-    def forget(self: Context, waiting: tuple[Any, ...] = ()) -> None:
+    def forget(self: Context, notes: str = "") -> None:
         left = self.waiting
-        restart(self, waiting)
-        self.waiting = waiting or left
+        restart(self, notes)
+        self.waiting = left
 
     monkeypatch.setattr(Context, "restart", forget)
 
@@ -106,7 +108,7 @@ def fork_shares_its_context(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def shared(self: PVCStream) -> PVCStream:
         other = fork(self)
-        other.context = self.context
+        other.episodes.current.context = self.context
         return other
 
     monkeypatch.setattr(PVCStream, "fork", shared)
@@ -125,9 +127,9 @@ def fork_forgets_its_anchor(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_at = PVCStream._stand_at
 
     def stand(self: PVCStream, snapshot: Snapshot) -> None:
-        anchor = self.vision.anchor
+        anchor = self.episodes.anchor
         stand_at(self, snapshot)
-        self.vision.anchor = anchor
+        self.episodes.anchor = anchor
 
     monkeypatch.setattr(PVCStream, "_stand_at", stand)
 
@@ -177,22 +179,73 @@ def question_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def failed_frame_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """The LLM keeps the pieces of a frame that came before the one that failed."""
-    truncate, take = LinearCache.truncate, PVCStream._take
+    truncate, take = LinearCache.truncate, Episode.take
 
-    def taken(self: PVCStream, *args: Any) -> None:
-        cache = self.language.cache
+    def taken(self: Episode, *args: Any) -> None:
+        cache = self.context.language.cache
         cache.truncate = lambda length: None  # type: ignore[method-assign]
         try:
             take(self, *args)
         finally:
             cache.truncate = truncate.__get__(cache)  # type: ignore[method-assign]
 
-    monkeypatch.setattr(PVCStream, "_take", taken)
+    monkeypatch.setattr(Episode, "take", taken)
 
 
 def replay_of_the_frame_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    last = FeatureCache.last
-    monkeypatch.setattr(FeatureCache, "last", lambda self, num_frames: last(self, num_frames + 1))
+    of = FeatureCache.of
+    monkeypatch.setattr(FeatureCache, "of", lambda self, frame_index: of(self, frame_index - 1))
+
+
+def prepared_frames_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though notes, or the frames to replay, are others by now."""
+    prepare = Successor.prepare
+
+    def careless(self: Successor, first_frame: int, end: int, **options: Any) -> None:
+        if self._prepared is not None:
+            first_frame, options["notes"] = self._prepared
+        prepare(self, first_frame, end, **options)
+
+    monkeypatch.setattr(Successor, "prepare", careless)
+
+
+def notes_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    restart = Context.restart
+    monkeypatch.setattr(Context, "restart", lambda self, notes="": restart(self))
+
+
+def an_answer_is_not_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = Context.end_branch
+
+    def kept(self: Context, *, keep: bool) -> None:
+        length = self.language.cache.length
+        truncate, self.language.cache.truncate = self.language.cache.truncate, lambda _: None  # type: ignore[method-assign]
+        end(self, keep=keep)
+        self.language.cache.truncate = truncate  # type: ignore[method-assign]
+        assert self.language.cache.length == length
+
+    monkeypatch.setattr(Context, "end_branch", kept)
+
+
+def frames_that_came_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = Context.end_branch
+
+    def forgetful(self: Context, *, keep: bool) -> None:
+        if self.branch is not None:
+            self.waiting = ()
+        end(self, keep=keep)
+
+    monkeypatch.setattr(Context, "end_branch", forgetful)
+
+
+def frames_that_came_keep_their_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind an answer that stays, the first of them begins a turn."""
+    monkeypatch.setattr(Context, "_told_after", lambda self, pending, frame: frame)
+
+
+def frames_do_not_wait_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    add = Context.add
+    monkeypatch.setattr(Context, "add", lambda self, frame, *, wait: add(self, frame, wait=wait and not self.branch))
 
 
 def waiting_frames_change_places(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +275,12 @@ FAULTS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
     question_is_kept,
     failed_frame_stays,
     replay_of_the_frame_before,
+    prepared_frames_are_left_as_they_are,
+    notes_are_lost,
+    an_answer_is_not_rolled_back,
+    frames_that_came_are_lost,
+    frames_that_came_keep_their_text,
+    frames_do_not_wait_for_an_answer,
     waiting_frames_change_places,
     opened_stream_waits_for_nothing,
 )

@@ -10,8 +10,9 @@ import numpy as np
 
 from engines import PVCStream
 from engines.bundle import Bundle
-from engines.memory import Array, Tensor
+from engines.memory import Array, DeviceArray, Tensor
 from engines.session import Session, Wrapped
+from engines.spec import StateSpec
 
 from ...graphs.models import LoadedModel
 from .past import Label
@@ -23,31 +24,49 @@ EXCERPT = 6
 class Listener:
     """One stream, and what passes between its graphs.
 
-    rows     of the LLM's context, each as its bytes; those past the cache's length were rolled back since
-    encoded  frame_embeds (M, E) of every frame that was encoded, in order;  logits  (V,) of every step
-    Whoever reads the last two may empty them.
+    logits  (V,) of every step; whoever reads them may empty them
+    A stream that re-anchors prepares the next anchor in caches of their own, so what is heard is kept by cache.
     """
 
     def __init__(self, bundle: Bundle, **options: Any) -> None:
         """`options` are PVCStream's."""
-        self.rows: list[bytes] = []
-        self.encoded: list[Array] = []
         self.logits: list[Array] = []
+        self._rows: dict[int, list[bytes]] = {}  # of each LLM cache, each as its bytes, rolled back ones included
+        self._encoded: dict[int, list[Array]] = {}  # of each ring, by time
+        self._ring = self._time = 0  # of the frame that is being encoded
         self._tokens: dict[bytes, set[Label]] = {}
         sessions = {name: Wrapped(session, self._run) for name, session in bundle.sessions.items()}
         self.stream = PVCStream(replace(bundle, sessions=sessions), **options)
 
+    @property
+    def frames(self) -> list[Array]:
+        """frame_embeds (M, E) of every frame since the anchor, as the compressor made it."""
+        ring = self.stream.vision.ring
+        return self._encoded.get(_first_address(ring.feeds(), ring._states), [])[: ring.num_frames]
+
+    @property
+    def rows(self) -> list[bytes]:
+        """Of the LLM's context, each as its bytes."""
+        cache = self.stream.language.cache
+        return self._rows.get(_first_address(cache._caches, cache._states), [])[: cache.length]
+
     def _run(self, session: Session, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         outputs, fetch = session.run(inputs), session.memory.to_host
         match session.spec.name:
+            case "temporal":
+                self._ring = _first_address(inputs, session.spec.states)
+                self._time = round(float(fetch(inputs["frame_time"])[0]) * self.stream.vision.time_divisor)
             case "compressor":
-                self.encoded.append(np.array(fetch(outputs["frame_embeds"])[0]))
+                encoded = self._encoded.setdefault(self._ring, [])
+                encoded[self._time :] = [np.array(fetch(outputs["frame_embeds"])[0])]
             case "embed":
                 for token, row in zip(fetch(inputs["input_ids"])[0], fetch(outputs["inputs_embeds"])[0], strict=True):
                     self._tokens.setdefault(row.tobytes(), set()).add(int(token))
             case "llm":
-                del self.rows[self.stream.language.cache.length :]  # whatever was rolled back
-                self.rows += [row.tobytes() for row in fetch(inputs["inputs_embeds"])[0]]
+                rows = self._rows.setdefault(_first_address(inputs, session.spec.states), [])
+                rows[int(fetch(inputs["position_ids"])[0, 0]) :] = [
+                    row.tobytes() for row in fetch(inputs["inputs_embeds"])[0]
+                ]
             case "head":
                 self.logits.append(np.array(fetch(outputs["logits"])[0]))
         return outputs
@@ -63,7 +82,7 @@ class Listener:
         for index, frame in enumerate(frames):
             for position, row in enumerate(frame):
                 known.setdefault(row.tobytes(), set()).add((index, position))
-        got = [known.get(row, set()) for row in self.rows[: self.stream.language.cache.length]]
+        got = [known.get(row, set()) for row in self.rows]
         if len(got) == len(expected) and all(want in row for row, want in zip(got, expected, strict=True)):
             return
         shown = [row for row in got if not any(isinstance(label, int) for label in row)]
@@ -73,6 +92,12 @@ class Listener:
             *_text_fault(text, [want for want in expected if isinstance(want, int)], loaded),
         ]
         yield from wrong or [("G", "frames and text change places, expected each frame behind its number")]
+
+
+def _first_address(tensors: Mapping[str, Tensor], states: Sequence[StateSpec]) -> int:
+    """Where a stream's first cache lies, which tells it from any other's: what is fed begins where the cache does."""
+    tensor = tensors[states[0].input]
+    return tensor.address if isinstance(tensor, DeviceArray) else int(tensor.ctypes.data)
 
 
 def _frames_fault(shown: Sequence[set[Label]], expected: Sequence[Label]) -> Iterator[tuple[str, str]]:

@@ -164,33 +164,30 @@ class _Teller:
             clock="reanchor" if story.trained else "run-on",
             retain=story.retain or None,
         )
-        self._kind, self._retain = story.kind, story.retain
-        self._frames: list[Array] = []
+        self._kind = story.kind
+        self._tiles: list[Array] = []
 
     def push(self, frames: Sequence[Frame]) -> Iterator[tuple[str, str]]:
         """Push frames, up to the first fault: its level, and what is wrong."""
         past, listener = self._past, self._listener
         stream, size = listener.stream, self._loaded.config.vision.image_size
         for frame in frames:
-            listener.encoded.clear()
             stream.push(frame)
-            is_anew = past.see(resize_frame(np.ascontiguousarray(frame[..., ::-1]), size=size))
+            past.see(resize_frame(np.ascontiguousarray(frame[..., ::-1]), size=size))
             stands, should = (stream.num_context_frames, stream.num_anchors), (len(past.frames), past.num_anchors)
             if stands != should:
                 yield "G", "the stream has {} frames since anchor {}, expected {} since {}".format(*stands, *should)
                 return
-            encoded, expected = list(listener.encoded), 1 + is_anew * self._retain
-            if len(encoded) != expected:
-                yield "G", f"a frame had {len(encoded)} frames encoded, expected {expected}"
+            if len(listener.frames) != len(past.frames):
+                yield "G", f"{len(listener.frames)} frames since the anchor were encoded, expected {len(past.frames)}"
                 return
-            self._frames = encoded if is_anew else [*self._frames, *encoded]
 
     def ask(self, turn: Turn) -> tuple[Conversation, dict[str, str]]:
         """Ask, and keep the answer. Returns how it compares, and for each level the first fault of what was told."""
         past, listener, loaded = self._past, self._listener, self._loaded
         images = [listener.stream.encode_image(image, max_tiles=MAX_TILES) for image in _images(turn)]
         num_tokens = self._manifest.shape.num_frame_tokens
-        self._frames += [tile for image in images for tile in image.reshape(-1, num_tokens, image.shape[1])]
+        self._tiles += [tile for image in images for tile in image.reshape(-1, num_tokens, image.shape[1])]
         listener.logits.clear()
         answer = listener.stream.ask(turn.question, images=images, max_new_tokens=NUM_NEW_TOKENS, keep=True)
         said, got = answer.token_ids, np.stack(listener.logits)
@@ -199,7 +196,7 @@ class _Teller:
         want = reference_logits(loaded, past.embeds(visual), said)
         past.hear(said)
         faults = dict[str, str]()
-        for level, fault in listener.faults(past.labels(), self._frames, loaded):
+        for level, fault in listener.faults(past.labels(), [*listener.frames, *self._tiles], loaded):
             faults.setdefault(level, fault)
         if answer.finished != (len(said) < NUM_NEW_TOKENS):
             faults.setdefault("K", f"an answer of {len(said)} tokens says finished={answer.finished}")

@@ -19,15 +19,13 @@ import pytest
 import torch
 
 from engines import open_bundle
-from engines.cache import RingCache
 from engines.metrics import metrics_of
 from engines.vision import VisionEncoder
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.parity.limits import GATED
 from pvc_ref.preprocess import resize_frame
 
-from ....engines.exact import Kept
-from ....engines.stories import Live, Streams, run_stories, slot_off_by_one
+from ....engines.stories import Streams, frames_of, run_stories, slot_off_by_one
 from ....engines.story_oracles import NUM_FRAMES, Differs, Fresh, next_embeds_of
 
 TRAINED = 4
@@ -40,13 +38,9 @@ class BesideReference(Streams):
         super().__init__(*arguments)
         self.loaded = loaded
 
-    def frames_wait(self, live: Live) -> None:
-        """The next frame takes them in one by one, as they were first; a question would in one pass."""
-        self._push(live, 0)
-
     def teardown(self) -> None:
         for live in self.live:
-            clip = [self.frames[event] for event in live.events if not isinstance(event, Kept)]
+            clip = [self.frames[event] for event in frames_of(live.events)]
             clip.append(self.frames[NUM_FRAMES])
             got = next_embeds_of(live.stream, clip[-1])
             self._compare(got, self._whole_clip(clip)[-1], f"frame {len(clip) - 1}")
@@ -94,13 +88,14 @@ def test_every_stream_is_its_story_and_what_the_reference_makes_of_it(
 
 
 def clock_one_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    over_time = VisionEncoder._over_time
+    encode = VisionEncoder.encode_features
 
-    def late(self: VisionEncoder, features: Any, ring: RingCache) -> Any:
-        self.time_divisor = ring.num_frames / (ring.num_frames + 1) if ring.num_frames else 1  # type: ignore[assignment]
-        return over_time(self, features, ring)
+    def late(self: VisionEncoder, features: Any) -> Any:
+        num_frames = self.ring.num_frames
+        self.time_divisor = num_frames / (num_frames + 1) if num_frames else 1  # type: ignore[assignment]
+        return encode(self, features)
 
-    monkeypatch.setattr(VisionEncoder, "_over_time", late)
+    monkeypatch.setattr(VisionEncoder, "encode_features", late)
 
 
 @pytest.mark.parametrize("fault", [slot_off_by_one, clock_one_ahead], ids=lambda fault: fault.__name__)

@@ -15,6 +15,7 @@ from engines import PVCStream, open_bundle
 from engines.answer import Answer
 from engines.bundle import Bundle
 from engines.context import Context, FrameRows
+from engines.episodes import Episodes
 from engines.errors import StreamError
 from engines.session import OrtSession
 from pvc_export.controls import runtime_patches as runtime
@@ -88,22 +89,21 @@ def loud_head(run: Callable[..., dict[str, np.ndarray]], session: OrtSession, in
 
 
 @replaces(Context, "restart")
-def a_question_survives_the_anchor(
-    restart: Callable[..., None], context: Context, waiting: tuple[FrameRows, ...] = ()
-) -> None:
+def a_question_survives_the_anchor(restart: Callable[..., None], context: Context, notes: str = "") -> None:
     """The LLM forgets nothing as a stream starts anew: what was kept stands before the replayed frames."""
     length = context.language.cache.length
     context.language.cache.truncate, truncate = lambda _: None, context.language.cache.truncate  # type: ignore[method-assign]
     try:
-        restart(context, waiting)
+        restart(context, notes)
     finally:
         context.language.cache.truncate = truncate  # type: ignore[method-assign]
     assert context.language.cache.length == length
 
 
-@replaces(PVCStream, "_is_due")
-def one_frame_too_late(is_due: Callable[..., bool], stream: PVCStream) -> bool:
-    return is_due(stream) and stream.num_context_frames > stream._bundle.manifest.trained_frames
+@replaces(Episodes, "frames_left")
+def one_frame_too_late(frames_left: Callable[..., int], episodes: Episodes, most: int) -> int:
+    left = frames_left(episodes, most)
+    return left or int(episodes.current.num_frames <= episodes._trained)
 
 
 @replaces(Context, "add")

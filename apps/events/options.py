@@ -1,0 +1,186 @@
+"""The options of the command line for what is made of the answers, and for a recording of days.
+
+Note: argparse and the standard library only, as a device's kit reads its command line with it.
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from apps.listeners import EventKind
+from apps.segments import QUOTA_BYTES, SEGMENT_S
+from engines.terminal import one_of
+
+from .alerts import Rule, parse_rule
+from .mqtt import PASSWORD, Broker, parse_broker
+from .snapshots import MAX_FILES
+from .webhook import AUTHORIZATION, check_webhook
+
+When = Literal["schedule", "change", "trigger"]
+CHANGE = 0.1
+"""Measured on the demo model, whose tokens tell of time as well. Of a picture that stays, with or without noise: up to
+0.08; of one in which a square of a sixth of its sides appears: 0.17; between two scenes: 0.2 to 0.85. Another model has
+other distances."""
+KINDS: tuple[EventKind, ...] = ("alert", "alert-end", "trouble", "end")
+"""The kinds of event that are sent unless others are asked for."""
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+MIN_BYTES = 2**20
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Groups of options. Each is None where it is not given, so that one without its meaning can be refused."""
+    _add_answers(parser)
+    _add_recording(parser)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EventOptions:
+    """Options that do not contradict each other. Raises ValueError, by option.
+
+    change         distance of OnChange; None but for ask_when 'change'
+    after          answers in a row that begin and end an alert
+    kinds          of the events that are sent to webhooks and the broker
+    segment_bytes  None: a segment ends by time only
+    """
+
+    ask_when: When = "schedule"
+    change: float | None = None
+    alerts: tuple[Rule, ...] = ()
+    after: int = 1
+    log: Path | None = None
+    webhooks: tuple[str, ...] = ()
+    broker: Broker | None = None
+    kinds: tuple[EventKind, ...] = KINDS
+    snapshots: Path | None = None
+    max_snapshots: int = MAX_FILES
+    record_folder: Path | None = None
+    segment_s: float = SEGMENT_S
+    segment_bytes: int | None = None
+    quota_bytes: int = QUOTA_BYTES
+
+    def __post_init__(self) -> None:
+        if self.change is not None and self.ask_when != "change":
+            raise ValueError("--change is for --ask-when change")
+        if self.change is not None and not 0 < self.change <= 2:
+            raise ValueError(f"--change is {self.change:g}; expected a distance above 0 and up to 2")
+        if self.after < 1:
+            raise ValueError(f"--alert-after is {self.after}; expected 1 or more answers")
+        if self.max_snapshots < 1:
+            raise ValueError(f"--keep-snapshots is {self.max_snapshots}; expected 1 or more")
+        if not 1 <= self.segment_s < float("inf"):
+            raise ValueError(f"--segment is {self.segment_s:g}; expected 1 second or more")
+        for option, size in (("--segment-size", self.segment_bytes), ("--record-quota", self.quota_bytes)):
+            if size is not None and size < MIN_BYTES:
+                raise ValueError(f"{option} is {size} bytes; expected 1M or more")
+        for url in self.webhooks:
+            check_webhook(url)
+
+    @classmethod
+    def of(cls, told: Namespace) -> EventOptions:
+        """From what the parser read. Raises ValueError, by option."""
+        _refuse_without(told, ("alert_after",), needed=("alert",))
+        _refuse_without(told, ("deliver",), needed=("webhook", "mqtt"))
+        _refuse_without(told, ("keep_snapshots",), needed=("snapshots",))
+        _refuse_without(told, ("segment", "segment_size", "record_quota"), needed=("record_folder",))
+        when: When = told.ask_when or "schedule"
+        quota = told.record_quota
+        return cls(
+            ask_when=when,
+            change=told.change if when != "change" or told.change is not None else CHANGE,
+            alerts=tuple(map(parse_rule, told.alert or ())),
+            after=1 if told.alert_after is None else told.alert_after,
+            log=told.log,
+            webhooks=tuple(told.webhook or ()),
+            broker=None if told.mqtt is None else parse_broker(told.mqtt),
+            kinds=KINDS if told.deliver is None else _kinds(told.deliver),
+            snapshots=told.snapshots,
+            max_snapshots=MAX_FILES if told.keep_snapshots is None else told.keep_snapshots,
+            record_folder=told.record_folder,
+            segment_s=SEGMENT_S if told.segment is None else told.segment,
+            segment_bytes=None if told.segment_size is None else _size("--segment-size", told.segment_size),
+            quota_bytes=QUOTA_BYTES if quota is None else _size("--record-quota", quota),
+        )
+
+
+def _add_answers(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("what is made of the answers").add_argument
+    add(
+        "--ask-when", choices=get_args(When),
+        help="'schedule': every --ask-every seconds. 'change': when the picture differs from the one that was asked "
+        "about last, at most every --ask-every seconds. 'trigger': on SIGUSR1. [default: schedule]",
+    )  # fmt: skip
+    add(
+        "--change", metavar="DISTANCE", type=float,
+        help=f"How different: mean cosine distance of the frames' tokens, 0 to 2. [default: {CHANGE:g}]",
+    )  # fmt: skip
+    add(
+        "--alert", metavar="PATTERN", action="append",
+        help="Words of an answer that are an alert, or a /regular expression/, /as such/i in upper or lower case. "
+        "May be given again.",
+    )  # fmt: skip
+    add(
+        "--alert-after", metavar="N", type=int,
+        help="Answers in a row that begin an alert, and that end it. [default: 1]",
+    )  # fmt: skip
+    add("--log", metavar="FILE", type=Path, help="File to which every event is added, as a line of JSON.")
+    add(
+        "--webhook", metavar="URL", action="append",
+        help=f"Address that events are posted to, as JSON; with the header Authorization of {AUTHORIZATION} in the "
+        "environment. May be given again.",
+    )  # fmt: skip
+    add(
+        "--mqtt", metavar="URL",
+        help=f"mqtt://USER@HOST:PORT/TOPIC, or mqtts://. The password is {PASSWORD} of the environment.",
+    )  # fmt: skip
+    add(
+        "--deliver", metavar="KINDS",
+        help=f"Kinds of event that are sent, of {', '.join(get_args(EventKind))}. [default: {','.join(KINDS)}]",
+    )  # fmt: skip
+    add("--snapshots", metavar="FOLDER", type=Path, help="Folder for pictures of alerts, and of moments asked for.")
+    add(
+        "--keep-snapshots", metavar="N", type=int,
+        help=f"Pictures that are kept; older ones are removed. [default: {MAX_FILES}]",
+    )  # fmt: skip
+
+
+def _add_recording(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("a recording of days").add_argument
+    add(
+        "--record-folder", metavar="FOLDER", type=Path,
+        help="Folder to record what is shown in files of some minutes, with an index of the events in them.",
+    )  # fmt: skip
+    add("--segment", metavar="SECONDS", type=float, help=f"Length of each file. [default: {SEGMENT_S:.0f}]")
+    add("--segment-size", metavar="SIZE", help="A file ends at this size as well, such as 500M.")
+    add(
+        "--record-quota", metavar="SIZE",
+        help=f"Size of all files; the oldest are removed. [default: {QUOTA_BYTES // 2**30}G]",
+    )  # fmt: skip
+
+
+def _refuse_without(told: Namespace, options: tuple[str, ...], *, needed: tuple[str, ...]) -> None:
+    if any(getattr(told, name) is not None for name in needed):
+        return
+    for name in options:
+        if getattr(told, name) is not None:
+            raise ValueError(f"{_spelled(name)} is for {' or '.join(map(_spelled, needed))}, which is not given")
+
+
+def _spelled(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _kinds(text: str) -> tuple[EventKind, ...]:
+    known: tuple[EventKind, ...] = get_args(EventKind)
+    names = [one_of("--deliver", name.strip(), known) for name in text.split(",")]
+    return tuple(kind for kind in known if kind in names)
+
+
+def _size(option: str, text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{option} is '{text}'; expected a number of bytes, or one with K, M, G or T, such as 500M")
+    return int(float(match[1]) * UNITS[match[2].upper()])

@@ -1,0 +1,58 @@
+"""Another source, opened while the old one goes on: a camera on the network may take half a minute to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+from engines.errors import PVCError
+
+from .addresses import Address
+from .capture import Source
+
+Opened = tuple[Address, Source | PVCError]
+
+
+class Switching:
+    """At most one source is being opened at a time."""
+
+    def __init__(self, open_source: Callable[[Address], Source]) -> None:
+        self._open = open_source
+        self._done: SimpleQueue[Opened] = SimpleQueue()
+        self._opening: Address | None = None
+        self._abandoned = False
+
+    def begin(self, address: Address) -> str:
+        """Returns why not, or nothing."""
+        if self._opening is not None:
+            return f"{self._opening.name} is still being opened"
+        self._opening = address
+        Thread(target=self._run, args=(address,), name="switch", daemon=True).start()
+        return ""
+
+    def take(self) -> Opened | None:
+        """A source that was opened since, or why it was not."""
+        try:
+            opened = self._done.get_nowait()
+        except Empty:
+            return None
+        self._opening = None
+        return opened
+
+    def close(self) -> None:
+        """What is still being opened is closed as soon as it is there."""
+        self._abandoned = True
+        while (opened := self.take()) is not None:
+            if not isinstance(opened[1], PVCError):
+                opened[1].close()
+
+    def _run(self, address: Address) -> None:
+        try:
+            source: Source | PVCError = self._open(address)
+        except PVCError as error:
+            source = error
+        if self._abandoned and not isinstance(source, PVCError):
+            source.close()
+            return
+        self._done.put((address, source))

@@ -1,0 +1,113 @@
+"""An answer while it is decoded, a token a step, so that frames can come between two tokens.
+
+Its rows are a branch off the stream's own LLM cache: no cache is copied. Frames that are pushed meanwhile go through
+the vision side at once, and wait for the LLM.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from .answer import MARGIN_TOKENS, Answer
+from .bundle import Bundle
+from .context import Context
+from .errors import StreamError
+from .memory import Array
+
+
+class Answering:
+    """What PVCStream.begin returns. One at a time of a stream.
+
+    answer  once it is done, else None
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        context: Context,
+        rows: Array,
+        *,
+        max_new_tokens: int,
+        keep: bool,
+        vision_ms: float,
+        since: float,
+    ) -> None:
+        """rows (L, E) are the question's, for which there is room; they are fed at once. `since` is when prefill began,
+        by time.perf_counter(). Raises NonFiniteError; the caller undoes what an error leaves."""
+        self._tokenizer, self._context = bundle.tokenizer, context
+        self._limit, self._keep = max_new_tokens, keep
+        self._tokens: list[int] = []
+        self._margin = float("inf")
+        self.answer: Answer | None = None
+        self._branch, hidden = context.answer(rows, keep=keep, max_new_tokens=max_new_tokens)
+        self._logits = context.language.logits(hidden)
+        self._vision_ms, self._prefill_ms, self._decode_ms = vision_ms, 1e3 * (time.perf_counter() - since), 0.0
+
+    @property
+    def text(self) -> str:
+        """As far as it is decoded. A character of several tokens may not be whole yet."""
+        return self._tokenizer.decode(self._tokens)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it cannot go on: cancelled, or its stream was reset, or has re-anchored twice since it began."""
+        return self.answer is None and self._context.branch is not self._branch
+
+    def step(self) -> bool:
+        """One token more; whether it is done. Whatever is raised, the answer is cancelled.
+
+        Raises StreamError if it is done or cannot go on, and NonFiniteError.
+        """
+        if self.answer is not None or self.is_cut:
+            how = "done" if self.answer is not None else "cut: its stream was reset, or it was cancelled"
+            raise StreamError(f"this answer is {how}", fix="ask again")
+        started = time.perf_counter()
+        try:
+            finished = self._decode()
+            self._decode_ms += 1e3 * (time.perf_counter() - started)
+            if finished is not None:
+                answer = self._concluded(finished)
+                self._context.end_branch(keep=self._keep)
+                self.answer = answer
+        except BaseException:
+            self.cancel()
+            raise
+        return self.answer is not None
+
+    def cancel(self) -> None:
+        """Forget question and answer. After the end of either it does nothing."""
+        if self.answer is None and not self.is_cut:
+            self._context.end_branch(keep=False)
+
+    def _decode(self) -> bool | None:
+        """The likeliest token, fed back to the LLM. True at a stop token, False at the limit, else None."""
+        token = int(self._logits.argmax())
+        if len(self._tokens) < MARGIN_TOKENS:
+            self._margin = min(self._margin, _lead(self._logits))
+        if token in self._tokenizer.stop_ids:
+            return True
+        self._tokens.append(token)
+        hidden = self._context.say(token)
+        if len(self._tokens) == self._limit:
+            return False
+        self._logits = self._context.language.logits(hidden)
+        return None
+
+    def _concluded(self, finished: bool) -> Answer:
+        return Answer(
+            text=self.text,
+            token_ids=tuple(self._tokens),
+            finished=finished,
+            vision_ms=self._vision_ms,
+            prefill_ms=self._prefill_ms,
+            decode_ms=self._decode_ms,
+            margin=self._margin,
+        )
+
+
+def _lead(logits: Array) -> float:
+    """Of the likeliest token over the next one, of logits (V,)."""
+    second, first = np.partition(logits, -2)[-2:]
+    return float(first - second)

@@ -1,0 +1,76 @@
+"""A stream from its time 0 on: the frames that it remembers, and the conversation about them.
+
+A stream that re-anchors is one episode after another (successor.py).
+"""
+
+from __future__ import annotations
+
+from .bundle import Bundle
+from .context import Context
+from .ingest import CATCH_UP, Ingest
+from .memory import Array, Tensor
+from .vision import EncodedFrame, VisionEncoder
+
+
+class Episode:
+    """Ring and LLM cache of their own; sessions are shared through the bundle.
+
+    vision    the frames that it remembers
+    context   the conversation about them
+    newest    (M, E) of the last frame that was pushed; None before the first
+    """
+
+    def __init__(self, bundle: Bundle, *, time_divisor: int = 1, ingest: Ingest, max_waiting: int) -> None:
+        self.vision = VisionEncoder(bundle.sessions, time_divisor=time_divisor)
+        self.context = Context(bundle)
+        self.newest: Array | None = None
+        self._is_lazy, self._max_waiting = ingest == "lazy", max_waiting
+
+    @property
+    def num_frames(self) -> int:
+        """The next frame's time."""
+        return self.vision.ring.num_frames
+
+    def push(self, trunk_features: Tensor) -> None:
+        """The next frame, from its trunk features (1, N, C). Whatever is raised, it is no part of the episode."""
+        self.take(self.vision.encode_features(trunk_features))
+
+    def take(self, encoded: EncodedFrame) -> None:
+        """Make a frame part of the conversation, then of the ring, whose count is what makes it part of the episode."""
+        context, num_frames = self.context, self.num_frames
+        frame = context.frame(encoded.frame_embeds, index=num_frames + 1)
+        self._take_in_some()
+        with context.undone_on_error(unless=lambda: self.num_frames > num_frames):
+            context.add(frame, wait=self._is_lazy or context.branch is not None or bool(context.waiting))
+            self.vision.commit(encoded)
+        self.newest = encoded.frame_embeds
+
+    def take_in_all(self) -> None:
+        """Before a question. A lazy episode's frames are left to share its pass; an eager one's are taken in one by
+        one, as when they were new: the LLM's rows are then the same to the last bit."""
+        while not self._is_lazy and self.context.waiting:
+            self.context.take_in(1)
+
+    def reset(self, notes: str = "") -> None:
+        """Start anew, with notes before the first frame. May be run twice."""
+        self.vision.reset()
+        self.newest = None
+        self.context.restart(notes)
+
+    def copy_from(self, other: Episode) -> None:
+        """Take over another episode's caches, copied where they live. This one is fresh."""
+        self.vision.ring.copy_from(other.vision.ring)
+        self.context.language.cache.copy_from(other.context.language.cache)
+
+    def _take_in_some(self) -> None:
+        """Frames that wait, while nobody is answered: as many as share a pass, or a few of those that came while
+        somebody was, so that no frame is held up by all of them."""
+        context = self.context
+        if context.branch is not None:
+            return
+        if self._is_lazy:
+            while len(context.waiting) >= self._max_waiting:
+                context.take_in(self._max_waiting)
+            return
+        for _ in range(min(CATCH_UP, len(context.waiting))):
+            context.take_in(1)
