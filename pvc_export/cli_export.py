@@ -11,6 +11,7 @@ from engines.spec import Fusable, Precision
 from engines.terminal import one_of
 
 from .terminal import options as opt
+from .terminal.limits import AskedLimits
 from .terminal.quantization import FewBits
 from .terminal.usage import Made, one_precision, usage_errors
 
@@ -43,8 +44,9 @@ def _export(app: typer.Typer, name: Made, *, precision: Precision, target: str, 
         bf16: opt.BF16 = False,
         fp32: opt.FP32 = False,
         target: opt.Target = target,
-        window: opt.Window = 8,
-        context: opt.Context = 2048,
+        window: opt.Window = None,
+        context: opt.Context = None,
+        memory: opt.Memory = None,
         streams: opt.Streams = 1,
         clock: opt.ClockChoice = "run-on",
         island: opt.Island = None,
@@ -67,8 +69,8 @@ def _export(app: typer.Typer, name: Made, *, precision: Precision, target: str, 
         from .commands.export import export_command
 
         export_command(
-            model=model, output=output, precision=chosen, target_name=target, window=window, context=context,
-            streams=streams, clock=kept, islands=tuple(island or ()),
+            model=model, output=output, precision=chosen, target_name=target, clock=kept, islands=tuple(island or ()),
+            asked=AskedLimits(window=window, context=context, streams=streams, memory=memory),
             few_bits=FewBits(int4, int8, int4_block, quantize_by, calibrate, calibrate_by), seed=seed, mapping=mapping,
             made=name, golden=golden, unfused=parts, as_json=as_json,
         )  # fmt: skip
@@ -80,8 +82,9 @@ def plan(
     bf16: opt.BF16 = False,
     fp32: opt.FP32 = False,
     target: opt.Target = "rtx",
-    window: opt.Window = 8,
-    context: opt.Context = 2048,
+    window: opt.Window = None,
+    context: opt.Context = None,
+    memory: opt.Memory = None,
     streams: opt.Streams = 1,
     clock: opt.ClockChoice = "run-on",
     island: opt.Island = None,
@@ -102,6 +105,7 @@ def plan(
     from .commands.plan import plan_command
 
     plan_command(
-        model=model, precision=chosen, target_name=target, window=window, context=context, streams=streams, clock=kept,
+        model=model, precision=chosen, target_name=target, clock=kept,
+        asked=AskedLimits(window=window, context=context, streams=streams, memory=memory),
         islands=tuple(island or ()), few_bits=FewBits(int4, int8, int4_block), mapping=mapping, as_json=as_json,
     )  # fmt: skip

@@ -161,7 +161,7 @@ def require_exportable(config: PVCConfig, request: ExportRequest) -> None:
             cause="every new frame changes the keys of all earlier ones, so no temporal cache stays valid",
             fix="run it clip by clip with the reference: PVC.encode_clip",
         )
-    if request.clock == "reanchor" and (config.time_mode != "absolute" or config.trained_frames < 2):
+    if request.clock == "reanchor" and not can_reanchor(config):
         raise ModelError(
             f"--clock reanchor, but this model's time mode is '{config.time_mode}' and it was trained on "
             f"{config.trained_frames} frames",
@@ -173,6 +173,11 @@ def require_exportable(config: PVCConfig, request: ExportRequest) -> None:
             f"--context {limits.context} exceeds the model's max_positions {config.llm.max_positions}",
             fix=f"choose --context {config.llm.max_positions // limits.bucket * limits.bucket} or less",
         )
+
+
+def can_reanchor(config: PVCConfig) -> bool:
+    """Whether streams of such a model can start anew with their last frames (engines/clock.py)."""
+    return config.time_mode == "absolute" and config.trained_frames >= 2
 
 
 def _require_packages(config: PVCConfig, request: ExportRequest) -> None:

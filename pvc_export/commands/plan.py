@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from engines.clock import Clock
-from engines.spec import Precision, StreamLimits
+from engines.spec import Precision
 from engines.target import load_target
 from engines.terminal import print_json
 
 from ..bundles.export import ExportRequest
+from ..plan.budget import choose_limits
 from ..plan.fit import Fit
 from ..plan.model import planned_model
 from ..plan.peaks import MEASURED_ON, Cost
 from ..plan.plan import Plan, make_plan
 from ..terminal.console import Console, size_text
+from ..terminal.limits import AskedLimits
 from ..terminal.quantization import FewBits, quantization_text
 from ..terminal.usage import usage_errors
 from .export import chosen_target, refuse_islands
 
 
 def plan_command(
-    *, model: str, precision: Precision | None, target_name: str, window: int, context: int, streams: int, clock: Clock,
+    *, model: str, precision: Precision | None, target_name: str, asked: AskedLimits, clock: Clock,
     islands: tuple[str, ...], few_bits: FewBits, mapping: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the plan. Raises BadParameter for options that contradict each other, ModelError for what cannot be
@@ -32,7 +35,7 @@ def plan_command(
     """
     with usage_errors():
         engines = load_target(target_name).builder is not None
-        limits = StreamLimits(window=window, context=context, streams=streams)
+    limits = asked.limits()
     chosen: Precision = precision or ("fp16" if engines else "fp32")
     refuse_islands(islands, chosen)
     target = chosen_target(target_name, chosen, made="trt" if engines else "onnx")
@@ -43,14 +46,21 @@ def plan_command(
         limits=limits,
         islands=islands,
         clock=clock,
-        quantization=few_bits.of(target, streams=streams),
+        quantization=few_bits.of(target, streams=limits.streams),
         int8_states=few_bits.states,
     )
-    plan = make_plan(planned_model(model, mapping=mapping), request)
+    planned = planned_model(model, mapping=mapping)
+    budget = None
+    if asked.memory is not None:
+        budget = choose_limits(planned.model, request, asked)
+        request = replace(request, limits=budget.limits)
+    plan = make_plan(planned, request)
     if as_json:
-        print_json(plan.to_json())
+        print_json(plan.to_json() | ({} if budget is None else {"memory": budget.to_json()}))
         return
     console = Console()
+    if budget is not None:
+        console.print(str(budget))
     for line in _lines(plan):
         console.print(line)
 

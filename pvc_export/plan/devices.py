@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engines.target import Target
+
 GIB = 1 << 30
 MIB = 1 << 20
 
@@ -18,7 +20,7 @@ class Device:
     memory    bytes that the system finds; less than the name says, as firmware keeps some
     system    bytes of them that are taken before our process starts: Linux without a desktop, or a card's desktop
     unified   whether host and GPU share the memory
-    capability  of its GPU; several for cards of one size
+    capability  of its GPU; several for cards of one size, '' where a CPU computes
     targets   that run on it, the one to choose first
     """
 
@@ -32,6 +34,10 @@ class Device:
     @property
     def usable(self) -> int:
         return self.memory - self.system
+
+    @property
+    def is_cpu(self) -> bool:
+        return not self.capability
 
 
 def _jetson(name: str, memory_mib: int, *, thor: bool = False) -> Device:
@@ -79,3 +85,17 @@ DEVICES = (
     _card("RTX card, 24 GB", 24455, "SM86, SM89, SM120"),
     _card("RTX card, 32 GB", 32607, "SM120"),
 )
+
+
+def share_of_device(target: Target, memory: int) -> Device:
+    """So many bytes, all for one process, of a device that runs the target: of a machine's memory for a CPU, of a
+    Jetson's, or of a card's."""
+    found = next((device for device in DEVICES if target.name in device.targets), None)
+    return Device(
+        name=target.name,
+        memory=memory,
+        system=0,
+        unified=found is None or found.unified,
+        capability="" if found is None else found.capability,
+        targets=(target.name,),
+    )

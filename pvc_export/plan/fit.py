@@ -3,20 +3,19 @@ table, weights of four bits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from engines.errors import ModelError
 from engines.spec import Quantization, StreamLimits
 from engines.target import load_target
 from pvc_ref import PVC
 
-from ..bundles.export import ExportRequest, require_exportable
+from ..bundles.export import ExportRequest, can_reanchor
 from ..terminal.console import size_text
 from .bundle import BundlePlan, plan_bundle
 from .devices import DEVICES, MIB, Device
-from .memory import activation_bytes, state_bytes
+from .memory import StateBytes, activation_bytes, state_bytes
+from .peaks import cpu_runtime, cpu_weights
 
 GPU_RUNTIME = 512 * MIB
 """CUDA's context, TensorRT, and its kernels' code once it is compiled: an estimate, as no GPU has run a bundle."""
@@ -45,53 +44,109 @@ class Fit:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Taken:
+    """What a process with all its streams takes of a device's memory, by what it is for. Bytes.
+
+    weights      in graphs or engines
+    states       of all streams
+    activations  of a pass of each graph, as each has a memory of its own for those
+    runtime      what is there without a model
+    opening      the largest engine once more, while its file is read and no stream is there yet
+    """
+
+    weights: int
+    states: int
+    activations: int
+    runtime: int
+    opening: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.runtime + max(self.states + self.activations, self.opening)
+
+    def __str__(self) -> str:
+        parts = ["weights", "states", "activations", "runtime"]
+        if self.opening > self.states + self.activations:
+            parts.append("opening")
+        return ", ".join(f"{part} {size_text(getattr(self, part))}" for part in parts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """A request, and of its bundle what does not depend on context, window and streams."""
+    """A request, and of its bundle what does not depend on context, window and streams.
+
+    reanchors  whether its streams do though the request's clock runs on
+    """
 
     model: PVC
     request: ExportRequest
     bundle: BundlePlan
+    reanchors: bool = False
 
     def takes(self, device: Device, limits: StreamLimits | None = None) -> int:
-        """Bytes of the device's memory. On a shared one the largest engine is there twice while its file is opened."""
-        limits, graphs = limits or self.request.limits, self.bundle.graphs
+        """Bytes of the device's memory."""
+        return self.taken(device, limits).total
+
+    def taken(self, device: Device, limits: StreamLimits | None = None) -> Taken:
+        limits, config = limits or self.request.limits, self.model.config
+        states = limits.streams * self.state(limits).total
+        specs = replace(self.request, limits=limits).graph_specs(config)
+        activations = sum(activation_bytes(config, spec, limits) for spec in specs.values())
+        if device.is_cpu:
+            weights, runtime, opening = cpu_weights(self.model, self.request, self.bundle), cpu_runtime(self.model), 0
+        else:
+            weights, runtime, opening = self._of_engines(device)
+        return Taken(weights=weights, states=states, activations=activations, runtime=runtime, opening=opening)
+
+    def _of_engines(self, device: Device) -> tuple[int, int, int]:
+        """Weights, runtime and opening on a GPU: where its host shares the memory, a file is read into that."""
+        graphs = self.bundle.graphs
         runs_graphs = self.request.target.runtime == "ort-cuda" and not device.unified
         files = [graph.weights if runs_graphs else graph.engine for graph in graphs.values()]
-        moving = self._of_streams(limits)
         if not device.unified:
-            return sum(files) + moving + GPU_RUNTIME
-        return sum(files) + graphs["embed"].weights + max(moving, max(files)) + GPU_RUNTIME + HOST_PROCESS
+            return sum(files), GPU_RUNTIME, 0
+        return sum(files) + graphs["embed"].weights, GPU_RUNTIME + HOST_PROCESS, max(files)
 
     @property
     def weights(self) -> int:
         return sum(graph.weights for graph in self.bundle.graphs.values())
 
-    def _of_streams(self, limits: StreamLimits) -> int:
-        """Their state, and activations: each graph has a memory of its own for those."""
-        config, specs = self.model.config, replace(self.request, limits=limits).graph_specs(self.model.config)
-        state = state_bytes(config, specs, limits, self.request.clock).total
-        return limits.streams * state + sum(activation_bytes(config, spec, limits) for spec in specs.values())
+    def state(self, limits: StreamLimits) -> StateBytes:
+        """Of one stream."""
+        specs = replace(self.request, limits=limits).graph_specs(self.model.config)
+        return state_bytes(self.model.config, specs, limits, "reanchor" if self.reanchors else self.request.clock)
+
+    def with_limits(self, **changed: int) -> Setting:
+        limits = replace(self.request.limits, **changed)
+        return replace(self, request=replace(self.request, limits=limits))
 
     def fits(self, device: Device, **changed: int) -> bool:
         return self.takes(device, replace(self.request.limits, **changed)) <= device.usable
 
-    def largest(self, device: Device, name: str) -> int:
-        """The largest value of a limit with which it fits, no more than asked for; of the context no more than the
-        model knows. 0 if none does. Every limit takes more where it is larger, so it is found by halving."""
-        step, most = 1, getattr(self.request.limits, name)
+    def largest(self, device: Device, name: str, *, most: int | None = None) -> int:
+        """The largest value of a limit with which it fits, no more than asked for, or than `most`; of the context no
+        more than the model knows. 0 if none does. Every limit takes more where it is larger."""
+        step = 1
         if name == "context":
-            step = self.request.limits.bucket
-            most = self.model.config.llm.max_positions
-        low, high = 0, most // step
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.fits(device, **{name: middle * step}) else (low, middle - 1)
-        return low * step
+            step, known = self.request.limits.bucket, self.model.config.llm.max_positions
+            most = known if most is None else min(most, known)
+        elif most is None:
+            most = getattr(self.request.limits, name)
+        return step * largest_that(lambda count: self.fits(device, **{name: count * step}), most=most // step)
+
+
+def largest_that(holds: Callable[[int], bool], *, most: int) -> int:
+    """The largest number up to `most` for which something holds, as it does for every smaller one. 0 if for none."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return low
 
 
 def fits(setting: Setting) -> list[Fit]:
     """Of every known device, in the order of devices.py."""
-    narrower = list(_narrower(setting))
+    narrower = list(narrower_than(setting))
     return [_fit(setting, narrower, device) for device in DEVICES]
 
 
@@ -110,35 +165,40 @@ def _fit(setting: Setting, narrower: Sequence[tuple[str, Setting]], device: Devi
     )
 
 
-def _narrower(setting: Setting) -> Iterator[tuple[str, Setting]]:
-    """Settings of the same model that take less, with the options that make them so; each includes those before it."""
-    options, request = [], setting.request
-    if request.precision == "fp32":
-        options, request = ["--fp16"], replace(request, precision="fp16")
-        yield " ".join(options), _setting(setting, request)
-    if request.clock == "run-on":
-        with suppress(ModelError):
-            request = replace(request, clock="reanchor")
-            require_exportable(setting.model.config, request)
-            options = [*options, "--clock reanchor"]
-            yield " ".join(options), _setting(setting, request)
+def narrower_than(setting: Setting, *, on_cpu: bool = False) -> Iterator[tuple[str, Setting]]:
+    """Settings of the same model whose weights take less, with the options that make them so: those that cost answers
+    last, and the least at the end. A clock that re-anchors has a smaller graph and larger states.
+
+    on_cpu  float16 is not among them: it is widened there
+    """
+    request, ways = setting.request, [""]
+    if request.precision == "fp32" and not on_cpu:
+        ways, request = ["--fp16"], replace(request, precision="fp16")
+        yield ways[0], for_request(setting, request)
+    requests = [request]
+    if request.clock == "run-on" and can_reanchor(setting.model.config):
+        ways.append(f"{ways[0]} --clock reanchor".strip())
+        requests.append(replace(request, clock="reanchor"))
+        yield ways[1], for_request(setting, requests[1])
     if not request.quantization:  # last, as it alone costs answers
-        how = Quantization(block=INT4_BLOCK, zero_points=False, method="search")
-        yield " ".join([*options, "--int4 llm"]), _setting(setting, replace(request, quantization={"llm": how}))
+        how = Quantization(block=INT4_BLOCK, zero_points=request.target.int4_zero_points, method="search")
+        for way, narrow in zip(ways, requests, strict=True):
+            yield f"{way} --int4 llm".strip(), for_request(setting, replace(narrow, quantization={"llm": how}))
 
 
-def _setting(setting: Setting, request: ExportRequest) -> Setting:
-    return Setting(model=setting.model, request=request, bundle=plan_bundle(setting.model, request, tokenizer_bytes=0))
+def for_request(setting: Setting, request: ExportRequest) -> Setting:
+    """Planned anew."""
+    return replace(setting, request=request, bundle=plan_bundle(setting.model, request, tokenizer_bytes=0))
 
 
 def _remedy(setting: Setting, narrower: Sequence[tuple[str, Setting]], device: Device) -> str:
     """The options that make it fit: the fewest that do."""
     for options, tried in (("", setting), *narrower):
-        if found := [f"{options} {limit}".strip() for limit in _limits_that_fit(tried, device)]:
+        if found := [f"{options} {limit}".strip() for limit in limits_that_fit(tried, device)]:
             return ", or ".join(found)
     least = narrower[-1] if narrower else ("", setting)
     for options, tried in (("", setting), least):
-        smallest = _with_limits(tried, {"streams": 1, "window": 2})
+        smallest = tried.with_limits(streams=1, window=2)
         if context := smallest.largest(device, "context"):
             less = f" --context {context}" if context < setting.request.limits.context else ""
             return f"{options} --streams 1 --window 2{less}".strip()
@@ -149,16 +209,15 @@ def _remedy(setting: Setting, narrower: Sequence[tuple[str, Setting]], device: D
     return why
 
 
-def _limits_that_fit(setting: Setting, device: Device) -> Iterator[str]:
-    """What to ask for; '' if the setting fits as it is."""
+LEAST = {"streams": 1, "context": 1, "window": 2}
+
+
+def limits_that_fit(setting: Setting, device: Device, least: Mapping[str, int] = LEAST) -> Iterator[str]:
+    """What to ask for of these limits, no less than that; '' if the setting fits as it is."""
     if setting.fits(device):
         yield ""
         return
-    for name, least in (("streams", 1), ("context", 1), ("window", 2)):
-        if (largest := setting.largest(device, name)) >= least and largest < getattr(setting.request.limits, name):
+    for name, least_value in least.items():
+        largest = setting.largest(device, name)
+        if least_value <= largest < getattr(setting.request.limits, name):
             yield f"--{name} {largest}"
-
-
-def _with_limits(setting: Setting, limits: dict[str, int]) -> Setting:
-    request = setting.request
-    return replace(setting, request=replace(request, limits=replace(request.limits, **limits)))

@@ -125,6 +125,14 @@ def weight_bytes(model: PVC, spec: GraphSpec) -> int:
     return sum(held_bytes(name, weight, spec) for name, weight in graph_parameters(model, spec).items())
 
 
+def widened_bytes(model: PVC, spec: GraphSpec) -> int:
+    """What the weights of a graph are where each that is no code is float32, as in ONNX Runtime on a CPU."""
+    return sum(
+        held_bytes(name, weight, spec) if spec.quantization and is_coded(name, weight, spec) else 4 * weight.numel()
+        for name, weight in graph_parameters(model, spec).items()
+    )
+
+
 def held_bytes(name: str, weight: Tensor, spec: GraphSpec) -> int:
     """Of a weight as the graph holds it: codes take half a byte or one, and each block a scale and half a zero
     point."""

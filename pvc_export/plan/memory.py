@@ -18,9 +18,8 @@ from .graph_files import is_narrow
 class StateBytes:
     """Of one stream.
 
-    ring    keys and values of the last W frames; twice, and the features of the frames to replay, where a clock
-            re-anchors
-    cache   keys and values of all LLM rows of a context
+    ring    keys and values of the last W frames; twice, and features of the last R + 1, where a clock re-anchors
+    cache   keys and values of all LLM rows of a context; twice where a clock re-anchors
     """
 
     ring: int

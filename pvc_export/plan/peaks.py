@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engines.spec import GRAPH_NAMES
 from engines.threads import LARGE_BYTES, SMALL_BYTES
 from pvc_ref import PVC
 
@@ -17,7 +18,7 @@ from ..graphs.joined import PARTS
 from ..graphs.machine import is_small
 from ..parity.by_layer.check import BYTES_A_WEIGHT
 from .bundle import BundlePlan
-from .graph_files import layers_of
+from .graph_files import layers_of, widened_bytes
 
 MEASURED_ON = "2 slow cores"
 MB = 1_000_000
@@ -92,9 +93,7 @@ def costs(model: PVC, request: ExportRequest, bundle: BundlePlan, *, stored: boo
             packages + CHECKING + _by_layer(model, row_bytes=bundle.state.ring // request.limits.window),
             CHECK_S + reference / BY_LAYER_BYTES_A_S,
         )
-    found["run"] = Cost(
-        _run_peak(model, bundle, num_layers, narrow=narrow), RUN_S + _frame_products(model) / RUN_PRODUCTS_A_S
-    )
+    found["run"] = Cost(_run_peak(model, request, bundle), RUN_S + _frame_products(model) / RUN_PRODUCTS_A_S)
     return found
 
 
@@ -120,17 +119,26 @@ def _by_layer(model: PVC, *, row_bytes: int) -> int:
     return int(max(BY_LAYER_HEAD * head, BY_LAYER_VISION * vision)) + BY_LAYER_ROWS * row_bytes
 
 
-def _run_peak(model: PVC, bundle: BundlePlan, num_layers: int, *, narrow: bool) -> int:
+def _run_peak(model: PVC, request: ExportRequest, bundle: BundlePlan) -> int:
+    passes = sum(graph.activations for graph in bundle.graphs.values())
+    return cpu_runtime(model) + cpu_weights(model, request, bundle) + bundle.state.total + passes
+
+
+def cpu_runtime(model: PVC) -> int:
+    """What a process that runs a bundle in ONNX Runtime on a CPU takes beside weights, states and activations."""
+    return RUNTIME + RUNTIME_A_LAYER * sum(layers_of(model.config, name) for name in GRAPH_NAMES)
+
+
+def cpu_weights(model: PVC, request: ExportRequest, bundle: BundlePlan) -> int:
     """ONNX Runtime's CPU widens narrow weights as it opens a graph, and lays a matrix out anew. A graph of middling
     size that is slow, as narrow ones are there, is opened twice, to try its threads (engines/threads.py)."""
-    sizes = [4 * parameter.numel() for _, parameter in model.named_parameters(remove_duplicate=False)]
-    weights = sum(sizes) + max(sizes)
-    if narrow:
+    weights = sum(widened_bytes(model, spec) for spec in request.graph_specs(model.config).values())
+    weights += max(4 * parameter.numel() for parameter in model.parameters())
+    if request.precision != "fp32":
         files = [graph.weights for graph in bundle.graphs.values()]
         tried = max((size for size in files if SMALL_BYTES <= size <= LARGE_BYTES), default=0)
         weights += int(WIDENING * sum(files)) + 2 * tried
-    passes = sum(graph.activations for graph in bundle.graphs.values())
-    return RUNTIME + RUNTIME_A_LAYER * num_layers + weights + bundle.state.total + passes
+    return weights
 
 
 def _frame_products(model: PVC) -> int:

@@ -25,8 +25,20 @@ BuildsFor = Annotated[
     str | None,
     typer.Option("--target", help="Also whether this machine can build engines for that target, or why not."),
 ]
-Window = Annotated[int, typer.Option(help="Frames that temporal attention sees, including the current one.")]
-Context = Annotated[int, typer.Option(help="LLM rows that a stream can hold.")]
+Window = Annotated[
+    int | None, typer.Option(help="Frames that temporal attention sees, including the current one. Default: 8.")
+]
+Context = Annotated[int | None, typer.Option(help="LLM rows that a stream can hold. Default: 2048.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="Choose --window and --context, or the one that is not given, so that a process with all streams takes no "
+        "more of a CPU's, a Jetson's or a card's memory, by estimate. Streams count as re-anchoring. 2GiB, 2G, 900MiB, "
+        "2GB (of 1000s) or bytes.",
+    ),
+]
 Streams = Annotated[int, typer.Option(help="Streams that one pass serves.")]
 ClockChoice = Annotated[
     str,

@@ -8,10 +8,11 @@ from typing import cast
 
 import pytest
 
-from engines.spec import Precision
+from engines.spec import Precision, Quantization
 from engines.target import load_target
 from pvc_export.bundles.export import ExportRequest
 from pvc_export.plan import peaks
+from pvc_export.plan.bundle import plan_bundle
 from pvc_export.plan.model import PlannedModel, planned_model
 from pvc_export.plan.plan import Plan, make_plan
 from pvc_export.studies import plan as study
@@ -58,6 +59,26 @@ def test_a_plan_of_a_checkpoint_that_does_not_fit_in_memory_is_close_too(preset:
     assert 1 <= costs["export"].peak / (float(export) * 1e9) < QUARTER
     assert 1 <= costs["check by layer"].peak / (float(check) * 1e9) < QUARTER
     assert costs["check by layer"].peak < costs["check"].peak / 2
+
+
+def test_a_run_on_a_cpu_holds_codes_as_they_are_and_no_clock_that_is_a_table() -> None:
+    def weights(**options: object) -> int:
+        request = ExportRequest(out=Path(), target=load_target("cpu"), precision="fp32", **options)  # type: ignore[arg-type]
+        return peaks.cpu_weights(model, request, plan_bundle(model, request, tokenizer_bytes=0))
+
+    model = planned_model("shapes").model
+    coded = sum(
+        weight.numel()
+        for name, weight in model.llm.layers.named_parameters()
+        if name.endswith("weight") and weight.dim() == 2
+    )
+    of_four = Quantization(block=32, zero_points=True, method="search", inputs="blocks")
+    assert weights() - weights(quantization={"llm": of_four}) == coded * 4 - (
+        coded // 2 + coded // 32 * 4 + coded // 64
+    )
+    clock = [part.numel() for name, part in model.named_parameters() if "time_embed" in name]
+    saved = (weights() - weights(clock="reanchor")) / (4 * sum(clock))
+    assert 0.8 < saved < 1, "the table has rows"
 
 
 def test_only_a_large_folder_is_checked_layer_by_layer() -> None:
