@@ -181,6 +181,10 @@ class Context:
             self.language.cache.truncate(branch.start)
             self.branch = None
             return
+        self.next_turn()
+
+    def next_turn(self) -> None:
+        """End an answer that stays. Frames that came while it was decoded come after it."""
         waiting, pending = self.waiting, self._prompt.next_turn
         if waiting:
             waiting, pending = (self._told_after(pending, waiting[0]), *waiting[1:]), self._prompt.frame_end()
