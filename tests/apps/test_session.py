@@ -54,9 +54,11 @@ class Scripted:
         self._frames, self.waits = iter(frames), waits
         self.device: Any = SimpleNamespace(name=name, notice="", num_reconnects=0, damage=None, fps=10.0)
         self.ended = self.is_closed = False
+        self.timeouts_s: list[float] = []
 
     def take(self, timeout_s: float) -> Captured | None:
         assert not self.is_closed
+        self.timeouts_s.append(timeout_s)
         try:
             return next(self._frames)
         except StopIteration:
@@ -322,7 +324,9 @@ def test_a_question_that_cannot_be_asked_is_a_trouble_and_nothing_else(
 def test_between_two_tokens_the_newest_frame_is_taken(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch, lambda question: "a b c")
     live.ask_every_s = 0.2
-    live.run([*moving(0, 1, 2), None, None, *moving(7, 8)])
+    session = live.run([*moving(0, 1, 2), None, None, *moving(7, 8)])
+    assert isinstance(session.source, Scripted)
+    assert [seconds > 0 for seconds in session.source.timeouts_s[:7]] == [True, True, True, False, False, False, True]
     assert live.follower.calls[:10] == [0, 1, 2, "", "a", "a b", 7, "a b c", "<answer>", 8]
     saying = {status.saying for status in live.follower.statuses}
     assert "a b" in saying and live.session.meter.num_dropped == 4
