@@ -7,13 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engines import Bundle, PVCStream, open_stream
-from engines.errors import PVCError
+from engines.errors import BackendUnavailable, PVCError
 
 
 class Keeper:
     """Saves a stream to one file, which is replaced in one step: a kill leaves the last whole one."""
 
     def __init__(self, path: Path, *, every_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises BackendUnavailable for a place where no file can be: that is known before the first save."""
+        if path.is_dir() or not path.parent.is_dir():
+            raise BackendUnavailable(
+                f"{path} is a folder" if path.is_dir() else f"{path.parent} is no folder",
+                expected="--state with the name of a file, in a folder that exists",
+                fix=f"--state {path / 'state.npz'}" if path.is_dir() else f"mkdir -p {path.parent}",
+            )
         self.path, self._every_s, self._clock = path, every_s, clock
         self._saved_at = clock()
 

@@ -30,15 +30,18 @@ class Meter:
 
         What came before the first frame is not counted as dropped: nobody was ready to look.
         """
-        if self._last_index is None:
-            self._first_at = self._first_at or done_at
-        else:
+        self._first_at = self._first_at or done_at
+        if self._last_index is not None:
             self.num_dropped += captured.index - self._last_index - 1
         self._last_index, self._last_at = captured.index, done_at
         self.num_processed += 1
         self.latency_ms = 1e3 * (done_at - captured.captured_at)
         self._latencies_ms.append(self.latency_ms)
         self._done_at.append(done_at)
+
+    def passed(self, captured: Captured) -> None:
+        """A frame that the model was not to see, which is not counted. What was missed before it is not dropped."""
+        self._last_index = captured.index
 
     def answered(self, latency_ms: float) -> None:
         """An answer, so long after its newest frame was captured."""

@@ -23,7 +23,8 @@ class Recorder:
 
     Pace   a frame at time_s belongs to slot round((time_s - first time_s) * fps). Each slot of the file shows the
            newest frame of that time: a frame is repeated until the next one comes, and of several in one slot the last
-           one stays. With every frame of a file, each has a slot of its own.
+           one stays. With every frame of a file, each has a slot of its own. Where time goes back, as with another
+           source, the recording goes on in the next slot.
     Size   the first frame's, made even by repeating its last row and column; later frames of another size (a camera
            that came back with other settings) are scaled to it.
     """
@@ -53,7 +54,7 @@ class Recorder:
         self._writer = VideoWriter(path, fps=self.fps, preset="veryfast", survives_kill=survives_kill)
         self._pending: Frame | None = None  # the newest frame, which is not written before the next one is known
         self._pending_slot = 0
-        self._started_s = 0.0
+        self._started_s = self._newest_s = 0.0
         self.num_written = 0
         self.is_published = False
 
@@ -67,8 +68,11 @@ class Recorder:
         """Show this frame from time_s on. Raises BackendUnavailable when the disk is nearly full, MediaError."""
         self._require_space()
         if self._pending is None:
-            self._started_s, self._pending = time_s, _even(frame_bgr)
+            self._started_s, self._pending, self._newest_s = time_s, _even(frame_bgr), time_s
             return
+        if time_s < self._newest_s:
+            self._started_s = time_s - (self._pending_slot + 1) / self.fps
+        self._newest_s = time_s
         slot = max(round((time_s - self._started_s) * self.fps), self._pending_slot)
         self._write_pending(slot - self._pending_slot)
         self._pending, self._pending_slot = _fitted(frame_bgr, self._pending.shape), slot

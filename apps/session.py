@@ -66,6 +66,7 @@ class LiveSession:
     _num_failures: int = 0
     _num_stale: int = 0
     _source_notice: str = ""
+    _untold: list[tuple[EventKind, str]] = field(default_factory=list)  # events before the first frame
     _resident: tuple[float, int | None] = (0.0, None)
 
     def run(self) -> None:
@@ -91,7 +92,7 @@ class LiveSession:
             elif self._newest is not None and self.window is not None and self.source.device.notice:
                 self.window.show(self._annotated(self._newest))
             self._notice()
-            if self.watcher.has_work and self._newest is not None and not self.signals.requested:
+            if self._newest is not None and not self.signals.requested:
                 self._answer(self._newest)
             self._keep()
             key = "" if self.window is None else self.window.key()
@@ -100,10 +101,10 @@ class LiveSession:
                 self._answer(self._newest)
             self.ended = self._reason_to_end(key)
         newest = self._newest
-        if newest is not None and self.watcher.has_news(newest) and key != "quit" and not self.signals.requested:
-            self.watcher.want()  # a short clip, and the end of a long one, get an answer too
-            while self.watcher.has_work and not self.signals.requested:
-                self._answer(newest)
+        if newest is not None and key != "quit":
+            if self.watcher.has_news(newest) and not self.signals.requested:
+                self.watcher.want()  # a short clip, and the end of a long one, get an answer too
+            self._answer_all(newest)
         if (damage := self.source.device.damage) is not None:
             self.log.notice(f"{self.source.device.name}: {damage}")
 
@@ -124,9 +125,13 @@ class LiveSession:
 
     def _see(self, captured: Captured) -> None:
         self._newest = captured
+        while self._untold:
+            self._tell(*self._untold.pop(0))
         self.still = self.stillness.add(captured.bgr, captured.time_s)
         self._num_stale += bool(self.still)
-        if not self.paused and not self._push(captured):
+        if self.paused:
+            self.meter.passed(captured)
+        elif not self._push(captured):
             return
         if not self.paused and self.watcher.is_due(captured) and not self.signals.requested:
             self.watcher.want()
@@ -144,7 +149,7 @@ class LiveSession:
             self._num_failures += 1
             if self._num_failures == MOST_FAILURES:
                 raise
-            self._tell("trouble", f"frame {captured.index} was left out: {error.what}")
+            self._say_trouble(f"frame {captured.index} was left out: {error.what}")
             return True
         if cut.short:
             return False
@@ -157,21 +162,28 @@ class LiveSession:
         return True
 
     def _answer(self, newest: Captured) -> None:
-        """A token more, or, of a source that waits, all of it."""
-        with self.signals.interruptible():
-            while self.watcher.has_work:
-                self._step(newest)
-                if not self.source.waits:
-                    break
+        """A token more, if something is asked; or, of a source that waits, all of it."""
         if self.source.waits:
-            self._show(newest)
+            self._answer_all(newest)
+        elif self.watcher.has_work:
+            self._step(newest)
+
+    def _answer_all(self, newest: Captured) -> None:
+        """And show it."""
+        if not self.watcher.has_work or self.signals.requested:
+            return
+        while self.watcher.has_work and not self.signals.requested:
+            self._step(newest)
+        self._show(newest)
 
     def _step(self, newest: Captured) -> None:
         self.beat()
+        reply = None
         try:
-            reply = self.watcher.step(newest)
-        except StreamError as error:  # a person's question
-            self._tell("trouble", error.what)
+            with self.signals.interruptible():
+                reply = self.watcher.step(newest)
+        except StreamError as error:  # of this question: the next one has its turn
+            self._say_trouble(error.what)
             return
         if reply is None:
             if (partial := self.watcher.partial) is not None:
@@ -259,20 +271,27 @@ class LiveSession:
             self._tell("source", notice or f"{self.source.device.name} is back")
 
     def _tell(self, kind: EventKind, text: str) -> None:
+        """An event before the first frame is told with that."""
         newest = self._newest
-        if newest is not None:
+        if newest is None:
+            self._untold.append((kind, text))
+        else:
             self.listener.happened(Event(kind=kind, text=text, frame=newest.index, time_s=newest.time_s), newest)
+
+    def _say_trouble(self, text: str) -> None:
+        self.log.say(text)
+        self._tell("trouble", text)
 
     def _take_commands(self) -> None:
         while (command := self.commands.take()) is not None:
             try:
                 self._obey(command)
             except StreamError as error:
-                self._tell("trouble", error.what)
+                self._say_trouble(error.what)
         if (opened := self.switching.take()) is not None:
             address, source = opened
             if isinstance(source, PVCError):
-                self._tell("trouble", f"{address.name} was not opened: {source.what}")
+                self._say_trouble(f"{address.name} was not opened: {source.what}")
             else:
                 self._switch(source)
 
@@ -290,14 +309,14 @@ class LiveSession:
                 self._tell("reset", "started again: all frames and answers are forgotten")
             case Switch(address=address):
                 if why_not := self.switching.begin(address):
-                    self._tell("trouble", why_not)
+                    self._say_trouble(why_not)
             case _:
                 self._tell("snapshot", "a picture of this moment")
 
     def _switch(self, source: Source) -> None:
         """The new source is another world: nothing of the old one stays."""
         self.source.close()
-        self.source, self.stillness, self.still = source, Stillness(), ""
+        self.source, self.stillness, self.still, self._source_notice = source, Stillness(), "", ""
         self.watcher.reset()
         self.meter.new_source()
         self._tell("source", f"watches {source.device.name} now")
@@ -313,7 +332,7 @@ class LiveSession:
 
     def _finish(self) -> None:
         """Complete the recordings and save the stream. A failure here is reported only if nothing worse came before."""
-        self.watcher.stream.cancel()
+        self.watcher.cancel()
         self.switching.close()
         self._keep(last=True)
         self._tell("end", self.ended or "ended by an error")

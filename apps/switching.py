@@ -6,7 +6,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from engines.errors import PVCError
+from engines.errors import MediaError, PVCError
 
 from .addresses import Address
 from .capture import Source
@@ -52,6 +52,8 @@ class Switching:
             source: Source | PVCError = self._open(address)
         except PVCError as error:
             source = error
+        except OSError as error:
+            source = MediaError(error.strerror or str(error))
         if self._abandoned and not isinstance(source, PVCError):
             source.close()
             return

@@ -108,14 +108,9 @@ class Watcher:
         self._whole_scenes, self._notes = whole_scenes, notes
         self._ask_rows = self._rows_of(question)
         self._frame_rows = _rows_of_frame(bundle)
-        needed = self._ask_rows + self._frame_rows
-        if needed > self.context:
-            raise StreamFull(
-                f"one frame, the question and {max_new_tokens} tokens of answer need {needed} context rows",
-                expected=f"{self.context} rows or fewer, as many as the bundle has",
-                fix="ask shorter, lower --max-new-tokens, or export with a larger --context",
-            )
+        self._require_room(self._ask_rows)
         self.stream = stream or self._open()
+        self._make_room(self._ask_rows)
         self.last_reply: Reply | None = None
         self.num_replies = self.num_restarts = 0
         self._waiting: deque[str] = deque()
@@ -142,7 +137,8 @@ class Watcher:
 
     @property
     def has_work(self) -> bool:
-        return self._turn is not None or self.num_waiting > 0
+        """Whether `step` has something to do: before the first frame, questions wait for it."""
+        return self._turn is not None or (self.num_waiting > 0 and self.stream.newest is not None)
 
     @property
     def partial(self) -> tuple[str, str] | None:
@@ -190,8 +186,8 @@ class Watcher:
         """Another question that is asked by itself. Raises StreamError for one that cannot be asked."""
         self._bundle.tokenizer.refuse_special_tokens(question)
         rows = self._rows_of(question)
-        if self.stream.clock == "reanchor" and rows > self.stream.reserve:
-            self.stream.reserve = rows
+        self._require_room(rows)
+        self._make_room(rows)
         self.question, self._ask_rows = question, rows
 
     def want(self, question: str | None = None) -> None:
@@ -211,23 +207,28 @@ class Watcher:
         """Begin the next question, about the frames up to `newest`, or decode one token more. Returns a reply that is
         done.
 
-        Raises StreamFull for a person's question that has no room until the context is used up; it is dropped.
+        Raises StreamFull for a person's question that has no room until the context is used up, and NonFiniteError; the
+        question is dropped.
         """
         if self._turn is None:
-            self._turn = self._begin(newest) if self.has_work else None
+            self._turn = self._begin(newest) if self.num_waiting else None
             return None
-        turn = self._turn
+        turn, self._turn = self._turn, None  # whatever is raised, it is over
         if turn.answering.is_cut:  # it went on for a whole context
-            self._turn = None
             if turn.standing:
                 self._wants_standing = True
             else:
                 self._waiting.appendleft(turn.question)
             return None
-        if not turn.answering.step():
-            return None
+        if turn.answering.step():
+            return self._reply(turn)
+        self._turn = turn
+        return None
+
+    def cancel(self) -> None:
+        """Cut the answer that is being decoded."""
         self._turn = None
-        return self._reply(turn)
+        self.stream.cancel()
 
     def ask(self, newest: Captured) -> Reply:
         """Ask the standing question, after those that wait, and decode all of the answer."""
@@ -241,6 +242,7 @@ class Watcher:
         """Forget frames, answers and what waits."""
         self._waiting.clear()
         self._turn, self._wants_standing, self._is_due = None, False, False
+        self.last_reply, self._notice = None, ""
         self._num_anchors_before += self.stream.num_anchors
         if self._notes is not None:
             self._notes.clear()
@@ -306,6 +308,20 @@ class Watcher:
             return PVCStream(self._bundle, clock=clock, reserve=max(reserve, self._rows_of("") + OTHER_ROWS))
         except StreamError:
             return PVCStream(self._bundle, clock=clock, reserve=reserve)
+
+    def _require_room(self, num_rows: int) -> None:
+        needed = num_rows + self._frame_rows
+        if needed > self.context:
+            raise StreamFull(
+                f"one frame, the question and {self._max_new_tokens} tokens of answer need {needed} context rows",
+                expected=f"{self.context} rows or fewer, as many as the bundle has",
+                fix="ask shorter, lower --max-new-tokens, or export with a larger --context",
+            )
+
+    def _make_room(self, num_rows: int) -> None:
+        """For a question that is asked before frames are forgotten. Raises StreamError."""
+        if self.stream.clock == "reanchor" and num_rows > self.stream.reserve:
+            self.stream.reserve = num_rows
 
     def _rows_of(self, question: str) -> int:
         return rows_of_question(self._bundle, question, self._max_new_tokens)

@@ -141,6 +141,17 @@ def test_another_standing_question_keeps_its_own_room(bundle: Bundle, frames: li
     assert watcher.question == longer
 
 
+def test_a_stream_that_goes_on_keeps_room_for_a_longer_question_too(
+    bundle: Bundle, frames: list[np.ndarray], tmp_path: Path
+) -> None:
+    PVCStream(bundle, clock="reanchor", reserve=40).save(tmp_path / "state.npz")
+    stream = PVCStream.open(tmp_path / "state.npz", bundle)
+    longer = "What is it that moves there, and where does it go, and why? " * 3
+    watcher = Watcher(bundle, longer, trigger=Schedule(1e9), max_new_tokens=2, stream=stream)
+    asked, begun = rolled_over(watcher, frames, 50)
+    assert asked == [index - 1 for index in begun] and watcher.num_replies == len(asked) > 2
+
+
 def test_answers_are_remembered_beyond_the_frames_they_were_about(
     bundle: Bundle, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
