@@ -282,7 +282,15 @@ def replay_without_time(
 @replaces(Episodes, "_start_anew")
 def newest_frame_lost(start_anew: Callable[..., float], episodes: Episodes, trunk_features: Tensor) -> float:
     """A stream that starts anew is told its last replayed frame twice, and the one that came never."""
-    return start_anew(episodes, episodes.retained.of(episodes.num_frames - 1))
+    assert episodes._successor is not None
+    episode = episodes._successor.episode
+    frame, newest = episode.context.frame, episodes.num_retained + 1
+
+    def told(embeds: Array, *, index: int) -> FrameRows:
+        return frame(episode.newest if index == newest and episode.newest is not None else embeds, index=index)
+
+    with patch.object(episode.context, "frame", told):
+        return start_anew(episodes, trunk_features)
 
 
 @replaces(Episode, "push")

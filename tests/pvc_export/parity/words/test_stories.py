@@ -117,7 +117,7 @@ def told_twice(add: Callable[..., None], context: Context, frame: FrameRows, *, 
 @replaces(Context, "next_turn")
 def the_frames_go_on(_: Callable[..., None], context: Context) -> None:
     """After an answer that stays the text goes on as after a frame."""
-    context.pending = context._prompt.frame_end()
+    context.pending, context.branch = context._prompt.frame_end(), None
 
 
 @replaces(Context, "say")
@@ -159,7 +159,7 @@ def refuses(ask: Callable[..., Answer], stream: PVCStream, question: str, **opti
         (runtime.newest_frame_lost, "reanchor", "G", "row 0 of frame 2 where row 0 of frame 3 is expected"),
         (runtime.replay_without_time, "reanchor", "G", "row 0 of frame 2 where row 0 of frame 1 is expected"),
         (runtime.first_frames_counted_on, "reanchor", "K", "the LLM is told '2: <img>"),
-        (a_question_survives_the_anchor, "reanchor", "K", "turn 2: at token"),
+        (a_question_survives_the_anchor, "reanchor", "K", "turn 4: at token"),
         (one_frame_too_late, "reanchor", "G", "the stream has 5 frames since anchor 0, expected 3 since 1"),
         (refuses, "turns", "G", "turn 3 ended with an error: too much was said"),
     ],
