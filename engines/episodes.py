@@ -68,6 +68,11 @@ class Episodes:
         return self.anchor.episode
 
     @property
+    def all(self) -> tuple[Episode, ...]:
+        """The current one, and the one that is prepared."""
+        return (self.current,) if self._successor is None else (self.current, self._successor.episode)
+
+    @property
     def num_frames(self) -> int:
         """Of all episodes."""
         return self.anchor.first_frame + self.current.num_frames

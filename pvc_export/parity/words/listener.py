@@ -13,6 +13,7 @@ from engines.bundle import Bundle
 from engines.memory import Array, DeviceArray, Tensor
 from engines.session import Session, Wrapped
 from engines.spec import StateSpec
+from engines.vision import EncodedFrame, VisionEncoder
 
 from ...graphs.models import LoadedModel
 from .past import Label
@@ -32,17 +33,18 @@ class Listener:
         """`options` are PVCStream's."""
         self.logits: list[Array] = []
         self._rows: dict[int, list[bytes]] = {}  # of each LLM cache, each as its bytes, rolled back ones included
-        self._encoded: dict[int, list[Array]] = {}  # of each ring, by time
-        self._ring = self._time = 0  # of the frame that is being encoded
+        self._encoded: dict[int, list[Array]] = {}  # of each episode's encoder, by time
         self._tokens: dict[bytes, set[Label]] = {}
         sessions = {name: Wrapped(session, self._run) for name, session in bundle.sessions.items()}
         self.stream = PVCStream(replace(bundle, sessions=sessions), **options)
+        for episode in self.stream.episodes.all:
+            self._overhear(episode.vision)
 
     @property
     def frames(self) -> list[Array]:
         """frame_embeds (M, E) of every frame since the anchor, as the compressor made it."""
-        ring = self.stream.vision.ring
-        return self._encoded.get(_first_address(ring.feeds(), ring._states), [])[: ring.num_frames]
+        encoder = self.stream.vision
+        return self._encoded[id(encoder)][: encoder.ring.num_frames]
 
     @property
     def rows(self) -> list[bytes]:
@@ -50,15 +52,19 @@ class Listener:
         cache = self.stream.language.cache
         return self._rows.get(_first_address(cache._caches, cache._states), [])[: cache.length]
 
+    def _overhear(self, encoder: VisionEncoder) -> None:
+        encode, heard = encoder.encode_features, self._encoded.setdefault(id(encoder), [])
+
+        def overheard(trunk_features: Tensor) -> EncodedFrame:
+            encoded = encode(trunk_features)
+            heard[encoder.ring.num_frames :] = [np.array(encoded.frame_embeds)]
+            return encoded
+
+        encoder.encode_features = overheard  # type: ignore[method-assign]
+
     def _run(self, session: Session, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         outputs, fetch = session.run(inputs), session.memory.to_host
         match session.spec.name:
-            case "temporal":
-                self._ring = _first_address(inputs, session.spec.states)
-                self._time = round(float(fetch(inputs["frame_time"])[0]) * self.stream.vision.time_divisor)
-            case "compressor":
-                encoded = self._encoded.setdefault(self._ring, [])
-                encoded[self._time :] = [np.array(fetch(outputs["frame_embeds"])[0])]
             case "embed":
                 for token, row in zip(fetch(inputs["input_ids"])[0], fetch(outputs["inputs_embeds"])[0], strict=True):
                     self._tokens.setdefault(row.tobytes(), set()).add(int(token))
