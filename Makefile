@@ -5,6 +5,7 @@
 # make oracles  our LLM graph against optimum's and ONNX Runtime GenAI's, and a real LLM's; each in an environment of its own
 # make peers    our steps timed beside OpenVINO's and llama.cpp's, each in an environment of its own (compiles llama.cpp)
 # make boxes    a kit built with NVIDIA's own bindings of four TensorRT versions, without a GPU (PYTHON310=, PYTHON312=)
+# make browser  pvc-live's page in Chromium, with a session of its own and with a real one (apt: chromium chromium-driver)
 # make optimum  optimum-cli export pvc (apps/optimum_pvc), in an environment of its own
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ ORACLES := build/oracles
 # Through the environment, so that a file's name may hold spaces and quotes.
 export FILE SEED
 
-.PHONY: demo test check bench oracles optimum peers boxes gpu clean
+.PHONY: demo test check bench oracles optimum peers boxes browser gpu clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m pvc_export.commands.demo
@@ -44,6 +45,12 @@ peers: $(INSTALLED) $(ORACLES)/openvino/.installed $(ORACLES)/llama-cpp/.install
 
 boxes: $(INSTALLED)
 	@$(BIN)/python -m tests.boxes.run
+
+browser: $(INSTALLED) build/browser/manifest.json
+	@$(BIN)/python -m pytest -q -n 0 tests/browser/in_chromium.py tests/browser/in_true_session.py
+
+build/browser/manifest.json: | $(INSTALLED)
+	@$(BIN)/pvc-export onnx -m shapes -o $(@D)
 
 optimum: $(INSTALLED) $(ORACLES)/optimum-cli/.installed
 	@$(BIN)/python -m pytest -q tests/oracles/optimum_cli.py

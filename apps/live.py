@@ -130,7 +130,8 @@ def _open(request: Request, signals: Signals, log: Log, stack: ExitStack) -> Liv
         question=request.question, say=log.notice, browser=camera,
     )  # fmt: skip
     source = opened(request.address)
-    switching = Switching(lambda address: open_source(address, say=log.notice, browser=camera))
+    others = partial(open_source, say=log.notice, browser=camera)
+    switching = Switching(lambda address: (opened if address == request.address else others)(address))
     closing = stack.enter_context(ExitStack())  # of a source, the newest alone
     closing.callback(source.close)
     recorders = _recorders(request, source.device.fps, troubles, stack)

@@ -70,7 +70,7 @@ class Recorder:
         if self._pending is None:
             self._started_s, self._pending, self._newest_s = time_s, _even(frame_bgr), time_s
             return
-        if time_s < self._newest_s - 0.5 / self.fps:  # not by the rounding of a sum
+        if time_s < self._newest_s - 2 / self.fps:  # by less, it is the same source's, rounded
             self._started_s = time_s - (self._pending_slot + 1) / self.fps
         self._newest_s = time_s
         slot = max(round((time_s - self._started_s) * self.fps), self._pending_slot)

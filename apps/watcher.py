@@ -116,6 +116,7 @@ class Watcher:
         self._waiting: deque[str] = deque()
         self._turn: Turn | None = None
         self._wants_standing = self._is_due = False
+        self._is_told = False  # the question, by a person
         self._num_unasked = 0
         self._num_of_scene = 0  # frames of the newest scene that are in the context
         self._num_anchors_before = 0
@@ -151,8 +152,8 @@ class Watcher:
         scene, num_frames = captured.scene, 1
         if scene is not None and scene.is_first:
             self._num_of_scene, num_frames = 0, scene.num_frames
-        if scene is not None and scene.question != self.question:
-            self.ask_from_now_on(scene.question)
+        if scene is not None and scene.question != self.question and not self._is_told:
+            self._ask_from_now_on(scene.question)
         if why := self._why_full(num_frames):
             self._restart(captured, why)
         num_anchors = self.stream.num_anchors
@@ -183,7 +184,11 @@ class Watcher:
         return self._num_unasked > 0 and (captured.scene is None or captured.scene.is_last)
 
     def ask_from_now_on(self, question: str) -> None:
-        """Another question that is asked by itself. Raises StreamError for one that cannot be asked."""
+        """Another question that is asked by itself, of scenes too. Raises StreamError for one that cannot be asked."""
+        self._ask_from_now_on(question)
+        self._is_told = True
+
+    def _ask_from_now_on(self, question: str) -> None:
         self._bundle.tokenizer.refuse_special_tokens(question)
         rows = self._rows_of(question)
         self._require_room(rows)
@@ -274,6 +279,7 @@ class Watcher:
     def _reply(self, turn: Turn) -> Reply:
         answer, about = turn.answering.answer, turn.about
         assert answer is not None
+        asks_its_own = about.scene is not None and about.scene.question == turn.question
         self.num_replies += 1
         self.last_reply = Reply(
             question=turn.question,
@@ -286,7 +292,7 @@ class Watcher:
             margin=answer.margin,
             latency_ms=1e3 * (time.monotonic() - about.captured_at),
             standing=turn.standing,
-            grade=grade(answer.text, about.scene, counts=turn.fair and turn.standing),
+            grade=grade(answer.text, about.scene if asks_its_own else None, counts=turn.fair and turn.standing),
         )
         if self._notes is not None:
             self._notes.add(answer.text, about.time_s)

@@ -98,4 +98,8 @@ def _grade(status: Status) -> dict[str, Any] | None:
     reply = status.reply
     if reply is None or reply.grade.truth is None:
         return None
-    return {"frame": reply.frame_index, "truth": reply.grade.truth, "is_right": reply.grade.is_right}
+    grade = reply.grade
+    return {
+        "frame": reply.frame_index, "question": reply.question[:LONGEST_TEXT], "truth": grade.truth,
+        "is_right": grade.is_right,
+    }  # fmt: skip

@@ -138,8 +138,9 @@ def test_a_saved_stream_that_cannot_go_on_is_refused_and_left_alone(
     make(state, bundle_fp32)
     before = state.read_bytes()
     result = pvc_live(
-        bundle_fp32, "--source", clip, "--headless", "--state", state, "--resume", "--record-folder", tmp_path / "rec"
-    )
+        bundle_fp32, "--source", clip, "--headless", "--state", state, "--resume", "--frames", 1,
+        "--record-folder", tmp_path / "rec",
+    )  # fmt: skip
     assert result.code == 6 and f"error: {state} {what}" in result.err and fix in result.err
     assert "Traceback" not in result.err and state.read_bytes() == before
     assert list((tmp_path / "rec").glob("*.mp4")) == []

@@ -9,16 +9,20 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from http.server import ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 from threading import Event as Flag
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from apps.addresses import Address, parse_address
-from apps.capture import Captured, Source
+from apps.capture import Captured, Source, open_source
 from apps.figures import Figures
 from apps.keeper import Keeper
 from apps.listeners import Ask, Commands, Event, Pause, Reset, SetQuestion, Switch, TakeSnapshot
@@ -37,6 +41,7 @@ from engines.video import probe_video, read_video
 
 from .events.fakes import Follower
 from .fakes import FakeAnswering, answers, picture
+from .test_videos import MotionJpeg
 
 QUESTION, NEVER = "What moves?", 1e9
 CAMERA_2 = parse_address("2")
@@ -109,8 +114,9 @@ class Live:
 
     def run(self, frames: Iterable[Captured | None], **more: Any) -> LiveSession:
         watcher = Watcher(self.bundle, QUESTION, trigger=Schedule(self.ask_every_s), max_new_tokens=4)
+        more = {"source": Scripted(frames, waits=self.waits)} | more
         session = LiveSession(
-            source=Scripted(frames, waits=self.waits), watcher=watcher, meter=Meter(), log=Log(as_json=False),
+            watcher=watcher, meter=Meter(), log=Log(as_json=False),
             signals=self.signals, listener=self.follower, commands=self.commands,
             switching=Switching(self.opener), counted=[self.figures.append], **more,
         )  # fmt: skip
@@ -458,6 +464,68 @@ def test_a_source_that_is_lost_and_found_is_told_once_each(live: Live) -> None:
 
     live.run(script())
     assert [event.text for event in live.follower.of("source")] == ["camera 0 was lost", "camera 0 is back"]
+
+
+class NetworkCamera:
+    """Motion JPEG by HTTP, 50 pictures a second, until it is killed: then nobody answers at its port."""
+
+    def __init__(self, port: int = 0) -> None:
+        self._killed = killed = Flag()
+
+        class Handler(MotionJpeg):
+            def do_GET(self) -> None:
+                self.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace;boundary=frame\r\n\r\n")
+                index = 0
+                while not killed.wait(0.02):
+                    jpeg, index = BytesIO(), index + 1
+                    Image.fromarray(picture(index % 30)).save(jpeg, "JPEG")
+                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg.getvalue())}\r\n\r\n"
+                    self.wfile.write(head.encode() + jpeg.getvalue() + b"\r\n")
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_port
+        Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def kill(self) -> None:
+        self._killed.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_a_network_camera_that_is_killed_is_watched_again_when_it_is_back(live: Live) -> None:
+    cameras = [NetworkCamera()]
+    name = f"http://127.0.0.1:{cameras[0].port}/live"
+    source = open_source(parse_address(name), pauses_s=(0.15,) * 100)
+
+    class Follows(Recording):
+        def saw(self, captured: Captured, status: Status) -> None:
+            super().saw(captured, status)
+            if len(self.seen) == 5:
+                cameras[0].kill()
+            if self.events and self.events[-1].text.endswith("is back") and captured.index > at_loss[-1] + 5:
+                live.signals._on_signal(signal.SIGINT, None)
+
+        def happened(self, event: Event, captured: Captured) -> None:
+            super().happened(event, captured)
+            at_loss.append(captured.index)
+            if event.text.endswith("2 of 100"):
+                cameras.append(NetworkCamera(cameras[0].port))
+            assert len(self.events) < 50
+
+    at_loss: list[int] = []
+    live.follower = Follows()
+    session = live.run([], source=source)
+    source.close()
+    cameras[-1].kill()
+    told = [event.text.removeprefix(name) for event in live.follower.of("source")]
+    assert (
+        told[0] == " was lost: trying to get it back, 1 of 100"
+        and told[-1] == " is back"
+        and told.count(" is back") == 1
+    )
+    assert source.device.num_reconnects == 1 and session.ended == "ended by Ctrl-C"
+    assert session.watcher.stream.num_frames > 8
 
 
 @pytest.mark.parametrize(

@@ -270,6 +270,24 @@ def test_an_answer_is_right_if_it_is_the_truth_word_for_word(
     assert (reply.grade.is_right, reply.grade.truth, reply.grade.topic) == (is_right, "It is 0.", "event")
 
 
+def test_a_question_of_a_person_is_held_against_no_scene_s_answer(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, lambda question: "It is 0.")
+    watcher, shown = Watcher(trained(bundle), QUESTION, trigger=Schedule(0.0), max_new_tokens=2), list(scenes(6, 6))
+    for captured in shown[:6]:
+        watcher.push(captured)
+    watcher.want("Who?")
+    watcher.want("Which is 0?")  # as the scene's own, which knows
+    replies = [reply for _ in range(20) if (reply := watcher.step(shown[5])) is not None]
+    assert [(reply.question, reply.grade.truth) for reply in replies] == [("Who?", None), ("Which is 0?", "It is 0.")]
+    watcher.ask_from_now_on("Where?")  # of scenes too
+    for captured in shown[6:]:
+        watcher.push(captured)
+    reply = watcher.ask(shown[-1])
+    assert (reply.question, reply.grade.truth, reply.grade.is_right) == ("Where?", None, None)
+
+
 def test_random_weights_are_not_graded(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch, lambda question: "It is 0.")
     (reply,), _ = watch(Watcher(bundle, QUESTION, trigger=Schedule(0.0), max_new_tokens=2), 6)

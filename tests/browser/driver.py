@@ -77,6 +77,21 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._tools("Emulation.setEmulatedMedia", {"features": [scheme]})
 
+    def window(self) -> str:
+        """Of the tab that is driven."""
+        return str(self._call("GET", f"{self._session}/window"))
+
+    def new_tab(self) -> str:
+        """An empty one, which is not driven yet."""
+        return str(self._call("POST", f"{self._session}/window/new", {"type": "tab"})["handle"])
+
+    def switch_to(self, window: str) -> None:
+        self._call("POST", f"{self._session}/window", {"handle": window})
+
+    def close_tab(self) -> None:
+        """The one that is driven; switch to another."""
+        self._call("DELETE", f"{self._session}/window")
+
     def offline(self, *, offline: bool) -> None:
         network = {"offline": offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
         self._tools("Network.emulateNetworkConditions", network)

@@ -33,10 +33,11 @@ export class Answers {
     byId("answer-foot").textContent = this.randomWeights ? "Random weights: these tokens mean nothing." : "";
   }
 
-  /** {frame, truth, is_right} of the newest answer, where the source knows. */
+  /** {frame, question, truth, is_right} of the newest answer, where the source knows. */
   grade(grade) {
     if (!grade) return;
-    const item = this.list.querySelector(`li[data-frame="${Number(grade.frame)}"]`);
+    const items = [...this.list.querySelectorAll(`li[data-frame="${Number(grade.frame)}"]`)];
+    const item = items.find((each) => each.querySelector(".said-question span").textContent === grade.question);
     if (!item || item.querySelector(".truth")) return;
     const mark = grade.is_right === null ? "" : grade.is_right ? "\u2713 " : "\u2717 ";
     const text = grade.is_right ? `${mark}right` : `${mark}truth: ${grade.truth}`;
