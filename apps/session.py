@@ -66,6 +66,7 @@ class LiveSession:
     _num_failures: int = 0
     _num_stale: int = 0
     _source_notice: str = ""
+    _save_trouble: str = ""
     _untold: list[tuple[EventKind, str]] = field(default_factory=list)  # events before the first frame
     _resident: tuple[float, int | None] = (0.0, None)
 
@@ -326,9 +327,11 @@ class LiveSession:
         keeper = self.keeper
         if keeper is None or not (last or keeper.is_due()) or self.watcher.partial is not None:
             return
-        if trouble := keeper.save(self.watcher.stream):
-            self.log.notice(trouble)
+        trouble = keeper.save(self.watcher.stream)
+        if trouble and trouble != self._save_trouble:  # said once, for as long as it stays the same
+            self.log.say(trouble)
             self._tell("trouble", trouble)
+        self._save_trouble = trouble
 
     def _finish(self) -> None:
         """Complete the recordings and save the stream. A failure here is reported only if nothing worse came before."""

@@ -6,11 +6,13 @@ CPU of the same bundle. The file replaces an older one in one step: a kill leave
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -84,6 +86,7 @@ def write_saved(path: Path, bundle: Bundle, snapshot: Snapshot, caches: Caches) 
     bits = {name: np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}") for name, array in arrays.items()}
     header = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
     partial = path.with_name(f".{path.name}-{os.getpid()}")
+    _remove_left(path)
     try:
         with partial.open("wb") as file:
             np.savez(file, header=header, **bits)  # type: ignore[arg-type]
@@ -98,6 +101,27 @@ def write_saved(path: Path, bundle: Bundle, snapshot: Snapshot, caches: Caches) 
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _remove_left(path: Path) -> None:
+    """What processes that were killed while they saved to this path have left: after some hundred, a full disk."""
+    if os.name != "posix":
+        return  # elsewhere nobody can be asked without being ended
+    for left in path.parent.glob(f".{glob.escape(path.name)}-*"):
+        pid = left.name.rpartition("-")[2]
+        if pid.isdigit() and not _is_running(int(pid)):
+            with suppress(OSError):
+                left.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def read_saved(path: Path, bundle: Bundle | None) -> tuple[Bundle, Snapshot, Caches]:

@@ -185,3 +185,14 @@ def test_a_process_killed_at_any_moment_leaves_a_stream_that_goes_on(bundle: Bun
     for _ in range(opened.num_frames):
         expected.push(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8))
     assert go_on(opened, []) == go_on(expected, [])
+
+
+def test_what_a_killed_process_left_half_written_is_removed_by_the_next_save(bundle: Bundle, tmp_path: Path) -> None:
+    """And not what a process that runs is writing."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    left, in_use, other = (tmp_path / f".s.npz-{name}" for name in (ended.pid, os.getppid(), "mine"))
+    for path in (left, in_use, other):
+        path.write_bytes(b"half")
+    PVCStream(bundle).save(tmp_path / "s.npz")
+    assert not left.exists() and in_use.exists() and other.exists() and (tmp_path / "s.npz").exists()
