@@ -43,7 +43,7 @@ def test_every_one_of_500_frames_equals_the_reference(bundle_fp32: Path, tiny: L
         difference = metrics_of(encoded.frame_embeds, want[0].numpy())
         worst = {metric: max(value, getattr(difference, metric)) for metric, value in worst.items()}
         texts.add(encoded.frame_embeds.tobytes())
-    assert isinstance(state, VisionState) and state.num_frames == encoder.num_frames == NUM_FRAMES
+    assert isinstance(state, VisionState) and state.num_frames == encoder.ring.num_frames == NUM_FRAMES
     assert len(texts) == NUM_FRAMES
     for metric, value in worst.items():
         assert value <= 1e-5, metric
