@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from types import TracebackType
 
 import numpy as np
@@ -19,6 +18,9 @@ from .bundle import Bundle
 from .errors import NonFiniteError
 from .language import LanguageModel
 from .memory import Array
+
+MOST_PREFIXES = 1024
+"""Texts before a frame whose rows are remembered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)  # two frames are one only if they are the same object
@@ -80,7 +82,7 @@ class Context:
         self.waiting: tuple[FrameRows, ...] = ()
         self.pending = self._prompt.start
         self.branch: Branch | None = None
-        self._num_prefix_rows = lru_cache(maxsize=1024)(self._count_prefix_rows)
+        self._prefix_rows: dict[tuple[str, int], int] = {}  # and no cache of a method, which would be a cycle
 
     @property
     def num_rows(self) -> int:
@@ -134,8 +136,13 @@ class Context:
             pending = self._prompt.frame_end()
         return most
 
-    def _count_prefix_rows(self, pending: str, index: int) -> int:
-        return len(self._tokenizer.encode(pending + self._prompt.before_frame(index)))
+    def _num_prefix_rows(self, pending: str, index: int) -> int:
+        """As many as are asked for again and again: a model was trained on so many frames."""
+        if (pending, index) not in self._prefix_rows:
+            if len(self._prefix_rows) == MOST_PREFIXES:
+                self._prefix_rows.clear()
+            self._prefix_rows[pending, index] = len(self._tokenizer.encode(pending + self._prompt.before_frame(index)))
+        return self._prefix_rows[pending, index]
 
     def add(self, frame: FrameRows, *, wait: bool) -> None:
         """Feed a frame to the LLM, or let it wait. Raises StreamFull, at once too for a frame that would wait."""

@@ -187,11 +187,11 @@ def test_a_question_interrupted_at_its_very_end_leaves_the_stream_as_it_was(
     stream, healthy = PVCStream(bundle), PVCStream(bundle)
     stream.push(frames[0])
     healthy.push(frames[0])
-    last = "next_turn" if keep else "rewind"
+    last = "next_turn" if keep else "end_branch"
     original, interrupts = getattr(stream.context, last), iter([KeyboardInterrupt])
 
-    def interrupted(*args: Any) -> None:
-        original(*args)
+    def interrupted(*args: Any, **options: Any) -> None:
+        original(*args, **options)
         for error in interrupts:
             raise error
 
@@ -320,7 +320,7 @@ def test_the_rows_a_stream_needs_are_known_before_it_starts(bundle: Bundle, fram
         stream.push(frame)
     used = []
     truncate = stream.language.cache.truncate
-    stream.language.cache.truncate = lambda length: (used.append(stream.context_rows), truncate(length))  # type: ignore[method-assign,assignment,func-returns-value]
+    stream.language.cache.truncate = lambda length: (used.append(stream.language.cache.length), truncate(length))  # type: ignore[method-assign,assignment,func-returns-value]
     answer = stream.ask(QUESTION, max_new_tokens=6)
     assert used[0] == needed - (6 - len(answer.token_ids))
 

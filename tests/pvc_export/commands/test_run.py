@@ -202,12 +202,14 @@ def test_a_stream_takes_no_more_memory_than_the_one_before_it_and_both_what_a_pa
 
 
 def test_nineteen_of_twenty_frames_is_no_guess_beyond_the_slowest() -> None:
-    timings = [PushTiming(preprocess_ms=0.0, vision_ms=ms, ingest_ms=0.0) for ms in (900.0, *[10.0] * 15, 50.0)]
+    timings = [
+        PushTiming(preprocess_ms=0.0, vision_ms=ms, ingest_ms=0.0, prepare_ms=0.0) for ms in (900.0, *[10.0] * 15, 50.0)
+    ]
     bundle: Any = None  # plays no part
     result = RunResult(
         request=RunRequest(bundle=Path(), ask="?"), bundle=bundle,
         video=None, notices=(), frames=(), images=(), timings=tuple(timings), context_rows=0, warm_bytes=None,
         end_bytes=None,
-        answer=Answer(text="", token_ids=(), finished=True, vision_ms=0.0, prefill_ms=1.0, decode_ms=0.0),
+        answer=Answer(text="", token_ids=(), finished=True, vision_ms=0.0, prefill_ms=1.0, decode_ms=0.0, margin=1.0),
     )  # fmt: skip
     assert 10.0 <= result.slowest_ms() <= 50.0 and result.token_ms() is None
