@@ -347,7 +347,7 @@ def test_an_interrupt_kills_the_build_of_a_graph_and_keeps_the_others(kit: Kit) 
         "b.build(kit, o, cuda=RecordingCuda(capability='SM87'))\n"
     )
     slow = Path(os.environ["PYTHONPATH"].split(os.pathsep)[1]) / "tensorrt/__init__.py"
-    slow.write_text(STAND_IN + "\ntime.sleep(1)\n")
+    slow.write_text(STAND_IN + "\ntime.sleep(3)\n")
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
     while not list(kit.work.glob("*.json")) and time.monotonic() < deadline:
