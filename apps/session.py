@@ -329,8 +329,7 @@ class LiveSession:
             return
         trouble = keeper.save(self.watcher.stream)
         if trouble and trouble != self._save_trouble:  # said once, for as long as it stays the same
-            self.log.say(trouble)
-            self._tell("trouble", trouble)
+            self._say_trouble(trouble)
         self._save_trouble = trouble
 
     def _finish(self) -> None:

@@ -42,8 +42,7 @@ class Successor:
         """Come nearer to an episode of the frames from first_frame on, up to `end`. What is prepared of another one is
         forgotten, and so is a frame that was pushed and did not become part of the stream."""
         if self._prepared != (first_frame, notes) or self.end > end:
-            self.forget()
-            self.episode.reset(notes)
+            self.forget(notes)
             self._prepared = first_frame, notes
         for frame in range(self.end, min(end, self.end + steps)):
             try:
@@ -52,7 +51,7 @@ class Successor:
                 self.overflowed = frame
                 raise
 
-    def forget(self) -> None:
-        """May be run twice."""
+    def forget(self, notes: str = "") -> None:
+        """What is prepared; the episode stands where one with these notes begins. May be run twice."""
         self._prepared = None
-        self.episode.reset()
+        self.episode.reset(notes)
