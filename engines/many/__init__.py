@@ -1,0 +1,1 @@
+"""Many streams of one bundle: each in its own order, in turn, and several in one pass."""

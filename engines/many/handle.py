@@ -1,0 +1,197 @@
+"""One of many streams, as whoever feeds it sees it: what is asked for here is done by the scheduler's thread."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from threading import Condition
+from typing import Any, Literal, TypeVar
+
+from ..answer import Answer, PushTiming
+from ..answering import Answering
+from ..errors import StreamError
+from ..memory import Array
+from ..stream import PVCStream
+
+T = TypeVar("T")
+
+WhenFull = Literal["drop-oldest", "refuse"]
+"""What happens to a frame that comes while as many wait as may.
+
+drop-oldest  the oldest one that waits is left out: a camera shows what is, and not what was
+refuse       it is refused with Busy, and whoever has it may send it again: nothing is lost
+"""
+
+
+class Busy(StreamError):
+    """More waits than may; later there is room. `retry_after_s`: a fair guess of when."""
+
+    def __init__(self, what: str, *, retry_after_s: float, expected: str = "", fix: str = "") -> None:
+        super().__init__(what, expected=expected, fix=fix)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueLimits:
+    """What may wait of a stream."""
+
+    frames: int = 4
+    questions: int = 16
+    when_full: WhenFull = "drop-oldest"
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.questions < 1:
+            raise StreamError(
+                f"{self.frames} frames and {self.questions} questions may wait", expected="at least one of each"
+            )
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class Question:
+    """One that waits or is being answered.
+
+    answer  its future. Cancelling it ends the question, at the next token
+    heard   is called on the scheduler's thread with the answer so far, after each token
+    """
+
+    text: str
+    images: Sequence[Array]
+    max_tiles: int | None
+    max_new_tokens: int
+    keep: bool
+    heard: Callable[[str], None] | None
+    after_frame: int
+    answer: Future[Answer] = field(default_factory=Future)
+    answering: Answering | None = None
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class Call:
+    """Something else to be done with the stream between two questions."""
+
+    function: Callable[[PVCStream], Any]
+    after_frame: int
+    result: Future[Any] = field(default_factory=Future)
+
+
+class StreamHandle:
+    """Made by Scheduler.open. Its methods may be called from any thread, and return at once.
+
+    Frames are pushed in the order they came in. A question is about the frames that came before it, and those that were
+    pushed while it waited for its turn; questions and calls are done one after another. While one is answered, frames
+    go on.
+
+    num_dropped  frames that were left out by `limits.when_full`
+    """
+
+    def __init__(
+        self, stream: PVCStream, *, options: dict[str, Any], limits: QueueLimits, changed: Condition, is_spare: bool
+    ) -> None:
+        """`changed` guards what waits, and is notified of it. is_spare: when it is closed its stream serves another."""
+        self.stream, self.options, self.is_spare = stream, options, is_spare
+        self.limits, self.num_dropped, self.is_closed = limits, 0, False
+        self.frames: deque[tuple[int, Any, Future[PushTiming | None]]] = deque()
+        self.line: deque[Question | Call] = deque()
+        self.asked: Question | None = None  # what is being answered
+        self.num_came = 0  # frames
+        self.was_frame = False  # the last step that was taken
+        self._changed = changed
+
+    def push(self, frame_bgr: Any) -> Future[PushTiming | None]:
+        """The next frame, as PVCStream.push takes it. The future holds what it cost; None if it was left out; or what
+        PVCStream.push raises, and then it is no part of the stream.
+
+        Raises Busy where as many wait as may, and limits.when_full is 'refuse'; StreamError once it is closed.
+        """
+        done: Future[PushTiming | None] = Future()
+        with self._changed:
+            self._require_open()
+            left_out = None
+            if len(self.frames) >= self.limits.frames:
+                if self.limits.when_full == "refuse":
+                    raise Busy(
+                        f"{len(self.frames)} frames of this stream wait", expected=f"{self.limits.frames} or fewer",
+                        fix="send it again later, or send fewer a second", retry_after_s=0.2,
+                    )  # fmt: skip
+                _, _, left_out = self.frames.popleft()
+                self.num_dropped += 1
+            self.num_came += 1
+            self.frames.append((self.num_came, frame_bgr, done))
+            self._changed.notify_all()
+        if left_out is not None and left_out.set_running_or_notify_cancel():
+            left_out.set_result(None)
+        return done
+
+    def ask(
+        self,
+        question: str,
+        *,
+        images: Sequence[Array] = (),
+        max_tiles: int | None = None,
+        max_new_tokens: int = 64,
+        keep: bool = False,
+        heard: Callable[[str], None] | None = None,
+    ) -> Future[Answer]:
+        """As PVCStream.ask; the future holds the answer, or what ask raises. Cancel it to end the question.
+
+        heard  is called on the scheduler's thread with the answer so far, after each token; it must not block
+        Raises Busy where as many wait as may, StreamError once it is closed.
+        """
+        with self._changed:
+            asked = Question(
+                text=question, images=images, max_tiles=max_tiles, max_new_tokens=max_new_tokens, keep=keep,
+                heard=heard, after_frame=self.num_came,
+            )  # fmt: skip
+            self._stand_in_line(asked)
+        return asked.answer
+
+    def call(self, function: Callable[[PVCStream], T]) -> Future[T]:
+        """Anything else, on the scheduler's thread: call(PVCStream.reset), call(lambda s: s.save(path)).
+
+        Raises what `ask` does."""
+        with self._changed:
+            call = Call(function=function, after_frame=self.num_came)
+            self._stand_in_line(call)
+        return call.result
+
+    def close(self) -> None:
+        """What waits fails with StreamError, and an answer is cut. May be called again."""
+        with self._changed:
+            self.is_closed = True
+            self._changed.notify_all()
+
+    def let_go(self) -> None:
+        """By the scheduler, once it is closed: nobody waits any longer."""
+        error = StreamError("this stream was closed before that was done", fix="open another one, and send it again")
+        waiting: list[Future[Any]] = [done for _, _, done in self.frames]
+        waiting += [each.answer if isinstance(each, Question) else each.result for each in self.line]
+        if self.asked is not None:
+            waiting.append(self.asked.answer)
+            self.stream.cancel()
+        self.frames.clear()
+        self.line.clear()
+        self.asked = None
+        for future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+
+    @property
+    def num_waiting(self) -> int:
+        """Frames and questions that wait, and the one that is being answered."""
+        return len(self.frames) + len(self.line) + (self.asked is not None)
+
+    def _stand_in_line(self, what: Question | Call) -> None:
+        self._require_open()
+        if len(self.line) >= self.limits.questions:
+            raise Busy(
+                f"{len(self.line)} questions of this stream wait", expected=f"{self.limits.questions} or fewer",
+                fix="ask again when some are answered", retry_after_s=1.0,
+            )  # fmt: skip
+        self.line.append(what)
+        self._changed.notify_all()
+
+    def _require_open(self) -> None:
+        if self.is_closed:
+            raise StreamError("this stream is closed", fix="open another one")
