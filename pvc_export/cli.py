@@ -1,4 +1,4 @@
-"""pvc-export: plan | trt | onnx | kit | check | compare | prove | run | inspect | bench | gpu | doctor.
+"""pvc-export: plan | trt | onnx | kit | triton | check | compare | prove | run | inspect | bench | gpu | doctor.
 
 Exit codes: 0 ok, 2 usage, 3 parity failed, 4 environment, 5 build failed, 6 bad input (engines/errors.py).
 Unusual: heavy packages are imported inside the commands, so that --help and doctor work on a machine without torch.
@@ -187,9 +187,7 @@ def run(
     runtime: Annotated[
         str, typer.Option(help="auto, target (what the bundle was exported for, or an error), or cpu (ONNX Runtime).")
     ] = "auto",
-    trust_engines: Annotated[
-        bool, typer.Option("--trust-engines", help="Load engines that another machine built. They are executable code.")
-    ] = False,
+    trust_engines: opt.TrustEngines = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each graph on the CPU. Default: 1 for small graphs, else all.")
     ] = None,

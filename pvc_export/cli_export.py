@@ -1,8 +1,9 @@
-"""The commands that make something: trt, onnx, kit; and plan, which says what that would take."""
+"""The commands that make something: trt, onnx, kit, triton; and plan, which says what that would take."""
 
 from __future__ import annotations
 
-from typing import cast, get_args
+from pathlib import Path
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -31,6 +32,7 @@ def register(app: typer.Typer) -> None:
         summary="Export ONNX graphs, and all that a device needs to build, prove and run them, as one folder to copy.",
     )  # fmt: skip
     app.command(short_help="Say what an export would take, and on which devices its bundle would run.")(plan)
+    app.command(short_help="Make a model repository of Triton Inference Server of a bundle.")(triton)
 
 
 def _export(app: typer.Typer, name: Made, *, precision: Precision, target: str, summary: str) -> None:
@@ -108,4 +110,28 @@ def plan(
         model=model, precision=chosen, target_name=target, clock=kept,
         asked=AskedLimits(window=window, context=context, streams=streams, memory=memory),
         islands=tuple(island or ()), few_bits=FewBits(int4, int8, int4_block), mapping=mapping, as_json=as_json,
+    )  # fmt: skip
+
+
+def triton(
+    bundle: opt.BundleFolder,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The repository. Default: build/triton.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name in it. Default: the bundle's.")] = None,
+    slots: Annotated[int, typer.Option(min=1, help="Sequences at once, each with caches of its own.")] = 8,
+    idle: Annotated[float, typer.Option(min=0.001, help="Seconds after which a silent sequence is freed.")] = 60.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, unless a request says.")] = 64,
+    trust_engines: opt.TrustEngines = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Write REPOSITORY/NAME: config.pbtxt, a Python backend, the bundle and the runtime's source, ready for a server.
+
+    A sequence is a stream: its requests bring frames and questions, and its END frees it. No server is needed here.
+    """
+    from .commands.triton import triton_command
+
+    triton_command(
+        bundle=bundle, repository=output, name=name, slots=slots, idle_s=idle, max_new_tokens=max_new_tokens,
+        trust_engines=trust_engines, as_json=as_json,
     )  # fmt: skip

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import engines as runtime
 from engines.device.kit import BUNDLE, KIT_NAME, MIB, MODEL, RUNTIME, Kit, write_facts
 from engines.errors import BundleError
 from engines.golden.recording import GOLDEN_NAME
@@ -22,6 +20,7 @@ from ..terminal.console import Console, size_text
 from ..terminal.facts import installed, now_utc
 from .engines import asked_of
 from .export import ExportRequest, cast_for_graphs, export
+from .runtime_source import APPS_NAME, RUNTIME_NAME, copy_runtime
 from .variants import add_variants
 
 PAGE = Path(__file__).with_name("kit.md")
@@ -58,7 +57,7 @@ def make_kit(loaded: LoadedModel, request: ExportRequest, *, console: Console) -
         cast = cast_for_graphs(loaded.model, of_model, manifest.calibration)
         asked = {name: asked_of(cast, manifest.graphs[name], request.islands) for name in target.engine_graphs}
         kit = Kit(folder=folder, manifest=manifest, target=target, asked=asked)
-        _copy_runtime(folder / RUNTIME)
+        copy_runtime(folder / RUNTIME)
         for name, text in _texts(kit):
             (folder / name).write_text(text, encoding="utf-8")
             (folder / name).chmod(0o755 if name.endswith(".sh") else 0o644)
@@ -86,19 +85,6 @@ def _refuse_other_things(folder: Path) -> None:
         )
 
 
-def _copy_runtime(folder: Path) -> None:
-    """What runs on the device, as source, under the names that it has here (docs/decisions/0002)."""
-    shutil.rmtree(folder, ignore_errors=True)
-    ours = Path(runtime.__file__).parent
-    for package in (ours, ours.with_name(_apps())):
-        ignored = shutil.ignore_patterns("__pycache__", "optimum_pvc", "*.pyc")
-        shutil.copytree(package, folder / package.name, ignore=ignored)
-
-
-def _apps() -> str:
-    return runtime.__name__.replace("engines", "apps")
-
-
 SCRIPTS = (
     ("doctor.sh", "ENGINES.device.doctor --target TARGET --needs-mib NEEDS_MIB --folder ."),
     ("check.sh", "ENGINES.golden.check bundle"),
@@ -109,7 +95,7 @@ SCRIPTS = (
 
 def _texts(kit: Kit) -> Iterator[tuple[str, str]]:
     """Every file that people read or start, by its name."""
-    names = {"ENGINES": runtime.__name__, "APPS": _apps(), "TARGET": kit.target.name, "NEEDS_MIB": kit.needs_mib()}
+    names = {"ENGINES": RUNTIME_NAME, "APPS": APPS_NAME, "TARGET": kit.target.name, "NEEDS_MIB": kit.needs_mib()}
     texts = [(name, SCRIPT.replace("COMMAND", command)) for name, command in SCRIPTS]
     for name, text in (("build.sh", BUILD), *texts):
         for word, value in names.items():

@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,16 +33,34 @@ from .resume import inherit
 FULL = (errno.ENOSPC, errno.EDQUOT, None)  # numpy, which writes the weights, gives no code
 
 
+def refuse_to_replace_what_is_no_bundle(out: Path) -> None:
+    """A bundle of any version, and nothing else, may be replaced: not a folder that happens to hold a manifest.json."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    listed = listed_files(out) if out.is_dir() else None
+    if listed is None:
+        raise BundleError(
+            f"{out} exists and is not a bundle, so it is not replaced",
+            fix="choose another folder with -o, or remove it",
+        )
+    strangers = sorted(list_files(out) - listed)
+    if strangers:
+        raise BundleError(
+            f"{out} is a bundle with other files in it, so it is not replaced: {', '.join(strangers[:4])}",
+            fix="move them, or choose another folder with -o",
+        )
+
+
 @contextmanager
-def staging(out: Path) -> Iterator[Path]:
+def staging(out: Path, refuse: Callable[[Path], None] = refuse_to_replace_what_is_no_bundle) -> Iterator[Path]:
     """An empty folder that takes the name `out` when the block ends, and disappears if the block raises.
 
-    Raises BundleError, before the block and once more after it, if `out` holds anything but a bundle;
-    BackendUnavailable where nothing can be written.
+    refuse  raises BundleError if `out` holds what may not be replaced: called before the block and once more after it
+    Raises what `refuse` does, and BackendUnavailable where nothing can be written.
     """
     out = out.resolve()  # a link is followed, so that it still is one afterwards; and '.' gets a name
     try:
-        _refuse_to_replace_what_is_no_bundle(out)
+        refuse(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         holder, lock = _make_holder(out)
         _take_the_place_of_dead_exports(holder, out)
@@ -52,7 +70,7 @@ def staging(out: Path) -> Iterator[Path]:
     try:
         (holder / "bundle").mkdir()
         yield holder / "bundle"
-        _refuse_to_replace_what_is_no_bundle(out)  # minutes have passed
+        refuse(out)  # minutes have passed
         for path in holder.rglob("*"):
             sync(path)
         interrupt.check()
@@ -127,24 +145,6 @@ def _take(lock: int) -> bool | None:
     except OSError:
         return None
     return os.fstat(lock).st_nlink > 0  # else the folder was removed between opening and locking
-
-
-def _refuse_to_replace_what_is_no_bundle(out: Path) -> None:
-    """A bundle of any version, and nothing else, may be replaced: not a folder that happens to hold a manifest.json."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    listed = listed_files(out) if out.is_dir() else None
-    if listed is None:
-        raise BundleError(
-            f"{out} exists and is not a bundle, so it is not replaced",
-            fix="choose another folder with -o, or remove it",
-        )
-    strangers = sorted(list_files(out) - listed)
-    if strangers:
-        raise BundleError(
-            f"{out} is a bundle with other files in it, so it is not replaced: {', '.join(strangers[:4])}",
-            fix="move them, or choose another folder with -o",
-        )
 
 
 def require_room(out: Path, num_bytes: int) -> None:

@@ -124,4 +124,7 @@ ByLayer = Annotated[
         "memory. Default: the whole where it fits.",
     ),
 ]
+TrustEngines = Annotated[
+    bool, typer.Option("--trust-engines", help="Load engines that another machine built. They are executable code.")
+]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by pvc-export trt or onnx.")]
