@@ -80,7 +80,7 @@ class Instance:
         self._utils, self._max_new_tokens = utils, int(given.get("max_new_tokens", 64))
         bundle = open_bundle(folder / given["bundle"], trust_engines=given.get("trust_engines") == "true")
         slots = max(1, int(config.get("max_batch_size", 1)))
-        self._scheduler = Scheduler(OneByOne(bundle), max_streams=slots, gather_s=0.0)
+        self._scheduler = Scheduler(OneByOne(bundle=bundle), max_streams=slots, gather_s=0.0)
         self.sequences = Sequences(self._scheduler, idle_s=int(idle_us) / 1e6)
         self._lock, self._is_closed = threading.Lock(), threading.Event()
         self._reaper = threading.Thread(target=self._free_idle, name="idle sequences", daemon=True)

@@ -29,8 +29,11 @@ class Together(Protocol):
     most    steps at once
     """
 
-    bundle: Bundle
-    most: int
+    @property
+    def bundle(self) -> Bundle: ...
+
+    @property
+    def most(self) -> int: ...
 
     def run(self, steps: Sequence[Step]) -> None:
         """Take each, of streams that are all different. A step raises nothing."""

@@ -1,0 +1,1 @@
+"""Tests of what serves many streams."""
