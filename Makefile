@@ -6,6 +6,7 @@
 # make peers    our steps timed beside OpenVINO's and llama.cpp's, each in an environment of its own (compiles llama.cpp)
 # make boxes    a kit built with NVIDIA's own bindings of four TensorRT versions, without a GPU (PYTHON310=, PYTHON312=)
 # make browser  pvc-live's page in Chromium, with a session of its own and with a real one (apt: chromium chromium-driver)
+# make triton   config.pbtxt and the client of `pvc-export triton` against Triton's own schema and client, in an environment of its own
 # make optimum  optimum-cli export pvc (apps/optimum_pvc), in an environment of its own
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +17,7 @@ ORACLES := build/oracles
 # Through the environment, so that a file's name may hold spaces and quotes.
 export FILE SEED
 
-.PHONY: demo test check bench oracles optimum peers boxes browser gpu clean
+.PHONY: demo test check bench oracles optimum peers boxes browser triton gpu clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m pvc_export.commands.demo
@@ -51,6 +52,9 @@ browser: $(INSTALLED) build/browser/manifest.json
 
 build/browser/manifest.json: | $(INSTALLED)
 	@$(BIN)/pvc-export onnx -m shapes -o $(@D)
+
+triton: $(INSTALLED) $(ORACLES)/triton/.installed
+	@$(BIN)/python -m pytest -q -n 0 tests/oracles/triton_schema.py
 
 optimum: $(INSTALLED) $(ORACLES)/optimum-cli/.installed
 	@$(BIN)/python -m pytest -q tests/oracles/optimum_cli.py

@@ -80,6 +80,7 @@ parameters { key: "bundle" value: { string_value: "bundle" } }
 parameters { key: "max_new_tokens" value: { string_value: "TOKENS" } }
 parameters { key: "trust_engines" value: { string_value: "TRUSTED" } }
 """
+YEAR_S = 365 * 24 * 3600.0
 ON_GPU, ON_CPU = "{ count: 1 kind: KIND_GPU gpus: [ 0 ] }", "{ count: 1 kind: KIND_CPU }"
 """The runtime takes the first GPU that it sees, so more GPUs are more servers."""
 
@@ -109,8 +110,11 @@ class TritonRequest:
                 f"{self.name!r} cannot be a model's name in a repository",
                 expected="letters, digits, '_', '-' and '.', the first a letter or a digit", fix="choose one: --name",
             )  # fmt: skip
-        if self.slots < 1 or self.max_new_tokens < 1 or self.idle_s < 1e-3:
-            raise SpecError("slots, tokens of an answer and the time that is idle must be above zero")
+        if self.slots < 1 or self.max_new_tokens < 1 or not 1e-3 <= self.idle_s <= YEAR_S:
+            raise SpecError(
+                f"{self.slots} slots, {self.max_new_tokens} tokens of an answer, idle after {self.idle_s:g} s",
+                expected="all above zero, and no more than a year",
+            )
 
     @property
     def out(self) -> Path:
