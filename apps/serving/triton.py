@@ -129,10 +129,12 @@ class Instance:
 
     def _ask(self, turn: Turn) -> None:
         """Once its own frame is seen. A question about a frame that failed is not asked."""
+        if turn.handle is None or turn.error is not None:
+            return
         try:
             if turn.pushed is not None:
                 turn.pushed.result()
-            if turn.handle is not None and turn.error is None and turn.question:
+            if turn.question:
                 turn.asked = turn.handle.ask(turn.question, max_new_tokens=turn.max_new_tokens)
         except Exception as error:
             turn.error = error

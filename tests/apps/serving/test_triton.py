@@ -127,8 +127,12 @@ def test_a_bad_request_is_its_own_error_and_spoils_no_other_of_its_batch(
 
 def test_of_a_request_whose_frame_fails_the_question_is_not_asked(server: Server, clips: tuple[Frames, Frames]) -> None:
     server.infer(ask(1, start=True, frame=clips[0][0]))
-    (said,) = server.infer(ask(1, picture=b"no", question=QUESTION))
-    assert said.code == TritonError.INVALID_ARG and "PICTURE cannot be read" in said.error and said.answer == ""
+    counts = server.model._instance._scheduler.counts
+    for bad in ({"picture": b"no"}, {"frame": np.zeros((0, 4, 3), np.uint8)}):
+        (said,) = server.infer(ask(1, question=QUESTION, **bad))
+        assert said.code == TritonError.INVALID_ARG and said.answer == "" and counts.answers == 0
+    (said,) = server.infer(ask(1, question=QUESTION))
+    assert said.answer and counts.answers == 1
 
 
 def test_an_error_that_no_input_would_mend_is_internal(

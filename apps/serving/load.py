@@ -1,0 +1,121 @@
+"""What cameras and people ask of one process, and what became of it: the same of a simulation and of a true run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Kind = Literal["frame", "question", "save"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arrival:
+    """at_s: since the run began."""
+
+    at_s: float
+    camera: int
+    kind: Kind
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """cameras at `fps` frames a second each, that are asked `questions` times a minute each, for `seconds`.
+
+    save_every  frames after which a stream is written to a file; 0: never
+    is_random   frames come at random (a Poisson process) and not on time: for checks against closed formulas
+    """
+
+    cameras: int
+    fps: float
+    questions: float = 0.0
+    seconds: float = 20.0
+    save_every: int = 0
+    seed: int = 0
+    is_random: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no load."""
+        if self.cameras < 1 or not self.fps > 0 or not self.seconds > 0 or self.questions < 0 or self.save_every < 0:
+            raise ValueError(f"no load: {self}")
+
+    def arrivals(self) -> list[Arrival]:
+        """In the order of time, equal for equal loads. Each camera and each asker begins at a moment of its own."""
+        chance, found = random.Random(self.seed), list[Arrival]()
+        for camera in range(self.cameras):
+            times = self._times(chance, 1 / self.fps)
+            found += (Arrival(at_s=at, camera=camera, kind="frame") for at in times)
+            if self.save_every:
+                later = times[self.save_every - 1 :: self.save_every]
+                found += (Arrival(at_s=at, camera=camera, kind="save") for at in later)
+            if self.questions:
+                asked = self._times(chance, 60 / self.questions)
+                found += (Arrival(at_s=at, camera=camera, kind="question") for at in asked)
+        return sorted(found, key=lambda arrival: arrival.at_s)
+
+    def _times(self, chance: random.Random, period: float) -> list[float]:
+        at = chance.expovariate(1 / period) if self.is_random else chance.uniform(0, period)
+        times = []
+        while at < self.seconds:
+            times.append(at)
+            at += chance.expovariate(1 / period) if self.is_random else period
+        return times
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What became of a load. All times in seconds.
+
+    latencies    of each frame that was not dropped, from when it came until its stream has it
+    first_token  of each question, from when it came until its answer's first token
+    answers      the same until the answer is whole
+    busy         of `elapsed`, how long the streams' thread computed
+    failed       frames and questions that ended in an error
+    by_camera    frames that each stream has
+    """
+
+    cameras: int
+    offered: int = 0
+    dropped: int = 0
+    asked: int = 0
+    failed: int = 0
+    busy: float = 0.0
+    elapsed: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    first_token: list[float] = field(default_factory=list)
+    answers: list[float] = field(default_factory=list)
+    by_camera: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.by_camera = self.by_camera or [0] * self.cameras
+
+    @property
+    def dropped_share(self) -> float:
+        return self.dropped / max(1, self.offered)
+
+    @property
+    def utilisation(self) -> float:
+        return self.busy / max(self.elapsed, 1e-9)
+
+    def figures(self) -> dict[str, Any]:
+        """In milliseconds and shares; NaN where nothing was measured."""
+        return {
+            "cameras": self.cameras,
+            "utilisation": self.utilisation,
+            "dropped": self.dropped_share,
+            "frame_p50_ms": 1e3 * percentile(self.latencies, 50),
+            "frame_p99_ms": 1e3 * percentile(self.latencies, 99),
+            "first_token_p50_ms": 1e3 * percentile(self.first_token, 50),
+            "first_token_p99_ms": 1e3 * percentile(self.first_token, 99),
+            "num_frames": len(self.latencies),
+            "num_answers": len(self.answers),
+            "num_failed": self.failed,
+        }
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """NaN of nothing."""
+    return float(np.percentile(values, share)) if len(values) else float("nan")
