@@ -82,6 +82,7 @@ class Outcome:
     dropped: int = 0
     asked: int = 0
     failed: int = 0
+    saved: int = 0
     busy: float = 0.0
     elapsed: float = 0.0
     latencies: list[float] = field(default_factory=list)

@@ -42,7 +42,7 @@ def endless(bundle: Bundle) -> dict[str, Any]:
     Raises StreamError for a model that cannot re-anchor: it has no steady state that could be measured.
     """
     rows = len(bundle.tokenizer.encode(QUESTION + bundle.manifest.prompt.ask_suffix)) + MAX_NEW_TOKENS
-    options = {"clock": "reanchor", "reserve": 2 * rows}
+    options: dict[str, Any] = {"clock": "reanchor", "reserve": 2 * rows}
     try:
         PVCStream(bundle, **options)
     except StreamError as error:
@@ -132,11 +132,12 @@ def run(bundle: Bundle, load: Load, frames: Sequence[Array], limits: QueueLimits
                 while handle.num_waiting and time.monotonic() < began + load.seconds + SHUTDOWN_S:
                     time.sleep(0.005)
             outcome.elapsed = time.monotonic() - began
+        seen = [handle.stream.num_frames for handle in handles]  # closing a stream empties it
+        outcome.by_camera = [now - then for now, then in zip(seen, before, strict=True)]
     finally:
         scheduler.close(drain_s=SHUTDOWN_S)
     outcome.busy = scheduler.counts.busy_s - busy
     outcome.dropped = sum(handle.num_dropped for handle in handles)
-    outcome.by_camera = [handle.stream.num_frames - first for handle, first in zip(handles, before, strict=True)]
     return outcome
 
 

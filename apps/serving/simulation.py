@@ -11,7 +11,8 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from statistics import mean
 from threading import Condition
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from engines.stream import PVCStream
 
 from .load import Arrival, Load, Outcome
 
+TIMES = ("frame", "begin", "token", "save")
 QUESTION, MAX_NEW_TOKENS = "What happens?", 64
 
 
@@ -50,13 +52,28 @@ class ServiceTimes:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def scaled(self, share: float) -> ServiceTimes:
+        """All of it that many times as long."""
+        seconds: dict[str, Any] = {name: tuple(share * each for each in getattr(self, name)) for name in TIMES}
+        return replace(self, ingest=share * self.ingest, **seconds)
+
+    def summary(self) -> str:
+        """Means in milliseconds, for people."""
+        means = ", ".join(f"{name} {1e3 * mean(getattr(self, name)):.2f}" for name in TIMES)
+        return f"{means} (of a frame {1e3 * self.ingest:.2f} are the LLM's), {mean(self.tokens):.1f} tokens an answer"
+
     @staticmethod
     def from_json(data: dict[str, Any]) -> ServiceTimes:
         """Raises ValueError for what is none."""
         try:
-            return ServiceTimes(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+            values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+            times = ServiceTimes(**values)
+            lists = [getattr(times, name) for name in (*TIMES, "tokens")]
+            if not all(each and min(each) >= 0 for each in lists):
+                raise ValueError("a list is empty, or a time below zero")
         except TypeError as error:
-            raise ValueError(f"no service times: {error}") from error
+            raise ValueError(str(error)) from error
+        return times
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +119,13 @@ def simulate(times: ServiceTimes, load: Load, rules: Rules | None = None) -> Out
     return outcome
 
 
+def cost(times: ServiceTimes, outcome: Outcome) -> float:
+    """Seconds that what was done should have taken, one after another."""
+    answer = mean(times.begin) + mean(times.tokens) * mean(times.token)
+    frames = len(outcome.latencies) * mean(times.frame)
+    return frames + len(outcome.answers) * answer + outcome.saved * mean(times.save)
+
+
 def _come(coming: deque[Arrival], clock: _Clock, handles: Sequence[StreamHandle], outcome: Outcome) -> None:
     """Hand over all that has come by now, and note when it is done."""
     while coming and coming[0].at_s <= clock.now:
@@ -119,6 +143,7 @@ def hand_over(
     Raises what the handle's methods do.
     """
     if arrival.kind == "save":
+        outcome.saved += 1
         handle.call(save)
         return
     if arrival.kind == "frame":
