@@ -73,7 +73,7 @@ class Outcome:
     first_token  of each question, from when it came until its answer's first token
     answers      the same until the answer is whole
     busy         of `elapsed`, how long the streams' thread computed
-    failed       frames and questions that ended in an error
+    failed       frames and questions that ended in an error, of which `why` is the last
     by_camera    frames that each stream has
     """
 
@@ -82,7 +82,9 @@ class Outcome:
     dropped: int = 0
     asked: int = 0
     failed: int = 0
+    why: str = ""
     saved: int = 0
+    tokens: int = 0
     busy: float = 0.0
     elapsed: float = 0.0
     latencies: list[float] = field(default_factory=list)
@@ -92,6 +94,9 @@ class Outcome:
 
     def __post_init__(self) -> None:
         self.by_camera = self.by_camera or [0] * self.cameras
+
+    def fail(self, error: BaseException) -> None:
+        self.failed, self.why = self.failed + 1, str(error).partition("\n")[0]
 
     @property
     def dropped_share(self) -> float:
@@ -113,7 +118,8 @@ class Outcome:
             "first_token_p99_ms": 1e3 * percentile(self.first_token, 99),
             "num_frames": len(self.latencies),
             "num_answers": len(self.answers),
-            "num_failed": self.failed,
+            "failed": self.failed,
+            "why": self.why,
         }
 
 

@@ -83,6 +83,7 @@ def measure(bundle: Bundle, frames: Sequence[Array]) -> ServiceTimes:
     return ServiceTimes(
         frame=tuple(pushed), ingest=sorted(ingested)[len(ingested) // 2], begin=tuple(begun), token=tuple(tokens),
         tokens=tuple(counts), save=tuple(saved),
+        anchor=bundle.manifest.trained_frames - stream.episodes.num_retained,
     )  # fmt: skip
 
 
@@ -110,7 +111,8 @@ def run(bundle: Bundle, load: Load, frames: Sequence[Array], limits: QueueLimits
         for handle in handles:  # what a stream does once only
             for frame in islice(cycle(frames), NUM_WARM + bundle.manifest.trained_frames):
                 handle.push(frame).result()
-        before, feed, busy = [handle.stream.num_frames for handle in handles], cycle(frames), scheduler.counts.busy_s
+        before, feed = [handle.stream.num_frames for handle in handles], cycle(frames)
+        busy, tokens = scheduler.counts.busy_s, scheduler.counts.tokens
         with tempfile.TemporaryDirectory() as folder:
             began = time.monotonic()
 
@@ -136,6 +138,7 @@ def run(bundle: Bundle, load: Load, frames: Sequence[Array], limits: QueueLimits
         outcome.by_camera = [now - then for now, then in zip(seen, before, strict=True)]
     finally:
         scheduler.close(drain_s=SHUTDOWN_S)
+    outcome.tokens = scheduler.counts.tokens - tokens
     outcome.busy = scheduler.counts.busy_s - busy
     outcome.dropped = sum(handle.num_dropped for handle in handles)
     return outcome

@@ -28,8 +28,16 @@ from .measured import clip, measure, measure_snapshot, run
 from .simulation import Rules, ServiceTimes, cost, simulate
 
 FLEETS = (1, 100, 10_000)
-COLUMNS = ("utilisation", "dropped", "frame_p50_ms", "frame_p99_ms", "first_token_p50_ms", "first_token_p99_ms")
-HEADINGS = ("busy", "dropped", "frame p50, ms", "p99", "first token p50, ms", "p99")
+COLUMNS = (
+    "utilisation",
+    "dropped",
+    "frame_p50_ms",
+    "frame_p99_ms",
+    "first_token_p50_ms",
+    "first_token_p99_ms",
+    "failed",
+)
+HEADINGS = ("busy", "dropped", "frame p50, ms", "p99", "first token p50, ms", "p99", "answers cut")
 PACKAGES = ("numpy", "onnxruntime", "tensorrt", "tensorrt-rtx")
 
 
@@ -108,6 +116,8 @@ def needed(fleets: Sequence[Fleet]) -> str:
 
 
 def _cell(column: str, value: float) -> str:
+    if column == "failed":
+        return f"{value:.0f}"
     if column in ("utilisation", "dropped"):
         return f"{value:.1%}" if column == "dropped" else f"{value:.0%}"
     return "-" if value != value else f"{value:.0f}" if value >= 10 else f"{value:.1f}"

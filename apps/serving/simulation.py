@@ -16,6 +16,7 @@ from statistics import mean
 from threading import Condition
 from typing import Any, cast
 
+from engines.errors import StreamError
 from engines.ingest import CATCH_UP
 from engines.many.handle import QueueLimits, StreamHandle
 from engines.many.scheduler import GATHER_S
@@ -38,6 +39,7 @@ class ServiceTimes:
     token     a token
     tokens    tokens of an answer
     save      writing a stream to a file
+    anchor    frames between two re-anchors, 0: none; an answer over which a stream re-anchors twice is cut
     more      what each further stream adds to a pass, as a share of one alone; 1 where they run one after another
     """
 
@@ -47,6 +49,7 @@ class ServiceTimes:
     token: tuple[float, ...] = (0.0,)
     tokens: tuple[int, ...] = (1,)
     save: tuple[float, ...] = (0.0,)
+    anchor: int = 0
     more: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
@@ -113,6 +116,7 @@ def simulate(times: ServiceTimes, load: Load, rules: Rules | None = None) -> Out
         started = clock.now
         clock.run([step for handle in ready if (step := next_step(handle, counts)) is not None])
         outcome.busy += clock.now - started
+    outcome.tokens = counts.tokens
     outcome.elapsed = max(clock.now, load.seconds)
     outcome.dropped = sum(handle.num_dropped for handle in handles)
     outcome.by_camera = [stream.num_frames for stream in streams]
@@ -121,9 +125,8 @@ def simulate(times: ServiceTimes, load: Load, rules: Rules | None = None) -> Out
 
 def cost(times: ServiceTimes, outcome: Outcome) -> float:
     """Seconds that what was done should have taken, one after another."""
-    answer = mean(times.begin) + mean(times.tokens) * mean(times.token)
-    frames = len(outcome.latencies) * mean(times.frame)
-    return frames + len(outcome.answers) * answer + outcome.saved * mean(times.save)
+    frames, tokens = len(outcome.latencies) * mean(times.frame), outcome.tokens * mean(times.token)
+    return frames + outcome.asked * mean(times.begin) + tokens + outcome.saved * mean(times.save)
 
 
 def _come(coming: deque[Arrival], clock: _Clock, handles: Sequence[StreamHandle], outcome: Outcome) -> None:
@@ -150,8 +153,8 @@ def hand_over(
         outcome.offered += 1
 
         def seen(done: Future[Any]) -> None:
-            if done.exception() is not None:
-                outcome.failed += 1
+            if (error := done.exception()) is not None:
+                outcome.fail(error)
             elif done.result() is not None:
                 now(lambda time: outcome.latencies.append(time - at))
 
@@ -167,8 +170,8 @@ def hand_over(
             now(lambda time: outcome.first_token.append(time - at))
 
     def said(done: Future[Any]) -> None:
-        if done.exception() is not None:
-            outcome.failed += 1
+        if (error := done.exception()) is not None:
+            outcome.fail(error)
         else:
             now(lambda time: outcome.answers.append(time - at))
 
@@ -214,6 +217,7 @@ class _Stream:
     def __init__(self, clock: _Clock, times: ServiceTimes, chance: random.Random) -> None:
         self._clock, self._times, self._chance = clock, times, chance
         self.num_frames = self._waiting = 0
+        self._first = chance.randrange(times.anchor) if times.anchor else 0  # frames since its last anchor
         self.answering: _Answering | None = None
 
     def push(self, frame: Any) -> object:
@@ -227,6 +231,10 @@ class _Stream:
         self._clock.spend("frame", max(0.0, seconds))
         self.num_frames += 1
         return seconds
+
+    @property
+    def num_anchors(self) -> int:
+        return (self._first + self.num_frames) // self._times.anchor if self._times.anchor else 0
 
     def begin(self, question: str, **_: Any) -> _Answering:
         """And what waits is taken in first."""
@@ -248,10 +256,15 @@ class _Answering:
 
     def __init__(self, stream: _Stream, clock: _Clock, times: ServiceTimes, chance: random.Random) -> None:
         self._stream, self._clock, self._times, self._chance = stream, clock, times, chance
-        self._left = chance.choice(times.tokens)
+        self._left, self._num_anchors = chance.choice(times.tokens), stream.num_anchors
         self.answer: object | None = None
 
+    def cancel(self) -> None:
+        self._stream.cancel()
+
     def step(self) -> bool:
+        if self._stream.num_anchors - self._num_anchors > 1:
+            raise StreamError("this answer is cut: its stream has re-anchored twice since it began")
         self._clock.spend("token", self._chance.choice(self._times.token))
         self._left -= 1
         if self._left <= 0:
