@@ -20,6 +20,7 @@ from engines.memory import Array
 from engines.stream import PVCStream
 from engines.synthetic import render_clip
 
+from .endless import endless
 from .load import Load, Outcome
 from .simulation import MAX_NEW_TOKENS, QUESTION, ServiceTimes, hand_over
 
@@ -36,21 +37,19 @@ class Snapshot:
     open: float
 
 
-def endless(bundle: Bundle) -> dict[str, Any]:
-    """The options of a stream that takes frames for ever, and a question at any time.
+def options_of(bundle: Bundle) -> dict[str, Any]:
+    """The options of a stream that takes frames for ever, and QUESTION at any time.
 
     Raises StreamError for a model that cannot re-anchor: it has no steady state that could be measured.
     """
     rows = len(bundle.tokenizer.encode(QUESTION + bundle.manifest.prompt.ask_suffix)) + MAX_NEW_TOKENS
-    options: dict[str, Any] = {"clock": "reanchor", "reserve": 2 * rows}
     try:
-        PVCStream(bundle, **options)
+        return endless(bundle, reserve=2 * rows)
     except StreamError as error:
         raise StreamError(
             f"this bundle's streams come to an end: {error.what}", expected="a model that can re-anchor",
             cause=error.cause, fix="simulate it with times of your own: --times FILE",
         ) from error  # fmt: skip
-    return options
 
 
 def clip(*, width: int = 640, height: int = 480) -> list[Array]:
@@ -59,8 +58,8 @@ def clip(*, width: int = 640, height: int = 480) -> list[Array]:
 
 
 def measure(bundle: Bundle, frames: Sequence[Array]) -> ServiceTimes:
-    """Of one stream that has nobody beside it, once its ring is full and it re-anchors. Raises what endless does."""
-    stream = PVCStream(bundle, **endless(bundle))
+    """Of one stream that has nobody beside it, once its ring is full and it re-anchors. Raises what options_of does."""
+    stream = PVCStream(bundle, **options_of(bundle))
     feed = cycle(frames)
     for frame in islice(feed, NUM_WARM + bundle.manifest.trained_frames):
         stream.push(frame)
@@ -89,7 +88,7 @@ def measure(bundle: Bundle, frames: Sequence[Array]) -> ServiceTimes:
 
 def measure_snapshot(bundle: Bundle, frames: Sequence[Array]) -> Snapshot:
     """Of a stream whose caches are as full as they get between two anchors, in a folder for temporary files."""
-    stream = PVCStream(bundle, **endless(bundle))
+    stream = PVCStream(bundle, **options_of(bundle))
     for frame in islice(cycle(frames), NUM_WARM + bundle.manifest.trained_frames):
         stream.push(frame)
     with tempfile.TemporaryDirectory() as folder:
@@ -102,9 +101,9 @@ def measure_snapshot(bundle: Bundle, frames: Sequence[Array]) -> Snapshot:
 def run(bundle: Bundle, load: Load, frames: Sequence[Array], limits: QueueLimits | None = None) -> Outcome:
     """The load on a Scheduler, as a simulation has it: frames come when they are due, whether or not they are taken.
 
-    Raises what endless does. What a stream raises is counted in `failed`.
+    Raises what options_of does. What a stream raises is counted in `failed`.
     """
-    outcome, options, lock = Outcome(cameras=load.cameras), endless(bundle), threading.Lock()
+    outcome, options, lock = Outcome(cameras=load.cameras), options_of(bundle), threading.Lock()
     scheduler = Scheduler(OneByOne(bundle=bundle), max_streams=load.cameras)
     try:
         handles = [scheduler.open(limits=limits or QueueLimits(), **options) for _ in range(load.cameras)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
+from typing import Any
 
 from engines.errors import StreamError
 from engines.many.handle import Busy, QueueLimits, StreamHandle
@@ -20,9 +21,13 @@ class Sequences:
     A stream that is freed forgets its frames at once, and its caches serve the next sequence.
     """
 
-    def __init__(self, scheduler: Scheduler, *, idle_s: float, now: Callable[[], float] = time.monotonic) -> None:
-        """idle_s: a sequence that is not used for so long is freed, by whoever calls `free_idle`."""
-        self.idle_s = idle_s
+    def __init__(
+        self, scheduler: Scheduler, *, idle_s: float, options: dict[str, Any],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        """idle_s: a sequence that is not used for so long is freed, by whoever calls `free_idle`.
+        options: of PVCStream, the same for all."""
+        self.idle_s, self.options = idle_s, options
         self._scheduler, self._now = scheduler, now
         self._handles: dict[Hashable, StreamHandle] = {}
         self._used: dict[Hashable, float] = {}
@@ -76,7 +81,7 @@ class Sequences:
 
     def _open(self) -> StreamHandle:
         try:
-            return self._scheduler.open(limits=WAITING)
+            return self._scheduler.open(limits=WAITING, **self.options)
         except Busy as error:
             raise Busy(
                 f"{len(self._handles)} sequences are open", expected=f"{self._scheduler.max_streams} or fewer",

@@ -30,8 +30,11 @@ from engines.many.handle import Busy, StreamHandle
 from engines.many.scheduler import OneByOne, Scheduler
 from engines.pictures import to_bgr
 
+from .endless import as_endless_as_can_be
 from .sequences import Sequences
 
+QUESTION_ROWS = 128
+"""Rows of a context that frames leave for a question, beside those for its answer."""
 INVALID, UNAVAILABLE, INTERNAL = "INVALID_ARG", "UNAVAILABLE", "INTERNAL"
 """Names of TritonError's codes."""
 
@@ -81,7 +84,8 @@ class Instance:
         bundle = open_bundle(folder / given["bundle"], trust_engines=given.get("trust_engines") == "true")
         slots = max(1, int(config.get("max_batch_size", 1)))
         self._scheduler = Scheduler(OneByOne(bundle=bundle), max_streams=slots, gather_s=0.0)
-        self.sequences = Sequences(self._scheduler, idle_s=int(idle_us) / 1e6)
+        options = as_endless_as_can_be(bundle, reserve=self._max_new_tokens + QUESTION_ROWS)
+        self.sequences = Sequences(self._scheduler, idle_s=int(idle_us) / 1e6, options=options)
         self._lock, self._is_closed = threading.Lock(), threading.Event()
         self._reaper = threading.Thread(target=self._free_idle, name="idle sequences", daemon=True)
         self._reaper.start()

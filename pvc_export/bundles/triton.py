@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.bundle import lacks_engines, verify_files
-from engines.errors import BundleError, SpecError
+from engines.clock import resolve_clock
+from engines.errors import BundleError, SpecError, StreamError
 from engines.manifest import MANIFEST_NAME, Manifest
 from engines.publishing import link
 from engines.target import load_target
@@ -210,9 +211,13 @@ def _refuse_other_things(out: Path) -> None:
 
 
 def _state_bytes(manifest: Manifest) -> int:
-    """Of one stream. Where a clock re-anchors, the next episode is prepared beside the current one."""
-    episodes = 1 if manifest.limits.num_times is None else 2
-    return episodes * sum(spec.state_bytes(manifest.limits) for spec in manifest.graphs.values())
+    """Of one stream. One that can re-anchor does, and prepares its next episode beside the current one."""
+    caches = sum(spec.state_bytes(manifest.limits) for spec in manifest.graphs.values())
+    try:
+        resolve_clock(manifest, "reanchor", None)
+    except StreamError:
+        return caches
+    return 2 * caches
 
 
 def _page(request: TritonRequest, manifest: Manifest, *, on_gpu: bool) -> str:

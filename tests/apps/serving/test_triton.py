@@ -55,7 +55,7 @@ def clips() -> tuple[Frames, Frames]:
 
 
 def alone(bundle: Bundle, frames: Frames, question: str = QUESTION, max_new_tokens: int = 6) -> str:
-    stream = PVCStream(bundle)
+    stream = PVCStream(bundle, clock="reanchor", reserve=6 + 128)
     for frame in frames:
         stream.push(frame)
     return stream.ask(question, max_new_tokens=max_new_tokens).text
@@ -77,6 +77,16 @@ def test_two_sequences_answer_as_two_streams_alone(
     assert both[0].answer != both[1].answer and [each.frames for each in both] == [6, 7]
     (last,) = server.infer(ask(11, frame=first[6], question=QUESTION, max_new_tokens=3))
     assert (last.answer, last.frames) == (alone(bundle, first[:7], max_new_tokens=3), 7)
+
+
+def test_a_sequence_takes_frames_for_ever(server: Server, bundle: Bundle, clips: tuple[Frames, Frames]) -> None:
+    """It re-anchors, and so never fills its context."""
+    most, frames = 3 * bundle.manifest.trained_frames + 5, clips[0]
+    for index in range(most):
+        (said,) = server.infer(ask(1, start=index == 0, frame=frames[index % len(frames)]))
+        assert (said.error, said.frames) == ("", index + 1)
+    (said,) = server.infer(ask(1, question=QUESTION))
+    assert said.answer == alone(bundle, [frames[index % len(frames)] for index in range(most)])
 
 
 def encoded(frame_bgr: np.ndarray, kind: str) -> bytes:
