@@ -27,6 +27,7 @@ from .load import Load, Outcome
 from .measured import clip, measure, measure_snapshot, run
 from .simulation import Rules, ServiceTimes, cost, simulate
 
+MIB = 1 << 20
 FLEETS = (1, 100, 10_000)
 COLUMNS = (
     "utilisation",
@@ -79,9 +80,14 @@ def rows(folder: Path | None, times: ServiceTimes | None, told: Namespace) -> It
         yield row, measured
 
 
-def sizes_of(folder: Path, told: Namespace) -> Sizes:
-    """Of a bundle's streams. Twice the caches: a stream that re-anchors prepares its next episode beside this one."""
-    bundle = open_bundle(folder, trust_engines=told.trust_engines)
+def sizes_of(told: Namespace) -> Sizes:
+    """Of a bundle's streams, or as they were told. Twice the caches: a stream that re-anchors prepares its next episode
+    beside this one."""
+    if told.bundle is None:
+        return Sizes(
+            state=told.state_mib * MIB, snapshot=told.snapshot_mib * MIB, picture=told.jpeg_kib * KIB, open=told.open_s
+        )
+    bundle = open_bundle(told.bundle, trust_engines=told.trust_engines)
     limits = bundle.manifest.limits
     state = 2 * sum(spec.state_bytes(limits) for spec in bundle.manifest.graphs.values())
     snapshot = measure_snapshot(bundle, clip())
@@ -170,7 +176,7 @@ def main() -> int:
 def _tell(told: Namespace) -> None:
     about, found = environment(), list[Row]()
     times = None if told.times is None else _read(told.times)
-    sizes = sizes_of(told.bundle, told) if told.bundle is not None else None
+    sizes = sizes_of(told) if told.bundle is not None or told.state_mib else None
     for row, measured in rows(told.bundle, times, told):
         found.append(row)
         times = measured
@@ -188,14 +194,23 @@ def _tell(told: Namespace) -> None:
             "sizes": sizes and asdict(sizes),
         })  # fmt: skip
         return
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    print(f"{about['cpu']}, {about['cores']} cores, {versions}; load before {about['load_before']}; {about['date']}\n")
+    print(f"{_heading(told, about)}\n")
     print(f"One stream alone, ms: {times.summary()}\n\n{compared(found)}\n")
     print(
         f"A process takes {most} such cameras: at most {MOST_DROPPED:.1%} dropped, p99 below the time between frames.\n"
     )
     if fleets:
         print(needed(fleets))
+
+
+def _heading(told: Namespace, about: dict[str, Any]) -> str:
+    """Where the figures come from: this machine, or a file."""
+    if told.times is not None:
+        return f"simulated alone, with the times in {told.times}"
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    load = about["load_before"]
+    before = "" if load is None else f"; load {load:.1f} before"
+    return f"{about['cpu']}, {about['cores']} cores, {versions}{before}; {about['date']}"
 
 
 def _read(path: Path) -> ServiceTimes:
@@ -232,6 +247,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--save-every", type=int, default=8, help="frames between snapshots, 0: none; default: 8")
     parser.add_argument("--most", type=int, default=1, help="simulated streams that share a pass; default: 1")
     parser.add_argument("--jpeg-kib", type=int, default=60, help="a frame on the network, a guess; default: 60")
+    parser.add_argument("--state-mib", type=int, default=0, help="with --times: caches of a stream")
+    parser.add_argument("--snapshot-mib", type=int, default=0, help="with --times: a stream as a file")
+    parser.add_argument("--open-s", type=float, default=0.0, help="with --times: to go on from one, in seconds")
     parser.add_argument("--trust-engines", action="store_true", help="run engines that another machine built")
     parser.add_argument("--json", action="store_true")
     return parser

@@ -237,6 +237,9 @@ def test_times_from_elsewhere_are_simulated_alone(
     assert in_this_process(monkeypatch, "--times", path, "--cameras", "30", "--most", 8, "--json") == 0
     data = json.loads(capsys.readouterr().out)
     assert data["rows"][0]["alone"]["dropped"] == 0 and data["per_process"] >= 30 and data["fleets"] == []
+    sizes = ("--state-mib", 100, "--snapshot-mib", 10, "--open-s", 0.1)
+    assert in_this_process(monkeypatch, "--times", path, "--cameras", "1", *sizes) == 0
+    assert "| 10,000 | " in (out := capsys.readouterr().out) and "| 1.05 TB |" in out
     again = tmp_path / "again.json"
     again.write_text(json.dumps(data))
     assert in_this_process(monkeypatch, "--times", again, "--cameras", "2") == 0
