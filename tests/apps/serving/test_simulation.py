@@ -195,6 +195,13 @@ def test_what_a_process_takes_is_found_by_simulation() -> None:
     assert most_cameras(ServiceTimes(frame=(1e-9,)), replace(load, seconds=0.5)) == MOST_CAMERAS
 
 
+def test_a_process_whose_frames_come_too_late_is_full_even_if_it_drops_none() -> None:
+    """A snapshot of half a second holds up the frames of a fifth: as many wait as may, and none is lost."""
+    times, load = ServiceTimes(frame=(0.01,), save=(0.5,)), Load(cameras=1, fps=5.0, seconds=30.0, save_every=4)
+    assert simulate(times, load).dropped == 0
+    assert most_cameras(times, load) == 0 and most_cameras(times, replace(load, save_every=0)) == 20
+
+
 def test_a_fleet_adds_up() -> None:
     times = ServiceTimes(frame=(0.01,), save=(0.02,))
     load = Load(cameras=1, fps=4.0, save_every=8)
