@@ -27,7 +27,7 @@ from .switching import Switching
 from .watcher import Reply, Watcher
 from .window import Window
 
-PATIENCE_S = 0.1  # without a frame, until keys, commands and signals are looked at
+PATIENCE_S = 0.02  # without a frame, until keys, commands and signals are looked at
 MOST_FAILURES = 10  # frames, or answers, in a row that come out as NaN, until the session ends
 
 
