@@ -10,11 +10,12 @@ from typing import Any
 
 from engines.errors import NonFiniteError, PVCError, StreamError
 from engines.signals import Signals
+from engines.sizes import resident_bytes
 from engines.stillness import UNCHANGED_S, Stillness
 from engines.synthetic import Frame
 
 from .capture import Captured, Source
-from .figures import Figures, resident_bytes
+from .figures import Figures
 from .keeper import Keeper
 from .listeners import Ask, Command, Commands, Event, EventKind, Listener, Pause, Reset, SetQuestion, Switch
 from .meters import Meter

@@ -61,7 +61,7 @@ Way = Callable[[], tuple[float, list[str]]]
 def compare(
     folder: Path, *, streams: int, frames: int, rounds: int, clock: str, baseline: list[Path]
 ) -> dict[str, Any]:
-    """Frames a second by way, their ratios to the first one in the same rounds, and whether all answers are the same."""
+    """Frames a second by way, their ratios to the first one in the same rounds, and whether all answers are alike."""
     shown = np.stack([_pictures(seed, frames) for seed in range(streams)])
     with ExitStack() as stack:
         ways: dict[str, Way] = {}
