@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
-
-STATM = Path("/proc/self/statm")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,11 +54,3 @@ class Figures:
     def to_json(self) -> dict[str, Any]:
         """Its fields and num_seen, fit for JSON but for a number that is not finite."""
         return asdict(self) | {"num_seen": self.num_seen, "queues": dict(self.queues)}
-
-
-def resident_bytes() -> int | None:
-    """Memory of this process that is in RAM now. None outside Linux."""
-    try:
-        return int(STATM.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return None

@@ -155,6 +155,7 @@ def _open(request: Request, signals: Signals, log: Log, stack: ExitStack) -> Liv
         source=source, watcher=watcher, meter=Meter(), log=log, signals=signals, listener=announcer,
         commands=commands, switching=switching, window=window, recorders=recorders, keeper=keeper,
         counted=[page.counted for page in pages], beat=watchdog.beat, max_frames=request.max_frames,
+        still_after_s=limits.no_frame_s,
     )  # fmt: skip
     closing.pop_all()
     stack.callback(lambda: session.source.close())

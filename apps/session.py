@@ -10,11 +10,12 @@ from typing import Any
 
 from engines.errors import NonFiniteError, PVCError, StreamError
 from engines.signals import Signals
-from engines.stillness import Stillness
+from engines.sizes import resident_bytes
+from engines.stillness import UNCHANGED_S, Stillness
 from engines.synthetic import Frame
 
 from .capture import Captured, Source
-from .figures import Figures, resident_bytes
+from .figures import Figures
 from .keeper import Keeper
 from .listeners import Ask, Command, Commands, Event, EventKind, Listener, Pause, Reset, SetQuestion, Switch
 from .meters import Meter
@@ -27,8 +28,8 @@ from .switching import Switching
 from .watcher import Reply, Watcher
 from .window import Window
 
-PATIENCE_S = 0.1  # without a frame, until keys, commands and signals are looked at
-MOST_FAILURES = 10  # frames in a row that the model cannot take, until the session ends
+PATIENCE_S = 0.02  # without a frame, until keys, commands and signals are looked at
+MOST_FAILURES = 10  # frames, or answers, in a row that come out as NaN, until the session ends
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,6 +41,7 @@ class LiveSession:
     recorders  get every frame as it is shown
     counted    hear the figures with every frame
     beat       is called often, as long as the session does not hang
+    still_after_s  a picture that has been the same for so long is told
     """
 
     source: Source
@@ -57,18 +59,23 @@ class LiveSession:
     beat: Callable[[], None] = lambda: None
     max_frames: int | None = None
     score: Score = field(default_factory=Score)
-    stillness: Stillness = field(default_factory=Stillness)
+    still_after_s: float = UNCHANGED_S
     still: str = ""  # what is said of a picture that is black or the same for long
+    stillness: Stillness = field(init=False)
     ended: str = ""
     error: PVCError | None = None
     paused: bool = False
     _newest: Captured | None = None
-    _num_failures: int = 0
+    _num_failures: int = 0  # frames in a row
+    _num_unanswered: int = 0  # questions in a row
     _num_stale: int = 0
-    _source_notice: str = ""
+    _source_state: str = ""  # what was told of it
     _save_trouble: str = ""
     _untold: list[tuple[EventKind, str]] = field(default_factory=list)  # events before the first frame
     _resident: tuple[float, int | None] = (0.0, None)
+
+    def __post_init__(self) -> None:
+        self.stillness = Stillness(unchanged_s=self.still_after_s)
 
     def run(self) -> None:
         """Until the source ends, enough frames were seen, a key or a signal. Then the recording is completed.
@@ -184,12 +191,16 @@ class LiveSession:
             with self.signals.interruptible():
                 reply = self.watcher.step(newest)
         except StreamError as error:  # of this question: the next one has its turn
+            self._num_unanswered += isinstance(error, NonFiniteError)
+            if self._num_unanswered == MOST_FAILURES:
+                raise
             self._say_trouble(error.what)
             return
         if reply is None:
             if (partial := self.watcher.partial) is not None:
                 self.listener.said(*partial)
             return
+        self._num_unanswered = 0
         self.listener.said(reply.question, reply.text)
         self.score.add(reply.grade)
         self.meter.answered(reply.latency_ms)
@@ -264,11 +275,13 @@ class LiveSession:
         return None
 
     def _notice(self) -> None:
-        """Of the source: said once for as long as it lasts, and told when it begins and when it ends."""
+        """Of the source: said, and told when it begins and when it ends. A device that is lost says each attempt to get
+        it back, which is told once."""
         notice = self.source.device.notice or self.still
         self.log.notice(notice)
-        if notice != self._source_notice:
-            self._source_notice = notice
+        state = "lost" if self.source.device.notice else self.still
+        if state != self._source_state:
+            self._source_state = state
             self._tell("source", notice or f"{self.source.device.name} is back")
 
     def _tell(self, kind: EventKind, text: str) -> None:
@@ -317,7 +330,8 @@ class LiveSession:
     def _switch(self, source: Source) -> None:
         """The new source is another world: nothing of the old one stays."""
         self.source.close()
-        self.source, self.stillness, self.still, self._source_notice = source, Stillness(), "", ""
+        self.source, self.still, self._source_state = source, "", ""
+        self.stillness = Stillness(unchanged_s=self.still_after_s)
         self.watcher.reset()
         self.meter.new_source()
         self._tell("source", f"watches {source.device.name} now")

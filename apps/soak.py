@@ -26,10 +26,10 @@ import numpy as np
 
 from engines import Bundle, PVCStream, open_bundle
 from engines.signals import Signals
+from engines.sizes import resident_bytes
 from engines.synthetic import Frame
 
 from .capture import Captured, EveryFrame
-from .figures import resident_bytes
 from .listeners import Commands, Event
 from .live import QUESTION
 from .meters import Meter

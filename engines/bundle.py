@@ -19,7 +19,7 @@ from .builder import load_runtime
 from .cuda import CudaRuntime, LibCudart
 from .errors import BackendUnavailable, BundleError
 from .manifest import EngineEntry, FileEntry, Manifest, fingerprint, hash_file, list_files
-from .memory import DeviceMemory, HostMemory
+from .memory import Caches, DeviceMemory, HostMemory
 from .needs import require_onnxruntime
 from .prompt import PromptTokenizer
 from .provenance import origin_of
@@ -57,6 +57,15 @@ class Bundle(OpenGraphs):
     """The same with its tokenizer: all that a stream needs."""
 
     tokenizer: PromptTokenizer
+
+    def open_caches(self, graph: str) -> Caches:
+        """For one stream, or one episode of it."""
+        return Caches(self.sessions[graph].spec, self.sessions[graph].memory)
+
+    @property
+    def of_successors(self) -> Bundle:
+        """The same with other places for caches, where those of episodes that are prepared lie elsewhere."""
+        return self
 
     @property
     def threads(self) -> dict[str, int]:

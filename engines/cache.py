@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from .errors import SpecError, StreamError, StreamFull
-from .memory import Array, HostMemory, Memory, Tensor, host_dtype
+from .memory import Array, Caches, HostMemory, Memory, Tensor, host_dtype
 from .spec import ITEM_BYTES, GraphSpec, StateSpec
 
 
@@ -24,13 +24,13 @@ class RingCache:
     Exact  equal to full causal attention while t < W, a sliding window after. Slot order carries no meaning.
     """
 
-    def __init__(self, spec: GraphSpec, memory: Memory | None = None) -> None:
+    def __init__(self, spec: GraphSpec, memory: Memory | None = None, caches: Caches | None = None) -> None:
+        """`caches` lie in `memory`; None makes some."""
         self._states = _ordered(spec, "ring")
         self._memory = memory or HostMemory()
         self.window = _size(spec, "slot_mask", 1)
-        self._rings = {
-            s.input: self._memory.zeros(spec.input(s.input).resolve({"batch": 1}), s.dtype) for s in self._states
-        }
+        self._caches = caches or Caches(spec, self._memory)  # kept, since whoever made them may want them back
+        self._rings = self._caches.tensors
         self.num_frames = 0
 
     def feeds(self) -> dict[str, Tensor]:
@@ -132,7 +132,8 @@ class LinearCache:
     apart as it grows. How far depends on `length` alone, so that the same rows give the same bits whatever came before.
     """
 
-    def __init__(self, spec: GraphSpec, memory: Memory | None = None) -> None:
+    def __init__(self, spec: GraphSpec, memory: Memory | None = None, caches: Caches | None = None) -> None:
+        """`caches` lie in `memory`; None makes some."""
         self._states = _ordered(spec, "linear")
         self._memory = memory or HostMemory()
         self._in_place = bool(spec.aliases)
@@ -140,11 +141,15 @@ class LinearCache:
             self.capacity, self._bucket = spec.dims["past"].max, spec.dims["past"].min
         else:
             self.capacity = self._bucket = _size(spec, self._states[0].input, self._states[0].slot_axis)
-        dims = {"batch": 1, "past": self.capacity}
-        self._whole = {s.input: self._memory.zeros(spec.input(s.input).resolve(dims), s.dtype) for s in self._states}
-        self._caches, self._room = dict(self._whole), self.capacity
+        # A GPU's graph is fed the whole cache, and so is one that is fed no part.
+        self._grows = self._in_place and self._bucket < self.capacity and isinstance(self._memory, HostMemory)
+        self._store = caches or Caches(spec, self._memory)
         self.length = 0
         self._make_room(1)
+
+    @property
+    def _caches(self) -> Mapping[str, Tensor]:
+        return self._store.tensors
 
     def feeds(self, num_rows: int) -> dict[str, Tensor]:
         """The caches and `position_ids` of `num_rows` new rows, and what tells the graph which rows are in use.
@@ -184,11 +189,14 @@ class LinearCache:
     def discard(self, num_rows: int) -> None:
         """A pass over `num_rows` rows failed: clear what it may have written past the rows in use."""
         if self._in_place:
-            self._clear(self.length, min(num_rows, self._room - self.length))
+            room = self._store.room if self._grows else self.capacity
+            self._clear(self.length, min(num_rows, room - self.length))
 
     def copy_from(self, other: LinearCache) -> None:
         """Become what `other`, of the same bundle, is: its rows in use, copied where they live. This cache is empty."""
-        self._make_room(other._room)
+        if self._grows:  # alike; where other streams' caches lie beside them, either may have more room than it needs
+            self._store.lay_out(other._store.room)
+            other._store.lay_out(self._store.room)
         for state in self._states:
             self._memory.copy(self._caches[state.input], other._caches[state.input], state, other.length)
         self.length = other.length
@@ -234,15 +242,9 @@ class LinearCache:
         return max(-(-num_rows // self._bucket), 1) * self._bucket
 
     def _make_room(self, num_rows: int) -> None:
-        """For so many rows, and as few more as may be. On a GPU, and for a graph that is fed no part, for all."""
-        if not (self._in_place and self._bucket < self.capacity and isinstance(self._memory, HostMemory)):
-            return
-        room = self._bucketed(num_rows)
-        if room != self._room:
-            for state in self._states:
-                whole = self._whole[state.input]
-                self._caches[state.input] = self._memory.laid_out(whole, state, self._room, room)
-            self._room = room
+        """For so many rows, and as few more as may be."""
+        if self._grows:
+            self._store.lay_out(self._bucketed(num_rows))
 
     def _clear(self, start: int, num_rows: int) -> None:
         for state in self._states:

@@ -76,7 +76,7 @@ class Context:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        self.language = LanguageModel(bundle.sessions)
+        self.language = LanguageModel(bundle.sessions, bundle.open_caches("llm"))
         self._tokenizer, self._prompt = bundle.tokenizer, bundle.manifest.prompt
         self._num_frame_tokens = bundle.manifest.shape.num_frame_tokens
         self.waiting: tuple[FrameRows, ...] = ()

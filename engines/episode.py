@@ -21,7 +21,8 @@ class Episode:
     """
 
     def __init__(self, bundle: Bundle, *, time_divisor: int = 1, ingest: Ingest, max_waiting: int) -> None:
-        self.vision = VisionEncoder(bundle.sessions, time_divisor=time_divisor)
+        caches = bundle.open_caches("temporal")
+        self.vision = VisionEncoder(bundle.sessions, time_divisor=time_divisor, caches=caches)
         self.context = Context(bundle)
         self.newest: Array | None = None
         self._is_lazy, self._max_waiting = ingest == "lazy", max_waiting
@@ -56,6 +57,13 @@ class Episode:
         self.vision.reset()
         self.newest = None
         self.context.restart(notes)
+
+    def become(self, other: Episode) -> None:
+        """What another episode is, to which nobody is answered. May be run twice."""
+        self.reset()
+        self.copy_from(other)
+        self.newest = other.newest
+        self.context.waiting, self.context.pending = other.context.waiting, other.context.pending
 
     def copy_from(self, other: Episode) -> None:
         """Take over another episode's caches, copied where they live. This one is fresh."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from .bundle import Bundle
@@ -51,9 +51,9 @@ class Episodes:
         """retain  frames that a re-anchor replays, or, down to `least`, as many as fit; 0 where time runs on
         Raises StreamError if fewer fit, and for a reserve that cannot be."""
         manifest, temporal = bundle.manifest, bundle.sessions["temporal"]
-        make = partial(Episode, bundle, time_divisor=time_divisor, ingest=ingest, max_waiting=max_waiting)
+        make = partial(Episode, time_divisor=time_divisor, ingest=ingest, max_waiting=max_waiting)
         self._clock, self._trained, self._context = clock, manifest.trained_frames, manifest.limits.context
-        self.anchor = Anchor(episode=make())
+        self.anchor = Anchor(episode=make(bundle))
         self.notes, self.num_retained = "", retain
         self.num_retained = self.fitting(reserve, self.notes, least=least or 1)
         self.reserve, self.num_left_out = reserve, 0
@@ -61,7 +61,8 @@ class Episodes:
         # One more than are replayed, so that a frame that fails costs none of them.
         num_kept = self.num_retained + 1 if self.num_retained else 0
         self.retained = FeatureCache(temporal.spec, num_kept, temporal.memory)
-        self._successor = Successor(make(), self.retained) if num_kept else None
+        self._successor = Successor(make(bundle.of_successors), self.retained) if num_kept else None
+        self._keeps_its_place = bundle.of_successors is not bundle
 
     @property
     def current(self) -> Episode:
@@ -170,8 +171,12 @@ class Episodes:
 
         def adopt() -> None:
             self.retained.push(trunk_features, num_frames)
-            successor.take_back(old.episode)
-            self.anchor = new
+            if self._keeps_its_place and old.episode.context.branch is None:
+                old.episode.become(successor.episode)  # what was prepared is left there until the next one is
+                self.anchor = replace(new, episode=old.episode)
+            else:
+                successor.take_back(old.episode)
+                self.anchor = new
 
         _run_whole(adopt)
         return prepared

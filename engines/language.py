@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .cache import LinearCache
-from .memory import Array
+from .memory import Array, Caches
 from .session import Session, require_finite
 
 
 class LanguageModel:
     """Prefill, frame ingest and decode are one operation: `append` rows of embeddings."""
 
-    def __init__(self, sessions: Mapping[str, Session]) -> None:
+    def __init__(self, sessions: Mapping[str, Session], caches: Caches | None = None) -> None:
         self._embed, self._llm, self._head = sessions["embed"], sessions["llm"], sessions["head"]
         self._chunk = self._llm.spec.dims["rows"].max
         self._memory = self._llm.memory
-        self.cache = LinearCache(self._llm.spec, self._memory)
+        self.cache = LinearCache(self._llm.spec, self._memory, caches)
 
     def embed(self, ids: Sequence[int]) -> Array:
         """Token ids -> (L, E)."""

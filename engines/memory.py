@@ -8,6 +8,7 @@ so "bytes written per frame" is measured the same way for every backend.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ import numpy as np
 
 from .cuda import CudaRuntime
 from .errors import BackendUnavailable, SpecError
-from .spec import ITEM_BYTES, StateSpec
+from .spec import ITEM_BYTES, GraphSpec, StateSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -250,6 +251,14 @@ class DeviceMemory:
         self.traffic.upload += array.nbytes
         return target
 
+    def gather(self, tensors: Sequence[DeviceArray], into: DeviceArray) -> None:
+        """Copy them one behind the other, from the start of `into` on."""
+        address = into.address
+        for tensor in tensors:
+            size = tensor.num_bytes
+            self.cuda.copy_rows(address, size, tensor.address, size, size, 1, self.stream)
+            address += size
+
     def to_host(self, tensor: Tensor) -> Array:
         """Copy to the host, and wait for it: everything queued before has then run."""
         if isinstance(tensor, np.ndarray):
@@ -278,6 +287,35 @@ class DeviceMemory:
     def _free(self, address: int) -> None:
         del self._frees[address]
         self.cuda.free(address)
+
+
+class Caches:
+    """The caches of one stream, one for each state of a graph, all zero.
+
+    tensors  by the name of the input that they are fed as; of a linear cache, laid out for `room` rows
+    room     as many as there may be, until `lay_out`; 0 where the graph has no linear cache that can be laid out
+    """
+
+    def __init__(self, spec: GraphSpec, memory: Memory) -> None:
+        self._states, self._memory = spec.states, memory
+        self._whole = {s.input: memory.zeros(cache_shape(spec, s, streams=1), s.dtype) for s in spec.states}
+        self.tensors: Mapping[str, Tensor] = dict(self._whole)
+        self.room = spec.dims["past"].max if "past" in spec.dims else 0
+
+    def lay_out(self, room: int) -> None:
+        """With room for so many rows. What is beyond it is lost, and what is new is zero. On the host only."""
+        memory = self._memory
+        assert isinstance(memory, HostMemory)
+        if room != self.room:
+            self.tensors = {s.input: memory.laid_out(self._whole[s.input], s, self.room, room) for s in self._states}
+            self.room = room
+
+
+def cache_shape(spec: GraphSpec, state: StateSpec, *, streams: int) -> tuple[int, ...]:
+    """Of the caches of so many streams, with all the rows that there may be."""
+    rows = {"past": spec.dims["past"].max} if "past" in spec.dims else {}
+    shape = spec.input(state.input).resolve({"batch": streams, **rows})
+    return (streams, *shape[1:])
 
 
 def _check_rows(cache: Tensor, rows: Tensor, state: StateSpec, slot: int, count: int) -> None:

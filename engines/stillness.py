@@ -21,7 +21,9 @@ POINTS = 448  # looked at along each side, at most
 class Stillness:
     """Looks at frames as they come, at their times. The seconds are from a frame to the last one that is like it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, unchanged_s: float = UNCHANGED_S) -> None:
+        """unchanged_s: from when on a picture that stays the same is spoken of."""
+        self._patience_s = unchanged_s
         self.black_s = self.unchanged_s = 0.0  # the longest so far
         self.is_all_black = False
         self._black_since: float | None = None
@@ -42,7 +44,7 @@ class Stillness:
         self.black_s, self.unchanged_s = max(self.black_s, black_s), max(self.unchanged_s, same_s)
         if black_s >= BLACK_S:
             return f"the picture has been black since {self._black_since:.1f} s"
-        return f"the picture has not changed since {self._same_since:.1f} s" if same_s >= UNCHANGED_S else ""
+        return f"the picture has not changed since {self._same_since:.1f} s" if same_s >= self._patience_s else ""
 
     def summary(self) -> list[str]:
         """What to say afterwards: nothing, or that it was black or the same for long."""
@@ -51,7 +53,7 @@ class Stillness:
             said.append("every picture is black")
         elif self.black_s >= BLACK_S:
             said.append(f"the picture is black for {self.black_s:.1f} s")
-        if self.unchanged_s >= UNCHANGED_S:
+        if self.unchanged_s >= self._patience_s:
             said.append(f"the picture does not change for {self.unchanged_s:.1f} s")
         return said
 

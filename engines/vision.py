@@ -9,7 +9,7 @@ import numpy as np
 
 from .cache import RingCache
 from .errors import StreamError
-from .memory import Array, DeviceArray, Tensor
+from .memory import Array, Caches, DeviceArray, Tensor
 from .session import Session, require_finite
 
 
@@ -27,13 +27,13 @@ class EncodedFrame:
 class VisionEncoder:
     """The streaming per-frame ViT of one stream, or of one episode of it."""
 
-    def __init__(self, sessions: Mapping[str, Session], *, time_divisor: int = 1) -> None:
+    def __init__(self, sessions: Mapping[str, Session], *, time_divisor: int = 1, caches: Caches | None = None) -> None:
         """A frame's time is its index / time_divisor: 1 for absolute time, the clip's length for fixed time."""
         self._sessions = sessions
         self.time_divisor = time_divisor
         spec, self._memory = sessions["temporal"].spec, sessions["temporal"].memory
         self._num_times = spec.num_times
-        self.ring = RingCache(spec, self._memory)
+        self.ring = RingCache(spec, self._memory, caches)
 
     def encode(self, frame: Tensor) -> EncodedFrame:
         """(S, S, 3) uint8 RGB -> its embeddings. Changes nothing until `commit`, so a failure loses nothing.

@@ -5,7 +5,6 @@ Note: argparse and the standard library only, as a device's kit reads its comman
 
 from __future__ import annotations
 
-import re
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Literal, get_args
 
 from apps.listeners import EventKind
 from apps.segments import QUOTA_BYTES, SEGMENT_S
+from engines.sizes import parse_size
 from engines.terminal import one_of
 
 from .alerts import Rule, parse_rule
@@ -27,7 +27,6 @@ CHANGE = 0.1
 other distances."""
 KINDS: tuple[EventKind, ...] = ("alert", "alert-end", "trouble", "end")
 """The kinds of event that are sent unless others are asked for."""
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 MIN_BYTES = 2**20
 
 
@@ -101,8 +100,8 @@ class EventOptions:
             max_snapshots=MAX_FILES if told.keep_snapshots is None else told.keep_snapshots,
             record_folder=told.record_folder,
             segment_s=SEGMENT_S if told.segment is None else told.segment,
-            segment_bytes=None if told.segment_size is None else _size("--segment-size", told.segment_size),
-            quota_bytes=QUOTA_BYTES if quota is None else _size("--record-quota", quota),
+            segment_bytes=None if told.segment_size is None else parse_size(told.segment_size, option="--segment-size"),
+            quota_bytes=QUOTA_BYTES if quota is None else parse_size(quota, option="--record-quota"),
         )
 
 
@@ -177,10 +176,3 @@ def _kinds(text: str) -> tuple[EventKind, ...]:
     known: tuple[EventKind, ...] = get_args(EventKind)
     names = [one_of("--deliver", name.strip(), known) for name in text.split(",")]
     return tuple(kind for kind in known if kind in names)
-
-
-def _size(option: str, text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise ValueError(f"{option} is '{text}'; expected a number of bytes, or one with K, M, G or T, such as 500M")
-    return int(float(match[1]) * UNITS[match[2].upper()])

@@ -113,7 +113,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--web-files", metavar="FOLDER", type=Path, help="Videos here may be chosen on the page. [default: none]")
     add(
         "--no-frame-after", metavar="SECONDS", type=float, default=NO_FRAME_S,
-        help=f"A source that is silent for so long is unhealthy. [default: {NO_FRAME_S:.0f}]",
+        help=f"A source that is silent, or shows the same, for so long is unhealthy. [default: {NO_FRAME_S:.0f}]",
     )  # fmt: skip
     add(
         "--hang-after", metavar="SECONDS", type=float, default=HANG_S,

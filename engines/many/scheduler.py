@@ -23,17 +23,15 @@ GATHER_S = 0.003
 
 
 class Together(Protocol):
-    """How the steps of several streams are taken.
-
-    bundle  that the streams must be made of
-    most    steps at once
-    """
+    """How the steps of several streams are taken."""
 
     @property
-    def bundle(self) -> Bundle: ...
+    def bundle(self) -> Bundle:
+        """That the streams must be made of."""
 
     @property
-    def most(self) -> int: ...
+    def most(self) -> int:
+        """Steps at once."""
 
     def run(self, steps: Sequence[Step]) -> None:
         """Take each, of streams that are all different. A step raises nothing."""

@@ -19,13 +19,13 @@ from engines.bundle import ON_CPU, open_bundle
 from engines.memory import Tensor
 from engines.preprocess import to_model_frame
 from engines.session import Session, Wrapped
+from engines.sizes import resident_bytes
 from engines.spec import VISION_GRAPHS
 from engines.vision import VisionEncoder
 
 from ..parity.clip import render_clip
 from ..terminal import interrupt
 from ..terminal.console import Console, size_text
-from ..terminal.facts import resident_bytes
 from .rounds import Spread, clock, describe_environment, environment
 
 EARLY_FRAME = 50

@@ -20,13 +20,13 @@ from engines.errors import MediaError, ParityError, StreamFull
 from engines.ingest import Ingest
 from engines.picture_sequences import PictureSequence, is_picture_sequence, open_picture_sequence
 from engines.pictures import Picture, read_picture
+from engines.sizes import resident_bytes
 from engines.stillness import Stillness
 from engines.terminal import print_json, printable
 from engines.video import Damage, VideoInfo, VideoReader, is_url, probe_video, without_password
 
 from ..parity.clip import Frame
 from ..terminal.console import Console, size_text
-from ..terminal.facts import resident_bytes
 
 DEFAULT_QUESTION = "What happens in this video?"
 DEFAULT_IMAGE_QUESTION = "Describe what you see."

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import BackendUnavailable
+from engines.sizes import available_bytes
 
 from ..terminal.console import size_text
-from ..terminal.facts import available_bytes, cpu_name
+from ..terminal.facts import cpu_name
 from .hardware import Hardware
 from .section import Found
 

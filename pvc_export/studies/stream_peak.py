@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from engines import PVCStream, open_bundle
-
-from ..terminal.facts import peak_bytes
+from engines.sizes import peak_bytes
 
 
 def main(bundle: Path) -> None:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from engines.sizes import peak_bytes
+
 from . import interrupt
-from .facts import peak_bytes, restart_peak
+from .facts import restart_peak
 
 Report = Callable[[float], None]
 """Called with the fraction done, 0 to 1."""

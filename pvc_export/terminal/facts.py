@@ -35,29 +35,6 @@ def cpu_name() -> str:
     return name
 
 
-def resident_bytes() -> int | None:
-    """Memory of this process that is in RAM now; None where the system does not say (it is read from /proc)."""
-    return _bytes_in("/proc/self/status", "VmRSS")
-
-
-def available_bytes() -> int | None:
-    """RAM that a process here may still take; None where the system does not say."""
-    return _bytes_in("/proc/meminfo", "MemAvailable")
-
-
-def peak_bytes() -> int | None:
-    """The most of it since restart_peak."""
-    return _bytes_in("/proc/self/status", "VmHWM")
-
-
-def _bytes_in(file: str, field: str) -> int | None:
-    try:
-        lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
-
-
 def restart_peak() -> None:
     """Let Linux forget the most that this process held in RAM; elsewhere nothing."""
     with suppress(OSError):

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from apps.browser import BrowserCamera
 from apps.capture import Captured, Source, open_source
-from apps.figures import Figures, resident_bytes
+from apps.figures import Figures
 from apps.listeners import Ask, Command, Commands, Event, EventKind, Pause, Reset, SetQuestion, Switch, TakeSnapshot
 from apps.overlay import Status
 from apps.watchdog import Watchdog
@@ -26,6 +26,7 @@ from apps.web.history import History
 from apps.web.options import WebOptions
 from apps.web.server import Page, open_page
 from engines.errors import PVCError
+from engines.sizes import resident_bytes
 from engines.synthetic import Frame
 
 FPS, ANSWER_EVERY_S, TOKEN_S = 12.0, 6.0, 0.12

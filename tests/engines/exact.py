@@ -21,6 +21,7 @@ import numpy as np
 from engines.bundle import TOKENIZER_NAME, Bundle
 from engines.graph_specs import graph_specs
 from engines.manifest import FORMAT_VERSION, ImageSpec, Manifest, ModelSource
+from engines.many.slab import part
 from engines.memory import Array, HostMemory, Memory, Tensor
 from engines.prompt import PromptSpec, PromptTokenizer
 from engines.spec import CacheUpdate, GraphSpec, ModelShape, Spelling, StateSpec, StreamLimits
@@ -71,7 +72,7 @@ def exact_bundle(
     memory: Memory | None = None,
     limits: StreamLimits = LIMITS,
 ) -> Bundle:
-    """A bundle of one stream in `memory`, the host's by default. `folder` gets its tokenizer."""
+    """A bundle in `memory`, the host's by default. `folder` gets its tokenizer."""
     (folder / TOKENIZER_NAME).write_text(byte_tokenizer().to_str(), encoding="utf-8")
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -113,10 +114,12 @@ class ExactSession:
         arrays = {tensor.name: self.memory.to_host(inputs[tensor.name]) for tensor in self.spec.inputs}
         for tensor in self.spec.inputs:
             tensor.check(arrays[tensor.name], self.spec.name)
-        found = self._compute({name: array if array.dtype == bool else _whole(array) for name, array in arrays.items()})
+        whole = {name: array if array.dtype == bool else _whole(array) for name, array in arrays.items()}
+        batch = len(arrays[self.spec.inputs[0].name])
+        found = [self._compute({name: array[i : i + 1] for name, array in whole.items()}) for i in range(batch)]
         outputs: dict[str, Tensor] = {}
         for tensor in self.spec.outputs:
-            rows = np.ascontiguousarray(found[tensor.name][None], dtype=np.float32)
+            rows = np.stack([one[tensor.name] for one in found]).astype(np.float32)
             if tensor.name in self.spec.aliases:
                 outputs[tensor.name] = self._scatter(inputs, arrays, tensor.name, rows)
             else:
@@ -149,8 +152,9 @@ class ExactSession:
         """Write rows into the cache that was given, as the graph of a target that updates it in place."""
         state = next(state for state in self.spec.states if state.output == output)
         cache, dense = inputs[state.input], np.ascontiguousarray(np.moveaxis(rows, 1, state.slot_axis))
-        new = self.memory.from_host(dense, state.dtype)
-        self.memory.place(cache, new, state, int(arrays["write_index"][0]), rows.shape[1])
+        for index, start in enumerate(arrays["write_index"]):
+            new = self.memory.from_host(dense[index : index + 1], state.dtype)
+            self.memory.place(part(cache, index, 1), new, state, int(start), rows.shape[1])
         return cache
 
 

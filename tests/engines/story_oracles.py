@@ -92,7 +92,7 @@ class Uncached:
         temporal, window = self._bundle.manifest.graphs["temporal"], self._bundle.manifest.limits.window
         num_frames, rings = len(whole.frame_rows), []
         for index, state in enumerate(temporal.states):
-            shape = list(temporal.input(state.input).resolve({}))
+            shape = list(temporal.input(state.input).resolve({"batch": 1}))
             ring = np.zeros([shape.pop(0), shape.pop(state.slot_axis - 1), *shape], np.float32)
             for t in range(max(num_frames - window, 0), num_frames):
                 ring[0, t % window] = whole.frame_rows[t][index]

@@ -20,11 +20,13 @@ from engines.cache import FeatureCache, LinearCache, RingCache
 from engines.context import Context
 from engines.episode import Episode
 from engines.fake import RecordingCuda
+from engines.many.passes import Passes
+from engines.many.slab import Slot
 from engines.memory import DeviceMemory, HostMemory
 from engines.saved import Snapshot
 from engines.successor import Successor
 
-from .exact import SHAPE, exact_bundle
+from .exact import LIMITS, SHAPE, exact_bundle
 from .stories import run_stories, slot_off_by_one
 from .story_oracles import NUM_FRAMES, Differs, Fresh, Uncached
 
@@ -42,10 +44,11 @@ def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-def run(bundle: Bundle, *, max_examples: int = 25, num_steps: int = 40) -> None:
+def run(bundle: Bundle, *, alone: Bundle | None = None, max_examples: int = 25, num_steps: int = 40) -> None:
+    """alone: what the oracles run on, where it is another one."""
     size = SHAPE.image_size
     frames = list(np.random.default_rng(0).integers(0, 256, (NUM_FRAMES + 1, size, size, 3), dtype=np.uint8))
-    oracles = [Uncached(bundle, frames), Fresh(bundle, frames)]
+    oracles = [Uncached(alone or bundle, frames), Fresh(alone or bundle, frames)]
     run_stories(bundle, frames, oracles, ingests=INGESTS, max_examples=max_examples, num_steps=num_steps)
 
 
@@ -58,6 +61,47 @@ def test_every_stream_is_its_story(kind: str, tmp_path: Path) -> None:
 def test_every_stream_on_a_gpu_is_its_story(kind: str, tmp_path: Path) -> None:
     memory = DeviceMemory(RecordingCuda())
     run(exact_bundle(tmp_path, trained_frames=TRAINED, memory=memory, **KINDS[kind]), max_examples=5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_stream_that_shares_its_passes_is_its_story(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each frame and each question in a pass with another stream's, whose caches lie beside."""
+    limits = replace(LIMITS, streams=2)
+    alone = exact_bundle(tmp_path, trained_frames=TRAINED, limits=limits, **KINDS[kind])
+    passes = Passes(alone, max_streams=400)  # those of earlier stories are let go of when the collector comes
+    run_together(passes, monkeypatch)
+    run(passes.bundle, alone=alone)
+
+
+def run_together(passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = PVCStream(passes.bundle, clock="reanchor", retain=2)
+    frame = np.full((SHAPE.image_size,) * 2 + (3,), 7, np.uint8)
+    methods: dict[str, Callable[..., Any]] = {name: getattr(PVCStream, name) for name in ("push", "ask")}
+
+    def sharing(name: str) -> Callable[..., Any]:
+        def method(self: PVCStream, *args: Any, **options: Any) -> Any:
+            found: list[Any] = []
+
+            def own() -> None:
+                try:
+                    found.append(methods[name](self, *args, **options))
+                except BaseException as error:
+                    found.append(error)
+
+            if isinstance(self.vision.ring._caches, Slot):
+                passes.run([own, lambda: methods["push"](other, frame)])
+            else:  # an oracle's
+                own()
+            if isinstance(found[0], BaseException):
+                raise found[0]
+            return found[0]
+
+        return method
+
+    for name in methods:
+        monkeypatch.setattr(PVCStream, name, sharing(name))
 
 
 def reset_forgets_the_count(monkeypatch: pytest.MonkeyPatch) -> None:

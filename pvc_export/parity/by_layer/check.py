@@ -18,13 +18,13 @@ from engines.bundle import graph_path, verify_files
 from engines.manifest import Manifest
 from engines.memory import Array
 from engines.session import Session
+from engines.sizes import available_bytes
 from engines.spec import VISION_GRAPHS
 from pvc_ref.prompt import IMAGE_CONTEXT
 
 from ...graphs.models import LoadedModel, require_same_weights
 from ...graphs.precision import TORCH_DTYPE
 from ...terminal.console import size_text
-from ...terminal.facts import available_bytes
 from ..against_reference import compare_text, compare_tokens, text_noise
 from ..bfloat16_on_cpu import open_on_cpu
 from ..clip import QUESTION

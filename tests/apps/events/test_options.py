@@ -66,7 +66,7 @@ def test_defaults_are_those_of_the_parts() -> None:
         ("--record-quota 5G", "--record-quota is for --record-folder"),
         ("--record-folder a --segment 0.5", "--segment is 0.5; expected 1 second"),
         ("--record-folder a --segment inf", "--segment is inf; expected 1 second"),
-        ("--record-folder a --segment-size big", "--segment-size is 'big'; expected a number of bytes"),
+        ("--record-folder a --segment-size big", "--segment-size is 'big', expected a size such as 2GiB"),
         ("--record-folder a --record-quota 20", "--record-quota is 20 bytes; expected 1M"),
         ("--record-folder a --record-quota -5G", "--record-quota is '-5G'"),
     ],

@@ -21,6 +21,7 @@ import pvc_export.bench.vision as bench_module
 from engines.errors import BundleError, ParityError
 from engines.manifest import Manifest
 from engines.session import OrtSession
+from engines.sizes import resident_bytes
 from engines.vision import VisionEncoder
 from pvc_export.bench.baselines import GEMM_SIZE, gemm_peak
 from pvc_export.bench.bundle import MIN_FRAMES, NUM_AROUND, StreamReport, bench_bundle, describe_stream
@@ -29,7 +30,7 @@ from pvc_export.bench.rounds import Spread, interleave, ratio
 from pvc_export.bench.vision import VisionBench
 from pvc_export.bench.vision_variants import SIZES, Scene, eager_step, our_sessions, our_step
 from pvc_export.cli import main
-from pvc_export.terminal.facts import cpu_name, resident_bytes
+from pvc_export.terminal.facts import cpu_name
 from pvc_ref import PVC
 from pvc_ref.config import CompressorConfig
 

@@ -160,7 +160,7 @@ LONG = """
 import json, sys
 from engines import PVCStream, open_bundle
 from engines.synthetic import render_clip
-from pvc_export.terminal.facts import resident_bytes
+from engines.sizes import resident_bytes
 
 bundle, seen = open_bundle(sys.argv[1]), []
 for _ in range(3):

@@ -14,6 +14,7 @@ import pytest
 
 from engines.clock import Clock
 from engines.errors import ModelError
+from engines.sizes import parse_size
 from engines.spec import StreamLimits
 from engines.target import load_target, target_names
 from pvc_export.bundles.export import ExportRequest
@@ -24,7 +25,7 @@ from pvc_export.plan.devices import MIB, share_of_device
 from pvc_export.plan.fit import Setting
 from pvc_export.plan.memory import state_bytes
 from pvc_export.plan.model import planned_model
-from pvc_export.terminal.limits import AskedLimits, parse_size
+from pvc_export.terminal.limits import AskedLimits
 from pvc_ref import PVC, PVCConfig
 from pvc_ref.config import LLMConfig
 
@@ -284,7 +285,7 @@ def test_with_window_and_context_given_there_is_nothing_to_choose(command: str, 
     ],
 )  # fmt: skip
 def test_a_size_is_read_in_1024s_and_with_a_b_alone_in_1000s(text: str, num_bytes: int) -> None:
-    assert parse_size(text) == num_bytes
+    assert parse_size(text, option="--memory") == num_bytes
 
 
 @pytest.mark.parametrize(
