@@ -38,7 +38,7 @@ FOLDER = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(FOLDER / "runtime"))
 
 import triton_python_backend_utils as pb_utils  # noqa: E402 only a server has it
-from APPS.serving.triton import Instance  # noqa: E402
+from APPS.triton.model import Instance  # noqa: E402
 
 
 class TritonPythonModel:

@@ -12,7 +12,7 @@ import pytest
 
 from pvc_export.bundles.triton import TritonRequest, config_text
 
-from ..apps.serving.fake_triton import parsed
+from ..apps.triton.fake_triton import parsed
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / "build/oracles/triton/bin/python"

@@ -35,7 +35,7 @@ def test_a_repository_holds_config_model_bundle_and_runtime(bundle_fp32: Path, t
     verify_files(folder / "bundle", manifest)
     assert hash_folder(folder / "bundle") == manifest.files
     compile((folder / "1/model.py").read_text(), "model.py", "exec")
-    assert (folder / "runtime/apps/serving/triton.py").is_file() and (folder / "runtime/engines/stream.py").is_file()
+    assert (folder / "runtime/apps/triton/model.py").is_file() and (folder / "runtime/engines/stream.py").is_file()
     config = parsed((folder / "config.pbtxt").read_text())
     assert (config["name"], config["max_batch_size"]) == ("door-1", 3)
     assert config["sequence_batching"]["max_sequence_idle_microseconds"] == 2_500_000

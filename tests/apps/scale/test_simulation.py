@@ -12,11 +12,11 @@ from statistics import mean
 
 import pytest
 
-from apps.serving import simulate as program
-from apps.serving import simulation
-from apps.serving.fleet import MOST_CAMERAS, Sizes, fleet, most_cameras
-from apps.serving.load import Load, Outcome
-from apps.serving.simulation import Rules, ServiceTimes, cost, simulate
+from apps.scale import __main__ as program
+from apps.scale import simulation
+from apps.scale.fleet import MOST_CAMERAS, Sizes, fleet, most_cameras
+from apps.scale.load import Load, Outcome
+from apps.scale.simulation import Rules, ServiceTimes, cost, simulate
 from engines import open_bundle
 from engines.many.handle import QueueLimits, StreamHandle
 from engines.many.scheduler import OneByOne, Scheduler
@@ -213,7 +213,7 @@ def test_a_fleet_adds_up() -> None:
 
 
 def test_a_true_run_takes_what_comes_and_is_told_as_a_simulation_is(bundle_fp32: Path) -> None:
-    from apps.serving.measured import clip, measure, measure_snapshot, run
+    from apps.scale.measured import clip, measure, measure_snapshot, run
 
     bundle, frames = open_bundle(bundle_fp32, runtime="cpu"), clip(width=64, height=48)
     times = measure(bundle, frames)

@@ -20,7 +20,7 @@ from engines.memory import Array
 from engines.stream import PVCStream
 from engines.synthetic import render_clip
 
-from .endless import endless
+from ..serving.endless import endless
 from .load import Load, Outcome
 from .simulation import MAX_NEW_TOKENS, QUESTION, ServiceTimes, hand_over
 

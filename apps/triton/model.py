@@ -30,7 +30,7 @@ from engines.many.handle import Busy, StreamHandle
 from engines.many.scheduler import OneByOne, Scheduler
 from engines.pictures import to_bgr
 
-from .endless import as_endless_as_can_be
+from ..serving.endless import as_endless_as_can_be
 from .sequences import Sequences
 
 QUESTION_ROWS = 128

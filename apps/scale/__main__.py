@@ -1,7 +1,7 @@
 """What 1, 100 and 10,000 cameras need, from the service times of one stream; checked against the true scheduler.
 
-python -m apps.serving.simulate BUNDLE            measures, runs and simulates: the tables of docs/scale.md
-python -m apps.serving.simulate --times FILE      simulates alone, with times that were measured or guessed elsewhere
+python -m apps.scale BUNDLE            measures, runs and simulates: the tables of docs/scale.md
+python -m apps.scale --times FILE      simulates alone, with times that were measured or guessed elsewhere
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def _read(path: Path) -> ServiceTimes:
         raise BundleError(
             f"{path} holds no service times: {error}",
             expected='seconds, such as {"frame": [0.01], "ingest": 0.002, "begin": [0.01], "token": [0.002]}',
-            fix="write them from a bundle: python -m apps.serving.simulate BUNDLE --json > FILE",
+            fix="write them from a bundle: python -m apps.scale BUNDLE --json > FILE",
         ) from error
 
 
@@ -238,7 +238,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m apps.serving.simulate", description=(__doc__ or "").partition("\n")[0])
+    parser = ArgumentParser(prog="python -m apps.scale", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE")
     parser.add_argument("--times", type=Path, metavar="FILE", help="service times as JSON, in place of BUNDLE")
     parser.add_argument("--cameras", type=_numbers, default=[1, 2, 4, 8, 16], help="default: 1,2,4,8,16")
