@@ -153,6 +153,8 @@ def wrong_module(name: str, rest: str) -> str:
     if not MODULE.match(name) or not name.startswith(OURS):
         return ""
     spec = importlib.util.find_spec(name)
+    if spec is not None and spec.submodule_search_locations is not None:  # python -m PACKAGE
+        spec = importlib.util.find_spec(f"{name}.__main__")
     if spec is None or spec.origin is None:
         return "there is no such module"
     source = Path(spec.origin).read_text(encoding="utf-8")
