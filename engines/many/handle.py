@@ -28,7 +28,7 @@ refuse       it is refused with Busy, and whoever has it may send it again: noth
 class Busy(StreamError):
     """More waits than may; later there is room. `retry_after_s`: a fair guess of when."""
 
-    def __init__(self, what: str, *, retry_after_s: float, expected: str = "", fix: str = "") -> None:
+    def __init__(self, what: str, *, retry_after_s: float = 1.0, expected: str = "", fix: str = "") -> None:
         super().__init__(what, expected=expected, fix=fix)
         self.retry_after_s = retry_after_s
 
