@@ -37,6 +37,7 @@ class Answering:
         since: float,
         sampling: Sampling = GREEDY,
         stop: Sequence[str] = (),
+        num_frames: int = 0,
     ) -> None:
         """rows (L, E) are the question's, for which there is room; they are fed at once. `since` is when prefill began,
         by time.perf_counter(). `stop` are texts before which the answer ends. Raises NonFiniteError, and StreamError
@@ -50,6 +51,7 @@ class Answering:
         self._margin = float("inf")
         self.answer: Answer | None = None
         self._branch, hidden = context.answer(rows, keep=keep, max_new_tokens=max_new_tokens)
+        self._num_prompt_rows, self._num_frames = context.language.cache.length, num_frames
         self._logits = context.language.logits(hidden)
         self._vision_ms, self._prefill_ms, self._decode_ms = vision_ms, 1e3 * (time.perf_counter() - since), 0.0
 
@@ -123,6 +125,8 @@ class Answering:
             prefill_ms=self._prefill_ms,
             decode_ms=self._decode_ms,
             margin=self._margin,
+            num_prompt_rows=self._num_prompt_rows,
+            num_frames=self._num_frames,
         )
 
 

@@ -346,7 +346,7 @@ class PVCStream:
         encoded = time.perf_counter() if images or any(turn.images for turn in earlier) else started
         self.episodes.current.take_in_all()
         return Answering(
-            self._bundle, self.context, rows, max_new_tokens=max_new_tokens, keep=keep,
+            self._bundle, self.context, rows, max_new_tokens=max_new_tokens, keep=keep, num_frames=self.num_frames,
             vision_ms=1e3 * (encoded - started), since=encoded, sampling=sampling, stop=stop,
         )  # fmt: skip
 

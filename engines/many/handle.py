@@ -101,6 +101,7 @@ class StreamHandle:
         self.line: deque[Question | Call] = deque()
         self.asked: Question | None = None  # what is being answered
         self.num_came = 0  # frames
+        self.gone: Future[None] = Future()
         self.was_frame = False  # the last step that was taken
         self._changed = changed
 
@@ -164,11 +165,15 @@ class StreamHandle:
             self._stand_in_line(call)
         return call.result
 
-    def close(self) -> None:
-        """What waits fails with StreamError, and an answer is cut. May be called again."""
+    def close(self) -> Future[None]:
+        """What waits fails with StreamError, and an answer is cut. May be called again.
+
+        The future is done when another stream may be opened in its place.
+        """
         with self._changed:
             self.is_closed = True
             self._changed.notify_all()
+        return self.gone
 
     def let_go(self) -> None:
         """By the scheduler, once it is closed: nobody waits any longer."""
