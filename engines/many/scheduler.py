@@ -29,8 +29,11 @@ class Together(Protocol):
     most    steps at once
     """
 
-    bundle: Bundle
-    most: int
+    @property
+    def bundle(self) -> Bundle: ...
+
+    @property
+    def most(self) -> int: ...
 
     def run(self, steps: Sequence[Step]) -> None:
         """Take each, of streams that are all different. A step raises nothing."""
@@ -155,6 +158,8 @@ class Scheduler:
             if handle.is_spare:
                 handle.stream.reset()
                 self._spare.setdefault(_key(handle.options), []).append(handle.stream)
+            if handle.gone.set_running_or_notify_cancel():
+                handle.gone.set_result(None)
 
 
 Options = tuple[tuple[str, Any], ...]
