@@ -35,6 +35,8 @@ class Standing:
     owner        of letters, digits, _, - and #; generation: how many had the stream before, and this one
     next_index   of the frame that comes next; num_frames: that its stream has seen
     is_released  the owner has let go of it, so nothing came after this
+    is_untold    frames may have been lost before this, which nobody was told yet; anew: why it began anew, likewise
+    told_index, told  of the frame whose sender was told last of a loss, and what: it may not have heard
     """
 
     session: str
@@ -43,6 +45,10 @@ class Standing:
     next_index: int = 0
     num_frames: int = 0
     is_released: bool = False
+    is_untold: bool = False
+    anew: str = ""
+    told_index: int = -1
+    told: str = ""
 
     @property
     def name(self) -> str:

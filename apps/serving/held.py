@@ -22,6 +22,7 @@ class Held:
     next_index  of the frame that comes next; done_index: behind the last frame that its stream has
     lost_from   frames from this index on may be lost, which nobody was told yet; None if not
     anew        why it began anew, which nobody was told yet
+    told        index of the last frame whose sender was told of a loss, and what
     num_since   frames since the last snapshot, num_anchors of that
     is_lost     another process has taken it up
     """
@@ -32,6 +33,7 @@ class Held:
     done_index: int = 0
     lost_from: int | None = None
     anew: str = ""
+    told: tuple[int, str] = (-1, "")
     num_since: int = 0
     num_anchors: int = 0
     is_saving: bool = False
@@ -61,19 +63,32 @@ class Held:
     def to_save(self, stream: PVCStream) -> tuple[Standing, bytes]:
         """Where it stands, and what PVCStream.save writes. On the scheduler's thread, by StreamHandle.call."""
         self.num_since, self.num_anchors = 0, stream.num_anchors
-        standing = replace(self.standing, next_index=self.done_index, num_frames=stream.num_frames)
+        standing = replace(
+            self.standing, next_index=self.done_index, num_frames=stream.num_frames,
+            is_untold=self.lost_from is not None, anew=self.anew, told_index=self.told[0], told=self.told[1],
+        )  # fmt: skip
         return standing, saved_bytes(stream.save)
 
-    def lost_before(self, index: int | None) -> str:
-        """What is said of frames that were lost, as a frame is taken; it is not said again. index: of the frame, where
-        whoever sent it gave it one."""
-        lost_from, anew = self.lost_from, self.anew
-        self.lost_from, self.anew = None, ""
-        if anew:
-            return anew
-        if lost_from is None or index == lost_from:
+    def lost_before(self, index: int, *, is_sure: bool) -> str:
+        """What is said of frames that were lost, as a frame is taken. Its sender alone is told, as often as it sends
+        it. is_sure: the index is the sender's own."""
+        if index == self.told[0]:
+            return self.told[1]
+        if index < self.next_index:
             return ""
-        if index is None:
+        text = self._lost_before(index, is_sure=is_sure)
+        self.lost_from, self.anew = None, ""
+        if text:
+            self.told = index, text
+        return text
+
+    def _lost_before(self, index: int, *, is_sure: bool) -> str:
+        lost_from = self.lost_from
+        if self.anew:
+            return self.anew
+        if lost_from is None or (is_sure and index == lost_from):
+            return ""
+        if not is_sure:
             return f"what was pushed after the snapshot at frame {lost_from} was lost with the replica that had it"
         if index == lost_from + 1:
             return f"frame {lost_from} was lost with the replica that had it"

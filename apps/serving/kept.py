@@ -37,6 +37,13 @@ IDLE_S = 1.0
 """A stream that was not used for so long may make room for another."""
 
 
+class Leaving(Busy):
+    """This process is ending: another one will take the stream up. Nothing was done."""
+
+    def __init__(self, what: str = "this replica is shutting down") -> None:
+        super().__init__(what, fix="send it again", retry_after_s=0.2)
+
+
 class KeptStreams:
     """Methods are called on one event loop, `release_all` on any thread. Each raises PVCError: NoSession, Busy, and
     what PVCStream raises."""
@@ -47,6 +54,7 @@ class KeptStreams:
         snapshots: Snapshots,
         *,
         every: int = EVERY,
+        most: int | None = None,
         limits: QueueLimits | None = None,
         is_alive: Callable[[str], bool] = lambda owner: False,
         ask_owner: Callable[[str, str], Awaitable[None]] | None = None,
@@ -56,18 +64,20 @@ class KeptStreams:
     ) -> None:
         """`options` are PVCStream's, of new streams.
 
+        most       streams that may be here, if fewer than the scheduler's: the one that was idle longest makes room
         is_alive   whether an owner still runs: then it is given wait_s to let go of a stream that it has
         ask_owner  (session, owner) asks it for that
         say        what went wrong with a snapshot: the stream goes on
         """
         self._scheduler, self._snapshots, self._every, self._limits = scheduler, snapshots, every, limits
+        self._most = scheduler.max_streams if most is None else most
         self._is_alive, self._ask_owner, self._wait_s, self._say = is_alive, ask_owner, wait_s, say
         self._options = options
         self._held: dict[str, Held] = {}
         self._locks = WeakValueDictionary[str, asyncio.Lock]()  # each is kept by those that wait for it
         self._files = ThreadPoolExecutor(4, thread_name_prefix="snapshots")
         self._writers = ThreadPoolExecutor(2, thread_name_prefix="writers")  # for which a thread of `files` may wait
-        self._is_closing = False
+        self._num_opening, self._is_closing = 0, False
 
     @property
     def sessions(self) -> tuple[str, ...]:
@@ -97,17 +107,19 @@ class KeptStreams:
             index = held.next_index if frame_index is None else frame_index
             is_repeated = index < held.next_index
             if is_repeated:
-                done, gap, lost = held.in_flight.get(index), 0, ""
+                done, gap, lost = held.in_flight.get(index), 0, held.lost_before(index, is_sure=True)
             else:
                 frame = await asyncio.to_thread(decode)
                 done, gap = held.handle.push(frame), index - held.next_index
-                lost = held.lost_before(None if frame_index is None else index)
+                lost = held.lost_before(index, is_sure=frame_index is not None)
                 held.next_index, held.in_flight[index] = index + 1, done
                 done.add_done_callback(partial(self._pushed, held, index))
         try:
             # Shielded: a frame whose client has gone is pushed all the same, as its index is taken.
             timing = None if done is None else await asyncio.shield(asyncio.wrap_future(done))
-        except PVCError:
+        except PVCError as error:
+            if held.is_lost:  # another process has the stream, and not this frame
+                raise Leaving("another replica has this stream") from error
             if held.next_index == index + 1 and not is_repeated:
                 held.next_index = index
             raise
@@ -159,7 +171,7 @@ class KeptStreams:
         """One call of a session at a time, in the order in which they came."""
         async with self._locks.setdefault(session, asyncio.Lock()):
             if self._is_closing:
-                raise Busy("this replica is shutting down", fix="send it again", retry_after_s=0.2)
+                raise Leaving()
             yield
 
     async def _find(self, session: str, *, is_sure: bool) -> Held:
@@ -189,31 +201,28 @@ class KeptStreams:
         if found is None:
             raise _no_session(session)
         before = found.standing
-        if not found.saved:
-            held = await self._begin(session, generation=before.generation + 1, next_index=before.next_index)
-        else:
-            try:
-                handle = await self._opened(found.saved)
-            except Busy:
-                raise
-            except StreamError as error:
-                why = f"its snapshot cannot be taken up: {error.what}"
-                return await self._begin(session, generation=before.generation + 1, why=why)
-            standing = replace(before, owner=self._snapshots.owner, generation=before.generation + 1, is_released=False)
-            held = await self._hold(handle, standing, found.saved)
-        held.lost_from = None if before.is_released else before.next_index
-        return held
+        owner, generation = self._snapshots.owner, before.generation + 1
+        try:
+            handle = await self._opened(found.saved)
+        except Busy:
+            raise
+        except StreamError as error:
+            why = f"its snapshot cannot be taken up: {error.what}"
+            return await self._begin(session, generation=generation, why=why)
+        standing = replace(before, owner=owner, generation=generation, is_released=False)
+        is_whole = before.is_released and not before.is_untold
+        return await self._hold(handle, standing, found.saved, lost_from=None if is_whole else before.next_index)
 
-    async def _begin(self, session: str, *, generation: int, next_index: int = 0, why: str = "") -> Held:
-        standing = Standing(session=session, owner=self._snapshots.owner, generation=generation, next_index=next_index)
-        held = await self._hold(await self._opened(b""), standing, b"")
-        held.anew = f"it starts anew, without what was pushed before: {why}" if why else ""
-        return held
+    async def _begin(self, session: str, *, generation: int, why: str = "") -> Held:
+        anew = f"it starts anew, without what was pushed before: {why}" if why else ""
+        standing = Standing(session=session, owner=self._snapshots.owner, generation=generation, anew=anew)
+        return await self._hold(await self._opened(b""), standing, b"", lost_from=None)
 
-    async def _hold(self, handle: StreamHandle, standing: Standing, saved: bytes) -> Held:
+    async def _hold(self, handle: StreamHandle, standing: Standing, saved: bytes, *, lost_from: int | None) -> Held:
         held = Held(
             handle=handle, standing=standing, next_index=standing.next_index, done_index=standing.next_index,
-            num_anchors=handle.stream.num_anchors,
+            num_anchors=handle.stream.num_anchors, lost_from=lost_from, anew=standing.anew,
+            told=(standing.told_index, standing.told),
         )  # fmt: skip
         try:
             await self._in_thread(self._snapshots.write, standing, saved)
@@ -225,12 +234,17 @@ class KeptStreams:
 
     async def _opened(self, saved: bytes) -> StreamHandle:
         """A stream of these bytes, or a new one. The one that was idle longest makes room where there is none."""
+        while len(self._held) + self._num_opening >= self._most:
+            if not await self._make_room():
+                raise Busy(
+                    f"{len(self._held)} sessions are open", expected=f"{self._most} or fewer",
+                    fix="close one that is not needed", retry_after_s=1.0,
+                )  # fmt: skip
+        self._num_opening += 1
         try:
             return await self._in_thread(self._open, saved)
-        except Busy:
-            if not await self._make_room():
-                raise
-        return await self._in_thread(self._open, saved)
+        finally:
+            self._num_opening -= 1
 
     def _open(self, saved: bytes) -> StreamHandle:
         if not saved:
@@ -251,8 +265,7 @@ class KeptStreams:
         session = min(idle, key=lambda each: idle[each].used_at)
         held = self._held.pop(session)
         await self._in_thread(self._release, held)
-        while held.handle in self._scheduler.handles:
-            await asyncio.sleep(POLL_S)
+        await asyncio.wrap_future(held.handle.gone)
         return True
 
     async def _let_go(self, session: str) -> Found | None:

@@ -31,7 +31,7 @@ def import_ray() -> Any:
     except ImportError as error:
         raise BackendUnavailable(
             f"--ray needs the package ray with its part for data, which cannot be imported here: {error}",
-            fix="pip install 'ray[data]>=2.50', or pip install -e '.[ray]'; without --ray none is needed",
+            fix="pip install 'ray[data]>=2.60', or pip install -e '.[ray]'; without --ray none is needed",
         ) from error
 
 

@@ -124,6 +124,23 @@ def test_of_what_was_lost_no_more_is_said_than_is_true(process: Process, next_fr
     run(work())
 
 
+def test_what_was_lost_is_said_though_whoever_lost_it_was_asked_first_and_let_go_since(process: Process) -> None:
+    async def work() -> None:
+        first, second, third, fourth = (process(owner) for owner in "abcd")
+        await first.open("door")
+        await push_all(first, range(7))
+        await answer(second)  # takes it up; nobody is told of frames yet
+        await second.release("door")
+        lost = "frames 4 to 6 were lost with the replica that had them"
+        assert (await push(third, 7)).lost == lost
+        repeated = await push(third, 7)  # the reply did not reach whoever sent it
+        assert (repeated.is_repeated, repeated.lost) == (True, lost) and (await push(third, 6)).lost == ""
+        await third.release("door")
+        assert (await push(fourth, 7)).lost == lost and (await push(fourth, 8)).lost == ""
+
+    run(work())
+
+
 def test_a_stream_that_is_let_go_loses_nothing(bundle: Bundle, process: Process) -> None:
     async def work() -> None:
         first, second = process("a"), process("b")

@@ -173,4 +173,4 @@ def test_without_ray_the_error_names_what_to_install(
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setattr(on_ray, "import_ray", on_ray.import_ray)
     result = pvc_export("batch", bundle_fp32, few, "-o", tmp_path / "t.jsonl", "--ray", "local", "--json")
-    result.refuses(4, "BackendUnavailable", what="ray", fix="pip install 'ray[data]>=2.50'")
+    result.refuses(4, "BackendUnavailable", what="ray", fix="pip install 'ray[data]>=2.60'")

@@ -1,0 +1,1 @@
+"""On a Ray cluster of two nodes, in an environment of its own: make ray."""
