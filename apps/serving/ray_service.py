@@ -25,13 +25,13 @@ PAUSE_S = 0.1
 class RayService:
     """Methods are called on one event loop, as those of every Service."""
 
-    def __init__(self, handle: Any, *, model_id: str, patience_s: float = 60.0) -> None:
-        """handle: Ray's, of the deployment of Replica. patience_s: until a call that finds no replica is given up."""
+    def __init__(
+        self, handle: Any, *, model_id: str, patience_s: float = 60.0, lost: tuple[type[Exception], ...] | None = None
+    ) -> None:
+        """handle: Ray's, of the deployment of Replica. patience_s: until a call that finds no replica is given up.
+        lost: what a call raises whose replica died; by default, Ray's errors."""
         self._handle, self._model_id, self._patience_s = handle, model_id, patience_s
-        errors = importlib.import_module("ray.exceptions")
-        serving = importlib.import_module("ray.serve.exceptions")
-        self._lost = (errors.RayActorError, errors.NodeDiedError, errors.WorkerCrashedError, errors.OwnerDiedError,
-                      serving.DeploymentUnavailableError, serving.ReplicaUnavailableError)  # fmt: skip
+        self._lost = errors_of_ray() if lost is None else lost
 
     @property
     def model_id(self) -> str:
@@ -92,6 +92,16 @@ class RayService:
             finally:
                 pieces.cancel()  # of one that is done, nothing
             await asyncio.sleep(PAUSE_S)
+
+
+def errors_of_ray() -> tuple[type[Exception], ...]:
+    """Of a process or a machine that ended, or is not there yet."""
+    errors = importlib.import_module("ray.exceptions")
+    serving = importlib.import_module("ray.serve.exceptions")
+    return (
+        errors.RayActorError, errors.NodeDiedError, errors.WorkerCrashedError, errors.OwnerDiedError,
+        serving.DeploymentUnavailableError, serving.ReplicaUnavailableError,
+    )  # fmt: skip
 
 
 def _give_up(error: BaseException, *, is_over: bool, again: bool) -> None:
