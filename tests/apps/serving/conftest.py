@@ -29,7 +29,11 @@ MakeClient = Callable[..., TestClient]
 
 @dataclass
 class Parts:
-    """What an app of the tests is made of. log: what it would print of our defects."""
+    """What an app of the tests is made of.
+
+    log          what it would print of our defects
+    connections  that uvicorn has, where it is served by it
+    """
 
     service: Any = field(default_factory=FakeService)
     limits: Limits = field(default_factory=Limits)
@@ -37,6 +41,7 @@ class Parts:
     metrics: Metrics = field(default_factory=Metrics)
     work: Work = field(default_factory=Work)
     log: list[str] = field(default_factory=list)
+    connections: Any = ()
 
     def app(self, port: int = 8000) -> Any:
         access = Access.of(WebOptions(), token=self.token, port=port)
@@ -73,12 +78,13 @@ def client(client_of: MakeClient, parts: Parts) -> Iterator[TestClient]:
 
 
 @contextmanager
-def served(parts: Parts, *, head_s: float = 20.0) -> Iterator[int]:
+def served(parts: Parts, *, head_s: float = 20.0, unread_s: float = 60.0) -> Iterator[int]:
     """The port on which it is served by uvicorn."""
     listening = bind("127.0.0.1", 0)
     port = int(listening.getsockname()[1])
-    server = Server(parts.app(port), listening, max_message=1, connections=64, http=timed_protocol(head_s))
+    server = Server(parts.app(port), listening, max_message=1, connections=64, http=timed_protocol(head_s, unread_s))
     server.start()
+    parts.connections = server._server.server_state.connections
     try:
         yield port
     finally:
