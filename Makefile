@@ -6,6 +6,7 @@
 # make peers    our steps timed beside OpenVINO's and llama.cpp's, each in an environment of its own (compiles llama.cpp)
 # make boxes    a kit built with NVIDIA's own bindings of four TensorRT versions, without a GPU (PYTHON310=, PYTHON312=)
 # make browser  pvc-live's page in Chromium, with a session of its own and with a real one (apt: chromium chromium-driver)
+# make serve-clients  pvc-serve asked by OpenAI's client, by 10,000 malformed requests and by schemathesis
 # make optimum  optimum-cli export pvc (apps/optimum_pvc), in an environment of its own
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +17,7 @@ ORACLES := build/oracles
 # Through the environment, so that a file's name may hold spaces and quotes.
 export FILE SEED
 
-.PHONY: demo test check bench oracles optimum peers boxes browser gpu clean
+.PHONY: demo test check bench oracles optimum peers boxes browser serve-clients gpu clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m pvc_export.commands.demo
@@ -48,6 +49,9 @@ boxes: $(INSTALLED)
 
 browser: $(INSTALLED) build/browser/manifest.json
 	@$(BIN)/python -m pytest -q -n 0 tests/browser/in_chromium.py tests/browser/in_true_session.py
+
+serve-clients: $(INSTALLED) $(ORACLES)/serve/.installed build/browser/manifest.json
+	@$(BIN)/python -m tests.oracles.serve.clients
 
 build/browser/manifest.json: | $(INSTALLED)
 	@$(BIN)/pvc-export onnx -m shapes -o $(@D)

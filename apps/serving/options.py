@@ -17,6 +17,10 @@ from .local import LocalLimits
 
 PORT, CONNECTIONS, DRAIN_S = 8000, 256, 30.0
 TOKEN_VARIABLE = "PVC_SERVE_TOKEN"
+POSITIVE = (
+    "--sessions", "--idle", "--answers", "--waiting", "--queue", "--rate", "--max-body", "--max-pixels", "--max-frames",
+    "--max-tokens",
+)  # fmt: skip
 DESCRIPTION = """\
 Serve a bundle as OpenAI's chat completions, and as streams that remember what
 their cameras showed.
@@ -47,7 +51,7 @@ class ServeOptions:
     def __post_init__(self) -> None:
         for option, value, low, high in (
             ("--connections", self.connections, 1, 65536), ("--drain", self.drain_s, 0, 86400),
-            ("--threads", self.threads or 1, 1, 1024),
+            ("--threads", 1 if self.threads is None else self.threads, 1, 1024),
         ):  # fmt: skip
             if not low <= value <= high:
                 raise ValueError(f"{option} {value:g} is not between {low} and {high}")
@@ -154,7 +158,11 @@ def _add_runtime(parser: ArgumentParser) -> None:
 
 
 def options_of(told: Namespace) -> ServeOptions:
-    """Raises ValueError for what no server can do."""
+    """Raises ValueError, by option, for what no server can do."""
+    for option in POSITIVE:
+        value = getattr(told, option.removeprefix("--").replace("-", "_"))
+        if not value > 0:
+            raise ValueError(f"{option} {value:g} is not more than 0")
     limits = Limits(
         rate=told.rate, burst=max(1, round(2 * told.rate)), body_bytes=round(told.max_body * MIB),
         picture_pixels=told.max_pixels, video_frames=told.max_frames, answer_tokens=told.max_tokens,

@@ -1,4 +1,4 @@
-"""How a token is chosen, and what ends an answer besides its own end. On a model in whole numbers, and on bare logits."""
+"""How a token is chosen, and what ends an answer besides its end. On bare logits, and on a model in whole numbers."""
 
 from __future__ import annotations
 
