@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +42,7 @@ class Camera:
     lost       those that a reply said were lost
     answered   (time, milliseconds) of each reply to a frame, and how long it took since it was first sent
     wrong      what a reply said that cannot be
+    retries    what was sent again, by why
     """
 
     name: str
@@ -51,9 +54,9 @@ class Camera:
     answered: list[tuple[float, float]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     num_repeated: int = 0
-    num_retries: int = 0
+    retries: Counter[str] = field(default_factory=Counter)
 
-    async def run(self, client: httpx.AsyncClient, ended: asyncio.Event) -> None:
+    async def run(self, client: httpx.AsyncClient, ended: threading.Event) -> None:
         """Push and ask until the end of the scene after `ended`."""
         opened = await self._send(client, "", json={"id": self.name})
         assert opened["lost"] == "" and opened["num_frames"] == 0
@@ -100,14 +103,14 @@ class Camera:
             try:
                 response = await client.post(f"/v1/streaming/sessions{path}", **what)
             except httpx.TransportError as error:
-                told = repr(error)
+                told = why = repr(error)
             else:
                 if response.status_code == 200:
                     return response.json()
-                told = f"{response.status_code} {response.text}"
+                told, why = f"{response.status_code} {response.text}", f"{response.status_code} {response.text[:90]}"
                 assert response.status_code in (429, 500, 502, 503, 504), told
             assert time.monotonic() < until, f"{self.name}{path}: {told}"
-            self.num_retries += 1
+            self.retries[why] += 1
             await asyncio.sleep(0.2)
 
     def longest_gap_s(self, since: float, until: float) -> float:
