@@ -198,8 +198,9 @@ def report(events: list[dict[str, Any]], cameras: list[Camera]) -> None:
     summary = {
         "streams": len(cameras), "frames": sum(len(camera.pictures) for camera in cameras),
         "lost": sum(len(camera.lost) for camera in cameras), "answers": len(asked),
-        "true": sum(each.said == each.truth for each in asked), "retries": sum((c.retries for c in cameras), Counter[str]()),
-        "repeated": sum(c.num_repeated for c in cameras), "frame_ms_median": round(took[len(took) // 2], 1),
+        "true": sum(each.said == each.truth for each in asked),
+        "retries": sum((camera.retries for camera in cameras), Counter[str]()),
+        "repeated": sum(camera.num_repeated for camera in cameras), "frame_ms_median": round(took[len(took) // 2], 1),
         "frame_ms_p99": round(took[int(0.99 * len(took))], 1), "ray": ray.__version__,
         "python": platform.python_version(),
     }  # fmt: skip
