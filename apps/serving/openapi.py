@@ -65,9 +65,9 @@ def document(model_id: str, limits: Limits) -> Json:
                 )
             },
             "/v1/streaming/sessions": {
-                "post": _operation("open", "Open a stream with memory, or find it.", "Session", body={
+                "post": _linked(_operation("open", "Open a stream with memory, or find it.", "Session", body={
                     **_json("OpenRequest"), "required": False
-                })
+                }))
             },
             "/v1/streaming/sessions/{session_id}": {
                 "delete": _operation("close", "Forget it.", "Closed", parameters=session)
@@ -104,6 +104,14 @@ def _operation(
         operation["requestBody"] = body
     if parameters:
         operation["parameters"] = parameters
+    return operation
+
+
+def _linked(operation: Json) -> Json:
+    """What can be done with the session that it opens."""
+    parameters = {"session_id": "$response.body#/id"}
+    links = {name: {"operationId": name, "parameters": parameters} for name in ("frame", "ask", "close")}
+    operation["responses"]["200"]["links"] = links
     return operation
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,16 +46,17 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 class Slow:
-    """OneByOne, but a step waits while the gate is closed."""
+    """OneByOne, but a step waits while the gate is closed, and takes step_s more."""
 
     most = 1
 
     def __init__(self, bundle: Bundle) -> None:
-        self.bundle, self.gate = bundle, threading.Event()
+        self.bundle, self.gate, self.step_s = bundle, threading.Event(), 0.0
         self.gate.set()
 
     def run(self, steps: Any) -> None:
         self.gate.wait(10.0)
+        time.sleep(self.step_s)
         OneByOne(bundle=self.bundle).run(steps)
 
 
@@ -452,24 +454,28 @@ def test_whoever_asks_a_session_that_is_closed_meanwhile_is_told_so(service: Loc
     asyncio.run(watch())
 
 
-def test_whoever_stops_listening_ends_the_answer_and_frames_go_on(service: LocalService) -> None:
+def test_whoever_stops_listening_ends_the_answer_and_frames_go_on(
+    service: LocalService, slow: Slow, bundle: Bundle
+) -> None:
+    """Its answer would have 40 tokens, of which each takes as long as it is let."""
+    endless = Wanted(question="what?", max_new_tokens=40, sampling=Sampling(temperature=1e9, seed=4))
+    whole = expected(bundle, FRAMES[:1], as_session=True, max_new_tokens=40, sampling=endless.sampling)
+    assert len(whole.token_ids) > 30
+
     async def watch() -> None:
         await service.open("door")
         await service.push("door", PICTURES[0])
-        pieces = service.ask(
-            "door", Wanted(question="what?", max_new_tokens=40, sampling=Sampling(temperature=9, seed=1))
-        )
+        slow.step_s = 0.02
+        pieces = service.ask("door", endless)
         await anext(pieces)
         await pieces.aclose()
         assert (await service.push("door", PICTURES[1])).num_frames == 2
         handle = service._sessions["door"].handle
-        for _ in range(100):
-            if handle.asked is None and not handle.line:
-                return
+        while handle.asked is not None or handle.line:
             await asyncio.sleep(0.01)
-        raise AssertionError("the question is still there")
 
     asyncio.run(watch())
+    assert service._scheduler.counts.tokens < 15
 
 
 def test_a_scheduler_that_is_too_small_is_refused(slow: Slow) -> None:

@@ -99,6 +99,30 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         pass
 
 
+WITHOUT = """
+import importlib, pkgutil, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("starlette", "uvicorn", "websockets", "prometheus_client", "anyio", "av"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+import apps.serving
+for module in pkgutil.walk_packages(apps.serving.__path__, "apps.serving."):
+    importlib.import_module(module.name)
+from apps.serving.serve import main
+sys.argv = ["pvc-serve", "--help"] if len(sys.argv) > 1 else ["pvc-serve", "."]
+main()
+"""
+
+
+def test_every_module_imports_without_the_packages_and_the_help_is_shown() -> None:
+    found = subprocess.run([sys.executable, "-c", WITHOUT, "help"], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0 and found.stderr == "" and "--when-full" in found.stdout
+    assert max(map(len, found.stdout.splitlines())) <= 80
+    found = subprocess.run([sys.executable, "-c", WITHOUT], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 4 and "pvc-serve needs the package starlette" in found.stderr
+
+
 # -- the true model --------------------------------------------------------------------------------------------------
 
 

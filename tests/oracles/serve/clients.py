@@ -36,6 +36,7 @@ HOME = Path("build/oracles/serve")
 TOKEN, NUM_CLIPS = "a-token-of-the-oracle-0123456789", 6
 OURS, THEIRS = "pvc-vision-fake", "pvc-vision-shapes"
 """The model's name in malformed.py, and the true one."""
+CONFIG = Path(__file__).absolute().with_name("schemathesis.toml")
 MOST_GROWTH_MB = 64.0
 """Of the server's memory over all malformed requests: what its allocator keeps, and no more."""
 
@@ -201,11 +202,11 @@ def schemathesis(url: str, examples: int) -> list[str]:
     """What its document allows and forbids, sent by a program that knows nothing else of it."""
     base = url.removesuffix("/v1")
     command = [
-        str(HOME / "bin/schemathesis"), "--config-file", str(Path(__file__).with_name("schemathesis.toml")), "run",
+        str(HOME.absolute() / "bin/schemathesis"), "--config-file", str(CONFIG), "run",
         f"{base}/openapi.json", "--url", base, "--header", f"Authorization: Bearer {TOKEN}",
         "--max-examples", str(examples), "--checks", "all", "--seed", "1", "--no-color",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True)  # where it leaves what it found
     told = done.stdout[-6000:]
     print(told if done.returncode else "\n".join(told.splitlines()[-25:]))
     return [f"schemathesis exits with {done.returncode}"] if done.returncode else []
