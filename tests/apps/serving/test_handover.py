@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apps.serving.handover import Damaged, Snapshots, Standing, folder_of
+from apps.serving.handover import Snapshots
 from apps.serving.kept import KeptStreams
 from apps.serving.service import NoSession, Pushed
 from apps.serving.stores import FolderStore, Store, open_store
 from engines import Bundle, PVCStream, open_bundle
-from engines.errors import BackendUnavailable, FrameError, MediaError
+from engines.errors import FrameError, MediaError
 from engines.many.handle import Busy
 from engines.many.scheduler import OneByOne, Scheduler
 from engines.synthetic import Frame, render_clip
 
-ROOT = Path(__file__).parents[3]
 QUESTION = "What?"
 FRAMES = list(render_clip(24, seed=3, width=32, height=32))
 EVERY = 4
@@ -274,6 +269,19 @@ def test_a_process_that_is_full_lets_go_of_what_is_idle(
     run(work())
 
 
+def test_streams_are_handed_over_through_an_object_store(bundle: Bundle, process: Process, tmp_path: Path) -> None:
+    async def work() -> None:
+        place = f"memory://{tmp_path}"
+        first = process("a", store=open_store(place))
+        await first.open("door")
+        await push_all(first, range(6))
+        second = process("b", store=open_store(place))
+        assert (await push(second, 6)).lost == "frames 4 to 5 were lost with the replica that had them"
+        assert await answer(second) == told(bundle, *range(4), 6)
+
+    run(work())
+
+
 # -- what cannot be taken up -------------------------------------------------------------------------------------------
 
 
@@ -322,96 +330,3 @@ def test_a_snapshot_that_cannot_be_written_is_said_and_the_stream_goes_on(
 
 def full(*_: object) -> None:
     raise OSError(28, "No space left on device")
-
-
-# -- the places --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["folder", "memory://", "local://"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    places = {"folder": tmp_path / "s", "memory://": f"memory://{tmp_path}", "local://": f"local://{tmp_path}/s"}
-    return open_store(str(places[request.param]))
-
-
-def test_a_store_has_what_was_written_and_nothing_else(store: Store) -> None:
-    assert store.names("a") == () and store.read("a/1") is None
-    store.write("a/1", b"one")
-    store.write("a/2", b"two")
-    store.write("a/1", b"three")
-    assert store.names("a") == ("1", "2") and store.read("a/1") == b"three"
-    store.remove("a/1")
-    store.remove("a/1")
-    assert store.names("a") == ("2",)
-    store.remove_folder("a")
-    store.remove_folder("a")
-    assert store.names("a") == ()
-
-
-def test_streams_are_handed_over_through_an_object_store(bundle: Bundle, process: Process, tmp_path: Path) -> None:
-    async def work() -> None:
-        place = f"memory://{tmp_path}"
-        first = process("a", store=open_store(place))
-        await first.open("door")
-        await push_all(first, range(6))
-        second = process("b", store=open_store(place))
-        assert (await push(second, 6)).lost == "frames 4 to 5 were lost with the replica that had them"
-        assert await answer(second) == told(bundle, *range(4), 6)
-
-    run(work())
-
-
-WRITER = """
-import sys
-from apps.serving.handover import Snapshots, Standing
-from apps.serving.stores import open_store
-snapshots, count = Snapshots(open_store(sys.argv[1]), owner="a"), 0
-while True:
-    count += 1
-    standing = Standing(session="door", owner="a", generation=1, next_index=count)
-    snapshots.write(standing, bytes([count % 256]) * 8_000_000)
-    print(count, flush=True)
-"""
-
-
-@pytest.mark.parametrize("scheme", ["", "local://"])
-def test_a_snapshot_is_whole_whenever_its_writer_is_killed(tmp_path: Path, scheme: str) -> None:
-    place = f"{scheme}{tmp_path}/snapshots"
-    for attempt in range(4):
-        command = [sys.executable, "-c", WRITER, place]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as writer:
-            assert writer.stdout is not None
-            writer.stdout.readline()
-            time.sleep(0.011 * attempt)
-            writer.send_signal(signal.SIGKILL)
-        found = Snapshots(open_store(place), owner="b").read("door")
-        assert found is not None
-        assert found.saved == bytes([found.standing.next_index % 256]) * 8_000_000
-
-
-def test_a_place_that_cannot_be_reached_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(BackendUnavailable, match="cannot be read or written"):
-        open_store(str(tmp_path / "file"))
-    with pytest.raises(BackendUnavailable, match=r"at nowhere://\*\*\*@bucket cannot"):
-        open_store("nowhere://key:secret@bucket")
-    monkeypatch.setitem(sys.modules, "fsspec", None)
-    monkeypatch.setitem(sys.modules, "fsspec.core", None)
-    with pytest.raises(BackendUnavailable) as caught:
-        open_store("s3://bucket/streams")
-    assert "pip install fsspec" in caught.value.fix
-
-
-def test_every_session_has_a_folder_of_its_own() -> None:
-    ids = ["a", "A", "a/b", "a%2Fb", "..", ".", "a.b", "ü", "x" * 300, "x" * 301, "a b", "a\\b"]
-    names = [folder_of(session) for session in ids]
-    assert len(set(names)) == len(ids) and all("/" not in n and n.strip(".") and len(n) < 200 for n in names)
-
-
-def test_of_two_that_take_a_stream_up_at_once_one_holds_it(tmp_path: Path) -> None:
-    store = FolderStore(tmp_path)
-    for owner in ("b", "a"):
-        Snapshots(store, owner=owner).write(Standing(session="s", owner=owner, generation=2), b"x")
-    assert Snapshots(store, owner="c").newest("s") == (2, "b")
-    store.write(Standing(session="s", owner="z", generation=10).name, b"no header")
-    with pytest.raises(Damaged):
-        Snapshots(store, owner="c").read("s")
