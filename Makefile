@@ -7,6 +7,8 @@
 # make boxes    a kit built with NVIDIA's own bindings of four TensorRT versions, without a GPU (PYTHON310=, PYTHON312=)
 # make browser  pvc-live's page in Chromium, with a session of its own and with a real one (apt: chromium chromium-driver)
 # make triton   config.pbtxt and the client of `pvc-export triton` against Triton's own schema and client, in an environment of its own
+# make ray      streams and archives on a Ray cluster of two nodes, in an environment of its own: what dies, moves, comes back
+# make serve-clients  pvc-serve asked by OpenAI's client, by 10,000 malformed requests and by schemathesis
 # make optimum  optimum-cli export pvc (apps/optimum_pvc), in an environment of its own
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +19,7 @@ ORACLES := build/oracles
 # Through the environment, so that a file's name may hold spaces and quotes.
 export FILE SEED
 
-.PHONY: demo test check bench oracles optimum peers boxes browser triton gpu clean
+.PHONY: demo test check bench oracles optimum peers boxes browser triton ray serve-clients gpu clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m pvc_export.commands.demo
@@ -49,6 +51,12 @@ boxes: $(INSTALLED)
 
 browser: $(INSTALLED) build/browser/manifest.json
 	@$(BIN)/python -m pytest -q -n 0 tests/browser/in_chromium.py tests/browser/in_true_session.py
+
+ray: $(INSTALLED) $(ORACLES)/ray/.installed build/browser/manifest.json
+	@OMP_NUM_THREADS=1 $(ORACLES)/ray/bin/python -m pytest -q -s --noconftest -W default -p no:cacheprovider tests/on_ray/two_nodes.py tests/on_ray/archive.py
+
+serve-clients: $(INSTALLED) $(ORACLES)/serve/.installed build/browser/manifest.json
+	@$(BIN)/python -m tests.oracles.serve.clients
 
 build/browser/manifest.json: | $(INSTALLED)
 	@$(BIN)/pvc-export onnx -m shapes -o $(@D)

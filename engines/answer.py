@@ -22,10 +22,13 @@ class PushTiming:
 class Answer:
     """What the model said, and what it cost. `finished` is false when max_new_tokens cut it short.
 
+    token_ids   also those of a text that ended it, which `text` does not have
     vision_ms   reading the question and encoding its images; 0 without any
     prefill_ms  up to the first token's logits: frames that waited, question and images through the LLM
     decode_ms   all tokens after that
-    margin      how sure it was: the least lead, in logits, of a token over the next likeliest one, of the first
+    num_prompt_rows, num_frames  context rows that it could see when it began, and frames the stream had then, those
+                that a re-anchor forgot included
+    margin      how sure it was: the least lead, in logits, of the likeliest token over the next one, at the first
                 MARGIN_TOKENS that it chose, the end among them
     """
 
@@ -36,3 +39,5 @@ class Answer:
     prefill_ms: float
     decode_ms: float
     margin: float
+    num_prompt_rows: int = 0
+    num_frames: int = 0

@@ -7,6 +7,7 @@ the vision side at once, and wait for the LLM.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from .bundle import Bundle
 from .context import Context
 from .errors import StreamError
 from .memory import Array
+from .sampling import GREEDY, Sampler, Sampling
 
 
 class Answering:
@@ -33,22 +35,35 @@ class Answering:
         keep: bool,
         vision_ms: float,
         since: float,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
+        num_frames: int = 0,
     ) -> None:
         """rows (L, E) are the question's, for which there is room; they are fed at once. `since` is when prefill began,
-        by time.perf_counter(). Raises NonFiniteError; the caller undoes what an error leaves."""
+        by time.perf_counter(). `stop` are texts before which the answer ends. Raises NonFiniteError, and StreamError
+        for an empty one of them; the caller undoes what an error leaves."""
+        if "" in stop:
+            raise StreamError("an empty text ends an answer", expected="texts with something in them")
         self._tokenizer, self._context = bundle.tokenizer, context
         self._limit, self._keep = max_new_tokens, keep
+        self._sampler, self._stop = Sampler(sampling), tuple(stop)
         self._tokens: list[int] = []
         self._margin = float("inf")
         self.answer: Answer | None = None
         self._branch, hidden = context.answer(rows, keep=keep, max_new_tokens=max_new_tokens)
+        self._num_prompt_rows, self._num_frames = context.language.cache.length, num_frames
         self._logits = context.language.logits(hidden)
         self._vision_ms, self._prefill_ms, self._decode_ms = vision_ms, 1e3 * (time.perf_counter() - since), 0.0
 
     @property
     def text(self) -> str:
-        """As far as it is decoded. A character of several tokens may not be whole yet."""
-        return self._tokenizer.decode(self._tokens)
+        """As far as it is decoded, up to a text that ends it. A character of several tokens may not be whole yet."""
+        return before_stop(self._tokenizer.decode(self._tokens), self._stop)
+
+    @property
+    def num_tokens(self) -> int:
+        """As many as are decoded, without the one that ends it."""
+        return len(self._tokens)
 
     @property
     def is_cut(self) -> bool:
@@ -82,18 +97,24 @@ class Answering:
             self._context.end_branch(keep=False)
 
     def _decode(self) -> bool | None:
-        """The likeliest token, fed back to the LLM. True at a stop token, False at the limit, else None."""
-        token = int(self._logits.argmax())
+        """The next token, fed back to the LLM. True at the end of the answer, False at the limit, else None."""
+        token = self._sampler.choose(self._logits)
         if len(self._tokens) < MARGIN_TOKENS:
             self._margin = min(self._margin, _lead(self._logits))
         if token in self._tokenizer.stop_ids:
             return True
         self._tokens.append(token)
         hidden = self._context.say(token)
+        if self._stop and self._says_stop():
+            return True
         if len(self._tokens) == self._limit:
             return False
         self._logits = self._context.language.logits(hidden)
         return None
+
+    def _says_stop(self) -> bool:
+        text = self._tokenizer.decode(self._tokens)
+        return any(stop in text for stop in self._stop)
 
     def _concluded(self, finished: bool) -> Answer:
         return Answer(
@@ -104,7 +125,14 @@ class Answering:
             prefill_ms=self._prefill_ms,
             decode_ms=self._decode_ms,
             margin=self._margin,
+            num_prompt_rows=self._num_prompt_rows,
+            num_frames=self._num_frames,
         )
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """What comes before the first of these texts."""
+    return text[: min((at for each in stop if (at := text.find(each)) >= 0), default=len(text))]
 
 
 def _lead(logits: Array) -> float:

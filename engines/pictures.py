@@ -97,7 +97,7 @@ def explained(path: Path, notices: list[str]) -> Iterator[None]:
     notices += [f"Pillow says: {text}" for text in said]
 
 
-def to_bgr(image: Image.Image, path: Path) -> tuple[NDArray[np.uint8], bool]:
+def to_bgr(image: Image.Image, path: Path | str) -> tuple[NDArray[np.uint8], bool]:
     """The frame that an open picture shows, (H, W, 3) uint8 BGR, and whether any of it was transparent.
 
     Raises MediaError for more than 8 bits per channel, and Pillow's own errors.

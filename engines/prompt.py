@@ -7,10 +7,21 @@ Source: InternVL2's templates and PVC's frame prefix; the strings themselves com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import EXPORT_AGAIN, BackendUnavailable, BundleError, StreamError
+from .memory import Array
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Turn:
+    """What was asked, and the answer that it was given. images: (H, W, 3) uint8 BGR, as PVCStream.ask takes them."""
+
+    question: str
+    answer: str
+    images: Sequence[Array] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,15 +47,34 @@ class PromptSpec:
         """The text right after them."""
         return self.image_end + self.after_frame
 
-    def around_images(self, question: str, num_images: int) -> list[str]:
+    def conversation(self, earlier: Sequence[Turn], question: str, num_images: int) -> list[str]:
+        """The text before, between and after all images of earlier turns and of a question, as around_images has it.
+
+        Images are numbered through, if there are several. Raises what around_images raises.
+        """
+        total, num_before = num_images + sum(len(turn.images) for turn in earlier), 0
+        pieces = [""]
+        for turn in earlier:
+            own = self.around_images(turn.question, len(turn.images), num_before=num_before, total=total)
+            own[-1] += f"{self.ask_suffix}{turn.answer}{self.next_turn}"
+            pieces = [*pieces[:-1], pieces[-1] + own[0], *own[1:]]
+            num_before += len(turn.images)
+        own = self.around_images(question, num_images, num_before=num_before, total=total)
+        return [*pieces[:-1], pieces[-1] + own[0], *own[1:]]
+
+    def around_images(
+        self, question: str, num_images: int, *, num_before: int = 0, total: int | None = None
+    ) -> list[str]:
         """The text before, between and after the images of a question: num_images + 1 strings.
 
-        A question may place each image itself, by the tag; else they come first, numbered if there are several.
-        Raises StreamError if it has some tags, but not one per image.
+        A question may place each image itself, by the tag; else they come first, numbered if there are several: in
+        `total`, of which `num_before` came earlier. Raises StreamError if it has some tags, but not one per image.
         """
         text, num_placed = question, question.count(self.image_tag)
         if not num_placed:
-            prefixes = [""] if num_images == 1 else [self.image_prefix.format(index=i + 1) for i in range(num_images)]
+            is_alone = (num_images if total is None else total) == 1
+            numbers = range(num_before + 1, num_before + num_images + 1)
+            prefixes = ["" if is_alone else self.image_prefix.format(index=number) for number in numbers]
             text = "".join(f"{prefix}{self.image_tag}{self.after_frame}" for prefix in prefixes) + question
         pieces = text.split(self.image_tag)
         if len(pieces) != num_images + 1:

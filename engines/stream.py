@@ -21,6 +21,9 @@ from .images import ImageEncoder
 from .ingest import Ingest, require_ingest
 from .language import LanguageModel
 from .memory import Array
+from .prompt import Turn
+from .question import question_rows
+from .sampling import GREEDY, Sampling
 from .saved import Snapshot, StreamOptions, read_saved, write_saved
 from .vision import VisionEncoder
 
@@ -207,19 +210,23 @@ class PVCStream:
         max_tiles: int | None = None,
         max_new_tokens: int = 64,
         keep: bool = False,
+        earlier: Sequence[Turn] = (),
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
     ) -> Answer:
-        """Ask about everything pushed so far; the likeliest token is taken at every step.
+        """Ask about everything pushed so far; by default the likeliest token is taken at every step.
 
         images     (H, W, 3) uint8 BGR of any size, each cut into at most max_tiles tiles and a thumbnail, by default as
                    many as the model was made for; or what encode_image returned, for an image that is asked about more
                    than once. They come before the question, or where it says <image>
         keep=False rolls question and answer back afterwards: the context's length is set back, and no cache is copied.
         keep=True  leaves them in the context, so that later questions can refer to them, until the stream re-anchors.
+        earlier    turns that come behind the frames, as if they had been kept; stop: texts before which the answer ends
         Raises StreamFull before anything is run if question and answer might not fit, FrameError for what is no image,
         and StreamError for a question that holds a special token of the conversation, or not one <image> per image.
         """
         with self._undone_on_error():
-            answering = self._begin(question, images, max_tiles=max_tiles, max_new_tokens=max_new_tokens, keep=keep)
+            answering = self._begin(question, images, max_tiles, max_new_tokens, keep, earlier, sampling, stop)
             while not answering.step():
                 pass
         assert answering.answer is not None
@@ -233,6 +240,9 @@ class PVCStream:
         max_tiles: int | None = None,
         max_new_tokens: int = 64,
         keep: bool = False,
+        earlier: Sequence[Turn] = (),
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
     ) -> Answering:
         """As `ask`, an answer that is decoded a token a step, and frames may be pushed between two steps.
 
@@ -240,7 +250,7 @@ class PVCStream:
         gone before. Until it is done or cancelled, `ask`, `begin`, `score`, `save` and `fork` raise StreamError.
         """
         with self._undone_on_error():
-            return self._begin(question, images, max_tiles=max_tiles, max_new_tokens=max_new_tokens, keep=keep)
+            return self._begin(question, images, max_tiles, max_new_tokens, keep, earlier, sampling, stop)
 
     def cancel(self) -> None:
         """Cut the answer that is being decoded, if there is one. Frames that wait for it stay."""
@@ -259,7 +269,7 @@ class PVCStream:
             if not (isinstance(token, int | np.integer) and 0 <= token < vocab_size):
                 raise StreamError(f"{token!r} is no token id", expected=f"integers from 0 to {vocab_size - 1}")
         with self._undone_on_error():
-            rows = self._question_rows(question, images, max_tiles=max_tiles, num_reserved=len(token_ids))
+            rows = self._question_rows(question, images, (), max_tiles, len(token_ids))
             self.episodes.current.take_in_all()
             mark = self.context.mark()
             logits = [self.language.logits(self.context.append(rows))]
@@ -325,36 +335,27 @@ class PVCStream:
         self.episodes.reset()
 
     def _begin(
-        self, question: str, images: Sequence[Array], *, max_tiles: int | None, max_new_tokens: int, keep: bool
-    ) -> Answering:
+        self, question: str, images: Sequence[Array], max_tiles: int | None, max_new_tokens: int, keep: bool,
+        earlier: Sequence[Turn], sampling: Sampling, stop: Sequence[str],
+    ) -> Answering:  # fmt: skip
         """The caller undoes what an error leaves."""
         if max_new_tokens < 1:
             raise StreamError(f"max_new_tokens is {max_new_tokens}", expected="at least 1: an answer has a token")
         started = time.perf_counter()
-        rows = self._question_rows(question, images, max_tiles=max_tiles, num_reserved=max_new_tokens)
-        encoded = time.perf_counter() if images else started
+        rows = self._question_rows(question, images, earlier, max_tiles, max_new_tokens)
+        encoded = time.perf_counter() if images or any(turn.images for turn in earlier) else started
         self.episodes.current.take_in_all()
         return Answering(
-            self._bundle, self.context, rows, max_new_tokens=max_new_tokens, keep=keep,
-            vision_ms=1e3 * (encoded - started), since=encoded,
+            self._bundle, self.context, rows, max_new_tokens=max_new_tokens, keep=keep, num_frames=self.num_frames,
+            vision_ms=1e3 * (encoded - started), since=encoded, sampling=sampling, stop=stop,
         )  # fmt: skip
 
     def _question_rows(
-        self, question: str, images: Sequence[Array], *, max_tiles: int | None, num_reserved: int
+        self, question: str, images: Sequence[Array], earlier: Sequence[Turn], max_tiles: int | None, num_reserved: int
     ) -> Array:
-        """Embeddings (L, E) of what follows the frames, up to where the answer starts."""
-        self._tokenizer.refuse_special_tokens(question)
-        spec, embed = self._prompt, self.language.embed
-        pieces = spec.around_images(question, len(images))
-        starts = [self.context.pending, *(spec.image_end for _ in images)]
-        ends = [*(spec.image_start for _ in images), spec.ask_suffix]
-        ids = [self._tokenizer.encode(a + piece + b) for a, piece, b in zip(starts, pieces, ends, strict=True)]
-        num_rows = sum(self._images.num_rows(image, max_tiles=max_tiles) for image in images) + sum(map(len, ids))
-        self.context.reserve(num_rows + num_reserved)
-        rows = [embed(ids[0])]
-        for image, after in zip(images, ids[1:], strict=True):
-            rows += [self._images.encode(image, max_tiles=max_tiles), embed(after)]
-        return np.concatenate(rows)
+        return question_rows(
+            self._bundle, self.context, self._images, question, images, earlier, max_tiles, num_reserved
+        )
 
     def _undone_on_error(self) -> UndoneOnError:
         """For a call that must find no answer that is being decoded."""

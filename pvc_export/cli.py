@@ -1,4 +1,4 @@
-"""pvc-export: plan | trt | onnx | kit | triton | check | compare | prove | run | inspect | bench | gpu | doctor.
+"""pvc-export: plan | trt | onnx | kit | triton | check | compare | prove | run | batch | inspect | bench | gpu | doctor.
 
 Exit codes: 0 ok, 2 usage, 3 parity failed, 4 environment, 5 build failed, 6 bad input (engines/errors.py).
 Unusual: heavy packages are imported inside the commands, so that --help and doctor work on a machine without torch.
@@ -206,6 +206,55 @@ def run(
             max_new_tokens=max_new_tokens, trust_engines=trust_engines, threads=threads, keep_frames=reference,
         )  # fmt: skip
     run_command(request, model_name=model, mapping=mapping, as_json=as_json)
+
+
+@app.command(short_help="A folder of videos to a table of answers; goes on where it was ended.")
+def batch(
+    bundle: opt.BundleFolder,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Videos, in folders of it too.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The table: JSON lines, one a video.")],
+    ask: Annotated[
+        list[str] | None, typer.Option(help="A question about each video. Default: what happens. Repeatable.")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=0, help="Frames sampled evenly in time from each; 0 = all.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
+    clock: Annotated[
+        str | None,
+        typer.Option(help="After the trained number of frames: reanchor (start again with the newest) or run-on."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; with --ray, of the whole cluster.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Spread it by Ray: auto, an address, or local for a cluster of its own."),
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Try those again that could not be read.")] = False,
+    runtime: Annotated[
+        str, typer.Option(help="auto, target (what the bundle was exported for, or an error), or cpu (ONNX Runtime).")
+    ] = "auto",
+    trust_engines: Annotated[
+        bool, typer.Option("--trust-engines", help="Load engines that another machine built. They are executable code.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of each graph on the CPU. Default: 1 for small graphs, else all.")
+    ] = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Ask about every video of a folder. Each has one row, whatever ends the run: the same command goes on there.
+
+    A video that cannot be read is a row with its error. One that has changed since is answered anew.
+    """
+    from .archive.job import Job
+    from .commands.batch import DEFAULT_QUESTION, Where, batch_command
+
+    with usage_errors():
+        job = Job(
+            bundle=bundle.absolute(), folder=folder.absolute(), questions=tuple(ask or [DEFAULT_QUESTION]),
+            frames=frames, max_new_tokens=max_new_tokens,
+            clock=cast("Clock", one_of("--clock", clock, get_args(Clock))) if clock is not None else None,
+            runtime=cast("Runtime", one_of("--runtime", runtime, get_args(Runtime))),
+            trust_engines=trust_engines, threads=threads,
+        )  # fmt: skip
+    batch_command(job, Where(workers=workers, ray=ray), output=output, retry=retry, as_json=as_json)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import typer.main
 
+import apps.serving.options
 import apps.watch
 import pvc_export.cli
 
@@ -23,9 +24,10 @@ SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(r"[\w./-]*(?:/|\.(?:py|json|md|toml|txt|j2|jpg|png|gif))")
 NAME_IN_FILE = re.compile(r"`([\w./-]+\.py)` `(\w+(?:\.\w+)*)`")
-COMMAND = re.compile(r"(pvc-export|pvc-live|python -m)\b((?:(?! or | and )[^\n`#|;&),])*)")
+COMMAND = re.compile(r"(pvc-export|pvc-live|pvc-serve|python -m)\b((?:(?! or | and )[^\n`#|;&),])*)")
 OPTION = re.compile(r"(?<!\S)(-[a-zA-Z]|--[a-z][a-z0-9-]*)(?![\w-])")
 MODULE = re.compile(r"\w+(?:\.\w+)+$")
+PARSERS = {"pvc-live": apps.watch.make_parser, "pvc-serve": apps.serving.options.make_parser}
 OURS = ("apps", "engines", "pvc_export", "pvc_ref", "tests")
 
 
@@ -131,8 +133,8 @@ def wrong(program: str, rest: str) -> str:
     words = rest.split()
     if program == "python -m":
         return wrong_module(words[0] if words else "", rest)
-    if program == "pvc-live":
-        return unknown_options(rest, set(OPTION.findall(apps.watch.make_parser(program).format_help())))
+    if program in PARSERS:
+        return unknown_options(rest, set(OPTION.findall(PARSERS[program](program).format_help())))
     command: Any = typer.main.get_command(pvc_export.cli.app)
     name = next((word for word in words if not word.startswith("-")), None)
     if name is None or not name.isalpha() or not name.islower():
@@ -198,6 +200,7 @@ def strings_in(source: str) -> Iterator[str]:
         "`pvc-export check build/shapes --repport page.html`",
         "    .venv/bin/pvc-export trt -x FOLDER      # in a block",
         "`pvc-live build/shapes --sorce 0`",
+        "`pvc-serve build/shapes --sessoins 4`",
         "`python -m pvc_export.noise`",
         "`python -m pvc_export.parity.metrics`",
         "\t@$(BIN)/python -m pvc_export.studies.limits --sedes 6",

@@ -12,6 +12,11 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from engines.errors import StreamError
+from engines.sampling import Sampling
+
+__all__ = [
+    "NoSession", "Opened", "Piece", "Pushed", "Said", "Sampling", "Service", "Usage", "Wanted"
+]  # fmt: skip
 
 
 class NoSession(StreamError):
@@ -19,12 +24,12 @@ class NoSession(StreamError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sampling:
-    """How a token is chosen. temperature 0: the likeliest. seed: the same one gives the same answer; None: any."""
+class Said:
+    """A turn of the conversation before the question. images: as those of Wanted."""
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
+    question: str
+    answer: str
+    images: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +37,7 @@ class Wanted:
     """What is asked, and how long the answer may be.
 
     images  before the question, or where it says <image>
+    earlier what was said before, oldest first. It comes behind the frames
     stop    texts before which the answer ends
     keep    question and answer stay in the context of a session
     """
@@ -42,6 +48,7 @@ class Wanted:
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     keep: bool = False
+    earlier: tuple[Said, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,8 +51,9 @@ def make_app(
 class Guard:
     """Refuses hosts that are not served, and pages of other sites; gives every answer the headers of a page."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app, self._access = app, access
+    def __init__(self, app: ASGIApp, access: Access, refused: Callable[[str], Response] | None = None) -> None:
+        """refused: what tells why, with status 403; by default as plain text."""
+        self._app, self._access, self._refused = app, access, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         from starlette.requests import HTTPConnection
@@ -73,7 +75,8 @@ class Guard:
             await receive()
             await send({"type": "websocket.close", "code": 1008})  # before it is accepted: HTTP 403
         else:
-            await PlainTextResponse(refusal, 403)(scope, receive, _with_headers(send))
+            response = PlainTextResponse(refusal, 403) if self._refused is None else self._refused(refusal.strip())
+            await response(scope, receive, _with_headers(send))
 
 
 def _with_headers(send: Send) -> Send:

@@ -63,15 +63,15 @@ class WebOptions:
         """Nobody but this machine can reach it: loopback, and no proxy that passes others on."""
         return is_loopback(self.host) and not self.served_as
 
-    def token(self, environment: Mapping[str, str] | None = None) -> str | None:
+    def token(self, environment: Mapping[str, str] | None = None, *, variable: str = TOKEN_VARIABLE) -> str | None:
         """Of the environment; else a new one where others can reach the page; else None.
 
         Raises ValueError for one that could be guessed.
         """
-        given = (os.environ if environment is None else environment).get(TOKEN_VARIABLE)
+        given = (os.environ if environment is None else environment).get(variable)
         if given is not None and (len(given) < SHORTEST_TOKEN or not given.isascii() or not given.isprintable()):
             raise ValueError(
-                f"{TOKEN_VARIABLE} must have {SHORTEST_TOKEN} or more characters of ASCII; for a new one: "
+                f"{variable} must have {SHORTEST_TOKEN} or more characters of ASCII; for a new one: "
                 "python3 -c 'import secrets; print(secrets.token_urlsafe())'"
             )
         return given or (None if self.is_local else secrets.token_urlsafe())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import importlib
 import socket
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event as Signal
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from engines.errors import BackendUnavailable
 
@@ -106,18 +107,22 @@ def open_page(
 class Server:
     """uvicorn on a thread of its own. Signals stay the session's."""
 
-    def __init__(self, app: Starlette, listening: socket.socket, *, max_message: int, connections: int) -> None:
-        """max_message: bytes of a WebSocket message, beyond which the connection is cut."""
+    def __init__(
+        self, app: Starlette, listening: socket.socket, *, max_message: int, connections: int,
+        http: type[asyncio.Protocol] | Literal["auto"] = "auto", end_s: float = END_S,
+    ) -> None:  # fmt: skip
+        """max_message: bytes of a WebSocket message, beyond which the connection is cut. http: uvicorn's protocol, or
+        one of its kind. end_s: until `close` cuts what is still sent."""
         import uvicorn
 
         config = uvicorn.Config(
             app, access_log=False, log_config=None, log_level="critical", server_header=False, lifespan="off",
             ws_max_size=max_message, ws_max_queue=4, ws_per_message_deflate=False,
             limit_concurrency=connections + BEYOND_VIEWERS, timeout_graceful_shutdown=2,
-            h11_max_incomplete_event_size=16 * 1024,
+            h11_max_incomplete_event_size=16 * 1024, http=http,
         )  # fmt: skip
         self._server, self._listening = uvicorn.Server(config), listening
-        self._has_ended = Signal()
+        self._end_s, self._has_ended = end_s, Signal()
         self._thread = Thread(target=self._run, name="page-server", daemon=True)
 
     def start(self) -> None:
@@ -126,12 +131,12 @@ class Server:
         waited_s = 0.0
         while not self._server.started:
             if self._has_ended.wait(0.02) or waited_s > START_S:
-                raise BackendUnavailable("the page's server did not start", fix="leave --web out, or choose a --port")
+                raise BackendUnavailable("the server did not start", fix="choose another --port, or leave --web out")
             waited_s += 0.02
 
     def close(self) -> None:
         self._server.should_exit = True
-        self._thread.join(timeout=END_S)
+        self._thread.join(timeout=self._end_s)
         self._listening.close()
 
     def _run(self) -> None:
@@ -141,14 +146,14 @@ class Server:
             self._has_ended.set()
 
 
-def require_packages() -> None:
-    """Raises BackendUnavailable for what --web needs and this machine lacks."""
+def require_packages(who: str = "--web") -> None:
+    """Raises BackendUnavailable for what serves a page, or whatever `who` serves, and this machine lacks."""
     for package in PACKAGES:
         try:
             importlib.import_module(package)
         except ImportError as error:
             raise BackendUnavailable(
-                f"--web needs the package {package}", cause=str(error), fix="pip install 'pvc-streaming-export[live]'"
+                f"{who} needs the package {package}", cause=str(error), fix="pip install 'pvc-streaming-export[live]'"
             ) from None
 
 
@@ -177,7 +182,7 @@ def _not_bound(host: str, port: int, error: OSError) -> BackendUnavailable:
     if error.errno == errno.EADDRINUSE:
         return BackendUnavailable(
             f"port {port} of {host} is taken",
-            cause="another pvc-live, or another program, serves there",
+            cause="another pvc-live or pvc-serve, or another program, serves there",
             fix=f"choose another: --port {port + 1 if port < 65535 else 8080}, or --port 0 for a free one",
         )
     if error.errno == errno.EACCES:

@@ -13,6 +13,8 @@ from ..answer import Answer, PushTiming
 from ..answering import Answering
 from ..errors import StreamError
 from ..memory import Array
+from ..prompt import Turn
+from ..sampling import GREEDY, Sampling
 from ..stream import PVCStream
 
 T = TypeVar("T")
@@ -28,7 +30,7 @@ refuse       it is refused with Busy, and whoever has it may send it again: noth
 class Busy(StreamError):
     """More waits than may; later there is room. `retry_after_s`: a fair guess of when."""
 
-    def __init__(self, what: str, *, retry_after_s: float, expected: str = "", fix: str = "") -> None:
+    def __init__(self, what: str, *, retry_after_s: float = 1.0, expected: str = "", fix: str = "") -> None:
         super().__init__(what, expected=expected, fix=fix)
         self.retry_after_s = retry_after_s
 
@@ -61,6 +63,9 @@ class Question:
     max_tiles: int | None
     max_new_tokens: int
     keep: bool
+    earlier: Sequence[Turn]
+    sampling: Sampling
+    stop: Sequence[str]
     heard: Callable[[str], None] | None
     after_frame: int
     answer: Future[Answer] = field(default_factory=Future)
@@ -96,6 +101,7 @@ class StreamHandle:
         self.line: deque[Question | Call] = deque()
         self.asked: Question | None = None  # what is being answered
         self.num_came = 0  # frames
+        self.gone: Future[None] = Future()
         self.was_frame = False  # the last step that was taken
         self._changed = changed
 
@@ -132,6 +138,9 @@ class StreamHandle:
         max_tiles: int | None = None,
         max_new_tokens: int = 64,
         keep: bool = False,
+        earlier: Sequence[Turn] = (),
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
         heard: Callable[[str], None] | None = None,
     ) -> Future[Answer]:
         """As PVCStream.ask; the future holds the answer, or what ask raises. Cancel it to end the question.
@@ -142,7 +151,7 @@ class StreamHandle:
         with self._changed:
             asked = Question(
                 text=question, images=images, max_tiles=max_tiles, max_new_tokens=max_new_tokens, keep=keep,
-                heard=heard, after_frame=self.num_came,
+                earlier=earlier, sampling=sampling, stop=stop, heard=heard, after_frame=self.num_came,
             )  # fmt: skip
             self._stand_in_line(asked)
         return asked.answer
@@ -156,11 +165,15 @@ class StreamHandle:
             self._stand_in_line(call)
         return call.result
 
-    def close(self) -> None:
-        """What waits fails with StreamError, and an answer is cut. May be called again."""
+    def close(self) -> Future[None]:
+        """What waits fails with StreamError, and an answer is cut. May be called again.
+
+        The future is done when another stream may be opened in its place.
+        """
         with self._changed:
             self.is_closed = True
             self._changed.notify_all()
+        return self.gone
 
     def let_go(self) -> None:
         """By the scheduler, once it is closed: nobody waits any longer."""

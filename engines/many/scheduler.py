@@ -156,6 +156,8 @@ class Scheduler:
             if handle.is_spare:
                 handle.stream.reset()
                 self._spare.setdefault(_key(handle.options), []).append(handle.stream)
+            if handle.gone.set_running_or_notify_cancel():
+                handle.gone.set_result(None)
 
 
 Options = tuple[tuple[str, Any], ...]

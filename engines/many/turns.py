@@ -79,7 +79,7 @@ def _begin(handle: StreamHandle, asked: Question, counts: Counts) -> None:
     try:
         asked.answering = handle.stream.begin(
             asked.text, images=asked.images, max_tiles=asked.max_tiles, max_new_tokens=asked.max_new_tokens,
-            keep=asked.keep,
+            keep=asked.keep, earlier=asked.earlier, sampling=asked.sampling, stop=asked.stop,
         )  # fmt: skip
     except BaseException as error:
         _end(handle, asked, counts, error)

@@ -12,6 +12,7 @@ signals = Signals()
 check = signals.check
 
 _publishing: tuple[Path, int] | None = None
+_kept = ""
 
 
 def note_publishing(folder: Path, out: Path) -> None:
@@ -20,8 +21,16 @@ def note_publishing(folder: Path, out: Path) -> None:
     _publishing = out, folder.stat().st_ino
 
 
+def note_kept(what: str) -> None:
+    """What an interrupted command of another kind leaves, in words."""
+    global _kept
+    _kept = what
+
+
 def outcome() -> str:
     """What an interrupted command left, in words."""
+    if _kept:
+        return _kept
     if _publishing is not None:
         out, inode = _publishing
         if out.exists() and out.stat().st_ino == inode:

@@ -1,0 +1,159 @@
+"""pvc-serve: the command line of a server.
+
+Exit codes: 0 ended by SIGTERM or Ctrl-C and all that ran was finished, 1 some of it was cut, 2 usage, 4 environment,
+6 bad input (engines/errors.py).
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+
+from engines import Bundle, open_bundle
+from engines.errors import PVCError, StreamError
+from engines.many.scheduler import OneByOne, Scheduler, Together
+from engines.terminal import did_you_mean, fail
+
+from ..watcher import require_endless
+from ..web.access import Access
+from ..web.server import Server, bind, require_packages
+from .app import make_app
+from .heads import timed_protocol
+from .local import LocalService
+from .metrics import Metrics
+from .options import TOKEN_VARIABLE, ServeOptions, make_parser, options_of
+from .work import Work
+
+ENDED, CUT = 0, 1
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def main(*, prog: str = "pvc-serve") -> None:
+    """Entry point: errors meant for users become one message and an exit code, never a traceback."""
+    parser = make_parser(prog)
+    options = _options(parser)
+    try:
+        raise SystemExit(serve(options, _until_a_signal))
+    except (PVCError, OSError) as error:
+        raise SystemExit(fail(error, as_json=False)) from None
+
+
+def serve(options: ServeOptions, wait: Callable[[], None], *, say: Callable[[str], None] | None = None) -> int:
+    """Until `wait` returns. Returns the exit code; raises PVCError before it began. say: hears where it is served."""
+    say = say or (lambda text: print(text, flush=True))
+    with open_server(options) as serving:
+        say(f"{serving.model_id} is served at {serving.url}")
+        if serving.token is not None:
+            say(f"Its token, also as an API key: {serving.token}")
+        wait()
+        say(f"Ending: new requests are refused, {serving.work.num_running} are finished first.")
+        return ENDED if serving.drain(options.drain_s) else CUT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serving:
+    """A server that runs. url: the base that OpenAI's clients take."""
+
+    model_id: str
+    url: str
+    token: str | None
+    work: Work
+    scheduler: Scheduler
+
+    def drain(self, timeout_s: float) -> bool:
+        """Refuse more; whether what runs was done in time."""
+        self.work.refuse_more()
+        return self.work.wait(timeout_s)
+
+
+@contextmanager
+def open_server(options: ServeOptions) -> Iterator[Serving]:
+    """A server that serves inside the block. Raises BackendUnavailable if a package is missing or the port is taken,
+    what open_bundle raises, and ValueError for a token that can be guessed."""
+    require_packages("pvc-serve")
+    token = options.web.token(variable=TOKEN_VARIABLE)
+    listening = bind(options.web.host, options.web.port)
+    try:
+        port = int(listening.getsockname()[1])
+        bundle = open_bundle(
+            options.bundle, runtime=options.runtime, trust_engines=options.trust_engines, threads=options.threads
+        )
+        require_endless(bundle.manifest)
+        scheduler = Scheduler(together_of(bundle), max_streams=options.local.streams)
+    except BaseException:
+        listening.close()
+        raise
+    service = LocalService(scheduler, limits=options.local)
+    work, metrics = Work(), Metrics()
+    add_gauges(metrics, service, scheduler)
+    app = make_app(
+        service, access=Access.of(options.web, token=token, port=port), metrics=metrics, work=work,
+        limits=replace(options.limits, default_frames=min(bundle.manifest.trained_frames, options.limits.video_frames)),
+    )  # fmt: skip
+    server = Server(app, listening, max_message=1, connections=options.connections, http=timed_protocol())
+    try:
+        server.start()
+        url = f"http://{_shown(options.web.host)}:{port}/v1"
+        yield Serving(model_id=service.model_id, url=url, token=token, work=work, scheduler=scheduler)
+    finally:
+        server.close()
+        scheduler.close()
+
+
+def together_of(bundle: Bundle) -> Together:
+    """How the steps of several streams are taken."""
+    return OneByOne(bundle=bundle)
+
+
+def add_gauges(metrics: Metrics, service: LocalService, scheduler: Scheduler) -> None:
+    """What only this process knows."""
+    counts = scheduler.counts
+    metrics.gauges |= {
+        "pvc_sessions": ("Sessions that are open.", lambda: service.num_sessions),
+        "pvc_sessions_limit": ("Sessions that may be.", lambda: service.limits.sessions),
+        "pvc_streams": ("Streams that are open, also without a session.", lambda: len(scheduler.handles)),
+        "pvc_waiting": ("Frames and questions that wait.", lambda: sum(each.num_waiting for each in scheduler.handles)),
+        "pvc_busy_seconds": ("That the model has computed.", lambda: counts.busy_s),
+    }  # fmt: skip
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _until_a_signal() -> None:
+    """The second one kills."""
+    came = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_DFL)
+        came.set()
+
+    for number in SIGNALS:
+        signal.signal(number, note)
+    while not came.wait(1.0):  # a wait without an end would keep Python from calling `note` on some systems
+        pass
+
+
+def _options(parser: ArgumentParser) -> ServeOptions:
+    """Ends the process with exit code 2, and says why, where there is none."""
+    told, unknown = parser.parse_known_args()
+    if unknown:
+        known = ["--" + name.replace("_", "-") for name in vars(told) if name != "bundle"]
+        parser.error(f"there is no {' '.join(unknown)}. {did_you_mean(unknown[0], known)}".rstrip())
+    try:
+        options = options_of(told)
+        options.web.token(variable=TOKEN_VARIABLE)
+    except (ValueError, StreamError) as error:
+        parser.error(str(error))
+    return options
+
+
+if __name__ == "__main__":
+    main(prog=f"python -m {__spec__.name}")

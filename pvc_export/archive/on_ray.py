@@ -1,0 +1,102 @@
+"""Rows by the machines of a Ray cluster, through Ray Data. Each reads the videos and the bundle under the same paths.
+
+Note: a row counts when the process that was started has written it. What Ray has computed and not handed over when that
+process is killed is computed again by the next run; what it hands over twice has its row already (table.py).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from engines.errors import BackendUnavailable, PVCError
+from engines.manifest import Manifest
+
+from .answering import Answerer
+from .job import Job, Video
+from .table import Row
+
+MOST_BLOCKS = 10_000
+"""Pieces in which the work is handed out: of one video each, as long as these are enough."""
+
+
+def import_ray() -> Any:
+    """Raises BackendUnavailable without it."""
+    try:
+        importlib.import_module("ray.data")
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"--ray needs the package ray with its part for data, which cannot be imported here: {error}",
+            fix="pip install 'ray[data]>=2.60', or pip install -e '.[ray]'; without --ray none is needed",
+        ) from error
+
+
+def rows_of_ray(job: Job, digest: str, videos: Sequence[Video], *, address: str, num_workers: int) -> Iterator[Row]:
+    """Rows of all videos, in the order in which they are done.
+
+    address  of a running cluster as ray.init takes it, auto for the one of this machine; local for one that is started
+             here and ends with the run
+    Raises BackendUnavailable without Ray, where there is no such cluster, and where a worker cannot open the bundle.
+    """
+    ray = import_ray()
+    try:
+        # Rich output of Ray's own, and one worker's prints among ours, would spoil --json.
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+    except Exception as error:
+        raise BackendUnavailable(
+            f"there is no Ray cluster at {address}: {error}",
+            expected="auto, local, or an address such as ray://HEAD:10001",
+            fix="start one: ray start --head; or let this run start one: --ray local",
+        ) from error
+    try:
+        yield from _rows(ray, job, digest, videos, num_workers=num_workers)
+    finally:
+        ray.shutdown()
+
+
+def _rows(ray: Any, job: Job, digest: str, videos: Sequence[Video], *, num_workers: int) -> Iterator[Row]:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = False
+    on_gpu = Manifest.load(job.bundle).target != "cpu" and job.runtime != "cpu" and "GPU" in ray.cluster_resources()
+    blocks = min(len(videos), MOST_BLOCKS)
+    dataset = ray.data.from_items(
+        [{"video": json.dumps(asdict(video))} for video in videos], override_num_blocks=blocks
+    )
+    rows = dataset.map_batches(
+        BatchAnswerer, fn_constructor_args=(job, digest), batch_size=1, batch_format="numpy", num_cpus=1,
+        num_gpus=1 if on_gpu else 0, concurrency=min(num_workers, len(videos)),
+    )  # fmt: skip
+    try:
+        for row in rows.iter_rows():
+            yield json.loads(row["row"])
+    except ray.exceptions.RayError as error:
+        raise _cause_of(error) from error
+
+
+def _cause_of(error: BaseException) -> PVCError:
+    """What a worker raised, if it is meant for people."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, PVCError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return BackendUnavailable(
+        f"Ray gave up: {str(error).strip().splitlines()[-1]}", cause="a machine of the cluster lacks what this needs",
+        fix="look at its log: ray logs; what the table has stays, and the same command goes on there",
+    )  # fmt: skip
+
+
+class BatchAnswerer:
+    """An Answerer as Ray Data calls one: columns in, columns out."""
+
+    def __init__(self, job: Job, digest: str) -> None:
+        self._answerer = Answerer(job, digest)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        videos = [Video(**json.loads(str(video))) for video in batch["video"]]
+        return {"row": [json.dumps(self._answerer.row(video)) for video in videos]}

@@ -1,0 +1,1 @@
+"""pvc-serve with clients that nobody here wrote."""
