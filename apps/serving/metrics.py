@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from ..figures import resident_bytes
+from engines.sizes import resident_bytes
+
 from .errors import refusal_of
 from .service import Piece, Pushed
 
