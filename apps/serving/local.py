@@ -289,6 +289,28 @@ class LocalService:
         self._sweep_later()
 
 
+def stream_bytes(bundle: Bundle) -> int:
+    """Of the caches of one session. A stream that re-anchors has the next one's beside its own."""
+    manifest = bundle.manifest
+    one = sum(graph.state_bytes(manifest.limits) for graph in manifest.graphs.values())
+    return one if live_clock(manifest) == "run-on" else 2 * one
+
+
+def fitting(limits: LocalLimits, bundle: Bundle, memory_bytes: int | None) -> LocalLimits:
+    """With as many sessions as the memory has room for, beside the streams of answers. Raises StreamFull for none."""
+    if memory_bytes is None:
+        return limits
+    each = stream_bytes(bundle)
+    num_fitting = memory_bytes // each - limits.answers
+    if num_fitting < 1:
+        raise StreamFull(
+            f"{memory_bytes} bytes have no room for a session beside the streams of {limits.answers} answers",
+            expected=f"{(limits.answers + 1) * each} bytes or more: a stream of this bundle takes {each}",
+            fix="allow more, lower --answers, or export with a smaller --context and --window",
+        )
+    return replace(limits, sessions=min(limits.sessions, num_fitting))
+
+
 def session_options(bundle: Bundle) -> dict[str, Any]:
     """Of a stream without an end: it goes on from its last frames where it can, and keeps room for a question and its
     answer."""
