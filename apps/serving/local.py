@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from collections import OrderedDict
@@ -11,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from engines.answer import PushTiming
@@ -105,7 +107,7 @@ class LocalService:
 
     @property
     def model_id(self) -> str:
-        return f"pvc-vision-{self._bundle.manifest.model.name}"
+        return model_id_of(self._bundle.manifest.model.name)
 
     @property
     def num_sessions(self) -> int:
@@ -287,6 +289,11 @@ class LocalService:
         self._is_sweeping = False
         self._sweep()
         self._sweep_later()
+
+
+def model_id_of(name: str) -> str:
+    """Of a model by its name, or by the folder of its checkpoint, whose path is nobody's business."""
+    return f"pvc-vision-{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(name).name).strip('-.') or 'model'}"
 
 
 def stream_bytes(bundle: Bundle) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from apps.serving import local
-from apps.serving.local import LocalLimits, LocalService, fitting, session_options, stream_bytes
+from apps.serving.local import LocalLimits, LocalService, fitting, model_id_of, session_options, stream_bytes
 from apps.serving.pictures import decode_frame
 from apps.serving.service import NoSession, Piece, Said, Wanted
 from engines import PVCStream
@@ -476,6 +476,14 @@ def test_whoever_stops_listening_ends_the_answer_and_frames_go_on(
 
     asyncio.run(watch())
     assert service._scheduler.counts.tokens < 15
+
+
+@pytest.mark.parametrize(
+    ("name", "model_id"),
+    [("shapes", "shapes"), ("/home/me/PVC InternVL2-8B/", "PVC-InternVL2-8B"), ("..", "model"), ("a/é", "model")],
+)
+def test_a_model_has_a_name_that_fits_in_an_address(name: str, model_id: str) -> None:
+    assert model_id_of(name) == f"pvc-vision-{model_id}"
 
 
 def test_there_are_as_many_sessions_as_memory_has_room_for(bundle: Bundle) -> None:
