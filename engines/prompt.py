@@ -52,6 +52,8 @@ class PromptSpec:
 
         Images are numbered through, if there are several. Raises what around_images raises.
         """
+        if not earlier:
+            return self.around_images(question, num_images)
         total, num_before = num_images + sum(len(turn.images) for turn in earlier), 0
         pieces = [""]
         for turn in earlier:

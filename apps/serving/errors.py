@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,8 @@ def refusal_of(error: BaseException) -> Refused:
 
 def response_of(error: BaseException) -> Response:
     """Needs starlette."""
-    from starlette.responses import JSONResponse
+    from starlette.responses import Response
 
     refused = refusal_of(error)
-    return JSONResponse(refused.to_json(), refused.status, headers=refused.headers)
+    told = json.dumps(refused.to_json())  # ASCII: what is quoted of a request need not be Unicode
+    return Response(told, refused.status, headers=refused.headers, media_type="application/json")

@@ -55,11 +55,15 @@ class Tally:
             "statuses": {what: dict(sorted(found.items())) for what, found in self.statuses.items()},
             "latency_ms": {what: percentiles_ms(took) for what, took in self.took_s.items()},
             "first_token_ms": percentiles_ms(self.first_s),
-            "memory_mb": {"first": self.memory_mb[0], "last": self.memory_mb[-1], "most": max(self.memory_mb)}
-            if self.memory_mb else None,
+            "memory_mb": self._memory(),
             "problems": dict(self.problems),
             "num_failures": self.num_failures,
         }  # fmt: skip
+
+    def _memory(self) -> dict[str, float]:
+        """half: after half of the time. What grows without an end grows after it too."""
+        seen = self.memory_mb
+        return {"first": seen[0], "half": seen[len(seen) // 2], "last": seen[-1], "most": max(seen)} if seen else {}
 
 
 def percentiles_ms(took_s: list[float]) -> dict[str, float]:

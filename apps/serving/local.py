@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from collections import OrderedDict
@@ -11,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from engines.answer import PushTiming
@@ -105,7 +107,7 @@ class LocalService:
 
     @property
     def model_id(self) -> str:
-        return f"pvc-vision-{self._bundle.manifest.model.name}"
+        return model_id_of(self._bundle.manifest.model.name)
 
     @property
     def num_sessions(self) -> int:
@@ -287,6 +289,33 @@ class LocalService:
         self._is_sweeping = False
         self._sweep()
         self._sweep_later()
+
+
+def model_id_of(name: str) -> str:
+    """Of a model by its name, or by the folder of its checkpoint, whose path is nobody's business."""
+    return f"pvc-vision-{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(name).name).strip('-.') or 'model'}"
+
+
+def stream_bytes(bundle: Bundle) -> int:
+    """Of the caches of one session. A stream that re-anchors has the next one's beside its own."""
+    manifest = bundle.manifest
+    one = sum(graph.state_bytes(manifest.limits) for graph in manifest.graphs.values())
+    return one if live_clock(manifest) == "run-on" else 2 * one
+
+
+def fitting(limits: LocalLimits, bundle: Bundle, memory_bytes: int | None) -> LocalLimits:
+    """With as many sessions as the memory has room for, beside the streams of answers. Raises StreamFull for none."""
+    if memory_bytes is None:
+        return limits
+    each = stream_bytes(bundle)
+    num_fitting = memory_bytes // each - limits.answers
+    if num_fitting < 1:
+        raise StreamFull(
+            f"{memory_bytes} bytes have no room for a session beside the streams of {limits.answers} answers",
+            expected=f"{(limits.answers + 1) * each} bytes or more: a stream of this bundle takes {each}",
+            fix="allow more, lower --answers, or export with a smaller --context and --window",
+        )
+    return replace(limits, sessions=min(limits.sessions, num_fitting))
 
 
 def session_options(bundle: Bundle) -> dict[str, Any]:

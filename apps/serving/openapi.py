@@ -6,15 +6,25 @@ Note: what a schema cannot say (a data URL whose picture is damaged, a question 
 
 from __future__ import annotations
 
+import base64
 from typing import Any
+
+import numpy as np
 
 from .chat import LABELS, ONLY_DEFAULT
 from .fields import LONGEST_NUMBER
 from .limits import Limits
+from .pictures import encode_frame
 from .sessions import HIGHEST_INDEX, SESSION_ID
 
 Json = dict[str, Any]
 TEXT, NUMBER, WHOLE, FLAG = {"type": "string"}, {"type": "number"}, {"type": "integer"}, {"type": "boolean"}
+EVENT: Json = {
+    "description": "Of each event: data is a JSON object, an error's as any other, and [DONE] in the last one.",
+    "type": "object",
+    "properties": {"data": TEXT, "event": TEXT},
+    "required": ["data"],
+}
 ERRORS = {
     "400": "The request is wrong: the message says what, and what was expected.",
     "401": "The token is missing or wrong.",
@@ -56,7 +66,7 @@ def document(model_id: str, limits: Limits) -> Json:
             },
             "/v1/chat/completions": {
                 "post": _operation(
-                    "chat", "OpenAI's chat completions.", "Completion", body=_json("ChatRequest"), streams=True,
+                    "chat", "OpenAI's chat completions.", "Completion", body=_chat(model_id), streams=True,
                     parameters=[
                         {"name": "X-Session-Id", "in": "header", "schema": _session_id(),
                          "description": "Pictures become the next frames of this session, which is opened if need be."},
@@ -94,7 +104,7 @@ def _operation(
 ) -> Json:  # fmt: skip
     content: Json = {"application/json": {"schema": {"type": "object"} if schema is None else _ref(schema)}}
     if streams:
-        content["text/event-stream"] = {"schema": TEXT}
+        content["text/event-stream"] = {"schema": EVENT}
     operation: Json = {
         "operationId": name,
         "summary": says,
@@ -137,6 +147,21 @@ def _picture() -> Json:
 
 def _json(schema: str) -> Json:
     return {"required": True, "content": {"application/json": {"schema": _ref(schema)}}}
+
+
+def _chat(model_id: str) -> Json:
+    """With a request of each kind."""
+    picture = base64.b64encode(encode_frame(np.full((8, 8, 3), 128, np.uint8))).decode()
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}
+    video = {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{picture},{picture}"}}
+    text = {"type": "text", "text": "What is it?"}
+    asked: dict[str, Any] = {"words": "What is it?", "picture": [text, image], "video": [video, text]}
+    body = _json("ChatRequest")
+    body["content"]["application/json"]["examples"] = {
+        name: {"value": {"model": model_id, "messages": [{"role": "user", "content": content}], "max_tokens": 8}}
+        for name, content in asked.items()
+    }
+    return body
 
 
 def _frame_index(name: str, where: str) -> Json:

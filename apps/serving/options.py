@@ -19,7 +19,7 @@ PORT, CONNECTIONS, DRAIN_S = 8000, 256, 30.0
 TOKEN_VARIABLE = "PVC_SERVE_TOKEN"
 POSITIVE = (
     "--sessions", "--idle", "--answers", "--waiting", "--queue", "--rate", "--max-body", "--max-pixels", "--max-frames",
-    "--max-tokens",
+    "--max-tokens", "--memory",
 )  # fmt: skip
 DESCRIPTION = """\
 Serve a bundle as OpenAI's chat completions, and as streams that remember what
@@ -35,6 +35,7 @@ class ServeOptions:
     """A server whose parts do not contradict each other. Raises ValueError, by option.
 
     web          where it is served, and as which host names
+    memory_bytes that the caches of all streams may take; None: as many as there are
     connections  at once; drain_s: that what runs may take, once the server is to end
     """
 
@@ -42,6 +43,7 @@ class ServeOptions:
     web: WebOptions
     limits: Limits
     local: LocalLimits
+    memory_bytes: int | None = None
     connections: int = CONNECTIONS
     drain_s: float = DRAIN_S
     runtime: Runtime = "auto"
@@ -107,6 +109,11 @@ def _add_streams(parser: ArgumentParser) -> None:
     )  # fmt: skip
     add("--waiting", metavar="N", type=int, default=usual.waiting, help=f"That may wait. [default: {usual.waiting}]")
     add(
+        "--memory", metavar="MIB", type=float,
+        help="That the caches of all streams may take: where --sessions would take more, there are fewer. "
+        "[default: no limit]",
+    )  # fmt: skip
+    add(
         "--queue", metavar="FRAMES", type=int, default=usual.queue.frames,
         help=f"Frames of a session that may wait for the model. [default: {usual.queue.frames}]",
     )  # fmt: skip
@@ -161,7 +168,7 @@ def options_of(told: Namespace) -> ServeOptions:
     """Raises ValueError, by option, for what no server can do."""
     for option in POSITIVE:
         value = getattr(told, option.removeprefix("--").replace("-", "_"))
-        if not value > 0:
+        if value is not None and not value > 0:
             raise ValueError(f"{option} {value:g} is not more than 0")
     limits = Limits(
         rate=told.rate, burst=max(1, round(2 * told.rate)), body_bytes=round(told.max_body * MIB),
@@ -176,4 +183,5 @@ def options_of(told: Namespace) -> ServeOptions:
         bundle=told.bundle, web=WebOptions(host=told.host, port=told.port, served_as=tuple(told.served_as)),
         limits=limits, local=local, connections=told.connections, drain_s=told.drain, runtime=told.runtime,
         trust_engines=told.trust_engines, threads=told.threads,
+        memory_bytes=None if told.memory is None else round(told.memory * MIB),
     )  # fmt: skip

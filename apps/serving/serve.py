@@ -24,7 +24,7 @@ from ..web.access import Access
 from ..web.server import Server, bind, require_packages
 from .app import make_app
 from .heads import timed_protocol
-from .local import LocalService
+from .local import LocalService, fitting, stream_bytes
 from .metrics import Metrics
 from .options import TOKEN_VARIABLE, ServeOptions, make_parser, options_of
 from .work import Work
@@ -84,11 +84,12 @@ def open_server(options: ServeOptions) -> Iterator[Serving]:
             options.bundle, runtime=options.runtime, trust_engines=options.trust_engines, threads=options.threads
         )
         require_endless(bundle.manifest)
-        scheduler = Scheduler(together_of(bundle), max_streams=options.local.streams)
+        local = fitting(options.local, bundle, options.memory_bytes)
+        scheduler = Scheduler(together_of(bundle), max_streams=local.streams)
     except BaseException:
         listening.close()
         raise
-    service = LocalService(scheduler, limits=options.local)
+    service = LocalService(scheduler, limits=local)
     work, metrics = Work(), Metrics()
     add_gauges(metrics, service, scheduler)
     app = make_app(
@@ -118,6 +119,7 @@ def add_gauges(metrics: Metrics, service: LocalService, scheduler: Scheduler) ->
         "pvc_sessions_limit": ("Sessions that may be.", lambda: service.limits.sessions),
         "pvc_streams": ("Streams that are open, also without a session.", lambda: len(scheduler.handles)),
         "pvc_waiting": ("Frames and questions that wait.", lambda: sum(each.num_waiting for each in scheduler.handles)),
+        "pvc_stream_bytes": ("Of the caches of one session.", lambda: stream_bytes(scheduler.bundle)),
         "pvc_busy_seconds": ("That the model has computed.", lambda: counts.busy_s),
     }  # fmt: skip
 

@@ -213,6 +213,16 @@ def test_a_name_that_is_written_wrong_is_told_the_right_one(client: TestClient) 
     assert error["code"] == "unknown_parameter" and "Did you mean 'temperature'?" in error["message"]
 
 
+@pytest.mark.parametrize(
+    "body", ['{"\\ud800": 1}', '{"model": "\\ud800"}', '{"stop": ["\\ud800"]}', '{"user": "\\udfff"}']
+)
+def test_half_of_a_character_is_refused_in_whole_ones(client: TestClient, body: str) -> None:
+    merged = json.dumps(chat())[:-1] + ", " + body[1:]
+    response = client.post(URL, content=merged, headers=JSON)
+    assert response.status_code in (200, 400) and response.json()
+    assert response.status_code == 400 or "stop" in body
+
+
 def test_another_model_is_not_found(client: TestClient) -> None:
     response = client.post(URL, json=chat() | {"model": "gpt-4o"})
     assert response.status_code == 404 and error_of(response)["code"] == "model_not_found" and MODEL in response.text

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from apps.serving import local
-from apps.serving.local import LocalLimits, LocalService, session_options
+from apps.serving.local import LocalLimits, LocalService, fitting, model_id_of, session_options, stream_bytes
 from apps.serving.pictures import decode_frame
 from apps.serving.service import NoSession, Piece, Said, Wanted
 from engines import PVCStream
@@ -476,6 +476,26 @@ def test_whoever_stops_listening_ends_the_answer_and_frames_go_on(
 
     asyncio.run(watch())
     assert service._scheduler.counts.tokens < 15
+
+
+@pytest.mark.parametrize(
+    ("name", "model_id"),
+    [("shapes", "shapes"), ("/home/me/PVC InternVL2-8B/", "PVC-InternVL2-8B"), ("..", "model"), ("a/é", "model")],
+)
+def test_a_model_has_a_name_that_fits_in_an_address(name: str, model_id: str) -> None:
+    assert model_id_of(name) == f"pvc-vision-{model_id}"
+
+
+def test_there_are_as_many_sessions_as_memory_has_room_for(bundle: Bundle) -> None:
+    limits, each = LocalLimits(sessions=8, answers=2), stream_bytes(bundle)
+    stream = PVCStream(bundle, **session_options(bundle))
+    ring = sum(array.nbytes for array in stream.vision.ring.dump().values())
+    rows = stream.language.cache.capacity * bundle.manifest.graphs["llm"].row_bytes
+    assert each == 2 * (ring + rows)
+    assert fitting(limits, bundle, None) == limits == fitting(limits, bundle, 1000 * each)
+    assert fitting(limits, bundle, 5 * each + 1).sessions == 3
+    with pytest.raises(StreamFull, match="no room for a session"):
+        fitting(limits, bundle, 3 * each - 1)
 
 
 def test_a_scheduler_that_is_too_small_is_refused(slow: Slow) -> None:

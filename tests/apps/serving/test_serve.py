@@ -54,6 +54,7 @@ def pvc_serve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         (("--host", ""), "--host is empty"), (("--served-as", "a/b"), "--served-as"), (("--drain", -1), "--drain"),
         (("--when-full", "wait"), "--when-full"), (("--sesions", 3), "Did you mean '--sessions'?"),
         (("--connections", 0), "--connections 0"), (("--idle", 0), "--idle 0"), (("--threads", 0), "--threads"),
+        (("--memory", 0), "--memory 0"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )  # fmt: skip

@@ -121,7 +121,7 @@ def test_a_body_that_comes_too_slowly_is_cut(parts: Parts, service: FakeService)
     with served(parts) as port, connected(port) as connection:
         connection.sendall(head(1000) + b"{")
         told = all_of(connection)  # to its end: the connection is closed
-        assert b" 408 " in told and b'"code":"timeout"' in told
+        assert b" 408 " in told and b'"code": "timeout"' in told
         assert service.asked == [] and until(lambda: parts.work.num_running == 0)
 
 
