@@ -128,6 +128,14 @@ class Context:
         room = self.language.cache.capacity - num_reserved
         return self._count_fitting(most, room, self._prompt.start + notes, first_index=1)
 
+    def rows_anew(self, num_frames: int, *, question: str, notes: str) -> int:
+        """Rows of a conversation that starts with these notes, has so many frames, and a question behind them."""
+        pending, rows = self._prompt.start + notes, 0
+        for index in range(1, num_frames + 1):
+            rows += self._num_prefix_rows(pending, index) + self._num_frame_tokens
+            pending = self._prompt.frame_end()
+        return rows + len(self._tokenizer.encode(pending + question + self._prompt.ask_suffix))
+
     def _count_fitting(self, most: int, room: int, pending: str, first_index: int) -> int:
         for count in range(most):
             room -= self._num_prefix_rows(pending, first_index + count) + self._num_frame_tokens

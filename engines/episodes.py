@@ -115,6 +115,11 @@ class Episodes:
             min(most, untrained), first_index=num_frames + 1, num_reserved=self.reserve
         )
 
+    @property
+    def next_cuts_an_answer(self) -> bool:
+        """Whether the next frame starts the stream anew in place of an episode that somebody is answered about."""
+        return self._successor is not None and self._successor.is_in_use and self.frames_left(1) == 0
+
     def fitting(self, reserve: int, notes: str, *, least: int) -> int:
         """Frames that a re-anchor can replay, where the notes, one more frame and `reserve` rows must fit beside them.
 
@@ -138,6 +143,15 @@ class Episodes:
                 fix="retain fewer, ask and remember shorter, or export with a larger --context",
             )
         return fits - 1
+
+    def rows_needed(self, num_frames: int, *, question: str, max_new_tokens: int) -> int:
+        """Most context rows of so many frames, of one episode, a question, and its answer."""
+        context = self.current.context
+        if self._clock == "reanchor":
+            most = min(num_frames, self._trained)
+            fits = context.frames_that_fit_anew(most, notes=self.notes, num_reserved=self.reserve)
+            num_frames = min(most, max(fits, self.num_retained + 1))
+        return max_new_tokens + context.rows_anew(num_frames, question=question, notes=self.notes)
 
     def reset(self) -> None:
         """Forget everything but the notes. An interrupt waits until all of it is forgotten."""

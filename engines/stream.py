@@ -69,7 +69,7 @@ class PVCStream:
             )
         require_ingest(ingest, max_waiting)
         self._bundle = bundle
-        self._prompt, self._tokenizer = manifest.prompt, bundle.tokenizer
+        self._tokenizer = bundle.tokenizer
         self._total_frames, self._ingest, self._max_waiting = total_frames, ingest, max_waiting
         self.clock, num_retained = resolve_clock(manifest, clock, retain)
         self.episodes = Episodes(
@@ -141,6 +141,12 @@ class PVCStream:
     def frames_left(self, most: int = 1) -> int:
         """Frames that can be pushed before the stream starts anew, at most `most`; `most` where it never does."""
         return self.episodes.frames_left(most)
+
+    @property
+    def next_frame_cuts(self) -> bool:
+        """Whether the next frame would cut the answer that is being decoded: the stream has re-anchored since it began,
+        and would do so again."""
+        return self.episodes.next_cuts_an_answer
 
     @property
     def reserve(self) -> int:
@@ -287,17 +293,7 @@ class PVCStream:
 
     def rows_needed(self, num_frames: int, *, question: str, max_new_tokens: int) -> int:
         """Most context rows that a fresh stream of this clock uses for so many frames, a question, and its answer."""
-        manifest = self._bundle.manifest
-        if self.clock == "reanchor":
-            most = min(num_frames, manifest.trained_frames)
-            fits = self.context.frames_that_fit_anew(most, notes=self.notes, num_reserved=self.reserve)
-            num_frames = min(most, max(fits, self.episodes.num_retained + 1))
-        pending, rows = self._prompt.start + self.notes, max_new_tokens
-        for index in range(1, num_frames + 1):
-            rows += len(self._tokenizer.encode(pending + self._prompt.before_frame(index)))
-            rows += manifest.shape.num_frame_tokens
-            pending = self._prompt.frame_end()
-        return rows + len(self._tokenizer.encode(pending + question + self._prompt.ask_suffix))
+        return self.episodes.rows_needed(num_frames, question=question, max_new_tokens=max_new_tokens)
 
     def save(self, path: str | Path) -> None:
         """Write this stream to a file, from which `open` continues it, after any number of restarts.

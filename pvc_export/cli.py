@@ -1,6 +1,5 @@
 """pvc-export: plan | trt | onnx | kit | triton | check | compare | prove | run | batch | inspect | bench | gpu | doctor
 
-
 Exit codes: 0 ok, 2 usage, 3 parity failed, 4 environment, 5 build failed, 6 bad input (engines/errors.py).
 Unusual: heavy packages are imported inside the commands, so that --help and doctor work on a machine without torch.
 """

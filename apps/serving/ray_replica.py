@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 from engines import open_bundle
 from engines.bundle import Runtime
 from engines.errors import PVCError
+from engines.many.choose import together_for
 from engines.many.scheduler import Scheduler
 
 from .handover import Snapshots
 from .kept import EVERY, KeptStreams
 from .kept_service import KeptService
 from .local import LocalLimits, session_options
-from .serve import together_of
 from .service import Opened, Piece, Pushed, Wanted
 from .stores import open_store
 
@@ -58,7 +58,8 @@ class Replica:
             options.bundle, runtime=options.runtime, trust_engines=options.trust_engines, threads=options.threads
         )
         snapshots = Snapshots(open_store(options.snapshots), owner=self._replicas.own)
-        self._scheduler = Scheduler(together_of(bundle), max_streams=options.limits.streams)
+        num_streams = options.limits.streams
+        self._scheduler = Scheduler(together_for(bundle, max_streams=num_streams), max_streams=num_streams)
         self.kept = KeptStreams(
             self._scheduler, snapshots, every=options.every, most=options.limits.sessions, limits=options.limits.queue,
             is_alive=self._replicas.is_alive, ask_owner=self._replicas.ask, wait_s=options.wait_s, say=log.warning,

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 
-from engines import Bundle, open_bundle
+from engines import open_bundle
 from engines.errors import PVCError, StreamError
-from engines.many.scheduler import OneByOne, Scheduler, Together
+from engines.many.choose import together_for
+from engines.many.scheduler import Scheduler
 from engines.terminal import did_you_mean, fail
 
 from ..watcher import require_endless
@@ -85,7 +86,7 @@ def open_server(options: ServeOptions) -> Iterator[Serving]:
         )
         require_endless(bundle.manifest)
         local = fitting(options.local, bundle, options.memory_bytes)
-        scheduler = Scheduler(together_of(bundle), max_streams=local.streams)
+        scheduler = Scheduler(together_for(bundle, max_streams=local.streams), max_streams=local.streams)
     except BaseException:
         listening.close()
         raise
@@ -104,11 +105,6 @@ def open_server(options: ServeOptions) -> Iterator[Serving]:
     finally:
         server.close()
         scheduler.close()
-
-
-def together_of(bundle: Bundle) -> Together:
-    """How the steps of several streams are taken."""
-    return OneByOne(bundle=bundle)
 
 
 def add_gauges(metrics: Metrics, service: LocalService, scheduler: Scheduler) -> None:

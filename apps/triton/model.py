@@ -26,8 +26,9 @@ from PIL import Image
 from engines.answer import Answer, PushTiming
 from engines.bundle import open_bundle
 from engines.errors import MediaError, PVCError, StreamError
+from engines.many.choose import together_for
 from engines.many.handle import Busy, StreamHandle
-from engines.many.scheduler import OneByOne, Scheduler
+from engines.many.scheduler import Scheduler
 from engines.pictures import to_bgr
 
 from ..serving.endless import as_endless_as_can_be
@@ -83,7 +84,7 @@ class Instance:
         self._utils, self._max_new_tokens = utils, int(given.get("max_new_tokens", 64))
         bundle = open_bundle(folder / given["bundle"], trust_engines=given.get("trust_engines") == "true")
         slots = max(1, int(config.get("max_batch_size", 1)))
-        self._scheduler = Scheduler(OneByOne(bundle=bundle), max_streams=slots, gather_s=0.0)
+        self._scheduler = Scheduler(together_for(bundle, max_streams=slots), max_streams=slots, gather_s=0.0)
         options = as_endless_as_can_be(bundle, reserve=self._max_new_tokens + QUESTION_ROWS)
         self.sequences = Sequences(self._scheduler, idle_s=int(idle_us) / 1e6, options=options)
         self._lock, self._is_closed = threading.Lock(), threading.Event()

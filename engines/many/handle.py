@@ -95,7 +95,8 @@ class StreamHandle:
         self, stream: PVCStream, *, options: dict[str, Any], limits: QueueLimits, changed: Condition, is_spare: bool
     ) -> None:
         """`changed` guards what waits, and is notified of it. is_spare: when it is closed its stream serves another."""
-        self.stream, self.options, self.is_spare = stream, options, is_spare
+        self._stream: PVCStream | None = stream
+        self.options, self.is_spare = options, is_spare
         self.limits, self.num_dropped, self.is_closed = limits, 0, False
         self.frames: deque[tuple[int, Any, Future[PushTiming | None]]] = deque()
         self.line: deque[Question | Call] = deque()
@@ -175,8 +176,15 @@ class StreamHandle:
             self._changed.notify_all()
         return self.gone
 
-    def let_go(self) -> None:
-        """By the scheduler, once it is closed: nobody waits any longer."""
+    @property
+    def stream(self) -> PVCStream:
+        """The scheduler's thread alone may call it. Raises StreamError once it is closed: its caches serve others."""
+        if self._stream is None:
+            raise StreamError("this stream is closed", fix="open another one")
+        return self._stream
+
+    def let_go(self) -> PVCStream:
+        """By the scheduler, once it is closed: nobody waits any longer. Returns the stream, for another one."""
         error = StreamError("this stream was closed before that was done", fix="open another one, and send it again")
         waiting: list[Future[Any]] = [done for _, _, done in self.frames]
         waiting += [each.answer if isinstance(each, Question) else each.result for each in self.line]
@@ -189,6 +197,8 @@ class StreamHandle:
         for future in waiting:
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
+        stream, self._stream = self.stream, None
+        return stream
 
     @property
     def num_waiting(self) -> int:

@@ -94,11 +94,7 @@ class Scheduler:
                     f"{len(self._handles)} streams are open", expected=f"{self.max_streams} or fewer",
                     fix="close one, or allow more where this was started", retry_after_s=5.0,
                 )  # fmt: skip
-            spare = self._spare.get(_key(options), [])
-            if saved is not None:
-                stream = PVCStream.open(saved, self.bundle)
-            else:
-                stream = spare.pop() if spare else PVCStream(self.bundle, **options)
+            stream = self._stream(saved, options)
             handle = StreamHandle(
                 stream, options=options, limits=limits or QueueLimits(), changed=self._changed,
                 is_spare=saved is None,
@@ -117,6 +113,15 @@ class Scheduler:
             self._changed.notify_all()
         self._thread.join()
         return is_done
+
+    def _stream(self, saved: str | None, options: dict[str, Any]) -> PVCStream:
+        """One that was closed, if it had these options; else a new one, in place of one that had others."""
+        key = _key(options)
+        if saved is None and self._spare.get(key):
+            return self._spare[key].pop()
+        while len(self._handles) + sum(map(len, self._spare.values())) >= self.max_streams:
+            next(filter(None, self._spare.values())).pop()
+        return PVCStream(self.bundle, **options) if saved is None else PVCStream.open(saved, self.bundle)
 
     def _run(self) -> None:
         while True:
@@ -151,11 +156,11 @@ class Scheduler:
     def _let_go(self) -> None:
         """Of the streams that were closed."""
         for handle in [handle for handle in self._handles if handle.is_closed]:
-            handle.let_go()
+            stream = handle.let_go()
             self._handles.remove(handle)
             if handle.is_spare:
-                handle.stream.reset()
-                self._spare.setdefault(_key(handle.options), []).append(handle.stream)
+                stream.reset()
+                self._spare.setdefault(_key(handle.options), []).append(stream)
             if handle.gone.set_running_or_notify_cancel():
                 handle.gone.set_result(None)
 

@@ -35,9 +35,10 @@ def is_ready(handle: StreamHandle) -> bool:
 def next_step(handle: StreamHandle, counts: Counts) -> Step | None:
     """Take the next thing out of what waits. The caller holds the lock.
 
-    Frames and tokens take turns. A question has its turn when the frames before it are done.
+    Frames and tokens take turns; a frame that would cut the answer waits for its end. A question has its turn when the
+    frames before it are done.
     """
-    if handle.asked is not None and (handle.was_frame or not handle.frames):
+    if handle.asked is not None and (handle.was_frame or not handle.frames or handle.stream.next_frame_cuts):
         handle.was_frame = False
         return partial(_decode, handle, handle.asked, counts)
     if handle.asked is None and _has_its_turn(handle):

@@ -17,6 +17,7 @@ import pytest
 from engines import Answer, Bundle, PVCStream
 from engines.errors import FrameError, StreamError
 from engines.many.handle import Busy, QueueLimits, StreamHandle
+from engines.many.passes import Passes
 from engines.many.scheduler import OneByOne, Scheduler
 from engines.many.turns import Step
 
@@ -127,6 +128,18 @@ def test_frames_go_on_while_an_answer_is_decoded_and_its_text_is_heard_token_by_
     assert heard[-1][1] == done.text and len(heard) >= len(done.token_ids)
 
 
+def test_frames_wait_rather_than_cut_an_answer_by_two_anchors(tmp_path: Path) -> None:
+    gate = Gate(exact_bundle(tmp_path, trained_frames=3, limits=replace(LIMITS, context=480)))
+    with scheduling(gate) as scheduler:
+        handle = scheduler.open(limits=MANY, clock="reanchor", retain=2)
+        handle.push(picture(1))
+        answer = handle.ask(talkative(scheduler.bundle), max_new_tokens=6)
+        pushed = [handle.push(picture(value)) for value in range(2, 14)]
+        gate.opened.set()
+        assert len(answer.result(10).token_ids) == 6
+        assert all(each.result(10) is not None for each in pushed) and handle.stream.num_anchors > 8
+
+
 @pytest.mark.parametrize("when_full", ["drop-oldest", "refuse"])
 def test_a_camera_that_is_too_fast_loses_its_oldest_frames_or_is_told_to_wait(gate: Gate, when_full: Any) -> None:
     with scheduling(gate) as scheduler:
@@ -213,6 +226,7 @@ def test_a_question_that_nobody_waits_for_any_more_ends(gate: Gate) -> None:
 def test_a_stream_that_is_closed_says_so_to_whoever_waits_and_its_caches_serve_the_next_as_new(gate: Gate) -> None:
     with scheduling(gate, max_streams=1) as scheduler:
         handle = scheduler.open(limits=MANY)
+        stream = handle.stream
         waiting: list[Future[Any]] = [handle.push(picture(1)), handle.ask("What?"), handle.call(lambda stream: None)]
         handle.close()
         handle.close()
@@ -225,8 +239,20 @@ def test_a_stream_that_is_closed_says_so_to_whoever_waits_and_its_caches_serve_t
         while scheduler.handles:
             time.sleep(0.001)
         again = scheduler.open()
-        assert again.stream is handle.stream
+        assert again.stream is stream
         assert again.call(lambda stream: (stream.num_frames, stream.context_rows)).result(10) == (0, 0)
+
+
+def test_caches_that_wait_for_a_stream_of_their_options_make_room_for_one_of_others(bundle: Bundle) -> None:
+    manifest = replace(bundle.manifest, limits=replace(LIMITS, streams=2))
+    passes = Passes(replace(bundle, manifest=manifest), max_streams=1)
+    with scheduling(passes, max_streams=1) as scheduler:
+        for clock in ("reanchor", "run-on", "reanchor"):
+            handle = scheduler.open(clock=clock)
+            handle.push(picture(1)).result(10)
+            handle.close().result(10)
+            with pytest.raises(StreamError, match="is closed"):
+                handle.stream.reset()
 
 
 def test_no_more_streams_are_open_than_may_be(gate: Gate) -> None:
