@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from .answers import AnswerEvents, unless_gone, whole_answer
 from .body import body_of, require_kind
 from .chat import Chat, read_chat
+from .errors import Refused
 from .fields import read_json
 from .replies import ChatReply
 from .service import Piece
@@ -38,7 +39,9 @@ class Completions:
         from starlette.responses import JSONResponse
 
         shared = self._shared
-        session_id = request.headers.get("x-session-id")
+        session_id, frame_index = request.headers.get("x-session-id"), frame_index_of(request)
+        if session_id is None and frame_index is not None:
+            raise Refused("X-Frame-Index is for a session: send X-Session-Id with it", param="X-Frame-Index")
         async with body_of(request, shared.limits, shared.bodies) as body:
             require_kind(request, JSON)
             chat = await self._read(body)
@@ -47,7 +50,7 @@ class Completions:
                 pieces, num_frames = self._service.complete(frames, wanted), len(frames)
             else:
                 session_id = session_id_of(session_id, param="X-Session-Id")
-                pieces, num_frames = await self._ask_session(request, session_id, chat)
+                pieces, num_frames = await self._ask_session(session_id, frame_index, chat)
             headers = frames_header(num_frames) if session_id is not None or num_frames else {}
             reply = ChatReply(model=self._service.model_id)
             if not chat.is_streamed:
@@ -57,9 +60,10 @@ class Completions:
             pieces, reply, shared.metrics, wants_usage=chat.wants_usage, headers=headers, send_s=shared.limits.send_s
         )
 
-    async def _ask_session(self, request: Request, session_id: str, chat: Chat) -> tuple[AsyncIterator[Piece], int]:
+    async def _ask_session(
+        self, session_id: str, frame_index: int | None, chat: Chat
+    ) -> tuple[AsyncIterator[Piece], int]:
         """Push what it has not seen. Returns the answer to come, and the frames that the session has."""
-        frame_index = frame_index_of(request)
         opened = await self._service.open(session_id)
         frames, wanted = chat.of_session(num_frames=opened.num_frames)
         num_frames = opened.num_frames

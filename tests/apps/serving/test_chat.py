@@ -329,6 +329,14 @@ def test_a_frames_index_goes_with_a_chat_too(client: TestClient, service: FakeSe
     assert service.pushed == [("cam-1", 7), ("cam-1", 8)]
 
 
+@pytest.mark.parametrize("headers", [{"X-Frame-Index": "0"}, {"X-Frame-Index": "-1", "X-Session-Id": "cam-1"}])
+def test_an_index_that_cannot_be_or_has_no_session_is_refused(
+    client: TestClient, service: FakeService, headers: dict[str, str]
+) -> None:
+    assert client.post(URL, json=chat(), headers=headers).status_code == 400
+    assert service.asked == [] and service.sessions == {}
+
+
 @pytest.mark.parametrize("session_id", ["", "a/b", "..", "x" * 200, "a b"])
 def test_what_is_no_id_of_a_session_is_refused(client: TestClient, session_id: str) -> None:
     response = client.post(URL, json=chat(), headers={"X-Session-Id": session_id})
