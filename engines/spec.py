@@ -28,8 +28,7 @@ Spelling = Literal["concat", "split"]
 
 concat  join ring and new row, then one attention; ring (B, W, N, H, D): TensorRT fuses it and reads the ring in place
 split   join the scores, never the caches; ring (B, N, H, W, D): ONNX Runtime's CPU copies nothing. Within a frame, head
-        by head: scores stay in the CPU's cache. Over an LLM cache that is written in place it is written out, and goes
-        over the rows that are there
+        by head: scores stay in the CPU's cache. An LLM cache that is written in place: over the rows that are there
 """
 CacheUpdate = Literal["rows", "aliased"]
 """How new rows of the LLM get into its cache. The target decides, by what its compiler has (docs/decisions/0006).

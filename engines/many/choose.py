@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from ..bundle import Bundle
 from ..memory import HostMemory
 from ..threads import num_cores
-from .passes import Passes
+from .passes import Passes, has_greenlet
 from .scheduler import OneByOne, Together
 from .side_by_side import SideBySide
 
@@ -18,7 +16,7 @@ def together_for(bundle: Bundle, *, max_streams: int) -> Together:
 
     max_streams  that may exist at once
     """
-    if bundle.manifest.limits.streams > 1 and find_spec("greenlet") is not None:
+    if bundle.manifest.limits.streams > 1 and has_greenlet():
         return Passes(bundle, max_streams=max_streams)
     on_host = all(isinstance(session.memory, HostMemory) for session in bundle.sessions.values())
     if on_host and num_cores() > 1 and set(bundle.threads.values()) <= {1}:

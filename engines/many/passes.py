@@ -220,6 +220,15 @@ def _asked(request: object) -> list[Request]:
     return [request] if isinstance(request, Request) else []
 
 
+def has_greenlet() -> bool:
+    """Whether passes can be made up here."""
+    try:
+        import_greenlet()
+    except BackendUnavailable:
+        return False
+    return True
+
+
 def import_greenlet() -> Any:
     try:
         import greenlet

@@ -22,8 +22,8 @@ from engines.many.scheduler import OneByOne, Scheduler
 from ...engines.exact import exact_bundle
 from .conftest import TOKEN, Parts, served
 from .fakes import FakeService, chat, image, picture, user
+from .local.streams import PICTURES
 from .test_chat import URL
-from .test_local import PICTURES
 
 STREAMED = chat(stream=True)
 
