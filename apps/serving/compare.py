@@ -161,7 +161,10 @@ def _read_options() -> Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clock", choices=("run-on", "reanchor"), default="run-on")
     parser.add_argument("--baseline", type=Path, nargs=2, default=[], metavar=("CHECKOUT", "OLD_BUNDLE"))
-    return parser.parse_args()
+    told = parser.parse_args()
+    if told.baseline and told.clock != "run-on":
+        parser.error("--baseline is for --clock run-on: another clock gives other answers")
+    return told
 
 
 def main() -> int:
