@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..bundle import Bundle
@@ -50,7 +51,7 @@ class OneByOne:
 
 
 class Scheduler:
-    """Its thread is the only one that touches a stream, but for the moment in which `open` makes one.
+    """Its thread is the only one that makes a stream, runs it, and lets go of it.
 
     counts  of what was done
     """
@@ -67,6 +68,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._handles: list[StreamHandle] = []  # whoever has had a turn lately is at the end
         self._spare: dict[Options, list[PVCStream]] = {}
+        self._opening: list[_Opening] = []
         self._is_closing = self._has_ended = False
         self._thread = threading.Thread(target=self._run, name="streams", daemon=True)
         self._thread.start()
@@ -82,25 +84,24 @@ class Scheduler:
             return tuple(self._handles)
 
     def open(self, *, limits: QueueLimits | None = None, saved: str | None = None, **options: Any) -> StreamHandle:
-        """A stream with the options of PVCStream; or, with `saved`, one that goes on where that file was written.
+        """A stream with the options of PVCStream; or, with `saved`, one that goes on where that file was written. Waits
+        for the round that runs now.
 
         Raises Busy if as many are open as may be, StreamError once the scheduler is closed, and what PVCStream raises.
         """
+        opening = _Opening(limits=limits or QueueLimits(), saved=saved, options=options)
         with self._changed:
             if self._is_closing:
-                raise StreamError("this scheduler is closed", fix="open the stream elsewhere")
-            if len(self._handles) >= self.max_streams:
+                raise _closed()
+            num_open = len(self._handles) + len(self._opening)
+            if num_open >= self.max_streams:
                 raise Busy(
-                    f"{len(self._handles)} streams are open", expected=f"{self.max_streams} or fewer",
+                    f"{num_open} streams are open", expected=f"{self.max_streams} or fewer",
                     fix="close one, or allow more where this was started", retry_after_s=5.0,
                 )  # fmt: skip
-            stream = self._stream(saved, options)
-            handle = StreamHandle(
-                stream, options=options, limits=limits or QueueLimits(), changed=self._changed,
-                is_spare=saved is None,
-            )  # fmt: skip
-            self._handles.append(handle)
-        return handle
+            self._opening.append(opening)
+            self._changed.notify_all()
+        return opening.handle.result()
 
     def close(self, *, drain_s: float = 0.0) -> bool:
         """Open nothing more, give what waits so long to be done, and end. Returns whether all of it was done."""
@@ -114,6 +115,63 @@ class Scheduler:
         self._thread.join()
         return is_done
 
+    def _run(self) -> None:
+        try:
+            self._take_rounds()
+        finally:  # whatever ended them, nobody waits for ever
+            with self._changed:
+                self._is_closing = self._has_ended = True
+                for handle in self._handles:
+                    handle.is_closed = True
+                self._let_go()
+                for opening in self._opening:
+                    opening.handle.set_exception(_closed())
+                self._changed.notify_all()
+
+    def _take_rounds(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._has_work)
+                if self._has_ended:
+                    return
+                self._let_go()
+            while self._opening:
+                self._open(self._opening[0])
+            with self._changed:
+                if self._gather_s > 0 and any(map(is_ready, self._handles)):
+                    self._changed.wait_for(self._is_gathered, timeout=self._gather_s)
+                steps = self._next_steps()
+            if steps:
+                started = time.monotonic()
+                self._together.run(steps)
+                self.counts.busy_s += time.monotonic() - started
+                self.counts.rounds += 1
+                self.counts.steps += len(steps)
+            with self._changed:
+                self._changed.notify_all()  # whoever waits for it to be drained
+
+    def _has_work(self) -> bool:
+        asked = self._has_ended or bool(self._opening)
+        return asked or any(handle.is_closed or is_ready(handle) for handle in self._handles)
+
+    def _open(self, opening: _Opening) -> None:
+        """Without the lock: large caches take their time."""
+        try:
+            stream = self._stream(opening.saved, opening.options)
+        except BaseException as error:
+            with self._changed:
+                self._opening.remove(opening)
+            opening.handle.set_exception(error)
+            return
+        handle = StreamHandle(
+            stream, options=opening.options, limits=opening.limits, changed=self._changed,
+            is_spare=opening.saved is None,
+        )  # fmt: skip
+        with self._changed:
+            self._opening.remove(opening)
+            self._handles.append(handle)
+        opening.handle.set_result(handle)
+
     def _stream(self, saved: str | None, options: dict[str, Any]) -> PVCStream:
         """One that was closed, if it had these options; else a new one, in place of one that had others."""
         key = _key(options)
@@ -122,27 +180,6 @@ class Scheduler:
         while len(self._handles) + sum(map(len, self._spare.values())) >= self.max_streams:
             next(filter(None, self._spare.values())).pop()
         return PVCStream(self.bundle, **options) if saved is None else PVCStream.open(saved, self.bundle)
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(self._has_work)
-                self._let_go()
-                if self._has_ended:
-                    return
-                if self._gather_s > 0:
-                    self._changed.wait_for(self._is_gathered, timeout=self._gather_s)
-                steps = self._next_steps()
-            started = time.monotonic()
-            self._together.run(steps)
-            self.counts.busy_s += time.monotonic() - started
-            self.counts.rounds += bool(steps)
-            self.counts.steps += len(steps)
-            with self._changed:
-                self._changed.notify_all()  # whoever waits for it to be drained
-
-    def _has_work(self) -> bool:
-        return self._has_ended or any(handle.is_closed or is_ready(handle) for handle in self._handles)
 
     def _is_gathered(self) -> bool:
         num_ready = sum(map(is_ready, self._handles))
@@ -166,6 +203,20 @@ class Scheduler:
 
 
 Options = tuple[tuple[str, Any], ...]
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class _Opening:
+    """A stream that somebody waits for."""
+
+    limits: QueueLimits
+    saved: str | None
+    options: dict[str, Any]
+    handle: Future[StreamHandle] = field(default_factory=Future)
+
+
+def _closed() -> StreamError:
+    return StreamError("this scheduler is closed", fix="open the stream elsewhere")
 
 
 def _key(options: dict[str, Any]) -> Options:

@@ -7,6 +7,7 @@ one behind the other in the first part of the memory (cache.py).
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Mapping
 from math import prod
 
@@ -30,9 +31,12 @@ class Slab:
         self.room = spec.dims["past"].max if "past" in spec.dims else 0
         self._wanted = [0] * num_slots
         self._free = list(reversed(range(num_slots)))
+        self._returned: deque[int] = deque()
 
     def take(self) -> Slot:
         """The first slot that is free, whose content is zero. Raises StreamError if there is none."""
+        while self._returned:
+            self._clear(self._returned.popleft())
         if not self._free:
             raise StreamError(
                 f"all {self.num_slots} slots for caches of '{self.spec.name}' are taken",
@@ -65,7 +69,10 @@ class Slab:
             self.room = needed
 
     def give_back(self, slot: int) -> None:
-        """A slot that nobody uses any more."""
+        """One that nobody uses any more. On any thread, as the collector comes; it is cleared when one is taken."""
+        self._returned.append(slot)
+
+    def _clear(self, slot: int) -> None:
         for state in self.spec.states:
             cache = part(self._tensors[state.input], slot, 1)
             self.memory.clear(cache, state, 0, cache.shape[state.slot_axis])
