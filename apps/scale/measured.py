@@ -110,7 +110,7 @@ def run(bundle: Bundle, load: Load, frames: Sequence[Array], limits: QueueLimits
         for handle in handles:  # what a stream does once only
             for frame in islice(cycle(frames), NUM_WARM + bundle.manifest.trained_frames):
                 handle.push(frame).result()
-        before, feed = [handle.stream.num_frames for handle in handles], cycle(frames)
+        before, feed = [handle.num_frames for handle in handles], cycle(frames)
         busy, tokens = scheduler.counts.busy_s, scheduler.counts.tokens
         with tempfile.TemporaryDirectory() as folder:
             began = time.monotonic()
@@ -133,7 +133,7 @@ def run(bundle: Bundle, load: Load, frames: Sequence[Array], limits: QueueLimits
                 while handle.num_waiting and time.monotonic() < began + load.seconds + SHUTDOWN_S:
                     time.sleep(0.005)
             outcome.elapsed = time.monotonic() - began
-        seen = [handle.stream.num_frames for handle in handles]  # closing a stream empties it
+        seen = [handle.num_frames for handle in handles]  # closing a stream empties it
         outcome.by_camera = [now - then for now, then in zip(seen, before, strict=True)]
     finally:
         scheduler.close(drain_s=SHUTDOWN_S)

@@ -95,7 +95,7 @@ class KeptStreams:
                 else f"it goes on from a snapshot at frame {held.lost_from}; what was pushed after that was lost with "
                 "the replica that had it"
             )  # fmt: skip
-            return Opened(id=session, num_frames=held.handle.stream.num_frames, lost=lost)
+            return Opened(id=session, num_frames=held.handle.num_frames, lost=lost)
 
     async def push(self, session: str, decode: Callable[[], Frame], frame_index: int | None = None) -> Pushed:
         """The next frame, which `decode` returns; it is called on another thread. By its index, none is pushed twice:
@@ -125,7 +125,7 @@ class KeptStreams:
             raise
         return Pushed(
             frame_index=index, is_repeated=is_repeated, is_dropped=timing is None and not is_repeated, gap=gap,
-            num_frames=held.handle.stream.num_frames, lost=lost,
+            num_frames=held.handle.num_frames, lost=lost,
             vision_ms=0.0 if timing is None else timing.vision_ms,
             ingest_ms=0.0 if timing is None else timing.ingest_ms,
         )  # fmt: skip
@@ -221,7 +221,7 @@ class KeptStreams:
     async def _hold(self, handle: StreamHandle, standing: Standing, saved: bytes, *, lost_from: int | None) -> Held:
         held = Held(
             handle=handle, standing=standing, next_index=standing.next_index, done_index=standing.next_index,
-            num_anchors=handle.stream.num_anchors, lost_from=lost_from, anew=standing.anew,
+            num_anchors=handle.num_anchors, lost_from=lost_from, anew=standing.anew,
             told=(standing.told_index, standing.told),
         )  # fmt: skip
         try:
@@ -292,7 +292,7 @@ class KeptStreams:
         if done.cancelled() or done.exception() is not None or done.result() is None:
             return
         held.done_index, held.num_since = index + 1, held.num_since + 1
-        is_due = held.num_since >= self._every or held.handle.stream.num_anchors != held.num_anchors
+        is_due = held.num_since >= self._every or held.handle.num_anchors != held.num_anchors
         if not is_due or not held.begin_saving():
             return
         try:

@@ -151,7 +151,7 @@ class LocalService:
                 handle.close()
         found.used_at = self._clock()
         self._sweep_later()
-        return Opened(id=session_id, num_frames=found.handle.stream.num_frames)
+        return Opened(id=session_id, num_frames=found.handle.num_frames)
 
     async def push(self, session_id: str, picture: bytes, frame_index: int | None = None) -> Pushed:
         session = self._find(session_id)
@@ -185,8 +185,8 @@ class LocalService:
         """What became of a frame that came before, once that is known. Raises what it raised."""
         if index in session.results:
             result = await asyncio.shield(session.results[index])
-            return replace(result, is_repeated=True, num_frames=session.handle.stream.num_frames)
-        return Pushed(frame_index=index, is_repeated=True, num_frames=session.handle.stream.num_frames)
+            return replace(result, is_repeated=True, num_frames=session.handle.num_frames)
+        return Pushed(frame_index=index, is_repeated=True, num_frames=session.handle.num_frames)
 
     async def _pushed(self, session: _Session, pushing: Future[PushTiming | None], index: int, before: int) -> Pushed:
         """Raises what PVCStream.push raises: then it was no frame of the stream, and may come again if none came after
@@ -200,7 +200,7 @@ class LocalService:
             raise
         pushed = Pushed(
             frame_index=index, is_dropped=timing is None, gap=index - before,
-            num_frames=session.handle.stream.num_frames,
+            num_frames=session.handle.num_frames,
         )  # fmt: skip
         if timing is None:
             return pushed

@@ -155,7 +155,7 @@ class Instance:
         """And whatever is freed by it."""
         if not turn.is_ready:
             return self._utils.InferenceResponse(output_tensors=[])
-        num_frames = 0 if turn.handle is None else turn.handle.stream.num_frames
+        num_frames = 0 if turn.handle is None else turn.handle.num_frames
         self.sequences.touch(turn.key)
         if turn.is_end:
             try:

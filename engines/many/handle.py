@@ -96,6 +96,7 @@ class StreamHandle:
     ) -> None:
         """`changed` guards what waits, and is notified of it. is_spare: when it is closed its stream serves another."""
         self._stream: PVCStream | None = stream
+        self._at_end = (0, 0)  # frames and anchors
         self.options, self.is_spare = options, is_spare
         self.limits, self.num_dropped, self.is_closed = limits, 0, False
         self.frames: deque[tuple[int, Any, Future[PushTiming | None]]] = deque()
@@ -183,6 +184,16 @@ class StreamHandle:
             raise StreamError("this stream is closed", fix="open another one")
         return self._stream
 
+    @property
+    def num_frames(self) -> int:
+        """Of its stream; once it is closed, as many as there were."""
+        return self._at_end[0] if self._stream is None else self._stream.num_frames
+
+    @property
+    def num_anchors(self) -> int:
+        """As num_frames."""
+        return self._at_end[1] if self._stream is None else self._stream.num_anchors
+
     def let_go(self) -> PVCStream:
         """By the scheduler, once it is closed: nobody waits any longer. Returns the stream, for another one."""
         error = StreamError("this stream was closed before that was done", fix="open another one, and send it again")
@@ -197,7 +208,9 @@ class StreamHandle:
         for future in waiting:
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
-        stream, self._stream = self.stream, None
+        stream = self.stream
+        self._at_end = stream.num_frames, stream.num_anchors
+        self._stream = None
         return stream
 
     @property

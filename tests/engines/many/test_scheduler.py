@@ -239,7 +239,7 @@ def test_a_stream_that_is_closed_says_so_to_whoever_waits_and_its_caches_serve_t
         while scheduler.handles:
             time.sleep(0.001)
         again = scheduler.open()
-        assert again.stream is stream
+        assert again.stream is stream and handle.num_frames == 0
         assert again.call(lambda stream: (stream.num_frames, stream.context_rows)).result(10) == (0, 0)
 
 
