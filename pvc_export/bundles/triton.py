@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from engines.bundle import lacks_engines, verify_files
 from engines.clock import resolve_clock
 from engines.errors import BundleError, SpecError, StreamError
 from engines.manifest import MANIFEST_NAME, Manifest
-from engines.publishing import link
 from engines.target import load_target
 
 from ..terminal.console import Console, size_text
 from ..terminal.facts import now_utc
 from .publish import require_room, staging
 from .runtime_source import APPS_NAME, copy_runtime
+
+RUNTIME_ROOM = 64 << 20
+"""Bytes, for the runtime's source and what is written beside it."""
 
 PAGE = Path(__file__).with_name("triton.md")
 MARK = "# Made by pvc-export triton."
@@ -145,11 +148,11 @@ def make_repository(request: TritonRequest, *, console: Console) -> Repository:
         _require_streams(request.bundle, manifest)
     on_gpu = load_target(manifest.target).runtime == "ort-cuda" or (engines and bool(manifest.engines))
     _refuse_other_things(request.out)
-    require_room(request.out, 64 << 20)
+    require_room(request.out, sum(entry.num_bytes for entry in manifest.files.values()) + RUNTIME_ROOM)
     with console.stage("write the repository") as (stage, _), staging(request.out, _refuse_other_things) as folder:
         for name in (MANIFEST_NAME, *manifest.files):
             if (request.bundle / name).is_file():
-                link(request.bundle / name, folder / BUNDLE / name)
+                copy(request.bundle / name, folder / BUNDLE / name)
         verify_files(folder / BUNDLE, manifest, engines=engines)
         copy_runtime(folder / RUNTIME)
         (folder / VERSION).mkdir()
@@ -159,6 +162,12 @@ def make_repository(request: TritonRequest, *, console: Console) -> Repository:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         stage.note = size_text(size)
     return Repository(folder=request.out, num_bytes=size, state_bytes=_state_bytes(manifest), on_gpu=on_gpu)
+
+
+def copy(source: Path, target: Path) -> None:
+    """And no second name for it: ONNX's checker refuses weights that have one, as they may change under it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source, target)
 
 
 def config_text(request: TritonRequest, *, on_gpu: bool) -> str:

@@ -43,8 +43,8 @@ def batch_command(job: Job, where: Where, *, output: Path, retry: bool, as_json:
     """
     console, started = Console(quiet=as_json), time.monotonic()
     digest, videos = job.digest(), find_videos(job.folder)
-    with Table(output) as table:
-        interrupt.note_kept(f"the rows in {output} stay, and the same command goes on there")
+    kept = f"the rows in {output} stay, and the same command goes on there"
+    with Table(output) as table, interrupt.keeping(kept):
         _require_same_job(table, digest)
         by_name = {video.name: video for video in videos}
         num_changed = table.drop(lambda row: row["video"] in by_name and not by_name[row["video"]].is_of(row))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from engines.signals import Signals
@@ -21,10 +23,17 @@ def note_publishing(folder: Path, out: Path) -> None:
     _publishing = out, folder.stat().st_ino
 
 
-def note_kept(what: str) -> None:
-    """What an interrupted command of another kind leaves, in words."""
+@contextmanager
+def keeping(what: str) -> Iterator[None]:
+    """What a command of another kind leaves, in words, if it is interrupted within."""
     global _kept
     _kept = what
+    try:
+        yield
+    except Exception:
+        _kept = ""
+        raise
+    _kept = ""
 
 
 def outcome() -> str:

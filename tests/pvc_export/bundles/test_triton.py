@@ -14,7 +14,7 @@ from engines.manifest import Manifest, hash_folder
 from pvc_export.bundles import triton
 from pvc_export.bundles.triton import TritonRequest, config_text
 
-from ...apps.serving.fake_triton import parsed
+from ...apps.triton.fake_triton import parsed
 from ..conftest import Run
 
 CopyBundle = Callable[[Path], Path]
@@ -152,6 +152,12 @@ def test_a_run_that_fails_midway_leaves_the_older_one(
     assert hash_folder(tmp_path / "r") == before
 
 
+def test_the_bundle_itself_stays_as_it_was(bundle_fp32: Path, tmp_path: Path, pvc_export: Run) -> None:
+    """A second name for a file of weights is what ONNX's checker takes for an attack."""
+    assert pvc_export("triton", bundle_fp32, "-o", tmp_path / "r", "--json").exit_code == 0
+    assert all(path.stat().st_nlink == 1 for path in bundle_fp32.rglob("*") if path.is_file())
+
+
 def test_a_copy_that_is_not_the_bundle_is_never_published(
     bundle_fp32: Path, tmp_path: Path, pvc_export: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +165,7 @@ def test_a_copy_that_is_not_the_bundle_is_never_published(
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read_bytes()[: -1 if source.suffix == ".onnx" else None])
 
-    monkeypatch.setattr(triton, "link", cut)
+    monkeypatch.setattr(triton, "copy", cut)
     result = pvc_export("triton", bundle_fp32, "-o", tmp_path / "r", "--json")
     result.refuses(6, "BundleError", what=".onnx has")
     assert list((tmp_path / "r").iterdir()) == []
