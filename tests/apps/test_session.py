@@ -542,7 +542,7 @@ def test_a_network_camera_that_is_killed_is_watched_again_when_it_is_back(
     told = [event.text.removeprefix(name) for event in live.follower.of("source")]
     assert told == [" was lost: trying to get it back, 1 of 100", " is back"]
     assert source.device.num_reconnects == 1 and session.ended == "ended by Ctrl-C"
-    assert session.watcher.stream.num_frames > 8
+    assert session.watcher.stream.num_frames > 5  # those before, and one at least after it
 
 
 @pytest.mark.parametrize(
