@@ -28,8 +28,8 @@ from .listeners import Ask, Commands, Event
 from .live import QUESTION
 from .meters import Meter
 from .overlay import Status
-from .report import Log
 from .session import LiveSession
+from .soak import Quiet
 from .switching import Switching
 from .synthetic import SyntheticDevice
 from .triggers import OnTrigger
@@ -110,16 +110,6 @@ class Asker:
     def _ask(self) -> None:
         self._asked_at = time.monotonic()
         self.commands.put(Ask(question=QUESTION))
-
-
-class Quiet(Log):
-    """Says nothing."""
-
-    def say(self, text: str) -> None:
-        pass
-
-    def notice(self, text: str) -> None:
-        pass
 
 
 def measure(bundle: Bundle, *, fps: float, num_questions: int) -> dict[str, dict[str, float]]:

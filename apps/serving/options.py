@@ -11,7 +11,7 @@ from typing import get_args
 from engines.bundle import Runtime
 from engines.many.handle import QueueLimits, WhenFull
 
-from ..web.options import HOST, WebOptions
+from ..web.options import WebOptions, add_address
 from .limits import MIB, Limits
 from .local import LocalLimits
 
@@ -76,16 +76,7 @@ def make_parser(prog: str = "pvc-serve") -> ArgumentParser:
 
 def _add_address(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("where it is served").add_argument
-    add(
-        "--host", metavar="HOST", default=HOST,
-        help=f"Address to serve on. Beyond this machine it needs the token that is printed, or that of "
-        f"{TOKEN_VARIABLE}. [default: {HOST}]",
-    )  # fmt: skip
-    add("--port", metavar="PORT", type=int, default=PORT, help=f"[default: {PORT}; 0 takes a free one]")
-    add(
-        "--served-as", metavar="NAME", action="append", default=[],
-        help="A host name under which a reverse proxy serves it. May be given again.",
-    )  # fmt: skip
+    add_address(add, what="it", port=PORT, variable=TOKEN_VARIABLE)
     add("--connections", metavar="N", type=int, default=CONNECTIONS, help=f"At once. [default: {CONNECTIONS}]")
     add(
         "--drain", metavar="SECONDS", type=float, default=DRAIN_S,

@@ -6,9 +6,10 @@ import ipaddress
 import os
 import secrets
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 TOKEN_VARIABLE = "PVC_LIVE_TOKEN"
 SHORTEST_TOKEN = 16
@@ -91,16 +92,7 @@ def add_options(parser: ArgumentParser) -> None:
     """A group of their own; `web_options` reads them."""
     add = parser.add_argument_group("the page").add_argument
     add("--web", action="store_true", help="Serve a page: picture, answers, events, health and metrics.")
-    add(
-        "--host", metavar="HOST", default=HOST,
-        help=f"Address to serve on. Beyond this machine it needs the token that is printed, or that of "
-        f"{TOKEN_VARIABLE}. [default: {HOST}]",
-    )  # fmt: skip
-    add("--port", metavar="PORT", type=int, default=PORT, help=f"[default: {PORT}; 0 takes a free one]")
-    add(
-        "--served-as", metavar="NAME", action="append", default=[],
-        help="A host name under which a reverse proxy serves the page. May be given again.",
-    )  # fmt: skip
+    add_address(add, what="the page", port=PORT, variable=TOKEN_VARIABLE)
     add("--viewers", metavar="N", type=int, default=VIEWERS, help=f"That may look at once. [default: {VIEWERS}]")
     add(
         "--web-fps", metavar="FPS", type=float, default=PICTURE_FPS,
@@ -118,6 +110,20 @@ def add_options(parser: ArgumentParser) -> None:
     add(
         "--hang-after", metavar="SECONDS", type=float, default=HANG_S,
         help=f"So is a session; longer than an answer takes to its first token. [default: {HANG_S:.0f}]",
+    )  # fmt: skip
+
+
+def add_address(add: Callable[..., Any], *, what: str, port: int, variable: str) -> None:
+    """Where something is served, by the `add_argument` of a group; `variable` of the environment has its token."""
+    add(
+        "--host", metavar="HOST", default=HOST,
+        help=f"Address to serve on. Beyond this machine it needs the token that is printed, or that of "
+        f"{variable}. [default: {HOST}]",
+    )  # fmt: skip
+    add("--port", metavar="PORT", type=int, default=port, help=f"[default: {port}; 0 takes a free one]")
+    add(
+        "--served-as", metavar="NAME", action="append", default=[],
+        help=f"A host name under which a reverse proxy serves {what}. May be given again.",
     )  # fmt: skip
 
 
