@@ -21,10 +21,10 @@ from engines.errors import StreamError, StreamFull
 from engines.many.handle import Busy, QueueLimits, StreamHandle
 from engines.many.scheduler import Scheduler
 from engines.prompt import Turn
-from engines.stream import PVCStream
 from engines.synthetic import Frame
 
 from ..watcher import live_clock
+from .endless import endless
 from .pictures import decode_frame, decode_picture
 from .pieces import Telling
 from .pool import Pool
@@ -325,13 +325,10 @@ def session_options(bundle: Bundle) -> dict[str, Any]:
         return {"clock": "run-on"}
     reserve = min(MOST_RESERVED, bundle.manifest.limits.context // 2)
     while reserve:
-        options: dict[str, Any] = {"clock": "reanchor", "reserve": reserve}
         try:
-            PVCStream(bundle, **options)
+            return endless(bundle, reserve=reserve)
         except StreamError:
             reserve //= 2
-        else:
-            return options
     return {"clock": "reanchor"}
 
 
