@@ -126,10 +126,15 @@ Variant = Mapping[str, Timed]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """What every variant must do in a step, in GFLOP or GB, whatever it does beyond it; and what limits that."""
+    """What every variant must do in a step, in GFLOP or GB, whatever it does beyond it; and what limits that.
+
+    in_a_row  steps that follow each other in a stream, and so in a round: their mean counts, after one that does not.
+              That one finds the processor's caches full of another variant's weights, as no second token does
+    """
 
     work: float
     peak: Peak
+    in_a_row: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,6 +215,7 @@ def measure(
     timed = {(step, name): variant[step] for step in steps for name, variant in variants.items()}
     runs = {key: one.run for key, one in timed.items()}
     runs |= {(step, library): run for step in steps for library, run in steps[step].peak.runs.items()}
+    in_a_row = {key: times for key in timed if (times := steps[key[0]].in_a_row)}
     expected = {step: timed[step, "eager"].output(timed[step, "eager"].run()) for step in steps}
     differences = dict.fromkeys(timed, 0.0)
 
@@ -220,7 +226,7 @@ def measure(
             differences[key] = max(differences[key], found)
 
     interleave(runs, rounds=1, threads=threads, look=look)  # warm up
-    seconds = interleave(runs, rounds=rounds, threads=threads, look=look)
+    seconds = interleave(runs, rounds=rounds, threads=threads, look=look, in_a_row=in_a_row)
     peaks = {
         name: {library: step.peak.work / median(seconds[name, library]) for library in step.peak.runs}
         for name, step in steps.items()

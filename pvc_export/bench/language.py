@@ -38,6 +38,9 @@ from .language_variants import (
 )
 from .rounds import describe_environment
 
+ANSWER = 8
+"""Tokens that are decoded in a row."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LanguageBench(Bench):
@@ -81,7 +84,7 @@ class LanguageBench(Bench):
         return Comparison(
             variants={"eager": eager_variant(scene), "ort-default": default, "ours": ours, **few},
             steps={
-                "decode": Step(work=sum(scene.decode_bytes.values()) / 1e9, peak=read_peak()),
+                "decode": Step(work=sum(scene.decode_bytes.values()) / 1e9, peak=read_peak(), in_a_row=ANSWER),
                 "ingest": Step(work=gflop, peak=gemm_peak()),
             },
             facts={"context": scene.context, "decode_bytes": scene.decode_bytes, "ingest_gflop": gflop},
@@ -105,7 +108,7 @@ class LanguageBench(Bench):
             f"language model, size {self.size}, {self.past} past rows, our cache for {facts['context']}; random "
             f"weights, float32, one artefact a variant; {self.rounds} interleaved rounds",
             "",
-            "decode: one token, through layers and head to its logits",
+            f"decode: a token, through layers and head to its logits; mean of {ANSWER} in a row",
             f"reads {weights:.1f} MB of weights, {cache:.1f} MB of cache; {report.peak_line('decode')}",
             *report.table("decode", digits=1),
             "",

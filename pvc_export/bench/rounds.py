@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from statistics import median, quantiles
+from statistics import fmean, median, quantiles
 from typing import Any, TypeVar
 
 from ..terminal import interrupt
@@ -57,26 +57,31 @@ def interleave(
     rounds: int,
     threads: int,
     look: Callable[[Key, Any], None] = lambda key, result: None,
+    in_a_row: Mapping[Key, int] | None = None,
 ) -> dict[Key, list[float]]:
     """Seconds of every run in every round. A machine whose speed drifts slows all of them alike.
 
-    Each round makes each run once and starts one run further on. `look` sees every result, outside the clock.
+    Each round makes each run once and starts one run further on. A run of `in_a_row` is made once without the clock,
+    then that many times, and its mean counts. `look` sees every result, outside the clock.
     """
-    now = clock(threads)
+    now, in_a_row = clock(threads), in_a_row or {}
     seconds: dict[Key, list[float]] = {key: [] for key in runs}
     keys = list(runs)
     for round_index in range(rounds):
         first = round_index % len(keys)
         for key in keys[first:] + keys[:first]:
-            interrupt.check()
-            started = now()
-            result = runs[key]()
-            took = now() - started
-            if isinstance(result, Clocked):
-                result, took = result.result, result.seconds
-            seconds[key].append(took)
-            look(key, result)
-            del result  # or freeing it would be part of the next run's time
+            times = []
+            for _ in range(1 + in_a_row[key] if key in in_a_row else 1):
+                interrupt.check()
+                started = now()
+                result = runs[key]()
+                took = now() - started
+                if isinstance(result, Clocked):
+                    result, took = result.result, result.seconds
+                times.append(took)
+                look(key, result)
+                del result  # or freeing it would be part of the next run's time
+            seconds[key].append(fmean(times[1:] or times))
     return seconds
 
 

@@ -26,7 +26,7 @@ from engines.vision import VisionEncoder
 from pvc_export.bench.baselines import GEMM_SIZE, gemm_peak
 from pvc_export.bench.bundle import MIN_FRAMES, NUM_AROUND, StreamReport, bench_bundle, describe_stream
 from pvc_export.bench.compare import LIMIT, Report, count_flops, difference
-from pvc_export.bench.rounds import Spread, interleave, ratio
+from pvc_export.bench.rounds import Clocked, Spread, interleave, ratio
 from pvc_export.bench.vision import VisionBench
 from pvc_export.bench.vision_variants import SIZES, Scene, eager_step, our_sessions, our_step
 from pvc_export.cli import main
@@ -213,6 +213,18 @@ def test_rounds_are_interleaved_and_each_starts_one_step_further_on() -> None:
     seconds = interleave(steps, rounds=4, threads=1)
     assert "".join(order) == "abc" + "bca" + "cab" + "abc"
     assert {name: len(values) for name, values in seconds.items()} == {"a": 4, "b": 4, "c": 4}
+
+
+def test_of_runs_in_a_row_the_mean_counts_but_the_first_does_not() -> None:
+    seconds = iter([9.0, 1.0, 2.0, 3.0, 9.0, 2.0, 2.0, 5.0])
+    runs = {
+        "token": lambda: Clocked(result="t", seconds=next(seconds)),
+        "frame": lambda: Clocked(result="f", seconds=0.5),
+    }
+    seen: list[str] = []
+    found = interleave(runs, rounds=2, threads=1, in_a_row={"token": 3}, look=lambda _, result: seen.append(result))
+    assert found == {"token": [2.0, 3.0], "frame": [0.5, 0.5]}
+    assert "".join(seen) == "tttt" + "f" + "f" + "tttt"
 
 
 def test_every_result_is_looked_at() -> None:
