@@ -130,16 +130,35 @@ def compare(
 
 @app.command(short_help="Plant known defects, and show that the check catches each.")
 def prove(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(metavar="[BUNDLE]", help="Plant the defect of --only in a copy of this bundle, at -o."),
+    ] = None,
     model: opt.Model = "shapes",
     only: Annotated[list[str] | None, typer.Option(help="Plant only this defect. Repeatable.")] = None,
     graph: Annotated[
         list[str] | None, typer.Option(help=f"Plant only defects of this graph: {', '.join(GRAPH_NAMES)}. Repeatable.")
     ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="With BUNDLE: the broken copy.")] = None,
     seed: opt.Seed = None,
     mapping: opt.MappingFile = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Plant known defects into bundles of a model, and show that the check catches each. Exit 3 if one is missed."""
+    """Plant known defects in bundles of a model and show that the check catches each. Exit 3 if one is missed.
+
+    With BUNDLE: only break a copy of it, to see what `pvc-export check` says about that defect.
+    """
+    if bundle is not None:
+        from .commands.plant import plant_command, plantable
+
+        refuse({"--graph": graph, "--seed": seed, "--mapping": mapping}, "{} cannot be given with BUNDLE")
+        if output is None:
+            raise typer.BadParameter("name the broken copy: -o FOLDER")
+        with usage_errors():
+            defect = plantable(only or ())
+        plant_command(bundle, defect, output)
+        return
+    refuse({"--output": output}, "{} is for the broken copy of a BUNDLE, which is not given")
     from .commands.prove import defect_names, names_in, prove_command
 
     with usage_errors():
