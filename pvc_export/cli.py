@@ -1,7 +1,7 @@
 """pvc-export: plan | trt | onnx | kit | triton | check | compare | prove | run | batch | inspect | bench | gpu | doctor
 
 Exit codes: 0 ok, 2 usage, 3 parity failed, 4 environment, 5 build failed, 6 bad input (engines/errors.py).
-Unusual: heavy packages are imported inside the commands, so that --help and doctor work on a machine without torch.
+Heavy packages are imported inside the commands, so that --help and doctor work on a machine without torch.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from engines.terminal import fail, one_of
 from . import cli_export
 from .terminal import graph_options as of_graph
 from .terminal import options as opt
+from .terminal.groups import EPILOG, GroupedCommands
 from .terminal.interrupt import outcome, signals
 from .terminal.usage import refuse, usage_errors
 
 app = typer.Typer(
+    cls=GroupedCommands,
     help="Export a PVC video model to a streaming bundle, and prove that nothing was lost on the way.",
+    epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -107,7 +110,7 @@ def check(
     check_any_graph(request, wanted)
 
 
-@app.command(short_help="Compare a checkpoint with what its original code computes of it.")
+@app.command(short_help="Compare our reference with the released model's own code.")
 def compare(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Checkpoint folder.")],
     recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="File made by record_original.py.")],
@@ -128,7 +131,7 @@ def compare(
     compare_command(folder, recording, mapping=mapping, save_mapping=save_mapping, as_json=as_json)
 
 
-@app.command(short_help="Plant known defects, and show that the check catches each.")
+@app.command(short_help="Plant known defects and show that the check catches each.")
 def prove(
     bundle: Annotated[
         Path | None,
@@ -168,7 +171,7 @@ def prove(
     prove_command(model, chosen, seed=seed or 0, mapping=mapping, as_json=as_json)
 
 
-@app.command()
+@app.command(short_help="Stream a video or images through a bundle and ask a question.")
 def run(
     bundle: opt.BundleFolder,
     video: Annotated[
@@ -193,23 +196,16 @@ def run(
     ingest: Annotated[
         str, typer.Option(help="eager (the LLM reads each frame at once) or lazy (when a question comes).")
     ] = "eager",
-    clock: Annotated[
-        str | None,
-        typer.Option(help="After the trained number of frames: reanchor (start again with the newest) or run-on."),
-    ] = None,
+    clock: opt.AfterTraining = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     reference: Annotated[
         bool, typer.Option("--reference", help="Compare the text with the PyTorch reference's. Exit 3 if it differs.")
     ] = False,
     model: opt.Reference = None,
     mapping: opt.MappingFile = None,
-    runtime: Annotated[
-        str, typer.Option(help="auto, target (what the bundle was exported for, or an error), or cpu (ONNX Runtime).")
-    ] = "auto",
+    runtime: opt.RuntimeChoice = "auto",
     trust_engines: opt.TrustEngines = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of each graph on the CPU. Default: 1 for small graphs, else all.")
-    ] = None,
+    threads: opt.Threads = None,
     as_json: opt.Json = False,
 ) -> None:
     """Stream a video file through a bundle, or show it images, and ask. With neither, just ask."""
@@ -227,7 +223,7 @@ def run(
     run_command(request, model_name=model, mapping=mapping, as_json=as_json)
 
 
-@app.command(short_help="A folder of videos to a table of answers; goes on where it was ended.")
+@app.command(short_help="Ask about every video in a folder; continues after an interruption.")
 def batch(
     bundle: opt.BundleFolder,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Videos, in folders of it too.")],
@@ -237,25 +233,16 @@ def batch(
     ] = None,
     frames: Annotated[int, typer.Option(min=0, help="Frames sampled evenly in time from each; 0 = all.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
-    clock: Annotated[
-        str | None,
-        typer.Option(help="After the trained number of frames: reanchor (start again with the newest) or run-on."),
-    ] = None,
+    clock: opt.AfterTraining = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes; with --ray, of the whole cluster.")] = 1,
     ray: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Spread it by Ray: auto, an address, or local for a cluster of its own."),
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try those again that could not be read.")] = False,
-    runtime: Annotated[
-        str, typer.Option(help="auto, target (what the bundle was exported for, or an error), or cpu (ONNX Runtime).")
-    ] = "auto",
-    trust_engines: Annotated[
-        bool, typer.Option("--trust-engines", help="Load engines that another machine built. They are executable code.")
-    ] = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of each graph on the CPU. Default: 1 for small graphs, else all.")
-    ] = None,
+    runtime: opt.RuntimeChoice = "auto",
+    trust_engines: opt.TrustEngines = False,
+    threads: opt.Threads = None,
     as_json: opt.Json = False,
 ) -> None:
     """Ask about every video of a folder. Each has one row, whatever ends the run: the same command goes on there.
@@ -276,7 +263,7 @@ def batch(
     batch_command(job, Where(workers=workers, ray=ray), output=output, retry=retry, as_json=as_json)
 
 
-@app.command()
+@app.command(short_help="Describe a bundle or a checkpoint; runs nothing.")
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A bundle, or a checkpoint as -m takes it.")],
     suggest_mapping: Annotated[
@@ -315,7 +302,7 @@ def inspect(
         checkpoint_command(folder, mapping=mapping, as_json=as_json)
 
 
-@app.command(short_help="Compare torch, ONNX Runtime and our graphs; or time a bundle.")
+@app.command(short_help="Time our graphs next to torch and ONNX Runtime; or time a bundle.")
 def bench(
     bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Stream frames through a bundle.")] = None,
     part: Annotated[str | None, typer.Option(help="What to compare: vision or language. Default: vision.")] = None,
@@ -346,7 +333,7 @@ def bench(
     bench_command(bundle, given, threads=threads, as_json=as_json)
 
 
-@app.command(short_help="Show what this machine's GPU does with all of it, in one folder to send.")
+@app.command(short_help="Try every runtime on this machine's GPU, and write a report to send.")
 def gpu(
     model: opt.Model = "shapes",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder. Default: build/gpu.")] = None,
@@ -361,7 +348,7 @@ def gpu(
     gpu_command(model=model, output=output, as_json=as_json)
 
 
-@app.command()
+@app.command(short_help="What this machine can export, build and run, and what is missing.")
 def doctor(target: opt.BuildsFor = None, as_json: opt.Json = False) -> None:
     """Show what this machine can export, build and run. Say what is missing."""
     from .commands.doctor import doctor_command

@@ -1,4 +1,4 @@
-"""The commands that make something: trt, onnx, kit, triton; and plan, which says what that would take."""
+"""The commands that make something: trt, onnx, kit, triton; and plan, which estimates it."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ from .terminal.usage import Made, one_precision, usage_errors
 def register(app: typer.Typer) -> None:
     """Add them to the program."""
     _export(
-        app, "trt", precision="fp16", target="rtx",
+        app, "trt", precision="fp16", target="rtx", short="Export, build TensorRT engines, check, publish a bundle.",
         summary="Export, build TensorRT engines, check, and publish a bundle. float16 unless --bf16 or --fp32.",
     )  # fmt: skip
     _export(
-        app, "onnx", precision="fp32", target="cpu",
+        app, "onnx", precision="fp32", target="cpu", short="The same without engines, for ONNX Runtime.",
         summary="Export ONNX graphs without engines, check, and publish a bundle. float32 unless --fp16 or --bf16.",
     )  # fmt: skip
     _export(
-        app, "kit", precision="fp16", target="jetson-orin-jp62",
-        summary="Export ONNX graphs, and all that a device needs to build, prove and run them, as one folder to copy.",
+        app, "kit", precision="fp16", target="jetson-orin-jp62", 
+        short="A folder to copy to a Jetson, which builds its own engines.",
+        summary="Export ONNX graphs and everything a device needs to build, check and run them: one folder to copy.",
     )  # fmt: skip
-    app.command(short_help="Say what an export would take, and on which devices its bundle would run.")(plan)
-    app.command(short_help="Make a model repository of Triton Inference Server of a bundle.")(triton)
+    app.command(short_help="Estimate an export's size, memory and time, and which devices it fits.")(plan)
+    app.command(short_help="Make a Triton Inference Server model repository from a bundle.")(triton)
 
 
-def _export(app: typer.Typer, name: Made, *, precision: Precision, target: str, summary: str) -> None:
+def _export(app: typer.Typer, name: Made, *, precision: Precision, target: str, short: str, summary: str) -> None:
     """Register `trt`, `onnx` or `kit`: one list of options for all, with the defaults of each."""
 
-    @app.command(name, help=summary)
+    @app.command(name, help=summary, short_help=short)
     def command(
         model: opt.Model = "shapes",
         output: opt.Out = None,

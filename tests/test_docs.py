@@ -18,6 +18,7 @@ import apps.watch
 import pvc_export.cli
 
 ROOT = Path(__file__).parent.parent
+TASKS = ("docs/tour.md", "docs/extend.md", "docs/export.md", "docs/report.md", "docs/proven.md", "docs/device.md")
 NOT_CARRIED = (".venv/", "build/")
 """What a command makes, and no checkout has."""
 SPAN = re.compile(r"`([^`\n]+)`")
@@ -32,7 +33,7 @@ OURS = ("apps", "engines", "pvc_export", "pvc_ref", "tests")
 
 
 def documents() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "Makefile"]
+    return [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "Makefile"]
 
 
 # -- paths and links -------------------------------------------------------------------------------------------------
@@ -90,10 +91,30 @@ def sections(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/tour.md"])
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", *TASKS])
 def test_every_path_and_name_in_it_exists(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert missing_paths(text) == [] and missing_names(text) == []
+
+
+def test_the_chinese_readme_has_the_links_and_commands_of_the_english_one() -> None:
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+    assert set(LINK.findall(chinese)) ^ set(LINK.findall(english)) == {"README.md", "README.zh-CN.md"}
+    assert [*command_lines(chinese)] == [*command_lines(english)]
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    """By links, in a few steps, but for the lab book's own pages."""
+    reached, new = set[Path](), {ROOT / "README.md"}
+    while new:
+        reached |= new
+        links = {(page.parent / link.partition("#")[0]).resolve() for page in new for link in page_links(page)}
+        new = {page for page in links if page.suffix == ".md" and page.is_file()} - reached
+    assert {page.resolve() for page in (ROOT / "docs").glob("*.md")} - reached == set()
+
+
+def page_links(page: Path) -> list[str]:
+    return [link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link]
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -103,10 +124,10 @@ def test_every_relative_link_resolves(document: Path) -> None:
 
 def test_every_claim_names_what_shows_it() -> None:
     """A test file, or a command that anybody can run."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = readme.partition("## What is proven")[2].partition("\n\n")[2].partition("\n\n")[0]
-    rows = [line.split("|")[1:-1] for line in table.splitlines()[2:]]
-    assert len(rows) > 10 and all(len(row) == 3 for row in rows)
+    claims = (ROOT / "docs/proven.md").read_text(encoding="utf-8").partition("## Limits")[0]
+    lines = [line.split("|")[1:-1] for line in claims.splitlines() if line.startswith("| ")]
+    rows = [line for line in lines if line[0].strip() != "claim"]
+    assert len(rows) > 20 and all(len(row) == 3 for row in rows)
     for claim, _, shown_by in rows:
         assert re.search(r"`(tests/[\w/]+\.py|pvc-export \w+|make \w+)", shown_by), claim
 

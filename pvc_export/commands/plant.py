@@ -20,7 +20,7 @@ def plantable(names: Sequence[str]) -> Defect:
     if len(names) != 1 or names[0] not in possible:
         given = "none" if not names else ", ".join(names)
         raise ValueError(
-            f"a copy of a bundle takes one defect, by --only, of these: {', '.join(possible)}; given: {given}"
+            f"a copy of a bundle takes one defect by --only, one of: {', '.join(possible)}; given: {given}"
         )
     return possible[names[0]]
 
@@ -42,7 +42,7 @@ def plant_command(bundle: Path, defect: Defect, output: Path) -> None:
                 f"defect '{defect.name}' cannot be planted in {bundle}: {error or type(error).__name__}",
                 expected="a bundle of shapes or tiny that pvc-export onnx or trt made",
                 cause="the graph that it changes is spelled in another way",
-                fix=f"pvc-export onnx -o build/shapes, then pvc-export prove build/shapes --only {defect.name} -o {output}",
+                fix=f"export one first: pvc-export onnx -o build/shapes; then prove build/shapes --only {defect.name}",
             ) from error
     console = Console()
     console.print(f"{output} is {bundle} with a defect: {defect.what}")

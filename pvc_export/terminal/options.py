@@ -128,3 +128,20 @@ TrustEngines = Annotated[
     bool, typer.Option("--trust-engines", help="Load engines that another machine built. They are executable code.")
 ]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by pvc-export trt or onnx.")]
+AfterTraining = Annotated[
+    str | None,
+    typer.Option(
+        "--clock",
+        help="When the trained number of frames is used up: reanchor (start again from the newest) or run-on.",
+    ),
+]
+RuntimeChoice = Annotated[
+    str,
+    typer.Option(
+        "--runtime", help="auto, target (what the bundle was exported for, or an error), or cpu (ONNX Runtime)."
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="CPU threads per graph. Default: 1 for small graphs, all for large ones."),
+]
