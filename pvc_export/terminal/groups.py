@@ -14,7 +14,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 EPILOG = """\b
 Also: pvc-live watches a camera, pvc-serve answers over HTTP.
-Start with:  pvc-export onnx  then  pvc-live build/shapes --source synthetic"""
+Start with: pvc-export onnx, then pvc-live build/shapes --source synthetic."""
 
 
 class GroupedCommands(TyperGroup):
