@@ -1,7 +1,7 @@
 """Kill an export with SIGKILL before every single file operation, and report what each kill left.
 
 Runs as a separate process without torch, so that it may fork: python kill_everywhere.py OUT OLD NEW [--no-exchange]
-OUT starts as a copy of the bundle OLD ('-': empty); the export publishes a copy of NEW. Prints one JSON list with one
+OUT starts as a copy of the bundle OLD ('-': missing); the export publishes a copy of NEW. Prints one JSON list with one
 entry per kill: the operation, the state of OUT, and the state of OUT and its folder after one more export.
 """
 

@@ -29,7 +29,9 @@ from pvc_export.terminal import interrupt
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="two folders swap names in one step only on Linux")
+linux_only = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux can exchange the names of two folders in one step"
+)
 
 
 def small_bundle(like: Path, folder: Path, name: str) -> Path:
@@ -112,7 +114,7 @@ def test_a_bundle_is_replaced_here_by_an_exchange_and_not_by_two_renames(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
-        raise AssertionError("two renames, though this file system can exchange names")
+        raise AssertionError("two renames, although this file system can exchange names")
 
     monkeypatch.setattr(Path, "rename", refuse)
     put(out, "new")

@@ -93,7 +93,7 @@ def traced_batch(model: onnx.ModelProto) -> None:
 
 
 def forgets_the_oldest(model: onnx.ModelProto) -> None:
-    """Correct until there is a past."""
+    """Ignore the oldest row of the past: correct until there is a past."""
     for name in ("k", "v"):
         text = f"changed = Slice(past_{name}, from_{name}, to_{name}, from_{name})"
         weights = {f"from_{name}": np.array([1]), f"to_{name}": np.array([2**31])}

@@ -262,7 +262,7 @@ OTHERS = {
 
 
 class Checker:
-    """Save a graph and climb the ladder with it."""
+    """Saves a graph and climbs the ladder with it."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "graph.onnx"

@@ -20,7 +20,7 @@ STEPS = 3
 
 
 def saved_beside(check: Checker, link: Callable[[Path], None], edit: Edit = lambda _: None) -> ForeignRequest:
-    """Save the cell with its weights in a separate file, and replace that file by a link."""
+    """Save the cell with its weights in a separate file, and apply `link` to that file."""
     request = check.request("cell", edit, steps=STEPS)
     data = check.path.with_name("graph.onnx.data")
     onnx.save(onnx.load(check.path), check.path, save_as_external_data=True, location=data.name, size_threshold=0)

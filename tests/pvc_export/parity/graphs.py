@@ -40,7 +40,7 @@ class Form:
         return path
 
     def held(self, model: PVC, path: Path) -> HeldWeights:
-        """Compare the weights in the file with the model's."""
+        """Return which of the model's weights the file contains, correct or wrong."""
         spec = self.spec(model)
         manifest = SimpleNamespace(graphs={self.name: spec}, precision=self.precision, islands=self.islands)
         return held_weights(GraphFile(path, self.name), weights_of(manifest, model)[self.name])  # type: ignore[arg-type]

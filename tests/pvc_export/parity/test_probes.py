@@ -112,7 +112,7 @@ def test_positions_that_are_wrong_midway_are_found(bundle_fp32: Path, tiny: Load
 def test_single_rows_are_held_against_rows_that_the_reference_computes_one_by_one(
     bundle_fp32: Path, tiny: LoadedModel
 ) -> None:
-    """As in the graph: a one-row matmul rounds differently from one with many rows, by far if few rows precede it."""
+    """As in the graph: a one-row matmul rounds differently from one with many rows, considerably so after few rows."""
     bundle, reference = open_bundle(bundle_fp32), Reference.of(tiny.model, "fp32")
     num_rows = list[int]()
     layer = reference.model.llm.layers[0]

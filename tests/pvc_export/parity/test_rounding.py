@@ -1,4 +1,4 @@
-"""A model's rounding twin rounds as specified, shares matmul weights with the model, and its noise gives the limits."""
+"""A model's rounding counterpart rounds as specified, shares matmul weights with it, and its noise gives the limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle's graphs against a fresh export: faults below the noise are found, other versions' writing is accepted."""
+"""A bundle's graphs against a fresh export: faults hidden by noise are found, output of other versions is accepted."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def test_only_a_large_model_is_exported_elsewhere(
 
 
 def never(*_: Any, **__: Any) -> NoReturn:
-    raise AssertionError("it was not to be called")
+    raise AssertionError("this function must not be called")
 
 
 def folder(path: Path) -> Path:
