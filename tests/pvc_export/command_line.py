@@ -1,5 +1,5 @@
-"""pvc-export for a process of its own that exports: as it is, but torch reads its translations once a process and not
-once a graph (conftest.translations_once), a quarter of the time.
+"""pvc-export for a separate process that exports. Unchanged, except that torch reads its translations once per process
+instead of once per graph (conftest.translations_once), which takes a quarter of the time.
 
 python -m tests.pvc_export.command_line onnx -m tiny
 """

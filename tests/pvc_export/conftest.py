@@ -1,4 +1,4 @@
-"""The real command line, in this process: exit code and both outputs. And a reference's graphs, exported once."""
+"""The real command line, run in this process: exit code and both outputs. And a reference's graphs, exported once."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Outcome:
     message: str
 
     def says(self, exit_code: int, *parts: str) -> None:
-        """One message with these parts in this order, and no traceback."""
+        """Expect one message with these parts in this order, and no traceback."""
         position = 0
         for part in parts:
             position = self.message.find(part, position)
-            assert position >= 0, f"{part!r} is not, or not there, in: {self.message}"
+            assert position >= 0, f"{part!r} is missing or out of order in: {self.message}"
         assert self.exit_code == exit_code and "Traceback" not in self.message
 
     def refuses(self, exit_code: int, error: str, /, **facts: str | tuple[str, ...]) -> None:
-        """After --json: this class of error, with these facts in its fields what, expected, cause and fix.
+        """After --json: expect this class of error, with these facts in its fields what, expected, cause and fix.
 
-        Upper and lower case are the same.
+        Case is ignored.
         """
         data = json.loads(self.out)
         assert (self.exit_code, data["exit_code"], data["error"]) == (exit_code, exit_code, error), data
@@ -52,8 +52,9 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture(autouse=True)
 def reference_exports(monkeypatch: pytest.MonkeyPatch, export_once: ExportGraph) -> None:
-    """Graphs of a reference, which a check and the search for a culprit export beside a bundle, are exported
-    once for all tests: they follow from module, weights and spec. A bundle's own graphs are never among them."""
+    """Export each graph of a reference once for all tests: it depends only on module, weights and spec.
+
+    A check and the culprit search export these graphs alongside a bundle. A bundle's own graphs are not affected."""
     monkeypatch.setattr(culprit, "export_graph", export_once)
     monkeypatch.setattr(sessions, "export_graph", export_once)
     monkeypatch.setattr(fresh, "export_graph", export_once)
@@ -61,8 +62,9 @@ def reference_exports(monkeypatch: pytest.MonkeyPatch, export_once: ExportGraph)
 
 @pytest.fixture
 def stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A check of the stream and its ladder, without the rules of state and the conversations, which are three quarters
-    of its time. For tests that break or look at neither; parity/state and parity/words ask both."""
+    """Restrict checks to the stream and its ladder, for tests that need neither state rules nor conversations.
+
+    Those two take three quarters of a check's time. parity/state and parity/words test both."""
     monkeypatch.setattr(check, "converse", lambda *_, **__: [])
     monkeypatch.setattr(check, "ask_further", lambda *_: Evidence())
     monkeypatch.setattr(check, "check_rules", lambda *_, **__: ())
@@ -70,7 +72,7 @@ def stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pvc_export(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.setattr(interrupt.signals, "install", lambda **_: None)  # the signals of this process are pytest's
+    monkeypatch.setattr(interrupt.signals, "install", lambda **_: None)  # this process's signals belong to pytest
 
     def run(*args: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["pvc-export", *map(str, args)])

@@ -1,4 +1,4 @@
-"""pvc-export as a user meets it: commands, exit codes, messages."""
+"""pvc-export as a user sees it: commands, exit codes, messages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EXPORTING = "tests.pvc_export.command_line"
 def in_a_process(
     *args: object, module: str = "pvc_export.cli", cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, without a terminal; `pvc_export` calls it in this one."""
+    """Run the command line in a separate process without a terminal; `pvc_export` runs it in this one."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", **(env or {})}
     command = [sys.executable, "-m", module, *map(str, args)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
@@ -232,7 +232,7 @@ def test_every_error_of_the_tree_ends_as_four_lines_and_its_exit_code(
         raise getattr(engines.errors, error)("it happened", expected="another thing", cause="a mistake", fix="mend it")
 
     monkeypatch.setattr(cli, "app", fail)
-    monkeypatch.setattr(interrupt.signals, "install", lambda **_: None)  # the signals of this process are pytest's
+    monkeypatch.setattr(interrupt.signals, "install", lambda **_: None)  # this process's signals belong to pytest
     monkeypatch.setattr(sys, "argv", ["pvc-export", "--json"])
     with pytest.raises(SystemExit) as exit_info:
         cli.main()
@@ -261,7 +261,7 @@ def test_a_missing_runtime_exits_4_before_any_work(tmp_path: Path) -> None:
 def test_an_interrupt_ends_the_command_and_leaves_nothing(
     small_folder: Path, tmp_path: Path, number: signal.Signals, after: str
 ) -> None:
-    """During the export, and during the engine builds, whose native code would drop the interrupt."""
+    """Interrupts the export and the engine builds, whose native code would otherwise swallow the interrupt."""
     command = [sys.executable, "-u", "-m", EXPORTING, "trt", "-m", str(small_folder), "-o", str(tmp_path / "b")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE
@@ -339,7 +339,7 @@ def test_inspect_names_every_graph_and_the_bytes_of_its_state(bundle_fp16: Path,
     assert result.exit_code == 0, result.message
     lines = result.out.splitlines()
     assert [line.split()[0] for line in lines if "->" in line] == list(GRAPH_NAMES)
-    # 2 layers, K and V, 65 x 64 float16: 32.5 KiB a frame, times a window of 4
+    # 2 layers, K and V, 65 x 64 float16: 32.5 KiB per frame, times a window of 4
     assert any(
         "4 caches BWNHD float16, ring, 130.0 KiB per stream, 32.5 KiB written per frame" in line for line in lines
     )
@@ -347,7 +347,7 @@ def test_inspect_names_every_graph_and_the_bytes_of_its_state(bundle_fp16: Path,
     assert "random weights, seed 0: what it says means nothing" in result.out
     receipt = lines[lines.index("parity      passed") + 1 :]
     assert any(line.split()[:2] == ["weights", "bit"] for line in receipt) and "levels passed" in result.out
-    assert not set("{}[]'") & set("".join(receipt)), "a Python dict is not for people"
+    assert not set("{}[]'") & set("".join(receipt)), "a Python dict in a text for people"
     data = json.loads(pvc_export("inspect", bundle_fp16, "--json").out)
     assert data["graphs"]["temporal"]["states"][0]["row_bytes"] == 65 * 64 * 2
     assert pvc_export("inspect", bundle_fp16 / "graphs").exit_code == 6

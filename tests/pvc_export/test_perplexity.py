@@ -1,4 +1,4 @@
-"""Perplexity of a model on text, and of its codes."""
+"""Perplexity on text of a model and of its quantised versions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_ways_are_the_model_itself_its_cache_eight_bits_smoothed_or_not_and_
     }
     four = {(4, zero_points, method, False) for zero_points in (False, True) for method in ("round", "search")}
     assert found == four | {(8, False, "search", wide) for wide in (False, True)}
-    assert len({str(way) for way in ways()}) == len(list(ways())), "each says what it is"
+    assert len({str(way) for way in ways()}) == len(list(ways())), "two ways have the same name"
     assert sum("not smoothed" in str(way) for way in ways()) == sum("head" in str(way) for way in ways()) == 2
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the reference share."""
+"""Shared fixtures of the reference's tests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ import torch
 
 @pytest.fixture
 def no_grad() -> Iterator[None]:
-    """No gradients, for modules that compute and never train."""
+    """Disable gradients, for test modules that never train."""
     with torch.no_grad():
         yield

@@ -1,4 +1,4 @@
-"""PVC's vision side a second time: numpy, float64, loops, straight from the equations. Shares no code with pvc_ref.
+"""A second implementation of PVC's vision side, straight from the equations: numpy, float64, loops, no pvc_ref code.
 
     spatial   x := x + ls1 * S-MHA(LN(x))                          per frame
     temporal  x := x + alpha * T-MHA(AdaLN(x; x + TE))             last layers, per position, causal over frames
@@ -8,7 +8,7 @@
     TE = W2 SiLU(W1 t~);  t~ = sinusoid of the frame time, cosines then sines, period 10000
 
 Source: PVC (arXiv 2412.09613), sections 3.2 and 3.3; InternVL2's vision tower for the spatial part.
-Dimension key:  T frames   S pixels a side   G patches a side   N positions, class token first   C width   H heads
+Dimension key:  T frames   S pixels per side   G patches per side   N positions, class token first   C width   H heads
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def compress(w: Weights, patches: Array, time: int, vision: VisionConfig, tokens
 
 
 def space_to_depth(patches: Array, tokens_a_side: int) -> Array:
-    """(G * G, C) -> (tokens, patches a token * C): a token is its square of patches, row by row, end to end."""
+    """(G * G, C) -> (tokens, patches per token * C): a token is its square of patches, concatenated row by row."""
     grid = math.isqrt(len(patches))
     side = grid // tokens_a_side
     tokens = []

@@ -1,6 +1,6 @@
-"""The parts that others have built too, held against transformers and torch: weights copied across, eager attention.
+"""Parts that also exist elsewhere, compared with transformers and torch: same weights, eager attention.
 
-Unusual: weights are copied with strict state dicts, so a tensor that either side lacks is an error, not a gap.
+Note: weights are copied with strict state dicts, so a tensor that is missing on either side is an error.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def test_q_former_layer_equals_torch_transformer_decoder_layer() -> None:
 
 @pytest.fixture(scope="module", params=DECODERS, ids=str)
 def decoders(request: pytest.FixtureRequest) -> SimpleNamespace:
-    """`ours`: a PVC whose decoder has the weights of `theirs`, a causal LM of transformers."""
+    """`ours` is a PVC whose decoder has the weights of `theirs`, a causal LM of transformers."""
     config = PVCConfig(vision=VISION, compressor=CompressorConfig(num_tokens=4), llm=DECODERS[request.param])
     ours = PVC(config).eval()
     draw_decoder_weights(ours, seed=11)
@@ -214,14 +214,14 @@ def test_padding_in_front_is_masked_as_in_transformers(decoders: SimpleNamespace
     position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
     expected = decoders.theirs(inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids).logits
     actual, _ = our_logits(decoders, embeds, position_ids, attention_mask=mask)
-    real = mask.bool()  # what a padding row computes is nobody's business
+    real = mask.bool()  # results of padding rows do not matter
     torch.testing.assert_close(actual[real], expected[real], rtol=0, atol=LOGITS_ATOL)  # worst 3.5e-6
     unmasked, _ = our_logits(decoders, embeds, position_ids)
     assert (unmasked - actual)[real].abs().max() > 1e-2
 
 
 def test_unused_rows_at_the_end_of_the_past_are_masked_as_in_transformers(decoders: SimpleNamespace) -> None:
-    """A cache that is fed in buckets: 5 real rows, 3 of rubbish, then 4 new ones that continue at position 5."""
+    """A bucketed cache: 5 real rows, 3 with garbage, then 4 new ones that continue at position 5."""
     embeds = random_embeds(decoders, rows=12, seed=17)
     mask = torch.tensor([[1] * 5 + [0] * 3 + [1] * 4])
     new_positions = positions(4, start=5)
@@ -244,7 +244,7 @@ def test_greedy_answer_is_that_of_transformers_token_for_token(decoders: SimpleN
     )
     actual = decoders.ours.generate(embeds, max_new_tokens=32)
     assert actual == expected[0].tolist()
-    assert len(actual) == 32 and len(set(actual)) > 8  # a decoder that repeats itself would be easy to follow
+    assert len(actual) == 32 and len(set(actual)) > 8  # a decoder that repeats itself would be too easy
 
 
 def test_answer_ends_before_the_stop_token(decoders: SimpleNamespace) -> None:
@@ -255,7 +255,7 @@ def test_answer_ends_before_the_stop_token(decoders: SimpleNamespace) -> None:
 
 
 def test_decoder_layer_equals_transformers_in_float64() -> None:
-    """transformers' RMSNorm and eager softmax drop to float32, so theirs has torch's RMSNorm and SDPA here."""
+    """transformers' RMSNorm and eager softmax compute in float32, so theirs uses torch's RMSNorm and SDPA here."""
     config = DECODERS["qwen2"]
     ours = randomize(DecoderLayer(config).double(), seed=19)
     theirs = Qwen2DecoderLayer(causal_lm_config(config, attn_implementation="sdpa"), layer_idx=0)
@@ -341,7 +341,7 @@ def random_frames(count: int, *, seed: int) -> Tensor:
 
 
 def normalized_by_hand(frames: Tensor) -> Tensor:
-    """(B, S, S, 3) uint8 -> (B, 3, S, S), one channel at a time, ImageNet's numbers written out."""
+    """(B, S, S, 3) uint8 -> (B, 3, S, S), one channel at a time, with ImageNet's numbers written out."""
     channels = [(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]
     return torch.stack([(frames[..., c].float() / 255 - mean) / std for c, (mean, std) in enumerate(channels)], dim=1)
 
@@ -381,7 +381,7 @@ def vision_model_like(ours: PVC) -> InternVLVisionModel:
 
 
 def internvl_layer_names(layer: dict[str, Tensor], *, prefix: str) -> dict[str, Tensor]:
-    """The weights of one SpatialLayer under the names that transformers has for them."""
+    """The weights of one SpatialLayer under transformers' names."""
     state = {"lambda_1": layer["ls1"], "lambda_2": layer["ls2"]}
     for leaf in ("weight", "bias"):
         for name, part in zip("qkv", layer[f"attn.qkv.{leaf}"].chunk(3), strict=True):
@@ -447,9 +447,9 @@ def causal_lm_name(name: str) -> str:
 
 
 def draw_decoder_weights(model: PVC, *, seed: int) -> None:
-    """Sharp attention over faint embeddings, and a final norm of both signs: answers depend on the whole context.
+    """Draw sharp attention over faint embeddings and a final norm of both signs: answers depend on the whole context.
 
-    Drawn here and not by PVC.random, so that the errors measured above do not move when its gains are retuned.
+    Not drawn by PVC.random, so that the errors measured above do not change when its gains are retuned.
     """
     gains = {"embed_tokens": 0.1, "q_proj": 2.0, "k_proj": 2.0, "_proj": 0.5}
     generator = seeded(seed)
@@ -492,7 +492,7 @@ def our_logits(
 
 
 def sampled_distribution(monkeypatch: pytest.MonkeyPatch, logits: Tensor, sampling: Sampling) -> Tensor:
-    """The probability of every token: `sample` is made to draw each of its candidates in turn."""
+    """Return the probability of every token by making `sample` draw each of its candidates in turn."""
     distribution = torch.zeros_like(logits)
     for rank in range(len(logits)):
         drawn_from: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Presets against the published sizes, and contradictions against messages that name both sides."""
+"""Presets have the published sizes, and errors about contradictions name both sides."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def num_parameters(module: nn.Module) -> int:
 
 
 def internvl2(name: str) -> PVCConfig:
-    """The InternVL2 that a PVC preset starts from: no time, 256 tokens a frame."""
+    """The InternVL2 that a PVC preset starts from: no temporal layers, 256 tokens per frame."""
     config = PVCConfig.preset(name)
     return replace(
         config,

@@ -1,6 +1,6 @@
-"""The model equals the paper's equations, written a second time in numpy, and each of their parts is seen to matter.
+"""The model equals the paper's equations, implemented a second time in numpy, and each of their parts matters.
 
-Unusual: most tests here break the model on purpose and demand that the equality is violated by 100 times its tolerance.
+Note: most tests here break the model on purpose and require the difference to exceed 100 times the tolerance.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONFIG = PVCConfig(
     vision=VisionConfig(
         image_size=56, patch_size=7, hidden_size=24, num_layers=4, num_heads=3, mlp_size=40, num_temporal_layers=2
     ),
-    compressor=CompressorConfig(num_tokens=4),  # 8 x 8 patches, 4 x 4 of them a token
+    compressor=CompressorConfig(num_tokens=4),  # 8 x 8 patches, 4 x 4 of them per token
     llm=LLMConfig(vocab_size=8, hidden_size=20, num_layers=1, num_heads=2, num_kv_heads=1, mlp_size=8),
 )
 NUM_FRAMES = 5
@@ -53,7 +53,7 @@ def test_model_equals_the_equations_in_float64(window: int | None, qkv_bias: boo
     np.testing.assert_allclose(actual, expected_embeds(model, window=window), rtol=0, atol=ATOL)
 
 
-# -- what the equality rests on --------------------------------------------------------------------------------------
+# -- parts the equality depends on -----------------------------------------------------------------------------------
 
 Breakage = Callable[[PVC, pytest.MonkeyPatch], None]
 
@@ -68,7 +68,7 @@ def all_ones(suffix: str) -> Breakage:
 
 
 def zeroed(place: str, layer: str) -> Breakage:
-    """Weight and bias of `layer` to zero, in the ViT (`temporal.`) or in the compressor (`compressor.`)."""
+    """Set weight and bias of `layer` to zero, in the ViT (`temporal.`) or in the compressor (`compressor.`)."""
 
     def apply(model: PVC, _: pytest.MonkeyPatch) -> None:
         hits = [p for name, p in model.named_parameters() if name.startswith(place) and f".{layer}." in name]
@@ -124,7 +124,7 @@ def no_class_token(model: PVC, _: pytest.MonkeyPatch) -> None:
 
 
 def last_position_dropped(model: PVC, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Instead of the class token."""
+    """Drop the last position instead of the class token."""
     temporal_layers = model.temporal.layers
     step = temporal_layers[-1].step
 
@@ -255,5 +255,5 @@ def expected() -> np.ndarray:
 
 
 def worst_difference(model: PVC, expected: np.ndarray) -> float:
-    """Between a broken model and what the equations say of the whole one, at window 3."""
+    """Largest difference between a broken model and the equations for the intact one, at window 3."""
     return float(np.abs(model.encode_clip(torch.from_numpy(FRAMES), window=3).numpy() - expected).max())

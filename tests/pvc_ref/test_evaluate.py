@@ -1,4 +1,4 @@
-"""`python -m pvc_ref.evaluate`: every table, and two models beside each other on the same questions."""
+"""`python -m pvc_ref.evaluate`: every table, and two models compared on the same questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference preprocessing against Pillow and against numbers worked out by hand from the published rules."""
+"""The reference preprocessing, compared with Pillow and with numbers worked out by hand from the published rules."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_resize_frame_reads_a_view_with_strides_as_the_same_pixels() -> None:
         # Ratio 1 again: 810,000 > 401,408 takes (2,2); not > 0.5 * 448^2 * 9 = 903,168, so not (3,3).
         (900, 900, (2, 2)),
         (1000, 1000, (3, 3)),  # 1,000,000 > 903,168
-        # Ratio 30: the widest grid of 12 tiles; and the same upright, 1/30 nearest 1/12.
+        # Ratio 30: the widest grid of 12 tiles. The same upright: 1/30 is nearest to 1/12.
         (3000, 100, (12, 1)),
         (100, 3000, (1, 12)),
         # Ratio 1.75 lies exactly between 3/2 and 2/1: (2,1), (3,2), (4,2) tie, in that order.
@@ -93,7 +93,7 @@ def quadrants() -> np.ndarray:
 
 
 def test_tiles_go_left_to_right_then_down_and_the_thumbnail_comes_last() -> None:
-    # 64x64 on tiles of 32, at most 4: 4,096 pixels > 0.5 * 32^2 * 4, so 2x2, and each quadrant is one tile, untouched.
+    # 64x64 in at most 4 tiles of 32: 4,096 pixels > 0.5 * 32^2 * 4, so 2x2, and each quadrant is one unchanged tile.
     tiles = tile_image(quadrants(), tile_size=32, max_tiles=4)
     assert tiles.shape == (5, 32, 32, 3) and tiles.dtype == np.uint8
     for tile, colour in zip(tiles[:4], (RED, GREEN, BLUE, WHITE), strict=True):

@@ -1,4 +1,4 @@
-"""Prompts against strings written out in full, and the byte tokenizer that turns them into ids."""
+"""Prompts, compared with strings written out in full, and the byte tokenizer that turns them into ids."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_special_token_is_one_id_wherever_it_stands(index: int) -> None:
     assert tokenizer.encode(token).ids == [256 + index]
     a, b = tokenizer.encode("a").ids[0], tokenizer.encode("b").ids[0]
     assert tokenizer.encode(f"a{token}{token}b").ids == [a, 256 + index, 256 + index, b]
-    assert tokenizer.decode([a, 256 + index, b]) == "ab"  # an answer shows none of them
+    assert tokenizer.decode([a, 256 + index, b]) == "ab"  # an answer shows no special tokens
     assert tokenizer.decode([a, 256 + index, b], skip_special_tokens=False) == f"a{token}b"
 
 
@@ -149,7 +149,7 @@ def test_image_prompt_of_several_images_is_numbered() -> None:
 
 
 def test_a_next_turn_written_out() -> None:
-    """It ends the answer, and goes on counting frames."""
+    """The next turn ends the answer and continues the frame count."""
     assert next_turn(TINY, question="And now?") == (
         "<|im_end|><|im_start|>user\nAnd now?<|im_end|><|im_start|>assistant\n"
     )

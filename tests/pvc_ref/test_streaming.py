@@ -1,4 +1,4 @@
-"""A stream fed frame by frame gives what the whole clip gives; images are static videos; every compressor streams."""
+"""A stream fed frame by frame equals the whole clip; images are static videos; every compressor streams."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_window_that_the_clip_does_not_fill_changes_nothing_and_a_smaller_one_
         assert torch.equal(model.encode_clip(frames, window=window), whole)
         assert torch.equal(stream(model, frames, window=window)[0], stream(model, frames, window=None)[0])
     differs = (model.encode_clip(frames, window=4) - whole).abs().amax(dim=(0, 2, 3))
-    assert differs[:4].max() == 0 and differs[4] > 1e-2  # frame 4 is the first that loses sight of frame 0
+    assert differs[:4].max() == 0 and differs[4] > 1e-2  # frame 4 is the first that cannot see frame 0
 
 
 def test_no_frame_sees_a_later_one() -> None:
@@ -185,7 +185,7 @@ def test_fixed_time_refuses_an_unknown_length() -> None:
 
 
 def test_relative_time_changes_past_frames_when_the_clip_grows() -> None:
-    """Frame 0 stays: it is at time 0 of any clip and sees nobody else. Every other frame moves."""
+    """Frame 0 does not change: it is at time 0 in any clip and sees no other frame. All other frames change."""
     frames = random_frames(1, 6, seed=14)
     model = PVC.random(RELATIVE, seed=2)
     differs = (model.encode_clip(frames[:, :5]) - model.encode_clip(frames)[:, :5]).abs().amax(dim=(0, 2, 3))
@@ -225,7 +225,7 @@ def test_image_tokens_are_ordered_image_tile_repeat_token() -> None:
     repeat_1, _ = model.encode_frame(tiles[2:], state)
     torch.testing.assert_close(tokens[23], repeat_1[0, 3], rtol=0, atol=1e-12)  # worst 5.3e-15
     others = torch.cat([tokens[:23], tokens[24:]])
-    assert (others - repeat_1[0, 3]).abs().amax(dim=1).min() > 1e-2  # no other row would have passed
+    assert (others - repeat_1[0, 3]).abs().amax(dim=1).min() > 1e-2  # no other row would pass
 
 
 def test_tiles_do_not_see_one_another() -> None:
@@ -345,7 +345,7 @@ def test_pool_compressor_is_pooling_then_norm_then_mlp() -> None:
 def stream(
     model: PVC, frames: Tensor, *, window: int | None, total_frames: int | None = None
 ) -> tuple[Tensor, VisionState]:
-    """encode_frame over all frames (B, T, S, S, 3) -> (B, T, M, E) and the last state."""
+    """Run encode_frame over all frames (B, T, S, S, 3) -> (B, T, M, E) and the last state."""
     state, embeds = None, []
     for t in range(frames.shape[1]):
         out, state = model.encode_frame(frames[:, t], state, window=window, total_frames=total_frames)
@@ -374,7 +374,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# -- arguments that cannot be ----------------------------------------------------------------------------------------
+# -- invalid arguments -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("window", [0, -1])

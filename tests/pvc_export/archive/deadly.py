@@ -1,4 +1,4 @@
-"""Workers that die. A module of its own, so that a process which unpickles them loads no torch."""
+"""Workers that die. In a separate module, so that a process that unpickles them does not load torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pvc_export.archive.job import Job, Video
 
 
 class Deadly(Answerer):
-    """Dies of one video, as a decoder may."""
+    """Dies on one particular video, as a decoder can."""
 
     def row(self, video: Video) -> dict[str, Any]:
         if video.name == "02.mp4":

@@ -1,4 +1,4 @@
-"""`pvc-export batch`: a folder of videos to a table of answers, each once, whatever ends the run."""
+"""`pvc-export batch` turns a folder of videos into a table of answers, one row per video, whatever ends the run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few(clips: Path, tmp_path: Path) -> Path:
-    """Three of them, to change."""
+    """A folder with copies of three clips, which a test may change."""
     folder = tmp_path / "few"
     folder.mkdir()
     for name in ("00.mp4", "02.mp4", "04.mp4"):
@@ -54,7 +54,7 @@ def rows_in(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_that_is_killed_twice_answers_every_video_once(bundle_fp32: Path, clips: Path, tmp_path: Path) -> None:
-    """Killed at random moments: before its first row, between rows, and in the midst of one."""
+    """The run is killed at random moments: between rows and in the middle of one."""
     table, chance = tmp_path / "answers.jsonl", random.Random(7)
     command = [
         sys.executable, "-m", "pvc_export.cli", "batch", bundle_fp32, clips, "-o", table, "--ask", "What happened?",
@@ -74,7 +74,7 @@ def test_a_run_that_is_killed_twice_answers_every_video_once(bundle_fp32: Path, 
         left = table.read_bytes()
         assert left.startswith(kept) and least <= left.count(b"\n") < NUM_CLIPS
         kept = left[: left.rindex(b"\n") + 1]
-        table.write_bytes(left + b'{"video": "gate/')  # what a kill in the midst of a line leaves
+        table.write_bytes(left + b'{"video": "gate/')  # what a kill in the middle of a line leaves
     last = subprocess.run(command, env=environment, capture_output=True, check=True)
     assert json.loads(last.stdout)["answered"] == NUM_CLIPS - kept.count(b"\n")
     assert table.read_bytes().startswith(kept)
@@ -106,7 +106,7 @@ def test_a_video_that_cannot_be_read_is_a_row_and_not_the_end(
     by_name = {row["video"]: row for row in rows_in(table)}
     assert len(by_name) == 4 and by_name["01.mp4"]["error"]["error"] == "MediaError"
     assert by_name["01.mp4"]["answers"] == [] and by_name["02.mp4"]["error"] is None
-    assert json.loads(pvc_export(*arguments).out)["answered"] == 0  # it has its row
+    assert json.loads(pvc_export(*arguments).out)["answered"] == 0  # it already has a row
     again = json.loads(pvc_export(*arguments, "--retry").out)
     assert (again["retried"], again["answered"], again["rows"]) == (1, 1, 4)
 

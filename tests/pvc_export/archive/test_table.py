@@ -1,4 +1,4 @@
-"""The table of answers: whole lines, one a video, whatever ended the run."""
+"""The table of answers: whole lines, one per video, whatever ended the run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_line_that_was_cut_short_at_any_byte_is_cut_off_and_its_video_is_answe
             assert list(table.rows) == ["a.mp4", "b.mp4"] and path.read_bytes() == whole[:begins]
             assert table.add(rows[2])
         assert path.read_bytes() == whole
-    path.write_bytes(whole[:begins] + bytes(20) + b"\n")  # as a power cut may leave it
+    path.write_bytes(whole[:begins] + bytes(20) + b"\n")  # as a power cut can leave it
     with Table(path) as table:
         assert len(table.rows) == 2 and table.add(rows[2])
     assert rows_in(path) == rows

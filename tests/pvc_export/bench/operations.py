@@ -1,6 +1,6 @@
-"""Closed formulas for the operations of one streaming step, against which what torch counts is held.
+"""Closed formulas for the operations of one streaming step, to compare torch's counts with.
 
-Only products of matrices and the patch convolution count, a multiplication and an addition as two.
+Only matrix products and the patch convolution count. A multiplication and an addition count as two operations.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def step_flops(config: PVCConfig, *, window: int) -> int:
 
 
 def ingest_flops(config: LLMConfig, *, num_rows: int, num_past: int) -> int:
-    """New rows behind past ones in all layers, without logits. Masked scores count: they are computed."""
+    """New rows after past ones in all layers, without logits. Masked scores count, since they are computed."""
     width, visible = config.hidden_size, num_past + num_rows
     q_size, kv_size = config.num_heads * config.attention_head_dim, config.num_kv_heads * config.attention_head_dim
     projections = 2 * linear(num_rows, width, q_size) + 2 * linear(num_rows, width, kv_size)  # q and o, k and v
@@ -39,5 +39,5 @@ def ingest_flops(config: LLMConfig, *, num_rows: int, num_past: int) -> int:
 
 
 def _modulation(rows: int, sinusoid_size: int, width: int) -> int:
-    """AdaLN of every row, and the embedding of the frame's one time."""
+    """AdaLN for every row, and the embedding of the frame's single time."""
     return 4 * linear(rows, width, width) + linear(1, sinusoid_size, width) + linear(1, width, width)

@@ -1,6 +1,6 @@
-"""The language bench: variants that are compared are equal, one artefact serves both steps, figures are what they say.
+"""The language bench: compared variants are equal, one artefact serves both steps, and the figures are correct.
 
-Nothing here is timed: a time on a test machine is no fact.
+Nothing here is timed, because a time measured on a test machine means nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pvc_ref.llm import Decoder
 from ..conftest import Run
 from .operations import ingest_flops
 
-P = 300  # two pieces of 256, and a bucket that is fed with a masked tail
+P = 300  # two chunks of 256, and a bucket whose tail is masked
 BUCKET = 256
 STEPS = ("decode", "ingest")
 VARIANTS = ("eager", "ort-default", "ours", "int8", "int4")
@@ -64,7 +64,7 @@ def sessions(scene: LanguageScene, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def report(sessions: dict[str, Session]) -> Report:
     def opened(scene: LanguageScene, folder: Path, **options: Any) -> dict[str, Session]:
-        """The same weights and past, so exporting once is enough."""
+        """Reuse one export: weights and past are the same."""
         return our_language_sessions(scene, folder, **options) if options.get("quantization") else sessions
 
     with pytest.MonkeyPatch.context() as patch:
@@ -74,7 +74,7 @@ def report(sessions: dict[str, Session]) -> Report:
 
 @pytest.fixture
 def no_exports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both exported variants stand in as eager: for tests about what the bench does with its variants."""
+    """Replace both exported variants by eager, for tests of what the bench does with its variants."""
     monkeypatch.setattr(bench_module, "default_variant", lambda scene, path, *, threads: eager_variant(scene))
     monkeypatch.setattr(bench_module, "our_language_sessions", lambda scene, folder, **options: {})
     monkeypatch.setattr(bench_module, "our_language_model", lambda scene, sessions: None)
@@ -90,9 +90,9 @@ def test_every_variant_has_a_row_in_both_steps_and_computed_what_eager_computes(
         if row.variant == "eager":
             assert row.max_difference == 0.0 and row.times_eager == 1.0
         elif row.variant in ("int8", "int4"):
-            assert 1e-4 < row.max_difference < 0.3, "they round"
+            assert 1e-4 < row.max_difference < 0.3, "quantised variants round"
         else:
-            assert 0 < row.max_difference < 1e-5  # 5e-7 here; exactly 0 would mean that eager met itself
+            assert 0 < row.max_difference < 1e-5  # 5e-7 here; exactly 0 would mean that eager was compared with itself
 
 
 def test_figures_of_a_row_follow_from_its_time_and_the_work_that_the_step_must_do(report: Report) -> None:
@@ -105,7 +105,7 @@ def test_figures_of_a_row_follow_from_its_time_and_the_work_that_the_step_must_d
 
 
 def test_ratios_are_taken_within_the_same_rounds(no_exports: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Medians of the columns would give 4 / 2 for ours; each round says 10, 2 and 1."""
+    """The medians of the columns would give 4 / 2 for ours; the ratios of the rounds are 10, 2 and 1."""
     of_variant = {"eager": [1.0, 4.0, 20.0], "ort-default": [2.0, 4.0, 4.0], "ours": [0.1, 2.0, 20.0]}
 
     def interleave(runs: Mapping[tuple[str, str], Callable[[], Any]], **_: Any) -> dict[tuple[str, str], list[float]]:
@@ -234,7 +234,7 @@ def test_both_our_steps_run_the_same_llm_graph(scene: LanguageScene, sessions: d
 def test_operations_counted_of_an_ingested_frame_are_those_that_follow_from_the_config(
     size: str, num_past: int
 ) -> None:
-    """On the meta device, which counts and computes nothing."""
+    """Counted on the meta device, which computes nothing."""
     config = SIZES[size].llm
     with torch.device("meta"):
         llm = Decoder(config)
@@ -259,7 +259,7 @@ def test_the_large_size_is_the_published_shape_of_qwen2_with_half_a_billion_weig
         llm = Decoder(SIZES["0.5b"].llm)
     head = llm.lm_head.weight.numel()
     assert head == 151655 * 896
-    qwen2 = 494_032_768  # published, with 281 tokens more and one table as embedding and head
+    qwen2 = 494_032_768  # as published: 281 more tokens, and one table for embedding and head
     assert sum(weight.numel() for weight in llm.parameters()) - head == qwen2 - 281 * 896
 
 

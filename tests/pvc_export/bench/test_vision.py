@@ -1,6 +1,6 @@
-"""Benchmarks: what is compared is equal, what is not run says why, and the figures are the ones they claim to be.
+"""Benchmarks: compared variants are equal, variants that are not run state why, and the figures are correct.
 
-Nothing here is timed: a time on a test machine is no fact.
+Nothing here is timed, because a time measured on a test machine means nothing.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def sessions(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 @pytest.fixture(scope="module")
 def report(sessions: dict[str, OrtSession]) -> Report:
     def opened(scene: Scene, folder: Path, **options: Any) -> dict[str, OrtSession]:
-        """The same weights and window, so exporting once is enough."""
+        """Reuse one export: weights and window are the same."""
         return our_sessions(scene, folder, **options) if options.get("quantization") else sessions
 
     with pytest.MonkeyPatch.context() as patch:
@@ -77,7 +77,7 @@ def test_every_variant_has_a_row_and_every_row_that_ran_computed_what_eager_comp
     assert ran["eager"].max_difference == 0.0
     for name in ("ort-default", "ours"):
         found = ran[name].max_difference
-        assert found is not None and 0 < found < 1e-5  # 1e-6 here; exactly 0 would mean that eager met itself
+        assert found is not None and 0 < found < 1e-5  # 1e-6 here; exactly 0: eager compared with itself
     rounded = ran["int8"].max_difference
     assert rounded is not None and 1e-4 < rounded < 0.3, "it rounds"
 
@@ -102,7 +102,7 @@ def test_the_table_says_where_when_and_how_it_was_measured_and_what_was_not(repo
 
 @pytest.fixture
 def no_exports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both exported variants stand in as eager: for tests about what a bench does with its variants."""
+    """Replace both exported variants by eager, for tests of what a bench does with its variants."""
     monkeypatch.setattr(bench_module, "default_step", lambda scene, path, *, threads: eager_step(scene))
     monkeypatch.setattr(bench_module, "our_sessions", lambda scene, folder, **options: {})
     monkeypatch.setattr(bench_module, "our_step", lambda scene, sessions: eager_step(scene))
@@ -142,7 +142,7 @@ def test_a_value_beyond_the_limit_or_not_a_number_is_an_error(value: float) -> N
 def test_our_step_is_the_same_frame_every_time_and_depends_on_every_past_frame(
     scene: Scene, sessions: dict[str, OrtSession]
 ) -> None:
-    """Repeated, it would drift if the frame it commits were seen again; and a past that is not read costs no time."""
+    """Guards against two faults: repeated steps that see their own committed frame, and a past that is never read."""
     step = our_step(scene, sessions)
     first = step()
     np.testing.assert_array_equal(step(), first)
@@ -172,7 +172,7 @@ def test_operations_counted_are_those_that_follow_from_the_config(kind: Any, win
 
 @pytest.mark.parametrize("size", ["mid", "half"])
 def test_operations_counted_of_the_large_sizes_are_those_that_follow_from_the_config(size: str) -> None:
-    """On the meta device, which counts and computes nothing."""
+    """Counted on the meta device, which computes nothing."""
     config = SIZES[size]
     with torch.device("meta"):
         model = PVC(config)

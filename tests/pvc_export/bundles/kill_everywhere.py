@@ -1,8 +1,8 @@
-"""Kills an export with SIGKILL before every single file operation that it makes, and tells what each kill left.
+"""Kill an export with SIGKILL before every single file operation, and report what each kill left.
 
-Run as a process of its own, without torch, so that it may fork: python kill_everywhere.py OUT OLD NEW [--no-exchange]
-OUT starts as a copy of the bundle OLD ('-': as nothing), the export publishes a copy of NEW. Prints one JSON list, an
-entry a kill: the operation, what OUT then is, and what OUT and its folder are after one more export.
+Runs as a separate process without torch, so that it may fork: python kill_everywhere.py OUT OLD NEW [--no-exchange]
+OUT starts as a copy of the bundle OLD ('-': missing); the export publishes a copy of NEW. Prints one JSON list with one
+entry per kill: the operation, the state of OUT, and the state of OUT and its folder after one more export.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from pvc_export.bundles import publish
 
 
 def export(out: Path, new: Path) -> None:
-    """An export whose graphs are already made."""
+    """Run an export whose graphs already exist."""
     with publish.staging(out) as folder:
         shutil.copytree(new, folder, dirs_exist_ok=True)
 
 
 def die_before(operation: int, inside: Path, report: int) -> None:
-    """Let this process kill itself before its n-th file operation below `inside`, and say which it was."""
+    """Make this process kill itself before its n-th file operation below `inside`, and report the operation."""
     count = itertools.count()
 
     def on_event(event: str, args: tuple[object, ...]) -> None:
-        # rmtree names files by their folder's handle, so their paths do not show
+        # rmtree names files relative to their folder's handle, so their paths are not visible here
         touches = any(isinstance(arg, str | bytes | Path) and str(inside) in os.fsdecode(arg) for arg in args)
         if (touches or event.startswith(("ctypes", "os.remove", "os.rmdir"))) and next(count) == operation:
             os.write(report, event.encode())
@@ -44,7 +44,7 @@ def die_before(operation: int, inside: Path, report: int) -> None:
 
 
 def in_a_fork(action: Callable[[], None]) -> bool:
-    """Run in a copy of this process. False if the copy was killed."""
+    """Run `action` in a fork of this process. Return False if the fork was killed."""
     child = os.fork()
     if child == 0:
         try:
@@ -61,7 +61,7 @@ def in_a_fork(action: Callable[[], None]) -> bool:
 
 
 def what_is(out: Path) -> str:
-    """'none', or the name in the manifest of a bundle that is whole, or what is wrong with it."""
+    """Return 'none', the name in the manifest of a whole bundle, or what is wrong with the bundle."""
     if not out.exists():
         return "none"
     try:
@@ -76,7 +76,7 @@ def main() -> None:
     out, old, new = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     if "--no-exchange" in sys.argv:
         publishing._exchange = lambda first, second: False
-    os.fsync = lambda handle: None  # a kill loses nothing that was written; only a power cut does
+    os.fsync = lambda handle: None  # a kill loses nothing that was written, only a power cut does
     kills = []
     for operation in itertools.count():
         shutil.rmtree(out, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The gate on an engine's layer list: planted regressions, built by the real compiler, must fail it."""
+"""The gate on an engine's layer list must fail for planted regressions built by the real compiler."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SPEC = graph_specs(model_shape(PVCConfig.preset("tiny")), StreamLimits(), "fp16"
 
 
 def build(model: PVC, folder: Path) -> tuple[EngineLayer, ...]:
-    """Export the temporal graph, build it, and return what the compiler made of it."""
+    """Export the temporal graph, build it, and return the engine's layers."""
     path = folder / "temporal.onnx"
     export_graph(graph_module(model, SPEC), SPEC, path)
     return build_engine(path, SPEC, load_target("rtx")).layers
@@ -80,7 +80,7 @@ def test_every_kind_of_compressor_becomes_the_engine_it_asked_for(kind: Compress
 
 
 def split_attention(self: TemporalAttention, x: Tensor, past: KeyValue, bias: Tensor) -> tuple[Tensor, KeyValue]:
-    """Scores concatenated, caches not: what ONNX Runtime's CPU likes, and this compiler does not fuse."""
+    """Concatenate scores, not caches: fast in ONNX Runtime on the CPU, but not fused by this compiler."""
     q, k_new, v_new = (y.unflatten(-1, (self.num_heads, -1)) for y in self.qkv(x).chunk(3, dim=-1))
     q, k, v, k_past, v_past = (y.permute(0, 2, 3, 1, 4) for y in (q, k_new, v_new, *past))
     q = q * q.shape[-1] ** -0.5
@@ -110,7 +110,7 @@ def test_an_attention_operator_of_opset_24_copies_the_ring_and_is_refused(
     monkeypatch.setattr("engines.needs.OPSET", 24)
     monkeypatch.setattr(TemporalAttention, "mix", staticmethod(fused))
     layers = build(half, tmp_path)
-    # The counts differ too; here the question is whether the copied ring alone would be seen.
+    # The counts differ too, so take them as expected: the copied ring alone must be detected.
     spec = replace(SPEC, fused_attention=FusedAttention(**count_attention(layers)))
     assert spec.fused_attention.gemv == 2
     with pytest.raises(BuildError, match=r"reads the ring 'past\.0\.key' in .*\nexpected: one fused attention"):
@@ -186,7 +186,7 @@ def test_only_attention_that_an_island_asked_for_may_fall_apart_or_have_its_ring
     copying = replace(layer, name="__myl_Move")
     wide = WideAttention(num_rows=1, states=frozenset(state.input for state in spec.states))
     check_layers((copying, fused), spec, num_float32_weights=None, wide=wide)
-    check_layers((layer, fused, fused), spec, num_float32_weights=None, wide=wide)  # it may be fused all the same
+    check_layers((layer, fused, fused), spec, num_float32_weights=None, wide=wide)  # it may still be fused
     with pytest.raises(BuildError, match="0 fused attention kernels over many rows"):
         check_layers((copying,), spec, num_float32_weights=None, wide=wide)
     with pytest.raises(BuildError, match="0 over one row\nexpected: 2 and 1"):

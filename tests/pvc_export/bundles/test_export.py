@@ -1,4 +1,4 @@
-"""Publishing: a bundle appears whole and checked, or not at all, and never over something that is not a bundle."""
+"""Export: a bundle appears whole and checked, or not at all, and never replaces something that is not a bundle."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_compressor_and_decoder_exports_and_passes(kind: str, family: str,
     llm = config.llm
     if family != "qwen2":  # no biases, one shared key/value head, a tied head
         llm = replace(llm, family=family, qkv_bias=False, num_kv_heads=1, tie_embeddings=True)  # type: ignore[arg-type]
-    # With the shuffle it is a plain InternVL, which remembers nothing of earlier frames but their tokens.
+    # With the shuffle it is a plain InternVL, which remembers only the tokens of earlier frames.
     vision = replace(config.vision, num_temporal_layers=0) if kind == "pixel_shuffle" else config.vision
     loaded = variant(compressor=CompressorConfig(kind=kind, num_tokens=4), vision=vision, llm=llm)  # type: ignore[arg-type]
     assert export(loaded, request_for(tmp_path / kind)).passed
@@ -83,7 +83,7 @@ def test_a_saved_checkpoint_exports_like_the_model_it_came_from(small: LoadedMod
     save_model(small.model, tmp_path / "checkpoint", tokenizer=small.tokenizer)
     loaded = load_model(str(tmp_path / "checkpoint"))
     assert loaded.source.weights_sha256 == small.source.weights_sha256
-    assert loaded.source.random_weights and loaded.source.seed == 0, "saving made an answer of random tokens"
+    assert loaded.source.random_weights and loaded.source.seed == 0, "saving lost the mark that the weights are random"
     export(loaded, request_for(tmp_path / "bundle"))
     assert check_bundle(tmp_path / "bundle", small).passed
 
@@ -102,7 +102,7 @@ def test_a_context_beyond_the_model_s_positions_is_refused_with_the_largest_that
 
 
 def failing_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exporter that gets one weight wrong."""
+    """Make the exporter change one weight."""
     from pvc_export.graphs import precision
 
     cast_model = precision.cast_model
@@ -200,7 +200,7 @@ def test_a_missing_builder_is_known_before_any_work(
 
 
 def test_the_built_in_model_is_the_same_on_every_machine() -> None:
-    """The fingerprint of `tiny`: bundles, thresholds and figures refer to these weights."""
+    """Bundles, thresholds and figures refer to the weights of `tiny` with this fingerprint."""
     assert load_model("tiny").source.weights_sha256[:16] == TINY_FINGERPRINT
     assert load_model("tiny", seed=1).source.weights_sha256[:16] != TINY_FINGERPRINT
 

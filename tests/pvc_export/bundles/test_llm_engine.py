@@ -1,4 +1,4 @@
-"""The LLM as engines, by the real compiler: both cache updates, their attention kernels, and what is copied."""
+"""The LLM's engines, built by the real compiler: both cache updates, attention kernels, and copies."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_both_cache_updates_become_the_engine_they_ask_for(
 
 
 def test_decode_in_place_reads_a_cache_in_its_attention_and_nowhere_else(tiny: LoadedModel, tmp_path: Path) -> None:
-    """No kernel of the profile of one row makes anything of a cache's size but the cache itself."""
+    """In the one-row profile, no kernel produces anything as large as a cache, except the cache itself."""
     model = cast_model(tiny.model, "fp16")
     layers = build(model, llm_spec(model, "fp16", "aliased"), tmp_path).layers
     caches = {f"present.{i}.{part} [profile 1]" for i in (0, 1) for part in ("key", "value")}
@@ -72,7 +72,7 @@ def test_decode_in_place_reads_a_cache_in_its_attention_and_nowhere_else(tiny: L
 
 
 def test_two_profiles_hold_the_weights_once_unless_decode_is_compiled_for_a_single_row(tmp_path: Path) -> None:
-    """The measured trap (docs/decisions/0006), and that our profiles are not in it."""
+    """Our profiles avoid the trap measured in docs/decisions/0006."""
     config = replace(
         PVCConfig.preset("tiny"),
         llm=LLMConfig(family="qwen2", vocab_size=264, hidden_size=1024, num_layers=2, num_heads=8, num_kv_heads=2,
@@ -83,7 +83,7 @@ def test_two_profiles_hold_the_weights_once_unless_decode_is_compiled_for_a_sing
     weights = 2 * sum(p.numel() for p in model.llm.layers.parameters())
     report = build(model, spec, tmp_path)
     assert len(report.plan) - weights < 0.6 * weights
-    # Each profile lists every constant once more: at this width the islands alone are beyond the slack.
+    # Each profile lists every constant again: at this width the islands alone exceed the slack.
     islands, num_weights = asked_of(model, spec).num_float32_weights, weights // 2
     assert islands is not None and islands > 2 * SLACK_VALUES
     check_layers(report.layers, spec, num_float32_weights=islands, num_weights=num_weights)
@@ -102,7 +102,7 @@ def test_an_engine_keeps_weights_of_four_bits_in_every_profile(small: LoadedMode
     request = ExportRequest(
         out=tmp_path, target=target, precision="fp16", limits=StreamLimits(context=512), quantization={"llm": how}
     )
-    manifest = write_graphs(small, request, tmp_path, Console(quiet=True))  # its gate counts them
+    manifest = write_graphs(small, request, tmp_path, Console(quiet=True))  # the gate counts the weights
     plan = plan_bundle(small.model, request, tokenizer_bytes=0)
     for name, entry in manifest.engines.items():
         assert plan.graphs[name].engine == pytest.approx((tmp_path / entry.path).stat().st_size, rel=0.05), name
@@ -123,7 +123,7 @@ def test_an_engine_keeps_weights_of_four_bits_in_every_profile(small: LoadedMode
 def copying(
     self: InPlaceAttention, x: Tensor, rope: tuple[Tensor, Tensor], past: CachesInPlace, bias: Tensor
 ) -> tuple[Tensor, CachesInPlace]:
-    """Query groups folded into rows, as the other form does: over one token this compiler then copies the cache."""
+    """Fold query groups into rows, as the other form does: for a single token this compiler then copies the cache."""
     q, k, v = self.project(x)
     q, k = rotate(q, *rope), rotate(k, *rope)
     rows, group = q.shape[1], q.shape[2] // k.shape[2]
@@ -161,7 +161,7 @@ def layer(name: str, inputs: list[str], outputs: list[str]) -> EngineLayer:
 
 
 def in_place_engine() -> list[EngineLayer]:
-    """What the compiler lists, for one cache of an engine with both profiles."""
+    """The layers that the compiler lists for one cache of an engine with both profiles."""
     cache, decode = "present.0.key", "present.0.key [profile 1]"
     return [
         layer("__myl_Scat", [cache, "q"], [cache]),

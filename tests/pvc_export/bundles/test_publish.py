@@ -1,4 +1,4 @@
-"""Publishing: a bundle appears whole, or not at all, whatever kills the export; nothing else is ever replaced."""
+"""Publishing: a bundle appears whole or not at all, whatever kills the export, and replaces only a bundle."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ from pvc_export.terminal import interrupt
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="two folders swap names in one step only on Linux")
+linux_only = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux can exchange the names of two folders in one step"
+)
 
 
 def small_bundle(like: Path, folder: Path, name: str) -> Path:
-    """A bundle that verifies, of a few bytes a file."""
+    """Write a bundle that passes verification, with a few bytes per file."""
     for file in Manifest.load(like).files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(f"{file} of {name}")
@@ -58,7 +60,7 @@ def out(bundle_fp32: Path, tmp_path: Path) -> Path:
 
 
 def put(out: Path, name: str) -> None:
-    """Publish the least that may be replaced again: a bundle of an old format."""
+    """Publish the smallest thing that may be replaced again: a bundle of an old format."""
     with staging(out) as folder:
         (folder / "manifest.json").write_text(manifest_text(name))
 
@@ -73,7 +75,7 @@ def name_of(out: Path) -> str:
 
 
 def kill_everywhere(*args: object) -> list[dict[str, Any]]:
-    """What every kill left, a kill before every file operation of an export: see kill_everywhere.py."""
+    """Kill an export before each of its file operations and return what each kill left: see kill_everywhere.py."""
     command = [sys.executable, str(Path(__file__).parent / "kill_everywhere.py"), *map(str, args)]
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -101,7 +103,7 @@ def test_a_kill_anywhere_leaves_nothing_or_the_bundle_whole_where_there_was_none
 def test_without_an_exchange_a_kill_between_the_renames_hides_the_old_bundle(
     tmp_path: Path, old: Path, new: Path
 ) -> None:
-    """What the exchange is for; and the proof that these kills would see a gap."""
+    """Shows why the exchange is needed, and that these kills would find a moment without a bundle."""
     kills = kill_everywhere(tmp_path / "place/bundle", old, new, "--no-exchange")
     assert [kill["before"] for kill in kills if kill["left"] == "none"] == ["os.rename"]
     assert {kill["left"] for kill in kills} == {"old", "none", "new"}
@@ -112,7 +114,7 @@ def test_a_bundle_is_replaced_here_by_an_exchange_and_not_by_two_renames(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
-        raise AssertionError("two renames, though this file system can exchange names")
+        raise AssertionError("two renames, although this file system can exchange names")
 
     monkeypatch.setattr(Path, "rename", refuse)
     put(out, "new")
@@ -219,7 +221,7 @@ def test_everything_is_on_the_disk_before_the_name_changes(out: Path, monkeypatc
         for file in ("manifest.json", "graphs/llm.onnx"):
             (folder / file).write_text(manifest_text("new"))
     assert {path.stat().st_ino for path in [out, *out.rglob("*")]} <= synced["first"]
-    assert out.parent.stat().st_ino in synced["new"], "the new name itself may be lost"
+    assert out.parent.stat().st_ino in synced["new"], "the new name itself could be lost"
 
 
 def test_an_interrupt_that_comes_after_publishing_does_not_claim_that_nothing_was_published(
@@ -255,7 +257,7 @@ def test_an_interrupt_in_the_very_call_that_publishes_is_told_by_what_stands_the
 
 
 def test_an_interrupt_before_publishing_keeps_the_old_bundle(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupt.signals, "number", int(signal.SIGTERM))  # its exception was swallowed
+    monkeypatch.setattr(interrupt.signals, "number", int(signal.SIGTERM))  # as if its exception had been swallowed
     with pytest.raises(KeyboardInterrupt):
         put(out, "new")
     assert name_of(out) == "first" and list(out.parent.iterdir()) == [out]
@@ -289,7 +291,7 @@ def test_a_real_export_killed_on_its_way_leaves_the_old_bundle_whole_and_the_nex
     verify_files(out, Manifest.load(out))
     assert (out / "manifest.json").read_bytes() == (bundle_fp32 / "manifest.json").read_bytes()
     (hidden,) = (path for path in out.parent.iterdir() if path != out)
-    assert (hidden / "bundle/graphs/trunk.onnx").is_file(), "the kill came before there was anything to leave behind"
+    assert (hidden / "bundle/graphs/trunk.onnx").is_file(), "the kill came before the export had written anything"
     limits = StreamLimits(window=3)
     assert export(small, ExportRequest(out=out, target=load_target("cpu"), precision="fp32", limits=limits)).passed
     assert list(out.parent.iterdir()) == [out] and Manifest.load(out).limits.window == 3

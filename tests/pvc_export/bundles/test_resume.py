@@ -1,4 +1,4 @@
-"""An export goes on with the graphs that a dead one had finished, and with nothing else."""
+"""An export reuses the graphs that an earlier, killed export had finished, and nothing else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write(folder: Path, name: str, text: str) -> None:
 
 
 def die(out: Path, specs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """An export that finishes two graphs, begins a third, and dies."""
+    """Run an export that finishes two graphs, begins a third, and dies."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), staging(out) as folder:
         patch.setattr(publish, "_remove_holder", lambda *_: None)
         resume = Resume(folder.parent, FACTS)

@@ -1,4 +1,4 @@
-"""`pvc-export triton`: what it writes, what it refuses, and that nothing is half-written."""
+"""`pvc-export triton`: its output, its refusals, and that nothing is left half-written."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def test_a_repository_holds_config_model_bundle_and_runtime(bundle_fp32: Path, t
     data, folder = json.loads(result.out), out / "door-1"
     assert (data["folder"], data["name"], data["slots"], data["on_gpu"]) == (str(folder), "door-1", 3, False)
     manifest = Manifest.load(bundle_fp32)
-    assert manifest.time_mode == "absolute", "it can re-anchor, for which there are two of each cache"
+    assert manifest.time_mode == "absolute", "the bundle can re-anchor, which takes two of each cache"
     assert data["state_bytes"] == 2 * sum(spec.state_bytes(manifest.limits) for spec in manifest.graphs.values())
-    assert {path.name for path in out.iterdir()} == {"door-1"}, "nothing temporary is left"
+    assert {path.name for path in out.iterdir()} == {"door-1"}, "a temporary file was left behind"
     assert {path.name for path in folder.iterdir()} == {"1", "README.md", "bundle", "config.pbtxt", "runtime"}
     verify_files(folder / "bundle", manifest)
     assert hash_folder(folder / "bundle") == manifest.files
@@ -97,7 +97,7 @@ def test_a_name_that_cannot_be_a_models_is_an_error_of_usage(
 ) -> None:
     result = pvc_export("triton", bundle_fp32, "-o", tmp_path / "r", f"--name={name}")
     if name == "":
-        assert result.exit_code == 0, "as if it was not given"
+        assert result.exit_code == 0, "an empty name counts as not given"
         return
     result.says(2, "cannot be a model's name")
     assert not (tmp_path / "r").exists()
@@ -153,7 +153,7 @@ def test_a_run_that_fails_midway_leaves_the_older_one(
 
 
 def test_the_bundle_itself_stays_as_it_was(bundle_fp32: Path, tmp_path: Path, pvc_export: Run) -> None:
-    """A second name for a file of weights is what ONNX's checker takes for an attack."""
+    """No hard links: ONNX's checker treats a second name for a weights file as an attack."""
     assert pvc_export("triton", bundle_fp32, "-o", tmp_path / "r", "--json").exit_code == 0
     assert all(path.stat().st_nlink == 1 for path in bundle_fp32.rglob("*") if path.is_file())
 

@@ -1,7 +1,7 @@
-"""Bad input through the command line: each kind gets its exit code, and an error of four fields.
+"""Bad input on the command line: each kind gets its exit code and an error with four fields.
 
-The fields are what every error owes its reader: what happened, what was expected, the likely cause, what to do.
-The commands run in this process: starting Python and torch for each of them would take most of the time.
+The fields are what happened, what was expected, the likely cause, and what to do.
+The commands run in this process, because starting Python and torch for each would take most of the time.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from ..conftest import Outcome, Run
 ROOT = Path(__file__).parents[3]
 EXPORT_AGAIN = "pvc-export trt -m tiny --fp16 --target rtx --window 4 --context 512 --streams 1 -o "
 LIKE_BUNDLE = ("--window", "4", "--context", "512")
-"""What bundle_fp16 was exported with, so that its graphs can stand for freshly exported ones."""
+"""The options that bundle_fp16 was exported with, so that its graphs can replace freshly exported ones."""
 
 
-# What can be wrong with a file. Each takes its path.
+# Ways to damage a file. Each takes the file's path.
 
 
 def truncate(path: Path) -> None:
@@ -63,7 +63,7 @@ def remove(path: Path) -> None:
 
 
 Facts = dict[str, str | tuple[str, ...]]
-"""What an error must say, by its fields."""
+"""Texts that an error must contain, by field."""
 
 SIZE: Facts = {"what": "bytes", "expected": "the manifest", "cause": "cut short or replaced", "fix": EXPORT_AGAIN}
 CHANGED: Facts = {
@@ -148,9 +148,9 @@ def test_damage_that_the_hashes_do_not_show(
     damage: Callable[[Path], None],
     facts: Facts,
 ) -> None:
-    """As a faulty exporter would make it: the manifest was stamped after the damage.
+    """The manifest was stamped after the damage, as by a faulty exporter.
 
-    Weights that are wrong, but a graph all the same, are test_check.py's: exit 3.
+    A valid graph with wrong weights ends with exit code 3: see test_check.py.
     """
     bundle = copy_bundle(bundle_fp16)
     damage(bundle / file)
@@ -162,7 +162,7 @@ def test_damage_that_the_hashes_do_not_show(
 
 @pytest.fixture
 def ready_made(bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports take bundle_fp16's graphs instead of making their own, and its engines unless a test builds one."""
+    """Make exports reuse bundle_fp16's graphs, and its engines unless a test builds one."""
     manifest = Manifest.load(bundle_fp16)
 
     def take_graph(module: object, spec: object, path: Path) -> None:
@@ -182,7 +182,7 @@ def ready_made(bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def before(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[Path], None], *, argument: int) -> None:
-    """Let `act` see the folder of the bundle before engines/checked_build.py calls its `name`."""
+    """Call `act` with the bundle's folder before engines/checked_build.py calls its `name`."""
     original = getattr(checked_build, name)
 
     def wrapped(*args: object, **kwargs: object) -> object:
@@ -231,7 +231,7 @@ def test_a_file_that_the_engine_builder_cannot_use(
     damage: Callable[[Path], None],
     facts: Facts,
 ) -> None:
-    """The real compiler, whose parser reports success for some files that are no ONNX at all."""
+    """Uses the real compiler, whose parser reports success for some files that are not ONNX at all."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install -e '.[rtx]'")
     from engines.builder import build_engine
 
@@ -256,7 +256,7 @@ def test_a_full_disk_keeps_the_old_bundle(
     pvc_export: Run,
     file: str,
 ) -> None:
-    """Simulated. Not with a link to /dev/full: onnx replaces what its path leads to, and root has no device then."""
+    """Simulated, not with a link to /dev/full: onnx replaces the link's target, which as root destroys the device."""
     old = copy_bundle(bundle_fp16)
     for name in ("write_text", "write_bytes"):
         original = getattr(Path, name)
@@ -313,7 +313,7 @@ def test_an_engine_builder_that_is_missing(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_an_exporter_that_is_not_installed(tmp_path: Path) -> None:
-    """In a process of its own, since this one has loaded torch."""
+    """Runs in a separate process, since this one has loaded torch."""
     code = "import sys; sys.modules['torch'] = None\nfrom pvc_export.cli import main; main()"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, "onnx", "-o", "b"]
@@ -370,7 +370,7 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest
     def refuse(*_: object, **__: object) -> str:
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
-    monkeypatch.setattr("tempfile.mkdtemp", refuse)  # not chmod: it does not stop root
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)  # not chmod, which does not stop root
     pvc_export("onnx", "-o", tmp_path / "b", "--json").refuses(
         4, "BackendUnavailable", what=("cannot write beside", "Permission denied"), cause="not yours to write to",
         fix="another folder with -o",
@@ -381,7 +381,6 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest
 def test_a_full_disk_for_temporary_files_names_that_disk(
     bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run
 ) -> None:
-    """A float16 check exports graphs of its own; here every temporary folder is refused."""
 
     def full(*_: object, **__: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,4 +1,4 @@
-"""`make demo` and the bench, as far as a test may take them."""
+"""`make demo` and the bench, as far as a test can run them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_demo_ends_with_engines_and_the_reference_s_text(
     assert len(Manifest.load(tmp_path / "build/demo").engines) == 5
     assert "bundle and reference say the same greedy tokens" in out
     assert "engines were built here, not executed" in out
-    assert "of all else it has never heard" in out and "answers are true" not in out, "nobody knows the truth"
+    assert "of all else it has never heard" in out and "answers are true" not in out, "the truth is unknown here"
     assert "'\"'\"'mine'\"'\"' $5.mp4'" in out, "the next command must be quoted for a shell"
 
 
@@ -46,7 +46,7 @@ def test_a_demo_whose_export_fails_its_check_ends_there(tmp_path: Path, monkeypa
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pvc_export.commands.demo.export", lambda *_, **__: Failed())
-    monkeypatch.setattr("pvc_export.commands.demo.run", lambda *_, **__: pytest.fail("it went on"))
+    monkeypatch.setattr("pvc_export.commands.demo.run", lambda *_, **__: pytest.fail("the demo continued"))
     video = tmp_path / "clip.mp4"
     write_video(video, render_clip(2, seed=2), fps=5.0)
     with pytest.raises(ParityError, match="the bundle differs"):

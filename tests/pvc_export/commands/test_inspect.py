@@ -21,7 +21,7 @@ TOWER = "vision_model.encoder.layers."
 
 
 def renamed(folder: Path, names: dict[str, str]) -> Path:
-    """`tiny` as a checkpoint whose tensors have other names."""
+    """Write `tiny` as a checkpoint whose tensors have other names."""
     save(PVC.random(PVCConfig.preset("tiny")), folder, tokenizer=byte_tokenizer())
     tensors = load_file(folder / "model.safetensors")
     for ours, theirs in names.items():
@@ -92,7 +92,7 @@ def test_a_bundle_remembers_the_mapping_of_its_checkpoint(
     (tmp_path / "mapping.json").write_text(json.dumps(roles))
     loaded = load_model(str(unsettled), mapping=tmp_path / "mapping.json")
     replace(Manifest.load(bundle_fp16), model=loaded.source).save(tmp_path)
-    again = load_reference(Manifest.load(tmp_path))  # no mapping is given
+    again = load_reference(Manifest.load(tmp_path))  # without a mapping
     assert again.source == loaded.source and list(again.renamed()) == list(loaded.renamed())
     with pytest.raises(ModelError, match="4 mappings"):
         load_model(str(unsettled))

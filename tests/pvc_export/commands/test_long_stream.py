@@ -1,4 +1,4 @@
-"""Five hundred frames: equal to the reference at every one, the same bytes for each, and no memory gained."""
+"""Five hundred frames: each equals the reference and writes the same number of bytes, and memory does not grow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def camera(num_frames: int, size: int) -> np.ndarray:
-    """(T, S, S, 3) uint8: a smooth picture that moves, with noise, so that every frame is its own."""
+    """(T, S, S, 3) uint8: a moving picture with noise, so that all frames differ."""
     rng = np.random.default_rng(7)
     base = np.clip(rng.normal(128, 60, (size, size, 3)), 0, 255)
     frames = [np.roll(base, 3 * t, axis=1) + rng.normal(0, 4, base.shape) for t in range(num_frames)]
@@ -48,7 +48,7 @@ def test_every_one_of_500_frames_equals_the_reference(bundle_fp32: Path, tiny: L
     for metric, value in worst.items():
         assert value <= 1e-5, metric
     rows = sum(s.row_bytes for s in bundle.manifest.graphs["temporal"].states)
-    assert set(written) == {rows}  # frame 500 writes what frame 1 writes: the new rows and nothing else
+    assert set(written) == {rows}  # frame 500 writes as much as frame 1: only the new rows
 
 
 STREAM = """
@@ -77,5 +77,5 @@ def test_500_frames_take_no_more_memory_than_50_and_no_torch(bundle_fp32: Path) 
         [sys.executable, "-c", STREAM, str(bundle_fp32)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     at_50, at_500 = map(int, result.stdout.split())
-    one_frame = 5 * 1024  # a single leaked row of the smallest tensor, 450 times, is above two megabytes
+    one_frame = 5 * 1024  # leaking a single row of the smallest tensor 450 times takes over two megabytes
     assert at_500 - at_50 < 450 * one_frame

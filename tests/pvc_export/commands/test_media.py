@@ -1,6 +1,6 @@
-"""Real files through both commands: the model's true answer, and what is said of damage, time, and addresses.
+"""Real files through both commands: the model's correct answer, and the reports of damage, times and addresses.
 
-The clips are rendered here. "The demo" is the one of `make demo`, about which the bundled model answers truly.
+The clips are rendered here. "The demo" is the clip of `make demo`, which the bundled model answers correctly.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ MIRRORED = (-65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
 
 @pytest.fixture(scope="module")
 def demo() -> list[np.ndarray]:
-    """The demo's eight frames, RGB."""
+    """The eight frames of the demo, RGB."""
     clip = make_clip(0, num_frames=8, kind="things", size=448)
     assert TRUTH in [question.answer for question in clip.questions if question.text == QUESTION]
     return [np.ascontiguousarray(bgr[..., ::-1]) for bgr in clip.bgr()]
 
 
 def encode(path: Path, frames: list[Any], codec: str, layout: str, *, stream_of: Callable[[Any], None]) -> None:
-    """av.VideoFrames, 4 a second; `stream_of` sets up the stream."""
+    """Encode av.VideoFrames at 4 per second; `stream_of` sets up the stream."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=4)
         stream.width, stream.height, stream.pix_fmt = frames[0].width, frames[0].height, layout
@@ -74,7 +74,7 @@ def as_interlaced(path: Path, demo: list[np.ndarray]) -> None:
 
 
 def as_hdr(path: Path, demo: list[np.ndarray], *, curve: int) -> None:
-    """BT.2020, 4:4:4, 10 bits, limited range; the picture placed by BT.2408."""
+    """Encode as BT.2020, 4:4:4, 10 bits, limited range, with levels placed as in BT.2408."""
 
     def set_up(stream: Any) -> None:
         stream.options = {"x265-params": "log-level=none:crf=12"}
@@ -182,7 +182,7 @@ def test_a_variable_rate_is_asked_about_by_the_seconds_of_the_source(
     tmp_path: Path,
     pvc_live: LiveRun,  # noqa: F811
 ) -> None:
-    """Ten seconds at 1 frame per second, then one second at 30: by frames, almost all questions were in the last."""
+    """Ten seconds at 1 fps, then one at 30: counted by frames, almost all questions would fall in the last second."""
     path, times_s = tmp_path / "vfr.mp4", [*range(10), *(10 + index / 30 for index in range(30))]
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=30)

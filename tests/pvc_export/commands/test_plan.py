@@ -1,4 +1,4 @@
-"""`pvc-export plan` as a user meets it."""
+"""`pvc-export plan` as a user sees it."""
 
 from __future__ import annotations
 

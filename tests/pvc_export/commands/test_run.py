@@ -1,4 +1,4 @@
-"""`pvc-export run`: a video, images, or nothing to look at; and a stream of several hundred frames in flat memory."""
+"""`pvc-export run`: a video, images, or no input; and a stream of several hundred frames in constant memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A landscape and a portrait, as files of two formats."""
+    """A landscape and a portrait picture, in two file formats."""
     folder = tmp_path_factory.mktemp("pictures")
     paths = [folder / "wide.png", folder / "tall photo.jpg"]
     for path, frame in zip(paths, render_clip(2, seed=9), strict=True):
@@ -178,7 +178,7 @@ print(json.dumps(seen))
 
 @pytest.fixture(scope="module")
 def long_bundle(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
-    """Room for 400 frames, as any CPU gets it."""
+    """A CPU bundle with room for 400 frames."""
     limits = StreamLimits(window=4, context=8192)
     request = ExportRequest(out=Path(), target=load_target("cpu"), precision="fp32", limits=limits)
     return shared_bundle("long", tiny, request)
@@ -193,9 +193,9 @@ def test_a_stream_takes_no_more_memory_than_the_one_before_it_and_both_what_a_pa
     )
     seen = json.loads(result.stdout)
     first, second, third = seen[:4], seen[4:8], seen[8:]
-    # 300 frames of this model are 5100 rows of 512 bytes of cache: what a leak of one would add.
+    # 300 frames of this model are 5100 rows of 512 bytes of cache: the size of one leaked cache.
     assert third[-1] - second[-1] < 2 * 2**20
-    # A pass goes over the rows that are there: it needs their scores, and those behind the softmax, and no more.
+    # A pass works on the rows in use: it needs their scores before and after the softmax, and no more.
     limits = Manifest.load(long_bundle).limits
     scores = 4 * tiny.config.llm.num_heads * limits.context * (limits.chunk if ingest == "lazy" else 64)
     assert first[-1] - first[1] < 4 * scores
@@ -205,7 +205,7 @@ def test_nineteen_of_twenty_frames_is_no_guess_beyond_the_slowest() -> None:
     timings = [
         PushTiming(preprocess_ms=0.0, vision_ms=ms, ingest_ms=0.0, prepare_ms=0.0) for ms in (900.0, *[10.0] * 15, 50.0)
     ]
-    bundle: Any = None  # plays no part
+    bundle: Any = None  # not used
     result = RunResult(
         request=RunRequest(bundle=Path(), ask="?"), bundle=bundle,
         video=None, notices=(), frames=(), images=(), timings=tuple(timings), context_rows=0, warm_bytes=None,

@@ -1,4 +1,4 @@
-"""Negative controls: one defect of every level, and that a control cannot pass by itself."""
+"""Negative controls: one defect of every level, and a control cannot pass by itself."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ BY_NAME = {defect.name: defect for defect in DEFECTS}
 FAST = ("weight", "exchanged", "epsilon-half", "wqkv", "stale-engine", "exchanged-engines", "foreign-engine",
         "positions-end", "gelu", "mask", "narrow-clock", "no-wrap", "reset", "changed-input", "batch-leak", "noise",
         "argmin", "resize", "prompt", "trained-frames", "token-ids", "anchor-newest")  # fmt: skip
-"""One of each level or two; the others are planted by `pvc-export prove`."""
+"""One or two defects of each level; `pvc-export prove` plants the others."""
 STATE_AND_WORDS = "GIJK"
-"""Levels of the rules of state and of conversations: they cannot fail, nor be named, where a check leaves both out."""
+"""Levels of the state rules and conversations: a check that leaves both out can neither fail them nor name them."""
 
 
 def test_there_are_defects_of_every_level_and_kind() -> None:
@@ -42,7 +42,7 @@ def test_a_defect_is_caught_at_its_level(
     sound = request.getfixturevalue(f"bundle_{BY_NAME[name].precision}")
     outcome = meet(BY_NAME[name], sound, tiny, tmp_path)
     assert outcome.caught, outcome
-    assert not list(tmp_path.iterdir())  # nothing of the broken bundle stays
+    assert not list(tmp_path.iterdir())  # the broken bundle is removed
 
 
 @pytest.mark.usefixtures("stream_alone")
@@ -54,7 +54,7 @@ def test_what_was_not_planted_is_not_caught(bundle_fp32: Path, tiny: LoadedModel
 @pytest.mark.usefixtures("stream_alone")
 def test_what_shows_at_another_level_first_is_not_caught(bundle_fp32: Path, tiny: LoadedModel, tmp_path: Path) -> None:
     late = meet(replace(BY_NAME["mask"], level="F"), bundle_fp32, tiny, tmp_path)
-    assert "F" in late.failed and not late.caught  # it fails there too, but frames before the wrap failed already
+    assert "F" in late.failed and not late.caught  # it fails there too, but frames before the wrap have already failed
     wrong_graph = meet(replace(BY_NAME["gelu"], named="compressor"), bundle_fp32, tiny, tmp_path)
     assert not wrong_graph.caught and "'trunk' is named" in wrong_graph.detail
 

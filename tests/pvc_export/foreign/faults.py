@@ -1,4 +1,4 @@
-"""Ways to break a graph that nobody here exported: weights, wires, rows and states, one at a time."""
+"""Ways to break a third-party graph: weights, wires, rows and states, one at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def node_of(model: onnx.ModelProto, output: str) -> Any:
 
 
 def perturb(name: str, factor: float = 1.001) -> Edit:
-    """One weight, by a thousandth."""
+    """Change one weight, by default by a thousandth."""
 
     def edit(model: onnx.ModelProto) -> None:
         values = numpy_helper.to_array(initializer(model, name)).copy()
@@ -32,7 +32,7 @@ def perturb(name: str, factor: float = 1.001) -> Edit:
 
 
 def put_between(model: onnx.ModelProto, name: str, text: str, **weights: Array) -> None:
-    """`changed`, which the nodes of `text` make, takes the place of an output, or of an input for whoever reads it."""
+    """Replace an output, or an input for every node that reads it, by `changed`, which the nodes of `text` compute."""
     nodes = parser.parse_graph(f"g (float x) => (float y) {{ {text} }}").node
     outputs = [value.name for value in model.graph.output]
     at = next((i + 1 for i, node in enumerate(model.graph.node) if name in node.output), 0)
@@ -93,7 +93,7 @@ def traced_batch(model: onnx.ModelProto) -> None:
 
 
 def forgets_the_oldest(model: onnx.ModelProto) -> None:
-    """Right until there is a past."""
+    """Ignore the oldest row of the past: correct until there is a past."""
     for name in ("k", "v"):
         text = f"changed = Slice(past_{name}, from_{name}, to_{name}, from_{name})"
         weights = {f"from_{name}": np.array([1]), f"to_{name}": np.array([2**31])}
@@ -108,7 +108,7 @@ def drops_the_oldest(model: onnx.ModelProto) -> None:
 
 
 def new_before_past(model: onnx.ModelProto) -> None:
-    """Of K and V both, so that y is right: only the order of the cache is not."""
+    """Both K and V are swapped, so that y stays correct: only the order of the cache is wrong."""
     for name in ("present_k", "present_v"):
         node_of(model, name).input[:] = reversed(node_of(model, name).input)
 

@@ -1,4 +1,4 @@
-"""Stateful graphs that no exporter of ours wrote, each with its reference; and what saves one and climbs the ladder."""
+"""Stateful graphs that our exporter did not write, each with its reference, and a class that saves and checks one."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def with_weights(model: onnx.ModelProto, weights: dict[str, Array], dtype: type 
 
 
 class Sum(nn.Module):
-    """A state that forgets nothing: total + x."""
+    """A state that never forgets: total + x."""
 
     def forward(self, x: Tensor, total: Tensor) -> Tensor:
         return total + x
@@ -210,7 +210,7 @@ place (float[n, 4] x) => (float[n, 4] y) {
 
 
 class Decoder(Weights):
-    """Token ids, a mask over past and new, a cache with a dotted name: as exporters of language models write them."""
+    """Token ids, a mask over past and new rows, and a cache with a dotted name, as LLM exporters write them."""
 
     def __init__(self) -> None:
         super().__init__(DECODER)
@@ -280,7 +280,7 @@ class Checker:
 
 
 class SinglePrecision(Cell):
-    """It cannot be told to compute in float64."""
+    """Always computes in float32, even if asked for float64."""
 
     def forward(self, x: Tensor, h0: Tensor, h1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return super().forward(x.float(), h0, h1)
@@ -293,7 +293,7 @@ class NotANumber(Cell):
 
 
 class Chaos(Cell):
-    """It amplifies rounding tenfold a step, as no stream can be compared."""
+    """Amplifies rounding far too much per step for any stream to be compared."""
 
     def forward(self, x: Tensor, h0: Tensor, h1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y, new0, new1 = super().forward(x, h0, h1)
@@ -301,7 +301,7 @@ class Chaos(Cell):
 
 
 class Masked(nn.Module):
-    """Attention over x (B, L, 4) where `shown` or `hidden` (B, L) says; a row without anything to see is NaN."""
+    """Attention over the rows of x (B, L, 4) that `marked` (B, L) shows or hides; a row that sees nothing is NaN."""
 
     def __init__(self, *, hides: bool) -> None:
         super().__init__()
@@ -322,7 +322,7 @@ def marks_show() -> Masked:
 
 
 def masked(*, hides: bool) -> onnx.ModelProto:
-    """`marked` is called no mask: only what is done with it says so, here through a Not where marks show."""
+    """`marked` is not named as a mask. Only its use shows that it is one, here through a Not if marks show rows."""
     mark = "mark = Identity(marked)" if hides else "mark = Not(marked)"
     text = """
 <ir_version: 9, opset_import: ["" : 17]>
@@ -340,7 +340,7 @@ attend (float[batch, rows, 4] x, bool[batch, rows] marked) => (float[batch, rows
 
 
 class Scaled(nn.Module):
-    """x (B, 4) times a rate that indexes nothing."""
+    """x (B, 4) times a rate that is not an index."""
 
     def forward(self, x: Tensor, rate: Tensor) -> Tensor:
         return x * rate.to(x.dtype)

@@ -1,4 +1,4 @@
-"""Graphs that nobody here exported: the ladder passes a faithful one, and names what is wrong with any other."""
+"""Third-party graphs: the ladder passes a faithful one, and names what is wrong with any other."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def failed(report: ForeignReport) -> str:
 
 
 def runs(report: ForeignReport, level: str) -> set[str]:
-    """Of which runs or rules of a level something is wrong."""
+    """Return the runs and rules of a level that fail."""
     return {fault.where.run if fault.where else fault.part for fault in report.faults() if fault.level == level}
 
 
@@ -62,7 +62,7 @@ def test_a_faithful_graph_passes_on_every_level(case: str, check: Checker) -> No
     report = check(case)
     assert report.passed, report.failure_text()
     assert list(report.levels()) == list("ABCDEGHI") and all(verdict.passed for verdict in report.levels().values())
-    outputs = 3  # of every case
+    outputs = 3  # in every case
     num_axes = 3 if "attention" in case else 1
     assert len(report.compared("B")) == outputs
     assert len(report.compared("C")) == 3 * num_axes * outputs
@@ -72,7 +72,7 @@ def test_a_faithful_graph_passes_on_every_level(case: str, check: Checker) -> No
 
 
 FAULTS: list[tuple[str, Edit, str, str, str, str]] = [
-    # case, edit, level, where, output, the cause that is told
+    # case, edit, level, where, output, the reported cause
     ("cell", perturb("wo"), "B", "step 0", "output 'y'", "y alone: the other outputs agree"),
     ("cell", perturb("wc0"), "B", "step 0", "output 'y'", "other weights than the graph was exported from"),
     ("cell in float16", perturb("wo", 2.0), "B", "step 0", "output 'y'", "y alone"),
@@ -110,7 +110,7 @@ def test_a_fault_is_named_with_its_level_its_output_and_its_cause(
     position = 0
     for part in (f"level {level}, ", where, output, "Likely ", cause, "\nnext: pvc-export check --reference "):
         position = text.find(part, position)
-        assert position >= 0, f"{part!r} is not, or not there, in: {text}"
+        assert position >= 0, f"{part!r} is missing or out of order in: {text}"
     assert list(report.levels()) == list("ABCDEGHI") and not {*report.not_executed} - {"E drift"}  # the rest still ran
 
 
@@ -154,7 +154,7 @@ def test_noise_in_the_graph_is_no_error_of_a_step_but_no_state_rule_or_repetitio
 
 
 def test_a_session_that_remembers_another_stream_fails(check: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It goes on with the state that it returned last, whatever it is fed: right as long as there is one stream."""
+    """The session continues with the state it returned last, whatever it is fed: correct with a single stream."""
     run, last = GraphSession.run, dict[str, Array]()
 
     def remembers(self: GraphSession, feeds: dict[str, Array]) -> dict[str, Array]:
@@ -169,7 +169,7 @@ def test_a_session_that_remembers_another_stream_fails(check: Checker, monkeypat
 
 
 def test_a_session_that_does_not_start_anew_fails(check: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last bit of every seventh answer is another: no tolerance would see it."""
+    """The last bit of every seventh output changes, which no tolerance would reveal."""
     run, count = GraphSession.run, [0]
 
     def wears_out(self: GraphSession, feeds: dict[str, Array]) -> dict[str, Array]:
@@ -215,7 +215,7 @@ def test_a_kv_cache_of_token_ids_with_dotted_names_a_mask_and_a_bound_passes(che
     assert report.passed, report.failure_text()
     assert "  drawn  'input_ids' int64 (batch, rows) 0..15" in report.table()
     assert "--size seen=past+rows --bound input_ids=0:15" in report.command
-    assert not check("decoder", perturb_row(3), **options).passed  # a token that some step draws
+    assert not check("decoder", perturb_row(3), **options).passed  # a token that is drawn in some step
     with pytest.raises(ModelError) as info:
         check("decoder")
     assert "the reference fails on input_ids int64 " in info.value.what and "--size AXIS=N" in info.value.fix

@@ -1,4 +1,4 @@
-"""What integers and masks are drawn from, and what a check says of an input that nothing bounds."""
+"""The ranges that integers and masks are drawn from, and the report on an input without bounds."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_of_a_table_that_is_longer_than_the_stream_both_ends_and_no_row_twice_ar
     steps = [draw((2, 3), "int64", (0, 9_999), Moment(0, "D", step)) for step in range(64)]
     rows = np.concatenate(steps).ravel().tolist()
     assert len(set(rows)) == len(rows) == 384 and {0, 9_999} <= set(rows)
-    assert max(np.diff(sorted(rows))) < 300  # spread over the whole
+    assert max(np.diff(sorted(rows))) < 300  # spread over the whole range
     again = [draw((2, 3), "int64", (0, 9_999), Moment(0, "D", step)) for step in range(64)]
     assert np.array_equal(steps, again)
     assert not np.array_equal(steps[0], draw((2, 3), "int64", (0, 9_999), Moment(0, "B", 0)))
@@ -62,7 +62,7 @@ def test_every_value_of_a_bound_comes_before_any_comes_again(shape: tuple[int, .
 
 @pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
 def test_two_inputs_of_a_kind_are_not_drawn_alike(dtype: str, check: Checker) -> None:
-    """Else a graph that reads one for the other would pass."""
+    """Otherwise a graph that confuses the two would pass."""
     check("cell", steps=3)
     kind = {"float32": "float", "int64": "int64", "bool": "bool"}[dtype]
     text = f"{HEAD} g ({kind}[batch, 20] a, {kind}[batch, 20] b) => ({kind}[batch, 20] c) {{ c = Identity(a) }}"
@@ -101,7 +101,7 @@ def test_an_index_that_is_computed_with_has_no_table() -> None:
 @pytest.mark.parametrize("case", ["marks hide", "marks show"])
 def test_a_mask_that_only_its_use_shows_never_hides_a_whole_row(case: str, check: Checker) -> None:
     report = check(case, steps=20)
-    assert report.passed, report.failure_text()  # it is NaN where a row hides everything
+    assert report.passed, report.failure_text()  # a row that hides everything would be NaN
     hides = case == "marks hide"
     assert report.declared.masks == {"marked": int(hides)} and not report.not_shown()
     drawn = [draw((4, 3), "bool", (0, 1), Moment(0, "D", step), hides=int(hides)) for step in range(20)]

@@ -1,4 +1,4 @@
-"""A graph whose weights lie beside it: behind a link they are read, and where they are missing that is said."""
+"""A graph with external weights: they are read through a link, and missing ones are reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = 3
 
 
 def saved_beside(check: Checker, link: Callable[[Path], None], edit: Edit = lambda _: None) -> ForeignRequest:
-    """The cell, its weights in a file of their own, which is put behind a link."""
+    """Save the cell with its weights in a separate file, and apply `link` to that file."""
     request = check.request("cell", edit, steps=STEPS)
     data = check.path.with_name("graph.onnx.data")
     onnx.save(onnx.load(check.path), check.path, save_as_external_data=True, location=data.name, size_threshold=0)
@@ -29,7 +29,7 @@ def saved_beside(check: Checker, link: Callable[[Path], None], edit: Edit = lamb
 
 
 def symbolic(data: Path) -> None:
-    """As a download cache does."""
+    """Link as a download cache does."""
     blob = data.parent / "blobs" / "0123"
     blob.parent.mkdir(exist_ok=True)
     data.rename(blob)
@@ -37,7 +37,7 @@ def symbolic(data: Path) -> None:
 
 
 def outside(data: Path) -> None:
-    """In a folder that is nowhere near, where ONNX Runtime refuses to look."""
+    """Link to another folder, where ONNX Runtime refuses to look."""
     blob = data.parent.parent / f"{data.parent.name}-store"
     data.rename(blob)
     data.symlink_to(blob)
@@ -55,7 +55,7 @@ def test_weights_beside_the_graph_are_read_also_behind_a_link(
     report = check_foreign(saved_beside(Checker(tmp_path), link, perturb("wo", factor)))
     assert report.passed == (factor == 1.0), report.failure_text()
     assert report.faults() == [] or report.faults()[0].level == "B"
-    assert str(tmp_path) in report.command and "graph.onnx" in render(report)  # any copy is gone by then
+    assert str(tmp_path) in report.command and "graph.onnx" in render(report)  # any copy has been removed by then
 
 
 @pytest.mark.parametrize(("broken", "said"), [(False, "which is missing"), (True, "which is a broken link")])

@@ -1,4 +1,4 @@
-"""A reference, a pair, a name or a file that cannot be used: each is an error that says why, and what to do."""
+"""An unusable reference, pair, name or file is an error that states the reason and the fix."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def needs_a_path(path: Path) -> Cell:
 
 
 def require_said(error: PVCError, said: dict[str, str]) -> None:
-    """Each field holds its pattern; an unescaped '?' ends a question."""
+    """Check that each field matches its pattern. An unescaped '?' is a literal question mark."""
     for field, pattern in said.items():
         found = getattr(error, field)
         assert re.search(pattern.replace("?", r"\?"), found), f"{field}: {pattern!r} is not in {found!r}"
@@ -152,7 +152,7 @@ def test_a_reference_in_a_file_may_import_its_neighbours_and_be_an_instance(chec
 
 
 def faithful(_: onnx.ModelProto) -> None:
-    """A graph as it is."""
+    """Leave the graph unchanged."""
 
 
 BAD_NAMES: list[tuple[str, Edit, dict[str, tuple[str, ...]], dict[str, str]]] = [

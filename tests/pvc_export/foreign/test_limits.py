@@ -1,4 +1,4 @@
-"""The rule that limits come from, and the slope of an error, on worked examples."""
+"""The rule that gives limits, and the slope of an error, on worked examples."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_limit_is_the_rule_of_a_worked_example() -> None:
 
 
 def noise_of(floor: float) -> NoiseTable:
-    """Of outputs 'y' and 'h' of a graph 'g', all of whose metrics are the same."""
+    """Noise of the outputs 'y' and 'h' of a graph 'g', with the same value for all metrics."""
     same = dict.fromkeys(GATED, floor)
     rung, where = Rung("torch", "fp32"), Place("step")
     return NoiseTable(Difference(rung=rung, graph="g", tensor=name, where=where, **same) for name in "yh")
@@ -56,7 +56,7 @@ def test_integers_must_be_equal_and_nothing_may_be_nan_and_empty_arrays_agree() 
 
 
 def drift(errors: Any, floors: Any) -> Drift:
-    """Of a stream whose errors from float32 and from float64 are the same."""
+    """Drift of a stream that has the same errors from float32 and from float64."""
     samples = [Sample(frame=i, error=e, floor=f, gap=e) for i, (e, f) in enumerate(zip(errors, floors, strict=True))]
     return Judge("g").drift("h", samples, noise_of(max(floors)))
 
@@ -72,17 +72,17 @@ def test_a_slope_is_fitted_to_blocks_that_lie_apart_behind_the_first_steps(
 
 
 def test_rounding_that_wanders_is_no_drift_and_a_loss_at_every_step_is() -> None:
-    """Of a hundred random walks, whose errors lean on each other, none may alarm."""
+    """None of a hundred random walks, whose errors are correlated, may raise an alarm."""
     walks = np.abs(np.random.default_rng(1).normal(0, 1e-7, (100, 64, 8)).cumsum(axis=1)).mean(axis=2)
     assert all(drift(walk, other).verdict == "ok" for walk, other in zip(walks, walks[::-1], strict=True))
     flat = np.full(64, 1e-7)
     assert drift(flat * 3, flat).verdict == "ok"
     assert drift(flat + 1.5e-8 * np.arange(64), flat).verdict.startswith("drifts: +9.6e-07 ")
-    assert drift(flat + 1.5e-8 * np.arange(64), flat + 1.5e-8 * np.arange(64)).verdict == "ok"  # the floor does too
+    assert drift(flat + 1.5e-8 * np.arange(64), flat + 1.5e-8 * np.arange(64)).verdict == "ok"  # so does the floor
 
 
 def quantized(model: onnx.ModelProto) -> None:
-    """The weights of y in 8 bits, as a tool that makes graphs smaller leaves them."""
+    """Store the weights of y in 8 bits, as a quantisation tool does."""
     values = numpy_helper.to_array(initializer(model, "wo"))
     scale = np.abs(values).max() / 127
     node_of(model, "y").input[1] = "wide"

@@ -1,4 +1,4 @@
-"""What names say: patterns of pairs, outputs that look like states, crossed pairs, the batch, and untrue shapes."""
+"""Names: patterns for pairs, outputs that look like states, crossed pairs, the batch axis, and wrong shapes."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_an_output_that_looks_like_a_state_and_is_in_no_pair_is_no_pass_unless_i
 
 def test_crossed_pairs_are_no_pass_unless_they_are_meant_so(check: Checker) -> None:
     report = check("cell", states=("h0=h1_next", "h1=h0_next"), steps=STEPS)
-    assert not report.faults() and not report.passed  # both sides follow them: only the names tell
+    assert not report.faults() and not report.passed  # both sides follow the pairs: only the names reveal it
     assert [f"state pair {pair}" for pair in ("h0=h1_next", "h1=h0_next")] == list(report.not_shown())
     assert "looks crossed" in report.not_shown()["state pair h0=h1_next"].why
     command = report.next_command()[0]
@@ -131,7 +131,7 @@ def test_a_pair_says_itself_again_as_it_was_given() -> None:
 
 
 def rename(old: str, new: str) -> Edit:
-    """A dynamic axis, wherever it is declared."""
+    """Rename a dynamic axis wherever it is declared."""
 
     def edit(model: onnx.ModelProto) -> None:
         for value in (*model.graph.input, *model.graph.output):
@@ -142,7 +142,7 @@ def rename(old: str, new: str) -> Edit:
 
 
 def turned_batch() -> onnx.ModelProto:
-    """x (4, N) and a state (4, N), which lies along axis 1."""
+    """x (4, N) and a state (4, N): the batch is axis 1."""
     text = """
 <ir_version: 9, opset_import: ["" : 17]>
 sum (float[4, N] x, float[4, N] total) => (float[4, N] total_next) { total_next = Add(total, x) }"""
@@ -167,7 +167,7 @@ def test_a_row_that_sees_its_batch_is_caught_along_the_axis_that_is_named(check:
 
 
 def declare(index: int, axis: int, size: int | str) -> Edit:
-    """What an output declares of one axis."""
+    """Change the size that an output declares for one axis."""
 
     def edit(model: onnx.ModelProto) -> None:
         dim = model.graph.output[index].type.tensor_type.shape.dim[axis]
@@ -185,7 +185,7 @@ def test_a_declared_output_shape_that_is_not_true_is_said(check: Checker) -> Non
     found = [fault for fault in report.faults() if fault.level == "A"]
     assert [fault.level for fault in report.faults()] == ["A"] and found[0].part == "shape of 'y'"
     assert "it declares the shape (batch, past, 8), and it is (2, 3, 8)" in found[0].what
-    fixed = check("attention, new rows", declare(1, 0, 2), steps=STEPS).faults()  # of any other batch it is not 2
+    fixed = check("attention, new rows", declare(1, 0, 2), steps=STEPS).faults()  # wrong for any other batch size
     assert [fault.part for fault in fixed if fault.level == "A"] == ["shape of 'new_k'"]
 
 
@@ -204,7 +204,7 @@ def test_an_output_whose_batch_is_dynamic_on_paper_and_fixed_by_its_state_is_sai
 
 
 def test_another_axis_that_is_dynamic_on_paper_and_fixed_by_a_state_leaves_its_size_free(check: Checker) -> None:
-    """A cache of one length whose output was declared as long as its input: only the declaration is wrong."""
+    """A cache of fixed length whose output declares the length of x: only the declaration is wrong."""
 
     def fixed_window(model: onnx.ModelProto) -> None:
         for value in (model.graph.input[0], model.graph.output[1]):
@@ -216,7 +216,7 @@ def test_another_axis_that_is_dynamic_on_paper_and_fixed_by_a_state_leaves_its_s
 
 
 class Counts(nn.Module):
-    """x (N, 4) and how many steps there were, an integer that is a state."""
+    """x (N, 4) and the number of steps so far, an integer state."""
 
     def forward(self, x: Tensor, processed: Tensor) -> tuple[Tensor, Tensor]:
         return x * processed[:, None].to(x.dtype), processed + 1

@@ -1,4 +1,4 @@
-"""The report of a graph that nobody here exported, as a page and as JUnit XML."""
+"""The report on a third-party graph, as a page and as JUnit XML."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check(tmp_path: Path) -> Checker:
 
 
 def counts(xml: str) -> tuple[int, int]:
-    """Cases that failed, and that were skipped."""
+    """Numbers of failed and of skipped cases."""
     attributes = ET.fromstring(xml).attrib
     return int(attributes["failures"]), int(attributes["skipped"])
 

@@ -1,5 +1,5 @@
-"""A stand-in for a machine with a GPU: RecordingCuda, the fake TensorRT, ONNX Runtime's CPU behind the IO binding, and
-torch on the CPU. Bundles are the shared ones, their engines replaced."""
+"""A stand-in for a machine with a GPU: RecordingCuda, the fake TensorRT, IO binding on ONNX Runtime's CPU, and torch on
+the CPU. It uses the shared bundles with replaced engines."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from tests.conftest import Shared
 from tests.engines.fake_trt import fake_plan, make_module
 
 CAPABILITY = "SM75"
-"""A card without bfloat16, which the fakes do not compute either."""
+"""A card without bfloat16, which the fakes cannot compute either."""
 VERSIONS = {"tensorrt_rtx": "1.7.1.116", "tensorrt": "11.4.0.106"}
 
 
 class StandIn:
-    """One card and what runs on it."""
+    """One card and the runtimes on it."""
 
     def __init__(self, bundles: dict[str, Path]) -> None:
         self.cuda = RecordingCuda(CAPABILITY)
@@ -57,14 +57,14 @@ class StandIn:
             on_fakes(out, target)
 
     def launch(self, step: Step, model: str, folder: Path, limit_s: float, log: IO[str]) -> Section:
-        """In this process, where the fakes are."""
+        """Run the step in this process, which has the fakes."""
         peaks = result_path(folder, "peaks")
         measured = Section.from_json(json.loads(peaks.read_text())) if peaks.is_file() else None
         return execute(step, self.hardware, model, folder, measured)
 
 
 def on_fakes(folder: Path, target: str) -> None:
-    """Engines of the fake runtime, as if this machine had just built them."""
+    """Replace a bundle's engines by those of the fake runtime, as if this machine had just built them."""
     manifest, runtime = Manifest.load(folder), {"rtx": "tensorrt_rtx"}.get(target, target)
     engines = {}
     for name, entry in manifest.engines.items():
@@ -77,7 +77,7 @@ def on_fakes(folder: Path, target: str) -> None:
 
 @pytest.fixture(scope="session")
 def golden_bundles(shared: Shared, tiny: LoadedModel, bundle_fp16: Path, bundle_rows: Path) -> dict[str, Path]:
-    """By target, a bundle with a golden recording."""
+    """A bundle with a golden recording for each target."""
 
     def with_golden(source: Path) -> Path:
         def make(folder: Path) -> None:
@@ -99,7 +99,7 @@ Patched = AbstractContextManager[StandIn]
 
 @pytest.fixture(scope="session")
 def plugged_in(golden_bundles: dict[str, Path]) -> Callable[[], Patched]:
-    """Within it the machine has the stand-in: the fake packages, and ONNX Runtime's CPU in place of its provider."""
+    """A context in which the machine has the stand-in: the fake packages, and ONNX Runtime's CPU as its provider."""
 
     @contextmanager
     def within() -> Iterator[StandIn]:
@@ -108,7 +108,7 @@ def plugged_in(golden_bundles: dict[str, Path]) -> Callable[[], Patched]:
             patch.setattr("engines.gpu.OrtCudaSession", partial(OrtCudaSession, provider="CPUExecutionProvider"))
             for name, version in VERSIONS.items():
                 module = make_module(name, version, cuda=found.cuda, classic=name == "tensorrt")
-                module.__spec__ = ModuleSpec(name, None)  # torch asks whether there is a tensorrt
+                module.__spec__ = ModuleSpec(name, None)  # torch looks for tensorrt
                 patch.setitem(sys.modules, name, module)
             yield found
 
@@ -117,7 +117,7 @@ def plugged_in(golden_bundles: dict[str, Path]) -> Callable[[], Patched]:
 
 @pytest.fixture(scope="session")
 def whole_run(plugged_in: Callable[[], Patched], tmp_path_factory: pytest.TempPathFactory) -> GpuRun:
-    """Every step on the stand-in."""
+    """The result of every step on the stand-in."""
     folder = tmp_path_factory.mktemp("gpu") / "out"
     with plugged_in() as found:
         return run_gpu(folder, "tiny", Console(quiet=True), hardware=found.hardware, launch=found.launch)

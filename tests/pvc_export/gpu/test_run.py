@@ -1,4 +1,4 @@
-"""A run goes on past whatever happens in a step: a crash, a hang, a runtime that refuses the card, no GPU at all."""
+"""A run continues after any failure of a step: a crash, a hang, a runtime that refuses the card, no GPU at all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def hardware() -> Hardware:
 
 
 def good(step: Step, model: str, folder: Path, limit_s: float, log: IO[str]) -> Section:
-    """A step that went well and did nothing."""
+    """A step that does nothing and succeeds."""
     return step.section(Found())
 
 
@@ -49,7 +49,7 @@ def run_with(tmp_path: Path, launch: object = good, **options: object) -> dict[s
     return {one.name: one for one in run.sections}
 
 
-# -- a process of its own ----------------------------------------------------------------------------------------------
+# -- a separate process ------------------------------------------------------------------------------------------------
 
 
 def alone(tmp_path: Path, code: str, *, limit_s: float = 60.0) -> tuple[Section, str]:
@@ -89,7 +89,7 @@ def test_what_the_driver_says_comes_back_from_its_process() -> None:
     assert ask_driver_apart([sys.executable, "-c", code]) == told
 
 
-# -- the others go on --------------------------------------------------------------------------------------------------
+# -- other steps continue ----------------------------------------------------------------------------------------------
 
 
 def test_one_runtime_that_crashes_does_not_end_the_run(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_number_says_what_it_was_measured_on() -> None:
 
 @pytest.fixture(scope="module")
 def without_gpu(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The command itself, in its processes, as on any machine without a driver."""
+    """Run the command itself, with its processes, as on a machine without a driver."""
     folder = tmp_path_factory.mktemp("no-gpu") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Hardware, "here", lambda: Hardware(drivers=Drivers(error="there is no NVIDIA driver here")))
@@ -187,7 +187,7 @@ def test_every_command_of_the_page_is_one_that_exists(tmp_path: Path) -> None:
     commands = [step.command for step in steps_of("tiny", tmp_path) if step.command]
     assert len(commands) > 10
     assert [problem for one in commands for problem in wrong_commands(f"`{one}`")] == []
-    assert wrong_commands("`pvc-export check X --gilded`")  # the gate itself can fail
+    assert wrong_commands("`pvc-export check X --gilded`")  # the test itself can fail
 
 
 def test_the_files_hold_versions_and_what_the_steps_printed(without_gpu: tuple[Path, str]) -> None:

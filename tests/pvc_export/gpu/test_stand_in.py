@@ -1,4 +1,4 @@
-"""The whole run on a stand-in for a GPU: every section filled, and none that could be taken for a measurement."""
+"""The whole run on a stand-in for a GPU: every section is filled, and none can be mistaken for a measurement."""
 
 from __future__ import annotations
 
@@ -87,13 +87,13 @@ def test_what_is_sent_is_four_files_and_no_bundle(whole_run: GpuRun) -> None:
         assert sorted(archive.namelist()) == sorted(SENT)
         assert archive.read("index.html") == (whole_run.folder / "index.html").read_bytes()
     page = (whole_run.folder / "index.html").read_text(encoding="utf-8")
-    assert "http-equiv" in page and not re.search(r'(?:src|href)="(?!#)', page)  # nothing is fetched
+    assert "http-equiv" in page and not re.search(r'(?:src|href)="(?!#)', page)  # the page fetches nothing
 
 
 def test_a_card_that_computes_wrong_fails_ladder_and_self_test(
     plugged_in: Callable[[], Patched], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One value in the compressor's output is a tenth off: the gates can fail, and the run would go on."""
+    """One value in the compressor's output is off by a tenth, which both checks must detect."""
     run_engine = TrtSession.run
 
     def run(session: TrtSession, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -132,7 +132,7 @@ KEYS = {
     "section": ["name", "title", "state", "does", "command", "facts", "numbers", "data", "seconds", "error", "fix"],
     "number": ["name", "value", "unit", "share", "share_of", "measured_on"],
 }
-"""Format 1. Whoever changes it changes FORMAT in gpu/run.py: results of other versions come by mail."""
+"""Format 1. When you change it, change FORMAT in gpu/run.py: people mail us results of other versions."""
 
 
 def test_the_json_is_of_format_1(whole_run: GpuRun) -> None:

@@ -1,4 +1,4 @@
-"""One scale for ever: chosen as the methods say, of everything that was seen, and used as others use it."""
+"""Fixed scales: chosen by each method from all observed values, and applied as torch and ONNX apply them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def seen(*parts: Tensor) -> Magnitudes:
 
 
 def error_of(values: Tensor, scale: float) -> float:
-    """By numpy, of the values themselves."""
+    """Rounding error, computed by numpy from the values themselves."""
     x = values.double().numpy()
     return float(np.square(np.clip(np.rint(x / scale), -128, 127) * scale - x).sum())
 
@@ -96,7 +96,7 @@ def test_inputs_are_rounded_as_torch_fakes_it_and_as_onnx_s_reference_does() -> 
     layer = StaticLinear(100, 1)
     layer.scale = scale
     want = torch.fake_quantize_per_tensor_affine(x, scale, 0, -128, 127)
-    assert (layer.rounded(x) != want).float().mean() < 0.01  # torch multiplies by the inverse
+    assert (layer.rounded(x) != want).float().mean() < 0.01  # torch multiplies by the inverse of the scale
     assert ((layer.rounded(x) - want).abs() <= scale * 1.001).all()
     model = onnx.parser.parse_model(
         """<ir_version: 10, opset_import: ["": 20]>
@@ -108,7 +108,7 @@ def test_inputs_are_rounded_as_torch_fakes_it_and_as_onnx_s_reference_does() -> 
     assert np.allclose(layer.rounded(x), onnx.reference.ReferenceEvaluator(model).run(None, feeds)[0], atol=1e-6)
 
 
-class Rows(CalibrationDataReader):  # type: ignore[misc]  # it has no types
+class Rows(CalibrationDataReader):  # type: ignore[misc]  # it is untyped
     def __init__(self, rows: np.ndarray) -> None:
         self._feeds = iter([{"x": rows}])
 
@@ -117,7 +117,7 @@ class Rows(CalibrationDataReader):  # type: ignore[misc]  # it has no types
 
 
 def test_onnx_runtime_s_own_quantizer_makes_the_same_of_a_layer(tmp_path: Path) -> None:
-    """By the largest value, weights by output, symmetric: codes, scales and results."""
+    """Symmetric scales by the largest value, weights per output: codes, scales and results are equal."""
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(24, 40, generator=generator), torch.randn(50, 40, generator=generator)
     graph = onnx.helper.make_graph(
@@ -144,7 +144,7 @@ def test_onnx_runtime_s_own_quantizer_makes_the_same_of_a_layer(tmp_path: Path) 
     layer.scale, layer.weight = scale, nn.Parameter(grid.nearest(weight), requires_grad=False)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    product = next(node for node in theirs.graph.node if node.op_type == "MatMul")  # its result is rounded as well
+    product = next(node for node in theirs.graph.node if node.op_type == "MatMul")  # its result is also rounded
     theirs.graph.output.append(onnx.helper.make_tensor_value_info(product.output[0], 1, [50, 24]))
     session = onnxruntime.InferenceSession(theirs.SerializeToString(), options)
     want = session.run([product.output[0]], {"x": x.numpy()})[0]
@@ -169,7 +169,7 @@ def test_the_ring_wraps_and_the_clock_runs_ahead_while_scales_are_found(small: L
     assert not found.clips and found.num_frames > 2 * LIMITS.window
     assert times[: found.num_frames] == list(range(found.num_frames))
     assert small.config.trained_frames - 1 in times and FAR_FRAME - 1 in times
-    assert set(found.scales) == set(quantizer.how), "every product of vision, and no clock"
+    assert set(found.scales) == set(quantizer.how), "every matmul of the vision side, and no clock"
     assert all(scale > 0 for scale in found.scales.values())
     with observed(small.model, found.scales):
         pass
@@ -204,7 +204,7 @@ def test_a_model_that_stays_in_its_files_gets_the_same_scales(small: LoadedModel
     loaded = replace(small, model=on_disk)
     found = calibrate(loaded, of_vision(loaded), CalibrationRequest(), LIMITS, ignore)
     assert found == calibrate(small, of_vision(small), CalibrationRequest(), LIMITS, ignore)
-    assert on_disk.llm.layers[0].mlp.down_proj.weight.is_meta, "what no frame passes stays there"
+    assert on_disk.llm.layers[0].mlp.down_proj.weight.is_meta, "weights that no frame passes stay in their files"
 
 
 def test_a_scale_too_few_or_too_many_is_refused(small: LoadedModel) -> None:

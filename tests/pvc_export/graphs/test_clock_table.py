@@ -1,4 +1,4 @@
-"""The clock as a table: the MLP's own values, bit for bit, less weights, and a stream that knows where it ends."""
+"""The clock as a table: the MLP's values bit for bit, fewer weights, and a stream that ends where the table does."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def bundle_table(short: LoadedModel, shared_bundle: SharedBundle) -> Path:
 @pytest.mark.parametrize("name", ["tiny", "shapes"])
 @torch.no_grad()
 def test_a_row_is_what_the_mlp_makes_of_that_time_bit_for_bit(name: str) -> None:
-    """In a float16 model too: clocks stay in float32."""
+    """This also holds in a float16 model, since clocks stay in float32."""
     narrow = cast_model(load_model(name).model, "fp16")
     clocks = [module for module in narrow.modules() if isinstance(module, TimeEmbedding)]
     assert len(clocks) == narrow.config.vision.num_temporal_layers + 1
@@ -103,7 +103,7 @@ def test_the_bundle_passes_the_whole_check_and_holds_a_table_in_place_of_two_mat
 
 
 def test_a_frame_comes_out_as_of_the_computed_clock(bundle_table: Path, bundle_fp32: Path, frames: Frames) -> None:
-    """`short` and `tiny` have the same weights; the two graphs round a time's embedding in their own ways."""
+    """`short` and `tiny` have the same weights, but the two graphs round a time's embedding differently."""
     tables, computed = (PVCStream(open_bundle(folder), clock="run-on") for folder in (bundle_table, bundle_fp32))
     for frame in frames[:TRAINED]:
         a, b = tables.vision.encode(frame_of(frame)), computed.vision.encode(frame_of(frame))
@@ -128,7 +128,7 @@ def test_a_stream_whose_clock_runs_on_ends_where_the_table_does(bundle_table: Pa
     stream = PVCStream(open_bundle(bundle_table), clock="run-on")
     for frame in frames[:2]:
         stream.push(frame)
-    stream.vision.ring.num_frames = NUM_TIMES - 1  # the context would be full before
+    stream.vision.ring.num_frames = NUM_TIMES - 1  # the context would be full earlier
     stream.push(frames[2])
     before = stream.context_rows
     with pytest.raises(StreamError, match="this frame's time is 40, and the bundle knows 40 frame times") as info:
@@ -155,7 +155,7 @@ def test_a_wrong_row_is_a_wrong_weight_and_its_clock_the_culprit(
     def spoil(model: onnx.ModelProto) -> None:
         table = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("time_embedding.table"))
         values = numpy_helper.to_array(table).copy()
-        values[WINDOW] += 1.0  # of a frame that the search for a culprit looks at
+        values[WINDOW] += 1.0  # at a frame that the culprit search looks at
         table.CopyFrom(numpy_helper.from_array(values, table.name))
 
     edit_graph(bundle, graph, spoil)

@@ -1,4 +1,4 @@
-"""Keys and values in eight bits: half the memory, rounded as others round them, and the same rows on both sides."""
+"""Keys and values in int8: half the memory, rounded as torch does, and the same rows in graph and reference."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BOTH: tuple[State, ...] = ("ring", "cache")
 
 
 def rows(*shape: int) -> Tensor:
-    """Of very different sizes."""
+    """Rows of very different sizes."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(*shape, generator=generator)
     return x * torch.logspace(-6, 4, shape[1])[:, None, None]
@@ -35,7 +35,7 @@ def test_rows_are_rounded_as_torch_fakes_it_with_their_own_scale() -> None:
     flat = x.flatten(0, -2)
     scales = flat.abs().amax(-1) / 127
     want = torch.fake_quantize_per_channel_affine(flat, scales, torch.zeros(len(flat), dtype=torch.int32), 0, -127, 127)
-    # torch multiplies by the inverse of a scale: a value in the middle of two codes may take the other one.
+    # torch multiplies by the inverse of a scale, so a value halfway between two codes may take the other one.
     off = (rounded_rows(x).flatten(0, -2) - want).abs() / scales[:, None]
     assert off.max() < 1.01 and (off > 0.01).sum() <= 2
     assert ((rounded_rows(x) - x).abs() <= 0.5001 * EightBitRows.of(x).scales).all()
@@ -77,7 +77,7 @@ def test_the_reference_remembers_what_its_frames_have_seen(small: LoadedModel) -
         only = round_states(small.model, ("cache",)).frame_features(pixels)[0].new
     for row in (*ring[0], *cache[0]):
         assert torch.allclose(rounded_rows(row), row, rtol=1e-6, atol=0)
-    assert not torch.allclose(rounded_rows(only[0][0]), only[0][0], rtol=1e-6, atol=0), "that of the LLM alone"
+    assert not torch.allclose(rounded_rows(only[0][0]), only[0][0], rtol=1e-6, atol=0), "the ring was rounded too"
 
 
 @pytest.mark.parametrize("name", target_names())

@@ -1,4 +1,4 @@
-"""Products of eight bits: what they are fed is rounded as others round it, and whole numbers stay within 16 bits."""
+"""int8 matmuls: their inputs are rounded as torch and ONNX round them, and integer sums stay within 16 bits."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_row_is_rounded_as_torch_fakes_it_with_that_row_s_scale(kind: str) -> 
     scales = (x.abs().amax(-1) / 127).clamp_min(1e-30)
     zero_points = torch.zeros(len(x), dtype=torch.int32)
     want = torch.fake_quantize_per_channel_affine(x, scales, zero_points, 0, -127, 127)
-    # torch multiplies by the inverse of a scale: a value in the middle of two codes may take the other one.
+    # torch multiplies by the inverse of a scale, so a value halfway between two codes may take the other one.
     assert ((rounded_by(RowsLinear, x) - want).abs() <= scales[:, None] * 1.001).all()
     assert (rounded_by(RowsLinear, x) != want).float().mean() < 0.01
     assert ((rounded_by(RowsLinear, x) - x).abs() <= scales[:, None] * 0.5001).all()
@@ -89,7 +89,7 @@ def test_a_layer_in_half_precision_multiplies_in_float32_and_rounds_its_result(i
 
 @pytest.mark.parametrize("method", ["round", "search"])
 def test_two_products_of_any_codes_fit_in_16_bits(method: Method) -> None:
-    """Where x86 has no VNNI it adds them in 16 bits, and cuts off what is more."""
+    """Without VNNI, x86 adds two products in 16 bits and saturates."""
     grid = grid_of(torch.randn(64, 96) * 3, how(method=method), torch.float32)
     codes = grid.codes(torch.randn(64, 96) * 3)
     assert grid.scales.shape == (64, 1)
@@ -106,7 +106,7 @@ def test_products_of_vision_become_codes_and_a_clock_stays_float32() -> None:
     }
     held = quantizer.model()
     assert type(held.trunk.layers[0].attn.qkv) is TensorLinear and type(held.llm.lm_head) is nn.Linear
-    assert type(model.trunk.layers[0].attn.qkv) is nn.Linear, "the model that it was made from stays as it is"
+    assert type(model.trunk.layers[0].attn.qkv) is nn.Linear, "the original model was changed"
 
 
 @pytest.mark.parametrize("on_disk", [False, True], ids=["in memory", "in its files"])
@@ -136,7 +136,7 @@ def test_a_tied_head_becomes_codes_and_its_table_does_not(on_disk: bool, tmp_pat
 
 
 def test_streams_that_share_a_pass_are_rounded_row_by_row() -> None:
-    """With one scale for all, what one camera sees would change what another gives."""
+    """With one scale for all streams, one camera's picture would change another camera's result."""
     target = load_target("cpu")
     alone, together = (FewBits(int8=["vision", "llm"]).of(target, streams=streams) for streams in (1, 2))
     assert {part: one.inputs for part, one in alone.items()} == {"vision": "tensor", "llm": "rows"}
@@ -165,7 +165,7 @@ def test_a_graph_computes_what_the_model_with_rounded_inputs_does(
     write_graphs(loaded, request, tmp_path, Console(quiet=True))
     path = tmp_path / graph_path("compressor")
     products = [node for node in GraphFile(path, "compressor").nodes if node.op_type == "MatMulInteger"]
-    assert len(products) == 5, "W3|W5, W4, W6 and the two of the MLP"
+    assert len(products) == 5, "expected matmuls: W3|W5, W4, W6 and the two of the MLP"
     held = Quantizer.of(loaded.model, quantization, precision, ()).model()
     vision = loaded.config.vision
     features = torch.randn(1, vision.num_patches, vision.hidden_size)
@@ -176,7 +176,7 @@ def test_a_graph_computes_what_the_model_with_rounded_inputs_does(
     got = session.run(None, feeds)[0].astype(np.float32)
     assert np.abs(got - want).max() < 0.05 * np.abs(want).max()
     plain = loaded.model.compressor(features, torch.zeros(1)).detach().numpy()
-    assert np.abs(want - plain).max() > 1e-4 * np.abs(want).max(), "rounding does something"
+    assert np.abs(want - plain).max() > 1e-4 * np.abs(want).max(), "rounding has no effect"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -191,7 +191,7 @@ def test_a_block_is_a_row_of_its_own(kind: str) -> None:
 def test_onnx_runtime_rounds_what_a_product_of_four_bits_is_fed_block_by_block(
     num_rows: int, zero_points: bool, tmp_path: Path
 ) -> None:
-    """Of the same file: with inputs in floating point, and with blocks, it is what the layer of that kind computes."""
+    """From one file, with floating-point inputs and with blocks, it computes what the corresponding layer computes."""
     generator = torch.Generator().manual_seed(0)
     layer = nn.Linear(128, 96, bias=False)
     layer.weight = nn.Parameter(torch.randn(96, 128, generator=generator), requires_grad=False)

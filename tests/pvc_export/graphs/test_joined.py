@@ -1,4 +1,4 @@
-"""Products of one input as one: the same weights and arithmetic, fewer products, and faults that still have a name."""
+"""Joined matmuls that share an input: same weights and arithmetic, fewer matmuls, and faults that keep their name."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def specs_of(model: PVC) -> dict[str, GraphSpec]:
 
 
 def num_products(path: Path) -> int:
-    """Products with a weight."""
+    """Number of matmuls that have a weight."""
     graph = onnx.load(path, load_external_data=False).graph
     weights = {tensor.name for tensor in graph.initializer}
     return sum(node.op_type in PRODUCTS and bool(weights & set(node.input)) for node in graph.node)
 
 
 def test_the_joined_model_computes_what_the_reference_does(tiny: LoadedModel) -> None:
-    """In float64, where nothing but arithmetic is left."""
+    """Compared in float64, so that only the arithmetic matters."""
     model = copy.deepcopy(tiny.model).double()
     generator = torch.Generator().manual_seed(0)
     rows, ids = torch.randn(2, 7, 64, dtype=torch.float64, generator=generator), torch.arange(7).expand(2, -1)
@@ -89,7 +89,7 @@ def test_a_part_that_is_an_island_by_itself_stays_a_product_of_its_own(
     llm = joined(spelled(model.llm, CACHE_UPDATES[update, spelling]))
     assert hasattr(llm.layers[0].attn, "k_proj") and hasattr(llm.layers[1].attn, "qkv_proj")
     assert llm.layers[0].attn.k_proj.weight.dtype == torch.float32
-    assert llm.layers[1].mlp.gate_up_proj.weight.dtype == torch.float32, "an island as a whole is joined in float32"
+    assert llm.layers[1].mlp.gate_up_proj.weight.dtype == torch.float32, "a whole island is joined in float32"
     if update == "rows":
         rows = torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(0)).half()
         with torch.no_grad():
@@ -132,7 +132,7 @@ def test_a_wrong_value_in_a_slice_is_a_wrong_weight_of_that_part_alone_and_its_c
 
     def spoil(model: onnx.ModelProto) -> None:
         for tensor in model.graph.initializer:
-            # A weight matrix lies transposed, (inputs, outputs) or not; the inputs are 64 in all of these.
+            # A weight matrix may be stored transposed, (inputs, outputs), or not. All of these have 64 inputs.
             if sorted(tensor.dims) == sorted((64, sum(sizes))) and "qkv" not in tensor.name:
                 values = numpy_helper.to_array(tensor).copy()
                 axis = list(tensor.dims).index(sum(sizes))
@@ -150,6 +150,6 @@ def test_a_wrong_value_in_a_slice_is_a_wrong_weight_of_that_part_alone_and_its_c
 
 
 def belongs(loaded: LoadedModel, values: np.ndarray, part: str) -> bool:
-    """Whether these are the weights that `part` belongs to: all of its other rows are in them."""
+    """Return whether `values` contains `part`, judged by the part's last row."""
     rows = loaded.model.get_parameter(f"{part}.weight").detach().numpy()
     return any(np.isin(rows[-1], line).all() for line in (*values, *values.T) if len(line) == rows.shape[1])

@@ -1,4 +1,4 @@
-"""An export without weights in memory writes what an export with them writes, bit for bit."""
+"""An export without weights in memory writes the same files as one with them, bit for bit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LIMITS = StreamLimits(window=3, context=256)
 
 
 def model_of(family: str) -> PVC:
-    """Of every kind of matrix: joined products with biases and without, a tied head."""
+    """A model with every kind of matrix: joined matmuls with and without biases, and a tied head."""
     config = few_layers(PVCConfig.preset("tiny"))
     is_qwen = family == "qwen2"
     llm = replace(config.llm, family=family, qkv_bias=is_qwen, tie_embeddings=not is_qwen)  # type: ignore[arg-type]
@@ -74,14 +74,14 @@ def test_it_writes_the_graphs_and_the_weights_of_an_export_with_all_in_memory(
             values = [weight_values(constant, tmp_path / kind).tobytes() for kind in ("lean", "whole")]
             assert values[0] == values[1], constant.name
     assert set(specs) == set(GRAPH_NAMES) and len(read) > 20
-    twice = {"llm.embed_tokens.weight"} if model.config.llm.tie_embeddings else set()  # in two graphs
+    twice = {"llm.embed_tokens.weight"} if model.config.llm.tie_embeddings else set()  # stored in two graphs
     assert read == Counter(read.keys()) + Counter(twice)
     large = {n for n, weight in model.named_parameters(remove_duplicate=False) if weight.numel() > SMALL}
     assert set(read) <= large
 
 
 def test_an_export_from_files_is_one_from_memory(tmp_path: Path) -> None:
-    """The whole way of a checkpoint folder, its weights' hash included."""
+    """The whole path from a checkpoint folder, including the hash of its weights."""
     model = model_of("internlm2")
     pvc_ref.save(model, tmp_path / "model", dtype=torch.float16)
     (tmp_path / "model" / "tokenizer.json").write_text(byte_tokenizer().to_str(), encoding="utf-8")

@@ -21,7 +21,7 @@ def checkpoint_without_tokenizer(tiny: LoadedModel, tmp_path: Path) -> Path:
 
 
 def test_a_vocabulary_and_merges_make_the_same_prompts_and_survive_saving(tiny: LoadedModel, checkpoint: Path) -> None:
-    """The byte tokenizer, as Qwen2's checkpoints have theirs."""
+    """The byte tokenizer, stored as in Qwen2's checkpoints."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     files = {
         "vocab.json": json.dumps({char: i for i, char in enumerate(alphabet)}),

@@ -1,4 +1,4 @@
-"""What a bundle tells of the machine that made it: our own lines, and no folder of its disk."""
+"""Traces of the exporting machine in a bundle: lines of our own code, but no local folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TORCH = Path(torch.__file__).parent
 def test_no_file_of_a_bundle_names_a_folder_of_the_machine_that_made_it(
     bundle_name: str, request: pytest.FixtureRequest
 ) -> None:
-    """Graphs, engines, manifest and report, byte for byte; the folders of sources, packages and user."""
+    """Searches the bytes of graphs, engines, manifest and report for the folders of sources, packages and user."""
     bundle: Path = request.getfixturevalue(bundle_name)
     folders = [ROOT, Path(sys.prefix), Path(sys.prefix).resolve(), TORCH.parent, Path.home(), Path.home().resolve()]
     secrets = [b"/site-packages", *(bytes(folder) for folder in folders if not bundle.is_relative_to(folder))]
@@ -32,7 +32,7 @@ def test_no_file_of_a_bundle_names_a_folder_of_the_machine_that_made_it(
 
 
 def test_a_value_keeps_the_module_and_the_line_of_ours_that_computed_it(bundle_fp32: Path) -> None:
-    """Even where torch's own linear.py is the innermost of all lines."""
+    """This also holds where torch's linear.py is the innermost line."""
     model = onnx.load(bundle_fp32 / "graphs/llm.onnx", load_external_data=False)
     found = origins(model).values()
     linear = [origin for origin in found if origin.scope == "decoder.layers.0.mlp" and origin.operation == "silu"]
@@ -51,7 +51,7 @@ def test_of_a_stack_trace_the_innermost_line_of_ours_is_kept_wherever_the_packag
         f'File "{installed}/layers.py", line 47, in <lambda>\n    return a @ b\n'
         f'File "{TORCH}/nn/modules/linear.py", line 130, in forward\n    return F.linear(x)'
     )
-    assert own_line(trace) == own_line("") == ""  # not the pvc_ref that was imported
+    assert own_line(trace) == own_line("") == ""  # not the imported pvc_ref
     monkeypatch.setattr("pvc_export.graphs.notes.OURS", (installed,))
     assert own_line(trace) == 'File "pvc_ref/layers.py", line 47, in <lambda>'
     assert Path(pvc_ref.__file__).parent != installed

@@ -1,4 +1,4 @@
-"""Exported graphs: signatures that equal their specs, standard operators, and numbers of the specification itself."""
+"""Exported graphs: signatures equal their specs, operators are standard, and ONNX's definitions give equal values."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_file_that_differs_from_its_spec_in_one_point_is_refused(change: str, 
 
 
 def test_a_dimension_that_the_exporter_froze_is_refused(tiny: LoadedModel, tmp_path: Path) -> None:
-    """The trunk below only works for the size it is traced at, as a stray int() in a model would make it."""
+    """The module below only works for the size it was traced at, as if a model had a stray int()."""
 
     class Frozen(torch.nn.Module):
         def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -99,7 +99,7 @@ def test_no_graph_returns_a_cache_but_one_that_lies_where_it_was(graph: str, req
 def test_the_onnx_specification_computes_what_the_reference_computes(
     graph: str, tiny: LoadedModel, request: pytest.FixtureRequest
 ) -> None:
-    """onnx.reference is the operators' definition in numpy: an oracle that shares nothing with ONNX Runtime."""
+    """onnx.reference defines the operators in numpy: an oracle that shares no code with ONNX Runtime."""
     folder, specs = graphs(request, "bundle_rows" if graph == "llm" else "bundle_fp32")
     spec = specs[graph]
     rng = np.random.default_rng(1)
@@ -117,7 +117,7 @@ def test_the_onnx_specification_computes_what_the_reference_computes(
 def test_the_onnx_specification_writes_new_rows_in_place_and_attends_as_the_reference_does(
     tiny: LoadedModel, request: pytest.FixtureRequest
 ) -> None:
-    """TensorScatter and Attention by their definition in numpy: two streams of different lengths in one pass."""
+    """TensorScatter and Attention as defined in numpy, for two streams of different lengths in one pass."""
     folder, specs = graphs(request, "bundle_fp32")
     spec, rng, lengths, num_rows = specs["llm"], np.random.default_rng(1), (100, 7), 3
     dims = {"batch": 2, "rows": num_rows, "past": 128}
@@ -179,11 +179,11 @@ def test_every_softmax_and_norm_of_a_float16_file_computes_in_float32(
     assert {types[node.input[0]] for node in islands} == {onnx.TensorProto.FLOAT}
     matmuls = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
     half = [node for node in matmuls if types.get(node.output[0]) == onnx.TensorProto.FLOAT16]
-    assert len(half) > len(matmuls) // 2, "the bulk of the work must be in float16"
+    assert len(half) > len(matmuls) // 2, "most matmuls must be in float16"
 
 
 def test_a_quicker_search_for_pairs_of_nodes_finds_the_same_pairs() -> None:
-    """By a rule of our own: the one that onnxscript 0.7.2 has compares two methods and so never fires."""
+    """Uses our own rule, because the rule in onnxscript 0.7.2 compares two methods and so never fires."""
     from onnxscript import rewriter
 
     rule = rewriter.pattern.RewriteRule(

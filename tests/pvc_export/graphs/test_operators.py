@@ -1,4 +1,4 @@
-"""The table of operators: a graph of ours has what its target's parser has, and one that has not is refused by node."""
+"""The operator table: our graphs use only operators of their target's parser; any other graph is refused by node."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ FORMS = {
     "fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int4 weights": "int4", "int8 products": "int8",
     "int8 states": "int8",
 }  # fmt: skip
-"""Precisions and quantised forms, with a dtype that shows in the file."""
+"""Precisions and quantised forms, each with a dtype that appears in its files."""
 UPDATES: tuple[CacheUpdate, ...] = ("rows", "aliased")
 INT4 = Quantization(block=32, zero_points=False, method="round")
 SERVED = "embed"
-"""A look-up on the host: no parser of TensorRT sees it."""
+"""A look-up on the host, which no TensorRT parser reads."""
 
 
 def write_further_graphs(small: LoadedModel, folder: Path) -> None:
-    """Those that no shared bundle has, as FORM/UPDATE/GRAPH.onnx; graphs that have no cache are under `rows` alone."""
+    """Write the graphs that no shared bundle has, as FORM/UPDATE/GRAPH.onnx; without a cache only under `rows`."""
     limits, shape = StreamLimits(window=4, context=512), model_shape(small.config)
 
     def specs(precision: Precision, update: CacheUpdate) -> dict[str, GraphSpec]:
@@ -80,13 +80,13 @@ Graphs = Callable[[str, CacheUpdate], list[Path]]
 
 @pytest.fixture(scope="module")
 def graphs_of(request: pytest.FixtureRequest, shared: Shared, small: LoadedModel) -> Graphs:
-    """The graphs of a form that engines are built of, for targets with this way into the LLM's cache."""
+    """The graphs of a form that become engines, for targets with the given update of the LLM's cache."""
     bundles = {
         ("fp16", "aliased"): "bundle_fp16",
         ("fp32", "rows"): "bundle_rows",
         ("int8 products", "aliased"): "bundle_static",
         ("int8 states", "rows"): "bundle_states",
-        ("int8 states", "aliased"): "bundle_states",  # TensorRT writes no codes in place
+        ("int8 states", "aliased"): "bundle_states",  # TensorRT does not write codes in place
     }
 
     def make(folder: Path) -> None:
@@ -134,7 +134,7 @@ def test_the_list_that_stands_in_for_tensorrt_rtx_agrees_with_its_parser_on_all_
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install -e '.[rtx]'")
     rtx = load_target("rtx")
     for path in graphs_of(form, update):
-        check_operators(path, rtx)  # its parser
+        check_operators(path, rtx)  # uses the real parser
         assert first_lack(load_parser(rtx.parser or ""), *read_uses(path)) is None
 
 
@@ -154,7 +154,7 @@ def test_a_graph_that_writes_its_cache_in_place_is_refused_by_node_where_the_par
 
 
 def plant(source: Path, folder: Path, change: Callable[[NodeProto], list[NodeProto]]) -> Path:
-    """A copy of a graph in which the first Sigmoid is replaced by these nodes."""
+    """Copy a graph and replace its first Sigmoid by the nodes that `change` returns."""
     model = onnx.load(source, load_external_data=False)
     index = next(i for i, node in enumerate(model.graph.node) if node.op_type == "Sigmoid")
     changed = change(model.graph.node[index])
@@ -283,7 +283,7 @@ def test_nothing_is_asked_of_a_graph_for_a_target_that_runs_onnx_files(tmp_path:
 def test_an_export_looks_at_all_graphs_before_it_builds_the_first_engine(
     bundle_fp16: Path, small: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engines: bool
 ) -> None:
-    """The graph at fault is the fifth of six."""
+    """The faulty graph is the fifth of six."""
     manifest, built = Manifest.load(bundle_fp16), []
     export = pvc_export.bundles.export
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Weights of four bits: what the codes of a block say, and what of a model becomes codes."""
+"""int4 weights: the values of a block's codes, and which parts of a model become codes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_value_takes_the_nearest_of_its_16_codes(dtype: torch.dtype, metho
         [grid.values(torch.full(weight.shape, int(code), dtype=torch.int8)).float() for code in codes]
     )
     least = (possible - weight).abs().amin(0)
-    # A scale in a narrow dtype makes a product that is rounded again, so that another code may be as near.
+    # With a scale in a narrow dtype the product is rounded again, so another code may be equally near.
     rounding = torch.finfo(dtype).eps * possible.abs().amax(0)
     assert ((got - weight).abs() <= least + rounding).all()
 
@@ -70,7 +70,7 @@ def test_a_search_loses_less_than_rounding_to_the_largest_value_and_never_more_i
         grid = grid_of(weight, how(method=method, zero_points=zero_points), torch.float32)
         errors[method] = (grid.nearest(weight) - weight).unflatten(-1, (-1, 32)).double().square().sum(-1)
     assert (errors["search"] <= errors["round"] + 1e-12 if zero_points else torch.tensor(True)).all()
-    # On average: without zero points the plain grid is symmetric, the searched one reaches -8.
+    # Without zero points only on average: the plain grid is symmetric, the searched one reaches -8.
     assert errors["search"].sum() < 0.95 * errors["round"].sum()
 
 
@@ -87,7 +87,7 @@ def test_small_weights_lose_no_more_than_large_ones() -> None:
     weight = matrix()
     for dtype in (torch.float32, torch.bfloat16):
         losses = []
-        for factor in (1.0, 2.0**-20):  # exact, and far below what float16 has
+        for factor in (1.0, 2.0**-20):  # exact, and far below the range of float16
             grid = grid_of(weight * factor, how(), dtype)
             losses.append(((grid.nearest(weight * factor).float() / factor - weight) ** 2).sum())
         assert losses[0] == losses[1]
@@ -104,7 +104,7 @@ def test_the_same_block_has_the_same_grid_wherever_it_stands() -> None:
 
 
 def dequantize_by(runtime: str, grid: Grid, codes: torch.Tensor) -> np.ndarray:
-    """What another's DequantizeLinear makes of codes that lie as (inputs, outputs)."""
+    """Dequantise codes by the DequantizeLinear of `runtime`, from the layout (inputs, outputs)."""
     coded = TensorProto.UINT4 if grid.zero_points is not None else TensorProto.INT4
     block = codes.shape[1] // grid.scales.shape[1]
 
@@ -148,7 +148,7 @@ def test_products_of_the_llm_become_codes_and_nothing_else_does() -> None:
     held = quantizer.model()
     for name, weight in model.named_parameters(remove_duplicate=False):
         assert torch.equal(held.get_parameter(name), weight) == (name not in quantizer.how), name
-    assert held.llm.lm_head.weight is held.llm.embed_tokens.weight, "a tied head stays tied"
+    assert held.llm.lm_head.weight is held.llm.embed_tokens.weight, "a tied head must stay tied"
 
 
 def test_an_island_and_an_input_that_is_no_multiple_of_the_block_keep_their_dtype() -> None:

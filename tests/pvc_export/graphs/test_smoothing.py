@@ -1,4 +1,4 @@
-"""Smoothing moves what is large into the weights, and changes no bit of what a model computes."""
+"""Smoothing moves large values into the weights, and does not change a bit of the model's outputs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ IN_EIGHT: dict[Part, Quantization] = {"llm": EIGHT}
 
 
 def model_of(family: str, *, tied: bool = False) -> PVC:
-    """With a key/value head for two query heads, and biases where the family has them, none of them zero."""
+    """A model with one key/value head per two query heads, and nonzero biases where the family has biases."""
     config = few_layers(PVCConfig.preset("tiny"))
     llm = replace(config.llm, family=family, qkv_bias=family == "qwen2", tie_embeddings=tied)
     model = PVC.random(replace(config, llm=llm), seed=3)
@@ -42,7 +42,7 @@ def model_of(family: str, *, tied: bool = False) -> PVC:
 
 
 def some_exponents(model: PVC) -> dict[str, str]:
-    """Of every site, other ones for each channel."""
+    """Random exponents for every channel of every site."""
     generator = torch.Generator().manual_seed(1)
     sizes = {
         site.source: len(model.get_parameter(f"{site.source}.weight"))
@@ -83,7 +83,7 @@ def test_a_model_that_stays_in_its_files_is_smoothed_as_it_is_read(tmp_path: Pat
 
 
 def test_exponents_are_those_of_the_paper_rounded_to_powers_of_two() -> None:
-    """SmoothQuant, arXiv 2211.10438, equation 4: s = max|X|^alpha / max|W|^(1 - alpha), about their median."""
+    """SmoothQuant, arXiv 2211.10438, equation 4: s = max|X|^alpha / max|W|^(1 - alpha), relative to the median."""
     rng, model = np.random.default_rng(0), model_of("qwen2")
     site = layer_sites(model.config.llm, 0)[2]
     size = model.config.llm.hidden_size
@@ -93,7 +93,7 @@ def test_exponents_are_those_of_the_paper_rounded_to_powers_of_two() -> None:
     median = np.sort(np.log2(s))[(size - 1) // 2]
     want = np.rint(np.log2(s) - median)
     assert np.ptp(want) > 4
-    # Weights are looked at in float32, so that what lies in the middle of two powers may take the other one.
+    # Weights are read in float32, so a value halfway between two powers may take the other one.
     off = np.abs([LETTERS.index(letter) - ZERO for letter in got] - want)
     assert off.max() <= 1 and off.sum() <= 1
 
@@ -112,7 +112,7 @@ def test_query_heads_that_share_a_value_head_share_its_exponents() -> None:
 def test_a_channel_that_is_never_used_stays_as_it_is() -> None:
     site = layer_sites(model_of("qwen2").config.llm, 0)[2]
     inputs = torch.tensor([0.0, 1.0, 1e30, 1e-30])
-    assert exponents_of(site, inputs, [torch.ones(2, 4)]) == "mm" + LETTERS[-1] + LETTERS[0], "and none goes too far"
+    assert exponents_of(site, inputs, [torch.ones(2, 4)]) == "mm" + LETTERS[-1] + LETTERS[0], "exponents are limited"
     assert exponents_of(site, torch.zeros(4), [torch.ones(2, 4)]) == "mmmm"
 
 

@@ -1,4 +1,4 @@
-"""Spellings of attention: the arithmetic of the reference, its weights, and its float32 islands."""
+"""Spellings of attention keep the reference's arithmetic, weights and float32 islands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_tables_have_every_spelling_and_every_target_names_one_of_each() -> 
 
 
 def test_an_island_is_one_in_every_spelling(tiny: LoadedModel) -> None:
-    """What goes in is widened, what comes out is rounded, and nothing in between."""
+    """The input is widened and the output rounded, and nothing in between is rounded."""
     name = "layers.1.attn"
     plain, island = cast_model(tiny.model, "fp16"), cast_model(tiny.model, "fp16", (f"trunk.{name}",))
     x = torch.randn(1, 65, 64, generator=torch.Generator().manual_seed(0)).half()
@@ -43,7 +43,7 @@ def test_an_island_is_one_in_every_spelling(tiny: LoadedModel) -> None:
 
 
 def test_the_two_spellings_of_attention_compute_the_same(tiny: LoadedModel) -> None:
-    """In float64, where nothing but arithmetic is left: same features, same new rows, rings in their own layouts."""
+    """Compared in float64, so that only the arithmetic matters: equal features and new rows in both ring layouts."""
     model = copy.deepcopy(tiny.model).double()
     spellings: tuple[Spelling, ...] = ("concat", "split")
     concat, split = (graph_specs(model_shape(tiny.config), StreamLimits(window=5), "fp32", name) for name in spellings)
@@ -74,7 +74,7 @@ def test_a_second_spelling_leaves_the_model_as_it_is_and_copies_no_weight(tiny: 
 def test_on_a_cpu_attention_goes_over_the_rows_that_it_is_fed_and_writes_new_ones_among_them(
     starts: tuple[int, ...], small: LoadedModel, tmp_path: Path
 ) -> None:
-    """The same as over the whole cache, from a part of it that ends 64 rows behind the longest stream at most."""
+    """Equal to attention over the whole cache, although it reads at most 64 rows past the longest stream."""
     limits = StreamLimits(context=256, streams=len(starts))
     fed = -(-(max(starts) + 3) // 64) * 64
     found = []

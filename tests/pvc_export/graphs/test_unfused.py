@@ -1,4 +1,4 @@
-"""Attention that no compiler fuses: the same numbers, no fused kernel, and a bundle that says so."""
+"""Attention that no compiler fuses: equal values, no fused kernel, and a bundle that records it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_it_is_the_reference_s_attention_but_for_one_rounding(dtype: torch.dtype
         exact = attention(*wide, None if masked is None else masked.double())
         steps = torch.finfo(dtype).eps * exact.abs().max()
         own, other = ((fn(q, k, v, masked).double() - exact).abs().max() for fn in (unfused_attention, attention))
-        assert own <= other + 2 * steps, "at most a rounding or two more than the reference has"
+        assert own <= other + 2 * steps, "more than two roundings above the reference's error"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_attention_in_a_compressor_is_spatial(tmp_path: Path) -> None:
 def test_an_engine_that_fuses_it_all_the_same_is_refused(
     small: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if a compiler saw through the spelling: the option would be a lie."""
+    """A compiler that recognises the spelling and fuses it would defeat the option."""
     pytest.importorskip("tensorrt_rtx")
     monkeypatch.setattr("pvc_export.graphs.unfused.unfused_attention", attention)
     model, spec, path = cast_model(small.model, "fp16"), spec_of("trunk", ("spatial",)), tmp_path / "trunk.onnx"
@@ -122,7 +122,7 @@ def test_an_island_is_held_to_its_weights_unfused_too(small: LoadedModel, tmp_pa
     asked = asked_of(model, spec, islands)
     asked.hold(layers)
     with pytest.raises(BuildError, match="a matrix was left in float32"):
-        matrix = 64 * 256  # fc1's, as if it were no island
+        matrix = 64 * 256  # fc1's, as if it were not an island
         replace(asked, num_float32_weights=(asked.num_float32_weights or 0) - matrix).hold(layers)
 
 
@@ -194,7 +194,7 @@ def test_weights_that_another_graph_has_not_are_not_shared(small: LoadedModel, t
     export_graph(graph_module(model, spec_of("trunk", ())), spec_of("trunk", ()), own)
     export_graph(graph_module(model, spec), spec, other, beside=own)
     assert not other.with_name("trunk.unfused.onnx.data").exists() and other.stat().st_size < own.stat().st_size * 2
-    assert onnx.load(other).graph.initializer, "it can be read with its weights"
+    assert onnx.load(other).graph.initializer, "the graph cannot be read with its weights"
     with torch.no_grad():
         model.trunk.layers[0].mlp.fc1.weight[0, 0] += 1  # type: ignore[union-attr,index,operator]
     with pytest.raises(BuildError, match="is not among the weights of trunk.onnx"):

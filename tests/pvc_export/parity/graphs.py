@@ -1,4 +1,4 @@
-"""One graph of a model, exported once for all tests, and what a check of its file finds."""
+"""One graph of a model, exported once for all tests, and the weights found in its file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...conftest import ExportGraph
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How a graph is made of a model."""
+    """The options for exporting one graph of a model."""
 
     name: str
     precision: Precision = "fp32"
@@ -40,7 +40,7 @@ class Form:
         return path
 
     def held(self, model: PVC, path: Path) -> HeldWeights:
-        """What the file holds of the model's weights."""
+        """Return which of the model's weights the file contains, correct or wrong."""
         spec = self.spec(model)
         manifest = SimpleNamespace(graphs={self.name: spec}, precision=self.precision, islands=self.islands)
         return held_weights(GraphFile(path, self.name), weights_of(manifest, model)[self.name])  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Why a check failed: five kinds of sentences, each with its own next step."""
+"""Causes of a failed check: five kinds, each with its own text and next step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def report_of(*found: Difference, noise: float = 1e-4, **changes: Any) -> Parity
 
 
 def off_by(part: float) -> Difference:
-    """So many times its limit, in one metric."""
+    """A difference of `part` times its limit in one metric."""
     faithful = report_of(compare_arrays(WANT, WANT, rung=Rung("bundle", "fp16"), **AT)).rows[1].worst
     return replace(faithful, worst_token=part * faithful.limits["worst_token"])
 

@@ -1,4 +1,4 @@
-"""The parity check: it passes a faithful bundle, and names the part of an unfaithful one."""
+"""The parity check passes a faithful bundle and names the faulty part of any other."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ pytestmark = pytest.mark.usefixtures("stream_alone")
 
 
 def check(bundle: Path, reference: LoadedModel) -> ParityReport:
-    """The bundle itself; what the steps between do, other files ask."""
+    """Check the bundle alone. Other files test the rungs in between."""
     return check_bundle(bundle, reference, ladder=False)
 
 
@@ -71,7 +71,7 @@ def test_a_faithful_bundle_passes_with_every_output_and_every_row_compared(
         (spec.name, tensor.name) for spec in manifest.graphs.values() for tensor in spec.outputs
     }
     frames = 2 * manifest.limits.window + 2 + 2  # the ring wraps twice, then the clock jumps twice
-    frames += 2 if manifest.limits.streams == 2 else 0  # each row of a batch of two
+    frames += 2 if manifest.limits.streams == 2 else 0  # one per row of a batch of two
     times, edges = clock_times(manifest), edge_lengths(manifest.limits, manifest.limits.context)
     for row in rows:
         assert row.graph not in VISION_GRAPHS or num_compared(report, row.worst, "frame", "stream") == frames
@@ -81,7 +81,7 @@ def test_a_faithful_bundle_passes_with_every_output_and_every_row_compared(
 
 
 def num_compared(report: ParityReport, like: Difference, *kinds: str) -> int:
-    """In how many places of these kinds that tensor was compared, on that rung."""
+    """Count the places of these kinds where the tensor was compared on that rung."""
     found = (one for one in report.differences if (one.rung, one.name) == (like.rung, like.name))
     return sum(one.where.kind in kinds for one in found)
 
@@ -130,7 +130,7 @@ def test_swapped_keys_and_values_end_the_command_with_exit_code_3(
 
 
 FAULTS = (mask_one_slot_off, positions_one_ahead, least_likely_token)
-"""One of the vision side, one of the language side, one of what is said; test_controls.py has the others."""
+"""One fault each of vision, language and decoding; controls/test_prove.py has the others."""
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
@@ -152,7 +152,7 @@ def test_an_unmasked_tail_of_a_bucket_fails(bundle_rows: Path, tiny: LoadedModel
 def test_a_fault_at_the_edge_of_a_bucket_is_found_though_no_stream_stops_there(
     bundle_rows: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    """The newest row is hidden, at that length alone."""
+    """The newest row is hidden at exactly one length."""
     feeds = LinearCache.feeds
 
     def wrong(self: LinearCache, num_rows: int) -> dict[str, np.ndarray]:
@@ -174,7 +174,7 @@ def test_a_fault_at_the_edge_of_a_bucket_is_found_though_no_stream_stops_there(
 def test_an_answer_without_a_word_still_shows_decoding(
     bundle_fp32: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A trained model may stop at once; here the stop token is whatever comes first."""
+    """A trained model may stop immediately; here every token counts as a stop token."""
     ask = engines.stream.PVCStream.ask
 
     def stop_at_once(self: engines.stream.PVCStream, *args: object, **options: object) -> object:
@@ -195,7 +195,7 @@ class AnyToken:
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, *, frame: int) -> None:
-    """The rows of one frame are kept as NaN: what sees them next returns NaN."""
+    """Store the rows of one frame as NaN, so that whatever reads them next returns NaN."""
     push = RingCache.push
 
     def poisoned(self: RingCache, rows: dict[str, np.ndarray]) -> None:
@@ -245,7 +245,7 @@ def test_nan_of_the_language_side_is_named_too(
 
 
 def spoil(model: onnx.ModelProto) -> None:
-    """Its first output is infinite: an overflow, say."""
+    """Make the first output infinite, as an overflow would."""
     graph = model.graph
     name = graph.output[0].name
     node = next(node for node in graph.node if name in node.output)
@@ -265,7 +265,7 @@ def test_a_reference_that_is_nan_proves_nothing() -> None:
 
 
 def noise_of(coarse: np.ndarray, fine: np.ndarray) -> NoiseTable:
-    """Of the worked example's tensor."""
+    """The noise table of the worked example's tensor."""
     return NoiseTable([compare_arrays(coarse, fine, **WORKED | {"rung": Rung("torch", "fp32")})])
 
 

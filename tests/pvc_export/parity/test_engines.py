@@ -1,4 +1,4 @@
-"""What a check says of engines: built here, exchanged, stale, or not verified, which is neither pass nor failure."""
+"""Engines in a check's report: built here, exchanged, stale, or not verified, which is neither pass nor failure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ELSEWHERE = {"engines": "not verified: built on another machine. That one can ve
 
 @pytest.fixture
 def bundle(bundle_fp32: Path, copy_bundle: Copy) -> Path:
-    """With two engines that were built here."""
+    """A bundle with two engines that were built here."""
     folder = copy_bundle(bundle_fp32)
     build_engines(folder)
     return folder
@@ -37,7 +37,7 @@ def bundle(bundle_fp32: Path, copy_bundle: Copy) -> Path:
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From its call on, this is another machine."""
+    """A function that makes the code believe it runs on another machine."""
     return lambda: monkeypatch.setattr(machine, "machine_id", lambda: "another")
 
 

@@ -1,4 +1,4 @@
-"""Facts of a manifest: each is held to the model, none can be forgotten, and the check goes on with the model's own."""
+"""Facts of a manifest: all are compared with the model, none can be missed, and a check continues with the model's."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_new_field_that_nobody_holds_fails(
 RECORDS = {"model": ModelSource, "shape": ModelShape, "prompt": PromptSpec, "images": ImageSpec}
 LEAVES = [(name, part.name) for name, record in RECORDS.items() for part in fields(record)]
 BY_THEMSELVES = ("name", "mapping", "config")
-"""Of the model: two that another copy may have otherwise, and one that is held value by value."""
+"""Facts of the model: two may differ in another copy, and one is compared value by value."""
 FACTS = [("time_mode", ""), ("trained_frames", ""), *(leaf for leaf in LEAVES if leaf[1] not in BY_THEMSELVES)]
 
 
@@ -108,7 +108,7 @@ def test_limits_are_held_where_the_model_leaves_no_choice(bundle: Bundle, tiny: 
 def test_the_check_goes_on_with_the_model_s_own_facts(
     bundle_fp32: Path, tiny: LoadedModel, copy_bundle: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    """Else a prompt of another length would end it, and one fault would hide all others."""
+    """Otherwise a prompt of another length would end the check, and one fault would hide all others."""
     folder = copy_bundle(bundle_fp32)
     for edit in (bundle_edits.other_system_text, bundle_edits.fixed_time, bundle_edits.an_added_token_missing):
         edit(folder)

@@ -1,4 +1,4 @@
-"""What the package's docstring promises: two rungs, compared and judged, from outside; and no torch for its types."""
+"""The example in the package's docstring: compare and judge two rungs from outside; its types need no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Golden recordings: what any bundle reproduces, and what each kind of fault does to it, by graph, frame and tensor."""
+"""Golden recordings: every kind of bundle reproduces its own, and a fault is located by graph, frame and tensor."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def opened(folder: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def golden(bundle_fp32: Path, tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Golden:
-    """Of a bundle in float32 that serves two streams and updates its cache in place, read back from its file."""
+    """The recording of a float32 bundle with two streams and caches updated in place, read back from its file."""
     path = tmp_path_factory.mktemp("golden") / GOLDEN_NAME
     record_golden(tiny, Manifest.load(bundle_fp32)).save(path)
     assert path.stat().st_size < 500_000
@@ -59,7 +59,7 @@ def test_every_kind_of_bundle_reproduces_its_recording(
     assert report.passed, report.summary()
     outputs = {tensor.name for spec in bundle.manifest.graphs.values() for tensor in spec.outputs}
     seen = {one.tensor for one in report.compared} | {name for name in outputs if name.endswith(".scale")}
-    assert seen == outputs, "of every output of every graph something is held"
+    assert seen == outputs, "every output of every graph must be compared"
     assert {one.run for one in report.compared if one.graph == "temporal"} >= {0, WINDOW - 1, WINDOW, WINDOW + 1}
 
 
@@ -72,7 +72,7 @@ def test_a_recording_is_the_same_whenever_it_is_made(golden: Golden, bundle_fp32
 
 
 def test_its_passes_are_what_a_stream_feeds(golden: Golden, bundle_fp32: Path) -> None:
-    """The prompt is the reference's, so the runtime's own is not asked: here both are compared."""
+    """The recording uses the reference's prompt and not the runtime's, so the two are compared here."""
     fed: list[int] = []
     bundle = opened(bundle_fp32)
 
@@ -93,11 +93,11 @@ def test_its_passes_are_what_a_stream_feeds(golden: Golden, bundle_fp32: Path) -
 
 
 Change = Callable[[dict[str, Array], int], None]
-"""Alters what a graph returned, in place; the number of the run."""
+"""Changes a graph's outputs in place, given the number of the run."""
 
 
 def broken(folder: Path, golden: Golden, graph: str, change: Change) -> GoldenReport:
-    """The report of a bundle whose graph returns something else."""
+    """Return the report of a bundle whose graph returns changed outputs."""
     count = iter(range(10**6))
 
     def run(session: Session, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -152,13 +152,13 @@ def test_a_graph_that_answers_otherwise_when_repeated_is_told(bundle_fp32: Path,
         outputs["hidden"] *= np.float32(1 + 1e-7 * rng.integers(1, 3))
 
     report = broken(bundle_fp32, golden, "llm", change)
-    assert report.first_failed is None, "each is within its limits"
+    assert report.first_failed is None, "each value is within its limits"
     assert not report.passed
     assert "repeated" in report.summary() and "'llm' returned other values of 'hidden'" in report.summary()
 
 
 def test_a_graph_that_answers_one_stream_otherwise_than_two_is_told(bundle_fp32: Path, golden: Golden) -> None:
-    """TensorRT's kernels for exactly one row are kernels of their own."""
+    """TensorRT has separate kernels for exactly one row."""
 
     def change(outputs: dict[str, Array], run: int) -> None:
         if len(outputs["hidden"]) == 2:
@@ -206,7 +206,7 @@ def test_few_rows_are_sampled_from_the_first_to_the_last() -> None:
 
 @pytest.fixture
 def with_golden(bundle_fp32: Path, golden: Golden, copy_bundle: Callable[[Path], Path]) -> Path:
-    """A bundle that lists a recording."""
+    """A bundle whose manifest lists a recording."""
     folder = copy_bundle(bundle_fp32)
     golden.save(folder / GOLDEN_NAME)
     manifest = Manifest.load(folder)

@@ -1,4 +1,4 @@
-"""A bundle whose LLM is held in four bits: it is held to its own codes, and each wrong one is a difference."""
+"""A bundle whose LLM has int4 weights: it is compared with its own codes, and each wrong code is a difference."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HOW = Quantization(block=32, zero_points=True, method="search")
 
 @pytest.fixture(scope="module")
 def fresh(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> FreshGraphs:
-    """Of all tests here: what they change is the bundle's files."""
+    """Shared by all tests here, which only change files of the bundle."""
     return FreshGraphs(tiny.model, tmp_path_factory.mktemp("fresh"))
 
 
@@ -49,7 +49,7 @@ def test_it_passes_its_check_and_its_manifest_says_what_it_is(
     (cost,) = (rule for rule in report.rules if rule.name == "what codes cost")
     assert cost.passed and "KL" in cost.detail
     kl = float(re.search(r"KL ([\d.e-]+) nats", cost.detail)[1])  # type: ignore[index]
-    assert 0 < kl < 0.1, "codes do cost something"
+    assert 0 < kl < 0.1, "codes must cost something"
 
 
 def test_codes_of_another_model_cost_too_much(bundle_int4: Path, tiny: LoadedModel) -> None:
@@ -89,7 +89,7 @@ Edit = Callable[[onnx.ModelProto], None]
 
 
 def _part(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    """The first constant of that kind."""
+    """Return the first constant of that kind."""
     return next(tensor for tensor in model.graph.initializer if tensor.name.endswith(f".{name}"))
 
 
@@ -119,7 +119,7 @@ def a_code(model: onnx.ModelProto) -> None:
 
 
 def a_block(model: onnx.ModelProto) -> None:
-    """Scales stand for two blocks each, as for a block size that is twice as large."""
+    """Make each scale serve two blocks, as if the block size were twice as large."""
     node = next(node for node in model.graph.node if node.op_type == "DequantizeLinear")
     for tensor in model.graph.initializer:
         if tensor.name in node.input[1:]:

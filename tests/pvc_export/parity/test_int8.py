@@ -1,4 +1,4 @@
-"""A bundle that multiplies in eight bits: held to a reference that rounds as it does, operation by operation."""
+"""A bundle with int8 matmuls, compared operation by operation with a reference that rounds the same way."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def held(bundle_int8: Path, tiny: LoadedModel) -> LoadedModel:
 
 @pytest.fixture
 def edited(bundle_int8: Path, held: LoadedModel, copy_bundle: Callable[[Path], Path], fresh: FreshGraphs) -> Edited:
-    """A copy of the bundle with one graph changed, and how its graphs compare."""
+    """Copy the bundle with one graph changed, and compare its graphs."""
 
     def change(graph: str, edit: Edit) -> tuple[Path, Evidence]:
         bundle = copy_bundle(bundle_int8)
@@ -80,7 +80,7 @@ def test_a_reference_knows_that_it_rounds_its_inputs(held: LoadedModel, tiny: Lo
 
 
 def _change(model: onnx.ModelProto, end: str, change: Callable[[np.ndarray], None]) -> None:
-    """Change the values of the first constant whose name ends so."""
+    """Change the values of the first constant whose name ends with `end`."""
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith(end))
     values = numpy_helper.to_array(tensor).copy()
     change(values)
@@ -103,23 +103,23 @@ def a_code(model: onnx.ModelProto) -> None:
 def test_a_wrong_scale_or_code_is_a_weight_that_differs(edit: Edit, graph: str, edited: Edited) -> None:
     _, found = edited(graph, edit)
     assert set(found.wrong_weights) == {graph}
-    assert all(rule.passed for rule in found.rules), "the graph is built as it should be"
+    assert all(rule.passed for rule in found.rules), "the graph's structure is correct"
 
 
 def a_zero_point(model: onnx.ModelProto) -> None:
-    """What rows are fed as 0 is one code off in one product."""
+    """Shift the zero point of one matmul's input by one code."""
     product = next(node for node in model.graph.node if node.op_type == "MatMulInteger")
     model.graph.initializer.append(numpy_helper.from_array(np.uint8(127), "wrong"))
     product.input[2] = "wrong"
 
 
 def a_largest_code(model: onnx.ModelProto) -> None:
-    """Rows are scaled to 120 codes, and nothing is cut off: right, and coarser than it should be."""
+    """Scale rows to 120 codes. Nothing saturates, so results are correct but too coarse."""
     _change(model, "rows.largest_code", lambda values: np.copyto(values, 120))
 
 
 def an_attention_product(model: onnx.ModelProto) -> None:
-    """Scores are multiplied in eight bits, which nobody asked for."""
+    """Compute attention scores in int8, which was not requested."""
     constants = {tensor.name for tensor in model.graph.initializer}
     index, node = next(
         (i, node)
@@ -183,7 +183,7 @@ def test_weights_of_four_bits_whose_inputs_are_rounded_block_by_block_pass_whole
     assert report.passed, report.failure_text()
     report = check_bundle(tmp_path, small, by_layer=True)
     assert report.passed, report.failure_text()
-    # The file says that inputs are in floating point: so each operation is held to that, and not to blocks.
+    # The file states floating-point inputs, so each operation is compared with those and not with rounded blocks.
     assert find_culprit(tmp_path, as_written(small, manifest)) is None
     assert find_culprit(tmp_path, as_held(small, manifest)) is not None
 

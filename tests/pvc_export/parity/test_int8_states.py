@@ -1,4 +1,4 @@
-"""A bundle that remembers in eight bits: held to a reference that does, and every way to remember wrongly is told."""
+"""A bundle with int8 caches, compared with a reference that has them too; every kind of wrong cache is reported."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_it_passes_its_check_with_engines_whose_attention_stays_fused(
 
 @pytest.fixture(scope="module")
 def on_cpu(small: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two streams, the cache updated in place, beside products of eight bits."""
+    """A CPU bundle with two streams, int8 caches, and the cache updated in place."""
     folder = tmp_path_factory.mktemp("states") / "bundle"
     folder.mkdir()
     request = ExportRequest(
@@ -73,7 +73,7 @@ def fresh(small: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Fresh
 def test_on_a_cpu_it_passes_whole_and_layer_by_layer(by_layer: bool, on_cpu: Path, small: LoadedModel) -> None:
     report = check_bundle(on_cpu, small, by_layer=by_layer, num_questions=0)
     assert report.passed, report.failure_text()
-    assert not report.missing, "codes and scales are compared, as values"
+    assert not report.missing, "codes and scales must be compared, as values"
 
 
 def _constant(model: onnx.ModelProto, like: float, value: float) -> None:
@@ -83,7 +83,7 @@ def _constant(model: onnx.ModelProto, like: float, value: float) -> None:
 
 
 def another_largest_code(model: onnx.ModelProto) -> None:
-    """Right, and coarser than it should be."""
+    """Results are correct but too coarse."""
     _constant(model, 127, 100)
 
 
@@ -94,14 +94,14 @@ def codes_that_are_cut_off(model: onnx.ModelProto) -> None:
 
 
 def scales_of_the_other(model: onnx.ModelProto) -> None:
-    """Keys are scaled by what values are, and the other way round."""
+    """Exchange the scales of keys and values."""
     names = {"past.0.key.scale": "past.0.value.scale", "past.0.value.scale": "past.0.key.scale"}
     for node in model.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
 
 
 def a_row_that_itself_is_seen_unrounded(model: onnx.ModelProto) -> None:
-    """What is returned is right: only the frame itself sees more of its key than later ones will."""
+    """The returned rows are correct, but the current frame sees its own key unrounded, unlike later frames."""
     first = next(node for node in model.graph.node if node.op_type == "Round")
     (scaled,) = (node for node in model.graph.node if node.output[0] == first.input[0])
     values = next(node for node in model.graph.node if node.op_type == "Mul" and scaled.input[1] in node.input)

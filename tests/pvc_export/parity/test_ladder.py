@@ -1,4 +1,4 @@
-"""The ladder: each rung against its neighbour, each fault at the step that made it."""
+"""The ladder: each rung is compared with its neighbour, and each fault appears at the step that caused it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def failed_stages(report: ParityReport) -> list[str]:
 
 
 def left_out(report: ParityReport) -> list[str]:
-    """But for the conversations, which `stream_alone` leaves out."""
+    """Return what was not executed, except the conversations, which `stream_alone` leaves out."""
     return [name for name in report.not_executed if not name.startswith("prompts about")]
 
 
@@ -119,7 +119,7 @@ def test_an_engine_that_was_not_executed_is_named_and_not_passed(bundle_fp16: Pa
 
 
 class FakeGPU:
-    """The bundle's engines, replaced by ones that run their ONNX files on a recording CUDA runtime."""
+    """Replaces the bundle's engines by fakes that run their ONNX files on a recording CUDA runtime."""
 
     def __init__(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.bundle = bundle
@@ -142,7 +142,7 @@ def test_on_a_gpu_the_engines_are_rungs_of_their_own(
     assert report.passed, report.failure_text()
     assert [str(rung) for rung in report.kinds() if rung.kind in ("engine", "gpu")] == ["engine fp16", "gpu fp16"]
     rows = [row for row in report.rows if row.rung == Rung("engine", "fp16")]
-    assert rows and all(row.worst.max_abs == 0 for row in rows)  # the same arithmetic underneath
+    assert rows and all(row.worst.max_abs == 0 for row in rows)  # the same arithmetic in both
     assert left_out(report) == ["llm and head on the GPU"]
 
 
@@ -150,7 +150,7 @@ def test_on_a_gpu_the_engines_are_rungs_of_their_own(
 def test_engines_of_another_machine_are_not_run_on_this_one(
     bundle_fp16: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, copy_bundle: Callable[[Path], Path]
 ) -> None:
-    """They are executable code, and nobody here knows who made it."""
+    """Engines are executable code from an unknown source."""
     gpu = FakeGPU(copy_bundle(bundle_fp16), monkeypatch)
     manifest = Manifest.load(gpu.bundle)
     foreign = {name: replace(entry, built_on="f" * len(entry.built_on)) for name, entry in manifest.engines.items()}
@@ -237,7 +237,7 @@ def test_of_a_large_model_a_few_frames_are_computed_in_float64(
 def test_a_fault_of_the_exporter_fails_at_the_onnx_rung_in_float32(
     bundle_fp16: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, copy_bundle: object
 ) -> None:
-    """The bundle is sound here; the float32 export of the ladder is not."""
+    """The bundle is correct here, but the ladder's float32 export is not."""
     graph_module = graph_sessions.graph_module
 
     def tanh_gelu(model: object, *args: object) -> torch.nn.Module:
@@ -256,7 +256,7 @@ def test_a_fault_of_the_exporter_fails_at_the_onnx_rung_in_float32(
 def test_a_model_that_rounds_too_much_by_itself_fails_at_the_torch_rung_and_is_no_fault_of_the_export(
     bundle_fp16: Path, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its features are off by half in float16, before anything is exported."""
+    """The features are off by half in float16, before anything is exported."""
     run_torch = recording.run_torch
 
     def run(model: PVC, *args: object) -> recording.Recording:
@@ -350,13 +350,13 @@ def test_a_widened_graph_rounds_to_bfloat16_after_every_operator(tmp_path: Path)
     total = (relu.astype(np.float32) + narrow.astype(np.float32)).astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(got["z"], relu.astype(np.float32))
     np.testing.assert_array_equal(got["y"], np.sqrt(total.astype(np.float32)))
-    (y, z) = ReferenceEvaluator(model).run(None, {"x": narrow})  # an oracle that nobody here wrote
+    (y, z) = ReferenceEvaluator(model).run(None, {"x": narrow})  # a third-party oracle
     np.testing.assert_allclose(np.asarray(y, np.float32), got["y"], rtol=1e-2)
     np.testing.assert_allclose(np.asarray(z, np.float32), got["z"], rtol=1e-2, atol=1e-2)
 
 
 def test_a_widened_graph_does_not_round_what_is_only_moved_nor_casts_for_nobody(tmp_path: Path) -> None:
-    """A state with new rows behind it: the rows are rounded, the state comes back as it was, from no cast at all."""
+    """A state with new rows appended: the rows are rounded, and the state is returned unchanged, without any cast."""
     text = """
 <ir_version: 10, opset_import: ["" : 20]>
 g (bfloat16[2, 3] rows, bfloat16[4, 3] past) => (bfloat16[6, 3] present, bfloat16[3, 6] y) {
@@ -366,7 +366,7 @@ g (bfloat16[2, 3] rows, bfloat16[4, 3] past) => (bfloat16[6, 3] present, bfloat1
 }"""
     onnx.save(onnx.parser.parse_model(text), tmp_path / "narrow.onnx")
     past = np.full((4, 3), 1 + 2**-7, np.float32)
-    rows = np.full((2, 3), 1 + 2**-9, np.float32)  # bfloat16 holds 1 beside it
+    rows = np.full((2, 3), 1 + 2**-9, np.float32)  # rounds to 1 in bfloat16
     want = np.concatenate([past, np.ones_like(rows)])
     for exact, casts in (((), 6), (("past",), 4)):
         widen(tmp_path / "narrow.onnx", tmp_path / "wide.onnx", exact=exact)
@@ -390,5 +390,5 @@ def test_the_clip_of_a_check_is_half_rendered_and_half_real() -> None:
     clip = check_clip(10)
     assert [frame.shape for frame in clip] == [(144, 192, 3)] * 5 + [(320, 180, 3)] * 5
     assert all(frame.dtype == np.uint8 and frame.flags.c_contiguous for frame in clip)
-    blue, green, red = clip[5].reshape(-1, 3).mean(0)  # a red panda on grass: BGR, and more green than blue
+    blue, green, red = clip[5].reshape(-1, 3).mean(0)  # a red panda on grass, in BGR: more green than blue
     assert red > blue and green > blue

@@ -1,5 +1,5 @@
-"""`pvc-export compare`: a recording of the original's own code tells whether the reference is that model, and if not,
-what differs first. The original is a stand-in that was written for this (chat_model.py)."""
+"""`pvc-export compare`: a recording made with the original code shows whether the reference is the same model, and
+otherwise what differs first. The original here is a stand-in written for these tests (chat_model.py)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ CONFIGS = {
 
 
 def chat_model(config: dict[str, Any], *, seed: int = 0) -> ChatModel:
-    """With weights of which none is neutral, each exact in bfloat16 as a released checkpoint's are."""
+    """A model without neutral weights, all exact in bfloat16 as in a released checkpoint."""
     model = (PVCChatModel if "pvc" in config else ChatModel)(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def write_folder(model: nn.Module, config: dict[str, Any], folder: Path) -> Path
 
 
 def record_to(path: Path, model: ChatModel, dtype: str = "float32") -> Path:
-    """As record_original.py does, of a model that is loaded already."""
+    """Record a loaded model, as record_original.py does."""
     inputs = draw_inputs(model.data["vision_config"]["image_size"], model.data["llm_config"]["vocab_size"])
     narrow = copy.deepcopy(model).to(DTYPES[dtype])
     save(str(path), narrow, inputs, record(narrow, inputs), transformers="4.37.2")
@@ -86,7 +86,7 @@ def record_to(path: Path, model: ChatModel, dtype: str = "float32") -> Path:
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A checkpoint folder, and in it recording.npz, of each name in CONFIGS; made once."""
+    """A checkpoint folder with a recording.npz for each name in CONFIGS, made once."""
     made: dict[str, Path] = {}
 
     def folder(name: str) -> Path:
@@ -161,7 +161,7 @@ def test_what_is_compared_is_what_the_reference_computes(pvc: PVC, of_pvc: Recor
 def test_one_changed_value_of_a_weight_is_seen_where_it_is_used(
     pvc: PVC, of_pvc: Recording, parameter: str, stage: str
 ) -> None:
-    """Five percent of one value; the largest of the tensor, as a value may be next to nothing."""
+    """The largest value of the tensor changes by five percent; another value could be almost zero."""
     with torch.no_grad():
         values = pvc.get_parameter(parameter).view(-1)
         values[values.abs().argmax()] *= 1.05
@@ -250,7 +250,7 @@ def test_where_rounding_alone_would_allow_anything_a_recording_in_float32_is_ask
 
 
 def changed(folder: Path, parameters: tuple[str, str]) -> PVC:
-    """The model of a folder with two tensors of one shape exchanged, as by a wrong guess at their names."""
+    """Load a folder's model with two tensors of one shape exchanged, as if their names had been guessed wrong."""
     model = pvc_ref.load(folder)
     first, second = (model.get_parameter(name) for name in parameters)
     with torch.no_grad():
@@ -292,7 +292,7 @@ def test_a_recording_decides_what_tensors_are_whose_names_tell_nothing(
         re.sub(r"(layers\.\d\.adaln)\.(w\d)", lambda m: f"{m[1]}.{other[m[2]]}", k): v for k, v in stored.items()
     }
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
-    assert pvc_export("compare", folder, folder / "recording.npz", "--mapping", mapping).exit_code == 6  # none is there
+    assert pvc_export("compare", folder, folder / "recording.npz", "--mapping", mapping).exit_code == 6  # no such file
     outcome = pvc_export("compare", folder, folder / "recording.npz", "--save-mapping", mapping)
     assert outcome.exit_code == 0 and "try 24 mappings" in outcome.out
     assert all(f"adaln.{name}.weight -> adaln.{role}.weight" in outcome.out for role, name in other.items())

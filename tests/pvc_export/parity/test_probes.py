@@ -1,4 +1,4 @@
-"""What a short stream does not reach: every trained time and some beyond, every edge of a bucket, the whole context."""
+"""Places a short stream does not reach: all trained times and some later ones, bucket edges, the whole context."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Copy = Callable[[Path], Path]
 
 
 def places_beyond(evidence: Evidence) -> set[str]:
-    """Where anything is further off than the noise of the same probe allows."""
+    """Return the places where a difference exceeds the noise of the same probe."""
     noise = NoiseTable(evidence.differences)
     return {str(one.where) for one in beyond_limits(map(noise.judged, evidence.differences))}
 
@@ -112,7 +112,7 @@ def test_positions_that_are_wrong_midway_are_found(bundle_fp32: Path, tiny: Load
 def test_single_rows_are_held_against_rows_that_the_reference_computes_one_by_one(
     bundle_fp32: Path, tiny: LoadedModel
 ) -> None:
-    """As the graph does: a product of one row rounds otherwise than one of many, behind few rows by far."""
+    """As in the graph: a one-row matmul rounds differently from one with many rows, considerably so after few rows."""
     bundle, reference = open_bundle(bundle_fp32), Reference.of(tiny.model, "fp32")
     num_rows = list[int]()
     layer = reference.model.llm.layers[0]
@@ -128,7 +128,7 @@ def test_single_rows_are_held_against_rows_that_the_reference_computes_one_by_on
 def test_a_drawn_past_is_what_the_reference_makes_of_tokens_further_on_too(
     bundle_fp32: Path, tiny: LoadedModel
 ) -> None:
-    """Keys of the first layer depend on token and position alone: a turned one is what the token has there."""
+    """First-layer keys depend only on token and position, so a rotated key equals the token's key at that position."""
     bundle, reference = open_bundle(bundle_fp32), Reference.of(tiny.model, "fp32")
     past = drawn_past(bundle, reference, np.random.default_rng(7), 2, NUM_PAST + 40)
     ids = torch.from_numpy(np.random.default_rng(7).integers(0, tiny.config.llm.vocab_size, (2, NUM_PAST)))
@@ -140,4 +140,4 @@ def test_a_drawn_past_is_what_the_reference_makes_of_tokens_further_on_too(
     _, ((further, _), *_) = tiny.model.llm(embeds[:, :40], torch.arange(NUM_PAST, NUM_PAST + 40).expand(2, -1))
     assert np.allclose(
         past["past.0.key"][:, NUM_PAST:], further.numpy(), atol=1e-3
-    )  # angles of float32; a wrong turn is off by 1
+    )  # float32 angles; a wrong rotation is off by 1

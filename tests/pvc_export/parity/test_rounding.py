@@ -1,4 +1,4 @@
-"""The twin of a model rounds as it says, shares the weights of its products, and its noise is what limits come from."""
+"""A model's rounding counterpart rounds as specified, shares matmul weights with it, and its noise gives the limits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_wide_twin_differs_from_float64_in_the_angles_alone(tiny: LoadedModel,
     assert (hidden_of(twin, embeds.double(), near) - hidden_of(double, embeds.double(), near)).abs().max() < 1e-6
     shared = (hidden_of(twin, embeds.double(), far) - hidden_of(double, embeds.double(), far)).abs().max()
     own = (hidden_of(twin, embeds.double(), far) - hidden_of(tiny.model, embeds, far)).abs().max()
-    assert shared > 5 * own  # so plain float64 would hide an angle that is a little off
+    assert shared > 5 * own  # so plain float64 would hide a slightly wrong angle
 
 
 def test_a_twin_shares_every_matrix_and_leaves_the_model_as_it_is(tiny: LoadedModel) -> None:

@@ -1,4 +1,4 @@
-"""A bundle whose products of vision are fed by scales found ahead: each wrong part of it is told, and by what."""
+"""A bundle whose vision matmuls use calibrated input scales: each wrong part is reported by the rule it breaks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def held(bundle_static: Path, tiny: LoadedModel) -> LoadedModel:
 
 @pytest.fixture
 def edited(bundle_static: Path, held: LoadedModel, copy_bundle: Callable[[Path], Path], fresh: FreshGraphs) -> Edited:
-    """A copy of the bundle with one graph changed, and how its graphs compare."""
+    """Copy the bundle with one graph changed, and compare its graphs."""
 
     def change(graph: str, edit: Edit) -> tuple[Path, Evidence]:
         bundle = copy_bundle(bundle_static)
@@ -88,7 +88,7 @@ def test_attention_stays_fused_and_engines_are_smaller(bundle_static: Path, bund
 
 
 def a_scale_of_inputs(model: onnx.ModelProto) -> None:
-    """One product is fed by a scale that is a twentieth too small."""
+    """Make the input scale of one matmul a twentieth too small."""
     node = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     scale = numpy_helper.to_array(constants[node.input[1]])
@@ -104,7 +104,7 @@ def a_zero_point(model: onnx.ModelProto) -> None:
 
 
 def an_attention_product(model: onnx.ModelProto) -> None:
-    """Scores are multiplied in eight bits, which nobody asked for."""
+    """Compute attention scores in int8, which was not requested."""
     makers = {node.output[0]: node for node in model.graph.node}
     nodes = list(model.graph.node)
     index, node = next(
@@ -184,7 +184,7 @@ def test_a_manifest_of_other_scales_is_not_of_its_graphs(
 def test_scales_that_do_not_fit_what_a_product_is_fed_cost_too_much(
     factor: float, bundle_static: Path, tiny: LoadedModel
 ) -> None:
-    """Graphs and manifest agree: that each product is fed so is what nothing but its inputs can tell."""
+    """Graphs and manifest agree, so only the inputs of a matmul can reveal that its scale is wrong."""
     manifest = Manifest.load(bundle_static)
     assert cost_of_scales(tiny, manifest).passed
     scales = dict(calibration_of(manifest).scales)
@@ -236,7 +236,7 @@ def test_the_gate_refuses_an_attention_in_eight_bits(
 
 
 def without_codes(model: onnx.ModelProto) -> None:
-    """The first product's weight as values again, and its input as it is: a compiler that widens ahead of time."""
+    """Turn the first matmul's weight back into values, its input unrounded, as a compiler that widens early does."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     node = next(n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0].endswith(".codes"))
     codes, scales = (numpy_helper.to_array(constants[name]) for name in node.input)

@@ -1,4 +1,4 @@
-"""A bundle's graphs against a fresh export: what noise covers is seen, what another version writes is not blamed."""
+"""A bundle's graphs against a fresh export: faults hidden by noise are found, output of other versions is accepted."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def compared(bundle: Path, manifest: Manifest, loaded: LoadedModel, scratch: Pat
 
 
 def broken(evidence: Evidence) -> dict[str, str]:
-    """By graph, what is said of those that are built otherwise."""
+    """Return the reports on graphs whose structure differs, by graph."""
     return {rule.graph: rule.detail for rule in evidence.rules if rule.passed is False}
 
 
@@ -80,7 +80,7 @@ def test_what_is_built_otherwise_is_named_with_its_node_and_what_is_expected(
 
 
 def differences(bundle: Path, loaded: LoadedModel, graph: str) -> str:
-    """All that is different, not only the first."""
+    """Return all differences, not only the first."""
     file = GraphFile(bundle / f"graphs/{graph}.onnx", graph)
     with FreshGraphs.of(loaded.model, None) as exports:
         exported = exports.graph(graph, Manifest.load(bundle))
@@ -95,11 +95,11 @@ def test_a_faithful_bundle_is_built_as_a_fresh_export_is(
     found = compared(bundle, Manifest.load(bundle), tiny, tmp_path)
     assert [rule.graph for rule in found.rules] == ["trunk", "temporal", "compressor", "embed", "llm", "head"]
     assert all(rule.passed and rule.level == "A" for rule in found.rules) and not found.wrong_weights
-    assert not list(tmp_path.iterdir()), "the fresh exports are gone"
+    assert not list(tmp_path.iterdir()), "the fresh exports were not removed"
 
 
 def lose_a_node(model: onnx.ModelProto) -> None:
-    """The last of a layer's residuals is left out: what it should be added to stands in its place."""
+    """Remove the last residual addition of a layer, and use one of its summands instead."""
     node = find(model, "Add", scope="layers.0", operation="add", index=1)
     for other in model.graph.node:
         for index, name in enumerate(other.input):
@@ -117,7 +117,7 @@ def write_another_opset(model: onnx.ModelProto) -> None:
 
 
 def put_the_scale_into_a_node(model: onnx.ModelProto) -> None:
-    """The constant is right and of another dtype."""
+    """Store the correct constant in another dtype."""
     node = find(model, "Div", operation="div")
     tensor = weight_of(model, node)
     tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
@@ -213,7 +213,7 @@ def test_without_the_values_of_its_matrices_a_model_exports_to_the_same_graph(
 def test_a_hollow_reference_sees_an_epsilon_too(
     bundle_fp16: Path, tiny: LoadedModel, copy_bundle: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a large model's is: the same check, and no file of weights."""
+    """The check of a large model uses such a reference: same comparison, no weights file."""
     monkeypatch.setattr(fresh, "is_small", lambda _: False)
     bundle, defect = copy_bundle(bundle_fp16), PLANTED["epsilon-half"]
     assert defect.change_bundle is not None
@@ -230,7 +230,7 @@ def test_another_process_exports_the_graphs_of_a_large_model_bit_for_bit_as_this
     monkeypatch.setattr(fresh, "export_hollow", never)
     with others.ahead(manifest):
         assert {name: others.graph(name, manifest).model.SerializeToString() for name in manifest.graphs} == want
-    with others.ahead(manifest):  # nothing is left to do
+    with others.ahead(manifest):  # nothing is left to export
         assert others.graph("llm", manifest).model.SerializeToString() == want["llm"]
 
 
@@ -264,7 +264,7 @@ def test_only_a_large_model_is_exported_elsewhere(
 
 
 def never(*_: Any, **__: Any) -> NoReturn:
-    raise AssertionError("it was not to be called")
+    raise AssertionError("this function must not be called")
 
 
 def folder(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The bundle's tokenizer is the reference's: file, ids and text; and each part that can be wrong is named."""
+"""The bundle's tokenizer equals the reference's in file, ids and text, and each wrong part is named."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def bundle(bundle_fp32: Path) -> Bundle:
 
 
 def edited(bundle: Bundle, loaded: LoadedModel, folder: Path, edit: Callable[[Parts], None]) -> Bundle:
-    """The bundle with the tokenizer of `loaded`, changed."""
+    """Return the bundle with a changed copy of the tokenizer of `loaded`."""
     parts = json.loads(loaded.tokenizer.to_str())
     edit(parts)
     path = folder / TOKENIZER_NAME
@@ -50,7 +50,7 @@ def forget_an_added_token(parts: Parts) -> None:
 
 
 def no_special_token(parts: Parts) -> None:
-    """Then answers show it, and questions may hold it."""
+    """Mark a special token as normal, so that answers show it and questions may contain it."""
     parts["added_tokens"][3]["special"] = False
 
 
@@ -72,7 +72,7 @@ EDITS: dict[str, tuple[Callable[[Parts], None], str]] = {
 
 
 UNREAD = ("exchanged merges", "pre-tokenizer", "truncation")
-"""Faults that no text of the check meets: this model merges no digits, and knows few words. The file shows them."""
+"""Faults that no text of the check reveals, since this model merges no digits and knows few words. The file does."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Every weight where its own operation reads it: what stands elsewhere, or in another order, is a wrong weight."""
+"""Every weight is compared where its operation reads it: elsewhere or in another order, it counts as wrong."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_what_is_not_in_its_place_is_named_with_what_stands_there(
     for weight, said in OUT_OF_PLACE[name].items():
         assert said in wrong.pop(weight)
     assert not wrong or name == "weight"
-    assert all(rule.passed for rule in found.rules), "the values of weights are no matter of structure"
+    assert all(rule.passed for rule in found.rules), "wrong weight values must not fail a rule of structure"
 
 
 @pytest.mark.parametrize("bundle_name", ["bundle_fp32", "bundle_fp16", "bundle_rows"])
@@ -128,7 +128,7 @@ def test_a_tied_table_is_a_weight_of_both_its_graphs(tmp_path: Path, export_once
 
 @pytest.fixture(scope="module")
 def uniform(tiny: LoadedModel) -> PVC:
-    """Both layers are equal, gains are one, and every bias is zero: the exporter joins and leaves out what it can."""
+    """A model with equal layers, gains of one and zero biases, so that the exporter merges and drops what it can."""
     model = copy.deepcopy(tiny.model)
     with torch.no_grad():
         for part in (model.trunk, model.temporal):
@@ -165,7 +165,7 @@ def test_a_bias_that_is_left_out_was_zero(
 def test_a_weight_that_no_operation_of_its_module_reads_is_wrong_wherever_else_it_lies(
     bundle_fp32: Path, tiny: LoadedModel, copy_bundle: Callable[[Path], Path]
 ) -> None:
-    """The layer's own gain stays in the file, and the node reads ones."""
+    """The layer's gain stays in the file, but the node reads ones."""
     bundle = copy_bundle(bundle_fp32)
 
     def read_ones(model: onnx.ModelProto) -> None:
@@ -178,7 +178,7 @@ def test_a_weight_that_no_operation_of_its_module_reads_is_wrong_wherever_else_i
 
 
 def test_a_matrix_may_pass_nodes_that_only_turn_it(bundle_fp32: Path, tiny: LoadedModel, tmp_path: Path) -> None:
-    """Large matrices that two operations share keep their Transpose in the graph; and one too many is seen."""
+    """Large matrices that two operations share keep their Transpose in the graph; an odd one is detected."""
     source = bundle_fp32 / "graphs" / "trunk.onnx"
     for turns, said in ((2, None), (1, "it is read transposed")):
         model = onnx.load(source)

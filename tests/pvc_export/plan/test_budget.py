@@ -1,4 +1,4 @@
-"""What `--memory` chooses fits, nothing larger of its kind does, and what it says of that is so."""
+"""The limits that `--memory` chooses fit, no larger ones would, and its report is correct."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_what_a_window_or_a_context_leaves_is_the_others() -> None:
 @pytest.mark.parametrize(("given", "most"), [({"window": 8}, "context"), ({"context": 1024}, "window")])
 def test_no_more_than_the_model_can_use_is_chosen_however_much_there_is(given: dict[str, int], most: str) -> None:
     chosen = choose_limits(planned_model("shapes").model, request_of("cpu"), asked("64GiB", **given)).limits
-    assert getattr(chosen, most) == {"context": 1024, "window": 16}[most], "16 frames were trained"
+    assert getattr(chosen, most) == {"context": 1024, "window": 16}[most], "the model was trained on 16 frames"
 
 
 @pytest.mark.parametrize("config", [PVCConfig(time_mode="fixed"), PVCConfig(trained_frames=1)], ids=["fixed", "one"])
@@ -151,7 +151,7 @@ def test_a_context_is_of_whole_buckets_of_what_a_model_knows() -> None:
 
 @pytest.mark.parametrize("clock", ["run-on", "reanchor"])
 def test_streams_count_as_reanchoring_with_either_clock(clock: Clock) -> None:
-    """As in engines/episodes.py: two rings, two LLM caches, and features of the replayed frames and one more."""
+    """As in engines/episodes.py: two rings, two LLM caches, and the features of the replayed frames and one more."""
     model, request = planned_model("tiny").model, request_of("cpu", streams=3, clock=clock)
     chosen = choose_limits(model, request, asked("300MiB", streams=3))
     limits, vision = chosen.limits, model.config.vision
@@ -247,7 +247,7 @@ def test_a_plan_says_what_was_chosen_in_one_line_and_plans_that(pvc_export: Run)
 
 
 class Stopped(ModelError):
-    """In place of an export."""
+    """Raised instead of exporting."""
 
 
 @pytest.mark.parametrize("command", ["onnx", "trt", "kit"])

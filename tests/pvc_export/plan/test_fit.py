@@ -1,4 +1,4 @@
-"""Which devices a bundle fits, and that what is said to make it fit does."""
+"""Devices that a bundle fits, and remedies that really make it fit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def setting_of(name: str, precision: Precision = "fp16", target: str = "rtx", **
 
 
 def changed(setting: Setting, remedy: str) -> Setting:
-    """The setting with the options that a remedy names."""
+    """Return the setting with the options that a remedy names."""
     request, words = setting.request, iter(shlex.split(remedy))
     for word in words:
         if word == "--fp16":
@@ -97,7 +97,7 @@ def test_eight_billion_parameters_need_more_than_16_gb() -> None:
     by_name = {fit.device.name: fit for fit in fits(setting_of("internvl2-8b"))}
     assert by_name["RTX card, 12 GB"].left < 0 < by_name["RTX card, 24 GB"].left
     assert by_name["Jetson Orin NX 16 GB"].left < 0 < by_name["Jetson AGX Orin 64 GB"].left
-    assert "no setting: the weights alone are 5.7 GiB" in by_name["Jetson Orin Nano 8 GB"].remedy, "four bits included"
+    assert "no setting: the weights alone are 5.7 GiB" in by_name["Jetson Orin Nano 8 GB"].remedy, "with int4 weights"
     assert by_name["RTX card, 12 GB"].remedy.endswith("--int4 llm")
 
 

@@ -1,4 +1,4 @@
-"""A plan's peaks are at or above those that were measured, by less than a quarter: the table of docs/performance.md."""
+"""A plan's peaks exceed the measured ones in docs/performance.md by less than a quarter, and are never below them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_plan_is_close_to_what_was_measured(
     else:
         now = plan.costs[step].peak
         assert 1 <= now / (float(measured) * 1e6) < QUARTER
-    assert now == pytest.approx(float(planned) * 1e6, rel=0.01), "the table was made by another formula"
+    assert now == pytest.approx(float(planned) * 1e6, rel=0.01), "the table was made with another formula"
 
 
 @pytest.mark.parametrize(("preset", "export", "check"), LARGE_ROWS)
@@ -78,7 +78,7 @@ def test_a_run_on_a_cpu_holds_codes_as_they_are_and_no_clock_that_is_a_table() -
     )
     clock = [part.numel() for name, part in model.named_parameters() if "time_embed" in name]
     saved = (weights() - weights(clock="reanchor")) / (4 * sum(clock))
-    assert 0.8 < saved < 1, "the table has rows"
+    assert 0.8 < saved < 1, "the clock's table takes space too"
 
 
 def test_only_a_large_folder_is_checked_layer_by_layer() -> None:

@@ -1,4 +1,4 @@
-"""A plan's bytes are those of the bundles that are built."""
+"""A plan's sizes equal those of the built bundles."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CLOSE = 0.02
 
 
 def plan_of(manifest: Manifest, model: PVC | None = None) -> BundlePlan:
-    """The plan of a bundle, by the names and options in its manifest."""
+    """Plan a bundle from the names and options in its manifest."""
     planned = planned_model(manifest.model.name)
     target = load_target(manifest.target)
     if not manifest.engines:
@@ -122,7 +122,7 @@ def test_a_plan_knows_attention_that_goes_head_by_head(tmp_path: Path) -> None:
 
 
 def check_graph(config: PVCConfig, request: ExportRequest, name: str, folder: Path) -> None:
-    """Export one graph, and hold its plan to what was written."""
+    """Export one graph and compare its plan with the files written."""
     model = PVC.random(config, seed=1)
     spec = request.graph_specs(config)[name]
     cast = cast_model(model, request.precision)

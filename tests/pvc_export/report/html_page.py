@@ -1,4 +1,4 @@
-"""A report's page as a reader meets it: its words, and nothing that it would fetch."""
+"""A report's page as a reader sees it: its words, and a check that it fetches nothing."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from html.parser import HTMLParser
 
 HOSTILE = '<script>alert("x")</script> \x1b[31m\u202egnp.exe & "q" \x00\ud800'
-"""What a user or a model may have called something."""
+"""A hostile name that a user or a model may have given something."""
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
 class Page(HTMLParser):
-    """Text and attributes of a page, and its tags' nesting, which must be right."""
+    """Text and attributes of a page, and the nesting of its tags, which must be correct."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -50,6 +50,6 @@ def require_self_contained(html: str) -> None:
 
 
 def require_clean(document: str) -> None:
-    """No control character, nor half of a surrogate pair."""
+    """Require that the document has no control characters and no lone surrogates."""
     document.encode()
     assert not re.search("[\x00-\x08\x1b\u202e]", document)

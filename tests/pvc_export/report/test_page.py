@@ -1,4 +1,4 @@
-"""The report of a check, as a page and as JUnit XML: all that was found is on it, and nothing that is not true."""
+"""The report of a check as a page and as JUnit XML: it contains everything that was found, and nothing untrue."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ COORDINATES = {"d", "cx", "cy", "x", "y", "r", "width", "height", "viewbox"}
 
 
 def difference(rung: Rung, graph: str, tensor: str, where: Place, *, part: float = 0.1) -> Difference:
-    """Every metric at that part of its limit, noise being NOISE everywhere."""
+    """A difference with every metric at `part` of its limit, and noise NOISE everywhere."""
     if rung.kind == "torch":
         noise, limits = {}, {"rel_l2": thresholds()["ceilings"][rung.dtype]}
         values = dict.fromkeys(GATED, NOISE) if part <= 1 else dict.fromkeys(GATED, part * limits["rel_l2"])
@@ -66,7 +66,7 @@ def difference(rung: Rung, graph: str, tensor: str, where: Place, *, part: float
 
 
 def found_of(parts: dict[tuple[Rung, str, Place], float] | None = None) -> tuple[Difference, ...]:
-    """A small check's comparisons; `parts` names those that are off: (rung, tensor, where) -> part of the limit."""
+    """A small check's comparisons; `parts` lists the wrong ones: (rung, tensor, where) -> part of the limit."""
 
     def one(rung: Rung, graph: str, tensor: str, where: Place) -> Difference:
         return difference(rung, graph, tensor, where, part=(parts or {}).get((rung, tensor, where), 0.1))
@@ -112,7 +112,7 @@ def parity_of(found: Iterable[Difference], **changes: object) -> ParityReport:
 
 
 def changed(report: ReportInput, **changes: object) -> ReportInput:
-    """The same circumstances, another outcome."""
+    """Return the report with the same conditions and another outcome."""
     return replace(report, parity=replace(report.parity, **changes))  # type: ignore[arg-type]
 
 
@@ -300,7 +300,7 @@ def test_a_value_that_is_not_finite_is_shown_as_such_and_never_drawn(value: floa
     page = Page(render(report))
     assert "✕ FAIL" in page.text and number(value) in page.text and "∞ of its limit" in page.text
     assert "9 values are NaN or infinite at frame 5" in page.text
-    assert ("path", "class", "cross") in page.attributes  # and no point of a curve
+    assert ("path", "class", "cross") in page.attributes  # a cross instead of a point on the curve
     for tag, name, written in page.attributes:
         if name in COORDINATES or name == "style":
             assert not re.search(r"nan|inf\b", written, re.IGNORECASE), (tag, name, written)
@@ -308,7 +308,7 @@ def test_a_value_that_is_not_finite_is_shown_as_such_and_never_drawn(value: floa
 
 
 def drift(error: float) -> DriftReport:
-    """Three blocks of one tensor; the last sample has that error."""
+    """A drift report on one tensor whose last sample has the given error."""
     row = worst_rows([difference(BUNDLE, "temporal", "features", Place("frames", words="frames 0 to 3"))])[0]
     errors = (1e-3, 1e-3, 1e-3, error)
     samples = tuple(Sample(frame=100.0 * i, error=e, floor=1e-5, gap=e) for i, e in enumerate(errors))

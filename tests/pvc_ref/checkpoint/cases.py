@@ -1,4 +1,4 @@
-"""What the tests of checkpoints share: configurations, the damage that they do, and the refusal that they expect."""
+"""Shared parts of the checkpoint tests: configurations, damage to files, and the expected refusal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pvc_ref.config import CompressorKind
 from pvc_ref.errors import CheckpointError
 
 CopyOf = Callable[[Path], Path]
-"""Copies a folder to where it may be damaged."""
+"""Copies a folder so that a test may damage it."""
 
 TINY = PVCConfig.preset("tiny")
 KINDS: tuple[CompressorKind, ...] = ("pvc", "pixel_shuffle", "pool", "conv", "q_former")
@@ -54,7 +54,7 @@ def leaves(*stems: str) -> list[str]:
 
 
 VISION_PARTS = ["ls1", "ls2", *leaves("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "norm1", "norm2")]
-"""A layer of the ViT in a checkpoint."""
+"""Prefix of a ViT layer's tensors in a checkpoint."""
 
 
 def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -71,7 +71,7 @@ def refusal(folder: Path) -> CheckpointError:
 
 
 def internvl2_8b_json(**changes: Any) -> dict[str, Any]:
-    """The facts of InternVL2-8B's config.json. A change names its place: `llm_config__bias=True`."""
+    """The content of InternVL2-8B's config.json. A change names its key, nested by __: `llm_config__bias=True`."""
     data: dict[str, Any] = {
         "architectures": ["InternVLChatModel"],
         "downsample_ratio": 0.5,

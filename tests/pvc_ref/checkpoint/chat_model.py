@@ -1,7 +1,7 @@
-"""A small InternVLChatModel and its PVC variant, written from what is published and not from pvc_ref: other operations
-in another order, under the original's names. It stands in for the released code, and like that needs torch only.
+"""A small InternVLChatModel and its PVC variant, written from publications and not from pvc_ref: other operations in
+another order, under the original's names. It stands in for the released code, and like that code needs only torch.
 
-What PVC adds has the names that pvc_ref gives it, as the released ones are not known.
+The parts that PVC adds have the names used in pvc_ref, since the released names are not known.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class VisionEmbeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Over the rows of x (B, N, C); causal over time, where the rows are frames."""
+    """Attention over the rows of x (B, N, C), causal over time if the rows are frames."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class AdaLN(nn.Module):
 
 
 class TemporalVisionLayer(VisionLayer):
-    """The frames of one video, (T, N, C): between the two steps, attention over time."""
+    """A layer for the frames of one video, (T, N, C), with attention over time between its two steps."""
 
     def __init__(self, facts: Any, sinusoid_size: int) -> None:
         super().__init__(facts)
@@ -129,7 +129,7 @@ class VisionModel(nn.Module):
 
 
 class TimedProjector(nn.ModuleDict):
-    """PVC's mlp1: AdaLN in place of the LayerNorm."""
+    """PVC's mlp1: AdaLN instead of the LayerNorm."""
 
     def __init__(self, width: int, out_width: int, sinusoid_size: int) -> None:
         super().__init__(
@@ -180,7 +180,7 @@ class SelfAttention(nn.Module):
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def rotated(self, x: Tensor) -> Tensor:
-        """Pairs (i, i + D/2) as complex numbers, turned."""
+        """Rotate the pairs (i, i + D/2) as complex numbers."""
         half = self.head_dim // 2
         frequencies = self.facts.rope_theta ** (-torch.arange(half).float() / half)
         turn = torch.polar(torch.tensor(1.0), torch.arange(x.shape[2]).float()[:, None] * frequencies)
@@ -205,7 +205,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(width, facts.rms_norm_eps)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        """As a tuple, as the decoders of older transformers return it."""
+        """Return a tuple, as decoders of older transformers versions do."""
         x = x + self.self_attn(self.input_layernorm(x))
         y = self.post_attention_layernorm(x)
         return (x + self.mlp["down_proj"](F.silu(self.mlp["gate_proj"](y)) * self.mlp["up_proj"](y)),)
@@ -231,7 +231,7 @@ class LanguageModel(nn.Module):
 
 
 class Parts:
-    """What both models below have, from the content of a config.json."""
+    """The parts of both models below, built from the content of a config.json."""
 
     def build(self, data: dict[str, Any]) -> None:
         vision, llm = SimpleNamespace(**data["vision_config"]), SimpleNamespace(**data["llm_config"])
@@ -272,7 +272,7 @@ class Parts:
 
 
 class ChatModel(Parts, nn.Module):
-    """InternVL2's."""
+    """InternVL2's chat model."""
 
     def __init__(self, data: dict[str, Any]) -> None:
         nn.Module.__init__(self)
@@ -283,7 +283,7 @@ class ChatModel(Parts, nn.Module):
 
 
 class PVCChatModel(ChatModel):
-    """PVC's: it has to be told that its frames are those of one video."""
+    """PVC's chat model, which must be told that its frames belong to one video."""
 
     def extract_feature(self, pixel_values: Tensor, data_flag: Tensor, split_sizes: Tensor) -> Tensor:
         assert data_flag.tolist() == [3] and split_sizes.tolist() == [len(pixel_values)]

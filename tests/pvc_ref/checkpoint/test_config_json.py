@@ -1,4 +1,4 @@
-"""config.json: every configuration survives it, InternVL2's own is read, and no fact is guessed."""
+"""config.json: every configuration survives a round trip, InternVL2's file can be read, and no fact is guessed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_plain_internvl2_config_is_a_model_without_time() -> None:
 
 @pytest.mark.parametrize("name", ["internvl2_5-2b", "internvl3-1b"])
 def test_released_config_is_the_preset_of_its_name(name: str) -> None:
-    """Files as transformers printed them: a test of PaddleMIX (internvl2_5-2b), a notebook (internvl3-1b)."""
+    """The files are as transformers printed them in a PaddleMIX test (internvl2_5-2b) and a notebook (internvl3-1b)."""
     data = json.loads((Path(__file__).parent / "released" / f"{name}.json").read_text())
     assert config_from_json(data) == PVCConfig.preset(name)
 

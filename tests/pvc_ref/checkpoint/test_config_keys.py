@@ -1,4 +1,4 @@
-"""config.json, key by key: read, refused by name, known to mean nothing, or an error."""
+"""config.json, key by key: each is read, refused by name, known to be irrelevant, or an error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ V4_DUMP: dict[str, Any] = {
     "tie_encoder_decoder": False, "tokenizer_class": None, "top_k": 50, "top_p": 1.0, "torch_dtype": "bfloat16",
     "torchscript": False, "transformers_version": "4.37.2", "typical_p": 1.0, "use_bfloat16": True, "use_cache": True,
 }  # fmt: skip
-"""What transformers 4.37 writes of every config inside another."""
+"""The keys that transformers 4.37 writes for every nested config."""
 QWEN2_V5: dict[str, Any] = {
     "attention_dropout": 0.0, "dtype": "bfloat16", "layer_types": ["full_attention"] * 2, "max_window_layers": 28,
     "sliding_window": None, "use_sliding_window": False, "model_type": "qwen2", "transformers_version": "5.0.0",

@@ -1,4 +1,4 @@
-"""Tensors of unknown names: found where shapes and names leave one mapping, else a table and a mapping to fill in."""
+"""Tensors with unknown names: mapped if shapes and names allow only one mapping, else a table and a form to fill in."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DECISIVE = {
     "time_embedding.w1": "tattn.te.mlp.0",
     "time_embedding.w2": "tattn.te.mlp.2",
 }
-"""A part of a temporal layer, or of the compressor -> another name for it."""
+"""A part of a temporal layer or of the compressor -> another name for it."""
 GAMMA_BETA = ("gamma.0", "gamma.2", "beta.0", "beta.2")
 STYLES: dict[str, dict[str, str]] = {
     "gamma-beta-te": DECISIVE,
@@ -83,7 +83,7 @@ def rename(folder: Path, style: Mapping[str, str]) -> None:
 
 
 def rename_by_text(folder: Path, **texts: str) -> None:
-    """`a=b` puts b where a stands in names; __ is a dot."""
+    """Replace a by b in tensor names for each `a=b`; __ means a dot."""
 
     def edit(tensors: dict[str, torch.Tensor]) -> None:
         for old, new in texts.items():
@@ -99,18 +99,18 @@ def rename_by_text(folder: Path, **texts: str) -> None:
 UNDECIDED = DECISIVE | {
     f"adaln.w{i}": f"tattn.adaln.lin{letter}" for i, letter in zip((3, 4, 5, 6), "dacb", strict=True)
 }
-"""Names of W3 to W6 that tell nothing, in the temporal layers and in the compressor."""
+"""Meaningless names of W3 to W6, in the temporal layers and in the compressor."""
 TWINS = DECISIVE | {
     "adaln.w3": "tattn.adaln.one.0",
     "adaln.w4": "tattn.adaln.one.2",
     "adaln.w5": "tattn.adaln.other.0",
     "adaln.w6": "tattn.adaln.other.2",
 }
-"""Two Linear-SiLU-Linear: which is gamma's?"""
+"""Two Linear-SiLU-Linear sequences, either of which may be gamma's."""
 COUNTED_ANEW = DECISIVE | {f"adaln.w{i}": f"tattn.adaln.w{i - 2}" for i in (3, 4, 5, 6)}
-"""W3 and W4 here are the paper's W5 and W6, perhaps."""
+"""Names under which W3 and W4 may be the paper's W5 and W6."""
 CONTRADICTION = DECISIVE | {"adaln.w5": "tattn.adaln.gamma.4"}
-"""Three of gamma: words that no mapping can follow."""
+"""Three parts named after gamma, which no mapping can satisfy."""
 
 # -- found -----------------------------------------------------------------------------------------------------
 
@@ -218,7 +218,7 @@ def test_names_that_tell_nothing_stop_with_a_table_and_every_candidate(
     assert any(row.startswith(first) and "layers.2..3.adaln.w" in row for row in rows)
     assert any(f"mlp1.{theirs} weight (1024, 1024)" in row for row in rows)
     assert any(row.endswith(f"mlp1.{ours} weight (1024, 1024), bias (1024,)") for row in rows)
-    assert not any(word in error.what for word in ("tattn.te", "tattn.qkv", "t_alpha")), "only what is open"
+    assert not any(word in error.what for word in ("tattn.te", "tattn.qkv", "t_alpha")), "only open names are listed"
     assert "--suggest-mapping > mapping.json" in error.fix and "--mapping mapping.json" in error.fix
 
 
@@ -228,14 +228,14 @@ def test_words_that_contradict_each_other_count_for_nothing(whole: Path, copy_of
     with pytest.raises(OpenNamesError) as info:
         load(folder)
     assert "86400 mappings are possible" in info.value.what
-    assert len(info.value.candidates) == 1000, "as many as are worth listing"
+    assert len(info.value.candidates) == 1000, "the list is limited to 1000"
 
 
 def test_of_very_many_mappings_a_thousand_are_listed_and_all_are_counted() -> None:
     vision = replace(TINY.vision, sinusoid_size=64)  # as wide as a layer, so that seven Linears are alike
     with torch.device("meta"):
         tensors = checkpoint_tensors(PVC(replace(TINY, vision=vision)))
-    parts = {part: f"z{index}" for index, part in enumerate(DECISIVE)}  # names that tell nothing
+    parts = {part: f"z{index}" for index, part in enumerate(DECISIVE)}  # meaningless names
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     for part, other in parts.items():
         shapes = {name.replace(part, other) if TOWER in name else name: shape for name, shape in shapes.items()}
@@ -243,7 +243,7 @@ def test_of_very_many_mappings_a_thousand_are_listed_and_all_are_counted() -> No
     assert detection.num_candidates == 5040
     assert [len(group) for group in detection.groups] == [1000, 1] and len(detection.candidates) == 1000
     told = {role.removeprefix(EACH) for role in detection.mapping.values() if role is not None}
-    assert told == {"alpha", "temporal_attn.qkv.weight", "temporal_attn.qkv.bias"}, "by their shapes"
+    assert told == {"alpha", "temporal_attn.qkv.weight", "temporal_attn.qkv.bias"}, "identified by their shapes"
 
 
 def test_one_of_the_candidates_is_the_right_one_and_each_loads(whole: Path, copy_of: CopyOf) -> None:

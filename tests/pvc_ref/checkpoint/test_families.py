@@ -1,8 +1,8 @@
-"""Folders of each family in their real layout: `pvc_ref` and an independent loader say the same of the same files.
+"""Checkpoint folders of each family in their real layout: `pvc_ref` and an independent loader agree on the same files.
 
-The files are written here under the names and with the config.json of the released models, only smaller. The loader is
-transformers' InternVL tower and projector and its Qwen2 or Llama; InternLM2, which it lacks, is a Llama whose packed
-`wqkv` is taken apart here. Prompts are written out.
+The files are written here with the names and config.json of the released models, only smaller. The loader uses
+transformers' InternVL tower and projector and its Qwen2 or Llama. transformers has no InternLM2, so that is a Llama
+whose packed `wqkv` is unpacked here. Prompts are written out.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ FAMILIES = {
     "InternVL2.5-2B": ("internvl2_5-2b", {}),
     "InternVL3-1B": ("internvl3-1b", {}),
 }
-"""The file in released/ that a family's config.json begins with, and what it says in another way."""
+"""The file in released/ that a family's config.json is based on, and its changes."""
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 class Original:
-    """A folder as transformers' modules read it."""
+    """A folder's model, loaded with transformers' modules."""
 
     def __init__(self, folder: Path) -> None:
         weights, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
@@ -130,7 +130,7 @@ def causal_lm(weights: dict[str, Tensor], config: dict[str, Any]) -> Qwen2ForCau
 
 
 def as_llama(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """InternLM2's tensors under Llama's names. A wqkv has, for every key/value head, queries, a key, a value."""
+    """Rename InternLM2's tensors to Llama's. Per key/value head, a wqkv holds its queries, one key and one value."""
     renamed = {
         "tok_embeddings": "embed_tokens", "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
         "attention.wo": "self_attn.o_proj", "feed_forward.w1": "mlp.gate_proj", "feed_forward.w3": "mlp.up_proj",
@@ -155,7 +155,7 @@ def as_llama(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of the family named so."""
+    """A checkpoint folder of the family that the parameter names."""
     path = tmp_path_factory.mktemp("family") / request.param
     path.mkdir()
     begin, changes = FAMILIES[request.param]
@@ -230,7 +230,7 @@ def internlm2_layer(matrix: Any) -> dict[str, Tensor]:
 
 
 def write_qwen2_tokenizer(path: Path) -> int:
-    """vocab.json, merges.txt, and InternVL's tokens behind them. Returns how many there are."""
+    """Write vocab.json and merges.txt, followed by InternVL's tokens. Return the number of tokens."""
     tokenizer = Fast(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -244,7 +244,7 @@ def write_qwen2_tokenizer(path: Path) -> int:
 
 
 def write_internlm2_tokenizer(path: Path) -> int:
-    """tokenizer.model whose spare words two of InternVL's tokens take, and added_tokens.json for the others."""
+    """Write tokenizer.model, where two of InternVL's tokens replace spare words, and added_tokens.json for the rest."""
     file = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS * 5), model_writer=file, model_type="bpe", vocab_size=700, byte_fallback=True,
@@ -262,7 +262,7 @@ def write_internlm2_tokenizer(path: Path) -> int:
 
 
 def prompt_of(family: str) -> str:
-    """About one image of 16 tokens, written out."""
+    """The prompt about one image of 16 tokens, written out."""
     system, newline = (INTERNVL2, "") if family.startswith("InternVL2-") else (INTERNVL2_5, "\n")
     start = "<s>" if family in ("InternVL2-8B", "InternVL2.5-2B") else ""
     image = f"<img>{'<IMG_CONTEXT>' * 16}</img>"
@@ -271,7 +271,7 @@ def prompt_of(family: str) -> str:
 
 
 def ids_of(folder: Path, text: str) -> list[int]:
-    """What the folder's own files say, piece by piece between special tokens."""
+    """Encode `text` with the folder's own files, separately between special tokens."""
     known = {
         entry["content"]: int(key)
         for key, entry in json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"].items()

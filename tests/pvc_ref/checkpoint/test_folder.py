@@ -1,4 +1,4 @@
-"""Checkpoint folders: exact round trips, shards, and an error for all that does not fit."""
+"""Checkpoint folders: exact round trips, shards, and an error for everything that does not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What real checkpoints have beside the plain case: harmless differences load, real ones are named."""
+"""Peculiarities of real checkpoints: harmless differences load, real ones are named."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def frequencies(*, theta: float = 1e4, head_dim: int = 16) -> torch.Tensor:
     return 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
 
 
-# -- tensors that repeat what is known ---------------------------------------------------------------------------
+# -- tensors that repeat known values ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_stored_positions_load_if_they_count_from_zero(whole: Path, copy_of: Cop
     assert f"{name} does not count positions from 0" in refusal(folder).what
 
 
-# -- tensors that are another model ------------------------------------------------------------------------------
+# -- tensors of another model ------------------------------------------------------------------------------------
 
 
 def test_lora_that_was_not_merged_is_named(whole: Path, copy_of: CopyOf) -> None:
@@ -135,7 +135,7 @@ def test_the_wrapper_of_a_distributed_training_is_named(whole: Path, copy_of: Co
     assert "begin with 'module.'" in error.what and "removeprefix('module.')" in error.fix
 
 
-# -- files that are not there ------------------------------------------------------------------------------------
+# -- missing files -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])

@@ -1,4 +1,4 @@
-"""record_original.py, as somebody runs it who has the released model's code and not this package."""
+"""record_original.py, run as by someone who has the released model's code but not this package."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""tokenizer.model without tokenizer.json: the ids are those of sentencepiece, with added tokens in between.
+"""tokenizer.model without tokenizer.json: ids equal sentencepiece's, with added tokens in between.
 
-The oracle is sentencepiece itself on models that are trained here: it encodes each text between two added tokens.
+The oracle is sentencepiece itself, with models trained here: it encodes each text between two added tokens.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Folder = Callable[..., Path]
 
 
 def train(**options: Any) -> bytes:
-    """A BPE model of the corpus, with the options of Llama 2 where no other are given."""
+    """Train a BPE model on the corpus, with Llama 2's options unless others are given."""
     usual = {
         "model_type": "bpe", "vocab_size": 800, "byte_fallback": True, "normalization_rule_name": "identity",
         "remove_extra_whitespaces": False, "character_coverage": 0.995, "minloglevel": 2, "num_threads": 1,
@@ -84,7 +84,7 @@ def processor_of(model: bytes) -> Any:
 
 
 def random_texts(count: int) -> list[str]:
-    """Code points of the corpus, of all of Unicode, spaces, newlines, tabs and emoji in any order."""
+    """Random texts of the corpus's code points, all of Unicode, spaces, newlines, tabs and emoji."""
     rng = random.Random(0)
     usual = sorted(set("".join(CORPUS))) + [
         " ",
@@ -118,7 +118,7 @@ def assert_same_ids(tokenizer: Tokenizer, oracle: Callable[[str], list[int]], te
 
 
 def oracle_of(model: bytes, ids: dict[str, int]) -> Callable[[str], list[int]]:
-    """What the slow tokenizers do: sentencepiece on each text between added tokens, and their ids in between."""
+    """Encode as the slow tokenizers do: sentencepiece for each text between added tokens, and their ids in between."""
     processor = processor_of(model)
     cut = re.compile("(" + "|".join(re.escape(name) for name in sorted(ids, key=len, reverse=True)) + ")")
 
@@ -162,7 +162,7 @@ def test_ids_become_the_text_that_sentencepiece_writes(
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_best_score_is_merged_first_and_not_the_shortest_piece(seed: int, folder: Folder) -> None:
-    """A model of few letters and many overlapping pieces, whose scores are in any order."""
+    """A model of few letters and many overlapping pieces, with scores in random order."""
     rng = random.Random(seed)
     proto = ModelProto()
     proto.trainer_spec.model_type, proto.normalizer_spec.add_dummy_prefix = 2, False
@@ -180,7 +180,7 @@ def test_the_best_score_is_merged_first_and_not_the_shortest_piece(seed: int, fo
 
 
 def around(names: list[str]) -> list[str]:
-    """The tokens at the start, in the middle, at the end, next to each other, with and without spaces around."""
+    """Texts with the tokens at the start, middle and end, next to each other, with and without surrounding spaces."""
     rng = random.Random(1)
     texts = ["".join(names), " ".join(names), "\n".join(names), "x" + names[0][:-1], names[0][1:]]
     for name in names:
@@ -207,7 +207,7 @@ def test_added_tokens_are_cut_out_and_keep_their_ids(
 
 
 def test_a_spare_piece_takes_the_name_that_the_folder_gives_it(trained: Callable[[str], bytes], folder: Folder) -> None:
-    """InternLM2's <|im_start|> is [UNUSED_TOKEN_146] in its tokenizer.model. The old name then is text as any other."""
+    """InternLM2's <|im_start|> is [UNUSED_TOKEN_146] in its tokenizer.model. The old name is then ordinary text."""
     model = trained("user-defined pieces, as InternLM2's")
     processor = processor_of(model)
     ids = {"<|im_start|>": processor.piece_to_id(UNUSED[0]), "<|im_end|>": processor.piece_to_id(UNUSED[1])}

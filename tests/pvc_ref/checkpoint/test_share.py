@@ -1,4 +1,4 @@
-"""What is shown of a checkpoint to others: its headers and config.json, of any folder, and no path."""
+"""The shareable summary of a checkpoint: headers and config.json of any folder, and no path."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_every_tensor_is_shared_with_its_dtype_and_shape(sharded: Path) -> None:
 
 
 def test_no_weight_is_read(whole: Path, copy_of: CopyOf) -> None:
-    """The file ends where its weights begin."""
+    """The file is cut off where its weights begin."""
     folder = copy_of(whole)
     path = folder / "model.safetensors"
     content = path.read_bytes()

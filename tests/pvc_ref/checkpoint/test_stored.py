@@ -1,4 +1,4 @@
-"""Weights that stay in a checkpoint's files: what is read by name is what `load` has in memory."""
+"""Weights that stay in a checkpoint's files: reading by name gives the values that `load` holds in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...conftest import few_layers
 
 
 def folder_of(path: Path, *, family: str = "internlm2", tied: bool = False) -> Path:
-    """A checkpoint in two shards."""
+    """Save a checkpoint in two or more shards."""
     config = few_layers(PVCConfig.preset("tiny"))
     llm = replace(config.llm, family=family, qkv_bias=family == "qwen2", tie_embeddings=tied)  # type: ignore[arg-type]
     pvc_ref.save(PVC.random(replace(config, llm=llm), seed=0), path, max_shard_bytes=12_000_000)
@@ -43,7 +43,7 @@ def test_a_model_is_saved_from_the_files_that_its_weights_stayed_in(tmp_path: Pa
     pvc_ref.save(pvc_ref.load(folder, on_disk=True), tmp_path / "copy", dtype=torch.float16)
     whole, copy = pvc_ref.load(folder), pvc_ref.load(tmp_path / "copy")
     for name, weight in whole.named_parameters():
-        assert torch.equal(copy.get_parameter(name), weight), name  # float16 holds the values of a random model
+        assert torch.equal(copy.get_parameter(name), weight), name  # a random model's values are exact in float16
 
 
 def test_weights_in_the_files_names_and_pieces_are_found_through_a_mapping(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a checkpoint calls its tensors: InternVL2's names, order, shards and packed wqkv."""
+"""A checkpoint's tensors: InternVL2's names, order, shards and packed wqkv."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""vocab.json and merges.txt without tokenizer.json: the ids are those of the same tokenizer as one file.
+"""vocab.json and merges.txt without tokenizer.json: ids equal those of the same tokenizer saved as one file.
 
-Two oracles: a tokenizer that is trained here and saved both ways, and transformers' own Qwen2Tokenizer.
+Two oracles: a tokenizer trained here and saved both ways, and transformers' own Qwen2Tokenizer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ EDGES = PLAIN + [f"{a}{name}{b}" for name in NAMES for a in ("", " ", "a\n") for
 
 @pytest.fixture(scope="module", name="whole")
 def train_once() -> Tokenizer:
-    """A tokenizer of Qwen2's kind, as one object."""
+    """A tokenizer like Qwen2's, as one object."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -53,7 +53,7 @@ def train_once() -> Tokenizer:
 
 @pytest.fixture(name="folder")
 def split_files(whole: Tokenizer, tmp_path: Path) -> Path:
-    """The same as Qwen2's checkpoints had it before there was a tokenizer.json."""
+    """Save the tokenizer as Qwen2's checkpoints did before tokenizer.json existed."""
     whole.model.save(str(tmp_path))
     size = whole.get_vocab_size(with_added_tokens=False)
     entries = {str(size + i): {"content": name, "special": True} for i, name in enumerate(NAMES)}
@@ -96,7 +96,7 @@ def test_added_tokens_json_is_enough(whole: Tokenizer, folder: Path) -> None:
     write(folder, "added_tokens", {name: size + i for i, name in enumerate(NAMES)})
     tokenizer = load_tokenizer(folder)
     assert encode(tokenizer, texts()) == encode(whole, texts())
-    assert tokenizer.decode([size]) == NAMES[0]  # no file calls it special
+    assert tokenizer.decode([size]) == NAMES[0]  # no file marks it as special
 
 
 # -- errors ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The shapes world: the same everywhere, true to its labels, and never without an answer."""
+"""The shapes world: identical on every machine, true to its labels, and always with an answer."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_frames_are_uint8_rgb_of_the_size_asked_for() -> None:
 
 
 def test_every_patch_that_is_labelled_with_a_colour_shows_it() -> None:
-    """The oracle: the pixels of a clean frame, an eighth of the patch at least must have the colour of its label."""
+    """Oracle: in a clean frame, at least an eighth of the patch's pixels have the colour of its label."""
     names = list(COLORS)
     num_right = num_seen = 0
     for clip in clips(40, kind="things"):
@@ -109,7 +109,7 @@ def test_every_label_belongs_to_something_in_the_scene() -> None:
 
 
 def test_a_thing_that_moves_left_moves_left_in_the_pixels() -> None:
-    """The oracle: the middle of all pixels of its colour, in the first frame and in the last."""
+    """Oracle: the centre of all pixels of its colour, in the first and in the last frame."""
     seen: Counter[str] = Counter()
     for clip in clips(150, kind="things", num_frames=8):
         for t in clip.scene.things:
@@ -143,7 +143,7 @@ def test_every_thing_stands_out_and_stays_in_the_frame() -> None:
         for t in scene.things:
             assert np.linalg.norm(np.array(COLORS[t.color]) - background) >= MIN_CONTRAST
             assert (t.centers >= t.radius - 1e-9).all() and (t.centers <= 1 - t.radius + 1e-9).all()
-        assert len({t.color for t in scene.things}) == len(scene.things), "a colour names one thing"
+        assert len({t.color for t in scene.things}) == len(scene.things), "two things have the same colour"
 
 
 def test_a_cut_puts_frames_of_another_scene_in_front_and_asks_nothing_of_them() -> None:
@@ -234,7 +234,7 @@ def test_every_kind_of_scene_and_topic_comes_up() -> None:
         make_clip(0, num_frames=1, kind="cards")
 
 
-# -- without an end ----------------------------------------------------------------------------------------------------
+# -- endless streams ---------------------------------------------------------------------------------------------------
 
 
 def test_the_endless_world_repeats_exactly_and_ends_every_scene() -> None:

@@ -1,4 +1,4 @@
-"""Training: batches from a seed, the model's own arithmetic, runs that survive a kill, and honest grades."""
+"""Training: batches from a seed, the model's own arithmetic, runs that survive a kill, and correct grades."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def model() -> PVC:
-    """Random weights, every part active."""
+    """A model with random weights and every part active."""
     return PVC.random(CONFIG, seed=1)
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One clip a batch, so that a step takes a moment."""
+    """Use one clip per batch, so that a step is quick."""
     monkeypatch.setattr(batches, "CLIPS_OF_LENGTH", dict.fromkeys(batches.VIDEO_LENGTHS, 1))
     monkeypatch.setattr(loop, "SAVE_EVERY", 1)
 
@@ -84,8 +84,8 @@ def test_a_batch_follows_from_seed_step_and_rank_alone(tokenizer: Tokenizer) -> 
     first, again = (BatchMaker(CONFIG, tokenizer, seed=3).video(5, 0, "instructions") for _ in range(2))
     assert (first.frames == again.frames).all() and (first.questions == again.questions).all()
     maker = BatchMaker(CONFIG, tokenizer, seed=3)
-    assert (maker.video(5, 1, "instructions").frames != first.frames).any(), "every worker has its own clips"
-    assert maker.video(5, 1, "instructions").frames.shape == first.frames.shape, "and as many of them"
+    assert (maker.video(5, 1, "instructions").frames != first.frames).any(), "two workers got the same clips"
+    assert maker.video(5, 1, "instructions").frames.shape == first.frames.shape, "the clips differ in shape"
 
 
 def test_images_are_three_for_each_clip_once_captions_are_learned(tokenizer: Tokenizer) -> None:
@@ -168,7 +168,7 @@ def test_questions_that_share_a_prefix_are_answered_as_if_each_were_asked_alone(
 def test_a_graded_answer_is_right_exactly_if_greedy_decoding_says_it(
     model: PVC, tokenizer: Tokenizer, num_frames: int
 ) -> None:
-    """The oracle decodes token by token with the reference's own `generate`; the answers are its own, or spoiled."""
+    """The oracle decodes token by token with the reference's `generate`."""
     clip = make_clip(11, num_frames=num_frames)
     asked = []
     stop = tokenizer.token_to_id(STOP_TOKEN)
@@ -191,7 +191,7 @@ def test_a_graded_answer_is_right_exactly_if_greedy_decoding_says_it(
 
 
 def test_what_lies_beyond_the_windows_of_all_layers_changes_nothing(model: PVC, tokenizer: Tokenizer) -> None:
-    """late_row leaves it out; here the whole stream is encoded."""
+    """late_row omits these frames; here the whole stream is encoded."""
     window, reach = 3, CONFIG.vision.num_temporal_layers * 2
     frames = torch.from_numpy(make_clip(0, num_frames=16).frames)[None]
     batch = BatchMaker(CONFIG, tokenizer, seed=0).video(0, 0, "captions")
@@ -200,7 +200,7 @@ def test_what_lies_beyond_the_windows_of_all_layers_changes_nothing(model: PVC, 
         last = encode(model, replace(batch, frames=frames[:, -4 - reach :], window=window), first_time=112 - reach)[1]
         less = encode(model, replace(batch, frames=frames[:, -3 - reach :], window=window), first_time=113 - reach)[1]
     torch.testing.assert_close(last[:, -4:], whole[:, -4:], atol=2e-5, rtol=1e-5)
-    assert (less[:, -4:-3] - whole[:, -4:-3]).abs().max() > 1e-3, "the reach is not one frame shorter"
+    assert (less[:, -4:-3] - whole[:, -4:-3]).abs().max() > 1e-3, "the reach is one frame shorter"
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def test_a_run_is_not_resumed_under_another_recipe(
 def test_two_workers_end_with_one_model_that_is_the_same_every_time_wherever_it_lies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also in a relative folder, as the documented command names one: there two workers once waited for ever."""
+    """Includes a relative folder, as in the documented command: two workers once waited there forever."""
     monkeypatch.chdir(tmp_path)
     recipe = Recipe(num_steps=1, num_workers=2, num_tokens=4, compressor="pixel_shuffle", temporal=False)
     first, again = (load(train(recipe, out, quiet=True)) for out in (Path("first"), tmp_path / "again"))

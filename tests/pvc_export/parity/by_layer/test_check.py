@@ -1,4 +1,4 @@
-"""A bundle held layer by layer against a reference whose weights stay in their files."""
+"""A bundle checked layer by layer against a reference whose weights stay in their files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Copy = Callable[[Path], Path]
 
 @pytest.fixture(scope="module")
 def stored(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    """`tiny` in a folder, its matrices left there."""
+    """`tiny` loaded from a folder, with its matrices left on disk."""
     folder = tmp_path_factory.mktemp("stored") / "model"
     pvc_ref.save(tiny.model, folder)
     model = pvc_ref.load(folder, on_disk=True)
@@ -45,7 +45,7 @@ def stored(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Loade
 
 
 def matrices(model: nn.Module) -> int:
-    """How many of those that may stay in files are in memory."""
+    """Count the matrices in memory that could stay on disk."""
     return sum(not weight.is_meta for name, weight in model.named_parameters() if name in stored_matrices(model))
 
 
@@ -74,7 +74,7 @@ def test_a_faithful_bundle_passes_with_every_output_compared_at_every_layer(
 
 
 def counting(stored: LoadedModel, compare: Callable[..., object]) -> Callable[..., object]:
-    """A step of the check, before and after which nothing is in memory."""
+    """Wrap a step of the check: before and after it, no matrix is in memory."""
 
     def around(*args: object, **options: object) -> object:
         assert matrices(stored.model) == 0
@@ -86,7 +86,7 @@ def counting(stored: LoadedModel, compare: Callable[..., object]) -> Callable[..
 
 
 def test_one_wrong_layer_fails_and_no_other_does(bundle_rows: Path, copy_bundle: Copy, stored: LoadedModel) -> None:
-    """Each is fed the reference's own input, so what is wrong in the first is not seen again in the second."""
+    """Each layer is fed the reference's input, so a fault in the first does not reach the second."""
     folder = copy_bundle(bundle_rows)
     path = folder / graph_path("llm")
     model = onnx.load(path, load_external_data=False)
@@ -129,7 +129,7 @@ def test_of_a_held_layer_and_of_a_running_module_both_sides_have_the_weights_and
         assert torch.equal(reference.model.llm.embed_tokens(ids), tiny.model.llm.embed_tokens(ids))
         assert reference.twin.llm.embed_tokens(ids).dtype == torch.float64
     assert matrices(stored.model) == 0
-    assert reference.model.llm.embed_tokens(ids).is_meta  # the hooks are gone
+    assert reference.model.llm.embed_tokens(ids).is_meta  # the hooks were removed
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])

@@ -1,4 +1,4 @@
-"""The LLM's graph in pieces: one after the other they are the whole, in every form and dtype."""
+"""The LLM's graph cut into parts: run in sequence they equal the whole, in every form and dtype."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUM_ROWS = 5
 
 
 def run(session: Session, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows behind an empty cache."""
+    """Run rows on an empty cache."""
     cache = LinearCache(session.spec, session.memory)
     entry = session.spec.input("inputs_embeds")
     outputs = session.run({"inputs_embeds": rows.astype(entry.dtype), **cache.feeds(NUM_ROWS)})

@@ -1,4 +1,4 @@
-"""A graph in stretches, each open only while it runs, says what the graph says."""
+"""A graph run in stretches, each open only while it runs, returns the same values as the whole graph."""
 
 from __future__ import annotations
 

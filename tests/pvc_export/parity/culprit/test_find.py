@@ -1,4 +1,4 @@
-"""The culprit: the operation that is wrong on the reference's own inputs is named, with what repairs it."""
+"""The culprit search names the operation that is wrong on the reference's inputs, and the repair."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_of_the_bundled_model_s_overflows_the_layer_the_operation_and_the_island
     defect: PrecisionDefect, tmp_path: Path
 ) -> None:
     shapes = planted(load_model("shapes"), defect)
-    request = replace(request_for("fp16"), limits=StreamLimits())  # the graphs without a fault are those of the demo
+    request = replace(request_for("fp16"), limits=StreamLimits())  # the faultless graphs are the demo's
     write_graphs(shapes, request, tmp_path, Console(quiet=True))
     culprit = find_culprit(tmp_path, shapes)
     assert culprit is not None
@@ -114,7 +114,7 @@ def test_every_operation_of_a_narrow_graph_is_measured_and_has_a_margin(
         pieces, _ = pieces_of(path, twin, call.feeds)
         assert {"linear", "softmax", "layer_norm", "gelu", "matmul", "add"} <= {p.origin.operation for p in pieces}
         worst = max(piece.error for piece in pieces)
-        assert 0.5 < worst < LIMIT / 3  # it rounds, and is far from what counts as a fault
+        assert 0.5 < worst < LIMIT / 3  # it rounds, but is far from counting as a fault
         assert all(piece.dtype == "fp16" for piece in pieces if piece.origin.operation in ("linear", "matmul")
                    and "time_embedding" not in piece.origin.scope)  # fmt: skip
 
@@ -122,7 +122,7 @@ def test_every_operation_of_a_narrow_graph_is_measured_and_has_a_margin(
 def test_what_the_reference_would_feed_a_graph_is_what_the_runtime_feeds_it(
     bundle_fp32: Path, tiny: LoadedModel
 ) -> None:
-    """Two sides that share no code: culprit/inputs.py against caches and masks of the runtime."""
+    """Compares two sides that share no code: culprit/inputs.py, and the runtime's caches and masks."""
     from engines.bundle import open_bundle
     from engines.vision import VisionEncoder
     from pvc_export.parity.recording import check_frames
@@ -159,7 +159,7 @@ def test_what_the_reference_would_feed_a_graph_is_what_the_runtime_feeds_it(
 def test_an_island_keeps_its_weights_and_everything_inside_in_float32(
     target: str, tiny: LoadedModel, small: LoadedModel, tmp_path: Path
 ) -> None:
-    loaded = tiny if target == "rtx" else small  # engines show that other layers' attention stays fused
+    loaded = tiny if target == "rtx" else small  # engines must show that attention in other layers stays fused
     names = ("trunk.layers.0.attn", "temporal.layers.0.temporal_attn", "llm.layers.0.attn")
     write_graphs(loaded, request_for("fp16", target=target, islands=names), tmp_path, Console(quiet=True))
     assert Manifest.load(tmp_path).islands == names
@@ -169,8 +169,8 @@ def test_an_island_keeps_its_weights_and_everything_inside_in_float32(
         kept = [kind for name, kind in biases.items() if part in name]
         assert kept and set(kept) == {onnx.TensorProto.FLOAT}
         others = [kind for name, kind in biases.items() if "layers" in name and part not in name and "norm" not in name]
-        assert set(others) == {onnx.TensorProto.FLOAT16} or (graph, loaded) == ("llm", small)  # which has one layer
-    engines = Manifest.load(tmp_path).engines  # of rtx: they build, and the gate lets go of these attentions alone
+        assert set(others) == {onnx.TensorProto.FLOAT16} or (graph, loaded) == ("llm", small)  # has only one layer
+    engines = Manifest.load(tmp_path).engines  # for rtx they build, and the gate exempts only these attentions
     assert {name: engines[name].fused_attention for name in ("trunk", "llm") if engines} == (
         {"trunk": {"gemm": 1, "gemv": 0}, "llm": {"gemm": 1, "gemv": 1}} if target == "rtx" else {}
     )
@@ -203,5 +203,5 @@ def test_what_cannot_be_an_island_is_refused_with_the_nearest_that_can(tiny: Loa
     with pytest.raises(ModelError, match="Did you mean 'trunk.layers.0.mlp'"):
         cast_model(tiny.model, "fp16", ("trunk.layers.0.mpl",))
     with pytest.raises(ModelError, match="no module of this model that is called as one"):
-        cast_model(tiny.model, "fp16", ("temporal.layers.0",))  # its parts are called, it is not
+        cast_model(tiny.model, "fp16", ("temporal.layers.0",))  # only its parts are called
     pvc_export("onnx", "-m", "tiny", "--fp32", "--island", "trunk.layers.0.mlp").says(2, "with --fp32 all of them are")

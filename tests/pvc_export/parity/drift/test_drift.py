@@ -1,4 +1,4 @@
-"""Drift: a long stream of a faithful export does not lose precision, and what makes one lose it is found."""
+"""Drift: a long stream of a faithful export does not lose precision, and faults that cause a loss are found."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from pvc_ref import PVC
 WINDOW, NUM_FRAMES = 4, 60
 Sessions = dict[str, Session]
 Edit = Callable[[int, dict[str, Array]], None]
-"""What a planted fault does at a frame to the tensors of a graph, in place."""
+"""A planted fault: changes a graph's tensors in place at a frame."""
 
 
 @pytest.fixture(scope="module")
 def sessions(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Sessions:
-    """The vision graphs of `tiny`, without a bundle around them."""
+    """The vision graphs of `tiny`, without a bundle."""
     folder = tmp_path_factory.mktemp("graphs")
     limits = StreamLimits(window=WINDOW)
     return open_graphs(tiny.model, VISION_GRAPHS, load_target("cpu"), limits, folder, threads=1)
@@ -57,7 +57,7 @@ def faithful(sessions: Sessions, tiny: LoadedModel) -> DriftReport:
 
 
 class Faulty(Wrapped):
-    """A session that changes what it is fed, or what it returns."""
+    """A session that changes its inputs or outputs."""
 
     def __init__(self, session: Session, *, inputs: Edit | None = None, outputs: Edit | None = None) -> None:
         super().__init__(session, self._changed)
@@ -76,7 +76,7 @@ class Faulty(Wrapped):
 
 
 def measure(sessions: Sessions, model: PVC, **faulty: Faulty) -> dict[str, str]:
-    """The verdict of every tensor."""
+    """Return the verdict on every tensor."""
     report = measured_report(sessions | faulty, model)
     assert report.passed == (not report.faults())
     return {curve.tensor: curve.verdict for curve in report.curves}
@@ -103,7 +103,7 @@ def test_a_frame_depends_on_the_frames_of_all_windows_before_it_and_on_no_other(
 
     assert worst(reach) < 1e-12
     if reach:
-        assert worst(reach - 1) > 1e-9  # so it is not a frame less
+        assert worst(reach - 1) > 1e-9  # one frame less is not enough
 
 
 # -- verdicts ----------------------------------------------------------------------------------------------------
@@ -218,8 +218,9 @@ def test_the_quantile_is_that_of_the_tables(degrees: int, value: float) -> None:
 
 
 def scattered(num_frames: int, num_streams: int, *, growth: float) -> np.ndarray:
-    """(T, streams): noise of deviation 1 that remembers four fifths of the frame before it (the trunk's errors do), as
-    much louder at the end as `growth` says."""
+    """(T, streams): noise of deviation 1 that keeps four fifths of the previous frame's, like the trunk's errors.
+
+    It grows linearly to `growth` times its size."""
     rng = np.random.default_rng(11)
     shocks = rng.normal(0, np.sqrt(1 - 0.8**2), (num_frames, num_streams))
     noise = np.empty_like(shocks)
@@ -245,15 +246,15 @@ def test_the_interval_covers_a_known_slope_as_often_as_it_says(num_frames: int, 
         naive = fit_trend(frames.tolist(), values[frames].tolist())
         by_frame += naive.lower <= slope <= naive.upper
     assert 0.9 <= by_block / num_streams <= 0.99
-    assert by_frame / num_streams < 0.75  # neighbouring frames are no independent measurements
+    assert by_frame / num_streams < 0.75  # neighbouring frames are not independent measurements
 
 
 def test_blocks_lie_apart_and_the_last_ends_the_stream() -> None:
     blocks = plan_blocks(10_000, 8, num_blocks=40)
     assert len(blocks) == 41 and blocks[0].start == 0 and blocks[0].stop == 16 and blocks[-1].stop == 10_000
     gaps = [after.start - before.stop for before, after in zip(blocks, blocks[1:], strict=False)]
-    assert min(gaps) > 100  # far more than the frames that a frame depends on, 14 of them
-    assert len({block.start % 8 for block in blocks}) > 4  # no slot is met in step
+    assert min(gaps) > 100  # far more than the 14 frames that a frame depends on
+    assert len({block.start % 8 for block in blocks}) > 4  # blocks are not aligned with slots
 
 
 def test_a_stream_too_short_for_a_slope_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Rules of state, batch and determinism: a faithful bundle keeps them all, a defect of each kind breaks one."""
+"""Rules of state, batch and determinism: a faithful bundle satisfies all, a defect of each kind breaks one."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ RESET, INTERLEAVED, FORK, SAVED, FAILED, INPUTS, ALIKE, PERMUTED, TWICE, NEW_SES
 
 @pytest.fixture(scope="module")
 def bundle(bundle_fp32: Path) -> Bundle:
-    """Two streams, the LLM's cache updated in place."""
+    """A bundle with two streams and the LLM's cache updated in place."""
     return open_bundle(bundle_fp32, runtime="cpu")
 
 
 def judged(bundle: Bundle, name: str, monkeypatch: Patch) -> Rule:
-    """One rule alone."""
+    """Return the verdict on a single rule."""
     monkeypatch.setattr(pvc_export.parity.state.rules, "RULES", [rule for rule in RULES if rule[1] == name])
     (rule,) = check_rules(bundle, num_frames=5)
     return rule
@@ -51,7 +51,7 @@ def test_a_faithful_bundle_keeps_every_rule(name: str, tmp_path: Path, request: 
     for rule in rules:
         assert rule.passed is (True if several or rule.level != "H" else None), rule
     details = {rule.name: rule.detail for rule in rules}
-    num_tensors = 2 + 2 * 2 + 2 * 2 + 2  # counts, two layers of either cache, embeddings, logits
+    num_tensors = 2 + 2 * 2 + 2 * 2 + 2  # counts, two layers of each cache, embeddings, logits
     assert details[RESET] == f"5 frames after a reset, {num_tensors} tensors"
     assert details[NEW_PROCESS] == f"5 frames, {num_tensors} tensors, without torch"
     assert details[FORK] == "forked after 3 of 5 frames" and details[FAILED] == "6 ways to fail"
@@ -142,7 +142,7 @@ def fork_is_refused(monkeypatch: Patch) -> None:
 
 
 def run_as(monkeypatch: Patch, change: Callable[[OrtSession, dict[str, Any], Callable[[], Any]], Any]) -> None:
-    """Every run of a session goes through `change`, with its inputs and what runs it on them."""
+    """Route every session run through `change`, with the inputs and a function that runs the session on them."""
     run = OrtSession.run
 
     def changed(self: OrtSession, inputs: Mapping[str, Any]) -> Any:

@@ -1,8 +1,8 @@
-"""Streams of a real bundle, driven at will (tests/engines/stories.py), in ONNX Runtime on the CPU.
+"""Streams of a real bundle in ONNX Runtime on the CPU, driven by random stories (tests/engines/stories.py).
 
-Each equals a fresh stream to which its list is replayed, bit for bit; and what it would see next equals, within the
-committed limits, the PyTorch reference over the whole list at once. Frames are taken in as they come: real arithmetic
-depends on how many rows share a pass, and of a lazy stream that is a matter of when it was asked.
+Each stream equals a fresh stream that replays its events, bit for bit. Its next frame equals, within the committed
+limits, the PyTorch reference over all frames together. Ingest is eager, because real arithmetic depends on how many
+rows share a pass, and with lazy ingest that depends on when a question was asked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TRAINED = 4
 
 
 class BesideReference(Streams):
-    """At the end of every story, each stream's next frame is held against the reference."""
+    """Streams whose next frame is compared with the reference at the end of every story."""
 
     def __init__(self, loaded: LoadedModel, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -83,7 +83,7 @@ def run(folder: Path, tiny: LoadedModel, frames: list[np.ndarray]) -> None:
 def test_every_stream_is_its_story_and_what_the_reference_makes_of_it(
     name: str, tiny: LoadedModel, frames: list[np.ndarray], request: pytest.FixtureRequest
 ) -> None:
-    """Both updates of the LLM's cache, both layouts of the ring."""
+    """Covers both updates of the LLM's cache and both layouts of the ring."""
     run(request.getfixturevalue(name), tiny, frames)
 
 

@@ -1,4 +1,4 @@
-"""Parity in words: twenty prompts, divergences and near ties; and that each of its gates can fail."""
+"""Parity in words: twenty prompts, divergences and near ties. Each of its gates can fail."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def bundle(bundle_fp32: Path) -> Bundle:
 
 
 def faults(conversations: list[Conversation]) -> dict[str, int]:
-    """By kind, how many prompts went wrong."""
+    """Return the number of wrong prompts per kind."""
     return {kind: sum(c.fault(kl_limit("fp32")) is not None for c in conversations if c.kind == kind) for kind in KINDS}
 
 
@@ -65,7 +65,7 @@ def test_twenty_prompts_are_of_four_kinds_and_no_two_alike() -> None:
 def test_a_faithful_bundle_answers_every_prompt_as_the_reference_does(
     bundle_name: str, tiny: LoadedModel, request: pytest.FixtureRequest
 ) -> None:
-    """The 20 prompts of the check, in ONNX Runtime: greedy text equal, KL within the committed gate."""
+    """The check's 20 prompts in ONNX Runtime: equal greedy text, and KL within the committed limit."""
     folder = request.getfixturevalue(bundle_name)
     precision = Manifest.load(folder).precision
     opened = open_bundle(folder, runtime="cpu")
@@ -74,13 +74,13 @@ def test_a_faithful_bundle_answers_every_prompt_as_the_reference_does(
     assert len(found) == len(fitting) >= 18  # two of the images need more than these bundles' 512 rows
     assert {c.kind for c in found} == set(KINDS)
     assert all(c.fault(kl_limit(precision)) is None for c in found)
-    assert all(c.equal for c in found), "no near tie among these prompts"
+    assert all(c.equal for c in found), "these prompts have no near tie"
     assert all(c.num_steps == c.num_tokens + 1 for c in found) and sum(c.num_tokens for c in found) > 100
     assert max(c.max_kl for c in found) > 0
 
 
 def test_prompts_of_a_kind_get_different_answers(bundle: Bundle, tiny: LoadedModel) -> None:
-    """Otherwise equal answers would prove nothing."""
+    """If they did not, equal answers would prove nothing."""
     from pvc_export.parity.words.conversations import open_prompt
 
     for kind in KINDS:
@@ -93,7 +93,7 @@ def test_prompts_of_a_kind_get_different_answers(bundle: Bundle, tiny: LoadedMod
 
 
 def loud_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits 1 % too large: every greedy token is still right."""
+    """Make logits 1 % too large, which leaves every greedy token correct."""
     logits = LanguageModel.logits
     monkeypatch.setattr(LanguageModel, "logits", lambda self, hidden: logits(self, hidden) * np.float32(1.01))
 
@@ -129,7 +129,7 @@ def frames_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forgotten_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each image finds the frames of the one before it in its ring."""
+    """Skip the reset, so that each image finds the previous image's frames in its ring."""
     monkeypatch.setattr(VisionEncoder, "reset", lambda self: None)
 
 
@@ -209,7 +209,7 @@ def conversation(**changes: Any) -> Conversation:
 
 
 def parts(margin: float) -> Parting:
-    """The bundle says 'red' where the reference has 'blue'."""
+    """The bundle answers 'red' where the reference answers 'blue'."""
     return Parting(said="red", expected="blue", margin=margin, tie=0.2)
 
 
@@ -242,7 +242,7 @@ def test_what_counts_as_a_fault(changes: dict[str, Any], fault: str | None) -> N
 
 
 def test_answers_part_where_the_reference_nearly_ties_and_nowhere_else(tiny: LoadedModel) -> None:
-    """The rule that a real LLM met: its reference, decoding with a cache, said one of two tokens that tie without."""
+    """A case seen with a real LLM: two tokens tie without a cache, and decoding with a cache chose one of them."""
     want = np.zeros((4, 264), np.float32)
     want[:, 0], want[1, 7], want[1, 8], want[1, 9] = 5, 6, 6 - 1e-6, 4
     stop = tiny.token_id("<|im_end|>")
@@ -279,8 +279,8 @@ def test_divergences_are_torch_s() -> None:
 def test_flips_are_measured_on_the_reference() -> None:
     want = np.array([[9.0, 8.0, 7.0, 6.0, 5.0, 4.5, 0.0], [1.0, 0.0, -1.0, -2.0, -3.0, -4.0, -5.0]], np.float32)
     got = want.copy()
-    got[0, 5] = 5.5  # the sixth of the reference is among our five: by 0.5
-    got[1, [0, 1]] = got[1, [1, 0]]  # the second is our first: by 1
+    got[0, 5] = 5.5  # the reference's sixth token is among our five, by 0.5
+    got[1, [0, 1]] = got[1, [1, 0]]  # the second token is our first, by 1
     found = flips(want, got, "fp32")
     assert [(f.step, f.k, f.margin) for f in found] == [(0, 5, 0.5), (1, 1, 1.0)]
     assert all(f.tie < 0.01 for f in found) and flips(want, want, "fp32") == ()
@@ -303,13 +303,13 @@ def test_a_large_model_is_asked_one_prompt_of_each_kind(
 
 
 def test_another_model_s_answers_are_not_ours(bundle: Bundle) -> None:
-    """The whole chain, against a reference with other weights: nothing agrees."""
+    """The whole chain against a reference with other weights: no answer agrees."""
     found = converse(bundle, load_model("tiny", seed=1), per_kind=1, num_new_tokens=4)
     assert all(c.fault(kl_limit("fp32")) for c in found)
 
 
 def test_louder_logits_are_no_larger_error() -> None:
-    """KL grows with the square of the logits' scale while the relative error stays; what is gated does not."""
+    """At constant relative error, KL grows with the square of the logits' scale. The gated, scaled KL does not."""
     rng = np.random.default_rng(0)
     plain, noise = rng.normal(size=(2, 200, 264)).astype(np.float32)
     kl, scaled = [], []

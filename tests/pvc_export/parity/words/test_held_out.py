@@ -1,4 +1,4 @@
-"""Parity in answers: what the bundled model says to held-out questions, on every rung, and a gate that can fail."""
+"""Parity in answers: the bundled model's answers to held-out questions on every rung, and a gate that can fail."""
 
 from __future__ import annotations
 
@@ -27,13 +27,12 @@ from ....conftest import NUM_QUESTIONS
 
 @pytest.fixture(scope="module")
 def shapes() -> LoadedModel:
-    """The bundled model."""
     return load_model("shapes")
 
 
 @pytest.fixture
 def answers(bundle_shapes: Path, report_of: Callable[[Path], ParityReport]) -> dict[str, RungAnswers]:
-    """What the check of the bundle's export asked, with the ladder."""
+    """The answers from the check of the bundle's export, for every rung of the ladder."""
     return by_name(report_of(bundle_shapes))
 
 
@@ -86,7 +85,7 @@ def test_where_inputs_are_rounded_to_eight_bits_more_answers_may_change() -> Non
 
 
 def test_the_reference_s_greedy_answers_are_those_of_generate(shapes: LoadedModel) -> None:
-    """The oracle decodes with the reference's own `generate`; the truth is only a shortcut."""
+    """The oracle decodes with the reference's `generate`; the true answers only save time."""
     for case in cases(24):
         for question, expected in zip(case.questions, _ask_reference(shapes, case, 8), strict=True):
             model, pixels = shapes.model, torch.from_numpy(case.clip.frames)
@@ -104,7 +103,7 @@ def test_the_reference_s_greedy_answers_are_those_of_generate(shapes: LoadedMode
 
 
 def test_a_wrong_answer_of_the_reference_is_what_the_others_must_keep(shapes: LoadedModel) -> None:
-    """Parity is not accuracy: with another truth, the reference's own words are still what is expected."""
+    """Parity is not accuracy: even with another truth, the reference's answer is expected."""
     case = cases(8)[0]
     lied = replace(case, questions=tuple(replace(q, answer="There is no cyan star.") for q in case.questions))
     honest, other = (_ask_reference(shapes, c, 8) for c in (case, lied))

@@ -1,4 +1,4 @@
-"""Whole conversations: second questions, frames that wait, re-anchors; and that each of their gates can fail."""
+"""Whole conversations: second questions, waiting frames, re-anchors. Each of their gates can fail."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def bundle(bundle_fp32: Path) -> Bundle:
 
 
 def broken(evidence: Evidence) -> dict[str, str]:
-    """By level, the rules that do not hold."""
+    """Return the broken rules by level."""
     return {rule.level: rule.detail for rule in evidence.rules if not rule.passed}
 
 
@@ -75,7 +75,7 @@ def test_a_faithful_bundle_tells_every_story_as_the_reference_does(
 
 
 def test_answers_of_a_story_depend_on_what_came_before(bundle: Bundle, tiny: LoadedModel) -> None:
-    """Otherwise equal answers would prove nothing."""
+    """If they did not, equal answers would prove nothing."""
     told = tell(bundle, tiny, BY_KIND["turns"]).conversations
     alone = tell(bundle, tiny, Story(kind="turns", turns=(Turn(num_frames=2, question=told[1].question),)))
     assert told[1].text != alone.conversations[0].text
@@ -83,14 +83,14 @@ def test_answers_of_a_story_depend_on_what_came_before(bundle: Bundle, tiny: Loa
 
 @replaces(OrtSession, "run")
 def loud_head(run: Callable[..., dict[str, np.ndarray]], session: OrtSession, inputs: object) -> dict[str, np.ndarray]:
-    """Logits 1 % too large: every greedy token is still right."""
+    """Make logits 1 % too large, which leaves every greedy token correct."""
     outputs = run(session, inputs)
     return {"logits": outputs["logits"] * np.float32(1.01)} if session.spec.name == "head" else outputs
 
 
 @replaces(Context, "restart")
 def a_question_survives_the_anchor(restart: Callable[..., None], context: Context, notes: str = "") -> None:
-    """The LLM forgets nothing as a stream starts anew: what was kept stands before the replayed frames."""
+    """Keep the LLM's cache when a stream re-anchors, so that old rows precede the replayed frames."""
     length = context.language.cache.length
     context.language.cache.truncate, truncate = lambda _: None, context.language.cache.truncate  # type: ignore[method-assign]
     try:
@@ -108,7 +108,7 @@ def one_frame_too_late(frames_left: Callable[..., int], episodes: Episodes, most
 
 @replaces(Context, "add")
 def told_twice(add: Callable[..., None], context: Context, frame: FrameRows, *, wait: bool) -> None:
-    """A frame that waits, waits twice."""
+    """Queue a waiting frame twice."""
     add(context, frame, wait=wait)
     if wait and frame.index == 3:
         context.waiting += (frame,)
@@ -116,7 +116,7 @@ def told_twice(add: Callable[..., None], context: Context, frame: FrameRows, *, 
 
 @replaces(Context, "next_turn")
 def the_frames_go_on(_: Callable[..., None], context: Context) -> None:
-    """After an answer that stays the text goes on as after a frame."""
+    """After an answer that is kept, continue the text as after a frame."""
     context.pending, context.branch = context._prompt.frame_end(), None
 
 
@@ -170,7 +170,7 @@ def test_a_fault_of_a_conversation_breaks_the_rule_of_its_level(
 ) -> None:
     with fault():
         found = broken(tell(bundle, tiny, BY_KIND[kind]))
-    if not level:  # nothing of a story is rolled back
+    if not level:  # a story rolls nothing back
         assert found == {}
         return
     assert said in found[level], found
@@ -231,7 +231,7 @@ def test_a_past_reads_as_the_prompt_of_its_frames_and_starts_anew_where_it_shoul
     frames = [label for label in past.labels() if not isinstance(label, int)]
     assert frames == [(frame, row) for frame in range(2) for row in range(tiny.config.compressor.num_tokens)]
     past.hear([context, 7])
-    assert past.labels()[-2:] == [context, 7]  # a random model may say it
+    assert past.labels()[-2:] == [context, 7]  # a random model may generate this token
     assert [past.see(frame) for frame in pixels[:3]] == [False, False, True] and past.num_anchors == 1
     past.ask("And now?")
     assert len(past.frames) == 3 and past.labels()[0] == whole[0] and (2, 0) in past.labels()
@@ -252,7 +252,7 @@ def test_a_past_of_one_turn_is_embedded_as_the_reference_does(tiny: LoadedModel)
 
 @pytest.mark.usefixtures("shared_graphs")
 def test_stories_are_told_under_fixed_time_too(small: LoadedModel, tmp_path: Path) -> None:
-    """t / T, where nothing re-anchors."""
+    """Fixed time is t / T, where streams cannot re-anchor."""
     from engines.spec import StreamLimits
     from engines.target import load_target
     from pvc_export.bundles.export import ExportRequest, write_graphs

@@ -1,4 +1,4 @@
-"""The largest image: its tiles, pixel by pixel and in order, and what is said about it."""
+"""The largest image: its tiles, pixel by pixel and in order, and the answer about it."""
 
 from __future__ import annotations
 
