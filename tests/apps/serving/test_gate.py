@@ -1,4 +1,4 @@
-"""Who may ask, how much, and until when."""
+"""Access to the server: who may send requests, how many, and until when."""
 
 from __future__ import annotations
 
