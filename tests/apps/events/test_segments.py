@@ -279,9 +279,7 @@ def test_a_kill_leaves_what_is_finished_and_the_open_segment_is_completed_at_the
     first, second = segments(folder)
     assert shown(first) == [index % 30 for index in range(60)]
     left = shown(second)
-    assert (
-        left == [index % 30 for index in range(60, 60 + len(left))] and len(left) >= 15
-    )  # the encoder still had the rest
+    assert left == [index % 30 for index in range(60, 60 + len(left))] and len(left) >= 15  # the encoder kept the rest
     assert said == [f"{second} was left open by an earlier session, and is completed"]
     entries = list(read_index(folder))
     assert [entry["file"] for entry in entries] == [first.name, second.name]

@@ -123,11 +123,7 @@ A, B = Piece(text="a"), Piece(text="b", finish="stop")
     [
         (lambda s: s.ask("door", Wanted(question="?")), [[Died()], [Leaving()], [A, B]], "ab"),
         (lambda s: s.complete((), Wanted(question="?")), [[Died()], [A, B]], "ab"),
-        (
-            lambda s: s.ask("door", Wanted(question="?")),
-            [[A, Died()], [A, B]],
-            Busy,
-        ),  # the client already has the first piece
+        (lambda s: s.ask("door", Wanted(question="?")), [[A, Died()], [A, B]], Busy),  # the client has the first piece
         (lambda s: s.ask("door", Wanted(question="?", keep=True)), [[Died()], [A, B]], StreamError),
         (lambda s: s.ask("door", Wanted(question="?")), [[NoSession("none")]], NoSession),
     ],
