@@ -70,7 +70,7 @@ def test_one_logit_beyond_the_limit_fails_and_within_it_does_not(ours: Answers, 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
 def test_a_logit_that_is_no_number_fails_on_either_side(ours: Answers, theirs: Answers, value: float) -> None:
-    require_failure(compare(ours, with_logit(theirs, value, token=2), way="in pieces"), "behind token 2")
+    require_failure(compare(ours, with_logit(theirs, value, token=2), way="in pieces"), "after token 2")
     assert compare(with_logit(ours, value, token=1), theirs, way="in pieces").problems
 
 
