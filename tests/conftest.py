@@ -130,8 +130,7 @@ def exporting_code() -> list[tuple[str, str, FunctionType | int | float | str]]:
 
 @pytest.fixture(scope="session")
 def sharing_graphs(export_once: ExportGraph) -> Callable[[], AbstractContextManager[None]]:
-    """Context in which bundles, and the fresh exports they are checked against, take their graphs from
-    `export_once`."""
+    """Context in which bundles, and the fresh exports for their checks, take their graphs from `export_once`."""
 
     @contextmanager
     def sharing() -> Iterator[None]:
@@ -175,8 +174,7 @@ NUM_QUESTIONS = 120
 
 @pytest.fixture(scope="session")
 def shared_bundle(shared: Shared, sharing_graphs: Callable[[], AbstractContextManager[None]]) -> SharedBundle:
-    """A bundle that one process exports and checks, and all processes read. Its `out` is replaced by the shared
-    folder."""
+    """Export and check a bundle in one process for all to read. The request's `out` is replaced."""
 
     def bundle(name: str, loaded: LoadedModel, request: ExportRequest) -> Path:
         def make(out: Path) -> None:

@@ -56,8 +56,7 @@ def test_every_module_of_the_wheel_imports_under_its_new_name(site: Path) -> Non
 
 @pytest.mark.parametrize("package", ["pvc_ref", "pvc_export", "engines", "apps"])
 def test_no_module_names_a_renamed_package_but_in_its_imports(package: str) -> None:
-    """`import engines.x` binds a name that a wheel does not have, and code that uses the name fails only when it
-    runs."""
+    """`import engines.x` binds a name that a wheel does not have; code that uses it fails only when it runs."""
     for path in (ROOT / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):

@@ -54,8 +54,7 @@ def bundle(bundle_fp32: Path) -> Bundle:
 
 
 class Scripted:
-    """A Source whose frames a generator yields; None means no frame in time. The generator may act between two
-    frames."""
+    """A Source with a generator's frames; None: no frame in time. The generator may act between two frames."""
 
     def __init__(self, frames: Iterable[Captured | None], *, name: str = "camera 0", waits: bool = False) -> None:
         self._frames, self.waits = iter(frames), waits
@@ -349,8 +348,7 @@ def test_a_source_that_waits_shows_a_frame_with_its_whole_answer(live: Live, mon
 
 
 def test_a_question_before_the_first_frame_waits_for_it(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also for the session's own question, after a reset, and for a paused model: no question is asked without a
-    frame."""
+    """Also the session's own question, after a reset, and while paused: no question is asked without a frame."""
     answers(monkeypatch, lambda question: "Yes.")
     keys = iter(["ask", "", "ask", *[""] * 100])
     window: Any = SimpleNamespace(show=lambda image: None, key=lambda: next(keys))

@@ -1,5 +1,4 @@
-"""The endless stream: asked when a question is due, once more before it forgets frames, and restarted when it is
-full."""
+"""The endless stream: asked on time, once more before it forgets frames, and restarted when it is full."""
 
 from __future__ import annotations
 

@@ -137,8 +137,7 @@ def test_the_model_s_answers_are_right_and_so_is_their_mark(page: Browser, sessi
 
 
 def test_a_question_that_a_person_asks_gets_the_true_answer(page: Browser) -> None:
-    """A question asked while a scene's last frame is held is about the whole scene, so its truth is known. Another
-    question gets no mark."""
+    """A question during a scene's last frame is about the whole scene and has a known truth; any other gets no mark."""
     found = None
     for _ in range(8):
         until_answered(page, QUESTION, after=page.run(NEWEST)[3])

@@ -85,8 +85,7 @@ def poisoned(bundle: Bundle, graph: str, at: int) -> Bundle:
 
 
 def lines_of(call: Callable[[], object], *, interrupt_at: int | None = None) -> int:
-    """Count the lines a call runs in the stream, context, vision and cache modules; raise Ctrl-C before line
-    `interrupt_at`."""
+    """Count the lines a call runs in TRACED modules; raise Ctrl-C before line `interrupt_at`."""
     num_lines = 0
 
     def line(frame: Any, event: str, _: object) -> Any:

@@ -1,5 +1,4 @@
-"""A stream's required state and answers after a list of events: from a fresh stream, and from whole numbers without a
-cache."""
+"""A stream's required state and answers after a list of events, from a fresh stream and from an uncached model."""
 
 from __future__ import annotations
 

@@ -29,8 +29,7 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 class ByDlpack:
-    """A frame in RecordingCuda's memory, passed by DLPack. Its addresses are host addresses: numpy makes the
-    capsule."""
+    """A frame in RecordingCuda's memory, passed by DLPack. numpy makes the capsule, so addresses are the host's."""
 
     def __init__(self, cuda: RecordingCuda, array: np.ndarray, *, device: tuple[int, int] = (2, 0)) -> None:
         self.address = cuda.allocate(array.nbytes)

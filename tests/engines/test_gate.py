@@ -31,8 +31,7 @@ ENGINE: list[Layer] = [
 
 
 def as_log(layers: list[Layer]) -> str:
-    """The lists as TensorRT 10 prints them during a build: constants among the inputs, one line per layer, other lines
-    between."""
+    """Lists as TensorRT 10 logs them in a build: constants among the inputs, one line per layer, and other lines."""
 
     def tensors(entries: Tensors) -> str:
         return ", ".join(

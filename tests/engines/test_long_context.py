@@ -1,5 +1,4 @@
-"""A stream's whole context, bucket by bucket, on a small LLM graph: every pass against a single pass of the
-reference."""
+"""A stream's whole context, bucket by bucket, on a small LLM graph: each pass against one pass of the reference."""
 
 from __future__ import annotations
 
@@ -60,8 +59,7 @@ def edges(num_rows: int) -> list[int]:
 def test_every_edge_of_a_bucket_is_passed_as_one_pass_would(
     language: LanguageModel, embeds: Array, want: Array, num_rows: int
 ) -> None:
-    """Append up to each edge in turn, then `num_rows` more, which are rolled back. Measured: 3e-6 of the largest
-    value."""
+    """Append up to each edge, then `num_rows` more, which are rolled back. Measured: 3e-6 of the largest value."""
     cache = language.cache
     cache.truncate(0)
     for length in edges(num_rows):

@@ -20,8 +20,7 @@ SIZE = 448
 
 
 def photograph(height: int, width: int, *, seed: int = 0) -> np.ndarray:
-    """(height, width, 3) uint8 BGR, similar to a photograph: slow shading, hard edges, and texture down to one
-    pixel."""
+    """(height, width, 3) uint8 BGR, like a photograph: slow shading, hard edges, texture down to one pixel."""
     rng = np.random.default_rng(seed)
     shading = np.add.outer(np.linspace(40, 120, height), np.linspace(0, 80, width))[..., np.newaxis]
     blocks = rng.integers(-40, 41, (height // 40 + 1, width // 40 + 1, 3)).repeat(40, 0).repeat(40, 1)[:height, :width]

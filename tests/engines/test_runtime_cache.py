@@ -1,5 +1,4 @@
-"""TensorRT-RTX compiles kernels at the first start. They are cached next to the bundle, and used only by the machine
-that stored them."""
+"""TensorRT-RTX compiles kernels at the first start. They are kept next to the bundle, for this machine only."""
 
 from __future__ import annotations
 

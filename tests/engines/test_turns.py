@@ -69,8 +69,7 @@ class Whole:
 
 
 class Ending(Wrapped):
-    """A head that, between `at` and `rest`, gives the end token after this many others, or never. Otherwise the
-    bundle's."""
+    """The bundle's head, which between `at` and `rest` ends after this many tokens, or never."""
 
     def __init__(self, session: Session, end: int) -> None:
         super().__init__(session, self._say)

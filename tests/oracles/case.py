@@ -42,8 +42,7 @@ LLM = LLMConfig(
     rms_norm_eps=1e-6,
     max_positions=4096,
 )
-"""A small copy of InternVL2-1B's LLM: grouped queries, biases, an untied head. Its theta is not a default of any
-exporter."""
+"""A small InternVL2-1B LLM: grouped queries, biases, an untied head. Its theta is no exporter's default."""
 CONFIG = PVCConfig(
     vision=VisionConfig(image_size=56, hidden_size=64, num_layers=2, num_heads=4, mlp_size=64, num_temporal_layers=1),
     compressor=CompressorConfig(num_tokens=4),

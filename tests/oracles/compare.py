@@ -76,8 +76,7 @@ def compare(ours: Answers, theirs: Answers, *, way: str) -> Comparison:
 
 
 def logit_diff(ours: Answer, theirs: Answer) -> np.ndarray:
-    """Largest absolute difference at each of our positions (R,); NaN where either side has NaN, or the oracle has no
-    row."""
+    """Largest absolute difference at each of our positions (R,); NaN for a NaN, or where the oracle has no row."""
     diff = np.full(len(ours.positions), np.nan)
     _, mine, yours = np.intersect1d(ours.positions, theirs.positions, return_indices=True)
     with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, as intended
@@ -119,8 +118,7 @@ def run_oracle(name: str, case: Path) -> Answers:
 
 
 def compare_qwen2() -> None:
-    """Compare the random Qwen2: make the case, run all oracles, print a table. Raises PVCError; ParityError if answers
-    differ."""
+    """Compare the random Qwen2 and print a table. Raises PVCError; a ParityError if answers differ."""
     case = new_folder(HOME / "case")
     with timed("our graphs"):
         write_case(case)
@@ -136,8 +134,7 @@ def compare_qwen2() -> None:
 
 
 def compare_smollm2() -> None:
-    """Compare the real SmolLM2: its weights in a PVC, with our reference and graphs. Raises the same as
-    compare_qwen2."""
+    """Compare the real SmolLM2 with our reference and graphs. Raises what compare_qwen2 does."""
     case = new_folder(HOME / "smollm2-case")
     theirs = ask_oracle("smollm2", case)
     prompts = load_prompts(case)

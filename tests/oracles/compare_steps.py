@@ -1,5 +1,4 @@
-"""Compare our answers with SmolLM2's step by step: logits relative to their range, tokens except near ties, and
-text."""
+"""Compare our answers with SmolLM2's per step: logits relative to their range, tokens except near ties, text."""
 
 from __future__ import annotations
 
@@ -21,8 +20,7 @@ NEAR_TIE = 2 * LIMIT
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Steps:
-    """One of our models against the oracle. `problems` is empty if they agree; max_diff is relative to the logits'
-    range."""
+    """One of our models against the oracle. `problems` is empty if they agree; max_diff is divided by the range."""
 
     what: str
     num_prompts: int
@@ -74,8 +72,7 @@ def relative_diff(ours: Answer, theirs: Answer) -> np.ndarray:
 
 
 def margin(logits: np.ndarray, token: int) -> float:
-    """Distance from the likeliest logit down to that of `token`, relative to their range; infinity without such a
-    token."""
+    """Margin of the likeliest logit over that of `token`, relative to their range; infinity without such a token."""
     if token >= len(logits):
         return np.inf
     with np.errstate(invalid="ignore"):

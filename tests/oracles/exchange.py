@@ -37,8 +37,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answers:
-    """One model's answers by prompt name, and the versions of the packages that computed them, with the oracle's
-    first."""
+    """One model's answers by prompt name, and the package versions used, the oracle's first."""
 
     versions: dict[str, str]
     by_prompt: dict[str, Answer]

@@ -51,8 +51,7 @@ WAYS: dict[str, tuple[int, ...]] = {
     "a prefill, then rows": (LIMITS.context,),
     "pieces, then rows": (64, 7, 1, LIMITS.chunk + 44),
 }
-"""Ways to feed our graphs a prompt: the number of rows per append, in turn. The answer follows row by row, as in
-decoding."""
+"""Ways to feed our graphs a prompt: rows per append, in turn. The answer follows row by row, as in decoding."""
 
 
 def write_checkpoint(model_folder: Path, folder: Path, *, plain: bool = False) -> None:

@@ -147,8 +147,7 @@ def test_new_tokens_differ_and_none_is_ever_the_likeliest(loaded: LoadedModel) -
 def test_our_graphs_say_what_the_reference_says_and_a_lost_row_fails(
     way: str, tiny: LoadedModel, bundle_fp32: Path
 ) -> None:
-    """On `tiny`, because its bundle already exists. The oracle is its reference; graphs of SmolLM2 are run by the same
-    code."""
+    """On `tiny`, because its bundle exists. The oracle is its reference; SmolLM2's graphs are run by the same code."""
     random, decoder = np.random.default_rng(0), tiny.model.llm
     prompts = {"one token": np.array([7]), "over one pass": random.integers(256, size=LIMITS.chunk + 3)}
     theirs = Answers(versions={}, by_prompt={name: said_by(tiny, ids) for name, ids in prompts.items()})

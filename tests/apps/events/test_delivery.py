@@ -15,8 +15,7 @@ from .fakes import captured, event, wait_until
 
 
 class FakeSink:
-    """Do what the plan says at each attempt ("ok", "again" or "final"), then always "ok". A closed `gate` blocks an
-    attempt."""
+    """Follow the plan ("ok", "again" or "final" per attempt), then always "ok". A closed `gate` blocks an attempt."""
 
     name = "sink"
 

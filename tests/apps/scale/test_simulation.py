@@ -98,8 +98,7 @@ def test_frames_of_an_answer_are_taken_in_by_the_llm_after_it() -> None:
 
 
 def test_frames_that_would_cut_an_answer_wait_and_the_oldest_of_them_are_dropped() -> None:
-    """With 8 frames between anchors, at most 16 fit next to an answer. Here 2 arrive in one case and 40 in the
-    other."""
+    """With 8 frames between anchors, at most 16 fit next to an answer. Here 2 arrive, or 40."""
     load = Load(cameras=1, fps=10.0, questions=6.0, seconds=60.0)
     times = ServiceTimes(frame=(0.01,), begin=(0.01,), token=(0.02,), tokens=(10,), anchor=8)
     short, long = simulate(times, load), simulate(replace(times, tokens=(200,)), load)
@@ -133,8 +132,7 @@ def test_the_same_load_has_the_same_outcome_and_another_seed_another() -> None:
 
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_its_rounds_are_those_of_the_scheduler(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All requests arrive at the same time. Compares the order of steps of the simulation's loop and of the
-    scheduler."""
+    """All requests arrive at once. Compares the steps of the simulation's loop with the scheduler's."""
     steps: list[tuple[str, int]] = []
     seen: list[simulation._Stream] = []
 

@@ -35,8 +35,7 @@ def bundle(bundle_fp32: Path) -> Bundle:
 
 @pytest.fixture
 def process(bundle: Bundle, tmp_path: Path) -> Iterator[Process]:
-    """A process: a scheduler, and snapshots in a folder that all processes share. One that a test does not end is
-    killed."""
+    """A process: a scheduler, and snapshots in a shared folder. A process that a test does not end is killed."""
     schedulers: list[Scheduler] = []
 
     def start(owner: str, *, store: Store | None = None, max_streams: int = 4, **options: Any) -> KeptStreams:

@@ -254,8 +254,7 @@ class Server:
 
 @contextmanager
 def serving(folder: Path, *, strict: bool = True) -> Iterator[Server]:
-    """Start a server for this model. `apps` and `engines` come from the checkout, which this process has already
-    imported."""
+    """Start a server for this model, with `apps` and `engines` as this process has imported them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "triton_python_backend_utils", backend_utils())
         patch.setattr(sys, "path", list(sys.path))

@@ -26,8 +26,7 @@ from ..test_gpu import open_bindings
 
 NUM_STREAMS, NUM_FRAMES, TRAINED = 4, 9, 5
 TOLERANCE = 1e-5
-"""Largest difference between a shared pass and a single one in ONNX Runtime, for float32 values of order 1. Zero for
-whole numbers."""
+"""Limit for a shared against a single pass in ONNX Runtime, float32 values of order 1. Zero for whole numbers."""
 
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -78,8 +78,7 @@ def seen(handle: StreamHandle, values: list[int]) -> None:
 
 
 def talkative(bundle: Bundle) -> str:
-    """Return a question about picture(1) with an answer of at least six tokens: most whole-number answers end
-    sooner."""
+    """Find a question about picture(1) with at least six answer tokens: most whole-number answers are shorter."""
     stream = PVCStream(bundle)
     stream.push(picture(1))
     words = (f"What {number}?" for number in range(1000))

@@ -1,5 +1,4 @@
-"""Damaged files: what can be decoded is used, missing frames are counted, and an intact file is never called
-damaged."""
+"""Damaged files: decodable frames are used, missing ones counted, and an intact file is never called damaged."""
 
 from __future__ import annotations
 

@@ -49,8 +49,7 @@ SLOW_THEN_FAST = [*(float(second) for second in range(10)), *(10 + index / 30 fo
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("num_segments", [1, 4, 11, 16])
 def test_a_variable_rate_is_sampled_evenly_in_time(tmp_path: Path, suffix: str, num_segments: int) -> None:
-    """10 s at 1 frame per second, then 1 s at 30: by index, three quarters of the samples would be in the last
-    second."""
+    """10 s at 1 frame per second, then 1 s at 30: by index, three quarters of the samples are in the last second."""
     path = variable(tmp_path / f"vfr{suffix}", SLOW_THEN_FAST)
     info = probe_video(path)
     assert info.num_frames == 40 and info.span_s == pytest.approx(11, abs=0.1)

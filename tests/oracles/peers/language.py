@@ -48,8 +48,7 @@ class BesideLlamaCpp(LanguageBench):
     gguf: str
 
     def _ids(self) -> tuple[Tensor, Tensor]:
-        """Return the past with the token to decode, and a frame. The frame is text too, because llama.cpp takes
-        tokens."""
+        """Return the past with the token to decode, and a frame (also text: llama.cpp takes tokens)."""
         text = Path(TEXT).read_text(encoding="utf-8")
         ids = torch.tensor(loaded(self.checkpoint).tokenizer.encode(text, add_special_tokens=False).ids)
         return ids[: self.past + 1], ids[self.past : self.past + NUM_FRAME_ROWS]
