@@ -103,7 +103,7 @@ def test_the_standing_question_is_changed_while_it_runs(page: Browser) -> None:
     page.until(lambda: page.text("#answer-question") == "What moves?", "an answer to the new question")
     page.run("document.querySelector('#question').value = ''")
     page.type("#question", "What happens?\ue007")
-    page.until(lambda: "asked from now on: What happens?" in page.text("#events li"), "as it was")
+    page.until(lambda: "asked from now on: What happens?" in page.text("#events li"), "the old value again")
 
 
 def test_pause_and_snapshot_by_their_keys(page: Browser) -> None:
@@ -112,7 +112,7 @@ def test_pause_and_snapshot_by_their_keys(page: Browser) -> None:
     page.until(lambda: page.text("#state") == "Paused", "paused")
     assert page.run("return document.querySelector('#pause').ariaPressed") == "true"
     page.key("p")
-    page.until(lambda: page.text("#state") != "Paused", "goes on")
+    page.until(lambda: page.text("#state") != "Paused", "running again")
     page.key("s")
     page.until(lambda: "kept as" in page.text("#toast") and page.is_shown("#toast"), "a snapshot")
 
@@ -129,7 +129,7 @@ def test_help_and_reset_are_dialogs_that_escape_leaves(page: Browser) -> None:
         page.key(key)
         page.until(lambda dialog=dialog: page.is_shown(f"{dialog}[open]"), dialog)  # type: ignore[misc]
         page.key("\ue00c")
-        page.until(lambda: not page.is_shown("dialog[open]"), "left")
+        page.until(lambda: not page.is_shown("dialog[open]"), "the dialog closed")
     page.key("r")
     page.click("#reset-yes")
     page.until(lambda: "started again by a person" in page.text("#events li"), "reset")
@@ -172,7 +172,7 @@ def test_the_browsers_own_camera_becomes_the_source(page: Browser) -> None:
     page.until(lambda: "no page sends its camera" in page.text("#notice"), "the notice that the camera is gone")
     page.click("#source-open")
     page.type("#source-text", "rtsp://cam-2.example/hall\ue007")
-    page.until(lambda: page.text("#source") == "rtsp://cam-2.example/hall", "as it was")
+    page.until(lambda: page.text("#source") == "rtsp://cam-2.example/hall", "the old value again")
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280, 1920])

@@ -198,7 +198,7 @@ def test_the_browser_s_camera_is_watched_and_then_the_source_as_it_was(page: Bro
     page.run("document.querySelector('#source-dialog').close()")
     page.click("#source-open")
     page.type("#source-text", "synthetic\ue007")
-    page.until(lambda: page.text("#source") == "synthetic", "as it was")
+    page.until(lambda: page.text("#source") == "synthetic", "the old value again")
     until_answered(page, QUESTION, after=page.run(NEWEST)[3])
     told = [event["text"] for event in session.log if event["kind"] == "source"]
     assert "watches a browser's camera now" in told and told[-1] == "watches synthetic now"
