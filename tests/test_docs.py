@@ -190,7 +190,7 @@ def strings_in(source: str) -> Iterator[str]:
             yield node.value
 
 
-# -- these tests can fail ----------------------------------------------------------------------------------------------
+# -- proof that these tests can fail -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -262,7 +262,7 @@ def test_another_source_is_another_world(live: Live, tmp_path: Path, monkeypatch
     assert probe_video(recorder.path).num_frames == 10 + 6  # its time continues
 
 
-# -- questions while frames go on
+# -- questions while frames continue
 
 
 def test_ten_questions_at_once_are_answered_in_turn_and_no_frame_waits_for_them(

@@ -113,7 +113,7 @@ def test_a_client_that_goes_frees_the_stream_that_answered_it(tmp_path: Path, pa
     assert parts.log == []
 
 
-# -- clients that are slow -------------------------------------------------------------------------------------------
+# -- slow clients ------------------------------------------------------------------------------------------------------
 
 
 def test_a_body_that_comes_too_slowly_is_cut(parts: Parts, service: FakeService) -> None:
