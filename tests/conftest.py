@@ -1,4 +1,4 @@
-"""Bundles are exported once for all tests, and copied by the tests that damage them."""
+"""Shared fixtures. Bundles are exported once for all tests; tests that damage a bundle copy it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from pvc_ref.prompt import byte_tokenizer
 
 WINDOW = 4
 
-torch.set_num_threads(1)  # operations this small only wait for a second thread, on a busy machine for long
+torch.set_num_threads(1)  # operations this small only wait for a second thread, and on a busy machine for long
 
 
 Shared = Callable[[str, Callable[[Path], object]], Path]
@@ -46,7 +46,7 @@ Shared = Callable[[str, Callable[[Path], object]], Path]
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Shared:
-    """A folder that one process makes and all read: an export takes half a minute."""
+    """A folder made by one process and read by all: an export takes half a minute."""
     root = tmp_path_factory.getbasetemp()
     root = root if worker_id == "master" else root.parent
 
@@ -66,7 +66,7 @@ ExportGraph = Callable[[nn.Module, GraphSpec, Path], None]
 
 @pytest.fixture(scope="session")
 def export_once(shared: Shared) -> ExportGraph:
-    """`export_graph`, which exports the same module by the same spec once for all tests."""
+    """`export_graph` with a cache: each module and spec is exported only once for all tests."""
 
     def once(module: nn.Module, spec: GraphSpec, path: Path) -> None:
         def make(folder: Path) -> None:
@@ -82,14 +82,14 @@ def export_once(shared: Shared) -> ExportGraph:
 
 
 def digest_of(value: object) -> str:
-    """Of everything that an object is made of: attributes, tensors by content, functions by their code; and of the code
-    that exports it as it is at this moment, whatever a test has put in its place."""
+    """Digest of an object and everything in it: attributes, tensors by content, functions by their code. Includes the
+    current exporting code, with whatever a test has patched."""
 
     class Contents(pickle.Pickler):
         def persistent_id(self, part: Any) -> Any:
             if isinstance(part, torch.Tensor):
                 return part.dtype, tuple(part.shape), part.detach().flatten().view(torch.uint8).numpy().tobytes()
-            if isinstance(part, FunctionType):  # and what it closes over
+            if isinstance(part, FunctionType):  # and the values it closes over
                 code = part.__code__
                 constants = [value for value in code.co_consts if not isinstance(value, CodeType)]
                 told = (part.__module__, part.__qualname__, code.co_code, code.co_names, constants)
@@ -103,7 +103,7 @@ def digest_of(value: object) -> str:
 
 
 def is_class_cell(cell: CellType) -> bool:
-    """Where a method that calls super() keeps its class."""
+    """True for the cell in which a method that calls super() keeps its class."""
     return isinstance(cell.cell_contents, type)
 
 
@@ -112,11 +112,11 @@ EXPORTING = [
     for name, module in sorted(sys.modules.items())
     if name.startswith(("pvc_ref.", "pvc_export.graphs.")) and module is not None
 ]
-"""What a graph is made by, as far as this file imports it: the same in every process of a run."""
+"""The modules that produce a graph, as far as this file imports them: the same in every process of a run."""
 
 
 def exporting_code() -> list[tuple[str, str, FunctionType | int | float | str]]:
-    """Functions, methods and constants of `EXPORTING`."""
+    """Return the functions, methods and constants of `EXPORTING`."""
     found: list[tuple[str, str, FunctionType | int | float | str]] = []
     for module in EXPORTING:
         for name, value in vars(module).items():
@@ -130,7 +130,7 @@ def exporting_code() -> list[tuple[str, str, FunctionType | int | float | str]]:
 
 @pytest.fixture(scope="session")
 def sharing_graphs(export_once: ExportGraph) -> Callable[[], AbstractContextManager[None]]:
-    """Within it, a bundle takes its graphs from `export_once`, and so do the fresh exports that it is held against."""
+    """Context in which bundles, and the fresh exports for their checks, take their graphs from `export_once`."""
 
     @contextmanager
     def sharing() -> Iterator[None]:
@@ -144,43 +144,43 @@ def sharing_graphs(export_once: ExportGraph) -> Callable[[], AbstractContextMana
 
 @pytest.fixture
 def shared_graphs(sharing_graphs: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """For a whole test, what `sharing_graphs` is for a block."""
+    """`sharing_graphs` for a whole test."""
     with sharing_graphs():
         yield
 
 
 @pytest.fixture(scope="session")
 def tiny() -> LoadedModel:
-    """The `tiny` model, seed 0: the reference of both bundles."""
+    """The `tiny` model, seed 0: the reference of most bundles here."""
     return load_model("tiny")
 
 
 def few_layers(config: PVCConfig) -> PVCConfig:
-    """The same model with as few layers as show everything: it exports in half of the time."""
+    """The same model with the fewest layers that still have every part: it exports in half the time."""
     vision = replace(config.vision, num_layers=2, num_temporal_layers=1)
     return replace(config, vision=vision, llm=replace(config.llm, num_layers=1))
 
 
 @pytest.fixture(scope="session")
 def small() -> LoadedModel:
-    """`tiny` with few layers, for tests that export and do not care what."""
+    """`tiny` with few layers, for tests that export and do not depend on the model."""
     return loaded_model(PVC.random(few_layers(PVCConfig.preset("tiny")), seed=0), byte_tokenizer(), name="small")
 
 
 SharedBundle = Callable[[str, LoadedModel, ExportRequest], Path]
 NUM_QUESTIONS = 120
-"""Asked of the bundled model when it is exported; 200 outside of tests."""
+"""Questions to the bundled model during an export; 200 outside of tests."""
 
 
 @pytest.fixture(scope="session")
 def shared_bundle(shared: Shared, sharing_graphs: Callable[[], AbstractContextManager[None]]) -> SharedBundle:
-    """A bundle that one process exports and checks and all read, wherever its request wants it."""
+    """Export and check a bundle in one process for all to read. The request's `out` is replaced."""
 
     def bundle(name: str, loaded: LoadedModel, request: ExportRequest) -> Path:
         def make(out: Path) -> None:
             with sharing_graphs(), pytest.MonkeyPatch.context() as patch:
                 patch.setattr(pvc_export.bundles.export, "NUM_QUESTIONS", NUM_QUESTIONS)
-                patch.setattr(check, "converse", converse)  # whatever the test that asks first has put in their place
+                patch.setattr(check, "converse", converse)  # a test may have replaced them
                 patch.setattr(check, "ask_further", ask_further)
                 patch.setattr(check, "check_rules", check_rules)
                 report = export(loaded, replace(request, out=out))
@@ -198,7 +198,7 @@ def report_path(bundle: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def report_of() -> Callable[[Path], ParityReport]:
-    """What the whole check found when a shared bundle was exported: the same as a check of it would find again."""
+    """The report of the full check at the export of a shared bundle: a new check would find the same."""
 
     def report(bundle: Path) -> ParityReport:
         found: ParityReport = pickle.loads(report_path(bundle).read_bytes())
@@ -209,7 +209,7 @@ def report_of() -> Callable[[Path], ParityReport]:
 
 @pytest.fixture(scope="session")
 def bundle_fp32(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
-    """float32, two streams (so every graph has a dynamic batch), no engines. Do not change it: take `copy_bundle`.
+    """float32, two streams (so every graph has a dynamic batch), no engines. Do not change it: use `copy_bundle`.
 
     Like bundle_fp16, its LLM updates the cache in place.
     """
@@ -220,7 +220,7 @@ def bundle_fp32(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_fp16(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
-    """float16 with TensorRT-RTX engines, one stream. Do not change it: take `copy_bundle`."""
+    """float16 with TensorRT-RTX engines, one stream. Do not change it: use `copy_bundle`."""
     limits = StreamLimits(window=WINDOW, context=512)
     request = ExportRequest(out=Path(), target=load_target("rtx"), precision="fp16", limits=limits)
     return shared_bundle("fp16", tiny, request)
@@ -228,7 +228,7 @@ def bundle_fp16(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_rows(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
-    """float32 as bundle_fp32, but for a target whose LLM returns rows instead of updating its cache in place."""
+    """float32 like bundle_fp32, but for a target whose LLM returns rows instead of updating its cache in place."""
     limits = StreamLimits(window=WINDOW, context=512, streams=2)
     request = ExportRequest(out=Path(), target=load_target("cuda"), precision="fp32", limits=limits)
     return shared_bundle("rows", tiny, request)
@@ -236,7 +236,7 @@ def bundle_rows(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_int4(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
-    """float32, but for the LLM's weights, which have four bits and zero points. Do not change it."""
+    """float32, except for the LLM's int4 weights with zero points. Do not change it."""
     limits, how = StreamLimits(window=WINDOW, context=512), Quantization(block=32, zero_points=True, method="search")
     request = ExportRequest(
         out=Path(), target=load_target("cpu"), precision="fp32", limits=limits, quantization={"llm": how}
@@ -246,7 +246,7 @@ def bundle_int4(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_int8(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
-    """float32, but for products of eight bits in vision, by tensor, and in the LLM, by row. Do not change it."""
+    """float32, except for int8 matmuls in vision (scales per tensor) and in the LLM (per row). Do not change it."""
     target, limits = load_target("cpu"), StreamLimits(window=WINDOW, context=512)
     quantization: dict[Part, Quantization] = {
         part: Quantization(bits=8, block=None, zero_points=False, method="search", inputs=inputs)
@@ -258,7 +258,7 @@ def bundle_int8(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_static(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
-    """float16 with TensorRT-RTX engines, products of vision in eight bits by scales found ahead. Do not change it."""
+    """float16 with TensorRT-RTX engines, int8 matmuls in vision with static scales. Do not change it."""
     target = load_target("rtx")
     how = Quantization(bits=8, block=None, zero_points=False, method="search", inputs=target.int8["vision"])
     request = ExportRequest(
@@ -270,7 +270,7 @@ def bundle_static(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_states(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
-    """float16 with TensorRT-RTX engines, ring and cache in eight bits. Do not change it."""
+    """float16 with TensorRT-RTX engines, ring and cache in int8. Do not change it."""
     limits = StreamLimits(window=WINDOW, context=512)
     request = ExportRequest(
         out=Path(), target=load_target("rtx"), precision="fp16", limits=limits, int8_states=("ring", "cache")
@@ -280,7 +280,7 @@ def bundle_states(tiny: LoadedModel, shared_bundle: SharedBundle) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_unfused(small: LoadedModel, shared_bundle: SharedBundle) -> Path:
-    """A small model in float16 with TensorRT-RTX engines, none of whose attention is fused. Do not change it."""
+    """A small model in float16 with TensorRT-RTX engines, all attention unfused. Do not change it."""
     request = ExportRequest(
         out=Path(), target=load_target("rtx"), precision="fp16", limits=StreamLimits(window=WINDOW, context=512),
         unfused=("spatial", "temporal", "llm"),
@@ -303,7 +303,7 @@ def shared_kit(
     bundle_fp16: Path,
     report_of: Callable[[Path], ParityReport],
 ) -> Path:
-    """A kit of a small model for an Orin. Do not change it: take a copy. What its check says is another bundle's."""
+    """A kit of a small model for an Orin. Do not change it: use a copy. Its check report is that of another bundle."""
 
     def make(out: Path) -> None:
         target = replace(load_target("jetson-orin-jp62"), engine_graphs=(), builder=None)
@@ -318,7 +318,7 @@ def shared_kit(
 
 @pytest.fixture
 def copy_bundle(tmp_path: Path) -> Callable[[Path], Path]:
-    """A private copy of a bundle, to be damaged."""
+    """Copy a bundle, so that a test can damage it."""
 
     def copy(bundle: Path) -> Path:
         return Path(shutil.copytree(bundle, tmp_path / "copy"))
@@ -328,7 +328,7 @@ def copy_bundle(tmp_path: Path) -> Callable[[Path], Path]:
 
 @pytest.fixture
 def frames() -> list[np.ndarray]:
-    """Twelve camera frames (96, 128, 3) uint8 BGR, each of its own."""
+    """Twelve different camera frames (96, 128, 3) uint8 BGR."""
     from pvc_export.parity.clip import render_clip
 
     return list(render_clip(12, seed=3, width=128, height=96))

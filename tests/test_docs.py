@@ -1,4 +1,4 @@
-"""What the documents name exists: files, the names in them, links, and commands with their options."""
+"""Everything the documents name exists: files, names in them, links, and commands with their options."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pvc_export.cli
 ROOT = Path(__file__).parent.parent
 TASKS = ("docs/tour.md", "docs/extend.md", "docs/export.md", "docs/report.md", "docs/proven.md", "docs/device.md")
 NOT_CARRIED = (".venv/", "build/")
-"""What a command makes, and no checkout has."""
+"""Folders that commands create and no checkout contains."""
 SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(r"[\w./-]*(?:/|\.(?:py|json|md|toml|txt|j2|jpg|png|gif))")
@@ -40,7 +40,7 @@ def documents() -> list[Path]:
 
 
 def missing_paths(text: str) -> list[str]:
-    """Of all code spans that are paths, those that lead nowhere. `a/b.py::test_name` must have that test."""
+    """Return the code spans that are paths to nothing. `a/b.py::test_name` must contain that test."""
     wrong = []
     for span in SPAN.findall(text):
         path, _, test = span.partition("::")
@@ -52,14 +52,14 @@ def missing_paths(text: str) -> list[str]:
 
 
 def missing_names(text: str) -> list[str]:
-    """Of all pairs "`file.py` `name`", those whose file does not define or import the name."""
+    """Return the pairs "`file.py` `name`" whose file does not define or import the name."""
     pairs = NAME_IN_FILE.findall(text)
     return [f"{name} in {path}" for path, name in pairs if not set(name.split(".")) <= names_in(ROOT / path)]
 
 
 @cache
 def names_in(path: Path) -> set[str]:
-    """Every function, class and variable of a file, methods and fields included."""
+    """Return every function, class and variable of a file, including methods and fields."""
     if not path.exists():
         return set()
     names: set[str] = set()
@@ -72,7 +72,7 @@ def names_in(path: Path) -> set[str]:
 
 
 def dead_links(text: str, document: Path) -> list[str]:
-    """Relative links that lead nowhere, and those to a #section that their document does not have."""
+    """Return the relative links to nothing, and those to a #section that the document does not have."""
     wrong = []
     for link in LINK.findall(text):
         path, _, section = link.partition("#")
@@ -86,7 +86,7 @@ def dead_links(text: str, document: Path) -> list[str]:
 
 
 def sections(text: str) -> set[str]:
-    """The names by which links reach the headings of a document."""
+    """Return the anchors of a document's headings."""
     titles = [line.lstrip("# ").lower() for line in text.splitlines() if line.startswith("#")]
     return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
 
@@ -123,7 +123,7 @@ def test_every_relative_link_resolves(document: Path) -> None:
 
 
 def test_every_claim_names_what_shows_it() -> None:
-    """A test file, or a command that anybody can run."""
+    """Either a test file, or a command that everyone can run."""
     claims = (ROOT / "docs/proven.md").read_text(encoding="utf-8").partition("## Limits")[0]
     lines = [line.split("|")[1:-1] for line in claims.splitlines() if line.startswith("| ")]
     rows = [line for line in lines if line[0].strip() != "claim"]
@@ -136,7 +136,7 @@ def test_every_claim_names_what_shows_it() -> None:
 
 
 def command_lines(text: str) -> Iterator[tuple[str, str]]:
-    """Each program that the code of a text names, and what follows it: code spans, blocks, lines of a Makefile."""
+    """Yield each program in the text's code (code spans, blocks, Makefile lines), with the rest of its command."""
     blocks = [line for line in text.splitlines() if line.startswith(("    ", "\t"))]
     fenced = [
         line for block in re.findall(r"^```.*?^```", text, re.MULTILINE | re.DOTALL) for line in block.splitlines()
@@ -150,7 +150,7 @@ def wrong_commands(text: str) -> list[str]:
 
 
 def wrong(program: str, rest: str) -> str:
-    """What is wrong with a command, or nothing."""
+    """Return what is wrong with a command, or an empty string."""
     words = rest.split()
     if program == "python -m":
         return wrong_module(words[0] if words else "", rest)
@@ -194,7 +194,7 @@ def test_every_command_in_it_exists_with_its_options(document: Path) -> None:
 
 @pytest.mark.parametrize("package", OURS[:-1])
 def test_every_command_that_a_message_names_exists_with_its_options(package: str) -> None:
-    """What follows `pvc-export` in a sentence may be a word of the sentence, unless an option follows it."""
+    """The word after `pvc-export` may be an ordinary word of the sentence, unless an option follows."""
     for path in sorted((ROOT / package).rglob("*.py")):
         for text in strings_in(path.read_text(encoding="utf-8")):
             for program, rest in COMMAND.findall(text):
@@ -203,7 +203,7 @@ def test_every_command_that_a_message_names_exists_with_its_options(package: str
 
 
 def strings_in(source: str) -> Iterator[str]:
-    """Every string of a Python file, docstrings too, with {} for what an f-string fills in."""
+    """Yield every string of a Python file, including docstrings, with {} for an f-string's values."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.JoinedStr):
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
@@ -211,7 +211,7 @@ def strings_in(source: str) -> Iterator[str]:
             yield node.value
 
 
-# -- these tests can fail ----------------------------------------------------------------------------------------------
+# -- proof that these tests can fail -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What docs/examples shows works: with the packages that it names, and with none of ours."""
+"""The code in docs/examples works with only the packages it names, and without our packages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_a_bundle_s_vision_graphs_run_without_a_package_of_ours(
     name: str, frames: list[np.ndarray], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """To the bit what PVCStream computes, over three windows of frames, in both spellings and both float types."""
+    """Bit for bit the values of PVCStream, over three windows of frames, in both spellings and both float types."""
     folder = request.getfixturevalue(name)
     bundle = open_bundle(folder, runtime="cpu")
     size = bundle.manifest.shape.image_size

@@ -1,4 +1,4 @@
-"""The runtime for real on the oldest Python that it is for, with numpy 1 and the last ONNX Runtime of both."""
+"""The runtime on the oldest supported Python, with numpy 1 and the last ONNX Runtime for both."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Room = Callable[..., "subprocess.CompletedProcess[str]"]
 def room() -> Room:
     folder = os.environ.get(NAME)
     if not folder:
-        pytest.skip(f"{NAME} names no folder of packages: python -m tests.boxes.on_310 FOLDER makes one")
+        pytest.skip(f"{NAME} is not set to a folder of packages; make one: python -m tests.boxes.on_310 FOLDER")
     try:
         find_python("3.10")
     except NoBox as error:
@@ -42,7 +42,7 @@ def room() -> Room:
 
 @pytest.fixture(scope="module")
 def watch(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
-    """The arguments that stream a clip and ask about it; a bundle goes behind them."""
+    """Arguments that stream a clip and ask about it; append a bundle."""
     clip = tmp_path_factory.mktemp("clip") / "clip.mp4"
     write_video(clip, render_clip(6, seed=5, width=64, height=48), fps=10.0)
     return ("-m", "apps.watch", "--source", clip, "--every-frame", "--headless", "--max-new-tokens", 8, "--json")

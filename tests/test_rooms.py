@@ -1,4 +1,4 @@
-"""The rooms of the house: who may import whom. That pvc_ref and engines never meet is what makes parity a proof."""
+"""Which package may import which. That pvc_ref and engines never import each other makes parity meaningful."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-WORLD = "pvc_ref.shapes"  # torch-free: docs/decisions/0007
+WORLD = "pvc_ref.shapes"  # needs no torch: docs/decisions/0007
 MAY_IMPORT = {"pvc_ref": set(), "engines": set(), "pvc_export": {"pvc_ref", "engines"}, "apps": {"engines", WORLD}}
 HEAVY = {"torch", "onnx", "onnxscript", "transformers", "safetensors"}
 
 
 def modules(source: str) -> set[str]:
-    """Full names of what a file imports from other packages, function bodies included: `from a import b` is a.b."""
+    """Return the full names a file imports from other packages, also inside functions: `from a import b` is a.b."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -29,7 +29,7 @@ def modules(source: str) -> set[str]:
 
 
 def imports(path: Path) -> set[str]:
-    """Top-level names that a file imports from other packages."""
+    """Return the top-level names a file imports from other packages."""
     return {name.split(".")[0] for name in modules(path.read_text(encoding="utf-8"))}
 
 
@@ -85,7 +85,7 @@ def test_importing_the_runtime_or_the_command_line_loads_no_torch(statement: str
 
 
 def test_the_world_is_rendered_and_asked_about_without_torch() -> None:
-    """Not only imported: what is looked up late (pvc_ref/__init__.py) must not bring torch in either."""
+    """Runs it too, because late imports (pvc_ref/__init__.py) must not load torch either."""
     code = (
         "from pvc_ref.shapes import answer_to, question_of, watch\nclip = next(watch(0)).clip\n"
         "assert answer_to(clip.scene, question_of(clip, 0).text)\n"

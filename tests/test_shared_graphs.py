@@ -1,4 +1,4 @@
-"""What the tests share by content: nothing that computes something else may have the same digest."""
+"""The digests by which tests share graphs: a module that computes something else has another digest."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_module_that_computes_something_else_has_another_digest(
 
 
 def test_code_that_is_another_gives_another_digest(small: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that breaks the export must not leave its graphs to those that do not."""
+    """A test that breaks the export must not share its graphs with other tests."""
     digests = [digest_of(small.model)]
     forward = TemporalAttention.forward
     for factor in (1.001, 1.002):

@@ -1,4 +1,4 @@
-"""A built wheel: the two common names are renamed, every module imports, the command line runs from it."""
+"""A built wheel: the two common package names are renamed, every module imports, the command line runs from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ print(sorted({"engines", "apps"} & set(sys.modules)))
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the checkout and unpacked into a folder of its own."""
+    """The wheel, built from a copy of the checkout and unpacked into its own folder."""
     import shutil
 
     folder = tmp_path_factory.mktemp("wheel")
@@ -56,7 +56,7 @@ def test_every_module_of_the_wheel_imports_under_its_new_name(site: Path) -> Non
 
 @pytest.mark.parametrize("package", ["pvc_ref", "pvc_export", "engines", "apps"])
 def test_no_module_names_a_renamed_package_but_in_its_imports(package: str) -> None:
-    """`import engines.x` binds a name that a wheel does not have, and what uses it fails only when it runs."""
+    """`import engines.x` binds a name that a wheel does not have; code that uses it fails only when it runs."""
     for path in (ROOT / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
@@ -89,7 +89,7 @@ def test_the_wheel_carries_its_licence_and_that_of_its_pictures(site: Path) -> N
 
 
 def test_both_command_lines_of_the_wheel_start_under_their_new_names(site: Path) -> None:
-    """The file is read too: on a machine with an editable install, the old name would be found there."""
+    """The script is read too: on a machine with an editable install, it could start under its old name."""
     for name, module, sign in (("pvc-export", "pvc_export.cli", "doctor"), ("pvc-live", "pvc_apps.watch", "--record")):
         script = site / "bin" / name
         assert f"from {module} import main" in script.read_text()

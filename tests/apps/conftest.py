@@ -1,4 +1,4 @@
-"""pvc-live, run in the process of the tests."""
+"""Run pvc-live in the test process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pvc_live(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
     def run(*args: object) -> SimpleNamespace:
         monkeypatch.setattr(sys, "argv", ["pvc-live", *map(str, args)])
-        monkeypatch.setattr(Signals, "install", lambda self, **_: None)  # the signals of this process are pytest's
+        monkeypatch.setattr(Signals, "install", lambda self, **_: None)  # pytest handles this process's signals
         with pytest.raises(SystemExit) as caught:
             watch.main()
         out, err = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""A camera that does what a test says: delivers, fails, vanishes, comes back."""
+"""A scripted camera: it delivers frames, fails, disappears and returns."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from engines.synthetic import Frame
 
 
 def picture(value: int, *, height: int = 48, width: int = 64) -> Frame:
-    """Grey 8 * value, so that a frame's mean says which one it is."""
+    """Return a picture of grey level 8 * value, so that a frame's mean identifies it."""
     return np.full((height, width, 3), 8 * value, np.uint8)
 
 
 class FakeCapture:
-    """cv2.VideoCapture's methods over a list of frames, None being a read that fails. It fails for good at its end.
+    """cv2.VideoCapture's methods over a list of frames; None is a failed read. After the last frame every read fails.
 
     With `gate`, a read after the last frame sets `is_empty` and waits for the gate to open.
     """
@@ -61,7 +61,7 @@ class FakeCapture:
 
 
 class FakeVideo:
-    """A device that waits, as a file does: pictures 0, 1, 2... at such times."""
+    """A device that waits for its reader, as a file does: pictures 0, 1, 2, ... at the given times."""
 
     name, waits, notice, num_reconnects, damage = "clip.mp4", True, "", 0, None
     fps: float | None = 30.0
@@ -80,7 +80,7 @@ class FakeVideo:
 
 
 class FakeFactory:
-    """Hands out one capture for each opening, in order."""
+    """Return the captures in order, one per opening."""
 
     def __init__(self, *captures: FakeCapture) -> None:
         self.captures, self.num_opened = captures, 0
@@ -91,13 +91,13 @@ class FakeFactory:
 
 
 def trained(bundle: Bundle, *, trained_frames: int = 16) -> Bundle:
-    """The same bundle, which says of itself that it was trained."""
+    """The same bundle, with a manifest that declares it trained."""
     model = replace(bundle.manifest.model, random_weights=False)
     return replace(bundle, manifest=replace(bundle.manifest, trained_frames=trained_frames, model=model))
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, reply_to: Callable[[str], str]) -> list[str]:
-    """Let every stream answer so. Returns the questions, as they are asked."""
+    """Make every stream answer with `reply_to(question)`. Returns a list that collects the questions."""
     asked: list[str] = []
 
     def begin(self: PVCStream, question: str, **_: Any) -> FakeAnswering:
@@ -109,7 +109,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, reply_to: Callable[[str], str]) -> 
 
 
 class FakeAnswering:
-    """Says the text word by word."""
+    """Give the answer word by word."""
 
     def __init__(self, text: str) -> None:
         self.words, self.num_said, self.is_cut = text.split(" "), 0, False
@@ -129,7 +129,7 @@ class FakeAnswering:
 
 
 def scenes(*lengths: int, fps: float = 4.0) -> Iterator[Captured]:
-    """Frames of scenes of such lengths. Of scene i, 'Which is i?' is asked, and 'It is i.' is right."""
+    """Frames of scenes with these lengths. Scene i's question is 'Which is i?', and 'It is i.' is the right answer."""
     index = 0
     for scene, num_frames in enumerate(lengths):
         for frame_index in range(num_frames):

@@ -1,7 +1,7 @@
-"""A network camera by RTSP, in a process of its own, so that it can be killed: python -m tests.apps.rtsp PORT.
+"""An RTSP network camera in its own process, so that it can be killed: python -m tests.apps.rtsp PORT.
 
-RFC 2326 as far as a viewer needs it. FFmpeg cuts H.264 into RTP packets, which go to the viewer between the replies of
-the same connection ("interleaved", section 10.12).
+Implements as much of RFC 2326 as a viewer needs. FFmpeg cuts H.264 into RTP packets, which are sent over the same
+connection, between the replies ("interleaved", section 10.12).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REPLIES = {
 
 
 class RtspCamera:
-    """25 pictures a second, until it is killed."""
+    """A camera with 25 pictures per second, until it is killed."""
 
     def __init__(self, port: int = 0) -> None:
         self._process = subprocess.Popen(
@@ -44,7 +44,7 @@ class RtspCamera:
         self.url = f"rtsp://127.0.0.1:{self.port}/live"
 
     def kill(self) -> None:
-        """With SIGKILL: nobody says goodbye."""
+        """Kill the process with SIGKILL: no connection is closed properly."""
         self._process.kill()
         self._process.communicate()
 
@@ -98,7 +98,7 @@ def _send_pictures(connection: socket.socket, gone: Event) -> None:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture(5 + index % 25)), format="bgr24")
             frame.pts, index = index, index + 1
             output.mux(stream.encode(frame))
-            with suppress(BlockingIOError):  # no more of this picture
+            with suppress(BlockingIOError):  # no more packets of this picture
                 while packet := packets.recv(65535):
                     connection.sendall(b"$\x00" + len(packet).to_bytes(2, "big") + packet)
 

@@ -1,4 +1,4 @@
-"""Addresses: what is taken for what, and that no password of one is shown."""
+"""Addresses: how each is interpreted, and that no password is shown."""
 
 from __future__ import annotations
 

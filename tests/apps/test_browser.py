@@ -30,7 +30,7 @@ def test_the_newest_picture_is_read_and_what_came_before_it_is_lost(clock: Clock
         clock.now += 1.0
     shown = device.read()
     assert shown is not None and round(shown.bgr.mean() / 8) == 5 and shown.time_s is None
-    assert shown.bgr.flags.owndata and shown.bgr.flags.writeable  # the caller's own
+    assert shown.bgr.flags.owndata and shown.bgr.flags.writeable  # the caller owns this copy
 
 
 def test_pictures_faster_than_allowed_are_refused(clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""Sources: the newest frame wins, what is dropped is counted, a file keeps its own speed, errors reach the taker."""
+"""Sources: the newest frame wins, dropped frames are counted, a file plays at its own speed, errors reach the taker."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def test_the_newest_frame_wins_and_a_gap_tells_what_was_dropped() -> None:
     gate = Event()
     fake = FakeCapture([picture(index) for index in range(6)], gate=gate)
     source = open_source(CAMERA, factory=FakeFactory(fake), pauses_s=())
-    assert fake.is_empty.wait(10)  # all six were read, none was taken
+    assert fake.is_empty.wait(10)  # all six were read and none was taken
     newest = source.take(5.0)
     assert value(newest) == 5 and newest is not None and newest.index == 5
-    assert source.take(0.01) is None  # a frame is taken once
+    assert source.take(0.01) is None  # each frame is taken only once
     gate.set()
     source.close()
 
@@ -78,7 +78,7 @@ def test_a_slow_taker_sees_the_present_and_not_a_backlog() -> None:
     while not source.ended:
         if (captured := source.take(0.05)) is not None:
             frames.append(captured)
-            assert time.monotonic() - captured.captured_at < 0.5  # a backlog would end 1.6 s behind
+            assert time.monotonic() - captured.captured_at < 0.5  # with a backlog, the last frame would be 1.6 s late
             time.sleep(0.1)
     assert len(frames) < 12 and frames[-1].index == 19
     assert [captured.index for captured in frames] == sorted({captured.index for captured in frames})

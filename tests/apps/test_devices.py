@@ -1,4 +1,4 @@
-"""Devices: how a lost camera comes back or is given up, and what a bad source is told."""
+"""Devices: how a lost camera is reopened or given up, and the errors for a bad source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a session counts."""
+"""The figures a session counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pvc-live over the world that knows the truth: marks, score, and what is not counted."""
+"""pvc-live on synthetic scenes with known answers: marks, score, and what is not counted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def scenes_of(seed: int, num_frames: int) -> list[KnownScene]:
 
 
 def know_the_truth(monkeypatch: pytest.MonkeyPatch, *, wrong: int) -> None:
-    """Let pvc-live open a trained bundle that is right about every scene but one."""
+    """Make pvc-live open a trained bundle that is right about every scene except number `wrong`."""
     push, scenes = Watcher.push, list[KnownScene]()
 
     def noted_push(self: Watcher, captured: Captured) -> None:
@@ -106,4 +106,4 @@ def test_the_recording_shows_the_question_first_and_the_graded_answer_at_the_end
         shown = (scene.answer, num_asked != 2) if scene.is_last else None
         assert (status.question, grade) == (scene.question, shown)
     num_held = sum(scene.is_last for scene in scenes[:-1])
-    assert probe_video(out).num_frames == 20 + round(num_held * HOLD_S * 4)  # 4 frames a second
+    assert probe_video(out).num_frames == 20 + round(num_held * HOLD_S * 4)  # 4 frames per second

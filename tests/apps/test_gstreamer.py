@@ -1,4 +1,4 @@
-"""Pipelines as text: what is decoded how, and that an address stays one value of one property."""
+"""Pipelines as text: the decoder of each stream, and that an address stays a single property value."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_gstreamer_s_own_parser_finds_one_address_and_no_further_element(url: st
     library = ctypes.util.find_library("gstreamer-1.0")
     if library is None:
         pytest.skip("libgstreamer-1.0 is not installed")
-    # Of the elements only those of GStreamer's core are here; the parser is the same.
+    # Only the elements of GStreamer's core are installed here; the parser is the same.
     source = rtsp_pipeline(url, "h264").partition(" latency=")[0].replace("rtspsrc", "filesrc name=camera")
     command = [sys.executable, "-c", ADDRESS_AND_ELEMENTS, library, f"{source} ! fakesink"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

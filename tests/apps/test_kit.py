@@ -1,4 +1,4 @@
-"""The live session on a device that has the runtime's few packages and nothing else."""
+"""The live session on a device that has only the runtime's few packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engines.video import write_video
 
 ROOT = Path(__file__).parent.parent.parent
 KIT = ("apps", "engines", "numpy", "PIL", "tokenizers", "onnxruntime", "av", "cv2")
-"""What a device's kit brings, beside the standard library."""
+"""What a device's kit contains in addition to the standard library."""
 REFUSE_THE_REST = f"""
 import runpy, sys
 class Refuse:

@@ -1,4 +1,4 @@
-"""pvc-live as a user meets it: a file in, an annotated video out, Ctrl-C, errors and exit codes."""
+"""pvc-live from the user's side: a file in, an annotated video out, Ctrl-C, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_file_becomes_a_playable_annotated_video(
         top = top_of(before.bgr, after.bgr)
         picture, below = after.bgr[top : top + HEIGHT], after.bgr[top + HEIGHT :]
         difference = np.abs(before.bgr.astype(int) - picture.astype(int)).mean(axis=(1, 2))
-        # Nothing covers the picture, from its first row to its last, whose chroma mixes with the text's ground: 12.3.
+        # Nothing covers the picture from the first row to the last, where chroma mixes with the text background: 12.3.
         assert difference.max() < 16
         assert after.bgr[:top].max() > 200 and below.max() > 200  # white letters above and below it
     assert "1.0 s  frame 10 " in result.out and "1.9 s  frame 19 " in result.out
@@ -65,7 +65,7 @@ def test_a_file_becomes_a_playable_annotated_video(
 
 
 def top_of(picture: np.ndarray, image: np.ndarray) -> int:
-    """The row of the image where the picture begins, up to what the encoder loses."""
+    """Return the row of the image where the picture begins. Allows for the encoder's losses."""
     rows = range(len(image) - len(picture) + 1)
     return min(rows, key=lambda row: int(np.abs(image[row : row + len(picture)].astype(int) - picture).sum()))
 
@@ -96,7 +96,7 @@ def test_a_model_that_is_too_slow_drops_frames_and_the_recording_still_plays_at_
     out = tmp_path / "out.mp4"
     data = json.loads(pvc_live(bundle_fp32, "--source", clip, "--headless", "--record", out, "--json").out)
     assert data["num_seen"] == NUM_FRAMES == data["num_processed"] + data["num_dropped"]
-    assert 3 <= data["num_processed"] <= 10 and 250 <= data["latency_median_ms"] < 1200  # a backlog: 1600
+    assert 3 <= data["num_processed"] <= 10 and 250 <= data["latency_median_ms"] < 1200  # with a backlog: 1600
     assert probe_video(out).num_frames == NUM_FRAMES and data["recording"]["duration_s"] == NUM_FRAMES / FPS
 
 
@@ -108,7 +108,7 @@ def test_a_full_context_goes_on_from_its_last_frames_and_that_is_told(
     result = pvc_live(bundle_fp32, "--source", clip, "--every-frame", "--ask-every", 1000, "--headless")
     assert result.code == 0 and "the context is used up: goes on from its last 4 frames at frame " in result.out
     assert "45 frames seen, 45 processed" in result.out and "context used up 2 times" in result.out
-    assert "3 answers" in result.out  # one before frames are forgotten each time, one at the end
+    assert "3 answers" in result.out  # one each time before frames are forgotten, and one at the end
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_nearly_full_disk_ends_with_exit_4_and_a_complete_recording(
 
 
 class FakeWindow:
-    """Presses a key at a given frame."""
+    """A window that reports a key press at a given frame."""
 
     keys: dict[int, str] = {}
 
@@ -232,7 +232,7 @@ def test_keys_ask_and_end(pvc_live: Run, bundle_fp32: Path, monkeypatch: pytest.
 
 
 def test_the_window_is_opened_before_pyav_is_imported(bundle_fp32: Path, tmp_path: Path) -> None:
-    """The other way round, OpenCV's Qt window hangs (apps/window.py)."""
+    """In the opposite order, OpenCV's Qt window hangs (apps/window.py)."""
     code = """
 import sys
 from apps import live, watch

@@ -1,4 +1,4 @@
-"""Meters: rates, latencies and drops, exact on a made-up clock."""
+"""Meters: rates, latencies and drops are exact, on a fake clock."""
 
 from __future__ import annotations
 

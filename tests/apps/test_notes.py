@@ -1,4 +1,4 @@
-"""The text of what was said: the newest answers, each once for as long as it stays the same."""
+"""The notes text: the newest answers, each listed once with the time span in which it stayed the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of OpenCV for each kind of camera, and what is said where it, or GStreamer, lacks something."""
+"""How each kind of camera is opened with OpenCV, and the errors if OpenCV or GStreamer lacks something."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engines.errors import BackendUnavailable, MediaError
 
 
 class FakeCv2:
-    """cv2, of which it is told what was opened and what was set."""
+    """A fake cv2 that records what was opened and which properties were set."""
 
     CAP_ANY, CAP_V4L2, CAP_GSTREAMER = 0, 200, 1800
     CAP_PROP_FOURCC, CAP_PROP_BUFFERSIZE = 6, 38
@@ -45,7 +45,7 @@ def opened(text: str, cv2: FakeCv2, *, formats: tuple[str, ...] = (), has: bool 
 
 @pytest.mark.parametrize("has", [True, None], ids=["installed", "unknown"])
 def test_a_csi_camera_is_opened_by_gstreamer_and_nothing_is_set(has: bool | None) -> None:
-    """A property that is set would stop the pipeline, and start it again."""
+    """Setting a property would stop the pipeline and restart it."""
     cv2 = FakeCv2()
     opened("csi:0", cv2, has=has)
     assert cv2.opened == [(parse_address("csi:0").target, cv2.CAP_GSTREAMER)] and cv2.was_set == {}
@@ -59,7 +59,7 @@ def test_a_pipeline_is_opened_as_it_is() -> None:
 
 @pytest.mark.parametrize("text", ["csi:0", "v4l2src ! appsink"])
 def test_pip_s_opencv_is_named_before_it_is_tried(text: str) -> None:
-    """The real one that the tests are run with."""
+    """With the real OpenCV that runs the tests."""
     cv2 = pytest.importorskip("cv2")
     if has_gstreamer(cv2):
         pytest.skip("this OpenCV has GStreamer")

@@ -1,4 +1,4 @@
-"""The overlay: what it says is drawn around the whole picture, readable, in any script, at any size."""
+"""The overlay: its text is drawn around the whole picture, readable, in any script, at any size."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEIGHT, WIDTH = SHAPE = (360, 480)
 
 
 def said(text: str, **grade: object) -> Status:
-    """STATUS with this answer, and what is known of it."""
+    """STATUS with this answer and its grade."""
     return replace(STATUS, reply=replace(REPLY, text=text, grade=Grade(**grade)))  # type: ignore[arg-type]
 
 
@@ -39,7 +39,7 @@ def noise(height: int, width: int) -> Frame:
 
 
 def draw(status: Status) -> tuple[Frame, Frame, Frame]:
-    """The strip above a picture, the picture, and the strip below it."""
+    """Return the strip above a picture, the picture, and the strip below it."""
     frame = noise(*SHAPE)
     image = annotate(frame, status)
     top = place_of(frame, image)
@@ -47,14 +47,14 @@ def draw(status: Status) -> tuple[Frame, Frame, Frame]:
 
 
 def place_of(frame: Frame, image: Frame) -> int:
-    """The row of the image at which the frame begins. It is there as it was, and all of it."""
+    """Return the row of the image at which the frame begins. The frame must be there whole and unchanged."""
     height, width, _ = frame.shape
     (top,) = (row for row in range(len(image) - height + 1) if np.array_equal(image[row : row + height, :width], frame))
     return top
 
 
 def rows_of_text(strip: Frame) -> int:
-    """How many lines are written on a strip."""
+    """Count the lines of text on a strip."""
     written = np.any(strip.max(axis=2) > 110, axis=1)
     return int(np.sum(written[1:] > written[:-1])) + int(written[0])
 

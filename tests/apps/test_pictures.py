@@ -1,4 +1,4 @@
-"""pvc-live on pictures: a folder, numbered files, an animation; the model sees every pixel, at the stated rate."""
+"""pvc-live on pictures (a folder, numbered files, an animation): the model sees every pixel, at the stated rate."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ NUM_FRAMES = 6
 
 @pytest.fixture
 def frames() -> list[np.ndarray]:
-    """Of so few colours that a GIF holds them exactly."""
+    """Frames with so few colours that a GIF stores them exactly."""
     clip = render_clip(NUM_FRAMES, seed=4)
     return [np.asarray(Image.fromarray(frame).quantize(64).convert("RGB")) for frame in clip]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, frames: list[np.ndarray]) -> Path:
-    """The frames as pictures, and beside them as animations of 4 frames a second."""
+    """Save the frames as pictures, and next to the folder as animations with 4 frames per second."""
     images = [Image.fromarray(frame[..., ::-1]) for frame in frames]
     path = tmp_path / "frames"
     path.mkdir()
-    for index, image in enumerate(images, start=8):  # 8, 9, 10: not in the order of letters
+    for index, image in enumerate(images, start=8):  # 8, 9, 10: not in alphabetical order
         image.save(path / f"shot{index}.png")
     for suffix in ("gif", "png", "webp"):
         images[0].save(
@@ -113,7 +113,7 @@ def test_a_video_file_keeps_its_own_rate(tmp_path: Path) -> None:
 
 
 def test_the_bundled_model_answers_truly_about_pictures(pvc_live: Run, bundle_shapes: Path, tmp_path: Path) -> None:
-    """A clip as a folder, as a pattern and as an animation, and a card's print on transparent ground."""
+    """A clip as a folder, a pattern and an animation; and a card's print on a transparent background."""
     clip = make_clip(1, num_frames=8, kind="things", size=448)
     (asked,) = (question for question in clip.questions if "happened" in question.text)
     images = [Image.fromarray(frame) for frame in clip.frames]
@@ -128,7 +128,7 @@ def test_the_bundled_model_answers_truly_about_pictures(pvc_live: Run, bundle_sh
         options = ("--ask", asked.text, "--headless", "--every-frame", "--json")
         told = json.loads(pvc_live(bundle_shapes, "--source", source, *options).out)
         assert told["last_answer"]["text"] == asked.answer, source
-    card = make_clip(122, num_frames=1, kind="card", size=448)  # dark print on a light ground
+    card = make_clip(122, num_frames=1, kind="card", size=448)  # dark print on a light background
     (asked,) = (question for question in card.questions if question.topic == "number")
     grey = card.frames[0].mean(axis=-1)
     ink = Image.fromarray((255 * np.clip((np.median(grey) - grey) / np.ptp(grey), 0, 1)).astype(np.uint8))

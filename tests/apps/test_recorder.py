@@ -1,4 +1,4 @@
-"""Recordings: true speed, any size, complete or absent. And the writer below them."""
+"""Recordings: true speed, any size, complete or absent. Also the writer they use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .fakes import picture
 
 
 def shown(path: Path) -> list[int]:
-    """Which `picture` each frame of a recording is."""
+    """Return the `picture` value of each frame of a recording."""
     return [round(float(frame.bgr.mean()) / 8) for frame in read_video(path)]
 
 

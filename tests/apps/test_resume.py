@@ -1,4 +1,4 @@
-"""A session that is killed, and one that goes on with what it saved."""
+"""A killed session, and one that resumes from the state it saved."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NUM_FRAMES, FPS, MORE = 1500, 30.0, 25
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Longer than it is watched: 300 frames, again and again."""
+    """300 frames, repeated, so that the clip is longer than any session here."""
     path = tmp_path_factory.mktemp("video") / "clip.mp4"
     frames = list(render_clip(300, seed=5, width=64, height=48))
     write_video(path, frames * (NUM_FRAMES // 300), fps=FPS)
@@ -40,7 +40,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def kill_after_a_save(arguments: list[object], state: Path, log: Path) -> None:
-    """Run pvc-live, and kill it when it has saved its stream and has said more since."""
+    """Run pvc-live, and kill it after it has saved its stream and then logged more events."""
     command = [sys.executable, "-m", "apps.watch", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
@@ -69,23 +69,23 @@ def test_a_session_that_was_killed_goes_on_with_what_it_had_saved(
 
     twin = open_stream(shutil.copy(state, tmp_path / "copy.npz"), open_bundle(bundle_fp32))
     num_saved = twin.num_frames
-    assert 0 < num_saved < before[-1]["frame"]  # what came after the save
+    assert 0 < num_saved < before[-1]["frame"]  # the log continues past the save
     result = pvc_live(*arguments, "--resume", "--frames", MORE, "--json")
     assert result.code == 0, result.err
     assert f"resumed {state}: {num_saved} frames, saved " in result.err
     assert " s ago; what came after that is lost" in result.err
 
-    # The stream: what it says is what it would have said.
+    # The stream answers as it would have without the kill.
     assert open_stream(state, open_bundle(bundle_fp32)).num_frames == num_saved + MORE
     for clip_frame, _ in zip(read_video(clip), range(MORE), strict=False):
         twin.push(clip_frame.bgr)
     assert json.loads(result.out)["last_answer"]["text"] == twin.ask("What happens?", max_new_tokens=4).text
 
-    # The log: whole lines, of both sessions.
+    # The log has whole lines of both sessions.
     after = lines_of(log)
     assert after[: len(before)] == before and after[-1]["kind"] == "end" and len(after) > len(before) + 1
 
-    # The recording: every file plays, and the index knows each of them.
+    # In the recording every file plays and is in the index.
     entries, files = list(read_index(folder)), sorted(folder.glob("*Z.mp4"))
     assert [entry["file"] for entry in entries] == [path.name for path in files] and len(files) >= 2
     assert [probe_video(path).num_frames for path in files] == [entry["num_frames"] for entry in entries]
@@ -98,7 +98,7 @@ def test_a_session_that_was_killed_goes_on_with_what_it_had_saved(
 def test_without_a_saved_stream_a_new_one_begins_and_that_is_said(
     pvc_live: Run, bundle_fp32: Path, clip: Path, tmp_path: Path, *, has_file: bool
 ) -> None:
-    """As it does without --resume, whatever was saved."""
+    """The same as without --resume, even if a saved stream exists."""
     state = tmp_path / "state.npz"
     if has_file:
         PVCStream(open_bundle(bundle_fp32)).save(state)

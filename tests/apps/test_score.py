@@ -1,4 +1,4 @@
-"""The score: what is right is counted, what is not graded is not, and no share is better than it is."""
+"""The score: right answers are counted, ungraded ones are not, and no share is rounded up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session over sources that do what a test says: commands, questions while frames go on, and what fails meanwhile.
+"""A session with scripted sources: commands, questions while frames continue, and failures in between.
 
 A script puts a command before it yields a frame; the session obeys after that frame.
 """
@@ -54,7 +54,7 @@ def bundle(bundle_fp32: Path) -> Bundle:
 
 
 class Scripted:
-    """A Source whose frames a generator yields, None being none in time. It may do things between two frames."""
+    """A Source with a generator's frames; None: no frame in time. The generator may act between two frames."""
 
     def __init__(self, frames: Iterable[Captured | None], *, name: str = "camera 0", waits: bool = False) -> None:
         self._frames, self.waits = iter(frames), waits
@@ -76,7 +76,7 @@ class Scripted:
 
 
 class Recording(Follower):
-    """All calls in order: a frame's index, what is said so far, a kind of event."""
+    """Record all calls in order: a frame's index, the text so far, an event's kind."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Recording(Follower):
 
 @dataclass
 class Live:
-    """A session with a script, and who follows it."""
+    """A session with a script, and its listener."""
 
     bundle: Bundle
     ask_every_s: float = NEVER
@@ -136,7 +136,7 @@ def live(bundle: Bundle) -> Live:
 
 
 def frame(index: int, value: int | None = None, *, fps: float = 10.0, side: int = 64) -> Captured:
-    """Of a picture that moves, unless it has a value."""
+    """A frame of a moving picture, or of a constant one if `value` is given."""
     shown = picture(3 + index % 25 if value is None else value, width=side)
     return Captured(bgr=shown, index=index, time_s=index / fps, captured_at=0.0)
 
@@ -146,13 +146,13 @@ def moving(*indices: int) -> Iterator[Captured]:
 
 
 def until(is_so: Callable[[], object]) -> Iterator[None]:
-    """No frame in time, again and again."""
+    """Yield "no frame in time" until the condition is true."""
     for _ in range(1000):
         if is_so():
             return
         time.sleep(0.005)
         yield None
-    pytest.fail("it did not come to that")
+    pytest.fail("the condition did not become true in time")
 
 
 # -- commands
@@ -171,7 +171,7 @@ def test_a_person_s_question_is_answered_once_about_the_frames_so_far(
     live.run(script())
     first, last = live.follower.of("answer")
     assert (first.question, first.answer, first.frame, first.margin) == ("Who?", "To Who? a ball.", 3, 1.5)
-    assert last.question == QUESTION and asked == ["Who?", QUESTION]  # the standing one, as the source ends
+    assert last.question == QUESTION and asked == ["Who?", QUESTION]  # the standing question, when the source ends
 
 
 def test_the_standing_question_is_another_from_now_on(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ def test_a_reset_forgets_frames_answers_and_what_waits(live: Live, monkeypatch: 
         yield frame(0)
         for _ in range(3):
             live.commands.put(Ask(question="Who?"))
-        yield from moving(1, 2, 3, 4)  # the first one is answered, the second begun
+        yield from moving(1, 2, 3, 4)  # the first question is answered, the second has begun
         live.commands.put(Reset())
         yield from moving(5, 6)
 
@@ -228,7 +228,7 @@ def test_a_reset_forgets_frames_answers_and_what_waits(live: Live, monkeypatch: 
 
 def test_a_snapshot_is_of_the_newest_frame(live: Live) -> None:
     def script() -> Iterator[Captured]:
-        live.commands.put(TakeSnapshot())  # before there is one: of the first
+        live.commands.put(TakeSnapshot())  # before the first frame: taken of the first frame
         yield from moving(0, 1)
         live.commands.put(TakeSnapshot())
         yield frame(2)
@@ -238,7 +238,7 @@ def test_a_snapshot_is_of_the_newest_frame(live: Live) -> None:
 
 
 def test_another_source_is_another_world(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its frames and its time count from 0 again."""
+    """Its frame index and time start again at 0."""
     answers(monkeypatch, lambda question: "Yes.")
     other = Scripted([frame(index, 10 + index) for index in range(6)], name="camera 2")
     live.opener, live.ask_every_s = lambda address: other, 0.3
@@ -258,11 +258,11 @@ def test_another_source_is_another_world(live: Live, tmp_path: Path, monkeypatch
     assert [event.text for event in live.follower.of("source")] == [
         "camera 0 was lost", "watches camera 2 now",
     ]  # fmt: skip
-    assert session.meter.num_dropped == 4 and live.figures[-1].source == "camera 2"  # 5 to 8, and none between
-    assert probe_video(recorder.path).num_frames == 10 + 6  # its time goes on
+    assert session.meter.num_dropped == 4 and live.figures[-1].source == "camera 2"  # 5 to 8, and none in between
+    assert probe_video(recorder.path).num_frames == 10 + 6  # its time continues
 
 
-# -- questions while frames go on
+# -- questions while frames continue
 
 
 def test_ten_questions_at_once_are_answered_in_turn_and_no_frame_waits_for_them(
@@ -294,7 +294,7 @@ def test_questions_that_wait_as_the_source_ends_are_answered(
 
     def script() -> Iterator[Captured | None]:
         yield from moving(0)
-        yield from [None] * 9  # all that was seen is asked about
+        yield from [None] * 9  # every frame so far has been asked about
         live.commands.put(Ask(question="Who?"))
         live.commands.put(Ask(question="Where?"))
         yield None
@@ -302,7 +302,7 @@ def test_questions_that_wait_as_the_source_ends_are_answered(
     live.run(script())
     assert [event.question for event in live.follower.of("answer")] == [QUESTION, "Who?", "Where?"]
     assert live.follower.statuses[-1].reply is not None
-    assert live.follower.statuses[-1].reply.question == "Where?"  # it is shown, and recorded
+    assert live.follower.statuses[-1].reply.question == "Where?"  # shown, and recorded
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_a_source_that_waits_shows_a_frame_with_its_whole_answer(live: Live, mon
 
 
 def test_a_question_before_the_first_frame_waits_for_it(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the session, after a reset, and of a model that is paused: nothing is asked about nothing."""
+    """Also the session's own question, after a reset, and while paused: no question is asked without a frame."""
     answers(monkeypatch, lambda question: "Yes.")
     keys = iter(["ask", "", "ask", *[""] * 100])
     window: Any = SimpleNamespace(show=lambda image: None, key=lambda: next(keys))
@@ -371,11 +371,11 @@ def test_a_question_before_the_first_frame_waits_for_it(live: Live, monkeypatch:
     assert asked == [("Who?", 2), (QUESTION, 2), ("Where?", 5), (QUESTION, 5)] and live.session.error is None
 
 
-# -- what fails
+# -- failures
 
 
 def fail_on(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
-    """Let these pushes fail, from 0."""
+    """Make the pushes with these numbers fail, counted from 0."""
     push, calls = PVCStream.push, iter(range(10_000))
 
     def failing(self: PVCStream, bgr: np.ndarray) -> Any:
@@ -484,7 +484,7 @@ def test_a_source_that_is_lost_and_found_is_told_once_each_however_many_attempts
 
 
 class HttpCamera:
-    """Motion JPEG by HTTP, 50 pictures a second, until it is killed: then nobody answers at its port."""
+    """Motion JPEG over HTTP, 50 pictures per second. Once killed, its port refuses connections."""
 
     def __init__(self, port: int = 0) -> None:
         self._killed = killed = Flag()
@@ -542,7 +542,7 @@ def test_a_network_camera_that_is_killed_is_watched_again_when_it_is_back(
     told = [event.text.removeprefix(name) for event in live.follower.of("source")]
     assert told == [" was lost: trying to get it back, 1 of 100", " is back"]
     assert source.device.num_reconnects == 1 and session.ended == "ended by Ctrl-C"
-    assert session.watcher.stream.num_frames > 5  # those before, and one at least after it
+    assert session.watcher.stream.num_frames > 5  # those before, and at least one after it
 
 
 @pytest.mark.parametrize(
@@ -566,7 +566,7 @@ def test_a_source_that_cannot_be_opened_leaves_the_old_one(
         live.commands.put(Switch(address=CAMERA_2))
         yield from until(lambda: live.follower.of("trouble"))
         closed.append(live.session.source.is_closed)  # type: ignore[attr-defined]
-        live.commands.put(Switch(address=CAMERA_2))  # it may be tried again
+        live.commands.put(Switch(address=CAMERA_2))  # trying again is allowed
         tried.clear()
         yield from moving(1, 2)
         assert tried.wait(5)
@@ -637,7 +637,7 @@ def test_the_end_is_the_last_event(live: Live, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_ctrl_c_does_not_cut_short_whoever_follows(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line of a log is written whole."""
+    """A log line is written whole."""
     answers(monkeypatch, lambda question: "a b")
     whole = []
 
@@ -656,7 +656,7 @@ def test_ctrl_c_does_not_cut_short_whoever_follows(live: Live, monkeypatch: pyte
 def test_the_stream_is_saved_between_two_answers_only_and_at_the_end(
     live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real one: it refuses to be saved while it answers."""
+    """With a real stream, which refuses to be saved while it answers."""
     seconds = iter(range(100_000))
     keeper = Keeper(tmp_path / "state.npz", every_s=2.0, clock=lambda: next(seconds))
     saved, save = [], PVCStream.save
@@ -674,7 +674,7 @@ def test_the_stream_is_saved_between_two_answers_only_and_at_the_end(
         yield from moving(*range(1, 24))
         live.commands.put(Ask(question="Where?"))
         yield from moving(24, 25)
-        assert live.session.watcher.partial is not None  # it ends in the middle of an answer
+        assert live.session.watcher.partial is not None  # the session ends in the middle of an answer
         live.signals._on_signal(signal.SIGTERM, None)
         yield frame(26)
 
@@ -704,7 +704,7 @@ def test_a_disk_that_is_full_is_a_trouble_and_the_session_goes_on(
 
 
 def test_an_answer_is_said_token_by_token(live: Live) -> None:
-    """A real one, as long as it may be."""
+    """With a real stream and the longest allowed answer."""
     live.waits = True
     live.run(moving(0, 1))
     (answer,) = live.follower.of("answer")

@@ -1,4 +1,4 @@
-"""The soak: a short one holds all rules but that of memory, which takes thousands of frames to settle."""
+"""The soak test. A short run keeps all rules except the memory rule, which needs thousands of frames to settle."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def part(name: str) -> Part:
 
 
 def made(**changed: object) -> Soak:
-    """A soak that holds every rule, but for what is changed of its last part or its samples."""
+    """A soak that keeps every rule, except for the given changes of one part or of the samples."""
     samples = [
         Sample(part="scenes", num_frames=20 * (i + 1), resident=2**30, frame_ms=10.0, num_rollovers=i)
         for i in range(20)

@@ -1,4 +1,4 @@
-"""Network streams: which decoder gets one, and what happens if it does not manage."""
+"""Network streams: which decoder is chosen, and what happens if it fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ URL = "rtsp://me:hunter2@cam/live"
 
 
 class Opened:
-    """What was opened, closed and said, in order."""
+    """Record what was opened, closed and printed, in order."""
 
     def __init__(self, *, codec: str = "h264") -> None:
         self.events: list[str] = []

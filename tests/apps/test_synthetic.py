@@ -1,4 +1,4 @@
-"""The synthetic source: the world and its truth from a seed, at its own speed, and never faster than the model."""
+"""The synthetic source: scenes and truth depend only on the seed, play at their own speed, and wait for the model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def scene_of(captured: Captured) -> KnownScene:
 
 
 def take_scene(source: Source) -> list[Captured]:
-    """Every frame up to the next end of a scene."""
+    """Take every frame up to the end of the scene."""
     taken: list[Captured] = []
     while not taken or not scene_of(taken[-1]).is_last:
         if (captured := source.take(0.02)) is not None:
@@ -107,7 +107,7 @@ def test_it_is_shown_at_its_own_speed_and_the_last_frame_is_held() -> None:
 
 
 class SlowDevice:
-    """A frame every ten seconds, so that a busy machine does not count."""
+    """One frame every ten seconds, so that a busy machine does not affect the test."""
 
     name, fps, waits, notice, num_reconnects, damage = "slow", 0.1, True, "", 0, None
 

@@ -1,4 +1,4 @@
-"""When the question is asked: by the clock, when the picture changes, when somebody says so."""
+"""When the question is asked: by the clock, when the picture changes, or on request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EMPTY, PERSON = (RANDOM.normal(size=(16, 32)).astype(np.float32) for _ in range(
 
 
 def times_asked(trigger: Trigger, frames: list[Embeds], *, fps: float = 4.0) -> list[float]:
-    """At which times the question is asked, as a session does."""
+    """Return the times at which the question is asked, when the trigger is used as a session uses it."""
     asked = []
     for index, embeds in enumerate(frames):
         if trigger.due(index / fps, embeds):
@@ -78,7 +78,7 @@ def test_between_two_questions_there_is_a_pause() -> None:
 
 
 def test_two_things_that_change_places_are_a_change() -> None:
-    """The mean of the tokens stays what it was."""
+    """The mean of the tokens does not change."""
     swapped = EMPTY[::-1].copy()
     trigger = OnChange(0.3, pause_s=0.0)
     trigger.asked(0.0, EMPTY)

@@ -1,4 +1,4 @@
-"""Pixel formats of a camera, asked of a driver that a test plays."""
+"""A camera's pixel formats, read from a fake driver."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_driver_is_asked_for_one_format_after_another(offered: tuple[str, ...]
 
 
 def test_what_is_no_camera_offers_nothing(tmp_path: Path) -> None:
-    """By the real call of this system."""
+    """With the real system call."""
     file = tmp_path / "video0"
     file.touch()
     assert pixel_formats(str(file)) == pixel_formats(str(tmp_path / "none")) == pixel_formats("/dev/null") == ()

@@ -1,4 +1,4 @@
-"""Videos as devices: files, and addresses served here, by the reader that run has; lost streams; what is refused."""
+"""Videos as devices: files, and addresses served here, read with the reader of `run`; lost streams; refused sources."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_file_that_ends_early_says_how_much_is_missing(clip: Path) -> None:
 
 @pytest.fixture
 def served(clip: Path) -> Iterator[str]:
-    """The address of the clip, on a web server of this process."""
+    """Serve the clip from a web server in this process; yields its address."""
     handler = partial(QuietHandler, directory=str(clip.parent))
     with running(handler) as address:
         yield f"{address}/{clip.name}"
@@ -118,7 +118,7 @@ def test_a_video_on_a_web_server_waits_and_ends_like_a_file(served: str) -> None
 
 
 class MotionJpeg(BaseHTTPRequestHandler):
-    """A network camera: pictures without an end, which breaks off after five of them."""
+    """A network camera: an endless series of pictures that breaks off after five."""
 
     num_connections = 0
 

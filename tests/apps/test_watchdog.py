@@ -1,4 +1,4 @@
-"""What hangs is noticed, said once, and told to systemd by silence."""
+"""Hangs are detected, reported once, and reported to systemd by silence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def started(
     said: list[str] | None = None,
     systemd: Systemd | None = None,
 ) -> Watchdog:
-    """A watchdog whose thread does not run: a test checks."""
+    """Create a watchdog without its thread; tests call check()."""
     changes, said = [] if changes is None else changes, [] if said is None else said
     return Watchdog(
         hang_s=20.0, no_frame_s=5.0, changed=changes.append, say=said.append, clock=clock,
@@ -117,7 +117,7 @@ def test_a_thread_that_is_gone_has_no_stack() -> None:
 
 @pytest.fixture
 def notified(tmp_path: Path) -> Iterator[tuple[socket.socket, dict[str, str]]]:
-    """What systemd listens on, and the environment that it gives."""
+    """A socket in systemd's place, and the environment that systemd would set."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         path = tmp_path / "notify"
         listening.bind(str(path))
@@ -145,7 +145,7 @@ def test_systemd_hears_that_it_lives_while_it_does(
     watchdog.check()
     clock.now += 6.0
     watchdog.beat()
-    watchdog.check()  # a lost camera is no reason to start again
+    watchdog.check()  # a lost camera is no reason to restart
     clock.now += 21.0
     watchdog.check()
     watchdog.close()

@@ -1,4 +1,4 @@
-"""The endless stream: asked when it is time, asked once more before it forgets, started again when it is full."""
+"""The endless stream: asked on time, once more before it forgets frames, and restarted when it is full."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_question_is_due_by_the_source_s_time(
 
 
 def rolled_over(watcher: Watcher, frames: list[np.ndarray], num_frames: int) -> tuple[list[int], list[int]]:
-    """At which frames it was asked, and which ones began a context."""
+    """Return the frames at which it was asked, and the frames that began a new context."""
     asked, begun = [], []
     for index in range(num_frames):
         before = watcher.num_rollovers
@@ -81,7 +81,7 @@ def test_a_full_context_is_asked_about_and_goes_on_from_its_last_frames(
 
 
 def once(bundle: Bundle) -> Bundle:
-    """Of a model of one trained frame, whose stream cannot go on from its last ones: its time runs on."""
+    """Declare one trained frame: the stream cannot re-anchor on its last frames, so its clock runs on."""
     return replace(bundle, manifest=replace(bundle.manifest, trained_frames=1))
 
 
@@ -97,7 +97,7 @@ def test_a_model_that_cannot_re_anchor_is_started_again_and_that_is_told(
 def test_a_question_that_comes_while_frames_do_is_answered_about_those_before_it(
     bundle: Bundle, frames: list[np.ndarray]
 ) -> None:
-    """A token a frame; people's questions first, each in its turn."""
+    """One token per frame. People's questions come first, in order."""
     watcher, twin = Watcher(bundle, QUESTION, trigger=Schedule(1e9), max_new_tokens=4), PVCStream(bundle)
     watcher.push(captured(frames, 0))
     for frame in frames[:2]:
@@ -188,7 +188,7 @@ def test_what_can_never_be_asked_is_refused_at_once(bundle: Bundle) -> None:
 
 
 def watch(watcher: Watcher, *lengths: int) -> tuple[list[Reply], list[int]]:
-    """Every reply over scenes of such lengths, and the frames at which the context was started again."""
+    """Return every reply over scenes of these lengths, and the frames at which the context was restarted."""
     replies, restarted = [], []
     for shown in scenes(*lengths):
         before = watcher.num_restarts
@@ -225,7 +225,7 @@ def test_a_context_is_forgotten_between_scenes_and_not_within_one(
     watcher = Watcher(trained(bundle, trained_frames=trained_frames), QUESTION, trigger=Schedule(0.0), max_new_tokens=2)
     replies, found = watch(watcher, *lengths)
     assert found == restarted
-    assert [reply.grade.is_right is not None for reply in replies] == [True] * len(lengths)  # each was seen as a whole
+    assert [reply.grade.is_right is not None for reply in replies] == [True] * len(lengths)  # each scene was seen whole
 
 
 def test_the_notice_says_that_the_next_scene_would_be_too_much(bundle: Bundle) -> None:
@@ -254,7 +254,7 @@ def test_a_question_that_is_due_within_a_scene_waits_for_its_end(bundle: Bundle)
     replies, _ = watch(watcher, 6, 6, 6, 6)
     assert [reply.frame_index for reply in replies] == [11, 23]  # due at frames 9 and 20
     rare = Watcher(trained(bundle), QUESTION, trigger=Schedule(1e9), max_new_tokens=2)
-    assert watch(rare, 8, 8, 8) == ([], [16])  # a full context does not bring it forward
+    assert watch(rare, 8, 8, 8) == ([], [16])  # a full context does not ask earlier
 
 
 @pytest.mark.parametrize(
@@ -278,10 +278,10 @@ def test_a_question_of_a_person_is_held_against_no_scene_s_answer(
     for captured in shown[:6]:
         watcher.push(captured)
     watcher.want("Who?")
-    watcher.want("Which is 0?")  # as the scene's own, which knows
+    watcher.want("Which is 0?")  # same text as the scene's question, which has a known answer
     replies = [reply for _ in range(20) if (reply := watcher.step(shown[5])) is not None]
     assert [(reply.question, reply.grade.truth) for reply in replies] == [("Who?", None), ("Which is 0?", "It is 0.")]
-    watcher.ask_from_now_on("Where?")  # of scenes too
+    watcher.ask_from_now_on("Where?")  # for the following scenes too
     for captured in shown[6:]:
         watcher.push(captured)
     reply = watcher.ask(shown[-1])

@@ -1,4 +1,4 @@
-"""The window, on a stand-in for OpenCV's: keys, closing, and machines that have none."""
+"""The window, with a fake OpenCV: keys, closing, and machines without a display."""
 
 from __future__ import annotations
 

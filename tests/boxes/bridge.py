@@ -1,9 +1,10 @@
 """NVIDIA's bindings of TensorRT 10.x over the library of TensorRT-RTX 1.4, as the package `tensorrt` of a box.
 
-Both speak one C++ interface but for IBuilderConfig: TensorRT-RTX has no calibration, so its table of virtual functions
-lacks eleven of TensorRT's, and every call behind them would reach another function. Here a configuration gets a table
-in TensorRT's order while Python fills it in, and its own back for the build, which reads it by the library's order.
-Order: IBuilderConfig's methods as TensorRT 10's headers declare them; held by what is set and read back (inside.py).
+Both have the same C++ interface except for IBuilderConfig. TensorRT-RTX has no calibration, so its virtual function
+table lacks eleven of TensorRT's methods, and every call to a later method would reach the wrong function. While Python
+fills in a configuration, it therefore gets a table in TensorRT's order; for the build it gets the library's table back,
+because the library reads it in its own order. The order of methods is that of IBuilderConfig in TensorRT 10's headers;
+inside.py checks it by setting options and reading them back.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from tensorrt_bindings import *  # noqa: F403
 __version__ = tensorrt_bindings.__version__
 NUM_DESTRUCTORS = 2
 OBJECT, IMPLEMENTATION, BEFORE_TABLE = 16, 8, 16
-"""Bytes: of a Python object's head, behind which pybind11 keeps the C++ object; of that one's own table, behind which
-lies its implementation; and what the compiler keeps in front of a table."""
+"""Sizes in bytes: the head of a Python object, after which pybind11 stores a pointer to the C++ object; the C++
+object's table pointer, after which its implementation pointer is stored; and what the compiler stores before a
+table."""
 ABSENT = """setInt8Calibrator getInt8Calibrator setAlgorithmSelector getAlgorithmSelector setCalibrationProfile
 getCalibrationProfile setQuantizationFlags getQuantizationFlags clearQuantizationFlag setQuantizationFlag
 getQuantizationFlag"""
@@ -34,7 +36,7 @@ getHardwareCompatibilityLevel setPluginsToSerialize getPluginToSerialize getNbPl
 getMaxAuxStreams setProgressMonitor getProgressMonitor"""
 METHODS, MISSING = DECLARED.split(), frozenset(ABSENT.split())
 TABLES: dict[int, tuple[int, int, Any]] = {}
-"""By the id of a configuration: its implementation, the library's table, and ours, which must live as long."""
+"""For each configuration's id: its implementation, the library's table, and our table, which must live as long."""
 
 
 class Builder(tensorrt_bindings.Builder):  # type: ignore[misc]

@@ -1,13 +1,14 @@
-"""Runs inside a box (make_box.py), where nothing but numpy and NVIDIA's bindings can be imported: a kit, from an empty
-folder to a bundle. Prints one JSON object: what was shown, what it took, and what it says of the golden recording.
+"""Build a kit inside a box (make_box.py), from an empty folder to a bundle. Only numpy and NVIDIA's bindings can be
+imported there. Prints one JSON object: what was shown, what it took, and the result of the golden recording.
 
     python inside.py KIT [--capability SM87] [--onnxruntime FOLDER] [any option of engines.device.build]
 
-In the environment: DIE_IN=GRAPH kills the build of a graph, CANCEL=GRAPH builds that one alone and cancels it,
-PLANT=GRAPH makes the stand-in of that graph's engine return something else.
-Building is the bindings' own, over the library of TensorRT-RTX. No GPU is there, so that nothing can be run: for the
-golden recording, ONNX Runtime stands in for every engine, on a recording CUDA (engines/fake.py). It is this file's own:
-the kit imports none, and could not.
+Environment variables: DIE_IN=GRAPH kills the build of a graph, CANCEL=GRAPH builds only that graph and cancels it,
+PLANT=GRAPH makes the stand-in of that graph's engine return wrong values.
+
+Engines are built by the real bindings over the library of TensorRT-RTX. There is no GPU, so no engine can run: for the
+golden recording, ONNX Runtime stands in for every engine, on a recording CUDA (engines/fake.py). Only this file uses
+ONNX Runtime; the kit does not import it, and could not.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 ALLOWED = {"numpy", "tensorrt", "tensorrt_bindings", "tensorrt_libs", "tensorrt_rtx", "engines", "apps"}
-"""What a kit may import beside the standard library; the bindings themselves look for tensorrt_libs."""
+"""What a kit may import in addition to the standard library; the bindings themselves look for tensorrt_libs."""
 
 
 class Guard(MetaPathFinder):
-    """Refuses everything else."""
+    """Refuse every import outside ALLOWED and the standard library."""
 
     def __init__(self) -> None:
         self.known = ALLOWED | set(sys.stdlib_module_names)
@@ -43,7 +44,7 @@ class Guard(MetaPathFinder):
 
 
 def stand_in(folder: Path) -> Any:
-    """tests/engines/fake_trt.py, with ONNX Runtime from a folder of its own, which nobody else finds afterwards."""
+    """Import tests/engines/fake_trt.py with ONNX Runtime from its separate folder, then hide that folder again."""
     before, extra = set(sys.modules), [str(folder), str(Path(__file__).parents[1] / "engines")]
     sys.path += extra
     import fake_trt  # type: ignore[import-not-found]
@@ -57,7 +58,7 @@ def stand_in(folder: Path) -> Any:
 
 
 def opened_with(fake_trt: Any, cuda: Any) -> Any:
-    """Opens a bundle as a device does, but for what an engine's bytes become."""
+    """Return a function that opens a bundle as a device does, except that ONNX Runtime runs the engines."""
     import tensorrt as trt
 
     from engines.bundle import graph_path, open_graphs
@@ -85,7 +86,7 @@ def opened_with(fake_trt: Any, cuda: Any) -> Any:
                 self.own = value
 
             def run(self, names: Any, feeds: Any) -> Any:
-                """What another compiler's mistake might return: one per cent off."""
+                """Return values that are 1 % off, as a miscompiled engine might."""
                 return [(one * 1.01).astype(one.dtype) for one in self.own.run(names, feeds)]
 
             def get_inputs(self) -> Any:
@@ -152,7 +153,7 @@ def main() -> int:
 
 
 def _cancelled(kit: Any, graph: str, cuda: Any) -> str:
-    """Build one graph, and cancel it by its progress monitor."""
+    """Build one graph and cancel it through its progress monitor."""
     from engines.builder import build_engine
     from engines.bundle import graph_path
 
@@ -167,17 +168,17 @@ def _cancelled(kit: Any, graph: str, cuda: Any) -> str:
         build_engine(kit.model / graph_path(graph), kit.asked[graph].spec, kit.target, progress=cancel, cuda=cuda)
     except KeyboardInterrupt:
         return f"the build of '{graph}' at {steps[-1]:.1%}, after {len(steps)} steps"
-    raise AssertionError("the build went on")
+    raise AssertionError("the build continued after it was cancelled")
 
 
 def _disturb(build: Any) -> None:
-    """What a test asks for: a signal in the build of one graph."""
+    """Make the build of the graph named by DIE_IN end by a signal."""
     popen = build.subprocess.Popen
 
     def started(command: list[str], **options: Any) -> Any:
         process = popen(command, **options)
         if os.environ.get("DIE_IN") in command:
-            process.stdout.readline()  # it has begun
+            process.stdout.readline()  # the build has started
             process.kill()
         return process
 

@@ -1,13 +1,14 @@
-"""A box: NVIDIA's own Python bindings of one TensorRT version, which parse and build on a machine without a GPU.
+"""A box: NVIDIA's Python bindings of one TensorRT version, which parse and build on a machine without a GPU.
 
-The bindings' wheel of that version lies over the library of a TensorRT-RTX wheel (bridge.py says how). So the kit meets
-that version's names, enums, signatures and behaviour, and NVIDIA's parser and compiler.
-What a box does not show: which operators the parser of that version has (RTX's own is newer), its kernels, its list of
-layers, or anything that runs on a GPU. What is built in it is never built "with TensorRT 10.3": it is built with the
-bindings of 10.3.0 over TensorRT-RTX 1.4.
+A box combines the bindings' wheel of that version with the library of a TensorRT-RTX wheel (see bridge.py). So a kit
+meets that version's names, enums, signatures and behaviour, and NVIDIA's parser and compiler.
+
+A box does not show which operators that version's parser has (RTX's is newer), its kernels, its list of layers, or
+anything that runs on a GPU. An engine built in a box is never built "with TensorRT 10.3": it is built with the bindings
+of 10.3.0 over TensorRT-RTX 1.4.
 
     FOLDER/site       tensorrt, tensorrt_bindings, numpy: all that can be imported
-    FOLDER/ort        ONNX Runtime, for the stand-in of an engine alone (inside.py)
+    FOLDER/ort        ONNX Runtime, only for the stand-in of an engine (inside.py)
     FOLDER/lib        the libraries, under TensorRT's names
 """
 
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STUB = "_Bool initLibNvInferPlugins(void* logger, const char* names) { return 0; }\n"
-"""Of the plugin library: it is loaded, and nothing of it is used."""
+"""Source of a stub for the plugin library: it is loaded, but never used."""
 LIBRARIES = {
     "libnvinfer.so.{major}": "libtensorrt_rtx.so.1",
     "libnvonnxparser.so.{major}": "libtensorrt_onnxparser_rtx.so.1",
@@ -30,12 +31,12 @@ LIBRARIES = {
 
 
 class NoBox(Exception):
-    """A box cannot be made here, and why."""
+    """A box cannot be made on this machine; the message names the reason."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Box:
-    """What it is made of. target, capability: of the kit that it builds, and of the GPU that is said to be there."""
+    """The parts of a box. target: the kit's target; capability: the GPU that the kit is told is present."""
 
     version: str
     jetpack: str
@@ -65,7 +66,7 @@ BOXES = (
 
 
 def find_python(version: str) -> Path:
-    """An interpreter of that version which runs: by PYTHON310 and the like, on the path, or of pyenv. Raises NoBox."""
+    """Find a working interpreter of this version: from PYTHON310 etc., pyenv, or the path. Raises NoBox."""
     named = os.environ.get(f"PYTHON{version.replace('.', '')}")
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     of_pyenv = sorted(map(str, pyenv.glob(f"{version}.*/bin/python{version}")))
@@ -73,7 +74,7 @@ def find_python(version: str) -> Path:
         found = shutil.which(name)
         if found and _output(found, "-c", "import sys; print('%d.%d' % sys.version_info[:2])") == version:
             return Path(found)
-    raise NoBox(f"no Python {version} is here: name one with PYTHON{version.replace('.', '')}=...")
+    raise NoBox(f"no Python {version} was found: name one with PYTHON{version.replace('.', '')}=...")
 
 
 def _output(*command: str) -> str:
@@ -82,7 +83,7 @@ def _output(*command: str) -> str:
 
 
 def make_box(box: Box, folder: Path) -> Path:
-    """Make it, if it is not there yet. Returns its interpreter. Raises NoBox for what this machine lacks."""
+    """Make the box unless it exists, and return its interpreter. Raises NoBox with what this machine lacks."""
     python = find_python(box.python)
     done = folder / "made"
     if done.exists():
@@ -92,7 +93,7 @@ def make_box(box: Box, folder: Path) -> Path:
     major = box.version.split(".")[0]
     _install(python, folder / "site", [*box.packages])
     _install(python, folder / "ort", [box.onnxruntime])
-    shutil.rmtree(folder / "ort/numpy", ignore_errors=True)  # the box's own is used
+    shutil.rmtree(folder / "ort/numpy", ignore_errors=True)  # the box has its own numpy
     _unpack(python, f"tensorrt-cu12-bindings=={box.version}", folder / "site")
     _unpack(python, f"tensorrt-rtx-cu13-libs=={box.rtx}", folder / "rtx")
     (folder / "site/tensorrt").mkdir()
@@ -110,7 +111,7 @@ def _install(python: Path, folder: Path, packages: list[str]) -> None:
 
 
 def _unpack(python: Path, requirement: str, folder: Path) -> None:
-    """One wheel, without what it requires: the libraries would be gigabytes."""
+    """Unpack one wheel without its requirements: the libraries would take gigabytes."""
     wheels = folder / "wheel"
     _pip(python, "download", "--no-deps", "--only-binary=:all:", "-d", str(wheels), requirement)
     (wheel,) = wheels.glob("*.whl")
@@ -129,7 +130,7 @@ def _pip(python: Path, *arguments: str) -> None:
 def _compile_stub(library: Path) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        raise NoBox("no C compiler is here, which makes a library of one empty function: apt-get install gcc")
+        raise NoBox("no C compiler was found to compile the stub of the plugin library: apt-get install gcc")
     source = library.with_suffix(".c")
     source.write_text(STUB)
     command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", str(library), str(source)]
@@ -137,7 +138,7 @@ def _compile_stub(library: Path) -> None:
 
 
 def environment(folder: Path, kit: Path) -> dict[str, str]:
-    """Of a process in the box: nothing of this one's but where programs and temporary files are."""
+    """Environment of a process in the box: nothing of this one's except the paths of programs and temporary files."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     paths = f"{kit / 'runtime'}:{folder / 'site'}"
     return kept | {"PYTHONPATH": paths, "LD_LIBRARY_PATH": str(folder / "lib"), "PYTHONNOUSERSITE": "1"}

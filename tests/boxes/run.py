@@ -1,7 +1,8 @@
-"""`make boxes`: in every box a kit is built, proven and published; killed and gone on with; refused when it is wrong.
+"""`make boxes`: in every box, build, check and publish a kit; kill the build and resume it; and expect wrong kits to be
+refused.
 
-Writes build/boxes/report.json, and prints a line for each thing that a box shows. What a box is, and what it does not
-show: make_box.py. Exit code 1 if anything came out otherwise than it must; a box that cannot be made is `not shown`.
+Writes build/boxes/report.json and prints one line for each result. make_box.py explains what a box is and what it
+cannot show. Exit code 1 if any result is wrong. A box that cannot be made is reported as not tried (`--`).
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ OUT = ROOT / "build/boxes"
 INSIDE = Path(__file__).with_name("inside.py")
 KILLED_IN = ("llm", "temporal", "compressor")
 PLANTED = "temporal"
-"""The graph whose engine returns values that are one per cent off."""
+"""The graph whose engine returns values that are 1 % off."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shown:
-    """One thing that was tried in a box. passed is None where it could not be tried."""
+    """The result of one trial in a box. `passed` is None if it could not be tried."""
 
     box: str
     what: str
@@ -41,7 +42,7 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workshop:
-    """A box that was made, and a kit for it that nobody changes."""
+    """A finished box, and a kit for it that is never changed."""
 
     box: Box
     python: Path
@@ -56,7 +57,7 @@ class Workshop:
         return folder
 
     def run(self, kit: Path, *arguments: str, **extra: str) -> tuple[int, dict[str, Any], str]:
-        """inside.py on a kit: exit code, what it found, and what it said."""
+        """Run inside.py on a kit. Returns its exit code, its JSON result and its error output."""
         command = [str(self.python), "-B", str(INSIDE), str(kit), "--capability", self.box.capability]
         command += ["--onnxruntime", str(self.folder / "ort"), *arguments]
         env = environment(self.folder, kit) | extra
@@ -96,7 +97,7 @@ def tried(workshop: Workshop, steps: tuple[Callable[[Workshop], Iterator[Shown]]
 
 
 def _kit_for(box: Box) -> Path:
-    """Of `tiny`, exported once for each target."""
+    """Export a kit of `tiny`, once for each target."""
     kit = OUT / "kits" / box.target
     if not (kit / "kit.json").exists():
         command = [sys.executable, "-m", "pvc_export.cli", "kit", "-m", "tiny", "--window", "4", "--context", "512"]
@@ -105,7 +106,7 @@ def _kit_for(box: Box) -> Path:
 
 
 def _builds(workshop: Workshop) -> Iterator[Shown]:
-    """From nothing: what a first ./build.sh does."""
+    """Build from nothing, as a first ./build.sh does."""
     kit, version = workshop.copy("first"), workshop.box.version
     code, found, said = workshop.run(kit)
 
@@ -117,11 +118,11 @@ def _builds(workshop: Workshop) -> Iterator[Shown]:
         return
     where = f"Python {found['python']}, numpy {found['numpy']}"
     alone = not found["refused"]
-    yield show("imports nothing else", alone, f"{where}" if alone else f"asked for {', '.join(found['refused'])}")
+    yield show("imports nothing else", alone, f"{where}" if alone else f"tried to import {', '.join(found['refused'])}")
     visible = sorted(set(found["visible"].values()))
     yield show("parse, profiles, build", True, f"5 engines in {found['seconds']} s, {found['peak_mib']} MiB at most")
     yield show("what the list shows", True, f"of every engine: {', '.join(visible)}")
-    yield show("progress monitor", "0%" in said and "100%" in said, "every build said how far it was")
+    yield show("progress monitor", "0%" in said and "100%" in said, "every build reported its progress")
     cache = kit / "work/timing.cache"
     size = cache.stat().st_size if cache.exists() else 0
     yield show("workspace, timing cache", size > 0, f"{size} bytes kept")
@@ -130,7 +131,7 @@ def _builds(workshop: Workshop) -> Iterator[Shown]:
 
 
 def _goes_on(workshop: Workshop) -> Iterator[Shown]:
-    """A build that is killed in three graphs, one after another; and one that is cancelled by its monitor."""
+    """Kill a build in three graphs, one after another, and then resume it; and cancel a build through its monitor."""
     kit, version = workshop.copy("killed"), workshop.box.version
     for graph in KILLED_IN:
         code, found, _ = workshop.run(kit, DIE_IN=graph)
@@ -146,7 +147,7 @@ def _goes_on(workshop: Workshop) -> Iterator[Shown]:
 
 
 def _a_fault_stops_it(workshop: Workshop) -> Iterator[Shown]:
-    """An engine that was built, passed the gate, and computes something else."""
+    """Build an engine that passes the gate but computes wrong values."""
     kit = workshop.copy("fault")
     code, found, _ = workshop.run(kit, PLANT=PLANTED)
     named = f"graph '{PLANTED}', frame 0" in found.get("what", "")
@@ -157,7 +158,7 @@ def _a_fault_stops_it(workshop: Workshop) -> Iterator[Shown]:
 
 
 def _the_wrong_device(workshop: Workshop) -> Iterator[Shown]:
-    """Another GPU, and another version of TensorRT: said before anything is built."""
+    """Another GPU, and a damaged kit: both are refused before anything is built."""
     version = workshop.box.version
     others = {"another GPU": ("--capability", "SM75"), "a damaged kit": ()}
     for what, arguments in others.items():
@@ -165,7 +166,7 @@ def _the_wrong_device(workshop: Workshop) -> Iterator[Shown]:
         if not arguments:
             (kit / "model/graphs/llm.onnx").write_bytes(b"?")
         code, found, _ = workshop.run(kit, *arguments)
-        is_any = what == "another GPU" and workshop.box.target == "tensorrt"  # which builds for what is there
+        is_any = what == "another GPU" and workshop.box.target == "tensorrt"  # it builds for any GPU
         right = code == 0 if is_any else code in (4, 6) and bool(found.get("fix"))
         detail = "built for what is there" if is_any else found.get("what", f"exit {code}")
         yield Shown(box=version, what=what, passed=right, detail=detail)

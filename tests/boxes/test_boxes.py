@@ -1,4 +1,4 @@
-"""The quick part of `make boxes`: the bindings of JetPack 6.2 build a kit, if this machine can make their box."""
+"""The quick part of `make boxes`: JetPack 6.2's bindings build a kit, if this machine can make their box."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A browser by the WebDriver protocol, which is JSON over HTTP: Debian's Chromium, with a camera that shows a pattern.
+"""A browser driven by the WebDriver protocol (JSON over HTTP): Debian's Chromium, with a camera that shows a pattern.
 
-Source: W3C WebDriver; where Chromium alone knows a command, the DevTools protocol through chromedriver.
+Source: W3C WebDriver. Commands that only Chromium has use the DevTools protocol through chromedriver.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ ARGUMENTS = (
     "--hide-scrollbars", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
 )  # fmt: skip
 PATIENCE_S = 15.0
-OPENER = build_opener(ProxyHandler({}))  # the driver is on this machine, whatever a proxy is for
+OPENER = build_opener(ProxyHandler({}))  # the driver is local: never use a proxy
 
 
 class Browser:
-    """One session. Selectors are CSS."""
+    """One browser session. Selectors are CSS."""
 
     def __init__(self, address: str, profile: Path) -> None:
         self._address = address
@@ -42,7 +42,7 @@ class Browser:
         self._call("POST", f"{self._session}/url", {"url": url})
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """What the script returns; `arguments` are its arguments[0], [1]..."""
+        """Run a script and return its result. The script reads `arguments` as arguments[0], arguments[1], ..."""
         return self._call("POST", f"{self._session}/execute/sync", {"script": script, "args": list(arguments)})
 
     def text(self, selector: str) -> str:
@@ -58,38 +58,38 @@ class Browser:
         self._call("POST", f"{self._element(selector)}/value", {"text": text})
 
     def key(self, key: str) -> None:
-        """Pressed and let go, wherever the focus is."""
+        """Press and release a key, wherever the focus is."""
         pressed = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
         body = {"actions": [{"type": "key", "id": "keyboard", "actions": pressed}]}
         self._call("POST", f"{self._session}/actions", body)
 
     def until(self, condition: Callable[[], bool], what: str, *, patience_s: float = PATIENCE_S) -> None:
-        """Raises AssertionError when it does not come true."""
+        """Wait until the condition is true. Raises AssertionError if it does not become true in time."""
         end = time.monotonic() + patience_s
         while not condition():
-            assert time.monotonic() < end, f"{what} did not come true in {patience_s:.0f} s: {self.log()}"
+            assert time.monotonic() < end, f"waited {patience_s:.0f} s in vain for: {what}. Browser log: {self.log()}"
             time.sleep(0.05)
 
     def size(self, width: int, height: int, *, dark: bool = False) -> None:
-        """Of the page itself, and which colours the system has."""
+        """Set the size of the page and the colour scheme of the system."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self._tools("Emulation.setDeviceMetricsOverride", metrics)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._tools("Emulation.setEmulatedMedia", {"features": [scheme]})
 
     def window(self) -> str:
-        """Of the tab that is driven."""
+        """Return the handle of the current tab."""
         return str(self._call("GET", f"{self._session}/window"))
 
     def new_tab(self) -> str:
-        """An empty one, which is not driven yet."""
+        """Open an empty tab and return its handle; it does not become the current tab."""
         return str(self._call("POST", f"{self._session}/window/new", {"type": "tab"})["handle"])
 
     def switch_to(self, window: str) -> None:
         self._call("POST", f"{self._session}/window", {"handle": window})
 
     def close_tab(self) -> None:
-        """The one that is driven; switch to another."""
+        """Close the current tab. Call switch_to() afterwards."""
         self._call("DELETE", f"{self._session}/window")
 
     def offline(self, *, offline: bool) -> None:
@@ -97,7 +97,7 @@ class Browser:
         self._tools("Network.emulateNetworkConditions", network)
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
-        """What is seen; `whole`: the page down to its end."""
+        """Save the visible part of the page, or with `whole` the page down to its end."""
         asked = {"format": "png", "captureBeyondViewport": whole}
         if whole:
             width, height = self.run("return [innerWidth, document.documentElement.scrollHeight]")
@@ -105,7 +105,7 @@ class Browser:
         path.write_bytes(base64.b64decode(self._tools("Page.captureScreenshot", asked)["data"]))
 
     def log(self) -> list[str]:
-        """Errors and warnings of the page since the last call."""
+        """Return the page's errors and warnings since the last call."""
         entries = self._call("POST", f"{self._session}/se/log", {"type": "browser"})
         return [entry["message"] for entry in entries]
 
@@ -133,7 +133,7 @@ class Browser:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
-    """A Chromium of its own, with an empty profile."""
+    """Start a Chromium with an empty profile."""
     environment = {"PATH": os.defpath, "HOME": str(profile), "TMPDIR": str(profile)}
     process = subprocess.Popen(
         [DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment

@@ -1,4 +1,4 @@
-"""A session without a model, for the page: rendered frames, answers token by token, alerts, figures; it obeys.
+"""A session without a model, to test the page: rendered frames, answers token by token, alerts, figures, commands.
 
 python -m tests.browser.fake_session [--port 8080] [--host 127.0.0.1] [--seconds 600] [--history]
 """
@@ -38,7 +38,7 @@ ANSWERS = (
 
 
 def render(seconds: float, *, width: int = 960, height: int = 540) -> Frame:
-    """Shapes that move over a quiet ground, (H, W, 3) uint8 BGR."""
+    """Draw moving shapes on a plain background, (H, W, 3) uint8 BGR."""
     ground = np.linspace((214, 222, 232), (168, 182, 200), height).astype(np.uint8)
     picture = Image.fromarray(np.repeat(ground[:, None], width, axis=1))
     draw = ImageDraw.Draw(picture)
@@ -53,7 +53,7 @@ def render(seconds: float, *, width: int = 960, height: int = 540) -> Frame:
 
 @dataclass(slots=True)
 class FakeSession:
-    """Its one thread is whoever calls `run`."""
+    """The session runs in the thread that calls `run`."""
 
     page: Page
     commands: Commands
@@ -85,7 +85,7 @@ class FakeSession:
                 answer_at = time.monotonic() + ANSWER_EVERY_S
 
     def see(self) -> None:
-        """One frame, at the pace of the source."""
+        """Show one frame, at the pace of the source."""
         seconds = time.monotonic() - self.started_at
         if self.opened is None:
             time.sleep(1 / FPS)
@@ -161,7 +161,7 @@ class FakeSession:
 
 
 def fill(page: Page, session: FakeSession) -> None:
-    """Ten minutes that never were, so that a picture of the page shows what it can."""
+    """Add ten minutes of invented history, so that a screenshot shows every part of the page."""
     now, state = time.time(), page.hub._state
     clock = iter(np.arange(now - 598, now, 1.0))
     history = History(clock=lambda: float(next(clock)))
@@ -196,10 +196,10 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--history", action="store_true", help="begin with ten minutes that never were")
+    parser.add_argument("--history", action="store_true", help="start with ten minutes of invented history")
     told = parser.parse_args()
     commands, camera = Commands(), BrowserCamera()
-    watchdog = Watchdog(hang_s=30, no_frame_s=10, changed=lambda hang: print(hang or "well again", flush=True))
+    watchdog = Watchdog(hang_s=30, no_frame_s=10, changed=lambda hang: print(hang or "running again", flush=True))
     options = WebOptions(host=told.host, port=told.port)
     with open_page(options, commands=commands, watchdog=watchdog, camera=camera) as page:
         print(page.url, flush=True)

@@ -1,6 +1,6 @@
 """The page in a real browser, with a session that needs no model and a camera that shows a pattern.
 
-python -m pytest tests/browser/in_chromium.py, which needs Debian's chromium and chromium-driver.
+python -m pytest tests/browser/in_chromium.py (needs Debian's chromium and chromium-driver)
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TOO_WIDE = "return document.documentElement.scrollWidth - innerWidth"
 
 @contextmanager
 def session(*arguments: object) -> Iterator[str]:
-    """The address of its page."""
+    """Start a session; yields the URL of its page."""
     command = [sys.executable, "-m", "tests.browser.fake_session", *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -63,7 +63,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(chromium: Browser, url: str) -> Iterator[Browser]:
-    """Opened and connected; afterwards, its console is empty."""
+    """The page, opened and connected. Checks afterwards that its console is empty."""
     chromium.size(1280, 800)
     chromium.open(url)
     chromium.until(lambda: chromium.text("#state") not in ("Connecting", "No frames"), "live")
@@ -74,7 +74,7 @@ def page(chromium: Browser, url: str) -> Iterator[Browser]:
 
 def test_the_picture_is_live_and_the_answer_is_written_under_it(page: Browser) -> None:
     page.until(lambda: page.run(COLOURS) > 8, "a picture of many colours")
-    page.until(lambda: page.is_shown("#answer[data-state=writing]"), "an answer that is being written")
+    page.until(lambda: page.is_shown("#answer[data-state=writing]"), "a partial answer")
     part = page.text("#answer")
     page.until(lambda: page.text("#answer").startswith(part) and len(page.text("#answer")) > len(part), "more of it")
     page.until(lambda: page.is_shown("#answer[data-state=done]"), "the whole answer")
@@ -90,7 +90,8 @@ def test_a_question_is_asked_once(page: Browser) -> None:
     page.until(lambda: page.text("#answer-question") == "Is anybody there?", "the question's own answer")
     assert page.run("return document.querySelector('#ask').value") == ""
     page.until(
-        lambda: page.text("#conversation li .said-question span") == "Is anybody there?", "it in the conversation"
+        lambda: page.text("#conversation li .said-question span") == "Is anybody there?",
+        "the question in the conversation",
     )
 
 
@@ -99,10 +100,10 @@ def test_the_standing_question_is_changed_while_it_runs(page: Browser) -> None:
     page.run("document.querySelector('#question').value = ''")
     page.type("#question", "What moves?\ue007")
     page.until(lambda: "asked from now on: What moves?" in page.text("#events"), "the event")
-    page.until(lambda: page.text("#answer-question") == "What moves?", "the next answer is to it")
+    page.until(lambda: page.text("#answer-question") == "What moves?", "an answer to the new question")
     page.run("document.querySelector('#question').value = ''")
     page.type("#question", "What happens?\ue007")
-    page.until(lambda: "asked from now on: What happens?" in page.text("#events li"), "as it was")
+    page.until(lambda: "asked from now on: What happens?" in page.text("#events li"), "the old value again")
 
 
 def test_pause_and_snapshot_by_their_keys(page: Browser) -> None:
@@ -111,7 +112,7 @@ def test_pause_and_snapshot_by_their_keys(page: Browser) -> None:
     page.until(lambda: page.text("#state") == "Paused", "paused")
     assert page.run("return document.querySelector('#pause').ariaPressed") == "true"
     page.key("p")
-    page.until(lambda: page.text("#state") != "Paused", "goes on")
+    page.until(lambda: page.text("#state") != "Paused", "running again")
     page.key("s")
     page.until(lambda: "kept as" in page.text("#toast") and page.is_shown("#toast"), "a snapshot")
 
@@ -128,7 +129,7 @@ def test_help_and_reset_are_dialogs_that_escape_leaves(page: Browser) -> None:
         page.key(key)
         page.until(lambda dialog=dialog: page.is_shown(f"{dialog}[open]"), dialog)  # type: ignore[misc]
         page.key("\ue00c")
-        page.until(lambda: not page.is_shown("dialog[open]"), "left")
+        page.until(lambda: not page.is_shown("dialog[open]"), "the dialog closed")
     page.key("r")
     page.click("#reset-yes")
     page.until(lambda: "started again by a person" in page.text("#events li"), "reset")
@@ -141,12 +142,12 @@ def test_dark_follows_the_system_and_a_choice_is_kept(page: Browser, url: str) -
     page.size(1280, 800, dark=True)
     dark = page.run(background)
     assert light != dark
-    page.click("#theme")  # light
+    page.click("#theme")  # light theme
     page.until(lambda: page.run(background) == light, "light")
     page.open(url)
     page.until(lambda: page.run(background) == light, "still light")
     page.click("#theme")
-    page.click("#theme")  # as the system has it
+    page.click("#theme")  # the system's theme
     page.until(lambda: page.run(background) == dark, "dark again")
 
 
@@ -168,10 +169,10 @@ def test_the_browsers_own_camera_becomes_the_source(page: Browser) -> None:
     page.until(lambda: page.text("#camera") == "Stop this camera", "the button")
     page.click("#camera")
     page.key("\ue00c")
-    page.until(lambda: "no page sends its camera" in page.text("#notice"), "that it is gone is said")
+    page.until(lambda: "no page sends its camera" in page.text("#notice"), "the notice that the camera is gone")
     page.click("#source-open")
     page.type("#source-text", "rtsp://cam-2.example/hall\ue007")
-    page.until(lambda: page.text("#source") == "rtsp://cam-2.example/hall", "as it was")
+    page.until(lambda: page.text("#source") == "rtsp://cam-2.example/hall", "the old value again")
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280, 1920])
@@ -184,8 +185,8 @@ def test_nothing_is_wider_than_the_window(page: Browser, width: int, *, dark: bo
 
 def test_nothing_is_fetched_from_elsewhere(page: Browser) -> None:
     assert page.run(ELSEWHERE) == []
-    page.run("fetch('http://127.0.0.2:9/').catch(() => {})")  # what the policy forbids is said
-    page.until(lambda: any("Content Security Policy" in line for line in page.log()), "refused by the policy")
+    page.run("fetch('http://127.0.0.2:9/').catch(() => {})")  # what the policy forbids is logged
+    page.until(lambda: any("Content Security Policy" in line for line in page.log()), "the policy's error in the log")
 
 
 def test_a_session_that_ends_is_said_and_found_again(chromium: Browser) -> None:
@@ -212,5 +213,5 @@ def test_the_token_leaves_the_address_and_stays_in_the_browser(chromium: Browser
         assert chromium.run("return location.href") == bare and chromium.run("return document.cookie") == ""
         chromium.open(bare)
         chromium.until(lambda: chromium.text("#state") == "Live", "live by the cookie")
-    with session("--host", "0.0.0.0", "--port", port):  # its token is another
-        chromium.until(lambda: "no longer valid" in chromium.text("#banner"), "that the token is old is said")
+    with session("--host", "0.0.0.0", "--port", port):  # with another token
+        chromium.until(lambda: "no longer valid" in chromium.text("#banner"), "the banner that the token is old")

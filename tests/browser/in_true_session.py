@@ -1,7 +1,7 @@
-"""The page in a real browser, with pvc-live itself and the trained model `shapes`, which answers what it is asked.
+"""The page in a real browser, with pvc-live itself and the trained model `shapes`, which answers questions correctly.
 
-python -m pytest tests/browser/in_true_session.py, or make browser, which exports the model first. The bundle is that of
-the environment's SHAPES_BUNDLE, else build/browser.
+python -m pytest tests/browser/in_true_session.py, or make browser, which exports the model first. The bundle is named
+by the environment variable SHAPES_BUNDLE, else build/browser.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ pytestmark = [
         not (BROWSER.exists() and DRIVER.exists()),
         reason=f"{BROWSER} or {DRIVER} is missing: apt-get install chromium chromium-driver",
     ),
-    pytest.mark.skipif(not (BUNDLE / "manifest.json").exists(), reason=f"{BUNDLE} is no bundle: make browser"),
+    pytest.mark.skipif(
+        not (BUNDLE / "manifest.json").exists(), reason=f"{BUNDLE} is not a bundle; make one: make browser"
+    ),
 ]
 QUESTION, TOKEN = "How many shapes are there?", "sixteen-letters-or-more"
 OTHER, RIGHT = "Which number is shown?", "\u2713 right"
@@ -49,7 +51,7 @@ return [text(".said-question span"), text(".said-answer"), text(".truth"), numbe
 
 @dataclass
 class Session:
-    """pvc-live while it runs. log: its events so far."""
+    """A running pvc-live. log: its events so far."""
 
     url: str
     process: subprocess.Popen[str]
@@ -62,7 +64,7 @@ class Session:
 
 @contextmanager
 def live(folder: Path, *arguments: object, **environment: str) -> Iterator[Session]:
-    """Ended by Ctrl-C, which is a normal end."""
+    """Run pvc-live, and end it by Ctrl-C, which is a normal end."""
     log = folder / "log.jsonl"
     command = [sys.executable, "-m", "apps.watch", BUNDLE, "--source", "synthetic", "--headless", "--web", "--port", 0,
                "--log", log, *arguments]  # fmt: skip
@@ -98,7 +100,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(chromium: Browser, session: Session) -> Iterator[Browser]:
-    """Opened and live; afterwards, its console is empty."""
+    """The page, opened and live. Checks afterwards that its console is empty."""
     chromium.size(1280, 800)
     chromium.open(session.url)
     chromium.until(lambda: chromium.text("#state").startswith(("Live", "Alert")), "live")
@@ -108,7 +110,7 @@ def page(chromium: Browser, session: Session) -> Iterator[Browser]:
 
 
 def until_answered(page: Browser, question: str, *, after: int = 0) -> tuple[str, str]:
-    """The next answer to it whose truth is known: both."""
+    """Wait for the next answer to `question` that has a known truth. Returns both."""
     found: list[Any] = []
 
     def is_so() -> bool:
@@ -126,7 +128,7 @@ def test_the_picture_moves(page: Browser) -> None:
 
 
 def test_the_model_s_answers_are_right_and_so_is_their_mark(page: Browser, session: Session) -> None:
-    """The trained model counts nearly always; of the first ones most are right, on the page as by the world."""
+    """The trained model nearly always counts right: most of the first answers are right, by the page's own marks."""
     page.until(lambda: page.run("return document.querySelectorAll('.truth').length") >= 4, "marks", patience_s=60)
     marks = page.run("return [...document.querySelectorAll('.truth')].map((mark) => mark.dataset.right)")
     assert set(marks) <= {"true", "false"} and marks.count("true") > len(marks) / 2
@@ -135,8 +137,7 @@ def test_the_model_s_answers_are_right_and_so_is_their_mark(page: Browser, sessi
 
 
 def test_a_question_that_a_person_asks_gets_the_true_answer(page: Browser) -> None:
-    """Asked while a scene's last frame stays, it is about the whole scene, of which the truth is known; another one has
-    no such mark."""
+    """A question during a scene's last frame is about the whole scene and has a known truth; any other gets no mark."""
     found = None
     for _ in range(8):
         until_answered(page, QUESTION, after=page.run(NEWEST)[3])
@@ -148,7 +149,7 @@ def test_a_question_that_a_person_asks_gets_the_true_answer(page: Browser) -> No
         if question == QUESTION and truth in (f"truth: {answer}", RIGHT):
             break
     else:
-        pytest.fail(f"no such answer was the true one; the last was {found}")
+        pytest.fail(f"none of these answers was true; the last was {found}")
     page.type("#ask", f"{OTHER}\ue007")
     page.until(lambda: OTHER in page.text("#conversation"), "an answer to another question")
     until_answered(page, QUESTION, after=page.run(NEWEST)[3])
@@ -197,7 +198,7 @@ def test_the_browser_s_camera_is_watched_and_then_the_source_as_it_was(page: Bro
     page.run("document.querySelector('#source-dialog').close()")
     page.click("#source-open")
     page.type("#source-text", "synthetic\ue007")
-    page.until(lambda: page.text("#source") == "synthetic", "as it was")
+    page.until(lambda: page.text("#source") == "synthetic", "the old value again")
     until_answered(page, QUESTION, after=page.run(NEWEST)[3])
     told = [event["text"] for event in session.log if event["kind"] == "source"]
     assert "watches a browser's camera now" in told and told[-1] == "watches synthetic now"

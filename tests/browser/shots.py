@@ -1,4 +1,4 @@
-"""Pictures of the page, for a person to look at: python -m tests.browser.shots FOLDER"""
+"""Screenshots of the page for a person to look at: python -m tests.browser.shots FOLDER"""
 
 from __future__ import annotations
 

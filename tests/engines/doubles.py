@@ -1,4 +1,4 @@
-"""Sessions that fail as hardware and numbers do, when a test says so."""
+"""Sessions that fail on request, as hardware and arithmetic do."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ ERRORS: dict[str, type[BaseException]] = {
     "interrupt": KeyboardInterrupt,
     "overflow": NonFiniteError,
 }
-"""What a stream raises when one of its sessions is Struck by each."""
+"""The exception a stream raises for each kind of failure of a Struck session."""
 TRACED = tuple(f"engines/{name}.py" for name in ("stream", "context", "language", "vision", "cache"))
 
 
 def with_sessions(bundle: Bundle, **sessions: Session) -> Bundle:
-    """The bundle with other sessions for some of its graphs."""
+    """Return the bundle with other sessions for some of its graphs."""
     return replace(bundle, sessions={**bundle.sessions, **sessions})
 
 
 class Struck(Wrapped):
-    """A session that, once armed, fails at its nth run from then: with an exception, or by returning NaN."""
+    """A session that, once armed, fails at its nth run from then on: with an exception, or by returning NaN."""
 
     def __init__(self, session: Session) -> None:
         super().__init__(session, self._strike)
@@ -38,7 +38,7 @@ class Struck(Wrapped):
 
     @property
     def num_runs_left(self) -> int:
-        """Until it fails; 0 or less once it has."""
+        """Runs until it fails; 0 or less once it has failed."""
         return self._left
 
     def arm(self, error: str, at: int) -> None:
@@ -58,21 +58,21 @@ class Struck(Wrapped):
 
 
 def struck(bundle: Bundle, graph: str, error: str = "", at: int = 0) -> tuple[Bundle, Struck]:
-    """The bundle with a Struck session for one graph, which is armed with `error` if one is given."""
+    """Return the bundle with a Struck session for one graph. It is armed if `error` is given."""
     session = Struck(bundle.sessions[graph])
     session.arm(error, at)
     return with_sessions(bundle, **{graph: session}), session
 
 
 def poisoned(bundle: Bundle, graph: str, at: int) -> Bundle:
-    """At its nth run the graph returns infinity in one row of its last output: an overflow of float16."""
+    """Make the graph's nth run return infinity in one row of its last output, as a float16 overflow would."""
     runs = count(1)
 
     def poison(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any]:
         outputs, spec = session.run(inputs), session.spec
         if next(runs) != at:
             return outputs
-        if spec.aliases:  # the graph has written it into the cache
+        if spec.aliases:  # the graph has already written it into the cache
             state = spec.states[-1]
             state.as_rows(inputs[state.input])[0, inputs["write_index"][0]] = np.inf
             return outputs
@@ -85,7 +85,7 @@ def poisoned(bundle: Bundle, graph: str, at: int) -> Bundle:
 
 
 def lines_of(call: Callable[[], object], *, interrupt_at: int | None = None) -> int:
-    """How many lines of the stream, its context, its vision side and its caches a call runs; Ctrl-C before the nth."""
+    """Count the lines a call runs in TRACED modules; raise Ctrl-C before line `interrupt_at`."""
     num_lines = 0
 
     def line(frame: Any, event: str, _: object) -> Any:

@@ -1,8 +1,8 @@
-"""A model in whole numbers, as a bundle: six graphs that need no file, no runtime, and a tenth of a millisecond each.
+"""A whole-number model as a bundle: six graphs without files or a runtime, a tenth of a millisecond each.
 
-Every value is a whole number below a prime, which float32 holds exactly, so no order of sums and no cut into passes
-changes a bit: what a stream holds must equal what `Whole` makes of a plain list, without ring, slot, mask or cache.
-Attention is linear (q * sum of k * v), over those rows alone that mask or index say are readable.
+Every value is a whole number below a prime, which float32 represents exactly. So neither the order of sums nor the cut
+into passes changes a bit, and a stream's state must equal what `Whole` computes from a plain list, without ring, slots,
+masks or caches. Attention is linear (q * sum of k * v), over the rows that the mask or index marks as readable.
 
 Dimension key: as in engines/spec.py, one stream
 """
@@ -27,7 +27,7 @@ from engines.prompt import PromptSpec, PromptTokenizer
 from engines.spec import CacheUpdate, GraphSpec, ModelShape, Spelling, StateSpec, StreamLimits
 from pvc_ref.prompt import byte_tokenizer
 
-P = 65521  # a prime; two values' product, summed a million times, still fits in int64
+P = 65521  # a prime; a sum of a million products of two values still fits in int64
 SHAPE = ModelShape(
     image_size=4,
     num_positions=3,
@@ -45,7 +45,7 @@ SHAPE = ModelShape(
     vocab_size=264,
     max_positions=1024,
 )
-LIMITS = StreamLimits(window=3, context=96, chunk=6, bucket=32)  # a ring that wraps soon, frames that are cut
+LIMITS = StreamLimits(window=3, context=96, chunk=6, bucket=32)  # a ring that wraps soon, frames in several passes
 PROMPT = PromptSpec(
     start="<s>",
     frame_prefix="F{index}:",
@@ -60,7 +60,7 @@ PROMPT = PromptSpec(
 )
 STOP_ID = 257
 Rows = list[Array]
-"""Keys and values of every layer, in the order of a graph's states."""
+"""Keys and values of every layer, in the order of the graph's states."""
 
 
 def exact_bundle(
@@ -72,7 +72,7 @@ def exact_bundle(
     memory: Memory | None = None,
     limits: StreamLimits = LIMITS,
 ) -> Bundle:
-    """A bundle in `memory`, the host's by default. `folder` gets its tokenizer."""
+    """Return a bundle in `memory`, by default the host's. Its tokenizer is written into `folder`."""
     (folder / TOKENIZER_NAME).write_text(byte_tokenizer().to_str(), encoding="utf-8")
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -102,7 +102,7 @@ def exact_bundle(
 
 
 class ExactSession:
-    """One graph, whatever memory its tensors live in."""
+    """One graph, with tensors in any memory."""
 
     computes_in = "whole numbers"
 
@@ -149,7 +149,7 @@ class ExactSession:
         return np.arange(count) < x["write_index"][0] if self.spec.aliases else x["attention_mask"][0, :count] == 1
 
     def _scatter(self, inputs: Mapping[str, Tensor], arrays: dict[str, Array], output: str, rows: Array) -> Tensor:
-        """Write rows into the cache that was given, as the graph of a target that updates it in place."""
+        """Write rows into the given cache, as a graph that updates it in place does."""
         state = next(state for state in self.spec.states if state.output == output)
         cache, dense = inputs[state.input], np.ascontiguousarray(np.moveaxis(rows, 1, state.slot_axis))
         for index, start in enumerate(arrays["write_index"]):
@@ -192,7 +192,7 @@ def embed(ids: Array) -> Array:
 
 
 def llm(x: Array, positions: Array, past: Rows) -> tuple[Array, Rows]:
-    """(L, E) and the rows (S, K, D) before them of every layer -> hidden (L, E), and their own rows (L, K, D)."""
+    """(L, E) and the rows (S, K, D) before them in every layer -> hidden (L, E), and the new rows (L, K, D)."""
     new: Rows = []
     for layer in range(SHAPE.num_llm_layers):
         z = (x + (positions[:, None] + 1) * _table(f"position {layer}", SHAPE.llm_width)) % P
@@ -204,7 +204,7 @@ def llm(x: Array, positions: Array, past: Rows) -> tuple[Array, Rows]:
 
 
 def head(hidden: Array) -> Array:
-    """(E,) -> (V,). One answer in four ends at any token."""
+    """(E,) -> (V,). At each token, one answer in four ends."""
     logits: Array = hidden @ _table("head", SHAPE.llm_width, SHAPE.vocab_size) % P
     if hidden[0] % 4 == 0:
         logits[STOP_ID] = P
@@ -220,7 +220,7 @@ def _projected(z: Array, name: str, heads: int) -> list[Array]:
 
 @cache
 def _table(name: str, *shape: int) -> Array:
-    """The weights of that name."""
+    """The weights with this name."""
     table: Array = np.random.default_rng(zlib.crc32(name.encode())).integers(1, P, shape)
     return table
 
@@ -231,7 +231,7 @@ def _whole(array: Array) -> Array:
 
 @dataclass(frozen=True)
 class Kept:
-    """A question that was kept, and its answer."""
+    """A kept question and its answer."""
 
     question: str
     token_ids: tuple[int, ...]
@@ -239,20 +239,20 @@ class Kept:
 
 @dataclass(frozen=True)
 class Noted:
-    """Notes that a stream starts with."""
+    """Notes at the start of a stream."""
 
     text: str
 
 
 Event = int | Kept | Noted
-"""A frame, by its number; a question that was kept; or, at the very beginning, notes."""
+"""A frame, by its number; a kept question; or, only as the first event, notes."""
 
 
 class Whole:
-    """What a stream must hold after a list of events: the whole clip and the whole conversation at once, no cache.
+    """The required state of a stream after a list of events: whole clip and whole conversation at once, no cache.
 
-    frame_rows  of every frame, the rows (N, H, D) that went into its ring
-    embeds      (L, E) of the conversation so far; `pending` is the text behind it that waits
+    frame_rows  for every frame, the rows (N, H, D) that went into its ring
+    embeds      (L, E) of the conversation so far; `pending` is the text after it that still waits
     """
 
     def __init__(self, bundle: Bundle, frames: Sequence[Array], events: Sequence[Event]) -> None:
@@ -275,7 +275,7 @@ class Whole:
         self.rows = self._llm(self.embeds)[1]
 
     def seen(self, frame: Array) -> tuple[Array, Rows, Array]:
-        """A next frame's trunk features, its rows, and its embeddings (M, E)."""
+        """The next frame's trunk features, rows, and embeddings (M, E)."""
         time, visible = len(self.frame_rows), self.frame_rows[max(len(self.frame_rows) - self._window + 1, 0) :]
         empty = np.zeros((0, SHAPE.num_positions, SHAPE.vision_heads, SHAPE.vision_head_dim), np.int64)
         num_states = 2 * SHAPE.num_temporal_layers
@@ -285,7 +285,7 @@ class Whole:
         return features, rows, compressor(seen, time)
 
     def logits(self, question: str, token_ids: Sequence[int]) -> Array:
-        """float32 (len(token_ids) + 1, V): what the model says behind a question, and behind each of these tokens."""
+        """float32 (len(token_ids) + 1, V): the logits after a question, and after each of these tokens."""
         asked = embed(np.array(self._encode(self.pending + question + PROMPT.ask_suffix)))
         rows = np.concatenate([self.embeds, asked, embed(np.array(token_ids, np.int64))])
         hidden, _ = self._llm(rows)
@@ -301,7 +301,7 @@ class Whole:
         return token_ids, True
 
     def num_rows(self, text: str) -> int:
-        """Rows that the waiting text and `text` take."""
+        """The number of rows for the waiting text and `text`."""
         return len(self._encode(self.pending + text))
 
     def _say(self, text: str, behind: Array) -> None:

@@ -1,8 +1,9 @@
 """A stand-in for the packages tensorrt and tensorrt_rtx, on a machine without a GPU.
 
-An engine of it is a small JSON text that names an ONNX file. execute_async_v3 runs that file in ONNX Runtime's CPU, on
-the addresses that were set: those of RecordingCuda are the host's. It refuses what the real packages refuse, by their
-means: False or None, and a line in the log. Only what engines/gpu.py and engines/builder.py call is here.
+A fake engine is a short JSON text that names an ONNX file. execute_async_v3 runs that file with ONNX Runtime on the
+CPU, at the addresses that were set: RecordingCuda's addresses are host addresses. It refuses what the real packages
+refuse, in the same way: it returns False or None, and logs a line. It has only what engines/gpu.py and
+engines/builder.py call.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class ILogger:
 
 
 def fake_plan(onnx_path: Path, spec: GraphSpec) -> bytes:
-    """A serialized engine of a graph, with its optimization profiles."""
+    """Return a serialized engine for a graph, with its optimization profiles."""
     profiles = [
         {tensor.name: spec.profile_shapes(tensor, ranges)[::2] for tensor in spec.inputs}
         for ranges in spec.profiles or ({},)
@@ -92,7 +93,7 @@ class Engine:
 
 
 class RtxEngine(Engine):
-    """As TensorRT-RTX has it: kernels are compiled on the machine with the GPU, and can be kept."""
+    """An engine as in TensorRT-RTX: kernels are compiled on the machine with the GPU, and can be cached."""
 
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig(self.cuda.capability)
@@ -112,7 +113,7 @@ class RuntimeConfig:
 
 
 class RuntimeCache:
-    """The names of compiled kernels, of one GPU: it refuses those of another."""
+    """The names of compiled kernels for one GPU. Refuses those of another GPU."""
 
     def __init__(self, capability: str) -> None:
         self.capability, self.compiled = capability, set[str]()
@@ -222,7 +223,7 @@ class Profile:
 
 
 class Config:
-    """Attributes are set freely, as the real one has far more of them."""
+    """A build configuration. It accepts any attribute, because the real one has many more."""
 
     def __init__(self) -> None:
         self.capabilities: dict[int, str] = {}
@@ -234,7 +235,7 @@ class Config:
         self.pools[pool] = num_bytes
 
     def create_timing_cache(self, content: bytes) -> SimpleNamespace | None:
-        """One of another version is refused, by its first byte."""
+        """A cache of another version is refused, by its first byte."""
         return None if content[:1] == b"?" else SimpleNamespace(serialize=lambda: content + b".")
 
     def set_timing_cache(self, cache: SimpleNamespace, ignore_mismatch: bool) -> bool:
@@ -255,9 +256,9 @@ class Config:
 def make_module(
     name: str, version: str, *, cuda: RecordingCuda, build_log: str = "", inspection: str = "", classic: bool = False
 ) -> ModuleType:
-    """`name` as a module. A classic one compiles for the GPU that it finds, and has no ComputeCapability.
+    """Make the module `name`. A classic one compiles for the GPU it finds, and has no ComputeCapability.
 
-    build_log is what a build prints, inspection what the engine inspector says. `configs` lists every build's.
+    build_log is the log of a build, inspection the engine inspector's. `configs` lists every build's configuration.
     """
     trt: Any = ModuleType(name)
     trt.__version__ = version

@@ -1,8 +1,8 @@
-"""Several streams of one bundle, driven at will, each held to a plain list of what happened to it.
+"""Random operations on several streams of one bundle, each stream checked against a plain list of its events.
 
-The list (a story) has the frames since the last reset or anchor, and the questions that were kept. All else (what was
-rolled back, what failed, was saved, opened, forked, waited) must leave no trace: after every step, what a stream
-holds must equal what each oracle makes of its story, bit for bit.
+The list (a story) has the frames since the last reset or anchor, and the kept questions. Everything else (rollbacks,
+failures, saving, opening, forking, waiting) must leave no trace: after every step, a stream's state must equal bit for
+bit what each oracle computes from its story.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from .story_oracles import (
     standing_of,
 )
 
-SEED = 4  # with these stories every planted fault of test_state_machine.py is found early
+SEED = 4  # with this seed, every planted fault of test_state_machine.py is found early
 MOST_STREAMS = 3
 Options = dict[str, Any]
 Result = TypeVar("Result")
@@ -53,7 +53,7 @@ Result = TypeVar("Result")
 class Live:
     """A stream and its story.
 
-    total  frames since its last reset, those that an anchor forgot included
+    total  frames since its last reset, including those that an anchor forgot
     notes  for its next start
     """
 
@@ -71,7 +71,7 @@ class Live:
         return (Noted(self.notes),) if self.notes else ()
 
     def anew(self) -> Events:
-        """What an anchor leaves of the story: the last retained frames, behind the notes."""
+        """The story after an anchor: the notes, then the last retained frames."""
         return (*self.start(), *frames_of(self.events)[-self.retain :])
 
 
@@ -92,7 +92,7 @@ clocks = st.sampled_from([(2,), (1,), (), (2,)])  # frames to retain; none for a
 
 
 class Streams(RuleBasedStateMachine):
-    """At most three streams; where a new one comes, the oldest goes."""
+    """At most three streams; a new one replaces the oldest."""
 
     def __init__(self, bundle: Bundle, frames: Sequence[Array], oracles: Sequence[Oracle], ingests: Sequence[Options]):
         super().__init__()
@@ -103,7 +103,7 @@ class Streams(RuleBasedStateMachine):
         self.last = 0
 
     def teardown(self) -> None:
-        for live in self.live:  # what each would say next; and then nothing waits
+        for live in self.live:  # compare what each would answer next; after that, nothing waits
             self._score(live, "a?", (5,))
             self._check(live)
             self._check_next(live)
@@ -121,7 +121,7 @@ class Streams(RuleBasedStateMachine):
     @rule(at=indices, first=st.integers(0, NUM_FRAMES - 1), count=st.integers(1, 6))
     def push(self, at: int, first: int, count: int) -> None:
         live = self._at(at)
-        for frame in range(first, first + count):  # neighbours differ
+        for frame in range(first, first + count):  # neighbouring frames differ
             self._push(live, frame % NUM_FRAMES)
 
     @rule(at=indices, question=questions, keep=st.booleans(), num_tokens=st.integers(1, 3))
@@ -157,9 +157,9 @@ class Streams(RuleBasedStateMachine):
     def frames_come_while_it_answers(
         self, at: int, question: str, keep: bool, first: int, count: int, cancel: bool
     ) -> None:
-        """A token a frame. Behind an anchor the answer still is about what was there before."""
+        """One token per frame. After an anchor, the answer is still about the frames before it."""
         live, text = self._at(at), question + self.bundle.manifest.prompt.ask_suffix
-        room = count * 20 if keep else 0  # rows that the frames take, where the answer is in their way
+        room = count * 20 if keep else 0  # rows of the frames, which must fit next to the answer
         if not self._fits(live.events, text, 3 + room):
             return
         asked, num_before = live.events, live.stream.num_anchors
@@ -202,7 +202,7 @@ class Streams(RuleBasedStateMachine):
         nth=st.integers(1, 3),
     )
     def fail_at_a_frame(self, at: int, graph: str, error: str, nth: int) -> None:
-        """What is pushed is no frame, or a session fails at its nth run, within one of three frames."""
+        """Push something that is not a frame, or make a session fail at its nth run within three frames."""
         live = self._at(at)
         if not graph:
             self._require(FrameError, lambda: live.stream.push(BAD_FRAMES[nth - 1]))
@@ -234,7 +234,7 @@ class Streams(RuleBasedStateMachine):
             self._check_next(self.live[self.last % len(self.live)])
 
     def _push(self, live: Live, frame: int) -> None:
-        """The story goes on only once the frame was taken in."""
+        """Add the frame to the story only if the stream took it in."""
         trained, push = self.bundle.manifest.trained_frames, partial(live.stream.push, self.frames[frame])
         events = live.events
         if live.retain and (live.num_frames >= trained or not self._has_room(events)):
@@ -243,14 +243,14 @@ class Streams(RuleBasedStateMachine):
             num_before = live.stream.num_frames
             try:
                 self._not_full(push)
-            finally:  # an interrupt may come when the frame is in, while the next anchor is prepared
+            finally:  # the interrupt may come after the frame is in, while the next anchor is prepared
                 if live.stream.num_frames > num_before:
                     live.events, live.total = (*events, frame), live.total + 1
         else:
             self._require(StreamFull, push)
 
     def _has_room(self, events: Events) -> bool:
-        """For one frame more."""
+        """True if one more frame fits."""
         manifest = self.bundle.manifest
         prefix = manifest.prompt.before_frame(num_frames_of(events) + 1)
         return self._fits(events, prefix, manifest.shape.num_frame_tokens)
@@ -272,7 +272,7 @@ class Streams(RuleBasedStateMachine):
         memory, feeds = self.sessions["llm"].memory, cache.feeds(1)
         for state in self.bundle.manifest.graphs["llm"].states:
             behind = state.as_rows(memory.to_host(feeds[state.input]))[:, cache.length :]
-            same("values behind the rows in use", int(np.count_nonzero(behind)), 0)
+            same("nonzero values past the rows in use", int(np.count_nonzero(behind)), 0)
 
     def _check_next(self, live: Live) -> None:
         got = next_embeds_of(live.stream, self.frames[NUM_FRAMES])
@@ -280,14 +280,14 @@ class Streams(RuleBasedStateMachine):
             same("the embeddings of a next frame", got, oracle.next_embeds(live.events))
 
     def _check_what_waits(self, live: Live, whole: Whole) -> None:
-        """Rows of frames that the LLM has not seen, and what an anchor would replay."""
+        """Check the rows of frames that the LLM has not seen, and the frames that an anchor would replay."""
         stream = live.stream
         waiting = np.concatenate(
             [np.zeros((0, whole.embeds.shape[1]), np.float32), *(f.rows for f in stream.context.waiting)]
         )
-        same("rows that wait", waiting, whole.embeds[stream.language.cache.length :].astype(np.float32))
+        same("waiting rows", waiting, whole.embeds[stream.language.cache.length :].astype(np.float32))
         kept = list(stream.episodes.retained.dump().values())
-        same("frames to retain", len(kept), live.retain and live.retain + 1)
+        same("number of retained frames", len(kept), live.retain and live.retain + 1)
         for back in range(1, min(live.retain, live.num_frames) + 1):
             features = kept[(live.total - back) % len(kept)][0]
             same(f"retained frame {-back}", features, whole.features[-back].astype(np.float32))
@@ -316,7 +316,7 @@ class Streams(RuleBasedStateMachine):
     @contextmanager
     def _armed(self, graph: str, error: str, nth: int) -> Iterator[None]:
         session = self.sessions[graph]
-        looked_at = isinstance(session.memory, HostMemory) and graph != "embed"  # elsewhere nobody looks for NaN
+        looked_at = isinstance(session.memory, HostMemory) and graph != "embed"  # no other output is checked for NaN
         session.arm(error if looked_at else "lost", nth)
         try:
             yield
@@ -332,7 +332,7 @@ class Streams(RuleBasedStateMachine):
         try:
             return call()
         except StreamFull as error:
-            raise Differs(f"it should fit: {error}") from error
+            raise Differs(f"it must fit, but: {error}") from error
 
     def _require(self, error: type[Exception], call: Callable[[], object]) -> None:
         try:
@@ -361,9 +361,9 @@ def run_stories(
     machine: Callable[..., Streams] = Streams,
     first_seed: int = SEED,
 ) -> None:
-    """The same stories every time. Raises Differs at the first one that does not hold."""
-    # Hypothesis also draws numbers that it finds in the source of whatever was imported by then: stories would depend
-    # on which tests ran before.
+    """Run the same stories every time. Raises Differs at the first story that fails."""
+    # Hypothesis also draws numbers from the source of all imported modules, so stories would depend on which tests ran
+    # before.
     with patch.multiple(providers, _get_local_constants=Constants, CONSTANTS_CACHE={}):
         run_state_machine_as_test(
             seed(first_seed)(lambda: machine(bundle, frames, oracles, ingests)),

@@ -1,4 +1,4 @@
-"""What a stream must hold and say after a list of events: by a fresh stream, and by whole numbers without a cache."""
+"""A stream's required state and answers after a list of events, from a fresh stream and from an uncached model."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from engines.preprocess import to_model_frame
 
 from .exact import Event, Kept, Noted, Whole
 
-NUM_FRAMES = 3  # distinct ones that are pushed; one more is what each stream would see next
+NUM_FRAMES = 3  # distinct frames to push; one more is each stream's next frame
 Events = tuple[Event, ...]
 
 
 class Differs(AssertionError):
-    """A stream is not what its story says."""
+    """A stream differs from its story."""
 
 
 def same(what: str, got: object, want: object) -> None:
-    """Raise Differs unless both are equal: of arrays every bit, the shape and the dtype."""
+    """Raise Differs unless both are equal. Arrays must have equal bits, shape and dtype."""
     if not (isinstance(got, np.ndarray) and isinstance(want, np.ndarray)):
         if got != want:
             raise Differs(f"{what}: {got!r}, expected {want!r}")
@@ -37,7 +37,7 @@ def same(what: str, got: object, want: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """What a stream holds: rings (1, W, N, H, D), and the rows (L, K, D) of the LLM's caches."""
+    """A stream's state: rings (1, W, N, H, D), and the rows (L, K, D) of the LLM's caches."""
 
     num_frames: int
     context_rows: int
@@ -47,7 +47,7 @@ class Standing:
 
 
 class Oracle(Protocol):
-    """What a stream of these events holds and says."""
+    """The required state and answers of a stream with these events."""
 
     def standing(self, events: Events) -> Standing: ...
 
@@ -56,12 +56,12 @@ class Oracle(Protocol):
     def answer(self, events: Events, question: str, max_new_tokens: int) -> tuple[tuple[int, ...], bool]: ...
 
     def next_embeds(self, events: Events) -> Array:
-        """Of the frame that no stream is ever pushed."""
+        """The embeddings of the frame that no stream is ever pushed."""
         ...
 
 
 class Uncached:
-    """Whole numbers: the list itself, computed at once (exact.py)."""
+    """Whole numbers: the list itself, computed in one go (exact.py)."""
 
     def __init__(self, bundle: Bundle, frames: Sequence[Array]) -> None:
         self._bundle, self._frames = bundle, frames
@@ -107,7 +107,7 @@ class Uncached:
 
 
 class Fresh:
-    """A new stream of the same bundle, to which the whole list is replayed in one go."""
+    """A new stream of the same bundle, with the whole list replayed."""
 
     def __init__(self, bundle: Bundle, frames: Sequence[Array]) -> None:
         self._bundle, self._frames = bundle, frames
@@ -154,7 +154,7 @@ class Fresh:
 
 
 def standing_of(stream: PVCStream) -> Standing:
-    """Of a stream itself. Its rows are those that the LLM has taken in."""
+    """The state of an actual stream. Its rows are those the LLM has taken in."""
     graphs, ring, cache = stream._bundle.manifest.graphs, stream.vision.ring.dump(), stream.language.cache.dump()
     return Standing(
         num_frames=stream.num_context_frames,
@@ -166,6 +166,6 @@ def standing_of(stream: PVCStream) -> Standing:
 
 
 def next_embeds_of(stream: PVCStream, frame: Array) -> Array:
-    """What a frame would be embedded as if it were pushed now."""
+    """The embeddings of a frame if it were pushed now."""
     size = stream._bundle.manifest.shape.image_size
     return stream.vision.encode(to_model_frame(frame, size=size)).frame_embeds

@@ -1,6 +1,6 @@
-"""An answer a token a step: what it says, what comes meanwhile, and how it ends. On a model in whole numbers.
+"""An answer one token per step: its tokens, frames that come in between, and how it ends. On a whole-number model.
 
-That all of it leaves no trace is held by the stories of test_state_machine.py.
+The stories of test_state_machine.py check that none of this leaves a trace.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def test_an_answer_outlives_the_anchor_that_comes_meanwhile_and_not_the_one_afte
     answering = stream.begin("what?", max_new_tokens=4)
     stream.push(FRAMES[4])
     assert stream.num_anchors == 1
-    cut = stream.begin("and now?", max_new_tokens=4)  # of the new episode, beside the first
+    cut = stream.begin("and now?", max_new_tokens=4)  # part of the new episode, alongside the first answer
     while not answering.step():
         pass
     assert answering.answer is not None and answering.answer.token_ids == expected
@@ -131,7 +131,7 @@ def test_rows_that_an_answer_may_keep_are_not_given_to_frames(bundle: Bundle) ->
     while not answering.step():
         pass
     assert stream.context_rows <= bundle.manifest.limits.context
-    stream.score("", [])  # takes in what waits: it all fits
+    stream.score("", [])  # takes in the waiting rows: they all fit
 
 
 def test_an_interrupt_before_any_line_of_a_step_leaves_the_answer_whole_or_no_trace_of_it(stream: PVCStream) -> None:
@@ -142,5 +142,5 @@ def test_an_interrupt_before_any_line_of_a_step_leaves_the_answer_whole_or_no_tr
         answering = struck_stream.begin("what?", max_new_tokens=1)
         with pytest.raises(KeyboardInterrupt):
             lines_of(answering.step, interrupt_at=at)
-        struck_stream.cancel()  # where the interrupt came before the step had begun
+        struck_stream.cancel()  # needed if the interrupt came before the step began
         assert told(struck_stream) == before, f"line {at} of {num_lines}"

@@ -1,4 +1,4 @@
-"""Engines, built by the real TensorRT-RTX compiler on this machine, without a GPU."""
+"""Engines built by the real TensorRT-RTX compiler on this machine, without a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip i
 
 @pytest.fixture
 def temporal(bundle_fp16: Path, tmp_path: Path) -> Callable[[], Path]:
-    """A private copy of the temporal graph and its weights."""
+    """Return a private copy of the temporal graph and its weights."""
 
     def copy() -> Path:
         for name in ("temporal.onnx", "temporal.onnx.data"):
@@ -51,7 +51,7 @@ def test_a_build_reports_progress_from_start_to_end(bundle_fp16: Path) -> None:
     )
     assert len(report.layers) > 0 and len(report.plan) > 1000
     assert len(seen) > 10 and seen[0] < 0.3 and seen[-1] == 1.0
-    assert seen == sorted(seen), "a bar that runs backwards is no progress"
+    assert seen == sorted(seen), "progress must not go backwards"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Bundles that are damaged, incomplete, foreign or old: each is refused by name, before anything runs."""
+"""Damaged, incomplete, foreign or outdated bundles: each is refused by name, before anything runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_manifest_lists_every_file_of_the_bundle(bundle_fp16: Path) -> None:
     assert set(manifest.engines) == {"trunk", "temporal", "compressor", "llm", "head"}
     assert manifest.parity["passed"] is True and "bundle fp16" in manifest.parity["stages"]
     assert not any(stage.startswith("engine") for stage in manifest.parity["stages"])
-    assert "engine" in manifest.parity["not_executed"], "an engine that did not run is named, with the reason"
+    assert "engine" in manifest.parity["not_executed"], "an engine that did not run must be listed"
     assert manifest.model.random_weights is True
 
 

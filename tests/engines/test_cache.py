@@ -1,4 +1,4 @@
-"""The caches that the runtime owns, against plain lists."""
+"""The runtime's caches, checked against plain lists."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPECS = graph_specs(SHAPE, StreamLimits(window=W, context=8, chunk=8, bucket=4),
 
 
 def vision_rows(value: int) -> dict[str, np.ndarray]:
-    """Rows that say which frame, and which of the states, they belong to."""
+    """Rows that identify their frame and their state."""
     states = SPECS["temporal"].states
     return {s.output: np.full((1, 5, 2, 8), 100 * value + i, np.float32) for i, s in enumerate(states)}
 
@@ -77,7 +77,7 @@ def test_rings_never_move() -> None:
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.one_of(st.integers(1, 5), st.just("rollback")), max_size=12))
 def test_a_linear_cache_is_a_list_that_can_be_cut(steps: list[int | str]) -> None:
-    """Any order of appending rows and setting the length back leaves what a plain list would hold."""
+    """After appending rows and setting the length back in any order, it has what a plain list would have."""
     cache, model = LinearCache(SPECS["llm"]), list[int]()
     for number, step in enumerate(steps):
         if step == "rollback":
@@ -116,7 +116,7 @@ LONG = StreamLimits(window=W, context=2048)
 @pytest.mark.parametrize("num_rows", [1, 64], ids=["a token", "a frame"])
 @pytest.mark.parametrize("cache_update", ["rows", "aliased"])
 def test_at_every_length_each_row_in_use_is_read_and_no_other(cache_update: CacheUpdate, num_rows: int) -> None:
-    """From an empty cache to a full one, so at all edges of all buckets."""
+    """From an empty cache to a full one, so across every edge of every bucket."""
     spec = graph_specs(SHAPE, LONG, "fp32", cache_update=cache_update)["llm"]
     cache = LinearCache(spec)
     for length in range(LONG.context - num_rows + 1):
@@ -145,7 +145,7 @@ def test_a_cache_that_a_graph_updates_in_place_is_fed_whole_and_only_counted() -
     cache = LinearCache(IN_PLACE)
     feeds = cache.feeds(num_rows=3)
     caches = {state.output: feeds[state.input] for state in IN_PLACE.states}
-    for array in caches.values():  # as a graph does
+    for array in caches.values():  # as the graph does
         array[:, :, :3] = 7.0
     assert all(np.all(rows == 7.0) and rows.shape == (1, 1, 3, 6) for rows in cache.new_rows(caches, 3).values())
     cache.append(caches, 3)
@@ -157,11 +157,11 @@ def test_a_cache_that_a_graph_updates_in_place_is_fed_whole_and_only_counted() -
 GROWING = graph_specs(SHAPE, StreamLimits(window=W, context=192, bucket=64), "fp32", "split", cache_update="aliased")[
     "llm"
 ]
-"""Fed what is there, up to a multiple of 64."""
+"""A cache that is fed the rows in use, rounded up to a multiple of 64."""
 
 
 def written(cache: LinearCache, values: Sequence[float]) -> dict[str, Tensor]:
-    """What it is fed as a graph has written such rows."""
+    """Write these rows as a graph would, and return the feeds."""
     feeds = cache.feeds(len(values))
     for index, state in enumerate(GROWING.states):
         array = feeds[state.input]
@@ -189,7 +189,7 @@ def test_a_cache_that_is_fed_what_is_there_grows_by_steps_and_keeps_its_rows() -
 
 
 def test_what_it_is_fed_depends_on_its_length_alone() -> None:
-    """So that what was rolled back leaves no trace, in the last bit either."""
+    """So rows that were rolled back leave no trace, not even in the last bit."""
     cache, fresh = LinearCache(GROWING), LinearCache(GROWING)
     for one in (cache, fresh):
         written(one, [1.0] * 60)
@@ -229,7 +229,7 @@ def test_a_gpu_s_cache_and_one_that_is_written_elsewhere_are_fed_whole() -> None
 
 
 def test_what_a_failed_pass_wrote_in_place_is_cleared() -> None:
-    """Rows behind the length are masked, but a masked NaN would still be a NaN."""
+    """Rows past the length are masked, but a masked NaN is still a NaN."""
     cache = LinearCache(IN_PLACE)
     arrays = [cache.feeds(1)[state.input] for state in IN_PLACE.states]
     for array in arrays:
@@ -238,7 +238,7 @@ def test_what_a_failed_pass_wrote_in_place_is_cleared() -> None:
     cache.discard(4)
     assert cache.length == 2
     assert all(np.all(array[:, :, :2] == 1.0) and np.all(array[:, :, 2:] == 0.0) for array in arrays)
-    cache.discard(100)  # a pass that was never going to fit has written nothing beyond the end
+    cache.discard(100)  # a pass that could never fit has written nothing past the end
 
 
 def test_a_state_that_asks_for_another_update_rule_is_refused() -> None:
@@ -254,7 +254,7 @@ def test_a_state_that_asks_for_another_update_rule_is_refused() -> None:
 
 
 def test_a_ring_obeys_the_slot_axis_of_its_spec() -> None:
-    """The `split` spelling keeps slots on another axis: (B, N, H, W, D). The rows are the same."""
+    """The `split` spelling puts slots on another axis: (B, N, H, W, D). The rows are the same."""
     spec = graph_specs(SHAPE, StreamLimits(window=W), "fp32", "split")["temporal"]
     assert {state.layout for state in spec.states} == {"BNHWD"} and spec.states[0].slot_axis == 3
     ring, other = RingCache(spec), RingCache(SPECS["temporal"])

@@ -1,4 +1,4 @@
-"""The two ways into the LLM's cache are one model: same rows, same logits, same text, whatever is fed how."""
+"""Both ways to update the LLM's cache are the same model: same rows, logits and text, however the rows are fed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def embeds(count: int, seed: int = 0) -> Array:
 
 
 def dense(language: LanguageModel) -> list[Array]:
-    """The rows in use of every cache, as (1, rows, K, D)."""
+    """Return the rows in use of every cache, as (1, rows, K, D)."""
     states = language._llm.spec.states
     return [state.as_rows(language.cache.dump()[state.input]) for state in states]
 
@@ -47,7 +47,7 @@ def test_the_bundles_differ_in_their_cache_update_alone(rows: Bundle, in_place: 
 def test_both_updates_make_the_same_rows_and_logits_at_every_edge_of_a_bucket(
     rows: Bundle, in_place: Bundle, length: int
 ) -> None:
-    """Fed in pieces of 1, 64 and the rest; then two decoded tokens. Measured: 3e-6 of the largest value."""
+    """Fed in chunks of 1, 64 and the rest, then two decoded tokens. Measured: 3e-6 of the largest value."""
     found = []
     for bundle in (rows, in_place):
         language, fed = LanguageModel(bundle.sessions), embeds(length)
@@ -88,7 +88,7 @@ def test_ingest_and_decode_equal_one_prefill(name: str, request: pytest.FixtureR
 
 
 def test_a_row_that_is_not_finite_never_stays_in_a_cache_that_a_graph_writes(in_place: Bundle) -> None:
-    """By the time it is seen it is in the cache already; behind the length even a masked NaN would spoil the next."""
+    """When it is noticed it is already in the cache; past the length, even a masked NaN would spoil the next pass."""
     language = LanguageModel(in_place.sessions)
     language.append(embeds(5))
     clean = language.logits(language.append(embeds(3, seed=1)))

@@ -1,4 +1,4 @@
-"""What a compiler shows of an engine is held, what it does not is recorded; and what a build may use reaches it."""
+"""What a compiler shows of an engine is checked, and what it hides is recorded; build options reach the compiler."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NUM_WEIGHTS = 64 * 64
 
 @pytest.fixture
 def graph(bundle_fp16: Path) -> tuple[Path, GraphSpec]:
-    """A file, and a spec of its inputs whose layers are those of test_gate."""
+    """A graph file, and a spec of its inputs with the layers of test_gate."""
     spec = Manifest.load(bundle_fp16).graphs["temporal"]
     return bundle_fp16 / "graphs/temporal.onnx", replace(
         spec, states=ONE_RING.states, fused_attention=FusedAttention(gemv=1)

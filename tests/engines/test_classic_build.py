@@ -1,4 +1,4 @@
-"""Builds by TensorRT itself, and which runtime may build for which target. The compiler is a fake: see fake_trt.py."""
+"""Builds with TensorRT itself, and which runtime may build for which target. The compiler is a fake (fake_trt.py)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_build_by_tensorrt_records_the_gpu_that_it_found(
     report = build(bundle_fp16, target, RecordingCuda(capability=found))
     assert report.compute_capabilities == (found,) and report.runtime_version == version
     assert [flag.name for flag in trt.configs[0].cleared] == ["TF32"]
-    assert trt.configs[0].capabilities == {}, "it compiles for the GPU that is there, and is not told for which"
+    assert trt.configs[0].capabilities == {}, "it compiles for the GPU it finds, so no capability is set"
     spec = Manifest.load(bundle_fp16).graphs["llm"]
     for ranges, profile in zip(spec.profiles, trt.configs[0].profiles, strict=True):
         rows = spec.profile_shapes(spec.input("position_ids"), ranges)
@@ -111,7 +111,7 @@ def test_an_engine_for_a_jetson_is_built_on_that_jetson_only(
 
 
 def test_without_a_gpu_tensorrt_s_builder_is_not_even_made(bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real one raises a TypeError about a factory function there."""
+    """There the real one raises a TypeError about a factory function."""
 
     def no_gpu() -> None:
         raise BackendUnavailable("no NVIDIA GPU is visible here")
@@ -152,7 +152,7 @@ def test_a_build_whose_layers_cannot_be_read_fails(
 
 
 def test_tensorrt_rtx_has_no_inspector_to_fall_back_to(bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It builds where no GPU is, and an engine cannot be opened there."""
+    """It builds where there is no GPU, and so an engine cannot be opened there."""
     install(monkeypatch, "1.7.1", name="tensorrt_rtx", inspection=as_inspection(ENGINE))
     with pytest.raises(BuildError, match="the build log lists no layers"):
         build(bundle_fp16, "rtx")

@@ -1,7 +1,7 @@
-"""What a CPU session hands to ONNX Runtime is what it was given: no input is copied, cast or laid out anew.
+"""A CPU session hands its inputs to ONNX Runtime as they are: none is copied, cast or copied into a new layout.
 
-The runtime counts the rows that it places (test_gpu.py). A copy that a session makes of its inputs would be in no such
-count, so here ONNX Runtime is watched: where each input lies that reaches it, whatever the call.
+The runtime counts the rows it places (test_gpu.py), but that count does not include copies a session makes of its
+inputs. So here ONNX Runtime is watched: where each input that reaches it lies, whatever the call.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Frames = list[np.ndarray]
 
 @dataclass
 class Watched:
-    """ONNX Runtime's side of a session, and how many bytes of inputs lay elsewhere than where the caller had them.
+    """ONNX Runtime's side of a session, and how many bytes of inputs did not lie where the caller had them.
 
-    copied  by the session, and by ONNX Runtime, which lays out anew what is not contiguous
+    copied  by the session, or by ONNX Runtime, which copies non-contiguous inputs into a new layout
     """
 
     session: OrtSession
@@ -75,7 +75,7 @@ class Watched:
 
 @dataclass
 class Binding:
-    """An IO binding whose inputs are watched."""
+    """An IO binding with watched inputs."""
 
     watched: Watched
     native: Any
@@ -104,7 +104,7 @@ def watch(bundle: Bundle) -> dict[str, Watched]:
 def test_a_stream_s_inputs_reach_onnx_runtime_where_they_lie(
     name: str, frames: Frames, request: pytest.FixtureRequest
 ) -> None:
-    """Both cache updates and ring layouts, in both dtypes: frames past a wrap, questions of both kinds, a replay."""
+    """Both cache updates and ring layouts, in both dtypes: frames past a wrap, both kinds of questions, a replay."""
     bundle = open_bundle(request.getfixturevalue(name), runtime="cpu")
     watched, stream = watch(bundle), PVCStream(bundle, ingest="lazy", max_waiting=2)
     for index, frame in enumerate(frames[:6]):
@@ -167,20 +167,20 @@ def test_an_input_that_onnx_runtime_has_to_lay_out_anew_is_seen(bundle_rows: Pat
 
 @pytest.mark.parametrize("name", ["bundle_fp32", "bundle_rows"])
 def test_a_decoded_token_allocates_no_more_than_it_returns(name: str, request: pytest.FixtureRequest) -> None:
-    """So a copy that goes nowhere would be seen as well; the smallest cache is far larger than all else."""
+    """This would also reveal a copy that goes nowhere; the smallest cache is far larger than everything else."""
     bundle = open_bundle(request.getfixturevalue(name), runtime="cpu")
     stream, session = PVCStream(bundle), bundle.sessions["llm"]
     stream.ask("Who?", max_new_tokens=1, keep=True)
     inputs = {"inputs_embeds": stream.language.embed([1])[None], **stream.language.cache.feeds(1)}
     smallest = min(np.asarray(inputs[state.input]).nbytes for state in session.spec.states)
-    assert smallest > 2 * (most := peak_of(session.run, inputs)), f"{most} bytes at most at once"
+    assert smallest > 2 * (most := peak_of(session.run, inputs)), f"peak of {most} bytes"
     assert peak_of(lambda given: session.run({n: a.copy() for n, a in given.items()}), inputs) > smallest
 
 
 def peak_of(run: Callable[[Mapping[str, Any]], object], inputs: Mapping[str, Any]) -> int:
-    """Bytes that Python and numpy hold at most during the leanest of five runs, beyond those of before.
+    """Return the peak of bytes that Python and numpy allocate during a run, the lowest of five runs.
 
-    One run alone may count a few kilobytes of the interpreter's own: a table that grows, a frame kept for reuse.
+    A single run may include a few kilobytes of the interpreter itself: a growing table, a frame kept for reuse.
     """
     run(inputs)
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""libcudart by ctypes, without one: what it is called with, and what is said when it is missing or refuses."""
+"""libcudart through ctypes, without the library: its arguments, and the errors if it is missing or refuses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OUT_OF_MEMORY, NO_DRIVER = 2, 35
 
 
 class Library:
-    """A libcudart whose functions record their arguments as plain numbers. `status` is what each of them returns."""
+    """A libcudart whose functions record their arguments as plain numbers. `status` is the return value of each."""
 
     def __init__(self, *, num_gpus: int = 1, **status: int) -> None:
         self.num_gpus, self.status, self.next_address = num_gpus, status, 0x7000
@@ -34,7 +34,7 @@ class Library:
         return call
 
     def answer(self, name: str, arguments: tuple[Any, ...]) -> None:
-        """Through the pointers, as the library does."""
+        """Set the values that the pointers refer to, as the library does."""
         self.next_address += 0x1000 * (name == "cudaMalloc")
         answers = {
             "cudaGetDeviceCount": [self.num_gpus],
@@ -107,7 +107,7 @@ def test_a_full_gpu_is_said_in_mib_with_the_flags_that_need_less(load: Any) -> N
     error = caught.value
     assert "4.0 MiB were asked for, 3.0 of 8.0 MiB are free" in error.what
     assert "--window, --context or --streams" in error.fix and "nvidia-smi" in error.fix
-    assert "cudaGetLastError" in [name for name, _ in library.calls], "else the next one in this process finds it"
+    assert "cudaGetLastError" in [name for name, _ in library.calls], "else the next call would report it"
 
 
 def test_the_same_status_of_another_call_is_no_question_of_memory(load: Any) -> None:
@@ -144,7 +144,7 @@ def test_each_call_passes_its_numbers_in_the_library_s_order(load: Any) -> None:
 
 
 def test_addresses_keep_all_their_bits(load: Any) -> None:
-    """A plain int would be passed as 32 bits."""
+    """A plain int would be passed with 32 bits."""
     library = load()
     gpu, high = LibCudart(), 0x7F12_3456_7890
     library.calls.clear()

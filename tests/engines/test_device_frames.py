@@ -1,5 +1,5 @@
-"""Frames that another library holds, on the host or on the GPU: the same values, and no way through the host for one
-that has the model's size already."""
+"""Frames in another library's memory, on the host or the GPU: the same values, and no detour through the host for a
+frame that already has the model's size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engines.preprocess import to_model_frame
 
 from .test_gpu import Open, on_fake_engines, open_engines, with_fake_engines
 
-__all__ = ["on_fake_engines", "open_engines", "with_fake_engines"]  # fixtures of test_gpu.py
+__all__ = ["on_fake_engines", "open_engines", "with_fake_engines"]  # fixtures from test_gpu.py
 SIZE = 8
 
 
@@ -29,7 +29,7 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 class ByDlpack:
-    """A frame in the memory of RecordingCuda, told by DLPack. Its addresses are the host's: numpy makes the capsule."""
+    """A frame in RecordingCuda's memory, passed by DLPack. numpy makes the capsule, so addresses are the host's."""
 
     def __init__(self, cuda: RecordingCuda, array: np.ndarray, *, device: tuple[int, int] = (2, 0)) -> None:
         self.address = cuda.allocate(array.nbytes)
@@ -47,7 +47,7 @@ class ByDlpack:
 
 
 class ByInterface:
-    """The same, told by CUDA's array interface."""
+    """The same, passed by CUDA's array interface."""
 
     def __init__(self, cuda: RecordingCuda, array: np.ndarray, *, stream: int | None = None) -> None:
         self.held = ByDlpack(cuda, array)
@@ -89,7 +89,7 @@ def test_colours_are_swapped_on_the_gpu_and_the_producer_waits_for_our_stream() 
     frame = picture(SIZE, SIZE)
     held = ByDlpack(cuda, frame)
     assert np.array_equal(memory.to_host(take.take(held)), frame[:, :, ::-1])
-    assert held.streams == [memory.stream] and cuda.num_bytes("download") == frame.nbytes  # that of this test
+    assert held.streams == [memory.stream] and cuda.num_bytes("download") == frame.nbytes  # this test's own download
     assert np.array_equal(held.array, frame)
 
 

@@ -1,4 +1,4 @@
-"""Engines are executable code: one that is another version's, GPU's, graph's or machine's is refused before it runs."""
+"""Engines are executable code: one for another version, GPU, graph or machine is refused before it runs."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ Folder = Callable[..., Path]
 
 @pytest.fixture
 def folder(bundle_fp16: Path, tmp_path: Path) -> Folder:
-    """A bundle with engines of the fake runtime, built here; `plans` are other contents by name, `entry` other facts of
-    them all, `missing` is one that was never built."""
+    """Make a bundle with fake-runtime engines, built here. `plans`: other contents by graph; `entry`: other facts for
+    all engines; `missing`: an engine that was never built."""
 
     def make(*, plans: dict[str, bytes] | None = None, missing: str = "", **entry: Any) -> Path:
         folder = Path(shutil.copytree(bundle_fp16, tmp_path / "copy"))
@@ -50,7 +50,7 @@ def folder(bundle_fp16: Path, tmp_path: Path) -> Folder:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> RecordingCuda:
-    """A GPU of this machine, with the fake runtime on it."""
+    """A GPU in this machine, with the fake runtime."""
     gpu = RecordingCuda()
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", make_module("tensorrt_rtx", VERSION, cuda=gpu))
     return gpu
@@ -106,7 +106,7 @@ def test_an_engine_of_another_machine_needs_a_word_of_trust(
 
 
 def test_what_a_bundle_says_of_its_machine_vouches_for_no_other_engine(folder: Folder, cuda: RecordingCuda) -> None:
-    """Whoever reads a published bundle must not be able to pass an engine off as built where that bundle was."""
+    """A reader of a published bundle must not be able to pass off an engine as built on that bundle's machine."""
     made = folder()
     manifest = Manifest.load(made)
     head = manifest.engines["head"]
@@ -117,7 +117,7 @@ def test_what_a_bundle_says_of_its_machine_vouches_for_no_other_engine(folder: F
         assert "head.engine is not the engine that this machine built for 'head' of this bundle" in text
         assert "build them again: pvc-export trt -m tiny --target rtx" in text
     marks = [field for entry in manifest.engines.values() for field in (entry.built_on, entry.signature)]
-    assert len(set(marks)) == 10, "signatures of each engine, not of the machine"
+    assert len(set(marks)) == 10, "each signature must be of its engine, not of the machine"
 
 
 @pytest.mark.parametrize("whole_entries", [False, True], ids=["files alone", "entries too"])
@@ -142,7 +142,7 @@ def test_two_engines_of_a_bundle_that_changed_places_are_refused(
 def test_an_engine_of_another_bundle_of_the_same_shapes_is_refused(
     folder: Folder, cuda: RecordingCuda, tmp_path: Path, whole_entry: bool
 ) -> None:
-    """Both bundles were built here, and nothing but the weights tells them apart."""
+    """Both bundles were built here, and only the weights distinguish them."""
     made = folder()
     other = Path(shutil.copytree(made, tmp_path / "other"))
     edit_graph(other, "temporal", perturb_one_weight)
@@ -178,7 +178,7 @@ def test_exchanged_engines_are_known_without_a_gpu(folder: Folder, monkeypatch: 
 def test_engines_of_an_earlier_version_need_a_word_of_trust_and_it_says_why(
     folder: Folder, cuda: RecordingCuda
 ) -> None:
-    """Its manifests had a signature of the engine's bytes alone, and that as `built_on`."""
+    """Its manifests had a signature of only the engine's bytes, stored as `built_on`."""
     made = folder()
     data = json.loads((made / "manifest.json").read_text("utf-8"))
     for entry in data["engines"].values():
@@ -205,7 +205,7 @@ def test_a_bundle_copied_without_its_engines_runs_on_the_cpu_and_nowhere_else(
     told = on_the_cpu(made, frames)
     shutil.rmtree(made / "engines")
     assert on_the_cpu(made, frames) == told
-    assert open_bundle(made, cuda=cuda).runs_on == ON_CPU, "auto is the CPU where the target's engines are not"
+    assert open_bundle(made, cuda=cuda).runs_on == ON_CPU, "auto must use the CPU if the target's engines are missing"
     text = refusal(made, cuda)
     assert (
         "engines/compressor.engine is missing" in text
@@ -232,7 +232,7 @@ def test_one_engine_that_is_missing_is_an_incomplete_copy_wherever_it_would_run(
 
 
 def test_an_engine_older_than_its_graph_is_refused(folder: Folder, cuda: RecordingCuda) -> None:
-    """The graph was exported again, the engine was not built again: nothing but its fingerprint tells."""
+    """The graph was exported again but the engine was not rebuilt: only its fingerprint reveals it."""
     made = folder()
     weights = made / f"{graph_path('trunk')}.data"
     changed = bytearray(weights.read_bytes())
@@ -264,7 +264,7 @@ def test_the_engine_of_another_graph_is_refused(folder: Folder, cuda: RecordingC
 def test_an_engine_whose_tensors_are_not_the_spec_s_is_refused(
     folder: Folder, cuda: RecordingCuda, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], says: str
 ) -> None:
-    """A larger output would be written beyond the buffer that waits for it."""
+    """A larger output would be written past the end of its buffer."""
     for name, answer in wrong.items():
         original = getattr(Engine, name)
         monkeypatch.setattr(
@@ -314,7 +314,7 @@ def test_auto_without_a_gpu_runs_on_the_cpu_and_says_so(
         open_bundle(made, runtime="target")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1.8"))
     with pytest.raises(BundleError, match=f"was built with tensorrt_rtx {version}.*this machine has 1.8"):
-        open_bundle(made, runtime="target")  # known without a GPU
+        open_bundle(made, runtime="target")  # detected without a GPU
 
 
 def test_a_bundle_without_engines_runs_on_the_cpu_unless_its_target_is_asked_for(
@@ -332,7 +332,7 @@ def test_a_bundle_without_engines_runs_on_the_cpu_unless_its_target_is_asked_for
 def test_a_bfloat16_bundle_is_refused_on_the_cpu_with_the_next_command(
     bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch, runtime: Any
 ) -> None:
-    """Opening does not read the graphs before it refuses, so a manifest that says bfloat16 is enough here."""
+    """Opening refuses before it reads the graphs, so a manifest that declares bfloat16 is enough here."""
     load = Manifest.load
 
     def no_gpu() -> None:

@@ -1,4 +1,4 @@
-"""Targets as they are written down, and the fake session that stands in for every graph of any of them."""
+"""The target files, and the fake session that stands in for every graph of any target."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_target_takes_weights_of_four_bits_or_says_why_not(name: str) -> None:
     target = load_target(name)
     assert bool(target.int4_blocks) == (not target.no_int4)
     serves_10_3 = bool(target.builder_versions) and target.builder_versions[0] == "10.3"
-    assert bool(target.int4_blocks) == (not serves_10_3), "its parser reads opset 20, and blocks came with 21"
+    assert bool(target.int4_blocks) == (not serves_10_3), "10.3 reads opset 20, and blocks came with opset 21"
     assert target.int4_zero_points == (target.runtime == "ort-cpu"), "TensorRT's codes are symmetric"
     for block in target.int4_blocks:
         Quantization(block=block, zero_points=target.int4_zero_points, method="round", inputs=target.int4_inputs)
@@ -130,5 +130,5 @@ def test_caches_take_what_fake_sessions_return(precision: Precision, cache_updat
         embeds = np.full((1, 4, 12), index, host_dtype(llm.spec.input("inputs_embeds").dtype))
         cache.append(llm.run({"inputs_embeds": embeds, **cache.feeds(4)}), 4)
     rows = [llm.spec.states[0].as_rows(array) for name, array in cache.dump().items() if name == "past.0.key"][0]
-    assert cache.length == 24 and len(np.unique(rows.astype(np.float32))) > 100, "every row is there, and its own"
+    assert cache.length == 24 and len(np.unique(rows.astype(np.float32))) > 100, "all rows must differ"
     assert (ring.num_frames, cache.length) == (6, 24)

@@ -1,7 +1,7 @@
-"""Forked streams: each goes on as if it were alone, bit for bit, and costs what it says.
+"""Forked streams: each continues as if it were alone, bit for bit, and costs as much as documented.
 
-On a model in whole numbers (exact.py), with both updates of the LLM's cache and both layouts of the ring, on the host
-and on a GPU's stand-in.
+On a whole-number model (exact.py), with both updates of the LLM's cache and both layouts of the ring, on the host and
+on a fake GPU.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def pushed(stream: PVCStream, frames: list[Array]) -> PVCStream:
 
 
 def state_of(stream: PVCStream) -> dict[str, Any]:
-    """Everything that a stream is, every cache whole, but for the spare ring, which nobody reads before a reset."""
+    """The whole state of a stream, with every cache whole, except the spare ring, which is not read before a reset."""
     memory, cache = stream.vision._memory, stream.language.cache
     return {
         "counts": (stream.num_frames, stream.num_context_frames, stream.num_anchors, stream.context_rows),
@@ -68,7 +68,7 @@ def state_of(stream: PVCStream) -> dict[str, Any]:
 
 
 def said_by(stream: PVCStream) -> list[Any]:
-    """The embeddings of a next frame, a kept answer, and the logits of another question behind it."""
+    """The embeddings of a next frame, a kept answer, and the logits of another question after it."""
     embeds = stream.vision.encode(FRAMES[0]).frame_embeds.tobytes()
     answer = stream.ask(QUESTION, max_new_tokens=4, keep=True)
     return [embeds, answer.token_ids, answer.finished, stream.score("and now?", [3, 4]).tobytes()]
@@ -97,7 +97,7 @@ def test_a_fork_is_its_parent_now_and_at_every_step_that_both_take(
 @pytest.mark.parametrize("options", STREAMS.values(), ids=STREAMS)
 @pytest.mark.parametrize("first", ["fork", "parent"])
 def test_neither_changes_the_other(bundle: Bundle, options: dict[str, Any], num_frames: int, first: str) -> None:
-    """Each equals a stream that lived its life alone, through a re-anchor, kept questions and a reset."""
+    """Each equals a stream that was alone all the time, through a re-anchor, kept questions and a reset."""
     parent = pushed(PVCStream(bundle, **options), FRAMES[:num_frames])
     fork = parent.fork()
     moving, still = (fork, parent) if first == "fork" else (parent, fork)
@@ -139,7 +139,7 @@ def test_what_waits_is_taken_in_by_each_for_itself(bundle: Bundle) -> None:
 
 
 def test_frames_that_waited_for_an_answer_are_forked_as_well(bundle: Bundle) -> None:
-    """An eager stream takes them in a few at a time, so that no frame is held up by all of them."""
+    """An eager stream takes them in a few at a time, so that no frame has to wait for all of them."""
     parent = PVCStream(bundle, clock="run-on")
     answering = parent.begin("before?", max_new_tokens=1)
     pushed(parent, FRAMES[:4])
@@ -177,7 +177,7 @@ def test_a_clip_of_fixed_length_is_forked_with_its_length(tmp_path: Path) -> Non
 def test_a_fork_that_finds_no_memory_leaves_its_parent_as_it_was(
     name: str, nth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At its nth allocation of 15, or (below zero) at its nth copy of 11. What the fork had is given back."""
+    """At its nth allocation of 15, or (negative) at its nth copy of 11. The fork's memory is released."""
     bundle = bundle_of(name, tmp_path)
     parent = pushed(PVCStream(bundle, **STREAMS["reanchor lazy"]), FRAMES[: TRAINED + 1])
     memory: Any = bundle.sessions["llm"].memory

@@ -1,4 +1,4 @@
-"""The layer list of TensorRT, from its log and from its inspector: both are read in full or refused, and judged."""
+"""TensorRT's layer list, from its log and from its inspector: read in full or refused, and judged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .test_spec import SHAPE
 
 TEMPORAL = graph_specs(SHAPE, StreamLimits(window=4), "fp16")["temporal"]
 ONE_RING = replace(TEMPORAL, states=TEMPORAL.states[:1], fused_attention=FusedAttention(gemv=1))
-"""A graph with one ring and one attention over time: what the lists below are of."""
+"""A graph with one ring and one attention over time, for the layer lists below."""
 
 Tensors = list[tuple[str, list[int], str]]
 Layer = tuple[str, Tensors, Tensors]
@@ -31,7 +31,7 @@ ENGINE: list[Layer] = [
 
 
 def as_log(layers: list[Layer]) -> str:
-    """As TensorRT 10 prints them while it builds: constants among the inputs, one line a layer, other lines between."""
+    """Lists as TensorRT 10 logs them in a build: constants among the inputs, one line per layer, and other lines."""
 
     def tensors(entries: Tensors) -> str:
         return ", ".join(
@@ -106,7 +106,7 @@ def test_an_engine_that_is_what_its_graph_asked_for_passes(parse: Parse) -> None
 
 @both
 def test_the_network_s_own_inputs_are_no_weights(parse: Parse) -> None:
-    """The ring is an input that no layer makes, and here larger than any float32 that is allowed."""
+    """The ring is an input that no layer makes, and here larger than any float32 tensor that is allowed."""
     wide = [("_gemv_mha_v1", [("past.0.key", [1, 99, 99, 2, 8], "Float")], [("features", [1], "Half")])]
     check_layers(parse(wide), ONE_RING, num_float32_weights=0)
 
@@ -136,7 +136,7 @@ def test_narrow_weights_are_no_float32(parse: Parse, dtype: str) -> None:
 
 @both
 def test_a_size_that_is_not_known_hides_no_other(parse: Parse) -> None:
-    """-1 stands for a dynamic size; multiplied, it would take away what another constant adds."""
+    """-1 stands for a dynamic size. Multiplied, it would cancel the size of another constant."""
     name, inputs, outputs = ENGINE[0]
     two: Tensors = [("a", [64, 64], "Float"), ("b", [-1, 64, 64], "Float")]
     with pytest.raises(BuildError, match="holds 8192 float32 values"):
@@ -158,7 +158,7 @@ def test_an_attention_that_fell_apart_is_refused(parse: Parse) -> None:
 
 
 def unnamed(spec: GraphSpec) -> str:
-    """What the inspector says of an engine that was built without ProfilingVerbosity.DETAILED: names alone."""
+    """The inspector's text for an engine built without ProfilingVerbosity.DETAILED: only names."""
     return json.dumps({"Layers": [spec.name], "Bindings": []})
 
 
@@ -184,6 +184,6 @@ def test_an_inspection_without_layers_fails() -> None:
     ids=["spaces in sizes", "no dtype", "no inputs"],
 )
 def test_a_log_whose_tensors_cannot_be_read_fails(change: tuple[str, str]) -> None:
-    """A tensor that is skipped is one that no gate sees."""
+    """No gate sees a tensor that is skipped."""
     with pytest.raises(BuildError, match="cannot be read"):
         parse_layers(as_log(ENGINE).replace(*change))

@@ -1,8 +1,8 @@
-"""A stream on a GPU: the same numbers as on the CPU, and nothing crosses but what is new.
+"""A stream on a GPU: the same numbers as on the CPU, and only new data is copied.
 
-The GPU is a recording fake and its engines run their ONNX files in ONNX Runtime's CPU, so both sides are equal bit for
-bit, and every copy, wait and allocation of the runtime is counted. ONNX Runtime's CUDA session is tested by the same
-means: its IO binding takes the fake's addresses, with the CPU provider behind them.
+The GPU is a recording fake whose engines run their ONNX files with ONNX Runtime on the CPU. So both sides are equal bit
+for bit, and every copy, wait and allocation of the runtime is counted. ONNX Runtime's CUDA session is tested in the
+same way: its IO binding takes the fake's addresses, with the CPU provider instead of CUDA's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def with_fake_engines(bundle_fp16: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def on_fake_engines(bundle: Path, folder: Path) -> Path:
-    """A copy of a bundle, its engines replaced by those of the fake runtime, its manifest saying so."""
+    """Copy a bundle, with the fake runtime's engines instead of its own, and a manifest to match."""
     shutil.copytree(bundle, folder)
     manifest = Manifest.load(folder)
     for name, entry in manifest.engines.items():
@@ -54,7 +54,7 @@ def on_fake_engines(bundle: Path, folder: Path) -> Path:
 
 @pytest.fixture
 def open_engines(with_fake_engines: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
-    """The bundle on engines, with a GPU of its own."""
+    """Open the bundle on engines, each time with a new GPU."""
     return lambda: opened_on_gpu(with_fake_engines, monkeypatch)
 
 
@@ -66,7 +66,7 @@ def opened_on_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Bundle
 
 
 def open_bindings(folder: Path) -> tuple[Bundle, RecordingCuda]:
-    """A bundle on ONNX Runtime's IO binding, as target cuda opens it, but with the CPU provider."""
+    """Open a bundle on ONNX Runtime's IO binding, as target cuda does, but with the CPU provider."""
     cuda = RecordingCuda()
     memory, bundle = DeviceMemory(cuda), open_bundle(folder, runtime="cpu")
     sessions = {
@@ -89,14 +89,14 @@ def rings(stream: PVCStream) -> list[np.ndarray]:
     """Both caches of a stream, copied to the host."""
     memory: Memory = stream.vision._memory
     feeds = {f"vision.{k}": v for k, v in stream.vision.ring.feeds().items()}
-    # Of the LLM's the rows in use: on the host, a cache may have less room behind them.
+    # Of the LLM's cache only the rows in use: on the host, a cache may have less space after them.
     feeds |= {f"llm.{k}": v for k, v in stream.language.cache.dump().items()}
     return [memory.to_host(feeds[name]).copy() for name in sorted(feeds)]
 
 
 def live(bundle: Bundle, frames: Frames) -> tuple[list[Any], list[np.ndarray]]:
-    """Two interleaved streams that wrap their rings twice, questions of both kinds, a reset. What they said, and every
-    output of every graph with the caches after every frame."""
+    """Run two interleaved streams that wrap their rings twice, with both kinds of questions and a reset. Returns their
+    answers, and every output of every graph with the caches after every frame."""
     recorder = Recorder(bundle.sessions)
     bundle = replace(bundle, sessions=recorder.sessions)
     first, second = PVCStream(bundle), PVCStream(bundle)
@@ -157,7 +157,7 @@ def num_bytes(tensor: TensorSpec, **dims: int) -> int:
 
 
 def placed(spec: GraphSpec) -> list[StateSpec]:
-    """The caches whose rows the runtime copies; into the others the graph itself writes."""
+    """The caches whose rows the runtime copies; the graph itself writes into the others."""
     return [state for state in spec.states if state.update == "rows"]
 
 
@@ -166,7 +166,7 @@ def state_bytes(spec: GraphSpec, count: int = 1) -> int:
 
 
 def pass_bytes(graphs: dict[str, GraphSpec], rows: int, past: int) -> tuple[int, int]:
-    """(up, down) of one pass of the LLM over `rows` new rows, `past` rows of its cache being fed."""
+    """(up, down) of one LLM pass over `rows` new rows, fed `past` rows of its cache."""
     llm = graphs["llm"]
     dims = {"batch": 1, "rows": rows, "past": past}
     caches = {state.input for state in llm.states}
@@ -200,7 +200,7 @@ def test_a_frame_moves_its_own_bytes_and_no_cache(on_gpu: tuple[Bundle, Recordin
         down = num_bytes(compressor.output("frame_embeds"), batch=1) + llm_down
         assert traffic.download == cuda.num_bytes("download") == down
         assert traffic.syncs == cuda.count("sync") == 2, "one for the embeddings, one for the hidden row"
-        assert cuda.count("copy") == len(placed(temporal)) + len(placed(graphs["llm"])), "one copy a tensor"
+        assert cuda.count("copy") == len(placed(temporal)) + len(placed(graphs["llm"])), "one copy per tensor"
         if index > 0:
             assert cuda.count("allocate") == cuda.count("fill") == 0
 
@@ -360,7 +360,7 @@ def test_a_shape_outside_the_profile_is_refused_with_the_engine_s_reason(open_en
 
 
 def test_an_engine_without_all_addresses_does_not_run(open_engines: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fake's own gate: a forgotten output would be a write to address zero."""
+    """The fake's own check: a forgotten output would be a write to address zero."""
     bundle, _ = open_engines()
     head = session_of(bundle, "head")
     (context,) = head._contexts
@@ -378,7 +378,7 @@ def test_a_tensor_that_does_not_fit_the_spec_never_reaches_the_engine(on_gpu: tu
 
 
 def test_without_the_cuda_provider_its_session_is_refused(bundle_rows: Path) -> None:
-    """A target whose provider is not there is an error, never a slower run."""
+    """If a target's provider is missing, that is an error, never a slower run."""
     for runtime in ("target", "auto"):
         with pytest.raises(BackendUnavailable, match="not CUDAExecutionProvider") as caught:
             open_bundle(bundle_rows, runtime=runtime, cuda=RecordingCuda())  # type: ignore[arg-type]
@@ -447,7 +447,7 @@ def test_bfloat16_tensors_are_bound_by_their_onnx_type(tmp_path: Path) -> None:
 
 
 class Placed:
-    """What ONNX Runtime says of where nodes are, and a session that says it."""
+    """ONNX Runtime's information on where nodes are placed, and a session with it."""
 
     def __init__(self, ep_name: str, *op_types: str) -> None:
         self.ep_name, self._nodes = ep_name, [SimpleNamespace(op_type=op, name=f"node_{op}") for op in op_types]
@@ -468,11 +468,11 @@ def test_a_computing_node_on_the_cpu_is_no_cuda_session() -> None:
     with pytest.raises(BackendUnavailable, match=r"graph 'llm': .*no kernel for 1 .*'node_MatMul' \(CPU") as caught:
         require_placed(bad, cuda, "llm")
     assert caught.value.exit_code == 4
-    assert not require_placed(SimpleNamespace(), cuda, "llm")  # an older version cannot tell, and the label says so
+    assert not require_placed(SimpleNamespace(), cuda, "llm")  # an older version cannot tell; the label shows it
 
 
 def test_onnx_runtime_really_tells_where_its_nodes_are(bundle_fp32: Path) -> None:
-    """Not the stand-in above: the real session of a real graph, whose products run on the CPU."""
+    """Unlike the stand-in above: the real session of a real graph, with matmuls on the CPU."""
     spec = Manifest.load(bundle_fp32).graphs["temporal"]
     session = OrtSession(bundle_fp32 / graph_path("temporal"), spec)._session
     assert require_placed(session, "CPUExecutionProvider", "temporal")

@@ -1,4 +1,4 @@
-"""Images as static videos: tiles and rows of the reference, and a stream that is asked about them."""
+"""Images as static videos: the reference's tiles and rows, and questions to a stream about images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pvc_ref.prompt import STOP_TOKEN
 from .test_preprocess import photograph
 
 Frames = list[np.ndarray]
-SIZE = 112  # of `tiny`
+SIZE = 112  # the image size of `tiny`
 SHAPES = [(112, 112), (90, 160), (300, 100), (100, 320), (480, 640), (1, 700), (700, 1), (448, 449)]
 
 
@@ -74,7 +74,7 @@ def reference_embeds(model: PVC, image: np.ndarray, max_tiles: int, window: int)
 def test_an_image_is_encoded_as_the_reference_does(
     bundle: Bundle, tiny: LoadedModel, layout: str, max_tiles: int
 ) -> None:
-    """Both layouts; tiles_in_time goes around the ring. The second image finds no trace of the first."""
+    """Both layouts; tiles_in_time wraps around the ring. The first image leaves no trace in the second."""
     model = PVC(replace(tiny.config, image_layout=layout)).eval()  # type: ignore[arg-type]
     model.load_state_dict(tiny.model.state_dict())
     manifest = replace(bundle.manifest, images=replace(bundle.manifest.images, layout=layout))  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ def test_an_image_is_encoded_as_the_reference_does(
 def test_what_knows_no_time_runs_once_for_all_repeats_of_a_tile(bundle: Bundle) -> None:
     recorder = Recorder(bundle.sessions)
     PVCStream(replace(bundle, sessions=recorder.sessions)).encode_image(photograph(100, 300), max_tiles=3)
-    tiles, repeats = 4, bundle.manifest.images.num_repeats  # three and a thumbnail
+    tiles, repeats = 4, bundle.manifest.images.num_repeats  # three tiles and a thumbnail
     assert len(recorder.calls["trunk"]) == tiles and len(recorder.calls["temporal"]) == tiles * repeats
 
 

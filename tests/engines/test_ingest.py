@@ -1,4 +1,4 @@
-"""Lazy ingest: frames wait for a question, bounded, and nothing that is said changes by it; and scoring an answer."""
+"""Lazy ingest: frames wait for a question, in limited number, and no answer changes by it. Also scores of an answer."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_frames_that_waited_share_one_pass(bundle: Bundle, frames: Frames) -> No
     stream = pushed(replace(bundle, sessions=recorder.sessions), frames[:6], "lazy")
     assert recorder.calls["llm"] == []
     stream.ask(QUESTION, max_new_tokens=1)
-    assert len(recorder.calls["llm"]) == 2, "six frames with the question, and the token that was said"
+    assert len(recorder.calls["llm"]) == 2, "six frames with the question, then the answer's token"
 
 
 def test_a_lazy_stream_is_full_at_the_frame_that_an_eager_one_is(bundle: Bundle, frames: Frames) -> None:
@@ -115,7 +115,7 @@ def test_frames_that_wait_are_saved_with_their_stream(bundle: Bundle, frames: Fr
     for each in (stream, opened):
         for frame in frames[6:9]:
             each.push(frame)
-    assert opened.num_waiting == stream.num_waiting == 1, "the bound is saved as well"
+    assert opened.num_waiting == stream.num_waiting == 1, "the bound must be saved too"
     scores = [each.score(QUESTION, [1, 2, 3]) for each in (stream, opened)]
     assert np.array_equal(*scores)
 
@@ -140,21 +140,21 @@ def test_an_answer_without_room_for_a_token_is_refused(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("ingest", ["eager", "lazy"])
 def test_the_scores_of_an_answer_prefer_each_of_its_tokens(bundle: Bundle, frames: Frames, ingest: Ingest) -> None:
-    """Teacher forcing with the model's own greedy answer: every row's likeliest token is the next one."""
+    """Teacher-forced with the model's greedy answer: in every row the likeliest token is the next one."""
     stream = pushed(bundle, frames[:5], ingest)
     answer = stream.ask(QUESTION, max_new_tokens=6)
     rows = stream.context_rows
     logits = stream.score(QUESTION, answer.token_ids)
     assert logits.shape == (7, bundle.manifest.shape.vocab_size) and logits.dtype == np.float32
     assert tuple(logits[:-1].argmax(axis=-1)) == answer.token_ids
-    assert stream.context_rows == rows, "rolled back"
+    assert stream.context_rows == rows, "the question must be rolled back"
 
 
 MARK = np.float32(12345.0)
 
 
 def overflowing_at(bundle: Bundle, bad: int) -> Bundle:
-    """The LLM returns NaN whenever it is fed the frame that the compressor returned at its nth run."""
+    """Make the LLM return NaN whenever it is fed the frame from the compressor's nth run."""
     runs = count(1)
 
     def mark(session: Session, inputs: Any) -> Any:
@@ -181,7 +181,7 @@ def overflowing_at(bundle: Bundle, bad: int) -> Bundle:
 def test_a_frame_that_overflows_costs_a_lazy_stream_one_call_and_itself(
     bundle: Bundle, frames: Frames, bad: int, found_by: str
 ) -> None:
-    """And the conversation around it stays whole: the same text as if it had never waited."""
+    """The conversation around it stays intact: the same text as if the frame had never waited."""
     stream = PVCStream(overflowing_at(bundle, bad), ingest="lazy", max_waiting=4)
     for frame in frames[:4]:
         stream.push(frame)
@@ -201,7 +201,7 @@ def test_a_frame_that_overflows_costs_a_lazy_stream_one_call_and_itself(
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, nth: int) -> None:
-    """Ctrl-C in the nth clearing of a cache."""
+    """Raise Ctrl-C at the nth time a cache is cleared."""
     memory, calls = type(bundle.sessions["llm"].memory), [0]
     clear = memory.clear
 
@@ -220,7 +220,7 @@ def test_an_interrupt_while_a_score_is_rolled_back_leaves_no_trace_of_it(
     bundle: Bundle, frames: Frames, nth: int, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = pushed(bundle, frames[:3], ingest)
-    stream.ask(QUESTION, max_new_tokens=1)  # what waited is in the cache
+    stream.ask(QUESTION, max_new_tokens=1)  # the waiting frames are in the cache now
     rows = stream.context_rows
     with monkeypatch.context() as patch:
         interrupt_at(patch, bundle, nth)

@@ -1,4 +1,4 @@
-"""Ctrl-C before any line of a question: it leaves no trace, or, where it should be kept, was kept whole."""
+"""Ctrl-C before any line of a question: it leaves no trace, or the question was kept whole if it was to be kept."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CALLS: dict[str, Callable[[PVCStream], object]] = {
     ("call", "name"), [("ask", "rows concat host"), ("keep", "aliased split host"), ("score", "aliased split host")]
 )
 def test_an_interrupted_question_leaves_no_trace_or_was_kept_whole(call: str, name: str, tmp_path: Path) -> None:
-    """Of a stream with a frame that waits: it waits still, or was taken in."""
+    """The stream has a waiting frame: afterwards it still waits, or was taken in."""
     bundle = bundle_of(name, tmp_path)
     stream = pushed(PVCStream(bundle, clock="run-on", ingest="lazy"), FRAMES[:1])
     asked = stream.fork()

@@ -1,4 +1,4 @@
-"""One stream's whole context, bucket by bucket, on a small LLM graph: every pass against the reference's one pass."""
+"""A stream's whole context, bucket by bucket, on a small LLM graph: each pass against one pass of the reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..conftest import ExportGraph
 
 LIMITS = StreamLimits(window=4, context=1536)
 FRAME = 64
-"""Rows of a frame."""
+"""Rows per frame."""
 
 
 @pytest.fixture(scope="module", params=["cuda", "cpu"], ids=["rows", "in place"])
@@ -27,7 +27,7 @@ def language(
     export_once: ExportGraph,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> LanguageModel:
-    """Both updates of the cache, as targets of each have them."""
+    """Both cache updates, each exported for a target that uses it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graph_sessions, "export_graph", export_once)
         folder, target = tmp_path_factory.mktemp("llm"), load_target(request.param)
@@ -43,14 +43,14 @@ def embeds(small: LoadedModel) -> Array:
 
 @pytest.fixture(scope="module")
 def want(small: LoadedModel, embeds: Array) -> Array:
-    """hidden (context, E) of one pass, without any cache."""
+    """hidden (context, E) of a single pass without a cache."""
     with torch.no_grad():
         hidden, _ = small.model.llm(torch.from_numpy(embeds)[None], torch.arange(LIMITS.context)[None])
     return hidden[0].numpy()  # type: ignore[no-any-return]
 
 
 def edges(num_rows: int) -> list[int]:
-    """Lengths at every edge of a bucket and on both sides of it, after which `num_rows` more still fit."""
+    """Lengths at every edge of a bucket and on both sides of it that leave space for `num_rows` more."""
     lengths = [k * LIMITS.bucket + d for k in range(LIMITS.context // LIMITS.bucket + 1) for d in (-1, 0, 1)]
     return sorted({min(max(length, 0), LIMITS.context - num_rows) for length in lengths})
 
@@ -59,7 +59,7 @@ def edges(num_rows: int) -> list[int]:
 def test_every_edge_of_a_bucket_is_passed_as_one_pass_would(
     language: LanguageModel, embeds: Array, want: Array, num_rows: int
 ) -> None:
-    """To each edge in turn, then `num_rows` more, which are rolled back. Measured: 3e-6 of the largest value."""
+    """Append up to each edge, then `num_rows` more, which are rolled back. Measured: 3e-6 of the largest value."""
     cache = language.cache
     cache.truncate(0)
     for length in edges(num_rows):

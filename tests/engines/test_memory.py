@@ -1,4 +1,4 @@
-"""Host and GPU memory hold the same rules: what is placed, cleared, counted and freed. The GPU is a recording fake."""
+"""Host and GPU memory obey the same rules: what is placed, cleared, counted and freed. The GPU is a recording fake."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DTYPES = ("float16", "float32", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One cache, and steps on it: place `count` rows, or clear them, from `slot` on."""
+    """One cache, and steps on it: place or clear `count` rows from `slot` on."""
 
     state: StateSpec
     shape: tuple[int, ...]
@@ -97,7 +97,7 @@ def test_a_cache_on_a_gpu_holds_what_a_cache_on_the_host_holds(case: Case) -> No
 @settings(deadline=None, max_examples=40)
 @given(cases())
 def test_a_placed_row_is_that_row_and_no_other_changes(case: Case) -> None:
-    """Against plain indexing along the slot axis, so that both memories are not wrong together."""
+    """Against plain indexing along the slot axis, in case both memories are wrong in the same way."""
     memory = DeviceMemory(RecordingCuda())
     cache = memory.zeros(case.shape, case.state.dtype)
     model = np.zeros(case.shape, host_dtype(case.state.dtype))
@@ -137,7 +137,7 @@ def tensor(memory: Memory, shape: tuple[int, ...], dtype: str = "float32") -> ob
 def test_rows_that_do_not_fit_are_refused(
     memory: Memory, layout: str, cache: tuple[int, ...], rows: tuple[int, ...], slot: int, count: int
 ) -> None:
-    """numpy alone would wrap a negative slot, broadcast a narrower row, and write nothing at all past the end."""
+    """numpy alone would wrap a negative slot, broadcast a narrower row, and write nothing past the end."""
     place = memory.zeros(cache, "float32")
     with pytest.raises(SpecError, match=r"state 'past\.0\.key'"):
         memory.place(place, memory.zeros(rows, "float32"), make_state(layout, "float32"), slot, count)
@@ -290,7 +290,7 @@ def test_closing_frees_everything_once() -> None:
     later = DeviceMemory(cuda).zeros((4, 4), "float32")
     del kept
     gc.collect()
-    assert cuda.allocated() == later.num_bytes, "what was closed is not freed a second time under a new owner"
+    assert cuda.allocated() == later.num_bytes, "closed memory must not be freed again after a new owner has it"
 
 
 def test_a_memory_that_is_closed_or_dropped_leaves_no_stream() -> None:
@@ -304,7 +304,7 @@ def test_a_memory_that_is_closed_or_dropped_leaves_no_stream() -> None:
 
 
 def test_what_is_uploaded_lives_until_the_gpu_was_waited_for() -> None:
-    """The copy may be made later than the call: a mask that nobody else holds must not be freed under it."""
+    """The copy may be made later than the call: a mask without other references must not be freed before it."""
     memory = DeviceMemory(RecordingCuda())
     into = memory.empty((4,), "float32")
     mask = np.arange(4, dtype=np.float32)
@@ -319,14 +319,14 @@ def test_what_is_uploaded_lives_until_the_gpu_was_waited_for() -> None:
 
 
 def test_memory_goes_back_when_the_last_tensor_in_it_is_gone() -> None:
-    """One stream a camera, for days: a stream that is dropped must not keep its caches on the GPU."""
+    """Each camera has a stream, for days: a dropped stream must not keep its caches on the GPU."""
     cuda = RecordingCuda()
     memory = DeviceMemory(cuda)
     cache = memory.zeros((1, 4, 1, 2), "float32")
     front = memory.prefix(cache, make_state("BSKD", "float32"), 2)
     del cache
     gc.collect()
-    assert cuda.allocated() == 32, "a prefix keeps the cache that it lies in"
+    assert cuda.allocated() == 32, "a prefix must keep its cache alive"
     del front
     gc.collect()
     assert cuda.allocated() == 0

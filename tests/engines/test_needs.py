@@ -1,4 +1,4 @@
-"""Which ONNX Runtime a bundle needs, and that one which is too old is named before it can blame the file."""
+"""The ONNX Runtime version a bundle needs; a version that is too old is named before it can blame the file."""
 
 from __future__ import annotations
 

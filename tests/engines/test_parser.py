@@ -1,4 +1,4 @@
-"""What the ONNX parser of each TensorRT has, as its list says, and that targets ask nothing else of it."""
+"""The lists of what each TensorRT's ONNX parser supports, and that targets need nothing else."""
 
 from __future__ import annotations
 

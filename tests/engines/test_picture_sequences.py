@@ -1,4 +1,4 @@
-"""Videos that are made of pictures: folders, numbered files, animations; every frame, on time, and what is amiss."""
+"""Videos made of pictures (folders, numbered files, animations): every frame, on time, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def picture(value: int, *, width: int = 16, height: int = 12, mode: str = "RGB")
 
 
 def fill(folder: Path, names: Sequence[str]) -> Path:
-    """Grey pictures, the i-th of the names with value 10 * i."""
+    """Save grey pictures under these names; the i-th has the value 10 * i."""
     folder.mkdir(exist_ok=True)
     for index, name in enumerate(names):
         picture(10 * index).save(folder / name)
@@ -127,9 +127,9 @@ def sampled(sequence: PictureSequence, num_segments: int) -> list[int]:
 
 
 def test_frames_are_sampled_by_their_time(tmp_path: Path) -> None:
-    path = animation(tmp_path / "a.gif")  # 5 frames in 1.64 s, one second of them frame 2
-    assert segment_indices(5, 5) == [0, 1, 2, 2, 3]  # the fifths of the time whose middles are looked at:
-    # 0.164, 0.492, 0.820 twice, 1.148 s; the frames begin at 0, 0.1, 0.3, 1.3 and 1.34 s.
+    path = animation(tmp_path / "a.gif")  # 5 frames in 1.64 s; frame 2 lasts one second
+    assert segment_indices(5, 5) == [0, 1, 2, 2, 3]  # expects equal frame times; by time, the middles are
+    # 0.164, 0.492, 0.820 twice, 1.148 s; the frames start at 0, 0.1, 0.3, 1.3 and 1.34 s.
     assert sampled(open_picture_sequence(path), 5) == [1, 2, 2, 2, 2]
 
 
@@ -165,7 +165,7 @@ def test_an_animation_does_not_show_the_still_that_stands_in_for_it(tmp_path: Pa
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
 def test_transparent_frames_lie_on_white_and_that_is_said(tmp_path: Path, suffix: str) -> None:
-    # Around a ground of 0 the WebP encoder cuts the picture out and codes no alpha; GIF knows 0 and 255 alone.
+    # On a background of alpha 0 the WebP encoder crops the picture and stores no alpha; GIF has only alpha 0 and 255.
     ground = (0, 0, 0, 0 if suffix == "gif" else 1)
     images = [Image.new("RGBA", (16, 12), ground) for _ in range(2)]
     for index, image in enumerate(images):
@@ -233,7 +233,7 @@ def test_an_animation_that_is_cut_short_shows_what_it_has_and_says_so(tmp_path: 
     noise = [Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)) for _ in range(5)]
     path = animation(tmp_path / f"a.{suffix}", frames=noise)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    if suffix == "webp":  # libwebp refuses the file as a whole
+    if suffix == "webp":  # libwebp refuses the whole file
         with pytest.raises(MediaError, match=r"a\.webp cannot be read"):
             open_picture_sequence(path)
         return

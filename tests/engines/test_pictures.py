@@ -1,4 +1,4 @@
-"""Still pictures in files: every mode is read as the frame that a person sees, and what cannot be read is named."""
+"""Still pictures in files: every mode is read as the frame a person sees, and unreadable files are named."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def test_every_image_of_8_bits_is_read_as_bgr(tmp_path: Path, mode: str) -> None
     image.save(tmp_path / "image.tiff")
     read = read_picture(tmp_path / "image.tiff")
     assert read.bgr.dtype == np.uint8 and np.array_equal(read.bgr[..., ::-1], np.asarray(image.convert("RGB")))
-    assert read.notices == (), "an alpha channel that hides nothing is not worth a word"
+    assert read.notices == (), "an opaque alpha channel needs no notice"
 
 
 def transparent_file(folder: Path, mode: str) -> Path:
-    """A grey picture behind a ramp of opacity, as PNG: 8 rows of 16 levels."""
+    """Save a grey picture with a ramp of opacity as PNG: 8 rows of 16 levels."""
     alpha = np.tile(np.linspace(0, 255, 16).astype(np.uint8), (8, 1))
     grey = np.full((8, 16), 40, np.uint8)
     path = folder / f"{mode}.png"
-    if mode == "P":  # one palette entry per opacity, all of one colour
+    if mode == "P":  # one palette entry per opacity, all of the same colour
         image = Image.fromarray(np.tile(np.arange(16, dtype=np.uint8), (8, 1)), mode="P")
         image.putpalette([40] * 48)
         image.save(path, transparency=alpha[0].tobytes())
@@ -70,7 +70,7 @@ def test_transparency_is_laid_on_white_and_said(tmp_path: Path, mode: str) -> No
 
 def test_a_photograph_is_turned_upright_and_its_size_is_known_before(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # rotated by a quarter turn
     for suffix in ("png", "jpg", "tiff", "webp", "avif"):
         path = tmp_path / f"turned.{suffix}"
         Image.fromarray(photograph(20, 30)).save(path, exif=exif)
@@ -93,7 +93,7 @@ def test_a_photograph_that_pillow_only_warns_of_is_read_without_a_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("L", (40, 30)).save(tmp_path / "photo.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # it warns above, and raises above the double
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # it warns above this, and raises above twice this
     with pytest.warns(Image.DecompressionBombWarning), Image.open(tmp_path / "photo.png"):
         pass
     with warnings.catch_warnings(record=True) as raw:
@@ -118,7 +118,7 @@ def test_what_pillow_complains_of_is_a_notice_and_no_raw_warning(tmp_path: Path)
 
 def test_heic_is_named_and_pillow_heif_is_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    path = tmp_path / "IMG_0001.jpg"  # by its content: phones' exports lie in their suffix
+    path = tmp_path / "IMG_0001.jpg"  # detected by content: phone exports often have a wrong suffix
     path.write_bytes(HEIC)
     with pytest.raises(BackendUnavailable, match="is a HEIC picture") as caught:
         read_picture(path)

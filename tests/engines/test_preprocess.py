@@ -1,4 +1,4 @@
-"""The runtime preprocessing: bit-equal to the reference, to Pillow's bicubic, and strict about its frames."""
+"""The runtime's preprocessing: bit-equal to the reference and to Pillow's bicubic, and strict about its frames."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE = 448
 
 
 def photograph(height: int, width: int, *, seed: int = 0) -> np.ndarray:
-    """(height, width, 3) uint8 BGR like a photograph: slow shading, hard edges, and texture down to one pixel."""
+    """(height, width, 3) uint8 BGR, like a photograph: slow shading, hard edges, texture down to one pixel."""
     rng = np.random.default_rng(seed)
     shading = np.add.outer(np.linspace(40, 120, height), np.linspace(0, 80, width))[..., np.newaxis]
     blocks = rng.integers(-40, 41, (height // 40 + 1, width // 40 + 1, 3)).repeat(40, 0).repeat(40, 1)[:height, :width]
@@ -52,8 +52,8 @@ def test_cv2_cubic_is_far_from_the_model_frame():
     ours = to_model_frame(frame_bgr, size=SIZE).astype(int)
     theirs = cv2.resize(frame_bgr, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)[..., ::-1].astype(int)
     difference = np.abs(ours - theirs)
-    # Measured over seeds 0 to 2, OpenCV 5.0.0, Pillow 13.0.0: max 108 to 114, mean 15.7. That filter does not widen
-    # when it shrinks, so it aliases.
+    # Measured over seeds 0 to 2, OpenCV 5.0.0, Pillow 13.0.0: max 108 to 114, mean 15.7. OpenCV's filter does not widen
+    # when it shrinks an image, so it aliases.
     assert difference.max() > 20
     assert difference.mean() > 5
 
@@ -65,7 +65,7 @@ def test_no_preprocessing_source_mentions_cv2(module):
 
 def test_bicubic_at_the_same_size_is_the_identity():
     frame_bgr = photograph(SIZE, SIZE)
-    # Why to_model_frame may skip Pillow for such a frame.
+    # This is why to_model_frame may skip Pillow for a frame of this size.
     np.testing.assert_array_equal(
         np.asarray(Image.fromarray(frame_bgr).resize((SIZE, SIZE), Image.Resampling.BICUBIC)), frame_bgr
     )

@@ -1,4 +1,4 @@
-"""Prompts fed piece by piece give the ids of the whole conversation tokenized at once, whatever the merges."""
+"""Prompts fed in chunks give the token ids of the whole conversation, whatever the tokenizer merges."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_pieces_of_a_next_turn_equal_the_whole(greedy_merges: Path, preset: str,
 
 
 def test_cutting_anywhere_else_would_not(greedy_merges: Path) -> None:
-    """Why text waits for the next special token: this tokenizer merges over the newline after a frame."""
+    """Why text waits for the next special token: this tokenizer merges across the newline after a frame."""
     tokenizer = PromptTokenizer(greedy_merges, prompt_spec(CONFIGS["tiny"]))
     assert tokenizer.encode("\n") + tokenizer.encode("What") != tokenizer.encode("\nWhat")
 

@@ -1,4 +1,4 @@
-"""A builder's signature covers whatever makes a build what it is, and says nothing to any other machine."""
+"""A builder's signature covers everything that determines a build, and means nothing on another machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GRAPHS = ("trunk", "head")
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
-    """Two engines that this machine built."""
+    """A manifest with two engines built on this machine."""
     entries = {
         name: EngineEntry(
             path=f"engines/{name}.engine", runtime="tensorrt_rtx", runtime_version="1", compute_capabilities=("SM89",),
@@ -59,7 +59,7 @@ def other_entries_exchanged(manifest: Manifest) -> Manifest:
 
 
 def other_profile(manifest: Manifest) -> Manifest:
-    """As of a bundle for more streams: its graphs may be the same to the byte."""
+    """As in a bundle for more streams, whose graphs may have the same bytes."""
     spec = manifest.graphs["trunk"]
     wider = replace(spec, profiles=({"batch": replace(manifest.graphs["llm"].dims["rows"], max=9)},))
     return replace(manifest, graphs=manifest.graphs | {"trunk": wider})
@@ -84,7 +84,7 @@ ENTRIES: dict[str, Any] = {
 
 def test_what_was_built_here_is_known_here_and_after_it_was_saved(manifest: Manifest, tmp_path: Path) -> None:
     assert origins(manifest) == ["here", "here"]
-    again = with_entry(manifest, compute_capabilities=["SM89"])  # as JSON returns a tuple
+    again = with_entry(manifest, compute_capabilities=["SM89"])  # JSON has no tuples
     assert origins(again) == ["here", "here"]
 
 
@@ -125,5 +125,5 @@ def test_an_engine_without_a_signature_is_called_so(manifest: Manifest) -> None:
 
 
 def test_what_a_signature_does_not_cover_does_not_change_it(manifest: Manifest) -> None:
-    """A receipt is written after the check, and engines were signed before it."""
+    """A receipt is written after the check, when the engines are already signed."""
     assert origins(replace(manifest, parity={"passed": True}, created_utc="later")) == ["here", "here"]

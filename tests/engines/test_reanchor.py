@@ -1,6 +1,7 @@
-"""The clock of days: at the trained number of frames a stream starts anew, and is a fresh stream from there on.
+"""Re-anchoring: at the trained number of frames a stream starts a new episode, and from there on equals a fresh stream.
 
-A bundle's manifest says 7 trained frames here instead of 96, and the ring has 4 slots, so it wraps before every anchor.
+The bundle's manifest declares 7 trained frames here instead of 96, and the ring has 4 slots, so it wraps before every
+anchor.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def bundle(request: pytest.FixtureRequest) -> Bundle:
 
 
 def camera(frames: Frames, count: int) -> Frames:
-    """More frames than there are pictures; 12 apart, so that no two that are replayed are one."""
+    """Repeat the pictures to get more frames. Repeats are 12 apart, so no two replayed frames are equal."""
     return [frames[index % len(frames)] for index in range(count)]
 
 
@@ -59,7 +60,7 @@ def fresh(bundle: Bundle, clip: Frames, **options: Any) -> PVCStream:
 
 
 def state_of(stream: PVCStream) -> dict[str, Any]:
-    """Everything that its future depends on, but how many frames came before the anchor."""
+    """Everything the stream's future depends on. Leaves out the number of frames before the anchor."""
     return {
         "time": stream.num_context_frames,
         "rows": stream.context_rows,
@@ -81,7 +82,7 @@ def said_by(stream: PVCStream) -> list[Any]:
 def test_behind_an_anchor_a_stream_is_a_fresh_one_of_its_last_frames(
     bundle: Bundle, frames: Frames, ingest: Ingest, max_waiting: int, retain: int
 ) -> None:
-    """Bit for bit, at every frame of several anchors, whatever was asked and kept in between."""
+    """Bit for bit, at every frame over several anchors, with questions asked and kept in between."""
     clip, options = camera(frames, 3 * TRAINED), {"ingest": ingest, "max_waiting": max_waiting}
     stream = PVCStream(bundle, clock="reanchor", retain=retain, **options)  # type: ignore[arg-type]
     twin, anchors = fresh(bundle, [], **options), []
@@ -203,14 +204,14 @@ def test_what_was_prepared_before_a_reset_is_forgotten(bundle: Bundle, frames: F
 
 
 def reserve_for(bundle: Bundle, num_frames: int) -> int:
-    """What leaves room for so many frames."""
+    """Return the reserve that leaves space for this many frames."""
     rows = PVCStream(bundle).rows_needed(num_frames, question="", max_new_tokens=0)
     return bundle.manifest.limits.context - rows
 
 
 @pytest.mark.parametrize("ingest", ["eager", "lazy"])
 def test_where_the_context_is_full_a_stream_starts_anew_as_well(bundle: Bundle, frames: Frames, ingest: Ingest) -> None:
-    """Long before it holds as many frames as the model was trained on; the reserve stays free for a question."""
+    """Long before it has as many frames as the model was trained on; the reserve stays free for a question."""
     endless, reserve = trained_on(bundle, 96), reserve_for(bundle, 6)
     clip = camera(frames, 25)
     stream, twin, anchors = anchored(endless, [], reserve=reserve, ingest=ingest), fresh(endless, [], ingest=ingest), []
@@ -238,7 +239,7 @@ def test_a_kept_question_that_fills_the_context_brings_the_anchor_forward(bundle
 def test_notes_are_all_that_an_anchor_keeps_of_what_was_said(bundle: Bundle, frames: Frames) -> None:
     stream = anchored(bundle, frames[: TRAINED - 1])
     stream.ask("Remember this.", max_new_tokens=4, keep=True)
-    stream.remember("Earlier: a ball.")  # after the next anchor was begun to be prepared without them
+    stream.remember("Earlier: a ball.")  # the next anchor is already being prepared without them
     for frame in frames[TRAINED - 1 : TRAINED + 1]:
         stream.push(frame)
     twin = PVCStream(bundle, clock="run-on")

@@ -1,4 +1,4 @@
-"""What fails or is interrupted while a stream starts anew: no frame is lost, none is seen twice."""
+"""Failures and interrupts while a stream starts a new episode: no frame is lost, none is seen twice."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def test_an_anchor_that_fails_anywhere_in_any_way_and_again_leaves_the_stream_as
     for graph, at in places:
         for error in ERRORS if graph != "embed" else ("lost",):
             if error == "overflow" and at < last:
-                continue  # of a frame that is replayed: see below
+                continue  # that of a replayed frame: see below
             stream = anchored(failing, frames[:TRAINED], ingest=ingest)
-            stream = stream if prepared else stream.fork()  # what was prepared is no part of a fork
+            stream = stream if prepared else stream.fork()  # a fork does not copy prepared frames
             sessions[graph].arm(error, at)
             with pytest.raises(ERRORS[error]):
                 stream.push(frames[TRAINED])
@@ -56,10 +56,10 @@ def test_an_anchor_that_fails_anywhere_in_any_way_and_again_leaves_the_stream_as
 def test_what_fails_once_while_an_anchor_is_prepared_is_done_again(
     bundle: Bundle, frames: Frames, graph: str, error: str
 ) -> None:
-    """The frame that was pushed is in the stream all the same."""
+    """The pushed frame is in the stream nevertheless."""
     failing, session = struck(bundle, graph)
     stream = anchored(failing, frames[: TRAINED - R])
-    session.arm(error, 2)  # the first pass is the frame's own
+    session.arm(error, 2)  # the first pass is for the frame itself
     stream.push(frames[TRAINED - R])
     assert stream.num_frames == TRAINED - R + 1 and session.num_runs_left <= 0
     for frame in frames[TRAINED - R + 1 : TRAINED + 1]:
@@ -72,7 +72,7 @@ def test_what_fails_once_while_an_anchor_is_prepared_is_done_again(
 def test_a_replayed_frame_that_overflows_is_left_out_with_what_was_before_it(
     bundle: Bundle, frames: Frames, bad: int
 ) -> None:
-    """Else a stream could never get past it: it would be replayed with every frame."""
+    """Otherwise a stream could never get past it: it would be replayed with every frame."""
     twin = fresh(bundle, frames[TRAINED - R : TRAINED], ingest="lazy")
     rows = twin.context.waiting[bad].rows
 
@@ -92,8 +92,8 @@ def test_a_replayed_frame_that_overflows_is_left_out_with_what_was_before_it(
 def test_an_interrupt_before_any_line_loses_no_frame_and_doubles_none(
     frames: Frames, tmp_path: Path, ingest: Ingest, num_before: int
 ) -> None:
-    """At an anchor, and in the frame before it, which must still be replayed right. On a model in whole numbers, for
-    there are hundreds of lines."""
+    """At an anchor, and at the frame before it, which must still be replayed correctly. On a whole-number model,
+    because there are hundreds of lines."""
     bundle = exact_bundle(tmp_path, trained_frames=TRAINED, limits=replace(LIMITS, context=160, chunk=32))
     anchored(bundle, frames[:num_before], ingest=ingest).save(tmp_path / "s.npz")
     expected = state_of(fresh(bundle, frames[TRAINED - R : TRAINED + 1], ingest=ingest))

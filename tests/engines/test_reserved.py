@@ -1,6 +1,6 @@
-"""What might not fit is refused before a graph of the LLM runs, and the last row that does fit is used.
+"""What might not fit is refused before a graph of the LLM runs, and the last row that fits is used.
 
-On a model in whole numbers (exact.py). An answer may end early, so only what was asked for counts, not what was said.
+On a whole-number model (exact.py). An answer may end early, so the requested length counts, not the actual one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Counted(Wrapped):
 
 
 def rows_of_a_question(bundle: Bundle, stream: PVCStream, images: list[Array]) -> int:
-    """Rows of the text that waits, of the images as static videos of one tile, and of the question."""
+    """Rows of the waiting text, of the images (as static videos of one tile), and of the question."""
     prompt, count = bundle.manifest.prompt, bundle.tokenizer.encode
     text = stream.context.pending + prompt.image_start * len(images) + prompt.frame_end() * len(images)
     in_frames = len(images) * NUM_REPEATS * SHAPE.num_frame_tokens
@@ -86,7 +86,7 @@ def test_the_last_row_that_fits_is_used_and_one_more_is_refused_before_anything_
 
 @pytest.mark.parametrize("ingest", ["eager", "lazy"])
 def test_a_frame_that_does_not_fit_is_refused_before_the_llm_runs(ingest: Ingest, tmp_path: Path) -> None:
-    """Frames that wait have their rows already, though the LLM has not seen them."""
+    """Waiting frames have their rows reserved, although the LLM has not seen them."""
     bundle = exact_bundle(tmp_path)
     llm = Counted(bundle.sessions["llm"])
     stream = PVCStream(with_sessions(bundle, llm=llm), clock="run-on", ingest=ingest, max_waiting=64)

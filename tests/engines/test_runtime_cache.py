@@ -1,4 +1,4 @@
-"""TensorRT-RTX compiles kernels at a first start. They are kept beside the bundle, and taken by whoever kept them."""
+"""TensorRT-RTX compiles kernels at the first start. They are kept next to the bundle, for this machine only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder(bundle_fp16: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):  # type: ignore[no-untyped-def]
-    """A start of the program: the bundle, and of which graphs it says that it compiles them."""
+    """Start the program. Returns the bundle, and the graphs it reports as being compiled."""
 
     def started(capability: str = "SM89", *, classic: bool = False) -> tuple[Bundle, set[str]]:
         cuda = RecordingCuda(capability)
@@ -49,14 +49,14 @@ def test_a_first_start_says_what_it_compiles_and_the_second_finds_it(start, fold
     PVCStream(bundle).push(frames[0])
     kept = cache_folder(folder)
     assert kept == folder.parent / "fp16.runtime-cache" and {path.stem for path in kept.iterdir()} == GRAPHS
-    assert b"profile 0" in (kept / "trunk.bin").read_bytes()  # what a first run compiled is there too
-    verify_files(folder, Manifest.load(folder))  # and the bundle holds what its manifest lists
+    assert b"profile 0" in (kept / "trunk.bin").read_bytes()  # includes what the first run compiled
+    verify_files(folder, Manifest.load(folder))  # and the bundle has only the files in its manifest
     times = {path: path.stat().st_mtime_ns for path in kept.iterdir()}
     bundle, compiled = start()
     assert compiled == set()
     PVCStream(bundle).push(frames[1])
     unchanged = {path for path in kept.iterdir() if path.stat().st_mtime_ns == times[path]}
-    assert len(unchanged) >= 4  # of the LLM another profile may run first
+    assert len(unchanged) >= 4  # the LLM may run another profile first
 
 
 def test_kernels_of_another_gpu_are_compiled_anew(start, folder: Path) -> None:  # type: ignore[no-untyped-def]
@@ -89,7 +89,7 @@ def test_a_runtime_without_such_a_cache_runs_as_before(start, folder: Path, fram
 
 
 def test_the_real_package_has_what_is_looked_for() -> None:
-    """By names that a misspelling would take for a runtime without a cache."""
+    """A misspelt name would look like a runtime without a cache."""
     trt = pytest.importorskip("tensorrt_rtx")
     assert hasattr(trt.ICudaEngine, "create_runtime_config")
     assert {"create_runtime_cache", "set_runtime_cache"} <= set(dir(trt.IRuntimeConfig))

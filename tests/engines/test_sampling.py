@@ -1,4 +1,4 @@
-"""How a token is chosen, and what ends an answer besides its end. On bare logits, and on a model in whole numbers."""
+"""How a token is chosen, and what else can end an answer. On plain logits, and on a whole-number model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_tokens_come_as_often_as_they_are_likely() -> None:
         counts[sampler.choose(LOGITS)] += 1
     expected = 4000 * np.exp(LOGITS)
     chi_squared = float(((counts - expected) ** 2 / expected).sum())
-    assert chi_squared < 16.3  # 99.9 % of 3 degrees of freedom; found: 2.4
+    assert chi_squared < 16.3  # 99.9 % of 3 degrees of freedom; measured: 2.4
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_an_empty_text_ends_no_answer(stream: PVCStream) -> None:
 
 
 class Says:
-    """In place of a sampler: this text, and the end."""
+    """A sampler that gives this text, then the end token."""
 
     def __init__(self, text: str, bundle: Bundle) -> None:
         self._tokens = [*bundle.tokenizer.encode(text), *bundle.tokenizer.stop_ids]
@@ -121,7 +121,7 @@ class Says:
         return self._tokens.pop(0)
 
 
-# -- what was said before -------------------------------------------------------------------------------------------
+# -- earlier turns -----------------------------------------------------------------------------------------------------
 
 
 def said_and_asked(bundle: Bundle, answer: str) -> tuple[int, ...]:
@@ -130,7 +130,7 @@ def said_and_asked(bundle: Bundle, answer: str) -> tuple[int, ...]:
 
 
 def test_earlier_turns_are_what_the_model_would_have_kept(stream: PVCStream) -> None:
-    """Row by row: the logits of what comes next are the same."""
+    """Row by row: the next logits are the same."""
     told = stream.fork()
     kept = stream.fork()
     first = kept.begin("what?", max_new_tokens=4, keep=True)
@@ -162,7 +162,7 @@ def test_images_of_earlier_turns_stand_where_they_were_shown_and_are_numbered_th
     assert pieces[0].endswith(spec.image_prefix.format(index=1))
     assert f"and here?{spec.ask_suffix}red{spec.next_turn}{spec.image_prefix.format(index=2)}" in pieces[1]
     assert pieces[2].endswith("so?")
-    assert spec.conversation([red], "so?", 0)[0] == ""  # the only one has no number
+    assert spec.conversation([red], "so?", 0)[0] == ""  # a single image has no number
     assert spec.conversation([], "so?", 2) == spec.around_images("so?", 2)
 
 

@@ -1,4 +1,4 @@
-"""Streams on disk: what is opened goes on as if nothing had happened, or is refused."""
+"""Streams on disk: an opened stream continues as if nothing had happened, or is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engines.errors import BackendUnavailable, BundleError, StreamError
 
 from .test_gpu import open_bindings
 
-W = 4  # of both bundles
+W = 4  # window of both bundles
 Frames = list[np.ndarray]
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +30,7 @@ def bundle(bundle_fp32: Path) -> Bundle:
 
 
 def go_on(stream: PVCStream, frames: Frames) -> list[object]:
-    """Everything that a stream returns from here on: embeddings, and two answers."""
+    """Everything the stream returns from here on: embeddings, and two answers."""
     seen: list[object] = [stream.vision.encode(np.zeros((112, 112, 3), np.uint8)).frame_embeds.tobytes()]
     for frame in frames:
         stream.push(frame)
@@ -61,7 +61,7 @@ def test_an_opened_stream_continues_with_identical_outputs(
 def test_a_stream_moves_between_a_gpu_and_a_cpu(
     bundle_name: str, frames: Frames, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Rings of either layout, in GPU memory (a stand-in) and in the host's."""
+    """Rings of either layout, in GPU memory (a fake) and in host memory."""
     folder = request.getfixturevalue(bundle_name)
     on_cpu, (on_gpu, _) = open_bundle(folder, runtime="cpu"), open_bindings(folder)
     for first, second in ((on_cpu, on_gpu), (on_gpu, on_cpu)):
@@ -86,7 +86,7 @@ def test_a_stream_of_another_bundle_is_refused(
     with pytest.raises(StreamError, match=f"another bundle than {bundle_fp16}") as info:
         open_stream(tmp_path / "s.npz", open_bundle(bundle_fp16, runtime="cpu"))
     assert f"was at {bundle_fp32}" in info.value.fix
-    open_stream(tmp_path / "s.npz", open_bundle(copy_bundle(bundle_fp32)))  # a copy is the same bundle
+    open_stream(tmp_path / "s.npz", open_bundle(copy_bundle(bundle_fp32)))  # a copy counts as the same bundle
 
 
 def half(path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_process_killed_at_any_moment_leaves_a_stream_that_goes_on(bundle: Bun
 
 
 def test_what_a_killed_process_left_half_written_is_removed_by_the_next_save(bundle: Bundle, tmp_path: Path) -> None:
-    """And not what a process that runs is writing."""
+    """Files that a running process is still writing are kept."""
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
     left, in_use, other = (tmp_path / f".s.npz-{name}" for name in (ended.pid, os.getppid(), "mine"))

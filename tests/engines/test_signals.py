@@ -1,4 +1,4 @@
-"""Signals: noted outside the model, raised inside it, deadly the second time."""
+"""Signals: noted outside the model, raised inside it, fatal the second time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engines.signals import SIGNALS, Signals
 
 @pytest.fixture
 def signals() -> Iterator[Signals]:
-    """Installed, and taken out again."""
+    """Signals, installed and removed again afterwards."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     signals = Signals()
     signals.install(second_kills=True)

@@ -1,4 +1,4 @@
-"""The memory of this process; sizes in words are held by tests/pvc_export/plan/test_budget.py."""
+"""The memory of this process. Sizes as text are tested in tests/pvc_export/plan/test_budget.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GraphSpec: one declaration that export, profiles, binding and caches can all be read from."""
+"""GraphSpec: one declaration from which export, profiles, binding and caches follow."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ def test_a_profile_covers_every_size_from_one_row_to_the_limits() -> None:
 
 @pytest.mark.parametrize("streams", [1, 3], ids=lambda n: f"streams={n}")
 def test_in_place_decode_has_a_profile_of_its_own_and_never_of_a_single_row(streams: int) -> None:
-    """Compiled for a batch of exactly one, a row would have the weights laid out a second time."""
+    """For a batch of exactly one, the compiler would store the weights in a second layout."""
     limits = StreamLimits(context=512, streams=streams, chunk=64)
     llm = graph_specs(SHAPE, limits, "fp16", cache_update="aliased")["llm"]
     many, one = llm.profiles
     assert llm.profile_shapes(llm.input("position_ids"), many)[2] == (streams, 64)
     assert llm.profile_shapes(llm.input("position_ids"), one) == ((1, 1), (streams, 1), (max(streams, 2), 1))
-    assert llm.input("past.0.key").shape == ("batch", 1, 512, 6), "a cache that is updated in place has a fixed size"
+    assert llm.input("past.0.key").shape == ("batch", 1, 512, 6), "a cache updated in place must have a fixed size"
     assert llm.profile_index({"batch": 1, "rows": 1}) == 1 and llm.profile_index({"batch": 1, "rows": 2}) == 0
     with pytest.raises(SpecError, match="fit in none of its profiles"):
         llm.profile_index({"batch": 1, "rows": 65})

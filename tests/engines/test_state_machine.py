@@ -1,6 +1,6 @@
-"""Streams driven at will (stories.py), on a model in whole numbers (exact.py): every bit as a plain list says.
+"""Random operations on streams (stories.py), on a whole-number model (exact.py): every bit as a plain list requires.
 
-Each planted fault must be found by the very same stories, and as a difference, not as a crash.
+The same stories must find each planted fault, and as a difference, not as a crash.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Power cuts are test_saved.py's."""
+    """test_saved.py tests power cuts."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def run(bundle: Bundle, *, alone: Bundle | None = None, max_examples: int = 25, num_steps: int = 40) -> None:
-    """alone: what the oracles run on, where it is another one."""
+    """alone: the bundle of the oracles, if it is another one."""
     size = SHAPE.image_size
     frames = list(np.random.default_rng(0).integers(0, 256, (NUM_FRAMES + 1, size, size, 3), dtype=np.uint8))
     oracles = [Uncached(alone or bundle, frames), Fresh(alone or bundle, frames)]
@@ -67,10 +67,10 @@ def test_every_stream_on_a_gpu_is_its_story(kind: str, tmp_path: Path) -> None:
 def test_every_stream_that_shares_its_passes_is_its_story(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each frame and each question in a pass with another stream's, whose caches lie beside."""
+    """Each frame and each question shares a pass with another stream, whose caches are next to this one's."""
     limits = replace(LIMITS, streams=2)
     alone = exact_bundle(tmp_path, trained_frames=TRAINED, limits=limits, **KINDS[kind])
-    passes = Passes(alone, max_streams=400)  # those of earlier stories are let go of when the collector comes
+    passes = Passes(alone, max_streams=400)  # streams of earlier stories are freed when the garbage collector runs
     run_together(passes, monkeypatch)
     run(passes.bundle, alone=alone)
 
@@ -92,7 +92,7 @@ def run_together(passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:
 
             if isinstance(self.vision.ring._caches, Slot):
                 passes.run([own, lambda: methods["push"](other, frame)])
-            else:  # an oracle's
+            else:  # an oracle's stream
                 own()
             if isinstance(found[0], BaseException):
                 raise found[0]
@@ -192,7 +192,7 @@ def rollback_clears_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def slot_of_an_absolute_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Right until a stream starts anew: then the slot still counts from the very first frame."""
+    """Correct until a new episode starts: then the slot still counts from the very first frame."""
     restart, push = RingCache.reset, RingCache.push
 
     def reset(self: RingCache) -> None:
@@ -222,7 +222,7 @@ def question_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def failed_frame_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The LLM keeps the pieces of a frame that came before the one that failed."""
+    """The LLM keeps the parts of a frame that came before the failing part."""
     truncate, take = LinearCache.truncate, Episode.take
 
     def taken(self: Episode, *args: Any) -> None:
@@ -242,7 +242,7 @@ def replay_of_the_frame_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prepared_frames_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though notes, or the frames to replay, are others by now."""
+    """Even if the notes, or the frames to replay, have changed since."""
     prepare = Successor.prepare
 
     def careless(self: Successor, first_frame: int, end: int, **options: Any) -> None:
@@ -283,7 +283,7 @@ def frames_that_came_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def frames_that_came_keep_their_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind an answer that stays, the first of them begins a turn."""
+    """After a kept answer, the first of them starts a turn."""
     monkeypatch.setattr(Context, "_told_after", lambda self, pending, frame: frame)
 
 

@@ -1,4 +1,4 @@
-"""Black and unchanged pictures: said after long enough, in the same words while it lasts, and not of living ones."""
+"""Black and unchanged pictures: reported after a while, with the same words while they last, and not for live ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_black_is_said_after_two_seconds_and_no_longer_than_it_lasts() -> None:
 
 def test_a_dark_picture_with_a_light_in_it_is_not_black() -> None:
     night = noisy(10, 0, 5)
-    night[20:30, 30:40] = 200  # 3 % of it
+    night[20:30, 30:40] = 200  # 3 % of the picture
     said, _ = watch([night] * 40, fps=10)
     assert not any("black" in text for text in said)
 

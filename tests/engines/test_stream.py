@@ -1,4 +1,4 @@
-"""PVCStream: what a user of one camera relies on. Runs the exported float32 bundle in ONNX Runtime."""
+"""PVCStream: what a user with one camera relies on. Runs the exported float32 bundle in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def bundle(bundle_fp32: Path) -> Bundle:
 
 
 def reference_tokens(tiny: LoadedModel, frames: Frames, question: str, *, window: int, num_tokens: int) -> list[int]:
-    """Greedy tokens of the reference: whole clip at once, whole prompt at once."""
+    """Greedy tokens of the reference: the whole clip and the whole prompt at once."""
     model = tiny.model
     size = model.config.vision.image_size
     ids = tiny.prompt_ids(num_frames=len(frames), question=question)
@@ -146,7 +146,7 @@ def test_a_frame_that_fails_leaves_the_stream_as_it_was(bundle: Bundle, frames: 
 def test_an_interrupted_frame_is_in_both_caches_or_in_none(
     bundle: Bundle, frames: Frames, monkeypatch: pytest.MonkeyPatch, before_it_counts: bool, num_before: int
 ) -> None:
-    """Ctrl-C between the LLM's rows and the ring's: else the LLM would know a frame that the vision side never saw."""
+    """Ctrl-C between the LLM's rows and the ring's: the LLM must not know a frame that the vision side never saw."""
     stream, healthy = PVCStream(bundle), PVCStream(bundle)
     for frame in frames[:num_before]:
         stream.push(frame)
@@ -228,7 +228,7 @@ def test_a_full_stream_says_which_flag_makes_it_longer(bundle: Bundle, frames: F
 
 
 def test_a_prompt_longer_than_a_chunk_is_fed_in_pieces_with_the_same_result(bundle: Bundle, tiny: LoadedModel) -> None:
-    question = "z" * 300  # bytes are tokens: longer than the chunk of 256 rows, and across a bucket edge
+    question = "z" * 300  # one token per byte: longer than the chunk of 256 rows, and across a bucket edge
     answer = PVCStream(bundle).ask(question, max_new_tokens=8)
     assert list(answer.token_ids) == reference_tokens(tiny, [], question, window=4, num_tokens=8)
 
@@ -292,7 +292,7 @@ def test_an_overflow_costs_one_frame_and_not_the_stream(bundle: Bundle, frames: 
 
 
 def test_what_a_stream_forgets_is_cleared(bundle: Bundle, frames: Frames) -> None:
-    """A masked infinity would still be NaN after the softmax, so forgotten rows must not stay."""
+    """A masked infinity would still become NaN in the softmax, so forgotten rows must be cleared."""
     stream = PVCStream(bundle)
     stream.push(frames[0])
     used = stream.context_rows

@@ -1,4 +1,4 @@
-"""The table of embeddings, read without a runtime for ONNX files."""
+"""The embedding table, read without a runtime for ONNX files."""
 
 from __future__ import annotations
 

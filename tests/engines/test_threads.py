@@ -1,4 +1,4 @@
-"""How many threads a graph gets on the CPU: by its size, or as measured, and the same bits with any number."""
+"""The number of CPU threads per graph: by its size or by measurement, and the same bits with any number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATH = Path("a.onnx")
 
 
 class Machine:
-    """Eight cores, and a graph of so many bytes that takes so many seconds with one thread and with all of them."""
+    """Eight cores, and a graph of this size that takes this long with one thread and with all."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, size: int, alone_s: float = 0.0, together_s: float = 0.0

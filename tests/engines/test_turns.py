@@ -1,7 +1,7 @@
-"""Questions that are kept: after any number of turns, the LLM has seen what one pass over the whole conversation sees.
+"""Kept questions: after any number of turns, the LLM has seen what one pass over the whole conversation sees.
 
 The reference writes only a first turn, so the later ones are written out here: an answer ends with its end token,
-whether the model said it or the answer was cut off, and then the user speaks again.
+whether the model gave it or the answer was cut off, and then the user speaks again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def bundle(request: pytest.FixtureRequest) -> Bundle:
 
 
 class Whole:
-    """The whole conversation as the reference would see it, in one piece: token ids, and which of them are frames'."""
+    """The whole conversation as the reference would see it: token ids, and which of them belong to frames."""
 
     def __init__(self, tiny: LoadedModel, frames: Frames, window: int) -> None:
         self.tiny, self.frames, self.window = tiny, frames, window
@@ -55,7 +55,7 @@ class Whole:
 
     def model_says(self, ids: Sequence[int]) -> None:
         self.ids += ids
-        self.is_frame += [False] * len(ids)  # a random model may well say <IMG_CONTEXT> itself
+        self.is_frame += [False] * len(ids)  # a random model may give <IMG_CONTEXT> itself
 
     @torch.no_grad()
     def embeds(self) -> torch.Tensor:
@@ -69,7 +69,7 @@ class Whole:
 
 
 class Ending(Wrapped):
-    """A head that, from `at` to `rest`, says the end token after so many others, or never; else it is the bundle's."""
+    """The bundle's head, which between `at` and `rest` ends after this many tokens, or never."""
 
     def __init__(self, session: Session, end: int) -> None:
         super().__init__(session, self._say)
@@ -96,8 +96,8 @@ class Ending(Wrapped):
 def test_every_turn_is_one_pass_over_the_whole_conversation(
     bundle: Bundle, tiny: LoadedModel, frames: Frames, num_tokens: int | None, ingest: Ingest, between: int
 ) -> None:
-    """Three turns, each after those that were kept, with frames in between or none: every row counts, and the logits
-    of every step are the reference's. A fork of the stream has the same turns before it."""
+    """Three turns after each other, with or without frames in between: every row counts, and the logits of every step
+    are the reference's. A fork of the stream has the same earlier turns."""
     head = Ending(bundle.sessions["head"], tiny.token_id(END))
     stream = PVCStream(with_sessions(bundle, head=head), ingest=ingest)
     whole = Whole(tiny, frames, bundle.manifest.limits.window)

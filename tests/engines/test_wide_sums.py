@@ -1,4 +1,4 @@
-"""A bundle whose codes need a CPU that adds products of eight bits in 32 bits is refused by one that does not."""
+"""A bundle whose codes need a CPU that sums int8 products in 32 bits is refused by a CPU that does not."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_file_that_is_tried_is_one_product_of_whole_numbers() -> None:
 
 
 class Saturating:
-    """ONNX Runtime where pairs of products are added in 16 bits."""
+    """ONNX Runtime on a CPU that adds pairs of products in 16 bits."""
 
     def InferenceSession(self, *_: object, **__: object) -> Saturating:
         return self
@@ -50,7 +50,7 @@ class Saturating:
 
 @pytest.fixture
 def saturating(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This machine, if it were such a CPU."""
+    """Pretend that this machine has such a CPU."""
     monkeypatch.setattr(wide_sums, "import_onnxruntime", Saturating)
     wide_sums._sums_are_right.cache_clear()
     yield
@@ -63,7 +63,7 @@ def test_a_cpu_that_cuts_off_is_told_from_the_others_and_which_target_fits_it() 
         require_wide_sums()
     assert "--target cpu" in caught.value.fix and "VNNI" in caught.value.expected
     fed = {"x": np.full((1, SIZE), 255, np.uint8), "codes": np.full((SIZE, 16), 64, np.int8)}
-    assert (Saturating().run(None, fed)[0] == SIZE * 255 * 64).all(), "codes of the target `cpu` fit"
+    assert (Saturating().run(None, fed)[0] == SIZE * 255 * 64).all(), "codes of the target `cpu` must fit"
 
 
 @pytest.mark.usefixtures("saturating")

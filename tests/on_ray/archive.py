@@ -1,6 +1,6 @@
 """`pvc-export batch --ray` on a cluster of two nodes, killed twice: fifty clips, each answered once.
 
-python -m pytest --noconftest tests/on_ray/archive.py, with Ray; or make ray.
+python -m pytest --noconftest tests/on_ray/archive.py (needs Ray), or make ray.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ pytest.importorskip("ray")
 ROOT = Path(__file__).parents[2]
 BUNDLE = Path(os.environ.get("SHAPES_BUNDLE", ROOT / "build/browser")).absolute()
 pytestmark = [
-    pytest.mark.skipif(not (BUNDLE / "manifest.json").exists(), reason=f"{BUNDLE} is no bundle: make browser")
+    pytest.mark.skipif(
+        not (BUNDLE / "manifest.json").exists(), reason=f"{BUNDLE} is not a bundle; make one: make browser"
+    )
 ]
 NUM_CLIPS, QUESTION = 50, "How many shapes are there?"
 
@@ -92,4 +94,4 @@ def test_a_cluster_of_its_own_ends_with_the_run(clips: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == 2  # and nothing else on standard output
     nowhere = subprocess.run([*command, "--ray", "127.0.0.1:1", "--retry", "--json"], capture_output=True, text=True)
-    assert nowhere.returncode == 0  # nothing is missing, so no cluster is asked for
+    assert nowhere.returncode == 0  # nothing is missing, so no cluster is needed

@@ -1,4 +1,4 @@
-"""Cameras of the synthetic world, which push frames over HTTP and ask, whatever becomes of the servers."""
+"""Cameras with synthetic scenes that push frames over HTTP and ask questions, whatever happens to the servers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOST = re.compile(r"frames? (\d+)(?: to (\d+))? (?:was|were) lost with the repli
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """A question, and the frames that the stream had by the replies until then."""
+    """A question with its answer, and the frames the stream had by then, according to the replies."""
 
     frames: tuple[int, ...]
     question: str
@@ -38,11 +38,11 @@ class Asked:
 class Camera:
     """One stream.
 
-    have       indices of the frames that the stream has, by the replies
-    lost       those that a reply said were lost
-    answered   (time, milliseconds) of each reply to a frame, and how long it took since it was first sent
-    wrong      what a reply said that cannot be
-    retries    what was sent again, by why
+    have       indices of the frames in the stream, according to the replies
+    lost       indices of the frames that replies reported as lost
+    answered   (time, milliseconds) of each reply to a frame: when it came, and how long after the first attempt
+    wrong      replies that cannot be right
+    retries    number of retries by their reason
     """
 
     name: str
@@ -57,7 +57,7 @@ class Camera:
     retries: Counter[str] = field(default_factory=Counter)
 
     async def run(self, client: httpx.AsyncClient, ended: threading.Event) -> None:
-        """Push and ask until the end of the scene after `ended`."""
+        """Push and ask until the first end of a scene after `ended`."""
         opened = await self._send(client, "", json={"id": self.name})
         assert opened["lost"] == "" and opened["num_frames"] == 0
         scenes, due = 0, time.monotonic()
@@ -85,19 +85,19 @@ class Camera:
             self.lost += sorted(gone & set(self.have))
             self.have = [each for each in self.have if each not in gone]
         self.have.append(index)
-        if reply["num_frames"] != len(self.have):  # one twice, or one lost that nobody told of
+        if reply["num_frames"] != len(self.have):  # a duplicate, or an unreported loss
             self.wrong.append(f"{self.name}, frame {index}: {len(self.have)} by the replies, {reply}")
 
     async def _ask(self, client: httpx.AsyncClient, question: str, truth: str) -> None:
         reply = await self._send(
             client, f"/{self.name}/ask", json={"question": question, "max_tokens": TOKENS, "temperature": 0}
         )
-        # An answer may be the first call after a loss, of which the next frame's reply tells.
+        # An answer may be the first call after a loss, which only the next frame's reply reports.
         frames = tuple(self.have[: reply["usage"]["num_frames"]])
         self.asked.append(Asked(frames=frames, question=question, truth=truth, said=reply["text"]))
 
     async def _send(self, client: httpx.AsyncClient, path: str, **what: Any) -> Any:
-        """As a camera does that must not give up: again, with the same index, until there is an answer."""
+        """Send as a camera that must not give up: retry the same request, with the same index, until it succeeds."""
         until = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -114,16 +114,16 @@ class Camera:
             await asyncio.sleep(0.2)
 
     def longest_gap_s(self, since: float, until: float) -> float:
-        """Between two replies to frames, in this time."""
+        """Return the longest gap between two replies to frames in this time."""
         times = [at for at, _ in self.answered if since <= at <= until]
         return max((b - a for a, b in zip(times, times[1:], strict=False)), default=until - since)
 
     def differing(self, bundle: Bundle) -> list[str]:
-        """Answers other than those of a stream that never moved, and has seen the same frames."""
+        """Return the answers that differ from those of a stream with the same frames that never moved."""
         differing, seen, size = [], [], bundle.manifest.shape.image_size
         stream = PVCStream(bundle, **session_options(bundle))
         for asked in self.asked:
-            if tuple(seen) != asked.frames[: len(seen)]:  # some were lost since
+            if tuple(seen) != asked.frames[: len(seen)]:  # some were lost in between
                 stream, seen = PVCStream(bundle, **session_options(bundle)), []
             for index in asked.frames[len(seen) :]:
                 stream.push(decode_frame(self.pictures[index], size=size))
@@ -135,7 +135,7 @@ class Camera:
 
 
 def shown(seed: int) -> Iterator[tuple[bytes, str, str]]:
-    """Frames as JPEG; at the last one of a scene its question and the true answer, else nothing."""
+    """Frames as JPEG; with the last one of a scene its question and true answer, else empty texts."""
     for number, frame in enumerate(watch(seed, size=SIZE)):
         out = io.BytesIO()
         Image.fromarray(frame.frame).save(out, "JPEG", quality=90)

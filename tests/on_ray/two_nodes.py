@@ -1,7 +1,7 @@
-"""Sixteen streams on a Ray cluster of two nodes, while replicas and a node die, come and are exchanged.
+"""Sixteen streams on a Ray cluster of two nodes, while replicas and a node die, are added and are replaced.
 
-python -m pytest --noconftest tests/on_ray/two_nodes.py, with Ray; or make ray, which makes the environment and the
-bundle first. The bundle is that of the environment's SHAPES_BUNDLE, else build/browser.
+python -m pytest --noconftest tests/on_ray/two_nodes.py (needs Ray), or make ray, which makes the environment and the
+bundle first. The bundle is named by the environment variable SHAPES_BUNDLE, else build/browser.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ serve = pytest.importorskip("ray.serve")
 ROOT = Path(__file__).parents[2]
 BUNDLE = Path(os.environ.get("SHAPES_BUNDLE", ROOT / "build/browser")).absolute()
 pytestmark = [
-    pytest.mark.skipif(not (BUNDLE / "manifest.json").exists(), reason=f"{BUNDLE} is no bundle: make browser")
+    pytest.mark.skipif(
+        not (BUNDLE / "manifest.json").exists(), reason=f"{BUNDLE} is not a bundle; make one: make browser"
+    )
 ]
 NUM_STREAMS, EVERY, SETTLE_S, CALM_S, CALM_MS = 16, 5, 120.0, 6.0, 2000.0
 TRUE_SHARE = 0.8
-"""Of the answers: what the model can at most miss. It is right about nine of ten when nothing dies."""
+"""Smallest share of true answers. The model gets nine of ten right when nothing dies."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def cluster() -> Iterator[Any]:
 
 @dataclass(kw_only=True)
 class Deployed:
-    """What runs on the cluster, and what a test does to it."""
+    """A deployment on the cluster, and the actions of a test on it."""
 
     nodes: Any
     worker: Any
@@ -66,17 +68,17 @@ class Deployed:
     handle: Any = None
 
     def deploy(self, **changes: Any) -> None:
-        """Returns once all replicas are ready."""
+        """Deploy, and return once all replicas are ready."""
         self.options = replace(self.options, **changes)
         self.handle = serve_on_ray(self.options)
 
     def replicas(self) -> list[dict[str, Any]]:
-        """Each one's id, sessions and process."""
+        """Return each replica's id, sessions and process."""
         found: list[dict[str, Any]] = self.handle.broadcast("facts").results(timeout_s=20)
         return found
 
     def kill_a_replica(self) -> str:
-        """The one with the most sessions."""
+        """Kill the replica with the most sessions."""
         most = max(self.replicas(), key=lambda each: len(each["sessions"]))
         os.kill(most["pid"], signal.SIGKILL)
         return f"{len(most['sessions'])} sessions"
@@ -87,11 +89,11 @@ class Deployed:
         return f"{sum(len(each['sessions']) for each in on_it)} sessions"
 
     def add_a_node(self) -> None:
-        """Returns once the replica runs there that the dead one lacks."""
+        """Add a node, and return once it runs a replica in place of the dead one's."""
         self.worker = add_node(self.nodes)
         until = time.monotonic() + SETTLE_S
         while len(self.replicas()) < self.options.replicas:
-            assert time.monotonic() < until, "the replica does not come back"
+            assert time.monotonic() < until, "the replica did not come back in time"
             time.sleep(0.2)
 
 
@@ -125,7 +127,7 @@ def test_sixteen_streams_go_on_whatever_dies(deployed: Deployed, tmp_path: Path)
 
     deployed.deploy()
     address, ended = f"http://127.0.0.1:{deployed.options.web.port}", threading.Event()
-    with ThreadPoolExecutor(1) as thread:  # a node can be added on the main thread alone
+    with ThreadPoolExecutor(1) as thread:  # only the main thread can add a node
         running = thread.submit(asyncio.run, watch_all(cameras, address, ended))
         try:
             calm(cameras, running)
@@ -142,14 +144,14 @@ def test_sixteen_streams_go_on_whatever_dies(deployed: Deployed, tmp_path: Path)
     assert sum(each.said == each.truth for each in asked) >= TRUE_SHARE * len(asked)
     for camera in cameras:
         assert camera.have == sorted(set(camera.have)) and not set(camera.have) & set(camera.lost)
-        assert sorted([*camera.have, *camera.lost]) == list(range(len(camera.pictures)))  # each is there, or said
+        assert sorted([*camera.have, *camera.lost]) == list(range(len(camera.pictures)))  # present, or reported lost
     by_name = {event["what"]: event for event in events}
     killed = ("a replica is killed", "the second node is killed")
     for name, event in by_name.items():
         assert event["frames_lost"] == 0 or name in killed, event
     for name in killed:
         assert by_name[name]["sessions"] != "0 sessions"
-        assert by_name[name]["most_lost_of_a_stream"] <= EVERY + 3  # a snapshot may be under way
+        assert by_name[name]["most_lost_of_a_stream"] <= EVERY + 3  # a snapshot may be in progress
 
 
 async def watch_all(cameras: list[Camera], address: str, ended: threading.Event) -> None:
@@ -159,7 +161,7 @@ async def watch_all(cameras: list[Camera], address: str, ended: threading.Event)
 
 
 def happens(name: str, step: Callable[[], Any], cameras: list[Camera], running: Future[None]) -> dict[str, Any]:
-    """One thing, and what the streams noticed of it until all of them go on in peace."""
+    """Run one step, and return its effect on the streams once all of them run smoothly again."""
     before, since = [len(camera.lost) for camera in cameras], time.monotonic()
     told = step()
     done_s = time.monotonic() - since
@@ -174,14 +176,14 @@ def happens(name: str, step: Callable[[], Any], cameras: list[Camera], running: 
 
 
 def calm(cameras: list[Camera], running: Future[None], *, since: float = 0.0) -> None:
-    """Until every stream has had replies for a while, after `since`, and none had to wait."""
+    """Wait until every stream had replies for a while after `since`, none of them late."""
     until = time.monotonic() + SETTLE_S
     while True:
         time.sleep(0.5)
         if running.done():
             running.result()
         now = time.monotonic()
-        assert now < until, "the streams do not go on"
+        assert now < until, "the streams did not recover in time"
         if now > since + CALM_S + 1 and all(is_calm(camera, now) for camera in cameras):
             return
 
@@ -192,7 +194,7 @@ def is_calm(camera: Camera, now: float) -> bool:
 
 
 def report(events: list[dict[str, Any]], cameras: list[Camera]) -> None:
-    """For docs/serve-ray.md."""
+    """Print the figures for docs/serve-ray.md."""
     asked = [each for camera in cameras for each in camera.asked]
     took = sorted(took_ms for camera in cameras for _, took_ms in camera.answered)
     summary = {

@@ -1,7 +1,8 @@
-"""The case: a random Qwen2 inside a PVC, as a folder that others can read, and what our exported graphs say.
+"""The case: a random Qwen2 inside a PVC, as a folder that other programs can read, and our exported graphs' answers.
 
-Unusual: our LLM graph returns the last row's hidden state only, as a stream needs it, so logits of every position mean
-one pass a row. Other runs feed a prompt as a stream would, and read the logits at the end of each piece.
+Note: our LLM graph returns only the last row's hidden state, because a stream needs no more. Logits of every position
+therefore take one pass per row. Other runs feed a prompt as a stream would, and read the logits at the end of each
+piece.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ LLM = LLMConfig(
     rms_norm_eps=1e-6,
     max_positions=4096,
 )
-"""InternVL2-1B's LLM in small: grouped queries, biases, an untied head. Its theta is no exporter's default."""
+"""A small InternVL2-1B LLM: grouped queries, biases, an untied head. Its theta is no exporter's default."""
 CONFIG = PVCConfig(
     vision=VisionConfig(image_size=56, hidden_size=64, num_layers=2, num_heads=4, mlp_size=64, num_temporal_layers=1),
     compressor=CompressorConfig(num_tokens=4),
@@ -54,12 +55,12 @@ WAYS: dict[str, tuple[int, ...]] = {
     "a prefill, then rows": (LIMITS.chunk // 2, *[1] * LIMITS.context),
     "in pieces": (64, 7, 1, LIMITS.chunk + 44),
 }
-"""How our graphs are fed: rows of one append, in turn. Pieces are a frame, the text behind it, one row, and more than
-the graph takes in one pass."""
+"""Ways to feed our graphs: the number of rows per append, in turn. The pieces are a frame, the text after it, one row,
+and more rows than the graph takes in one pass."""
 
 
 def write_case(folder: Path) -> None:
-    """Model and prompts for the oracles, and our own bundle, into `folder`."""
+    """Write the model and prompts for the oracles, and our own bundle, into `folder`."""
     tokenizer, model = byte_tokenizer(), PVC.random(CONFIG, seed=SEED)
     write_causal_lm(model, tokenizer, folder / MODEL)
     np.savez(folder / PROMPTS, **make_prompts(tokenizer))
@@ -69,7 +70,7 @@ def write_case(folder: Path) -> None:
 
 
 def write_causal_lm(model: PVC, tokenizer: Tokenizer, folder: Path) -> None:
-    """The LLM of `model` alone, in names that transformers 4 and 5 both read."""
+    """Write only the LLM of `model`, with tensor names that transformers 4 and 5 both read."""
     folder.mkdir()
     prefix, parameters = "language_model.", dict(model.named_parameters())
     weights = {
@@ -93,7 +94,7 @@ def write_causal_lm(model: PVC, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def make_prompts(tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-    """Token ids by name: from one token to more than two passes of the LLM graph hold."""
+    """Return token ids by prompt name: from one token to more than two passes of the LLM graph."""
     text = video_prompt(CONFIG, num_frames=2, question="What happens?")
     random = np.random.default_rng(SEED)
     return {
@@ -105,7 +106,7 @@ def make_prompts(tokenizer: Tokenizer) -> dict[str, np.ndarray]:
 
 
 def our_answers(folder: Path, prompts: dict[str, np.ndarray]) -> dict[str, Answers]:
-    """What the bundle in `folder` says, by the way in which it was fed."""
+    """Return the answers of the bundle in `folder` for each way of feeding it."""
     sessions, versions = open_bundle(folder / "bundle", runtime="cpu").sessions, installed(("torch", "onnxruntime"))
     return {
         way: Answers(
@@ -119,12 +120,12 @@ def our_answers(folder: Path, prompts: dict[str, np.ndarray]) -> dict[str, Answe
 
 
 def cuts(num_rows: int, sizes: tuple[int, ...]) -> list[int]:
-    """Where pieces of these sizes, taken in turn, end; the last one is cut short."""
+    """Return where pieces of these sizes, taken in turn, end; the last piece is cut short."""
     return [*takewhile(lambda end: end < num_rows, accumulate(cycle(sizes))), num_rows]
 
 
 def _answer(language: LanguageModel, ids: np.ndarray, ends: list[int]) -> Answer:
-    """Feed a prompt in pieces, reading the logits behind each; then go on greedily, a row at a time."""
+    """Feed a prompt in pieces and read the logits after each; then decode greedily, one row at a time."""
     embeds = language.embed(ids.tolist())
     logits = [language.logits(language.append(embeds[start:end])) for start, end in zip([0, *ends], ends, strict=False)]
     greedy = [int(logits[-1].argmax())]

@@ -1,8 +1,8 @@
-"""`make oracles`: our LLM graph against two other exports of a random Qwen2, and against a real SmolLM2.
+"""`make oracles`: compare our LLM graph with two other exports of a random Qwen2, and with a real SmolLM2.
 
 python -m tests.oracles.compare   exit 0 agree, 3 differ, 4 an environment is missing, 5 an oracle failed
 
-Both comparisons run, whatever the first one finds.
+Both comparisons always run, even if the first one fails.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from . import compare_steps, smollm2
 from .case import our_answers, write_case
 from .exchange import CONVERSATIONS, MODEL, Answer, Answers, load_prompts
 
-LIMIT = 1e-4  # worst 5.4e-6 on an x86-64 CPU, logits to 4.8
+LIMIT = 1e-4  # worst 5.4e-6 on an x86-64 CPU, for logits up to 4.8
 HOME = Path("build/oracles")
 ORACLES = ("optimum", "genai")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Our answers, fed one way, against one oracle's. `problems` is empty if they agree."""
+    """Our answers, fed one way, against one oracle's answers. `problems` is empty if they agree."""
 
     oracle: str
     way: str
@@ -48,21 +48,21 @@ class Comparison:
 
 
 def compare(ours: Answers, theirs: Answers, *, way: str) -> Comparison:
-    """Hold every position of ours against the oracle's, and every greedy token."""
-    assert ours.by_prompt and ours.by_prompt.keys() == theirs.by_prompt.keys(), "the prompts of one case"
+    """Compare the logits of every position of ours, and every greedy token, with the oracle's."""
+    assert ours.by_prompt and ours.by_prompt.keys() == theirs.by_prompt.keys(), "both must answer the same prompts"
     oracle = " ".join(next(iter(theirs.versions.items())))
     diffs, problems, greedy_equal = [], [], True
     for name, answer in ours.by_prompt.items():
         diff = logit_diff(answer, theirs.by_prompt[name])
         diffs.append(diff.max())
         where = f"{oracle} and our graphs fed {way}, prompt '{name}'"
-        if not diff.max() <= LIMIT:  # also if it is NaN
+        if not diff.max() <= LIMIT:  # true for NaN too
             position = answer.positions[diff.argmax()]
-            problems.append(f"{where}: logits behind token {position} differ by {diff.max():.2e}")
+            problems.append(f"{where}: logits after token {position} differ by {diff.max():.2e}")
         pairs = zip_longest(answer.greedy.tolist(), theirs.by_prompt[name].greedy.tolist())
         if unlike := [(index, *pair) for index, pair in enumerate(pairs) if pair[0] != pair[1]]:
             greedy_equal = False
-            problems.append("{}: greedy token {} is {}, the oracle says {}".format(where, *unlike[0]))
+            problems.append("{}: greedy token {} is {}, but the oracle has {}".format(where, *unlike[0]))
     return Comparison(
         oracle=oracle,
         way=way,
@@ -76,10 +76,10 @@ def compare(ours: Answers, theirs: Answers, *, way: str) -> Comparison:
 
 
 def logit_diff(ours: Answer, theirs: Answer) -> np.ndarray:
-    """Largest absolute difference at each of our positions (R,); NaN where either has one, or the oracle has no row."""
+    """Largest absolute difference at each of our positions (R,); NaN for a NaN, or where the oracle has no row."""
     diff = np.full(len(ours.positions), np.nan)
     _, mine, yours = np.intersect1d(ours.positions, theirs.positions, return_indices=True)
-    with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, as it should be
+    with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, as intended
         diff[mine] = np.abs(ours.logits[mine].astype(np.float64) - theirs.logits[yours]).max(axis=1)
     return diff
 
@@ -95,14 +95,15 @@ def table(comparisons: list[Comparison]) -> Iterator[str]:
 
 
 def run_oracle(name: str, case: Path) -> Answers:
-    """Let an oracle answer in its own environment. Raises BackendUnavailable without one, BuildError if it fails."""
+    """Run an oracle in its own environment. Raises BackendUnavailable without one, BuildError if the oracle fails."""
     python, log = HOME / name / "bin" / "python", case / f"{name}.log"
     if not python.is_file():
         raise BackendUnavailable(
-            f"the oracle '{name}' has no environment: {python} is missing. Each lives in its own, since they need "
-            "different transformers, or what nothing else here needs. Make them, and run this again: make oracles"
+            f"the oracle '{name}' has no environment: {python} is missing. Each oracle has its own, because they "
+            "need different versions of transformers, or packages that nothing else here needs. Make the environments "
+            "and run this again: make oracles"
         )
-    offline = os.environ | {"HF_HUB_OFFLINE": "1"}  # a folder that is not found must not become a name to fetch
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}  # a missing folder must not be taken for a model name to download
     with log.open("w", encoding="utf-8") as file:
         command = [str(python), "-m", f"tests.oracles.run_{name}", str(case)]
         result = subprocess.run(command, env=offline, stdout=file, stderr=subprocess.STDOUT, check=False)
@@ -110,14 +111,14 @@ def run_oracle(name: str, case: Path) -> Answers:
         end = "\n  ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:])
         raise BuildError(
             f"the oracle '{name}' ended with exit code {result.returncode}, expected its answers. {log} ends with\n"
-            f"  {end}\nLikely versions other than those in tests/oracles/requirements-{name}.txt. Make the environment "
-            f"again: rm -r {HOME / name} && make oracles"
+            f"  {end}\nLikely the versions are not those of tests/oracles/requirements-{name}.txt. Make the "
+            f"environment again: rm -r {HOME / name} && make oracles"
         )
     return Answers.load(case / f"{name}.npz")
 
 
 def compare_qwen2() -> None:
-    """The random Qwen2: make the case, ask all, print a table. Raises PVCError, a ParityError if answers differ."""
+    """Compare the random Qwen2 and print a table. Raises PVCError; a ParityError if answers differ."""
     case = new_folder(HOME / "case")
     with timed("our graphs"):
         write_case(case)
@@ -133,7 +134,7 @@ def compare_qwen2() -> None:
 
 
 def compare_smollm2() -> None:
-    """The real SmolLM2: its weights in a PVC, our reference and graphs against it. Raises what compare_qwen2 does."""
+    """Compare the real SmolLM2 with our reference and graphs. Raises what compare_qwen2 does."""
     case = new_folder(HOME / "smollm2-case")
     theirs = ask_oracle("smollm2", case)
     prompts = load_prompts(case)
@@ -159,13 +160,11 @@ def compare_smollm2() -> None:
     texts = compare_steps.text_problems(bundle.tokenizer, conversations, prompts, theirs)
     print("", *compare_steps.table([*found, *planted]), sep="\n")
     compare_steps.require_agreement(found, planted, texts)
-    print(
-        f"all agree: logits within {compare_steps.LIMIT:g} of their range, tokens and texts; what was planted is seen"
-    )
+    print(f"all agree: logits within {compare_steps.LIMIT:g} of their range, tokens and texts; planted defects found")
 
 
 def new_folder(path: Path) -> Path:
-    """An empty folder: an oracle that fails must not be judged by its last answers."""
+    """Make an empty folder, so that a failing oracle is not judged by old answers."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     return path
@@ -186,13 +185,14 @@ def timed(what: str) -> Iterator[None]:
 
 
 def require_agreement(comparisons: list[Comparison]) -> None:
-    """Raise ParityError with everything that differs."""
+    """Raise ParityError with all differences."""
     if problems := [problem for found in comparisons for problem in found.problems]:
         raise ParityError(
             "\n".join(problems) + f"\nExpected logits within {LIMIT:g} and the same greedy tokens. If both oracles "
-            "differ alike, the fault is ours: where all three ways differ, likely in the reference, which the graphs "
-            "equal (.venv/bin/python -m pytest tests/pvc_ref); else in the runtime's cache (tests/engines). If one "
-            f"oracle differs, read its log in {HOME / 'case'}, and compare its versions with its requirements-*.txt"
+            "differ in the same way, the fault is ours: if all three ways differ, likely in the reference, which the "
+            "graphs match (.venv/bin/python -m pytest tests/pvc_ref), else in the runtime's cache (tests/engines). If "
+            f"only one oracle differs, read its log in {HOME / 'case'}, and compare its versions with its "
+            "requirements-*.txt"
         )
 
 

@@ -1,4 +1,4 @@
-"""Our answers against SmolLM2's, step by step: logits relative to their range, tokens but for near ties, and text."""
+"""Compare our answers with SmolLM2's per step: logits relative to their range, tokens except near ties, text."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from engines.prompt import PromptTokenizer
 
 from .exchange import Answer, Answers
 
-LIMIT = 1e-4  # worst 2.6e-6 on an x86-64 CPU, of ranges from 29 to 59
-"""Of the range of a step's logits, from the least to the likeliest token."""
+LIMIT = 1e-4  # worst 2.6e-6 on an x86-64 CPU, for ranges from 29 to 59
+"""Relative to the range of a step's logits, from the least likely to the likeliest token."""
 NEAR_TIE = 2 * LIMIT
-"""Margin, of that range, that two logits which are each off by the limit can turn around."""
+"""Largest margin, relative to that range, that errors of LIMIT in both logits can reverse."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Steps:
-    """One of our models against the oracle. `problems` is empty if they agree; max_diff is of the logits' range."""
+    """One of our models against the oracle. `problems` is empty if they agree; max_diff is divided by the range."""
 
     what: str
     num_prompts: int
@@ -32,17 +32,17 @@ class Steps:
 
 
 def compare_steps(ours: Answers, theirs: Answers, *, what: str) -> Steps:
-    """Hold the logits of every step against the oracle's, and the token that each would say."""
-    assert ours.by_prompt and ours.by_prompt.keys() == theirs.by_prompt.keys(), "the prompts of one case"
+    """Compare the logits of every step, and each step's likeliest token, with the oracle's."""
+    assert ours.by_prompt and ours.by_prompt.keys() == theirs.by_prompt.keys(), "both must answer the same prompts"
     diffs, problems, num_near_ties, num_other_tokens = [], [], 0, 0
     for name, answer in ours.by_prompt.items():
         oracle = theirs.by_prompt[name]
-        assert np.array_equal(answer.positions, oracle.positions), "the steps of one answer"
+        assert np.array_equal(answer.positions, oracle.positions), "both must have the same steps"
         where = f"{what}, prompt '{name}'"
         diff = relative_diff(answer, oracle)
         diffs.append(diff)
-        if not diff.max() <= LIMIT:  # also if it is NaN
-            step = int(diff.argmax())  # the first NaN, if there is one
+        if not diff.max() <= LIMIT:  # true for NaN too
+            step = int(diff.argmax())  # the first NaN, if any
             problems.append(f"{where}: logits of step {step} differ by {diff[step]:.2e} of their range")
         for step in np.flatnonzero(answer.greedy != oracle.greedy).tolist():
             token, expected = int(answer.greedy[step]), int(oracle.greedy[step])
@@ -50,7 +50,7 @@ def compare_steps(ours: Answers, theirs: Answers, *, what: str) -> Steps:
                 num_near_ties += 1
             else:
                 num_other_tokens += 1
-                says = f"the oracle says {expected} and is {short:.2e} of the range surer"
+                says = f"but the oracle has {expected}, ahead by {short:.2e} of the range"
                 problems.append(f"{where}: token {step} is {token}, {says}")
     every = np.concatenate(diffs)
     return Steps(
@@ -65,14 +65,14 @@ def compare_steps(ours: Answers, theirs: Answers, *, what: str) -> Steps:
 
 
 def relative_diff(ours: Answer, theirs: Answer) -> np.ndarray:
-    """Largest absolute difference of each step's logits, by the range of the oracle's (R,); NaN where one is."""
-    with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, as it should be
+    """Largest absolute difference of each step's logits, divided by the range of the oracle's (R,); NaN for any NaN."""
+    with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, as intended
         diff = np.abs(ours.logits.astype(np.float64) - theirs.logits).max(axis=1)
         return diff / np.ptp(theirs.logits, axis=1)
 
 
 def margin(logits: np.ndarray, token: int) -> float:
-    """By how much of their range the likeliest of these logits is above that of `token`; infinity if it has none."""
+    """Margin of the likeliest logit over that of `token`, relative to their range; infinity without such a token."""
     if token >= len(logits):
         return np.inf
     with np.errstate(invalid="ignore"):
@@ -85,9 +85,9 @@ def text_problems(
     prompts: Mapping[str, np.ndarray],
     theirs: Answers,
 ) -> list[str]:
-    """Where our tokenizer makes other ids of a prompt's text than the oracle's, or another text of its answer's ids.
+    """Return where our tokenizer encodes a prompt to other ids than the oracle's, or decodes its answer differently.
 
-    With equal tokens and none of these, the text of an answer is equal, too.
+    With equal tokens and none of these problems, the text of an answer is equal too.
     """
     problems = []
     for name, texts in conversations.items():
@@ -107,15 +107,15 @@ def table(found: list[Steps]) -> Iterator[str]:
 
 
 def require_agreement(found: list[Steps], planted: list[Steps], texts: list[str]) -> None:
-    """Raise ParityError with everything that differs, and with every planted defect that does not."""
+    """Raise ParityError with all differences, and with every planted defect that made no difference."""
     problems = [problem for steps in found for problem in steps.problems] + texts
     problems += [f"the planted defect '{steps.what}' was not noticed" for steps in planted if not steps.problems]
     if problems:
         raise ParityError(
             "\n".join(problems),
-            expected=f"logits within {LIMIT:g} of their range at every step, the same tokens but where the oracle's "
-            f"margin is below {NEAR_TIE:g} of it, the same text, and a failure for each planted defect",
-            cause="where the reference differs, too, its decoder or the way in which the weights came into it "
-            "(tests/oracles/smollm2.py); else the exporter, or the runtime's cache",
-            fix="see which: .venv/bin/python -m pytest tests/oracles tests/pvc_ref tests/engines",
+            expected=f"logits within {LIMIT:g} of their range at every step, the same tokens except where the oracle's "
+            f"margin is below {NEAR_TIE:g} of that range, the same text, and a failure for each planted defect",
+            cause="if the reference differs too, its decoder or the conversion of the weights "
+            "(tests/oracles/smollm2.py); otherwise the exporter or the runtime's cache",
+            fix="find out which: .venv/bin/python -m pytest tests/oracles tests/pvc_ref tests/engines",
         )

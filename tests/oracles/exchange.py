@@ -1,4 +1,4 @@
-"""What passes between the environments: prompts one way, answers the other, as .npz files. Needs numpy alone.
+"""Data exchanged between the environments: prompts one way, answers the other, as .npz files. Needs only numpy.
 
 Dimension key:  L tokens of a prompt   R positions asked for   V vocabulary
 """
@@ -14,20 +14,20 @@ from pathlib import Path
 import numpy as np
 
 MODEL, PROMPTS = "model", "prompts.npz"
-"""Inside the folder of the case: the Hugging Face folder of the LLM, and int64 token ids (L,) by prompt name."""
+"""In the case's folder: the LLM as a Hugging Face folder, and int64 token ids (L,) by prompt name."""
 CONVERSATIONS = "conversations.json"
-"""Beside them where an oracle writes the case: {"prompt": ..., "answer": ...}, both as text, by prompt name."""
+"""In the same folder, if an oracle writes the case: {"prompt": ..., "answer": ...}, both as text, by prompt name."""
 NUM_GREEDY = 32
-"""Most tokens of an answer. An oracle ends at a stop token; with the seed of the random Qwen2 none comes up."""
+"""Largest number of tokens in an answer. An oracle ends at a stop token; with the random Qwen2's seed none occurs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What a model says to one prompt.
+    """A model's answer to one prompt.
 
-    positions  int64 (R,), ascending: behind which token the logits were read
+    positions  int64 (R,), ascending: the token after which the logits were read
     logits     float32 (R, V)
-    greedy     int64 (at most NUM_GREEDY,): the tokens it goes on with
+    greedy     int64 (at most NUM_GREEDY,): the tokens of the answer
     """
 
     positions: np.ndarray
@@ -37,7 +37,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answers:
-    """One model's answers by prompt name, and the versions of the packages that computed them, the oracle's first."""
+    """One model's answers by prompt name, and the package versions used, the oracle's first."""
 
     versions: dict[str, str]
     by_prompt: dict[str, Answer]

@@ -1,4 +1,4 @@
-"""`optimum-cli export pvc`, in the environment that `make optimum` makes: optimum and our two distributions."""
+"""`optimum-cli export pvc` in the environment that `make optimum` makes, with optimum and our two distributions."""
 
 from __future__ import annotations
 

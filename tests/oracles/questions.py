@@ -1,4 +1,4 @@
-"""Twenty questions to SmolLM2: everyday things, code, arithmetic, German, and three of more than 500 tokens."""
+"""Twenty questions for SmolLM2: everyday topics, code, arithmetic, German, and three of more than 500 tokens."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Oracle: ONNX Runtime GenAI's own builder and generator. Runs in its own environment, from the project's root.
+"""Oracle: ONNX Runtime GenAI's model builder and generator. Runs in its own environment, from the project's root.
 
 python -m tests.oracles.run_genai FOLDER   reads the case in FOLDER, writes FOLDER/genai.npz
 
-Unusual: its graph is written node by node, with fused GroupQueryAttention and a cache that is shared by input and
-output; nothing of it was traced from PyTorch.
+Why: its graph is written node by node, with fused GroupQueryAttention and one cache shared by input and output. No part
+was traced from PyTorch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PACKAGES = ("onnxruntime-genai", "onnxruntime", "transformers", "torch")
 
 
 def build(folder: Path) -> Path:
-    """The Hugging Face folder as GenAI's ONNX graph, float32 on the CPU."""
+    """Convert the Hugging Face folder to GenAI's ONNX graph, float32 on the CPU."""
     out = folder / "genai"
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(folder / MODEL), "-o", str(out)]
     subprocess.run([*command, "-p", "fp32", "-e", "cpu"], check=True)
@@ -29,7 +29,7 @@ def build(folder: Path) -> Path:
 
 
 def ask(model: og.Model, ids: np.ndarray) -> Answer:
-    """Logits of the whole prompt from one pass, then GenAI's greedy search."""
+    """Return the logits of the whole prompt from one pass, and the tokens of GenAI's greedy search."""
     params = og.GeneratorParams(model)
     params.set_search_options(do_sample=False, max_length=len(ids) + NUM_GREEDY)
     generator = og.Generator(model, params)

@@ -2,7 +2,7 @@
 
 python -m tests.oracles.run_optimum FOLDER   reads the case in FOLDER, writes FOLDER/optimum.npz
 
-Unusual: traced by the older exporter, from a transformers that the project's own environment no longer holds.
+Why: traced by the older exporter, from a version of transformers that the project's own environment no longer has.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PACKAGES = ("optimum-onnx", "optimum", "onnxruntime", "transformers", "torch")
 
 
 def build(folder: Path) -> Path:
-    """The Hugging Face folder as optimum's ONNX graph with a cache."""
+    """Convert the Hugging Face folder to optimum's ONNX graph with a cache."""
     out = folder / "optimum"
     command = [str(Path(sys.executable).with_name("optimum-cli")), "export", "onnx", "--model", str(folder / MODEL)]
     subprocess.run([*command, "--task", "text-generation-with-past", str(out)], check=True)
@@ -29,7 +29,7 @@ def build(folder: Path) -> Path:
 
 
 def ask(model: ORTModelForCausalLM, ids: np.ndarray) -> Answer:
-    """Logits of the whole prompt from one pass, then transformers' greedy search."""
+    """Return the logits of the whole prompt from one pass, and the tokens of transformers' greedy search."""
     prompt = torch.from_numpy(ids)[None]
     mask = torch.ones_like(prompt)
     logits = model(input_ids=prompt, attention_mask=mask).logits[0].numpy()

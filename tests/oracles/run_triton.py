@@ -1,9 +1,9 @@
-"""Oracle: Triton's own schema and clients. Runs in an environment of its own, and prints one JSON object.
+"""Oracle: Triton's schema and clients. Runs in its own environment, and prints one JSON object.
 
 python tests/oracles/run_triton.py MODEL_FOLDER [EDIT WITH]
 
-config   config.pbtxt as model_config.proto reads it; or `refused`, why it does not (after EDIT was replaced by WITH)
-clients  what the client of README.md sends by http and by grpc: of each request its inputs and its sequence
+config   config.pbtxt as parsed with model_config.proto; or `refused`, the parser's error (after replacing EDIT by WITH)
+clients  the requests that README.md's client sends over http and grpc: for each its inputs and its sequence
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Result:
 
 
 def sent_by(code: str, kind: str) -> list[dict[str, Any]]:
-    """What the code hands to the client's `infer`; the connection alone is not made."""
+    """Return the code's calls of the client's `infer`. Only the connection is not made."""
     requests = []
 
     def infer(self: object, model: str, inputs: list[Any], **sequence: Any) -> Result:

@@ -1,11 +1,11 @@
-"""SmolLM2 as the LLM of a PVC: its checkpoint folder, and what our reference and graphs say to its prompts.
+"""SmolLM2 as the LLM of a PVC: its checkpoint folder, and the answers of our reference and graphs to its prompts.
 
 python -m tests.oracles.smollm2 FOLDER   FOLDER/model, as run_smollm2.py writes it -> FOLDER/checkpoint and
-                                         FOLDER/internvl for `-m`: a PVC, and a plain InternVL as released ones lie
+                                         FOLDER/internvl for `-m`: a PVC, and a plain InternVL in the released layout
 
-The vision side is `tiny`'s, with random weights: what it says about a video means nothing, and its bundles say so.
-Every answer is forced: at each step the oracle's token is taken, whatever ours would have been. As long as ours are the
-same, that is our own greedy answer; where a near tie parts the two, the steps behind it are still compared.
+The vision side is that of `tiny`, with random weights: its answers about a video mean nothing, and its bundles say so.
+Every answer is teacher-forced with the oracle's tokens. As long as our tokens are the same, this is our own greedy
+answer; after a near tie exchanges two tokens, the later steps are still compared.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from .exchange import MODEL, Answer, Answers, installed
 
 CHECKPOINT, INTERNVL, BUNDLE = "checkpoint", "internvl", "bundle"
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-"""Of its own chat template, which is InternVL2.5's but for this."""
+"""The system message of SmolLM2's chat template; apart from it, the template is InternVL2.5's."""
 SEED = 0
 LIMITS = StreamLimits(window=4, context=1024)
 NEW_TOKENS = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
@@ -51,13 +51,13 @@ WAYS: dict[str, tuple[int, ...]] = {
     "a prefill, then rows": (LIMITS.context,),
     "pieces, then rows": (64, 7, 1, LIMITS.chunk + 44),
 }
-"""How our graphs are fed a prompt: rows of one append, in turn. The answer follows row by row, as in decoding."""
+"""Ways to feed our graphs a prompt: rows per append, in turn. The answer follows row by row, as in decoding."""
 
 
 def write_checkpoint(model_folder: Path, folder: Path, *, plain: bool = False) -> None:
-    """A PVC in InternVL2's names with the Llama of a Hugging Face folder, and its tokenizer with three more tokens.
+    """Write a PVC in InternVL2's names, with a Hugging Face folder's Llama and its tokenizer plus three tokens.
 
-    plain   an InternVL without layers that attend over time, and without anything of ours in its config.json
+    plain   instead write an InternVL without temporal attention, and without our keys in its config.json
     """
     config = _config(json.loads((model_folder / CONFIG_FILE).read_text(encoding="utf-8")))
     if plain:
@@ -73,7 +73,7 @@ def write_checkpoint(model_folder: Path, folder: Path, *, plain: bool = False) -
     _take_weights(model, load_file(model_folder / WEIGHTS_FILE))
     tokenizer = Tokenizer.from_file(str(model_folder / TOKENIZER_FILE))
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in NEW_TOKENS])
-    assert tokenizer.get_vocab_size() == model.config.llm.vocab_size, "new tokens stand behind all others"
+    assert tokenizer.get_vocab_size() == model.config.llm.vocab_size, "new tokens must come after all others"
     pvc_ref.save(model, folder, tokenizer=tokenizer)
     if plain:
         facts = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -82,8 +82,8 @@ def write_checkpoint(model_folder: Path, folder: Path, *, plain: bool = False) -
 
 
 def _config(llama: dict[str, Any]) -> PVCConfig:
-    """`tiny`'s vision, and the LLM that a config.json of transformers' Llama describes."""
-    assert llama["model_type"] == "llama" and llama["tie_word_embeddings"], "what SmolLM2 is"
+    """`tiny`'s vision with the LLM from a config.json of transformers' Llama."""
+    assert llama["model_type"] == "llama" and llama["tie_word_embeddings"], "not SmolLM2's architecture"
     assert not llama["attention_bias"] and not llama["mlp_bias"] and llama["rope_parameters"]["rope_type"] == "default"
     llm = LLMConfig(
         family="llama",
@@ -103,7 +103,7 @@ def _config(llama: dict[str, Any]) -> PVCConfig:
 
 @torch.no_grad()
 def _take_weights(model: PVC, weights: dict[str, torch.Tensor]) -> None:
-    """Put every tensor of a Llama into the LLM of `model`; none may be left over or missing."""
+    """Copy every tensor of a Llama into the LLM of `model`; none may be left over or missing."""
     prefix, parameters = "language_model.", dict(model.named_parameters())
     for tensor in checkpoint_tensors(model):
         if tensor.name.startswith(prefix):
@@ -112,26 +112,26 @@ def _take_weights(model: PVC, weights: dict[str, torch.Tensor]) -> None:
                 value = torch.cat([value, new_rows(value)])
             assert tuple(value.shape) == tensor.shape, tensor.name
             parameters[tensor.parameters[0]].copy_(value)
-    assert not weights, f"tensors without a place: {sorted(weights)}"
+    assert not weights, f"tensors left over: {sorted(weights)}"
 
 
 def new_rows(embeddings: torch.Tensor) -> torch.Tensor:
-    """Embeddings of the new tokens: each the mean of every third one of the others, from another start.
+    """Embeddings of the new tokens: each is the mean of every third old embedding, with a different start.
 
-    As the head is tied, the logit of such a token is the mean of that many others, so it is never the likeliest.
+    Because the head is tied, the logit of a new token is the mean of as many others, so it is never the likeliest.
     """
     return torch.stack([embeddings[start :: len(NEW_TOKENS)].mean(dim=0) for start in range(len(NEW_TOKENS))])
 
 
 def write_bundle(loaded: LoadedModel, folder: Path) -> None:
-    """The graphs of `pvc-export onnx --fp32`, without its check: here it is the oracle that judges them."""
+    """Write the graphs of `pvc-export onnx --fp32` without its check: here the oracle judges them."""
     request = ExportRequest(out=folder, target=load_target("cpu"), precision="fp32", limits=LIMITS)
     folder.mkdir()
     write_graphs(loaded, request, folder, Console(quiet=True))
 
 
 def reference_answers(decoder: Decoder, prompts: Mapping[str, np.ndarray], theirs: Answers) -> Answers:
-    """What the reference says at every step of the oracle's answers, from one pass over prompt and answer."""
+    """The reference's answers at every step of the oracle's answers, from one pass over prompt and answer."""
 
     @torch.inference_mode()
     def steps(ids: list[int], num_prompt: int) -> np.ndarray:
@@ -145,7 +145,7 @@ def reference_answers(decoder: Decoder, prompts: Mapping[str, np.ndarray], their
 def graph_answers(
     sessions: Mapping[str, Session], prompts: Mapping[str, np.ndarray], theirs: Answers, *, way: str
 ) -> Answers:
-    """What a bundle's `embed`, `llm` and `head` say at every step of the oracle's answers."""
+    """The answers of a bundle's `embed`, `llm` and `head` at every step of the oracle's answers."""
 
     def steps(ids: list[int], num_prompt: int) -> np.ndarray:
         language = LanguageModel(sessions)
@@ -169,7 +169,7 @@ def theta_one_percent_off(decoder: Decoder) -> Iterator[None]:
 
 @contextmanager
 def gate_and_up_exchanged(decoder: Decoder) -> Iterator[None]:
-    """In the layer in the middle: of equal shapes, so nothing else could notice."""
+    """Exchange the two in the middle layer: their shapes are equal, so only the values can reveal it."""
     mlp = decoder.layers[len(decoder.layers) // 2].mlp
     mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
     try:
@@ -179,23 +179,23 @@ def gate_and_up_exchanged(decoder: Decoder) -> Iterator[None]:
 
 
 PLANTED = {"rope theta 1 % off": theta_one_percent_off, "gate and up exchanged in a layer": gate_and_up_exchanged}
-"""Defects of the reference that the comparison must notice, on the real weights."""
+"""Defects of the reference that the comparison must detect, on the real weights."""
 NUM_PLANTED = 4
-"""Prompts that a planted defect is asked: on the real weights each of the twenty shows either of them."""
+"""Number of prompts for a planted defect: on the real weights each of the twenty reveals both defects."""
 
 
 def _answers(
     steps: Callable[[list[int], int], np.ndarray], prompts: Mapping[str, np.ndarray], theirs: Answers, *, package: str
 ) -> Answers:
-    """steps: ids of a prompt and all but the last of its answer, and how many are the prompt's -> logits of each step.
+    """steps: (ids of a prompt and all but the last of its answer, number of prompt ids) -> logits of each step.
 
-    The likeliest token is sought among all of ours; logits are cut to those that the oracle knows.
+    The likeliest token is chosen among all of ours; the logits are cut to the tokens that the oracle has.
     """
     answers = {}
     for name, prompt in prompts.items():
         forced = theirs.by_prompt[name]
         logits = steps([*prompt.tolist(), *forced.greedy[:-1].tolist()], len(prompt))
-        assert len(logits) == len(forced.greedy), "one step a token"
+        assert len(logits) == len(forced.greedy), "one step per token"
         answers[name] = Answer(
             positions=np.arange(len(logits)) + len(prompt) - 1,
             logits=logits[:, : forced.logits.shape[1]],

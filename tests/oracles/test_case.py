@@ -1,4 +1,4 @@
-"""That the case is what it says: a Qwen2 that others load whole, and positions beyond one pass of our graph."""
+"""Checks of the case: a complete Qwen2 for other programs, with positions over one pass of our graph."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_folder_is_a_qwen2_that_transformers_loads_whole_with_our_logits(tmp
         expected = theirs(input_ids=ids).logits
         hidden, _ = ours.llm(ours.llm.embed_tokens(ids), torch.arange(ids.shape[1])[None])
         torch.testing.assert_close(ours.llm.logits(hidden), expected, rtol=0, atol=1e-5)
-    assert 1 < expected.abs().max() < 10  # where 1e-4 means five digits
+    assert 1 < expected.abs().max() < 10  # here 1e-4 means five digits
 
 
 def test_prompts_pass_the_limits_of_one_pass_and_leave_room_for_an_answer() -> None:

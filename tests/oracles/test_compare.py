@@ -1,4 +1,4 @@
-"""That the comparison with an oracle can fail, and that the oracles have nothing of ours in them."""
+"""The comparison with an oracle can fail, and the oracles import nothing of ours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def answers(positions: np.ndarray, logits: np.ndarray) -> Answers:
 
 @pytest.fixture
 def ours() -> Answers:
-    """Two prompts of five tokens, read behind three of them."""
+    """Two prompts of five tokens, with the logits after three of them."""
     return answers(np.array([0, 2, 4]), logits_of_five_tokens()[[0, 2, 4]])
 
 
@@ -65,12 +65,12 @@ def test_one_logit_beyond_the_limit_fails_and_within_it_does_not(ours: Answers, 
     logit = float(theirs.by_prompt["long"].logits[token, 3])
     assert not compare(ours, with_logit(theirs, logit + 0.9 * LIMIT, token=token), way="in pieces").problems
     found = compare(ours, with_logit(theirs, logit + 1.1 * LIMIT, token=token), way="in pieces")
-    require_failure(found, f"logits behind token {token} differ by 1.10e-04")
+    require_failure(found, f"logits after token {token} differ by 1.10e-04")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
 def test_a_logit_that_is_no_number_fails_on_either_side(ours: Answers, theirs: Answers, value: float) -> None:
-    require_failure(compare(ours, with_logit(theirs, value, token=2), way="in pieces"), "behind token 2")
+    require_failure(compare(ours, with_logit(theirs, value, token=2), way="in pieces"), "after token 2")
     assert compare(with_logit(ours, value, token=1), theirs, way="in pieces").problems
 
 
@@ -81,14 +81,14 @@ def test_two_infinities_are_not_equal(ours: Answers, theirs: Answers) -> None:
 
 def test_an_oracle_that_answers_only_the_last_position_fails(ours: Answers, theirs: Answers) -> None:
     last = changed(theirs, positions=np.array([4]), logits=theirs.by_prompt["long"].logits[4:])
-    require_failure(compare(ours, last, way="in pieces"), "behind token 0 differ by nan")
+    require_failure(compare(ours, last, way="in pieces"), "after token 0 differ by nan")
 
 
 @pytest.mark.parametrize(
     ("greedy", "expected"),
     [
-        (np.array([0, 1, 2, 3, 4, 9, 6, 7]), "greedy token 5 is 5, the oracle says 9"),
-        (np.arange(7), "greedy token 7 is 7, the oracle says None"),
+        (np.array([0, 1, 2, 3, 4, 9, 6, 7]), "greedy token 5 is 5, but the oracle has 9"),
+        (np.arange(7), "greedy token 7 is 7, but the oracle has None"),
     ],
     ids=["another token", "stopped early"],
 )

@@ -1,4 +1,4 @@
-"""That the comparison with SmolLM2 can fail, step by step, and lets nothing pass but a near tie."""
+"""The comparison with SmolLM2 can fail at every step, and accepts no difference but a near tie."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIKELIEST = [3, 1, 4, 1, 5]
 
 
 def logits_of_five_steps() -> np.ndarray:
-    """Float64, so that a tie is as near as a test says: the likeliest at RANGE, the least at 0, others in between."""
+    """In float64, so that ties are exact: the likeliest token at RANGE, the least likely at 0, others in between."""
     logits = np.random.default_rng(0).uniform(1, RANGE / 2, (5, 11))
     logits[:, 0] = 0
     logits[range(5), LIKELIEST] = RANGE
@@ -88,7 +88,7 @@ def test_another_token_passes_only_where_the_oracle_nearly_ties(short: float, is
     both = replace(theirs, by_prompt=theirs.by_prompt | {"long": ours})
     found = compare_steps(both, theirs, what="ours")
     assert found.num_near_ties == is_tie and found.num_other_tokens == (not is_tie)
-    assert any("token 2 is 7, the oracle says 4" in problem for problem in found.problems) == (not is_tie)
+    assert any("token 2 is 7, but the oracle has 4" in problem for problem in found.problems) == (not is_tie)
     assert ("near ties: 1" if is_tie else "1 DIFFER") in "\n".join(table([found]))
 
 
@@ -96,7 +96,7 @@ def test_another_token_passes_only_where_the_oracle_nearly_ties(short: float, is
 def test_another_token_fails_where_all_logits_are_equal(token: int) -> None:
     ours = answers()
     ours.by_prompt["long"].greedy[4] = token
-    require_failure(compare_steps(ours, answers(), what="ours"), f"token 4 is {token}, the oracle says 5")
+    require_failure(compare_steps(ours, answers(), what="ours"), f"token 4 is {token}, but the oracle has 5")
 
 
 def test_a_missing_prompt_or_step_is_not_agreement() -> None:

@@ -1,4 +1,4 @@
-"""That SmolLM2's checkpoint folder and our answers are what they say: on a small random Llama, no download."""
+"""Checks of SmolLM2's checkpoint folder and of our answers, on a small random Llama without a download."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CONFIG = LlamaConfig(
     tie_word_embeddings=True,
     initializer_range=0.3,
 )
-"""SmolLM2 in small: three queries a key, a tied head, and its theta."""
+"""A small SmolLM2: three queries per key, a tied head, and its theta."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Case:
 
 
 def tokenizer_of_261() -> Tokenizer:
-    """The byte tokenizer without the tokens of an image, as a language model has it."""
+    """The byte tokenizer without the image tokens, as a language model has it."""
     data = json.loads(byte_tokenizer().to_str())
     data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] not in NEW_TOKENS]
     return Tokenizer.from_str(json.dumps(data))
@@ -65,7 +65,7 @@ def tokenizer_of_261() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """What run_smollm2.py leaves, of the small Llama, and our checkpoint folder of it."""
+    """The output of run_smollm2.py for the small Llama, and our checkpoint folder of it."""
     folder = tmp_path_factory.mktemp("smollm2")
     torch.manual_seed(0)
     llama = LlamaForCausalLM(CONFIG).eval()
@@ -91,7 +91,7 @@ def test_the_checkpoint_folder_is_a_model_of_ours_whose_llm_says_what_transforme
     found = compare_steps(reference_answers(loaded.model.llm, case.prompts, case.theirs), case.theirs, what="ours")
     assert not found.problems and found.num_steps > len(case.prompts)
     assert found.max_diff < 3e-6
-    assert loaded.source.random_weights, "its vision side was never trained, and its bundles must say so"
+    assert loaded.source.random_weights, "its vision side was never trained, so its bundles must declare random weights"
 
 
 def test_as_a_plain_internvl_its_config_says_nothing_of_ours_and_its_prompt_is_its_own(
@@ -147,7 +147,7 @@ def test_new_tokens_differ_and_none_is_ever_the_likeliest(loaded: LoadedModel) -
 def test_our_graphs_say_what_the_reference_says_and_a_lost_row_fails(
     way: str, tiny: LoadedModel, bundle_fp32: Path
 ) -> None:
-    """On `tiny`, whose bundle is there already. The oracle is its reference; what a graph computes is the same code."""
+    """On `tiny`, because its bundle exists. The oracle is its reference; SmolLM2's graphs are run by the same code."""
     random, decoder = np.random.default_rng(0), tiny.model.llm
     prompts = {"one token": np.array([7]), "over one pass": random.integers(256, size=LIMITS.chunk + 3)}
     theirs = Answers(versions={}, by_prompt={name: said_by(tiny, ids) for name, ids in prompts.items()})
@@ -161,7 +161,7 @@ def test_our_graphs_say_what_the_reference_says_and_a_lost_row_fails(
 
 @torch.inference_mode()
 def said_by(model: LoadedModel, ids: np.ndarray, num_steps: int = 4) -> Answer:
-    """The reference's greedy answer, each step computed from nothing."""
+    """The reference's greedy answer; each step is computed from scratch."""
     decoder, said, logits = model.model.llm, ids.tolist(), []
     for _ in range(num_steps):
         hidden, _ = decoder(decoder.embed_tokens(torch.tensor([said])), torch.arange(len(said))[None])

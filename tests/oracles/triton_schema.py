@@ -1,4 +1,4 @@
-"""What `pvc-export triton` writes, in the environment that `make triton` makes: Triton's schema and its clients."""
+"""The output of `pvc-export triton` in the environment that `make triton` makes, with Triton's schema and clients."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_configuration_is_one_of_the_published_schema(model: Path) -> None:
     }
     batching = config["sequence_batching"]
     assert batching["direct"] == {} and batching["max_sequence_idle_microseconds"] == "12500000"
-    # The first kind and the first data type are zero, which JSON leaves out.
+    # The first kind and the first data type are zero, and JSON leaves zeros out.
     kinds = {
         each["name"]: each["control"][0].get("kind", "CONTROL_SEQUENCE_START") for each in batching["control_input"]
     }

@@ -1,4 +1,4 @@
-"""Events and frames, and the other ends of a network: a web server and an MQTT broker that do what a test says."""
+"""Test events and frames, and scripted network servers: a web server and an MQTT broker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATUS = Status(figures=(), question="", reply=None, random_weights=False, notic
 
 
 def event(text: str = "A ball.", *, kind: EventKind = "answer", frame: int = 0, **fields: Any) -> Event:
-    """At frame / 10 seconds."""
+    """An event at frame / 10 seconds."""
     known: dict[str, Any] = {"time_s": frame / 10, "question": "What is there?"} | fields
     if kind == "answer":
         known["answer"] = text
@@ -38,12 +38,12 @@ def captured(index: int = 0, *, value: int = 3, time_s: float | None = None) -> 
 def wait_until(is_so: Callable[[], object], *, within_s: float = 5.0) -> None:
     until = time.monotonic() + within_s
     while not is_so():
-        assert time.monotonic() < until, "it did not come to that"
+        assert time.monotonic() < until, "the condition did not become true in time"
         time.sleep(0.002)
 
 
 class Follower:
-    """A Listener that remembers."""
+    """A Listener that records what it receives."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -66,7 +66,7 @@ class Follower:
 
 
 class WebServer:
-    """Answers each POST with the next of the given codes, the last one again and again; 0 hangs until `close`."""
+    """Answer each POST with the next of the given codes and repeat the last one; code 0 hangs until `close`."""
 
     def __init__(self, *codes: int) -> None:
         self.bodies: list[bytes] = []
@@ -108,18 +108,18 @@ class WebServer:
 
 
 class Broker:
-    """Enough of MQTT 3.1.1 to be a client's broker: CONNECT, PUBLISH with QoS 1, PINGREQ, DISCONNECT.
+    """Enough of an MQTT 3.1.1 broker for one client: CONNECT, PUBLISH with QoS 1, PINGREQ, DISCONNECT.
 
-    code     of every CONNACK: 0 lets in, 5 is "not authorized"
-    is_away  connections are closed as soon as they are made
-    is_deaf  what is published is taken, and not acknowledged
+    code     return code of every CONNACK: 0 accepts, 5 is "not authorized"
+    is_away  connections are closed immediately
+    is_deaf  messages are received, but not acknowledged
     """
 
     def __init__(self, *, code: int = 0) -> None:
         self.code, self.is_away, self.is_deaf = code, False, False
-        self.published: list[tuple[str, bytes, bool]] = []  # topic, payload, whether it is retained
+        self.published: list[tuple[str, bytes, bool]] = []  # topic, payload, retained or not
         self.users: list[tuple[str, str]] = []
-        self.duplicates: list[str] = []  # topics of what was sent again, and marked as such
+        self.duplicates: list[str] = []  # topics of messages that were sent again and marked as duplicates
         self.num_pings = 0
         self._connections: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -130,7 +130,7 @@ class Broker:
         return [payload for name, payload, _ in self.published if name == topic]
 
     def go_away(self) -> None:
-        """Every connection is lost, and no other is taken until `is_away` is False."""
+        """Close every connection, and accept none until `is_away` is False."""
         self.is_away = True
         for connection in self._connections:
             _hang_up(connection)
@@ -202,7 +202,7 @@ class Broker:
 
 
 def _length(stream: Any) -> int:
-    """MQTT's length of what follows: seven bits a byte, the lowest first."""
+    """Read MQTT's remaining length: seven bits per byte, the lowest first."""
     length, shift = 0, 0
     while True:
         byte = stream.read(1)[0]

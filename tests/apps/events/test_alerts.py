@@ -1,4 +1,4 @@
-"""Alerts: what matches, where they begin and end, and patterns that are refused."""
+"""Alerts: which answers match, when an alert begins and ends, and which patterns are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .fakes import event
 
 
 def judged(alerts: Alerts, *answers: str) -> list[tuple[int, str]]:
-    """(frame, kind) of every alert; the answers are of frames 0, 10, 20..., a second each."""
+    """Return (frame, kind) of every alert. The answers belong to frames 0, 10, 20, ..., one second apart."""
     events = [found for index, text in enumerate(answers) for found in alerts.judge(event(text, frame=10 * index))]
     return [(found.frame, found.kind) for found in events]
 
@@ -105,4 +105,4 @@ def test_only_the_beginning_of_a_long_answer_is_searched() -> None:
 def test_the_worst_answer_of_a_slow_pattern_is_searched_in_short_time() -> None:
     rule, started = parse_rule("/.*a.*b/"), time.perf_counter()
     assert not rule.matches("a" * 10**6)
-    assert time.perf_counter() - started < 5.0  # 0.3 s at 1000 characters; at 10^6, years
+    assert time.perf_counter() - started < 5.0  # measured: 0.3 s at 1000 characters; years at 10^6

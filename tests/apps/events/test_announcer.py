@@ -1,4 +1,4 @@
-"""Who hears what, and in which order; what is opened for which options."""
+"""Which listener gets which event, in which order, and which listeners the options open."""
 
 from __future__ import annotations
 

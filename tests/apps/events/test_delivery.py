@@ -1,4 +1,4 @@
-"""Delivery to a place that fails, hangs, or is too slow. The sink here is no network's."""
+"""Delivery to a sink that fails, hangs or is too slow. The sink is a fake without a network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .fakes import captured, event, wait_until
 
 
 class FakeSink:
-    """Does what the plan says: "ok", "again" or "final", for each try, at its end "ok". Closed, `gate` holds a try."""
+    """Follow the plan ("ok", "again" or "final" per attempt), then always "ok". A closed `gate` blocks an attempt."""
 
     name = "sink"
 

@@ -1,4 +1,4 @@
-"""The log: whole lines, whatever ends it."""
+"""The log contains only whole lines, however the process ends."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_on_a_full_disk_lines_are_lost_and_counted_and_the_session_goes_on(
     path, said, room, write = tmp_path / "log.jsonl", list[str](), [10**6], os.write
 
     def limited(file: int, data: bytes) -> int:
-        """A disk that takes what it has room for, and at none fails."""
+        """A disk that writes as much as fits, and fails when full."""
         taken = data[: room[0]]
         if not taken:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,4 +1,4 @@
-"""An MQTT broker that goes away and comes back, refuses, or does not acknowledge; and the addresses of one."""
+"""An MQTT broker that disappears and returns, refuses, or does not acknowledge; and broker addresses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def broker() -> Iterator[Broker]:
 
 @pytest.fixture
 def connect(broker: Broker) -> Iterator[Connect]:
-    """A client that tries again soon."""
+    """Connect clients that retry quickly."""
     clients: list[Mqtt] = []
 
     def start(user: str = "", *, password: str | None = None, timeout_s: float = 5.0) -> Mqtt:
@@ -65,7 +65,7 @@ def test_a_broker_that_goes_away_and_comes_back_gets_every_event_once(broker: Br
     delivery.offer(event("one"))
     wait_until(lambda: delivery.num_delivered == 1)
     broker.go_away()
-    wait_until(lambda: len(broker.payloads("home/door/status")) == 2)  # the will: the broker has missed it
+    wait_until(lambda: len(broker.payloads("home/door/status")) == 2)  # the will: the broker lost the client
     for text in ("two", "three"):
         delivery.offer(event(text))
     wait_until(lambda: said)
@@ -89,7 +89,7 @@ def test_an_event_without_an_acknowledgement_is_not_published_twice_over_one_con
     assert len(broker.payloads("home/door")) == 1
     broker.go_away()
     broker.is_away = broker.is_deaf = False
-    client.send(sent)  # over the next one it is sent again, and marked as such
+    client.send(sent)  # over the next connection it is sent again, marked as a duplicate
     assert len(broker.payloads("home/door")) == 2 and broker.duplicates.count("home/door") == 1
 
 

@@ -1,4 +1,4 @@
-"""The command line: what it means, and what is refused, by option."""
+"""The command line: how each option is interpreted, and which values are refused."""
 
 from __future__ import annotations
 

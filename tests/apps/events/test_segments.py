@@ -1,4 +1,4 @@
-"""A recording of days: segments that play, a quota, an index that points to the right frame, and kills."""
+"""Recording for days: playable segments, a quota, an index that points to the right frame, and killed processes."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def opened(tmp_path: Path, said: list[str]) -> Iterator[Open]:
 
 
 def see(recorder: SegmentedRecorder, index: int, *, time_s: float | None = None, value: int | None = None) -> None:
-    """As a session does: the model sees a frame, then it is shown."""
+    """Do as a session does: the model sees a frame, then the frame is shown."""
     frame = captured(index, value=index % 30 if value is None else value, time_s=time_s)
     recorder.saw(frame, STATUS)
     recorder.add(frame.bgr, frame.time_s)
 
 
 def shown(path: Path) -> list[int]:
-    """Which `picture` each frame is."""
+    """Return the `picture` value of each frame."""
     return [round(float(frame.bgr.mean()) / 8) for frame in read_video(path)]
 
 
@@ -154,7 +154,7 @@ def test_the_index_says_what_each_segment_holds(opened: Open, tmp_path: Path) ->
 
 @pytest.mark.parametrize("is_early", [True, False], ids=["before its frame is added", "after that"])
 def test_an_event_is_found_in_the_file_by_its_offset(opened: Open, tmp_path: Path, is_early: bool) -> None:
-    """By pixels; also the event of a frame that begins a segment, which comes before that is open."""
+    """Checked by pixels. Includes the event of a segment's first frame, which comes before the segment is open."""
     recorder, marked = opened(), (3, 10, 19, 24)
     for index in range(26):
         frame = captured(index, value=index)
@@ -212,7 +212,7 @@ def test_under_a_quota_the_oldest_segments_are_removed_and_the_index_knows(opene
         assert sum(path.stat().st_size for path in segments(tmp_path / "rec")) <= 2 * total
     recorder.close()
     after = segments(tmp_path / "rec")
-    assert sum(path.stat().st_size for path in after) > total  # and no more than had to be
+    assert sum(path.stat().st_size for path in after) > total  # and no more segments were removed than necessary
     assert not set(before) & set(after) and (tmp_path / "rec" / "mine.mp4").exists()
     assert [entry["file"] for entry in read_index(tmp_path / "rec")] == [path.name for path in after]
     frames = [(entry["first_frame"], entry["last_frame"]) for entry in read_index(tmp_path / "rec")]
@@ -231,7 +231,7 @@ def test_the_open_segment_counts_for_the_quota(opened: Open, tmp_path: Path) -> 
     while (after := segments(tmp_path / "rec")) == before:
         see(recorder, index)
         index += 1
-    assert after == before[1:]  # and the open one is not finished
+    assert after == before[1:]  # and the open segment is not finished
 
 
 def test_the_index_does_not_grow_with_what_was_removed(
@@ -248,7 +248,7 @@ def test_the_index_does_not_grow_with_what_was_removed(
 
 
 def killed(folder: Path, *, num_frames: int) -> None:
-    """A process that records so many frames, with an event at the third of each ten, and is killed."""
+    """Record this many frames in a process, with an event at frames 3, 13, 23, ..., and kill it."""
     program = """
 import sys, time
 from pathlib import Path
@@ -279,7 +279,7 @@ def test_a_kill_leaves_what_is_finished_and_the_open_segment_is_completed_at_the
     first, second = segments(folder)
     assert shown(first) == [index % 30 for index in range(60)]
     left = shown(second)
-    assert left == [index % 30 for index in range(60, 60 + len(left))] and len(left) >= 15  # the encoder held the rest
+    assert left == [index % 30 for index in range(60, 60 + len(left))] and len(left) >= 15  # the encoder kept the rest
     assert said == [f"{second} was left open by an earlier session, and is completed"]
     entries = list(read_index(folder))
     assert [entry["file"] for entry in entries] == [first.name, second.name]

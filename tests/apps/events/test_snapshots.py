@@ -1,4 +1,4 @@
-"""Pictures of moments: named at once, written whole, bounded."""
+"""Snapshot pictures: named immediately, written whole, limited in number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A webhook whose server answers, fails, refuses, hangs, or is not there."""
+"""A webhook whose server responds, fails, refuses, hangs, or does not exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simulation against closed formulas, the scheduler's own turns, and a true run."""
+"""The simulation against closed formulas, the scheduler's order of steps, and a real run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENDLESS = QueueLimits(frames=10**9)
 
 
 def waiting(times: ServiceTimes, rate: float, *, frames: int = 60_000, seed: int = 3) -> float:
-    """Mean seconds that a frame waits, of one camera whose frames come at random and are all taken."""
+    """Mean seconds a frame waits, for one camera with random arrivals and no dropped frame."""
     load = Load(cameras=1, fps=rate, seconds=frames / rate, seed=seed, is_random=True)
     outcome = simulate(times, load, Rules(limits=ENDLESS))
     assert outcome.dropped == 0 and len(outcome.latencies) == outcome.offered > 0.98 * frames
@@ -72,7 +72,7 @@ def test_streams_share_a_full_process_evenly() -> None:
 
 
 def test_a_long_answer_holds_up_no_camera() -> None:
-    """Frames and tokens take turns: a frame waits for one step of each stream, and not for an answer of 50 s."""
+    """Frames and tokens take turns: a frame waits for one step of each stream, not for a 50 s answer."""
     times = ServiceTimes(frame=(0.02,), begin=(0.05,), token=(0.05,), tokens=(1000,))
     load = Load(cameras=4, fps=2.0, seconds=30.0, questions=2.0)
     outcome = simulate(times, load)
@@ -89,7 +89,7 @@ def test_the_first_token_of_an_idle_process_comes_after_the_question_and_one_tok
 
 
 def test_frames_of_an_answer_are_taken_in_by_the_llm_after_it() -> None:
-    """Nothing is lost of what they cost: it comes later."""
+    """Their cost is not lost: it is paid later."""
     times = ServiceTimes(frame=(0.02,), ingest=0.01, begin=(0.01,), token=(0.02,), tokens=(100,))
     load = Load(cameras=1, fps=10.0, questions=3.0, seconds=60.0)
     outcome = simulate(times, load)
@@ -98,7 +98,7 @@ def test_frames_of_an_answer_are_taken_in_by_the_llm_after_it() -> None:
 
 
 def test_frames_that_would_cut_an_answer_wait_and_the_oldest_of_them_are_dropped() -> None:
-    """With 8 frames between anchors at most 16 fit beside an answer; here 2 come, or 40."""
+    """With 8 frames between anchors, at most 16 fit next to an answer. Here 2 arrive, or 40."""
     load = Load(cameras=1, fps=10.0, questions=6.0, seconds=60.0)
     times = ServiceTimes(frame=(0.01,), begin=(0.01,), token=(0.02,), tokens=(10,), anchor=8)
     short, long = simulate(times, load), simulate(replace(times, tokens=(200,)), load)
@@ -116,7 +116,7 @@ def test_streams_that_share_a_pass_do_not_add_up() -> None:
 
 
 def test_a_round_waits_for_streams_that_are_not_ready_but_not_for_long() -> None:
-    """One camera of two is idle: each frame waits the whole window, as nobody joins it."""
+    """One of two cameras is idle, so each frame waits the whole window and no other frame joins it."""
     load = Load(cameras=2, fps=1.0, seconds=20.0)
     gathered = simulate(ServiceTimes(frame=(0.01,), more=0.0), load, Rules(most=2, is_batched=True, gather=0.004))
     assert gathered.latencies == pytest.approx([0.014] * len(gathered.latencies))
@@ -132,7 +132,7 @@ def test_the_same_load_has_the_same_outcome_and_another_seed_another() -> None:
 
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_its_rounds_are_those_of_the_scheduler(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything comes at once. The order of steps, from the loop of the simulation and from the scheduler's own."""
+    """All requests arrive at once. Compares the steps of the simulation's loop with the scheduler's."""
     steps: list[tuple[str, int]] = []
     seen: list[simulation._Stream] = []
 
@@ -190,13 +190,13 @@ def test_its_rounds_are_those_of_the_scheduler(most: int, monkeypatch: pytest.Mo
 def test_what_a_process_takes_is_found_by_simulation() -> None:
     times, load = ServiceTimes(frame=(0.01,)), Load(cameras=1, fps=5.0, seconds=30.0)
     most = most_cameras(times, load)
-    assert most == 20, "each camera is 5 % of it, and a camera waits for at most all others: 0.2 s"
+    assert most == 20, "each camera uses 5 % of the process, and waits at most for all others: 0.2 s"
     assert most_cameras(ServiceTimes(frame=(1.0,)), load) == 0
     assert most_cameras(ServiceTimes(frame=(1e-9,)), replace(load, seconds=0.5)) == MOST_CAMERAS
 
 
 def test_a_process_whose_frames_come_too_late_is_full_even_if_it_drops_none() -> None:
-    """A snapshot of half a second holds up the frames of a fifth: as many wait as may, and none is lost."""
+    """A snapshot of 0.5 s delays frames that come every 0.2 s: the queue fills to its limit, and no frame is lost."""
     times, load = ServiceTimes(frame=(0.01,), save=(0.5,)), Load(cameras=1, fps=5.0, seconds=30.0, save_every=4)
     assert simulate(times, load).dropped == 0
     assert most_cameras(times, load) == 0 and most_cameras(times, replace(load, save_every=0)) == 20

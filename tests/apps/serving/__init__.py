@@ -1,1 +1,1 @@
-"""Tests of what serves many streams."""
+"""Tests of serving many streams."""

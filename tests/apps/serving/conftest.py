@@ -1,4 +1,4 @@
-"""A server in this process, by starlette's client; and by uvicorn on a port of its own, where sockets matter."""
+"""A server in the test process: through starlette's client, or through uvicorn on a free port where sockets matter."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ MakeClient = Callable[..., TestClient]
 
 @dataclass
 class Parts:
-    """What an app of the tests is made of.
+    """The parts of a test app.
 
-    log          what it would print of our defects
-    connections  that uvicorn has, where it is served by it
+    log          the defects of our own that the server would log
+    connections  uvicorn's open connections, if uvicorn serves the app
     """
 
     service: Any = field(default_factory=FakeService)
@@ -74,12 +74,12 @@ def client_of() -> Iterator[MakeClient]:
 @pytest.fixture
 def client(client_of: MakeClient, parts: Parts) -> Iterator[TestClient]:
     yield client_of(parts)
-    assert parts.log == [], "a defect of ours"
+    assert parts.log == [], "the server logged a defect of its own"
 
 
 @contextmanager
 def served(parts: Parts, *, head_s: float = 20.0, unread_s: float = 60.0) -> Iterator[int]:
-    """The port on which it is served by uvicorn."""
+    """Serve the app with uvicorn; yields the port."""
     listening = bind("127.0.0.1", 0)
     port = int(listening.getsockname()[1])
     server = Server(parts.app(port), listening, max_message=1, connections=64, http=timed_protocol(head_s, unread_s))

@@ -1,4 +1,4 @@
-"""A Service that computes nothing, and pictures to send it."""
+"""A Service that computes nothing, and pictures to send to it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ MODEL = "pvc-vision-fake"
 
 @dataclass
 class FakeService:
-    """Says `words`, and remembers what it was asked.
+    """Answer with `words`, and record the requests.
 
-    pause     set it to have answers wait before their second piece; ended: answers that ended, by whatever
-    raises    in place of an answer; raises_later: after its first piece
+    pause         if set, answers wait for it before their second piece
+    raises        an exception raised instead of an answer
+    raises_later  an exception raised after the first piece
+    ended         how each answer ended, "whole" or "cut"
     """
 
     words: tuple[str, ...] = ("It ", "is ", "red.")
@@ -112,7 +114,7 @@ def image(data: bytes | None = None, **fields: Any) -> dict[str, Any]:
 
 
 def jpegs(*frames: bytes) -> dict[str, Any]:
-    """A video as vLLM takes a list of frames."""
+    """A video in the form in which vLLM accepts a list of frames."""
     parts = ",".join(base64.b64encode(frame).decode() for frame in frames)
     return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{parts}"}}
 

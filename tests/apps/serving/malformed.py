@@ -1,5 +1,5 @@
-"""Requests that no client should send, as hypothesis draws them: some value of a good one is exchanged, left out or
-added to, or the body is no JSON, or the path, a header or the method is another."""
+"""Malformed requests for hypothesis to draw: a good request with a value replaced, removed or added; a body that is not
+JSON; or another path, header or method."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ GOOD = {CHAT: good_chat(), SESSIONS: {"id": "fuzz-1"}, f"{SESSIONS}/fuzz-1/ask":
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Paths to all that is in it."""
+    """Return the path to every value inside `value`."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [at, *(place for key, one in inner for place in places(one, (*at, key)))]
 
 
 def exchanged(value: Any, place: tuple[Any, ...], new: Any, how: str) -> Any:
-    """A copy in which what stands there is `new`, or is gone, or has a sibling."""
+    """Return a copy where the value at `place` is replaced by `new`, removed, or given `new` as a sibling."""
     if not place:
         return new
     key, *rest = place
@@ -108,4 +108,4 @@ def strange_requests(draw: Any) -> tuple[str, str, dict[str, str], bytes]:
 
 requests = st.one_of(spoilt_bodies(), spoilt_bodies(), strange_requests())
 ALLOWED = {200, 400, 401, 403, 404, 405, 408, 413, 415, 429}
-"""What may come of them: no 5xx."""
+"""Allowed status codes: no 5xx."""

@@ -1,4 +1,4 @@
-"""A chat as clients of OpenAI send it: what is answered, what is read of it, and what is refused by name."""
+"""Chat requests as OpenAI's clients send them: answers, the fields that are read, and those refused by name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def events_of(body: str) -> list[Any]:
     return [told if told == "[DONE]" else json.loads(told) for told in texts]
 
 
-# -- answers ---------------------------------------------------------------------------------------------------------
+# -- answers -----------------------------------------------------------------------------------------------------------
 
 
 def test_models_are_listed_as_clients_look_for_them(client: TestClient) -> None:
@@ -108,7 +108,7 @@ def test_a_model_that_breaks_down_says_so(client_of: MakeClient, parts: Parts, s
     assert error_of(client_of(parts).post(URL, json=chat()))["code"] == "model_failed"
 
 
-# -- what is asked -----------------------------------------------------------------------------------------------------
+# -- request contents --------------------------------------------------------------------------------------------------
 
 
 def test_how_it_is_answered_is_read(client: TestClient, service: FakeService) -> None:
@@ -148,7 +148,7 @@ def test_a_list_of_jpegs_is_a_video_and_its_frames_come_first(client: TestClient
 
 @pytest.fixture
 def clip(tmp_path: Path) -> bytes:
-    """Three seconds, 30 frames."""
+    """A clip of three seconds, 30 frames."""
     write_video(tmp_path / "clip.mp4", render_clip(30, seed=1, width=64, height=48), fps=10.0)
     return (tmp_path / "clip.mp4").read_bytes()
 
@@ -165,7 +165,7 @@ def test_a_video_is_looked_at_at_two_frames_a_second_or_as_it_is_asked_for(
     response = client.post(URL, json=chat(user(part, text("What happens?")), **kwargs))
     assert response.status_code == 200, response.text
     ((frames, _),) = service.asked
-    assert len(frames) == num_frames and len(set(frames)) >= num_frames - 1  # of all, InternVL2's rule shows one twice
+    assert len(frames) == num_frames and len(set(frames)) >= num_frames - 1  # of all, InternVL2's rule takes one twice
     assert Image.open(io.BytesIO(frames[0])).size == (64, 48)
 
 
@@ -179,7 +179,7 @@ def test_labels_and_defaults_are_harmless(client: TestClient) -> None:
     assert client.post(URL, json=chat(**harmless)).status_code == 200
 
 
-# -- what is refused -----------------------------------------------------------------------------------------------
+# -- refusals ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_more_than_one_video_and_one_after_an_answer_are_refused(client: TestCli
     assert "the video comes after an answer" in error_of(later)["message"]
 
 
-# -- a session by its header -----------------------------------------------------------------------------------------
+# -- a session named by its header -------------------------------------------------------------------------------------
 
 
 def test_with_a_session_each_picture_is_its_next_frame_and_the_reply_says_how_many(
@@ -316,7 +316,7 @@ def test_what_earlier_messages_showed_is_in_the_session_already_and_what_they_sa
     history = [user(text("a"), image(picture(1))), says("assistant", "b"), user(text("c"), image(picture(2)))]
     header = {"X-Session-Id": "cam-1"}
     client.post(URL, json=chat(*history), headers=header)
-    assert service.sessions["cam-1"] == [picture(1), picture(2)]  # the session was new
+    assert service.sessions["cam-1"] == [picture(1), picture(2)]  # a new session, so both are pushed
     client.post(URL, json=chat(*history, says("assistant", "d"), user(image(picture(3)))), headers=header)
     assert service.sessions["cam-1"] == [picture(1), picture(2), picture(3)]
     assert service.asked[0][1].earlier == (Said(question="a", answer="b"),)

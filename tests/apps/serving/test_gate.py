@@ -1,4 +1,4 @@
-"""Who may ask, how much, and until when."""
+"""Access to the server: who may send requests, how many, and what happens at shutdown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATHS = (
 )  # fmt: skip
 
 
-# -- who -------------------------------------------------------------------------------------------------------------
+# -- who may send requests ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("method", "path"), PATHS)
@@ -89,7 +89,7 @@ def test_paths_and_methods_that_are_not_there_are_told_in_the_same_form(client: 
     assert client.get("/v1/models/").status_code == 404
 
 
-# -- how much ----------------------------------------------------------------------------------------------------------
+# -- limits ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_body_that_is_too_large_is_refused_whether_it_says_so_or_not(client_of: MakeClient, parts: Parts) -> None:
@@ -189,7 +189,7 @@ def test_a_limit_of_nothing_is_none(name: str) -> None:
         Limits(**{name: 0})
 
 
-# -- until when --------------------------------------------------------------------------------------------------------
+# -- shutdown and metrics ----------------------------------------------------------------------------------------------
 
 
 def test_a_server_that_ends_refuses_new_work_and_finishes_what_runs(

@@ -1,4 +1,4 @@
-"""Streams that outlive the process that has them: snapshots that are whole, and who goes on from them."""
+"""Streams that outlive their process: snapshots are complete, and another process continues from them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def bundle(bundle_fp32: Path) -> Bundle:
 
 @pytest.fixture
 def process(bundle: Bundle, tmp_path: Path) -> Iterator[Process]:
-    """What a process would have: a scheduler, and snapshots in a folder that all share. Killed where nobody ends it."""
+    """A process: a scheduler, and snapshots in a shared folder. A process that a test does not end is killed."""
     schedulers: list[Scheduler] = []
 
     def start(owner: str, *, store: Store | None = None, max_streams: int = 4, **options: Any) -> KeptStreams:
@@ -58,7 +58,7 @@ async def push(streams: KeptStreams, index: int | None, *, frame: Frame | None =
 
 
 async def settled(streams: KeptStreams) -> None:
-    """All snapshots that are due are written."""
+    """Wait until all due snapshots are written."""
     while any(held.is_saving for held in streams._held.values()):
         await asyncio.sleep(0.005)
 
@@ -75,14 +75,14 @@ async def answer(streams: KeptStreams) -> str:
 
 
 def told(bundle: Bundle, *indices: int) -> str:
-    """What a stream says that has seen these frames."""
+    """Return the answer of a stream that has seen these frames."""
     stream = PVCStream(bundle)
     for index in indices:
         stream.push(FRAMES[index])
     return stream.ask(QUESTION, max_new_tokens=8).text
 
 
-# -- whoever goes on -------------------------------------------------------------------------------------------------
+# -- another process continues -----------------------------------------------------------------------------------------
 
 
 def test_a_stream_whose_process_was_killed_goes_on_from_its_last_snapshot_and_says_what_was_lost(
@@ -93,7 +93,7 @@ def test_a_stream_whose_process_was_killed_goes_on_from_its_last_snapshot_and_sa
         assert (await first.open("door")).num_frames == 0
         await push_all(first, range(11))  # snapshots at frames 4 and 8
         second = process("b")
-        assert (await push(second, 3)).is_repeated  # it is in the snapshot: no frame twice
+        assert (await push(second, 3)).is_repeated  # already in the snapshot: no frame is pushed twice
         pushed = await push(second, 11)
         assert pushed.lost == "frames 8 to 10 were lost with the replica that had them"
         assert (pushed.num_frames, pushed.gap, pushed.is_repeated) == (9, 3, False)
@@ -124,11 +124,11 @@ def test_what_was_lost_is_said_though_whoever_lost_it_was_asked_first_and_let_go
         first, second, third, fourth = (process(owner) for owner in "abcd")
         await first.open("door")
         await push_all(first, range(7))
-        await answer(second)  # takes it up; nobody is told of frames yet
+        await answer(second)  # takes over the stream; no client learns of lost frames yet
         await second.release("door")
         lost = "frames 4 to 6 were lost with the replica that had them"
         assert (await push(third, 7)).lost == lost
-        repeated = await push(third, 7)  # the reply did not reach whoever sent it
+        repeated = await push(third, 7)  # the client did not receive the reply
         assert (repeated.is_repeated, repeated.lost) == (True, lost) and (await push(third, 6)).lost == ""
         await third.release("door")
         assert (await push(fourth, 7)).lost == lost and (await push(fourth, 8)).lost == ""
@@ -152,13 +152,13 @@ def test_a_stream_that_is_let_go_loses_nothing(bundle: Bundle, process: Process)
 
 
 def test_a_stream_that_comes_back_is_as_the_other_process_left_it(bundle: Bundle, process: Process) -> None:
-    """One process, two, one again: the first still has the stream as it was before."""
+    """The stream moves from the first process to the second and back. The first still has its old copy."""
 
     async def work() -> None:
         first, second = process("a"), process("b")
         await first.open("door")
         await push_all(first, range(6))
-        await push_all(second, range(6, 10))  # from the snapshot at 4, and saved after four more
+        await push_all(second, range(6, 10))  # from the snapshot at 4, and saved after four more frames
         assert await answer(first) == told(bundle, *range(4), *range(6, 10))
         assert (await push(first, 10)).num_frames == 9
 
@@ -173,7 +173,7 @@ def test_a_process_that_was_cut_off_never_writes_over_the_one_that_took_its_stre
         await first.open("door")
         await push_all(first, range(5))
         assert (await push(second, 5)).num_frames == 5
-        await push_all(first, range(5, 8))  # routed to it all the same: it learns as it saves
+        await push_all(first, range(5, 8))  # still routed here: the process learns of the handover when it saves
         await asyncio.to_thread(first.release_all)
         names = [path.name for path in (tmp_path / "snapshots" / "door").iterdir()]
         assert names == ["00000002-b.pvc"]
@@ -197,7 +197,7 @@ def test_an_owner_that_lives_is_asked_and_waited_for(bundle: Bundle, process: Pr
         assert (await push(second, 7)).lost == "" and asked == ["a"] and first.sessions == ()
         assert await answer(second) == told(bundle, *range(8))
 
-        third = process("c", wait_s=0.2, is_alive=lambda owner: True)  # hangs, and is not waited for without end
+        third = process("c", wait_s=0.2, is_alive=lambda owner: True)  # hangs, and is not waited for forever
         assert (await push(third, 9)).lost == "frames 7 to 8 were lost with the replica that had them"
 
     run(work())
@@ -282,7 +282,7 @@ def test_streams_are_handed_over_through_an_object_store(bundle: Bundle, process
     run(work())
 
 
-# -- what cannot be taken up -------------------------------------------------------------------------------------------
+# -- snapshots that cannot be loaded -----------------------------------------------------------------------------------
 
 
 def test_a_snapshot_that_is_damaged_or_of_another_bundle_is_refused_and_the_stream_starts_anew(

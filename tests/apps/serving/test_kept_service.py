@@ -1,4 +1,4 @@
-"""Sessions that outlive their process, as the routes ask for them: pictures in, pieces out."""
+"""Sessions that outlive their process, as the routes use them: pictures in, answer pieces out."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Whatever is sent, the answer is an answer or an error in the one form, and nothing of it stays.
+"""Every request gets an answer or an error in one common form, and leaves nothing in the server.
 
-A few hundred here; `make serve-clients` sends 10,000 over a port.
+This test sends a few hundred requests; `make serve-clients` sends 10,000 over a port.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .test_server import until
 
 
 class Named(LocalService):
-    """Under the name that malformed.py asks for."""
+    """A LocalService under the model name that malformed.py requests."""
 
     model_id = MODEL  # type: ignore[assignment]
 

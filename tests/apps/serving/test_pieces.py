@@ -1,4 +1,4 @@
-"""An answer in pieces: together they are the answer, and nothing is told that is taken back."""
+"""An answer in pieces: together they are the whole answer, and no text that was sent is withdrawn."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_what_may_change_is_not_told(text: str, stop: tuple[str, ...], told: str
 @given(text=st.text("abc", max_size=20), stop=st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
 @settings(max_examples=300, deadline=None)
 def test_pieces_are_the_answer_whatever_ends_it(text: str, stop: list[str]) -> None:
-    """As a model that says a character a token would be told, up to the text that ends it."""
+    """Feed the text one character per token, as a model would, up to the stop text."""
     whole = before_stop(text, stop)
     told = ""
     for length in range(1, len(text) + 1):

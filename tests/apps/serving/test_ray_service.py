@@ -1,4 +1,4 @@
-"""Calls to replicas that die: which are sent again, and what is said of the others. Ray's handle is played."""
+"""Calls to replicas that die: which are sent again, and which errors the others raise. Ray's handle is a fake."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from engines.many.handle import Busy
 
 
 class Died(Exception):
-    """As Ray's, of an actor that died."""
+    """Ray's exception for an actor that died."""
 
 
 class Handle:
-    """Returns or raises one of `outcomes` after another, and notes who was called."""
+    """Return or raise the next of `outcomes` at each call, and record the calls."""
 
     def __init__(self, *outcomes: Any) -> None:
         self.outcomes, self.calls, self.num_cancelled = list(outcomes), list[tuple[str, str | None]](), 0
@@ -84,7 +84,7 @@ def test_a_frame_without_an_index_is_not_for_it_might_be_there_twice() -> None:
     with pytest.raises(StreamError, match="whether it was done is not known") as caught:
         asyncio.run(serving.push("door", b""))
     assert "frame_index" in caught.value.fix and len(handle.calls) == 1
-    serving, handle = service(Leaving(), Pushed(frame_index=3))  # that one was not taken
+    serving, handle = service(Leaving(), Pushed(frame_index=3))  # that frame was not accepted
     assert asyncio.run(serving.push("door", b"")).frame_index == 3
 
 

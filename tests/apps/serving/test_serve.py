@@ -1,4 +1,4 @@
-"""pvc-serve itself: its command line, what it says, and how it ends. And a few answers of the bundled model."""
+"""The pvc-serve command: its command line, its messages and how it ends. Plus a few answers of the bundled model."""
 
 from __future__ import annotations
 
@@ -124,12 +124,12 @@ def test_every_module_imports_without_the_packages_and_the_help_is_shown() -> No
     assert found.returncode == 4 and "pvc-serve needs the package starlette" in found.stderr
 
 
-# -- the true model --------------------------------------------------------------------------------------------------
+# -- the trained model -------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def running(bundle: Path, *args: object, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The command in a process of its own: its URL, and the process."""
+    """Run the command in its own process; yields its URL and the process."""
     command = [sys.executable, "-m", "apps.serving.serve", bundle, "--port", 0, "--threads", 1, *args]
     process = subprocess.Popen(
         [*map(str, command)], cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -153,7 +153,7 @@ def url(bundle_shapes: Path) -> Iterator[str]:
 
 
 def scenes(number: int, *, seed: int) -> Iterator[tuple[list[Any], str, str]]:
-    """Frames of the world that the model was taught, a question about them, and the true answer."""
+    """Frames of synthetic scenes, as the model was trained on, a question about them, and the true answer."""
     device, frames = SyntheticDevice(seed=seed), list[Any]()
     while number:
         shown = device.read()
@@ -240,7 +240,7 @@ def test_beyond_this_machine_it_needs_the_token_that_it_says(bundle_shapes: Path
         process.stdout.close()
 
 
-# -- the load's figures ----------------------------------------------------------------------------------------------
+# -- figures of the load test ------------------------------------------------------------------------------------------
 
 
 def test_percentiles_are_of_nearest_rank() -> None:

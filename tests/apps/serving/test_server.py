@@ -1,4 +1,4 @@
-"""The server on a port of its own: clients that go, that are slow, and that never end what they begin."""
+"""The server on its own port: clients that disconnect, are slow, or never finish a request."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def pausing(service: FakeService) -> FakeService:
     return service
 
 
-# -- clients that go -------------------------------------------------------------------------------------------------
+# -- clients that disconnect -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -95,7 +95,7 @@ def _read_until(connection: socket.socket, text: bytes) -> bytes:
 
 
 def test_a_client_that_goes_frees_the_stream_that_answered_it(tmp_path: Path, parts: Parts) -> None:
-    """With true streams: each of 12 clients goes in the middle, and there are two streams."""
+    """With real streams: 12 clients disconnect in the middle of an answer, and there are only two streams."""
     scheduler = Scheduler(OneByOne(bundle=exact_bundle(tmp_path)), max_streams=3)
     parts.service = LocalService(scheduler, limits=LocalLimits(sessions=1, answers=2, waiting=4))
     model = parts.service.model_id
@@ -113,14 +113,14 @@ def test_a_client_that_goes_frees_the_stream_that_answered_it(tmp_path: Path, pa
     assert parts.log == []
 
 
-# -- clients that are slow -------------------------------------------------------------------------------------------
+# -- slow clients ------------------------------------------------------------------------------------------------------
 
 
 def test_a_body_that_comes_too_slowly_is_cut(parts: Parts, service: FakeService) -> None:
     parts.limits = Limits(body_s=0.3)
     with served(parts) as port, connected(port) as connection:
         connection.sendall(head(1000) + b"{")
-        told = all_of(connection)  # to its end: the connection is closed
+        told = all_of(connection)  # reads to the end: the server closes the connection
         assert b" 408 " in told and b'"code": "timeout"' in told
         assert service.asked == [] and until(lambda: parts.work.num_running == 0)
 
@@ -132,14 +132,14 @@ def test_a_head_that_never_ends_is_cut(parts: Parts) -> None:
                 connection.sendall(beginning)
                 started = time.monotonic()
                 assert all_of(connection) == b"" and time.monotonic() - started < 5
-        with connected(port) as connection:  # a second request too, however it trickles
+        with connected(port) as connection:  # also for a second request, however slowly it trickles in
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b"200 OK" in connection.recv(4096)
             with contextlib.suppress(OSError):
                 for _ in range(30):
                     connection.sendall(b"G")
                     time.sleep(0.05)
-                raise AssertionError("it was not cut")
+                raise AssertionError("the server did not close the connection")
 
 
 def test_an_answer_that_takes_long_is_not_cut(parts: Parts, pausing: FakeService) -> None:
@@ -177,7 +177,7 @@ def test_what_is_no_http_does_no_harm(parts: Parts) -> None:
         assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
 
 
-# -- the whole of it ---------------------------------------------------------------------------------------------------
+# -- the whole server --------------------------------------------------------------------------------------------------
 
 
 def test_over_a_port_it_is_answered_as_in_the_process(parts: Parts) -> None:

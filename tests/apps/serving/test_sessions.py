@@ -1,4 +1,4 @@
-"""Streams with memory, as a camera's program and a person use them."""
+"""Streams with memory, used by a camera's program and by a person."""
 
 from __future__ import annotations
 

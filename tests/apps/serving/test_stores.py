@@ -1,4 +1,4 @@
-"""Where snapshots lie: what is written there is whole, whoever is killed; and which of two snapshots holds."""
+"""Snapshot stores: what is written is complete, whoever is killed; and which of two snapshots is valid."""
 
 from __future__ import annotations
 

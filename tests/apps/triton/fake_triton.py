@@ -1,13 +1,14 @@
-"""A stand-in for Triton: the module that its Python backend gives a model, and a server with a sequence batcher.
+"""A stand-in for Triton: the module its Python backend gives a model, and a server with a sequence batcher.
 
-Written from what is published of them, and checked against no server:
+Written from Triton's published sources, and not checked against a running server:
+
 - github.com/triton-inference-server/python_backend, README: `initialize`, `execute`, "Error Handling" (TritonError and
-  its codes from 23.09 on), and src/resources/triton_python_backend_utils.py (names, arguments, what is refused)
-- its README: "tensor data ... are deleted" once execute returns: here it is overwritten
-- github.com/triton-inference-server/core, sequence_batch_scheduler.cc: the direct strategy fills the slots of a batch
-  below the last one that has a request with copies as null, READY false, in which nothing else has a meaning
-- docs of the sequence batcher: START on a sequence that runs ends it, a first request without START is refused, and of
-  a sequence that is idle for too long the model is told nothing (server issue 3652)
+  its codes from 23.09 on), and src/resources/triton_python_backend_utils.py (names, arguments, refusals)
+- its README: "tensor data ... are deleted" once execute returns. Here the data is overwritten.
+- github.com/triton-inference-server/core, sequence_batch_scheduler.cc: the direct strategy fills empty slots below the
+  last slot with a request. They get null copies of a request: READY is false, and nothing else in them has a meaning.
+- docs of the sequence batcher: START on a running sequence ends it; a first request without START is refused; the
+  model is not notified when a sequence was idle for too long (server issue 3652)
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def get_input_tensor_by_name(request: InferenceRequest, name: str) -> Tensor | N
 
 
 def backend_utils() -> ModuleType:
-    """triton_python_backend_utils, as far as this model uses it."""
+    """triton_python_backend_utils, as much of it as this model uses."""
     module = ModuleType("triton_python_backend_utils")
     for each in (TritonModelException, TritonError, Tensor, InferenceRequest, InferenceResponse):
         setattr(module, each.__name__, each)
@@ -106,7 +107,7 @@ REPEATED = ("input", "output", "control_input", "control", "instance_group", "pa
 
 
 def parsed(text: str) -> dict[str, Any]:
-    """What Triton makes of a config.pbtxt for `args["model_config"]`: JSON, as far as ours goes."""
+    """Parse a config.pbtxt into Triton's JSON for `args["model_config"]`, for the syntax our files use."""
     tokens = TOKEN.findall(re.sub(r"#.*", "", text))
     config = _message(iter([*tokens, "}"]))
     config["parameters"] = {each["key"]: each["value"] for each in config.get("parameters", [])}
@@ -144,7 +145,7 @@ def _value(token: str, tokens: Iterator[str]) -> Any:
 
 @dataclass(kw_only=True)
 class Ask:
-    """A client's request of one sequence. Arrays without the batch's axis."""
+    """A client's request for one sequence. The arrays have no batch axis."""
 
     of: int
     start: bool = False
@@ -153,7 +154,7 @@ class Ask:
 
 
 def ask(of: int, *, start: bool = False, end: bool = False, **inputs: Any) -> Ask:
-    """frame=ARRAY, picture=BYTES, question=TEXT, max_new_tokens=N."""
+    """Build a request: frame=ARRAY, picture=BYTES, question=TEXT, max_new_tokens=N."""
     arrays = {}
     for name, value in inputs.items():
         if isinstance(value, str | bytes):
@@ -164,7 +165,7 @@ def ask(of: int, *, start: bool = False, end: bool = False, **inputs: Any) -> As
 
 @dataclass(frozen=True)
 class Said:
-    """A response: what the model put out, or its error and the error's code."""
+    """A response: the model's outputs, or its error and error code."""
 
     answer: str = ""
     frames: int = -1
@@ -173,10 +174,10 @@ class Said:
 
 
 class Server:
-    """One instance of a model, and a direct sequence batcher that gives it one request of a sequence at a time."""
+    """One instance of a model, and a direct sequence batcher that sends it one request per sequence at a time."""
 
     def __init__(self, folder: Path, *, strict: bool = True) -> None:
-        """strict: a first request without START is refused before the model sees it."""
+        """strict: refuse a first request without START before the model sees it."""
         self.config = parsed((folder / "config.pbtxt").read_text(encoding="utf-8"))
         assert self.config["name"] == folder.name and self.config["backend"] == "python"
         self._strict, self._slots = strict, [0] * self.config["max_batch_size"]
@@ -189,11 +190,11 @@ class Server:
         self.model.initialize(args | {"model_repository": str(folder), "model_instance_kind": "CPU"})
 
     def forget(self, of: int) -> None:
-        """The server gave a sequence up as idle; the model is not told."""
+        """Drop an idle sequence, as the server does; the model is not notified."""
         self._slots[self._slots.index(of)] = 0
 
     def infer(self, *asked: Ask) -> list[Said]:
-        """One batch: at most one request of each sequence. Answers in the order of `asked`."""
+        """Run one batch with at most one request per sequence. Returns the answers in the order of `asked`."""
         by_slot = {self._slot(each): each for each in asked}
         assert len(by_slot) == len(asked)
         requests = [self._request(by_slot.get(slot), asked[0]) for slot in range(max(by_slot) + 1)]
@@ -211,12 +212,12 @@ class Server:
         if each.of in self._slots:
             return self._slots.index(each.of)
         assert each.start or not self._strict, "must specify the START flag on the first request of the sequence"
-        slot = self._slots.index(0)  # else it would wait
+        slot = self._slots.index(0)  # a real server would queue it if all slots are taken
         self._slots[slot] = each.of
         return slot
 
     def _request(self, each: Ask | None, beside: Ask) -> InferenceRequest:
-        """each: None for a slot without a request, which gets a copy as null."""
+        """Build the model's request. `each` is None for an empty slot, which gets a null copy."""
         copied = each or beside
         for given in self.config["input"]:
             if given["name"] in copied.inputs:
@@ -253,7 +254,7 @@ class Server:
 
 @contextmanager
 def serving(folder: Path, *, strict: bool = True) -> Iterator[Server]:
-    """A server of that model. Its code is that of the checkout where this process has imported it already."""
+    """Start a server for this model, with `apps` and `engines` as this process has imported them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "triton_python_backend_utils", backend_utils())
         patch.setattr(sys, "path", list(sys.path))

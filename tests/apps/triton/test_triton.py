@@ -1,4 +1,4 @@
-"""The model that pvc-export triton writes, on a stand-in for the server: every sequence is a stream of its own."""
+"""The model that pvc-export triton writes, on a stand-in for the server: each sequence has its own stream."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Frames = list[np.ndarray]
 
 
 def made(bundle: Path, folder: Path, *options: str, idle_s: float = IDLE_S, slots: int = SLOTS) -> Path:
-    """By the command line, which no test of the runtime may import."""
+    """Write the model with the command line, because no test of the runtime may import pvc_export."""
     command = [sys.executable, "-m", "pvc_export.cli", "triton", str(bundle), "-o", str(folder), "--name", "watch"]
     command += ["--slots", str(slots), "--idle", str(idle_s), "--max-new-tokens", "6", *options]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
@@ -64,7 +64,7 @@ def alone(bundle: Bundle, frames: Frames, question: str = QUESTION, max_new_toke
 def test_two_sequences_answer_as_two_streams_alone(
     server: Server, bundle: Bundle, clips: tuple[Frames, Frames]
 ) -> None:
-    """Interleaved in batches of both and of one, with null requests before the second's slot."""
+    """Interleaved in batches of both or one, with null requests before the second sequence's slot."""
     first, second = clips
     for index in range(6):
         together = [ask(11, start=index == 0, frame=first[index]), ask(22, start=index == 0, frame=second[index])]
@@ -80,7 +80,7 @@ def test_two_sequences_answer_as_two_streams_alone(
 
 
 def test_a_sequence_takes_frames_for_ever(server: Server, bundle: Bundle, clips: tuple[Frames, Frames]) -> None:
-    """It re-anchors, and so never fills its context."""
+    """It re-anchors, so its context never fills."""
     most, frames = 3 * bundle.manifest.trained_frames + 5, clips[0]
     for index in range(most):
         (said,) = server.infer(ask(1, start=index == 0, frame=frames[index % len(frames)]))
@@ -132,7 +132,7 @@ def test_a_bad_request_is_its_own_error_and_spoils_no_other_of_its_batch(
     assert bad.code == TritonError.INVALID_ARG and bad.error and "Traceback" not in bad.error
     assert "BytesIO" not in bad.error
     (after,) = server.infer(ask(2, frame=second[1], question=QUESTION))
-    assert (after.answer, after.frames) == (alone(bundle, second[:2]), 2), "the stream is as if it had not come"
+    assert (after.answer, after.frames) == (alone(bundle, second[:2]), 2), "a bad request leaves the stream unchanged"
 
 
 def test_of_a_request_whose_frame_fails_the_question_is_not_asked(server: Server, clips: tuple[Frames, Frames]) -> None:
@@ -159,7 +159,7 @@ def test_an_error_that_no_input_would_mend_is_internal(
 
 
 def test_end_frees_the_stream_also_where_its_request_fails(server: Server, clips: tuple[Frames, Frames]) -> None:
-    for number in range(1, 3 * SLOTS + 1):  # more than slots, one after another
+    for number in range(1, 3 * SLOTS + 1):  # more sequences than slots, one after another
         (said,) = server.infer(ask(number, start=True, frame=clips[0][0]))
         assert said.frames == 1
         (said,) = server.infer(ask(number, end=True) if number % 2 else ask(number, end=True, picture=b"no"))
@@ -184,7 +184,7 @@ def test_a_slot_that_was_used_remembers_nothing_of_it(
 
 
 def test_more_sequences_than_slots_are_refused_until_one_ends(model: Path, clips: tuple[Frames, Frames]) -> None:
-    """The server gave one up before the model did: it hands a new sequence over, for which there is no stream yet."""
+    """The server drops an idle sequence before the model does, and sends a new one for which no stream is free yet."""
     with serving(model) as server:
         for number in range(1, SLOTS + 1):
             server.infer(ask(number, start=True, frame=clips[0][0]))

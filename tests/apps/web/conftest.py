@@ -1,4 +1,4 @@
-"""A page in this process: by starlette's client, and by uvicorn on a port of its own."""
+"""The web page in the test process: through starlette's client, or through uvicorn on a free port."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SOCKET = "ws://localhost:8080/ws"
 
 
 class Clock:
-    """Time that a test moves."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -64,7 +64,7 @@ def health(watchdog: Watchdog) -> Health:
 
 @pytest.fixture
 def client_of(hub: Hub, health: Health) -> Iterator[Callable[..., TestClient]]:
-    """A browser at http://localhost:8080, of a page with or without a token."""
+    """A browser at http://localhost:8080, for a page with or without a token."""
     with ExitStack() as stack:
 
         def make(*, token: str | None = None) -> TestClient:
@@ -82,7 +82,7 @@ def client(client_of: Callable[..., TestClient]) -> TestClient:
 
 @pytest.fixture
 def page_of(commands: Commands, watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Page]]:
-    """A page that is served on a free port of 127.0.0.1, or of what a test says."""
+    """A page on a free port of 127.0.0.1, or with the options a test passes."""
     monkeypatch.delenv("PVC_LIVE_TOKEN", raising=False)
     with ExitStack() as stack:
 

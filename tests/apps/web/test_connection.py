@@ -1,4 +1,4 @@
-"""What a page asks for, and what it is refused."""
+"""Requests from the page, and those that are refused."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from .conftest import SOCKET, Clock
 
 
 def wait_for(socket: WebSocketTestSession, kind: str) -> Any:
-    """The value of the next message of that kind; what comes before it is passed over. Raises if it is closed."""
+    """Return the value of the next message of this kind, skipping others. Raises if the socket is closed."""
     while True:
         message = socket.receive()
         if message["type"] == "websocket.close":
             raise WebSocketDisconnect(message["code"])
         if message.get("text") is not None:
             found, value = told.read(message["text"])
-            assert found != "beat", f"nothing was told for seconds, and no {kind}"
+            assert found != "beat", f"nothing was sent for seconds, and no {kind}"
             if found == kind:
                 return value
 

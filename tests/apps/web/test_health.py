@@ -1,4 +1,4 @@
-"""/healthz and /metrics, and the reasons of a 503."""
+"""/healthz and /metrics, and the reasons for a 503."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .conftest import Clock
 
 @pytest.fixture
 def health(clock: Clock) -> Health:
-    """Of a session of which a frame was seen."""
+    """Health of a session that has seen one frame."""
     watchdog = started(clock)
     made = Health(watchdog)
     made.saw(told.captured(), told.status())
@@ -71,7 +71,7 @@ def test_a_source_whose_name_is_no_unicode_is_told_too(client: TestClient, healt
 
 
 def scraped(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """Every sample, by name and labels, as Prometheus' own parser reads it."""
+    """Return every sample, by name and labels, as read by Prometheus' own parser."""
     text = metrics.text()[0].decode()
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value

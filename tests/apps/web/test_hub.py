@@ -1,4 +1,4 @@
-"""From the session's thread to the viewers: state, pictures once for all, figures of a second."""
+"""From the session's thread to the viewers: state, pictures compressed once for all, figures once per second."""
 
 from __future__ import annotations
 

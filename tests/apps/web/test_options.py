@@ -1,4 +1,4 @@
-"""The command line of the page."""
+"""The page's command line options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page over a real port: slow viewers, several, lost ones, and what a port may say."""
+"""The page over a real port: slow, multiple and lost viewers, and what a port may reveal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def next_of(socket: ClientConnection, kind: str) -> Any:
                 return message
         else:
             found, value = told.read(message)
-            assert found != "beat", f"nothing was told for seconds, and no {kind}"
+            assert found != "beat", f"nothing was sent for seconds, and no {kind}"
             if found == kind:
                 return value
 
@@ -88,12 +88,13 @@ def test_a_viewer_that_stops_reading_slows_nothing_and_what_waits_for_it_is_boun
             with contextlib.suppress(TimeoutError):
                 while quick.recv(timeout=0):
                     received += 1
-        # 5 MB of messages and far more of pictures: what a kernel's buffers do not take waits, and is bounded.
+        # 5 MB of messages and much more of pictures: what the kernel's buffers do not take is queued, and the queue is
+        # bounded.
         behind, ahead = sorted(page.hub._viewers.values(), key=lambda viewer: -viewer.num_overflows)
         assert behind.num_overflows >= 1 and behind.num_waiting <= 65 and ahead.num_overflows == 0
         assert slowest_s < 0.5 and received > 250
         page.saw(told.captured(9), told.status("the last"))
-        state = next_of(slow, "state")  # the one that it was sent before it stopped
+        state = next_of(slow, "state")  # the state sent before it stopped reading
         while state["status"].get("question") != "the last":
             state = next_of(slow, "state")
         assert state["num_events"] == 250 and len(state["events"]) == 250
@@ -225,7 +226,7 @@ def test_what_breaks_in_an_endpoint_shows_no_traceback(page: Page, monkeypatch: 
 def test_a_text_that_is_no_unicode_ends_no_connection(page: Page) -> None:
     with look(page) as viewer:
         next_of(viewer, "state")
-        page.happened(told.event("trouble", "caf\udce9.mp4"), told.captured())  # a file's name, as Linux allows it
+        page.happened(told.event("trouble", "caf\udce9.mp4"), told.captured())  # a file name that Linux allows
         assert next_of(viewer, "event")["text"] == "caf\udce9.mp4"
 
 

@@ -1,4 +1,4 @@
-"""The page's files: they fetch nothing from elsewhere, and each control says what it is."""
+"""The page's files: they load nothing from another host, and every control has a name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SVG = "http://www.w3.org/2000/svg"
 
 
 def fetched_elsewhere(text: str) -> list[str]:
-    """What a browser would load from another host."""
+    """Return what a browser would load from another host."""
     return ELSEWHERE.findall(text.replace(SVG, ""))
 
 
@@ -57,7 +57,7 @@ def test_every_module_that_is_imported_is_there_and_every_file_is_used() -> None
 
 
 class Controls(HTMLParser):
-    """What is in a page: ids, what a label is for, and what each control is called by."""
+    """A page's ids, the targets of its labels, and the names of its controls."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ def luminance(color: str) -> float:
 
 
 def contrast(one: str, other: str) -> float:
-    """WCAG's, 1 to 21."""
+    """Contrast ratio as WCAG defines it, 1 to 21."""
     dark, light = sorted((luminance(one), luminance(other)))
     return (light + 0.05) / (dark + 0.05)
 

@@ -1,4 +1,4 @@
-"""What waits for one viewer: newest wins, and it never grows."""
+"""The queue of one viewer: the newest picture wins, and the queue never grows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from apps.web.viewer import Parcel, Viewer
 
 
 async def begun(limit: int = 8) -> Viewer:
-    """A viewer that has got its state."""
+    """A viewer that has received its state."""
     viewer = Viewer(1, limit=limit)
     assert (await viewer.take(1.0)).wants_state
     assert viewer.with_state(lambda: "state") == "state"

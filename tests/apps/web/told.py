@@ -1,4 +1,4 @@
-"""What a session would tell, for tests of the page."""
+"""Frames, events and figures as a session would send them, for tests of the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..fakes import picture
 
 
 def captured(value: int = 1, *, height: int = 48, width: int = 64) -> Captured:
-    """A grey frame: its mean says which one it is."""
+    """A grey frame whose mean identifies it."""
     return Captured(bgr=picture(value, height=height, width=width), index=value, time_s=float(value), captured_at=0.0)
 
 
@@ -53,7 +53,7 @@ def noise(size: int = 700) -> Captured:
 
 
 def brightness(picture: bytes) -> int:
-    """Which `captured` a JPEG shows."""
+    """Return the value of the `captured` frame that a JPEG shows."""
     return round(float(decode_jpeg(picture, Limits()).mean()) / 8)
 
 

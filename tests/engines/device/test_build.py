@@ -1,4 +1,4 @@
-"""A kit builds its engines, proves them and publishes: on a stand-in for TensorRT, whose engines ONNX Runtime runs.
+"""A kit builds, checks and publishes its engines, on a stand-in for TensorRT whose engines ONNX Runtime runs.
 
 Real bindings of TensorRT build the same kit in tests/boxes.
 """
@@ -53,12 +53,12 @@ if (after := os.environ.get("TRT_DIES")) is not None:
 globals().update({{name: value for name, value in vars(module).items() if not name.startswith("__")}})
 __version__ = module.__version__
 """
-"""The package `tensorrt` of a process that builds one graph."""
+"""The package `tensorrt` in a process that builds one graph."""
 
 
 @pytest.fixture(scope="session")
 def shared_work(shared_kit: Path, shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a build of it leaves: every engine, and the bundle."""
+    """The results of one build: every engine, and the bundle."""
 
     def make(out: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
@@ -72,7 +72,7 @@ def shared_work(shared_kit: Path, shared: Shared, tmp_path_factory: pytest.TempP
 
 
 def copied(shared_kit: Path, folder: Path, patch: pytest.MonkeyPatch) -> Kit:
-    """A copy, where the stand-in is what `import tensorrt` finds, here and in processes that are started."""
+    """Copy the kit, and make the stand-in what `import tensorrt` finds, here and in child processes."""
     shutil.copytree(shared_kit, folder / "kit")
     package = folder / "packages/tensorrt"
     package.mkdir(parents=True)
@@ -85,13 +85,13 @@ def copied(shared_kit: Path, folder: Path, patch: pytest.MonkeyPatch) -> Kit:
 
 @pytest.fixture
 def kit(shared_kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kit:
-    """A kit in which nothing was built."""
+    """A kit with nothing built."""
     return copied(shared_kit, tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def built_kit(kit: Kit, shared_work: Path) -> Kit:
-    """One in which everything was."""
+    """A kit with everything built."""
     for name in ("work", "bundle"):
         shutil.copytree(shared_work / name, kit.folder / name)
     return kit
@@ -104,7 +104,7 @@ def options(*arguments: str) -> argparse.Namespace:
 
 
 def opened_with(cuda: RecordingCuda) -> Callable[[Path], OpenGraphs]:
-    """Opens a bundle on the stand-in: each engine runs the graph that lies beside it in the bundle."""
+    """Return a function that opens a bundle on the stand-in: each engine runs its graph's ONNX file in the bundle."""
 
     def opened(folder: Path) -> OpenGraphs:
         manifest = Manifest.load(folder)
@@ -137,7 +137,7 @@ def test_a_kit_builds_proves_and_publishes_a_bundle(kit: Kit, capsys: pytest.Cap
     assert set(manifest.engines) == {"trunk", "temporal", "compressor", "llm", "head"}
     assert manifest.parity["passed"] is True and manifest.parity["golden"]["summary"].startswith("pass: ")
     assert all(entry.signature and entry.visible == "nothing" for entry in manifest.engines.values())
-    assert not list(kit.folder.glob(".bundle-*")), "nothing temporary is left"
+    assert not list(kit.folder.glob(".bundle-*")), "no temporary folder is left"
     again = opened_with(RecordingCuda(capability=GPU))(kit.folder / "bundle")
     assert again.runs_on == f"tensorrt on {GPU}"
 
@@ -152,7 +152,7 @@ def test_the_smallest_graph_is_built_first_and_memory_is_bounded(kit: Kit, capsy
 
 
 def test_a_published_bundle_runs_on_a_cpu_as_well(built_kit: Kit) -> None:
-    """The same files: what is wrong with a device can be looked for elsewhere."""
+    """The same files, so that a problem on the device can be examined elsewhere."""
     bundle = open_bundle(built_kit.folder / "bundle", runtime="cpu")
     assert bundle.runs_on == "ONNX Runtime CPU"
 
@@ -208,7 +208,7 @@ def test_another_version_of_tensorrt_builds_everything_again(
     newer = make_module("tensorrt", "10.7.0", cuda=RecordingCuda(), classic=True)
     monkeypatch.setitem(sys.modules, "tensorrt", newer)
     capsys.readouterr()
-    with pytest.raises((ParityError, BundleError, KeyError)):  # the stand-in that opens it is of 10.3.0 still
+    with pytest.raises((ParityError, BundleError, KeyError)):  # the stand-in that opens the engines is still 10.3.0
         built(built_kit)
     assert "built before" not in capsys.readouterr().err
 
@@ -237,7 +237,7 @@ def test_an_engine_that_computes_something_else_stops_the_publish(
     with pytest.raises(ParityError, match="do not reproduce the golden recording") as caught:
         built(built_kit, opened=miscompiled)
     assert f"graph '{graph}', {where}, tensor '{tensor}'" in caught.value.what and caught.value.exit_code == 3
-    assert (built_kit.folder / "bundle/manifest.json").read_bytes() == old, "the engines of before stay"
+    assert (built_kit.folder / "bundle/manifest.json").read_bytes() == old, "the previous bundle is unchanged"
 
 
 def test_a_kit_that_is_not_whole_is_refused(kit: Kit) -> None:
@@ -305,11 +305,11 @@ def test_its_own_check_imports_numpy_and_the_runtime_alone(built_kit: Kit) -> No
 
 
 ALLOW_ONNXRUNTIME = "import onnxruntime\n"
-"""With all that it brings itself, before anything is refused."""
+"""Imported first, with all its own imports, before anything is refused."""
 
 
 def test_the_scripts_run_the_kit_s_own_source(shared_kit: Path, tmp_path: Path) -> None:
-    """Here there is no GPU: the doctor stops the build, and without it the build says what is missing."""
+    """There is no GPU here: the doctor stops the build, and without the doctor the build names what is missing."""
     folder = tmp_path / "kit"
     shutil.copytree(shared_kit, folder)
     env = {"PATH": os.environ["PATH"], "PYTHON": sys.executable}
@@ -328,7 +328,7 @@ def test_the_scripts_run_the_kit_s_own_source(shared_kit: Path, tmp_path: Path) 
 
 def test_a_read_only_kit_is_refused_before_anything_is_built(kit: Kit) -> None:
     if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
+        pytest.skip("root can write everywhere")
     kit.folder.chmod(0o500)
     try:
         with pytest.raises(OSError, match="Permission"):
@@ -338,10 +338,10 @@ def test_a_read_only_kit_is_refused_before_anything_is_built(kit: Kit) -> None:
 
 
 def test_an_interrupt_kills_the_build_of_a_graph_and_keeps_the_others(kit: Kit) -> None:
-    """In a process of its own, as Ctrl-C reaches it."""
+    """In a separate process, which gets the interrupt as Ctrl-C sends it."""
     code = (
         "import signal; from engines.device import build as b; from engines.fake import RecordingCuda\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background has it ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells start background jobs ignoring it
         f"from engines.device.kit import Kit; import argparse\n"
         "o = argparse.Namespace(workspace_mib=0, no_timing_cache=True, unfuse=[])\n"
         f"kit = Kit.load(__import__('pathlib').Path({str(kit.folder)!r}))\n"

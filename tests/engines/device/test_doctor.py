@@ -1,4 +1,4 @@
-"""The doctor of a device, on rendered machines: a healthy one gets no remedy, and each fault alone gets its own."""
+"""The device doctor on fake machines: a healthy machine gets no advice, and each single fault gets its own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NVMAP = "# R{} (release), REVISION: {}, GCID: 1, BOARD: generic, EABI: aarch64, 
 
 @dataclass(kw_only=True)
 class Rendered:
-    """A machine as a folder of files and a table of answers. A fault changes one of them."""
+    """A machine as a folder of files and a table of answers. Each fault changes one entry."""
 
     files: dict[str, str] = field(default_factory=dict)
     packages: dict[str, str | Exception] = field(default_factory=dict)
@@ -96,7 +96,7 @@ def orin_nano() -> Rendered:
 
 
 def thor() -> Rendered:
-    """Healthy, on JetPack 7.0: 128 GB, with the desktop, zram and power mode it is delivered with."""
+    """Healthy, on JetPack 7.0: 128 GB, with the desktop, zram and power mode it ships with."""
     return Rendered(
         files={
             "etc/nv_tegra_release": NVMAP.format(38, "2.1"),
@@ -113,7 +113,7 @@ def thor() -> Rendered:
 
 
 def desktop() -> Rendered:
-    """A PC with an RTX 4090: nothing of a Jetson, but what looks like it: zram, a desktop, no swap."""
+    """A PC with an RTX 4090. It is not a Jetson, but has things the doctor checks on one: zram, a desktop, no swap."""
     return Rendered(
         files={"proc/meminfo": "MemTotal: 65536000 kB\nMemAvailable: 50000000 kB\n", "proc/swaps": SWAPS + ZRAM},
         packages={"numpy": "2.4.6", "tensorrt": "11.1.0"},

@@ -1,4 +1,4 @@
-"""A kit on a device whose compiler miscompiles fused attention. The stand-in for TensorRT is that of test_build.py."""
+"""A kit on a device whose compiler miscompiles fused attention. Uses test_build.py's stand-in for TensorRT."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OUTPUTS = {"trunk": "trunk_features", "temporal": "features", "llm": "hidden"}
 
 
 def miscompiled(*graphs: str, even_unfused: Collection[str] = ()) -> Callable[[Path], OpenGraphs]:
-    """Opens a bundle whose compiler makes wrong kernels of the fused attention of these graphs."""
+    """Return a function that opens a bundle whose compiler gets these graphs' fused attention kernels wrong."""
     cuda = RecordingCuda(capability=GPU)
 
     def opened(folder: Path) -> OpenGraphs:
@@ -61,7 +61,7 @@ def test_a_kit_brings_unfused_graphs_that_read_the_weights_of_the_others(shared_
             {tuple((entry.key, entry.value) for entry in tensor.external_data) for tensor in one.initializer}
             for one in (own, other)
         ]
-        assert places[1] == places[0], "the same bytes of the same file, and all of them"
+        assert places[1] == places[0], "both graphs must use all the same bytes of the weights file"
         assert {"Softmax"} <= {node.op_type for node in other.node} and len(other.node) > len(own.node)
         assert (shared_kit / "model" / variant_path(graph)).stat().st_size < 1 << 20
 
@@ -75,20 +75,20 @@ def test_a_miscompiled_trunk_is_named_built_again_unfused_and_published(
     said = capsys.readouterr().err
     assert "graph 'trunk', frame 0, tensor 'trunk_features': " in said
     assert "trying 'trunk' with attention that tensorrt can't fuse" in said
-    assert [line.split()[1] for line in said.splitlines() if line.endswith(" s")] == ["trunk"], "and nothing else"
+    assert [line.split()[1] for line in said.splitlines() if line.endswith(" s")] == ["trunk"], "and no other"
     folder = built_kit.folder / "bundle"
     manifest = Manifest.load(folder)
     assert summary["unfused"] == manifest.unfused == {"trunk": ("spatial",)}
     assert manifest.graphs["trunk"].unfused == ("spatial",) and manifest.graphs["trunk"].fused_attention.gemm == 0
-    assert manifest.graphs["temporal"].fused_attention.gemm > 0, "the others are what they were"
-    # The file, its engine's fingerprint and what runs on a CPU are of one graph.
+    assert manifest.graphs["temporal"].fused_attention.gemm > 0, "the other graphs are unchanged"
+    # The file, its engine's fingerprint and the graph that runs on a CPU are the same graph.
     own = (built_kit.model / variant_path("trunk")).read_bytes()
     assert (folder / graph_path("trunk")).read_bytes() == own
     assert not is_stale(manifest, "trunk") and manifest.engines["trunk"].signature
-    assert not list(folder.glob(variant_path("*"))), "a published graph has one file"
+    assert not list(folder.glob(variant_path("*"))), "each published graph has only one file"
     verify_files(folder, manifest)
     assert check_golden(folder, runtime="cpu").report.passed
-    # Built once more, nothing is compiled again, and the bundle is the same.
+    # A second build compiles nothing again and gives the same bundle.
     built(built_kit, opened=miscompiled("trunk"))
     assert capsys.readouterr().err.count("built before") == 10
     assert Manifest.load(folder).files == manifest.files
@@ -102,7 +102,7 @@ def test_each_graph_that_fails_is_tried_and_the_first_error_is_told_if_one_stays
     with pytest.raises(ParityError, match=r"graph 'trunk', frame 0, .*unfused attention in llm, trunk: ") as caught:
         built(built_kit, opened=miscompiled("trunk", "llm", even_unfused=["llm"]))
     assert "graph 'llm', pass 0, tensor 'hidden'" in caught.value.what and caught.value.exit_code == 3
-    assert (built_kit.folder / "bundle/manifest.json").read_bytes() == old, "what was published stays"
+    assert (built_kit.folder / "bundle/manifest.json").read_bytes() == old, "the published bundle is unchanged"
     built(built_kit, opened=miscompiled("trunk", "llm"))
     assert set(Manifest.load(built_kit.folder / "bundle").unfused) == {"trunk", "llm"}
     assert "trying 'temporal'" not in capsys.readouterr().err

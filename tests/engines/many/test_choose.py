@@ -1,4 +1,4 @@
-"""Which way many streams of a bundle take their steps."""
+"""How a bundle's streams run together: in shared passes, side by side, or one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several streams in one pass: each says and holds what it says and holds alone."""
+"""Several streams in one pass: each gives the answers and keeps the state that it has alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..test_gpu import open_bindings
 
 NUM_STREAMS, NUM_FRAMES, TRAINED = 4, 9, 5
 TOLERANCE = 1e-5
-"""Of a pass of several to one of one by ONNX Runtime, of float32 values of order 1. In whole numbers there is none."""
+"""Limit for a shared against a single pass in ONNX Runtime, float32 values of order 1. Zero for whole numbers."""
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -37,7 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=[*product(("host", "gpu"), KINDS)], ids=", ".join)
 def exact(request: pytest.FixtureRequest, tmp_path: Path) -> Bundle:
-    """In whole numbers, for two streams a pass."""
+    """A whole-number bundle for two streams per pass."""
     where, kind = request.param
     memory = DeviceMemory(RecordingCuda()) if where == "gpu" else HostMemory()
     limits = replace(LIMITS, streams=2)
@@ -55,12 +55,12 @@ def pictures(stream: int) -> list[Array]:
 
 
 def around(bundle: Bundle, graph: str, run: Callable[[Session, Mapping[str, Tensor]], dict[str, Tensor]]) -> Bundle:
-    """The bundle with a graph whose every run goes through a function."""
+    """Return the bundle with one graph whose every run goes through `run`."""
     return replace(bundle, sessions={**bundle.sessions, graph: Wrapped(bundle.sessions[graph], run)})
 
 
 def held(stream: PVCStream) -> dict[str, Array]:
-    """Its rings in the order of their slots, and the LLM's rows in use, on the host."""
+    """The stream's rings in slot order, and the LLM's rows in use, on the host."""
     return stream.vision.ring.dump() | stream.language.cache.dump()
 
 
@@ -82,7 +82,7 @@ def push(stream: PVCStream, frame: Any) -> None:
 
 
 def steps_of(function: Callable[..., None], *arguments: Any) -> list[Callable[[], None]]:
-    """One step a stream: function(a[i], b[i], ...)."""
+    """One step per stream: function(a[i], b[i], ...)."""
     return [lambda each=each: function(*each) for each in zip(*arguments, strict=True)]  # type: ignore[misc]
 
 
@@ -103,8 +103,8 @@ def test_so_they_do_by_onnx_runtime(bundle_fp32: Path, bundle_rows: Path) -> Non
 
 
 def staggered(bundle: Bundle, *, clock: Any) -> tuple[list[PVCStream], list[PVCStream]]:
-    """Streams that share passes, and the same ones alone. Each begins a frame later than the one before, and asks after
-    its sixth frame and its last; the answers are the same."""
+    """Run streams that share passes, and the same streams alone; check that the answers are equal. Each stream starts
+    one frame after the previous one, and asks after its sixth and its last frame."""
     passes = Passes(bundle, max_streams=NUM_STREAMS)
     streams = [PVCStream(passes.bundle, clock=clock) for _ in range(NUM_STREAMS)]
     alone = [PVCStream(bundle, clock=clock) for _ in range(NUM_STREAMS)]
@@ -239,7 +239,7 @@ def test_slots_serve_one_stream_after_another_and_no_more_than_there_are(on_cpu:
         first.push(frame)
     second.push(pictures(1)[0])
     kept = held(second)
-    del first  # by reference counting, at once
+    del first  # freed immediately by reference counting
     third, alone = PVCStream(passes.bundle), PVCStream(on_cpu)
     assert not any(array.any() for array in third.vision.ring.dump().values())
     assert all(np.array_equal(array, kept[name]) for name, array in held(second).items())
@@ -249,7 +249,7 @@ def test_slots_serve_one_stream_after_another_and_no_more_than_there_are(on_cpu:
 
 
 def test_what_waits_on_a_gpu_is_not_overwritten_by_a_pass_of_others(bundle_fp32: Path) -> None:
-    """Three streams, of which two neighbours share a pass: outputs of the third lie where theirs did."""
+    """Three streams, and two neighbours share a pass: the third's outputs lie in the buffers that theirs used."""
     bundle, _ = open_bindings(bundle_fp32)
     passes = Passes(bundle, max_streams=3)
     streams, alone = [PVCStream(passes.bundle) for _ in range(3)], [PVCStream(bundle) for _ in range(3)]

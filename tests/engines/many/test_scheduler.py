@@ -1,4 +1,4 @@
-"""Many streams in turn: order, fairness, what is left out, and how it ends."""
+"""Many streams taking turns: order, fairness, what is dropped, and how it ends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 class Gate:
-    """A Together that waits until it is let through, and writes down how many steps each round had."""
+    """A Together that waits at a gate, and records the number of steps per round."""
 
     def __init__(self, bundle: Bundle, *, most: int = 8) -> None:
         self.bundle, self.most = bundle, most
@@ -67,7 +67,7 @@ def picture(value: int) -> np.ndarray:
 
 
 def seen(handle: StreamHandle, values: list[int]) -> None:
-    """Write down the frames that the stream is pushed, by their value."""
+    """Record the frames pushed to the stream, by their value."""
     push = handle.stream.push
 
     def pushed(frame: Any) -> Any:
@@ -78,7 +78,7 @@ def seen(handle: StreamHandle, values: list[int]) -> None:
 
 
 def talkative(bundle: Bundle) -> str:
-    """A question about picture(1) whose answer has six tokens or more: in whole numbers most end sooner."""
+    """Find a question about picture(1) with at least six answer tokens: most whole-number answers are shorter."""
     stream = PVCStream(bundle)
     stream.push(picture(1))
     words = (f"What {number}?" for number in range(1000))
@@ -86,7 +86,7 @@ def talkative(bundle: Bundle) -> str:
 
 
 def held_up(handle: StreamHandle) -> Future[Any]:
-    """Something for the scheduler to be at, so that what comes next waits."""
+    """Keep the scheduler busy, so that whatever comes next waits."""
     future = handle.call(lambda stream: None)
     while not future.running() and not future.done() and handle.line:
         time.sleep(0.001)

@@ -1,4 +1,4 @@
-"""Streams side by side: each takes its step on a thread of its own."""
+"""Streams side by side: each runs its step on its own thread."""
 
 from __future__ import annotations
 

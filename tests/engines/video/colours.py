@@ -1,7 +1,8 @@
-"""Rendered clips over codecs, depths, ranges, matrices, curves, orientations and scan types, and how right they read.
+"""Rendered clips over codecs, depths, ranges, matrices, curves, orientations and scan types, and their reading errors.
 
-Note: the truth is flat patches of RGB. What lies in the file is worked out here, by the formulas of the standards and
-in numpy, and encoded without loss where the codec can; nothing of the reader is used for it.
+Note: the truth is flat patches of RGB. The file's values are computed here, in numpy and with the formulas of the
+standards, and encoded losslessly if the codec can. Nothing of the reader is used for them.
+
 As a program it prints the table of docs/video.md: python -m tests.engines.video.colours
 """
 
@@ -26,7 +27,7 @@ PATCH, ROWS, COLUMNS = 32, 2, 4
 NUM_FRAMES = 3
 TO_BT2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])  # BT.2087
 LIMIT_SDR, LIMIT_HDR = 2.0, 8.0
-ORIENTATIONS = {  # a, b, c, d of the display matrix, and numpy's way to the same picture
+ORIENTATIONS = {  # a, b, c, d of the display matrix, and numpy's operation for the same result
     "upright": ((1, 0, 0, 1), lambda p: p),
     "mirrored": ((-1, 0, 0, 1), np.fliplr),
     "upside down": ((1, 0, 0, -1), np.flipud),
@@ -48,7 +49,7 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """matrix: what the pixels have, said in the file if `tags`. primaries: 9 are BT.2020's."""
+    """matrix: of the pixels, declared in the file if `tags`. primaries: 9 is BT.2020."""
 
     codec: str
     layout: str = "yuv420p"
@@ -81,7 +82,7 @@ class Clip:
 
 
 def clips() -> list[Clip]:
-    """38 of them."""
+    """The 38 clips."""
     h264, hevc, av1 = Clip(codec="H.264"), Clip(codec="HEVC", layout="yuv420p10le"), Clip(codec="AV1")
     vp9, mpeg2, mjpeg = Clip(codec="VP9"), Clip(codec="MPEG-2"), Clip(codec="MJPEG", layout="yuvj420p", is_full=True)
     pq, hlg = {"matrix": 9, "primaries": 9, "curve": 16}, {"matrix": 9, "primaries": 9, "curve": 18}
@@ -103,7 +104,7 @@ def clips() -> list[Clip]:
 
 
 def patches() -> np.ndarray:
-    """(ROWS, COLUMNS, 3) RGB of 0..255: greys, the demo's yellow, and colours that a wrong matrix moves far."""
+    """(ROWS, COLUMNS, 3) RGB of 0..255: greys, the demo's yellow, and colours that a wrong matrix changes strongly."""
     return np.array(
         [
             [(236, 208, 13), (255, 255, 255), (128, 128, 128), (0, 0, 0)],
@@ -113,7 +114,7 @@ def patches() -> np.ndarray:
 
 
 def encode(clip: Clip, path: Path) -> None:
-    """Render, place, and encode a clip of flat patches."""
+    """Render and encode a clip of flat patches."""
     import av
 
     name, options = ENCODERS[clip.codec]
@@ -147,7 +148,7 @@ def encode(clip: Clip, path: Path) -> None:
 
 
 def marked_interlaced(frame: Any) -> Any:
-    """The same frame, said to be two fields, the top one first."""
+    """The same frame, declared as two fields, top field first."""
     import av
 
     graph = av.filter.Graph()
@@ -160,7 +161,7 @@ def marked_interlaced(frame: Any) -> Any:
 
 
 def planes_of(clip: Clip) -> list[np.ndarray]:
-    """Y, Cb and Cr of the patches as whole numbers, by BT.601, BT.709 or BT.2020, chroma subsampled."""
+    """Y, Cb and Cr of the patches as whole numbers, with the BT.601, BT.709 or BT.2020 matrix, chroma subsampled."""
     red, green, blue = np.moveaxis(placed(patches() / 255, clip), -1, 0)
     kr, kb = KR_KB[clip.matrix]
     luma = kr * red + (1 - kr - kb) * green + kb * blue
@@ -179,7 +180,7 @@ def planes_of(clip: Clip) -> list[np.ndarray]:
 
 
 def placed(rgb: np.ndarray, clip: Clip) -> np.ndarray:
-    """The signal of an SDR picture (..., 3) of 0..1 in the clip's primaries and curve, SDR's white as BT.2408 has it.
+    """Convert an SDR picture (..., 3) of 0..1 to the clip's primaries and curve, with SDR's white as in BT.2408.
 
     sRGB's curve to linear light, BT.709's primaries to BT.2020's, white at 203 cd/m2 of PQ or at 75 % of HLG.
     """
@@ -197,7 +198,7 @@ def placed(rgb: np.ndarray, clip: Clip) -> np.ndarray:
 
 
 def worst_errors(clip: Clip, path: Path) -> dict[str, float]:
-    """By command, the largest mean absolute error per channel, of 255 levels, inside a patch of any frame."""
+    """For each command, the largest mean absolute error per channel, of 255 levels, inside a patch of any frame."""
     device = VideoDevice(parse_address(str(path)), wait=lambda seconds: False)
     live = [shown.bgr for shown in iter(device.read, None)]
     device.close()
@@ -221,14 +222,13 @@ def worst_error(clip: Clip, bgr: np.ndarray) -> float:
 
 
 def margin(height: int, width: int) -> np.ndarray:
-    """1 inside a patch, 0 within 8 pixels of its edge, where chroma of both sides mixes."""
+    """1 inside a patch, 0 within 8 pixels of its edge, where the chroma of both sides mixes."""
     inner = np.zeros((height, width))
     inner[8:-8, 8:-8] = 1
     return inner
 
 
 def main() -> None:
-    """Print the table."""
     print("| codec | pixels | range | matrix | curve | scan | orientation | `run` | `pvc-live` | limit |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

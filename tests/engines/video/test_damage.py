@@ -1,4 +1,4 @@
-"""Damage: what can be decoded is used, how much is missing is counted, and a whole file is never called damaged."""
+"""Damaged files: decodable frames are used, missing ones counted, and an intact file is never called damaged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read(path: Path) -> tuple[int, Damage | None]:
 
 
 def remuxed(source: Path, path: Path, *, keep: Callable[[int], bool] = lambda index: True, **options: str) -> Path:
-    """The same packets in another file, without those whose index is not kept."""
+    """Copy the packets into another file, without those that `keep` rejects."""
     with av.open(str(source)) as container, av.open(str(path), "w", options=options) as target:
         stream = target.add_stream_from_template(container.streams.video[0])
         packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
@@ -88,7 +88,7 @@ def test_sound_that_goes_on_after_the_video_is_no_damage(tmp_path: Path, clip: P
             if packet.size:
                 packet.stream = stream
                 target.mux(packet)
-        for index in range(7):  # 7 s beside 4 s of video
+        for index in range(7):  # 7 s of sound for 4 s of video
             frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
             frame.sample_rate, frame.pts, frame.time_base = 8000, 8000 * index, Fraction(1, 8000)
             target.mux(sound.encode(frame))
@@ -113,11 +113,11 @@ def test_a_file_that_ends_early_is_used_as_far_as_it_goes(
     num_shown, damage = read(path)
     assert 10 < num_shown < 30 and damage is not None
     assert damage.num_expected == NUM_FRAMES and damage.num_missing == NUM_FRAMES - num_shown
-    assert damage.missing_s == pytest.approx(NUM_FRAMES / FPS - num_shown / FPS, abs=1)  # reordering: a few frames
+    assert damage.missing_s == pytest.approx(NUM_FRAMES / FPS - num_shown / FPS, abs=1)  # a few frames are reordered
     assert f"{NUM_FRAMES - num_shown} of {NUM_FRAMES} frames are missing" in str(damage)
     assert "before its header says" in str(damage)
     info = probe_video(path)
-    with VideoReader(path) as reader:  # all of what is there is sampled, and nothing of what is not
+    with VideoReader(path) as reader:  # all existing frames are sampled, and no others
         times_s = [frame.time_s for frame in reader.shown_at(info.sample_times(8))]
     assert len(times_s) == 8 and len(set(times_s)) >= 6
 
@@ -154,7 +154,7 @@ def test_a_header_that_states_more_frames_than_there_are_is_not_believed_in_sile
     path = tmp_path / "short.avi"
     write_video(path, render_clip(NUM_FRAMES, seed=3, width=192, height=144), fps=FPS)
     data = bytearray(path.read_bytes())
-    length = data.index(b"strh") + 8 + 32  # dwLength of the stream's header, and of the file's
+    length = data.index(b"strh") + 8 + 32  # dwLength in the stream's header and in the file's
     for offset in (length, data.index(b"avih") + 8 + 16):
         data[offset : offset + 4] = (2 * NUM_FRAMES).to_bytes(4, "little")
     path.write_bytes(data)
@@ -164,7 +164,7 @@ def test_a_header_that_states_more_frames_than_there_are_is_not_believed_in_sile
 
 
 def with_cover(path: Path, *, num_frames: int, has_sound: bool) -> Path:
-    """A cover first, then a grey video or sound."""
+    """Write a cover picture first, then a grey video or sound."""
     with av.open(str(path), "w") as container:
         picture = container.add_stream("mjpeg", rate=1)
         picture.width, picture.height, picture.pix_fmt = 160, 120, "yuvj420p"
@@ -190,7 +190,7 @@ def with_cover(path: Path, *, num_frames: int, has_sound: bool) -> Path:
 
 
 def put_tags_first(path: Path) -> None:
-    """Within moov, the box with the cover before those of the tracks, as some programs write it."""
+    """Move the box with the cover before those of the tracks within moov, as some programs write it."""
     data = path.read_bytes()
     start = data.index(b"moov") - 4
     end, at, boxes = start + int.from_bytes(data[start : start + 4], "big"), start + 8, []
@@ -204,7 +204,7 @@ def put_tags_first(path: Path) -> None:
 
 def test_a_cover_before_the_film_is_not_the_film(tmp_path: Path) -> None:
     path = with_cover(tmp_path / "film.mp4", num_frames=5, has_sound=False)
-    with av.open(str(path)) as container:  # what a reader that takes the first stream would show
+    with av.open(str(path)) as container:  # a reader that takes the first stream would show the cover
         assert container.streams[0].codec_context.width == 160 and len(container.streams.video) == 2
     info = probe_video(path)
     assert (info.width, info.height, info.num_frames) == (64, 48, 5)

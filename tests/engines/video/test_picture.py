@@ -1,4 +1,4 @@
-"""Pictures: 38 clips read as they were rendered, in both commands; fields are no comb; eight orientations."""
+"""Pictures: 38 clips read as they were rendered, in both commands; no combing between fields; eight orientations."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_matrix_between_two_quarter_turns_becomes_the_nearer_one() -> None:
 
 
 def fields(first: int, second: int) -> av.VideoFrame:
-    """Two fields of a white bar on black: it is at column `first` in the upper one, at `second` in the other."""
+    """Two fields of a white bar on black: at column `first` in the upper field, at `second` in the lower one."""
     luma = np.full((64, 96), 16, np.uint8)
     luma[0::2, first : first + 12] = 235
     luma[1::2, second : second + 12] = 235
@@ -131,7 +131,7 @@ def fields(first: int, second: int) -> av.VideoFrame:
 
 
 def combing(bgr: np.ndarray) -> float:
-    """How much every row differs from the mean of its neighbours, away from the edges."""
+    """Mean difference between each row and the mean of its neighbours, away from the edges."""
     grey = bgr[8:-8, :, 0].astype(float)
     return float(np.abs(grey[1:-1] - (grey[:-2] + grey[2:]) / 2).mean())
 

@@ -21,19 +21,19 @@ BLUE, GREEN, RED = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
 def picture(frame_index: int) -> np.ndarray:
-    """Grey 20 * frame_index, so that a frame's mean says which one it is, with a blue top left corner."""
+    """Grey 20 * frame_index, so that a frame's mean identifies it, with a blue top left corner."""
     frame = np.full((HEIGHT, WIDTH, 3), 20 * frame_index, np.uint8)
     frame[:16, :16] = BLUE
     return frame
 
 
 def shown_index(bgr: np.ndarray) -> int:
-    """Which `picture` this is, from its centre."""
+    """Return the frame_index of a `picture`, from its centre."""
     return round(float(bgr[20:28, 28:36].mean()) / 20)
 
 
 def encode(path: Path, *, num_frames: int = NUM_FRAMES, rotation: int = 0, container_options=None) -> Path:
-    """A video by PyAV alone, for what write_video does not do."""
+    """Write a video with PyAV alone, for what write_video cannot do."""
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
@@ -65,7 +65,7 @@ def test_written_frames_are_read_back_in_order(tmp_path, suffix):
         assert frame.bgr.shape == (HEIGHT, WIDTH, 3) and frame.bgr.dtype == np.uint8
         difference = np.abs(frame.bgr.astype(int) - picture(frame.frame_index))
         difference[14:18, :18] = difference[:18, 14:18] = 0  # the corner's edge, where chroma is interpolated
-        # Measured, PyAV 18.1.0: mean 0.3, worst 8, beside the corner, by the encoder.
+        # Measured with PyAV 18.1.0: mean 0.3, worst 8, next to the corner, from the encoder.
         assert difference.mean() < 1 and difference.max() < 12
     assert tuple(frames[0].bgr[4, 4] > 128) == (True, False, False)  # blue stays blue: BGR, not RGB
 
@@ -169,7 +169,7 @@ def test_rotation_metadata_is_applied_counter_clockwise(tmp_path, rotation, blue
 
 
 def test_a_colon_in_the_name_is_not_taken_for_a_protocol(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # relative: an absolute path starts with a slash, which no protocol does
+    monkeypatch.chdir(tmp_path)  # relative: an absolute path starts with a slash, so it cannot look like a protocol
     write_video("cam:10:30.mp4", [picture(3)], fps=25)
     assert [shown_index(frame.bgr) for frame in read_video("cam:10:30.mp4")] == [3]
     assert [entry.name for entry in tmp_path.iterdir()] == ["cam:10:30.mp4"]
@@ -197,7 +197,7 @@ def damage_cut_before_index(path: Path) -> None:
 
 
 def damage_cut_after_index(path: Path) -> None:
-    # faststart puts the index first, so the file opens; of frames this small not one is left in its first half.
+    # faststart puts the index first, so the file opens; but no frame this small is left complete in its first half.
     encode(path, container_options={"movflags": "faststart"})
     damage_cut_before_index(path)
 
@@ -305,7 +305,7 @@ def test_odd_sizes_are_refused_rather_than_cropped_and_the_advice_works(tmp_path
 
 
 def failing_source():
-    for _ in range(100):  # more than the encoder holds back, so that a part of the file is on disk
+    for _ in range(100):  # more than the encoder buffers, so that part of the file is on disk
         yield picture(0)
     raise KeyError("camera unplugged")
 
@@ -354,7 +354,7 @@ def test_the_target_name_does_not_exist_until_the_video_is_complete(tmp_path):
 
 
 def test_a_recording_cut_before_its_key_frame_is_counted_by_what_it_shows(tmp_path):
-    """A dashcam's segment: its first packets refer to a key frame that is in the segment before."""
+    """A dashcam's segment: its first packets refer to a key frame in the previous segment."""
     whole = tmp_path / "whole.ts"
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for _ in range(600)]  # more than one group of pictures

@@ -1,4 +1,4 @@
-"""Time: frames are sampled by their timestamps, at a constant rate as by index, and on one timeline whatever jumps."""
+"""Time: frames are sampled by timestamp (at a constant rate, the same as by index), on one timeline whatever jumps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def shown(bgr: np.ndarray) -> int:
 
 
 def sampled(path: Path, num_segments: int, *, fps: float | None = None) -> list[int]:
-    """Which pictures are taken, by what they show."""
+    """Return which pictures are sampled, identified by their content."""
     info = probe_video(path, fps=fps)
     with VideoReader(path, fps=fps) as reader:
         return [shown(frame.bgr) for frame in reader.shown_at(info.sample_times(num_segments))]
@@ -49,7 +49,7 @@ SLOW_THEN_FAST = [*(float(second) for second in range(10)), *(10 + index / 30 fo
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("num_segments", [1, 4, 11, 16])
 def test_a_variable_rate_is_sampled_evenly_in_time(tmp_path: Path, suffix: str, num_segments: int) -> None:
-    """10 s at 1 frame per second, then 1 s at 30: by index, three quarters of the samples are of the last second."""
+    """10 s at 1 frame per second, then 1 s at 30: by index, three quarters of the samples are in the last second."""
     path = variable(tmp_path / f"vfr{suffix}", SLOW_THEN_FAST)
     info = probe_video(path)
     assert info.num_frames == 40 and info.span_s == pytest.approx(11, abs=0.1)
@@ -57,17 +57,17 @@ def test_a_variable_rate_is_sampled_evenly_in_time(tmp_path: Path, suffix: str, 
     times_s = [(segment + 0.5) * 11 / num_segments for segment in range(num_segments)]  # the middles of equal parts
     on_screen = [np.searchsorted(SLOW_THEN_FAST, time_s, side="right") - 1 for time_s in times_s]
     gaps = [abs(SLOW_THEN_FAST[one] - SLOW_THEN_FAST[other]) for one, other in zip(got, on_screen, strict=True)]
-    assert max(gaps) <= 1.0  # half a segment, as InternVL's rule rounds, and a frame of a second
+    assert max(gaps) <= 1.0  # half a segment, because InternVL's rule rounds, and a frame that lasts a second
     assert sum(index >= 10 for index in got) <= num_segments / 11 + 1
     by_index = segment_indices(40, num_segments)
-    assert num_segments < 4 or sum(index >= 10 for index in by_index) > num_segments / 2  # what it was before
+    assert num_segments < 4 or sum(index >= 10 for index in by_index) > num_segments / 2  # as sampling by index would
 
 
 @pytest.mark.parametrize(("suffix", "fps"), [(".mp4", 30000 / 1001), (".mkv", 30000 / 1001), (".ts", 25), (".avi", 25)])
 @pytest.mark.parametrize("num_frames", [1, 2, 7, 40])
 def test_a_constant_rate_is_sampled_as_by_index(tmp_path: Path, suffix: str, fps: float, num_frames: int) -> None:
     if suffix == ".ts":
-        num_frames += 8  # of fewer FFmpeg does not recognise a transport stream
+        num_frames += 8  # with fewer, FFmpeg does not recognise a transport stream
     path = tmp_path / f"clip{suffix}"
     write_video(path, map(grey, range(num_frames)), fps=fps)
     for num_segments in (1, 3, 8, 16, 40):
@@ -83,7 +83,7 @@ def test_samples_of_a_file_that_starts_late_are_counted_from_its_first_frame(tmp
 
 @pytest.mark.parametrize("seconds", [3, 40], ids=lambda value: f"{value} s")
 def test_recordings_one_after_the_other_are_on_one_timeline(tmp_path: Path, seconds: int) -> None:
-    """Transport streams are put together like that: the timestamps of the second begin anew."""
+    """Transport streams are concatenated like this: the timestamps of the second start again."""
     part = tmp_path / "part.ts"
     write_video(part, (grey(index % 40) for index in range(2 * seconds)), fps=2)
     whole = tmp_path / "whole.ts"

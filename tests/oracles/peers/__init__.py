@@ -1,7 +1,7 @@
-"""What else a user could run on the same CPU, timed in one interleaved run with ours: OpenVINO, llama.cpp.
+"""Benchmarks of alternatives on the same CPU, interleaved with ours in one run: OpenVINO and llama.cpp.
 
-Each peer lives in an environment of its own, and so in a process of its own (elsewhere.py): it is asked for one step at
-a time, and says how much CPU time that took it.
+Each peer has its own environment and so its own process (elsewhere.py). The process runs one requested step at a time
+and reports the CPU time it took.
 
     make peers   both comparisons
 """

@@ -1,4 +1,4 @@
-"""Variants of a benchmark that run in another process, in an environment of their own (worker.py)."""
+"""Benchmark variants that run in another process and its own environment (worker.py)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class Elsewhere(AbstractContextManager["Elsewhere"]):
-    """A process that serves steps. versions, facts: what it says of itself, once it is ready.
+    """A process that runs steps on request. versions, facts: its description of itself, sent once it is ready.
 
-    Raises BackendUnavailable if it ends before it answers: what it printed is on standard error.
+    Raises BackendUnavailable if the process ends before it replies; its output is on standard error.
     """
 
     def __init__(self, python: Path, module: str, arguments: Sequence[str]) -> None:
@@ -55,8 +55,8 @@ class Elsewhere(AbstractContextManager["Elsewhere"]):
         if not line:
             code = self._process.wait()
             raise BackendUnavailable(
-                f"the peer ended with exit code {code} before it answered",
-                fix="make peers, which installs what it needs",
+                f"the peer process ended with exit code {code} before it replied",
+                fix="install the packages it needs: make peers",
             )
         found: dict[str, Any] = json.loads(line)
         return found

@@ -1,8 +1,8 @@
-"""SmolLM2's decode and ingest: ours beside llama.cpp's, of the same weights, behind the same text.
+"""SmolLM2's decode and ingest: ours next to llama.cpp's, with the same weights and after the same text.
 
 python -m tests.oracles.peers.language [ROUNDS]
 
-The file's weights have four bits with a minimum a block (Q4_1); the checkpoint has what they stand for in float32.
+The file's weights are int4 with a minimum per block (Q4_1); the checkpoint has their values in float32.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def loaded(checkpoint: str) -> LoadedModel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BesideLlamaCpp(LanguageBench):
-    """The LLM of a checkpoint behind real text, and llama.cpp with the same model."""
+    """The LLM of a checkpoint with real text in its cache, and llama.cpp with the same model."""
 
     program = "python -m tests.oracles.peers.language"
 
@@ -48,7 +48,7 @@ class BesideLlamaCpp(LanguageBench):
     gguf: str
 
     def _ids(self) -> tuple[Tensor, Tensor]:
-        """The past with the token to decode, and a frame, which is text as well: llama.cpp is fed tokens."""
+        """Return the past with the token to decode, and a frame (also text: llama.cpp takes tokens)."""
         text = Path(TEXT).read_text(encoding="utf-8")
         ids = torch.tensor(loaded(self.checkpoint).tokenizer.encode(text, add_special_tokens=False).ids)
         return ids[: self.past + 1], ids[self.past : self.past + NUM_FRAME_ROWS]
@@ -76,12 +76,12 @@ class BesideLlamaCpp(LanguageBench):
 
 
 def _of_tokens(timed: Timed, count: int) -> Timed:
-    """Logits of the first tokens: ours has three more, for images."""
+    """Use the logits of the first tokens only: ours has three more, for images."""
     return replace(timed, output=lambda result: timed.output(result)[:count])
 
 
 def real_model() -> tuple[Path, Path]:
-    """SmolLM2's checkpoint, written if it is not there yet, and the file that it was made from."""
+    """Return SmolLM2's checkpoint, written if it is missing, and the GGUF file it was made from."""
     case = HOME / "smollm2-case"
     if not (case / CHECKPOINT / "config.json").is_file():
         ask_oracle("smollm2", new_folder(case))

@@ -27,7 +27,7 @@ def main() -> None:
     llama.eval(before)
 
     def step(ids: list[int]) -> np.ndarray:
-        llama.n_tokens = len(before)  # its next eval forgets what lies behind
+        llama.n_tokens = len(before)  # its next eval drops everything after this
         llama.eval(ids)
         logits = llama_cpp.llama_get_logits_ith(llama.ctx, -1)
         return np.ctypeslib.as_array(logits, (llama.n_vocab(),)).copy()

@@ -1,4 +1,4 @@
-"""OpenVINO's ways to run the vision step: the default export as it is, in bfloat16, and quantized by NNCF.
+"""OpenVINO's ways to run the vision step: the default export in float32, in bfloat16, and quantized by NNCF.
 
 python -m tests.oracles.peers.openvino_steps DESCRIPTOR MODEL.onnx INPUTS.npz   in OpenVINO's environment
 """
@@ -26,7 +26,7 @@ def main() -> None:
     _, path, inputs = sys.argv[1:]
     core, feeds = ov.Core(), dict(np.load(inputs))
     model = core.read_model(path)
-    # As its documentation says for transformers: attention products stay as they are, activations are smoothed.
+    # As NNCF's documentation recommends for transformers: attention matmuls stay unquantized, activations are smoothed.
     quantized = nncf.quantize(model, nncf.Dataset([feeds]), model_type=nncf.ModelType.TRANSFORMER, subset_size=1)
     runs = {
         "f32": step(core, model, feeds, "f32"),

@@ -1,4 +1,4 @@
-"""One streaming vision step: ours beside OpenVINO's.
+"""One streaming vision step: ours next to OpenVINO's.
 
 python -m tests.oracles.peers.vision [ROUNDS]
 """
@@ -27,14 +27,14 @@ STEPS = ("f32", "bf16", "int8", "int8 with bf16")
 
 
 class BesideOpenVINO(VisionBench):
-    """The vision step, and what OpenVINO makes of the default export of it."""
+    """The vision step, and OpenVINO running its default export."""
 
     def prepare(self, folder: Path, console: Console) -> Comparison:
         found = VisionBench.prepare(self, folder, console)
         arguments = plain_arguments(Scene.render(SIZES[self.size], window=self.window))
         names = [value.name for value in onnx.load(folder / "default.onnx", load_external_data=False).graph.input]
         feeds = {name: tensor.numpy() for name, tensor in zip(names, arguments, strict=True)}
-        np.savez(folder / "inputs.npz", **feeds)  # type: ignore[arg-type]  # numpy takes a keyword for an option
+        np.savez(folder / "inputs.npz", **feeds)  # type: ignore[arg-type]  # numpy could take a keyword for an option
         with console.stage("OpenVINO"):
             files = [str(folder / name) for name in ("default.onnx", "inputs.npz")]
             peer = PEERS.enter_context(Elsewhere(PYTHON, "tests.oracles.peers.openvino_steps", files))

@@ -1,8 +1,7 @@
-"""The other end of elsewhere.py, in a peer's environment: runs one step at a time, by its own clock.
+"""The worker process for elsewhere.py, in a peer's environment: runs one step at a time and times it by its own clock.
 
-A line on standard input is a step's name. The answer, into the file descriptor that the first argument names, is a line
-of JSON, and behind it the bytes of an array in float32: what libraries print is no answer.
-Needs numpy alone.
+Each line on standard input is the name of a step. The reply goes to the file descriptor that the first argument names,
+because libraries may print to standard output: a line of JSON, then the bytes of a float32 array. Needs only numpy.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Run = Callable[[], Any]
 
 
 def serve(runs: Mapping[str, Run], versions: Mapping[str, str], facts: Mapping[str, Any] | None = None) -> None:
-    """Answer until standard input ends. The clock is this process's CPU time."""
+    """Reply to requests until standard input ends. The clock is this process's CPU time."""
     out = os.fdopen(int(sys.argv[1]), "wb")
     _say(out, {"versions": dict(versions), "facts": dict(facts or {})})
     for line in sys.stdin:

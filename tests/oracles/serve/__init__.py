@@ -1,1 +1,1 @@
-"""pvc-serve with clients that nobody here wrote."""
+"""pvc-serve with third-party clients."""

@@ -1,9 +1,9 @@
-"""`make serve-clients`: a true pvc-serve, asked by OpenAI's client and as live-vlm-webui asks, sent 10,000 malformed
-requests, and held to its OpenAPI document by schemathesis.
+"""`make serve-clients`: a real pvc-serve gets requests from OpenAI's client, requests as live-vlm-webui sends them,
+10,000 malformed requests, and schemathesis' checks against its OpenAPI document.
 
 python -m tests.oracles.serve.clients [--malformed 10000] [--examples 100]   exit 0 all well, 3 something differs
 
-At the end nothing may be left: no session, no request, no body; memory as it was; SIGTERM ends it with exit code 0.
+At the end nothing may be left over: no session, no request, no body; memory as before; SIGTERM gives exit code 0.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from tests.apps.serving.malformed import ALLOWED, SESSIONS, requests
 HOME = Path("build/oracles/serve")
 TOKEN, NUM_CLIPS = "a-token-of-the-oracle-0123456789", 6
 OURS, THEIRS = "pvc-vision-fake", "pvc-vision-shapes"
-"""The model's name in malformed.py, and the true one."""
+"""The model's name in malformed.py, and the real one."""
 CONFIG = Path(__file__).absolute().with_name("schemathesis.toml")
 MOST_GROWTH_MB = 64.0
-"""Of the server's memory over all malformed requests: what its allocator keeps, and no more."""
+"""Largest growth of the server's memory over all malformed requests: as much as its allocator keeps."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--malformed", type=int, default=10_000)
     parser.add_argument("--examples", type=int, default=100)
-    parser.add_argument("--bundle", type=Path, default=Path("build/browser"), help="Of the model 'shapes'.")
+    parser.add_argument("--bundle", type=Path, default=Path("build/browser"), help="Bundle of the model 'shapes'.")
     told = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, served(told.bundle, Path(folder)) as (url, process):
         problems = [
@@ -63,7 +63,7 @@ def main() -> None:
 
 @contextmanager
 def served(bundle: Path, folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The command itself, on a free port."""
+    """Run the command itself on a free port."""
     command = [sys.executable, "-m", "apps.serving.serve", bundle, "--port", "0", "--rate", "100000", "--sessions", "8"]
     environment = os.environ | {"PVC_SERVE_TOKEN": TOKEN}
     with (folder / "stderr.txt").open("w+") as errors:
@@ -73,7 +73,7 @@ def served(bundle: Path, folder: Path) -> Iterator[tuple[str, subprocess.Popen[s
         assert process.stdout is not None
         line = process.stdout.readline()
         found = re.search(r"http://\S+", line)
-        assert found, f"it did not start: {line} {(folder / 'stderr.txt').read_text()}"
+        assert found, f"pvc-serve did not start: {line} {(folder / 'stderr.txt').read_text()}"
         try:
             yield found.group(), process
         finally:
@@ -81,7 +81,7 @@ def served(bundle: Path, folder: Path) -> Iterator[tuple[str, subprocess.Popen[s
             process.wait()
             errors.seek(0)
             if said := errors.read():
-                print(f"its log:\n{said}")
+                print(f"log of pvc-serve:\n{said}")
 
 
 def client_of(url: str) -> httpx.Client:
@@ -92,7 +92,7 @@ def client_of(url: str) -> httpx.Client:
 
 
 def clips_of_the_world(folder: Path) -> list[dict[str, Any]]:
-    """Scenes whose question and answer are known."""
+    """Return scenes with a known question and answer."""
     device, clips = SyntheticDevice(seed=11), list[dict[str, Any]]()
     frames: list[Any] = []
     while len(clips) < NUM_CLIPS:
@@ -117,7 +117,7 @@ def clips_of_the_world(folder: Path) -> list[dict[str, Any]]:
 
 
 def openai_client(url: str, folder: Path) -> list[str]:
-    """OpenAI's client says what is true, whichever way it asks."""
+    """OpenAI's client gets the true answers, in every way of asking."""
     clips = clips_of_the_world(folder)
     case = folder / "case.json"
     case.write_text(json.dumps({"url": url, "token": TOKEN, "clips": clips}), encoding="utf-8")
@@ -132,11 +132,11 @@ def openai_client(url: str, folder: Path) -> list[str]:
             right[way] += found[way] == clip["truth"]
         right["session"] += found["session"]["last"] == clip["truth"]
         if found["streamed"] != found["jpegs"] or found["session"]["last"] != found["jpegs"]:
-            problems.append(f"{clip['question']} is answered in two ways: {found}")
+            problems.append(f"{clip['question']} has different answers: {found}")
         if found["session"]["frames"] != list(range(1, len(clip["frames"]) + 1)):
             problems.append(f"a session counted {found['session']['frames']}")
         if found["sampled"][0] != found["sampled"][1]:
-            problems.append("one seed gave two answers")
+            problems.append("the same seed gave two different answers")
     expected = {
         "n": "BadRequestError unsupported_parameter n", "model": "NotFoundError model_not_found model",
         "url": "BadRequestError invalid_url messages[0].content[0].image_url.url",
@@ -147,9 +147,9 @@ def openai_client(url: str, folder: Path) -> list[str]:
     if told["webui"]["model"] != THEIRS or not all(told["webui"]["texts"]):
         problems.append(f"live-vlm-webui: {told['webui']}")
     if min(right.values()) < NUM_CLIPS - 1:
-        problems.append(f"too few answers are true: {right}")
+        problems.append(f"too few true answers: {right}")
     print(
-        f"openai {told['openai']}: {NUM_CLIPS} clips, of which true: {dict(right)}; "
+        f"openai {told['openai']}: {NUM_CLIPS} clips, true answers: {dict(right)}; "
         f"live-vlm-webui: {told['webui']['texts']}"
     )
     return problems
@@ -159,7 +159,7 @@ def openai_client(url: str, folder: Path) -> list[str]:
 
 
 def malformed(url: str, number: int) -> list[str]:
-    """No 5xx, every refusal in the one form, and memory as it was."""
+    """No 5xx, every refusal in the common form, and memory as before."""
     statuses, problems = Counter[int](), list[str]()
     client = client_of(url)
 
@@ -185,7 +185,7 @@ def malformed(url: str, number: int) -> list[str]:
                 f"{response.status_code} for {method} {path} {headers} {content[:500]!r}: {response.text[:500]}"
             )
         elif response.status_code != 200 and "error" not in response.json():
-            problems.append(f"{method} {path} is refused in another form: {response.text[:200]}")
+            problems.append(f"{method} {path} is refused without an 'error' object: {response.text[:200]}")
 
     before, started = figure(url, "pvc_resident_memory_bytes"), time.monotonic()
     send()
@@ -199,20 +199,20 @@ def malformed(url: str, number: int) -> list[str]:
 
 
 def schemathesis(url: str, examples: int) -> list[str]:
-    """What its document allows and forbids, sent by a program that knows nothing else of it."""
+    """Test what the OpenAPI document allows and forbids, with a program that knows only that document."""
     base = url.removesuffix("/v1")
     command = [
         str(HOME.absolute() / "bin/schemathesis"), "--config-file", str(CONFIG), "run",
         f"{base}/openapi.json", "--url", base, "--header", f"Authorization: Bearer {TOKEN}",
         "--max-examples", str(examples), "--checks", "all", "--seed", "1", "--no-color",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True)  # where it leaves what it found
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True)  # it writes its findings there
     told = done.stdout[-6000:]
     print(told if done.returncode else "\n".join(told.splitlines()[-25:]))
-    return [f"schemathesis exits with {done.returncode}"] if done.returncode else []
+    return [f"schemathesis failed with exit code {done.returncode}"] if done.returncode else []
 
 
-# -- what is left ------------------------------------------------------------------------------------------------------
+# -- leftovers ---------------------------------------------------------------------------------------------------------
 
 
 def figure(url: str, name: str) -> float:
@@ -223,7 +223,7 @@ def figure(url: str, name: str) -> float:
 
 
 def left_over(url: str) -> list[str]:
-    """Sessions that the requests opened can be closed, nothing runs or waits, and a question is answered."""
+    """The sessions that requests opened can be closed, nothing runs or waits, and a question is answered."""
     with client_of(url) as client:
         for session_id in ("fuzz-1", "fuzz-2", "7"):
             client.delete(f"{SESSIONS}/{session_id}")
@@ -232,14 +232,14 @@ def left_over(url: str) -> list[str]:
         body = {"model": THEIRS, "messages": [{"role": "user", "content": "What happens?"}], "max_tokens": 4}
         problems = []
         if client.post("/v1/chat/completions", json=body).status_code != 200:
-            problems.append("a good question is not answered any more")
+            problems.append("a valid question is no longer answered")
     time.sleep(0.5)
     for name in ("pvc_requests_running", "pvc_body_bytes", "pvc_waiting"):
         if value := figure(url, name):
             problems.append(f"{name} is {value} at the end")
-    print(f"left: {figure(url, 'pvc_sessions'):.0f} sessions, all of which nobody uses, and nothing that runs or waits")
+    print(f"left: {figure(url, 'pvc_sessions'):.0f} sessions, all unused; nothing runs or waits")
     if re.search(r'status="5\d\d"', text):
-        problems.append("its metrics count a 5xx")
+        problems.append("the server's metrics count a 5xx")
     return problems
 
 
@@ -248,8 +248,8 @@ def ended(process: subprocess.Popen[str]) -> list[str]:
     try:
         code = process.wait(timeout=60)
     except subprocess.TimeoutExpired:
-        return ["SIGTERM does not end it"]
-    return [] if code == 0 else [f"SIGTERM ends it with exit code {code}"]
+        return ["SIGTERM does not end pvc-serve"]
+    return [] if code == 0 else [f"SIGTERM ends pvc-serve with exit code {code}"]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""OpenAI's own client, and the requests that live-vlm-webui makes with it, as they are.
+"""OpenAI's client, and the exact requests that live-vlm-webui makes with it.
 
-    python run_openai.py CASE.json     in an environment with openai alone; prints what came as JSON
+    python run_openai.py CASE.json     in an environment with openai alone; prints the results as JSON
 
 CASE  url, token, and clips: each a list of data URLs of its frames, an mp4 of them, a question, and the true answer
 """
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def asked_every_way(client: OpenAI, model: str, clip: dict[str, Any]) -> dict[str, Any]:
-    """The same question about the same frames: as a list of JPEGs, as an mp4, streamed, and of a session."""
+    """Ask the same question about the same frames as a list of JPEGs, as an mp4, streamed, and in a session."""
     question = {"type": "text", "text": clip["question"]}
 
     def asked(*parts: Any, **options: Any) -> Any:
@@ -57,7 +57,7 @@ def asked_every_way(client: OpenAI, model: str, clip: dict[str, Any]) -> dict[st
 
 
 def in_session(client: OpenAI, model: str, clip: dict[str, Any]) -> dict[str, Any]:
-    """A client that knows nothing of sessions but a header: a request a frame, each of which sees all before it."""
+    """Be a client that knows sessions only by a header: one request per frame, and each sees all frames before it."""
     headers = {"X-Session-Id": clip["session"]}
     counts = []
     for frame in clip["frames"]:
@@ -71,7 +71,7 @@ def in_session(client: OpenAI, model: str, clip: dict[str, Any]) -> dict[str, An
 
 
 async def as_live_vlm_webui(case: dict[str, Any], model: str) -> dict[str, Any]:
-    """live-vlm-webui 0.4: models are looked up with the key of its settings; then a picture at a time."""
+    """live-vlm-webui 0.4: look up the models with the key from its settings, then send one picture at a time."""
     client = AsyncOpenAI(base_url=case["url"], api_key=case["token"] or "EMPTY")
     models = await client.models.list()
     chosen = next(each.id for each in models.data if "vision" in each.id)
@@ -87,7 +87,7 @@ async def as_live_vlm_webui(case: dict[str, Any], model: str) -> dict[str, Any]:
 
 
 def errors(client: OpenAI, model: str) -> dict[str, str]:
-    """Which of its errors the client raises, and for what."""
+    """Return the client's exception for each wrong request."""
     messages: Any = [{"role": "user", "content": "hello"}]
     image_of_web: Any = [{"role": "user", "content": [image("https://example.org/cat.jpg")]}]
     wrong: dict[str, Any] = {

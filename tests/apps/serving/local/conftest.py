@@ -1,4 +1,4 @@
-"""A Service over streams of this process, with a model in whole numbers."""
+"""A Service over streams of this process, with a whole-number model."""
 
 from __future__ import annotations
 

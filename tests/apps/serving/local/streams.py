@@ -1,4 +1,4 @@
-"""A model in whole numbers, what it is shown and asked, and what it must say."""
+"""A whole-number model, its pictures and questions, and the answers it must give."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ FRAMES = [RNG.integers(0, 256, (4, 4, 3), np.uint8) for _ in range(12)]
 PICTURES = [picture_of(frame) for frame in FRAMES]
 SAMPLING = Sampling(temperature=1e4, seed=1)
 ASKED = Wanted(question="what?", max_new_tokens=6, sampling=SAMPLING)
-"""Warm enough that every change of what was seen changes the answer."""
+"""Hot enough that every change of the frames changes the answer."""
 Run = Callable[[Coroutine[Any, Any, T]], T]
 
 
 class Slow:
-    """OneByOne, but a step waits while the gate is closed, and takes step_s more."""
+    """OneByOne, except that a step waits while the gate is closed and takes step_s longer."""
 
     most = 1
 

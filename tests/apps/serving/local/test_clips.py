@@ -1,4 +1,4 @@
-"""A Service over streams of this process: clips and images, of which nothing is remembered."""
+"""A Service over streams of this process: clips and images, which leave no state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Service over streams of this process: which frames reach a session, in what order, how often."""
+"""A Service over streams of this process: which frames reach a session, in which order and how often."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_gap_is_said_once_and_old_retries_are_known_for_long(
         await service.open("door")
         gaps = [(await service.push("door", PICTURES[0], index)).gap for index in (0, 3, 4, 5)]
         assert gaps == [0, 2, 0, 0]
-        for index in (0, 1, 3, 5):  # 1 never came: it comes too late
+        for index in (0, 1, 3, 5):  # 1 was never received, and is too late now
             pushed = await service.push("door", PICTURES[0], index)
             assert pushed.is_repeated and pushed.num_frames == 4
         assert (await service.push("door", PICTURES[0])).frame_index == 6
@@ -140,7 +140,7 @@ def test_a_full_queue_drops_the_oldest_frame_or_refuses_the_newest(slow: Slow, b
         await service.push("door", PICTURES[0])
         slow.gate.clear()
         on_its_way = asyncio.ensure_future(service.push("door", PICTURES[1]))
-        await asyncio.sleep(0.1)  # it is with the model
+        await asyncio.sleep(0.1)  # the model is processing it
         sending = [asyncio.ensure_future(service.push("door", picture)) for picture in PICTURES[2:5]]
         await asyncio.sleep(0.1)
         slow.gate.set()

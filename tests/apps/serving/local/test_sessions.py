@@ -1,4 +1,4 @@
-"""A Service over streams of this process: who has a session, and until when."""
+"""A Service over streams of this process: who gets a session, and how long it lasts."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_there_are_so_many_sessions_and_one_that_is_closed_makes_room(service: L
             await service.open(name)
         with pytest.raises(Busy, match="3 sessions are open"):
             await service.open("d")
-        assert (await service.open("a")).id == "a"  # it is open already
+        assert (await service.open("a")).id == "a"  # already open
         previous = "a"
         for name in ("d", "e", "f", "g"):
             await service.close(previous)
@@ -154,7 +154,7 @@ def test_whoever_asks_a_session_that_is_closed_meanwhile_is_told_so(service: Loc
 def test_whoever_stops_listening_ends_the_answer_and_frames_go_on(
     service: LocalService, slow: Slow, bundle: Bundle
 ) -> None:
-    """Its answer would have 40 tokens, of which each takes as long as it is let."""
+    """The full answer would have 40 tokens, each taking as long as `slow` makes it."""
     endless = Wanted(question="what?", max_new_tokens=40, sampling=Sampling(temperature=1e9, seed=4))
     whole = expected(bundle, FRAMES[:1], as_session=True, max_new_tokens=40, sampling=endless.sampling)
     assert len(whole.token_ids) > 30
