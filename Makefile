@@ -2,6 +2,7 @@
 # make gpu      on a machine with an NVIDIA GPU: every runtime tried, in 10 minutes; one folder to send, build/gpu
 # make test     install, make check, tests
 # make check    lint, types, import directions
+# make docs     every command of README and docs that exports, executed with a small model; make test runs all others (20 min)
 # make oracles  our LLM graph against optimum's and ONNX Runtime GenAI's, and a real LLM's; each in an environment of its own
 # make peers    our steps timed beside OpenVINO's and llama.cpp's, each in an environment of its own (compiles llama.cpp)
 # make boxes    a kit built with NVIDIA's own bindings of four TensorRT versions, without a GPU (PYTHON310=, PYTHON312=)
@@ -19,7 +20,7 @@ ORACLES := build/oracles
 # Through the environment, so that a file's name may hold spaces and quotes.
 export FILE SEED
 
-.PHONY: demo test check bench oracles optimum peers boxes browser triton ray serve-clients gpu clean
+.PHONY: demo test check docs bench oracles optimum peers boxes browser triton ray serve-clients gpu clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m pvc_export.commands.demo
@@ -29,6 +30,9 @@ gpu: $(INSTALLED)
 
 test: $(INSTALLED) check
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+docs: $(INSTALLED)
+	PVC_DOCS=all $(BIN)/python -m pytest -q -n 0 tests/documented
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check --quiet .

@@ -17,7 +17,8 @@ import apps.serving.options
 import apps.watch
 import pvc_export.cli
 
-ROOT = Path(__file__).parent.parent
+from .documented.commands import ROOT, blocks
+
 TASKS = ("docs/tour.md", "docs/extend.md", "docs/export.md", "docs/report.md", "docs/proven.md", "docs/device.md")
 NOT_CARRIED = (".venv/", "build/")
 """Folders that commands create and no checkout contains."""
@@ -117,6 +118,13 @@ def page_links(page: Path) -> list[str]:
     return [link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link]
 
 
+def test_the_links_of_both_readmes_and_their_sections_are_looked_at() -> None:
+    chinese = ROOT / "README.zh-CN.md"
+    assert {ROOT / "README.md", chinese} <= set(documents())
+    links = "## 已证明\n[a](#已证明) [b](#没有) [c](docs/performance.md#a-plan) [d](docs/performance.md#no-plan)"
+    assert dead_links(links, chinese) == ["#没有", "docs/performance.md#no-plan"]
+
+
 @pytest.mark.parametrize("document", documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_relative_link_resolves(document: Path) -> None:
     assert dead_links(document.read_text(encoding="utf-8"), document) == []
@@ -137,11 +145,9 @@ def test_every_claim_names_what_shows_it() -> None:
 
 def command_lines(text: str) -> Iterator[tuple[str, str]]:
     """Yield each program in the text's code (code spans, blocks, Makefile lines), with the rest of its command."""
-    blocks = [line for line in text.splitlines() if line.startswith(("    ", "\t"))]
-    fenced = [
-        line for block in re.findall(r"^```.*?^```", text, re.MULTILINE | re.DOTALL) for line in block.splitlines()
-    ]
-    for code in (*SPAN.findall(text), *blocks, *fenced):
+    of_makefile = [line for line in text.splitlines() if line.startswith("\t")]
+    shown = [line for block in blocks(text) for line in block.lines]
+    for code in (*SPAN.findall(text), *of_makefile, *shown):
         yield from COMMAND.findall(code.replace("$(BIN)/", ""))
 
 

@@ -144,6 +144,7 @@ def _worker(checkout: Path, bundle: Path, shown: Array) -> Iterator[Way]:
             yield way
         finally:
             stdin.close()
+            stdout.close()
             process.wait()
 
 
