@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import typer.main
 
+from pvc_export import cli
+from pvc_export.commands import check as commands_check
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.parity import check
 from pvc_export.parity.evidence import Evidence
@@ -63,10 +67,17 @@ def test_every_entry_is_a_command_that_a_page_shows() -> None:
     assert not_shown([page.read_text(encoding="utf-8") for page in pages()]) == []
 
 
+def test_every_command_of_pvc_export_is_on_a_page() -> None:
+    program: Any = typer.main.get_command(cli.app)
+    assert set(program.commands) <= {words_of(command)[1] for command in TABLE if command.startswith("pvc-export ")}
+
+
 # -- for real ----------------------------------------------------------------------------------------------------------
 
 
-def without_conversations(patch: pytest.MonkeyPatch) -> None:
+def stream_alone(patch: pytest.MonkeyPatch) -> None:
+    """Checks of the bundle's stream, without ladder, questions, conversations and state rules: a tenth of the time."""
+    patch.setattr(commands_check, "check_bundle", partial(check.check_bundle, ladder=False, num_questions=0))
     patch.setattr(check, "converse", lambda *_, **__: [])
     patch.setattr(check, "ask_further", lambda *_: Evidence())
     patch.setattr(check, "check_rules", lambda *_, **__: ())
@@ -80,7 +91,7 @@ def run_it(command: str, way: Run, box: Sandbox, here: Here, patch: pytest.Monke
     words = filled(command, way.names, way.adds)
     with patch.context() as only:
         if way.alone and not EVERYTHING:
-            without_conversations(only)
+            stream_alone(only)
         is_script = words[0] == "python" and words[1] != "-m"
         ended = in_a_process(words, box.root) if is_script else here.run(words)
     assert ended.code == way.code, ended.text
