@@ -19,7 +19,8 @@ README: Table = {
     "make test": Elsewhere("it is what runs this", "make test"),
     "pvc-export trt -m FOLDER --fp16": Heavy(begins=EXPORT, asks=FOR_RTX | {"source.name": "checkpoint"}, small=""),
     "pvc-export check build/demo --report report.html": Run(
-        alone=True, says=("levels", "ok   D  stream", "report: report.html", "pass:"), makes=("report.html",)
+        alone=True, names={"build/demo": "build/mine"}, makes=("report.html",),
+        says=("levels", "ok   D  stream", "report: report.html", "pass:"),
     ),
     "pvc-live build/demo --source 0": Run(adds=LIVE_END, says=("4 processed",)),
     "pvc-export kit -m FOLDER --target jetson-orin-jp62 -o KIT": Heavy(
@@ -150,7 +151,8 @@ CHECKING: Table = {
         begins=EXPORT, asks=FOR_CPU | {"out": "build/shapes", "source.name": "shapes"}, small=TINY
     ),
     "pvc-export prove build/shapes --only no-time -o build/broken": Run(
-        says=("build/broken is build/shapes with a defect", "next: pvc-export check build/broken --report report.html"),
+        names={"build/shapes": "build/mine"},
+        says=("build/broken is build/mine with a defect", "next: pvc-export check build/broken --report report.html"),
         makes=("build/broken/manifest.json",),
     ),
     "pvc-export check build/broken --report report.html": Run(
@@ -208,10 +210,10 @@ SHAPES: Table = {
         begins="pvc_ref.train.train", asks={"num_steps": "10000"}, small="--steps 2 --workers 1"
     ),
     "python -m pvc_ref.evaluate": Run(
-        adds="--clips 2 --json A.json", says=("## Conditions", "2 clips a condition"), makes=("A.json",)
+        adds="--clips 1 --json A.json", says=("## Conditions", "1 clips a condition"), makes=("A.json",)
     ),
     "python -m pvc_ref.evaluate -m FOLDER --against A.json": Run(
-        names={"FOLDER": "shapes"}, adds="--clips 2", says=("## Conditions", "## Beside A.json"),
+        names={"FOLDER": "shapes"}, adds="--clips 1", says=("## Conditions", "## Beside A.json"),
         after=("python -m pvc_ref.evaluate",),
     ),
     "python -m pvc_ref.evaluate --study": Heavy(

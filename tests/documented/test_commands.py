@@ -8,18 +8,20 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import typer.main
 
+from engines.manifest import Manifest
 from pvc_export import cli
 from pvc_export.commands import check as commands_check
-from pvc_export.graphs.models import LoadedModel
+from pvc_export.graphs.models import LoadedModel, load_reference
 from pvc_export.parity import check
 from pvc_export.parity.evidence import Evidence
+from pvc_export.parity.report import ParityReport
 
 from ..test_docs import wrong_commands
 from .blocks import openai_block
@@ -75,9 +77,16 @@ def test_every_command_of_pvc_export_is_on_a_page() -> None:
 # -- for real ----------------------------------------------------------------------------------------------------------
 
 
+@cache
+def checked(folder: Path) -> ParityReport:
+    """A bundle's stream beside its reference, once for all commands that check the bundle."""
+    loaded = load_reference(Manifest.load(folder), None, None, on_disk=True)
+    return check.check_bundle(folder, loaded, ladder=False, num_questions=0)
+
+
 def stream_alone(patch: pytest.MonkeyPatch) -> None:
     """Checks of the bundle's stream, without ladder, questions, conversations and state rules: a tenth of the time."""
-    patch.setattr(commands_check, "check_bundle", partial(check.check_bundle, ladder=False, num_questions=0))
+    patch.setattr(commands_check, "check_bundle", lambda folder, *_, **__: checked(folder.resolve()))
     patch.setattr(check, "converse", lambda *_, **__: [])
     patch.setattr(check, "ask_further", lambda *_: Evidence())
     patch.setattr(check, "check_rules", lambda *_, **__: ())
