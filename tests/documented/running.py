@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,6 +123,8 @@ def served(words: list[str], folder: Path) -> Iterator[tuple[str, str]]:
         match = re.search(r"http://[\d.]+:\d+", line)
         try:
             assert match is not None, f"it did not start: {line}"
+            assert httpx.get(f"{match[0]}/healthz", timeout=60).status_code == 200
+            time.sleep(0.3)  # it says where it is served just before it can be ended in order
             yield match[0], line
         finally:
             process.send_signal(signal.SIGINT)
