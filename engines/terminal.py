@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from .errors import BackendUnavailable, BundleError, PVCError
+from .wrapping import fitted_to
 
 
 def printable(text: str) -> str:
@@ -38,7 +39,7 @@ def fail(error: PVCError | OSError, *, as_json: bool, summary: dict[str, Any] | 
     object on standard output, after those of a summary. Returns the exit code."""
     if isinstance(error, OSError):
         error = _of_the_system(error)
-    print(f"error: {error}", file=sys.stderr)
+    print(fitted_to(sys.stderr, f"error: {error}"), file=sys.stderr)
     if as_json:
         print_json((summary or {}) | error.to_json())
     return error.exit_code

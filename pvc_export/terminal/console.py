@@ -12,6 +12,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from engines.sizes import peak_bytes
+from engines.wrapping import fitted
 
 from . import interrupt
 from .facts import restart_peak
@@ -42,8 +43,11 @@ class Console:
     rich: RichConsole = field(default_factory=lambda: RichConsole(file=sys.stdout, highlight=False))
 
     def print(self, text: str = "", *, style: str | None = None) -> None:
-        if not self.quiet:
-            self.rich.print(text, style=style, markup=False, soft_wrap=True)
+        if self.quiet:
+            return
+        if self.rich.is_terminal:
+            text = fitted(text, self.rich.width)
+        self.rich.print(text, style=style, markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[tuple[Stage, Report]]:
