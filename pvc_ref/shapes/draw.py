@@ -221,7 +221,7 @@ def _label_things(labels: PatchLabels, scene: Scene, frame_index: int, grid: int
 
 
 def _label_characters(card: Card, print_: Print, grid: int) -> Labels:
-    """Label (grid * grid,) patches with the character of which the overlap is largest, as a share of the smaller area."""
+    """Label (grid * grid,) patches with the character of largest overlap, relative to the smaller of the two areas."""
     low, high = np.arange(grid) / grid, np.arange(1, grid + 1) / grid
     best, label = np.zeros((grid, grid)), np.zeros((grid, grid), dtype=np.int64)
     for code, box in zip(card.codes, print_.boxes, strict=True):

@@ -23,7 +23,7 @@ from .world import COLORS, SHAPES, Scene
 
 
 def answer_to(scene: Scene, question: str) -> str | None:
-    """Return the right answer, or None if there is none: an unknown question, or an ambiguous one (two equal shapes)."""
+    """Return the right answer, or None if there is none: an unknown or an ambiguous question (two equal shapes)."""
     return all_answers(scene).get(_plain(question))
 
 

@@ -112,9 +112,9 @@ def test_a_mapping_reaches_the_reference_of_check_and_run(bundle_fp16: Path, tmp
 
 def test_a_mapping_that_is_not_there_or_no_mapping_is_named(found: Path, tmp_path: Path, pvc_export: Run) -> None:
     path = tmp_path / "m.json"
-    pvc_export("inspect", found, "--mapping", path).says(6, f"there is no mapping {path}", "--suggest-mapping")
+    pvc_export("inspect", found, "--mapping", path).says(6, f"mapping file {path} not found", "--suggest-mapping")
     path.write_text("[]")
-    pvc_export("onnx", "-m", found, "--mapping", path).says(6, f"{path} holds a JSON list")
+    pvc_export("onnx", "-m", found, "--mapping", path).says(6, f"{path} contains a JSON list")
 
 
 def test_share_prints_headers_and_config_and_no_path_of_this_machine(unsettled: Path, pvc_export: Run) -> None:

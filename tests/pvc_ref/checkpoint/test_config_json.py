@@ -77,7 +77,7 @@ def test_a_head_is_not_tied_where_nothing_is_said_and_tied_where_it_is() -> None
     "changes", [{"architectures": ["InternVLForConditionalGeneration"]}, {"text_config": {}, "llm_config": ...}]
 )
 def test_transformers_own_layout_is_refused_by_name(changes: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match="transformers' own InternVL") as info:
+    with pytest.raises(CheckpointError, match="transformers' InternVL") as info:
         config_from_json(internvl2_8b_json(**changes))
     assert "without -hf" in info.value.fix
 
@@ -121,7 +121,7 @@ def test_temporal_config_without_our_object_is_refused_with_what_was_found(tmp_p
         (
             {"llm_config__num_key_value_heads": 5},
             "num_heads = 32 is not a multiple of num_kv_heads = 5",
-            "a multiple, as 30",
+            "a multiple, for example 30",
         ),
         ({"force_image_size": 224}, "force_image_size = 224 but vision_config.image_size = 448", "the same"),
         ({"downsample_ratio": 0.3}, "downsample_ratio = 0.3, which makes 92.16 tokens", "92 tokens"),

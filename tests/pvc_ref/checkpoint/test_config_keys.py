@@ -75,7 +75,7 @@ def test_a_key_that_is_not_known_is_an_error_whatever_its_value(section: str, va
         config_from_json(data)
     path = f"{section.replace('__', '.')}.logit_scale".lstrip(".")
     assert f"says {path} = {json.dumps(value)}" in info.value.what
-    assert info.value.expected and info.value.cause and "delete it" in info.value.fix
+    assert info.value.expected and info.value.cause and "delete them" in info.value.fix
     place["logit_scale"] = None
     assert config_from_json(data) == TINY
 
