@@ -133,10 +133,7 @@ def _multiply(graph: ir.Graph, product: ir.Node, codes: ir.Value, scales: ir.Val
         sums = put.node("sums", "Cast", whole, to=int(ir.DataType.FLOAT))
         found = put.node("found", "Mul", sums, put.node("by_output", "Mul", scale, scales))
     found = found if real == ir.DataType.FLOAT else put.node("narrow", "Cast", found, to=int(real))
-    for value in (
-        whole,
-        found,
-    ):  # the node that reads the weight and the one that makes the result keep the MatMul's notes
+    for value in (whole, found):  # the nodes that read the weight and make the result keep the MatMul's notes
         node = value.producer()
         assert node is not None
         node.metadata_props.update(product.metadata_props)
