@@ -1,9 +1,8 @@
 """Configuration of a PVC model, and the named presets.
 
-A configuration is frozen, validated on creation, and independent of torch. Every error names the two values that
-conflict.
-Source: PVC (arXiv 2412.09613) and the InternVL2 model cards; docs/model.md lists what is published and what is
-inferred.
+A configuration is frozen, validated on creation, and independent of torch. Every error names the two
+conflicting values.
+Source: PVC (arXiv 2412.09613) and the InternVL2 model cards; docs/model.md separates published from inferred values.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@
     ... --json A.json, then --against A.json    compare two models on the same questions
     python -m pvc_ref.evaluate --study          train and compare the compressors and ablations; tables and a plot
 
-Every clip is drawn from a committed seed, and none was used in training. An answer counts as right only if its whole
-text is right.
+Every clip is drawn from a committed seed, and none was used in training. An answer is right only if all of its text is.
 """
 
 from __future__ import annotations

@@ -75,8 +75,7 @@ class PVC(nn.Module):
     """The reference model. Create it with `PVC(config)`, `PVC.random(config, seed=...)` or `pvc_ref.load(folder)`."""
 
     random_seed: int | None = None
-    """Seed of random, untrained weights. Saved with them, so that their answers are not mistaken for a trained
-    model's."""
+    """Seed of random, untrained weights. Saved, so that their answers are not mistaken for a trained model's."""
     trained_on: str | None = None
     """Name of the world this model was trained on, such as 'shapes'; saved with the weights."""
     renamed: Mapping[str, str] = {}

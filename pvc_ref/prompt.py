@@ -78,7 +78,7 @@ def next_turn(config: PVCConfig, *, question: str, num_frames: int = 0, first_fr
 
 
 def image_prompt(config: PVCConfig, *, num_tiles: Sequence[int], question: str, num_repeats: int | None = None) -> str:
-    """Return the conversation about images; num_tiles has one entry per image. A tile's tokens occur `num_repeats`
+    """Return the conversation about images; num_tiles has one entry per image. Tokens of a tile occur `num_repeats`
     times.
 
     A question may mark the place of every image with `<image>`; without marks all images come first. Raises InputError

@@ -63,7 +63,6 @@ def with_num_times(limits: StreamLimits, config: PVCConfig) -> StreamLimits:
 
 
 def num_frame_times(config: PVCConfig, *, window: int) -> int:
-    """Number of rows of a table, enough for the trained times, an image's repeats and tiles, and the ten windows that a
-    check streams."""
+    """Number of table rows: enough for the trained times, an image's repeats and tiles, and a check's ten windows."""
     tiles = config.max_image_tiles + config.use_thumbnail if config.image_layout == "tiles_in_time" else 1
     return max(config.trained_frames, config.num_image_repeats * tiles, 10 * window)

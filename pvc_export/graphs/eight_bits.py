@@ -57,8 +57,7 @@ class BlocksLinear(RowsLinear):
 
 class TensorLinear(EightBitLinear):
     def rounded(self, x: Tensor) -> Tensor:
-        """Round the rows of each frame, x (..., N, C), to integers 0..255 minus a zero point, times one scale per
-        frame.
+        """Round the rows of each frame, x (..., N, C), to integers 0..255 minus a zero point, times a scale.
 
         ONNX's DynamicQuantizeLinear does this for a pass, which is one frame. A clip has one scale per frame.
         """

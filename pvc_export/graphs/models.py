@@ -210,8 +210,7 @@ def load_reference(
 ) -> LoadedModel:
     """Load the model from which a bundle was made, or the one called `name`. Raises ModelError if its weights differ.
 
-    Without a mapping file, the bundle's checkpoint is read with the mapping of the export. `on_disk` is as in
-    load_model.
+    Without a mapping file, the checkpoint is read with the mapping of the export. `on_disk` is as in load_model.
     """
     source = manifest.model
     known = source.mapping if mapping is None and name is None else None

@@ -1,5 +1,4 @@
-"""SmoothQuant (arXiv 2211.10438): move large input channels of a matmul into its weights, where int8 can represent
-them.
+"""SmoothQuant (arXiv 2211.10438): move large input channels of a matmul into its weights, for better int8 codes.
 
 A channel of a norm, of the attention values or of a gate is divided by a factor, and the weights that multiply it are
 multiplied by the same factor. Factors are powers of two, so floating-point results do not change by a bit: the smoothed

@@ -94,8 +94,7 @@ def attend_coded(
 class CachesInPlace:
     """Caches (B, K, S, D) of one layer, and the index where new rows go, (B,).
 
-    Not a tuple: a float32 island casts every tensor in a tuple, and a compiler updates only a direct graph input in
-    place.
+    Not a tuple: a float32 island casts every tensor in a tuple, and only a direct graph input can be updated in place.
     """
 
     key: Tensor | EightBitRows

@@ -72,8 +72,7 @@ def lacks_count(data: Mapping[str, Any]) -> bool:
 
 
 def with_count(data: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Add num_temporal_layers to `data`: the number of layers with tensors that InternVL2 lacks. No change if there are
-    none.
+    """Add num_temporal_layers to `data`: the number of layers with tensors that InternVL2 lacks, if there are any.
 
     Raises CheckpointError if those are not the last layers.
     """

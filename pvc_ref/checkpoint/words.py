@@ -36,7 +36,7 @@ def allowed_roles(names: Collection[str]) -> dict[str, Roles | None]:
 
 
 def _named_in_the_paper(name: str, names: Collection[str]) -> Roles | None:
-    """Read W3 to W6 as the paper's numbers if exactly these four are in one place; else the numbering is another."""
+    """Read W3 to W6 as the paper's numbers, if exactly these four numbers are in one place."""
     match = re.fullmatch(r"(.*[._]w)([3-6])", name, re.IGNORECASE)
     if match and [n for n in "123456789" if match[1] + n in names] == list("3456"):
         return frozenset({f"adaln.w{match[2]}"})

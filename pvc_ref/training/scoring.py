@@ -1,8 +1,7 @@
 """Word-for-word grading of answers.
 
 The right answer is teacher-forced, and each of its tokens must be the likeliest after those before it. This holds
-exactly when greedy decoding gives the whole answer, and takes a fraction of the time (a test checks that the two
-agree).
+exactly when greedy decoding gives the whole answer, at a fraction of the time (a test checks that they agree).
 """
 
 from __future__ import annotations
