@@ -1,7 +1,7 @@
 """Configuration of a PVC model, and the named presets.
 
-A configuration is frozen, validated on creation, and independent of torch. Every error names the two
-conflicting values.
+A configuration is frozen, validated on creation, and independent of torch. Every error names both conflicting
+values.
 Source: PVC (arXiv 2412.09613) and the InternVL2 model cards; docs/model.md separates published from inferred values.
 """
 

@@ -78,11 +78,10 @@ def next_turn(config: PVCConfig, *, question: str, num_frames: int = 0, first_fr
 
 
 def image_prompt(config: PVCConfig, *, num_tiles: Sequence[int], question: str, num_repeats: int | None = None) -> str:
-    """Return the conversation about images; num_tiles has one entry per image. Tokens of a tile occur `num_repeats`
-    times.
+    """Return the conversation about images; num_tiles has one entry per image.
 
-    A question may mark the place of every image with `<image>`; without marks all images come first. Raises InputError
-    if it marks only some.
+    The tokens of a tile occur `num_repeats` times. A question may mark the place of every image with `<image>`; without
+    marks all images come first. Raises InputError if it marks only some.
     """
     per_tile = config.compressor.num_tokens * (config.num_image_repeats if num_repeats is None else num_repeats)
     images = [IMAGE_START + IMAGE_CONTEXT * per_tile * tiles + IMAGE_END for tiles in num_tiles]
