@@ -228,5 +228,5 @@ def require_same_weights(manifest: Manifest, loaded: LoadedModel) -> None:
             f"the weights of the reference '{loaded.source.name}' have the hash {loaded.source.weights_sha256[:12]}",
             expected=f"{manifest.model.weights_sha256[:12]}, that of '{manifest.model.name}', from which the bundle "
             "was made",
-            fix="pass the model from which it was made with -m, or export the bundle again",
+            fix="pass the original model with -m, or export the bundle again",
         )

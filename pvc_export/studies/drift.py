@@ -1,4 +1,4 @@
-"""Measure whether the error of a long stream (10,000 frames) grows: python -m pvc_export.studies.drift BUNDLE|--wide"""
+"""Measure whether the error grows over 10,000 frames: python -m pvc_export.studies.drift [BUNDLE | --wide]"""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def check_folder(folder: Path) -> None:
         raise CheckpointError(
             f"there is no folder {folder}, and models are not downloaded from the Hugging Face hub automatically",
             expected="a folder on this machine",
-            cause=f"{folder} is a name on the hub, or a path relative to another folder than {Path.cwd()}",
+            cause=f"{folder} is a name on the hub, or a path that is relative to another folder than {Path.cwd()}",
             fix=f"hf download {folder.as_posix()} --local-dir {folder.name}, then pass {folder.name}",
         )
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
