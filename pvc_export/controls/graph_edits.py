@@ -33,10 +33,8 @@ def edit_graph(bundle: Path, name: str, edit: Edit) -> None:
 
 
 def restamp(bundle: Path) -> Manifest:
-    """Update the manifest to the present files: their hashes, and the fingerprints from which engines were built.
-
-    Engines are not signed again, because only their builder could do that. Returns the saved manifest.
-    """
+    """Update the manifest to the present files: their hashes, and engine entries that claim to be built from them. Only
+    the engines' builder could sign them again, so this does not. Returns the saved manifest."""
     manifest, files = Manifest.load(bundle), hash_folder(bundle)
     engines = {
         name: replace(entry, built_from=fingerprint(files, graph_path(name)))
@@ -261,10 +259,8 @@ def widen_rms_epsilon(model: onnx.ModelProto) -> None:
 
 
 def split_wqkv_plainly(model: onnx.ModelProto) -> None:
-    """Split InternLM2's fused wqkv as if it had all queries, then all keys, then all values.
-
-    In fact it has, for each key/value head, its query heads, the key and the value.
-    """
+    """Split InternLM2's fused wqkv as if it had all queries, then all keys, then all values. In fact it has, for each
+    key/value head, its query heads, the key and the value."""
     matrix, cache = _matrix(model, "layers.0.attn.qkv_proj"), input_shape(model, "past.0.key")
     is_in_place = any(node.op_type == "TensorScatter" for node in model.graph.node)
     num_heads, num_kv = matrix.dims[1] // cache[-1], cache[1 if is_in_place else 2]
@@ -272,9 +268,7 @@ def split_wqkv_plainly(model: onnx.ModelProto) -> None:
     heads = np.split(numpy_helper.to_array(matrix), sizes.sum(), axis=1)
     query, key, value = (heads[end - size : end] for end, size in zip(np.cumsum(sizes), sizes, strict=True))
     if len(key) == 1:
-        raise SpecError(
-            "with one key/value head both ways to split wqkv are the same", expected="several key/value heads"
-        )
+        raise SpecError("with one key/value head both ways to split wqkv agree", expected="several key/value heads")
     group = len(query) // len(key)
     fused = [
         head
