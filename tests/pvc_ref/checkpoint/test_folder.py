@@ -251,7 +251,7 @@ def test_folder_without_weights_says_what_it_holds(whole: Path, copy_of: CopyOf)
     [
         ("{", "is not JSON"),
         ("[1]", "contains a JSON list"),
-        ("{}", "does not say vision_config"),
+        ("{}", "does not set vision_config"),
         ('{"architectures": ["LlamaForCausalLM"], "hidden_size": 4}', "its keys are architectures, hidden_size"),
     ],
     ids=["not-json", "list", "empty", "another-model"],
@@ -270,5 +270,5 @@ def test_binary_config_is_refused(whole: Path, copy_of: CopyOf) -> None:
 
 def test_missing_config_and_missing_folder_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
-    assert "it holds model.safetensors" in refusal(tmp_path).what
+    assert "it contains model.safetensors" in refusal(tmp_path).what
     assert "it is not a folder" in refusal(tmp_path / "nowhere").what

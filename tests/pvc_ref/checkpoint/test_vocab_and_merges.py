@@ -139,7 +139,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "merges cut in a line": (edit("merges.txt", lambda text: text.rstrip()[:-2]), "merges.txt"),
     "merges empty": (edit("merges.txt", lambda text: ""), "has no merge for"),
     "merges not text": (not_text, "merges.txt is not text"),
-    "three words in a line": (edit("merges.txt", lambda text: text + "a b c\n"), "'a b c' is no merge"),
+    "three words in a line": (edit("merges.txt", lambda text: text + "a b c\n"), "'a b c' is not a merge"),
     "merge of another model": (edit("merges.txt", lambda text: text + "! !\n"), "line"),
     "vocab cut": (edit("vocab.json", lambda text: text[:500]), "vocab.json is not JSON"),
     "vocab empty": (edit("vocab.json", lambda text: "{}"), "is not a valid vocabulary: 0 entries"),
