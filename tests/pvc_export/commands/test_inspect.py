@@ -100,21 +100,21 @@ def test_a_bundle_remembers_the_mapping_of_its_checkpoint(
 
 @pytest.mark.parametrize("command", [("onnx",), ("trt",), ("prove",)], ids=lambda words: words[0])
 def test_a_mapping_of_a_built_in_model_is_refused(command: tuple[str, ...], tmp_path: Path, pvc_export: Run) -> None:
-    pvc_export(*command, "-m", "tiny", "--mapping", tmp_path / "m.json").says(6, "'tiny' is built in", "fix: ")
+    pvc_export(*command, "-m", "tiny", "--mapping", tmp_path / "m.json").says(6, "'tiny' is a built-in model", "fix: ")
 
 
 def test_a_mapping_reaches_the_reference_of_check_and_run(bundle_fp16: Path, tmp_path: Path, pvc_export: Run) -> None:
     mapping = tmp_path / "m.json"
-    pvc_export("check", bundle_fp16, "-m", "tiny", "--mapping", mapping).says(6, "'tiny' is built in")
+    pvc_export("check", bundle_fp16, "-m", "tiny", "--mapping", mapping).says(6, "'tiny' is a built-in model")
     asked = ("run", bundle_fp16, "--ask", "Who?", "--max-new-tokens", 1, "--reference", "-m", "tiny")
-    pvc_export(*asked, "--mapping", mapping).says(6, "'tiny' is built in")
+    pvc_export(*asked, "--mapping", mapping).says(6, "'tiny' is a built-in model")
 
 
 def test_a_mapping_that_is_not_there_or_no_mapping_is_named(found: Path, tmp_path: Path, pvc_export: Run) -> None:
     path = tmp_path / "m.json"
-    pvc_export("inspect", found, "--mapping", path).says(6, f"there is no mapping {path}", "--suggest-mapping")
+    pvc_export("inspect", found, "--mapping", path).says(6, f"mapping file {path} not found", "--suggest-mapping")
     path.write_text("[]")
-    pvc_export("onnx", "-m", found, "--mapping", path).says(6, f"{path} holds a JSON list")
+    pvc_export("onnx", "-m", found, "--mapping", path).says(6, f"{path} contains a JSON list")
 
 
 def test_share_prints_headers_and_config_and_no_path_of_this_machine(unsettled: Path, pvc_export: Run) -> None:

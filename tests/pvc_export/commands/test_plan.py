@@ -70,7 +70,7 @@ def test_of_a_folder_with_weights_none_is_read(tmp_path: Path, pvc_export: Run) 
         (["--clock", "stop"], 2, "expected one of reanchor, run-on"),
         (["-m", "pvc-internvl-8b"], 6, "Did you mean 'pvc-internvl2-8b'?"),
         (["-m", "OpenGVLab/InternVL2-8B"], 6, "hf download"),
-        (["-m", "."], 6, "is no checkpoint folder"),
+        (["-m", "."], 6, "is not a checkpoint folder"),
         (["-m", "tiny", "--context", "65536"], 6, "choose --context 32768 or less"),
         (["-m", "tiny", "--mapping", "m.json"], 6, "leave --mapping out"),
     ],

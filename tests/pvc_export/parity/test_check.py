@@ -357,9 +357,9 @@ def test_an_output_that_was_never_compared_fails(
 
 
 def test_another_model_is_no_reference(bundle_fp32: Path) -> None:
-    with pytest.raises(ModelError, match="the reference 'tiny' has the weights") as info:
+    with pytest.raises(ModelError, match="the weights of the reference 'tiny' have the hash") as info:
         check(bundle_fp32, load_model("tiny", seed=1))
-    assert "of 'tiny', which the bundle was made from" in info.value.expected
+    assert "of 'tiny', from which the bundle was made" in info.value.expected
 
 
 @pytest.mark.usefixtures("shared_graphs")
