@@ -96,7 +96,7 @@ def test_a_part_of_the_file_that_is_not_the_reference_s_is_named(
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [(text_in_lower_case, "are written as"), (tokens_of_another_vocabulary, "is read as")],
+    [(text_in_lower_case, "are decoded as"), (tokens_of_another_vocabulary, "is encoded as")],
     ids=["written", "read"],
 )
 def test_what_the_runtime_makes_of_a_right_file_is_held_too(

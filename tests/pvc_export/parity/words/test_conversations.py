@@ -227,9 +227,9 @@ def parts(margin: float) -> Parting:
         ({"prefix": 2, "parting": parts(0.0)}, None),
         (
             {"prefix": 2, "parting": parts(0.3)},
-            "at token 2 the bundle says 'red' where the reference has 'blue'; .* by 0.3 logits .* at most 2.0e-01",
+            "at token 2 the bundle has 'red', the reference 'blue'; .* by 0.3 logits .* at most 2.0e-01",
         ),
-        ({"prefix": 2, "parting": parts(float("nan"))}, "at token 2 the bundle says"),
+        ({"prefix": 2, "parting": parts(float("nan"))}, "at token 2 the bundle has"),
         ({"prefix": 2, "parting": parts(0.3), "flips": (Flip(step=3, k=1, margin=0.1, tie=0.2),)}, "at token 2"),
     ],
     ids=["equal", "KL", "loud logits", "NaN", "near tie", "flip", "top 5", "parts at a near tie",

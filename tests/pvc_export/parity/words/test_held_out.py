@@ -132,8 +132,8 @@ def test_the_report_names_answers_that_changed_and_counts_them(
     monkeypatch.setattr("pvc_export.parity.words.held_out.answer_all", lambda *_, **__: Evidence(answers=(wrong,)))
     report: ParityReport = check_bundle(bundle_shapes, shapes, ladder=False)
     assert not report.passed
-    assert "'Q?' is no longer answered 'The star is red.'" in report.failure_text()
-    assert "90.00% of 10 answers are the reference's, expected 99.5%" in report.failure_text()
+    assert "the answer to 'Q?' is no longer 'The star is red.'" in report.failure_text()
+    assert "90.00% of 10 answers equal the reference's, expected at least 99.5%" in report.failure_text()
     assert "90.0% of 10 questions right (90.00% as the reference)" in report.summary()
     assert json.loads(json.dumps(report.to_json()))["answers"][0]["changed"][0]["margin"] == 2.5
 
