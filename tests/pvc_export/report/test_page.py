@@ -209,7 +209,7 @@ def test_a_failure_shows_the_culprit_its_island_and_the_next_command(failing: Re
     assert "--island trunk.layers.1.mlp" in text and "pvc-export check build/tiny --bisect" in text
     repaired = changed(failing, repair=Repair(islands=("trunk.layers.1.mlp",), passed=True, culprits=(CULPRIT,)))
     text = Page(render(repaired)).text
-    assert "✓ proven repair: Exported again with --island trunk.layers.1.mlp, the check passes" in text
+    assert "✓ proven repair: A new export with --island trunk.layers.1.mlp passes the check" in text
     command = (
         f"pvc-export onnx -m tiny --seed 3 --fp16 --target cpu --window {WINDOW} --context 2048 --streams 1 "
         "--island llm.layers.0.mlp --island trunk.layers.1.mlp -o build/tiny"
