@@ -36,7 +36,7 @@ class Stretch:
 
 
 class OpenedPerRun:
-    """A graph in ONNX Runtime on the CPU, numpy in and out. A bfloat16 graph is widened: only its inside is bfloat16."""
+    """A graph in ONNX Runtime on the CPU, numpy in and out. A bfloat16 graph is widened, bfloat16 only inside."""
 
     computes_in = "float32"
 

@@ -67,7 +67,7 @@ def float32_specs(manifest: Manifest) -> dict[str, GraphSpec]:
 
 
 def vision_feeds(spec: GraphSpec, frames: Frames, recording: Recording, index: int) -> dict[str, Array]:
-    """Inputs of a vision graph at frame `index`: frame t is in slot t % W, and up to W - 1 earlier frames are visible."""
+    """Inputs of a vision graph at frame `index`: frame t is in slot t % W, and W - 1 earlier frames are visible."""
     time = frames.times[index]
     seen = recording[index]
     values: dict[str, Array] = {

@@ -264,7 +264,7 @@ def test_an_answer_whose_text_is_not_that_of_its_tokens_fails_as_text(bundle: Bu
         wrong = text_rule(converse(bundle, tiny, per_kind=1, num_new_tokens=4))
     assert wrong.level == "K" and wrong.passed is False
     assert re.search(
-        "the answer to the video prompt 'What moves.' reads .*, expected .* of the same tokens", wrong.detail
+        "the answer to the video prompt 'What moves.' reads .*, expected .* from the same tokens", wrong.detail
     )
 
 
