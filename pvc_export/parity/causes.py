@@ -19,7 +19,7 @@ from .metrics import Difference
 
 CauseKind = Literal["reference", "model", "export", "input", "limit", "unknown"]
 CLOSE = 2.0
-"""If the worst tensor is at most this many times over its limit and nothing else is wrong, the limit is in doubt."""
+"""If the worst tensor is at most at this multiple of its limit and nothing else is wrong, the limit is in doubt."""
 INNOCENT = (
     "Every operation is right on the reference's inputs, so this graph receives wrong inputs. Check the runtime's "
     "masks, slots, positions and resize. To see whether it is this machine, check the same bundle on another one"

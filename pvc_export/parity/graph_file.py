@@ -21,7 +21,7 @@ TURNS = ("Transpose", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Cast", "Ex
 REAL = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 Place = tuple[int, int]
-"""Where a node reads: its index in the graph, and the index among its inputs."""
+"""An input of a node: the node's index in the graph, and the input's index in the node."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -55,8 +55,8 @@ ASKED = "a layer-by-layer check was requested"
 BYTES_A_WEIGHT = 12
 """Memory per weight of a whole check: the reference in float32, and ONNX Runtime's copies of a narrow graph."""
 ROOM = 0.85
-"""Fraction of the free memory that a check may use. A golden recording after it took 13 bytes per weight, and on a
-machine with 23 GiB, all free, a model of 1.87 billion weights was killed."""
+"""Fraction of the free memory that a check may use. A golden recording after it took 13 bytes per weight; with 1.87
+billion weights the process was killed on a machine with 23 GiB, all of it free."""
 
 
 def why_by_layer(loaded: LoadedModel) -> str | None:

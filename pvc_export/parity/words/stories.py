@@ -142,7 +142,7 @@ def _rules(story: Story, faults: dict[str, str], num_told: int) -> Iterator[Rule
 
 _NEXT = {
     "G": "Check how frames are queued and streams re-anchored (engines/context.py, engines/stream.py)",
-    "K": "Check the manifest's prompt and how the runtime builds on it (engines/prompt.py, engines/context.py)",
+    "K": "Check the manifest's prompt and how the runtime uses it (engines/prompt.py, engines/context.py)",
 }
 
 

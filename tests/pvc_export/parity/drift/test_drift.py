@@ -158,7 +158,7 @@ def test_one_frame_that_forgets_its_past_is_not_lost_in_a_mean(sessions: Session
             fed["slot_mask"][:] = False
 
     verdicts = measure(sessions, tiny.model, temporal=Faulty(sessions["temporal"], inputs=forget))
-    assert verdicts["temporal/features"].startswith("above its limit") and verdicts["trunk/trunk_features"] == "ok"
+    assert verdicts["temporal/features"].startswith("over its limit") and verdicts["trunk/trunk_features"] == "ok"
 
 
 @pytest.mark.parametrize(("num_limits", "begins"), [(3.9, "ok"), (4.1, "a single frame over 4 times its limit: ")])
