@@ -1,4 +1,4 @@
-"""The template engine of every page: all text is escaped, and control characters are spelled out (text.py)."""
+"""Template engine of all pages: it escapes all text, and spells out control characters (text.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import figures, text
 
 
 def fill(template: str, **content: Any) -> str:
-    """A page of this folder's template of that name."""
+    """Fill a template of this folder."""
     return _environment().get_template(template).render(**content)
 
 
@@ -36,5 +36,5 @@ def _environment() -> Environment:
 
 
 def _finalize(value: Any) -> Any:
-    """What is written into the page: text without control characters."""
+    """Spell out control characters in a value before it is written into the page."""
     return value if isinstance(value, Markup) else text.clean(str(value))

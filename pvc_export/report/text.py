@@ -1,4 +1,4 @@
-"""How numbers and other people's text look in a report."""
+"""Formatting of numbers and of foreign text in a report."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from math import isinf, isnan
 CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
-"""Characters that a page or an XML file may not hold, and those that make text read in another order than it is."""
+"""Characters that are not allowed in a page or an XML file, and those that change the order in which text is shown."""
 
 
 def clean(text: str) -> str:
-    """What a model or a user wrote, with every control character spelled out: '\\x1b'."""
+    """Text from a model or a user, with every control character spelled out: '\\x1b'."""
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
@@ -30,7 +30,7 @@ def number(value: float) -> str:
 
 
 def plain(value: float) -> str:
-    """Three digits, written out where people would: '65504', '3.41', '1.2e-5'."""
+    """Three digits, without an exponent for common sizes: '65504', '3.41', '1.2e-5'."""
     if isnan(value) or isinf(value) or value == 0:
         return number(value)
     if 1000 <= abs(value) < 1e6:
@@ -39,7 +39,7 @@ def plain(value: float) -> str:
 
 
 def share(value: float) -> str:
-    """Of a limit: '25%', '0.3%', '12×', '∞'."""
+    """A fraction of a limit: '25%', '0.3%', '12×', '∞'."""
     if isnan(value) or isinf(value):
         return number(value)
     if value >= 10:
@@ -58,7 +58,7 @@ def count(number: int, what: str) -> str:
 
 
 def when(utc: str) -> str:
-    """'2026-11-26T18:20:00+00:00' -> '2026-11-26 18:20 UTC'. Anything else stays as it is."""
+    """'2026-11-26T18:20:00+00:00' -> '2026-11-26 18:20 UTC'. Anything else is returned unchanged."""
     try:
         moment = datetime.fromisoformat(utc.replace("Z", "+00:00"))
     except ValueError:

@@ -176,7 +176,7 @@ def test_without_a_gpu_it_says_so_and_what_it_would_have_done(without_gpu: tuple
     assert states.pop("machine") == "shown" and set(states.values()) == {"not executed"}
     assert not any(one["numbers"] for one in data["sections"])
     page = (folder / "index.html").read_text(encoding="utf-8")
-    assert page.count("It would have done this.") == len(states)
+    assert page.count("It would have done this:") == len(states)
     for command in ("pvc-export trt -m shapes --fp16 --target rtx --golden", "--golden</span>", "pvc-export bench"):
         assert command in re.sub(r"</span> <span>", " ", page) or command in page
 
