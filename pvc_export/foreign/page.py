@@ -13,8 +13,8 @@ from ..report.junit import Case, Cases, document, verdict_cases
 from ..report.page import METRICS
 from ..report.sections import Panel, make_panel
 from ..report.template import fill
-from ..report.text import share
 from ..terminal.facts import installed
+from ..terminal.numbers import share
 from .report import ForeignReport
 from .runs import FORCED, OWN
 

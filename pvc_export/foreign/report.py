@@ -12,8 +12,9 @@ from ..parity.fault import Fault
 from ..parity.levels import TITLES, Verdict, heading, level_of, together, verdicts_of, verdicts_of_rules
 from ..parity.limits import Row, worst_rows
 from ..parity.metrics import Difference
-from ..report.text import count, share
+from ..report.text import count
 from ..terminal.facts import now_utc, this_machine
+from ..terminal.numbers import share
 from .findings import Findings
 from .limits import FAITHFUL, MARGIN, NO_FLOOR_ULPS, RULE, ULPS
 from .request import ForeignRequest, StatePair

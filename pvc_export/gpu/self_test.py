@@ -8,6 +8,7 @@ from engines.bundle import open_graphs
 from engines.golden.check import load_golden, play
 from engines.manifest import Manifest
 
+from ..terminal.numbers import share
 from .hardware import Hardware
 from .section import Found
 
@@ -16,7 +17,7 @@ def play_golden(hardware: Hardware, folder: Path) -> Found:
     """LLM and head are part of it, which the ladder's rungs on the card are not."""
     golden = load_golden(folder, Manifest.load(folder))
     check = play(open_graphs(folder, runtime="target", cuda=hardware.cuda()), golden)
-    worst = [(f"{one.graph}, {one.tensor} at {one.where}", f"{one.share():.0%} of its limit")
+    worst = [(f"{one.graph}, {one.tensor} at {one.where}", f"{share(one.share())} of its limit")
              for one in check.report.worst()]  # fmt: skip
     words = {True: "holds", False: "DOES NOT HOLD", None: "not executed"}
     rules = [(rule.name, f"{words[rule.passed]}: {rule.detail}") for rule in check.report.rules]

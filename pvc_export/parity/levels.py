@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..terminal.numbers import share
 from .limits import beyond_limits
 from .metrics import Difference
 from .places import Place
@@ -79,8 +80,10 @@ def level_of(place: Place, window: int = 0, num_consecutive: int = 0) -> str:
             if place.index >= num_consecutive:
                 return "E"
             return "D" if place.index < window - 1 else "F"
-        case "frame" | "pass" | "row" | "token":
+        case "frame" | "pass" | "row":
             return "B" if place.index == 0 else "D"
+        case "token":
+            return "D"  # the first token's logits have already read every frame and the prompt
         case "step":
             return "D" if place.run else "B"
         case "time":
@@ -101,7 +104,7 @@ def verdicts_of(differences: Iterable[Difference], window: int = 0, num_consecut
     for level, members in compared.items():
         wrong, worst = beyond_limits(members), max(members, key=Difference.share)
         what = f"{len(members)} tensor{'s' if len(members) > 1 else ''} compared"
-        detail = f"{what}, {worst.name} at {worst.share():.0%} of its limit"
+        detail = f"{what}, {worst.name} at {share(worst.share())} of its limit"
         if wrong:
             beyond = f"{len(wrong)} of {len(members)} tensors over their limits"
             detail = f"{beyond}, first {wrong[0].name} at {wrong[0].where} ({wrong[0].rung})"

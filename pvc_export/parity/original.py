@@ -32,6 +32,7 @@ from pvc_ref.checkpoint.record_original import FEATURES, LOGITS, VERSION, evenly
 from pvc_ref.config import ShuffleOrder, TimeMode
 from pvc_ref.temporal import TemporalLayer, window_bias
 
+from ..terminal.numbers import share
 from .causes import CLOSE
 from .limits import NoiseTable, worst_metric
 from .metrics import Difference, compare_arrays
@@ -132,7 +133,7 @@ class Comparison:
             worst = max(self.stages, key=Difference.share)
             return (
                 f"equal: {len(self.stages)} values of {what}, "
-                f"worst at {worst.share():.0%} of its limit ({worst.tensor})"
+                f"worst at {share(worst.share())} of its limit ({worst.tensor})"
             )
         return f"different from {what}; the first value that differs is {self.first.tensor}"
 

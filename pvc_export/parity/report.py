@@ -9,6 +9,7 @@ from typing import Any
 from engines.manifest import Manifest
 from engines.spec import GRAPH_NAMES, Precision, Rounding
 
+from ..terminal.numbers import share
 from .causes import Cause, cause_of
 from .culprit.record import Culprit, Repair
 from .drift.report import DriftReport
@@ -154,17 +155,14 @@ class ParityReport(Evidence):
         lines = []
         for rung, rows in self.kinds().items():
             lines.append(f"{self.heading(rung)}, against {rung.neighbour}")
+            lines.append(f"  {'':<35} {'max abs':>8} {'rel L2':>8} {'1-cosine':>8} {'of limit':>9}")
             for row in rows:
                 worst, count = row.worst, row.num_tensors
                 name = row.kind + (f" (worst of {count})" if count > 1 else "")
                 numbers = worst.flaw or (
-                    f"max abs {worst.max_abs:.1e}  relative L2 {worst.rel_l2:.1e}  "
-                    f"worst token {worst.worst_token:.1e}  1 - cosine {worst.cosine_gap:.1e}  "
-                    f"norm {worst.norm_gap:.1e}  SQNR {worst.sqnr_db:.0f} dB"
+                    f"{worst.max_abs:>8.1e} {worst.rel_l2:>8.1e} {worst.cosine_gap:>8.1e} {share(row.share()):>9}"
                 )
-                lines.append(
-                    f"  {'ok  ' if row.passed else 'FAIL'} {name:<30} {numbers}   {row.share():.0%} of its limit"
-                )
+                lines.append(f"  {'ok  ' if row.passed else 'FAIL'} {name:<30} {numbers}")
         lines += self._conversation_lines()
         if self.answers:
             lines += ["held-out questions with known answers, each rung fed the tokens of the reference (torch fp32)"]
@@ -178,17 +176,18 @@ class ParityReport(Evidence):
             return []
         limit = kl_limit(self.rounding)
         lines = [
-            f"conversations (computed in {self.computed_in}), against torch fp32; limit of KL / mean square {limit:.1e}"
+            f"conversations (computed in {self.computed_in}), against torch fp32; KL / mean square limit {limit:.1e}",
+            f"  {'':<21} {'equal':>7} {'KL max':>8} {'KL mean':>8} {'of limit':>9} {'top-1':>7} {'top-5':>7}",
         ]
         for kind in dict.fromkeys(c.kind for c in self.conversations):
             group = [c for c in self.conversations if c.kind == kind]
             steps = sum(c.num_steps for c in group)
             bad = any(c.fault(limit) for c in group)
+            equal, top1, top5 = sum(c.equal for c in group), *(sum(c.num_same(k) for c in group) for k in (1, 5))
             lines.append(
-                f"  {'FAIL' if bad else 'ok  '} {kind:<8} {sum(c.equal for c in group)}/{len(group)} answers equal   "
-                f"KL max {max(c.max_kl for c in group):.1e} mean {sum(c.mean_kl for c in group) / len(group):.1e}   "
-                f"{max(c.scaled_kl for c in group) / limit:.0%} of its limit   "
-                f"top-1 {sum(c.num_same(1) for c in group)}/{steps}   top-5 {sum(c.num_same(5) for c in group)}/{steps}"
+                f"  {'FAIL' if bad else 'ok  '} {kind:<16} {f'{equal}/{len(group)}':>7} "
+                f"{max(c.max_kl for c in group):>8.1e} {sum(c.mean_kl for c in group) / len(group):>8.1e} "
+                f"{share(max(c.scaled_kl for c in group) / limit):>9} {f'{top1}/{steps}':>7} {f'{top5}/{steps}':>7}"
             )
         return lines
 
@@ -210,7 +209,7 @@ class ParityReport(Evidence):
             )
         return (
             f"{self.num_weights} weights bit-equal, {len(self.rows)} rows over {self.num_frames} frames, worst at "
-            f"{self.worst_row.share():.0%} of its limit, {self.num_equal_tokens}/{self.num_tokens} tokens equal"
+            f"{share(self.worst_row.share())} of its limit, {self.num_equal_tokens}/{self.num_tokens} tokens equal"
             f"{answers}"
         )
 

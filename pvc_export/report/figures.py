@@ -22,7 +22,8 @@ from engines.metrics import TINY
 from ..parity.drift.report import Drift
 from ..parity.drift.statistics import Trend
 from ..parity.heat import HeatMap
-from .text import clean, number, share
+from ..terminal.numbers import number, share
+from .text import clean
 
 WIDTH, HEIGHT = 330, 172
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 16, 22

@@ -12,8 +12,8 @@ from ..parity.limits import kind_of, nan_last
 from ..parity.metrics import Difference
 from ..parity.places import Place, Rung
 from ..parity.report import ParityReport
+from ..terminal.numbers import number, share
 from .figures import Axis, Curve, curves_figure
-from .text import number, share
 
 CURVES = {"rel_l2": ("relative L2", "a"), "worst_token": ("worst token", "b")}
 """The plotted metrics, with their names and colours."""

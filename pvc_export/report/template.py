@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..terminal import numbers
 from ..terminal.console import size_text
 from . import figures, text
 
@@ -28,7 +29,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"num": text.number, "plain": text.plain, "share": text.share, "when": text.when}
+    environment.filters |= {"num": numbers.number, "plain": numbers.plain, "share": numbers.share, "when": text.when}
     environment.filters["size"] = size_text
     environment.globals |= {"bar": figures.bar, "heat_figure": figures.heat_figure, "count": text.count}
     environment.globals |= {"drift_figure": figures.drift_figure, "interval_figure": figures.interval_figure}

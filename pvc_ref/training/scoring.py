@@ -33,7 +33,7 @@ class Graded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """How clips are shown to a model.
+    """The way clips are shown to a model.
 
     num_repeats  how often an image is repeated; ignored for videos
     window       frames that temporal attention sees, including the current one; None means all

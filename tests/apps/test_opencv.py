@@ -1,4 +1,4 @@
-"""How each kind of camera is opened with OpenCV, and the errors if OpenCV or GStreamer lacks something."""
+"""Opening each kind of camera with OpenCV, and the errors if OpenCV or GStreamer lacks something."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a compiler shows of an engine is checked, and what it hides is recorded; build options reach the compiler."""
+"""Everything a compiler shows of an engine is checked, the rest is recorded; build options reach the compiler."""
 
 from __future__ import annotations
 

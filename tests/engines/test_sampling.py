@@ -1,4 +1,4 @@
-"""How a token is chosen, and what else can end an answer. On plain logits, and on a whole-number model."""
+"""The choice of a token, and other ends of an answer. On plain logits, and on a whole-number model."""
 
 from __future__ import annotations
 

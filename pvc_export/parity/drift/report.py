@@ -11,6 +11,7 @@ import numpy as np
 
 from engines.spec import Precision
 
+from ...terminal.numbers import share
 from ..limits import Row
 from .statistics import CONFIDENCE, Trend, fit_trend
 
@@ -187,7 +188,7 @@ class DriftReport:
         return (
             f"{'pass' if self.passed else 'FAIL'}: {len(self.curves)} tensors over {self.num_frames} frames in "
             f"{self.seconds:.0f} s, {len(self.curves[0].samples)} frames compared; worst block at "
-            f"{block:.0%} of its limit, worst single frame at {single:.0%}"
+            f"{share(block)} of its limit, worst single frame at {share(single)}"
         )
 
     def table(self) -> list[str]:

@@ -13,7 +13,7 @@ from engines.manifest import hash_file
 from pvc_export.foreign.page import MOST_PANELS, curves, junit, render
 from pvc_export.foreign.request import StatePair
 from pvc_export.parity.levels import TITLES
-from pvc_export.report.text import number
+from pvc_export.terminal.numbers import number
 
 from ..conftest import Run
 from ..report.html_page import HOSTILE, Page, require_clean, require_self_contained

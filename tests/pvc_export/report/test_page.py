@@ -34,7 +34,7 @@ from pvc_export.parity.places import Place, Rung
 from pvc_export.parity.report import ParityReport, judge
 from pvc_export.report import ReportInput, junit, render
 from pvc_export.report.figures import Axis, Curve, bar, curves_figure
-from pvc_export.report.text import number, share
+from pvc_export.terminal.numbers import number, share
 from pvc_ref import PVCConfig
 
 from .html_page import HOSTILE, Page, require_clean, require_self_contained
