@@ -133,7 +133,7 @@ def test_an_integer_that_nothing_bounds_is_no_pass_until_the_command_line_says_w
     assert "NOT SHOWN" in Page(render(report)).text and "input 'rate'" in Page(render(report)).text
     assert "input 'rate'" in junit(report)
     command = ("check", "--reference", f"{MODELS}:Scaled", "--graph", check.path, "--steps", 20)
-    pvc_export(*command).says(6, "not shown: input 'rate': an integer of which nothing says", "--bound rate=LOW:HIGH")
+    pvc_export(*command).says(6, "not shown: input 'rate': an integer of unknown range", "--bound rate=LOW:HIGH")
     data = json.loads(pvc_export(*command, "--json").out)
     assert data["passed"] is False and "rate" in next(iter(data["not_shown"]))
     assert pvc_export(*command, "--bound", "rate=8000:16000").exit_code == 0

@@ -59,7 +59,7 @@ def test_a_failure_names_the_first_fault_its_cause_and_the_next_command(check: C
     report = check("cell", swapped_state_inputs)
     text = Page(render(report)).text
     assert "✕ FAIL level D, stream: step 1, own state: output 'y': rel l2" in text
-    assert "likelytwo states that are swapped: the graph reads 'h0' where 'h1' belongs" in text
+    assert "likelytwo swapped states: the graph reads 'h0' where 'h1' belongs" in text
     assert " ".join(report.next_command()[0].split()) in text
     document = ET.fromstring(junit(report))
     failure = document.find("testsuite[@name='level D']/testcase/failure")
