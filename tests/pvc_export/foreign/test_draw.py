@@ -33,7 +33,7 @@ def check(tmp_path: Path) -> Checker:
 def test_a_wrong_row_of_a_table_is_seen_without_a_bound_whichever_it_is(row: int, check: Checker) -> None:
     report = check("decoder", perturb_row(row), **IDS)
     assert [fault.level for fault in report.faults()] and report.touched == {"input_ids": 16}
-    assert "  table  'input_ids' looked at 16 of the 16 rows of 'table'" in report.table()
+    assert "  table  'input_ids' read 16 of the 16 rows of 'table'" in report.table()
     faithful = check("decoder", **IDS)
     assert faithful.passed, faithful.failure_text()
     assert faithful.to_json()["tables"] == {"input_ids": {"table": "table", "rows": 16, "touched": 16}}
