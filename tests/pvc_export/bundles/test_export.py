@@ -161,7 +161,7 @@ def test_a_bundle_with_files_of_yours_in_it_is_not_replaced(
 ) -> None:
     bundle = copy_bundle(bundle_fp32)
     (bundle / "notes.txt").write_text("mine")
-    with pytest.raises(BundleError, match=r"other files in it, so it is not replaced: notes\.txt"):
+    with pytest.raises(BundleError, match=r"other files in it, so it was not replaced: notes\.txt"):
         export(tiny, request_for(bundle))
     assert (bundle / "notes.txt").read_text() == "mine"
 
