@@ -1,8 +1,8 @@
-"""Streaming against recompute: what a new frame costs with a temporal KV cache and without.
+"""Streaming against recompute: the cost of a new frame with a temporal KV cache and without.
 
     python -m pvc_export.bench.recompute
 
-Both are timed in the same interleaved rounds. What counts is their ratio, near T when streaming costs one frame.
+Both are timed in the same interleaved rounds. The result is their ratio, near T if streaming costs one frame.
 """
 
 from __future__ import annotations

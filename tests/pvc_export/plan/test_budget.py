@@ -189,7 +189,7 @@ def test_the_least_that_an_error_names_does_and_a_byte_less_does_not(target: str
     model, request = planned_model("tiny").model, request_of(target)
     with pytest.raises(ModelError, match=r"but at least \d+ .* are needed, for") as info:
         choose_limits(model, request, asked(1000))
-    least = int(re.findall(r"would do is (\d+)", str(info.value))[0])
+    least = int(re.findall(r"but at least (\d+)", str(info.value))[0])
     assert choose_limits(model, request, asked(least)).taken.total == least
     with pytest.raises(ModelError, match=str(least)):
         choose_limits(model, request, asked(least - 1))
