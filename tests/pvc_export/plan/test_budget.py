@@ -274,7 +274,7 @@ def test_every_export_is_of_what_a_plan_chooses(
 @pytest.mark.parametrize("command", ["plan", "onnx", "trt", "kit"])
 def test_with_window_and_context_given_there_is_nothing_to_choose(command: str, pvc_export: Run) -> None:
     result = pvc_export(command, "--memory", "2G", "--window", "8", "--context", "2048")
-    result.says(2, "--memory chooses the window and the context, and both are given")
+    result.says(2, "--memory chooses the window and the context, but both are given")
 
 
 @pytest.mark.parametrize(
