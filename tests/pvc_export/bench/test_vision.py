@@ -322,7 +322,7 @@ def test_both_modes_print_one_json_object(
         (["--size", "medium"], "expected one of tiny, mid, half"),
         (["--skip", "eager"], "expected one of compile"),
         (["--frames", 200], "--frames needs a BUNDLE"),
-        (["folder", "--size", "mid", "--rounds", 2], "--size, --rounds cannot be given with it"),
+        (["folder", "--size", "mid", "--rounds", 2], "--size, --rounds cannot be given with a BUNDLE"),
         (["folder", "--frames", 99], "--frames"),
     ],
 )

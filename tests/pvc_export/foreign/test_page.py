@@ -146,5 +146,5 @@ def test_a_report_that_cannot_be_written_says_so(check: Checker, tmp_path: Path,
     states = [word for pair in CELL_STATES for word in ("--state", pair)]
     nowhere = tmp_path / "nowhere" / "report.html"
     pvc_export("check", "--reference", request.reference, "--graph", request.graph, *states, "--report", nowhere).says(
-        4, "could not be written to", "The check itself is done", "name another path"
+        4, "could not be written to", "The check itself is complete", "name another path"
     )
