@@ -23,7 +23,7 @@ from .vision_variants import SIZES, Scene
 
 @torch.no_grad()
 def compare(scene: Scene, *, num_rounds: int) -> dict[str, Any]:
-    """Median milliseconds for the newest frame of a clip: the whole clip recomputed, and one streaming step."""
+    """Median milliseconds for the newest frame of a clip: recomputing the whole clip, and one streaming step."""
     variants: dict[str, Callable[[], Tensor]] = {
         "recompute": lambda: scene.model.encode_clip(scene.clip)[:, -1],
         "streaming": lambda: scene.model.encode_frame(scene.frame, scene.state)[0],

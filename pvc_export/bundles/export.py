@@ -141,7 +141,7 @@ def _record(loaded: LoadedModel, manifest: Manifest, folder: Path, console: Cons
             raise ParityError(
                 f"the graphs do not reproduce their golden recording: {found.summary()}. Nothing was published",
                 expected="differences within the limits of the check, which the graphs passed",
-                fix="report this, with the command",
+                fix="report this as an issue, with the command line",
             )
         golden.save(folder / GOLDEN_NAME)
         stage.note = f"{size_text((folder / GOLDEN_NAME).stat().st_size)}, {len(found.compared)} outputs"

@@ -1,4 +1,4 @@
-"""Publishing: from a temporary folder to a published bundle, in one step that a kill or power cut cannot interrupt.
+"""Publishing: from a temporary folder to a published bundle, in one step that a kill or power cut cannot split.
 
 Note: the old bundle and the new one exchange their names in a single system call, so the name always refers to one of
 them. The next export to the same place removes what a killed export left, or resumes from it (resume.py). A lock that

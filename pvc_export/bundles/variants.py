@@ -74,8 +74,8 @@ def _proven(manifest: Manifest, folder: Path) -> str:
             found = replay(load_golden(folder, manifest), bundle.sessions)
     if not found.passed:
         raise ParityError(
-            f"the unfused graphs do not reproduce the golden recording: {found.summary()}. The kit is not complete",
+            f"the unfused graphs do not reproduce the golden recording: {found.summary()}. The kit is incomplete",
             expected="the recording reproduced within its limits, as by the fused graphs",
-            fix="report this, with the command",
+            fix="report this as an issue, with the command line",
         )
     return f"{len(found.compared)} outputs"

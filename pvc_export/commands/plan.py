@@ -100,7 +100,7 @@ def _bundle_lines(plan: Plan) -> Iterator[str]:
     yield f"{'other files':<15}{size_text(bundle.other_files):>12}   tokenizer, manifest, check report"
     yield f"{'bundle':<15}{size_text(bundle.total):>12}"
     state = bundle.state
-    yield f"{'a stream':<15}{size_text(state.total):>12}   ring {size_text(state.ring)}, cache {size_text(state.cache)}"
+    yield f"{'stream':<15}{size_text(state.total):>12}   ring {size_text(state.ring)}, cache {size_text(state.cache)}"
 
 
 def _cost_line(name: str, cost: Cost) -> str:

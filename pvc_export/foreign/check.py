@@ -87,7 +87,7 @@ def _climb(request: ForeignRequest, declared: Declared, progress: Progress) -> F
     try:
         session = GraphSession(declared)
     except RunFailed as error:
-        left = {heading(level): "the graph does not open" for level in CHECKS}
+        left = {heading(level): "the graph cannot be opened" for level in CHECKS}
         found = check_file(declared, error) + Findings(not_executed=left)
     else:
         sides = Sides(request, declared, session, reference, double, streamed, progress)

@@ -23,7 +23,7 @@ from .states import Declared
 
 REPORTED_ZERO = "Both sides start from the zero state there, so the step itself is wrong."
 REPORTED_FED = "The reference's state is fed at every step there, so the step itself is wrong."
-NOT_TAKEN = "a state of a size that the graph does not take"
+NOT_TAKEN = "a state of a size that the graph does not accept"
 
 
 def check_file(declared: Declared, opening: RunFailed | None = None) -> Findings:
@@ -35,7 +35,7 @@ def check_file(declared: Declared, opening: RunFailed | None = None) -> Findings
     edited = "a file that was edited after the export, or exported for another version of ONNX"
     found = of_rules(_rule("onnx.checker, strict shape inference", valid), cause=edited)
     lacks = "an operator or opset that ONNX Runtime does not support"
-    said = "" if opening is None else f"ONNX Runtime's CPU does not open the file: {opening}"
+    said = "" if opening is None else f"ONNX Runtime's CPU cannot open the file: {opening}"
     return found + of_rules(_rule(f"ONNX Runtime CPU, opset {declared.wiring.opset}", said), cause=lacks)
 
 

@@ -105,7 +105,7 @@ class ForeignReport(Findings):
         return self.not_executed | self.parts_left_out()
 
     def parts_left_out(self) -> dict[str, str]:
-        """The same without whole levels."""
+        """The same as `left_out`, without whole levels."""
         rules = {f"level {rule.level}, {rule.name}": rule.detail for rule in self.rules if rule.passed is None}
         return rules | self.unshown()
 

@@ -62,7 +62,7 @@ def export_one(hardware: Hardware, model: str, target: str, precision: Precision
         ("bundle", f"{size_text(total)} in {len(manifest.files)} files"),
         ("engines", "; ".join(engines) or "none: this runtime reads the ONNX files"),
         ("built for", ", ".join(capabilities) or "any GPU of the runtime"),
-        ("check on the CPU", "passed, without the rungs of the GPU" if manifest.parity.get("passed") else "not passed"),
+        ("check on the CPU", "passed, without the GPU rungs" if manifest.parity.get("passed") else "not passed"),
     ]
     data = {"target": manifest.target, "precision": manifest.precision, "versions": manifest.versions}
     return Found(facts=tuple(facts), data=data)

@@ -48,7 +48,7 @@ CODED: dict[tuple[str, bool], Nodes] = {
 SMALL_HEAD, SMALL_HEAD_CODE = 256, {False: 137700, True: 268200}
 """The head of an LLM narrower than SMALL_HEAD is computed in parts."""
 UNGROUPED = {False: 816500, True: 548900}
-"""An LLM layer without grouped queries: each head has its own keys and values, so decode has one query row per key."""
+"""An LLM layer whose heads each have their own key and value, so that in decode every query has a single row."""
 ONE_TEMPORAL_LAYER = -571000
 """A single layer is both first and last, so there are fewer kinds of layers."""
 NO_TEMPORAL_LAYERS = 134800
@@ -71,7 +71,7 @@ def code_bytes(model: PVC, spec: GraphSpec, *, streams: int) -> int:
     if spec.name == "temporal" and not num_layers:
         return NO_TEMPORAL_LAYERS
     kind = config.compressor.kind if spec.name == "compressor" else spec.name
-    coded = coded and (spec.name, narrow) in CODED  # no engine has a head in codes
+    coded = coded and (spec.name, narrow) in CODED  # no engine has a quantised head
     code = CODED[spec.name, narrow] if coded else CODE[kind, narrow]
     num_bytes, layer = code.graph, code.layer
     if spec.name == "llm" and config.llm.num_heads == config.llm.num_kv_heads and not coded:

@@ -84,7 +84,7 @@ class Setting:
     reanchors: bool = False
 
     def takes(self, device: Device, limits: StreamLimits | None = None) -> int:
-        """Bytes of the device's memory."""
+        """Bytes that the process takes of the device's memory."""
         return self.taken(device, limits).total
 
     def taken(self, device: Device, limits: StreamLimits | None = None) -> Taken:

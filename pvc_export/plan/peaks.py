@@ -34,7 +34,7 @@ WRITING, WRITING_NARROW = 2.1, 1.15
 CHECKING, CHECKING_A_LAYER, CHECKING_A_BYTE = 285 * MB, 16 * MB, 2.5
 """A check's sessions, recordings and graphs; its copies of the reference's and graphs' weights, in float32."""
 CHECKING_LARGE, CHECKING_LARGE_BYTE = 100 * MB, 1.1
-"""Added for a large model; and its share of the memory that a check requires before it loads the whole model."""
+"""For a large model: an added constant, and a factor on the memory that a check requires to load the whole model."""
 BY_LAYER_VISION, BY_LAYER_HEAD, BY_LAYER_ROWS = 5.1, 3.0, 24
 """For a check layer by layer: copies of each side's largest matrix, in float32 bytes, and of a frame's rows."""
 RUNTIME, RUNTIME_A_LAYER = 92 * MB, 1_200_000
@@ -46,7 +46,7 @@ WRITE_BYTES_A_S, BUILD_BYTES_A_S, CHECK_BYTES_A_S, BY_LAYER_BYTES_A_S = 100 * MB
 """Throughputs for the 8B model's vision side, and for the whole model layer by layer (docs/performance.md, 'Export and
 build at full size' and 'Checkpoints that do not fit in memory')."""
 EXPORT_S_A_LAYER, BUILD_S_A_LAYER, CHECK_S, CHECK_S_A_LAYER = 1.5, 0.4, 20.0, 5.0
-"""Added to these: fixed times, from small models on cores shared with other programs."""
+"""Seconds added to these, per layer or per check, from small models on cores shared with other programs."""
 RUN_S, RUN_PRODUCTS_A_S = 0.01, 70e9
 """Per frame: resizing and calls; and one core's float32 multiplications per second (164 to 182 GFLOP/s,
 docs/performance.md)."""

@@ -37,5 +37,5 @@ class AskedLimits:
 
     @property
     def memory_bytes(self) -> int:
-        assert self.memory is not None, "none was asked for"
+        assert self.memory is not None, "no --memory was given"
         return parse_size(self.memory, option="--memory")

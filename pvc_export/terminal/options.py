@@ -39,7 +39,7 @@ Memory = Annotated[
         "(decimal) or bytes.",
     ),
 ]
-Streams = Annotated[int, typer.Option(help="Streams that one pass serves.")]
+Streams = Annotated[int, typer.Option(help="Number of streams that one pass serves.")]
 ClockChoice = Annotated[
     str,
     typer.Option(

@@ -101,7 +101,7 @@ def test_what_was_not_executed_is_no_plain_pass_and_skipped(check: Checker) -> N
 def test_a_graph_that_does_not_open_is_a_failed_page(check: Checker) -> None:
     report = check("cell", operator_of_nobody)
     text, xml = Page(render(report)).text, junit(report)
-    assert "✕ FAIL level A, graph: " in text and "D stream: the graph does not open" in text
+    assert "✕ FAIL level A, graph: " in text and "D stream: the graph cannot be opened" in text
     assert counts(xml) == (3, 7)  # the checker, the runtime, and their level
 
 
