@@ -45,9 +45,7 @@ def check_shapes(untrue: dict[str, str]) -> Findings:
         "an axis declared dynamic, or constant, in the export that is not: an output allocated by the declared shape "
         "has the wrong size. Correct dynamic_axes or dynamic_shapes, and export again"
     )
-    rules = [
-        _rule(f"shape of '{name}'", f"output '{name}' has an undeclared shape: {why}") for name, why in untrue.items()
-    ]
+    rules = [_rule(f"shape of '{name}'", f"output '{name}' is declared wrongly: {why}") for name, why in untrue.items()]
     return of_rules(*rules, cause=cause)
 
 
@@ -140,7 +138,7 @@ def check_drift(sides: Sides) -> Iterator[Findings]:
         if len(samples) >= MIN_DRIFT_STEPS and np.isfinite([sample.error + sample.gap for sample in samples]).all()
     )
     if not drifts:
-        raise NotExecuted(f"fitting a slope needs {MIN_DRIFT_STEPS} steps of a float output without NaN: --steps N")
+        raise NotExecuted(f"a slope needs {MIN_DRIFT_STEPS} steps of a float output without NaN: --steps N")
     cause = "a constant that is nearly right (a decay, a step, an epsilon), or a state kept in a narrower dtype"
     wrong = [
         Fault(

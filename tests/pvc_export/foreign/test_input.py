@@ -128,7 +128,10 @@ BAD_REFERENCES: dict[str, dict[str, str]] = {
         "what": r"fails on x float32 \(2, 4\), h0 float32 \(2, 6\).*RuntimeError: .*\(test_input.py:",
         "fix": "--size AXIS=N",
     },
-    f"{__name__}:Rolls": {"what": "returns another 'y' for the same inputs", "expected": "a function of its inputs"},
+    f"{__name__}:Rolls": {
+        "what": "returns a different 'y' for the same inputs",
+        "expected": "a function of its inputs",
+    },
 }
 
 
@@ -164,13 +167,13 @@ BAD_NAMES: list[tuple[str, Edit, dict[str, tuple[str, ...]], dict[str, str]]] = 
         "cell",
         other_dtype,
         {},
-        {"what": "'h0' float32 .batch, 6., the output 'h0_next' float64", "expected": "one dtype"},
+        {"what": "'h0' float32 .batch, 6., but the output is 'h0_next' float64", "expected": "the same dtype"},
     ),
     (
         "cell",
         faithful,
         {"states": ("h0=y",)},
-        {"what": "'h0' float32 .batch, 6., the output 'y' ", "expected": "one shape"},
+        {"what": "'h0' float32 .batch, 6., but the output is 'y' ", "expected": "the same shape"},
     ),
     (
         "cell",
@@ -182,7 +185,7 @@ BAD_NAMES: list[tuple[str, Edit, dict[str, tuple[str, ...]], dict[str, str]]] = 
     ("cell", faithful, {"states": ("h0=h0_next@start:2",)}, {"what": "no axis of 'h0' grows"}),
     ("cell", faithful, {"sizes": ("bach=3",)}, {"what": "has no dynamic axis 'bach'", "fix": "Did you mean 'batch'?"}),
     ("attention, new rows", faithful, {"sizes": ("past=3",)}, {"what": "that axis grows with its state"}),
-    ("cell", faithful, {"bounds": ("h0=0:1",)}, {"what": "names 'h0', which is not an input of graph.onnx that is"}),
+    ("cell", faithful, {"bounds": ("h0=0:1",)}, {"what": "names 'h0', which is not a drawn input of graph.onnx"}),
     ("decoder", faithful, {"bounds": ("input_ids=0.5:1",)}, {"what": "does not fit 'input_ids' int64"}),
 ]
 

@@ -47,8 +47,8 @@ def test_a_pattern_carries_what_follows_the_pair(check: Checker) -> None:
     ("pattern", "said"),
     [
         ("cached_*=new_*", "matches no input and output"),
-        ("h*=h_next", "wrong number of '*'"),
-        ("*_*=*_*", "wrong number of '*'"),
+        ("h*=h_next", "wrong number of"),
+        ("*_*=*_*", "wrong number of"),
     ],
 )
 def test_a_pattern_that_fits_nothing_or_says_two_things_is_refused_with_what_there_is(
@@ -56,10 +56,10 @@ def test_a_pattern_that_fits_nothing_or_says_two_things_is_refused_with_what_the
 ) -> None:
     with pytest.raises(SpecError, match=said) as info:
         check("cell", states=(pattern,))
-    if "fits" in said:
-        assert "of x, h0, h1, " in info.value.expected and "of y, h0_next, h1_next" in info.value.expected
+    if "matches" in said:
+        assert "Inputs: x, h0, h1. " in info.value.expected and "Outputs: y, h0_next, h1_next" in info.value.expected
     request = check.request("cell")
-    code = 6 if "fits" in said else 2
+    code = 6 if "matches" in said else 2
     pvc_export("check", "--reference", request.reference, "--graph", request.graph, "--state", pattern).says(code, said)
 
 
@@ -188,7 +188,7 @@ def test_a_declared_output_shape_that_is_not_true_is_said(check: Checker) -> Non
     report = check("attention, whole cache", declare(0, 1, "past"), steps=STEPS)
     found = [fault for fault in report.faults() if fault.level == "A"]
     assert [fault.level for fault in report.faults()] == ["A"] and found[0].part == "shape of 'y'"
-    assert "it declares the shape (batch, past, 8), and it is (2, 3, 8)" in found[0].what
+    assert "it declares the shape (batch, past, 8), but it is (2, 3, 8)" in found[0].what
     fixed = check("attention, new rows", declare(1, 0, 2), steps=STEPS).faults()  # of any other batch it is not 2
     assert [fault.part for fault in fixed if fault.level == "A"] == ["shape of 'new_k'"]
 
@@ -216,7 +216,7 @@ def test_another_axis_that_is_dynamic_on_paper_and_fixed_by_a_state_leaves_its_s
 
     report = check("cell", fixed_window, sizes=("width=4",), steps=STEPS)
     assert [fault.part for fault in report.faults()] == ["shape of 'h0_next'"] and report.declared.sizes["batch"] == 2
-    assert "it declares the shape (batch, width), and it is (2, 6)" in report.faults()[0].what
+    assert "it declares the shape (batch, width), but it is (2, 6)" in report.faults()[0].what
 
 
 class Counts(nn.Module):
