@@ -372,7 +372,7 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("tempfile.mkdtemp", refuse)  # not chmod: it does not stop root
     pvc_export("onnx", "-o", tmp_path / "b", "--json").refuses(
-        4, "BackendUnavailable", what=("cannot write next to", "Permission denied"), cause="you may not write to the folder",
+        4, "BackendUnavailable", what=("cannot write next to", "Permission denied"), cause="you may not write",
         fix="another folder with -o",
     )  # fmt: skip
     assert not list(tmp_path.iterdir())
