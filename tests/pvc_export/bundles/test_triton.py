@@ -49,7 +49,7 @@ def test_its_page_names_what_it_holds(bundle_fp32: Path, tmp_path: Path, pvc_exp
     result = pvc_export("triton", bundle_fp32, "-o", tmp_path, "--name", "watch", "--slots", 5)
     assert result.exit_code == 0 and "next: tritonserver --model-repository=" in result.out
     page = (tmp_path / "watch/README.md").read_text()
-    assert page.startswith("# watch behind Triton Inference Server\n") and "5 concurrent sequences" in page
+    assert page.startswith("# watch in Triton Inference Server\n") and "5 concurrent sequences" in page
     assert "'onnxruntime>=1.25'" in page and 'client.infer("watch"' in page and "--gpus" not in page
     assert "{" not in page.replace("{max", "")
 
