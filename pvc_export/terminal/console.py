@@ -1,4 +1,4 @@
-"""What a person sees while a command works: stages, bars, seconds. Plain lines in a log, nothing with --json."""
+"""Progress output of commands: stages, bars, seconds. Plain lines in a log, nothing with --json."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Report = Callable[[float], None]
 
 @dataclass(slots=True)
 class Stage:
-    """One finished stage: its name, seconds, a note such as a size, and the most memory that the process held in it.
+    """One finished stage: its name, seconds, a note such as a size, and the process's peak memory during it.
 
-    peak_bytes is the resident set's high-water mark, None where the system does not tell.
+    peak_bytes is the resident set's high-water mark, None if the system does not report it.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Stage:
 
 @dataclass(slots=True)
 class Console:
-    """Where commands report. `quiet` keeps standard output clean for --json; stages are recorded all the same."""
+    """Output of commands. `quiet` keeps standard output clean for --json; stages are still recorded."""
 
     quiet: bool = False
     stages: list[Stage] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Console:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[tuple[Stage, Report]]:
-        """Time a stage. A terminal shows a bar while it runs; afterwards one line stays, here and in a log."""
+        """Time a stage. A terminal shows a bar while it runs; afterwards one line remains, as in a log."""
         stage = Stage(name=name, seconds=0.0)
         restart_peak()
         started = time.perf_counter()

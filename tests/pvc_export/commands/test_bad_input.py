@@ -242,8 +242,8 @@ def test_a_file_that_the_engine_builder_cannot_use(
 
 
 FULL: Facts = {
-    "cause": ("the disk, or your share of it, is full: ", "are free at "),
-    "fix": "make room, or choose another folder with -o",
+    "cause": ("the disk or your quota is full: ", "are free at "),
+    "fix": "free disk space, or choose another folder with -o",
 }
 
 
@@ -372,7 +372,7 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("tempfile.mkdtemp", refuse)  # not chmod, which does not stop root
     pvc_export("onnx", "-o", tmp_path / "b", "--json").refuses(
-        4, "BackendUnavailable", what=("cannot write beside", "Permission denied"), cause="not yours to write to",
+        4, "BackendUnavailable", what=("cannot write next to", "Permission denied"), cause="you may not write",
         fix="another folder with -o",
     )  # fmt: skip
     assert not list(tmp_path.iterdir())

@@ -47,7 +47,9 @@ def test_inspect_says_what_a_checkpoint_holds_and_what_its_tensors_are_taken_for
     assert result.exit_code == 0, result.message
     lines = [line.strip() for line in result.out.splitlines()]
     assert f"{TOWER}2..3.tattn.qkv.weight -> temporal_attn.qkv.weight" in lines
-    assert f"tensors     {len(load_file(found / 'model.safetensors'))}, each used once, some by other names:" in lines
+    assert (
+        f"tensors     {len(load_file(found / 'model.safetensors'))}, each used once, some under other names:" in lines
+    )
     assert any(line.startswith("vision ") and "4 layers, the last 2 temporal" in line for line in lines)
     data = json.loads(pvc_export("inspect", found, "--json").out)
     assert data["renamed"][f"{TOWER}{{layer}}.tattn.qkv.bias"] == f"{TOWER}{{layer}}.temporal_attn.qkv.bias"

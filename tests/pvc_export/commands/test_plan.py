@@ -21,7 +21,7 @@ def test_every_preset_has_a_plan_that_80_columns_hold(name: str, pvc_export: Run
     result = pvc_export("plan", "-m", name)
     assert result.exit_code == 0, result.message
     assert all(len(line) <= 80 for line in result.out.splitlines()), result.out
-    assert all(part in result.out for part in ("bundle", "a stream", "export", "run", "Jetson AGX Thor", "RTX card"))
+    assert all(part in result.out for part in ("bundle", "\nstream", "export", "run", "Jetson AGX Thor", "RTX card"))
 
 
 def test_a_plan_for_a_machine_has_bytes_seconds_and_devices(pvc_export: Run) -> None:

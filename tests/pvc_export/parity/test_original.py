@@ -308,7 +308,7 @@ def test_mappings_that_a_recording_does_not_tell_apart_are_an_error(
     idle = {name: value * 0 if name.endswith("alpha") else value for name, value in stored.items()}
     save_file({re.sub(r"(s\.\d\.adaln)\.w", r"\1.v", k): v for k, v in idle.items()}, folder / "model.safetensors")
     outcome = pvc_export("compare", folder, folder / "recording.npz")
-    outcome.says(6, "does not tell", "alpha of zeros")
+    outcome.says(6, "does not distinguish", "alpha of zeros")
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
