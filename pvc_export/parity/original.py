@@ -312,7 +312,7 @@ def _check_inputs(model: PVC, recording: Recording) -> None:
     if recording.frames.shape[1:] != (size, size, 3) or recording.frames.dtype != np.uint8 or highest >= vocab_size:
         raise ModelError(
             f"the recording has frames {recording.frames.shape} {recording.frames.dtype} and token ids up to {highest}",
-            expected=f"inputs of this model: frames (T, {size}, {size}, 3) uint8 and ids below {vocab_size}",
+            expected=f"frames (T, {size}, {size}, 3) uint8 and ids below {vocab_size}, as this model takes them",
             cause="the recording is of another model than the folder",
         )
 

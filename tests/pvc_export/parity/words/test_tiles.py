@@ -82,7 +82,7 @@ def test_a_fault_of_tiles_is_told(
 def test_repeats_are_counted_and_the_most_tiles_are_the_bundle_s_to_know(bundle: Bundle, tiny: LoadedModel) -> None:
     images = bundle.manifest.images
     for changed, said in (
-        (replace(images, num_repeats=3), "an image of 7 tiles takes 84 rows of the LLM, expected 16 a tile"),
+        (replace(images, num_repeats=3), "an image of 7 tiles takes 84 rows of the LLM, expected 16 per tile"),
         (replace(images, max_tiles=5), "tiles, expected 7"),
         (replace(images, use_thumbnail=False), "an image is cut into 6 tiles, expected 7, including a thumbnail"),
     ):
