@@ -266,6 +266,6 @@ def test_waiting_frames_of_another_shape_are_no_saved_stream(
         content = {name: file[name] for name in file.files}
     content["waiting/1"] = change(content["waiting/1"])
     np.savez(tmp_path / "s.npz", **content)
-    with pytest.raises(StreamError, match="as a frame that waits") as info:
+    with pytest.raises(StreamError, match="as a waiting frame") as info:
         open_stream(tmp_path / "s.npz", bundle)
     assert re.fullmatch(r"float\d\d \(.*, 64\)", info.value.expected)
