@@ -193,7 +193,7 @@ def test_a_file_that_is_no_video_is_refused_by_name(tmp_path: Path, name: str, m
 
 def test_a_file_that_may_not_be_read_is_called_so(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(MediaError, match="may not be read") as caught:
+    with pytest.raises(MediaError, match="cannot be read: permission denied") as caught:
         device(clip)
     assert "ls -l" in caught.value.fix
 

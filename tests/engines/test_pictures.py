@@ -113,7 +113,7 @@ def test_what_pillow_complains_of_is_a_notice_and_no_raw_warning(tmp_path: Path)
         warnings.simplefilter("always")
         read = read_picture(path)
     assert read.bgr[0, 0].tolist() == [0, 0, 255] and not raw
-    assert any("Pillow says: Invalid APNG" in notice for notice in read.notices)
+    assert any("Pillow warns: Invalid APNG" in notice for notice in read.notices)
 
 
 def test_heic_is_named_and_pillow_heif_is_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

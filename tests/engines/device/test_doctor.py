@@ -301,7 +301,7 @@ def test_a_chip_names_its_gpu_where_cuda_cannot(tmp_path: Path) -> None:
     machine = thor()
     machine.gpu = NO_LIBRARY
     findings = findings_of(machine, tmp_path, target="jetson-orin-jp62")
-    assert "SM110 is here" in findings["gpu"].detail and findings["cuda"].state == "error"
+    assert "found SM110; target" in findings["gpu"].detail and findings["cuda"].state == "error"
 
 
 def test_a_device_of_jetpack_6_may_not_be_sent_to_a_target_that_its_tensorrt_does_not_fit(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_miscompiled_trunk_is_named_built_again_unfused_and_published(
     summary = built(built_kit, opened=miscompiled("trunk"))
     said = capsys.readouterr().err
     assert "graph 'trunk', frame 0, tensor 'trunk_features': " in said
-    assert "trying 'trunk' with attention that tensorrt can't fuse" in said
+    assert "trying 'trunk' with attention that tensorrt cannot fuse" in said
     assert [line.split()[1] for line in said.splitlines() if line.endswith(" s")] == ["trunk"], "and nothing else"
     folder = built_kit.folder / "bundle"
     manifest = Manifest.load(folder)

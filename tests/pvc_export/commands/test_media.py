@@ -235,7 +235,7 @@ def test_a_raw_stream_takes_its_rate_from_the_command_line(
     assert "8 frames, 2.00 fps" in pvc_export("run", bundle_fp32, "--video", raw, "--fps", 2).out
     live = pvc_live(bundle_fp32, "--source", raw, "--headless", "--every-frame", "--fps", 2, "--json")
     assert json.loads(live.out)["last_answer"]["time_s"] == 3.5
-    pvc_export("run", bundle_fp32, "--video", clip, "--fps", 2).says(6, "has timestamps of its own", "leave --fps out")
+    pvc_export("run", bundle_fp32, "--video", clip, "--fps", 2).says(6, "has timestamps, so", "leave --fps out")
     pvc_export("run", bundle_fp32, "--ask", "x", "--fps", 2).says(2, "--fps needs --video")
     assert (
         "--fps is for raw videos and for pictures"

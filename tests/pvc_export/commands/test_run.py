@@ -127,7 +127,7 @@ def test_lazy_and_eager_runs_say_the_same(bundle_fp16: Path, clip: Path, pvc_exp
         (["--ask", "x", "--tiles", "2"], 2, "--tiles needs --image"),
         (["--image", "wide.png", "--frames", "3"], 2, "--frames needs --video"),
         (["--image", "wide.png", "--fps", "3"], 2, "--fps needs --video"),
-        (["--video", "clip.mp4", "--fps", "3"], 6, "clip.mp4 has timestamps of its own"),
+        (["--video", "clip.mp4", "--fps", "3"], 6, "clip.mp4 has timestamps, so 3 frames per second"),
         (["--image", "moves.gif"], 6, "moves.gif is a video: an animated GIF of 3 frames"),
         (["--video", "f%02d.png"], 6, "no file is named like f%02d.png"),
         (["--video", "clip.mp4", "--ask", "<image>?"], 6, "but 0 images were given"),
