@@ -147,7 +147,7 @@ def test_segment_indices_equal_those_of_numpy_never_decrease_and_stay_in_the_vid
 
 
 @pytest.mark.parametrize(
-    ("num_frames", "num_segments", "message"), [(0, 4, "has 0 frames"), (4, 0, "0 frames were asked for")]
+    ("num_frames", "num_segments", "message"), [(0, 4, "has 0 frames"), (4, 0, "0 frames were requested")]
 )
 def test_segments_that_cannot_be_cut_are_refused(num_frames, num_segments, message):
     with pytest.raises(MediaError, match=message):

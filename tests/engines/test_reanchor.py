@@ -250,11 +250,13 @@ def test_notes_are_all_that_an_anchor_keeps_of_what_was_said(bundle: Bundle, fra
 
 def test_what_leaves_no_room_for_the_replayed_frames_is_refused_and_changes_nothing(bundle: Bundle) -> None:
     too_much = reserve_for(bundle, R)
-    with pytest.raises(StreamError, match=f"{too_much} rows in reserve, 3 frames fit in a context") as info:
+    with pytest.raises(
+        StreamError, match=f"only 3 frames fit in a context of .* with {too_much} reserved rows"
+    ) as info:
         anchored(bundle, [], reserve=too_much)
     assert info.value.expected.startswith(f"{R + 1} or more")
     stream = anchored(bundle, [], reserve=reserve_for(bundle, R + 1))
-    with pytest.raises(StreamError, match=r"in reserve and the notes, \d frames fit"):
+    with pytest.raises(StreamError, match=r"only \d frames fit in a context of .* reserved rows and the notes"):
         stream.remember("It was a dark and stormy night. " * 2)
     with pytest.raises(StreamError, match="special token"):
         stream.remember("<|im_end|>")
