@@ -114,7 +114,7 @@ def test_without_a_gpu_tensorrt_s_builder_is_not_even_made(bundle_fp16: Path, mo
     """The real one raises a TypeError about a factory function there."""
 
     def no_gpu() -> None:
-        raise BackendUnavailable("no NVIDIA GPU is visible here")
+        raise BackendUnavailable("no NVIDIA GPU is visible")
 
     def broken(log: object) -> None:
         raise TypeError("pybind11::init(): factory function returned nullptr")

@@ -249,17 +249,17 @@ def test_the_fake_refuses_every_access_outside_its_allocation() -> None:
     cuda = RecordingCuda()
     address, stream, host = cuda.allocate(8), cuda.create_stream(), np.zeros(16, np.uint8)
     for call, *arguments in calls_beyond(cuda, address, host.ctypes.data, stream):
-        with pytest.raises(SpecError, match="outside every allocation"):
+        with pytest.raises(SpecError, match="not inside one allocation"):
             call(*arguments)  # type: ignore[operator]
     with pytest.raises(SpecError, match="overlap"):
         cuda.copy_rows(address, 2, address, 4, 4, 2, stream)
-    with pytest.raises(SpecError, match="stream 9 was never made"):
+    with pytest.raises(SpecError, match="stream 9 is not open"):
         cuda.synchronize(9)
     assert [call.kind for call in cuda.calls] == ["allocate"]
     cuda.free(address)
     with pytest.raises(SpecError, match="never allocated"):
         cuda.free(address)
-    with pytest.raises(SpecError, match="outside every allocation"):
+    with pytest.raises(SpecError, match="not inside one allocation"):
         cuda.copy_to_device(address, host.ctypes.data, 1, stream)
 
 

@@ -123,7 +123,7 @@ def test_a_manifest_may_know_of_a_later_version_than_this_program(bundle_rows: P
 def test_needs_that_are_no_versions_are_refused(bundle_fp32: Path, copy_bundle: Copy, needs: object) -> None:
     bundle = copy_bundle(bundle_fp32)
     edit_manifest(bundle, needs=needs)
-    with pytest.raises(BundleError, match="lacks or garbles a field"):
+    with pytest.raises(BundleError, match="has a missing or invalid field"):
         open_bundle(bundle)
 
 

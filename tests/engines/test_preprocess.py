@@ -101,7 +101,7 @@ def test_a_flipped_view_of_a_frame_is_read_in_its_own_order():
     ("frame", "what", "cause"),
     [
         (None, "frame is a NoneType", "camera returned no frame"),
-        (np.zeros((8, 8, 3), np.float32), "frame is float32", "normalised already"),
+        (np.zeros((8, 8, 3), np.float32), "frame is float32", "already normalised"),
         (np.zeros((8, 8, 3), np.uint16), "frame is uint16", ""),
         (np.zeros((8, 8), np.uint8), r"shape \(8, 8\)", "grey"),
         (np.zeros((8, 8, 4), np.uint8), r"shape \(8, 8, 4\)", "alpha"),

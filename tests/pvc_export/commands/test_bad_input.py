@@ -65,14 +65,14 @@ def remove(path: Path) -> None:
 Facts = dict[str, str | tuple[str, ...]]
 """What an error must say, by its fields."""
 
-SIZE: Facts = {"what": "bytes", "expected": "the manifest", "cause": "cut short or replaced", "fix": EXPORT_AGAIN}
+SIZE: Facts = {"what": "bytes", "expected": "the manifest", "cause": "truncated or replaced", "fix": EXPORT_AGAIN}
 CHANGED: Facts = {
     "what": "has SHA-256", "expected": "the manifest", "cause": "changed after the export", "fix": EXPORT_AGAIN,
 }  # fmt: skip
 MISSING: Facts = {
     "what": "is missing", "expected": "the manifest", "cause": "copied incompletely", "fix": EXPORT_AGAIN,
 }  # fmt: skip
-NO_JSON: Facts = {"what": "is not valid JSON", "cause": "cut short or edited", "fix": "pvc-export trt -o "}
+NO_JSON: Facts = {"what": "is not valid JSON", "cause": "truncated or edited", "fix": "pvc-export trt -o "}
 NO_MANIFEST: Facts = {"what": "has no manifest.json", "fix": "folder made by pvc-export"}
 
 
@@ -123,7 +123,7 @@ NO_GRAPH: Facts = {
     "fix": "pvc-export onnx, or trt",
 }  # fmt: skip
 NO_TOKENIZER: Facts = {
-    "what": "is not a tokenizer file", "cause": "damaged, or another program's", "fix": "pvc-export onnx, or trt",
+    "what": "is not a tokenizer file", "cause": "another program wrote it", "fix": "pvc-export onnx, or trt",
 }  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def before(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[Path], Non
 
 NOT_ONNX: Facts = {
     "what": "graphs/trunk.onnx cannot be read as ONNX by tensorrt_rtx",
-    "cause": "damaged, its .data file is missing, or it is another program's",
+    "cause": "damaged, its .data file is missing, or another program wrote it",
     "fix": "pvc-export trt",
 }
 OTHER_GRAPH: Facts = {
