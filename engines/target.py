@@ -36,7 +36,7 @@ class Target:
     compute_capabilities  GPUs to compile for (TensorRT-RTX), or GPUs the target has; empty: whatever is present
     precisions            precisions its hardware and runtime support
     engine_graphs         graphs that become engines; `embed` is a table lookup and stays on the host
-    int4_blocks           supported block sizes of int4 weights, the usual one first; empty if int4 is not supported, and
+    int4_blocks           supported block sizes of int4 weights, the usual one first; empty if int4 is unsupported, and
                           then `no_int4` says why
     int4_zero_points      whether these blocks may have a zero point
     int4_inputs           arithmetic of int4 matmuls
