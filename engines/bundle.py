@@ -314,7 +314,7 @@ def verify_files(folder: Path, manifest: Manifest, *, engines: bool = True) -> N
 
 
 def _fault_of(path: Path, expected: FileEntry) -> tuple[str, str, str] | None:
-    """What is wrong with a file, what was expected, and the likely cause; None if nothing is wrong."""
+    """A file's fault, the expected state, and the likely cause; None if the file is intact."""
     if not path.is_file():
         return "is missing", f"{expected.num_bytes} bytes", "the bundle was copied incompletely"
     found = hash_file(path)

@@ -11,7 +11,7 @@ from .errors import StreamError
 from .manifest import Manifest
 
 Clock = Literal["reanchor", "run-on"]
-"""What a stream does at the manifest's `trained_frames`.
+"""Behaviour of a stream at the manifest's `trained_frames`.
 
 reanchor  it restarts with its last frames: their trunk features are replayed with times 0, 1, .. into a spare ring, and
           the LLM's context holds those frames and nothing older. From there on it is bit-identical to a fresh stream

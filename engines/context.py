@@ -66,7 +66,7 @@ class Mark:
 
 
 class Context:
-    """What a question can refer to. Every change can be undone: see `undone_on_error`.
+    """Everything a question can refer to. Every change can be undone: see `undone_on_error`.
 
     language  the LLM, with the cache of the rows it has read
     waiting   frames it has not read, oldest first

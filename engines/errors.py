@@ -1,7 +1,7 @@
 """Every error a user can meet, in one tree.
 
     PVCError                      exit code
-    +-- SpecError                 6   a graph or tensor is not what its GraphSpec says
+    +-- SpecError                 6   a graph or tensor does not match its GraphSpec
     +-- ModelError                6   a checkpoint or model configuration cannot be used
     +-- BundleError               6   a bundle is missing, damaged, or not ours
     +-- MediaError                6   a video, image or camera cannot be read

@@ -176,7 +176,7 @@ NO_WIDE_ATTENTION = WideAttention()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """What a graph requires of its engine: the spec, and facts about the cast model it was made from.
+    """A graph's requirements on its engine: the spec, and facts about the cast model it was made from.
 
     num_float32_weights  None for a float32 graph, where all weights are float32
     num_codes            weights stored as codes

@@ -33,7 +33,7 @@ from .spec import (
 )
 
 STEP = 64
-"""Where a graph is fed only the rows in use, its cache grows by this many rows. If the size changed with every token,
+"""If a graph is fed only the rows in use, its cache grows by this many rows. If the size changed with every token,
 the runtime could not reuse the previous token's buffers. And a softmax turns many masked rows into denormal numbers,
 which cost a CPU ten times as much as others."""
 

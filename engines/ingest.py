@@ -1,4 +1,4 @@
-"""When the LLM reads what the vision side encoded: immediately, or when a question comes."""
+"""Timing of LLM ingest: immediately, or when a question comes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from .errors import StreamError
 
 Ingest = Literal["eager", "lazy"]
-"""When the LLM reads a frame.
+"""Time at which the LLM reads a frame.
 
 eager  immediately: an answer waits for nothing
 lazy   with the next question, or once `max_waiting` frames wait: several frames share one pass over the LLM's weights,

@@ -41,7 +41,7 @@ class FileEntry:
 
 
 Visible = Literal["all", "kernels", "nothing"]
-"""What the list of an engine's layers shows: kernels and their weights, only kernels, or a whole subgraph as one node:
+"""Contents of the list of an engine's layers: kernels and their weights, only kernels, or a whole subgraph as one node;
 then num_layers is 0 and nothing is counted."""
 
 
@@ -106,7 +106,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageSpec:
-    """How an image is seen: as a static video of `num_repeats` frames (PVC, images as static videos).
+    """Encoding of an image: as a static video of `num_repeats` frames (PVC, images as static videos).
 
     layout         tile_streams: each tile is a separate stream; tiles_in_time: tiles follow one another in one stream
     max_tiles      most tiles per image, unless the caller sets another number; 1 leaves the image whole

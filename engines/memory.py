@@ -1,4 +1,4 @@
-"""Where tensors are: in host memory or on a GPU. Every byte that the runtime itself writes is counted here.
+"""Memory for tensors: on the host or on a GPU. Every byte that the runtime itself writes is counted here.
 
 On the host a tensor is a plain numpy array, on a GPU a DeviceArray, an address with a shape. Caches and sessions pass
 both along and use a Memory for all operations on them. Placing a cache row is one strided copy on either side, so
@@ -52,7 +52,7 @@ Tensor = Array | DeviceArray
 
 @dataclass(slots=True)
 class Traffic:
-    """What the runtime wrote and waited for since creation or the last clear, in bytes; syncs is a count.
+    """Bytes the runtime wrote, and its waits for the GPU, since creation or the last clear.
 
     state     rows placed into caches
     upload    host to GPU: frames, masks, times, embeddings

@@ -45,7 +45,7 @@ class Metrics:
 
     @property
     def flaw(self) -> str | None:
-        """Why the two cannot be compared by numbers, in words; None if they can."""
+        """Reason why the two cannot be compared by numbers; None if they can."""
         if self.shapes is not None:
             return f"its shape is {self.shapes[0]}, expected {self.shapes[1]},"
         if self.num_unknown:

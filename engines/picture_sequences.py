@@ -109,7 +109,7 @@ class PictureSequence(ABC):
         return self.at(range(self.info.num_frames))
 
     def shown_at(self, times_s: Sequence[float]) -> Iterator[VideoFrame]:
-        """What is displayed at non-decreasing times, like VideoReader.shown_at."""
+        """The frames displayed at non-decreasing times, like VideoReader.shown_at."""
         return self.at([max(bisect_right(self.times_s, time_s) - 1, 0) for time_s in times_s])
 
     def at(self, indices: Sequence[int]) -> Iterator[VideoFrame]:

@@ -69,7 +69,7 @@ class RuntimeCache:
         self._kept = content
 
     def _read(self) -> bytes:
-        """What this machine stored for this engine, or b''."""
+        """Content that this machine stored for this engine, or b''."""
         try:
             data = self.path.read_bytes()
         except OSError:

@@ -13,7 +13,7 @@ from .memory import Array
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How a token is chosen. Raises StreamError for values out of range.
+    """Parameters for choosing a token. Raises StreamError for values out of range.
 
     temperature  0: always the likeliest. Otherwise the logits are divided by it, so values above 1 favour rare tokens
     top_p        choose among the likeliest tokens whose probabilities add up to this

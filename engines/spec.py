@@ -24,14 +24,14 @@ from .errors import SpecError
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Spelling = Literal["concat", "split"]
-"""How attention is written in ONNX. Chosen per target, by measurement; the results are the same.
+"""Spelling of attention in ONNX. Chosen per target, by measurement; the results are the same.
 
 concat  join ring and new row, then one attention; ring (B, W, N, H, D): TensorRT fuses it and reads the ring in place
 split   join the scores, never the caches; ring (B, N, H, W, D): ONNX Runtime's CPU copies nothing. Within a frame, head
         by head, so that scores stay in the CPU's cache. An LLM cache written in place: only over the rows in use
 """
 CacheUpdate = Literal["rows", "aliased"]
-"""How new rows of the LLM get into its cache. Chosen per target, by what its compiler supports (docs/decisions/0006).
+"""Update of the LLM's cache with new rows. Chosen per target, by what its compiler supports (docs/decisions/0006).
 
 rows     the graph returns them, the runtime copies them in; the past is fed in buckets, cache (B, S, K, D), opset 20
 aliased  the graph scatters them into the cache it was given, cache (B, K, S, D), opset 24; decoding a token copies
@@ -48,7 +48,7 @@ Fusable = Literal["spatial", "temporal", "llm"]
 State = Literal["ring", "cache"]
 """Parts of a stream's state that can be int8: keys and values of the temporal ring, and of the LLM."""
 Method = Literal["round", "search"]
-"""How a block's codes are found: by its scale and zero point, since each value takes the nearest code.
+"""Choice of a block's scale and zero point, which determine its codes: each value takes the nearest code.
 
 round   the block's largest value becomes the largest code
 search  among that scale and some smaller ones, the one with the least squared error
@@ -66,7 +66,7 @@ static  the same with one constant scale, found on frames beforehand (calibratio
 """
 
 CalibrationMethod = Literal["error", "max", "percentile"]
-"""How the one scale of a matmul's inputs is chosen from the values seen on frames (pvc_export/graphs/calibration.py).
+"""Choice of the one scale of a matmul's inputs from the values seen on frames (pvc_export/graphs/calibration.py).
 
 error       the least squared error over all values
 max         the largest value becomes the largest code
@@ -229,7 +229,7 @@ class FusedAttention:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantization:
-    """How the weights of a part's matmuls are stored. A matmul whose input is no multiple of the block stays as is.
+    """Storage of the weights of a part's matmuls. A matmul whose input is not a multiple of the block stays as is.
 
     bits         4: ONNX's DequantizeLinear of int4 codes, or of uint4 codes with zero points
                  8: int8 codes, multiplied by int8 inputs

@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent / "targets"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """What a bundle is built for.
+    """The runtime and device that a bundle is built for.
 
     runtime               executes its graphs: ort-cpu, ort-cuda, tensorrt or tensorrt_rtx
     spelling              how the temporal graph reads its ring

@@ -23,7 +23,7 @@ SessionT = TypeVar("SessionT")
 SMALL_BYTES, LARGE_BYTES = 1 << 20, 128 << 20
 """Sizes of a graph with its weights. Outside these nothing is timed: there is nothing to gain, or too little memory."""
 QUICK_S = 0.005
-"""A graph that takes less with one thread stays with one thread."""
+"""A graph that runs faster than this on one thread stays on one."""
 NUM_ROUNDS = 3
 GAIN = 1.1
 """Speed-up that all cores must reach: they take capacity that other streams and programs could use."""

@@ -31,7 +31,7 @@ def variants_in(manifest: Manifest) -> dict[str, tuple[Fusable, ...]]:
 
 
 def with_variants(manifest: Manifest, graphs: Collection[str]) -> Manifest:
-    """The manifest of a bundle with these variants in place of their graphs, and without the other variants."""
+    """The manifest of a bundle with these variants instead of their graphs, and without the other variants."""
     parts = variants_in(manifest)
     unfused = manifest.unfused | {graph: parts[graph] for graph in graphs}
     files = {name: entry for name, entry in manifest.files.items() if name not in map(variant_path, parts)}

@@ -53,7 +53,7 @@ def python(machine: Machine) -> Finding:
 
 
 def board(machine: Machine, target: Target, gpu: str) -> Finding:
-    """Which Jetson this is, if it is one."""
+    """The board: which Jetson it is, if any."""
     if not machine.is_jetson:
         if not is_for_jetsons(target):
             return Finding(name="board", state="ok", detail="not a Jetson")

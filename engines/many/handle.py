@@ -20,7 +20,7 @@ from ..stream import PVCStream
 T = TypeVar("T")
 
 WhenFull = Literal["drop-oldest", "refuse"]
-"""What happens to a frame that arrives while the queue is full.
+"""Treatment of a frame that arrives while the queue is full.
 
 drop-oldest  the oldest waiting frame is dropped: a camera should show the present
 refuse       the new frame is refused with Busy and may be sent again: nothing is lost
@@ -37,7 +37,7 @@ class Busy(StreamError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueueLimits:
-    """How much may wait per stream."""
+    """Queue limits per stream."""
 
     frames: int = 4
     questions: int = 16

@@ -20,7 +20,7 @@ from .handle import Busy, QueueLimits, StreamHandle
 from .turns import Counts, Step, is_ready, next_step
 
 GATHER_S = 0.003
-"""How long a round waits for streams that have no work yet."""
+"""Time that a round waits for streams without work."""
 
 
 class Together(Protocol):

@@ -14,7 +14,7 @@ CODECS_WITH_EMPTY_PACKETS = frozenset(("mpeg4", "vp8"))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Damage:
-    """What a video fails to show.
+    """Frames and time missing from a video, and faults in it.
 
     num_missing    frames that the header states, packets begin or a constant rate implies, but that were not decoded
     num_expected   those, plus the decoded ones
