@@ -182,7 +182,7 @@ def _parse(trt: ModuleType, network: Any, onnx_path: Path, spec: GraphSpec, log:
     names = {network.get_input(i).name for i in range(network.num_inputs)}
     if names != {tensor.name for tensor in spec.inputs}:
         raise BuildError(
-            f"{onnx_path} has the inputs {sorted(names)}",
+            f"{onnx_path} has other inputs than its GraphSpec: {sorted(names)}",
             expected=f"{sorted(tensor.name for tensor in spec.inputs)}, as in the GraphSpec of '{spec.name}'",
             cause="it is another graph, or was made by another version of pvc-export",
             fix=EXPORT_AGAIN,

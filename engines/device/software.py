@@ -107,7 +107,7 @@ def opencv(machine: Machine) -> Finding | None:
         return Finding(
             name="opencv",
             state="warning",
-            detail="OpenCV was built for numpy 1 and this Python has numpy 2, so cameras do not work",
+            detail="OpenCV was built for numpy 1, but this Python has numpy 2: OpenCV cameras do not work",
             remedy=("python3 -m pip install 'numpy<2'",),
         )
     return Finding(name="opencv", state="ok", detail=_version(module))

@@ -14,7 +14,7 @@ from .source import NOT_WHOLE, import_av, is_url, no_video, open_source
 
 CUT_AT_ONCE = "the recording was stopped immediately or is truncated"
 MAX_JUMP_S = 10.0
-"""In formats with jumping timestamps (MPEG-TS), a larger jump starts another recording. FFmpeg's dts_delta_threshold."""
+"""In formats whose timestamps may jump (MPEG-TS), a larger jump is a new recording. FFmpeg's dts_delta_threshold."""
 TIMESTAMPS_JUMP = 0x0200  # AVFMT_TS_DISCONT
 STATED_DURATION = ("matroska", "mov", "avi", "flv", "asf")
 """Formats whose header states the duration; for others FFmpeg estimates it."""

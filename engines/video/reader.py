@@ -103,7 +103,7 @@ class VideoReader:
         )
 
     def shown_at(self, times_s: Sequence[float]) -> Iterator[VideoFrame]:
-        """Yield the frame displayed at each of non-decreasing times: the newest frame up to each time, or the first frame.
+        """Yield the frame displayed at each time, in non-decreasing order: the newest one by then, or the first frame.
 
         Reads to the end, so that `damage` covers the whole video. Raises what `frames` raises.
         """

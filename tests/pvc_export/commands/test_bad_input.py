@@ -200,7 +200,7 @@ NOT_ONNX: Facts = {
     "fix": "pvc-export trt",
 }
 OTHER_GRAPH: Facts = {
-    "what": "graphs/trunk.onnx has the inputs",
+    "what": "graphs/trunk.onnx has other inputs",
     "expected": ("GraphSpec", "'trunk'", "['frame']"),
     "cause": "another graph",
     "fix": "pvc-export",
