@@ -257,7 +257,7 @@ class Quantization:
         of_eight = self.bits == 8 and self.block is None and not self.zero_points and fed_eight
         if not (of_four or of_eight):
             raise SpecError(
-                f"quantised to {self.bits} bits, block {self.block}, zero points {self.zero_points}, inputs {self.inputs}",
+                f"int{self.bits} weights, block {self.block}, zero points {self.zero_points}, inputs {self.inputs}",
                 expected="int4 weights in blocks, inputs in float; or int8 weights and inputs, one scale per output",
             )
 
