@@ -220,7 +220,7 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_named(tmp_path: Path, spo
     sequence = open_picture_sequence(folder)
     assert [round(float(frame.bgr.mean()) / 10) for frame in sequence.frames()] == [0, 2]
     (notice,) = sequence.notices
-    assert "cannot be read: 1; the first" in notice and "1.png cannot be read as an image" in notice
+    assert "left out: 1; the first" in notice and "1.png cannot be read as an image" in notice
     for name in ("0.png", "2.png"):
         spoil(folder / name)
     with pytest.raises(MediaError, match="0.png cannot be read as an image"):

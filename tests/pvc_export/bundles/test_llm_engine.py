@@ -116,7 +116,7 @@ def test_an_engine_keeps_weights_of_four_bits_in_every_profile(small: LoadedMode
         replace(layer, constants=tuple((name, dtype.replace("Int4", "Half"), n) for name, dtype, n in layer.constants))
         for layer in layers[:8]
     ]
-    with pytest.raises(BuildError, match="weights of 4 bits"):
+    with pytest.raises(BuildError, match="int4 weights"):
         check_layers((*widened, *layers[8:]), spec, num_float32_weights=None, num_codes=asked.num_codes)
 
 

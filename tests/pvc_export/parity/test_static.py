@@ -258,7 +258,7 @@ def test_the_gate_refuses_weights_that_were_left_wide(
     edit_graph(bundle, "trunk", without_codes)
     layers = engine_of(bundle)
     assert 0 < count_codes(layers, 8) < count_codes(engine_of(bundle_static), 8)
-    with pytest.raises(BuildError, match="weights of 8 bits\nexpected.*\nlikely: this compiler widens"):
+    with pytest.raises(BuildError, match="int8 weights\nexpected.*\nlikely: this compiler widens"):
         hold_layers(layers, tiny, bundle)
 
 
