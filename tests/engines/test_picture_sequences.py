@@ -191,7 +191,7 @@ def test_the_first_picture_of_another_size_is_named(tmp_path: Path) -> None:
     with pytest.raises(MediaError) as caught:
         open_picture_sequence(folder)
     error = caught.value
-    assert error.what == f"{folder}/3.png is 12x16, and {folder}/1.png, the first picture, is 16x12"
+    assert error.what == f"{folder}/3.png is 12x16, but {folder}/1.png, the first picture, is 16x12"
     assert "one size" in error.expected and "scale=16:12" in error.fix
 
 

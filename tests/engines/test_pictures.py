@@ -177,7 +177,7 @@ def test_of_a_document_the_first_page_is_read_and_that_is_said(tmp_path: Path) -
     [
         ("none.png", None, "does not exist", "a typing error", "ls "),
         ("empty.png", b"", "cannot be read as an image", "is empty", "fetch it again"),
-        ("text.png", b"not an image", "cannot be read as an image", "another kind of file", "file "),
+        ("text.png", b"not an image", "cannot be read as an image", "it is not an image", "file "),
         ("cut.png", "cut", "cannot be read as an image", "truncated or damaged", "fetch it again"),
         ("clip.mp4", HEIC.replace(b"heic", b"isom").replace(b"mif1", b"avc1"), "cannot be read", "a video", "--video "),
         ("folder", "folder", "is a folder", "a folder of frames", "--video "),

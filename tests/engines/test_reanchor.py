@@ -153,7 +153,7 @@ def test_a_saved_stream_keeps_its_clock_its_anchor_and_its_frames(
 def test_a_saved_stream_of_the_format_before_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     anchored(bundle, []).save(tmp_path / "s.npz")
     change(tmp_path / "s.npz", lambda facts: facts | {"format_version": 3}, lambda arrays: arrays)
-    with pytest.raises(StreamError, match="of another version of this program") as info:
+    with pytest.raises(StreamError, match="by another version of this program") as info:
         open_stream(tmp_path / "s.npz", bundle)
     assert info.value.expected == "format version 4"
 

@@ -218,4 +218,4 @@ def test_a_song_with_a_cover_is_called_so(tmp_path: Path) -> None:
         MediaError, match=r"song\.mp4 has no video stream: it contains sound and a cover picture"
     ) as caught:
         probe_video(path)
-    assert "song" in caught.value.cause and "--image cover.png" in caught.value.fix
+    assert "music file" in caught.value.cause and "--image cover.png" in caught.value.fix

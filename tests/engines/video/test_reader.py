@@ -251,7 +251,7 @@ def test_a_file_that_is_no_whole_video_is_explained(video, damage, happened, nex
         use(video)
     error = caught.value
     assert str(video) in error.what and error.expected and error.cause and next_command in error.fix
-    assert ("cut short" in error.cause) or "cut" not in damage.__name__
+    assert ("truncated" in error.cause) or "cut" not in damage.__name__
 
 
 def test_a_text_file_is_not_drawn_as_a_terminal(tmp_path):

@@ -297,7 +297,7 @@ def test_a_runtime_that_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     install = "pip install -e '.[ort]'"
-    needs = ("needs the package onnxruntime", "cannot be imported here")
+    needs = ("needs the package onnxruntime", "cannot be imported")
     pvc_export("check", bundle_fp16, "--json").refuses(4, "BackendUnavailable", what=needs, fix=install)
     export = pvc_export("onnx", "-o", tmp_path / "b")
     export.says(4, "checks its graphs with the package onnxruntime", "cannot be imported", "othing was", install)
@@ -308,7 +308,7 @@ def test_a_runtime_that_is_missing(
 def test_an_engine_builder_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     export = pvc_export("trt", "-o", tmp_path / "b")
-    export.says(4, "'rtx' needs the package tensorrt_rtx", "cannot be imported here", "pip install -e '.[rtx]'")
+    export.says(4, "'rtx' needs the package tensorrt_rtx", "cannot be imported", "pip install -e '.[rtx]'")
     assert "export trunk" not in export.out and not list(tmp_path.iterdir())
 
 
