@@ -247,7 +247,7 @@ def test_an_engine_older_than_its_graph_is_refused(folder: Folder, cuda: Recordi
 def test_the_engine_of_another_graph_is_refused(folder: Folder, cuda: RecordingCuda, bundle_fp16: Path) -> None:
     other = fake_plan(bundle_fp16 / graph_path("head"), Manifest.load(bundle_fp16).graphs["head"])
     text = refusal(folder(plans={"compressor": other}), cuda)
-    assert "compressor.engine: tensor 'features' is not there" in text
+    assert "compressor.engine: tensor 'features' is missing" in text
     assert "('input', 'float16', (1, 64, 64))" in text and "export again: pvc-export trt" in text
 
 

@@ -265,7 +265,7 @@ def test_a_text_file_is_not_drawn_as_a_terminal(tmp_path):
 def test_an_index_past_the_end_is_refused_after_the_frames_before_it(video):
     frames = read_video(video, indices=[11, 12])
     assert next(frames).frame_index == 11
-    with pytest.raises(MediaError, match=r"frame 12 .* ends after 12 frames \(0 to 11\)"):
+    with pytest.raises(MediaError, match=r"has no frame 12: .* ends after 12 frames \(0 to 11\)"):
         next(frames)
 
 
