@@ -306,7 +306,7 @@ def test_questions_that_wait_as_the_source_ends_are_answered(
 
 
 @pytest.mark.parametrize(
-    ("question", "said"), [("a<|im_end|>b", "the question holds '<|im_end|>'"), ("why? " * 400, "rows")]
+    ("question", "said"), [("a<|im_end|>b", "the question contains '<|im_end|>'"), ("why? " * 400, "rows")]
 )
 @pytest.mark.parametrize("kind", [Ask, SetQuestion])
 @pytest.mark.parametrize("clock", ["reanchor", "run-on"])

@@ -98,7 +98,7 @@ def test_check_exits_3_and_names_the_graph(
         (["trt", "--fp16", "--fp32"], 2, "contradict each other"),
         (["trt", "--target", "rxt"], 2, "Did you mean 'rtx'?"),
         (["trt", "--target", "cpu"], 2, "use: pvc-export onnx"),
-        (["trt", "--context", "1000"], 2, "the next one is 1024"),
+        (["trt", "--context", "1000"], 2, "the next multiple is 1024"),
         (["trt", "--window", "zero"], 2, "valid integer"),
         (["trt", "--seed", "3"], 2, "'shapes' has its own; use it with -m tiny"),
         (["trt", "--target", "jetson-orin-jp62", "--int4", "llm"], 2, "slower than float16. It has --int8 vision"),
@@ -185,7 +185,7 @@ def test_doctor_names_an_onnxruntime_that_is_too_old_for_a_target(monkeypatch: p
     monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
     findings = {finding.name: finding for finding in examine()}
     default = findings["target cpu"]
-    assert not default.ok and "onnxruntime 1.23.2 is installed, which is too old" in default.detail
+    assert not default.ok and "onnxruntime 1.23.2 is too old" in default.detail
     assert "onnxruntime 1.25 or later" in default.detail and "pip install 'onnxruntime>=1.25'" in default.remedy
     assert "too old" not in findings["target tensorrt-10"].detail
 
@@ -195,7 +195,7 @@ def test_a_runtime_that_is_too_old_is_known_before_anything_is_exported(
 ) -> None:
     monkeypatch.setattr("onnxruntime.__version__", "1.23.2")
     export = pvc_export("onnx", "-o", tmp_path / "b")
-    export.says(4, "onnxruntime 1.23.2 is installed, which is too old", "pip install 'onnxruntime>=1.25'")
+    export.says(4, "onnxruntime 1.23.2 is too old", "pip install 'onnxruntime>=1.25'")
     assert "export trunk" not in export.out and not list(tmp_path.iterdir())
 
 

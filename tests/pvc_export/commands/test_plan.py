@@ -64,7 +64,7 @@ def test_of_a_folder_with_weights_none_is_read(tmp_path: Path, pvc_export: Run) 
         (["--fp16", "--fp32"], 2, "contradict each other"),
         (["--target", "rxt"], 2, "Did you mean 'rtx'?"),
         (["--target", "cpu", "--bf16"], 2, "does not compute bf16"),
-        (["--context", "1000"], 2, "the next one is 1024"),
+        (["--context", "1000"], 2, "the next multiple is 1024"),
         (["--fp32", "--island", "trunk.layers.1.attn"], 2, "all of them are"),
         (["--island", "trunk.layers.1.atn"], 6, "Did you mean 'trunk.layers.1.attn'?"),
         (["--clock", "stop"], 2, "expected one of reanchor, run-on"),
