@@ -226,7 +226,7 @@ class SegmentedRecorder:
         while (free := shutil.disk_usage(self.path).free) < ROOM_BYTES:
             if free + folder.num_bytes < ROOM_BYTES or not folder.remove_oldest():
                 raise BackendUnavailable(
-                    f"only {free / 2**20:.0f} MiB are free on its disk, and removing old segments would not free enough",
+                    f"only {free / 2**20:.0f} MiB are free on its disk; removing old segments would not free enough",
                     expected=f"{ROOM_BYTES / 2**20:.0f} MiB or more",
                     fix="df -h; free some space",
                 )

@@ -94,8 +94,8 @@ class AnswerEvents:
             await self._put(send, b"".join(b"data: %s\n\n" % json.dumps(one).encode() for one in told))
 
     async def _put(self, send: Send, body: bytes) -> None:
-        """Send part of the body. Raises Gone if the client does not read it in time, since a stalled answer would occupy
-        its stream indefinitely."""
+        """Send part of the body. Raises Gone if the client does not read it in time: a stalled answer would occupy its
+        stream indefinitely."""
         import anyio
 
         with anyio.move_on_after(self._send_s):

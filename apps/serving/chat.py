@@ -76,7 +76,7 @@ class Chat:
 
 
 def read_chat(value: Any, *, model_id: str, limits: Limits) -> Chat:
-    """Parse a chat request. Raises Refused. Decoding base64 and videos may take a second: call it off the event loop."""
+    """Parse a chat request. Raises Refused. Decoding videos may take a second, so call it off the event loop."""
     fields = Fields(value)
     fields.only((*READ, *LABELS, *ONLY_DEFAULT))
     require_model(fields, model_id)

@@ -91,7 +91,7 @@ class Gate:
         headers = connection.headers
         if not self._access.knows(authorization=headers.get("authorization", ""), cookies={}):
             raise Refused(
-                "the token is missing or wrong; send it like an OpenAI API key, in the header Authorization: Bearer TOKEN",
+                "the token is missing or wrong; send it like an OpenAI key, in the header Authorization: Bearer TOKEN",
                 status=401, kind=DENIED, code="invalid_api_key", headers={"www-authenticate": "Bearer"},
             )  # fmt: skip
         if not self._access.is_own(headers.get("origin"), headers.get("host", "")):
