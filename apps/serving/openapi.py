@@ -50,7 +50,7 @@ def document(model_id: str, limits: Limits) -> Json:
         "info": {
             "title": "pvc-serve",
             "version": "1",
-            "description": "Answers questions about pictures, videos, and frame streams with memory.",
+            "description": "Answers questions about pictures, videos, and sessions (frame streams with memory).",
         },
         "components": {
             "schemas": _schemas(model_id, limits),
@@ -76,7 +76,7 @@ def document(model_id: str, limits: Limits) -> Json:
                 )
             },
             "/v1/streaming/sessions": {
-                "post": _linked(_operation("open", "Open a session (a stream with memory), or find an open one.", "Session", body={
+                "post": _linked(_operation("open", "Open a session, or find an open one.", "Session", body={
                     **_json("OpenRequest"), "required": False
                 }))
             },
@@ -84,7 +84,7 @@ def document(model_id: str, limits: Limits) -> Json:
                 "delete": _operation("close", "Delete the session.", "Closed", parameters=session)
             },
             "/v1/streaming/sessions/{session_id}/frame": {
-                "post": _operation("frame", "Push the session's next frame.", "Frame", body=_picture(), parameters=frame)
+                "post": _operation("frame", "Push the next frame.", "Frame", body=_picture(), parameters=frame)
             },
             "/v1/streaming/sessions/{session_id}/ask": {
                 "post": _operation(
@@ -92,7 +92,7 @@ def document(model_id: str, limits: Limits) -> Json:
                     streams=True, parameters=session,
                 )
             },
-            "/healthz": {"get": {**_operation("health", "Whether the server accepts requests.", "Health"), "security": []}},
+            "/healthz": {"get": {**_operation("health", "Whether it accepts requests.", "Health"), "security": []}},
             "/metrics": {"get": _metrics()},
             "/openapi.json": {"get": _operation("openapi", "This document.", None)},
         },
