@@ -115,7 +115,7 @@ def _add_questions(parser: ArgumentParser) -> None:
         help="Seconds of video between questions (0 = every frame). 'synthetic' is asked once per scene, at its end. "
         f"[default: {ASK_EVERY_S:.0f}; with 'synthetic', every scene]",
     )  # fmt: skip
-    add("--max-new-tokens", metavar="N", type=_at_least(1), default=32, help="Most tokens of an answer. [default: 32]")
+    add("--max-new-tokens", metavar="N", type=_at_least(1), default=32, help="Maximum tokens per answer. [default: 32]")
     add(
         "--remember", metavar="CHARACTERS", type=_at_least(0), default=0,
         help="Keep the last answers, up to this many characters, in the model's context after their frames are "

@@ -169,7 +169,7 @@ def _refuse_without(told: Namespace, options: tuple[str, ...], *, needed: tuple[
         return
     for name in options:
         if getattr(told, name) is not None:
-            raise ValueError(f"{_spelled(name)} needs {' or '.join(map(_spelled, needed))}, which is missing")
+            raise ValueError(f"{_spelled(name)} needs {' or '.join(map(_spelled, needed))}")
 
 
 def _spelled(name: str) -> str:

@@ -23,12 +23,12 @@ class Limits:
     body_bytes      size of a request; all_bodies_bytes: total of the requests being read or answered
     picture_bytes   size of one picture as sent; picture_pixels: width x height, checked before decoding
     pictures        images per request, over all its messages
-    video_frames    most frames of a video; default_frames: most frames if the request sets no number
+    video_frames    maximum frames per video; default_frames: maximum if the request sets none
     video_fps       frames per second taken from a video, unless the request sets a rate
-    video_s         longest video; a longer one is refused
+    video_s         maximum length of a video; a longer one is refused
     text_chars      characters of all texts in a request
     messages        messages per request
-    answer_tokens   most tokens of an answer; default_tokens: if the request sets no number
+    answer_tokens   maximum tokens per answer; default_tokens: if the request sets no number
     rate, burst     requests of one client: per second, and in a burst
     body_s          time to receive a body
     send_s          time a client may take to read each part of an answer

@@ -43,7 +43,7 @@ FEWEST_TOKENS = 16
 class LocalLimits:
     """Limits on a process's streams.
 
-    sessions  most open streams with memory; idle_s: seconds after which an unused one is closed
+    sessions  maximum open streams with memory; idle_s: seconds after which an unused one is closed
     answers   questions without a session answered concurrently, one stream each; waiting: questions that may queue
     queue     limits on a session's queue
     """

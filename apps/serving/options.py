@@ -76,10 +76,10 @@ def make_parser(prog: str = "pvc-serve") -> ArgumentParser:
 
 def _add_address(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("address and connections").add_argument
-    add_address(add, what="the server", port=PORT, variable=TOKEN_VARIABLE)
+    add_address(add, what="pvc-serve", port=PORT, variable=TOKEN_VARIABLE)
     add(
         "--connections", metavar="N", type=int, default=CONNECTIONS,
-        help=f"Most concurrent connections. [default: {CONNECTIONS}]",
+        help=f"Maximum concurrent connections. [default: {CONNECTIONS}]",
     )  # fmt: skip
     add(
         "--drain", metavar="SECONDS", type=float, default=DRAIN_S,
@@ -91,7 +91,7 @@ def _add_streams(parser: ArgumentParser) -> None:
     add, usual = parser.add_argument_group("streams").add_argument, LocalLimits()
     add(
         "--sessions", metavar="N", type=int, default=usual.sessions,
-        help=f"Most open sessions (streams with memory); each has its own caches. [default: {usual.sessions}]",
+        help=f"Maximum open sessions (streams with memory); each has its own caches. [default: {usual.sessions}]",
     )  # fmt: skip
     add(
         "--idle", metavar="SECONDS", type=float, default=usual.idle_s,
@@ -129,19 +129,19 @@ def _add_limits(parser: ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--max-body", metavar="MIB", type=float, default=usual.body_bytes / MIB,
-        help=f"Largest request. [default: {usual.body_bytes // MIB}]",
+        help=f"Maximum size of a request. [default: {usual.body_bytes // MIB}]",
     )  # fmt: skip
     add(
         "--max-pixels", metavar="N", type=int, default=usual.picture_pixels,
-        help=f"Largest picture, width x height. [default: {usual.picture_pixels}, 8K]",
+        help=f"Maximum picture size, width x height. [default: {usual.picture_pixels}, 8K]",
     )  # fmt: skip
     add(
         "--max-frames", metavar="N", type=int, default=usual.video_frames,
-        help=f"Most frames of a video. [default: {usual.video_frames}]",
+        help=f"Maximum frames per video. [default: {usual.video_frames}]",
     )  # fmt: skip
     add(
         "--max-tokens", metavar="N", type=int, default=usual.answer_tokens,
-        help=f"Most tokens of an answer. [default: {usual.answer_tokens}]",
+        help=f"Maximum tokens per answer. [default: {usual.answer_tokens}]",
     )  # fmt: skip
 
 

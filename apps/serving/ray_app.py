@@ -163,7 +163,7 @@ def make_parser(prog: str) -> ArgumentParser:
     add("--gpus", metavar="N", type=float, default=0.0, help="GPUs per replica, as Ray counts them.")
     add("--release", metavar="TEXT", default="", help="Any text; if it changes, all replicas are replaced.")
     add("--routes", metavar="N", type=int, default=1, help="Number of HTTP replicas.")
-    add("--sessions", metavar="N", type=int, default=local.sessions, help="Most open sessions per replica.")
+    add("--sessions", metavar="N", type=int, default=local.sessions, help="Maximum open sessions per replica.")
     add(
         "--answers", metavar="N", type=int, default=local.answers,
         help="Questions without a session answered concurrently, per replica.",
@@ -174,7 +174,7 @@ def make_parser(prog: str) -> ArgumentParser:
     )  # fmt: skip
     add(
         "--host", metavar="HOST", default=HOST,
-        help=f"Address to serve on; an address other machines can reach needs {TOKEN_VARIABLE}.",
+        help=f"Address to serve on. If other machines can reach it, clients need a token: {TOKEN_VARIABLE}, or a new one.",
     )  # fmt: skip
     add("--port", metavar="PORT", type=int, default=PORT, help="Port on every machine of the cluster.")
     add(

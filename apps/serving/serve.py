@@ -112,7 +112,7 @@ def add_gauges(metrics: Metrics, service: LocalService, scheduler: Scheduler) ->
     counts = scheduler.counts
     metrics.gauges |= {
         "pvc_sessions": ("Open sessions.", lambda: service.num_sessions),
-        "pvc_sessions_limit": ("Most open sessions.", lambda: service.limits.sessions),
+        "pvc_sessions_limit": ("Maximum open sessions.", lambda: service.limits.sessions),
         "pvc_streams": ("Open streams, including those without a session.", lambda: len(scheduler.handles)),
         "pvc_waiting": ("Waiting frames and questions.", lambda: sum(each.num_waiting for each in scheduler.handles)),
         "pvc_stream_bytes": ("Size of one session's caches.", lambda: stream_bytes(scheduler.bundle)),

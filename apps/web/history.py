@@ -10,7 +10,7 @@ from typing import Any
 from ..figures import Figures
 
 PERIOD_S, KEPT = 1.0, 600
-FRAMES = 1000  # most latencies per sample
+FRAMES = 1000  # maximum latencies per sample
 
 
 class History:

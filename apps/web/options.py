@@ -22,8 +22,8 @@ class WebOptions:
 
     port           0 takes a free one
     served_as      host names of this machine at a reverse proxy or in the network
-    viewers        most concurrent viewers
-    picture_fps    most pictures per second; picture_width: most pixels; quality: of the JPEGs
+    viewers        maximum concurrent viewers
+    picture_fps    maximum pictures per second; picture_width: maximum in pixels; quality: of the JPEGs
     files          folder with videos the page may switch to; None for none
     no_frame_s, hang_s  seconds after which a silent source, or a silent session, is unhealthy
     """
@@ -94,14 +94,14 @@ def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("web page").add_argument
     add("--web", action="store_true", help="Serve a web page with picture, answers, events, health and metrics.")
     add_address(add, what="the page", port=PORT, variable=TOKEN_VARIABLE)
-    add("--viewers", metavar="N", type=int, default=VIEWERS, help=f"Most concurrent viewers. [default: {VIEWERS}]")
+    add("--viewers", metavar="N", type=int, default=VIEWERS, help=f"Maximum concurrent viewers. [default: {VIEWERS}]")
     add(
         "--web-fps", metavar="FPS", type=float, default=PICTURE_FPS,
-        help=f"Most pictures per second on the page. [default: {PICTURE_FPS:.0f}]",
+        help=f"Maximum pictures per second on the page. [default: {PICTURE_FPS:.0f}]",
     )  # fmt: skip
     add(
         "--web-width", metavar="PIXELS", type=int, default=PICTURE_WIDTH,
-        help=f"Largest width of pictures on the page. [default: {PICTURE_WIDTH}]",
+        help=f"Maximum picture width on the page. [default: {PICTURE_WIDTH}]",
     )  # fmt: skip
     add(
         "--web-files", metavar="FOLDER", type=Path,

@@ -280,7 +280,7 @@ def test_a_kill_leaves_what_is_finished_and_the_open_segment_is_completed_at_the
     assert shown(first) == [index % 30 for index in range(60)]
     left = shown(second)
     assert left == [index % 30 for index in range(60, 60 + len(left))] and len(left) >= 15  # the encoder held the rest
-    assert said == [f"{second} was left open by an earlier session, and is completed"]
+    assert said == [f"{second} was left open by an earlier session and was completed"]
     entries = list(read_index(folder))
     assert [entry["file"] for entry in entries] == [first.name, second.name]
     assert entries[1]["cut_short"] and (entries[1]["first_frame"], entries[1]["num_frames"]) == (60, len(left))
@@ -295,7 +295,7 @@ def test_a_kill_before_a_second_was_written_leaves_nothing_and_that_is_said(
     killed(tmp_path / "rec", num_frames=2)
     opened().close()
     assert segments(tmp_path / "rec") == [] and index_of(tmp_path / "rec") == []
-    assert len(said) == 1 and said[0].endswith("without a picture, and is removed")
+    assert len(said) == 1 and said[0].endswith("without any frame and was removed")
 
 
 def test_a_kill_between_a_segment_s_name_and_its_line_is_made_good(opened: Open, tmp_path: Path) -> None:
@@ -385,8 +385,8 @@ def test_a_disk_that_fails_in_the_middle_stops_the_recording_and_not_the_session
         for index in range(15, 30):
             see(recorder, index)
     assert said == [
-        f"recording to {folder} stops: it cannot be written: No space left on device; the open segment is lost; it is "
-        "tried again every 60 s"
+        f"recording to {folder} stopped: it cannot be written: No space left on device; the open segment is lost; "
+        "retrying every 60 s"
     ]
     assert [entry["first_frame"] for entry in read_index(folder)] == [0]
     assert not [path for path in folder.iterdir() if path.name.startswith(".2")] and not (folder / OPEN).exists()

@@ -138,7 +138,7 @@ def running(bundle: Path, *args: object, **environment: str) -> Iterator[tuple[s
     assert process.stdout is not None and process.stderr is not None
     try:
         line = process.stdout.readline()
-        found = re.fullmatch(r"pvc-vision-shapes is served at (http://127\.0\.0\.1:\d+)/v1\n", line)
+        found = re.fullmatch(r"Serving pvc-vision-shapes at (http://127\.0\.0\.1:\d+)/v1\n", line)
         assert found, line + process.stderr.read()
         yield found.group(1), process
     finally:
