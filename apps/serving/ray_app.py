@@ -174,7 +174,8 @@ def make_parser(prog: str) -> ArgumentParser:
     )  # fmt: skip
     add(
         "--host", metavar="HOST", default=HOST,
-        help=f"Address to serve on. If other machines can reach it, clients need a token: {TOKEN_VARIABLE}, or a new one.",
+        help="Address to serve on. If other machines can reach it, clients need a token: the environment variable "
+        f"{TOKEN_VARIABLE}, or a new one that is printed.",
     )  # fmt: skip
     add("--port", metavar="PORT", type=int, default=PORT, help="Port on every machine of the cluster.")
     add(

@@ -66,7 +66,7 @@ def test_pip_s_opencv_is_named_before_it_is_tried(text: str) -> None:
     with pytest.raises(BackendUnavailable) as caught:
         open_capture(parse_address(text))
     error = caught.value
-    assert "needs an OpenCV with GStreamer; pip's opencv-python" in error.what and error.what.endswith(" has none")
+    assert "needs an OpenCV with GStreamer; pip's opencv-python" in error.what
     assert "pip's OpenCV is built without GStreamer" in error.cause and "GStreamer: YES" in error.expected
     assert error.fix.startswith("pip uninstall opencv-python") and "apt install libopencv-python" in error.fix
 

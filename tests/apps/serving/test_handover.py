@@ -297,8 +297,10 @@ def test_a_snapshot_that_is_damaged_or_of_another_bundle_is_refused_and_the_stre
         second = process("b", bundle=other)
         assert said in (await second.open("door")).lost
         pushed = await push(second, 5)
-        assert pushed.lost.startswith("the session starts from scratch, and its earlier frames are lost: ")
-        assert said in pushed.lost
+        assert (
+            pushed.lost.startswith("the session starts from scratch, and its earlier frames are lost: ")
+            and said in pushed.lost
+        )
         assert (pushed.num_frames, pushed.is_repeated) == (1, False) and (await push(second, 6)).lost == ""
         assert await answer(second) == told(bundle, 5, 6)
         await second.close("door")
