@@ -122,7 +122,7 @@ def _open(request: Request, signals: Signals, log: Log, stack: ExitStack) -> Liv
     limits = request.web or WebOptions()
     watchdog = Watchdog(
         hang_s=limits.hang_s, no_frame_s=limits.no_frame_s, say=log.say,
-        changed=lambda hang: troubles.put("the session is running again" if hang is None else str(hang)),
+        changed=lambda hang: troubles.put("the session is running normally again" if hang is None else str(hang)),
     )  # fmt: skip
     stack.callback(watchdog.close)
     pages = _pages(request, stack, commands, watchdog, camera, log)

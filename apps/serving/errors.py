@@ -77,7 +77,9 @@ def refusal_of(error: BaseException) -> Refused:
         case StreamError():
             return Refused(str(error))
         case MemoryError():
-            return come_again("the server has not enough free memory now", after_s=10.0, status=503, code="no_memory")
+            return come_again(
+                "the server does not have enough free memory now", after_s=10.0, status=503, code="no_memory"
+            )
         case PVCError():
             return Refused(str(error), status=500, kind=OURS)
     return Refused("internal error; see the server's log", status=500, kind=OURS, code="internal_error")

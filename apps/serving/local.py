@@ -36,7 +36,7 @@ LETTING_GO_S = 5.0
 SWEEP_S = 15.0
 MOST_RESERVED = 512
 FEWEST_TOKENS = 16
-"""Length to which an answer is shortened, at most, if the context has no room for the requested one."""
+"""Fewest tokens to which an answer is shortened if the context has no room for the requested length."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -313,7 +313,7 @@ def fitting(limits: LocalLimits, bundle: Bundle, memory_bytes: int | None) -> Lo
     num_fitting = memory_bytes // each - limits.answers
     if num_fitting < 1:
         raise StreamFull(
-            f"--memory is {memory_bytes} bytes, too few for one session and the streams of {limits.answers} answers",
+            f"--memory allows {memory_bytes} bytes, too few for a session and the streams of {limits.answers} answers",
             expected=f"{(limits.answers + 1) * each} bytes or more: a stream of this bundle takes {each}",
             fix="raise --memory, lower --answers, or export with a smaller --context and --window",
         )
