@@ -211,7 +211,7 @@ class NewestFrame:
     def _read(self) -> None:
         try:
             self._read_all()
-        except BaseException as error:  # for whoever takes the frames
+        except BaseException as error:  # raised again in `take`
             self._error = error
         finally:
             with self._changed:

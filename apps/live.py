@@ -133,7 +133,7 @@ def _open(request: Request, signals: Signals, log: Log, stack: ExitStack) -> Liv
     source = opened(request.address)
     others = partial(open_source, say=log.notice, browser=camera)
     switching = Switching(lambda address: (opened if address == request.address else others)(address))
-    closing = stack.enter_context(ExitStack())  # closes this source until the session, which may switch, does
+    closing = stack.enter_context(ExitStack())  # closes the source if opening fails
     closing.callback(source.close)
     recorders = _recorders(request, source.device.fps, troubles, stack)
     bundle = open_bundle(

@@ -18,7 +18,7 @@ class Meter:
     def __init__(self) -> None:
         self.num_processed = self.num_dropped = 0
         self.latency_ms = 0.0
-        self.answer_latency_ms: float | None = None  # of the newest answer
+        self.answer_latency_ms: float | None = None  # the newest answer's
         self._last_index: int | None = None
         self._done_at: deque[float] = deque(maxlen=WINDOW)
         self._latencies_ms: deque[float] = deque(maxlen=KEPT)

@@ -94,7 +94,7 @@ class SegmentedRecorder:
         self._folder = SegmentFolder(folder)
         self._open: _Open | None = None
         self._early: list[Event] = []  # events of frames that are not added yet
-        self._index_at: dict[float, int] = {}  # of the newest frames, by time_s
+        self._index_at: dict[float, int] = {}  # indices of the newest frames, by time_s
         self._stopped_s: float | None = None
         for text in self._folder.completed:
             trouble(text)

@@ -66,8 +66,8 @@ class LiveSession:
     error: PVCError | None = None
     paused: bool = False
     _newest: Captured | None = None
-    _num_failures: int = 0  # frames in a row
-    _num_unanswered: int = 0  # questions in a row
+    _num_failures: int = 0  # consecutive frames
+    _num_unanswered: int = 0  # consecutive questions
     _num_stale: int = 0
     _source_state: str = ""  # last reported
     _save_trouble: str = ""

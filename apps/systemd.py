@@ -17,7 +17,7 @@ class Systemd:
         """environment: None means this process's environment."""
         environment = os.environ if environment is None else environment
         address = environment.get("NOTIFY_SOCKET", "")
-        self._address = "\0" + address[1:] if address.startswith("@") else address  # of the abstract namespace
+        self._address = "\0" + address[1:] if address.startswith("@") else address  # abstract namespace
         own = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         limit_us = environment.get("WATCHDOG_USEC", "")
         self.watchdog_s = int(limit_us) / 1e6 if own and self._address and limit_us.isdecimal() else None

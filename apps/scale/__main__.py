@@ -196,7 +196,7 @@ def _tell(told: Namespace) -> None:
         })  # fmt: skip
         return
     print(f"{_heading(told, about)}\n")
-    print(f"One stream alone, ms (median of {len(all_times)} runs): {times.summary()}\n\n{compared(found)}\n")
+    print(f"One stream alone, ms (median of {len(all_times)} measurements): {times.summary()}\n\n{compared(found)}\n")
     print(
         f"One process serves {most} cameras: at most {MOST_DROPPED:.1%} of frames dropped, and p99 below the time "
         "between frames.\n"

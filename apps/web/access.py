@@ -84,7 +84,9 @@ class Access:
         scheme, _, bearer = authorization.partition(" ")
         given = (bearer.strip() if scheme.lower() == "bearer" else "", cookies.get(self.cookie, ""), query_token)
         token = self.token.encode()
-        return any([hmac.compare_digest(text.encode(errors="replace"), token) for text in given])  # all: constant time
+        return any(
+            [hmac.compare_digest(text.encode(errors="replace"), token) for text in given]
+        )  # no early exit: constant time
 
 
 def _hostname(host: str) -> str | None:
