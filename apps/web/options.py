@@ -54,7 +54,7 @@ class WebOptions:
         if not 64 <= self.picture_width <= 3840:
             raise ValueError(f"--web-width is {self.picture_width}; expected 64 to 3840")
         if self.files is not None and not self.files.is_dir():
-            raise ValueError(f"--web-files: {self.files} is not a folder")
+            raise ValueError(f"--web-files {self.files} is not a folder")
         for option, value in (("--no-frame-after", self.no_frame_s), ("--hang-after", self.hang_s)):
             if not 1 <= value <= 86400:
                 raise ValueError(f"{option} is {value:g}; expected 1 to 86400 seconds")

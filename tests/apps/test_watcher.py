@@ -176,7 +176,7 @@ def test_a_reset_cuts_the_answer_and_forgets_what_waits(bundle: Bundle, frames: 
 
 
 def test_what_can_never_be_asked_is_refused_at_once(bundle: Bundle) -> None:
-    with pytest.raises(StreamFull, match="one frame, the question and 500 tokens") as full:
+    with pytest.raises(StreamFull, match="one frame, the question and an answer of 500 tokens") as full:
         Watcher(bundle, QUESTION, trigger=Schedule(1.0), max_new_tokens=500)
     assert "at most 512" in full.value.expected and "--max-new-tokens" in full.value.fix
     with pytest.raises(StreamError, match="special token"):

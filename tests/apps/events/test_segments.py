@@ -325,7 +325,7 @@ def test_a_line_whose_file_is_gone_is_dropped_at_the_next_start(opened: Open, tm
 def test_a_second_session_may_not_record_to_the_same_folder(opened: Open, tmp_path: Path) -> None:
     recorder = opened()
     see(recorder, 0)
-    with pytest.raises(BackendUnavailable, match="another session records to"):
+    with pytest.raises(BackendUnavailable, match="another session is recording to"):
         SegmentedRecorder(tmp_path / "rec", source_fps=FPS, trouble=pytest.fail)
     recorder.close()
     assert len(segments(tmp_path / "rec")) == 1
@@ -358,7 +358,7 @@ def test_on_a_disk_full_of_other_things_recording_stops_and_goes_on_when_there_i
     for index in range(5, 700):
         see(recorder, index)
         recorder.happened(event(frame=index), captured(index))
-    assert len(said) == 1 and f"recording to {folder} stops: only 95 MiB are free" in said[0]
+    assert len(said) == 1 and f"recording to {folder} stopped: only 95 MiB are free" in said[0]
     assert [shown(path) for path in segments(folder)] == [[0, 1, 2, 3, 4]]
     assert recorder._early == [] or len(recorder._early) == 1
     free[0] = 10**12
@@ -366,7 +366,7 @@ def test_on_a_disk_full_of_other_things_recording_stops_and_goes_on_when_there_i
     for index in range(first, first + 5):
         see(recorder, index)
     recorder.close()
-    assert said[1:] == [f"recording to {folder} goes on"]
+    assert said[1:] == [f"recording to {folder} has resumed"]
     assert [(entry["first_frame"], entry["num_frames"]) for entry in index_of(folder)] == [(0, 5), (first, 5)]
 
 
@@ -412,5 +412,5 @@ def test_without_a_frame_there_is_no_segment(opened: Open, tmp_path: Path) -> No
 
 def test_a_place_that_is_no_folder_is_refused_before_the_first_frame(tmp_path: Path) -> None:
     (tmp_path / "rec").write_bytes(b"")
-    with pytest.raises(BackendUnavailable, match="rec cannot be made"):
+    with pytest.raises(BackendUnavailable, match="rec cannot be created"):
         SegmentedRecorder(tmp_path / "rec", source_fps=FPS, trouble=pytest.fail)

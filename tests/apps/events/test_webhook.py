@@ -80,7 +80,7 @@ def test_a_server_that_hangs_is_given_up_after_the_timeout_and_tried_again(serve
     delivery.offer(event("one"))
     wait_until(lambda: delivery.num_delivered)
     delivery.close()
-    assert len(server.bodies) == 2 and "no answer: timed out" in said[0]
+    assert len(server.bodies) == 2 and "no reply: timed out" in said[0]
 
 
 def test_a_server_that_hangs_does_not_hold_up_the_session_or_its_end(serve: Serve) -> None:
@@ -111,7 +111,7 @@ def test_a_server_that_does_not_speak_http_is_tried_again() -> None:
 
         thread = Thread(target=speak)
         thread.start()
-        with pytest.raises(NotDelivered, match="no answer") as caught:
+        with pytest.raises(NotDelivered, match="no reply") as caught:
             Webhook(f"http://127.0.0.1:{server.getsockname()[1]}/", timeout_s=2.0).send(event())
         thread.join()
     assert not caught.value.is_final

@@ -74,7 +74,7 @@ def test_an_order_is_a_command(order: dict[str, Any], command: object) -> None:
         ('{"do": "switch", "source": "file:///etc/passwd"}', "command line"),
         ('{"do": "switch", "source": "/dev/sda"}', "/dev/video"),
         ('{"do": "switch", "source": "/dev/../etc/passwd"}', "/dev/video"),
-        ('{"do": "switch", "source": "concat://a|b"}', "a stream begins with"),
+        ('{"do": "switch", "source": "concat://a|b"}', "must begin with one of"),
     ],
 )  # fmt: skip
 def test_what_is_no_order_is_refused_in_a_sentence(text: str, reason: str) -> None:
