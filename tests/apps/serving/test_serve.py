@@ -49,7 +49,8 @@ def pvc_serve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("--port", 70000), "--port is 70000"), (("--sessions", 0), "--sessions is 0"), (("--answers", -1), "--answers is -1"),
+        (("--port", 70000), "--port is 70000"), (("--sessions", 0), "--sessions is 0"),
+        (("--answers", -1), "--answers is -1"),
         (("--rate", 0), "--rate is 0"), (("--max-body", 0), "--max-body is 0"), (("--queue", 0), "--queue is 0"),
         (("--host", ""), "--host is empty"), (("--served-as", "a/b"), "--served-as"), (("--drain", -1), "--drain"),
         (("--when-full", "wait"), "--when-full"), (("--sesions", 3), "Did you mean '--sessions'?"),
