@@ -60,7 +60,7 @@ def test_a_file_becomes_a_playable_annotated_video(
         assert after.bgr[:top].max() > 200 and below.max() > 200  # white letters above and below it
     assert "1.0 s  frame 10 " in result.out and "1.9 s  frame 19 " in result.out
     assert "20 frames seen, 20 processed, 0 dropped" in result.out and f"recorded {out}: 20 frames" in result.out
-    assert "the tokens below are no answer" in result.out
+    assert "the tokens below are not answers" in result.out
     assert list(tmp_path.iterdir()) == [out]
 
 

@@ -256,7 +256,7 @@ def test_another_source_is_another_world(live: Live, tmp_path: Path, monkeypatch
     assert live.follower.seen[:12] == [0, 1, 2, 3, 4, 9, 0, 1, 2, 3, 4, 5]
     assert live.follower.statuses[first - 1].reply is not None and live.follower.statuses[first].reply is None
     assert [event.text for event in live.follower.of("source")] == [
-        "camera 0 was lost", "watches camera 2 now",
+        "camera 0 was lost", "now watching camera 2",
     ]  # fmt: skip
     assert session.meter.num_dropped == 4 and live.figures[-1].source == "camera 2"  # 5 to 8, and none between
     assert probe_video(recorder.path).num_frames == 10 + 6  # its time goes on
