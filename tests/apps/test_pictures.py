@@ -102,7 +102,7 @@ def test_pictures_of_two_sizes_are_refused_before_anything_runs(pvc_live: Run, b
 @pytest.mark.parametrize("source", ["synthetic", "0", "/dev/video0"])
 def test_a_rate_is_refused_for_what_has_its_own_pace(pvc_live: Run, bundle_fp32: Path, source: str) -> None:
     result = pvc_live(bundle_fp32, "--source", source, "--headless", "--fps", "5")
-    assert result.code == 2 and "--fps is for raw videos and for pictures" in result.err
+    assert result.code == 2 and "--fps is only for raw videos and pictures" in result.err
 
 
 def test_a_video_file_keeps_its_own_rate(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_network_stream_that_breaks_off_is_found_again_and_given_up_by_name() 
 
 
 def test_a_live_stream_does_not_wait_for_a_model() -> None:
-    with running(MotionJpeg) as address, pytest.raises(MediaError, match="is a live stream, and does not wait"):
+    with running(MotionJpeg) as address, pytest.raises(MediaError, match="is a live stream and does not wait"):
         open_source(parse_address(f"{address}/live"), every_frame=True)
 
 

@@ -74,7 +74,7 @@ def live(folder: Path, *arguments: object, **environment: str) -> Iterator[Sessi
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            found = re.fullmatch(r"The page is at (\S+)\n", line)
+            found = re.fullmatch(r"Web page: (\S+)\n", line)
             assert found, line
             yield Session(found[1], process, log)
         finally:
@@ -209,7 +209,7 @@ def test_the_token_of_the_environment_is_the_one_that_is_accepted(chromium: Brow
         bare, _, token = session.url.partition("?token=")
         assert token == TOKEN
         chromium.open(f"{bare}?token={'x' * len(TOKEN)}")
-        assert "This page needs its token" in chromium.text("h1")
+        assert "This page needs a token" in chromium.text("h1")
         chromium.type("#token", f"{TOKEN}\ue007")
         chromium.until(lambda: chromium.is_shown("#state") and chromium.text("#state") == "Live", "live", patience_s=30)
         assert chromium.run("return location.href") == bare

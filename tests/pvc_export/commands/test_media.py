@@ -238,6 +238,6 @@ def test_a_raw_stream_takes_its_rate_from_the_command_line(
     pvc_export("run", bundle_fp32, "--video", clip, "--fps", 2).says(6, "has timestamps, so", "leave --fps out")
     pvc_export("run", bundle_fp32, "--ask", "x", "--fps", 2).says(2, "--fps needs --video")
     assert (
-        "--fps is for raw videos and for pictures"
+        "--fps is only for raw videos and pictures"
         in pvc_live(bundle_fp32, "--source", "0", "--headless", "--fps", 2).err
     )
