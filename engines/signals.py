@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(slots=True)
 class Cut:
-    """Whether a signal cut the block short."""
+    """The outcome: set if a signal cut the block short."""
 
     short: bool = False
 

@@ -22,7 +22,7 @@ DEFAULT_QUESTION = "What happens in this video?"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Where:
-    """Where the work runs: in this process, in several workers, or, with `ray`, on a cluster at that address."""
+    """The place of the work: in this process, in several workers, or, with `ray`, on a cluster at that address."""
 
     workers: int = 1
     ray: str | None = None

@@ -25,7 +25,7 @@ APART = 9973
 
 
 class Moment(NamedTuple):
-    """Where a draw happens. Equal moments draw equal values, in every check; different ones draw different values."""
+    """The moment of a draw. Equal moments draw equal values, in every check; different ones draw different values."""
 
     seed: int
     level: str

@@ -1,5 +1,5 @@
-"""Whether a bundle fits a device, and if not, what would make it fit: smaller limits, a narrower dtype, a clock table,
-int4 weights."""
+"""Fit of a bundle on a device, and if it does not fit, what would make it fit: smaller limits, a narrower dtype, a
+clock table, int4 weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOST_PROCESS = 192 * MIB
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fit:
-    """How a bundle fits one device.
+    """The fit of a bundle on one device.
 
     takes            bytes of the device's memory that a process with all streams takes
     left             remaining bytes; negative if it does not fit

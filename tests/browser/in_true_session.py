@@ -201,7 +201,7 @@ def test_the_browser_s_camera_is_watched_and_then_the_source_as_it_was(page: Bro
     page.until(lambda: page.text("#source") == "synthetic", "the old value again")
     until_answered(page, QUESTION, after=page.run(NEWEST)[3])
     told = [event["text"] for event in session.log if event["kind"] == "source"]
-    assert "watches a browser's camera now" in told and told[-1] == "watches synthetic now"
+    assert "now watching a browser's camera" in told and told[-1] == "now watching synthetic"
 
 
 def test_the_token_of_the_environment_is_the_one_that_is_accepted(chromium: Browser, tmp_path: Path) -> None:
