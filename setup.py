@@ -1,4 +1,4 @@
-"""Names in a wheel: `engines` and `apps` are too common for site-packages (docs/decisions/0002)."""
+"""Renames packages in the wheel: `engines` and `apps` are too common for site-packages (docs/decisions/0002)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IMPORT = re.compile(rf"^(\s*(?:from|import)\s+)({'|'.join(RENAMED)})\b", re.MULT
 
 
 class RenamingBuild(build_py):
-    """Builds as usual, then renames two packages and every import of them. An editable install stays as it is."""
+    """Builds as usual, then renames two packages and every import of them. An editable install is left unchanged."""
 
     def run(self) -> None:
         super().run()
@@ -31,7 +31,7 @@ class RenamingBuild(build_py):
 
 
 class RenamingWheel(bdist_wheel):
-    """Renames the packages in the wheel's entry points as well, just before its files are packed."""
+    """Also renames the packages in the wheel's entry points, just before the files are packed."""
 
     def write_wheelfile(self, wheelfile_base: str, *args: str, **kwargs: str) -> None:
         super().write_wheelfile(wheelfile_base, *args, **kwargs)

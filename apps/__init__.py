@@ -1,1 +1,1 @@
-"""Cameras and screens: what stands between a person and a stream. Nothing here knows a model."""
+"""The applications: cameras, screens, web pages and servers around a stream. Nothing here depends on a model."""

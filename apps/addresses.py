@@ -1,4 +1,4 @@
-"""Where frames come from, as a person writes it."""
+"""Parsing of --source: the text a person types for a camera, a stream or a file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ BROWSER = "browser"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Address:
-    """Where frames come from. `name` is for people and reports: no password is in it.
+    """A source of frames. `name` is for people and reports and never contains a password.
 
-    target  what is opened; a CSI camera's is its pipeline
+    target  the text that is opened; for a CSI camera, its pipeline
     """
 
     kind: Literal["synthetic", "camera", "csi", "url", "pipeline", "file", "browser"]
@@ -28,12 +28,12 @@ class Address:
 
     @property
     def is_live(self) -> bool:
-        """It goes on whether or not anybody looks."""
+        """True for a source that runs on whether or not its frames are read."""
         return self.kind in ("camera", "csi", "url", "pipeline", "browser")
 
     @property
     def may_wait(self) -> bool:
-        """It may be a video that waits for a model; of an http address only opening it tells."""
+        """True if it may be a video that waits for the model; for an http address only opening it tells."""
         return not self.is_live or self.target.startswith(("http://", "https://"))
 
     @property
@@ -42,8 +42,8 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """'synthetic', 'browser', a camera's number or /dev/ path, a CSI camera (csi:0), a URL, a GStreamer pipeline (it
-    holds ' ! '), else a file or pictures. Raises MediaError for a csi: that is none."""
+    """Parse 'synthetic', 'browser', a camera's number or /dev/ path, a CSI camera (csi:0), a URL, a GStreamer pipeline
+    (recognised by ' ! '), or else a file or pictures. Raises MediaError for a malformed csi: address."""
     text = text.strip()
     if text == SYNTHETIC:
         return Address(kind="synthetic", target=text, name=SYNTHETIC)
@@ -55,7 +55,7 @@ def parse_address(text: str) -> Address:
         return Address(kind="camera", target=text, name=f"camera {text}")
     if text.startswith("csi:"):
         return _csi(text)
-    if is_url(text):  # before a pipeline: a URL that holds ' ! ' is a wrong URL, and must not become elements
+    if is_url(text):  # checked before pipelines: a URL containing ' ! ' is a wrong URL and must not become elements
         return Address(kind="url", target=encoded(text), name=without_password(encoded(text)))
     if " ! " in text:
         return Address(kind="pipeline", target=text, name=without_password(text))
@@ -66,8 +66,8 @@ def _csi(text: str) -> Address:
     pipeline = csi_pipeline(text)
     if pipeline is None:
         raise MediaError(
-            f"{text} names no CSI camera",
-            expected="the sensor's number, and a mode if one is wanted: csi:0, or csi:0,1920x1080@30",
+            f"{text} is not a CSI camera",
+            expected="csi: and the sensor's number, optionally with a mode: csi:0 or csi:0,1920x1080@30",
             fix="--source csi:0",
         )
     return Address(kind="csi", target=pipeline, name=f"CSI camera {text.removeprefix('csi:')}")

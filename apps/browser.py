@@ -1,7 +1,7 @@
-"""A browser's camera as a device: pictures that somebody's page sends, one page at a time.
+"""A browser's camera as a device: pictures sent by a page, one page at a time.
 
-Note: a page may send anything. What is no JPEG, too large or too fast is refused before it is decoded, and what does
-not decode whole is refused as well.
+Note: a page may send anything. Data that is not a JPEG, is too large or arrives too fast is refused before decoding;
+a picture that does not decode completely is refused too.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from engines.synthetic import Frame
 from .devices import Wait
 from .synthetic import Shown
 
-PATIENCE_S = 0.2  # without a picture, until it is looked whether anybody still wants one
-LATE_S = 3.0  # without a picture, until that is said
+PATIENCE_S = 0.2  # without a picture, before checking whether one is still wanted
+LATE_S = 3.0  # without a picture, before a notice is shown
 
 
 class Refused(ValueError):
-    """A picture or a request that is not taken; the message is for whoever sent it."""
+    """A picture or request was refused; the message is for its sender."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Of the pictures that a page may send. longest_side in pixels."""
+    """Limits on the pictures a page may send. longest_side is in pixels."""
 
     max_bytes: int = 512 * 1024
     longest_side: int = 1920
@@ -38,9 +38,9 @@ class Limits:
 
 
 class BrowserCamera:
-    """Where pages put their pictures, and a BrowserDevice takes the newest. Any thread may call.
+    """Holds the newest picture between the page that sends it and the BrowserDevice that takes it. Thread-safe.
 
-    changed  is called when another page, or none, sends: on the thread that brought it about
+    changed  called when the sending page changes or stops, on the thread that caused it
     """
 
     def __init__(self, limits: Limits | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,16 +54,16 @@ class BrowserCamera:
 
     @property
     def owner(self) -> int | None:
-        """The viewer whose camera it is now."""
+        """The viewer whose camera is in use."""
         return self._owner
 
     @property
     def is_watched(self) -> bool:
-        """A session has it as its source."""
+        """True while a session uses it as its source."""
         return self._num_open > 0
 
     def claim(self, viewer: int) -> None:
-        """From now on this viewer sends. Raises Refused while another does."""
+        """Make this viewer the sender. Raises Refused while another viewer is."""
         with self._condition:
             if self._owner not in (None, viewer):
                 raise Refused("another viewer's camera is in use")
@@ -71,7 +71,7 @@ class BrowserCamera:
         self.changed()
 
     def release(self, viewer: int) -> None:
-        """It sends no more; of any other viewer this changes nothing."""
+        """Stop this viewer's sending; does nothing for any other viewer."""
         with self._condition:
             if self._owner != viewer:
                 return
@@ -79,13 +79,13 @@ class BrowserCamera:
         self.changed()
 
     def put(self, viewer: int, jpeg: bytes) -> None:
-        """The newest picture. Raises Refused for one that is not taken, and says why."""
+        """Store the newest picture. Raises Refused, with the reason, for one that is not accepted."""
         with self._condition:
             if self._owner != viewer:
-                raise Refused("this camera is not the one that is watched")
+                raise Refused("this page's camera is not the one in use")
             now = self._clock()
-            if now - self._taken_at < 0.5 / self.limits.fps:  # a burst of two is no harm
-                raise Refused(f"pictures come faster than {self.limits.fps:g} per second")
+            if now - self._taken_at < 0.5 / self.limits.fps:  # a burst of two is harmless
+                raise Refused(f"pictures arrive faster than {self.limits.fps:g} per second")
             self._taken_at = now
         frame = decode_jpeg(jpeg, self.limits)
         with self._condition:
@@ -94,7 +94,7 @@ class BrowserCamera:
                 self._condition.notify_all()
 
     def take(self, timeout_s: float) -> Frame | None:
-        """A picture that was not taken before; None if none came in time."""
+        """The next picture not taken yet; None if none arrived in time."""
         with self._condition:
             self._condition.wait_for(lambda: self._newest is not None, timeout_s)
             newest, self._newest = self._newest, None
@@ -106,7 +106,7 @@ class BrowserCamera:
         self.changed()
 
     def closed(self) -> None:
-        """When the last device is closed, whoever sends may stop."""
+        """Note a closed device; after the last one, the sender is released."""
         with self._condition:
             self._num_open -= 1
             if self._num_open == 0:
@@ -115,7 +115,7 @@ class BrowserCamera:
 
 
 class BrowserDevice:
-    """A Device that waits for pages without an end: a page that closes is a notice, and no loss."""
+    """A Device that waits for pages indefinitely: a closed page is a notice, not a lost source."""
 
     waits, damage = False, None
     fps: float | None = None
@@ -138,9 +138,9 @@ class BrowserDevice:
                 return None
             waited_s += PATIENCE_S
             if self._camera.owner is None:
-                self.notice = f"{self.name}: no page sends its camera"
+                self.notice = f"{self.name}: no page is sending its camera"
             elif waited_s >= LATE_S:
-                self.notice = f"{self.name}: no picture comes from the page"
+                self.notice = f"{self.name}: no pictures are arriving from the page"
 
     def close(self) -> None:
         if self._is_open:
@@ -149,19 +149,19 @@ class BrowserDevice:
 
 
 def decode_jpeg(jpeg: bytes, limits: Limits) -> Frame:
-    """A JPEG as (H, W, 3) uint8 BGR. Raises Refused for what is none, is damaged, or is larger than the limits."""
+    """Decode a JPEG to (H, W, 3) uint8 BGR. Raises Refused if it is not a JPEG, damaged, or over the limits."""
     if len(jpeg) > limits.max_bytes:
-        raise Refused(f"the picture has {len(jpeg)} bytes; at most {limits.max_bytes} are taken")
+        raise Refused(f"the picture has {len(jpeg)} bytes; the limit is {limits.max_bytes}")
     if not jpeg.startswith(b"\xff\xd8\xff"):
-        raise Refused("the picture is no JPEG")
+        raise Refused("the picture is not a JPEG")
     try:
         with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as picture:
-            if max(picture.size) > limits.longest_side:  # known from the header: nothing was decoded yet
+            if max(picture.size) > limits.longest_side:  # known from the header: nothing is decoded yet
                 size = f"{picture.width} x {picture.height}"
-                raise Refused(f"the picture has {size} pixels; at most {limits.longest_side} are taken along each side")
+                raise Refused(f"the picture has {size} pixels; the limit is {limits.longest_side} along each side")
             rgb = np.asarray(picture.convert("RGB"))
     except Refused:
         raise
-    except Exception as error:  # of a hostile file, Pillow raises about anything
+    except Exception as error:  # for a hostile file, Pillow may raise almost anything
         raise Refused("the picture is a damaged JPEG") from error
     return np.ascontiguousarray(rgb[..., ::-1])

@@ -1,10 +1,10 @@
 """Frames for a model that may be slower than the camera.
 
 Note: the newest frame wins. A thread reads as fast as the source delivers and keeps one frame, so that a slow model
-sees the present and never a growing backlog; what it missed is counted. A file is played by its timestamps, like a
-camera, unless every frame is asked for: then it waits for the model, nothing is dropped, and results repeat exactly.
-The synthetic source is shown at its own speed and waits for the model as well: a question is about a whole scene, and a
-model that missed a part of it could not be graded.
+sees the present and never a growing backlog; missed frames are counted. A file is played by its timestamps, like a
+camera, unless every frame is requested: then it waits for the model, nothing is dropped, and results repeat exactly.
+The synthetic source plays at its own speed and also waits for the model: a question is about a whole scene, and a
+model that missed part of the scene could not be graded.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from .streams import open_stream
 from .synthetic import KnownScene, Shown, SyntheticDevice
 from .videos import VideoDevice
 
-STALL_S = 40.0  # longer than OpenCV waits for a frame of a pipeline, 30 s: what it gives up can still come back
+STALL_S = 40.0  # longer than the 30 s OpenCV waits for a pipeline's frame, so that a reconnect is still possible
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Captured:
     """One frame: bgr (H, W, 3) uint8, owned by whoever holds it.
 
-    index        counts what the source delivered, from 0: a gap is what was dropped
-    time_s       on the source's own timeline; a file's goes by its timestamps, a camera's by the clock
-    captured_at  time.monotonic() when it was read, from which latency counts
-    scene        that it is of; known of the synthetic source only
+    index        counts the source's frames from 0; skipped numbers were dropped
+    time_s       on the source's timeline: a file's timestamps, a camera's clock time
+    captured_at  time.monotonic() when it was read; latency counts from here
+    scene        the scene it belongs to; known only for the synthetic source
     """
 
     bgr: Frame
@@ -50,14 +50,14 @@ class Captured:
 
 
 class Source(Protocol):
-    """Frames, newest or next. `ended` is true once the last one was taken, and `waits` if none is lost meanwhile."""
+    """Frames, newest or next. `ended`: the last one was taken. `waits`: no frame is lost between two takes."""
 
     device: Device
     ended: bool
     waits: bool
 
     def take(self, timeout_s: float) -> Captured | None:
-        """A frame that was not taken before; None if none came in time, or at the end. Raises MediaError when lost."""
+        """The next frame not taken yet; None if none arrived in time, or at the end. Raises MediaError when lost."""
 
     def close(self) -> None: ...
 
@@ -74,12 +74,12 @@ def open_source(
     say: Callable[[str], None] = lambda text: None,
     browser: BrowserCamera | None = None,
 ) -> Source:
-    """A source that delivers. Raises as CaptureDevice, VideoDevice, PictureDevice and SyntheticDevice do.
+    """Open a source and check that it delivers. Raises as CaptureDevice, VideoDevice, PictureDevice, SyntheticDevice.
 
-    every_frame     for videos that end, pictures and the synthetic source; MediaError for what turns out to be live
-    fps             for raw streams, a folder of pictures, or a pattern of their names
+    every_frame     for videos that end, pictures and the synthetic source; MediaError if the source turns out live
+    fps             for raw streams, a folder of pictures, or a file name pattern
     seed, question  for the synthetic source
-    say             hears what a person should know of how it was opened
+    say             receives notices about how the source was opened
     browser         where a page puts its camera's pictures; MediaError for 'browser' without a page
     """
     closing = Event()
@@ -99,9 +99,9 @@ def open_source(
     if every_frame and not device.waits:
         device.close()
         raise MediaError(
-            f"{device.name} is a live stream, and does not wait for a model",
+            f"{device.name} is a live stream and does not wait for the model",
             expected="a video that ends, for --every-frame",
-            fix="leave --every-frame out",
+            fix="leave out --every-frame",
         )
     if every_frame or address.kind == "synthetic":
         return EveryFrame(device, paced=not every_frame)
@@ -111,15 +111,15 @@ def open_source(
 def _page_of(browser: BrowserCamera | None) -> BrowserCamera:
     if browser is None:
         raise MediaError(
-            "there is no page whose browser could send its camera",
-            expected="a session with a page, for --source browser",
+            "--source browser needs a web page that sends its camera, and this session has no page",
+            expected="a session with --web",
             fix="--web --source browser",
         )
     return browser
 
 
 class EveryFrame:
-    """Reads when asked, and drops nothing: for devices that wait. `paced`: never faster than the device's rate."""
+    """Reads on request and drops nothing, for devices that wait. `paced`: never faster than the device's rate."""
 
     waits = True
 
@@ -128,7 +128,7 @@ class EveryFrame:
         self.device, self.ended, self._num_taken = device, False, 0
         self._paced, self._period_s = paced, 1 / (device.fps or 1)
         self._due_at = 0.0  # by time.monotonic()
-        self._hold_s, self._held_s = 0.0, 0.0  # of the newest frame, and of all before it
+        self._hold_s, self._held_s = 0.0, 0.0  # hold time of the newest frame, and of all before it
 
     def take(self, timeout_s: float) -> Captured | None:
         if self._paced and not self._wait(timeout_s):
@@ -147,9 +147,9 @@ class EveryFrame:
         return Captured(bgr=shown.bgr, scene=shown.scene, index=index, time_s=time_s, captured_at=time.monotonic())
 
     def _wait(self, timeout_s: float) -> bool:
-        """Until the next frame is due, at most timeout_s; whether it is."""
+        """Wait until the next frame is due, at most timeout_s. Returns whether it is due."""
         now = time.monotonic()
-        # A frame is held from now on, when whoever took it is done: an answer that took long is to be read as well.
+        # The hold starts only now, after the frame was processed: a slow answer must stay readable too.
         self._due_at = max(self._due_at, now + self._hold_s) if self._hold_s else self._due_at
         self._hold_s = 0.0
         time.sleep(min(max(self._due_at - now, 0.0), timeout_s))
@@ -160,9 +160,9 @@ class EveryFrame:
 
 
 class NewestFrame:
-    """A reader thread and one place for its newest frame.
+    """A reader thread that keeps only the newest frame.
 
-    A camera is read from the start, so that nothing old waits in its buffers; what waits for us starts with `take`.
+    A camera is read from the start, so that its buffers hold nothing old; a device that waits starts with `take`.
     """
 
     waits = False
@@ -194,16 +194,16 @@ class NewestFrame:
             return Captured(bgr=shown.bgr, scene=shown.scene, index=index, time_s=time_s, captured_at=captured_at)
         if silent_s > STALL_S and not self.ended and not self.device.notice:
             raise MediaError(
-                f"{self.device.name} has given no frame for {silent_s:.0f} s, and no error either",
-                cause="its driver or its connection hangs",
-                fix="unplug it, or restart it, then start pvc-live again",
+                f"{self.device.name} has delivered no frame for {silent_s:.0f} s, and reported no error",
+                cause="its driver or connection hangs",
+                fix="unplug or restart it, then start pvc-live again",
             )
         return None
 
     def close(self) -> None:
         self._closing.set()
         if self._thread.ident is not None:
-            # A read that hangs is left to the end of the process: releasing a camera under it would crash.
+            # A hanging read is left until the process ends: releasing the camera during a read would crash.
             self._thread.join(timeout=2.0)
         else:
             self.device.close()
@@ -211,7 +211,7 @@ class NewestFrame:
     def _read(self) -> None:
         try:
             self._read_all()
-        except BaseException as error:  # for whoever takes the frames
+        except BaseException as error:  # raised again in `take`
             self._error = error
         finally:
             with self._changed:
@@ -225,7 +225,7 @@ class NewestFrame:
             shown = self.device.read()
             if shown is None or self._closing.is_set():
                 return
-            # A video's frame is shown when it is due; a camera's is due when it comes.
+            # A video's frame is shown when it is due; a camera's is due on arrival.
             ahead_s = 0.0 if shown.time_s is None else started + shown.time_s - time.monotonic()
             if self._closing.wait(max(ahead_s, 0.0)):
                 return

@@ -1,8 +1,8 @@
-"""What delivers frames, one at a time, when asked: here a camera or a pipeline, by OpenCV; videos are in videos.py.
+"""Devices that deliver frames one at a time: here cameras and pipelines, through OpenCV; videos are in videos.py.
 
-Note: a live device that stops delivering is opened again with growing pauses before it counts as lost; one that does
-not open at the start is an error at once, as that is more often a typing error than a camera that is on its way.
-OpenCV's capture is made by a factory, so that tests need neither a camera nor OpenCV.
+Note: a live device that stops delivering is reopened with growing pauses before it counts as lost. One that does not
+open at the start is an error immediately, since that is more often a typing error than a camera about to appear.
+A factory creates OpenCV's capture, so that tests need neither a camera nor OpenCV.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from .synthetic import Shown
 RETRY_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 FPS = 5  # cv2.CAP_PROP_FPS
 Wait = Callable[[float], bool]
-"""Sleeps so many seconds; true as soon as nobody wants frames any more."""
+"""Sleeps for the given seconds; returns true as soon as no more frames are wanted."""
 
 
 class Device(Protocol):
-    """What delivers frames: a CaptureDevice, a VideoDevice, a PictureDevice or a SyntheticDevice.
+    """Delivers frames: a CaptureDevice, VideoDevice, PictureDevice or SyntheticDevice.
 
-    fps     as stated, None if not; of a variable rate the highest
-    waits   it delivers when asked, so whoever reads sets the pace
-    notice  what a person should know of it now, else empty
+    fps     the stated rate, None if not stated; the highest if it varies
+    waits   it delivers on request, so the reader sets the pace
+    notice  its present condition for the user, or empty
     """
 
     name: str
@@ -42,10 +42,10 @@ class Device(Protocol):
 
     @property
     def damage(self) -> Damage | None:
-        """What it should have shown so far and did not; None if nothing, or if it does not know."""
+        """The frames missing so far; None if there are none or the device cannot tell."""
 
     def read(self) -> Shown | None:
-        """The next frame, the caller's own; None at the end. Raises MediaError when lost."""
+        """The next frame, which the caller owns; None at the end. Raises MediaError when lost."""
 
     def close(self) -> None: ...
 
@@ -63,7 +63,7 @@ class CaptureDevice:
         factory: Callable[[Address], Capture] | None = None,
         pauses_s: Sequence[float] = RETRY_PAUSES_S,
     ) -> None:
-        """Open it, and prove that it delivers. `pauses_s` are slept between attempts to get it back when it is lost.
+        """Open it and read the first frame. `pauses_s` are the waits between attempts to reopen it when it is lost.
 
         Raises MediaError, and BackendUnavailable without OpenCV.
         """
@@ -78,7 +78,7 @@ class CaptureDevice:
             self.fps = _rate(self._capture.get(FPS))
             self._first = self._try_read()
             if self._first is None:
-                raise MediaError(f"{self.name} opens but gives no frame", **_advice(address))
+                raise MediaError(f"{self.name} opens but delivers no frame", **_advice(address))
         except BaseException:
             self._capture.release()
             raise
@@ -101,7 +101,7 @@ class CaptureDevice:
         return frame if ok and frame is not None and frame.size else None
 
     def _reopened(self) -> Shown | None:
-        """The first frame of a device that is back; None if it is not."""
+        """The first frame after reopening; None if the device is not back."""
         self._capture = self._factory(self._address)
         frame = self._try_read() if self._capture.isOpened() else None
         return None if frame is None else Shown(frame)
@@ -110,13 +110,13 @@ class CaptureDevice:
 def came_back(
     device: Device, reopened: Callable[[], Shown | None], *, wait: Wait, pauses_s: Sequence[float], num_read: int
 ) -> Shown | None:
-    """The first frame of a device that was lost after num_read frames; None if nobody waits for it any more.
+    """Reopen a device that was lost after num_read frames and return its first frame; None if no more are wanted.
 
-    Raises MediaError when it stays away.
+    Raises MediaError when it does not come back.
     """
     for attempt, pause_s in enumerate(pauses_s, start=1):
-        device.notice = f"{device.name} was lost: trying to get it back, {attempt} of {len(pauses_s)}"
-        device.close()  # before the pause: a camera that is still held cannot come back under its number
+        device.notice = f"{device.name} was lost: reconnecting, attempt {attempt} of {len(pauses_s)}"
+        device.close()  # before the pause: a camera that is still open cannot come back under its number
         if wait(pause_s):
             return None
         if (shown := reopened()) is not None:
@@ -124,34 +124,34 @@ def came_back(
             device.num_reconnects += 1
             return shown
     raise MediaError(
-        f"{device.name} was lost after {num_read} frames, and did not come back in {len(pauses_s)} attempts over "
-        f"{sum(pauses_s):.0f} s",
-        cause="it was unplugged, or its power or network is gone",
-        fix="check that, then start pvc-live again",
+        f"{device.name} was lost after {num_read} frames, and {len(pauses_s)} attempts over {sum(pauses_s):.0f} s to "
+        "reconnect failed",
+        cause="it was unplugged, or lost its power or network",
+        fix="check its cable, power and network, then start pvc-live again",
     )
 
 
 def _advice(address: Address) -> dict[str, str]:
-    """What was expected, the likely cause and the next step, for an error."""
+    """The expected, cause and fix of an error, by kind of source."""
     if address.kind == "camera":
         cameras = ", ".join(sorted(map(str, Path("/dev").glob("video*")))) or "none"
-        expected = f"a camera that is connected and free; cameras of this machine: {cameras}"
+        expected = f"a camera that is connected and free; cameras on this machine: {cameras}"
         cause = "it has another number, another program is using it, or your user may not read it"
         fix = "ls -l /dev/video*; without a camera: --source synthetic, or a video file"
     elif address.kind == "csi":
-        expected = "a CSI sensor of this number and mode, free, and nvargus-daemon, which serves it"
-        cause = "the daemon hangs or another program holds the sensor; or the connector is not configured for it, as "
-        cause += "JetPack 6 and newer require of an IMX219 or IMX477; or its cable is loose"
-        fix = "sudo systemctl restart nvargus-daemon; if that is not it, choose the sensor in sudo "
-        fix += "/opt/nvidia/jetson-io/jetson-io.py, and restart; then alone: gst-launch-1.0 nvarguscamerasrc "
+        expected = "a free CSI sensor with this number and mode, and a running nvargus-daemon, which serves it"
+        cause = "the daemon hangs, or another program holds the sensor; or the connector is not configured for it, "
+        cause += "which JetPack 6 and newer require for an IMX219 or IMX477; or its cable is loose"
+        fix = "sudo systemctl restart nvargus-daemon; if that does not help, choose the sensor in sudo "
+        fix += "/opt/nvidia/jetson-io/jetson-io.py and restart; then test it alone: gst-launch-1.0 nvarguscamerasrc "
         fix += "num-buffers=30 ! fakesink"
     else:
         expected = "a GStreamer pipeline that ends in appsink"
-        cause = "the pipeline is wrong, or an element of it is not installed"
-        fix = "try the pipeline alone, with fakesink for appsink: gst-launch-1.0 PIPELINE"
+        cause = "the pipeline is wrong, or one of its elements is not installed"
+        fix = "run the pipeline alone, with fakesink instead of appsink: gst-launch-1.0 PIPELINE"
     return {"expected": expected, "cause": cause, "fix": fix}
 
 
 def _rate(fps: float) -> float | None:
-    """Cameras answer 0, -1 or nan where they do not know."""
+    """The stated rate, or None: cameras report 0, -1 or nan when they do not know it."""
     return fps if math.isfinite(fps) and 0.01 <= fps <= 1000 else None

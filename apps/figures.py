@@ -1,4 +1,4 @@
-"""What a session counts, as of one frame: what a page draws, and what /metrics gives out."""
+"""A session's figures at one frame, for the page and for /metrics."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figures:
-    """Filled by the session's thread for each frame that it took, whether or not the model saw it. Counts only grow.
+    """Filled by the session's thread for each frame taken, whether or not the model saw it. Counts only grow.
 
     source             its name, without a password
-    paused             frames are taken, and the model does not see them
-    frame, time_s      index of the newest frame, and its time on the source's own timeline
-    num_processed      frames that the model saw; num_dropped those that came while it was busy
-    num_stale          of those taken, how many showed a picture that had been black or the same for long
-    still              what is said of such a picture; empty if it is alive
+    paused             frames are taken but not shown to the model
+    frame, time_s      index of the newest frame, and its time on the source's timeline
+    num_processed      frames the model saw; num_dropped: frames that arrived while it was busy
+    num_stale          frames taken whose picture had been black or unchanged for long
+    still              the message about a black or unchanged picture; empty if the picture is alive
     fps                model frames per second over the last frames
-    latency_ms         of the newest frame, from its capture until it was in the context; None before the first
-    answer_latency_ms  of the newest answer, from the capture of its newest frame until its last token; None before it
-    num_rollovers      how often the stream went on from its last frames, or was started again
-    num_reconnects     how often the source was lost and found again
-    context_rows       rows of the LLM's cache that are taken, of context_limit
-    queues             what waits, by name: commands, webhooks, pictures of a recording
-    resident_bytes     memory of this process; None where the system does not tell
+    latency_ms         newest frame: from capture until it is in the context; None before the first
+    answer_latency_ms  newest answer: from capture of its newest frame to its last token; None before the first
+    num_rollovers      times the stream continued from its last frames, or was restarted
+    num_reconnects     times the source was lost and reconnected
+    context_rows       rows of the LLM's cache in use, of context_limit
+    queues             queue lengths by name: commands, webhooks, pictures of a recording
+    resident_bytes     memory of this process; None if the system does not report it
     """
 
     source: str
@@ -48,9 +48,9 @@ class Figures:
 
     @property
     def num_seen(self) -> int:
-        """By the source, while somebody looked."""
+        """Frames the source delivered while the session was watching."""
         return self.num_processed + self.num_dropped
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields and num_seen, fit for JSON but for a number that is not finite."""
+        """Its fields and num_seen, ready for JSON except for numbers that are not finite."""
         return asdict(self) | {"num_seen": self.num_seen, "queues": dict(self.queues)}

@@ -1,7 +1,7 @@
-"""Time to the first token of an answer, with frames that come meanwhile and without: what the picture costs a question.
+"""Time to an answer's first token, with and without frames arriving: the cost of the video to a question.
 
 python -m apps.first_token BUNDLE [--fps 10] [--questions 200]. One live session, as pvc-live runs it. Questions come at
-random moments, ten while frames come at so many a second, then ten while none do, and so on: both in one run.
+random moments: ten while frames arrive at --fps, then ten without frames, and so on, both in one run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .triggers import OnTrigger
 from .watcher import Watcher
 
 IN_A_ROW = 10
-"""Questions with frames, and then as many without."""
+"""Number of questions with frames, followed by as many without."""
 PAUSE_S = (0.2, 0.5)
 """Between an answer and the next question."""
 NUM_PICTURES, SIZE = 64, 224
@@ -44,7 +44,7 @@ NUM_PICTURES, SIZE = 64, 224
 
 @dataclass(kw_only=True)
 class Pictures:
-    """A Source: pictures that were drawn ahead, so many a second, while `is_on`."""
+    """A Source of pre-drawn pictures, at `fps` while `is_on`."""
 
     fps: float
     pictures: list[Frame]
@@ -73,7 +73,7 @@ class Pictures:
 
 @dataclass(kw_only=True)
 class Asker:
-    """A Listener that asks the next question some time after the last answer, and notes when its first token came."""
+    """A Listener that asks the next question a while after each answer, and records the time to its first token."""
 
     commands: Commands
     source: Pictures
@@ -113,7 +113,7 @@ class Asker:
 
 
 def measure(bundle: Bundle, *, fps: float, num_questions: int) -> dict[str, dict[str, float]]:
-    """Milliseconds until the first token: median, 90 and 99 in a hundred, by `with frames` and `without`."""
+    """Milliseconds until the first token: percentiles 50, 90 and 99, for `with frames` and `without`."""
     device = SyntheticDevice(seed=0, size=SIZE)
     shown = (device.read() for _ in range(NUM_PICTURES))
     source = Pictures(fps=fps, device=device, pictures=[each.bgr for each in shown if each is not None])
@@ -132,7 +132,7 @@ def measure(bundle: Bundle, *, fps: float, num_questions: int) -> dict[str, dict
 
 
 def _refuse(address: Address) -> Source:
-    raise MediaError("there is one source")
+    raise MediaError("the source cannot be switched in this measurement")
 
 
 def _shares(times_ms: list[float]) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""A font for a text, whatever its script, and the text without what cannot be drawn.
+"""A font for any text, and the text with undrawable characters replaced.
 
-Unusual: Pillow's own font is always there but holds little more than ASCII, so other texts get the first font of this
-machine that has the most of their characters. What none has becomes '?', not a box.
+Why: Pillow's built-in font is always available but covers little more than ASCII, so other texts get the first system
+font that covers most of their characters. A character no font has becomes '?', not a box.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def drawable(text: str, size: int) -> tuple[str, Font]:
 
 @lru_cache(maxsize=1)
 def _fonts() -> tuple[Font, ...]:
-    """Pillow's own first, so that plain text looks the same on every machine."""
+    """Pillow's built-in font first, so that plain text looks the same on every machine."""
     return (_built_in(16), *(font for name in SYSTEM_FONTS if (font := _find(name)) is not None))
 
 
@@ -61,12 +61,12 @@ def _sized(index: int, size: int) -> Font:
 
 @lru_cache(maxsize=8192)
 def _has_glyph(index: int, char: str) -> bool:
-    """Whether the font draws it as anything but its sign for a missing character, which U+FFFF always gets."""
+    """Whether the font has the character: its drawing differs from that of U+FFFF, which is always missing."""
     font = _probe(index)
     return char == " " or bytes(font.getmask(char)) != bytes(font.getmask("\uffff"))
 
 
 @lru_cache(maxsize=16)
 def _probe(index: int) -> Font:
-    """Without text shaping, which puts a circle under an accent that stands alone, and so hides that it is missing."""
+    """The font without text shaping, which draws a circle under a lone accent and so hides that it is missing."""
     return _fonts()[index].font_variant(layout_engine=ImageFont.Layout.BASIC)

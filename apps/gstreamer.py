@@ -1,9 +1,9 @@
-"""GStreamer pipelines of cameras, as text for OpenCV, and whether an element of one is installed.
+"""GStreamer pipelines for cameras, as text for OpenCV, and a check whether an element is installed.
 
-Each ends in BGR frames of which only the newest waits. The CSI one is that of JetsonHacksNano/CSI-Camera, but for its
-sink. None was run on a device: docs/video.md.
-Note: an address becomes a part of a pipeline only with everything percent-encoded that could end its quotes, so that no
-address adds elements of its own.
+Each pipeline ends in BGR frames and keeps only the newest. The CSI pipeline is that of JetsonHacksNano/CSI-Camera,
+except for its sink. None was run on a device: docs/video.md.
+Note: an address enters a pipeline only after percent-encoding every character that could end its quotes, so that no
+address can add elements.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from urllib.parse import quote
 
 CSI_SOURCE, DECODER = "nvarguscamerasrc", "nvv4l2decoder"
 PARSERS = {"h264": "rtph264depay ! h264parse", "hevc": "rtph265depay ! h265parse"}
-"""By FFmpeg's name of a codec: what takes it out of RTP for the hardware decoder."""
-# nvvidconv has no BGR; drop, or a slow model would see ever older frames; no sync, as they are wanted when they come.
+"""Elements that unpack a codec from RTP for the hardware decoder, by FFmpeg's name of the codec."""
+# nvvidconv has no BGR. drop: else a slow model would see ever older frames. sync=false: frames are taken on arrival.
 TO_NEWEST_BGR = (
     "nvvidconv ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! "
     "appsink drop=true max-buffers=1 sync=false"
 )
 CSI = re.compile(r"csi:(\d{1,2})(?:,(\d{2,4})x(\d{2,4}))?(?:@(\d{1,3}))?")
 IN_URL = "!#$&()*+,-./:;=?@[]_~%"
-"""What a URL may hold beside letters and digits, but for the quote '. A % begins what is encoded already."""
+"""Characters kept in a URL besides letters and digits; without the quote '. A % starts an encoded character."""
 INSPECT_S = 20.0  # the first call after an installation reads every plugin
 
 
 def csi_pipeline(text: str) -> str | None:
-    """Of 'csi:0' or 'csi:0,1920x1080@30'; 1280x720 at 30 where not said. None if it is not of this form."""
+    """The pipeline for 'csi:0' or 'csi:0,1920x1080@30' (default 1280x720 at 30). None for any other form."""
     found = CSI.fullmatch(text)
     if found is None:
         return None
@@ -40,13 +40,13 @@ def csi_pipeline(text: str) -> str | None:
 
 
 def rtsp_pipeline(url: str, codec: str) -> str:
-    """Decoded in hardware; `codec` is one of PARSERS. TCP, as a lost packet of UDP spoils pictures."""
+    """A pipeline that decodes in hardware; `codec` is one of PARSERS. TCP, since lost UDP packets spoil pictures."""
     source = f'rtspsrc location="{encoded(url)}" latency=0 protocols=tcp'
     return f"{source} ! application/x-rtp,media=video ! {PARSERS[codec]} ! {DECODER} ! {TO_NEWEST_BGR}"
 
 
 def encoded(url: str) -> str:
-    """The same address without quotes, spaces and what else no URL may hold, nor an @ in its user or password."""
+    """The address with quotes, spaces and other characters invalid in a URL encoded, as is an @ in user or password."""
     scheme, _, rest = url.partition("://")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     user, at, _ = authority.rpartition("@")
@@ -55,7 +55,7 @@ def encoded(url: str) -> str:
 
 
 def has_element(name: str) -> bool | None:
-    """None where GStreamer's own tool, which knows, is missing or does not answer."""
+    """Whether the element is installed; None if gst-inspect-1.0 is missing or does not respond."""
     tool = shutil.which("gst-inspect-1.0")
     if tool is None:
         return None

@@ -1,4 +1,4 @@
-"""A file of JSON lines that a kill, a power cut or a full disk leaves with whole lines only."""
+"""A file of JSON lines that keeps only whole lines after a kill, a power cut or a full disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from engines.errors import BackendUnavailable
 from engines.terminal import finite
 
-BLOCK = 4096  # bytes that are looked through at once for the end of the last whole line
+BLOCK = 4096  # bytes searched at a time for the end of the last whole line
 
 
 def to_line(data: dict[str, Any]) -> bytes:
@@ -21,10 +21,10 @@ def to_line(data: dict[str, Any]) -> bytes:
 
 
 class Lines:
-    """A file that grows by whole lines. num_cut: bytes of a line that was cut short before, which were removed."""
+    """A file that grows by whole lines. num_cut: bytes of an incomplete last line that were removed on opening."""
 
     def __init__(self, path: Path) -> None:
-        """Appends to what is there. Raises BackendUnavailable where the file cannot be written."""
+        """Open for appending. Raises BackendUnavailable if the file cannot be written."""
         self.path = path
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -32,25 +32,25 @@ class Lines:
             raise BackendUnavailable(
                 f"{path} cannot be written: {error.strerror}",
                 expected="a file in a folder that exists",
-                fix=f"mkdir -p {path.parent}, and look at its owner: ls -ld {path.parent}",
+                fix=f"mkdir -p {path.parent}, and check its owner: ls -ld {path.parent}",
             ) from error
         self.num_cut = self._cut_unfinished()
 
     def append(self, data: dict[str, Any]) -> None:
-        """Add a line: in one write, which a kill does not halve. Raises OSError, and nothing of the line is left."""
+        """Add a line in one write, which a kill cannot split. On OSError no part of the line remains."""
         line, size = to_line(data), os.fstat(self._file).st_size
-        if os.write(self._file, line) < len(line):  # the disk had room for a part of it
+        if os.write(self._file, line) < len(line):  # the disk filled up in the middle of the line
             os.ftruncate(self._file, size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
-        """No line can be added any more. May be called again."""
+        """Close the file. May be called again."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def _cut_unfinished(self) -> int:
-        """Remove what follows the last whole line. Returns how many bytes that was."""
+        """Remove everything after the last whole line. Returns the number of bytes removed."""
         size = end = os.fstat(self._file).st_size
         while end:
             start = max(end - BLOCK, 0)

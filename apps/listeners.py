@@ -1,8 +1,8 @@
-"""What a live session tells whoever follows it, and what it may be told: the page, alerts, logs and snapshots.
+"""A live session's interface to its followers (page, alerts, logs, snapshots): events out, commands in.
 
-Everything that a session does happens on one thread. It calls its listeners there, so each returns at once: what takes
-time, such as a picture's compression or a connection, has a thread of its own and takes the newest that there is. What
-a person asks for arrives as a command, and is done between two frames.
+A session runs on one thread and calls its listeners there, so each must return immediately. Slow work, such as
+compressing a picture or using a connection, has its own thread and takes the newest item available. A person's request
+arrives as a command and is carried out between two frames.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from .overlay import Status
 EventKind = Literal[
     "answer",  # a question was answered
     "alert",  # answers begin to match an alert
-    "alert-end",  # and no longer do
-    "rollover",  # the stream goes on from its last frames, or was started again
-    "reset",  # a person started it again
-    "source",  # lost, found again, switched, damaged, or the same picture for long
+    "alert-end",  # answers no longer match it
+    "rollover",  # the stream continues from its last frames, or was restarted
+    "reset",  # a person restarted the stream
+    "source",  # lost, reconnected, switched, damaged, or the same picture for long
     "question",  # the standing question was changed
     "snapshot",
-    "trouble",  # something beside the stream failed: a webhook, the disk of a recording
+    "trouble",  # something outside the stream failed: a webhook, the disk of a recording
     "end",
 ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """Something that happened, as a line of the log has it.
+    """Something that happened, as a line of the log records it.
 
-    at        wall time, with its zone
-    time_s    of the newest frame, on the source's own timeline; frame its index
-    text      for a person, in one line
-    question, answer, margin  of an `answer` or what an answer set off; margin is that of Reply
-    alert     the pattern, as it was given
-    snapshot  path of a picture of that moment
+    at        wall time, with time zone
+    time_s    the newest frame's time on the source's timeline; frame: its index
+    text      one line for the user
+    question, answer, margin  of an `answer` or an event it caused; margin as in Reply
+    alert     the pattern, as given
+    snapshot  path of a picture of this moment
     """
 
     kind: EventKind
@@ -54,51 +54,51 @@ class Event:
     snapshot: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Fit for JSON: what is None is left out, and wall time is ISO 8601."""
+        """Ready for JSON: fields that are None are left out, and wall time is ISO 8601."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         return {name: value for name, value in fields.items() if value is not None} | {"at": self.at.isoformat()}
 
 
 class Listener(Protocol):
-    """Whoever follows a session. Called on its thread; nothing may block, and what is raised ends the session."""
+    """Follows a session. Called on its thread: no method may block, and an exception ends the session."""
 
     def saw(self, captured: Captured, status: Status) -> None:
-        """The model saw this frame, or it is shown again with another status. Nobody writes into its picture."""
+        """The model saw this frame, or it is shown again with a new status. Its picture must not be modified."""
 
     def said(self, question: str, text: str) -> None:
-        """An answer as far as it is decoded."""
+        """The part of an answer decoded so far."""
 
     def happened(self, event: Event, captured: Captured) -> None:
-        """captured: the newest frame."""
+        """An event; captured: the newest frame."""
 
     def close(self) -> None:
-        """The session ended; what waits is delivered within a few seconds, or given up and said."""
+        """The session ended; pending items are delivered within a few seconds, or abandoned and reported."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ask:
-    """A question of a person's, asked once, in its turn."""
+    """A person's question, asked once, in its turn."""
 
     question: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SetQuestion:
-    """The question that is asked again and again from now on."""
+    """The new standing question."""
 
     question: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pause:
-    """Frames are taken and shown, and the model does not see them, until paused is False."""
+    """Take and show frames without passing them to the model, until paused is False."""
 
     paused: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reset:
-    """Forget all frames and all that was said."""
+    """Forget all frames, questions and answers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +108,7 @@ class TakeSnapshot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Switch:
-    """Watch something else."""
+    """Switch to another source."""
 
     address: Address
 
@@ -117,22 +117,22 @@ Command = Ask | SetQuestion | Pause | Reset | TakeSnapshot | Switch
 
 
 class Commands:
-    """What people ask for, from any thread, in order."""
+    """A queue of commands from any thread, in order."""
 
     def __init__(self, limit: int = 32) -> None:
-        """limit: commands that may wait; more are refused, so that a flood cannot grow without end."""
+        """limit: commands that may wait; more are refused, so that the queue is bounded."""
         self._queue: SimpleQueue[Command] = SimpleQueue()
         self._limit = limit
 
     def put(self, command: Command) -> bool:
-        """False if too many wait already."""
+        """Queue a command. False if too many are waiting."""
         if self._queue.qsize() >= self._limit:
             return False
         self._queue.put(command)
         return True
 
     def take(self) -> Command | None:
-        """The oldest that waits; None if there is none."""
+        """The oldest waiting command, or None."""
         try:
             return self._queue.get_nowait()
         except Empty:

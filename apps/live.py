@@ -1,6 +1,6 @@
-"""A live session: a camera, a file or a network stream, watched by a bundle; in a window, on a page, into videos.
+"""A live session: a bundle watches a camera, file or network stream, shown in a window or page or recorded to video.
 
-Its command line is watch.py. However a session ends, the recording so far is completed and kept.
+The command line is watch.py. However a session ends, the recording so far is completed and kept.
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ QUESTION, ASK_EVERY_S, SAVE_EVERY_S = "What happens?", 5.0, 30.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """A session whose parts do not contradict each other. Raises ValueError, by option, for what no session can do.
+    """Consistent options of a session. Raises ValueError, naming the option, for an impossible combination.
 
-    question      None where each scene brings its own
-    fps           of a raw stream; of a folder of pictures or a pattern, where None is picture_sequences.DEFAULT_FPS
-    seed          None for all but the synthetic source
-    remember      characters of the last answers that are carried beyond what the model sees; 0 carries nothing
-    state         file that the stream is saved to every save_every_s, and that `resume` goes on with
+    question      None if each scene has its own question
+    fps           for a raw stream, a folder of pictures or a pattern; for pictures None is
+                  picture_sequences.DEFAULT_FPS
+    seed          None except for the synthetic source
+    remember      characters of past answers kept as text after their frames are gone; 0 keeps none
+    state         file the stream is saved to every save_every_s, and resumed from with `resume`
     web           None without a page
     """
 
@@ -86,25 +87,25 @@ class Request:
         if question is not None and question != question.encode(errors="replace").decode():
             raise ValueError("--ask is not valid text in this terminal's encoding; expected UTF-8")
         if self.seed is not None and address.kind != "synthetic":
-            raise ValueError(f"--seed is for --source synthetic; {address.name} shows what it shows")
+            raise ValueError(f"--seed is only for --source synthetic; {address.name} has no random content")
         if self.fps is not None and address.kind not in ("file", "url"):
-            raise ValueError(f"--fps is for raw videos and for pictures; {address.name} has its own pace")
+            raise ValueError(f"--fps is only for raw videos and pictures; {address.name} sets its own frame rate")
         if self.every_frame and not address.may_wait:
-            raise ValueError(f"--every-frame needs a file or 'synthetic'; {address.name} does not wait for a model")
+            raise ValueError(f"--every-frame needs a file or 'synthetic'; {address.name} does not wait for the model")
         if record is not None and address.kind == "file" and record.resolve() == Path(address.target).resolve():
-            raise ValueError(f"--record would replace the source {record}; name another file")
+            raise ValueError(f"--record would overwrite the source {record}; name another file")
         if self.record is not None and self.events.record_folder is not None:
-            raise ValueError("--record and --record-folder are two ways to keep the same; give one")
+            raise ValueError("--record and --record-folder record the same frames; give only one of them")
         if self.resume and self.state is None:
-            raise ValueError("--resume goes on with what --state FILE saved; name the file")
+            raise ValueError("--resume needs the file it resumes from; add --state FILE")
         if address.kind == "browser" and self.web is None:
-            raise ValueError("--source browser is the camera of whoever looks at the page; give --web")
+            raise ValueError("--source browser uses the camera of a viewer of the page; add --web")
 
 
 def run(request: Request, signals: Signals) -> int:
-    """One session, from opening everything to the summary. Returns the exit code; raises PVCError before it began."""
+    """Run one session, from opening to summary. Returns the exit code; raises PVCError if it could not begin."""
     log = Log(as_json=request.as_json)
-    require_endless(Manifest.load(request.bundle))  # known at once, while the rest may take its time
+    require_endless(Manifest.load(request.bundle))  # checked first, since the rest may be slow
     with ExitStack() as stack:
         session = _open(request, signals, log, stack)
         session.run()
@@ -112,7 +113,7 @@ def run(request: Request, signals: Signals) -> int:
 
 
 def _open(request: Request, signals: Signals, log: Log, stack: ExitStack) -> LiveSession:
-    """Everything that takes part; the stack closes it."""
+    """Open everything the session needs; the stack closes it."""
     window = None
     if not request.headless:  # before PyAV is imported: see window.py
         window = Window()
@@ -121,7 +122,7 @@ def _open(request: Request, signals: Signals, log: Log, stack: ExitStack) -> Liv
     limits = request.web or WebOptions()
     watchdog = Watchdog(
         hang_s=limits.hang_s, no_frame_s=limits.no_frame_s, say=log.say,
-        changed=lambda hang: troubles.put("all goes on again" if hang is None else str(hang)),
+        changed=lambda hang: troubles.put("the session is running normally again" if hang is None else str(hang)),
     )  # fmt: skip
     stack.callback(watchdog.close)
     pages = _pages(request, stack, commands, watchdog, camera, log)
@@ -132,7 +133,7 @@ def _open(request: Request, signals: Signals, log: Log, stack: ExitStack) -> Liv
     source = opened(request.address)
     others = partial(open_source, say=log.notice, browser=camera)
     switching = Switching(lambda address: (opened if address == request.address else others)(address))
-    closing = stack.enter_context(ExitStack())  # of a source, the newest alone
+    closing = stack.enter_context(ExitStack())  # closes the source if opening fails
     closing.callback(source.close)
     recorders = _recorders(request, source.device.fps, troubles, stack)
     bundle = open_bundle(
@@ -147,9 +148,9 @@ def _open(request: Request, signals: Signals, log: Log, stack: ExitStack) -> Liv
     keeper = None if request.state is None else Keeper(request.state, every_s=request.save_every_s)
     watcher = _watcher(request, bundle, keeper, log)
     announcer.standing_question = lambda: watcher.question
-    log.say(f"{source.device.name} -> {request.bundle}, which runs on {bundle.runs_on}. Ctrl-C ends.")
+    log.say(f"{source.device.name} -> {request.bundle}, running on {bundle.runs_on}. Press Ctrl-C to stop.")
     if watcher.random_weights:
-        log.say("The weights are random: the tokens below are no answer to anything.")
+        log.say("This bundle has random weights: the tokens below are not answers.")
     watchdog.start()
     session = LiveSession(
         source=source, watcher=watcher, meter=Meter(), log=log, signals=signals, listener=announcer,
@@ -165,7 +166,7 @@ def _open(request: Request, signals: Signals, log: Log, stack: ExitStack) -> Liv
 def _pages(
     request: Request, stack: ExitStack, commands: Commands, watchdog: Watchdog, camera: BrowserCamera, log: Log
 ) -> list[Page]:
-    """One, or none. What serves it is imported only then: a device's kit lacks it."""
+    """One page, or none. The web server is imported only if needed: a device's kit lacks it."""
     if request.web is None:
         return []
     from .web.server import open_page
@@ -190,10 +191,10 @@ def _recorders(
 
 
 def _watcher(request: Request, bundle: Bundle, keeper: Keeper | None, log: Log) -> Watcher:
-    """With the stream that was saved, where that is asked for."""
+    """The watcher, with the saved stream if --resume is given."""
     trigger = make_trigger(request.events, ask_every_s=request.ask_every_s)
     if isinstance(trigger, OnTrigger) and (how := trigger.install()):
-        log.say(f"A question is asked on {how}, or as somebody asks.")
+        log.say(f"The question is asked on {how}, or when someone asks on the page.")
     return Watcher(
         bundle, request.question or QUESTION, trigger=trigger, max_new_tokens=request.max_new_tokens,
         notes=Notes(request.remember) if request.remember else None,
@@ -202,7 +203,7 @@ def _watcher(request: Request, bundle: Bundle, keeper: Keeper | None, log: Log) 
 
 
 def _conclude(session: LiveSession, request: Request, log: Log, signals: Signals) -> int:
-    """Say how it went. Returns the exit code."""
+    """Print the summary. Returns the exit code."""
     source = {"source": request.address.name, "seed": request.seed}
     summary = {"bundle": str(request.bundle), **source, **session.summary()}
     for line in describe(summary):

@@ -1,4 +1,4 @@
-"""How fast and how late: over the last frames for the overlay, over the whole session for the summary."""
+"""Frame rate and latency: of the last frames for the overlay, of the whole session for the summary."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 
 from .capture import Captured
 
-WINDOW = 30  # frames that the overlay's rate looks back on
-KEPT = 10_000  # latencies of which the summary is made: a session of days must not grow
+WINDOW = 30  # frames in the overlay's rate
+KEPT = 10_000  # latencies in the summary; bounded, so that a session of days does not grow
 
 
 class Meter:
-    """Counts frames: seen by the source, processed by the model, dropped between."""
+    """Counts frames: delivered by the source, processed by the model, dropped in between."""
 
     def __init__(self) -> None:
         self.num_processed = self.num_dropped = 0
         self.latency_ms = 0.0
-        self.answer_latency_ms: float | None = None  # of the newest answer
+        self.answer_latency_ms: float | None = None  # the newest answer's
         self._last_index: int | None = None
         self._done_at: deque[float] = deque(maxlen=WINDOW)
         self._latencies_ms: deque[float] = deque(maxlen=KEPT)
@@ -26,9 +26,9 @@ class Meter:
         self._first_at = self._last_at = 0.0
 
     def add(self, captured: Captured, done_at: float) -> None:
-        """A frame whose embedding was in the model's context at `done_at`, on the clock of captured_at.
+        """Count a frame whose embedding was in the model's context at `done_at`, on the clock of captured_at.
 
-        What came before the first frame is not counted as dropped: nobody was ready to look.
+        Frames before the first one do not count as dropped: the session was not ready yet.
         """
         self._first_at = self._first_at or done_at
         if self._last_index is not None:
@@ -40,16 +40,16 @@ class Meter:
         self._done_at.append(done_at)
 
     def passed(self, captured: Captured) -> None:
-        """A frame that the model was not to see, which is not counted. What was missed before it is not dropped."""
+        """Note a frame not meant for the model: it is not counted, and the frames before it do not count as dropped."""
         self._last_index = captured.index
 
     def answered(self, latency_ms: float) -> None:
-        """An answer, so long after its newest frame was captured."""
+        """Note an answer, latency_ms after its newest frame was captured."""
         self.answer_latency_ms = latency_ms
         self._answers_ms.append(latency_ms)
 
     def new_source(self) -> None:
-        """Frames are counted from 0 again: what lies between is not dropped."""
+        """Note that frame indices restart from 0; the jump does not count as dropped frames."""
         self._last_index = None
         self._done_at.clear()
 
@@ -59,8 +59,8 @@ class Meter:
         return _rate(len(self._done_at), self._done_at[-1] - self._done_at[0]) if self._done_at else 0.0
 
     def summary(self) -> dict[str, float | int]:
-        """Frames seen, processed and dropped; fps of the session; of the latency, from capture to context and from
-        capture to the end of an answer, the median and percentiles."""
+        """Frames seen, processed and dropped; the session's fps; median and percentiles of the latency from capture to
+        context, and from capture to the end of an answer."""
         latencies, answers = np.array(self._latencies_ms or [0.0]), np.array(self._answers_ms or [0.0])
         return {
             "num_seen": self.num_processed + self.num_dropped,

@@ -1,4 +1,4 @@
-"""What a session carries beyond the frames that its model can see: its last answers, as a short text."""
+"""A session's notes: its last answers as a short text, kept after their frames have left the model's context."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class Said(NamedTuple):
 
 
 class Notes:
-    """The newest answers, oldest first: "Before: 12 s no; 15-40 s a red ball." An answer that stays the same is one."""
+    """The newest answers, oldest first: "Before: 12 s no; 15-40 s a red ball." Repeated answers are merged."""
 
     def __init__(self, limit: int) -> None:
-        """limit: characters of the whole text; older answers make room for newer ones."""
+        """limit: characters of the whole text; the oldest answers are dropped to fit."""
         self._limit = limit
         self._said: deque[Said] = deque()
 
     def add(self, text: str, time_s: float) -> None:
-        """An answer, said at time_s."""
+        """Add an answer given at time_s."""
         line = " ".join(text.split())
         if self._said and self._said[-1].text == line:
             self._said[-1] = self._said[-1]._replace(last_s=time_s)
@@ -32,7 +32,7 @@ class Notes:
 
     @property
     def text(self) -> str:
-        """Empty before the first answer, and where not one fits."""
+        """The notes; empty before the first answer, and if not even one fits."""
         return f"Before: {'; '.join(map(_told, self._said))}." if self._said else ""
 
     def clear(self) -> None:

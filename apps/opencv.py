@@ -1,6 +1,6 @@
-"""OpenCV, which reads cameras and pipelines and shows the window, and what of it is missing here.
+"""OpenCV, used for cameras, pipelines and the window, with errors for what is missing on this machine.
 
-OpenCV is imported inside the functions, so that a device without it still has its videos.
+OpenCV is imported inside the functions, so that a device without it can still play videos.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SYSTEMS_OPENCV = "sudo apt install libopencv-python, in a venv made with --syste
 
 
 class Capture(Protocol):
-    """The part of cv2.VideoCapture that is used here."""
+    """The part of cv2.VideoCapture used here."""
 
     def isOpened(self) -> bool: ...  # noqa: N802
     def read(self) -> tuple[bool, Frame | None]: ...
@@ -41,10 +41,10 @@ def open_capture(
     formats: Callable[[str], tuple[str, ...]] = pixel_formats,
     has: Callable[[str], bool | None] = has_element,
 ) -> Capture:
-    """cv2.VideoCapture, set up for the present: one buffered frame, and no wait without an end.
+    """Open a cv2.VideoCapture for live use: one buffered frame, and bounded waits.
 
-    Raises BackendUnavailable for what this OpenCV or this GStreamer lacks, MediaError for a camera that has only raw
-    Bayer data. That it does not open is for the caller to see.
+    Raises BackendUnavailable if OpenCV or GStreamer lacks a feature, MediaError for a camera with only raw Bayer data.
+    The caller checks whether it opened.
     """
     cv2 = cv2 or import_cv2()
     if address.kind == "camera":
@@ -53,13 +53,13 @@ def open_capture(
         raise _without_gstreamer(cv2, address)
     if address.kind == "csi" and has(CSI_SOURCE) is False:
         raise BackendUnavailable(
-            f"{address.name} needs GStreamer's {CSI_SOURCE}, and there is none here",
+            f"{address.name} needs GStreamer's {CSI_SOURCE}, which is not installed here",
             expected="a Jetson with JetPack's multimedia packages",
-            cause="this is another machine; or a container without them; or a Jetson whose nvidia-l4t-gstreamer was "
-            "left out",
+            cause="this machine is not a Jetson; or it is a container without those packages; or nvidia-l4t-gstreamer "
+            "is not installed",
             fix="on a Jetson: sudo apt install nvidia-l4t-gstreamer nvidia-l4t-camera; with a USB camera: --source 0",
         )
-    # Nothing is set: OpenCV stops a running pipeline for each property, and a sensor may not start a second time.
+    # Set no properties: for each one OpenCV stops a running pipeline, and a sensor may not start a second time.
     opened: Capture = cv2.VideoCapture(address.target, cv2.CAP_GSTREAMER)
     return opened
 
@@ -69,7 +69,7 @@ def has_gstreamer(cv2: Any) -> bool:
 
 
 def import_cv2() -> Any:
-    """OpenCV, with its warnings off: what goes wrong is said by us. Raises BackendUnavailable."""
+    """Import OpenCV with its warnings off, since we report errors. Raises BackendUnavailable."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     try:
         return importlib.import_module("cv2")
@@ -77,10 +77,10 @@ def import_cv2() -> Any:
         fix = "pip install opencv-python; on a machine without a screen, opencv-python-headless"
         if JETSON.exists():
             fix = (
-                f"{SYSTEMS_OPENCV}; if NumPy is named above, pip install 'numpy<2': JetPack 6's OpenCV is built for it"
+                f"{SYSTEMS_OPENCV}; if the error is about NumPy: pip install 'numpy<2', which JetPack 6's OpenCV needs"
             )
         raise BackendUnavailable(
-            f"OpenCV, which cameras and the window need, cannot be imported here: {error}", fix=fix
+            f"OpenCV, needed for cameras and the window, cannot be imported: {error}", fix=fix
         ) from error
 
 
@@ -89,13 +89,13 @@ def _open_camera(cv2: Any, address: Address, formats: Callable[[str], tuple[str,
     offered = formats(address.target if is_path else f"/dev/video{int(address.target)}")
     if is_raw(offered):
         raise MediaError(
-            f"{address.name} gives raw Bayer data ({', '.join(offered)}), and no pictures",
-            expected="a camera with MJPG, YUYV or the like",
-            cause="it is a CSI sensor, whose data the Jetson's image processor has to develop first",
-            fix="on a Jetson: --source csi:0; elsewhere a pipeline with GStreamer's bayer2rgb",
+            f"{address.name} delivers only raw Bayer data ({', '.join(offered)}), not pictures",
+            expected="a camera with MJPG, YUYV or a similar format",
+            cause="it is a CSI sensor, whose data the Jetson's image processor must convert first",
+            fix="on a Jetson: --source csi:0; elsewhere: a pipeline with GStreamer's bayer2rgb",
         )
     target = address.target if is_path else int(address.target)
-    # YUYV fills USB 2 at 5 frames per second of 1080p. V4L2 by name, as no other backend of OpenCV takes the request.
+    # YUYV at 1080p fills USB 2 at 5 frames per second. V4L2 by name: no other OpenCV backend accepts the request.
     is_jpeg = MJPG in offered
     capture: Any = cv2.VideoCapture(target, cv2.CAP_V4L2 if is_jpeg else cv2.CAP_ANY)
     if is_jpeg:
@@ -109,11 +109,11 @@ def _without_gstreamer(cv2: Any, address: Address) -> BackendUnavailable:
     pips = [name for name in PIPS if _is_installed(name)]
     which = f"pip's {' and '.join(pips)}" if pips else str(cv2.__file__)
     return BackendUnavailable(
-        f"{address.name} needs an OpenCV with GStreamer, and this one has none: {which}, version {cv2.__version__}",
-        expected="GStreamer: YES in cv2.getBuildInformation(), as NVIDIA's libopencv-python has it",
-        cause="pip's OpenCV is built without GStreamer, and hides the system's where both are installed"
+        f"{address.name} needs an OpenCV with GStreamer; {which}, version {cv2.__version__}, has none",
+        expected="GStreamer: YES in cv2.getBuildInformation(), as in NVIDIA's libopencv-python",
+        cause="pip's OpenCV is built without GStreamer, and hides the system's OpenCV if both are installed"
         if pips
-        else "it was built so",
+        else "it was built without GStreamer",
         fix=f"pip uninstall {' '.join(pips)}; then {SYSTEMS_OPENCV}" if pips else SYSTEMS_OPENCV,
     )
 

@@ -1,9 +1,9 @@
-"""What is written around a frame: how fast and how late above it, question and answer below.
+"""The text around a frame: rates and latencies above it, question and answer below.
 
-Where the source knows the truth, it stands below the answer, which gets a tick or a cross. These are drawn, as few
-fonts have them, and differ in more than their colour.
-The picture itself stays as it is, since the model reads all of it. The strips have one height for one size of frames,
-whatever is written on them: a video has one size. What does not fit is cut, and ends with '...'.
+If the source knows the truth, it appears below the answer, which gets a tick or a cross. These are drawn, since few
+fonts have them, and differ in shape as well as colour.
+The picture itself is unchanged, since the model reads all of it. For one frame size the strips always have the same
+height, since a video has one size. Text that does not fit is cut and ends with '...'.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .score import Grade
 from .watcher import Reply
 
 Color = tuple[int, int, int]
-WHITE: Color = (255, 255, 255)  # blue, green, red, as the frames are
+WHITE: Color = (255, 255, 255)  # blue, green, red, like the frames
 YELLOW: Color = (60, 220, 255)
 GREY: Color = (205, 205, 205)
 GREEN: Color = (90, 220, 90)
 RED: Color = (90, 90, 255)
 BACKGROUND: Color = (28, 24, 24)
-GAP = "   "  # between figures; a line is only broken here
+GAP = "   "  # between figures; lines break only here
 RANDOM_WEIGHTS = "random weights: these tokens mean nothing"
 ELLIPSIS = "..."
 LONG_FIGURES = "right 999 of 999, 100 %   99.9 fps   latency 999 ms   dropped 9999   frame 99999   context 9999/9999"
@@ -38,12 +38,12 @@ MAX_FIGURE_ROWS = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """What is written around a frame.
+    """The text around a frame.
 
-    figures  what is counted, the most important first: a long notice hides the last ones
+    figures  the counts and rates, the most important first: a long notice hides the last ones
     reply    None before the first one
-    notice   one line that matters now, else empty
-    saying   an answer that is being decoded, which is shown in place of the last one
+    notice   one line that matters now, or empty
+    saying   an answer being decoded, shown instead of the last one
     """
 
     figures: tuple[str, ...]
@@ -55,7 +55,7 @@ class Status:
 
 
 class Line(NamedTuple):
-    """`mark` stands in front of the text: true is a tick, false a cross."""
+    """A line of text. `mark` goes in front: true is a tick, false a cross."""
 
     text: str
     font: Font
@@ -78,14 +78,14 @@ def annotate(frame_bgr: Frame, status: Status) -> Frame:
 
 
 def _above(status: Status, size: int, width: int, num_rows: int) -> tuple[Line, ...]:
-    """The notice is brief and gets the room that it needs; figures get the rest."""
+    """The notice gets the lines it needs; the figures get the rest."""
     notice = _lines(status.notice, size, width, YELLOW, num_rows=num_rows - 1) if status.notice else ()
     figures = _lines(GAP.join(status.figures), size, width, WHITE, separator=GAP, num_rows=num_rows - len(notice))
     return (*figures, *notice)
 
 
 def _below(status: Status, size: int, width: int) -> tuple[Line, ...]:
-    """Truth and warning first, then the answer; the question gets the rest, which is a line at least."""
+    """Truth and warning get space first, then the answer; the question gets the rest, at least one line."""
     grade = Grade() if status.reply is None else status.reply.grade
     truth = _lines(f"Truth: {grade.truth}", size, width, GREY, num_rows=2) if grade.truth is not None else ()
     warning = _lines(RANDOM_WEIGHTS, size, width, YELLOW, num_rows=1) if status.random_weights else ()
@@ -96,12 +96,12 @@ def _below(status: Status, size: int, width: int) -> tuple[Line, ...]:
 
 
 def text_size(height: int, width: int) -> int:
-    """Pixels of the font: a constant share of the picture, and never too small to read."""
+    """Font size in pixels: a constant share of the picture, never too small to read."""
     return max(11, round(min(height, width) / 28))
 
 
 def _answer(status: Status) -> str:
-    """No answer where the weights are random, so it is not called one."""
+    """The answer's line; with random weights it is labelled tokens, not an answer."""
     if status.saying:
         return f"A: {status.saying}"
     if status.reply is None:
@@ -113,9 +113,9 @@ def _answer(status: Status) -> str:
 def _lines(
     text: str, size: int, width: int, color: Color, *, separator: str = " ", num_rows: int | None = None
 ) -> tuple[Line, ...]:
-    """The text broken into lines that fit the width, all in one font; a word longer than a line is broken as well.
+    """Break the text into lines that fit the width, in one font; a word longer than a line is broken too.
 
-    What is more than `num_rows` is cut off.
+    Lines past `num_rows` are cut off.
     """
     clean, font = drawable(text if separator != " " else " ".join(text.split()), size)
     room, rows = max(width - 2 * _margin(size), 1), [""]

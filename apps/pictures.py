@@ -1,4 +1,4 @@
-"""Pictures as a device: a folder, numbered files or an animated picture, one after another when asked."""
+"""Pictures as a device: a folder, numbered files or an animated picture, read one by one on request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .synthetic import Shown
 
 
 class PictureDevice:
-    """Frames of engines.picture_sequences; it waits for whoever reads."""
+    """Frames of engines.picture_sequences; it waits for the reader."""
 
     waits, num_reconnects, damage = True, 0, None
 
@@ -23,7 +23,7 @@ class PictureDevice:
 
     def read(self) -> Shown | None:
         frame = next(self._frames, None)
-        if frame is None or not self.notice:  # how many pictures were left out is known, and said, at the end
+        if frame is None or not self.notice:  # the number of skipped pictures is known, and reported, at the end
             self._note()
         return None if frame is None else Shown(frame.bgr, time_s=frame.time_s)
 

@@ -1,4 +1,4 @@
-"""The annotated frames as a video file that plays at the true speed."""
+"""Records the annotated frames to a video file that plays in real time."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from engines.video import VideoWriter
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".ts")
 MIN_FREE_BYTES = 64 * 2**20
-"""Left on the disk when a recording is ended: enough to complete its file."""
+"""Free disk space below which a recording ends: enough to complete its file."""
 FALLBACK_FPS, MAX_FPS = 30.0, 60.0
 
 
 class Recorder:
-    """A video of constant frame rate, made of frames that come when they come.
+    """A video of constant frame rate, made from frames at irregular times.
 
-    Pace   a frame at time_s belongs to slot round((time_s - first time_s) * fps). Each slot of the file shows the
-           newest frame of that time: a frame is repeated until the next one comes, and of several in one slot the last
-           one stays. With every frame of a file, each has a slot of its own. Where time goes back, as with another
-           source, the recording goes on in the next slot.
+    Pace   a frame at time_s belongs to slot round((time_s - first time_s) * fps). Each slot shows the newest frame of
+           its time: a frame is repeated until the next one arrives, and of several frames in one slot the last one
+           is kept. With every frame of a file, each frame has one slot. If time goes back, as when the source is
+           switched, the recording continues in the next slot.
     Size   the first frame's, made even by repeating its last row and column; later frames of another size (a camera
-           that came back with other settings) are scaled to it.
+           that reconnected with other settings) are scaled to it.
     """
 
     def __init__(self, path: Path, *, source_fps: float | None, survives_kill: bool = False) -> None:
-        """Starts the file at once, so that a place that cannot be written is known before the first frame.
+        """Start the file immediately, so that an unwritable path is an error before the first frame.
 
-        survives_kill is VideoWriter's.
+        survives_kill is passed to VideoWriter.
         Raises MediaError, and BackendUnavailable without PyAV or if the disk is full.
         """
         if path.suffix.lower() not in SUFFIXES:
             raise MediaError(
-                f"{path} has no suffix of a video, which chooses the format",
+                f"the name {path} does not end in a video suffix, which selects the format",
                 expected=f"one of {', '.join(SUFFIXES)}",
-                cause="it was forgotten",
+                cause="the suffix was forgotten",
                 fix=f"--record {path.with_suffix('.mp4')}",
             )
         if path.is_dir():
             raise MediaError(
-                f"{path} is a folder", expected="the name of a video file", fix=f"--record {path}/live.mp4"
+                f"{path} is a folder", expected="the path of a video file", fix=f"--record {path}/live.mp4"
             )
         self.path = path
         if path.parent.is_dir():
             self._require_space()
         self.fps = FALLBACK_FPS if source_fps is None else min(source_fps, MAX_FPS)
-        # A small file is worth less than the processor's time, which the model needs.
+        # A fast preset: the model needs the processor more than we need a small file.
         self._writer = VideoWriter(path, fps=self.fps, preset="veryfast", survives_kill=survives_kill)
-        self._pending: Frame | None = None  # the newest frame, which is not written before the next one is known
+        self._pending: Frame | None = None  # the newest frame, written only once the next one is known
         self._pending_slot = 0
         self._started_s = self._newest_s = 0.0
         self.num_written = 0
@@ -60,17 +60,17 @@ class Recorder:
 
     @property
     def num_bytes(self) -> int:
-        """Of the file so far; 0 once it is completed."""
+        """Size of the file so far; 0 once it is completed."""
         partial = self._writer.partial
         return partial.stat().st_size if partial.exists() else 0
 
     def add(self, frame_bgr: Frame, time_s: float) -> None:
-        """Show this frame from time_s on. Raises BackendUnavailable when the disk is nearly full, MediaError."""
+        """Show this frame from time_s on. Raises BackendUnavailable when the disk is nearly full, or MediaError."""
         self._require_space()
         if self._pending is None:
             self._started_s, self._pending, self._newest_s = time_s, _even(frame_bgr), time_s
             return
-        if time_s < self._newest_s - 2 / self.fps:  # by less, it is the same source's, rounded
+        if time_s < self._newest_s - 2 / self.fps:  # a smaller step back is rounding within the same source
             self._started_s = time_s - (self._pending_slot + 1) / self.fps
         self._newest_s = time_s
         slot = max(round((time_s - self._started_s) * self.fps), self._pending_slot)
@@ -78,7 +78,7 @@ class Recorder:
         self._pending, self._pending_slot = _fitted(frame_bgr, self._pending.shape), slot
 
     def close(self) -> None:
-        """Complete the file under its name; without a frame there is none. Raises MediaError if that fails."""
+        """Complete the file under its name; without any frame no file remains. Raises MediaError if that fails."""
         if self._pending is None:
             self._writer.abort()
             return
@@ -88,7 +88,7 @@ class Recorder:
         self.is_published = True
 
     def abort(self) -> None:
-        """Leave nothing. After `close` it does nothing."""
+        """Remove the unfinished file. Does nothing after `close`."""
         self._writer.abort()
 
     def _write_pending(self, num_slots: int) -> None:
@@ -101,10 +101,10 @@ class Recorder:
         free = shutil.disk_usage(self.path.parent).free
         if free < MIN_FREE_BYTES:
             raise BackendUnavailable(
-                f"only {free / 2**20:.0f} MiB are free on the disk of {self.path}; a recording that had begun was "
+                f"only {free / 2**20:.0f} MiB are free on the disk of {self.path}; if a recording had begun, it was "
                 "completed",
-                expected=f"{MIN_FREE_BYTES / 2**20:.0f} MiB or more, which it takes to complete a file",
-                fix="free some space, or record elsewhere: df -h",
+                expected=f"{MIN_FREE_BYTES / 2**20:.0f} MiB or more, the space needed to complete a file",
+                fix="df -h; free some space or record elsewhere",
             )
 
 

@@ -1,4 +1,4 @@
-"""The words of a session, while it runs and at its end."""
+"""The printed text of a session, while it runs and at its end."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ MARKS = {True: "\N{CHECK MARK}", False: "\N{BALLOT X}"}
 
 
 class Log:
-    """Lines for a person: on standard output, or on standard error if that belongs to --json."""
+    """Prints lines for the user: on standard output, or on standard error if --json uses standard output."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._file = sys.stderr if as_json else sys.stdout
         self._last_notice = ""
-        self.notices: list[str] = []  # all that was noticed, for --json
+        self.notices: list[str] = []  # all notices, for --json
 
     def say(self, text: str) -> None:
         print(printable(text), file=self._file, flush=True)
 
     def notice(self, text: str) -> None:
-        """Say it once for as long as it stays the same."""
+        """Print a notice once, until it changes."""
         if text and text != self._last_notice:
             self.say(text)
             self.notices.append(text)
@@ -34,7 +34,7 @@ class Log:
 
 
 def figures(meter: Meter, watcher: Watcher, score: str, frame_index: int) -> tuple[str, ...]:
-    """What is counted, for the overlay: the score first, if there is one."""
+    """The figures for the overlay: the score first, if there is one."""
     found = (
         score,
         f"{meter.fps:.1f} fps",
@@ -48,7 +48,7 @@ def figures(meter: Meter, watcher: Watcher, score: str, frame_index: int) -> tup
 
 
 def describe_reply(reply: Reply, score: str) -> str:
-    """One line of the log; with question, truth and score where the source knows the truth."""
+    """One line of the log; with question, truth and score if the source knows the truth."""
     head = f"{reply.time_s:9.1f} s  frame {reply.frame_index:<6} "
     grade = reply.grade
     if grade.truth is None:
@@ -60,12 +60,12 @@ def describe_reply(reply: Reply, score: str) -> str:
 
 
 def describe(summary: dict[str, Any]) -> list[str]:
-    """The summary for a person: one line of figures, one of what was right, one of where the recording is."""
+    """The summary for the user: a line of figures, a line of scores, and a line about the recording."""
     counts = (
         f"{summary['ended']}: {summary['num_seen']} frames seen, {summary['num_processed']} processed, "
         f"{summary['num_dropped']} dropped; {summary['fps']:.1f} fps, latency median "
         f"{summary['latency_median_ms']:.1f} ms, p95 {summary['latency_p95_ms']:.1f} ms; "
-        f"{summary['num_answers']} answers; context used up {summary['num_rollovers']} times, source found again "
+        f"{summary['num_answers']} answers; context used up {summary['num_rollovers']} times, source reconnected "
         f"{summary['num_reconnects']} times"
     )
     lines, score, recording = [counts], summary["score"], summary["recording"]

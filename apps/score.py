@@ -1,4 +1,4 @@
-"""Grades, where the source knows its scenes: which answers are right, and how many of them."""
+"""Grading of answers for a source that knows its scenes, and the score."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .synthetic import KnownScene
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grade:
-    """What is known of an answer.
+    """The grade of an answer.
 
-    truth     the right answer; None where it is not known, or not yet: a scene is asked about at its end
-    is_right  whether the answer is equal to it; None if it does not count
-    topic     of a question of the source's own
+    truth     the right answer; None if unknown, or not known yet: a scene is asked about at its end
+    is_right  whether the answer equals it; None if it does not count
+    topic     topic of a question that came from the source
     """
 
     truth: str | None = None
@@ -23,7 +23,7 @@ class Grade:
 
 
 def grade(text: str, scene: KnownScene | None, *, counts: bool) -> Grade:
-    """`scene` is that of the frame at which was asked. `counts`: the model had a fair chance to be right."""
+    """Grade an answer. `scene`: scene of the frame the question was asked at. `counts`: the model had a fair chance."""
     if scene is None or not scene.is_last:
         return Grade()
     is_right = text.strip() == scene.answer if counts and scene.answer is not None else None
@@ -31,14 +31,14 @@ def grade(text: str, scene: KnownScene | None, *, counts: bool) -> Grade:
 
 
 class Score:
-    """Counts graded answers, altogether and by topic. Right is equal text."""
+    """Counts graded answers, in total and by topic. Right means equal text."""
 
     def __init__(self) -> None:
         self.num_right = self.num_graded = 0
         self._by_topic: dict[str, dict[str, int]] = {}
 
     def add(self, grade: Grade) -> None:
-        """Count an answer; one that does not count changes nothing."""
+        """Count an answer, unless it is excluded from grading."""
         if grade.is_right is None:
             return
         self.num_graded += 1
@@ -58,7 +58,7 @@ class Score:
         return f"right {share(self.num_right, self.num_graded)}" if self.num_graded else ""
 
     def summary(self) -> dict[str, Any]:
-        """Fit for JSON."""
+        """Ready for JSON."""
         return {
             "num_right": self.num_right,
             "num_graded": self.num_graded,

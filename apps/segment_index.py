@@ -1,13 +1,13 @@
-"""The folder of a recording in segments: which files there are, how large, what is in them, and what a kill left.
+"""The folder of a recording in segments: its files, their sizes, their index, and recovery after a kill.
 
     20260102T030405.678Z.mp4             a finished segment, named by the wall time of its first frame, in UTC
-    index.jsonl                          a line for each of them; one whose file is gone was removed for room
+    index.jsonl                          one line per segment; if its file is gone, it was removed to free space
     .20260102T030905.678Z.1f2e3d4c.mp4   the open segment
-    .open.json                           what is known of it
-    .lock                                held by the session that records
+    .open.json                           the index data of the open segment so far
+    .lock                                locked by the recording session
 
-The order of a segment's end: its file takes its name, its line is added, `.open.json` is removed. So whatever a kill
-leaves can be told and completed at the next start.
+A segment ends in this order: its file gets its final name, its line is added, `.open.json` is removed. So the next
+start can recognise and complete whatever a kill left.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ NAME = re.compile(r"\d{8}T\d{6}\.\d{3}Z\.mp4")
 PARTIAL = re.compile(r"\.(\d{8}T\d{6}\.\d{3}Z)\.[0-9a-f]{8}\.mp4")
 INDEX, OPEN, LOCK = "index.jsonl", ".open.json", ".lock"
 MIN_GONE = 100
-"""Lines of removed segments that the index may hold, or as many as there are others."""
+"""Lines of removed segments allowed in the index before it is rewritten; more if there are more segments than this."""
 
 
 def read_index(folder: Path) -> Iterator[dict[str, Any]]:
-    """What the index says of each segment that is still there, oldest first."""
+    """The index entries of all segments that still exist, oldest first."""
     with (folder / INDEX).open(encoding="utf-8") as lines:
         for line in lines:
             if line.endswith("\n") and (folder / (entry := json.loads(line))["file"]).exists():
@@ -42,18 +42,18 @@ def read_index(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 class SegmentFolder:
-    """A folder that one session records to. `completed`: what an earlier one left open, as lines for a person."""
+    """A folder that one session records to. `completed`: lines about segments an earlier session left open."""
 
     def __init__(self, folder: Path) -> None:
-        """Makes the folder, and completes what a kill left. Raises BackendUnavailable where that cannot be, or where
-        another session records to it."""
+        """Create the folder and complete what a kill left. Raises BackendUnavailable if that fails or another session
+        records to it."""
         self.path = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BackendUnavailable(
-                f"{folder} cannot be made: {error.strerror}",
-                expected="a folder that may be written to",
+                f"{folder} cannot be created: {error.strerror}",
+                expected="a writable folder",
                 fix=f"ls -ld {folder.parent}",
             ) from error
         self._lock = _locked(folder)
@@ -64,11 +64,11 @@ class SegmentFolder:
         self._num_gone = 0  # lines whose files were removed
 
     def keep_open(self, facts: dict[str, Any]) -> None:
-        """What is known of the open segment by now. Raises OSError."""
+        """Store the open segment's data so far. Raises OSError."""
         self._replace(OPEN, to_line(facts))
 
     def add(self, facts: dict[str, Any]) -> None:
-        """The open segment is finished, and has its name. Raises OSError; the next start completes the index then."""
+        """Add the finished, renamed segment to the index. Raises OSError; then the next start completes the index."""
         path = self.path / facts["file"]
         size = path.stat().st_size
         self._sizes.append((path, size))
@@ -77,7 +77,7 @@ class SegmentFolder:
         self.forget_open()
 
     def forget_open(self) -> None:
-        """There is no open segment any more."""
+        """Remove the open segment's data."""
         (self.path / OPEN).unlink(missing_ok=True)
 
     def remove_oldest(self) -> bool:
@@ -98,7 +98,7 @@ class SegmentFolder:
         self._lock.close()
 
     def _complete(self) -> Lines:
-        """Name what was left open, add lines that are missing, and drop those whose files are gone."""
+        """Rename segments left open, add missing lines, and drop lines whose files are gone."""
         facts = self._facts_left_open()
         for path in sorted(self.path.iterdir()):
             if match := PARTIAL.fullmatch(path.name):
@@ -109,22 +109,22 @@ class SegmentFolder:
         for path in self._finished():
             if path.name not in known:
                 present.append(self._facts_of(path) | (facts if facts.get("file") == path.name else {}))
-                self.completed.append(f"{path} was left open by an earlier session, and is completed")
+                self.completed.append(f"{path} was left open by an earlier session and was completed")
         index = self._rewritten(sorted(present, key=lambda entry: str(entry["file"])))
         self.forget_open()
         return index
 
     def _rewritten(self, entries: Iterable[dict[str, Any]]) -> Lines:
-        """The index, with these lines only."""
+        """Replace the index by one with only these lines."""
         self._replace(INDEX, b"".join(map(to_line, entries)))
         return Lines(self.path / INDEX)
 
     def _name(self, partial: Path, path: Path) -> None:
         try:
             probe_video(partial)
-        except MediaError:  # it was killed before the first second was written
+        except MediaError:  # the session was killed before the first second was written
             partial.unlink()
-            self.completed.append(f"{path} was left open by an earlier session without a picture, and is removed")
+            self.completed.append(f"{path} was left open by an earlier session without any frame and was removed")
         else:
             os.replace(partial, path)
 
@@ -150,8 +150,8 @@ class SegmentFolder:
 
 
 def _locked(folder: Path) -> IO[bytes]:
-    """A file whose lock is held until it is closed, where the system has locks. Raises BackendUnavailable where another
-    session holds it: each would take the other's open segment for one that a kill left."""
+    """Open and lock the lock file until it is closed, if the system has file locks. Raises BackendUnavailable if
+    another session holds the lock: each would mistake the other's open segment for one left by a kill."""
     try:
         file = (folder / LOCK).open("wb")
         fcntl = importlib.import_module("fcntl")
@@ -161,12 +161,14 @@ def _locked(folder: Path) -> IO[bytes]:
     except BlockingIOError as error:
         file.close()
         raise BackendUnavailable(
-            f"another session records to {folder} now", expected="a folder for each session", fix="name another folder"
+            f"another session is recording to {folder}",
+            expected="one folder per session",
+            fix="give another folder: --record-folder FOLDER",
         ) from error
     except OSError as error:
         raise BackendUnavailable(
             f"{folder} cannot be recorded to: {error.strerror}",
-            expected="a folder that may be written to",
+            expected="a writable folder",
             fix=f"ls -ld {folder}",
         ) from error
     return file

@@ -1,7 +1,7 @@
-"""A recording of days: files of some minutes in a folder, of which the oldest make room, and an index of their events.
+"""Long recordings: files of a few minutes in a folder with a quota (the oldest are removed), and an index of events.
 
-Each file is a Recorder's, and plays at the true speed by itself. Where one ends and the next begins, no time is lost.
-Whatever fails, the session goes on: recording stops, that is said, and it is tried again.
+Each file is written by a Recorder and plays in real time on its own. No time is lost between two files.
+If recording fails, the session continues: the failure is reported, and recording is retried.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from .segment_index import SegmentFolder
 
 SEGMENT_S, QUOTA_BYTES = 300.0, 20 * 2**30
 MAX_GAP_S = 10.0
-"""Without a frame for longer, a new segment begins: hours without a camera are no hours of a still picture."""
+"""After a longer time without a frame, a new segment begins, so that hours without a camera are not recorded as hours
+of a still picture."""
 ROOM_BYTES = 2 * MIN_FREE_BYTES
-"""Kept free on the disk, by removing segments: more than a Recorder asks for."""
-RETRY_S = 60.0  # of the source's time, after recording stopped
+"""Disk space kept free by removing segments: more than a Recorder requires."""
+RETRY_S = 60.0  # in the source's time, after recording stopped
 
 
 @dataclass(kw_only=True, slots=True)
 class _Open:
-    """The segment that is being written, and its newest frame. Its times are the source's; `at` is wall time."""
+    """The segment being written, and its newest frame. Times are the source's; `at` is wall time."""
 
     recorder: Recorder
     name: str
@@ -47,7 +48,7 @@ class _Open:
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def note(self, event: Event) -> None:
-        """offset_s is the place in the file: the start of the slot that shows the event's frame."""
+        """Record an event. offset_s is its position in the file: the start of the slot that shows its frame."""
         fps = self.recorder.fps
         offset_s = round(max(event.time_s - self.first_s, 0.0) * fps) / fps
         known = event.to_json()
@@ -55,7 +56,7 @@ class _Open:
         self.events.append(kept | {"offset_s": offset_s})
 
     def facts(self) -> dict[str, Any]:
-        """A line of the index, as far as it is known."""
+        """The index line as far as it is known."""
         return {
             "file": self.name,
             "first_frame": self.first_frame,
@@ -67,10 +68,10 @@ class _Open:
 
 
 class SegmentedRecorder:
-    """What a session asks of a Recorder, and a Listener, for the numbers of frames and the events of the index.
+    """A Recorder of segments, and a Listener that gets the frame indices and events for the index.
 
-    A segment ends after segment_s or max_segment_bytes, after a gap, and where the source's time goes back.
-    quota_bytes bounds all segments together; one is at most half of that.
+    A segment ends after segment_s or max_segment_bytes, after a gap, and when the source's time goes back.
+    quota_bytes limits all segments together; one segment is at most half of it.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class SegmentedRecorder:
         max_segment_bytes: int | None = None,
         quota_bytes: int = QUOTA_BYTES,
     ) -> None:
-        """Raises BackendUnavailable for a folder that cannot be recorded to, and without PyAV."""
+        """Raises BackendUnavailable if the folder cannot be recorded to, and without PyAV."""
         import_av()
         self.path, self.num_written, self.is_published = folder, 0, False
         self.fps = FALLBACK_FPS if source_fps is None else min(source_fps, MAX_FPS)
@@ -92,14 +93,14 @@ class SegmentedRecorder:
         self._max_bytes = min(max_segment_bytes or quota_bytes, quota_bytes // 2)
         self._folder = SegmentFolder(folder)
         self._open: _Open | None = None
-        self._early: list[Event] = []  # of a frame that is not added yet
-        self._index_at: dict[float, int] = {}  # of the newest frames, by time_s
+        self._early: list[Event] = []  # events of frames that are not added yet
+        self._index_at: dict[float, int] = {}  # indices of the newest frames, by time_s
         self._stopped_s: float | None = None
         for text in self._folder.completed:
             trouble(text)
 
     def add(self, frame_bgr: Frame, time_s: float) -> None:
-        """Show this frame from time_s on. Raises nothing: what fails is said, and tried again after a minute."""
+        """Show this frame from time_s on. Raises nothing: a failure is reported, and retried after a minute."""
         if self._stopped_s is not None and 0 <= time_s - self._stopped_s < RETRY_S:
             self._early.clear()
             return
@@ -110,7 +111,7 @@ class SegmentedRecorder:
             return
         if self._stopped_s is not None:
             self._stopped_s = None
-            self._trouble(f"recording to {self.path} goes on")
+            self._trouble(f"recording to {self.path} has resumed")
 
     def saw(self, captured: Captured, status: Status) -> None:
         self._index_at[captured.time_s] = captured.index
@@ -121,12 +122,12 @@ class SegmentedRecorder:
         pass
 
     def happened(self, event: Event, captured: Captured) -> None:
-        """An event may come before its frame is added, or after that."""
+        """Note an event; it may arrive before or after its frame is added."""
         if not self._note(event):
             self._early.append(event)
 
     def close(self) -> None:
-        """Complete the last segment. A failure is said."""
+        """Complete the last segment. A failure is reported."""
         try:
             self._finish(until_s=None)
         except (PVCError, OSError) as error:
@@ -135,7 +136,7 @@ class SegmentedRecorder:
             self._folder.close()
 
     def abort(self) -> None:
-        """Leave what is finished, and nothing of the open segment. After `close` it does nothing."""
+        """Keep the finished segments and discard the open one. Does nothing after `close`."""
         if self._open is not None:
             self._open.recorder.abort()
             self._open = None
@@ -180,8 +181,8 @@ class SegmentedRecorder:
         return segment
 
     def _finish(self, *, until_s: float | None) -> None:
-        """Complete the open segment, whose last frame is shown until then. Raises PVCError or OSError; there is no open
-        segment afterwards either way."""
+        """Complete the open segment; its last frame is shown until until_s. Raises PVCError or OSError; either way no
+        segment is open afterwards."""
         segment, self._open = self._open, None
         if segment is None:
             return
@@ -207,17 +208,17 @@ class SegmentedRecorder:
         self._folder.add(segment.facts() | ends)
 
     def _note(self, event: Event) -> bool:
-        """Write down an event of the open segment; False if it is of none of its frames."""
+        """Note an event in the open segment; False if it belongs to none of its frames."""
         segment = self._open
         if segment is None or not segment.first_s <= event.time_s <= segment.last_s:
             return False
         segment.note(event)
-        with suppress(OSError):  # of a full disk; the next frame finds that out
+        with suppress(OSError):  # a full disk; the next frame reports it
             self._folder.keep_open(segment.facts())
         return True
 
     def _make_room(self) -> None:
-        """Remove the oldest segments. Raises BackendUnavailable where the disk is full of other things."""
+        """Remove the oldest segments. Raises BackendUnavailable if the disk is full of other files."""
         folder = self._folder
         open_bytes = 0 if self._open is None else self._open.recorder.num_bytes
         while folder.num_bytes + open_bytes > self._quota_bytes and folder.remove_oldest():
@@ -225,9 +226,9 @@ class SegmentedRecorder:
         while (free := shutil.disk_usage(self.path).free) < ROOM_BYTES:
             if free + folder.num_bytes < ROOM_BYTES or not folder.remove_oldest():
                 raise BackendUnavailable(
-                    f"only {free / 2**20:.0f} MiB are free on its disk, and older segments would not make room enough",
+                    f"only {free / 2**20:.0f} MiB are free on its disk; removing old segments would not free enough",
                     expected=f"{ROOM_BYTES / 2**20:.0f} MiB or more",
-                    fix="free some space: df -h",
+                    fix="df -h; free some space",
                 )
 
     def _stop(self, error: PVCError | OSError, time_s: float) -> None:
@@ -239,9 +240,7 @@ class SegmentedRecorder:
         except (PVCError, OSError):
             lost = "; the open segment is lost"
         if is_first or lost:
-            self._trouble(
-                f"recording to {self.path} stops: {_reason(error)}{lost}; it is tried again every {RETRY_S:.0f} s"
-            )
+            self._trouble(f"recording to {self.path} stopped: {_reason(error)}{lost}; retrying every {RETRY_S:.0f} s")
 
 
 def _reason(error: PVCError | OSError) -> str:

@@ -1,4 +1,4 @@
-"""One live session: newest frame, model, questions in their turn, and whoever follows, until something ends it."""
+"""The loop of a live session: newest frame, model, questions in turn, listeners; until something ends it."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from .switching import Switching
 from .watcher import Reply, Watcher
 from .window import Window
 
-PATIENCE_S = 0.02  # without a frame, until keys, commands and signals are looked at
-MOST_FAILURES = 10  # frames, or answers, in a row that come out as NaN, until the session ends
+PATIENCE_S = 0.02  # without a frame, before checking keys, commands and signals
+MOST_FAILURES = 10  # consecutive frames or answers with NaN before the session ends
 
 
 @dataclass(kw_only=True, slots=True)
 class LiveSession:
-    """Everything that takes part. `run` may be called once, on the thread that calls everybody else.
+    """A session and its parts. `run` may be called once; all listeners are called on its thread.
 
-    A source that does not wait goes on while a question is answered: between two tokens the newest frame is taken.
+    A source that does not wait continues while a question is answered: between tokens the newest frame is taken.
 
-    recorders  get every frame as it is shown
-    counted    hear the figures with every frame
-    beat       is called often, as long as the session does not hang
-    still_after_s  a picture that has been the same for so long is told
+    recorders  get every frame as shown
+    counted    get the figures with every frame
+    beat       called often, unless the session hangs
+    still_after_s  seconds after which an unchanged picture is reported
     """
 
     source: Source
@@ -60,27 +60,27 @@ class LiveSession:
     max_frames: int | None = None
     score: Score = field(default_factory=Score)
     still_after_s: float = UNCHANGED_S
-    still: str = ""  # what is said of a picture that is black or the same for long
+    still: str = ""  # message about a picture that is black or unchanged for long
     stillness: Stillness = field(init=False)
     ended: str = ""
     error: PVCError | None = None
     paused: bool = False
     _newest: Captured | None = None
-    _num_failures: int = 0  # frames in a row
-    _num_unanswered: int = 0  # questions in a row
+    _num_failures: int = 0  # consecutive frames
+    _num_unanswered: int = 0  # consecutive questions
     _num_stale: int = 0
-    _source_state: str = ""  # what was told of it
+    _source_state: str = ""  # last reported
     _save_trouble: str = ""
-    _untold: list[tuple[EventKind, str]] = field(default_factory=list)  # events before the first frame
+    _untold: list[tuple[EventKind, str]] = field(default_factory=list)  # events before the first frame, sent with it
     _resident: tuple[float, int | None] = (0.0, None)
 
     def __post_init__(self) -> None:
         self.stillness = Stillness(unchanged_s=self.still_after_s)
 
     def run(self) -> None:
-        """Until the source ends, enough frames were seen, a key or a signal. Then the recording is completed.
+        """Run until the source ends, max_frames is reached, or a key or signal ends it; then complete the recording.
 
-        An error meant for users ends it as well and is kept in `error`; whatever else is raised passes through.
+        An error meant for users also ends it and is kept in `error`; other exceptions propagate.
         """
         self.signals.defer()
         try:
@@ -148,7 +148,7 @@ class LiveSession:
         self._show(captured)
 
     def _push(self, captured: Captured) -> bool:
-        """Whether the model saw it. Raises what it raises again and again."""
+        """Pass a frame to the model. Returns False if a signal interrupted it. Raises a NaN error that persists."""
         num_rollovers = self.watcher.num_rollovers
         try:
             with self.signals.interruptible() as cut:
@@ -157,7 +157,7 @@ class LiveSession:
             self._num_failures += 1
             if self._num_failures == MOST_FAILURES:
                 raise
-            self._say_trouble(f"frame {captured.index} was left out: {error.what}")
+            self._say_trouble(f"frame {captured.index} was skipped: {error.what}")
             return True
         if cut.short:
             return False
@@ -170,14 +170,14 @@ class LiveSession:
         return True
 
     def _answer(self, newest: Captured) -> None:
-        """A token more, if something is asked; or, of a source that waits, all of it."""
+        """Decode one more token, if a question is pending; for a source that waits, the whole answer."""
         if self.source.waits:
             self._answer_all(newest)
         elif self.watcher.has_work:
             self._step(newest)
 
     def _answer_all(self, newest: Captured) -> None:
-        """And show it."""
+        """Complete all pending answers and show the frame."""
         if not self.watcher.has_work or self.signals.requested:
             return
         while self.watcher.has_work and not self.signals.requested:
@@ -190,7 +190,7 @@ class LiveSession:
         try:
             with self.signals.interruptible():
                 reply = self.watcher.step(newest)
-        except StreamError as error:  # of this question: the next one has its turn
+        except StreamError as error:  # only this question failed: continue with the next one
             self._num_unanswered += isinstance(error, NonFiniteError)
             if self._num_unanswered == MOST_FAILURES:
                 raise
@@ -213,7 +213,7 @@ class LiveSession:
         self.listener.happened(event, newest)
 
     def _show(self, captured: Captured) -> None:
-        """The frame with what is known now. Shown again under the same time, it replaces itself in a recording."""
+        """Show the frame with its current status. Shown again at the same time, it replaces itself in recordings."""
         status = self._status(captured)
         if self.window is not None or self.recorders:
             image = annotate(captured.bgr, status)
@@ -232,7 +232,7 @@ class LiveSession:
 
     def _status(self, captured: Captured) -> Status:
         watcher, partial = self.watcher, self.watcher.partial
-        paused = "paused: the model does not see this" if self.paused else ""
+        paused = "paused: the model does not see these frames" if self.paused else ""
         return Status(
             figures=figures(self.meter, watcher, self.score.text(), captured.index),
             question=watcher.question if partial is None else partial[0],
@@ -268,15 +268,15 @@ class LiveSession:
         )
 
     def _reply_to(self, captured: Captured) -> Reply | None:
-        """The newest answer; of a source with scenes only if it is about the scene that is shown."""
+        """The newest answer; with scenes, only if it is about the scene being shown."""
         reply, scene = self.watcher.last_reply, captured.scene
         if reply is None or scene is None or reply.frame_index >= captured.index - scene.frame_index:
             return reply
         return None
 
     def _notice(self) -> None:
-        """Of the source: said, and told when it begins and when it ends. A device that is lost says each attempt to get
-        it back, which is told once."""
+        """Log the source's notices, and send an event when a condition begins and ends. A lost device logs each attempt
+        to reconnect, but sends one event."""
         notice = self.source.device.notice or self.still
         self.log.notice(notice)
         state = "lost" if self.source.device.notice else self.still
@@ -285,7 +285,7 @@ class LiveSession:
             self._tell("source", notice or f"{self.source.device.name} is back")
 
     def _tell(self, kind: EventKind, text: str) -> None:
-        """An event before the first frame is told with that."""
+        """Send an event; one before the first frame is sent with that frame."""
         newest = self._newest
         if newest is None:
             self._untold.append((kind, text))
@@ -305,7 +305,7 @@ class LiveSession:
         if (opened := self.switching.take()) is not None:
             address, source = opened
             if isinstance(source, PVCError):
-                self._say_trouble(f"{address.name} was not opened: {source.what}")
+                self._say_trouble(f"{address.name} could not be opened: {source.what}")
             else:
                 self._switch(source)
 
@@ -315,39 +315,39 @@ class LiveSession:
                 self.watcher.want(question)
             case SetQuestion(question=question):
                 self.watcher.ask_from_now_on(question)
-                self._tell("question", f"asks from now on: {question}")
+                self._tell("question", f"new question: {question}")
             case Pause(paused=paused):
                 self.paused = paused
             case Reset():
                 self.watcher.reset()
-                self._tell("reset", "started again: all frames and answers are forgotten")
+                self._tell("reset", "restarted: all frames and answers are forgotten")
             case Switch(address=address):
                 if why_not := self.switching.begin(address):
                     self._say_trouble(why_not)
             case _:
-                self._tell("snapshot", "a picture of this moment")
+                self._tell("snapshot", "snapshot taken")
 
     def _switch(self, source: Source) -> None:
-        """The new source is another world: nothing of the old one stays."""
+        """Switch to the new source and forget everything about the old one."""
         self.source.close()
         self.source, self.still, self._source_state = source, "", ""
         self.stillness = Stillness(unchanged_s=self.still_after_s)
         self.watcher.reset()
         self.meter.new_source()
-        self._tell("source", f"watches {source.device.name} now")
+        self._tell("source", f"now watching {source.device.name}")
 
     def _keep(self, *, last: bool = False) -> None:
-        """Save the stream where it is due, between two questions."""
+        """Save the stream when due, between two questions."""
         keeper = self.keeper
         if keeper is None or not (last or keeper.is_due()) or self.watcher.partial is not None:
             return
         trouble = keeper.save(self.watcher.stream)
-        if trouble and trouble != self._save_trouble:  # said once, for as long as it stays the same
+        if trouble and trouble != self._save_trouble:  # reported once, until it changes
             self._say_trouble(trouble)
         self._save_trouble = trouble
 
     def _finish(self) -> None:
-        """Complete the recordings and save the stream. A failure here is reported only if nothing worse came before."""
+        """Complete the recordings and save the stream. An error here is kept only if there was none before."""
         self.watcher.cancel()
         self.switching.close()
         self._keep(last=True)
@@ -359,7 +359,7 @@ class LiveSession:
                 self.error = self.error or error
 
     def summary(self) -> dict[str, Any]:
-        """Numbers and names, fit for JSON."""
+        """The session's figures, ready for JSON."""
         reply, damage = self.watcher.last_reply, self.source.device.damage
         return {
             "ended": self.ended,
@@ -381,7 +381,7 @@ class LiveSession:
 
 
 def recorded(recorder: Recorder | SegmentedRecorder) -> dict[str, Any] | None:
-    """Of a recording that was completed, fit for JSON."""
+    """Facts about a completed recording, ready for JSON."""
     if not recorder.is_published:
         return None
     return {

@@ -1,14 +1,14 @@
-"""A soak: the labelled world shown to sessions for 100,000 frames, and whether anything grew, slowed down or got worse.
+"""Soak test: 100,000 synthetic frames through live sessions, checked for memory growth, slowdown and worse answers.
 
-python -m apps.soak BUNDLE OUT [--frames N]. Every frame is shown (drawn on, as for a window), and none may be dropped.
-Four parts, one after another in one process over one bundle, each a session of its own:
+python -m apps.soak BUNDLE OUT [--frames N]. Every frame is drawn as for a window, and none may be dropped.
+Four parts run one after another in one process with one bundle, each in its own session:
 
 scenes   contexts are forgotten between scenes, so that every answer is graded                     3/8 of the frames
-endless  no resets: the stream goes on from its last frames by the trained time                    1/5
-small    the same, in a context that is full long before that                                      1/20
-again    the scenes of the first part once more: each answer must be the same, word for word       3/8
+endless  no resets: the stream continues from its last frames when the trained time is used up     1/5
+small    the same with a small context, which is full long before that                             1/20
+again    the scenes of the first part again: every answer must be identical                        3/8
 
-Writes OUT/soak.json, and where matplotlib is installed OUT/soak.png. Exit code 3 if a rule does not hold.
+Writes OUT/soak.json and, if matplotlib is installed, OUT/soak.png. Exit code 3 if a rule fails.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ from .window import Window
 EVERY = 250
 """Frames between two samples."""
 PARTS = {"scenes": 0.375, "endless": 0.2, "small": 0.05, "again": 0.375}
-"""Shares of the frames."""
+"""Each part's share of the frames."""
 WARM_UP = 0.1
-"""Of the frames, after which memory may not grow any more."""
+"""Share of the frames after which memory must no longer grow."""
 SMALL_CONTEXT = 10
-"""Frames that the small context has room for; the model was trained on more."""
+"""Number of frames that fit in the small context; the model was trained on more."""
 SIZE = 224
-"""Of the pictures: rendering larger ones would take most of the time."""
+"""Size of the pictures: rendering larger ones would take most of the time."""
 MAX_GROWTH = 0.01
 NUM_COMPARED = 1000
-"""Answers at the beginning and at the end, whose shares of right ones are told."""
+"""Number of answers at the beginning and at the end for which the share of right ones is reported."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """After so many frames of all parts: memory of the process in bytes, and the median of the last frames' times."""
+    """A sample after num_frames frames of all parts: the process's memory in bytes, and the median frame time."""
 
     part: str
     num_frames: int
@@ -70,7 +70,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """What a session came to. said: every answer with its question, in order; right: the grades of those that count."""
+    """A session's result. said: every question with its answer, in order; right: the grades of the graded answers."""
 
     name: str
     num_frames: int
@@ -89,7 +89,7 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Soak:
-    """All parts, and samples of the process over all of them."""
+    """All parts, and the samples over all of them."""
 
     parts: tuple[Part, ...]
     samples: tuple[Sample, ...]
@@ -125,7 +125,7 @@ class Soak:
         ]  # fmt: skip
 
     def figures(self) -> dict[str, Any]:
-        """Fit for JSON."""
+        """Ready for JSON."""
         by_part = {part.name: [s.frame_ms for s in self.samples if s.part == part.name] for part in self.parts}
         graded = [right for part in self.parts for right in part.right]
         return {
@@ -145,7 +145,7 @@ class Soak:
         }
 
     def _resident(self) -> tuple[float, float]:
-        """Medians of memory: of a tenth of the samples after the warm-up, and of the last tenth."""
+        """Median memory of the first tenth of the samples after the warm-up, and of the last tenth."""
         kept = [s.resident for s in self.samples if s.num_frames >= WARM_UP * self.num_frames]
         some = max(len(kept) // 10, 1)
         return float(np.median(kept[:some])), float(np.median(kept[-some:]))
@@ -160,7 +160,7 @@ def _share(right: Sequence[bool]) -> float | None:
 
 
 def run_soak(bundle: Bundle, num_frames: int, say: Callable[[str], None] = print) -> Soak:
-    """Needs a bundle of the model that was taught this world."""
+    """Run all parts. Needs a bundle of the model trained on the synthetic scenes."""
     samples: list[Sample] = []
     parts, started = [], time.monotonic()
     for name, share in PARTS.items():
@@ -197,13 +197,13 @@ def _run_part(bundle: Bundle, name: str, num_frames: int, samples: list[Sample])
 
 
 def _small_stream(bundle: Bundle) -> PVCStream:
-    """With all context in reserve but what so many frames take."""
+    """A stream with all context reserved except room for SMALL_CONTEXT frames."""
     rows = PVCStream(bundle).rows_needed(SMALL_CONTEXT, question="", max_new_tokens=0)
     return PVCStream(bundle, clock="reanchor", reserve=bundle.manifest.limits.context - rows)
 
 
 class Quiet(Log):
-    """Says nothing: there are thousands of answers."""
+    """A log that prints nothing: there are thousands of answers."""
 
     def say(self, text: str) -> None:
         pass
@@ -213,7 +213,7 @@ class Quiet(Log):
 
 
 class Canvas(Window):
-    """A window that shows nothing: what is drawn is thrown away."""
+    """A window that discards what is drawn."""
 
     def __init__(self) -> None:
         pass
@@ -227,7 +227,7 @@ class Canvas(Window):
 
 @dataclass(kw_only=True)
 class Follower:
-    """A Listener that takes a sample every so many frames, over all parts."""
+    """A Listener that takes a sample every EVERY frames, over all parts."""
 
     part: str
     watcher: Watcher
@@ -241,7 +241,7 @@ class Follower:
 
     def saw(self, captured: Captured, status: Status) -> None:
         if captured.index == self._index:
-            return  # shown again, with an answer
+            return  # shown again, with its answer
         self._index = captured.index
         now = time.monotonic()
         self._times_ms.append(1e3 * (now - self._at))
@@ -271,7 +271,7 @@ class Follower:
 
 
 def draw(soak: Soak, path: Path) -> None:
-    """Memory and a frame's time over all frames. Raises ImportError without matplotlib."""
+    """Plot memory and time per frame over all frames. Raises ImportError without matplotlib."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -282,7 +282,7 @@ def draw(soak: Soak, path: Path) -> None:
     memory.plot(frames, [sample.resident / 2**20 for sample in soak.samples], color="tab:blue")
     memory.set(ylabel="memory, MiB", ylim=(0, None), title=f"{soak.num_frames:,} frames")
     times.plot(frames, [sample.frame_ms for sample in soak.samples], color="tab:orange")
-    times.set(ylabel=f"ms a frame, median of {EVERY}", ylim=(0, None), xlabel="frames")
+    times.set(ylabel=f"ms per frame, median of {EVERY}", ylim=(0, None), xlabel="frames")
     end = 0
     for part in soak.parts:
         for axes in (memory, times):

@@ -1,7 +1,7 @@
-"""A network stream as a device: decoded by a Jetson's own decoder where GStreamer has it, else by PyAV.
+"""A network stream as a device, decoded by a Jetson's hardware decoder if GStreamer has it, otherwise by PyAV.
 
-Note: PyAV opens it first in any case. It says what is wrong with an address, of which OpenCV's GStreamer tells nothing
-but that half a minute later no frame came; and it knows the codec, for which a pipeline has elements of its own.
+Note: PyAV opens it first in any case. It reports what is wrong with an address, while OpenCV's GStreamer only reports
+after half a minute that no frame arrived. It also finds out the codec, which determines the pipeline's elements.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ def open_stream(
     opener: Callable[..., VideoDevice] = VideoDevice,
     has_decoder: Callable[[], bool] | None = None,
 ) -> Device:
-    """A device that delivers. `say` hears it if the hardware does not decode what it should. Raises as VideoDevice."""
+    """Open a stream. `say` is told if the hardware decoder fails and the CPU decodes. Raises as VideoDevice."""
     video = opener(address, wait=wait, fps=fps, pauses_s=pauses_s)
     if not (address.is_rtsp and video.codec in PARSERS and (has_decoder or has_hardware_decoder)()):
         return video
-    video.close()  # first: a camera may serve one viewer alone
+    video.close()  # first: a camera may serve only one viewer
     pipeline = rtsp_pipeline(address.target, video.codec)
     hardware = replace(address, kind="pipeline", target=pipeline, name=f"{address.name} ({DECODER})")
     try:
         return CaptureDevice(hardware, wait=wait, factory=factory, pauses_s=pauses_s)
     except MediaError:
-        say(f"{address.name}: {DECODER} gives no frame of it, so the CPU decodes it")
+        say(f"{address.name}: {DECODER} delivers no frame, so the CPU decodes this stream")
         return opener(address, wait=wait, fps=fps, pauses_s=pauses_s)
 
 
 def has_hardware_decoder() -> bool:
-    """In GStreamer, and an OpenCV that can use it."""
+    """Whether GStreamer has the hardware decoder and OpenCV can use it."""
     if not has_element(DECODER):
         return False
     try:

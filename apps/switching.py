@@ -1,4 +1,4 @@
-"""Another source, opened while the old one goes on: a camera on the network may take half a minute to answer."""
+"""Opens another source while the old one continues: a network camera may take half a minute to respond."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Opened = tuple[Address, Source | PVCError]
 
 
 class Switching:
-    """At most one source is being opened at a time."""
+    """Opens one source at a time, on a thread."""
 
     def __init__(self, open_source: Callable[[Address], Source]) -> None:
         self._open = open_source
@@ -24,7 +24,7 @@ class Switching:
         self._abandoned = False
 
     def begin(self, address: Address) -> str:
-        """Returns why not, or nothing."""
+        """Begin to open a source. Returns the reason if that is not possible now, otherwise ''."""
         if self._opening is not None:
             return f"{self._opening.name} is still being opened"
         self._opening = address
@@ -32,7 +32,7 @@ class Switching:
         return ""
 
     def take(self) -> Opened | None:
-        """A source that was opened since, or why it was not."""
+        """The source that was opened, or its error; None if there is neither yet."""
         try:
             opened = self._done.get_nowait()
         except Empty:
@@ -41,7 +41,7 @@ class Switching:
         return opened
 
     def close(self) -> None:
-        """What is still being opened is closed as soon as it is there."""
+        """Close opened sources; one still being opened is closed once it is open."""
         self._abandoned = True
         while (opened := self.take()) is not None:
             if not isinstance(opened[1], PVCError):

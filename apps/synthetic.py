@@ -1,8 +1,7 @@
-"""A camera that knows its scenes: the labelled world of pvc_ref.shapes, rendered live, one scene after another.
+"""The synthetic source: labelled scenes of pvc_ref.shapes, rendered live, one after another.
 
-Note: time stands still here between scenes. A scene's question is asked at its last frame, which is then held for as
-long as a person needs to read the answer. The world is imported when it is first shown, so that a device without it
-still has its cameras.
+Note: time stands still between scenes. A scene's question is asked at its last frame, which is then held long enough to
+read the answer. pvc_ref is imported on first use, so that a device without it can still use cameras.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from engines.synthetic import Frame
 
 SYNTHETIC = "synthetic"
 FPS, SIZE = 4.0, 448
-HOLD_S = 1.5  # that the last frame of a scene stays, for reading
+HOLD_S = 1.5  # how long a scene's last frame stays, so that the answer can be read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownScene:
-    """The scene that a rendered frame is of, and the question about it, to be asked at its last frame.
+    """The scene of a rendered frame, and the question to ask at the scene's last frame.
 
-    answer       the right one; None if the world has none for this question
-    topic        of the world's own question; None for a person's
-    frame_index  in the scene, from 0
-    num_frames   of the scene
+    answer       the right answer; None if it is unknown for this question
+    topic        topic of the scene's own question; None for a person's question
+    frame_index  index in the scene, from 0
+    num_frames   frames in the scene
     """
 
     question: str
@@ -47,14 +46,14 @@ class KnownScene:
 
     @property
     def hold_s(self) -> float:
-        """How long this frame stays beyond the period of its rate."""
+        """How long this frame stays in addition to its frame period."""
         return HOLD_S if self.is_last else 0.0
 
 
 class Shown(NamedTuple):
-    """What a device reads: a frame, its scene, and its time since the first one, where known.
+    """A frame read from a device, with its scene and its time since the first frame, if known.
 
-    picture  (H, W, 3) uint8 BGR, or what makes it, so that a frame that is dropped costs no conversion
+    picture  (H, W, 3) uint8 BGR, or a function that makes it, so that a dropped frame costs no conversion
     """
 
     picture: Frame | Callable[[], Frame]
@@ -67,13 +66,13 @@ class Shown(NamedTuple):
 
 
 class SyntheticDevice:
-    """Frames of the world (size, size, 3) uint8 BGR and the scene of each, all from a seed, without an end."""
+    """Endless frames (size, size, 3) uint8 BGR with their scenes, all from a seed."""
 
     name, waits, notice, num_reconnects, damage = SYNTHETIC, True, "", 0, None
     fps: float | None = FPS
 
     def __init__(self, *, seed: int = 0, question: str | None = None, size: int = SIZE) -> None:
-        """`question` is asked of every scene; None asks each scene one of its own. Raises BackendUnavailable."""
+        """`question` is asked about every scene; with None each scene has its own. Raises BackendUnavailable."""
         self._shown = _watch(seed, question, size)
 
     def read(self) -> Shown | None:
@@ -84,14 +83,14 @@ class SyntheticDevice:
 
 
 def _watch(seed: int, asked: str | None, size: int) -> Iterator[Shown]:
-    """The import fails here, at once, and not at the first frame."""
+    """The frames; a missing import raises here, not at the first frame."""
     try:
         from pvc_ref.shapes import answer_to, question_of, watch
     except ImportError as error:
         raise BackendUnavailable(
             f"--source {SYNTHETIC} needs pvc_ref, OpenCV and Pillow: {error}",
-            cause="pvc_ref is a part of this package that a device's kit may lack",
-            fix="install the whole package, and pip install opencv-python; or show something else: --source 0, or a "
+            cause="pvc_ref is part of this package, but a device's kit may lack it",
+            fix="install the whole package and pip install opencv-python; or use another source: --source 0, or a "
             "video file",
         ) from error
 

@@ -1,4 +1,4 @@
-"""What systemd wants to hear of a service of Type=notify: that it is ready, and alive. By a plain datagram.
+"""Notifications to systemd for a service of Type=notify: ready and alive, sent as a plain datagram.
 
 Source of the protocol: sd_notify(3).
 """
@@ -11,17 +11,17 @@ from collections.abc import Mapping
 
 
 class Systemd:
-    """Speaks to the socket that NOTIFY_SOCKET names; without one it does nothing. A send that fails is no error."""
+    """Sends to the socket in NOTIFY_SOCKET; without one it does nothing. A failed send is not an error."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        """environment: that of this process where None."""
+        """environment: None means this process's environment."""
         environment = os.environ if environment is None else environment
         address = environment.get("NOTIFY_SOCKET", "")
-        self._address = "\0" + address[1:] if address.startswith("@") else address  # of the abstract namespace
+        self._address = "\0" + address[1:] if address.startswith("@") else address  # abstract namespace
         own = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         limit_us = environment.get("WATCHDOG_USEC", "")
         self.watchdog_s = int(limit_us) / 1e6 if own and self._address and limit_us.isdecimal() else None
-        """The unit's WatchdogSec, within which it wants to hear of us; None if it does not wait."""
+        """The unit's WatchdogSec: the longest time between two signs of life; None without a watchdog."""
 
     def ready(self) -> None:
         self._send("READY=1")
@@ -31,7 +31,7 @@ class Systemd:
         self._send(f"WATCHDOG=1\nSTATUS={' '.join(status.split())}")
 
     def troubled(self, status: str) -> None:
-        """The same without a sign of life, after which systemd starts the service again."""
+        """Send a status without a sign of life; systemd then restarts the service."""
         self._send(f"STATUS={' '.join(status.split())}")
 
     def stopping(self) -> None:
@@ -45,4 +45,4 @@ class Systemd:
                 channel.settimeout(1.0)
                 channel.sendto(message.encode(), self._address)
         except OSError:
-            pass  # systemd misses a sign of life, and acts on it
+            pass  # systemd misses a sign of life and acts on that

@@ -1,4 +1,4 @@
-"""When the standing question is asked: again and again, when the picture changes, or when somebody says so.
+"""Triggers of the standing question: on a schedule, when the picture changes, or on request.
 
 Dimension key:  M tokens of a frame   E their width
 """
@@ -15,26 +15,26 @@ from numpy.typing import NDArray
 
 Embeds = NDArray[np.float32]
 CALM_SHARE = 0.5
-"""Of the threshold: a frame that differs by less from the one before it is calm."""
+"""Share of the threshold: a frame that differs by less from the previous frame is calm."""
 RESTLESS_PAUSES = 10
-"""Pauses after which a picture that was never calm is asked about all the same, if it differs."""
+"""Number of pauses after which a changed picture triggers the question even if it was never calm."""
 
 
 class Trigger(Protocol):
-    """Called on the session's thread. time_s is the source's; embeds (M, E) float32 are what the model got to see."""
+    """Called on the session's thread. time_s: the source's time; embeds (M, E) float32: the frame's tokens."""
 
     def due(self, time_s: float, embeds: Embeds) -> bool:
-        """Whether to ask now. Called once for every frame that the model saw, in order."""
+        """Whether to ask now. Called once per frame the model saw, in order."""
 
     def asked(self, time_s: float, embeds: Embeds) -> None:
-        """The question was asked about the frames up to this one, whoever wanted it."""
+        """Note that the question was asked about the frames up to this one, for any reason."""
 
     def reset(self) -> None:
-        """Forget all: another source, or time begins anew."""
+        """Forget everything: the source was switched, or time restarts."""
 
 
 class Schedule:
-    """Every so many seconds of video, 0 being every frame; the first time when that many have passed."""
+    """Asks every every_s seconds of video (0: every frame); the first time after every_s."""
 
     def __init__(self, every_s: float) -> None:
         self._every_s = every_s
@@ -53,19 +53,20 @@ class Schedule:
 
 
 class OnChange:
-    """When a frame differs from the one that was last asked about by a threshold or more.
+    """Asks when a frame differs by the threshold or more from the frame of the last question.
 
-    Distance  the mean over the M tokens of 1 - cos(token, the same token of the other frame): 0 the same, 2 opposite.
-              By token and not of the frames' means, as a token stands for a part of the picture: what comes in moves
-              some tokens a lot, which a mean of all would hide, and two things that change places would cancel out.
+    Distance  mean over the M tokens of 1 - cos(token, the same token of the other frame): 0 equal, 2 opposite.
+              Per token instead of between the frames' means, since a token represents a part of the picture: a new
+              object changes some tokens a lot, which a mean would hide, and two objects swapping places would cancel.
     Pause     at least pause_s between two questions, and before the first one.
-    Noise     a change counts if the picture was calm in between: some frame since the last question differed by less
-              than half the threshold from the frame before it. Rain or a dark camera's noise, as far from the frame
-              before as from the one asked about, would ask after every pause; it does so after every tenth one.
+    Noise     a change counts only if the picture was calm since the last question: some frame differed from the
+              previous one by less than half the threshold. Rain or a dark camera's noise differs as much from the
+              previous frame as from the last question's frame; without this rule it would trigger after every pause,
+              with it only after every tenth one.
     """
 
     def __init__(self, threshold: float, *, pause_s: float) -> None:
-        self.distance = 0.0  # of the newest frame, for those who choose a threshold
+        self.distance = 0.0  # distance of the newest frame, for choosing a threshold
         self._threshold, self._pause_s = threshold, pause_s
         self.reset()
 
@@ -96,7 +97,7 @@ class OnChange:
 
 
 class OnTrigger:
-    """When somebody says so: `fire`, from any thread, or SIGUSR1. Several before the next frame are one question."""
+    """Asks on request: `fire` from any thread, or SIGUSR1. Several requests before the next frame are one question."""
 
     def __init__(self) -> None:
         self._is_due = False
@@ -105,7 +106,7 @@ class OnTrigger:
         self._is_due = True
 
     def install(self) -> str:
-        """Listen to SIGUSR1; from the main thread only. Returns how to send it; empty on a system without signals."""
+        """Handle SIGUSR1; call on the main thread only. Returns the command that sends it; '' without signals."""
         number = getattr(signal, "SIGUSR1", None)
         if number is None:
             return ""
@@ -126,13 +127,13 @@ class OnTrigger:
 
 
 def _unit(embeds: Embeds) -> Embeds:
-    """A copy whose tokens have length 1, and 0 where they had."""
+    """A copy with tokens scaled to length 1; zero tokens stay zero."""
     lengths = np.linalg.norm(embeds, axis=1, keepdims=True)
     return np.asarray(embeds / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
 
 
 def _distance(first: Embeds, second: Embeds) -> float:
-    """Of unit tokens (M, E); 2, the most there is, between frames that have another number of them."""
+    """Distance of unit tokens (M, E); 2, the maximum, for frames with different numbers of tokens."""
     if first.shape != second.shape:
         return 2.0
     return 1.0 - float(np.einsum("me,me->m", first, second).mean())

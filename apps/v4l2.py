@@ -1,6 +1,6 @@
-"""The pixel formats that a camera of Linux offers, asked of its driver.
+"""The pixel formats of a Linux camera, queried from its driver.
 
-Note: a CSI sensor is a /dev/video too, and gives raw Bayer data there: one colour per pixel, before any processing.
+Note: a CSI sensor also appears as /dev/video, where it delivers raw Bayer data: one colour per pixel, unprocessed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 MJPG = "MJPG"
 BAYER = re.compile(r"BA81|GBRG|GRBG|RGGB|BYR2|(BG|GB|BA|GR|RG)1[0246]|p[BGgR](AA|CC|EE)")
-"""V4L2_PIX_FMT_SBGGR8 to SRGGB16 of linux/videodev2.h, plain and packed."""
+"""V4L2_PIX_FMT_SBGGR8 to SRGGB16 from linux/videodev2.h, plain and packed."""
 VIDIOC_ENUM_FMT = 0xC0405602  # _IOWR('V', 2, struct v4l2_fmtdesc)
 FORMAT = struct.Struct("=III32s4sI12x")  # index, type, flags, description, pixelformat, mbus_code, reserved
 CAPTURE = 1  # V4L2_BUF_TYPE_VIDEO_CAPTURE
@@ -23,7 +23,7 @@ Ioctl = Callable[[int, int, bytes], bytes]
 
 
 def pixel_formats(path: str, *, ioctl: Ioctl | None = None) -> tuple[str, ...]:
-    """FOURCCs, such as MJPG, in the driver's order; none where they cannot be asked for."""
+    """FOURCCs such as MJPG, in the driver's order; empty if they cannot be queried."""
     if ioctl is None:
         try:
             ioctl = importlib.import_module("fcntl").ioctl
@@ -31,7 +31,7 @@ def pixel_formats(path: str, *, ioctl: Ioctl | None = None) -> tuple[str, ...]:
             return ()
     try:
         device = os.open(path, os.O_RDWR | getattr(os, "O_NONBLOCK", 0))
-    except OSError:  # whoever opens the camera next says so
+    except OSError:  # opening the camera later reports the error
         return ()
     try:
         return tuple(_enumerate(device, ioctl))
@@ -40,7 +40,7 @@ def pixel_formats(path: str, *, ioctl: Ioctl | None = None) -> tuple[str, ...]:
 
 
 def is_raw(offered: tuple[str, ...]) -> bool:
-    """Whether these are Bayer data, all of them."""
+    """Whether all formats are raw Bayer data."""
     return bool(offered) and all(BAYER.fullmatch(one) for one in offered)
 
 
@@ -50,7 +50,7 @@ def _enumerate(device: int, ioctl: Ioctl) -> list[str]:
         try:
             answer = ioctl(device, VIDIOC_ENUM_FMT, FORMAT.pack(index, CAPTURE, 0, b"", b"", 0))
         except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENOTTY):  # the end of the list, or no camera
+            if error.errno in (errno.EINVAL, errno.ENOTTY):  # end of the list, or not a camera
                 break
             raise
         found.append(FORMAT.unpack(answer)[4].decode("latin-1").rstrip("\0 "))

@@ -1,4 +1,4 @@
-"""A file or an address as a device: frames by the reader that `pvc-export run` has too, at their own times."""
+"""A file or a network stream as a device: frames with their timestamps, from the reader of `pvc-export run`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .synthetic import SYNTHETIC, Shown
 
 
 class VideoDevice:
-    """A video that ends, which waits for whoever reads, or a network stream that survives its loss."""
+    """A video that ends and waits for its reader, or a network stream that reconnects after a loss."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class VideoDevice:
         pauses_s: Sequence[float] = RETRY_PAUSES_S,
         opener: Callable[[Address, float | None], VideoReader] | None = None,
     ) -> None:
-        """Open it, and prove that it delivers. `fps` is for raw streams; `pauses_s` as CaptureDevice has them.
+        """Open it and read the first frame. `fps` is for raw streams; `pauses_s` as in CaptureDevice.
 
         Raises MediaError, and BackendUnavailable without PyAV.
         """
@@ -45,7 +45,7 @@ class VideoDevice:
 
     @property
     def codec(self) -> str:
-        """FFmpeg's name of it."""
+        """FFmpeg's name of the codec."""
         return self._reader.codec
 
     def read(self) -> Shown | None:
@@ -83,11 +83,11 @@ class VideoDevice:
         frame = next(self._frames, None)
         if frame is None:
             return None
-        # Of a live stream the clock counts, which goes on when it is lost.
+        # A live stream uses the clock's time, which continues while the stream is lost.
         return _shown(frame, frame.time_s - self._started_s if self.waits else None)
 
     def _reopened(self) -> Shown | None:
-        """The first frame of a stream that is back; None if it is not."""
+        """The first frame after reopening; None if the stream is not back."""
         self._reader.close()
         try:
             self._open()

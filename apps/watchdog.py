@@ -1,8 +1,8 @@
-"""Notices a session that hangs and a camera that gives nothing, says so, and tells systemd as long as all is well.
+"""Detects a hanging session and a source without frames, reports them, and notifies systemd while all is well.
 
-It ends nothing: an engine that hangs inside a driver cannot be ended from here. Under systemd a hanging session is no
-longer reported alive, and the whole service is started again. A lost camera is said, and does not restart anything: a
-restart brings no camera back.
+It ends nothing: an engine that hangs inside a driver cannot be stopped from here. Under systemd a hanging session is no
+longer reported as alive, so systemd restarts the service. A lost camera is only reported: a restart would not bring it
+back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LONGEST_CHECK_S = 5.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hang:
-    """what: the session's thread, or the frames of its source. since_s: for how long by now. stack: where it hangs."""
+    """A hang. what: the session's thread, or its source's frames; since_s: duration so far; stack: where it hangs."""
 
     what: Literal["session", "frames"]
     since_s: float
@@ -35,13 +35,13 @@ class Hang:
     def __str__(self) -> str:
         if self.what == "frames":
             return f"no frame for {self.since_s:.0f} s"
-        return f"the session has hung for {self.since_s:.0f} s"
+        return f"the session has been hanging for {self.since_s:.0f} s"
 
 
 class Watchdog:
-    """A Listener that takes every call for a sign of life; the session calls `beat` as well where it waits for frames.
+    """A Listener that treats every call as a sign of life; the session also calls `beat` while it waits for frames.
 
-    changed  is called on the watchdog's thread when something begins to hang, and with None when all is well again
+    changed  called on the watchdog's thread when something begins to hang, and with None when all is well again
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Watchdog:
         clock: Callable[[], float] = time.monotonic,
         systemd: Systemd | None = None,
     ) -> None:
-        """hang_s is longer than the longest answer takes to its first token; say hears the stack of what hangs."""
+        """hang_s must be longer than any answer's time to its first token; say receives the hanging thread's stack."""
         self.hang_s, self.no_frame_s = hang_s, no_frame_s
         self._changed, self._say, self._clock = changed, say, clock
         self._systemd = systemd or Systemd()
@@ -66,14 +66,14 @@ class Watchdog:
         self._thread = Thread(target=self._run, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Call it from the session's thread, when it begins. What was before does not count as a hang."""
+        """Start watching; call on the session's thread when it begins. Earlier time does not count as a hang."""
         self._watched = get_ident()
         self._beat_at = self._frame_at = self._clock()
         self._systemd.ready()
         self._thread.start()
 
     def beat(self) -> None:
-        """The session's thread goes on."""
+        """Note that the session's thread is alive."""
         self._beat_at = self._clock()
 
     def saw(self, captured: Captured, status: Status) -> None:
@@ -93,7 +93,7 @@ class Watchdog:
             self._thread.join(timeout=2.0)
 
     def look(self) -> Hang | None:
-        """What hangs now. A session that hangs takes no frames, so that is not said of its source too."""
+        """The present hang, or None. A hanging session takes no frames, so its source is not reported as well."""
         now = self._clock()
         if (since_s := now - self._beat_at) > self.hang_s:
             return Hang(what="session", since_s=since_s)
@@ -102,7 +102,7 @@ class Watchdog:
         return None
 
     def check(self) -> Hang | None:
-        """Look, tell systemd, and report what changed. What `look` found."""
+        """Look, notify systemd, and report changes. Returns what `look` found."""
         hang = self.look()
         if hang is not None and hang.what == "session":
             self._systemd.troubled(str(hang))
@@ -118,7 +118,7 @@ class Watchdog:
     def _report(self, hang: Hang | None) -> None:
         if hang is not None and hang.what == "session":
             hang = Hang(what=hang.what, since_s=hang.since_s, stack=stack_of(self._watched))
-            self._say(f"{hang}; it is here:\n{hang.stack}")
+            self._say(f"{hang}, in this call:\n{hang.stack}")
         self._changed(hang)
 
     def _run(self) -> None:
@@ -128,6 +128,6 @@ class Watchdog:
 
 
 def stack_of(thread: int | None) -> str:
-    """Where a thread is, innermost call last; empty if there is none such."""
+    """A thread's stack, innermost call last; empty if the thread does not exist."""
     frame = None if thread is None else sys._current_frames().get(thread)
     return "" if frame is None else "".join(traceback.format_stack(frame)).rstrip()

@@ -1,11 +1,11 @@
-"""One stream that watches without an end: frames in, questions asked in their turn, and an answer while frames go on.
+"""A stream that watches without an end: frames in, questions in turn, and answers decoded while frames continue.
 
-Note: a stream that holds as many frames as its model was trained on, or whose context is full, goes on from its last
-frames as a fresh stream of them (engines/episodes.py); where a model cannot do that, it is started again. Room for the
-question and its answer is kept free, so that what is about to be forgotten is asked about once more. Otherwise a small
-context and a rare question would give no answer at all.
-A source that knows its scenes brings its own question for each scene. It is asked at the scene's last frame only, and a
-context is then forgotten between two scenes, not within one.
+Note: when a stream has as many frames as its model was trained on, or its context is full, it continues from its last
+frames as a fresh stream (engines/episodes.py); if the model cannot do that, the stream is restarted. Room for the
+question and its answer is kept free, so that one last question can be asked about frames before they are forgotten.
+Otherwise a small context with rare questions would never give an answer.
+A source that knows its scenes has a question for each scene, asked only at the scene's last frame. The context is then
+forgotten between scenes, not within one.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from .score import Grade, grade
 from .synthetic import KnownScene
 from .triggers import Trigger
 
-NOTICE_S = 4.0  # how long an overlay shows that the stream was started again
+NOTICE_S = 4.0  # how long the overlay shows that the stream was restarted
 MARGIN_ROWS = 8  # a frame's number takes more tokens as it grows
-OTHER_ROWS = 64  # kept free for the questions of people, where there is room for them
-MOST_WAITING = 16  # questions of people
+OTHER_ROWS = 64  # kept free for people's questions, if there is room
+MOST_WAITING = 16  # people's questions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """What the model said about the frames up to `frame_index`. finished: false if the token limit cut it short.
+    """The model's answer about the frames up to `frame_index`. finished: false if the token limit cut it short.
 
-    margin      how sure it was (engines/answer.py)
+    margin      how sure the model was (engines/answer.py)
     latency_ms  from the capture of that frame to the end of the answer
-    standing    whether it was asked by itself, and not by a person
+    standing    the standing question, not a person's
     """
 
     question: str
@@ -56,7 +56,7 @@ class Reply:
     grade: Grade = field(default_factory=Grade)
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, those of the grade among them."""
+        """Its fields, including those of the grade."""
         fields = asdict(self)
         graded: dict[str, Any] = fields.pop("grade")
         return fields | graded
@@ -64,7 +64,7 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """A question that is being answered. fair: whether the model has had a chance to know."""
+    """A question being answered. fair: the model had a fair chance to know the answer."""
 
     question: str
     standing: bool
@@ -74,11 +74,11 @@ class Turn:
 
 
 class Watcher:
-    """A PVCStream and what it is asked. All times are the source's `time_s`.
+    """A PVCStream and its questions. All times are the source's `time_s`.
 
-    question      that is asked by itself
-    last_reply    the newest, to whatever question
-    num_restarts  how often the stream was forgotten whole; num_rollovers counts its re-anchors too
+    question      the standing question
+    last_reply    the newest reply, to any question
+    num_restarts  times the stream was forgotten completely; num_rollovers also counts re-anchors
     """
 
     def __init__(
@@ -92,11 +92,11 @@ class Watcher:
         notes: Notes | None = None,
         stream: PVCStream | None = None,
     ) -> None:
-        """`question` is for frames that bring none.
+        """`question` is for frames without their own.
 
-        whole_scenes  forget a scene between two, rather than go on from the last frames in the middle of one
-        notes         what is carried beyond what the model sees; None carries nothing
-        stream        goes on with this one, of the same bundle
+        whole_scenes  forget the context between scenes, instead of continuing from the last frames within one
+        notes         keeps answers after their frames are forgotten; None keeps nothing
+        stream        a stream of the same bundle to continue
         Raises StreamError for a question that cannot be asked, StreamFull if one frame leaves no room for it.
         """
         require_endless(bundle.manifest)
@@ -116,7 +116,7 @@ class Watcher:
         self._waiting: deque[str] = deque()
         self._turn: Turn | None = None
         self._wants_standing = self._is_due = False
-        self._is_told = False  # the question, by a person
+        self._is_told = False  # whether a person set the question
         self._num_unasked = 0
         self._num_of_scene = 0  # frames of the newest scene that are in the context
         self._num_anchors_before = 0
@@ -128,27 +128,27 @@ class Watcher:
 
     @property
     def num_rollovers(self) -> int:
-        """Since the stream was begun."""
+        """Rollovers since the stream began."""
         return self.num_restarts + self._num_anchors_before + self.stream.num_anchors
 
     @property
     def num_waiting(self) -> int:
-        """Questions that wait for their turn."""
+        """Number of waiting questions."""
         return len(self._waiting) + self._wants_standing
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` has something to do: before the first frame, questions wait for it."""
+        """Whether `step` has something to do; questions wait for the first frame."""
         return self._turn is not None or (self.num_waiting > 0 and self.stream.newest is not None)
 
     @property
     def partial(self) -> tuple[str, str] | None:
-        """The question that is being answered, and its answer so far."""
+        """The question being answered, and its answer so far."""
         return None if self._turn is None else (self._turn.question, self._turn.answering.text)
 
     def push(self, captured: Captured) -> None:
-        """Let the model see a frame. Where a scene begins that the context has no room for, the old ones are forgotten
-        first; and where a stream cannot go on from its last frames, all is."""
+        """Show the model a frame. If the context has no room for a scene that begins, older scenes are forgotten first.
+        A stream that cannot continue from its last frames forgets everything when it is full."""
         scene, num_frames = captured.scene, 1
         if scene is not None and scene.is_first:
             self._num_of_scene, num_frames = 0, scene.num_frames
@@ -163,7 +163,7 @@ class Watcher:
             self._restart(captured, "context full")
             self.stream.push(captured.bgr)
         if self.stream.num_anchors > num_anchors:
-            told = f"goes on from its last {self.stream.num_context_frames - 1} frames"
+            told = f"continuing from its last {self.stream.num_context_frames - 1} frames"
             self._say(captured, f"the context is used up: {told} at frame {captured.index}")
         self._num_unasked += 1
         self._num_of_scene += 1
@@ -172,19 +172,19 @@ class Watcher:
         self._is_due = self._trigger.due(captured.time_s, newest)
 
     def is_due(self, captured: Captured) -> bool:
-        """Whether to ask now: it is time, or the next frame is the first one without those that were not asked about.
-        Of a scene, only at its end."""
+        """Whether to ask now: the trigger is due, or the next frame would drop frames not asked about yet. A scene is
+        asked about only at its end."""
         if self._wants_standing or (self._turn is not None and self._turn.standing):
             return False
         is_last_chance = captured.scene is None and (self._why_full(1) != "" or self.stream.frames_left() == 0)
         return self.has_news(captured) and (self._is_due or is_last_chance)
 
     def has_news(self, captured: Captured) -> bool:
-        """Whether frames were pushed that no answer is about yet, and none of them is of a scene that goes on."""
+        """Whether there are frames without an answer yet, and no unfinished scene among them."""
         return self._num_unasked > 0 and (captured.scene is None or captured.scene.is_last)
 
     def ask_from_now_on(self, question: str) -> None:
-        """Another question that is asked by itself, of scenes too. Raises StreamError for one that cannot be asked."""
+        """Set the standing question, also for scenes. Raises StreamError for one that cannot be asked."""
         self._ask_from_now_on(question)
         self._is_told = True
 
@@ -196,30 +196,31 @@ class Watcher:
         self.question, self._ask_rows = question, rows
 
     def want(self, question: str | None = None) -> None:
-        """Ask in turn: a person's question, or the standing one. Raises StreamError for one that cannot be asked, or if
-        too many wait."""
+        """Queue a person's question, or the standing one. Raises StreamError for one that cannot be asked, or if too
+        many are waiting."""
         if question is None:
             self._wants_standing = True
             return
         self._bundle.tokenizer.refuse_special_tokens(question)
         if len(self._waiting) >= MOST_WAITING:
             raise StreamError(
-                f"{MOST_WAITING} questions wait already", expected="fewer", fix="ask again when some are answered"
+                f"{MOST_WAITING} questions are already waiting",
+                expected="fewer",
+                fix="ask again when some are answered",
             )
         self._waiting.append(question)
 
     def step(self, newest: Captured) -> Reply | None:
-        """Begin the next question, about the frames up to `newest`, or decode one token more. Returns a reply that is
-        done.
+        """Begin the next question, about the frames up to `newest`, or decode one more token. Returns a finished reply.
 
-        Raises StreamFull for a person's question that has no room until the context is used up, and NonFiniteError; the
-        question is dropped.
+        Raises StreamFull for a person's question without room in the present context, and NonFiniteError; the question
+        is dropped.
         """
         if self._turn is None:
             self._turn = self._begin(newest) if self.num_waiting else None
             return None
-        turn, self._turn = self._turn, None  # whatever is raised, it is over
-        if turn.answering.is_cut:  # it went on for a whole context
+        turn, self._turn = self._turn, None  # any exception ends the turn
+        if turn.answering.is_cut:  # it lasted for a whole context
             if turn.standing:
                 self._wants_standing = True
             else:
@@ -231,12 +232,12 @@ class Watcher:
         return None
 
     def cancel(self) -> None:
-        """Cut the answer that is being decoded."""
+        """Cut off the answer being decoded."""
         self._turn = None
         self.stream.cancel()
 
     def ask(self, newest: Captured) -> Reply:
-        """Ask the standing question, after those that wait, and decode all of the answer."""
+        """Ask the standing question, after the waiting ones, and decode the whole answer."""
         self.want()
         while True:
             reply = self.step(newest)
@@ -244,7 +245,7 @@ class Watcher:
                 return reply
 
     def reset(self) -> None:
-        """Forget frames, answers and what waits."""
+        """Forget frames, answers and waiting questions."""
         self._waiting.clear()
         self._turn, self._wants_standing, self._is_due = None, False, False
         self.last_reply, self._notice = None, ""
@@ -258,11 +259,11 @@ class Watcher:
         self._num_of_scene = self._num_unasked = 0
 
     def notice(self, time_s: float) -> str:
-        """What happened to the context lately, else empty."""
+        """A recent change of the context, or empty."""
         return self._notice if time_s < self._notice_until_s else ""
 
     def _begin(self, newest: Captured) -> Turn | None:
-        """People first: they wait. A question that cannot be begun does not wait any longer."""
+        """Begin the next question, people's first. A question that cannot be begun is dropped."""
         standing = not self._waiting
         question = self.question if standing else self._waiting.popleft()
         if standing:
@@ -300,13 +301,13 @@ class Watcher:
         return self.last_reply
 
     def _saw_it_fairly(self, scene: KnownScene | None) -> bool:
-        """Whether a trained model has all of the scene in its context, and was not asked about it before."""
+        """Whether a trained model has the whole scene in its context and was not asked about it before."""
         num_seen = min(self._num_of_scene, self.stream.num_context_frames)  # a re-anchor forgets the oldest
         is_whole = scene is not None and num_seen == scene.num_frames
         return is_whole and self._num_unasked > 0 and not self.random_weights
 
     def _open(self) -> PVCStream:
-        """With room for the questions of people too, where the context has it."""
+        """Open a stream, with room for people's questions if the context has it."""
         clock, reserve = live_clock(self._bundle.manifest), self._ask_rows + MARGIN_ROWS
         if clock == "run-on":
             return PVCStream(self._bundle, clock=clock)
@@ -319,13 +320,13 @@ class Watcher:
         needed = num_rows + self._frame_rows
         if needed > self.context:
             raise StreamFull(
-                f"one frame, the question and {self._max_new_tokens} tokens of answer need {needed} context rows",
-                expected=f"{self.context} rows or fewer, as many as the bundle has",
-                fix="ask shorter, lower --max-new-tokens, or export with a larger --context",
+                f"one frame, the question and an answer of {self._max_new_tokens} tokens need {needed} context rows",
+                expected=f"at most {self.context}, the bundle's context",
+                fix="shorten the question, lower --max-new-tokens, or export with a larger --context",
             )
 
     def _make_room(self, num_rows: int) -> None:
-        """For a question that is asked before frames are forgotten. Raises StreamError."""
+        """Reserve room for a question before frames are forgotten. Raises StreamError."""
         if self.stream.clock == "reanchor" and num_rows > self.stream.reserve:
             self.stream.reserve = num_rows
 
@@ -333,16 +334,16 @@ class Watcher:
         return rows_of_question(self._bundle, question, self._max_new_tokens)
 
     def _why_full(self, num_frames: int) -> str:
-        """Why so many more frames, of a scene, or one, and the question do not fit; empty if they do."""
+        """The reason why num_frames more frames (a scene, or one) and the question do not fit; empty if they do."""
         seen, trained = self.stream.num_context_frames, self._trained_frames
-        # Frame by frame, a stream that re-anchors takes care of itself; a scene must not be cut in two.
+        # For single frames a stream that re-anchors needs no check; a scene must not be cut in two.
         has_limit = self.stream.clock == "run-on" or (num_frames > 1 and self._whole_scenes)
         if seen == 0 or not has_limit:
             return ""
         if seen >= trained:
             return f"{seen} frames, as many as the model was trained on"
         if seen + num_frames > trained:
-            return f"the next scene would pass {trained} frames, as many as the model was trained on"
+            return f"the next scene would exceed {trained} frames, as many as the model was trained on"
         if self.context_rows + num_frames * self._frame_rows + self._ask_rows > self.context:
             return "context full"
         return ""
@@ -352,21 +353,21 @@ class Watcher:
         self.stream.reset()
         self.num_restarts += 1
         self._num_of_scene = 0
-        self._say(captured, f"{why}: started again at frame {captured.index}")
+        self._say(captured, f"{why}: restarted at frame {captured.index}")
 
     def _say(self, captured: Captured, what: str) -> None:
         self._notice, self._notice_until_s = what, captured.time_s + NOTICE_S
 
 
 def _rows_of_frame(bundle: Bundle) -> int:
-    """Most context rows that a frame takes, one of a number with more digits than any so far."""
+    """Most context rows a frame takes, with a margin for frame numbers with more digits."""
     prompt = bundle.manifest.prompt
     prefix = bundle.tokenizer.encode(prompt.frame_end() + prompt.before_frame(1))
     return len(prefix) + bundle.manifest.shape.num_frame_tokens + MARGIN_ROWS
 
 
 def live_clock(manifest: Manifest) -> Clock:
-    """'reanchor' for every model that can."""
+    """'reanchor' if the model can, otherwise 'run-on'."""
     try:
         return resolve_clock(manifest, "reanchor", None)[0]
     except StreamError:
@@ -374,10 +375,10 @@ def live_clock(manifest: Manifest) -> Clock:
 
 
 def require_endless(manifest: Manifest) -> None:
-    """Raise StreamError for a model whose time is t / T: a live view has no T."""
+    """Raise StreamError for a model whose time is t / T, since a live stream has no T."""
     if manifest.time_mode == "fixed":
         raise StreamError(
-            "this model's time mode is 'fixed': it must know the number of frames, and a live view has no end",
+            "this model's time mode is 'fixed': it must know the number of frames, and a live stream has no end",
             expected="a model whose time mode is 'absolute'",
             fix="stream a file of known length instead: pvc-export run BUNDLE --video FILE",
         )

@@ -1,7 +1,7 @@
 """The window of a live view.
 
-Note: it must be opened before PyAV is imported (a recording does that). PyAV brings a copy of libxcb; where that is
-loaded first, OpenCV's Qt window hangs for good: opencv/opencv#21952, seen here with opencv-python 5.0 and av 18.1.
+Note: open it before PyAV is imported, which a recording does. PyAV contains a copy of libxcb; if that is loaded first,
+OpenCV's Qt window hangs forever: opencv/opencv#21952, seen here with opencv-python 5.0 and av 18.1.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from .opencv import import_cv2
 
 TITLE = "pvc-live"
 ESCAPE = 27
-MAX_WIDTH, MAX_HEIGHT = 1280, 720  # of the window at first; its user may change it
-WITHOUT = "go without: pvc-live ... --headless --record OUT.mp4"
+MAX_WIDTH, MAX_HEIGHT = 1280, 720  # of the window at first; the user may resize it
+WITHOUT = "run without a window: pvc-live ... --headless --record OUT.mp4"
 
 
 class Window:
-    """Shows frames and hears keys."""
+    """Shows frames and reads keys."""
 
     _is_sized = False
 
     def __init__(self, cv2: Any = None) -> None:
-        """Raises BackendUnavailable where there is no screen, or an OpenCV without windows."""
+        """Raises BackendUnavailable without a screen, or with an OpenCV without windows."""
         self._cv2 = cv2 or import_cv2()
         if (
             cv2 is None
             and sys.platform == "linux"
             and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
         ):
-            # Without the question, Qt would abort the process.
+            # Check first: without a screen, Qt would abort the process.
             raise BackendUnavailable(
-                "a window needs a screen, and DISPLAY is not set",
+                "a window needs a screen, but neither DISPLAY nor WAYLAND_DISPLAY is set",
                 cause="this is a remote shell, a container or a service",
                 fix=WITHOUT,
             )
@@ -46,7 +46,7 @@ class Window:
             self._cv2.waitKey(1)
         except self._cv2.error as error:
             raise BackendUnavailable(
-                "this OpenCV has no windows",
+                "this OpenCV cannot open windows",
                 expected="the package opencv-python",
                 cause="opencv-python-headless is installed",
                 fix=f"{WITHOUT}; or pip uninstall opencv-python-headless, then pip install opencv-python",
@@ -61,7 +61,7 @@ class Window:
         self._cv2.imshow(TITLE, frame_bgr)
 
     def key(self) -> str:
-        """What was asked for since the last call: 'quit' by q, Esc or closing the window, 'ask' by space, or ''."""
+        """The key since the last call: 'quit' for q, Esc or closing the window, 'ask' for space, otherwise ''."""
         code = self._cv2.waitKey(1) & 0xFF
         if code in (ord("q"), ord("Q"), ESCAPE) or self._is_closed():
             return "quit"

@@ -1,6 +1,6 @@
 """The runtime: graphs, caches and streams, with numpy and the target's runtime. Never imports torch.
 
-Unusual: what these names need is imported when they are first asked for. To build engines, a device needs no Pillow.
+Note: these names import their modules on first use, so that a device that only builds engines needs no Pillow.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""What a stream hands back: an answer, and what a frame cost."""
+"""Results of a stream: an answer, and the time a frame took."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 MARGIN_TOKENS = 3
-"""Where an answer is decided: what follows mostly completes words."""
+"""The first tokens decide an answer; later ones mostly complete words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PushTiming:
-    """Milliseconds of one pushed frame: resize, vision graphs, LLM ingest, and getting the next anchor ready."""
+    """Milliseconds of one pushed frame: resize, vision graphs, LLM ingest, and preparing the next anchor."""
 
     preprocess_ms: float
     vision_ms: float
@@ -20,16 +20,16 @@ class PushTiming:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What the model said, and what it cost. `finished` is false when max_new_tokens cut it short.
+    """The model's answer and its cost. `finished` is false when max_new_tokens cut it short.
 
-    token_ids   also those of a text that ended it, which `text` does not have
+    token_ids   all tokens, including those of a stop text, which `text` leaves out
     vision_ms   reading the question and encoding its images; 0 without any
-    prefill_ms  up to the first token's logits: frames that waited, question and images through the LLM
+    prefill_ms  up to the first token's logits: waiting frames, question and images through the LLM
     decode_ms   all tokens after that
-    num_prompt_rows, num_frames  context rows that it could see when it began, and frames the stream had then, those
-                that a re-anchor forgot included
-    margin      how sure it was: the least lead, in logits, of the likeliest token over the next one, at the first
-                MARGIN_TOKENS that it chose, the end among them
+    num_prompt_rows, num_frames  context rows visible when it began; frames in the stream by then, including those that
+                a re-anchor dropped
+    margin      the model's certainty: the smallest lead, in logits, of the likeliest token over the next one, over the
+                first MARGIN_TOKENS chosen tokens, including the end token
     """
 
     text: str

@@ -1,7 +1,7 @@
-"""An answer while it is decoded, a token a step, so that frames can come between two tokens.
+"""Decoding of an answer one token per step, so that frames can arrive between two tokens.
 
-Its rows are a branch off the stream's own LLM cache: no cache is copied. Frames that are pushed meanwhile go through
-the vision side at once, and wait for the LLM.
+Its rows are a branch of the stream's LLM cache: no cache is copied. Frames pushed meanwhile pass through the vision
+side immediately and wait for the LLM.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .sampling import GREEDY, Sampler, Sampling
 
 
 class Answering:
-    """What PVCStream.begin returns. One at a time of a stream.
+    """An answer in progress, as PVCStream.begin returns it. One at a time per stream.
 
-    answer  once it is done, else None
+    answer  the result once it is done, else None
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class Answering:
         stop: Sequence[str] = (),
         num_frames: int = 0,
     ) -> None:
-        """rows (L, E) are the question's, for which there is room; they are fed at once. `since` is when prefill began,
-        by time.perf_counter(). `stop` are texts before which the answer ends. Raises NonFiniteError, and StreamError
-        for an empty one of them; the caller undoes what an error leaves."""
+        """rows (L, E) are the question's; they are fed immediately, and the caller made room for them. `since`: start
+        of prefill, by time.perf_counter(). `stop`: texts that end the answer and are left out of it. Raises
+        NonFiniteError, and StreamError if a stop text is empty; after an error the caller undoes the changes."""
         if "" in stop:
-            raise StreamError("an empty text ends an answer", expected="texts with something in them")
+            raise StreamError("a stop text is empty", expected="stop texts of at least one character")
         self._tokenizer, self._context = bundle.tokenizer, context
         self._limit, self._keep = max_new_tokens, keep
         self._sampler, self._stop = Sampler(sampling), tuple(stop)
@@ -57,23 +57,23 @@ class Answering:
 
     @property
     def text(self) -> str:
-        """As far as it is decoded, up to a text that ends it. A character of several tokens may not be whole yet."""
+        """The text decoded so far, up to a stop text. A character of several tokens may still be incomplete."""
         return before_stop(self._tokenizer.decode(self._tokens), self._stop)
 
     @property
     def num_tokens(self) -> int:
-        """As many as are decoded, without the one that ends it."""
+        """Tokens decoded so far, without the end token."""
         return len(self._tokens)
 
     @property
     def is_cut(self) -> bool:
-        """Whether it cannot go on: cancelled, or its stream was reset, or has re-anchored twice since it began."""
+        """Whether it cannot continue: cancelled, its stream was reset, or re-anchored twice since it began."""
         return self.answer is None and self._context.branch is not self._branch
 
     def step(self) -> bool:
-        """One token more; whether it is done. Whatever is raised, the answer is cancelled.
+        """Decode one more token; return whether the answer is done. Any exception cancels the answer.
 
-        Raises StreamError if it is done or cannot go on, and NonFiniteError.
+        Raises StreamError if it is done or cannot continue, and NonFiniteError.
         """
         if self.answer is not None or self.is_cut:
             how = "done" if self.answer is not None else "cut: its stream was reset, or it was cancelled"
@@ -92,12 +92,12 @@ class Answering:
         return self.answer is not None
 
     def cancel(self) -> None:
-        """Forget question and answer. After the end of either it does nothing."""
+        """Drop question and answer. Does nothing once it is done or cut."""
         if self.answer is None and not self.is_cut:
             self._context.end_branch(keep=False)
 
     def _decode(self) -> bool | None:
-        """The next token, fed back to the LLM. True at the end of the answer, False at the limit, else None."""
+        """Choose the next token, feed it to the LLM. True at the end of the answer, False at the limit, else None."""
         token = self._sampler.choose(self._logits)
         if len(self._tokens) < MARGIN_TOKENS:
             self._margin = min(self._margin, _lead(self._logits))
@@ -131,11 +131,11 @@ class Answering:
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:
-    """What comes before the first of these texts."""
+    """The text up to the first of these stop texts."""
     return text[: min((at for each in stop if (at := text.find(each)) >= 0), default=len(text))]
 
 
 def _lead(logits: Array) -> float:
-    """Of the likeliest token over the next one, of logits (V,)."""
+    """Lead of the likeliest token over the next one, from logits (V,)."""
     second, first = np.partition(logits, -2)[-2:]
     return float(first - second)

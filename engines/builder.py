@@ -1,9 +1,9 @@
-"""ONNX file to engine, with TensorRT or TensorRT-RTX, whichever the target names. No torch, no onnx package.
+"""Builds an engine from an ONNX file, with TensorRT or TensorRT-RTX, as the target requires. No torch, no onnx package.
 
-Unusual: TensorRT-RTX compiles ahead of time on a machine without a GPU. Precision is never a flag: networks are
-strongly typed, so the dtypes in the ONNX file are the dtypes of the engine. TF32 is on by default and cleared here.
+Note: TensorRT-RTX compiles ahead of time on a machine without a GPU. Precision is never a flag: networks are strongly
+typed, so the dtypes in the ONNX file are the dtypes of the engine. TF32 is on by default and cleared here.
 The ONNX parsers of both accept some files that are not ONNX at all and return an empty network; that is checked.
-Facts per version: TensorRT 10.3 to 11.4 and TensorRT-RTX 1.7, by feature detection, never by comparing versions.
+Supports TensorRT 10.3 to 11.4 and TensorRT-RTX 1.7, by feature detection, never by comparing versions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .spec import GraphSpec
 from .target import Target, load_target, target_names
 
 Progress = Callable[[str, float], None]
-"""Called with a stage's name and the fraction done, 0 to 1."""
+"""Called with the name of a build phase and the fraction done, 0 to 1."""
 
 INSTALL = {"tensorrt_rtx": "pip install -e '.[rtx]'", "tensorrt": "pip install -e '.[trt]'"}
 EXPORT_AGAIN = "export it again: pvc-export trt"
@@ -34,10 +34,10 @@ NOISE = re.compile(r"cudaError 35|catchCudaError|CUDA initialization failure", r
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineReport:
-    """What a build made: the serialized engine, and its layers as the builder listed them.
+    """Result of a build: the serialized engine, and its layers as the builder listed them.
 
-    layers        None where kernels are not visible: the list shows a whole subgraph as one opaque node, or nothing
-    timing_cache  what this build and those before it measured, if that was asked for
+    layers        None if kernels are not visible: the list shows a whole subgraph as one opaque node, or nothing
+    timing_cache  kernel timings of this and earlier builds, if requested
     """
 
     plan: bytes
@@ -51,10 +51,10 @@ class EngineReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildOptions:
-    """What a build may use.
+    """Resources of a build.
 
-    workspace_bytes  of the GPU's memory, while kernels are tried; None: as much as the runtime likes
-    timing_cache     what earlier builds measured, which saves measuring it again, or b''; None: none is kept
+    workspace_bytes  GPU memory for trying kernels; None: as much as the runtime chooses
+    timing_cache     kernel timings of earlier builds, which are not repeated, or b''; None: keep no timings
     """
 
     workspace_bytes: int | None = None
@@ -64,32 +64,32 @@ class BuildOptions:
 def load_runtime(target: Target) -> ModuleType:
     """The Python package of the target's runtime.
 
-    Raises BackendUnavailable with the command that installs it, also for a version that the target does not have.
+    Raises BackendUnavailable with the command that installs it, also for a version that the target does not support.
     """
     if target.builder is None:
         raise BackendUnavailable(
-            f"target '{target.name}' runs ONNX files directly: there is no engine to build for it",
-            fix=f"pvc-export onnx --target {target.name}, or choose a target that has engines",
+            f"target '{target.name}' runs ONNX files directly, so there is no engine to build",
+            fix=f"pvc-export onnx --target {target.name}, or choose a target with engines",
         )
     try:
         trt = importlib.import_module(target.builder)
     except ImportError as error:
         raise BackendUnavailable(
-            f"target '{target.name}' needs the package {target.builder}, which cannot be imported here ({error})",
+            f"target '{target.name}' needs the package {target.builder}, which cannot be imported ({error})",
             cause="it is not installed in this environment, or not for this version of Python",
             fix=INSTALL[target.builder],
         ) from error
     if not target.takes(trt.__version__):
         first, beyond = target.builder_versions
-        # On a device, its other versions; elsewhere, no device's.
+        # On a device suggest other device targets; elsewhere, none of those.
         others = [
             t for t in map(load_target, target_names()) if t.builder == target.builder and t.takes(trt.__version__)
         ]
         alike = [t.name for t in others if bool(t.compute_capabilities) == bool(target.compute_capabilities)]
         raise BackendUnavailable(
             f"{target.builder} {trt.__version__} is installed, which target '{target.name}' does not support",
-            expected=f"{target.builder} from {first} and before {beyond}",
-            fix=f"install a version that fits ({INSTALL[target.builder]}), or choose another target: "
+            expected=f"{target.builder} {first} or later, but below {beyond}",
+            fix=f"install a supported version ({INSTALL[target.builder]}), or choose another target: "
             f"--target {(alike or ['cuda'])[0]}",
         )
     return trt
@@ -104,13 +104,13 @@ def build_engine(
     progress: Progress | None = None,
     cuda: CudaRuntime | None = None,
 ) -> EngineReport:
-    """Parse, optimize and serialize one graph. `cuda` stands in for this machine's GPU, in tests.
+    """Parse, optimize and serialize one graph. `cuda` replaces this machine's GPU in tests.
 
-    Raises BackendUnavailable without the runtime or the GPU that it needs, BuildError when parsing or building fails,
-    and KeyboardInterrupt when `progress` raised it: the build was cancelled.
+    Raises BackendUnavailable without the runtime or the GPU it needs, BuildError if parsing or building fails, and
+    KeyboardInterrupt if `progress` raised it: the build was cancelled.
     """
     trt = load_runtime(target)
-    capabilities = compute_capabilities(target, cuda)  # first: without a GPU, TensorRT's own Builder is a TypeError
+    capabilities = compute_capabilities(target, cuda)  # first: without a GPU, TensorRT's Builder raises TypeError
     started = time.perf_counter()
     log = _make_log(trt)
     builder = trt.Builder(log)
@@ -132,7 +132,7 @@ def build_engine(
     if plan is None:
         raise BuildError(
             f"{target.builder} {trt.__version__} could not build '{spec.name}' from {onnx_path}: {log.reason()}",
-            cause="the file was read without an error, so the builder lacks memory, or cannot compile this graph for "
+            cause="the file was parsed without an error, so the builder lacks memory, or cannot compile this graph for "
             f"target '{target.name}'",
             fix=DOCTOR,
         )
@@ -150,8 +150,8 @@ def build_engine(
 
 
 def _apply(trt: ModuleType, config: Any, options: BuildOptions) -> Any:
-    """Returns the timing cache that the build fills, if there is one. One that the runtime refuses, as of another GPU
-    or version, is begun anew."""
+    """Apply the options. Returns the timing cache that the build fills, if any. A given cache that the runtime rejects,
+    because it is from another GPU or version, is replaced by an empty one."""
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if options.timing_cache is None:
@@ -164,7 +164,7 @@ def _apply(trt: ModuleType, config: Any, options: BuildOptions) -> Any:
 
 
 def _network_flags(trt: ModuleType) -> int:
-    """Strongly typed, and explicit batch where the version still has that flag."""
+    """Strongly typed, and explicit batch if this version still has that flag."""
     members = trt.NetworkDefinitionCreationFlag.__members__
     return sum(1 << int(members[name]) for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if name in members)
 
@@ -173,25 +173,25 @@ def _parse(trt: ModuleType, network: Any, onnx_path: Path, spec: GraphSpec, log:
     parser = trt.OnnxParser(network, log)
     parsed = parser.parse_from_file(str(onnx_path))
     if not parsed or network.num_inputs == 0:
-        errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or "it holds no network"
+        errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or "it contains no network"
         raise BuildError(
             f"{onnx_path} cannot be read as ONNX by {trt.__name__} {trt.__version__}: {errors}. {log.reason()}",
-            cause="the file is damaged, its .data file is missing, or it is another program's",
+            cause="the file is damaged, its .data file is missing, or another program wrote it",
             fix=EXPORT_AGAIN,
         )
     names = {network.get_input(i).name for i in range(network.num_inputs)}
     if names != {tensor.name for tensor in spec.inputs}:
         raise BuildError(
-            f"{onnx_path} has the inputs {sorted(names)}",
-            expected=f"{sorted(tensor.name for tensor in spec.inputs)}, as the GraphSpec of '{spec.name}' says",
-            cause="it is another graph, or of another version of pvc-export",
+            f"{onnx_path} has other inputs than its GraphSpec: {sorted(names)}",
+            expected=f"{sorted(tensor.name for tensor in spec.inputs)}, as in the GraphSpec of '{spec.name}'",
+            cause="it is another graph, or was made by another version of pvc-export",
             fix=EXPORT_AGAIN,
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnreadNode:
-    """A node that a parser does not read, by its name in the file, and the parser's own words for it."""
+    """A node that a parser cannot read: its name in the file, and the parser's message."""
 
     name: str
     operator: str
@@ -199,10 +199,10 @@ class UnreadNode:
 
 
 def unread_nodes(onnx_path: Path, target: Target) -> tuple[UnreadNode, ...]:
-    """Nodes of a graph that the installed parser of TensorRT-RTX does not read, without building anything.
+    """Nodes of a graph that the installed parser of TensorRT-RTX cannot read, found without building anything.
 
-    Of a file that it cannot read at all, no node is to blame: that is left to the build. Weights are not read (1 ms and
-    no memory for 268 MB of them, TensorRT-RTX 1.7.1). Raises BackendUnavailable where the package is not installed.
+    For a file that cannot be read at all, no node is returned; the build reports it. Weights are not read (1 ms and no
+    memory for 268 MB of them, TensorRT-RTX 1.7.1). Raises BackendUnavailable if the package is not installed.
     """
     trt = load_runtime(target)
     log = _make_log(trt)
@@ -221,16 +221,16 @@ def unread_nodes(onnx_path: Path, target: Target) -> tuple[UnreadNode, ...]:
 
 
 def compute_capabilities(target: Target, cuda: CudaRuntime | None = None) -> tuple[str, ...]:
-    """The GPUs that engines are compiled for: TensorRT-RTX is told, TensorRT compiles for the one it finds.
+    """The GPUs that engines are compiled for: TensorRT-RTX takes a list, TensorRT compiles for the GPU it finds.
 
-    Raises BackendUnavailable if it finds none, or not the target's.
+    Raises BackendUnavailable if it finds none, or one that the target does not support.
     """
     if target.runtime == "tensorrt_rtx":
         return target.compute_capabilities
     found = (cuda or LibCudart()).compute_capability()
     if target.compute_capabilities and found not in target.compute_capabilities:
         raise BackendUnavailable(
-            f"this machine's GPU is {found}, but target '{target.name}' is for other GPUs",
+            f"this machine's GPU is {found}, which target '{target.name}' does not support",
             expected=" or ".join(target.compute_capabilities),
             fix="build on the device itself, or choose another --target",
         )
@@ -244,8 +244,8 @@ def _set_compute_capabilities(trt: ModuleType, config: Any, names: tuple[str, ..
 
 
 def _list_layers(trt: ModuleType, target: Target, log: Any, plan: Any) -> tuple[EngineLayer, ...] | None:
-    """From the build log, which both print while they build; else by the inspector, which needs the GPU. None where
-    they show no kernels, but a subgraph as one node: then numbers must say what the engine is (engines/golden)."""
+    """Read layers from the build log, which both print while building; otherwise from the inspector, which needs the
+    GPU. None if they show a subgraph as one node: then only its outputs can be checked (engines/golden)."""
     text = log.text()
     if NAME_LINE.search(text):
         return parse_layers(text)
@@ -257,8 +257,8 @@ def _list_layers(trt: ModuleType, target: Target, log: Any, plan: Any) -> tuple[
         return None
     if engine is None:
         raise BuildError(
-            f"the engine that was just built cannot be opened for inspection: {log.reason()}",
-            cause="the GPU has too little free memory, or is not the one that the engine was built for",
+            f"the engine just built cannot be opened for inspection: {log.reason()}",
+            cause="the GPU has too little free memory, or is not the one the engine was built for",
             fix=DOCTOR,
         )
     inspector = engine.create_engine_inspector()
@@ -267,9 +267,9 @@ def _list_layers(trt: ModuleType, target: Target, log: Any, plan: Any) -> tuple[
 
 
 def _allow_decomposition(trt: ModuleType, network: Any) -> None:
-    """Let a float32 attention be built from loose kernels: none is fused over many rows, and it would fail otherwise.
+    """Allow float32 attention to be built from separate kernels: over many rows none is fused, and building would fail.
 
-    Where a fused kernel exists it is still used, which the gate counts.
+    A fused kernel is still used if there is one; the gate counts those.
     """
     for index in range(network.num_layers):
         layer = network.get_layer(index)
@@ -286,9 +286,9 @@ def _add_profiles(builder: Any, config: Any, spec: GraphSpec) -> None:
                 profile.set_shape(tensor.name, *spec.profile_shapes(tensor, ranges))
         if config.add_optimization_profile(profile) < 0:
             raise BuildError(
-                f"the builder refused the optimization profile {ranges} of graph '{spec.name}'",
+                f"the builder rejected the optimization profile {ranges} of graph '{spec.name}'",
                 expected="a profile that fits the graph's inputs",
-                cause="the graph is not the one that this GraphSpec describes",
+                cause="this GraphSpec does not describe this graph",
                 fix=EXPORT_AGAIN,
             )
 
@@ -297,7 +297,7 @@ def _add_profiles(builder: Any, config: Any, spec: GraphSpec) -> None:
 class _Stages:
     """Progress of nested build phases as one fraction: each step of a phase is refined by the phase inside it.
 
-    The builder runs several phases inside one step of their parent, one after another, so the fraction is held.
+    The builder may run several phases within one step of their parent, so the fraction never decreases.
     """
 
     open: dict[str, tuple[str | None, int, int]] = field(default_factory=dict)
@@ -313,7 +313,7 @@ class _Stages:
 
 
 def _make_monitor(trt: ModuleType, report: Progress) -> Any:
-    """An IProgressMonitor that reports every step. A KeyboardInterrupt out of `report` cancels the build."""
+    """An IProgressMonitor that reports every step. A KeyboardInterrupt raised by `report` cancels the build."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
@@ -341,7 +341,7 @@ def _make_monitor(trt: ModuleType, report: Progress) -> Any:
 
 
 def _make_log(trt: ModuleType) -> Any:
-    """An ILogger that keeps everything: the layer list is only ever printed, and errors are only ever logged."""
+    """An ILogger that keeps every message: the layer list is only printed, and errors are only logged."""
 
     class Log(trt.ILogger):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:

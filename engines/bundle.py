@@ -2,9 +2,9 @@
 
 build/NAME/  manifest.json  graphs/*.onnx (+ .data)  engines/*.engine  tokenizer.json  parity.json
 
-Unusual: engines are executable code. One is loaded only if the manifest, its SHA-256, the runtime's version and the
-GPU agree, and if this machine built it from the graph beside it (provenance.py), or another one did and its owner
-says `trust_engines`: a hash finds damage, not malice.
+Note: engines are executable code. One is loaded only if the manifest, its SHA-256, the runtime's version and the GPU
+match, and if this machine built it from the graph next to it (provenance.py), or if the caller passes `trust_engines`
+for one built elsewhere: a hash detects damage, not malice.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from .wide_sums import require_wide_sums
 
 TOKENIZER_NAME = "tokenizer.json"
 ON_CPU = "ONNX Runtime CPU"
-"""`Bundle.runs_on` where no GPU has a part in it."""
+"""`Bundle.runs_on` if no GPU is used."""
 Runtime = Literal["auto", "target", "cpu"]
 """target  what the bundle was made for, or an error    cpu  its ONNX files in ONNX Runtime on the CPU
-auto    the target's where this machine has an NVIDIA GPU and the bundle what it needs, else the CPU: see runs_on
+auto    the target's runtime if this machine has an NVIDIA GPU and the bundle its engines, else the CPU: see runs_on
 """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenGraphs:
-    """All of an opened bundle that computes: one session a graph. Sessions hold no state, so streams may share them,
+    """The computing part of an opened bundle: one session per graph. Sessions hold no state, so streams may share them,
     one call at a time.
 
-    runs_on  what executes the graphs, in words, for people and reports
+    runs_on  what executes the graphs, as text for people and reports
     """
 
     folder: Path
@@ -54,22 +54,22 @@ class OpenGraphs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bundle(OpenGraphs):
-    """The same with its tokenizer: all that a stream needs."""
+    """The same with its tokenizer: everything a stream needs."""
 
     tokenizer: PromptTokenizer
 
     def open_caches(self, graph: str) -> Caches:
-        """For one stream, or one episode of it."""
+        """New caches for one stream, or one episode of it."""
         return Caches(self.sessions[graph].spec, self.sessions[graph].memory)
 
     @property
     def of_successors(self) -> Bundle:
-        """The same with other places for caches, where those of episodes that are prepared lie elsewhere."""
+        """The same bundle, with separate caches for prepared episodes if those are kept elsewhere."""
         return self
 
     @property
     def threads(self) -> dict[str, int]:
-        """How many threads compute each graph that ONNX Runtime runs on the CPU."""
+        """Number of threads for each graph that ONNX Runtime runs on the CPU."""
         return {name: session.threads for name, session in self.sessions.items() if isinstance(session, OrtSession)}
 
 
@@ -84,13 +84,13 @@ def open_bundle(
 ) -> Bundle:
     """Verify every file against the manifest and open a session for every graph.
 
-    `threads` compute at once on a CPU, by default as many as fit each graph (engines/threads.py); `cuda` stands in for
-    this machine's GPU, in tests.
-    A bundle that was copied without its engines opens on the CPU, unless `runtime` is target. Raises BundleError naming
-    the first file that is missing, damaged or unlisted, if the bundle never passed its parity check (`unchecked` allows
-    that, for the check itself), or if an engine is another version's, another GPU's, another graph's or another
-    machine's; BackendUnavailable without the runtime. `trust_engines` runs engines that another machine built,
-    unverified; one that this machine knows to be exchanged is refused all the same.
+    `threads` per graph on a CPU, by default as many as fit each graph (engines/threads.py); `cuda` replaces this
+    machine's GPU in tests.
+    A bundle copied without its engines opens on the CPU, unless `runtime` is target. Raises BundleError naming the
+    first file that is missing, damaged or unlisted, if the bundle never passed its parity check (`unchecked` allows
+    that, for the check itself), or if an engine belongs to another version, GPU, graph or machine; BackendUnavailable
+    without the runtime. `trust_engines` runs engines built on another machine, unverified; an engine that this machine
+    recognises as exchanged is still refused.
     """
     graphs = open_graphs(
         folder, runtime=runtime, trust_engines=trust_engines, unchecked=unchecked, threads=threads, cuda=cuda
@@ -111,7 +111,7 @@ def open_graphs(
     threads: int | None = None,
     cuda: CudaRuntime | None = None,
 ) -> OpenGraphs:
-    """What open_bundle does, without the tokenizer and the package that it needs."""
+    """Like open_bundle, but without the tokenizer and the package it needs."""
     folder = Path(folder)
     manifest = Manifest.load(folder)
     if runtime == "auto" and lacks_engines(folder, manifest):
@@ -119,7 +119,7 @@ def open_graphs(
     verify_files(folder, manifest, engines=runtime != "cpu")
     if not unchecked and manifest.parity.get("passed") is not True:
         raise BundleError(
-            f"{folder} has not passed its parity check, so it is not run",
+            f"{folder} has not passed its parity check, so it is not opened",
             fix=f"see what differs: pvc-export check {shlex.quote(str(folder))}",
         )
     sessions, runs_on = _open_sessions(folder, manifest, runtime, trust_engines, threads, cuda)
@@ -146,7 +146,7 @@ def _open_sessions(
         except BackendUnavailable:
             if runtime == "auto":
                 return _open_on_cpu(folder, manifest, threads)
-            for name in target.engine_graphs:  # what is wrong with an engine is known without a GPU
+            for name in target.engine_graphs:  # faults of an engine can be found without a GPU
                 entry = _engine_entry(folder, manifest, name, target)
                 require_fitting_engine(entry, folder, version=str(load_runtime(target).__version__))
             raise
@@ -171,8 +171,8 @@ def _open_sessions(
 def _open_on_cpu(folder: Path, manifest: Manifest, threads: int | None) -> tuple[dict[str, Session], str]:
     if manifest.precision == "bf16":
         raise BackendUnavailable(
-            f"{folder} is bfloat16, which runs on an NVIDIA GPU only",
-            cause="ONNX Runtime's CPU provider has no bfloat16 products",
+            f"{folder} is bfloat16, which runs only on an NVIDIA GPU",
+            cause="ONNX Runtime's CPU provider has no bfloat16 matmuls",
             fix=f"pvc-export check {shlex.quote(str(folder))}, which widens it, or export again with --fp16 or --fp32",
         )
     require_onnxruntime(str(folder), manifest.graphs.values(), manifest.needs)
@@ -198,21 +198,21 @@ def _open_engine(
 
 
 def _require_own_engine(entry: EngineEntry, folder: Path, manifest: Manifest, graph: str) -> None:
-    """Raise BundleError unless this machine built the engine and can tell."""
+    """Raise BundleError unless this machine built the engine and can verify it."""
     origin = origin_of(manifest, graph)
     if origin == "here":
         return
-    what, cause = "was built on another machine, so it cannot be verified on this one", ""
+    what, cause = "was built on another machine, so this machine cannot verify it", ""
     if origin == "unsigned":
-        what = "has no signature of its build, so nobody can tell which graph it was built from"
+        what = "is unsigned, so it cannot be verified which graph it was built from"
         cause = "an earlier version of pvc-export built it"
     raise BundleError(
         f"{folder / entry.path} {what}",
-        expected="an engine of this machine: it is executable code, and a hash does not say who made it",
+        expected="an engine built on this machine: engines are executable code, and a hash does not show who made one",
         cause=cause,
-        fix="if you built it, or trust who did: --trust-engines, in Python open_bundle(..., trust_engines=True). It "
-        "trusts whoever made the bundle: that the engines do no harm, and that each was built from the graph beside "
-        f"it. Otherwise build them here: {_build_command(manifest)}",
+        fix="if you built it or trust whoever did: --trust-engines, in Python open_bundle(..., trust_engines=True). "
+        "You then trust that the engines do no harm, and that each was built from the graph next to it. Otherwise "
+        f"build them here: {_build_command(manifest)}",
     )
 
 
@@ -226,7 +226,7 @@ def _engine_entry(folder: Path, manifest: Manifest, graph: str, target: Target) 
     entry = manifest.engines[graph]
     if is_stale(manifest, graph):
         raise BundleError(
-            f"{folder / entry.path} was built from another graph than {folder / graph_path(graph)}: it is stale, and "
+            f"{folder / entry.path} is stale: it was not built from {folder / graph_path(graph)}, so it "
             "would not run what was checked",
             cause="the graph or the engine was replaced",
             fix=f"build both again: {_build_command(manifest)}",
@@ -234,7 +234,7 @@ def _engine_entry(folder: Path, manifest: Manifest, graph: str, target: Target) 
     if origin_of(manifest, graph) == "exchanged":
         raise BundleError(
             f"{folder / entry.path} is not the engine that this machine built for '{graph}' of this bundle",
-            expected="the engine, the graph and the facts in the manifest that were signed when it was built",
+            expected="the engine, the graph and the manifest entries that were signed when it was built",
             cause="engines were exchanged, within the bundle or with another one, or the manifest was edited",
             fix=f"build them again: {_build_command(manifest)}",
         )
@@ -242,19 +242,19 @@ def _engine_entry(folder: Path, manifest: Manifest, graph: str, target: Target) 
 
 
 def is_stale(manifest: Manifest, graph: str) -> bool:
-    """Whether a graph's engine was built from another graph than the one beside it."""
+    """Whether a graph's engine was built from another graph than the one next to it."""
     return manifest.engines[graph].built_from != fingerprint(manifest.files, graph_path(graph))
 
 
 def require_fitting_engine(entry: EngineEntry, folder: Path, *, version: str, capability: str | None = None) -> None:
-    """Raise BundleError unless an engine was built by this runtime version, and for this GPU ('SM89') where given."""
+    """Raise BundleError unless an engine was built by this runtime version and, if given, for this GPU ('SM89')."""
     if entry.runtime_version == version and (capability is None or capability in entry.compute_capabilities):
         return
     raise BundleError(
         f"{folder / entry.path} was built with {entry.runtime} {entry.runtime_version} for "
         f"{', '.join(entry.compute_capabilities) or 'an unknown GPU'}; this machine has "
         f"{' and '.join(filter(None, (version, capability)))}",
-        expected="the same version and one of these GPUs",
+        expected="the same version, and one of these GPUs",
         fix="build it here: pvc-export trt",
     )
 
@@ -264,12 +264,12 @@ def graph_path(name: str) -> str:
 
 
 def missing_files(folder: Path, manifest: Manifest) -> tuple[str, ...]:
-    """What the manifest lists and the folder lacks."""
+    """Files that the manifest lists and the folder lacks."""
     return tuple(name for name in manifest.files if not (folder / name).is_file())
 
 
 def lacks_engines(folder: Path, manifest: Manifest) -> bool:
-    """Whether the bundle has engines and none of them is here: it was copied without them."""
+    """Whether the bundle has engines and all of them are missing: it was copied without them."""
     engines = _engine_paths(manifest)
     return bool(engines) and engines <= set(missing_files(folder, manifest))
 
@@ -279,9 +279,9 @@ def _engine_paths(manifest: Manifest) -> set[str]:
 
 
 def verify_files(folder: Path, manifest: Manifest, *, engines: bool = True) -> None:
-    """Raise BundleError unless the folder holds exactly the listed files, each with its size and SHA-256.
+    """Raise BundleError unless the folder contains exactly the listed files, each with its size and SHA-256.
 
-    engines  whether they must be there. A bundle may lack all of them, and none else: that is an incomplete copy
+    engines  whether engines must be there. A bundle may lack all of them; lacking only some is an incomplete copy
     """
     paths = _engine_paths(manifest)
     needed = {graph_path(name) for name in manifest.graphs} | paths
@@ -290,13 +290,13 @@ def verify_files(folder: Path, manifest: Manifest, *, engines: bool = True) -> N
         raise BundleError(
             f"the manifest of {folder} does not list {', '.join(sorted(unlisted)[:4])}",
             cause="files were added, or the manifest was edited",
-            fix="export the bundle again, and keep other files elsewhere",
+            fix="export the bundle again, and keep other files in another folder",
         )
     absent = paths if lacks_engines(folder, manifest) else set()
     if absent and engines:
         raise BundleError(
             f"{folder / min(absent)} is missing",
-            expected=f"the {len(paths)} engines that the manifest lists, of which none is here",
+            expected=f"the {len(paths)} engines that the manifest lists; all of them are missing",
             cause="the bundle was copied without its engines",
             fix=f"build them here: {_build_command(manifest)}; or run its ONNX files: --runtime cpu, in Python "
             'open_bundle(..., runtime="cpu")',
@@ -309,17 +309,17 @@ def verify_files(folder: Path, manifest: Manifest, *, engines: bool = True) -> N
             what, wanted, cause = fault
             again = f"copy the bundle again, or export it again: {_export_command(folder, manifest)}"
             raise BundleError(
-                f"{folder / name} {what}", expected=f"{wanted}, as the manifest says", cause=cause, fix=again
+                f"{folder / name} {what}", expected=f"{wanted}, as in the manifest", cause=cause, fix=again
             )
 
 
 def _fault_of(path: Path, expected: FileEntry) -> tuple[str, str, str] | None:
-    """What is wrong with a file, what was expected, and the likely cause; None where nothing is."""
+    """A file's fault, the expected state, and the likely cause; None if the file is intact."""
     if not path.is_file():
         return "is missing", f"{expected.num_bytes} bytes", "the bundle was copied incompletely"
     found = hash_file(path)
     if found.num_bytes != expected.num_bytes:
-        return f"has {found.num_bytes} bytes", f"{expected.num_bytes} bytes", "the file was cut short or replaced"
+        return f"has {found.num_bytes} bytes", f"{expected.num_bytes} bytes", "the file was truncated or replaced"
     if found.sha256 != expected.sha256:
         cause = "the file was changed after the export"
         return f"has SHA-256 {found.sha256[:16]}...", f"{expected.sha256[:16]}...", cause
@@ -331,7 +331,7 @@ def _build_command(manifest: Manifest) -> str:
 
 
 def _export_command(folder: Path, manifest: Manifest) -> str:
-    """The command that makes this bundle, for a message."""
+    """The command that makes this bundle, for an error message."""
     model, limits = manifest.model, manifest.limits
     command = "trt" if manifest.engines else "onnx"
     seed = f"--seed {model.seed} " if model.seed else ""

@@ -1,4 +1,4 @@
-"""One engine: built from its graph, and held against what the graph asked for."""
+"""Builds one engine from its graph and checks it against what the graph requires."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .target import Target
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuiltEngine:
-    """The engine's bytes, its entry in a manifest, not signed yet, and what to say of it."""
+    """The engine's bytes, its (still unsigned) manifest entry, and a one-line note."""
 
     report: EngineReport
     entry: EngineEntry
@@ -31,10 +31,10 @@ def build_checked(
     progress: Progress | None = None,
     cuda: CudaRuntime | None = None,
 ) -> BuiltEngine:
-    """built_from: the fingerprint of the graph (engines/manifest.py).
+    """Build one engine and check its layers. built_from: the fingerprint of the graph (engines/manifest.py).
 
-    Raises what build_engine raises, and BuildError for an engine whose layers are not what its graph asked for. What
-    a compiler does not show is not held, and the entry says so.
+    Raises what build_engine raises, and BuildError if the engine's layers are not what its graph requires. Layers that
+    the compiler does not show are not checked, and the entry records that.
     """
     report = build_engine(onnx_path, asked.spec, target, options=options, progress=progress, cuda=cuda)
     name, layers = asked.spec.name, report.layers
@@ -49,7 +49,7 @@ def build_checked(
         num_layers=len(layers or ()),
         fused_attention={} if layers is None else fused,
         build_s=round(report.build_s, 3),
-        built_on="",  # signed with the manifest, when all files are known
+        built_on="",  # filled in when the manifest is signed, once all files are known
         built_from=built_from,
         visible="nothing" if layers is None else "all" if shows_weights(layers, asked.spec) else "kernels",
     )

@@ -1,6 +1,6 @@
-"""The clock of a stream: what happens when it has seen as many frames as its model was trained on.
+"""The clock of a stream: what happens once it has seen as many frames as its model was trained on.
 
-The time of a frame is its absolute index, so a stream of days walks into times that no training ever showed.
+A frame's time is its absolute index, so a stream that runs for days reaches times that never occurred in training.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from .errors import StreamError
 from .manifest import Manifest
 
 Clock = Literal["reanchor", "run-on"]
-"""What a stream does at the manifest's `trained_frames`.
+"""Behaviour of a stream at the manifest's `trained_frames`.
 
-reanchor  it starts anew with its last frames: their trunk features are replayed with times 0, 1, .. into a spare ring,
-          and the LLM's context holds them and nothing older. From there on it is, to the last bit, a fresh stream that
-          was pushed those frames
-run-on    time goes on: the temporal window slides and the LLM keeps everything, at times the model never saw
+reanchor  it restarts with its last frames: their trunk features are replayed with times 0, 1, .. into a spare ring, and
+          the LLM's context holds those frames and nothing older. From there on it is bit-identical to a fresh stream
+          that was pushed those frames
+run-on    time continues: the temporal window slides and the LLM keeps everything, at times the model never saw
 """
 DEFAULT_CLOCK: Clock = "run-on"
-"""What answers more questions late in a stream of the bundled model, and costs less: see its model card."""
+"""The better choice for the bundled model: cheaper, and more correct answers late in a stream (see its model card)."""
 DEFAULT_RETAIN = 8
-"""Frames that a re-anchor replays: what a window of the default size could still see."""
+"""Frames that a re-anchor replays: as many as a window of the default size can see."""
 
 
 def resolve_clock(manifest: Manifest, clock: Clock | None, retain: int | None) -> tuple[Clock, int]:
-    """The clock of a stream, and how many frames it retains: 0 if time runs on.
+    """The clock of a stream, and the number of frames it retains (0 if time runs on).
 
-    None is DEFAULT_CLOCK, but run-on for a model that cannot re-anchor, and reanchor for a bundle that knows a table of
-    times only; and DEFAULT_RETAIN frames, or as many as fit.
-    Raises StreamError for a clock that is unknown or that the model cannot have, and for a `retain` that cannot be.
+    None selects the default clock: DEFAULT_CLOCK, but run-on for a model that cannot re-anchor, and reanchor for a
+    bundle with a fixed table of times. None retains DEFAULT_RETAIN frames, or as many as fit.
+    Raises StreamError if the clock is unknown or this model cannot use it, and if `retain` is out of range.
     """
     window, trained = manifest.limits.window, manifest.trained_frames
     most = min(window, trained - 1)
@@ -44,22 +44,22 @@ def resolve_clock(manifest: Manifest, clock: Clock | None, retain: int | None) -
         if retain is not None:
             raise StreamError(
                 f"retain is {retain}, but the clock is 'run-on', which replays nothing",
-                expected="clock='reanchor' with it",
-                fix="give that, or leave retain out",
+                expected="retain together with clock='reanchor'",
+                fix="pass clock='reanchor', or leave retain out",
             )
         return chosen, 0
     if not can_reanchor:
         raise StreamError(
             f"clock is 'reanchor', but this model's time mode is '{manifest.time_mode}' and it was trained on "
             f"{trained} frames",
-            expected="'absolute' and at least 2 frames, since a replay must leave a time for a new frame",
+            expected="time mode 'absolute' and at least 2 trained frames: a replay must leave a time for a new frame",
             fix="leave the clock out, or choose 'run-on'",
         )
     if retain is not None and not 1 <= retain <= most:
         raise StreamError(
             f"retain is {retain}",
-            expected=f"1 to {most}: the window holds {window} frames, and of the {trained} times that the model was "
-            "trained on one must be left for a new frame",
+            expected=f"1 to {most}: the window holds {window} frames, and one of the {trained} times the model was "
+            "trained on must be left for a new frame",
             fix="retain fewer, or export with a larger --window",
         )
     return chosen, min(DEFAULT_RETAIN, most) if retain is None else retain

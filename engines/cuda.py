@@ -1,8 +1,8 @@
-"""The CUDA runtime, by ctypes on libcudart: memory, copies, one stream. No torch, no cupy, no pycuda.
+"""The CUDA runtime, through ctypes on libcudart: memory, copies, one stream. No torch, no cupy, no pycuda.
 
-Every call is one method of a Protocol, so that engines/fake.py can stand in for a GPU, record each copy and wait, and
-refuse an address that was never allocated. Addresses are plain integers. Written from the CUDA Runtime API reference;
-no GPU has run it yet.
+Every call is one method of a Protocol, so that engines/fake.py can replace a GPU, record each copy and wait, and reject
+an address that was never allocated. Addresses are plain integers. Written from the CUDA Runtime API reference; not yet
+run on a GPU.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = map(ctypes.c_int, (1, 2, 3)) 
 NOT_LOADED = "the CUDA runtime cannot be loaded"
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # cudaDeviceAttr
-NON_BLOCKING = 1  # cudaStreamNonBlocking: the legacy default stream does not wait for ours
+NON_BLOCKING = 1  # cudaStreamNonBlocking: the legacy default stream does not wait for this one
 
 
 class CudaRuntime(Protocol):
-    """What the runtime needs of a GPU. Sizes in bytes; copies are queued on a stream and run in order."""
+    """GPU operations that the runtime needs. Sizes in bytes; copies are queued on a stream and run in order."""
 
     def allocate(self, num_bytes: int) -> int: ...
 
@@ -42,7 +42,7 @@ class CudaRuntime(Protocol):
     def copy_rows(
         self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int, stream: int
     ) -> None:
-        """`height` runs of `width` bytes, each run a pitch after the one before, within the GPU."""
+        """Copy `height` runs of `width` bytes within the GPU; consecutive runs are one pitch apart."""
 
     def fill_rows(self, target: int, pitch: int, value: int, width: int, height: int, stream: int) -> None:
         """Set every byte of `height` runs of `width` bytes."""
@@ -60,7 +60,7 @@ class LibCudart:
         count = ctypes.c_int()
         self._call("cudaGetDeviceCount", ctypes.byref(count))
         if count.value == 0:
-            raise BackendUnavailable("no NVIDIA GPU is visible here", fix="see nvidia-smi, and CUDA_VISIBLE_DEVICES")
+            raise BackendUnavailable("no NVIDIA GPU is visible", fix="see nvidia-smi, and CUDA_VISIBLE_DEVICES")
 
     def allocate(self, num_bytes: int) -> int:
         address = ctypes.c_void_p()
@@ -105,20 +105,20 @@ class LibCudart:
         return f"SM{parts[0]}{parts[1]}"
 
     def _call(self, name: str, *arguments: object, needed: int | None = None) -> None:
-        """Call a function of the library. Plain ints are addresses, sizes and streams: they keep all their 64 bits.
+        """Call a function of the library. Plain ints (addresses, sizes, streams) are passed with all 64 bits.
 
-        Raises BackendUnavailable if it fails; `needed` is how many bytes it was to allocate.
+        Raises BackendUnavailable if it fails; `needed` is the number of bytes to allocate.
         """
         wide = (ctypes.c_size_t(value) if isinstance(value, int) else value for value in arguments)
         status = getattr(self._lib, name)(*wide)
         if status == 0:
             return
         if status == OUT_OF_MEMORY and needed is not None:
-            self._lib.cudaGetLastError()  # forgets it: others in this process would take it for an error of theirs
+            self._lib.cudaGetLastError()  # clears it: other code in this process would see it as its own
             free, total = ctypes.c_size_t(), ctypes.c_size_t()
             self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
             raise BackendUnavailable(
-                f"the GPU is out of memory: {needed / 2**20:.1f} MiB were asked for, {free.value / 2**20:.1f} of "
+                f"the GPU is out of memory: {needed / 2**20:.1f} MiB were requested, {free.value / 2**20:.1f} of "
                 f"{total.value / 2**20:.1f} MiB are free",
                 fix="export with a smaller --window, --context or --streams, or stop other programs on this GPU (see: "
                 "nvidia-smi)",
@@ -133,7 +133,7 @@ class LibCudart:
 
 
 def _load_library() -> ctypes.CDLL:
-    """libcudart of the system, or of the pip packages that bring their own."""
+    """libcudart of the system, or the copy inside a pip package."""
     bundled = [
         str(path)
         for folder in map(Path, sys.path)
@@ -146,6 +146,6 @@ def _load_library() -> ctypes.CDLL:
             continue
     raise BackendUnavailable(
         NOT_LOADED,
-        expected=f"one of {', '.join(LIBRARIES)}, as JetPack and the CUDA toolkit bring it",
+        expected=f"one of {', '.join(LIBRARIES)}, as installed by JetPack or the CUDA toolkit",
         fix="pip install nvidia-cuda-runtime",
     )

@@ -1,10 +1,10 @@
-"""Frames that other libraries hold: on the host, or on the GPU already, as decoders and CUDA pipelines have them.
+"""Frames held by other libraries, on the host or already on the GPU, such as those of decoders and CUDA pipelines.
 
-Taken are objects with `__dlpack__` (torch, cupy, jax, NVIDIA's decoders) and with `__cuda_array_interface__`: uint8
-(H, W, 3), BGR like every frame of a stream. On the host that is a view. On a GPU a dense frame of the model's size
-(S, S, 3) is copied within the GPU into the trunk's buffer, its channels swapped by three strided copies on the way, and
-never meets the host. One of another size is fetched and resized as any other, which a warning says once.
-Written for a GPU, run so far only on engines/fake.py.
+Accepts objects with `__dlpack__` (torch, cupy, jax, NVIDIA's decoders) or `__cuda_array_interface__`: uint8 (H, W, 3),
+BGR like every frame of a stream. On the host this is a view. On a GPU a dense frame of the model's size (S, S, 3) is
+copied within the GPU into the trunk's buffer, with its channels swapped by three strided copies, and never reaches the
+host. A frame of another size is fetched and resized like any other; a warning says so once.
+Written for a GPU; so far run only on engines/fake.py.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .memory import Array, DeviceArray, DeviceMemory, Memory, Tensor
 from .preprocess import to_model_frame
 
 ON_CPU, ON_CUDA = (1, 3), (2, 13)
-"""DLPack's device types: the host's memory, pinned too; a GPU's, managed too."""
+"""DLPack's device types: host memory, also pinned; GPU memory, also managed."""
 UINT8 = (1, 8, 1)  # DLPack: kDLUInt, bits, lanes
-EXPECTED = "uint8 (height, width, 3) in BGR order: a numpy array, or what speaks DLPack or CUDA's array interface"
+EXPECTED = "uint8 (height, width, 3) in BGR order: a numpy array, or an object with DLPack or CUDA's array interface"
 
 
 class FrameTaker:
-    """Turns whatever a caller pushes into what the trunk takes. One a stream."""
+    """Turns whatever a caller pushes into the trunk's input. One per stream."""
 
     def __init__(self, memory: Memory, *, size: int) -> None:
         self._memory, self._size = memory, size
@@ -35,19 +35,19 @@ class FrameTaker:
         self._has_warned = False
 
     def take(self, frame: Any) -> Tensor:
-        """(S, S, 3) uint8 RGB: an array of the host, or of the GPU, which is valid until the next call.
+        """(S, S, 3) uint8 RGB: an array on the host, or one on the GPU, valid until the next call.
 
-        Raises FrameError for what is no frame, and for one on a GPU where the bundle runs on the CPU.
+        Raises FrameError for an invalid frame, and for one on a GPU if the bundle runs on the CPU.
         """
         if isinstance(frame, np.ndarray) or not is_on_gpu(frame):
             on_host: Any = np.from_dlpack(frame) if hasattr(frame, "__dlpack__") else frame
             return to_model_frame(on_host, size=self._size)
         if not isinstance(self._memory, DeviceMemory):
             raise FrameError(
-                "the frame lies on a GPU, and this bundle runs on the CPU",
-                expected="a frame in the host's memory",
+                "the frame is on a GPU, but this bundle runs on the CPU",
+                expected="a frame in host memory",
                 cause="the bundle was opened with runtime 'cpu', or without its engines",
-                fix="bring it to the host first, such as frame.cpu()",
+                fix="copy it to the host first, such as frame.cpu()",
             )
         found = look_at(frame, self._memory)
         if found.shape == (self._size, self._size, 3) and found.is_dense:
@@ -55,10 +55,10 @@ class FrameTaker:
         return to_model_frame(self._fetch(found), size=self._size)
 
     def _swap(self, frame: DevicePicture) -> DeviceArray:
-        """BGR to RGB within the GPU: every third byte, three times. The caller's memory is read before `push` ends,
-        which waits for the frame's embeddings."""
+        """BGR to RGB within the GPU: every third byte, three times. The caller's memory has been read by the end of
+        `push`, which waits for the frame's embeddings."""
         memory, size = self._memory, self._size
-        assert isinstance(memory, DeviceMemory), "looked at before"
+        assert isinstance(memory, DeviceMemory), "checked by the caller"
         if self._buffer is None:
             self._buffer = memory.empty((size, size, 3), "uint8")
         for channel in range(3):
@@ -69,8 +69,8 @@ class FrameTaker:
     def _fetch(self, frame: DevicePicture) -> Array:
         if not frame.is_dense:
             raise FrameError(
-                f"the frame on the GPU is of shape {frame.shape} with strides {frame.strides}",
-                expected="a dense one, row after row",
+                f"the frame on the GPU has shape {frame.shape} with strides {frame.strides}",
+                expected="a dense frame, row after row",
                 cause="it is a view: a crop, or channels first",
                 fix="make it dense first, such as frame.contiguous()",
             )
@@ -78,8 +78,8 @@ class FrameTaker:
             self._has_warned = True
             height, width, _ = frame.shape
             warnings.warn(
-                f"frames of {width} x {height} on the GPU are fetched to the host to be resized; of the model's size, "
-                f"{self._size} x {self._size}, they stay there",
+                f"frames of {width} x {height} on the GPU are copied to the host for resizing; frames of the model's "
+                f"size, {self._size} x {self._size}, stay on the GPU",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -103,32 +103,30 @@ class DevicePicture:
 
 
 def is_on_gpu(frame: Any) -> bool:
-    """By DLPack where it speaks it. Raises FrameError for a device that is neither host nor NVIDIA GPU."""
+    """Decided by DLPack if supported. Raises FrameError for a device that is neither the host nor an NVIDIA GPU."""
     if hasattr(frame, "__dlpack_device__"):
         kind = int(frame.__dlpack_device__()[0])
         if kind not in (*ON_CPU, *ON_CUDA):
-            raise FrameError(
-                f"the frame lies on a device of DLPack's type {kind}", expected="the host or an NVIDIA GPU"
-            )
+            raise FrameError(f"the frame is on a device of DLPack type {kind}", expected="the host or an NVIDIA GPU")
         return kind in ON_CUDA
     return hasattr(frame, "__cuda_array_interface__")
 
 
 def look_at(frame: Any, memory: DeviceMemory) -> DevicePicture:
-    """Where a frame on the GPU lies, once whatever writes it is ordered before our stream.
+    """Address of a frame on the GPU, after ordering whatever writes it before our stream.
 
     Raises FrameError unless it is uint8 (H, W, 3) on device 0.
     """
     if hasattr(frame, "__dlpack__"):
         index = int(frame.__dlpack_device__()[1])
         if index != 0:
-            raise FrameError(f"the frame lies on GPU {index}", expected="GPU 0, which runs the bundle")
-        # The producer makes our stream wait for its own. The capsule is not consumed, so it frees its tensor itself.
+            raise FrameError(f"the frame is on GPU {index}", expected="GPU 0, which runs the bundle")
+        # The producer makes our stream wait for its stream. The capsule is not consumed, so it frees its tensor itself.
         found = _of_capsule(frame.__dlpack__(stream=memory.stream))
     else:
         found = _of_interface(frame, memory)
     if len(found.shape) != 3 or found.shape[2] != 3 or 0 in found.shape:
-        raise FrameError(f"the frame on the GPU is of shape {found.shape}", expected=EXPECTED, fix="convert it first")
+        raise FrameError(f"the frame on the GPU has shape {found.shape}", expected=EXPECTED, fix="convert it first")
     return found
 
 
@@ -143,7 +141,7 @@ def _of_interface(frame: Any, memory: DeviceMemory) -> DevicePicture:
 
 
 class _DLTensor(ctypes.Structure):
-    """Of dlpack.h: the same in version 0 and 1, and first in an unversioned capsule."""
+    """From dlpack.h: the same in versions 0 and 1, and the first member of an unversioned capsule."""
 
     _fields_ = [
         ("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32),
@@ -160,7 +158,7 @@ def _of_capsule(capsule: object) -> DevicePicture:
     assert address is not None, "PyCapsule_GetPointer raises for a capsule of another name"
     tensor = _DLTensor.from_address(address)
     kind = (tensor.code, tensor.bits, tensor.lanes)
-    _require_uint8(kind == UINT8, f"DLPack's type {kind}")
+    _require_uint8(kind == UINT8, f"DLPack type {kind}")
     shape = tuple(tensor.shape[: tensor.ndim])
     strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else _dense_strides(shape)
     return DevicePicture(
@@ -171,7 +169,7 @@ def _of_capsule(capsule: object) -> DevicePicture:
 def _require_uint8(is_uint8: bool, found: str) -> None:
     if not is_uint8:
         raise FrameError(
-            f"the frame on the GPU is {found}", expected=EXPECTED, cause="it was normalised already",
+            f"the frame on the GPU is {found}", expected=EXPECTED, cause="it was already normalised",
             fix="pass the raw frame",
         )  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""A stream from its time 0 on: the frames that it remembers, and the conversation about them.
+"""A stream from its time 0 on: the frames it remembers, and the conversation about them.
 
-A stream that re-anchors is one episode after another (successor.py).
+A stream that re-anchors is a sequence of episodes (successor.py).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from .vision import EncodedFrame, VisionEncoder
 
 
 class Episode:
-    """Ring and LLM cache of their own; sessions are shared through the bundle.
+    """One episode, with its own ring and LLM cache; sessions are shared through the bundle.
 
-    vision    the frames that it remembers
+    vision    the frames it remembers
     context   the conversation about them
-    newest    (M, E) of the last frame that was pushed; None before the first
+    newest    (M, E) of the last pushed frame; None before the first
     """
 
     def __init__(self, bundle: Bundle, *, time_divisor: int = 1, ingest: Ingest, max_waiting: int) -> None:
@@ -33,11 +33,11 @@ class Episode:
         return self.vision.ring.num_frames
 
     def push(self, trunk_features: Tensor) -> None:
-        """The next frame, from its trunk features (1, N, C). Whatever is raised, it is no part of the episode."""
+        """Push the next frame, from its trunk features (1, N, C). After any exception it is not part of the episode."""
         self.take(self.vision.encode_features(trunk_features))
 
     def take(self, encoded: EncodedFrame) -> None:
-        """Make a frame part of the conversation, then of the ring, whose count is what makes it part of the episode."""
+        """Add a frame to the conversation, then to the ring; the ring's count makes it part of the episode."""
         context, num_frames = self.context, self.num_frames
         frame = context.frame(encoded.frame_embeds, index=num_frames + 1)
         self._take_in_some()
@@ -47,32 +47,32 @@ class Episode:
         self.newest = encoded.frame_embeds
 
     def take_in_all(self) -> None:
-        """Before a question. A lazy episode's frames are left to share its pass; an eager one's are taken in one by
-        one, as when they were new: the LLM's rows are then the same to the last bit."""
+        """Prepare for a question. A lazy episode's frames keep waiting, to share its pass. An eager episode's frames
+        are read one by one, as when they were new, so that the LLM's rows are bit-identical."""
         while not self._is_lazy and self.context.waiting:
             self.context.take_in(1)
 
     def reset(self, notes: str = "") -> None:
-        """Start anew, with notes before the first frame. May be run twice."""
+        """Restart, with notes before the first frame. May be run twice."""
         self.vision.reset()
         self.newest = None
         self.context.restart(notes)
 
     def become(self, other: Episode) -> None:
-        """What another episode is, to which nobody is answered. May be run twice."""
+        """Take over another episode's state; that episode has no question being answered. May be run twice."""
         self.reset()
         self.copy_from(other)
         self.newest = other.newest
         self.context.waiting, self.context.pending = other.context.waiting, other.context.pending
 
     def copy_from(self, other: Episode) -> None:
-        """Take over another episode's caches, copied where they live. This one is fresh."""
+        """Copy another episode's caches, on the device they are on. This episode is new."""
         self.vision.ring.copy_from(other.vision.ring)
         self.context.language.cache.copy_from(other.context.language.cache)
 
     def _take_in_some(self) -> None:
-        """Frames that wait, while nobody is answered: as many as share a pass, or a few of those that came while
-        somebody was, so that no frame is held up by all of them."""
+        """Read waiting frames, unless a question is being answered: lazily as many as share a pass; eagerly a few of
+        those that waited during an answer, so that no frame is delayed by all of them."""
         context = self.context
         if context.branch is not None:
             return

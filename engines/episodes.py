@@ -1,6 +1,6 @@
-"""One episode of a stream after another: where time starts anew, with which frames, and when.
+"""A stream's sequence of episodes: when time restarts, and with which frames.
 
-Note: what a re-anchor makes is, to the last bit, a fresh stream that was pushed the last frames: it is one.
+Note: a re-anchored stream is bit-identical to a fresh stream that was pushed the last frames, because it is one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .successor import Successor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Anchor:
-    """Where a stream's time starts. Replaced as a whole, so that an interrupt finds the old one or the new one.
+    """Start of a stream's time. Replaced as a whole, so that an interrupt finds either the old or the new one.
 
-    episode      what is remembered since then
-    first_frame  the frame that has time 0, of all that were pushed
-    index        counts anchors; the first one is where the stream began
+    episode      everything remembered since then
+    first_frame  the frame with time 0, counted over all pushed frames
+    index        counts anchors; 0 is the start of the stream
     """
 
     episode: Episode
@@ -36,20 +36,20 @@ class Anchor:
 
 
 class Episodes:
-    """The current one, and where the clock is 'reanchor' what the next one is made from.
+    """The current episode and, with clock 'reanchor', the material for the next one.
 
     retained  trunk features of the last frames
-    notes     text before the first frame of each episode that begins from now on
+    notes     text before the first frame of each later episode
     reserve   context rows that frames leave free
-    num_left_out  frames that should have been replayed, and overflowed at their new time
+    num_left_out  frames that were not replayed, because they or a later frame overflowed at the new time
     """
 
     def __init__(
         self, bundle: Bundle, *, clock: Clock, retain: int, reserve: int, least: int | None, time_divisor: int,
         ingest: Ingest, max_waiting: int,
     ) -> None:  # fmt: skip
-        """retain  frames that a re-anchor replays, or, down to `least`, as many as fit; 0 where time runs on
-        Raises StreamError if fewer fit, and for a reserve that cannot be."""
+        """retain  frames that a re-anchor replays or, down to `least`, as many as fit; 0 if time runs on
+        Raises StreamError if fewer fit, or if reserve is invalid."""
         manifest, temporal = bundle.manifest, bundle.sessions["temporal"]
         make = partial(Episode, time_divisor=time_divisor, ingest=ingest, max_waiting=max_waiting)
         self._clock, self._trained, self._context = clock, manifest.trained_frames, manifest.limits.context
@@ -57,8 +57,8 @@ class Episodes:
         self.notes, self.num_retained = "", retain
         self.num_retained = self.fitting(reserve, self.notes, least=least or 1)
         self.reserve, self.num_left_out = reserve, 0
-        self._replayable = 0  # the first frame that may be replayed
-        # One more than are replayed, so that a frame that fails costs none of them.
+        self._replayable = 0  # earliest frame that may be replayed
+        # One more than is replayed, so that a failing frame does not evict any of them.
         num_kept = self.num_retained + 1 if self.num_retained else 0
         self.retained = FeatureCache(temporal.spec, num_kept, temporal.memory)
         self._successor = Successor(make(bundle.of_successors), self.retained) if num_kept else None
@@ -70,18 +70,18 @@ class Episodes:
 
     @property
     def all(self) -> tuple[Episode, ...]:
-        """The current one, and the one that is prepared."""
+        """The current episode and the prepared one."""
         return (self.current,) if self._successor is None else (self.current, self._successor.episode)
 
     @property
     def num_frames(self) -> int:
-        """Of all episodes."""
+        """Frames over all episodes."""
         return self.anchor.first_frame + self.current.num_frames
 
     def push(self, trunk_features: Tensor) -> float:
-        """The next frame, from its trunk features (1, N, C). Returns time.perf_counter() between vision and LLM.
+        """Push the next frame, from its trunk features (1, N, C). Returns time.perf_counter() between vision and LLM.
 
-        Whatever is raised, the frame is not part of the stream.
+        After any exception, the frame is not part of the stream.
         """
         if self.frames_left(1) == 0:
             return self._start_anew(trunk_features)
@@ -92,7 +92,7 @@ class Episodes:
         return seen
 
     def prepare(self) -> None:
-        """Get the next episode ready, as far as the frames are there that it begins with."""
+        """Prepare the next episode, as far as its frames are there."""
         successor, num_frames = self._successor, self.num_frames
         if successor is None or successor.is_in_use:
             return
@@ -100,13 +100,13 @@ class Episodes:
         if left == self.num_retained:
             return
         first = max(num_frames + left - self.num_retained, self._replayable)
-        # Every frame so far is taken in. What fails here fails again where the stream starts anew, and is said there.
+        # The current frame is already part of the stream. A failure here recurs at the re-anchor and is reported there.
         with suppress(Exception):
             successor.prepare(first, num_frames, notes=self.notes)
 
     def frames_left(self, most: int) -> int:
-        """Frames until the stream starts anew, at most `most`: until it holds as many as the model was trained on, or
-        the next one has no room. `most` where it never does."""
+        """Frames until the stream re-anchors, at most `most`: until it has as many as the model was trained on, or the
+        next one does not fit. `most` if it never does."""
         if self._clock != "reanchor":
             return most
         num_frames = self.current.num_frames
@@ -117,19 +117,19 @@ class Episodes:
 
     @property
     def next_cuts_an_answer(self) -> bool:
-        """Whether the next frame starts the stream anew in place of an episode that somebody is answered about."""
+        """Whether the next frame re-anchors and replaces an episode whose question is still being answered."""
         return self._successor is not None and self._successor.is_in_use and self.frames_left(1) == 0
 
     def fitting(self, reserve: int, notes: str, *, least: int) -> int:
-        """Frames that a re-anchor can replay, where the notes, one more frame and `reserve` rows must fit beside them.
+        """Number of frames that a re-anchor can replay, if the notes, one more frame and `reserve` rows must also fit.
 
-        Raises StreamError if that is fewer than `least`, and for a reserve that cannot be.
+        Raises StreamError if that is fewer than `least`, or if reserve is invalid.
         """
         if reserve < 0 or (reserve and self._clock != "reanchor"):
             raise StreamError(
                 f"reserve is {reserve}, and the clock is '{self._clock}'",
-                expected="at least 0, and 0 where time runs on: there frames take all the rows that there are",
-                fix="give clock='reanchor' with it, or leave reserve out",
+                expected="at least 0; exactly 0 if time runs on, because frames then use all rows",
+                fix="pass clock='reanchor', or leave reserve out",
             )
         if self._clock != "reanchor":
             return 0
@@ -137,15 +137,15 @@ class Episodes:
         fits = context.frames_that_fit_anew(self.num_retained + 1, notes=notes, num_reserved=reserve)
         if fits < least + 1:
             raise StreamError(
-                f"with {reserve} rows in reserve{' and the notes' if notes else ''}, {fits} frames fit in a context of "
-                f"{self._context}",
+                f"only {fits} frames fit in a context of {self._context} with {reserve} reserved rows"
+                f"{' and the notes' if notes else ''}",
                 expected=f"{least + 1} or more: those that a re-anchor replays, and a new one",
-                fix="retain fewer, ask and remember shorter, or export with a larger --context",
+                fix="retain fewer frames, use shorter questions and notes, or export with a larger --context",
             )
         return fits - 1
 
     def rows_needed(self, num_frames: int, *, question: str, max_new_tokens: int) -> int:
-        """Most context rows of so many frames, of one episode, a question, and its answer."""
+        """Most context rows that one episode needs for num_frames frames, a question and its answer."""
         context = self.current.context
         if self._clock == "reanchor":
             most = min(num_frames, self._trained)
@@ -154,7 +154,7 @@ class Episodes:
         return max_new_tokens + context.rows_anew(num_frames, question=question, notes=self.notes)
 
     def reset(self) -> None:
-        """Forget everything but the notes. An interrupt waits until all of it is forgotten."""
+        """Drop everything except the notes. An interrupt waits until this is complete."""
 
         def forget() -> None:
             self.current.reset(self.notes)
@@ -167,14 +167,14 @@ class Episodes:
         _run_whole(forget)
 
     def copy_from(self, other: Episodes) -> None:
-        """Take over another stream's caches, copied where they live. This one is fresh."""
+        """Copy another stream's caches, on the device they are on. This stream is new."""
         self.current.copy_from(other.current)
         self.retained.copy_from(other.retained)
 
     def _start_anew(self, trunk_features: Tensor) -> float:
-        """Re-anchor with this frame. Returns time.perf_counter() before the frame itself.
+        """Re-anchor with this frame. Returns time.perf_counter() from just before the frame itself.
 
-        What can fail comes first; an interrupt of the rest waits until it is done.
+        Everything that can fail comes first; an interrupt waits until the rest is done.
         """
         successor, old, num_frames = self._successor, self.anchor, self.num_frames
         assert successor is not None
@@ -186,7 +186,7 @@ class Episodes:
         def adopt() -> None:
             self.retained.push(trunk_features, num_frames)
             if self._keeps_its_place and old.episode.context.branch is None:
-                old.episode.become(successor.episode)  # what was prepared is left there until the next one is
+                old.episode.become(successor.episode)  # the successor keeps its content until the next preparation
                 self.anchor = replace(new, episode=old.episode)
             else:
                 successor.take_back(old.episode)
@@ -196,9 +196,9 @@ class Episodes:
         return prepared
 
     def _replay(self, successor: Successor) -> int:
-        """Push the last frames, as far as that was not done ahead. Returns the first of them.
+        """Push the last frames that are not pushed yet. Returns the first frame.
 
-        One that overflows twice is left out, and what came before it: else no frame could come any more.
+        A frame that overflows twice is left out with all before it: otherwise no frame could ever be pushed again.
         """
         num_frames, overflowed = self.num_frames, -1
         while True:
@@ -215,7 +215,7 @@ class Episodes:
 
 
 def _run_whole(step: Callable[[], None]) -> None:
-    """Run what must not be left half done, and may be run twice: after an interrupt it runs again, to its end."""
+    """Run a step that must not stay half done and may run twice: after an interrupt it runs again, to its end."""
     try:
         step()
     except BaseException:

@@ -1,7 +1,7 @@
 """Every error a user can meet, in one tree.
 
     PVCError                      exit code
-    +-- SpecError                 6   a graph or tensor is not what its GraphSpec says
+    +-- SpecError                 6   a graph or tensor does not match its GraphSpec
     +-- ModelError                6   a checkpoint or model configuration cannot be used
     +-- BundleError               6   a bundle is missing, damaged, or not ours
     +-- MediaError                6   a video, image or camera cannot be read
@@ -13,13 +13,13 @@
     +-- BuildError                5   an ONNX export or an engine build failed
     +-- ParityError               3   outputs differ from the reference
 
-Each says what happened, what was expected, the likely cause, and the next step: a command where there is one.
+Each states what happened, what was expected, the likely cause, and the next step: a command where there is one.
 """
 
 from __future__ import annotations
 
 EXIT_DIFFERENT = 3
-"""What a command returns that found a difference from the reference: a check's result, no error."""
+"""Exit code of a command that found a difference from the reference. That is a result of a check, not an error."""
 
 
 class PVCError(Exception):
@@ -31,12 +31,12 @@ class PVCError(Exception):
             stream.reset()
 
     what       what happened, in one sentence
-    expected   what was expected in its place
+    expected   what was expected instead
     cause      the likely cause
     fix        the next step: a command where there is one
-    exit_code  what the command line returns
+    exit_code  exit code of the command line
 
-    The last three of these sentences may be empty. `str` has a line for each that is not.
+    `expected`, `cause` and `fix` may be empty. `str` has one line for each sentence that is not.
     """
 
     exit_code = 6
@@ -50,13 +50,13 @@ class PVCError(Exception):
         return "\n".join(label + text for label, text in said.items() if text)
 
     def to_json(self) -> dict[str, str | int]:
-        """Class, the four sentences and exit code, for `--json`."""
+        """Class, the four sentences and the exit code, for `--json`."""
         fields = ("what", "expected", "cause", "fix", "exit_code")
         return {"error": type(self).__name__, **{name: getattr(self, name) for name in fields}}
 
 
 EXPORT_AGAIN = "export the bundle again: pvc-export onnx, or trt for one with engines"
-"""The next step of several errors: a file of a bundle is damaged or another's."""
+"""The next step of several errors: a file of a bundle is damaged or belongs to another bundle."""
 
 
 class SpecError(PVCError):
@@ -68,7 +68,7 @@ class ModelError(PVCError):
 
 
 class BundleError(PVCError):
-    """A bundle folder is missing, damaged, or of another format."""
+    """A bundle folder is missing, damaged, or has another format."""
 
 
 class MediaError(PVCError):
@@ -84,11 +84,11 @@ class StreamError(PVCError):
 
 
 class StreamFull(StreamError):
-    """A stream reached a limit that was chosen at export; the message names the flag that raises it."""
+    """A stream reached a limit chosen at export; the message names the flag that raises it."""
 
 
 class NonFiniteError(StreamError):
-    """A graph returned NaN or infinity; nothing of the call was kept."""
+    """A graph returned NaN or infinity; nothing from that call was kept."""
 
     exit_code = EXIT_DIFFERENT
 
@@ -106,6 +106,6 @@ class BuildError(PVCError):
 
 
 class ParityError(PVCError):
-    """A run or a benchmark did not return what the reference does. A check raises nothing: it reports."""
+    """A run or a benchmark did not return what the reference returns. A check reports instead of raising this."""
 
     exit_code = EXIT_DIFFERENT

@@ -1,7 +1,7 @@
-"""Stand-ins for hardware and models that are not there. They ship with the package: an application's tests need them.
+"""Fakes for hardware and models that are absent. They ship with the package, for an application's tests.
 
-RecordingCuda   a CUDA runtime in host memory: every copy really happens, is recorded, and may not leave its allocation
-FakeSession     a graph without a runtime: outputs of the right names, shapes and dtypes, that depend on every input
+RecordingCuda   a CUDA runtime in host memory: copies really happen, are recorded, and must stay in their allocation
+FakeSession     a graph without a runtime: outputs have the right names, shapes and dtypes and depend on every input
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .spec import GraphSpec
 
 @dataclass(frozen=True, slots=True)
 class CudaCall:
-    """One recorded call: 'allocate', 'upload', 'download', 'copy', 'fill' or 'sync', and the bytes that it wrote."""
+    """One recorded call: 'allocate', 'upload', 'download', 'copy', 'fill' or 'sync', and the bytes it wrote."""
 
     kind: str
     num_bytes: int = 0
@@ -28,10 +28,10 @@ class CudaCall:
 
 @dataclass(slots=True)
 class RecordingCuda:
-    """CudaRuntime whose GPU is a set of numpy arrays, so that an address of its memory is one of the host's as well.
+    """CudaRuntime whose GPU is a set of numpy arrays, so that its addresses are also host addresses.
 
-    Stricter than a GPU: a download reaches the host when the stream is waited for and not before, fresh memory is never
-    zero, and what leaves its allocation, or names a stream that was never made, is a SpecError.
+    Stricter than a GPU: a download reaches the host only when the stream is waited for, new memory is never zero, and
+    an access outside an allocation or an unknown stream raises SpecError.
     """
 
     capability: str = "SM89"
@@ -49,11 +49,11 @@ class RecordingCuda:
         return sum(call.kind == kind for call in self.calls)
 
     def allocated(self) -> int:
-        """Bytes that are allocated now."""
+        """Bytes currently allocated."""
         return sum(block.nbytes for block in self._blocks.values())
 
     def allocate(self, num_bytes: int) -> int:
-        block = np.full(num_bytes, 0xCD, dtype=np.uint8)  # fresh GPU memory is not zero; 0xCDCD is a value of float16
+        block = np.full(num_bytes, 0xCD, dtype=np.uint8)  # new GPU memory is not zero; 0xCDCD is a valid float16
         address = int(block.ctypes.data)
         self._blocks[address] = block
         self.calls.append(CudaCall("allocate", num_bytes))
@@ -74,7 +74,7 @@ class RecordingCuda:
         self._streams.remove(stream)
 
     def num_streams(self) -> int:
-        """Streams that are open now."""
+        """Streams currently open."""
         return len(self._streams)
 
     def synchronize(self, stream: int) -> None:
@@ -122,14 +122,14 @@ class RecordingCuda:
     def require_stream(self, stream: int) -> None:
         """Raise SpecError for a stream that is not open."""
         if stream not in self._streams:
-            raise SpecError(f"stream {stream} was never made, or is closed", expected=f"one of {sorted(self._streams)}")
+            raise SpecError(f"stream {stream} is not open", expected=f"one of {sorted(self._streams)}")
 
     def require_inside(self, address: int, num_bytes: int) -> None:
-        """Raise SpecError unless these bytes lie in one allocation. For fakes of what runs on the GPU."""
+        """Raise SpecError unless these bytes are in one allocation. For fakes of code that runs on the GPU."""
         for start, block in self._blocks.items():
             if start <= address and address + num_bytes <= start + block.nbytes:
                 return
-        raise SpecError(f"{num_bytes} bytes at {address:#x} lie outside every allocation of the GPU")
+        raise SpecError(f"{num_bytes} bytes at {address:#x} are not inside one allocation of the GPU")
 
 
 class FakeSession:
@@ -159,7 +159,7 @@ class FakeSession:
         }
 
     def _update(self, arrays: Mapping[str, Array], output: str, rng: np.random.Generator) -> Array:
-        """Write new rows into a cache, in place, as the real graph does."""
+        """Write new rows into a cache in place, like the real graph."""
         state = next(state for state in self.spec.states if state.output == output)
         cache, num_rows = arrays[state.input], arrays["inputs_embeds"].shape[1]
         for stream, start in zip(state.as_rows(cache), arrays["write_index"], strict=True):

@@ -1,10 +1,10 @@
-"""Sessions of a GPU: ONNX Runtime's CUDA provider, and TensorRT or TensorRT-RTX engines. Caches never leave the device.
+"""GPU sessions: ONNX Runtime's CUDA provider, and TensorRT or TensorRT-RTX engines. Caches never leave the device.
 
-Neither session decides where tensors lie. Both bind addresses that a DeviceMemory made: caches and intermediate tensors
-directly, host arrays through one upload buffer per input, outputs into one fixed buffer per output. So nothing is
-allocated after the first frame and question, every byte that crosses is counted, and all of it runs on the memory's one
-stream.
-Written for a GPU, run so far only on the recording fake of engines/fake.py.
+Neither session decides where tensors are. Both bind addresses allocated by a DeviceMemory: caches and intermediate
+tensors directly, host arrays through one upload buffer per input, outputs into one fixed buffer per output. So nothing
+is allocated after the first frame and question, every transferred byte is counted, and everything runs on the memory's
+one stream.
+Written for a GPU; so far run only on the recording fake of engines/fake.py.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ DTYPE_OF = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "UINT8": "uint8", "INT8": "int8",
     "BOOL": "bool",
 }  # fmt: skip
-"""TensorRT's names of the dtypes that our graphs have."""
+"""TensorRT's names of the dtypes in our graphs."""
 
 
 class Bindings:
-    """Where each tensor of one graph lies on the device."""
+    """Device addresses of each tensor of one graph."""
 
     def __init__(self, spec: GraphSpec, memory: DeviceMemory) -> None:
         self._spec, self._memory = spec, memory
@@ -57,7 +57,7 @@ class Bindings:
         return self._memory.upload(value, self._uploads[tensor.name])
 
     def sizes(self, inputs: Mapping[str, DeviceArray]) -> dict[str, int]:
-        """The size of every dynamic dimension. Raises SpecError for one that the buffers have no room for."""
+        """The size of every dynamic dimension. Raises SpecError for one that exceeds the buffers."""
         sizes: dict[str, int] = {}
         for tensor in self._spec.inputs:
             shape = inputs[tensor.name].shape
@@ -70,7 +70,7 @@ class Bindings:
         return sizes
 
     def outputs(self, inputs: Mapping[str, DeviceArray], sizes: Mapping[str, int]) -> dict[str, DeviceArray]:
-        """The output buffers, in the shapes of these sizes; a cache that is updated in place is its input."""
+        """The output buffers, in the shapes for these sizes; a cache updated in place is its input."""
         aliases = self._spec.aliases
         return {
             tensor.name: inputs[aliases[tensor.name]]
@@ -81,31 +81,31 @@ class Bindings:
 
 
 class OrtCudaSession:
-    """ONNX Runtime, CUDA provider, by IO binding. Refuses a session that fell back to the CPU."""
+    """ONNX Runtime, CUDA provider, with IO binding. Rejects a session that fell back to the CPU."""
 
     def __init__(
         self, path: Path, spec: GraphSpec, memory: DeviceMemory, *, provider: str = "CUDAExecutionProvider"
     ) -> None:
-        """`provider` is another one only in tests. Raises BackendUnavailable if it is not there, BundleError as
-        OrtSession does."""
+        """`provider` differs only in tests. Raises BackendUnavailable if it is not available, BundleError as OrtSession
+        does."""
         self.spec, self.memory = spec, memory
         self.computes_in = "the graph's own dtypes (ONNX Runtime CUDA)"
         self._ort = import_onnxruntime()
         if provider not in self._ort.get_available_providers():
             raise BackendUnavailable(
                 f"this onnxruntime has the providers {self._ort.get_available_providers()}, but not {provider}",
-                fix="in a fresh environment, never beside onnxruntime (one module): pip install -e '.[ort-gpu]'",
+                fix="in a new environment without onnxruntime (same module): pip install -e '.[ort-gpu]'",
             )
         on_cuda = provider == "CUDAExecutionProvider"
-        # TF32 would make float32 graphs something else. On our stream, graphs and copies run in the order of the calls;
-        # ONNX Runtime waits for it at the end of a run nonetheless, which Traffic.syncs does not see.
+        # TF32 would change float32 graphs. On our stream, graphs and copies run in call order; but ONNX Runtime waits
+        # for it at the end of each run, which Traffic.syncs does not count.
         options = {"device_id": "0", "use_tf32": "0", "user_compute_stream": str(memory.stream)} if on_cuda else {}
         self._session = open_onnx(self._ort, path, spec, [(provider, options)])
         if self._session.get_providers()[0] != provider:
             raise BackendUnavailable(
                 f"ONNX Runtime could not start {provider} and fell back to {self._session.get_providers()}, which is "
-                "refused",
-                cause="libcudnn or libcublas is missing or of another CUDA major",
+                "not accepted",
+                cause="libcudnn or libcublas is missing or belongs to another CUDA major version",
                 fix="pvc-export doctor",
             )
         if not require_placed(self._session, provider, spec.name):
@@ -129,13 +129,13 @@ COMPUTING = frozenset(
     ("MatMul", "FusedMatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "Attention", "MultiHeadAttention", "Erf",
      "Gelu", "BiasGelu", "FastGelu", "Sigmoid", "QuickGelu", "ReduceMean", "Pow", "Sqrt", "Cos", "Sin")
 )  # fmt: skip
-"""Operators that a frame spends its time in. Others, such as the arithmetic of shapes, belong on the CPU."""
+"""Operators that take a frame's time. Others, such as shape arithmetic, belong on the CPU."""
 
 
 def require_placed(session: Any, provider: str, graph: str) -> bool:
-    """Raise BackendUnavailable if ONNX Runtime put a computing node elsewhere; False where it cannot tell.
+    """Raise BackendUnavailable if ONNX Runtime placed a computing node elsewhere; False if it cannot be determined.
 
-    A provider that is there may still lack a kernel. Such a node runs on the CPU, and its tensors travel every frame.
+    An available provider may lack a kernel. Such a node runs on the CPU, and its tensors are copied every frame.
     """
     placed = getattr(session, "get_provider_graph_assignment_info", None)  # not in older versions
     if placed is None:
@@ -165,7 +165,7 @@ class TrtSession:
     def __init__(self, path: Path, spec: GraphSpec, memory: DeviceMemory, target: Target) -> None:
         """Deserialize an engine. The caller has verified its hash, version and GPU: an engine is executable code.
 
-        Raises BackendUnavailable without the runtime, BundleError if the engine is refused or is another graph's.
+        Raises BackendUnavailable without the runtime, BundleError if the engine is rejected or is another graph's.
         """
         self.spec, self.memory = spec, memory
         trt = load_runtime(target)
@@ -175,23 +175,23 @@ class TrtSession:
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise BundleError(
-                f"{path} was refused by {target.builder} {trt.__version__}: {self._log.reason()}",
+                f"{path} was rejected by {target.builder} {trt.__version__}: {self._log.reason()}",
                 cause="it was built by another version or for another GPU, or it is damaged",
                 fix="build it here: pvc-export trt",
             )
         self._check_engine(trt, path)
         self._kernels = RuntimeCache(self._engine, path, spec.name)
-        # A context for each profile: to switch one over would cost a wait, twice a question.
+        # One context per profile: switching profiles would cost a wait, twice per question.
         self._contexts = [self._open_context(path, index) for index in range(max(len(spec.profiles), 1))]
         self._kernels.keep()
-        self._unrun = set(range(len(self._contexts)))  # kernels of dynamic shapes are compiled by a first run
+        self._unrun = set(range(len(self._contexts)))  # kernels for dynamic shapes are compiled on the first run
         self._bindings = Bindings(spec, memory)
 
     def _open_context(self, path: Path, profile_index: int) -> Any:
         context = self._kernels.create_context(self._engine)
         if context is None:
             raise BackendUnavailable(
-                f"no execution context for {path}: {self._log.reason()}",
+                f"no execution context could be created for {path}: {self._log.reason()}",
                 cause="the GPU's memory is full",
                 fix="export with a smaller --window, --context or --streams",
             )
@@ -203,9 +203,9 @@ class TrtSession:
         return context
 
     def _check_engine(self, trt: ModuleType, path: Path) -> None:
-        """Raise BundleError unless the engine's tensors are the spec's, by direction, name, dtype and shape.
+        """Raise BundleError unless the engine's tensors match the spec in direction, name, dtype and shape.
 
-        An output that is larger than its spec would be written beyond our buffer.
+        An output larger than its spec would be written past the end of our buffer.
         """
         found: dict[str, tuple[str, str, tuple[Dim, ...]]] = {}
         for index in range(self._engine.num_io_tensors):
@@ -218,7 +218,7 @@ class TrtSession:
         for name in sorted(found.keys() | expected.keys()):
             if name not in found or name not in expected or not _fits(found[name], expected[name]):
                 raise _of_another_graph(
-                    f"{path}: tensor '{name}' is {found.get(name, 'not there')}",
+                    f"{path}: tensor '{name}' is {found.get(name, 'missing')}",
                     f"{expected.get(name, 'no such tensor')}, as in the GraphSpec of '{self.spec.name}'",
                 )
         for output, cache in self.spec.aliases.items():
@@ -226,7 +226,7 @@ class TrtSession:
             if aliased != cache:
                 raise _of_another_graph(
                     f"{path}: output '{output}' is written over {aliased!r}",
-                    f"over '{cache}', in place, as in the GraphSpec: else the cache would be lost",
+                    f"over '{cache}', in place, as in the GraphSpec: otherwise the cache would be lost",
                 )
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -238,7 +238,7 @@ class TrtSession:
         for name, array in placed.items():
             if not context.set_input_shape(name, array.shape):
                 raise SpecError(
-                    f"graph '{self.spec.name}': the engine refuses '{name}' as {array.shape}: {self._log.reason()}",
+                    f"graph '{self.spec.name}': the engine rejects '{name}' as {array.shape}: {self._log.reason()}",
                     cause="the shape is outside its optimization profile",
                 )
             context.set_tensor_address(name, array.address)
@@ -253,7 +253,7 @@ class TrtSession:
 
 
 def _fits(found: tuple[str, str, tuple[Dim, ...]], expected: tuple[str, str, tuple[Dim, ...]]) -> bool:
-    """An engine says -1 for a size that it does not know before it runs."""
+    """Compare two tensors; an engine reports -1 for a size that it learns only at run time."""
     return (
         found[:2] == expected[:2]
         and len(found[2]) == len(expected[2])
@@ -267,7 +267,7 @@ def _of_another_graph(what: str, expected: str) -> BundleError:
 
 
 def _make_log(trt: ModuleType) -> Any:
-    """An ILogger that keeps the last errors, to say them in our own: a stream runs for days."""
+    """An ILogger that keeps only the last errors, for our messages: a stream runs for days."""
 
     class Log(trt.ILogger):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """The six graphs of a model: every tensor, dynamic dimension, cache and fused attention, from its sizes and limits.
 
-Dimension key and dynamic dims: as in spec.py.
+Dimension key and dynamic dimensions: see spec.py.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from .spec import (
 )
 
 STEP = 64
-"""Rows that a cache grows by where its graph is fed what is there. With another size for every token, what a runtime
-set aside for the last one would not fit the next; and what a softmax makes of many masked rows are denormal numbers,
-which cost a CPU ten times what others do."""
+"""If a graph is fed only the rows in use, its cache grows by this many rows. If the size changed with every token,
+the runtime could not reuse the previous token's buffers. And a softmax turns many masked rows into denormal numbers,
+which cost a CPU ten times as much as others."""
 
 
 def graph_specs(
@@ -49,9 +49,9 @@ def graph_specs(
     int8_states: Collection[State] = (),
     unfused: Mapping[str, tuple[Fusable, ...]] | None = None,
 ) -> dict[str, GraphSpec]:
-    """The six graphs of a model, by name, in the order in which a frame and then its text pass through them.
+    """The six graphs of a model by name, in the order in which a frame and then its text pass through them.
 
-    int8_states  what of a stream's state is codes of eight bits, with a scale for each row and head
+    int8_states  parts of a stream's state stored as int8 codes, with a scale per row and head
     unfused      graph -> attention in it that no compiler may fuse
     """
     quantized = {graph: how for part, how in (quantization or {}).items() for graph in GRAPHS_OF[part]}
@@ -77,7 +77,7 @@ def graph_specs(
 
 
 def attention_of(shape: ModelShape) -> dict[str, dict[Fusable, int]]:
-    """Graphs with attention: how many of each kind."""
+    """Graphs with attention, and the number of each kind."""
     found: dict[str, dict[Fusable, int]] = {
         "trunk": {"spatial": shape.num_trunk_layers},
         "temporal": {"spatial": shape.num_temporal_layers, "temporal": shape.num_temporal_layers},
@@ -88,7 +88,7 @@ def attention_of(shape: ModelShape) -> dict[str, dict[Fusable, int]]:
 
 
 def unfused_graphs(shape: ModelShape, parts: Collection[Fusable]) -> dict[str, tuple[Fusable, ...]]:
-    """What these parts are in each graph: `graph_specs(unfused=...)`."""
+    """These parts in each graph, as `graph_specs(unfused=...)` takes them."""
     found = {graph: tuple(kind for kind in kinds if kind in parts) for graph, kinds in attention_of(shape).items()}
     return {graph: kinds for graph, kinds in found.items() if kinds}
 
@@ -96,9 +96,9 @@ def unfused_graphs(shape: ModelShape, parts: Collection[Fusable]) -> dict[str, t
 def _fused(
     kinds: Mapping[Fusable, int], unfused: Collection[Fusable], *, precision: Precision, cache_update: CacheUpdate
 ) -> FusedAttention:
-    """What a graph with so many attentions of each kind is held to."""
+    """The fused attention required of a graph with these numbers of each kind."""
     num = {kind: 0 if kind in unfused else count for kind, count in kinds.items()}
-    # No compiler fuses float32 attention over many rows; over one row all do.
+    # No compiler fuses float32 attention over many rows; all of them do over one row.
     over_rows = 0 if precision == "fp32" else num.get("spatial", 0) + num.get("llm", 0)
     over_one = num.get("temporal", 0) + (num.get("llm", 0) if cache_update == "aliased" else 0)
     return FusedAttention(gemm=over_rows, gemv=over_one)
@@ -169,12 +169,12 @@ def _llm_spec(
     cache: str,
     grows: bool,
 ) -> GraphSpec:
-    """The layers, with the profiles that measured best (docs/decisions/0006).
+    """The LLM layers, with the profiles that measured best (docs/decisions/0006).
 
-    rows     one profile: decode's query heads are rows of one attention, so one row gets no other kernel than many
-    aliased  a second profile for one row, where attention reads the cache in place. Its batch goes to two at least,
-             and so is dynamic even for one stream: for exactly one row every weight would be laid out a second time
-    grows    an aliased cache is fed as long as it is, up to a multiple of STEP: attention goes over all that it is fed
+    rows     one profile: decode's query heads are rows of one attention, so one row gets the same kernel as many
+    aliased  a second profile for one row, where attention reads the cache in place. Its batch goes to at least two, so
+             it is dynamic even for one stream: for exactly one row every weight would be stored in a second layout
+    grows    the graph is fed an aliased cache only up to a multiple of STEP: attention covers all that it is fed
     """
     aliased, streams = cache_update == "aliased", limits.streams
     tensor, batch = _batched(limits, always=aliased)
@@ -213,7 +213,7 @@ def _llm_spec(
 
 
 def _batched(limits: StreamLimits, *, always: bool = False) -> tuple[Callable[..., TensorSpec], dict[str, DimRange]]:
-    """A maker of tensors whose first dimension is the batch: fixed for one stream, dynamic for several."""
+    """A function that makes tensors with a batch as first dimension: fixed for one stream, dynamic for several."""
     dynamic = always or limits.streams > 1
     dim: Dim = "batch" if dynamic else 1
     ranges = {"batch": DimRange(min=1, opt=limits.streams, max=limits.streams)} if dynamic else {}
@@ -234,7 +234,7 @@ def _states(
     row: tuple[int, ...],
     update: CacheUpdate = "rows",
 ) -> tuple[StateSpec, ...]:
-    """Keys and values of every layer; where they are codes, behind all of them their scales."""
+    """Keys and values of every layer; if they are codes, all their scales follow."""
     kinds: dict[str, tuple[Literal["values", "codes", "scales"], ...]] = {"int8": ("codes", "scales")}
     new = "present" if update == "aliased" else "new"
     return tuple(
@@ -257,5 +257,5 @@ def _states(
 
 
 def _width(state: StateSpec, row: tuple[int, ...]) -> int:
-    """The last dimension of a state: one scale for all values of a head."""
+    """The last dimension of a state; scales have 1, since a head's values share one scale."""
     return 1 if state.holds == "scales" else row[-1]

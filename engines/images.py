@@ -1,4 +1,4 @@
-"""Images as static videos: tiles, each repeated, through the graphs of the stream, with a ring of their own.
+"""Images as static videos: each tile repeated, through the stream's graphs, with a separate ring.
 
 Source: PVC (arXiv 2412.09613), images as static videos; InternVL2's dynamic tiling.
 Token order: (tile, repeat, token).
@@ -19,16 +19,16 @@ from .vision import VisionEncoder
 
 
 class Cut(TypedDict):
-    """How an image is cut into tiles, as preprocess.py takes it."""
+    """Tiling options, as preprocess.py takes them."""
 
     max_tiles: int
     use_thumbnail: bool
 
 
 class ImageEncoder:
-    """Encodes one image at a time. Its ring is made with the first image, since many a stream never sees one.
+    """Encodes one image at a time. Its ring is created with the first image, since many streams never get one.
 
-    max_tiles None is what the model was made for.
+    max_tiles None uses the model's setting.
     """
 
     def __init__(self, sessions: Mapping[str, Session], manifest: Manifest) -> None:
@@ -46,9 +46,9 @@ class ImageEncoder:
         return count * self._spec.num_repeats * self._tokens
 
     def encode(self, image_bgr: Array, *, max_tiles: int | None) -> Array:
-        """(H, W, 3) uint8 BGR of any size -> (rows, E), which is its own encoding.
+        """(H, W, 3) uint8 BGR of any size -> (rows, E); an encoded image is returned unchanged.
 
-        Raises FrameError, and NonFiniteError as a frame does.
+        Raises FrameError, and NonFiniteError as for a frame.
         """
         if self._is_encoded(image_bgr):
             return image_bgr
@@ -66,7 +66,7 @@ class ImageEncoder:
         return np.concatenate(embeds)
 
     def _is_encoded(self, image: Array) -> bool:
-        """Rows of embeddings are floats; a grey image is not."""
+        """Whether it is already encoded: rows of embeddings are floats; a grey image is not."""
         return isinstance(image, np.ndarray) and bool(image.dtype.kind != "u" and image.shape[1:] == (self._width,))
 
     def _cut(self, max_tiles: int | None) -> Cut:

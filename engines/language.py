@@ -1,4 +1,4 @@
-"""The LLM of one stream: rows in, the last hidden row out, keys and values kept in a linear cache."""
+"""The LLM of one stream: rows in, the last hidden row out, keys and values in a linear cache."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class LanguageModel:
         return embeds
 
     def append(self, embeds: Array) -> Array:
-        """Add rows (L, E) to the context, in pieces of at most `chunk`. Returns hidden (1, 1, E) of the last row.
+        """Add rows (L, E) to the context, in passes of at most `chunk` rows. Returns hidden (1, 1, E) of the last row.
 
-        Raises StreamFull before anything is run if they do not fit, and NonFiniteError before a bad row is kept; rows
-        of earlier pieces stay, so a caller that wants all or nothing truncates the cache.
+        Raises StreamFull before anything runs if they do not fit, and NonFiniteError before a bad row is kept. Rows of
+        earlier passes stay, so a caller that needs all or nothing truncates the cache.
         """
         self.cache.reserve(len(embeds))
         hidden: Array | None = None
@@ -43,7 +43,7 @@ class LanguageModel:
         return hidden
 
     def _append_piece(self, piece: Array) -> Array:
-        """One pass over (1, L, E), L at most `chunk`. If it fails, rows in use are as before, the others cleared."""
+        """One pass over (1, L, E), L at most `chunk`. On failure, rows in use are unchanged and others cleared."""
         num_rows = piece.shape[1]
         try:
             outputs = self._llm.run({"inputs_embeds": piece, **self.cache.feeds(num_rows)})

@@ -1,7 +1,7 @@
-"""Which machine this is, so that what it builds is known as its own, and nothing else is.
+"""Identity of this machine, so that it recognises what it built itself.
 
-Unusual: a bundle never says which machine made it, or whoever reads one could write that into an engine of their own.
-It holds signatures, made with this machine's id, which is not public. What they are of: engines/provenance.py.
+Note: a bundle never contains the machine's id; otherwise anyone with a bundle could write it into their own engines. It
+contains signatures made with this id, which is not public. What is signed: engines/provenance.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SOURCES = (Path("/etc/machine-id"), Path("/proc/device-tree/serial-number"))
 
 
 def machine_id() -> str:
-    """16 hex digits, the same after a restart. Not to be written into anything that leaves the machine: see sign."""
+    """16 hex digits, unchanged by a restart. Never write it into anything that leaves the machine: see sign."""
     for path in SOURCES:
         try:
             content = path.read_bytes().strip(b"\0\n ")
@@ -28,13 +28,13 @@ def machine_id() -> str:
 
 
 def sign(statement: str) -> str:
-    """This machine's signature of a text, 32 hex digits. As secret as the machine id is, no more."""
+    """This machine's signature of a text, 32 hex digits. Only as secret as the machine id."""
     return hmac.new(machine_id().encode(), statement.encode(), hashlib.sha256).hexdigest()[:32]
 
 
 def make_mark() -> str:
-    """'salt.signature': tells this machine, and no other, that it was here. Each is another one, so that nobody sees
-    which bundles come from one machine."""
+    """'salt.signature': a mark that only this machine recognises. Each is different, so that bundles
+    from the same machine cannot be linked."""
     salt = secrets.token_hex(8)
     return f"{salt}.{_sign_salt(salt)}"
 

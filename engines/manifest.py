@@ -1,4 +1,4 @@
-"""manifest.json: what a bundle is, in one file. Everything a runtime needs and everything a bug report needs."""
+"""manifest.json: a complete description of a bundle, for the runtime and for bug reports."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ MANIFEST_NAME = "manifest.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileEntry:
-    """SHA-256 and size of one file of the bundle. The hash finds damage; it does not prove who wrote the file."""
+    """SHA-256 and size of one file of the bundle. The hash detects damage; it does not prove who wrote the file."""
 
     sha256: str
     num_bytes: int
 
 
 Visible = Literal["all", "kernels", "nothing"]
-"""What a list of an engine's layers shows: kernels and the weights in them, kernels alone, or a whole subgraph as one
-node: then num_layers is 0 and nothing is counted."""
+"""Contents of the list of an engine's layers: kernels and their weights, only kernels, or a whole subgraph as one node;
+then num_layers is 0 and nothing is counted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineEntry:
     """One serialized engine: valid for exactly this runtime version and these GPUs.
 
-    built_on    mark of the machine that built it (engines/machine.py): another one's code is not loaded unasked
-    built_from  fingerprint of the graph that it was built from (`fingerprint`): of another one it is stale
-    signature   that machine's, of this build (engines/provenance.py); '' in manifests of before there was one
-    visible     how much of it its compiler shows, and so was held
+    built_on    mark of the machine that built it (engines/machine.py): code from elsewhere is not loaded by default
+    built_from  fingerprint of the graph it was built from (`fingerprint`); with another graph it is stale
+    signature   the machine's signature of this build (engines/provenance.py); '' in older manifests
+    visible     how much of it the compiler shows, and was therefore checked
     """
 
     path: str
@@ -70,11 +70,11 @@ class EngineEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSource:
-    """Where the weights came from: a preset drawn from a seed, or a checkpoint folder.
+    """Source of the weights: a preset drawn from a seed, or a checkpoint folder.
 
-    random_weights  the model was never trained; whatever it says is no answer
-    weights_sha256  fingerprint of all weights in float32, so that a check knows its reference
-    mapping         what the folder's files call tensors -> what they are, of those with other names than ours
+    random_weights  the model was never trained; its answers are meaningless
+    weights_sha256  fingerprint of all weights in float32, so that a check can recognise its reference
+    mapping         tensor names in the folder's files -> our names, where they differ
     """
 
     name: str
@@ -87,14 +87,14 @@ class ModelSource:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """What was found ahead, by running the model.
+    """Values found beforehand, by running the model.
 
-    method  how a scale was chosen;  num_frames  that were shown
-    clips   names of the files; none if the program showed its own frames
-    scales  of the input of each product that has one for ever, by its weight's name in the model; exact in the graphs'
-            dtype (graphs/calibration.py)
-    smoothing  by how many powers of two channels of the LLM shrink, a letter each, by the name of the module that they
-               come from (graphs/smoothing.py)
+    method  how a scale was chosen;  num_frames  frames it was run on
+    clips   names of the files; empty if the program used its own frames
+    scales  constant scales of matmul inputs, by the weight's name in the model; exact in the graphs' dtype
+            (graphs/calibration.py)
+    smoothing  powers of two by which channels of the LLM are reduced, one letter each, by the name of the module that
+               produces them (graphs/smoothing.py)
     """
 
     method: CalibrationMethod
@@ -106,11 +106,11 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageSpec:
-    """How an image is seen: as a static video of `num_repeats` frames (PVC, images as static videos).
+    """Encoding of an image: as a static video of `num_repeats` frames (PVC, images as static videos).
 
-    layout         tile_streams: each tile is a stream of its own; tiles_in_time: they follow one another in one stream
-    max_tiles      that an image is cut into, unless a caller says otherwise; 1 leaves it whole
-    use_thumbnail  behind more tiles than one stands the whole image; so it is in manifests of before the fact was one
+    layout         tile_streams: each tile is a separate stream; tiles_in_time: tiles follow one another in one stream
+    max_tiles      most tiles per image, unless the caller sets another number; 1 leaves the image whole
+    use_thumbnail  if there are several tiles, the whole image follows them; also true for older manifests
     """
 
     num_repeats: int
@@ -123,11 +123,11 @@ class ImageSpec:
 class Manifest:
     """The content of manifest.json. `files` lists every other file of the bundle.
 
-    islands       modules of the model that are float32 in a narrower bundle, beside those that always are
-    quantization  parts whose weights are held in few bits
-    int8_states   what of a stream's state is
-    calibration   what of it was found ahead, by running the model
-    needs         package -> first version that runs its ONNX files (needs.py); none in manifests of before
+    islands       modules that are float32 in a narrower bundle, in addition to those that always are
+    quantization  parts whose weights are quantised
+    int8_states   parts of a stream's state that are int8
+    calibration   values for these that were found by running the model
+    needs         package -> first version that runs its ONNX files (needs.py); empty in older manifests
     unfused       graph -> attention in it that no compiler may fuse
     """
 
@@ -156,17 +156,17 @@ class Manifest:
 
     @property
     def has_codes(self) -> bool:
-        """Whether it is another model than its source: held in few bits, in part."""
+        """Whether it differs from its source model, because parts are quantised."""
         return bool(self.quantization or self.int8_states)
 
     @property
     def rounding(self) -> Rounding:
-        """That of its precision, or of what its products are fed, or of what a stream remembers."""
+        """The coarsest rounding: of its precision, its matmul inputs or a stream's state."""
         is_coarse = self.int8_states or any(how.rounds_inputs for how in self.quantization.values())
         return "int8" if is_coarse else self.precision
 
     def specs(self, unfused: Mapping[str, tuple[Fusable, ...]]) -> dict[str, GraphSpec]:
-        """The graphs of such a bundle, with this attention unfused."""
+        """The graphs of this bundle with the given attention unfused."""
         target = load_target(self.target)
         return graph_specs(
             self.shape, self.limits, self.precision, target.spelling, cache_update=target.update_of(self.int8_states),
@@ -179,7 +179,7 @@ class Manifest:
 
     @staticmethod
     def load(folder: Path) -> Manifest:
-        """Read a bundle's manifest. Raises BundleError if there is none, or if it is another format."""
+        """Read a bundle's manifest. Raises BundleError if there is none, or if it has another format."""
         path = folder / MANIFEST_NAME
         if not folder.is_dir():
             raise BundleError(
@@ -197,7 +197,7 @@ class Manifest:
         except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
             raise BundleError(
                 f"{path} is not valid JSON: {error}",
-                cause="it was cut short or edited",
+                cause="it was truncated or edited",
                 fix=f"copy the bundle again, or export it again: pvc-export trt -o {folder}",
             ) from error
         if found != FORMAT_VERSION:
@@ -213,7 +213,7 @@ class Manifest:
         except (KeyError, TypeError, AttributeError, ValueError, PVCError) as error:
             said, expected = (error.what, error.expected) if isinstance(error, PVCError) else (repr(error), "")
             raise BundleError(
-                f"{path} lacks or garbles a field: {said}",
+                f"{path} has a missing or invalid field: {said}",
                 expected=expected,
                 cause="it was edited, or written by another version of pvc-export",
                 fix=f"export the bundle again: pvc-export trt -o {folder}",
@@ -221,36 +221,39 @@ class Manifest:
         return manifest
 
     def check(self) -> None:
-        """Raise BundleError for a field that contradicts another or is not a possible value, or whatever it causes."""
+        """Raise BundleError for a field that is invalid or contradicts another, or whatever error that causes."""
         if self.time_mode not in ("absolute", "fixed"):
             raise BundleError(f"time_mode is {self.time_mode!r}", expected="'absolute' or 'fixed'")
         if not isinstance(self.model.seed, int | None) or not isinstance(self.parity, dict):
             raise BundleError(
-                f"model.seed is {self.model.seed!r} and parity {self.parity!r}", expected="a number and a table"
+                f"model.seed is {self.model.seed!r} and parity {self.parity!r}", expected="a number and a JSON object"
             )
         known = attention_of(self.shape)
         if wrong_graphs := [name for name, kinds in self.unfused.items() if not set(kinds) <= set(known.get(name, ()))]:
-            raise BundleError(f"unfused has {self.unfused!r}", expected=f"attention that '{wrong_graphs[0]}' has")
+            raise BundleError(f"unfused has {self.unfused!r}", expected=f"only attention that '{wrong_graphs[0]}' has")
         if self.graphs != self.specs(self.unfused):
-            raise BundleError("the graphs are not those of its shape, limits, precision, quantization and target")
+            raise BundleError("the graphs do not match its shape, limits, precision, quantization and target")
         if wrong := set(self.int8_states) - set(get_args(State)):
-            raise BundleError(f"int8_states has {min(wrong)!r}", expected=f"of {', '.join(get_args(State))}")
+            raise BundleError(f"int8_states has {min(wrong)!r}", expected=f"only {', '.join(get_args(State))}")
         if not all(isinstance(first, str) and first[:1].isdigit() for first in self.needs.values()):
-            raise BundleError(f"needs is {self.needs!r}", expected="versions, by package")
+            raise BundleError(f"needs is {self.needs!r}", expected="a version for each package")
         if not all(isinstance(name, str) and name for name in self.islands):
             raise BundleError(f"islands is {self.islands!r}", expected="names of modules")
         if (self.calibration is not None) != is_calibrated(self.quantization):
-            raise BundleError("there is a calibration without products that need one, or the other way round")
+            raise BundleError("the manifest has a calibration but no matmuls that need one, or the reverse")
         if self.calibration is not None and not all(0 < x < math.inf for x in self.calibration.scales.values()):
-            raise BundleError("a scale of its calibration is no number above zero")
+            raise BundleError("a scale of its calibration is not a finite number above zero")
         images = self.images
         if min(images.num_repeats, images.max_tiles) < 1 or images.layout not in ("tile_streams", "tiles_in_time"):
-            raise BundleError(f"images is {images!r}", expected="repeats, tiles and one of the two layouts")
+            raise BundleError(
+                f"images is {images!r}",
+                expected="num_repeats and max_tiles at least 1, layout tile_streams or tiles_in_time",
+            )
         if not isinstance(images.use_thumbnail, bool):
             raise BundleError(f"images is {images!r}", expected="use_thumbnail true or false")
         self.prompt.before_frame(1)
         if not self.prompt.image_tag or not self.prompt.stop_tokens:
-            raise BundleError(f"prompt is {self.prompt!r}", expected="a tag for images and a token that ends an answer")
+            raise BundleError(f"prompt is {self.prompt!r}", expected="an image tag and a token that ends an answer")
         self.prompt.around_images("", 2)
 
 
@@ -282,7 +285,7 @@ def _from_json(data: dict[str, Any]) -> Manifest:
 
 
 def listed_files(folder: Path) -> set[str] | None:
-    """The files that a bundle's manifest lists, whatever its format version; None if this is no bundle of ours."""
+    """The files listed in a bundle's manifest, whatever its format version; None if this is not one of our bundles."""
     try:
         data = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -292,7 +295,7 @@ def listed_files(folder: Path) -> set[str] | None:
 
 
 def hash_file(path: Path) -> FileEntry:
-    """SHA-256 and size, read in pieces."""
+    """SHA-256 and size, read in chunks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -301,17 +304,17 @@ def hash_file(path: Path) -> FileEntry:
 
 
 def fingerprint(files: Mapping[str, FileEntry], graph: str) -> str:
-    """Of a graph's file and the weights beside it, one SHA-256; `graph` is the path of the file in the bundle."""
+    """One SHA-256 over a graph's file and the weights next to it; `graph` is the file's path in the bundle."""
     parts = [f"{name} {files[name].sha256}" for name in (graph, f"{graph}.data") if name in files]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def hash_folder(folder: Path) -> dict[str, FileEntry]:
-    """Every file below `folder` but the manifest, by its path inside it."""
+    """Every file below `folder` except the manifest, by its path inside it."""
     return {name: hash_file(folder / name) for name in sorted(list_files(folder))}
 
 
 def list_files(folder: Path) -> set[str]:
-    """Paths inside `folder` of every file but the manifest."""
+    """Paths inside `folder` of every file except the manifest."""
     paths = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     return paths - {MANIFEST_NAME}

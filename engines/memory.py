@@ -1,8 +1,8 @@
-"""Where tensors live: in the host's memory or on a GPU. Every byte that the runtime itself writes is counted here.
+"""Memory for tensors: on the host or on a GPU. Every byte that the runtime itself writes is counted here.
 
 On the host a tensor is a plain numpy array, on a GPU a DeviceArray, an address with a shape. Caches and sessions pass
-both along and ask a Memory for whatever must be done to them. Placing a cache row is one strided copy on either side,
-so "bytes written per frame" is measured the same way for every backend.
+both along and use a Memory for all operations on them. Placing a cache row is one strided copy on either side, so
+"bytes written per frame" is measured the same way for every backend.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceArray:
-    """A dense row-major array in GPU memory. The memory is freed when the last array that lies in it is gone.
+    """A dense row-major array in GPU memory. The memory is freed with the last array that uses it.
 
-    What a session returns is its output buffer, valid until that session runs again.
+    A session returns its output buffer, which is valid until that session runs again.
     """
 
     address: int
@@ -39,12 +39,12 @@ class DeviceArray:
         return prod(self.shape) * ITEM_BYTES[self.dtype]
 
     def front(self, shape: tuple[int, ...]) -> DeviceArray:
-        """The array of that shape at the same address."""
+        """The array of this shape at the same address."""
         return replace(self, shape=shape)
 
 
 class _Block:
-    """One allocation, held by every array that lies in it."""
+    """One allocation, referenced by every array in it."""
 
 
 Tensor = Array | DeviceArray
@@ -52,12 +52,12 @@ Tensor = Array | DeviceArray
 
 @dataclass(slots=True)
 class Traffic:
-    """What the runtime wrote and waited for, since it was made or last cleared. Bytes, and a count of waits.
+    """Bytes the runtime wrote, and its waits for the GPU, since creation or the last clear.
 
     state     rows placed into caches
     upload    host to GPU: frames, masks, times, embeddings
     download  GPU to host: embeddings, hidden rows, logits
-    syncs     times that the host waited for the GPU
+    syncs     times the host waited for the GPU
     """
 
     state: int = 0
@@ -70,28 +70,28 @@ class Traffic:
 
 
 class Memory(Protocol):
-    """What a cache or a session asks of the place where its tensors live."""
+    """Operations that caches and sessions need where their tensors are."""
 
     traffic: Traffic
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Tensor:
-        """A new tensor, all zero, that stays where it is."""
+        """A new tensor, all zero, at a fixed address."""
 
     def place(self, cache: Tensor, rows: Tensor, state: StateSpec, slot: int, count: int = 1) -> None:
         """Copy `count` rows into `cache`, from index `slot` of the state's slot axis on; counted as state.
 
-        A ring takes one row at a time, without the slot axis. Raises SpecError for slots that are not there, and for
+        A ring takes one row at a time, without the slot axis. Raises SpecError for slots that do not exist, and for
         rows of another shape or dtype.
         """
 
     def copy(self, target: Tensor, source: Tensor, state: StateSpec, count: int) -> None:
-        """Copy the first `count` rows of a cache into another one of this memory, where they live; counted as state.
+        """Copy the first `count` rows of a cache into another one of this memory, on the device; counted as state.
 
-        Raises SpecError for slots that are not there, and for caches of two shapes or dtypes.
+        Raises SpecError for slots that do not exist, and for caches of different shapes or dtypes.
         """
 
     def clear(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> None:
-        """Give `count` rows their reset value. Raises SpecError for slots that are not there."""
+        """Set `count` rows to their reset value. Raises SpecError for slots that do not exist."""
 
     def prefix(self, cache: Tensor, state: StateSpec, count: int) -> Tensor:
         """The first `count` rows of a cache of one stream, without a copy. Raises SpecError if it has fewer."""
@@ -100,10 +100,10 @@ class Memory(Protocol):
         """A copy on the host of `count` rows of a cache, from index `slot` on. Raises SpecError if it has fewer."""
 
     def to_host(self, tensor: Tensor) -> Array:
-        """The values as a numpy array: on the host the tensor itself, from a GPU a copy."""
+        """The values as a numpy array: the tensor itself on the host, a copy from a GPU."""
 
     def from_host(self, array: Array, dtype: str) -> Tensor:
-        """The values of a host array, of that dtype, where this memory's tensors live."""
+        """The values of a host array, with that dtype, in this memory."""
 
 
 @dataclass(slots=True)
@@ -114,7 +114,7 @@ class HostMemory:
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Tensor:
         tensor = np.empty(shape, dtype=host_dtype(dtype))
-        tensor.fill(0)  # numpy.zeros would leave the pages to be found later, one by one, as a stream grows
+        tensor.fill(0)  # numpy.zeros would allocate pages only later, one by one, as a stream grows
         return tensor
 
     def place(self, cache: Tensor, rows: Tensor, state: StateSpec, slot: int, count: int = 1) -> None:
@@ -145,13 +145,13 @@ class HostMemory:
         return np.array(_on_host(cache)[state.rows(slot, count)], order="C")
 
     def laid_out(self, whole: Tensor, state: StateSpec, count: int, new_count: int) -> Tensor:
-        """A cache that lies in the memory of `whole`, which has all slots, with room for new_count. What lies there so
-        with room for `count` is moved; slots that are new are zero."""
+        """A view of `whole`, the memory of all slots, in a layout for new_count rows. The content, in a layout for
+        `count` rows, is moved; new slots are zero."""
         whole, axis = _on_host(whole), state.slot_axis
         flat, row = whole.reshape(-1), prod(whole.shape[axis + 1 :])
         kept = min(count, new_count) * row
         runs = range(prod(whole.shape[:axis]))
-        for run in reversed(runs) if new_count > count else runs:  # none is written over before it is moved
+        for run in reversed(runs) if new_count > count else runs:  # none is overwritten before it is moved
             start, old = run * new_count * row, run * count * row
             flat[start : start + kept] = flat[old : old + kept]
             flat[start + kept : start + new_count * row] = state.reset
@@ -166,9 +166,9 @@ class HostMemory:
 
 
 class DeviceMemory:
-    """GPU memory and one CUDA stream, on which every copy and every graph of a bundle runs in order.
+    """GPU memory and one CUDA stream, on which all copies and graphs of a bundle run in order.
 
-    The runtime may be a recording fake (engines/fake.py): nothing here knows.
+    The CUDA runtime may be a recording fake (engines/fake.py).
     """
 
     def __init__(self, cuda: CudaRuntime) -> None:
@@ -178,20 +178,20 @@ class DeviceMemory:
         self._end.atexit = False
         self.traffic = Traffic()
         self._frees: dict[int, weakref.finalize[[int], _Block]] = {}
-        self._in_flight: list[Array] = []  # uploads read these until the next wait
+        self._in_flight: list[Array] = []  # uploads may read these until the next wait
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
-        """Raises BackendUnavailable if the GPU has not enough memory left."""
+        """Raises BackendUnavailable if the GPU has too little memory left."""
         array = self.empty(shape, dtype)
         self.cuda.fill_rows(array.address, array.num_bytes, 0, array.num_bytes, 1, self.stream)
         return array
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
-        """A new tensor of any content."""
+        """A new tensor with undefined content."""
         num_bytes = prod(shape) * ITEM_BYTES[dtype]
         address, block = self.cuda.allocate(max(num_bytes, 1)), _Block()
         free = weakref.finalize(block, self._free, address)
-        free.atexit = False  # the process's end frees it, and the library may be gone by then
+        free.atexit = False  # at exit the process frees it, and the library may already be unloaded
         self._frees[address] = free
         return DeviceArray(address=address, shape=shape, dtype=dtype, block=block)
 
@@ -212,7 +212,9 @@ class DeviceMemory:
 
     def clear(self, cache: Tensor, state: StateSpec, slot: int, count: int) -> None:
         if state.reset != 0.0:
-            raise SpecError(f"state '{state.input}': the reset value is {state.reset}", expected="0, which a GPU fills")
+            raise SpecError(
+                f"state '{state.input}': the reset value is {state.reset}", expected="0, the only value a GPU fills"
+            )
         _check_slots(cache, state, slot, count)
         start, pitch, width, height = _region(_on_device(cache), state, slot, count)
         if width:
@@ -223,7 +225,7 @@ class DeviceMemory:
         _check_slots(cache, state, 0, count)
         if prod(cache.shape[:axis]) != 1:
             raise SpecError(
-                f"state '{state.input}': {cache.shape} holds several streams, so no prefix is contiguous",
+                f"state '{state.input}': a cache {cache.shape} of several streams has no contiguous prefix",
                 expected="a cache of one stream",
             )
         return cache.front((*cache.shape[:axis], count, *cache.shape[axis + 1 :]))
@@ -238,12 +240,12 @@ class DeviceMemory:
         return self.to_host(dense)
 
     def upload(self, array: Array, into: DeviceArray) -> DeviceArray:
-        """Copy a host array to the start of `into`; the tensor of array's shape there."""
+        """Copy a host array to the start of `into`; return the tensor of its shape there."""
         array = np.ascontiguousarray(array)
         target = into.front(array.shape)
         if target.num_bytes > into.num_bytes or str(array.dtype) != into.dtype:
             raise SpecError(
-                f"an array {array.dtype} {array.shape} was to be uploaded",
+                f"cannot upload an array {array.dtype} {array.shape}",
                 expected=f"at most {into.dtype} {into.shape}",
             )
         self.cuda.copy_to_device(target.address, array.ctypes.data, array.nbytes, self.stream)
@@ -252,7 +254,7 @@ class DeviceMemory:
         return target
 
     def gather(self, tensors: Sequence[DeviceArray], into: DeviceArray) -> None:
-        """Copy them one behind the other, from the start of `into` on."""
+        """Copy tensors back to back into `into`, from its start on."""
         address = into.address
         for tensor in tensors:
             size = tensor.num_bytes
@@ -260,7 +262,7 @@ class DeviceMemory:
             address += size
 
     def to_host(self, tensor: Tensor) -> Array:
-        """Copy to the host, and wait for it: everything queued before has then run."""
+        """Copy to the host and wait for it: everything queued before has then run."""
         if isinstance(tensor, np.ndarray):
             return tensor
         array = np.empty(tensor.shape, dtype=host_dtype(tensor.dtype))
@@ -275,7 +277,7 @@ class DeviceMemory:
         return self.upload(array, self.empty(array.shape, dtype))
 
     def close(self) -> None:
-        """Wait for the GPU and free everything at once. No tensor of this memory may be used afterwards."""
+        """Wait for the GPU and free everything. No tensor of this memory may be used afterwards."""
         if not self._end.alive:
             return
         self.cuda.synchronize(self.stream)
@@ -292,8 +294,8 @@ class DeviceMemory:
 class Caches:
     """The caches of one stream, one for each state of a graph, all zero.
 
-    tensors  by the name of the input that they are fed as; of a linear cache, laid out for `room` rows
-    room     as many as there may be, until `lay_out`; 0 where the graph has no linear cache that can be laid out
+    tensors  by the name of the input they are fed as; a linear cache in a layout for `room` rows
+    room     the full capacity until `lay_out`; 0 if the graph has no linear cache with a variable layout
     """
 
     def __init__(self, spec: GraphSpec, memory: Memory) -> None:
@@ -303,7 +305,7 @@ class Caches:
         self.room = spec.dims["past"].max if "past" in spec.dims else 0
 
     def lay_out(self, room: int) -> None:
-        """With room for so many rows. What is beyond it is lost, and what is new is zero. On the host only."""
+        """Change the layout to `room` rows. Rows past that are lost, new ones are zero. Host only."""
         memory = self._memory
         assert isinstance(memory, HostMemory)
         if room != self.room:
@@ -312,14 +314,14 @@ class Caches:
 
 
 def cache_shape(spec: GraphSpec, state: StateSpec, *, streams: int) -> tuple[int, ...]:
-    """Of the caches of so many streams, with all the rows that there may be."""
+    """Shape of the caches of several streams, at full capacity."""
     rows = {"past": spec.dims["past"].max} if "past" in spec.dims else {}
     shape = spec.input(state.input).resolve({"batch": streams, **rows})
     return (streams, *shape[1:])
 
 
 def _check_rows(cache: Tensor, rows: Tensor, state: StateSpec, slot: int, count: int) -> None:
-    """The same rule on both sides: numpy would cast another dtype, broadcast another shape and wrap a negative slot."""
+    """The same check on both sides: numpy would cast other dtypes, broadcast other shapes and wrap a negative slot."""
     assert state.order == "linear" or count == 1, "a ring takes one row at a time"
     _check_slots(cache, state, slot, count)
     axis = state.slot_axis
@@ -332,7 +334,7 @@ def _check_rows(cache: Tensor, rows: Tensor, state: StateSpec, slot: int, count:
 
 
 def _check_alike(target: Tensor, source: Tensor, state: StateSpec, count: int) -> None:
-    """numpy would cast another dtype and broadcast another shape; a GPU would write beyond the smaller one."""
+    """numpy would cast another dtype and broadcast another shape; a GPU would write past the end of the smaller one."""
     _check_slots(target, state, 0, count)
     if target.shape != source.shape or str(target.dtype) != str(source.dtype):
         raise SpecError(
@@ -346,13 +348,13 @@ def _check_slots(cache: Tensor, state: StateSpec, slot: int, count: int) -> None
     num_slots = cache.shape[state.slot_axis]
     if not 0 <= slot <= slot + count <= num_slots:
         raise SpecError(
-            f"state '{state.input}': {count} slots from {slot} on were asked for",
+            f"state '{state.input}': {count} slots from {slot} on were requested",
             expected=f"slots 0 to {num_slots - 1}",
         )
 
 
 def _region(cache: DeviceArray, state: StateSpec, slot: int, count: int) -> tuple[int, int, int, int]:
-    """(address, pitch, width, height) in bytes of `count` slots: one run of `width` for every index before the axis."""
+    """(address, pitch, width, height) in bytes of `count` slots: one run of `width` per index before the slot axis."""
     axis = state.slot_axis
     slot_bytes = prod(cache.shape[axis + 1 :]) * ITEM_BYTES[cache.dtype]
     pitch = cache.shape[axis] * slot_bytes
@@ -370,14 +372,14 @@ def _on_device(tensor: Tensor) -> DeviceArray:
 
 
 def host_dtype(name: str) -> np.dtype[Any]:
-    """The numpy dtype of that name. numpy itself has no bfloat16. Raises BackendUnavailable without ml_dtypes."""
+    """The numpy dtype of that name. numpy lacks bfloat16: it needs ml_dtypes, or raises BackendUnavailable."""
     if name != "bfloat16":
         return np.dtype(name)
     try:
         import ml_dtypes
     except ImportError as error:
         raise BackendUnavailable(
-            "bfloat16 values on the host need the package ml_dtypes, which is not installed",
+            "bfloat16 on the host needs the package ml_dtypes, which is not installed",
             fix="pip install -e '.[bf16]'",
         ) from error
     bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)

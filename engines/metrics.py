@@ -1,4 +1,4 @@
-"""How far two arrays are apart, in six numbers. numpy alone: a device measures by the same ruler as a check."""
+"""Difference between two arrays, in six numbers. numpy alone: a device measures in the same way as a check."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TINY = float(np.finfo(np.float64).tiny)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metrics:
-    """How far one array is from another, a token being a vector along the last axis.
+    """Difference of one array from another; a token is a vector along the last axis.
 
     max_abs        the largest |a - b| of any value
     rel_l2         |a - b| / |b| over the whole tensor
@@ -22,9 +22,9 @@ class Metrics:
     worst_value    the largest |a - b| of any value, over the spread of b's tokens: their root mean variance
     cosine_gap     1 - the smallest cosine of a token with its counterpart
     norm_gap       | |a| / |b| - 1 |
-    num_nonfinite  values of a that are NaN or infinite;  num_unknown  those of b, which then proves nothing
-    num_different  values of a that are not b's, of integers and bool
-    shapes         of a and of b where they differ; then the numbers above are NaN
+    num_nonfinite  values of a that are NaN or infinite;  num_unknown  the same of b, which then proves nothing
+    num_different  unequal values, for integers and bool
+    shapes         of a and b if they differ; then the numbers above are NaN
     """
 
     max_abs: float = nan
@@ -45,18 +45,18 @@ class Metrics:
 
     @property
     def flaw(self) -> str | None:
-        """Why no number can say how far apart the two are, in words; None if the numbers do."""
+        """Reason why the two cannot be compared by numbers; None if they can."""
         if self.shapes is not None:
             return f"its shape is {self.shapes[0]}, expected {self.shapes[1]},"
         if self.num_unknown:
             return f"{self.num_unknown} values of the reference itself are NaN or infinite"
         if self.num_different:
-            return f"{self.num_different} values differ, by up to {self.max_abs:g}, expected equal ones,"
+            return f"{self.num_different} values differ, by up to {self.max_abs:g}, expected equal values,"
         return f"{self.num_nonfinite} values are NaN or infinite" if self.num_nonfinite else None
 
 
 def metrics_of(got: Array, want: Array) -> Metrics:
-    """Compare two arrays, of any shapes. Those without an axis or without a value count as one value."""
+    """Compare two arrays of any shapes. Arrays without an axis or without a value count as one value."""
     if got.shape != want.shape:
         return Metrics(shapes=(got.shape, want.shape))
     a, b = (np.atleast_1d(x.astype(np.float64)) if x.size else np.zeros(1) for x in (got, want))
@@ -64,7 +64,7 @@ def metrics_of(got: Array, want: Array) -> Metrics:
         error = np.linalg.norm(a - b, axis=-1)
         norms = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
         total = float(np.linalg.norm(norms[1]))
-        # A token of no length on both sides has no direction to lose.
+        # Two tokens of length zero are equal, so their cosine counts as 1.
         cosines = np.where(error == 0, 1.0, (a * b).sum(-1) / np.maximum(norms[0] * norms[1], TINY))
         largest = float(np.abs(a - b).max())
         spread = float(np.sqrt(max(np.mean(norms[1] ** 2) / b.shape[-1] - np.mean(b.mean(axis=-1) ** 2), 0.0)))

@@ -1,7 +1,7 @@
-"""What a bundle's ONNX files need of the machine that runs them: an opset, and the first ONNX Runtime that has it.
+"""Requirements of a bundle's ONNX files: an opset, and the first ONNX Runtime that supports it.
 
-ONNX Runtime's own message for a file of a later opset than it knows would pass for one of a damaged file, so versions
-are compared before anything is opened. Engines need none of it.
+ONNX Runtime's own message for a file with a newer opset than it knows looks like one for a damaged file, so versions
+are compared before anything is opened. Engines need none of this.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ OPSET = 20  # the newest that TensorRT 10.3 on JetPack 6.2 reads
 OPSET_OF_BLOCKS = 21  # the first whose DequantizeLinear has blocks
 OPSET_IN_PLACE = 24  # the first with TensorScatter
 FIRST_ONNXRUNTIME = {OPSET: "1.18", OPSET_OF_BLOCKS: "1.19", OPSET_IN_PLACE: "1.25"}
-"""The first version that reproduces golden recordings of such graphs (docs/onnxruntime.md)."""
+"""The first version that reproduces golden recordings of graphs with this opset (docs/onnxruntime.md)."""
 LAST_FOR_310 = "1.23.2"
 """The last ONNX Runtime for Python 3.10, which JetPack 6 has."""
 
 
 def opset_of(spec: GraphSpec) -> int:
-    """The ONNX opset that a graph is written in."""
+    """The ONNX opset of a graph."""
     if spec.aliases:
         return OPSET_IN_PLACE
     has_blocks = spec.quantization is not None and spec.quantization.block is not None
@@ -34,14 +34,14 @@ def opset_of(spec: GraphSpec) -> int:
 
 
 def needs_of(graphs: Iterable[GraphSpec]) -> dict[str, str]:
-    """Package -> the first version that runs such graphs, where ONNX Runtime is to run them."""
+    """Package -> first version that runs these graphs, when ONNX Runtime runs them."""
     return {"onnxruntime": FIRST_ONNXRUNTIME[max(map(opset_of, graphs))]}
 
 
 def require_onnxruntime(owner: str, graphs: Iterable[GraphSpec], needs: Mapping[str, str] | None = None) -> None:
-    """Raise BackendUnavailable if the installed ONNX Runtime is too old for the graphs of `owner`, or is not there.
+    """Raise BackendUnavailable if the installed ONNX Runtime is missing or too old for the graphs of `owner`.
 
-    needs  what its manifest says, which may know of a later version than this program
+    needs  the manifest's requirements, which may name a later version than this program knows
     """
     spec = max(graphs, key=opset_of)
     opset, ort, first = opset_of(spec), import_onnxruntime(), (needs or {}).get("onnxruntime", "0")
@@ -51,7 +51,7 @@ def require_onnxruntime(owner: str, graphs: Iterable[GraphSpec], needs: Mapping[
 
 
 def lack_for(target: Target) -> BackendUnavailable | None:
-    """What is wrong with the installed ONNX Runtime for the usual graphs of a target; None if it fits."""
+    """The error if the installed ONNX Runtime is too old for the usual graphs of a target; None if it fits."""
     opset = OPSET_IN_PLACE if target.cache_update == "aliased" else OPSET
     return _too_old(import_onnxruntime(), f"the LLM of target '{target.name}'", opset, FIRST_ONNXRUNTIME[opset])
 
@@ -64,11 +64,11 @@ def _too_old(ort: ModuleType, what: str, opset: int, first: str) -> BackendUnava
     fix, cause = f"pip install '{package}>={first}'", ""
     if sys.version_info < (3, 11) and _numbers(first) > _numbers(LAST_FOR_310):
         others = [name for name in target_names() if _runs_on_310(load_target(name))]
-        cause = f"this is Python 3.10, for which {package} ends at {LAST_FOR_310}"
-        fix = f"with Python 3.11 or later: {fix}; or export for a target whose LLM returns rows "
+        cause = f"this is Python 3.10, and the last {package} for it is {LAST_FOR_310}"
+        fix = f"use Python 3.11 or later: {fix}; or export for a target whose LLM returns its rows "
         fix += f"({', '.join(others)}): pvc-export onnx --target {others[0]}"
     return BackendUnavailable(
-        f"{package} {ort.__version__} is installed, which is too old: {what} has opset {opset}{in_place}",
+        f"{package} {ort.__version__} is too old: {what} has opset {opset}{in_place}",
         expected=f"{package} {first} or later",
         cause=cause,
         fix=fix,
@@ -76,10 +76,10 @@ def _too_old(ort: ModuleType, what: str, opset: int, first: str) -> BackendUnava
 
 
 def _runs_on_310(target: Target) -> bool:
-    """Whether its usual graphs run in the last ONNX Runtime of Python 3.10; of those for any machine."""
+    """Whether the target is for any machine, and its usual graphs run in the last ONNX Runtime for Python 3.10."""
     return target.cache_update == "rows" and not target.compute_capabilities
 
 
 def _numbers(version: str) -> list[int]:
-    """Of '1.25.0.dev1' all four."""
+    """All numbers of a version: four for '1.25.0.dev1'."""
     return [int(part) for part in re.findall(r"\d+", version)]

@@ -1,9 +1,9 @@
-"""Which operators an ONNX parser of TensorRT has, and of which dtypes. Data in engines/parsers/*.json, one a version.
+"""Operators and dtypes that TensorRT's ONNX parser supports. Data in engines/parsers/*.json, one file per version.
 
-Unusual: that a parser reads an opset does not say that it has its operators. TensorRT 10.13 reads opset 23 and has no
-Attention; and a parser may take a file of any opset, and fail at the node.
-Source: docs/operators.md of onnx-tensorrt, by commit in each file. What that list lacks and other pages have is under
-`also`. What it says in words beside an operator is not here: only a parser can hold a node against that.
+Note: a parser that reads an opset need not have all its operators. TensorRT 10.13 reads opset 23 but has no Attention.
+A parser may also accept a file of any opset and then fail at the node.
+Source: docs/operators.md of onnx-tensorrt; each file names the commit. Operators found on other pages only are under
+`also`. Restrictions that the list states in words are not included: only the parser itself can check a node for those.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ FOLDER = Path(__file__).parent / "parsers"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parser:
-    """What a parser has, as its list says.
+    """The operators of a parser, from its published list.
 
-    source     where the list is from, and of which version where none of this one was found
-    opsets     the first and the last opset of a file that it reads
-    dtypes     of any tensor, by numpy's names and those of ml_dtypes
-    operators  of ONNX's own domain, each with the dtypes that it computes on; none where the list has none
+    source     where the list comes from, and its version if none was found for this one
+    opsets     first and last opset it reads
+    dtypes     of any tensor, by the names of numpy and ml_dtypes
+    operators  of ONNX's default domain, each with the dtypes it computes on; empty where the list names none
     """
 
     name: str
@@ -37,7 +37,7 @@ class Parser:
 
 @functools.cache
 def load_parser(version: str) -> Parser:
-    """The parser of that version of TensorRT: a Target names it."""
+    """The parser of a TensorRT version; a Target names the version."""
     data: dict[str, Any] = json.loads((FOLDER / f"{version}.json").read_text(encoding="utf-8"))
     operators: dict[str, frozenset[str]] = {}
     for groups in (data["operators"], data["also"]):

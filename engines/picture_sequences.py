@@ -1,8 +1,7 @@
-"""Videos that are made of pictures: a folder, numbered files (frames/%03d.png), or one animated GIF, PNG, WebP or AVIF.
+"""Videos made of pictures: a folder, numbered files (frames/%03d.png), or one animated GIF, PNG, WebP or AVIF.
 
-Note: they are read as engines/video reads a video file, with the same facts, frames and names. Pictures of a folder
-follow one another at a frame rate that somebody has to state; an animated picture states how long each of its frames is
-shown.
+Note: they offer the same facts, frames and names as engines/video does for a video file. Pictures of a folder need a
+frame rate from the caller; an animated picture states how long each of its frames is shown.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from .pictures import ANIMATED_FORMATS, ON_WHITE, explained, opened, read_pictur
 from .video import VideoFrame, VideoInfo
 
 DEFAULT_FPS = 25.0
-"""Of pictures that state no rate: FFmpeg's own for them."""
+"""For pictures without a rate: FFmpeg's default for them."""
 MIN_FRAME_S, SHORT_FRAME_S = 0.01, 0.1
-"""A frame of an animation that states MIN_FRAME_S or less is shown for SHORT_FRAME_S, as web browsers do."""
+"""A frame of an animation with MIN_FRAME_S or less is shown for SHORT_FRAME_S, as in web browsers."""
 PICTURE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".ppm", ".pgm")
 )
@@ -36,12 +35,12 @@ ANIMATED_SUFFIXES = frozenset((".gif", ".png", ".apng", ".webp", ".avif"))
 NUMBER = re.compile(r"%0?\d*d")
 
 Load = Callable[[int], tuple[NDArray[np.uint8], bool]]
-"""The frame (H, W, 3) uint8 BGR at an index, and whether any of it was transparent."""
+"""The frame (H, W, 3) uint8 BGR at an index, and whether any part of it was transparent."""
 
 
 def is_picture_sequence(address: str | Path) -> bool:
-    """Whether an address is read here: a folder, a pattern with %d that is no file's name, or a file in one of the four
-    formats that can be animated. URLs and everything else are not. Opens a file of such a suffix."""
+    """Whether an address is read here: a folder, a pattern with %d that is not a file's name, or a file in one of the
+    four formats that can be animated. URLs and everything else are not. Opens a file with such a suffix."""
     path = Path(address)
     if "://" in str(address):
         return False
@@ -54,15 +53,15 @@ def is_picture_sequence(address: str | Path) -> bool:
     try:
         with explained(path, []), Image.open(path) as image:
             return image.format in ANIMATED_FORMATS
-    except MediaError:  # a film with a wrong suffix, or damage that a video's reader names
+    except MediaError:  # a video with a wrong suffix, or damage that the video reader reports
         return False
 
 
 def open_picture_sequence(path: str | Path, *, fps: float | None = None) -> PictureSequence:
-    """What is_picture_sequence is true of. `fps` is the rate of a folder or a pattern, DEFAULT_FPS if it is None.
+    """Open an address for which is_picture_sequence is true. `fps` is for a folder or a pattern; None is DEFAULT_FPS.
 
-    Raises MediaError if there is no picture, if one differs in size from the first, for a bad fps, or for any fps of an
-    animated picture; BackendUnavailable for HEIC without pillow-heif.
+    Raises MediaError if there is no picture, if one differs in size from the first, for an invalid fps, or for any fps
+    with an animated picture; BackendUnavailable for HEIC without pillow-heif.
     """
     path = Path(path)
     if fps is not None and not (math.isfinite(fps) and 0.01 <= fps <= 1000):
@@ -72,7 +71,7 @@ def open_picture_sequence(path: str | Path, *, fps: float | None = None) -> Pict
     if path.is_file():
         if fps is not None:
             raise MediaError(
-                f"{path} states itself how long its frames are shown",
+                f"{path} states how long its frames are shown, so no rate can be set",
                 expected="--fps with pictures that state no rate: a folder, or a pattern such as frames/%03d.png",
                 fix="leave out --fps",
             )
@@ -82,12 +81,12 @@ def open_picture_sequence(path: str | Path, *, fps: float | None = None) -> Pict
 
 
 class PictureSequence(ABC):
-    """Pictures as a video. `info` is what probe_video says of a file, `times_s` when each frame begins."""
+    """Pictures as a video. `info` is as probe_video returns for a file, `times_s` are the frames' start times."""
 
     info: VideoInfo
     times_s: tuple[float, ...]
     damage = None
-    """Of a video file. What is wrong with pictures is in `notices`."""
+    """For video files only. Problems with pictures are in `notices`."""
 
     def __init__(self, notices: Iterable[str]) -> None:
         self._notices = list(notices)
@@ -96,35 +95,35 @@ class PictureSequence(ABC):
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What a person should know: of the files, and of the frames read so far."""
+        """Messages for the user about the files and the frames read so far."""
         notices = list(dict.fromkeys(self._notices))
         if self._is_transparent:
             notices.append(ON_WHITE)
         if self._lost:
             first = next(iter(self._lost.values()))
-            notices.append(f"pictures left out, as they cannot be read: {len(self._lost)}; the first: {first.what}")
+            notices.append(f"unreadable pictures left out: {len(self._lost)}; the first: {first.what}")
         return tuple(notices)
 
     def frames(self) -> Iterator[VideoFrame]:
-        """All frames, as VideoReader has them. Raises as `at` does."""
+        """All frames, like VideoReader.frames. Raises what `at` raises."""
         return self.at(range(self.info.num_frames))
 
     def shown_at(self, times_s: Sequence[float]) -> Iterator[VideoFrame]:
-        """What is on the screen at times that never decrease, as VideoReader has it."""
+        """The frames displayed at non-decreasing times, like VideoReader.shown_at."""
         return self.at([max(bisect_right(self.times_s, time_s) - 1, 0) for time_s in times_s])
 
     def at(self, indices: Sequence[int]) -> Iterator[VideoFrame]:
-        """The frames at indices that never decrease, one that repeats as often as it is given, as VideoReader has it.
+        """The frames at non-decreasing indices, repeating a frame for a repeated index, like VideoReader.at.
 
-        A picture that cannot be read is left out and becomes a notice. Raises MediaError for an index that there is
-        not, and if no picture could be read.
+        An unreadable picture is left out and becomes a notice. Raises MediaError for an index out of range, and if no
+        picture could be read.
         """
         wanted = Counter(indices)
         if wanted and not 0 <= min(wanted) <= max(wanted) < self.info.num_frames:
             raise MediaError(
-                f"frames {min(wanted)} to {max(wanted)} of {self.info.path} were asked for",
+                f"frames {min(wanted)} to {max(wanted)} of {self.info.path} were requested",
                 expected=f"0 to {self.info.num_frames - 1}",
-                cause="the indices are of another video",
+                cause="the indices belong to another video",
             )
         return self._read(wanted)
 
@@ -139,7 +138,7 @@ class PictureSequence(ABC):
                     continue
                 num_read += 1
                 self._is_transparent |= is_transparent
-                for _ in range(wanted[index]):  # a fresh array per repeat, so that no two frames share memory
+                for _ in range(wanted[index]):  # a new array per repeat, so that no two frames share memory
                     yield VideoFrame(frame_index=index, time_s=self.times_s[index], bgr=bgr.copy())
         if wanted and not num_read:
             raise next(iter(self._lost.values()))
@@ -152,7 +151,7 @@ class PictureFiles(PictureSequence):
     """Files of one size, each shown for 1 / fps seconds."""
 
     def __init__(self, path: Path, files: Sequence[Path], *, fps: float, notices: Iterable[str] = ()) -> None:
-        """Opens every file, without decoding it. Raises as open_picture_sequence does."""
+        """Opens every file without decoding it. Raises what open_picture_sequence raises."""
         super().__init__(notices)
         self._files: list[Path] = []
         self._size = (0, 0)
@@ -189,10 +188,10 @@ class PictureFiles(PictureSequence):
         if size != self._size:
             first = self._files[0]
             raise MediaError(
-                f"{file} is {size[0]}x{size[1]}, and {first}, the first picture, is {self._size[0]}x{self._size[1]}",
-                expected="pictures of one size, as the frames of a video are",
-                cause="the pictures are of two cameras, or of none: a folder of photographs",
-                fix=f"give single pictures with --image, or bring them to one size: "
+                f"{file} is {size[0]}x{size[1]}, but {first}, the first picture, is {self._size[0]}x{self._size[1]}",
+                expected="pictures of one size, like the frames of a video",
+                cause="the pictures are from two cameras, or are separate photographs",
+                fix=f"give single pictures with --image, or scale them to one size: "
                 f"ffmpeg -i {file} -vf scale={self._size[0]}:{self._size[1]} resized{file.suffix}",
             )
 
@@ -201,11 +200,11 @@ class AnimatedPicture(PictureSequence):
     """An animated GIF, PNG, WebP or AVIF; a still one is a video of one frame."""
 
     def __init__(self, path: Path) -> None:
-        """Decodes every frame once, as only that tells how long it is shown and where a damaged file ends."""
+        """Decodes every frame once: only that shows how long it is displayed and where a damaged file ends."""
         super().__init__(())
         durations_s: list[float] = []
         with opened(path, self._notices) as image:
-            # The still picture of a PNG for programs that do not animate need not be a part of the animation.
+            # A PNG's default image, for programs that do not animate, may not be part of the animation.
             self._skipped = int(getattr(image, "default_image", False))
             num_frames = getattr(image, "n_frames", 1) - self._skipped
             for index in range(num_frames):
@@ -218,8 +217,8 @@ class AnimatedPicture(PictureSequence):
                     self._notices.append(f"only {index} of its {num_frames} frames can be read: {error.what}")
                     break
             width, height = upright_size(image)
-            if image.format == "GIF" and not _ends(path):  # Pillow takes the end of the file for the end of the GIF
-                self._notices.append("it has no end mark: likely it was cut short")
+            if image.format == "GIF" and not _ends(path):  # Pillow treats the end of the file as the end of the GIF
+                self._notices.append("it has no end marker and is probably truncated")
         count, duration_s = len(durations_s), sum(durations_s)
         self.times_s = tuple(accumulate(durations_s[:-1], initial=0.0))
         self.info = VideoInfo(
@@ -252,35 +251,35 @@ class AnimatedPicture(PictureSequence):
 
 
 def _ends(gif: Path) -> bool:
-    """Whether a GIF has its last byte, a semicolon; some programs fill up with zeros after it."""
+    """Whether a GIF has its last byte, a semicolon; some programs add zeros after it."""
     return gif.read_bytes().rstrip(b"\0").endswith(b";")
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """The pictures of a folder by name, numbers by their value; hidden files are none."""
+    """The pictures of a folder, sorted by name with numbers by value; hidden files are skipped."""
     paths = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.name[0] != "."]
     files = sorted(filter(Path.is_file, paths), key=natural_key)
     if not files:
         raise MediaError(
-            f"{folder} is a folder without pictures",
+            f"{folder} contains no pictures",
             expected=f"files that end in {', '.join(sorted(PICTURE_SUFFIXES))}, or a video file",
-            cause="it is a folder of videos, or the pictures lie one folder deeper",
+            cause="it is a folder of videos, or the pictures are in a subfolder",
             fix=f"name one file: ls {folder}",
         )
     return files
 
 
 def natural_key(path: Path) -> tuple[list[str | int], str]:
-    """Sorts frame2 before frame10, and does not care about capitals."""
+    """Sorts frame2 before frame10, ignoring case."""
     parts = re.split(r"(\d+)", path.stem.casefold())
     return [int(part) if part.isdecimal() else part for part in parts], path.name
 
 
 def _numbered(pattern: Path) -> tuple[list[Path], list[str]]:
-    """The files that a pattern such as frames/%03d.png names, by number, and which numbers are missing in between."""
+    """The files matching a pattern such as frames/%03d.png, by number, and the numbers missing in between."""
     if len(NUMBER.findall(pattern.name)) != 1:
         raise MediaError(
-            f"{pattern} has more than one number", expected="one, such as frames/%03d.png", fix=f"ls {pattern.parent}"
+            f"{pattern} has several numbers", expected="one, such as frames/%03d.png", fix=f"ls {pattern.parent}"
         )
     before, spec, after = re.split(f"({NUMBER.pattern})", pattern.name)
     shape = re.compile(f"{re.escape(before)}( *[0-9]+){re.escape(after)}")
@@ -291,9 +290,9 @@ def _numbered(pattern: Path) -> tuple[list[Path], list[str]]:
             found[int(match[1])] = path
     if not found:
         raise MediaError(
-            f"no file is named like {pattern}",
+            f"no file matches {pattern}",
             expected=f"files such as {pattern.parent / (before + spec % 1 + after)}",
-            cause="the numbers have another width: %d takes any, %03d takes three digits, with zeros in front",
+            cause="the numbers have another width: %d takes any, %03d takes three digits with leading zeros",
             fix=f"ls {pattern.parent}",
         )
     numbers = sorted(found)
@@ -305,4 +304,4 @@ def _gap_notices(numbers: Sequence[int]) -> list[str]:
     if not num_missing:
         return []
     first = next(number + 1 for number, after in zip(numbers, numbers[1:], strict=False) if after != number + 1)
-    return [f"{num_missing} of the numbers {numbers[0]} to {numbers[-1]} are missing, the first is {first}"]
+    return [f"{num_missing} of the numbers {numbers[0]} to {numbers[-1]} are missing, the first missing one is {first}"]

@@ -1,7 +1,7 @@
-"""Pictures in files, through Pillow: upright, on white, as frames (H, W, 3) uint8 BGR.
+"""Reads picture files through Pillow: upright, on white, as frames (H, W, 3) uint8 BGR.
 
-Note: Pillow's warnings are collected and handed on as sentences, so that none is printed raw; and HEIC is read only
-where the package pillow-heif is installed, which is imported when the first such file is met.
+Note: Pillow's warnings are collected and passed on as sentences instead of printed raw. HEIC needs the package
+pillow-heif, which is imported when the first HEIC file is opened.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .errors import BackendUnavailable, MediaError
 
 ON_WHITE = "its transparent parts are shown on white"
 ANIMATED_FORMATS = frozenset(("GIF", "WEBP", "PNG", "AVIF"))
-"""Of these, several frames are a video. Elsewhere they are pages (TIFF), or a preview and a depth map (MPO)."""
+"""In these formats several frames are a video. In others they are pages (TIFF), or a preview and a depth map (MPO)."""
 HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"heif"))
 AVIF_BRANDS = frozenset((b"avif", b"avis"))
 MEGA = 1_000_000
@@ -32,17 +32,17 @@ MEGA = 1_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Picture:
-    """A decoded picture. bgr: (H, W, 3) uint8. notices: what a person should know of how it was read."""
+    """A decoded picture. bgr: (H, W, 3) uint8. notices: what the user should know about how it was read."""
 
     bgr: NDArray[np.uint8]
     notices: tuple[str, ...] = ()
 
 
 def read_picture(path: str | Path) -> Picture:
-    """A still picture, upright as its metadata says, transparency on white.
+    """Read a still picture, upright according to its metadata, transparency on white.
 
-    Raises MediaError for a file that is missing, cut short, no picture, a video, larger than Pillow's limit, or of more
-    than 8 bits per channel; BackendUnavailable for HEIC without pillow-heif.
+    Raises MediaError for a file that is missing, truncated, not a picture, a video, over Pillow's size limit, or has
+    more than 8 bits per channel; BackendUnavailable for HEIC without pillow-heif.
     """
     path = Path(path)
     notices: list[str] = []
@@ -55,17 +55,17 @@ def read_picture(path: str | Path) -> Picture:
                 fix=f"--video {path}",
             )
         if num_frames > 1 and image.format == "TIFF":
-            notices.append(f"it is the first of {num_frames} pages")
+            notices.append(f"only the first of {num_frames} pages is read")
         bgr, is_transparent = to_bgr(image, path)
     return Picture(bgr=bgr, notices=(*([ON_WHITE] if is_transparent else []), *notices))
 
 
 @contextmanager
 def opened(path: Path, notices: list[str]) -> Iterator[Image.Image]:
-    """A picture that was opened and is not decoded yet; Pillow's errors inside become MediaErrors, as `explained` has
-    it. Raises what read_picture raises."""
+    """Open a picture without decoding it. Inside, Pillow's errors become MediaErrors (see `explained`). Raises what
+    read_picture raises."""
     if path.is_dir() or not path.exists():
-        what, cause = ("is a folder", "a video in pictures") if path.is_dir() else ("does not exist", "a typing error")
+        what, cause = ("is a folder", "a folder of frames") if path.is_dir() else ("does not exist", "a typing error")
         fix = f"--video {path}" if path.is_dir() else f"ls {path.parent}"
         raise MediaError(f"{path} {what}", expected="an image file, such as JPEG or PNG", cause=cause, fix=fix)
     with explained(path, notices):
@@ -76,7 +76,7 @@ def opened(path: Path, notices: list[str]) -> Iterator[Image.Image]:
 
 @contextmanager
 def explained(path: Path, notices: list[str]) -> Iterator[None]:
-    """Inside, Pillow's errors become MediaErrors that name the true cause, and its warnings become notices."""
+    """Inside, Pillow's errors become MediaErrors that name the actual cause, and its warnings become notices."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -88,25 +88,25 @@ def explained(path: Path, notices: list[str]) -> Iterator[None]:
         except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
             raise MediaError(
                 f"{path} cannot be read as an image: {error}",
-                expected="a whole image file, such as JPEG or PNG",
-                cause="it was cut short or damaged",
-                fix=f"fetch it again, and look at its size: ls -l {path}",
+                expected="a complete image file, such as JPEG or PNG",
+                cause="it is truncated or damaged",
+                fix=f"fetch it again, and check its size: ls -l {path}",
             ) from error
-    # A large picture is no bomb: up to the limit at which Pillow raises, it is read and nothing needs to be said.
+    # A large picture is not an attack: below the size at which Pillow raises, it is read without a notice.
     said = (str(one.message) for one in caught if not issubclass(one.category, Image.DecompressionBombWarning))
-    notices += [f"Pillow says: {text}" for text in said]
+    notices += [f"Pillow warns: {text}" for text in said]
 
 
 def to_bgr(image: Image.Image, path: Path | str) -> tuple[NDArray[np.uint8], bool]:
-    """The frame that an open picture shows, (H, W, 3) uint8 BGR, and whether any of it was transparent.
+    """The frame of an open picture, (H, W, 3) uint8 BGR, and whether any part of it was transparent.
 
     Raises MediaError for more than 8 bits per channel, and Pillow's own errors.
     """
     if image.mode.startswith(("I", "F")):
         raise MediaError(
-            f"{path} has pixels of mode '{image.mode}', 16 or 32 bits wide, which would be cut off at 255",
+            f"{path} has pixels of mode '{image.mode}', 16 or 32 bits per channel; values above 255 would be clipped",
             expected="8 bits per channel",
-            cause="this is a depth or infrared image",
+            cause="it is probably a depth or infrared image",
             fix="scale it to 0..255 first",
         )
     image = ImageOps.exif_transpose(image)
@@ -115,24 +115,24 @@ def to_bgr(image: Image.Image, path: Path | str) -> tuple[NDArray[np.uint8], boo
         rgba = image.convert("RGBA")
         lowest, _ = rgba.getextrema()[3]  # type: ignore[misc]
         is_transparent = lowest < 255
-        # White, as paper and web pages are: print without a ground is mostly black.
+        # White, like paper and web pages: text without a background is mostly black.
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1]), is_transparent
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of what to_bgr returns, without decoding where that is possible."""
-    # A PNG whose EXIF comes after its pixels would have to be decoded for it; writers put it before them.
+    """(width, height) of to_bgr's result, without decoding where possible."""
+    # A PNG whose EXIF follows its pixels would have to be decoded to read it; writers put EXIF before them.
     known = image.format != "PNG" or "exif" in image.info
     turned = known and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    if turned and image.format == "TIFF":  # Pillow turns it itself, and from version to version at another moment
+    if turned and image.format == "TIFF":  # Pillow rotates it itself, when depends on the version
         image.load()
         return image.size
     return (image.height, image.width) if turned else image.size
 
 
 def _prepare_for(path: Path) -> None:
-    """Register pillow-heif for a HEIC file, once. Raises BackendUnavailable without it."""
+    """Register pillow-heif, once, if this is a HEIC file. Raises BackendUnavailable if it is not installed."""
     brands = _brands(path)
     if not brands & HEIF_BRANDS or brands & AVIF_BRANDS or "HEIF" in Image.OPEN:
         return
@@ -141,14 +141,14 @@ def _prepare_for(path: Path) -> None:
     except ImportError as error:
         raise BackendUnavailable(
             f"{path} is a HEIC picture, which Pillow cannot read without the package pillow-heif",
-            expected="JPEG, PNG or another format that Pillow reads alone",
-            cause="phones save HEIC unless they are told to save JPEG ('most compatible')",
+            expected="JPEG, PNG or another format that Pillow reads by itself",
+            cause="phones save HEIC unless set to save JPEG ('most compatible')",
             fix="pip install -e '.[heif]', or convert it to JPEG",
         ) from error
 
 
 def _brands(path: Path) -> frozenset[bytes]:
-    """What an ISO media file (MP4, HEIC, AVIF) says it is: its major and compatible brands; of other files none."""
+    """The major and compatible brands in the header of an ISO media file (MP4, HEIC, AVIF); empty for other files."""
     with path.open("rb") as file:
         start = file.read(256)
     if start[4:8] != b"ftyp":
@@ -160,22 +160,22 @@ def _brands(path: Path) -> frozenset[bytes]:
 def _no_picture(path: Path) -> MediaError:
     expected = "an image file, such as JPEG or PNG"
     if path.stat().st_size == 0:
-        cause, fix = "it is empty (0 bytes): a download or a copy that failed", "fetch it again"
+        cause, fix = "it is empty (0 bytes): a download or copy failed", "fetch it again"
     elif (brands := _brands(path)) & AVIF_BRANDS:
-        cause, fix = f"it is AVIF, which Pillow reads from 11.3 on; this is {PILLOW_VERSION}", "pip install -U pillow"
+        cause, fix = f"it is AVIF, which needs Pillow 11.3 or later; this is {PILLOW_VERSION}", "pip install -U pillow"
     elif brands:
-        cause, fix = "it is a video by its first bytes", f"--video {path}"
+        cause, fix = "its first bytes are those of a video", f"--video {path}"
     else:
-        cause, fix = f"it is another kind of file, or one that Pillow {PILLOW_VERSION} does not know", f"file {path}"
+        cause, fix = f"it is not an image, or Pillow {PILLOW_VERSION} does not know its format", f"file {path}"
     return MediaError(f"{path} cannot be read as an image", expected=expected, cause=cause, fix=fix)
 
 
 def _too_large(path: Path, said: str) -> MediaError:
-    """Pillow tells the size in its message alone: 'Image size (N pixels) exceeds limit of M pixels, ...'."""
+    """Pillow gives the size only in its message: 'Image size (N pixels) exceeds limit of M pixels, ...'."""
     size, limit = (f"{int(number) / MEGA:.0f}" for number in re.findall(r"\d+", said)[:2])
     return MediaError(
         f"{path} has {size} megapixels",
-        expected=f"at most {limit}, the limit of Pillow; the model sees far fewer",
-        cause="a photograph of a 200-megapixel camera, a panorama or a scan; or a file made to fill the memory",
+        expected=f"at most {limit}, Pillow's limit; the model sees far fewer",
+        cause="it is a photo from a 200-megapixel camera, a panorama or a scan; or a file crafted to fill the memory",
         fix=f"make it smaller first: ffmpeg -i {path} -vf scale=iw/4:-1 smaller{path.suffix}",
     )

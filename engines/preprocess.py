@@ -1,8 +1,8 @@
-"""Runtime preprocessing: camera frame to model frame, image to tiles, and which frames of a video to take.
+"""Runtime preprocessing: camera frame to model frame, image to tiles, and the choice of frames from a video.
 
 Nothing here normalises: the vision graph takes uint8 RGB and applies the ImageNet mean and standard deviation itself.
-Needs numpy and Pillow only, as it runs where the model was never trained. The reference package has its own version of
-what makes pixels, and a test holds the two bit-equal.
+Needs only numpy and Pillow, since it runs on devices. The reference package has its own version of everything that
+makes pixels, and a test checks that both give equal bits.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def to_tiles(
 ) -> NDArray[np.uint8]:
     """Image (H, W, 3) uint8 BGR -> tiles (num_tiles, size, size, 3) uint8 RGB, row by row.
 
-    With use_thumbnail, of more than one tile the last is a thumbnail, the whole image squashed, so num_tiles is at most
-    max_tiles + 1.
+    With use_thumbnail and more than one tile, a thumbnail (the whole image, squashed) is added at the end, so num_tiles
+    is at most max_tiles + 1.
     Raises FrameError as to_model_frame does, MediaError if max_tiles is below 1.
     """
     check_frame(image_bgr)
@@ -54,20 +54,20 @@ def to_tiles(
 
 
 def num_tiles(image_bgr: NDArray[np.uint8], *, size: int, max_tiles: int, use_thumbnail: bool = True) -> int:
-    """How many tiles to_tiles makes of an image. Raises what it raises."""
+    """Number of tiles that to_tiles makes from an image. Raises what it raises."""
     check_frame(image_bgr)
     columns, rows = tile_grid(image_bgr.shape[1], image_bgr.shape[0], size=size, max_tiles=max_tiles)
     return columns * rows + (use_thumbnail and columns * rows > 1)
 
 
 def tile_grid(width: int, height: int, *, size: int, max_tiles: int) -> tuple[int, int]:
-    """(columns, rows), at most max_tiles tiles: the grid whose shape is nearest to the image's.
+    """(columns, rows), at most max_tiles tiles: the grid whose aspect ratio is nearest to the image's.
 
-    Of grids of one shape the larger is taken if the image has the pixels to half fill it. Source: InternVL2's dynamic
-    tiling. Raises MediaError if max_tiles is below 1.
+    Among grids of the same ratio the larger is chosen if the image has the pixels to half fill it. Source: InternVL2's
+    dynamic tiling. Raises MediaError if max_tiles is below 1.
     """
     if max_tiles < 1:
-        raise MediaError(f"max_tiles is {max_tiles}", expected="1 (the image whole) or more")
+        raise MediaError(f"max_tiles is {max_tiles}", expected="1 (the whole image) or more")
     grids = [(c, r) for c in range(1, max_tiles + 1) for r in range(1, max_tiles // c + 1)]
     grids.sort(key=lambda grid: (grid[0] * grid[1], grid))
     gaps = [abs(width / height - columns / rows) for columns, rows in grids]
@@ -79,17 +79,21 @@ def tile_grid(width: int, height: int, *, size: int, max_tiles: int) -> tuple[in
 def check_frame(frame_bgr: NDArray[np.uint8]) -> None:
     """Raise FrameError unless the frame is a non-empty uint8 array (H, W, 3). Channel order cannot be checked."""
     if not isinstance(frame_bgr, np.ndarray):
-        what, cause, fix = f"a {type(frame_bgr).__name__}", "the camera returned no frame", "check the read before this"
+        what, cause, fix = (
+            f"a {type(frame_bgr).__name__}",
+            "the camera returned no frame",
+            "check what the camera returned",
+        )
     elif frame_bgr.dtype != np.uint8:
-        what, cause, fix = str(frame_bgr.dtype), "it was normalised already", "pass the raw frame"
+        what, cause, fix = str(frame_bgr.dtype), "it was already normalised", "pass the raw frame"
     elif frame_bgr.ndim != 3 or frame_bgr.shape[2] != 3:
-        cause = "it is grey, has an alpha channel, is channels-first, or is a batch"
+        cause = "it is grey, has an alpha channel, is channels-first or is a batch"
         what, fix = f"of shape {frame_bgr.shape}", "convert it first"
     elif frame_bgr.size == 0:
-        what, cause, fix = f"empty, of shape {frame_bgr.shape}", "a crop outside the image", "check its bounds"
+        what, cause, fix = f"empty, of shape {frame_bgr.shape}", "a crop outside the image", "check the crop's bounds"
     else:
         return
-    expected = "a numpy array (height, width, 3) of uint8 in BGR order, as a camera or read_video gives"
+    expected = "a numpy array (height, width, 3) of uint8 in BGR order, as from a camera or read_video"
     raise FrameError(f"the frame is {what}", expected=expected, cause=cause, fix=fix)
 
 
@@ -102,7 +106,7 @@ def segment_indices(num_frames: int, num_segments: int) -> list[int]:
     if num_frames < 1:
         raise MediaError(f"the video has {num_frames} frames", expected="1 or more", fix="try another video")
     if num_segments < 1:
-        raise MediaError(f"{num_segments} frames were asked for", expected="1 or more")
+        raise MediaError(f"{num_segments} frames were requested", expected="1 or more")
     length = (num_frames - 1) / num_segments
     # Python's round() rounds halves to even, as numpy's does; half-up would shift some frames by one.
     return [int(length / 2 + round(length * i)) for i in range(num_segments)]

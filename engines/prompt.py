@@ -1,7 +1,7 @@
-"""The conversation around frames and questions, as token ids, fed piece by piece.
+"""The conversation around frames and questions as token ids, fed part by part.
 
 Text is held back until the next special token. Byte-pair merges never cross a special token, so tokenizing up to one
-gives the same ids as tokenizing the whole conversation at once; cutting anywhere else would not.
+gives the same ids as tokenizing the whole conversation; cutting anywhere else would not.
 Source: InternVL2's templates and PVC's frame prefix; the strings themselves come from the bundle's manifest.
 """
 
@@ -17,7 +17,7 @@ from .memory import Array
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Turn:
-    """What was asked, and the answer that it was given. images: (H, W, 3) uint8 BGR, as PVCStream.ask takes them."""
+    """A question and its answer. images: (H, W, 3) uint8 BGR, as PVCStream.ask takes them."""
 
     question: str
     answer: str
@@ -34,23 +34,23 @@ class PromptSpec:
     image_tag: str  # stands for an image in a question
     image_start: str
     image_end: str
-    after_frame: str  # and after an image that the question does not place
+    after_frame: str  # also after an image without a place in the question
     ask_suffix: str  # ends the question and starts the answer
     next_turn: str  # ends the answer and starts the user's next words
-    stop_tokens: tuple[str, ...]  # the first of them that the model says ends its answer
+    stop_tokens: tuple[str, ...]  # the first one generated ends the answer
 
     def before_frame(self, index: int) -> str:
-        """The text right before a frame's tokens."""
+        """The text immediately before a frame's tokens."""
         return self.frame_prefix.format(index=index) + self.image_start
 
     def frame_end(self) -> str:
-        """The text right after them."""
+        """The text immediately after a frame's tokens."""
         return self.image_end + self.after_frame
 
     def conversation(self, earlier: Sequence[Turn], question: str, num_images: int) -> list[str]:
-        """The text before, between and after all images of earlier turns and of a question, as around_images has it.
+        """The text before, between and after all images of earlier turns and a question, as in around_images.
 
-        Images are numbered through, if there are several. Raises what around_images raises.
+        If there are several images, they are numbered consecutively. Raises what around_images raises.
         """
         if not earlier:
             return self.around_images(question, num_images)
@@ -69,7 +69,7 @@ class PromptSpec:
     ) -> list[str]:
         """The text before, between and after the images of a question: num_images + 1 strings.
 
-        A question may place each image itself, by the tag; else they come first, numbered if there are several: in
+        A question may place each image itself, by the tag. Otherwise images come first, numbered if there are several:
         `total`, of which `num_before` came earlier. Raises StreamError if it has some tags, but not one per image.
         """
         text, num_placed = question, question.count(self.image_tag)
@@ -81,14 +81,14 @@ class PromptSpec:
         pieces = text.split(self.image_tag)
         if len(pieces) != num_images + 1:
             raise StreamError(
-                f"the question has {num_placed} times {self.image_tag!r}, but {num_images} images were given",
-                expected="one per image, or none at all: then the images come first",
+                f"the question contains {self.image_tag!r} {num_placed} times, but {num_images} images were given",
+                expected="one per image, or none: then the images come first",
             )
         return pieces
 
 
 class PromptTokenizer:
-    """tokenizer.json, with the ids of the special tokens that the prompt needs."""
+    """tokenizer.json, and the ids of the special tokens that the prompt needs."""
 
     def __init__(self, path: Path, spec: PromptSpec) -> None:
         """Raises BackendUnavailable without the package tokenizers, BundleError for an unusable file."""
@@ -103,7 +103,7 @@ class PromptTokenizer:
         except Exception as error:  # tokenizers raises bare Exception
             raise BundleError(
                 f"{path} is not a tokenizer file: {error}",
-                cause="it is damaged, or another program's",
+                cause="it is damaged, or another program wrote it",
                 fix=f"copy it from the checkpoint again, or {EXPORT_AGAIN}",
             ) from error
         self.stop_ids: frozenset[int] = frozenset(self._stop_id(token, path) for token in spec.stop_tokens)
@@ -115,20 +115,20 @@ class PromptTokenizer:
         stop_id: int | None = self._tokenizer.token_to_id(token)
         if stop_id is None:
             raise BundleError(
-                f"{path} has no token {token!r}, which the manifest's prompt ends a turn with",
+                f"{path} has no token {token!r}, which ends a turn in the manifest's prompt",
                 cause="it belongs to another model",
                 fix=EXPORT_AGAIN,
             )
         return stop_id
 
     def refuse_special_tokens(self, question: str) -> None:
-        """Raise StreamError if a question holds a special token: it would end the turn or stand for a frame."""
+        """Raise StreamError if a question contains a special token: it would end the turn or stand for a frame."""
         for token in self._special:
             if token in question:
                 raise StreamError(
-                    f"the question holds {token!r}, a special token of the conversation",
+                    f"the question contains {token!r}, a special token of the conversation",
                     expected="plain text",
-                    fix="leave it out",
+                    fix="remove it from the question",
                 )
 
     def encode(self, text: str) -> list[int]:

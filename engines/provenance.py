@@ -1,8 +1,8 @@
-"""Who built an engine, and from what: signed where it is built, looked at again wherever it is opened or checked.
+"""Origin of an engine: who built it, and from what. Signed when it is built, verified when it is opened or checked.
 
-A hash finds damage. It does not say that an engine was built from the graph beside it: two engines of one bundle, or
-those of two bundles of the same shapes, can be exchanged with their hashes, and run. The signature says it, to the
-machine that built them; any other can only be told so, and trust it or not.
+A hash detects damage. It does not show that an engine was built from the graph next to it: two engines of one bundle,
+or of two bundles with the same shapes, can be exchanged along with their hashes, and they run. The signature shows it,
+but only to the machine that built them; any other machine has to trust them or not.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from .manifest import Manifest
 
 Origin = Literal["here", "exchanged", "elsewhere", "unsigned"]
 """here       built on this machine, from this graph, for this bundle
-exchanged  built on this machine, but not as the manifest says now: another engine, graph or bundle, or edited since
-elsewhere  built on another machine: nobody can verify it on this one
-unsigned   the manifest is of an earlier version, whose signatures covered the engine alone
+exchanged  built on this machine, but not as in the manifest: another engine, graph or bundle, or edited since
+elsewhere  built on another machine, so it cannot be verified on this one
+unsigned   the manifest is from an earlier version, whose signatures covered only the engine
 """
 
 SIGNED = (
     "path", "runtime", "runtime_version", "compute_capabilities", "num_layers", "fused_attention", "build_s",
     "built_on", "built_from",
 )  # fmt: skip
-"""Of an engine's entry: everything but the signature."""
+"""Fields of an engine's entry that are signed: all but the signature."""
 
 
 def sign_engines(manifest: Manifest) -> Manifest:
-    """The manifest with every engine signed by this machine, as the one that built them all just now.
+    """The manifest with every engine signed by this machine, which has just built them all.
 
     Its `files` must list the engines.
     """
@@ -41,7 +41,7 @@ def sign_engines(manifest: Manifest) -> Manifest:
 
 
 def origin_of(manifest: Manifest, graph: str) -> Origin:
-    """Where the engine of a graph comes from, as far as this machine can tell."""
+    """Origin of a graph's engine, as far as this machine can tell."""
     entry = manifest.engines[graph]
     if not entry.signature:
         return "unsigned"
@@ -52,8 +52,8 @@ def origin_of(manifest: Manifest, graph: str) -> Origin:
 
 
 def _statement(manifest: Manifest, graph: str) -> str:
-    """All that makes a build what it is: the engine's bytes, the graph's (`built_from`), its name, its tensors and
-    profiles, the target, and what else the engine's entry says. A field that comes later must not change it."""
+    """The signed facts of a build: the engine's bytes, the graph's (`built_from`), name, tensors and profiles, the
+    target, and the other fields of the engine's entry. Fields added later must not change it."""
     entry, spec = manifest.engines[graph], manifest.graphs[graph]
     build = {
         "graph": graph,

@@ -1,4 +1,4 @@
-"""A finished folder takes its name in one step, which a kill or a power cut cannot halve."""
+"""Publishes a finished folder under its final name in one step, which a kill or a power cut cannot split."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 def publish(folder: Path, out: Path) -> None:
-    """Give a finished folder the name `out`. A bundle that has the name ends up in folder.parent."""
+    """Give a finished folder the name `out`. An existing bundle of that name is moved to folder.parent."""
     if out.exists():
         if _exchange(folder, out):
             return
-        # Not Linux, or a file system that cannot exchange names, such as NFS. Between two renames neither bundle has
-        # the name: whoever stages them gives it back to the old one, after an error here or, if this process is killed,
-        # in the next run.
+        # Not Linux, or a file system that cannot exchange names, such as NFS. Between the two renames neither bundle
+        # has the name. The caller restores the old bundle: after an error in this run, or in the next run if this
+        # process is killed.
         out.rename(folder.parent / "old")
     folder.rename(out)
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Let two folders swap names in one step; False where the system or the file system has no such step."""
+    """Exchange the names of two folders in one step; False if the system or the file system cannot."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     if renameat2 is None:
         return False
-    # Plain integers would be passed as int: right for all of renameat2's arguments but the two strings.
+    # ctypes passes plain integers as int, which is right for all of renameat2's arguments except the two strings.
     if renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0:
         return True
     code = ctypes.get_errno()
@@ -40,7 +40,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def link(source: Path, target: Path) -> None:
-    """A second name for a file, in a folder that is made if need be; a copy where the file system has no links."""
+    """Link a file into a folder, which is created if necessary; copy it if the file system has no links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
@@ -49,7 +49,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Return when the file, or the names in the folder, are on the disk."""
+    """Return once the file's content, or the folder's entries, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

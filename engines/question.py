@@ -1,4 +1,4 @@
-"""A question as rows of embeddings: what was said before it, its text, and its images where they belong."""
+"""A question as rows of embeddings: earlier turns, its text, and its images in their places."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def question_rows(
     max_tiles: int | None,
     num_reserved: int,
 ) -> Array:
-    """Embeddings (L, E) of what follows the frames of `context`, up to where the answer starts.
+    """Embeddings (L, E) of everything after the frames of `context`, up to the start of the answer.
 
-    earlier  turns of the same conversation, oldest first, that the context does not hold
-    Raises StreamFull, before anything is run, unless `num_reserved` more rows fit behind them; StreamError for a
-    special token of the conversation in any text, and where the <image> of a text are not one an image.
+    earlier  turns of the same conversation, oldest first, that are not in the context
+    Raises StreamFull, before anything runs, unless `num_reserved` more rows fit after them; StreamError for a special
+    token of the conversation in any text, and if a text does not have one <image> per image.
     """
     tokenizer, spec = bundle.tokenizer, bundle.manifest.prompt
     for text in (question, *(text for turn in earlier for text in (turn.question, turn.answer))):

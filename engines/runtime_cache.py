@@ -1,12 +1,12 @@
-"""What TensorRT-RTX compiled for this GPU at a first start, kept beside the bundle for the next one.
+"""Runtime cache: what TensorRT-RTX compiled for this GPU at a first start, stored next to the bundle for the next one.
 
     NAME/                    the bundle
-    NAME.runtime-cache/      a file for each engine; outside, since a bundle holds what its manifest lists and no more
+    NAME.runtime-cache/      one file per engine; outside, since a bundle holds only what its manifest lists
 
-A kept file is executable code, as an engine is, so it is signed by this machine and taken by no other. TensorRT-RTX
-itself refuses one of another GPU, driver or version; either way it is compiled and kept anew. A runtime that has no
-such cache (TensorRT, older TensorRT-RTX) is left as it is, by feature detection.
-Written for a GPU, run so far only on the stand-in of tests/engines/fake_trt.py.
+A cache file is executable code, like an engine, so it is signed by this machine and rejected by any other. TensorRT-RTX
+itself rejects one from another GPU, driver or version. In both cases it compiles again and stores the result. A runtime
+without this cache (TensorRT, older TensorRT-RTX) is detected by its features and used without it.
+Written for a GPU; so far run only on the fake runtime of tests/engines/fake_trt.py.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ SIGNATURE_BYTES = 32
 
 
 class RuntimeCache:
-    """The kernels of one engine: what was kept is taken, what is compiled beyond that is kept."""
+    """The kernels of one engine: loads stored ones, and stores newly compiled ones."""
 
     def __init__(self, engine: Any, engine_path: Path, graph: str) -> None:
-        """`engine_path` is NAME/engines/FILE. Says so once where kernels will have to be compiled first."""
+        """`engine_path` is NAME/engines/FILE. Logs a warning if kernels have to be compiled first."""
         self.path = cache_folder(engine_path.parents[1]) / f"{graph}.bin"
         self._graph, self._config, self._cache, self._kept = graph, None, None, b""
         self._engine_sha256 = hashlib.sha256(engine_path.read_bytes()).hexdigest()
@@ -44,17 +44,18 @@ class RuntimeCache:
         if kept and self._cache.deserialize(kept):
             self._kept = kept
         else:
-            # A warning, since that is what Python shows where nobody has set up a log: a first start can take minutes.
-            LOG.warning("compiling kernels of '%s' for this GPU: at a first start only; kept in %s", graph, self.path)
+            # A warning, since Python shows those even without any logging setup: a first start can take minutes.
+            LOG.warning(
+                "compiling kernels of '%s' for this GPU, at the first start only; cached in %s", graph, self.path
+            )
         config.set_runtime_cache(self._cache)
 
     def create_context(self, engine: Any) -> Any:
-        """An execution context, which compiles through this cache where the runtime has one. None as the runtime's."""
+        """Create an execution context that compiles through this cache, if the runtime has one. May return None."""
         return engine.create_execution_context(*(() if self._config is None else (self._config,)))
 
     def keep(self) -> None:
-        """Write what was compiled since the last time. A folder that cannot be written costs the next start its time,
-        and nothing else."""
+        """Write what was compiled since the last call. If the folder is not writable, only the next start is slower."""
         if self._cache is None:
             return
         content = bytes(self._cache.serialize())
@@ -68,7 +69,7 @@ class RuntimeCache:
         self._kept = content
 
     def _read(self) -> bytes:
-        """What this machine kept for this engine, or b''."""
+        """Content that this machine stored for this engine, or b''."""
         try:
             data = self.path.read_bytes()
         except OSError:
@@ -82,6 +83,6 @@ class RuntimeCache:
 
 
 def cache_folder(bundle: Path) -> Path:
-    """Where the kernels of a bundle are kept."""
+    """Folder of a bundle's compiled kernels."""
     bundle = bundle.resolve()  # '.' has a name too
     return bundle.with_name(bundle.name + SUFFIX)

@@ -1,4 +1,4 @@
-"""How the next token of an answer is chosen: the likeliest one, or one at random among the likely ones."""
+"""Choice of an answer's next token: the likeliest one, or a random one among the likely ones."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .memory import Array
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How a token is chosen. Raises StreamError for numbers that no choice can follow.
+    """Parameters for choosing a token. Raises StreamError for values out of range.
 
-    temperature  0: always the likeliest. Else the logits are divided by it, so above 1 rare tokens come more often
-    top_p        of the likeliest tokens as many as have this probability together; the others never come
-    seed         the same one gives the same answer to the same question; None: another one each time
+    temperature  0: always the likeliest. Otherwise the logits are divided by it, so values above 1 favour rare tokens
+    top_p        choose among the likeliest tokens whose probabilities add up to this
+    seed         the same seed gives the same answer to the same question; None: a different one each time
     """
 
     temperature: float = 0.0
@@ -26,16 +26,16 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise StreamError(f"temperature is {self.temperature}", expected="0, the likeliest token, or more")
+            raise StreamError(f"temperature is {self.temperature}", expected="0 (the likeliest token) or more")
         if not 0 < self.top_p <= 1:
-            raise StreamError(f"top_p is {self.top_p}", expected="more than 0 and at most 1")
+            raise StreamError(f"top_p is {self.top_p}", expected="above 0 and at most 1")
 
 
 GREEDY = Sampling()
 
 
 class Sampler:
-    """Chooses the tokens of one answer. With temperature 0 no number is drawn."""
+    """Chooses the tokens of one answer. Temperature 0 draws no random number."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
@@ -43,21 +43,21 @@ class Sampler:
         self._random = np.random.default_rng(None if seed is None else seed % 2**64)
 
     def choose(self, logits: Array) -> int:
-        """A token id, of float logits (V,)."""
+        """Return a token id, from float logits (V,)."""
         if self._sampling.temperature == 0:
             return int(logits.argmax())
         tokens, shares = nucleus(logits, self._sampling)
-        # The first whose share is reached; the last one should rounding leave the sum below 1.
+        # The first token whose cumulative share exceeds the draw; the last if rounding leaves the sum below 1.
         at = int(np.searchsorted(shares.cumsum(), self._random.random(), side="right"))
         return int(tokens[min(at, len(tokens) - 1)])
 
 
 def nucleus(logits: Array, sampling: Sampling) -> tuple[Array, Array]:
-    """The tokens that may be chosen, likeliest first, and the probability of each; the temperature is above 0.
+    """The candidate tokens, likeliest first, and their probabilities, for a temperature above 0.
 
-    The token with which top_p is reached is one of them, so there is always one.
+    The token that reaches top_p is included, so there is always at least one.
     """
-    with np.errstate(over="ignore"):  # to minus infinity, which is as unlikely as it should be
+    with np.errstate(over="ignore"):  # overflows to minus infinity: probability 0
         scaled = (logits.astype(np.float64) - float(logits.max())) / sampling.temperature
     order = np.argsort(-scaled, kind="stable")
     weights = np.exp(scaled[order])

@@ -1,7 +1,7 @@
-"""A stream on disk: its caches, its clock and anchor, the text and frames that wait. One .npz file, no pickle.
+"""A stream on disk: its caches, clock, anchor, and waiting text and frames. One .npz file, no pickle.
 
-A cache is written by its rows in use, as plain bits, so that every dtype survives and a file made on a GPU opens on a
-CPU of the same bundle. The file replaces an older one in one step: a kill leaves one of the two, whole.
+Of a cache only the rows in use are written, as raw bits: every dtype survives, and a file written on a GPU opens on a
+CPU with the same bundle. An older file is replaced atomically: if the process is killed, one of the two is intact.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ANOTHER = "open an older one, or start a new stream"
 
 
 class StreamOptions(TypedDict):
-    """What PVCStream is made with, besides its bundle."""
+    """The arguments of PVCStream, except the bundle."""
 
     total_frames: int | None
     ingest: Ingest
@@ -46,13 +46,13 @@ class StreamOptions(TypedDict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Snapshot:
-    """Where a stream stands: everything but what its caches hold.
+    """A stream's position: everything except its caches' contents.
 
-    num_frames                of its ring, since its anchor
-    language_rows             in its LLM's cache
-    first_frame, num_anchors  of its anchor (stream.Anchor)
-    waiting, pending          of its context; streams may share frames that wait
-    notes                     for its next start
+    num_frames                frames in the ring, since the anchor
+    language_rows             rows in the LLM's cache
+    first_frame, num_anchors  of the anchor (stream.Anchor)
+    waiting, pending          of the context; streams may share waiting frames
+    notes                     for the next anchor
     """
 
     options: StreamOptions
@@ -66,11 +66,11 @@ class Snapshot:
 
 
 Caches = Mapping[str, Mapping[str, Array]]
-"""The arrays of each of CACHES by name: what its `dump` returns; as bits, what its `restore` takes."""
+"""The arrays of each of CACHES by name: the result of its `dump`; as bits, the argument of its `restore`."""
 
 
 def write_saved(path: Path, bundle: Bundle, snapshot: Snapshot, caches: Caches) -> None:
-    """Write a stream to `path`. Raises BackendUnavailable if it cannot; then an older file is untouched."""
+    """Write a stream to `path`. Raises BackendUnavailable on failure; an older file is then untouched."""
     facts = {
         "format_version": FORMAT_VERSION,
         "bundle_id": _bundle_id(bundle),
@@ -96,17 +96,17 @@ def write_saved(path: Path, bundle: Bundle, snapshot: Snapshot, caches: Caches) 
     except OSError as error:
         raise BackendUnavailable(
             f"the stream could not be saved to {path}: {error}",
-            cause="the disk is full, or the folder is not yours to write to",
-            fix="save it to another path: the stream itself goes on",
+            cause="the disk is full, or you may not write to that folder",
+            fix="save it to another path; the stream itself continues",
         ) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _remove_left(path: Path) -> None:
-    """What processes that were killed while they saved to this path have left: after some hundred, a full disk."""
+    """Delete partial files of processes killed while saving to this path: a few hundred would fill the disk."""
     if os.name != "posix":
-        return  # elsewhere nobody can be asked without being ended
+        return  # elsewhere os.kill(pid, 0) would end the process
     for left in path.parent.glob(f".{glob.escape(path.name)}-*"):
         pid = left.name.rpartition("-")[2]
         if pid.isdigit() and not _is_running(int(pid)):
@@ -125,7 +125,7 @@ def _is_running(pid: int) -> bool:
 
 
 def read_saved(path: Path, bundle: Bundle | None) -> tuple[Bundle, Snapshot, Caches]:
-    """What write_saved wrote. Without a bundle the folder that the file names is opened.
+    """Read what write_saved wrote. Without a bundle, open the folder that the file names.
 
     Raises StreamError for a file that is missing, damaged, of another format or of another bundle, and what
     open_bundle raises.
@@ -136,7 +136,7 @@ def read_saved(path: Path, bundle: Bundle | None) -> tuple[Bundle, Snapshot, Cac
         if facts["bundle_id"] != _bundle_id(bundle):
             raise StreamError(
                 f"{path} was saved with another bundle than {bundle.folder}",
-                cause="the model was exported again, or this is another model: the saved caches mean nothing to it",
+                cause="the model was exported again, or this is another model: the saved caches do not fit it",
                 fix=f"open it with the bundle that was at {facts['bundle']}, or start a new stream",
             )
         parts: dict[str, dict[str, Array]] = {part: {} for part in (*CACHES, "waiting")}
@@ -146,12 +146,12 @@ def read_saved(path: Path, bundle: Bundle | None) -> tuple[Bundle, Snapshot, Cac
         return bundle, _snapshot(facts, parts.pop("waiting"), bundle), parts
     except (KeyError, TypeError, ValueError) as error:
         raise StreamError(
-            f"{path} lacks or garbles a field of a saved stream: {error!r}", cause="it is damaged", fix=ANOTHER
+            f"{path} has a missing or invalid field: {error!r}", cause="it is damaged", fix=ANOTHER
         ) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The facts and the arrays' bits of a file of this format."""
+    """The facts and the arrays' bits of a saved file."""
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             facts = json.loads(bytes(file["header"]))
@@ -163,12 +163,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise StreamError(
             f"{path} cannot be read as a saved stream: {error}",
-            cause="it was cut short or damaged, or it is another program's file",
+            cause="it is truncated or damaged, or another program wrote it",
             fix=ANOTHER,
         ) from error
     if not isinstance(facts, dict) or facts.get("format_version") != FORMAT_VERSION:
         raise StreamError(
-            f"{path} is a saved stream of another version of this program",
+            f"{path} was saved by another version of this program",
             expected=f"format version {FORMAT_VERSION}",
             fix="open it with the version that saved it, or start a new stream",
         )
@@ -181,7 +181,7 @@ def _snapshot(facts: dict[str, Any], rows: Mapping[str, Array], bundle: Bundle) 
     for at, (pending, index) in enumerate(facts["waiting"]):
         bits = rows[str(at)]
         shape = inputs_embeds.resolve({"batch": 1, "rows": len(bits)})[1:]
-        frame_rows = from_bits(bits, "a frame that waits", inputs_embeds.dtype, shape)
+        frame_rows = from_bits(bits, "a waiting frame", inputs_embeds.dtype, shape)
         waiting.append(FrameRows(rows=frame_rows, pending=str(pending), index=int(index)))
     return Snapshot(
         options=StreamOptions(
@@ -204,7 +204,7 @@ def _optional_int(value: Any) -> int | None:
 
 
 def _bundle_id(bundle: Bundle) -> str:
-    """A fingerprint of everything that gives a cache its meaning: the graphs' files, the limits, the target."""
+    """A fingerprint of everything that determines a cache's meaning: the graphs' files, the limits, the target."""
     manifest = bundle.manifest
     graphs = {name: entry.sha256 for name, entry in manifest.files.items() if name.startswith("graphs/")}
     text = json.dumps([sorted(graphs.items()), manifest.target, manifest.precision, repr(manifest.limits)])

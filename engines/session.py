@@ -1,8 +1,8 @@
-"""A session runs one graph. This one is ONNX Runtime on the CPU; engines/gpu.py has those of a GPU.
+"""Sessions: each runs one graph. This one uses ONNX Runtime on the CPU; engines/gpu.py has those for a GPU.
 
-Inputs are checked against the spec before they reach the runtime, since a runtime's own message names a symbol of the
-file and not the tensor that was fed. float16 graphs run, but ONNX Runtime's CPU computes them in float32: `computes_in`
-says so, and no report may claim more. It has no bfloat16 arithmetic at all.
+Inputs are checked against the spec first, since a runtime's own message names a symbol of the file, not the tensor that
+was fed. float16 graphs run, but ONNX Runtime's CPU provider computes them in float32: `computes_in` says so, and no
+report may claim more. It has no bfloat16 arithmetic.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ BFLOAT16 = 16  # TensorProto.BFLOAT16, which ONNX Runtime does not translate to 
 
 
 PRODUCTS_OF_CODES = "session.qdq_matmulnbits_accuracy_level"
-"""ONNX Runtime's name for what a product with weights of four bits computes in: "1" is float32; "4", its default,
-rounds what it is fed to eight bits as well, block by block."""
+"""ONNX Runtime's option for the arithmetic of matmuls with int4 weights: "1" is float32; "4", its default, also rounds
+the inputs to int8, block by block."""
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-"""ONNX Runtime's name for where the weights lie of a graph that is no file."""
+"""ONNX Runtime's option for the folder of the weights, for a graph passed as bytes."""
 
 
 class Session(Protocol):
-    """One graph, ready to run. `memory` is where its caches must live; `computes_in` is for reports."""
+    """One graph, ready to run. `memory` is where its caches must be; `computes_in` is for reports."""
 
     spec: GraphSpec
     computes_in: str
@@ -42,13 +42,13 @@ class Session(Protocol):
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All inputs by name -> all outputs by name. Raises SpecError for a tensor that does not fit the spec.
 
-        Inputs may lie on the host or in `memory`; outputs lie in `memory`, on a GPU only until the next run. An output
-        that the spec calls aliased is the input that it aliases, updated.
+        Inputs may be on the host or in `memory`; outputs are in `memory`, on a GPU only until the next run. An aliased
+        output is the input it aliases, updated.
         """
 
 
 class Wrapped:
-    """A session whose every run goes through a function: it counts, times, records or breaks something."""
+    """A session that calls a function for each run, to count, time, record or break something."""
 
     def __init__(self, session: Session, around: Around) -> None:
         self._session, self._around = session, around
@@ -59,29 +59,29 @@ class Wrapped:
 
 
 Around = Callable[[Session, Mapping[str, Tensor]], dict[str, Tensor]]
-"""Runs a session on inputs, and looks at both."""
+"""Runs a session on inputs and may inspect inputs and outputs."""
 
 
 def written_rows(
     session: Session, state: StateSpec, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
 ) -> Array:
-    """The rows (1, L, K, D) that a run wrote into a cache that it updates in place: a copy on the host."""
+    """The rows (1, L, K, D) that a run wrote into a cache it updates in place: a copy on the host."""
     memory = session.memory
     start, count = int(memory.to_host(inputs["write_index"])[0]), inputs["inputs_embeds"].shape[1]
     return state.as_rows(memory.fetch(outputs[state.output], state, start, count))
 
 
 def require_finite(outputs: dict[str, Tensor], graph: str) -> dict[str, Tensor]:
-    """The outputs, if no host array holds NaN or infinity. Raises NonFiniteError: one such row would spoil a cache.
+    """Return the outputs if no host array contains NaN or infinity. Raises NonFiniteError: one such row spoils a cache.
 
-    What lies on a GPU is not fetched for it: a NaN there reaches the embeddings or the hidden row, which are. An
-    infinite key can pass once, where its score is -inf; what meets it otherwise then fails, until it is gone.
+    GPU outputs are not fetched for this check: a NaN there reaches the embeddings or the hidden row, which are fetched
+    anyway. An infinite key can pass once, if its score is -inf; other queries that meet it fail until it is gone.
     """
     for name, array in outputs.items():
         if isinstance(array, np.ndarray) and not np.isfinite(array).all():
             raise NonFiniteError(
-                f"graph '{graph}' returned NaN or infinity in '{name}', so nothing of this call was kept",
-                cause="an overflow of float16",
+                f"graph '{graph}' returned NaN or infinity in '{name}', so nothing from this call was kept",
+                cause="a float16 overflow",
                 fix="compare with a float32 bundle: pvc-export onnx --fp32",
             )
     return outputs
@@ -101,9 +101,9 @@ class OrtSession:
         threads: int | None = None,
         graph: bytes | None = None,
     ) -> None:
-        """Open an ONNX file. `threads` compute at once; None leaves that to its size and, in between, to a trial run.
+        """Open an ONNX file. `threads`: None chooses by the graph's size, and by a trial run for sizes in between.
 
-        graph  another graph over the weights of that file, in place of its own
+        graph  another graph that uses the weights of that file, instead of its own
         Raises BackendUnavailable without onnxruntime, BundleError if the file is not a graph with the spec's names.
         """
         self.spec = spec
@@ -135,15 +135,15 @@ class OrtSession:
         return dict(zip(self._names, values, strict=True))
 
     def _run_in_place(self, arrays: dict[str, Array]) -> dict[str, Tensor]:
-        """Bind each cache as input and as output, so that the graph writes new rows into it and copies nothing."""
+        """Bind each cache as input and output, so that the graph writes new rows into it and copies nothing."""
         aliases, binding = self.spec.aliases, self._session.io_binding()
         values = {}
         for name, array in arrays.items():
             if name in aliases.values() and not array.flags.c_contiguous:
                 raise SpecError(
-                    f"graph '{self.spec.name}': cache '{name}' is not contiguous, so the rows that the graph writes "
-                    "would go into a copy of it",
-                    expected="the whole cache, as it was made",
+                    f"graph '{self.spec.name}': cache '{name}' is not contiguous, so the graph would write its rows "
+                    "into a copy",
+                    expected="the whole cache, as it was allocated",
                 )
             values[name] = self._ort.OrtValue.ortvalue_from_numpy(array)  # shares the array's memory
             binding.bind_ortvalue_input(name, values[name])
@@ -157,7 +157,7 @@ class OrtSession:
         return {name: arrays[aliases[name]] if name in aliases else value.numpy() for name, value in found}
 
     def _run_bfloat16(self, arrays: dict[str, Array]) -> list[Array]:
-        """ONNX Runtime does not know numpy's bfloat16, so values go in and come out as bits."""
+        """ONNX Runtime does not know numpy's bfloat16, so values are passed in and out as bits."""
         bfloat16, value = host_dtype("bfloat16"), self._ort.OrtValue
         feeds = {
             name: value.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), BFLOAT16)
@@ -175,7 +175,7 @@ class OrtSession:
 
 
 def copy_from_address(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """A numpy copy of a dense array in the host's memory."""
+    """A numpy copy of a dense array in host memory."""
     import ctypes
 
     num_bytes = int(np.prod(shape)) * dtype.itemsize
@@ -188,20 +188,20 @@ def import_onnxruntime() -> ModuleType:
         import onnxruntime
     except ImportError as error:
         raise BackendUnavailable(
-            f"running a bundle needs the package onnxruntime, which cannot be imported here ({error})",
+            f"running a bundle needs the package onnxruntime, which cannot be imported ({error})",
             fix="pip install -e '.[ort]'",
         ) from error
     return cast(ModuleType, onnxruntime)
 
 
 def open_as_written(ort: ModuleType, graph: bytes, folder: Path) -> Any:
-    """An InferenceSession on the CPU of a graph with weights in files of `folder`. Nothing is fused, folded or cast
-    ahead, so they stay there until they are used. Raises what ONNX Runtime does.
+    """An InferenceSession on the CPU for a graph with weights in files of `folder`. Nothing is fused, folded or cast
+    ahead of time, so the weights stay in the files until they are used. Raises what ONNX Runtime raises.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # they keep what was cast
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # they would keep cast weights
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
@@ -217,9 +217,9 @@ def open_onnx(
     threads: int | None = None,
     graph: bytes | None = None,
 ) -> Any:
-    """An InferenceSession whose tensors are the spec's, in order. Raises BundleError for any other file."""
+    """An InferenceSession with exactly the spec's tensors, in order. Raises BundleError for any other file."""
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only; they are raised as well
+    options.log_severity_level = 3  # errors only; they are raised anyway
     options.intra_op_num_threads = threads or 0
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # gpu.py reads it
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle camera must not burn a core
@@ -229,7 +229,7 @@ def open_onnx(
         options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     try:
         session = ort.InferenceSession(graph or str(path), options, providers=providers)
-    except Exception as error:  # onnxruntime's errors share no base class but Exception
+    except Exception as error:  # onnxruntime's errors share only the base class Exception
         raise BundleError(
             f"{path} cannot be opened: {error}",
             expected="an ONNX graph",
@@ -240,7 +240,7 @@ def open_onnx(
     expected = [tensor.name for tensor in spec.inputs], [tensor.name for tensor in spec.outputs]
     if found != expected:
         raise BundleError(
-            f"{path} has the tensors {found}",
+            f"{path} has other tensors than its manifest: {found}",
             expected=f"those of the manifest's GraphSpec: {expected}",
             cause="the file comes from another bundle or version",
             fix=EXPORT_AGAIN,

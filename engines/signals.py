@@ -1,9 +1,9 @@
-"""Ctrl-C and SIGTERM: a signal is noted first, and raised as KeyboardInterrupt where that does no harm.
+"""Ctrl-C and SIGTERM: a signal is first noted, then raised as KeyboardInterrupt where that does no harm.
 
-Why a note: native code drops a KeyboardInterrupt that arrives in one of its callbacks (an engine builder's logger), and
-torch's exporter turns one into errors of its own. Whoever works in stages calls `check` between them.
-Why not always raised: a recording must not be left half written. A live view calls `defer`, and lets itself be cut
-short only where the model computes, which leaves a stream as it was.
+Why noted: native code drops a KeyboardInterrupt that arrives in one of its callbacks (an engine builder's logger), and
+torch's exporter turns one into errors of its own. Code that works in stages calls `check` between them.
+Why not always raised: a recording must not be left half written. A live view calls `defer` and allows an interrupt only
+while the model computes, which leaves a stream unchanged.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(slots=True)
 class Cut:
-    """Whether a signal cut the block short."""
+    """The outcome: set if a signal cut the block short."""
 
     short: bool = False
 
 
 class Signals:
-    """What came of the signals of this process. Until `defer` is called, they raise KeyboardInterrupt."""
+    """The signals that arrived at this process. Until `defer` is called, they raise KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -34,7 +34,7 @@ class Signals:
     def install(self, *, second_kills: bool) -> None:
         """Take over the signals. For a command line only, not for a library's users.
 
-        second_kills   the second signal ends the process at once; else it raises like the first
+        second_kills   the second signal ends the process immediately; otherwise it raises like the first
         """
         self._second_kills = second_kills
         for number in SIGNALS:
@@ -50,7 +50,7 @@ class Signals:
         return None if self.number is None else 128 + self.number
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if a signal arrived, whatever became of its exception."""
+        """Raise KeyboardInterrupt if a signal arrived, even if its exception was lost."""
         if self.requested:
             raise KeyboardInterrupt
 
@@ -60,7 +60,7 @@ class Signals:
 
     @contextmanager
     def interruptible(self) -> Iterator[Cut]:
-        """Inside, a signal raises KeyboardInterrupt, which goes no further than here: look at `cut.short` afterwards.
+        """Inside, a signal raises KeyboardInterrupt, which is caught here: check `cut.short` afterwards.
 
         with signals.interruptible() as cut:
             stream.push(frame)

@@ -1,4 +1,4 @@
-"""Sizes in words, and the memory of this process and this machine."""
+"""Parsing of sizes, and the memory of this process and this machine."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def parse_size(text: str, *, option: str) -> int:
-    """'1.5GiB' or '1.5G' -> 1610612736, '1.5GB' -> 1500000000; a number alone is bytes. Raises ValueError, by option.
+    """'1.5GiB' or '1.5G' -> 1610612736, '1.5GB' -> 1500000000; a bare number is bytes. Raises ValueError with `option`.
 
-    G is 1024**3 as where systemd and docker limit memory, GB 1000**3 as on a box; upper and lower case are the same.
+    G is 1024**3, as in the memory limits of systemd and docker; GB is 1000**3. Case does not matter.
     """
     match = SIZE.fullmatch(text.strip())
     size = 0
@@ -27,17 +27,17 @@ def parse_size(text: str, *, option: str) -> int:
 
 
 def resident_bytes() -> int | None:
-    """Memory of this process that is in RAM now; None where the system does not say (it is read from /proc)."""
+    """Memory of this process in RAM now; None if the system does not report it (read from /proc)."""
     return _bytes_in("/proc/self/status", "VmRSS")
 
 
 def peak_bytes() -> int | None:
-    """The most of it so far, or since it was forgotten."""
+    """Peak of resident_bytes, since the start or since it was reset."""
     return _bytes_in("/proc/self/status", "VmHWM")
 
 
 def available_bytes() -> int | None:
-    """RAM that a process here may still take; None where the system does not say."""
+    """RAM still available to a process; None if the system does not report it."""
     return _bytes_in("/proc/meminfo", "MemAvailable")
 
 

@@ -1,13 +1,13 @@
-"""The contract between exporter and runtime: what each graph takes, returns and remembers.
+"""The contract between exporter and runtime: each graph's inputs, outputs and states.
 
 A GraphSpec is the only place where the name of an input, an output or a dynamic dimension is spelled. The exporter
-names its ONNX file by it, the builder makes its optimization profiles from it, a session binds by it, and the runtime
-places cache rows by its StateSpecs.
-A graph returns only what is new. The runtime owns every cache: it places the new rows itself, or, where the target has
-an operator for it, binds the cache as input and output at one address, and the graph writes rows in place.
+names tensors of its ONNX file by it, the builder makes its optimization profiles from it, a session binds by it, and
+the runtime places cache rows by its StateSpecs.
+A graph returns only what is new. The runtime owns every cache. It places the new rows itself or, if the target has an
+operator for it, binds the cache as input and output at one address, and the graph writes the rows in place.
 
-Dimension key:  B streams   S pixels a side   N positions: class token and patches   C vision width   W window
-                M tokens a frame   E LLM width   H heads   K key/value heads   D head dim   V vocabulary
+Dimension key:  B streams   S pixels per side   N positions: class token and patches   C vision width   W window
+                M tokens per frame   E LLM width   H heads   K key/value heads   D head dim   V vocabulary
                 S (of a cache) LLM rows it can hold
 Dynamic dims:   batch (1..streams)   rows (new LLM rows in one pass)   past (LLM rows fed from the cache)
 """
@@ -24,52 +24,52 @@ from .errors import SpecError
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Spelling = Literal["concat", "split"]
-"""How attention is written down. The target decides, by measurement; the numbers are the same.
+"""Spelling of attention in ONNX. Chosen per target, by measurement; the results are the same.
 
 concat  join ring and new row, then one attention; ring (B, W, N, H, D): TensorRT fuses it and reads the ring in place
 split   join the scores, never the caches; ring (B, N, H, W, D): ONNX Runtime's CPU copies nothing. Within a frame, head
-        by head: scores stay in the CPU's cache. An LLM cache that is written in place: over the rows that are there
+        by head, so that scores stay in the CPU's cache. An LLM cache written in place: only over the rows in use
 """
 CacheUpdate = Literal["rows", "aliased"]
-"""How new rows of the LLM get into its cache. The target decides, by what its compiler has (docs/decisions/0006).
+"""Update of the LLM's cache with new rows. Chosen per target, by what its compiler supports (docs/decisions/0006).
 
 rows     the graph returns them, the runtime copies them in; the past is fed in buckets, cache (B, S, K, D), opset 20
-aliased  the graph scatters them into the cache it was given, cache (B, K, S, D), opset 24; one decoded token copies
-         nothing. The whole capacity is fed, masked by the index that is written to; spelled `split`, only what is there
+aliased  the graph scatters them into the cache it was given, cache (B, K, S, D), opset 24; decoding a token copies
+         nothing. The whole capacity is fed, masked by the write index; spelled `split`, only the rows in use
 """
 Dim = int | str
 """A fixed size, the name of a dynamic dimension, or a sum of such names: 'past+rows'."""
 
 Part = Literal["vision", "llm", "head"]
-"""What of a model can be held in few bits: the products of everything that a frame passes on its way to the LLM, of
-the LLM its layers, and its head. That not in four: they cost as much as in all layers together (docs/numerics.md)."""
+"""Parts of a model that can be quantised: the matmuls of the graphs a frame passes on its way to the LLM, the LLM's
+layers, and its head. Not the head to int4: that costs as much accuracy as all layers together (docs/numerics.md)."""
 Fusable = Literal["spatial", "temporal", "llm"]
-"""Attention that becomes one kernel, unless --unfuse says otherwise: within a frame, over the ring, and the LLM's."""
+"""Attention that becomes one kernel, unless --unfuse forbids it: within a frame, over the ring, and the LLM's."""
 State = Literal["ring", "cache"]
-"""What of a stream's state can be held in eight bits: the keys and values of the temporal ring, and of the LLM."""
+"""Parts of a stream's state that can be int8: keys and values of the temporal ring, and of the LLM."""
 Method = Literal["round", "search"]
-"""How the codes of a block are found. The scale and the zero point decide, for each value takes the nearest code.
+"""Choice of a block's scale and zero point, which determine its codes: each value takes the nearest code.
 
-round   the block's largest value is the largest code
-search  of that scale and some smaller ones, the one that leaves the least squared error
+round   the block's largest value becomes the largest code
+search  among that scale and some smaller ones, the one with the least squared error
 """
 Inputs = Literal["float", "blocks", "rows", "tensor", "static"]
-"""What a product with codes computes in.
+"""Arithmetic of a matmul with codes.
 
-float   the graph's dtype: codes stand for weights, and nothing but those is rounded
-blocks  whole numbers where the runtime likes: the graph says `float`, and ONNX Runtime's CPU may round each block of
-        each row that it is fed to eight bits, by its own largest value. Twice as fast as `float` at one row
-rows    whole numbers: each row that it is fed is rounded to eight bits, by its own largest value, as it comes
-tensor  the same with one scale for all that it is fed in a pass: faster, and coarser where rows differ in size
-static  the same with one scale for ever, found ahead on frames (calibration). The graph has a QuantizeLinear and a
-        DequantizeLinear before the product, and another of its codes: what TensorRT makes one kernel of
+float   the graph's dtype: codes stand for weights, and nothing else is rounded
+blocks  integers, if the runtime chooses so: the graph is as for `float`, but ONNX Runtime's CPU may round each block of
+        each input row to int8, scaled by the block's largest value. Twice as fast as `float` at one row
+rows    integers: each input row is rounded to int8 at run time, scaled by the row's largest value
+tensor  the same with one scale for the whole input of a pass: faster, but coarser if rows differ in size
+static  the same with one constant scale, found on frames beforehand (calibration). The graph has a QuantizeLinear and a
+        DequantizeLinear before the matmul, and a DequantizeLinear for its codes, which TensorRT turns into one kernel
 """
 
 CalibrationMethod = Literal["error", "max", "percentile"]
-"""How the one scale of a product's inputs is chosen, of the values seen on frames (pvc_export/graphs/calibration.py).
+"""Choice of the one scale of a matmul's inputs from the values seen on frames (pvc_export/graphs/calibration.py).
 
-error       the least squared error over all of them
-max         the largest becomes the largest code
+error       the least squared error over all values
+max         the largest value becomes the largest code
 percentile  all but one in ten thousand fit
 """
 
@@ -85,7 +85,7 @@ GRAPHS_OF: dict[Part, tuple[str, ...]] = {"vision": VISION_GRAPHS, "llm": ("llm"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelShape:
-    """The sizes of a model, as far as its graphs show them. Written by the exporter, read by the runtime."""
+    """The sizes of a model, as far as its graphs depend on them. Written by the exporter, read by the runtime."""
 
     image_size: int
     num_positions: int
@@ -108,12 +108,12 @@ class ModelShape:
 class StreamLimits:
     """Capacities, chosen once at export and fixed in every graph and cache.
 
-    window   W: frames that temporal attention sees, the current one included; so a ring keeps W slots
+    window   W: frames that temporal attention sees, including the current one; a ring has W slots
     context  LLM rows a stream can hold
     streams  streams a session can serve in one pass
-    chunk    most LLM rows in one pass; longer prompts are fed in pieces
+    chunk    most LLM rows in one pass; longer prompts are fed in several passes
     bucket   the LLM cache is fed in multiples of this many rows, its unused tail masked
-    num_times  frame times that the graphs know, 0 .. num_times - 1, as a table; None: any, computed
+    num_times  frame times in the graphs' table, 0 .. num_times - 1; None: any time, computed
     """
 
     window: int = 8
@@ -130,12 +130,12 @@ class StreamLimits:
         if self.context % self.bucket:
             raise SpecError(
                 f"context = {self.context} is not a multiple of bucket = {self.bucket}",
-                fix=f"the next one is {-(-self.context // self.bucket) * self.bucket}",
+                fix=f"the next multiple is {-(-self.context // self.bucket) * self.bucket}",
             )
 
 
 class HasShape(Protocol):
-    """An array of the host or of a GPU."""
+    """An array on the host or on a GPU."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -157,7 +157,7 @@ class TensorSpec:
         return tuple(evaluate(dim, dims) for dim in self.shape)
 
     def check(self, array: HasShape, graph: str) -> None:
-        """Raise SpecError unless `array` has this dtype and, in its fixed dims, this shape."""
+        """Raise SpecError unless `array` has this dtype and, in its fixed dimensions, this shape."""
         fits = len(array.shape) == len(self.shape) and all(
             not isinstance(want, int) or want == got for want, got in zip(self.shape, array.shape, strict=True)
         )
@@ -170,21 +170,21 @@ class TensorSpec:
 
 
 SCALE = ".scale"
-"""What the name of a state of scales ends with, behind that of its codes."""
+"""Suffix of a scale state's name, after the name of its codes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateSpec:
-    """One cache: which tensors carry it and how its rows are placed.
+    """One cache: its tensors, and how its rows are placed.
 
     input, output  the graph reads the cache as `input` and returns the new rows, or the whole cache, as `output`
-    layout         letters of the dimension key, one per axis; slot_axis is where rows go
+    layout         letters of the dimension key, one per axis; slot_axis is the axis of the rows
     order          ring: frame t goes to slot t % W.  linear: row p goes to index p
     update         rows: the runtime copies the returned rows into the cache
                    aliased: the graph has written them; input and output must be bound to one address
     row_bytes      bytes of one new row of one stream
-    reset          the value of a fresh cache: zero, since even a masked NaN would stay NaN
-    holds          values; or codes of eight bits, of which each row and head has a scale; or those scales, float32
+    reset          the value of a fresh cache: zero, since even a masked NaN would remain NaN
+    holds          values; or int8 codes, with a scale per row and head; or those scales, float32
     """
 
     input: str
@@ -203,7 +203,7 @@ class StateSpec:
         return (slice(None),) * self.slot_axis + (slice(start, start + count),)
 
     def as_rows(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """A linear cache, or rows of one, as (B, rows, K, D) whatever its layout. A view."""
+        """A linear cache, or rows of it, as (B, rows, K, D) whatever its layout. A view."""
         return np.moveaxis(array, self.slot_axis, 1)
 
 
@@ -218,9 +218,9 @@ class DimRange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FusedAttention:
-    """Fused attention kernels that an engine must have: `gemm` for many query rows, `gemv` for one (over time, decode).
+    """Fused attention kernels required in an engine: `gemm` for many query rows, `gemv` for one (over time, decode).
 
-    Over all of its optimization profiles together, since a compiler lists them together.
+    Counted over all its optimization profiles, since a compiler lists them together.
     """
 
     gemm: int = 0
@@ -229,15 +229,15 @@ class FusedAttention:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantization:
-    """How the weights of a part's products are held. A product whose input is no multiple of the block stays as it is.
+    """Storage of the weights of a part's matmuls. A matmul whose input is not a multiple of the block stays as is.
 
-    bits         4: ONNX's DequantizeLinear of int4 codes, or of uint4 ones where there are zero points
-                 8: int8 codes, multiplied with inputs of eight bits
-    block        values along the input that share a scale, and a zero point; None: all that make one output
-    zero_points  each block has the code that means 0; without, codes are signed and 0 means 0
-    inputs       what the product computes in
-    wide_codes   codes of eight bits that a CPU multiplies go to 127 and not to 64: one that adds such products in 16
-                 bits cuts them off, without a word (session.py)
+    bits         4: ONNX's DequantizeLinear of int4 codes, or of uint4 codes with zero points
+                 8: int8 codes, multiplied by int8 inputs
+    block        values along the input that share a scale and a zero point; None: all values of one output
+    zero_points  each block stores the code that means 0; otherwise codes are signed and 0 means 0
+    inputs       arithmetic of the matmul
+    wide_codes   int8 codes for CPUs go up to 127 instead of 64: a CPU that adds int8 products in 16 bits would silently
+                 saturate them (session.py)
     """
 
     bits: int = 4
@@ -249,16 +249,16 @@ class Quantization:
 
     def __post_init__(self) -> None:
         if self.block is not None and (self.block < 16 or self.block & (self.block - 1)):
-            raise SpecError(f"a block of {self.block} values", expected="a power of two, at least 16")
+            raise SpecError(f"the quantisation block has {self.block} values", expected="a power of two, at least 16")
         if self.method not in get_args(Method):
-            raise SpecError(f"quantization by '{self.method}'", expected=f"one of {', '.join(get_args(Method))}")
+            raise SpecError(f"quantisation method '{self.method}'", expected=f"one of {', '.join(get_args(Method))}")
         of_four = self.bits == 4 and self.block is not None and self.inputs in ("float", "blocks")
         fed_eight = self.inputs in ("rows", "tensor", "static")
         of_eight = self.bits == 8 and self.block is None and not self.zero_points and fed_eight
         if not (of_four or of_eight):
             raise SpecError(
-                f"{self.bits} bits, block {self.block}, zero points {self.zero_points}, inputs {self.inputs}",
-                expected="4 bits in blocks and inputs in floating point, or 8 bits of both and one scale an output",
+                f"int{self.bits} weights, block {self.block}, zero points {self.zero_points}, inputs {self.inputs}",
+                expected="int4 weights in blocks, inputs in float; or int8 weights and inputs, one scale per output",
             )
 
     @property
@@ -267,23 +267,22 @@ class Quantization:
 
     @property
     def is_integer(self) -> bool:
-        """Whether the graph itself multiplies whole numbers, by MatMulInteger, and scales what comes of it in float32.
-        In the others codes stand for values in the graph's dtype, and a runtime may or may not join that with the
-        product."""
+        """Whether the graph itself multiplies integers, with MatMulInteger, and scales the results in float32.
+        Otherwise codes stand for values in the graph's dtype, and a runtime may fuse that with the matmul or not."""
         return self.inputs in ("rows", "tensor")
 
     def fits(self, num_inputs: int) -> bool:
-        """Whether a product of so many inputs can be held so."""
+        """Whether a matmul with this many inputs can be stored this way."""
         return self.block is None or num_inputs % self.block == 0
 
 
 def is_smoothed(quantization: Mapping[Part, Quantization]) -> bool:
-    """Whether what is large in the inputs of the LLM's products moves into their weights (graphs/smoothing.py)."""
+    """Whether large values in the inputs of the LLM's matmuls are moved into their weights (graphs/smoothing.py)."""
     return "llm" in quantization and quantization["llm"].bits == 8
 
 
 def is_calibrated(quantization: Mapping[Part, Quantization]) -> bool:
-    """Whether something of it is found ahead, by running the model."""
+    """Whether any part of it is found beforehand, by running the model."""
     return is_smoothed(quantization) or any(how.inputs == "static" for how in quantization.values())
 
 
@@ -291,10 +290,10 @@ def is_calibrated(quantization: Mapping[Part, Quantization]) -> bool:
 class GraphSpec:
     """One graph. Order of inputs and outputs is the order in the ONNX file.
 
-    dims      what the runtime may feed
-    profiles  what an engine is compiled for, one optimization profile each; the last that fits is the one to use
-    num_times  as in StreamLimits; None too for a graph without a clock
-    quantization  how its products hold their weights; None in the graph's own dtype
+    dims      sizes that the runtime may feed
+    profiles  sizes an engine is compiled for, one optimization profile each; the last one that fits is used
+    num_times  as in StreamLimits; also None for a graph without a clock
+    quantization  how its matmuls store their weights; None: in the graph's dtype
     unfused   attention in it that no compiler may fuse
     """
 
@@ -317,27 +316,27 @@ class GraphSpec:
         return tensor.resolve(low), tensor.resolve(mid), tensor.resolve(high)
 
     def profile_index(self, sizes: dict[str, int]) -> int:
-        """The last profile in which every dynamic dimension has its size. Raises SpecError if none fits."""
+        """The last profile that fits every dynamic dimension. Raises SpecError if none does."""
         for index in reversed(range(len(self.profiles))):
             if all(rng.min <= sizes[name] <= rng.max for name, rng in self.profiles[index].items()):
                 return index
         raise SpecError(
-            f"graph '{self.name}': sizes {sizes} fit in none of its profiles", expected=f"sizes of {self.profiles}"
+            f"graph '{self.name}': sizes {sizes} fit none of its profiles", expected=f"sizes of {self.profiles}"
         )
 
     @property
     def real_dtype(self) -> str:
-        """What it computes in, but for its float32 islands."""
+        """The dtype it computes in, except in its float32 islands."""
         return next(x.dtype for x in (*self.inputs, *self.outputs) if x.dtype in FLOAT_OF.values())
 
     @property
     def aliases(self) -> dict[str, str]:
-        """Outputs that must lie where an input lies: the caches that the graph updates in place."""
+        """Outputs that must share an input's memory: the caches that the graph updates in place."""
         return {state.output: state.input for state in self.states if state.update == "aliased"}
 
     @property
     def row_states(self) -> tuple[StateSpec, ...]:
-        """The states that hold keys and values, by layer, without the scales of some."""
+        """The states with keys and values, by layer, without scales."""
         return tuple(state for state in self.states if state.holds != "scales")
 
     def state_bytes(self, limits: StreamLimits) -> int:
@@ -347,7 +346,7 @@ class GraphSpec:
 
     @property
     def row_bytes(self) -> int:
-        """What one new frame or row of a stream writes into its caches."""
+        """Bytes that one new frame or row of a stream writes into its caches."""
         return sum(state.row_bytes for state in self.states)
 
     def input(self, name: str) -> TensorSpec:
@@ -361,7 +360,7 @@ class GraphSpec:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> GraphSpec:
-        """The inverse of to_json. Raises SpecError for anything else."""
+        """The inverse of to_json. Raises SpecError for invalid data."""
         try:
             return GraphSpec(
                 name=data["name"],
@@ -371,7 +370,7 @@ class GraphSpec:
                 profiles=tuple(_ranges(profile) for profile in data["profiles"]),
                 states=tuple(StateSpec(**s) for s in data["states"]),
                 fused_attention=FusedAttention(**data["fused_attention"]),
-                num_times=data.get("num_times"),  # bundles before it compute any time
+                num_times=data.get("num_times"),  # absent in older bundles, which compute any time
                 quantization=Quantization(**found) if (found := data.get("quantization")) else None,
                 unfused=tuple(data.get("unfused", ())),
             )

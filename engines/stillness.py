@@ -1,7 +1,7 @@
-"""Whether a picture has been black, or the same, for long: a lens cap, a dead cable, a camera that hangs.
+"""Detects a picture that stays black or unchanged for long: a lens cap, a dead cable, a camera that hangs.
 
-Source of "black" and its two seconds: FFmpeg's blackdetect. Its freezedetect waits two seconds as well, which is right
-for television; a view of an empty room or a slide stays so for longer, hence five here.
+"Black" and its two seconds are FFmpeg's blackdetect. Its freezedetect also waits two seconds, which suits television; a
+view of an empty room or a slide stays unchanged for longer, hence five here.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 BLACK_S, UNCHANGED_S = 2.0, 5.0
 DARK, DARK_SHARE = 25, 0.98
-"""A point is black up to this level of 255 in every channel, and a picture if so many of its points are."""
+"""A point is black up to this level of 255 in every channel; a picture is black if this share of its points is."""
 CHANGE, CHANGE_SHARE = 12, 0.0005
-"""A point has changed beyond what a codec does to a still picture, and a picture if so many of its points have: a thing
-of 10 by 10 points that moves in a picture of 448 by 448 is seen."""
-POINTS = 448  # looked at along each side, at most
+"""A point has changed if it differs by more than a codec changes a still picture; a picture has changed if this share
+of its points has: an object of 10 by 10 points that moves in a picture of 448 by 448 is noticed."""
+POINTS = 448  # most points sampled along each side
 
 
 class Stillness:
-    """Looks at frames as they come, at their times. The seconds are from a frame to the last one that is like it."""
+    """Examines frames as they arrive. Durations are from a frame to the last one like it."""
 
     def __init__(self, *, unchanged_s: float = UNCHANGED_S) -> None:
-        """unchanged_s: from when on a picture that stays the same is spoken of."""
+        """unchanged_s: time after which an unchanged picture is reported."""
         self._patience_s = unchanged_s
         self.black_s = self.unchanged_s = 0.0  # the longest so far
         self.is_all_black = False
@@ -31,7 +31,7 @@ class Stillness:
         self._first_of_same: NDArray[np.int16] | None = None
 
     def add(self, bgr: NDArray[np.uint8], time_s: float) -> str:
-        """What to say of the picture now, (H, W, 3) uint8: the same words as long as it lasts; empty if it is alive."""
+        """The message for the current picture, (H, W, 3) uint8: constant while it lasts, empty if all is well."""
         height, width, _ = bgr.shape
         points = bgr[:: -(-height // POINTS), :: -(-width // POINTS)].astype(np.int16)
         is_black = bool((_largest(points) <= DARK).mean() >= DARK_SHARE)
@@ -47,7 +47,7 @@ class Stillness:
         return f"the picture has not changed since {self._same_since:.1f} s" if same_s >= self._patience_s else ""
 
     def summary(self) -> list[str]:
-        """What to say afterwards: nothing, or that it was black or the same for long."""
+        """Messages for the end: whether the picture was black or unchanged for long."""
         said = []
         if self.is_all_black:
             said.append("every picture is black")
@@ -68,6 +68,6 @@ class Stillness:
 
 
 def _largest(points: NDArray[np.int16]) -> NDArray[np.int16]:
-    """Of each point's three channels, (H, W). Five times as fast as a maximum over an axis of three."""
+    """Maximum of each point's three channels, (H, W). Five times as fast as a maximum over an axis of three."""
     largest: NDArray[np.int16] = np.maximum(np.maximum(points[..., 0], points[..., 1]), points[..., 2])
     return largest

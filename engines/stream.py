@@ -31,9 +31,9 @@ from .vision import VisionEncoder
 class PVCStream:
     """A stream of frames with its own temporal and LLM caches; sessions are shared through the bundle.
 
-    State changes only after everything of a call succeeded: a frame that fails leaves the stream as it was.
+    State changes only after everything in a call succeeded: a frame that fails leaves the stream unchanged.
 
-    vision    the frames that it remembers
+    vision    the frames it remembers
     context   the conversation about them; `language` is its LLM
     """
 
@@ -48,14 +48,14 @@ class PVCStream:
         retain: int | None = None,
         reserve: int = 0,
     ) -> None:
-        """total_frames is needed by models whose time is `fixed` (t / T) and refused for all others.
+        """total_frames is required by models whose time is `fixed` (t / T) and refused for all others.
 
-        clock    what happens at the frame count that the model was trained on, and where the context is full; None is
-                 DEFAULT_CLOCK where it can be, and 'reanchor' for a bundle that was exported so
+        clock    what happens at the frame count the model was trained on, and when the context is full. None selects
+                 DEFAULT_CLOCK if the model supports it, and 'reanchor' for a bundle exported that way
         retain   frames that a re-anchor replays, 1 <= retain <= window and < trained_frames; None is DEFAULT_RETAIN, or
                  as many as fit
-        reserve  context rows that frames leave free, for a question and its answer; only with clock 'reanchor'
-        Raises StreamError when these do not fit the model, and for an `ingest` or `max_waiting` that cannot be.
+        reserve  context rows that frames leave free for a question and its answer; only with clock 'reanchor'
+        Raises StreamError if these do not fit the model, or if `ingest` or `max_waiting` is invalid.
         """
         manifest = bundle.manifest
         if total_frames is not None and total_frames < 1:
@@ -65,7 +65,9 @@ class PVCStream:
         if (manifest.time_mode == "fixed") != (total_frames is not None):
             raise StreamError(
                 f"total_frames is {total_frames}, but this model's time mode is '{manifest.time_mode}'",
-                fix="give the number of frames of the clip" if total_frames is None else "leave total_frames out",
+                fix="pass total_frames, the clip's number of frames"
+                if total_frames is None
+                else "leave total_frames out",
             )
         require_ingest(ingest, max_waiting)
         self._bundle = bundle
@@ -81,11 +83,11 @@ class PVCStream:
 
     @staticmethod
     def open(path: str | Path, bundle: Bundle | None = None) -> PVCStream:
-        """Continue a stream that `save` wrote, with its clock and everything that waits.
+        """Continue a stream that `save` wrote, with its clock and everything that was waiting.
 
-        What it says next is what it would have said. `bundle` is the opened bundle it ran on; by default the folder
-        that the file names is opened. Raises StreamError for a file that cannot be read or belongs to another bundle,
-        and what open_bundle raises.
+        It continues exactly as the saved stream would have. `bundle` is the opened bundle it ran on; by default the
+        folder named in the file is opened. Raises StreamError for a file that cannot be read or belongs to another
+        bundle, and what open_bundle raises.
         """
         bundle, snapshot, caches = read_saved(Path(path), bundle)
         stream = PVCStream(bundle, **snapshot.options)
@@ -109,49 +111,49 @@ class PVCStream:
 
     @property
     def num_frames(self) -> int:
-        """Frames that were pushed, those that a re-anchor forgot included."""
+        """Frames pushed so far, including those that a re-anchor dropped."""
         return self.episodes.num_frames
 
     @property
     def num_context_frames(self) -> int:
-        """Frames since the stream began or was last re-anchored, the replayed ones included: the next frame's time."""
+        """Frames since the stream began or last re-anchored, including replayed ones: the next frame's time."""
         return self.episodes.current.num_frames
 
     @property
     def num_anchors(self) -> int:
-        """How many times the stream was re-anchored."""
+        """Number of times the stream re-anchored."""
         return self.episodes.anchor.index
 
     @property
     def num_waiting(self) -> int:
-        """Frames that the LLM has not taken in yet."""
+        """Frames that the LLM has not read yet."""
         return len(self.context.waiting)
 
     @property
     def context_rows(self) -> int:
-        """LLM rows in use, of the bundle's `context`; those of frames that wait are counted, those of a question that
-        is being answered are not."""
+        """LLM rows in use, out of the bundle's `context`. Includes waiting frames, but not a question that is being
+        answered."""
         return self.context.num_rows
 
     @property
     def newest(self) -> Array | None:
-        """The last frame as the LLM sees it, (M, E); None before the first one, and of a stream that was opened."""
+        """The last frame as the LLM sees it, (M, E); None before the first frame and after `open`."""
         return self.episodes.current.newest
 
     def frames_left(self, most: int = 1) -> int:
-        """Frames that can be pushed before the stream starts anew, at most `most`; `most` where it never does."""
+        """Frames that can be pushed before the stream re-anchors, at most `most`; `most` if it never does."""
         return self.episodes.frames_left(most)
 
     @property
     def next_frame_cuts(self) -> bool:
-        """Whether the next frame would cut the answer that is being decoded: the stream has re-anchored since it began,
-        and would do so again."""
+        """Whether the next frame would cut the answer being decoded: the stream has re-anchored since it began, and
+        would re-anchor again."""
         return self.episodes.next_cuts_an_answer
 
     @property
     def reserve(self) -> int:
-        """Context rows that frames leave free where the clock is 'reanchor'. Setting it raises StreamError where the
-        replayed frames, one more, and so many rows do not fit."""
+        """Context rows that frames leave free with clock 'reanchor'. Setting it raises StreamError if these rows, the
+        replayed frames and one more frame do not fit."""
         return self.episodes.reserve
 
     @reserve.setter
@@ -161,15 +163,15 @@ class PVCStream:
 
     @property
     def notes(self) -> str:
-        """What `remember` was told."""
+        """The text given to `remember`."""
         return self.episodes.notes
 
     def remember(self, notes: str) -> None:
-        """Text that comes before the first frame from the next anchor or reset on; of a stream that is empty, at once.
-        It is all that a re-anchor keeps of what was said. An empty text forgets.
+        """Set text that precedes the first frame, from the next anchor or reset on; immediately if the stream is empty.
+        It is the only text that survives a re-anchor. An empty text removes it.
 
-        Raises StreamError for a special token of the conversation, and where the notes and the frames that are replayed
-        do not fit in the context.
+        Raises StreamError for a special token of the conversation, and if the notes and the replayed frames do not fit
+        in the context.
         """
         self._tokenizer.refuse_special_tokens(notes)
         episodes, notes = self.episodes, notes and f"{notes}\n"
@@ -179,20 +181,20 @@ class PVCStream:
             self.context.restart(notes)
 
     def push(self, frame_bgr: Any) -> PushTiming:
-        """Let the model see the next frame: (H, W, 3) uint8 BGR of any size, a numpy array or what speaks DLPack.
-        One of the model's size that lies on the GPU stays there (device_frames.py).
+        """Push the next frame: (H, W, 3) uint8 BGR of any size, a numpy array or any object that supports DLPack. A
+        frame of the model's size that is on the GPU stays there (device_frames.py).
 
-        With clock 'reanchor', a frame whose time would lie beyond training, or for which the context has no room, first
-        starts the stream anew: the last `retain` frames are replayed as its first, and all else is forgotten, kept
-        questions and answers included. That is prepared ahead, with the frames before it. While a question is answered
-        (`begin`), a frame waits for the LLM.
-        Raises FrameError for anything else, and StreamFull when the frame's tokens do not fit in the context. Whatever
-        is raised, the frame is not part of the stream, and the stream is as it was.
+        With clock 'reanchor', a frame whose time would exceed training, or that does not fit in the context, first
+        re-anchors the stream: the last `retain` frames are replayed as its first, and everything else is dropped,
+        including kept questions and answers. The replay is prepared ahead, along with the frames before it. While a
+        question is answered (`begin`), a frame waits for the LLM.
+        Raises FrameError for anything else, and StreamFull if the frame's tokens do not fit in the context. After any
+        exception the frame is not part of the stream, and the stream is unchanged.
         """
         if self.num_frames == self._total_frames:
             raise StreamError(
-                f"all {self._total_frames} frames of this stream were pushed",
-                fix="reset the stream, or make a new one with a larger total_frames",
+                f"all {self._total_frames} frames of this stream have been pushed",
+                fix="reset the stream, or create one with a larger total_frames",
             )
         started = time.perf_counter()
         frame = self._frames.take(frame_bgr)
@@ -220,16 +222,16 @@ class PVCStream:
         sampling: Sampling = GREEDY,
         stop: Sequence[str] = (),
     ) -> Answer:
-        """Ask about everything pushed so far; by default the likeliest token is taken at every step.
+        """Ask about everything pushed so far. By default the likeliest token is chosen at every step.
 
-        images     (H, W, 3) uint8 BGR of any size, each cut into at most max_tiles tiles and a thumbnail, by default as
-                   many as the model was made for; or what encode_image returned, for an image that is asked about more
-                   than once. They come before the question, or where it says <image>
-        keep=False rolls question and answer back afterwards: the context's length is set back, and no cache is copied.
+        images     (H, W, 3) uint8 BGR of any size, each cut into at most max_tiles tiles and a thumbnail (by default as
+                   many as the model was made for); or results of encode_image, for an image used in several questions.
+                   They precede the question, or replace <image> in it
+        keep=False removes question and answer afterwards: the context's length is set back, and no cache is copied.
         keep=True  leaves them in the context, so that later questions can refer to them, until the stream re-anchors.
-        earlier    turns that come behind the frames, as if they had been kept; stop: texts before which the answer ends
-        Raises StreamFull before anything is run if question and answer might not fit, FrameError for what is no image,
-        and StreamError for a question that holds a special token of the conversation, or not one <image> per image.
+        earlier    turns placed after the frames, as if they had been kept. stop: texts that end the answer
+        Raises StreamFull before anything runs if question and answer might not fit, FrameError for an invalid image,
+        and StreamError for a question that contains a special token of the conversation, or not one <image> per image.
         """
         with self._undone_on_error():
             answering = self._begin(question, images, max_tiles, max_new_tokens, keep, earlier, sampling, stop)
@@ -250,30 +252,31 @@ class PVCStream:
         sampling: Sampling = GREEDY,
         stop: Sequence[str] = (),
     ) -> Answering:
-        """As `ask`, an answer that is decoded a token a step, and frames may be pushed between two steps.
+        """Like `ask`, but the answer is decoded token by token, and frames may be pushed between two steps.
 
-        It is about the frames until now. What is pushed meanwhile, and asked later, is as if the question had come and
-        gone before. Until it is done or cancelled, `ask`, `begin`, `score`, `save` and `fork` raise StreamError.
+        It covers the frames pushed so far. Frames pushed meanwhile, and later questions, see the stream as if this
+        question had ended before them. Until it is done or cancelled, `ask`, `begin`, `score`, `save` and `fork` raise
+        StreamError.
         """
         with self._undone_on_error():
             return self._begin(question, images, max_tiles, max_new_tokens, keep, earlier, sampling, stop)
 
     def cancel(self) -> None:
-        """Cut the answer that is being decoded, if there is one. Frames that wait for it stay."""
+        """Cut the answer being decoded, if there is one. Frames waiting for it remain."""
         self.context.end_branch(keep=False)
 
     def score(
         self, question: str, token_ids: Sequence[int], *, images: Sequence[Array] = (), max_tiles: int | None = None
     ) -> Array:
-        """What the model would have said at each step of a given answer (teacher forcing), rolled back afterwards.
+        """Logits at each step of a given answer (teacher forcing), rolled back afterwards.
 
-        Returns float32 logits (len(token_ids) + 1, V): row i is what follows the first i tokens. Raises what ask does,
-        and StreamError for what is no token id.
+        Returns float32 logits (len(token_ids) + 1, V): row i follows the first i tokens. Raises what `ask` raises, and
+        StreamError for an invalid token id.
         """
         vocab_size = self._bundle.manifest.shape.vocab_size
         for token in token_ids:
             if not (isinstance(token, int | np.integer) and 0 <= token < vocab_size):
-                raise StreamError(f"{token!r} is no token id", expected=f"integers from 0 to {vocab_size - 1}")
+                raise StreamError(f"{token!r} is not a token id", expected=f"integers from 0 to {vocab_size - 1}")
         with self._undone_on_error():
             rows = self._question_rows(question, images, (), max_tiles, len(token_ids))
             self.episodes.current.take_in_all()
@@ -284,22 +287,22 @@ class PVCStream:
         return np.stack(logits)
 
     def encode_image(self, image_bgr: Array, *, max_tiles: int | None = None) -> Array:
-        """An image as the LLM sees it, (rows, E): a static video, which leaves this stream's frames alone.
+        """An image as the LLM sees it, (rows, E): a static video, encoded apart from this stream's frames.
 
-        What it returns can take the image's place in `ask` and `score`, of any stream of this bundle. Tokens are
-        ordered (tile, repeat, token). Raises FrameError for anything but (H, W, 3) uint8 BGR.
+        The result can replace the image in `ask` and `score`, in any stream of this bundle. Tokens are ordered (tile,
+        repeat, token). Raises FrameError for anything but (H, W, 3) uint8 BGR.
         """
         return self._images.encode(image_bgr, max_tiles=max_tiles)
 
     def rows_needed(self, num_frames: int, *, question: str, max_new_tokens: int) -> int:
-        """Most context rows that a fresh stream of this clock uses for so many frames, a question, and its answer."""
+        """Most context rows that a new stream with this clock uses for num_frames frames, a question and its answer."""
         return self.episodes.rows_needed(num_frames, question=question, max_new_tokens=max_new_tokens)
 
     def save(self, path: str | Path) -> None:
         """Write this stream to a file, from which `open` continues it, after any number of restarts.
 
-        An older file of that name is replaced in one step. Raises BackendUnavailable if it cannot be written; the
-        stream itself goes on either way.
+        An existing file of that name is replaced atomically. Raises BackendUnavailable if it cannot be written; the
+        stream itself continues either way.
         """
         self._require_no_answer()
         caches = {
@@ -310,13 +313,13 @@ class PVCStream:
         write_saved(Path(path), self._bundle, self._standing(), caches)
 
     def fork(self) -> PVCStream:
-        """A second stream that starts where this one stands, its clock, anchor and all that waits included. From there
-        on each goes its own way.
+        """A second stream that starts in the state of this one, including clock, anchor and everything that waits. From
+        there on the two are independent.
 
-        The bundle and its sessions stay shared, as by any two streams: one call at a time. The fork has caches of its
-        own, which cost the memory of a new stream, and it copies what is in use: min(num_context_frames, window) rows
-        of each ring, the retained frames, and the LLM's rows. On a GPU none of it comes to the host. Raises
-        MemoryError, or BackendUnavailable for a GPU's memory; whatever is raised, this stream is as it was.
+        They share the bundle and its sessions, as any two streams do: one call at a time. The fork has its own caches,
+        which take the memory of a new stream, and copies what is in use: min(num_context_frames, window) rows of each
+        ring, the retained frames, and the LLM's rows. On a GPU nothing is copied to the host. Raises MemoryError, or
+        BackendUnavailable for a GPU's memory; after any exception this stream is unchanged.
         """
         self._require_no_answer()
         snapshot = self._standing()
@@ -326,17 +329,17 @@ class PVCStream:
         return fork
 
     def reset(self) -> None:
-        """Forget everything: frames, questions, answers; not the notes. An answer that is being decoded is cut. An
-        interrupt waits until all of it is forgotten."""
+        """Drop all frames, questions and answers, but keep the notes. Cuts an answer being decoded. An interrupt waits
+        until this is complete."""
         self.episodes.reset()
 
     def _begin(
         self, question: str, images: Sequence[Array], max_tiles: int | None, max_new_tokens: int, keep: bool,
         earlier: Sequence[Turn], sampling: Sampling, stop: Sequence[str],
     ) -> Answering:  # fmt: skip
-        """The caller undoes what an error leaves."""
+        """The caller undoes the changes after an error."""
         if max_new_tokens < 1:
-            raise StreamError(f"max_new_tokens is {max_new_tokens}", expected="at least 1: an answer has a token")
+            raise StreamError(f"max_new_tokens is {max_new_tokens}", expected="at least 1")
         started = time.perf_counter()
         rows = self._question_rows(question, images, earlier, max_tiles, max_new_tokens)
         encoded = time.perf_counter() if images or any(turn.images for turn in earlier) else started
@@ -354,7 +357,7 @@ class PVCStream:
         )
 
     def _undone_on_error(self) -> UndoneOnError:
-        """For a call that must find no answer that is being decoded."""
+        """For a call that requires that no answer is being decoded."""
         self._require_no_answer()
         return self.context.undone_on_error()
 
@@ -362,7 +365,7 @@ class PVCStream:
         if self.context.branch is not None:
             raise StreamError(
                 "a question is being answered",
-                expected="one answer at a time of a stream",
+                expected="one answer at a time per stream",
                 fix="step until it is done, or cancel it",
             )
 
@@ -387,7 +390,7 @@ class PVCStream:
         )
 
     def _stand_at(self, snapshot: Snapshot) -> None:
-        """Where the caches are filled already, and the options are the snapshot's: stand where it was taken."""
+        """Adopt a snapshot's position. The caches are already filled, and the options are the snapshot's."""
         context = self.context
         self.episodes.anchor = Anchor(
             episode=self.episodes.current, first_frame=snapshot.first_frame, index=snapshot.num_anchors

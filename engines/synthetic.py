@@ -1,6 +1,6 @@
-"""Rendered frames, for when there is no video and no camera: coloured discs and bars cross a textured background.
+"""Rendered frames for use without a video or camera: coloured discs and bars cross a textured background.
 
-Seeded, so every machine sees the same pixels; camera sized, so that the resize is part of what is tried.
+Seeded, so every machine renders the same pixels; camera-sized, so that the resize is exercised too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 192, 144
 
 
 def render_clip(num_frames: int | None, *, seed: int = 0, width: int = WIDTH, height: int = HEIGHT) -> Iterator[Frame]:
-    """Yield num_frames frames (height, width, 3) uint8 BGR; without an end if it is None.
+    """Yield num_frames frames (height, width, 3) uint8 BGR; endless if it is None.
 
     A longer clip begins with the frames of a shorter one.
     """
@@ -51,7 +51,7 @@ class _Shape:
         self.color = rng.integers(0, 256, 3).astype(np.float32)
 
     def coverage(self, x: Any, y: Any, t: int) -> Any:
-        """How much of each pixel the shape covers, 0 to 1, with a soft edge of one pixel."""
+        """Share of each pixel that the shape covers, 0 to 1, with a soft edge of one pixel."""
         center = (self.start + t * self.step) % self.size
         dx, dy = np.abs(x - center[0]), np.abs(y - center[1])
         distance = np.hypot(dx, dy) if self.is_disc else np.maximum(dx * 0.5, dy)

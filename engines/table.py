@@ -1,6 +1,6 @@
-"""The session of `embed` where everything else runs on a GPU: a table lookup, without a runtime for ONNX files.
+"""The session of `embed` if everything else runs on a GPU: a table lookup, without a runtime for ONNX files.
 
-The table stays in its file, from which the system reads the pages of the tokens that are asked for.
+The table stays in its file; the system reads only the pages of the requested tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class TableSession:
     computes_in = "a table lookup"
 
     def __init__(self, path: Path, spec: GraphSpec, *, vocab_size: int) -> None:
-        """path: the graph's file, whose weights lie beside it and are the table alone. Raises BundleError if not."""
+        """path: the graph's file; its weights file next to it must be exactly the table. Raises BundleError if not."""
         self.spec = spec
         self.memory: Memory = HostMemory()
         (output,) = spec.outputs

@@ -1,6 +1,6 @@
 """A target: the runtime and the GPUs that a bundle is made for. Data in engines/targets/*.json, one file each.
 
-Standard library alone: a device is looked over before numpy is known to load (engines/device/doctor.py).
+Standard library only: a device is examined before numpy is known to load (engines/device/doctor.py).
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ FOLDER = Path(__file__).parent / "targets"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """What a bundle is built for.
+    """The runtime and device that a bundle is built for.
 
-    runtime               what executes its graphs: ort-cpu, ort-cuda, tensorrt or tensorrt_rtx
+    runtime               executes its graphs: ort-cpu, ort-cuda, tensorrt or tensorrt_rtx
     spelling              how the temporal graph reads its ring
     cache_update          how new rows get into the LLM's cache
-    builder               Python package that compiles engines, or None where ONNX files run directly
-    builder_versions      first version that may build, and the first that may not again; empty for any
-    parser                version of TensorRT whose list says what its ONNX parser has (parser.py): the oldest that may
-                          build, or the nearest before it. None where ONNX Runtime decides as it opens a graph. For
-                          TensorRT-RTX it stands in where its own parser, which decides, is not installed
-    compute_capabilities  GPUs to compile for (TensorRT-RTX), or that the target has; empty for whatever is there
-    precisions            what its hardware and runtime compute
+    builder               Python package that compiles engines, or None if ONNX files run directly
+    builder_versions      first version that may build, and the first that may not; empty: any version
+    parser                TensorRT version whose list states what the ONNX parser supports (parser.py): the oldest that
+                          may build, or the nearest before it. None if ONNX Runtime decides when it opens a graph. For
+                          TensorRT-RTX it is used if TensorRT-RTX's own parser, which decides, is not installed
+    compute_capabilities  GPUs to compile for (TensorRT-RTX), or GPUs the target has; empty: whatever is present
+    precisions            precisions its hardware and runtime support
     engine_graphs         graphs that become engines; `embed` is a table lookup and stays on the host
-    int4_blocks           sizes of a block of weights of four bits that it takes, the usual one first; empty if it
-                          takes none, and then `no_int4` says why
-    int4_zero_points      whether such a block may have a zero point
-    int4_inputs           what products of four bits compute in
-    int8                  how products of eight bits are fed, by part; of parts that it lacks, `no_int8` says why.
-                          Where streams share a pass, by rows in place of `tensor`: they do not depend on each other
-    wide_codes            as in Quantization: of its CPUs
+    int4_blocks           supported block sizes of int4 weights, the usual one first; empty if int4 is unsupported, and
+                          then `no_int4` says why
+    int4_zero_points      whether these blocks may have a zero point
+    int4_inputs           arithmetic of int4 matmuls
+    int8                  arithmetic of int8 matmuls, by part; for missing parts, `no_int8` says why. If streams share
+                          a pass, `rows` replaces `tensor`, so that they do not depend on each other
+    wide_codes            as in Quantization, for the target's CPUs
     """
 
     name: str
@@ -65,7 +65,7 @@ class Target:
     wide_codes: bool
 
     def update_of(self, int8_states: Collection[State]) -> CacheUpdate:
-        """How new rows get into the LLM's cache: TensorRT writes no codes in place (docs/decisions/0016)."""
+        """How new rows get into the LLM's cache: TensorRT writes no int8 codes in place (docs/decisions/0016)."""
         return "rows" if "cache" in int8_states and self.spelling == "concat" else self.cache_update
 
     def takes(self, version: str) -> bool:
@@ -74,7 +74,7 @@ class Target:
 
 
 def is_within(version: str, first: str, beyond: str) -> bool:
-    """Whether it is `first` or later, and before `beyond`. By its numbers alone: of '10.16.2.10' all four."""
+    """Whether it is `first` or later, and before `beyond`. Only numbers count: all four of '10.16.2.10'."""
     of, low, high = ([int(part) for part in re.findall(r"\d+", text)] for text in (version, first, beyond))
     return low <= of < high
 

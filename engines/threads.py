@@ -1,7 +1,8 @@
-"""How many threads a graph gets in ONNX Runtime on the CPU: one if it is small, all cores if it is large.
+"""Number of ONNX Runtime threads per graph on the CPU: one if the graph is small, all cores if it is large.
 
-Operations of a small graph are over before a second thread is awake, and on a busy machine each of them waits for it.
-In between it depends on the machine, so both are tried when the graph is opened. Figures: docs/performance.md.
+Operations of a small graph finish before a second thread wakes up, and on a busy machine each operation waits for that
+thread. For sizes in between it depends on the machine, so both are timed when the graph is opened. Figures:
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ from .spec import GraphSpec
 SessionT = TypeVar("SessionT")
 
 SMALL_BYTES, LARGE_BYTES = 1 << 20, 128 << 20
-"""Of a graph with its weights. Smaller or larger ones are not tried: there is nothing to gain, or too little memory."""
+"""Sizes of a graph with its weights. Outside these nothing is timed: there is nothing to gain, or too little memory."""
 QUICK_S = 0.005
-"""A graph that one thread runs in less stays with it."""
+"""A graph that runs faster than this on one thread stays on one."""
 NUM_ROUNDS = 3
 GAIN = 1.1
-"""How many times faster all cores must be: they take what other streams and programs could use."""
+"""Speed-up that all cores must reach: they take capacity that other streams and programs could use."""
 
 
 def num_cores() -> int:
-    """Cores that this process may use; a container or taskset leaves fewer than the machine has."""
+    """Cores this process may use; a container or taskset may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_fitting(
     path: Path, open_with: Callable[[int], SessionT], run: Callable[[SessionT], object]
 ) -> tuple[int, SessionT]:
-    """The number of threads that fits the graph at `path`, and its session.
+    """Choose the number of threads for the graph at `path`; return it and the session.
 
-    open_with  opens the graph with so many threads;  run  runs a session once, on inputs of a typical size
+    open_with  opens the graph with that many threads;  run  runs a session once, on inputs of a typical size
     """
     cores, size = num_cores(), num_bytes(path)
     if cores == 1 or size < SMALL_BYTES:
@@ -63,12 +64,12 @@ def _seconds(run: Callable[[SessionT], object], session: SessionT) -> float:
 
 
 def num_bytes(path: Path) -> int:
-    """What an ONNX file and the file of weights beside it take; 0 where there is none."""
+    """Size of an ONNX file and the weights file next to it; 0 if there is none."""
     return sum(file.stat().st_size for file in (path, path.with_name(path.name + ".data")) if file.is_file())
 
 
 def example_inputs(spec: GraphSpec) -> dict[str, Array]:
-    """Inputs of a typical size, for a trial run: nothing masked, and no value that is not finite."""
+    """Inputs of a typical size for a trial run: nothing masked, all values finite."""
     sizes = {name: rng.opt for name, rng in spec.dims.items()}
     return {
         tensor.name: np.zeros(tensor.resolve(sizes), host_dtype(tensor.dtype))

@@ -1,7 +1,7 @@
-"""Graphs of a kit in a second spelling, unfused, for a device whose compiler miscompiles fused attention.
+"""Unfused variants of a kit's graphs, for a device whose compiler miscompiles fused attention.
 
-graphs/trunk.unfused.onnx lies beside graphs/trunk.onnx and reads the same weights. A bundle that is built with it has
-it under the name graphs/trunk.onnx, and is what `pvc-export trt --unfuse` makes: a graph has one file and one engine.
+graphs/trunk.unfused.onnx is next to graphs/trunk.onnx and uses the same weights. A bundle built with it stores it under
+the name graphs/trunk.onnx, like the result of `pvc-export trt --unfuse`: a graph has one file and one engine.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ def variant_path(graph: str) -> str:
 
 
 def variant_parts(manifest: Manifest) -> dict[str, tuple[Fusable, ...]]:
-    """Graphs that can have a variant, and what is unfused in it: all of their attention, if it is not already."""
+    """Graphs that can have a variant, and the attention unfused in it: all of it, unless that is already the case."""
     found = {graph: tuple(kinds) for graph, kinds in attention_of(manifest.shape).items()}
     return {graph: kinds for graph, kinds in found.items() if kinds != manifest.unfused.get(graph)}
 
 
 def variants_in(manifest: Manifest) -> dict[str, tuple[Fusable, ...]]:
-    """Those that have one. Kits of before there were any have none."""
+    """Graphs that have a variant. Kits made before variants existed have none."""
     return {graph: kinds for graph, kinds in variant_parts(manifest).items() if variant_path(graph) in manifest.files}
 
 
 def with_variants(manifest: Manifest, graphs: Collection[str]) -> Manifest:
-    """The manifest of the bundle in which these graphs are their variants, and no other variant is left."""
+    """The manifest of a bundle with these variants instead of their graphs, and without the other variants."""
     parts = variants_in(manifest)
     unfused = manifest.unfused | {graph: parts[graph] for graph in graphs}
     files = {name: entry for name, entry in manifest.files.items() if name not in map(variant_path, parts)}
@@ -40,5 +40,5 @@ def with_variants(manifest: Manifest, graphs: Collection[str]) -> Manifest:
 
 
 def source_of(name: str, graphs: Collection[str]) -> str:
-    """Where a file of that bundle lies in the one that has the variants."""
+    """Path of that bundle's file in the folder that has the variants."""
     return {graph_path(graph): variant_path(graph) for graph in graphs}.get(name, name)

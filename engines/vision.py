@@ -1,4 +1,4 @@
-"""One camera frame through trunk, temporal and compressor, with the ring that remembers its past."""
+"""Encodes one camera frame through trunk, temporal and compressor, with the ring that remembers earlier frames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .session import Session, require_finite
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedFrame:
-    """frame_embeds (M, E) on the host, and what is kept of the frame, which is placed only by `commit`.
+    """frame_embeds (M, E) on the host, and the frame's new cache rows, which only `commit` places.
 
     On a GPU new_rows are the session's output buffers: commit before the next frame of any stream is encoded.
     """
@@ -43,9 +43,9 @@ class VisionEncoder:
         return self.encode_features(self.trunk(frame))
 
     def encode_static(self, frame: Array, *, num_repeats: int) -> Array:
-        """A frame that stands still for `num_repeats` frames, each made part of the past: (repeats * M, E).
+        """A frame repeated `num_repeats` times, each made part of the past: (repeats * M, E).
 
-        What knows no time, the trunk, runs once. Raises what `encode` raises.
+        The trunk, which does not depend on time, runs once. Raises what `encode` raises.
         """
         trunk_features = self.trunk(frame)
         embeds = []
@@ -56,18 +56,18 @@ class VisionEncoder:
         return np.concatenate(embeds)
 
     def trunk(self, frame: Tensor) -> Tensor:
-        """(S, S, 3) uint8 RGB -> (1, N, C): what knows no time. On a GPU a buffer that the next frame overwrites."""
+        """(S, S, 3) uint8 RGB -> (1, N, C), independent of time. On a GPU, a buffer that the next frame overwrites."""
         batch = frame.front((1, *frame.shape)) if isinstance(frame, DeviceArray) else frame[None]
         return self._run("trunk", {"frame": batch})["trunk_features"]
 
     def encode_features(self, trunk_features: Tensor) -> EncodedFrame:
-        """A frame's trunk features (1, N, C) -> its embeddings, at the ring's time. As `encode`."""
+        """A frame's trunk features (1, N, C) -> its embeddings, at the ring's time. Otherwise like `encode`."""
         ring = self.ring
         if self._num_times is not None and ring.num_frames >= self._num_times:
             raise StreamError(
-                f"this frame's time is {ring.num_frames}, and the bundle knows {self._num_times} frame times",
-                expected=f"at most {self._num_times} frames under clock 'run-on'",
-                cause="it was exported with --clock reanchor, which keeps frame times as a table",
+                f"this frame's time is {ring.num_frames}, but the bundle has only {self._num_times} frame times",
+                expected=f"at most {self._num_times} frames with clock 'run-on'",
+                cause="it was exported with --clock reanchor, which stores frame times as a table",
                 fix="let the stream re-anchor: clock='reanchor', on the command line --clock reanchor; or export with "
                 "--clock run-on",
             )
@@ -75,7 +75,7 @@ class VisionEncoder:
         temporal = self._run("temporal", {"trunk_features": trunk_features, "frame_time": time, **ring.feeds()})
         features = temporal.pop("features")
         compressed = self._sessions["compressor"].run({"features": features, "frame_time": time})
-        # What comes to the host is looked at. On a GPU that is the end of the chain: see require_finite.
+        # Data that arrives on the host is checked. On a GPU that is only the end of the chain: see require_finite.
         embeds = self._memory.to_host(compressed["frame_embeds"])
         require_finite({"frame_embeds": embeds}, "compressor")
         return EncodedFrame(frame_embeds=embeds[0], new_rows=temporal)

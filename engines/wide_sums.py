@@ -1,7 +1,7 @@
-"""Whether this CPU adds products of eight bits in 32 bits, or in 16 and cuts off what does not fit.
+"""Test whether this CPU adds int8 products in 32 bits, or in 16 bits with saturation.
 
-x86 without VNNI does the latter, two products at a time, and says nothing. Bundles whose codes go to 127 are wrong
-there, those of the target `cpu` are not: 2 x 255 x 64 fits.
+x86 without VNNI does the latter, two products at a time, silently. Bundles with codes up to 127 are wrong there; those
+of the target `cpu` are not: 2 x 255 x 64 fits.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ SUMS = (
 
 
 def require_wide_sums() -> None:
-    """Raise BackendUnavailable unless the largest codes multiply right."""
+    """Raise BackendUnavailable unless the largest codes are multiplied correctly."""
     if not _sums_are_right():
         raise BackendUnavailable(
-            "this CPU adds products of eight bits in 16 bits and cuts off what does not fit, so a bundle of the target "
-            "'cpu-vnni' is wrong here",
+            "this CPU adds int8 products in 16 bits with saturation, so a bundle of the target 'cpu-vnni' gives wrong "
+            "results here",
             expected="x86 with VNNI (Intel from Ice Lake, AMD from Zen 4), or ARM",
-            fix="export it for any CPU, with weights of seven bits: --target cpu",
+            fix="export it for any CPU, with 7-bit weights: --target cpu",
         )
 
 

@@ -1,4 +1,4 @@
-"""pvc-export: plan | trt | onnx | kit | triton | check | compare | prove | run | batch | inspect | bench | gpu | doctor
+"""pvc-export: the command line. Its commands and their groups: terminal/groups.py.
 
 Exit codes: 0 ok, 2 usage, 3 parity failed, 4 environment, 5 build failed, 6 bad input (engines/errors.py).
 Heavy packages are imported inside the commands, so that --help and doctor work on a machine without torch.
@@ -37,7 +37,7 @@ app = typer.Typer(
 )
 
 EXPORT_PACKAGES = ("jinja2", "torch", "onnx", "onnx_ir", "onnxscript", "safetensors")
-"""What a runtime without the exporter lacks."""
+"""Packages missing from an installation without the extra `export`."""
 
 
 cli_export.register(app)
@@ -67,10 +67,10 @@ def check(
     seed: Annotated[int | None, typer.Option(help="With --graph: seed for the random inputs. Default: 0.")] = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Run a bundle beside the PyTorch reference and compare every output and cache row. Exit 3 if they differ.
+    """Compare every output and cache row of a bundle with the PyTorch reference. Exit 3 if they differ.
 
-    With --reference and --graph: any ONNX graph with state beside any torch module. Exit 6 if nothing is wrong, but an
-    input or a state is left open that the check would have to know.
+    With --reference and --graph: compare any stateful ONNX graph with any torch module. Exit 6 if nothing is wrong but
+    the check lacks the meaning of an input or a state.
     """
     if golden:
         from .commands.golden import check_golden_command
@@ -121,10 +121,10 @@ def compare(
     ] = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Hold the PyTorch reference of a checkpoint to what the released model's own code computes of the same inputs.
+    """Compare our PyTorch reference with a recording of the released model's own code. Exit 3 if they differ.
 
-    That code runs elsewhere: copy pvc_ref/checkpoint/record_original.py to where it does. Where names leave open what
-    tensors are, every mapping that is possible is tried. Exit 3 if they differ.
+    That code runs elsewhere: copy pvc_ref/checkpoint/record_original.py there. If tensor names are ambiguous, every
+    possible mapping is tried.
     """
     from .commands.compare import compare_command
 
@@ -185,7 +185,8 @@ def run(
         str | None, typer.Option(help="The question. <image> marks where an image goes; without it, images come first.")
     ] = None,
     fps: Annotated[
-        float | None, typer.Option(min=0.01, help="Of a raw stream such as a .h264 file, or of pictures (default: 25).")
+        float | None,
+        typer.Option(min=0.01, help="Frame rate of a raw stream such as a .h264 file, or of pictures (default: 25)."),
     ] = None,
     frames: Annotated[
         int | None, typer.Option(min=0, help="Frames to sample evenly in time from the video; 0 = all. Default: 16.")
@@ -208,7 +209,7 @@ def run(
     threads: opt.Threads = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Stream a video file through a bundle, or show it images, and ask. With neither, just ask."""
+    """Stream a video or images through a bundle and ask a question. With neither, just ask."""
     from .commands.run import RunRequest, run_command
 
     with usage_errors():
@@ -226,28 +227,28 @@ def run(
 @app.command(short_help="Ask about every video in a folder; continues after an interruption.")
 def batch(
     bundle: opt.BundleFolder,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Videos, in folders of it too.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The table: JSON lines, one a video.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with videos; subfolders count.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The table: one JSON line per video.")],
     ask: Annotated[
         list[str] | None, typer.Option(help="A question about each video. Default: what happens. Repeatable.")
     ] = None,
     frames: Annotated[int, typer.Option(min=0, help="Frames sampled evenly in time from each; 0 = all.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     clock: opt.AfterTraining = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; with --ray, of the whole cluster.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes; with --ray, in the whole cluster.")] = 1,
     ray: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Spread it by Ray: auto, an address, or local for a cluster of its own."),
+        typer.Option(metavar="ADDRESS", help="Use a Ray cluster: auto, an address, or local to start one here."),
     ] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Try those again that could not be read.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Retry videos that could not be read.")] = False,
     runtime: opt.RuntimeChoice = "auto",
     trust_engines: opt.TrustEngines = False,
     threads: opt.Threads = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Ask about every video of a folder. Each has one row, whatever ends the run: the same command goes on there.
+    """Ask about every video in a folder, one row per video. After an interruption, the same command continues.
 
-    A video that cannot be read is a row with its error. One that has changed since is answered anew.
+    A video that cannot be read becomes a row with its error. A video that has changed is asked about again.
     """
     from .archive.job import Job
     from .commands.batch import DEFAULT_QUESTION, Where, batch_command
@@ -268,12 +269,12 @@ def inspect(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A bundle, or a checkpoint as -m takes it.")],
     suggest_mapping: Annotated[
         bool,
-        typer.Option("--suggest-mapping", help="Of a checkpoint: print a mapping of its tensors, null where open."),
+        typer.Option("--suggest-mapping", help="Print a mapping of a checkpoint's tensors, null where unknown."),
     ] = False,
     share: Annotated[
         bool,
         typer.Option(
-            "--share", help="Of a checkpoint: print names, shapes, dtypes and config.json; no weight, no path."
+            "--share", help="Print a checkpoint's names, shapes, dtypes and config.json; no weights, no paths."
         ),
     ] = False,
     mapping: opt.MappingFile = None,
@@ -281,7 +282,7 @@ def inspect(
 ) -> None:
     """Describe a bundle (model, limits, graphs, state, engines, parity) or a checkpoint. Runs nothing.
 
-    Of a checkpoint: its sizes, and what tensors of other names are taken for. Exit 6 if it does not load.
+    For a checkpoint: sizes, and how tensors with unusual names are interpreted. Exit 6 if it does not load.
     """
     from .commands.inspect import inspect_command, is_bundle
 
@@ -307,22 +308,25 @@ def bench(
     bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Stream frames through a bundle.")] = None,
     part: Annotated[str | None, typer.Option(help="What to compare: vision or language. Default: vision.")] = None,
     size: Annotated[
-        str | None, typer.Option(help="tiny, mid or half; of --part language tiny or 0.5b (8 GB). Default: mid, 0.5b.")
+        str | None,
+        typer.Option(help="tiny, mid or half; with --part language tiny or 0.5b (8 GB). Default: mid, 0.5b."),
     ] = None,
     past: Annotated[int | None, typer.Option(min=1, help="LLM rows before the step. Default: 1024.")] = None,
-    window: Annotated[int | None, typer.Option(min=2, help="Frames in sight, the new one too. Default: 16.")] = None,
+    window: Annotated[
+        int | None, typer.Option(min=2, help="Frames that attention sees, including the new one. Default: 16.")
+    ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Interleaved rounds. Default: 7.")] = None,
     skip: Annotated[
-        list[str] | None, typer.Option(help="Variant to leave out: compile, int8, or of --part language int8, int4.")
+        list[str] | None, typer.Option(help="Variant to leave out: compile, int8; with --part language int8, int4.")
     ] = None,
     frames: Annotated[int | None, typer.Option(min=100, help="Frames to stream through BUNDLE. Default: 500.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="1 measures CPU time, more measure wall time.")] = 1,
     as_json: opt.Json = False,
 ) -> None:
-    """Compare torch, torch.compile, ONNX Runtime and our graphs on one streaming step; or time a bundle.
+    """Time one streaming step in torch, torch.compile, ONNX Runtime and our graphs; or time a bundle.
 
-    The step is a frame through the vision side, or, with --part language, a decoded token and an ingested frame.
-    With one thread the clock is this process's CPU time, which other programs hardly change.
+    The step is a frame through the vision side or, with --part language, a decoded token and an ingested frame. With
+    one thread the clock is this process's CPU time, which other programs hardly change.
     """
     from .commands.bench import bench_command
 
@@ -341,7 +345,7 @@ def gpu(
 ) -> None:
     """Try every runtime on this machine's NVIDIA GPU: bundles, ladder, golden self-test, times. One page, 10 minutes.
 
-    A runtime that refuses the card is a result, and the run goes on. Without a GPU it says what it would have done.
+    A runtime that refuses the card is a result, and the run continues. Without a GPU it prints what it would have done.
     """
     from .commands.gpu import gpu_command
 
@@ -350,7 +354,7 @@ def gpu(
 
 @app.command(short_help="What this machine can export, build and run, and what is missing.")
 def doctor(target: opt.BuildsFor = None, as_json: opt.Json = False) -> None:
-    """Show what this machine can export, build and run. Say what is missing."""
+    """Show what this machine can export, build and run, and what is missing."""
     from .commands.doctor import doctor_command
 
     raise typer.Exit(doctor_command(target=target, as_json=as_json))
@@ -363,7 +367,7 @@ def main() -> None:
         app()
     except BaseException as error:
         if (code := signals.exit_code) is not None:
-            # Whatever surfaces is the signal's echo: libraries turn a KeyboardInterrupt into errors of their own.
+            # Libraries turn a KeyboardInterrupt into other errors, so whatever surfaces here is the signal's.
             print(f"interrupted; {outcome()}", file=sys.stderr)
         elif isinstance(meant := _for_users(error), PVCError | OSError):
             code = fail(meant, as_json="--json" in sys.argv[1:])
@@ -373,7 +377,7 @@ def main() -> None:
 
 
 def _for_users(error: BaseException) -> BaseException:
-    """A package of the exporter that is missing, in words that help; any other error as it is."""
+    """The error itself, or a clear one in place of a missing package of the exporter."""
     if not (isinstance(error, ModuleNotFoundError) and error.name in EXPORT_PACKAGES):
         return error
     return BackendUnavailable(

@@ -18,7 +18,7 @@ from .terminal.usage import Made, one_precision, usage_errors
 
 
 def register(app: typer.Typer) -> None:
-    """Add them to the program."""
+    """Add the commands to the program."""
     _export(
         app, "trt", precision="fp16", target="rtx", short="Export, build TensorRT engines, check, publish a bundle.",
         summary="Export, build TensorRT engines, check, and publish a bundle. float16 unless --bf16 or --fp32.",
@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _export(app: typer.Typer, name: Made, *, precision: Precision, target: str, short: str, summary: str) -> None:
-    """Register `trt`, `onnx` or `kit`: one list of options for all, with the defaults of each."""
+    """Register `trt`, `onnx` or `kit`: the same options with different defaults."""
 
     @app.command(name, help=summary, short_help=short)
     def command(
@@ -97,10 +97,10 @@ def plan(
     mapping: opt.MappingFile = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Say what an export with these options would take, and on which devices its bundle would run. Reads no weight.
+    """Estimate what an export with these options takes, and which devices its bundle fits. Reads no weights.
 
-    Bytes of each graph and engine, of a stream's caches, memory and time of every step. float16 for a target with
-    engines, float32 for one without, unless --fp16, --bf16 or --fp32.
+    Prints bytes of each graph, engine and stream cache, and memory and time of every step. The default is float16 for
+    a target with engines and float32 for one without.
     """
     chosen = one_precision(fp16=fp16, bf16=bf16, fp32=fp32)
     with usage_errors():
@@ -119,16 +119,16 @@ def triton(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The repository. Default: build/triton.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The model's name in it. Default: the bundle's.")] = None,
-    slots: Annotated[int, typer.Option(min=1, help="Sequences at once, each with caches of its own.")] = 8,
+    name: Annotated[str | None, typer.Option(help="The model's name in the repository. Default: the bundle's.")] = None,
+    slots: Annotated[int, typer.Option(min=1, help="Sequences served at the same time, each with its own caches.")] = 8,
     idle: Annotated[float, typer.Option(min=0.001, help="Seconds after which a silent sequence is freed.")] = 60.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, unless a request says.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, unless a request sets it.")] = 64,
     trust_engines: opt.TrustEngines = False,
     as_json: opt.Json = False,
 ) -> None:
     """Write REPOSITORY/NAME: config.pbtxt, a Python backend, the bundle and the runtime's source, ready for a server.
 
-    A sequence is a stream: its requests bring frames and questions, and its END frees it. No server is needed here.
+    A Triton sequence is a stream: its requests carry frames and questions, and END frees it. No server is needed here.
     """
     from .commands.triton import triton_command
 

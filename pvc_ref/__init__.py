@@ -1,7 +1,6 @@
-"""The reference PVC model in plain PyTorch: what every exported graph is held against.
+"""The reference PVC model in plain PyTorch, which every exported graph is compared with.
 
-Why some names are looked up late: `pvc_ref.shapes` and the configurations need no torch, so importing them must not
-need it either.
+Names that need torch are imported on first use: `pvc_ref.shapes` and the configurations must be importable without it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Compressors: they turn the patches of one frame into the few tokens that the LLM sees.
+"""Compressors: modules that turn the patches of one frame into the few tokens that the LLM sees.
 
     pvc   x~ = PixelShuffle(features);   v = MLP(AdaLN(x~; x~ + TE'))           1024 patches -> 64 tokens
 
-The others are the baselines of the paper. They work at any token count, so that a difference comes from the method and
-not from the budget. Only `pvc` uses the time of its frame; the others ignore it, so that all share one signature.
+The others are the paper's baselines. They accept any token count, so that a difference between two compressors comes
+from the method and not from the token budget. Only `pvc` uses its frame's time; the others accept and ignore it.
 Source: PVC (arXiv 2412.09613), adaptive compression; InternVL2's mlp1 for the shuffle and the MLP.
 Dimension key:  F frames   G patches per side   P patches   C width   M tokens   R shuffled width   E LLM width
 """
@@ -21,7 +21,7 @@ LAYER_NORM_EPS = 1e-5  # torch's default, which InternVL2's mlp1 uses
 
 
 def build_compressor(config: PVCConfig) -> nn.Module:
-    """The compressor that `config.compressor.kind` names: (F, P, C), times (F,) -> (F, M, E)."""
+    """Build the compressor named by `config.compressor.kind`: (F, P, C), times (F,) -> (F, M, E)."""
     kinds = {
         "pvc": PVCCompressor,
         "pixel_shuffle": ShuffleCompressor,
@@ -51,7 +51,7 @@ class PVCCompressor(nn.Module):
 
 
 class ShuffleCompressor(nn.Module):
-    """PixelShuffle, LayerNorm, MLP: what InternVL2 has."""
+    """PixelShuffle, LayerNorm, MLP, as in InternVL2."""
 
     def __init__(self, config: PVCConfig) -> None:
         super().__init__()
@@ -69,8 +69,8 @@ class ShuffleCompressor(nn.Module):
 def pixel_shuffle(patches: Tensor, *, rows: int, columns: int, order: ShuffleOrder) -> Tensor:
     """Space to depth: (F, P, C) -> (F, rows * columns, P / (rows * columns) * C).
 
-    A token holds its patches row by row, channels last. `v1` lists the tokens column by column, as InternVL's first
-    release did by mistake and kept for its checkpoints; `v2` lists them row by row.
+    A token holds its patches row by row, channels last. `v1` lists the tokens column by column: a mistake in
+    InternVL's first release, kept for its checkpoints. `v2` lists them row by row.
     """
     grid = int(patches.shape[1] ** 0.5)
     down, right = grid // rows, grid // columns
@@ -80,7 +80,7 @@ def pixel_shuffle(patches: Tensor, *, rows: int, columns: int, order: ShuffleOrd
 
 
 class PoolCompressor(nn.Module):
-    """Adaptive average pooling, LayerNorm, MLP. The pooling is a fixed matrix, so any grid can be exported."""
+    """Adaptive average pooling, LayerNorm, MLP. Pooling is a fixed matrix, so that any grid can be exported."""
 
     weights: Tensor
 
@@ -97,7 +97,7 @@ class PoolCompressor(nn.Module):
 
 
 def pooling_matrix(grid: int, *, rows: int, columns: int) -> Tensor:
-    """(rows * columns, grid * grid): row m averages the patches of token m, windows as in adaptive pooling."""
+    """(rows * columns, grid * grid): row m averages the patches of token m. Windows as in adaptive pooling."""
 
     def one_axis(count: int) -> Tensor:
         matrix = torch.zeros(count, grid, dtype=torch.float64)
@@ -127,7 +127,7 @@ class ConvCompressor(nn.Module):
 
 
 class QFormerCompressor(nn.Module):
-    """Learned queries that look at the patches, then a linear layer to the LLM's width."""
+    """Learned queries that attend to the patches, then a linear layer to the LLM's width."""
 
     def __init__(self, config: PVCConfig) -> None:
         super().__init__()

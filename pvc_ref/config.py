@@ -1,8 +1,8 @@
-"""The shape of a PVC model, and the presets that have a name.
+"""Configuration of a PVC model, and the named presets.
 
-A configuration is data: frozen, validated when it is made, and independent of torch. Every error names both numbers
-that do not fit together.
-Source: PVC (arXiv 2412.09613) and the InternVL2 model cards; docs/model.md says what is published and what is inferred.
+A configuration is frozen, validated on creation, and independent of torch. Every error names both conflicting
+values.
+Source: PVC (arXiv 2412.09613) and the InternVL2 model cards; docs/model.md separates published from inferred values.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TemplateName = Literal["internlm2-chat", "Hermes-2", "internvl2_5", "tiny"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VisionConfig:
-    """InternViT, of which the last `num_temporal_layers` layers also attend over time."""
+    """InternViT whose last `num_temporal_layers` layers also attend over time."""
 
     image_size: int = 448
     patch_size: int = 14
@@ -45,8 +45,8 @@ class VisionConfig:
         _divides("two (cosines and sines)", 2, "sinusoid_size", self.sinusoid_size)
         if not 0 <= self.num_temporal_layers <= self.num_layers:
             raise ConfigError(
-                f"num_temporal_layers = {self.num_temporal_layers} of num_layers = {self.num_layers}",
-                expected=f"0 to {self.num_layers}: the last layers are the temporal ones",
+                f"num_temporal_layers = {self.num_temporal_layers} with num_layers = {self.num_layers}",
+                expected=f"0 to {self.num_layers}: the last num_temporal_layers layers are temporal",
             )
 
     @property
@@ -64,21 +64,21 @@ class VisionConfig:
 
     @property
     def num_positions(self) -> int:
-        """N: patches and the class token."""
+        """N: the patches and the class token."""
         return self.num_patches + 1
 
     @property
     def num_trunk_layers(self) -> int:
-        """Layers without time, which run once for a repeated frame."""
+        """Layers without temporal attention, which run once for a repeated frame."""
         return self.num_layers - self.num_temporal_layers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompressorConfig:
-    """What turns the patches of one frame into `num_tokens` LLM tokens.
+    """The module that turns one frame's patches into `num_tokens` LLM tokens.
 
     pvc            PixelShuffle + AdaLN on the time embedding + MLP (PVC)
-    pixel_shuffle  PixelShuffle + LayerNorm + MLP (InternVL2's own, without time)
+    pixel_shuffle  PixelShuffle + LayerNorm + MLP (InternVL2's, without time)
     pool           adaptive average pooling + LayerNorm + MLP
     conv           strided convolution + LayerNorm + MLP
     q_former       learned queries that cross-attend to the patches + linear
@@ -94,14 +94,14 @@ class CompressorConfig:
 
     @property
     def token_grid(self) -> tuple[int, int]:
-        """(rows, columns) of the tokens: the factors of num_tokens that are nearest to a square."""
+        """(rows, columns) of the token grid: the factors of num_tokens closest to a square."""
         rows = next(r for r in range(math.isqrt(self.num_tokens), 0, -1) if self.num_tokens % r == 0)
         return rows, self.num_tokens // rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LLMConfig:
-    """A decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU. `family` decides the names in a checkpoint."""
+    """A decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU. `family` sets the tensor names in a checkpoint."""
 
     family: LLMFamily = "internlm2"
     vocab_size: int = 92553
@@ -128,7 +128,7 @@ class LLMConfig:
         if self.family == "internlm2" and self.qkv_bias:
             raise ConfigError(
                 "llm.qkv_bias is True, but the internlm2 family has no qkv biases",
-                expected="False, or the family qwen2, which has them",
+                expected="qkv_bias False, or family qwen2, which has qkv biases",
             )
 
     @property
@@ -139,7 +139,7 @@ class LLMConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PVCConfig:
-    """A whole model. `PVCConfig.preset(name)` makes the named ones."""
+    """A complete model. `PVCConfig.preset(name)` returns a named one."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     compressor: CompressorConfig = field(default_factory=CompressorConfig)
@@ -152,7 +152,7 @@ class PVCConfig:
     image_layout: ImageLayout = "tile_streams"
     template: TemplateName = "internlm2-chat"
     system_message: str | None = None
-    """In place of the template's own."""
+    """Replaces the template's system message."""
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -174,7 +174,7 @@ class PVCConfig:
 
     @staticmethod
     def preset(name: str) -> PVCConfig:
-        """The named configuration. Raises ConfigError with the nearest name."""
+        """Return the named configuration. Raises ConfigError that suggests the closest name."""
         _one_of(PRESETS, name, f"there is no model named {name!r}")
         return PRESETS[name]
 
@@ -187,7 +187,7 @@ def _one_of(choices: Collection[str], value: str, what: str) -> None:
 
 
 def _check_fields(owner: object, *, prefix: str = "", but: str = "") -> None:
-    """Every Literal is one of its names, and every int but one is positive. `prefix` is where a file has the names."""
+    """Check that every Literal has an allowed value and every int but one is positive. `prefix`: path in a file."""
     for name, kind in get_type_hints(type(owner)).items():
         if get_origin(kind) is Literal:
             value = getattr(owner, name)
@@ -206,7 +206,7 @@ def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
         nearest = small * max(1, large // small)
         raise ConfigError(
             f"{large_name} = {large} is not a multiple of {small_name} = {small}",
-            expected=f"a multiple, as {nearest} is",
+            expected=f"a multiple, for example {nearest}",
         )
 
 
@@ -215,7 +215,7 @@ def _qwen2(**sizes: Any) -> LLMConfig:
 
 
 def _internvl(llm: LLMConfig, template: TemplateName) -> PVCConfig:
-    """InternVL with the 300M tower: no layer attends over time, and an image is no video."""
+    """InternVL with the 300M tower: no layer attends over time, and an image is encoded once."""
     return PVCConfig(
         vision=VisionConfig(num_temporal_layers=0),
         compressor=CompressorConfig(kind="pixel_shuffle", num_tokens=256),
@@ -231,7 +231,7 @@ QWEN2_5_0_5B = replace(QWEN2_0_5B, vocab_size=151674)
 INTERNLM2_1_8B = LLMConfig(hidden_size=2048, num_layers=24, num_heads=16, num_kv_heads=8, mlp_size=8192)
 INTERNLM2_5_7B = LLMConfig()
 
-# Widths of the LLMs: the config.json of each model. Temporal layers: inferred from the sizes of PVC's published shards.
+# LLM widths: from each model's config.json. Temporal layers: inferred from the sizes of PVC's published shards.
 PRESETS: dict[str, PVCConfig] = {
     "tiny": PVCConfig(
         vision=VisionConfig(
@@ -251,7 +251,7 @@ PRESETS: dict[str, PVCConfig] = {
         ),
         template="tiny",
     ),
-    # The bundled model: trained by `python -m pvc_ref.train` to see the world of pvc_ref/shapes.
+    # The bundled model, trained on pvc_ref/shapes by `python -m pvc_ref.train`.
     "shapes": PVCConfig(
         vision=VisionConfig(
             image_size=112, hidden_size=96, num_layers=4, num_heads=3, mlp_size=288, num_temporal_layers=2
@@ -296,7 +296,7 @@ PRESETS: dict[str, PVCConfig] = {
         _qwen2(vocab_size=151674, hidden_size=3584, num_layers=28, num_heads=28, num_kv_heads=4, mlp_size=18944),
         "internvl2_5",
     ),
-    # The whole vision side of the 8B model, and of its LLM one narrow layer: what two cores and 24 GB can export.
+    # The full vision side of the 8B model with one narrow LLM layer: the largest that two cores and 24 GB can export.
     "vision-8b": PVCConfig(
         llm=LLMConfig(vocab_size=264, num_layers=1, mlp_size=1024, max_positions=4096),
         template="tiny",

@@ -1,13 +1,13 @@
-"""What can go wrong with the reference, in one tree.
+"""The reference's errors.
 
     RefError
     +-- ConfigError       a model configuration contradicts itself
     +-- CheckpointError   a checkpoint folder cannot be read or written
-    |   +-- OpenNamesError    tensors of names that are not known, and more than one thing that they can be
-    +-- InputError        an argument is not what a function takes
+    |   +-- OpenNamesError    some tensors have unknown names and could be more than one parameter
+    +-- InputError        a function was called with an invalid argument
 
-The runtime has a tree of the same form (engines/errors.py). It is not imported: that the two packages never meet is
-what makes parity a proof.
+The runtime has a similar hierarchy in engines/errors.py. Neither package imports the other: parity proves something
+only if the reference and the runtime share no code.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import Mapping, Sequence
 
 
 class RefError(Exception):
-    """Base of every error of this package that is meant for users.
+    """Base of this package's user-facing errors.
 
     what      what happened, in one sentence
-    expected  what was expected in its place
+    expected  what was expected instead
     cause     the likely cause
     fix       the next step: a command where there is one
 
-    The last three may be empty. `str` has a line for each that is not.
+    The last three may be empty. `str` prints one line per non-empty part.
     """
 
     def __init__(self, what: str, *, expected: str = "", cause: str = "", fix: str = "") -> None:
@@ -36,7 +36,7 @@ class RefError(Exception):
 
 
 class ConfigError(RefError):
-    """A configuration contradicts itself; `what` names both sides."""
+    """A configuration contradicts itself; `what` names both values."""
 
 
 class CheckpointError(RefError):
@@ -44,13 +44,13 @@ class CheckpointError(RefError):
 
 
 class OpenNamesError(CheckpointError):
-    """What some tensors of a checkpoint are is open.
+    """Some tensors of a checkpoint fit more than one parameter.
 
-    candidates  mappings that are possible, each of which pvc_ref.load takes; as many as are worth listing
+    candidates  possible mappings, each accepted by pvc_ref.load; at most as many as are worth listing
     """
 
     candidates: Sequence[Mapping[str, str]] = ()
 
 
 class InputError(RefError, ValueError):
-    """An argument is not what a function takes."""
+    """A function was called with an invalid argument."""

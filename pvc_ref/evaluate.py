@@ -1,11 +1,11 @@
-"""`python -m pvc_ref.evaluate`: how much the bundled model, or another trained one, answers right on held-out clips.
+"""`python -m pvc_ref.evaluate`: accuracy of the bundled or another trained model on held-out clips.
 
-    python -m pvc_ref.evaluate                  tables of the bundled model
-    python -m pvc_ref.evaluate -m FOLDER        of a checkpoint folder
-    ... --json A.json, then --against A.json    two models on the same questions
+    python -m pvc_ref.evaluate                  tables for the bundled model
+    python -m pvc_ref.evaluate -m FOLDER        tables for a checkpoint folder
+    ... --json A.json, then --against A.json    compare two models on the same questions
     python -m pvc_ref.evaluate --study          train and compare the compressors and ablations; tables and a plot
 
-Every clip follows from a committed seed, and none was trained on. An answer is right if its whole text is.
+Every clip is drawn from a committed seed, and none was used in training. An answer is right only if all of its text is.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ DOCS = Path("docs")
 
 
 def evaluate(model: PVC, tokenizer: Tokenizer, *, num_clips: int = NUM_CLIPS) -> dict[str, dict[str, Row]]:
-    """Every table, by its title."""
+    """Compute every table, by title."""
     num_few = max(num_clips // 2, 1)
     video = partial(video_row, model, tokenizer, num_clips=num_few)
     still = partial(still_row, model, tokenizer, num_clips=num_few)
@@ -78,7 +78,7 @@ def evaluate(model: PVC, tokenizer: Tokenizer, *, num_clips: int = NUM_CLIPS) ->
 
 
 def attention_over_time(model: PVC, tokenizer: Tokenizer, *, num_clips: int) -> dict[str, Row]:
-    """Videos as they are; the last frame's tokens alone; and with alpha at zero, which is damage, not an ablation."""
+    """Unchanged videos; the last frame's tokens only; and alpha set to zero, which damages the model (no ablation)."""
     video = partial(video_row, model, tokenizer, num_clips=num_clips)
     rows = {f"{VIDEO_FRAMES} frames": video(), "last frame's tokens only": video(view=View(last_only=True))}
     alphas = [cast(TemporalLayer, layer).alpha for layer in model.temporal.layers]
@@ -95,11 +95,25 @@ def attention_over_time(model: PVC, tokenizer: Tokenizer, *, num_clips: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pvc_ref.evaluate", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-m", "--model", type=Path, default=SHAPES_FOLDER, help="checkpoint folder")
-    parser.add_argument("--clips", type=int, default=NUM_CLIPS, help="videos per condition; other clips in proportion")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file as well")
-    parser.add_argument("--against", type=Path, metavar="JSON", help="another model's numbers, of as many clips")
     parser.add_argument(
-        "--study", type=Path, nargs="?", const=Path("build/study"), help="train and compare, in this folder"
+        "--clips",
+        type=int,
+        default=NUM_CLIPS,
+        help="videos per condition (default 600); the other tables use half as many",
+    )
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="JSON",
+        help="compare with another model's --json file, made with the same --clips",
+    )
+    parser.add_argument(
+        "--study",
+        type=Path,
+        nargs="?",
+        const=Path("build/study"),
+        help="train and compare the study's models, in this folder (default build/study)",
     )
     args = parser.parse_args()
     try:
@@ -123,25 +137,25 @@ def _evaluate(args: argparse.Namespace) -> None:
         cells = {title: to_json(rows) for title, rows in tables.items()}
         args.json.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
     if other is not None:
-        print(f"\n## Beside {args.against}\n\n{beside(tables, other)}")
-    print(f"\n{time.monotonic() - started:.0f} s, torch {torch.__version__}, {args.clips} clips a condition")
+        print(f"\n## Compared with {args.against}\n\n{beside(tables, other)}")
+    print(f"\n{time.monotonic() - started:.0f} s, torch {torch.__version__}, {args.clips} clips per condition")
 
 
 def _tables_of(path: Path) -> dict[str, dict[str, Row]]:
-    """What --json wrote. Read before minutes of work."""
+    """Read a file written by --json. Called first, so that a bad file fails before minutes of work."""
     try:
         tables = json.loads(path.read_text(encoding="utf-8"))
         return {title: from_json(rows) for title, rows in tables.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read ({error!r})",
-            expected="what --json FILE wrote for the other model",
+            expected="the file that --json FILE wrote for the other model",
             fix="python -m pvc_ref.evaluate -m OTHER --json FILE",
         ) from error
 
 
 def _study(folder: Path) -> None:
-    """Train what is missing, and write docs/study.md and its plot."""
+    """Train the missing models, and write docs/study.md and its plot."""
     from .training.study import study
     from .training.study_report import plot, report
 

@@ -1,8 +1,8 @@
-"""Random weights that exercise every part: for tests, and for the `tiny` preset.
+"""Random weights that exercise every part of the model, for tests and the `tiny` preset.
 
-Nothing starts at zero or one: LayerScale, alpha, norms and biases are all away from their neutral values, so leaving
-any part out changes the result. Every value is rounded to float16, as a released checkpoint's values are rounded to a
-half type; then a float16 graph differs from the float32 reference by its arithmetic alone.
+LayerScale, alpha, norms and biases are all away from their neutral values 0 and 1, so leaving any part out changes the
+result. Every value is rounded to float16, as a released checkpoint's values are rounded to a 16-bit type; a float16
+graph then differs from the float32 reference by its arithmetic alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def randomize(model: ModelT, *, seed: int) -> ModelT:
-    """Draw all parameters of `model`, or of a part of one, from `seed`, in the order of their names. Returns it."""
+    """Draw all parameters of `model` (or of one part) from `seed`, in the order of their names. Returns `model`."""
     generator = torch.Generator().manual_seed(seed)
     depth = max((len(module.layers) for module in model.modules() if isinstance(module, Decoder)), default=2)
     with torch.no_grad():
@@ -28,8 +28,8 @@ def randomize(model: ModelT, *, seed: int) -> ModelT:
 
 
 def draw(name: str, shape: torch.Size, generator: torch.Generator, *, llm_layers: int) -> Tensor:
-    """Values of one parameter, in float16."""
-    llm_branch_gain = (2.0 / llm_layers) ** 0.5  # as GPT-2 does: depth must not add up to noise
+    """Draw one parameter's values, in float16."""
+    llm_branch_gain = (2.0 / llm_layers) ** 0.5  # as in GPT-2: keeps deep residual sums from growing
     return _scale(name, torch.randn(shape, generator=generator), llm_branch_gain).half()
 
 
@@ -43,15 +43,16 @@ def _scale(name: str, noise: Tensor, llm_branch_gain: float) -> Tensor:
         return 0.1 * noise
     if leaf == "weight" and "embed_tokens" not in name:
         gain = llm_branch_gain if name.endswith(("o_proj.weight", "down_proj.weight")) else _gain(name)
-        return gain * noise * noise[0].numel() ** -0.5  # at gain 1: unit variance in, unit variance out
+        return gain * noise * noise[0].numel() ** -0.5  # gain 1 preserves unit variance
     return noise  # embedding table, class token, positions, queries
 
 
 def _gain(name: str) -> float:
-    """Residual branches of the vision side end softly, which keeps deep activations near one, as training does.
+    """Gain of one weight matrix.
 
-    The frame tokens are loud and the LLM's attention is sharp: otherwise a random LLM says the same whatever it sees,
-    and equal text would prove nothing about frames.
+    The last matrix of each vision residual branch has a small gain, which keeps deep activations near one, as training
+    does. The compressor's output and the LLM's attention have a large gain: otherwise a random LLM gives the same
+    answer for every frame, and equal text would prove nothing about the frames.
     """
     if "compressor.mlp.fc2" in name:
         return 4.0

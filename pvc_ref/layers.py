@@ -1,8 +1,8 @@
-"""The building blocks of every part of the model: one attention, two norms, one MLP.
+"""Building blocks shared by every part of the model: one attention, two norms, one MLP.
 
-The places that stay in float32 when the weights are float16 or bfloat16 (norms, softmax, RoPE angles, time embedding,
-logits) are marked in the reference itself, with `upcast`. So an exported float16 graph has the same float32 islands as
-the PyTorch model, and float64 models stay float64 throughout. docs/numerics.md gives the reason for each.
+Some operations stay in float32 when the weights are float16 or bfloat16: norms, softmax, RoPE angles, time embedding
+and logits. The reference marks them with `upcast`, so an exported float16 graph has the same float32 islands as the
+PyTorch model, and a float64 model stays float64 throughout. docs/numerics.md gives the reason for each.
 Dimension key:  B streams   L query rows   S key rows   H heads   K key/value heads   D head dim   C width
 """
 
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Attention = Callable[..., Tensor]
-"""`attention`, or another spelling of it. A module has it as `mix`, which a graph may replace (pvc_export)."""
-MASKED = -30000.0  # added to masked scores: exp() of it is exactly 0, and unlike -inf it can never make a NaN
+"""`attention` or another spelling of it. Modules call it through `mix`, which pvc_export may replace in a graph."""
+MASKED = -30000.0  # added to masked scores: its exp() is exactly 0, and unlike -inf it cannot produce a NaN
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -27,8 +27,8 @@ def upcast(x: Tensor) -> Tensor:
 def wave_frequencies(count: int, period: float, like: Tensor) -> Tensor:
     """period^(-i / count) for i = 0..count - 1, as a constant in like's dtype and device.
 
-    Computed in Python's float64 and rounded once: a frequency that is off by one bit of float32 turns an angle by
-    2e-4 at frame 4096, and every runtime has its own last bit of exp and pow.
+    Computed in Python's float64 and rounded once. Runtimes differ in the last bit of exp and pow, and a frequency that
+    is off by one float32 bit rotates an angle by 2e-4 at frame 4096.
     """
     return torch.tensor([period ** (-i / count) for i in range(count)], dtype=like.dtype, device=like.device)
 
@@ -41,7 +41,7 @@ def visible_to_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(D) + bias) v. q (..., L, D), k and v (..., S, D), bias broadcastable to (..., L, S).
 
-    q is scaled before the product, which keeps float16 scores in range; the softmax is an `upcast` island.
+    q is scaled before the matmul, which keeps float16 scores in range; the softmax is an `upcast` island.
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if bias is not None:

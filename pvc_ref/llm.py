@@ -2,8 +2,8 @@
 
     x := x + MHA(RMSNorm(x));   x := x + SwiGLU(RMSNorm(x));   logits = head(RMSNorm(x))
 
-The module never owns its cache: it takes past keys and values and returns those of the new rows only, for the caller
-to store. Keys are cached after rotation.
+The module does not own its cache: it takes past keys and values and returns only the new rows' keys and values, which
+the caller stores. Keys are cached after rotation.
 Source: Qwen2 (arXiv 2407.10671), InternLM2 (arXiv 2403.17297); RoPE in the rotate-half convention of both.
 Dimension key:  B streams   L new rows   P past rows   S = P + L   H heads   K key/value heads   D head dim   E width
 """
@@ -43,12 +43,12 @@ class Decoder(nn.Module):
         past: Sequence[KeyValue] | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, list[KeyValue]]:
-        """L new rows after P past ones.
+        """Run L new rows after P past ones.
 
-        inputs_embeds (B, L, E); position_ids int64 (B, L), which rotate but never decide who sees whom
+        inputs_embeds (B, L, E); position_ids int64 (B, L): they set the rotation, never the causal mask
         past          keys and values of every layer, each (B, P, K, D); None when P is 0
-        attention_mask (B, P + L), 0 = padding that nobody may see; None = all visible
-        Returns hidden (B, L, E), normed, and the new keys and values of every layer, each (B, L, K, D).
+        attention_mask (B, P + L), 0 = padding, never attended to; None = all visible
+        Returns the normalised hidden (B, L, E), and every layer's new keys and values, each (B, L, K, D).
         """
         num_past = 0 if past is None else past[0][0].shape[1]
         bias = causal_bias(inputs_embeds, num_past, attention_mask)
@@ -60,11 +60,11 @@ class Decoder(nn.Module):
         return self.norm(x), new
 
     def angles(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """RoPE's cosines and sines of positions (B, L), each (B, L, 1, D)."""
+        """RoPE's cosines and sines for positions (B, L), each (B, L, 1, D)."""
         return rope_angles(position_ids, self.config.attention_head_dim, self.config.rope_theta, dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Normed hidden (..., E) -> logits (..., V) in at least float32."""
+        """Normalised hidden (..., E) -> logits (..., V) in at least float32."""
         return upcast(self.lm_head(hidden))
 
 
@@ -108,7 +108,7 @@ class CausalAttention(nn.Module):
         return self.attend(q, (k, v), past, bias), (k, v)
 
     def rows(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The same, queries and keys rotated."""
+        """Run `project` and rotate the queries and keys."""
         q, k, v = self.project(x)
         return rotate(q, *rope), rotate(k, *rope), v
 
@@ -135,7 +135,7 @@ class SwiGLU(nn.Module):
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mix: Attention = attention) -> Tensor:
     """q (B, L, H, D), k and v (B, S, K, D), bias (B, 1, L, S) -> (B, L, H, D).
 
-    The H / K query heads that share a key/value head become rows of one query, so nothing is replicated.
+    The H / K query heads that share a key/value head become rows of one query, so that keys and values are not copied.
     """
     batch, rows, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[2]
@@ -162,7 +162,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def causal_bias(inputs_embeds: Tensor, num_past: int, attention_mask: Tensor | None) -> Tensor:
-    """(B or 1, 1, L, P + L): new row i sees every past row and the new rows 0..i, less the padding."""
+    """(B or 1, 1, L, P + L): new row i sees every past row and the new rows 0..i, except padding."""
     rows = inputs_embeds.shape[1]
     query = torch.arange(rows, device=inputs_embeds.device)[:, None] + num_past
     key = torch.arange(num_past + rows, device=inputs_embeds.device)[None, :]

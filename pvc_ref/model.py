@@ -1,8 +1,8 @@
-"""PVC, whole: frames to tokens, tokens to text. The oracle that every exported graph is held against.
+"""The complete PVC model, frames to tokens to text: the oracle that every exported graph is compared with.
 
-One set of weights, two forms: `encode_clip` sees all frames at once under a banded causal mask; `encode_frame`
-sees one frame and an explicit state. They compute the same thing (except where time is `relative`, which no cache can
-serve), and tests hold them to 1e-12 in float64.
+One set of weights has two forms. `encode_clip` sees all frames at once under a banded causal mask; `encode_frame`
+sees one frame and an explicit state. Tests require the two to agree within 1e-12 in float64. The exception is time mode
+`relative`, which cannot be computed with a cache.
 Source: PVC (arXiv 2412.09613): images as static videos, progressive encoding, adaptive compression.
 Dimension key:  B streams   T frames   S frame size   N positions   C vision width   M tokens per frame   E LLM width
 """
@@ -27,7 +27,7 @@ from .vision import Trunk
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VisionState:
-    """What a stream remembers of its past frames: keys and values of every temporal layer, oldest first.
+    """A stream's memory of its past frames: keys and values of every temporal layer, oldest first.
 
     past        one (key, value) per layer, each (B, frames kept, N, H, D); frames kept is at most window - 1
     num_frames  frames seen so far, kept or not
@@ -42,7 +42,7 @@ class VisionState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameFeatures:
-    """What one frame produces before the compressor, stage by stage, for parity."""
+    """Intermediate results of one frame before the compressor, for parity."""
 
     times: Tensor  # (B,)
     trunk_features: Tensor  # (B, N, C)
@@ -52,14 +52,14 @@ class FrameFeatures:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameOutputs(FrameFeatures):
-    """Everything that it produces on the vision side."""
+    """All vision-side results of one frame."""
 
     frame_embeds: Tensor  # (B, M, E)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """Draw the next token instead of taking the likeliest. top_p keeps the smallest set with that probability."""
+    """Draw the next token instead of taking the likeliest. top_p keeps the smallest set with that total probability."""
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -72,17 +72,16 @@ class Sampling:
 
 
 class PVC(nn.Module):
-    """The reference model. Made by `PVC(config)`, `PVC.random(config, seed=...)` or `pvc_ref.load(folder)`."""
+    """The reference model. Create it with `PVC(config)`, `PVC.random(config, seed=...)` or `pvc_ref.load(folder)`."""
 
     random_seed: int | None = None
-    """The seed of weights that were drawn and never trained. Saved with them, so that nobody takes their answers for
-    a trained model's."""
+    """Seed of random, untrained weights. Saved, so that their answers are not mistaken for a trained model's."""
     trained_on: str | None = None
-    """The world whose questions this model was taught to answer, such as 'shapes'; saved with the weights."""
+    """Name of the world this model was trained on, such as 'shapes'; saved with the weights."""
     renamed: Mapping[str, str] = {}
-    """Of a model that was loaded: what its files call tensors that have no name of ours -> our names; not saved."""
+    """For a loaded model: tensor names in its files that differ from ours -> our names. Not saved."""
     stored: Callable[[str], Tensor] | None = None
-    """Of a model of which some weights are on `meta`, as they stayed in its files: reads one by its name."""
+    """Reads one weight from the model's files by name, for a model whose large weights stayed there (on `meta`)."""
 
     def __init__(self, config: PVCConfig) -> None:
         super().__init__()
@@ -101,32 +100,32 @@ class PVC(nn.Module):
 
     @staticmethod
     def empty(config: PVCConfig) -> PVC:
-        """The model without values, on `meta`: names and shapes, and no memory."""
+        """The model on `meta`: names and shapes without values, so it takes no memory."""
         with torch.device("meta"):
             return PVC(config).eval()
 
     def weight(self, name: str) -> Tensor:
-        """A parameter's values, read from its file if they are not in memory."""
+        """Return a parameter's values, from its file if they are not in memory."""
         parameter = self.get_parameter(name).detach()
         if not parameter.is_meta:
             return parameter
-        assert self.stored is not None, f"{name} is on meta, and nobody knows its values"
+        assert self.stored is not None, f"{name} is on meta and the model has no files to read it from"
         return self.stored(name)
 
     def first_name(self, name: str) -> str:
-        """A parameter's name, or of a tied one that by which it is stored."""
+        """Return the name under which a parameter is stored; a tied parameter is stored under its first name."""
         weight = self.get_parameter(name)
         return next(first for first, other in self.named_parameters() if other is weight)
 
     # -- vision ------------------------------------------------------------------------------------------------
 
     def frame_times(self, start: int, num_frames: int, *, total_frames: int | None, device: torch.device) -> Tensor:
-        """Times (num_frames,) of frames start, start + 1, ... in the config's time mode, in the weights' wide dtype."""
+        """Times (num_frames,) of frames start, start + 1, ... in the config's time mode, in at least float32."""
         mode = self.config.time_mode
         if total_frames is not None and not start + num_frames <= total_frames:
             raise InputError(
-                f"frame {start + num_frames - 1} lies outside a clip of total_frames = {total_frames}",
-                expected="total_frames to count every frame of the clip",
+                f"frame {start + num_frames - 1} is outside the clip: total_frames = {total_frames}",
+                expected="total_frames = the number of frames in the whole clip",
             )
         dtype = torch.promote_types(self.llm.lm_head.weight.dtype, torch.float32)
         times = torch.arange(start, start + num_frames, dtype=dtype, device=device)
@@ -134,15 +133,16 @@ class PVC(nn.Module):
             return times
         if mode == "fixed" and total_frames is None:
             raise InputError(
-                "time_mode 'fixed' divides by the clip's length, which was not given", fix="pass total_frames="
+                "time_mode 'fixed' divides by the clip's length, but total_frames was not given",
+                fix="pass total_frames=",
             )
         return times / (start + num_frames if total_frames is None or mode == "relative" else total_frames)
 
     def encode_clip(self, frames: Tensor, *, window: int | None = None, total_frames: int | None = None) -> Tensor:
         """All frames of a clip at once: (B, T, S, S, 3) uint8 RGB -> (B, T, M, E).
 
-        Frame t attends to frames max(0, t - window + 1)..t; window=None means all of them. total_frames is needed,
-        and used, in time mode `fixed` only.
+        Frame t attends to frames max(0, t - window + 1)..t; window=None means frames 0..t. total_frames is required
+        (and used) in time mode `fixed` only.
         """
         _check_window(window)
         batch, num_frames = frames.shape[:2]
@@ -163,7 +163,7 @@ class PVC(nn.Module):
         """The next frame of each stream: (B, S, S, 3) uint8 RGB -> (B, M, E) and the state after it.
 
         `state` is None before the first frame and is never changed in place. Raises InputError in time mode
-        `relative`, where every new frame changes the time, and so the keys, of all earlier ones.
+        `relative`, where every new frame changes the time, and therefore the keys, of all earlier frames.
         """
         outputs, state = self.frame_outputs(frame, state, window=window, total_frames=total_frames)
         return outputs.frame_embeds, state
@@ -176,7 +176,7 @@ class PVC(nn.Module):
         window: int | None = None,
         total_frames: int | None = None,
     ) -> tuple[FrameOutputs, VisionState]:
-        """`encode_frame` with every intermediate result."""
+        """Run `encode_frame` and return every intermediate result."""
         found, state = self.frame_features(frame, state, window=window, total_frames=total_frames)
         frame_embeds = self.compressor(found.features, found.times)
         outputs = FrameOutputs(
@@ -196,11 +196,11 @@ class PVC(nn.Module):
         window: int | None = None,
         total_frames: int | None = None,
     ) -> tuple[FrameFeatures, VisionState]:
-        """The same without the compressor, which remembers nothing."""
+        """Run `frame_outputs` without the compressor, which has no state."""
         if self.config.time_mode == "relative":
             raise InputError(
-                "time_mode 'relative' cannot be streamed with a cache: t / T changes for all past frames whenever a "
-                "frame arrives",
+                "time_mode 'relative' cannot be streamed with a cache: every new frame changes the time t / T of all "
+                "past frames",
                 expected="time_mode 'absolute' or 'fixed'",
                 fix="use encode_clip on the whole clip, or a model trained with 'absolute' or 'fixed' time",
             )
@@ -213,7 +213,7 @@ class PVC(nn.Module):
         bias = x.new_zeros(1, 1, 1 + (0 if past is None else past[0][0].shape[1]))
         features, new = self.temporal(x, times, past, bias)
         kept = new if past is None else _append(past, new)
-        if window is not None:  # the next frame sees itself and window - 1 of these
+        if window is not None:  # the next frame sees itself and window - 1 past frames
             first = max(0, kept[0][0].shape[1] - (window - 1)) if kept else 0
             kept = [(key[:, first:], value[:, first:]) for key, value in kept]
         found = FrameFeatures(
@@ -230,13 +230,13 @@ class PVC(nn.Module):
         """Images as static videos: each (tiles, S, S, 3) uint8 RGB -> (tiles * repeats * M, E).
 
         Tokens are ordered (tile, repeat, token), and images keep their order. In layout `tile_streams` every tile is
-        a stream of its own, repeated; in `tiles_in_time` the tiles of an image follow one another in one stream.
-        `window` as in encode_clip.
+        repeated as a separate stream; in `tiles_in_time` the tiles of an image follow one another in one stream.
+        `window` is as in encode_clip.
         """
         repeats = self.config.num_image_repeats if num_repeats is None else num_repeats
         if repeats < 1:
             raise InputError(
-                f"num_repeats is {repeats}", expected="at least 1: an image is a static video of that length"
+                f"num_repeats is {repeats}", expected="at least 1: an image is encoded as a video of num_repeats frames"
             )
         encoded = []
         for tiles in images:
@@ -257,8 +257,8 @@ class PVC(nn.Module):
         if int(slots.sum()) != num_rows:
             raise InputError(
                 f"the prompt has {int(slots.sum())} image tokens but {num_rows} visual embeddings were given",
-                expected="as many of one as of the other",
-                fix="build the prompt for the same frames and repeats",
+                expected="one visual embedding per image token",
+                fix="build the prompt for the same number of frames and repeats",
             )
         if visual_embeds is not None:
             embeds = embeds.masked_scatter(slots[:, None], visual_embeds.to(embeds.dtype))
@@ -275,13 +275,13 @@ class PVC(nn.Module):
     ) -> list[int]:
         """Continue one prompt (1, L, E) with a KV cache. Greedy without `sampling`. The stop token is not returned.
 
-        Raises InputError when prompt and answer would not fit in the LLM's max_positions.
+        Raises InputError if prompt and answer together would exceed the LLM's max_positions.
         """
         limit = self.config.llm.max_positions
         if inputs_embeds.shape[1] + max_new_tokens > limit:
             raise InputError(
-                f"{inputs_embeds.shape[1]} prompt tokens and {max_new_tokens} new ones do not fit",
-                expected=f"at most max_positions = {limit} together",
+                f"{inputs_embeds.shape[1]} prompt tokens and {max_new_tokens} new tokens do not fit in the context",
+                expected=f"at most max_positions = {limit} in total",
                 fix="ask about fewer frames, or lower max_new_tokens",
             )
         generator = torch.Generator().manual_seed(sampling.seed) if sampling else None
@@ -302,8 +302,8 @@ class PVC(nn.Module):
 
 
 def stored_matrices(model: nn.Module) -> frozenset[str]:
-    """The weights that may stay in their files: those of linear layers and embeddings, which are nearly all of a model.
-    A tied one has its first name."""
+    """Names of the weights that may stay in their files: linear layers and embeddings, nearly all of a model's size.
+    A tied weight is listed under its first name."""
     products = {id(m.weight) for m in model.modules() if type(m) in (nn.Linear, nn.Embedding)}
     return frozenset(name for name, weight in model.named_parameters() if id(weight) in products)
 
@@ -321,11 +321,11 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
 
 def _check_window(window: int | None) -> None:
     if window is not None and window < 1:
-        raise InputError(f"window is {window}", expected="at least 1, the current frame itself, or None for no window")
+        raise InputError(f"window is {window}", expected="at least 1 (the current frame), or None for no window")
 
 
 def _append(past: Sequence[KeyValue], new: Sequence[KeyValue]) -> list[KeyValue]:
-    """The cache of every layer with the new rows after the old."""
+    """Append the new rows to every layer's cache."""
     return [
         (torch.cat([old_key, key], dim=1), torch.cat([old_value, value], dim=1))
         for (old_key, old_value), (key, value) in zip(past, new, strict=True)

@@ -1,9 +1,9 @@
-"""Reference preprocessing: from a frame or an image to what the network takes.
+"""Reference preprocessing: a frame or an image to the network's input.
 
 Nothing here normalises: results are uint8 RGB, and the ImageNet mean and standard deviation are applied inside the
 model. Frames are squashed to squares, not letterboxed: the aspect ratio is not kept.
-All resizing is Pillow's bicubic, which widens its filter when it shrinks an image. Libraries that keep a fixed 4 x 4
-filter alias, and differ by tens of grey levels on the same picture.
+All resizing is Pillow's bicubic, which widens its filter when it shrinks an image. Libraries with a fixed 4 x 4 filter
+alias, and differ by tens of grey levels on the same picture.
 Source: InternVL2 preprocessing (dynamic tiling).
 Dimension key:  H height   W width   S tile or frame size in pixels
 """
@@ -30,9 +30,9 @@ def resize_frame(frame_rgb: NDArray[np.uint8], *, size: int) -> NDArray[np.uint8
 
 
 def tile_grid(width: int, height: int, *, max_tiles: int = 12, tile_size: int = 448) -> tuple[int, int]:
-    """(columns, rows) of the grid of at most max_tiles tiles whose shape is nearest width / height.
+    """(columns, rows) of the grid of at most max_tiles tiles whose aspect ratio is closest to width / height.
 
-    Raises InputError if a number is below 1.
+    Raises InputError if an argument is below 1.
     """
     _check_at_least_one(width=width, height=height, max_tiles=max_tiles, tile_size=tile_size)
     aspect = width / height
@@ -42,7 +42,7 @@ def tile_grid(width: int, height: int, *, max_tiles: int = 12, tile_size: int = 
         difference = abs(aspect - columns / rows)
         if difference < best_difference:
             best, best_difference = (columns, rows), difference
-        # Same shape to the last bit: the grid with more tiles, if the image has the pixels to half fill it.
+        # Exactly the same difference: take the grid with more tiles if the image has enough pixels to half fill it.
         elif difference == best_difference and width * height > 0.5 * tile_size**2 * columns * rows:
             best = (columns, rows)
     return best
@@ -53,8 +53,8 @@ def tile_image(
 ) -> NDArray[np.uint8]:
     """Cut an image (H, W, 3) uint8 RGB into tiles: (num_tiles, S, S, 3) uint8 RGB, S = tile_size.
 
-    Order: row by row, each left to right; then, with use_thumbnail and if there is more than one tile, the whole image
-    squashed to one tile, so num_tiles can be max_tiles + 1. Raises InputError as resize_frame and tile_grid do.
+    Order: row by row, each left to right. With use_thumbnail and more than one tile, the whole image squashed to one
+    tile follows, so num_tiles can be max_tiles + 1. Raises InputError as resize_frame and tile_grid do.
     """
     _check_image(image_rgb)
     height, width, _ = image_rgb.shape
@@ -73,7 +73,7 @@ def _candidate_grids(max_tiles: int) -> list[tuple[int, int]]:
     """Every (columns, rows) with columns * rows <= max_tiles, fewest tiles first."""
     grids = [(columns, rows) for columns in range(1, max_tiles + 1) for rows in range(1, max_tiles // columns + 1)]
     # Upstream sorts a Python set by the product only, which leaves grids of equal product in hash order. Sorting
-    # by columns and rows as well makes a tie between two of them well defined.
+    # also by columns and rows makes the choice between them deterministic.
     return sorted(grids, key=lambda grid: (grid[0] * grid[1], grid[0], grid[1]))
 
 
@@ -90,7 +90,7 @@ def _check_image(image_rgb: NDArray[np.uint8]) -> None:
     raise InputError(
         f"the image is a {found}",
         expected="a non-empty uint8 numpy array (height, width, 3) in RGB order",
-        cause="it is grey, has an alpha channel, is already normalised, or is a batch",
+        cause="the image is grey, has an alpha channel, is already normalised, or is a batch",
     )
 
 

@@ -1,7 +1,7 @@
 """Chat templates, and the byte tokenizer of the `tiny` preset.
 
 The reference writes the whole conversation as one string and tokenizes it once. The runtime (engines/prompt.py) feeds
-it piece by piece; a test checks that both give the same ids.
+it in parts; a test checks that both give the same ids.
 Source: the conversation templates of InternVL2 (internlm2-chat, Hermes-2) and of InternVL2.5 and InternVL3
 (internvl2_5), by their names in config.json, and the frame prefix of PVC's README, 'Frame1: <image>'.
 """
@@ -20,14 +20,14 @@ IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 IMAGE_TAG = "<image>"
 STOP_TOKEN = "<|im_end|>"
 SPECIAL_TOKENS = ("<s>", "</s>", "<pad>", "<|im_start|>", STOP_TOKEN, IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
-"""The special tokens of the InternVL2 templates, in the order in which our own tokenizers number them."""
+"""The special tokens of the InternVL2 templates, in the order of their ids in our tokenizers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatTemplate:
-    """What surrounds a question. `bos` is written once, at the very start; None is what the LLM's family begins with.
+    """The text around a question. `bos` is written once, at the start; None stands for that of the LLM's family.
 
-    after_stop   between the <|im_end|> of a turn and the next turn
+    after_stop   text between the <|im_end|> of a turn and the next turn
     """
 
     bos: str | None
@@ -42,7 +42,7 @@ INTERNVL2_5_SYSTEM = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
 FAMILY_BOS: dict[LLMFamily, str] = {"internlm2": "<s>", "qwen2": "", "llama": ""}
-"""What the tokenizer of a family writes before a text."""
+"""The text that a family's tokenizer adds before a prompt."""
 TEMPLATES: dict[TemplateName, ChatTemplate] = {
     "internlm2-chat": ChatTemplate(bos="<s>", system=INTERNVL2_SYSTEM),
     "Hermes-2": ChatTemplate(bos="", system=INTERNVL2_SYSTEM),
@@ -52,7 +52,7 @@ TEMPLATES: dict[TemplateName, ChatTemplate] = {
 
 
 def conversation_start(config: PVCConfig) -> str:
-    """Everything before the first turn."""
+    """Return everything before the first turn."""
     template = TEMPLATES[config.template]
     bos = FAMILY_BOS[config.llm.family] if template.bos is None else template.bos
     system = template.system if config.system_message is None else config.system_message
@@ -60,27 +60,28 @@ def conversation_start(config: PVCConfig) -> str:
 
 
 def turn_end(config: PVCConfig) -> str:
-    """What ends a turn, the model's or the user's."""
+    """Return the text that ends a turn, the model's or the user's."""
     return STOP_TOKEN + TEMPLATES[config.template].after_stop
 
 
 def video_prompt(config: PVCConfig, *, num_frames: int, question: str) -> str:
-    """The conversation about a video of `num_frames` frames, up to where the answer starts."""
+    """Return the conversation about a video of `num_frames` frames, up to the start of the answer."""
     return _conversation(config, _frames(config, first=1, count=num_frames) + question)
 
 
 def next_turn(config: PVCConfig, *, question: str, num_frames: int = 0, first_frame: int = 1) -> str:
-    """What follows an answer, up to where the next one starts: its end, frames that were seen since, and a question.
+    """Return the text from the end of an answer to the start of the next: turn end, new frames and a question.
 
-    Frames are counted on: first_frame is one more than the conversation had.
+    Frame numbers continue: first_frame is one more than the conversation had.
     """
     return turn_end(config) + _turn(config, _frames(config, first=first_frame, count=num_frames) + question)
 
 
 def image_prompt(config: PVCConfig, *, num_tiles: Sequence[int], question: str, num_repeats: int | None = None) -> str:
-    """The conversation about images; num_tiles has one entry per image. A tile holds its tokens `num_repeats` times.
+    """Return the conversation about images; num_tiles has one entry per image.
 
-    A question may place every image by an `<image>`, else all come first. Raises InputError if it places only some.
+    The tokens of a tile occur `num_repeats` times. A question may mark the place of every image with `<image>`; without
+    marks all images come first. Raises InputError if it marks only some.
     """
     per_tile = config.compressor.num_tokens * (config.num_image_repeats if num_repeats is None else num_repeats)
     images = [IMAGE_START + IMAGE_CONTEXT * per_tile * tiles + IMAGE_END for tiles in num_tiles]
@@ -113,7 +114,7 @@ def _frames(config: PVCConfig, *, first: int, count: int) -> str:
 
 
 def byte_tokenizer() -> Tokenizer:
-    """264 tokens: the 256 bytes, and the special tokens of the InternVL2 templates. Needs no file and no training."""
+    """Build a tokenizer of 264 tokens: the 256 bytes and SPECIAL_TOKENS. Needs no file and no training."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -123,5 +124,5 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def special_tokens() -> list[AddedToken]:
-    """SPECIAL_TOKENS as `tokenizers` wants them: found in a text as they are written."""
+    """SPECIAL_TOKENS for `tokenizers`, matched in the text before it is normalised."""
     return [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]

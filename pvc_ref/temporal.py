@@ -1,11 +1,11 @@
-"""Temporal attention: each position attends to itself in earlier frames. The last layers of the ViT.
+"""Temporal attention in the last layers of the ViT: each position attends to itself in earlier frames.
 
     TE = W2 SiLU(W1 t~);  t~ = sinusoid of the frame time                     one TimeEmbedding per layer
     AdaLN(x; z) = gamma(z) * LN(x) + beta(z);  gamma(z) = W4 SiLU(W3 z);  beta(z) = W6 SiLU(W5 z)
     x := x + ls1 * S-MHA(LN(x));   x := x + alpha * T-MHA(AdaLN(x; x + TE));   x := x + ls2 * MLP(LN(x))
 
-Attention runs over time, per position; space is mixed only in vision.py. The order of the keys carries no meaning, as
-time enters through TE alone, so a cache of keys and values needs a mask but no order.
+Attention runs over time, per position; positions are mixed only in vision.py. Time enters through TE alone, so the
+order of the keys carries no meaning: a cache of keys and values needs a mask but no order.
 Source: PVC (arXiv 2412.09613), progressive encoding. Cosines before sines and a period of 10000 follow
 the diffusion transformers whose AdaLN PVC adopts; the released checkpoint must confirm both.
 Dimension key:  B streams   T frames   P past frames   N positions   C width   H heads   D head dim
@@ -31,7 +31,7 @@ SINUSOID_PERIOD = 10_000.0
 
 
 class TemporalEncoder(nn.Module):
-    """The last layers: trunk features in, patch features (without the class token) and new cache rows out."""
+    """The temporal layers: trunk features in, patch features (without the class token) and new cache rows out."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class TemporalEncoder(nn.Module):
     def forward(
         self, x: Tensor, times: Tensor, past: Sequence[KeyValue] | None, bias: Tensor
     ) -> tuple[Tensor, list[KeyValue]]:
-        """T new frames after P past ones.
+        """Run T new frames after P past ones.
 
         x     (B, T, N, C) trunk features
         times (B, T) frame times
@@ -57,7 +57,7 @@ class TemporalEncoder(nn.Module):
 
 
 class TemporalLayer(SpatialLayer):
-    """An InternViT layer with attention over time between its two steps."""
+    """An InternViT layer with temporal attention between its two steps."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__(config)
@@ -75,7 +75,7 @@ class TemporalLayer(SpatialLayer):
 
 
 class TemporalAttention(nn.Module):
-    """Attention of each position over the frames of its own stream."""
+    """Attention of each position over the frames of its stream."""
 
     mix = staticmethod(attention)
 
@@ -107,7 +107,7 @@ class TemporalAttention(nn.Module):
 
 
 class AdaLayerNorm(nn.Module):
-    """gamma(z) * LN(x) + beta(z), LN without weights of its own."""
+    """gamma(z) * LN(x) + beta(z), where LN has no weights."""
 
     def __init__(self, size: int, *, eps: float) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class AdaLayerNorm(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """TE = W2 SiLU(W1 sinusoid(t)). Computed in the dtype of its weights, which stay float32 in a half model."""
+    """TE = W2 SiLU(W1 sinusoid(t)). Computed in the dtype of its weights, which stay float32 in a 16-bit model."""
 
     def __init__(self, sinusoid_size: int, size: int) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ def sinusoid(times: Tensor, size: int) -> Tensor:
 
 
 def window_bias(num_frames: int, window: int | None, *, like: Tensor) -> Tensor:
-    """(1, T, T) in like's dtype and device: frame t sees frames max(0, t - window + 1)..t; None means all up to t."""
+    """(1, T, T) in like's dtype and device: frame t sees frames max(0, t - window + 1)..t; None means 0..t."""
     index = torch.arange(num_frames, device=like.device)
     age = index[:, None] - index[None, :]
     visible = (age >= 0) & (age < (num_frames if window is None else window))

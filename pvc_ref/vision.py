@@ -20,7 +20,7 @@ from .preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 
 class Trunk(nn.Module):
-    """The part without time: embeddings and the first num_trunk_layers layers. Equal frames give equal features."""
+    """The part without time: embeddings and the first num_trunk_layers layers. Equal frames have equal features."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Trunk(nn.Module):
 
 
 class SpatialLayer(nn.Module):
-    """One InternViT layer. `TemporalLayer` inserts its attention over time between the two steps."""
+    """One InternViT layer. `TemporalLayer` inserts temporal attention between its two steps."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class SpatialAttention(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Patches by a strided convolution, the class token in front, learned positions added."""
+    """Patches by strided convolution, preceded by the class token, plus learned position embeddings."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()

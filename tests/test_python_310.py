@@ -70,4 +70,4 @@ def test_a_bundle_that_needs_a_later_onnxruntime_says_so_there(
     result = room(*watch, bundle_fp32)
     error = json.loads(result.stdout)
     assert result.returncode == error["exit_code"] == 4
-    assert "onnxruntime 1.23.2 is installed, which is too old" in error["what"] and "Python 3.10" in error["cause"]
+    assert "onnxruntime 1.23.2 is too old" in error["what"] and "Python 3.10" in error["cause"]

@@ -1,4 +1,4 @@
-"""Which package may import which. That pvc_ref and engines never import each other makes parity meaningful."""
+"""Allowed imports between packages. That pvc_ref and engines never import each other makes parity meaningful."""
 
 from __future__ import annotations
 

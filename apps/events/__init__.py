@@ -1,1 +1,1 @@
-"""What is made of a session's answers: when the question is asked, alerts, a log, snapshots, and what is sent on."""
+"""Processing of a session's answers: when the question is asked, alerts, a log, snapshots, and deliveries."""

@@ -1,5 +1,4 @@
-"""Alerts: answers that a person wants to hear of. Each begins with an answer that matches, and ends with one that does
-not."""
+"""Alerts on answers. An alert begins with an answer that matches its rule and ends with one that does not."""
 
 from __future__ import annotations
 
@@ -14,13 +13,13 @@ from typing import Any
 from apps.listeners import Event, EventKind
 
 MAX_SEARCHED = 1000
-"""Characters of an answer that are searched; what follows is not. Of a pattern with k open repeats beside each other,
-such as .*, the time may grow by the power k + 1 of it."""
+"""Number of characters of an answer that are searched; the rest is ignored. With k adjacent open repeats in a pattern,
+such as .*, search time may grow with the power k + 1 of this number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What an answer is searched for. text: as it was given, and as events name it."""
+    """A pattern to search answers for. text: the pattern as given, and as events name it."""
 
     text: str
     pattern: re.Pattern[str]
@@ -30,33 +29,34 @@ class Rule:
 
 
 def parse_rule(text: str) -> Rule:
-    """Words, in upper or lower case, whole and in that order: 'a fire'; or a regular expression: '/fires?/',
-    '/fires?/i' in upper or lower case.
+    """Parse whole words in this order, case-insensitive: 'a fire'; or a regular expression: '/fires?/', or '/fires?/i'
+    for case-insensitive.
 
-    Raises ValueError, with the place, for what is no regular expression, and for one that could take for ever.
+    Raises ValueError, with the position, for an invalid regular expression and for one that could run without end.
     """
     if text.startswith("/"):
         return Rule(text, _compiled(text))
     words = [re.escape(word) for word in text.split()]
     if not words:
-        raise ValueError("--alert is empty; expected words of an answer, or a /regular expression/")
+        raise ValueError("--alert is empty; expected words to find in an answer, or a /regular expression/")
     return Rule(text, re.compile(r"(?<!\w)" + r"\s+".join(words) + r"(?!\w)", re.IGNORECASE))
 
 
 @dataclass(slots=True)
 class _State:
-    """Of one rule. begun: the first of the answers that match, once there were enough of them."""
+    """State of one rule. begun: the first matching answer, once enough in a row matched."""
 
     rule: Rule
     begun: Event | None = None
-    in_a_row: list[Event] = field(default_factory=list)  # the last answers, which say otherwise
+    in_a_row: list[Event] = field(default_factory=list)  # the newest answers that contradict the present state
 
 
 class Alerts:
-    """Which alerts are on. An alert that is on as the session ends has no end of its own: the session's is."""
+    """Tracks which alerts are on. An alert still on when the session ends gets no end event; the session's `end` is
+    its end."""
 
     def __init__(self, rules: Iterable[Rule], *, after: int = 1) -> None:
-        """after: answers in a row that it takes for a beginning, and for an end."""
+        """after: consecutive answers needed to begin an alert, and to end it."""
         self._states, self._after = [_State(rule) for rule in rules], after
 
     @property
@@ -94,33 +94,35 @@ def _event(kind: EventKind, text: str, rule: Rule, answer: Event) -> Event:
 def _compiled(text: str) -> re.Pattern[str]:
     body, slash, flags = text[1:].rpartition("/")
     if not slash:
-        raise ValueError(f"--alert {text!r} has no closing /; expected '/{text[1:]}/', or words that begin otherwise")
+        raise ValueError(
+            f"--alert {text!r} has no closing /; expected '/{text[1:]}/', or words that do not begin with /"
+        )
     if flags not in ("", "i"):
-        raise ValueError(f"--alert {text!r} ends with {flags!r}; expected nothing after the closing /, or i")
+        raise ValueError(f"--alert {text!r} ends with {flags!r}; after the closing / only i is allowed")
     if not body:
-        raise ValueError(f"--alert {text!r} is empty; expected a regular expression between the two /")
+        raise ValueError(f"--alert {text!r} is empty; expected a regular expression between the two slashes")
     try:
         pattern = re.compile(body, re.IGNORECASE if flags else 0)
     except re.error as error:
         where = "" if error.pos is None else f" at character {error.pos + 1} of {body!r}"
-        raise ValueError(f"--alert {text!r} is no regular expression: {error.msg}{where}") from error
+        raise ValueError(f"--alert {text!r} is not a regular expression: {error.msg}{where}") from error
     if _may_explode(_parser().parse(body)):
         raise ValueError(
-            f"--alert {text!r} repeats what itself repeats or has alternatives, such as (a+)+: for some answers the "
-            "search would not end. Expected each + and * over plain characters"
+            f"--alert {text!r} repeats a group that itself contains a repeat or alternatives, such as (a+)+; for some "
+            "answers the search would not end. Use + and * only on plain characters"
         )
     return pattern
 
 
 def _parser() -> Any:
-    """The parser of regular expressions, which has another name from Python 3.11 on. `re` tells nothing of a pattern's
-    form, and cannot be interrupted."""
+    """The parser of regular expressions, renamed in Python 3.11. Needed because `re` does not expose a pattern's
+    structure and cannot be interrupted."""
     return importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 
 
 def _may_explode(parsed: Any, *, is_repeated: bool = False) -> bool:
-    """Whether a part of open length or a choice stands inside a repeat, which can match in exponentially many ways.
-    Stricter than need be, as (cat|dog)+ is refused as well."""
+    """Whether a repeat contains a part of open length or a choice, which can match in exponentially many ways.
+    Stricter than necessary: (cat|dog)+ is refused too."""
     for name, argument in parsed:
         kind = str(name)
         is_repeat = kind in ("MAX_REPEAT", "MIN_REPEAT")
@@ -133,7 +135,7 @@ def _may_explode(parsed: Any, *, is_repeated: bool = False) -> bool:
 
 
 def _parts(argument: Any) -> Iterable[Any]:
-    """The patterns inside an argument of the parser's, however deep in its tuples and lists."""
+    """The patterns inside a parser argument, at any depth of its tuples and lists."""
     if hasattr(argument, "getwidth"):
         yield argument
     elif isinstance(argument, tuple | list):

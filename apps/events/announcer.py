@@ -1,4 +1,4 @@
-"""Everything that happens in a session, to everybody who follows it; alerts and pictures are added on the way."""
+"""Passes a session's events to all its listeners, and adds alerts and pictures."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from apps.overlay import Status
 from .alerts import Alerts
 from .snapshots import Snapshots
 
-PICTURED = ("alert", "snapshot")  # the kinds of event of which a picture is kept
+PICTURED = ("alert", "snapshot")  # the kinds of event that get a picture
 
 
 class Announcer:
-    """A Listener made of others.
+    """A Listener that forwards to others.
 
-    An `answer` is followed by the alerts that it begins or ends. An alert and a `snapshot` get the path of a picture.
-    What went wrong on other threads becomes a `trouble` event, with the next frame or event.
+    An `answer` is followed by the alerts that it begins or ends. Each alert and `snapshot` gets the path of a picture.
+    A failure on another thread becomes a `trouble` event, with the next frame or event.
     """
 
     def __init__(
@@ -34,9 +34,9 @@ class Announcer:
         standing_question: Callable[[], str] | None = None,
     ) -> None:
         """listeners          closed in this order, so the log comes last
-        troubles           what went wrong, put there by any thread
-        say                hears each of them, on the session's thread
-        standing_question  the one of which alerts are; None: of every answer
+        troubles           failures, put there by any thread
+        say                receives each failure, on the session's thread
+        standing_question  the question whose answers may raise alerts; None: every answer may
         """
         self.alerts, self.snapshots, self.standing_question = alerts, snapshots, standing_question
         self._listeners, self._troubles, self._say = list(listeners), troubles, say
@@ -61,7 +61,7 @@ class Announcer:
         self._tell_troubles()
 
     def close(self) -> None:
-        """Close each; trouble of one reaches those after it."""
+        """Close each listener; those not closed yet still receive its troubles."""
         while self._listeners:
             self._listeners.pop(0).close()
             self._tell_troubles()
@@ -79,7 +79,7 @@ class Announcer:
             listener.happened(event, captured)
 
     def _tell_troubles(self) -> None:
-        """Those that wait by now: telling one may make another, which the next call tells."""
+        """Report the troubles queued so far. Reporting one may cause another, which the next call reports."""
         for _ in range(self._troubles.qsize()):
             try:
                 text = self._troubles.get_nowait()

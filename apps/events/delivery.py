@@ -1,6 +1,6 @@
-"""Events on their way to another machine, which may be slow or gone: a queue and a thread for each place.
+"""Delivery of events to other machines, which may be slow or gone: one queue and one thread per destination.
 
-An event is delivered at least once: where an answer got lost, it is sent again. In order, but for what is dropped.
+An event is delivered at least once: if a reply is lost, it is sent again. Order is kept, except for dropped events.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from apps.listeners import Event, EventKind
 from apps.overlay import Status
 
 LIMIT = 1000
-"""Events that wait for one place: at one a minute, most of a day's."""
+"""Events that may wait for one destination: most of a day at one per minute."""
 PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-"""Between two tries of an event; the last one again and again."""
+"""Waits between attempts to send an event; the last one repeats."""
 CLOSE_S = 5.0
 
 
 class NotDelivered(Exception):
-    """A try that failed. is_final: another would fail as well, so the event is given up."""
+    """An attempt failed. is_final: another would fail too, so the event is discarded."""
 
     def __init__(self, why: str, *, is_final: bool) -> None:
         super().__init__(why)
@@ -32,18 +32,18 @@ class NotDelivered(Exception):
 
 
 class Sink(Protocol):
-    """Where events go. Only the thread of its Delivery calls it."""
+    """A destination for events. Only its Delivery's thread calls it."""
 
     name: str
 
     def send(self, event: Event) -> None:
-        """Return when the other side has it. Raises NotDelivered. Blocks for some seconds, never for ever."""
+        """Send the event and return once it was received. Raises NotDelivered. Blocks for a few seconds at most."""
 
     def close(self) -> None: ...
 
 
 class Delivery:
-    """A queue before one sink. Full, it drops its oldest. Trouble is said as it begins and as it ends."""
+    """A queue in front of one sink. When full, it drops the oldest event. Reports when trouble begins and ends."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Delivery:
         limit: int = LIMIT,
         pauses_s: Sequence[float] = PAUSES_S,
     ) -> None:
-        """trouble: hears a line for a person, on any thread."""
+        """trouble: receives one line for the user, on any thread."""
         self.num_delivered = self.num_dropped = self.num_refused = 0
         self._sink, self._trouble, self._limit, self._pauses_s = sink, trouble, limit, pauses_s
         self._waiting: deque[Event] = deque()
@@ -65,7 +65,7 @@ class Delivery:
         self._thread.start()
 
     def offer(self, event: Event) -> None:
-        """Send it when its turn comes. Returns at once, on any thread."""
+        """Queue it for sending. Returns immediately, on any thread."""
         with self._changed:
             is_full = len(self._waiting) >= self._limit
             if is_full:
@@ -76,16 +76,16 @@ class Delivery:
             self._waiting.append(event)
             self._changed.notify_all()
         if is_first:
-            self._trouble(f"{self._sink.name}: {self._limit} events wait; from now on the oldest are dropped")
+            self._trouble(f"{self._sink.name}: {self._limit} events are waiting; the oldest are now dropped")
 
     def finish(self) -> None:
-        """What waits is tried without a pause, until the first that fails. Returns at once."""
+        """Have the waiting events sent without pauses, up to the first failure. Returns immediately."""
         with self._changed:
             self._is_ending = True
             self._changed.notify_all()
 
     def close(self, within_s: float = CLOSE_S) -> int:
-        """Finish, and wait for that. Returns how many events were not delivered, which is said as well."""
+        """Finish, and wait for it. Returns, and reports, the number of events not delivered."""
         self.finish()
         self._thread.join(max(within_s, 0.0))
         with self._changed:
@@ -101,7 +101,7 @@ class Delivery:
         self._sink.close()
 
     def _next(self) -> Event | None:
-        """The oldest that waits; None at the end."""
+        """The oldest waiting event; None at the end."""
         with self._changed:
             while not self._waiting and not self._is_ending:
                 self._changed.wait()
@@ -109,7 +109,7 @@ class Delivery:
             return self._sending
 
     def _deliver(self, event: Event) -> bool:
-        """Whether to go on with the next one."""
+        """Send one event, with retries. Returns whether to continue with the next one."""
         for pause_s in chain(self._pauses_s, repeat(self._pauses_s[-1])):
             was_ending = self._is_ending
             try:
@@ -133,7 +133,7 @@ class Delivery:
     def _say_failure(self, error: NotDelivered) -> None:
         if not self._is_failing:
             self._is_failing = True
-            what_now = "the event is given up" if error.is_final else "it is tried again"
+            what_now = "the event is discarded" if error.is_final else "retrying"
             self._trouble(f"{self._sink.name}: {error}; {what_now}")
 
     def _say_success(self) -> None:
@@ -142,11 +142,11 @@ class Delivery:
         if self._is_failing or num_dropped:
             self._is_failing = False
             dropped = f"; {num_dropped} events were dropped" if num_dropped else ""
-            self._trouble(f"{self._sink.name}: it works again{dropped}")
+            self._trouble(f"{self._sink.name}: working again{dropped}")
 
 
 class Deliveries:
-    """A Listener that offers events of some kinds to every place, and ends them all within a few seconds."""
+    """A Listener that offers events of some kinds to every destination, and closes them all within a few seconds."""
 
     def __init__(
         self, deliveries: Iterable[Delivery], kinds: Iterable[EventKind], *, within_s: float = CLOSE_S

@@ -1,4 +1,4 @@
-"""Every event of a session as a line of JSON, in a file that grows."""
+"""A log of a session's events, one line of JSON each, appended to a file."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from apps.overlay import Status
 
 
 class EventLog:
-    """A Listener. Its file takes about 260 bytes for an answer of ten words: a question every 5 seconds makes 31 MB a
-    week, one every second 157 MB.
+    """A Listener. An answer of ten words takes about 260 bytes: a question every 5 seconds makes 31 MB per week, one
+    every second 157 MB.
 
-    A kill leaves whole lines. A power cut may take the lines of the last seconds, as nothing waits for the disk.
-    On a full disk the session goes on: lines are lost, counted, and said when the first is and when it is over.
+    A kill leaves whole lines. A power cut may lose the last seconds, since writes do not wait for the disk.
+    On a full disk the session continues: lost lines are counted, and reported when the loss begins and ends.
     """
 
     def __init__(self, path: Path, *, trouble: Callable[[str], None]) -> None:
-        """Appends to a file that is there. Raises BackendUnavailable where it cannot be written."""
+        """Append to an existing file, or create it. Raises BackendUnavailable if it cannot be written."""
         self._lines, self._trouble = Lines(path), trouble
         self.num_lost = 0
         self._num_lost_now = 0  # since the disk was last found full
         if self._lines.num_cut:
-            trouble(f"{path}: its last line was cut short, {self._lines.num_cut} bytes, and was removed")
+            trouble(f"{path}: its last line was incomplete ({self._lines.num_cut} bytes) and was removed")
 
     def saw(self, captured: Captured, status: Status) -> None:
         pass
@@ -40,10 +40,10 @@ class EventLog:
             self.num_lost += 1
             self._num_lost_now += 1
             if self._num_lost_now == 1:
-                self._trouble(f"{self._lines.path} cannot be written: {error.strerror}; lines are lost")
+                self._trouble(f"{self._lines.path} cannot be written: {error.strerror}; log lines are being lost")
             return
         if self._num_lost_now:
-            self._trouble(f"{self._lines.path} is written again; {self._num_lost_now} lines were lost")
+            self._trouble(f"{self._lines.path} can be written again; {self._num_lost_now} lines were lost")
             self._num_lost_now = 0
 
     def close(self) -> None:

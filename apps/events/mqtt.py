@@ -1,9 +1,9 @@
-"""Events to an MQTT broker, through paho-mqtt: QoS 1, each once more where an acknowledgement got lost.
+"""Delivery of events to an MQTT broker through paho-mqtt: QoS 1, sent again if an acknowledgement was lost.
 
 Topics  TOPIC          every event, as JSON
-        TOPIC/status   retained: online, and offline from the end, or from when the broker misses this client
+        TOPIC/status   retained: online; offline after the end, or when the broker loses this client
 
-paho's own thread keeps the connection and finds it again.
+paho's thread keeps the connection and reconnects.
 """
 
 from __future__ import annotations
@@ -26,18 +26,16 @@ PASSWORD = "PVC_MQTT_PASSWORD"
 """The environment variable that holds the broker's password."""
 PORTS = {"mqtt": 1883, "mqtts": 8883}
 TIMEOUT_S = 10.0
-"""For an acknowledgement; with a connection that was never there, for it."""
+"""For an acknowledgement, or for the first connection."""
 RECONNECT_S = (1, 60)
-"""Between two tries to connect: at first, and at most."""
+"""Wait between attempts to connect: first and longest."""
 KEEPALIVE_S = 30
-EXPECTED = (
-    "expected mqtt://USER@HOST:PORT/TOPIC, or mqtts:// for an encrypted connection; user and port may be left out"
-)
+EXPECTED = "expected mqtt://USER@HOST:PORT/TOPIC, or mqtts:// for an encrypted connection; user and port are optional"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Broker:
-    """Where a broker is, and the topic of events."""
+    """A broker's address, and the topic for events."""
 
     host: str
     port: int
@@ -47,24 +45,24 @@ class Broker:
 
 
 def parse_broker(url: str) -> Broker:
-    """Raises ValueError for what is no address of a broker, or holds a password."""
+    """Parse --mqtt. Raises ValueError if it is not a broker's address or contains a password."""
     try:
         parts = urlsplit(url)
         default_port = PORTS[parts.scheme]
         port = parts.port or default_port
-    except (ValueError, KeyError):  # of a port that is no number; of another scheme
-        raise ValueError(f"--mqtt is no address of a broker; {EXPECTED}") from None
+    except (ValueError, KeyError):  # ValueError: the port is not a number; KeyError: another scheme
+        raise ValueError(f"--mqtt is not a broker's address; {EXPECTED}") from None
     if parts.password is not None:
-        raise ValueError(f"--mqtt holds a password; expected the variable {PASSWORD} in its place")
+        raise ValueError(f"--mqtt contains a password; put it in the environment variable {PASSWORD} instead")
     topic = unquote(parts.path).strip("/")
     if not parts.hostname or not topic or parts.query or re.search(r"[+#\x00-\x1f\x7f]", topic) or parts.fragment:
-        raise ValueError(f"--mqtt names no host, or no topic that may be written to; {EXPECTED}")
+        raise ValueError(f"--mqtt has no host, or no topic that can be published to; {EXPECTED}")
     user = unquote(parts.username) if parts.username else None
     return Broker(host=parts.hostname, port=port, topic=topic, user=user, is_encrypted=parts.scheme == "mqtts")
 
 
 class Mqtt:
-    """A Sink. Connects in the background, and again whenever the connection is lost."""
+    """A Sink. Connects in the background, and reconnects whenever the connection is lost."""
 
     def __init__(
         self,
@@ -81,7 +79,7 @@ class Mqtt:
         self._is_connected = False
         self._why_not = "no connection yet"
         self._acknowledged: set[int] = set()  # ids of messages
-        self._in_flight: tuple[Event, int] | None = None  # an event that was published and is not acknowledged yet
+        self._in_flight: tuple[Event, int] | None = None  # an event published but not acknowledged yet
         self._client = client = _client()
         self._status = f"{broker.topic}/status"
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
@@ -96,8 +94,8 @@ class Mqtt:
         client.loop_start()
 
     def send(self, event: Event) -> None:
-        """paho keeps what it was given until it is acknowledged, also over a lost connection. So an event that is tried
-        again is not published again: its acknowledgement is waited for again."""
+        """Publish the event and wait for its acknowledgement. paho keeps a message until it is acknowledged, even if
+        the connection is lost; so a retry does not publish again, it only waits again."""
         until = time.monotonic() + self._timeout_s
         with self._changed:
             if not self._changed.wait_for(lambda: self._is_connected, self._timeout_s):
@@ -108,13 +106,13 @@ class Mqtt:
         mid = self._in_flight[1]
         with self._changed:
             if not self._changed.wait_for(lambda: mid in self._acknowledged, until - time.monotonic()):
-                why = "it did not acknowledge an event in time" if self._is_connected else self._why_not
+                why = "an event was not acknowledged in time" if self._is_connected else self._why_not
                 raise NotDelivered(why, is_final=False)
             self._acknowledged.clear()
         self._in_flight = None
 
     def close(self) -> None:
-        """Say offline, as the broker does so only for a client that it misses. Waits for that a second at most."""
+        """Publish offline, which the broker does only for a lost client. Waits at most one second for it."""
         if self._is_connected:
             mid = self._client.publish(self._status, "offline", qos=1, retain=True).mid
             with self._changed:
@@ -124,7 +122,7 @@ class Mqtt:
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
-            self._lost(f"it refuses the connection: {reason}")
+            self._lost(f"the connection was refused: {reason}")
             return
         client.publish(self._status, "online", qos=1, retain=True)
         with self._changed:
@@ -132,11 +130,11 @@ class Mqtt:
             self._changed.notify_all()
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
-        if self._is_connected:  # a refused connection has told why
+        if self._is_connected:  # a refused connection was reported already
             self._lost(f"the connection was lost: {reason}")
 
     def _on_connect_fail(self, client: Any, userdata: Any) -> None:
-        self._lost("no connection: nothing answers there, or not as a broker does")
+        self._lost("no connection: nothing responds at this address, or it is not an MQTT broker")
 
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason: Any, properties: Any) -> None:
         with self._changed:
@@ -155,7 +153,7 @@ def _client() -> Any:
         return paho.Client(paho.CallbackAPIVersion.VERSION2)
     except (ImportError, AttributeError) as error:  # paho-mqtt 1 has no CallbackAPIVersion
         raise BackendUnavailable(
-            f"the package paho-mqtt, which --mqtt needs, cannot be used here: {error}",
+            f"--mqtt needs the package paho-mqtt, which cannot be used here: {error}",
             expected="paho-mqtt 2.0 or later",
             fix="pip install -e '.[live]'",
         ) from error

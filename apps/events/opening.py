@@ -1,4 +1,4 @@
-"""What the options ask for, opened: before the model is, so that a place that cannot be written is known at once."""
+"""Opens the listeners that the options request, before the model, so that an unwritable place is an early error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .webhook import AUTHORIZATION, Webhook
 
 
 def make_trigger(options: EventOptions, *, ask_every_s: float) -> Trigger:
-    """When the standing question is asked; ask_every_s is the pause between two questions for 'change'."""
+    """The trigger of the standing question; with 'change', ask_every_s is the shortest pause between two questions."""
     if options.ask_when == "change":
         return OnChange(CHANGE if options.change is None else options.change, pause_s=ask_every_s)
     return OnTrigger() if options.ask_when == "trigger" else Schedule(ask_every_s)
@@ -36,7 +36,7 @@ def open_announcer(
     recorder: SegmentedRecorder | None = None,
     troubles: SimpleQueue[str] | None = None,
 ) -> Announcer:
-    """One Listener for all that the options ask for, and for the others, such as a page. Set its standing_question.
+    """One Listener for everything the options request and for the others, such as a page. Set its standing_question.
 
     Raises as EventLog, Webhook, Mqtt and Snapshots do.
     """
@@ -59,7 +59,7 @@ def open_announcer(
 def open_recorder(
     options: EventOptions, *, source_fps: float | None, trouble: Callable[[str], None]
 ) -> SegmentedRecorder | None:
-    """None without --record-folder. Raises BackendUnavailable."""
+    """The recorder of --record-folder, or None without the option. Raises BackendUnavailable."""
     if options.record_folder is None:
         return None
     return SegmentedRecorder(
@@ -69,7 +69,7 @@ def open_recorder(
 
 
 def open_listeners(options: EventOptions, *, trouble: Callable[[str], None]) -> list[Listener]:
-    """Deliveries and the log, in the order in which they are closed. `trouble` is called on any thread."""
+    """Deliveries and the log, in closing order. `trouble` is called on any thread."""
     listeners: list[Listener] = []
     log = None if options.log is None else EventLog(options.log, trouble=trouble)  # first, as it starts no thread
     sinks: list[Sink] = [Webhook(url, authorization=os.environ.get(AUTHORIZATION)) for url in options.webhooks]

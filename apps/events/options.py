@@ -1,6 +1,6 @@
-"""The options of the command line for what is made of the answers, and for a recording of days.
+"""Command-line options for processing answers and for long recordings.
 
-Note: argparse and the standard library only, as a device's kit reads its command line with it.
+Note: argparse and the standard library only, since a device's kit uses this module.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from .webhook import AUTHORIZATION, check_webhook
 
 When = Literal["schedule", "change", "trigger"]
 CHANGE = 0.1
-"""Measured on the demo model, whose tokens tell of time as well. Of a picture that stays, with or without noise: up to
-0.08; of one in which a square of a sixth of its sides appears: 0.17; between two scenes: 0.2 to 0.85. Another model has
-other distances."""
+"""Distance for 'change', measured on the demo model, whose tokens also depend on time. A still picture, with or without
+noise: up to 0.08. A square appearing with a sixth of the picture's side: 0.17. Between two scenes: 0.2 to 0.85. Other
+models have other distances."""
 KINDS: tuple[EventKind, ...] = ("alert", "alert-end", "trouble", "end")
-"""The kinds of event that are sent unless others are asked for."""
+"""The kinds of event delivered by default."""
 MIN_BYTES = 2**20
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Groups of options. Each is None where it is not given, so that one without its meaning can be refused."""
+    """Add the option groups. An option not given is None, so that one given without effect can be refused."""
     _add_answers(parser)
     _add_recording(parser)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EventOptions:
-    """Options that do not contradict each other. Raises ValueError, by option.
+    """Consistent options. Raises ValueError, naming the option.
 
-    change         distance of OnChange; None but for ask_when 'change'
-    after          answers in a row that begin and end an alert
-    kinds          of the events that are sent to webhooks and the broker
+    change         distance for OnChange; None unless ask_when is 'change'
+    after          consecutive answers that begin and end an alert
+    kinds          the events sent to webhooks and the broker
     segment_bytes  None: a segment ends by time only
     """
 
@@ -63,7 +63,7 @@ class EventOptions:
 
     def __post_init__(self) -> None:
         if self.change is not None and self.ask_when != "change":
-            raise ValueError("--change is for --ask-when change")
+            raise ValueError("--change is only for --ask-when change")
         if self.change is not None and not 0 < self.change <= 2:
             raise ValueError(f"--change is {self.change:g}; expected a distance above 0 and up to 2")
         if self.after < 1:
@@ -80,7 +80,7 @@ class EventOptions:
 
     @classmethod
     def of(cls, told: Namespace) -> EventOptions:
-        """From what the parser read. Raises ValueError, by option."""
+        """Build from parsed arguments. Raises ValueError, naming the option."""
         _refuse_without(told, ("alert_after",), needed=("alert",))
         _refuse_without(told, ("deliver",), needed=("webhook", "mqtt"))
         _refuse_without(told, ("keep_snapshots",), needed=("snapshots",))
@@ -106,57 +106,61 @@ class EventOptions:
 
 
 def _add_answers(parser: ArgumentParser) -> None:
-    add = parser.add_argument_group("what is made of the answers").add_argument
+    add = parser.add_argument_group("answers, alerts and events").add_argument
     add(
         "--ask-when", choices=get_args(When),
-        help="'schedule': every --ask-every seconds. 'change': when the picture differs from the one that was asked "
-        "about last, at most every --ask-every seconds. 'trigger': on SIGUSR1. [default: schedule]",
+        help="When the question is asked. 'schedule': every --ask-every seconds. 'change': when the picture differs "
+        "from that of the last question, at most every --ask-every seconds. 'trigger': on SIGUSR1. "
+        "[default: schedule]",
     )  # fmt: skip
     add(
         "--change", metavar="DISTANCE", type=float,
-        help=f"How different: mean cosine distance of the frames' tokens, 0 to 2. [default: {CHANGE:g}]",
+        help="With --ask-when change: the smallest difference that counts, as mean cosine distance of the frames' "
+        f"tokens, 0 to 2. [default: {CHANGE:g}]",
     )  # fmt: skip
     add(
         "--alert", metavar="PATTERN", action="append",
-        help="Words of an answer that are an alert, or a /regular expression/, /as such/i in upper or lower case. "
-        "May be given again.",
+        help="Raise an alert when an answer contains these words, or matches this /regular expression/ (/.../i: ignore "
+        "case). Repeatable.",
     )  # fmt: skip
     add(
         "--alert-after", metavar="N", type=int,
-        help="Answers in a row that begin an alert, and that end it. [default: 1]",
+        help="Consecutive answers needed to begin an alert, and to end it. [default: 1]",
     )  # fmt: skip
-    add("--log", metavar="FILE", type=Path, help="File to which every event is added, as a line of JSON.")
+    add("--log", metavar="FILE", type=Path, help="Append every event to this file, as a line of JSON.")
     add(
         "--webhook", metavar="URL", action="append",
-        help=f"Address that events are posted to, as JSON; with the header Authorization of {AUTHORIZATION} in the "
-        "environment. May be given again.",
+        help=f"POST events to this address as JSON. The Authorization header is the environment variable "
+        f"{AUTHORIZATION}. Repeatable.",
     )  # fmt: skip
     add(
         "--mqtt", metavar="URL",
-        help=f"mqtt://USER@HOST:PORT/TOPIC, or mqtts://. The password is {PASSWORD} of the environment.",
+        help="Publish events to this MQTT broker: mqtt://USER@HOST:PORT/TOPIC, or mqtts://. The password is the "
+        f"environment variable {PASSWORD}.",
     )  # fmt: skip
     add(
         "--deliver", metavar="KINDS",
-        help=f"Kinds of event that are sent, of {', '.join(get_args(EventKind))}. [default: {','.join(KINDS)}]",
+        help="Kinds of event that webhooks and the broker get, separated by commas: "
+        f"{', '.join(get_args(EventKind))}. [default: {','.join(KINDS)}]",
     )  # fmt: skip
-    add("--snapshots", metavar="FOLDER", type=Path, help="Folder for pictures of alerts, and of moments asked for.")
+    add("--snapshots", metavar="FOLDER", type=Path, help="Save pictures of alerts and requested moments here.")
     add(
         "--keep-snapshots", metavar="N", type=int,
-        help=f"Pictures that are kept; older ones are removed. [default: {MAX_FILES}]",
+        help=f"Number of pictures kept; older ones are removed. [default: {MAX_FILES}]",
     )  # fmt: skip
 
 
 def _add_recording(parser: ArgumentParser) -> None:
-    add = parser.add_argument_group("a recording of days").add_argument
+    add = parser.add_argument_group("long recordings").add_argument
     add(
         "--record-folder", metavar="FOLDER", type=Path,
-        help="Folder to record what is shown in files of some minutes, with an index of the events in them.",
+        help="Record the annotated frames into this folder, in files of a few minutes, with an index of their events.",
     )  # fmt: skip
     add("--segment", metavar="SECONDS", type=float, help=f"Length of each file. [default: {SEGMENT_S:.0f}]")
-    add("--segment-size", metavar="SIZE", help="A file ends at this size as well, such as 500M.")
+    add("--segment-size", metavar="SIZE", help="Also start a new file at this size, such as 500M.")
     add(
         "--record-quota", metavar="SIZE",
-        help=f"Size of all files; the oldest are removed. [default: {QUOTA_BYTES // 2**30}G]",
+        help=f"Total size of the files; above it the oldest are removed. [default: {QUOTA_BYTES // 2**30}G]",
     )  # fmt: skip
 
 
@@ -165,7 +169,7 @@ def _refuse_without(told: Namespace, options: tuple[str, ...], *, needed: tuple[
         return
     for name in options:
         if getattr(told, name) is not None:
-            raise ValueError(f"{_spelled(name)} is for {' or '.join(map(_spelled, needed))}, which is not given")
+            raise ValueError(f"{_spelled(name)} needs {' or '.join(map(_spelled, needed))}")
 
 
 def _spelled(name: str) -> str:

@@ -1,6 +1,6 @@
-"""Pictures of moments: JPEGs in a folder, of which the oldest are removed.
+"""Snapshots: JPEGs in a folder with a limit; the oldest are removed.
 
-The name is known at once, on the session's thread; the picture is compressed and written on another.
+The name is known immediately, on the session's thread; another thread compresses and writes the picture.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from engines.synthetic import Frame
 MAX_FILES, MAX_BYTES = 1000, 2 * 2**30
 MAX_WAITING = 8  # pictures in memory that are not written yet
 QUALITY = 90
-NAME = re.compile(r"\d{8}T\d{6}\.\d{3}Z-frame\d+\.jpg(\.part)?")  # no other file of the folder is ever removed
+NAME = re.compile(r"\d{8}T\d{6}\.\d{3}Z-frame\d+\.jpg(\.part)?")  # no other file in the folder is ever removed
 
 
 class Snapshots:
-    """Names are of UTC and sort by time: 20260102T030405.678Z-frame90.jpg."""
+    """Keeps the newest pictures. File names are UTC times and sort by time: 20260102T030405.678Z-frame90.jpg."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Snapshots:
         max_files: int = MAX_FILES,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        """Makes the folder. trouble: hears a line for a person, on any thread. Raises BackendUnavailable where the
+        """Create the folder. trouble: receives one line for the user, on any thread. Raises BackendUnavailable if the
         folder cannot be written."""
         self.num_lost = 0
         self._folder, self._trouble, self._max_files, self._max_bytes = folder, trouble, max_files, max_bytes
@@ -48,8 +48,8 @@ class Snapshots:
                 raise PermissionError(13, os.strerror(13))
         except OSError as error:
             raise BackendUnavailable(
-                f"{folder} cannot hold snapshots: {error.strerror}",
-                expected="a folder that may be written to",
+                f"snapshots cannot be written to {folder}: {error.strerror}",
+                expected="a writable folder",
                 fix=f"ls -ld {folder} {folder.parent}",
             ) from error
         self._newest: tuple[Captured, str] | None = None
@@ -59,9 +59,9 @@ class Snapshots:
         self._thread.start()
 
     def take(self, captured: Captured, at: datetime) -> str | None:
-        """The path that a picture of this frame is going to have; None if too many wait. `at` is wall time.
+        """Queue a picture of this frame and return its future path; None if too many wait. `at` is wall time.
 
-        Called again about the same frame, it returns the same path.
+        Called again for the same frame, it returns the same path.
         """
         if self._newest is not None and self._newest[0] is captured:
             return self._newest[1]
@@ -70,13 +70,13 @@ class Snapshots:
         try:
             self._queue.put_nowait((path, captured.bgr))
         except Full:
-            self._fail(f"{MAX_WAITING} pictures wait to be written to {self._folder}; this one is lost")
+            self._fail(f"{MAX_WAITING} pictures are waiting to be written to {self._folder}; the newest one is lost")
             return None
         self._newest = captured, str(path)
         return str(path)
 
     def close(self, within_s: float = 5.0) -> None:
-        """Write what waits; what takes longer is given up, and said."""
+        """Write the waiting pictures; what is not written in time is abandoned and reported."""
         try:
             self._queue.put(None, timeout=within_s)
         except Full:
@@ -114,7 +114,7 @@ class Snapshots:
             num_bytes -= size
 
     def _found(self) -> deque[tuple[Path, int]]:
-        """What earlier sessions left, oldest first. Removes what a kill left half written."""
+        """Pictures from earlier sessions, oldest first. Removes files a kill left half written."""
         found = []
         for path in sorted(path for path in self._folder.iterdir() if NAME.fullmatch(path.name)):
             if path.suffix == ".part":

@@ -1,4 +1,4 @@
-"""Events to an http(s) address, each as a POST of its JSON."""
+"""Delivery of events to an http(s) address, each as a POST of its JSON."""
 
 from __future__ import annotations
 
@@ -16,34 +16,36 @@ from engines.errors import BackendUnavailable
 from .delivery import NotDelivered
 
 AUTHORIZATION = "PVC_WEBHOOK_AUTHORIZATION"
-"""The environment variable whose value is sent as the header Authorization, such as 'Bearer abc'."""
+"""The environment variable sent as the header Authorization, such as 'Bearer abc'."""
 TIMEOUT_S = 10.0
-PASSING = (408, 429)  # of the answers 4xx, those that another try may change: Request Timeout, Too Many Requests
+PASSING = (408, 429)  # the 4xx codes worth another attempt: Request Timeout, Too Many Requests
 
 
 def check_webhook(url: str) -> None:
-    """Raises ValueError for what is no address that can be posted to."""
+    """Raise ValueError unless the URL is an http(s) address to post to."""
     try:
         parts = urlsplit(url)
         is_http = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:  # of a port that is no number
+    except ValueError:  # the port is not a number
         is_http = False
     if not is_http or re.search(r"[\s\x00-\x1f\x7f]", url) or not url.isascii():
-        raise ValueError("--webhook is no http(s) address; expected one such as https://example.org/hook")
+        raise ValueError("--webhook is not an http(s) address; expected one such as https://example.org/hook")
     if "@" in parts.netloc:
-        raise ValueError(f"--webhook holds a user or a password; expected the variable {AUTHORIZATION} in its place")
+        raise ValueError(
+            f"--webhook contains a user or a password; put it in the environment variable {AUTHORIZATION} instead"
+        )
 
 
 class Webhook:
-    """A Sink. Its name says the host only, as a path may hold a secret."""
+    """A Sink. Its name shows only the host, since a path may contain a secret."""
 
     def __init__(self, url: str, *, authorization: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
-        """timeout_s: for the connection, and for each piece of the answer. Raises ValueError as check_webhook does, and
-        BackendUnavailable for an authorization that is no header."""
+        """timeout_s: for the connection, and for each part of the reply. Raises ValueError as check_webhook does, and
+        BackendUnavailable for an authorization that is not a valid header."""
         check_webhook(url)
         if authorization is not None and not (authorization.isascii() and authorization.isprintable()):
             raise BackendUnavailable(
-                f"the variable {AUTHORIZATION} of the environment holds characters that no header may",
+                f"the environment variable {AUTHORIZATION} contains characters that an HTTP header may not",
                 expected="one line of ASCII, such as 'Bearer abc'",
                 fix=f"set it again: export {AUTHORIZATION}='Bearer ...'",
             )
@@ -61,18 +63,18 @@ class Webhook:
         except HTTPError as error:
             error.close()
             is_final = error.code < 500 and error.code not in PASSING
-            raise NotDelivered(f"it answered {error.code} {error.reason}", is_final=is_final) from error
+            raise NotDelivered(f"the server replied {error.code} {error.reason}", is_final=is_final) from error
         except URLError as error:
             raise NotDelivered(f"no connection: {error.reason}", is_final=False) from error
         except (OSError, http.client.HTTPException) as error:
-            raise NotDelivered(f"no answer: {str(error) or type(error).__name__}", is_final=False) from error
+            raise NotDelivered(f"no reply: {str(error) or type(error).__name__}", is_final=False) from error
 
     def close(self) -> None:
         pass
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """Followed, a POST would become a GET without the event, and carry the authorization to another host."""
+    """Refuses redirects: a POST would become a GET without the event, and send the authorization to another host."""
 
     def redirect_request(self, *_: Any) -> None:
         return None

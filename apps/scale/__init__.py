@@ -1,1 +1,1 @@
-"""python -m apps.scale: what 1, 100 and 10,000 cameras need, measured and simulated."""
+"""python -m apps.scale: resources for 1, 100 and 10,000 cameras, measured and simulated."""

@@ -1,7 +1,7 @@
-"""What 1, 100 and 10,000 cameras need, from the service times of one stream; checked against the true scheduler.
+"""Resources for 1, 100 and 10,000 cameras, simulated from one stream's service times and checked on the real scheduler.
 
 python -m apps.scale BUNDLE            measures, runs and simulates: the tables of docs/scale.md
-python -m apps.scale --times FILE      simulates alone, with times that were measured or guessed elsewhere
+python -m apps.scale --times FILE      only simulates, with times measured or estimated elsewhere
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ PACKAGES = ("numpy", "onnxruntime", "tensorrt", "tensorrt-rtx")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One number of cameras.
+    """Results for one number of cameras.
 
-    alone  simulated with the times of a stream alone, measured just before
-    true   the scheduler's, None if it was not run
-    beside simulated with those times made longer by `slower`, which is how much longer the same work took in the run
+    alone  simulated with the times of a single stream, measured just before
+    true   measured on the scheduler; None if it was not run
+    beside simulated with those times multiplied by `slower`: how much longer the same work took in the run
     """
 
     cameras: int
@@ -65,7 +65,7 @@ class Row:
 
 
 def rows(folder: Path | None, times: ServiceTimes | None, told: Namespace) -> Iterator[tuple[Row, ServiceTimes]]:
-    """For each number of cameras. With a bundle, times are measured before each, since a machine has moods."""
+    """One row per number of cameras. With a bundle, times are measured again before each, since machines fluctuate."""
     bundle = None if folder is None else open_bundle(folder, trust_engines=told.trust_engines)
     frames = clip() if bundle is not None else []
     for cameras in told.cameras:
@@ -82,8 +82,8 @@ def rows(folder: Path | None, times: ServiceTimes | None, told: Namespace) -> It
 
 
 def sizes_of(told: Namespace) -> Sizes:
-    """Of a bundle's streams, or as they were told. Twice the caches: a stream that re-anchors prepares its next episode
-    beside this one."""
+    """Sizes of a bundle's streams, or those given as options. The caches count twice: a stream that re-anchors prepares
+    its next episode alongside the current one."""
     if told.bundle is None:
         return Sizes(
             state=told.state_mib * MIB, snapshot=told.snapshot_mib * MIB, picture=told.jpeg_kib * KIB, open=told.open_s
@@ -96,12 +96,12 @@ def sizes_of(told: Namespace) -> Sizes:
 
 
 def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
+    """A Markdown table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *lines))
 
 
 def compared(found: Sequence[Row]) -> str:
-    """Simulated beside true: in each cell `alone / beside / true`, or `alone` where nothing was run."""
+    """A table of simulated and measured figures: each cell has `alone / beside / true`, or `alone` without a run."""
     lines = []
     for row in found:
         outcomes = [each.figures() for each in (row.alone, row.beside, row.true) if each is not None]
@@ -139,7 +139,7 @@ def _bytes(count: float) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What a figure must name: processor, cores, versions, load of the machine before, date."""
+    """The context of the figures: processor, cores, versions, the machine's load beforehand, date."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -159,7 +159,7 @@ def environment() -> dict[str, Any]:
 def main() -> int:
     told = _parser().parse_args()
     if (told.bundle is None) == (told.times is None):
-        _parser().error("name a BUNDLE, or --times FILE")
+        _parser().error("give either BUNDLE or --times FILE")
     try:
         told.load = Load(
             cameras=1, fps=told.fps, questions=told.questions, seconds=told.seconds, save_every=told.save_every
@@ -196,34 +196,35 @@ def _tell(told: Namespace) -> None:
         })  # fmt: skip
         return
     print(f"{_heading(told, about)}\n")
-    print(f"One stream alone, ms (the middle one of {len(all_times)}): {times.summary()}\n\n{compared(found)}\n")
+    print(f"One stream alone, ms (median of {len(all_times)} measurements): {times.summary()}\n\n{compared(found)}\n")
     print(
-        f"A process takes {most} such cameras: at most {MOST_DROPPED:.1%} dropped, p99 below the time between frames.\n"
+        f"One process serves {most} cameras: at most {MOST_DROPPED:.1%} of frames dropped, and p99 below the time "
+        "between frames.\n"
     )
     if fleets:
         print(needed(fleets))
 
 
 def _heading(told: Namespace, about: dict[str, Any]) -> str:
-    """Where the figures come from: this machine, or a file."""
+    """The origin of the figures: this machine, or a file."""
     if told.times is not None:
-        return f"simulated alone, with the times in {told.times}"
+        return f"simulated only, with the times in {told.times}"
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     load = about["load_before"]
-    before = "" if load is None else f"; load {load:.1f} before"
+    before = "" if load is None else f"; load {load:.1f} before the run"
     return f"{about['cpu']}, {about['cores']} cores, {versions}{before}; {about['date']}"
 
 
 def _read(path: Path) -> ServiceTimes:
-    """Raises BundleError for a file that holds no service times."""
+    """Read service times from a file. Raises BundleError if it has none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return ServiceTimes.from_json(data.get("times", data) if isinstance(data, dict) else {})
     except ValueError as error:
         raise BundleError(
-            f"{path} holds no service times: {error}",
-            expected='seconds, such as {"frame": [0.01], "ingest": 0.002, "begin": [0.01], "token": [0.002]}',
-            fix="write them from a bundle: python -m apps.scale BUNDLE --json > FILE",
+            f"{path} does not contain service times: {error}",
+            expected='times in seconds, such as {"frame": [0.01], "ingest": 0.002, "begin": [0.01], "token": [0.002]}',
+            fix="measure them from a bundle: python -m apps.scale BUNDLE --json > FILE",
         ) from error
 
 
@@ -231,27 +232,31 @@ def _numbers(text: str) -> list[int]:
     try:
         numbers = [int(each) for each in text.split(",")]
     except ValueError as error:
-        raise ArgumentTypeError(f"{text!r} is no list of numbers") from error
+        raise ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,2,4") from error
     if min(numbers) < 1:
-        raise ArgumentTypeError("at least one camera")
+        raise ArgumentTypeError("expected numbers of cameras of 1 or more")
     return numbers
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m apps.scale", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE")
-    parser.add_argument("--times", type=Path, metavar="FILE", help="service times as JSON, in place of BUNDLE")
-    parser.add_argument("--cameras", type=_numbers, default=[1, 2, 4, 8, 16], help="default: 1,2,4,8,16")
-    parser.add_argument("--fps", type=float, default=4.0, help="frames a second of a camera; default: 4")
-    parser.add_argument("--questions", type=float, default=6.0, help="a minute of a camera; default: 6")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each run; default: 20")
+    parser.add_argument("--times", type=Path, metavar="FILE", help="service times as JSON, instead of BUNDLE")
+    parser.add_argument(
+        "--cameras", type=_numbers, default=[1, 2, 4, 8, 16], help="numbers of cameras; default: 1,2,4,8,16"
+    )
+    parser.add_argument("--fps", type=float, default=4.0, help="frames per second per camera; default: 4")
+    parser.add_argument("--questions", type=float, default=6.0, help="questions per minute per camera; default: 6")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of each run; default: 20")
     parser.add_argument("--save-every", type=int, default=8, help="frames between snapshots, 0: none; default: 8")
-    parser.add_argument("--most", type=int, default=1, help="simulated streams that share a pass; default: 1")
-    parser.add_argument("--jpeg-kib", type=int, default=60, help="a frame on the network, a guess; default: 60")
-    parser.add_argument("--state-mib", type=int, default=0, help="with --times: caches of a stream")
-    parser.add_argument("--snapshot-mib", type=int, default=0, help="with --times: a stream as a file")
-    parser.add_argument("--open-s", type=float, default=0.0, help="with --times: to go on from one, in seconds")
-    parser.add_argument("--trust-engines", action="store_true", help="run engines that another machine built")
+    parser.add_argument("--most", type=int, default=1, help="in the simulation: streams per pass; default: 1")
+    parser.add_argument(
+        "--jpeg-kib", type=int, default=60, help="size of a frame on the network, an estimate; default: 60"
+    )
+    parser.add_argument("--state-mib", type=int, default=0, help="with --times: size of one stream's caches")
+    parser.add_argument("--snapshot-mib", type=int, default=0, help="with --times: size of one stream's snapshot")
+    parser.add_argument("--open-s", type=float, default=0.0, help="with --times: seconds to resume from a snapshot")
+    parser.add_argument("--trust-engines", action="store_true", help="run engines built on another machine")
     parser.add_argument("--json", action="store_true")
     return parser
 

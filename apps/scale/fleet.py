@@ -1,4 +1,4 @@
-"""What so many cameras need: arithmetic over a simulation of one process. Nothing here was measured by itself."""
+"""Resources for many cameras, computed from a simulation of one process. Nothing here is measured directly."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ KIB = 1 << 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """Bytes of one stream.
+    """Sizes of one stream, in bytes.
 
     state     its caches in memory
-    snapshot  as a file
-    picture   a frame as it comes over the network: a JPEG of the camera's size
-    open      seconds to go on from a snapshot
+    snapshot  its snapshot file
+    picture   one frame on the network: a JPEG at the camera's resolution
+    open      seconds to resume from a snapshot
     """
 
     state: int
@@ -32,9 +32,9 @@ class Sizes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fleet:
-    """processes: each computes on one core or one GPU. Rates in bytes a second, of all processes together.
+    """Resources of a fleet. Each process computes on one core or one GPU; rates are totals, in bytes per second.
 
-    handover  seconds until all streams of one process go on in another one, one after another: saved there, opened here
+    handover  seconds to move all streams of one process to another, one after another: save, then open
     """
 
     cameras: int
@@ -50,8 +50,8 @@ class Fleet:
 
 
 def most_cameras(times: ServiceTimes, load: Load, rules: Rules | None = None) -> int:
-    """How many cameras of this load a process takes: at most MOST_DROPPED of the frames are dropped, and 99 of 100 are
-    in their stream before the camera's next one comes. 0 if it is too slow for one."""
+    """The largest number of cameras one process can serve: at most MOST_DROPPED of the frames are dropped, and 99 %
+    reach their stream before the camera's next frame arrives. 0 if it is too slow for one camera."""
     low, high = 0, 1
     while high <= MOST_CAMERAS and _is_served(times, replace(load, cameras=high), rules):
         low, high = high, 2 * high
@@ -66,7 +66,7 @@ def most_cameras(times: ServiceTimes, load: Load, rules: Rules | None = None) ->
 
 
 def fleet(cameras: int, times: ServiceTimes, load: Load, sizes: Sizes, *, per_process: int) -> Fleet:
-    """For so many cameras of this load, where a process takes per_process of them: at least one."""
+    """The fleet for this many cameras, if one process serves per_process (at least 1) of them."""
     saves = load.fps / load.save_every if load.save_every else 0.0
     save = sum(times.save) / len(times.save)
     return Fleet(

@@ -1,4 +1,4 @@
-"""What cameras and people ask of one process, and what became of it: the same of a simulation and of a true run."""
+"""The load on one process, and its outcome: the same types for a simulation and for a real run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Kind = Literal["frame", "question", "save"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arrival:
-    """at_s: since the run began."""
+    """One request. at_s: seconds since the run began."""
 
     at_s: float
     camera: int
@@ -23,10 +23,10 @@ class Arrival:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
-    """cameras at `fps` frames a second each, that are asked `questions` times a minute each, for `seconds`.
+    """`cameras` with `fps` frames per second and `questions` per minute each, for `seconds`.
 
-    save_every  frames after which a stream is written to a file; 0: never
-    is_random   frames come at random (a Poisson process) and not on time: for checks against closed formulas
+    save_every  frames between saves of a stream to a file; 0: never
+    is_random   arrivals are random (a Poisson process) instead of regular, to compare with closed formulas
     """
 
     cameras: int
@@ -38,12 +38,13 @@ class Load:
     is_random: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ValueError for what is no load."""
+        """Raises ValueError for values that are not a load."""
         if self.cameras < 1 or not self.fps > 0 or not self.seconds > 0 or self.questions < 0 or self.save_every < 0:
-            raise ValueError(f"no load: {self}")
+            raise ValueError(f"not a valid load: {self}; expected cameras, fps and seconds above 0, the rest 0 or more")
 
     def arrivals(self) -> list[Arrival]:
-        """In the order of time, equal for equal loads. Each camera and each asker begins at a moment of its own."""
+        """All arrivals in order of time, equal for equal loads. Each camera and each questioner starts at another
+        moment."""
         chance, found = random.Random(self.seed), list[Arrival]()
         for camera in range(self.cameras):
             times = self._times(chance, 1 / self.fps)
@@ -67,14 +68,14 @@ class Load:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What became of a load. All times in seconds.
+    """The outcome of a load. All times in seconds.
 
-    latencies    of each frame that was not dropped, from when it came until its stream has it
-    first_token  of each question, from when it came until its answer's first token
-    answers      the same until the answer is whole
-    busy         of `elapsed`, how long the streams' thread computed
-    failed       frames and questions that ended in an error, of which `why` is the last
-    by_camera    frames that each stream has
+    latencies    per frame not dropped, from arrival until it is in its stream
+    first_token  per question, from arrival until its answer's first token
+    answers      per question, from arrival until its answer is complete
+    busy         the part of `elapsed` in which the streams' thread computed
+    failed       frames and questions that ended in an error; `why` is the last error
+    by_camera    frames in each stream
     """
 
     cameras: int
@@ -107,7 +108,7 @@ class Outcome:
         return self.busy / max(self.elapsed, 1e-9)
 
     def figures(self) -> dict[str, Any]:
-        """In milliseconds and shares; NaN where nothing was measured."""
+        """Figures in milliseconds and shares; NaN if nothing was measured."""
         return {
             "cameras": self.cameras,
             "utilisation": self.utilisation,
@@ -124,5 +125,5 @@ class Outcome:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """NaN of nothing."""
+    """A percentile; NaN for no values."""
     return float(np.percentile(values, share)) if len(values) else float("nan")

@@ -1,4 +1,4 @@
-"""The service times of one stream, and a load on the true scheduler, both by the clock on the wall."""
+"""Wall-clock measurements: the service times of one stream, and a load on the real scheduler."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHUTDOWN_S = 60.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Snapshot:
-    """A stream as a file: its bytes, and seconds to write it and to go on from it."""
+    """A stream's snapshot file: its size, and seconds to save it and to resume from it."""
 
     num_bytes: int
     save: float
@@ -38,17 +38,17 @@ class Snapshot:
 
 
 def options_of(bundle: Bundle) -> dict[str, Any]:
-    """The options of a stream that takes frames for ever, and QUESTION at any time.
+    """Options of a stream without an end that can be asked QUESTION at any time.
 
-    Raises StreamError for a model that cannot re-anchor: it has no steady state that could be measured.
+    Raises StreamError for a model that cannot re-anchor: it has no steady state to measure.
     """
     rows = len(bundle.tokenizer.encode(QUESTION + bundle.manifest.prompt.ask_suffix)) + MAX_NEW_TOKENS
     try:
         return endless(bundle, reserve=2 * rows)
     except StreamError as error:
         raise StreamError(
-            f"this bundle's streams come to an end: {error.what}", expected="a model that can re-anchor",
-            cause=error.cause, fix="simulate it with times of your own: --times FILE",
+            f"this bundle's streams cannot run without an end: {error.what}", expected="a model that can re-anchor",
+            cause=error.cause, fix="simulate it with known service times: --times FILE",
         ) from error  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def clip(*, width: int = 640, height: int = 480) -> list[Array]:
 
 
 def measure(bundle: Bundle, frames: Sequence[Array]) -> ServiceTimes:
-    """Of one stream that has nobody beside it, once its ring is full and it re-anchors. Raises what options_of does."""
+    """Service times of a single stream, once its ring is full and it re-anchors. Raises what options_of does."""
     stream = PVCStream(bundle, **options_of(bundle))
     feed = cycle(frames)
     for frame in islice(feed, NUM_WARM + bundle.manifest.trained_frames):
@@ -87,7 +87,7 @@ def measure(bundle: Bundle, frames: Sequence[Array]) -> ServiceTimes:
 
 
 def measure_snapshot(bundle: Bundle, frames: Sequence[Array]) -> Snapshot:
-    """Of a stream whose caches are as full as they get between two anchors, in a folder for temporary files."""
+    """Measure a snapshot of a stream whose caches are as full as they get between anchors, in a temporary folder."""
     stream = PVCStream(bundle, **options_of(bundle))
     for frame in islice(cycle(frames), NUM_WARM + bundle.manifest.trained_frames):
         stream.push(frame)
@@ -99,15 +99,15 @@ def measure_snapshot(bundle: Bundle, frames: Sequence[Array]) -> Snapshot:
 
 
 def run(bundle: Bundle, load: Load, frames: Sequence[Array], limits: QueueLimits | None = None) -> Outcome:
-    """The load on a Scheduler, as a simulation has it: frames come when they are due, whether or not they are taken.
+    """Run the load on a Scheduler as the simulation does: frames arrive when due, whether or not they are taken.
 
-    Raises what options_of does. What a stream raises is counted in `failed`.
+    Raises what options_of does. Errors of streams are counted in `failed`.
     """
     outcome, options, lock = Outcome(cameras=load.cameras), options_of(bundle), threading.Lock()
     scheduler = Scheduler(OneByOne(bundle=bundle), max_streams=load.cameras)
     try:
         handles = [scheduler.open(limits=limits or QueueLimits(), **options) for _ in range(load.cameras)]
-        for handle in handles:  # what a stream does once only
+        for handle in handles:  # warm up: work that a stream does only once
             for frame in islice(cycle(frames), NUM_WARM + bundle.manifest.trained_frames):
                 handle.push(frame).result()
         before, feed = [handle.num_frames for handle in handles], cycle(frames)

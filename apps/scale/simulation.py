@@ -1,8 +1,8 @@
-"""Many streams on one thread, in a time that is only counted: what a load would make of measured service times.
+"""Simulation of many streams on one thread in virtual time, from measured service times.
 
-Unusual: the rules are not written a second time. Handles, queues, dropping and turns are the runtime's own
-(engines/many/handle.py, turns.py), on streams whose calls take time and do nothing else; of the scheduler only the
-loop over rounds is here, since its own waits for a clock.
+Note: the rules are not reimplemented. Handles, queues, dropping and turns are the runtime's (engines/many/handle.py,
+turns.py), on streams whose calls only take time. Only the scheduler's loop over rounds is rewritten here, since the
+original waits for a real clock.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ QUESTION, MAX_NEW_TOKENS = "What happens?", 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServiceTimes:
-    """Of one stream alone, in seconds; of several measured values one is drawn each time.
+    """Times of a single stream, in seconds; from a list, one value is drawn each time.
 
-    frame     a frame, the LLM's part and what is prepared ahead included
-    ingest    the LLM's part alone: a frame that comes while an answer is decoded pays it later
-    begin     a question, up to the logits of the first token
-    token     a token
-    tokens    tokens of an answer
-    save      writing a stream to a file
-    anchor    frames between two re-anchors, 0: none; an answer over which a stream re-anchors twice is cut
-    more      what each further stream adds to a pass, as a share of one alone; 1 where they run one after another
+    frame     one frame, including the LLM's part and the work prepared ahead
+    ingest    the LLM's part of a frame; deferred if the frame arrives while an answer is decoded
+    begin     one question, up to the logits of the first token
+    token     one token
+    tokens    number of tokens per answer
+    save      saving a stream to a file
+    anchor    frames between two re-anchors, 0: none; an answer during which a stream re-anchors twice is cut
+    more      cost of each further stream in a pass, as a share of the first; 1 if they run one after another
     """
 
     frame: tuple[float, ...]
@@ -55,24 +55,24 @@ class ServiceTimes:
         return asdict(self)
 
     def scaled(self, share: float) -> ServiceTimes:
-        """All of it that many times as long."""
+        """All times multiplied by share."""
         seconds: dict[str, Any] = {name: tuple(share * each for each in getattr(self, name)) for name in TIMES}
         return replace(self, ingest=share * self.ingest, **seconds)
 
     def summary(self) -> str:
-        """Means in milliseconds, for people."""
+        """Means in milliseconds, for the user."""
         means = ", ".join(f"{name} {1e3 * mean(getattr(self, name)):.2f}" for name in TIMES)
-        return f"{means} (of a frame {1e3 * self.ingest:.2f} are the LLM's), {mean(self.tokens):.1f} tokens an answer"
+        return f"{means} (LLM's part of a frame {1e3 * self.ingest:.2f}), {mean(self.tokens):.1f} tokens per answer"
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> ServiceTimes:
-        """Raises ValueError for what is none."""
+        """Read service times. Raises ValueError if the data is not service times."""
         try:
             values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
             times = ServiceTimes(**values)
             lists = [getattr(times, name) for name in (*TIMES, "tokens")]
             if not all(each and min(each) >= 0 for each in lists):
-                raise ValueError("a list is empty, or a time below zero")
+                raise ValueError("a list is empty or contains a negative value")
         except TypeError as error:
             raise ValueError(str(error)) from error
         return times
@@ -80,7 +80,7 @@ class ServiceTimes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
-    """How the process serves. most: steps of one round; is_batched: in one pass, and not one after another."""
+    """Scheduling rules of the process. most: steps per round; is_batched: in one pass instead of one by one."""
 
     most: int = 1
     is_batched: bool = False
@@ -89,7 +89,7 @@ class Rules:
 
 
 def simulate(times: ServiceTimes, load: Load, rules: Rules | None = None) -> Outcome:
-    """What became of it. Equal for equal arguments."""
+    """Simulate the load. The outcome is equal for equal arguments."""
     rules = rules or Rules()
     clock = _Clock(is_batched=rules.is_batched, more=times.more)
     chance, changed = random.Random(load.seed + 1), Condition()
@@ -123,13 +123,13 @@ def simulate(times: ServiceTimes, load: Load, rules: Rules | None = None) -> Out
 
 
 def cost(times: ServiceTimes, outcome: Outcome) -> float:
-    """Seconds that what was done should have taken, one after another."""
+    """Seconds the work done in `outcome` should take, one step after another."""
     frames, tokens = len(outcome.latencies) * mean(times.frame), outcome.tokens * mean(times.token)
     return frames + outcome.asked * mean(times.begin) + tokens + outcome.saved * mean(times.save)
 
 
 def _come(coming: deque[Arrival], clock: _Clock, handles: Sequence[StreamHandle], outcome: Outcome) -> None:
-    """Hand over all that has come by now, and note when it is done."""
+    """Submit everything that has arrived by now."""
     while coming and coming[0].at_s <= clock.now:
         arrival = coming.popleft()
         hand_over(handles[arrival.camera], arrival, outcome, now=clock.read, at=arrival.at_s, frame=None, save=_saved)
@@ -139,9 +139,9 @@ def hand_over(
     handle: StreamHandle, arrival: Arrival, outcome: Outcome, *, now: Callable[[Callable[[float], None]], None],
     at: float, frame: Any, save: Callable[[PVCStream], object],
 ) -> None:  # fmt: skip
-    """Push, ask or save, and note in the outcome how long it takes.
+    """Push, ask or save, and record in the outcome how long it takes.
 
-    at   when it came, by the same clock as `now`, which calls its argument with the time
+    at   arrival time, by the same clock as `now`, which calls its argument with the time
     Raises what the handle's methods do.
     """
     if arrival.kind == "save":
@@ -179,7 +179,7 @@ def hand_over(
 
 
 class _Clock:
-    """Time that passes by being spent. In a pass of several streams it stands until the pass is done."""
+    """Virtual time, advanced by spending it. In a pass of several streams it stands still until the pass is done."""
 
     def __init__(self, *, is_batched: bool, more: float) -> None:
         self.now = 0.0
@@ -194,7 +194,7 @@ class _Clock:
             self.now += seconds
 
     def read(self, take: Callable[[float], None]) -> None:
-        """Call it with the time; in a pass, with that of its end."""
+        """Call `take` with the time; within a pass, with the time of its end."""
         if self._is_batched:
             self._waiting.append(take)
         else:
@@ -211,7 +211,7 @@ class _Clock:
 
 
 class _Stream:
-    """As much of a PVCStream as turns.py calls: each call spends its time."""
+    """The part of PVCStream that turns.py calls: each call only spends time."""
 
     def __init__(self, clock: _Clock, times: ServiceTimes, chance: random.Random) -> None:
         self._clock, self._times, self._chance = clock, times, chance
@@ -241,7 +241,7 @@ class _Stream:
         return self.answering is not None and after - self.answering.num_anchors > 1
 
     def begin(self, question: str, **_: Any) -> _Answering:
-        """And what waits is taken in first."""
+        """Begin an answer; waiting frames are ingested first."""
         seconds = self._chance.choice(self._times.begin) + self._waiting * self._times.ingest
         self._waiting = 0
         self._clock.spend("begin", seconds)

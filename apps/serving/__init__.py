@@ -1,1 +1,1 @@
-"""pvc-serve: many streams behind HTTP, as clients of OpenAI's interface and cameras use it."""
+"""pvc-serve: many streams over HTTP, for clients of OpenAI's API and for cameras."""

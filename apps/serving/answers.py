@@ -1,6 +1,6 @@
-"""An answer on its way to a client: whole, or piece by piece as events. A client that goes ends it.
+"""Sending an answer to a client: complete, or streamed as events. It ends if the client disconnects.
 
-Note: the first piece is waited for before anything is sent, so that what is refused has its own status.
+Note: nothing is sent before the first piece is known, so that a refused request still gets its HTTP status.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Reply(Protocol):
-    """Makes the JSON of an answer: ChatReply, AskReply."""
+    """Builds the JSON of an answer: ChatReply, AskReply."""
 
     def whole(self, text: str, last: Piece) -> dict[str, Any]: ...
 
@@ -35,11 +35,11 @@ class Reply(Protocol):
 
 
 class Gone(Exception):
-    """The client does not wait any more."""
+    """The client disconnected."""
 
 
 async def whole_answer(pieces: AsyncIterator[Piece], reply: Reply, metrics: Metrics) -> dict[str, Any]:
-    """All of it as one object. Raises what the pieces raise."""
+    """The complete answer as one object. Raises what the pieces raise."""
     texts, started = list[str](), time.monotonic()
     async with aclosing(cast("AsyncGenerator[Piece, None]", pieces)):
         piece = await anext(pieces)
@@ -53,8 +53,8 @@ async def whole_answer(pieces: AsyncIterator[Piece], reply: Reply, metrics: Metr
 
 
 class AnswerEvents:
-    """The events of a streamed answer, as an ASGI app. Raises what comes before the first piece; what comes after it is
-    told as an event, which OpenAI's clients raise."""
+    """The events of a streamed answer, as an ASGI app. An error before the first piece is raised; a later one is sent
+    as an event, which OpenAI's clients raise."""
 
     def __init__(
         self, pieces: AsyncIterator[Piece], reply: Reply, metrics: Metrics, *, wants_usage: bool,
@@ -94,7 +94,8 @@ class AnswerEvents:
             await self._put(send, b"".join(b"data: %s\n\n" % json.dumps(one).encode() for one in told))
 
     async def _put(self, send: Send, body: bytes) -> None:
-        """Raises Gone for a client that does not take it in time: its answer would hold a stream for good."""
+        """Send part of the body. Raises Gone if the client does not read it in time: a stalled answer would occupy its
+        stream indefinitely."""
         import anyio
 
         with anyio.move_on_after(self._send_s):
@@ -104,8 +105,8 @@ class AnswerEvents:
 
 
 async def unless_gone(work: Awaitable[T], receive: Receive) -> T:
-    """What `work` returns or raises; Gone, and it is cancelled, once the client has gone. All of the request's body has
-    been read."""
+    """Return or raise what `work` does; if the client disconnects, cancel it and raise Gone. The request's body must
+    have been read completely."""
     import anyio
 
     outcome: list[Callable[[], T]] = []

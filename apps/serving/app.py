@@ -36,10 +36,10 @@ def make_app(
     work: Work | None = None,
     log: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> Starlette:
-    """Needs starlette and prometheus_client.
+    """Build the app. Needs starlette and prometheus_client.
 
-    work  with which whoever started the server ends it: `refuse_more`, and `wait`
-    log   hears of defects of ours, with their traceback
+    work  lets the caller shut the server down: `refuse_more`, then `wait`
+    log   receives internal errors with their traceback
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -48,8 +48,8 @@ def make_app(
 
     limits, metrics, work = limits or Limits(), metrics or Metrics(), work or Work()
     shared = Shared(service=service, limits=limits, metrics=metrics, bodies=Bodies(limits))
-    metrics.gauges["pvc_requests_running"] = ("Requests that are being answered.", lambda: work.num_running)
-    metrics.gauges["pvc_body_bytes"] = ("Bytes of requests that are here now.", lambda: shared.bodies.num_bytes)
+    metrics.gauges["pvc_requests_running"] = ("Requests in progress.", lambda: work.num_running)
+    metrics.gauges["pvc_body_bytes"] = ("Bytes of request bodies in memory.", lambda: shared.bodies.num_bytes)
     about, sessions = _About(shared, work), Sessions(shared)
     named: list[tuple[str, str, Callable[[Request], Any]]] = [
         ("GET", "/v1/models", about.models),
@@ -74,7 +74,7 @@ def make_app(
 
 
 def _named(path: str, endpoint: Callable[[Request], Any]) -> Callable[[Request], Any]:
-    """The endpoint, by whose route it is counted."""
+    """The endpoint, labelled with its route for the metrics."""
 
     async def named(request: Request) -> Any:
         return await endpoint(request)
@@ -88,7 +88,7 @@ def _wrong_host(text: str) -> Refused:
 
 
 class _About:
-    """What the server says of itself."""
+    """Endpoints about the server: models, health, metrics, OpenAPI."""
 
     def __init__(self, shared: Shared, work: Work) -> None:
         self._shared, self._work = shared, work
@@ -104,12 +104,15 @@ class _About:
         model_id = self._shared.service.model_id
         if request.path_params["model"] != model_id:
             raise Refused(
-                f"there is no such model here; there is {model_id}", status=404, kind=MISSING, code="model_not_found"
+                f"this model is not served here; the model is {model_id}",
+                status=404,
+                kind=MISSING,
+                code="model_not_found",
             )
         return JSONResponse(model_json(model_id, self._shared.created))
 
     async def health(self, request: Request) -> Response:
-        """503 while it ends, so that a load balancer sends no more."""
+        """200, or 503 while shutting down, so that a load balancer stops sending requests."""
         from starlette.responses import JSONResponse
 
         is_well = not self._work.is_draining

@@ -1,4 +1,4 @@
-"""The body of a request: as large as may be, in time, and counted while it is here."""
+"""Reading of a request's body, with limits on its size, its time, and the total memory of all bodies."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 CUT = {"connection": "close"}
-"""What is still to come of a body that is not wanted would be read as the next request."""
+"""Close the connection after a refused body: its unread rest would be parsed as the next request."""
 
 
 @asynccontextmanager
 async def body_of(request: Request, limits: Limits, bodies: Bodies, *, most: int | None = None) -> AsyncIterator[bytes]:
-    """All of it, inside the block. Raises Refused: 413 beyond `most` bytes, 408 for one that comes too slowly, 429 for
-    one too many of all that are here; and starlette's ClientDisconnect."""
+    """Read the whole body; it counts as in memory inside the block. Raises Refused: 413 over `most` bytes, 408 if it
+    arrives too slowly, 429 if all bodies together are too large. Also raises starlette's ClientDisconnect."""
     limit, parts, taken = limits.body_bytes if most is None else most, list[bytes](), 0
     try:
         try:
@@ -50,17 +50,17 @@ async def _in_time(request: Request, timeout_s: float) -> AsyncIterator[bytes]:
         with anyio.move_on_after(ends - anyio.current_time()) as scope:
             part = await anext(stream, b"")
         if scope.cancelled_caught or part is None:
-            raise Refused(f"the body was not here after {timeout_s:g} s", status=408, code="timeout")
+            raise Refused(f"the body was not received within {timeout_s:g} s", status=408, code="timeout")
         if not part:
             return  # starlette ends a body with an empty part
         yield part
 
 
 def require_kind(request: Request, *kinds: str) -> None:
-    """Raises Refused, with 415, for a Content-Type of none of these kinds; a kind may end in /*."""
+    """Raise Refused, with 415, unless the Content-Type is one of these kinds; a kind may end in /*."""
     told = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not any(told == kind or (kind.endswith("/*") and told.startswith(kind[:-1])) for kind in kinds):
         raise Refused(
-            f"the body is of kind '{told[:40]}'; send it with the header Content-Type: {kinds[0]}",
+            f"the body's Content-Type is '{told[:40]}'; expected the header Content-Type: {kinds[0]}",
             status=415, code="unsupported_media_type",
         )  # fmt: skip

@@ -1,6 +1,6 @@
-"""A request of OpenAI's chat completions as frames and what is asked about them.
+"""Parsing of a request to OpenAI's chat completions into frames and a question about them.
 
-A field is read, or it may only have the value that changes nothing, or it is refused by name.
+Each field is read, or allowed only with a value that has no effect, or refused by name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SAMPLING = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed
 STREAMING = ("stream", "stream_options")
 READ = ("model", "messages", "media_io_kwargs", *SAMPLING, *STREAMING)
 LABELS = ("user", "safety_identifier", "prompt_cache_key")
-"""Texts by which somebody else's accounting tells requests apart; they change no answer."""
+"""Labels for the client's accounting; they do not affect the answer."""
 ONLY_DEFAULT: dict[str, tuple[Any, ...]] = {
     "audio": (), "frequency_penalty": (0, 0.0), "function_call": ("none",), "functions": ([],), "logit_bias": ({},),
     "logprobs": (False,), "metadata": ({},), "modalities": (["text"],), "n": (1,), "parallel_tool_calls": (True,),
@@ -31,16 +31,16 @@ ONLY_DEFAULT: dict[str, tuple[Any, ...]] = {
     # vLLM's
     "mm_processor_kwargs": ({},), "top_k": (-1, 0), "min_p": (0, 0.0), "repetition_penalty": (1, 1.0),
 }  # fmt: skip
-"""Fields that are not implemented, and the values with which they ask for nothing, beside null."""
+"""Unsupported fields, and the values besides null with which they have no effect."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chat:
-    """What a chat asks for.
+    """A parsed chat request.
 
     turns          the last one is the question
     wanted         without the question and its pictures: see of_clip and of_session
-    is_streamed    token by token; wants_usage: with a last piece that says what it took
+    is_streamed    stream the answer token by token; wants_usage: end it with token counts
     """
 
     turns: tuple[Turn, ...]
@@ -49,14 +49,14 @@ class Chat:
     wants_usage: bool
 
     def of_clip(self) -> tuple[tuple[bytes, ...], Wanted]:
-        """The frames of its video, which come before everything, and what is asked. Raises Refused for a video that
-        something was said before."""
+        """The video's frames, which precede everything else, and the question. Raises Refused for a video after an
+        answer."""
         frames, earlier = tuple[bytes, ...](), list[Said]()
         for index, turn in enumerate(self.turns):
             if turn.has_video and index:
                 raise Refused(
-                    "the video comes after an answer; expected it in the first of the user's messages. Or send its "
-                    "frames with a header X-Session-Id: then they may come at any time",
+                    "the video comes after an answer; put it in the user's first message, or send its frames with the "
+                    "header X-Session-Id, which allows them at any time",
                     param="messages", code="unsupported_parameter",
                 )  # fmt: skip
             if turn.has_video:
@@ -67,8 +67,8 @@ class Chat:
         return frames, replace(self.wanted, question=asked.question, images=asked.images, earlier=tuple(earlier))
 
     def of_session(self, *, num_frames: int) -> tuple[tuple[bytes, ...], Wanted]:
-        """The frames that a session with so many has not seen, and what is asked: the pictures of earlier messages
-        came with earlier requests, if it has seen any."""
+        """The frames that a session with num_frames frames has not seen, and the question. If the session has seen
+        any, the pictures of earlier messages were sent with earlier requests."""
         turns = self.turns if num_frames == 0 else self.turns[-1:]
         frames = tuple(picture for turn in turns for picture in turn.pictures)
         earlier = tuple(Said(question=turn.question, answer=turn.answer) for turn in self.turns[:-1])
@@ -76,7 +76,7 @@ class Chat:
 
 
 def read_chat(value: Any, *, model_id: str, limits: Limits) -> Chat:
-    """Raises Refused. It decodes base64 and videos, so it may take a second: not on the loop's thread."""
+    """Parse a chat request. Raises Refused. Decoding videos may take a second, so call it off the event loop."""
     fields = Fields(value)
     fields.only((*READ, *LABELS, *ONLY_DEFAULT))
     require_model(fields, model_id)
@@ -92,21 +92,21 @@ def read_chat(value: Any, *, model_id: str, limits: Limits) -> Chat:
 
 
 def require_model(fields: Fields, model_id: str) -> None:
-    """Raises Refused, with 404, for another model's name."""
+    """Raise Refused, with 404, for another model's name."""
     if (name := fields.text("model")) != model_id:
         raise Refused(
-            f"there is no model '{name[:80]}' here; there is {model_id}",
+            f"the model '{name[:80]}' is not served here; the model is {model_id}",
             status=404, kind=MISSING, param="model", code="model_not_found",
         )  # fmt: skip
 
 
 def read_streaming(fields: Fields) -> tuple[bool, bool]:
-    """Whether the answer is streamed, and whether its usage is."""
+    """Whether to stream the answer, and whether to stream its usage."""
     is_streamed = fields.flag("stream", default=False)
     if fields["stream_options"] is None:
         return is_streamed, False
     if not is_streamed:
-        raise fields.wrong("stream_options", "is only for stream: true")
+        raise fields.wrong("stream_options", "is only allowed with stream: true")
     options = Fields(fields["stream_options"], "stream_options")
     options.only(("include_usage", "include_obfuscation"))
     options.only_default({"include_obfuscation": (False,)})
@@ -114,7 +114,7 @@ def read_streaming(fields: Fields) -> tuple[bool, bool]:
 
 
 def read_wanted(fields: Fields, limits: Limits) -> Wanted:
-    """All but the question."""
+    """Everything except the question."""
     most, default = limits.answer_tokens, limits.default_tokens
     num_tokens = fields.whole("max_tokens", default=None, low=1, high=most)
     num_tokens = fields.whole("max_completion_tokens", default=num_tokens, low=1, high=most)
@@ -134,14 +134,14 @@ def _stop(fields: Fields) -> tuple[str, ...]:
     value = fields["stop"]
     texts = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or len(texts) > 4:
-        raise fields.wrong("stop", "is neither a text nor a list of at most 4")
+        raise fields.wrong("stop", "is neither a string nor a list of at most 4 strings")
     if not all(isinstance(text, str) and 0 < len(text) <= 256 for text in texts):
-        raise fields.wrong("stop", "has something in it that is no text of 1 to 256 characters")
+        raise fields.wrong("stop", "contains a value that is not a string of 1 to 256 characters")
     return tuple(texts)
 
 
 def _taken(fields: Fields, limits: Limits) -> Taken:
-    """vLLM's way to say which frames of a video are taken."""
+    """The frames to take from a video, in vLLM's format."""
     if fields["media_io_kwargs"] is None:
         return Taken()
     kinds = Fields(fields["media_io_kwargs"], "media_io_kwargs")

@@ -1,7 +1,7 @@
-"""Videos as clients send them: a file in memory becomes a few frames, spread over its time.
+"""Videos sent by clients: sampling a few frames, spread over the duration, from a file in memory.
 
-Note: FFmpeg opens playlists and other formats that name further files or addresses. So only formats that hold their
-video themselves are let through, by their first bytes.
+Note: FFmpeg opens playlists and other formats that refer to further files or addresses. So only self-contained formats
+are accepted, recognised by their first bytes.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from .limits import Limits
 from .pictures import encode_frame
 
 MOST_FPS = 60.0
-"""Of a video that is as long as may be: more frames than that are not decoded."""
-EXPECTED = "a whole MP4, MOV, WebM, Matroska or AVI"
+"""Highest rate for a video of the longest allowed duration; a video with more frames than that is refused."""
+EXPECTED = "a complete MP4, MOV, WebM, Matroska or AVI file"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Taken:
-    """Which frames of a video. None: as the limits have it. fps: a second, num_frames: at most."""
+    """Frames to take from a video. fps: frames per second; num_frames: at most; None: the default of the limits."""
 
     fps: float | None = None
     num_frames: int | None = None
 
 
 def frames_of_video(video: bytes, taken: Taken, limits: Limits) -> tuple[bytes, ...]:
-    """Pictures without loss, oldest first. Raises MediaError, BackendUnavailable without PyAV."""
+    """The sampled frames, losslessly encoded, oldest first. Raises MediaError, and BackendUnavailable without PyAV."""
     if not _holds_its_video(video):
-        raise MediaError("the video is of no format that is read here", expected=EXPECTED)
+        raise MediaError("the video's format is not supported", expected=EXPECTED)
     with tempfile.TemporaryDirectory(prefix="pvc-serve-") as folder:
         path = Path(folder) / "video"
         path.write_bytes(video)
@@ -46,16 +46,16 @@ def frames_of_video(video: bytes, taken: Taken, limits: Limits) -> tuple[bytes, 
             raise MediaError(error.what.replace(str(path), "the video"), expected=EXPECTED) from error
         except (BackendUnavailable, MemoryError):
             raise
-        except Exception as error:  # of a hostile file, a decoder raises about anything
+        except Exception as error:  # for a hostile file, a decoder may raise almost anything
             raise MediaError("the video is damaged", expected=EXPECTED) from error
 
 
 def times_of(info: VideoInfo, taken: Taken, limits: Limits) -> list[float]:
-    """When the frames are shown that are taken: never fewer than one. Raises MediaError for too long a video."""
+    """Times of the frames to take, at least one. Raises MediaError if the video is too long."""
     if info.span_s > limits.video_s or info.num_frames > limits.video_s * MOST_FPS:
         raise MediaError(
             f"the video has {info.num_frames} frames in {info.span_s:.0f} s", expected=f"at most {limits.video_s:g} s",
-            fix="cut it, or open a session and send its frames",
+            fix="shorten it, or open a session and send its frames",
         )  # fmt: skip
     most = limits.default_frames if taken.num_frames is None else taken.num_frames
     fps = limits.video_fps if taken.fps is None else taken.fps
@@ -64,7 +64,7 @@ def times_of(info: VideoInfo, taken: Taken, limits: Limits) -> list[float]:
 
 
 def _check_size(path: Path, limits: Limits) -> None:
-    """By the header, before anything is decoded here. Raises MediaError."""
+    """Check the size in the header, before decoding. Raises MediaError."""
     opened = open_source(path)
     with opened.container:
         width, height = opened.stream.codec_context.width, opened.stream.codec_context.height

@@ -1,11 +1,11 @@
-"""Many streams of one bundle: one by one, side by side, and in one pass, in one run, with the same answers.
+"""Benchmark of many streams of one bundle: one by one, side by side, and in one pass; the answers must be equal.
 
 python -m apps.serving.compare BUNDLE [--streams 8] [--frames 24] [--rounds 7] [--clock run-on]
                                [--baseline CHECKOUT OLD_BUNDLE]
 
-In each round every way pushes the same frames of the synthetic world to as many streams, and asks each of them once;
-its frames a second are told, and how many times those of the first way that is. A baseline is another checkout of this
-project with a bundle that it exported, whose streams run one by one with its own defaults, in a process of its own.
+In each round, each variant pushes the same synthetic frames to the same number of streams and asks each stream once.
+Printed per variant: frames per second, and their ratio to the first variant. A baseline is another checkout of this
+project with a bundle it exported; its streams run one by one, with that checkout's defaults, in a separate process.
 Exit code 3 if an answer differs.
 """
 
@@ -61,7 +61,8 @@ Way = Callable[[], tuple[float, list[str]]]
 def compare(
     folder: Path, *, streams: int, frames: int, rounds: int, clock: str, baseline: list[Path]
 ) -> dict[str, Any]:
-    """Frames a second by way, their ratios to the first one in the same rounds, and whether all answers are alike."""
+    """Per variant: frames per second, their ratio to the first variant in the same rounds, and whether all answers
+    are equal."""
     shown = np.stack([_pictures(seed, frames) for seed in range(streams)])
     with ExitStack() as stack:
         ways: dict[str, Way] = {}
@@ -87,7 +88,7 @@ def compare(
 
 
 def _togethers(folder: Path, streams: int, stack: ExitStack) -> dict[str, Together]:
-    """All ways that this bundle and this machine have."""
+    """All variants possible with this bundle on this machine."""
     cores = num_cores()
     opened: dict[int | None, Bundle] = {n: open_bundle(folder, threads=n) for n in (None, 1, cores)}
     ways: dict[str, Together] = {"one by one": OneByOne(bundle=opened[None])}
@@ -164,7 +165,7 @@ def _read_options() -> Namespace:
     parser.add_argument("--baseline", type=Path, nargs=2, default=[], metavar=("CHECKOUT", "OLD_BUNDLE"))
     told = parser.parse_args()
     if told.baseline and told.clock != "run-on":
-        parser.error("--baseline is for --clock run-on: another clock gives other answers")
+        parser.error("--baseline needs --clock run-on: another clock gives different answers")
     return told
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions: about pictures and videos in the request, or about the frames of a session."""
+"""OpenAI's chat completions, about pictures and videos in the request or about the frames of a session."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 AT_ONCE = 32 * 1024
-"""A smaller body holds no picture worth a thread of its own."""
+"""Bodies up to this size are parsed on the event loop: their pictures are too small to need a thread."""
 DECODERS = 2
 
 
 class Completions:
-    """The endpoint."""
+    """The chat completions endpoint."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared, self._service = shared, shared.service
@@ -41,7 +41,7 @@ class Completions:
         shared = self._shared
         session_id, frame_index = request.headers.get("x-session-id"), frame_index_of(request)
         if session_id is None and frame_index is not None:
-            raise Refused("X-Frame-Index is for a session: send X-Session-Id with it", param="X-Frame-Index")
+            raise Refused("X-Frame-Index needs a session: send X-Session-Id too", param="X-Frame-Index")
         async with body_of(request, shared.limits, shared.bodies) as body:
             require_kind(request, JSON)
             chat = await self._read(body)
@@ -63,7 +63,7 @@ class Completions:
     async def _ask_session(
         self, session_id: str, frame_index: int | None, chat: Chat
     ) -> tuple[AsyncIterator[Piece], int]:
-        """Push what it has not seen. Returns the answer to come, and the frames that the session has."""
+        """Push the frames the session has not seen. Returns the pieces of the answer, and the session's frame count."""
         opened = await self._service.open(session_id)
         frames, wanted = chat.of_session(num_frames=opened.num_frames)
         num_frames = opened.num_frames

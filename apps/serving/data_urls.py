@@ -1,4 +1,4 @@
-"""Pictures and videos inside a request, as data URLs. No other address is fetched: it could be one of this network."""
+"""Pictures and videos in a request, as data URLs. No other URL is fetched: it could point into this network."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from .errors import Refused
 
 PLAIN = "data:image/jpeg;base64,..."
 JPEGS = "video/jpeg"
-"""A video as JPEGs with commas between them, each in base64 of its own."""
+"""A video as JPEGs separated by commas, each encoded in base64."""
 
 
 class DataURL(NamedTuple):
-    """kind: in lower case, such as image/png. texts: base64, one but for JPEGS."""
+    """kind: in lower case, such as image/png. texts: base64, a single one except for JPEGS."""
 
     kind: str
     texts: list[str]
 
 
 def read_data_url(url: str, *, param: str) -> DataURL:
-    """Raises Refused for every other address, and for data that is not base64."""
+    """Parse a data URL. Raises Refused for any other URL, and for data that is not marked as base64."""
     scheme, colon, rest = url.partition(":")
     if not colon or scheme.lower() != "data":
-        what = f"'{url[:40]}' is an address, and none is fetched here" if colon else "that is no data URL"
+        what = f"'{url[:40]}' is a URL to fetch, which is not supported" if colon else "this is not a data URL"
         raise Refused(f"{what}; send the data itself: {PLAIN}", param=param, code="invalid_url")
     head, comma, data = rest.partition(",")
     kind, *parameters = [part.strip().lower() for part in head.split(";")]
     if not comma or "base64" not in parameters:
-        raise Refused(f"the data URL is not one of base64: {PLAIN}", param=param, code="invalid_url")
+        raise Refused(f"the data URL is not in base64; expected {PLAIN}", param=param, code="invalid_url")
     return DataURL(kind, data.split(",") if kind == JPEGS else [data])
 
 
 def decode_base64(text: str, *, param: str) -> bytes:
-    """Raises Refused."""
+    """Decode base64. Raises Refused."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise Refused("what follows 'base64,' is no base64", param=param, code="invalid_base64") from None
+        raise Refused("the data after 'base64,' is not valid base64", param=param, code="invalid_base64") from None

@@ -1,4 +1,4 @@
-"""Streams that take frames for ever: what a server's cameras need, which nobody starts again when a context is full."""
+"""Options for streams without an end: a server's cameras cannot be restarted when a context is full."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from engines.stream import PVCStream
 
 
 def endless(bundle: Bundle, *, reserve: int) -> dict[str, Any]:
-    """The options of a PVCStream that re-anchors, and leaves `reserve` context rows free for a question at any time.
+    """Options of a PVCStream that re-anchors and keeps `reserve` context rows free for a question at any time.
 
-    Raises StreamError for a model that cannot re-anchor, or whose context is too small for that.
+    Raises StreamError for a model that cannot re-anchor, or whose context is too small.
     """
     options: dict[str, Any] = {"clock": "reanchor", "reserve": reserve}
     PVCStream(bundle, **options)
@@ -20,7 +20,7 @@ def endless(bundle: Bundle, *, reserve: int) -> dict[str, Any]:
 
 
 def as_endless_as_can_be(bundle: Bundle, *, reserve: int) -> dict[str, Any]:
-    """The same; for a bundle that cannot, the options of a stream that ends where its context is full: none."""
+    """As `endless`; for a bundle that cannot re-anchor, no options: the stream ends when its context is full."""
     try:
         return endless(bundle, reserve=reserve)
     except StreamError:

@@ -1,4 +1,4 @@
-"""What a client is told when something is refused or fails: OpenAI's form of an error, with a status that is true.
+"""Error responses to clients, in OpenAI's format and with a fitting HTTP status.
 
 {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 """
@@ -25,7 +25,7 @@ INVALID, BUSY, DENIED, MISSING, OURS = (
 
 
 class Refused(Exception):
-    """A request that is not done. `message` is for whoever sent it; param: which of its fields, where it is one."""
+    """A refused request. `message` is for the client; param: the field at fault, if it is one."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Refused(Exception):
 
 
 def come_again(message: str, *, after_s: float, status: int = 429, code: str = "busy") -> Refused:
-    """Later it may be done; after_s: when that is likely."""
+    """A refusal for now: the client may retry, probably with success after after_s."""
     after_s = max(after_s, 0.001)
     headers = {"retry-after": str(math.ceil(after_s)), "retry-after-ms": str(math.ceil(1e3 * after_s))}
     return Refused(message, status=status, kind=BUSY if status == 429 else OURS, code=code, headers=headers)
@@ -58,7 +58,7 @@ def too_large(message: str, *, param: str | None = None) -> Refused:
 
 
 def refusal_of(error: BaseException) -> Refused:
-    """What a client is told of any error. Of one that is no PVCError it learns nothing: it is a defect of ours."""
+    """The response to any error. An error that is not a PVCError is an internal defect: its details stay in the log."""
     match error:
         case Refused():
             return error
@@ -77,10 +77,12 @@ def refusal_of(error: BaseException) -> Refused:
         case StreamError():
             return Refused(str(error))
         case MemoryError():
-            return come_again("there is no memory for this now", after_s=10.0, status=503, code="no_memory")
+            return come_again(
+                "the server does not have enough free memory now", after_s=10.0, status=503, code="no_memory"
+            )
         case PVCError():
             return Refused(str(error), status=500, kind=OURS)
-    return Refused("this server failed at it; its log says more", status=500, kind=OURS, code="internal_error")
+    return Refused("internal error; see the server's log", status=500, kind=OURS, code="internal_error")
 
 
 def response_of(error: BaseException) -> Response:
@@ -88,5 +90,5 @@ def response_of(error: BaseException) -> Response:
     from starlette.responses import Response
 
     refused = refusal_of(error)
-    told = json.dumps(refused.to_json())  # ASCII: what is quoted of a request need not be Unicode
+    told = json.dumps(refused.to_json())  # ASCII, since text quoted from a request may be invalid Unicode
     return Response(told, refused.status, headers=refused.headers, media_type="application/json")

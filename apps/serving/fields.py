@@ -1,4 +1,4 @@
-"""The fields of a JSON object that a client sent: each is read as what it should be, or refused by name."""
+"""Typed reading of a client's JSON object: a field of the wrong type or value is refused by name."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LONGEST_NUMBER = 2**63
 
 
 class Fields:
-    """An object; `where` names it in errors, empty for the request itself. null stands for a field that is not there.
+    """A JSON object; `where` names it in errors, empty for the request itself. null counts as a missing field.
 
-    Each method raises Refused for what is not as it says. default: of a field that is not there.
+    Each method raises Refused for a value of the wrong type. default: for a missing field.
     """
 
     def __init__(self, value: Any, where: str = "") -> None:
         if not isinstance(value, dict):
-            raise Refused(f"{where or 'the body'} is no JSON object", param=where or None)
+            raise Refused(f"{where or 'the body'} is not a JSON object", param=where or None)
         self._fields: dict[str, Any] = value
         self._where = where
 
@@ -39,23 +39,23 @@ class Fields:
             if field not in known:
                 shown = field[:80]
                 raise Refused(
-                    f"there is no field {self.name(shown)!r} here. {did_you_mean(shown, known)}".rstrip(),
+                    f"unknown field {self.name(shown)!r}. {did_you_mean(shown, known)}".rstrip(),
                     param=self.name(shown), code="unknown_parameter",
                 )  # fmt: skip
 
     def only_default(self, defaults: Mapping[str, tuple[Any, ...]]) -> None:
-        """Refuse each of these fields whose value is none of those that change nothing."""
+        """Refuse each of these fields unless its value has no effect."""
         for field, harmless in defaults.items():
             value = self._fields.get(field)
             if value is not None and not any(type(value) is type(one) and value == one for one in harmless):
-                raise self.wrong(field, "is not supported here; leave it out", code="unsupported_parameter")
+                raise self.wrong(field, "is not supported; leave it out", code="unsupported_parameter")
 
     def text(self, field: str, *, default: str | None = None) -> str:
         value = self._fields.get(field)
         if value is None and default is not None:
             return default
         if not isinstance(value, str):
-            raise self.wrong(field, "is not a text")
+            raise self.wrong(field, "is not a string")
         return as_text(value, self.name(field))
 
     def flag(self, field: str, *, default: bool) -> bool:
@@ -90,19 +90,19 @@ class Fields:
 
 
 def read_json(body: bytes) -> Any:
-    """Raises Refused for what is no JSON, NaN and infinity among it."""
+    """Parse JSON. Raises Refused for anything else, including NaN and infinity."""
 
     def refuse(name: str) -> None:
-        raise Refused(f"the body has {name}, which JSON lacks")
+        raise Refused(f"the body contains {name}, which JSON does not allow")
 
     try:
         return json.loads(body.decode("utf-8"), parse_constant=refuse)
     except (ValueError, RecursionError):
-        raise Refused("the body is no JSON, in UTF-8") from None
+        raise Refused("the body is not valid JSON in UTF-8") from None
 
 
 def as_text(text: str, param: str) -> str:
-    """Raises Refused for half of a character, as JSON's escapes can write it."""
+    """Return the text. Raises Refused for half of a surrogate pair, which JSON's escapes can produce."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
-"""What every request passes: is it known, does it come too often, is there an end of work; and how errors are told.
+"""Middleware for every request: authorization, rate limit, refusal during shutdown, and error responses.
 
-Note: a page of another site may make a browser send a request here. It cannot read the answer, but would cost one, so
-a request with the Origin of another site is refused.
+Note: another site's page may make a browser send a request here. It cannot read the response, but would cost an
+answer, so a request with another site's Origin is refused.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OPEN, UNCOUNTED = frozenset(("/healthz",)), frozenset(("/healthz", "/metrics"))
-"""Paths that need no token; paths that are answered at any rate, and while the server ends."""
+"""Paths that need no token; paths without a rate limit that also work during shutdown."""
 CLIENT_WENT = 499
 
 
 class Gate:
-    """Middleware."""
+    """The middleware."""
 
     def __init__(
         self, app: ASGIApp, *, access: Access, limits: Limits, metrics: Metrics, work: Work,
         log: Callable[[str], None],
     ) -> None:  # fmt: skip
-        """log: hears of what is our defect."""
+        """log: receives internal errors."""
         self._app, self._access, self._metrics, self._work, self._log = app, access, metrics, work, log
         self._rates = Rates(limits)
 
@@ -61,7 +61,7 @@ class Gate:
             await self._pass(scope, receive, noting)
         except (ClientDisconnect, Gone):
             if status:
-                raise  # so that the connection is cut: what was sent is not whole
+                raise  # so that the connection is cut: the response is incomplete
             status.append(CLIENT_WENT)
         except Exception as error:
             self._metrics.failed(error)
@@ -91,23 +91,25 @@ class Gate:
         headers = connection.headers
         if not self._access.knows(authorization=headers.get("authorization", ""), cookies={}):
             raise Refused(
-                "the token is missing or wrong; send it as OpenAI's clients send a key: Authorization: Bearer TOKEN",
+                "the token is missing or wrong; send it like an OpenAI key, in the header Authorization: Bearer TOKEN",
                 status=401, kind=DENIED, code="invalid_api_key", headers={"www-authenticate": "Bearer"},
             )  # fmt: skip
         if not self._access.is_own(headers.get("origin"), headers.get("host", "")):
-            raise Refused("a page of another site may not ask here", status=403, kind=DENIED, code="wrong_origin")
+            raise Refused(
+                "requests from another site's page are not allowed", status=403, kind=DENIED, code="wrong_origin"
+            )
 
 
 def _route(scope: Scope) -> str:
-    """The route's path, not the request's, of which there is no end."""
+    """The route's path; request paths are unlimited in number and would not do as a metric label."""
     return getattr(scope.get("endpoint"), "route", "other")
 
 
 async def told_by_starlette(request: Any, error: Any) -> Any:
-    """No such path, no such method: in the form of all other errors."""
+    """Starlette's errors (unknown path, wrong method) in the same format as all other errors."""
     known = {
-        404: "there is nothing at this path; /openapi.json says what there is",
-        405: "this path has no such method",
+        404: "this path does not exist; /openapi.json lists all paths",
+        405: "this path does not support this method; /openapi.json lists the methods",
     }
     message = known.get(error.status_code, str(error.detail))
     kind = MISSING if error.status_code == 404 else INVALID

@@ -1,10 +1,10 @@
-"""A stream's snapshots, from which whoever inherits it goes on.
+"""A stream's snapshots, from which another replica can continue it.
 
-    SESSION/00000003-OWNER.pvc   a line of JSON, then what PVCStream.save wrote; nothing, of a stream without frames
+    SESSION/00000003-OWNER.pvc   a line of JSON, then the output of PVCStream.save; nothing if the stream has no frames
 
-Who takes a stream up writes its snapshot anew with the next number, under its own name. The highest number holds: an
-owner that finds another's above its own has lost the stream, and never writes over the other's, however long it was cut
-off. Of two that take one up at the same moment, the last name in the alphabet holds it.
+A replica that takes over a stream rewrites its snapshot with the next number, under its own name. The highest number
+is valid: an owner that finds a higher one has lost the stream, and never overwrites the other's snapshot, however long
+it was disconnected. If two take over at the same moment, the alphabetically last name wins.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ MOST_NAME = 120
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
-    """Where a stream stood.
+    """The state of a stream at its snapshot.
 
     session      its id
-    owner        of letters, digits, _, - and #; generation: how many had the stream before, and this one
-    next_index   of the frame that comes next; num_frames: that its stream has seen
-    is_released  the owner has let go of it, so nothing came after this
-    is_untold    frames may have been lost before this, which nobody was told yet; anew: why it began anew, likewise
-    told_index, told  of the frame whose sender was told last of a loss, and what: it may not have heard
+    owner        letters, digits, _, - and #; generation: number of owners so far, including this one
+    next_index   index of the next frame; num_frames: frames in the stream
+    is_released  the owner has released it, so no frames came after this snapshot
+    is_untold    frames may have been lost, which is not reported yet; anew: reason for a restart not reported yet
+    told_index, told  the last frame whose sender was told of a loss, and the text; it may not have been received
     """
 
     session: str
@@ -60,35 +60,35 @@ class Standing:
 
 
 def folder_of(session: str) -> str:
-    """A folder's name for any id, a different one for each."""
+    """A unique folder name for any id."""
     name = quote(session, safe="").replace(".", "%2E")
     return name if len(name) <= MOST_NAME else f"{name[:40]}~{hashlib.sha256(session.encode()).hexdigest()}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """A snapshot. saved: bytes that PVCStream.open reads; empty of a stream without frames."""
+    """A snapshot. saved: bytes for PVCStream.open; empty if the stream has no frames."""
 
     standing: Standing
     saved: bytes
 
 
 class Snapshots:
-    """Those of one owner, in a store that all owners share. Every method raises what the store raises."""
+    """One owner's snapshots, in a store shared by all owners. Every method raises what the store raises."""
 
     def __init__(self, store: Store, *, owner: str) -> None:
         self.store, self.owner = store, owner
 
     def newest(self, session: str) -> tuple[int, str] | None:
-        """Number and owner of the snapshot that holds; None where there is none. Reads a listing alone."""
+        """Number and owner of the valid snapshot; None if there is none. Reads only a listing."""
         return max(self._ranks(session), default=None)
 
     def read(self, session: str) -> Found | None:
-        """The snapshot that holds; None where there is none.
+        """The valid snapshot; None if there is none.
 
-        Raises StreamError for one that is damaged; `Damaged` has what is known of it.
+        Raises Damaged, a StreamError that has its number and owner, for a damaged one.
         """
-        for _ in range(5):  # whoever takes it up at this moment removes what was just listed
+        for _ in range(5):  # a replica taking over at this moment removes the snapshot just listed
             rank = self.newest(session)
             if rank is None:
                 return None
@@ -98,7 +98,7 @@ class Snapshots:
         return None
 
     def write(self, standing: Standing, saved: bytes) -> None:
-        """In one step, in place of the one of the same number. Those of lower numbers are removed."""
+        """Write atomically, replacing the one with the same number. Those with lower numbers are removed."""
         self.store.write(standing.name, _encoded(standing, saved))
         for generation, owner in self._ranks(standing.session):
             if (generation, owner) < standing.rank:
@@ -113,7 +113,7 @@ class Snapshots:
 
 
 class Damaged(StreamError):
-    """A snapshot that cannot be read. rank: its number and owner."""
+    """A snapshot cannot be read. rank: its number and owner."""
 
     def __init__(self, what: str, *, rank: tuple[int, str] = (0, ""), cause: str = "", fix: str = "") -> None:
         super().__init__(what, cause=cause, fix=fix)
@@ -121,7 +121,7 @@ class Damaged(StreamError):
 
 
 def saved_bytes(save: Any) -> bytes:
-    """What `save(path)` writes, PVCStream.save. Raises what it raises."""
+    """The bytes that `save(path)`, PVCStream.save, writes. Raises what it raises."""
     with tempfile.TemporaryDirectory(prefix="pvc-snapshot-") as folder:
         path = Path(folder) / "stream.npz"
         save(path)
@@ -144,7 +144,7 @@ def _decoded(content: bytes, session: str, rank: tuple[int, str]) -> Found:
         is_whole = False
     if not is_whole or standing.rank != rank or standing.session != session:
         raise Damaged(
-            f"the snapshot of stream {session!r} is damaged, or of another version of this program", rank=rank,
-            cause="its file was changed or cut by something else", fix="the stream starts anew",
+            f"the snapshot of stream {session!r} is damaged, or was written by another version", rank=rank,
+            cause="its file was changed or truncated from outside", fix="nothing to do: the stream starts from scratch",
         )  # fmt: skip
     return Found(standing=standing, saved=saved)

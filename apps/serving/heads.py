@@ -1,6 +1,6 @@
-"""uvicorn's HTTP/1.1, for clients that begin a request and never end its head, or never read an answer: they are cut.
+"""uvicorn's HTTP/1.1 with timeouts: clients that never finish a request's head or never read a response are cut off.
 
-A body that comes slowly is a matter of body.py, which can still answer.
+Slow bodies are handled in body.py, which can still respond.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import socket
 from typing import Any
 
 HEAD_S = 20.0
-"""From a connection, or the first byte of its next request, until the head is here."""
+"""From the connection, or the first byte of its next request, until the head is complete."""
 
 
 UNREAD_S = 60.0
-"""That a client may leave unread what was sent to it."""
+"""How long a client may leave sent data unread."""
 
 
 def timed_protocol(head_s: float = HEAD_S, unread_s: float = UNREAD_S) -> type[asyncio.Protocol]:
@@ -27,7 +27,7 @@ def timed_protocol(head_s: float = HEAD_S, unread_s: float = UNREAD_S) -> type[a
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._begin()
-            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; a transport that is closed waits for its client else
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; otherwise a closed transport waits for its client
                 option = (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1e3 * unread_s))
                 transport.get_extra_info("socket").setsockopt(*option)
 
@@ -43,7 +43,7 @@ def timed_protocol(head_s: float = HEAD_S, unread_s: float = UNREAD_S) -> type[a
             super().connection_lost(exc)
 
         def _is_between(self) -> bool:
-            """No request is being read or answered."""
+            """True while no request is being read or answered."""
             return self.cycle is None or self.cycle.response_complete
 
         def _begin(self) -> None:

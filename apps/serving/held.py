@@ -1,4 +1,4 @@
-"""A stream that this process has, and what it owes to whoever uses it and to whoever inherits it."""
+"""A stream owned by this process: its snapshot's state, and the losses still to report to its client."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .handover import Standing, saved_bytes
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class Held:
-    """A stream that this process has.
+    """A stream owned by this process.
 
-    standing    its snapshot's
-    next_index  of the frame that comes next; done_index: behind the last frame that its stream has
-    lost_from   frames from this index on may be lost, which nobody was told yet; None if not
-    anew        why it began anew, which nobody was told yet
-    told        index of the last frame whose sender was told of a loss, and what
-    num_since   frames since the last snapshot, num_anchors of that
-    is_lost     another process has taken it up
+    standing    its snapshot's state
+    next_index  index of the next frame; done_index: one past the last frame in its stream
+    lost_from   frames from this index on may be lost, which is not reported yet; None if not
+    anew        reason for a restart that is not reported yet
+    told        index of the last frame whose sender was told of a loss, and the text
+    num_since   frames since the last snapshot; num_anchors: the stream's anchors at that snapshot
+    is_lost     another process has taken it over
     """
 
     handle: StreamHandle
@@ -44,7 +44,7 @@ class Held:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin_saving(self) -> bool:
-        """False where it is being saved already, or for the last time."""
+        """Mark it as being saved. False if it is being saved already, or may not be saved any more."""
         with self._lock:
             if self.is_saving or self._is_leaving or self.is_lost:
                 return False
@@ -52,7 +52,7 @@ class Held:
             return True
 
     def leave(self) -> None:
-        """It is saved once more, by the caller. Returns when nobody else does."""
+        """Reserve the last save for the caller. Returns once no other save is running."""
         self._is_leaving = True
         while True:
             with self._lock:
@@ -61,7 +61,7 @@ class Held:
             time.sleep(0.005)
 
     def to_save(self, stream: PVCStream) -> tuple[Standing, bytes]:
-        """Where it stands, and what PVCStream.save writes. On the scheduler's thread, by StreamHandle.call."""
+        """Its state, and the bytes of PVCStream.save. Runs on the scheduler's thread, through StreamHandle.call."""
         self.num_since, self.num_anchors = 0, stream.num_anchors
         standing = replace(
             self.standing, next_index=self.done_index, num_frames=stream.num_frames,
@@ -70,8 +70,8 @@ class Held:
         return standing, saved_bytes(stream.save)
 
     def lost_before(self, index: int, *, is_sure: bool) -> str:
-        """What is said of frames that were lost, as a frame is taken. Its sender alone is told, as often as it sends
-        it. is_sure: the index is the sender's own."""
+        """The message about lost frames for the sender of this frame, or ''. Only that sender gets it, each time it
+        sends the frame. is_sure: the client gave the index."""
         if index == self.told[0]:
             return self.told[1]
         if index < self.next_index:
@@ -89,7 +89,7 @@ class Held:
         if lost_from is None or (is_sure and index == lost_from):
             return ""
         if not is_sure:
-            return f"what was pushed after the snapshot at frame {lost_from} was lost with the replica that had it"
+            return f"frames pushed after the snapshot at frame {lost_from} were lost with their replica"
         if index == lost_from + 1:
-            return f"frame {lost_from} was lost with the replica that had it"
-        return f"frames {lost_from} to {index - 1} were lost with the replica that had them"
+            return f"frame {lost_from} was lost with its replica"
+        return f"frames {lost_from} to {index - 1} were lost with their replica"

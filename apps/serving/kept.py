@@ -1,8 +1,8 @@
-"""Streams of one process that outlive it: each is saved as it goes, and taken up from where another process left it.
+"""Streams that outlive their process: each is saved regularly, and another process can continue it.
 
-A stream is saved after every so many frames, and where it was re-anchored. A session that this process does not know is
-looked for among the snapshots; one that it knows is looked at again there before an answer, and where the frame is not
-the one that comes next: another process may have had it meanwhile.
+A stream is saved after a number of frames, and after each re-anchor. A session unknown to this process is looked up in
+the snapshots. The snapshots are also checked before an answer, and when a frame is not the expected next one, since
+another process may have taken the session over meanwhile.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from .service import NoSession, Opened, Pushed
 
 T = TypeVar("T")
 EVERY = 16
-"""Frames from one snapshot to the next."""
+"""Frames between two snapshots."""
 POLL_S = 0.05
 IDLE_S = 1.0
-"""A stream that was not used for so long may make room for another."""
+"""A stream unused for this long may be released for another one."""
 
 
 class Leaving(Busy):
-    """This process is ending: another one will take the stream up. Nothing was done."""
+    """This process is shutting down and another one will take over the stream. Nothing was done."""
 
     def __init__(self, what: str = "this replica is shutting down") -> None:
-        super().__init__(what, fix="send it again", retry_after_s=0.2)
+        super().__init__(what, fix="send the request again", retry_after_s=0.2)
 
 
 class KeptStreams:
-    """Methods are called on one event loop, `release_all` on any thread. Each raises PVCError: NoSession, Busy, and
-    what PVCStream raises."""
+    """The streams of this process. Methods run on one event loop, `release_all` on any thread. Each raises PVCError:
+    NoSession, Busy, and what PVCStream raises."""
 
     def __init__(
         self,
@@ -62,21 +62,21 @@ class KeptStreams:
         say: Callable[[str], None] = lambda text: None,
         **options: Any,
     ) -> None:
-        """`options` are PVCStream's, of new streams.
+        """`options` are PVCStream's, for new streams.
 
-        most       streams that may be here, if fewer than the scheduler's: the one that was idle longest makes room
-        is_alive   whether an owner still runs: then it is given wait_s to let go of a stream that it has
-        ask_owner  (session, owner) asks it for that
-        say        what went wrong with a snapshot: the stream goes on
+        most       limit on streams here, if below the scheduler's; the stream idle longest is released for a new one
+        is_alive   whether an owner still runs: then it gets wait_s to release a stream it has
+        ask_owner  (session, owner) asks that owner to release the session
+        say        receives failures of snapshots; the stream continues
         """
         self._scheduler, self._snapshots, self._every, self._limits = scheduler, snapshots, every, limits
         self._most = scheduler.max_streams if most is None else most
         self._is_alive, self._ask_owner, self._wait_s, self._say = is_alive, ask_owner, wait_s, say
         self._options = options
         self._held: dict[str, Held] = {}
-        self._locks = WeakValueDictionary[str, asyncio.Lock]()  # each is kept by those that wait for it
+        self._locks = WeakValueDictionary[str, asyncio.Lock]()  # each is kept alive by the calls that use it
         self._files = ThreadPoolExecutor(4, thread_name_prefix="snapshots")
-        self._writers = ThreadPoolExecutor(2, thread_name_prefix="writers")  # for which a thread of `files` may wait
+        self._writers = ThreadPoolExecutor(2, thread_name_prefix="writers")  # threads of `files` may wait for these
         self._num_opening, self._is_closing = 0, False
 
     @property
@@ -84,7 +84,7 @@ class KeptStreams:
         return tuple(self._held)
 
     async def open(self, session: str) -> Opened:
-        """A new stream, or the one that has this id, here or among the snapshots."""
+        """A new stream, or the one with this id, from here or from its snapshot."""
         async with self._one(session):
             try:
                 held = await self._find(session, is_sure=False)
@@ -92,14 +92,14 @@ class KeptStreams:
                 held = await self._begin(session, generation=1)
             lost = held.anew or (
                 "" if held.lost_from is None
-                else f"it goes on from a snapshot at frame {held.lost_from}; what was pushed after that was lost with "
-                "the replica that had it"
+                else f"the session continues from a snapshot at frame {held.lost_from}; later frames were lost with "
+                "their replica"
             )  # fmt: skip
             return Opened(id=session, num_frames=held.handle.num_frames, lost=lost)
 
     async def push(self, session: str, decode: Callable[[], Frame], frame_index: int | None = None) -> Pushed:
-        """The next frame, which `decode` returns; it is called on another thread. By its index, none is pushed twice:
-        one that comes again while it is under way waits for it."""
+        """Push the next frame, returned by `decode` on another thread. The index prevents pushing a frame twice: a
+        repetition waits for the first one's result."""
         async with self._one(session):
             held = self._held.get(session)
             is_next = held is not None and frame_index == held.next_index
@@ -115,11 +115,11 @@ class KeptStreams:
                 held.next_index, held.in_flight[index] = index + 1, done
                 done.add_done_callback(partial(self._pushed, held, index))
         try:
-            # Shielded: a frame whose client has gone is pushed all the same, as its index is taken.
+            # Shielded: if the client disconnects, the frame is pushed anyway, since its index is taken.
             timing = None if done is None else await asyncio.shield(asyncio.wrap_future(done))
         except PVCError as error:
-            if held.is_lost:  # another process has the stream, and not this frame
-                raise Leaving("another replica has this stream") from error
+            if held.is_lost:  # another process has the stream, without this frame
+                raise Leaving("another replica has taken over this stream") from error
             if held.next_index == index + 1 and not is_repeated:
                 held.next_index = index
             raise
@@ -131,23 +131,23 @@ class KeptStreams:
         )  # fmt: skip
 
     async def handle(self, session: str) -> StreamHandle:
-        """The stream, to be asked."""
+        """The stream's handle, for a question."""
         async with self._one(session):
             return (await self._find(session, is_sure=False)).handle
 
     async def close(self, session: str) -> None:
-        """Forget it, here and among the snapshots. Raises NoSession if it is nowhere."""
+        """Delete the session, here and among the snapshots. Raises NoSession if it does not exist."""
         async with self._one(session):
             held = self._held.pop(session, None)
             if held is not None:
-                held.is_lost = True  # a snapshot that is under way must not bring it back
+                held.is_lost = True  # a snapshot being written must not restore it
                 held.handle.close()
             elif await self._in_thread(self._snapshots.newest, session) is None:
                 raise _no_session(session)
             await self._in_thread(self._snapshots.forget, session)
 
     async def release(self, session: str) -> bool:
-        """Save the stream for whoever asked, and let go of it. False if this process does not have it."""
+        """Save the stream for another process and release it. False if this process does not have it."""
         async with self._one(session):
             held = self._held.pop(session, None)
             if held is None:
@@ -156,7 +156,7 @@ class KeptStreams:
             return True
 
     def release_all(self) -> None:
-        """Save every stream and let go of it. From here on nothing is taken up."""
+        """Save and release every stream. No session is accepted afterwards."""
         self._is_closing = True
         for done in [self._files.submit(self._release, held) for held in self._held.values()]:
             done.result()
@@ -168,21 +168,21 @@ class KeptStreams:
 
     @asynccontextmanager
     async def _one(self, session: str) -> AsyncIterator[None]:
-        """One call of a session at a time, in the order in which they came."""
+        """Run the calls of a session one at a time, in order of arrival."""
         async with self._locks.setdefault(session, asyncio.Lock()):
             if self._is_closing:
                 raise Leaving()
             yield
 
     async def _find(self, session: str, *, is_sure: bool) -> Held:
-        """The stream, taken up if it is not here or no longer ours. is_sure: that it is ours, if it is here."""
+        """The stream, taken over if it is not here or no longer ours. is_sure: if it is here, it is surely ours."""
         held = self._held.get(session)
         if held is not None and not is_sure:
             try:
                 newest = await self._in_thread(self._snapshots.newest, session)
                 held.is_lost = held.is_lost or newest != held.standing.rank
             except BackendUnavailable as error:
-                self._say(f"whether stream {session!r} is still ours is not known: {error.what}")
+                self._say(f"cannot check whether stream {session!r} still belongs to this replica: {error.what}")
         if held is not None and held.is_lost:
             del self._held[session]
             held.handle.close()
@@ -193,7 +193,7 @@ class KeptStreams:
         return held
 
     async def _take_up(self, session: str) -> Held:
-        """From its snapshot. Raises NoSession where there is none."""
+        """Take over a stream from its snapshot. Raises NoSession if there is none."""
         try:
             found = await self._let_go(session)
         except Damaged as error:
@@ -207,14 +207,14 @@ class KeptStreams:
         except Busy:
             raise
         except StreamError as error:
-            why = f"its snapshot cannot be taken up: {error.what}"
+            why = f"its snapshot cannot be opened: {error.what}"
             return await self._begin(session, generation=generation, why=why)
         standing = replace(before, owner=owner, generation=generation, is_released=False)
         is_whole = before.is_released and not before.is_untold
         return await self._hold(handle, standing, found.saved, lost_from=None if is_whole else before.next_index)
 
     async def _begin(self, session: str, *, generation: int, why: str = "") -> Held:
-        anew = f"it starts anew, without what was pushed before: {why}" if why else ""
+        anew = f"the session starts from scratch, and its earlier frames are lost: {why}" if why else ""
         standing = Standing(session=session, owner=self._snapshots.owner, generation=generation, anew=anew)
         return await self._hold(await self._opened(b""), standing, b"", lost_from=None)
 
@@ -233,12 +233,12 @@ class KeptStreams:
         return held
 
     async def _opened(self, saved: bytes) -> StreamHandle:
-        """A stream of these bytes, or a new one. The one that was idle longest makes room where there is none."""
+        """Open a stream from these bytes, or a new one. At the limit, the stream idle longest is released first."""
         while len(self._held) + self._num_opening >= self._most:
             if not await self._make_room():
                 raise Busy(
                     f"{len(self._held)} sessions are open", expected=f"{self._most} or fewer",
-                    fix="close one that is not needed", retry_after_s=1.0,
+                    fix="close an unused session, or try again later", retry_after_s=1.0,
                 )  # fmt: skip
         self._num_opening += 1
         try:
@@ -269,7 +269,7 @@ class KeptStreams:
         return True
 
     async def _let_go(self, session: str) -> Found | None:
-        """The snapshot, once its owner has let go of it, has ended, or was given its time."""
+        """The snapshot, once its owner has released it, has ended, or has used up its time."""
         until, has_asked = time.monotonic() + self._wait_s, False
         while True:
             found = await self._in_thread(self._snapshots.read, session)
@@ -277,7 +277,7 @@ class KeptStreams:
                 return found
             owner = found.standing.owner
             if time.monotonic() > until or not await self._in_thread(self._is_alive, owner):
-                # It may have let go between the reading and its end.
+                # Read again: the owner may have released it after the first read and before it ended.
                 return await self._in_thread(self._snapshots.read, session)
             if not has_asked and self._ask_owner is not None:
                 has_asked = True
@@ -287,7 +287,7 @@ class KeptStreams:
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def _pushed(self, held: Held, index: int, done: Future[PushTiming | None]) -> None:
-        """On the scheduler's thread, between two steps; a frame that was left out, on that of whoever pushed."""
+        """Runs on the scheduler's thread between two steps; for a dropped frame, on the thread that pushed."""
         held.in_flight.pop(index, None)
         if done.cancelled() or done.exception() is not None or done.result() is None:
             return
@@ -297,20 +297,20 @@ class KeptStreams:
             return
         try:
             saved = held.handle.call(held.to_save)
-        except StreamError:  # too much waits, or it was closed: the next frame tries again
+        except StreamError:  # the queue is full, or the stream was closed: the next frame tries again
             held.is_saving = False
             return
         saved.add_done_callback(lambda saved: self._writers.submit(self._write_next, held, saved))
 
     def _write_next(self, held: Held, saved: Future[tuple[Standing, bytes]]) -> None:
-        """On a thread of `writers`."""
+        """Runs on a thread of `writers`."""
         try:
             self._write(held, saved, is_released=False)
         finally:
             held.is_saving = False
 
     def _write(self, held: Held, saved: Future[tuple[Standing, bytes]], *, is_released: bool) -> None:
-        """What was saved, unless another process has the stream."""
+        """Write the snapshot, unless another process has the stream."""
         try:
             standing, content = saved.result()
             newest = self._snapshots.newest(standing.session)
@@ -322,7 +322,7 @@ class KeptStreams:
             self._say(f"stream {held.standing.session!r} was not saved: {error.what}")
 
     def _release(self, held: Held) -> None:
-        """Save and close it. On a thread of `files`."""
+        """Save and close the stream. Runs on a thread of `files`."""
         held.leave()
         try:
             self._write(held, held.handle.call(held.to_save), is_released=True)
@@ -335,4 +335,4 @@ class KeptStreams:
 
 
 def _no_session(session: str) -> NoSession:
-    return NoSession(f"there is no session {session!r}", fix="open it first")
+    return NoSession(f"session {session!r} does not exist", fix="open it first")

@@ -1,4 +1,4 @@
-"""A Service whose sessions outlive its process: those of KeptStreams."""
+"""A Service with sessions that outlive the process: those of KeptStreams."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .service import Opened, Piece, Pushed, Wanted
 
 
 class KeptService(LocalService):
-    """Questions without a session are answered as LocalService does it."""
+    """Sessions are in KeptStreams; questions without a session are answered as in LocalService."""
 
     def __init__(self, scheduler: Scheduler, kept: KeptStreams, *, limits: LocalLimits) -> None:
-        """`kept` has its streams of the same scheduler. Raises as LocalService does."""
+        """`kept` must use the same scheduler. Raises as LocalService does."""
         super().__init__(scheduler, limits=limits)
         self.kept = kept
 
@@ -46,12 +46,12 @@ class KeptService(LocalService):
             except StreamError:
                 if has_begun or not handle.is_closed:
                     raise
-            # It was let go of before the question stood in line, and is taken up again, or is nowhere.
+            # The stream was released before the question was queued: try again, which takes it over or fails.
 
     async def close(self, session_id: str) -> None:
         await self.kept.close(session_id)
 
 
 def new_id() -> str:
-    """That nobody can guess."""
+    """An unguessable id."""
     return secrets.token_hex(16)

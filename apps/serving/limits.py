@@ -1,4 +1,4 @@
-"""What a client may use up: bytes, pixels, frames, requests a second, time. Each limit is a number somebody can set."""
+"""Limits on what a client may use: bytes, pixels, frames, requests per second, time. All of them can be set."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from .errors import Refused, come_again, too_large
 MIB = 1024 * 1024
 MOST_PIXELS = 7680 * 4320
 MOST_CLIENTS = 4096
-"""Whose rates are remembered; the one that was heard of least lately is forgotten first."""
+"""Number of clients whose rates are tracked; the least recently seen is forgotten first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Of one request, of one client, and of all together.
+    """Limits per request, per client, and in total.
 
-    body_bytes      of a request; all_bodies_bytes of those that are being read or answered at once
-    picture_bytes   of one picture, as it is sent; picture_pixels: width x height, known before it is decoded
-    pictures        images in a request, of all its messages
-    video_frames    that a request may have; default_frames: that are taken of a video that says nothing of it
-    video_fps       frames per second that are taken of a video, unless it asks for others
-    video_s         of a longer one nothing is decoded
-    text_chars      of all texts of a request
-    messages        of a request
-    answer_tokens   that an answer may have; default_tokens: where a request says nothing of it
-    rate, burst     requests of one client: a second, and at once
-    body_s          until all of a body must be here
-    send_s          that a client may take for each part of an answer
+    body_bytes      size of a request; all_bodies_bytes: total of the requests being read or answered
+    picture_bytes   size of one picture as sent; picture_pixels: width x height, checked before decoding
+    pictures        images per request, over all its messages
+    video_frames    maximum frames per video; default_frames: maximum if the request sets none
+    video_fps       frames per second taken from a video, unless the request sets a rate
+    video_s         maximum length of a video; a longer one is refused
+    text_chars      characters of all texts in a request
+    messages        messages per request
+    answer_tokens   maximum tokens per answer; default_tokens: if the request sets no number
+    rate, burst     requests of one client: per second, and in a burst
+    body_s          time to receive a body
+    send_s          time a client may take to read each part of an answer
     """
 
     body_bytes: int = 64 * MIB
@@ -59,14 +59,14 @@ class Limits:
 
 
 class Rates:
-    """A bucket a client."""
+    """A token bucket per client."""
 
     def __init__(self, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits, self._clock = limits, clock
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
 
     def take(self, client: str) -> None:
-        """Raises Refused, with 429, for one request too many."""
+        """Count a request. Raises Refused, with 429, over the rate limit."""
         bucket = self._buckets.pop(client, None)
         if bucket is None:
             bucket = Bucket(self._limits.rate, self._limits.burst, clock=self._clock)
@@ -75,21 +75,21 @@ class Rates:
             self._buckets.popitem(last=False)
         if not bucket.take():
             raise come_again(
-                f"more than {self._limits.rate:g} requests a second come from this client",
+                f"this client sends more than {self._limits.rate:g} requests per second",
                 after_s=1 / self._limits.rate, code="rate_limit_exceeded",
             )  # fmt: skip
 
 
 class Bodies:
-    """Bytes of the bodies that are here now, of all requests."""
+    """Counts the bytes of all request bodies in memory."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits, self.num_bytes = limits, 0
 
     def take(self, num_bytes: int) -> None:
-        """Raises Refused, with 429, where that is more than there may be."""
+        """Count bytes. Raises Refused, with 429, over the limit."""
         if self.num_bytes + num_bytes > self._limits.all_bodies_bytes:
-            raise come_again("the requests that are being answered have taken all memory there is", after_s=1.0)
+            raise come_again("the requests in progress use all memory allowed for request bodies", after_s=1.0)
         self.num_bytes += num_bytes
 
     def give_back(self, num_bytes: int) -> None:
@@ -97,14 +97,14 @@ class Bodies:
 
 
 def require_length(header: str | None, limit: int) -> None:
-    """Raises Refused for a Content-Length that is none, or more than may be."""
+    """Raise Refused for a Content-Length that is not a number, or over the limit."""
     if header is None:
         return
     if not header.isdecimal():
-        raise Refused("Content-Length is no number of bytes")
+        raise Refused("Content-Length is not a whole number of bytes")
     if int(header[:20]) > limit:
         raise body_too_large(limit)
 
 
 def body_too_large(limit: int) -> Refused:
-    return too_large(f"the body has more than {limit} bytes; send less, or smaller pictures")
+    return too_large(f"the body is larger than {limit} bytes; send less data or smaller pictures")

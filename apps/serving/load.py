@@ -1,11 +1,11 @@
-"""Many clients at once against a server: which statuses came, how long it took, and what the server's memory did.
+"""Load test of a server with many concurrent clients: statuses, latencies, and the server's memory.
 
     python -m apps.serving.load http://127.0.0.1:8000 --clients 32 --seconds 600
 
-Each client is one of three kinds, in turn: it asks about a picture, whole; it asks about a clip, streamed; or it is a
-camera with a session of its own, that pushes frames and asks now and then. A client that is told to come again (429,
-503) waits as long as it is told. Its pictures are rendered, so a trained model's answers mean little.
-Exit codes: 0 no failure (a 429 is none), 3 some, 4 the server cannot be reached.
+There are three kinds of client, in equal shares: one asks about a picture, one asks about a clip and streams the
+answer, one is a camera with its own session that pushes frames and asks now and then. A client that gets 429 or 503
+waits for the time the server names. The pictures are rendered, so a trained model's answers mean little.
+Exit codes: 0 no failure (429 does not count), 3 failures, 4 the server cannot be reached.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ SESSIONS = "/v1/streaming/sessions"
 
 @dataclass(kw_only=True, slots=True)
 class Tally:
-    """statuses by what was asked; 0: no answer. took_s: of answers with 200; memory_mb: of the server, over time."""
+    """Results. statuses: by kind of request, 0 without a response; took_s: of responses with 200; memory_mb: the
+    server's, over time."""
 
     statuses: defaultdict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     took_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -61,13 +62,13 @@ class Tally:
         }  # fmt: skip
 
     def _memory(self) -> dict[str, float]:
-        """half: after half of the time. What grows without an end grows after it too."""
+        """The server's memory; half: after half of the time, since a leak also grows in the second half."""
         seen = self.memory_mb
         return {"first": seen[0], "half": seen[len(seen) // 2], "last": seen[-1], "most": max(seen)} if seen else {}
 
 
 def percentiles_ms(took_s: list[float]) -> dict[str, float]:
-    """Of nearest rank."""
+    """Percentiles by nearest rank."""
     ordered = sorted(took_s)
     if not ordered:
         return {"count": 0}
@@ -79,7 +80,7 @@ def percentiles_ms(took_s: list[float]) -> dict[str, float]:
 
 
 class Client:
-    """One of many. `number` chooses its kind."""
+    """One client. `number` selects its kind."""
 
     def __init__(self, http: Any, model: str, number: int, tally: Tally, frames: list[bytes]) -> None:
         self._http, self._model, self._tally, self._frames = http, model, tally, frames
@@ -87,7 +88,7 @@ class Client:
         self._num_pushed = 0
 
     async def run(self, ends: float) -> None:
-        """Until then, one request after another."""
+        """Send one request after another until `ends`."""
         if self._kind == "camera":
             while time.monotonic() < ends and await self._request("open", SESSIONS, json={"id": self._session}) != 200:
                 await asyncio.sleep(0.1)
@@ -113,7 +114,7 @@ class Client:
                 await self._request("ask", f"{SESSIONS}/{self._session}/ask", json=asked)
 
     async def _request(self, what: str, path: str, **request: Any) -> int:
-        """Returns the status; 0 if there was no answer."""
+        """Send a request. Returns the status; 0 without a response."""
         import httpx
 
         started = time.monotonic()
@@ -154,7 +155,7 @@ class Client:
         if answer.status_code == 200:
             self._tally.took_s["clip"].append(time.monotonic() - started)
             if last != "data: [DONE]":
-                self._tally.problems["clip: its events do not end"] += 1
+                self._tally.problems["clip: the event stream is incomplete"] += 1
         await asyncio.sleep(min(waits_s, 10.0))
 
     def _chat(self, part: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -176,7 +177,7 @@ def _base64(data: bytes) -> str:
 
 
 async def load(url: str, *, clients: int, seconds: float, token: str | None) -> Tally:
-    """Needs httpx. Raises httpx.HTTPError if the server cannot be reached at all."""
+    """Run the load test. Needs httpx. Raises httpx.HTTPError if the server cannot be reached at all."""
     import httpx
 
     headers = {} if token is None else {"authorization": f"Bearer {token}"}
@@ -194,7 +195,7 @@ async def load(url: str, *, clients: int, seconds: float, token: str | None) -> 
 
 
 async def _look(http: Any, tally: Tally, ends: float) -> None:
-    """The server's memory, every few seconds."""
+    """Record the server's memory every few seconds."""
     import httpx
 
     while True:
@@ -211,21 +212,23 @@ async def _look(http: Any, tally: Tally, ends: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m apps.serving.load", allow_abbrev=False)
-    parser.add_argument("url", metavar="URL", help="Such as http://127.0.0.1:8000")
-    parser.add_argument("--clients", metavar="N", type=int, default=32, help="At once. [default: 32]")
-    parser.add_argument("--seconds", metavar="SECONDS", type=float, default=60.0, help="[default: 60]")
+    parser.add_argument("url", metavar="URL", help="The server's address, such as http://127.0.0.1:8000")
+    parser.add_argument("--clients", metavar="N", type=int, default=32, help="Concurrent clients. [default: 32]")
+    parser.add_argument(
+        "--seconds", metavar="SECONDS", type=float, default=60.0, help="Length of the test. [default: 60]"
+    )
     told = parser.parse_args()
     try:
         import httpx
     except ImportError:
-        print("error: this needs the package httpx\nfix: pip install httpx")
+        print("error: the package httpx is missing\nfix: pip install httpx")
         raise SystemExit(4) from None
     url = told.url.rstrip("/").removesuffix("/v1")
     try:
         running = load(url, clients=told.clients, seconds=told.seconds, token=os.environ.get(TOKEN_VARIABLE))
         tally = asyncio.run(running)
     except httpx.HTTPError as error:
-        print(f"error: {url} does not answer as pvc-serve does: {error}")
+        print(f"error: no pvc-serve responds at {url}: {error}")
         raise SystemExit(4) from None
     print(json.dumps(tally.to_json(), indent=1))
     raise SystemExit(3 if tally.num_failures else 0)

@@ -31,21 +31,21 @@ from .pool import Pool
 from .service import NoSession, Opened, Piece, Pushed, Wanted
 
 KEPT_RESULTS = 256
-"""Frames of a session of which a retry is told what became of them; of older ones only that they came."""
+"""Number of a session's frames whose results are kept for retries; of an older one only its arrival is known."""
 LETTING_GO_S = 5.0
 SWEEP_S = 15.0
 MOST_RESERVED = 512
 FEWEST_TOKENS = 16
-"""What an answer is cut to, where the context has no room for one as long as was asked for."""
+"""Fewest tokens to which an answer is shortened if the context has no room for the requested length."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalLimits:
-    """What a process has streams for.
+    """Limits on a process's streams.
 
-    sessions  streams with memory that may be open at once; idle_s: after which one that nobody uses is closed
-    answers   questions without a session that are answered at once, with a stream each; waiting: that may wait for one
-    queue     what may wait of a session
+    sessions  maximum open streams with memory; idle_s: seconds after which an unused one is closed
+    answers   questions without a session answered concurrently, one stream each; waiting: questions that may queue
+    queue     limits on a session's queue
     """
 
     sessions: int = 8
@@ -67,8 +67,8 @@ class LocalLimits:
 class _Session:
     """A stream with memory.
 
-    next_index  of the frame that comes next; results: of the last frames, by index
-    in_order    held from a frame's arrival until it stands in line, so that frames stand there as they came
+    next_index  index of the next frame; results: of the last frames, by index
+    in_order    held from a frame's arrival until it is queued, so that frames are queued in order of arrival
     """
 
     def __init__(self, handle: StreamHandle, now: float) -> None:
@@ -77,7 +77,7 @@ class _Session:
         self.results: OrderedDict[int, asyncio.Future[Pushed]] = OrderedDict()
 
     def remember(self, index: int, result: asyncio.Future[Pushed]) -> None:
-        """A frame stands in line."""
+        """Note a queued frame."""
         self.next_index = index + 1
         self.results[index] = result
         while len(self.results) > KEPT_RESULTS:
@@ -85,7 +85,7 @@ class _Session:
 
 
 class LocalService:
-    """All methods are called on one event loop; the streams are the scheduler's thread's."""
+    """All methods are called on one event loop; the streams run on the scheduler's thread."""
 
     def __init__(
         self, scheduler: Scheduler, *, limits: LocalLimits | None = None, clock: Callable[[], float] = time.monotonic
@@ -114,7 +114,7 @@ class LocalService:
         return len(self._sessions)
 
     async def complete(self, frames: tuple[bytes, ...], wanted: Wanted) -> AsyncGenerator[Piece, None]:
-        """See Service. The stream is one of a few, which is reset before the next one has it."""
+        """See Service. The stream comes from a pool and is reset before its next use."""
         async with self._pool.lease() as handle:
             pushing: asyncio.Future[PushTiming | None] | None = None
             for frame in frames:
@@ -137,7 +137,7 @@ class LocalService:
             if len(self._sessions) + self._num_opening >= self.limits.sessions:
                 raise Busy(
                     f"{len(self._sessions)} sessions are open", expected=f"{self.limits.sessions} or fewer",
-                    fix="close one that is not needed", retry_after_s=min(self.limits.idle_s, 5.0),
+                    fix="close an unused session, or try again later", retry_after_s=min(self.limits.idle_s, 5.0),
                 )  # fmt: skip
             self._num_opening += 1
             try:
@@ -161,11 +161,11 @@ class LocalService:
                 if index >= before:
                     frame = await asyncio.to_thread(decode_frame, picture, size=self._size)
                     result = asyncio.ensure_future(self._pushed(session, session.handle.push(frame), index, before))
-                    result.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may ask for it
+                    result.add_done_callback(lambda done: done.cancelled() or done.exception())  # mark as retrieved
                     session.remember(index, result)
             if index < before:
                 return await self._repeated(session, index)
-            return await asyncio.shield(result)  # whoever sent it may go: the frame has come
+            return await asyncio.shield(result)  # if the client disconnects, the frame still counts
 
     async def ask(self, session_id: str, wanted: Wanted) -> AsyncGenerator[Piece, None]:
         session = self._find(session_id)
@@ -182,15 +182,15 @@ class LocalService:
     # -- a session's frames
 
     async def _repeated(self, session: _Session, index: int) -> Pushed:
-        """What became of a frame that came before, once that is known. Raises what it raised."""
+        """The result of a frame sent before, once it is known. Raises what the frame raised."""
         if index in session.results:
             result = await asyncio.shield(session.results[index])
             return replace(result, is_repeated=True, num_frames=session.handle.num_frames)
         return Pushed(frame_index=index, is_repeated=True, num_frames=session.handle.num_frames)
 
     async def _pushed(self, session: _Session, pushing: Future[PushTiming | None], index: int, before: int) -> Pushed:
-        """Raises what PVCStream.push raises: then it was no frame of the stream, and may come again if none came after
-        it."""
+        """The result of a push. Raises what PVCStream.push raises: then the frame is not in the stream, and may be sent
+        again if none came after it."""
         try:
             timing = await asyncio.wrap_future(pushing)
         except BaseException:
@@ -209,7 +209,7 @@ class LocalService:
     # -- answers
 
     async def _answer(self, handle: StreamHandle, wanted: Wanted) -> AsyncGenerator[Piece, None]:
-        """Whoever stops listening ends it at the next token."""
+        """The pieces of an answer. If the consumer stops, the answer ends at the next token."""
         images = await _decoded(wanted.images)
         earlier = [
             Turn(question=said.question, answer=said.answer, images=await _decoded(said.images))
@@ -227,12 +227,12 @@ class LocalService:
                     async for piece in pieces:
                         yield piece
                 return
-            except StreamFull:  # nothing was run yet
+            except StreamFull:  # raised before anything ran
                 if num_tokens <= FEWEST_TOKENS:
                     raise
                 num_tokens = max(num_tokens // 2, FEWEST_TOKENS)
             finally:
-                answer.cancel()  # of one that is done, nothing
+                answer.cancel()  # no effect on a finished answer
 
     # -- sessions come and go
 
@@ -241,27 +241,28 @@ class LocalService:
         session = self._sessions.get(session_id)
         if session is None:
             raise NoSession(
-                f"there is no session '{session_id}'", cause=f"it was closed, or not used for {self.limits.idle_s:g} s",
+                f"session '{session_id}' does not exist",
+                cause=f"it was never opened, was closed, or was unused for {self.limits.idle_s:g} s",
                 fix="open it: POST /v1/streaming/sessions",
             )  # fmt: skip
         return session
 
     @contextmanager
     def _used(self, session_id: str, session: _Session) -> Iterator[None]:
-        """While it is used it is not idle. Raises NoSession where it is closed meanwhile."""
+        """Mark the session as in use. Raises NoSession if it is closed meanwhile."""
         session.num_busy += 1
         try:
             yield
         except StreamError:
             if self._sessions.get(session_id) is not session:
-                raise NoSession(f"the session '{session_id}' was closed before that was done") from None
+                raise NoSession(f"session '{session_id}' was closed before the request was finished") from None
             raise
         finally:
             session.num_busy -= 1
             session.used_at = self._clock()
 
     async def _open_stream(self, queue: QueueLimits, options: dict[str, Any]) -> StreamHandle:
-        """There is one by our own count, so a scheduler that is full is still letting another one go."""
+        """Open a stream. Our count says one is free, so a full scheduler is still closing another one: wait for it."""
         ends = time.monotonic() + LETTING_GO_S
         while True:
             try:
@@ -272,7 +273,7 @@ class LocalService:
             await asyncio.sleep(0.01)
 
     def _sweep(self) -> None:
-        """Close the sessions that nobody has used for long."""
+        """Close sessions unused for too long."""
         now = self._clock()
         for session_id, session in list(self._sessions.items()):
             if not session.num_busy and now - session.used_at > self.limits.idle_s:
@@ -280,7 +281,7 @@ class LocalService:
                 session.handle.close()
 
     def _sweep_later(self) -> None:
-        """Again and again, while there are sessions."""
+        """Schedule the next sweep, as long as there are sessions."""
         if not self._is_sweeping and self._sessions:
             self._is_sweeping = True
             asyncio.get_running_loop().call_later(min(self.limits.idle_s, SWEEP_S), self._sweep_now)
@@ -292,35 +293,36 @@ class LocalService:
 
 
 def model_id_of(name: str) -> str:
-    """Of a model by its name, or by the folder of its checkpoint, whose path is nobody's business."""
+    """The public id for a model's name or checkpoint folder; it does not reveal the folder's path."""
     return f"pvc-vision-{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(name).name).strip('-.') or 'model'}"
 
 
 def stream_bytes(bundle: Bundle) -> int:
-    """Of the caches of one session. A stream that re-anchors has the next one's beside its own."""
+    """Size of one session's caches. A stream that re-anchors has a second set, for the next episode."""
     manifest = bundle.manifest
     one = sum(graph.state_bytes(manifest.limits) for graph in manifest.graphs.values())
     return one if live_clock(manifest) == "run-on" else 2 * one
 
 
 def fitting(limits: LocalLimits, bundle: Bundle, memory_bytes: int | None) -> LocalLimits:
-    """With as many sessions as the memory has room for, beside the streams of answers. Raises StreamFull for none."""
+    """The limits, with as many sessions as fit in memory next to the streams for answers. Raises StreamFull if not even
+    one fits."""
     if memory_bytes is None:
         return limits
     each = stream_bytes(bundle)
     num_fitting = memory_bytes // each - limits.answers
     if num_fitting < 1:
         raise StreamFull(
-            f"{memory_bytes} bytes have no room for a session beside the streams of {limits.answers} answers",
+            f"--memory allows {memory_bytes} bytes, too few for a session and the streams of {limits.answers} answers",
             expected=f"{(limits.answers + 1) * each} bytes or more: a stream of this bundle takes {each}",
-            fix="allow more, lower --answers, or export with a smaller --context and --window",
+            fix="raise --memory, lower --answers, or export with a smaller --context and --window",
         )
     return replace(limits, sessions=min(limits.sessions, num_fitting))
 
 
 def session_options(bundle: Bundle) -> dict[str, Any]:
-    """Of a stream without an end: it goes on from its last frames where it can, and keeps room for a question and its
-    answer."""
+    """Options of a stream without an end: it continues from its last frames if it can, and keeps room for a question
+    and its answer."""
     if live_clock(bundle.manifest) == "run-on":
         return {"clock": "run-on"}
     reserve = min(MOST_RESERVED, bundle.manifest.limits.context // 2)

@@ -1,7 +1,7 @@
-"""The messages of a chat as a question and what was said before it, with their pictures and videos.
+"""A chat's messages as a question and earlier turns, with their pictures and videos.
 
-What a model's prompt has no place for is told in the nearest place: instructions (system) come before the user's next
-words, and the pictures of a message before its text, unless that has <image> for each.
+Content without a place in the model's prompt goes to the nearest place: instructions (system) before the user's next
+text, and a message's pictures before its text, unless the text has an <image> for each.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ NOT_HERE = {"tool": "tools are", "function": "functions are"}
 
 @dataclass(kw_only=True, slots=True)
 class Turn:
-    """What the user says, and what is answered, None where that is asked for.
+    """A user's text and the assistant's answer; `answers` is empty in the last turn.
 
-    pictures  in their order, the frames of a video too
-    has_video whether some are of a video: they come before everything else, at their times
+    pictures  in order, including the frames of a video
+    has_video some pictures are frames of a video; they come before everything else, at their times
     """
 
     texts: list[str] = field(default_factory=list)
@@ -46,11 +46,11 @@ class Turn:
 
 
 def read_messages(value: Any, taken: Taken, limits: Limits) -> list[Turn]:
-    """Turns, oldest first; the last one has no answer. Raises Refused, by the name of what is wrong."""
+    """Parse the turns, oldest first; the last one has no answer. Raises Refused, naming the field."""
     if not isinstance(value, list) or not value:
-        raise Refused("messages is not a list with something in it", param="messages")
+        raise Refused("messages is not a list with at least one message", param="messages")
     if len(value) > limits.messages:
-        raise Refused(f"there are {len(value)} messages; at most {limits.messages} are read", param="messages")
+        raise Refused(f"there are {len(value)} messages; the limit is {limits.messages}", param="messages")
     turns, reader = [Turn()], _Reader(taken, limits)
     for index, message in enumerate(value):
         fields = Fields(message, f"messages[{index}]")
@@ -62,9 +62,9 @@ def read_messages(value: Any, taken: Taken, limits: Limits) -> list[Turn]:
                 turns.append(Turn())
             reader.read_into(turns[-1], fields, takes_pictures=role == "user")
     if role != "user":
-        raise Refused("the last message is not the user's", param=f"messages[{len(value) - 1}].role")
+        raise Refused("the last message is not from the user", param=f"messages[{len(value) - 1}].role")
     if not (turns[-1].question.strip() or turns[-1].pictures):
-        raise Refused("the last message says and shows nothing", param=f"messages[{len(value) - 1}].content")
+        raise Refused("the last message has no text and no picture", param=f"messages[{len(value) - 1}].content")
     if sum(len(turn.question) + len(turn.answer) for turn in turns) > limits.text_chars:
         raise Refused(f"the messages have more than {limits.text_chars} characters", param="messages")
     return turns
@@ -73,11 +73,9 @@ def read_messages(value: Any, taken: Taken, limits: Limits) -> list[Turn]:
 def _role(fields: Fields) -> str:
     role = fields.text("role")
     if role in NOT_HERE:
-        raise fields.wrong(
-            "role", f"is '{role}', and {NOT_HERE[role]} not supported here", code="unsupported_parameter"
-        )
+        raise fields.wrong("role", f"is '{role}', but {NOT_HERE[role]} not supported", code="unsupported_parameter")
     if role not in ROLES:
-        raise fields.wrong("role", f"is none of {', '.join(ROLES)}")
+        raise fields.wrong("role", f"is not one of {', '.join(ROLES)}")
     fields.only(("role", "content", "name", "refusal", "audio", "tool_calls", "function_call", "annotations"))
     harmless: dict[str, tuple[Any, ...]] = {
         "name": (), "refusal": (), "audio": (), "tool_calls": ([],), "function_call": (), "annotations": ([],)
@@ -87,14 +85,14 @@ def _role(fields: Fields) -> str:
 
 
 def _text_of(fields: Fields) -> str:
-    """Of a message without pictures."""
+    """The text of a message without pictures."""
     turn = Turn()
     _Reader(Taken(), Limits()).read_into(turn, fields, takes_pictures=False)
     return turn.question
 
 
 class _Reader:
-    """Reads the content of messages, and counts over all of them."""
+    """Reads the content of messages, and counts pictures and videos over all of them."""
 
     def __init__(self, taken: Taken, limits: Limits) -> None:
         self._taken, self._limits = taken, limits
@@ -106,7 +104,7 @@ class _Reader:
             turn.texts.append(as_text(content, fields.name("content")))
             return
         if not isinstance(content, list) or not content:
-            raise fields.wrong("content", "is neither a text nor a list of parts")
+            raise fields.wrong("content", "is neither a string nor a list of parts")
         for index, value in enumerate(content):
             part = Fields(value, f"{fields.name('content')}[{index}]")
             kind = part.text("type")
@@ -114,9 +112,9 @@ class _Reader:
                 part.only(("type", "text"))
                 turn.texts.append(part.text("text"))
             elif kind not in ("image_url", "video_url"):
-                raise part.wrong("type", f"is '{kind[:40]}', which is not supported here", code="unsupported_parameter")
+                raise part.wrong("type", f"is '{kind[:40]}', which is not supported", code="unsupported_parameter")
             elif not takes_pictures:
-                raise part.wrong("type", f"is '{kind}', which only the user's messages have")
+                raise part.wrong("type", f"is '{kind}', which is allowed only in the user's messages")
             elif kind == "image_url":
                 self._read_image(turn, part)
             else:
@@ -130,10 +128,12 @@ class _Reader:
         param = told.name("url")
         url = read_data_url(told.text("url"), param=param)
         if not url.kind.startswith("image/"):
-            raise Refused(f"{param} is of kind '{url.kind[:40]}'; expected image/jpeg or another image", param=param)
+            raise Refused(
+                f"{param} has the type '{url.kind[:40]}'; expected image/jpeg or another image type", param=param
+            )
         self._num_pictures += 1
         if self._num_pictures > self._limits.pictures:
-            raise Refused(f"there are more than {self._limits.pictures} pictures", param=param)
+            raise Refused(f"the request has more than {self._limits.pictures} pictures", param=param)
         turn.pictures.append(self._picture(url.texts[0], param))
 
     def _read_video(self, turn: Turn, part: Fields) -> None:
@@ -144,7 +144,7 @@ class _Reader:
         url = read_data_url(told.text("url"), param=param)
         self._num_videos += 1
         if self._num_videos > 1:
-            raise Refused("there is more than one video", param=param, code="unsupported_parameter")
+            raise Refused("the request has more than one video", param=param, code="unsupported_parameter")
         if url.kind == JPEGS:
             if len(url.texts) > self._limits.video_frames:
                 raise Refused(
@@ -154,7 +154,9 @@ class _Reader:
         elif url.kind.startswith("video/"):
             turn.pictures += _frames(decode_base64(url.texts[0], param=param), self._taken, self._limits, param)
         else:
-            raise Refused(f"{param} is of kind '{url.kind[:40]}'; expected video/mp4 or another video", param=param)
+            raise Refused(
+                f"{param} has the type '{url.kind[:40]}'; expected video/mp4 or another video type", param=param
+            )
         turn.has_video = True
 
     def _picture(self, text: str, param: str) -> bytes:

@@ -1,6 +1,6 @@
-"""What Prometheus scrapes of a server: requests, sessions, frames, answers and how long they took.
+"""A server's Prometheus metrics: requests, sessions, frames, answers and their durations.
 
-Note: a registry of its own, as that of the page (apps/web/metrics.py).
+Note: it uses a separate registry, like the page (apps/web/metrics.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FRAME_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 class Metrics:
     """All methods may be called from any thread.
 
-    gauges  by name: what it says, and how to look it up when it is asked for
+    gauges  by name: the help text, and a function that reads the current value
     """
 
     def __init__(self) -> None:
@@ -32,31 +32,34 @@ class Metrics:
 
         self.registry = registry = CollectorRegistry()
         self.gauges: dict[str, tuple[str, Callable[[], float | None]]] = {
-            "pvc_resident_memory_bytes": ("Memory of this process that is in RAM.", resident_bytes)
+            "pvc_resident_memory_bytes": ("Resident memory of this process.", resident_bytes)
         }
         self._requests = Counter(
-            "pvc_requests", "Requests, by route and status; status 499: the client went.", ["route", "status"],
+            "pvc_requests", "Requests by route and status; 499: the client disconnected.", ["route", "status"],
             registry=registry,
         )  # fmt: skip
         self._request_s = Histogram(
-            "pvc_request_seconds", "From a request's head until its answer is sent.", ["route"], buckets=REQUEST_S,
+            "pvc_request_seconds", "Time from a request's head until its response is sent.", ["route"],
+            buckets=REQUEST_S,
             registry=registry,
         )  # fmt: skip
-        self._refusals = Counter("pvc_refusals", "What was refused or failed, by code.", ["code"], registry=registry)
+        self._refusals = Counter(
+            "pvc_refusals", "Refused and failed requests, by error code.", ["code"], registry=registry
+        )
         self._frames = Counter(
-            "pvc_frames", "Frames of sessions: pushed, dropped for newer ones, repeated by a client, or missing.",
+            "pvc_frames", "Frames of sessions: pushed, dropped for newer ones, sent again by a client, or missing.",
             ["outcome"], registry=registry,
         )  # fmt: skip
         self._first_s = Histogram(
-            "pvc_time_to_first_token_seconds", "From a question until its first token.", buckets=REQUEST_S,
+            "pvc_time_to_first_token_seconds", "Time from a question to its first token.", buckets=REQUEST_S,
             registry=registry,
         )  # fmt: skip
         self._answer_s = Histogram(
-            "pvc_answer_seconds", "From a question until its last token.", buckets=REQUEST_S, registry=registry
+            "pvc_answer_seconds", "Time from a question to its last token.", buckets=REQUEST_S, registry=registry
         )
         self._tokens = Counter("pvc_answer_tokens", "Tokens of answers.", registry=registry)
         self._vision_s = Histogram(
-            "pvc_frame_seconds", "What a frame took in vision and LLM.", buckets=FRAME_S, registry=registry
+            "pvc_frame_seconds", "Time per frame in the vision part and the LLM.", buckets=FRAME_S, registry=registry
         )
         registry.register(_Gauges(self))
 
@@ -99,7 +102,7 @@ class Metrics:
 
 
 class _Gauges:
-    """What a registry takes: its register asks for `collect` alone."""
+    """A collector for the registry, which only needs `collect`."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.collect = metrics.collect

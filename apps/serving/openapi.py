@@ -1,7 +1,7 @@
-"""What is served, as an OpenAPI document. A test sends what it allows and what it forbids, and holds it to the answers.
+"""The OpenAPI document of the server. A test sends allowed and forbidden requests and checks the responses against it.
 
-Note: what a schema cannot say (a data URL whose picture is damaged, a question longer than the context) is refused with
-400 all the same.
+Note: errors a schema cannot express (a damaged picture in a data URL, a question longer than the context) are also
+refused with 400.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from .sessions import HIGHEST_INDEX, SESSION_ID
 Json = dict[str, Any]
 TEXT, NUMBER, WHOLE, FLAG = {"type": "string"}, {"type": "number"}, {"type": "integer"}, {"type": "boolean"}
 EVENT: Json = {
-    "description": "Of each event: data is a JSON object, an error's as any other, and [DONE] in the last one.",
+    "description": "Server-sent events. data is a JSON object, also for an error; in the last event it is [DONE].",
     "type": "object",
     "properties": {"data": TEXT, "event": TEXT},
     "required": ["data"],
 }
 ERRORS = {
-    "400": "The request is wrong: the message says what, and what was expected.",
+    "400": "The request is invalid; the message states what is wrong and what was expected.",
     "401": "The token is missing or wrong.",
-    "403": "The host name is not served, or a page of another site asks.",
-    "404": "There is no such session or model.",
-    "405": "The path has no such method.",
-    "408": "The body came too slowly.",
-    "413": "The body is larger than may be.",
-    "415": "The body is of another kind.",
-    "429": "More waits or comes than may. Come again after Retry-After.",
-    "500": "A defect of the server, or the model broke down.",
-    "501": "This machine lacks what it takes, such as a decoder of videos.",
-    "503": "The server is shutting down, or out of memory. Come again after Retry-After.",
+    "403": "The host name is not served, or the request comes from another site's page.",
+    "404": "This session or model does not exist.",
+    "405": "This path does not support this method.",
+    "408": "The body was not received in time.",
+    "413": "The body is too large.",
+    "415": "The body's Content-Type is not supported.",
+    "429": "Too many requests, or a queue is full. Retry after the seconds in Retry-After.",
+    "500": "Internal error, or the model's output is not finite.",
+    "501": "The server lacks a required component, such as a video decoder.",
+    "503": "The server is shutting down or out of memory. Retry after the seconds in Retry-After.",
 }
 
 
@@ -50,7 +50,7 @@ def document(model_id: str, limits: Limits) -> Json:
         "info": {
             "title": "pvc-serve",
             "version": "1",
-            "description": "Questions about pictures, videos, and streams of frames that are remembered.",
+            "description": "Answers questions about pictures, videos, and sessions (frame streams with memory).",
         },
         "components": {
             "schemas": _schemas(model_id, limits),
@@ -58,40 +58,41 @@ def document(model_id: str, limits: Limits) -> Json:
         },
         "security": [{"token": []}],
         "paths": {
-            "/v1/models": {"get": _operation("models", "The one model that is served.", "Models")},
+            "/v1/models": {"get": _operation("models", "List the served model.", "Models")},
             "/v1/models/{model}": {
-                "get": _operation("model", "That model.", "Model", parameters=[
+                "get": _operation("model", "Describe the served model.", "Model", parameters=[
                     {"name": "model", "in": "path", "required": True, "schema": TEXT}
                 ])
             },
             "/v1/chat/completions": {
                 "post": _operation(
-                    "chat", "OpenAI's chat completions.", "Completion", body=_chat(model_id), streams=True,
+                    "chat", "Answer a question, as OpenAI's chat completions.", "Completion", body=_chat(model_id),
+                    streams=True,
                     parameters=[
                         {"name": "X-Session-Id", "in": "header", "schema": _session_id(),
-                         "description": "Pictures become the next frames of this session, which is opened if need be."},
+                         "description": "The pictures become this session's next frames. It is opened if necessary."},
                         _frame_index("X-Frame-Index", "header"),
                     ],
                 )
             },
             "/v1/streaming/sessions": {
-                "post": _linked(_operation("open", "Open a stream with memory, or find it.", "Session", body={
+                "post": _linked(_operation("open", "Open a session, or find an open one.", "Session", body={
                     **_json("OpenRequest"), "required": False
                 }))
             },
             "/v1/streaming/sessions/{session_id}": {
-                "delete": _operation("close", "Forget it.", "Closed", parameters=session)
+                "delete": _operation("close", "Delete the session.", "Closed", parameters=session)
             },
             "/v1/streaming/sessions/{session_id}/frame": {
-                "post": _operation("frame", "Its next frame.", "Frame", body=_picture(), parameters=frame)
+                "post": _operation("frame", "Push the next frame.", "Frame", body=_picture(), parameters=frame)
             },
             "/v1/streaming/sessions/{session_id}/ask": {
                 "post": _operation(
-                    "ask", "Ask about all its frames so far.", "Answer", body=_json("AskRequest"), streams=True,
-                    parameters=session,
+                    "ask", "Ask about all frames of the session so far.", "Answer", body=_json("AskRequest"),
+                    streams=True, parameters=session,
                 )
             },
-            "/healthz": {"get": {**_operation("health", "Whether it takes work.", "Health"), "security": []}},
+            "/healthz": {"get": {**_operation("health", "Whether it accepts requests.", "Health"), "security": []}},
             "/metrics": {"get": _metrics()},
             "/openapi.json": {"get": _operation("openapi", "This document.", None)},
         },
@@ -118,7 +119,7 @@ def _operation(
 
 
 def _linked(operation: Json) -> Json:
-    """What can be done with the session that it opens."""
+    """Add links to the operations on the opened session."""
     parameters = {"session_id": "$response.body#/id"}
     links = {name: {"operationId": name, "parameters": parameters} for name in ("frame", "ask", "close")}
     operation["responses"]["200"]["links"] = links
@@ -127,7 +128,7 @@ def _linked(operation: Json) -> Json:
 
 def _errors() -> Json:
     content = {"application/json": {"schema": _ref("Error")}}
-    headers = {"Retry-After": {"schema": TEXT, "description": "Seconds."}}
+    headers = {"Retry-After": {"schema": TEXT, "description": "Seconds to wait."}}
     return {
         status: {"description": says, "content": content, **({"headers": headers} if status in ("429", "503") else {})}
         for status, says in ERRORS.items()
@@ -135,7 +136,7 @@ def _errors() -> Json:
 
 
 def _metrics() -> Json:
-    operation = _operation("metrics", "Prometheus' text format.", None)
+    operation = _operation("metrics", "Metrics in Prometheus' text format.", None)
     operation["responses"]["200"]["content"] = {"text/plain": {"schema": TEXT}}
     return operation
 
@@ -150,7 +151,7 @@ def _json(schema: str) -> Json:
 
 
 def _chat(model_id: str) -> Json:
-    """With a request of each kind."""
+    """The chat request's body, with an example of each kind."""
     picture = base64.b64encode(encode_frame(np.full((8, 8, 3), 128, np.uint8))).decode()
     image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}
     video = {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{picture},{picture}"}}
@@ -167,7 +168,7 @@ def _chat(model_id: str) -> Json:
 def _frame_index(name: str, where: str) -> Json:
     return {
         "name": name, "in": where, "schema": {"type": "integer", "minimum": 0, "maximum": HIGHEST_INDEX},
-        "description": "Of the frame, or of the first of several. A retry with the same index pushes nothing again.",
+        "description": "Index of the frame, or of the first of several. A frame sent again is not pushed twice.",
     }  # fmt: skip
 
 
@@ -184,7 +185,7 @@ def _object(required: tuple[str, ...] = (), /, **properties: Any) -> Json:
 
 
 def _all(**properties: Any) -> Json:
-    """An object that has all of them."""
+    """An object in which all properties are required."""
     return _object(tuple(properties), **properties)
 
 

@@ -1,4 +1,4 @@
-"""What the command line of pvc-serve says."""
+"""The command-line options of pvc-serve."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ POSITIVE = (
     "--max-tokens", "--memory",
 )  # fmt: skip
 DESCRIPTION = """\
-Serve a bundle as OpenAI's chat completions, and as streams that remember what
-their cameras showed.
+Serve a bundle over HTTP: OpenAI's chat completions, and sessions that remember
+their cameras' frames.
 
-Clients of OpenAI's interface take http://HOST:PORT/v1 as their base URL.
-SIGTERM and Ctrl-C refuse new requests, finish those that run, and end; a second
-one kills."""
+OpenAI clients use http://HOST:PORT/v1 as their base URL. On SIGTERM or Ctrl-C
+the server refuses new requests, finishes the running ones and exits; a second
+signal kills it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeOptions:
-    """A server whose parts do not contradict each other. Raises ValueError, by option.
+    """Consistent options of a server. Raises ValueError, naming the option.
 
-    web          where it is served, and as which host names
-    memory_bytes that the caches of all streams may take; None: as many as there are
-    connections  at once; drain_s: that what runs may take, once the server is to end
+    web          address to serve on, and accepted host names
+    memory_bytes limit on the caches of all streams; None: no limit
+    connections  concurrent connections; drain_s: time for running requests to finish at shutdown
     """
 
     bundle: Path
@@ -56,11 +56,11 @@ class ServeOptions:
             ("--threads", 1 if self.threads is None else self.threads, 1, 1024),
         ):  # fmt: skip
             if not low <= value <= high:
-                raise ValueError(f"{option} {value:g} is not between {low} and {high}")
+                raise ValueError(f"{option} is {value:g}; expected {low} to {high}")
 
 
 def make_parser(prog: str = "pvc-serve") -> ArgumentParser:
-    """Every option."""
+    """The parser with all options."""
     parser = ArgumentParser(
         prog=prog, usage="%(prog)s [OPTIONS] [BUNDLE]", description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
@@ -75,12 +75,15 @@ def make_parser(prog: str = "pvc-serve") -> ArgumentParser:
 
 
 def _add_address(parser: ArgumentParser) -> None:
-    add = parser.add_argument_group("where it is served").add_argument
-    add_address(add, what="it", port=PORT, variable=TOKEN_VARIABLE)
-    add("--connections", metavar="N", type=int, default=CONNECTIONS, help=f"At once. [default: {CONNECTIONS}]")
+    add = parser.add_argument_group("address and connections").add_argument
+    add_address(add, what="pvc-serve", port=PORT, variable=TOKEN_VARIABLE)
+    add(
+        "--connections", metavar="N", type=int, default=CONNECTIONS,
+        help=f"Maximum concurrent connections. [default: {CONNECTIONS}]",
+    )  # fmt: skip
     add(
         "--drain", metavar="SECONDS", type=float, default=DRAIN_S,
-        help=f"That running requests may take once the server is to end. [default: {DRAIN_S:.0f}]",
+        help=f"At shutdown, time for running requests to finish. [default: {DRAIN_S:.0f}]",
     )  # fmt: skip
 
 
@@ -88,79 +91,83 @@ def _add_streams(parser: ArgumentParser) -> None:
     add, usual = parser.add_argument_group("streams").add_argument, LocalLimits()
     add(
         "--sessions", metavar="N", type=int, default=usual.sessions,
-        help=f"Streams with memory that may be open at once; each has caches of its own. [default: {usual.sessions}]",
+        help=f"Maximum open sessions (streams with memory); each has its own caches. [default: {usual.sessions}]",
     )  # fmt: skip
     add(
         "--idle", metavar="SECONDS", type=float, default=usual.idle_s,
-        help=f"After which a session that nobody uses is closed. [default: {usual.idle_s:.0f}]",
+        help=f"Close a session that is unused for this long. [default: {usual.idle_s:.0f}]",
     )  # fmt: skip
     add(
         "--answers", metavar="N", type=int, default=usual.answers,
-        help=f"Questions without a session that are answered at once. [default: {usual.answers}]",
+        help=f"Questions without a session that are answered concurrently. [default: {usual.answers}]",
     )  # fmt: skip
-    add("--waiting", metavar="N", type=int, default=usual.waiting, help=f"That may wait. [default: {usual.waiting}]")
+    add(
+        "--waiting", metavar="N", type=int, default=usual.waiting,
+        help=f"Questions without a session that may wait. [default: {usual.waiting}]",
+    )  # fmt: skip
     add(
         "--memory", metavar="MIB", type=float,
-        help="That the caches of all streams may take: where --sessions would take more, there are fewer. "
+        help="Memory for the caches of all streams; if --sessions needs more, fewer sessions are allowed. "
         "[default: no limit]",
     )  # fmt: skip
     add(
         "--queue", metavar="FRAMES", type=int, default=usual.queue.frames,
-        help=f"Frames of a session that may wait for the model. [default: {usual.queue.frames}]",
+        help=f"Frames per session that may wait for the model. [default: {usual.queue.frames}]",
     )  # fmt: skip
     add(
         "--when-full", choices=get_args(WhenFull), default=usual.queue.when_full,
-        help="What happens to a frame that finds as many waiting: the oldest is dropped, or the new one is refused "
-        f"with 429. [default: {usual.queue.when_full}]",
+        help="When that many frames wait: drop the oldest, or refuse the new frame with 429. "
+        f"[default: {usual.queue.when_full}]",
     )  # fmt: skip
 
 
 def _add_limits(parser: ArgumentParser) -> None:
-    add, usual = parser.add_argument_group("limits of a client").add_argument, Limits()
+    add, usual = parser.add_argument_group("limits on requests").add_argument, Limits()
     add(
         "--rate", metavar="N", type=float, default=usual.rate,
-        help=f"Requests a second, and twice as many at once. [default: {usual.rate:.0f}]",
+        help=f"Requests per second per client; bursts may be twice as large. [default: {usual.rate:.0f}]",
     )  # fmt: skip
     add(
         "--max-body", metavar="MIB", type=float, default=usual.body_bytes / MIB,
-        help=f"Of a request. [default: {usual.body_bytes // MIB}]",
+        help=f"Maximum size of a request. [default: {usual.body_bytes // MIB}]",
     )  # fmt: skip
     add(
         "--max-pixels", metavar="N", type=int, default=usual.picture_pixels,
-        help=f"Of a picture, width x height. [default: {usual.picture_pixels}, 8K]",
+        help=f"Maximum picture size, width x height. [default: {usual.picture_pixels}, 8K]",
     )  # fmt: skip
     add(
         "--max-frames", metavar="N", type=int, default=usual.video_frames,
-        help=f"Of a video. [default: {usual.video_frames}]",
+        help=f"Maximum frames per video. [default: {usual.video_frames}]",
     )  # fmt: skip
     add(
         "--max-tokens", metavar="N", type=int, default=usual.answer_tokens,
-        help=f"Of an answer. [default: {usual.answer_tokens}]",
+        help=f"Maximum tokens per answer. [default: {usual.answer_tokens}]",
     )  # fmt: skip
 
 
 def _add_runtime(parser: ArgumentParser) -> None:
-    add = parser.add_argument_group("what runs the bundle").add_argument
+    add = parser.add_argument_group("runtime").add_argument
     add(
         "--runtime", choices=get_args(Runtime), default="auto",
-        help="'target' is what the bundle was made for, 'cpu' ONNX Runtime, 'auto' what can run here. [default: auto]",
+        help="'target': the runtime the bundle was exported for. 'cpu': ONNX Runtime. 'auto': what runs here. "
+        "[default: auto]",
     )  # fmt: skip
     add(
         "--trust-engines", action="store_true",
-        help="Load engines that another machine built. They are executable code.",
+        help="Load engines built on another machine. Engines are executable code.",
     )  # fmt: skip
     add(
         "--threads", metavar="N", type=int,
-        help="Threads of each graph on the CPU. [default: 1 for small graphs, else all]",
+        help="CPU threads per graph. [default: 1 for small graphs, else all]",
     )  # fmt: skip
 
 
 def options_of(told: Namespace) -> ServeOptions:
-    """Raises ValueError, by option, for what no server can do."""
+    """The parsed options. Raises ValueError, naming the option, for an impossible value."""
     for option in POSITIVE:
         value = getattr(told, option.removeprefix("--").replace("-", "_"))
         if value is not None and not value > 0:
-            raise ValueError(f"{option} {value:g} is not more than 0")
+            raise ValueError(f"{option} is {value:g}; expected more than 0")
     limits = Limits(
         rate=told.rate, burst=max(1, round(2 * told.rate)), body_bytes=round(told.max_body * MIB),
         picture_pixels=told.max_pixels, video_frames=told.max_frames, answer_tokens=told.max_tokens,

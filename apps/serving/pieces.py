@@ -1,4 +1,4 @@
-"""An answer that a thread decodes, as pieces on an event loop: what is told once is never taken back."""
+"""Streams an answer, decoded on a thread, as pieces on an event loop. Sent text is never retracted."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from engines.answer import Answer
 from .service import Piece, Usage
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-"""What a character of several tokens is decoded to before all of them are there."""
+"""Decoding of a character that is spread over several tokens, until all of them are there."""
 
 
 class Telling:
-    """One answer. A client that is slow gets larger pieces: nothing queues up for it."""
+    """One answer. A slow client gets larger pieces, so nothing queues up for it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, stop: Sequence[str]) -> None:
-        """stop: texts before which it ends, of which no part may be told."""
+        """stop: texts before which the answer ends; no part of them may be sent."""
         self._loop, self._stop = loop, tuple(stop)
         self._text, self._told, self._news = "", "", asyncio.Event()
 
     def heard(self, text: str) -> None:
-        """The answer so far. On any thread."""
+        """Note the answer so far. May be called on any thread."""
         self._text = text
         self._wake()
 
     async def pieces(self, answer: Future[Answer]) -> AsyncGenerator[Piece, None]:
-        """The last one has what it took. Raises what the answer raises."""
+        """The pieces; the last one has the usage. Raises what the answer raises."""
         answer.add_done_callback(lambda _: self._wake())
         while not answer.done():
             await self._news.wait()
@@ -46,7 +46,7 @@ class Telling:
 
     def _untold(self, text: str) -> str:
         if not text.startswith(self._told):
-            return ""  # the tokenizer reads it anew, with more tokens; it will be longer soon
+            return ""  # more tokens changed the decoded text; wait until it extends the sent text again
         untold = text[len(self._told) :]
         self._told = text
         return untold
@@ -55,17 +55,17 @@ class Telling:
         try:
             self._loop.call_soon_threadsafe(self._news.set)
         except RuntimeError:
-            return  # the server has ended, and with it whoever waited
+            return  # the server has ended; no one is waiting
 
 
 def settled(text: str, stop: Sequence[str]) -> str:
-    """What of an answer will stay as it is, however it goes on: without a character that is not whole, and without
-    what may be the beginning of a text that ends it."""
+    """The part of an answer that cannot change any more: without an incomplete character, and without the possible
+    beginning of a stop text."""
     text = text.rstrip(UNFINISHED)
     held = max((_overlap(text, each) for each in stop), default=0)
     return text[: len(text) - held]
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of the text with which `stop` begins."""
+    """Number of characters at the end of the text that are the beginning of `stop`."""
     return next((n for n in range(min(len(text), len(stop)), 0, -1) if text.endswith(stop[:n])), 0)

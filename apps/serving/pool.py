@@ -1,4 +1,4 @@
-"""A few streams that are lent out, one a question, and reset before they are lent again."""
+"""A pool of streams: each question borrows one, which is reset before the next use."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from engines.stream import PVCStream
 
 
 class Pool:
-    """Streams are opened as they are needed, `most` of them; whoever comes when all are lent waits in line."""
+    """Streams are opened on demand, `most` at the same time; when all are in use, further questions queue."""
 
     def __init__(self, open_stream: Callable[[], Awaitable[StreamHandle]], *, most: int, waiting: int) -> None:
-        """waiting: how many may stand in line."""
+        """waiting: length of the queue."""
         self._open, self._waiting, self._free = open_stream, waiting, list[StreamHandle]()
         self._lent, self.num_waiting = asyncio.Semaphore(most), 0
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[StreamHandle]:
-        """A stream without a frame, inside the block. Raises Busy where too many wait."""
+        """An empty stream, inside the block. Raises Busy if the queue is full."""
         if self._lent.locked() and self.num_waiting >= self._waiting:
             raise Busy(
-                f"{self.num_waiting} questions wait", expected=f"{self._waiting} or fewer",
+                f"{self.num_waiting} questions are waiting", expected=f"{self._waiting} or fewer",
                 fix="ask again later", retry_after_s=1.0,
             )  # fmt: skip
         self.num_waiting += 1
@@ -44,7 +44,7 @@ class Pool:
             self._take_back(handle)
 
     def _take_back(self, handle: StreamHandle) -> None:
-        """Without waiting: whoever had it may have been cancelled, and then every wait would raise."""
+        """Reset and return the stream without waiting: if the borrower was cancelled, every await would raise."""
         loop = asyncio.get_running_loop()
 
         def is_reset(done: Future[None]) -> None:

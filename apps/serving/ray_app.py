@@ -1,10 +1,10 @@
-"""The routes of pvc-serve on a Ray cluster: streams on many GPUs or machines, which outlive each of them.
+"""pvc-serve on a Ray cluster: streams on many GPUs or machines that survive the loss of any of them.
 
     python -m apps.serving.ray_app build/shapes --replicas 2 --snapshots /shared/streams
 
-Two deployments: Routes take HTTP, PVCStreams have the streams, each one those whose ids hash to it (Ray's
-ConsistentHashRouter without a fallback, so that a stream is never in two places on purpose). Run again with other
-options, it changes what runs: more or fewer replicas, or all of them one after another.
+There are two deployments. Routes accepts HTTP; each PVCStreams replica has the streams whose ids hash to it (Ray's
+ConsistentHashRouter without a fallback, so that no stream is routed to two replicas). Running it again with other
+options changes the running cluster: more or fewer replicas, or a rolling replacement of all of them.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from .ray_service import RayService
 NAME, STREAMS, ROUTES = "pvc", "PVCStreams", "Routes"
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 MOST_ONGOING = 1000
-"""Calls that a replica may have at once: the queues of its streams say when it is too much, and tell the client so."""
+"""Concurrent calls per replica. The real limits are the queues of its streams, which report to the client when full."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterOptions:
-    """replica: what each replica runs. cpus, gpus: of each, as Ray counts them; replicas: how many.
+    """Options of a cluster. replica: options of each replica; cpus, gpus: per replica, as Ray counts them.
 
-    release  any text: with another one than before all replicas are exchanged, one after another
-    routes   replicas of what takes HTTP; token: that clients need, None where none is
+    release  any text; if it differs from the last one, all replicas are replaced, one after another
+    routes   number of HTTP replicas; token: required from clients, None if none is needed
     """
 
     replica: ReplicaOptions
@@ -66,14 +66,14 @@ class ClusterOptions:
             ("--every", self.replica.every),
         ):
             if value < 1:
-                raise ValueError(f"{option} {value} is less than 1")
+                raise ValueError(f"{option} is {value}; expected 1 or more")
         if self.cpus < 0 or self.gpus < 0:
-            raise ValueError("--cpus and --gpus are 0 or more")
+            raise ValueError("--cpus or --gpus is negative; expected 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouteOptions:
-    """What the routes need to know."""
+    """Options of the HTTP deployment."""
 
     web: WebOptions
     token: str | None
@@ -82,7 +82,7 @@ class RouteOptions:
 
 
 class Routes:
-    """The deployment that takes HTTP: the app of pvc-serve over the replicas."""
+    """The deployment that accepts HTTP: the app of pvc-serve over the replicas."""
 
     def __init__(self, streams: Any, options: RouteOptions) -> None:
         self._service, self._options = RayService(streams, model_id=options.model_id), options
@@ -94,8 +94,8 @@ class Routes:
 
 
 def serve_on_ray(options: ClusterOptions) -> Any:
-    """Start it on the cluster that this process is connected to, or change what runs there. Returns once all replicas
-    are ready: Ray's handle of PVCStreams.
+    """Start the deployments on the connected cluster, or update them. Returns Ray's handle of PVCStreams once all
+    replicas are ready.
 
     Raises BackendUnavailable without Ray, BundleError for a bundle that cannot be read here, StreamError for one whose
     streams have an end.
@@ -121,7 +121,7 @@ def serve_on_ray(options: ClusterOptions) -> Any:
     told = RouteOptions(
         web=options.web, token=options.token, limits=replace(options.limits, default_frames=trained), model_id=model_id
     )
-    # Ray's Python API has no name for it any more; without it, to scale would restart all there is.
+    # Ray's Python API no longer has a public name for this; without it, scaling would restart all replicas.
     graphs = sorted((name, entry.sha256) for name, entry in manifest.files.items())
     streams._version = _digest(options.release, options.replica, graphs)
     routes._version = _digest(options.release, told)
@@ -134,13 +134,13 @@ def _digest(*parts: object) -> str:
 
 
 def import_serve() -> Any:
-    """Raises BackendUnavailable without Ray Serve."""
+    """Import Ray Serve. Raises BackendUnavailable without it."""
     try:
         importlib.import_module(ROUTER.rpartition(".")[0])
         return importlib.import_module("ray.serve")
     except ImportError as error:
         raise BackendUnavailable(
-            f"a cluster needs the package ray with its part for serving, which cannot be imported here: {error}",
+            f"a cluster needs the package ray[serve], which cannot be imported here: {error}",
             expected="Ray 2.60 or newer",
             fix="pip install 'ray[serve]>=2.60', or pip install -e '.[ray]'",
         ) from error
@@ -152,27 +152,41 @@ def make_parser(prog: str) -> ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
     add, local = parser.add_argument, LocalLimits()
-    add("bundle", metavar="BUNDLE", type=Path, help="Folder made by pvc-export, the same path on every machine.")
-    add("--snapshots", metavar="PLACE", required=True, help="Folder or address (s3://...) that every machine sees.")
-    add("--every", metavar="N", type=int, default=EVERY, help="Frames between two snapshots of a stream.")
-    add("--replicas", metavar="N", type=int, default=1, help="One a GPU, or a share of the processors.")
-    add("--cpus", metavar="N", type=float, default=1.0, help="Of each replica, as Ray counts them.")
-    add("--gpus", metavar="N", type=float, default=0.0, help="Of each replica, as Ray counts them.")
-    add("--release", metavar="TEXT", default="", help="With another one than before, all replicas are exchanged.")
-    add("--routes", metavar="N", type=int, default=1, help="Replicas of what takes HTTP.")
-    add("--sessions", metavar="N", type=int, default=local.sessions, help="Streams with memory of each replica.")
-    add("--answers", metavar="N", type=int, default=local.answers, help="Questions without a session, of each replica.")
-    add("--queue", metavar="FRAMES", type=int, default=local.queue.frames, help="Frames of a session that may wait.")
-    add("--host", metavar="HOST", default=HOST, help=f"Beyond this machine it needs {TOKEN_VARIABLE}.")
-    add("--port", metavar="PORT", type=int, default=PORT, help="On every machine of the cluster.")
+    add("bundle", metavar="BUNDLE", type=Path, help="Bundle folder from pvc-export, at the same path on every machine.")
     add(
-        "--ray-address", metavar="ADDRESS", default="auto", help="Of the cluster; local starts one that ends with this."
-    )
+        "--snapshots", metavar="PLACE", required=True,
+        help="Folder or address (s3://...) that every machine can read and write.",
+    )  # fmt: skip
+    add("--every", metavar="N", type=int, default=EVERY, help="Frames between two snapshots of a stream.")
+    add("--replicas", metavar="N", type=int, default=1, help="Number of replicas: one per GPU, or per share of CPUs.")
+    add("--cpus", metavar="N", type=float, default=1.0, help="CPUs per replica, as Ray counts them.")
+    add("--gpus", metavar="N", type=float, default=0.0, help="GPUs per replica, as Ray counts them.")
+    add("--release", metavar="TEXT", default="", help="Any text; if it changes, all replicas are replaced.")
+    add("--routes", metavar="N", type=int, default=1, help="Number of HTTP replicas.")
+    add("--sessions", metavar="N", type=int, default=local.sessions, help="Maximum open sessions per replica.")
+    add(
+        "--answers", metavar="N", type=int, default=local.answers,
+        help="Questions without a session answered concurrently, per replica.",
+    )  # fmt: skip
+    add(
+        "--queue", metavar="FRAMES", type=int, default=local.queue.frames,
+        help="Frames per session that may wait for the model.",
+    )  # fmt: skip
+    add(
+        "--host", metavar="HOST", default=HOST,
+        help="Address to serve on. If other machines can reach it, clients need a token: the environment variable "
+        f"{TOKEN_VARIABLE}, or a new one that is printed.",
+    )  # fmt: skip
+    add("--port", metavar="PORT", type=int, default=PORT, help="Port on every machine of the cluster.")
+    add(
+        "--ray-address", metavar="ADDRESS", default="auto",
+        help="Address of the Ray cluster; 'local' starts one that ends with this process.",
+    )  # fmt: skip
     return parser
 
 
 def options_of(told: Namespace) -> ClusterOptions:
-    """Raises ValueError for what no cluster can do."""
+    """The parsed options. Raises ValueError for an impossible value."""
     web = WebOptions(host=told.host, port=told.port)
     limits = LocalLimits(sessions=told.sessions, answers=told.answers, queue=QueueLimits(frames=told.queue))
     snapshots = told.snapshots if "://" in told.snapshots else str(Path(told.snapshots).absolute())
@@ -184,7 +198,7 @@ def options_of(told: Namespace) -> ClusterOptions:
 
 
 def main(*, prog: str = "python -m apps.serving.ray_app") -> None:
-    """Serve until Ctrl-C or SIGTERM, where the cluster is of this process alone; else start it and return."""
+    """On a local cluster serve until Ctrl-C or SIGTERM; on another one start the deployments and return."""
     parser = make_parser(prog)
     told = parser.parse_args()
     try:
@@ -197,9 +211,9 @@ def main(*, prog: str = "python -m apps.serving.ray_app") -> None:
         serve_on_ray(options)
     except (PVCError, OSError) as error:
         raise SystemExit(fail(error, as_json=False)) from None
-    print(f"served at http://{options.web.host}:{options.web.port}/v1 by {options.replicas} replicas", flush=True)
+    print(f"serving at http://{options.web.host}:{options.web.port}/v1, replicas: {options.replicas}", flush=True)
     if options.token is not None:
-        print(f"Its token, also as an API key: {options.token}", flush=True)
+        print(f"Token, also used as the API key: {options.token}", flush=True)
     if told.ray_address == "local":
         ended = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):

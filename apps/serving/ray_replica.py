@@ -1,7 +1,7 @@
-"""What a replica of a Ray cluster runs: one bundle's streams, on one GPU or a share of the processors.
+"""A replica of a Ray cluster: one bundle's streams, on one GPU or a share of the CPUs.
 
-Note: what is meant for whoever asked is returned and not raised. Ray would wrap it, and log a traceback for each frame
-that comes too early.
+Note: errors meant for the client are returned, not raised. Ray would wrap a raised one, and log a traceback for each
+frame that arrives too early.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ log = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplicaOptions:
-    """bundle and snapshots are paths or addresses that are the same on every machine; every: frames between two
-    snapshots; wait_s: that an owner which lives is given to let go of a stream."""
+    """Options of a replica. bundle, snapshots: paths or addresses valid on every machine; every: frames between two
+    snapshots; wait_s: time a living owner gets to release a stream."""
 
     bundle: Path
     snapshots: str
@@ -50,7 +50,7 @@ class ReplicaOptions:
 
 
 class Replica:
-    """A deployment: every method is called by RayService, with a session's id as Ray's."""
+    """The deployment: RayService calls every method, with the session's id as Ray's session id."""
 
     def __init__(self, options: ReplicaOptions) -> None:
         self._replicas = _Replicas()
@@ -85,25 +85,25 @@ class Replica:
             yield piece
 
     async def let_go(self, session: str, owner: str) -> bool:
-        """For another replica, which has inherited the session of `owner`. Whether this one had it."""
+        """Release a session to another replica, which takes it over from `owner`. Returns whether it was here."""
         return owner == self._replicas.own and await self.kept.release(session)
 
     async def facts(self) -> dict[str, Any]:
-        """For tests and for people."""
+        """Facts for tests and for debugging."""
         return {
             "replica": self._replicas.own, "node": self._replicas.node, "pid": os.getpid(),
             "sessions": self.kept.sessions, "steps": self._scheduler.counts.steps,
         }  # fmt: skip
 
     def __del__(self) -> None:
-        """Ray calls it once nothing is routed here any more, and what ran is done."""
+        """Ray calls this once no requests are routed here and the running ones are done."""
         if hasattr(self, "_service"):
             self.kept.release_all()
             self._scheduler.close()
 
 
 class _Replicas:
-    """This one among its like. own: its id; node: that of its machine."""
+    """The replicas of this deployment. own: this replica's id; node: its machine's id."""
 
     def __init__(self) -> None:
         self._ray, self._serve = importlib.import_module("ray"), importlib.import_module("ray.serve")
@@ -112,7 +112,7 @@ class _Replicas:
         self.node = str(self._ray.get_runtime_context().get_node_id())
         self._names = str(self._ray.get_runtime_context().get_actor_name() or "").removesuffix(self.own)
         self._handle = self._serve.get_deployment_handle(context.deployment, context.app_name)
-        self._asking = set[asyncio.Future[None]]()  # which nothing else would keep
+        self._asking = set[asyncio.Future[None]]()  # keeps the tasks from being garbage-collected
 
     def is_alive(self, owner: str) -> bool:
         try:
@@ -122,18 +122,19 @@ class _Replicas:
         return True
 
     async def ask(self, session: str, owner: str) -> None:
-        """The owner, to let go; does not wait for it. One that is being stopped is not reached, but does so anyway."""
+        """Ask the owner to release a session, without waiting. An owner being stopped is not reached, but releases it
+        anyway."""
         task = asyncio.ensure_future(self._ask(session, owner))
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
 
     async def _ask(self, session: str, owner: str) -> None:
-        for _ in range(TRIES):  # a handle that is new does not know every replica yet
+        for _ in range(TRIES):  # a new handle does not know every replica yet
             calls = self._handle.broadcast("let_go", session, owner)
             try:
                 found = await calls.results_async(timeout_s=ASK_S, return_exceptions=True)
-            except Exception as error:  # of a replica that ends meanwhile, Ray raises about anything
-                log.warning(f"replica {owner} cannot be asked for stream {session!r}: {error}")
+            except Exception as error:  # if a replica ends meanwhile, Ray may raise almost anything
+                log.warning(f"replica {owner} cannot be asked to release stream {session!r}: {error}")
                 return
             if any(let_go is True for let_go in found):
                 return

@@ -1,7 +1,7 @@
-"""A Service whose streams are on the replicas of a Ray cluster. Each session goes to the replica that its id says.
+"""A Service with its streams on the replicas of a Ray cluster. A session's id determines its replica.
 
-A replica that dies takes the calls with it that it has. Those that may be sent again are, until another one has taken
-the stream up: frames that have an index, and what changes nothing.
+A dying replica's running calls are lost. Those that are safe to repeat (frames with an index, and calls that change
+nothing) are sent again until another replica has taken over the stream.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ PAUSE_S = 0.1
 
 
 class RayService:
-    """Methods are called on one event loop, as those of every Service."""
+    """Methods are called on one event loop, as for every Service."""
 
     def __init__(
         self, handle: Any, *, model_id: str, patience_s: float = 60.0, lost: tuple[type[Exception], ...] | None = None
     ) -> None:
-        """handle: Ray's, of the deployment of Replica. patience_s: until a call that finds no replica is given up.
-        lost: what a call raises whose replica died; by default, Ray's errors."""
+        """handle: Ray's handle of the Replica deployment. patience_s: time after which a call without a replica fails.
+        lost: errors raised when a call's replica dies; by default, Ray's errors."""
         self._handle, self._model_id, self._patience_s = handle, model_id, patience_s
         self._lost = errors_of_ray() if lost is None else lost
 
@@ -56,7 +56,8 @@ class RayService:
         return self._pieces("complete", frames, wanted, session=None, again=True)
 
     async def _call(self, method: str, session: str, *args: Any, again: bool) -> Any:
-        """What the replica returns. again: the call may be sent again to another one. Raises what it would raise."""
+        """Call a replica and return its result. again: the call may be repeated. Raises what the replica returns as an
+        error."""
         call = self._handle.options(method_name=method, session_id=session)
         until = time.monotonic() + self._patience_s
         while True:
@@ -90,12 +91,12 @@ class RayService:
             except self._lost as error:
                 _give_up(error, is_over=has_begun or not again or time.monotonic() > until, again=again)
             finally:
-                pieces.cancel()  # of one that is done, nothing
+                pieces.cancel()  # no effect on a finished one
             await asyncio.sleep(PAUSE_S)
 
 
 def errors_of_ray() -> tuple[type[Exception], ...]:
-    """Of a process or a machine that ended, or is not there yet."""
+    """Ray's errors for a process or machine that ended or is not ready yet."""
     errors = importlib.import_module("ray.exceptions")
     serving = importlib.import_module("ray.serve.exceptions")
     return (
@@ -108,8 +109,8 @@ def _give_up(error: BaseException, *, is_over: bool, again: bool) -> None:
     if not is_over:
         return
     if again:
-        raise Busy("the replica that has this stream was lost", fix="send it again", retry_after_s=1.0) from error
+        raise Busy("this stream's replica was lost", fix="send the request again", retry_after_s=1.0) from error
     raise StreamError(
-        "the replica that had this stream was lost, and whether it was done is not known",
-        cause="its process or its machine ended", fix="send frames with frame_index: then they may be sent again",
+        "this stream's replica was lost, and it is unknown whether the request was carried out",
+        cause="its process or machine ended", fix="send frames with frame_index, so that they can be sent again safely",
     ) from error  # fmt: skip

@@ -1,4 +1,4 @@
-"""Answers in the shapes that clients know: OpenAI's chat completions, and those of a session."""
+"""Responses as JSON: OpenAI's chat completions, and the responses of sessions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatReply:
-    """All that is told of one completion has the same id and time."""
+    """The JSON of one completion; all its parts have the same id and time."""
 
     model: str
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
@@ -29,7 +29,7 @@ class ChatReply:
         return [self._chunk({"role": "assistant", "content": ""}, None, wants_usage=wants_usage)]
 
     def more(self, piece: Piece, *, wants_usage: bool) -> list[Json]:
-        """The chunks of a piece; after the last one's, whoever wants it is told the usage."""
+        """The chunks of a piece; after the last piece's, the usage, if requested."""
         chunks = []
         if piece.text:
             chunks.append(self._chunk({"content": piece.text}, None, wants_usage=wants_usage))
@@ -50,7 +50,7 @@ class ChatReply:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AskReply:
-    """The same of a question to a session."""
+    """The JSON of an answer to a question to a session."""
 
     model: str
     session_id: str

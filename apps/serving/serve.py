@@ -1,7 +1,7 @@
-"""pvc-serve: the command line of a server.
+"""pvc-serve: the server's command line.
 
-Exit codes: 0 ended by SIGTERM or Ctrl-C and all that ran was finished, 1 some of it was cut, 2 usage, 4 environment,
-6 bad input (engines/errors.py).
+Exit codes: 0 ended by SIGTERM or Ctrl-C with all running requests finished, 1 some requests were cut off, 2 usage,
+4 environment, 6 bad input (engines/errors.py).
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ def main(*, prog: str = "pvc-serve") -> None:
 
 
 def serve(options: ServeOptions, wait: Callable[[], None], *, say: Callable[[str], None] | None = None) -> int:
-    """Until `wait` returns. Returns the exit code; raises PVCError before it began. say: hears where it is served."""
+    """Serve until `wait` returns. Returns the exit code; raises PVCError if it cannot start. say: gets the messages."""
     say = say or (lambda text: print(text, flush=True))
     with open_server(options) as serving:
-        say(f"{serving.model_id} is served at {serving.url}")
+        say(f"Serving {serving.model_id} at {serving.url}")
         if serving.token is not None:
-            say(f"Its token, also as an API key: {serving.token}")
+            say(f"Token, also used as the API key: {serving.token}")
         wait()
-        say(f"Ending: new requests are refused, {serving.work.num_running} are finished first.")
+        say(f"Shutting down: refusing new requests, finishing {serving.work.num_running} running ones.")
         return ENDED if serving.drain(options.drain_s) else CUT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Serving:
-    """A server that runs. url: the base that OpenAI's clients take."""
+    """A running server. url: the base URL for OpenAI clients."""
 
     model_id: str
     url: str
@@ -67,15 +67,15 @@ class Serving:
     scheduler: Scheduler
 
     def drain(self, timeout_s: float) -> bool:
-        """Refuse more; whether what runs was done in time."""
+        """Refuse new requests and wait for the running ones. Returns whether they finished in time."""
         self.work.refuse_more()
         return self.work.wait(timeout_s)
 
 
 @contextmanager
 def open_server(options: ServeOptions) -> Iterator[Serving]:
-    """A server that serves inside the block. Raises BackendUnavailable if a package is missing or the port is taken,
-    what open_bundle raises, and ValueError for a token that can be guessed."""
+    """A running server inside the block. Raises BackendUnavailable if a package is missing or the port is in use,
+    what open_bundle raises, and ValueError for a guessable token."""
     require_packages("pvc-serve")
     token = options.web.token(variable=TOKEN_VARIABLE)
     listening = bind(options.web.host, options.web.port)
@@ -108,15 +108,15 @@ def open_server(options: ServeOptions) -> Iterator[Serving]:
 
 
 def add_gauges(metrics: Metrics, service: LocalService, scheduler: Scheduler) -> None:
-    """What only this process knows."""
+    """Add the gauges of this process's streams."""
     counts = scheduler.counts
     metrics.gauges |= {
-        "pvc_sessions": ("Sessions that are open.", lambda: service.num_sessions),
-        "pvc_sessions_limit": ("Sessions that may be.", lambda: service.limits.sessions),
-        "pvc_streams": ("Streams that are open, also without a session.", lambda: len(scheduler.handles)),
-        "pvc_waiting": ("Frames and questions that wait.", lambda: sum(each.num_waiting for each in scheduler.handles)),
-        "pvc_stream_bytes": ("Of the caches of one session.", lambda: stream_bytes(scheduler.bundle)),
-        "pvc_busy_seconds": ("That the model has computed.", lambda: counts.busy_s),
+        "pvc_sessions": ("Open sessions.", lambda: service.num_sessions),
+        "pvc_sessions_limit": ("Maximum open sessions.", lambda: service.limits.sessions),
+        "pvc_streams": ("Open streams, including those without a session.", lambda: len(scheduler.handles)),
+        "pvc_waiting": ("Waiting frames and questions.", lambda: sum(each.num_waiting for each in scheduler.handles)),
+        "pvc_stream_bytes": ("Size of one session's caches.", lambda: stream_bytes(scheduler.bundle)),
+        "pvc_busy_seconds": ("Time the model has computed.", lambda: counts.busy_s),
     }  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def _shown(host: str) -> str:
 
 
 def _until_a_signal() -> None:
-    """The second one kills."""
+    """Return on the first signal; a second one kills the process."""
     came = threading.Event()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -135,16 +135,16 @@ def _until_a_signal() -> None:
 
     for number in SIGNALS:
         signal.signal(number, note)
-    while not came.wait(1.0):  # a wait without an end would keep Python from calling `note` on some systems
+    while not came.wait(1.0):  # on some systems an unlimited wait would keep Python from calling `note`
         pass
 
 
 def _options(parser: ArgumentParser) -> ServeOptions:
-    """Ends the process with exit code 2, and says why, where there is none."""
+    """The options; exits with code 2 and a message if they are wrong."""
     told, unknown = parser.parse_known_args()
     if unknown:
         known = ["--" + name.replace("_", "-") for name in vars(told) if name != "bundle"]
-        parser.error(f"there is no {' '.join(unknown)}. {did_you_mean(unknown[0], known)}".rstrip())
+        parser.error(f"unknown option: {' '.join(unknown)}. {did_you_mean(unknown[0], known)}".rstrip())
     try:
         options = options_of(told)
         options.web.token(variable=TOKEN_VARIABLE)

@@ -1,8 +1,8 @@
-"""What the routes ask of whoever has the streams: this process, or the replicas of a cluster.
+"""The interface between the HTTP routes and the streams, which are in this process or on a cluster's replicas.
 
-Arguments and results can be pickled. Frames and images are pictures as they were sent: JPEG, PNG or what else Pillow
-reads. Every method raises PVCError: Busy where the client may come again, NoSession for an id that is not known here,
-MediaError for a picture that is none, StreamError for what else it may not ask.
+Arguments and results can be pickled. Frames and images are pictures as sent by the client: JPEG, PNG or another format
+Pillow reads. Every method raises PVCError: Busy if the client may retry, NoSession for an unknown id, MediaError for an
+invalid picture, StreamError for other invalid requests.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = [
 
 
 class NoSession(StreamError):
-    """No session has this id: it was never opened, was closed, or was not used for long."""
+    """No session has this id: it was never opened, was closed, or was unused for too long."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Said:
-    """A turn of the conversation before the question. images: as those of Wanted."""
+    """A turn of the conversation before the question. images: as in Wanted."""
 
     question: str
     answer: str
@@ -34,12 +34,12 @@ class Said:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """What is asked, and how long the answer may be.
+    """A question and the options of its answer.
 
-    images  before the question, or where it says <image>
-    earlier what was said before, oldest first. It comes behind the frames
+    images  placed before the question, or at <image> in its text
+    earlier earlier turns, oldest first; they come after the frames
     stop    texts before which the answer ends
-    keep    question and answer stay in the context of a session
+    keep    keep question and answer in the session's context
     """
 
     question: str
@@ -53,7 +53,7 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """prompt: context rows that the question's answer could see, those of frames among them; completion: tokens."""
+    """Token counts. prompt_tokens: context rows the answer could see, with frames; completion_tokens: its tokens."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -62,7 +62,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
-    """A part of an answer. The last one has `finish` and `usage`: stop, or length where max_new_tokens cut it."""
+    """A part of an answer. The last one has `finish` ("length" if max_new_tokens cut it) and `usage`."""
 
     text: str
     finish: Literal["stop", "length"] | None = None
@@ -71,7 +71,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opened:
-    """A session. num_frames: where it goes on from a snapshot, those that it has; lost: what is said of the others."""
+    """A session. num_frames: frames it has; lost: message about frames lost after its snapshot, or empty."""
 
     id: str
     num_frames: int = 0
@@ -80,13 +80,13 @@ class Opened:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pushed:
-    """What became of a frame.
+    """The result of a push.
 
-    frame_index  of this frame; the next one should have one more
-    is_repeated  it had been pushed before, and was not pushed again
-    is_dropped   it was left out, since newer ones came
-    gap          frames that are missing before it
-    lost         what is said of frames that a replica that died had; empty but once
+    frame_index  index of this frame; the next one should be one higher
+    is_repeated  it had been pushed before and was not pushed again
+    is_dropped   it was dropped for newer frames
+    gap          number of frames missing before it
+    lost         message about frames lost with a dead replica, given once; otherwise empty
     """
 
     frame_index: int
@@ -104,19 +104,19 @@ class Service(Protocol):
 
     @property
     def model_id(self) -> str:
-        """The name under which clients ask for it."""
+        """The model's name in clients' requests."""
 
     def complete(self, frames: tuple[bytes, ...], wanted: Wanted) -> AsyncIterator[Piece]:
-        """Answer about a clip of these frames, or about wanted.images alone; nothing of it is remembered."""
+        """Answer about a clip of these frames, or about wanted.images only; nothing is remembered."""
 
     async def open(self, session_id: str | None = None) -> Opened:
-        """A stream with memory, under this id or a new one. Opening it again finds it as it is."""
+        """Open a stream with memory under this id or a new one. Opening it again returns it unchanged."""
 
     async def push(self, session_id: str, picture: bytes, frame_index: int | None = None) -> Pushed:
-        """The next frame of a session. One that was pushed before, by its index, is not pushed again."""
+        """Push a session's next frame. A frame whose index was pushed before is not pushed again."""
 
     def ask(self, session_id: str, wanted: Wanted) -> AsyncIterator[Piece]:
         """Answer about all frames of the session so far."""
 
     async def close(self, session_id: str) -> None:
-        """Forget it."""
+        """Close the session and delete its memory."""

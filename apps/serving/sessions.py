@@ -1,7 +1,7 @@
-"""Streams with memory over HTTP: open one, push its frames, ask, close.
+"""Sessions over HTTP: open a stream with memory, push its frames, ask, close.
 
 POST   /v1/streaming/sessions               {"id": "door"}, or nothing
-POST   /v1/streaming/sessions/door/frame    a JPEG or another picture; ?frame_index=7 makes a retry harmless
+POST   /v1/streaming/sessions/door/frame    a JPEG or another picture; ?frame_index=7 makes a retry safe
 POST   /v1/streaming/sessions/door/ask      {"question": "Who is there?", "stream": true}
 DELETE /v1/streaming/sessions/door
 """
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-HIGHEST_INDEX = 2**53 - 1  # JSON's readers know no larger whole number
+HIGHEST_INDEX = 2**53 - 1  # the largest integer that all JSON parsers represent exactly
 FRAME_INDEX = re.compile(r"[0-9]{1,16}")
 JSON = "application/json"
 
 
 class Sessions:
-    """The endpoints."""
+    """The endpoints of sessions."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared, self._service = shared, shared.service
@@ -90,11 +90,11 @@ class Sessions:
         return JSONResponse(closed_json(session_id))
 
     def _read(self, fields: Fields) -> tuple[Wanted, bool, bool]:
-        """What is asked, whether it is streamed, and whether its usage is wanted. Raises Refused."""
+        """The question, whether to stream the answer, and whether to send its usage. Raises Refused."""
         fields.only(("question", "keep", *SAMPLING, *STREAMING))
         question = fields.text("question")
         if not question.strip() or len(question) > self._shared.limits.text_chars:
-            raise fields.wrong("question", f"is not a text of 1 to {self._shared.limits.text_chars} characters")
+            raise fields.wrong("question", f"is not a string of 1 to {self._shared.limits.text_chars} characters")
         wanted = replace(
             read_wanted(fields, self._shared.limits), question=question, keep=fields.flag("keep", default=False)
         )
@@ -102,22 +102,24 @@ class Sessions:
 
 
 def session_id_of(text: str, *, param: str) -> str:
-    """Raises Refused for what is no id."""
+    """Return the id. Raises Refused if it is not valid."""
     if not SESSION_ID.fullmatch(text):
         raise Refused(
-            f"{param} is no id of a session: 1 to 128 letters, digits and . _ : -, a letter or digit first", param=param
+            f"{param} is not a valid session id; expected 1 to 128 letters, digits and . _ : -, starting with a letter "
+            "or digit",
+            param=param,
         )
     return text
 
 
 def frame_index_of(request: Request) -> int | None:
-    """By ?frame_index=, or the header X-Frame-Index. Raises Refused for what is none, and for two that differ."""
+    """The index in ?frame_index= or the header X-Frame-Index. Raises Refused if it is invalid, or if both differ."""
     told = {*request.query_params.getlist("frame_index"), *request.headers.getlist("x-frame-index")}
     if not told:
         return None
     (text, *others) = told
     if others or not FRAME_INDEX.fullmatch(text) or int(text) > HIGHEST_INDEX:
-        raise Refused("frame_index is not one whole number, 0 or more", param="frame_index")
+        raise Refused("frame_index is not a single whole number of 0 or more", param="frame_index")
     return int(text)
 
 

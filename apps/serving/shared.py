@@ -1,4 +1,4 @@
-"""What all endpoints have in common."""
+"""The objects shared by all endpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .service import Service
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shared:
-    """created: when this server began, as Unix has it."""
+    """Shared by all endpoints. created: the server's start, in Unix time."""
 
     service: Service
     limits: Limits

@@ -1,6 +1,6 @@
-"""Where snapshots lie: a folder that every machine sees, or anything that fsspec reaches.
+"""Storage for snapshots: a folder shared by all machines, or anything fsspec supports.
 
-A name is FOLDER/FILE. What is written under a name is there whole or not at all, whoever is killed meanwhile.
+A name is FOLDER/FILE. A write is atomic: a file is complete or absent, even if the writer is killed.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ PARTIAL = ".part-"
 
 
 class Store(Protocol):
-    """Every method raises BackendUnavailable where the place cannot be reached, is full, or refuses."""
+    """Every method raises BackendUnavailable if the store cannot be reached, is full, or denies access."""
 
     @property
     def where(self) -> str:
-        """For people, without a password."""
+        """The store's place for messages, without a password."""
 
     def names(self, folder: str) -> tuple[str, ...]:
-        """Files of a folder, those that are being written left out. None where there is no such folder."""
+        """Files of a folder, without those still being written; empty if the folder does not exist."""
 
     def read(self, name: str) -> bytes | None:
-        """None where it is not, or is no more."""
+        """The file's content; None if it does not exist."""
 
     def write(self, name: str, content: bytes) -> None:
-        """In one step, in place of what has this name."""
+        """Write atomically, replacing an existing file."""
 
     def remove(self, name: str) -> None:
-        """It may be gone already."""
+        """Remove a file, which may be gone already."""
 
     def remove_folder(self, folder: str) -> None:
-        """With all that is in it. It may be gone already."""
+        """Remove a folder with its files; it may be gone already."""
 
 
 def open_store(place: str) -> Store:
-    """A path or an address such as s3://bucket/streams. Raises BackendUnavailable without fsspec, for an address."""
+    """Open a path or an address such as s3://bucket/streams. An address needs fsspec; else BackendUnavailable."""
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", place) and not place.startswith("file://"):
         return FsspecStore(place)
     return FolderStore(Path(place.removeprefix("file://")))
 
 
 class FolderStore:
-    """Files of a folder, which may be a network's."""
+    """Files in a folder, possibly on a network."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -99,7 +99,7 @@ class FolderStore:
 
 
 class FsspecStore:
-    """Objects below an address. A listing is asked for anew each time: another machine may have written."""
+    """Objects below an address. Listings are never cached, since another machine may have written."""
 
     def __init__(self, address: str) -> None:
         self._address = address.rstrip("/")
@@ -150,14 +150,14 @@ class FsspecStore:
 
 
 def import_fsspec() -> Any:
-    """Raises BackendUnavailable without it."""
+    """Import fsspec. Raises BackendUnavailable without it."""
     try:
         importlib.import_module("fsspec.core")
         return importlib.import_module("fsspec")
     except ImportError as error:
         raise BackendUnavailable(
-            f"the package fsspec, which snapshots at an address need, cannot be imported here: {error}",
-            fix="pip install fsspec and its part for that address, such as s3fs; a folder needs none",
+            f"snapshots at an address need the package fsspec, which cannot be imported here: {error}",
+            fix="pip install fsspec and the package for the address, such as s3fs; a folder needs neither",
         ) from error
 
 
@@ -171,5 +171,6 @@ def _explained(where: str, kind: type[Exception]) -> Iterator[None]:
         raise BackendUnavailable(
             f"snapshots at {where} cannot be read or written: {type(error).__name__}: {error}",
             expected="a folder or bucket that every machine may read and write",
-            cause="it is full, cannot be reached, or refuses", fix="streams go on without; look at the place",
+            cause="it is full, unreachable, or denies access",
+            fix="check the place; streams continue without snapshots",
         ) from error  # fmt: skip

@@ -1,4 +1,4 @@
-"""The work that is going on, so that a server can end without cutting it."""
+"""Tracking of running requests, so that a server can shut down without cutting them off."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .errors import come_again
 
 
 class Work:
-    """Requests that are being done. Any thread may look, wait, and call `refuse_more`."""
+    """The running requests. Any thread may read, wait, and call `refuse_more`."""
 
     def __init__(self) -> None:
         self.num_running, self.is_draining = 0, False
@@ -18,7 +18,7 @@ class Work:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """Raises Refused, with 503, once no more is taken."""
+        """Count a request as running. Raises Refused, with 503, during shutdown."""
         with self._changed:
             if self.is_draining:
                 raise come_again("this server is shutting down", after_s=5.0, status=503, code="shutting_down")
@@ -31,11 +31,11 @@ class Work:
                 self._changed.notify_all()
 
     def refuse_more(self) -> None:
-        """From now on new work is refused; what runs goes on."""
+        """Refuse new requests; the running ones continue."""
         with self._changed:
             self.is_draining = True
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether all of it was done in time."""
+        """Wait for the running requests. Returns whether they finished in time."""
         with self._changed:
             return self._changed.wait_for(lambda: self.num_running == 0, timeout_s)

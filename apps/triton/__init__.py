@@ -1,1 +1,1 @@
-"""A bundle inside Triton Inference Server: the Python backend of `pvc-export triton`."""
+"""A bundle in Triton Inference Server: the Python backend of `pvc-export triton`."""

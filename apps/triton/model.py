@@ -1,10 +1,10 @@
-"""What Triton's Python backend calls: one instance of the model, and the streams of its sequences.
+"""The model instance for Triton's Python backend, and the streams of its sequences.
 
-`pvc-export triton` writes the model.py that hands over `triton_python_backend_utils`, which only a server has. Written
-from the documentation of the Python backend and of the sequence batcher; no server has run it yet.
+`pvc-export triton` writes the model.py that passes in `triton_python_backend_utils`, which exists only in a server.
+Written from the documentation of the Python backend and of the sequence batcher; no server has run it yet.
 
-Note: the direct strategy fills a batch with requests for slots that have nothing: their READY is false, and nothing
-else in them may be read. And a server tells nobody of a sequence that it gave up as idle: so this looks for itself.
+Note: the direct strategy fills a batch with requests for empty slots: their READY is false, and nothing else in them
+may be read. The server does not report a sequence that it dropped as idle, so this module tracks idle sequences itself.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from ..serving.endless import as_endless_as_can_be
 from .sequences import Sequences
 
 QUESTION_ROWS = 128
-"""Rows of a context that frames leave for a question, beside those for its answer."""
+"""Context rows that frames leave free for a question, in addition to those for its answer."""
 INVALID, UNAVAILABLE, INTERNAL = "INVALID_ARG", "UNAVAILABLE", "INTERNAL"
-"""Names of TritonError's codes."""
+"""Names of TritonError codes."""
 
 
 @dataclass(slots=True)
 class Turn:
-    """A request on its way to a response.
+    """A request being processed.
 
-    handle    its stream; None if there is nothing to do with it, or `error` says why not
-    question  empty if none is asked
+    handle    its stream; None if there is nothing to do, or `error` has the reason
+    question  empty if there is none
     """
 
     is_ready: bool = True
@@ -62,24 +62,24 @@ class Turn:
 
 
 class Instance:
-    """One instance of the model in its process. execute and close are called by one thread, the server's."""
+    """One instance of the model in its process. execute and close are called on one thread, the server's."""
 
     def __init__(self, folder: Path, args: dict[str, str], utils: Any) -> None:
-        """folder  of the model in the repository, with config.pbtxt and what its parameters name
-        args    what TritonPythonModel.initialize is given
+        """folder  the model's folder in the repository, with config.pbtxt and the files its parameters name
+        args    the arguments of TritonPythonModel.initialize
         utils   the module triton_python_backend_utils
 
-        Raises what open_bundle raises, and PVCError for a configuration that is not one of pvc-export's.
+        Raises what open_bundle raises, and PVCError for a configuration that pvc-export did not write.
         """
         config = json.loads(args["model_config"])
         given = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
         idle_us = config.get("sequence_batching", {}).get("max_sequence_idle_microseconds")
         if "bundle" not in given or not idle_us:
             raise StreamError(
-                f"the configuration of {args.get('model_name', folder.name)} names no bundle, or no time after which "
-                "a sequence is idle",
+                f"the configuration of {args.get('model_name', folder.name)} lacks the bundle parameter or "
+                "max_sequence_idle_microseconds",
                 expected="the config.pbtxt that pvc-export triton wrote",
-                fix="make the repository again: pvc-export triton BUNDLE -o REPOSITORY",
+                fix="write the repository again: pvc-export triton BUNDLE -o REPOSITORY",
             )
         self._utils, self._max_new_tokens = utils, int(given.get("max_new_tokens", 64))
         bundle = open_bundle(folder / given["bundle"], trust_engines=given.get("trust_engines") == "true")
@@ -92,10 +92,10 @@ class Instance:
         self._reaper.start()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """A response for each request, an error for whatever fails: one request's trouble is no other one's.
+        """One response per request; a failing request gets an error and does not affect the others.
 
-        Streams of one batch take turns, so that no answer waits for a longer one before it. All of it is done when
-        this returns: meanwhile frames of other batches wait in the server.
+        The streams of a batch take turns, so that no answer waits for a longer one. All requests are done when this
+        returns; frames of other batches wait in the server meanwhile.
         """
         with self._lock:
             turns = [self._begun(request) for request in requests]
@@ -112,7 +112,7 @@ class Instance:
         self._scheduler.close()
 
     def _begun(self, request: Any) -> Turn:
-        """Its stream is found or started, and its frame is on its way."""
+        """Find or start the request's stream, and push its frame."""
         turn = Turn()
         try:
             turn.is_ready = bool(self._control(request, "READY"))
@@ -125,7 +125,9 @@ class Instance:
             limit = self._value(request, "MAX_NEW_TOKENS")
             turn.max_new_tokens = self._max_new_tokens if limit is None else int(limit)
             if turn.frame is None and not turn.question and not (is_start or turn.is_end):
-                raise StreamError("the request has neither a frame nor a question", expected="FRAME, PICTURE, QUESTION")
+                raise StreamError(
+                    "the request has neither a frame nor a question", expected="FRAME, PICTURE or QUESTION"
+                )
             if turn.frame is not None:
                 turn.pushed = turn.handle.push(turn.frame)
         except Exception as error:
@@ -133,7 +135,7 @@ class Instance:
         return turn
 
     def _ask(self, turn: Turn) -> None:
-        """Once its own frame is seen. A question about a frame that failed is not asked."""
+        """Ask the question once its frame was processed. If the frame failed, the question is not asked."""
         if turn.handle is None or turn.error is not None:
             return
         try:
@@ -152,7 +154,7 @@ class Instance:
             turn.error = error
 
     def _response(self, turn: Turn) -> Any:
-        """And whatever is freed by it."""
+        """The response; also ends the sequence, if requested."""
         if not turn.is_ready:
             return self._utils.InferenceResponse(output_tensors=[])
         num_frames = 0 if turn.handle is None else turn.handle.num_frames
@@ -180,9 +182,9 @@ class Instance:
         frame = self._utils.get_input_tensor_by_name(request, "FRAME")
         picture = self._value(request, "PICTURE")
         if frame is not None and picture is not None:
-            raise StreamError("the request has a FRAME and a PICTURE", expected="one of them", fix="send two requests")
+            raise StreamError("the request has both FRAME and PICTURE", expected="one of them", fix="send two requests")
         if frame is not None:
-            pixels: NDArray[np.uint8] = frame.as_numpy()[0]  # the batch of one
+            pixels: NDArray[np.uint8] = frame.as_numpy()[0]  # a batch of one
             return pixels
         return None if picture is None else decoded(picture)
 
@@ -190,13 +192,13 @@ class Instance:
         value = self._value(request, name)
         if value is None:
             raise StreamError(
-                f"the request has no {name}", expected="the controls of config.pbtxt: START, READY, END, CORRID",
-                fix="make the repository again: pvc-export triton BUNDLE -o REPOSITORY",
+                f"the request has no input {name}", expected="the controls of config.pbtxt: START, READY, END, CORRID",
+                fix="write the repository again: pvc-export triton BUNDLE -o REPOSITORY",
             )  # fmt: skip
         return value
 
     def _value(self, request: Any, name: str) -> Any:
-        """The only value of an input; None without one."""
+        """The single value of an input; None if the input is missing."""
         tensor = self._utils.get_input_tensor_by_name(request, name)
         return None if tensor is None else tensor.as_numpy().reshape(-1)[0]
 
@@ -205,7 +207,7 @@ class Instance:
         try:
             return "" if value is None else str(value, "utf-8") if isinstance(value, bytes) else str(value)
         except UnicodeDecodeError as error:
-            raise StreamError(f"{name} is no text: {error}", expected="UTF-8") from error
+            raise StreamError(f"{name} is not valid text: {error}", expected="UTF-8") from error
 
     def _free_idle(self) -> None:
         period = min(1.0, self.sequences.idle_s / 4)
@@ -215,20 +217,20 @@ class Instance:
 
 
 def decoded(picture: bytes) -> NDArray[np.uint8]:
-    """JPEG, PNG or what else Pillow reads, as (H, W, 3) uint8 BGR, upright. Raises MediaError for what is none."""
+    """Decode JPEG, PNG or another format Pillow reads to (H, W, 3) uint8 BGR, upright. Raises MediaError."""
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(picture)) as image:
             warnings.simplefilter("ignore")
             bgr, _ = to_bgr(image, Path("PICTURE"))
             return bgr
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        said = str(error).partition(" <")[0]  # Pillow names the object in memory
+        said = str(error).partition(" <")[0]  # Pillow's message ends with the object's address
         raise MediaError(
-            f"PICTURE cannot be read as an image: {said}", expected="a whole JPEG or PNG, as bytes",
-            cause=f"its {len(picture)} bytes were cut short, or are another kind of file",
+            f"PICTURE cannot be read as an image: {said}", expected="a complete JPEG or PNG, as bytes",
+            cause=f"its {len(picture)} bytes are truncated, or another kind of file",
         ) from error  # fmt: skip
 
 
 def _is_senders(error: BaseException) -> bool:
-    """Whether other input would have been taken."""
+    """Whether the sender is at fault: other input would have been accepted."""
     return isinstance(error, MediaError | StreamError) and error.exit_code == PVCError.exit_code

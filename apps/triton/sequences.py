@@ -1,4 +1,4 @@
-"""The streams of a server's sequences, by correlation id: what a START opens, and an END or a long silence frees."""
+"""The streams of a server's sequences, by correlation id: opened by START, freed by END or when idle."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from engines.many.scheduler import Scheduler
 from engines.stream import PVCStream
 
 WAITING = QueueLimits(frames=1, questions=4, when_full="refuse")
-"""Whoever sends a frame waits for it, so no other one comes meanwhile: nothing is dropped."""
+"""The sender of a frame waits for its response, so no other frame arrives meanwhile and none is dropped."""
 
 
 class Sequences:
-    """At most scheduler.max_streams at once. Not for two threads at a time.
+    """At most scheduler.max_streams sequences. Not thread-safe.
 
-    A stream that is freed forgets its frames at once, and its caches serve the next sequence.
+    A freed stream forgets its frames immediately, and its caches are reused for the next sequence.
     """
 
     def __init__(
         self, scheduler: Scheduler, *, idle_s: float, options: dict[str, Any],
         now: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """idle_s: a sequence that is not used for so long is freed, by whoever calls `free_idle`.
-        options: of PVCStream, the same for all."""
+        """idle_s: time after which `free_idle` frees an unused sequence.
+        options: PVCStream's, the same for all."""
         self.idle_s, self.options = idle_s, options
         self._scheduler, self._now = scheduler, now
         self._handles: dict[Hashable, StreamHandle] = {}
@@ -37,9 +37,9 @@ class Sequences:
         return len(self._handles)
 
     def start(self, key: Hashable) -> StreamHandle:
-        """A stream without frames; of a sequence that is known, its own, which starts anew.
+        """An empty stream for the sequence; a known sequence's stream is reset.
 
-        Raises Busy where as many sequences are open as may be, and what PVCStream raises.
+        Raises Busy if the limit on open sequences is reached, and what PVCStream raises.
         """
         if key in self._handles:
             self._handles[key].call(PVCStream.reset).result()
@@ -50,21 +50,22 @@ class Sequences:
         return self._handles[key]
 
     def of(self, key: Hashable) -> StreamHandle:
-        """Raises StreamError for a sequence that was not started, or was freed."""
+        """The sequence's stream. Raises StreamError for a sequence that was not started, or was freed."""
         if key not in self._handles:
             raise StreamError(
-                f"there is no sequence {key} here", expected="START with its first request",
-                cause=f"it was never started, has ended, or was not used for {self.idle_s:g} s", fix="START it again",
+                f"sequence {key} does not exist", expected="START in its first request",
+                cause=f"it was never started, has ended, or was unused for {self.idle_s:g} s",
+                fix="send its next request with START",
             )  # fmt: skip
         return self._handles[key]
 
     def touch(self, key: Hashable) -> None:
-        """It is used now."""
+        """Note that the sequence is in use."""
         if key in self._handles:
             self._used[key] = self._now()
 
     def end(self, key: Hashable) -> None:
-        """Free it, if there is one."""
+        """Free the sequence, if it exists."""
         handle = self._handles.pop(key, None)
         self._used.pop(key, None)
         if handle is not None:
@@ -72,7 +73,7 @@ class Sequences:
             self._spare.append(handle)
 
     def free_idle(self) -> list[Hashable]:
-        """End all that were not used for idle_s. Returns which."""
+        """End all sequences unused for idle_s. Returns their keys."""
         latest = self._now() - self.idle_s
         idle = [key for key, used in self._used.items() if used <= latest]
         for key in idle:
@@ -85,5 +86,6 @@ class Sequences:
         except Busy as error:
             raise Busy(
                 f"{len(self._handles)} sequences are open", expected=f"{self._scheduler.max_streams} or fewer",
-                fix="END one, or make the repository again with more --slots", retry_after_s=error.retry_after_s,
+                fix="END a sequence, or write the repository again with more --slots",
+                retry_after_s=error.retry_after_s,
             ) from error  # fmt: skip

@@ -1,5 +1,5 @@
-"""The page of a live session, its health and its metrics.
+"""The web page of a live session, its health endpoint and its metrics.
 
-Every module imports without the packages of the extra `live`, as a device's kit has none of them: what serves imports
-them when it is called.
+Every module can be imported without the packages of the extra `live`, which a device's kit lacks; the serving code
+imports them when called.
 """

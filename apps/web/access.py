@@ -1,7 +1,7 @@
-"""Who may see the page: a token where others can reach it, and no page of another site anywhere.
+"""Access control of the page: a token if other machines can reach it, and no requests from other sites' pages.
 
-Note: a site that a browser visits can make it send requests here, and can point its own name at this machine (DNS
-rebinding). So a request must be for a host that is served, and a WebSocket must come from a page of that host.
+Note: a site visited in a browser can make the browser send requests here, and can point its host name at this machine
+(DNS rebinding). So a request must be for a served host name, and a WebSocket must come from a page of that host.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ COOKIE_AGE_S = 30 * 86400
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Access:
-    """token: None where nobody but this machine can ask. names: host names that are served, in lower case.
+    """token: None if only this machine can connect. names: the served host names, in lower case.
 
-    any_address  an address in numbers is served too: it cannot be pointed elsewhere. Else those of loopback alone.
+    any_address  numeric addresses are also served, since they cannot be redirected; otherwise only loopback ones
     """
 
     token: str | None
@@ -43,7 +43,8 @@ class Access:
 
     @staticmethod
     def of(options: WebOptions, *, token: str | None, port: int) -> Access:
-        """Each port has a cookie of its own, as browsers share them among all ports of a host."""
+        """The access rules for a server. Each port has its own cookie name, since browsers share cookies among all
+        ports of a host."""
         names = {"localhost", *(name.lower() for name in options.served_as)}
         if not is_loopback(options.host):
             own = socket.gethostname().lower()
@@ -64,7 +65,7 @@ class Access:
         return self.any_address or address.is_loopback
 
     def is_own(self, origin: str | None, host: str) -> bool:
-        """Whether a WebSocket's Origin is a page of this server. Programs send none, and no browser leaves it out."""
+        """Whether an Origin is a page of this server. Programs send none; browsers always send one."""
         if origin is None:
             return True
         try:
@@ -77,17 +78,19 @@ class Access:
         return parts.netloc.lower().removesuffix(usual) == host.lower().removesuffix(usual)
 
     def knows(self, *, authorization: str = "", cookies: Mapping[str, str], query_token: str = "") -> bool:
-        """Whether one of them is the token."""
+        """Whether one of the credentials is the token."""
         if self.token is None:
             return True
         scheme, _, bearer = authorization.partition(" ")
         given = (bearer.strip() if scheme.lower() == "bearer" else "", cookies.get(self.cookie, ""), query_token)
         token = self.token.encode()
-        return any([hmac.compare_digest(text.encode(errors="replace"), token) for text in given])  # all: constant time
+        return any(
+            [hmac.compare_digest(text.encode(errors="replace"), token) for text in given]
+        )  # no early exit: constant time
 
 
 def _hostname(host: str) -> str | None:
-    """The name or address of a Host header, without port and brackets; None for what is no host."""
+    """The name or address in a Host header, without port and brackets; None if it is not a host."""
     try:
         return urlsplit(f"//{host}").hostname
     except ValueError:

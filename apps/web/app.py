@@ -1,4 +1,4 @@
-"""The page as one ASGI app, which serves alone or beside others."""
+"""The page as an ASGI app, usable alone or mounted next to other apps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STATIC = Path(__file__).parent / "static"
 def make_app(
     hub: Hub, *, access: Access, reader: Reader, health: Health | None = None, metrics: Metrics | None = None
 ) -> Starlette:
-    """GET / and /static/, a WebSocket at /ws, and /healthz and /metrics where there are any. Needs starlette."""
+    """The app: GET / and /static/, a WebSocket at /ws, and optionally /healthz and /metrics. Needs starlette."""
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
@@ -49,10 +49,10 @@ def make_app(
 
 
 class Guard:
-    """Refuses hosts that are not served, and pages of other sites; gives every answer the headers of a page."""
+    """Middleware that refuses unknown host names and other sites' pages, and adds the page's headers to responses."""
 
     def __init__(self, app: ASGIApp, access: Access, refused: Callable[[str], Response] | None = None) -> None:
-        """refused: what tells why, with status 403; by default as plain text."""
+        """refused: builds the response with status 403 from the reason; by default plain text."""
         self._app, self._access, self._refused = app, access, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,9 +65,9 @@ class Guard:
         headers = HTTPConnection(scope).headers
         host, is_socket = headers.get("host", ""), scope["type"] == "websocket"
         if not self._access.serves(host):
-            refusal = "This host name is not served here. A reverse proxy's name is given with --served-as.\n"
+            refusal = "This host name is not served here. For a reverse proxy, start with --served-as NAME.\n"
         elif is_socket and not self._access.is_own(headers.get("origin"), host):
-            refusal = "A page of another site may not connect.\n"
+            refusal = "Pages of other sites may not connect.\n"
         else:
             await self._app(scope, receive, send if is_socket else _with_headers(send))
             return
@@ -91,7 +91,7 @@ def _with_headers(send: Send) -> Send:
 
 
 class _Page:
-    """The endpoints."""
+    """The endpoints of the page."""
 
     def __init__(
         self, hub: Hub, access: Access, reader: Reader, health: Health | None, metrics: Metrics | None
@@ -99,9 +99,9 @@ class _Page:
         self._hub, self._access, self._reader, self._health, self._metrics = hub, access, reader, health, metrics
 
     async def index(self, request: Request) -> Response:
-        """With ?token= once: the cookie is set with the page, which takes the token out of its address.
+        """The page. With ?token= the response sets the cookie, and the page removes the token from its address.
 
-        Not by a redirect: a browser that followed a link of another site would not send the cookie there.
+        Not by a redirect: after a link from another site, the browser would not send the cookie with it.
         """
         from starlette.responses import FileResponse
 
@@ -119,17 +119,17 @@ class _Page:
         if self._is_known(socket):
             await serve_viewer(socket, self._hub, self._reader)
         else:
-            await socket.accept()  # only so that the page learns why
+            await socket.accept()  # only so that the page gets the close code
             await socket.close(UNAUTHORIZED, "the token is missing or wrong")
 
     async def healthz(self, request: Request) -> Response:
-        """Without the token only whether it is well."""
+        """The health report; without the token only `ok`."""
         from starlette.responses import Response
 
         assert self._health is not None
         report = self._health.report()
         told = report.to_json() if self._is_known(request) else {"ok": report.is_well}
-        text = json.dumps(finite(told))  # ASCII: a source's name need not be Unicode
+        text = json.dumps(finite(told))  # ASCII, since a source's name may be invalid Unicode
         return Response(text, 200 if report.is_well else 503, media_type="application/json")
 
     async def metrics(self, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""One viewer's WebSocket: what waits for it goes out, and what it asks for comes in."""
+"""One viewer's WebSocket: sends the waiting messages and receives the page's requests."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .viewer import Viewer
 if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
-BEAT_S = 4.0  # without anything to tell, until a sign of life: a page that hears nothing for longer connects anew
+BEAT_S = 4.0  # idle time before a sign of life is sent; a page that receives nothing for longer reconnects
 ORDERS_PER_S, ORDERS_AT_ONCE = 5.0, 20
-PATIENCE = 200  # refusals, one a second forgiven, after which a page is shut out
+PATIENCE = 200  # refusals (one per second is forgiven) after which a page is disconnected
 UNAUTHORIZED, TOO_MANY, ABUSE, GOING_AWAY = 4401, 4429, 4408, 1001
 End = tuple[int, str] | None
-"""Code and reason that a half of a connection ends it with; None where the page has gone."""
+"""Close code and reason from one half of a connection; None if the page disconnected."""
 
 
 async def serve_viewer(socket: WebSocket, hub: Hub, reader: Reader) -> None:
-    """Until it goes, or the session ends. The socket is not accepted yet."""
+    """Serve a viewer until it disconnects or the session ends. The socket is not accepted yet."""
     import anyio
 
     await socket.accept()
     viewer = hub.join()
     if viewer is None:
-        await socket.close(TOO_MANY, f"{hub.options.viewers} viewers look already")
+        await socket.close(TOO_MANY, f"the limit of {hub.options.viewers} viewers is reached")
         return
     ends: list[End] = []
     try:
@@ -41,7 +41,7 @@ async def serve_viewer(socket: WebSocket, hub: Hub, reader: Reader) -> None:
             async def until_it_ends(half: Callable[[], Awaitable[End]]) -> None:
                 with suppress(*_gone()):
                     ends.append(await half())
-                group.cancel_scope.cancel()  # one half ended, so the other has nobody to speak to
+                group.cancel_scope.cancel()  # one half ended, so the other one must end too
 
             group.start_soon(until_it_ends, lambda: _send(socket, hub, viewer))
             group.start_soon(until_it_ends, lambda: _receive(socket, hub, viewer, reader))
@@ -76,20 +76,20 @@ async def _receive(socket: WebSocket, hub: Hub, viewer: Viewer, reader: Reader) 
             return None
         try:
             if (picture := message.get("bytes")) is not None:
-                # On another thread: what is decoded here would hold up all viewers.
+                # On another thread: decoding here would delay all viewers.
                 await asyncio.to_thread(hub.camera.put, viewer.number, picture)
             elif not orders.take():
-                raise Refused("too many messages at once")
+                raise Refused("too many messages in a short time")
             else:
                 _obey(reader.read(message.get("text") or ""), hub, viewer)
         except Refused as refused:
             hub.tell_one(viewer, "refused", str(refused))
             if not refusals.take():
-                return ABUSE, "too much was refused"
+                return ABUSE, "too many refused messages"
 
 
 def _obey(order: Command | Camera, hub: Hub, viewer: Viewer) -> None:
-    """Raises Refused."""
+    """Carry out a page's order. Raises Refused."""
     if isinstance(order, Camera):
         if not order.on:
             hub.camera.release(viewer.number)
@@ -99,11 +99,11 @@ def _obey(order: Command | Camera, hub: Hub, viewer: Viewer) -> None:
             return
         order = Switch(address=parse_address("browser"))
     if not hub.commands.put(order):
-        raise Refused("too much waits to be done")
+        raise Refused("too many requests are waiting")
 
 
 def _gone() -> tuple[type[Exception], ...]:
-    """What is raised when a page is closed while it is told something. Older packages raise a RuntimeError."""
+    """The exceptions raised when a page disconnects during a send. Older packages raise RuntimeError."""
     from starlette.websockets import WebSocketDisconnect
 
     return WebSocketDisconnect, RuntimeError, OSError

@@ -1,4 +1,4 @@
-"""Whether a session does what it is there for: frames come, and the engine takes them."""
+"""Health of a session: frames arrive, and the engine processes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..watchdog import Watchdog
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """reason: why it is not well; empty if it is."""
+    """A health report. reason: why the session is unhealthy; empty if it is healthy."""
 
     reason: str
     details: dict[str, Any] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Report:
 
 
 class Health:
-    """A Listener, with `counted` as the hub has it. `report` is called on any thread."""
+    """A Listener with `counted`, like the hub. `report` may be called on any thread."""
 
     def __init__(self, watchdog: Watchdog, *, num_viewers: Callable[[], int] = lambda: 0) -> None:
         self._watchdog, self._num_viewers = watchdog, num_viewers

@@ -1,4 +1,4 @@
-"""Figures of each second, for as long as the charts look back."""
+"""One sample of figures per second, for the time span of the charts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from ..figures import Figures
 
 PERIOD_S, KEPT = 1.0, 600
-FRAMES = 1000  # latencies of one sample at most
+FRAMES = 1000  # maximum latencies per sample
 
 
 class History:
-    """One sample a second, made from the figures of its frames. A second without frames has none: charts show a gap."""
+    """One sample per second, from the figures of its frames. A second without frames has none: a gap in the charts."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.samples: deque[dict[str, Any]] = deque(maxlen=KEPT)
@@ -24,7 +24,7 @@ class History:
         self._latencies_ms: deque[float] = deque(maxlen=FRAMES)
 
     def add(self, figures: Figures) -> dict[str, Any] | None:
-        """The sample that is complete with these figures, if one is. Times are seconds since 1970."""
+        """Add figures. Returns the sample they complete, or None. Times are seconds since 1970."""
         now = self._clock()
         if self._since is None:
             self._since, self._num_dropped = now, figures.num_dropped

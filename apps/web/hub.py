@@ -1,6 +1,6 @@
-"""The session on one side, viewers on the other: what happens is told to all of them, and slows nothing.
+"""Passes a session's events to all viewers without slowing the session.
 
-Note: the session's thread only puts texts into the viewers' queues. Pictures are compressed on a thread of their own.
+Note: the session's thread only puts texts into the viewers' queues. A separate thread compresses pictures.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .viewer import Viewer
 
 
 class Hub:
-    """A Listener. `counted` is called beside its methods, once per frame, on the session's thread too."""
+    """A Listener. `counted` is also called once per frame, on the session's thread."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Hub:
         self._tell("second", second)
 
     def close(self) -> None:
-        """Viewers are told what waits for them, and let go."""
+        """Send the viewers their waiting messages and disconnect them."""
         with self._lock:
             self._state.ended = True
             viewers = list(self._viewers.values())
@@ -92,11 +92,11 @@ class Hub:
 
     @property
     def num_waiting(self) -> int:
-        """Messages and pictures, of all viewers together."""
+        """Number of waiting messages and pictures, of all viewers together."""
         return sum(viewer.num_waiting for viewer in list(self._viewers.values()))
 
     def join(self) -> Viewer | None:
-        """A viewer, on whose loop this is called; None if there are as many as may be."""
+        """Add a viewer, on its event loop; None if the limit is reached."""
         with self._lock:
             if len(self._viewers) >= self.options.viewers:
                 return None
@@ -115,11 +115,11 @@ class Hub:
         self._tell("viewers", self.num_viewers, newest_of="viewers")
 
     def state_for(self, viewer: Viewer) -> str:
-        """Everything, for a viewer that comes, or that fell behind."""
+        """The complete state, for a viewer that joins or fell behind."""
         return _message("state", viewer.with_state(lambda: self._snapshot(viewer)))
 
     def tell_one(self, viewer: Viewer, kind: str, value: Any) -> None:
-        """Of a kind, only the newest waits."""
+        """Send one viewer a message; it replaces a waiting one of the same kind."""
         viewer.put(_message(kind, value), newest_of=kind)
 
     def _snapshot(self, viewer: Viewer) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Hub:
         }
 
     def _camera_of(self, viewer: Viewer) -> str:
-        """Whose browser's camera is used: 'you', 'other' or 'nobody'."""
+        """The viewer whose camera is in use: 'you', 'other' or 'nobody'."""
         owner = self.camera.owner
         return "nobody" if owner is None else "you" if owner == viewer.number else "other"
 

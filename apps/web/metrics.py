@@ -1,6 +1,6 @@
-"""What Prometheus scrapes: counts and gauges as of the newest frame, and how the latencies are spread.
+"""A session's Prometheus metrics: counts and gauges at the newest frame, and histograms of the latencies.
 
-Note: a registry of its own, so that a process with metrics of its own is left alone.
+Note: it uses a separate registry, so that it does not mix with other metrics of the process.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 CONTEXT_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ANSWER_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 120.0)
 COUNTERS = {
-    "frames_seen": ("Frames that the source delivered while somebody looked.", "num_seen"),
-    "frames_processed": ("Frames that the model saw.", "num_processed"),
-    "frames_dropped": ("Frames that came while the model was busy.", "num_dropped"),
-    "frames_stale": ("Frames whose picture had been black or the same for long.", "num_stale"),
-    "answers": ("Questions that were answered.", "num_answers"),
-    "rollovers": ("Times that the stream went on from its last frames, or was started again.", "num_rollovers"),
-    "reconnects": ("Times that the source was lost and found again.", "num_reconnects"),
+    "frames_seen": ("Frames the source delivered while the session was watching.", "num_seen"),
+    "frames_processed": ("Frames the model processed.", "num_processed"),
+    "frames_dropped": ("Frames that arrived while the model was busy.", "num_dropped"),
+    "frames_stale": ("Frames with a picture that had been black or unchanged for long.", "num_stale"),
+    "answers": ("Answered questions.", "num_answers"),
+    "rollovers": ("Times the stream continued from its last frames, or was restarted.", "num_rollovers"),
+    "reconnects": ("Times the source was lost and reconnected.", "num_reconnects"),
 }
 GAUGES = {
     "fps": ("Model frames per second over the last frames.", "fps"),
-    "context_rows": ("Rows of the context that are taken.", "context_rows"),
-    "context_rows_limit": ("Rows that the context has.", "context_limit"),
-    "paused": ("1 while the model does not see frames.", "paused"),
-    "resident_memory_bytes": ("Memory of the process that is in RAM.", "resident_bytes"),
+    "context_rows": ("Context rows in use.", "context_rows"),
+    "context_rows_limit": ("Context rows available in total.", "context_limit"),
+    "paused": ("1 while the session is paused.", "paused"),
+    "resident_memory_bytes": ("Resident memory of this process.", "resident_bytes"),
 }
 
 
@@ -47,11 +47,11 @@ class Metrics:
         self._figures: Figures | None = None
         self._events: Counter[str] = Counter()
         self._to_context = Histogram(
-            "pvc_capture_to_context_seconds", "From a frame's capture until it was in the context.",
+            "pvc_capture_to_context_seconds", "Time from a frame's capture until it is in the context.",
             buckets=CONTEXT_S, registry=self.registry,
         )  # fmt: skip
         self._to_answer = Histogram(
-            "pvc_capture_to_answer_seconds", "From the capture of an answer's newest frame until its last token.",
+            "pvc_capture_to_answer_seconds", "Time from the capture of an answer's newest frame to its last token.",
             buckets=ANSWER_S, registry=self.registry,
         )  # fmt: skip
         self.registry.register(_Counts(self))
@@ -74,7 +74,7 @@ class Metrics:
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
 
     def collect(self) -> Iterator[Metric]:
-        """All but the histograms."""
+        """All metrics except the histograms."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         figures = self._figures
@@ -85,21 +85,21 @@ class Metrics:
                 value = getattr(figures, attribute)
                 if value is not None:
                     yield GaugeMetricFamily(f"pvc_{name}", says, value=float(value))
-            queues = GaugeMetricFamily("pvc_queue_length", "What waits.", labels=["queue"])
+            queues = GaugeMetricFamily("pvc_queue_length", "Length of each queue.", labels=["queue"])
             for name, length in figures.queues.items():
                 queues.add_metric([name], float(length))
             yield queues
-        events = CounterMetricFamily("pvc_events", "What happened, by kind.", labels=["kind"])
+        events = CounterMetricFamily("pvc_events", "Events by kind.", labels=["kind"])
         for kind, number in sorted(self._events.copy().items()):
             events.add_metric([kind], float(number))
         yield events
-        yield GaugeMetricFamily("pvc_viewers", "Pages that look.", value=float(self.num_viewers()))
+        yield GaugeMetricFamily("pvc_viewers", "Connected viewers.", value=float(self.num_viewers()))
         if self.is_healthy is not None:
-            yield GaugeMetricFamily("pvc_healthy", "1 where /healthz is 200.", value=float(self.is_healthy()))
+            yield GaugeMetricFamily("pvc_healthy", "1 if /healthz returns 200.", value=float(self.is_healthy()))
 
 
 class _Counts:
-    """What a registry takes: its register asks for `collect` alone."""
+    """A collector for the registry, which only needs `collect`."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.collect = metrics.collect

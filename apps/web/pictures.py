@@ -1,4 +1,4 @@
-"""Frames compressed once for all viewers, on a thread of its own: the newest, and no more often than is asked for."""
+"""JPEG compression of the newest frame, once for all viewers, on a separate thread at a limited rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engines.synthetic import Frame
 
 
 class Pictures:
-    """`offer` never waits. While `is_wanted` is false, nothing is compressed."""
+    """Compresses frames. `offer` never waits. While `is_wanted` is false, nothing is compressed."""
 
     def __init__(
         self, deliver: Callable[[bytes], None], is_wanted: Callable[[], bool], *, fps: float, width: int, quality: int
@@ -29,13 +29,13 @@ class Pictures:
         self._thread.start()
 
     def offer(self, frame: Frame) -> None:
-        """A frame (H, W, 3) uint8 BGR that nobody writes into."""
+        """Offer a frame (H, W, 3) uint8 BGR, which must not be modified afterwards."""
         with self._changed:
             self._newest, self._is_news = frame, True
             self._changed.notify()
 
     def again(self) -> None:
-        """The newest once more: somebody came who has not seen it."""
+        """Deliver the newest frame again, for a viewer that just joined."""
         with self._changed:
             self._is_news = self._newest is not None
             self._changed.notify()
@@ -63,7 +63,7 @@ class Pictures:
 
 
 def to_jpeg(frame: Frame, *, width: int, quality: int) -> bytes:
-    """A frame (H, W, 3) uint8 BGR, made smaller if it is wider than `width` or higher than that."""
+    """Compress a frame (H, W, 3) uint8 BGR; scaled down if its longer side exceeds `width`."""
     picture = Image.fromarray(frame[..., ::-1])
     largest = max(picture.size)
     if largest > width:

@@ -1,4 +1,4 @@
-"""The page of a session, served by uvicorn on a thread, from before its first frame until after its last."""
+"""The server of a session's page: uvicorn on a thread, from before the first frame until after the last."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ BEYOND_VIEWERS = 32  # connections for static files, health and metrics
 
 
 class Page:
-    """A Listener: the hub and the health of a session. `counted` is called beside it, once per frame."""
+    """A Listener: the hub and the health of a session. `counted` is also called once per frame."""
 
     def __init__(self, hub: Hub, health: Health, server: Server, *, url: str) -> None:
-        """url: for whoever may see it: a token is in it."""
+        """url: confidential, since it contains the token."""
         self.hub, self.health, self.url = hub, health, url
         self._server = server
 
@@ -60,7 +60,7 @@ class Page:
         self.hub.counted(figures)
 
     def close(self) -> None:
-        """Viewers are told that it ended. May be called again."""
+        """Tell viewers that the session ended, and stop. May be called again."""
         self.health.close()
         self.hub.close()
         self._server.close()
@@ -76,12 +76,12 @@ def open_page(
     source: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Page]:
-    """A page that is served inside the block.
+    """Serve a page inside the block.
 
-    source  as the command line has it: the page may come back to it
-    say     hears where it is
+    source  from the command line; the page may switch back to it
+    say     receives the page's address
 
-    Raises BackendUnavailable if a package is missing or the port is taken, ValueError for a token that can be guessed.
+    Raises BackendUnavailable if a package is missing or the port is in use, ValueError for a guessable token.
     """
     require_packages()
     token = options.token()
@@ -98,21 +98,21 @@ def open_page(
     page = Page(hub, health, server, url=_url(options.host, port, token))
     try:
         server.start()
-        say(f"The page is at {page.url}")
+        say(f"Web page: {page.url}")
         yield page
     finally:
         page.close()
 
 
 class Server:
-    """uvicorn on a thread of its own. Signals stay the session's."""
+    """uvicorn on a separate thread. The session keeps handling signals."""
 
     def __init__(
         self, app: Starlette, listening: socket.socket, *, max_message: int, connections: int,
         http: type[asyncio.Protocol] | Literal["auto"] = "auto", end_s: float = END_S,
     ) -> None:  # fmt: skip
-        """max_message: bytes of a WebSocket message, beyond which the connection is cut. http: uvicorn's protocol, or
-        one of its kind. end_s: until `close` cuts what is still sent."""
+        """max_message: largest WebSocket message in bytes; a larger one closes the connection. http: uvicorn's protocol
+        or a subclass. end_s: time `close` waits for running responses."""
         import uvicorn
 
         config = uvicorn.Config(
@@ -126,12 +126,14 @@ class Server:
         self._thread = Thread(target=self._run, name="page-server", daemon=True)
 
     def start(self) -> None:
-        """Returns when it serves. Raises BackendUnavailable if it does not."""
+        """Start, and return once it serves. Raises BackendUnavailable if it does not."""
         self._thread.start()
         waited_s = 0.0
         while not self._server.started:
             if self._has_ended.wait(0.02) or waited_s > START_S:
-                raise BackendUnavailable("the server did not start", fix="choose another --port, or leave --web out")
+                raise BackendUnavailable(
+                    "the web server did not start", fix="choose another --port, or leave out --web"
+                )
             waited_s += 0.02
 
     def close(self) -> None:
@@ -147,7 +149,7 @@ class Server:
 
 
 def require_packages(who: str = "--web") -> None:
-    """Raises BackendUnavailable for what serves a page, or whatever `who` serves, and this machine lacks."""
+    """Raise BackendUnavailable if a package needed for serving is missing; `who` names the user in the message."""
     for package in PACKAGES:
         try:
             importlib.import_module(package)
@@ -158,14 +160,14 @@ def require_packages(who: str = "--web") -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises BackendUnavailable, by the reason."""
+    """A listening socket. Raises BackendUnavailable, with the reason."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
             0
         ]
     except (socket.gaierror, UnicodeError):
         raise BackendUnavailable(
-            f"--host {host} is no address of this machine", expected="one such as 127.0.0.1, or 0.0.0.0 for all of them"
+            f"--host {host} is not an address of this machine", expected="127.0.0.1, or 0.0.0.0 for all its addresses"
         ) from None
     listening = socket.socket(family, kind)
     try:
@@ -181,16 +183,16 @@ def bind(host: str, port: int) -> socket.socket:
 def _not_bound(host: str, port: int, error: OSError) -> BackendUnavailable:
     if error.errno == errno.EADDRINUSE:
         return BackendUnavailable(
-            f"port {port} of {host} is taken",
-            cause="another pvc-live or pvc-serve, or another program, serves there",
+            f"port {port} on {host} is in use",
+            cause="another pvc-live, pvc-serve or other program uses it",
             fix=f"choose another: --port {port + 1 if port < 65535 else 8080}, or --port 0 for a free one",
         )
     if error.errno == errno.EACCES:
         return BackendUnavailable(
-            f"port {port} may not be opened by this user", expected="1024 or more", fix="--port 8080"
+            f"this user may not open port {port}", expected="a port of 1024 or more", fix="--port 8080"
         )
     return BackendUnavailable(
-        f"--host {host} cannot be served on: {error.strerror}", expected="an address of this machine: ip address"
+        f"cannot serve on --host {host}: {error.strerror}", expected="an address of this machine, listed by: ip address"
     )
 
 

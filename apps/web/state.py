@@ -1,4 +1,4 @@
-"""What the page shows, as far as a viewer who comes now must be told: everything but the picture."""
+"""The page's state for a new viewer: everything except the picture."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LONGEST_TEXT = 4000
 
 @dataclass(kw_only=True, slots=True)
 class State:
-    """Each method returns what is to be told of the change, None if nothing changed.
+    """The state. Each method returns the change to send to viewers; None if nothing changed.
 
-    conversation  newest last: answers, with their questions; an entry is an event too
-    open_alerts   that began and have not ended, by pattern
+    conversation  answers with their questions, newest last; an entry is also an event
+    open_alerts   alerts that have begun and not ended, by pattern
     """
 
     status: dict[str, Any] = field(default_factory=dict)
@@ -65,14 +65,14 @@ class State:
         return told
 
     def count(self, figures: Figures) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """A change of the status, and the sample of a second that is over, with all figures."""
+        """The change of the status, and the sample of a finished second with all figures."""
         self.figures = figures.to_json()
         status = self._change(source=figures.source, paused=figures.paused, still=figures.still)
         sample = self.history.add(figures)
         return status, None if sample is None else {"sample": sample, "now": self.figures}
 
     def to_json(self) -> dict[str, Any]:
-        """A copy of the lists; what is in them does not change any more."""
+        """The state as JSON; lists are copied, and their entries no longer change."""
         return {
             "status": dict(self.status),
             "answer": self.answer,
@@ -94,7 +94,7 @@ class State:
 
 
 def _grade(status: Status) -> dict[str, Any] | None:
-    """Of the newest answer, where the source knows the truth."""
+    """The newest answer's grade, if the source knows the truth."""
     reply = status.reply
     if reply is None or reply.grade.truth is None:
         return None

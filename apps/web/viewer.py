@@ -1,8 +1,8 @@
-"""What waits for one viewer: the newest picture, and a bounded queue of messages.
+"""The queue of one viewer: the newest picture and a limited number of messages.
 
-Note: a viewer that is slow costs nobody anything. A picture replaces the one that waits, a message the one of its kind
-where only the newest matters; and if too many wait all the same, they are dropped, and the viewer is told everything
-anew from the state as it is then.
+Note: a slow viewer does not affect anyone else. A new picture replaces a waiting one; a message replaces a waiting one
+of its kind if only the newest matters. If too many still wait, they are dropped and the viewer gets the complete
+current state instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ State = TypeVar("State")
 
 
 class Parcel(NamedTuple):
-    """What is sent next. closed: nothing comes after it."""
+    """The next things to send. closed: nothing comes after them."""
 
     messages: tuple[str, ...]
     picture: bytes | None
@@ -28,7 +28,7 @@ class Parcel(NamedTuple):
 
 
 class Viewer:
-    """`put` and `show` are called on any thread, `take` on the loop that the viewer was made on."""
+    """One viewer. `put` and `show` may be called on any thread, `take` only on the event loop that created it."""
 
     def __init__(self, number: int, *, limit: int = QUEUE) -> None:
         self.number, self._limit = number, limit
@@ -39,20 +39,20 @@ class Viewer:
         self._num_put = 0
         self._picture: bytes | None = None
         self._wants_state, self._closed, self._is_woken = True, False, True
-        self._awake.set()  # the state is what it gets first
+        self._awake.set()  # the state is sent first
 
     @property
     def num_waiting(self) -> int:
         return len(self._messages) + (self._picture is not None)
 
     def put(self, message: str, *, newest_of: str | None = None) -> None:
-        """newest_of: a kind of which only the newest message matters."""
+        """Queue a message. newest_of: a kind of which only the newest message matters."""
         with self._lock:
             if self._wants_state or self._closed:
-                return  # the state will hold it
+                return  # the state will contain it
             self._num_put += 1
             key = self._num_put if newest_of is None else newest_of
-            self._messages.pop(key, None)  # the newest goes behind what came before it
+            self._messages.pop(key, None)  # so that the new one goes to the end of the queue
             self._messages[key] = message
             if len(self._messages) > self._limit:
                 self._messages.clear()
@@ -66,13 +66,13 @@ class Viewer:
         self._wake()
 
     def close(self) -> None:
-        """What waits is still sent."""
+        """Close after sending what is waiting."""
         with self._lock:
             self._closed = True
         self._wake()
 
     async def take(self, timeout_s: float) -> Parcel:
-        """All that waits, as soon as there is something; empty if nothing came in time."""
+        """Everything waiting, as soon as there is something; empty if nothing came in time."""
         try:
             await asyncio.wait_for(self._awake.wait(), timeout_s)
         except asyncio.TimeoutError:
@@ -86,7 +86,7 @@ class Viewer:
         return parcel
 
     def with_state(self, state: Callable[[], State]) -> State:
-        """The state, taken while nothing can be put: what is put later is not older than it."""
+        """The state, read while nothing can be queued, so that later messages are never older than it."""
         with self._lock:
             self._messages.clear()
             self._wants_state = False
@@ -97,5 +97,5 @@ class Viewer:
             if self._is_woken:
                 return
             self._is_woken = True
-        with suppress(RuntimeError):  # the server's loop is gone, and this viewer with it
+        with suppress(RuntimeError):  # the server's loop has ended, and this viewer with it
             self._loop.call_soon_threadsafe(self._awake.set)

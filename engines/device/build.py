@@ -1,11 +1,11 @@
-"""Builds the engines of a kit on the device, holds them to the golden recording, and publishes a bundle.
+"""Builds a kit's engines on the device, checks them against the golden recording, and publishes a bundle.
 
     python3 -m engines.device.build KIT
 
-Run by the kit's build.sh, which lets the doctor look at the device first. Each graph is built in a process of its own,
-the smallest first, and kept as soon as it is whole: after a power cut the same command goes on with the graph that was
-lost. Only engines that reproduce the recording become KIT/bundle.
-Exit codes: 0, 2 usage, 3 the engines are not what the reference is, 4 environment, 5 a build failed, 6 no kit.
+The kit's build.sh runs it after the doctor. Each graph is built in its own process, smallest first, and stored as soon
+as it is complete: after a power cut the same command resumes with the graph that was lost. KIT/bundle is published only
+if the engines reproduce the recording.
+Exit codes: 0 done, 2 usage, 3 engines differ from the reference, 4 environment, 5 a build failed, 6 not a kit.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from .kit import BUNDLE, Kit
 from .view import this_machine
 
 LEAST_WORKSPACE_MIB, WORKSPACE_SHARE = 64, 4
-"""The workspace of a build is a part of the memory that is free: without a bound TensorRT takes all there is."""
+"""A build's workspace is this share of the free memory, and never less: without a limit TensorRT takes everything."""
 
 KNOWN_SHARE = 0.05
-"""From so much on, of what is left, the bytes that were built say how long the others take."""
+"""Time left is estimated once the bytes already built exceed this share of the bytes still to build."""
 
 Open = Callable[[Path], OpenGraphs]
-"""Opens a bundle that is not published yet, with its engines."""
+"""Opens a bundle that is not published yet, with its engines. Tests replace it."""
 
 
 def main() -> int:
     """The command line. Returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="build.sh", description="Build the engines of this kit, prove them, publish KIT/bundle."
+        prog="build.sh", description="Build this kit's engines, check them, and publish KIT/bundle."
     )
     parser.add_argument("kit", type=Path, help="the folder that holds kit.json")
-    parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object at the end")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object at the end")
     add_build_options(parser)
     options = parser.parse_args()
     try:
@@ -61,7 +61,7 @@ def main() -> int:
     except (PVCError, OSError) as error:
         return fail(error, as_json=options.as_json)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     if options.as_json:
         print_json(summary)
@@ -71,11 +71,11 @@ def main() -> int:
 def build(
     kit: Kit, options: argparse.Namespace, *, cuda: CudaRuntime | None = None, opened: Open | None = None
 ) -> dict[str, Any]:
-    """Build what is not built yet, prove it and publish it. Returns what a program wants to know.
+    """Build the engines that are missing, check them and publish the bundle. Returns the summary for --json.
 
-    cuda and opened stand in for the GPU and for the engines, in tests. Raises BundleError for a kit that is damaged,
-    BackendUnavailable without the runtime or its GPU, BuildError, and ParityError for engines that do not reproduce the
-    recording: then KIT/bundle is what it was before.
+    In tests, cuda and opened replace the GPU and the engines. Raises BundleError for a damaged kit, BackendUnavailable
+    without the runtime or its GPU, BuildError if a build fails, and ParityError if the engines do not reproduce the
+    recording. After an error KIT/bundle is unchanged.
     """
     verify_files(kit.model, kit.manifest, engines=False)
     golden = load_golden(kit.model, kit.manifest)
@@ -101,8 +101,8 @@ def _proven(
     kit: Kit, options: argparse.Namespace, staged: Path, *, golden: Golden, version: str, capabilities: tuple[str, ...],
     opened: Open,
 ) -> tuple[Manifest, GoldenCheck]:  # fmt: skip
-    """A bundle at `staged` that reproduces the recording. As long as a graph fails that has a variant, with that: each
-    graph once. Raises ParityError, which tells what failed first."""
+    """Build a bundle at `staged` that reproduces the recording. A graph that fails is replaced by its unfused variant,
+    if it has one, once per graph. Raises ParityError, which names the first failure."""
     first = ""
     while True:
         try:
@@ -122,26 +122,26 @@ def _proven(
         first = first or said
         if graph not in kit.fallbacks():
             raise _unproven(kit, version, first, last=said)
-        _say(f"{said}\ntrying '{graph}' with attention that {kit.target.builder} can't fuse")
+        _say(f"{said}\ntrying '{graph}' with attention that {kit.target.builder} cannot fuse")
         kit = kit.unfuse([graph])
         shutil.rmtree(staged)
 
 
 def _unproven(kit: Kit, version: str, first: str, *, last: str) -> ParityError:
-    """first, last: what failed at the beginning, and with all that was tried."""
+    """first, last: the first failure, and the last one after trying every variant."""
     tried = f". With unfused attention in {', '.join(sorted(kit.variants))}: {last}" if kit.variants else ""
     return ParityError(
         f"the engines do not reproduce the golden recording: {first}{tried}. Nothing was published",
-        expected="what the float32 reference said, within the model's own limits",
-        cause=f"{kit.target.builder} {version} compiled a graph to something else",
-        fix="build with another version of it; send us the line above, with the device and the version",
+        expected="the float32 reference's outputs, within the limits measured from the model itself",
+        cause=f"{kit.target.builder} {version} compiled a graph wrongly",
+        fix="build with another version of the compiler; report the line above with the device and the version",
     )
 
 
 def _build_all(
     kit: Kit, options: argparse.Namespace, version: str, capabilities: tuple[str, ...]
 ) -> dict[str, Finished]:
-    """Every engine, of this run or an earlier one."""
+    """Return every engine, built in this run or an earlier one."""
     order, finished = kit.order(), dict[str, Finished]()
     sizes = {graph: kit.num_bytes(graph) for graph in order}
     spent_s, built_bytes = 0.0, 0
@@ -158,19 +158,19 @@ def _build_all(
             found = Finished.find(kit, graph, key)
             if found is None:
                 raise BuildError(
-                    f"the build of '{graph}' ended well, but what it left in {kit.work} is not what it noted",
-                    cause="the disk is failing, or another build runs in this kit",
-                    fix="run one build at a time, and look at: dmesg | tail",
+                    f"the build of '{graph}' succeeded, but its files in {kit.work} do not match its record",
+                    cause="the disk is failing, or another build is running in this kit",
+                    fix="run one build at a time, and look for disk errors: dmesg | tail",
                 )
             _say(f"{title}: {found.note}, {time.monotonic() - started:.0f} s")
         else:
-            _say(f"{title}: {found.note}, built before")
+            _say(f"{title}: {found.note}, built earlier")
         finished[graph] = found
     return finished
 
 
 def _run(kit: Kit, graph: str, capabilities: tuple[str, ...], options: argparse.Namespace, progress: _Progress) -> None:
-    """Build one graph in a process of its own. Its errors go where ours go."""
+    """Build one graph in its own process. Its stderr goes to a file, and becomes the error's text if it fails."""
     command = [sys.executable, "-m", f"{__package__}.build_graph", str(kit.folder), graph]
     command += ["--capabilities", *capabilities]
     workspace = options.workspace_mib
@@ -181,7 +181,7 @@ def _run(kit: Kit, graph: str, capabilities: tuple[str, ...], options: argparse.
     for part in kit.manifest.unfused[graph] if graph in kit.variants else ():
         command += ["--unfuse", part]
     with (
-        tempfile.TemporaryFile("w+") as errors,  # not a pipe, which a talkative library would fill
+        tempfile.TemporaryFile("w+") as errors,  # not a pipe: a verbose library would fill it and block
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
     ):
         assert process.stdout is not None
@@ -201,22 +201,22 @@ def _run(kit: Kit, graph: str, capabilities: tuple[str, ...], options: argparse.
 
 
 def _failed(graph: str, code: int, said: str) -> PVCError:
-    """The error of a build that ended: its own words, or what a signal means."""
+    """The error for a failed build: its own message, or the meaning of the signal that ended it."""
     if code < 0:
         return BuildError(
-            f"the build of '{graph}' was ended by signal {-code}" + (f": {said.splitlines()[-1]}" if said else ""),
-            cause="the system ran out of memory and stopped it" if code == -9 else "the compiler crashed",
-            fix="see: dmesg | tail. Stop other programs, add swap, or export a smaller model; then run this again",
+            f"signal {-code} ended the build of '{graph}'" + (f": {said.splitlines()[-1]}" if said else ""),
+            cause="the system ran out of memory and killed it" if code == -9 else "the compiler crashed",
+            fix="see: dmesg | tail. Stop other programs, add swap, or export a smaller model, then run this again",
         )
     return BuildError(
         f"the build of '{graph}' failed",
-        cause=said.removeprefix("error: ") or f"it ended with exit code {code}, without a word",
-        fix="mend that, and run this again: engines that are built are kept",
+        cause=said.removeprefix("error: ") or f"it exited with code {code} and printed nothing",
+        fix="fix that and run this again: finished engines are kept",
     )
 
 
 class _Progress:
-    """One line on a terminal; in a log, one for every tenth."""
+    """Progress of one build: one updated line on a terminal, one line per 10 % in a log."""
 
     def __init__(self, title: str, left_s: float | None) -> None:
         self._title, self._left_s = title, left_s
@@ -235,7 +235,7 @@ class _Progress:
             print("\r" + " " * 79 + "\r", end="", file=sys.stderr)
 
     def _left(self, fraction: float) -> str:
-        """Of all that is to be built, by the bytes that were built so far."""
+        """Time left for all remaining builds, estimated from the bytes built so far."""
         if self._left_s is None:
             return ""
         left = max(self._left_s - (time.monotonic() - self._started), 0)
@@ -243,7 +243,7 @@ class _Progress:
 
 
 def _assemble(kit: Kit, finished: dict[str, Finished], staged: Path) -> Manifest:
-    """The bundle, of links to the kit's files where the file system has links."""
+    """Assemble the bundle from links to the kit's files, or copies where the file system has no links."""
     for name in kit.manifest.files:
         link(kit.source(name), staged / name)
     for graph, one in finished.items():

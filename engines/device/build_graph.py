@@ -1,7 +1,7 @@
-"""Builds the engine of one graph of a kit, in a process of its own: its memory is the system's again when it ends.
+"""Builds the engine of one graph of a kit in a separate process, so that all its memory is freed at the end.
 
-Prints progress for the process that started it: one JSON object a line. The engine gets its name when it is whole, and
-then its note, without which nobody takes it for one.
+Prints progress for the parent process, one JSON object per line. The engine file gets its final name once it is
+complete; its record is written after that, and an engine without a record is ignored.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ TIMING_CACHE = "timing.cache"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finished:
-    """An engine that was built whole. `key` is all that it depends on."""
+    """A completely built engine. `key` holds everything it depends on."""
 
     entry: EngineEntry
     note: str
 
     @staticmethod
     def find(kit: Kit, graph: str, key: dict[str, Any]) -> Finished | None:
-        """What an earlier build finished with the same key, if its file is still what it was."""
+        """Return the engine that an earlier build finished with the same key, if its file is unchanged."""
         try:
             noted = json.loads((kit.work / f"{kit.noted_as(graph)}.json").read_text(encoding="utf-8"))
             entry = EngineEntry(**{**noted["entry"], "compute_capabilities": tuple(noted["key"]["capabilities"])})
@@ -49,13 +49,13 @@ class Finished:
 
 
 def key_of(kit: Kit, graph: str, *, version: str, capabilities: tuple[str, ...]) -> dict[str, Any]:
-    """What an engine depends on: its graph, and who compiles it for which GPUs."""
+    """Everything an engine depends on: its graph, the compiler's version and the GPUs."""
     graph_sha256 = fingerprint(kit.manifest.files, graph_path(graph))
     return {"graph": graph_sha256, "version": version, "capabilities": list(capabilities)}
 
 
 def build_one(kit: Kit, graph: str, key: dict[str, Any], options: argparse.Namespace, cuda: CudaRuntime) -> None:
-    """Build it, and leave engine, note and timing cache in the kit's work folder. Raises what build_checked raises."""
+    """Build one engine; write engine, record and timing cache to the kit's work folder. Raises as build_checked."""
     cache = kit.work / TIMING_CACHE
     keep_cache = not options.no_timing_cache
     built = build_checked(
@@ -79,7 +79,7 @@ def build_one(kit: Kit, graph: str, key: dict[str, Any], options: argparse.Names
 
 
 def _put(path: Path, content: bytes) -> None:
-    """A file that is whole as soon as it has its name."""
+    """Write a file atomically: it is complete once it has its name."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_bytes(content)
     sync(partial)
@@ -92,7 +92,7 @@ def _say(message: dict[str, Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class KnownGpu:
-    """A GPU that the process which started this one has asked for its compute capability."""
+    """A GPU whose compute capability the parent process has already read."""
 
     capability: str
 
@@ -105,27 +105,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m engines.device.build_graph", description=__doc__)
     parser.add_argument("kit", type=Path)
     parser.add_argument("graph")
-    parser.add_argument("--capabilities", required=True, nargs="+", help="of the GPUs to build for, such as SM87")
+    parser.add_argument(
+        "--capabilities", required=True, nargs="+", help="compute capabilities to build for, such as SM87"
+    )
     add_build_options(parser)
     options = parser.parse_args()
     try:
         kit, gpu = Kit.load(options.kit).unfuse_parts(options.unfuse), KnownGpu(options.capabilities[0])
         version = str(load_runtime(kit.target).__version__)
         key = key_of(kit, options.graph, version=version, capabilities=tuple(options.capabilities))
-        build_one(kit, options.graph, key, options, gpu)  # type: ignore[arg-type]  # asked for nothing else
+        build_one(kit, options.graph, key, options, gpu)  # type: ignore[arg-type]  # nothing else of it is used
     except (PVCError, OSError) as error:
         return fail(error, as_json=False)
     return 0
 
 
 def add_build_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workspace-mib", type=int, help="GPU memory for trying kernels; default: by what is free")
+    parser.add_argument(
+        "--workspace-mib", type=int, help="GPU memory for trying kernels, in MiB; default: a quarter of the free memory"
+    )
     parser.add_argument(
         "--unfuse", action="append", default=[], choices=get_args(Fusable), metavar="PART",
         help="attention that the compiler must not fuse: spatial, temporal or llm. Repeatable. A graph that fails the "
-        "golden recording is built so without being asked",
+        "golden recording is built this way automatically",
     )  # fmt: skip
-    parser.add_argument("--no-timing-cache", action="store_true", help="measure every kernel again")
+    parser.add_argument("--no-timing-cache", action="store_true", help="time every kernel again")
 
 
 if __name__ == "__main__":

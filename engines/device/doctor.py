@@ -1,9 +1,9 @@
-"""Is this device ready to build and run engines? What is missing, each with the command that mends it.
+"""Checks whether a device can build and run engines, and lists what is missing, each with the command that fixes it.
 
     python3 -m engines.device.doctor --target jetson-orin-jp62
 
 Exit codes: 0 ready, perhaps with warnings; 2 usage; 4 something is missing (engines/errors.py).
-Unusual: the rest of the folder is imported late, so that an old Python gets a sentence and no traceback.
+Note: the other modules are imported late, so that an old Python prints a sentence instead of a traceback.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python3 -m engines.device.doctor",
-        description="What this device lacks to build and run engines, each with the command that mends it.",
+        description="List what this device lacks to build and run engines, each with the command that fixes it.",
     )
-    parser.add_argument("--target", required=True, help="what the graphs were exported for, such as jetson-orin-jp62")
-    parser.add_argument("--folder", type=Path, default=Path(), help="where engines will be; default: this one")
-    parser.add_argument("--needs-mib", type=int, metavar="N", help="memory that the largest build needs")
-    parser.add_argument("--json", action="store_true", help="one object, for programs")
+    parser.add_argument("--target", required=True, help="target the graphs were exported for, e.g. jetson-orin-jp62")
+    parser.add_argument("--folder", type=Path, default=Path(), help="folder for the engines; default: current folder")
+    parser.add_argument("--needs-mib", type=int, metavar="N", help="memory that the largest build needs, in MiB")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     if sys.version_info < (3, 10):  # noqa: UP036  (JetPack 5 has 3.8)
         return _refuse(as_json=options.json)
@@ -57,13 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def examine(machine: Machine, target: Target, *, folder: Path, needs_mib: int | None = None) -> list[Finding]:
-    """Every finding, those that say all is well included. `needs_mib` is what the largest build takes of memory."""
+    """Return every finding, including those that are ok. `needs_mib` is the memory of the largest build."""
     from . import resources, software
 
     gpu, problem = software.find_gpu(machine)
     python, board = software.python(machine), software.board(machine, target, gpu)
     if board.state == "error":
-        return [python, board]  # nothing of this machine says anything about the other
+        return [python, board]  # the wrong machine: the other checks would not apply
     findings = (
         python,
         board,
@@ -84,7 +84,7 @@ def examine(machine: Machine, target: Target, *, folder: Path, needs_mib: int | 
 
 
 def show(findings: Sequence[Finding], say: Callable[[str], object]) -> None:
-    """A line for each, wrapped at 80 columns, and its remedies below it. Those are never broken: they are copied."""
+    """Print one line per finding, wrapped at 80 columns, then its remedies, which are not wrapped: users copy them."""
     from ..terminal import printable
 
     for finding in findings:
@@ -99,8 +99,8 @@ def exit_code(findings: Sequence[Finding]) -> int:
 
 
 def _refuse(*, as_json: bool) -> int:
-    """Say it in what a Python before 3.10 can read and run."""
-    detail = f"{sys.version.split()[0]} is too old: 3.10 is the first that can read the rest"
+    """Report a Python before 3.10, in code that such a Python can run."""
+    detail = f"{sys.version.split()[0]} is too old: 3.10 or later is needed"
     remedy = "flash JetPack 6.2 or later; elsewhere: sudo apt install python3.10"
     if as_json:
         finding = {"name": "python", "state": "error", "detail": detail, "remedy": [remedy]}

@@ -1,10 +1,10 @@
-"""A kit: one folder to copy to a device, which builds its engines there, proves them and watches a camera.
+"""A kit: one folder to copy to a device. There it builds its engines, checks them, and watches a camera.
 
-kit.json   what this file says, written last: a kit without it is not complete
+kit.json   facts for the build (this module); written last, so a kit without it is incomplete
 model/     a bundle without engines, with a golden recording
 runtime/   engines/ and apps/ as source
-work/      made by the build: each engine as soon as it is built, and what the builds measured
-bundle/    made by the build, once its engines reproduced the recording
+work/      created by the build: each engine as soon as it is built, and the timing cache
+bundle/    created by the build once the engines reproduce the recording
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ KIT_NAME, MODEL, RUNTIME, WORK, BUNDLE = "kit.json", "model", "runtime", "work",
 FORMAT = 1
 MIB = 1 << 20
 BUILD_TIMES, BUILD_BASE_MIB = 3, 600
-"""Memory of a build: so many times the graph's weights, and what any build takes. Of 24 layers in float16 TensorRT-RTX
-took 3.5 times 646 MB in all (on a CPU; no Jetson has measured it)."""
+"""Memory of a build in MiB: BUILD_BASE_MIB plus BUILD_TIMES the size of the graph's weights. For 24 layers in float16
+TensorRT-RTX took 3.5 times 646 MB in total (on a CPU; not measured on a Jetson)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kit:
     """A complete kit.
 
-    manifest  of what is to be built: the model's, or that with variants in the place of some graphs
-    asked     graph -> what the gate holds its engine to
-    variants  those graphs (engines/variants.py)
+    manifest  of the bundle to build: the model's manifest, with some graphs replaced by variants
+    asked     graph -> what the gate requires of its engine
+    variants  the replaced graphs (engines/variants.py)
     """
 
     folder: Path
@@ -55,33 +55,33 @@ class Kit:
         return self.folder / WORK
 
     def source(self, name: str) -> Path:
-        """Where a file of the bundle to be built lies in the model."""
+        """Path, in the model folder, of a file of the bundle to build."""
         return self.model / source_of(name, self.variants)
 
     def noted_as(self, graph: str) -> str:
-        """What its engine and its note are called in the work folder."""
+        """Name of the graph's engine and record in the work folder."""
         return f"{graph}.unfused" if graph in self.variants else graph
 
     def fallbacks(self) -> dict[str, tuple[Fusable, ...]]:
-        """Graphs that have a variant, and are not one yet."""
+        """Graphs that have a variant and do not use it yet."""
         return {graph: kinds for graph, kinds in variants_in(self._of_model()).items() if graph not in self.variants}
 
     def unfuse(self, graphs: Collection[str]) -> Kit:
-        """The same with the variants of these graphs, which must be among `fallbacks`."""
+        """The same kit with the variants of these graphs, which must be in `fallbacks`."""
         chosen = self.variants | set(graphs)
         manifest = with_variants(self._of_model(), chosen)
         asked = {name: replace(one, spec=manifest.graphs[name]) for name, one in self.asked.items()}
         return replace(self, manifest=manifest, asked=asked, variants=chosen)
 
     def unfuse_parts(self, parts: Collection[Fusable]) -> Kit:
-        """The same with every variant that has one of these parts. Raises BundleError for a part that none has."""
+        """The same kit with every variant that unfuses one of these parts. Raises BundleError if no variant does."""
         found = self.fallbacks()
         unfused = {kind for kinds in (*found.values(), *self.manifest.unfused.values()) for kind in kinds}
         if missing := [part for part in parts if part not in unfused]:
             raise BundleError(
-                f"{self.folder} has no graph whose {missing[0]} attention is unfused, so --unfuse {missing[0]} does "
-                "nothing",
-                expected=f"one of {', '.join(sorted(unfused)) or 'none: it was made before there were any'}",
+                f"no graph in {self.folder} has a variant with unfused {missing[0]} attention: --unfuse {missing[0]} "
+                "has no effect",
+                expected=f"one of {', '.join(sorted(unfused)) or 'none: the kit is older than this option'}",
                 fix=f"make the kit again: pvc-export kit -m {self.manifest.model.name} --target {self.target.name}",
             )
         fused = {graph: set(kinds) - set(self.manifest.unfused.get(graph, ())) for graph, kinds in found.items()}
@@ -91,22 +91,22 @@ class Kit:
         return Manifest.load(self.model)
 
     def num_bytes(self, graph: str) -> int:
-        """Of a graph's file and its weights."""
+        """Size of a graph's file and weights."""
         files, path = self.manifest.files, graph_path(graph)
         return sum(files[name].num_bytes for name in (path, f"{path}.data") if name in files)
 
     def order(self) -> list[str]:
-        """Graphs that become engines, the smallest first: what a device cannot do at all shows early."""
+        """Graphs that become engines, smallest first, so that a device that cannot build at all fails early."""
         return sorted(self.target.engine_graphs, key=self.num_bytes)
 
     def needs_mib(self) -> int:
-        """Memory that building the largest graph takes, roughly."""
+        """Approximate memory for building the largest graph."""
         largest = max(self.num_bytes(graph) for graph in self.target.engine_graphs)
         return BUILD_BASE_MIB + BUILD_TIMES * largest // MIB
 
     @staticmethod
     def load(folder: Path) -> Kit:
-        """Raises BundleError for what is no kit, or half of one."""
+        """Load a kit. Raises BundleError if the folder is not a complete kit."""
         path = folder / KIT_NAME
         try:
             facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -119,15 +119,15 @@ class Kit:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BundleError(
                 f"{folder} is not a kit: {path.name} cannot be read ({error!r})",
-                expected="a folder that pvc-export kit made, copied whole",
+                expected="a complete copy of a folder made by pvc-export kit",
                 cause="the copy is not complete, or another version made it",
-                fix="copy it again, with all files: rsync -a KIT/ DEVICE:KIT/",
+                fix="copy it again with all its files: rsync -a KIT/ DEVICE:KIT/",
             ) from error
         return Kit(folder=folder, manifest=manifest, target=load_target(manifest.target), asked=asked)
 
 
 def write_facts(folder: Path, asked: dict[str, Asked], *, files: dict[str, FileEntry], made_by: str) -> None:
-    """Make a folder a kit. files: all but the model's, which its manifest lists."""
+    """Write kit.json, which makes the folder a kit. files: all except the model's, which its manifest lists."""
     facts = {
         "format": FORMAT,
         "made_by": made_by,

@@ -1,6 +1,6 @@
-"""Memory, swap, power and disk: what a build needs, and what of a Jetson's few gigabytes can be had back.
+"""Memory, swap, power and disk: what a build needs, and what can be freed on a Jetson.
 
-On a Jetson, CPU and GPU share the memory, and swap takes only what is the CPU's.
+On a Jetson, CPU and GPU share the memory, and only the CPU's part can be swapped out.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from .view import Finding, Machine
 
 MIB, GIB = 1 << 20, 1 << 30
 LEAST_MIB = 1024
-"""What is asked for where nothing says what a build needs: a small model's took 0.4 GB (pvc_export/plan/peaks.py),
+"""Memory required if the build's needs are unknown: a small model's build took 0.4 GB (pvc_export/plan/peaks.py),
 without a CUDA context and TensorRT's kernels."""
 ROOMY_MIB = 24 * 1024
-"""From this much memory on, zram, desktop and a lack of swap are nobody's worry: of Jetsons, 32 and 64 GB."""
+"""From this much memory on (Jetsons with 32 or 64 GB), zram, the desktop and missing swap do not matter."""
 LARGE_BLOCK = MIB
 IN_LARGE_BLOCKS_MIB = 256
-"""TensorRT's usual workspace on a small Jetson. A guess at where allocations begin to fail: nobody measured it."""
+"""TensorRT's usual workspace on a small Jetson: a guess, not measured, at where allocations begin to fail."""
 
 
 def memory(machine: Machine, needs_mib: int) -> Finding | None:
-    """What programs may still have, caches included."""
+    """Memory available to programs, counting caches that can be dropped."""
     available, total = machine.memory_mib("MemAvailable"), machine.memory_mib("MemTotal")
     if not total:
         return None
-    detail = f"{available} MiB of {total} are available"
+    detail = f"{available} of {total} MiB are available"
     if available >= needs_mib:
         return Finding(name="memory", state="ok", detail=detail)
     return Finding(
         name="memory",
         state="error",
-        detail=f"{detail}; a build needs {needs_mib}",
-        remedy=("ps aux --sort=-rss | head   # shows what to stop", "or, to stop all of it: sudo reboot"),
+        detail=f"{detail}; a build needs {needs_mib} MiB",
+        remedy=("ps aux --sort=-rss | head   # find what to stop", "or stop everything: sudo reboot"),
     )
 
 
 def contiguous(machine: Machine) -> Finding | None:
-    """Free memory in large blocks: on a Jetson, allocations of the GPU fail without, after days of use."""
+    """Free memory in large blocks: on a Jetson, GPU allocations fail without them, after days of use."""
     lines = re.findall(r"zone\s+\S+((?:\s+\d+)+)", machine.read("proc/buddyinfo"))
     if not machine.is_jetson or not lines:
         return None
@@ -47,19 +47,19 @@ def contiguous(machine: Machine) -> Finding | None:
     largest = max((size for size, count in blocks.items() if count), default=0)
     in_large = sum(size * count for size, count in blocks.items() if size >= LARGE_BLOCK) // MIB
     if in_large >= IN_LARGE_BLOCKS_MIB:
-        detail = f"{in_large} MiB are free in blocks of 1 MiB and more, the largest of {largest // MIB} MiB"
+        detail = f"{in_large} MiB are free in blocks of 1 MiB and more, the largest has {largest // MIB} MiB"
         return Finding(name="blocks", state="ok", detail=detail)
     return Finding(
         name="blocks",
         state="warning",
-        detail=f"only {in_large} MiB are free in blocks of 1 MiB and more, the largest of {largest // 1024} KiB: NvMap "
-        "may refuse memory that is free",
+        detail=f"only {in_large} MiB are free in blocks of 1 MiB and more, the largest has {largest // 1024} KiB: "
+        "NvMap may refuse allocations although memory is free",
         remedy=("sudo sysctl vm.drop_caches=3 vm.compact_memory=1", "if that does not help: sudo reboot"),
     )
 
 
 def zram(machine: Machine) -> Finding | None:
-    """Compressed swap inside the memory that is short."""
+    """Compressed swap, which uses the memory that is short."""
     if not _is_small_jetson(machine):
         return None
     if not any("zram" in line for line in _swaps(machine)):
@@ -67,13 +67,13 @@ def zram(machine: Machine) -> Finding | None:
     return Finding(
         name="zram",
         state="warning",
-        detail="compressed swap takes its room from the memory that a build needs",
+        detail="compressed swap (zram) uses memory that a build needs",
         remedy=("sudo systemctl disable nvzramconfig && sudo reboot",),
     )
 
 
 def swap(machine: Machine) -> Finding | None:
-    """A file or partition: a build's CPU side may go there."""
+    """Swap on a file or partition, where the CPU side of a build can go."""
     if not _is_small_jetson(machine):
         return None
     real = [line.split() for line in _swaps(machine) if "zram" not in line]
@@ -84,7 +84,7 @@ def swap(machine: Machine) -> Finding | None:
     return Finding(
         name="swap",
         state="warning",
-        detail="none on a disk" + ("" if drive else ", and no NVMe drive: on a card it is slow, and wears it"),
+        detail="no swap on a disk" + ("" if drive else ", and no NVMe drive: swap on an SD card is slow and wears it"),
         remedy=(
             f"sudo fallocate -l 16G {path} && sudo chmod 600 {path}",
             f"sudo mkswap {path} && sudo swapon {path}",
@@ -107,10 +107,12 @@ def desktop(machine: Machine) -> Finding | None:
 
 
 def power(machine: Machine) -> Finding | None:
-    """The power mode. Its numbers are each board's own: on an Orin Nano, 0 is 15 W and 2 the fastest."""
+    """The power mode. The numbers differ per board: on an Orin Nano, 0 is 15 W and 2 the fastest."""
     modes = dict(re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", machine.read("etc/nvpmodel.conf")))
     asked = re.search(r"NV Power Mode:\s*(\S+)", machine.run(("nvpmodel", "-q")))
-    status = re.search(r"pmode:0*(\d+)", machine.read("var/lib/nvpmodel/status"))  # for all, where -q is root's
+    status = re.search(
+        r"pmode:0*(\d+)", machine.read("var/lib/nvpmodel/status")
+    )  # readable by all users; -q needs root
     now = asked.group(1) if asked else modes.get(status.group(1), "") if status else ""
     if not machine.is_jetson or not now:
         return None
@@ -122,31 +124,36 @@ def power(machine: Machine) -> Finding | None:
     return Finding(
         name="power",
         state="warning",
-        detail=f"mode {now}, which is not the fastest: builds and times are slower",
+        detail=f"mode {now} is not the fastest: builds and measured times are slower",
         remedy=(f"sudo nvpmodel -m {number} && sudo jetson_clocks",),
     )
 
 
 def disk(machine: Machine, folder: Path) -> Finding:
-    """Room for the engines. Their weights are about as large as those of the graphs in the folder."""
+    """Disk space for the engines. Their weights are about as large as those of the graphs in the folder."""
     if not folder.is_dir():
-        return Finding(name="folder", state="error", detail=f"{folder} is not a folder", remedy=("--folder FOLDER",))
+        return Finding(
+            name="folder",
+            state="error",
+            detail=f"{folder} is not a folder",
+            remedy=("name an existing folder: --folder FOLDER",),
+        )
     if why := machine.why_not_writable(folder):
         remedy = f"sudo chown -R $USER '{folder}'"
         if "read-only" in why.lower():
-            remedy = f"cp -r '{folder}' ~/   # and build there"
+            remedy = f"cp -r '{folder}' ~/   # then build there"
         return Finding(name="folder", state="error", detail=f"engines cannot be written: {why}", remedy=(remedy,))
     places = ("*.onnx*", "graphs/*.onnx*", "model/graphs/*.onnx*")  # a bundle's, and a kit's
     graphs = [path for pattern in places for path in folder.glob(pattern)]
     needed, free = GIB + sum(path.stat().st_size for path in graphs), machine.disk_free(folder)
-    detail = f"{free / GIB:.1f} GiB are free"
+    detail = f"{free / GIB:.1f} GiB are free on the disk"
     if free >= needed:
         return Finding(name="disk", state="ok", detail=detail)
     return Finding(
         name="disk",
         state="error",
-        detail=f"{detail}; engines need about {needed / GIB:.1f}",
-        remedy=("sudo apt clean", "sudo du -xh / | sort -h | tail -20   # shows what is large"),
+        detail=f"{detail}; engines need about {needed / GIB:.1f} GiB",
+        remedy=("sudo apt clean", "sudo du -xh / | sort -h | tail -20   # find the largest folders"),
     )
 
 
@@ -159,7 +166,7 @@ def _swaps(machine: Machine) -> list[str]:
 
 
 def _nvme(machine: Machine) -> str:
-    """Where an NVMe drive is mounted, nearest to the root; empty without one."""
+    """Mount point of an NVMe drive, the one nearest to the root; empty without a drive."""
     mounts = [line.split() for line in machine.read("proc/mounts").splitlines()]
     folders = [fields[1] for fields in mounts if fields[0].startswith("/dev/nvme") and "/boot" not in fields[1]]
     return min(folders, key=len, default="")

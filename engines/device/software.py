@@ -1,6 +1,6 @@
-"""Python, numpy, OpenCV, TensorRT, the CUDA runtime and the GPU: whether they load, and fit a target.
+"""Checks that Python, numpy, OpenCV, TensorRT, the CUDA runtime and the GPU work and fit the target.
 
-Versions of Jetson's software: NVIDIA's release notes, and reports of what loads where.
+Version facts come from NVIDIA's release notes and from reports about which version loads where.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from ..target import Target, is_within, load_target, target_names
 from .view import Finding, Machine
 
 BOARDS = {"tegra194": "SM72", "tegra234": "SM87", "tegra264": "SM110"}
-"""GPUs of Xavier, Orin and Thor, for when the CUDA runtime cannot be asked."""
+"""GPUs of Xavier, Orin and Thor, used when the CUDA runtime cannot report one."""
 JETPACKS = (
     ("35", "36", "JetPack 5"), ("36", "36.4", "JetPack 6.0"), ("36.4", "36.4.3", "JetPack 6.1"),
     ("36.4.3", "36.4.4", "JetPack 6.2"), ("36.4.4", "36.5", "JetPack 6.2.1"), ("36.5", "37", "JetPack 6.2.2"),
     ("38", "38.4", "JetPack 7.0"), ("38.4", "39", "JetPack 7.1"), ("39", "40", "JetPack 7.2"),
 )  # fmt: skip
-"""First version of Jetson Linux, the first that is another's, and their name."""
+"""First version of Jetson Linux, first version that no longer belongs, name of the JetPack."""
 NVMAP_LIMITED = ("36.4.7", "38.2.2")
-"""Versions of Jetson Linux whose security fix limits what can be allocated: NVIDIA said so, 36.5 mends the first."""
+"""Versions of Jetson Linux whose security fix limits allocations. NVIDIA confirmed it; 36.5 fixes the first."""
 WITHOUT_KERNELS = (
-    ("SM87", "10.8", "10.16", "the last for JetPack 6 is 10.7, the first for an Orin after it is JetPack 7.2's 10.16"),
-    ("SM87", "11.0", "11.4.1", "no 11 before 11.4.1 is for Jetsons"),
-    ("SM110", "11.0", "11.4.1", "no 11 before 11.4.1 is for Jetsons"),
+    ("SM87", "10.8", "10.16", "10.7 is the last for JetPack 6; the next for an Orin is JetPack 7.2's 10.16"),
+    ("SM87", "11.0", "11.4.1", "11.4.1 is the first TensorRT 11 for Jetsons"),
+    ("SM110", "11.0", "11.4.1", "11.4.1 is the first TensorRT 11 for Jetsons"),
 )
-"""Versions of TensorRT that load on a GPU they have no kernels for, and why."""
+"""Versions of TensorRT that load on a GPU they have no kernels for: GPU, first, first not affected, explanation."""
 
 
 def find_gpu(machine: Machine) -> tuple[str, BackendUnavailable | None]:
-    """The GPU, such as 'SM87', asked or from the board's chip, or empty; and why it could not be asked."""
+    """The GPU, such as 'SM87', read from CUDA or else derived from the board's chip; empty if unknown. Second: the
+    error of the CUDA query, if any."""
     try:
         return machine.capability(), None
     except BackendUnavailable as error:
@@ -52,15 +53,15 @@ def python(machine: Machine) -> Finding:
 
 
 def board(machine: Machine, target: Target, gpu: str) -> Finding:
-    """Which Jetson this is, and whether it is one."""
+    """The board: which Jetson it is, if any."""
     if not machine.is_jetson:
         if not is_for_jetsons(target):
             return Finding(name="board", state="ok", detail="not a Jetson")
         return Finding(
             name="board",
             state="error",
-            detail=f"this is no Jetson, and engines of target '{target.name}' are built on the device",
-            remedy=("copy this folder to the device, and build there", f"or {_export_for(target, gpu=gpu)}"),
+            detail=f"this is not a Jetson, and engines of target '{target.name}' are built on the device",
+            remedy=("copy this folder to the device and build there", f"or {_export_for(target, gpu=gpu)}"),
         )
     name = next((name for first, beyond, name in JETPACKS if is_within(machine.l4t, first, beyond)), "")
     parts = (machine.read("proc/device-tree/model") or "a Jetson", f"L4T {machine.l4t or 'unknown'}", name)
@@ -69,9 +70,9 @@ def board(machine: Machine, target: Target, gpu: str) -> Finding:
         return Finding(
             name="board",
             state="warning",
-            detail=f"{detail}: allocations of gigabytes may fail while memory is free (NvMap error 12)",
+            detail=f"{detail}: large allocations (gigabytes) may fail although memory is free (NvMap error 12)",
             remedy=(
-                "it is mended in L4T 36.5, from which no firmware goes back:",
+                "fixed in L4T 36.5; its firmware cannot be downgraded again:",
                 "sudo sed -i s/r36.4/r36.5/ /etc/apt/sources.list.d/nvidia-l4t*",
                 "sudo apt update && sudo apt dist-upgrade",
             )
@@ -93,10 +94,10 @@ def numpy(machine: Machine) -> Finding:
 
 
 def opencv(machine: Machine) -> Finding | None:
-    """Nothing without OpenCV: cameras want it, engines do not."""
+    """OpenCV, needed for cameras only; None if it is not installed."""
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):  # numpy explains itself there over forty lines
+        with contextlib.redirect_stderr(said):  # numpy prints forty lines of explanation
             module = machine.load("cv2")
     except ModuleNotFoundError:
         return None
@@ -106,14 +107,14 @@ def opencv(machine: Machine) -> Finding | None:
         return Finding(
             name="opencv",
             state="warning",
-            detail="OpenCV was built for numpy 1, and this Python has numpy 2: no cameras through it",
+            detail="OpenCV was built for numpy 1, but this Python has numpy 2: OpenCV cameras do not work",
             remedy=("python3 -m pip install 'numpy<2'",),
         )
     return Finding(name="opencv", state="ok", detail=_version(module))
 
 
 def builder(machine: Machine, target: Target, gpu: str) -> Finding | None:
-    """Nothing for a target that has no engines."""
+    """The engine builder; None for a target without engines."""
     if target.builder is None:
         return None
     try:
@@ -134,41 +135,41 @@ def builder(machine: Machine, target: Target, gpu: str) -> Finding | None:
     first, beyond = target.builder_versions
     install = f"python3 -m pip install '{target.builder}>={first},<{beyond}'"
     if is_for_jetsons(target):
-        install = f"flash the system that has it: {_system(target)}"
+        install = f"flash the system that includes it: {_system(target)}"
     return Finding(
         name=target.builder,
         state="error",
-        detail=f"{version} is here; target '{target.name}' takes {first} and later, before {beyond}",
+        detail=f"found {version}; target '{target.name}' needs {first} or later, but below {beyond}",
         remedy=tuple(filter(None, (install, _export_for(target, gpu=gpu, version=version)))),
     )
 
 
 def cuda(machine: Machine, target: Target, problem: BackendUnavailable | None) -> Finding | None:
-    """The CUDA runtime and the driver below it; only TensorRT builds with them."""
+    """The CUDA runtime and its driver; only TensorRT needs them to build."""
     if target.builder != "tensorrt":
         return None
     if problem is None:
-        return Finding(name="cuda", state="ok", detail="the CUDA runtime loads, and finds a GPU")
+        return Finding(name="cuda", state="ok", detail="the CUDA runtime loads and finds a GPU")
     folders = [path.parent for path in machine.find("usr/local/cuda*/lib64/libcudart.so*")]
     if problem.what == NOT_LOADED and folders:
         folder = f"/{folders[0].relative_to(machine.root)}"
         return Finding(
             name="cuda",
             state="error",
-            detail=f"the CUDA runtime is in {folder}, where this system does not look for libraries",
+            detail=f"the CUDA runtime is in {folder}, which is not on this system's library path",
             remedy=(f"echo {folder} | sudo tee /etc/ld.so.conf.d/cuda.conf", "sudo ldconfig"),
         )
     fix = problem.fix
     if problem.what != NOT_LOADED and machine.in_container:
         fix = "start this container with " + ("--runtime nvidia" if machine.is_jetson else "--gpus all")
-    elif machine.is_jetson:  # where it is no pip package, and the devices are those of two groups
+    elif machine.is_jetson:  # CUDA is not a pip package there, and two groups own the GPU's device files
         missing = problem.what == NOT_LOADED
         fix = "sudo apt install nvidia-jetpack" if missing else "sudo usermod -aG video,render $USER && sudo reboot"
     return Finding(name="cuda", state="error", detail=problem.what, remedy=(fix,))
 
 
 def graphics(target: Target, gpu: str) -> Finding | None:
-    """The GPU, where the target names those it is for; nothing if none was found, which `cuda` says."""
+    """The GPU, if the target names the GPUs it supports. None if no GPU was found, which `cuda` reports."""
     if target.builder != "tensorrt" or not gpu:
         return None
     if not target.compute_capabilities or gpu in target.compute_capabilities:
@@ -176,20 +177,20 @@ def graphics(target: Target, gpu: str) -> Finding | None:
     return Finding(
         name="gpu",
         state="error",
-        detail=f"{gpu} is here; target '{target.name}' is for {' or '.join(target.compute_capabilities)}",
-        remedy=(_export_for(target, gpu=gpu) or f"build on what the target is for: {_system(target)}",),
+        detail=f"found {gpu}; target '{target.name}' is for {' or '.join(target.compute_capabilities)}",
+        remedy=(_export_for(target, gpu=gpu) or f"build on a device the target is for: {_system(target)}",),
     )
 
 
 def _not_loaded(machine: Machine, target: Target, error: Exception) -> Finding | None:
-    """What an import error of the builder means on this machine; nothing if numpy is what it lacks."""
+    """Explain an import error of the builder; None if numpy is missing, which has its own finding."""
     name, text = str(target.builder), str(error)
     missing = error.name if isinstance(error, ModuleNotFoundError) else ""
     if missing == "numpy":
         return None
     if missing == name:
         if remedy := _for_hidden(machine, name):
-            detail = "it is installed for the system's Python, and this one does not see that"
+            detail = "installed for the system's Python, but not visible to this one"
         elif machine.is_jetson:
             detail, remedy = "not installed", ("sudo apt install python3-libnvinfer",)
         else:
@@ -199,10 +200,8 @@ def _not_loaded(machine: Machine, target: Target, error: Exception) -> Finding |
     if "libnvdla_compiler" in text:
         remedy = ("sudo apt install nvidia-l4t-dla-compiler && sudo ldconfig",)  # apt alone leaves it off the path
         if machine.in_container:
-            remedy = ("on the host, not in here:", *remedy, "and start this container with --runtime nvidia")
-        return Finding(
-            name=name, state="error", detail="it needs libnvdla_compiler.so, which is missing", remedy=remedy
-        )
+            remedy = ("on the host, not in this container:", *remedy, "and start this container with --runtime nvidia")
+        return Finding(name=name, state="error", detail="libnvdla_compiler.so is missing", remedy=remedy)
     install = "sudo apt install --reinstall python3-libnvinfer"
     return Finding(
         name=name,
@@ -213,14 +212,17 @@ def _not_loaded(machine: Machine, target: Target, error: Exception) -> Finding |
 
 
 def _for_hidden(machine: Machine, package: str) -> tuple[str, ...]:
-    """What to do if the system's own Python has a package that this one does not; nothing if it has not either."""
+    """Remedy if the system's Python has a package that this one lacks; empty if that lacks it too."""
     if not machine.find(f"usr/lib/python3*/dist-packages/{package}"):
         return ()
-    return ("/usr/bin/python3 -m venv --system-site-packages .venv", "or, without one, run it with /usr/bin/python3")
+    return (
+        "/usr/bin/python3 -m venv --system-site-packages .venv",
+        "or run it with /usr/bin/python3, without a virtual environment",
+    )
 
 
 def _export_for(target: Target, *, gpu: str, version: str = "") -> str:
-    """How to export for this machine instead; empty if no target is for its GPU and that version of the builder."""
+    """How to export for this machine instead; empty if no target fits its GPU and this version of the builder."""
     for other in map(load_target, target_names()):
         fits_gpu = gpu in other.compute_capabilities if gpu in BOARDS.values() else not is_for_jetsons(other)
         if (
@@ -234,12 +236,12 @@ def _export_for(target: Target, *, gpu: str, version: str = "") -> str:
 
 
 def _system(target: Target) -> str:
-    """What a target of Jetsons is for, such as 'Jetson Orin, JetPack 6.1 and 6.2'."""
+    """The system of a Jetson target, such as 'Jetson Orin, JetPack 6.1 and 6.2'."""
     return target.description.partition(" (")[0]
 
 
 def _version(module: ModuleType) -> str:
-    return str(getattr(module, "__version__", "of an unknown version"))
+    return str(getattr(module, "__version__", "unknown version"))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,6 @@
-"""What is looked at of a machine, behind functions that a test can stand in for; and what is found.
+"""Access to the machine under examination, replaceable in tests; and the findings.
 
-Standard library alone, as is all of this folder: where numpy does not load, that is a finding.
+Standard library only, like this whole folder: numpy failing to load is itself a finding.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Literal
 from ..cuda import LibCudart
 
 State = Literal["ok", "warning", "error"]
-"""warning: a build works, or may; error: it does not."""
+"""warning: a build works, or may work; error: it does not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One check's result. `remedy` has what mends it, a line each: commands, or a sentence that ends in one."""
+    """One check's result. `remedy` fixes it, one line each: commands, or a sentence that ends in one."""
 
     name: str
     state: State
@@ -38,14 +38,14 @@ class Finding:
 class Machine:
     """A machine as the checks see it.
 
-    root              where /proc, /sys, /etc and /usr are
-    in_venv           whether this Python is a virtual environment's
-    page_bytes        of memory
-    run               a command's standard output; empty if it fails, or is not there
-    load              a package, by its name; raises what importing it raises
-    capability        of the GPU, such as 'SM87'; raises BackendUnavailable
-    disk_free         bytes, where that folder is
-    why_not_writable  of a folder; empty if files can be made there
+    root              folder of /proc, /sys, /etc and /usr
+    in_venv           whether this Python runs in a virtual environment
+    page_bytes        size of a memory page
+    run               a command's standard output; empty if it fails or is not installed
+    load              imports a package by name; raises what the import raises
+    capability        the GPU's compute capability, such as 'SM87'; raises BackendUnavailable
+    disk_free         free bytes on the folder's disk
+    why_not_writable  reason why no file can be created in a folder; empty if one can
     """
 
     root: Path
@@ -58,19 +58,19 @@ class Machine:
     why_not_writable: Callable[[Path], str]
 
     def read(self, path: str) -> str:
-        """A file below the root; empty if it is not there. The kernel ends some in a zero byte."""
+        """Content of a file below the root; empty if it does not exist. Some kernel files end in a zero byte."""
         try:
             return (self.root / path).read_text(encoding="utf-8", errors="replace").strip("\0\n ")
         except OSError:
             return ""
 
     def find(self, pattern: str) -> list[Path]:
-        """Paths below the root that fit a pattern, sorted."""
+        """Paths below the root that match a pattern, sorted."""
         return sorted(self.root.glob(pattern))
 
     @property
     def is_jetson(self) -> bool:
-        """By what the kernel says: in a container, /etc is another system's."""
+        """Decided by the kernel's data: in a container, /etc belongs to another system."""
         return bool(self.chip) or (self.root / "etc/nv_tegra_release").exists()
 
     @property
@@ -79,18 +79,18 @@ class Machine:
 
     @property
     def chip(self) -> str:
-        """A Jetson's, such as 'tegra234'; empty elsewhere."""
+        """A Jetson's chip, such as 'tegra234'; empty elsewhere."""
         found = re.search(r"nvidia,(tegra\d+)", self.read("proc/device-tree/compatible"))
         return found.group(1) if found else ""
 
     @property
     def l4t(self) -> str:
-        """The version of Jetson Linux, such as '36.4.3'; empty if nothing says it."""
+        """Version of Jetson Linux, such as '36.4.3'; empty if unknown."""
         found = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", self.read("etc/nv_tegra_release"))
         return f"{found.group(1)}.{found.group(2)}" if found else ""
 
     def memory_mib(self, key: str) -> int:
-        """A line of /proc/meminfo; 0 if it is not there."""
+        """Value of a line of /proc/meminfo in MiB; 0 without that line."""
         found = re.search(rf"^{key}:\s+(\d+) kB", self.read("proc/meminfo"), re.MULTILINE)
         return int(found.group(1)) // 1024 if found else 0
 
@@ -116,7 +116,7 @@ def _run(command: Sequence[str]) -> str:
 
 
 def _why_not_writable(folder: Path) -> str:
-    """By trying: permissions alone do not tell of a file system that is mounted to be read."""
+    """Found by trying: permissions alone do not reveal a read-only file system."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return ""

@@ -1,7 +1,6 @@
-"""A bundle held to the recording that it brings, by whatever runs it here: `pvc-export check BUNDLE --golden`.
+"""Checks a bundle against its golden recording, on whatever runtime is available: `pvc-export check BUNDLE --golden`.
 
-On a device: python -m engines.golden.check BUNDLE. Exit codes as everywhere (engines/errors.py): 0, or 3 for a
-difference.
+On a device: python -m engines.golden.check BUNDLE. Exit codes are those of engines/errors.py: 0, or 3 for a difference.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from .replay import GoldenReport, replay
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GoldenCheck:
-    """How it came out, and what ran it."""
+    """Result of the check, and the runtime that ran it."""
 
     bundle: str
     runs_on: str
@@ -39,23 +38,23 @@ class GoldenCheck:
 
 
 def check_golden(folder: Path, *, runtime: Runtime = "auto", trust_engines: bool = False) -> GoldenCheck:
-    """Raises what open_graphs and load_golden raise."""
+    """Check the bundle in a folder. Raises what open_graphs and load_golden raise."""
     golden = load_golden(folder, Manifest.load(folder))
     return play(open_graphs(folder, runtime=runtime, trust_engines=trust_engines), golden)
 
 
 def play(graphs: OpenGraphs, golden: Golden) -> GoldenCheck:
-    """The same of a bundle that is open."""
+    """Check a bundle that is already open."""
     return GoldenCheck(bundle=str(graphs.folder), runs_on=graphs.runs_on, report=replay(golden, graphs.sessions))
 
 
 def load_golden(folder: Path, manifest: Manifest) -> Golden:
-    """The recording of a bundle. Raises BundleError if it has none that can be read, or another model's."""
+    """The recording of a bundle. Raises BundleError if it is missing, unreadable or from another model."""
     golden = Golden.load(folder / GOLDEN_NAME)
     if golden.weights_sha256 != manifest.model.weights_sha256:
         raise BundleError(
-            f"{folder / GOLDEN_NAME} is of another model than the bundle: weights {golden.weights_sha256[:16]}...",
-            expected=f"{manifest.model.weights_sha256[:16]}..., as the manifest says",
+            f"{folder / GOLDEN_NAME} belongs to another model: its weights are {golden.weights_sha256[:16]}...",
+            expected=f"weights {manifest.model.weights_sha256[:16]}..., as in the bundle's manifest",
             cause="files of two bundles were mixed",
             fix="copy the bundle again",
         )
@@ -63,7 +62,7 @@ def load_golden(folder: Path, manifest: Manifest) -> Golden:
 
 
 def conclude(found: GoldenCheck, *, as_json: bool) -> int:
-    """Say how it came out, to people or as JSON. Returns the exit code."""
+    """Print the result, as text or as JSON. Returns the exit code."""
     if as_json:
         print_json(found.to_json())
     else:
@@ -72,12 +71,12 @@ def conclude(found: GoldenCheck, *, as_json: bool) -> int:
 
 
 def main() -> None:
-    """Entry point: errors meant for users become one message and an exit code, never a traceback."""
+    """Entry point: errors meant for users become one message and an exit code instead of a traceback."""
     parser = argparse.ArgumentParser(prog="python -m engines.golden.check", description=__doc__)
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a folder that holds a golden recording")
-    parser.add_argument("--runtime", choices=get_args(Runtime), default="auto", help="what runs it")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle folder with a golden recording")
+    parser.add_argument("--runtime", choices=get_args(Runtime), default="auto", help="the runtime to run it on")
     parser.add_argument("--trust-engines", action="store_true", help="run engines that another machine built")
-    parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object and nothing else")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object and nothing else")
     options = parser.parse_args()
     try:
         found = check_golden(options.bundle, runtime=options.runtime, trust_engines=options.trust_engines)

@@ -1,12 +1,13 @@
-"""A golden recording: what the float32 reference says of a short stream, with what rounding may change, in one file.
+"""A golden recording: the float32 reference's outputs for a short stream, and the limits rounding allows, in one file.
 
-It lets a device prove its engines without torch. The stream wraps the ring; then a question is read, and an answer of
-given tokens is fed one by one, so that nothing depends on what a device would have said. Of every output of every graph
-some rows are kept, which makes a few megabytes of an 8B model too; the limits are the model's own (parity/limits.py).
+It lets a device check its engines without torch. The stream is long enough to wrap the ring. Then a question is read
+and an answer with given tokens is fed token by token, so that nothing depends on what the device would have answered.
+Only some rows of every graph's outputs are stored, a few megabytes even for an 8B model. The limits are measured from
+the model itself (parity/limits.py).
 
-golden.npz    frames   uint8 (F, S, S, 3) RGB, as the trunk takes them
+golden.npz    frames   uint8 (F, S, S, 3) RGB, the trunk's input
               values/GRAPH/TENSOR   float32 (runs, rows, C)
-              columns/GRAPH/TENSOR  those of C that are kept, if not all
+              columns/GRAPH/TENSOR  the columns of C that are stored, if not all
               facts    UTF-8 JSON: everything else
 """
 
@@ -30,7 +31,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pass:
-    """Rows that the LLM reads at once: tokens, and behind them the embeddings of a frame, if one is named."""
+    """Rows that the LLM reads in one pass: tokens, followed by the embeddings of a frame, if one is given."""
 
     ids: tuple[int, ...]
     frame: int | None = None
@@ -38,11 +39,11 @@ class Pass:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
-    """One output in some runs of its graph, counted from 0.
+    """Samples of one output, in some runs of its graph (counted from 0).
 
-    values   float32 (runs, rows, C): rows spread evenly over all that the output has along its last axis
-    columns  the kept ones of C; None: all
-    limits   metric (engines/metrics.py) -> how far off a device's own may be
+    values   float32 (runs, rows, C): rows spread evenly over all rows the output has along its last axis
+    columns  the stored columns of C; None: all
+    limits   metric (engines/metrics.py) -> largest allowed difference of a device's output
     """
 
     graph: str
@@ -54,16 +55,16 @@ class Samples:
 
     @property
     def name(self) -> str:
-        """'temporal/features'."""
+        """Such as 'temporal/features'."""
         return f"{self.graph}/{self.tensor}"
 
     def of(self, array: Array) -> Array:
-        """The same rows and columns of what a device returned, as it returned them."""
+        """The same rows and columns of a device's output, values unchanged."""
         return sampled(array, self.values.shape[1], self.columns)
 
 
 def sampled(array: Array, num_rows: int, columns: Array | None = None) -> Array:
-    """(..., C) -> (num_rows, C), rows spread evenly from the first to the last; of few rows some come twice."""
+    """(..., C) -> (num_rows, C): rows spread evenly from first to last; repeated if there are fewer."""
     rows = array.reshape(-1, array.shape[-1])
     chosen: Array = rows[np.linspace(0, len(rows) - 1, num_rows).round().astype(int)]
     return chosen if columns is None else np.take(chosen, columns, axis=1)
@@ -73,12 +74,12 @@ def sampled(array: Array, num_rows: int, columns: Array | None = None) -> Array:
 class Golden:
     """A recording.
 
-    weights_sha256  fingerprint of the model that it is of, as in the manifest
+    weights_sha256  fingerprint of the recorded model, as in the manifest
     time_divisor    as in VisionEncoder
-    passes          prompt and answer: first those that read the prompt, then one for each of `tokens`
+    passes          prompt and answer: first the passes that read the prompt, then one for each of `tokens`
     tokens          the answer that is fed
-    likeliest       after the prompt, and after each token: which one the reference finds likeliest
-    ties            how many logits less likely another one may be, in the reference, and be rounding (parity/limits.py)
+    likeliest       the reference's likeliest token after the prompt and after each token
+    ties            largest lead of that token, in logits, that rounding may reverse (parity/limits.py)
     """
 
     weights_sha256: str
@@ -109,12 +110,12 @@ class Golden:
 
     @staticmethod
     def load(path: Path) -> Golden:
-        """Raises BundleError for a file that is not there or cannot be read."""
+        """Read a recording. Raises BundleError if the file is missing or unreadable."""
         if not path.is_file():
             raise BundleError(
-                f"{path} is not there, so this bundle brings no golden recording",
-                expected="a bundle of a kit, or one that was exported with --golden",
-                fix="export it again with --golden; or compare it with its model: pvc-export check",
+                f"{path} does not exist: this bundle has no golden recording",
+                expected="a bundle from a kit, or one exported with --golden",
+                fix="export it again with --golden, or compare it with its model: pvc-export check",
             )
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -122,7 +123,7 @@ class Golden:
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise BundleError(
                 f"{path} cannot be read as a golden recording: {error!r}",
-                cause="it was cut short, or another version of pvc-export wrote it",
+                cause="it is truncated, or another version of pvc-export wrote it",
                 fix="copy it again, or export the bundle again",
             ) from error
 

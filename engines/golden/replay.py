@@ -1,10 +1,10 @@
-"""A golden recording, played to any sessions: on a device its engines, elsewhere ONNX Runtime. No torch.
+"""Replays a golden recording on any sessions: engines on a device, ONNX Runtime elsewhere. No torch.
 
-values    each sampled output within its limits of the reference, in the order in which a stream runs
-tokens    after the prompt and each token of the answer, the reference's likeliest one, or one that nearly ties
-repeated  the whole stream again gives the same bits
-two rows  a graph that takes two streams at once, as a decoding LLM does in place, returns for a stream what it
-          returns for two that are that stream: for exactly one row TensorRT has kernels of their own
+values    each sampled output is within its limits of the reference, in the order in which a stream runs
+tokens    after the prompt and each token of the answer, the likeliest token is the reference's, or nearly ties with it
+repeated  a second replay of the whole stream gives the same bits
+two rows  a graph that takes two streams in one pass, as an LLM that decodes in place does, returns for one stream what
+          it returns for two copies of it: TensorRT has separate kernels for exactly one row
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .recording import Golden, Samples
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compared:
-    """One sampled output of one run, and how far it is from the reference's."""
+    """One sampled output of one run, compared with the reference."""
 
     graph: str
     tensor: str
@@ -36,21 +36,21 @@ class Compared:
     limits: Mapping[str, float]
 
     def share(self) -> float:
-        """How much of its limit the worst metric uses; above 1 fails, and infinite where no number says it."""
+        """The worst metric as a share of its limit; above 1 fails. Infinite if the values cannot be compared."""
         if self.metrics.flaw:
             return float("inf")
         return max(float(getattr(self.metrics, name)) / limit for name, limit in self.limits.items())
 
     @property
     def passed(self) -> bool:
-        return self.share() <= 1  # NaN is not
+        return self.share() <= 1  # NaN fails
 
     @property
     def where(self) -> str:
         return f"frame {self.run}" if self.graph in VISION_GRAPHS else f"pass {self.run}"
 
     def text(self) -> str:
-        """Graph, place, tensor, and the metric that is furthest beyond its limit."""
+        """Graph, place, tensor, and the metric furthest over its limit."""
         place = f"graph '{self.graph}', {self.where}, tensor '{self.tensor}'"
         if self.metrics.flaw:
             return f"{place}: {self.metrics.flaw.rstrip(',')}"
@@ -61,7 +61,7 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """What holds or does not, without a tolerance of its own. passed is None where it was not executed."""
+    """A requirement without a tolerance. passed is None if it was not run."""
 
     name: str
     passed: bool | None
@@ -70,7 +70,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GoldenReport:
-    """How a recording came out. `compared` is in the order of the stream."""
+    """Result of a replay. `compared` is in the order of the stream."""
 
     compared: tuple[Compared, ...]
     rules: tuple[Rule, ...]
@@ -86,17 +86,17 @@ class GoldenReport:
 
     @property
     def failed_graph(self) -> str | None:
-        """The graph that failed first, where it is one graph's failure and not a rule's."""
+        """The graph that failed first; None if nothing failed, or only a rule."""
         return None if self.first_failed is None else self.first_failed.graph
 
     def worst(self) -> Iterator[Compared]:
-        """Of each graph the output that uses most of its limits."""
+        """For each graph, the output that uses most of its limits."""
         for graph in GRAPH_NAMES:
             if of_graph := [one for one in self.compared if one.graph == graph]:
                 yield max(of_graph, key=Compared.share)
 
     def lines(self) -> Iterator[str]:
-        """What was held, for people."""
+        """The result as lines of text: the worst output of each graph, then the rules."""
         for one in self.worst():
             word = "ok  " if one.passed else "FAIL"
             yield f"{word} {one.graph:<10} {one.tensor} at {one.where}: {one.share():.0%} of its limit"
@@ -106,7 +106,7 @@ class GoldenReport:
     def summary(self) -> str:
         """One line: what passed, or what failed first."""
         if self.passed:
-            return f"pass: {len(self.compared)} outputs of the golden recording within the model's own limits"
+            return f"pass: {len(self.compared)} outputs of the golden recording are within the model's limits"
         if (first := self.first_failed) is not None:
             return first.text()
         return next((f"{rule.name}: {rule.detail}" for rule in self.rules if rule.passed is False), "nothing was run")
@@ -124,7 +124,7 @@ class GoldenReport:
 
 
 def replay(golden: Golden, sessions: Mapping[str, Session]) -> GoldenReport:
-    """Play it twice, and hold what was returned against the recording."""
+    """Play the recording twice and compare the outputs with it."""
     first = _Player(golden, sessions)
     ended = first.play()
     compared = tuple(_compare(golden, first))
@@ -138,7 +138,7 @@ def replay(golden: Golden, sessions: Mapping[str, Session]) -> GoldenReport:
 
 @dataclass(slots=True)
 class _Player:
-    """One run of the whole stream, and what it returned of what was sampled.
+    """One run of the whole stream, and the sampled outputs.
 
     found        (graph, tensor, run) -> the sampled rows, in the graph's own dtype
     logits       (V,) after the prompt and after each token
@@ -153,7 +153,7 @@ class _Player:
     num_runs: dict[str, int] = field(default_factory=dict)
 
     def play(self) -> str:
-        """Returns why it ended early, or ''."""
+        """Play the stream. Returns why it ended early, or ''."""
         golden, shown = self.golden, {name: Wrapped(session, self._run) for name, session in self.sessions.items()}
         vision = VisionEncoder(shown, time_divisor=golden.time_divisor)
         language, embeds = LanguageModel(shown), list[Array]()
@@ -192,8 +192,8 @@ class _Player:
 
 
 def _new_values(session: Session, name: str, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Array:
-    """What one run newly returned by that name, on the host: of a cache that it updated in place the rows of this run,
-    of codes the values that they stand for."""
+    """New values of one output, on the host: for a cache updated in place, the rows this run wrote; for codes, the
+    values they stand for."""
     in_place = {state.output: state for state in session.spec.states if state.output in session.spec.aliases}
 
     def value(name: str) -> Array:
@@ -206,7 +206,7 @@ def _new_values(session: Session, name: str, inputs: Mapping[str, Tensor], outpu
 
 
 def _compare(golden: Golden, player: _Player) -> Iterator[Compared]:
-    """Every sample that was reached, in the order of the stream; where it ended early, what is missing is not there."""
+    """Compare every sample that was reached, in stream order; after an early end the remaining samples are left out."""
     wanted = [(one, index, run) for one in golden.samples for index, run in enumerate(one.runs)]
 
     def order(entry: tuple[Samples, int, int]) -> tuple[bool, int, int]:
@@ -221,7 +221,7 @@ def _compare(golden: Golden, player: _Player) -> Iterator[Compared]:
 
 
 def _tokens(golden: Golden, logits: Sequence[Array]) -> Rule:
-    """Ties are measured on the kept logits of the reference."""
+    """Near ties are measured on the reference's stored logits."""
     kept = next(one for one in golden.samples if one.name == "head/logits")
     wrong = list[str]()
     for step, (own, want, tie) in enumerate(zip(logits, golden.likeliest, golden.ties, strict=True)):
@@ -232,8 +232,12 @@ def _tokens(golden: Golden, logits: Sequence[Array]) -> Rule:
         row = kept.values[kept.runs.index(step), 0]
         margin = row[columns.index(want)] - row[columns.index(got)] if got in columns else np.inf
         if margin > tie:
-            wrong.append(f"after {step} tokens of the answer it prefers token {got}, the reference {want}")
-    detail = wrong[0] if wrong else f"{len(golden.likeliest)} steps prefer the reference's token"
+            wrong.append(f"after {step} answer tokens the likeliest token is {got}, in the reference {want}")
+    detail = (
+        wrong[0]
+        if wrong
+        else f"the reference's token is the likeliest, or nearly ties, at all {len(golden.likeliest)} steps"
+    )
     return Rule(name="tokens", passed=not wrong, detail=detail)
 
 
@@ -241,9 +245,9 @@ def _repeated(first: _Player, second: _Player) -> Rule:
     differing = [key for key, value in first.found.items() if not _same(value, second.found.get(key))]
     if differing:
         graph, tensor, run = differing[0]
-        detail = f"graph '{graph}' returned other values of '{tensor}' when run {run} was repeated"
+        detail = f"graph '{graph}' returned different values of '{tensor}' when run {run} was repeated"
         return Rule(name="repeated", passed=False, detail=detail)
-    return Rule(name="repeated", passed=True, detail="the whole stream again, bit for bit")
+    return Rule(name="repeated", passed=True, detail="a second replay is bit-identical")
 
 
 def _same(one: Array, other: Array | None) -> bool:
@@ -253,11 +257,11 @@ def _same(one: Array, other: Array | None) -> bool:
 def _two_rows(
     inputs: Mapping[str, Mapping[str, Array]], sessions: Mapping[str, Session], golden: Golden
 ) -> Iterator[Rule]:
-    """Each graph that takes two streams at once, on its last inputs, which are those of a decoded token."""
+    """Check each graph that takes two streams in a pass, on its last inputs, which are those of a decoded token."""
     limits = {(one.graph, one.tensor): one.limits for one in golden.samples}
     taken = [name for name in inputs if _takes_two(sessions[name].spec)]
     if not taken:
-        yield Rule(name="two rows", passed=None, detail="no graph of this bundle takes two streams in a pass")
+        yield Rule(name="two rows", passed=None, detail="no graph of this bundle takes two streams in one pass")
     for graph in taken:
         session = sessions[graph]
         alone = _outputs(session, inputs[graph], 1)
@@ -270,7 +274,7 @@ def _two_rows(
             if (graph, name) in limits
         ]  # fmt: skip
         wrong = next((one for one in found if not one.passed), None)
-        detail = f"'{graph}': one stream, and the same in a pass of two, {len(found)} tensors"
+        detail = f"'{graph}': one stream alone and twice in one pass agree, {len(found)} tensors"
         yield Rule(name="two rows", passed=wrong is None, detail=detail if wrong is None else wrong.text())
 
 
@@ -279,7 +283,7 @@ def _takes_two(spec: GraphSpec) -> bool:
 
 
 def _outputs(session: Session, inputs: Mapping[str, Array], count: int) -> dict[str, Array]:
-    """What a graph returns for so many equal streams, but for caches that it was given to update."""
+    """A graph's outputs for `count` equal streams, without the caches it updates in place."""
     fed = {name: np.repeat(value, count, axis=0) for name, value in inputs.items()}
     outputs = session.run(fed)
     own = {name: value for name, value in outputs.items() if name not in session.spec.aliases}

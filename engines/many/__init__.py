@@ -1,1 +1,1 @@
-"""Many streams of one bundle: each in its own order, in turn, and several in one pass."""
+"""Many streams of one bundle: each in order, in turn with the others, and several in one pass."""

@@ -1,4 +1,4 @@
-"""Which way many streams of a bundle take their steps."""
+"""Chooses how several streams of a bundle are run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .side_by_side import SideBySide
 
 
 def together_for(bundle: Bundle, *, max_streams: int) -> Together:
-    """In one pass where the bundle was exported for several streams and the package greenlet is there; else side by
-    side on a CPU of several cores, if its graphs have one thread each; else one by one.
+    """One shared pass if the bundle was exported for several streams and the package greenlet is installed; otherwise
+    side by side on a CPU with several cores, if its graphs use one thread each; otherwise one by one.
 
-    max_streams  that may exist at once
+    max_streams  largest number of streams at the same time
     """
     if bundle.manifest.limits.streams > 1 and has_greenlet():
         return Passes(bundle, max_streams=max_streams)

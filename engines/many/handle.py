@@ -1,4 +1,4 @@
-"""One of many streams, as whoever feeds it sees it: what is asked for here is done by the scheduler's thread."""
+"""A handle on one of many streams: its user calls it from any thread, and the scheduler's thread does the work."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from ..stream import PVCStream
 T = TypeVar("T")
 
 WhenFull = Literal["drop-oldest", "refuse"]
-"""What happens to a frame that comes while as many wait as may.
+"""Treatment of a frame that arrives while the queue is full.
 
-drop-oldest  the oldest one that waits is left out: a camera shows what is, and not what was
-refuse       it is refused with Busy, and whoever has it may send it again: nothing is lost
+drop-oldest  the oldest waiting frame is dropped: a camera should show the present
+refuse       the new frame is refused with Busy and may be sent again: nothing is lost
 """
 
 
 class Busy(StreamError):
-    """More waits than may; later there is room. `retry_after_s`: a fair guess of when."""
+    """The queue is full; there will be space later. `retry_after_s`: an estimate of when."""
 
     def __init__(self, what: str, *, retry_after_s: float = 1.0, expected: str = "", fix: str = "") -> None:
         super().__init__(what, expected=expected, fix=fix)
@@ -37,7 +37,7 @@ class Busy(StreamError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueueLimits:
-    """What may wait of a stream."""
+    """Queue limits per stream."""
 
     frames: int = 4
     questions: int = 16
@@ -46,16 +46,16 @@ class QueueLimits:
     def __post_init__(self) -> None:
         if self.frames < 1 or self.questions < 1:
             raise StreamError(
-                f"{self.frames} frames and {self.questions} questions may wait", expected="at least one of each"
+                f"limits of {self.frames} frames and {self.questions} questions", expected="at least one of each"
             )
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class Question:
-    """One that waits or is being answered.
+    """A question that waits or is being answered.
 
-    answer  its future. Cancelling it ends the question, at the next token
-    heard   is called on the scheduler's thread with the answer so far, after each token
+    answer  future of the answer. Cancelling it ends the question at the next token
+    heard   called on the scheduler's thread after each token, with the answer so far
     """
 
     text: str
@@ -74,7 +74,7 @@ class Question:
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class Call:
-    """Something else to be done with the stream between two questions."""
+    """A function to call with the stream, between two questions."""
 
     function: Callable[[PVCStream], Any]
     after_frame: int
@@ -82,36 +82,35 @@ class Call:
 
 
 class StreamHandle:
-    """Made by Scheduler.open. Its methods may be called from any thread, and return at once.
+    """Made by Scheduler.open. Its methods may be called from any thread and return immediately.
 
-    Frames are pushed in the order they came in. A question is about the frames that came before it, and those that were
-    pushed while it waited for its turn; questions and calls are done one after another. While one is answered, frames
-    go on.
+    Frames are pushed in order of arrival. A question covers the frames that arrived before it and those pushed while it
+    waited. Questions and calls are done one after another. While a question is answered, frames continue to be pushed.
 
-    num_dropped  frames that were left out by `limits.when_full`
+    num_dropped  frames dropped because of `limits.when_full`
     """
 
     def __init__(
         self, stream: PVCStream, *, options: dict[str, Any], limits: QueueLimits, changed: Condition, is_spare: bool
     ) -> None:
-        """`changed` guards what waits, and is notified of it. is_spare: when it is closed its stream serves another."""
+        """`changed` guards the queues and is notified of changes. is_spare: reuse the stream once this is closed."""
         self._stream: PVCStream | None = stream
         self._at_end = (0, 0)  # frames and anchors
         self.options, self.is_spare = options, is_spare
         self.limits, self.num_dropped, self.is_closed = limits, 0, False
         self.frames: deque[tuple[int, Any, Future[PushTiming | None]]] = deque()
         self.line: deque[Question | Call] = deque()
-        self.asked: Question | None = None  # what is being answered
-        self.num_came = 0  # frames
+        self.asked: Question | None = None  # the question being answered
+        self.num_came = 0  # number of frames received
         self.gone: Future[None] = Future()
-        self.was_frame = False  # the last step that was taken
+        self.was_frame = False  # whether the last step was a frame
         self._changed = changed
 
     def push(self, frame_bgr: Any) -> Future[PushTiming | None]:
-        """The next frame, as PVCStream.push takes it. The future holds what it cost; None if it was left out; or what
-        PVCStream.push raises, and then it is no part of the stream.
+        """Queue the next frame, as PVCStream.push takes it. The future holds its timing; None if it was dropped; or
+        what PVCStream.push raises, in which case the frame is not part of the stream.
 
-        Raises Busy where as many wait as may, and limits.when_full is 'refuse'; StreamError once it is closed.
+        Raises Busy if the queue is full and limits.when_full is 'refuse'; StreamError once it is closed.
         """
         done: Future[PushTiming | None] = Future()
         with self._changed:
@@ -120,8 +119,9 @@ class StreamHandle:
             if len(self.frames) >= self.limits.frames:
                 if self.limits.when_full == "refuse":
                     raise Busy(
-                        f"{len(self.frames)} frames of this stream wait", expected=f"{self.limits.frames} or fewer",
-                        fix="send it again later, or send fewer a second", retry_after_s=0.2,
+                        f"{len(self.frames)} frames of this stream are waiting",
+                        expected=f"{self.limits.frames} or fewer",
+                        fix="send it again later, or send fewer per second", retry_after_s=0.2,
                     )  # fmt: skip
                 _, _, left_out = self.frames.popleft()
                 self.num_dropped += 1
@@ -145,10 +145,10 @@ class StreamHandle:
         stop: Sequence[str] = (),
         heard: Callable[[str], None] | None = None,
     ) -> Future[Answer]:
-        """As PVCStream.ask; the future holds the answer, or what ask raises. Cancel it to end the question.
+        """Queue a question, as for PVCStream.ask. The future holds the answer, or what ask raises. Cancel it to stop.
 
-        heard  is called on the scheduler's thread with the answer so far, after each token; it must not block
-        Raises Busy where as many wait as may, StreamError once it is closed.
+        heard  is called on the scheduler's thread after each token, with the answer so far; it must not block
+        Raises Busy if the queue is full, StreamError once it is closed.
         """
         with self._changed:
             asked = Question(
@@ -159,18 +159,18 @@ class StreamHandle:
         return asked.answer
 
     def call(self, function: Callable[[PVCStream], T]) -> Future[T]:
-        """Anything else, on the scheduler's thread: call(PVCStream.reset), call(lambda s: s.save(path)).
+        """Call any function on the scheduler's thread: call(PVCStream.reset), call(lambda s: s.save(path)).
 
-        Raises what `ask` does."""
+        Raises what `ask` raises."""
         with self._changed:
             call = Call(function=function, after_frame=self.num_came)
             self._stand_in_line(call)
         return call.result
 
     def close(self) -> Future[None]:
-        """What waits fails with StreamError, and an answer is cut. May be called again.
+        """Close the stream: waiting work fails with StreamError, and an answer is cut. May be called again.
 
-        The future is done when another stream may be opened in its place.
+        The future is done once another stream can be opened instead.
         """
         with self._changed:
             self.is_closed = True
@@ -179,24 +179,24 @@ class StreamHandle:
 
     @property
     def stream(self) -> PVCStream:
-        """The scheduler's thread alone may call it. Raises StreamError once it is closed: its caches serve others."""
+        """For the scheduler's thread only. Raises StreamError once it is closed: its caches then serve others."""
         if self._stream is None:
             raise StreamError("this stream is closed", fix="open another one")
         return self._stream
 
     @property
     def num_frames(self) -> int:
-        """Of its stream; once it is closed, as many as there were."""
+        """Frames of the stream; after closing, the final number."""
         return self._at_end[0] if self._stream is None else self._stream.num_frames
 
     @property
     def num_anchors(self) -> int:
-        """As num_frames."""
+        """Anchors of the stream; after closing, the final number."""
         return self._at_end[1] if self._stream is None else self._stream.num_anchors
 
     def let_go(self) -> PVCStream:
-        """By the scheduler, once it is closed: nobody waits any longer. Returns the stream, for another one."""
-        error = StreamError("this stream was closed before that was done", fix="open another one, and send it again")
+        """Called by the scheduler after closing: fail everything that waits. Returns the stream, for reuse."""
+        error = StreamError("this stream was closed before that was done", fix="open another one and send it again")
         waiting: list[Future[Any]] = [done for _, _, done in self.frames]
         waiting += [each.answer if isinstance(each, Question) else each.result for each in self.line]
         if self.asked is not None:
@@ -215,15 +215,16 @@ class StreamHandle:
 
     @property
     def num_waiting(self) -> int:
-        """Frames and questions that wait, and the one that is being answered."""
+        """Waiting frames and questions, plus the question being answered."""
         return len(self.frames) + len(self.line) + (self.asked is not None)
 
     def _stand_in_line(self, what: Question | Call) -> None:
         self._require_open()
         if len(self.line) >= self.limits.questions:
             raise Busy(
-                f"{len(self.line)} questions of this stream wait", expected=f"{self.limits.questions} or fewer",
-                fix="ask again when some are answered", retry_after_s=1.0,
+                f"{len(self.line)} questions of this stream are waiting",
+                expected=f"{self.limits.questions} or fewer",
+                fix="ask again once some are answered", retry_after_s=1.0,
             )  # fmt: skip
         self.line.append(what)
         self._changed.notify_all()

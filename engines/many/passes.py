@@ -1,11 +1,11 @@
-"""Several streams in one pass: each runs its own code as if it were alone, and stops where it would run a graph.
+"""Several streams in one pass: each runs its code as if it were alone, and stops where it would run a graph.
 
-When all have stopped, those that want the same graph on tensors of the same shape are run as one batch, and each goes
-on with its part of what came out. So there is one code for a stream, whether it is alone or not. The code of each runs
-on a stack of its own (greenlet), on one thread, one at a time.
+Once all have stopped, requests for the same graph with tensors of the same shape are run as one batch, and each stream
+continues with its part of the outputs. So the code of a stream is the same whether it is alone or not. Each runs on its
+own stack (greenlet), all on one thread, one at a time.
 
-Note: a session's outputs on a GPU are valid until it runs again. So what is furthest in a frame runs first: nobody's
-trunk runs again before all have put in place what came of theirs.
+Note: on a GPU a session's outputs are valid until its next run. So the graph furthest along in a frame runs first: the
+trunk does not run again before every stream has stored the outputs of the previous run.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from greenlet import greenlet
 
 BATCHED = ("head", "llm", "compressor", "temporal", "trunk")
-"""Graphs that run for several streams at once, the first of them first."""
+"""Graphs that run for several streams in one pass, in order of priority."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PassBundle(Bundle):
-    """A bundle whose streams' caches lie side by side, by graph. `spare` is the same for what is prepared."""
+    """A bundle whose streams share a slab per graph. `spare` is the same for streams being prepared."""
 
     slabs: Mapping[str, Slab]
     spare: PassBundle | None
@@ -46,17 +46,17 @@ class PassBundle(Bundle):
 
 
 class Passes:
-    """A Together. Make the streams of `bundle`, each at most once in `run`."""
+    """A Together. Create the streams from `bundle`; each may occur at most once in a `run`."""
 
     def __init__(self, bundle: Bundle, *, max_streams: int) -> None:
-        """So many may exist at once; a pass takes as many as the bundle was exported for (--streams).
+        """Allow up to `max_streams` streams; one pass takes as many as the bundle was exported for (--streams).
 
-        Raises StreamError for a bundle of one stream, BackendUnavailable without the package greenlet.
+        Raises StreamError for a bundle exported for one stream, BackendUnavailable without the package greenlet.
         """
         self.most = bundle.manifest.limits.streams
         if self.most < 2:
             raise StreamError(
-                f"{bundle.folder} runs one stream a pass", expected="a bundle for several",
+                f"{bundle.folder} runs one stream per pass", expected="a bundle exported for several streams",
                 fix="export it again with --streams 8, or run its streams one by one",
             )  # fmt: skip
         self._greenlet = import_greenlet()
@@ -76,7 +76,7 @@ class Passes:
                 waiting = [request for request in waiting if request not in together]
                 try:
                     outputs = together[0].session.run_together(together)
-                except Exception as error:  # of all: each undoes what it has begun
+                except Exception as error:  # raised in every stream: each undoes its step
                     for request in together:
                         waiting += _asked(request.caller.throw(error))
                 else:
@@ -89,12 +89,12 @@ class Passes:
                     caller.throw()
 
     def caller(self) -> greenlet | None:
-        """The step that runs now; None outside of a pass."""
+        """The step that is running; None outside of a pass."""
         current = self._greenlet.getcurrent()
         return current if self._driver is not None and current.parent is self._driver else None
 
     def ask(self, request: Request) -> dict[str, Tensor]:
-        """Wait for a pass."""
+        """Hand over a request and wait for its outputs."""
         outputs: dict[str, Tensor] = self._driver.switch(request)
         return outputs
 
@@ -114,10 +114,10 @@ class Passes:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Request:
-    """What a stream wants to run.
+    """A graph run that a stream requests.
 
-    slot  where its caches lie in the session's slab; None for a graph without, and for caches that lie elsewhere
-    key   requests with the same one can share a pass, if their slots are neighbours
+    slot  slot of its caches in the session's slab; None for a graph without caches, and for caches outside the slab
+    key   requests with equal keys can share a pass, if their slots are neighbours
     """
 
     session: PassSession
@@ -128,14 +128,14 @@ class Request:
 
 
 class PassSession:
-    """A Session that waits for company while a pass is made up."""
+    """A Session that waits for other streams' requests while a pass is assembled."""
 
     def __init__(self, session: Session, passes: Passes, slab: Slab | None) -> None:
         self.spec, self.memory, self.computes_in = session.spec, session.memory, session.computes_in
         self._session, self._passes, self._slab = session, passes, slab
         self._states = frozenset(state.input for state in session.spec.states)
         self._staging: dict[str, DeviceArray] = {}
-        # The first rows of several caches are not one piece of memory, and a GPU is fed addresses: one by one.
+        # The first rows of several caches are not contiguous, and a GPU is given addresses: one stream per pass.
         copies = any(state.order == "linear" and state.update == "rows" for state in session.spec.states)
         self._is_copied = copies and isinstance(session.memory, DeviceMemory)
 
@@ -150,7 +150,7 @@ class PassSession:
         return self._passes.ask(Request(session=self, inputs=inputs, slot=slot, key=key, caller=caller))
 
     def run_together(self, requests: Sequence[Request]) -> list[dict[str, Tensor]]:
-        """One pass over requests of the same key, whose slots are neighbours in this order."""
+        """Run requests with the same key in one pass; their slots are neighbours, in this order."""
         inputs = {
             tensor.name: self._joined(tensor.name, [request.inputs[tensor.name] for request in requests])
             for tensor in self.spec.inputs
@@ -166,7 +166,7 @@ class PassSession:
         return self._slab.slot_at(name, inputs[name])
 
     def _caches(self, requests: Sequence[Request]) -> dict[str, Tensor]:
-        """As they lie now: a slab may have been laid out anew since they were asked for."""
+        """The caches as they are now: the slab's layout may have changed since the requests were made."""
         if self._slab is None:
             return {}
         first = requests[0]
@@ -179,7 +179,7 @@ class PassSession:
         return caches
 
     def _own(self, outputs: Mapping[str, Tensor], index: int, request: Request) -> dict[str, Tensor]:
-        """A request's part of what came out; of caches that were updated in place, the caches."""
+        """A request's part of the outputs; for caches updated in place, the caches themselves."""
         own = {name: part(output, index, 1) for name, output in outputs.items()}
         if self._slab is not None and request.slot is not None:
             caches = self._slab.tensors(request.slot, 1)
@@ -187,7 +187,7 @@ class PassSession:
         return own
 
     def _joined(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
-        """Tensors (1, ...) as one batch. On a GPU those that lie behind each other are one already."""
+        """Join tensors (1, ...) to one batch. On a GPU, contiguous ones already are one."""
         first = tensors[0]
         if len(tensors) == 1:
             return first
@@ -204,7 +204,7 @@ class PassSession:
 
 
 def next_pass(waiting: Sequence[Request], most: int) -> list[Request]:
-    """Those that run next: of what is furthest, as many as are neighbours."""
+    """The requests to run next: of the graph furthest along, as many as have neighbouring slots."""
     first = min(waiting, key=lambda request: request.key[0])
     alike = [request for request in waiting if request.key == first.key]
     if first.slot is None:
@@ -216,12 +216,12 @@ def next_pass(waiting: Sequence[Request], most: int) -> list[Request]:
 
 
 def _asked(request: object) -> list[Request]:
-    """What a step wants now; nothing if it is done."""
+    """The step's next request; empty if it is done."""
     return [request] if isinstance(request, Request) else []
 
 
 def has_greenlet() -> bool:
-    """Whether passes can be made up here."""
+    """Whether greenlet is installed, which shared passes need."""
     try:
         import_greenlet()
     except BackendUnavailable:
@@ -234,7 +234,7 @@ def import_greenlet() -> Any:
         import greenlet
     except ImportError as error:
         raise BackendUnavailable(
-            f"several streams in one pass need the package greenlet, which cannot be imported here ({error})",
+            f"running several streams in one pass needs the package greenlet, which cannot be imported ({error})",
             fix="pip install -e '.[live]'",
         ) from error
     return greenlet

@@ -1,7 +1,7 @@
-"""Many streams on one thread: in each round every stream that has something to do takes a step, all of them together.
+"""Many streams on one thread: in each round, every stream with work to do takes one step, all of them together.
 
-A step is a frame, or the beginning of an answer, or a token more. So a long answer holds up no camera, a stream with
-much to do no other one, and what is ready at the same time can share a pass.
+A step is a frame, the beginning of an answer, or one more token. So a long answer delays no camera, a busy stream
+delays no other, and steps that are ready at the same time can share a pass.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from .handle import Busy, QueueLimits, StreamHandle
 from .turns import Counts, Step, is_ready, next_step
 
 GATHER_S = 0.003
-"""How long a round waits for streams that have nothing to do yet."""
+"""Time that a round waits for streams without work."""
 
 
 class Together(Protocol):
-    """How the steps of several streams are taken."""
+    """A way to run the steps of several streams."""
 
     @property
     def bundle(self) -> Bundle:
-        """That the streams must be made of."""
+        """The bundle to create the streams from."""
 
     @property
     def most(self) -> int:
-        """Steps at once."""
+        """Largest number of steps per round."""
 
     def run(self, steps: Sequence[Step]) -> None:
-        """Take each, of streams that are all different. A step raises nothing."""
+        """Run each step; all belong to different streams. A step raises nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OneByOne:
-    """One after another, each as if it were alone."""
+    """Runs steps one after another, each as if it were alone."""
 
     bundle: Bundle
     most: int = 1
@@ -51,22 +51,22 @@ class OneByOne:
 
 
 class Scheduler:
-    """Its thread is the only one that makes a stream, runs it, and lets go of it.
+    """Runs streams on its thread, the only one that creates, runs and releases them.
 
-    counts  of what was done
+    counts  totals of what was done
     """
 
     def __init__(self, together: Together, *, max_streams: int, gather_s: float = GATHER_S) -> None:
-        """`max_streams` may be open at once: each has caches of its own, which serve the next one when it is closed.
+        """At most `max_streams` are open at a time: each has its caches, which are reused once it is closed.
 
-        Raises StreamError if that is less than one.
+        Raises StreamError if max_streams is below 1.
         """
         if max_streams < 1:
             raise StreamError(f"max_streams is {max_streams}", expected="at least 1")
         self.max_streams, self.counts = max_streams, Counts()
         self._together, self._gather_s = together, gather_s
         self._changed = threading.Condition()
-        self._handles: list[StreamHandle] = []  # whoever has had a turn lately is at the end
+        self._handles: list[StreamHandle] = []  # least recently run first
         self._spare: dict[Options, list[PVCStream]] = {}
         self._opening: list[_Opening] = []
         self._is_closing = self._has_ended = False
@@ -79,15 +79,15 @@ class Scheduler:
 
     @property
     def handles(self) -> tuple[StreamHandle, ...]:
-        """Those that are open."""
+        """The open streams."""
         with self._changed:
             return tuple(self._handles)
 
     def open(self, *, limits: QueueLimits | None = None, saved: str | None = None, **options: Any) -> StreamHandle:
-        """A stream with the options of PVCStream; or, with `saved`, one that goes on where that file was written. Waits
-        for the round that runs now.
+        """Open a stream with the options of PVCStream or, with `saved`, resume the one saved in that file. Waits for
+        the current round.
 
-        Raises Busy if as many are open as may be, StreamError once the scheduler is closed, and what PVCStream raises.
+        Raises Busy if max_streams are open, StreamError once the scheduler is closed, and what PVCStream raises.
         """
         opening = _Opening(limits=limits or QueueLimits(), saved=saved, options=options)
         with self._changed:
@@ -97,14 +97,14 @@ class Scheduler:
             if num_open >= self.max_streams:
                 raise Busy(
                     f"{num_open} streams are open", expected=f"{self.max_streams} or fewer",
-                    fix="close one, or allow more where this was started", retry_after_s=5.0,
+                    fix="close one, or start the program with a higher limit", retry_after_s=5.0,
                 )  # fmt: skip
             self._opening.append(opening)
             self._changed.notify_all()
         return opening.handle.result()
 
     def close(self, *, drain_s: float = 0.0) -> bool:
-        """Open nothing more, give what waits so long to be done, and end. Returns whether all of it was done."""
+        """Accept no more streams, give waiting work `drain_s` seconds, then end. Returns whether all was done."""
         with self._changed:
             self._is_closing = True
             is_done = self._changed.wait_for(lambda: not any(map(is_ready, self._handles)), timeout=drain_s)
@@ -118,7 +118,7 @@ class Scheduler:
     def _run(self) -> None:
         try:
             self._take_rounds()
-        finally:  # whatever ended them, nobody waits for ever
+        finally:  # whatever ended the rounds, no caller waits forever
             with self._changed:
                 self._is_closing = self._has_ended = True
                 for handle in self._handles:
@@ -148,14 +148,14 @@ class Scheduler:
                 self.counts.rounds += 1
                 self.counts.steps += len(steps)
             with self._changed:
-                self._changed.notify_all()  # whoever waits for it to be drained
+                self._changed.notify_all()  # wakes `close`, which waits for the queues to empty
 
     def _has_work(self) -> bool:
         asked = self._has_ended or bool(self._opening)
         return asked or any(handle.is_closed or is_ready(handle) for handle in self._handles)
 
     def _open(self, opening: _Opening) -> None:
-        """Without the lock: large caches take their time."""
+        """Open a stream without holding the lock: allocating large caches takes time."""
         try:
             stream = self._stream(opening.saved, opening.options)
         except BaseException as error:
@@ -173,7 +173,7 @@ class Scheduler:
         opening.handle.set_result(handle)
 
     def _stream(self, saved: str | None, options: dict[str, Any]) -> PVCStream:
-        """One that was closed, if it had these options; else a new one, in place of one that had others."""
+        """Reuse a closed stream with these options; otherwise create one, replacing a spare with other options."""
         key = _key(options)
         if saved is None and self._spare.get(key):
             return self._spare[key].pop()
@@ -191,7 +191,7 @@ class Scheduler:
         return [step for handle in ready if (step := next_step(handle, self.counts)) is not None]
 
     def _let_go(self) -> None:
-        """Of the streams that were closed."""
+        """Release the closed streams."""
         for handle in [handle for handle in self._handles if handle.is_closed]:
             stream = handle.let_go()
             self._handles.remove(handle)
@@ -207,7 +207,7 @@ Options = tuple[tuple[str, Any], ...]
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class _Opening:
-    """A stream that somebody waits for."""
+    """A stream that a caller is waiting for."""
 
     limits: QueueLimits
     saved: str | None

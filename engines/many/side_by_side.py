@@ -1,4 +1,4 @@
-"""Streams side by side: on a CPU with several cores each takes its step on a thread of its own."""
+"""Streams side by side: on a CPU with several cores, each takes its step on its own thread."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ..threads import num_cores
 from .turns import Step
 
 MOST = 64
-"""Steps in a round: a thread that is done takes the next one."""
+"""Largest number of steps per round: a thread that is done takes the next step."""
 
 
 class SideBySide(AbstractContextManager["SideBySide"]):
-    """A Together. Open the bundle with threads=1, else its graphs' own threads are in each other's way."""
+    """A Together. Open the bundle with threads=1; otherwise the graphs' own threads compete with these."""
 
     most = MOST
 
     def __init__(self, bundle: Bundle, *, workers: int | None = None) -> None:
-        """`workers` steps at a time, by default as many as there are cores.
+        """Run `workers` steps at a time, by default as many as there are cores.
 
-        Raises StreamError for a bundle that runs on a GPU, whose sessions take one call at a time.
+        Raises StreamError for a bundle that runs on a GPU, whose sessions handle one call at a time.
         """
         if not all(isinstance(session.memory, HostMemory) for session in bundle.sessions.values()):
             raise StreamError(
-                f"{bundle.folder} runs on {bundle.runs_on}, which takes one call at a time",
+                f"{bundle.folder} runs on {bundle.runs_on}, which handles one call at a time",
                 expected="a bundle that runs on the CPU",
-                fix="run its streams in one pass: export with --streams, and Passes",
+                fix="run its streams in one pass: export it with --streams and use Passes",
             )
         self.bundle, self.workers = bundle, workers or num_cores()
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="side-by-side")

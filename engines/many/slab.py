@@ -1,7 +1,7 @@
-"""The caches of many streams side by side, so that one pass reads those of neighbours as one tensor, without a copy.
+"""The caches of many streams in one buffer, so that one pass reads neighbouring ones as one tensor, without a copy.
 
-A slab has slots, one a stream. On the host all of them are laid out for as many rows as the longest needs: heads lie
-one behind the other in the first part of the memory (cache.py).
+A slab has one slot per stream. On the host, every slot has the layout for as many rows as the longest stream needs:
+heads are contiguous in the first part of the memory (cache.py).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ..spec import ITEM_BYTES, GraphSpec
 
 
 class Slab:
-    """Of one graph's states.
+    """The caches of one graph's states, for several streams.
 
-    room  rows that each slot is laid out for; 0 where that is no question
+    room  rows in each slot's layout; 0 if the graph has a fixed length
     """
 
     def __init__(self, spec: GraphSpec, memory: Memory, *, num_slots: int) -> None:
@@ -34,31 +34,31 @@ class Slab:
         self._returned: deque[int] = deque()
 
     def take(self) -> Slot:
-        """The first slot that is free, whose content is zero. Raises StreamError if there is none."""
+        """Return the first free slot, cleared to zero. Raises StreamError if there is none."""
         while self._returned:
             self._clear(self._returned.popleft())
         if not self._free:
             raise StreamError(
                 f"all {self.num_slots} slots for caches of '{self.spec.name}' are taken",
-                expected="as many streams at once as were announced",
-                fix="let go of one, or make room for more",
+                expected="at most as many streams as max_streams",
+                fix="close a stream, or allow more streams",
             )
         self._free.sort(reverse=True)
         return Slot(self, self._free.pop())
 
     def tensors(self, first: int, count: int) -> dict[str, Tensor]:
-        """The caches of neighbours, (count, ...) each, where they lie."""
+        """The caches of `count` neighbouring slots as tensors (count, ...), without a copy."""
         return {name: part(tensor, first, count) for name, tensor in self._tensors.items()}
 
     def slot_at(self, name: str, tensor: Tensor) -> int | None:
-        """Whose cache of that name it is, or the first rows of it; None if it lies elsewhere."""
+        """The slot that holds this cache, or its first rows; None if the tensor is not part of the slab."""
         slab = self._tensors[name]
         step = prod(slab.shape[1:]) * ITEM_BYTES[str(slab.dtype)]
         index, rest = divmod(address_of(tensor) - address_of(slab), step)
         return index if rest == 0 and 0 <= index < self.num_slots else None
 
     def want(self, slot: int, room: int) -> None:
-        """Lay all of them out for as many rows as the longest wants."""
+        """Change all slots to a layout for as many rows as the longest stream needs."""
         self._wanted[slot] = room
         if (needed := max(self._wanted)) != self.room:
             memory = self.memory
@@ -69,7 +69,7 @@ class Slab:
             self.room = needed
 
     def give_back(self, slot: int) -> None:
-        """One that nobody uses any more. On any thread, as the collector comes; it is cleared when one is taken."""
+        """Return a slot that is no longer used. May run on any thread (garbage collector); cleared when taken again."""
         self._returned.append(slot)
 
     def _clear(self, slot: int) -> None:
@@ -82,7 +82,7 @@ class Slab:
 
 
 class Slot(Caches):
-    """One stream's caches in a slab. They move as others grow, so they are asked for anew each time."""
+    """One stream's caches in a slab. Read `tensors` each time: they move when other streams grow."""
 
     def __init__(self, slab: Slab, index: int) -> None:
         self.slab, self.index = slab, index
@@ -102,7 +102,7 @@ class Slot(Caches):
 
 
 def part(tensor: Tensor, first: int, count: int) -> Tensor:
-    """So many of a batch, where they lie."""
+    """`count` entries of a batch from `first` on, as a view."""
     if isinstance(tensor, np.ndarray):
         return tensor[first : first + count]
     shape = (count, *tensor.shape[1:])

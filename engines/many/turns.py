@@ -1,4 +1,4 @@
-"""What a stream does next. Each step is one call of its PVCStream, and ends in a future; none raises."""
+"""A stream's next step. Each step is one call of its PVCStream and ends in a future; none raises."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Step = Callable[[], None]
 
 @dataclass(slots=True)
 class Counts:
-    """Of all streams since the scheduler began; they only grow."""
+    """Totals over all streams since the scheduler started."""
 
     rounds: int = 0
     steps: int = 0
@@ -28,14 +28,14 @@ class Counts:
 
 
 def is_ready(handle: StreamHandle) -> bool:
-    """Whether it has something to do. The caller holds the lock."""
+    """Whether it has work to do. The caller holds the lock."""
     return handle.asked is not None or bool(handle.frames) or bool(handle.line)
 
 
 def next_step(handle: StreamHandle, counts: Counts) -> Step | None:
-    """Take the next thing out of what waits. The caller holds the lock.
+    """Take the next piece of work out of the queues. The caller holds the lock.
 
-    Frames and tokens take turns; a frame that would cut the answer waits for its end. A question has its turn when the
+    Frames and tokens alternate; a frame that would cut the answer waits for its end. A question's turn comes when the
     frames before it are done.
     """
     if handle.asked is not None and (handle.was_frame or not handle.frames or handle.stream.next_frame_cuts):
@@ -56,14 +56,14 @@ def next_step(handle: StreamHandle, counts: Counts) -> Step | None:
 
 
 def _has_its_turn(handle: StreamHandle) -> bool:
-    """The first of what stands in line: no frame that came before it waits."""
+    """Whether the first question or call may start: no frame that arrived before it is waiting."""
     return bool(handle.line) and not (handle.frames and handle.frames[0][0] <= handle.line[0].after_frame)
 
 
 def _push(handle: StreamHandle, frame: Any, done: Future[PushTiming | None], counts: Counts) -> None:
     try:
         if not done.set_running_or_notify_cancel():
-            return  # nobody wants it any more: it is no part of the stream
+            return  # cancelled: not part of the stream
         timing = handle.stream.push(frame)
     except BaseException as error:
         counts.failures += 1

@@ -1,7 +1,7 @@
-"""Videos in and out, through PyAV: one reader for files and addresses, one path for their colours, one writer.
+"""Reading and writing videos through PyAV: one reader for files and addresses, one colour conversion, one writer.
 
-source.py opens, packets.py counts and decodes, reader.py gives frames their times and picture.py their colours,
-damage.py says what is missing, probe.py what there is, writer.py writes.
+source.py opens, packets.py counts and decodes, reader.py adds times and picture.py converts colours, damage.py reports
+what is missing, probe.py describes a video, writer.py writes.
 Note: PyAV is imported inside the functions, so this package can be imported without it.
 """
 

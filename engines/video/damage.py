@@ -1,4 +1,4 @@
-"""What is wrong with a video that can be read all the same: frames that are missing or shown with faults."""
+"""Damage in a video that can still be read: frames that are missing or decoded with faults."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 CODECS_WITH_EMPTY_PACKETS = frozenset(("mpeg4", "vp8"))
-"""Their files may hold packets that show nothing, and are whole all the same."""
+"""Files of these codecs may contain packets that show nothing without being damaged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Damage:
-    """What a video does not show of what it should.
+    """Frames and time missing from a video, and faults in it.
 
-    num_missing    frames that its header states, its packets begin or its constant rate asks for, and that did not come
-    num_expected   those, and the ones that did come
-    num_faulty     frames that came with parts guessed by the decoder
-    missing_s      seconds between the end of what it holds and the end that its header states
-    complaint      the first complaint of demuxer or decoder, else empty
+    num_missing    frames that the header states, packets begin or a constant rate implies, but that were not decoded
+    num_expected   those, plus the decoded ones
+    num_faulty     decoded frames with parts that the decoder guessed
+    missing_s      seconds between the actual end of its content and the end stated in the header
+    complaint      the first complaint of demuxer or decoder; empty if there is none
     """
 
     num_missing: int
@@ -35,11 +35,11 @@ class Damage:
             verb = "is" if self.num_missing == 1 else "are"
             parts.append(f"{self.num_missing} of {self.num_expected} frames {verb} missing")
         if self.missing_s > 0:
-            parts.append(f"it ends {self.missing_s:.1f} s before its header says, likely as it was cut short")
+            parts.append(f"it ends {self.missing_s:.1f} s earlier than its header states; it is probably truncated")
         if self.num_faulty:
-            parts.append(f"{self.num_faulty} shown with faults")
+            parts.append(f"{self.num_faulty} decoded with faults")
         if self.complaint:
-            parts.append(f"the decoder says: {self.complaint}")
+            parts.append(f"the decoder reports: {self.complaint}")
         return "; ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Damage:
 
 @dataclass(kw_only=True, slots=True)
 class Tally:
-    """What was met while a video was read. All times are seconds by the file's own timestamps."""
+    """Counts taken while a video is read. All times are in seconds, by the file's timestamps."""
 
     codec: str = ""
     times_s: list[float] = field(default_factory=list)
@@ -57,30 +57,30 @@ class Tally:
     num_decoded: int = 0
     num_late: int = 0
     num_faulty: int = 0
-    num_indexed: int | None = None  # frames by an index that is exact, among them `num_hidden`
-    num_stated: int | None = None  # frames by a header that may be wrong by a second
+    num_indexed: int | None = None  # frames in an exact index, including `num_hidden`
+    num_stated: int | None = None  # frames by a header that may be off by a second
     num_hidden: int = 0
-    end_s: float = 0.0  # of whatever the file holds, sound too
+    end_s: float = 0.0  # end of all content, including sound
     stated_end_s: float | None = None
-    is_complete: bool = False  # read to the end, so that what did not come is missing
+    is_complete: bool = False  # read to the end, so that frames not seen by now are missing
     has_fields: bool = False  # interlaced, so that a packet may be half a frame
     complaint: str = ""
-    doubt: str = ""  # that says nothing if every frame came: also two recordings in one file are a gap to a demuxer
+    doubt: str = ""  # ignored if no frame is missing: a demuxer also sees a gap between two recordings in one file
 
     def complain(self, text: str) -> None:
         self.complaint = self.complaint or text
 
     def period_s(self) -> float | None:
-        """Between frames, if the rate is constant but for holes."""
+        """Time between frames, if the rate is constant apart from gaps."""
         gaps = np.diff(np.sort(np.array(self.times_s)))
         if len(gaps) < 4:
             return None
         period = float(np.median(gaps))
-        # Within 2 ms, as Matroska rounds to one.
+        # Within 2 ms, since Matroska rounds to 1 ms.
         return period if period > 0 and (np.abs(gaps - period) <= 0.002).mean() >= 0.8 else None
 
     def damage(self) -> Damage | None:
-        """None if nothing is wrong. Before the end only what is known for sure: faults, complaints, frames too late."""
+        """None if nothing is wrong. Before the end it reports only what is certain: faults, complaints, late frames."""
         shown = self.num_decoded - self.num_late
         expected, missing_s = self.num_decoded, 0.0
         if self.is_complete:
@@ -100,7 +100,7 @@ class Tally:
         )
 
     def _missing_s(self) -> float:
-        """0 within a quarter of a second and two frames: headers round, and sound ends where it likes."""
+        """Missing seconds; 0 within a quarter second plus two frames, as headers round and sound may end anywhere."""
         if self.stated_end_s is None or not self.times_s:
             return 0.0
         if self.num_indexed is not None and self.num_packets >= self.num_indexed - self.num_hidden:
@@ -110,15 +110,15 @@ class Tally:
         return missing if missing > allowed else 0.0
 
     def _stated(self) -> int:
-        """Frames by the header; 0 if it does not say, or is as good as right."""
+        """Frames by the header; 0 if it does not state them or is close enough."""
         if self.num_indexed is not None:
             return self.num_indexed - self.num_hidden
         stated = (self.num_stated or 0) - self.num_hidden
-        allowed = 1 / (self.period_s() or 1.0)  # one second: some headers count what is only repeated
+        allowed = 1 / (self.period_s() or 1.0)  # one second of frames: some headers count repeated frames
         return stated if stated - self.num_packets > allowed else 0
 
     def _by_rate(self, missing_s: float) -> int:
-        """Frames of a constant rate, if there is a reason to doubt that all packets arrived."""
+        """Frames implied by a constant rate, if there is a reason to doubt that all packets arrived."""
         period = self.period_s()
         if period is None or not (self.complaint or self.doubt or self.num_faulty or self.num_late or missing_s):
             return 0
@@ -126,5 +126,5 @@ class Tally:
 
 
 def hides_frame(codec: str, packet: Any) -> bool:
-    """Whether a packet is only for reference: VP8 says so in its first byte. Source: RFC 6386, 9.1."""
+    """Whether a packet is only a reference and not displayed: VP8's first byte tells. Source: RFC 6386, 9.1."""
     return codec == "vp8" and not bytes(packet)[0] >> 4 & 1

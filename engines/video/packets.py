@@ -1,4 +1,4 @@
-"""The packets of a source's video stream: counted, put on one timeline, and decoded, whatever is wrong with some."""
+"""The packets of a source's video stream: counted, put on one timeline and decoded, tolerating damaged ones."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from engines.errors import MediaError
 from .damage import Tally, hides_frame
 from .source import NOT_WHOLE, import_av, is_url, no_video, open_source
 
-CUT_AT_ONCE = "a recording that was stopped at once or cut short"
+CUT_AT_ONCE = "the recording was stopped immediately or is truncated"
 MAX_JUMP_S = 10.0
-"""Where timestamps may jump (MPEG-TS), more is another recording after the first. FFmpeg's dts_delta_threshold."""
+"""In formats whose timestamps may jump (MPEG-TS), a larger jump is a new recording. FFmpeg's dts_delta_threshold."""
 TIMESTAMPS_JUMP = 0x0200  # AVFMT_TS_DISCONT
 STATED_DURATION = ("matroska", "mov", "avi", "flv", "asf")
-"""Formats whose header says how long they are; of others FFmpeg estimates it."""
+"""Formats whose header states the duration; for others FFmpeg estimates it."""
 
 
 class Packets:
     """An open source. Iterate once; `tally` counts on the way.
 
     has_end         false for a live stream
-    decoding_times  of AVI, which has no display times: a heap, of which each decoded frame takes the first
-    last_s          how long the frame stays that is shown last; 0 if that is not known
+    decoding_times  for AVI, which has no display times: a heap; each decoded frame takes the smallest
+    last_s          how long the last frame is shown; 0 if unknown
     """
 
     def __init__(self, source: str | Path, *, fps: float | None = None) -> None:
-        """`fps` is for raw streams. Raises as open_source does."""
+        """`fps` is for raw streams. Raises what open_source raises."""
         self.opened = open_source(source, fps=fps)
         container, stream = self.opened.container, self.opened.stream
         self.has_end = not is_url(source) or bool(container.duration)
@@ -47,9 +47,9 @@ class Packets:
         self._shift, self._previous_dts = 0, None
 
     def __iter__(self) -> Iterator[Any]:
-        """Packets with something in them. Raises MediaError for a live stream that breaks off."""
+        """Yield non-empty packets. Raises MediaError if a live stream breaks off."""
         tally = self.tally
-        # Sound too: it says where the file ends.
+        # Sound packets too: they show where the file ends.
         for packet in self._demuxed():
             if not packet.size:
                 continue
@@ -64,7 +64,7 @@ class Packets:
                 yield packet
 
     def decode(self, packet: Any) -> list[Any]:
-        """The frames that a packet completes, or the last ones for None; none if the decoder refuses it."""
+        """The frames a packet completes, or for None the remaining ones; empty if the decoder rejects the packet."""
         av = import_av()
         try:
             frames = list(self.opened.stream.codec_context.decode(packet) if packet is None else packet.decode())
@@ -80,11 +80,11 @@ class Packets:
         return frames
 
     def no_frame(self) -> MediaError:
-        """What to raise when nothing could be decoded."""
+        """The error for a source of which nothing could be decoded."""
         name = self.opened.name
         if self.tally.complaint:
             return no_video(name, f"cannot be read as a video: {self.tally.complaint}", cause=NOT_WHOLE)
-        return no_video(name, "holds no frame that can be decoded", cause=CUT_AT_ONCE)
+        return no_video(name, "contains no frame that can be decoded", cause=CUT_AT_ONCE)
 
     def close(self) -> None:
         self.opened.container.close()
@@ -104,7 +104,7 @@ class Packets:
                 raise MediaError(
                     f"{self.opened.name} broke off: {error.strerror}",
                     expected="a packet every few seconds",
-                    cause="its power or network is gone",
+                    cause="the camera lost its power or network",
                     fix=f"ffprobe {self.opened.name}",
                 ) from error
             self.tally.complain(error.strerror)
@@ -124,7 +124,7 @@ class Packets:
         tally.num_packets += 1
         if self.is_avi:
             heapq.heappush(self.decoding_times, time_s)
-        if self.has_end:  # else the list would grow for good
+        if self.has_end:  # for a live stream the list would grow without end
             if time_s >= tally.last_time_s:
                 tally.last_time_s, self.last_s = time_s, (packet.duration or 0) * base
             tally.times_s.append(time_s)
@@ -133,7 +133,7 @@ class Packets:
         if packet.dts is None:
             return
         dts, previous = packet.dts + self._shift, self._previous_dts
-        # Decoding times only grow, so a step back is a new beginning, however small.
+        # Decoding times only increase, so any step back, however small, starts another recording.
         if previous is not None and not previous <= dts <= previous + MAX_JUMP_S / float(packet.time_base):
             self._shift += previous + (packet.duration or 0) - dts
             dts = packet.dts + self._shift

@@ -1,9 +1,9 @@
-"""One decoded frame as the picture that its author meant: colours, scan and orientation.
+"""Converts a decoded frame to the picture its author meant: colours, scan and orientation.
 
-Note: what a file says of its colours is believed; of one that says nothing, matrix and range are guessed as players do.
+Note: the file's colour tags are trusted; without tags, matrix and range are guessed as players do.
 Sources: ITU-R BT.601, BT.709, BT.2020 (matrices, by FFmpeg's swscale), BT.2100 (PQ and HLG), BT.2087 (BT.2020 to BT.709
-primaries), BT.2408 (where SDR's white lies in HDR), IEC 61966-2-1 (sRGB, the curve of pictures that models learn from).
-PyAV's frames are taken as they are, and PyAV itself is imported inside the functions.
+primaries), BT.2408 (position of SDR white in HDR), IEC 61966-2-1 (sRGB, the curve of the pictures models are trained
+on). Works on PyAV's frames; PyAV is imported inside the functions.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 HDR_WHITE_NITS, HLG_WHITE = 203.0, 0.75
-"""Diffuse white of HDR, which becomes SDR's white: cd/m2 of PQ, and the signal of HLG. BT.2408, table 1."""
+"""Diffuse white of HDR, which maps to SDR white: cd/m2 for PQ, signal level for HLG. BT.2408, table 1."""
 TO_BT709 = np.array(
     [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
 )  # BT.2087, linear RGB of BT.2020's primaries
-# Numbers of ISO/IEC 23091-2, as FFmpeg and PyAV have them.
+# Numbers from ISO/IEC 23091-2, as FFmpeg and PyAV use them.
 BT709, UNSPECIFIED, BT601, BT2020 = 1, 2, 5, 9
 PQ, HLG = 16, 18
 LIMITED, FULL = 1, 2
-# To those that swscale knows by PyAV, which takes any other for the frame's own: FCC is 4, SMPTE 240M 7.
+# Maps each to a matrix that swscale accepts through PyAV, which reads others as "the frame's": FCC is 4, SMPTE 240M 7.
 MATRICES = {BT709: BT709, 4: 4, 5: BT601, 6: BT601, 7: 7, BT2020: BT2020, 10: BT2020}
 HD_LINES, HD_COLUMNS = 720, 1280
 ENCODING_STEPS = 16384
 EXACTLY = 0x2 | 0x2000 | 0x40000
-"""swscale's flags bilinear, full_chroma_int and accurate_rnd, by number: PyAV 17 has no name for the last."""
-WHITE_CODE = 255 * 256  # what swscale makes of white in 16 bits
+"""swscale's flags bilinear, full_chroma_int and accurate_rnd, as numbers: PyAV 17 has no name for the last one."""
+WHITE_CODE = 255 * 256  # swscale's 16-bit code for white
 
 Picture = NDArray[np.uint8]
 
 
 def to_bgr(frame: Any, orientation: NDArray[np.int32] | None = None) -> Picture:
-    """A progressive av.VideoFrame -> (H, W, 3) uint8 BGR, upright, C-contiguous, the caller's own.
+    """A progressive av.VideoFrame -> (H, W, 3) uint8 BGR, upright, C-contiguous; the caller owns it.
 
-    Matrix and range are the frame's; if it states none: BT.2020 with PQ, HLG or BT.2020's primaries, BT.709 from 720
-    lines or 1280 columns up, else BT.601. PQ and HLG become SDR as BT.2408 places it: 203 cd/m2 is white, what is
-    brighter is cut off. BT.2020's primaries become BT.709's. `orientation` is a display matrix; None is the frame's.
+    Matrix and range are the frame's. If it states none: BT.2020 with PQ, HLG or BT.2020 primaries, BT.709 from 720
+    lines or 1280 columns up, otherwise BT.601. PQ and HLG become SDR as in BT.2408: 203 cd/m2 is white and brighter
+    values are clipped. BT.2020 primaries become BT.709's. `orientation` is a display matrix; None uses the frame's.
     """
     is_wide = frame.color_trc in (PQ, HLG) or frame.color_primaries == BT2020
     bgr = _wide_to_bgr(frame) if is_wide else _converted(frame, "bgr24")
@@ -50,7 +50,7 @@ def to_bgr(frame: Any, orientation: NDArray[np.int32] | None = None) -> Picture:
 
 
 def display_matrix(frame: Any) -> NDArray[np.int32] | None:
-    """The nine numbers (3, 3) that say how a frame is to be turned; None if it is upright."""
+    """The frame's display matrix (3, 3), which says how to rotate and flip it; None if it is upright."""
     for side_data in frame.side_data:
         if side_data.type.name == "DISPLAYMATRIX":
             return np.frombuffer(bytes(side_data), np.int32).reshape(3, 3)
@@ -58,9 +58,9 @@ def display_matrix(frame: Any) -> NDArray[np.int32] | None:
 
 
 def turned(bgr: Picture, matrix: NDArray[np.int32] | None) -> Picture:
-    """The picture through a display matrix [[a, b, .], [c, d, .], ...], which takes (x, y) to (a x + c y, b x + d y).
+    """Apply a display matrix [[a, b, .], [c, d, .], ...], which maps (x, y) to (a x + c y, b x + d y).
 
-    Flips, transposes and quarter turns: 8 orientations; another angle becomes the nearest of them.
+    Flips, transposes and quarter turns: 8 orientations; any other angle becomes the nearest of these.
     """
     if matrix is not None:
         (a, b), (c, d) = matrix[:2, :2].astype(int)
@@ -73,9 +73,10 @@ def turned(bgr: Picture, matrix: NDArray[np.int32] | None) -> Picture:
 
 
 class Deinterlacer:
-    """Frames in, as many progressive frames out, by FFmpeg's bwdif; progressive ones before the first interlaced pass.
+    """Turns interlaced frames into as many progressive ones, with FFmpeg's bwdif. Progressive frames pass unchanged
+    until the first interlaced one.
 
-    bwdif looks at the next frame too, so an answer comes one frame late: `flush` after the last.
+    bwdif also looks at the next frame, so results come one frame late: call `flush` after the last.
     """
 
     def __init__(self) -> None:
@@ -84,7 +85,7 @@ class Deinterlacer:
         self._waiting: deque[Any] = deque()
 
     def push(self, frame: Any) -> list[tuple[Any, Any]]:
-        """Pairs of a decoded frame, whose facts count, and the same one progressive, whose pixels count."""
+        """Return pairs: a decoded frame, for its metadata, and its progressive version, for its pixels."""
         layout = (frame.width, frame.height, frame.format.name)
         done = self.flush() if self._graph is not None and layout != self._layout else []
         if self._graph is None:
@@ -130,19 +131,19 @@ class Deinterlacer:
 
 
 def to_yuv(frame: Any, layout: str, matrix: int) -> Any:
-    """An av.VideoFrame of RGB or BGR in a YUV layout of limited range, rounded to nearest."""
+    """Convert an RGB or BGR av.VideoFrame to a YUV layout of limited range, rounding to nearest."""
     return frame.reformat(
         format=layout, dst_colorspace=matrix, src_color_range=FULL, dst_color_range=LIMITED, interpolation=EXACTLY
     )
 
 
 def untagged_matrix(width: int, height: int) -> int:
-    """What a video that does not say has: BT.709 in HD, BT.601 below it."""
+    """Colour matrix assumed for a video without a tag: BT.709 in HD, BT.601 below it."""
     return BT709 if height >= HD_LINES or width >= HD_COLUMNS else BT601
 
 
 def _converted(frame: Any, layout: str) -> NDArray[Any]:
-    """Matrix and range undone, chroma at full resolution: within 1 of 255 levels of the formula."""
+    """Undo matrix and range, with chroma at full resolution: within 1 of 255 levels of the formula."""
     converted = frame.reformat(
         format=layout,
         src_colorspace=_matrix(frame),
@@ -172,11 +173,11 @@ def _range(frame: Any) -> int:
 
 
 def _wide_to_bgr(frame: Any) -> Picture:
-    """BT.2020's primaries, PQ, HLG or SDR -> BT.709 SDR, by way of linear light of which 1 is SDR's white.
+    """BT.2020 primaries, PQ, HLG or SDR -> BT.709 SDR, through linear light in which SDR white is 1.
 
-    HLG's is the light of the scene, without the system gamma of a display: SDR has one of its own (BT.2408, 5.1.3.2).
+    For HLG this is scene light, without a display's system gamma: SDR has its own (BT.2408, 5.1.3.2).
     """
-    # Planar, as swscale 9.5's packed rgb48 has wrong green and blue from 4:2:0.
+    # Planar, because swscale 9.5 computes wrong green and blue for packed rgb48 from 4:2:0.
     light = _light_of_codes(int(frame.color_trc))[_converted(frame, "gbrp16le")]
     if frame.color_primaries in (BT2020, UNSPECIFIED):
         light = light @ TO_BT709.T
@@ -210,7 +211,7 @@ def _hlg_scene(signal: NDArray[Any]) -> NDArray[Any]:
 
 @lru_cache(maxsize=1)
 def _sdr_of_light_roots() -> Picture:
-    """sRGB's code of each square root of light, which are as dense in the dark as the eye needs: 0.03 levels apart."""
+    """sRGB code for each square root of light. Roots sample dark tones finely enough: 0.03 levels apart."""
     light = (np.arange(ENCODING_STEPS) / (ENCODING_STEPS - 1)) ** 2
     signal = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     return (signal * 255 + 0.5).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What a video holds, without decoding it."""
+"""Facts about a video, without decoding it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .source import is_url, no_frame_rate
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoInfo:
-    """What a video holds.
+    """Facts about a video.
 
     width, height  pixels of the frames as read_video yields them, upright
-    num_frames     counted packets, not the header's number: that is absent in mkv, webm and ts, and counts frames
-                   an edit list hides. A recording cut before its first key frame is decoded to count what it shows
+    num_frames     counted packets. The header's number is absent in mkv, webm and ts, and includes frames that an edit
+                   list hides. A recording that starts before its first key frame is decoded to count its frames
     fps            average frames per second
-    duration_s     as the file states it, else num_frames / fps
+    duration_s     as the file states it, otherwise num_frames / fps
     start_s        time of the first frame, by the file's timestamps
     span_s         seconds from the first frame to the end of the last
     """
@@ -39,16 +39,16 @@ class VideoInfo:
     def sample_times(self, num_segments: int) -> list[float]:
         """One time near the middle of each of num_segments equal parts of the video, for VideoReader.shown_at.
 
-        At a constant frame rate they show the frames of segment_indices, which is InternVL2's rule; at a variable one
-        the parts are equal in time and not in frames. Raises as segment_indices does.
+        At a constant frame rate these show the frames of segment_indices, which is InternVL2's rule. At a variable rate
+        the parts are equal in time, not in number of frames. Raises what segment_indices raises.
         """
-        # The middle of a frame's share of the span, as timestamps are rounded.
+        # The middle of a frame's share of the span, since timestamps are rounded.
         share_s = self.span_s / self.num_frames
         return [self.start_s + (index + 0.5) * share_s for index in segment_indices(self.num_frames, num_segments)]
 
 
 def probe_video(source: str | Path, *, fps: float | None = None) -> VideoInfo:
-    """Facts of a video file, or of one at an address. Reads all of it but decodes only its first frame.
+    """Facts about a video file or address. Reads all of it but decodes only its first frame.
 
     `fps` is for raw streams. Raises MediaError if it cannot be read as a video, BackendUnavailable without PyAV.
     """
@@ -91,7 +91,7 @@ def _described(packets: Packets, source: str | Path, first_frame: Any) -> VideoI
 
 
 def _counted_by_decoding(info: VideoInfo, source: str | Path, fps: float | None) -> VideoInfo:
-    """Of a dashcam's segment: the frames before its first key frame cannot be decoded."""
+    """Count by decoding, for example a dashcam's segment: frames before its first key frame cannot be decoded."""
     with VideoReader(source, fps=fps) as reader:
         times_s = list(reader.times())
     span_s = times_s[-1] - times_s[0] + 1 / info.fps

@@ -1,7 +1,7 @@
-"""One reader for every video that is a file or an address: frames in display order, by index, or by time.
+"""Reader for every video, a file or an address: frames in display order, by index, or by time.
 
-Note: a damaged video is read as far as it goes. What is missing is in `damage`, for whoever reads to say.
-Frames are (H, W, 3) uint8 BGR, as picture.py makes them. A frame index counts the frames that are shown, from 0.
+Note: a damaged video is read as far as possible; `damage` lists what is missing, for the caller to report.
+Frames are (H, W, 3) uint8 BGR, as picture.py makes them. A frame index counts displayed frames, from 0.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .packets import Packets
 from .picture import Deinterlacer, display_matrix, to_bgr
 from .source import check_is_file, import_av, is_url, no_frame_rate
 
-MAX_LATE = 16  # frames that H.264 and HEVC may hold back to put them in order
-MAX_RATE = 60.0  # above it, FFmpeg's guess is the clock of the timestamps
+MAX_LATE = 16  # frames that H.264 and HEVC may delay to put them in order
+MAX_RATE = 60.0  # above it, FFmpeg's guess is the timestamps' clock rate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class VideoFrame:
-    """One decoded frame. bgr: (H, W, 3) uint8, owned by whoever holds it. time_s: the file's own timestamp."""
+    """One decoded frame. bgr: (H, W, 3) uint8, owned by the caller. time_s: the file's timestamp."""
 
     frame_index: int
     time_s: float
@@ -39,7 +39,7 @@ class VideoFrame:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodedFrame:
-    """A frame before its pixels are converted, which costs more than to decode it. `facts` is the decoder's own."""
+    """A frame before colour conversion, which costs more than decoding. `facts` is the frame from the decoder."""
 
     frame_index: int
     time_s: float
@@ -52,12 +52,12 @@ class DecodedFrame:
 
 
 class VideoReader:
-    """One pass over a video: `frames`, `decoded`, `at` or `shown_at`, once; then `damage` says what was wrong.
+    """One pass over a video: call `frames`, `decoded`, `at` or `shown_at` once; then `damage` describes what was wrong.
 
     name        of the source, without a password
-    codec       FFmpeg's name of it
-    fps         average frames per second, as stated; None if not
-    smooth_fps  a constant rate that shows every frame: of a variable one the highest, where FFmpeg found one
+    codec       FFmpeg's name of the codec
+    fps         average frames per second, as stated; None if not stated
+    smooth_fps  a constant rate that shows every frame; for a variable rate the highest, if FFmpeg found one
     has_end     false for a live stream
     """
 
@@ -67,22 +67,22 @@ class VideoReader:
         opened = self._packets.opened
         self.name, self.fps, self.has_end = opened.name, opened.fps, self._packets.has_end
         self.codec = self._packets.tally.codec
-        # Asked now: of a closed container, PyAV would crash.
+        # Read now: on a closed container, PyAV would crash.
         guessed = 0.0 if opened.is_raw else float(opened.stream.guessed_rate or 0)
         self.smooth_fps = max(self.fps, guessed) if self.fps and guessed <= MAX_RATE else self.fps
 
     @property
     def damage(self) -> Damage | None:
-        """What was wrong with what was read so far; None if nothing."""
+        """Damage in what was read so far; None if there is none."""
         return self._packets.tally.damage()
 
     def frames(self) -> Iterator[VideoFrame]:
-        """All frames. Raises MediaError if there is none, and for a network stream that breaks off."""
+        """Yield all frames. Raises MediaError if there is none, and if a network stream breaks off."""
         for shown in self.decoded():
             yield shown.picture()
 
     def at(self, indices: Sequence[int]) -> Iterator[VideoFrame]:
-        """The frames at indices that never decrease, one that repeats as often as it is given; then no more is read.
+        """Yield the frames at non-decreasing indices, repeating a frame for a repeated index, then stop reading.
 
         Raises MediaError as `frames` does, and for an index past the end.
         """
@@ -91,22 +91,21 @@ class VideoReader:
         repeats, num_shown = Counter(indices), 0
         for shown in self.decoded():
             num_shown += 1
-            # A fresh array per repeat, so that no two frames share memory.
+            # A new array per repeat, so that no two frames share memory.
             for _ in range(repeats[shown.frame_index]):
                 yield shown.picture()
             if shown.frame_index == indices[-1]:
                 return
         raise MediaError(
-            f"frame {indices[-1]} of {self.name} was asked for and the file ends after {num_shown} frames (0 to "
-            f"{num_shown - 1})",
-            cause="the indices are of another video, or this one is damaged",
+            f"{self.name} has no frame {indices[-1]}: the file ends after {num_shown} frames (0 to {num_shown - 1})",
+            cause="the indices belong to another video, or this one is damaged",
             fix=f"ffprobe {self.name}",
         )
 
     def shown_at(self, times_s: Sequence[float]) -> Iterator[VideoFrame]:
-        """What is on the screen at times that never decrease: the newest frame up to each, or the first one.
+        """Yield the frame displayed at each time, in non-decreasing order: the newest one by then, or the first frame.
 
-        Reads to the end, so that `damage` is of the whole video. Raises as `frames` does.
+        Reads to the end, so that `damage` covers the whole video. Raises what `frames` raises.
         """
         waiting, before = list(reversed(times_s)), None
         for shown in self.decoded():
@@ -119,7 +118,7 @@ class VideoReader:
             waiting.pop()
 
     def times(self) -> Iterator[float]:
-        """The times of all frames, without their pictures. Raises as `frames` does."""
+        """The times of all frames, without decoding pictures to BGR. Raises what `frames` raises."""
         for shown in self.decoded():
             yield shown.time_s
 
@@ -133,9 +132,9 @@ class VideoReader:
         self.close()
 
     def decoded(self) -> Iterator[DecodedFrame]:
-        """All frames before their pixels are converted, each at a time that is not before the one it follows.
+        """Yield all frames before colour conversion, at non-decreasing times.
 
-        For whoever drops some. Raises as `frames` does.
+        For callers that drop some. Raises what `frames` raises.
         """
         if self.fps is None and self._packets.opened.is_raw:
             raise no_frame_rate(self.name)
@@ -160,8 +159,8 @@ class VideoReader:
         last_s, shift_s, num_late = -math.inf, 0.0, 0
         for number, frame in enumerate(self._decoded_frames()):
             time_s = self._time_s(frame, number, last_s - shift_s) + shift_s
-            # A decoder that lost a reference hands out a few frames in a wrong order. More are a clock that was set
-            # back, and of a live stream every frame is of now.
+            # A decoder that lost a reference outputs a few frames in a wrong order. More than a few mean that the clock
+            # was set back; and in a live stream every frame is current.
             if time_s < last_s and self.has_end and num_late < MAX_LATE:
                 num_late += 1
                 self._packets.tally.num_late += 1
@@ -192,11 +191,11 @@ class VideoReader:
 def read_video(
     source: str | Path, *, indices: Sequence[int] | None = None, fps: float | None = None
 ) -> Iterator[VideoFrame]:
-    """Frames of a video in order: all of them, or those at `indices`, an index that repeats as often as it is given.
+    """Yield frames of a video in order: all, or those at `indices`; a repeated index repeats the frame.
 
-    Decodes from the start and stops after the last index. Bad indices (negative or decreasing) and a path that is
-    no file raise MediaError at once; what cannot be decoded, or an index past its end, when the reading gets there.
-    Raises BackendUnavailable without PyAV.
+    Decodes from the start and stops after the last index. Invalid indices (negative or decreasing) and a path that is
+    not a file raise MediaError immediately; undecodable data, or an index past the end, raise it when reading gets
+    there. Raises BackendUnavailable without PyAV.
     """
     import_av()
     if not is_url(source):
@@ -204,8 +203,8 @@ def read_video(
     wanted = None if indices is None else [int(index) for index in indices]
     if wanted is not None and (any(index < 0 for index in wanted) or wanted != sorted(wanted)):
         raise MediaError(
-            f"the frame indices {_shorten(wanted)} cannot be read from {source}, which is decoded forwards",
-            expected="0 or more, never decreasing",
+            f"the frame indices {_shorten(wanted)} cannot be read from {source}, which is decoded forwards only",
+            expected="indices of 0 or more that never decrease",
             fix="sort the indices",
         )
     return _read(source, wanted, fps)

@@ -1,6 +1,6 @@
-"""Opening a file or an address with PyAV: the one video stream in it, or an error that says what else is there.
+"""Opens a file or an address with PyAV and finds its video stream; if there is none, the error names what it has.
 
-Note: an attached picture is no video, though FFmpeg lists it as one; and PyAV is imported inside the functions.
+Note: an attached cover picture does not count, although FFmpeg lists it as video. PyAV is imported in functions.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 from engines.errors import BackendUnavailable, MediaError
 
 WHOLE_VIDEO = "a complete video file"
-NOT_WHOLE = "it is another kind of file, is damaged, or was cut short"
+NOT_WHOLE = "it is another kind of file, is damaged, or is truncated"
 TIMEOUT_S = 5.0
-"""Of a network stream, for opening and for each packet."""
+"""Timeout of a network stream, for opening and for each packet."""
 RAW_FORMATS = frozenset(("h264", "hevc", "vvc", "m4v", "mpegvideo", "mjpeg", "obu", "cavsvideo", "dirac", "vc1"))
 """FFmpeg's names of codecs without a container: no timestamps, and a frame rate only if the codec states one."""
 UNSTATED_RATE = Fraction(1000, 7)
-"""Given to raw streams, so that a rate of their own is told from FFmpeg's default of 25."""
+"""Passed for raw streams, so that a rate the stream states can be told from FFmpeg's default of 25."""
 
 SECRET = re.compile(
     r"""((?<![a-z])(?:pass(?:word|wd|phrase)?|pwd|user-pw|proxy-pw)=)("[^"]*"|'[^']*'|[^&\s]*)""", re.IGNORECASE
@@ -31,7 +31,7 @@ SECRET = re.compile(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opened:
-    """name: for people and errors, without a password. fps: None if a raw stream states none and none was given."""
+    """name: for display and errors, without password. fps: None if a raw stream states none and none was given."""
 
     name: str
     container: Any
@@ -45,8 +45,9 @@ def is_url(source: str | Path) -> bool:
 
 
 def without_password(text: str) -> str:
-    """An address, or a text that holds one, fit to be shown: *** for the password before its @, also of a wrong address
-    whose password holds a /, and for the value of password=, pwd=, passphrase= and of GStreamer's user-pw="""
+    """An address, or a text containing one, safe to display. Replaces the password before its @ by ***, also in an
+    invalid address whose password contains a /, and the values of password=, pwd=, passphrase= and GStreamer's
+    user-pw=."""
     if "://" not in text:
         return text
     text = re.sub(r"(://[^/\s:@]*):(?:[^/\s]*|(?!\d+[/?#])\S*)@", r"\1:***@", text)
@@ -58,15 +59,15 @@ def import_av() -> Any:
         return importlib.import_module("av")
     except ImportError as error:
         raise BackendUnavailable(
-            f"the package av, which video files need, cannot be imported here: {error}", fix="pip install -e '.[apps]'"
+            f"the package av, needed for video files, cannot be imported: {error}", fix="pip install -e '.[apps]'"
         ) from error
 
 
 def open_source(source: str | Path, *, fps: float | None = None) -> Opened:
-    """Open it and choose its video stream; the caller closes the container.
+    """Open a source and choose its video stream; the caller closes the container.
 
-    `fps` is for raw streams, which have no timestamps. Raises MediaError for what is no video, or for a `fps` that a
-    file with timestamps does not need; BackendUnavailable without PyAV.
+    `fps` is for raw streams, which have no timestamps. Raises MediaError if it is not a video, or if `fps` is given for
+    a file with timestamps; BackendUnavailable without PyAV.
     """
     av = import_av()
     source = str(source).removeprefix("file://")
@@ -85,12 +86,12 @@ def open_source(source: str | Path, *, fps: float | None = None) -> Opened:
         is_raw = container.format.name in RAW_FORMATS
         if fps is not None and not is_raw:
             raise MediaError(
-                f"{name} has timestamps of its own, and {fps:g} frames per second were asked for",
-                expected="--fps for a raw stream only, such as a .h264 file",
+                f"{name} has timestamps, so {fps:g} frames per second cannot be set",
+                expected="--fps only for a raw stream, such as a .h264 file",
                 fix="leave --fps out",
             )
         rate = fps or _stated_rate(stream, is_raw=is_raw)
-        # Frame threads as well as slice threads; the frames are the same. For a live view they would come later.
+        # Frame threads in addition to slice threads give the same frames, but would delay a live view.
         stream.thread_type = "SLICE" if is_url(source) and not container.duration else "AUTO"
     except BaseException:
         container.close()
@@ -99,16 +100,16 @@ def open_source(source: str | Path, *, fps: float | None = None) -> Opened:
 
 
 def check_is_file(path: Path) -> None:
-    """Raise MediaError unless this is a file with something in it."""
+    """Raise MediaError unless this is a non-empty, readable file."""
     if not path.exists():
-        what, cause, fix = "does not exist", f"a typing error, or another folder than {Path.cwd()}", f"ls {path.parent}"
+        what, cause, fix = "does not exist", f"a typing error, or it is not in {Path.cwd()}", f"ls {path.parent}"
     elif not path.is_file():
-        what, cause, fix = "is not a file", "a folder of videos, or a device", f"name one file: ls {path}"
+        what, cause, fix = "is not a file", "it is a folder or a device", f"name one file: ls {path}"
     elif path.stat().st_size == 0:
-        what, cause = "is empty (0 bytes)", "a download or a recording that failed"
-        fix = f"fetch it again, and look at its size: ls -l {path}"
+        what, cause = "is empty (0 bytes)", "a download or recording failed"
+        fix = f"fetch it again, and check its size: ls -l {path}"
     elif not os.access(path, os.R_OK):
-        what, cause, fix = "may not be read", "it belongs to another user", f"ls -l {path}"
+        what, cause, fix = "cannot be read: permission denied", "it belongs to another user", f"ls -l {path}"
     else:
         return
     raise MediaError(f"{path} {what}", expected="a video file", cause=cause, fix=fix)
@@ -117,9 +118,9 @@ def check_is_file(path: Path) -> None:
 def no_frame_rate(name: str) -> MediaError:
     return MediaError(
         f"{name} states no frame rate",
-        expected="a video that says how many frames a second it has",
-        cause="a raw stream without a container",
-        fix="give the camera's rate: --fps 25",
+        expected="a video that states its frames per second",
+        cause="it is a raw stream without a container",
+        fix="give the camera's rate, for example: --fps 25",
     )
 
 
@@ -129,11 +130,11 @@ def no_video(name: str, what: str, *, cause: str) -> MediaError:
 
 def _open(av: Any, source: str | Path, options: dict[str, str]) -> Any:
     if is_url(source):
-        # TCP, as a lost packet of UDP spoils pictures; and nothing old in a buffer.
+        # TCP, since a lost UDP packet damages pictures.
         network = {"rtsp_transport": "tcp"} if str(source).startswith("rtsp") else {}
         return av.open(str(source), metadata_errors="replace", options=network | options, timeout=(TIMEOUT_S,) * 2)
-    # "file:" keeps a name such as 10:30.mp4 from being taken for a protocol; tags in other encodings than UTF-8
-    # would otherwise raise.
+    # "file:" keeps a name such as 10:30.mp4 from being read as a protocol; metadata_errors keeps tags in encodings
+    # other than UTF-8 from raising.
     return av.open(f"file:{source}", metadata_errors="replace", options=options)
 
 
@@ -152,25 +153,25 @@ def _video_stream(container: Any, name: str) -> Any:
     disposition = importlib.import_module("av.stream").Disposition
     kinds = [stream.type for stream in container.streams]
     videos = [s for s in container.streams.video if not s.disposition & disposition.attached_pic]
-    # FFmpeg's "tty" format draws any .txt file as if on a terminal: never what a user means.
+    # FFmpeg's "tty" format renders any .txt file as a terminal screen: never what a user means.
     if container.format.name == "tty":
-        raise no_video(name, "has no video stream", cause="it holds only text")
+        raise no_video(name, "has no video stream", cause="it contains only text")
     if not videos and "video" in kinds:
         held = "sound and a cover picture" if "audio" in kinds else "a cover picture"
         raise MediaError(
-            f"{name} has no video stream: it holds {held}",
+            f"{name} has no video stream: it contains {held}",
             expected="a video",
-            cause="this is a song",
+            cause="it is probably a music file",
             fix=f"try another file, or show the cover: ffmpeg -i {name} cover.png, then run --image cover.png",
         )
     if not videos:
-        raise no_video(name, "has no video stream", cause="it holds only sound or text")
+        raise no_video(name, "has no video stream", cause="it contains only sound or text")
     stream = next((s for s in videos if s.disposition & disposition.default), videos[0])
     if stream.codec_context is None:
         raise MediaError(
-            f"{name} is in a video codec that this PyAV cannot decode",
-            expected="a common one, such as H.264",
-            cause="a camera's own format",
+            f"{name} uses a video codec that this PyAV cannot decode",
+            expected="a common codec, such as H.264",
+            cause="a camera's proprietary format",
             fix=f"convert it: ffmpeg -i {name} -c:v libx264 converted.mp4",
         )
     return stream

@@ -1,4 +1,4 @@
-"""Video files out, through PyAV: whole, or frame by frame.
+"""Writes video files through PyAV: all frames at once, or frame by frame.
 
 Frames are (H, W, 3) uint8 BGR. PyAV is imported inside the functions.
 """
@@ -24,14 +24,14 @@ from .picture import LIMITED, to_yuv, untagged_matrix
 from .source import import_av
 
 FRAGMENTED = {"movflags": "hybrid_fragmented", "frag_duration": "1000000", "flush_packets": "1"}
-"""FFmpeg writes an MP4 in pieces of a second (in microseconds), each whole, and at its end turns it into an ordinary
-one. Without B-frames: with them, FFmpeg 8 states too short a time for some lengths, which hides the last frame."""
+"""FFmpeg writes an MP4 in complete fragments of one second (in microseconds) and converts it to an ordinary file at the
+end. Without B-frames: with them FFmpeg 8 states too short a duration for some lengths, which hides the last frame."""
 
 
 def write_video(path: str | Path, frames_bgr: Iterable[NDArray[np.uint8]], *, fps: float) -> None:
-    """Write frames (H, W, 3) uint8 BGR, all of one size and of even height and width: what VideoWriter does, at once.
+    """Write frames (H, W, 3) uint8 BGR, all of one size with even height and width, with one VideoWriter.
 
-    An exception of the caller's iterable passes through unchanged, and leaves no file. Raises as VideoWriter does.
+    An exception of the caller's iterable passes through unchanged and leaves no file. Raises what VideoWriter raises.
     """
     with VideoWriter(path, fps=fps) as writer:
         for frame_bgr in frames_bgr:
@@ -41,18 +41,18 @@ def write_video(path: str | Path, frames_bgr: Iterable[NDArray[np.uint8]], *, fp
 class VideoWriter:
     """A video file written frame by frame: H.264 (MPEG-4 where PyAV lacks libx264), yuv420p, constant frame rate.
 
-    The suffix of `path` chooses the container. The file appears under its name only when `close` completed it,
-    replacing what was there; `abort` leaves nothing. As a context manager it closes, or aborts on an exception.
-    Height and width must be even, as yuv420p halves them: odd frames are refused, not cropped or padded.
-    Lossy: 8 bits of YUV alone tint a flat colour by up to 2 of 255 levels, so compare parity on source frames.
+    The suffix of `path` chooses the container. The file gets its name only once `close` has completed it, replacing an
+    existing one; `abort` leaves nothing. As a context manager it closes, or aborts on an exception.
+    Height and width must be even, as yuv420p halves them: odd frames are rejected, not cropped or padded.
+    Lossy: 8-bit YUV alone changes a flat colour by up to 2 of 255 levels, so check parity on source frames.
     """
 
     def __init__(self, path: str | Path, *, fps: float, preset: str = "medium", survives_kill: bool = False) -> None:
-        """preset         x264's: what it may cost to make the file small
-        survives_kill  of a .mp4: what a kill leaves beside the target (`partial`) is playable, but for the last second
-                       and the frames that the encoder holds
+        """preset         x264's: the time it may take to make the file small
+        survives_kill  for .mp4: after a kill, `partial` next to the target is playable, except for the last second and
+                       the frames still in the encoder
 
-        Raises MediaError for a bad fps or a file that cannot be written, BackendUnavailable without PyAV.
+        Raises MediaError for an invalid fps or a file that cannot be written, BackendUnavailable without PyAV.
         """
         self.path = Path(path)
         self._av = import_av()
@@ -60,16 +60,16 @@ class VideoWriter:
             raise MediaError(
                 f"cannot write {self.path} at {fps} frames per second",
                 expected="0.01 or more",
-                cause="a camera that reports no rate",
-                fix="pass fps yourself, such as 30",
+                cause="the camera reports no rate",
+                fix="pass fps explicitly, such as 30",
             )
         self._fps, self._preset, self._survives_kill = fps, preset, survives_kill
-        # Beside the target, so the rename stays on one disk; same suffix, so the container stays the same.
+        # Next to the target, so that the rename stays on one disk; same suffix, so that the container stays the same.
         self.partial = self.path.with_name(f".{self.path.stem}.{secrets.token_hex(4)}{self.path.suffix}")
         self._stream: Any = None
         try:
             with _write_errors(self._av, self.path):
-                self.partial.touch()  # PyAV would only try with the first frame
+                self.partial.touch()  # fail now: PyAV opens it only at the first frame
                 options = FRAGMENTED if survives_kill else {}
                 self._container = self._av.open(f"file:{self.partial}", "w", options=options)
         except BaseException:
@@ -77,7 +77,7 @@ class VideoWriter:
             raise
 
     def write(self, frame_bgr: NDArray[np.uint8]) -> None:
-        """Append one frame. Raises FrameError if it is bad or not of the first one's size, MediaError if it fails."""
+        """Append one frame. Raises FrameError if it is invalid or differs in size, MediaError if writing fails."""
         check_frame(frame_bgr)
         height, width, _ = frame_bgr.shape
         if self._stream is None:
@@ -86,9 +86,9 @@ class VideoWriter:
                 self._stream = self._add_stream(width=width, height=height)
         elif (height, width) != (self._stream.height, self._stream.width):
             raise FrameError(
-                f"a frame is {width}x{height} and the first was {self._stream.width}x{self._stream.height}",
-                expected="one size for a whole video",
-                cause="two sources were mixed",
+                f"a frame is {width}x{height}, but the first was {self._stream.width}x{self._stream.height}",
+                expected="one size for the whole video",
+                cause="frames of two sources were mixed",
                 fix="resize the frames first",
             )
         with _write_errors(self._av, self.path):
@@ -96,14 +96,14 @@ class VideoWriter:
             self._container.mux(self._stream.encode(to_yuv(frame, "yuv420p", untagged_matrix(width, height))))
 
     def close(self) -> None:
-        """Complete the file and give it its name. Raises MediaError, leaving nothing, without frames or if it fails."""
+        """Complete the file and give it its name. Raises MediaError, leaving no file, if it fails or has no frames."""
         try:
             if self._stream is None:
                 raise MediaError(
-                    f"no frames were given to write to {self.path}",
-                    expected="1 or more",
+                    f"no frame was written to {self.path}",
+                    expected="1 frame or more",
                     cause="the source was empty",
-                    fix="check it",
+                    fix="check the source",
                 )
             with _write_errors(self._av, self.path):
                 self._container.mux(self._stream.encode(None))
@@ -113,8 +113,8 @@ class VideoWriter:
             self.abort()
 
     def abort(self) -> None:
-        """Forget what was written. After `close` it does nothing."""
-        # What stopped the writing is the error to report, not that the rest cannot be flushed either.
+        """Discard what was written. Does nothing after `close`."""
+        # Report what stopped the writing, not that the rest cannot be flushed either.
         with suppress(MediaError), _write_errors(self._av, self.path):
             self._container.close()
         self.partial.unlink(missing_ok=True)
@@ -129,7 +129,7 @@ class VideoWriter:
             self.abort()
 
     def _add_stream(self, *, width: int, height: int) -> Any:
-        # 1001 keeps 30000/1001 and its kin exact. Both qualities are near lossless to the eye.
+        # 1001 keeps 30000/1001 and similar rates exact. Both quality settings are visually near lossless.
         rate = Fraction(self._fps).limit_denominator(1001)
         if "libx264" in self._av.codecs_available:
             options = {"crf": "18", "preset": self._preset} | ({"bf": "0"} if self._survives_kill else {})
@@ -137,7 +137,7 @@ class VideoWriter:
         else:
             stream = self._container.add_stream("mpeg4", rate=rate, options={"qmin": "2", "qmax": "4"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        # Said, and at the same time what is guessed where a codec or a container has no place for it.
+        # Tagged, and equal to what players assume where a codec or container cannot store the tags.
         stream.codec_context.colorspace, stream.codec_context.color_range = untagged_matrix(width, height), LIMITED
         return stream
 
@@ -146,7 +146,7 @@ def _check_even(height: int, width: int) -> None:
     if height % 2 or width % 2:
         raise FrameError(
             f"a frame of {width}x{height} cannot be written",
-            expected="an even width and height, as yuv420p halves both",
+            expected="an even width and height, since yuv420p halves both",
             fix="pad it first: numpy.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode='edge')",
         )
 

@@ -1,4 +1,4 @@
-"""One video's row: it is shown to a stream from its beginning to its end, and the stream is asked."""
+"""Makes one video's row: streams the video from beginning to end, then asks the questions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .table import Row
 
 
 class Answerer:
-    """A bundle that was opened once, for one video after another. Raises what open_bundle raises."""
+    """A bundle opened once, for one video after another. Raises the errors of open_bundle."""
 
     def __init__(self, job: Job, digest: str) -> None:
         self._job, self._digest = job, digest
@@ -24,7 +24,7 @@ class Answerer:
         )
 
     def row(self, video: Video) -> Row:
-        """What is wrong with a video is in its row. Raises what is wrong with this machine: BackendUnavailable."""
+        """The row of a video, including its errors. Raises BackendUnavailable for a problem of this machine."""
         started = time.perf_counter()
         found: Row = {"answers": [], "frames": 0, "seconds": 0.0, "damage": None, "error": None}
         try:
@@ -56,7 +56,8 @@ class Answerer:
 
 
 def open_stream(bundle: Bundle, job: Job, num_frames: int) -> PVCStream:
-    """A stream with room for every frame, the longest question and its answer. Raises StreamFull if there is none."""
+    """A stream with a context for every frame, the longest question and its answer. Raises StreamFull if it is too
+    small."""
     manifest = bundle.manifest
     total = max(num_frames, 1) if manifest.time_mode == "fixed" else None
     stream = PVCStream(bundle, total_frames=total, clock=job.clock)
@@ -68,18 +69,18 @@ def open_stream(bundle: Bundle, job: Job, num_frames: int) -> PVCStream:
         bucket = manifest.limits.bucket
         raise StreamFull(
             f"{num_frames} frames, the question and {job.max_new_tokens} tokens of answer need {rows} context rows",
-            expected=f"{manifest.limits.context} rows or fewer, as many as the bundle has",
-            fix=f"sample fewer with --frames, or export with --context {-(-rows // bucket) * bucket}",
+            expected=f"at most {manifest.limits.context} rows, the bundle's context",
+            fix=f"sample fewer frames with --frames, or export with --context {-(-rows // bucket) * bucket}",
         )
     return stream
 
 
 def died(video: Video, digest: str, how: str) -> Row:
-    """The row of a video that twice ended the process that read it."""
+    """The row of a video that ended its worker process twice."""
     error = PVCError(
-        f"the process that read it was ended twice: {how}", expected="a video that can be read",
-        cause="a damaged file that breaks its decoder, or too little memory",
-        fix="look at it: pvc-export run; to try it again: --retry",
+        f"the process that read the video ended twice: {how}", expected="a video that can be read",
+        cause="the file is damaged and crashes its decoder, or there is too little memory",
+        fix="look at the video: pvc-export run; to try it again: --retry",
     )  # fmt: skip
     found = {"answers": [], "frames": 0, "seconds": 0.0, "damage": None, "error": error.to_json()}
     return video.row(digest) | found

@@ -1,11 +1,11 @@
-"""What is asked about a folder of videos, which videos that are, and what a row says.
+"""The questions about a folder of videos, the search for the videos, and the form of a row.
 
 {"video": "gate/0412.mp4",                   path in the folder
- "bytes": 48211, "modified": "2026-11-30T08:49:12.250000",   UTC: a file of another size or time is another video
- "answers": [{"question", "answer", "margin", "finished"}],  margin as engines.Answer has it
- "frames": 16, "seconds": 0.41, "damage": null,              frames that were shown; what was missing, if anything
- "error": null,                              or what went wrong, as --json says it: then answers is empty
- "job": "6f0c..."}                           of questions, bundle and options
+ "bytes": 48211, "modified": "2026-11-30T08:49:12.250000",   UTC; a file of another size or time is another video
+ "answers": [{"question", "answer", "margin", "finished"}],  margin as in engines.Answer
+ "frames": 16, "seconds": 0.41, "damage": null,              frames shown; missing frames, if any
+ "error": null,                              or the error in the form of --json; answers is then empty
+ "job": "6f0c..."}                           digest of questions, bundle and options
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ SUFFIXES = frozenset((
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """What every video of a folder is asked, and how. It can be pickled, and `folder` and `bundle` are absolute.
+    """The questions for every video of a folder, and the options. Can be pickled; `folder` and `bundle` are absolute.
 
-    frames  sampled evenly in time; 0 takes every frame
-    Raises ValueError, in the words of the command line, for what cannot be.
+    frames  number of frames sampled evenly in time; 0 takes every frame
+    Raises ValueError, naming the command line's options, for invalid questions.
     """
 
     bundle: Path
@@ -51,12 +51,13 @@ class Job:
 
     def __post_init__(self) -> None:
         if not self.questions:
-            raise ValueError("there is nothing to answer; give --ask")
+            raise ValueError("there is no question; give --ask")
         if len(set(self.questions)) < len(self.questions):
             raise ValueError("the same question was given twice with --ask")
 
     def digest(self) -> str:
-        """Of all that an answer depends on but the video. Raises BundleError for a folder that is no bundle."""
+        """Digest of everything that an answer depends on except the video. Raises BundleError for a folder that is not
+        a bundle."""
         manifest = Manifest.load(self.bundle)
         graphs = sorted((name, entry.sha256) for name, entry in manifest.files.items() if name.startswith("graphs/"))
         asked = [graphs, manifest.precision, self.questions, self.frames, self.max_new_tokens, self.clock]
@@ -65,35 +66,35 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Video:
-    """A file of the folder. name: its path in it, with /."""
+    """A file of the folder. name: its path in the folder, with /."""
 
     name: str
     num_bytes: int
     modified: str
 
     def is_of(self, row: Row) -> bool:
-        """Whether the row is about this file as it is now."""
+        """Whether the row belongs to this file in its current state."""
         return (row["video"], row.get("bytes"), row.get("modified")) == (self.name, self.num_bytes, self.modified)
 
     def row(self, job: str) -> Row:
-        """The beginning of its row."""
+        """The first fields of the video's row."""
         return {"video": self.name, "bytes": self.num_bytes, "modified": self.modified, "job": job}
 
 
 def find_videos(folder: Path) -> list[Video]:
-    """All files below it whose suffix is a video's, in order; not those whose name, or whose folder's, begins with a
-    dot. Raises MediaError where there is none."""
+    """All files below the folder with a video's suffix, sorted, without hidden files and folders. Raises MediaError if
+    there are none."""
     if not folder.is_dir():
         raise MediaError(
-            f"{folder} is no folder",
+            f"{folder} is not a folder",
             expected="a folder of videos",
-            fix="name its folder, or for one file: pvc-export run",
+            fix="name the folder of the videos, or for a single file: pvc-export run",
         )
     videos = sorted(_found(folder), key=lambda video: video.name)
     if not videos:
         raise MediaError(
-            f"{folder} holds no video", expected=f"files that end in one of {', '.join(sorted(SUFFIXES))}",
-            cause="they are elsewhere, or have other names", fix=f"ls -R {folder}",
+            f"{folder} contains no videos", expected=f"files that end in one of {', '.join(sorted(SUFFIXES))}",
+            cause="the videos are elsewhere, or their names end differently", fix=f"look for them: ls -R {folder}",
         )  # fmt: skip
     return videos
 
@@ -107,7 +108,7 @@ def _found(folder: Path) -> Iterator[Video]:
                 continue
             try:
                 facts = path.stat()
-            except OSError:  # gone since, or a link that leads nowhere
+            except OSError:  # deleted meanwhile, or a broken link
                 yield Video(name=path.relative_to(folder).as_posix(), num_bytes=0, modified="")
                 continue
             modified = datetime.fromtimestamp(facts.st_mtime, timezone.utc).replace(tzinfo=None).isoformat()

@@ -1,7 +1,7 @@
-"""Rows by the machines of a Ray cluster, through Ray Data. Each reads the videos and the bundle under the same paths.
+"""Rows from the machines of a Ray cluster, through Ray Data. All read the videos and the bundle under the same paths.
 
-Note: a row counts when the process that was started has written it. What Ray has computed and not handed over when that
-process is killed is computed again by the next run; what it hands over twice has its row already (table.py).
+Note: a row counts once the process that was started has written it. If that process is killed, the next run repeats
+the rows that Ray computed but did not deliver; a row that Ray delivers twice is written once (table.py).
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from .job import Job, Video
 from .table import Row
 
 MOST_BLOCKS = 10_000
-"""Pieces in which the work is handed out: of one video each, as long as these are enough."""
+"""Maximum number of blocks in which the work is distributed: one video each, up to this number."""
 
 
 def import_ray() -> Any:
-    """Raises BackendUnavailable without it."""
+    """Import ray. Raises BackendUnavailable if that fails."""
     try:
         importlib.import_module("ray.data")
         return importlib.import_module("ray")
     except ImportError as error:
         raise BackendUnavailable(
-            f"--ray needs the package ray with its part for data, which cannot be imported here: {error}",
-            fix="pip install 'ray[data]>=2.60', or pip install -e '.[ray]'; without --ray none is needed",
+            f"--ray needs the package ray with Ray Data, which cannot be imported here: {error}",
+            fix="pip install 'ray[data]>=2.60', or pip install -e '.[ray]'; or run without --ray",
         ) from error
 
 
 def rows_of_ray(job: Job, digest: str, videos: Sequence[Video], *, address: str, num_workers: int) -> Iterator[Row]:
-    """Rows of all videos, in the order in which they are done.
+    """Rows of all videos, in order of completion.
 
-    address  of a running cluster as ray.init takes it, auto for the one of this machine; local for one that is started
-             here and ends with the run
-    Raises BackendUnavailable without Ray, where there is no such cluster, and where a worker cannot open the bundle.
+    address  address of a running cluster as for ray.init; auto: this machine's cluster; local: a cluster that is
+             started here and ends with the run
+    Raises BackendUnavailable without Ray, without a cluster at the address, and if a worker cannot open the bundle.
     """
     ray = import_ray()
     try:
-        # Rich output of Ray's own, and one worker's prints among ours, would spoil --json.
+        # Ray's own output and the workers' prints would corrupt --json.
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
     except Exception as error:
         raise BackendUnavailable(
             f"there is no Ray cluster at {address}: {error}",
             expected="auto, local, or an address such as ray://HEAD:10001",
-            fix="start one: ray start --head; or let this run start one: --ray local",
+            fix="start a cluster: ray start --head; or let this run start one: --ray local",
         ) from error
     try:
         yield from _rows(ray, job, digest, videos, num_workers=num_workers)
@@ -79,20 +79,21 @@ def _rows(ray: Any, job: Job, digest: str, videos: Sequence[Video], *, num_worke
 
 
 def _cause_of(error: BaseException) -> PVCError:
-    """What a worker raised, if it is meant for people."""
+    """The worker's error if it is one of ours, else BackendUnavailable."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, PVCError):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
     return BackendUnavailable(
-        f"Ray gave up: {str(error).strip().splitlines()[-1]}", cause="a machine of the cluster lacks what this needs",
-        fix="look at its log: ray logs; what the table has stays, and the same command goes on there",
+        f"Ray gave up: {str(error).strip().splitlines()[-1]}",
+        cause="a machine of the cluster lacks something that this command needs",
+        fix="look at its log: ray logs; the table keeps its rows, and the same command continues there",
     )  # fmt: skip
 
 
 class BatchAnswerer:
-    """An Answerer as Ray Data calls one: columns in, columns out."""
+    """An Answerer with Ray Data's interface: columns in, columns out."""
 
     def __init__(self, job: Job, digest: str) -> None:
         self._answerer = Answerer(job, digest)

@@ -1,7 +1,7 @@
-"""The table of answers: a file of JSON lines, one a video, which grows by whole lines and survives a kill.
+"""The table of answers: a file of JSON lines, one per video, which grows by whole lines and survives a kill.
 
-A line is written at once, and on the disk before the next one is begun. What a kill cut short is the last line, without
-its end: the next run cuts it off, and answers that video again. So a video has one row, whatever ended the run.
+Each line is on disk before the next one is started. A kill can only truncate the last line: the next run removes it and
+answers that video again. So each video has one row, however the run ended.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from engines.errors import BackendUnavailable, PVCError
 from engines.terminal import finite
 
 Row = dict[str, Any]
-"""One video's: {"video": its path in the folder, ...}, as job.py describes it."""
+"""One video's row: {"video": its path in the folder, ...}, described in job.py."""
 
 
 class Table:
-    """The rows of a file, held by this process alone until it is closed.
+    """The rows of a file, which is locked for this process until it is closed.
 
-    rows  by video, in the file's order
+    rows  video -> row, in the file's order
     """
 
     def __init__(self, path: Path) -> None:
-        """Read what is there, without the end of a line that was cut short.
+        """Read the existing rows and remove a truncated last line.
 
-        Raises PVCError for a file that is another thing, and BackendUnavailable where another run writes to it, or
-        where it cannot be written.
+        Raises PVCError for a file that is not a table, and BackendUnavailable if another run writes to it, or if it
+        cannot be written.
         """
         self.path = path
         try:
@@ -47,7 +47,7 @@ class Table:
             raise _not_written(path, error) from error
 
     def drop(self, is_old: Callable[[Row], bool]) -> int:
-        """Remove rows, in one step. Returns how many."""
+        """Remove rows in one atomic step. Returns their number."""
         kept = {video: row for video, row in self.rows.items() if not is_old(row)}
         num_dropped = len(self.rows) - len(kept)
         if num_dropped:
@@ -56,9 +56,9 @@ class Table:
         return num_dropped
 
     def add(self, row: Row) -> bool:
-        """Append a row. Returns once it is on the disk; False, and nothing is done, where its video has a row.
+        """Append a row, and return once it is on disk. Returns False, without writing, if the video has a row.
 
-        Raises BackendUnavailable if it cannot be written; then nothing of it is there.
+        Raises BackendUnavailable if the row cannot be written; no part of it is then left in the file.
         """
         if row["video"] in self.rows:
             return False
@@ -82,7 +82,7 @@ class Table:
         self.close()
 
     def _read(self) -> list[Row]:
-        """The rows; from here on the file is open, at its end."""
+        """Read the rows. Afterwards the file is open at its end."""
         self._file = self.path.open("a+b", buffering=0)
         self._file.seek(0)
         lines = self._file.read().split(b"\n")
@@ -91,12 +91,12 @@ class Table:
         for number, line in enumerate(whole, start=1):
             row = _row_of(line)
             if row is None and number == len(whole):
-                break  # a power cut may leave the length of a line, and not the line
+                break  # a power cut may leave a line's length without its content
             if row is None:
                 self._file.close()
                 raise PVCError(
-                    f"line {number} of {self.path} is no row of this program: {line[:40]!r}",
-                    expected="a table that pvc-export batch began, or a file that does not exist yet",
+                    f"line {number} of {self.path} is not a row of pvc-export batch: {line[:40]!r}",
+                    expected="a table that pvc-export batch started, or a file that does not exist yet",
                     cause="it is another program's file, or it was edited",
                     fix="name another file with -o",
                 )
@@ -131,7 +131,7 @@ def _line(row: Row) -> bytes:
 
 
 def _write(file: IO[bytes], content: bytes) -> None:
-    """All of it, and onto the disk."""
+    """Write all of `content` and sync it to disk."""
     view = memoryview(content)
     while view:
         view = view[file.write(view) :]
@@ -139,9 +139,9 @@ def _write(file: IO[bytes], content: bytes) -> None:
 
 
 def _locked(path: Path) -> IO[bytes]:
-    """A file beside the table whose lock is held until it is closed, or its process ends; where the system has locks.
+    """A file next to the table, locked until it is closed or the process ends, if the system has locks.
 
-    Not the table itself, which `drop` replaces.
+    The table itself cannot be locked, since `drop` replaces it.
     """
     file = path.with_name(f".{path.name}.lock").open("wb")
     try:
@@ -152,8 +152,8 @@ def _locked(path: Path) -> IO[bytes]:
     except BlockingIOError as error:
         file.close()
         raise BackendUnavailable(
-            f"another run writes to {path} now",
-            expected="one run for a table: each would answer what the other one does",
+            f"another run is writing to {path}",
+            expected="one run per table: two runs would answer the same videos",
             fix="wait for it to end, or name another file with -o; --workers shares one run's work",
         ) from error
     return file
@@ -162,6 +162,6 @@ def _locked(path: Path) -> IO[bytes]:
 def _not_written(path: Path, error: OSError) -> BackendUnavailable:
     return BackendUnavailable(
         f"the table {path} cannot be written: {error.strerror}",
-        cause="the disk is full, or the folder is not yours to write to",
-        fix=f"ls -ld {shlex.quote(str(path.parent))}; what it has stays, and the same command goes on there",
+        cause="the disk is full, or you may not write to the folder",
+        fix=f"ls -ld {shlex.quote(str(path.parent))}; the table keeps its rows, and the same command continues there",
     )

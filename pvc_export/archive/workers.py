@@ -1,4 +1,4 @@
-"""Rows by several processes of this machine, each with the bundle opened once. They write nothing: rows come here."""
+"""Rows from several worker processes of this machine, each with the bundle opened once. Only this process writes."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .job import Job, Video
 from .table import Row
 
 OPENED: Row = {}
-"""What a worker says first."""
+"""A worker's first message."""
 TRIES = 2
-"""A video that ends its process is tried once more: the system may have wanted the memory for something else."""
+"""A video that ends its process is tried once more: the system may have needed the memory for something else."""
 
 
 def rows_here(job: Job, digest: str, videos: Sequence[Video]) -> Iterator[Row]:
-    """Rows of all videos, one after another, in this process. Raises as Answerer does."""
+    """Rows of all videos, one after another, in this process. Raises the errors of Answerer."""
     answerer = Answerer(job, digest)
     for video in videos:
         yield answerer.row(video)
 
 
 def rows_of_workers(job: Job, digest: str, videos: Sequence[Video], *, num_workers: int) -> Iterator[Row]:
-    """Rows of all videos, in the order in which they are done. A worker that is killed ends no run.
+    """Rows of all videos, in order of completion. A killed worker does not end the run.
 
-    Raises what Answerer raises in a worker, and BackendUnavailable where a worker ends before its first video.
+    Raises the errors of Answerer in a worker, and BackendUnavailable if a worker ends before its first video.
     """
     waiting = deque((video, 1) for video in videos)
     workers = [Worker(job, digest) for _ in range(min(num_workers, len(videos)))]
@@ -66,10 +66,10 @@ def rows_of_workers(job: Job, digest: str, videos: Sequence[Video], *, num_worke
 
 
 class Worker:
-    """A process, and the video that it has."""
+    """A worker process, and the video that it is working on."""
 
     def __init__(self, job: Job, digest: str) -> None:
-        spawn = multiprocessing.get_context("spawn")  # a fork would share what ONNX Runtime has opened
+        spawn = multiprocessing.get_context("spawn")  # a fork would share whatever ONNX Runtime has opened
         self.pipe, theirs = spawn.Pipe()
         self._process = spawn.Process(target=work, args=(theirs, job, digest), daemon=True)
         self._process.start()
@@ -79,11 +79,11 @@ class Worker:
 
     def give(self, video: Video, tries: int) -> None:
         self.video, self.tries = video, tries
-        with suppress(OSError):  # it has ended, which `take` finds
+        with suppress(OSError):  # it has ended, which `take` detects
             self.pipe.send(video)
 
     def take(self) -> Row | PVCError | None:
-        """What it found, or OPENED before that; None where it has ended instead."""
+        """The worker's next message: OPENED first, then a row or an error; None if the worker has ended."""
         try:
             found = cast("Row | PVCError", self.pipe.recv())
         except (EOFError, OSError):
@@ -96,11 +96,11 @@ class Worker:
         return found
 
     def require_opened(self) -> None:
-        """Of one that has ended. Raises BackendUnavailable if no video can be why."""
+        """For a worker that has ended: raise BackendUnavailable if that was before its first video."""
         if not self.is_open:
             raise BackendUnavailable(
-                f"a worker was ended while it opened the bundle: {self.how_it_ended()}",
-                cause="too little memory for so many", fix="give fewer with --workers",
+                f"a worker ended while it opened the bundle: {self.how_it_ended()}",
+                cause="too little memory for so many workers", fix="give fewer with --workers",
             )  # fmt: skip
 
     def how_it_ended(self) -> str:
@@ -114,8 +114,8 @@ class Worker:
 
 
 def work(pipe: Connection[Any, Any], job: Job, digest: str) -> None:
-    """Until nobody is at the other end, which is so as well when the run was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; whoever started this one ends it
+    """A worker's main loop. It ends when the other end of the pipe is closed, also if the run was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     try:
         try:
             answerer = Answerer(job, digest)

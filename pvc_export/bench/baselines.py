@@ -1,8 +1,8 @@
-"""What both comparisons hold our graphs against: a default export, and the peaks of this machine. And how their own
-variants of few bits are made.
+"""Baselines of both comparisons: a default export and this machine's peaks; and the settings of the int8 and int4
+variants.
 
-A default export is what a user gets who follows the documentation of torch and ONNX Runtime, with default options; the
-number of threads is the only thing set.
+A default export is what a user gets by following the documentation of torch and ONNX Runtime with default options; only
+the number of threads is set.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from .compare import Peak
 
 GEMM_SIZE = 1024
 READ_BYTES = 2**28
-"""Of the array whose reading is a peak: more than a CPU's caches hold."""
+"""Size of the array that is read to measure the peak: larger than a CPU's caches."""
 
 OnTensors = Callable[..., Callable[[], list[Array]]]
-"""Given tensors, a run of a graph on them: numpy in and out."""
+"""Tensors -> a function that runs a graph on them, with numpy in and out."""
 
 
 def default_export(
@@ -46,7 +46,7 @@ def default_export(
 
 
 def open_with_defaults(model: str | bytes, *, threads: int) -> Any:
-    """An InferenceSession of a file or of its bytes."""
+    """An InferenceSession for a file or its bytes, with default options."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -56,8 +56,8 @@ def open_with_defaults(model: str | bytes, *, threads: int) -> Any:
 
 
 def int8(*parts: Part) -> dict[Part, Quantization]:
-    """Products of eight bits as an export makes them for one stream on the CPU. Their codes are found in the quicker
-    way, which changes no time."""
+    """int8 matmuls, as an export makes them for one stream on the CPU. Codes are chosen by the faster method, which
+    does not affect the measured times."""
     inputs = load_target("cpu").int8
     return {
         part: Quantization(bits=8, block=None, zero_points=False, method="round", inputs=inputs[part]) for part in parts
@@ -65,7 +65,7 @@ def int8(*parts: Part) -> dict[Part, Quantization]:
 
 
 def int4() -> dict[Part, Quantization]:
-    """Weights of four bits, likewise, and a head of eight."""
+    """int4 weights, made the same way, and an int8 head."""
     target = load_target("cpu")
     return int8("head") | {
         "llm": Quantization(
@@ -75,7 +75,7 @@ def int4() -> dict[Part, Quantization]:
 
 
 def gemm_peak() -> Peak:
-    """A product of two square float32 matrices, by torch and by ONNX Runtime, the right one constant as weights are."""
+    """A matmul of two square float32 matrices, by torch and by ONNX Runtime; the right one constant, like weights."""
     import onnx
 
     generator, size = torch.Generator().manual_seed(0), GEMM_SIZE
@@ -94,7 +94,7 @@ def gemm_peak() -> Peak:
 
 
 def read_peak() -> Peak:
-    """An array read from memory, by numpy and by torch, each in the way that it does fastest with one thread."""
+    """Reading an array from memory, by numpy and by torch, each with its fastest operation on one thread."""
     array = torch.ones(READ_BYTES // 4)
     runs: dict[str, Callable[[], Any]] = {"numpy max": array.numpy().max, "torch dot": lambda: array @ array}
     return Peak(work=READ_BYTES / 1e9, unit="GB/s", runs=runs)

@@ -1,8 +1,8 @@
-"""The cost of a bundle on this machine: rendered frames through its vision side, by the runtime alone, without torch.
+"""Cost of a bundle on this machine: rendered frames through its vision side, with the runtime only, without torch.
 
-A stream must cost at its end what it cost at its beginning, so the same two figures (time of a frame, resident memory)
-are taken early and late, and shown side by side. Frames are rendered outside the clock; the resize to the model's size
-is inside it, since every camera needs it.
+A stream must cost the same at its end as at its beginning, so two figures (time per frame, resident memory) are
+measured early and late, and shown side by side. Rendering is not timed; resizing to the model's size is, since every
+camera needs it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from ..terminal.console import Console, size_text
 from .rounds import Spread, clock, describe_environment, environment
 
 EARLY_FRAME = 50
-"""Where a stream is warm: its caches are touched, and a window of up to 41 frames is full."""
+"""Frame at which a stream is warm: its caches have been used, and a window of up to 41 frames is full."""
 NUM_AROUND = 20
 MIN_FRAMES = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moment:
-    """The stream around one of its frames: the time of a frame, over NUM_AROUND of them, and memory behind the last."""
+    """The stream around one frame: time per frame over NUM_AROUND frames, and resident memory after the last one."""
 
     frame_index: int
     time: Spread
@@ -45,13 +45,13 @@ class Moment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamReport:
-    """What the vision side of a bundle costs a frame. Times are of all frames from the first full window on.
+    """Cost per frame of a bundle's vision side. Times cover all frames from the first full window on.
 
-    parts        milliseconds of `resize`, of each graph, and of `commit` (rows into their rings)
-    frame        all of it together, as a caller of the runtime waits for it
-    frames_per_s 1000 / median of `frame`: what this machine could follow if it did nothing else
-    state_bytes  bytes that a frame writes into the temporal rings
-    computed_in  what the session computes in, whatever the graph's own dtype
+    parts        milliseconds of `resize`, of each graph, and of `commit` (writing rows into the rings)
+    frame        the whole frame, as a caller of the runtime waits for it
+    frames_per_s 1000 / median of `frame`: the frame rate that this machine could sustain if it did nothing else
+    state_bytes  bytes that each frame writes into the temporal rings
+    computed_in  dtype in which the session computes, whatever the graph's dtype
     """
 
     bundle: str
@@ -71,7 +71,7 @@ class StreamReport:
 
     @property
     def late_over_early(self) -> float:
-        """How many times the early frames' time the late ones take: 1 for a flat stream."""
+        """Time of the late frames divided by that of the early ones: 1 for a stream of constant cost."""
         return self.late.time.median_ms / self.early.time.median_ms
 
     def to_json(self) -> dict[str, Any]:
@@ -81,12 +81,14 @@ class StreamReport:
 def bench_bundle(
     folder: Path, *, num_frames: int = 500, threads: int = 1, console: Console | None = None
 ) -> StreamReport:
-    """Stream rendered frames up to a little past frame `num_frames`, at least MIN_FRAMES, and compare it with frame 50.
+    """Stream rendered frames to slightly past frame `num_frames`, at least MIN_FRAMES, and compare it with frame 50.
 
-    Raises what open_bundle raises, and ValueError for too few frames.
+    Raises the errors of open_bundle, and ValueError for too few frames.
     """
     if num_frames < MIN_FRAMES:
-        raise ValueError(f"{num_frames} frames have no beginning and end to compare; expected at least {MIN_FRAMES}")
+        raise ValueError(
+            f"{num_frames} frames are too few to compare beginning and end; expected at least {MIN_FRAMES}"
+        )
     console = console or Console(quiet=True)
     facts = environment(f"pvc-export bench {folder} --frames {num_frames} --threads {threads}", threads=threads)
     with console.stage("open and verify"):
@@ -99,7 +101,7 @@ def bench_bundle(
         {name: Wrapped(bundle.sessions[name], timer.run) for name in VISION_GRAPHS},
         time_divisor=total if manifest.time_mode == "fixed" else 1,
     )
-    # A line and no bar: a bar redraws from a thread of this process, whose CPU time is being measured.
+    # A line instead of a progress bar: a bar redraws from a thread of this process, whose CPU time is measured.
     console.print(f"  stream {total} frames")
     memory: list[int | None] = []
     for frame in render_clip(total):
@@ -133,7 +135,7 @@ def bench_bundle(
 
 
 def describe_stream(report: StreamReport) -> list[str]:
-    """The report for people."""
+    """The report as lines of text."""
     lines = [
         f"{report.bundle}: {report.precision} graphs, run on {report.runs_on}, computed in {report.computed_in}"
         + ("" if not report.idle_engines else "; the bundle's engines were not executed"),
@@ -147,18 +149,18 @@ def describe_stream(report: StreamReport) -> list[str]:
     return [
         *lines,
         "",
-        f"{report.frames_per_s:.1f} frames per second if nothing else ran; the language model is not part of this",
-        f"{size_text(report.state_bytes)} ({report.state_bytes} bytes) written into state per frame",
+        f"{report.frames_per_s:.1f} frames per second if nothing else runs; the language model is not included",
+        f"{size_text(report.state_bytes)} ({report.state_bytes} bytes) written to state per frame",
         f"frame {early.frame_index}: {early.time.median_ms:.2f} ms, {_resident(early)} resident; "
         f"frame {late.frame_index}: {late.time.median_ms:.2f} ms, {_resident(late)} resident; "
-        f"{report.late_over_early:.3f} times (medians of {NUM_AROUND} frames around each)",
+        f"ratio {report.late_over_early:.3f} (medians of {NUM_AROUND} frames around each)",
         "",
         *describe_environment(report.environment),
     ]
 
 
 class Timer:
-    """Seconds by name, one entry a use."""
+    """Seconds by name, one entry per use."""
 
     def __init__(self, *, now: Callable[[], float]) -> None:
         self._now = now
@@ -166,7 +168,7 @@ class Timer:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """A block whose time is added under `name` when it ends without an error."""
+        """Time the block and add it under `name`, if it ends without an error."""
         started = self._now()
         yield
         self.seconds[name].append(self._now() - started)

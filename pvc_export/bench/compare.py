@@ -1,8 +1,8 @@
-"""Several variants of the steps of a stream, side by side: what both comparisons of `pvc-export bench` share.
+"""Variants of a streaming step, timed in the same rounds: shared by both comparisons of `pvc-export bench`.
 
-Only equal variants are compared: every output of every round is held to the first of `eager`, and a difference above
-LIMIT ends the run with ParityError. The most that this machine can do, the peak, is measured in the same rounds by two
-libraries, and the better one counts.
+Only equal variants are compared: every output of every round is compared with the first output of `eager`, and a
+difference above LIMIT raises ParityError. The machine's peak rate is measured in the same rounds by two libraries, and
+the better one counts.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ TITLES = {
     "compile": "torch.compile",
     "ort-default": "ONNX Runtime, default export",
     "ours": "ours",
-    "int8": "ours, products of 8 bits",
-    "int4": "ours, weights of 4 bits",
+    "int8": "ours, int8 matmuls",
+    "int4": "ours, int4 weights",
 }
 LIMIT = 1e-4
 """Largest difference to eager, relative to eager's largest value."""
 FEW_BITS_LIMIT = 0.5
-"""The same for variants that round to few bits. It shows that they compute the same thing, and not how well: what
-rounding costs is for answers to say (docs/numerics.md)."""
+"""The same for int8 and int4 variants. It shows that they compute the same thing; the cost of rounding is measured by
+answers and perplexity (docs/numerics.md)."""
 PEAKS = {"GFLOP/s": "fp32 GEMM peak", "GB/s": "memory read peak"}
-"""What limits a step whose rate has this unit."""
+"""The hardware limit of a step, by the unit of its rate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bench(ABC):
-    """One comparison: what was asked for, how it is made ready, what is said of it. Fields are named as options are.
+    """One comparison: its options, preparation and report. Fields have the names of the command's options.
 
-    `skip` names variants that are left out, of `skippable`. Raises ValueError for what is unknown.
+    `skip` names variants to leave out, from `skippable`. Raises ValueError for an unknown name.
     """
 
     program: ClassVar[str]
@@ -65,12 +65,12 @@ class Bench(ABC):
             one_of("--skip", name, self.skippable)
 
     def unless_skipped(self, name: str, make: Callable[[], Variant | str]) -> Variant | str:
-        """A variant, or why it is not run."""
+        """The variant, or the reason it is not run."""
         return f"left out by --skip {name}" if name in self.skip else make()
 
     @abstractmethod
     def prepare(self, folder: Path, console: Console) -> Comparison:
-        """Make the variants. `folder` is empty, for graphs."""
+        """Make the variants. `folder` is empty and takes their graphs."""
 
     @abstractmethod
     def to_json(self, report: Report) -> dict[str, Any]:
@@ -78,14 +78,14 @@ class Bench(ABC):
 
     @abstractmethod
     def describe(self, report: Report) -> list[str]:
-        """The report for people: what was measured, a line a variant, and with what."""
+        """The report as text: what was measured, one line per variant, and the environment."""
 
     def command(self) -> str:
         fields = ((name, given if isinstance(given, tuple) else (given,)) for name, given in asdict(self).items())
         return self.program + "".join(f" --{name} {one}" for name, given in fields for one in given)
 
     def run(self, console: Console | None = None) -> Report:
-        """Measure every variant in every step. Raises ParityError if one computes something else than eager."""
+        """Measure every variant in every step. Raises ParityError if one does not compute what eager computes."""
         console = console or Console(quiet=True)
         facts = environment(self.command(), threads=self.threads)
         with torch_threads(self.threads), tempfile.TemporaryDirectory() as folder, torch.no_grad():
@@ -99,10 +99,10 @@ class Bench(ABC):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """What is to be measured.
+    """The measurements to take.
 
-    variants  by name, or the reason why one is not run; `eager` and `ort-default` always are
-    facts     what the steps' work follows from, for the report
+    variants  by name, or the reason one is not run; `eager` and `ort-default` always are
+    facts     numbers for the report from which the steps' work follows
     """
 
     variants: Mapping[str, Variant | str]
@@ -112,8 +112,8 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timed:
-    """One step of one variant. `run` is what is timed; `output` makes what is compared of its result, untimed; `limit`
-    is how far that may be off."""
+    """One step of one variant. `run` is timed; `output` turns its result into the compared array, untimed; `limit` is
+    the largest allowed difference."""
 
     run: Callable[[], Any]
     output: Callable[[Any], Array] = lambda result: result
@@ -121,15 +121,15 @@ class Timed:
 
 
 Variant = Mapping[str, Timed]
-"""One way to run every step of a stream, by the steps' names."""
+"""One way to run every step of a stream, by step name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """What every variant must do in a step, in GFLOP or GB, whatever it does beyond it; and what limits that.
+    """The work every variant must do in a step, in GFLOP or GB, and the hardware limit.
 
-    in_a_row  steps that follow each other in a stream, and so in a round: their mean counts, after one that does not.
-              That one finds the processor's caches full of another variant's weights, as no second token does
+    in_a_row  a stream takes many such steps in a row, so a round does too, and their mean counts. An untimed step goes
+              first: it finds the processor's caches full of another variant's weights
     """
 
     work: float
@@ -139,7 +139,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Peak:
-    """The most that this machine does: by library, a run that only multiplies or only reads, so much GFLOP or GB."""
+    """The machine's peak: per library, a run that only multiplies or only reads, and its GFLOP or GB."""
 
     work: float
     unit: str
@@ -148,11 +148,11 @@ class Peak:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """What was measured, and with what.
+    """The measurements and their environment.
 
-    facts  of the comparison
-    units  of every step's rates and peaks
-    peaks  step -> library -> the most that it does per second
+    facts  from the comparison
+    units  unit of each step's rate and peak
+    peaks  step -> library -> peak rate per second
     """
 
     rows: tuple[Row, ...]
@@ -163,7 +163,7 @@ class Report:
     environment: dict[str, Any]
 
     def table(self, step: str, *, digits: int) -> list[str]:
-        """A line a variant; rates have that many digits behind the point."""
+        """One line per variant; `digits` are the decimals of the rate."""
         unit = self.units[step]
         head = (
             f"{'':<30}{'ms':>9}{'quartiles':>18}{'x eager':>9}{'x default':>11}{unit:>9}{'of peak':>9}{'max diff':>10}"
@@ -171,7 +171,7 @@ class Report:
         return [head, *(_line(row, digits) for row in self.rows if row.step == step)]
 
     def peak_line(self, step: str) -> str:
-        """What limits a step."""
+        """The hardware limit of a step."""
         peak, unit = self.peaks[step], self.units[step]
         libraries = ", ".join(f"{name} {value:.0f}" for name, value in peak.items())
         return f"{PEAKS[unit]} {max(peak.values()):.0f} {unit} ({libraries})"
@@ -179,9 +179,9 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One variant of one step: its figures, or why it was not run.
+    """One variant of one step: its figures, or the reason it was not run.
 
-    times_*  how many times faster: the median over rounds of the ratio within a round
+    times_*  speed-up: the median over rounds of the ratio within a round
     rate     the step's work per second, in the step's unit
     """
 
@@ -209,7 +209,7 @@ def _line(row: Row, digits: int) -> str:
 def measure(
     comparison: Comparison, *, rounds: int, threads: int
 ) -> tuple[tuple[Row, ...], dict[str, dict[str, float]]]:
-    """A row of every step and variant, and of every step and library the peak. Raises what Bench.run raises."""
+    """A row for every step and variant, and each library's peak in every step. Raises what Bench.run raises."""
     variants = {name: variant for name, variant in comparison.variants.items() if not isinstance(variant, str)}
     steps = comparison.steps
     timed = {(step, name): variant[step] for step in steps for name, variant in variants.items()}
@@ -266,10 +266,10 @@ def difference(got: Array, expected: Array, *, name: str, limit: float = LIMIT) 
 
 
 def count_flops(run: Callable[[], Any]) -> int:
-    """Floating-point operations of a run, as torch counts them: a multiplication and an addition are two.
+    """Floating-point operations of a run, as torch counts them: a multiply-add is two.
 
-    Only products of matrices and convolutions count, so a share of a GEMM peak is a share of what is possible: softmax,
-    norms and GELU are part of the time but not of the work. Masked scores count, since they are computed.
+    Only matmuls and convolutions count, so a share of the GEMM peak is a share of the possible: softmax, norms and GELU
+    take time but are not counted as work. Masked scores count, since they are computed.
     """
     with FlopCounterMode(display=False) as counter:
         run()

@@ -1,14 +1,14 @@
-"""Five ways to run the LLM in a stream, side by side: one decoded token, and one frame ingested, behind P past rows.
+"""Five ways to run the LLM in a stream, timed together: a decoded token, and an ingested frame, after P past rows.
 
-    eager        the reference in PyTorch, its cache joined step by step; logits of the last row in either step
-    ort-default  what one gets without us: the decoder exported by torch with default options, its cache an input and,
-                 longer, an output, logits of every row; ONNX Runtime with its defaults
-    ours         embed, llm and head graphs with a linear cache: what PVCStream runs. Ingest computes no logits
-    int8, int4   the same, its layers as by --int8 llm and --int4 llm, its head as by --int8 head
+    eager        the PyTorch reference, its cache concatenated in each step; logits of the last row
+    ort-default  what one gets without this project: the decoder exported by torch with default options, with the cache
+                 as input and longer cache as output, logits of every row; ONNX Runtime with its defaults
+    ours         the embed, llm and head graphs with a linear cache, as PVCStream runs them. Ingest computes no logits
+    int8, int4   the same, with layers as by --int8 llm and --int4 llm, and the head as by --int8 head
 
-One artefact serves both steps of a variant. What is compared are the last row's logits; our ingest's are made for that,
-outside the clock. The limit of decode, which must read every weight, is reading memory; that of ingest is GEMM. The
-variants themselves are in language_variants.py; how they are compared is in compare.py.
+One artefact serves both steps of a variant. The last row's logits are compared; ours in ingest are computed for that,
+outside the clock. Decode must read every weight, so its limit is memory bandwidth; ingest's is GEMM. The variants are
+in language_variants.py, the comparison in compare.py.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ ANSWER = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LanguageBench(Bench):
-    """Raises ValueError for a size that is unknown and a past that the model cannot hold.
+    """Raises ValueError for an unknown size, and for a past that the model cannot hold.
 
     Facts of the report:
-    context        rows that our cache has room for
-    decode_bytes   weights of layers, norm and head, and the past keys and values: read once a token
-    ingest_gflop   products of the layers, without the head
+    context        rows our cache has room for
+    decode_bytes   weights of layers, norm and head, and past keys and values: read once per token
+    ingest_gflop   matmuls of the layers, without the head
     """
 
     program: ClassVar[str] = "pvc-export bench --part language"
@@ -63,7 +63,7 @@ class LanguageBench(Bench):
         one_of("--size", self.size, SIZES)
         most = SIZES[self.size].llm.max_positions - NUM_FRAME_ROWS
         if not 1 <= self.past <= most:
-            raise ValueError(f"--past is {self.past}, expected 1 to {most}, or a frame would not fit behind it")
+            raise ValueError(f"--past is {self.past}, expected 1 to {most}, so that a frame still fits")
 
     def scene(self) -> LanguageScene:
         return LanguageScene.render(SIZES[self.size], num_past=self.past)
@@ -97,6 +97,9 @@ class LanguageBench(Bench):
             sessions = our_language_sessions(scene, folder, threads=self.threads, quantization=how)
         return our_variant(scene, our_language_model(scene, sessions), limit=FEW_BITS_LIMIT)
 
+    def model_text(self) -> str:
+        return f"size {self.size}, random weights"
+
     def to_json(self, report: Report) -> dict[str, Any]:
         data = asdict(report)
         return {"limit": LIMIT, **data.pop("facts"), **data}
@@ -105,8 +108,8 @@ class LanguageBench(Bench):
         facts = report.facts
         weights, cache = (facts["decode_bytes"][name] / 1e6 for name in ("weights", "cache"))
         return [
-            f"language model, size {self.size}, {self.past} past rows, our cache for {facts['context']}; random "
-            f"weights, float32, one artefact a variant; {self.rounds} interleaved rounds",
+            f"language model, {self.model_text()}, {self.past} past rows, our cache for {facts['context']}; float32 "
+            f"unless named otherwise, one artefact per variant; {self.rounds} interleaved rounds",
             "",
             f"decode: a token, through layers and head to its logits; mean of {ANSWER} in a row",
             f"reads {weights:.1f} MB of weights, {cache:.1f} MB of cache; {report.peak_line('decode')}",

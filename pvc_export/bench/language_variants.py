@@ -1,7 +1,7 @@
-"""What `pvc-export bench --part language` compares: decode and frame ingest, each made to run in three ways.
+"""Variants for `pvc-export bench --part language`: decode and frame ingest, each run in three ways.
 
-One session serves both steps of a variant, as it must in a stream, so the default export has dynamic dimensions; its
-other options are the defaults. The model's vision side is `tiny` and never runs: random rows stand in for frame tokens.
+One session serves both steps of a variant, as in a stream, so the default export has dynamic dimensions; its other
+options are the defaults. The model's vision side is `tiny` and never runs: random rows stand in for frame tokens.
 Dimension key:  L new rows   P past rows   E width   K key/value heads   D head dim   V vocabulary
 """
 
@@ -31,7 +31,7 @@ SIZES: dict[str, PVCConfig] = {
     "tiny": PVCConfig.preset("tiny"),
     "0.5b": replace(PVCConfig.preset("tiny"), llm=PVCConfig.preset("pvc-internvl2-1b").llm),
 }
-"""0.5b: Qwen2-0.5B as InternVL2-1B has it, 24 layers of width 896, 151655 tokens, its head not tied: 630 M weights."""
+"""0.5b: Qwen2-0.5B as in InternVL2-1B: 24 layers of width 896, 151655 tokens, the head not tied: 630 M weights."""
 
 GRAPHS = ("embed", "llm", "head")
 NUM_FRAME_ROWS = 64
@@ -39,12 +39,12 @@ NUM_FRAME_ROWS = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LanguageScene:
-    """A model with random weights, the rows before a step, as embeddings and as caches, and the new rows of both steps.
+    """A model with random weights, the rows before a step (as embeddings and as caches), and both steps' new rows.
 
     before  (1, P, E)
-    past    one (key, value) a layer, each (1, P, K, D): what the reference returned for `before`
-    token   (1, 1, E), new in decode
-    frame   (1, NUM_FRAME_ROWS, E), new in ingest
+    past    one (key, value) per layer, each (1, P, K, D): the reference's caches after `before`
+    token   (1, 1, E), the new row in decode
+    frame   (1, NUM_FRAME_ROWS, E), the new rows in ingest
     """
 
     model: PVC
@@ -59,16 +59,16 @@ class LanguageScene:
 
     @property
     def context(self) -> int:
-        """Rows that our cache has room for: what a bundle has by default, or more where the past needs it.
+        """Capacity of our cache in rows: a bundle's default, or more if the past needs it.
 
-        A cache that is updated in place is computed over in full, so a tight one would flatter.
+        A cache that is updated in place is processed in full, so a smaller one would make our graphs look faster.
         """
         limits = StreamLimits()
         return max(limits.context, -(-(self.num_past + NUM_FRAME_ROWS) // limits.bucket) * limits.bucket)
 
     @property
     def decode_bytes(self) -> dict[str, int]:
-        """What a decoded token reads, all of it once: weights of layers, norm and head; the past keys and values."""
+        """Bytes that a decoded token reads, each once: weights of layers, norm and head; past keys and values."""
         llm = self.model.llm
         weights = (weight for part in (llm.layers, llm.norm, llm.lm_head) for weight in part.parameters())
         cache = (tensor for pair in self.past for tensor in pair)
@@ -84,18 +84,18 @@ class LanguageScene:
 
     @staticmethod
     def of(model: PVC, ids: Tensor, frame: Tensor) -> LanguageScene:
-        """Tokens (P + 1,), the last one new in decode, and a frame's rows (1, NUM_FRAME_ROWS, E)."""
+        """A scene from tokens (P + 1,), the last one new in decode, and a frame's rows (1, NUM_FRAME_ROWS, E)."""
         embeds = model.llm.embed_tokens(ids)[None]
         before, token = embeds[:, :-1], embeds[:, -1:]
         past: list[KeyValue] | None = None
-        for piece in before.split(StreamLimits().chunk, dim=1):  # at once, a long past would not fit
+        for piece in before.split(StreamLimits().chunk, dim=1):  # a long past would not fit in one pass
             _, past = append_rows(model.llm, piece, past)
         assert past is not None
         return LanguageScene(model=model, before=before, past=past, token=token, frame=frame)
 
 
 def append_rows(llm: Decoder, embeds: Tensor, past: Sequence[KeyValue] | None) -> tuple[Tensor, list[KeyValue]]:
-    """New rows (1, L, E) -> hidden (1, L, E), and keys and values with theirs joined on, as PVC.generate keeps them."""
+    """New rows (1, L, E) -> hidden (1, L, E), and the caches with the new rows appended, as in PVC.generate."""
     start = 0 if past is None else past[0][0].shape[1]
     positions = torch.arange(start, start + embeds.shape[1])[None]
     hidden, new = llm(embeds, positions, past)
@@ -111,7 +111,7 @@ def joined(past: Sequence[KeyValue], new: Sequence[KeyValue]) -> list[KeyValue]:
 
 
 def eager_variant(scene: LanguageScene) -> Variant:
-    """The reference with its cache joined for the next step, and logits of the last row in either step."""
+    """The reference, with the new rows appended to its cache, and the last row's logits in either step."""
 
     def step(embeds: Tensor) -> Array:
         hidden, _ = append_rows(scene.model.llm, embeds, scene.past)
@@ -121,7 +121,7 @@ def eager_variant(scene: LanguageScene) -> Variant:
 
 
 class PlainDecoder(nn.Module):
-    """The LLM as one exports it: logits of every new row, and the whole cache an input and, longer, an output."""
+    """The LLM in a plain export: logits of every new row; the whole cache is an input and, longer, an output."""
 
     def __init__(self, llm: Decoder) -> None:
         super().__init__()
@@ -134,9 +134,9 @@ class PlainDecoder(nn.Module):
 
 
 def default_variant(scene: LanguageScene, path: Path, *, threads: int) -> Variant:
-    """PlainDecoder by the dynamo exporter, run by ONNX Runtime with its defaults, numpy in and out.
+    """PlainDecoder exported by torch's dynamo exporter and run by ONNX Runtime with its defaults, numpy in and out.
 
-    The number of rows is dynamic in all inputs, or the file would serve one step at one length of the past.
+    The number of rows is dynamic in all inputs; otherwise the file would serve only one step and one past length.
     """
     past = [tensor for pair in scene.past for tensor in pair]
 
@@ -158,7 +158,7 @@ def default_variant(scene: LanguageScene, path: Path, *, threads: int) -> Varian
 def our_language_sessions(
     scene: LanguageScene, folder: Path, *, threads: int, quantization: Mapping[Part, Quantization] | None = None
 ) -> dict[str, Session]:
-    """The language graphs of target `cpu`, exported and opened as a bundle's are, for `scene.context` rows."""
+    """The language graphs of target `cpu`, exported and opened as in a bundle, for `scene.context` rows."""
     folder.mkdir(exist_ok=True)
     limits = StreamLimits(context=scene.context)
     return open_graphs(
@@ -167,16 +167,16 @@ def our_language_sessions(
 
 
 def our_language_model(scene: LanguageScene, sessions: Mapping[str, Session]) -> LanguageModel:
-    """The runtime's own, that has seen `scene.before`."""
+    """The runtime's language model, after `scene.before`."""
     language = LanguageModel(sessions)
     language.append(scene.before[0].numpy())
     return language
 
 
 def our_variant(scene: LanguageScene, language: LanguageModel, *, limit: float = LIMIT) -> Variant:
-    """A step of `language`, which first forgets the rows of the step before: timed too, and next to nothing.
+    """A step of `language`. It first drops the previous step's rows, which is timed too and costs almost nothing.
 
-    Ingest returns the hidden row and computes no logits: its `output` does, for the comparison.
+    Ingest returns the hidden row without logits; `output` computes them for the comparison.
     """
 
     def append(embeds: Array) -> Array:

@@ -1,8 +1,8 @@
-"""Streaming against recompute: what a new frame costs with a temporal KV cache and without.
+"""Streaming against recompute: the cost of a new frame with a temporal KV cache and without.
 
     python -m pvc_export.bench.recompute
 
-Both are timed in the same interleaved rounds. What counts is their ratio, near T when streaming costs one frame.
+Both are timed in the same interleaved rounds. The result is their ratio, near T if streaming costs one frame.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .vision_variants import SIZES, Scene
 
 @torch.no_grad()
 def compare(scene: Scene, *, num_rounds: int) -> dict[str, Any]:
-    """Median milliseconds for the newest frame of a clip: the whole clip recomputed, and one streaming step."""
+    """Median milliseconds for the newest frame of a clip: recomputing the whole clip, and one streaming step."""
     variants: dict[str, Callable[[], Tensor]] = {
         "recompute": lambda: scene.model.encode_clip(scene.clip)[:, -1],
         "streaming": lambda: scene.model.encode_frame(scene.frame, scene.state)[0],

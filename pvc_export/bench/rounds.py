@@ -1,8 +1,8 @@
-"""How benchmarks measure: one clock, interleaved rounds, quartiles, and the facts that every published figure needs.
+"""Benchmark timing: one clock, interleaved rounds, quartiles, and the context that every published figure needs.
 
-With one thread the clock is the CPU time of this process, which other programs on the machine hardly change; with more
-threads it is wall time, since CPU time would count waiting threads as work. Every report says which. Nothing here loads
-torch, so that a bundle is measured without it.
+With one thread the clock is this process's CPU time, which other programs hardly change; with more threads it is wall
+time, since CPU time would count waiting threads as work. Every report names its clock. Nothing here loads torch, so a
+bundle can be measured without it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
-    """Median and quartiles of some milliseconds."""
+    """Median and quartiles, in milliseconds."""
 
     median_ms: float
     q1_ms: float
@@ -33,14 +33,14 @@ class Spread:
 
     @staticmethod
     def of(seconds: Sequence[float]) -> Spread:
-        """At least one measurement; of a single one, all three are the same."""
+        """From at least one measurement; with only one, all three values are equal."""
         low, middle, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else 3 * list(seconds)
         return Spread(median_ms=1e3 * middle, q1_ms=1e3 * low, q3_ms=1e3 * high)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clocked:
-    """What a run returns that was made in another process: its result, and the seconds by that process's clock."""
+    """The result of a run in another process, and its seconds by that process's clock."""
 
     result: Any
     seconds: float
@@ -59,10 +59,10 @@ def interleave(
     look: Callable[[Key, Any], None] = lambda key, result: None,
     in_a_row: Mapping[Key, int] | None = None,
 ) -> dict[Key, list[float]]:
-    """Seconds of every run in every round. A machine whose speed drifts slows all of them alike.
+    """Seconds of every run in every round. If the machine's speed drifts, it slows all runs alike.
 
-    Each round makes each run once and starts one run further on. A run of `in_a_row` is made once without the clock,
-    then that many times, and its mean counts. `look` sees every result, outside the clock.
+    Each round executes each run once, starting with the next run each time. A run named in `in_a_row` is executed once
+    untimed, then that many times, and the mean counts. `look` gets every result, outside the clock.
     """
     now, in_a_row = clock(threads), in_a_row or {}
     seconds: dict[Key, list[float]] = {key: [] for key in runs}
@@ -86,12 +86,12 @@ def interleave(
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """How many times faster: the median over rounds of the ratio within a round."""
+    """The speed-up: median over rounds of the ratio within a round."""
     return median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 def environment(command: str, *, threads: int) -> dict[str, Any]:
-    """Device, versions, command, date, clock and load: what every published figure needs."""
+    """Device, versions, command, date, clock and load: the context of a published figure."""
     return {
         "device": f"{cpu_name()}, {os.cpu_count()} cores, {threads} used",
         "clock": "process CPU time" if threads == 1 else "wall time",
@@ -103,7 +103,7 @@ def environment(command: str, *, threads: int) -> dict[str, Any]:
 
 
 def describe_environment(facts: Mapping[str, Any]) -> list[str]:
-    """`environment` for people: two lines."""
+    """`environment` as two lines of text."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     load = "" if facts["load_average"] is None else f", load {facts['load_average']} before"
     return [f"{facts['device']}; {facts['clock']}{load}; {facts['date_utc']}", f"{versions}; {facts['command']}"]

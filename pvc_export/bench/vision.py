@@ -1,13 +1,13 @@
-"""Five ways to run one streaming vision step, side by side: one new frame behind W - 1 past ones, every slot in use.
+"""Five ways to run one streaming vision step, side by side: one new frame after W - 1 past ones, every slot in use.
 
-    eager        the reference in PyTorch, its state joined frame by frame
+    eager        the PyTorch reference, its state concatenated frame by frame
     compile      the same call under torch.compile
-    ort-default  what one gets without us: the step exported by torch with default options, the window an input and,
-                 shifted, an output; ONNX Runtime with its defaults
-    ours         trunk, temporal and compressor graphs with a ring: what PVCStream runs
-    int8         the same with products of eight bits, as by --int8 vision
+    ort-default  the baseline without this project: the step exported by torch with default options, with the window as
+                 an input and, shifted, as an output; ONNX Runtime with its defaults
+    ours         trunk, temporal and compressor graphs with a ring, as PVCStream runs them
+    int8         the same with int8 matmuls, as by --int8 vision
 
-The variants themselves are in vision_variants.py; how they are compared is in compare.py.
+The variants are in vision_variants.py, and their comparison is in compare.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STEP = "frame"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VisionBench(Bench):
-    """Raises ValueError for what is unknown."""
+    """The vision benchmark. Raises ValueError for unknown names and invalid numbers."""
 
     program: ClassVar[str] = "pvc-export bench"
     skippable = ("compile", "int8")
@@ -38,10 +38,10 @@ class VisionBench(Bench):
     window: int = 16
 
     def __post_init__(self) -> None:
-        Bench.__post_init__(self)  # not super(), which a class with slots has lost
+        Bench.__post_init__(self)  # not super(), which does not work in a dataclass with slots
         one_of("--size", self.size, SIZES)
         if self.window < 2:
-            raise ValueError(f"--window is {self.window}, expected at least 2, or there is no past to stream")
+            raise ValueError(f"--window is {self.window}, expected at least 2: streaming needs a past frame")
 
     def prepare(self, folder: Path, console: Console) -> Comparison:
         with console.stage("fill the window"):
@@ -67,7 +67,7 @@ class VisionBench(Bench):
         )
 
     def _int8(self, scene: Scene, folder: Path, console: Console) -> Variant:
-        with console.stage("our graphs in 8 bits"):
+        with console.stage("our graphs in int8"):
             sessions = our_sessions(scene, folder, threads=self.threads, quantization=int8("vision"))
         return {STEP: Timed(run=our_step(scene, sessions), limit=FEW_BITS_LIMIT)}
 
@@ -91,9 +91,9 @@ class VisionBench(Bench):
 
 
 def _compiled(scene: Scene, console: Console) -> Variant | str:
-    """The variant, or why it cannot be made."""
+    """The variant, or the reason why it cannot be made."""
     with console.stage("torch.compile"):
         try:
             return {STEP: Timed(run=compiled_step(scene))}
-        except Exception as error:  # a compiler that is missing or fails raises anything, from any depth
+        except Exception as error:  # a missing or failing compiler can raise anything
             return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,6 +1,6 @@
-"""What `pvc-export bench` compares: the same streaming vision step, made to run in four ways.
+"""Variants for `pvc-export bench`: the same streaming vision step, run in four ways.
 
-The number of threads is the only thing set in all four: see baselines.py.
+Only the number of threads is set in all four; see baselines.py.
 Dimension key:  as in engines/spec.py
 """
 
@@ -36,17 +36,17 @@ MID = replace(
 )
 HALF = replace(MID, vision=VisionConfig(num_layers=12, num_temporal_layers=3))
 SIZES = {"tiny": TINY, "mid": MID, "half": HALF}
-"""mid: the published resolution, 1025 positions, at a width and depth that two cores recompute within seconds.
+"""mid: the published resolution, 1025 positions, with a width and depth that two cores recompute within seconds.
 half: the published width and resolution at half the depth. The compressor of mid and half has no AdaLN: at 16 times
-the ViT's width its weights alone (537 M) would take longer than the step that is measured."""
+the ViT's width, its weights alone (537 M) would take longer than the measured step."""
 
 Run = Callable[[], Array]
-"""Runs the step once: frame_embeds (M, E)."""
+"""Runs the step once; returns frame_embeds (M, E)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """A model with random weights, a clip whose last frame is new, and the reference's state after those before it."""
+    """A model with random weights, a clip whose last frame is new, and the reference's state before that frame."""
 
     model: PVC
     clip: Tensor  # uint8 (1, W, S, S, 3)
@@ -75,12 +75,12 @@ class Scene:
 
 
 def eager_step(scene: Scene) -> Run:
-    """The reference as its docstring says to use it: a frame and a state in, embeddings and the next state out."""
+    """The reference in its documented use: a frame and a state in, embeddings and the next state out."""
     return lambda: _call(scene.model.encode_frame, scene)
 
 
 def compiled_step(scene: Scene) -> Run:
-    """The same under torch.compile, in its default mode, compiled by a first call. Raises whatever that raises."""
+    """The same under torch.compile in its default mode, compiled by a first call. Raises the compiler's errors."""
     with quiet_exporter():
         compiled = torch.compile(scene.model.encode_frame)
         _call(compiled, scene)
@@ -93,14 +93,14 @@ def _call(encode_frame: Callable[..., tuple[Tensor, VisionState]], scene: Scene)
 
 
 class PlainStep(nn.Module):
-    """The step as one exports it without a ring: the past is an input, the past of the next frame an output."""
+    """The step in a plain export, without a ring: the past is an input, the next frame's past an output."""
 
     def __init__(self, model: PVC) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, frame: Tensor, frame_time: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        """(1, S, S, 3), (1,), keys and values (1, W - 1, N, H, D) -> frame_embeds (1, M, E), the past one frame on."""
+        """(1, S, S, 3), (1,), keys and values (1, W - 1, N, H, D) -> frame_embeds (1, M, E), the shifted past."""
         x = self.model.trunk(frame)[:, None]
         bias = x.new_zeros(1, 1, 1 + past[0].shape[1])
         features, new = self.model.temporal(x, frame_time[:, None], joined_states(past), bias)
@@ -110,13 +110,13 @@ class PlainStep(nn.Module):
 
 
 def plain_arguments(scene: Scene) -> tuple[Tensor, ...]:
-    """What PlainStep takes."""
+    """Arguments for PlainStep."""
     past = (tensor.contiguous() for pair in scene.state.past for tensor in pair)
     return scene.frame, torch.tensor([scene.window - 1.0]), *past
 
 
 def default_step(scene: Scene, path: Path, *, threads: int) -> Run:
-    """PlainStep by the dynamo exporter with its default options, run by ONNX Runtime with its own."""
+    """PlainStep exported by torch's dynamo exporter and run by ONNX Runtime, both with default options."""
     arguments = plain_arguments(scene)
     run = default_export(PlainStep(scene.model), arguments, path, threads=threads)(*arguments)
     return lambda: run()[0][0]
@@ -125,7 +125,7 @@ def default_step(scene: Scene, path: Path, *, threads: int) -> Run:
 def our_sessions(
     scene: Scene, folder: Path, *, threads: int, quantization: Mapping[Part, Quantization] | None = None
 ) -> dict[str, Session]:
-    """The vision graphs of target `cpu`, exported and opened as a bundle's are."""
+    """The vision graphs of target `cpu`, exported and opened as in a bundle."""
     folder.mkdir(exist_ok=True)
     return open_graphs(
         scene.model, VISION_GRAPHS, load_target("cpu"), StreamLimits(window=scene.window), folder, threads=threads,
@@ -134,7 +134,7 @@ def our_sessions(
 
 
 def our_step(scene: Scene, sessions: Mapping[str, Session]) -> Run:
-    """The runtime's own encoder with its ring, filled with the scene's past: encode a frame and commit it."""
+    """The runtime's encoder, its ring filled with the scene's past: encodes a frame and commits it."""
     encoder = VisionEncoder(sessions)
     names = [state.output for state in sessions["temporal"].spec.states]
     past = [tensor for pair in scene.state.past for tensor in pair]

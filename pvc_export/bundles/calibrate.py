@@ -1,9 +1,9 @@
-"""What is found ahead, by running the model: scales of what products are fed, and what smooths the LLM.
+"""Calibration: scales of the matmul inputs and smoothing factors of the LLM, found by running the model before export.
 
-Frames stream by as they will on a device. Each clip is a stream of its own, so that rings fill and wrap, and at its end
-the clock runs ahead: what is made of a frame's time has other values in an hour than in a second. By default the clip
-is this program's own: rendered frames, which are not those of a check, and a few of a real camera. The LLM reads the
-first frames of each clip behind a question, and a page of text of many kinds.
+Frames are streamed as on a device. Each clip is a stream of its own, so that rings fill and wrap. At its end the clock
+jumps ahead, because values that depend on a frame's time differ after an hour from those after a second. The default
+clip is built in: rendered frames, other than those of a check, and a few from a real camera. The LLM reads a prompt
+with the first frames of each clip, and pages of varied text.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from ..parity.clip import real_frames, render_clip
 from ..parity.recorded_stream import FAR_FRAME
 
 MOST_FRAMES = 32
-"""Of one clip, evenly in time."""
+"""Frames read from one clip, evenly spaced in time."""
 FRAMES_IN_TEXT = 4
-"""Of each clip, that the LLM reads."""
+"""Frames of each clip that the LLM reads."""
 QUESTION = "What happens in this video?"
 TEXT_NAME = "calibration.txt"
 ROWS = 1024
-"""Of text, at once."""
+"""Rows of text per LLM pass."""
 SEED = 1
-"""Of rendered frames. A check shows those of seed 0."""
+"""Seed of the rendered frames. A check uses seed 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrationRequest:
-    """clips  video files; none: the program's own;  method  how a scale is chosen"""
+    """clips: video files, or empty for the built-in clip. method: how scales are chosen."""
 
     clips: tuple[Path, ...] = ()
     method: CalibrationMethod = "error"
 
     def require_files(self) -> None:
-        """Raises MediaError for a clip that is no file."""
+        """Raises MediaError for a clip that is not a file."""
         for path in self.clips:
             check_is_file(path)
 
@@ -66,7 +66,7 @@ def calibrate(
     limits: StreamLimits,
     progress: Callable[[float], None],
 ) -> Calibration:
-    """What the quantization of a model needs found ahead. Raises MediaError for a clip that cannot be read."""
+    """Find the scales and smoothing that a model's quantization needs. Raises MediaError for an unreadable clip."""
     names, has_text = quantizer.calibrated, quantizer.is_smoothed
     source = loaded.model
     model = source if source.stored is None else in_memory(source, PREFIXES["vision"])
@@ -94,8 +94,8 @@ def calibrate(
 
 @torch.no_grad()
 def _smoothing(loaded: LoadedModel, clips: Sequence[Tensor], progress: Callable[[float], None]) -> dict[str, str]:
-    """The exponents of every channel, from clips of frame_embeds (T, M, E). Layer by layer: a large model's lie in
-    files."""
+    """Smoothing exponents of every channel, from clips of frame_embeds (T, M, E). Runs layer by layer, because a large
+    model's weights stay in files."""
     source, config = loaded.model, loaded.config.llm
     table = in_memory(source, (PREFIX["embed"],)).llm.embed_tokens
     rows = [table(ids)[None] for ids in _pages(loaded)]
@@ -119,7 +119,7 @@ def _smoothing(loaded: LoadedModel, clips: Sequence[Tensor], progress: Callable[
 
 
 def _pages(loaded: LoadedModel) -> Sequence[Tensor]:
-    """Token ids (L,) of text of many kinds, in pieces that a small context holds."""
+    """Token ids (L,) of varied text, in chunks that fit a small context."""
     text = (Path(__file__).parent / TEXT_NAME).read_text(encoding="utf-8")
     ids = torch.tensor(loaded.tokenizer.encode(text, add_special_tokens=False).ids)
     pages: Sequence[Tensor] = ids.split(min(ROWS, loaded.config.llm.max_positions))
@@ -127,7 +127,7 @@ def _pages(loaded: LoadedModel) -> Sequence[Tensor]:
 
 
 def _frames(clip: Path | None, limits: StreamLimits, *, size: int) -> Iterator[Array]:
-    """RGB (S, S, 3) uint8, of a video or our own."""
+    """RGB frames (S, S, 3) uint8, of a video or of the built-in clip."""
     if clip is None:
         shown = [*render_clip(2 * limits.window, seed=SEED), *real_frames()]
     else:
@@ -141,8 +141,8 @@ def _frames(clip: Path | None, limits: StreamLimits, *, size: int) -> Iterator[A
 
 @torch.no_grad()
 def _stream(model: PVC, frames: Sequence[Array], limits: StreamLimits, *, far: bool) -> Iterator[tuple[float, Tensor]]:
-    """Show the frames, and `far` the last window of them again at the far ends of the clock. Yields the part that is
-    done, and frame_embeds (1, M, E)."""
+    """Stream the frames; with `far`, also the last window of them again at the far ends of the clock. Yields the
+    fraction done and frame_embeds (1, M, E)."""
     total = len(frames) if model.config.time_mode == "fixed" else None
     last = frames[-limits.window :]
     jumps = _far_times(model, limits, len(frames), len(last)) if far and total is None else ()
@@ -160,7 +160,7 @@ def _stream(model: PVC, frames: Sequence[Array], limits: StreamLimits, *, far: b
 
 
 def _far_times(model: PVC, limits: StreamLimits, num_frames: int, num_last: int) -> tuple[int, ...]:
-    """Where the clock jumps to, after a clip, for the last frames: the end of what was trained, and far beyond it, or
-    of a table its end."""
+    """Frame indices to which the clock jumps after a clip: the end of the trained times and far past it, or the end of
+    the table if the clock is one."""
     ends = (model.config.trained_frames, FAR_FRAME) if limits.num_times is None else (limits.num_times,)
     return tuple(dict.fromkeys(max(end, num_frames + num_last) - num_last for end in ends))

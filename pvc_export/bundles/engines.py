@@ -1,4 +1,4 @@
-"""The engines of a bundle: each built from its graph, and held against what the graph asked for."""
+"""The engines of a bundle: each is built from its graph and checked against the graph's requirements."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..terminal.console import Console, size_text
 
 
 def asked_of(model: PVC, spec: GraphSpec, islands: Sequence[str] = ()) -> Asked:
-    """What a graph of `model`, cast with these islands, asks of its engine. In float32 there are no islands."""
+    """What a graph of `model`, cast with these islands, requires of its engine. In float32 there are no islands."""
     named = graph_parameters(model, spec)
     weights = named.values()
     narrow = any(parameter.dtype != torch.float32 for parameter in model.parameters())
@@ -40,7 +40,7 @@ def asked_of(model: PVC, spec: GraphSpec, islands: Sequence[str] = ()) -> Asked:
 
 
 def wide_attention(model: PVC, spec: GraphSpec, islands: Sequence[str]) -> WideAttention:
-    """The attention of a graph that these islands put into float32, in part or whole."""
+    """The attention of a graph that these islands put into float32, partly or wholly."""
     modules = {name: module for name, module in model.named_modules() if name.startswith(f"{spec.name}.")}
     over_rows = [name for name, module in modules.items() if isinstance(module, (SpatialAttention, CausalAttention))]
     of_states = [name for name, module in modules.items() if isinstance(module, (TemporalAttention, CausalAttention))]
@@ -61,7 +61,7 @@ def build_engines(
 ) -> dict[str, EngineEntry]:
     """Build the target's engines into `folder`, each from the graph in `files`.
 
-    Raises BuildError for an engine whose layers are not what its graph asked for.
+    Raises BuildError for an engine whose layers are not what its graph requires.
     """
     entries: dict[str, EngineEntry] = {}
     (folder / "engines").mkdir()

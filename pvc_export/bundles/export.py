@@ -1,7 +1,7 @@
-"""From a model to a published bundle: graphs, engines, manifest, parity check, one exchange of names.
+"""Export: from a model to a published bundle, in the steps graphs, engines, manifest, parity check, rename.
 
-Everything is written into a temporary folder beside the target and checked there. The folder gets its name
-only if the check passes, so a bundle that exists is one that matched its reference.
+Everything is written to a temporary folder next to the output folder and checked there. The folder gets its final name
+only if the check passes, so every bundle that exists has matched its reference.
 """
 
 from __future__ import annotations
@@ -55,22 +55,22 @@ from .publish import require_room, staging
 from .resume import Resume
 
 NUM_QUESTIONS = 200
-"""Held-out questions of a model whose world is known; `check` asks a thousand."""
+"""Held-out questions for a model with known true answers; `check` asks a thousand."""
 PACKAGES = (*EXPORTER, "onnxruntime", "numpy", "tokenizers", "tensorrt", "tensorrt_rtx")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportRequest:
-    """What to make: the answer to every flag of `trt` and `onnx`.
+    """The bundle to make: one value for every flag of `trt` and `onnx`.
 
-    islands  modules that stay float32 in a narrower bundle (precision.py)
+    islands       modules that stay float32 in a narrower bundle (precision.py)
     quantization  parts whose weights become codes (quantize.py)
-    int8_states   what of a stream's state does (eight_bit_rows.py)
-    calibration   what to find the scales of their inputs on, where a target wants them ahead
-    golden        whether it brings a golden recording, with which a device checks itself (engines/golden)
-    unfused       attention that no compiler may fuse (graphs/unfused.py)
-    clock    what its streams can do at the trained number of frames. Those of 'run-on' can do either; those that only
-             re-anchor know a table of frame times, which is smaller (graphs/clock_table.py)
+    int8_states   parts of a stream's state that are stored as int8 (eight_bit_rows.py)
+    calibration   clips to calibrate on, for targets that need the scales of matmul inputs in advance
+    golden        whether to add a golden recording, with which a device checks itself (engines/golden)
+    unfused       attention that compilers must not fuse (graphs/unfused.py)
+    clock         what its streams can do at the trained number of frames. 'run-on' streams can run on or re-anchor;
+                  'reanchor' streams only re-anchor; their clock is a table of times, which is smaller (clock_table.py)
     """
 
     out: Path
@@ -86,11 +86,11 @@ class ExportRequest:
     unfused: tuple[Fusable, ...] = ()
 
     def graph_limits(self, config: PVCConfig) -> StreamLimits:
-        """What the graphs are made for: of a clock that is a table, its rows too."""
+        """The limits that the graphs are made for, with the number of table rows if the clock is a table."""
         return with_num_times(self.limits, config) if self.clock == "reanchor" else self.limits
 
     def graph_specs(self, config: PVCConfig) -> dict[str, GraphSpec]:
-        """The graphs by their names."""
+        """Graph name -> spec."""
         shape, limits, target = model_shape(config), self.graph_limits(config), self.target
         return graph_specs(
             shape, limits, self.precision, target.spelling, cache_update=target.update_of(self.int8_states),
@@ -101,9 +101,9 @@ class ExportRequest:
 def export(loaded: LoadedModel, request: ExportRequest, *, console: Console | None = None) -> ParityReport:
     """Make, check and publish a bundle at request.out, replacing an older bundle there.
 
-    A bundle that fails its check is not published: the report says that it failed (`passed`), and names the culprit.
+    A bundle that fails its check is not published: the report has `passed` False and names the culprit.
     Raises ModelError for a model that cannot be exported this way, BuildError, BackendUnavailable; then, too,
-    request.out is what it was before.
+    request.out stays unchanged.
     """
     console = console or Console(quiet=True)
     require_exportable(loaded.config, request)
@@ -132,7 +132,7 @@ def export(loaded: LoadedModel, request: ExportRequest, *, console: Console | No
 
 
 def _record(loaded: LoadedModel, manifest: Manifest, folder: Path, console: Console) -> None:
-    """The golden recording, which the ONNX files must pass here before any device is held to it."""
+    """Record the golden values. The ONNX files must reproduce them here before a device is checked against them."""
     with console.stage("record golden values") as (stage, report):
         golden = record_golden(loaded, manifest, lambda x: report(0.8 * x))
         with open_on_cpu(folder) as bundle:
@@ -140,19 +140,19 @@ def _record(loaded: LoadedModel, manifest: Manifest, folder: Path, console: Cons
         if not found.passed:
             raise ParityError(
                 f"the graphs do not reproduce their golden recording: {found.summary()}. Nothing was published",
-                expected="what the check allows too, which they passed",
-                fix="report this, with the command",
+                expected="differences within the limits of the check, which the graphs passed",
+                fix="report this as an issue, with the command line",
             )
         golden.save(folder / GOLDEN_NAME)
         stage.note = f"{size_text((folder / GOLDEN_NAME).stat().st_size)}, {len(found.compared)} outputs"
 
 
 class _NotPublished(Exception):
-    """Ends the staging of a bundle that failed its check, so that it disappears. Goes no further than `export`."""
+    """Ends the staging of a bundle that failed its check, so that it is removed. Never leaves `export`."""
 
 
 def require_exportable(config: PVCConfig, request: ExportRequest) -> None:
-    """Raise ModelError for what no bundle of such a model can be."""
+    """Raise ModelError for requests that this model cannot meet."""
     limits = request.limits
     if config.time_mode == "relative":
         raise ModelError(
@@ -165,7 +165,7 @@ def require_exportable(config: PVCConfig, request: ExportRequest) -> None:
         raise ModelError(
             f"--clock reanchor, but this model's time mode is '{config.time_mode}' and it was trained on "
             f"{config.trained_frames} frames",
-            expected="time mode 'absolute' and at least 2 frames, since a replay must leave a time for a new frame",
+            expected="time mode 'absolute' and at least 2 frames: a replay must leave a time for a new frame",
             fix="export with --clock run-on",
         )
     if limits.context > config.llm.max_positions:
@@ -176,12 +176,12 @@ def require_exportable(config: PVCConfig, request: ExportRequest) -> None:
 
 
 def can_reanchor(config: PVCConfig) -> bool:
-    """Whether streams of such a model can start anew with their last frames (engines/clock.py)."""
+    """Whether streams of this model can restart with their last frames (engines/clock.py)."""
     return config.time_mode == "absolute" and config.trained_frames >= 2
 
 
 def _require_packages(config: PVCConfig, request: ExportRequest) -> None:
-    """Raise BackendUnavailable for what must be known before minutes of work: what this machine lacks."""
+    """Raise BackendUnavailable if this machine lacks something, before minutes of work."""
     if request.target.builder is not None:
         load_runtime(request.target)
         compute_capabilities(request.target)
@@ -189,7 +189,7 @@ def _require_packages(config: PVCConfig, request: ExportRequest) -> None:
         import onnxruntime  # noqa: F401
     except ImportError as error:
         raise BackendUnavailable(
-            f"an export checks its graphs with the package onnxruntime, which cannot be imported here ({error}). "
+            f"an export checks its graphs with the package onnxruntime, which cannot be imported here: {error}. "
             "Nothing was exported",
             fix="pip install -e '.[ort]'",
         ) from error
@@ -199,8 +199,8 @@ def _require_packages(config: PVCConfig, request: ExportRequest) -> None:
 
 
 def num_weight_bytes(model: PVC, request: ExportRequest) -> int:
-    """Bytes of the weights that graphs and engines of this request hold: a tied head's twice, and of a clock that is a
-    table none. Raises ModelError for an island that cannot be one."""
+    """Size of the weights in this request's graphs and engines, in bytes. A tied head counts twice; a clock that is a
+    table counts as zero. Raises ModelError for an invalid island."""
     wide, narrow = kept_wide(model, request.islands), TORCH_DTYPE[request.precision].itemsize
     num_bytes = sum(
         weight.numel() * (4 if id(weight) in wide else narrow)
@@ -211,7 +211,7 @@ def num_weight_bytes(model: PVC, request: ExportRequest) -> int:
 
 
 def _resume(loaded: LoadedModel, request: ExportRequest, holder: Path) -> Resume | None:
-    """Of a large model; the graphs of a small one are written faster than they are looked up."""
+    """Resume data for a large model; a small model's graphs are written faster than they are looked up."""
     if is_small(loaded.model):
         return None
     facts = {
@@ -230,9 +230,9 @@ def _resume(loaded: LoadedModel, request: ExportRequest, holder: Path) -> Resume
 def write_graphs(
     loaded: LoadedModel, request: ExportRequest, folder: Path, console: Console, *, resume: Resume | None = None
 ) -> Manifest:
-    """Graphs, tokenizer and engines into `folder`, and a manifest that does not yet know how the check came out.
+    """Write graphs, tokenizer and engines into `folder`, and a manifest without the check's result.
 
-    resume  knows of graphs that an export which died had finished
+    resume  finished graphs of an interrupted export
     """
     specs, spelling = request.graph_specs(loaded.config), request.target.spelling
     quantizer = Quantizer.of(loaded.model, request.quantization, request.precision, request.islands)
@@ -255,9 +255,9 @@ def write_graphs(
                     resume.finish(name, spec, folder)
             check_operators(path, request.target)
             size = size_text(sum(part.stat().st_size for part in path.parent.glob(f"{name}.onnx*")))
-            stage.note = f"{size}, of an export that died" if taken else size
+            stage.note = f"{size}, from an interrupted export" if taken else size
     asked = {name: asked_of(model, spec, request.islands) for name, spec in specs.items()}
-    # Not tokenizer.save: on a full disk it raises a bare Exception, which is no OSError.
+    # Not tokenizer.save: on a full disk it raises a bare Exception instead of an OSError.
     (folder / TOKENIZER_NAME).write_text(loaded.tokenizer.to_str(pretty=True), encoding="utf-8")
     known = {} if resume is None else resume.hashes()
     files = {name: known.get(name) or hash_file(folder / name) for name in sorted(list_files(folder))}
@@ -288,13 +288,13 @@ def write_graphs(
 
 
 def is_lean(model: PVC, request: ExportRequest) -> bool:
-    """Whether graphs are traced without weights: of a large model there is no room for a second copy, and codes are
-    written as the weights are read."""
+    """Whether graphs are traced without weights: memory has no space for a second copy of a large model, and codes are
+    written while the weights are read."""
     return model.stored is not None or not is_small(model) or bool(request.quantization)
 
 
 def cast_for_graphs(model: PVC, request: ExportRequest, calibration: Calibration | None) -> PVC:
-    """What the graphs are traced from."""
+    """The model from which the graphs are traced."""
     source = hollow(model, keep_clock=request.clock == "reanchor") if is_lean(model, request) else model
     source = prepared(source, request.quantization, calibration, request.int8_states)
     return cast_model(source, request.precision, request.islands)
@@ -312,6 +312,6 @@ def _found_ahead(
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of every package that shaped the bundle."""
+    """Versions of Python and of every package that affects the bundle."""
     own = {"python": platform.python_version(), "pvc-streaming-export": "source"}
     return own | installed(("pvc-streaming-export", *PACKAGES))

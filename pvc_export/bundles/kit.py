@@ -1,4 +1,4 @@
-"""`pvc-export kit`: a folder to copy to a device, which builds and proves its engines there (engines/device/kit.py)."""
+"""`pvc-export kit`: a folder to copy to a device, where it builds and checks its engines (engines/device/kit.py)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .variants import add_variants
 
 PAGE = Path(__file__).with_name("kit.md")
 BUILD = """#!/bin/sh
-# Builds the engines on this device, proves them, and makes bundle/. More: ./build.sh --help
+# Builds the engines on this device, checks them, and makes bundle/. Options: ./build.sh --help
 cd "$(dirname "$0")" || exit
 if [ "$1" = --skip-doctor ]; then shift; else ./doctor.sh || exit; fi
 PYTHONPATH=runtime exec "${PYTHON:-python3}" -m ENGINES.device.build . "$@"
@@ -37,15 +37,16 @@ PYTHONPATH=runtime exec "${PYTHON:-python3}" -m COMMAND "$@"
 
 
 def make_kit(loaded: LoadedModel, request: ExportRequest, *, console: Console) -> ParityReport:
-    """Make, check and write a kit at request.out, where an older kit that was not built may be.
+    """Make, check and write a kit at request.out, replacing an older kit that was not built yet.
 
-    request.target  the device's, as `onnx` takes it: without engines. A model that fails its check makes no kit, and
-    the report says what failed. Raises what export raises, and BundleError for a folder that holds other things.
+    request.target  the device's target, as for `onnx`: without engines
+    If the model fails its check, no kit is made, and the report lists what failed. Raises the same errors as export,
+    and BundleError for a folder that holds other things.
     """
     folder = request.out
     _refuse_other_things(folder)
     (folder / KIT_NAME).unlink(missing_ok=True)  # not complete from here on
-    for path in folder.glob(f"{MODEL}/{variant_path('*')}"):  # of a kit that was not finished no manifest may list them
+    for path in folder.glob(f"{MODEL}/{variant_path('*')}"):  # an unfinished kit's manifest may not list them
         path.unlink()
     of_model = replace(request, out=folder / MODEL, golden=True)
     parity = export(loaded, of_model, console=console)
@@ -70,17 +71,17 @@ def make_kit(loaded: LoadedModel, request: ExportRequest, *, console: Console) -
 
 
 def _refuse_other_things(folder: Path) -> None:
-    """Only a kit, or what a kit that was not finished left, may be replaced. Its engines stand for a device's hours."""
+    """Raise BundleError unless the folder is an unbuilt or unfinished kit. A built kit holds hours of device time."""
     if not folder.exists():
         return
     known = {MODEL, RUNTIME, KIT_NAME, *(name for name, _ in SCRIPTS), "build.sh", "README.md"}
     strangers = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else ["it"]
     has_model = listed_files(folder / MODEL) is not None
     if strangers or (any(folder.iterdir()) and not has_model):
-        what = "it was built already" if BUNDLE in strangers else f"it holds {', '.join(strangers[:4])}"
+        what = "it was already built" if BUNDLE in strangers else f"it holds {', '.join(strangers[:4])}"
         raise BundleError(
-            f"{folder} exists and is no kit that could be replaced: {what}",
-            expected="a new folder, or a kit that was not built yet",
+            f"{folder} exists and is not a kit that may be replaced: {what}",
+            expected="a new folder, or a kit that has not been built yet",
             fix="choose another folder with -o, or remove it",
         )
 
@@ -90,11 +91,11 @@ SCRIPTS = (
     ("check.sh", "ENGINES.golden.check bundle"),
     ("run.sh", "APPS.watch bundle"),
 )
-"""Name, and the module that it starts with its first arguments."""
+"""Script name, and the module that it runs with its first arguments."""
 
 
 def _texts(kit: Kit) -> Iterator[tuple[str, str]]:
-    """Every file that people read or start, by its name."""
+    """Name and text of every file that people read or run."""
     names = {"ENGINES": RUNTIME_NAME, "APPS": APPS_NAME, "TARGET": kit.target.name, "NEEDS_MIB": kit.needs_mib()}
     texts = [(name, SCRIPT.replace("COMMAND", command)) for name, command in SCRIPTS]
     for name, text in (("build.sh", BUILD), *texts):
@@ -105,7 +106,7 @@ def _texts(kit: Kit) -> Iterator[tuple[str, str]]:
 
 
 def _facts(kit: Kit) -> dict[str, Any]:
-    """What the page says of this kit."""
+    """Values for the placeholders in kit.md."""
     manifest, target = kit.manifest, kit.target
     on_jetson = target.name.startswith("jetson")
     first, beyond = target.builder_versions
@@ -116,9 +117,9 @@ def _facts(kit: Kit) -> dict[str, Any]:
         "description": target.description,
         "num_engines": len(kit.asked),
         "source": "csi:0" if on_jetson else "0",
-        "numpy": "1.26 (below 2 beside JetPack's OpenCV)" if on_jetson else "1.26 or later",
+        "numpy": "1.26 (below 2, for JetPack's OpenCV)" if on_jetson else "1.26 or later",
         "numpy_requirement": "numpy>=1.26,<2" if on_jetson else "numpy>=1.26",
-        "runtime": f"The package `{target.builder}` from {first}, before {beyond}"
+        "runtime": f"The package `{target.builder}`, version {first} or later but below {beyond}"
         + (", as JetPack installs it for the system's Python" if on_jetson else ""),
         "needs_mib": kit.needs_mib(),
         "disk_mib": 2 * model_bytes // MIB + 1024,

@@ -1,13 +1,13 @@
-"""From a temporary folder to a published bundle, in one step that a kill or a power cut cannot halve.
+"""Publishing: from a temporary folder to a published bundle, in one step that a kill or power cut cannot split.
 
-Unusual: an old bundle and its successor exchange their names in a single system call, so the name never stands for
-neither. What a killed export leaves behind is removed by the next export to the same place, or gone on with; a lock
-that dies with its process tells it from the folder of an export that still runs.
+Note: the old bundle and the new one exchange their names in a single system call, so the name always refers to one of
+them. The next export to the same place removes what a killed export left, or resumes from it (resume.py). A lock that
+ends with its process distinguishes it from the folder of a running export.
 
-    .NAME-export-PID-RANDOM/   the temporary folder; PID is for people who wonder whose it is (more in resume.py)
-        lock                   held open and locked by the process
+    .NAME-export-PID-RANDOM/   the temporary folder; PID is for people who wonder whose it is
+        lock                   kept open and locked by the process
         bundle/                the new bundle, and after the exchange the old one
-        old/                   the old bundle, where names cannot be exchanged
+        old/                   the old bundle, if names cannot be exchanged
 """
 
 from __future__ import annotations
@@ -30,42 +30,42 @@ from ..terminal import interrupt
 from ..terminal.console import size_text
 from .resume import inherit
 
-FULL = (errno.ENOSPC, errno.EDQUOT, None)  # numpy, which writes the weights, gives no code
+FULL = (errno.ENOSPC, errno.EDQUOT, None)  # None: numpy, which writes the weights, sets no errno
 
 
 def refuse_to_replace_what_is_no_bundle(out: Path) -> None:
-    """A bundle of any version, and nothing else, may be replaced: not a folder that happens to hold a manifest.json."""
+    """Raise BundleError unless `out` is free or a bundle of any version. Having a manifest.json is not enough."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     listed = listed_files(out) if out.is_dir() else None
     if listed is None:
         raise BundleError(
-            f"{out} exists and is not a bundle, so it is not replaced",
+            f"{out} exists and is not a bundle, so it was not replaced",
             fix="choose another folder with -o, or remove it",
         )
     strangers = sorted(list_files(out) - listed)
     if strangers:
         raise BundleError(
-            f"{out} is a bundle with other files in it, so it is not replaced: {', '.join(strangers[:4])}",
-            fix="move them, or choose another folder with -o",
+            f"{out} is a bundle with other files in it, so it was not replaced: {', '.join(strangers[:4])}",
+            fix="move those files, or choose another folder with -o",
         )
 
 
 @contextmanager
 def staging(out: Path, refuse: Callable[[Path], None] = refuse_to_replace_what_is_no_bundle) -> Iterator[Path]:
-    """An empty folder that takes the name `out` when the block ends, and disappears if the block raises.
+    """An empty folder that is renamed to `out` when the block ends, and removed if the block raises.
 
-    refuse  raises BundleError if `out` holds what may not be replaced: called before the block and once more after it
-    Raises what `refuse` does, and BackendUnavailable where nothing can be written.
+    refuse  raises BundleError if `out` must not be replaced: called before the block and once more after it
+    Raises the errors of `refuse`, and BackendUnavailable if nothing can be written.
     """
-    out = out.resolve()  # a link is followed, so that it still is one afterwards; and '.' gets a name
+    out = out.resolve()  # follows a link, so that it is still a link afterwards; and gives '.' a name
     try:
         refuse(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         holder, lock = _make_holder(out)
         _take_the_place_of_dead_exports(holder, out)
     except OSError as error:
-        raise _no_room(f"cannot write beside {out}, where a bundle is prepared: {error}", out, error) from error
+        raise _no_room(f"cannot write next to {out}, where a bundle is prepared: {error}", out, error) from error
     published = False
     try:
         (holder / "bundle").mkdir()
@@ -96,25 +96,25 @@ def _remove_holder(holder: Path, out: Path) -> None:
 
 
 def _make_holder(out: Path) -> tuple[Path, int]:
-    """A new temporary folder beside `out`, and the open file that marks it as ours for as long as we live."""
+    """A new temporary folder next to `out`, and the open lock file that marks it as ours while this process lives."""
     while True:
         holder = Path(tempfile.mkdtemp(prefix=f".{out.name}-export-{os.getpid()}-", dir=out.parent))
         if (lock := _open_lock(holder)) is not None:
             if _take(lock) is not False:
                 return holder, lock
             os.close(lock)
-        # Another export swept between the first and the last of these lines, and took the new folder for a dead one's.
+        # Another export cleaned up between these lines, and removed the new folder as that of a dead export.
 
 
 def _take_the_place_of_dead_exports(holder: Path, out: Path) -> None:
-    """Remove what they left behind, but for graphs that were finished: our export may go on with those."""
+    """Remove the leftovers of dead exports, except finished graphs, which this export may reuse."""
     for other in _dead_exports(out):
         inherit(other, holder)
         _remove_holder(other, out)
 
 
 def _dead_exports(out: Path) -> Iterator[Path]:
-    """Temporary folders beside `out` whose process is gone, each locked while it is looked at."""
+    """Temporary folders next to `out` whose process is gone, each locked while the caller uses it."""
     ours = re.compile(rf"\.{re.escape(out.name)}-export-\d+-[a-z0-9_]{{8}}")
     for other in [path for path in out.parent.iterdir() if ours.fullmatch(path.name)]:
         if (lock := _open_lock(other)) is not None:
@@ -126,17 +126,17 @@ def _dead_exports(out: Path) -> Iterator[Path]:
 
 
 def _open_lock(holder: Path) -> int | None:
-    """The lock file of a temporary folder, open, made if need be; None if the folder is gone or not ours to touch."""
+    """Open a temporary folder's lock file, creating it if needed. None if the folder is gone or not ours."""
     with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
         return os.open(holder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     return None
 
 
 def _take(lock: int) -> bool | None:
-    """Lock an open file until it is closed or this process dies, however it dies.
+    """Lock an open file until it is closed or this process ends, for whatever reason.
 
-    False if somebody else has it, None where the file system has no locks and nobody can know. Not by process id: ids
-    are used again, and mean nothing in another container or on another machine of a network disk.
+    False if another process has it, None if the file system has no locks. Process ids would not do: they are reused,
+    and mean nothing in another container or on another machine with the same network disk.
     """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -148,7 +148,7 @@ def _take(lock: int) -> bool | None:
 
 
 def require_room(out: Path, num_bytes: int) -> None:
-    """Raise BackendUnavailable unless that many bytes are free where `out` is to be. Asked before minutes of work."""
+    """Raise BackendUnavailable unless `num_bytes` are free at `out`. Called before minutes of work."""
     out = out.resolve()
     folder = next(path for path in out.parents if path.exists())
     free = shutil.disk_usage(folder).free
@@ -157,9 +157,9 @@ def require_room(out: Path, num_bytes: int) -> None:
         free += sum(path.stat().st_size for path in left)  # it is removed, or taken over
     if free < num_bytes:
         raise BackendUnavailable(
-            f"{size_text(free)} are free at {folder}, but the bundle takes {size_text(num_bytes)}. Nothing was done",
-            expected="room for the weights of its graphs, and for the engines that are built from them",
-            fix="make room, or choose another folder with -o",
+            f"{size_text(free)} are free at {folder}, but the bundle takes {size_text(num_bytes)}. Nothing was written",
+            expected="disk space for the weights of its graphs and of the engines built from them",
+            fix="free disk space, or choose another folder with -o",
         )
 
 
@@ -168,7 +168,7 @@ def _no_room(what: str, out: Path, error: OSError) -> BackendUnavailable:
     if error.errno in FULL:
         folder = next(path for path in out.parents if path.exists())
         free = size_text(shutil.disk_usage(folder).free)
-        cause, mend = f"the disk, or your share of it, is full: {free} are free at {folder}", "make room"
+        cause, mend = f"the disk or your quota is full: {free} are free at {folder}", "free disk space"
     else:
-        cause, mend = "the folder is not yours to write to, or the disk is failing", "mend that"
+        cause, mend = "you may not write to the folder, or the disk is failing", "fix that"
     return BackendUnavailable(what, cause=cause, fix=f"{mend}, or choose another folder with -o")

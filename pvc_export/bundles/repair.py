@@ -1,6 +1,6 @@
-"""Proof of a suggestion: export again with the island that the culprit asks for, until the check passes.
+"""Test a suggested repair: export again with the island that the culprit suggests, until the check passes.
 
-The check's own limits decide, not the culprit's: a repair that was only suggested does not count.
+The check's limits decide, not the culprit's: an untested suggestion does not count as a repair.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def repair(
 ) -> Repair:
     """Export the graphs into `scratch`, check, and add the culprit's island, until the check passes or none is left.
 
-    num_questions   as check_bundle's, on every rung: an operation of the LLM leaves its range in torch's rung alone,
-                    since ONNX Runtime's CPU computes float16 in float32
+    num_questions   as for check_bundle, asked on every rung: an LLM operation overflows float16 on PyTorch's rung only,
+                    because ONNX Runtime's CPU computes float16 in float32
     """
     islands: tuple[str, ...] = ()
     culprits: list[Culprit] = []

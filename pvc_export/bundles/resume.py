@@ -1,8 +1,8 @@
-"""An export that died, by a kill or a power cut, is gone on with: graphs that it had finished are not written again.
+"""Resuming an export that was killed or lost power: graphs that it finished are not written again.
 
-Of a large model each graph takes minutes. So what it consists of and its hashes are noted beside the temporary bundle,
-and the next export of the same model, request and versions takes over what it finds whole. A cancelled export leaves
-nothing, as ever, and so there is nothing to go on with.
+A large model's graphs take minutes each. Every finished graph is noted with its key and hashes next to the temporary
+bundle, and the next export of the same model, request and versions takes over the intact ones. A cancelled export
+cleans up after itself, so there is nothing to resume.
 
     finished.json   graph -> its key and the hashes of its files    left/   graphs of a dead export, and left.json
 """
@@ -25,9 +25,9 @@ FINISHED, LEFT, LEFT_NOTE = "finished.json", "left", "left.json"
 
 
 class Resume:
-    """The graphs of one export. `holder` is its temporary folder, which has the bundle's folder inside.
+    """The graphs of one export. `holder` is its temporary folder, which contains the bundle's folder.
 
-    facts  all that the files of a graph depend on beside its spec
+    facts  everything, besides its spec, that a graph's files depend on
     """
 
     def __init__(self, holder: Path, facts: Mapping[str, Any]) -> None:
@@ -35,7 +35,7 @@ class Resume:
         self._left, self._finished = _read(holder / LEFT_NOTE), dict[str, Any]()
 
     def take_over(self, name: str, spec: GraphSpec, folder: Path) -> bool:
-        """Put a graph of a dead export in its place in the bundle, if there is one like it and it is whole."""
+        """Move a dead export's graph into the bundle, if it has the same key and is intact. Returns whether it did."""
         noted = self._left.get(name, {})
         if noted.get("key") != self._key(spec):
             return False
@@ -49,12 +49,12 @@ class Resume:
         return True
 
     def finish(self, name: str, spec: GraphSpec, folder: Path) -> None:
-        """Note that a graph is written."""
+        """Note that a graph has been written."""
         paths = [path for path in (graph_path(name), f"{graph_path(name)}.data") if (folder / path).is_file()]
         self._note(name, {"key": self._key(spec), "files": {p: asdict(hash_file(folder / p)) for p in paths}})
 
     def hashes(self) -> dict[str, FileEntry]:
-        """Those of every graph that is there, by paths in the bundle."""
+        """Hashes of every finished graph's files, by path in the bundle."""
         return {path: FileEntry(**entry) for noted in self._finished.values() for path, entry in noted["files"].items()}
 
     def _note(self, name: str, noted: Any) -> None:
@@ -67,7 +67,7 @@ class Resume:
 
 
 def inherit(dead: Path, holder: Path) -> None:
-    """Give what a dead export had finished to the one that takes its place."""
+    """Move a dead export's finished graphs to the export that replaces it."""
     with suppress(OSError):
         if (dead / FINISHED).is_file() and not (holder / LEFT).exists():
             (dead / FINISHED).rename(holder / LEFT_NOTE)
@@ -75,7 +75,7 @@ def inherit(dead: Path, holder: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A note; empty if there is none, or if a power cut halved it."""
+    """Read a note; empty if there is none, or if a power cut truncated it."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

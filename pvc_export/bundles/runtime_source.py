@@ -1,4 +1,4 @@
-"""The runtime as source, for a machine that has none of ours: a device's kit, a server's container."""
+"""The runtime as source, for machines without this project: a device's kit, a server's container."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import engines as runtime
 
 RUNTIME_NAME = runtime.__name__
 APPS_NAME = runtime.__name__.replace("engines", "apps")
-"""Both packages by the names that they have here (docs/decisions/0002)."""
+"""Both packages, under the names they have here (docs/decisions/0002)."""
 
 
 def copy_runtime(folder: Path) -> None:
-    """Write both packages into a folder, in the place of what it held."""
+    """Write both packages into a folder, replacing its contents."""
     shutil.rmtree(folder, ignore_errors=True)
     ours = Path(runtime.__file__).parent
     for package in (ours, ours.with_name(APPS_NAME)):

@@ -1,8 +1,8 @@
-"""A model repository of Triton Inference Server around a bundle: its Python backend runs the streams themselves.
+"""A Triton Inference Server model repository that contains a bundle. Triton's Python backend runs the streams.
 
 REPOSITORY/NAME/  config.pbtxt  1/model.py  bundle/  runtime/  README.md
 
-A server takes a folder with a number for a version, and leaves the others alone.
+Triton treats a numbered folder as a version, and ignores the others.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .publish import require_room, staging
 from .runtime_source import APPS_NAME, copy_runtime
 
 RUNTIME_ROOM = 64 << 20
-"""Bytes, for the runtime's source and what is written beside it."""
+"""Bytes reserved for the runtime's source and the other small files."""
 
 PAGE = Path(__file__).with_name("triton.md")
 MARK = "# Made by pvc-export triton."
 BUNDLE, CONFIG, RUNTIME, VERSION, README = "bundle", "config.pbtxt", "runtime", "1", "README.md"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-MODEL = '''"""PVC streams behind Triton's Python backend. Made by pvc-export triton; its code is in ../runtime."""
+MODEL = '''"""PVC streams in Triton's Python backend. Made by pvc-export triton; its code is in ../runtime."""
 
 import sys
 from pathlib import Path
@@ -40,7 +40,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(FOLDER / "runtime"))
 
-import triton_python_backend_utils as pb_utils  # noqa: E402 only a server has it
+import triton_python_backend_utils as pb_utils  # noqa: E402 exists only in a server
 from APPS.triton.model import Instance  # noqa: E402
 
 
@@ -54,7 +54,7 @@ class TritonPythonModel:
     def finalize(self):
         self._instance.close()
 '''
-CONFIG_TEXT = """MARK README.md says how it is used.
+CONFIG_TEXT = """MARK For its use, see README.md.
 name: NAME
 backend: "python"
 max_batch_size: SLOTS
@@ -68,7 +68,7 @@ output [
   { name: "ANSWER" data_type: TYPE_STRING dims: [ 1 ] },
   { name: "FRAMES" data_type: TYPE_INT64 dims: [ 1 ] }
 ]
-# Each sequence has a slot of the batch from START to END, or until it was idle for so long.
+# Each sequence has a slot of the batch from START to END, or until it has been idle for this long.
 sequence_batching {
   direct { }
   max_sequence_idle_microseconds: IDLE
@@ -86,17 +86,17 @@ parameters { key: "trust_engines" value: { string_value: "TRUSTED" } }
 """
 YEAR_S = 365 * 24 * 3600.0
 ON_GPU, ON_CPU = "{ count: 1 kind: KIND_GPU gpus: [ 0 ] }", "{ count: 1 kind: KIND_CPU }"
-"""The runtime takes the first GPU that it sees, so more GPUs are more servers."""
+"""The runtime takes the first visible GPU, so use one server per GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TritonRequest:
-    """What is asked for.
+    """The repository to make.
 
-    slots           sequences at once, each with a stream of its own
-    idle_s          a sequence that is not used for so long is freed
-    max_new_tokens  where a request says nothing
-    trust_engines   a container counts as another machine than the one that built them (engines/bundle.py)
+    slots           concurrent sequences, each with its own stream
+    idle_s          seconds after which an unused sequence is freed
+    max_new_tokens  default, for requests that give none
+    trust_engines   run engines built on another machine, which a container counts as (engines/bundle.py)
     """
 
     bundle: Path
@@ -108,16 +108,18 @@ class TritonRequest:
     trust_engines: bool = False
 
     def __post_init__(self) -> None:
-        """Raises SpecError for a name that cannot be a model's, and for numbers that are too small."""
+        """Raises SpecError for an invalid model name, and for numbers out of range."""
         if not NAME.fullmatch(self.name):
             raise SpecError(
-                f"{self.name!r} cannot be a model's name in a repository",
-                expected="letters, digits, '_', '-' and '.', the first a letter or a digit", fix="choose one: --name",
+                f"{self.name!r} is not a valid model name for a repository",
+                expected="letters, digits, '_', '-' and '.', starting with a letter or digit",
+                fix="choose another name with --name",
             )  # fmt: skip
         if self.slots < 1 or self.max_new_tokens < 1 or not 1e-3 <= self.idle_s <= YEAR_S:
             raise SpecError(
-                f"{self.slots} slots, {self.max_new_tokens} tokens of an answer, idle after {self.idle_s:g} s",
-                expected="all above zero, and no more than a year",
+                f"invalid numbers: {self.slots} slots, {self.max_new_tokens} tokens per answer, "
+                f"idle after {self.idle_s:g} s",
+                expected="at least 1 slot and 1 token, and an idle time of 0.001 s to one year",
             )
 
     @property
@@ -127,7 +129,11 @@ class TritonRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Repository:
-    """What was made. state_bytes: of one stream's caches, at least; on_gpu: whether its instance is a GPU's."""
+    """The repository that was made.
+
+    state_bytes  minimum size of one stream's caches
+    on_gpu       whether its instance runs on a GPU
+    """
 
     folder: Path
     num_bytes: int
@@ -136,10 +142,10 @@ class Repository:
 
 
 def make_repository(request: TritonRequest, *, console: Console) -> Repository:
-    """Write REPOSITORY/NAME whole or not at all, where an older one of ours may be. Other models are left alone.
+    """Write REPOSITORY/NAME completely or not at all, replacing an older one made here. Other models are not touched.
 
-    Raises BundleError for a bundle that is damaged, was not proven or cannot stream, and for a folder that holds other
-    things; BackendUnavailable where nothing can be written.
+    Raises BundleError for a bundle that is damaged, has not passed its check or cannot stream, and for a folder that
+    holds other things; BackendUnavailable if nothing can be written.
     """
     manifest = Manifest.load(request.bundle)
     with console.stage("verify the bundle"):
@@ -165,13 +171,13 @@ def make_repository(request: TritonRequest, *, console: Console) -> Repository:
 
 
 def copy(source: Path, target: Path) -> None:
-    """And no second name for it: ONNX's checker refuses weights that have one, as they may change under it."""
+    """Copy a file. Not a hard link: ONNX's checker rejects linked weights, since they can change through the link."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(source, target)
 
 
 def config_text(request: TritonRequest, *, on_gpu: bool) -> str:
-    """config.pbtxt, as Triton's model_config.proto has it (`make triton` holds it against the published schema)."""
+    """config.pbtxt in the format of Triton's model_config.proto (`make triton` checks it against that schema)."""
     values = {
         "MARK": MARK, "NAME": json.dumps(request.name), "SLOTS": request.slots,
         "IDLE": round(1e6 * request.idle_s), "TOKENS": request.max_new_tokens,
@@ -181,30 +187,30 @@ def config_text(request: TritonRequest, *, on_gpu: bool) -> str:
 
 
 def _require_streams(folder: Path, manifest: Manifest) -> None:
-    """Raise BundleError for a bundle that did not pass its check, or whose streams must know their length ahead."""
+    """Raise BundleError for a bundle that has not passed its check, or whose streams need a length fixed in advance."""
     if manifest.parity.get("passed") is not True:
         raise BundleError(
-            f"{folder} has not passed its parity check, so no repository is made of it",
-            expected="a bundle that is proven",
+            f"{folder} has not passed its parity check, so no repository was made from it",
+            expected="a bundle that has passed its check",
             fix=f"see what differs: pvc-export check {folder}",
         )
     if manifest.time_mode == "fixed":
         raise BundleError(
-            f"{folder} is of a model whose time is 'fixed': it must know ahead how many frames a stream has",
-            expected="one that streams for as long as frames come",
+            f"the model of {folder} has time mode 'fixed', so it needs the number of frames in advance",
+            expected="a model that can stream for as long as frames arrive",
             fix="export a model with time 'absolute'",
         )
 
 
 def _refuse_other_things(out: Path) -> None:
-    """Raise BundleError unless `out` is free, or a model that this command made and nobody added to."""
+    """Raise BundleError unless `out` is free, or a model that this command made and to which nothing was added."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     config = out / CONFIG
     is_ours = config.is_file() and config.read_text(encoding="utf-8", errors="replace").startswith(MARK)
     if not is_ours:
         raise BundleError(
-            f"{out} exists and is no model that pvc-export triton made, so it is not replaced",
+            f"{out} exists but was not made by pvc-export triton, so it was not replaced",
             expected="a new name, or a model of an earlier run",
             fix="choose another --name, or another repository with -o",
         )
@@ -212,15 +218,15 @@ def _refuse_other_things(out: Path) -> None:
     strangers = sorted(path.name for path in out.iterdir() if path.name not in known)
     if strangers:
         raise BundleError(
-            f"{out} holds other things too, so it is not replaced: {', '.join(strangers[:4])}",
-            expected=f"{', '.join(sorted(known))} alone",
-            cause="a version or a cache of the server was added",
+            f"{out} holds other things too, so it was not replaced: {', '.join(strangers[:4])}",
+            expected=f"{', '.join(sorted(known))} only",
+            cause="a version or a server's cache was added",
             fix="move them, or choose another --name",
         )
 
 
 def _state_bytes(manifest: Manifest) -> int:
-    """Of one stream. One that can re-anchor does, and prepares its next episode beside the current one."""
+    """Size of one stream's caches. A stream that can re-anchor has two sets: for the current episode and the next."""
     caches = sum(spec.state_bytes(manifest.limits) for spec in manifest.graphs.values())
     try:
         resolve_clock(manifest, "reanchor", None)
@@ -250,11 +256,11 @@ def _page(request: TritonRequest, manifest: Manifest, *, on_gpu: bool) -> str:
 
 
 def _trust(request: TritonRequest, *, on_gpu: bool, has_engines: bool) -> str:
-    """What the page says of engines, which are executable code."""
+    """The page's note on engines, which are executable code."""
     if not (on_gpu and has_engines):
         return ""
     state = "It is set" if request.trust_engines else 'It is "false": make the repository again with --trust-engines'
     return (
-        "\n- A container is another machine than the one that built the engines, and cannot verify them. With the "
-        f'parameter `trust_engines` "true" it runs them all the same: for engines that you built yourself. {state}.'
+        "\n- A container counts as another machine than the one that built the engines, so it cannot verify them. With "
+        f'`trust_engines` "true" it runs them anyway; use it only for engines that you built yourself. {state}.'
     )

@@ -1,7 +1,7 @@
-"""The unfused variants of a bundle's graphs (engines/variants.py): written beside them, and proven on this machine.
+"""Unfused variants of a bundle's graphs (engines/variants.py): written next to the graphs, and checked on this machine.
 
-A variant is a fresh export whose every weight was found, bit for bit, in the file of the graph's own. So what is left
-to prove is its attention, and that the golden recording does, by which a device is to judge it.
+A variant is a fresh export that shares the graph's weight file: each of its weights is bit-equal to one there. Only its
+attention remains to be checked, against the golden recording, as a device will do.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from .export import ExportRequest, cast_for_graphs, is_lean
 
 
 def add_variants(loaded: LoadedModel, request: ExportRequest, folder: Path, console: Console) -> Manifest:
-    """Write them into the bundle that `request` made, and list them in its manifest, which is returned.
+    """Write the variants into the bundle that `request` made, and list them in its manifest, which is returned.
 
-    Raises BuildError for a weight that is not one of the graph's own, ParityError for variants that do not reproduce
-    the golden recording: then the manifest does not list them.
+    Raises BuildError for a weight that the graph's file does not have, and ParityError if the variants do not reproduce
+    the golden recording; the manifest then does not list them.
     """
     manifest, target = Manifest.load(folder), load_target(request.target.name)
     model = cast_for_graphs(loaded.model, request, manifest.calibration)
@@ -53,7 +53,7 @@ def add_variants(loaded: LoadedModel, request: ExportRequest, folder: Path, cons
             else:
                 export_graph(module, specs[name], path, beside=own)
             check_operators(path, target)
-            stage.note = f"{size_text(path.stat().st_size)}, its weights those of {own.name}"
+            stage.note = f"{size_text(path.stat().st_size)}, with the weights of {own.name}"
     listed = {variant_path(name): hash_file(folder / variant_path(name)) for name in parts}
     manifest = replace(manifest, files=dict(sorted((manifest.files | listed).items())))
     with console.stage("golden values, unfused") as (stage, _):
@@ -63,7 +63,7 @@ def add_variants(loaded: LoadedModel, request: ExportRequest, folder: Path, cons
 
 
 def _proven(manifest: Manifest, folder: Path) -> str:
-    """All variants together must reproduce the recording here, before a device falls back on them."""
+    """Check that all variants together reproduce the recording here, before a device falls back on them."""
     graphs = variants_in(manifest)
     proven = with_variants(manifest, graphs)
     with tempfile.TemporaryDirectory(prefix=".unfused-", dir=folder.parent.parent) as scratch:
@@ -74,8 +74,8 @@ def _proven(manifest: Manifest, folder: Path) -> str:
             found = replay(load_golden(folder, manifest), bundle.sessions)
     if not found.passed:
         raise ParityError(
-            f"the unfused graphs do not reproduce the golden recording: {found.summary()}. The kit is not complete",
-            expected="what the graphs themselves do",
-            fix="report this, with the command",
+            f"the unfused graphs do not reproduce the golden recording: {found.summary()}. The kit is incomplete",
+            expected="the recording reproduced within its limits, as by the fused graphs",
+            fix="report this as an issue, with the command line",
         )
     return f"{len(found.compared)} outputs"

@@ -1,4 +1,4 @@
-"""A folder of videos to a table of answers, which goes on where it was ended."""
+"""`pvc-export batch`: from a folder of videos to a table of answers; an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULT_QUESTION = "What happens in this video?"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Where:
-    """Who does the work: this process, more of them, or with `ray` a cluster at that address."""
+    """The place of the work: in this process, in several workers, or, with `ray`, on a cluster at that address."""
 
     workers: int = 1
     ray: str | None = None
@@ -36,14 +36,14 @@ class Where:
 
 
 def batch_command(job: Job, where: Where, *, output: Path, retry: bool, as_json: bool) -> None:
-    """Answer what the table lacks, and print what became of it.
+    """Answer the videos that the table lacks, and print a summary.
 
-    retry  videos that have an error in the table as well
-    Raises PVCError for a table of another job, and what find_videos, Table and `where.rows` raise.
+    retry  also repeat videos that have an error in the table
+    Raises PVCError for a table of another job, and the errors of find_videos, Table and `where.rows`.
     """
     console, started = Console(quiet=as_json), time.monotonic()
     digest, videos = job.digest(), find_videos(job.folder)
-    kept = f"the rows in {output} stay, and the same command goes on there"
+    kept = f"the rows in {output} are kept, and the same command continues there"
     with Table(output) as table, interrupt.keeping(kept):
         _require_same_job(table, digest)
         by_name = {video.name: video for video in videos}
@@ -52,7 +52,7 @@ def batch_command(job: Job, where: Where, *, output: Path, retry: bool, as_json:
         missing = [video for video in videos if video.name not in table.rows]
         num_before = len(table.rows)
         said = [f"{len(videos)} videos", f"{num_before} rows in {output}" if num_before else ""]
-        said += [f"{num_changed} changed since" if num_changed else "", f"{num_retried} again" if num_retried else ""]
+        said += [f"{num_changed} changed" if num_changed else "", f"{num_retried} retried" if num_retried else ""]
         console.print(printable("; ".join(filter(None, said))))
         num_failed = 0
         if missing:
@@ -63,7 +63,7 @@ def batch_command(job: Job, where: Where, *, output: Path, retry: bool, as_json:
                         num_failed += 1
                         console.print(printable(f"{row['video']}: {row['error']['what']}"), style="yellow")
                     report((len(table.rows) - num_before) / len(missing))
-                stage.note = f"{num_failed} of them could not be read" if num_failed else ""
+                stage.note = f"{num_failed} could not be read" if num_failed else ""
         num_rows = len(table.rows)
     console.print(printable(f"{num_rows} rows in {output}"))
     if as_json:
@@ -79,7 +79,7 @@ def _require_same_job(table: Table, digest: str) -> None:
     if others:
         raise PVCError(
             f"{table.path} has {len(others)} rows of another job",
-            expected="one bundle, the same questions, --frames, --max-new-tokens and --clock for a whole table",
-            cause="the command line differs from that which began it, or the bundle was exported again",
-            fix=f"name another file with -o, or remove {table.path} to answer everything anew",
+            expected="the same bundle, questions, --frames, --max-new-tokens and --clock for the whole table",
+            cause="the command line differs from the one that started the table, or the bundle was exported again",
+            fix=f"name another file with -o, or remove {table.path} to answer everything again",
         )

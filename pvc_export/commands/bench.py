@@ -1,4 +1,4 @@
-"""`pvc-export bench`: which measurement the options ask for, and what is printed of it."""
+"""`pvc-export bench`: selects the measurement from the options, and prints its results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..terminal.usage import refuse, usage_errors
 
 
 def bench_command(bundle: Path | None, given: dict[str, Any], *, threads: int, as_json: bool) -> None:
-    """Time a bundle, or compare variants of a part. `given` has every option by name; of those left out, None.
+    """Time a bundle, or compare variants of a part. `given` has every option by name, with None if it was left out.
 
     Raises BadParameter for options that contradict each other, before any work.
     """
@@ -31,7 +31,7 @@ def _time_bundle(
     bundle: Path, given: dict[str, Any], threads: int, console: Console
 ) -> tuple[dict[str, Any], list[str]]:
     frames = given.pop("--frames") or 500
-    refuse(given, "a BUNDLE is measured as it is: {} cannot be given with it")
+    refuse(given, "{} cannot be given with a BUNDLE, which is measured as it is")
     from ..bench.bundle import bench_bundle, describe_stream  # without torch
 
     report = bench_bundle(bundle, num_frames=frames, threads=threads, console=console)
@@ -39,7 +39,7 @@ def _time_bundle(
 
 
 def _compare(given: dict[str, Any], threads: int, console: Console) -> tuple[dict[str, Any], list[str]]:
-    refuse({"--frames": given.pop("--frames")}, "{} needs a BUNDLE to stream them through")
+    refuse({"--frames": given.pop("--frames")}, "{} needs a BUNDLE that streams them")
     from ..bench.compare import Bench
     from ..bench.language import LanguageBench
     from ..bench.vision import VisionBench

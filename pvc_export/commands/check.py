@@ -1,4 +1,4 @@
-"""`pvc-export check`, of a bundle and of anybody's graph."""
+"""`pvc-export check`, for a bundle and for a graph of any origin."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ..terminal.console import Console
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """What a check is to write and try. page, xml: files for people and for a CI system; by_layer: see check_bundle."""
+    """Options of a check. page, xml: reports for people and for a CI system. by_layer: see check_bundle."""
 
     bisect: bool
     by_layer: bool | None
@@ -41,7 +41,7 @@ class Wanted:
 
 
 def check_one_bundle(folder: Path, model: str | None, mapping: Path | None, wanted: Wanted) -> NoReturn:
-    """Check a bundle, name the culprit if it fails, write what is wanted, and exit: 0, or 3 for a difference."""
+    """Check a bundle, name the culprit if it fails, write the requested reports, and exit: 0, or 3 for a difference."""
     console = Console(quiet=wanted.as_json)
     manifest = Manifest.load(folder)
     with console.stage("load the reference"):
@@ -64,8 +64,8 @@ def check_one_bundle(folder: Path, model: str | None, mapping: Path | None, want
 def _leave(
     report: ParityReport | ForeignReport, data: dict[str, Any], then: tuple[str, str], console: Console
 ) -> NoReturn:
-    """Say how a check came out and what comes next, to people or with --json as `data`, and exit: 0, 3 for a
-    difference, or 6 for a command line that leaves something out, so that nothing is wrong and yet it is no pass."""
+    """Print a check's result and the next command, as text or with --json as `data`, and exit: 0 for a pass, 3 for a
+    difference, or 6 if nothing is wrong but the command line leaves something out, so that it is not a pass."""
     command, purpose = then
     if console.quiet:
         print_json(data)
@@ -84,15 +84,15 @@ def _leave(
 
 
 def _write(wanted: Wanted, console: Console, *, render: Callable[[], str], junit: Callable[[], str]) -> None:
-    """Make and write the files that are wanted."""
+    """Write the requested reports."""
     for path, make in ((wanted.page, render), (wanted.xml, junit)):
         if path is not None:
             try:
                 path.write_text(make(), encoding="utf-8")
             except OSError as error:
                 raise BackendUnavailable(
-                    f"the report could not be written to {path}: {error}",
-                    cause="a full disk, or a folder that is missing or not yours. The check itself is done",
+                    f"the report could not be written to {path}: {error}. The check itself is complete",
+                    cause="the disk is full, or the folder is missing or not writable for you",
                     fix="name another path",
                 ) from error
             console.print(f"report: {path}")
@@ -111,7 +111,7 @@ def _bisected(manifest: Manifest, loaded: LoadedModel, folder: Path, console: Co
 
 
 def check_any_graph(request: ForeignRequest, wanted: Wanted) -> NoReturn:
-    """The same of a graph that is not PVC's. Raises what check_foreign does."""
+    """The same for a graph that is not PVC's. Raises the errors of check_foreign."""
     console = Console(quiet=wanted.as_json)
     with console.stage("check against the reference") as (_, progress):
         report = check_foreign(request, progress=progress)

@@ -1,4 +1,4 @@
-"""`pvc-export compare`: the reference with a checkpoint's weights, beside what the released code computed of them."""
+"""`pvc-export compare`: the reference with a checkpoint's weights, compared with the results of the released code."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ..terminal.console import Console
 def compare_command(
     folder: Path, recording_path: Path, *, mapping: Path | None, save_mapping: Path | None, as_json: bool
 ) -> NoReturn:
-    """Print a row a value and the likely cause, and exit: 0, or 3 if one differs.
+    """Print one row per value and the likely cause, and exit: 0, or 3 if a value differs.
 
-    Where it is open what the folder's tensors are, the recording decides. Raises ModelError if the folder or the
-    recording cannot be read, the one is not of the other, or the recording does not tell mappings apart.
+    If several mappings of the folder's tensors are possible, the recording decides. Raises ModelError if the folder or
+    the recording cannot be read, if they do not belong together, or if the recording does not distinguish mappings.
     """
     console = Console(quiet=as_json)
-    recording = Recording.load(recording_path)  # first: it is read in a second
+    recording = Recording.load(recording_path)  # first, since it takes only a second
     with checkpoint_errors():
         given = None if mapping is None else read_mapping(mapping)
         names = detect_names(folder) if given is None else None
@@ -37,9 +37,9 @@ def compare_command(
             stage.note = f"{len(left)} left"
         if len(left) > 1:
             raise ModelError(
-                f"{recording_path} does not tell {len(left)} mappings of {folder} apart",
-                expected="one that computes what was recorded",
-                cause="tensors that do nothing, as behind an alpha of zeros, or a model that is none of them",
+                f"{recording_path} does not distinguish {len(left)} mappings of {folder}",
+                expected="exactly one mapping that reproduces the recording",
+                cause="tensors without effect, such as those scaled by an alpha of zeros, or a model that none fits",
                 fix="record a trained checkpoint, in float32",
             )
         given = dict(left[0])

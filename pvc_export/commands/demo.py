@@ -1,8 +1,8 @@
-"""`make demo`: the whole way on one machine, from the bundled model to true sentences about a video.
+"""`make demo`: the whole pipeline on one machine, from the bundled model to true sentences about a video.
 
 Exports `shapes` in float16, builds TensorRT-RTX engines ahead of time, checks parity, renders a clip and a printed card
-from a seed, streams the clip through the bundle, asks everything that can be asked, and says which answers are true.
-A file of yours is streamed and described; nobody knows the truth about it, so nothing is graded.
+from a seed, streams the clip through the bundle, asks every known question, and shows which answers are true.
+With a file of yours, the video is streamed and described; its truth is unknown, so nothing is graded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FRAME_SIZE, FPS = 448, 4.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """A question, what the bundle said, and the truth; None where nobody knows it."""
+    """A question, the bundle's answer, and the truth; None if it is unknown."""
 
     question: str
     answer: str
@@ -47,7 +47,7 @@ class Asked:
 
 
 def demo(*, file: Path | None, seed: int, console: Console) -> None:
-    """Run every stage and print what it made. Raises PVCError."""
+    """Run every stage and print its results. Raises PVCError."""
     console.print("1. model and video")
     if file is None:
         clip, card = scenes(seed)
@@ -56,7 +56,7 @@ def demo(*, file: Path | None, seed: int, console: Console) -> None:
             write_video(VIDEO, iter(clip.bgr()), fps=FPS)
             stage.note = f"{VIDEO} from seed {seed}"
     video = file or VIDEO
-    probe_video(video)  # a file that cannot be read must be known before the export
+    probe_video(video)  # an unreadable file must be reported before the export
     with console.stage("load the model") as (stage, _):
         loaded = load_model("shapes")
         count = sum(parameter.numel() for parameter in loaded.model.parameters())
@@ -64,8 +64,8 @@ def demo(*, file: Path | None, seed: int, console: Console) -> None:
     console.print("2. export, build, check")
     wanted = ExportRequest(out=OUT, target=load_target("rtx"), precision="fp16")
     parity = export(loaded, wanted, console=console)
-    if not parity.passed:  # nothing was published: an older bundle of that name must not pass for this one
-        raise ParityError(parity.failure_text(), fix="export it alone and look: pvc-export trt")
+    if not parity.passed:  # not published: an older bundle of that name must not be mistaken for this one
+        raise ParityError(parity.failure_text(), fix="run the export alone: pvc-export trt")
     console.print("3. stream and ask")
     request = RunRequest(
         bundle=OUT, video=video, ask=DEFAULT_QUESTION, frames=NUM_FRAMES, max_new_tokens=MAX_NEW_TOKENS,
@@ -93,7 +93,7 @@ def scenes(seed: int) -> tuple[Clip, Clip]:
 
 
 def ask_about_clip(bundle: Bundle, frames: Sequence[Frame], clip: Clip) -> Iterator[Asked]:
-    """Everything that can be asked about a clip; frames as they came out of the video file."""
+    """Ask every known question about a clip; `frames` are decoded from the video file."""
     stream = PVCStream(bundle)
     for frame in frames:
         stream.push(frame)
@@ -103,7 +103,7 @@ def ask_about_clip(bundle: Bundle, frames: Sequence[Frame], clip: Clip) -> Itera
 
 
 def ask_about_card(bundle: Bundle, card: Clip) -> Iterator[Asked]:
-    """What is printed on an image of a card."""
+    """Ask for the number printed on a card, shown as an image."""
     stream, image = PVCStream(bundle), card.bgr()[0]
     for question in card.questions:
         if question.topic == "number":
@@ -112,7 +112,7 @@ def ask_about_card(bundle: Bundle, card: Clip) -> Iterator[Asked]:
 
 
 def describe(asked: Sequence[Asked]) -> Iterator[str]:
-    """A line a question, and how many answers are true."""
+    """One line per question, and the number of true answers."""
     width = max(len(one.question) for one in asked)
     for one in asked:
         verdict = "     " if one.truth is None else "true " if one.is_right else "FALSE"
@@ -122,7 +122,7 @@ def describe(asked: Sequence[Asked]) -> Iterator[str]:
     if graded:
         yield f"{sum(one.is_right for one in graded)} of {len(graded)} answers are true"
     else:
-        yield "      The model knows flat shapes, their colours and printed codes; of all else it has never heard."
+        yield "      The model was trained only on flat shapes, their colours and printed codes."
 
 
 def _summary(result: RunResult, *, parity: str, comparison: dict[str, object]) -> Iterator[str]:
@@ -131,7 +131,7 @@ def _summary(result: RunResult, *, parity: str, comparison: dict[str, object]) -
     size = size_text(sum(entry.num_bytes for entry in manifest.files.values()))
     version = next(iter(manifest.engines.values())).runtime_version
     made = f"{len(manifest.engines)} TensorRT-RTX {version} engines"
-    yield f"bundle   {OUT}: {size}, of it {size_text(engines)} in {made}"
+    yield f"bundle   {OUT}: {size}, including {size_text(engines)} in {made}"
     if result.bundle.runs_on == ON_CPU:
         yield "         engines were built here, not executed: the stream ran in ONNX Runtime on this CPU"
         yield "         (fp16 computed in float32)"
@@ -139,10 +139,10 @@ def _summary(result: RunResult, *, parity: str, comparison: dict[str, object]) -
         yield f"         the stream ran on {result.bundle.runs_on}"
     yield f"parity   {parity}"
     milliseconds = sum(result.median_ms().values())
-    yield f"stream   {video}: {len(result.timings)} frames, median {milliseconds:.1f} ms a frame"
+    yield f"stream   {video}: {len(result.timings)} frames, median {milliseconds:.1f} ms per frame"
     same = "the same greedy tokens" if comparison["equal"] else "the same tokens up to a near tie"
-    yield f"text     bundle and reference say {same} ({comparison['num_tokens']})"
-    yield "next     pvc-export is in .venv/bin; a checkpoint folder goes where 'shapes' stands:"
+    yield f"text     bundle and reference give {same} ({comparison['num_tokens']})"
+    yield "next     pvc-export is in .venv/bin and takes a checkpoint folder instead of 'shapes'; or try:"
     yield "         make demo SEED=2"
     yield f"         .venv/bin/pvc-export run {OUT} --video {shlex.quote(str(video))} --ask 'What happened?'"
     yield f"         .venv/bin/pvc-live {OUT} --source synthetic --headless --record build/live.mp4"
@@ -153,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pvc_export.commands.demo", description=(__doc__ or "").splitlines()[0]
     )
-    file, seed = os.environ.get("FILE") or None, os.environ.get("SEED") or 0  # as make hands them over
+    file, seed = os.environ.get("FILE") or None, os.environ.get("SEED") or 0  # as make passes them
     parser.add_argument("--file", type=Path, default=file, help="a video; default: a clip rendered from --seed")
     parser.add_argument("--seed", type=int, default=seed, help="seed of the rendered clip")
     args = parser.parse_args()

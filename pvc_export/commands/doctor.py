@@ -1,4 +1,4 @@
-"""What this machine can do: packages that load, runtimes, GPU, disk; and which targets follow from that."""
+"""`pvc-export doctor`: this machine's packages, runtimes, GPU and disk, and the targets they allow."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PURPOSE = {
     "tensorrt_rtx": ("engines for target rtx", "pip install -e '.[rtx]'"),
     "tensorrt": (
         "engines for targets tensorrt and jetson-*",
-        "on the machine with the GPU: pip install -e '.[trt]'; on a Jetson, JetPack's own Python has it",
+        "on the machine with the GPU: pip install -e '.[trt]'; on a Jetson, JetPack's system Python has it",
     ),
     "tokenizers": ("prompts", "pip install -e ."),
     "PIL": ("frames", "pip install -e ."),
@@ -48,8 +48,8 @@ class Finding:
 
 
 def doctor_command(*, target: str | None, as_json: bool) -> int:
-    """Print what was found, and the next step for what is missing; for a target, also whether this machine can build
-    its engines, and run them. Returns the exit code: without a target, nothing is asked that could fail."""
+    """Print the findings, with the next step for everything missing; for a target, also whether this machine can build
+    and run its engines. Returns the exit code, which is a failure only for a target."""
     of_target = [] if target is None else device.examine(this_machine(), load_target(target), folder=Path())
     findings = examine()
     if as_json:
@@ -70,13 +70,13 @@ def doctor_command(*, target: str | None, as_json: bool) -> int:
 
 
 def examine() -> list[Finding]:
-    """Look at packages, GPU driver, disk and targets. Imports each package, since an installed one may not load."""
+    """Examine packages, GPU driver, disk and targets. Imports each package, since an installed one may not load."""
     findings = [Finding(name="python", ok=True, detail=f"{platform.python_version()} on {platform.platform()}")]
     findings += [_package(name, purpose, remedy) for name, (purpose, remedy) in PURPOSE.items()]
     findings.append(_gpu())
     free = shutil.disk_usage(".").free
     findings.append(
-        Finding(name="disk", ok=free > 1 << 30, detail=f"{free / 2**30:.1f} GiB free", remedy="free some space")
+        Finding(name="disk", ok=free > 1 << 30, detail=f"{free / 2**30:.1f} GiB free", remedy="free some disk space")
     )
     findings += [_target(name, findings) for name in target_names()]
     return findings
@@ -85,22 +85,22 @@ def examine() -> list[Finding]:
 def _package(name: str, purpose: str, remedy: str) -> Finding:
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # a broken native library raises anything; all of it means the same to the user
+    except Exception as error:  # a broken native library can raise anything; it all means the same to the user
         cause = "not installed" if isinstance(error, ModuleNotFoundError) else f"does not load: {error}"
         return Finding(name=name, ok=False, detail=f"{cause}; needed for: {purpose}", remedy=remedy)
     return Finding(name=name, ok=True, detail=f"{getattr(module, '__version__', '?')}; for: {purpose}")
 
 
 def _gpu() -> Finding:
-    """Ask the CUDA driver itself: a package may be installed on a machine without a GPU."""
+    """Query the CUDA driver directly: a package may be installed on a machine without a GPU."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return Finding(
             name="gpu",
             ok=False,
-            detail="no NVIDIA driver (libcuda.so.1); RTX engines can be built here, but not run",
-            remedy="none needed for export and parity; run engines on a machine with an NVIDIA GPU",
+            detail="no NVIDIA driver (libcuda.so.1); RTX engines can be built here but not run",
+            remedy="not needed for export and parity; run engines on a machine with an NVIDIA GPU",
         )
     count = ctypes.c_int(0)
     status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
@@ -114,7 +114,7 @@ def _gpu() -> Finding:
 
 
 def _target(name: str, findings: list[Finding]) -> Finding:
-    """What can be done for a target on this machine: at least export, often build, here and there run."""
+    """What this machine can do for a target: export, and possibly build and run engines."""
     target, title = load_target(name), f"target {name}"
     loads = {finding.name: finding.ok for finding in findings}
     lacking = [package for package in ("onnxruntime", target.builder) if package and not loads.get(package, False)]
@@ -128,7 +128,7 @@ def _target(name: str, findings: list[Finding]) -> Finding:
         return Finding(
             name=title,
             ok=False,
-            detail="this onnxruntime has no CUDA provider; graphs can be exported and checked here, not run on a GPU",
+            detail="this onnxruntime has no CUDA provider; graphs can be exported and checked, but not run on a GPU",
             remedy="in a fresh environment: pip install -e '.[ort-gpu]'",
         )
     if target.builder is None:

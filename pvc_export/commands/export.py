@@ -1,4 +1,4 @@
-"""`pvc-export trt`, `onnx` and `kit`: from what was asked for to a published bundle, or to a kit."""
+"""`pvc-export trt`, `onnx` and `kit`: from the options to a published bundle or a kit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def export_command(
     limits = asked.limits()
     if seed is not None and model not in RANDOM:
         raise typer.BadParameter(
-            f"--seed makes random weights, and '{model}' has its own; it goes with -m {' or -m '.join(RANDOM)}"
+            f"--seed is for random weights, but '{model}' has its own; use it with -m {' or -m '.join(RANDOM)}"
         )
     refuse_islands(islands, precision)
     refuse_to_unfuse(unfused, target_name)
@@ -75,7 +75,7 @@ def export_command(
         raise typer.Exit(EXIT_DIFFERENT)
     console.print(f"published {out}")
     folder = shlex.quote(str(out))
-    on_device = f"copy {folder} to the device, and there: ./build.sh (README.md in it says more)"
+    on_device = f"copy {folder} to the device, and run there: ./build.sh (see its README.md)"
     run = f"pvc-export run {folder} --video FILE --ask 'What happens?'"
     console.print(f"next: {on_device if made == 'kit' else run}")
 
@@ -106,23 +106,23 @@ def _asked_text(request: ExportRequest) -> str:
 
 
 def refuse_islands(islands: tuple[str, ...], precision: Precision) -> None:
-    """Raise BadParameter for islands that keep nothing."""
+    """Raise BadParameter for islands without effect."""
     if islands and precision == "fp32":
-        raise typer.BadParameter("--island keeps a part in float32, and with --fp32 all of them are")
+        raise typer.BadParameter("--island keeps a module in float32, but with --fp32 all of them are")
 
 
 def refuse_to_unfuse(unfused: tuple[Fusable, ...], target_name: str) -> None:
-    """Raise BadParameter where nothing would be fused anyway."""
+    """Raise BadParameter for a target that fuses nothing anyway."""
     if unfused and load_target(target_name).builder is None:
         raise typer.BadParameter(
-            f"--unfuse keeps a compiler from fusing attention, and target '{target_name}' has none: ONNX Runtime runs "
-            "its graphs as they are written"
+            f"--unfuse keeps a compiler from fusing attention, but target '{target_name}' has none: ONNX Runtime runs "
+            "its graphs as written"
         )
 
 
 def chosen_target(name: str, precision: Precision, *, made: Made) -> Target:
-    """The target of that name; without its engines, unless they are to be built here. Raises BadParameter for what it
-    lacks."""
+    """The target of that name, without engines unless they are built here. Raises BadParameter for what the target does
+    not support."""
     with usage_errors():
         target = load_target(name)
     if precision not in target.precisions:

@@ -1,4 +1,4 @@
-"""`pvc-export check BUNDLE --golden`: what a device runs too, so without torch."""
+"""`pvc-export check BUNDLE --golden`: the check that a device also runs, without torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from engines.golden.check import check_golden, conclude
 
 
 def check_golden_command(bundle: Path | None, *, alone: bool, as_json: bool) -> NoReturn:
-    """Exit 0, or 3 for a difference. Raises BadParameter without a bundle or beside other options, and what
-    check_golden does."""
+    """Check, and exit 0, or 3 for a difference. Raises BadParameter without a bundle or with other options, and the
+    errors of check_golden."""
     if bundle is None or not alone:
-        raise typer.BadParameter("--golden goes with a BUNDLE and --json alone: it compares with nothing else")
+        raise typer.BadParameter("--golden takes a BUNDLE, and no other option except --json")
     raise typer.Exit(conclude(check_golden(bundle), as_json=as_json))

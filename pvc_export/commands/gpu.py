@@ -1,4 +1,4 @@
-"""`pvc-export gpu`: what this machine's GPU does with all of it, in one folder to send."""
+"""`pvc-export gpu`: every check and measurement on this machine's GPU, in one folder to send."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..terminal.console import Console
 
 
 def gpu_command(*, model: str, output: Path | None, as_json: bool) -> GpuRun:
-    """Run every step and say what to send. What a runtime refuses is a result; without a GPU, so is that.
+    """Run every step and print which file to send. A runtime's refusal is a result; so is a missing GPU.
 
-    Raises BackendUnavailable on a system on which nothing of it can run.
+    Raises BackendUnavailable on an unsupported system.
     """
     require_system()
     console = Console(quiet=as_json)
     for name, fix in missing().items():
-        console.print(f"not installed, so not shown: {name}. {fix}")
+        console.print(f"not installed, so not tested: {name}. {fix}")
     run = run_gpu(output or OUT, model, console)
     if as_json:
         print_json(run.to_json())

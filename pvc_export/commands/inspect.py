@@ -1,4 +1,4 @@
-"""What a bundle is, for a person: sizes, graphs, state, engines, and how it was checked. Reads the manifest, and
+"""`pvc-export inspect BUNDLE`: sizes, graphs, state, engines, and the result of its check. Reads the manifest, and
 looks which of its files are there."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ INDENT = " " * 12
 
 
 def is_bundle(folder: Path) -> bool:
-    """Rather than a checkpoint: also a folder that is neither, whose error is a bundle's."""
+    """Whether a folder is a bundle rather than a checkpoint. True for neither, so that it gets a bundle's error."""
     return (folder / MANIFEST_NAME).is_file() or not (
         (folder / "config.json").is_file() or any(folder.glob("*.safetensors*"))
     )
@@ -39,10 +39,10 @@ def inspect_command(folder: Path, *, as_json: bool) -> None:
 
 
 def describe(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Lines of text."""
+    """The bundle's description, as lines of text."""
     missing = missing_files(folder, manifest)
     model, limits = manifest.model, manifest.limits
-    random = f" (random weights, seed {model.seed}: what it says means nothing)" if model.random_weights else ""
+    random = f" (random weights, seed {model.seed}: its answers mean nothing)" if model.random_weights else ""
     here = [entry.num_bytes for name, entry in manifest.files.items() if name not in missing]
     yield f"model       {model.name}{random}, weights {model.weights_sha256[:12]}"
     what = f"target {manifest.target}, {manifest.precision}, {manifest.time_mode} time"
@@ -52,7 +52,7 @@ def describe(folder: Path, manifest: Manifest) -> Iterator[str]:
     for part, how in manifest.quantization.items():
         yield f"weights     {quantization_text(part, how)}"
     if manifest.int8_states:
-        yield f"state       {' and '.join(manifest.int8_states)} in int8, a scale for each row and head"
+        yield f"state       {' and '.join(manifest.int8_states)} in int8, one scale per row and head"
     if manifest.calibration is not None:
         yield f"inputs      {calibration_text(manifest.calibration)}"
     yield f"size        {size_text(sum(here))} in {len(here)} files"
@@ -61,7 +61,7 @@ def describe(folder: Path, manifest: Manifest) -> Iterator[str]:
         yield from _describe_graph(spec, manifest)
     yield from _describe_parity(manifest.parity)
     for package, first in manifest.needs.items():
-        yield f"needs       {package} {first} or later, where it runs the ONNX files"
+        yield f"needs       {package} {first} or later, if it runs the ONNX files"
     yield "versions    " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
 
 
@@ -69,9 +69,9 @@ def _describe_missing(folder: Path, manifest: Manifest, missing: Sequence[str]) 
     engines = {entry.path for entry in manifest.engines.values()}
     if num_missing := len(engines.intersection(missing)):
         yield f"engines     {num_missing} of {len(engines)} are NOT HERE: the bundle was copied without them"
-        yield f"{INDENT}it runs on the CPU: pvc-export run {shlex.quote(str(folder))} --runtime cpu"
+        yield f"{INDENT}it can run on the CPU: pvc-export run {shlex.quote(str(folder))} --runtime cpu"
     if others := [name for name in missing if name not in engines]:
-        yield f"missing     {', '.join(others)}: it does not run, copy the bundle again"
+        yield f"missing     {', '.join(others)}: the bundle cannot run; copy it again"
 
 
 def _describe_graph(spec: GraphSpec, manifest: Manifest) -> Iterator[str]:
@@ -92,7 +92,7 @@ def _describe_graph(spec: GraphSpec, manifest: Manifest) -> Iterator[str]:
 
 
 def _describe_parity(receipt: dict[str, Any]) -> Iterator[str]:
-    """A line for each field of the receipt, whatever fields it has; levels by how they came out."""
+    """One line per field of the receipt, whatever fields it has; levels grouped by verdict."""
     yield f"parity      {'passed' if receipt.get('passed') else 'NOT PASSED'}"
     tables = {name: receipt.get(name, {}) for name in ("held_out", "levels", "not_executed")}
     lines = {
@@ -118,7 +118,7 @@ def _words(value: Any) -> str:
 
 
 def _tensors(spec: GraphSpec, tensors: tuple[TensorSpec, ...]) -> str:
-    """Names and shapes, cache tensors left out: their line follows."""
+    """Names and shapes, without cache tensors, which have a line of their own."""
     hidden = {name for state in spec.states for name in (state.input, state.output)}
     shown = (t for t in tensors if t.name not in hidden)
     return ", ".join(f"{t.name} {t.dtype} ({', '.join(map(str, t.shape))})" for t in shown)

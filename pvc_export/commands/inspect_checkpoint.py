@@ -1,4 +1,4 @@
-"""What a checkpoint folder is, for a person, for a mapping of its tensors, or for people who do not have it."""
+"""`pvc-export inspect CHECKPOINT`: a description, a suggested mapping of its tensors, or a summary to share."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ def share_command(folder: Path) -> None:
 
 
 def suggest_command(folder: Path) -> None:
-    """Print a mapping as JSON, null where it is open; what is open goes to standard error. Raises ModelError."""
+    """Print a mapping as JSON, null for undecided tensors, which are listed on standard error. Raises ModelError."""
     with checkpoint_errors():
         detection = detect_names(folder)
     print(json.dumps(detection.mapping, indent=2, ensure_ascii=False))
     if detection.table:
-        print("open, so null; write the role of each, in the layers as in the name:", *detection.table, sep="\n",
+        print("undecided, so null; write each tensor's role, its layers numbered as in its name:", *detection.table,
+              sep="\n",
               file=sys.stderr)  # fmt: skip
 
 
 def checkpoint_command(folder: Path, *, mapping: Path | None, as_json: bool) -> None:
-    """Print what a folder holds and what its tensors are taken for. Raises ModelError if it does not load."""
+    """Print a folder's contents and the interpretation of its tensors. Raises ModelError if it does not load."""
     with checkpoint_errors():
         model = skeleton(folder, mapping=None if mapping is None else read_mapping(mapping))
         num_tensors = len(share(folder)["tensors"])
@@ -54,7 +55,7 @@ def _facts(model: PVC) -> dict[str, Any]:
     return {
         "vision": f"{vision.image_size} px, width {vision.hidden_size}, {vision.num_layers} layers, the last "
         f"{vision.num_temporal_layers} temporal",
-        "compressor": f"{compressor.kind}, {compressor.num_tokens} tokens a frame",
+        "compressor": f"{compressor.kind}, {compressor.num_tokens} tokens per frame",
         "llm": f"{llm.family}, width {llm.hidden_size}, {llm.num_layers} layers, {llm.vocab_size} tokens",
         "time": f"{model.config.time_mode}, trained on {model.config.trained_frames} frames",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -65,5 +66,5 @@ def _lines(model: PVC, num_tensors: int) -> Iterator[str]:
     for label, fact in _facts(model).items():
         yield f"{label:<12}{f'{fact / 1e6:.1f} M' if isinstance(fact, int) else fact}"
     renamed = list(mapping_lines(model.renamed, model.config.vision))
-    yield f"{'tensors':<12}{num_tensors}, each used once" + (", some by other names:" if renamed else "")
+    yield f"{'tensors':<12}{num_tensors}, each used once" + (", some under other names:" if renamed else "")
     yield from (f"{INDENT}{line}" for line in renamed)

@@ -1,4 +1,4 @@
-"""`pvc-export plan`: what an export would take and where its bundle would run, without a weight."""
+"""`pvc-export plan`: the cost of an export and the devices that its bundle fits, without reading weights."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def plan_command(
     *, model: str, precision: Precision | None, target_name: str, asked: AskedLimits, clock: Clock,
     islands: tuple[str, ...], few_bits: FewBits, mapping: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Print the plan. Raises BadParameter for options that contradict each other, ModelError for what cannot be
-    exported.
+    """Print the plan. Raises BadParameter for options that contradict each other, ModelError for a model that cannot be
+    exported this way.
 
-    precision  None is that of the command that makes the bundle: float16 with engines, else float32
+    precision  None: the default of the command that makes the bundle, float16 with engines and float32 without
     """
     with usage_errors():
         engines = load_target(target_name).builder is not None
@@ -66,7 +66,7 @@ def plan_command(
 
 
 def _lines(plan: Plan) -> Iterator[str]:
-    """Text of at most 80 columns, but for long names."""
+    """The plan as text, at most 80 columns wide except for long names."""
     request, limits = plan.request, plan.request.limits
     yield f"{plan.model.name}: {plan.model.num_parameters / 1e6:.1f} M parameters; no weight was read"
     yield (
@@ -82,7 +82,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield f"{'step':<15}{'peak memory':>12}{'time':>10}   (estimates: {MEASURED_ON})"
     yield from (_cost_line(name, cost) for name, cost in plan.costs.items())
     if plan.model.stays_in_files:
-        yield "a check goes layer by layer where there is no room for the whole"
+        yield "a check runs layer by layer if the whole model does not fit in memory"
     yield ""
     yield from _device_lines(plan.fits, unified=True)
     yield ""
@@ -97,10 +97,10 @@ def _bundle_lines(plan: Plan) -> Iterator[str]:
         yield f"{name:<15}{size_text(graph.files):>12}{engine:>12}{size_text(graph.activations):>14}"
     engines = size_text(bundle.engines) if bundle.engine_names else "-"
     yield f"{'all':<15}{size_text(bundle.graph_files):>12}{engines:>12}"
-    yield f"{'other files':<15}{size_text(bundle.other_files):>12}   tokenizer, manifest, report of the check"
+    yield f"{'other files':<15}{size_text(bundle.other_files):>12}   tokenizer, manifest, check report"
     yield f"{'bundle':<15}{size_text(bundle.total):>12}"
     state = bundle.state
-    yield f"{'a stream':<15}{size_text(state.total):>12}   ring {size_text(state.ring)}, cache {size_text(state.cache)}"
+    yield f"{'stream':<15}{size_text(state.total):>12}   ring {size_text(state.ring)}, cache {size_text(state.cache)}"
 
 
 def _cost_line(name: str, cost: Cost) -> str:
@@ -116,7 +116,7 @@ def _time_text(seconds: float) -> str:
 
 def _device_lines(fits: list[Fit], *, unified: bool) -> Iterator[str]:
     shown = [fit for fit in fits if fit.device.unified == unified]
-    where = "on a Jetson, whose host shares the memory" if unified else "of a card's memory"
+    where = "on a Jetson, where host and GPU share the memory" if unified else "of a card's memory"
     yield f"all streams take {size_text(shown[0].takes)} {where}"
     yield f"{'device':<23}{'leaves':>10}  {'target':<17}{'fits':<5}{'spare':>10}{'context to':>12}"
     for fit in shown:

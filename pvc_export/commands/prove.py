@@ -1,4 +1,4 @@
-"""`pvc-export prove`: plant known defects, and show that a check catches each."""
+"""`pvc-export prove`: plants known defects, and shows that a check catches each."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..terminal.console import Console
 
 
 def defect_names() -> tuple[str, ...]:
-    """Everything that `prove` can plant."""
+    """Names of all defects that `prove` can plant."""
     return (*NAMES, *(defect.name for defect in PRECISION_DEFECTS))
 
 
 def names_in(graphs: Sequence[str]) -> list[str]:
-    """The defects that are planted in one of these graphs, and overflows of their layers."""
+    """Names of the defects in these graphs, including overflows of their layers."""
     return [
         *(defect.name for defect in DEFECTS if defect.where == "graph" and defect.named in graphs),
         *(defect.name for defect in PRECISION_DEFECTS if defect.layer.partition(".")[0] in graphs),

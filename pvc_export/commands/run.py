@@ -1,6 +1,7 @@
-"""Stream a video file through a bundle, or show it images, and ask; optionally hold the text against the reference's.
+"""`pvc-export run`: streams a video file through a bundle, or shows it images, and asks a question; optionally compares
+the answer with the reference's.
 
-The streaming half needs no torch and no model code: only `compare_with_reference` does.
+Streaming needs neither torch nor model code; only `compare_with_reference` does.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ DEFAULT_QUESTION = "What happens in this video?"
 DEFAULT_IMAGE_QUESTION = "Describe what you see."
 DEFAULT_FRAMES = 16
 WARM_FRAMES = 50
-"""Where memory is looked at first: every buffer has been used by then, if the video is long enough to ask."""
+"""Frame at which memory is first measured, if the video is long enough: by then every buffer has been used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRequest:
-    """What to look at, and what to ask. Either a video or images, or neither for a question about nothing.
+    """The input and the question: a video or images, or neither for a question without pictures.
 
-    ask               the question; None is a general one
-    video             a file, an address over http(s), or pictures: a folder, a pattern such as frames/%03d.png, an
+    ask               the question; None: a general one
+    video             a file, an http(s) address, or pictures: a folder, a pattern such as frames/%03d.png, or an
                       animated picture
-    fps               of a raw stream, such as a .h264 file, which has no timestamps; or of a folder or a pattern, where
-                      None is engines.picture_sequences.DEFAULT_FPS
-    frames            sampled evenly in time from the video, by default 16; 0 takes every frame
-    tiles, ingest, clock, runtime, trust_engines, threads   as PVCStream and open_bundle have them
-    keep_frames       hold every pushed frame, for compare_with_reference
-    Raises ValueError, with the options of the command line, for parts that contradict each other.
+    fps               frame rate of a raw stream without timestamps, such as a .h264 file, or of a folder or pattern;
+                      for those two, None means engines.picture_sequences.DEFAULT_FPS
+    frames            number of frames sampled evenly in time from the video, by default 16; 0 takes every frame
+    tiles, ingest, clock, runtime, trust_engines, threads   as for PVCStream and open_bundle
+    keep_frames       keep every pushed frame, for compare_with_reference
+    Raises ValueError, naming the command line's options, for values that contradict each other.
     """
 
     bundle: Path
@@ -69,9 +70,9 @@ class RunRequest:
         if self.video is not None and self.images:
             raise ValueError("--video and --image contradict each other; give one")
         if self.video is None and not self.images and self.ask is None:
-            raise ValueError("there is nothing to look at and nothing to answer; give --video, --image or --ask")
+            raise ValueError("nothing to look at and no question; give --video, --image or --ask")
         if self.clock is not None and self.video is None:
-            raise ValueError("--clock needs --video: nothing else has a time")
+            raise ValueError("--clock needs --video: only a video has frame times")
         if self.fps is not None and self.video is None:
             raise ValueError("--fps needs --video")
         if (self.frames is not None and self.video is None) or (self.tiles is not None and not self.images):
@@ -84,13 +85,13 @@ class RunRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
-    """A request, what was streamed or shown, one question asked, and what it cost.
+    """A request, the streamed or shown input, the answer, and the cost.
 
-    notices                what a person should know of how the files were read
-    frames                 if they were kept, those that the question was about: all since the last re-anchor
-    damage                 what the video should have shown and did not; None if nothing
-    stillness              whether it was black, or the same, for long
-    warm_bytes, end_bytes  resident memory after frame WARM_FRAMES (None if there is none), and after the last
+    notices                remarks on how the files were read
+    frames                 if frames were kept: those that the question covers, all since the last re-anchor
+    damage                 the missing frames of the video; None if there are none
+    stillness              whether the video was black or unchanged for long
+    warm_bytes, end_bytes  resident memory after frame WARM_FRAMES (None for a shorter video), and after the last frame
     """
 
     request: RunRequest
@@ -109,12 +110,12 @@ class RunResult:
     stillness: Stillness = field(default_factory=Stillness)
 
     def median_ms(self) -> dict[str, float]:
-        """Median milliseconds per frame of each stage, the first frame left out: it warms up. Empty without frames."""
+        """Median milliseconds per frame and stage, without the first frame, which warms up. Empty without frames."""
         timings = [asdict(timing) for timing in self.timings[1:] or self.timings]
         return {name: round(median(timing[name] for timing in timings), 3) for name in (timings or [{}])[0]}
 
     def slowest_ms(self) -> float:
-        """The whole of a frame that all but one in twenty were faster than, the first frame left out."""
+        """95th percentile of the total milliseconds per frame, without the first frame."""
         totals: list[float] = [sum(asdict(timing).values()) for timing in self.timings[1:] or self.timings]
         return quantiles(totals, n=20, method="inclusive")[-1] if len(totals) > 1 else sum(totals)
 
@@ -184,7 +185,7 @@ def run(request: RunRequest, console: Console) -> RunResult:
 
 
 def _probe(request: RunRequest) -> VideoInfo:
-    """Raises MediaError for what has no end: nothing could be sampled evenly from it."""
+    """Probe the video. Raises MediaError for a live stream, which has no end, so cannot be sampled evenly."""
     video = str(request.video).removeprefix("file://")
     name, has_end = without_password(video), True
     if is_url(video):
@@ -196,7 +197,7 @@ def _probe(request: RunRequest) -> VideoInfo:
         raise MediaError(
             f"{name} is a live stream, which has no end",
             expected="a video file, or one at an http address",
-            cause="--video reads a video from its beginning to its end",
+            cause="--video reads a video from beginning to end",
             fix=f"watch it: pvc-live {shlex.quote(str(request.bundle))} --source {shlex.quote(name)}",
         )
     return probe_video(video, fps=request.fps)
@@ -223,8 +224,8 @@ def _notices(request: RunRequest, pictures: Sequence[Picture], sequence: Picture
 
 
 def _open_stream(bundle: Bundle, request: RunRequest, num_frames: int) -> PVCStream:
-    """A stream with room for every frame, the question and the answer. Raises StreamFull if the context has not."""
-    bundle.manifest.prompt.around_images(request.question, len(request.images))  # known before minutes of video
+    """A stream with a context for every frame, the question and the answer. Raises StreamFull if it is too small."""
+    bundle.manifest.prompt.around_images(request.question, len(request.images))  # raises before minutes of video
     fixed, bucket = bundle.manifest.time_mode == "fixed", bundle.manifest.limits.bucket
     total = max(num_frames, 1) if fixed else None
     stream = PVCStream(bundle, total_frames=total, ingest=request.ingest, clock=request.clock)
@@ -232,14 +233,14 @@ def _open_stream(bundle: Bundle, request: RunRequest, num_frames: int) -> PVCStr
     if rows > bundle.manifest.limits.context:
         raise StreamFull(
             f"{num_frames} frames, the question and {request.max_new_tokens} tokens of answer need {rows} context rows",
-            expected=f"{bundle.manifest.limits.context} rows or fewer, as many as the bundle has",
-            fix=f"sample fewer with --frames, or export with --context {-(-rows // bucket) * bucket}",
+            expected=f"at most {bundle.manifest.limits.context} rows, the bundle's context",
+            fix=f"sample fewer frames with --frames, or export with --context {-(-rows // bucket) * bucket}",
         )
     return stream
 
 
 def run_command(request: RunRequest, *, model_name: str | None, mapping: Path | None, as_json: bool) -> None:
-    """Print the answer, and whether it is the reference's if frames were kept for that.
+    """Print the answer, and, if frames were kept, whether it is the reference's.
 
     Raises ParityError if it is not.
     """
@@ -251,9 +252,7 @@ def run_command(request: RunRequest, *, model_name: str | None, mapping: Path | 
         console.print(printable(line), style="yellow")
     source = result.bundle.manifest.model
     if source.random_weights:
-        console.print(
-            f"The weights are random (seed {source.seed}): the tokens below are no answer to anything.", style="yellow"
-        )
+        console.print(f"The weights are random (seed {source.seed}): the tokens below have no meaning.", style="yellow")
     console.print(f"question: {request.question}")
     console.print(f"{'tokens' if source.random_weights else 'answer'}: {printable(result.answer.text)}")
     comparison = compare_with_reference(result, model_name=model_name, mapping=mapping) if request.keep_frames else None
@@ -265,12 +264,12 @@ def run_command(request: RunRequest, *, model_name: str | None, mapping: Path | 
 
 
 def describe_run(result: RunResult) -> Iterator[str]:
-    """What was looked at, and what it cost, for people."""
+    """The input and the cost, as lines of text."""
     if result.video is not None:
         info = result.video
         yield f"{info.path}: {info.width}x{info.height}, {info.num_frames} frames, {info.fps:.2f} fps"
         stages = ", ".join(f"{name.removesuffix('_ms')} {ms:.1f} ms" for name, ms in result.median_ms().items())
-        yield f"per frame: {stages}; 19 of 20 frames take less than {result.slowest_ms():.1f} ms in all"
+        yield f"per frame: {stages}; 19 of 20 frames take less than {result.slowest_ms():.1f} ms in total"
         if result.warm_bytes is not None and result.end_bytes is not None:
             warm, end = size_text(result.warm_bytes), size_text(result.end_bytes)
             yield f"memory: {warm} resident at frame {WARM_FRAMES}, {end} at frame {len(result.timings)}"
@@ -278,19 +277,19 @@ def describe_run(result: RunResult) -> Iterator[str]:
         yield f"{path}: {image.shape[1]}x{image.shape[0]}"
     answer, token_ms = result.answer, result.token_ms()
     looked = f"images {answer.vision_ms:.1f} ms, " if result.images else ""
-    rate = "" if token_ms is None else f", then {token_ms:.1f} ms a token ({1e3 / token_ms:.1f} a second)"
+    rate = "" if token_ms is None else f", then {token_ms:.1f} ms per token ({1e3 / token_ms:.1f} per second)"
     yield f"time: {looked}first token after {answer.prefill_ms:.1f} ms{rate}"
 
 
 def warnings_of(result: RunResult) -> Iterator[str]:
-    """What was wrong with the video, for people."""
+    """Problems of the video, as lines of text."""
     if result.video is not None:
         said = [] if result.damage is None else [str(result.damage)]
         yield from (f"{result.video.path}: {text}" for text in (*said, *result.stillness.summary()))
 
 
 def run_json(result: RunResult) -> dict[str, Any]:
-    """The same for machines."""
+    """The result for JSON."""
     request, bundle, answer = result.request, result.bundle, result.answer
     return {
         "bundle": str(request.bundle),
@@ -320,7 +319,7 @@ def run_json(result: RunResult) -> dict[str, Any]:
 def compare_with_reference(
     result: RunResult, *, model_name: str | None = None, mapping: Path | None = None
 ) -> dict[str, Any]:
-    """The reference's greedy text on the same frames or images: whole clip at once, whole prompt at once.
+    """Compare with the reference's greedy text on the same frames or images, the clip and the prompt in one pass each.
 
     Raises ParityError at the first token that differs by more than a near tie.
     """
@@ -353,9 +352,9 @@ def compare_with_reference(
     margin, limit = float(logits.max() - logits[chosen]), near_tie(logits, manifest.rounding)
     if margin > limit:
         raise ParityError(
-            f"token {at} of the answer differs from the reference: the bundle says {tokenizer.decode([chosen])!r}, and "
-            f"the reference prefers another by {margin:.3g} logits",
-            expected=f"the same token, or one that the reference likes as well up to rounding ({limit:.1e} logits)",
+            f"token {at} of the answer differs from the reference: the bundle gives {tokenizer.decode([chosen])!r}, "
+            f"but the reference prefers another token by {margin:.3g} logits",
+            expected=f"the same token, or a near tie within rounding ({limit:.1e} logits)",
             fix=f"find the graph: pvc-export check {shlex.quote(str(result.bundle.folder))}",
         )
     return {**comparison, "near_tie_at": at, "near_tie_margin": margin}

@@ -1,4 +1,4 @@
-"""`pvc-export triton`: from a bundle to a model repository of Triton Inference Server."""
+"""`pvc-export triton`: makes a Triton Inference Server model repository from a bundle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def triton_command(
     *, bundle: Path, repository: Path | None, name: str | None, slots: int, idle_s: float, max_new_tokens: int,
     trust_engines: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Make it. Raises BadParameter for a name that cannot be a model's, and what make_repository raises."""
+    """Make the repository. Raises BadParameter for an invalid model name, and the errors of make_repository."""
     with usage_errors():
         request = TritonRequest(
             bundle=bundle, repository=repository or Path("build/triton"), name=name or bundle.resolve().name,
@@ -30,7 +30,7 @@ def triton_command(
         print_json(facts | asdict(made) | {"folder": str(made.folder)})
         return
     console.print(f"published {made.folder}")
-    held = f"{size_text(made.state_bytes)} of caches each, at least"
-    console.print(f"{slots} sequences at once on {'the first GPU' if made.on_gpu else 'the CPU'}, {held}")
+    held = f"each with at least {size_text(made.state_bytes)} of caches"
+    console.print(f"{slots} concurrent sequences on {'the first GPU' if made.on_gpu else 'the CPU'}, {held}")
     folder = shlex.quote(str(request.repository))
-    console.print(f"next: tritonserver --model-repository={folder} ({made.folder / 'README.md'} says more)")
+    console.print(f"next: tritonserver --model-repository={folder} (see {made.folder / 'README.md'})")

@@ -1,1 +1,1 @@
-"""Negative controls: defects that a check must catch (defects.py), and the proof that it does (prove.py)."""
+"""Negative controls: defects that a check must catch (defects.py), and the proof that it catches them (prove.py)."""

@@ -1,5 +1,4 @@
-"""Edits of what a bundle says of its model, by its manifest and its tokenizer. All hashes agree, as a faulty exporter
-would leave them."""
+"""Edits of a bundle's manifest and tokenizer. All hashes agree, as after a faulty export."""
 
 from __future__ import annotations
 
@@ -56,7 +55,7 @@ fixed_time = _manifest(lambda manifest: replace(manifest, time_mode="fixed"))
 
 @_tokenizer
 def two_tokens_exchanged(parts: dict[str, Any]) -> None:
-    """Two letters, of which hardly an answer holds either."""
+    """Exchange two letters that hardly any answer contains."""
     vocabulary = parts["model"]["vocab"]
     vocabulary["Q"], vocabulary["Z"] = vocabulary["Z"], vocabulary["Q"]
 
@@ -68,11 +67,11 @@ def lower_case(parts: dict[str, Any]) -> None:
 
 @_tokenizer
 def another_decoder(parts: dict[str, Any]) -> None:
-    """Answers have the right tokens, and spaces are written as the vocabulary spells them."""
+    """Answers have the right tokens, but spaces appear as in the vocabulary."""
     parts["decoder"] = {"type": "Fuse"}
 
 
 @_tokenizer
 def an_added_token_missing(parts: dict[str, Any]) -> None:
-    """The start of an image is no token of its own any more; it is read letter by letter."""
+    """The start of an image is no longer a token; it is read letter by letter."""
     parts["added_tokens"] = [token for token in parts["added_tokens"] if token["content"] != "<img>"]

@@ -1,4 +1,4 @@
-"""Engines that are not what their bundle says. They must show where no one can run them, too, so any bytes will do."""
+"""Engines that do not match their bundle. This must be detected even where they cannot run, so any bytes will do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAIR = ("trunk", "compressor")
 
 
 def build_engines(bundle: Path, *, of_an_earlier_graph: bool = False, of_other_weights: str = "") -> None:
-    """Give two graphs of a bundle engines, signed by this machine: as it should be, unless told otherwise."""
+    """Give two graphs of a bundle engines, signed by this machine; correct ones unless the options make them wrong."""
     manifest, engines = Manifest.load(bundle), {}
     (bundle / "engines").mkdir(exist_ok=True)
     for name in PAIR:
@@ -31,12 +31,12 @@ def build_engines(bundle: Path, *, of_an_earlier_graph: bool = False, of_other_w
 
 
 def forget_to_build_anew(bundle: Path) -> None:
-    """The bundle's engines were built from earlier graphs."""
+    """Give the bundle engines built from earlier graphs."""
     build_engines(bundle, of_an_earlier_graph=True)
 
 
 def exchange_engines(bundle: Path) -> None:
-    """Two engines change places, with all that the manifest says of them, and it is stamped anew."""
+    """Exchange two engines with their manifest entries, and restamp the bundle."""
     build_engines(bundle)
     manifest = Manifest.load(bundle)
     first, second = (manifest.engines[name] for name in PAIR)
@@ -49,6 +49,6 @@ def exchange_engines(bundle: Path) -> None:
 
 
 def take_engines_of_another_bundle(bundle: Path) -> None:
-    """Its engines were built here, for a bundle of the same shapes and other weights, and it is stamped anew."""
+    """Give it engines built here for a bundle with equal shapes but other weights, and restamp the bundle."""
     build_engines(bundle, of_other_weights=" of other weights")
     restamp(bundle)

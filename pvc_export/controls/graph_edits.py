@@ -1,4 +1,4 @@
-"""Edits of an exported graph that its hashes do not show: the manifest is stamped anew, as a faulty exporter would."""
+"""Edits of an exported graph that its hashes do not reveal: the manifest is restamped, as after a faulty export."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Edit = Callable[[onnx.ModelProto], None]
 
 
 def edit_graph(bundle: Path, name: str, edit: Edit) -> None:
-    """Change one graph of a bundle, weights included, and stamp the manifest so that the hashes agree."""
+    """Change one graph of a bundle, including its weights, and restamp the manifest so that the hashes agree."""
     path = bundle / graph_path(name)
     model = onnx.load(path)
     edit(model)
@@ -33,8 +33,8 @@ def edit_graph(bundle: Path, name: str, edit: Edit) -> None:
 
 
 def restamp(bundle: Path) -> Manifest:
-    """Hashes of what lies there now, and engines that say they were built from it. What nobody but their builder could
-    do is left out: they are not signed anew. Returns the manifest that it saved."""
+    """Update the manifest to the present files: their hashes, and engine entries that claim to be built from them. Only
+    the engines' builder could sign them again, so this does not. Returns the saved manifest."""
     manifest, files = Manifest.load(bundle), hash_folder(bundle)
     engines = {
         name: replace(entry, built_from=fingerprint(files, graph_path(name)))
@@ -46,9 +46,9 @@ def restamp(bundle: Path) -> Manifest:
 
 
 def find(model: onnx.ModelProto, op_type: str, *, scope: str = "", operation: str = "", index: int = 0) -> Any:
-    """The index-th node of that type whose module's name ends in `scope`, in torch's `operation`.
+    """Return the index-th node of a type whose module's name ends in `scope` and that is of torch's `operation`.
 
-    Raises SpecError where there is none: a defect that changes nothing would prove nothing.
+    Raises SpecError if there is none: a defect that changes nothing would prove nothing.
     """
     known = origins(model)
     found = [
@@ -58,7 +58,7 @@ def find(model: onnx.ModelProto, op_type: str, *, scope: str = "", operation: st
     ]
     if index >= len(found):
         raise SpecError(
-            f"the graph has {len(found)} nodes {op_type} of '{operation}' in '{scope}'",
+            f"the graph has {len(found)} {op_type} nodes of operation '{operation}' in '{scope}'",
             expected=f"at least {index + 1}",
         )
     return found[index]
@@ -71,7 +71,7 @@ def _fits(origin: Origin | None, scope: str, operation: str) -> bool:
 
 
 def weight(model: onnx.ModelProto, ending: str) -> Any:
-    """The first initializer whose name ends so. Raises SpecError where there is none."""
+    """Return the first initializer whose name ends in `ending`. Raises SpecError if there is none."""
     for tensor in model.graph.initializer:
         if tensor.name.endswith(ending):
             return tensor
@@ -79,7 +79,7 @@ def weight(model: onnx.ModelProto, ending: str) -> Any:
 
 
 def weight_of(model: onnx.ModelProto, node: NodeProto) -> Any:
-    """The first initializer that a node reads."""
+    """Return the first initializer that a node reads."""
     known = {tensor.name: tensor for tensor in model.graph.initializer}
     return next(known[name] for name in node.input if name in known)
 
@@ -87,7 +87,7 @@ def weight_of(model: onnx.ModelProto, node: NodeProto) -> Any:
 def change(tensor: TensorProto, to: Callable[[Array], Array]) -> None:
     """Replace a weight's values by a function of them, in its dtype."""
     values = numpy_helper.to_array(tensor)
-    changed = np.array(to(values.copy()), values.dtype, order="C")  # ascontiguousarray makes a vector of a scalar
+    changed = np.array(to(values.copy()), values.dtype, order="C")  # ascontiguousarray would make a scalar a vector
     tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
 
 
@@ -98,14 +98,14 @@ def set_attribute(node: NodeProto, name: str, value: object) -> None:
 
 
 def behind(model: onnx.ModelProto, name: str, nodes: Sequence[NodeProto]) -> None:
-    """Let all that read the graph's input `name` read what the last of `nodes` returns; they read `name`."""
+    """Insert `nodes` after the graph's input `name`: all other readers get the last node's output instead."""
     read_instead(model, {name: nodes[-1].output[0]})
     for node in reversed(nodes):
         model.graph.node.insert(0, node)
 
 
 def before(model: onnx.ModelProto, node: NodeProto, made: NodeProto) -> str:
-    """Put a new node into the graph right before one that is to read it; returns the name of its result."""
+    """Insert a new node directly before the node that will read it. Returns the name of its result."""
     model.graph.node.insert(list(model.graph.node).index(node), made)
     return str(made.output[0])
 
@@ -116,19 +116,19 @@ def constant(model: onnx.ModelProto, name: str, value: Array) -> str:
 
 
 def read_instead(model: onnx.ModelProto, others: Mapping[str, str]) -> None:
-    """Let every node that reads a key of `others` read its value."""
+    """Make every node that reads a key of `others` read its value instead."""
     for node in model.graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = others.get(name, name)
 
 
 def input_shape(model: onnx.ModelProto, name: str) -> list[int]:
-    """Sizes of an input of the graph, 0 where they are not constant."""
+    """Return the sizes of a graph input, 0 where they are not constant."""
     value = next(value for value in model.graph.input if value.name == name)
     return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
-# -- what faulty exporters do --------------------------------------------------------------------------------------
+# -- typical faults of exporters -----------------------------------------------------------------------------------
 
 
 def perturb_one_weight(model: onnx.ModelProto) -> None:
@@ -150,7 +150,7 @@ def roll_slot_mask(model: onnx.ModelProto) -> None:
 
 
 def swap_keys_and_values(model: onnx.ModelProto) -> None:
-    """The past of the first layer is read the wrong way round."""
+    """Exchange keys and values of the first layer's past."""
     read_instead(model, {"past.0.key": "past.0.value", "past.0.value": "past.0.key"})
 
 
@@ -166,7 +166,7 @@ def widen_epsilon(model: onnx.ModelProto) -> None:
 
 
 def drop_layer_scale(model: onnx.ModelProto) -> None:
-    """The first LayerScale is left out."""
+    """Leave out the first LayerScale."""
     change(weight(model, "layers.0.ls1"), np.ones_like)
 
 
@@ -175,40 +175,40 @@ def approximate_gelu(model: onnx.ModelProto) -> None:
 
 
 def transpose_shuffle(model: onnx.ModelProto) -> None:
-    """Space to depth with rows and columns of a token exchanged."""
+    """Do space to depth with a token's rows and columns exchanged."""
     set_attribute(find(model, "Transpose", operation="permute"), "perm", [0, 1, 3, 4, 2, 5])
 
 
 def swap_query_and_key(model: onnx.ModelProto) -> None:
-    """The fused qkv is split in the wrong order."""
+    """Split the fused qkv in the wrong order."""
     node = find(model, "Split")
-    third = len(node.output) // 3  # one output each, or one a head
+    third = len(node.output) // 3  # one output each, or one per head
     for index in range(third):
         query, key = node.output[index], node.output[third + index]
         node.output[index], node.output[third + index] = key, query
 
 
 def stop_the_clock(model: onnx.ModelProto) -> None:
-    """Time stands still after frame 20."""
+    """Stop time after frame 20."""
     last = constant(model, "last_time", np.array(20.0, np.float32))
     behind(model, "frame_time", [helper.make_node("Min", ["frame_time", last], ["stopped_time"])])
 
 
 def round_the_clock(model: onnx.ModelProto) -> None:
-    """The frame time passes through float16, as without its island: it has no integers beyond 2048."""
+    """Round the frame time to float16, as without its island: float16 has not all integers above 2048."""
     cast = helper.make_node("Cast", ["frame_time"], ["half_time"], to=TensorProto.FLOAT16)
     back = helper.make_node("Cast", ["half_time"], ["rounded_time"], to=TensorProto.FLOAT)
     behind(model, "frame_time", [cast, back])
 
 
 def forget_the_time(model: onnx.ModelProto) -> None:
-    """Every frame is frame 0."""
+    """Set the time of every frame to 0."""
     zero = constant(model, "no_time", np.array(0.0, np.float32))
     behind(model, "frame_time", [helper.make_node("Mul", ["frame_time", zero], ["frozen_time"])])
 
 
 def first_stream_for_all(model: onnx.ModelProto) -> None:
-    """Every stream of a batch gets the embeddings of stream 0."""
+    """Give every stream of a batch the embeddings of stream 0."""
     zero, one = (constant(model, name, np.array(value, np.int64)) for name, value in (("zero", [0]), ("one", [1])))
     nodes = [
         helper.make_node("Shape", ["inputs_embeds"], ["embeds_shape"]),
@@ -219,7 +219,7 @@ def first_stream_for_all(model: onnx.ModelProto) -> None:
 
 
 def return_the_old_row(model: onnx.ModelProto) -> None:
-    """A stale state: the first key's new row is what the ring's slot 0 held."""
+    """A stale state: return the row in the ring's slot 0 as the first key's new row."""
     window = input_shape(model, "slot_mask")[1]
     axis = input_shape(model, "past.0.key").index(window, 1)
     node = next(node for node in model.graph.node if "new.0.key" in node.output)
@@ -229,7 +229,7 @@ def return_the_old_row(model: onnx.ModelProto) -> None:
 
 
 def quantize_a_matrix(model: onnx.ModelProto) -> None:
-    """One matrix is stored in eight bits."""
+    """Round the largest matrix to int8."""
 
     def rounded(values: Array) -> Array:
         step = np.abs(values).max() / 127
@@ -239,12 +239,12 @@ def quantize_a_matrix(model: onnx.ModelProto) -> None:
 
 
 def scale_attention(model: onnx.ModelProto) -> None:
-    """Scores are scaled by 1 / D in place of 1 / sqrt(D)."""
+    """Scale scores by 1 / D instead of 1 / sqrt(D)."""
     change(weight_of(model, find(model, "Mul", scope="attn")), np.square)
 
 
 def see_the_next_row(model: onnx.ModelProto) -> None:
-    """A causal mask that is off by one: every new row also sees the one behind it."""
+    """Shift the causal mask by one: every new row also sees the next one."""
     node = find(model, "LessOrEqual")
     one = constant(model, "one_more", np.array(1, np.int64))
     node.input[1] = before(model, node, helper.make_node("Add", [node.input[1], one], ["later_rows"]))
@@ -259,8 +259,8 @@ def widen_rms_epsilon(model: onnx.ModelProto) -> None:
 
 
 def split_wqkv_plainly(model: onnx.ModelProto) -> None:
-    """InternLM2 fuses, for each key/value head, its query heads, the key and the value; here the fused matrix is cut as
-    if it held all queries, then all keys, then all values."""
+    """Split InternLM2's fused wqkv as if it had all queries, then all keys, then all values. In fact it has, for each
+    key/value head, its query heads, the key and the value."""
     matrix, cache = _matrix(model, "layers.0.attn.qkv_proj"), input_shape(model, "past.0.key")
     is_in_place = any(node.op_type == "TensorScatter" for node in model.graph.node)
     num_heads, num_kv = matrix.dims[1] // cache[-1], cache[1 if is_in_place else 2]
@@ -268,7 +268,7 @@ def split_wqkv_plainly(model: onnx.ModelProto) -> None:
     heads = np.split(numpy_helper.to_array(matrix), sizes.sum(), axis=1)
     query, key, value = (heads[end - size : end] for end, size in zip(np.cumsum(sizes), sizes, strict=True))
     if len(key) == 1:
-        raise SpecError("with one key/value head both ways to cut wqkv are the same", expected="several of them")
+        raise SpecError("with one key/value head both ways to split wqkv agree", expected="several key/value heads")
     group = len(query) // len(key)
     fused = [
         head
@@ -279,7 +279,7 @@ def split_wqkv_plainly(model: onnx.ModelProto) -> None:
 
 
 def _matrix(model: onnx.ModelProto, scope: str) -> Any:
-    """The matrix of a linear layer, whether a bias is added to its product or not."""
+    """Return the matrix of a linear layer, with or without a bias."""
     named = next(name for name, origin in origins(model).items() if origin.scope.endswith(scope))
     node = next(node for node in model.graph.node if named in node.output)
     if node.op_type != "MatMul":
@@ -288,7 +288,7 @@ def _matrix(model: onnx.ModelProto, scope: str) -> Any:
 
 
 def repeat_a_frame_time(model: onnx.ModelProto) -> None:
-    """Frame 13 has the time of frame 12: one row of a table, looked up wrongly. All our models are trained so far."""
+    """Give frame 13 the time of frame 12, as with a wrong table index. All our models are trained that far."""
     own, other = (constant(model, name, np.array(time, np.float32)) for name, time in (("own", 13.0), ("other", 12.0)))
     nodes = [
         helper.make_node("Equal", ["frame_time", own], ["is_own"]),
@@ -298,13 +298,13 @@ def repeat_a_frame_time(model: onnx.ModelProto) -> None:
 
 
 def begin_time_anew(model: onnx.ModelProto) -> None:
-    """Time begins anew after 64 frames."""
+    """Restart time after 64 frames."""
     period = constant(model, "period", np.array(64.0, np.float32))
     behind(model, "frame_time", [helper.make_node("Mod", ["frame_time", period], ["wrapped_time"], fmod=1)])
 
 
 def shift_positions_midway(model: onnx.ModelProto) -> None:
-    """Positions 290 to 350 are one too large: no end of a bucket or of the context is among them."""
+    """Make positions 290 to 350 one too large; no end of a bucket or of the context is among them."""
     ends = [constant(model, name, np.array(value, np.int64)) for name, value in (("first", 290), ("last", 350))]
     nodes = [
         helper.make_node("GreaterOrEqual", ["position_ids", ends[0]], ["is_behind"]),
@@ -317,28 +317,28 @@ def shift_positions_midway(model: onnx.ModelProto) -> None:
 
 
 def end_positions_early(model: onnx.ModelProto) -> None:
-    """Rotary positions stand still 32 rows before the context ends (512 rows here)."""
+    """Stop rotary positions 32 rows before the end of the context (512 rows here)."""
     last = constant(model, "last_position", np.array(480, np.int64))
     behind(model, "position_ids", [helper.make_node("Min", ["position_ids", last], ["stopped_position"])])
 
 
 def forget_a_residual(model: onnx.ModelProto) -> None:
-    """The first MLP's result replaces what it should be added to."""
+    """Replace the residual stream by the first MLP's result, instead of adding it."""
     node = find(model, "Add", scope="layers.0", operation="add", index=1)
     zero = constant(model, "nothing", np.zeros((), numpy_helper.to_array(weight(model, "ls2")).dtype))
     node.input[0] = before(model, node, helper.make_node("Mul", [node.input[1], zero], ["no_residual"]))
 
 
-# -- what the noise of float16 covers, and what only shows where a weight is read ------------------------------------
+# -- faults hidden by the noise of float16, and faults visible only where a weight is read ---------------------------
 
 
 def exchange_matrices(model: onnx.ModelProto) -> None:
-    """Two layers have each other's output projection."""
+    """Exchange the output projections of two layers."""
     _exchange(_matrix(model, "layers.0.attn.proj"), _matrix(model, "layers.1.attn.proj"))
 
 
 def exchange_biases(model: onnx.ModelProto) -> None:
-    """Two layers have each other's bias."""
+    """Exchange the biases of two layers."""
     _exchange(weight(model, "layers.0.attn.proj.bias"), weight(model, "layers.1.attn.proj.bias"))
 
 
@@ -349,27 +349,27 @@ def _exchange(one: TensorProto, other: TensorProto) -> None:
 
 
 def transpose_a_matrix(model: onnx.ModelProto) -> None:
-    """A square matrix lies the wrong way round."""
+    """Transpose a square matrix."""
     change(_matrix(model, "layers.0.attn.proj"), np.transpose)
 
 
 def exchange_gate_and_up(model: onnx.ModelProto) -> None:
-    """The two halves of a joined product stand in the wrong order."""
+    """Exchange the two halves of a joined matmul."""
     change(_matrix(model, "layers.0.mlp.gate_up_proj"), lambda values: np.roll(values, values.shape[1] // 2, axis=1))
 
 
 def take_the_next_alpha(model: onnx.ModelProto) -> None:
-    """The first layer has the second's gain of attention over time."""
+    """Give the first layer the second layer's alpha."""
     change(weight(model, "layers.0.alpha"), lambda _: numpy_helper.to_array(weight(model, "layers.1.alpha")))
 
 
 def roll_the_table(model: onnx.ModelProto) -> None:
-    """Every token has the row of the one before it."""
+    """Give every token the row of the token before it."""
     change(_largest(model), lambda values: np.roll(values, 1, axis=0))
 
 
 def change_the_last_row(model: onnx.ModelProto) -> None:
-    """One row of a table, of a token that no prompt has."""
+    """Change one row of a table, that of a token in no prompt."""
 
     def changed(values: Array) -> Array:
         values[-1, 0] += values.dtype.type(values.std())
@@ -383,17 +383,17 @@ def _largest(model: onnx.ModelProto) -> Any:
 
 
 def widen_one_epsilon(model: onnx.ModelProto) -> None:
-    """The first LayerNorm's epsilon is a tenth too large."""
+    """Make the first LayerNorm's epsilon a tenth too large."""
     node = find(model, "LayerNormalization")
     epsilon = next(attribute.f for attribute in node.attribute if attribute.name == "epsilon")
     set_attribute(node, "epsilon", 1.1 * epsilon)
 
 
 def scale_attention_a_little(model: onnx.ModelProto) -> None:
-    """Scores are a thousandth too large."""
+    """Make scores a thousandth too large."""
     change(weight_of(model, find(model, "Mul", scope="attn")), lambda values: np.asarray(values * 1.001))
 
 
 def shift_the_mean(model: onnx.ModelProto) -> None:
-    """A colour's mean is off by one of the 256 values that a pixel can have."""
+    """Shift one colour's mean by one pixel value (1/255)."""
     change(weight_of(model, find(model, "Sub", operation="sub")), lambda values: values + np.array([1 / 255, 0, 0]))

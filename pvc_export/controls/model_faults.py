@@ -1,7 +1,7 @@
-"""Faults that a float16 bundle is exported with: a missing island, and layers that leave the range.
+"""Faults for the export of a float16 bundle: a missing island, and layers that overflow.
 
-What is done to the weights of the reference, which stays the judge in float32, and a patch of the reference's code that
-only narrow models feel. The layers that overflow are scaled up and back down: in float32 the same model as before.
+They change the weights of the reference, which stays the judge in float32, or patch the reference's code so that only
+float16 models are affected. Overflowing layers are scaled up and back down, so in float32 the model is the same.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pvc_ref.layers import LayerNorm
 
 from .runtime_patches import replaces
 
-OUTLIER = 300.0  # trained vision transformers have such channels; its square is beyond float16
+OUTLIER = 300.0  # as in trained vision transformers; its square overflows float16
 HUGE = 2.0**17
 
 
 @replaces(LayerNorm, "forward")
 def norms_without_island(forward: Callable[..., Tensor], norm: LayerNorm, x: Tensor) -> Tensor:
-    """Mean and variance are computed in the dtype of what is normed."""
+    """Compute mean and variance in the dtype of the input."""
     if x.dtype != torch.float16:
         return forward(norm, x)
     centered = x - x.mean(-1, keepdim=True)
@@ -34,13 +34,13 @@ def norms_without_island(forward: Callable[..., Tensor], norm: LayerNorm, x: Ten
 
 @torch.no_grad()
 def with_outliers(model: PVC) -> None:
-    """One channel of every position at 300."""
+    """Set one channel of every position to 300."""
     model.trunk.embeddings.position_embedding[..., 7] = OUTLIER
 
 
 @torch.no_grad()
 def with_loud_values(model: PVC) -> None:
-    """The values of the second layer's attention."""
+    """Scale up the values of the second layer's attention."""
     attention = model.get_submodule("trunk.layers.1.attn")
     value_rows = slice(-attention.get_parameter("proj.weight").shape[1], None)
     for name in ("qkv.weight", "qkv.bias"):
@@ -50,7 +50,7 @@ def with_loud_values(model: PVC) -> None:
 
 @torch.no_grad()
 def with_a_loud_adaln(model: PVC) -> None:
-    """What the compressor's AdaLN scales and shifts by."""
+    """Scale up the scales and shifts of the compressor's AdaLN."""
     for name in ("w4.weight", "w4.bias", "w6.weight", "w6.bias"):
         model.get_parameter(f"compressor.adaln.{name}").mul_(HUGE)
     model.get_parameter("compressor.mlp.fc1.weight").div_(HUGE)
@@ -58,14 +58,14 @@ def with_a_loud_adaln(model: PVC) -> None:
 
 @torch.no_grad()
 def with_a_loud_swiglu(model: PVC) -> None:
-    """The ungated half of the second LLM layer's MLP."""
+    """Scale up the ungated half of the second LLM layer's MLP."""
     model.get_parameter("llm.layers.1.mlp.up_proj.weight").mul_(4 * HUGE)
     model.get_parameter("llm.layers.1.mlp.down_proj.weight").div_(4 * HUGE)
 
 
 @torch.no_grad()
 def with_an_overflow(model: PVC) -> None:
-    """The first MLP's result is scaled up and back down: the same model, but in float16."""
+    """Scale the first MLP's result up and back down: the same model, except in float16."""
     for name in ("mlp.fc2.weight", "mlp.fc2.bias"):
         model.get_parameter(f"trunk.layers.0.{name}").mul_(HUGE)
     model.get_parameter("trunk.layers.0.ls2").div_(HUGE)

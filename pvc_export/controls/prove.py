@@ -1,9 +1,9 @@
-"""Proof that the gate can fail: every defect is planted, the check runs as always, and must catch it at its level.
+"""Proof that the check can fail: every defect is planted, and the usual check must catch it at its level.
 
-A defect is caught if the check ends with a report, the report fails, the level at which the defect must show is the
-first of its kind that fails, and where a graph is to blame it is named. A crash does not count as caught.
-Level A holds a graph's file against a fresh export and so sees every edited graph. It is of another kind than the
-levels that compare numbers, and excuses none of them: what they do not see by themselves is missed.
+A defect is caught if all of this holds: the check ends with a report; the report fails; the defect's level is the first
+of its kind to fail; and the faulty graph, if there is one, is named. A crash does not count as caught.
+Level A compares a graph's file with a fresh export and so detects every edited graph. It is of another kind than the
+levels that compare numbers and does not replace them: a defect that they do not detect themselves counts as missed.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from ..terminal.console import Console
 from .defects import Defect, PrecisionDefect
 
 LIMITS = StreamLimits(window=4, context=512, streams=2)
-"""Small, so that a check is short, and two streams, so that one can leak into the other."""
+"""Small limits for a short check, with two streams so that one can leak into the other."""
 NUM_QUESTIONS = 24
-"""Asked of a model whose world is known: they alone pass through the LLM with every operation rounded."""
+"""Questions for a model whose world is known: only they run through the LLM with every operation rounded."""
 IN_A_STREAM = "BDFE"
-"""Levels at which one fault shows again and again: there the first must be it. The others are of another kind."""
+"""Levels at which one fault shows repeatedly: among these, the defect's level must be the first to fail."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DefectResult:
-    """How the check met one defect. `failed`: the levels that failed, in order; crash: what ended it instead."""
+    """Result of the check for one defect. `failed`: the failed levels, in order; `crash`: the exception, if any."""
 
     defect: str
     level: str
@@ -61,7 +61,7 @@ class DefectResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OverflowResult:
-    """How a model that float16 does not hold was met: what was named, which islands were tried, whether they help."""
+    """Result for a model that overflows float16: the operation named, the islands tried, and whether they repair it."""
 
     defect: str
     what: str
@@ -72,13 +72,13 @@ class OverflowResult:
 
     def line(self) -> str:
         verdict = "repaired" if self.passed else "NOT REPAIRED"
-        named = f"named '{self.operation}' of {self.layer}" if self.layer else "nothing was named"
+        named = f"named '{self.operation}' of {self.layer}" if self.layer else "named no operation"
         return f"  {verdict} {self.defect:<13} {named}, islands: {', '.join(self.islands) or 'none'}   {self.what}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proof:
-    """The mutation score, and that a faithful bundle passes: a gate that is always shut proves nothing either."""
+    """The mutation score, and whether a faithful bundle passes: a check that always fails proves nothing."""
 
     outcomes: tuple[DefectResult, ...]
     repairs: tuple[OverflowResult, ...]
@@ -114,11 +114,10 @@ def prove(
     precision_defects: Sequence[PrecisionDefect],
     console: Console,
 ) -> Proof:
-    """Export a faithful bundle of the model, and one in float16 where a defect wants it; then break copies of them, and
-    models, one defect after the other."""
+    """Export a faithful bundle in float32, and in float16 if a defect needs it; then plant each defect in a copy."""
     started = time.monotonic()
     outcomes: list[DefectResult] = []
-    sharing = FreshGraphs.of(loaded.model, None)  # every check holds its bundle against the same
+    sharing = FreshGraphs.of(loaded.model, None)  # every check compares its bundle with the same graphs
     with tempfile.TemporaryDirectory(prefix="pvc-prove-") as name, sharing as fresh:
         scratch, faithful = Path(name), dict[str, bool]()
         changed: tuple[Precision, ...] = ("fp32", "fp16")
@@ -146,7 +145,7 @@ def _request(precision: Precision) -> ExportRequest:
 def meet(
     defect: Defect, sound: Path, loaded: LoadedModel, scratch: Path, fresh: FreshGraphs | None = None
 ) -> DefectResult:
-    """Plant one defect into a copy of a faithful bundle of its precision, or into an export of its own, and check."""
+    """Plant one defect in a copy of the faithful bundle of its precision, or in a separate export, and check it."""
     started = time.monotonic()
     folder = scratch / f"broken-{defect.name}"
     report: ParityReport | None = None
@@ -172,7 +171,7 @@ def meet(
 
 
 def meet_overflow(defect: PrecisionDefect, loaded: LoadedModel, scratch: Path, console: Console) -> OverflowResult:
-    """Export a model that float16 does not hold, let the culprit be named, and its island be proven."""
+    """Export a model that overflows float16, find the culprit, and prove that its island repairs it."""
     reference = _changed(loaded, defect.change_model)
     console.print(f"  {defect.name}: {defect.what}")
     found = repair(reference, _request("fp16"), scratch=scratch, console=console, num_questions=NUM_QUESTIONS)
@@ -189,7 +188,7 @@ def meet_overflow(defect: PrecisionDefect, loaded: LoadedModel, scratch: Path, c
 
 
 def _changed(loaded: LoadedModel, change_model: Callable[[PVC], None]) -> LoadedModel:
-    """A copy of the model with a fault in it, as a reference of its own."""
+    """Return a copy of the model with a fault, as a separate reference."""
     changed = copy.deepcopy(loaded.model)
     change_model(changed)
     return loaded_model(changed, loaded.tokenizer, name=loaded.source.name)
@@ -206,7 +205,7 @@ def _judge(defect: Defect, report: ParityReport | None, crash: str, seconds: flo
     is_first = defect.level not in IN_A_STREAM or (report is not None and report.first_failed_level == defect.level)
     caught = report is not None and not report.passed and defect.level in failed and is_first
     if caught and defect.named and named != defect.named:
-        caught, detail = False, f"'{named}' is named, and '{defect.named}' is wrong"
+        caught, detail = False, f"the report names '{named}', but '{defect.named}' is wrong"
     return DefectResult(
         defect=defect.name,
         level=defect.level,

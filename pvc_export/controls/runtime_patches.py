@@ -1,4 +1,4 @@
-"""Faults of the runtime and of what it is fed: each stands in for one function of the runtime while its block lasts."""
+"""Faults of the runtime and of its inputs: each replaces one function of the runtime until the end of its block."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ToTiles = Callable[..., Array]
 
 
 def replaces(owner: Any, name: str) -> Callable[[Callable[..., Any]], Fault]:
-    """Make a fault of a function that stands in for `owner.name`, and is given the true one before its arguments."""
+    """Make a fault from a function that replaces `owner.name` and gets the original as its first argument."""
 
     def fault_of(wrong: Callable[..., Any]) -> Fault:
         @contextmanager
@@ -60,7 +60,7 @@ def mask_one_slot_off(feeds: Feeds, ring: RingCache) -> dict[str, Any]:
 
 @replaces(RingCache, "feeds")
 def window_one_frame_too_long(feeds: Feeds, ring: RingCache) -> dict[str, Any]:
-    """The slot that is about to be overwritten stays readable."""
+    """The slot that is overwritten next stays readable."""
     return feeds(ring) | {"slot_mask": np.arange(ring.window)[None] < ring.num_frames}
 
 
@@ -74,7 +74,7 @@ def rows_one_slot_off(_: Push, ring: RingCache, rows: Mapping[str, Tensor]) -> N
 
 @replaces(RingCache, "push")
 def every_second_row_kept(push: Push, ring: RingCache, rows: Mapping[str, Tensor]) -> None:
-    """A stale state: of every second frame the ring keeps what it held before."""
+    """A stale state: the rows of every second frame are not written to the ring."""
     if ring.num_frames % 2:
         ring.num_frames += 1
     else:
@@ -83,7 +83,7 @@ def every_second_row_kept(push: Push, ring: RingCache, rows: Mapping[str, Tensor
 
 @replaces(RingCache, "push")
 def ring_never_wraps(push: Push, ring: RingCache, rows: Mapping[str, Tensor]) -> None:
-    """Frames behind a full window are not kept: the ring goes stale where it should begin anew."""
+    """Frames after a full window are not written: the ring goes stale instead of wrapping around."""
     if ring.num_frames < ring.window:
         push(ring, rows)
     else:
@@ -108,7 +108,7 @@ def positions_one_ahead(feeds: Feeds, cache: LinearCache, num_rows: int) -> dict
 
 @replaces(LinearCache, "feeds")
 def last_row_written_over(feeds: Feeds, cache: LinearCache, num_rows: int) -> dict[str, Any]:
-    """Of a cache in place, the newest row is written over; of one that is fed in buckets, the empty tail is read."""
+    """In a cache updated in place, the newest row is overwritten; in one with buckets, the empty tail is read."""
     return last_row_hidden(feeds(cache, num_rows))
 
 
@@ -120,7 +120,7 @@ def last_row_hidden(fed: dict[str, Any]) -> dict[str, Any]:
 
 @replaces(LinearCache, "feeds")
 def newest_row_hidden_late(feeds: Feeds, cache: LinearCache, num_rows: int) -> dict[str, Any]:
-    """The same at one place alone, the last of a context of 512 rows."""
+    """The same fault at one place only, the last row of a context of 512."""
     return last_row_hidden(feeds(cache, num_rows)) if cache.length == 511 else feeds(cache, num_rows)
 
 
@@ -136,7 +136,7 @@ def reset_forgets_nothing(_: Callable[..., None], encoder: VisionEncoder) -> Non
 
 @replaces(LinearCache, "truncate")
 def questions_are_kept(truncate: Callable[..., None], cache: LinearCache, length: int) -> None:
-    """What was asked and should be rolled back stays in the context."""
+    """Questions stay in the context instead of being rolled back."""
     if length == 0:
         truncate(cache, length)
 
@@ -167,7 +167,7 @@ def streams_share_a_ring() -> Iterator[None]:
 
 @replaces(OrtSession, "run")
 def session_writes_into_its_input(run: Run, session: OrtSession, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A graph that changes the ring that it reads, which nobody declared."""
+    """A graph that changes the ring it reads, although its spec does not say so."""
     outputs = run(session, inputs)
     ring = inputs.get("past.0.key")
     if isinstance(ring, np.ndarray) and session.spec.name == "temporal":
@@ -200,7 +200,7 @@ def colours_swapped(to_model_frame: ToModelFrame, frame: Array, *, size: int) ->
 
 @replaces(device_frames, "to_model_frame")
 def resized_by_opencv(_: ToModelFrame, frame: Array, *, size: int) -> Array:
-    import cv2  # of the extra `apps`, which a check does without
+    import cv2  # from the extra `apps`, which a check does not need
 
     resized = cv2.resize(frame, (size, size), interpolation=cv2.INTER_CUBIC)
     return np.ascontiguousarray(resized[..., ::-1])
@@ -210,19 +210,19 @@ def resized_by_opencv(_: ToModelFrame, frame: Array, *, size: int) -> Array:
 def frames_counted_from_zero(
     rows_of: Callable[..., FrameRows], context: Context, frame_embeds: Array, *, index: int, pending: str | None = None
 ) -> FrameRows:
-    """The prompt says 'Frame0:' where the model was trained on 'Frame1:'."""
+    """The prompt begins with 'Frame0:', but the model was trained on 'Frame1:'."""
     return rows_of(context, frame_embeds, index=index - 1, pending=pending)
 
 
 @replaces(PromptTokenizer, "encode")
 def tokens_of_another_vocabulary(encode: Callable[..., list[int]], tokenizer: PromptTokenizer, text: str) -> list[int]:
-    """Every second token is the one beside it: a tokenizer of another release."""
+    """Every second token id is off by one, as with a tokenizer of another release."""
     return [max(token - 1, 0) if index % 2 else token for index, token in enumerate(encode(tokenizer, text))]
 
 
 @replaces(PromptTokenizer, "decode")
 def text_in_lower_case(decode: Callable[..., str], tokenizer: PromptTokenizer, ids: list[int]) -> str:
-    """The tokens of an answer are right, and its text is not."""
+    """The tokens of an answer are right, but its text is not."""
     return decode(tokenizer, ids).lower()
 
 
@@ -233,7 +233,7 @@ def thumbnail_first(to_tiles: ToTiles, image: Array, **sizes: int) -> Array:
 
 @replaces(images, "to_tiles")
 def tiles_column_by_column(to_tiles: ToTiles, image: Array, **sizes: int) -> Array:
-    """Of six tiles or more; images of fewer are cut as they should be."""
+    """Only for six tiles or more; smaller images are cut correctly."""
     tiles = to_tiles(image, **sizes)
     if len(tiles) < 7:
         return tiles
@@ -244,7 +244,7 @@ def tiles_column_by_column(to_tiles: ToTiles, image: Array, **sizes: int) -> Arr
 
 @replaces(Context, "next_turn")
 def answer_without_its_end(next_turn: Callable[..., None], context: Context) -> None:
-    """The token that ends a kept answer is lost: the next question seems to be a part of it."""
+    """The token that ends a kept answer is lost, so the next question appears to be part of the answer."""
     next_turn(context)
     context.pending = context.pending.removeprefix("<|im_end|>")
 
@@ -257,7 +257,7 @@ def waiting_frames_out_of_order(take_in: Callable[..., None], context: Context, 
 
 @replaces(Context, "take_in")
 def a_waiting_frame_dropped(take_in: Callable[..., None], context: Context, num_frames: int) -> None:
-    """Of frames that are taken in together, the last is forgotten."""
+    """The last of several frames that are ingested together is dropped."""
     if num_frames > 1:
         context.waiting = (*context.waiting[: num_frames - 1], *context.waiting[num_frames:])
     take_in(context, min(num_frames, len(context.waiting)))
@@ -267,7 +267,7 @@ def a_waiting_frame_dropped(take_in: Callable[..., None], context: Context, num_
 def replay_without_time(
     _: Push, successor: Successor, first_frame: int, end: int, *, notes: str, steps: int = 0
 ) -> None:
-    """The replayed frames reach the LLM in reverse."""
+    """The replayed frames reach the LLM in reverse order."""
     vision, context, embeds = successor.episode.vision, successor.episode.context, []
     successor.episode.reset(notes)
     for frame in range(first_frame, end):
@@ -281,7 +281,7 @@ def replay_without_time(
 
 @replaces(Episodes, "_start_anew")
 def newest_frame_lost(start_anew: Callable[..., float], episodes: Episodes, trunk_features: Tensor) -> float:
-    """A stream that starts anew is told its last replayed frame twice, and the one that came never."""
+    """A re-anchored stream gets its last replayed frame twice and never the newest one."""
     assert episodes._successor is not None
     episode = episodes._successor.episode
     frame, newest = episode.context.frame, episodes.num_retained + 1
@@ -295,7 +295,7 @@ def newest_frame_lost(start_anew: Callable[..., float], episodes: Episodes, trun
 
 @replaces(Episode, "push")
 def first_frames_counted_on(push: Push, episode: Episode, trunk_features: Tensor) -> None:
-    """A stream that starts anew does not begin to count at 1."""
+    """A re-anchored stream does not number its frames from 1."""
     frame = episode.context.frame
     with patch.object(episode.context, "frame", lambda embeds, *, index: frame(embeds, index=index + 1)):
         push(episode, trunk_features)

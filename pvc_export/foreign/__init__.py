@@ -1,4 +1,4 @@
-"""The check of other people's stateful graphs: check.py says what it takes and does."""
+"""Parity checks for stateful ONNX graphs of any origin. Start at check.py."""
 
 from .check import check_foreign
 from .report import ForeignReport

@@ -1,45 +1,45 @@
-"""Parity of any ONNX graph with declared state pairs: the check of a model that is not PVC.
+"""Parity check of any ONNX graph with declared state pairs: for models other than PVC.
 
     pvc-export check --reference pkg.module:Model --graph model.onnx --state past=present [--state ...] [--steps N]
 
 The reference is a torch.nn.Module, or a class or function that makes one without arguments, named 'pkg.module:Name' or
-'path/to/file.py:Name'. Its forward takes the graph's inputs by name as torch tensors (a character that no Python name
-has may be '_') and returns a dict by output name, or a tensor or tuple in the order of the graph's outputs. It runs in
-float32 on the CPU, and once more in float64, as the noise floor, if it can. States are arguments and results: the same
-inputs must give the same outputs. Importing that module is all that is done with it; no pickle is ever loaded.
+'path/to/file.py:Name'. Its forward takes the graph's inputs by name as torch tensors ('_' stands for any character
+that a Python name cannot have). It returns a dict by output name, or a tensor or tuple in the order of the graph's
+outputs. It runs in float32 on the CPU, and once more in float64, if it can, as the noise floor. States are arguments
+and results: the same inputs must give the same outputs. The module is only imported; no pickle is ever loaded.
 
 States are named in pairs; each begins as zeros.
     --state past=present           the output is the next step's input. A dynamic axis with another name in the output
                                    ('past' and 'total') grows: it begins with no rows and is followed, like a KV cache
     --state past=new@append:AXIS   the output holds new rows only; they are appended to the input along AXIS
-    ...@start:N                    the growing axis begins with N rows of zeros, where a graph cannot take an empty one
-    ...@crossed                    it is meant so, though the names go with other pairs
-    --state 'cached_*=new_cached_*'   all pairs that the pattern fits
-    --no-state OUTPUT              it is no state, though its name looks like one
-A wrong pair is followed on both sides, where no number can tell: names.py says what the names say against it.
-Every other input is drawn from a seed, as draw.py says: floats normal, uint8 over its range, integers that index a
-table over all its rows, masks so that they leave something to see, bool 0..1. An integer of which neither the graph nor
---bound says what it may be makes the check 'not shown' and no pass.
+    ...@start:N                    the growing axis begins with N rows of zeros, if the graph cannot take an empty one
+    ...@crossed                    the pair is intended, although the names suggest other pairs
+    --state 'cached_*=new_cached_*'   all pairs that match the pattern
+    --no-state OUTPUT              not a state, although its name looks like one
+Both sides follow a wrong pair alike, so no number reveals it; names.py warns when the names contradict a pair.
+Every other input is drawn from a seed, by the rules of draw.py: floats normal, uint8 over its range, integers that
+index a table over all its rows, masks that leave something visible, bool 0..1. An integer whose range neither the graph
+nor --bound gives makes the check 'not shown', which is not a pass.
     --bound NAME=LOW:HIGH          both ends included: positions 0:511, an attention mask 1:1; floats become uniform
     --size AXIS=N, AXIS=A+B        an axis that must have one size, or that is the sum of others: total=past+new
-    --batch-axis AXIS              the one that is the batch, where its name does not say
-    --tolerance METRIC=LIMIT       rel_l2, worst_token or max_abs, in place of the limit that is measured
+    --batch-axis AXIS              the batch axis, if its name does not show it
+    --tolerance METRIC=LIMIT       rel_l2, worst_token or max_abs, instead of the measured limit
 
-The levels, those of parity/levels.py that need no ring and no words. After a fault, whatever can go on does:
+Levels (those of parity/levels.py that need no ring and no text). After a fault, every check that can still run does:
     A  graph        onnx.checker, strict shape inference, the state pairs, ONNX Runtime's CPU opens it
     B  one step     one step from the zero state: every output and state output against the reference
     C  shapes       the same with each dynamic axis at 1 and at two sizes that B did not use
-    D  stream       each side with its own state; and every step fed the reference's, which tells a wrong step from
-                    one that only accumulates
+    D  stream       each side with its own state; and every step again on the reference's state, which separates a
+                    wrong step from an error that only accumulates
     E  drift        whether the error grows over the stream, judged like a bundle's (parity/drift/report.py)
-    G  state rules  the zero state starts anew, streams do not mix, inputs are left alone: bit for bit
-    H  batch        a row of a batch is what it is alone, and equal rows stay equal
+    G  state rules  the zero state starts a fresh stream, streams do not mix, inputs are not modified: bit for bit
+    H  batch        a row of a batch gives what it gives alone, and equal rows stay equal
     I  determinism  the same bits again, and in a new session
 Not covered: bfloat16 inputs or outputs, and sequences.
-How far off an output may be is measured on the spot, by the rule at the top of limits.py, or with --tolerance given: a
-quantized graph is meant to be further off than any float's rounding.
-Nothing is known of the model, so it is held against itself wherever that is possible; and a wrong state is looked for
-by experiment (causes.py), since "the outputs differ" does not help with somebody else's graph.
+The allowed error of an output is measured during the check (the rule is at the top of limits.py), or given with
+--tolerance: a quantized graph is expected to differ by more than float rounding.
+Nothing is known about the model, so it is compared with itself wherever possible. A wrong state is located by
+experiment (causes.py), since "the outputs differ" does not help with someone else's graph.
 """
 
 from __future__ import annotations
@@ -64,16 +64,16 @@ CHECKS = {
     "B": check_step, "C": check_sizes, "D": check_stream, "E": check_drift, "G": check_states, "H": check_batch,
     "I": check_determinism,
 }  # fmt: skip
-"""What asks each of report.LEVELS but A."""
+"""The function that checks each of report.LEVELS, except A."""
 
 
 def check_foreign(request: ForeignRequest, progress: Progress = lambda _: None) -> ForeignReport:
-    """Climb the ladder. A difference is not an error here: it is in the report, with everything else that still ran.
+    """Run every level. A difference is not an error here: the report has it, with everything else that still ran.
 
     `progress` is called with the fraction done, 0 to 1.
-    Raises ModelError for a graph file that is none or whose weights are missing, and for a reference that cannot be
-    imported, made, called with the graph's inputs, or held against its outputs; SpecError for names and pairs that the
-    graph cannot have; BackendUnavailable without ONNX Runtime.
+    Raises ModelError for a file that is not a graph or whose weights are missing, and for a reference that cannot be
+    imported, made, called with the graph's inputs, or compared with its outputs; SpecError for names and pairs that
+    the graph cannot have; BackendUnavailable without ONNX Runtime.
     """
     model = load_graph(request.graph)
     with without_links(request.graph, model) as readable:
@@ -87,7 +87,7 @@ def _climb(request: ForeignRequest, declared: Declared, progress: Progress) -> F
     try:
         session = GraphSession(declared)
     except RunFailed as error:
-        left = {heading(level): "the graph does not open" for level in CHECKS}
+        left = {heading(level): "the graph cannot be opened" for level in CHECKS}
         found = check_file(declared, error) + Findings(not_executed=left)
     else:
         sides = Sides(request, declared, session, reference, double, streamed, progress)

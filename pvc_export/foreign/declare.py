@@ -1,4 +1,4 @@
-"""What a graph of any origin declares, read from its file and held against the command line before anything runs."""
+"""The declarations of a graph of any origin, read from its file and checked against the command line first."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from .states import Declared, Doubt, Port, Sizes, Table, pieces_of
 
 BATCH_SIZE = 2
 FIRST_SIZE = 3
-"""Of the dynamic axes that are not the batch: 3, 4, 5, ..., so that no two are mistaken for each other."""
+"""Size of the first dynamic axis that is not the batch; then 4, 5, ..., so that no two can be confused."""
 CORRECT = "Correct it and run the check again"
 
 
 def declare(model: Any, request: ForeignRequest, readable: Path) -> Declared:
-    """Read what an onnx.ModelProto declares, and hold the command line against it. readable: the graph without links.
+    """Read the declarations of an onnx.ModelProto, and check the command line against them.
 
-    Raises SpecError for a tensor that no numpy array can be, for a name that the graph does not have, for a pattern
-    that fits nothing, and for a pair whose ends cannot follow each other.
+    readable  the graph without links
+    Raises SpecError for a tensor that numpy cannot represent, for a name that the graph does not have, for a pattern
+    that matches nothing, and for a pair whose output cannot be its next input.
     """
     path = request.graph
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(_port(value, "input") for value in model.graph.input if value.name not in constants)
     outputs = tuple(_port(value, "output") for value in model.graph.output)
     for name in request.no_states:
-        what = f"--no-state names '{name}', which is no output of {path.name}"
+        what = f"--no-state names '{name}', which is not an output of {path.name}"
         _require_known(what, name, [port.name for port in outputs], among="one of its outputs: ")
     bound_pairs = _bind(expand(request.pairs(), inputs, outputs), inputs, outputs, path)
     fed = {pair.input for pair in bound_pairs}
@@ -84,8 +85,8 @@ def declare(model: Any, request: ForeignRequest, readable: Path) -> Declared:
 
 
 def _unbounded(drawn: list[Port], told: Collection[str]) -> Iterator[Doubt]:
-    """Integers of which nothing tells what they may be, but for those whose whole range is drawn."""
-    why = "an integer of which nothing says what it may be, so it was 0 or 1 and what depends on others was never asked"
+    """Integers of unknown range, except those whose whole range is drawn."""
+    why = "an integer of unknown range: it was drawn as 0 or 1, so nothing that depends on other values was tested"
     for port in drawn:
         if port.kind == "int" and port.dtype != "uint8" and port.name not in told:
             yield Doubt(about=f"input '{port.name}'", why=why, bound=f"{port.name}=LOW:HIGH")
@@ -94,7 +95,7 @@ def _unbounded(drawn: list[Port], told: Collection[str]) -> Iterator[Doubt]:
 def _fixed_by_states(
     pairs: tuple[StatePair, ...], inputs: tuple[Port, ...], outputs: tuple[Port, ...], batch: str | None
 ) -> tuple[Sizes, dict[str, str]]:
-    """(the batch, if a state has one size where its output has the batch; why such an output is untrue)."""
+    """Return ({batch axis: size}, {output: reason}) for states that fix an axis their output declares as the batch."""
     ports = {("in", p.name): p.shape or () for p in inputs} | {("out", p.name): p.shape or () for p in outputs}
     fixed, untrue = Sizes(), dict[str, str]()
     for pair in pairs:
@@ -103,8 +104,8 @@ def _fixed_by_states(
             if isinstance(dim, int) and isinstance(out, str) and out == batch:
                 fixed[out] = dim
                 untrue[pair.output] = (
-                    f"it declares axis {axis} as '{out}', and is fed back as '{pair.input}', which is {dim} there: "
-                    f"no stream can have another '{out}'"
+                    f"it declares axis {axis} as '{out}', but is fed back as '{pair.input}', which is fixed to {dim} "
+                    f"there: no stream can have another '{out}'"
                 )
     return fixed, untrue
 
@@ -113,15 +114,15 @@ def _port(value: Any, role: str) -> Port:
     if value.type.WhichOneof("value") != "tensor_type":
         raise SpecError(
             f"the graph's {role} '{value.name}' is not a tensor",
-            expected="tensors only, since nothing else can be drawn and compared",
-            fix="export the graph again with tensors alone",
+            expected="tensors only: nothing else can be drawn and compared",
+            fix="export the graph again with tensors only",
         )
     tensor = value.type.tensor_type
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else np.dtype(object)
     if dtype.kind not in "fiub":
         name = onnx.TensorProto.DataType.Name(tensor.elem_type)
         raise SpecError(
-            f"the graph's {role} '{value.name}' has the type {name}, which numpy does not have",
+            f"the graph's {role} '{value.name}' has type {name}, which numpy does not support",
             expected="float16, float32, float64, an integer or bool",
             fix="cast it inside the graph and export again",
         )
@@ -133,7 +134,7 @@ def _port(value: Any, role: str) -> Port:
     if role == "input":
         raise SpecError(
             f"the graph's input '{value.name}' declares no shape, so nothing can be drawn for it",
-            fix="export again with its rank, and names for its dynamic axes",
+            fix="export it again with a rank and with names for its dynamic axes",
         )
     return Port(name=value.name, dtype=dtype.name, shape=None)
 
@@ -141,18 +142,18 @@ def _port(value: Any, role: str) -> Port:
 def _bind(
     pairs: tuple[StatePair, ...], inputs: tuple[Port, ...], outputs: tuple[Port, ...], path: Path
 ) -> tuple[StatePair, ...]:
-    """The pairs, with their axes counted from the front. Raises SpecError for one that the graph cannot have."""
+    """The pairs, with axes counted from the front. Raises SpecError for a pair that the graph cannot have."""
     ports = {"input": {p.name: p for p in inputs}, "output": {p.name: p for p in outputs}}
     for role, other in (("input", "output"), ("output", "input")):
         names = [getattr(pair, role) for pair in pairs]
         for index, name in enumerate(names):
             what = f"--state names the {role} '{name}', which {path.name} does not have"
-            cause = f"it has an {other} of that name: a pair is INPUT=OUTPUT" if name in ports[other] else ""
+            cause = f"it is an {other} of the graph: a pair is INPUT=OUTPUT" if name in ports[other] else ""
             _require_known(what, name, ports[role], among=f"one of its {role}s: ", cause=cause)
             if name in names[:index]:
                 raise SpecError(
                     f"--state names the {role} '{name}' twice",
-                    expected=f"each {role} in one pair at most",
+                    expected=f"each {role} in at most one pair",
                     fix="remove one of the two pairs and run the check again",
                 )
     return tuple(_bind_ends(pair, ports["input"][pair.input], ports["output"][pair.output]) for pair in pairs)
@@ -161,12 +162,12 @@ def _bind(
 def _bind_ends(pair: StatePair, into: Port, out: Port) -> StatePair:
     wrong_pair = partial(
         SpecError,
-        f"{pair.option()}: the input is {into.text()}, the output {out.text()}",
+        f"{pair.option()}: the input is {into.text()}, but the output is {out.text()}",
         fix="correct the pair, or export again",
     )
     if into.dtype != out.dtype:
-        expected = "one dtype, since the output is the next step's input"
-        raise wrong_pair(expected=expected, cause="a Cast is missing at one end, or it is the wrong pair")
+        expected = "the same dtype: the output is the next step's input"
+        raise wrong_pair(expected=expected, cause="a Cast is missing at one end, or the pair is wrong")
     shape = into.shape or ()
     axis, rank = pair.append_axis, len(shape)
     if axis is not None:
@@ -179,21 +180,21 @@ def _bind_ends(pair: StatePair, into: Port, out: Port) -> StatePair:
             raise SpecError(
                 f"{pair.option()}: axis {axis} of {into.text()} has a fixed size, so nothing can be appended there",
                 expected=f"one of its dynamic axes, which are {', '.join(dynamic) or 'none'}",
-                fix="correct the axis, or export it as dynamic",
+                fix="correct the axis, or export it as a dynamic axis",
             )
     sizes = zip(shape, out.shape or (), strict=False)
     differ = any(a != b for a, b in sizes if isinstance(a, int) and isinstance(b, int))
     if out.shape is not None and (len(out.shape) != rank or differ):
         free = "a dynamic axis that grows" if axis is None else "the axis of new rows"
-        cause = "it is the wrong pair, or the output holds new rows only, which need @append:AXIS"
-        raise wrong_pair(expected=f"one shape, but for {free}", cause=cause)
+        cause = "the pair is wrong, or the output holds new rows only, which need @append:AXIS"
+        raise wrong_pair(expected=f"the same shape, except for {free}", cause=cause)
     return replace(pair, append_axis=axis)
 
 
 def _followed(
     pairs: tuple[StatePair, ...], inputs: tuple[Port, ...], outputs: tuple[Port, ...], bare: set[Dim], batch: str | None
 ) -> tuple[dict[str, tuple[str, int]], frozenset[str]]:
-    """Symbols that only states have, and those that grow: by appended rows, or as the output renames the axis."""
+    """Symbols that only states have, and those that grow: rows are appended, or the output renames the axis."""
     shapes = {("in", p.name): p.shape or () for p in inputs} | {("out", p.name): p.shape or () for p in outputs}
     followed, growing = dict[str, tuple[str, int]](), set[str]()
     for pair in pairs:
@@ -206,20 +207,20 @@ def _followed(
                 growing.add(dim)
         if pair.start and not growing & set(into):
             raise SpecError(
-                f"{pair.option()}: no axis of '{pair.input}' grows, so it has no first length",
-                expected="a dynamic axis to which the output gives another name, or @append:AXIS",
+                f"{pair.option()}: no axis of '{pair.input}' grows, so it cannot have a first length",
+                expected="a dynamic axis that has another name in the output, or @append:AXIS",
                 fix="remove @start",
             )
     return followed, frozenset(growing)
 
 
 def _is_renamed(dim: str, out: Dim) -> bool:
-    """Whether both ends name the axis, and not alike. Exporters rename a batch too, which never grows."""
+    """Whether both ends name the axis, differently. Exporters also rename batch axes, which never grow."""
     return dim != out and not dim.lower().startswith("batch") and not any("[" in str(name) for name in (dim, out))
 
 
 def _batch(known: list[str], inputs: tuple[Port, ...], growing: frozenset[str]) -> str | None:
-    """The axis of that name, else the one that is axis 0 of every input and no cache's length."""
+    """The axis named batch, else the symbol that is axis 0 of every input and not a cache's length."""
     named = [symbol for symbol in known if symbol.lower().startswith("batch")]
     shared = [s for s in known if s not in growing and all(port.shape and port.shape[0] == s for port in inputs)]
     return next(iter(named + shared), None)
@@ -235,14 +236,14 @@ def _parse_sizes(
             _require_known(what, symbol, known, among="one of its dynamic axes, which are ")
         if name in growing:
             raise SpecError(
-                f"--size {name}={value}: that axis grows with its state, step by step",
+                f"--size {name}={value}: that axis grows with its state at every step",
                 fix="give its first length with the pair: --state INPUT=OUTPUT@start:N",
             )
     ties = {name: value for name, value in given.items() if not value.isdigit()}
     for name, value in ties.items():
         if set(pieces_of(value, {})) & set(ties):
             raise SpecError(
-                f"--size {name}={value} is a sum of an axis that is a sum itself",
+                f"--size {name}={value} uses an axis that is a sum itself",
                 expected="a sum of plain axes",
                 fix="write it out: --size total=past+new",
             )
@@ -250,12 +251,12 @@ def _parse_sizes(
 
 
 def _bounds(drawn: list[Port], given: Mapping[str, Bound], tables: Mapping[str, Table], path: Path) -> dict[str, Bound]:
-    """Those given, else those of the tables that integers index, else 0..1. Raises SpecError for an input that is not
+    """Bounds as given, else from the tables that integers index, else 0..1. Raises SpecError for an input that is not
     drawn."""
     ports = {port.name: port for port in drawn}
     for name, (low, high) in given.items():
-        what = f"--bound names '{name}', which is not an input of {path.name} that is drawn"
-        _require_known(what, name, ports, among="one of those that are: ")
+        what = f"--bound names '{name}', which is not a drawn input of {path.name}"
+        _require_known(what, name, ports, among="one of its drawn inputs: ")
         port = ports[name]
         whole = low == int(low) and high == int(high)
         room = np.iinfo(port.dtype) if port.kind == "int" else None
@@ -267,7 +268,7 @@ def _bounds(drawn: list[Port], given: Mapping[str, Bound], tables: Mapping[str, 
 
 
 def _require_known(what: str, name: str, known: Collection[str], *, among: str, cause: str = "") -> None:
-    """Raise SpecError for a name that is not known. among: what those are that are."""
+    """Raise SpecError for an unknown name. among: introduces the list of known names."""
     if name not in known:
         fix = f"{did_you_mean(name, known)} {CORRECT}".strip()
         raise SpecError(what, expected=among + (", ".join(known) or "none"), cause=cause, fix=fix)

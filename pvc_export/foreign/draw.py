@@ -1,9 +1,9 @@
-"""How the inputs of a graph that are no states are drawn: from a seed, others at each level and step.
+"""Random values for a graph's inputs that are not states: drawn from a seed, different at each level and step.
 
 floats      normal, or uniform within a bound
-integers    every value of their bound once before any comes again, both ends first: a table has its last row read
-            as well as its first, and all of them where the stream is long enough
-masks       0 or 1, but no row of them hides everything (a row lies along the last axis)
+integers    every value of the bound once before any repeats, both ends first: a table's first and last rows are read
+            at the start, and all rows if the stream is long enough
+masks       0 or 1, but no row hides everything (a row lies along the last axis)
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from engines.memory import Array
 Bound = tuple[float, float]
 """Smallest and largest value of an input, both included."""
 MOST_IN_ORDER = 2**22
-"""Values of a bound that are drawn without repetition; from more of them a repetition is rare."""
+"""Largest number of values drawn without repetition; with more, repetitions are rare anyway."""
 APART = 9973
-"""Steps between what one level draws and what the next one does."""
+"""Offset in steps between the draws of one level and the next."""
 
 
 class Moment(NamedTuple):
-    """When an input is drawn: the same in each check, and for no other input, level or step."""
+    """The moment of a draw. Equal moments draw equal values, in every check; different ones draw different values."""
 
     seed: int
     level: str
@@ -34,7 +34,7 @@ class Moment(NamedTuple):
 
     @property
     def own_seed(self) -> int:
-        """Of the input: two of a kind that were drawn alike could be exchanged unseen."""
+        """Seed of this input. If two inputs of one kind had the same values, swapping them would go unnoticed."""
         return crc32(self.name.encode()) + self.seed
 
     def rng(self) -> np.random.Generator:
@@ -42,9 +42,9 @@ class Moment(NamedTuple):
 
 
 def draw(shape: tuple[int, ...], dtype: str, bound: Bound | None, moment: Moment, *, hides: int | None = None) -> Array:
-    """One input, of its dtype. Integers and bool have a bound; of floats, None stands for normal values.
+    """One input, in its dtype. Integers and bool need a bound; for floats, None means normal values.
 
-    hides  for a mask, the one of 0 and 1 that hides
+    hides  for a mask: the value, 0 or 1, that hides
     """
     values: Any
     rng = moment.rng()
@@ -56,7 +56,7 @@ def draw(shape: tuple[int, ...], dtype: str, bound: Bound | None, moment: Moment
         values = _mask(shape, hides, rng)
     else:
         low, high = int(bound[0]), int(bound[1])
-        if not 1 < high - low < MOST_IN_ORDER:  # of two values, a turn would make every other one the opposite
+        if not 1 < high - low < MOST_IN_ORDER:  # with two values, taking turns would make them alternate
             values = rng.integers(low, high, shape, dtype=np.int64, endpoint=True)
         else:
             values = low + _in_turn(int(np.prod(shape)), high - low + 1, moment, rng).reshape(shape)
@@ -64,7 +64,7 @@ def draw(shape: tuple[int, ...], dtype: str, bound: Bound | None, moment: Moment
 
 
 def _in_turn(count: int, num_values: int, moment: Moment, rng: np.random.Generator) -> Array:
-    """So many of 0..num_values - 1: what a step draws goes on where the step before ended."""
+    """`count` values of 0..num_values - 1. Each step continues where the previous one ended."""
     if count >= num_values or not count:
         more = rng.integers(0, num_values, max(count - num_values, 0))
         return rng.permutation(np.concatenate([np.arange(min(count, num_values)), more]))
@@ -77,7 +77,7 @@ def _in_turn(count: int, num_values: int, moment: Moment, rng: np.random.Generat
 
 @lru_cache(maxsize=8)
 def _turn(num_values: int, seed: int, turn: int) -> Array:
-    """All values in an order of its own; the first turn of a stream begins with both ends."""
+    """All values in an order specific to this turn; a stream's first turn begins with both ends."""
     order: Array = np.random.default_rng((seed, num_values, abs(turn), int(turn < 0))).permutation(num_values)
     if turn == 0:
         ends = [0, num_values - 1] if num_values > 1 else [0]
@@ -86,7 +86,7 @@ def _turn(num_values: int, seed: int, turn: int) -> Array:
 
 
 def _mask(shape: tuple[int, ...], hides: int, rng: np.random.Generator) -> Array:
-    """0 or 1, and the first of every row shown, so that a causal mask on top of it leaves something as well."""
+    """0 or 1, with the first position of every row visible, so that a causal mask on top still leaves something."""
     values: Array = rng.integers(0, 1, shape, endpoint=True)
     values[..., :1] = 1 - hides
     return values

@@ -1,7 +1,8 @@
-"""The files of a graph of any origin: the graph itself, and weights that lie beside it.
+"""The files of a graph of any origin: the graph itself, and the weights next to it.
 
-onnx and ONNX Runtime read no weights through a symbolic or a hard link, lest a graph from elsewhere show them a file
-that is not its own. Download caches and content stores are made of such links, so weights behind one are copied.
+onnx and ONNX Runtime refuse to read weights through a symbolic or hard link, so that a graph from elsewhere cannot
+point them at a file that is not its own. Download caches and content stores consist of links, so linked weights are
+copied.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # onnx brings it, nobody its types
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # comes with onnx, without types
 
 from engines.errors import ModelError
 
 
 def load_graph(path: Path) -> Any:
-    """The onnx.ModelProto without external weights. Raises ModelError if the file is none, or if weights that it names
-    are missing."""
+    """The onnx.ModelProto without external weights. Raises ModelError if the file is not a graph, or if weights that
+    it names are missing."""
     if not path.is_file():
         raise ModelError(
             f"--graph {path} is not a file",
             expected="an ONNX graph",
-            cause="it is in another folder, or was not exported yet",
+            cause="it is in another folder, or has not been exported yet",
             fix="correct the path and run the check again",
         )
     try:
@@ -34,7 +35,7 @@ def load_graph(path: Path) -> Any:
     except DecodeError as error:
         raise ModelError(
             f"--graph {path} is not an ONNX file: {error}",
-            cause="it has another format, or is damaged",
+            cause="it has another format or is damaged",
             fix="export it again",
         ) from error
     if not model.graph.output:
@@ -49,25 +50,25 @@ def load_graph(path: Path) -> Any:
             is_link = file.is_symlink()
             fate = "a broken link" if is_link else "missing"
             raise ModelError(
-                f"--graph {path} keeps its weights in '{file.name}', which is {fate}",
+                f"--graph {path} stores its weights in '{file.name}', which is {fate}",
                 expected=f"the file {file}",
-                cause="its target was deleted or moved" if is_link else "the graph was copied or fetched without it",
-                fix=f"put it beside the graph, or export again, and check again: ls -l {file.parent}",
+                cause="its target was deleted or moved" if is_link else "the graph was copied or downloaded without it",
+                fix=f"put the file next to the graph, or export again; then look: ls -l {file.parent}",
             )
     return model
 
 
 def external_files(path: Path, model: Any) -> list[Path]:
-    """The files that a graph keeps weights in, as it names them."""
+    """The graph's weight files, as the graph names them."""
     entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
     return [path.parent / name for name in dict.fromkeys(entry.value for entry in entries if entry.key == "location")]
 
 
 @contextmanager
 def without_links(path: Path, model: Any) -> Iterator[Path]:
-    """Where the graph can be read: as it is, or a copy for the time of the block, if its weights are behind links.
+    """Path from which the graph can be read: its own, or, if its weights are links, a temporary copy's.
 
-    Weights in another folder than the graph's stay where they are: nobody reads those.
+    Weights outside the graph's folder are not copied: neither onnx nor ONNX Runtime reads those.
     """
     files = external_files(path, model)
     if not any(file.is_symlink() or file.stat().st_nlink > 1 for file in files):

@@ -1,4 +1,4 @@
-"""What the levels of a check of any graph found: evidence as of any check, and faults with their causes."""
+"""Findings of a graph check: the evidence that every check collects, and faults with their causes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..parity.levels import Rule
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Findings(Evidence):
-    """Everything that one level, or several together, found.
+    """Everything found by one level, or by several together.
 
-    diagnosed  what is wrong, each with its likely cause: that is tried while the arrays are at hand
-    drifts     of every output of the stream
+    diagnosed  the faults, each with its likely cause, which is determined while the arrays are in memory
+    drifts     the drift of every output of the stream
     """
 
     diagnosed: tuple[Fault, ...] = ()
@@ -23,7 +23,7 @@ class Findings(Evidence):
 
 
 def of_rules(*rules: Rule, cause: str) -> Findings:
-    """Rules, and a fault of each that does not hold."""
+    """The rules, and a fault for each that is broken."""
     wrong = [
         Fault(kind="rule", part=rule.name, about=rule.name, what=rule.detail, level=rule.level, cause=cause)
         for rule in rules

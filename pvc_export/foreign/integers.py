@@ -1,7 +1,7 @@
-"""What the file says of its integer inputs: which of them index a table, and which are masks.
+"""Roles of a graph's integer inputs, read from its file: which of them index a table, and which are masks.
 
-An input that is drawn from 0..1 shows two rows of a table and nothing of the others, so its bound is looked for in
-the graph: from the input through whatever passes values on unchanged, to the indices of a Gather over a known size.
+An input drawn from 0..1 would exercise only two rows of a table. Its bound is therefore derived from the graph: follow
+the input through every operator that passes values on unchanged, to the indices of a Gather over a known size.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ PASSES_ON = {
 }  # fmt: skip
 """Operator -> the inputs whose values it passes on; Concat passes on all of them."""
 INDEXES = {"Gather": "axis", "GatherElements": "axis", "ScatterElements": "axis", "GatherBlockQuantized": "gather_axis"}
-"""Operator -> the attribute that says along which axis its second input indexes the first."""
+"""Operator -> the attribute that holds the axis along which its second input indexes the first."""
 MASKS = {"Add", "And", "Cast", "Div", "Expand", "Identity", "Mul", "Not", "Or", "Reshape", "Slice", "Squeeze", "Sub",
          "Transpose", "Unsqueeze", "Where"}  # fmt: skip
-"""What lies between a mask and the softmax whose scores it hides."""
+"""Operators between a mask and the softmax whose scores it hides."""
 
 
 def tables_of(model: Any, names: set[str]) -> dict[str, Table]:
-    """The smallest table that each of these inputs indexes; none where no size is known, or nothing is indexed."""
+    """The smallest table that each of these inputs indexes. Inputs that index nothing of known size are left out."""
     nodes, sizes = list(_nodes(model.graph)), _shapes(model)
     carried = {name: {name} for name in names}
     found: dict[str, Table] = {}
-    for node in nodes:  # in topological order, as ONNX demands
+    for node in nodes:  # in topological order, as ONNX requires
         if node.op_type in INDEXES:
             axis = next((a.i for a in node.attribute if a.name == INDEXES[node.op_type]), 0)
             shape = sizes.get(node.input[0], ())
@@ -46,9 +46,11 @@ def tables_of(model: Any, names: set[str]) -> dict[str, Table]:
 
 
 def masks_of(model: Any, names: set[str]) -> dict[str, int]:
-    """Those of these inputs that hide scores from a softmax, and those that are called a mask, with the one of 0 and 1
-    that hides. Where the graph does not tell, 0 does, but for a padding mask. Integers that are added to scores, as
-    positions are, hide nothing."""
+    """Inputs that hide scores from a softmax or have 'mask' in their name, with the value (0 or 1) that hides.
+
+    If the graph does not show which, 0 hides; in a padding mask, 1 does. Integers that are added to scores, such as
+    positions, hide nothing.
+    """
     made = {output: node for node in _nodes(model.graph) for output in node.output}
     constant = {tensor.name for tensor in model.graph.initializer}
     constant |= {name for name, node in made.items() if node.op_type == "Constant"}
@@ -78,10 +80,10 @@ def masks_of(model: Any, names: set[str]) -> dict[str, int]:
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Of every tensor whose shape is known; a dynamic axis is 0."""
+    """Every known tensor shape; a dynamic axis is 0."""
     try:
         inferred = onnx.shape_inference.infer_shapes(model).graph
-    except (onnx.shape_inference.InferenceError, ValueError):  # level A says what is wrong with the file
+    except (onnx.shape_inference.InferenceError, ValueError):  # level A reports what is wrong with the file
         inferred = model.graph
     values = [value for value in (*inferred.value_info, *inferred.input) if value.type.HasField("tensor_type")]
     shapes = {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
@@ -89,7 +91,7 @@ def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
-    """Of a graph and of its subgraphs, which see the names outside."""
+    """The nodes of a graph and of its subgraphs, which can use the outer names."""
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):

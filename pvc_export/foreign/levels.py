@@ -1,4 +1,4 @@
-"""Levels A to E of the ladder for a graph of any origin: the file, a step, other sizes, a stream, and its drift."""
+"""Levels A to E for a graph of any origin: the file, one step, other sizes, a stream, and its drift."""
 
 from __future__ import annotations
 
@@ -22,32 +22,30 @@ from .sides import Arrays, Sides
 from .states import Declared
 
 REPORTED_ZERO = "Both sides start from the zero state there, so the step itself is wrong."
-REPORTED_FED = "That is with the reference's state fed at every step: the step itself is wrong."
-NOT_TAKEN = "a state of a size that the graph does not take"
+REPORTED_FED = "The reference's state is fed at every step there, so the step itself is wrong."
+NOT_TAKEN = "a state of a size that the graph does not accept"
 
 
 def check_file(declared: Declared, opening: RunFailed | None = None) -> Findings:
-    """A: the file is valid ONNX, its shapes fit together, and ONNX Runtime opens it (`opening` says if not).
+    """A: the file is valid ONNX, its shapes fit together, and ONNX Runtime opens it (`opening` is its error, if not).
 
-    That every declared pair exists and fits was asked before: a wrong pair is the command line's fault.
+    That every declared pair exists and fits was checked earlier: a wrong pair is a mistake in the command line.
     """
     valid = ", ".join(faults_of(declared.readable, declared.wiring.num_bytes))
-    edited = "an export that was edited, or made for another version of ONNX"
+    edited = "a file that was edited after the export, or exported for another version of ONNX"
     found = of_rules(_rule("onnx.checker, strict shape inference", valid), cause=edited)
-    lacks = "an operator or opset that it does not have"
-    said = "" if opening is None else f"ONNX Runtime's CPU does not open the file: {opening}"
+    lacks = "an operator or opset that ONNX Runtime does not support"
+    said = "" if opening is None else f"ONNX Runtime's CPU cannot open the file: {opening}"
     return found + of_rules(_rule(f"ONNX Runtime CPU, opset {declared.wiring.opset}", said), cause=lacks)
 
 
 def check_shapes(untrue: dict[str, str]) -> Findings:
-    """Of level A, though only a run shows it: what the file declares of its outputs and does not keep."""
+    """Declared output shapes that a run disproves. They belong to level A, though only a run shows them."""
     cause = (
-        "an axis that the exporter was told is dynamic, or constant, and is not: whoever allocates an output by what "
-        "the file declares gets it wrong. Correct dynamic_axes or dynamic_shapes, and export again"
+        "an axis declared dynamic, or constant, in the export that is not: an output allocated by the declared shape "
+        "has the wrong size. Correct dynamic_axes or dynamic_shapes, and export again"
     )
-    rules = [
-        _rule(f"shape of '{name}'", f"output '{name}' is not what it declares: {why}") for name, why in untrue.items()
-    ]
+    rules = [_rule(f"shape of '{name}'", f"output '{name}' is declared wrongly: {why}") for name, why in untrue.items()]
     return of_rules(*rules, cause=cause)
 
 
@@ -72,7 +70,7 @@ def check_sizes(sides: Sides) -> Iterator[Findings]:
     free = [symbol for symbol in base if symbol not in sides.declared.pinned]
     if not free:
         raise NotExecuted(
-            "no axis is dynamic" if not base else "every dynamic axis has one size, by --size or by a state"
+            "no axis is dynamic" if not base else "every dynamic axis is fixed to one size, by --size or by a state"
         )
     for symbol in free:
         for size in other_sizes(base[symbol], grows=symbol in sides.declared.growing):
@@ -84,7 +82,7 @@ def check_sizes(sides: Sides) -> Iterator[Findings]:
             except ModelError as error:
                 yield Findings(rules=(Rule(level="C", name=run.name, passed=None, detail=error.what),))
                 continue
-            asked = f"the graph fails at {run.name} (level B asked {base[symbol]})"
+            asked = f"the graph fails at {run.name} (level B ran it at {base[symbol]})"
             cause = "a size that was traced as a constant: in a Reshape, an Expand, a mask or a position table"
             failing = f"axis '{symbol}' is declared dynamic, but {asked}"
             run.step(0, feeds, want, sides.double.run(feeds), failing=failing, cause=cause)
@@ -93,13 +91,13 @@ def check_sizes(sides: Sides) -> Iterator[Findings]:
 
 
 def other_sizes(base: int, *, grows: bool) -> tuple[int, ...]:
-    """Three sizes that are not `base`. An axis that must begin with some rows is not asked for fewer."""
+    """Other sizes than `base`: 1 and two more. An axis that must begin with some rows is not tried with fewer."""
     more = (base + 2, 2 * base + 3)
     return more if grows and base else (1, *(more if 1 not in more else (2, 3)))
 
 
 def check_stream(sides: Sides) -> Iterator[Findings]:
-    """D: a stream, each side with its own state; and every step once more, fed the reference's state."""
+    """D: a stream, each side with its own state; and every step once more on the reference's state."""
     declared, streamed, num_steps = sides.declared, sides.streamed, sides.request.steps
     zero = declared.zero_states(declared.sizes)
     forced = Run("D", sides, FORCED, shown=REPORTED_FED)
@@ -107,7 +105,8 @@ def check_stream(sides: Sides) -> Iterator[Findings]:
     reference = exact = states = zero
     for step in range(num_steps):
         drawn = sides.draw("D", step, declared.sizes_with(declared.sizes, reference))
-        # The graph takes the reference's states in its own dtypes. Where that rounds them, so does the reference.
+        # The graph takes the reference's states in the graph's dtypes. If that rounds them, the reference gets the
+        # rounded states too.
         told = {name: state.astype(zero[name].dtype) for name, state in reference.items()}
         want, fed = sides.reference.run(drawn | reference), drawn | told
         same = all(told[name].dtype == reference[name].dtype for name in told)
@@ -128,11 +127,11 @@ def check_stream(sides: Sides) -> Iterator[Findings]:
 
 
 def check_drift(sides: Sides) -> Iterator[Findings]:
-    """E: whether the error of any output grows over the stream, beyond what the noise floor lets it. Every output is
-    asked that was finite over enough steps."""
+    """E: whether the error of any output grows over the stream by more than the noise floor allows. Covers every
+    output that was finite over enough steps."""
     given = sides.request.parsed_tolerances()
     if given and "rel_l2" not in given:
-        raise NotExecuted("--tolerance gives no rel_l2, which a slope is held against")
+        raise NotExecuted("--tolerance gives no rel_l2, which a slope is compared with")
     drifts = tuple(
         sides.judge.drift(name, samples, sides.streamed.noise)
         for name, samples in sides.streamed.samples.items()
@@ -160,7 +159,8 @@ def _why_not_run(declared: Declared, feeds: Arrays) -> str:
     empty = next((pair for pair in declared.states if not feeds[pair.input].size), None)
     if empty is not None:
         one_row = replace(empty, start=1).option()
-        return f"a state that cannot begin empty; let it begin with one row of zeros: {one_row}"
+        return f"a state that cannot begin empty. Let it begin with one row of zeros: {one_row}"
     return (
-        "sizes that do not fit each other (--size AXIS=N, --size AXIS=OTHER+OTHER), or values (--bound INPUT=LOW:HIGH)"
+        "sizes that do not fit each other (--size AXIS=N, --size AXIS=OTHER+OTHER), or values out of range "
+        "(--bound INPUT=LOW:HIGH)"
     )

@@ -1,7 +1,8 @@
-"""What the names of states say: pairs by a pattern, an output that looks like a state, and pairs that are crossed.
+"""Evidence from the names of states: pairs by pattern, outputs that look like states, and crossed pairs.
 
-Exporters name a state's two ends alike, but for a word that says before or after: past and present, cached_key_0 and
-new_cached_key_0, h and hn. A wrong pair is followed on both sides of a check, so that only the names can tell.
+Exporters give the two ends of a state the same name except for a word for before or after: past and present,
+cached_key_0 and new_cached_key_0, h and hn. Both sides of a check follow a wrong pair alike, so only the names can
+reveal it.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from .states import Doubt, Port
 BEFORE = {"past", "prev", "previous", "last", "old", "cached", "cache", "initial", "init", "in", "input"}
 AFTER = {"present", "new", "next", "updated", "out", "output", "n"}
 NO_STATE = {"in", "input", "out", "output", "n"}
-"""Words that say before and after of anything: alone, they make no state of an input and an output."""
+"""Words that mean before and after for anything: alone, they do not make an input and an output a state."""
 WORD = re.compile(r"[a-z]+|[A-Z][a-z]*|\d+")
 
 
 def expand(pairs: Iterable[StatePair], inputs: Sequence[Port], outputs: Sequence[Port]) -> tuple[StatePair, ...]:
-    """Pairs without patterns: `*` stands for the same text on both sides, and every input and output that a pattern
-    fits is a pair, but for those that a pair names itself. Raises SpecError for a pattern that fits none."""
+    """Replace patterns by the pairs they match: `*` stands for the same text on both sides. Inputs and outputs that
+    are named in a plain pair are left out. Raises SpecError for a pattern that matches nothing."""
     plain = [pair for pair in pairs if not pair.is_pattern]
     for pattern in (pair for pair in pairs if pair.is_pattern):
         names = {port.name for port in outputs}
         fitting = [pair for port in inputs if (pair := pattern.fitted(port.name)) is not None and pair.output in names]
         if not fitting:
             raise SpecError(
-                f"{pattern.option()} fits no input and output of the graph",
-                expected=f"the same text for '*' in an input, of {', '.join(port.name for port in inputs)}, and in an "
-                f"output, of {', '.join(port.name for port in outputs)}",
-                cause="a prefix is spelled otherwise, or the two ends differ in more than the pattern says",
-                fix="correct it, or name the pairs one by one",
+                f"{pattern.option()} matches no input and output of the graph",
+                expected="the same text for '*' in an input and in an output. Inputs: "
+                f"{', '.join(port.name for port in inputs)}. Outputs: {', '.join(port.name for port in outputs)}",
+                cause="a prefix is spelled differently, or the two names differ elsewhere too",
+                fix="correct the pattern, or name the pairs one by one",
             )
         named = {pair.input for pair in plain}, {pair.output for pair in plain}
         plain += [pair for pair in fitting if pair.input not in named[0] and pair.output not in named[1]]
@@ -42,7 +43,7 @@ def expand(pairs: Iterable[StatePair], inputs: Sequence[Port], outputs: Sequence
 
 
 def crossed(pairs: Sequence[StatePair], inputs: Sequence[Port], outputs: Sequence[Port]) -> Iterator[Doubt]:
-    """Of pairs whose output goes, by its name, with another input."""
+    """Doubts about pairs whose output, by its name, belongs to another input."""
     ports = {("in", port.name): port for port in inputs} | {("out", port.name): port for port in outputs}
     for pair in pairs:
         out = ports["out", pair.output]
@@ -50,23 +51,23 @@ def crossed(pairs: Sequence[StatePair], inputs: Sequence[Port], outputs: Sequenc
         if other is not None and not pair.crossed and not continues(out, ports["in", pair.input]):
             yield Doubt(
                 about=f"state pair {pair.input}={pair.output}",
-                why=f"it looks crossed, since by its name '{pair.output}' is the next '{other.name}'",
+                why=f"it looks crossed: by its name, '{pair.output}' is the next '{other.name}'",
                 state=f"{other.name}={pair.output}",
-                otherwise=f"{pair.option()}@crossed if it is meant so",
+                otherwise=f"{pair.option()}@crossed if it is intended",
             )
 
 
 def undeclared(
     pairs: Sequence[StatePair], inputs: Sequence[Port], outputs: Sequence[Port], no_states: Iterable[str]
 ) -> dict[str, Doubt]:
-    """Inputs that look like a state of which no pair tells, and what says so."""
+    """Inputs that look like an undeclared state, each with its doubt."""
     fed, known = {pair.input for pair in pairs}, {*no_states, *(pair.output for pair in pairs)}
     return {
         into.name: Doubt(
-            why=f"it looks like a state, the next '{into.name}', and no pair says so: no stream followed it",
+            why=f"it looks like a state, the next '{into.name}', but no pair declares it, so no stream followed it",
             about=f"output '{out.name}'",
             state=f"{into.name}={out.name}",
-            otherwise=f"--no-state {out.name} if it is none",
+            otherwise=f"--no-state {out.name} if it is not a state",
         )
         for out in outputs
         for into in inputs
@@ -75,7 +76,7 @@ def undeclared(
 
 
 def continues(out: Port, into: Port) -> bool:
-    """Whether an output looks like the next step's input: its name says so, and it has the same dtype and rank."""
+    """Whether an output looks like the next step's input: by its name, and with the same dtype and rank."""
     if out.dtype != into.dtype or out.shape is None or into.shape is None or len(out.shape) != len(into.shape):
         return False
     if any(a != b for a, b in zip(out.shape, into.shape, strict=True) if isinstance(a, int) and isinstance(b, int)):
@@ -85,7 +86,7 @@ def continues(out: Port, into: Port) -> bool:
     marks = (set(before) & BEFORE) | (set(after) & AFTER)
     bare = stem[:-1] if stem[-1:] == ["0"] else stem
     if bare and rest == [*bare[:-1], f"{bare[-1]}n"]:
-        return True  # 'hn' of 'h', and of 'h0'
+        return True  # 'hn' continues 'h' and 'h0'
     return stem == rest and bool(marks if stem else set(after) & AFTER - NO_STATE and set(before) & BEFORE - NO_STATE)
 
 

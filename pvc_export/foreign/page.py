@@ -1,4 +1,4 @@
-"""The report of a graph of any origin as an HTML page and as JUnit XML: the sections that a bundle's do not have."""
+"""HTML page and JUnit XML of a graph check: the sections that a bundle's report does not have."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..report.junit import Case, Cases, document, verdict_cases
 from ..report.page import METRICS
 from ..report.sections import Panel, make_panel
 from ..report.template import fill
-from ..report.text import share
 from ..terminal.facts import installed
+from ..terminal.numbers import share
 from .report import ForeignReport
 from .runs import FORCED, OWN
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 MOST_PANELS = 24
-"""Outputs whose curves are drawn: a cache has one for every layer, and those that are closest to their limit tell."""
+"""Number of outputs whose curves are drawn, those closest to their limit. A cache has one output per layer."""
 TONES = {OWN: "a", FORCED: "b"}
-"""Colours of the runs of a stream."""
+"""Colours of a stream's runs."""
 
 
 def render(report: ForeignReport) -> str:
@@ -34,7 +34,7 @@ def render(report: ForeignReport) -> str:
         parity=report,
         titles=TITLES,
         drift=sorted(report.drifts, key=lambda drift: drift.verdict == "ok")[:MOST_PANELS],
-        drift_summary="Of the stream with its own states",
+        drift_summary="Stream in which each side keeps its own states",
         versions=installed(PACKAGES),
         files={report.graph: hash_file(report.declared.path)},
         metrics={"max_abs": "max abs", **METRICS},
@@ -44,9 +44,9 @@ def render(report: ForeignReport) -> str:
 
 
 def curves(report: ForeignReport) -> list[Panel]:
-    """How much of its limit every output of a stream uses, step by step; the worst first.
+    """Share of its limit that each output of a stream uses, step by step; the worst first.
 
-    Both runs are in one panel where they have the same steps: a run may end early.
+    Both runs share a panel if they have the same steps: a run may end early.
     """
     drawn: dict[tuple[str, tuple[int, ...]], dict[str, list[Difference]]] = {}
     compared = report.compared("D")
@@ -70,7 +70,7 @@ def curves(report: ForeignReport) -> list[Panel]:
 
 
 def junit(report: ForeignReport) -> str:
-    """A suite for each level, a case for each of its outputs; what was not executed is skipped."""
+    """One suite per level, one case per output; cases that were not executed are marked skipped."""
     facts = {
         "reference": report.request.reference,
         "dtype": report.computed(),
@@ -83,7 +83,7 @@ def junit(report: ForeignReport) -> str:
 
 
 def _cases(report: ForeignReport) -> Iterator[Case]:
-    """One of every output at every level, of a run that broke off, and of every rule, drift and level."""
+    """One case per output and level, per aborted run, and per rule, drift and level."""
     for level, rows in report.rows().items():
         case, suite = Cases(fault for fault in report.diagnosed if fault.level == level), f"level {level}"
         for row in rows:

@@ -1,7 +1,7 @@
-"""The PyTorch reference of a graph of any origin: imported, called with the graph's inputs, answered by output name.
+"""The PyTorch reference of a graph of any origin: imported, called with the graph's inputs, outputs by name.
 
-Note: this imports and runs a module that the user names, and nothing else of theirs: no checkpoint is looked for and
-no pickle is loaded. A reference that wants weights loads them itself.
+Note: this imports and runs the module that the user names, and nothing else: it searches for no checkpoint and loads no
+pickle. A reference that needs weights loads them itself.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from .session import one_line
 from .states import Declared, Port, kind_of
 
 LARGEST_FP64 = 500_000_000
-"""Parameters beyond which float64 would take more than 4 GB for its weights alone, beside the reference's own."""
+"""Parameters above which the float64 weights alone would need more than 4 GB, on top of the reference's own."""
 BY_NAME = "return tensors in the order of the graph's outputs, or a dict by output name"
 WRAP = "wrap the model in one that takes the graph's inputs"
 FORM = "pkg.module:Name or path/to/file.py:Name"
 
 
 def load_reference(text: str) -> nn.Module:
-    """The module that 'pkg.module:Name' or 'path/to/file.py:Name' names, in float32, in eval mode: a copy.
+    """A copy of the module that 'pkg.module:Name' or 'path/to/file.py:Name' names, in float32 and eval mode.
 
-    Name is a torch.nn.Module, or a class or function that makes one without arguments. The current folder, or the
-    file's, is searched for imports after everything that is installed. Raises ModelError if there is no such module.
+    Name is a torch.nn.Module, or a class or function that makes one without arguments. Imports are looked up in the
+    installed packages first, then in the current folder or the file's. Raises ModelError if there is no such module.
     """
     source, _, name = text.rpartition(":")
     if not source or not name.isidentifier():
-        raise _refused(text, " does not say what to import", fix="name the module, and the model in it")
+        raise _refused(text, " names no model", fix="name the module, and the model in it")
     is_file = source.endswith(".py")
     if not is_file and (Path(source).is_file() or not all(part.isidentifier() for part in source.split("."))):
-        cause = "it names a checkpoint or a pickle, which are never loaded here"
+        cause = "it is a checkpoint or a pickle, which are never loaded here"
         fix = "name the code that makes the model and loads its weights"
         raise _refused(text, f": '{source}' is neither a module nor a .py file", cause=cause, fix=fix)
     if is_file and not Path(source).is_file():
         raise _refused(text, f": {source} does not exist", fix="correct the path and run the check again")
     folder = str(Path(source).resolve().parent if is_file else Path.cwd())
-    sys.path.append(folder)  # its modules can be imported too, but shadow none that is installed
+    sys.path.append(folder)  # at the end, so that its modules cannot shadow installed ones
     try:
         imported = _import(source, text, is_file=is_file)
         if not hasattr(imported, name):
@@ -80,18 +80,18 @@ def _import(source: str, text: str, *, is_file: bool) -> ModuleType:
         sys.modules[spec.name] = module  # dataclasses look their module up there
         spec.loader.exec_module(module)
         return module
-    except (Exception, SystemExit) as error:  # whatever their code does when it is imported
+    except (Exception, SystemExit) as error:  # the user's code can raise anything on import
         what, alone = f": importing {source} failed: {_told(error)}", source if is_file else f"-c 'import {source}'"
         expected = "a module that can be imported without side effects"
-        cause = "a package is missing here, or it is a script without a main guard"
-        raise _refused(text, what, expected=expected, cause=cause, fix=f"try it alone: python {alone}") from error
+        cause = "a package is missing here, or the module is a script without a main guard"
+        raise _refused(text, what, expected=expected, cause=cause, fix=f"import it alone: python {alone}") from error
 
 
 def _make(found: Any, text: str) -> nn.Module:
     try:
         made = found() if callable(found) and not isinstance(found, nn.Module) else copy.deepcopy(found)
-    except Exception as error:  # their constructor
-        fix = "if it needs some, write a function beside it that gives them and loads the weights, and name that"
+    except Exception as error:  # the user's constructor can raise anything
+        fix = "if it needs arguments, add a function that passes them and loads the weights, and name that function"
         raise _refused(text, f" cannot be made without arguments: {_told(error)}", expected="", fix=fix) from error
     if not isinstance(made, nn.Module):
         what = f" {'makes' if callable(found) else 'is'} an object of type {type(made).__name__}"
@@ -101,7 +101,7 @@ def _make(found: Any, text: str) -> nn.Module:
 
 
 def _told(error: BaseException) -> str:
-    """The error with the place in their code that raised it."""
+    """The error, with the line of the user's code that raised it."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {one_line(error)} ({Path(frame.filename).name}:{frame.lineno})"
 
@@ -109,8 +109,8 @@ def _told(error: BaseException) -> str:
 class Reference:
     """A module as one side of the comparison: numpy in and out, by the graph's names, in one dtype.
 
-    Arguments are the graph's inputs by name; where a name is no Python name, any other character may be '_' in it.
-    Raises ModelError if the module's forward cannot be called so.
+    Arguments are the graph's inputs by name; characters that a Python name cannot have become '_'.
+    Raises ModelError if the module's forward cannot be called this way.
     """
 
     def __init__(self, module: nn.Module, declared: Declared, dtype: torch.dtype = torch.float32) -> None:
@@ -120,19 +120,19 @@ class Reference:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All inputs by name -> all outputs by name, floats in this side's dtype. Inputs are copied.
 
-        Raises ModelError if the forward raises, or returns other outputs than the graph's.
+        Raises ModelError if the forward raises, or its outputs are not the graph's.
         """
         given = {self._arguments[name]: self._tensor(array) for name, array in feeds.items()}
         try:
             with torch.no_grad():
                 returned = self._module(**given)
-        except Exception as error:  # their forward
+        except Exception as error:  # the user's forward can raise anything
             fed = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in feeds.items())
             raise ModelError(
                 f"the reference fails on {fed}: {_told(error)}",
-                expected="a forward that takes what the graph takes",
-                cause="the inputs are drawn at random, and their sizes chosen",
-                fix="give --bound NAME=LOW:HIGH for token ids, --size AXIS=N for an axis that is not free, or "
+                expected="a forward that accepts the graph's inputs",
+                cause="the inputs are random and their sizes arbitrary, unless options restrict them",
+                fix="give --bound NAME=LOW:HIGH for token ids, --size AXIS=N for an axis that must have one size, or "
                 "--state INPUT=OUTPUT@start:N for a state that cannot begin empty",
             ) from error
         values = zip(self._declared.outputs, self._in_order(returned), strict=True)
@@ -148,11 +148,11 @@ class Reference:
         array: Array = (value.to(self._dtype) if value.is_floating_point() else value).detach().cpu().numpy()
         if kind_of(array.dtype) != port.kind:
             what = f"{str(value.dtype).removeprefix('torch.')} for {port.text()}"
-            raise _returned(what, port.kind, cause="its outputs are in another order than the graph's")
+            raise _returned(what, port.kind, cause="its outputs are not in the graph's order")
         return array
 
     def _in_order(self, returned: Any) -> list[Any]:
-        """What was returned for each of the graph's outputs."""
+        """The returned values, in the order of the graph's outputs."""
         names = [port.name for port in self._declared.outputs]
         if isinstance(returned, Mapping):
             _require_names(list(returned), names)
@@ -169,7 +169,7 @@ def _returned(what: str, expected: str, *, cause: str = "", fix: str = BY_NAME) 
 
 
 class NoiseFloor:
-    """The reference in float64, as far as it runs there. `missing` says why it does not; None while it does."""
+    """The reference in float64, if it runs there. `missing` is the reason why not; None while it runs."""
 
     def __init__(self, module: nn.Module, declared: Declared) -> None:
         self.missing: str | None = None
@@ -180,7 +180,7 @@ class NoiseFloor:
             self._side = Reference(copy.deepcopy(module).double(), declared, torch.float64)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array] | None:
-        """As Reference.run; None from the first call on that float64 fails."""
+        """Same as Reference.run; None from the first call at which float64 fails."""
         if self.missing is None:
             try:
                 return self._side.run(feeds)
@@ -194,9 +194,11 @@ def require_function(reference: Reference, feeds: Mapping[str, Array]) -> dict[s
     first, second = reference.run(feeds), reference.run(feeds)
     for name, value in first.items():
         if not np.array_equal(value, second[name], equal_nan=value.dtype.kind == "f"):
-            cause = "it draws random numbers, or keeps a cache in itself"
+            cause = "it draws random numbers, or keeps a cache in the module"
             fix = "take every state as an argument, and return it"
-            raise _returned(f"another '{name}' for the same inputs", "a function of its inputs", cause=cause, fix=fix)
+            raise _returned(
+                f"a different '{name}' for the same inputs", "a function of its inputs", cause=cause, fix=fix
+            )
     return first
 
 
@@ -231,12 +233,12 @@ def _arguments(module: nn.Module, declared: Declared) -> dict[str, str]:
 def _require_names(found: list[str], expected: list[str]) -> None:
     for name in expected:
         if name not in found:
-            every = f"every output by its ONNX name; it has {', '.join(map(str, found))}"
+            every = f"every output by its ONNX name; the dict has {', '.join(map(str, found))}"
             fix = f"{did_you_mean(name, found)} Rename it there".strip()
             raise _returned(f"a dict without '{name}', an output of the graph", every, fix=fix)
     if extra := [str(name) for name in found if name not in expected]:
-        fix = "export it too; or leave it out of the dict, if it is not meant to be there"
-        alone = f"the graph's outputs alone: {', '.join(expected)}"
+        fix = "export it too, or leave it out of the dict"
+        alone = f"the graph's outputs only: {', '.join(expected)}"
         what = f"'{extra[0]}', which is not an output of the graph"
         raise _returned(what, alone, cause="the export lost it", fix=fix)
 

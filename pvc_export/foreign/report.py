@@ -1,4 +1,4 @@
-"""The report of a graph of any origin: what was compared, what is wrong and why, and what would show more."""
+"""Report on a graph of any origin: the comparisons, the faults with their causes, and the next command."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from ..parity.fault import Fault
 from ..parity.levels import TITLES, Verdict, heading, level_of, together, verdicts_of, verdicts_of_rules
 from ..parity.limits import Row, worst_rows
 from ..parity.metrics import Difference
-from ..report.text import count, share
+from ..report.text import count
 from ..terminal.facts import now_utc, this_machine
+from ..terminal.numbers import share
 from .findings import Findings
 from .limits import FAITHFUL, MARGIN, NO_FLOOR_ULPS, RULE, ULPS
 from .request import ForeignRequest, StatePair
 from .states import Declared, Doubt
 
 LEVELS = "ABCDEGHI"
-"""Those of a bundle's levels that any graph can be asked. The others need a ring, a tokenizer or pixels."""
+"""The levels of a bundle's check that work for any graph. The others need a ring, a tokenizer or pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForeignReport(Findings):
-    """What was compared, how it came out, and when and where: by default just now, on this machine.
+    """The comparisons and their results, with time and machine: by default now, and this one.
 
-    floor_missing  why there is no float64 floor; None if there is
-    touched        rows of its table that each such input looked at, where outputs were held against the reference's
+    floor_missing  why there is no float64 noise floor; None if there is one
+    touched        input -> number of rows of its table that it read in steps whose outputs were compared
     """
 
     request: ForeignRequest
@@ -40,56 +41,56 @@ class ForeignReport(Findings):
 
     @property
     def graph(self) -> str:
-        """The name of its file."""
+        """Name of the graph's file."""
         return self.request.graph.name
 
     @property
     def dtype(self) -> str:
-        """The narrowest float of the graph, whose roundoff is the unit of every limit."""
+        """Narrowest float of the graph; its roundoff is the unit of every limit."""
         return self.declared.wiring.dtype
 
     @property
     def sizes(self) -> str:
-        """Of the dynamic axes at the first step, in words; empty if all are constant."""
+        """Sizes of the dynamic axes at the first step, as text; empty if all are constant."""
         return ", ".join(f"{name} {size}" for name, size in self.declared.sizes.items())
 
     @property
     def passed(self) -> bool:
-        """Of what was executed, nothing was wrong, and what was declared was enough to show it. A graph that does not
-        open is wrong at level A."""
+        """Whether everything that ran was right, and the declarations were enough to show it. A graph that does not
+        open fails level A."""
         return not self.faults() and not self.not_shown()
 
     def not_shown(self) -> dict[str, Doubt]:
-        """What a check of this command line cannot show, by name: then it is no pass, though nothing is wrong."""
+        """What this command line cannot show, by name. If anything, the check does not pass, even without faults."""
         return {doubt.about: doubt for doubt in self.declared.doubts}
 
     def tables(self) -> list[str]:
-        """How much of each table was looked at, in words."""
+        """Coverage of each table, as text."""
         return [
-            f"'{name}' looked at {self.touched.get(name, 0)} of the {table.num_rows} rows of '{table.name}'"
+            f"'{name}' read {self.touched.get(name, 0)} of the {table.num_rows} rows of '{table.name}'"
             for name, table in self.declared.tables.items()
         ]
 
     def faults(self) -> list[Fault]:
-        """Everything that is wrong, level by level: any later one may be a consequence of the first."""
+        """All faults, level by level. Each may be a consequence of the first."""
         return sorted(self.diagnosed, key=lambda fault: fault.level)
 
     def compared(self, level: str) -> list[Difference]:
-        """What was compared at a level."""
+        """Comparisons made at a level."""
         return [one for one in self.differences if level_of(one.where) == level]
 
     def rows(self) -> dict[str, tuple[Row, ...]]:
-        """By level, the worst of every output, in the order in which they were compared."""
+        """Level -> the worst comparison of every output, in the order they were compared."""
         found = {level: worst_rows(self.compared(level)) for level in LEVELS}
         return {level: rows for level, rows in found.items() if rows}
 
     def levels(self) -> dict[str, Verdict]:
-        """How every level came out."""
-        why_not = {level: self.not_executed.get(heading(level), "nothing of it could be asked") for level in LEVELS}
+        """Verdict of every level."""
+        why_not = {level: self.not_executed.get(heading(level), "no part of it could be checked") for level in LEVELS}
         return together(self._verdicts(), why_not)
 
     def _verdicts(self) -> Iterator[Verdict]:
-        """One for each level and way of looking at it; what is wrong is told by its faults."""
+        """One verdict per level and kind of evidence; the faults have the details."""
         for level, number in Counter(fault.level for fault in self.diagnosed).items():
             yield Verdict(level=level, passed=False, detail=count(number, "fault"))
         yield from verdicts_of(self.differences).values()
@@ -97,25 +98,25 @@ class ForeignReport(Findings):
         if self.drifts:
             steps = count(self.request.steps, "step")
             num_open = sum(drift.doubt(FAITHFUL * drift.noise) is not None for drift in self.drifts)
-            undecided = f", {num_open} of them undecided in so few" if num_open else ""
+            undecided = f", too few to decide {num_open} of them" if num_open else ""
             yield Verdict(level="E", passed=True, detail=f"{count(len(self.drifts), 'output')} over {steps}{undecided}")
 
     def left_out(self) -> dict[str, str]:
-        """What was not run or not shown, and why."""
+        """Everything that was not run or not shown -> why."""
         return self.not_executed | self.parts_left_out()
 
     def parts_left_out(self) -> dict[str, str]:
-        """The same without whole levels."""
+        """The same as `left_out`, without whole levels."""
         rules = {f"level {rule.level}, {rule.name}": rule.detail for rule in self.rules if rule.passed is None}
         return rules | self.unshown()
 
     def unshown(self) -> dict[str, str]:
-        """What is no level's and no rule's: doubts, and a floor that is missing."""
+        """Omissions that belong to no level or rule: doubts, and a missing noise floor."""
         doubts = {name: doubt.text for name, doubt in self.not_shown().items()}
         return doubts | ({"float64 floor": self.floor_missing} if self.floor_missing is not None else {})
 
     def table(self) -> list[str]:
-        """Lines for people: what ran, how it was judged, a line for each level, and what was left out."""
+        """The report as lines of text: what ran, the limits, one line per level, and what was left out."""
         lines = [
             f"{self.graph} ({self.computed()}), against {self.request.reference} in torch float32",
             *(f"  state  {pair.text}" for pair in self.declared.states),
@@ -138,7 +139,7 @@ class ForeignReport(Findings):
         return f"{word}: {self.outcome()}"
 
     def outcome(self) -> str:
-        """How much was compared, and how it came out, on one line."""
+        """Number of comparisons and the result, on one line."""
         shares = [found.share() for found in self.differences]
         asked = [verdict.passed for verdict in self.levels().values() if verdict.passed is not None]
         return (
@@ -147,7 +148,7 @@ class ForeignReport(Findings):
         )
 
     def failure_text(self) -> str:
-        """What is wrong first, how it was seen, and its likely cause, in lines; empty for a pass."""
+        """The first fault, how it showed, and its likely cause, as lines; empty for a pass."""
         faults = self.faults()
         if not faults:
             return ""
@@ -156,35 +157,35 @@ class ForeignReport(Findings):
             f"the graph differs from the reference: {self.graph} against {self.request.reference} ({self.computed()})",
             f"  level {heading(first.level, ', ')}: {first.line}",
             *([f"  {first.shown}"] if first.shown else []),
-            f"  Likely {first.cause}",
+            f"  Likely cause: {first.cause}",
             *([f"  faults by level: {', '.join(f'{x} ({n})' for x, n in found.items())}"] if len(found) > 1 else []),
         ]
         return "\n".join(lines)
 
     @property
     def command(self) -> str:
-        """The check as it was made."""
+        """The command of this check."""
         return self.request.command()
 
     def next_command(self) -> tuple[str, str]:
-        """The check again, narrowed down to what was found first, and what that is for. Empty for a pass."""
+        """The next command, narrowed down to the first fault, and its purpose. Both are empty for a pass."""
         first = next(iter(self.faults()), None)
         if first is None and self.not_shown():
-            return self._completed(), "Say what is missing, and check again"
+            return self._completed(), "Add what is missing, and check again"
         if first is None:
             return "", ""
         if first.level in "BD":
             step = first.where.index if first.where is not None else 0
-            return f"{self.request.command(step + 1)} --json", "Read every number up to there"
+            return f"{self.request.command(step + 1)} --json", "Print every number up to that step"
         if first.narrow:
             return f"{self.command} {first.narrow}", "Check that axis at one size"
         if first.level == "E":
             longer = self.request.command(10 * self.request.steps)
-            return longer, "Check a longer stream, at whose end the limit should be left"
-        return self.command, "Export the graph anew, then check it again"
+            return longer, "Check a longer stream, which should exceed the limit by its end"
+        return self.command, "Export the graph again, then repeat the check"
 
     def _completed(self) -> str:
-        """The check as it was made, with the options that its doubts ask for: a pair replaces another of its output."""
+        """This check's command with the options that its doubts name. A new pair replaces one with the same output."""
         doubts = self.not_shown().values()
         states = [*self.request.states, *(doubt.state for doubt in doubts if doubt.state is not None)]
         right = {StatePair.parse(text).output: text for text in states}
@@ -192,25 +193,25 @@ class ForeignReport(Findings):
         return " ".join([replace(self.request, states=tuple(right.values())).command(), *bounds])
 
     def computed(self) -> str:
-        """The dtype of the graph, and what ONNX Runtime's CPU computes it in."""
+        """The graph's dtype, and the dtype in which ONNX Runtime's CPU computes it."""
         return self.dtype if self.dtype in ("float32", "float64") else f"{self.dtype}, computed in float32"
 
     def rule(self) -> str:
-        """How the limits are made, in words."""
+        """The rule for the limits, as text."""
         if given := self.request.parsed_tolerances():
             said = ", ".join(f"{metric.replace('_', ' ')} {limit:g}" for metric, limit in given.items())
-            return f"{said}, as --tolerance says in place of the rule"
+            return f"{said}, given by --tolerance instead of the rule"
         if self.floor_missing is not None:
             return f"{NO_FLOOR_ULPS:g} roundings of {self.dtype}, since there is no float64 floor: {self.floor_missing}"
         scale = "" if self.dtype == "float32" else f", scaled to {self.dtype}"
         return f"{MARGIN:g} x (the reference in float32 - in float64) + {ULPS:g} roundings{scale}"
 
     def quantized(self) -> str:
-        """What to know of a graph with quantized operators, in words; empty for others and where it is known."""
+        """Note on quantized operators; empty if there are none, or if a tolerance is given."""
         operators = self.declared.wiring.quantized
         if not operators or self.request.tolerances:
             return ""
-        return f"quantized ({', '.join(operators)}): the rule is float's. Say what is enough: --tolerance rel_l2=LIMIT"
+        return f"quantized ({', '.join(operators)}), but the rule is for floats. Set a limit: --tolerance rel_l2=LIMIT"
 
     def to_json(self) -> dict[str, Any]:
         """Every fault, rule, row and single comparison, under the names of a bundle's report."""

@@ -1,4 +1,4 @@
-"""What to check, as the command line says it: the states in pairs, sizes of axes, bounds of inputs."""
+"""The request for a graph check, as given on the command line: state pairs, axis sizes, input bounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engines.memory import Array
 from .draw import Bound
 
 NUM_STEPS = 64
-"""Length of the stream, unless --steps says another."""
+"""Default length of the stream (--steps)."""
 
 STATE = re.compile(
     r"(?P<input>[^=]+)=(?P<output>.+?)(@append:(?P<axis>-?\d+))?(@start:(?P<start>\d+))?(?P<crossed>@crossed)?"
@@ -30,12 +30,12 @@ BOUND = re.compile(rf"(?P<input>.+)=(?P<low>{NUMBER}):(?P<high>{NUMBER})")
 
 
 def _read(option: str, text: str, pattern: re.Pattern[str], form: str, example: str) -> re.Match[str]:
-    """Raises SpecError for text that is not of that form, and for a bound that is none."""
+    """Match an option's value. Raises SpecError for text of another form, and for an invalid bound or tolerance."""
     match = pattern.fullmatch(text)
     if pattern is TOLERANCE and match and not (match["metric"] in TOLERATED and 0 < float(match["limit"]) < inf):
         match = None
     if match is None or (pattern is BOUND and not -inf < float(match["low"]) <= float(match["high"]) < inf):
-        raise SpecError(f"{option} {text} cannot be read", expected=form, fix=f"write it as in {example}")
+        raise SpecError(f"{option} {text} is not valid", expected=form, fix=f"write it as in {example}")
     return match
 
 
@@ -43,10 +43,10 @@ def _read(option: str, text: str, pattern: re.Pattern[str], form: str, example: 
 class StatePair:
     """An output that becomes an input of the next step.
 
-    append_axis  the output holds new rows only, which follow the input's along this axis; None: it replaces the input
+    append_axis  axis along which the output's rows, all new, are appended to the input; None: it replaces the input
     start        rows of zeros that a growing axis begins with
-    crossed      its names go with other pairs', and that is meant
-    Input and output may be patterns, in which `*` stands for any text: the same in both (names.py finds what fits).
+    crossed      the names suggest other pairs, but this pair is intended
+    Input and output may be patterns in which `*` stands for any text, the same in both (names.py finds the matches).
     """
 
     input: str
@@ -58,11 +58,11 @@ class StatePair:
     @staticmethod
     def parse(text: str) -> StatePair:
         """'past=present', 'past=new@append:1', and either with '@start:N'. Raises SpecError for anything else."""
-        form = "INPUT=OUTPUT; then @append:AXIS if the output is new rows only; then @start:N if it cannot start empty"
+        form = "INPUT=OUTPUT; then @append:AXIS if the output is new rows only; then @start:N if it cannot begin empty"
         match = _read("--state", text, STATE, form, "--state past=present, or --state past=new@append:1")
         if match["input"].count("*") != match["output"].count("*") or match["input"].count("*") > 1:
             raise SpecError(
-                f"--state {text} cannot be read",
+                f"--state {text} has the wrong number of '*'",
                 expected="one '*' on each side, which stands for the same text, or none",
                 fix="write it as in --state 'cached_*=new_cached_*'",
             )
@@ -79,14 +79,14 @@ class StatePair:
         return "*" in self.input
 
     def fitted(self, name: str) -> StatePair | None:
-        """The pair that this pattern makes of an input, None if it does not fit the name."""
+        """The pair that this pattern yields for an input's name; None if the name does not match."""
         head, _, tail = self.input.partition("*")
         if len(name) < len(head) + len(tail) or not (name.startswith(head) and name.endswith(tail)):
             return None
         return replace(self, input=name, output=self.output.replace("*", name[len(head) : len(name) - len(tail)]))
 
     def next(self, state: Array, output: Array) -> Array:
-        """The state of the next step. Raises ValueError if rows do not fit to be appended."""
+        """The state of the next step. Raises ValueError if rows cannot be appended."""
         return output if self.append_axis is None else np.concatenate([state, output], axis=self.append_axis)
 
     def option(self) -> str:
@@ -103,17 +103,17 @@ class StatePair:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForeignRequest:
-    """What to check, as the command line says it. Raises SpecError for text that is no pair, size or bound.
+    """The request, as on the command line. Raises SpecError for text that is not a pair, size, bound or tolerance.
 
     reference  'pkg.module:Name' or 'path/to/file.py:Name'
     states     'INPUT=OUTPUT', '...@append:AXIS', '...@start:N'; patterns with a '*' on both sides
-    no_states  outputs that are none, whatever their names say
-    steps      of the stream, at least 1; a slope needs 16
+    no_states  outputs that are not states, although their names look like it
+    steps      length of the stream, at least 1; fitting a slope needs 16
     sizes      'AXIS=N' or 'AXIS=OTHER+OTHER'
     bounds     'INPUT=LOW:HIGH', both included
-    batch_axis the name of the dynamic axis that is the batch; None: it is found
-    tolerances 'METRIC=LIMIT', in place of the rule that limits come from
-    seed       of every input that is drawn
+    batch_axis name of the dynamic axis that is the batch; None: found by name or position
+    tolerances 'METRIC=LIMIT', instead of limits by the rule
+    seed       seed of every drawn input
     """
 
     reference: str
@@ -133,7 +133,7 @@ class ForeignRequest:
         self.pairs(), self.parsed_sizes(), self.parsed_bounds(), self.parsed_tolerances()
 
     def pairs(self) -> tuple[StatePair, ...]:
-        """As they were given, patterns among them."""
+        """The pairs as given, including patterns."""
         return tuple(StatePair.parse(text) for text in self.states)
 
     def parsed_sizes(self) -> dict[str, str]:
@@ -150,12 +150,12 @@ class ForeignRequest:
 
     def parsed_tolerances(self) -> dict[str, float]:
         """Metric -> its limit."""
-        form = f"METRIC=LIMIT of a limit above 0, and a metric of {', '.join(TOLERATED)}"
+        form = f"METRIC=LIMIT with a limit above 0, and one of the metrics {', '.join(TOLERATED)}"
         found = [_read("--tolerance", text, TOLERANCE, form, "--tolerance rel_l2=0.05") for text in self.tolerances]
         return {match["metric"]: float(match["limit"]) for match in found}
 
     def command(self, steps: int | None = None) -> str:
-        """The check, as a command line: of so many steps, or of those that were asked for."""
+        """The check as a command line, with `steps` steps, or else as many as requested."""
         steps = steps or self.steps
         options = {"--state": self.states, "--no-state": self.no_states, "--size": self.sizes, "--bound": self.bounds}
         options |= {"--tolerance": self.tolerances}

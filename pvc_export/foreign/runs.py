@@ -1,7 +1,7 @@
-"""One run of a level: the graph's outputs are held against what they should be, and what is wrong is diagnosed.
+"""One run of a level: compares the graph's outputs with the expected ones, and diagnoses faults.
 
-Note: a level ends with faults, not with an exception. Whatever can still run after a fault does, so that a report
-shows how far the fault reaches. Only a reference that cannot be used at all raises.
+Note: a level ends with faults, not with an exception. Every check that can still run after a fault does, so that a
+report shows how far the fault reaches. Only an unusable reference raises.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ from .session import RunFailed
 from .sides import NUM_RULE_STEPS, Arrays, Sides
 
 OWN, FORCED = "own state", "reference's state"
-KEPT = "something that is kept between runs: in the graph (a random or stateful operator) or in the session"
-REPORTED_STEP = "Fed the reference's state, it is wrong at that step too: the step itself is wrong."
-REPORTED_GROWTH = "Fed the reference's state, it is right at that step: only what accumulates is wrong."
+KEPT = "something kept between runs: in the graph (a random or stateful operator) or in the session"
+REPORTED_STEP = "On the reference's state, that step is wrong too, so the step itself is wrong."
+REPORTED_GROWTH = "On the reference's state, that step is right, so only the accumulated state is wrong."
 
 
 @dataclass(slots=True)
 class Run:
-    """A run of a graph. A fault is told once for every output.
+    """A run of a graph. Each output's fault is reported once.
 
-    kind    of the places at which it compares
-    narrow  the option that leaves this run out of a check
-    noise   the noise floor of every output so far
-    shown   what teacher forcing shows of a wrong output;  forced  the run that was fed the reference's state and knows
-    ended   the graph failed, or its state has another shape;  wrong  the outputs that differed at the last step
+    kind    kind of the places where it compares
+    narrow  the option that restricts a check so that this run is left out
+    noise   noise floor of every output so far
+    shown   what teacher forcing shows about a wrong output, if that is known in advance
+    forced  the run on the reference's state, which shows it otherwise
+    ended   whether the graph failed, or its state has another shape
+    wrong   the outputs that differed at the last step
     """
 
     level: str
@@ -57,9 +59,10 @@ class Run:
     def step(
         self, step: int, feeds: Arrays, want: Arrays, exact: Arrays | None, *, cause: str, failing: str = ""
     ) -> Arrays:
-        """The graph's outputs, held against the reference's in float32 and in float64; none once the run has ended.
+        """Run the graph and compare its outputs with the reference's, in float32 and float64. Returns the outputs, or
+        an empty dict once the run has ended.
 
-        failing, cause  what it means if the graph fails on these feeds, and why that is likely
+        failing, cause  message and likely cause if the graph fails on these feeds
         """
         self.noise.add(self.sides.judge.floors(want, exact))
         if self.ended:
@@ -70,7 +73,7 @@ class Run:
             self.end(step, f"{failing or f'the graph fails on {fed(feeds)}'}: {error}", cause)
             return {}
         self.hold(step, got, want, feeds=feeds)
-        # Where the reference has another shape, the graph is wrong and not what it declares.
+        # If the reference's shape differs, the graph's output is wrong and not its declaration.
         for name, why in self.sides.declared.untrue_shapes(feeds, got).items():
             if got[name].shape == want[name].shape:
                 self.sides.streamed.untrue.setdefault(name, why)
@@ -81,8 +84,8 @@ class Run:
     ) -> None:
         """Compare every output.
 
-        feeds  what both sides were fed: the likely cause is looked for there, unless it is given as `cause`
-        told   what is wrong with an output, before the numbers
+        feeds  both sides' inputs, in which the likely cause is searched; without them, `cause` is the cause
+        told   what is wrong with an output, put before the numbers
         """
         declared, session, self.wrong = self.sides.declared, self.sides.session, set()
         where, judge = self._place(step), self.sides.judge
@@ -125,7 +128,7 @@ class Run:
         )
 
     def _forced(self, tensor: str | None) -> str:
-        """What feeding the reference's state shows of an output."""
+        """What the reference's state as input shows about an output."""
         if tensor is None or self.forced is None:
             return self.shown if tensor else ""
         if self.forced.ended:
@@ -134,9 +137,9 @@ class Run:
 
 
 def judged(level: str, sides: Sides, check: Callable[[Sides], Iterator[Findings]]) -> Findings:
-    """What `check` finds, part by part. A graph that fails where nothing expects it to is a fault too.
+    """The findings of `check`, part by part. A graph that fails unexpectedly is a fault too.
 
-    The first step is told first, and in it the stream's own run and the first output of the file.
+    Faults are sorted by step, then by the file's order of outputs, with the stream's own run first.
     """
     found = Findings()
     try:
@@ -146,7 +149,7 @@ def judged(level: str, sides: Sides, check: Callable[[Sides], Iterator[Findings]
         return replace(found, not_executed={heading(level): str(reason)})
     except RunFailed as error:
         what = f"the graph does not run through {NUM_RULE_STEPS} steps: {error}"
-        told = Fault(kind="stopped", part="", about="", what=what, level=level, cause="what an earlier level found")
+        told = Fault(kind="stopped", part="", about="", what=what, level=level, cause="a fault of an earlier level")
         found += Findings(diagnosed=(told,))
     outputs = [port.name for port in sides.declared.outputs]
 
@@ -158,5 +161,5 @@ def judged(level: str, sides: Sides, check: Callable[[Sides], Iterator[Findings]
 
 
 def fed(feeds: Arrays) -> str:
-    """Names and shapes, for an error."""
+    """Names and shapes of the inputs, for an error message."""
     return ", ".join(f"{name} {array.shape}" for name, array in feeds.items())

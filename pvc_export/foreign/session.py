@@ -1,4 +1,4 @@
-"""A graph of any origin: whether its file is in order, what its outputs can depend on, and ONNX Runtime on the CPU."""
+"""Running a graph of any origin: file validation, dependencies of its outputs, and ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from .limits import UNIT_ROUNDOFF
 from .states import Declared, Wiring
 
 SMALL_BYTES = 64 * 2**20
-"""A graph that gains nothing from a second thread."""
+"""Graphs below this size gain nothing from a second thread."""
 LARGEST_LOADED = 2**30
-"""Well below the 2 GiB that a protobuf message can have."""
+"""Largest file to load into memory, well below protobuf's 2 GiB message limit."""
 
 
 QUANTIZED = re.compile("[Qq]uantize|QLinear|Integer|^Q[A-Z]|NBits")
 
 
 class RunFailed(Exception):
-    """ONNX Runtime could not open or run the graph: what it said, in one line. Levels turn it into a finding."""
+    """ONNX Runtime could not open or run the graph: its message, on one line. Levels turn it into a finding."""
 
 
 class GraphSession:
-    """ONNX Runtime, CPU provider, any graph: numpy in and out. float16 is computed in float32."""
+    """Any graph in ONNX Runtime's CPU provider: numpy in and out. float16 is computed in float32."""
 
     def __init__(self, declared: Declared) -> None:
-        """Raises BackendUnavailable without onnxruntime, RunFailed if it does not open the file."""
+        """Raises BackendUnavailable without onnxruntime, RunFailed if it cannot open the file."""
         ort = import_onnxruntime()
         options = ort.SessionOptions()
-        options.log_severity_level = 4  # what it has to say is raised as well
+        options.log_severity_level = 4  # its messages are also raised as exceptions
         options.intra_op_num_threads = 1 if declared.wiring.num_bytes < SMALL_BYTES else 0
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
@@ -55,7 +55,7 @@ class GraphSession:
 
 
 def faults_of(path: Path, num_bytes: int) -> list[str]:
-    """What onnx.checker and then strict shape inference object to, a line each."""
+    """Objections of onnx.checker, or else of strict shape inference, one line each."""
     try:
         onnx.checker.check_model(str(path))
         if num_bytes < LARGEST_LOADED:
@@ -64,7 +64,7 @@ def faults_of(path: Path, num_bytes: int) -> list[str]:
             with tempfile.NamedTemporaryFile(suffix=".onnx") as scratch:
                 onnx.shape_inference.infer_shapes_path(str(path), scratch.name, check_type=True, strict_mode=True)
     except onnx.checker.ValidationError as error:
-        return [f"onnx.checker refuses the file: {one_line(error)}"]
+        return [f"onnx.checker rejects the file: {one_line(error)}"]
     except onnx.shape_inference.InferenceError as error:
         return [f"strict shape inference fails: {one_line(error)}"]
     return []
@@ -75,7 +75,7 @@ def wiring_of(path: Path, model: Any) -> Wiring:
     inputs = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
     needs: dict[str, frozenset[str]] = {name: frozenset({name}) for name in inputs}
     copies = {name: name for name in inputs}
-    for node in graph.node:  # in topological order, as ONNX demands
+    for node in graph.node:  # in topological order, as ONNX requires
         found = frozenset().union(*(needs.get(name, frozenset()) for name in _names_read(node)))
         needs |= {name: found for name in node.output}
         if node.op_type == "Identity" and node.input[0] in copies:
@@ -100,7 +100,7 @@ def _num_bytes(path: Path, model: Any) -> int:
 
 
 def _names_read(node: Any) -> Iterator[str]:
-    """The inputs of a node and whatever its subgraphs name: what they define themselves has no meaning outside."""
+    """Inputs of a node and of its subgraphs' nodes. Names defined in a subgraph have no meaning outside."""
     yield from node.input
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
@@ -109,5 +109,5 @@ def _names_read(node: Any) -> Iterator[str]:
 
 
 def one_line(said: object) -> str:
-    """What an error says, without its line breaks."""
+    """An error's message without line breaks."""
     return " ".join(str(said).split())

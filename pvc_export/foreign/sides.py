@@ -1,4 +1,4 @@
-"""Both sides of a comparison, fed alike, and streams of them."""
+"""Both sides of a comparison on the same inputs, and streams of steps."""
 
 from __future__ import annotations
 
@@ -24,13 +24,18 @@ Arrays = dict[str, Array]
 NUM_RULE_STEPS = 4
 """Length of the streams of levels G, H and I."""
 COMPARED = "BCD"
-"""The levels whose outputs are held against the reference's: a row of a table that only others look at is not shown."""
+"""Levels that compare with the reference. A table row that only other levels read counts as not shown."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Streamed:
-    """What a stream leaves for other levels: how far off every step was, by output, and the noise floor; the rows of
-    tables that were looked at, by input; and outputs of another shape than they declare."""
+    """Results of a stream that other levels use.
+
+    samples  output -> its error at every step
+    noise    the noise floor
+    touched  input -> the table rows it read
+    untrue   outputs whose shape is not the declared one -> how they differ
+    """
 
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     noise: NoiseTable = field(default_factory=lambda: NoiseTable([]))
@@ -38,7 +43,7 @@ class Streamed:
     untrue: dict[str, str] = field(default_factory=dict)
 
     def add(self, step: int, got: Arrays, want: Arrays, exact: Arrays | None) -> None:
-        """One step of the graph's own stream, beside the reference's in float32 and in float64."""
+        """Add one step of the graph's own stream, with the reference's in float32 and float64."""
         for name, b in want.items():
             if b.dtype.kind == "f" and got[name].shape == b.shape:
                 true = b if exact is None else exact[name]
@@ -50,7 +55,7 @@ class Streamed:
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """The graph, the reference in float32, and its noise floor in float64; and what their stream left."""
+    """The graph, the reference in float32, its noise floor in float64, and the results of their stream."""
 
     request: ForeignRequest
     declared: Declared
@@ -65,7 +70,7 @@ class Sides:
         return Judge(self.declared.path.stem, self.declared.wiring.dtype, self.request.parsed_tolerances())
 
     def draw(self, level: str, step: int, sizes: Sizes) -> Arrays:
-        """The inputs of one step that are no states: others at each level and step, the same in each check."""
+        """Inputs of one step except states: different at each level and step, the same in every check."""
         drawn = self.declared.draw(sizes, Moment(self.request.seed, level, step))
         if level in COMPARED:
             for name in self.declared.tables:
@@ -73,22 +78,22 @@ class Sides:
         return drawn
 
     def first(self, level: str, step: int, sizes: Sizes) -> Arrays:
-        """All inputs of a step from the zero state."""
+        """All inputs of one step from the zero state."""
         return self.draw(level, step, sizes) | self.declared.zero_states(sizes)
 
     def follow_reference(self, states: Arrays, outputs: Arrays) -> Arrays:
-        """The reference's next states. Raises ModelError where its rows cannot be appended."""
+        """The reference's next states. Raises ModelError if its rows cannot be appended."""
         try:
             return self.declared.next_states(states, outputs)
         except ValueError as error:
             raise ModelError(
                 f"the reference's state outputs do not continue its states: {error}",
-                expected="new rows of the same shape, but for the axis of @append:AXIS",
-                fix="correct the axis, or return the new rows alone",
+                expected="new rows of the same shape, except along @append:AXIS",
+                fix="correct the axis, or return only the new rows",
             ) from error
 
     def follow_graph(self, states: Arrays, outputs: Arrays) -> Arrays:
-        """The graph's next states. Raises RunFailed where its rows cannot be appended."""
+        """The graph's next states. Raises RunFailed if its rows cannot be appended."""
         try:
             return self.declared.next_states(states, outputs)
         except ValueError as error:
@@ -96,7 +101,7 @@ class Sides:
 
 
 def draw_stream(sides: Sides, level: str, sizes: Sizes, *, first: int = 0) -> list[Arrays]:
-    """Inputs of a stream from the zero state, as long as its states are; the graph is run to know. Raises RunFailed."""
+    """Inputs of a stream from the zero state. The graph is run to know how its states grow. Raises RunFailed."""
     states, drawn = sides.declared.zero_states(sizes), list[Arrays]()
     for step in range(first, first + NUM_RULE_STEPS):
         drawn.append(sides.draw(level, step, sides.declared.sizes_with(sizes, states)))
@@ -105,7 +110,7 @@ def draw_stream(sides: Sides, level: str, sizes: Sizes, *, first: int = 0) -> li
 
 
 def run_stream(sides: Sides, drawn: Sequence[Arrays], sizes: Sizes) -> list[Arrays]:
-    """The graph's outputs at every step, from the zero state on. Raises RunFailed."""
+    """The graph's outputs at every step, starting from the zero state. Raises RunFailed."""
     states, outputs = sides.declared.zero_states(sizes), list[Arrays]()
     for inputs in drawn:
         outputs.append(sides.session.run(inputs | states))

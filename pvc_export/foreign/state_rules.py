@@ -1,9 +1,9 @@
-"""Levels G, H and I of the ladder for a graph of any origin: rules that need no reference.
+"""Levels G, H and I for a graph of any origin: rules that need no reference.
 
-G  a stream from the zero state repeats itself bit for bit, whatever ran before; streams do not see each other;
-   a run does not write into the arrays that it is fed
-H  a row of a batch is what it would be alone, and equal rows stay equal: within the noise floor, since a kernel may
-   sum in another order for another batch
+G  a stream from the zero state repeats itself bit for bit, whatever ran before; streams do not affect each other;
+   a run does not write into its input arrays
+H  a row of a batch gives what it would give alone, and equal rows stay equal: within the noise floor, since a kernel
+   may sum in another order for another batch size
 I  the same inputs give the same bits, again and in a new session
 """
 
@@ -22,7 +22,7 @@ from .session import GraphSession, RunFailed
 from .sides import NUM_RULE_STEPS, Arrays, Sides, draw_stream, run_stream
 
 NUM_EQUAL_ROWS = 3
-ROWS = "an operation over the batch axis (a mean, a broadcast, an index 0, a Reshape that folds it into another)"
+ROWS = "an operation across the batch axis (a mean, a broadcast, an index 0, a Reshape that folds it into another axis)"
 
 
 def check_states(sides: Sides) -> Iterator[Findings]:
@@ -32,15 +32,15 @@ def check_states(sides: Sides) -> Iterator[Findings]:
     sizes = sides.declared.sizes
     one, two = (draw_stream(sides, "G", sizes, first=first) for first in (0, NUM_RULE_STEPS))
     first, other, again = (run_stream(sides, drawn, sizes) for drawn in (one, two, one))
-    yield _same("G", "reset", again, first, "a stream from the zero state is not what it was at first")
+    yield _same("G", "reset", again, first, "a stream from the zero state does not repeat the first run")
     turns, inputs = _interleave(sides, (one, two))
-    told = "a stream is not what it is alone, when another takes turns with it"
+    told = "a stream that alternates with another one differs from the same stream alone"
     yield _same("G", "two streams", turns[0] + turns[1], first + other, told)
     yield of_rules(inputs, cause=KEPT)
 
 
 def _interleave(sides: Sides, streams: Sequence[Sequence[Arrays]]) -> tuple[list[list[Arrays]], Rule]:
-    """Streams that take turns on one session; and that every array that is fed stays as it was."""
+    """Outputs of streams that alternate on one session, and the rule that no input array is modified."""
     states = [sides.declared.zero_states(sides.declared.sizes) for _ in streams]
     outputs: list[list[Arrays]] = [[] for _ in streams]
     wrong = []
@@ -51,26 +51,26 @@ def _interleave(sides: Sides, streams: Sequence[Sequence[Arrays]]) -> tuple[list
             outputs[index].append(sides.session.run(feeds))
             wrong += [name for name, array in feeds.items() if unlike(array, before[name])]
             states[index] = sides.follow_graph(states[index], outputs[index][-1])
-    detail = "no run changes what it is fed"
+    detail = "no run modifies its inputs"
     if wrong:
-        detail = f"the run changed the array of its input '{wrong[0]}', expected it to be left alone"
+        detail = f"the run modified the array of its input '{wrong[0]}', expected it to stay unchanged"
     return outputs, Rule(level="G", name="inputs", passed=not wrong, detail=detail)
 
 
 def check_batch(sides: Sides) -> Iterator[Findings]:
-    """H: where a batch axis is dynamic. The noise floor is that of the stream."""
+    """H: rows of a batch are independent. Needs a dynamic batch axis; uses the stream's noise floor."""
     batch, noise = sides.declared.batch, sides.streamed.noise
     if batch is None:
         raise NotExecuted("no dynamic axis is named batch or is axis 0 of every input: --batch-axis NAME")
     if batch in sides.declared.pinned:
-        raise NotExecuted(f"'{batch}' has one size, by --size or by a state")
+        raise NotExecuted(f"'{batch}' is fixed to one size, by --size or by a state")
     two, one, equal = (sides.declared.sizes | {batch: num_rows} for num_rows in (2, 1, NUM_EQUAL_ROWS))
     drawn = draw_stream(sides, "H", two)
     together = run_stream(sides, drawn, two)
     for row in range(2):
         alone = run_stream(sides, _rows(sides, drawn, [row], count=2), one)
         run = Run("H", sides, f"row {row} of 2", "stream", noise=noise)
-        yield _held(run, _rows(sides, together, [row], count=2), alone, " is not what the row gives alone")
+        yield _held(run, _rows(sides, together, [row], count=2), alone, " differs from the same row run alone")
     repeated = _rows(sides, draw_stream(sides, "H", one, first=NUM_RULE_STEPS), [0] * NUM_EQUAL_ROWS, count=1)
     outputs = run_stream(sides, repeated, equal)
     first, *others = (_rows(sides, outputs, [row], count=NUM_EQUAL_ROWS) for row in range(NUM_EQUAL_ROWS))
@@ -80,13 +80,13 @@ def check_batch(sides: Sides) -> Iterator[Findings]:
 
 
 def _rows(sides: Sides, stream: Sequence[Arrays], rows: list[int], *, count: int) -> list[Arrays]:
-    """Some rows of a batch of `count`, of every array that has its axis; the others as they are."""
+    """Select rows of a batch of `count`, in every array that has the batch axis; other arrays are unchanged."""
     outputs = {port.name: port for port in sides.declared.outputs}
     picked = [dict(arrays) for arrays in stream]
     for arrays in picked:
         for name, array in arrays.items():
             axis = sides.declared.batch_axis(name)
-            if axis is None and name in outputs:  # one whose batch has another name, as exporters invent them
+            if axis is None and name in outputs:  # exporters may invent another name for its batch axis
                 dims = enumerate(outputs[name].shape or ["batch"])
                 axis = next((i for i, dim in dims if isinstance(dim, str) and array.shape[i : i + 1] == (count,)), None)
             if axis is not None and array.shape[axis] != count:
@@ -103,7 +103,7 @@ def _held(run: Run, got: Sequence[Arrays], want: Sequence[Arrays], told: str) ->
 
 
 def check_determinism(sides: Sides) -> Iterator[Findings]:
-    """I: every step twice, and the stream in a new session."""
+    """I: run every step twice, and the stream again in a new session."""
     sizes = sides.declared.sizes
     drawn = draw_stream(sides, "I", sizes)
     first = run_stream(sides, drawn, sizes)
@@ -118,7 +118,7 @@ def check_determinism(sides: Sides) -> Iterator[Findings]:
 
 
 def _same(level: str, name: str, got: Sequence[Arrays], want: Sequence[Arrays], told: str) -> Findings:
-    """Whether every output of every step is the same bit for bit; if not, `told` and the first that is another."""
+    """Whether every output of every step is bit-equal; if not, `told` and the first output that differs."""
     wrong = ""
     try:
         for step, (a, b) in enumerate(zip(got, want, strict=True)):

@@ -1,10 +1,10 @@
-"""The states of a graph of any origin: how they begin and go on, and how its other inputs are drawn.
+"""States of a graph of any origin: their start, their next values, and the drawing of the other inputs.
 
-Nothing is known beforehand: declare.py reads tensors and axes from the file; which output feeds which
-input comes from the command line.
+Nothing is known beforehand: declare.py reads tensors and axes from the file; the command line gives the state pairs.
 
-Symbols: a dynamic axis is known by its name in the file. One without a name is 'batch' if it is axis 0, else
-'INPUT[AXIS]'. 'past + new' is the sum of two symbols. A symbol that only states have is followed as their arrays grow.
+Symbols: a dynamic axis has the name that the file gives it. An unnamed one is 'batch' if it is axis 0, else
+'INPUT[AXIS]'. 'past + new' is the sum of two symbols. The size of a symbol that only states have is read from their
+arrays as they grow.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Sizes = dict[str, int]
 
 
 def kind_of(dtype: np.dtype[Any]) -> str:
-    """'float', 'int' or 'bool': what must agree with the reference, whatever the width."""
+    """'float', 'int' or 'bool'. This must agree with the reference; the width need not."""
     return {"f": "float", "b": "bool"}.get(dtype.kind, "int")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Port:
-    """One input or output of the file. shape None: the file declares none."""
+    """One input or output of the file. shape: None if the file declares none."""
 
     name: str
     dtype: str
@@ -41,24 +41,24 @@ class Port:
 
     @property
     def kind(self) -> str:
-        """'float', 'int' or 'bool': what must agree with the reference, whatever the width."""
+        """'float', 'int' or 'bool'. This must agree with the reference; the width need not."""
         return kind_of(np.dtype(self.dtype))
 
     def text(self) -> str:
-        shape = "of no declared shape" if self.shape is None else f"({', '.join(map(str, self.shape))})"
+        shape = "without a declared shape" if self.shape is None else f"({', '.join(map(str, self.shape))})"
         return f"'{self.name}' {self.dtype} {shape}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wiring:
-    """What the file alone says.
+    """Facts read from the file.
 
     dtype      the narrowest float among weights, inputs and outputs
-    opset      of the standard operators
+    opset      opset of the standard operators
     reads      output -> the inputs on which it can depend
-    copies     output -> the input that it is, by Identity nodes alone
-    num_bytes  of the file and of the weights beside it
-    quantized  operators that compute in integers, or take numbers into them and back
+    copies     output -> the input that it copies, through Identity nodes only
+    num_bytes  size of the file and of the external weights
+    quantized  operators that compute in integers, or convert to or from them
     """
 
     dtype: str
@@ -71,7 +71,7 @@ class Wiring:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """What an integer input indexes: the tensor, and how many rows it has."""
+    """A tensor that an integer input indexes, and its number of rows."""
 
     name: str
     num_rows: int
@@ -79,10 +79,11 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Doubt:
-    """Why something is not shown, and what the command line could say of it.
+    """Something that the check cannot show, and the option that would help.
 
-    about         the input, output or pair that it is about
-    state, bound  the value of --state or --bound that is missing;  otherwise  the option for those who mean it so
+    about         the input, output or pair concerned
+    state, bound  the missing value of --state or --bound
+    otherwise     the option to give if the command line is right as it is
     """
 
     about: str
@@ -101,17 +102,19 @@ class Doubt:
 class Declared:
     """A graph, its states, and how its other inputs are drawn.
 
-    path      of the graph, as it was named;  readable  the same, or a copy that has no links
-    wiring    what else the file says
-    sizes     of every symbol at the first step
+    path      the graph, as named on the command line
+    readable  the same, or a copy without links
+    wiring    other facts from the file
+    sizes     size of every symbol at the first step
     ties      symbols that are sums of others, by --size
-    pinned    symbols that --size gives one size, so that no other is tried
+    pinned    symbols fixed to one size by --size, so that no other is tried
     followed  symbols that only states have, with the input and axis that show their size
-    growing   those of them that begin at `start` rows
-    batch     the symbol of the batch, if there is one
-    bounds    what drawn inputs may be; of integers and bool always, of floats by --bound
-    tables    what integer inputs index, as far as the file shows;  masks  of inputs that are one, what hides: 0 or 1
-    doubts    what a check of this command line cannot show
+    growing   those of the followed symbols that begin at `start` rows
+    batch     symbol of the batch, if there is one
+    bounds    range of the drawn inputs: always for integers and bool, for floats only by --bound
+    tables    integer input -> the table it indexes, as far as the file shows
+    masks     mask input -> the value that hides, 0 or 1
+    doubts    what this command line cannot show
     untrue    outputs whose declared shape cannot be true, and why
     """
 
@@ -135,7 +138,7 @@ class Declared:
 
     @property
     def drawn(self) -> tuple[Port, ...]:
-        """The inputs that are no states, in order."""
+        """Inputs that are not states, in order."""
         states = {pair.input for pair in self.states}
         return tuple(port for port in self.inputs if port.name not in states)
 
@@ -147,13 +150,13 @@ class Declared:
 
     @property
     def drawn_text(self) -> list[str]:
-        """How every input that is no state is drawn."""
+        """How each input that is not a state is drawn, as text."""
         ranges = {name: f"{low:g}..{high:g}" for name, (low, high) in self.bounds.items()}
         ranges |= {name: f"{ranges[name]}, a mask where {hides} hides" for name, hides in self.masks.items()}
         return [f"{port.text()} {ranges.get(port.name, 'normal')}" for port in self.drawn]
 
     def draw(self, sizes: Sizes, moment: Moment) -> dict[str, Array]:
-        """Every input that is no state, as draw.py says."""
+        """Every input that is not a state, by the rules of draw.py."""
         return {
             port.name: draw(
                 self.resolve(port, sizes), port.dtype, self.bounds.get(port.name), moment._replace(name=port.name),
@@ -168,11 +171,11 @@ class Declared:
         return {p.input: np.zeros(self.resolve(ports[p.input], sizes), ports[p.input].dtype) for p in self.states}
 
     def next_states(self, states: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The states of the next step. Raises ValueError if rows do not fit to be appended."""
+        """The states of the next step. Raises ValueError if rows cannot be appended."""
         return {pair.input: pair.next(states[pair.input], outputs[pair.output]) for pair in self.states}
 
     def sizes_with(self, sizes: Sizes, states: Mapping[str, Array]) -> Sizes:
-        """`sizes`, with those of the followed symbols as the states have them now."""
+        """`sizes`, with the followed symbols updated from the states."""
         return sizes | {symbol: states[name].shape[axis] for symbol, (name, axis) in self.followed.items()}
 
     def resolve(self, port: Port, sizes: Sizes) -> tuple[int, ...]:
@@ -183,7 +186,7 @@ class Declared:
         return sum(int(piece) if piece.isdigit() else sizes[piece] for piece in pieces_of(dim, self.ties))
 
     def untrue_shapes(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, str]:
-        """Outputs that came out in another shape than they declare, and how; axes of unknown size are not asked."""
+        """Outputs whose shape is not the declared one, and how it differs; axes of unknown size are not checked."""
         sizes = Sizes()
         for port in (*self.drawn, *self.inputs):
             for dim, size in zip(port.shape or (), feeds[port.name].shape, strict=True):
@@ -200,13 +203,11 @@ class Declared:
                 if len(want) != len(found) or any(a not in (None, b) for a, b in zip(want, found, strict=True)):
                     fed = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
                     declares = ", ".join(map(str, port.shape))
-                    wrong[port.name] = (
-                        f"it declares the shape ({declares}), and it is {found} where the graph is fed {fed}"
-                    )
+                    wrong[port.name] = f"it declares the shape ({declares}), but it is {found} for the inputs {fed}"
         return wrong
 
     def batch_axis(self, name: str) -> int | None:
-        """The batch axis of an input or an output, or None. A state output has that of its input."""
+        """Batch axis of an input or output, or None. A state output has its input's batch axis."""
         pair = self.state_of(name)
         wanted = name if pair is None else pair.input
         port = next(port for port in (*self.inputs, *self.outputs) if port.name == wanted)
@@ -214,6 +215,6 @@ class Declared:
 
 
 def pieces_of(dim: str, ties: Mapping[str, str]) -> list[str]:
-    """The symbols and numbers of a sum; a symbol that --size ties to others is replaced by them."""
+    """The terms of a sum, symbols and numbers. A symbol that --size defines as a sum is expanded."""
     found = [piece.strip() for piece in dim.split("+")]
     return [symbol for piece in found for symbol in (pieces_of(ties[piece], {}) if piece in ties else [piece])]

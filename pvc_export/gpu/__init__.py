@@ -1,1 +1,1 @@
-"""`pvc-export gpu`: all that a machine with an NVIDIA GPU can show of this project, in one run and one folder."""
+"""`pvc-export gpu`: every check and measurement that needs an NVIDIA GPU, in one run and one folder."""

@@ -1,7 +1,7 @@
-"""Step 4: one bundle a runtime and precision, with a golden recording, for the steps that follow.
+"""Step 4: one bundle per runtime and precision, with a golden recording, for the later steps.
 
-Unusual: the check before it is published leaves out the ladder, which would run its engines. A card that gets an engine
-wrong would else leave no bundle, and nothing to look at; the ladder is a step of its own (ladder.py).
+Note: the check before publishing leaves out the ladder, which would run the engines. Otherwise a card that computes an
+engine wrongly would leave no bundle to examine. The ladder is a separate step (ladder.py).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def make_bundle(model: str, target: str, precision: Precision, out: Path) -> Non
 
 
 def export_one(hardware: Hardware, model: str, target: str, precision: Precision, out: Path) -> Found:
-    """Make it, and say what was made."""
+    """Make a bundle, and describe it."""
     (hardware.make_bundle or make_bundle)(model, target, precision, out)
     manifest = Manifest.load(out)
     total = sum(entry.num_bytes for entry in manifest.files.values())
@@ -62,7 +62,7 @@ def export_one(hardware: Hardware, model: str, target: str, precision: Precision
         ("bundle", f"{size_text(total)} in {len(manifest.files)} files"),
         ("engines", "; ".join(engines) or "none: this runtime reads the ONNX files"),
         ("built for", ", ".join(capabilities) or "any GPU of the runtime"),
-        ("check on the CPU", "passed, without the rungs of the GPU" if manifest.parity.get("passed") else "not passed"),
+        ("check on the CPU", "passed, without the GPU rungs" if manifest.parity.get("passed") else "not passed"),
     ]
     data = {"target": manifest.target, "precision": manifest.precision, "versions": manifest.versions}
     return Found(facts=tuple(facts), data=data)

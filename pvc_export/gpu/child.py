@@ -1,4 +1,4 @@
-"""A step in a process of its own: a runtime that crashes or hangs takes nothing with it but its own section.
+"""Runs one step in a child process, so that a runtime that crashes or hangs loses only its own section.
 
 python -m pvc_export.gpu.child STEP MODEL FOLDER RESULT
 """
@@ -20,7 +20,7 @@ from .section import Found, Section
 from .steps import Step, by_name, execute, steps_of
 
 RESULTS = "steps"
-"""The folder of a run in which every step leaves its section: what is left of a run that was killed."""
+"""Folder of a run in which every step stores its section, so that the results survive a killed run."""
 NUM_LAST_LINES = 4
 
 
@@ -29,7 +29,7 @@ def result_path(folder: Path, name: str) -> Path:
 
 
 def in_a_child(step: Step, model: str, folder: Path, limit_s: float, log: IO[str]) -> Section:
-    """Run a step so, for as long at most. What it prints goes to the log."""
+    """Run a step in a child process for at most `limit_s` seconds. Its output goes to the log."""
     result = result_path(folder, step.name)
     result.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pvc_export.gpu.child", step.name, model, str(folder), str(result)]
@@ -37,12 +37,12 @@ def in_a_child(step: Step, model: str, folder: Path, limit_s: float, log: IO[str
 
 
 def isolated(step: Step, command: Sequence[str], result: Path, limit_s: float, log: IO[str]) -> Section:
-    """A section in any case: the one that the command left in `result`, or one that says how it ended."""
+    """Run the command. Returns the section that it wrote to `result`, or one that describes how it ended."""
     started = time.perf_counter()
     log.write(f"== {step.name}\n")
     log.flush()
     with tempfile.TemporaryFile("w+", errors="replace") as output:
-        # Output goes to a file: a pipe would have to be read, and a grandchild that holds it would be waited for.
+        # Output goes to a file: a pipe must be read, and a grandchild that keeps it open would block the read.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         try:
             code = process.wait(timeout=limit_s)
@@ -63,9 +63,9 @@ def isolated(step: Step, command: Sequence[str], result: Path, limit_s: float, l
 
 def _how_it_ended(code: int | None, limit_s: float, said: str) -> str:
     last = " | ".join(line.strip() for line in said.splitlines() if line.strip()).split(" | ")[-NUM_LAST_LINES:]
-    tail = f"; it said last: {' | '.join(last)}" if last != [""] else ""
+    tail = f"; its last output: {' | '.join(last)}" if last != [""] else ""
     if code is None:
-        return f"it was not done after {limit_s:.0f} s, and was ended{tail}"
+        return f"it was stopped at its time limit of {limit_s:.0f} s{tail}"
     if code < 0:
         return f"it crashed: {signal.Signals(-code).name}{tail}"
     return f"it ended with exit code {code}{tail}"

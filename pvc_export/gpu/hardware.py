@@ -1,4 +1,4 @@
-"""What the steps run on: this machine's GPU, or in tests what stands in for one."""
+"""Hardware for the steps: this machine's GPU, or a stand-in for it in tests."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .section import STAND_IN
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 ASK = (sys.executable, "-m", "pvc_export.gpu.hardware")
 DRIVER_S = 60.0
-"""A driver that has not answered by then will not."""
+"""Time limit for the driver's reply; after that it is assumed to hang."""
 FIRST_BFLOAT16 = (8, 0)
 """Compute capability of Ampere."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """One card, as the CUDA driver tells of it."""
+    """One card, as the CUDA driver describes it."""
 
     name: str
     capability: tuple[int, int]
@@ -42,7 +42,7 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drivers:
-    """What the driver says. cuda_version: the newest CUDA that it runs, '' without one; error: why there is no GPU."""
+    """The driver's GPUs. cuda_version: the newest CUDA it supports, '' without a driver. error: why there is no GPU."""
 
     gpus: tuple[Gpu, ...] = ()
     cuda_version: str = ""
@@ -50,28 +50,28 @@ class Drivers:
 
 
 def ask_driver() -> Drivers:
-    """The CUDA driver itself, since packages may be installed on a machine without a GPU."""
+    """Query the CUDA driver directly: packages may be installed on a machine without a GPU."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return Drivers(error="there is no NVIDIA driver here (libcuda.so.1)")
+        return Drivers(error="no NVIDIA driver is installed (libcuda.so.1 not found)")
     version, count = ctypes.c_int(0), ctypes.c_int(0)
     status = driver.cuInit(0) or driver.cuDriverGetVersion(ctypes.byref(version))
     status = status or driver.cuDeviceGetCount(ctypes.byref(count))
     cuda_version = f"{version.value // 1000}.{version.value % 1000 // 10}" if version.value else ""
     if status or count.value == 0:
-        error = f"the NVIDIA driver is there and shows no GPU (CUDA error {status})"
+        error = f"the NVIDIA driver is installed but reports no GPU (CUDA error {status})"
         return Drivers(cuda_version=cuda_version, error=error)
     gpus = tuple(_gpu(driver, index) for index in range(count.value))
     return Drivers(gpus=gpus, cuda_version=cuda_version)
 
 
 def ask_driver_apart(command: Sequence[str] = ASK) -> Drivers:
-    """The same in another process: a driver that hangs or crashes leaves a run that says so."""
+    """Query the driver in another process, so that the run can report a driver that hangs or crashes."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DRIVER_S, check=True)
     except subprocess.SubprocessError as error:
-        return Drivers(error=f"the NVIDIA driver did not answer when it was asked for its GPUs: {error}")
+        return Drivers(error=f"querying the NVIDIA driver for its GPUs failed: {error}")
     data = json.loads(done.stdout)
     gpus = tuple(Gpu(**{**gpu, "capability": tuple(gpu["capability"])}) for gpu in data.pop("gpus"))
     return Drivers(gpus=gpus, **data)
@@ -90,17 +90,19 @@ def _gpu(driver: ctypes.CDLL, index: int) -> Gpu:
 
 
 MakeBundle = Callable[[str, str, Precision, Path], None]
-"""Model, target and precision, and the folder that the bundle gets."""
+"""Called with model, target, precision and the bundle's folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hardware:
-    """drivers       what is there
-    cuda          a CUDA runtime
-    torch_device  where torch computes
-    provider      ONNX Runtime's
-    make_bundle   in place of an export, for a stand-in that has no compiler
-    is_stand_in   whether nothing that comes out is a measurement
+    """The hardware of a run.
+
+    drivers       GPUs and CUDA version
+    cuda          makes a CUDA runtime
+    torch_device  device on which torch computes
+    provider      ONNX Runtime's execution provider
+    make_bundle   replaces the export, for a stand-in without a compiler
+    is_stand_in   whether it is a stand-in, whose numbers are not measurements
     """
 
     drivers: Drivers
@@ -116,7 +118,7 @@ class Hardware:
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """What is tried: of a card without bfloat16 float16 alone."""
+        """Precisions to try: only float16 on a card without bfloat16."""
         lacks_bfloat16 = self.has_gpu and not self.drivers.gpus[0].has_bfloat16
         return ("fp16",) if lacks_bfloat16 else ("fp16", "bf16")
 

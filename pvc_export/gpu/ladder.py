@@ -1,5 +1,5 @@
-"""Step 5: every output of the vision graphs as the card computes it, against its neighbour of the ladder, with limits
-from this model's own rounding; and torch on the card, against the float32 reference on the CPU."""
+"""Step 5: every output of the vision graphs, computed on the card, compared with the neighbouring rung of the ladder
+within limits from this model's rounding; and torch on the card compared with the float32 reference on the CPU."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ from .hardware import Hardware
 from .section import Found
 
 LEFT = (TRUNK_FEATURES, FEATURES, EMBEDS)
-"""What a torch step brings back to the host of each frame."""
+"""Tensors that a torch step copies to the host per frame."""
 
 
 def climb_bundle(hardware: Hardware, model: str, folder: Path) -> Found:
-    """onnx on the CPU, engine (or the runtime's own graphs) on the card, and all together against torch float32."""
+    """Compare ONNX on the CPU, the engine (or the runtime's graphs) on the card, and the card with torch float32."""
     manifest = Manifest.load(folder)
     precision, temporal = manifest.precision, manifest.graphs["temporal"]
     held = as_held(load_model(model), manifest)
@@ -73,7 +73,7 @@ def climb_bundle(hardware: Hardware, model: str, folder: Path) -> Found:
 
 
 def _kernels(folder: Path) -> list[tuple[str, str]]:
-    """What a first start compiled, where the runtime does."""
+    """Fact about the kernels that the first start compiled, if the runtime compiles any."""
     kept = cache_folder(folder)
     if not kept.is_dir():
         return []
@@ -82,7 +82,7 @@ def _kernels(folder: Path) -> list[tuple[str, str]]:
 
 
 def climb_torch(hardware: Hardware, model: str, precision: Precision) -> Found:
-    """The PyTorch model itself, cast and moved to the card."""
+    """Check the PyTorch model, cast and moved to the card."""
     loaded = load_model(model)
     request = ExportRequest(out=Path(), target=load_target("cuda"), precision=precision, limits=StreamLimits())
     temporal = request.graph_specs(loaded.config)["temporal"]
@@ -105,7 +105,7 @@ def _frames(config: PVCConfig, request: ExportRequest) -> Frames:
 
 @torch.no_grad()
 def run_on(model: torch.nn.Module, frames: Frames, temporal: GraphSpec, device: str) -> Recording:
-    """What the reference's streaming form returns of each frame on a device: trunk, features, embeddings."""
+    """Outputs of the streaming reference on a device, per frame: trunk features, features, embeddings."""
     step = streaming_step(model, temporal, device, total_frames=frames.total_frames)
     return [step(pixels) for pixels in frames.pixels]
 
@@ -113,14 +113,14 @@ def run_on(model: torch.nn.Module, frames: Frames, temporal: GraphSpec, device: 
 def streaming_step(
     model: torch.nn.Module, temporal: GraphSpec, device: str, *, total_frames: int | None = None
 ) -> Callable[[Any], dict[str, Any]]:
-    """Called with each frame (S, S, 3) uint8 RGB of one stream, in order; what it returns is on the host."""
+    """A function to call with each frame (S, S, 3) uint8 RGB of one stream, in order. Its results are on the host."""
     moved: Any = model.to(device)
     window, state = window_of(temporal), None
 
     @torch.no_grad()
     def step(pixels: Any) -> dict[str, Any]:
         nonlocal state
-        with torch.device(device):  # whatever a module makes for itself is made there
+        with torch.device(device):  # tensors that modules create are created there
             found, state = moved.frame_features(
                 torch.from_numpy(pixels)[None].to(device), state, window=window, total_frames=total_frames
             )
@@ -132,7 +132,7 @@ def streaming_step(
 
 
 def judged(evidence: Evidence, *, num_frames: int, runs_on: str) -> Found:
-    """Against the limits; noise, which is this model's own, has its ceiling."""
+    """Judge the evidence against its limits. The noise floor, measured from this model, has a ceiling."""
     noise = NoiseTable(evidence.differences)
     rows = worst_rows(map(noise.judged, evidence.differences))
     rungs: dict[Rung, list[Row]] = {}

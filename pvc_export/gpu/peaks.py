@@ -1,6 +1,6 @@
-"""Step 3: what this card can do at most, measured: products of large matrices, and bytes copied within its memory.
+"""Step 3: measured peak performance of this card: matmuls of large matrices, and copies within its memory.
 
-Everything later is held against these, and not against a data sheet.
+Later measurements are given as shares of these peaks, not of a data sheet's.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from .section import Found, Number
 COPY_BYTES, COPY_ROW = 2**29, 2**20
 GEMM_SIZE = 4096
 SMALL = 2**6
-"""A stand-in is a CPU: what it is asked for is so many times less, by each measure."""
+"""Factor by which the work is reduced on a stand-in, which is a CPU."""
 NUM_ROUNDS, NUM_RUNS = 5, 10
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 BANDWIDTH = "copy bandwidth"
 
 
 def measure_peaks(hardware: Hardware) -> Found:
-    """Copies by the CUDA runtime alone, and products by torch where it sees the GPU."""
+    """Measure copies by the CUDA runtime, and matmuls by torch if it sees the GPU."""
     numbers = [Number(name=BANDWIDTH, value=copy_bandwidth(hardware) / 1e9, unit="GB/s")]
-    facts = [("copies", "within the GPU's memory; read and written bytes both count")]
+    facts = [("copies", "within the GPU's memory; bytes read and bytes written both count")]
     try:
         numbers += _gemms(hardware)
-        facts.append(("products", "square matrices; float32 without TF32, as our graphs are run"))
+        facts.append(("products", "square matrices; float32 without TF32, the mode in which our graphs run"))
     except (ImportError, RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        facts.append(("products", f"not executed, torch does not see the GPU: {error}"))
+        facts.append(("products", f"not executed, since torch does not see the GPU: {error}"))
     return Found(facts=tuple(facts), numbers=tuple(numbers))
 
 
@@ -39,7 +39,7 @@ def gemm_name(dtype: str) -> str:
 
 
 def copy_bandwidth(hardware: Hardware) -> float:
-    """Bytes a second."""
+    """Copy bandwidth in bytes per second."""
     cuda = hardware.cuda()
     memory = DeviceMemory(cuda)
     num_bytes = COPY_BYTES // SMALL if hardware.is_stand_in else COPY_BYTES
@@ -77,7 +77,7 @@ def _gemms(hardware: Hardware) -> list[Number]:
 
 
 def synchronize(hardware: Hardware) -> None:
-    """Wait for what torch has queued."""
+    """Wait for torch's queued work."""
     if hardware.torch_device == "cuda":
         import torch
 
@@ -85,7 +85,7 @@ def synchronize(hardware: Hardware) -> None:
 
 
 def best_seconds(run: Callable[[], None]) -> float:
-    """Of several rounds after one that does not count: a peak is what is reached, not what is usual."""
+    """The best of several rounds, after one warm-up round: a peak is the best case, not the usual one."""
     run()
     seconds = []
     for _ in range(NUM_ROUNDS):

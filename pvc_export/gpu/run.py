@@ -1,8 +1,8 @@
-"""The run: step after step, none of which ends the others, within a time; and the folder that it leaves.
+"""The run: all steps in order within a time limit, where no step's failure ends the run; and its output folder.
 
-index.html     for people, one file      results.json   the same for machines
-versions.txt   every package             log.txt        what the steps printed
-report.zip     these four, to be sent    bundles/       what was exported, which stays here
+index.html     the page, one file        results.json   the same for programs
+versions.txt   every package             log.txt        the steps' output
+report.zip     these four, to be sent    bundles/       the exported bundles, which stay here
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from .system import versions
 OUT = Path("build/gpu")
 BUDGET_S = 600.0
 LEAST_S = 5.0
-"""A step is not begun with less time left."""
+"""Minimum remaining time for starting another step."""
 FORMAT = 1
 SENT = ("index.html", "results.json", "versions.txt", "log.txt")
 ZIP = "report.zip"
 MARKS = {"shown": "ok", "failed": "FAIL", "refused": "--", "not executed": "--", "stand-in": "(ok)"}
 WITHOUT_GPU = ("machine", "runtime")
-"""Kinds of steps that are done without a GPU too: they say what is here."""
+"""Kinds of steps that also run without a GPU: they describe the machine."""
 
 Launch = Callable[[Step, str, Path, float, IO[str]], Section]
-"""A step, the model, the folder, its time limit and the log. `in_a_child`, or what tests put in its place."""
+"""Called with a step, the model, the folder, the time limit and the log: `in_a_child`, or a replacement in tests."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuRun:
-    """What came of it."""
+    """The results of a run."""
 
     folder: Path
     model: str
@@ -58,7 +58,7 @@ class GpuRun:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many sections are in each state; those that occur."""
+        """Number of sections per state, for the states that occur."""
         found = {state: sum(section.state == state for section in self.sections) for state in STATES}
         return {state: count for state, count in found.items() if count}
 
@@ -96,7 +96,7 @@ def run_gpu(
     launch: Launch = in_a_child,
     budget_s: float = BUDGET_S,
 ) -> GpuRun:
-    """Everything, into `folder`, whose older results are replaced. `hardware` and `launch` stand in, in tests."""
+    """Run all steps and write the results to `folder`, replacing older ones. Tests replace `hardware` and `launch`."""
     started = time.monotonic()
     hardware = hardware or Hardware.here()
     shutil.rmtree(folder / RESULTS, ignore_errors=True)
@@ -121,7 +121,7 @@ def run_gpu(
 
 
 def shown(step: Step, console: Console) -> AbstractContextManager[object]:
-    """On a terminal, what is being done while it is: kernels of an RTX card take minutes at a first start."""
+    """Show the running step on a terminal: on an RTX card the kernels of a first start take minutes."""
     if console.quiet or not console.rich.is_terminal:
         return nullcontext()
     return console.rich.status(f"{step.title}: {step.does}")
@@ -139,13 +139,13 @@ def _one(
     budget: float,
     log: IO[str],
 ) -> Section:
-    """A step, or why it is not begun."""
+    """Run a step, or return a section with the reason why it was not started."""
     if not hardware.has_gpu and step.kind not in WITHOUT_GPU:
         return step.section(Found(state="not executed", error=NO_GPU))
     if reason := why_not(step, done):
         return step.section(Found(state="not executed", error=reason))
     if left < LEAST_S:
-        return step.section(Found(state="not executed", error=f"the {budget:.0f} s of the whole run are over"))
+        return step.section(Found(state="not executed", error=f"the run's time limit of {budget:.0f} s is used up"))
     section = launch(step, model, folder, min(step.limit_s, left), log)
     if not hardware.has_gpu and step.kind == "runtime":
         what = "the package loads" if section.is_good else section.error
@@ -154,7 +154,7 @@ def _one(
 
 
 def write(run: GpuRun) -> None:
-    """The four files and the archive of them."""
+    """Write the four files and the archive of them."""
     folder = run.folder
     (folder / "results.json").write_text(
         json.dumps(finite(run.to_json()), indent=1, allow_nan=False) + "\n", encoding="utf-8"
@@ -168,5 +168,5 @@ def write(run: GpuRun) -> None:
 
 
 def render(run: GpuRun) -> str:
-    """The page: one file, nothing fetched."""
+    """The page: one file that loads nothing else."""
     return fill("gpu.html.j2", run=run, missing=missing(), versions=versions(), stand_in=STAND_IN, no_gpu=NO_GPU)

@@ -1,4 +1,4 @@
-"""What a step of the run leaves: a section of the page, and of results.json."""
+"""The result of a step: a section of the page and of results.json."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 State = Literal["shown", "failed", "refused", "not executed", "stand-in"]
-"""shown         it ran, and what it holds is true of this machine
-failed        it ran, and what it returned is wrong
-refused       a runtime, the driver or the card ended it: an error, a crash, or the time limit
-not executed  it was not begun, and `error` says why
-stand-in      a stand-in for a GPU ran it, in tests: nothing in it is a measurement of a GPU
+"""shown         it ran, and its results are true of this machine
+failed        it ran, and its results are wrong
+refused       a runtime, the driver or the card ended it: by an error, a crash, or the time limit
+not executed  it was not started; `error` is the reason
+stand-in      it ran on a stand-in for a GPU, in tests: nothing in it is a measurement of a GPU
 """
 STATES: tuple[State, ...] = get_args(State)
 STAND_IN = "stand-in: no GPU ran this"
@@ -20,9 +20,9 @@ NO_GPU = "no NVIDIA GPU"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Number:
-    """One measurement. `share` is its part of a measured peak, 0 to 1, and `share_of` names that peak.
+    """One measurement. `share` is its fraction of a measured peak, 0 to 1, and `share_of` names that peak.
 
-    measured_on  the card, or STAND_IN: a number that is copied out of the file still says what it is of
+    measured_on  the card, or STAND_IN, so that a number copied out of the file still names its source
     """
 
     name: str
@@ -35,12 +35,15 @@ class Number:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """name     of the step: 'golden:rtx-fp16'
-    does     what the step does, in a sentence, done or not
-    command  the same by hand, where there is such a command
-    facts    in words, in their order; data: the same for machines, with more in it
+    """The result of one step.
+
+    name     name of the step, such as 'golden:rtx-fp16'
+    does     a sentence that describes the step, whether or not it ran
+    command  the command to run the step by hand, if there is one
+    facts    results as text, in order
+    data     the same for programs, with more detail
     error    why it was refused, failed or not executed
-    fix      the next command, where something is missing
+    fix      the next command, if something is missing
     """
 
     name: str
@@ -57,11 +60,11 @@ class Section:
 
     @property
     def is_good(self) -> bool:
-        """Whether what needs it may go on."""
+        """Whether steps that depend on it may run."""
         return self.state in ("shown", "stand-in")
 
     def measured(self, on: str) -> Section:
-        """With the card's name in every number. A stand-in's sections are called what they are."""
+        """The section with the card's name in every number. A stand-in's section is marked as such."""
         state: State = "stand-in" if on == STAND_IN and self.state == "shown" else self.state
         return replace(self, state=state, numbers=tuple(replace(one, measured_on=on) for one in self.numbers))
 
@@ -70,7 +73,7 @@ class Section:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Section:
-        """Of another process, or of a file."""
+        """Read a section from another process or from a file."""
         facts = tuple((name, text) for name, text in data["facts"])
         numbers = tuple(Number(**number) for number in data["numbers"])
         return Section(**{**data, "facts": facts, "numbers": numbers})
@@ -78,8 +81,8 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """What the work of a step returns, before it has a name. state: 'shown', or 'failed' where it looked and it is
-    wrong, or 'refused' where a runtime is there and does not take the card."""
+    """Findings of a step, before they become a section. state: 'shown', 'failed' if the results are wrong, or 'refused'
+    if a runtime is installed but does not accept the card."""
 
     facts: tuple[tuple[str, str], ...] = ()
     numbers: tuple[Number, ...] = ()

@@ -1,4 +1,4 @@
-"""The steps of a run in their order: what each does, what it needs, how long it may take, and the work itself."""
+"""The steps of a run, in order: description, prerequisites, time limit, and the work itself."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from .system import look_at_machine
 
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16")
 TARGETS = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt", "cuda": "onnxruntime"}
-"""Target -> the runtime that it needs."""
+"""Target -> the runtime it needs."""
 SHORT_S, LONG_S = 60.0, 240.0
-"""How long a step may take; the whole run has its own limit (run.py)."""
+"""Time limits of a step; the whole run has a limit too (run.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """does     in a sentence that is true before it was done
-    needs    steps that must have gone well
-    command  the same by hand, '' where there is none
+    """One step of a run.
+
+    does     a sentence that describes the step
+    needs    steps that must have succeeded
+    command  the command to run the step by hand, or ''
     """
 
     name: str
@@ -42,11 +44,11 @@ class Step:
 
     @property
     def of(self) -> str:
-        """What comes after the kind: a runtime, a bundle, a precision."""
+        """The part of the name after the kind: a runtime, a bundle, a precision."""
         return self.name.partition(":")[2]
 
     def section(self, found: Found, *, seconds: float = 0.0) -> Section:
-        """This step with what came of it."""
+        """This step with its findings."""
         return Section(
             name=self.name, title=self.title, does=self.does, command=self.command, state=found.state,
             facts=found.facts, numbers=found.numbers, data=found.data, error=found.error, fix=found.fix,
@@ -55,16 +57,16 @@ class Step:
 
 
 def steps_of(model: str, folder: Path, precisions: Sequence[Precision] = PRECISIONS) -> tuple[Step, ...]:
-    """All of them, for these precisions."""
+    """All steps for these precisions."""
     looks = [
         Step(
-            name=f"runtime:{name}", title=title, does="Imports it, asks what it sees, and computes a product.",
+            name=f"runtime:{name}", title=title, does="Imports it, queries its GPUs, and computes a matmul.",
             command=f"python -c 'import {name}; print({name}.__version__)'",
         )
         for name, (title, _) in RUNTIMES.items()
     ]  # fmt: skip
-    machine = "Names GPU, driver, processor, system and versions."
-    peaks = "Copies 512 MiB within the GPU and multiplies square matrices of 4096: what all shares are of."
+    machine = "Lists GPU, driver, processor, system and versions."
+    peaks = "Copies 512 MiB within the GPU and multiplies 4096 x 4096 matrices: the peaks that all shares refer to."
     return (
         Step(name="machine", title="The machine", does=machine, command="pvc-export doctor"),
         *looks,
@@ -80,16 +82,16 @@ def _of_precision(model: str, folder: Path, precision: Precision) -> Iterator[St
         title, made = f"{RUNTIMES[runtime][0]}, {precision}", "onnx" if target == "cuda" else "trt"
         yield Step(
             name=bundle, title=f"{title}: bundle", needs=(runs,), limit_s=LONG_S,
-            does=f"Exports '{model}' for target {target}, builds, checks on the CPU, records golden values.",
+            does=f"Exports '{model}' for target {target}, builds it, checks it on the CPU, and records golden values.",
             command=f"pvc-export {made} -m {model} --{precision} --target {target} --golden -o {path}",
         )  # fmt: skip
         of_bundle = {
             "ladder": ("ladder", f"check {path}",
-                       "Runs a clip on the card, and holds every output of the vision graphs to its neighbours."),
+                       "Runs a clip on the card and compares every output of the vision graphs with its neighbours."),
             "golden": ("golden self-test", f"check {path} --golden",
-                       "Plays the golden recording to the card: values, tokens, the same bits twice, two rows as one."),
+                       "Replays the golden recording on the card: values, tokens, equal bits twice, two rows as one."),
             "time": ("times", f"bench {path}",
-                     "Times a frame, its rows in the LLM and a decoded token, as shares of the measured peaks."),
+                     "Times a frame, its rows in the LLM and a decoded token, also as shares of the measured peaks."),
         }  # fmt: skip
         for kind, (what, command, does) in of_bundle.items():
             yield Step(
@@ -97,9 +99,9 @@ def _of_precision(model: str, folder: Path, precision: Precision) -> Iterator[St
                 command=f"pvc-export {command}", limit_s=LONG_S,
             )  # fmt: skip
     title, needs = f"{RUNTIMES['torch'][0]}, {precision}", ("runtime:torch",)
-    does = "Runs the PyTorch model on the card, against its float32 on the CPU."
+    does = "Runs the PyTorch model on the card and compares it with its float32 results on the CPU."
     yield Step(name=f"torch-ladder:{precision}", title=f"{title}: ladder", does=does, needs=needs, limit_s=LONG_S)
-    does = "Times the same steps of the PyTorch model on the card, eager, as it is without us."
+    does = "Times the same steps of the PyTorch model on the card in eager mode, without this project's runtime."
     yield Step(name=f"torch-time:{precision}", title=f"{title}: times", does=does, needs=needs, limit_s=LONG_S)
 
 
@@ -108,13 +110,14 @@ def bundle_path(folder: Path, name: str) -> Path:
 
 
 def why_not(step: Step, done: Mapping[str, Section]) -> str:
-    """Why a step cannot be begun: what it needs did not go well. '' where it can."""
+    """Why a step cannot be started: a prerequisite did not succeed. '' if it can."""
     lacking = [done[name] for name in step.needs if not done[name].is_good]
     return f"it needs '{lacking[0].title}', which is {lacking[0].state}" if lacking else ""
 
 
 def execute(step: Step, hardware: Hardware, model: str, folder: Path, peaks: Section | None) -> Section:
-    """Do it, in this process. Whatever it raises is in the section: what drivers and runtimes raise has no base."""
+    """Run a step in this process. Any exception goes into the section: drivers' and runtimes' errors share no base
+    class."""
     started = time.perf_counter()
     try:
         found = _work(step, hardware, model, folder, peaks)
@@ -127,7 +130,7 @@ def execute(step: Step, hardware: Hardware, model: str, folder: Path, peaks: Sec
 
 
 def _work(step: Step, hardware: Hardware, model: str, folder: Path, peaks: Section | None) -> Found:
-    """Torch, and what needs it, is imported where it is used: a runtime is looked at without it in the way."""
+    """Do the work. Torch and its dependents are imported only where used, so that runtimes are tested without them."""
     if step.kind == "machine":
         return look_at_machine(hardware)
     if step.kind == "runtime":

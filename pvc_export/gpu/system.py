@@ -1,4 +1,4 @@
-"""Step 1: the machine. GPU, driver, memory, processor, system, and the version of everything that matters."""
+"""Step 1: the machine: GPU, driver, memory, processor, system, and the versions of relevant packages."""
 
 from __future__ import annotations
 
@@ -24,31 +24,33 @@ DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class System:
-    """An operating system in words, and where it is not supported the sentence that says so."""
+    """An operating system as text; if it is not supported, also the reason and the fix."""
 
     words: str
     refusal: str = ""
 
 
 def system_of(platform_name: str, release: str) -> System:
-    """By sys.platform and the kernel's release, in which WSL2 says what it is."""
+    """Identify the system by sys.platform and the kernel's release, which names WSL2."""
     if platform_name == "win32":
         return System(
             words="Windows",
-            refusal="Windows itself is not supported, WSL2 is: run `wsl --install` once, and in its shell the same "
-            "command; the Windows driver of the GPU serves it",
+            refusal="native Windows is not supported, but WSL2 is: run `wsl --install` once, then the same command in "
+            "its shell; it uses the GPU's Windows driver",
         )
     if platform_name != "linux":
-        return System(words=platform_name, refusal=f"{platform_name} has no NVIDIA GPUs: run this on Linux or WSL2")
+        return System(
+            words=platform_name, refusal=f"{platform_name} has no NVIDIA GPUs and is not supported: use Linux or WSL2"
+        )
     if "microsoft" not in release.lower():
         return System(words=f"Linux {release}")
     if "wsl2" in release.lower() or "microsoft-standard" in release:
         return System(words=f"Windows, WSL2 ({release}): supported")
-    return System(words="Windows, WSL1", refusal="WSL1 has no GPUs: `wsl --set-version NAME 2` makes it WSL2")
+    return System(words="Windows, WSL1", refusal="WSL1 has no GPU access: convert it with `wsl --set-version NAME 2`")
 
 
 def require_system() -> System:
-    """Raises BackendUnavailable where nothing of this can run."""
+    """This system. Raises BackendUnavailable if it is not supported."""
     system = system_of(sys.platform, platform.release())
     if system.refusal:
         raise BackendUnavailable(system.refusal)
@@ -56,7 +58,7 @@ def require_system() -> System:
 
 
 def versions() -> dict[str, str]:
-    """Every installed package that computes here or talks to the GPU."""
+    """Version of every installed package that takes part in the computation or uses the GPU."""
     found = {}
     for distribution in importlib.metadata.distributions():
         name = distribution.metadata["Name"]
@@ -66,7 +68,7 @@ def versions() -> dict[str, str]:
 
 
 def look_at_machine(hardware: Hardware) -> Found:
-    """What is here, a GPU or not."""
+    """Describe the machine, with or without a GPU."""
     drivers, memory = hardware.drivers, available_bytes()
     cards = [
         (
@@ -79,7 +81,7 @@ def look_at_machine(hardware: Hardware) -> Found:
         *cards,
         ("driver", "of a stand-in" if hardware.is_stand_in else driver_version() or "none"),
         ("CUDA, by the driver", drivers.cuda_version or "none"),
-        ("precisions tried", ", ".join(hardware.precisions) + "; bfloat16 begins with SM80"),
+        ("precisions tried", ", ".join(hardware.precisions) + "; bfloat16 requires SM80 or later"),
         ("processor", cpu_name()),
         ("memory free", size_text(memory) if memory is not None else "unknown"),
         ("system", system_of(sys.platform, platform.release()).words),
@@ -90,7 +92,7 @@ def look_at_machine(hardware: Hardware) -> Found:
 
 
 def driver_version() -> str:
-    """Such as '580.95.05', or ''. In WSL2 the kernel module is Windows', which its own nvidia-smi tells."""
+    """Driver version, such as '580.95.05', or ''. In WSL2 the driver is Windows', so WSL's nvidia-smi reports it."""
     try:
         found = re.search(r"\d+\.\d+(\.\d+)?", DRIVER_FILE.read_text(encoding="utf-8"))
     except OSError:

@@ -1,9 +1,9 @@
-"""Step 7: a frame through the vision side, its rows into the LLM, and a decoded token: time, and its share of what the
-card can do at most (peaks.py).
+"""Step 7: time of a frame on the vision side, of its rows in the LLM, and of a decoded token, also as a share of the
+card's measured peaks (peaks.py).
 
-What a step must do is counted from below: each weight of its graphs read once, the caches in use read once, two
-operations a weight and row. So a share is never flattered. A small model's steps are mostly the start of kernels: its
-shares are small on any card, and say what a runtime costs rather than what a large model would reach.
+The work of a step is a lower bound: each weight of its graphs read once, the caches in use read once, two operations
+per weight and row. So a share is never overstated. A small model's steps consist mostly of kernel launches: its shares
+are small on any card, and show the runtime's overhead rather than what a large model would reach.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ TITLES = {"frame": "a frame, vision", "ingest": "a frame's rows, LLM", "decode":
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """The least that a step must do."""
+    """Minimum work of a step."""
 
     flop: float
     num_bytes: float
 
 
 def work_of(model: PVC, specs: Mapping[str, GraphSpec], precision: Precision, *, past: int) -> dict[str, Work]:
-    """Of the three steps; the LLM's with `past` rows in its cache."""
+    """Minimum work of the three steps; the LLM's with `past` rows in its cache."""
     config, item = model.config, ITEM_BYTES[str(TORCH_DTYPE[precision]).removeprefix("torch.")]
     weights = {
         part: sum(
@@ -77,7 +77,7 @@ def work_of(model: PVC, specs: Mapping[str, GraphSpec], precision: Precision, *,
 
 
 def time_bundle(hardware: Hardware, model: str, folder: Path, peaks: Section | None) -> Found:
-    """A bundle on its runtime, as streams run it: what crosses to the host is part of it."""
+    """Time a bundle on its runtime, as streams run it: copies to the host are included."""
     manifest = Manifest.load(folder)
     graphs = open_graphs(folder, runtime="target", cuda=hardware.cuda())
     seconds = {"frame": _frames_of(graphs.sessions, manifest)} | _language_of(graphs.sessions, manifest)
@@ -92,7 +92,7 @@ def _frames_of(sessions: Mapping[str, Session], manifest: Manifest) -> list[floa
     frames = [to_model_frame(frame, size=size) for frame in render_clip(NUM_FRAMES, width=size, height=size)]
 
     def step(frame: Any) -> None:
-        encoder.commit(encoder.encode(frame))  # waits for the embeddings, so for all of the frame
+        encoder.commit(encoder.encode(frame))  # waits for the embeddings, and so for the whole frame
 
     return clocked(step, frames)
 
@@ -108,7 +108,7 @@ def _language_of(sessions: Mapping[str, Session], manifest: Manifest) -> dict[st
 
 @torch.no_grad()
 def time_torch(hardware: Hardware, model: str, precision: Precision, peaks: Section | None) -> Found:
-    """The PyTorch model on the card, eager: what is there without us."""
+    """Time the PyTorch model on the card in eager mode: the baseline without this project."""
     loaded, device = load_model(model), hardware.torch_device
     request = ExportRequest(out=Path(), target=load_target("cuda"), precision=precision)
     specs, config = request.graph_specs(loaded.config), loaded.config
@@ -137,7 +137,7 @@ def time_torch(hardware: Hardware, model: str, precision: Precision, peaks: Sect
 
 
 def num_ingested(num_rows: int, limits: StreamLimits) -> int:
-    """Frames of so many rows that fit in the context, before the tokens."""
+    """Number of frames of `num_rows` rows to ingest, so that they and the tokens fit in the context."""
     return max(min(NUM_INGESTED, (limits.context - NUM_TOKENS) // num_rows), 1)
 
 
@@ -148,7 +148,7 @@ def _past(model: PVC, limits: StreamLimits) -> int:
 
 
 def clocked(step: Callable[[Any], object], inputs: Sequence[Any]) -> list[float]:
-    """Wall seconds of each but the first ones, which start kernels and fill the window."""
+    """Wall seconds per call, except for the first ones, which load kernels and fill the window."""
     seconds = []
     for one in inputs:
         started = time.perf_counter()
@@ -165,7 +165,7 @@ def report(
     *,
     runs_on: str,
 ) -> Found:
-    """Medians, and shares of those peaks that were measured."""
+    """Medians, and their shares of the measured peaks."""
     found = {number.name: number.value for number in peaks.numbers} if peaks else {}
     bandwidth, gemm = found.get(BANDWIDTH), found.get(gemm_name(precision))
     numbers = []

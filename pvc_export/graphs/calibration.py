@@ -1,8 +1,8 @@
-"""One scale for ever of what each product is fed, chosen by the values that came on frames.
+"""Static input scales of int8 matmuls, chosen from the values observed on frames.
 
-    value = code * scale, codes -128..127: a value beyond the largest code is cut off, and a small one loses its digits
+    value = code * scale, codes -128..127: a value over the largest code is clipped, and a small value loses precision
 
-So a scale is a choice between the two, and there are several ways to make it (engines/spec.py, CalibrationMethod).
+A scale trades one for the other; engines/spec.py, CalibrationMethod, lists the methods to choose it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .eight_bits import LARGEST_CODE
 NUM_BINS = 4096
 PERCENTILE = 0.9999
 SHRUNK = torch.logspace(0, math.log10(0.02), 128, dtype=torch.float64)
-"""Largest values that `error` tries, as parts of the largest that came."""
+"""Largest values tried by the method `error`, as fractions of the largest observed value."""
 
 
 class Magnitudes:
-    """How often values of each size came: a histogram of |x| from 0 on, whose bins double in width as larger ones come.
+    """Histogram of |x| from 0. Its bins double in width when larger values are added.
 
-    Memory does not grow with what is added.
+    Memory does not grow with the number of values.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Magnitudes:
         self._width, self._largest = 0.0, 0.0
 
     def add(self, x: Tensor) -> None:
-        """Values of any shape, finite."""
+        """Add finite values of any shape."""
         sizes = x.detach().abs().float().flatten()
         largest = float(sizes.max())
         if largest > 0 and not self._width:
@@ -48,23 +48,23 @@ class Magnitudes:
             self._counts += torch.histc(sizes, NUM_BINS, 0, NUM_BINS * self._width)
 
     def scale(self, method: CalibrationMethod, dtype: torch.dtype) -> float:
-        """The scale by one of the methods, exact in `dtype`, and a normal number there. Of nothing but zeros: 1."""
+        """Choose the scale by a method. It is exact and normal in `dtype`, and 1 if all values are zero."""
         reach = {"max": self._all, "percentile": self._nearly_all, "error": self._least_error}[method]()
         scale = max(reach / LARGEST_CODE, torch.finfo(dtype).tiny) if reach else 1.0
         return float(torch.tensor(scale, dtype=torch.float64).to(dtype))
 
     def cost(self, scale: float) -> float:
-        """What rounding by a scale does to all that came: root mean square error over root mean square."""
+        """Relative error from rounding with a scale: root mean square error over root mean square."""
         errors = self._errors(torch.tensor([scale], dtype=torch.float64))
         squares = (self._middles().square() * self._counts).sum()
         return float((errors[0] / squares).sqrt()) if squares else 0.0
 
     def _middles(self) -> Tensor:
-        """Of the bins. Of the widest codes a bin is at most a sixteenth."""
+        """Centres of the bins. A bin is at most a sixteenth of the widest code step."""
         return (torch.arange(NUM_BINS, dtype=torch.float64) + 0.5) * self._width
 
     def _errors(self, scales: Tensor) -> Tensor:
-        """The summed squared error by each scale, if every value stood in the middle of its bin."""
+        """Summed squared error for each scale, with every value at the centre of its bin."""
         codes = (self._middles() / scales[:, None]).round().clamp_max(LARGEST_CODE)
         return ((codes * scales[:, None] - self._middles()).square() * self._counts).sum(-1)
 
@@ -84,7 +84,7 @@ class Magnitudes:
 
 @contextmanager
 def observed(model: nn.Module, weights: Iterable[str]) -> Iterator[dict[str, Magnitudes]]:
-    """What the products with these weights are fed, while it lasts."""
+    """Record the inputs of the linear layers with these weights, until the end of the block."""
     found = {name: Magnitudes() for name in weights}
     hooks = [
         model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(

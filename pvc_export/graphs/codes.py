@@ -1,13 +1,13 @@
-"""Constants in few bits: in place of a product's matrix its codes (quantize.py), and what computes with them.
+"""Quantised constants: replace a matmul's matrix by its codes (quantize.py) and the operators that compute with them.
 
-    float   x @ DequantizeLinear(codes, scales): the codes stand for a matrix, which the product is given
+    float   x @ DequantizeLinear(codes, scales): a floating-point matmul with the codes' values
     static  the same, with x rounded before (spellings.QuantizedLinear)
-    tensor  ((q - z) @ codes) * s * scales by MatMulInteger, where q, s and z are DynamicQuantizeLinear's of x: what
-            ONNX Runtime makes one kernel of
-    rows    the same with the largest value of each row of x over 127 as its s, so that no row depends on the others
+    tensor  ((q - z) @ codes) * s * scales by MatMulInteger, with q, s and z from DynamicQuantizeLinear of x; ONNX
+            Runtime fuses this into one kernel
+    rows    the same with s = the largest value of each row of x / 127, so that no row depends on the others
 
-Matrices lie as (inputs, outputs) in a graph, blocks go along the inputs: axis 0. So ONNX Runtime and TensorRT join a
-DequantizeLinear with the product that reads it.
+Matrices have the layout (inputs, outputs) in a graph, and blocks run along the inputs (axis 0). With it, ONNX Runtime
+and TensorRT fuse a DequantizeLinear with the matmul that reads it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from .notes import SCOPES
 
 TESTED = "export with tested versions of torch, onnx and onnxscript: see constraints.txt"
 CODES = {ir.DataType.INT4: ml_dtypes.int4, ir.DataType.UINT4: ml_dtypes.uint4, ir.DataType.INT8: np.int8}
-"""numpy's types of codes."""
+"""Numpy types of the codes."""
 MIDDLE = 128
-"""What stands for 0 in a row of eight bits: a product of uint8 and int8 is the fast one."""
+"""Zero point of a row as uint8: the matmul of uint8 and int8 is the fast one."""
 
 
 def codes_dtype(how: Quantization) -> ir.DataType:
@@ -41,7 +41,7 @@ def codes_dtype(how: Quantization) -> ir.DataType:
 
 
 def can_be_codes(value: ir.Value, spec: GraphSpec) -> bool:
-    """Whether a constant without values of its own is the matrix of a product that the graph holds in codes."""
+    """Whether a constant without values is a matrix of a matmul that the graph stores in codes."""
     how, tensor = spec.quantization, value.const_value
     if how is None or tensor is None or len(tensor.shape) != 2:
         return False
@@ -53,7 +53,7 @@ def can_be_codes(value: ir.Value, spec: GraphSpec) -> bool:
 
 
 def _is_of_a_clock(node: ir.Node) -> bool:
-    """A time embedding is an island also where the whole graph is float32."""
+    """Whether a node belongs to a time embedding, which counts as an island even in a float32 graph."""
     scopes = node.metadata_props.get(SCOPES, "")
     return f"'{NAME}" in scopes or f".{NAME}" in scopes
 
@@ -61,7 +61,7 @@ def _is_of_a_clock(node: ir.Node) -> bool:
 def hollow_parts(
     value: ir.Value, how: Quantization, tensor: Callable[..., ir.ExternalTensor]
 ) -> list[ir.ExternalTensor]:
-    """Codes, scales and zero points of a matrix without values: `tensor(name, dtype, shape)` makes one."""
+    """Make codes, scales and zero points of a matrix without values, each by `tensor(name, dtype, shape)`."""
     assert value.const_value is not None and value.name is not None
     inputs, outputs = value.const_value.shape.numpy()
     scales = scales_shape(how, int(inputs), int(outputs))
@@ -77,13 +77,13 @@ def scales_shape(how: Quantization, inputs: int, outputs: int) -> ir.Shape:
 
 
 def scales_dtype(how: Quantization, value: ir.Value) -> ir.DataType:
-    """Whole numbers are scaled in float32, whatever the graph computes in."""
+    """Return the dtype of scales: float32 for integer matmuls, otherwise the graph's dtype."""
     assert value.const_value is not None
     return ir.DataType.FLOAT if how.is_integer else value.const_value.dtype
 
 
 def put_codes(graph: ir.Graph, value: ir.Value, how: Quantization, parts: Sequence[ir.TensorProtocol]) -> None:
-    """Put codes, scales and, if it has any, zero points in the place of a constant."""
+    """Replace a constant by codes, scales and, if any, zero points."""
     names = ("codes", "scales", "zero_points")
     constants = [_constant(graph, f"{value.name}.{name}", part) for name, part in zip(names, parts, strict=False)]
     if how.is_integer:
@@ -96,7 +96,7 @@ def put_codes(graph: ir.Graph, value: ir.Value, how: Quantization, parts: Sequen
 
 
 def _constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """A constant of that name: what the graph has already, or a new one."""
+    """Return the graph's constant of that name, or register a new one."""
     if name not in graph.initializers:
         kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
         graph.register_initializer(ir.Value(name=name, type=kind, shape=shape, const_value=tensor))
@@ -105,7 +105,7 @@ def _constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value
 
 def _dequantize(graph: ir.Graph, value: ir.Value, how: Quantization, constants: Sequence[ir.Value]) -> None:
     uses = list(value.uses())
-    # Scales of blocks run along both axes, those of outputs along the second.
+    # Scales per block have both axes, scales per output only the second.
     attributes = {"axis": 1} if how.block is None else {"axis": 0, "block_size": how.block}
     node = ir.node("DequantizeLinear", constants, attributes=attributes)
     node.outputs[0].name = f"{value.name}.values"
@@ -117,7 +117,7 @@ def _dequantize(graph: ir.Graph, value: ir.Value, how: Quantization, constants: 
 
 
 def _multiply(graph: ir.Graph, product: ir.Node, codes: ir.Value, scales: ir.Value, *, inputs: Inputs) -> None:
-    """In place of a MatMul one of whole numbers. Float32 around it, whatever the product's dtype is."""
+    """Replace a MatMul by an integer one, with float32 around it whatever the dtype of the MatMul is."""
     x, result = product.inputs[0], product.outputs[0]
     assert x is not None and result.name is not None
     put = _Before(graph, product, result.name)
@@ -133,7 +133,7 @@ def _multiply(graph: ir.Graph, product: ir.Node, codes: ir.Value, scales: ir.Val
         sums = put.node("sums", "Cast", whole, to=int(ir.DataType.FLOAT))
         found = put.node("found", "Mul", sums, put.node("by_output", "Mul", scale, scales))
     found = found if real == ir.DataType.FLOAT else put.node("narrow", "Cast", found, to=int(real))
-    for value in (whole, found):  # what reads a weight, and what is the product's result, say whose they are
+    for value in (whole, found):  # the nodes that read the weight and make the result keep the MatMul's notes
         node = value.producer()
         assert node is not None
         node.metadata_props.update(product.metadata_props)
@@ -144,7 +144,7 @@ def _multiply(graph: ir.Graph, product: ir.Node, codes: ir.Value, scales: ir.Val
 
 
 def _rows(put: _Before, x: ir.Value, codes: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """The product in whole numbers, and the scales of the rows of x."""
+    """Return the integer matmul, and the scales of the rows of x."""
     last = put.number("last", np.array([-1]))
     largest = put.node("largest", "ReduceMax", put.node("abs", "Abs", x), last, keepdims=1)
     scale = put.node("over_codes", "Div", largest, put.number("largest_code", np.float32(LARGEST_CODE)))
@@ -156,7 +156,7 @@ def _rows(put: _Before, x: ir.Value, codes: ir.Value) -> tuple[ir.Value, ir.Valu
 
 @dataclass(frozen=True, slots=True)
 class _Before:
-    """Puts nodes into a graph before another one. Results are called `name.label`."""
+    """Inserts nodes into a graph before another node. Results are named `name.label`."""
 
     graph: ir.Graph
     other: ir.Node
@@ -173,18 +173,18 @@ class _Before:
         return list(node.outputs)
 
     def number(self, label: str, value: Any) -> ir.Value:
-        """A constant that all products share."""
+        """Return a constant that all matmuls share."""
         return _constant(self.graph, f"rows.{label}", ir.tensor(value))
 
 
 def require_codes(value: ir.Value, spec: GraphSpec, *, transposed: bool) -> None:
-    """Raise BuildError for a matrix that is to be codes, and that no product reads as it should."""
+    """Raise BuildError for a matrix that is to become codes but is not read only by MatMul, transposed."""
     if not (transposed and can_be_codes(value, spec)):
         readers = sorted({node.op_type for node, _ in value.uses()})
         assert value.const_value is not None
         raise BuildError(
             f"graph '{spec.name}': the constant {value.name} {value.const_value.shape} is read by {', '.join(readers)}",
-            expected="MatMul alone, which reads it as (inputs, outputs), for a weight in codes",
-            cause="this version of torch or onnxscript exports otherwise than the tested one",
+            expected="only MatMul, which reads it as (inputs, outputs), because the weight is stored in codes",
+            cause="this version of torch or onnxscript exports differently from the tested one",
             fix=TESTED,
         )

@@ -1,6 +1,6 @@
-"""Keys and values that a stream remembers in eight bits: codes, and a scale for each row and head.
+"""Cached keys and values in int8: codes, and a scale for each row and head.
 
-A row is rounded as it is made, so that the frame or the token that it belongs to sees what later ones will see.
+A row is rounded when it is computed, so that its own frame or token sees the same values as later ones.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .precision import spelled
 
 @dataclass(frozen=True, slots=True)
 class EightBitRows:
-    """Codes, int8 (..., D), and scales, float32 (..., 1), in place of a tensor of keys or values.
+    """Keys or values as codes, int8 (..., D), and scales, float32 (..., 1).
 
-    No tuple: a float32 island casts every tensor that it finds in one.
+    Not a tuple: a float32 island casts every tensor in a tuple.
     """
 
     codes: Tensor
@@ -34,7 +34,7 @@ class EightBitRows:
 
     @staticmethod
     def of(x: Tensor) -> EightBitRows:
-        """Every row of a head is whole numbers -127..127 times a scale of its own."""
+        """Round each row of a head to integers -127..127 times a scale for that row."""
         wide = upcast(x)
         scales = row_scales(wide)
         return EightBitRows((wide / scales).round().to(torch.int8), scales)
@@ -48,17 +48,17 @@ class EightBitRows:
         return self.codes.dtype
 
     def to(self, dtype: torch.dtype) -> Tensor:
-        """The values."""
+        """Dequantise to `dtype`."""
         return (self.codes.to(self.scales.dtype) * self.scales).to(dtype)
 
 
 def rounded_rows(x: Tensor) -> Tensor:
-    """Keys or values (..., D) as they are remembered."""
+    """Round keys or values (..., D) as the cache stores them."""
     return EightBitRows.of(x).to(x.dtype)
 
 
 class RoundedTemporalAttention(TemporalAttention):
-    """The reference of a ring in eight bits."""
+    """The reference for a ring in int8."""
 
     stands_for = TemporalAttention
 
@@ -68,7 +68,7 @@ class RoundedTemporalAttention(TemporalAttention):
 
 
 class RoundedCausalAttention(CausalAttention):
-    """The reference of an LLM cache in eight bits."""
+    """The reference for an LLM cache in int8."""
 
     stands_for = CausalAttention
 
@@ -80,17 +80,19 @@ class RoundedCausalAttention(CausalAttention):
 ROUNDED: dict[State, tuple[type[nn.Module], type[nn.Module]]] = {
     "ring": (TemporalAttention, RoundedTemporalAttention), "cache": (CausalAttention, RoundedCausalAttention),
 }  # fmt: skip
-"""The attention that makes a state's rows, and that which rounds them."""
+"""State -> the attention class that produces its rows, and the subclass that rounds them."""
 
 
 def round_states(model: PVC, states: Collection[State]) -> PVC:
-    """A copy that remembers these in eight bits. It shares every weight; the model itself where there are none."""
+    """Return a copy with these states in int8, which shares every weight; the model itself for no states."""
     return spelled(model, dict(ROUNDED[state] for state in states))
 
 
 def joined_states(tensors: Sequence[Tensor]) -> list[tuple[Any, Any]]:
-    """A graph's states as keys and values of each layer, tensors or EightBitRows, by the order of its spec: key, value,
-    key, value, ..., and behind codes their scales."""
+    """Group a graph's states into (key, value) per layer, as tensors or EightBitRows.
+
+    They are in the order of the spec: key, value, key, value, ...; scales follow after all codes.
+    """
     if not tensors or tensors[0].dtype != torch.int8:
         return list(zip(tensors[0::2], tensors[1::2], strict=True))
     half = len(tensors) // 2
@@ -99,7 +101,7 @@ def joined_states(tensors: Sequence[Tensor]) -> list[tuple[Any, Any]]:
 
 
 def split_states(pairs: Sequence[tuple[Any, Any]]) -> list[Tensor]:
-    """The reverse."""
+    """The inverse of `joined_states`."""
     rows = [row for pair in pairs for row in pair]
     if not rows or isinstance(rows[0], Tensor):
         return rows

@@ -1,4 +1,4 @@
-"""Linear layers whose input is rounded to eight bits as it comes: the reference of a bundle that computes so."""
+"""Linear layers that round their input to int8: the reference for a bundle with int8 matmuls."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pvc_ref.layers import upcast
 
 LARGEST_CODE = 127.0
 SMALLEST_SCALE = 1e-30
-"""Of a row of zeros."""
+"""Scale of an all-zero row."""
 
 
 def row_scales(x: Tensor) -> Tensor:
-    """Of each row of x (..., C) the scale by which its largest value is the largest code, (..., 1)."""
+    """Scale (..., 1) of each row of x (..., C), with which its largest value is the largest code."""
     return (x.abs().amax(-1, keepdim=True) / LARGEST_CODE).clamp_min(SMALLEST_SCALE)
 
 
 class EightBitLinear(nn.Linear):
-    """A linear layer that rounds its input. Its weight is what codes stand for."""
+    """A linear layer that rounds its input. Its weight has the values of the codes."""
 
     block: int | None
-    """Values along the input that share a scale of its weight."""
+    """Number of values along the input that share a weight scale."""
     scale: float | None
-    """Of its input, where that has one for ever."""
+    """Static scale of its input, if there is one."""
 
     def forward(self, x: Tensor) -> Tensor:
         rounded = self.rounded(upcast(x))
@@ -36,20 +36,20 @@ class EightBitLinear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
     def rounded(self, x: Tensor) -> Tensor:
-        """x (..., C), in the values that codes stand for."""
+        """Round x (..., C) to the values of codes."""
         raise NotImplementedError
 
 
 class RowsLinear(EightBitLinear):
     def rounded(self, x: Tensor) -> Tensor:
-        """Every row is whole numbers -127..127 times a scale of its own."""
+        """Round each row to integers -127..127 times a scale for that row."""
         scale = row_scales(x)
         return (x / scale).round() * scale
 
 
 class BlocksLinear(RowsLinear):
     def rounded(self, x: Tensor) -> Tensor:
-        """Every block of a row is whole numbers -127..127 times a scale of its own: ONNX Runtime's MatMulNBits."""
+        """Round each block of a row to integers -127..127 times a scale per block, as MatMulNBits does."""
         assert self.block is not None
         blocks: Tensor = super().rounded(x.unflatten(-1, (-1, self.block)))
         return blocks.flatten(-2)
@@ -57,8 +57,10 @@ class BlocksLinear(RowsLinear):
 
 class TensorLinear(EightBitLinear):
     def rounded(self, x: Tensor) -> Tensor:
-        """All rows of one frame, x (..., N, C), are whole numbers 0..255 less a zero point, times one scale: what
-        ONNX's DynamicQuantizeLinear makes of a pass, which is one frame. A clip has as many scales as frames."""
+        """Round the rows of each frame, x (..., N, C), to integers 0..255 minus a zero point, times a scale.
+
+        ONNX's DynamicQuantizeLinear does this for a pass, which is one frame. A clip has one scale per frame.
+        """
         low, high = x.amin((-2, -1), keepdim=True).clamp_max(0), x.amax((-2, -1), keepdim=True).clamp_min(0)
         scale = torch.where(high == low, 1.0, (high - low) / 255)
         zero_point = (-low / scale).clamp(0, 255).round()
@@ -67,7 +69,7 @@ class TensorLinear(EightBitLinear):
 
 class StaticLinear(EightBitLinear):
     def rounded(self, x: Tensor) -> Tensor:
-        """Whole numbers -128..127 times the one scale; what lies beyond them is cut off."""
+        """Round to integers -128..127 times the static scale; values over that range are clipped."""
         assert self.scale is not None
         codes: Tensor = (x / self.scale).round()
         return codes.clamp(-LARGEST_CODE - 1, LARGEST_CODE) * self.scale
@@ -79,7 +81,7 @@ ROUNDED: dict[Inputs, type[EightBitLinear]] = {
 
 
 def round_inputs(layer: nn.Module, inputs: Inputs, *, block: int | None = None, scale: float | None = None) -> None:
-    """From here on a linear layer rounds its input."""
+    """Make a linear layer round its input, in place."""
     layer.__class__ = ROUNDED[inputs]
     assert isinstance(layer, EightBitLinear)
     layer.block, layer.scale = block, scale

@@ -1,4 +1,4 @@
-"""What a manifest says of the model itself, whatever was asked of an export. A check holds every bundle to the same."""
+"""Fields of a manifest that depend on the model alone. A check requires every bundle to have the same ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .modules import model_shape
 
 
 def model_facts(loaded: LoadedModel) -> dict[str, Any]:
-    """The fields of engines.manifest.Manifest that follow from the model alone, by their names."""
+    """Return the fields of engines.manifest.Manifest that follow from the model alone, by name."""
     config = loaded.config
     return {
         "model": loaded.source,

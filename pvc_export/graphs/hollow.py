@@ -1,8 +1,8 @@
-"""A large model without the values of its matrices: it exports to the same graph, and takes no memory and little time.
+"""A large model without its matrices' values: it exports to the same graph with almost no memory, in little time.
 
-Of a fresh export that a bundle's structure is held against (parity/structure.py) the matrices' values are not needed:
-what a graph looks like does not depend on them. What is small keeps its values, for the exporter joins equal small
-constants and leaves out a bias of zeros.
+A bundle's structure is compared with a fresh export (parity/structure.py), which does not need the matrices' values,
+because the graph does not depend on them. Small tensors keep their values, because the exporter joins equal small
+constants and omits a zero bias.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from .joined import JOINED
 from .precision import ModuleT, copy_with
 
 SMALL = 1024
-"""Values of a constant up to which onnx-ir's DeduplicateInitializersPass joins equal ones."""
+"""Number of values up to which onnx-ir's DeduplicateInitializersPass joins equal constants."""
 PRODUCTS = (nn.Linear, nn.Conv2d, nn.Embedding)
 
 
 def hollow(model: PVC, *, keep_clock: bool) -> PVC:
-    """A copy whose large matrices are on the device `meta`; it shares all other weights.
+    """Return a copy with its large matrices on the device `meta`; it shares all other weights.
 
-    keep_clock  give the time embeddings their values, as a table of them needs, even where they lie in a file
+    keep_clock  keep the values of the time embeddings, which a clock table needs, reading them from files if necessary
     """
     emptied = set[int]()
     for module in model.modules():
-        if type(module) in JOINED:  # all parts of a joined product or none
+        if type(module) in JOINED:  # all parts of a joined matmul or none
             emptied |= {id(part.weight) for part in module.children() if isinstance(part, nn.Linear)}
         if isinstance(module, PRODUCTS) and module.weight.numel() > SMALL:
             emptied.add(id(module.weight))
@@ -43,8 +43,10 @@ def hollow(model: PVC, *, keep_clock: bool) -> PVC:
 
 
 def in_memory(model: PVC, parts: tuple[str, ...] = ("",)) -> PVC:
-    """A copy with the weights that lie in files; it shares those that do not. `parts`: of names that begin so, and the
-    others stay where they are."""
+    """Return a copy with its weights read from files into memory; it shares the others.
+
+    Only weights whose names begin with one of `parts` are read.
+    """
     names = {id(weight): name for name, weight in model.named_parameters() if weight.is_meta and name.startswith(parts)}
     copy = copy_with(
         model, lambda weight: _parameter(model.weight(names[id(weight)])) if id(weight) in names else weight
@@ -55,7 +57,7 @@ def in_memory(model: PVC, parts: tuple[str, ...] = ("",)) -> PVC:
 
 
 def _clock_weights(model: PVC) -> dict[int, str]:
-    """The weights of the time embeddings: id -> name."""
+    """Map the ids of the time embeddings' weights to their names."""
     clocks = [f"{name}." for name, module in model.named_modules() if isinstance(module, TimeEmbedding)]
     return {id(weight): name for name, weight in model.named_parameters() if name.startswith(tuple(clocks))}
 
@@ -65,7 +67,7 @@ def _parameter(values: Tensor) -> nn.Parameter:
 
 
 def filled(module: ModuleT) -> ModuleT:
-    """A copy whose parameters on `meta` are one number each, which stands at every place of the matrix."""
+    """Return a copy whose parameters on `meta` are one number each, expanded to the whole matrix."""
 
     def weight_of(weight: Tensor) -> Tensor:
         if not weight.is_meta:

@@ -1,9 +1,9 @@
-"""Products of the same rows as one wide product and a Split: q|k|v and gate|up of the LLM, W3|W5 of AdaLN.
+"""Matmuls with the same input as one wide matmul and a Split: q|k|v and gate|up of the LLM, W3|W5 of AdaLN.
 
-A compiler that sees three products of one input joins them by itself, and TensorRT 10.13 and later is known to corrupt
-what it joined so at batch 1; one product leaves it nothing to join. It is also fewer and larger kernels.
-A joined weight holds its parts' rows one after the other, bit for bit. A part that is an island by itself keeps its
-module from being joined. The vision side's q|k|v is one weight in the reference.
+A compiler joins matmuls with the same input by itself, and TensorRT 10.13 and later is known to corrupt the result at
+batch 1; a single matmul leaves nothing to join. It also means fewer and larger kernels.
+A joined weight contains its parts' rows back to back, bit for bit. A module is not joined if one part alone is an
+island. The vision side's q|k|v is already one weight in the reference.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class JoinedAttention(CausalAttention):
         return q, k, v
 
 
-# What is projected is joined; what is attended to, and how, is another's.
+# These classes join the projections only; the second base class defines the attention.
 
 
 class JoinedInPlaceAttention(JoinedAttention, InPlaceAttention):
@@ -42,7 +42,7 @@ class JoinedInPlaceAttention(JoinedAttention, InPlaceAttention):
 
 class JoinedOperatorAttention(JoinedAttention, OperatorAttention):
     def rows(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys rotated as one."""
+        """Rotate queries and keys together."""
         *to_rotate, of_v = self.sizes
         both, v = self.qkv_proj(x).split([sum(to_rotate), of_v], dim=-1)
         q, k = self.rotated(both, rope).split([size // self.head_dim for size in to_rotate], dim=2)
@@ -62,7 +62,7 @@ class JoinedCodedOperatorAttention(JoinedOperatorAttention, CodedOperatorAttenti
 
 
 class JoinedSwiGLU(SwiGLU):
-    """Halves by a Reshape: cut by a Split, TensorRT-RTX keeps the joined weight once for each profile (docs/log.md)."""
+    """Halves by a Reshape: with a Split, TensorRT-RTX stores the joined weight once per profile (docs/log.md)."""
 
     gate_up_proj: nn.Linear
 
@@ -92,11 +92,11 @@ JOINED: dict[type[nn.Module], type[nn.Module]] = {
     CodedOperatorAttention: JoinedCodedOperatorAttention,
 }
 PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj"), "w35": ("w3", "w5")}
-"""A joined product's name, and those of its parts, in order."""
+"""Name of a joined matmul -> names of its parts, in order."""
 
 
 def joined(module: ModuleT) -> ModuleT:
-    """A copy whose products of one input are joined. It shares every weight but those."""
+    """Return a copy in which matmuls with the same input are joined. It shares all other weights."""
     copy = copy_with(module, lambda weight: weight)
     for part in list(copy.modules()):
         if found := _product_of(part):
@@ -110,7 +110,7 @@ def joined(module: ModuleT) -> ModuleT:
 
 
 def part_at(model: PVC, name: str, channel: int) -> str:
-    """The name in the model of what a graph calls `name`: of a joined product, the part that makes this channel."""
+    """Return the model's name for a graph's `name`; for a joined matmul, that of the part with this output channel."""
     owner, _, product = name.rpartition(".")
     for part in PARTS.get(product, ()):
         size = model.get_submodule(f"{owner}.{part}").out_features
@@ -121,7 +121,7 @@ def part_at(model: PVC, name: str, channel: int) -> str:
 
 
 def _product_of(part: nn.Module) -> tuple[str, list[nn.Linear]] | None:
-    """The joint product of a module's parts, by its name, where it has one and they can be joined."""
+    """Return the name of a module's joined matmul and its parts, or None if they cannot be joined."""
     if type(part) not in JOINED:
         return None
     name, linears = next(_products(part))
@@ -140,7 +140,7 @@ def _join(parts: Sequence[nn.Linear]) -> nn.Linear:
     biases = [part.bias for part in parts if part.bias is not None]
     with torch.device("meta"):
         whole = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts), bias=bool(biases))
-    whole.__class__ = type(parts[0])  # of one input, which is rounded alike for all parts
+    whole.__class__ = type(parts[0])  # all parts round their common input in the same way
     if isinstance(whole, EightBitLinear):
         whole.block, whole.scale = parts[0].block, parts[0].scale  # type: ignore[assignment]
     whole.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]), requires_grad=False)

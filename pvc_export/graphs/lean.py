@@ -1,9 +1,8 @@
-"""An export that takes no memory for weights: a graph is traced without their values, which are read as the file is
-written, one at a time.
+"""Export without memory for weights: a graph is traced without values, which are read one by one when it is written.
 
-The matrices of the traced module are memory that nobody has touched, so there is none behind it, but each has an
-address. Whatever the exporter does to a weight (name it anew, transpose it ahead of time) is a view of that memory, and
-the address and the strides of a constant say which weight it is, and how it lies.
+The matrices of the traced module are untouched memory: each has an address, but no physical pages. Whatever the
+exporter does to a weight (rename it, transpose it ahead of time) yields a view of that memory, so the address and
+strides of a constant identify the weight and its layout.
 """
 
 from __future__ import annotations
@@ -31,27 +30,27 @@ from .precision import copy_with
 from .quantize import Grid, Quantizer
 
 ReadWeight = Callable[[str], Tensor]
-"""A weight by its name in the model, in any dtype."""
+"""Reads a weight by its name in the model, in any dtype."""
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
     """A weight of a traced module without values.
 
-    names  the weights of the model that it consists of, several if it is a joined product
+    names  the model's weights of which it consists; several if it is a joined matmul
     """
 
     names: tuple[str, ...]
     empty: Tensor
 
     def read(self, read: ReadWeight, *, transposed: bool) -> Tensor:
-        """Its values as a constant holds them: each part is cast, and laid where it belongs, in one copy."""
+        """Read its values for a constant: each part is cast and placed in one copy."""
         shape = tuple(self.empty.shape)
         return laid_out((read(name) for name in self.names), shape, self.empty.dtype, transposed=transposed)
 
 
 def laid_out(parts: Iterable[Tensor], shape: tuple[int, ...], dtype: torch.dtype, *, transposed: bool) -> Tensor:
-    """Rows of a matrix of that shape, one part after the other, as it is or transposed."""
+    """Concatenate parts as the rows of a matrix of this shape, optionally transposed."""
     values = torch.empty(shape[::-1] if transposed else shape, dtype=dtype)
     rows, start = values.T if transposed else values, 0
     for part in parts:
@@ -71,12 +70,14 @@ def export_lean(
     progress: Callable[[float], None] | None = None,
     beside: Path | None = None,
 ) -> None:
-    """Write a graph's module as path (.onnx) and path + '.data'. Its parameters on `meta` are read by their names in
-    the model, cast to the dtype that they have there. Raises BuildError as export_graph does.
+    """Write a graph's module as path (.onnx) and path + '.data'.
 
-    quantizer  knows which of them become codes
-    progress   is told the part of them that is written, 0 to 1
-    beside     as in export_graph: they are read to be compared, and not written
+    Parameters on `meta` are read by their names in the model and cast to their dtype in the module. Raises BuildError
+    as export_graph does.
+
+    quantizer  determines which of them become codes
+    progress   called with the share of them that is written, 0 to 1
+    beside     as in export_graph: they are read and compared, and not written
     """
     empty = {id(weight): _untouched(weight) for weight in module.parameters() if weight.is_meta}
     how = quantizer.how if quantizer is not None and spec.quantization is not None else {}
@@ -86,7 +87,7 @@ def export_lean(
         if id(weight) in empty
     ]
     module = copy_with(module, lambda weight: empty.get(id(weight), weight))
-    if progress is not None:  # what becomes codes is read for its scales as well
+    if progress is not None:  # a weight in codes is read twice, once for its scales
         read = _counted(read, sum(1 + (name in how) for matrix in matrices for name in matrix.names), progress)
     with exporting(spec, path):
         program = traced(module, spec)
@@ -105,8 +106,10 @@ def export_lean(
 
 
 def _coded(value: ir.Value, matrix: Matrix, quantizer: Quantizer, read: ReadWeight) -> list[ir.LazyTensor]:
-    """Codes, scales and zero points of a matrix that lies as (inputs, outputs). Its scales are found once, when the
-    first of them is written, and kept; the codes, which are most of it, are not."""
+    """Codes, scales and zero points of a matrix with layout (inputs, outputs), computed when written.
+
+    Scales are computed once and kept; the codes, which are most of the bytes, are not.
+    """
     how, outputs = quantizer.how[matrix.names[0]], matrix.empty.shape[0]
 
     @functools.cache
@@ -141,7 +144,7 @@ def _coded(value: ir.Value, matrix: Matrix, quantizer: Quantizer, read: ReadWeig
 
 
 def _counted(read: ReadWeight, total: int, progress: Callable[[float], None]) -> ReadWeight:
-    """`read`, which tells how far it is."""
+    """Wrap `read` so that it reports its progress."""
     done = itertools.count(1)
 
     def counted(name: str) -> Tensor:
@@ -153,12 +156,12 @@ def _counted(read: ReadWeight, total: int, progress: Callable[[float], None]) ->
 
 
 def _untouched(weight: Tensor) -> nn.Parameter:
-    """Memory of this size, of which the system gives out nothing before somebody writes to it."""
+    """Allocate memory of this size; the system provides no pages until it is written to."""
     return nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), requires_grad=False)
 
 
 def _weights_of(graph: str, parameter: str) -> tuple[str, ...]:
-    """The names in the model of what a graph's module has as one parameter: of a joined product those of its parts."""
+    """Map a parameter of a graph's module to its names in the model; several for the parts of a joined matmul."""
     owner, _, leaf = parameter.rpartition(".")
     name = layer_name(graph, owner)
     outside, _, product = name.rpartition(".")
@@ -166,9 +169,9 @@ def _weights_of(graph: str, parameter: str) -> tuple[str, ...]:
 
 
 def matrix_of(value: ir.Value, matrices: Sequence[Matrix], spec: GraphSpec) -> tuple[Matrix, bool] | None:
-    """The weight that a constant is, and whether it lies transposed; None for a constant that has values of its own.
+    """Return the weight that a constant is, and whether it is transposed; None for a constant that has values.
 
-    Raises BuildError for a part of a weight: the exporter did something with it that is not known here.
+    Raises BuildError for a part of a weight: the exporter then did something unexpected.
     """
     assert value.const_value is not None
     array = value.const_value.numpy()
@@ -181,9 +184,9 @@ def matrix_of(value: ir.Value, matrices: Sequence[Matrix], spec: GraphSpec) -> t
         if address == matrix.empty.data_ptr() and (array.shape, array.strides) == wanted:
             return matrix, transposed
     raise BuildError(
-        f"graph '{spec.name}': the constant {value.name} is {array.shape} of a weight {shape}, {matrix.names[0]}",
-        expected="the weight as it is, or transposed",
-        cause="this version of torch or onnxscript exports otherwise than the tested one",
+        f"graph '{spec.name}': the constant {value.name} is a view {array.shape} of {matrix.names[0]} {shape}",
+        expected="the whole weight, unchanged or transposed",
+        cause="this version of torch or onnxscript exports differently from the tested one",
         fix=TESTED,
     )
 

@@ -1,4 +1,4 @@
-"""How much of this machine a model takes: whether it is small, and how many threads it is worth."""
+"""Model size relative to this machine: whether a model is small, and how many threads to give it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 LARGEST_FP64 = 20_000_000
-"""Parameters of a small model. Beyond, float64 would take minutes and twice the reference's memory."""
+"""Most parameters of a small model. Above it, float64 would take minutes and twice the reference's memory."""
 
 
 def is_small(model: nn.Module) -> bool:
@@ -17,14 +17,17 @@ def is_small(model: nn.Module) -> bool:
 
 
 def fitting_threads(model: nn.Module) -> AbstractContextManager[None]:
-    """One torch thread for a small model: its operations gain nothing from a second, and on a busy machine each waits
-    for it (0.4 s a frame of `tiny` in place of 0.02)."""
+    """Use one torch thread for a small model.
+
+    A second thread does not speed up its operations, and on a busy machine each operation waits for it (0.4 s per frame
+    of `tiny` instead of 0.02).
+    """
     return torch_threads(1) if is_small(model) else nullcontext()
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """So many threads for torch, until the end of the block."""
+    """Set the number of torch threads, until the end of the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -39,9 +39,9 @@ from pvc_ref.prompt import (
 from .machine import is_small
 
 RANDOM = ("tiny", "vision-8b")
-"""Presets that can be made here, from a seed. Of the others the weights come from a checkpoint folder."""
+"""Presets that can be made from a seed. The weights of the others come from a checkpoint folder."""
 BUILT_IN = ("shapes", *RANDOM)
-"""What -m takes besides folders: the trained model that comes with the package, and the random ones."""
+"""Names that -m accepts besides folders: the bundled trained model, and the random ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,30 +57,30 @@ class LoadedModel:
         return self.model.config
 
     def renamed(self) -> Iterator[str]:
-        """A line for each tensor that the checkpoint calls otherwise than we do: `its name -> ours`."""
+        """Yield a line for each tensor whose name in the checkpoint differs from ours: `its name -> ours`."""
         yield from mapping_lines(self.model.renamed, self.config.vision)
 
     def token_id(self, token: str) -> int:
-        """The id of a special token. Raises ModelError if the tokenizer does not have it."""
+        """Return the id of a special token. Raises ModelError if the tokenizer does not have it."""
         token_id = self.tokenizer.token_to_id(token)
         if token_id is None:
             raise ModelError(
                 f"the tokenizer of '{self.source.name}' has no token {token!r}",
-                cause="it belongs to another model",
+                cause="the tokenizer belongs to another model",
                 fix="fetch the tokenizer that was released with the checkpoint",
             )
         return token_id
 
     def prompt_ids(self, *, num_frames: int, question: str) -> torch.Tensor:
-        """The whole conversation about a video, tokenized at once: int64 (L,)."""
+        """Tokenize the whole conversation about a video: int64 (L,)."""
         return self._ids(video_prompt(self.config, num_frames=num_frames, question=question))
 
     def image_prompt_ids(self, *, num_tiles: Sequence[int], question: str) -> torch.Tensor:
-        """The same about images, of so many tiles each."""
+        """Tokenize the conversation about images, with num_tiles tiles each."""
         return self._ids(image_prompt(self.config, num_tiles=num_tiles, question=question))
 
     def next_turn_ids(self, *, num_frames: int, first_frame: int, question: str) -> torch.Tensor:
-        """What follows an answer that stays: frames that were seen since, counted from first_frame, and a question."""
+        """Tokenize the text after a kept answer: the frames since then, numbered from first_frame, and a question."""
         return self._ids(next_turn(self.config, num_frames=num_frames, first_frame=first_frame, question=question))
 
     def _ids(self, prompt: str) -> torch.Tensor:
@@ -100,15 +100,16 @@ def load_model(
     known: Mapping[str, str] | None = None,
     on_disk: bool = False,
 ) -> LoadedModel:
-    """A built-in name or a checkpoint folder. Raises ModelError that names the nearest built-in, or what is broken.
+    """Load a built-in model or a checkpoint folder. Raises ModelError that names the nearest built-in, or the fault.
 
-    mapping  a JSON file that says what the folder's tensors are (pvc_ref/checkpoint/mapping.py);  known  the same, read
-    on_disk  leave the matrices of a folder in its files (pvc_ref.load), unless it is a small model
+    mapping  a JSON file with the roles of the folder's tensors (pvc_ref/checkpoint/mapping.py)
+    known    such a mapping that was already read
+    on_disk  leave a folder's matrices in its files (pvc_ref.load), unless the model is small
     """
     if mapping is not None and name in BUILT_IN:
         raise ModelError(
-            f"--mapping says what the tensors of a folder are, and '{name}' is built in",
-            fix="name the folder with -m, or leave --mapping out",
+            f"--mapping is for the tensors of a folder, but '{name}' is a built-in model",
+            fix="pass the folder with -m, or omit --mapping",
         )
     if name in RANDOM:
         model = PVC.random(PVCConfig.preset(name), seed=seed)
@@ -123,29 +124,29 @@ def load_model(
 
 
 def model_folder(name: str, *, or_one_of: Collection[str]) -> Path:
-    """The folder called `name`; that it lacks files, or is on the hub and not here, its loader says.
+    """Return the folder called `name`. Its loader reports missing files, or a hub name that is not a local folder.
 
-    Raises ModelError for a name that is neither a folder's nor one of those.
+    Raises ModelError for any other name.
     """
     folder = Path(name)
     if not folder.is_dir() and not HUB_NAME.fullmatch(name):
         raise ModelError(
             f"there is no model '{name}'",
             expected=f"a built-in name ({', '.join(or_one_of)}), or a folder with config.json and *.safetensors",
-            fix=did_you_mean(name, or_one_of, cutoff=0.5) or "name one of these with -m",
+            fix=did_you_mean(name, or_one_of, cutoff=0.5) or "pass one of these with -m",
         )
     return folder
 
 
 def load_weights(folder: Path, mapping: Mapping[str, str | None] | None = None) -> PVC:
-    """The model of a checkpoint folder, in float32, without a tokenizer. Raises ModelError."""
+    """Load the model of a checkpoint folder, in float32, without a tokenizer. Raises ModelError."""
     with checkpoint_errors():
         return pvc_ref.load(folder, mapping=mapping)
 
 
 @contextmanager
 def checkpoint_errors() -> Iterator[None]:
-    """The reference's errors about checkpoints, as one of ours: the two packages below never meet."""
+    """Convert the reference's checkpoint errors to the runtime's ModelError: neither package imports the other."""
     try:
         yield
     except pvc_ref.CheckpointError as error:
@@ -153,16 +154,16 @@ def checkpoint_errors() -> Iterator[None]:
 
 
 def loaded_model(model: PVC, tokenizer: Tokenizer, *, name: str) -> LoadedModel:
-    """A model with its tokenizer and source.
+    """Combine a model with its tokenizer and source.
 
-    Raises ModelError if the tokenizer is not the model's: too many tokens, or no special tokens of the template.
+    Raises ModelError if the tokenizer does not fit: too many tokens, or special tokens of the template missing.
     """
     if tokenizer.get_vocab_size() > model.config.llm.vocab_size:
         raise ModelError(
             f"the tokenizer of '{name}' has {tokenizer.get_vocab_size()} tokens, but the model's vocabulary has "
             f"{model.config.llm.vocab_size}",
-            cause="it belongs to another model",
-            fix="fetch the one that was released with the checkpoint",
+            cause="the tokenizer belongs to another model",
+            fix="fetch the tokenizer that was released with the checkpoint",
         )
     source = ModelSource(
         name=name,
@@ -188,7 +189,7 @@ def fingerprint(model: PVC) -> str:
 
 
 def prompt_spec(config: PVCConfig) -> PromptSpec:
-    """The strings that engines/prompt.py needs. A test holds the ids equal to those of pvc_ref/prompt.py."""
+    """Return the strings for engines/prompt.py. A test checks that their ids equal those of pvc_ref/prompt.py."""
     user, end = "<|im_start|>user\n", turn_end(config)
     return PromptSpec(
         start=conversation_start(config) + user,
@@ -207,10 +208,9 @@ def prompt_spec(config: PVCConfig) -> PromptSpec:
 def load_reference(
     manifest: Manifest, name: str | None = None, mapping: Path | None = None, *, on_disk: bool = False
 ) -> LoadedModel:
-    """The model that a bundle was made from, or the one called `name`. Raises ModelError if its weights differ.
+    """Load the model from which a bundle was made, or the one called `name`. Raises ModelError if its weights differ.
 
-    Without a mapping file, the tensors of the bundle's own checkpoint are what they were when it was made. on_disk: as
-    load_model's.
+    Without a mapping file, the checkpoint is read with the mapping of the export. `on_disk` is as in load_model.
     """
     source = manifest.model
     known = source.mapping if mapping is None and name is None else None
@@ -222,11 +222,11 @@ def load_reference(
 
 
 def require_same_weights(manifest: Manifest, loaded: LoadedModel) -> None:
-    """Raise ModelError unless `loaded` is the model that the bundle was made from."""
+    """Raise ModelError unless `loaded` is the model from which the bundle was made."""
     if loaded.source.weights_sha256 != manifest.model.weights_sha256:
         raise ModelError(
-            f"the reference '{loaded.source.name}' has the weights {loaded.source.weights_sha256[:12]}",
-            expected=f"{manifest.model.weights_sha256[:12]}, those of '{manifest.model.name}', which the bundle was "
-            "made from",
-            fix="name the model that it was made from with -m, or export the bundle again",
+            f"the weights of the reference '{loaded.source.name}' have the hash {loaded.source.weights_sha256[:12]}",
+            expected=f"{manifest.model.weights_sha256[:12]}, that of '{manifest.model.name}', from which the bundle "
+            "was made",
+            fix="pass the original model with -m, or export the bundle again",
         )

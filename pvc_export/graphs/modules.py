@@ -1,9 +1,9 @@
 """The six graphs as torch modules: thin wrappers that call the reference.
 
-What a wrapper adds is the calling convention of the runtime: flat tensors instead of lists of pairs, a ring with a slot
-mask instead of an ordered past, one frame instead of a clip, and the last hidden row only. Attention may be spelled
-otherwise for a target (spellings.py), and products of one input are joined (joined.py); the check holds every form to
-the reference.
+A wrapper adds the calling convention of the runtime: flat tensors instead of lists of pairs, a ring with a slot mask
+instead of an ordered past, one frame instead of a clip, and only the last hidden row. Attention may have another
+spelling for a target (spellings.py), and matmuls with the same input are joined (joined.py); the check compares every
+form with the reference.
 Dimension key: as in engines/spec.py.
 """
 
@@ -30,12 +30,12 @@ PREFIX = {
     "trunk": "trunk", "temporal": "temporal", "compressor": "compressor", "embed": "llm.embed_tokens", "llm": "llm",
     "head": "llm",
 }  # fmt: skip
-"""What a graph's module is called in the model; the names in some begin with their one part's name."""
+"""Name in the model of each graph's module. In the graphs of PARTS, names begin with that part."""
 PARTS = {"temporal": "encoder", "llm": "decoder", "head": "decoder"}
 
 
 def model_shape(config: PVCConfig) -> ModelShape:
-    """What the runtime must know of a model's sizes."""
+    """Return the model sizes that the runtime needs."""
     return ModelShape(
         image_size=config.vision.image_size,
         num_positions=config.vision.num_positions,
@@ -45,7 +45,7 @@ def model_shape(config: PVCConfig) -> ModelShape:
         vision_heads=config.vision.num_heads,
         vision_head_dim=config.vision.head_dim,
         num_frame_tokens=config.compressor.num_tokens,
-        # A Q-Former layer attends among its queries and to the patches; the other kinds attend to nothing.
+        # A Q-Former layer has two attentions: among its queries and to the patches. The other kinds have none.
         num_compressor_attentions=2 * config.compressor.num_q_former_layers
         if config.compressor.kind == "q_former"
         else 0,
@@ -59,13 +59,15 @@ def model_shape(config: PVCConfig) -> ModelShape:
 
 
 def graph_module(model: PVC, spec: GraphSpec, spelling: Spelling = "concat") -> nn.Module:
-    """The torch module whose forward takes spec.inputs and returns spec.outputs, in order.
+    """Return the torch module whose forward takes spec.inputs and returns spec.outputs, in order.
 
-    `spelling` is the one that `spec` was made with, for it decides the layout of the rings.
+    `spelling` must be the one with which `spec` was made, because it determines the layout of the rings.
     """
     assert all((state.layout == "BNHWD") == (spelling == "split") for state in spec.states if state.order == "ring")
     classes = {**SPELLINGS[spelling], **(QUANTIZED if spec.quantization is not None else {})}
-    assert spelling == "concat" or not spec.unfused, "ONNX Runtime's CPU fuses nothing"
+    assert spelling == "concat" or not spec.unfused, (
+        "unfused attention is for TensorRT: ONNX Runtime's CPU fuses nothing"
+    )
     match spec.name:
         case "trunk":
             module: nn.Module = unfused(spelled(model.trunk, classes), spec.unfused)
@@ -91,24 +93,27 @@ def graph_module(model: PVC, spec: GraphSpec, spelling: Spelling = "concat") -> 
 
 
 def layer_name(graph: str, scope: str) -> str:
-    """A module's name in the model, of its name in a graph."""
+    """Convert a module's name in a graph to its name in the model."""
     part = PARTS.get(graph)
     inner = scope.removeprefix(part).removeprefix(".") if part else scope
     return f"{PREFIX[graph]}.{inner}" if inner else PREFIX[graph]
 
 
 def inner_name(graph: str, name: str) -> str:
-    """A parameter's name in a graph, of its name in the model."""
+    """Convert a parameter's name in the model to its name in a graph."""
     inner, part = name.removeprefix(f"{PREFIX[graph]}."), PARTS.get(graph)
     return f"{part}.{inner}" if part else inner
 
 
 def graph_parameters(model: PVC, spec: GraphSpec) -> dict[str, Tensor]:
-    """The weights that a graph must hold, by their names in the model; joined ones hold several (joined.py). A clock
-    that is a table is 'MODULE.time_embedding.table' in place of the weights that it was made from."""
+    """Return the weights that a graph must contain, by their names in the model.
+
+    A joined weight of the graph contains several of them (joined.py). A clock table is 'MODULE.time_embedding.table'
+    and replaces the weights from which it was computed.
+    """
     of_the_llm = {"embed": ("llm.embed_tokens.",), "llm": ("llm.layers.", "llm.norm."), "head": ("llm.lm_head.",)}
     prefixes = of_the_llm.get(spec.name, (f"{spec.name}.",))
-    parameters = model.named_parameters(remove_duplicate=False)  # a tied head is a weight of both graphs
+    parameters = model.named_parameters(remove_duplicate=False)  # a tied head is in both graphs
     found: dict[str, Tensor] = {key: value for key, value in parameters if key.startswith(prefixes)}
     if spec.num_times is None:
         return found
@@ -118,7 +123,7 @@ def graph_parameters(model: PVC, spec: GraphSpec) -> dict[str, Tensor]:
 
 
 class TemporalGraph(nn.Module):
-    """One frame through the temporal layers, its past in a ring."""
+    """Runs one frame through the temporal layers, with its past in a ring."""
 
     def __init__(self, encoder: TemporalEncoder) -> None:
         super().__init__()
@@ -135,7 +140,7 @@ class TemporalGraph(nn.Module):
 
 
 class _DecoderGraph(nn.Module):
-    """A graph of a part of the LLM."""
+    """Base of graphs that run a part of the LLM."""
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
@@ -143,7 +148,7 @@ class _DecoderGraph(nn.Module):
 
 
 class LLMGraph(_DecoderGraph):
-    """L new rows through the decoder layers: prefill, frame ingest and decode alike."""
+    """Runs L new rows through the decoder layers, for prefill, frame ingest and decode."""
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, attention_mask: Tensor, *past: Tensor
@@ -154,10 +159,10 @@ class LLMGraph(_DecoderGraph):
 
 
 class InPlaceLLMGraph(_DecoderGraph):
-    """The same rows through the same layers, written into the caches by the graph itself (opset 24).
+    """LLMGraph that writes the new rows into its caches itself (opset 24).
 
-    Of the decoder only attention is spelled anew (InPlaceAttention); norms, rotation and MLPs are the reference's
-    modules: the compiler makes as many kernels of them as of opset 23's RMSNormalization and RotaryEmbedding.
+    Only the decoder's attention has another spelling (InPlaceAttention). Norms, rotation and MLPs are the reference's
+    modules: the compiler makes as many kernels from them as from opset 23's RMSNormalization and RotaryEmbedding.
     """
 
     def forward(
@@ -167,7 +172,7 @@ class InPlaceLLMGraph(_DecoderGraph):
         dtype = inputs_embeds.dtype
         slots = torch.arange(past[0].shape[2])[None, None]
         rows = write_index[:, None, None] + torch.arange(inputs_embeds.shape[1])[None, :, None]
-        bias = visible_to_bias(slots <= rows, dtype)[:, None]  # (B, 1, L, S): what lies behind a row is not there yet
+        bias = visible_to_bias(slots <= rows, dtype)[:, None]  # (B, 1, L, S): slots after a row are not filled yet
         rope = self.rope(position_ids, dtype)
         x, caches = inputs_embeds, []
         for layer, (key, value) in zip(self.decoder.layers, joined_states(past), strict=True):
@@ -177,21 +182,21 @@ class InPlaceLLMGraph(_DecoderGraph):
         return self.decoder.norm(x)[:, -1:], *split_states(caches)
 
     def rope(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines as its attention wants them."""
+        """Compute cosines and sines in the form its attention takes."""
         return self.decoder.angles(position_ids, dtype)
 
 
 class OperatorLLMGraph(InPlaceLLMGraph):
-    """The same, with operators in the place of norms and rotation (OperatorAttention)."""
+    """InPlaceLLMGraph with operators instead of norms and rotation (OperatorAttention)."""
 
     def rope(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(B, L, D / 2): the two halves of a head turn by the same angles."""
+        """(B, L, D / 2): both halves of a head rotate by the same angles."""
         cos, sin = (angles[:, :, 0].chunk(2, dim=-1)[0] for angles in super().rope(position_ids, dtype))
         return cos, sin
 
 
 class HeadGraph(_DecoderGraph):
-    """Logits of one hidden row. Ingesting a frame does not run it."""
+    """Computes the logits of one hidden row. It is not run when a frame is ingested."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, 1, E) -> float32 (B, V)."""
@@ -199,7 +204,7 @@ class HeadGraph(_DecoderGraph):
 
 
 class CodedHeadGraph(_DecoderGraph):
-    """The same with a batch of one row each, as codes are put in the place of a MatMul's matrix and not of a Gemm's."""
+    """HeadGraph with a matmul over (B, 1, E): codes can replace the matrix of a MatMul, but not of a Gemm."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, 1, E) -> float32 (B, V)."""

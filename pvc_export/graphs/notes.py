@@ -1,8 +1,8 @@
-"""What an exported graph says of where it came from: for each node the module, torch's operation and our line.
+"""Origin of each node of an exported graph: its module, torch's operation and our source line.
 
-The search for a culprit reads it (parity/culprit/pieces.py), and so does the check of weights and structure, which
-learns there which parameter a node is to read. torch's exporter notes much more: the traces of its stack name the
-exporting machine's folders, its user's among them, and a bundle is handed on.
+The search for a culprit reads these notes (parity/culprit/pieces.py). So does the check of weights and structure, which
+finds there which parameter a node must read. torch's exporter notes much more, and its stack traces name folders of the
+exporting machine and its user. A bundle is passed on to others, so these are removed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ PARAMETER = re.compile(r"%(p_\w+)")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Note:
-    """Where a node comes from. One operation of torch may be several nodes, and all of them have its note.
+    """Origin of a node. One torch operation may become several nodes, all with the same note.
 
-    value       torch's name of the result: 'linear_3', as no other operation of the graph
-    scope       the innermost module of the graph around it: 'layers.1.attn'; '' is the graph itself
-    operation   torch's name of it: 'linear'
-    parameters  those that it reads, in order, as torch.export calls them (`parameter_name`)
+    value       torch's name of the result, unique in the graph: 'linear_3'
+    scope       the innermost module around it: 'layers.1.attn'; '' is the graph itself
+    operation   torch's name of the operation: 'linear'
+    parameters  the parameters that it reads, in order, with torch.export's names (`parameter_name`)
     """
 
     value: str
@@ -41,7 +41,7 @@ class Note:
 
 
 def note_of(node: onnx.NodeProto) -> Note | None:
-    """A node's note; None for one that the exporter made for itself, such as the Split of a `chunk`."""
+    """Return a node's note; None for a node that the exporter added, such as the Split of a `chunk`."""
     notes = {entry.key: entry.value for entry in node.metadata_props}
     if not {PROGRAM, SCOPES, OPERATION} <= set(notes):
         return None
@@ -56,12 +56,12 @@ def note_of(node: onnx.NodeProto) -> Note | None:
 
 
 def parameter_name(name: str) -> str:
-    """What torch.export calls the parameter `name` of a graph's module: 'p_layers_0_ls1' of 'layers.0.ls1'."""
+    """Return torch.export's name for a parameter of a graph's module: 'p_layers_0_ls1' for 'layers.0.ls1'."""
     return "p_" + name.replace(".", "_")
 
 
 def keep_own_notes(model: ir.Model) -> None:
-    """Forget every note of the exporter but those named above; of a stack trace, keep `own_line`."""
+    """Remove every note of the exporter except those named above; of a stack trace, keep `own_line`."""
     values = [*model.graph.inputs, *model.graph.initializers.values()]
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         values += node.outputs
@@ -76,7 +76,7 @@ def keep_own_notes(model: ir.Model) -> None:
 
 
 def own_line(trace: str) -> str:
-    """The innermost line of our packages in a stack trace, as a trace too: File "pvc_ref/layers.py", line 47, in f."""
+    """Return the innermost line of our packages in a stack trace, as: File "pvc_ref/layers.py", line 47, in f."""
     lines = [
         f'File "{Path(path).relative_to(package.parent).as_posix()}", line {number}, in {function}'
         for path, number, function in TRACED.findall(trace)

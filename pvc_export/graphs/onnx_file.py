@@ -1,7 +1,7 @@
-"""One graph to one ONNX file: dynamo exporter, standard operators, weights beside the graph.
+"""Export of one graph to one ONNX file: dynamo exporter, standard operators, weights in a separate file.
 
-Unusual: names and dynamic dimensions come from the GraphSpec and are read back from the saved file; a signature that
-differs in one name, dtype or dimension is a BuildError: a specialised dimension would fail only later, on a device.
+Names and dynamic dimensions come from the GraphSpec and are read back from the saved file. A signature that differs in
+one name, dtype or dimension is a BuildError, because a specialised dimension would fail only later, on a device.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from .notes import keep_own_notes
 from .weights_file import save_beside
 
 EXPORTER = ("torch", "onnx", "onnxscript", "onnx_ir")
-"""Packages that decide how a graph is written."""
+"""Packages that determine how a graph is written."""
 HOLLOW = "no values"
-"""The file that a constant without values says it lies in (hollow.py)."""
+"""File name given as the location of a constant without values (hollow.py)."""
 
 
 def export_graph(module: nn.Module, spec: GraphSpec, path: Path, *, beside: Path | None = None) -> None:
-    """Write `module` as path (.onnx) and path + '.data'. Raises BuildError if it cannot, or if its signature is off.
+    """Write `module` as path (.onnx) and path + '.data'. Raises BuildError if that fails or if its signature differs.
 
-    beside  another graph of the same weights: its '.data' is read, and none is written (save_beside)
+    beside  another graph with the same weights: its '.data' is shared, and none is written (save_beside)
     """
     with exporting(spec, path):
         save(traced(module, spec), path, beside=beside)
@@ -48,7 +48,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path, *, beside: Path
 
 
 def save(program: torch.onnx.ONNXProgram, path: Path, *, beside: Path | None) -> None:
-    """With its weights in a file of its own, or in that of a graph that has the same."""
+    """Save a graph with its weights in a separate file, or in that of another graph with the same weights."""
     if beside is None:
         program.save(path, external_data=True)
     else:
@@ -56,8 +56,10 @@ def save(program: torch.onnx.ONNXProgram, path: Path, *, beside: Path | None) ->
 
 
 def export_hollow(module: nn.Module, spec: GraphSpec, path: Path) -> None:
-    """Write the graph alone, of a module whose matrices are one number each (hollow.filled): those have a dtype and a
-    shape in it and no values. Raises BuildError if it cannot."""
+    """Write only the graph of a module whose matrices are one expanded number each (hollow.filled).
+
+    In the file these have a dtype and a shape, but no values. Raises BuildError if that fails.
+    """
     with exporting(spec, path):
         program = traced(module, spec)
         graph = program.model.graph
@@ -83,21 +85,21 @@ def is_hollow(tensor: onnx.TensorProto) -> bool:
 
 @contextlib.contextmanager
 def exporting(spec: GraphSpec, path: Path) -> Iterator[None]:
-    """What goes on while a graph is exported. Raises BuildError if it cannot be."""
+    """Settings during the export of a graph. Raises BuildError if the export fails."""
     try:
         with torch.no_grad(), quiet_exporter(), collector_paused(), translations_kept(), pairs_matched_quickly():
             yield
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         raise BuildError(
             f"graph '{spec.name}' could not be exported to {path}: {error}",
-            cause="this version of torch or onnxscript exports otherwise than the tested one",
+            cause="this version of torch or onnxscript exports differently from the tested one",
             fix=TESTED,
         ) from error
 
 
 def traced(module: nn.Module, spec: GraphSpec) -> torch.onnx.ONNXProgram:
-    """The graph of a module, under the names of its spec."""
-    # No dynamic dimension may be traced at 0 or 1, nor two at one size: the exporter would take them for constants.
+    """Trace a module to a graph, with the names of its spec."""
+    # A dynamic dimension must not be traced at 0 or 1, nor two at one size: the exporter would treat them as constants.
     sizes = {name: 3 + index for index, name in enumerate(sorted(spec.dims))}
     examples = tuple(_example(tensor, sizes) for tensor in spec.inputs)
     dynamic = tuple({axis: torch.export.Dim.AUTO for axis, dim in enumerate(t.shape) if isinstance(dim, str)}
@@ -120,14 +122,14 @@ def traced(module: nn.Module, spec: GraphSpec) -> torch.onnx.ONNXProgram:
 
 
 def check_signature(path: Path, spec: GraphSpec) -> None:
-    """Raise BuildError unless the saved file takes and returns exactly what `spec` says, and is valid ONNX."""
+    """Raise BuildError unless the saved file has exactly the inputs and outputs of `spec` and is valid ONNX."""
     model = onnx.load(path, load_external_data=False)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
     if opset != opset_of(spec) or foreign:
         raise BuildError(
             f"{path} has opset {opset} and operators of the domains {sorted(foreign)}",
-            expected=f"opset {opset_of(spec)} and standard operators alone",
+            expected=f"opset {opset_of(spec)} and only standard operators",
             fix=TESTED,
         )
     input_and_output = (("input", spec.inputs, model.graph.input), ("output", spec.outputs, model.graph.output))
@@ -137,8 +139,8 @@ def check_signature(path: Path, spec: GraphSpec) -> None:
             wrong = next((e, g) for e, g in zip([*expected, None], [*got, None], strict=False) if e != g)
             raise BuildError(
                 f"{path}: the {kind} is {wrong[1]}",
-                expected=f"{wrong[0]}, as the GraphSpec says",
-                cause="the exporter took a dynamic dimension for a constant, or the graph is of another spec",
+                expected=f"{wrong[0]}, from the GraphSpec",
+                cause="the exporter made a dynamic dimension constant, or the graph belongs to another spec",
                 fix=TESTED,
             )
     onnx.checker.check_model(str(path))
@@ -150,7 +152,7 @@ def _example(tensor: TensorSpec, sizes: dict[str, int]) -> Tensor:
 
 
 def _fold_varargs(module: nn.Module, dynamic: tuple[dict[int, Any], ...]) -> tuple[Any, ...]:
-    """torch.export wants the shapes of *args as one nested tuple, and none where there are no *args."""
+    """Nest the shapes of *args in one tuple for torch.export; without *args there is no tuple."""
     code, named = module.forward.__code__, module.forward.__code__.co_argcount - 1
     if not code.co_flags & 0x04 or len(dynamic) == named:
         return dynamic
@@ -158,12 +160,12 @@ def _fold_varargs(module: nn.Module, dynamic: tuple[dict[int, Any], ...]) -> tup
 
 
 def _stamp(program: torch.onnx.ONNXProgram, spec: GraphSpec) -> None:
-    """Name the dynamic dimensions by the spec, and put the state table in the file's metadata."""
+    """Name the dynamic dimensions as in the spec, and put the state table in the file's metadata."""
     graph = program.model.graph
     for values, tensors in ((graph.inputs, spec.inputs), (graph.outputs, spec.outputs)):
         for value, tensor in zip(values, tensors, strict=True):
-            # A dimension is named only where the exporter kept it dynamic. A constant stays, as does a shape that is
-            # missing or of another rank, and fails check_signature.
+            # Only a dimension that the exporter kept dynamic gets a name. Constant dimensions, missing
+            # shapes and shapes of another rank stay, and fail check_signature.
             if value.shape is not None and len(value.shape) == len(tensor.shape):
                 value.shape = ir.Shape(
                     want if isinstance(want, str) and not isinstance(have, int) else have
@@ -184,8 +186,11 @@ def _read_signature(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[Dim, ..
 
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
-    """Tracing makes a million objects that live until its end; looking through them again and again is a seventh of it
-    (16.9 s of CPU time against 14.3 for `tiny`, x86-64, torch 2.13.0, 2026-11-26)."""
+    """Pause Python's garbage collector.
+
+    Tracing makes a million objects that live until its end; scanning them again and again takes a seventh of the time
+    (16.9 s of CPU time against 14.3 for `tiny`, x86-64, torch 2.13.0, 2026-11-26).
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -202,8 +207,11 @@ def _translations(read: Callable[..., object], **options: object) -> object:
 
 @contextlib.contextmanager
 def translations_kept() -> Iterator[None]:
-    """torch reads the sources of its 500 translations to ONNX anew for every graph, 1.4 s of CPU time each (x86-64,
-    torch 2.13.0, 2026-11-28), and changes none of them. A torch that keeps them elsewhere only takes that long."""
+    """Cache torch's translations to ONNX.
+
+    torch reads the sources of its 500 translations again for every graph, 1.4 s of CPU time each (x86-64, torch 2.13.0,
+    2026-11-28), although they never change. With a torch that keeps them elsewhere, the export just takes that longer.
+    """
     try:
         from torch.onnx._internal.exporter._registration import ONNXRegistry
     except ImportError:
@@ -219,9 +227,12 @@ def translations_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def pairs_matched_quickly() -> Iterator[None]:
-    """onnxscript's rule that makes a Split of two Slices looks through the whole graph at every node, be it a Slice or
-    not: 47 of the 103 s of CPU time that an LLM of 30 layers took (x86-64, onnxscript 0.7.2, 2026-11-28). Nodes that
-    can't begin a match are passed over; the graph is the same. An onnxscript that matches otherwise is left alone."""
+    """Speed up onnxscript's pattern matching.
+
+    Its rule that makes a Split of two Slices searches the whole graph at every node, even if the node is not a Slice:
+    47 of the 103 s of CPU time for an LLM of 30 layers (x86-64, onnxscript 0.7.2, 2026-11-28). Nodes that cannot begin
+    a match are skipped; the resulting graph is the same. An onnxscript with another matcher is not changed.
+    """
     try:
         from onnxscript.rewriter._matcher import SimplePatternMatcher
     except ImportError:
@@ -232,7 +243,7 @@ def pairs_matched_quickly() -> Iterator[None]:
     def quick(self: SimplePatternMatcher, model: ir.Model, graph: ir.Graph, node: ir.Node, **options: Any) -> Any:
         first, *others = self.pattern.output_nodes
         if others and first.op_identifier() not in (None, node.op_identifier()):
-            return None  # what a rule does with a match that failed, too
+            return None  # as for a failed match
         return match(self, model, graph, node, **options)
 
     SimplePatternMatcher.match = quick  # type: ignore[method-assign, assignment]
@@ -244,7 +255,7 @@ def pairs_matched_quickly() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """The exporter prints a banner and warns about its own insides; errors still raise."""
+    """Suppress the exporter's banner and its internal warnings; errors still raise."""
     levels = {logger: logger.level for logger in map(logging.getLogger, ("torch.onnx", "onnxscript"))}
     for logger in levels:
         logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""Has a target's parser every operator of a graph? Asked as the graph is written, long before an engine is built of it.
+"""Check that a target's parser has every operator of a graph, when the graph is written and before an engine is built.
 
-Unusual: TensorRT itself is never asked. A Jetson's engines are built on the device, so where a graph is exported there
-is only the list of what that parser has (engines/parser.py). TensorRT-RTX needs no GPU, so its own parser decides.
+TensorRT itself is not used: a Jetson's engines are built on the device, so the exporting machine only has a list of
+that parser's operators (engines/parser.py). TensorRT-RTX needs no GPU, so its own parser decides.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from engines.parser import Parser, load_parser
 from engines.target import Target, load_target, target_names
 
 OF_WHAT_THEY_MAKE = ("Cast", "CastLike", "ConstantOfShape", "EyeLike", "OneHot", "Where")
-"""Operators whose dtypes in a parser's list are those of their outputs too; of the others, of their first input. That
-index, mask and shape are inputs as well is no reason to look for their dtypes there."""
+"""Operators whose dtypes in a parser's list also apply to their outputs. For others they apply to the first input only,
+not to index, mask or shape inputs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Use:
-    """What one node asks of a parser.
+    """A node's requirements on a parser.
 
-    node      its name, or that of what it makes where it has none
-    operator  its type, after its domain and a colon where that is not ONNX's own
-    computes  dtypes that it computes on, as far as the file says or they follow
-    dtypes    of all its tensors
+    node      its name, or without one the name of its output
+    operator  its type, preceded by its domain and a colon if that is not ONNX's
+    computes  dtypes on which it computes, as far as they are in the file or can be inferred
+    dtypes    dtypes of all its tensors
     """
 
     node: str
@@ -40,17 +40,19 @@ class Use:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
-    """What a parser does not have, in words; `use` is the node's, None if it is the file's opset."""
+    """A reason why a parser rejects a file; `use` is the node, or None for the file's opset."""
 
     use: Use | None
     what: str
 
 
 def check_operators(path: Path, target: Target) -> None:
-    """Raise BuildError for a node of an ONNX file that the target's parser does not have, in this dtype or at all, or
-    for an opset that it does not read; the error names the node, and the targets that have it. Any graph will do for a
-    target that runs ONNX files: ONNX Runtime decides when it opens it. No weights are read."""
-    target = load_target(target.name)  # `pvc-export onnx` has taken its builder away
+    """Raise BuildError if the target's parser lacks a node of an ONNX file, in its dtype or at all, or its opset.
+
+    The error names the node and the targets that have it. For a target that runs ONNX files any graph passes, because
+    ONNX Runtime decides when it opens the graph. No weights are read.
+    """
+    target = load_target(target.name)  # `pvc-export onnx` removed its builder
     if target.parser is None:
         return
     opset, uses = read_uses(path)
@@ -61,14 +63,14 @@ def check_operators(path: Path, target: Target) -> None:
     if refused is not None:
         raise BuildError(
             f"{path}, opset {opset}: {refused.what}",
-            expected=f"what the parser of target '{target.name}' has",
-            cause="the graph is spelled for another target, or written by another exporter than the tested one",
+            expected=f"only operators, dtypes and opsets that the parser of target '{target.name}' has",
+            cause="the graph is spelled for another target, or the exporter is not the tested one",
             fix=_elsewhere(refused.use, opset, target),
         )
 
 
 def read_uses(path: Path) -> tuple[int, list[Use]]:
-    """The opset of an ONNX file, and what each of its nodes asks of a parser, in the file's order."""
+    """Read the opset of an ONNX file, and each node's requirements on a parser, in the file's order."""
     model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     graphs = list(_graphs(model.graph))
@@ -77,7 +79,7 @@ def read_uses(path: Path) -> tuple[int, list[Use]]:
 
 
 def first_lack(parser: Parser, opset: int, uses: Iterable[Use]) -> Refusal | None:
-    """The first use that a parser's list does not cover, and why; or else the opset. None if it covers all."""
+    """Return the first use that a parser's list does not cover, or else the opset; None if it covers everything."""
     for use in uses:
         if why := _lack(parser, use):
             return _refusal(use, why)
@@ -107,7 +109,7 @@ def _reads(parser: Parser, opset: int) -> bool:
 
 
 def _elsewhere(use: Use | None, opset: int, target: Target) -> str:
-    """The targets whose parsers have it, or read the opset of the file where that is all that is wrong."""
+    """Suggest the targets whose parsers have the use, or for use None the file's opset."""
     others = [other for other in map(load_target, target_names()) if other.name != target.name]
     have = [
         other.name
@@ -119,11 +121,11 @@ def _elsewhere(use: Use | None, opset: int, target: Target) -> str:
     if have:
         return f"export for a target whose parser has it: --target {' or '.join(have)}"
     files = [other.name for other in others if other.parser is None]
-    return f"no target with engines has it; those that run ONNX files may: --target {' or '.join(files)}"
+    return f"no target with engines has it; a target that runs ONNX files may have it: --target {' or '.join(files)}"
 
 
 def _has_rtx(target: Target) -> bool:
-    """Whether TensorRT-RTX's own parser is here to decide."""
+    """Whether TensorRT-RTX's parser is installed and can decide."""
     if target.runtime != "tensorrt_rtx":
         return False
     try:
@@ -138,12 +140,12 @@ def _refused_by_rtx(path: Path, target: Target, uses: list[Use]) -> Refusal | No
         unknown = Use(node=unread.name, operator=unread.operator, computes=frozenset(), dtypes=frozenset())
         use = next((use for use in uses if use.node == unread.name), unknown)
         version = load_runtime(target).__version__
-        return _refusal(use, f"the parser of {target.builder} {version} refuses it: {unread.reason}")
+        return _refusal(use, f"the parser of {target.builder} {version} rejects it: {unread.reason}")
     return None
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph, and the branches and bodies in it."""
+    """Yield a graph, and the branches and bodies inside it."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:

@@ -1,9 +1,9 @@
-"""Precision is a property of the graph: the weights are cast here, and nothing later changes a dtype.
+"""Precision of a graph: the weights are cast here, and nothing later changes a dtype.
 
-Unusual: the float32 islands that every model has are not listed here. The reference's own layers upcast where
-docs/numerics.md says so; this module only keeps the *weights* of those islands in float32, so that they are not rounded
-on the way. A checkpoint that leaves the range of float16 somewhere gets islands of its own, by the names of modules
-('trunk.layers.1.attn'): weights, inputs and everything inside are float32, and the result is rounded.
+The float32 islands that every model has are not listed here: the reference's layers upcast where docs/numerics.md says
+so, and this module only keeps the *weights* of those islands in float32. A checkpoint whose values overflow float16
+somewhere gets additional islands, by module name ('trunk.layers.1.attn'): weights, inputs and everything inside are
+float32, and the result is rounded.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from .eight_bits import RowsLinear, TensorLinear
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Classes = Mapping[type[nn.Module], type[nn.Module]]
-"""Classes of the reference, and those that take their place."""
+"""Classes of the reference -> their replacements."""
 
 TORCH_DTYPE: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ISLANDS = (LayerNorm, RMSNorm, TimeEmbedding)
-"""Modules whose weights stay float32; the reason for each is a row of docs/numerics.md."""
+"""Modules whose weights stay float32; docs/numerics.md gives the reason for each."""
 
 
 CAN_BE_ISLANDS = (
     nn.Linear, MLP, SpatialAttention, TemporalAttention, AdaLayerNorm, Embeddings, SpatialLayer, Trunk, TemporalEncoder,
     PVCCompressor, CausalAttention, SwiGLU, DecoderLayer,
 )  # fmt: skip
-"""Modules that are called as such, in the reference and in every graph. A TemporalLayer is not: its parts are."""
+"""Modules that are called as a whole in the reference and in every graph. A TemporalLayer is not; its parts are."""
 
 
 def cast_model(model: PVC, precision: Precision, islands: Sequence[str] = ()) -> PVC:
-    """`model` with its weights in `precision`, those of the float32 islands excepted.
+    """Return `model` with its weights in `precision`, except those of float32 islands.
 
-    A new module that shares every weight whose dtype stays: at 8B a second copy would not fit beside the first.
-    Raises ModelError for an island that is no module of the model, or cannot be one.
+    The new module shares every weight whose dtype does not change: at 8B, memory would not suffice for a second copy.
+    Raises ModelError for an island that is not a module of the model, or cannot be an island.
     """
     dtype = TORCH_DTYPE[precision]
     narrow = copy_in(model, dtype, kept=kept_wide(model, islands))
@@ -57,7 +57,7 @@ def cast_model(model: PVC, precision: Precision, islands: Sequence[str] = ()) ->
 
 
 def copy_in(model: PVC, dtype: torch.dtype, *, kept: Collection[int]) -> PVC:
-    """A copy with its weights in that dtype. It shares those whose id is kept, and those that have the dtype."""
+    """Return a copy with weights in `dtype`. It shares those whose id is in `kept`, and those that have the dtype."""
 
     def cast(weight: Tensor) -> Tensor:
         if id(weight) in kept or not weight.is_floating_point() or weight.dtype == dtype:
@@ -69,7 +69,7 @@ def copy_in(model: PVC, dtype: torch.dtype, *, kept: Collection[int]) -> PVC:
 
 
 def kept_wide(model: PVC, islands: Sequence[str] = ()) -> set[int]:
-    """The ids of the weights that stay in float32. Raises ModelError for an island that cannot be one."""
+    """Return the ids of the weights that stay float32. Raises ModelError for an island that cannot be one."""
     own = [require_island(model, name) for name in islands]
     modules = (*own, *(module for module in model.modules() if isinstance(module, ISLANDS)))
     codes = {id(m.weight) for m in model.modules() if isinstance(m, (RowsLinear, TensorLinear)) and m.block is None}
@@ -77,7 +77,7 @@ def kept_wide(model: PVC, islands: Sequence[str] = ()) -> set[int]:
 
 
 def make_islands(narrow: PVC, islands: Sequence[str], dtype: torch.dtype) -> None:
-    """From here on these modules take float32 in place of `dtype`, and what they return is rounded to that."""
+    """Make these modules compute in float32, in place: inputs are cast to float32, results rounded to `dtype`."""
     for name in dict.fromkeys(islands):
         module = narrow.get_submodule(name)
         module.register_forward_pre_hook(
@@ -87,14 +87,14 @@ def make_islands(narrow: PVC, islands: Sequence[str], dtype: torch.dtype) -> Non
 
 
 def copy_with(module: ModuleT, weight_of: Callable[[Tensor], Tensor]) -> ModuleT:
-    """A copy of a module in which every weight and buffer is `weight_of` the original: that itself, or another."""
+    """Return a copy of a module in which `weight_of` maps every weight and buffer: to itself, or to another tensor."""
     weights = (*module.parameters(), *module.buffers())
-    # What deepcopy finds in its memo it does not copy.
+    # deepcopy does not copy objects that are in its memo.
     return copy.deepcopy(module, memo={id(weight): weight_of(weight) for weight in weights})
 
 
 def spelled(module: ModuleT, classes: Classes) -> ModuleT:
-    """A copy of the module, in another spelling, that shares its weights; the module itself where nothing changes."""
+    """Return a copy in another spelling, which shares its weights; the module itself if nothing changes."""
     if not any(type(part) in classes for part in module.modules()):
         return module
     copy = copy_with(module, lambda weight: weight)
@@ -105,18 +105,18 @@ def spelled(module: ModuleT, classes: Classes) -> ModuleT:
 
 
 def in_an_island(name: str, islands: Sequence[str]) -> bool:
-    """Whether a module is, in part or whole, in float32: one of the islands, inside one, or around one."""
+    """Whether a module is partly or wholly in float32: an island, inside one, or containing one."""
     return any(f"{name}.".startswith(f"{island}.") or island.startswith(f"{name}.") for island in islands)
 
 
 def _kind(module: nn.Module) -> type[nn.Module]:
-    """Its class, or that which it stands for: attention that rounds what it remembers can be an island as any."""
+    """Return its class, or the class it stands for, so that attention with a rounded cache can also be an island."""
     found: type[nn.Module] = getattr(module, "stands_for", type(module))
     return found
 
 
 def possible_islands(model: PVC) -> dict[str, nn.Module]:
-    """Every module of a model that can be a float32 island, by its name."""
+    """Map names to the modules of a model that can be float32 islands."""
     return {name: module for name, module in model.named_modules() if _kind(module) in CAN_BE_ISLANDS}
 
 
@@ -125,19 +125,19 @@ def can_be_island(model: PVC, name: str) -> bool:
 
 
 def require_island(model: PVC, name: str) -> nn.Module:
-    """The module of that name. Raises ModelError, with the nearest name that would do."""
+    """Return the named module. Raises ModelError that suggests the nearest possible name."""
     possible = possible_islands(model)
     if name not in possible:
         raise ModelError(
-            f"'{name}' cannot be a float32 island: it is no module of this model that is called as one",
+            f"'{name}' cannot be a float32 island: this model has no module of that name that is called as a whole",
             expected="a layer or a part of one, such as 'trunk.layers.0.mlp' or 'llm.layers.1.attn'",
-            fix=did_you_mean(name, possible, cutoff=0.3) or "name one of these with --island",
+            fix=did_you_mean(name, possible, cutoff=0.3) or "pass one of these with --island",
         )
     return possible[name]
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Every floating tensor of a nest of tuples, lists and dicts."""
+    """Cast every floating-point tensor in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, dict):

@@ -1,13 +1,12 @@
-"""Weights in few bits: each block of values along a product's input has one scale, and each value one of a few codes.
+"""Quantised weights (int4, int8): each block of values along a matmul's input has one scale, and each value one code.
 
     value = (code - zero point) * scale
 
-Codes of four bits are -8..7, or with zero points 0..15: ONNX's int4 and uint4. Those of eight are -127..127, but on a
-CPU that is not known to have VNNI -64..64: the products of two rows of eight bits by larger ones do not fit in the 16
-bits in which x86 without it adds them, and what does not fit is cut off without a word (docs/decisions/0014). A block's
-grid depends on its values alone, and errors are summed in float64, so that the same weights give the same codes
-wherever it is done: a check finds them anew and compares bit for bit (parity/weights.py). A scale is rounded to the
-dtype that it has in the graph before the codes are chosen.
+int4 codes are -8..7, or with zero points 0..15 (ONNX's int4 and uint4). int8 codes are -127..127, or -64..64 for a CPU
+that is not known to have VNNI: x86 without it adds pairs of int8 products in 16 bits, and larger codes would saturate
+silently (docs/decisions/0014). A block's grid depends only on its values, and errors are summed in float64, so that the
+same weights give the same codes on every machine. A check computes them again and compares bit for bit
+(parity/weights.py). A scale is rounded to its dtype in the graph before the codes are chosen.
 """
 
 from __future__ import annotations
@@ -34,18 +33,21 @@ from .smoothing import smoothed
 PREFIXES: dict[Part, tuple[str, ...]] = {
     "vision": ("trunk.", "temporal.", "compressor."), "llm": ("llm.layers.",), "head": ("llm.lm_head",),
 }  # fmt: skip
-"""Where a part's products are in the model."""
+"""Name prefixes of a part's linear layers in the model."""
 SHRUNK = tuple(1 - step / 40 for step in range(13))
-"""Scales that a search tries, 1 to 0.7, as parts of the one that reaches all of a block."""
+"""Scales that a search tries, 1 to 0.7, as fractions of the scale that covers the whole block."""
 NOTHING = Calibration(method="error", clips=(), num_frames=0)
-"""Was found ahead."""
+"""No calibration: no smoothing and no static scales."""
 ROWS = 256
-"""Rows of a matrix that are worked on at once: what is computed beside them stays small."""
+"""Rows of a matrix that are processed at a time, so that intermediate results stay small."""
 
 
 def is_coded(name: str, weight: Tensor, spec: GraphSpec) -> bool:
-    """Whether a weight of a graph, cast to the dtype that it has there, is held in codes. Of the graphs that hold any,
-    every matrix is a product's; one in another dtype than the graph's is an island, and a clock always is."""
+    """Whether a graph stores a weight, given in its dtype there, in codes.
+
+    In graphs with codes, every matrix belongs to a matmul. A matrix in another dtype than the graph's is an island, and
+    a clock always is one.
+    """
     how = spec.quantization
     if how is None or weight.ndim != 2 or weight.numel() <= SMALL or f".{CLOCK}." in name:
         return False
@@ -61,8 +63,10 @@ def code_range(how: Quantization) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """What the codes of a matrix (O, I) stand for: scales (O, I / B) and, if there are any, zero points, int8 of the
-    same shape. `codes_from` to `codes_to`: the codes that there are."""
+    """Quantisation grid of a matrix (O, I): scales (O, I / B) and optional zero points, int8 of the same shape.
+
+    Codes are in the range `codes_from` to `codes_to`.
+    """
 
     scales: Tensor
     zero_points: Tensor | None
@@ -70,7 +74,7 @@ class Grid:
     codes_to: int
 
     def codes(self, weight: Tensor) -> Tensor:
-        """The nearest one of each value, int8 (O, I)."""
+        """Return the nearest code of each value, int8 (O, I)."""
         blocks = weight.unflatten(-1, (self.scales.shape[-1], -1))
         nearest = (blocks.float() / self.scales[..., None].float()).round()
         codes = nearest if self.zero_points is None else nearest + self.zero_points[..., None]
@@ -78,7 +82,7 @@ class Grid:
         return found
 
     def values(self, codes: Tensor) -> Tensor:
-        """What a DequantizeLinear makes of codes, (O, I) in the dtype of the scales."""
+        """Dequantise codes as DequantizeLinear does: (O, I) in the dtype of the scales."""
         blocks = codes.unflatten(-1, (self.scales.shape[-1], -1)).float()
         if self.zero_points is not None:
             blocks = blocks - self.zero_points[..., None]
@@ -86,11 +90,11 @@ class Grid:
         return values.to(self.scales.dtype)
 
     def nearest(self, weight: Tensor) -> Tensor:
-        """What a matrix becomes."""
+        """Round a matrix to the grid."""
         return self.values(self.codes(weight))
 
     def better(self, other: Grid, is_better: Tensor) -> Grid:
-        """This one, and the other where that is better: bool (O, I / B)."""
+        """Return this grid, with the other's blocks where `is_better`, bool (O, I / B)."""
         zero_points = None
         if self.zero_points is not None:
             assert other.zero_points is not None
@@ -99,7 +103,7 @@ class Grid:
 
 
 def grid_of(weight: Tensor, how: Quantization, dtype: torch.dtype) -> Grid:
-    """The grid of a matrix (O, I), whose I is a multiple of the block, with scales in `dtype`."""
+    """Compute the grid of a matrix (O, I), with I a multiple of the block, and with scales in `dtype`."""
     parts = [_grid_of_rows(rows.float(), how, dtype) for rows in weight.detach().split(ROWS)]
     zero_points = [part.zero_points for part in parts if part.zero_points is not None]
     return replace(
@@ -120,14 +124,14 @@ def _grid_of_rows(rows: Tensor, how: Quantization, dtype: torch.dtype) -> Grid:
 
 
 def _error(grid: Grid, rows: Tensor) -> Tensor:
-    """The squared error of each block, float64 (O, I / B)."""
+    """Squared error of each block, float64 (O, I / B)."""
     off: Tensor = grid.nearest(rows).float() - rows
     blocks: Tensor = off.unflatten(-1, (grid.scales.shape[-1], -1))
     return blocks.double().square().sum(-1)
 
 
 def _candidates(blocks: Tensor, how: Quantization, dtype: torch.dtype) -> Iterator[Grid]:
-    """Grids of blocks (O, I / B, B): the plain one first, and that alone unless it is a search."""
+    """Yield grids of blocks (O, I / B, B): the plain grid first, and the others only for a search."""
     low, high = blocks.amin(-1).clamp_max(0), blocks.amax(-1).clamp_min(0)
     codes_from, codes_to = code_range(how)
     searching = how.method == "search"
@@ -139,25 +143,26 @@ def _candidates(blocks: Tensor, how: Quantization, dtype: torch.dtype) -> Iterat
                 zero_points = points.clamp(codes_from, codes_to).to(torch.int8)
                 yield Grid(scales=scales, zero_points=zero_points, codes_from=codes_from, codes_to=codes_to)
         else:
-            # Of four bits there is one code more for what is negative. TensorRT takes no scale below zero to turn that
-            # around.
+            # int4 has one more negative than positive code. TensorRT does not accept a negative scale to reverse that.
             below = -codes_from if searching else codes_to
             reach = torch.maximum(-low / below, high / codes_to)
             yield Grid(scales=_rounded(reach * part, dtype), zero_points=None, codes_from=codes_from, codes_to=codes_to)
 
 
 def _rounded(scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """In the graph's dtype, and a normal number above zero, which a block of zeros needs too."""
+    """Round scales to the graph's dtype, as positive normal numbers even for a block of zeros."""
     return scales.clamp_min(torch.finfo(dtype).tiny).to(dtype)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantizer:
-    """The weights of a model that a bundle holds in few bits.
+    """The weights of a model that a bundle stores in codes.
 
-    source  the model as it is, or smoothed;  how  of each such weight, by its name;  dtype  of the graphs
-    is_smoothed  whether it is to be (smoothing.py)
-    scales  of what those products are fed that have one scale for ever, by the names of the weights (calibration.py)
+    source       the model, unchanged or smoothed
+    how          weight name -> its quantisation
+    dtype        dtype of the graphs
+    is_smoothed  whether the model is to be smoothed (smoothing.py)
+    scales       static input scales by weight name (calibration.py)
     """
 
     source: PVC
@@ -170,60 +175,63 @@ class Quantizer:
     def of(
         model: PVC, quantization: Mapping[Part, Quantization], precision: Precision, islands: Sequence[str] = ()
     ) -> Quantizer:
-        """Without what is found ahead. Raises ModelError for an island that cannot be one, as its weights keep their
-        dtype."""
+        """Create a quantizer without calibration; weights of islands keep their dtype.
+
+        Raises ModelError for an island that cannot be one.
+        """
         wide, how = kept_wide(model, islands), dict[str, Quantization]()
         bare = hollow(model, keep_clock=False) if quantization else model
         for part, one in quantization.items():
             for name, module in model.named_modules():
                 if isinstance(module, nn.Linear) and name.startswith(PREFIXES[part]):
-                    is_matrix = bare.get_submodule(name).weight.is_meta  # else it is too small to matter
+                    is_matrix = bare.get_submodule(name).weight.is_meta  # otherwise too small to matter
                     if is_matrix and id(module.weight) not in wide and one.fits(module.in_features):
                         how[f"{name}.weight"] = one
         return Quantizer(source=model, how=how, dtype=TORCH_DTYPE[precision], is_smoothed=is_smoothed(quantization))
 
     @property
     def calibrated(self) -> list[str]:
-        """The weights whose products need a scale of their input."""
+        """Names of the weights whose matmuls need a static input scale."""
         return [name for name, how in self.how.items() if how.inputs == "static"]
 
     def with_calibration(self, calibration: Calibration | None) -> Quantizer:
-        """What was found ahead, and the model smoothed by it. Raises ModelError unless there is a scale for each
-        product that needs one, and no other."""
+        """Add the calibration's scales and smooth the model by it.
+
+        Raises ModelError unless there is exactly one scale for each matmul that needs one.
+        """
         if calibration is None:
             calibration = NOTHING
         scales = calibration.scales
         if wrong := set(self.calibrated) ^ set(scales):
             raise ModelError(
-                f"the calibration has {len(scales)} scales, and {len(self.calibrated)} products need one",
-                expected=f"one for each, also for '{min(wrong)}'",
+                f"the calibration has {len(scales)} scales, but {len(self.calibrated)} matmuls need one",
+                expected=f"one scale for each of them and no other; the first mismatch is '{min(wrong)}'",
                 cause="the manifest was edited, or written by another version of pvc-export",
                 fix="export the bundle again",
             )
         return replace(self, source=smoothed(self.source, calibration.smoothing), scales=scales)
 
     def dtype_of_scales(self, how: Quantization) -> torch.dtype:
-        """Those of whole numbers are float32 in every graph."""
+        """Return the dtype of scales. Scales of integer matmuls are float32 in every graph."""
         return torch.float32 if how.is_integer else self.dtype
 
     def grid(self, name: str, weight: Tensor) -> Grid:
-        """Of a weight that becomes codes."""
+        """Compute the grid of a weight that becomes codes."""
         return grid_of(weight, self.how[name], self.dtype_of_scales(self.how[name]))
 
     def stored(self, name: str) -> Tensor:
-        """Any weight of the model, in floating point."""
+        """Read any weight of the model, in floating point."""
         return self.source.weight(self.source.first_name(name))
 
     def read(self, name: str) -> Tensor:
-        """The same as the graphs hold it, in float32."""
+        """Read a weight with the values it has in the graphs, in float32."""
         weight = self.stored(name)
         if name not in self.how:
             return weight
         return self.grid(name, weight).nearest(weight).float()
 
     def model(self) -> PVC:
-        """The model with what its weights have become, and with inputs that are rounded where they are: the reference
-        of a bundle that holds them so."""
+        """Return the fake-quantised reference: the codes' values as weights, inputs rounded as in the bundle."""
         if not self.how:
             return self.source
         copy = copy_with(self.source, lambda weight: weight)
@@ -245,9 +253,11 @@ def prepared(
     calibration: Calibration | None,
     int8_states: Collection[State] = (),
 ) -> PVC:
-    """A copy whose graphs can hold codes, its weights in floating point: smoothed, it rounds what its products are fed
-    by the scales that were found ahead, a head that becomes codes is not the table of embeddings, which stays, and
-    states in codes are made of rounded rows."""
+    """Return a copy, with weights in floating point, whose graphs can store codes.
+
+    It is smoothed, rounds matmul inputs by the static scales, and rounds the rows of states in codes. A head that
+    becomes codes is untied from the embedding table, which does not.
+    """
     model = round_states(model, int8_states)
     if not quantization:
         return model
@@ -262,14 +272,14 @@ def prepared(
 
 
 def _quantized(loaded: LoadedModel, manifest: Manifest, quantization: Mapping[Part, Quantization]) -> LoadedModel:
-    """The model whose weights are what their codes say, and which remembers what a bundle does."""
+    """Return the fake-quantised model of a bundle, with rounded states as in the bundle."""
     quantizer = Quantizer.of(loaded.model, quantization, manifest.precision, manifest.islands)
     model = quantizer.with_calibration(manifest.calibration).model()
     return replace(loaded, model=round_states(model, manifest.int8_states))
 
 
 def as_written(loaded: LoadedModel, manifest: Manifest) -> LoadedModel:
-    """The model as the files of a bundle say it: what its graphs compute where a runtime rounds nothing by itself."""
+    """Return the model as a bundle's files define it, for a runtime that rounds no matmul inputs by itself."""
     quantization = {
         part: replace(how, inputs="float") if how.inputs == "blocks" else how
         for part, how in manifest.quantization.items()
@@ -278,6 +288,6 @@ def as_written(loaded: LoadedModel, manifest: Manifest) -> LoadedModel:
 
 
 def as_held(loaded: LoadedModel, manifest: Manifest) -> LoadedModel:
-    """The model with the weights that a bundle has: what it is held against. What it costs that some of them are codes
-    is another question."""
+    """Return the model with a bundle's weights, which the bundle is compared with. The cost of quantisation is not part
+    of that comparison."""
     return _quantized(loaded, manifest, manifest.quantization)

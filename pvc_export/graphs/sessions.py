@@ -1,4 +1,4 @@
-"""Graphs of a reference, exported and opened for a check or a benchmark."""
+"""Graphs of a reference model, exported and opened for a check or a benchmark."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ def open_graphs(
     quantization: Mapping[Part, Quantization] | None = None,
     int8_states: Collection[State] = (),
 ) -> dict[str, Session]:
-    """Some graphs of a float32 model, spelled for `target`, opened on the CPU.
+    """Export some graphs of a float32 model in the spelling of `target`, and open them on the CPU.
 
-    They are written into `folder`, which holds graphs of nothing else: one that is there already is only opened.
+    They are written to `folder`, which must contain only graphs of this model: an existing graph is opened, not
+    exported again.
     """
     shape = model_shape(model.config)
     specs = graph_specs(

@@ -1,8 +1,8 @@
-"""What is large in the inputs of a product, moved into its weights, where eight bits have more room for it.
+"""SmoothQuant (arXiv 2211.10438): move large input channels of a matmul into its weights, for better int8 codes.
 
-A channel that comes out of a norm, of values or of a gate is made smaller by a factor, and the weights that multiply it
-larger by the same one (SmoothQuant, arXiv 2211.10438). Factors are powers of two, so that no bit of what the model
-computes in floating point changes: the smoothed model is the model, written down otherwise, and only its codes differ.
+A channel of a norm, of the attention values or of a gate is divided by a factor, and the weights that multiply it are
+multiplied by the same factor. Factors are powers of two, so floating-point results do not change by a bit: the smoothed
+model is the same function, and only its codes differ.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from pvc_ref.config import LLMConfig
 from .precision import copy_with
 
 ALPHA = 0.5
-"""How much of what is large moves: 0 none, 1 all. Measured (docs/numerics.md)."""
+"""Share of the magnitude that moves: 0 nothing, 1 everything. Chosen by measurement (docs/numerics.md)."""
 LETTERS = string.ascii_lowercase
 ZERO = 12
-"""Exponents are letters, a channel each: 'm' is 0, 'l' -1, 'n' 1."""
+"""Exponents are stored as one letter per channel: 'm' is 0, 'l' -1, 'n' 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Site:
-    """Channels that can be made smaller where they come from and larger where they go.
+    """Channels that can be scaled down at their source and up in the weights that read them.
 
-    source    the module that they come from: a norm, or a product;  readers  the products that they go into
-    group     how many channels of a reader come from one, in runs of `width`: query heads share a value head
+    source    the module that produces them: a norm or a linear layer;  readers  the linear layers that read them
+    group     reader channels per source channel, in runs of `width`: several query heads share a value head
     """
 
     source: str
@@ -42,18 +42,18 @@ class Site:
     width: int = 1
 
     def spread(self, channels: Tensor) -> Tensor:
-        """Of each channel of the source (C,) that of the readers' (C * group,)."""
+        """Expand a value per source channel (C,) to the readers' channels (C * group,)."""
         spread: Tensor = channels.unflatten(0, (-1, 1, self.width)).expand(-1, self.group, -1).flatten()
         return spread
 
     def largest(self, channels: Tensor) -> Tensor:
-        """Of the readers' channels (C * group,) the largest that come from one of the source's, (C,)."""
+        """Reduce values per reader channel (C * group,) to the largest for each source channel, (C,)."""
         largest: Tensor = channels.unflatten(0, (-1, self.group, self.width)).amax(1).flatten()
         return largest
 
 
 def layer_sites(config: LLMConfig, index: int) -> tuple[Site, ...]:
-    """Those of one layer of the LLM."""
+    """The sites of one LLM layer."""
     layer, group = f"llm.layers.{index}", config.num_heads // config.num_kv_heads
     return (
         Site(source=f"{layer}.attn_norm", readers=tuple(f"{layer}.attn.{x}_proj" for x in "qkv")),
@@ -67,8 +67,10 @@ def layer_sites(config: LLMConfig, index: int) -> tuple[Site, ...]:
 
 
 def exponents_of(site: Site, inputs: Tensor, weights: Iterable[Tensor]) -> str:
-    """By how many powers of two each channel shrinks, as letters, from the largest that its readers (O, C) are fed and
-    their largest weights. About zero on the whole: what all channels share changes no code."""
+    """Choose each channel's power of two, as letters, from the readers' largest inputs and weights (O, C).
+
+    The median is shifted to zero, because a factor common to all channels changes no code.
+    """
     reach = torch.stack([weight.detach().float().abs().amax(0) for weight in weights]).amax(0)
     fed, held = site.largest(inputs.double()), site.largest(reach.double())
     is_used = (fed > 0) & (held > 0)
@@ -80,7 +82,7 @@ def exponents_of(site: Site, inputs: Tensor, weights: Iterable[Tensor]) -> str:
 
 @contextmanager
 def largest_inputs(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """The largest |x| of each channel that the products of these names are fed while it lasts, (C,)."""
+    """Record the largest |x| of each input channel, (C,), of the named linear layers, until the end of the block."""
     found: dict[str, Tensor] = {}
 
     def note(name: str, x: Tensor) -> None:
@@ -99,8 +101,10 @@ def largest_inputs(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str
 
 
 def smoothed(model: PVC, exponents: Mapping[str, str]) -> PVC:
-    """The model with its channels made smaller and larger; the same function, bit for bit. `exponents` by the name of
-    what the channels come from. Raises ModelError for those of another model."""
+    """Return the model with scaled channels, the same function bit for bit.
+
+    `exponents` is keyed by the source of the channels. Raises ModelError for exponents of another model.
+    """
     if not exponents:
         return model
     factors = _factors(model, exponents)
@@ -116,7 +120,7 @@ def smoothed(model: PVC, exponents: Mapping[str, str]) -> PVC:
 
 
 def _factors(model: PVC, exponents: Mapping[str, str]) -> dict[str, Tensor]:
-    """What each weight is multiplied by, in its own shape or one that broadcasts to it."""
+    """Factor of each weight, in a shape that broadcasts to it."""
     config, factors = model.config.llm, dict[str, Tensor]()
     known = {site.source: site for index in range(config.num_layers) for site in layer_sites(config, index)}
     parameters = dict(model.named_parameters())
@@ -126,7 +130,7 @@ def _factors(model: PVC, exponents: Mapping[str, str]) -> dict[str, Tensor]:
         if site is None or len(parameters[owned[0]]) != size or not set(letters) <= set(LETTERS):
             raise ModelError(
                 f"the calibration smooths {size} channels of '{source}'",
-                expected="a letter for each channel of a norm, of values or of a gated product of the LLM",
+                expected="one letter per channel of an attention or MLP norm, a v_proj or an up_proj of the LLM",
                 cause="the manifest was edited, or written by another version of pvc-export",
                 fix="export the bundle again",
             )

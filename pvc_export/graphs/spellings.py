@@ -1,7 +1,7 @@
-"""Other spellings of the reference's attention: the same arithmetic, written so that a runtime is fast with it.
+"""Spellings of the reference's attention: the same arithmetic, written for the speed of one runtime.
 
-A spelling is a subclass with another `forward` and nothing else. A module takes it by changing its class, so its name,
-its weights and the hooks of a float32 island (precision.py) stay what they are.
+A spelling is a subclass with another `forward` and nothing else. A module changes its class to get it, so its name, its
+weights and the hooks of a float32 island (precision.py) are unchanged.
 Dimension key: as in engines/spec.py.
 """
 
@@ -31,15 +31,15 @@ OPSETS = {
     "TensorScatter": OPSET_IN_PLACE, "Attention": OPSET_IN_PLACE, "RMSNormalization": OPSET_IN_PLACE,
     "RotaryEmbedding": OPSET_IN_PLACE, "QuantizeLinear": OPSET, "DequantizeLinear": OPSET,
 }  # fmt: skip
-"""Of operators that torch has not: the opset that they are written in."""
+"""Opset of the operators that torch does not have."""
 
 
 class SplitSpatialAttention(SpatialAttention):
-    """Attention within a frame, head by head. A head is a slice of the fused qkv, so nothing is transposed either."""
+    """Attention within a frame, head by head. A head is a slice of the fused qkv, so nothing needs a transpose."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        heads = self.qkv(x).chunk(3 * self.num_heads, dim=-1)  # q of every head, k of every head, v of every head
+        heads = self.qkv(x).chunk(3 * self.num_heads, dim=-1)  # all q heads, all k heads, all v heads
         count = self.num_heads
         out = [attention(*qkv) for qkv in zip(heads[:count], heads[count : 2 * count], heads[2 * count :], strict=True)]
         joined: Tensor = self.proj(torch.cat(out, dim=-1))
@@ -47,11 +47,11 @@ class SplitSpatialAttention(SpatialAttention):
 
 
 class SplitTemporalAttention(TemporalAttention):
-    """Temporal attention of one new frame that joins scores instead of caches: softmax([q k_past + bias, q k_new])."""
+    """Temporal attention of one new frame that concatenates scores, not caches: softmax([q k_past + bias, q k_new])."""
 
     def attend(self, q: Tensor, new: KeyValue, past: KeyValue | None, bias: Tensor) -> Tensor:
         """q and new (B, 1, N, H, D), past (B, N, H, W, D), bias (B, 1, W + 1) -> (B, 1, N, C)."""
-        assert past is not None, "the graph of one frame always has a ring"
+        assert past is not None, "the temporal graph always has a ring"
         q, k, v = (y.permute(0, 2, 3, 1, 4) for y in (q, *new))  # (B, N, H, 1, D)
         q = q * q.shape[-1] ** -0.5
         scores = torch.cat([q @ past[0].transpose(-1, -2), (q * k).sum(-1, keepdim=True)], dim=-1)
@@ -62,18 +62,18 @@ class SplitTemporalAttention(TemporalAttention):
 
 
 class CodedTemporalAttention(TemporalAttention):
-    """The reference's over a past of codes, and with new rows of codes."""
+    """The reference's temporal attention with past and new rows in codes."""
 
     def forward(self, x: Tensor, past: Coded, bias: Tensor) -> tuple[Tensor, Coded]:  # type: ignore[override]
         return attend_coded(self, *self.project(x), past, bias)
 
 
 class CodedSplitTemporalAttention(CodedTemporalAttention, SplitTemporalAttention):
-    """The same, joining scores instead of caches."""
+    """CodedTemporalAttention that concatenates scores, not caches."""
 
 
 class CodedCausalAttention(CausalAttention):
-    """The reference's over a past of codes, and with new rows of codes."""
+    """The reference's causal attention with past and new rows in codes."""
 
     def forward(  # type: ignore[override]
         self, x: Tensor, rope: tuple[Tensor, Tensor], past: Coded, bias: Tensor
@@ -84,7 +84,7 @@ class CodedCausalAttention(CausalAttention):
 def attend_coded(
     module: TemporalAttention | CausalAttention, q: Tensor, k: Tensor, v: Tensor, past: Coded, bias: Tensor
 ) -> tuple[Tensor, Coded]:
-    """What attention makes of new rows as they will be remembered, and these in codes."""
+    """Run attention with new rows rounded as in the cache, and return its result and these rows in codes."""
     new = EightBitRows.of(k), EightBitRows.of(v)
     (k, v), (past_k, past_v) = ([rows.to(q.dtype) for rows in pair] for pair in (new, past))
     return module.attend(q, (k, v), (past_k, past_v), bias), new
@@ -92,10 +92,9 @@ def attend_coded(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachesInPlace:
-    """Caches (B, K, S, D) of one layer, and where new rows go, (B,).
+    """Caches (B, K, S, D) of one layer, and the index where new rows go, (B,).
 
-    Not a tuple: a float32 island casts every tensor that it finds in one, and a compiler updates in place only what is
-    an input of the graph itself.
+    Not a tuple: a float32 island casts every tensor in a tuple, and only a direct graph input can be updated in place.
     """
 
     key: Tensor | EightBitRows
@@ -104,22 +103,22 @@ class CachesInPlace:
 
 
 class InPlaceAttention(CausalAttention):
-    """Attention over a cache that it first writes into: TensorScatter, then Attention.
+    """Attention that first writes new rows into its cache: TensorScatter, then Attention.
 
-    Traced, never run: torch has no such operators. Query heads share their key/value head inside the operator; over one
-    row a compiler then reads the cache where it lies.
+    Traced, never run: torch does not have these operators. Query heads share their key/value head inside the operator,
+    so that for a single row the compiler reads the cache in place.
     """
 
-    def forward(  # type: ignore[override]  # InPlaceLLMGraph calls it, with caches of its own kind
+    def forward(  # type: ignore[override]  # called by InPlaceLLMGraph, with CachesInPlace
         self, x: Tensor, rope: tuple[Tensor, Tensor], past: CachesInPlace, bias: Tensor
     ) -> tuple[Tensor, CachesInPlace]:
-        """x (B, L, E); bias (B, 1, L, S). The caches keep their dtype in a float32 island, where x has another."""
+        """x (B, L, E); bias (B, 1, L, S). In a float32 island the caches keep their dtype and x is float32."""
         q, k, v = self.rows(x, rope)
         key, value = (self.written(cache, new, past.write_index) for cache, new in ((past.key, k), (past.value, v)))
         return self.o_proj(self.attend_to(q, key, value, bias).flatten(2)), replace(past, key=key, value=value)
 
     def written(self, cache: Any, new: Tensor, index: Tensor) -> Any:
-        """A cache (B, K, S, D) with new rows (B, L, K, D)."""
+        """Write new rows (B, L, K, D) into a cache (B, K, S, D)."""
         rows = new.to(cache.dtype).transpose(1, 2)
         return onnx_operator("TensorScatter", (cache, rows, index), like=cache, axis=-2, mode="linear")
 
@@ -128,22 +127,24 @@ class InPlaceAttention(CausalAttention):
         if q.dtype == key.dtype and self.mix is attention:
             q = q.transpose(1, 2)
             return onnx_operator("Attention", (q, key, value, bias), like=q).transpose(1, 2)
-        # TensorRT-RTX 1.7 fails on the operator over a cache that was cast; written out it builds.
+        # TensorRT-RTX 1.7 fails to build the operator over a cast cache, but builds the expanded form.
         key, value = (cache.to(q.dtype).transpose(1, 2) for cache in (key, value))
         return grouped_attention(q, key, value, bias, self.mix)
 
 
 class OperatorAttention(InPlaceAttention):
-    """The same for ONNX Runtime's CPU, where what lies between two products costs as much as they do: rotation is one
-    operator. Attention is none, for theirs is slower, and goes over masked rows too."""
+    """InPlaceAttention for ONNX Runtime's CPU, where operations between two matmuls cost as much as the matmuls.
+
+    Rotation is one operator. Attention is not: ONNX Runtime's operator is slower, and also computes masked rows.
+    """
 
     def rows(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The same, of cosines and sines (B, L, D / 2)."""
+        """As in the reference, but with cosines and sines (B, L, D / 2)."""
         q, k, v = self.project(x)
         return self.rotated(q.flatten(2), rope), self.rotated(k.flatten(2), rope), v
 
     def rotated(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """Queries or keys (B, L, H * D) -> (B, L, H, D)."""
+        """Rotate queries or keys (B, L, H * D) -> (B, L, H, D)."""
         num_heads = x.shape[-1] // self.head_dim
         y = onnx_operator("RotaryEmbedding", (x, *rope), like=x, num_heads=num_heads)
         heads: Tensor = y.unflatten(-1, (num_heads, self.head_dim))
@@ -155,7 +156,7 @@ class OperatorAttention(InPlaceAttention):
 
 
 class CodedOperatorAttention(OperatorAttention):
-    """The same over caches of codes. TensorRT writes none of those in place."""
+    """OperatorAttention over caches in codes. TensorRT cannot update these in place."""
 
     def written(self, cache: EightBitRows, new: Tensor, index: Tensor) -> EightBitRows:
         rows = EightBitRows.of(new)
@@ -173,7 +174,7 @@ class OperatorRMSNorm(RMSNorm):
 
 
 class QuantizedLinear(StaticLinear):
-    """What a graph says of a product with one scale for ever. Traced, never run."""
+    """A linear layer with a static input scale, as QuantizeLinear and DequantizeLinear. Traced, never run."""
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.scale is not None
@@ -185,8 +186,7 @@ class QuantizedLinear(StaticLinear):
 def onnx_operator(
     name: str, inputs: tuple[Tensor, ...], *, like: Tensor, dtype: torch.dtype | None = None, **attributes: Any
 ) -> Tensor:
-    """One ONNX operator in the traced graph, whose result has the shape of `like`, and its dtype unless told
-    otherwise."""
+    """Put one ONNX operator into the traced graph. Its result has the shape, and by default the dtype, of `like`."""
     version = OPSETS[name]
     return torch.onnx.ops.symbolic(
         name, inputs, attributes, dtype=dtype or like.dtype, shape=like.shape, version=version
@@ -194,26 +194,25 @@ def onnx_operator(
 
 
 SPELLINGS: dict[Spelling, Classes] = {
-    # Every target with a GPU. The reference itself: one attention over ring and new row, which TensorRT fuses into one
-    # kernel that reads the ring where it lies; of `split` it makes loose kernels (tests/.../test_engine_gate.py).
+    # Every target with a GPU: the reference's form. TensorRT fuses attention over ring and new row into one kernel that
+    # reads the ring in place; `split` becomes separate kernels (tests/.../test_engine_gate.py).
     "concat": {RoundedTemporalAttention: CodedTemporalAttention},
-    # The target `cpu`. ONNX Runtime's CPU provider copies a ring that is concatenated, and writes the scores to memory:
-    # at 1025 positions those of all heads do not stay in the cache, those of one head do (docs/performance.md).
+    # The target `cpu`. ONNX Runtime's CPU provider copies a ring to concatenate it, and writes the scores to memory. At
+    # 1025 positions one head's scores fit in the CPU cache, but those of all heads do not (docs/performance.md).
     "split": {
         SpatialAttention: SplitSpatialAttention,
         TemporalAttention: SplitTemporalAttention,
         RoundedTemporalAttention: CodedSplitTemporalAttention,
     },
 }
-"""How the vision side spells attention. engines/targets/*.json say which target uses which."""
+"""Attention classes of the vision side, by spelling. engines/targets/*.json set the spelling of each target."""
 
 CACHE_UPDATES: dict[tuple[CacheUpdate, Spelling], Classes] = {
-    # TensorRT before 10.15, whose parser lacks TensorScatter, and `cuda`, until a GPU has run the other. The reference
-    # itself: new rows are returned, and the runtime puts them into the cache.
+    # TensorRT before 10.15, whose parser lacks TensorScatter, and `cuda`, until the other form has run on a GPU. The
+    # reference's form: new rows are returned, and the runtime writes them into the cache.
     ("rows", "concat"): {RoundedCausalAttention: CodedCausalAttention},
     ("rows", "split"): {RoundedCausalAttention: CodedCausalAttention},
-    # All others. While decoding a fused kernel reads the cache where it lies, and nothing copies it
-    # (docs/decisions/0006).
+    # All others. In decoding, a fused kernel reads the cache in place, without a copy (docs/decisions/0006).
     ("aliased", "concat"): {CausalAttention: InPlaceAttention},
     # The target `cpu`, where nothing is fused (docs/performance.md).
     ("aliased", "split"): {
@@ -222,7 +221,7 @@ CACHE_UPDATES: dict[tuple[CacheUpdate, Spelling], Classes] = {
         RMSNorm: OperatorRMSNorm,
     },
 }
-"""How the LLM spells attention, by what becomes of its new rows."""
+"""Attention classes of the LLM, by cache update and spelling."""
 
 QUANTIZED: Classes = {StaticLinear: QuantizedLinear}
-"""How products are spelled whose inputs have one scale for ever."""
+"""Class for linear layers with a static input scale."""

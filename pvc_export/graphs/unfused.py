@@ -1,9 +1,9 @@
-"""Attention that a compiler can't make one kernel of, for versions of TensorRT that miscompile the one they make.
+"""Attention that a compiler cannot fuse into one kernel, for versions of TensorRT that miscompile the fused kernel.
 
-The first key's part of the sum is added outside of the product with the others: p_1 v_1 + [p_2 .. p_S] [v_2 .. v_S].
-A fused kernel computes one product of all probabilities with all values, and this is none, in any order of operations
-and however a compiler moves transposes, casts or a softmax that is written out. The price is one more rounding.
-What else was tried is in docs/log.md, 2026-11-30; why this is a spelling at all in docs/decisions/0019.
+The first key's contribution is added outside the matmul with the others: p_1 v_1 + [p_2 .. p_S] [v_2 .. v_S]. A fused
+kernel computes one matmul of all probabilities with all values. This form is never that matmul, whatever the compiler
+does to transposes, casts or an expanded softmax. The cost is one more rounding.
+docs/log.md, 2026-11-30, lists other attempts; docs/decisions/0019 explains why this is a spelling.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KINDS: dict[Fusable, tuple[type[nn.Module], ...]] = {
 
 
 def unfused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The reference's `attention`, of two keys or more."""
+    """The reference's `attention`, for two or more keys."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias
@@ -37,13 +37,13 @@ def unfused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = Non
 
 
 def unfused(module: ModuleT, parts: Collection[Fusable]) -> ModuleT:
-    """A copy whose attention of these kinds is spelled so. It shares every weight; the module itself for none."""
+    """Return a copy with unfused attention of these kinds, which shares every weight; without kinds, the module."""
     classes = tuple(one for part in parts for one in KINDS[part])
     if not classes:
         return module
     copy = copy_with(module, lambda weight: weight)
     for part in copy.modules():
         if isinstance(part, classes):
-            # An attribute of its own, since every subclass has it: joined, coded, in place.
+            # Set on the instance, so that it works for every subclass: joined, coded, in place.
             part.mix = unfused_attention  # type: ignore[assignment]
     return copy

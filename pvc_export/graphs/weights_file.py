@@ -1,4 +1,4 @@
-"""The file of weights beside an exported graph: read value by value, and shared with a second graph."""
+"""The weights' file of an exported graph: reading single values, and sharing it with a second graph."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from engines.errors import BuildError
 from engines.memory import Array
 
 PACKED = (TensorProto.INT4, TensorProto.UINT4)
-"""Two values in a byte, the first in its low half."""
+"""Dtypes with two values per byte, the first in the low half."""
 
 
 def weight_values(tensor: TensorProto, folder: Path) -> Array:
-    """A weight's values, wherever they lie. onnx itself refuses a file of weights while a second link to it exists, as
-    while another check runs."""
+    """Read a weight's values from the graph or its weights' file.
+
+    onnx itself refuses a weights' file while a second link to it exists, for example while another check runs.
+    """
     if tensor.data_location != TensorProto.EXTERNAL:
         return numpy_helper.to_array(tensor)
     place = {entry.key: entry.value for entry in tensor.external_data}
@@ -39,12 +41,14 @@ def weight_values(tensor: TensorProto, folder: Path) -> Array:
 
 
 FEW_BYTES = 1 << 12
-"""Of a constant that a second graph may have for itself: the bounds of a Slice. Weights are larger, or are shared."""
+"""Largest constant that a second graph may store itself, such as the bounds of a Slice. Weights must be shared."""
 
 
 def save_beside(model: ir.Model, path: Path, other: Path) -> None:
-    """Write a graph whose weights lie in the '.data' of another one, in the same folder: each is looked up there by its
-    bits. Raises BuildError for one that is not there."""
+    """Write a graph that uses the '.data' of another graph in the same folder; each weight is looked up by its bits.
+
+    Raises BuildError for a weight that is not there.
+    """
     places = _places(other)
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
@@ -56,15 +60,15 @@ def save_beside(model: ir.Model, path: Path, other: Path) -> None:
             value.const_value = ir.ExternalTensor(*place, tensor.dtype, shape=shape, name=name)
         elif len(held) > FEW_BYTES:
             raise BuildError(
-                f"{path}: the constant {name}, {len(held)} bytes, is not among the weights of {other.name}",
-                expected="the same weights, bit for bit, since it is the same part of the same model",
-                cause="the two graphs were not made from one model, or the exporter folds another constant in one",
+                f"{path}: the constant {name} ({len(held)} bytes) is not among the weights of {other.name}",
+                expected="bit-equal weights, because both graphs are the same part of the same model",
+                cause="the graphs were made from different models, or the exporter folded a constant in only one",
             )
     onnx.save(ir.to_proto(model), path)
 
 
 def _places(graph: Path) -> dict[tuple[int, tuple[int, ...], bytes], tuple[str, int, int]]:
-    """Dtype, shape and SHA-256 of each of its weights -> file, offset and length."""
+    """Map dtype, shape and SHA-256 of each weight to file, offset and length."""
     found = {}
     for tensor in onnx.load(graph, load_external_data=False).graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
@@ -78,7 +82,7 @@ def _places(graph: Path) -> dict[tuple[int, tuple[int, ...], bytes], tuple[str, 
 
 
 def share_weights(source: Path, folder: Path) -> None:
-    """A link to the weights' file of a graph in another folder, or a copy where there are no links."""
+    """Hard-link a graph's weights' file into another folder, or copy it if links are not possible."""
     data = source.with_name(source.name + ".data")
     link = folder / data.name
     if data.exists() and not link.exists():

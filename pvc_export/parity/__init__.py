@@ -1,6 +1,6 @@
-"""Parity: what a bundle returns, held against the PyTorch reference, on every rung between the two.
+"""Parity: compare a bundle's outputs with the PyTorch reference, on every rung between the two.
 
-`pvc-export check` asks all there is to ask. To run any two rungs, compare and judge takes five lines:
+`pvc-export check` runs everything. Running any two rungs, comparing and judging takes five lines:
 
     bundle, loaded = open_bundle(folder, runtime="cpu"), load_model(name)
     frames, precision = check_frames(bundle.manifest), bundle.manifest.precision
@@ -10,10 +10,10 @@
 
     report.passed, report.table(), report.faults(), report.to_json()
 
-(open_bundle is engines', load_model pvc_export.graphs.models'.) A rung is whatever returns a Recording: run_sessions
-takes any sessions of the vision graphs, run_torch a model in any dtype. What the reference and its rounding twin differ
-by is the noise from which limits come (limits.py).
-Names are imported when they are asked for, since a process that must not import torch imports parts of this package.
+(open_bundle is from engines.bundle, load_model from pvc_export.graphs.models.) A rung is whatever returns a Recording:
+run_sessions takes any sessions of the vision graphs, run_torch a model in any dtype. The noise is the difference
+between the reference and the same model in the bundle's dtype; limits are multiples of it (limits.py).
+Names are imported lazily, because a process that must not import torch imports parts of this package.
 """
 
 from __future__ import annotations

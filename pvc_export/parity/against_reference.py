@@ -1,4 +1,4 @@
-"""A recorded stream against the reference: every frame, every LLM pass, every token."""
+"""Comparison of a recorded stream with the reference: every frame, every LLM pass, every token."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from .rounding import Reference
 
 
 def compare_pixels(fed: Sequence[Array], pixels: Sequence[Array]) -> Evidence:
-    """What the runtime made of the frames, against the reference's resize of their RGB: every pixel."""
+    """Compare the runtime's model frames with the reference's resize of the RGB frames, every pixel."""
     detail, passed = f"{len(fed)} frames resized, bit for bit", True
-    for index, (got, want) in enumerate(zip(fed, pixels, strict=False)):  # the context may hold fewer than the clip has
+    for index, (got, want) in enumerate(zip(fed, pixels, strict=False)):  # a short context holds fewer frames
         if got.shape != want.shape:
             detail, passed = f"frame {index} of the clip is {got.shape}, expected {want.shape}", False
             break
         off = np.abs(got.astype(int) - want)
         if off.any():
-            differ = f"{np.count_nonzero(off)} of {off.size} values differ, by {off.max()} at most"
-            detail, passed = f"frame {index} of the clip: {differ}. Another resize, or BGR for RGB", False
+            differ = f"{np.count_nonzero(off)} of {off.size} values differ, by at most {off.max()}"
+            detail, passed = f"frame {index} of the clip: {differ}. Likely another resize, or BGR instead of RGB", False
             break
     return Evidence(rules=(Rule(level="K", name="pixels", passed=passed, detail=detail),))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VisionRuns:
-    """What the reference said of every frame, and its rounding twin."""
+    """Outputs of the reference and of its rounding twin for every frame."""
 
     own: Recording
     twin: Recording
@@ -61,8 +61,10 @@ def compare_vision(
     recorded: RecordedStream,
     progress: Progress = lambda _: None,
 ) -> tuple[Evidence, VisionRuns]:
-    """Compare every frame, embeddings of the clip with those of the whole clip at once. Also returns what both
-    references said."""
+    """Compare every frame; the clip's embeddings are compared with encoding the whole clip in one pass.
+
+    Also returns the outputs of the reference and its twin.
+    """
     frames, manifest, model = recorded.frames, bundle.manifest, reference.model
     window = manifest.limits.window
     if not frames.times:  # the first one ended the stream
@@ -86,8 +88,7 @@ def compare_vision(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dialogue:
-    """Tokens of a prompt about frames and of an answer, int64 (L,), and frame_embeds (T, M, E) by the dtype in which
-    each side computes."""
+    """A prompt about frames and an answer, int64 (L,), and frame_embeds (T, M, E) for each side's compute dtype."""
 
     prompt: torch.Tensor
     answer: torch.Tensor
@@ -95,7 +96,7 @@ class Dialogue:
 
 
 def run_dialogue(reference: Reference, loaded: LoadedModel, llm: GraphSpec, dialogue: Dialogue) -> DecoderRuns:
-    """The whole of it in one pass without a cache, of both sides."""
+    """Run the whole dialogue in one pass without a cache, on both sides."""
 
     def whole(model: PVC, dtype: torch.dtype) -> Decoded:
         frame_embeds = torch.from_numpy(dialogue.frame_embeds[dtype]).flatten(0, 1).to(dtype)
@@ -110,15 +111,15 @@ def run_dialogue(reference: Reference, loaded: LoadedModel, llm: GraphSpec, dial
 def compare_language(
     bundle: Bundle, loaded: LoadedModel, reference: Reference, recorded: RecordedStream, vision: VisionRuns
 ) -> Evidence:
-    """Compare every LLM pass with one uncached pass, and every token with what both sides' logits say."""
+    """Compare every LLM pass with one uncached pass, and every token with the logits of both sides."""
     manifest, tokens, num_frames = bundle.manifest, recorded.tokens, recorded.num_streamed
     prompt = loaded.prompt_ids(num_frames=num_frames, question=QUESTION)
-    # The answer is embedded on its own: a random model may well say <IMG_CONTEXT> itself.
+    # The answer is embedded separately: a random model may generate <IMG_CONTEXT>.
     answer = torch.tensor([*tokens, *recorded.forced], dtype=torch.long)
     text = torch.cat([prompt[prompt != loaded.token_id(IMAGE_CONTEXT)], answer])
     fed = np.concatenate([call["inputs_embeds"] for call in recorded.language_calls["embed"]], axis=1)
     rule = _prompt_rule(fed.shape[1], len(text))
-    # A table lookup rounds nothing but the table.
+    # A lookup rounds only the table.
     text_embeds = reference.model.llm.embed_tokens(text).to(TORCH_DTYPE[manifest.precision])[None]
     seen = {
         torch.float32: np.concatenate([frame[EMBEDS] for frame in vision.own[:num_frames]]),
@@ -130,7 +131,7 @@ def compare_language(
     logits, found = logits_of(runs, first=len(prompt) - 1)
     found += [text_noise(reference, text)]
     found += runs.noise_of_rows(Place("row"), range(max(num_rows - 2 * NEIGHBOURS, 0), num_rows))
-    if not rule.passed:  # then every pass has other rows
+    if not rule.passed:  # the rows of the passes do not correspond
         return Evidence(rules=(rule,), differences=tuple(found))
     found += [compare_text(manifest.precision, fed, text_embeds)]
     spans = _spans(recorded, manifest.graphs["llm"].states[0].output)
@@ -164,13 +165,13 @@ def compare_text(precision: Precision, fed: Array, want: torch.Tensor) -> Differ
 
 
 def text_noise(reference: Reference, text: torch.Tensor) -> Difference:
-    """None: what the table holds is compared in its own dtype."""
+    """Zero noise: the table's values are compared in their dtype."""
     table = to_numpy(reference.twin.llm.embed_tokens(text)[None])
     return reference.noise(table, table, graph="embed", tensor="inputs_embeds", where=WHOLE_TEXT)
 
 
 def logits_of(runs: DecoderRuns, *, first: int) -> tuple[Array, list[Difference]]:
-    """The reference's logits from row `first` on, and the noise of each, and of some rows before."""
+    """The reference's logits from row `first` on, and the noise of these and of a few earlier rows."""
     reference, begin = runs.reference, max(first - NEIGHBOURS, 0)
     both = []
     for model, run, dtype in (
@@ -188,23 +189,23 @@ def logits_of(runs: DecoderRuns, *, first: int) -> tuple[Array, list[Difference]
 
 
 def _prompt_rule(num_fed: int, num_expected: int) -> Rule:
-    """The runtime must feed as many tokens of text as the reference's prompt and answer have."""
+    """The runtime must feed exactly as many text tokens as the reference's prompt and answer have."""
     alike = num_fed == num_expected
-    detail = f"{num_fed} tokens of text" + ("" if alike else f", the reference's prompt and answer have {num_expected}")
+    detail = f"{num_fed} text tokens" + ("" if alike else f", the reference's prompt and answer have {num_expected}")
     return Rule(level="K", name="prompt", passed=alike, detail=detail)
 
 
 def compare_tokens(tokens: Sequence[int], heads: Sequence[Array], logits: Array, rounding: Rounding) -> Evidence:
-    """A greedy token must be the likeliest of its own logits, and of the reference's unless those nearly tie."""
+    """A greedy token must be the likeliest by the bundle's logits, and by the reference's unless those nearly tie."""
     num_equal, wrong = 0, list[str]()
     for index, (token, (own,), reference) in enumerate(zip(tokens, heads, logits, strict=False)):
-        if own.shape != reference.shape:  # that is a difference already
+        if own.shape != reference.shape:  # already reported as a difference
             continue
         margin = float(reference.max() - reference[token])
         num_equal += margin == 0
         if token != int(own.argmax()):
             wrong.append(f"token {index} is {token}, but the bundle's own logits prefer {int(own.argmax())}")
         elif margin > (tie := near_tie(reference, rounding)):
-            prefers = f"the reference prefers another by {margin:.2g} logits"
+            prefers = f"the reference prefers another token by {margin:.2g} logits"
             wrong.append(f"token {index} is {token}, but {prefers} ({ROUNDING_EXPLAINS} {tie:.1e})")
     return Evidence(num_equal_tokens=num_equal, wrong_tokens=tuple(wrong))

@@ -1,4 +1,4 @@
-"""What was said, and what of it is a fault: to the prompts of every check, and to held-out questions on every rung."""
+"""Answers and their faults: to the prompts of every check, and to held-out questions on every rung."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from .places import Rung
 
 MIN_AGREEMENT = 0.995
 MIN_AGREEMENT_INT8 = 0.98
-"""Where products round their inputs to eight bits: a last bit then moves an answer more easily."""
+"""For matmuls that round their inputs to int8, where a last bit changes an answer more easily."""
 ROUNDING_EXPLAINS = "rounding explains at most"
 WORLD = "shapes"
-"""The world whose questions are known: what a checkpoint was trained on, by its config.json."""
+"""The training data with known questions and answers, as a checkpoint's config.json names it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flip:
     """At one step, a token among the bundle's k likeliest that is not among the reference's.
 
-    margin  logits of the reference between it and the reference's k-th; tie  what still counts as a near tie
+    margin  the reference's logits between this token and its k-th;  tie  the largest margin of a near tie
     """
 
     step: int
@@ -31,12 +31,12 @@ class Flip:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parting:
-    """Where an answer leaves the reference's: the token that the bundle says there, and the one that the reference has.
+    """The first difference from the reference's answer: the bundle's token there, and the reference's.
 
-    margin  logits of the reference between its likeliest token and the bundle's; infinite where an answer goes on
-            beyond what was asked for. Not always between the two that are named: the reference decodes with a cache and
-            scores without one, and where it nearly ties, the two may choose differently
-    tie     what still counts as a near tie
+    margin  the reference's logits between its likeliest token and the bundle's; infinite if an answer exceeds the
+            requested length. The likeliest token may not be `expected`: the reference decodes with a cache and scores
+            without one, and in a near tie the two may choose differently
+    tie     the largest margin of a near tie
     """
 
     said: str
@@ -46,7 +46,7 @@ class Parting:
 
     @property
     def is_fault(self) -> bool:
-        return not self.margin <= self.tie  # NaN as well
+        return not self.margin <= self.tie  # also true for NaN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,14 +54,14 @@ class Conversation:
     """One prompt, answered by the bundle and by the reference (words/conversations.py, words/stories.py).
 
     num_tokens, num_said   length of the reference's greedy answer, and of the bundle's
-    prefix                 tokens that the two have in common before they part
-    parting                how they part there; None if they do not
-    text, reference_text   the bundle's answer as a user reads it, and as the reference's tokenizer writes its tokens
-    num_steps              steps that were scored with the same answer fed to both
+    prefix                 number of equal tokens before the first difference
+    parting                the first difference; None if the answers are equal
+    text, reference_text   the bundle's answer as a user reads it, and the reference's answer, decoded by its tokenizer
+    num_steps              steps scored with the same answer fed to both
     max_kl, mean_kl        KL(reference || bundle) over these steps, in nats
-    scaled_kl              the largest KL over the mean square of the reference's logits at its step: what has a limit,
-                           since louder logits make the same relative error a larger KL
-    flips                  where the bundle's likeliest token, or one of its five likeliest, is not the reference's
+    scaled_kl              the largest KL divided by the mean square of the reference's logits at its step. This has the
+                           limit, because with larger logits the same relative error gives a larger KL
+    flips                  tokens that are the bundle's likeliest, or among its five likeliest, but not the reference's
     """
 
     kind: str
@@ -80,24 +80,24 @@ class Conversation:
 
     @property
     def equal(self) -> bool:
-        """The same answer, token by token."""
+        """Whether the answers are equal token by token."""
         return self.parting is None
 
     def fault(self, kl_limit: float) -> str | None:
-        """What is wrong with it, in words; None if nothing is."""
-        if not self.scaled_kl <= kl_limit:  # NaN as well
+        """What is wrong, in words; None if nothing is."""
+        if not self.scaled_kl <= kl_limit:  # also true for NaN
             return f"KL / mean square of the logits is {self.scaled_kl:.1e} (limit {kl_limit:.1e})"
         for flip in self.flips:
             if flip.margin > flip.tie:
-                rank = "likeliest" if flip.k == 1 else f"among the {flip.k} likeliest"
+                rank = "as the likeliest" if flip.k == 1 else f"among the {flip.k} likeliest"
                 return (
                     f"at token {flip.step} the bundle has another token {rank}; the reference prefers its own by "
                     f"{flip.margin:.2g} logits ({ROUNDING_EXPLAINS} {flip.tie:.1e})"
                 )
         if (parting := self.parting) is not None and parting.is_fault:
             return (
-                f"at token {self.prefix} the bundle says {parting.said!r} where the reference has "
-                f"{parting.expected!r}; the reference prefers its likeliest by {parting.margin:.2g} logits "
+                f"at token {self.prefix} the bundle has {parting.said!r}, the reference {parting.expected!r}; "
+                f"the reference prefers its likeliest token by {parting.margin:.2g} logits "
                 f"({ROUNDING_EXPLAINS} {parting.tie:.1e})"
             )
         return None
@@ -109,10 +109,10 @@ class Conversation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Changed:
-    """An answer that is not the reference's.
+    """An answer that differs from the reference's.
 
     step    the first token that differs
-    margin  logits of the reference between its own token there and the other one; tie: what is still rounding
+    margin  the reference's logits between its token there and the other one;  tie  the most that rounding explains
     """
 
     topic: str
@@ -124,13 +124,13 @@ class Changed:
 
     @property
     def is_fault(self) -> bool:
-        return not self.margin <= self.tie  # NaN as well
+        return not self.margin <= self.tie  # also true for NaN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RungAnswers:
-    """One rung: questions and right answers by topic, and every answer that differs from the reference's; the part of
-    them that must not."""
+    """The answers of one rung: questions and right answers by topic, every answer that differs from the reference's,
+    and the fraction that must agree with it."""
 
     rung: Rung
     right: Mapping[str, int]
@@ -151,22 +151,22 @@ class RungAnswers:
         return 1 - len(self.changed) / self.num_questions
 
     def faults(self) -> list[str]:
-        """What fails the gate, in words."""
+        """The faults, in words."""
         found = [
-            f"{change.question!r} is no longer answered {change.expected!r}: at token {change.step} the reference "
-            f"prefers its own by {change.margin:.2g} logits ({ROUNDING_EXPLAINS} {change.tie:.1e})"
+            f"the answer to {change.question!r} is no longer {change.expected!r}: at token {change.step} the reference "
+            f"prefers its own token by {change.margin:.2g} logits ({ROUNDING_EXPLAINS} {change.tie:.1e})"
             for change in self.changed
             if change.is_fault
         ]
         if self.agreement < self.least_agreement:
             found.append(
-                f"{self.agreement:.2%} of {self.num_questions} answers are the reference's, expected "
-                f"{self.least_agreement:.1%} at least"
+                f"{self.agreement:.2%} of {self.num_questions} answers equal the reference's, expected at least "
+                f"{self.least_agreement:.1%}"
             )
         return found
 
     def line(self) -> str:
-        """For people: accuracy and agreement, and the closest call among what changed."""
+        """A line for people: accuracy, agreement, and the largest margin among the changed answers."""
         widest = max((change.margin for change in self.changed), default=0.0)
         changes = f"   {len(self.changed)} changed, by at most {widest:.1e} logits" if self.changed else ""
         verdict = "FAIL" if self.faults() else "ok  "

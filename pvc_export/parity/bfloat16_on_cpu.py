@@ -1,8 +1,8 @@
 """bfloat16 graphs on a CPU: every operation computed in float32, and its result rounded to bfloat16.
 
-ONNX Runtime's CPU cannot multiply bfloat16. It runs float16 by casting around every operator; this module writes the
-same casts for bfloat16 into the graph, weights unchanged. So a bfloat16 bundle's own files are checked on a
-machine without a GPU, labelled as what it is: computed in float32.
+ONNX Runtime's CPU provider cannot multiply bfloat16. It runs float16 by casting around every operator; this module
+writes the same casts for bfloat16 into the graph and leaves the weights unchanged. So a bfloat16 bundle's files can be
+checked on a machine without a GPU; the report then says "computed in float32".
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ MOVES = frozenset(
     ("Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "TensorScatter", "Transpose",
      "Unsqueeze", "Where")
 )  # fmt: skip
-"""Operators whose results are values that they were given."""
+"""Operators that only move their input values."""
 
 
 @contextmanager
 def open_on_cpu(
     folder: Path, graphs: Sequence[str] | None = None, *, opened: Callable[..., Session] = OrtSession
 ) -> Iterator[Bundle]:
-    """A bundle of any precision, opened for a check: verified, its ONNX files in ONNX Runtime's CPU.
+    """Open a bundle of any precision for a check: verified, with its ONNX files in ONNX Runtime on the CPU.
 
-    A bfloat16 bundle takes and returns float32 arrays that hold bfloat16 values. Raises what open_bundle raises.
-    graphs  only these, of a bundle that was verified, each as a session that `opened` makes
+    A bfloat16 bundle takes and returns float32 arrays of bfloat16 values. Raises what open_bundle raises.
+    graphs  open only these graphs of an already verified bundle, each as a session made by `opened`
     """
     manifest = Manifest.load(folder)
     if manifest.precision != "bf16" and graphs is None:
@@ -65,7 +65,7 @@ def open_on_cpu(
 
 
 def widen_spec(spec: GraphSpec) -> GraphSpec:
-    """The spec with float32 in place of bfloat16."""
+    """The spec with float32 instead of bfloat16."""
 
     def wide(dtype: str) -> str:
         return "float32" if dtype == "bfloat16" else dtype
@@ -79,7 +79,7 @@ def widen_spec(spec: GraphSpec) -> GraphSpec:
 
 
 def widen(source: Path, target: Path, *, exact: Sequence[str] = ()) -> None:
-    """Write `source` as widen_model makes it. The weights stay in its file, to which `target` gets a link."""
+    """Write the widened `source` to `target`. The weights stay in their file, which is linked next to `target`."""
     model = onnx.load(source, load_external_data=False)
     widen_model(model, exact=exact)
     onnx.save(model, target)
@@ -87,14 +87,14 @@ def widen(source: Path, target: Path, *, exact: Sequence[str] = ()) -> None:
 
 
 def widen_model(model: onnx.ModelProto, *, exact: Sequence[str] = ()) -> None:
-    """Make it a graph without bfloat16 arithmetic, its inputs and outputs float32, its weights as they are.
+    """Rewrite a graph without bfloat16 arithmetic: inputs and outputs become float32, weights stay as they are.
 
-    Inputs are rounded to bfloat16, but for those in `exact`, which hold such values: a state comes from an output.
+    Inputs are rounded to bfloat16, except those in `exact`, whose values already are: a state comes from an output.
     """
     graph, narrow = model.graph, _bfloat16_tensors(model)
     nodes = list(_rounded(graph, narrow, exact))
     read = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
-    nodes = [node for node in nodes if not read.isdisjoint(node.output)]  # ONNX Runtime would run casts for nobody
+    nodes = [node for node in nodes if not read.isdisjoint(node.output)]  # ONNX Runtime would run unused casts
     for value in (*graph.input, *graph.output):
         if value.name in narrow:
             value.type.tensor_type.elem_type = FLOAT
@@ -103,10 +103,10 @@ def widen_model(model: onnx.ModelProto, *, exact: Sequence[str] = ()) -> None:
 
 
 def _rounded(graph: onnx.GraphProto, narrow: set[str], exact: Sequence[str]) -> Iterator[onnx.NodeProto]:
-    """The nodes, each with float32 inputs in place of bfloat16 ones, and its results rounded to bfloat16 again.
+    """The nodes, each with float32 inputs instead of bfloat16 ones, and its results rounded to bfloat16 again.
 
-    What only moves values rounds nothing: a cache goes through it as it is. Inputs and outputs keep their names, in
-    float32, so a bfloat16 value next to them gets one of its own.
+    Nodes that only move values do not round, so a cache passes through unchanged. Inputs and outputs keep their names
+    as float32, so the bfloat16 value next to each gets a new name.
     """
     taken, returned = ([value.name for value in edges if value.name in narrow] for edges in (graph.input, graph.output))
     inner = {name: f"{name}.narrow" for name in (*taken, *returned)}

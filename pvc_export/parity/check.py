@@ -1,29 +1,30 @@
-"""Parity: a bundle, run as users run it, against the reference model, and every step of the way there.
+"""The parity check: a bundle, run the way users run it, against the reference model and every step in between.
 
-A stream of rendered and real frames that wraps the ring twice goes through PVCStream; every output of every graph is
-recorded, every cache row too, and compared with the PyTorch reference in float32:
-    vision    frame by frame against the reference's own streaming form, and frame_embeds against the whole clip;
+PVCStream runs a stream of rendered and real frames that wraps the ring twice. Every output of every graph and every
+cache row is recorded and compared with the PyTorch reference in float32:
+    vision    frame by frame against the reference's streaming form, and frame_embeds against the whole clip;
               then the clock jumps past the last trained frame, and past frame 4096
     ladder    the steps between reference and bundle, each against its neighbour (ladder.py)
-    language  every pass, cached, against one pass over the whole conversation without any cache; then one pass at the
+    language  every cached pass against one pass over the whole conversation without a cache; then one pass at the
               far end of the context
-    batch     where a bundle serves several streams, each row of a batch against its own run; streams of different
-              lengths, at the edges of the cache's buckets, against one pass without a cache
-    facts     what manifest and tokenizer say of the model, every field and every part (facts.py)
-    codes     where weights have few bits, what that costs (words/codes.py); all else holds the bundle to the codes
-    words     twenty prompts, answered and scored (words/conversations.py); second questions, frames that wait, a
+    batch     if the bundle serves several streams: each row of a batch against the same stream alone; streams of
+              different lengths, at the edges of the cache's buckets, against one pass without a cache
+    facts     every field of the manifest and every part of the tokenizer, against the model (facts.py)
+    codes     the cost of quantised weights (words/codes.py); everything else compares the bundle with the codes' values
+    words     twenty prompts, answered and scored (words/conversations.py); second questions, pending frames, a
               re-anchor, an image of as many tiles as the model takes (words/further.py)
-    answers   a thousand questions with known answers, on every rung, if it was taught them (words/held_out.py)
-    tokens    each is the likeliest of its logits, and the reference's choice but for near ties
-    engines   each the one that this machine built from the graph beside it (engines.py)
+    answers   a thousand questions with known answers, on every rung, if the model was trained on them
+              (words/held_out.py)
+    tokens    each is the likeliest of its logits, and the reference's choice except for near ties
+    engines   each was built by this machine from the graph next to it (engines.py)
     weights   every parameter of the reference, cast to the bundle's precision, bit for bit where its operation reads it
-    structure every node, attribute and constant of the graphs, as a fresh export has it
-    drift     with the ladder, of a small model: ten windows without a gap against float64 (drift/measure.py)
-    rules     what a stream's state must keep bit for bit (state/rules.py)
-Each of them returns its Evidence, and `judge` makes the report of all. The reference makes its own resize, its own
-prompt and its own past, so a fault of the runtime (a mask, a slot, a resize, a prompt) fails like a fault of a graph.
-What is not compared fails as well: each output must have been seen. A graph that returns NaN ends its stream and fails
-the report; what comes after it is not executed.
+    structure every node, attribute and constant of the graphs, compared with a fresh export
+    drift     with the ladder, for a small model: ten windows without a break, against float64 (drift/measure.py)
+    rules     properties of a stream's state that must hold bit for bit (state/rules.py)
+Each of them returns its Evidence, and `judge` turns it all into the report. The reference does its own resize, builds
+its own prompt and keeps its own past, so a fault of the runtime (a mask, a slot, a resize, a prompt) fails like a fault
+of a graph. An output that was never compared fails too. A graph that returns NaN ends its stream and fails the report;
+the steps after it are not executed.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ from .words.prompts import KINDS
 
 NUM_QUESTIONS = 1000
 PER_KIND = 5
-"""Prompts of each kind: 20 in all. A large model is asked one of each."""
+"""Prompts per kind: 20 in all. A large model gets one of each."""
 
 
 def check_bundle(
@@ -89,16 +90,16 @@ def check_bundle(
     by_layer: bool | None = None,
     progress: Progress = lambda _: None,
 ) -> ParityReport:
-    """Run the bundle beside its reference on a clip of 2 W + 2 frames, in ONNX Runtime on the CPU.
+    """Run the bundle and its reference on a clip of 2 W + 2 frames, in ONNX Runtime on the CPU.
 
-    A model whose weights lie in files is taken into memory for it, or where there is no room checked layer by layer
-    (by_layer/check.py); `by_layer` decides in advance.
-    Without `ladder` only the bundle itself is compared, not the steps between, nor ten windows in a row. num_questions
-    are asked of a model whose world is known (words/held_out.py); 0 asks none. Graphs that a rung needs are written to
-    a temporary folder in `scratch`, by default the system's; `fresh` keeps fresh exports of this reference, for checks
-    that follow. A difference is no error here, nor is NaN, nor an output
-    of another shape: it is in the report. Raises ModelError if `loaded` is not the model the bundle was made from, and
-    what open_bundle raises.
+    A model whose weights are in files is loaded into memory first. If it does not fit, it is checked layer by layer
+    (by_layer/check.py); `by_layer` decides that in advance.
+    Without `ladder` only the bundle itself is compared: no rungs in between and no ten windows in a row.
+    num_questions: how many questions with known answers to ask a model that was trained on them (words/held_out.py).
+    scratch: where to put the temporary folder for the graphs that a rung needs; default the system's.
+    fresh: fresh exports of this reference, kept for later checks.
+    A difference, NaN or an output of another shape is not an error here: it goes into the report. Raises ModelError if
+    `loaded` is not the model the bundle was made from, and whatever open_bundle raises.
     """
     manifest = Manifest.load(folder)
     why = why_by_layer(loaded) if by_layer is None else ASKED if by_layer else None
@@ -141,13 +142,13 @@ def check_bundle(
 def explain(
     report: ParityReport, folder: Path, loaded: LoadedModel, console: Console, *, scratch: Path | None = None
 ) -> ParityReport:
-    """The report of a failed check, with its culprit.
+    """Add the culprit to the report of a failed check.
 
-    It is looked for in the first graph that failed, or in all where none did: if the operations of that one are right,
-    those of later graphs are not asked.
+    Only the first failed graph is searched, or all graphs if none failed. If every operation of that graph is right,
+    later graphs are not searched.
     """
     if LEFT_OUT in report.not_executed:
-        return report  # its rows name the layer, and for more the model would have to be in memory
+        return report  # its rows name the layer; more detail would need the whole model in memory
     graphs = (report.first_failed_graph,) if report.first_failed_graph else GRAPH_NAMES
     with console.stage("look for the operation at fault") as (stage, _):
         held = as_written(_in_memory(loaded), Manifest.load(folder))
@@ -157,8 +158,11 @@ def explain(
 
 
 def _operations(folder: Path, loaded: LoadedModel, scratch: Path | None) -> Evidence:
-    """Every operation on the reference's own inputs. Where these are rounded to eight bits, a last bit that differs
-    grows within a few layers to what rounding costs, and no whole stream shows more than that."""
+    """Check every operation on the reference's inputs.
+
+    With inputs rounded to int8, one differing last bit grows within a few layers to the size of the rounding error, so
+    a whole stream cannot show smaller faults.
+    """
     culprit = find_culprit(folder, loaded, scratch=scratch)
     detail = "every operation is right on the reference's own inputs" if culprit is None else culprit.text()
     return Evidence(rules=(Rule(level="B", name="operations", passed=culprit is None, detail=detail),))
@@ -170,7 +174,7 @@ def _in_memory(loaded: LoadedModel) -> LoadedModel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BundleRun:
-    """What is left of a bundle that was run: numbers, and no session. At 8B the other rungs need the memory."""
+    """Results of running a bundle: numbers and no sessions, because at 8B the other rungs need the memory."""
 
     bundle: Bundle
     computed_in: str
@@ -197,7 +201,7 @@ def _run_bundle(folder: Path, loaded: LoadedModel, scratch: Path | None, progres
         else:
             evidence += compare_language(bundle, loaded, reference, recorded, vision)
             evidence += never_seen(evidence, manifest)
-            # State is held to itself, also in a new process, which opens the folder as it is.
+            # State is compared with itself, also in a new process, which opens the folder unchanged.
             evidence += _unless_nan("G", "state", lambda: Evidence(rules=check_rules(opened, scratch=scratch)))
             values = with_values(bundle)
             evidence += probe_clock(values, reference, vision.own) + probe_batch(values, reference)
@@ -215,7 +219,7 @@ def _run_bundle(folder: Path, loaded: LoadedModel, scratch: Path | None, progres
 
 
 def _look_further(bundle: Bundle, loaded: LoadedModel, noise: NoiseTable, progress: Progress, *, far: bool) -> Evidence:
-    """Whatever one stream does not show: a long one, and conversations."""
+    """Run what the clip's stream cannot show: a long stream, and conversations."""
     evidence = Evidence()
     if far:
         evidence += _unless_nan("E", "ten windows", lambda: Evidence(rules=(_ten_windows(bundle, loaded, noise),)))
@@ -229,7 +233,7 @@ def _look_further(bundle: Bundle, loaded: LoadedModel, noise: NoiseTable, progre
 
 
 def _unless_nan(level: str, name: str, step: Callable[[], Evidence]) -> Evidence:
-    """What a step finds; where NaN ends it, that breaks a rule of its own."""
+    """Run a step and return its evidence; if NaN ends it, return a failed rule called `name`."""
     try:
         return step()
     except NonFiniteError as error:
@@ -237,14 +241,14 @@ def _unless_nan(level: str, name: str, step: Callable[[], Evidence]) -> Evidence
 
 
 def _climb(run: BundleRun, twins: Path, progress: Progress, *, ladder: bool) -> Evidence:
-    """What the steps between bundle and reference show."""
+    """Run the rungs between bundle and reference."""
     if not ladder:
-        skipped = {"engine": "this check left out the ladder"} if run.bundle.manifest.engines else {}
+        skipped = {"engine": "this check ran without the ladder"} if run.bundle.manifest.engines else {}
         return Evidence(not_executed=skipped)
     bundle, left_out = run.bundle, Evidence()
     if wrong_engines(bundle.manifest):
         bundle = replace(bundle, manifest=replace(bundle.manifest, engines={}))
-        left_out = Evidence(not_executed={"engine": "engines that are not the graphs' own are not run"})
+        left_out = Evidence(not_executed={"engine": "an engine was not built from its graph, so none was run"})
     return left_out + climb(
         bundle,
         run.reference,
@@ -262,7 +266,7 @@ def _per_kind(loaded: LoadedModel) -> int:
 
 
 def _prompts_left_out(conversations: tuple[Conversation, ...], loaded: LoadedModel) -> Evidence:
-    """Kinds of prompts of which some did not fit in the context."""
+    """Record the kinds of prompts of which some did not fit in the context."""
     per_kind = _per_kind(loaded)
     asked = Counter(conversation.kind for conversation in conversations)
     return Evidence(
@@ -276,7 +280,10 @@ def _prompts_left_out(conversations: tuple[Conversation, ...], loaded: LoadedMod
 
 def _ten_windows(bundle: Bundle, loaded: LoadedModel, noise: NoiseTable) -> Rule:
     if not is_small(loaded.model):
-        reason = f"float64 beside a large model; by hand: python -m pvc_export.studies.drift {bundle.folder}"
+        reason = (
+            "it needs a float64 copy of a large model; to run it anyway: "
+            f"python -m pvc_export.studies.drift {bundle.folder}"
+        )
         return Rule(level="E", name="ten windows", passed=None, detail=reason)
     num_frames = 10 * bundle.manifest.limits.window
     precision = bundle.manifest.precision

@@ -1,6 +1,6 @@
-"""The clock: one frame at every time that a model was trained on, and at some beyond, each as the first of a stream.
+"""Clock check: one frame at every trained time, and at some later ones, each as the first frame of a stream.
 
-A clip meets few times, one after the other. Here all else is held still, so a time that is clamped, wrapped, rounded or
+A clip covers few times, one after the other. Here only the time varies, so a time that is clamped, wrapped, rounded or
 looked up in the wrong row shows by itself.
 Dimension key:  B times   N positions   C vision width
 """
@@ -28,15 +28,16 @@ from .recording import Recording, to_numpy
 from .rounding import Reference
 
 BEYOND = (97, 128, 250, 512, 1000, 2047, 2049, 4099)
-"""Times that no clip of 96 frames has, around the ends of what float16 and bfloat16 hold."""
+"""Times past a clip of 96 frames, around the largest integers that float16 and bfloat16 represent exactly."""
 NUM_OF_LARGE = 8
-"""Times that a large model is asked."""
+"""Number of times checked for a large model."""
 AT_ONCE = 8
 
 
 @torch.no_grad()
 def probe_clock(bundle: Bundle, reference: Reference, own: Recording) -> Evidence:
-    """own: what the reference said of the clip, of which the first frame is taken."""
+    """Compare temporal and compressor at every time. own: the reference's outputs for the clip; its first frame is
+    used."""
     precision, found = bundle.manifest.precision, list[Difference]()
     times = clock_times(bundle.manifest, is_large=not is_small(reference.model))
     narrow = reference.dtype if precision != "fp32" else torch.float32
@@ -62,8 +63,8 @@ def probe_clock(bundle: Bundle, reference: Reference, own: Recording) -> Evidenc
 
 
 def clock_times(manifest: Manifest, *, is_large: bool = False) -> list[float]:
-    """Every time from 0 to the last trained one, and BEYOND as far as the clock goes; of a large model a few of them.
-    Of a fixed clip they are parts of its length."""
+    """Every time from 0 to the last trained one, then BEYOND as far as the clock goes; a few of them for a large model.
+    With a fixed clock, times are fractions of the clip's length."""
     last, num_times = manifest.trained_frames, manifest.limits.num_times
     if manifest.time_mode == "fixed":
         times = [index / last for index in range(last)]
@@ -83,7 +84,8 @@ def _at_times(
     some: Sequence[float],
     names: list[str],
 ) -> dict[str, Array]:
-    """What a model makes of trunk features (1, N, C), and its compressor of patches (1, N - 1, C), at each time."""
+    """Run a model's temporal layers on trunk features (1, N, C) and its compressor on patches (1, N - 1, C), at each
+    time."""
     times = torch.tensor(some, dtype=torch.float32)
     x = features.to(dtype).expand(len(some), -1, -1)[:, None]
     with Float16Products():
@@ -105,7 +107,7 @@ def _of_the_bundle(
 
 
 def _feeds(spec: GraphSpec, value: Array, time: float) -> dict[str, Array]:
-    """A first frame: nothing has been remembered."""
+    """Inputs for a stream's first frame: an empty past."""
     feeds = {t.name: np.zeros(t.resolve({"batch": 1}), host_dtype(t.dtype)) for t in spec.inputs}
     own = next(tensor.name for tensor in spec.inputs if tensor.name in ("trunk_features", "features"))
     given = {own: value.astype(feeds[own].dtype), "frame_time": np.array([time], np.float32)}

@@ -1,7 +1,7 @@
-"""Runs of the LLM on the reference's side: the model and its rounding twin on the same rows, cut into spans.
+"""LLM runs on the reference's side: the model and its rounding twin on the same rows, cut into spans.
 
-A graph returns the hidden state of its last row only, and the cache rows of all new ones; the reference returns both of
-every row, so that one pass serves all places of a conversation, and their neighbours, from whose noise limits come.
+A graph returns the cache rows of all new rows but the hidden state of the last one only. The reference returns both for
+every row, so one pass serves all places of a conversation, and the neighbouring rows whose noise sets the limits.
 Dimension key:  B streams   L rows   K key/value heads   D head dim   E width   V vocabulary
 """
 
@@ -25,14 +25,14 @@ from .recording import to_numpy
 from .rounding import Reference
 
 Decoded = tuple[Tensor, Sequence[KeyValue]]
-"""What a decoder returns: hidden (B, L, E), and the new keys and values of every layer, each (B, L, K, D)."""
+"""A decoder's output: hidden (B, L, E), and the new keys and values of every layer, each (B, L, K, D)."""
 NEIGHBOURS = 16
-"""Rows whose noise a limit looks at. One row alone may be lucky: they vary by a factor of 20."""
+"""Rows whose noise sets a limit. A single row may be unusually quiet: rows vary by a factor of 20."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Rows start..stop - 1 of a run, and what they are called."""
+    """Rows start..stop - 1 of a run, and the place they stand for."""
 
     where: Place
     start: int
@@ -46,28 +46,28 @@ class DecoderRun:
     tensors: Mapping[str, Array]
 
     def of(self, span: Span) -> dict[str, Array]:
-        """What a graph returns for these rows: the last hidden one, and all cache rows."""
+        """A graph's expected outputs for these rows: the last hidden row and all cache rows."""
         first = {"hidden": span.stop - 1}
         return {name: array[:, first.get(name, span.start) : span.stop] for name, array in self.tensors.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderRuns:
-    """The same run of the reference and of its twin."""
+    """The same run by the reference and by its twin."""
 
     reference: Reference
     own: DecoderRun
     twin: DecoderRun
 
     def compare(self, got: Mapping[str, Array], span: Span, *, stream: int | None = None) -> Iterator[Difference]:
-        """What a bundle's graph returned for a span, of one stream of a batch or of the only one."""
+        """Compare a graph's outputs for a span. stream: the row of a batch, None if there is only one."""
         for name, want in self.own.of(span).items():
             one = want if stream is None else want[stream : stream + 1]
             rung = Rung("bundle", self.reference.rung.dtype)
             yield compare_arrays(got[name], one, rung=rung, graph="llm", tensor=name, where=span.where)
 
     def noise(self, spans: Iterable[Span]) -> Iterator[Difference]:
-        """What rounding does to these spans, and to the hidden rows right before the end of each."""
+        """Rounding noise of these spans, and of the hidden rows right before the end of each."""
         for span in spans:
             for name, own in self.own.tensors.items():
                 first, step = (span.start, span.stop - span.start)
@@ -79,13 +79,13 @@ class DecoderRuns:
                     yield self.reference.noise(own[:, rows], twin, graph="llm", tensor=name, where=span.where)
 
     def noise_of_rows(self, kind: Place, rows: Iterable[int]) -> Iterator[Difference]:
-        """The same of single rows, all of which count as neighbours of such a place."""
+        """Rounding noise of single rows, which all count as neighbours of a place of this kind."""
         return self.noise(Span(kind, row, row + 1) for row in rows)
 
 
 @torch.no_grad()
 def run_both(reference: Reference, spec: GraphSpec, run: Callable[[PVC, torch.dtype], Decoded]) -> DecoderRuns:
-    """Let both sides run. `run` is given a model, and the dtype in which it computes."""
+    """Run the reference and its twin. `run` takes a model and the dtype it computes in."""
     runs = []
     for model, dtype in ((reference.model, torch.float32), (reference.twin, reference.dtype)):
         with Float16Products():

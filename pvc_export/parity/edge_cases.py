@@ -1,8 +1,8 @@
-"""What a short stream does not reach: full batches, streams of different lengths, and every part of the context.
+"""Cases that a short stream does not reach: full batches, streams of different lengths, and every part of the context.
 
-Inputs are drawn from a seed. Outputs are held to limits like those of a stream, from the noise on the same inputs.
-What the LLM is fed are tokens of its own, and a past that it made of such: of a past of plain noise a trained one makes
-a chaos in which rounding alone is a hundred times what it is in a text, and hides as much (docs/log.md).
+Inputs are drawn from a seed. Outputs have limits like a stream's, from the noise on the same inputs.
+The LLM is fed tokens of its vocabulary, and a past computed from such tokens. With plain noise as its past, a trained
+LLM behaves chaotically: rounding errors are a hundred times those in a text and hide faults as large (docs/log.md).
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ from .rounding import Reference
 from .state.trial import run_on_copies
 
 NUM_PAST = 256
-"""Rows of a past that are computed; a longer one is these again and again, further on."""
+"""Computed rows of a past; a longer past repeats them at later positions."""
 NUM_SPREAD = 16
-"""Places spread over the whole context, beside the edges of its buckets."""
+"""Places spread over the whole context, in addition to the edges of its buckets."""
 NUM_EARLY = 16
-"""Rows at the beginning of a context, of which some are looked at: 0, 1, 2, 4 and 8."""
+"""Rows at the beginning of a context, of which 0, 1, 2, 4 and 8 are checked."""
 
 
 @torch.no_grad()
 def probe_batch(bundle: Bundle, reference: Reference) -> Evidence:
-    """Each row of a full batch against the same row run alone, for every graph. Empty for a bundle of one stream."""
+    """Compare each row of a full batch with the same row run alone, for every graph. Empty for a bundle of one
+    stream."""
     found: list[Difference] = []
     num_streams = bundle.manifest.limits.streams
     if num_streams == 1:
@@ -63,8 +64,8 @@ def probe_batch(bundle: Bundle, reference: Reference) -> Evidence:
 
 @torch.no_grad()
 def probe_context(bundle: Bundle, reference: Reference) -> Evidence:
-    """A full cache: as many new rows as a frame has at its far end, then single rows at every edge of a bucket, on both
-    sides of it, and spread over the whole context."""
+    """Check a full cache: a frame's rows at its far end, then single rows at every bucket edge, on both sides of it,
+    and spread over the whole context."""
     spec, num_rows = bundle.sessions["llm"].spec, bundle.sessions["llm"].spec.dims["rows"].opt
     rng, cache = np.random.default_rng(1), LinearCache(spec, bundle.sessions["llm"].memory)
     length = cache.capacity - num_rows
@@ -85,13 +86,14 @@ def probe_context(bundle: Bundle, reference: Reference) -> Evidence:
 
 
 def _position(at: int) -> Place:
-    """Behind a few rows a trained LLM amplifies rounding as it does nowhere else: their noise is no neighbour's."""
+    """The place of a single row. After only a few rows a trained LLM amplifies rounding more than anywhere else, so
+    early rows are a kind of their own and do not set the limits of the others."""
     return Place("early", at, f"position {at}") if at < NUM_EARLY else Place("position", at)
 
 
 def edge_lengths(limits: StreamLimits, capacity: int) -> list[int]:
-    """Numbers of rows before a new one: few, every multiple of a bucket and both sides of it, and NUM_SPREAD in
-    between; the longest first."""
+    """Numbers of rows before a new one: a few, every multiple of a bucket and both sides of it, and NUM_SPREAD over
+    the whole cache; the longest first."""
     early = {0, 1, 2, 4, 8}
     edges = {edge + side for edge in range(0, capacity + 1, limits.bucket) for side in (-1, 0, 1)}
     spread = {int(length) for length in np.linspace(0, capacity - 1, NUM_SPREAD)}
@@ -101,9 +103,9 @@ def edge_lengths(limits: StreamLimits, capacity: int) -> list[int]:
 def _rows_at(
     bundle: Bundle, cache: LinearCache, past: Mapping[str, Array], lengths: Sequence[int], embeds: Array, num_rows: int
 ) -> Iterator[dict[str, Array]]:
-    """What the graph returns for embeds[i] (1, num_rows, E) behind the first lengths[i] rows of the past.
+    """Run the graph on embeds[i] (1, num_rows, E) after the first lengths[i] rows of the past.
 
-    The longest comes first: what is forgotten then was behind all that are still to come.
+    The longest length comes first, so that truncating the cache never drops a row that is still needed.
     """
     session = bundle.sessions["llm"]
     spec, longest = session.spec, lengths[0]
@@ -118,13 +120,13 @@ def _rows_at(
 
 
 def fill_cache(cache: LinearCache, spec: GraphSpec, past: Mapping[str, Array], length: int) -> None:
-    """Make the first `length` rows (1, P, K, D) of a past, by the names of the graph's inputs, those of a cache."""
+    """Fill a cache with the first `length` rows (1, P, K, D) of a past, named by the graph's inputs."""
     rows = {s.input: np.ascontiguousarray(np.moveaxis(past[s.input][:, :length], 1, s.slot_axis)) for s in spec.states}
     cache.restore({name: array.view(f"u{array.itemsize}") for name, array in rows.items()}, length)
 
 
 def _rows_behind(embeds: Array, length: int, past: Mapping[str, Array], model: PVC, dtype: torch.dtype) -> Decoded:
-    """Rows (1, L, E) right behind the first `length` rows of the past."""
+    """Run the reference on rows (1, L, E) right after the first `length` rows of the past."""
     positions = torch.arange(length, length + embeds.shape[1])[None]
     rows = torch.from_numpy(embeds).to(dtype)
     return model.llm(rows, positions, _pairs(past, length, dtype))  # type: ignore[no-any-return]
@@ -133,10 +135,10 @@ def _rows_behind(embeds: Array, length: int, past: Mapping[str, Array], model: P
 def _single_rows(
     embeds: Array, lengths: Sequence[int], past: Mapping[str, Array], model: PVC, dtype: torch.dtype
 ) -> Decoded:
-    """Rows (1, R, E) of which each sees the first lengths[r] rows of the past and itself: in float32 one by one.
+    """Run rows (1, R, E), each of which sees the first lengths[r] rows of the past and itself; in float32 one by one.
 
-    A product of one row is another kernel than that of twenty, and rounds otherwise, as the graph's own does: behind
-    one row of a real LLM by 20 times as much (docs/log.md). In float64 and in a narrow dtype nothing of it is left.
+    A matmul of one row uses another kernel than one of twenty and rounds differently, as the graph's does: after one
+    row of a real LLM by 20 times as much (docs/log.md). In float64 and in narrow dtypes this makes no difference.
     """
     if dtype != torch.float32:
         return _each_alone(embeds, lengths, past, model, dtype)
@@ -149,7 +151,7 @@ def _single_rows(
 def _each_alone(
     embeds: Array, lengths: Sequence[int], past: Mapping[str, Array], model: PVC, dtype: torch.dtype
 ) -> Decoded:
-    """One pass over rows (1, R, E) of which each sees the first lengths[r] rows of the past and itself."""
+    """Run rows (1, R, E) in one pass, each of which sees the first lengths[r] rows of the past and itself."""
     longest = max(lengths)
     behind = torch.arange(longest) < torch.tensor(lengths)[:, None]
     visible = torch.cat([behind, torch.eye(len(lengths), dtype=torch.bool)], dim=1)
@@ -163,15 +165,17 @@ def _each_alone(
 
 
 def _pairs(past: Mapping[str, Array], length: int, dtype: torch.dtype) -> list[KeyValue]:
-    """The first `length` rows of every cache, key and value of each layer."""
+    """The first `length` rows of every cache, as one key and value pair per layer."""
     rows = [torch.from_numpy(array[:, :length]).to(dtype) for array in past.values()]
     return list(zip(rows[0::2], rows[1::2], strict=True))
 
 
 @torch.no_grad()
 def probe_lengths(bundle: Bundle, reference: Reference) -> Evidence:
-    """Streams of different lengths in one pass, at and around the edge of the first bucket, against the reference's one
-    pass over everything without a cache. One row (decode) and a frame's rows (ingest)."""
+    """Compare streams of different lengths in one pass with the reference's single pass without a cache.
+
+    Lengths are at and around the edge of the first bucket; one row (decode) and a frame's rows (ingest) are run.
+    """
     spec, limits = bundle.sessions["llm"].spec, bundle.manifest.limits
     most = spec.dims["rows"].opt
     longest = min(limits.bucket + 1 + most, limits.context)
@@ -190,7 +194,7 @@ def probe_lengths(bundle: Bundle, reference: Reference) -> Evidence:
             group = lengths[start : start + limits.streams]
             outputs = _run_together(bundle, group, embeds, num_rows)
             for row, length in enumerate(group):
-                words = f"{num_rows} rows behind {length}, {stream_place(row, len(group))}"
+                words = f"{num_rows} rows after {length}, {stream_place(row, len(group))}"
                 where = Place("early" if length < NUM_EARLY else kind, row, words)
                 span = Span(where, length, length + num_rows)
                 found += runs.compare({name: array[row : row + 1] for name, array in outputs.items()}, span, stream=row)
@@ -203,7 +207,7 @@ def probe_lengths(bundle: Bundle, reference: Reference) -> Evidence:
 def _draw_embeds(
     bundle: Bundle, reference: Reference, rng: np.random.Generator, num_streams: int, num_rows: int
 ) -> Array:
-    """Embeddings of drawn tokens (num_streams, num_rows, E), each value one of the bundle's precision."""
+    """Embeddings of drawn tokens (num_streams, num_rows, E), rounded to the bundle's precision."""
     table = reference.model.llm.embed_tokens.weight
     ids = torch.from_numpy(rng.integers(0, len(table), (num_streams, num_rows)))
     return _in_precision(bundle, table[ids], bundle.sessions["llm"].spec.input("inputs_embeds").dtype)
@@ -212,8 +216,8 @@ def _draw_embeds(
 def drawn_past(
     bundle: Bundle, reference: Reference, rng: np.random.Generator, num_streams: int, num_rows: int
 ) -> dict[str, Array]:
-    """Cache rows (num_streams, num_rows, K, D) by the names of the graph's inputs: what the reference makes of NUM_PAST
-    drawn tokens. Further on the same rows follow again, their keys turned to where they are."""
+    """Cache rows (num_streams, num_rows, K, D), named by the graph's inputs, that the reference computes from NUM_PAST
+    drawn tokens. After those the same rows repeat, with keys rotated to their new positions."""
     llm, states = reference.model.llm, bundle.sessions["llm"].spec.states
     embeds = torch.from_numpy(_draw_embeds(bundle, reference, rng, num_streams, min(num_rows, NUM_PAST)))
     _, new = llm(embeds.float(), torch.arange(embeds.shape[1]).expand(num_streams, -1))
@@ -223,8 +227,8 @@ def drawn_past(
 
 
 def repeated_rows(llm: Decoder, pair: KeyValue, num_rows: int) -> KeyValue:
-    """A key and a value (B, P, K, D) at positions 0.., again and again until there are num_rows, keys turned to where
-    they are then."""
+    """Repeat a key and a value (B, P, K, D) of positions 0.. up to num_rows, with keys rotated to their new
+    positions."""
     key, value = pair
     index = torch.arange(num_rows) % key.shape[1]
     turn = llm.angles((torch.arange(num_rows) - index)[None], torch.float32)
@@ -234,7 +238,7 @@ def repeated_rows(llm: Decoder, pair: KeyValue, num_rows: int) -> KeyValue:
 def _as_in_a_text(
     feeds: Mapping[str, Array], spec: GraphSpec, bundle: Bundle, reference: Reference, rng: np.random.Generator
 ) -> dict[str, Array]:
-    """The same inputs of the LLM's graph, where they are drawn values, as drawn tokens make them."""
+    """Replace the drawn values among the inputs of the LLM's graph by values computed from drawn tokens."""
     num_streams, num_rows = feeds["inputs_embeds"].shape[:2]
     caches = {state.input: state.as_rows(feeds[state.input]).shape[1] for state in spec.states}
     past = drawn_past(bundle, reference, rng, num_streams, max(caches.values()))
@@ -243,7 +247,7 @@ def _as_in_a_text(
 
 
 def _run_together(bundle: Bundle, lengths: list[int], embeds: Array, num_rows: int) -> dict[str, Array]:
-    """Fill a cache for each stream alone, then run `num_rows` rows of all of them in one pass.
+    """Fill a cache for each stream alone, then run `num_rows` rows of all streams in one pass.
 
     Returns `hidden` (B, 1, E), and the rows written into each cache, (B, num_rows, K, D).
     """
@@ -260,8 +264,8 @@ def _run_together(bundle: Bundle, lengths: list[int], embeds: Array, num_rows: i
 
 
 def new_rows(session: Session, feeds: dict[str, Array]) -> dict[str, Array]:
-    """What a run returns, but of a cache that it updates in place the rows that were new, and all rows as
-    (B, L, K, D)."""
+    """Run a graph and return its outputs, with cache rows as (B, L, K, D) and only the new rows of a cache updated in
+    place."""
     spec, outputs = session.spec, run_on_copies(session, feeds)
     for state in (state for state in spec.states if state.order == "linear"):
         rows = state.as_rows(outputs[state.output])
@@ -273,8 +277,8 @@ def new_rows(session: Session, feeds: dict[str, Array]) -> dict[str, Array]:
 
 
 def joined_feeds(spec: GraphSpec, feeds: list[dict[str, Array]], num_rows: int) -> dict[str, Array]:
-    """The feeds of several streams, each with its own mask, as one batch. Of their pasts, all get as many rows as the
-    longest."""
+    """Join the feeds of several streams, each with its own mask, into one batch. All pasts are padded to the longest
+    one's rows."""
     if spec.aliases:
         longest = max(state.as_rows(feed[state.input]).shape[1] for feed in feeds for state in spec.states)
         axes = {state.input: state.slot_axis for state in spec.states}
@@ -294,7 +298,7 @@ def joined_feeds(spec: GraphSpec, feeds: list[dict[str, Array]], num_rows: int) 
 
 
 def _lengthened(cache: Array, axis: int, num_rows: int) -> Array:
-    """A cache with zeros behind its rows, up to so many."""
+    """A cache, padded with zeros to num_rows rows."""
     return np.pad(cache, [(0, num_rows - size if i == axis else 0) for i, size in enumerate(cache.shape)])
 
 
@@ -303,7 +307,7 @@ def _rung(bundle: Bundle) -> Rung:
 
 
 def draw_inputs(spec: GraphSpec, dims: dict[str, int], bundle: Bundle, rng: np.random.Generator) -> dict[str, Array]:
-    """Plausible inputs of a graph: every dtype in its range, no two streams alike."""
+    """Draw plausible inputs of a graph: every dtype within its range, no two streams alike."""
     feeds: dict[str, Array] = {}
     for tensor in spec.inputs:
         shape = tensor.resolve(dims)
@@ -315,7 +319,7 @@ def draw_inputs(spec: GraphSpec, dims: dict[str, int], bundle: Bundle, rng: np.r
             feeds[tensor.name] = rng.integers(0, bundle.manifest.shape.vocab_size, shape)
         elif tensor.name == "position_ids":
             feeds[tensor.name] = np.broadcast_to(np.arange(shape[1], dtype=np.int64), shape).copy()
-        elif tensor.name == "write_index":  # every stream has another length
+        elif tensor.name == "write_index":  # every stream has a different length
             room = dims.get("past", bundle.manifest.limits.context) - dims["rows"]
             feeds[tensor.name] = np.arange(shape[0], dtype=np.int64) * max(room // shape[0], 1) % (room + 1)
         elif tensor.dtype == "int64":
@@ -332,6 +336,6 @@ def _draw_floats(bundle: Bundle, rng: np.random.Generator, shape: tuple[int, ...
 
 
 def _in_precision(bundle: Bundle, values: torch.Tensor, dtype: str) -> Array:
-    """Rounded to what a bundle of this precision holds, as `dtype`: a widened graph rounds no state."""
+    """Round values to the bundle's precision and return them as `dtype`; a widened graph does not round its state."""
     exact = values.detach().numpy().astype(host_dtype(FLOAT_OF[bundle.manifest.precision]))
     return exact.astype(dtype)

@@ -1,4 +1,4 @@
-"""A bundle's engines, held against the graphs beside them, whether one can be run here or not."""
+"""Check that a bundle's engines were built from the graphs next to them, whether or not they can run here."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from .evidence import Evidence
 from .levels import Rule
 
 WHY_NOT: dict[Origin, str] = {
-    "elsewhere": "not verified: built on another machine. That one can verify them: pvc-export check",
+    "elsewhere": "not verified: built on another machine. To verify them, run there: pvc-export check",
     "unsigned": "not verified: built by an earlier version, which signed no graph. Build them again: pvc-export trt",
 }
 
 
 def check_engines(folder: Path, manifest: Manifest) -> Evidence:
-    """Each engine must be the one that was built from the graph beside it.
+    """Check that each engine was built from the graph next to it.
 
-    Only the machine that built them can tell. On another one nothing is executed, which is neither pass nor failure;
-    but what is stale is seen anywhere.
+    Only the machine that built the engines can verify that; on another one the check is not executed, which is neither
+    a pass nor a failure. A stale engine is detected on any machine.
     """
     if not manifest.engines:
         return Evidence()
     if lacks_engines(folder, manifest):
-        return Evidence(not_executed={"engines": "none is here: the bundle was copied without them"})
+        return Evidence(not_executed={"engines": "no engine files: the bundle was copied without them"})
     wrong, unknown = wrong_engines(manifest), unverified(manifest)
     if wrong:
         return _rule(passed=False, detail="; ".join(f"{path}: {what}" for path, what in wrong.items()))
@@ -37,19 +37,19 @@ def check_engines(folder: Path, manifest: Manifest) -> Evidence:
 
 
 def unverified(manifest: Manifest) -> dict[str, str]:
-    """Why this machine cannot tell of an engine whether it is its graph's, by its path."""
+    """Path of an engine -> why this machine cannot verify that it was built from its graph."""
     origins = {entry.path: origin_of(manifest, name) for name, entry in manifest.engines.items()}
     return {path: WHY_NOT[origin] for path, origin in origins.items() if origin in WHY_NOT}
 
 
 def wrong_engines(manifest: Manifest) -> dict[str, str]:
-    """What is wrong with each engine that is known not to be its graph's, by its path."""
+    """Path of an engine known not to be built from its graph -> what is wrong."""
     wrong = {}
     for name, entry in manifest.engines.items():
         if is_stale(manifest, name):
-            wrong[entry.path] = "of another graph"
+            wrong[entry.path] = "built from another graph"
         elif origin_of(manifest, name) == "exchanged":
-            wrong[entry.path] = "not what this machine built from this graph for this bundle"
+            wrong[entry.path] = "not the engine that this machine built from this graph for this bundle"
     return wrong
 
 

@@ -1,4 +1,4 @@
-"""What the steps of a check found: each returns its own evidence, and `+` joins them."""
+"""Evidence of a check: every step returns its own, and `+` joins them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Found = TypeVar("Found", bound="Evidence")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evidence:
-    """Everything that one step, or several together, found.
+    """Findings of one step, or of several together.
 
-    differences    every tensor that was compared, in every run
-    missing        outputs of the graphs that the stream never showed
-    num_weights    weights that the graphs hold in their places, bit for bit
-    wrong_weights  by graph, those that they do not, and what is wrong with each
-    num_tokens     of the greedy answer;  num_equal_tokens  those that are the reference's choice as well
-    wrong_tokens   those that rounding does not explain, in words
-    rules          what holds bit for bit or not at all: state, batch, determinism, pixels
+    differences    every compared tensor, in every run
+    missing        outputs of the graphs that the stream never produced
+    num_weights    weights that are in place in the graphs, bit for bit
+    wrong_weights  graph -> weights that are not, and what is wrong with each
+    num_tokens     tokens of the greedy answer;  num_equal_tokens  those that are also the reference's choice
+    wrong_tokens   tokens that rounding does not explain, in words
+    rules          requirements that hold bit for bit or not at all: state, batch, determinism, pixels
     conversations  the prompts of every check;  answers  held-out questions, on every rung
-    not_executed   what could not run, and why; it is never a pass
-    heat           the worst frames, token by token, for pictures
-    stopped        the runtime's words where a graph returned NaN: the stream ended there, and so did the check
+    not_executed   what could not run, and why; never counts as a pass
+    heat           the worst frames, token by token, for figures
+    stopped        the runtime's error if a graph returned NaN, which ends the stream and the check
     """
 
     differences: tuple[Difference, ...] = ()
@@ -54,12 +54,12 @@ class Evidence:
         return type(self)(**joined)
 
     def parts(self) -> dict[str, Any]:
-        """Every field by its name, for a report that goes on from here."""
+        """Field name -> value, for a report that builds on it."""
         return {part.name: getattr(self, part.name) for part in fields(self)}
 
 
 def never_seen(evidence: Evidence, manifest: Manifest) -> Evidence:
-    """Outputs of a bundle's graphs of which nothing was compared. Codes and their scales are, as values."""
+    """Find outputs of a bundle's graphs that were never compared. Codes and scales are compared as values."""
     seen = {one.name for one in evidence.differences}
     specs = [of_values(spec) for spec in manifest.graphs.values()]
     outputs = {f"{spec.name}/{tensor.name}" for spec in specs for tensor in spec.outputs}

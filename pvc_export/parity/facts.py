@@ -1,8 +1,8 @@
-"""What a manifest and a tokenizer say of the model, held against the model: every field, and every part of the file.
+"""Check of the manifest and the tokenizer against the model: every field, and every part of the file.
 
-A stream of a few frames would not show most of it: the 96th frame, the seventh tile, a token that no answer has. A new
-field of the manifest fails every check until it is either held here or named in ELSEWHERE.
-Where a fact is wrong it is told once, and the check goes on with the model's own: what fails then is another fault.
+A stream of a few frames would not reveal most errors: the 96th frame, the seventh tile, a token that is in no answer. A
+new field of the manifest fails every check until it is either checked here or listed in ELSEWHERE.
+A wrong fact is reported once, and the check continues with the model's value, so any later failure is another fault.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ from .levels import Rule
 from .tokenizer import compare_tokenizer
 
 ELSEWHERE: dict[str, str] = {
-    "format_version": "no other is read (engines/manifest.py)",
+    "format_version": "only this version is read (engines/manifest.py)",
     "created_utc": "a note",
-    "target": "the exporter's choice; `graphs` are held to it",
-    "precision": "the exporter's choice; the weights are held to it (weights.py)",
-    "islands": "the exporter's choice; the weights are held to it (weights.py)",
-    "quantization": "the exporter's choice; the weights are held to it (weights.py)",
-    "calibration": "found on frames and text; the weights and constants of the graphs are held to it (structure.py)",
-    "int8_states": "the exporter's choice; `graphs` are held to it",
-    "unfused": "the exporter's choice; `graphs` are held to it",
-    "engines": "each is of the graph beside it (check.py)",
+    "target": "the exporter's choice; `graphs` are checked against it",
+    "precision": "the exporter's choice; the weights are checked against it (weights.py)",
+    "islands": "the exporter's choice; the weights are checked against it (weights.py)",
+    "quantization": "the exporter's choice; the weights are checked against it (weights.py)",
+    "calibration": "measured on frames and text; weights and constants are checked against it (structure.py)",
+    "int8_states": "the exporter's choice; `graphs` are checked against it",
+    "unfused": "the exporter's choice; `graphs` are checked against it",
+    "engines": "each must be built from the graph next to it (engines.py)",
     "versions": "a note",
-    "needs": "whoever opens it works it out from the graphs too, and holds to the later (engines/needs.py)",
-    "files": "every file is held to its hash when a bundle is opened (engines/bundle.py)",
-    "parity": "what this check will say",
+    "needs": "whatever opens the bundle also derives it from the graphs and uses the later version (engines/needs.py)",
+    "files": "every file's hash is checked when a bundle is opened (engines/bundle.py)",
+    "parity": "the result of this check",
 }
-"""Fields of the manifest that say nothing of the model, and what they are held to instead."""
+"""Fields of the manifest that are not facts of the model, and how they are checked instead."""
 NAMES = ("model.name.", "model.mapping.")
-"""The same model may lie in another folder, its tensors under other names."""
+"""The same model may be in another folder, with its tensors under other names."""
 IN_WORDS = ("prompt", "images")
-"""Fields whose faults show in what the model is told; the others are of its graphs."""
-NEXT_STEP = f"Name the model that it was made from with -m, or {EXPORT_AGAIN}"
+"""Fields whose faults show in the model's prompt; the others concern its graphs."""
+NEXT_STEP = f"Name the model that the bundle was made from with -m, or {EXPORT_AGAIN}"
 MOST = 3
-"""Wrong facts that are told one by one."""
+"""Wrong facts that are listed individually."""
 
 
 def hold_facts(bundle: Bundle, loaded: LoadedModel, *, scratch: Path | None = None) -> tuple[Evidence, Bundle]:
-    """Hold manifest and tokenizer against the model. Returns the bundle too, with the model's own where any is wrong.
+    """Check manifest and tokenizer against the model. If any fact is wrong, the returned bundle has the model's facts.
 
-    `shape`, `limits` and `graphs` stay as they are: the sessions are open, and made for them.
+    `shape`, `limits` and `graphs` are not replaced: the open sessions were made for them.
     """
     manifest = bundle.manifest
     wrong = list(wrong_facts(manifest, loaded))
@@ -76,13 +76,13 @@ def hold_facts(bundle: Bundle, loaded: LoadedModel, *, scratch: Path | None = No
 
 
 def wrong_facts(manifest: Manifest, loaded: LoadedModel) -> Iterator[tuple[str, str]]:
-    """The field of each fact that is not the model's, and in words what it is and should be."""
+    """Each wrong fact: its field, and its value and the expected one in words."""
     expected = _expected(manifest, loaded)
     for field in (field.name for field in fields(Manifest)):
         if field in ELSEWHERE:
             continue
         if field not in expected:
-            yield field, f"{field} is held against nothing, expected a fact of the model or a line in ELSEWHERE"
+            yield field, f"the field {field} is not checked, expected a fact of the model or an entry in ELSEWHERE"
             continue
         got, want = _leaves(field, getattr(manifest, field)), _leaves(field, expected[field])
         for path in dict.fromkeys([*want, *got]):
@@ -95,7 +95,7 @@ def wrong_facts(manifest: Manifest, loaded: LoadedModel) -> Iterator[tuple[str, 
 
 
 def _expected(manifest: Manifest, loaded: LoadedModel) -> dict[str, Any]:
-    """What the fields of this manifest should be; of `limits`, what the model leaves no choice about."""
+    """The expected fields of this manifest; in `limits`, only what the model determines."""
     facts, limits, target = model_facts(loaded), manifest.limits, load_target(manifest.target)
     if limits.num_times is not None:
         limits = with_num_times(limits, loaded.config)
@@ -108,7 +108,7 @@ def _expected(manifest: Manifest, loaded: LoadedModel) -> dict[str, Any]:
 
 
 def _leaves(path: str, value: Any) -> dict[str, Any]:
-    """Every single value below a field, by its path: 'prompt.start', 'graphs.llm.inputs.0.name'."""
+    """Path -> value for every single value under a field: 'prompt.start', 'graphs.llm.inputs.0.name'."""
     plain = json.loads(json.dumps({"it": value}, default=asdict))["it"]
 
     def walk(path: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -122,7 +122,7 @@ def _leaves(path: str, value: Any) -> dict[str, Any]:
 
 
 def _excerpt(value: Any, other: Any) -> str:
-    """A value in words; of a long text, the part around where it leaves the other one."""
+    """A value in words; for a long text, the part around its first difference from the other one."""
     if not (isinstance(value, str) and isinstance(other, str)) or len(value) <= 60:
         return repr(value)
     same = next((i for i, (a, b) in enumerate(zip(value, other, strict=False)) if a != b), min(len(value), len(other)))
@@ -132,6 +132,6 @@ def _excerpt(value: Any, other: Any) -> str:
 
 def _rule(level: str, name: str, wrong: list[str]) -> Rule:
     if not wrong:
-        return Rule(level=level, name=name, passed=True, detail="every fact of the manifest is the model's")
+        return Rule(level=level, name=name, passed=True, detail="every fact in the manifest matches the model")
     more = f" and {len(wrong) - MOST} more" if len(wrong) > MOST else ""
     return Rule(level=level, name=name, passed=False, detail=f"{'; '.join(wrong[:MOST])}{more}. {NEXT_STEP}")

@@ -1,4 +1,4 @@
-"""One thing that is wrong: what every report of a check is made of, of a bundle and of a graph of any origin."""
+"""One fault: the unit of every report, both of a bundle's check and of a graph of any origin."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ FaultKind = Literal["weights", "row", "missing", "stopped", "token", "conversati
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
-    """What is wrong, and what is known of it alone.
+    """One thing that is wrong, and what is known about it.
 
-    part    what of its kind it belongs to: the graph of weights, the kind of a prompt, a rung, a rule's name, a tensor
-    about   the same in words, for a line of its own;  what  what is wrong with it
-    level, where   of the ladder, and the place there; empty and None where another record says so
-    shown   what feeding the reference's state showed;  cause  the likely one. Both may be empty
-    narrow  the option that leaves this fault out of a check, if there is one
+    part    the subject: the graph of the weights, the kind of a prompt, a rung, a rule's name, a tensor
+    about   the subject in words, readable alone;  what  what is wrong with it
+    level, where   level and place of the fault; empty and None if another record has them
+    shown   the result of feeding the reference's state;  cause  the likely cause. Both may be empty
+    narrow  the option that excludes this fault from a check, if there is one
     """
 
     kind: FaultKind
@@ -34,12 +34,12 @@ class Fault:
 
     @property
     def line(self) -> str:
-        """Where, and what: of a list of one level's."""
+        """Subject and fault, for a list under one level."""
         return f"{self.about}: {self.what}" if self.about else self.what
 
     @property
     def text(self) -> str:
-        """All of it, on one line."""
+        """The whole fault on one line."""
         line = f"level {heading(self.level, ', ')}: {self.line}" if self.level else self.line
         return ". ".join(filter(None, (line, self.shown.rstrip("."), self.cause and f"Likely {self.cause}")))
 

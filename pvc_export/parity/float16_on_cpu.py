@@ -1,7 +1,7 @@
-"""float16 on a CPU, operation by operation: computed in float32, the result rounded to float16.
+"""float16 on a CPU, operation by operation: computed in float32, and the result rounded to float16.
 
-torch's CPU kernels round as well, but multiply float16 matrices up to a thousand times slower than float32 ones (10 s
-for one temporal attention at 1025 positions; bfloat16 is fast). Products are summed in float32 and rounded once, as
+torch's CPU kernels round too, but multiply float16 matrices up to a thousand times slower than float32 ones (10 s for
+one temporal attention at 1025 positions; bfloat16 is fast). Here matmuls are summed in float32 and rounded once, as
 tensor cores do it.
 """
 
@@ -20,7 +20,7 @@ PRODUCTS = {
 
 
 class Float16Products(TorchDispatchMode):
-    """Within this context, matrix products and convolutions of float16 run in float32 and are rounded."""
+    """In this context, float16 matmuls and convolutions run in float32 and their results are rounded."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,9 +1,9 @@
-"""The graphs of a reference, exported here and now: what the structure of a bundle's graphs is held against.
+"""Fresh exports of the reference's graphs, with which the structure of a bundle's graphs is compared.
 
-Tracing a large model is minutes of Python on one core, in which a check computes other things. So another process does
-it meanwhile (`ahead`), where the model is large.
+Tracing a large model takes minutes of Python on one core. So for a large model another process does it (`ahead`), while
+the check computes other things.
 
-    python -m pvc_export.parity.fresh   what that process runs: it is told by its parent, over stdin, what to export
+    python -m pvc_export.parity.fresh   run by that process; its parent sends the job over stdin
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from .graph_file import GraphFile
 
 
 class FreshGraphs:
-    """The graphs of a reference as manifests say that they were exported, each of them once; of a large model without
-    its matrices (is_hollow, by default where it is one). Kept in `folder`: for checks that follow each other."""
+    """A reference's graphs, each exported once, as a manifest describes. Kept in `folder` for later checks.
+
+    is_hollow: without the values of the matrices; the default for a large model.
+    """
 
     def __init__(self, model: PVC, folder: Path, *, is_hollow: bool | None = None) -> None:
         self._source, self._folder = model, folder
@@ -52,7 +54,7 @@ class FreshGraphs:
 
     @contextmanager
     def ahead(self, manifest: Manifest) -> Iterator[None]:
-        """Within it, another process exports the graphs of a large model, if they are not there yet."""
+        """While the context is open, another process exports the missing graphs of a large model."""
         if self._is_hollow and not all(_key(name, manifest) in self._made for name in manifest.graphs):
             self._worker = _Worker(self._hollow(manifest), manifest, self._new_folder())
         try:
@@ -63,11 +65,11 @@ class FreshGraphs:
                 self._worker = None
 
     def graph(self, name: str, manifest: Manifest) -> GraphFile:
-        """One of them. Raises BuildError if it cannot be exported here."""
+        """Return one graph. Raises BuildError if it cannot be exported here."""
         key = _key(name, manifest)
         if key not in self._made:
             done = self._worker.path(name, manifest) if self._worker is not None else None
-            # What the other process could not do is done here, and says why it fails.
+            # If the other process failed, export here, so that the error is raised in this process.
             self._made[key] = GraphFile(done or self._export(name, manifest), name)
         return self._made[key]
 
@@ -80,7 +82,7 @@ class FreshGraphs:
         return Path(tempfile.mkdtemp(dir=self._folder))
 
     def _leaves_out(self, manifest: Manifest) -> bool:
-        """Whether matrices have no values in the fresh graphs: codes never have."""
+        """Whether the matrices of the fresh graphs have no values; quantised ones never have."""
         return self._is_hollow or bool(manifest.quantization)
 
     def _hollow(self, manifest: Manifest) -> PVC:
@@ -98,7 +100,7 @@ class FreshGraphs:
 
 
 class _Worker:
-    """A process that exports all graphs of a manifest from a hollow model, into `folder`."""
+    """A process that exports all graphs of a manifest from a hollow model into `folder`."""
 
     def __init__(self, model: PVC, manifest: Manifest, folder: Path) -> None:
         self._manifest, self._folder = manifest, folder
@@ -113,7 +115,7 @@ class _Worker:
             )
 
     def path(self, name: str, manifest: Manifest) -> Path | None:
-        """The file of one graph, once all are there; None if the process failed, or exports those of another bundle."""
+        """Wait for the process and return a graph's file; None if it failed or its job was another manifest."""
         if manifest != self._manifest or self._process.wait() != 0:
             return None
         return self._folder / f"{name}.onnx"
@@ -124,7 +126,7 @@ class _Worker:
 
 
 def _key(name: str, manifest: Manifest) -> tuple[object, ...]:
-    """What a graph depends on."""
+    """Everything that a graph's export depends on."""
     spelling = load_target(manifest.target).spelling
     spec = json.dumps(manifest.graphs[name].to_json())
     return spelling, manifest.precision, manifest.islands, spec, _found_ahead(manifest)
@@ -136,7 +138,7 @@ def _found_ahead(manifest: Manifest) -> tuple[tuple[str, object], ...]:
 
 
 def export_one(model: PVC, name: str, manifest: Manifest, path: Path, *, is_hollow: bool) -> None:
-    """Write a graph of a model that was cast already. Raises BuildError if it cannot be exported here."""
+    """Export one graph of an already cast model. Raises BuildError if it cannot be exported here."""
     spec = manifest.graphs[name]
     module = graph_module(model, spec, load_target(manifest.target).spelling)
     if is_hollow:
@@ -146,7 +148,7 @@ def export_one(model: PVC, name: str, manifest: Manifest, path: Path, *, is_holl
 
 
 def main() -> None:
-    model, manifest, folder = pickle.load(sys.stdin.buffer)  # its parent wrote it
+    model, manifest, folder = pickle.load(sys.stdin.buffer)  # written by the parent
     model = cast_model(model, manifest.precision, manifest.islands)
     for name in manifest.graphs:
         export_one(model, name, manifest, folder / f"{name}.onnx", is_hollow=True)

@@ -1,4 +1,4 @@
-"""Makes a golden recording (engines/golden): a bundle's reference, sampled, with limits from the model's own noise."""
+"""Make a golden recording (engines/golden): samples of a bundle's reference, with limits from the model's noise."""
 
 from __future__ import annotations
 
@@ -31,19 +31,21 @@ from .recording import EMBEDS, Frames, Progress, noise_of, run_torch, run_twin, 
 from .rounding import Reference
 
 NUM_REAL = 2
-"""Frames of a camera, at the end of the clip: the others are rendered, of which a file takes a tenth."""
+"""Camera frames at the end of the clip. The others are rendered, which take a tenth of the space in a file."""
 NUM_TOKENS, NUM_TOKENS_ON_DISK = 8, 2
-"""Of the answer; each costs a pass over the weights where those are read from their files."""
+"""Tokens of the answer. With weights on disk, each costs a pass over all of them."""
 NUM_ROWS, NUM_STATE_ROWS = 8, 16
-"""Of an output, and of a cache, whose rows are heads."""
+"""Rows kept per output, and per cache, whose rows are heads."""
 NUM_LOGITS, NUM_LIKELIEST = 2048, 16
-"""Kept of a vocabulary: spread evenly over it, and the likeliest of each step."""
+"""Logits kept: so many spread evenly over the vocabulary, and the likeliest of each step."""
 
 
 @torch.no_grad()
 def record_golden(loaded: LoadedModel, manifest: Manifest, progress: Progress = lambda _: None) -> Golden:
-    """Of the model that a bundle holds, few bits included, in float32. Raises SpecError for a context in which one
-    frame, a question and an answer do not fit."""
+    """Record the model that a bundle holds, quantised weights included, in float32.
+
+    Raises SpecError if one frame, a question and an answer do not fit in the context.
+    """
     on_disk = loaded.model.stored is not None and why_by_layer(loaded) is not None
     if loaded.model.stored is not None and not on_disk:
         loaded = replace(loaded, model=in_memory(loaded.model))
@@ -95,7 +97,7 @@ def _record(
 
 
 Recorded = tuple[str, str, int, Array]
-"""Graph, tensor, run, and all that the reference says there."""
+"""Graph, tensor, run, and the reference's full output there."""
 
 
 def _pixels(num_frames: int, size: int) -> list[Array]:
@@ -110,14 +112,15 @@ def _prompt(loaded: LoadedModel, manifest: Manifest, num_frames: int, num_tokens
 
 
 def _answer(loaded: LoadedModel, prompt: torch.Tensor, frame_embeds: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """What the reference says, and behind a shorter answer any tokens: int64 (num_tokens,)."""
+    """The reference's answer, padded with arbitrary tokens if shorter: int64 (num_tokens,)."""
     embeds = loaded.prompt_embeds(prompt, frame_embeds)
     said = loaded.model.generate(embeds, max_new_tokens=num_tokens, stop_ids=[loaded.token_id(STOP_TOKEN)])
     return torch.tensor([*said, *range(num_tokens - len(said))])
 
 
 def _passes(prompt: torch.Tensor, answer: torch.Tensor, context_id: int, num_frame_tokens: int) -> tuple[Pass, ...]:
-    """As a stream feeds them: the text before a frame with that frame, the text behind the last, each token."""
+    """The passes in which a stream feeds them: each frame with the text before it, the text after the last frame, and
+    each token."""
     passes, text, ids = list[Pass](), list[int](), prompt.tolist()
     index = 0
     while index < len(ids):
@@ -131,7 +134,7 @@ def _passes(prompt: torch.Tensor, answer: torch.Tensor, context_id: int, num_fra
 
 
 def _spans(passes: Sequence[Pass], manifest: Manifest) -> Iterator[tuple[int, int]]:
-    """First and last row + 1 of each run of the LLM, which takes a longer pass in pieces."""
+    """First row and last row + 1 of each run of the LLM, which splits a long pass into chunks."""
     start, chunk = 0, manifest.limits.chunk
     for one in passes:
         stop = start + len(one.ids) + (0 if one.frame is None else manifest.shape.num_frame_tokens)
@@ -141,7 +144,7 @@ def _spans(passes: Sequence[Pass], manifest: Manifest) -> Iterator[tuple[int, in
 
 
 def _vision(own: Sequence[dict[str, Array]], window: int) -> Iterator[Recorded]:
-    """The first frames, those about where the ring wraps, and the last."""
+    """The first frames, the frames around the ring's wrap, and the last one."""
     kept = {0, 1, window - 1, window, len(own) - 1}
     for run in sorted(kept & set(range(len(own)))):
         for name, array in own[run].items():
@@ -150,7 +153,7 @@ def _vision(own: Sequence[dict[str, Array]], window: int) -> Iterator[Recorded]:
 
 
 def _text(reference: Reference, passes: Sequence[Pass], manifest: Manifest) -> Iterator[Recorded]:
-    """What the table of embeddings has for each piece of text: its lookup rounds nothing but the table."""
+    """Embeddings of each chunk of text, rounded to the bundle's dtype: a lookup rounds only the table."""
     chunk = manifest.limits.chunk
     pieces = [one.ids[first : first + chunk] for one in passes for first in range(0, len(one.ids), chunk)]
     for run, ids in enumerate(pieces):
@@ -159,7 +162,7 @@ def _text(reference: Reference, passes: Sequence[Pass], manifest: Manifest) -> I
 
 
 def _language(tensors: Mapping[str, Array], spans: Sequence[tuple[int, int]]) -> Iterator[Recorded]:
-    """The hidden row of every run, and what the first, the last of the prompt and the last of all put into caches."""
+    """The hidden row of every run, and the new cache rows of the first, the middle and the last run."""
     kept = {0, len(spans) // 2, len(spans) - 1}
     for run, (start, stop) in enumerate(spans):
         yield "llm", "hidden", run, tensors["hidden"][:, stop - 1 : stop]
@@ -183,7 +186,7 @@ def _samples(recorded: Iterable[Recorded], table: NoiseTable, manifest: Manifest
 
 
 def _columns(logits: Sequence[Array]) -> Array | None:
-    """Kept logits, in order; None where that is all of them."""
+    """Indices of the kept logits, ascending; None if all are kept."""
     num = logits[0].shape[-1]
     if num <= NUM_LOGITS:
         return None
@@ -192,7 +195,7 @@ def _columns(logits: Sequence[Array]) -> Array | None:
 
 
 def _limits(table: NoiseTable, graph: str, tensor: str, manifest: Manifest) -> dict[str, float]:
-    """Those of the target's own runtime, over all places."""
+    """Limits of the target's own runtime, over all places."""
     kinds: dict[str, PlaceKind] = {"embed": "text", "llm": "pass", "head": "token"}
     rung, nothing, where = Rung("gpu", manifest.precision), np.zeros(1), Place(kinds.get(graph, "frame"))
     one: Difference = compare_arrays(nothing, nothing, rung=rung, graph=graph, tensor=tensor, where=where)

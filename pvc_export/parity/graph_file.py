@@ -1,4 +1,4 @@
-"""A graph of a bundle as its file says it: nodes with their notes, and constants that are read one at a time."""
+"""A bundle's graph, read from its file: nodes with their notes, and constants that are loaded one at a time."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from ..graphs.notes import note_of
 from ..graphs.weights_file import weight_values
 
 TURNS = ("Transpose", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Cast", "Expand")
-"""Operators that give a constant another form, and compute nothing with it."""
+"""Operators that only change a constant's shape, layout or dtype."""
 REAL = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 Place = tuple[int, int]
-"""Where a node reads: its index in the graph, and the index among its inputs."""
+"""An input of a node: the node's index in the graph, and the input's index in the node."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
     """A constant that a node computes with.
 
-    place   where the constant itself goes in: into this node, or into the first of `turns`
-    parts   where its codes and scales go in, of one that is held so
-    name    of the constant;  turns  the nodes that give it another form on the way, in order
-    reader  where what came of it goes in
+    place   the input that reads the constant itself: of the reader, or of the first of `turns`
+    parts   the inputs that read its codes and scales, if it is stored as those
+    name    name of the constant;  turns  the nodes that reshape, transpose or cast it on the way, in order
+    reader  the input that reads the result
     """
 
     place: Place
@@ -42,8 +42,11 @@ class Reading:
 
 
 class GraphFile:
-    """An ONNX file without its weights. `notes`: of each node, None where it has none. What a DequantizeLinear makes of
-    constants is a constant too, and so are the codes of a MatMulInteger with the scales of its result."""
+    """An ONNX file, loaded without its weights. `notes`: one per node, None if it has none.
+
+    The output of a DequantizeLinear of constants also counts as a constant. So do a MatMulInteger's codes, together
+    with the scales of its result.
+    """
 
     def __init__(self, path: Path, graph: str) -> None:
         self.graph, self._folder = graph, path.parent
@@ -74,7 +77,7 @@ class GraphFile:
         return values.astype(np.float32) * self.values(self.nodes[index].input[place])
 
     def _find_scaled(self) -> Iterator[tuple[str, Place]]:
-        """Codes that a MatMulInteger reads, and where its result is multiplied with their scales."""
+        """Codes that a MatMulInteger reads, and the input where its result is multiplied by their scales."""
         readers: dict[str, list[int]] = {}
         for index, node in enumerate(self.nodes):
             for name in node.input:
@@ -87,7 +90,7 @@ class GraphFile:
                     yield node.input[1], scales[0]
 
     def _scales_of(self, product: int) -> Iterator[Place]:
-        """Where a Mul reads scales, or one before it does, which scales those by what its input was divided by."""
+        """Inputs where this Mul, or a Mul before it that also applies the input's scale, reads constant scales."""
         for index in (product, *(self.makers.get(name) for name in self.nodes[product].input)):
             if index is not None and self.nodes[index].op_type == "Mul":
                 names = self.nodes[index].input
@@ -100,7 +103,7 @@ class GraphFile:
         wide = codes.astype(np.float32)
         if zero_points:
             wide -= np.repeat(zero_points[0], block, axis).astype(np.float32)
-        wide *= np.repeat(scales, block, axis if scales.ndim > 1 else 0).astype(np.float32)  # else one an output
+        wide *= np.repeat(scales, block, axis if scales.ndim > 1 else 0).astype(np.float32)  # 1-D: one per output
         return wide.astype(scales.dtype, copy=False)
 
     def type_of(self, name: str) -> str:
@@ -109,7 +112,7 @@ class GraphFile:
         return f"{helper.tensor_dtype_to_np_dtype(tensor.data_type)} {tuple(tensor.dims)}"
 
     def reading(self, reader: Place) -> Reading | None:
-        """The real-valued constant that a node reads there; None if that is something else."""
+        """The real-valued constant that a node reads at this input; None if it reads something else."""
         place, turns = reader, list[NodeProto]()
         while (name := self.nodes[place[0]].input[place[1]]) not in self.constants and name not in self._coded:
             maker = self.makers.get(name)
@@ -128,7 +131,7 @@ class GraphFile:
         return Reading(place=place, parts=parts, name=name, turns=tuple(turns), reader=reader)
 
     def readings(self, members: list[int]) -> list[Reading]:
-        """Every constant that these nodes compute with. A node that only turns one for another of them is passed by."""
+        """Every constant that these nodes compute with, skipping nodes that only reshape one for another member."""
         read = {name for index in members for name in self.nodes[index].input}
         found = []
         for index in members:
@@ -139,7 +142,7 @@ class GraphFile:
         return found
 
     def values_read(self, reading: Reading) -> Array:
-        """The constant as its reader gets it, but for a cast, and for axes of size one."""
+        """The constant as its reader receives it, except for casts and axes of size one."""
         values = self.values(reading.name)
         for node in reading.turns:
             if node.op_type == "Transpose":
@@ -151,12 +154,12 @@ class GraphFile:
         return values
 
     def where(self, index: int) -> str:
-        """A node in words: its operator, torch's operation, and the module of the model."""
+        """A node in words: its operator, the torch operation, and the module of the model."""
         node, note = self.nodes[index], self.notes[index]
         if note is not None:
             return f"{node.op_type} of '{note.operation}' in '{layer_name(self.graph, note.scope)}'"
         before = next((earlier for earlier in reversed(self.notes[:index]) if earlier is not None), None)
-        behind = f" behind '{before.operation}' in '{layer_name(self.graph, before.scope)}'" if before else ""
+        behind = f" after '{before.operation}' in '{layer_name(self.graph, before.scope)}'" if before else ""
         return f"{node.op_type} '{node.output[0]}'{behind}"
 
 
@@ -168,5 +171,5 @@ def same_bits(one: Array, other: Array) -> bool:
 
 
 def bits(values: Array) -> Array:
-    """The same values as whole numbers of their size."""
+    """The same bits as unsigned integers."""
     return values if values.dtype == bool else values.view(f"u{values.dtype.itemsize}")

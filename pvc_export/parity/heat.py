@@ -1,7 +1,7 @@
-"""Where in a frame an error is: the error of every token, laid out as the tokens lie in the frame.
+"""Heat maps: the error of every token, arranged as the tokens are in the frame.
 
-Not every token order is row by row. A compressor of shuffle 'v1' lists its tokens column by column, and the
-queries of a Q-Former lie nowhere in the frame, so they have no map.
+Not every token order is row by row. A compressor with shuffle 'v1' lists its tokens column by column, and the queries
+of a Q-Former have no place in the frame, so they have no map.
 Dimension key:  N tokens   C width   S pixels a side
 """
 
@@ -29,10 +29,10 @@ WORST_FRAMES = 2
 class HeatMap:
     """The error of every token of one tensor in one run.
 
-    at           what was compared
-    errors       (rows, columns): |a_i - b_i| over the root mean square of |b_i|, as Difference.worst_token counts it
-    frame        (S, S, 3) uint8 RGB, what the graphs saw
-    class_token  the error of the token that lies nowhere, if there is one
+    at           the comparison that it shows
+    errors       (rows, columns): |a_i - b_i| over the root mean square of |b_i|, as in Difference.worst_token
+    frame        (S, S, 3) uint8 RGB, the graphs' input
+    class_token  the error of the class token, which has no place in the frame; None if there is none
     """
 
     at: Difference
@@ -42,12 +42,12 @@ class HeatMap:
 
     @property
     def limit(self) -> float:
-        """What a token may be off by."""
+        """The largest error allowed for a token."""
         return self.at.limits["worst_token"]
 
     @property
     def peak(self) -> tuple[int, int]:
-        """Row and column of the worst token; one that is not finite is worse than any."""
+        """Row and column of the worst token; NaN and infinity are the worst."""
         row, column = np.unravel_index(np.argmax(_nan_as_inf(self.errors)), self.errors.shape)
         return int(row), int(column)
 
@@ -67,14 +67,14 @@ def heat_map(
     grid: tuple[int, int] | None = None,
     by_columns: bool = False,
 ) -> HeatMap:
-    """The map of one tensor (1, N, C) of one run, which `at` names.
+    """The map of one tensor (1, N, C) of one run, named by `at`.
 
     grid        rows and columns of the tokens after the class token; a square by default
-    by_columns  whether they are listed column by column
-    Raises SpecError for shapes that differ, or tokens that do not fill the grid.
+    by_columns  whether the tokens are listed column by column
+    Raises SpecError if the shapes differ or the tokens do not fill the grid.
     """
     if got.shape != want.shape or got.ndim != 3 or len(got) != 1:
-        raise SpecError(f"'{at.name}' is {got.shape} and {want.shape}", expected="(1, N, C) of both")
+        raise SpecError(f"'{at.name}' has shapes {got.shape} and {want.shape}", expected="(1, N, C) for both")
     a, b = got[0].astype(np.float64), want[0].astype(np.float64)
     size = float(np.sqrt(np.mean(np.sum(b * b, axis=-1))))
     errors = np.linalg.norm(a - b, axis=-1) / max(size, TINY)
@@ -84,7 +84,7 @@ def heat_map(
     if rows * columns != len(errors):
         raise SpecError(
             f"{len(errors)} tokens of '{at.name}' do not fill a grid of {rows} x {columns}",
-            expected="a square of tokens, or the grid they lie in",
+            expected="a square number of tokens, or the grid they are arranged in",
         )
     return HeatMap(
         at=at,
@@ -104,10 +104,10 @@ def worst_heat_maps(
     config: PVCConfig,
     num_frames: int = WORST_FRAMES,
 ) -> tuple[HeatMap, ...]:
-    """Maps of the vision outputs, each at the frames where its worst token is the worst, in the order of the graphs.
+    """Maps of the vision outputs, each for the frames with its worst tokens, in the order of the graphs.
 
-    got, want  recordings (recording.py): for every frame each output as 'graph/tensor'. One of another shape than the
-               reference's has no map
+    got, want  recordings (recording.py): per frame, each output as 'graph/tensor'. An output whose shape differs from
+               the reference's has no map
     """
     every = zip(got, want, pixels, times, strict=True)
     maps = (one for frame in every for one in heat_maps(rung, *frame, config=config))
@@ -117,7 +117,7 @@ def worst_heat_maps(
 def heat_maps(
     rung: Rung, got: Mapping[str, Array], want: Mapping[str, Array], pixels: Array, time: int, *, config: PVCConfig
 ) -> Iterator[HeatMap]:
-    """The maps of one frame, of every output that `want` has."""
+    """The maps of one frame, for every output in `want`."""
     for graph, tensor, layout in _layouts(config):
         name = f"{graph}/{tensor}"
         if name in want and got[name].shape == want[name].shape:
@@ -127,7 +127,7 @@ def heat_maps(
 
 
 def worst_of(maps: Iterable[HeatMap], *, num_frames: int = WORST_FRAMES) -> tuple[HeatMap, ...]:
-    """Of each output the maps of its worst frames, in the order of the graphs and frames."""
+    """For each output the maps of its worst frames, in the order of the graphs and frames."""
     of_output: dict[str, list[HeatMap]] = {}
     for one in maps:
         of_output.setdefault(one.at.name, []).append(one)

@@ -1,11 +1,11 @@
-"""The vision side, rung by rung: each against its neighbour, so that a failure names the step that made it.
+"""The vision side, rung by rung, each compared with its neighbour, so that a failure names the step that caused it.
 
     torch fp64 - torch fp32 (the reference) - torch in the bundle's dtype - ONNX in that dtype - engine
                            \\- ONNX fp32
 
-The torch rungs are the model's own noise, from which the limits of the others come (limits.py). Rungs run one after
-another and keep what they returned, so that only one of them is in memory beside the reference. What cannot run here is
-not left out: the report names it, with the reason, and it is never a pass.
+The torch rungs measure the model's rounding noise, from which the limits of the others come (limits.py). Rungs run one
+after another and keep only their outputs, so only one of them is in memory along with the reference. A rung that cannot
+run here is listed in the report with the reason, and never counts as a pass.
 On a CPU the narrow torch rung rounds every operation to its dtype, islands as exported; ONNX Runtime computes float16
 in float32, and bfloat16 through widened graphs (bfloat16_on_cpu.py).
 """
@@ -45,8 +45,8 @@ def climb(
 ) -> Evidence:
     """Run the rungs that are not recorded yet, and compare neighbours.
 
-    `bundle` may have no sessions. `fp32` is what the reference returned, `twin` what its rounding twin did, and `onnx`
-    what the bundle's ONNX files did; `twins` is a folder for graphs that are exported once more in float32.
+    `bundle` may have no sessions. `fp32`, `twin` and `onnx` are the recordings of the reference, of its rounding twin
+    and of the bundle's ONNX files. `twins` is a folder for graphs that are exported again in float32.
     """
     manifest = bundle.manifest
     precision, evidence = manifest.precision, Evidence()
@@ -67,12 +67,12 @@ def climb(
         if manifest.engines:
             evidence += compare(Rung("engine", precision), on_gpu, onnx, frames.times)
         evidence += compare(Rung("gpu", precision), on_gpu, fp32, frames.times)
-        evidence += Evidence(not_executed={"llm and head on the GPU": "the ladder is the vision side's"})
+        evidence += Evidence(not_executed={"llm and head on the GPU": "the ladder covers only the vision side"})
     return evidence
 
 
 def open_twins(bundle: Bundle, reference: PVC, names: Sequence[str], folder: Path) -> dict[str, Session]:
-    """Graphs like the bundle's, but in float32, exported for a check, and run by ONNX Runtime's CPU."""
+    """Export the bundle's graphs in float32 and open them in ONNX Runtime on the CPU."""
     manifest = bundle.manifest
     return open_graphs(
         reference, names, load_target(manifest.target), manifest.limits, folder, int8_states=manifest.int8_states
@@ -80,15 +80,15 @@ def open_twins(bundle: Bundle, reference: PVC, names: Sequence[str], folder: Pat
 
 
 def is_for_gpu(bundle: Bundle) -> bool:
-    """Whether its target has a runtime of its own: else the bundle's own rung is that of its target."""
+    """Whether the target has its own runtime; if not, the bundle's rung already is the target's."""
     return bool(bundle.manifest.engines) or load_target(bundle.manifest.target).runtime == "ort-cuda"
 
 
 def why_not_executed(bundle: Bundle) -> str | None:
-    """Why this machine does not run the bundle's target: no GPU, not the one, or engines that it cannot verify, which
-    are executable code; None if it does.
+    """Why this machine cannot run the bundle's target; None if it can.
 
-    Whatever goes wrong after that is an error of the bundle, and not a rung left out.
+    It may have no GPU, the wrong GPU, or engines that it cannot verify, which are executable code. Any failure after
+    this point is an error of the bundle, not a rung that could not run.
     """
     target = load_target(bundle.manifest.target)
     try:
@@ -102,5 +102,5 @@ def why_not_executed(bundle: Bundle) -> str | None:
 
 
 def open_on_target(bundle: Bundle) -> Bundle:
-    """The bundle as its target runs it."""
+    """Open the bundle in its target's runtime."""
     return open_bundle(bundle.folder, runtime="target", unchecked=True)

@@ -1,18 +1,19 @@
-"""Levels of parity: what a check compares, in the order in which a fault can come in.
+"""Levels of parity: the comparisons of a check, in the order in which a fault can enter.
 
-    A  graph         files, weights in place bit for bit, nodes as in a fresh export, every output seen
+    A  graph         files, weights in place bit for bit, nodes as in a fresh export, every output compared
     B  one step      a stream's first frame and first pass: nothing has been remembered yet
     C  shapes        other numbers of rows, the edges of buckets, the far end of the context
-    D  stream        frames after the first, against the reference's own streaming form and the whole clip
-    E  drift         far frames, where the clock has run ahead; drift/measure.py streams there without a gap
+    D  stream        frames after the first, against the reference's streaming form and the whole clip
+    E  drift         far frames, where the clock has run ahead; drift/measure.py streams there without a break
     F  window wrap   frames W - 1 to 2 W + 1, where the ring is overwritten for the first and the second time
     G  state rules   reset, interleave, fork, save: bit for bit (state/rules.py)
-    H  batch         rows of a batch against each alone
-    I  determinism   the same bits again: now, in a new session, in a new process
+    H  batch         each row of a batch against the same row alone
+    I  determinism   the same bits again: in this session, in a new session, in a new process
     J  decode        teacher-forced KL with margins, and each token the likeliest
     K  pixels, text  the runtime's resize and prompt, greedy answers, held-out questions
-A fault also fails every later level, so the first failing level identifies it. Two more levels are no check's: L, the
-defects that must be caught, is `pvc-export prove`, and M, random stories of several streams, the test suite.
+A fault also fails every later level, so the first failing level identifies it. Two more levels are outside the check:
+L, the planted defects that must be caught (`pvc-export prove`), and M, random stories of several streams (the test
+suite).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..terminal.numbers import share
 from .limits import beyond_limits
 from .metrics import Difference
 from .places import Place
@@ -38,7 +40,7 @@ def heading(level: str, between: str = " ") -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """How one level came out. passed is None where nothing of it was executed; detail says what, or why not."""
+    """Result of one level. passed is None if none of it was executed; detail says what was compared, or why not."""
 
     level: str
     passed: bool | None
@@ -51,8 +53,11 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """Something that holds or does not, without a tolerance. passed is None where it was not executed; detail says
-    what was tried, what is wrong, or why it was not executed; graph is the one that it is about, '' if it is none."""
+    """A requirement without a tolerance.
+
+    passed is None if it was not executed. detail says what was tried, what is wrong, or why it was not executed.
+    graph is the graph it concerns, '' if none.
+    """
 
     level: str
     name: str
@@ -61,22 +66,24 @@ class Rule:
     graph: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The detail says itself where nothing was executed."""
+        """As JSON; the detail of a rule that did not run says so."""
         return asdict(self) | ({"detail": f"not executed: {self.detail}"} if self.passed is None else {})
 
 
 def level_of(place: Place, window: int = 0, num_consecutive: int = 0) -> str:
-    """Where a difference shows. num_consecutive: frames of the clip, before the clock was let run ahead.
+    """The level of a difference at this place. num_consecutive: frames of the clip before its clock jumped ahead.
 
-    A step is of a graph of any origin, which has neither window nor clock: alone, or of a stream.
+    A step belongs to a graph of any origin, which has neither window nor clock. It is run alone or in a stream.
     """
     match place.kind:
         case "frame" if place.index > 0:
             if place.index >= num_consecutive:
                 return "E"
             return "D" if place.index < window - 1 else "F"
-        case "frame" | "pass" | "row" | "token":
+        case "frame" | "pass" | "row":
             return "B" if place.index == 0 else "D"
+        case "token":
+            return "D"  # the first token's logits have already read every frame and the prompt
         case "step":
             return "D" if place.run else "B"
         case "time":
@@ -89,7 +96,7 @@ def level_of(place: Place, window: int = 0, num_consecutive: int = 0) -> str:
 
 
 def verdicts_of(differences: Iterable[Difference], window: int = 0, num_consecutive: int = 0) -> dict[str, Verdict]:
-    """The levels at which tensors were compared: the worst of each, or what failed first."""
+    """Level -> verdict, for levels at which tensors were compared: the worst tensor, or the first that failed."""
     compared: dict[str, list[Difference]] = {}
     for difference in differences:
         compared.setdefault(level_of(difference.where, window, num_consecutive), []).append(difference)
@@ -97,16 +104,16 @@ def verdicts_of(differences: Iterable[Difference], window: int = 0, num_consecut
     for level, members in compared.items():
         wrong, worst = beyond_limits(members), max(members, key=Difference.share)
         what = f"{len(members)} tensor{'s' if len(members) > 1 else ''} compared"
-        detail = f"{what}, {worst.name} at {worst.share():.0%} of its limit"
+        detail = f"{what}, {worst.name} at {share(worst.share())} of its limit"
         if wrong:
-            beyond = f"{len(wrong)} of {len(members)} tensors beyond their limits"
+            beyond = f"{len(wrong)} of {len(members)} tensors over their limits"
             detail = f"{beyond}, first {wrong[0].name} at {wrong[0].where} ({wrong[0].rung})"
         verdicts[level] = Verdict(level=level, passed=not wrong, detail=detail)
     return verdicts
 
 
 def verdicts_of_rules(rules: Iterable[Rule]) -> Iterator[Verdict]:
-    """Of every level that has some: what holds is counted; what does not is told, and so is why nothing was asked."""
+    """One verdict per level that has rules: a count of those that hold, or the first broken one, or why none ran."""
     by_level: dict[str, list[Rule]] = {}
     for rule in rules:
         by_level.setdefault(rule.level, []).append(rule)
@@ -123,7 +130,7 @@ def verdicts_of_rules(rules: Iterable[Rule]) -> Iterator[Verdict]:
 
 
 def together(verdicts: Iterable[Verdict], why_not: Mapping[str, str]) -> dict[str, Verdict]:
-    """One verdict for each level of `why_not`: what failed, else all that was executed, else why nothing was."""
+    """One verdict per level of `why_not`: the first failure, else everything executed, else why nothing was."""
     found = {level: [Verdict(level=level, passed=None, detail=why)] for level, why in why_not.items()}
     for verdict in verdicts:
         found[verdict.level].append(verdict)

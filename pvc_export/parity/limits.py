@@ -1,11 +1,10 @@
-"""Limits: a committed factor times what rounding alone does to this model there; and what holds for any model.
+"""Limits: a committed factor times the effect of rounding on this model; and limits that hold for any model.
 
-The noise of a tensor is the worst of each metric over a neighbourhood of the place: all frames of the stream, all
-passes of the conversation, all rows of a probe (rounding.py measures it, in the same check). What is compared may be
-off by a factor times that. Where products round what they are fed to eight bits, noise comes in codes: a place where by
-chance no code differed counts as if one had (`least`). The factors, the ceilings of noise itself, and the limits of
-meaning (KL, near ties), which are no matter of one model's rounding, are in thresholds.json, with the experiment that
-chose them.
+The noise of a tensor is the worst of each metric over a neighbourhood of its place: all frames of the stream, all
+passes of the conversation, all rows of a probe (rounding.py measures it, in the same check). A compared tensor may be
+off by a factor times that noise. Where matmuls round their inputs to int8, noise comes in whole codes: a place where by
+chance no code differed counts as if one had (`least`). thresholds.json has the factors, the ceilings of the noise
+itself, the limits of KL and near ties, which do not depend on one model's rounding, and the experiment behind them all.
 """
 
 from __future__ import annotations
@@ -31,25 +30,25 @@ THRESHOLDS = Path(__file__).with_name("thresholds.json")
 GATED = ("rel_l2", "worst_token", "worst_value", "cosine_gap", "norm_gap")
 """The metrics that have limits; all of them must hold."""
 SHOWN = (*GATED, "max_abs")
-"""Those of which a row keeps the worst: a graph of any origin can be given a limit of the largest error too."""
+"""The metrics whose worst a row keeps: a graph of any origin may also have a limit of the largest error."""
 FLOOR = 1e-12
-"""The smallest limit: what float64, in which differences are computed, can still tell from zero."""
+"""The smallest limit: what float64, in which differences are computed, can still distinguish from zero."""
 CANCELLED = 0.1
-"""The norm's noise is what is left when errors cancel, which a few places may do by chance: it counts as this much of
-the relative L2 at least."""
+"""Errors partly cancel in the norm, at a few places by chance almost completely. So the norm's noise counts as at least
+this fraction of the relative L2's noise."""
 
 
 class NoiseTable:
-    """What rounding alone does to every tensor of a model, made from the differences of its `torch` rungs."""
+    """Rounding noise of every tensor of a model, from the differences of its `torch` rungs."""
 
     def __init__(self, differences: Iterable[Difference], rounding: Rounding | None = None) -> None:
-        """rounding: the coarsest one in what was measured, where it is not that of the dtypes."""
+        """rounding: the coarsest rounding in the measured model, if coarser than its dtype's."""
         self._rounding = rounding
         self._noise: dict[tuple[Precision, str, str], Limits] = {}
         self.add(differences)
 
     def add(self, differences: Iterable[Difference]) -> None:
-        """What else was measured: noise is the worst of all."""
+        """Add measurements; the noise is the worst of all."""
         for one in differences:
             if one.rung.kind == "torch":
                 noise = self._noise.setdefault((one.rung.dtype, one.name, one.where.kind), dict.fromkeys(GATED, 0.0))
@@ -57,20 +56,23 @@ class NoiseTable:
                     noise[metric] = max(noise[metric], float(getattr(one, metric)), key=nan_last)
 
     def at(self, one: Difference) -> Limits:
-        """The noise of what was compared, in its neighbourhood; where that place has none of its own, in any.
+        """The noise of a compared tensor at this kind of place, or if none was measured there, at any.
 
-        Raises SpecError if none was measured at all.
+        Raises SpecError if no noise was measured for it at all.
         """
         own = self._noise.get((one.rung.dtype, one.name, one.where.kind))
         if own is not None:
             return own
         others = [noise for key, noise in self._noise.items() if key[:2] == (one.rung.dtype, one.name)]
         if not others:
-            raise SpecError(f"no noise of '{one.name}' was measured in {one.rung.dtype}", cause="a tensor was added")
+            raise SpecError(
+                f"no rounding noise was measured for '{one.name}' in {one.rung.dtype}",
+                cause="a tensor was added without measuring its noise",
+            )
         return {metric: max((noise[metric] for noise in others), key=nan_last) for metric in GATED}
 
     def judged(self, one: Difference) -> Difference:
-        """With its noise and limits. Noise itself is held against the ceiling of its dtype."""
+        """The difference with its noise and limits. Noise itself is limited by the ceiling of its dtype."""
         if one.flaw:
             return one
         if one.rung.kind == "torch":
@@ -84,13 +86,13 @@ class NoiseTable:
 
 
 def factors_of(rung: Rung) -> Limits:
-    """Metric -> how many times the noise it may be. Raises SpecError for a rung that has none."""
+    """Metric -> allowed multiple of the noise. Raises SpecError for a rung without factors."""
     try:
         factors: Limits = thresholds()["factors"][str(rung.limits)]
     except KeyError:
         raise SpecError(
             f"{THRESHOLDS} has no factors for '{rung}'",
-            cause="a rung was added",
+            cause="a rung was added without measuring its factors",
             fix="measure them: python -m pvc_export.studies.limits --write",
         ) from None
     return factors
@@ -98,9 +100,9 @@ def factors_of(rung: Rung) -> Limits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """The worst of one tensor, or of one in every layer, on one rung over the stream.
+    """The worst of one tensor, or of the same tensor in every layer, on one rung over the stream.
 
-    worst  the difference that uses most of its limits;  peaks  for each metric the one that uses most of that limit
+    worst  the difference that uses most of its limits;  peaks  metric -> the difference that uses most of that limit
     """
 
     num_tensors: int = 1
@@ -139,16 +141,16 @@ class Row:
         return self.share() <= 1
 
     def share(self) -> float:
-        """How much of its limit the worst metric uses; above 1 fails."""
+        """Fraction of its limit that the worst metric uses; above 1 fails."""
         return self.worst.share()
 
     def text(self) -> str:
-        """The worst metric, its limit and where that comes from, in words."""
+        """The worst metric, its limit and the limit's origin, in words."""
         worst, metric = self.worst, self.worst_metric
         if worst.flaw:
             return f"{worst.flaw} at {worst.where}"
         limit = worst.limits[metric]
-        why = f", {limit / worst.noise[metric]:.3g} times the model's own noise" if worst.noise.get(metric) else ""
+        why = f", {limit / worst.noise[metric]:.3g} times the model's rounding noise" if worst.noise.get(metric) else ""
         return f"{metric.replace('_', ' ')} {getattr(worst, metric):.1e} (limit {limit:.1e}{why}) at {worst.where}"
 
     def to_json(self) -> dict[str, Any]:
@@ -172,7 +174,7 @@ def worst_metric(one: Difference) -> str:
 
 
 def worst_rows(differences: Iterable[Difference]) -> tuple[Row, ...]:
-    """The worst difference of every tensor on every rung, in order of first appearance. They were judged."""
+    """The worst difference of every tensor on every rung, in order of first appearance. All must have been judged."""
     found: dict[tuple[Rung, str, str], list[Difference]] = {}
     for one in differences:
         found.setdefault((one.rung, one.graph, one.tensor), []).append(one)
@@ -188,7 +190,7 @@ def _row_of(compared: Sequence[Difference]) -> Row:
 
 
 def join_rows(rows: Sequence[Row]) -> Row:
-    """One row of those of several tensors."""
+    """Join the rows of several tensors into one."""
     return Row(
         num_tensors=len(rows),
         num_compared=sum(row.num_compared for row in rows),
@@ -198,7 +200,7 @@ def join_rows(rows: Sequence[Row]) -> Row:
 
 
 def _peak(metric: str, compared: Sequence[Difference]) -> Difference:
-    """The one that uses most of that metric's limit, or without one has most of it."""
+    """The difference that uses most of that metric's limit, or if it has none, the largest."""
     return max(compared, key=lambda one: nan_last(getattr(one, metric)) / one.limits.get(metric, 1.0))
 
 
@@ -208,35 +210,35 @@ def nan_last(value: float) -> float:
 
 
 def beyond_limits(differences: Iterable[Difference]) -> list[Difference]:
-    """Those that no limit allows, in their order. They were judged."""
+    """The differences over their limits, in order. All must have been judged."""
     return [one for one in differences if not one.passed]
 
 
 def kind_of(graph: str, tensor: str) -> str:
-    """What a tensor is called together with those of the other layers: 'temporal/new', 'llm/new', 'llm/layer'."""
+    """Common name of a tensor and its counterparts in other layers: 'temporal/new', 'llm/new', 'llm/layer'."""
     if tensor.startswith("layer."):
         return f"{graph}/layer"
     return f"{graph}/{'new' if tensor.startswith(('new.', 'present.')) else tensor}"
 
 
 def near_tie(logits: Array, rounding: Rounding) -> float:
-    """The reference's margin, in logits, below which another token is rounding and no fault.
+    """The reference's margin, in logits, below which rounding explains another token.
 
-    Both tokens may be off by a committed part of the logits' root mean square.
+    Each of the two tokens may be off by a committed fraction of the logits' root mean square.
     """
     off = float(thresholds()["ties"][rounding])
     return 2 * off * float(np.sqrt(np.mean(np.square(logits, dtype=np.float64))))
 
 
 def kl_limit(rounding: Rounding) -> float:
-    """The committed limit of Conversation.scaled_kl, at any step of any answer."""
+    """The committed limit of Conversation.scaled_kl, for every step of every answer."""
     limit: float = thresholds()["kl"][rounding]
     return limit
 
 
 @cache
 def thresholds() -> dict[str, Any]:
-    """The whole file: 'factors' by rung and metric, 'ceilings', 'least', 'kl' and 'ties' by rounding, and under
-    'measured' the experiment that they come from."""
+    """The whole file: 'factors' by rung and metric; 'ceilings', 'least', 'kl' and 'ties' by rounding; and 'measured',
+    the experiment they come from."""
     data: dict[str, Any] = json.loads(THRESHOLDS.read_text(encoding="utf-8"))
     return data

@@ -1,6 +1,6 @@
-"""A difference: how far two arrays are apart (engines/metrics.py), with the name of what was compared.
+"""Difference: the metrics of two arrays (engines/metrics.py), with the name of the tensor and where it was compared.
 
-Integers and bool are equal or they are not: no number says how far apart they are.
+Integers and bool are equal or not; there is no measure of how far apart they are.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from engines.metrics import Metrics, metrics_of
 from .places import Place, Rung
 
 Limits = dict[str, float]
-"""Metric -> a number: how far off something may be, or what rounding does to it."""
+"""Metric -> a number: an allowed error, or the rounding noise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference(Metrics):
-    """One tensor of one run of a graph, against the neighbour on the ladder.
+    """One tensor of one run of a graph, compared with its neighbour on the ladder.
 
-    noise, limits  what rounding alone does there, and how far off it may be: empty until it was judged (limits.py)
+    noise, limits  the rounding noise there, and the allowed errors; empty until judged (limits.py)
     """
 
     rung: Rung
@@ -38,8 +38,8 @@ class Difference(Metrics):
         return f"{self.graph}/{self.tensor}"
 
     def share(self) -> float:
-        """How much of its limit the worst metric uses: above 1 fails, and infinite where no number says how far off it
-        is. It was judged."""
+        """Fraction of its limit that the worst metric uses. Above 1 fails; infinite if the arrays cannot be measured
+        against each other. The difference must have been judged."""
         if self.flaw:
             return inf
         return max((float(getattr(self, metric)) / limit for metric, limit in self.limits.items()), default=0.0)
@@ -49,7 +49,7 @@ class Difference(Metrics):
         return self.share() <= 1  # NaN is not
 
     def numbers(self) -> str:
-        """What has a limit, and the largest error, in words; else what is wrong."""
+        """The metrics that have limits and the largest error, in words; or the flaw, if there is one."""
         if self.flaw:
             return self.flaw.rstrip(",")
         said = [
@@ -59,8 +59,8 @@ class Difference(Metrics):
         return ", ".join(said if "max_abs" in self.limits else [*said, f"max abs {self.max_abs:.1e}"])
 
     def to_json(self) -> dict[str, Any]:
-        """`stage` is the rung; `shapes` and `num_different` are there only where something differs. Limits are those
-        of the rows."""
+        """As JSON. `stage` is the rung; `shapes` and `num_different` appear only if they differ. Limits are in the
+        rows."""
         numbers = {key: value for key, value in asdict(self).items() if key not in ("rung", "noise", "limits")}
         numbers["where"] = str(self.where)
         for key in ("shapes", "num_different"):
@@ -70,5 +70,5 @@ class Difference(Metrics):
 
 
 def compare_arrays(got: Array, want: Array, *, rung: Rung, graph: str, tensor: str, where: Place) -> Difference:
-    """The same, with the name of what was compared."""
+    """Measure the difference of two arrays, with the name of the tensor and where it was compared."""
     return Difference(rung=rung, graph=graph, tensor=tensor, where=where, **asdict(metrics_of(got, want)))

@@ -1,10 +1,10 @@
-"""Is this the released model? Its own code's recording, held against the reference with the same weights.
+"""Check that a checkpoint is the released model: compare a recording made by the model's own code with the reference.
 
-The recording (pvc_ref/checkpoint/record_original.py) has fixed inputs, and what every module of the original returned
-for them. The reference takes the same inputs in float32. What rounding alone does there, in the recording's dtype, is
-measured with the reference's twin (rounding.py), and the original may be off by the same factor of that as a bundle.
+The recording (pvc_ref/checkpoint/record_original.py) has fixed inputs and the outputs of every module of the original.
+The reference takes the same inputs in float32. Rounding noise in the recording's dtype is measured with the reference's
+twin (rounding.py), and the original may be off by the same multiple of it as a bundle.
 
-Unusual: nothing is fed from the recording but the inputs, so what follows the first difference differs as well.
+Note: only the inputs are fed from the recording, so everything after the first difference differs too.
 Dimension key:  T frames   S frame size   N positions   M tokens per frame   C width   E LLM width   L tokens of a text
 """
 
@@ -32,6 +32,7 @@ from pvc_ref.checkpoint.record_original import FEATURES, LOGITS, VERSION, evenly
 from pvc_ref.config import ShuffleOrder, TimeMode
 from pvc_ref.temporal import TemporalLayer, window_bias
 
+from ..terminal.numbers import share
 from .causes import CLOSE
 from .limits import NoiseTable, worst_metric
 from .metrics import Difference, compare_arrays
@@ -41,23 +42,23 @@ from .rounding import Reference
 
 PRECISIONS: dict[str, Precision] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
-"""What reading a file as a recording raises that is none."""
+"""Errors raised by reading a file that is not a recording."""
 INPUTS = ("frames", "before", "after")
 EMBEDDINGS, VISION_LAYER = "vision_model.embeddings", "vision_model.encoder.layers"
 LLM_LAYER, LLM_NORM = "language_model.model.layers", "language_model.model.norm"
 COARSEST = 0.25
-"""No limit of the relative L2 is larger: two models with nothing in common are apart by 1 or more."""
+"""The largest limit of the relative L2: two unrelated models differ by 1 or more."""
 NOTHING = (0,)
-"""The shape of a value that one side does not have."""
+"""The shape that stands for a value missing on one side."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recording:
-    """What a released model computed.
+    """A released model's inputs and module outputs.
 
     frames  (T, S, S, 3) uint8 RGB;  before, after  int64 (L,), the text around them
     values  name of a module of the original -> float32 (groups, rows, width)
-    made_by  the model's class and the versions that it ran with
+    made_by  the model's class and the package versions it ran with
     """
 
     precision: Precision
@@ -69,7 +70,7 @@ class Recording:
 
     @staticmethod
     def load(path: Path) -> Recording:
-        """Raises ModelError for a file that is no recording, or of another version."""
+        """Load a recording. Raises ModelError if the file is not one, or is of another version."""
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
@@ -77,7 +78,7 @@ class Recording:
             inputs = {name: arrays.pop(name) for name in INPUTS}
             version, precision = facts["version"], PRECISIONS[facts["dtype"]]
         except UNREADABLE as error:
-            raise _no_recording(path, f"is no recording of a model ({error})") from error
+            raise _no_recording(path, f"is not a recording of a model ({error})") from error
         if version != VERSION:
             raise _no_recording(path, f"is a recording of version {version}, expected {VERSION},")
         if absent := [name for name in (FEATURES, LOGITS) if name not in arrays]:
@@ -92,14 +93,14 @@ def _no_recording(path: Path, what: str) -> ModelError:
     return ModelError(
         f"{path} {what}",
         expected="a file made by record_original.py of this version",
-        cause="another file, or a download that was interrupted",
+        cause="the wrong file, or an interrupted download",
         fix="record it again: python record_original.py FOLDER RECORDING.npz",
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Every value of a recording against the reference's, judged, in the order in which they are computed."""
+    """Every value of a recording compared with the reference's and judged, in the order of computation."""
 
     precision: Precision
     made_by: str
@@ -108,7 +109,7 @@ class Comparison:
 
     @property
     def first(self) -> Difference | None:
-        """The first that differs."""
+        """The first value that differs."""
         return next((stage for stage in self.stages if not stage.passed), None)
 
     @property
@@ -131,9 +132,10 @@ class Comparison:
         if self.first is None:
             worst = max(self.stages, key=Difference.share)
             return (
-                f"equal: {len(self.stages)} values of {what}, at most {worst.share():.0%} of a limit ({worst.tensor})"
+                f"equal: {len(self.stages)} values of {what}, "
+                f"worst at {share(worst.share())} of its limit ({worst.tensor})"
             )
-        return f"different: not the model of {what}; the first value that differs is {self.first.tensor}"
+        return f"different from {what}; the first value that differs is {self.first.tensor}"
 
     def to_json(self) -> dict[str, Any]:
         stages = [
@@ -160,9 +162,10 @@ def _verdict(stage: Difference) -> str:
 
 
 def compare(model: PVC, recording: Recording) -> Comparison:
-    """Hold a recording against a float32 model. Raises ModelError if the model cannot take the recording's inputs.
+    """Compare a recording with a float32 model. Raises ModelError if the model cannot take the recording's inputs.
 
-    Where something differs, facts of config.json that the weights do not show are tried the other way, for the cause.
+    If something differs, other values of the facts in config.json that weights do not show are tried, to find the
+    cause.
     """
     compared = _compared(model, recording)
     if compared.first is None:
@@ -171,27 +174,28 @@ def compare(model: PVC, recording: Recording) -> Comparison:
 
 
 def _cause(model: PVC, recording: Recording, first: Difference) -> str:
-    """Of the first value that differs. What the same weights reproduce with another fact of config.json is certain."""
+    """The likely cause of the first value that differs. If the same weights reproduce the recording with another value
+    in config.json, the cause is certain."""
     if first.shapes is not None:
-        return "config.json belongs to another model: the number of layers or a width is not the original's"
+        return "config.json is from another model: the number of layers or a width differs from the original"
     other = try_candidates(_other_readings(model, first.tensor), recording)
     if other.reproduce:
         return f"config.json: the same weights reproduce the recording with {' or '.join(other.reproduce)}"
     if recording.precision != "fp32" and not first.share() > CLOSE:  # NaN is not
-        return f"rounding, if nothing else: a recording in {recording.precision} is coarse; make one in float32"
+        return f"perhaps only rounding, since a recording in {recording.precision} is coarse; make one in float32"
     stem, _, index = first.tensor.rpartition(".")
     if stem == VISION_LAYER and int(index) >= model.config.vision.num_trunk_layers:
         return OF_TEMPORAL_LAYERS
     if index == "0":
         return OF_FIRST_LAYERS[stem]
     if stem in OF_FIRST_LAYERS:
-        return f"weights of this layer alone, as the layer before it is equal: names or values of its tensors, {OURS}"
+        return f"weights of this layer, since the layer before it is equal: the names or values of its tensors {OURS}"
     return OF_OTHERS[first.tensor]
 
 
-OURS = "in this folder, are not those that were recorded"
+OURS = "in this folder differ from the recorded model's"
 OF_TEMPORAL_LAYERS = (
-    "what the layers that attend over time compute: which layers they are (num_temporal_layers), time_mode, or which "
+    "the layers that attend over time: which layers they are (num_temporal_layers), time_mode, or which "
     "tensor is which of alpha, adaln.w3 to w6, time_embedding and temporal_attn"
 )
 OF_FIRST_LAYERS = {
@@ -200,15 +204,16 @@ OF_FIRST_LAYERS = {
     "or the token embeddings, or weights",
 }
 OF_OTHERS = {
-    EMBEDDINGS: f"weights of vision_model.embeddings, {OURS}; or frames were normalised otherwise",
-    FEATURES: f"weights of mlp1, {OURS}; or the order in which patches are shuffled",
-    LLM_NORM: f"the weight of the last norm, {OURS}; or rms_norm_eps",
-    LOGITS: f"the weight of the head, {OURS}; or tie_word_embeddings",
+    EMBEDDINGS: f"the weights of vision_model.embeddings {OURS}, or frames were normalised differently",
+    FEATURES: f"the weights of mlp1 {OURS}, or patches are shuffled in another order",
+    LLM_NORM: f"the values of the last norm's weight {OURS}, or rms_norm_eps does",
+    LOGITS: f"the values of the head's weight {OURS}, or tie_word_embeddings does",
 }
 
 
 def _other_readings(model: PVC, first: str) -> dict[str, Callable[[], PVC]]:
-    """The same weights with facts of config.json changed that no weight shows, and that could differ first there."""
+    """The same weights with other facts of config.json: those that weights do not show and that could make `first` the
+    first difference."""
     config, changed = model.config, dict[str, PVCConfig]()
     if first == FEATURES and config.compressor.kind in ("pvc", "pixel_shuffle"):
         for order in get_args(ShuffleOrder):
@@ -221,7 +226,7 @@ def _other_readings(model: PVC, first: str) -> dict[str, Callable[[], PVC]]:
 
 
 def _read_as(model: PVC, config: PVCConfig) -> PVC:
-    """A model of another configuration that shares every weight."""
+    """A model of another configuration that shares every weight with `model`."""
     other = PVC.empty(config)
     other.load_state_dict(model.state_dict(), assign=True)
     return other
@@ -229,7 +234,7 @@ def _read_as(model: PVC, config: PVCConfig) -> PVC:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidates:
-    """Which of several readings of a checkpoint is the original: the names of those that reproduce its recording."""
+    """Several readings of a checkpoint. `reproduce` names those that reproduce the original's recording."""
 
     reproduce: tuple[str, ...]
     compared: dict[str, Comparison]
@@ -240,7 +245,7 @@ class Candidates:
 
 
 def try_candidates(candidates: Mapping[str, Callable[[], PVC]], recording: Recording) -> Candidates:
-    """Make each model, one at a time, and hold the recording against it. What a callable raises is not caught."""
+    """Make each model, one at a time, and compare the recording with it. Errors of the callables are not caught."""
     compared = {name: _compared(make(), recording) for name, make in candidates.items()}
     return Candidates(reproduce=tuple(name for name, one in compared.items() if one.passed), compared=compared)
 
@@ -251,11 +256,11 @@ def decide(
     recording: Recording,
     progress: Progress = lambda _: None,
 ) -> list[dict[str, str]]:
-    """Which mappings of a checkpoint's tensors reproduce the recording the furthest: one, if it tells them apart.
+    """The mappings of a checkpoint's tensors that reproduce the recording furthest: one, if it distinguishes them.
 
-    groups  of the mappings that are possible, parts of which any goes with any of the others, in the order in which a
-            frame passes them (Detection.groups)
-    Part after part: what a later one holds changes nothing in the layers before it.
+    groups  per part of the model, the possible mappings, in the order in which a frame passes the parts
+            (Detection.groups); any mapping of one part can be combined with any of another
+    The parts are decided one after another, since a later part changes nothing in the layers before it.
     """
     chosen: list[Mapping[str, str]] = [group[0] for group in groups]
     left: list[list[Mapping[str, str]]] = []
@@ -285,7 +290,7 @@ def _compared(model: PVC, recording: Recording) -> Comparison:
     noise = NoiseTable(
         reference.noise(own[name], noise_of[name], graph="original", tensor=name, where=WHOLE_TEXT) for name in own
     )
-    rung = Rung("bundle", recording.precision)  # whose limits hold: it too is a whole pass by somebody else's code
+    rung = Rung("bundle", recording.precision)  # its limits apply: this too is a whole pass by other code
     stages = []
     for name in dict.fromkeys((*own, *recording.values)):
         nothing = np.zeros(NOTHING)
@@ -296,7 +301,7 @@ def _compared(model: PVC, recording: Recording) -> Comparison:
 
 
 def _capped(stage: Difference) -> Difference:
-    if not stage.limits:  # one that no number describes
+    if not stage.limits:  # its arrays could not be measured
         return stage
     return replace(stage, limits=stage.limits | {"rel_l2": min(stage.limits["rel_l2"], COARSEST)})
 
@@ -306,17 +311,17 @@ def _check_inputs(model: PVC, recording: Recording) -> None:
     highest = max(int(ids.max(initial=0)) for ids in (recording.before, recording.after))
     if recording.frames.shape[1:] != (size, size, 3) or recording.frames.dtype != np.uint8 or highest >= vocab_size:
         raise ModelError(
-            f"the recording has frames {recording.frames.shape} {recording.frames.dtype} and token ids to {highest}",
-            expected=f"frames (T, {size}, {size}, 3) uint8 and ids below {vocab_size}, which the model takes",
+            f"the recording has frames {recording.frames.shape} {recording.frames.dtype} and token ids up to {highest}",
+            expected=f"frames (T, {size}, {size}, 3) uint8 and ids below {vocab_size}, as this model takes them",
             cause="the recording is of another model than the folder",
         )
 
 
 @torch.no_grad()
 def stage_values(model: PVC, recording: Recording) -> dict[str, Array]:
-    """What `model` computes of the recording's inputs, under the original's names and of the same rows.
+    """The model's outputs for the recording's inputs, under the original's names and for the same rows.
 
-    (T, rows, C) on the vision side, (1, rows, E) in the LLM, in the dtype that the model computes in.
+    (T, rows, C) on the vision side, (1, rows, E) in the LLM, in the model's dtype.
     """
     seen: dict[str, Tensor] = {}
     watched: dict[str, nn.Module] = {EMBEDDINGS: model.trunk.embeddings}
@@ -337,7 +342,7 @@ def stage_values(model: PVC, recording: Recording) -> dict[str, Array]:
 
 
 def _encode(model: PVC, frames: Tensor, seen: dict[str, Tensor]) -> Tensor:
-    """PVC.encode_clip of one clip (T, S, S, 3), (T, M, E), that also keeps what each temporal layer returns."""
+    """PVC.encode_clip of one clip (T, S, S, 3) to (T, M, E) that also keeps the output of each temporal layer."""
     num_frames = len(frames)
     times = model.frame_times(0, num_frames, total_frames=num_frames, device=frames.device)[None]
     x = model.trunk(frames)[None]

@@ -1,5 +1,5 @@
-"""Where a tensor was compared: on which rung of the ladder, and in which run of its graph. Words are made of these, and
-never taken apart again."""
+"""Location of a compared tensor: the rung of the ladder and the run of its graph. These are formatted as text but never
+parsed back."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ PlaceKind = Literal[
     "early",
 ]
 NUMBERED = ("frame", "time", "pass", "row", "token", "step", "position", "early")
-"""Kinds whose places follow one another, so that a curve can be drawn through them."""
+"""Kinds whose places form a sequence, so that a curve can be drawn through them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One run of a graph, or a part of several: 'frame 3', 'pass 7', 'token 2', 'stream 1 of 2', 'the whole text'.
+    """One run of a graph, or part of several runs: 'frame 3', 'pass 7', 'token 2', 'stream 1 of 2', 'the whole text'.
 
-    index  its number among places of its kind, from 0;  words: what it is called where kind and index are not enough
-    run    which of several runs through the same places: 'own state', 'time = 1'
+    index  number among the places of its kind, from 0;  words  its name if kind and index are not enough
+    run    the run, if several go through the same places: 'own state', 'time = 1'
     """
 
     kind: PlaceKind
@@ -60,7 +60,7 @@ def stream_place(row: int, num_streams: int) -> Place:
 
 
 def positions_place(first: int, last: int) -> Place:
-    """Rows of the LLM, both ends included."""
+    """Rows of the LLM from first to last, inclusive."""
     return Place("positions", first, f"positions {first}..{last}" if last > first else f"position {first}")
 
 
@@ -73,10 +73,10 @@ class Rung:
     """One rung of the ladder, which is compared with its neighbour:
 
     torch fp32            against torch fp64                             the reference's own rounding
-    torch fp16, bf16      every operation rounded, against torch fp32    what the dtype costs, islands included
-    onnx fp32             against torch fp32                             what the export costs
-    onnx fp16, bf16       against torch of that dtype                    the same, in the bundle's dtype
-    engine fp32, ...      against the ONNX file it was built from        what the compiler costs
+    torch fp16, bf16      every operation rounded, against torch fp32    the dtype's rounding, with islands
+    onnx fp32             against torch fp32                             the error of the export
+    onnx fp16, bf16       against torch of that dtype                    the error of the export, in the bundle's dtype
+    engine fp32, ...      against the ONNX file it was built from        the error of the compiler
     gpu fp32, ...         the target's own runtime, against torch fp32   the vision side on the device, all together
     bundle fp32, ...      a whole stream on the CPU, against torch fp32  all of it together, and the language side
     """
@@ -89,7 +89,7 @@ class Rung:
 
     @property
     def neighbour(self) -> str:
-        """What it is compared with, in words."""
+        """Description of the neighbour it is compared with."""
         return {
             "torch": "torch fp64" if self.dtype == "fp32" else "torch fp32",
             "onnx": f"torch {self.dtype}",
@@ -100,12 +100,12 @@ class Rung:
 
     @property
     def step(self) -> tuple[int, bool]:
-        """Where it is on the ladder, float32 first."""
+        """Sort key in the order of the ladder, float32 first."""
         return get_args(RungKind).index(self.kind), self.dtype != "fp32"
 
     @property
     def limits(self) -> Rung:
-        """The rung whose limits hold. No GPU has measured any yet: an engine may be off as the ONNX rung may, which is
-        the same graph in the same dtype, and in all as far as the bundle."""
+        """The rung whose limits apply. None have been measured on a GPU yet. So an engine gets the limits of the ONNX
+        rung, which is the same graph in the same dtype, and the whole GPU run those of the bundle."""
         stands_for: dict[RungKind, RungKind] = {"engine": "onnx", "gpu": "bundle"}
         return Rung(stands_for.get(self.kind, self.kind), self.dtype)

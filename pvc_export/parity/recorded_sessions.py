@@ -1,6 +1,6 @@
-"""Sessions that remember what they returned: how a check sees every output of every graph without its own runtime.
+"""Sessions that record their outputs, so that a check sees every output of every graph in the product's runtime.
 
-For a cache updated in place, only its new rows are recorded; of a state in codes, the values that they stand for.
+For a cache updated in place, only its new rows are recorded; for a state in codes, its values.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from engines.session import Session, Wrapped, written_rows
 from .value_states import decoded
 
 Calls = dict[str, list[dict[str, Array]]]
-"""For each graph, the outputs of each of its runs, in order, on the host."""
+"""Graph -> the outputs of each of its runs, in order, on the host."""
 
 
 class Recorder:
-    """Wraps sessions. Give `sessions` to whatever runs them, and read `calls` afterwards.
+    """Wrapper of sessions. Give `sessions` to whatever runs them, and read `calls` afterwards.
 
-    `frames` holds every frame that the trunk was fed, uint8 (S, S, 3).
+    `frames` has every frame fed to the trunk, uint8 (S, S, 3).
     """
 
     def __init__(self, sessions: Mapping[str, Session]) -> None:
@@ -30,7 +30,7 @@ class Recorder:
         self.sessions: dict[str, Session] = {name: Wrapped(s, self._run) for name, s in sessions.items()}
 
     def restart(self) -> Calls:
-        """Hand over what was recorded so far, and begin anew."""
+        """Return the calls recorded so far, and start a new recording."""
         calls, self.calls = self.calls, {name: [] for name in self.sessions}
         return calls
 
@@ -45,6 +45,6 @@ class Recorder:
 
 
 def _written(session: Session, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Array]:
-    """Of each cache that was updated in place, a copy of the rows of this call: (1, L, K, D)."""
+    """For each cache updated in place, a copy of the rows of this call: (1, L, K, D)."""
     states = session.spec.states if session.spec.aliases else ()
     return {state.output: written_rows(session, state, inputs, outputs) for state in states}

@@ -1,7 +1,7 @@
-"""A stream of a bundle as users run it, recorded: every output of every graph, up to where it ends.
+"""Recording of a bundle's stream, run the way users run it: every output of every graph, until the stream ends.
 
-A graph that returns NaN ends a stream, and that is a difference like any other: what was recorded until then is kept,
-and the values that are not finite are the last difference.
+A graph that returns NaN ends the stream. That is a difference like any other: everything recorded before it is kept,
+and the non-finite values are the last difference.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ from .recording import Frames, Progress, Recording, recording_of
 NUM_NEW_TOKENS = 16
 MIN_DECODED = 4
 FAR_FRAME = 4096
-"""A frame that a stream meets after minutes: beyond float16's integers, where a narrow clock would show."""
+"""A frame that a stream reaches after minutes. float16 does not represent all integers here, so a clock in a narrow
+dtype would show."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordedStream:
-    """What a stream returned: its vision calls on every frame, its language calls on those that fit, its answer.
+    """A stream's outputs: vision calls for every frame, language calls for the frames that fit, and the answer.
 
-    frames        those that went through all vision graphs
-    num_frames    consecutive frames that were fed: one more, where a graph returned NaN on it
-    vision        the outputs of `frames`
-    pixels, fed   the clip's frames as the reference resizes them, and those that reached the trunk
-    num_streamed  frames that the LLM was shown
+    frames        the frames that went through all vision graphs
+    num_frames    consecutive frames fed, including one on which a graph returned NaN
+    vision        the outputs for `frames`
+    pixels, fed   the clip's frames as the reference resizes them, and the frames that reached the trunk
+    num_streamed  frames that the LLM received
     forced        tokens fed after an answer that was too short to show decoding
-    stop          what ended the stream early: the runtime's words, and what is not finite, of the first graph only
+    stop          why the stream ended early: the runtime's error, and the non-finite outputs of the first such graph
     """
 
     frames: Frames
@@ -61,11 +62,11 @@ class RecordedStream:
 def stream_clip(
     bundle: Bundle, clip: list[Frame], *, num_frames: int, progress: Progress = lambda _: None
 ) -> RecordedStream:
-    """Push the first num_frames frames, ask, and let the clock jump. The vision side sees the whole clip anyway: with
-    num_frames 0 it is all that runs, and all that need be open."""
+    """Push the first num_frames frames, ask, and let the clock jump. The vision side always sees the whole clip. With
+    num_frames 0 only the vision side runs, and only its sessions must be open."""
     recorder = Recorder(bundle.sessions)
     total = len(clip) if bundle.manifest.time_mode == "fixed" else None
-    # One clip under one clock, so that every frame has its counterpart; what a re-anchor does is the runtime's tests'.
+    # One clip under one clock, so that every frame has its counterpart; the runtime's tests cover re-anchors.
     shown = replace(bundle, sessions=recorder.sessions)
     pixels = [resize_frame(frame[..., ::-1], size=bundle.manifest.shape.image_size) for frame in clip]
     times = list(range(len(clip)))
@@ -81,7 +82,7 @@ def stream_clip(
             tokens = stream.ask(QUESTION, max_new_tokens=NUM_NEW_TOKENS, keep=True).token_ids
             forced = _decode_a_little_more(stream, tokens)
             encoder = stream.vision
-        if num_frames < len(clip):  # the context is short
+        if num_frames < len(clip):  # the context is too short for the whole clip
             recorder.restart()
             encoder = VisionEncoder(recorder.sessions, time_divisor=total or 1)
             for image in pixels:
@@ -111,7 +112,7 @@ def stream_clip(
 
 
 def _early_end(calls: Calls, times: list[int], rung: Rung, error: NonFiniteError) -> Evidence:
-    """The first graph of which a call returned what is not finite. Raises the error if none was recorded."""
+    """Evidence of the first graph that returned non-finite values. Raises the error if no such call was recorded."""
     for graph in GRAPH_NAMES:
         for index, outputs in enumerate(calls.get(graph, ())):
             where = _where(graph, index, times)
@@ -136,7 +137,7 @@ def _where(graph: str, index: int, times: list[int]) -> Place:
 
 
 def _decode_a_little_more(stream: PVCStream, tokens: tuple[int, ...]) -> tuple[int, ...]:
-    """Feed tokens after an answer of a word or none, so that decoding is compared whatever the model says."""
+    """Feed tokens after a very short or empty answer, so that decoding is always compared."""
     forced = tuple(range(max(MIN_DECODED - len(tokens), 0)))
     for token in forced:
         stream.language.logits(stream.language.append(stream.language.embed([token])))
@@ -144,13 +145,13 @@ def _decode_a_little_more(stream: PVCStream, tokens: tuple[int, ...]) -> tuple[i
 
 
 def _jump(encoder: VisionEncoder, pixels: list[Array], bundle: Bundle, times: list[int]) -> None:
-    """Let the clock run ahead to frames that a clip does not reach, and encode one there. Slots stay where they are.
+    """Let the clock run ahead to frames that a clip does not reach, and encode one there. The slots do not move.
 
-    A table of times ends where it ends: there, what is compared last is one of its last rows.
+    With a table of times, the last comparison uses one of the table's last rows.
     """
     ring, num_times = encoder.ring, bundle.manifest.limits.num_times
     for target in (bundle.manifest.trained_frames - 1, FAR_FRAME) if num_times is None else (num_times - 1,):
-        if target > ring.num_frames:  # a model of few frames has passed the first one already
+        if target > ring.num_frames:  # with few trained frames, the clip is already past the first target
             ahead = target - ring.num_frames
             ring.num_frames += (-(-ahead // ring.window) if num_times is None else ahead // ring.window) * ring.window
             image = pixels[len(times) - len(pixels)]
@@ -161,13 +162,13 @@ def _jump(encoder: VisionEncoder, pixels: list[Array], bundle: Bundle, times: li
 def frames_that_fit(
     manifest: Manifest, loaded: LoadedModel, num_frames: int, *, num_tokens: int = NUM_NEW_TOKENS
 ) -> int:
-    """How many frames, question and answer fit in the bundle's context."""
+    """The number of frames that fit in the bundle's context with a question and an answer."""
     for count in range(num_frames, 0, -1):
         rows = len(loaded.prompt_ids(num_frames=count, question=QUESTION)) + num_tokens
         if rows <= manifest.limits.context:
             return count
     raise SpecError(
         f"the bundle's context of {manifest.limits.context} rows is too short for a check",
-        expected=f"room for one frame, a question and {num_tokens} tokens of answer",
+        expected=f"room for one frame, a question and an answer of {num_tokens} tokens",
         fix="export with a larger --context",
     )

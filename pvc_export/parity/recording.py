@@ -1,4 +1,4 @@
-"""A clip, shown to one rung of the ladder or another, and every output of the vision graphs that it returned."""
+"""Recording of a clip on any rung of the ladder: every output of the vision graphs."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from .rounding import Reference
 Progress = Callable[[float], None]
 """Called with the fraction done, 0 to 1."""
 Recording = list[dict[str, Array]]
-"""For every frame, each output of the vision graphs as 'graph/tensor'."""
+"""Per frame, each output of the vision graphs as 'graph/tensor'."""
 TRUNK_FEATURES, FEATURES, EMBEDS = "trunk/trunk_features", "temporal/features", "compressor/frame_embeds"
 SAMPLED_FRAMES = 3
-"""Of a large model so many frames are computed in float64: the noise of later ones is of the same size."""
+"""Frames of a large model that are computed in float64: the noise of later frames is of the same size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frames:
-    """What every rung is shown: pixels uint8 (S, S, 3) RGB, and the time of each frame.
+    """The input of every rung: pixels uint8 (S, S, 3) RGB, and the time of each frame.
 
     Times run 0, 1, 2, ... and then jump ahead by multiples of the window, so that slots stay where they are.
     """
@@ -46,7 +46,7 @@ class Frames:
     total_frames: int | None
 
     def first(self, count: int) -> Frames:
-        """The first ones alone."""
+        """The first `count` frames."""
         return replace(self, pixels=self.pixels[:count], times=self.times[:count])
 
     @property
@@ -56,7 +56,7 @@ class Frames:
 
 
 def check_frames(manifest: Manifest) -> Frames:
-    """The clip of a check, two windows and two frames, as the reference resizes it, before any jump of the clock."""
+    """The clip of a check, two windows and two frames, as the reference resizes it, without the clock's jumps."""
     clip = check_clip(2 * manifest.limits.window + 2)
     pixels = [resize_frame(frame[..., ::-1], size=manifest.shape.image_size) for frame in clip]
     total = len(clip) if manifest.time_mode == "fixed" else None
@@ -65,7 +65,7 @@ def check_frames(manifest: Manifest) -> Frames:
 
 @torch.no_grad()
 def run_torch(model: PVC, frames: Frames, temporal: GraphSpec, progress: Progress = lambda _: None) -> Recording:
-    """The reference's streaming form, in the model's own dtype, with the window and the names of a temporal graph."""
+    """Run the reference's streaming form in the model's dtype, with the window and the names of a temporal graph."""
     recording: Recording = []
     for tensors, times in torch_features(model, frames, temporal):
         with Float16Products():
@@ -78,7 +78,7 @@ def run_torch(model: PVC, frames: Frames, temporal: GraphSpec, progress: Progres
 def torch_features(
     model: PVC, frames: Frames, temporal: GraphSpec
 ) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-    """Of each frame what run_torch records before the compressor, and the frame's time, (1,)."""
+    """Per frame, the tensors that run_torch records before the compressor, and the frame's time, (1,)."""
     names, window = [state.output for state in temporal.row_states], window_of(temporal)
     state: VisionState | None = None
     for pixels, time in zip(frames.pixels, frames.times, strict=True):
@@ -97,14 +97,14 @@ def torch_features(
 def run_twin(
     reference: Reference, frames: Frames, temporal: GraphSpec, progress: Progress = lambda _: None
 ) -> Recording:
-    """The same of the model's twin: of every frame, or in float64 and of a large model of the first few."""
+    """Run the model's twin on every frame, or if it computes in float64 and is large, on the first few."""
     if reference.rung.dtype == "fp32" and not is_small(reference.model):
         frames = frames.first(SAMPLED_FRAMES)
     return run_torch(reference.twin, frames, temporal, progress)
 
 
 def noise_of(reference: Reference, own: Recording, twin: Recording, times: Sequence[int]) -> Evidence:
-    """What rounding does to every tensor of the frames that the twin computed."""
+    """Rounding noise of every tensor in the frames that the twin computed."""
     return Evidence(
         differences=tuple(
             reference.noise(value, theirs[name], graph=graph, tensor=tensor, where=Place("frame", time))
@@ -116,13 +116,13 @@ def noise_of(reference: Reference, own: Recording, twin: Recording, times: Seque
 
 
 def run_reference(reference: Reference, frames: Frames, temporal: GraphSpec) -> tuple[Recording, Evidence]:
-    """What the model says of every frame, and its noise."""
+    """The model's outputs for every frame, and their noise."""
     own = run_torch(reference.model, frames, temporal)
     return own, noise_of(reference, own, run_twin(reference, frames, temporal), frames.times)
 
 
 def twin_embeds(own: Recording, twin: Recording, num_frames: int) -> Array:
-    """frame_embeds (num_frames, M, E) of the twin. A frame that it did not compute is off as one that it did."""
+    """frame_embeds (num_frames, M, E) of the twin. A frame it did not compute gets the error of one it did."""
     found = []
     for index, frame in enumerate(own[:num_frames]):
         known = index % len(twin)
@@ -138,7 +138,7 @@ def window_of(temporal: GraphSpec) -> int:
 
 
 def run_sessions(sessions: Mapping[str, Session], frames: Frames, progress: Progress = lambda _: None) -> Recording:
-    """Any set of vision sessions, through the encoder that streams use."""
+    """Run any set of vision sessions through the encoder that streams use."""
     recorder = Recorder({name: sessions[name] for name in VISION_GRAPHS})
     encoder = VisionEncoder(recorder.sessions, time_divisor=frames.total_frames or 1)
     for index, (pixels, time) in enumerate(zip(frames.pixels, frames.times, strict=True)):
@@ -149,7 +149,7 @@ def run_sessions(sessions: Mapping[str, Session], frames: Frames, progress: Prog
 
 
 def recording_of(calls: Calls) -> Recording:
-    """The vision side of recorded calls, frame by frame."""
+    """The vision outputs of recorded calls, frame by frame."""
     return [
         {f"{graph}/{name}": array for graph, outputs in zip(VISION_GRAPHS, frame, strict=True)
          for name, array in outputs.items()}
@@ -158,7 +158,7 @@ def recording_of(calls: Calls) -> Recording:
 
 
 def compare(rung: Rung, got: Recording, want: Recording, times: Sequence[int]) -> Evidence:
-    """Hold every tensor of every frame against the neighbour's. times: which frames these are."""
+    """Compare every tensor of every frame with the neighbouring rung's. times: the frames' times."""
     return Evidence(
         differences=tuple(
             compare_arrays(mine[name], value, rung=rung, graph=graph, tensor=tensor, where=Place("frame", time))
@@ -170,6 +170,6 @@ def compare(rung: Rung, got: Recording, want: Recording, times: Sequence[int]) -
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:
-    """numpy has no bfloat16: its values become float32, exactly."""
+    """Convert to numpy, which has no bfloat16: its values become float32, exactly."""
     array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array

@@ -1,4 +1,4 @@
-"""The report of a parity check: for people, for machines, and the receipt that a bundle carries."""
+"""Report of a parity check: text for people, JSON for machines, and the receipt stored in the bundle."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from engines.manifest import Manifest
 from engines.spec import GRAPH_NAMES, Precision, Rounding
 
+from ..terminal.numbers import share
 from .causes import Cause, cause_of
 from .culprit.record import Culprit, Repair
 from .drift.report import DriftReport
@@ -20,15 +21,16 @@ from .places import Rung
 
 PARITY_NAME = "parity.json"
 MOST_OF_A_KIND = 6
-"""Faults of one kind that a text tells one by one."""
+"""Faults of one kind that a text lists individually."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParityReport(Evidence):
-    """What was compared, and how it came out.
+    """Everything that was compared, and the verdict.
 
-    drift    a long stream's, if one was measured;  repair  what made the check pass, if that was tried
-    culprit  of a failed check, the first wrong operation; None if every operation is right, or nobody `looked`
+    drift    drift of a long stream, if measured;  repair  the change that made the check pass, if one was tried
+    culprit  the first wrong operation of a failed check; None if every operation is right or none was searched
+    looked   whether the culprit was searched for
     """
 
     precision: Precision
@@ -44,24 +46,26 @@ class ParityReport(Evidence):
 
     @property
     def passed(self) -> bool:
-        """Of what was executed, nothing was wrong."""
+        """Whether nothing that was executed is wrong."""
         return not self.faults()
 
     def faults(self) -> list[Fault]:
-        """Everything that is wrong: first what the others follow from, and rows in the order of the graphs."""
+        """Everything that is wrong, causes before consequences, and rows in the order of the graphs."""
         return list(self._faults())
 
     def _faults(self) -> Iterator[Fault]:
         for graph, names in self.wrong_weights.items():
-            what = f"{len(names)} not the reference's: {_some([f'{name} ({why})' for name, why in names.items()])}"
+            what = (
+                f"{len(names)} differ from the reference: {_some([f'{name} ({why})' for name, why in names.items()])}"
+            )
             yield Fault(kind="weights", part=graph, about=f"weights of '{graph}'", what=what)
         for row in sorted(self.rows, key=lambda row: GRAPH_NAMES.index(row.graph)):
             if not row.passed:
                 yield Fault(kind="row", part=row.name, about=row.name, what=row.text())
         if self.missing:
-            yield Fault(kind="missing", part="", about="never seen, so never compared", what=_some(self.missing))
+            yield Fault(kind="missing", part="", about="outputs never compared", what=_some(self.missing))
         if self.stopped:
-            yield Fault(kind="stopped", part="", about="the stream ended there", what=self.stopped)
+            yield Fault(kind="stopped", part="", about="the stream ended early", what=self.stopped)
         for wrong in self.wrong_tokens:
             yield Fault(kind="token", part="", about="greedy answer", what=wrong)
         limit = kl_limit(self.rounding)
@@ -81,40 +85,40 @@ class ParityReport(Evidence):
 
     @property
     def first_failed_graph(self) -> str | None:
-        """The first graph that is wrong, in the order in which a frame and then its text pass through."""
+        """The first wrong graph, in the order in which a frame and then its text pass through them."""
         failed = {row.graph for row in self.rows if not row.passed} | set(self.wrong_weights)
         failed |= {rule.graph for rule in self.rules if rule.passed is False}
         return next((name for name in GRAPH_NAMES if name in failed), None)
 
     @property
     def first_failed_level(self) -> str | None:
-        """Where the first graph that failed did so first: any later failure, of graph or level, is a consequence."""
+        """The level at which the first failed graph failed first; later failures follow from it."""
         graph = self.first_failed_graph
         wrong = beyond_limits(one for one in self.differences if one.graph == graph)
         return level_of(wrong[0].where, self.window, self.num_frames) if wrong else None
 
     def left_out(self) -> dict[str, str]:
-        """What could not run, and why: rungs of the ladder, and rules."""
+        """Rungs and rules that could not run, and why."""
         rules = {f"level {rule.level}, {rule.name}": rule.detail for rule in self.rules if rule.passed is None}
         return self.not_executed | rules
 
     @property
     def is_computed_wider(self) -> bool:
-        """Whether what ran computed narrower graphs in float32: then no device's arithmetic was seen."""
+        """Whether narrower graphs were computed in float32, so that no device's arithmetic was exercised."""
         return self.precision != "fp32" and self.computed_in == "float32"
 
     # -- levels --------------------------------------------------------------------------------------------------
 
     def levels(self) -> dict[str, Verdict]:
-        """How every level came out, A to K."""
-        why_not = "not reached: the stream had ended" if self.stopped else "not part of this check"
+        """The verdict of every level, A to K."""
+        why_not = "not reached: the stream ended early" if self.stopped else "not part of this check"
         return together(self._verdicts(), dict.fromkeys(TITLES, why_not) | {"H": "the bundle serves one stream"})
 
     def _verdicts(self) -> Iterator[Verdict]:
-        """One for each level and way of looking at it."""
+        """One verdict per level and kind of evidence."""
         yield from verdicts_of(self.differences, self.window, self.num_frames).values()
         weights = sum(map(len, self.wrong_weights.values()))
-        unseen = f", {len(self.missing)} outputs never seen" if self.missing else ", every output seen"
+        unseen = f", {len(self.missing)} outputs never compared" if self.missing else ", every output compared"
         graph = f"{self.num_weights} weights bit-equal" + (f", {weights} not" if weights else unseen)
         yield Verdict(level="A", passed=not (self.missing or weights), detail=graph)
         if self.conversations:
@@ -134,7 +138,7 @@ class ParityReport(Evidence):
     # -- for people ----------------------------------------------------------------------------------------------
 
     def kinds(self) -> dict[Rung, list[Row]]:
-        """For every rung, in the order of the ladder, one row of all that share limits."""
+        """Rung -> one joined row per kind of tensor, in the order of the ladder."""
         found: dict[Rung, dict[str, list[Row]]] = {}
         for row in self.rows:
             found.setdefault(row.rung, {}).setdefault(row.kind, []).append(row)
@@ -142,62 +146,60 @@ class ParityReport(Evidence):
         return {rung: [join_rows(rows) for rows in found[rung].values()] for rung in rungs}
 
     def heading(self, rung: Rung) -> str:
-        """A rung, and what its graphs were computed in where that is not its dtype."""
+        """Name of a rung, with the dtype its graphs were computed in if that is not its own."""
         wider = rung.kind in ("onnx", "bundle") and rung.dtype != "fp32"
         return f"{rung} (computed in {self.computed_in})" if wider else str(rung)
 
     def table(self) -> list[str]:
-        """Lines for people: each rung, in it the worst row of each kind of tensor, and the levels."""
+        """Lines for people: the worst row of each kind of tensor per rung, then the levels."""
         lines = []
         for rung, rows in self.kinds().items():
             lines.append(f"{self.heading(rung)}, against {rung.neighbour}")
+            lines.append(f"  {'':<35} {'max abs':>8} {'rel L2':>8} {'1-cosine':>8} {'of limit':>9}")
             for row in rows:
                 worst, count = row.worst, row.num_tensors
                 name = row.kind + (f" (worst of {count})" if count > 1 else "")
                 numbers = worst.flaw or (
-                    f"max abs {worst.max_abs:.1e}  relative L2 {worst.rel_l2:.1e}  "
-                    f"worst token {worst.worst_token:.1e}  1 - cosine {worst.cosine_gap:.1e}  "
-                    f"norm {worst.norm_gap:.1e}  {worst.sqnr_db:.0f} dB"
+                    f"{worst.max_abs:>8.1e} {worst.rel_l2:>8.1e} {worst.cosine_gap:>8.1e} {share(row.share()):>9}"
                 )
-                lines.append(
-                    f"  {'ok  ' if row.passed else 'FAIL'} {name:<30} {numbers}   {row.share():.0%} of its limit"
-                )
+                lines.append(f"  {'ok  ' if row.passed else 'FAIL'} {name:<30} {numbers}")
         lines += self._conversation_lines()
         if self.answers:
-            lines += ["held-out questions with known answers, each rung fed the reference's (torch fp32)"]
+            lines += ["held-out questions with known answers, each rung fed the tokens of the reference (torch fp32)"]
             lines += [rung.line() for rung in self.answers]
         lines += ["levels", *(verdict.line() for verdict in self.levels().values())]
         return lines + [f"{name}: not executed: {reason}" for name, reason in self.not_executed.items()]
 
     def _conversation_lines(self) -> list[str]:
-        """A line for every kind of prompt: greedy answers, and both sides fed the reference's."""
+        """One line per kind of prompt: equal greedy answers, and the teacher-forced scores."""
         if not self.conversations:
             return []
         limit = kl_limit(self.rounding)
         lines = [
-            f"conversations (computed in {self.computed_in}), against torch fp32; limit of KL / mean square {limit:.1e}"
+            f"conversations (computed in {self.computed_in}), against torch fp32; KL / mean square limit {limit:.1e}",
+            f"  {'':<21} {'equal':>7} {'KL max':>8} {'KL mean':>8} {'of limit':>9} {'top-1':>7} {'top-5':>7}",
         ]
         for kind in dict.fromkeys(c.kind for c in self.conversations):
             group = [c for c in self.conversations if c.kind == kind]
             steps = sum(c.num_steps for c in group)
             bad = any(c.fault(limit) for c in group)
+            equal, top1, top5 = sum(c.equal for c in group), *(sum(c.num_same(k) for c in group) for k in (1, 5))
             lines.append(
-                f"  {'FAIL' if bad else 'ok  '} {kind:<8} {sum(c.equal for c in group)}/{len(group)} answers equal   "
-                f"KL max {max(c.max_kl for c in group):.1e} mean {sum(c.mean_kl for c in group) / len(group):.1e}   "
-                f"{max(c.scaled_kl for c in group) / limit:.0%} of its limit   "
-                f"top-1 {sum(c.num_same(1) for c in group)}/{steps}   top-5 {sum(c.num_same(5) for c in group)}/{steps}"
+                f"  {'FAIL' if bad else 'ok  '} {kind:<16} {f'{equal}/{len(group)}':>7} "
+                f"{max(c.max_kl for c in group):>8.1e} {sum(c.mean_kl for c in group) / len(group):>8.1e} "
+                f"{share(max(c.scaled_kl for c in group) / limit):>9} {f'{top1}/{steps}':>7} {f'{top5}/{steps}':>7}"
             )
         return lines
 
     def computed(self) -> str:
-        """The dtype of the bundle, and what it was computed in."""
+        """The dtype of the bundle, and the dtype it was computed in."""
         return f"{self.precision}, computed in {self.computed_in}"
 
     def summary(self) -> str:
         return f"{'pass' if self.passed else 'FAIL'}: {self.outcome()}"
 
     def outcome(self) -> str:
-        """How much was compared, and how it came out, on one line."""
+        """The amounts compared and the results, on one line."""
         said = self.conversations
         answers = f", {sum(c.equal for c in said)}/{len(said)} answers equal" if said else ""
         if self.answers:
@@ -206,8 +208,8 @@ class ParityReport(Evidence):
                 f", {own.accuracy:.1%} of {own.num_questions} questions right ({own.agreement:.2%} as the reference)"
             )
         return (
-            f"{self.num_weights} weights bit-equal, {len(self.rows)} rows over {self.num_frames} frames at most at "
-            f"{self.worst_row.share():.0%} of their limits, {self.num_equal_tokens}/{self.num_tokens} tokens equal"
+            f"{self.num_weights} weights bit-equal, {len(self.rows)} rows over {self.num_frames} frames, worst at "
+            f"{share(self.worst_row.share())} of its limit, {self.num_equal_tokens}/{self.num_tokens} tokens equal"
             f"{answers}"
         )
 
@@ -216,11 +218,11 @@ class ParityReport(Evidence):
         return max(self.rows, key=Row.share)
 
     def cause(self) -> Cause:
-        """What is to blame for a check that failed, as far as it can tell."""
+        """The most likely cause of a failed check."""
         return cause_of(self, {fault.kind for fault in self.faults()})
 
     def failure_text(self) -> str:
-        """What is wrong, where it begins and what to do, in lines; empty for a pass."""
+        """The faults, where they begin and what to do, in lines; empty for a pass."""
         faults = self.faults()
         if not faults:
             return ""
@@ -229,7 +231,7 @@ class ParityReport(Evidence):
             members = [fault.text for fault in faults if fault.kind == kind]
             lines += [f"  {text}" for text in members[:MOST_OF_A_KIND]]
             if len(members) > MOST_OF_A_KIND:
-                lines.append(f"  and {len(members) - MOST_OF_A_KIND} more like the last")
+                lines.append(f"  and {len(members) - MOST_OF_A_KIND} more of this kind")
         if self.first_failed_graph:
             level = self.first_failed_level
             lines.append(f"First failing graph: '{self.first_failed_graph}'" + (f", at level {level}" if level else ""))
@@ -242,7 +244,7 @@ class ParityReport(Evidence):
     # -- for machines --------------------------------------------------------------------------------------------
 
     def receipt(self) -> dict[str, Any]:
-        """The lines of the manifest that say how this bundle was checked."""
+        """The manifest's entry about how this bundle was checked."""
         worst = self.worst_row
         return {
             "passed": self.passed,
@@ -267,7 +269,7 @@ class ParityReport(Evidence):
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The receipt, every fault, every row, and every single difference ('frames'), for curves."""
+        """The receipt, every fault, every row, and every single difference ('frames', for curves)."""
         limit = kl_limit(self.rounding)
         searched = {"culprit": self.culprit and self.culprit.to_json(), "repair": self.repair and self.repair.to_json()}
         return {
@@ -287,7 +289,7 @@ class ParityReport(Evidence):
 
 
 def judge(evidence: Evidence, manifest: Manifest, *, num_frames: int, computed_in: str = "float32") -> ParityReport:
-    """Hold what was found against its limits. num_frames: of the stream, before its clock was let jump."""
+    """Check the evidence against its limits. num_frames: frames of the stream before its clock jumped."""
     noise = NoiseTable(evidence.differences, manifest.rounding)
     found = evidence.parts()
     found["differences"] = tuple(map(noise.judged, evidence.differences))

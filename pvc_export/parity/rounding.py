@@ -1,14 +1,14 @@
-"""What rounding alone does to a model: the reference beside a twin that rounds otherwise, on the same inputs.
+"""Rounding noise of a model: the reference and its rounding twin, the same model in another dtype, on the same inputs.
 
     fp32         the twin computes in float64; the difference is the reference's own rounding
-    fp16, bf16   the twin rounds every operation to that dtype, float32 islands as exported
+    fp16, bf16   the twin rounds every operation to that dtype, with float32 islands as exported
 
-Angles of RoPE and of the clock are products of a position and a frequency. Graph and reference round them alike, to
-float32, and so does the twin in float64: without that the far positions would look up to 75 times as noisy as they
-are, just where faults of RoPE show.
-Where products round what they are fed (graphs/eight_bits.py), the twin rounds its own: a value that lies near the
-middle of two codes takes the other one, and so twin and reference part as a graph and the reference do.
-Weights of products are cast when they are used, one at a time: a float64 copy of 8 B parameters would take 64 GB.
+Angles of RoPE and of the clock are a position times a frequency. Graph and reference both round them to float32, and so
+does the twin in float64. Otherwise far positions would look up to 75 times as noisy as they are, exactly where faults
+of RoPE show.
+Where matmuls round their inputs (graphs/eight_bits.py), the twin rounds its own inputs: a value near the middle between
+two codes takes the other code, so twin and reference differ in the way a graph and the reference do.
+Weights of matmuls are cast one at a time when used: a float64 copy of 8 B parameters would take 64 GB.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from .places import Place, Rung
 
 
 class _CastLinear(nn.Linear):
-    """A linear layer in another dtype than its weight is stored in."""
+    """A linear layer that computes in another dtype than its weight is stored in."""
 
     dtype: torch.dtype
     is_cast = False
-    """Whether the weight has been cast: rounded to float16 it may still be a float32 one (float16_on_cpu.py)."""
+    """Whether the weight has been cast. One rounded to float16 may still be stored as float32 (float16_on_cpu.py)."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight if self.is_cast else self.weight.to(self.dtype)
@@ -44,7 +44,7 @@ class _CastLinear(nn.Linear):
 
 
 class _CastEmbedding(nn.Embedding):
-    """A table in another dtype than it is stored in."""
+    """An embedding table that returns rows in another dtype than it is stored in."""
 
     dtype: torch.dtype
 
@@ -53,7 +53,7 @@ class _CastEmbedding(nn.Embedding):
 
 
 class _Float32Angles(Decoder):
-    """A decoder in float64 that rotates by the angles of float32."""
+    """A float64 decoder that rotates by float32 angles."""
 
     def angles(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         cos, sin = rope_angles(position_ids, self.config.attention_head_dim, self.config.rope_theta, torch.float32)
@@ -61,11 +61,11 @@ class _Float32Angles(Decoder):
 
 
 AT_CALL: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _CastLinear, nn.Embedding: _CastEmbedding}
-"""Modules that hold nearly all of a model, and what casts their weight when it is used."""
+"""Modules with nearly all of a model's weights -> the class that casts the weight when it is used."""
 
 
 def rounding_twin(model: PVC, precision: Precision, islands: Sequence[str] = ()) -> PVC:
-    """The twin of a float32 model. It shares the weights of its products, so it needs little memory beside it."""
+    """The twin of a float32 model. It shares the weights of matmuls with it, so it needs little extra memory."""
     wide = precision == "fp32"
     dtype = torch.float64 if wide else TORCH_DTYPE[precision]
     kept = set() if wide else kept_wide(model, islands)
@@ -84,7 +84,7 @@ def rounding_twin(model: PVC, precision: Precision, islands: Sequence[str] = ())
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A float32 model and its twin. `rung` is the one that compares the two: 'torch fp32' or that of a narrow dtype."""
+    """A float32 model and its twin. `rung` is the rung that compares them: 'torch fp32' or one of a narrow dtype."""
 
     model: PVC
     twin: PVC
@@ -96,16 +96,16 @@ class Reference:
 
     @property
     def rounding(self) -> Rounding:
-        """The coarsest one in it."""
+        """The coarsest rounding in the model."""
         is_coarse = any(isinstance(module, EightBitLinear) for module in self.model.modules())
         return "int8" if is_coarse else self.rung.dtype
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the twin computes in."""
+        """The twin's compute dtype."""
         return torch.float64 if self.rung.dtype == "fp32" else TORCH_DTYPE[self.rung.dtype]
 
     def noise(self, own: Array, twin: Array, *, graph: str, tensor: str, where: Place) -> Difference:
-        """How far rounding puts the coarser of the two from the finer one: from float64 in fp32, else from float32."""
+        """The coarser run's difference from the finer one: from float64 in fp32, else from float32."""
         got, want = (own, twin) if self.rung.dtype == "fp32" else (twin, own)
         return compare_arrays(got, want, rung=self.rung, graph=graph, tensor=tensor, where=where)

@@ -1,10 +1,11 @@
-"""A bundle's graphs are built as a fresh export of the reference is: operators, attributes, wiring, constants.
+"""Structure check: a bundle's graphs must equal a fresh export of the reference in operators, attributes, wiring and
+constants.
 
-What float16's noise covers, an epsilon, a scale or a mean that is a little off, no comparison of numbers shows. So each
-graph is exported anew, as the manifest says that it was made, and held against the bundle's node by node. Names are
-free, all else is not: a constant is compared bit for bit, but for the weights, which weights.py has compared.
-Other versions of the exporter write other graphs. A bundle that they made differs without being wrong, so then nothing
-is said of it.
+An epsilon, a scale or a mean that is slightly off can disappear in float16's noise, where comparing outputs cannot show
+it. Each graph is therefore exported again as the manifest describes, and compared with the bundle's node by node. Names
+may differ, nothing else: constants are compared bit for bit, except the weights, which weights.py has compared.
+Other versions of the exporter write other graphs. A bundle exported with them differs without being wrong, so the rule
+is then not executed.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from .levels import Rule
 from .weights import HeldWeights, evidence_of, held_weights, weights_of
 
 FEW = 8
-"""Values of a constant that are shown."""
+"""Number of a constant's values that are shown."""
 
 
 def compare_graphs(folder: Path, manifest: Manifest, loaded: LoadedModel, fresh: FreshGraphs) -> Evidence:
-    """Weights and structure of every graph of a bundle: one rule a graph, and the weights that are not in place."""
+    """Compare weights and structure of every graph of a bundle: one rule per graph, and the weights not in place."""
     weights = weights_of(manifest, loaded.model)
     held: dict[str, HeldWeights] = {}
     rules = []
@@ -49,17 +50,17 @@ def compare_graphs(folder: Path, manifest: Manifest, loaded: LoadedModel, fresh:
 
 
 def _other_versions(manifest: Manifest) -> str:
-    """Packages that shape a graph and are others here than where the bundle was made; '' if there are none."""
+    """Packages that affect a graph and have another version here than at export, in words; '' if there are none."""
     there, here = manifest.versions, installed(EXPORTER)
     return ", ".join(
-        f"{name} {there.get(name, 'of an unknown version')}, here {version}"
+        f"{name} {there.get(name, 'of unknown version')}, here {version}"
         for name, version in here.items()
         if there.get(name) != version
     )
 
 
 def _rule(file: GraphFile, held: HeldWeights, exports: FreshGraphs, manifest: Manifest) -> Rule:
-    """What came of comparing one graph."""
+    """Compare the structure of one graph."""
     name = f"structure of '{file.graph}'"
     try:
         fresh = exports.graph(file.graph, manifest)
@@ -70,27 +71,29 @@ def _rule(file: GraphFile, held: HeldWeights, exports: FreshGraphs, manifest: Ma
         detail = f"{len(file.nodes)} nodes and {len(file.constants)} constants as in a fresh export"
         return Rule(level="A", name=name, graph=file.graph, passed=True, detail=detail)
     more = f", and {len(found) - 1} more differences" if len(found) > 1 else ""
-    detail = f"unlike a fresh export of the reference: {found[0]}{more}"
+    detail = f"differs from a fresh export of the reference: {found[0]}{more}"
     if versions := _other_versions(manifest):
-        detail = f"{detail}. It was exported with other versions, which may write it otherwise: {versions}"
+        detail = (
+            f"{detail}. The bundle was exported with other versions, which may write the graph differently: {versions}"
+        )
     return Rule(level="A", name=name, graph=file.graph, passed=None if versions else False, detail=detail)
 
 
 @dataclass(slots=True)
 class Comparison:
-    """A graph beside a fresh export of it. `places`: where it reads weights, whose values are not compared here."""
+    """A graph and its fresh export. `places`: where it reads weights, whose values are not compared here."""
 
     found: GraphFile
     fresh: GraphFile
     places: frozenset[Place]
     _names: dict[str, str] = field(default_factory=dict)
-    """What the found graph calls a value of the fresh one."""
+    """Name of a value in the fresh graph -> its name in the bundle's graph."""
 
     def differences(self) -> Iterator[str]:
-        """In words, first of the interface, then in the order of the nodes."""
+        """The differences in words: first the interface, then in the order of the nodes."""
         yield from self._of_the_interface()
         self._names |= {value.name: value.name for value in self.fresh.model.graph.input}
-        self._names[""] = ""  # an input that is left out
+        self._names[""] = ""  # an omitted input
         found, fresh = ([_kind(file, index) for index in range(len(file.nodes))] for file in (self.found, self.fresh))
         matches = SequenceMatcher(None, found, fresh, autojunk=False).get_opcodes() if found != fresh else None
         for tag, start, stop, begin, end in matches or [("equal", 0, len(found), 0, len(fresh))]:
@@ -99,12 +102,12 @@ class Comparison:
                     yield from self._of_a_node(index, other)
             else:
                 if stop > start:
-                    yield f"it has {self._run(self.found, start, stop)}, which a fresh export has not"
+                    yield f"it has {self._run(self.found, start, stop)}, which a fresh export does not have"
                 if end > begin:
                     yield f"it lacks {self._run(self.fresh, begin, end)}"
         for value in self.fresh.model.graph.output:
             if self._names.get(value.name) != value.name:
-                yield f"the output '{value.name}' is another value: expected {self._value(self.fresh, value.name)}"
+                yield f"the output '{value.name}' is wrong, expected {self._value(self.fresh, value.name)}"
 
     def _of_the_interface(self) -> Iterator[str]:
         found, fresh = self.found.model, self.fresh.model
@@ -127,16 +130,16 @@ class Comparison:
 
     @staticmethod
     def _run(file: GraphFile, start: int, stop: int) -> str:
-        more = f" and {stop - start - 1} nodes behind it" if stop - start > 1 else ""
+        more = f" and the next {stop - start - 1} nodes" if stop - start > 1 else ""
         return f"{file.where(start)}{more}"
 
     def _of_a_node(self, index: int, other: int) -> Iterator[str]:
-        """What differs between two nodes at the same place of both graphs."""
+        """Differences between two nodes at the same place of both graphs."""
         node, want = self.found.nodes[index], self.fresh.nodes[other]
         where = self.found.where(index)
         self._names |= dict(zip(want.output, node.output, strict=False))
         if _kind(self.found, index) != _kind(self.fresh, other):
-            yield f"{where} stands where {self.fresh.where(other)} is expected"
+            yield f"found {where}, expected {self.fresh.where(other)}"
             return
         have, attributes = _attributes(node), _attributes(want)
         for name in sorted(set(have) | set(attributes)):
@@ -167,7 +170,7 @@ class Comparison:
         if place in self.places:
             return None
         if is_hollow(self.fresh.constants[want]):
-            return f"input {place[1]} is a matrix {found} that is no weight of this operation"
+            return f"input {place[1]} is a matrix {found} that is not a weight of this operation"
         values, expected = self.found.values(name), self.fresh.values(want)
         if same_bits(values, expected):
             return None
@@ -182,14 +185,14 @@ class Comparison:
     def _value(file: GraphFile, name: str) -> str:
         """A value of a graph in words."""
         if not name:
-            return "left out"
+            return "omitted"
         if name in file.constants:
             return f"a constant {file.type_of(name)}"
         return f"the result of {file.where(file.makers[name])}" if name in file.makers else f"the graph's '{name}'"
 
 
 def _kind(file: GraphFile, index: int) -> tuple[str, ...]:
-    """By what the nodes of two graphs are aligned: operator, module, torch's operation, parameters."""
+    """Key by which the nodes of two graphs are aligned: operator, module, torch operation, parameters."""
     node, note = file.nodes[index], file.notes[index]
     return node.domain, node.op_type, *((note.scope, note.operation, *note.parameters) if note else ())
 
@@ -224,7 +227,7 @@ def _same_attribute(one: AttributeProto | None, other: AttributeProto | None) ->
 
 def _attribute_text(attribute: AttributeProto | None) -> str:
     if attribute is None:
-        return "not given"
+        return "not set"
     value = helper.get_attribute_value(attribute)
     if attribute.type == AttributeProto.TENSOR:
         return _short(numpy_helper.to_array(value))
@@ -234,6 +237,6 @@ def _attribute_text(attribute: AttributeProto | None) -> str:
 
 
 def _short(values: Array) -> str:
-    """A few values, in the fewest digits that tell them from any other of their dtype."""
+    """A few values, with the fewest digits that identify them in their dtype."""
     shown = ", ".join(str(value) for value in values.ravel()[:FEW])
     return f"{values.dtype} {shown}" + (" ..." if values.size > FEW else "")

@@ -1,6 +1,6 @@
-"""The bundle's tokenizer against the reference's: every part of its file, and what the runtime makes of texts and ids.
+"""Check of the bundle's tokenizer against the reference's: every part of its file, encoded texts, every decoded id.
 
-An answer has a few tokens of thousands, and its ids say nothing of the text that a user reads.
+An answer uses only a few of thousands of tokens, and comparing its ids does not compare the text that a user reads.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ TEXTS = (
     "\U0001f916\U0001f469\u200d\U0001f680",
     "3.14159 1,000,000 0x1F 10%", "".join(map(chr, range(0x20, 0x7F))), "def f(x):\n    return x  # <b>&amp;</b>",
 )  # fmt: skip
-"""Texts that a normalizer, a splitter or a merge of another tokenizer would change."""
+"""Texts on which another tokenizer's normalizer, splitter or merges would give another result."""
 DECODED_AT_ONCE = 8
 NEXT_STEP = f"Copy tokenizer.json from the checkpoint, or {EXPORT_AGAIN}"
 
 
 def compare_tokenizer(bundle: Bundle, loaded: LoadedModel) -> list[Rule]:
-    """Two rules of level K: the file's parts are the reference's; the runtime reads and writes text as it does."""
+    """Two rules of level K: the parts of the file match the reference; the runtime encodes and decodes text alike."""
     return [
         _rule(
             "tokenizer file", _wrong_parts(bundle, loaded), f"{loaded.tokenizer.get_vocab_size()} tokens, every part"
@@ -52,7 +52,7 @@ def _rule(name: str, wrong: Iterator[str], held: str) -> Rule:
 
 
 def _wrong_parts(bundle: Bundle, loaded: LoadedModel) -> Iterator[str]:
-    """Parts of the file that are not the reference's, as the library itself reads and writes both."""
+    """Parts of the file that differ from the reference's, after the library has read and written both."""
     got = json.loads(Tokenizer.from_file(str(bundle.folder / TOKENIZER_NAME)).to_str())
     want = json.loads(Tokenizer.from_str(loaded.tokenizer.to_str()).to_str())
     for part in dict.fromkeys([*want, *got]):
@@ -67,16 +67,16 @@ def _wrong_parts(bundle: Bundle, loaded: LoadedModel) -> Iterator[str]:
 
 
 def _listed(got: Any, want: Any) -> str:
-    """What one part is and what it should be: of a list or a table, the first entry that differs."""
+    """One part and its expected value; for a list or a table, the first entry that differs."""
     if isinstance(got, dict) and isinstance(want, dict):
         wrong = [key for key in dict.fromkeys([*want, *got]) if got.get(key) != want.get(key)]
         told = f"{wrong[0]!r}: {got.get(wrong[0])!r}, expected {want.get(wrong[0])!r}"
-        return f"another in {len(wrong)} of {len(want)} entries, first {told}"
+        return f"different in {len(wrong)} of {len(want)} entries, first {told}"
     if isinstance(got, list) and isinstance(want, list):
         pairs = zip(got, want, strict=False)
         index = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(got), len(want)))
         own, right = (_short(one[index]) if index < len(one) else "nothing" for one in (got, want))
-        return f"another from entry {index} of {len(want)} on: {own}, expected {right}"
+        return f"different from entry {index} of {len(want)} on: {own}, expected {right}"
     return f"{_short(got)}, expected {_short(want)}"
 
 
@@ -92,20 +92,20 @@ def _wrong_text(bundle: Bundle, loaded: LoadedModel) -> Iterator[str]:
     own, reference = bundle.tokenizer, loaded.tokenizer
     stop = frozenset([loaded.token_id(STOP_TOKEN)])
     if own.stop_ids != stop:
-        yield f"an answer ends at the tokens {sorted(own.stop_ids)}, expected {sorted(stop)}, {STOP_TOKEN!r}"
+        yield f"the stop tokens are {sorted(own.stop_ids)}, expected {sorted(stop)} ({STOP_TOKEN!r})"
     for text in (*TEXTS, *_prompts(loaded)):
         got, want = own.encode(text), reference.encode(text, add_special_tokens=False).ids
         if got != want:
-            yield f"{text[:40]!r} is read as {_tokens(got, want, loaded)}, expected {_tokens(want, got, loaded)}"
+            yield f"{text[:40]!r} is encoded as {_tokens(got, want, loaded)}, expected {_tokens(want, got, loaded)}"
     count = reference.get_vocab_size()
     for start in range(0, count, DECODED_AT_ONCE):
         ids = list(range(start, min(start + DECODED_AT_ONCE, count)))
         if (said := own.decode(ids)) != (right := reference.decode(ids, skip_special_tokens=True)):
-            yield f"the tokens {ids[0]} to {ids[-1]} are written as {said!r}, expected {right!r}"
+            yield f"the tokens {ids[0]} to {ids[-1]} are decoded as {said!r}, expected {right!r}"
 
 
 def _prompts(loaded: LoadedModel) -> tuple[str, ...]:
-    """A whole conversation of each kind, with every special token in its place."""
+    """A whole conversation of each kind, with all special tokens."""
     config, question = loaded.config, "What moves?"
     return (
         video_prompt(config, num_frames=2, question=question),
@@ -115,7 +115,7 @@ def _prompts(loaded: LoadedModel) -> tuple[str, ...]:
 
 
 def _tokens(ids: Sequence[int], other: Sequence[int], loaded: LoadedModel) -> str:
-    """Four ids, and the reference's names of them, from where two readings part."""
+    """Four ids from the first difference on, with the reference's names for them."""
     same = next((i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
     part = list(ids[same : same + 4])
     return f"{part} {[loaded.tokenizer.id_to_token(token) for token in part]} from token {same} on"

@@ -1,7 +1,7 @@
-"""States in codes as the reference knows them: values.
+"""Conversion of states in codes to values, the form in which the reference keeps them, and back.
 
-A check feeds a graph with what the reference remembers, and holds what it returns against that. Where a bundle
-remembers codes, both go through here. A stream of its own, as `recorded_stream` runs one, keeps its codes.
+A check feeds a graph the reference's state and compares the state it returns with the reference's. If the bundle keeps
+its state in codes, both go through here. A stream run by the runtime (`recorded_stream`) keeps its codes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def has_codes(spec: GraphSpec) -> bool:
 
 
 def of_values(spec: GraphSpec) -> GraphSpec:
-    """The spec of the same graph if its states were values."""
+    """The spec of the same graph with values as states."""
     if not has_codes(spec):
         return spec
     scales = {name for state in spec.states if state.holds == "scales" for name in (state.input, state.output)}
@@ -40,7 +40,7 @@ def of_values(spec: GraphSpec) -> GraphSpec:
 
 
 def decoded(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """Inputs or outputs of a graph with values, float32, in place of codes and scales."""
+    """Inputs or outputs of a graph with float32 values instead of codes and scales."""
     found = dict(tensors)
     for name in [name for name in found if f"{name}{SCALE}" in found]:
         found[name] = found[name].astype(np.float32) * found.pop(f"{name}{SCALE}")
@@ -48,7 +48,7 @@ def decoded(tensors: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def encoded(spec: GraphSpec, tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """Inputs of a graph with codes and scales in place of values, where it takes such."""
+    """Inputs of a graph with codes and scales instead of values, for the states that it takes as codes."""
     found = dict(tensors)
     for state in spec.row_states if has_codes(spec) else ():
         wide = found[state.input].astype(np.float32)
@@ -59,7 +59,7 @@ def encoded(spec: GraphSpec, tensors: Mapping[str, Array]) -> dict[str, Array]:
 
 
 class ValueSession:
-    """A session that takes and returns values where its graph has codes. On the host."""
+    """A session that takes and returns values where its graph has codes. It converts on the host."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -77,7 +77,7 @@ class ValueSession:
 
 
 def values_of(session: Session) -> Session:
-    """The session, or one that takes and returns values in place of its codes."""
+    """The session itself, or if it has codes, one that takes and returns values."""
     return ValueSession(session) if has_codes(session.spec) else session
 
 

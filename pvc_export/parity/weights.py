@@ -1,9 +1,9 @@
-"""The weights of an exported graph are the reference's, bit for bit, each where its own operation reads it.
+"""Weights check: an exported graph's weights must equal the reference's bit for bit, where their operation reads them.
 
-Numbers alone cannot show it: in float16 one wrong weight of a million drowns in rounding, and so do two exchanged
-matrices of a model that says the same without them. A node's note says which parameters its operation reads
-(graphs/notes.py). The constants that reach it are held against them one by one, value by value: a matrix as the
-operation reads it, transposed or not, and of a joined product each part's rows.
+Comparing outputs cannot show it: in float16 one wrong weight of a million drowns in rounding, and so do two exchanged
+matrices that hardly affect the answers. A node's note names the parameters that its operation reads (graphs/notes.py).
+The constants that reach it are compared with them one by one, value by value: a matrix as the operation reads it,
+transposed or not, and the rows of each part of a joined matmul.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from .graph_file import GraphFile, Place, Reading, bits, same_bits
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weights:
-    """What a graph is to hold.
+    """The weights expected in a graph.
 
-    values   in the reference's dtype, by their names in the model; matrices are on `meta`, and `read` has their values
-    dtypes   those that the graph is to hold them in
-    holders  of what torch.export calls a parameter, the weights that it consists of: several if it is a joined one
-    owners   of each weight, the module that it belongs to, by its name in the graph
+    values   name in the model -> weight in the reference's dtype; matrices are on `meta`, `read` returns their values
+    dtypes   name -> the dtype expected in the graph
+    holders  torch.export's name of a parameter -> the weights it consists of; several if it is joined
+    owners   name of a weight -> name of its module in the graph
     """
 
     values: Mapping[str, Tensor]
@@ -48,7 +48,7 @@ class Weights:
     owners: Mapping[str, str]
 
     def wanted(self, name: str) -> Array:
-        """One weight as the graph is to hold it. Cast when it is asked for: a large model has no room for a copy."""
+        """One weight as expected in the graph. Cast on demand: a copy of a large model would not fit in memory."""
         value = self.values[name].detach()
         value = self.read(name) if value.is_meta else value
         return _to_numpy(value.to(self.dtypes.get(name, value.dtype)))
@@ -56,9 +56,9 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldWeights:
-    """What a graph was found to hold.
+    """The weights found in a graph.
 
-    right   names of the weights that are where they belong;  wrong  of the others, in words, what is there
+    right   names of the weights in their places;  wrong  name of any other weight -> what is wrong, in words
     places  where the graph reads weights, right or wrong
     """
 
@@ -68,7 +68,7 @@ class HeldWeights:
 
 
 def compare_weights(folder: Path, manifest: Manifest, loaded: LoadedModel) -> Evidence:
-    """How many weights the graphs hold where they belong, and by graph those that they do not, with what is wrong."""
+    """Count the weights that are in their places, and list the others by graph with what is wrong."""
     held = {
         graph: held_weights(GraphFile(folder / graph_path(graph), graph), weights)
         for graph, weights in weights_of(manifest, loaded.model).items()
@@ -82,7 +82,7 @@ def evidence_of(held: Mapping[str, HeldWeights]) -> Evidence:
 
 
 def weights_of(manifest: Manifest, model: PVC) -> dict[str, Weights]:
-    """What each graph of a bundle is to hold."""
+    """The weights expected in each graph of a bundle."""
     bare = hollow(model, keep_clock=any(spec.num_times is not None for spec in manifest.graphs.values()))
     cast = cast_model(bare, manifest.precision, manifest.islands)
     dtypes = {name: parameter.dtype for name, parameter in cast.named_parameters(remove_duplicate=False)}
@@ -100,7 +100,7 @@ def weights_of(manifest: Manifest, model: PVC) -> dict[str, Weights]:
 
 
 def _holders(graph: str, values: Collection[str], model: PVC) -> dict[str, tuple[str, ...]]:
-    """Weights.holders: each weight by its own name, by the other name of a tied one, and as a part of a product."""
+    """Make Weights.holders: each weight under its name, under the other name of a tied one, and in joined matmuls."""
     known = dict(model.named_parameters(remove_duplicate=False))
     holders: dict[str, tuple[str, ...]] = {}
     for name in values:
@@ -117,8 +117,8 @@ def _holders(graph: str, values: Collection[str], model: PVC) -> dict[str, tuple
 
 
 def held_weights(file: GraphFile, weights: Weights) -> HeldWeights:
-    """Hold every weight against what its operation reads."""
-    faults: dict[str, str | None] = {}  # of a weight that several operations read, the first
+    """Compare every weight with the constant that its operation reads."""
+    faults: dict[str, str | None] = {}  # the first fault, if several operations read a weight
     places = set[Place]()
     for names, operation, reading in _named_readings(file, weights):
         if reading is not None:
@@ -138,10 +138,10 @@ def held_weights(file: GraphFile, weights: Weights) -> HeldWeights:
 
 
 def _named_readings(file: GraphFile, weights: Weights) -> Iterator[tuple[tuple[str, ...], str, Reading | None]]:
-    """Of each parameter that a note names: its weights, the operation, and the constant that stands in its place.
+    """For each parameter named by a note: its weights, the operation, and the constant in its place.
 
-    An operation's constants come in the order of its parameters, and behind whatever else it reads: what it works on
-    may be a constant too, as the queries of a Q-Former are.
+    An operation's parameters are its last constants, in their order. Earlier ones are data, such as the queries of a
+    Q-Former.
     """
     operations: dict[tuple[str, str, tuple[str, ...]], list[int]] = {}
     for index, note in enumerate(file.notes):
@@ -160,16 +160,16 @@ def _named_readings(file: GraphFile, weights: Weights) -> Iterator[tuple[tuple[s
 
 
 def _is_zero_bias(weights: Weights, names: Collection[str]) -> bool:
-    """Such a bias the exporter may leave out."""
+    """Whether these are biases of zeros, which the exporter may omit."""
     return all(name.endswith(".bias") and not np.any(weights.wanted(name)) for name in names)
 
 
 def _faults(
     file: GraphFile, weights: Weights, names: tuple[str, ...], operation: str, reading: Reading | None
 ) -> dict[str, str | None]:
-    """For each weight that is to stand in a place, what is wrong with what stands there; None where nothing is."""
+    """For each weight expected at a reading, what is wrong with the constant there; None if nothing is."""
     if reading is None:
-        fault = None if _is_zero_bias(weights, names) else f"its '{operation}' reads no constant in its place"
+        fault = None if _is_zero_bias(weights, names) else f"its '{operation}' reads no constant in this place"
         return dict.fromkeys(names, fault)
     values = file.values_read(reading)
     if operation == "linear" and _reads_transposed(file, reading):
@@ -178,13 +178,13 @@ def _faults(
         return {names[0]: _fault(values, weights, names[0])}
     ends = np.cumsum([len(weights.values[name]) for name in names])
     if values.ndim == 0 or len(values) != ends[-1]:
-        return dict.fromkeys(names, f"the joined product holds {values.shape}, expected {ends[-1]} rows")
+        return dict.fromkeys(names, f"the joined matmul has {values.shape}, expected {ends[-1]} rows")
     parts = zip(names, np.split(values, ends[:-1]), strict=True)
     return {name: _fault(part, weights, name) for name, part in parts}
 
 
 def _reads_transposed(file: GraphFile, reading: Reading) -> bool:
-    """Whether a linear layer's product reads its matrix as (inputs, outputs): torch holds (outputs, inputs)."""
+    """Whether a linear layer's matmul reads its matrix as (inputs, outputs); torch stores (outputs, inputs)."""
     node = file.nodes[reading.reader[0]]
     if node.op_type == "Gemm" and reading.reader[1] == 1:
         return not any(entry.name == "transB" and entry.i for entry in node.attribute)
@@ -192,7 +192,7 @@ def _reads_transposed(file: GraphFile, reading: Reading) -> bool:
 
 
 def _fault(values: Array, weights: Weights, name: str) -> str | None:
-    """What is wrong with the values that stand where a weight belongs; None if they are its own, bit for bit."""
+    """What is wrong with the values in a weight's place; None if they equal the weight bit for bit."""
     want = weights.wanted(name)
     values = _fitted(values, want)
     if same_bits(values, want):
@@ -212,14 +212,17 @@ def _fault(values: Array, weights: Weights, name: str) -> str | None:
 
 
 def _fitted(values: Array, want: Array) -> Array:
-    """The values in the shape of a weight, where both differ in axes of size one alone."""
+    """The values in the weight's shape, if the two shapes differ only in axes of size one."""
     same = [size for size in values.shape if size != 1] == [size for size in want.shape if size != 1]
     return values.reshape(want.shape) if same else values
 
 
 def _unnamed_places(file: GraphFile, weights: Weights, name: str, taken: Collection[Place]) -> set[Place]:
-    """Where the module of a weight that no note names, or one inside or around it, reads its values: the exporter
-    computed ahead what only gave it another form, as the `expand` of the class token, and the note went with it."""
+    """Places where a weight that no note names is read by its module, or by a module inside or around it.
+
+    The exporter folds operations that only reshape a weight, such as the `expand` of the class token, and the note is
+    lost with them.
+    """
     owner, want, found = weights.owners[name], weights.wanted(name), set[Place]()
     for index, note in enumerate(file.notes):
         if note is None or not (_is_within(note.scope, owner) or _is_within(owner, note.scope)):
@@ -235,8 +238,8 @@ def _is_within(module: str, around: str) -> bool:
 
 
 def _is_merged(weights: Weights, name: str, right: Collection[str]) -> bool:
-    """Whether a weight that nothing reads equals one of the same kind that is in its place: equal operations on equal
-    weights the exporter makes one."""
+    """Whether a weight that nothing reads equals another of its kind that is in place: the exporter merges equal
+    operations on equal weights."""
     leaf, want = name.rpartition(".")[2], weights.wanted(name)
     return any(
         other.endswith(f".{leaf}") and weights.values[other].shape == want.shape

@@ -1,6 +1,5 @@
-"""What an export will take, before it is made: bytes of files, memory and time, and the devices that the bundle fits.
+"""The cost of an export, before it is made: file sizes, memory, time, and the devices that the bundle fits.
 
-Nothing is read but config.json and the headers of weight files. Formulas are arithmetic where there is arithmetic
-(weights, caches) and otherwise fitted to measured exports; `python -m pvc_export.studies.plan` measures again, beside
-the formulas.
+Only config.json and the headers of weight files are read. Weights and caches are computed exactly; the other formulas
+are fitted to measured exports. `python -m pvc_export.studies.plan` measures again and prints both.
 """

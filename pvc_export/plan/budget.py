@@ -1,13 +1,13 @@
-"""`--memory`: window and context, chosen so that a process with all its streams stays within a size.
+"""`--memory`: chooses window and context so that a process with all its streams stays within a size.
 
-The window comes first: a frame's tokens are made once, of what the ring holds then, and no context mends them. Its
-rings take no more than a quarter of what weights, runtime and activations leave, since it is the LLM's context that
-frames are told from; and it holds no more frames than the model was trained on, but at least 2.
-The context takes the rest, in whole buckets, but no more than the model knows and than is of use: a stream re-anchors
-at the trained frames, so it holds those, what is said before them, a question and its answer. A model that cannot
-re-anchor fills any context. What the context then leaves is the window's, up to the trained frames.
-Streams are taken to re-anchor where the model can, whatever clock the graphs are made for: those of live sessions do.
-Each then has a second ring and a second LLM cache, in which its next anchor is prepared.
+The window is chosen first: a frame's tokens are made once, from the ring's contents at that time, and no later context
+can improve them. The rings get at most a quarter of the memory left by weights, runtime and activations, because the
+answers depend on the LLM's context. The window has at least 2 frames and at most as many as the model was trained on.
+The context gets the rest, in whole buckets, up to the model's maximum and the useful length. A stream re-anchors at the
+trained number of frames, so the useful length is those frames, the text before them, a question and its answer; a model
+that cannot re-anchor can use any length. If memory is left, the window grows up to the trained number of frames.
+Streams are assumed to re-anchor if the model can, whatever clock the graphs are made for, as live sessions do. Each
+then has a second ring and a second LLM cache, in which its next anchor is prepared.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from .devices import Device, share_of_device
 from .fit import Setting, Taken, for_request, largest_that, limits_that_fit, narrower_than
 
 RING_SHARE = 4
-"""Rings take one part in so many of what is left for states."""
+"""Rings take at most 1/RING_SHARE of the memory left for states."""
 LEAST_WINDOW = 2
 FRAME_TEXT, OTHER_TEXT = 16, 512
-"""LLM rows of text: what a frame is called, 12 in bytes; and the start of a conversation, a question, its answer."""
+"""LLM rows of text: a frame's label (12 with the byte tokenizer); the conversation's start, a question, its answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chosen:
-    """What was chosen, and what it takes.
+    """The chosen limits, and the memory they take.
 
-    memory        bytes that were allowed
-    num_retained  frames that a re-anchor replays, unless it is told; 0 for a model that cannot
+    memory        allowed bytes
+    num_retained  default number of frames that a re-anchor replays; 0 for a model that cannot re-anchor
     """
 
     memory: int
@@ -49,16 +49,16 @@ class Chosen:
     taken: Taken
 
     def __str__(self) -> str:
-        """One line."""
+        """The choice, on one line."""
         anew = f", {self.num_retained} frames replayed" if self.num_retained else ""
-        counted = ", as live streams re-anchor" if self.num_retained else ""
+        counted = ", with re-anchoring, as live streams do" if self.num_retained else ""
         return (
             f"memory {size_text(self.memory)}: window {self.limits.window}, context {self.limits.context}{anew}; "
             f"{self.taken}{counted}; {size_text(self.memory - self.taken.total)} spare"
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Bytes."""
+        """The choice for JSON; sizes in bytes."""
         return {
             "asked": self.memory,
             "window": self.limits.window,
@@ -70,10 +70,10 @@ class Chosen:
 
 
 def choose_limits(model: PVC, request: ExportRequest, asked: AskedLimits) -> Chosen:
-    """Limits of a request with which its bundle's process takes no more than the memory that is asked for: of a CPU's,
-    of a Jetson's, or of a card's. `model` may be on `meta`.
+    """Choose limits with which the bundle's process stays within the requested memory: a CPU machine's, a Jetson's, or
+    a card's. `model` may be on `meta`.
 
-    Raises ModelError for what cannot be exported, and where nothing fits.
+    Raises ModelError for a request that cannot be exported, and if nothing fits.
     """
     config, bucket = model.config, request.limits.bucket
     device = share_of_device(request.target, asked.memory_bytes)
@@ -111,7 +111,7 @@ def _rows_a_frame(config: PVCConfig) -> int:
 
 
 def _least_context(config: PVCConfig, bucket: int) -> int:
-    """Room for a frame that is replayed, a new one, and a question."""
+    """Rows for one replayed frame, one new frame, and a question."""
     return _in_buckets(2 * _rows_a_frame(config) + OTHER_TEXT, config, bucket)
 
 
@@ -122,12 +122,12 @@ def _useful_context(config: PVCConfig, bucket: int) -> int:
 
 
 def _in_buckets(rows: int, config: PVCConfig, bucket: int) -> int:
-    """So many rows, of those that the model knows, in whole buckets."""
+    """`rows` in whole buckets, up to the model's maximum."""
     return max(1, min(-(-rows // bucket), config.llm.max_positions // bucket)) * bucket
 
 
 def _window(least: Setting, device: Device, *, most: int) -> int:
-    """The most frames whose rings, of all streams, leave three quarters to the LLM's caches."""
+    """The largest window for which the rings of all streams leave three quarters to the LLM's caches."""
     limits, taken = least.request.limits, least.taken(device)
     for_states = device.usable - taken.weights - taken.runtime - taken.activations
 
@@ -141,16 +141,16 @@ def _window(least: Setting, device: Device, *, most: int) -> int:
 def _nothing_fits(least: Setting, device: Device, asked: AskedLimits) -> ModelError:
     limits, taken = least.request.limits, least.taken(device)
     return ModelError(
-        f"--memory {asked.memory} is {device.usable} bytes, and the least that would do is {taken.total} "
-        f"({size_text(taken.total)}): window {limits.window}, context {limits.context}, streams {limits.streams}",
-        expected=f"room for all of it: {taken}",
+        f"--memory {asked.memory} is {device.usable} bytes, but at least {taken.total} ({size_text(taken.total)}) are "
+        f"needed, for window {limits.window}, context {limits.context}, streams {limits.streams}",
+        expected=f"enough memory for {taken}",
         fix=_remedy(least, device, asked),
     )
 
 
 def _remedy(least: Setting, device: Device, asked: AskedLimits) -> str:
-    """The fewest options that make it fit, or what all of them together come to. Only limits that were given can be
-    given smaller: the others are at their least."""
+    """The fewest options that make it fit, or else the memory needed with all of them. Only limits that the user gave
+    can be reduced: the others are already at their minimum."""
     smaller = {"streams": 1}
     if asked.context is not None:
         smaller["context"] = _least_context(least.model.config, least.request.limits.bucket)
@@ -167,7 +167,11 @@ def _remedy(least: Setting, device: Device, asked: AskedLimits) -> str:
     takes = for_request(smallest, smallest.with_limits(**changed).request).takes(device)
     if takes <= device.usable:
         return f"give {words}"
-    return f"allow more; with {words} the least is {takes} ({size_text(takes)})" if words else "allow more"
+    return (
+        f"allow more memory; with {words} at least {takes} ({size_text(takes)}) are needed"
+        if words
+        else "allow more memory"
+    )
 
 
 def _possible(setting: Setting, device: Device) -> Iterator[tuple[str, Setting]]:

@@ -1,4 +1,4 @@
-"""A bundle that does not exist yet: the bytes of each graph and engine, of the rest, and of a stream's state."""
+"""Sizes of a bundle that does not exist yet: each graph and engine, the other files, and a stream's state."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .graph_files import graph_bytes, layers_of, weight_bytes
 from .memory import StateBytes, activation_bytes, state_bytes
 
 REPORT_BYTES, REPORT_BYTES_A_LAYER = 1_000_000, 90_000
-"""The check's report, as a page and as JSON, and the manifest."""
+"""Size of the check's report, as a page and as JSON, and of the manifest."""
 TOKEN_BYTES = 70
-"""Of a token and its merge in a tokenizer.json, where there is no tokenizer to look at."""
+"""Size of a token and its merge in tokenizer.json, used if there is no tokenizer yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphPlan:
-    """Bytes of one graph: files and weights in them, its engine (whether or not the bundle has it), and what a pass
-    holds."""
+    """Bytes of one graph: its files, the weights in them, its engine (even if the bundle has none), and a pass's
+    activations."""
 
     files: int
     weights: int
@@ -31,7 +31,7 @@ class GraphPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BundlePlan:
-    """`state` is of one stream; `engine_names` are the graphs whose engines the bundle has."""
+    """`state`: of one stream. `engine_names`: the graphs that have an engine in the bundle."""
 
     graphs: dict[str, GraphPlan]
     engine_names: tuple[str, ...]
@@ -52,10 +52,10 @@ class BundlePlan:
 
 
 def plan_bundle(model: PVC, request: ExportRequest, *, tokenizer_bytes: int | None) -> BundlePlan:
-    """What `export` would write. `model` may be on `meta`.
+    """Sizes of the files that `export` would write. `model` may be on `meta`.
 
-    tokenizer_bytes  of the tokenizer.json that the bundle gets; None if there is no tokenizer yet
-    Raises ModelError for an island that cannot be one.
+    tokenizer_bytes  size of the bundle's tokenizer.json; None if there is no tokenizer yet
+    Raises ModelError for an invalid island.
     """
     target, config = request.target, model.config
     specs = request.graph_specs(config)

@@ -1,6 +1,7 @@
-"""Devices that a bundle may run on: what a process gets of their memory. Facts with their sources; no device was asked.
+"""Devices that a bundle may run on, and the memory that a process gets there. From the cited sources, not measured.
 
-Unusual: a Jetson's CPU and GPU share one memory, so that what a card leaves to its host lies beside the engines there.
+Note: a Jetson's CPU and GPU share one memory, so data that stays in the host's memory with a card competes with the
+engines there.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ MIB = 1 << 20
 class Device:
     """One device, or all cards of one size.
 
-    memory    bytes that the system finds; less than the name says, as firmware keeps some
-    system    bytes of them that are taken before our process starts: Linux without a desktop, or a card's desktop
-    unified   whether host and GPU share the memory
-    capability  of its GPU; several for cards of one size, '' where a CPU computes
-    targets   that run on it, the one to choose first
+    memory      bytes that the system reports; less than the name suggests, since firmware reserves some
+    system      bytes used before our process starts: by Linux without a desktop, or by a card's desktop
+    unified     whether host and GPU share the memory
+    capability  compute capability of the GPU; several for cards of one size, '' if a CPU computes
+    targets     targets that run on it, the preferred one first
     """
 
     name: str
@@ -41,7 +42,7 @@ class Device:
 
 
 def _jetson(name: str, memory_mib: int, *, thor: bool = False) -> Device:
-    """All by JetPack: 7.2 has both, 6.2 is Orin's and 7.0 Thor's (docs/decisions/0006, engines/targets/)."""
+    """A Jetson with its targets by JetPack: 7.2 for both, 6.2 for Orin, 7.0 for Thor (docs/decisions/0006)."""
     family, older = ("thor", "jp70") if thor else ("orin", "jp62")
     return Device(
         name=name,
@@ -66,11 +67,11 @@ def _card(name: str, memory_mib: int, capability: str) -> Device:
     )
 
 
-# Jetsons: found by Linux are 7.3 of 8 GiB on an Orin Nano (jetson-containers#342) and 62841 of 65536 MiB on an AGX Orin
-# (tegrastats, github.com/rollthecloudinc/hedge#303). Modules of 4 to 16 GB are counted at the Nano's share (91 %),
-# those of 32 to 128 GB at the AGX's (95 %): nobody's figure was found. Sizes and compute capabilities: NVIDIA's module
-# pages. Cards: nvidia-smi shows 24564 MiB of a 4090 (RLinf#255) and 32607 of a 5090
-# (github.com/noonghunna/club-3090#1261); the others are counted at the smaller of their two shares (99.5 %).
+# Jetsons: Linux reports 7.3 of 8 GiB on an Orin Nano (jetson-containers#342) and 62841 of 65536 MiB on an AGX Orin
+# (tegrastats, github.com/rollthecloudinc/hedge#303). Modules of 4 to 16 GB are estimated with the Nano's share (91 %),
+# those of 32 to 128 GB with the AGX's (95 %), since no published figure was found. Sizes and compute capabilities:
+# NVIDIA's module pages. Cards: nvidia-smi shows 24564 MiB on a 4090 (RLinf#255) and 32607 on a 5090
+# (github.com/noonghunna/club-3090#1261); the others are estimated with the smaller of the two shares (99.5 %).
 DEVICES = (
     _jetson("Jetson Orin Nano 4 GB", 3738),
     _jetson("Jetson Orin Nano 8 GB", 7475),
@@ -88,8 +89,8 @@ DEVICES = (
 
 
 def share_of_device(target: Target, memory: int) -> Device:
-    """So many bytes, all for one process, of a device that runs the target: of a machine's memory for a CPU, of a
-    Jetson's, or of a card's."""
+    """A device that runs the target and gives one process `memory` bytes: of RAM for a CPU, of a Jetson's memory, or of
+    a card's."""
     found = next((device for device in DEVICES if target.name in device.targets), None)
     return Device(
         name=target.name,

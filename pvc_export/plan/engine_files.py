@@ -1,9 +1,9 @@
 """Bytes of an engine: its weights, and the code of its kernels.
 
-TensorRT-RTX keeps kernels as code that a GPU's driver compiles further, some hundred kilobytes a kind; layers of one
-kind share little of it. Fitted to builds by TensorRT-RTX 1.7.1.116 for its four kinds of GPU. Which kernels it takes
-depends on sizes, too: an engine may be off by 5 %, those of a bundle together by less than 2 %. TensorRT's own
-builder, on a device, has not been tried: its engines are taken to be as large.
+TensorRT-RTX stores kernels as code that the GPU's driver compiles further, some hundred kilobytes per kind; layers of
+one kind share little of it. Fitted to builds by TensorRT-RTX 1.7.1.116 for its four kinds of GPU. The choice of kernels
+also depends on sizes: one engine's estimate may be off by 5 %, a bundle's total by less than 2 %. TensorRT's builder on
+a device has not been tried: its engines are assumed to have the same size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pvc_ref import PVC
 
 from .graph_files import Nodes, is_narrow, layers_of, weight_bytes
 
-# By graph or compressor, and whether it is narrower than float32, where more is fused.
+# Keys: graph or kind of compressor; whether it is narrower than float32, in which case more is fused.
 CODE: dict[tuple[str, bool], Nodes] = {
     ("trunk", False): Nodes(1318400, 319220),
     ("trunk", True): Nodes(871200, 165120),
@@ -44,24 +44,24 @@ CODED: dict[tuple[str, bool], Nodes] = {
     ("llm", False): Nodes(1457000, 1185000),
     ("llm", True): Nodes(1489000, 1268000),
 }
-"""The same where weights are codes: each such product has a kernel of its own. Of compressors, `pvc` was built."""
+"""The same with quantised weights: each such matmul has its own kernel. The only compressor that was built is `pvc`."""
 SMALL_HEAD, SMALL_HEAD_CODE = 256, {False: 137700, True: 268200}
-"""A head for a narrower LLM than this is computed in pieces."""
+"""The head of an LLM narrower than SMALL_HEAD is computed in parts."""
 UNGROUPED = {False: 816500, True: 548900}
-"""A layer of an LLM whose heads have a key and a value each, so that no query has more rows than one in decode."""
+"""An LLM layer whose heads each have their own key and value, so that in decode every query has a single row."""
 ONE_TEMPORAL_LAYER = -571000
-"""It is first and last, so that fewer kinds of layers are left."""
+"""A single layer is both first and last, so there are fewer kinds of layers."""
 NO_TEMPORAL_LAYERS = 134800
 TABLE_SAVES = {"temporal": Nodes(0, 139000), "compressor": Nodes(144000)}
 BATCH_ADDS = {
     "trunk": Nodes(606000, 9500), "temporal": Nodes(16000, 202700), "compressor": Nodes(178000),
     "llm": Nodes(173400, 7070), "head": Nodes(5900),
 }  # fmt: skip
-"""For a batch of several streams."""
+"""Added for a batch of several streams."""
 
 
 def engine_bytes(model: PVC, spec: GraphSpec, *, streams: int) -> int:
-    """What the engine of a graph takes. `model` is cast, and may be on `meta`."""
+    """Size of a graph's engine in bytes. `model` is cast, and may be on `meta`."""
     return weight_bytes(model, spec) + code_bytes(model, spec, streams=streams)
 
 
@@ -71,7 +71,7 @@ def code_bytes(model: PVC, spec: GraphSpec, *, streams: int) -> int:
     if spec.name == "temporal" and not num_layers:
         return NO_TEMPORAL_LAYERS
     kind = config.compressor.kind if spec.name == "compressor" else spec.name
-    coded = coded and (spec.name, narrow) in CODED  # no engine has a head in codes
+    coded = coded and (spec.name, narrow) in CODED  # no engine has a quantised head
     code = CODED[spec.name, narrow] if coded else CODE[kind, narrow]
     num_bytes, layer = code.graph, code.layer
     if spec.name == "llm" and config.llm.num_heads == config.llm.num_kv_heads and not coded:

@@ -1,5 +1,5 @@
-"""Whether a bundle runs on a device, and if not, what would let it: smaller limits, a narrower dtype, a clock as a
-table, weights of four bits."""
+"""Fit of a bundle on a device, and if it does not fit, what would make it fit: smaller limits, a narrower dtype, a
+clock table, int4 weights."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from .memory import StateBytes, activation_bytes, state_bytes
 from .peaks import cpu_runtime, cpu_weights
 
 GPU_RUNTIME = 512 * MIB
-"""CUDA's context, TensorRT, and its kernels' code once it is compiled: an estimate, as no GPU has run a bundle."""
+"""CUDA's context, TensorRT, and its compiled kernels: an estimate, not measured on a GPU."""
 INT4_BLOCK = 32
-"""The usual one of every target that takes weights of four bits."""
+"""The usual block size of every target with int4 weights."""
 HOST_PROCESS = 192 * MIB
 """Python, numpy and ONNX Runtime for `embed`; measured here as 110 to 150 MiB (docs/performance.md)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fit:
-    """How a bundle fits one device.
+    """The fit of a bundle on one device.
 
-    takes    bytes of its memory that a process with all streams takes
-    left     what remains; negative if it does not fit
-    largest_context  LLM rows that fit, of those that the model knows; 0 where none do
-    remedy   what would make it fit; '' where it does
+    takes            bytes of the device's memory that a process with all streams takes
+    left             remaining bytes; negative if it does not fit
+    largest_context  LLM rows that fit, up to the model's maximum; 0 if none do
+    remedy           options that would make it fit; '' if it does
     """
 
     device: Device
@@ -45,13 +45,13 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Taken:
-    """What a process with all its streams takes of a device's memory, by what it is for. Bytes.
+    """Memory of a process with all its streams, by use, in bytes.
 
     weights      in graphs or engines
     states       of all streams
-    activations  of a pass of each graph, as each has a memory of its own for those
-    runtime      what is there without a model
-    opening      the largest engine once more, while its file is read and no stream is there yet
+    activations  of one pass of every graph, since each graph has its own activation memory
+    runtime      the process without a model
+    opening      the largest engine a second time, while its file is read; there are no streams yet
     """
 
     weights: int
@@ -73,9 +73,9 @@ class Taken:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """A request, and of its bundle what does not depend on context, window and streams.
+    """A request, and the parts of its bundle that do not depend on context, window and streams.
 
-    reanchors  whether its streams do though the request's clock runs on
+    reanchors  whether its streams re-anchor although the request's clock runs on
     """
 
     model: PVC
@@ -84,7 +84,7 @@ class Setting:
     reanchors: bool = False
 
     def takes(self, device: Device, limits: StreamLimits | None = None) -> int:
-        """Bytes of the device's memory."""
+        """Bytes that the process takes of the device's memory."""
         return self.taken(device, limits).total
 
     def taken(self, device: Device, limits: StreamLimits | None = None) -> Taken:
@@ -99,7 +99,7 @@ class Setting:
         return Taken(weights=weights, states=states, activations=activations, runtime=runtime, opening=opening)
 
     def _of_engines(self, device: Device) -> tuple[int, int, int]:
-        """Weights, runtime and opening on a GPU: where its host shares the memory, a file is read into that."""
+        """Weights, runtime and opening on a GPU. If the host shares the memory, engine files are read into it too."""
         graphs = self.bundle.graphs
         runs_graphs = self.request.target.runtime == "ort-cuda" and not device.unified
         files = [graph.weights if runs_graphs else graph.engine for graph in graphs.values()]
@@ -112,7 +112,7 @@ class Setting:
         return sum(graph.weights for graph in self.bundle.graphs.values())
 
     def state(self, limits: StreamLimits) -> StateBytes:
-        """Of one stream."""
+        """State of one stream."""
         specs = replace(self.request, limits=limits).graph_specs(self.model.config)
         return state_bytes(self.model.config, specs, limits, "reanchor" if self.reanchors else self.request.clock)
 
@@ -124,8 +124,8 @@ class Setting:
         return self.takes(device, replace(self.request.limits, **changed)) <= device.usable
 
     def largest(self, device: Device, name: str, *, most: int | None = None) -> int:
-        """The largest value of a limit with which it fits, no more than asked for, or than `most`; of the context no
-        more than the model knows. 0 if none does. Every limit takes more where it is larger."""
+        """The largest value of a limit that fits, up to `most` or else the requested value, and for the context up to
+        the model's maximum. 0 if none fits. A larger limit always takes more memory."""
         step = 1
         if name == "context":
             step, known = self.request.limits.bucket, self.model.config.llm.max_positions
@@ -136,7 +136,7 @@ class Setting:
 
 
 def largest_that(holds: Callable[[int], bool], *, most: int) -> int:
-    """The largest number up to `most` for which something holds, as it does for every smaller one. 0 if for none."""
+    """The largest number up to `most` for which `holds` is true, or 0. If true, it must be true for smaller ones."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -145,7 +145,7 @@ def largest_that(holds: Callable[[int], bool], *, most: int) -> int:
 
 
 def fits(setting: Setting) -> list[Fit]:
-    """Of every known device, in the order of devices.py."""
+    """The fit of every known device, in the order of devices.py."""
     narrower = list(narrower_than(setting))
     return [_fit(setting, narrower, device) for device in DEVICES]
 
@@ -166,10 +166,10 @@ def _fit(setting: Setting, narrower: Sequence[tuple[str, Setting]], device: Devi
 
 
 def narrower_than(setting: Setting, *, on_cpu: bool = False) -> Iterator[tuple[str, Setting]]:
-    """Settings of the same model whose weights take less, with the options that make them so: those that cost answers
-    last, and the least at the end. A clock that re-anchors has a smaller graph and larger states.
+    """Settings of the same model with smaller weights, with the options for them. Those that change answers come last,
+    and the smallest is at the end. A clock that re-anchors has a smaller graph but larger states.
 
-    on_cpu  float16 is not among them: it is widened there
+    on_cpu  leave out float16, which a CPU widens to float32
     """
     request, ways = setting.request, [""]
     if request.precision == "fp32" and not on_cpu:
@@ -180,19 +180,19 @@ def narrower_than(setting: Setting, *, on_cpu: bool = False) -> Iterator[tuple[s
         ways.append(f"{ways[0]} --clock reanchor".strip())
         requests.append(replace(request, clock="reanchor"))
         yield ways[1], for_request(setting, requests[1])
-    if not request.quantization:  # last, as it alone costs answers
+    if not request.quantization:  # last, since only this changes answers
         how = Quantization(block=INT4_BLOCK, zero_points=request.target.int4_zero_points, method="search")
         for way, narrow in zip(ways, requests, strict=True):
             yield f"{way} --int4 llm".strip(), for_request(setting, replace(narrow, quantization={"llm": how}))
 
 
 def for_request(setting: Setting, request: ExportRequest) -> Setting:
-    """Planned anew."""
+    """The setting, planned again for another request."""
     return replace(setting, request=request, bundle=plan_bundle(setting.model, request, tokenizer_bytes=0))
 
 
 def _remedy(setting: Setting, narrower: Sequence[tuple[str, Setting]], device: Device) -> str:
-    """The options that make it fit: the fewest that do."""
+    """The fewest options that make it fit."""
     for options, tried in (("", setting), *narrower):
         if found := [f"{options} {limit}".strip() for limit in limits_that_fit(tried, device)]:
             return ", or ".join(found)
@@ -213,7 +213,7 @@ LEAST = {"streams": 1, "context": 1, "window": 2}
 
 
 def limits_that_fit(setting: Setting, device: Device, least: Mapping[str, int] = LEAST) -> Iterator[str]:
-    """What to ask for of these limits, no less than that; '' if the setting fits as it is."""
+    """Options that reduce one of these limits, to no less than the given minimum; '' if the setting already fits."""
     if setting.fits(device):
         yield ""
         return

@@ -1,8 +1,8 @@
 """Bytes of a graph's files, .onnx and .data together: its weights, its constants, and its nodes.
 
-A node takes some 300 bytes with its names and notes (graphs/notes.py), and layers of one kind have the same nodes, so
-that they take a fixed number of bytes a layer; the figures are fitted to exports by torch 2.13, onnxscript 0.7, and
-off by at most 1 % of them. What is written inside the .onnx and what beside it does not matter here.
+A node takes about 300 bytes with its names and notes (graphs/notes.py). Layers of one kind have the same nodes, so each
+takes a fixed number of bytes. The figures are fitted to exports by torch 2.13, onnxscript 0.7, and off by at most 1 %
+of them. Whether data is in the .onnx or in the .data file does not matter here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..graphs.quantize import is_coded
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """Bytes of nodes: of the graph, of each layer, and of each head in a layer where attention goes head by head."""
+    """Bytes of nodes: in the graph, per layer, and per head of a layer if attention is written head by head."""
 
     graph: int
     layer: int = 0
@@ -30,13 +30,13 @@ class Nodes:
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    """How many there are in a graph, and in each of its layers, once those of one input are joined."""
+    """Number of matmuls in a graph, and in each of its layers, after those with the same input are joined."""
 
     graph: int = 0
     layer: int = 0
 
 
-# Keys: graph, spelling or cache update or compressor; then whether the graph is narrower than float32, which adds
+# Keys: graph; spelling, cache update or kind of compressor; whether the graph is narrower than float32, which adds
 # casts.
 NODES: dict[tuple[str, str, bool], Nodes] = {
     ("trunk", "split", False): Nodes(5463, 10243, 3320),
@@ -69,31 +69,31 @@ NODES: dict[tuple[str, str, bool], Nodes] = {
     ("head", "", True): Nodes(2073),
 }
 TABLE_SAVES = {"temporal": Nodes(2658, 3592), "compressor": Nodes(4210)}
-"""A clock that is a table has fewer nodes."""
+"""Saved if the clock is a table, which has fewer nodes."""
 BATCH_ADDS = {
     "trunk": Nodes(1816, 221), "temporal": Nodes(1676, 683), "compressor": Nodes(312), "embed": Nodes(104),
     "head": Nodes(106), "llm": Nodes(6810, 955),
 }  # fmt: skip
-"""A batch of several streams is dynamic, and its size is asked for. The LLM's is where its cache is updated in
-place."""
+"""Added for a batch of several streams: the batch is dynamic and the graph reads its size. For the LLM, when its cache
+is updated in place."""
 CODES_ADD: dict[Inputs, int] = {"float": 270, "blocks": 270, "tensor": 1060, "rows": 1540, "static": 2110}
 ZERO_POINTS_ADD = 130
-"""For each product that holds its matrix in codes: the nodes that it is made of, by how it is fed, and constants."""
+"""Added per matmul with a quantised matrix: its nodes, by the form of its input, and constants."""
 STATES_ADD = {("temporal", False): 15708, ("temporal", True): 19827, ("llm", False): 15546, ("llm", True): 20198}
-"""For each layer whose keys and values are remembered in codes. Keys: graph; whether it is narrow."""
+"""Added per layer whose keys and values are cached in int8. Keys: graph; whether it is narrow."""
 PRODUCTS = {
     "trunk": Products(layer=4), "temporal": Products(layer=9), "llm": Products(layer=4), "head": Products(1),
 }  # fmt: skip
-"""Of graphs whose weights may be codes. Those of the compressor depend on its kind."""
+"""Matmuls of graphs whose weights may be quantised. The compressor's depend on its kind."""
 COMPRESSOR_PRODUCTS = {"pvc": Products(5), "q_former": Products(1, layer=7)}
 MLP_PRODUCTS = Products(2)
-"""Of the other kinds."""
+"""Matmuls of the other kinds of compressor."""
 NO_LAYERS = 2266
-"""Of a model without temporal layers, whose temporal graph hands its features on."""
+"""The temporal graph of a model without temporal layers, which passes its features on."""
 
 
 def graph_bytes(model: PVC, spec: GraphSpec, target: Target) -> int:
-    """What the files of a graph take. `model` is cast (graphs/precision.py), and may be on `meta`."""
+    """Size of a graph's files. `model` is cast (graphs/precision.py), and may be on `meta`."""
     config, num_layers = model.config, layers_of(model.config, spec.name)
     if spec.name == "temporal" and not num_layers:
         return NO_LAYERS
@@ -126,7 +126,7 @@ def weight_bytes(model: PVC, spec: GraphSpec) -> int:
 
 
 def widened_bytes(model: PVC, spec: GraphSpec) -> int:
-    """What the weights of a graph are where each that is no code is float32, as in ONNX Runtime on a CPU."""
+    """Size of a graph's weights with everything except codes in float32, as in ONNX Runtime on a CPU."""
     return sum(
         held_bytes(name, weight, spec) if spec.quantization and is_coded(name, weight, spec) else 4 * weight.numel()
         for name, weight in graph_parameters(model, spec).items()
@@ -134,8 +134,8 @@ def widened_bytes(model: PVC, spec: GraphSpec) -> int:
 
 
 def held_bytes(name: str, weight: Tensor, spec: GraphSpec) -> int:
-    """Of a weight as the graph holds it: codes take half a byte or one, and each block a scale and half a zero
-    point."""
+    """Size of a weight in the graph. Codes take half a byte or one byte each; each block has a scale and, with zero
+    points, half a byte."""
     how = spec.quantization
     if how is None or not is_coded(name, weight, spec):
         return bytes_of(weight)
@@ -154,7 +154,7 @@ def is_narrow(spec: GraphSpec) -> bool:
 
 
 def variant_of(config: PVCConfig, spec: GraphSpec, target: Target) -> str:
-    """Which of several forms a graph has."""
+    """The form of a graph, as used in NODES."""
     if spec.name in ("trunk", "temporal"):
         return target.spelling
     grows = bool(spec.aliases) and "past" in spec.dims
@@ -165,7 +165,7 @@ def variant_of(config: PVCConfig, spec: GraphSpec, target: Target) -> str:
 
 
 def layers_of(config: PVCConfig, graph: str) -> int:
-    """Layers of one kind that a graph consists of."""
+    """Number of repeated layers in a graph."""
     vision = config.vision
     return {
         "trunk": vision.num_trunk_layers,
@@ -176,7 +176,7 @@ def layers_of(config: PVCConfig, graph: str) -> int:
 
 
 def constant_bytes(config: PVCConfig, spec: GraphSpec, variant: str) -> int:
-    """Tables that no weight is: frequencies of the clock, the ones of a norm without weights, indices of cache rows."""
+    """Size of constants that are not weights: clock frequencies, ones for a norm without weights, cache row indices."""
     vision = config.vision
     clock = 2 * vision.sinusoid_size if spec.num_times is None else 0
     num_tokens = config.compressor.num_tokens

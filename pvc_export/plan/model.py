@@ -1,4 +1,4 @@
-"""`-m MODEL` of a plan: whatever an export takes, and what it would take once it is here. No weight is read."""
+"""`-m MODEL` of a plan: any model that an export takes, even before its weights are here. No weight is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..graphs.models import BUILT_IN, RANDOM, checkpoint_errors, model_folder
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedModel:
-    """A model on `meta`, and the size of its tokenizer.json in a bundle; None if there is no tokenizer yet."""
+    """A model on `meta`, and the size of its bundle's tokenizer.json, or None if there is no tokenizer yet."""
 
     name: str
     model: PVC
@@ -28,7 +28,7 @@ class PlannedModel:
 
     @property
     def stays_in_files(self) -> bool:
-        """Whether an export leaves the weights in their files: those of a large folder (graphs/models.py)."""
+        """Whether an export leaves the weights in their files, as for a large model folder (graphs/models.py)."""
         return self.name not in BUILT_IN and not is_small(self.model)
 
     @property
@@ -37,13 +37,13 @@ class PlannedModel:
 
 
 def planned_model(name: str, *, mapping: Path | None = None) -> PlannedModel:
-    """The model of a preset's name, or of a folder, which needs no weights. Raises ModelError, and so for a mapping
-    that is not for a folder with weights."""
+    """The model of a preset or of a folder, which need not have weights. Raises ModelError, also for a mapping without
+    a folder with weights."""
     folder = SHAPES_FOLDER if name == "shapes" else Path(name)
     has_weights = folder.is_dir() and any(folder.glob("*.safetensors"))
     if mapping is not None and (name in PRESETS or not has_weights):
         raise ModelError(
-            f"--mapping says what tensors are, and '{name}' has none here",
+            f"--mapping maps the names of a checkpoint's tensors, but '{name}' has no tensors here",
             fix="name a folder with *.safetensors, or leave --mapping out",
         )
     if name in PRESETS and name != "shapes":

@@ -1,8 +1,8 @@
-"""Peak memory and time of an export, its build, its check and a run on a CPU: formulas, fitted to measured ones.
+"""Peak memory and time of an export, its build, its check and a run on a CPU: formulas fitted to measurements.
 
-A peak is what a process has in RAM at most (Linux's VmHWM), packages included, and is meant to be a little too high:
-`python -m pvc_export.studies.plan` prints both, and docs/performance.md has the table. Times are of that machine,
-rough.
+A peak is the largest resident size of a process (Linux's VmHWM), packages included. The formulas are meant to be a
+little too high: `python -m pvc_export.studies.plan` prints both, and docs/performance.md has the table. Times are rough
+and from that machine.
 """
 
 from __future__ import annotations
@@ -24,47 +24,47 @@ MEASURED_ON = "2 slow cores"
 MB = 1_000_000
 
 PACKAGES, BUILDER = 310 * MB, 115 * MB
-"""torch, onnx, onnxscript and the rest, imported; TensorRT-RTX, imported."""
+"""The imported packages: torch, onnx, onnxscript and the rest; TensorRT-RTX."""
 TRACING, TRACING_A_LAYER = 165 * MB, 8 * MB
-"""What the exporter holds beside weights; of the deepest graph for each layer."""
+"""Memory of the exporter besides weights; the second per layer of the deepest graph."""
 BUILDING, BUILDING_A_BYTE = 155 * MB, 3.3
-"""What the builder holds beside weights, and copies of those of the graph that it builds."""
+"""Memory of the builder besides weights, and its number of copies of the weights of the graph that it builds."""
 WRITING, WRITING_NARROW = 2.1, 1.15
-"""Of a large model, copies of the largest product while it is written, in bytes of float32."""
+"""For a large model: copies of the largest matrix while it is written, in float32 bytes."""
 CHECKING, CHECKING_A_LAYER, CHECKING_A_BYTE = 285 * MB, 16 * MB, 2.5
-"""Sessions, recordings and graphs of a check; weights of the reference and of its graphs, in float32."""
+"""A check's sessions, recordings and graphs; its copies of the reference's and graphs' weights, in float32."""
 CHECKING_LARGE, CHECKING_LARGE_BYTE = 100 * MB, 1.1
-"""Of a large model, beside that, and of what a check asks for before it takes the whole into memory."""
+"""For a large model: an added constant, and a factor on the memory that a check requires to load the whole model."""
 BY_LAYER_VISION, BY_LAYER_HEAD, BY_LAYER_ROWS = 5.1, 3.0, 24
-"""Of a check layer by layer, copies of the largest matrix of each side, in bytes of float32, and of a frame's rows."""
+"""For a check layer by layer: copies of each side's largest matrix, in float32 bytes, and of a frame's rows."""
 RUNTIME, RUNTIME_A_LAYER = 92 * MB, 1_200_000
-"""Python, numpy, ONNX Runtime and tokenizers without torch; nodes that ONNX Runtime has prepared."""
+"""Python, numpy, ONNX Runtime and tokenizers without torch; the nodes that ONNX Runtime has prepared, per layer."""
 WIDENING = 0.45
-"""Of a narrow file's weights, what is left in memory beside their float32."""
+"""Share of a narrow file's weights that stays in memory alongside their float32 copy."""
 
 WRITE_BYTES_A_S, BUILD_BYTES_A_S, CHECK_BYTES_A_S, BY_LAYER_BYTES_A_S = 100 * MB, 115 * MB, 12 * MB, 18 * MB
-"""Throughputs at the 8B model's vision side, and of all of it layer by layer (docs/performance.md, 'Export and build at
-full size' and 'Checkpoints that do not fit in memory')."""
+"""Throughputs for the 8B model's vision side, and for the whole model layer by layer (docs/performance.md, 'Export and
+build at full size' and 'Checkpoints that do not fit in memory')."""
 EXPORT_S_A_LAYER, BUILD_S_A_LAYER, CHECK_S, CHECK_S_A_LAYER = 1.5, 0.4, 20.0, 5.0
-"""Beside them, of small models, on cores that other programs share."""
+"""Seconds added to these, per layer or per check, from small models on cores shared with other programs."""
 RUN_S, RUN_PRODUCTS_A_S = 0.01, 70e9
-"""Of a frame: resizing and calls, and multiplications of one core in float32 (164 to 182 GFLOP/s,
+"""Per frame: resizing and calls; and one core's float32 multiplications per second (164 to 182 GFLOP/s,
 docs/performance.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The most bytes that a process holds in RAM during a step, and its seconds."""
+    """Peak RAM of a process during a step, in bytes, and its duration in seconds."""
 
     peak: int
     seconds: float
 
 
 def costs(model: PVC, request: ExportRequest, bundle: BundlePlan, *, stored: bool) -> dict[str, Cost]:
-    """Of each step, in order: export, build where there are engines, check, and a run of one stream in ONNX Runtime on
-    a CPU, whose seconds are those of a frame.
+    """Cost of each step, in order: export, build if there are engines, check, and a run of one stream in ONNX Runtime
+    on a CPU. A run's seconds are those of one frame.
 
-    stored  whether the weights stay in their files, if it is a large model
+    stored  whether a large model's weights stay in their files
     """
     weights = {name: graph.weights for name, graph in bundle.graphs.items()}
     layers = {name: layers_of(model.config, name) for name in weights}
@@ -98,9 +98,9 @@ def costs(model: PVC, request: ExportRequest, bundle: BundlePlan, *, stored: boo
 
 
 def _large(model: PVC, reference: int, *, narrow: bool, stored: bool) -> tuple[int, int, int]:
-    """Of a large model: bytes held all the time, those of a weight as it is written, and those of a check of the whole.
+    """For a large model: bytes held throughout, bytes to write one weight, and bytes for a check of the whole model.
 
-    A product of several weights is read, joined and transposed, each in memory for a moment (graphs/lean.py).
+    A matrix joined from several weights is read, joined and transposed, each briefly in memory (graphs/lean.py).
     """
     joined = {parts[0]: len(parts) for parts in PARTS.values()}
     parameters = [(name.split(".")[-2], parameter) for name, parameter in model.named_parameters()]
@@ -112,7 +112,7 @@ def _large(model: PVC, reference: int, *, narrow: bool, stored: bool) -> tuple[i
 
 
 def _by_layer(model: PVC, *, row_bytes: int) -> int:
-    """Of a check that reads each matrix when it is needed: copies of the largest, and rows of eight frames at once."""
+    """Memory of a check that reads each matrix when needed: copies of the largest, and the rows of eight frames."""
     sizes = {name: 4 * parameter.numel() for name, parameter in model.named_parameters()}
     head = max(size for name, size in sizes.items() if name.startswith("llm."))
     vision = max(size for name, size in sizes.items() if not name.startswith("llm."))
@@ -125,13 +125,14 @@ def _run_peak(model: PVC, request: ExportRequest, bundle: BundlePlan) -> int:
 
 
 def cpu_runtime(model: PVC) -> int:
-    """What a process that runs a bundle in ONNX Runtime on a CPU takes beside weights, states and activations."""
+    """Memory of a process that runs a bundle in ONNX Runtime on a CPU, without weights, states and activations."""
     return RUNTIME + RUNTIME_A_LAYER * sum(layers_of(model.config, name) for name in GRAPH_NAMES)
 
 
 def cpu_weights(model: PVC, request: ExportRequest, bundle: BundlePlan) -> int:
-    """ONNX Runtime's CPU widens narrow weights as it opens a graph, and lays a matrix out anew. A graph of middling
-    size that is slow, as narrow ones are there, is opened twice, to try its threads (engines/threads.py)."""
+    """Memory of the weights in ONNX Runtime on a CPU. It widens narrow weights when it opens a graph, and copies a
+    matrix into a new layout. A narrow graph of medium size is slow there, so it is opened twice to choose its number of
+    threads (engines/threads.py)."""
     weights = sum(widened_bytes(model, spec) for spec in request.graph_specs(model.config).values())
     weights += max(4 * parameter.numel() for parameter in model.parameters())
     if request.precision != "fp32":
@@ -142,8 +143,8 @@ def cpu_weights(model: PVC, request: ExportRequest, bundle: BundlePlan) -> int:
 
 
 def _frame_products(model: PVC) -> int:
-    """Multiplications of one frame, in its weights' products: of the vision side for each position, of the LLM for each
-    token. Attention's own are left out."""
+    """Multiplications by weights per frame: per position on the vision side, per token in the LLM. Attention's matmuls
+    without weights are left out."""
     config = model.config
     per_row = {
         "trunk": config.vision.num_positions,

@@ -1,4 +1,4 @@
-"""A whole plan: the bundle, peaks and times of making and running it, and the devices that it fits."""
+"""A whole plan: the bundle, the memory and time to make and run it, and the devices that it fits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .peaks import Cost, costs
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """`costs` are those of the steps, in their order; `fits` those of all known devices."""
+    """`costs`: by step, in order. `fits`: one per known device."""
 
     model: PlannedModel
     request: ExportRequest
@@ -23,7 +23,7 @@ class Plan:
     fits: list[Fit]
 
     def to_json(self) -> dict[str, Any]:
-        """Bytes and seconds."""
+        """The plan for JSON, in bytes and seconds."""
         bundle = self.bundle
         return {
             "model": self.model.name,
@@ -57,7 +57,7 @@ class Plan:
 
 
 def make_plan(model: PlannedModel, request: ExportRequest) -> Plan:
-    """Raises ModelError for what cannot be exported, as `export` does."""
+    """Make the plan. Raises ModelError for a request that `export` would refuse."""
     require_exportable(model.model.config, request)
     bundle = plan_bundle(model.model, request, tokenizer_bytes=model.tokenizer_bytes)
     return Plan(

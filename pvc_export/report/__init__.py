@@ -1,4 +1,4 @@
-"""The report of a parity check: one self-contained HTML file for people, JUnit XML for their CI."""
+"""Report files of a parity check: one self-contained HTML page for people, JUnit XML for CI."""
 
 from .given import ReportInput
 from .junit import junit

@@ -1,7 +1,7 @@
-"""Figures as inline SVG and spans: bars on a log scale, curves over a stream, heat over a frame, intervals.
+"""Figures as inline SVG and spans: bars on a log scale, curves over a stream, heat maps over a frame, intervals.
 
-No coordinate ever comes from a number that is not finite; such a value is a cross at the top of its figure,
-and a zero, which has no logarithm, a ring at the bottom. Colours are the page's (style.css.j2), so dark mode has them.
+Coordinates never come from non-finite numbers. A non-finite value is drawn as a cross at the top of its figure, and a
+zero, which has no logarithm, as a ring at the bottom. Colours come from style.css.j2, so dark mode works too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from engines.metrics import TINY
 from ..parity.drift.report import Drift
 from ..parity.drift.statistics import Trend
 from ..parity.heat import HeatMap
-from .text import clean, number, share
+from ..terminal.numbers import number, share
+from .text import clean
 
 WIDTH, HEIGHT = 330, 172
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 16, 22
@@ -44,9 +45,9 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axis:
-    """What lies along x: labels in order, and which of them are marked.
+    """The x axis: labels in order, and marks.
 
-    marks   index -> what happens there: 'W';  jumps  indices before which the clock jumps
+    marks   index -> mark: 'W';  jumps  indices before which the clock jumps
     """
 
     name: str
@@ -55,7 +56,7 @@ class Axis:
     jumps: frozenset[int]
 
     def positions(self) -> list[float]:
-        """0, 1, 2, ... and two more at every jump, scaled to the plot."""
+        """Positions 0, 1, 2, ..., with two more steps at every jump, scaled to the plot."""
         steps, at = list[float](), 0.0
         for index in range(len(self.labels)):
             at += 3.0 if index in self.jumps else 1.0
@@ -65,7 +66,8 @@ class Axis:
 
 
 def bar(value: float, *, low: float = 1e-3, high: float = 10.0) -> Markup:
-    """A share of a limit on a log scale, with the limit (1) as a tick. Beyond the scale it is full, or empty."""
+    """A fraction of a limit as a bar on a log scale, with the limit (1) as a tick. Outside the scale it is full or
+    empty."""
     scale = log10(high / low)
     filled = 0.0 if value == 0 else 1.0 if not isfinite(value) else log10(max(value, low) / low) / scale
     tick = -log10(low) / scale
@@ -77,7 +79,7 @@ def bar(value: float, *, low: float = 1e-3, high: float = 10.0) -> Markup:
 
 
 def curves_figure(title: str, curves: Sequence[Curve], axis: Axis) -> Markup:
-    """Curves with their limits, log y. The caption is the page's."""
+    """Curves with their limits, log y. The page adds the caption."""
     scale = _LogScale.around([value for curve in curves for value in (*curve.values, curve.limit)])
     xs = axis.positions()
     parts = [*_grid(scale), *_x_axis(axis, xs)]
@@ -115,7 +117,7 @@ def drift_figure(curve: Drift) -> Markup:
 
 
 def interval_figure(trend: Trend, unit: float, title: str) -> Markup:
-    """A trend with its interval, in shares of what is allowed, on -150% to 150%. unit: shares in a slope of 1."""
+    """A trend with its interval, on -150% to 150% of the allowed change. unit: a slope of 1, as that fraction."""
     value, lower, upper = (unit * end for end in (trend.slope, trend.lower, trend.upper))
     if not all(isfinite(x) for x in (value, lower, upper)):
         return Markup('<span class="lost">not finite</span>')
@@ -134,7 +136,7 @@ def interval_figure(trend: Trend, unit: float, title: str) -> Markup:
 
 
 def heat_figure(heat: HeatMap) -> Markup:
-    """The frame in grey, every token's error over it, and the worst token in a box. Red is above the limit."""
+    """The frame in grey, overlaid with every token's error, and the worst token in a box. Red is over the limit."""
     rows, columns = heat.errors.shape
     row, column = heat.peak
     size = 200.0
@@ -147,18 +149,19 @@ def heat_figure(heat: HeatMap) -> Markup:
         _tag("rect", x=f"{column * wide:.2f}", y=f"{row * high:.2f}", width=f"{wide:.2f}", height=f"{high:.2f}",
              class_="peak"),
     ]  # fmt: skip
-    label = f"{heat.at.name}, {heat.at.where}: error of every token, the worst {number(heat.worst)}"
+    label = f"{heat.at.name}, {heat.at.where}: error of every token, worst {number(heat.worst)}"
     return _tag("svg", *parts, viewBox="0 0 200 200", class_="heat", role="img", aria_label=label)
 
 
 def _overlay(heat: HeatMap) -> Array:
-    """RGBA uint8, a pixel a token: clear up to the map's median, opaque at its worst. Above the limit always seen."""
+    """RGBA uint8, one pixel per token: transparent up to the map's median, opaque at its worst. Tokens over the limit
+    are always visible."""
     errors = heat.errors
     finite = errors[np.isfinite(errors)]
     base, top = (float(np.median(finite)), float(finite.max())) if finite.size else (0.0, 0.0)
     strength = (np.where(np.isfinite(errors), errors, top) - base) / max(top - base, TINY)
     strength[~np.isfinite(errors)] = 1.0
-    hot = ~(errors <= heat.limit)  # NaN as well
+    hot = ~(errors <= heat.limit)  # also true for NaN
     pixels = np.zeros((*errors.shape, 4), np.uint8)
     pixels[..., :3] = np.where(hot[..., None], HOT, HEAT)
     pixels[..., 3] = np.round(225 * np.clip(strength, np.where(hot, 0.5, 0.0), 1))
@@ -170,7 +173,7 @@ def _overlay(heat: HeatMap) -> Array:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _LogScale:
-    """Whole decades, low to high, on the plot's height."""
+    """Whole decades, low to high, over the plot's height."""
 
     low: int
     high: int
@@ -184,7 +187,7 @@ class _LogScale:
         return _LogScale(low=low, high=max(high, low + 1))
 
     def y(self, value: float) -> float:
-        """Inside the plot, whatever the value."""
+        """The y coordinate of a value, always inside the plot."""
         if not isfinite(value):
             return TOP
         exponent = log10(value) if value > 0 else self.low
@@ -203,7 +206,7 @@ def _grid(scale: _LogScale) -> Iterable[Markup]:
 
 
 def _x_axis(axis: Axis, xs: Sequence[float]) -> Iterable[Markup]:
-    """Labels where they have room: first the ends, what is named, and where the clock jumps to; then what is marked."""
+    """Labels where there is space, in this order: the ends, the named marks and the jumps, then other marks."""
     bottom = HEIGHT - BOTTOM
     for index in axis.jumps:
         middle = (xs[index - 1] + xs[index]) / 2
@@ -226,7 +229,7 @@ def _x_axis(axis: Axis, xs: Sequence[float]) -> Iterable[Markup]:
 
 
 def _line(curve: Curve, axis: Axis, xs: Sequence[float], scale: _LogScale) -> str:
-    """Broken where a value is not finite and where the clock jumps."""
+    """Path of a curve, broken at non-finite values and at the clock's jumps."""
     path, is_open = list[str](), False
     for index, value in enumerate(curve.values):
         if not isfinite(value):
@@ -253,7 +256,7 @@ def _svg(title: str, parts: Iterable[Markup]) -> Markup:
 
 
 def _tag(name: str, *children: str, **attributes: str | float) -> Markup:
-    """One element; text and attributes are cleaned and escaped, what is Markup already is not."""
+    """One element. Text and attributes are cleaned and escaped, except children that are already Markup."""
     written = "".join(
         f' {key if key in CAMEL_CASE else key.rstrip("_").replace("_", "-")}="{_clean(str(value))}"'
         for key, value in attributes.items()

@@ -1,4 +1,4 @@
-"""What a page and a JUnit file are made from: the finished report of a check, and where and when it was made."""
+"""Input of a page and of a JUnit file: the finished report of a check, with its time and machine."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..terminal.quantization import quantization_options
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportInput:
-    """A finished check, and its circumstances: by default it was just made, on this machine.
+    """A finished check with its time and machine; the defaults are now and this machine.
 
-    bundle  the folder, as it was named to the check
+    bundle  the folder, as given to the check
     """
 
     parity: ParityReport
@@ -29,11 +29,11 @@ class ReportInput:
 
     @property
     def command(self) -> str:
-        """The check itself, as a command line."""
+        """The check as a command line."""
         return f"pvc-export check {shlex.quote(self.bundle)}"
 
     def next_command(self) -> tuple[str, str]:
-        """The exact next command, and what it is for."""
+        """The exact next command, and its purpose."""
         parity, manifest = self.parity, self.manifest
         repair, culprit, bundle = parity.repair, parity.culprit, shlex.quote(self.bundle)
         if parity.passed:

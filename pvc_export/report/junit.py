@@ -1,7 +1,7 @@
 """The report as JUnit XML: a suite for each stage and level, a case for each row, rule, kind of prompt and rung.
 
-What was not executed is skipped, with its reason: no CI may count it as a pass. A row has no time of its own, and
-schemas that ask for one get 0.
+Anything that was not executed is a skipped case with its reason, so that CI does not count it as a pass. Rows have no
+individual times; where the schema requires one, it is 0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .text import clean
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """One test case. failure, skipped: what is wrong, and why it was not executed; None otherwise."""
+    """One test case. failure: what is wrong, or None; skipped: why it was not executed, or None."""
 
     suite: str
     group: str
@@ -30,7 +30,7 @@ class Case:
 
 
 def junit(report: ReportInput) -> str:
-    """The document, with its XML declaration."""
+    """The XML document, with its declaration."""
     manifest = report.manifest
     facts = {
         "model": manifest.model.name,
@@ -45,7 +45,7 @@ def junit(report: ReportInput) -> str:
 
 
 def document(name: str, cases: Iterable[Case], facts: Mapping[str, str], *, checked_utc: str) -> str:
-    """Cases in their suites, each of which has the facts as properties."""
+    """Group cases into suites, each with the facts as properties."""
     suites: dict[str, list[Case]] = {}
     for case in cases:
         suites.setdefault(case.suite, []).append(case)
@@ -110,7 +110,7 @@ def _cases(report: ReportInput) -> Iterator[Case]:
 
 
 class Cases:
-    """Makes cases, each of which fails if something is wrong with its part."""
+    """Maker of cases, each of which fails if its part has a fault."""
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self._wrong: dict[tuple[FaultKind, str], list[str]] = {}
@@ -118,7 +118,7 @@ class Cases:
             self._wrong.setdefault((fault.kind, fault.part), []).append(fault.text)
 
     def __call__(self, kind: FaultKind, part: str, suite: str, group: str, name: str, details: str = "") -> Case:
-        """A case that fails if a fault is of that kind and part."""
+        """A case that fails if there is a fault of that kind and part."""
         found = self._wrong.get((kind, part), [])
         return Case(suite=suite, group=group, name=name, failure="\n".join(found) or None, details=details)
 
@@ -130,7 +130,7 @@ class Cases:
 def verdict_cases(
     rules: Iterable[Rule], levels: Mapping[str, Verdict], not_executed: Mapping[str, str]
 ) -> Iterator[Case]:
-    """A case for every rule and level, and for what was not executed."""
+    """A case for every rule and level, and for everything that was not executed."""
     for rule in rules:
         yield _verdict(f"level {rule.level}", "rules", rule.name, rule)
     for level, verdict in levels.items():

@@ -1,6 +1,6 @@
-"""The report as one HTML file: nothing is fetched, and it can be read without scripts, in print and on a phone.
+"""The report as one HTML file: it fetches nothing, and is readable without scripts, in print and on a phone.
 
-Models and users wrote some of what it shows. Every text is escaped by the template engine, and control characters are
+Some of its text comes from models and users. The template engine escapes every text, and control characters are
 spelled out (text.py).
 """
 
@@ -20,11 +20,11 @@ METRICS = {
     "norm_gap": "norm",
 }  # fmt: skip
 REACH = {"error": (1e-1, 1e4), "range": (1e-6, 1e2)}
-"""Shares of a limit between which the culprit's bars run: its error, and its values in its dtype."""
+"""Lower and upper end of the culprit's bars, as fractions: of its error limit, and of its dtype's largest value."""
 
 
 def render(report: ReportInput) -> str:
-    """The whole page."""
+    """Render the whole page."""
     parity, manifest = report.parity, report.manifest
     return fill(
         TEMPLATE,

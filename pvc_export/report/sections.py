@@ -12,16 +12,16 @@ from ..parity.limits import kind_of, nan_last
 from ..parity.metrics import Difference
 from ..parity.places import Place, Rung
 from ..parity.report import ParityReport
+from ..terminal.numbers import number, share
 from .figures import Axis, Curve, curves_figure
-from .text import number, share
 
 CURVES = {"rel_l2": ("relative L2", "a"), "worst_token": ("worst token", "b")}
-"""The metrics that are drawn, with their names and colours."""
+"""The plotted metrics, with their names and colours."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Panel:
-    """One small figure. lines: of its legend, (tone, text)."""
+    """One small figure. lines: its legend, as (tone, text)."""
 
     title: str
     figure: Markup
@@ -30,7 +30,7 @@ class Panel:
 
 
 def panels(parity: ParityReport) -> dict[str, list[Panel]]:
-    """By rung, one for each kind of tensor that was compared in several runs. The bundle itself comes first."""
+    """Rung -> one panel per kind of tensor that was compared in several runs. The bundle itself comes first."""
     rungs = sorted(parity.kinds(), key=lambda rung: rung.kind not in ("bundle", "gpu"))
     found = {str(rung): list(_panels_of(parity, rung)) for rung in rungs}
     return {rung: members for rung, members in found.items() if members}
@@ -52,7 +52,8 @@ def _panels_of(parity: ParityReport, rung: Rung) -> Iterator[Panel]:
 
 
 def _curve(metric: str, groups: Sequence[list[Difference]]) -> Curve:
-    """The worst of every place. Layers have limits of their own: the line is that of the one that is closest to it."""
+    """The worst layer at every place. Layers have different limits; the limit line is that of the layer closest to its
+    own."""
     name, tone = CURVES[metric]
     worst = [max(group, key=lambda one: nan_last(getattr(one, metric)) / one.limits[metric]) for group in groups]
     limit = max(worst, key=lambda one: nan_last(getattr(one, metric)) / one.limits[metric]).limits[metric]
@@ -60,14 +61,14 @@ def _curve(metric: str, groups: Sequence[list[Difference]]) -> Curve:
 
 
 def make_panel(title: str, label: str, curves: Sequence[Curve], axis: Axis, said: Sequence[str]) -> Panel:
-    """said: what the legend tells of each curve."""
+    """Make a panel. said: the legend's text for each curve."""
     lines = tuple((curve.tone, text) for curve, text in zip(curves, said, strict=True))
     bad = any(not value <= curve.limit for curve in curves for value in curve.values)
     return Panel(title=title, figure=curves_figure(label, curves, axis), lines=lines, passed=not bad)
 
 
 def _axis(places: Sequence[Place], window: int) -> Axis:
-    """Frames have the window's marks and the clock's jumps; passes and tokens do not."""
+    """The x axis. Frames have the window's marks and the clock's jumps; passes and tokens do not."""
     name, labels = places[0].kind, [place.index for place in places]
     marks, jumps = dict[int, str](), set[int]()
     if name == "frame":

@@ -1,4 +1,4 @@
-"""The template engine of every page: all text is escaped, and control characters are spelled out (text.py)."""
+"""Template engine of all pages: it escapes all text, and spells out control characters (text.py)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..terminal import numbers
 from ..terminal.console import size_text
 from . import figures, text
 
 
 def fill(template: str, **content: Any) -> str:
-    """A page of this folder's template of that name."""
+    """Fill a template of this folder."""
     return _environment().get_template(template).render(**content)
 
 
@@ -28,7 +29,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"num": text.number, "plain": text.plain, "share": text.share, "when": text.when}
+    environment.filters |= {"num": numbers.number, "plain": numbers.plain, "share": numbers.share, "when": text.when}
     environment.filters["size"] = size_text
     environment.globals |= {"bar": figures.bar, "heat_figure": figures.heat_figure, "count": text.count}
     environment.globals |= {"drift_figure": figures.drift_figure, "interval_figure": figures.interval_figure}
@@ -36,5 +37,5 @@ def _environment() -> Environment:
 
 
 def _finalize(value: Any) -> Any:
-    """What is written into the page: text without control characters."""
+    """Spell out control characters in a value before it is written into the page."""
     return value if isinstance(value, Markup) else text.clean(str(value))

@@ -1,4 +1,4 @@
-"""Does the error of a long stream grow? 10,000 frames: python -m pvc_export.studies.drift [BUNDLE | --wide]"""
+"""Measure whether the error grows over 10,000 frames: python -m pvc_export.studies.drift [BUNDLE | --wide]"""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ WIDE = PVCConfig(
     llm=LLMConfig(vocab_size=264, hidden_size=256, num_layers=1, num_heads=4, num_kv_heads=4, mlp_size=256),
     template="tiny",
 )
-"""The published width at a depth and resolution that two cores can stream."""
+"""The published width, with a depth and resolution that two cores can stream."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pvc_export.studies.drift", description=__doc__.splitlines()[0])
     subject = parser.add_mutually_exclusive_group(required=True)
-    subject.add_argument("bundle", nargs="?", type=Path, help="a bundle, as pvc-export makes it")
+    subject.add_argument("bundle", nargs="?", type=Path, help="a bundle from pvc-export")
     subject.add_argument(
-        "--wide", action="store_true", help="a random model, 1024 wide, of 4 layers, exported for this"
+        "--wide", action="store_true", help="a random model of width 1024 with 4 layers, exported for this"
     )
-    parser.add_argument("--frames", type=int, default=NUM_FRAMES, help=f"length of the stream ({NUM_FRAMES})")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every curve")
+    parser.add_argument("--frames", type=int, default=NUM_FRAMES, help=f"length of the stream (default {NUM_FRAMES})")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every curve to this file")
     args = parser.parse_args()
     try:
         with (
@@ -61,9 +61,9 @@ def main() -> None:
 
 @contextmanager
 def _open(bundle: Path | None) -> Iterator[tuple[str, Mapping[str, Session], PVC, Precision, tuple[str, ...]]]:
-    """What is measured: its name, sessions, precision and islands, and the model that they were made from.
+    """Open the subject: its name, sessions, the model from which they were made, precision and islands.
 
-    That is a bundle, or without one the wide random model, exported in float32 for this.
+    It is a bundle, or without one the wide random model, exported in float32 for this.
     """
     if bundle is not None:
         with open_on_cpu(bundle) as opened:

@@ -1,12 +1,12 @@
-"""What it takes to export and check a model of full size: time and peak memory, with random weights.
+"""Time and peak memory to export and check a full-size model with random weights.
 
     python -m pvc_export.studies.full_size PRESET [--command onnx] [--folder FOLDER] [--keep] [OPTIONS]
 
 OPTIONS are those of the command, `onnx` or `trt`: --fp16 --int8 vision --int4 llm.
 
-The folder that is written is a checkpoint as a hub has it: config.json, bfloat16 shards with an index, a tokenizer. Its
-weights are drawn as they are written, so that no more than a shard is in memory. Everything is removed at the
-end. Memory is the resident set's high-water mark of the process in each stage, pages of mapped files included.
+It writes a checkpoint folder as on a hub: config.json, bfloat16 shards with an index, and a tokenizer. The weights are
+drawn while they are written, so that at most one shard is in memory. Everything is removed at the end. Memory is the
+high-water mark of the process's resident set in each stage, including pages of mapped files.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from ..terminal.console import size_text
 
 SEED = 0
 BUNDLE = 1.15
-"""A half-precision bundle, in bytes of its checkpoint: its float32 islands, and room to spare."""
+"""Size of a 16-bit bundle relative to its checkpoint, with float32 islands and a reserve."""
 
 
 def write_checkpoint(config: PVCConfig, folder: Path) -> None:
-    """Draw a checkpoint of `config` in bfloat16, tensor by tensor."""
+    """Draw and write a checkpoint of `config` in bfloat16, tensor by tensor."""
     model, generator = PVC.empty(config), torch.Generator().manual_seed(SEED)
     model.random_seed = SEED
     model.stored = lambda name: draw(name, model.get_parameter(name).shape, generator, llm_layers=config.llm.num_layers)
@@ -45,7 +45,7 @@ def write_checkpoint(config: PVCConfig, folder: Path) -> None:
 
 
 def run(*arguments: str) -> dict[str, Any]:
-    """A command with --json, in a process of its own: what it printed, and its seconds."""
+    """Run a command with --json in a separate process. Returns its output and its seconds."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "pvc_export.cli", *arguments, "--json"]
     found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -59,8 +59,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pvc_export.studies.full_size", description=__doc__.splitlines()[0])
     parser.add_argument("preset")
     parser.add_argument("--command", default="onnx", choices=("onnx", "trt"))
-    parser.add_argument("--folder", type=Path, help="where the model and the bundle are written for a while")
-    parser.add_argument("--keep", action="store_true", help="do not remove them")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the model and the bundle while it runs (default: a temporary one)"
+    )
+    parser.add_argument("--keep", action="store_true", help="do not remove the model and the bundle")
     args, options = parser.parse_known_args()
     config = PVCConfig.preset(args.preset)
     num_bytes = 2 * sum(weight.numel() for weight in PVC.empty(config).parameters())
@@ -70,12 +72,12 @@ def main() -> None:
     try:
         if not model.exists():
             write_checkpoint(config, model)
-        print(f"{args.preset}: {size_text(num_bytes)} of bfloat16", flush=True)
+        print(f"{args.preset}: {size_text(num_bytes)} in bfloat16", flush=True)
         made = run(args.command, "-m", str(model), "-o", str(bundle), *(options or ["--fp16"]))
         for stage in made["stages"]:
             peak = size_text(stage["peak_bytes"]) if stage["peak_bytes"] else ""
             print(f"  {stage['name']:<30}{stage['seconds']:>8.1f} s  {peak:>10}  {stage['note']}", flush=True)
-        print(f"  in all {made['seconds']:.0f} s; {made['parity']['not_executed']}")
+        print(f"  total {made['seconds']:.0f} s; {made['parity']['not_executed']}")
     finally:
         if not args.keep:
             shutil.rmtree(model, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""The reason for each float32 island of a float16 graph, measured: python -m pvc_export.studies.islands
+"""Measure why each float32 island of a float16 graph is needed: python -m pvc_export.studies.islands
 
-Every row computes one operation three ways on the same float16 inputs: in float64 (the truth), with its island (float32
-inside, rounded to float16 at the end), and without (every step rounded to float16, as a graph without the island would
-do it). The table of docs/numerics.md is this program's output.
+Every row computes one operation in three ways on the same float16 inputs: in float64 (the truth), with its island
+(float32 inside, rounded to float16 at the end), and without (every step rounded to float16, as in a graph without the
+island). The table in docs/numerics.md is this program's output.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Operation = Callable[[torch.dtype], Tensor]
 
 
 def islands() -> list[tuple[str, str, Operation]]:
-    """Each island: its name, the case that shows why it is there, and the operation in that case."""
+    """List each island: its name, a case that needs it, and the operation in that case."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
@@ -48,7 +48,7 @@ def islands() -> list[tuple[str, str, Operation]]:
 
 
 def _embed_time(time_mlp: TimeEmbedding, times: Tensor) -> Tensor:
-    """What TimeEmbedding does, without its own upcast of the time."""
+    """TimeEmbedding without its upcast of the time."""
     embedded: Tensor = time_mlp.w2(torch.nn.functional.silu(time_mlp.w1(sinusoid(times, time_mlp.sinusoid_size))))
     return embedded
 
@@ -76,7 +76,7 @@ def _rope(position: int, dtype: torch.dtype) -> Tensor:
 
 
 def relative_error(got: Tensor, truth: Tensor) -> float:
-    """|got - truth| / |truth|, infinite where got is not finite."""
+    """|got - truth| / |truth|; infinite if `got` is not finite."""
     if not bool(got.isfinite().all()):
         return float("inf")
     return float((got.double() - truth).norm() / truth.norm())

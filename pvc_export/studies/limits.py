@@ -1,14 +1,14 @@
-"""How far faithful exports are from their reference, in multiples of the model's own noise: what the factors come from.
+"""Differences of faithful exports from their reference, in multiples of the model's noise; they set the factors.
 
     python -m pvc_export.studies.limits [--write] [--only NAME ...] [--model FOLDER] [--json FILE]
 
-Forty exports and more: random models from `tiny` to 24 layers and 512 wide over several seeds, the trained one, and any
-checkpoint folder, in three precisions, both spellings of attention, both cache updates, and streams of three sizes.
-Each is checked as always.
-A factor is the power of two that leaves MARGIN above the worst that any of them was off by on any rung: one for all
-lengths, and one for each metric that adds up otherwise. Which rung is worst depends on the models that were tried, so
-all have the same. Every export must pass; the table that this prints is in docs/numerics.md. Results are kept in --json
-and not measured again.
+More than forty exports: random models from `tiny` to 24 layers and width 512 over several seeds, the trained model, and
+any checkpoint folder, in three precisions, both spellings of attention, both cache updates, and streams of three sizes.
+Each gets the usual check.
+A factor is the smallest power of two that leaves MARGIN above the largest difference of any export on any rung. There
+is one factor for all lengths, and one for each metric that accumulates differently. Which rung is worst depends on the
+models, so all rungs have the same factors. Every export must pass; the printed table is in docs/numerics.md. Results
+are kept in --json and not measured again.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from ..terminal.console import Console
 from ..terminal.facts import installed
 
 MARGIN = 1.75
-"""Room for other models, processors and versions, at least. Of what adds up in squares (1 - cosine) it is squared."""
+"""Least margin for other models, processors and versions. Squared for metrics that add up in squares (1 - cosine)."""
 ALIKE: dict[tuple[str, ...], int] = {("rel_l2", "worst_token", "worst_value"): 1, ("cosine_gap",): 2, ("norm_gap",): 1}
-"""Metrics that share a factor, and the power in which they add up."""
+"""Metrics that share a factor -> the power with which they add up."""
 LIMITS = (
     StreamLimits(),
     StreamLimits(window=4, context=512, streams=2),
     StreamLimits(window=12, context=1024, streams=3),
 )
-"""Taken in turn: a false alarm of one context, or of one number of streams, was once found by accident."""
+"""Used in turn: false alarms that depended on the context or number of streams were once found by accident."""
 SEEDS = 3
 NUM_QUESTIONS = 24
-"""Asked of a model whose world is known."""
+"""Questions for a model whose world is known."""
 
 
 def _random(width: int, layers: int, seed: int, *, heads: int = 4, kv_heads: int = 2) -> LoadedModel:
-    """A random model, as wide and as deep on both sides, on small frames."""
+    """Make a random model of equal width and depth on both sides, with small frames."""
     config = PVCConfig(
         vision=VisionConfig(
             image_size=56, hidden_size=width, num_layers=layers, num_heads=heads, mlp_size=4 * width,
@@ -72,7 +72,7 @@ def _random(width: int, layers: int, seed: int, *, heads: int = 4, kv_heads: int
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Export:
-    """One faithful export that is checked."""
+    """One faithful export to check."""
 
     name: str
     precision: Precision
@@ -87,8 +87,11 @@ class Export:
 
 
 def exports(folder: str | None) -> Iterator[Export]:
-    """Every model in every precision; targets and limits take turns, so that each spelling and cache update meets each
-    dtype, and each size of a stream each kind of model."""
+    """Yield every model in every precision.
+
+    Targets and limits take turns, so that each spelling and cache update is combined with each dtype, and each size of
+    stream with each kind of model.
+    """
     models: dict[str, Callable[[], LoadedModel]] = {}
     for seed in range(SEEDS):
         models[f"tiny, seed {seed}"] = partial(load_model, "tiny", seed=seed)
@@ -111,7 +114,7 @@ def exports(folder: str | None) -> Iterator[Export]:
 
 
 def measure(export: Export) -> dict[str, Any]:
-    """How the check of one export came out, and what it was off by at most."""
+    """Check one export, and return the result and its largest differences."""
     target = replace(load_target(export.target), builder=None, engine_graphs=())  # graphs only
     loaded = export.load()
     with tempfile.TemporaryDirectory(prefix="pvc-limits-") as folder:
@@ -136,7 +139,7 @@ def is_noise(kind: str, name: str) -> bool:
 
 
 def ratios(report: ParityReport) -> dict[str, dict[str, float]]:
-    """Rung -> metric -> the worst difference of any tensor at any place, over the noise there."""
+    """Map rung -> metric -> the largest difference of any tensor at any place, divided by the noise there."""
     worst: dict[str, dict[str, float]] = {}
     for one in report.differences:
         of_rung = worst.setdefault(str(one.rung.limits), {}) if one.noise else {}
@@ -147,7 +150,7 @@ def ratios(report: ParityReport) -> dict[str, dict[str, float]]:
 
 
 def factors_from(found: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Metric -> its factor, on every rung."""
+    """Compute each metric's factor, the same for every rung."""
     factors: dict[str, float] = {}
     for metrics, power in ALIKE.items():
         of_all = (
@@ -160,9 +163,9 @@ def factors_from(found: dict[str, dict[str, Any]]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pvc_export.studies.limits", description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="replace the committed factors")
-    parser.add_argument("--only", nargs="*", metavar="NAME", help="exports whose name holds this")
-    parser.add_argument("--model", metavar="FOLDER", help="a checkpoint to measure as well")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep results here, and go on from them")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="only exports whose name contains one of these")
+    parser.add_argument("--model", metavar="FOLDER", help="also measure this checkpoint")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep results in this file, and resume from it")
     args = parser.parse_args()
     kept = args.json is not None and args.json.exists()
     found: dict[str, dict[str, Any]] = json.loads(args.json.read_text(encoding="utf-8")) if kept else {}
@@ -192,7 +195,7 @@ def main() -> None:
 
 
 def table(found: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """A line an export, for docs/numerics.md."""
+    """Yield one line per export, for docs/numerics.md."""
     yield "| export | passed | noise of frame_embeds | worst share of a limit | KL / mean square |"
     yield "|---|---|---|---|---|"
     for key, one in found.items():
@@ -201,7 +204,7 @@ def table(found: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def worst(found: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """A line a rung: what any export was off by at most, in multiples of its noise."""
+    """Yield one line per rung: the largest difference of any export, in multiples of its noise."""
     yield f"| stage | {' | '.join(GATED)} |"
     yield f"|---|{'---|' * len(GATED)}"
     for rung in thresholds()["factors"]:

@@ -1,9 +1,9 @@
-"""What few bits cost an LLM on text: perplexity of the model as it is, and of each way to hold its layers.
+"""Cost of quantisation for an LLM on text: perplexity of the unchanged model and of each way to store its layers.
 
     python -m pvc_export.studies.perplexity MODEL FILE... [--rows 20] [--length 1024] [--precision fp32] [--only int8]
 
-MODEL is a checkpoint folder with a tokenizer of its own, FILE text. It is cut into `rows` pieces of `length` tokens,
-each of which is scored alone, in float32 with the weights that a graph of that precision would hold.
+MODEL is a checkpoint folder with a tokenizer, FILE is text. The text is cut into `rows` chunks of `length` tokens. Each
+is scored separately, in float32 with the weights that a graph of that precision would have.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BLOCK = 32
 
 @torch.no_grad()
 def perplexity(llm: Decoder, rows: Tensor) -> float:
-    """exp of the mean surprise of tokens (R, L), each row on its own, its first token given."""
+    """exp of the mean cross-entropy of tokens (R, L), each row separately, with its first token given."""
     total = 0.0
     for row in rows:
         hidden, _ = llm(llm.embed_tokens(row)[None], torch.arange(len(row))[None])
@@ -45,7 +45,7 @@ def perplexity(llm: Decoder, rows: Tensor) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Way:
-    """How a model is held. `is_smoothed`: as exports are, or its inputs as they are."""
+    """A way to store a model. `is_smoothed`: False omits the smoothing that exports do."""
 
     quantization: Mapping[Part, Quantization] = field(default_factory=dict)
     int8_states: tuple[State, ...] = ()
@@ -57,7 +57,7 @@ class Way:
         return "; ".join([*parts, *(f"{state} in int8" for state in self.int8_states)]) or "as it is"
 
     def held(self, loaded: LoadedModel, precision: Precision) -> PVC:
-        """The model that a bundle would be held against."""
+        """Return the reference with which such a bundle would be compared."""
         quantizer, found = Quantizer.of(loaded.model, self.quantization, precision), None
         if self.is_smoothed and is_smoothed(self.quantization):
             found = calibrate(loaded, quantizer, CalibrationRequest(), StreamLimits(), lambda _: None)
@@ -65,7 +65,7 @@ class Way:
 
 
 def ways() -> Iterator[Way]:
-    """The model as it is, then every way that a target can ask for, eight bits first."""
+    """Yield the unchanged model, then every way that a target can request, int8 first."""
     yield Way()
     yield Way(int8_states=("cache",))
     for wide_codes in (True, False):
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--precision", default="fp32", choices=get_args(Precision))
-    parser.add_argument("--only", action="append", help="ways whose description has this in it; repeatable")
+    parser.add_argument("--only", action="append", help="only ways whose description contains this; repeatable")
     args = parser.parse_args()
     loaded = load_model(args.model)
     text = "\n\n".join(path.read_text(encoding="utf-8") for path in args.files)

@@ -1,10 +1,10 @@
-"""What a plan says beside what an export then takes: bytes of the bundle, and the peak of each step.
+"""A plan's estimates next to measured values: bytes of the bundle, and peak memory of each step.
 
     python -m pvc_export.studies.plan [--only tiny] [--only wide]
 
-Each export is `pvc-export onnx` or `trt` in a process of its own, with its check, and so is the run: ten frames and a
-question, in ONNX Runtime on this CPU. Peaks are Linux's VmHWM of a stage. Random models of two kinds, and the bundled
-one; `wide` takes 1.3 GB of memory, and all of them a quarter of an hour on two slow cores.
+Each export, `pvc-export onnx` or `trt` with its check, is a separate process. So is the run: ten frames and a question,
+in ONNX Runtime on this CPU. Peaks are Linux's VmHWM of a stage. The models are `tiny`, two other random ones and the
+bundled one; `wide` takes 1.3 GB of memory, and all of them take a quarter of an hour on two slow cores.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MODELS = {
         ),
     ),
 }  # fmt: skip
-"""Random models, saved as checkpoint folders: `deep` has 10 and 6 narrow layers, `wide` 111 M parameters."""
+"""Random models, saved as checkpoint folders: `deep` has 10 and 6 narrow layers, `wide` has 111 M parameters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,9 @@ LIMITS = StreamLimits(window=8, context=512)
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pvc_export.studies.plan", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", action="append", choices=sorted({case.model for case in CASES}), help="repeatable")
+    parser.add_argument(
+        "--only", action="append", choices=sorted({case.model for case in CASES}), help="only this model; repeatable"
+    )
     args = parser.parse_args()
     print("| model | step | planned | measured | ratio |\n|---|---|---|---|---|")
     for case in CASES:
@@ -91,7 +93,7 @@ def main() -> None:
 
 
 def compare(case: Case) -> Iterator[tuple[str, int, int]]:
-    """Of each step its name, planned and measured bytes."""
+    """Yield each step's name, planned bytes and measured bytes."""
     with tempfile.TemporaryDirectory(prefix="pvc-plan-") as name:
         folder = Path(name)
         model, bundle = case.model, folder / "bundle"
@@ -111,7 +113,7 @@ def compare(case: Case) -> Iterator[tuple[str, int, int]]:
 
 
 def peaks_of(stages: list[dict[str, Any]]) -> dict[str, int]:
-    """The largest peak of the stages of each step, by the step's name in a plan."""
+    """Return the largest peak of each step's stages, by the step's name in a plan."""
     peaks: dict[str, int] = {}
     for stage in stages:
         step = {"load": "export"}.get(word := stage["name"].split()[0], word)

@@ -1,5 +1,6 @@
-"""What wide products gain: engines and CPU steps with q|k|v, gate|up and W3|W5 apart, joined, and joined with gate
-and up cut by a Split instead of a Reshape.
+"""Gain from joined matmuls: engines and CPU steps with q|k|v, gate|up and W3|W5 apart and joined.
+
+A third form is joined, but with gate and up separated by a Split instead of a Reshape.
 
 python -m pvc_export.studies.products engines    layers, bytes and build time of TensorRT-RTX engines, float16
 python -m pvc_export.studies.products cpu        a decoded token and 64 ingested rows, interleaved, CPU time
@@ -39,14 +40,14 @@ SUBJECTS: dict[str, tuple[PVCConfig, tuple[str, ...]]] = {
     "vision-8b": (PVCConfig.preset("vision-8b"), ("temporal", "compressor")),
     "0.5b": (SIZES["0.5b"], ("llm",)),
 }
-"""Models with random weights, and those of their graphs that have such products."""
+"""Models with random weights, and their graphs that have such matmuls."""
 FORMS = ("apart", "split", "joined")
 PAST = 1024
 
 
 @contextmanager
 def form(name: str) -> Iterator[None]:
-    """Within it, graphs are made in this form."""
+    """Make graphs in this form until the end of the block."""
     if name == "joined":
         yield
     elif name == "split":
@@ -58,14 +59,14 @@ def form(name: str) -> Iterator[None]:
 
 
 def split_swiglu(self: JoinedSwiGLU, x: Tensor) -> Tensor:
-    """Gate and up cut by a Split."""
+    """SwiGLU with gate and up separated by a Split."""
     gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
     down: Tensor = self.down_proj(F.silu(gate) * up)
     return down
 
 
 def engines(subjects: list[str]) -> Iterator[str]:
-    """A line for each graph and form; the builds of one graph follow each other."""
+    """Yield a line for each graph and form; the builds of one graph follow one another."""
     target = load_target("rtx")
     yield f"{'model':<10} {'graph':<11} {'products':<9} {'layers':>6} {'engine':>12} {'build':>8}"
     for name in subjects:
@@ -83,7 +84,7 @@ def engines(subjects: list[str]) -> Iterator[str]:
 
 
 def cpu(size: str, rounds: int, num_layers: int | None) -> Iterator[str]:
-    """Medians and quartiles of both steps in all forms, and the ratios within rounds."""
+    """Yield medians and quartiles of both steps in all forms, and the ratios within rounds."""
     config = SIZES[size]
     if num_layers is not None:
         config = replace(config, llm=replace(config.llm, num_layers=num_layers))
@@ -112,10 +113,10 @@ def cpu(size: str, rounds: int, num_layers: int | None) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pvc_export.studies.products", description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["engines", "cpu"])
-    parser.add_argument("--model", choices=[*SUBJECTS], action="append", help="for engines; by default all")
-    parser.add_argument("--size", choices=[*SIZES], default="0.5b", help="for cpu (0.5b)")
-    parser.add_argument("--rounds", type=int, default=15, help="for cpu (15)")
-    parser.add_argument("--layers", type=int, help="for cpu: of the LLM, by default all")
+    parser.add_argument("--model", choices=[*SUBJECTS], action="append", help="with engines: the models (default: all)")
+    parser.add_argument("--size", choices=[*SIZES], default="0.5b", help="with cpu: size of the LLM (default 0.5b)")
+    parser.add_argument("--rounds", type=int, default=15, help="with cpu: interleaved rounds (default 15)")
+    parser.add_argument("--layers", type=int, help="with cpu: layers of the LLM (default: all)")
     args = parser.parse_args()
     facts = environment(" ".join(["python -m pvc_export.studies.products", *sys.argv[1:]]), threads=1)
     with torch.no_grad():

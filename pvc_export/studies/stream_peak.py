@@ -1,8 +1,8 @@
-"""The most memory that a stream takes: ten frames and a question through a bundle, in ONNX Runtime on this CPU.
+"""Peak memory of a stream: ten frames and a question through a bundle, in ONNX Runtime on this CPU.
 
     python -m pvc_export.studies.stream_peak BUNDLE
 
-Prints bytes. Like every runtime it needs no torch, which would be most of them.
+Prints bytes. It does not import torch, which would take most of the memory.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What threads do for streams on the CPU: whole pushes a second of one stream and of two side by side, at each number.
+"""Throughput by number of threads on the CPU: whole pushes per second, for one stream and two side by side.
 
     python -m pvc_export.studies.threads shapes | mid | 0.5b [--frames 10] [--rounds 7]
 
-Two streams share a bundle's sessions, each in a Python thread of its own, as ONNX Runtime's sessions allow. All ways
-are tried in every round; figures are medians of wall time. float32, target cpu; mid and 0.5b have random weights.
+Two streams share a bundle's sessions, each in a separate Python thread, which ONNX Runtime's sessions support. Every
+round runs all variants; figures are medians of wall time. float32, target cpu; mid and 0.5b have random weights.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _random(config: PVCConfig) -> LoadedModel:
 
 
 def push_all(bundle: Bundle, frames: list[Frame], *, num_streams: int) -> None:
-    """Each stream is new, and sees every frame."""
+    """Push every frame into each of `num_streams` new streams."""
     streams = [PVCStream(bundle) for _ in range(num_streams)]
 
     def watch(stream: PVCStream) -> None:
@@ -61,8 +61,8 @@ def push_all(bundle: Bundle, frames: list[Frame], *, num_streams: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pvc_export.studies.threads", description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=[*MODELS])
-    parser.add_argument("--frames", type=int, default=10, help="pushed into each stream (10)")
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (7)")
+    parser.add_argument("--frames", type=int, default=10, help="frames pushed into each stream (default 10)")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default 7)")
     args = parser.parse_args()
     facts = environment(f"python -m pvc_export.studies.threads {args.model}", threads=num_cores())
     with tempfile.TemporaryDirectory(prefix="pvc-threads-") as folder:
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def measure(folder: Path, *, num_frames: int, rounds: int) -> Iterator[str]:
-    """A line for each number of threads, and for what is chosen, with one stream and with two."""
+    """Yield a line for each number of threads, and for the default choice, with one stream and with two."""
     frames = list(render_clip(num_frames, seed=1, width=640, height=480))
     counts: list[int | None] = [*range(1, num_cores() + 1), None]
     bundles = {n: open_bundle(folder, runtime="cpu", threads=n, unchecked=True) for n in counts}
@@ -89,7 +89,7 @@ def measure(folder: Path, *, num_frames: int, rounds: int) -> Iterator[str]:
         spread, pushed = Spread.of(seconds), 1e3 * num_frames * num_streams
         name = "chosen" if count is None else f"{count} threads"
         quartiles = f"{pushed / spread.q3_ms:.1f} - {pushed / spread.q1_ms:.1f}"
-        yield f"{name:<10} {num_streams} streams {pushed / spread.median_ms:>8.1f} frames a second in all   {quartiles}"
+        yield f"{name:<10} {num_streams} streams {pushed / spread.median_ms:>8.1f} frames/s in total   {quartiles}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a person sees while a command works: stages, bars, seconds. Plain lines in a log, nothing with --json."""
+"""Progress output of commands: stages, bars, seconds. Plain lines in a log, nothing with --json."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from engines.sizes import peak_bytes
+from engines.wrapping import fitted
 
 from . import interrupt
 from .facts import restart_peak
@@ -22,9 +23,9 @@ Report = Callable[[float], None]
 
 @dataclass(slots=True)
 class Stage:
-    """One finished stage: its name, seconds, a note such as a size, and the most memory that the process held in it.
+    """One finished stage: its name, seconds, a note such as a size, and the process's peak memory during it.
 
-    peak_bytes is the resident set's high-water mark, None where the system does not tell.
+    peak_bytes is the resident set's high-water mark, None if the system does not report it.
     """
 
     name: str
@@ -35,19 +36,22 @@ class Stage:
 
 @dataclass(slots=True)
 class Console:
-    """Where commands report. `quiet` keeps standard output clean for --json; stages are recorded all the same."""
+    """Output of commands. `quiet` keeps standard output clean for --json; stages are still recorded."""
 
     quiet: bool = False
     stages: list[Stage] = field(default_factory=list)
     rich: RichConsole = field(default_factory=lambda: RichConsole(file=sys.stdout, highlight=False))
 
     def print(self, text: str = "", *, style: str | None = None) -> None:
-        if not self.quiet:
-            self.rich.print(text, style=style, markup=False, soft_wrap=True)
+        if self.quiet:
+            return
+        if self.rich.is_terminal:
+            text = fitted(text, self.rich.width)
+        self.rich.print(text, style=style, markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[tuple[Stage, Report]]:
-        """Time a stage. A terminal shows a bar while it runs; afterwards one line stays, here and in a log."""
+        """Time a stage. A terminal shows a bar while it runs; afterwards one line remains, as in a log."""
         stage = Stage(name=name, seconds=0.0)
         restart_peak()
         started = time.perf_counter()

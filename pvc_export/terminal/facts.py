@@ -1,4 +1,4 @@
-"""Facts of this machine and this process, for manifests, reports and figures: packages, processor, memory."""
+"""Facts about this machine and process, for manifests, reports and figures: packages, processor, memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor's name, with family and model where Linux tells: a name alone may hide a generation."""
+    """The processor's name, on Linux with family and model: the name alone may not show the generation."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -36,14 +36,17 @@ def cpu_name() -> str:
 
 
 def restart_peak() -> None:
-    """Let Linux forget the most that this process held in RAM; elsewhere nothing."""
+    """Reset this process's peak memory in Linux's statistics; does nothing elsewhere."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def give_back() -> None:
-    """Let glibc return freed memory to the system, which it does on its own only from the end of its heap; elsewhere
-    nothing. Arrays of a few MB, of which some stay, left 4 GB of holes in the check of an 8B model."""
+    """Make glibc return freed memory to the system; does nothing elsewhere.
+
+    By itself, glibc returns memory only from the end of its heap. In the check of an 8B model, arrays of a few MB, some
+    of which stayed, left 4 GB of holes.
+    """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -53,5 +56,5 @@ def now_utc() -> str:
 
 
 def this_machine() -> str:
-    """What computes a check, in words."""
+    """The machine that runs a check, as text."""
     return f"{platform.machine()} CPU, {os.cpu_count()} cores"

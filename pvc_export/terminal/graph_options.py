@@ -1,4 +1,4 @@
-"""Options of `check --graph`: what must be said of a graph that is not ours."""
+"""Options of `check --graph`: the facts that a graph of any origin does not contain."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ StatePairs = Annotated[
     list[str] | None,
     typer.Option(
         help="With --graph: a state pair, e.g. past=present, or a pattern of pairs, 'cached_*=new_cached_*'; "
-        "past=new@append:1 if the output holds only new rows; with @start:N it begins with N rows. Repeatable."
+        "past=new@append:1 if the output holds only new rows; @start:N to begin with N rows. Repeatable."
     ),
 ]
 NoStates = Annotated[
     list[str] | None,
-    typer.Option(help="With --graph: an output that is no state, though its name looks like one. Repeatable."),
+    typer.Option(help="With --graph: an output that is not a state, although its name looks like one. Repeatable."),
 ]
 Sizes = Annotated[
     list[str] | None,
-    typer.Option(help="With --graph: size of an axis, as AXIS=N, or AXIS=A+B of other axes. Repeatable."),
+    typer.Option(help="With --graph: size of an axis, as AXIS=N, or AXIS=A+B as a sum of other axes. Repeatable."),
 ]
 Bounds = Annotated[
     list[str] | None,
     typer.Option(help="With --graph: range of random values for an input, as INPUT=LOW:HIGH. Repeatable."),
 ]
 BatchAxis = Annotated[
-    str | None, typer.Option(help="With --graph: the dynamic axis that is the batch, where its name does not say.")
+    str | None, typer.Option(help="With --graph: the dynamic axis that is the batch, if its name does not show it.")
 ]
 Tolerances = Annotated[
     list[str] | None,
     typer.Option(
-        help="With --graph: how far off outputs may be, as rel_l2=0.05 or max_abs=0.01, in place of a limit that "
-        "is measured: for quantized graphs. Repeatable."
+        help="With --graph: allowed error of outputs, as rel_l2=0.05 or max_abs=0.01, instead of the measured limit; "
+        "for quantized graphs. Repeatable."
     ),
 ]
 Steps = Annotated[int | None, typer.Option(help="With --graph: length of the stream. Default: 64.")]

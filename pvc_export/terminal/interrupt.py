@@ -1,4 +1,4 @@
-"""The signals of a command of pvc-export, and what an interrupted one has left."""
+"""Signal handling of pvc-export's commands, and the state that an interrupted command leaves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from engines.signals import Signals
 
 signals = Signals()
-"""Of this process. `install` is called by the command line."""
+"""Signals of this process. The command line calls `install`."""
 
 check = signals.check
 
@@ -18,14 +18,14 @@ _kept = ""
 
 
 def note_publishing(folder: Path, out: Path) -> None:
-    """`folder` is about to take the name `out`: an interrupt may strike in the very call that renames it."""
+    """Note that `folder` is about to be renamed to `out`: an interrupt may arrive during that call."""
     global _publishing
     _publishing = out, folder.stat().st_ino
 
 
 @contextmanager
 def keeping(what: str) -> Iterator[None]:
-    """What a command of another kind leaves, in words, if it is interrupted within."""
+    """Text about what remains if the command is interrupted within the block, for commands that do not publish."""
     global _kept
     _kept = what
     try:
@@ -37,7 +37,7 @@ def keeping(what: str) -> Iterator[None]:
 
 
 def outcome() -> str:
-    """What an interrupted command left, in words."""
+    """The state that an interrupted command left, as text."""
     if _kept:
         return _kept
     if _publishing is not None:

@@ -1,4 +1,4 @@
-"""`--window`, `--context`, `--streams` and `--memory`: the limits that are asked for, and sizes in words."""
+"""`--window`, `--context`, `--streams` and `--memory`: the requested limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .usage import usage_errors
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AskedLimits:
-    """The options as they were given; None where one was not."""
+    """The options as given; None for those that were not."""
 
     window: int | None
     context: int | None
@@ -22,12 +22,12 @@ class AskedLimits:
     memory: str | None = None
 
     def limits(self) -> StreamLimits:
-        """The usual ones in place of those that were not given. Raises BadParameter for what cannot be, for a memory
-        that is no size, and where nothing is left for it to choose."""
+        """The limits, with defaults for those that were not given. Raises BadParameter for impossible limits, for an
+        invalid --memory, and for a --memory that has nothing left to choose."""
         if self.memory is not None and None not in (self.window, self.context):
             raise typer.BadParameter(
-                "--memory chooses the window and the context, and both are given; leave one of the three out "
-                "(pvc-export plan says what given ones take)"
+                "--memory chooses the window and the context, but both are given; leave one of the three out "
+                "(pvc-export plan shows the memory for given ones)"
             )
         given = {"window": self.window, "context": self.context}
         with usage_errors():
@@ -37,5 +37,5 @@ class AskedLimits:
 
     @property
     def memory_bytes(self) -> int:
-        assert self.memory is not None, "none was asked for"
+        assert self.memory is not None, "no --memory was given"
         return parse_size(self.memory, option="--memory")

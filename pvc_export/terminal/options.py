@@ -1,4 +1,4 @@
-"""Options and arguments that several commands have, with one help for all."""
+"""Options and arguments shared by several commands, each with one help text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Model = Annotated[
 PlannedModel = Annotated[
     str,
     typer.Option(
-        "-m", "--model", help="'shapes', a preset such as pvc-internvl2-8b, or a folder, which needs config.json only."
+        "-m", "--model", help="'shapes', a preset such as pvc-internvl2-8b, or a folder; config.json is enough."
     ),
 ]
 Out = Annotated[Path | None, typer.Option("-o", "--output", help="Bundle folder. Default: build/NAME.")]
@@ -23,7 +23,7 @@ FP32 = Annotated[bool, typer.Option("--fp32", help="float32 graphs.")]
 Target = Annotated[str, typer.Option(help="Runtime to export for; pvc-export doctor lists them.")]
 BuildsFor = Annotated[
     str | None,
-    typer.Option("--target", help="Also whether this machine can build engines for that target, or why not."),
+    typer.Option("--target", help="Also report whether this machine can build engines for that target, or why not."),
 ]
 Window = Annotated[
     int | None, typer.Option(help="Frames that temporal attention sees, including the current one. Default: 8.")
@@ -34,25 +34,26 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="Choose --window and --context, or the one that is not given, so that a process with all streams takes no "
-        "more of a CPU's, a Jetson's or a card's memory, by estimate. Streams count as re-anchoring. 2GiB, 2G, 900MiB, "
-        "2GB (of 1000s) or bytes.",
+        help="Memory limit for a process with all streams, on a CPU, a Jetson or a card: chooses --window and "
+        "--context, or the one not given, by an estimate that assumes re-anchoring streams. 2GiB, 2G, 900MiB, 2GB "
+        "(decimal) or bytes.",
     ),
 ]
-Streams = Annotated[int, typer.Option(help="Streams that one pass serves.")]
+Streams = Annotated[int, typer.Option(help="Number of streams that one pass serves.")]
 ClockChoice = Annotated[
     str,
     typer.Option(
         "--clock",
-        help="run-on (streams may go on beyond the trained number of frames) or reanchor (they start again with the "
-        "newest, so that frame times are a table: 1 GB less at 8B).",
+        help="At the trained number of frames: run-on (streams may continue past it) or reanchor (streams restart with "
+        "the newest frames, and frame times become a table: 1 GB smaller at 8B).",
     ),
 ]
 Golden = Annotated[
     bool, typer.Option("--golden", help="Add a golden recording, with which a device checks itself without torch.")
 ]
 AgainstGolden = Annotated[
-    bool, typer.Option("--golden", help="Against the bundle's own golden recording, by what runs it here; no torch.")
+    bool,
+    typer.Option("--golden", help="Compare with the bundle's golden recording, on the runtime used here; no torch."),
 ]
 Island = Annotated[
     list[str] | None, typer.Option("--island", help="Module to keep in float32, e.g. trunk.layers.1.attn. Repeatable.")
@@ -62,39 +63,40 @@ Unfuse = Annotated[
     typer.Option(
         "--unfuse",
         metavar="PART",
-        help="Attention that no compiler may fuse: spatial, temporal or llm. For a TensorRT that miscompiles it; "
+        help="Attention that the compiler must not fuse: spatial, temporal or llm. For a TensorRT that miscompiles it; "
         "slower. Repeatable.",
     ),
 ]
 Int4 = Annotated[
     list[str] | None,
-    typer.Option("--int4", metavar="PART", help="Hold this part's weights in four bits: llm. Repeatable."),
+    typer.Option("--int4", metavar="PART", help="Store this part's weights in int4: llm. Repeatable."),
 ]
 Int4Block = Annotated[
-    int | None, typer.Option("--int4-block", help="Weights that share a scale. Default: the target's usual, 32.")
+    int | None, typer.Option("--int4-block", help="Number of weights per scale. Default: the target's usual, 32.")
 ]
 Int8 = Annotated[
     list[str] | None,
     typer.Option(
         "--int8",
         metavar="PART",
-        help="Multiply in eight bits: vision, or for `--target cpu` also llm and head. Remember in eight bits: ring "
-        "(frames) and cache (the LLM's rows), half of what grows with window and context. Repeatable.",
+        help="int8 matmuls: vision, and for `--target cpu` also llm and head. int8 state: ring (frames) and cache (the "
+        "LLM's rows), which halves the memory that grows with window and context. Repeatable.",
     ),
 ]
 QuantizeBy = Annotated[
     str,
     typer.Option(
-        "--quantize-by", help="search (of the scales with the least error, the default) or round (to the largest)."
+        "--quantize-by",
+        help="search (the scale with the least error, the default) or round (scale from the largest weight).",
     ),
 ]
 Calibrate = Annotated[
     list[Path] | None,
     typer.Option(
         "--calibrate", metavar="FILE",
-        help="A video like those to come: with --int8 vision, engines scale what their products are fed by what it "
-        "shows, and --int8 llm moves what is large in its inputs into weights. Repeatable. Default: rendered and real "
-        "frames of this program.",
+        help="A typical video for calibration: engines with --int8 vision get the scales of their matmul inputs from "
+        "it, and --int8 llm moves large input channels into the weights. Repeatable. Default: built-in rendered and "
+        "real frames.",
     ),
 ]  # fmt: skip
 CalibrateBy = Annotated[
@@ -106,22 +108,22 @@ CalibrateBy = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Seed for the random weights of tiny and vision-8b. Default: 0.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Reference = Annotated[
-    str | None, typer.Option("-m", "--model", help="Reference model. Default: the one that the bundle names.")
+    str | None, typer.Option("-m", "--model", help="Reference model. Default: the one named in the bundle.")
 ]
 MappingFile = Annotated[
     Path | None,
     typer.Option(
         "--mapping", metavar="FILE",
-        help="JSON that says what the tensors of a model folder are, where their names do not: inspect "
-        "--suggest-mapping makes one.",
+        help="JSON that maps a model folder's tensors to their roles, if their names are not recognised; inspect "
+        "--suggest-mapping writes one.",
     ),
 ]  # fmt: skip
 ByLayer = Annotated[
     bool | None,
     typer.Option(
         "--by-layer/--whole",
-        help="Hold the LLM layer by layer, its weights read from the model's folder, or take the whole model into "
-        "memory. Default: the whole where it fits.",
+        help="Check the LLM layer by layer, with its weights read from the model's folder, or load the whole model. "
+        "Default: the whole model if it fits in memory.",
     ),
 ]
 TrustEngines = Annotated[

@@ -1,9 +1,9 @@
-"""Added tokens of a checkpoint folder: what stands in a vocabulary besides the pieces of a tokenizer's model.
+"""Added tokens of a checkpoint folder: the vocabulary besides the pieces of the tokenizer's model.
 
 They are read from tokenizer_config.json ("added_tokens_decoder"), added_tokens.json and special_tokens_map.json. The
-files may say the same thing twice, but must not contradict each other, and no id is made up: a token without one is an
-error. A "tokenizer_class" or "auto_map" in them is code to be run, and is not looked at here.
-Source: what transformers 4 and 5 write for a tokenizer that has no tokenizer.json.
+files may repeat but not contradict each other. Ids are never invented: a token without an id is an error. A
+"tokenizer_class" or "auto_map" in them names code to run, and is ignored here.
+Source: the files that transformers 4 and 5 write for a tokenizer without tokenizer.json.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ MIXED, FETCH_TOGETHER = "the files come from different checkpoints", "fetch the 
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, or nothing where the folder has none."""
+    """Read tokenizer_config.json; empty if the folder has none."""
     return _read(folder / CONFIG)
 
 
 def read_added_tokens(folder: Path, pieces: Mapping[str, int]) -> dict[int, AddedToken]:
-    """The added tokens by id. `pieces` are those of the tokenizer's model: a special token may be one of them.
+    """Read the added tokens by id. `pieces` are those of the tokenizer's model: a special token may be one of them.
 
-    All are looked for in the text as it was written, before it is normalised, as the slow tokenizers do.
+    All are matched in the text before it is normalised, as in the slow tokenizers.
     Raises CheckpointError for a file that is damaged or contradicts another.
     """
     tokens: dict[int, AddedToken] = {}
@@ -42,7 +42,7 @@ def read_added_tokens(folder: Path, pieces: Mapping[str, int]) -> dict[int, Adde
             there = f"{ids[token.content]}" if token.content in ids else f"that of {tokens[token_id].content!r}"
             raise CheckpointError(
                 f"{folder / file} gives {token.content!r} the id {token_id}",
-                expected=f"one id a token and one token an id: elsewhere it is {there}",
+                expected=f"one id per token and one token per id: in another place it is {there}",
                 cause=MIXED,
                 fix=FETCH_TOGETHER,
             )
@@ -53,7 +53,7 @@ def read_added_tokens(folder: Path, pieces: Mapping[str, int]) -> dict[int, Adde
             if name not in pieces:
                 raise CheckpointError(
                     f"{folder / file} names the special token {name!r}, which has no id",
-                    expected=f"it among the pieces of the tokenizer, in {ADDED}, or in {CONFIG}",
+                    expected=f"an id among the tokenizer's pieces, in {ADDED}, or in {CONFIG}",
                     cause=f"{ADDED} was not fetched",
                     fix=FETCH_TOGETHER,
                 )
@@ -64,7 +64,7 @@ def read_added_tokens(folder: Path, pieces: Mapping[str, int]) -> dict[int, Adde
 
 
 def add_tokens(tokenizer: Tokenizer, tokens: Mapping[int, AddedToken], folder: Path) -> None:
-    """Give `tokenizer` the tokens, in order of ids. Raises CheckpointError where an id is taken or would not follow."""
+    """Add the tokens to `tokenizer`, in order of ids. Raises CheckpointError if an id is taken or not consecutive."""
     next_id = tokenizer.get_vocab_size()
     for token_id, token in tokens.items():
         known = tokenizer.token_to_id(token.content)
@@ -74,10 +74,10 @@ def add_tokens(tokenizer: Tokenizer, tokens: Mapping[int, AddedToken], folder: P
             reason = f"the tokenizer's model gives it {known}"
             if known is None:
                 taken = tokenizer.id_to_token(token_id)
-                reason = f"the next free id is {next_id}" if taken is None else f"that is the piece {taken!r}"
+                reason = f"the next free id is {next_id}" if taken is None else f"that id is the piece {taken!r}"
             raise CheckpointError(
                 f"{folder}: the added token {token.content!r} has the id {token_id}, but {reason}",
-                expected="ids that follow those of the pieces without a gap, or an added token that is a piece",
+                expected="ids that directly follow those of the pieces, or an added token that is a piece",
                 cause=MIXED,
                 fix=FETCH_TOGETHER,
             )
@@ -91,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _listed(folder: Path) -> Iterator[tuple[int, AddedToken, str]]:
-    """Every token that a file gives an id, and the file. First the file that says most about each."""
+    """Yield every token that has an id in a file, and the file; the more detailed file comes first."""
     decoder = read_config(folder).get("added_tokens_decoder", {})
     if not isinstance(decoder, dict):
         raise _malformed(folder / CONFIG, "added_tokens_decoder", decoder)
@@ -108,7 +108,7 @@ def _listed(folder: Path) -> Iterator[tuple[int, AddedToken, str]]:
 
 
 def _special(folder: Path) -> Iterator[tuple[str, str]]:
-    """Every token that a file calls special, and the file."""
+    """Yield every token that a file calls special, and the file."""
     for file in (CONFIG, SPECIAL):
         data = _read(folder / file)
         several = data.get(SEVERAL) or []
@@ -116,7 +116,7 @@ def _special(folder: Path) -> Iterator[tuple[str, str]]:
             raise _malformed(folder / file, SEVERAL, several)
         for name in (*(data.get(role) for role in ROLES), *several):
             content = name.get("content") if isinstance(name, dict) else name
-            if content is None or content == "":  # a role that the tokenizer does not have
+            if content is None or content == "":  # the tokenizer does not have this role
                 continue
             if not isinstance(content, str):
                 raise _malformed(folder / file, "a special token", name)

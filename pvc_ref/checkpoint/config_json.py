@@ -1,8 +1,8 @@
 """config.json <-> PVCConfig, in InternVL2's keys.
 
-One table a section serves reading and writing. The file has one object of our own, "pvc"; without it, it describes a
-plain InternVL2. A fact that this model does not implement is refused by name, and none is guessed: config_keys.py has
-every key that is known, rope.py the two spellings of RoPE.
+One table per section serves reading and writing. The file has one object that is ours, "pvc"; without it, it describes
+a plain InternVL2. Settings that are not implemented are rejected by name, and nothing is guessed: config_keys.py lists
+every known key, rope.py reads both formats of RoPE's parameters.
 Source: config.json of InternVL2-1B and InternVL2-8B.
 """
 
@@ -18,7 +18,7 @@ from ..errors import CheckpointError, ConfigError
 from . import rope
 from .config_keys import CONFIG_FILE, check_keys, find, said
 
-# The name in our configuration: the key in the file, and its type.
+# Name in our configuration: key in the file, and its type.
 VISION: dict[str, tuple[str, type]] = {
     "image_size": ("image_size", int),
     "patch_size": ("patch_size", int),
@@ -41,15 +41,15 @@ LLM: dict[str, tuple[str, type]] = {
 }
 HEAD_DIM = {"head_dim": ("head_dim", int)}  # written only where it is not hidden_size / num_heads
 TIED = {"tie_embeddings": ("tie_word_embeddings", bool)}
-"""Not in every file: transformers leaves out what is its class's default, here False. A tied model has no head of its
-own among its tensors, so a wrong default does not load."""
+"""Not in every file: transformers omits values that are its class's default, here False. A tied model stores no
+separate head, so with a wrong default it does not load."""
 FAMILIES: dict[str, LLMFamily] = {
     "InternLM2ForCausalLM": "internlm2",
     "Qwen2ForCausalLM": "qwen2",
     "LlamaForCausalLM": "llama",
 }
 
-# The "pvc" object, in our own names.
+# The "pvc" object, with our names.
 PVC_VISION = {"num_temporal_layers": int, "sinusoid_size": int}
 PVC_COMPRESSOR = {"kind": str, "num_tokens": int, "num_q_former_layers": int}
 PVC_WHOLE = {"time_mode": str, "trained_frames": int, "num_image_repeats": int, "image_layout": str}
@@ -64,18 +64,18 @@ READ: dict[str, tuple[str, ...]] = {
     "pvc": ("compressor", *PVC_VISION, *PVC_WHOLE),
     "pvc.compressor": tuple(PVC_COMPRESSOR),
 }
-"""By section, the keys whose values are read here."""
+"""Keys whose values are read here, by section."""
 
 PVC_KEYS = ("use_", "mlp_", "tile_", "image_", "video_", "temporal_", "downsample_", "ps_")
-"""How the keys begin that PVC's config class has beside InternVL2's; shown when they are not enough."""
+"""Prefixes of the keys that PVC's config class adds to InternVL2's; shown when they do not suffice."""
 
 
 def config_to_json(config: PVCConfig) -> dict[str, Any]:
-    """`config` as the content of a config.json. Raises CheckpointError if its llm.qkv_bias is not the family's."""
+    """Return `config` as the content of a config.json. Raises CheckpointError if llm.qkv_bias is not the family's."""
     vision, compressor, llm = config.vision, config.compressor, config.llm
     if llm.qkv_bias != (llm.family == "qwen2"):
         raise CheckpointError(
-            f"llm.qkv_bias is {llm.qkv_bias} in the {llm.family} family, which {CONFIG_FILE} cannot say",
+            f"llm.qkv_bias is {llm.qkv_bias} in the {llm.family} family, which {CONFIG_FILE} cannot express",
             expected=f"llm.qkv_bias {not llm.qkv_bias}: in a checkpoint qwen2 always has qkv biases, the others never",
             fix="change llm.qkv_bias or llm.family before saving",
         )
@@ -115,7 +115,7 @@ def _written(part: object, table: Mapping[str, tuple[str, type]]) -> dict[str, A
 
 
 def config_from_json(data: Mapping[str, Any]) -> PVCConfig:
-    """The configuration that the content of a config.json describes. Raises CheckpointError that names the fact."""
+    """Read the configuration from the content of a config.json. Raises CheckpointError that names the faulty key."""
     _check_implemented(data)
     try:
         return _config_from_json(data)
@@ -129,34 +129,34 @@ def _check_implemented(data: Mapping[str, Any]) -> None:
     if data.get("use_temporal") and "pvc" not in data:
         found = {key: value for key, value in data.items() if key.startswith(PVC_KEYS)}
         raise CheckpointError(
-            f'{CONFIG_FILE} says use_temporal = true but has no "pvc" object; its own keys are {json.dumps(found)}',
-            expected="the time mode, the image layout, the compressor and the sinusoid; none is guessed",
-            cause="the file is of the released PVC, whose own keys do not tell",
-            fix='read them from the code and weights that came with the file, and add a "pvc" object as '
+            f'{CONFIG_FILE} sets use_temporal = true but has no "pvc" object; its PVC keys are {json.dumps(found)}',
+            expected="the time mode, image layout, compressor and sinusoid size, which are never guessed",
+            cause="the file comes from the released PVC, whose keys do not contain them",
+            fix='find them in the code and weights that came with the file, and add a "pvc" object as '
             "pvc_ref.save writes it",
         )
     if "text_config" in data or "InternVLForConditionalGeneration" in str(data.get("architectures")):
         raise CheckpointError(
-            f"{CONFIG_FILE} is of transformers' own InternVL, whose names and layout are other ones",
+            f"{CONFIG_FILE} belongs to transformers' InternVL, which has other names and another layout",
             expected="the layout in which OpenGVLab released the model, with llm_config in its config.json",
             cause="the repository's name ends with -hf",
-            fix="take the repository of the same name without -hf",
+            fix="use the repository of the same name without -hf",
         )
     for path in ("vision_config", "llm_config"):
         _fact(data, path, dict)
-    _family(data)  # another LLM has keys of its own, which would be told in its place
+    _family(data)  # first: with another LLM, check_keys would report that LLM's keys instead
     check_keys(data, READ)
     _check_layer_types(data)
 
 
 def _check_layer_types(data: Mapping[str, Any]) -> None:
-    """transformers 5 says for each layer of an LLM which positions it sees."""
+    """Check transformers 5's list of the positions that each LLM layer sees."""
     path, types = "llm_config.layer_types", find(data, "llm_config.layer_types")
     if types is not None and (not isinstance(types, list) or set(map(str, types)) - {"full_attention"}):
         raise CheckpointError(
             said(path, types),
-            expected='"full_attention" of every layer: nothing else is implemented',
-            cause="layers of the LLM see a window of positions only",
+            expected='"full_attention" for every layer: nothing else is implemented',
+            cause="some layers of the LLM see only a window of positions",
             fix="choose another checkpoint",
         )
 
@@ -172,9 +172,9 @@ def _config_from_json(data: Mapping[str, Any]) -> PVCConfig:
         whole = {name: _fact(data, f"pvc.{name}", kind) for name, kind in PVC_WHOLE.items()}
     if not math.isclose(num_tokens, compressor["num_tokens"], rel_tol=1e-6):
         raise CheckpointError(
-            f"{CONFIG_FILE} says downsample_ratio = {ratio}, which makes {num_tokens:g} tokens per frame",
+            f"{CONFIG_FILE} sets downsample_ratio = {ratio}, which makes {num_tokens:g} tokens per frame",
             expected=f"{compressor['num_tokens']} tokens",
-            cause="one of image_size, patch_size, downsample_ratio and pvc.compressor is wrong",
+            cause="image_size, patch_size, downsample_ratio or pvc.compressor is wrong",
             fix="compare them with the file that was released with the checkpoint",
         )
     return PVCConfig(
@@ -189,12 +189,12 @@ def _config_from_json(data: Mapping[str, Any]) -> PVCConfig:
 
 
 def _tiling(data: Mapping[str, Any]) -> dict[str, Any]:
-    """How images are cut. An absent fact is PVCConfig's own: InternVL2's loaders take a thumbnail, whatever is said."""
+    """Read how images are cut. Absent keys get PVCConfig's defaults: InternVL2's loaders always add a thumbnail."""
     facts: dict[str, Any] = {}
     if find(data, "max_dynamic_patch") is not None:
         facts["max_image_tiles"] = _fact(data, "max_dynamic_patch", int)
     if find(data, "dynamic_image_size") is not None and not _fact(data, "dynamic_image_size", bool):
-        facts["max_image_tiles"] = 1  # an image is squashed whole
+        facts["max_image_tiles"] = 1  # the whole image is squashed to one tile
     if find(data, "use_thumbnail") is not None:
         facts["use_thumbnail"] = _fact(data, "use_thumbnail", bool)
     return facts
@@ -204,10 +204,10 @@ def _vision_from_json(data: Mapping[str, Any]) -> VisionConfig:
     facts = _read(data, "vision_config", VISION)
     if data.get("force_image_size") not in (None, facts["image_size"]):
         raise CheckpointError(
-            f"{CONFIG_FILE} says force_image_size = {data['force_image_size']} but vision_config.image_size = "
+            f"{CONFIG_FILE} sets force_image_size = {data['force_image_size']} but vision_config.image_size = "
             f"{facts['image_size']}",
-            expected="the same size twice: resized position embeddings are not implemented",
-            fix="choose a checkpoint whose position embeddings were saved at the size it is used at",
+            expected="the same size in both: resizing position embeddings is not implemented",
+            fix="choose a checkpoint whose position embeddings were saved at the size at which it is used",
         )
     temporal: dict[str, Any] = {"num_temporal_layers": 0}
     if "pvc" in data:
@@ -233,7 +233,7 @@ def _family(data: Mapping[str, Any]) -> LLMFamily:
             said("llm_config.architectures", architectures),
             expected=f"one of {', '.join(FAMILIES)}: other LLMs are not implemented",
             cause="the LLM is Phi-3, as in InternVL2-4B" if is_phi else "",
-            fix="choose a checkpoint with one of these" + (": InternVL2-2B or -8B" if is_phi else ""),
+            fix="choose a checkpoint with one of these LLMs" + (": InternVL2-2B or -8B" if is_phi else ""),
         )
     return family
 
@@ -243,16 +243,16 @@ def _read(data: Mapping[str, Any], section: str, table: Mapping[str, tuple[str, 
 
 
 def _fact(data: Mapping[str, Any], path: str, kind: type) -> Any:
-    """The value at `path`, which must be there and be a `kind`. An integer is a float too; true is no integer."""
+    """Return the value at `path`, which must exist and be a `kind`. An int counts as a float; a bool is not an int."""
     value = find(data, path)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
         raise CheckpointError(
             said(path, value),
-            expected=f"{kind.__name__} there",
-            cause=f"it is not the {CONFIG_FILE} of an InternVL2 or PVC checkpoint: its keys are "
+            expected=f"a value of type {kind.__name__}",
+            cause=f"this is not the {CONFIG_FILE} of an InternVL2 or PVC checkpoint: its keys are "
             f"{', '.join(sorted(data)) or 'none'}",
-            fix="give the folder of an InternVL2 or PVC checkpoint, or fetch the file again",
+            fix="pass the folder of an InternVL2 or PVC checkpoint, or fetch the file again",
         )
     return value

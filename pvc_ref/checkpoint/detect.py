@@ -1,9 +1,9 @@
-"""What is a tensor whose name is not known? Found from its shape, its layers, and names where they are decisive.
+"""Roles of tensors with unknown names, found from shapes, layers, and names where they are decisive.
 
-Only what PVC adds to InternVL2 is looked for, and only among tensors that no known name claims. Unit of the search is a
-stem: .weight and .bias of one module, in the same layers, so that a suffix has one role in all of them. Roles of equal
-shape are told apart by words such as gamma, beta, te or out_proj, and by the numbers of a Linear-SiLU-Linear (.0, .2).
-A mapping is taken only if no other is possible.
+Only PVC's additions to InternVL2 are searched for, and only among tensors that have no known name. The unit of the
+search is a stem: .weight and .bias of one module, in the same layers, so that a suffix has one role in all of them.
+Roles of equal shape are distinguished by words such as gamma, beta, te or out_proj, and by the numbers of a
+Linear-SiLU-Linear (.0, .2). A mapping is accepted only if no other is possible.
 Source: gamma(z) = W4 SiLU(W3 z), beta(z) = W6 SiLU(W5 z), TE = W2 SiLU(W1 t~) of PVC (arXiv 2412.09613).
 """
 
@@ -24,20 +24,20 @@ from .tensor_names import SPATIAL_PARTS, TEMPORAL_PARTS, CheckpointTensor
 from .words import PAIRS, allowed_roles, pairs_of
 
 Matching = dict["Stem", "Stem"]
-"""The role of each stem."""
+"""Stem -> its role."""
 MAX_CANDIDATES = 1000
-"""Of the mappings that are possible, so many are listed. W3 to W6, TE's W2 and the projection alone have 720."""
+"""Number of possible mappings that are listed. W3 to W6, TE's W2 and the projection alone have 720."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Detection:
-    """What was found.
+    """Result of a detection.
 
-    mapping         names in the files -> roles, both with {layer}; None for those that are open
-    groups          of the temporal layers and of the compressor, all mappings that are possible, at most
-                    MAX_CANDIDATES each; any of one goes with any of the other
-    num_candidates  how many whole mappings are possible: 1 if all is found, 0 if the tensors do not fit the roles
-    table           what is open, as lines of text: tensors on the left, roles on the right
+    mapping         names in the files -> roles, both with {layer}; None where the role is open
+    groups          possible mappings of the temporal layers and of the compressor, at most MAX_CANDIDATES each; any of
+                    one group can be combined with any of the other
+    num_candidates  number of possible whole mappings: 1 if every role is found, 0 if the tensors do not fit the roles
+    table           lines of text with the open tensors (left) and roles (right)
     """
 
     mapping: dict[str, str | None]
@@ -55,7 +55,7 @@ class Detection:
 
 
 def added(tensors: Collection[CheckpointTensor]) -> list[CheckpointTensor]:
-    """Those that may have other names in a released checkpoint: what PVC adds, and the compressor that it changes."""
+    """Return the tensors that may have other names in a released checkpoint: PVC's additions and its compressor."""
     has_adaln = any(tensor.name.startswith("mlp1.adaln.") for tensor in tensors)
     parts = tuple(f".{part}" for part in TEMPORAL_PARTS)
     return [
@@ -67,14 +67,14 @@ def added(tensors: Collection[CheckpointTensor]) -> list[CheckpointTensor]:
 
 
 def lacks_count(data: Mapping[str, Any]) -> bool:
-    """Does the content of a config.json have a "pvc" object without num_temporal_layers?"""
+    """Whether the content of a config.json has a "pvc" object without num_temporal_layers."""
     return isinstance(data.get("pvc"), Mapping) and data["pvc"].get("num_temporal_layers") is None
 
 
 def with_count(data: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """`data` with num_temporal_layers: the last layers that have more than InternVL2's. Unchanged if none has.
+    """Add num_temporal_layers to `data`: the number of layers with tensors that InternVL2 lacks, if there are any.
 
-    Raises CheckpointError if other layers than the last have more.
+    Raises CheckpointError if those are not the last layers.
     """
     num_layers = find(data, "vision_config.num_hidden_layers")
     more = set()
@@ -87,19 +87,19 @@ def with_count(data: Mapping[str, Any], names: Collection[str]) -> dict[str, Any
     if sorted(more) != list(range(num_layers - len(more), num_layers)):
         raise CheckpointError(
             f"layers {span(sorted(more))} of the vision model's {num_layers} have tensors that InternVL2 does not have",
-            expected="the last layers: only they can be temporal",
-            cause="a variant that this model does not have",
+            expected="additional tensors in the last layers only, because only the last layers can be temporal",
+            cause="an unsupported variant of the model",
             fix="choose another checkpoint",
         )
     return {**data, "pvc": {**data["pvc"], "num_temporal_layers": len(more)}}
 
 
 def detect(tensors: Collection[CheckpointTensor], shapes: Mapping[str, Shape]) -> Detection:
-    """The roles of tensors that have no name of ours.
+    """Find the roles of tensors whose names are not ours.
 
-    tensors  all that the model asks for, under our names
-    shapes   all that the files hold, by their names, but for those that are known to be harmless
-    Finds nothing where a module has its weight under our name and no bias, or the reverse: that is damage.
+    tensors  every tensor of the model, with our names
+    shapes   every tensor in the files by name, except those known to be harmless
+    Finds nothing if a module has its weight under our name but no bias, or the reverse: that is damage.
     """
     layers = sorted({int(tensor.name.split(".")[3]) for tensor in added(tensors) if tensor.name.startswith(TOWER)})
     roles, is_whole = _open_roles(tensors, shapes, layers)
@@ -121,7 +121,7 @@ def detect(tensors: Collection[CheckpointTensor], shapes: Mapping[str, Shape]) -
 def _open_roles(
     tensors: Collection[CheckpointTensor], shapes: Collection[str], layers: Sequence[int]
 ) -> tuple[list[Stem], bool]:
-    """The modules that may have another name and have nothing under ours; and, has each of the others all it needs?"""
+    """Return the renamable modules without any tensor under our names, and whether all other modules are complete."""
     may = {tensor.name: tensor.shape for tensor in added(tensors)}
     begun = {leaf_of(name)[0] for name in may if name in shapes}
     missing = {name: shape for name, shape in may.items() if leaf_of(name)[0] not in begun}
@@ -129,24 +129,23 @@ def _open_roles(
 
 
 def require_found(folder: Path, detection: Detection) -> None:
-    """Raise OpenNamesError, or CheckpointError if the tensors do not fit the roles, with a table of what is open."""
+    """Raise OpenNamesError, or CheckpointError if the tensors do not fit the roles, with a table of the open ones."""
     if detection.num_candidates == 1:
         return
     table = "\n".join(detection.table)
     if not detection.num_candidates:
         raise CheckpointError(
-            f"{folder}: what PVC adds to InternVL2 has other names here, and does not fit what {CONFIG_FILE} asks for:"
-            f"\n{table}",
-            expected="as many tensors of each shape as roles, in the same layers",
-            cause="a variant that this model does not have, or a fact in the pvc object that is wrong",
-            fix=f"compare the shapes with {CONFIG_FILE}; if names alone are at fault: {suggest(folder)}, "
-            "fill in each null, and give --mapping mapping.json",
+            f"{folder}: PVC's additions to InternVL2 have unknown names and do not match {CONFIG_FILE}:\n{table}",
+            expected="one tensor per role, of the same shape and in the same layers",
+            cause="an unsupported variant of the model, or a wrong value in the pvc object",
+            fix=f"compare the shapes with {CONFIG_FILE}; if only the names differ: {suggest(folder)}, "
+            "fill in each null, then pass --mapping mapping.json",
         )
     error = OpenNamesError(
-        f"{folder}: what PVC adds to InternVL2 has other names here, and {detection.num_candidates} mappings are "
+        f"{folder}: PVC's additions to InternVL2 have unknown names, and {detection.num_candidates} mappings are "
         f"possible:\n{table}",
-        expected="shapes and names that leave one",
-        fix=f"{suggest(folder)}, fill in each null, and give --mapping mapping.json",
+        expected="shapes and names that allow exactly one mapping",
+        fix=f"{suggest(folder)}, fill in each null, then pass --mapping mapping.json",
     )
     error.candidates = detection.candidates
     raise error
@@ -156,7 +155,7 @@ def require_found(folder: Path, detection: Detection) -> None:
 
 
 def _matchings(stems: Sequence[Stem], roles: Sequence[Stem]) -> list[Matching]:
-    """Every way to give each stem a role of its kind that the names leave; if they leave none, that shapes leave."""
+    """List every assignment of stems to roles of their kind that the names allow, or if none, that the shapes allow."""
     by_name = {stem.name: stem for stem in stems}
     allowed = allowed_roles(by_name)
     pairs = [(by_name[first], by_name[second]) for first, second in pairs_of(allowed)]
@@ -211,7 +210,7 @@ def _flat(matching: Matching) -> dict[str, str]:
 
 
 def _table(stems: Sequence[Stem], roles: Sequence[Stem]) -> Iterator[str]:
-    """Tensors beside roles of the same kind."""
+    """Yield rows with tensors next to roles of the same kind."""
     if not stems and not roles:
         return
     rows = [("tensors of the files", "open roles")]

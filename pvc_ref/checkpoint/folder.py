@@ -1,8 +1,8 @@
 """Checkpoint folders in the Hugging Face layout: config.json, *.safetensors with their index, tokenizer.json.
 
-Nothing is guessed: loading is strict about the name, shape and kind of every tensor (fit.py), and pickle files are
-never opened. What the tensors are called is in tensor_names.py, and what those are that have other names in detect.py;
-what config.json says is in config_json.py, and files that are not there, though they seem to be, in files.py.
+Nothing is guessed: loading is strict about the name, shape and dtype of every tensor (fit.py), and pickle files are
+never opened. Related modules: tensor_names.py (names of the tensors), detect.py (roles of tensors with other names),
+config_json.py (contents of config.json), files.py (missing files, dangling links and git-lfs pointers).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .stored import Shard, StoredWeights, is_finite, not_finite, read_tensor, sp
 from .tensor_names import CheckpointTensor, checkpoint_tensors, pack_qkv
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-MIXED, FETCH_TOGETHER = "the shards come from different checkpoints", "fetch index and shards together"
+MIXED, FETCH_TOGETHER = "the shards come from different checkpoints", "fetch the index and the shards together"
 
 
 def load(
@@ -46,13 +46,13 @@ def load(
     mapping: Mapping[str, str | None] | None = None,
     on_disk: bool = False,
 ) -> PVC:
-    """The model of a checkpoint folder, every parameter in `dtype`, in eval mode. Raises CheckpointError.
+    """Load the model of a checkpoint folder, every parameter in `dtype`, in eval mode. Raises CheckpointError.
 
-    mapping  what the files call tensors -> their roles (mapping.py); without one, tensors of other names are detected,
-             and OpenNamesError is raised if that leaves anything open
-    on_disk  the matrices of linear layers and of embeddings stay in the files: they are on `meta`, and PVC.weight reads
-             one, and shows that it is finite. The files must stay where they are
-    Holds the model plus one tensor in memory, and nothing of the files afterwards.
+    mapping  names in the files -> roles (mapping.py). Without one, the roles of unknown names are detected, and
+             OpenNamesError is raised if any remain ambiguous
+    on_disk  leave the matrices of linear layers and embeddings in the files, as parameters on `meta`. PVC.weight reads
+             one and checks that it is finite. The files must stay in place
+    Peak memory is the model plus one tensor; without on_disk, the files are not used afterwards.
     """
     with ExitStack() as stack:
         model, tensors, sources = _open(Path(folder), mapping, stack)
@@ -83,7 +83,7 @@ def load(
 
 
 def _fill_the_rest(model: PVC) -> None:
-    """What no file holds: a tied head, and the matrix of a pooling."""
+    """Set what no file stores: a tied head, and the matrix of a pooling compressor."""
     config = model.config
     if config.llm.tie_embeddings:
         model.llm.lm_head.weight = model.llm.embed_tokens.weight
@@ -93,19 +93,21 @@ def _fill_the_rest(model: PVC) -> None:
 
 
 def skeleton(folder: str | Path, *, mapping: Mapping[str, str | None] | None = None) -> PVC:
-    """The model that `load` would fill, on `meta`: all of its errors, and next to none of its reading."""
+    """The model that `load` would fill, on `meta`. Raises the same errors but reads almost no weights."""
     with ExitStack() as stack:
         return _open(Path(folder), mapping, stack)[0]
 
 
 def config_of(folder: str | Path) -> PVCConfig:
-    """What config.json says, of a folder that may have no weights yet. Raises CheckpointError; also if they must say
-    it."""
+    """Read the configuration of a folder that may have no weights yet.
+
+    Raises CheckpointError, also if num_temporal_layers can only be counted from the weights and there are none.
+    """
     return _read_config(Path(folder))[0]
 
 
 def detect_names(folder: str | Path) -> Detection:
-    """What `load` would take tensors of other names for; reads no weight. Raises CheckpointError for other faults."""
+    """Find the roles that `load` gives to unknown names. Reads no weight. Raises CheckpointError for other faults."""
     folder = Path(folder)
     config, _ = _read_config(folder)
     tensors = checkpoint_tensors(PVC.empty(config))
@@ -121,17 +123,17 @@ def save(
     dtype: torch.dtype | None = None,
     tokenizer: tokenizers.Tokenizer | None = None,
 ) -> None:
-    """Write a checkpoint folder, whole or not at all. `dtype` None keeps each parameter's own.
+    """Write a complete checkpoint folder, or nothing on an error. `dtype` None keeps each parameter's dtype.
 
-    Of a model whose weights are not in memory it holds one shard at a time.
-    Raises CheckpointError if the folder exists and is not empty, or if its config cannot be written down.
+    If the model's weights are not in memory, it reads one shard at a time.
+    Raises CheckpointError if the folder exists and is not empty, or if config.json cannot express the configuration.
     """
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(
-            f"{folder} exists already, and a checkpoint is never written over anything",
+            f"{folder} already exists, and a checkpoint never overwrites anything",
             expected="a new or an empty folder",
-            fix="name another folder, or remove this one first",
+            fix="choose another folder, or remove this one first",
         )
     config = config_to_json(model.config)
     ours = {"random_seed": model.random_seed, "trained_on": model.trained_on}
@@ -175,7 +177,7 @@ def _write_shards(model: PVC, folder: Path, *, max_shard_bytes: int, dtype: torc
 
 
 def plan_shards(sizes: Mapping[str, int], *, max_shard_bytes: int) -> list[list[str]]:
-    """Names of the tensors of each shard: in order, a new shard where the next tensor would exceed the limit."""
+    """Assign tensor names to shards, in order; a new shard starts when the next tensor would exceed the limit."""
     shards: list[list[str]] = []
     used = 0
     for name, size in sizes.items():
@@ -197,7 +199,7 @@ def _join(tensor: CheckpointTensor, model: PVC, dtype: torch.dtype | None) -> Te
 
 
 def _read_config(folder: Path) -> tuple[PVCConfig, Mapping[str, Any]]:
-    """The configuration in `folder`/config.json, and the whole of its "pvc" object."""
+    """Read the configuration in `folder`/config.json, and its complete "pvc" object."""
     check_folder(folder)
     data = read_json(folder / CONFIG_FILE)
     try:
@@ -213,7 +215,7 @@ def _read_config(folder: Path) -> tuple[PVCConfig, Mapping[str, Any]]:
 def _open(
     folder: Path, mapping: Mapping[str, str | None] | None, stack: ExitStack
 ) -> tuple[PVC, list[CheckpointTensor], Mapping[str, Any]]:
-    """The model without weights, its tensors, and by their names what holds each: shown to fit."""
+    """Return the model without weights, its tensors, and the source of each by name; checked to fit."""
     config, ours = _read_config(folder)
     model = PVC.empty(config)
     model.random_seed, model.trained_on = ours.get("random_seed"), ours.get("trained_on")
@@ -231,7 +233,7 @@ def _by_our_names(
     llm: LLMConfig,
     mapping: Mapping[str, str | None] | None,
 ) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    """`sources` by our names, and what was renamed. Without a mapping, one is detected, and must be the only one."""
+    """Return `sources` by our names, and the renamed ones. Without a mapping, detect one; it must be the only one."""
     if mapping is None:
         detection = _detect(folder, tensors, sources, llm)
         require_found(folder, detection)
@@ -244,7 +246,7 @@ def _by_our_names(
 
 
 def _detect(folder: Path, tensors: Sequence[CheckpointTensor], sources: Mapping[str, Any], llm: LLMConfig) -> Detection:
-    """Raises CheckpointError if a tensor that every InternVL2 has is missing; check_tensors says what else may be."""
+    """Detect a mapping. Raises CheckpointError (from check_tensors) if a tensor that every InternVL2 has is missing."""
     wanted = {tensor.name for tensor in tensors}
     left = sources.keys() - wanted - harmless_names(sources.keys() - wanted, llm)
     may = {tensor.name for tensor in added(tensors)}
@@ -258,14 +260,14 @@ def _detect(folder: Path, tensors: Sequence[CheckpointTensor], sources: Mapping[
 
 
 def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Every tensor name in the folder's weight files, with the open file that holds it."""
+    """Map every tensor name in the folder's weight files to the open file that contains it."""
     weight_map = None if (folder / WEIGHTS_FILE).is_file() else _read_weight_map(folder)
     files = [WEIGHTS_FILE] if weight_map is None else sorted(set(weight_map.values()))
     absent = [file for file in files if not (folder / file).is_file()]
     if absent:
         raise CheckpointError(
-            f"{folder} lacks {listing(absent)} of the {len(files)} shards that {INDEX_FILE} names",
-            cause="the download was not finished",
+            f"{folder} lacks {listing(absent)} of the {len(files)} shards named in {INDEX_FILE}",
+            cause="the download was interrupted",
             fix="fetch the missing files",
         )
     sources: dict[str, Any] = {}
@@ -284,7 +286,7 @@ def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
     if weight_map is not None and weight_map != file_of:
         wrong = {name for name in weight_map.keys() | file_of.keys() if weight_map.get(name) != file_of.get(name)}
         raise CheckpointError(
-            f"{folder}: {INDEX_FILE} and the shards disagree about where to find {listing(wrong)}",
+            f"{folder}: {INDEX_FILE} and the shards disagree on the file of {listing(wrong)}",
             cause=MIXED,
             fix=FETCH_TOGETHER,
         )
@@ -299,12 +301,12 @@ def _read_weight_map(folder: Path) -> dict[str, str]:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
-            f"{path} has no weight_map", expected="a weight_map from tensor names to shard files", fix=FETCH_AGAIN
+            f"{path} has no weight_map", expected="a weight_map of tensor names to shard files", fix=FETCH_AGAIN
         )
     for file in weight_map.values():
         if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
             raise CheckpointError(
-                f"{path} names the shard {file!r}", expected="a *.safetensors file of this folder", fix=FETCH_AGAIN
+                f"{path} names the shard {file!r}", expected="a *.safetensors file in the same folder", fix=FETCH_AGAIN
             )
     return weight_map
 
@@ -313,13 +315,13 @@ def _no_weights(folder: Path) -> CheckpointError:
     names = [path.name for path in folder.iterdir()]
     if pickled := [name for name in names if name.endswith(PICKLES)]:
         return CheckpointError(
-            f"{folder} holds its weights as pickle ({listing(pickled)}), which is refused: opening it runs code",
+            f"{folder} stores its weights as pickle ({listing(pickled)}), which is refused: opening it runs code",
             expected="*.safetensors",
-            fix="convert it once where the files are trusted, with transformers: AutoModel.from_pretrained(OLD, "
+            fix="convert it once, where you trust the files, with transformers: AutoModel.from_pretrained(OLD, "
             "trust_remote_code=True).save_pretrained(NEW, safe_serialization=True)",
         )
     return CheckpointError(
-        f"{folder} has a {CONFIG_FILE} but no weights: it holds {listing(names)}",
+        f"{folder} has a {CONFIG_FILE} but no weights: it contains {listing(names)}",
         expected=f"{WEIGHTS_FILE} or {INDEX_FILE}",
         fix="fetch the *.safetensors files",
     )
@@ -333,13 +335,13 @@ def _open_shard(path: Path, stack: ExitStack) -> Shard:
 
 
 def _damage(path: Path, what: str) -> CheckpointError:
-    """`what`, and what is wrong with the safetensors file, from its size and the offsets in its header."""
+    """Make the error `what` with the fault of the safetensors file, from its size and the offsets in its header."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         header_size = int.from_bytes(start, "little")
         if len(start) < 8 or header_size > size - 8:
-            what += f": its {size} bytes hold no whole header"
+            what += f": its {size} bytes do not contain a complete header"
             return CheckpointError(what, expected="a safetensors header", cause=BROKEN, fix=FETCH_AGAIN)
         try:
             header = json.loads(file.read(header_size))

@@ -1,8 +1,8 @@
-"""A mapping: what the files call a tensor -> what pvc_ref.save calls it, its role.
+"""Mappings from a tensor's name in the files to its role, which is its name in pvc_ref.save.
 
-{layer} in both stands for the number of a temporal layer. Files that number these layers on their own, from 0, are read
-in order; those of the tower's own list keep their number. A joined qkv may be stored as three: its roles end in
-.q.weight, .k.weight and .v.weight in place of .qkv.weight.
+{layer} in both stands for the number of a temporal layer. If the files number these layers separately, from 0, they are
+matched in order; layers in the vision tower's list keep their number. A joined qkv may be stored as three tensors,
+whose roles end in .q.weight, .k.weight and .v.weight instead of .qkv.weight.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .tensor_names import CheckpointTensor
 LAYER = "{layer}"
 TOWER = "vision_model.encoder.layers."
 SUGGEST = (
-    "pvc-export inspect FOLDER --suggest-mapping > mapping.json, fill in each null, and give --mapping mapping.json"
+    "pvc-export inspect FOLDER --suggest-mapping > mapping.json, fill in each null, then pass --mapping mapping.json"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor of another name, or the q, k and v of one. Answers as the open safetensors file does that holds it."""
+    """A tensor with another name, or its q, k and v, with the interface of the tensor's open safetensors file."""
 
     parts: tuple[tuple[Any, str], ...]
 
@@ -57,14 +57,14 @@ class Stored:
 
 
 def read_mapping(path: Path) -> dict[str, str | None]:
-    """The mapping in a JSON file: names, or null for open ones. Raises CheckpointError if it holds anything else."""
+    """Read a mapping from a JSON file: names, or null where open. Raises CheckpointError for anything else."""
     if not path.is_file():
         raise CheckpointError(
-            f"there is no mapping {path}", expected="a JSON file", fix=f"make one: {suggest('FOLDER')}"
+            f"mapping file {path} not found", expected="a JSON file", fix=f"make one: {suggest('FOLDER')}"
         )
     mapping = read_json(path)
     if wrong := [name for name, role in mapping.items() if not isinstance(role, str | None)]:
-        raise CheckpointError(f"{path}: no name stands at {listing(wrong)}", expected="names, or null for open ones")
+        raise CheckpointError(f"{path}: the role of {listing(wrong)} is not a name", expected="a name, or null if open")
     return mapping
 
 
@@ -76,10 +76,10 @@ def apply_mapping(
     *,
     harmless: Collection[str] = (),
 ) -> dict[str, Any]:
-    """`sources`, which has by its name the open file that holds a tensor, by our names.
+    """Return `sources` (tensor name -> open file) by our names.
 
-    Raises CheckpointError that names everything in which the mapping is wrong: a tensor that is not there, a role that
-    is open, not known, given twice or to nobody, another shape, and a tensor that is left over and not `harmless`.
+    Raises CheckpointError that lists every fault of the mapping: a tensor that does not exist; a role that is open,
+    unknown, given twice or not given; a different shape; and a tensor that is left over and not `harmless`.
     """
     wanted = {tensor.name: tensor.shape for tensor in tensors}
     needed = wanted | {part: shape for role in wanted for part, shape in _parts(role, wanted[role]).items()}
@@ -93,7 +93,7 @@ def apply_mapping(
     for name, role in pairs:
         stored = tuple(sources[name].get_slice(name).get_shape())
         if name in mapped and stored != needed[role]:
-            faults.append(f"{name} is {stored}, and {role} needs {needed[role]}")
+            faults.append(f"{name} has shape {stored}, but {role} needs {needed[role]}")
     found, used = _filled(wanted, {role: name for name, role in pairs}, sources)
     if missing := wanted.keys() - found.keys():
         faults.append(f"{len(missing)} roles have no tensor: {listing(missing)}")
@@ -103,7 +103,7 @@ def apply_mapping(
         more = f"; and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise CheckpointError(
             f"{folder}: the mapping is wrong. " + "; ".join(faults[:20]) + more,
-            expected="each tensor and each role once, in the same shape",
+            expected="each tensor and each role exactly once, with the same shape",
             fix=f"start again from {suggest(folder)}",
         )
     return found | {name: sources[name] for name in harmless}
@@ -112,7 +112,7 @@ def apply_mapping(
 def _filled(
     wanted: Mapping[str, tuple[int, ...]], name_of: Mapping[str, str], sources: Mapping[str, Any]
 ) -> tuple[dict[str, Any], set[str]]:
-    """What holds each role that has a tensor, and the tensors that this takes."""
+    """Return the source of each role that has a tensor, and the names of the tensors used."""
     found: dict[str, Any] = {}
     used: set[str] = set()
     for role, shape in wanted.items():
@@ -126,12 +126,12 @@ def _filled(
 
 
 def suggest(folder: str | Path) -> str:
-    """The command that writes a mapping to fill in."""
+    """Return the command that writes a mapping to fill in."""
     return f"pvc-export inspect {shlex.quote(str(folder))} --suggest-mapping > mapping.json"
 
 
 def mapping_lines(mapping: Mapping[str, str], vision: VisionConfig) -> Iterator[str]:
-    """One for each name, with the numbers of its layers, and its role."""
+    """Yield one line per name, with the numbers of its layers, and its role."""
     layers = range(vision.num_trunk_layers, vision.num_layers)
     for name, role in mapping.items():
         numbers = layers if name.startswith(TOWER) else range(len(layers))
@@ -140,14 +140,14 @@ def mapping_lines(mapping: Mapping[str, str], vision: VisionConfig) -> Iterator[
 
 
 def numbers_of(pattern: str, names: Iterable[str]) -> list[int]:
-    """The numbers that stand at {layer} in those names that are of this pattern, sorted."""
+    """Return the sorted layer numbers of the names that match this pattern."""
     before, _, after = pattern.partition(LAYER)
     form = re.compile(rf"{re.escape(before)}(\d+){re.escape(after)}")
     return sorted(int(match[1]) for name in names if (match := form.fullmatch(name)))
 
 
 def aligned(pattern: str, numbers: Sequence[int], layers: Sequence[int]) -> dict[int, int] | None:
-    """The layer that each number means, or None: equal numbers, or an own list of the files that counts from 0."""
+    """Map each number to its layer: equal numbers, or a separate list in the files that counts from 0. Else None."""
     in_tower = pattern.startswith(TOWER + LAYER)
     if list(numbers) == list(layers) or (in_tower and set(numbers) <= set(layers)):
         return {number: number for number in numbers}
@@ -159,7 +159,7 @@ def aligned(pattern: str, numbers: Sequence[int], layers: Sequence[int]) -> dict
 def _expanded(
     name: str, role: str | None, roles: Collection[str], names: Collection[str], faults: list[str]
 ) -> Iterator[tuple[str, str]]:
-    """Each tensor and its role; what is wrong goes to faults."""
+    """Yield each tensor and its role; append errors to `faults`."""
     if role is None:
         faults.append(f"{name} is open (null)")
     elif LAYER in name or LAYER in role:
@@ -167,7 +167,7 @@ def _expanded(
         if not layers or not numbers:
             faults.append(_unknown(role, roles) if not layers else f"there is no tensor {name}")
         elif (meant := aligned(name, numbers, layers)) is None or len(meant) != len(layers):
-            faults.append(f"{name} is in layers {span(numbers)}, and {role} in {span(layers)}")
+            faults.append(f"{name} is in layers {span(numbers)}, but {role} in {span(layers)}")
         else:
             yield from (
                 (name.replace(LAYER, str(number)), role.replace(LAYER, str(layer))) for number, layer in meant.items()
@@ -179,7 +179,7 @@ def _expanded(
 
 
 def span(numbers: Sequence[int]) -> str:
-    """16..23, or the numbers one by one where some between them are missing."""
+    """Format as 16..23, or list the numbers if some between them are missing."""
     whole = list(numbers) == list(range(numbers[0], numbers[-1] + 1)) and len(numbers) > 1
     return f"{numbers[0]}..{numbers[-1]}" if whole else ",".join(map(str, numbers))
 
@@ -191,7 +191,7 @@ def _unknown(role: str, roles: Collection[str]) -> str:
 
 
 def _parts(role: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """The roles of q, k and v and their shapes, where they are one."""
+    """Return the separate roles of q, k and v with their shapes, if `role` is a joined qkv."""
     before, is_joined, leaf = role.partition("temporal_attn.qkv.")
     each = (shape[0] // 3, *shape[1:]) if is_joined else ()
     return {f"{before}temporal_attn.{part}.{leaf}": each for part in "qkv"} if is_joined else {}

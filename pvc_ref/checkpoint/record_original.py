@@ -1,11 +1,11 @@
-"""Record what a released model computes, for `pvc-export compare`: fixed inputs, and the result of every layer.
+"""Record a released model's results for `pvc-export compare`: fixed inputs, and the output of every layer.
 
     python record_original.py FOLDER RECORDING.npz [--dtype bfloat16] [--device cuda]
 
-Unusual: it stands alone. Copy this file to where the released model's own code runs; it needs torch, numpy, and the
-transformers that this code was written for. It RUNS THE CODE IN FOLDER (trust_remote_code).
-Values are stored under the names of the modules that returned them, of each at most NUM_ROWS rows, evenly spaced, so
-that a recording of 8 B parameters is some 80 MB and can be sent.
+This file is standalone. Copy it to where the released model's code runs; it needs torch, numpy, and the version of
+transformers for which that code was written. It RUNS THE CODE IN FOLDER (trust_remote_code).
+Values are stored under the names of the modules that returned them, at most NUM_ROWS evenly spaced rows each, so that a
+recording of 8 B parameters is about 80 MB and can be sent.
 Dimension key:  T frames   S frame size   N rows: patches and the class token, or tokens   C width   L tokens of a text
 """
 
@@ -31,7 +31,7 @@ FEATURES, LOGITS = "extract_feature", "language_model.logits"
 
 
 def draw_inputs(image_size: int, vocab_size: int) -> dict[str, Any]:
-    """frames (T, S, S, 3) uint8 RGB: coarse squares under noise; before and after them, ids (L,) int64 of a text."""
+    """Draw frames (T, S, S, 3) uint8 RGB, coarse squares with noise; and ids (L,) int64 of text before and after."""
     rng = np.random.default_rng(0)
     square = np.arange(image_size) * 8 // image_size
     coarse = rng.integers(0, 192, (NUM_FRAMES, 8, 8, 3))[:, square][:, :, square]
@@ -41,7 +41,7 @@ def draw_inputs(image_size: int, vocab_size: int) -> dict[str, Any]:
 
 
 def evenly_spaced(values: torch.Tensor) -> torch.Tensor:
-    """(..., N, C) -> at most NUM_ROWS of the N rows, the first and the last among them."""
+    """(..., N, C) -> at most NUM_ROWS of the N rows, including the first and the last."""
     num_rows = values.shape[-2]
     index = np.linspace(0, num_rows - 1, min(num_rows, NUM_ROWS)).round().astype(np.int64)
     return values[..., torch.from_numpy(index).to(values.device), :]
@@ -49,7 +49,7 @@ def evenly_spaced(values: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def record(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Name of a module -> what it returned, float32: (T, rows, C) on the vision side, (1, rows, C) in the LLM."""
+    """Map module names to their float32 outputs: (T, rows, C) on the vision side, (1, rows, C) in the LLM."""
     seen: dict[str, Any] = {}
 
     def keep(name: str, value: torch.Tensor, num_groups: int) -> None:
@@ -68,7 +68,7 @@ def record(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     handles += [watch(name, module, 1) for name, module in modules if LANGUAGE.fullmatch(name)]
     weight = next(model.parameters())
     pixels = ((frames.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2).to(weight)
-    # PVC's code asks what its frames are; 3 is a video. Change this where your version asks in other words.
+    # PVC's code takes the kind of its frames as an argument; 3 is a video. Change this if your version differs.
     video = {"data_flag": torch.tensor([3]), "split_sizes": torch.tensor([len(frames)])}
     asked = inspect.signature(model.extract_feature).parameters
     features = model.extract_feature(pixels, **{name: video[name].to(weight.device) for name in video if name in asked})
@@ -83,7 +83,7 @@ def record(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def save(path: str, model: Any, inputs: dict[str, Any], values: dict[str, Any], **facts: Any) -> None:
-    """Inputs, values, and what is known of the run as JSON, in one file."""
+    """Write inputs, values, and facts about the run (as JSON) to one file."""
     facts |= {"version": VERSION, "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
     facts |= {"model": type(model).__name__, "torch": torch.__version__}
     np.savez_compressed(path, facts=np.array(json.dumps(facts)), **inputs, **values)
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # it is no float32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # TF32 is less precise than float32
     model: Any = transformers.AutoModel.from_pretrained(
         args.folder, torch_dtype=DTYPES[args.dtype], trust_remote_code=True
     )

@@ -1,4 +1,4 @@
-"""What config.json says of RoPE, in both spellings, which may stand side by side and must then agree.
+"""RoPE's parameters in config.json, in two formats. A file may use both if they agree.
 
 transformers 4   llm_config.rope_theta, and llm_config.rope_scaling {type or rope_type, factor} or null
 transformers 5   llm_config.rope_parameters {rope_theta, rope_type, ...}
@@ -15,16 +15,18 @@ from .config_keys import CONFIG_FILE, find, said
 
 OBJECTS = ("llm_config.rope_scaling", "llm_config.rope_parameters")
 KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
-"""Of llm_config: what is read here."""
+"""Keys of llm_config that are read here."""
 INNER = ("type", "rope_type", "factor", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 SAME_BELOW_MAX = ("default", "dynamic")
 """Types that change no position below max_position_embeddings, which generation never exceeds. yarn, linear, longrope
-(su) and llama3 change every one."""
+(su) and llama3 change every position."""
 
 
 def rope_theta(data: Mapping[str, Any]) -> float:
-    """The base of RoPE. Raises CheckpointError if it is not said, said twice and differently, or if the angles are
-    scaled in a way that is not implemented."""
+    """Return RoPE's base.
+
+    Raises CheckpointError if it is missing or contradictory, or if the angles are scaled in a way not implemented.
+    """
     for path in OBJECTS:
         _check_object(path, find(data, path), find(data, "llm_config.max_position_embeddings"))
     _one_value(data, [f"{path}.{key}" for path in OBJECTS for key in ("type", "rope_type")])
@@ -32,8 +34,8 @@ def rope_theta(data: Mapping[str, Any]) -> float:
     if type(theta) not in (int, float):
         raise CheckpointError(
             said("llm_config.rope_theta", theta),
-            expected="a number there, or in llm_config.rope_parameters as transformers 5 writes it",
-            fix="take it from the code or the model card of the LLM",
+            expected="a number, here or in llm_config.rope_parameters as transformers 5 writes it",
+            fix="add the value from the LLM's code or model card",
         )
     return float(theta)
 
@@ -49,7 +51,7 @@ def _check_object(path: str, rope: Any, max_positions: object) -> None:
         raise _refused(path, rope)
     if rope.get("partial_rotary_factor") not in (1, None):
         raise _refused(
-            f"{path}.partial_rotary_factor", rope["partial_rotary_factor"], expected="1: all of a head turns"
+            f"{path}.partial_rotary_factor", rope["partial_rotary_factor"], expected="1: the whole head is rotated"
         )
     if rope.get("original_max_position_embeddings") not in (max_positions, None):
         where = f"{path}.original_max_position_embeddings"
@@ -63,21 +65,21 @@ def _refused(path: str, value: object, *, expected: str = "") -> CheckpointError
         said(path, value),
         expected=expected
         or 'null or the type "default" or "dynamic": other scalings change every position and are not implemented',
-        cause="the LLM's context was stretched after its training",
+        cause="the LLM's context was extended after training",
         fix="choose another checkpoint",
     )
 
 
 def _one_value(data: Mapping[str, Any], paths: list[str]) -> Any:
-    """What the file says at those of the paths that it has; None if it has none."""
+    """Return the value at the paths that exist, or None. Raises CheckpointError if their values differ."""
     found = {path: value for path in paths if (value := find(data, path)) is not None}
     values = list(found.values())
     if any(value != values[0] for value in values):
         told = " but ".join(f"{path} = {value!r}" for path, value in found.items())
         raise CheckpointError(
             f"{CONFIG_FILE} contradicts itself: {told}",
-            expected="one value, in as many places as it stands",
+            expected="the same value in each place",
             cause="the file was converted from transformers 4 to 5 and edited since",
-            fix="compare it with the file that was released with the checkpoint, and correct the wrong one",
+            fix="compare it with the file that was released with the checkpoint, and correct the wrong value",
         )
     return values[0] if values else None

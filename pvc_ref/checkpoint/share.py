@@ -1,6 +1,6 @@
-"""What may be shown of a checkpoint to people who do not have it: names, shapes, dtypes and config.json, no weight.
+"""A checkpoint's facts to share with people who do not have it: names, shapes, dtypes and config.json, no weights.
 
-Also of a folder that does not load, for that is when it is asked for.
+It also works for a folder that does not load, since that is when the facts are needed.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from .config_keys import CONFIG_FILE
 from .files import INDEX_FILE, listing, read_json
 
 HEADER_LIMIT = 100_000_000
-"""Bytes, as safetensors has it."""
+"""In bytes; the limit of safetensors itself."""
 A_PATH = re.compile(r"^(?:[~/\\.]|[A-Za-z]:)|[/\\].*[/\\]")
-"""From a root or a home, or with two separators, which OWNER/NAME does not have."""
+"""A path starts at a root or home, or has two separators, unlike OWNER/NAME."""
 LEFT_OUT = "(a path)"
 
 
 def share(folder: Path) -> dict[str, Any]:
-    """Of a folder, read from the headers of its files:
+    """Collect a folder's facts, from the headers of its files:
 
-    config      the content of config.json, or null; strings that look like paths are left out
-    tensors     by name, [dtype, shape]
-    index_only  names in the index that no file here holds
-    unreadable  by file, why
+    config      the content of config.json, or null; strings that look like paths are omitted
+    tensors     name -> [dtype, shape]
+    index_only  names in the index that are in no file here
+    unreadable  file -> reason
     Raises CheckpointError if there is neither a config.json nor *.safetensors nor their index.
     """
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     others = [folder / name for name in (CONFIG_FILE, INDEX_FILE) if (folder / name).is_file()]
     if not files and not others:
-        held = f"holds {listing(path.name for path in folder.iterdir())}" if folder.is_dir() else "is not a folder"
+        held = f"contains {listing(path.name for path in folder.iterdir())}" if folder.is_dir() else "is not a folder"
         raise CheckpointError(
-            f"{folder} is no checkpoint folder: it {held}",
-            expected=f"{CONFIG_FILE} or *.safetensors in it",
-            fix=f"give the folder that holds {CONFIG_FILE}",
+            f"{folder} is not a checkpoint folder: it {held}",
+            expected=f"a folder with {CONFIG_FILE} or *.safetensors",
+            fix=f"pass the folder that contains {CONFIG_FILE}",
         )
     tensors: dict[str, list[Any]] = {}
     unreadable: dict[str, str] = {}
@@ -51,7 +51,7 @@ def share(folder: Path) -> dict[str, Any]:
         try:
             read[path.name] = read_json(path)
         except (CheckpointError, OSError):
-            unreadable[path.name] = "it holds no JSON object"
+            unreadable[path.name] = "it contains no JSON object"
     weight_map = read.get(INDEX_FILE, {}).get("weight_map")
     return {
         "config": _without_paths(read.get(CONFIG_FILE)),
@@ -62,7 +62,7 @@ def share(folder: Path) -> dict[str, Any]:
 
 
 def _header(path: Path) -> dict[str, list[Any]]:
-    """By name, dtype and shape. Its metadata is left out: anything may be in it."""
+    """Read dtype and shape by tensor name. Metadata is omitted, since it may contain anything."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > min(HEADER_LIMIT, path.stat().st_size):

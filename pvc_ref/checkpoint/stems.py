@@ -1,4 +1,4 @@
-"""Stems: tensors of one module, in one layer after another, as names and shapes show them. Unit of detect.py."""
+"""Stems: the tensors of one module over all of its layers, from names and shapes. The unit of detect.py."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ IN_LAYER = re.compile(r"(vision_model\..*?\.)(\d+)(\..*)")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stem:
-    """Tensors of one module, in one layer after another or in none.
+    """The tensors of one module, over several layers or outside of layers.
 
-    name     with {layer} where the number of a layer stands
+    name     with {layer} in place of a layer's number
     shapes   by leaf: .weight and .bias, _weight and _bias, or nothing
-    numbers  of layers in the names
-    layers   that they mean; both empty outside of layers
-    parts    the names of q, k and v, if they are joined here; else empty
+    numbers  layer numbers in the names
+    layers   the layers that these numbers mean; both are empty outside of layers
+    parts    the names of q, k and v, if they are joined here; otherwise empty
     """
 
     name: str
@@ -35,13 +35,13 @@ class Stem:
 
     @property
     def kind(self) -> Kind:
-        """What a stem and its role have in common. A vector alone may be called .weight or not."""
+        """The properties that a stem shares with its role. A single vector may have the suffix .weight or none."""
         lone = len(self.shapes) == 1 and len(self.shapes[0][1]) == 1
         return self.layers, tuple(("" if lone else f".{leaf[1:]}", shape) for leaf, shape in self.shapes)
 
     @property
     def tail(self) -> str:
-        """Of a role without its place: adaln.w3."""
+        """Name of a role without its location: adaln.w3."""
         return self.name.removeprefix(f"{TOWER}{LAYER}.").removeprefix("mlp1.")
 
     def printed(self) -> str:
@@ -49,7 +49,7 @@ class Stem:
         return f"{name}  {', '.join(f'{leaf[1:]} {shape}'.strip() for leaf, shape in self.shapes)}"
 
     def names(self, role: Stem) -> dict[str, str]:
-        """Each tensor's name and its role's, both with {layer}."""
+        """Map each tensor's name to its role's, both with {layer}."""
         leaves = [(ours, theirs) for (ours, _), (theirs, _) in zip(self.shapes, role.shapes, strict=True)]
         if not self.parts:
             return {self.name + ours: role.name + theirs for ours, theirs in leaves}
@@ -76,19 +76,19 @@ def stems_of(shapes: Mapping[str, Shape], layers: Sequence[int]) -> list[Stem]:
             elif meant or name.startswith(TOWER + LAYER):
                 in_layers = tuple(meant.values() if meant else numbers)
                 stems.append(Stem(name=name, shapes=leaves, numbers=tuple(numbers), layers=in_layers))
-            else:  # the numbers are not of layers
+            else:  # the numbers are not layers
                 stems += [Stem(name=name.replace(LAYER, str(number)), shapes=leaves) for number in numbers]
     return stems
 
 
 def leaf_of(name: str) -> tuple[str, str]:
-    """A module, and .weight, .bias or nothing; in_proj_weight has _weight."""
+    """Split into the module and .weight, .bias or nothing; in_proj_weight splits at _weight."""
     module = re.sub(r"[._](?:weight|bias)$", "", name)
     return module, name[len(module) :]
 
 
 def with_joined(stems: list[Stem], wanted: Collection[Kind]) -> list[Stem]:
-    """With q, k and v as one, where their names say what they are and a joined one is wanted."""
+    """Join q, k and v into one stem, if their names identify them and a joined stem is wanted."""
     by_name = {stem.name: stem for stem in stems}
     for trio in trios_of(by_name):
         parts = [by_name[name] for name in trio]

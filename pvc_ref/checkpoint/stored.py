@@ -1,7 +1,7 @@
-"""Weights that stay in a checkpoint's files: read by name, one at a time, and forgotten.
+"""Weights that stay in a checkpoint's files: read by name, one at a time, and not kept in memory.
 
-A file is opened for each tensor. While it is open its pages count as this process's memory, and all of them would be
-touched in the end: 19 GB of a model of 9.5 B parameters.
+The file is opened for each tensor and closed again. The pages of an open file count as this process's memory, and in
+the end all of them would: 19 GB for a model of 9.5 B parameters.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .files import listing
 from .tensor_names import CheckpointTensor, unpack_qkv
 
 AT_ONCE = 1 << 22
-"""Values that are looked at together."""
+"""Number of values that are checked together."""
 Pieces = tuple[tuple[Path, str], ...]
-"""Where a tensor lies: a file and the tensor's name in it, several where the files have it in pieces."""
+"""Location of a tensor: a file and the name in it; several if the files store the tensor in parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,33 +45,35 @@ class Shard:
 
 
 def read_tensor(pieces: Pieces) -> Tensor:
-    """A tensor in the dtype of its file, in memory of its own."""
+    """Read a tensor into new memory, in the file's dtype."""
     values = []
     for path, name in pieces:
         with safe_open(path, framework="pt") as file:
-            values.append(file.get_tensor(name).clone())  # what safetensors returns may be a view of the mapped file
+            values.append(file.get_tensor(name).clone())  # safetensors may return a view of the mapped file
     return values[0] if len(values) == 1 else torch.cat(values)
 
 
 def is_finite(value: Tensor) -> bool:
-    """Whether no value is NaN or infinite. A sum is a tenth of the work, and finite only if all are; of a narrow dtype
-    it takes a float32 copy, so it is made piece by piece."""
+    """Whether no value is NaN or infinite.
+
+    A finite sum proves it at a tenth of the work. Summing a 16-bit dtype needs a float32 copy, so it is done in chunks.
+    """
     some = value.flatten().split(AT_ONCE)
     return all(bool(torch.isfinite(one.sum(dtype=torch.float32))) or bool(torch.isfinite(one).all()) for one in some)
 
 
 def not_finite(folder: Path, names: Sequence[str]) -> CheckpointError:
-    """The error for tensors that hold NaN or infinity."""
+    """Make the error for tensors that contain NaN or infinity."""
     return CheckpointError(
-        f"{folder}: {len(names)} tensors hold NaN or infinity: {listing(names)}",
+        f"{folder}: {len(names)} tensors contain NaN or infinity: {listing(names)}",
         expected="finite weights",
-        cause="a training that diverged, or weights beyond the range of the dtype that they were saved in",
-        fix="take an earlier checkpoint, or save it in bfloat16 or float32",
+        cause="training diverged, or the weights exceed the range of the dtype in which they were saved",
+        fix="use an earlier checkpoint, or save it in bfloat16 or float32",
     )
 
 
 def split(tensor: CheckpointTensor, value: Tensor, llm: LLMConfig) -> tuple[Tensor, ...]:
-    """The parameters that a tensor of the files holds."""
+    """Split a stored tensor into the parameters it contains."""
     if len(tensor.parameters) == 1:
         return (value,)
     return unpack_qkv(value, num_kv_heads=llm.num_kv_heads, head_dim=llm.attention_head_dim)
@@ -81,7 +83,7 @@ def split(tensor: CheckpointTensor, value: Tensor, llm: LLMConfig) -> tuple[Tens
 class StoredWeights:
     """The weights of a checkpoint folder by their names in the model.
 
-    places  of each parameter, the tensor that holds it, and where that lies
+    places  parameter name -> the stored tensor that contains it, and the location of that tensor
     """
 
     folder: Path
@@ -90,11 +92,11 @@ class StoredWeights:
     dtype: torch.dtype
 
     def __call__(self, name: str) -> Tensor:
-        """One of them, read anew, in `dtype`. Raises CheckpointError if it is not finite."""
+        """Read one weight from its file, in `dtype`. Raises CheckpointError if it is not finite."""
         tensor, pieces = self.places[name]
         value = read_tensor(pieces)
         if not is_finite(value):
             raise not_finite(self.folder, [tensor.name])
         parts = split(tensor, value, self.llm)
-        index = tensor.parameters.index(name) if len(parts) > 1 else 0  # a tied head is held under another name
+        index = tensor.parameters.index(name) if len(parts) > 1 else 0  # a tied head is stored under another name
         return parts[index].to(self.dtype).contiguous()

@@ -1,9 +1,9 @@
-"""What a checkpoint calls its tensors: InternVL2's names, and this package's own for what PVC adds.
+"""Tensor names of a checkpoint: InternVL2's, and this package's names for what PVC adds.
 
-One list of tensors serves reading and writing. It has the order in which InternVL2 is saved (vision_model,
+One list of tensors serves reading and writing. It is in the order in which InternVL2 is saved (vision_model,
 language_model, mlp1), because shards are cut along it. InternLM2 packs q, k and v of a layer into one `wqkv`.
-Source: tensor names of the released InternVL2, InternLM2 and Qwen2. The names inside the released PVC checkpoint are
-not known: what PVC adds is called what it is called in this package.
+Source: tensor names of the released InternVL2, InternLM2 and Qwen2. The names in the released PVC checkpoint are not
+known, so PVC's additions have the names that they have in this package.
 Dimension key:  H heads   K key/value heads   G = H / K query heads that share one   D head dim   E width
 """
 
@@ -21,7 +21,7 @@ from ..model import PVC
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointTensor:
-    """One tensor of a checkpoint, and the parameters of the model it holds: one, or the q, k and v of a wqkv."""
+    """One tensor of a checkpoint, and the model parameters it contains: one, or the q, k and v of a wqkv."""
 
     name: str
     shape: tuple[int, ...]
@@ -29,7 +29,7 @@ class CheckpointTensor:
 
 
 def checkpoint_tensors(model: PVC) -> list[CheckpointTensor]:
-    """Every tensor of a checkpoint of `model`, in saved order. Reads no weight: a model on `meta` will do."""
+    """List every tensor of a checkpoint of `model`, in saved order. Reads no weight, so `model` may be on `meta`."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     tensors = []
     for stem, parts in _stems(model.config, shapes):
@@ -45,7 +45,7 @@ def checkpoint_tensors(model: PVC) -> list[CheckpointTensor]:
 
 
 def head_names(llm: LLMConfig) -> tuple[str, str]:
-    """What a checkpoint calls the token embeddings and the head, which a tied model may store twice."""
+    """Names of the token embeddings and the head in a checkpoint. A tied model may store both."""
     whole = INTERNLM2 if llm.family == "internlm2" else LLAMA
     return f"language_model.{whole['embed_tokens']}.weight", f"language_model.{whole['lm_head']}.weight"
 

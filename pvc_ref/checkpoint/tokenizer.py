@@ -1,11 +1,11 @@
-"""The tokenizer of a checkpoint folder, from whatever files it has, and without running any code of the folder.
+"""The tokenizer of a checkpoint folder, from whichever files it has, without running any of the folder's code.
 
-tokenizer.json wins. Without it, tokenizer.model (InternLM2, Llama 2) or vocab.json with merges.txt (Qwen2) are
-converted, together with the folder's added tokens. Every text between two added tokens is tokenized by itself: that is
-what the slow tokenizers do, and what lets a prompt be fed piece by piece.
+tokenizer.json has priority. Without it, tokenizer.model (InternLM2, Llama 2) or vocab.json with merges.txt (Qwen2) is
+converted, together with the folder's added tokens. Text between two added tokens is tokenized separately, as in the
+slow tokenizers; therefore a prompt can be fed in parts.
 
-Nothing is written around a text: `<s>` is part of the templates (pvc_ref/prompt.py), so the result has no
-post-processor. `Tokenizer.save` writes all of it, and a bundle carries that.
+Nothing is added around a text: `<s>` is part of the templates (pvc_ref/prompt.py), so the result has no
+post-processor. `Tokenizer.save` writes everything, and a bundle contains that file.
 Source: the slow tokenizers of InternVL2's checkpoints; vocab.json and merges.txt as transformers' Qwen2Tokenizer reads
 them.
 """
@@ -30,7 +30,7 @@ QWEN2_WORDS = (
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of `folder`. Raises CheckpointError if it has none, or one that cannot be read or converted."""
+    """Load the tokenizer of `folder`. Raises CheckpointError if there is none or it cannot be read or converted."""
     if (folder / TOKENIZER_FILE).is_file():
         return _from_json(folder / TOKENIZER_FILE)
     if (folder / SENTENCEPIECE).is_file():
@@ -50,7 +50,7 @@ def _from_json(path: Path) -> Tokenizer:
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(
             f"{path} is not a tokenizer file: {error}",
-            cause="a broken download, or a file of an older format",
+            cause="a broken download, or an older file format",
             fix="fetch or convert it again",
         ) from error
 
@@ -58,7 +58,7 @@ def _from_json(path: Path) -> Tokenizer:
 def _from_sentencepiece(folder: Path) -> Tokenizer:
     model, config = SentencePieceModel(folder / SENTENCEPIECE), read_config(folder)
     if model.proto.normalizer_spec.add_dummy_prefix:
-        # Both make transformers add the prefix once and not to every text between two tokens, or never.
+        # Either makes transformers add the prefix only once or never, not to every text between two tokens.
         for option in ("legacy", "add_prefix_space"):
             if config.get(option) is False:
                 raise _not_implemented(folder, option, config[option])
@@ -70,7 +70,7 @@ def _from_sentencepiece(folder: Path) -> Tokenizer:
 
 def _from_vocab_and_merges(folder: Path) -> Tokenizer:
     config = read_config(folder)
-    if config.get("tokenizer_class") not in QWEN2_CLASSES:  # GPT-2's files look the same, and it splits other words
+    if config.get("tokenizer_class") not in QWEN2_CLASSES:  # GPT-2 has the same files, but splits words differently
         raise _not_implemented(folder, "tokenizer_class", config["tokenizer_class"])
     if config.get("add_prefix_space"):
         raise _not_implemented(folder, "add_prefix_space", config["add_prefix_space"])
@@ -80,7 +80,7 @@ def _from_vocab_and_merges(folder: Path) -> Tokenizer:
     if lost := [token for token in vocab if len(token) > 1 and token not in made]:
         raise CheckpointError(
             f"{folder / MERGES} has no merge for {len(lost)} tokens of {VOCAB}, first {lost[0]!r}",
-            expected="one for each that is longer than a byte",
+            expected="a merge for every token longer than a byte",
             cause="an interrupted download",
             fix=FETCH_AGAIN,
         )
@@ -103,8 +103,8 @@ def _read_vocab(path: Path) -> dict[str, int]:
     are_ids = all(type(token_id) is int for token_id in vocab.values())
     if not vocab or not are_ids or sorted(vocab.values()) != list(range(len(vocab))) or absent:
         raise CheckpointError(
-            f"{path} is no vocabulary: {len(vocab)} entries, and {len(absent)} of the 256 bytes are absent",
-            expected="ids from 0 without a gap, among them one for every byte",
+            f"{path} is not a valid vocabulary: {len(vocab)} entries, and {len(absent)} of the 256 bytes are missing",
+            expected="consecutive ids from 0, with one for every byte",
             cause=BROKEN,
             fix=FETCH_AGAIN,
         )
@@ -112,7 +112,7 @@ def _read_vocab(path: Path) -> dict[str, int]:
 
 
 def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """A merge a line: two tokens whose concatenation is a third. The first line may be a comment."""
+    """Read one merge per line: two tokens whose concatenation is also a token. The first line may be a comment."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -124,8 +124,8 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
         left, _, right = line.partition(" ")
         if left not in vocab or right not in vocab or left + right not in vocab:
             raise CheckpointError(
-                f"{path}, line {number}: {line!r} is no merge of tokens of {VOCAB}",
-                expected="two tokens and a space between them",
+                f"{path}, line {number}: {line!r} is not a merge of two tokens in {VOCAB}",
+                expected="two tokens separated by a space",
                 cause=f"{BROKEN}, or {VOCAB} belongs to another model",
                 fix=FETCH_AGAIN,
             )
@@ -136,6 +136,6 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
 def _not_implemented(folder: Path, key: str, value: Any) -> CheckpointError:
     return CheckpointError(
         f"{folder / CONFIG}: {key} is {value!r}, which is not implemented for a folder without {TOKENIZER_FILE}",
-        expected="a tokenizer as InternLM2, Llama 2 or Qwen2 have it",
+        expected="the tokenizer of InternLM2, Llama 2 or Qwen2",
         fix=CONVERT,
     )

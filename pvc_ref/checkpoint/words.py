@@ -1,6 +1,6 @@
-"""What the name of a tensor's module tells of its role, where it tells it beyond doubt; else nothing.
+"""Roles that a module's name allows, where the name is unambiguous.
 
-A word counts only for roles of the shape at hand, and only if all names together leave a mapping: detect.py.
+A word counts only for roles of the same shape, and only if all names together allow a mapping (see detect.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PAIRS = {
     ("adaln.w5", "adaln.w6"),
     ("1", "3"),  # the compressor's MLP, in mlp1
 }
-"""First and second Linear of each Linear-activation-Linear."""
+"""First and second Linear of every Linear-activation-Linear."""
 
 TIME = re.compile(r"(?:^|_)(?:te|temb\w*|(?:t|time|timestep|temporal)_?emb[a-z]*|time_mlp)(?:_|$)")
 ADAPTIVE = re.compile(r"ada[a-z]*|[a-z]*norm|film|modulation")
@@ -31,12 +31,12 @@ TRIOS = (
 
 
 def allowed_roles(names: Collection[str]) -> dict[str, Roles | None]:
-    """The roles that each name leaves, by their tails such as adaln.w3; None if it tells nothing."""
+    """Map each name to the roles it allows, by their tails such as adaln.w3; None if the name allows any."""
     return {name: _named_in_the_paper(name, names) or _by_words(name) for name in names}
 
 
 def _named_in_the_paper(name: str, names: Collection[str]) -> Roles | None:
-    """W3 to W6 are the paper's own numbers, if all four are in one place and no W1: else somebody counted anew."""
+    """Read W3 to W6 as the paper's numbers, if exactly these four numbers are in one place."""
     match = re.fullmatch(r"(.*[._]w)([3-6])", name, re.IGNORECASE)
     if match and [n for n in "123456789" if match[1] + n in names] == list("3456"):
         return frozenset({f"adaln.w{match[2]}"})
@@ -44,7 +44,7 @@ def _named_in_the_paper(name: str, names: Collection[str]) -> Roles | None:
 
 
 def _by_words(name: str) -> Roles | None:
-    name = name.rpartition(LAYER)[2]  # what stands before is said of all
+    name = name.rpartition(LAYER)[2]  # the part before the layer number is common to all
     words = re.findall(r"[a-z]+\d*|\d+", name.lower())
     stems = {word.rstrip("0123456789").removesuffix("s") for word in words}
     is_gamma, is_beta = bool(stems & {"gamma", "scale"}), bool(stems & {"beta", "shift"})
@@ -61,8 +61,8 @@ def _by_words(name: str) -> Roles | None:
 def pairs_of(allowed: Mapping[str, Roles | None]) -> list[tuple[str, str]]:
     """Names that can only be the first and second Linear of one Linear-activation-Linear.
 
-    They are alone in one place and differ by a number: by two, as in a Sequential with an activation between them, or
-    by any if their words leave the same two roles.
+    They are the only two names in one place and differ in a number: by two, as in a Sequential with an activation
+    between them, or by any difference if their words allow the same two roles.
     """
     places: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for name in allowed:
@@ -79,7 +79,7 @@ def pairs_of(allowed: Mapping[str, Roles | None]) -> list[tuple[str, str]]:
 
 
 def trios_of(names: Collection[str]) -> list[tuple[str, str, str]]:
-    """q, k and v of one attention: names in one place that say so."""
+    """Find q, k and v of one attention: three names in one place."""
     places = dict.fromkeys(name.rpartition(".")[0] for name in names)
     trios = [(f"{place}.{q}", f"{place}.{k}", f"{place}.{v}") for place in places for q, k, v in TRIOS]
     return [trio for trio in trios if set(trio) <= set(names)]

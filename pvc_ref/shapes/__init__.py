@@ -1,6 +1,6 @@
-"""The shapes world, which the bundled model was taught: endless labelled clips and images from a seed.
+"""The shapes world, on which the bundled model was trained: endless labelled clips and images from a seed.
 
-numpy, OpenCV and Pillow only: `import pvc_ref.shapes` loads no torch.
+It needs only numpy, OpenCV and Pillow: `import pvc_ref.shapes` does not load torch.
 """
 
 from .camera import CLEAN, CONDITIONS, Camera

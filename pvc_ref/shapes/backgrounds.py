@@ -1,8 +1,8 @@
 """Backgrounds of the shapes: plain colours, gradients, soft noise, and pictures with the statistics of photographs.
 
-There is no photograph in here, so nothing has to be licensed or downloaded. Fallen leaves (opaque, textured,
-unsaturated patches of every size, one over another) have the edges, occlusions and spectrum of natural images; see
-Lee, Mumford and Huang, "Occlusion models for natural images", IJCV 2001.
+No photographs are used, so nothing has to be licensed or downloaded. Fallen leaves (opaque, textured, unsaturated
+patches of every size, one over another) have the edges, occlusions and spectrum of natural images; see Lee, Mumford
+and Huang, "Occlusion models for natural images", IJCV 2001.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import cv2
 import numpy as np
 
 Image = np.ndarray[Any, np.dtype[np.uint8]]
-TEXTURE_SIZE = 176  # a frame shows a crop of it
+TEXTURE_SIZE = 176  # a frame shows a crop
 NUM_TEXTURES = 320
 """Textures 0..255 are for training, 256..319 for held-out clips."""
 NUM_TRAINING_TEXTURES = 256
 
 
 def sample_background(rng: np.random.Generator, size: int, *, held_out: bool) -> Image:
-    """A background (size, size, 3) uint8 RGB: a third plain, the others textured."""
+    """Draw a background (size, size, 3) uint8 RGB: a third plain or a gradient, the others textured."""
     draw = rng.random()
     if draw < 0.22:
         image = np.empty((size, size, 3), dtype=np.uint8)
@@ -50,14 +50,14 @@ def _gradient(rng: np.random.Generator, size: int) -> Image:
 
 @lru_cache(maxsize=NUM_TEXTURES)
 def texture(index: int) -> Image:
-    """Picture `index` of the pool, (TEXTURE_SIZE, TEXTURE_SIZE, 3) uint8 RGB; the same on every machine."""
+    """Texture `index` of the pool, (TEXTURE_SIZE, TEXTURE_SIZE, 3) uint8 RGB; the same on every machine."""
     rng = np.random.default_rng([20411, index])
     image = _clouds(rng) if index % 4 == 0 else _leaves(rng)
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def _spectrum(rng: np.random.Generator, exponent: float) -> Any:
-    """Noise (TEXTURE_SIZE, TEXTURE_SIZE) with amplitude 1/f^exponent, zero mean and unit deviation."""
+    """Noise (TEXTURE_SIZE, TEXTURE_SIZE) with amplitude 1/f^exponent, zero mean and unit standard deviation."""
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(TEXTURE_SIZE), np.fft.rfftfreq(TEXTURE_SIZE), indexing="ij"))
     frequency[0, 0] = np.inf
     waves = np.fft.rfft2(rng.normal(size=(TEXTURE_SIZE, TEXTURE_SIZE))) / frequency**exponent
@@ -72,7 +72,7 @@ def _clouds(rng: np.random.Generator) -> Any:
 
 
 def _leaves(rng: np.random.Generator) -> Any:
-    """Patches of every size, large ones rare, each with its own shade, grain and light."""
+    """Draw patches of every size, large ones rare, with differing shades, then grain and light over all."""
     image = np.empty((TEXTURE_SIZE, TEXTURE_SIZE, 3), dtype=np.uint8)
     image[:] = _dull_color(rng)
     for _ in range(int(rng.integers(60, 220))):
@@ -90,7 +90,7 @@ def _leaves(rng: np.random.Generator) -> Any:
 
 
 def _dull_color(rng: np.random.Generator) -> tuple[int, int, int]:
-    """A grey, brown, green or skin-like shade: never as saturated as a shape."""
+    """Draw a grey, brown, green or skin-like shade, never as saturated as a shape."""
     grey = rng.uniform(35, 205)
     tint = rng.normal(0, 1, 3)
     tint -= tint.mean()

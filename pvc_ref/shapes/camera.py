@@ -1,6 +1,6 @@
 """Camera effects on a clean picture: blur, noise, light, white balance, a shaking hand, JPEG.
 
-One condition holds for a whole clip. Noise and shake are drawn anew for every frame.
+A clip has one condition. Noise and shake are drawn for every frame.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _NOISE_SIZE = 512
 class Camera:
     """One condition. The defaults change nothing.
 
-    blur        Gaussian sigma in pixels of a frame of 112, scaled to others
-    noise       standard deviation of 0..255
+    blur        Gaussian sigma in pixels of a 112 px frame, scaled for other sizes
+    noise       standard deviation, on a scale of 0..255
     brightness  factor
-    balance     factors of red, green and blue
-    shade       how much darker one side is than the other, and in which direction (radians)
-    shake       standard deviation of the position, in pixels of a frame of 112
+    balance     factors for red, green and blue
+    shade       how much darker one side is than the other, and the direction (radians)
+    shake       standard deviation of the position, in pixels of a 112 px frame
     jpeg        quality, or None
     """
 
@@ -50,11 +50,11 @@ CONDITIONS: dict[str, Camera] = {
     "cold": Camera(balance=(0.85, 1.0, 1.15)),
     "shake": Camera(shake=1.5),
 }
-"""Named conditions of the evaluation."""
+"""Named conditions for the evaluation."""
 
 
 def sample_camera(rng: np.random.Generator) -> Camera:
-    """A condition for training: a third are clean, the others mix what can go wrong."""
+    """Draw a condition for training: nearly a third are clean, the others mix several effects."""
     if rng.random() < 0.3:
         return CLEAN
 
@@ -74,7 +74,7 @@ def sample_camera(rng: np.random.Generator) -> Camera:
 
 
 def photograph(frames: list[Image], camera: Camera, rng: np.random.Generator) -> list[Image]:
-    """The same frames as the camera delivers them, (S, S, 3) uint8 RGB each."""
+    """Apply the camera's effects to frames, each (S, S, 3) uint8 RGB."""
     if camera == CLEAN:
         return frames
     light = _light(camera, frames[0].shape[0])
@@ -82,7 +82,7 @@ def photograph(frames: list[Image], camera: Camera, rng: np.random.Generator) ->
 
 
 def _light(camera: Camera, size: int) -> Any:
-    """Factors (S, S, 3) or (3,) float32 of brightness, white balance and uneven light."""
+    """Factors (S, S, 3) or (3,) float32 for brightness, white balance and uneven light."""
     factors = np.asarray(camera.balance, dtype=np.float32) * np.float32(camera.brightness)
     depth, direction = camera.shade
     if depth == 0.0:
@@ -116,7 +116,7 @@ _GRAIN = np.random.default_rng(7).standard_normal((_NOISE_SIZE, _NOISE_SIZE, 3),
 
 
 def _noise(rng: np.random.Generator, size: int) -> Any:
-    """Unit noise (size, size, 3): a random window of one sheet, far cheaper than drawing it."""
+    """Unit noise (size, size, 3): a random window of a fixed sheet, which is much faster than drawing new noise."""
     if size > _NOISE_SIZE // 2:
         return rng.standard_normal((size, size, 3), dtype=np.float32)
     x, y = rng.integers(0, _NOISE_SIZE - size, 2)

@@ -1,4 +1,4 @@
-"""Clips: frames, what is true of them, and what can be asked. Everything follows from a seed.
+"""Clips: frames, their scene and their questions, all determined by a seed.
 
 clip = make_clip(seed, num_frames=8)             # a video
 clip = make_clip(seed, num_frames=1)             # an image
@@ -21,15 +21,15 @@ from .world import Scene, sample_scene
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
 FRAME_SIZE = 112
 TRAINING, HELD_OUT = 0, 1
-"""Streams of seeds that never meet: no clip of one is a clip of the other, and their textures differ."""
+"""Separate seed streams: no clip of one is a clip of the other, and their textures differ."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
     """Frames (T, S, S, 3) uint8 RGB, the scene they show, and its questions.
 
-    num_before  frames of another scene in front, which end in a cut; questions are about what comes after it
-    labels      for every patch of the frames after the cut, if they were asked for
+    num_before  leading frames of another scene, before a cut; questions are about the scene after the cut
+    labels      labels for every patch of the frames after the cut, if requested
     """
 
     frames: Frames
@@ -39,7 +39,7 @@ class Clip:
     labels: PatchLabels | None = None
 
     def bgr(self) -> list[Image]:
-        """The frames as a camera delivers them: blue first, each its own."""
+        """The frames as a camera delivers them: separate contiguous arrays in BGR order."""
         return [np.ascontiguousarray(frame[..., ::-1]) for frame in self.frames]
 
 
@@ -54,15 +54,15 @@ def make_clip(
     size: int = FRAME_SIZE,
     grid: int | None = None,
 ) -> Clip:
-    """The clip of a seed.
+    """Make the clip of a seed.
 
     num_frames  frames of the scene; 1 makes an image
     split       TRAINING or HELD_OUT
     kind        see sample_scene
     camera      a condition; None draws one
-    num_before  frames of another scene in front of it
-    size        pixels along a side
-    grid        patches along a side for `labels`; None leaves the labels out
+    num_before  leading frames of another scene
+    size        side of a frame in pixels
+    grid        patches per side for `labels`; None omits the labels
     """
     rng = np.random.default_rng([split, seed])
     before: list[Image] = []

@@ -1,6 +1,6 @@
-"""Draws a scene, anti-aliased, and labels every patch.
+"""Anti-aliased drawing of a scene, and labels for every patch.
 
-Positions are in fractions of the frame, so that a frame of any size shows the same scene.
+Positions are fractions of the frame, so that a frame of any size shows the same scene.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from .world import CHARACTERS, COLORS, SHAPES, Card, Floats, Scene, Thing, outli
 Mask = np.ndarray[Any, np.dtype[np.uint8]]
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 IGNORED = -100
-"""A label that says nothing, as torch's cross_entropy has it."""
-SUB_PIXEL = 4  # OpenCV's coordinates have so many binary places
+"""Label without a target: the default ignore_index of torch's cross_entropy."""
+SUB_PIXEL = 4  # fractional bits of OpenCV's coordinates
 MOTIONS = ("none", "left", "right", "up", "down", "still")
 _LABEL_CELLS = 8  # samples along a side of a patch
 _GLYPH_HEIGHT = 48
-MIN_CODE_WIDTH = 0.31  # of the frame: characters of 11 by 17 pixels in a frame of 112
+MIN_CODE_WIDTH = 0.31  # of the frame: characters of 11 by 17 pixels in a 112 px frame
 MAX_BARE_SPREAD = 22.0  # standard deviation of brightness behind a code without paper
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PatchLabels:
-    """What each patch of each frame shows, (T, grid * grid) int64; 0 is nothing, IGNORED is a border case.
+    """Content of each patch of each frame, (T, grid * grid) int64; 0 is nothing, IGNORED is a borderline case.
 
     color, shape  1 + index in COLORS, SHAPES
-    motion        index in MOTIONS, from this frame and earlier ones; IGNORED where a thing is seen for the first time
+    motion        index in MOTIONS, from this frame and earlier ones; IGNORED in a thing's first frame
     character     1 + index in CHARACTERS
     """
 
@@ -46,7 +46,7 @@ class PatchLabels:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Print:
-    """How a card looks: its place, its paper (None: straight on the background), ink, and the shape of its glyphs.
+    """Look of a card: position, paper (None: printed directly on the background), ink and glyph shapes.
 
     boxes  (num_codes, 4) x0, y0, x1, y1 of each code
     """
@@ -59,7 +59,7 @@ class Print:
 
 
 def draw_frame(background: Image, scene: Scene, print_: Print | None, frame_index: int) -> Image:
-    """One frame (S, S, 3) uint8 RGB, S that of the background, which is left as it is."""
+    """Draw one frame (S, S, 3) uint8 RGB on a copy of the background, whose size S it has."""
     frame = background.copy()
     for thing in scene.visible(frame_index):
         _draw_thing(frame, thing, thing.centers[frame_index], thing.rgb)
@@ -83,7 +83,7 @@ def _draw_thing(frame: Any, thing: Thing, center: Floats, color: Any) -> None:
 
 
 def sample_print(rng: np.random.Generator, card: Card, background: Image) -> Print:
-    """A legible look for a card: ink and ground far apart in brightness, on paper unless the background is calm."""
+    """Draw a legible look for a card: high contrast of ink and ground, and paper unless the background is even."""
     aspect = 3 * 0.62  # width by height of three glyphs
     cells = {1: [(0.5, 0.5)], 2: [(0.26, 0.5), (0.74, 0.5)],
              4: [(0.26, 0.27), (0.74, 0.27), (0.26, 0.73), (0.74, 0.73)]}[len(card.codes)]  # fmt: skip
@@ -135,13 +135,13 @@ def _draw_card(frame: Image, card: Card, print_: Print) -> None:
 
 
 def character_boxes(box: Floats) -> Floats:
-    """(3, 4) boxes of the three characters in a code's box, side by side."""
+    """Boxes (3, 4) of the three characters in a code's box, from left to right."""
     edges = np.linspace(box[0], box[2], 4)
     return np.stack([edges[:-1], np.full(3, box[1]), edges[1:], np.full(3, box[3])], axis=-1)
 
 
 def _blend(frame: Image, mask: Mask, box: tuple[float, float, float, float], ink: tuple[int, int, int]) -> None:
-    """Ink through a mask that is stretched into a box, to a fraction of a pixel."""
+    """Blend ink into a frame through a mask stretched to a box, with sub-pixel precision."""
     size = frame.shape[0]
     x0, y0, x1, y1 = (value * size for value in box)
     left, top = max(int(np.floor(x0)), 0), max(int(np.floor(y0)), 0)
@@ -158,12 +158,12 @@ def _blend(frame: Image, mask: Mask, box: tuple[float, float, float, float], ink
 
 
 _HERSHEY = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_COMPLEX, cv2.FONT_HERSHEY_TRIPLEX)
-NUM_FONTS = 2 + len(_HERSHEY)  # Pillow's own twice, upright and narrow
+NUM_FONTS = 2 + len(_HERSHEY)  # Pillow's font twice, normal and narrow
 
 
 @cache
 def glyph(character: str, font: int, bold: bool) -> Mask:  # noqa: FBT001  (a cache key)
-    """Coverage (48, n) uint8 of one character, cropped to its ink and padded by a sixth."""
+    """Coverage (48, n) uint8 of one character, cropped to its ink and padded."""
     if font < 2:
         canvas = PILImage.new("L", (120, 120))
         face = ImageFont.load_default(size=64)
@@ -177,7 +177,7 @@ def glyph(character: str, font: int, bold: bool) -> Mask:  # noqa: FBT001  (a ca
     height = _GLYPH_HEIGHT * 3 // 4
     width = max(int(round(ink.shape[1] * height / ink.shape[0] * (0.8 if font == 1 else 1.0))), 4)
     ink = cv2.resize(ink, (width, height), interpolation=cv2.INTER_AREA)
-    # All characters share a box, so that a 1 stays as narrow as it is.
+    # All characters get the same box width, so that a 1 stays narrow.
     full = int(height * 0.78)
     side = max((full - width) // 2, 0) + _GLYPH_HEIGHT // 12
     rise = (_GLYPH_HEIGHT - height) // 2
@@ -188,7 +188,7 @@ def glyph(character: str, font: int, bold: bool) -> Mask:  # noqa: FBT001  (a ca
 
 
 def patch_labels(scene: Scene, print_: Print | None, *, grid: int) -> PatchLabels:
-    """The labels of every frame of a scene, for grid x grid patches."""
+    """Label every frame of a scene, for grid x grid patches."""
     shape = (scene.num_frames, grid * grid)
     labels = PatchLabels(
         **{name: np.zeros(shape, dtype=np.int64) for name in ("color", "shape", "motion", "character")}
@@ -221,7 +221,7 @@ def _label_things(labels: PatchLabels, scene: Scene, frame_index: int, grid: int
 
 
 def _label_characters(card: Card, print_: Print, grid: int) -> Labels:
-    """(grid * grid,): the character that covers most of a patch, or most of itself, there."""
+    """Label (grid * grid,) patches with the character of largest overlap, relative to the smaller of the two areas."""
     low, high = np.arange(grid) / grid, np.arange(1, grid + 1) / grid
     best, label = np.zeros((grid, grid)), np.zeros((grid, grid), dtype=np.int64)
     for code, box in zip(card.codes, print_.boxes, strict=True):

@@ -1,6 +1,6 @@
-"""The endless world: scene after scene with a cut between them, like a camera that knows the truth.
+"""The endless world: a stream of short scenes with a cut between them and known answers.
 
-A scene lasts a few frames. At its last frame everything has happened, so that is when to ask.
+A scene lasts a few frames. Ask at its last frame, when everything has happened.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .clips import HELD_OUT, Clip, Frames, make_clip
 from .questions import Question
 
 HANDHELD = Camera(noise=3.0, shake=0.4)
-"""A decent camera: a little grain, and never quite still."""
+"""A decent camera: a little noise and a little shake."""
 SCENE_LENGTHS = (6, 7, 8)
 _SEEDS_PER_WORLD = 2**31
 
@@ -25,8 +25,8 @@ _SEEDS_PER_WORLD = 2**31
 class WorldFrame:
     """One frame (S, S, 3) uint8 RGB of an endless world.
 
-    clip         the scene it belongs to
-    frame_index  in that scene, from 0
+    clip         the scene that the frame belongs to
+    frame_index  its index in that scene, from 0
     """
 
     frame: Frames
@@ -35,12 +35,12 @@ class WorldFrame:
 
     @property
     def is_last(self) -> bool:
-        """The scene ends here: its questions can be asked."""
+        """Whether the scene ends with this frame, so that its questions can be asked."""
         return self.frame_index == len(self.clip.frames) - 1
 
 
 def watch(seed: int = 0, *, size: int = 448) -> Iterator[WorldFrame]:
-    """Endless frames, all from `seed`."""
+    """Yield endless frames, determined by `seed`."""
     rng = np.random.default_rng([seed, 77])
     for index in count():
         num_frames = int(rng.choice(SCENE_LENGTHS))
@@ -52,7 +52,7 @@ def watch(seed: int = 0, *, size: int = 448) -> Iterator[WorldFrame]:
 
 
 def question_of(clip: Clip, seed: int) -> Question:
-    """One of a clip's questions. The topic is drawn first, so that no topic is rare."""
+    """Draw one of a clip's questions. The topic is drawn first, so that no topic is rare."""
     rng = np.random.default_rng([seed, 78])
     topics = sorted({question.topic for question in clip.questions})
     topic = topics[int(rng.integers(len(topics)))]

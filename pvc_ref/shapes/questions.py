@@ -1,7 +1,7 @@
-"""Questions about a scene and the one right answer to each, as a sentence.
+"""Questions about a scene, each with its only right answer, as a sentence.
 
-Every answer follows from the scene alone and has one spelling, so that "right" means equal text.
-A question has several wordings. Things are named in the order of COLORS, never by where they are.
+Every answer is determined by the scene alone and has one wording, so that "right" means equal text.
+A question has several wordings. Things are named in the order of COLORS, never by position.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Topic = Literal["colour", "shape", "direction", "count", "event", "describe", "n
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """A question, its answer and its topic: `number` is asked of cards, `absent` of what is not there."""
+    """A question, its answer and its topic. `number` is about cards, `absent` about things that are not there."""
 
     topic: Topic
     text: str
@@ -58,13 +58,13 @@ PAST: dict[Action, str] = {
     "leave": "left",
 }
 SLOPPY_CHANCE = 0.1
-STILL_WORDINGS = 4  # the first of `describe`, which do not speak of a video
+STILL_WORDINGS = 4  # the first wordings of `describe`, which do not mention a video
 NUMBER_WORDS = ("no", "1", "2", "3")
 NO_NUMBER, NUMBER = "There is no number.", {"kind": "number", "be": "is", "place": ""}
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Everything that can be asked of a scene, each in one wording drawn by `rng`; `describe` comes first."""
+    """Return every question about a scene, each in one wording drawn by `rng`. `describe` comes first."""
     found = [
         _ask(rng, "describe", describe(scene), STILL_WORDINGS if scene.is_still else None),
         _ask(rng, "count", count(scene)),
@@ -78,7 +78,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 def describe(scene: Scene) -> str:
-    """Everything in the scene; in a video, with what it does."""
+    """Describe everything in the scene; in a video, also what each thing does."""
     if scene.card is not None:
         return _describe_card(scene)
     if not scene.things:
@@ -88,13 +88,13 @@ def describe(scene: Scene) -> str:
 
 
 def count(scene: Scene) -> str:
-    """The shapes of the last frame."""
+    """Count the shapes in the last frame."""
     number = sum(map(scene.shows_at_end, scene.things))
     return f"There is {NUMBER_WORDS[number]} shape." if number == 1 else f"There are {NUMBER_WORDS[number]} shapes."
 
 
 def event(scene: Scene) -> str:
-    """All that changed between the first and the last frame."""
+    """Describe every change between the first and the last frame."""
     if scene.crossing:
         movers = [f"the {thing.name}" for thing in scene.things if thing.action != "still"]
         return _sentence([f"{' and '.join(movers)} crossed"])
@@ -103,7 +103,7 @@ def event(scene: Scene) -> str:
 
 
 def _sentence(parts: list[str]) -> str:
-    """a; a and b; a, b and c; with a capital and a full stop."""
+    """Join as "a", "a and b" or "a, b and c", with a capital and a full stop."""
     text = " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
     return text[0].upper() + text[1:] + "."
 
@@ -111,7 +111,7 @@ def _sentence(parts: list[str]) -> str:
 def _ask(
     rng: np.random.Generator, topic: Topic, answer: str, num_wordings: int | None = None, /, **names: str
 ) -> Question:
-    """In one of the (first) wordings; now and then as people type, without a capital or the mark at the end."""
+    """Draw one of the (first) wordings; sometimes without the capital or the final mark, as people type."""
     wordings = WORDINGS[topic][:num_wordings]
     text = wordings[int(rng.integers(len(wordings)))].format(**names)
     if rng.random() < SLOPPY_CHANCE:
@@ -133,7 +133,7 @@ def _about_things(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 
 
 def color_of(scene: Scene, shape: str) -> str | None:
-    """The colour of the one thing of a shape; None if there are several, or if it has left."""
+    """Return the colour of the only thing of a shape; None if there are several, or if it has left."""
     alike = [thing for thing in scene.things if thing.shape == shape]
     if not alike:
         return f"There is no {shape}."
@@ -141,7 +141,7 @@ def color_of(scene: Scene, shape: str) -> str | None:
 
 
 def shape_of(scene: Scene, color: str) -> str | None:
-    """The shape of the one thing of a colour; None if it has left."""
+    """Return the shape of the only thing of a colour; None if it has left."""
     alike = [thing for thing in scene.things if thing.color == color]
     if not alike:
         return f"There is no {color} shape."
@@ -149,13 +149,13 @@ def shape_of(scene: Scene, color: str) -> str | None:
 
 
 def direction(scene: Scene, name: str) -> str:
-    """What the thing of a name does, moving or not."""
+    """Return what the thing with this name does, moving or not."""
     alike = [thing for thing in scene.things if thing.name == name]
     return f"The {name} {VERBS[alike[0].action]}." if alike else f"There is no {name}."
 
 
 def codes(scene: Scene) -> Iterator[tuple[str, dict[str, str]]]:
-    """Every code of a card: the answer, and what the question about it says."""
+    """Yield every code of a card: the answer, and the words of its question."""
     if scene.card is None:
         return
     be, kind = ("is", "number") if scene.card.kind == "number" else ("are", "letters")
@@ -172,7 +172,7 @@ def _describe_card(scene: Scene) -> str:
 
 
 def _about_absent(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
-    """Questions whose answer is that there is no such thing: what keeps a model from naming one in any scene."""
+    """Questions whose answer is that there is no such thing. They keep a model from naming one in every scene."""
     shape = str(rng.choice(SHAPES))
     if all(thing.shape != shape for thing in scene.things):
         yield _ask_absent(rng, "colour", color_of(scene, shape), shape=shape)
@@ -187,12 +187,12 @@ def _about_absent(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 
 
 def _ask_absent(rng: np.random.Generator, wording: Topic, answer: str | None, **names: str) -> Question:
-    assert answer is not None, "what is not there has an answer"
+    assert answer is not None, "a question about an absent thing always has an answer"
     return replace(_ask(rng, wording, answer, **names), topic="absent")
 
 
 def vocabulary() -> list[str]:
-    """Sentences that together hold every word of every question and answer: what the tokenizer is made from."""
+    """Sentences with every word of every question and answer, from which the tokenizer is trained."""
     names = [f"{color} {shape}" for color, shape in product(COLORS, SHAPES)]
     lines = [
         wording.format(shape=shape, color=color, name=f"{color} {shape}", kind=kind, be=be, place=f" {place}".rstrip())

@@ -1,7 +1,7 @@
-"""The right answer to any question that the world can be asked, in any of its wordings.
+"""The right answer to every question about the world, in every wording.
 
-`questions` (questions.py) draws a few of these for a clip. Here are all of them, so that a question which a person
-typed can be graded too. Case, spaces and the mark at the end do not matter.
+`questions` (questions.py) draws a few of these for a clip. This module has all of them, so that a typed question can
+also be graded. Case, spaces and the final punctuation mark are ignored.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .world import COLORS, SHAPES, Scene
 
 
 def answer_to(scene: Scene, question: str) -> str | None:
-    """The one right answer; None if the world has none: an unknown question, or one about two shapes alike."""
+    """Return the right answer, or None if there is none: an unknown or an ambiguous question (two equal shapes)."""
     return all_answers(scene).get(_plain(question))
 
 
 def all_answers(scene: Scene) -> dict[str, str]:
-    """Every question of a scene, in small letters and without its mark, and its answer."""
+    """Map every question about a scene, in lower case and without its final mark, to its answer."""
     found: dict[str, str] = {}
 
     def add(topic: Topic, answer: str | None, **names: str) -> None:

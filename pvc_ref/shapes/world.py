@@ -1,7 +1,7 @@
-"""Scenes and what happens in them: coloured shapes that move, stand, appear, leave and cross, or a card.
+"""Scenes of the shapes world: coloured shapes that move, stand, appear, leave and cross, or a printed card.
 
-It needs numpy and no torch, so that a live view on a device can show the world that the model was taught.
-Everything follows from a `numpy.random.Generator`: the same seed gives the same scene on every machine.
+It needs numpy but not torch, so that a live view on a device can show the world that the model was trained on.
+Everything is drawn from a `numpy.random.Generator`: the same seed gives the same scene on every machine.
 Lengths are fractions of the frame's side, x to the right and y down; time is counted in frames.
 """
 
@@ -22,7 +22,7 @@ Place = Literal["", "on the left", "on the right", "at the top left", "at the to
                 "at the bottom right"]  # fmt: skip
 
 SHAPES: tuple[Shape, ...] = get_args(Shape)
-# The corners of the colour cube: what stays apart under a wrong white balance.
+# The corners of the colour cube, which stay distinguishable under a wrong white balance.
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (225, 28, 28),
     "green": (28, 180, 40),
@@ -42,16 +42,16 @@ PLACES: dict[int, tuple[Place, ...]] = {
     4: ("at the top left", "at the top right", "at the bottom left", "at the bottom right"),
 }
 MIN_CONTRAST = 85.0  # between a shape and the mean colour of its background, Euclidean, channels 0..255
-COLOR_SPREAD = 14.0  # how far a shape's colour may differ from that of its name, per channel
+COLOR_SPREAD = 14.0  # largest difference of a shape's colour from the named colour, per channel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thing:
     """One shape and its path. Visible in frames first <= t < last.
 
-    rgb      its own shade of `color`
-    radius   of the circle around it
-    centers  (num_frames, 2) x and y of the middle in every frame, visible or not
+    rgb      the shade of `color` it is drawn in
+    radius   radius of its circumscribed circle
+    centers  (num_frames, 2) x and y of its centre in every frame, visible or not
     """
 
     color: str
@@ -74,7 +74,7 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """Printed codes of three digits or letters, one per place. `kind` says which of the two they are."""
+    """Printed codes of three characters, one per place. `kind` is whether they are digits or letters."""
 
     kind: Literal["number", "letters"]
     codes: tuple[str, ...]
@@ -86,10 +86,10 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """The truth about a clip. Things are listed in the order of COLORS, in which sentences name them.
+    """The content of a clip. Things are listed in the order of COLORS, in which sentences name them.
 
-    crossing    whether the first two movers pass each other
-    card        a scene has things, or a card, or nothing
+    crossing    whether the first two moving things pass each other
+    card        the printed card; a scene has things, or a card, or nothing
     """
 
     num_frames: int
@@ -99,11 +99,11 @@ class Scene:
 
     @property
     def is_still(self) -> bool:
-        """One frame: an image, about whose motion nothing is asked."""
+        """Whether this is one frame, an image, which has no questions about motion."""
         return self.num_frames == 1
 
     def shows_at_end(self, thing: Thing) -> bool:
-        """Whether a thing is in the last frame, which is what `now` means."""
+        """Whether a thing is visible in the last frame, which a question calls `now`."""
         return thing.is_visible(self.num_frames - 1)
 
     def visible(self, frame_index: int) -> tuple[Thing, ...]:
@@ -113,11 +113,11 @@ class Scene:
 def sample_scene(
     rng: np.random.Generator, *, num_frames: int, background: tuple[float, float, float], kind: str | None = None
 ) -> Scene:
-    """A scene of `num_frames` frames; one frame is a still image.
+    """Draw a scene of `num_frames` frames; one frame is a still image.
 
-    background  mean colour (R, G, B) that things must stand out from
+    background  mean colour (R, G, B) with which things must contrast
     kind        'things', 'card' or 'empty'; None draws one: most images are cards, most videos show things
-    Raises InputError for another kind.
+    Raises InputError for any other kind.
     """
     if kind is None:
         chances = (0.32, 0.62, 0.06) if num_frames == 1 else (0.77, 0.16, 0.07)
@@ -170,7 +170,7 @@ def _sample_things(rng: np.random.Generator, num_frames: int, background: Floats
 
 
 def _place(rng: np.random.Generator, color: str, action: Action, num_frames: int, others: list[Thing]) -> Thing | None:
-    """A thing that touches none of the others in any frame, or None where there is no room."""
+    """Place a thing that touches no other thing in any frame; None if 40 attempts fail."""
     for _ in range(40):
         thing = _sample_thing(rng, color, action, num_frames)
         if all(_gap(thing, other) > 0.02 for other in others):
@@ -179,7 +179,7 @@ def _place(rng: np.random.Generator, color: str, action: Action, num_frames: int
 
 
 def _gap(a: Thing, b: Thing) -> float:
-    """The smallest distance between two outlines over all frames; negative where they overlap."""
+    """Return the smallest distance between two outlines over all frames; negative if they overlap."""
     nearest = float(np.sqrt(((a.centers - b.centers) ** 2).sum(-1)).min())
     return nearest - a.radius - b.radius
 
@@ -192,7 +192,7 @@ def _sample_thing(rng: np.random.Generator, color: str, action: Action, num_fram
     centers = np.repeat(start[None], num_frames, axis=0)
     first, last = 0, num_frames
     if action in STEPS:
-        # The whole path lies in the frame and is long enough to be seen, however many frames it takes.
+        # The whole path is inside the frame and long enough to be seen, for any number of frames.
         axis, sign = (0, STEPS[action][0]) if action in ("left", "right") else (1, STEPS[action][1])
         travel = rng.uniform(0.25, min(0.65, high - low))
         drift = rng.uniform(-0.12, 0.12) * travel
@@ -219,7 +219,7 @@ def _sample_thing(rng: np.random.Generator, color: str, action: Action, num_fram
 
 
 def _sample_crossing(rng: np.random.Generator, names: list[str], num_frames: int) -> tuple[Thing, Thing]:
-    """Two things on neighbouring lanes that pass each other, one in front of the other where they meet."""
+    """Draw two things on neighbouring lanes that pass each other; where they meet, one covers the other."""
     horizontal = bool(rng.integers(2))
     actions: tuple[Action, Action] = ("right", "left") if horizontal else ("down", "up")
     lane, apart = rng.uniform(0.3, 0.7), rng.uniform(0.06, 0.2)
@@ -242,7 +242,7 @@ def _shade(rng: np.random.Generator, color: str) -> tuple[int, int, int]:
 
 
 def outline(thing: Thing, center: Floats) -> Floats | None:
-    """Corners (n, 2) of a thing around `center`; None for a circle, which has none."""
+    """Corners (n, 2) of a thing around `center`; None for a circle."""
     if thing.shape == "circle":
         return None
     corners, inner = {"square": (4, 1.0), "triangle": (3, 1.0), "star": (5, 0.42)}[thing.shape]

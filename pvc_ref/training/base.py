@@ -1,7 +1,7 @@
-"""Start a model from a trained one: its ViT and its LLM are taken over, and what is compared stays fresh.
+"""Start a model from a trained one: copy its ViT and LLM, and leave the parts under comparison untrained.
 
-The paper does the same: it starts from InternVL2 and adds its own parts. Fresh are the compressor, of every kind, and
-attention over time with everything that belongs to it.
+The paper does the same: it starts from InternVL2 and adds its parts. Untrained are the compressor, of every kind, and
+all of temporal attention.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ FRESH = re.compile(r"compressor\.|temporal\.layers\.\d+\.(temporal_attn|adaln|ti
 
 @torch.no_grad()
 def take_over(model: PVC, base: PVC) -> int:
-    """Copy into `model` every weight of `base` but the fresh ones. Returns how many values were copied.
+    """Copy every weight of `base` except the fresh ones into `model`. Returns the number of values copied.
 
-    A layer of the ViT keeps its index, whether it is time-free in one model and attends over time in the other.
-    Raises InputError unless every other weight of `model` has its counterpart, of its shape.
+    A ViT layer keeps its index, even if it attends over time in only one of the models.
+    Raises InputError unless every other weight of `model` has a counterpart of the same shape.
     """
     given = {_place(name, base): value for name, value in base.named_parameters() if not FRESH.match(name)}
     count = 0
@@ -32,7 +32,8 @@ def take_over(model: PVC, base: PVC) -> int:
         if value is None or value.shape != parameter.shape:
             found = "none" if value is None else tuple(value.shape)
             raise InputError(
-                f"'{name}' is {tuple(parameter.shape)}, the base has {found} there", cause="the base is of other sizes"
+                f"'{name}' is {tuple(parameter.shape)}, but in the base model it is {found}",
+                cause="the base model has other sizes",
             )
         parameter.copy_(value)
         count += parameter.numel()
@@ -40,7 +41,7 @@ def take_over(model: PVC, base: PVC) -> int:
 
 
 def _place(name: str, model: PVC) -> str:
-    """The weight's name with the ViT's layers counted through: those that attend over time come last."""
+    """Return a weight's name with all ViT layers numbered in one sequence; temporal layers come last."""
     found = re.match(r"temporal\.layers\.(\d+)\.(.*)", name)
     if found is None:
         return name

@@ -1,7 +1,7 @@
-"""Batches: clips of one length, or images of one number of repeats, with their questions as token ids.
+"""Batches: clips of one length, or images with one repeat count, with their questions as token ids.
 
-A batch follows from (seed, step, rank) alone, so a resumed run gets the batches that the killed one would have had, and
-a second run sees the same ones.
+A batch is determined by (seed, step, rank) alone. A resumed run therefore gets the batches that the killed run would
+have had, and a second run sees the same ones.
 Dimension key:  B clips   T frames   S frame size   P patches   Q questions per clip   L question and answer tokens
 """
 
@@ -22,33 +22,33 @@ from ..shapes import TRAINING, Clip, Question, make_clip
 from ..shapes.draw import IGNORED, PatchLabels
 
 Stage = Literal["captions", "instructions"]
-QUESTION_MARK = "\0"  # stands for the question where a prompt is cut in two
+QUESTION_MARK = "\0"  # placeholder for the question, where the prompt is split
 
 VIDEO_LENGTHS = (4, 6, 8, 12, 16)
 VIDEO_CHANCES = (0.3, 0.2, 0.25, 0.13, 0.12)
 CLIPS_OF_LENGTH = {4: 9, 6: 6, 8: 5, 12: 3, 16: 2}
 REPEATS, REPEAT_CHANCES = (1, 2, 4), (0.7, 0.15, 0.15)
 IMAGES_PER_CLIP: dict[Stage, int] = {"captions": 1, "instructions": 3}
-"""PVC, training recipe: images to videos 1:1 while captions are learned, then 3:1."""
+"""From PVC's training recipe: images to videos 1:1 in the caption stage, then 3:1."""
 CUT_CHANCE, LAST_FRAME_CHANCE = 0.25, 0.25
-WINDOW, WINDOW_CHANCE = 8, 0.5  # half of the videos are seen as a stream sees them, which remembers 8 frames
+WINDOW, WINDOW_CHANCE = 8, 0.5  # half of the videos: as in a stream with a window of 8 frames
 MAX_QUESTIONS = {"video": 6, "image": 4}
 MAX_ABSENT = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """What one forward pass takes.
+    """The input of one forward pass.
 
     frames      uint8 (B, T, S, S, 3) RGB
     repeats     how often each frame is repeated: 1 for videos, R for images (whose T is 1)
-    window      frames that attention over time sees, the current one included; None means all of them
-    last_only   the LLM sees the tokens of the last frame alone, which must hold what happened before
+    window      frames that temporal attention sees, including the current one; None means all
+    last_only   the LLM sees the last frame's tokens only, which must contain what happened before
     prefix      token ids (Lp,) up to the question, the same for all clips
     questions   (B, Q, L) question, answer and stop token, padded with 0
-    targets     (B, Q, L) the token that follows each, IGNORED where none is to be learned
-    topics      topic of each question, "" where a clip has fewer
-    labels      for each patch, (B, T, P) each
+    targets     (B, Q, L) next token at each place, IGNORED where none is to be learned
+    topics      topic of each question, "" where a clip has fewer questions
+    labels      patch labels, (B, T, P) each
     """
 
     frames: Tensor
@@ -70,11 +70,11 @@ class BatchMaker:
     """Batches of the shapes world for one model configuration."""
 
     def __init__(self, config: PVCConfig, tokenizer: Tokenizer, *, seed: int, scale: int = 1) -> None:
-        """scale multiplies the number of clips in a batch, for devices that have room."""
+        """`scale` multiplies the clips per batch, for devices with enough memory."""
         self.config, self.tokenizer, self.seed, self.scale = config, tokenizer, seed, scale
 
     def video(self, step: int, rank: int, stage: Stage) -> Batch:
-        shared = np.random.default_rng([self.seed, step])  # all ranks take equally long clips, so that none waits
+        shared = np.random.default_rng([self.seed, step])  # the same clip length on all ranks, so that none waits
         num_frames = int(shared.choice(VIDEO_LENGTHS, p=VIDEO_CHANCES))
         last_only = bool(shared.random() < LAST_FRAME_CHANCE)
         window = WINDOW if shared.random() < WINDOW_CHANCE else None
@@ -121,7 +121,7 @@ class BatchMaker:
 
 
 def pick_questions(found: Sequence[Question], rng: np.random.Generator, stage: Stage, *, limit: int) -> list[Question]:
-    """The caption alone, or up to `limit` questions drawn at random, few of them about what is not there."""
+    """Return only the caption, or up to `limit` random questions, at most MAX_ABSENT of them about absent things."""
     if stage == "captions":
         return [found[0]]
     order = [found[index] for index in rng.permutation(len(found))]
@@ -141,7 +141,7 @@ def collate(
     last_only: bool,
     num_seen: int | None = None,
 ) -> Batch:
-    """Clips of one length, and what is asked about each. `num_seen`: as if the clips had only so many frames."""
+    """Make a batch of clips of one length and their questions. `num_seen`: number of frames in the prompt."""
     num_frames = len(clips[0].frames)
     prefix, suffix = prompt_ids(
         config, tokenizer, num_frames=num_seen or num_frames, num_repeats=repeats if num_frames == 1 else None,
@@ -167,7 +167,7 @@ def prompt_ids(
     """Token ids before the question, and the text after it.
 
     num_repeats  how often an image is repeated; None for a video
-    last_only    the same conversation with the last frame alone, under its own number
+    last_only    keep only the last frame, with its number
     """
     if num_repeats is not None:
         text = image_prompt(config, num_tiles=[1], question=QUESTION_MARK, num_repeats=num_repeats)
@@ -181,7 +181,7 @@ def prompt_ids(
 
 
 def encode_questions(tokenizer: Tokenizer, asked: Sequence[Sequence[Question]], suffix: str) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (B, Q, L): question, suffix, answer, stop token; targets from the answer on."""
+    """Encode inputs and targets (B, Q, L): question, suffix, answer, stop token. Targets start at the answer."""
     rows: list[list[tuple[list[int], list[int]]]] = []
     for some in asked:
         encoded = []
@@ -202,7 +202,7 @@ def encode_questions(tokenizer: Tokenizer, asked: Sequence[Sequence[Question]], 
 
 
 def _stack_labels(clips: Sequence[Clip]) -> dict[str, Tensor]:
-    """Labels (B, T, P) by kind, of clips that have any; those of frames before a cut are IGNORED."""
+    """Stack labels (B, T, P) by kind, if the clips have any. Frames before a cut get IGNORED."""
     if clips[0].labels is None:
         return {}
     stacked = {}

@@ -1,7 +1,7 @@
-"""The training loop: workers that share gradients, a log, and a state that survives a kill.
+"""The training loop: workers that share gradients, a log, and a state file from which a killed run resumes.
 
-Two processes with one thread each, because on a CPU they beat one process with two threads: these matrices are too
-small to be split. Each worker makes its own batches; the sum of the gradients is all they exchange.
+The default is two processes with one thread each. On a CPU they are faster than one process with two threads, because
+these matrices are too small to split. Each worker makes its batches; workers exchange only the sum of the gradients.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from .threads import fast_products
 from .tokenizer import shapes_tokenizer
 
 WORLD = "shapes"
-CAPTION_SHARE = 0.12  # of all steps: the paper's first stage, in small
+CAPTION_SHARE = 0.12  # of all steps: the paper's first stage, scaled down
 SAVE_EVERY, LOG_EVERY = 250, 50
 STATE_FILE, LOG_FILE, MODEL_FOLDER = "training.pt", "log.jsonl", "model"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """Everything a result depends on; a run is resumed only under the same.
+    """Everything a result depends on. A run can be resumed only with the same recipe.
 
-    num_workers   processes, each with its own share of a step's clips
-    scale         multiplies the clips of each worker
-    compressor    its kind
-    temporal      False leaves attention over time out
-    num_tokens    per frame; None means the preset's
-    token_labels  whether frame tokens are also taught what their patches show
-    from_bundled  start from the ViT and LLM of the bundled model (base.py) instead of from nothing
+    num_workers   processes, each with a share of a step's clips
+    scale         factor on the number of clips of each worker
+    compressor    kind of compressor
+    temporal      False trains without temporal attention
+    num_tokens    tokens per frame; None means the preset's
+    token_labels  whether frame tokens are also trained to predict their patches' labels
+    from_bundled  start from the ViT and LLM of the bundled model (base.py) instead of random weights
     """
 
     num_steps: int = 10_000
@@ -75,7 +75,7 @@ class Recipe:
 
 
 class _Steps(Dataset[tuple[Batch, Batch]]):
-    """Step -> its video batch and its image batch."""
+    """Maps a step to its video batch and its image batch."""
 
     def __init__(self, recipe: Recipe, maker: BatchMaker, rank: int) -> None:
         self.recipe, self.maker, self.rank = recipe, maker, rank
@@ -91,8 +91,8 @@ class _Steps(Dataset[tuple[Batch, Batch]]):
 def train(recipe: Recipe, out: Path, *, device: str = "cpu", num_loaders: int = 0, quiet: bool = False) -> Path:
     """Train, or resume a killed run of the same recipe. Returns the checkpoint folder.
 
-    num_loaders  processes that prepare batches for each worker; 0 prepares them in the worker
-    quiet        prints nothing
+    num_loaders  processes per worker that prepare batches; 0 prepares them in the worker
+    quiet        print nothing
     Raises InputError if `out` holds a run of another recipe.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def train(recipe: Recipe, out: Path, *, device: str = "cpu", num_loaders: int = 
     if recipe.num_workers == 1:
         _work(0, recipe, out, device, num_loaders, quiet, None)
     else:
-        meeting = out.resolve() / f".meeting-{os.getpid()}"  # a URL takes the first part of a relative path for a host
+        meeting = out.resolve() / f".meeting-{os.getpid()}"  # absolute: a URL starts with a host
         try:
             multiprocessing.spawn(  # type: ignore[attr-defined,no-untyped-call]
                 _work, (recipe, out, device, num_loaders, quiet, meeting), nprocs=recipe.num_workers
@@ -185,7 +185,7 @@ class _Worker:
         parameters = [*self.model.parameters(), *self.heads.parameters()]
         gradients = []
         for parameter in parameters:
-            if parameter.grad is None:  # a part that this step did not use, on any worker
+            if parameter.grad is None:  # not used in this step by any worker
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
         if dist.is_initialized():
@@ -223,9 +223,9 @@ class _Worker:
         state = torch.load(path, map_location=self.device, weights_only=True)
         if state["recipe"] != asdict(self.recipe):
             raise InputError(
-                f"{path} is of another run: {state['recipe']}",
-                expected=f"the recipe of this one: {asdict(self.recipe)}",
-                fix="name another --out, or remove that folder",
+                f"{path} belongs to a run with another recipe: {state['recipe']}",
+                expected=f"this run's recipe: {asdict(self.recipe)}",
+                fix="choose another --out, or remove that folder",
             )
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
@@ -235,7 +235,7 @@ class _Worker:
 
 
 class _Log:
-    """One JSON line every LOG_EVERY steps, and the same for people on standard output. Only rank 0 writes."""
+    """Log of every LOG_EVERY steps: a JSON line in the file and a readable line on stdout. Only rank 0 writes."""
 
     def __init__(self, path: Path, recipe: Recipe, rank: int, quiet: bool) -> None:
         self.path, self.recipe, self.is_silent, self.quiet = path, recipe, rank != 0, quiet

@@ -1,6 +1,6 @@
-"""The training loss: cross-entropy of the answers, and of labels for every patch and every frame token.
+"""Training loss: cross-entropy of the answers, and of labels for every patch and every frame token.
 
-The paper starts from an InternViT that can already see. Here everything starts from noise, so linear heads on the patch
+The paper starts from a trained InternViT. Here everything starts from random weights, so linear heads on the patch
 features and on the frame tokens teach the ViT and the compressor what is where. The heads are not part of the model.
 A clip's frames are prefilled once; its questions are a batch that shares those keys and values.
 Dimension key:  B clips   T frames   P patches   M tokens per frame   Q questions per clip   L tokens   E LLM width
@@ -27,19 +27,19 @@ from .batches import Batch
 
 CLASSES = {"color": 1 + len(COLORS), "shape": 1 + len(SHAPES), "motion": len(MOTIONS), "character": 1 + len(CHARACTERS)}
 LABEL_WEIGHTS = {"color": 1.0, "shape": 1.0, "motion": 1.0, "character": 3.0}  # characters are learned last
-NOTHING_WEIGHT = 0.15  # most patches show nothing
+NOTHING_WEIGHT = 0.15  # most patches are empty
 PATCH_WEIGHT, TOKEN_WEIGHT = 0.5, 0.5
 LOUDNESS_WEIGHT = 0.01
-"""Weight of the frame tokens' mean square. Nothing else keeps them small, since the LLM normalises what it reads. When
-they are loud, whatever its layers add to them is lost in rounding, so it cannot work on them (docs/log.md)."""
+"""Weight of the frame tokens' mean square. Nothing else keeps them small, since the LLM normalises its input. When they
+are large, what its layers add to them is lost in rounding, so the LLM cannot use them (docs/log.md)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """Loss of one batch and what is worth logging.
+    """Loss of one batch and the values to log.
 
-    right, asked  questions of each topic: answered word for word (each token given the right ones before it), and all
-    token_std     standard deviation of the frame tokens, which must not run away
+    right, asked  questions per topic: answered word for word (teacher-forced), and all
+    token_std     standard deviation of the frame tokens, which must not diverge
     """
 
     loss: Tensor
@@ -52,7 +52,7 @@ class Outcome:
 
 
 class LabelHeads(nn.Module):
-    """One linear layer on the features of a patch, one on a normalised frame token for the patches it stands for."""
+    """One linear layer on a patch's features, and one on a normalised frame token for all patches in that token."""
 
     def __init__(self, config: PVCConfig) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class LabelHeads(nn.Module):
         return _label_loss(self.patch(features), labels)
 
     def token_loss(self, tokens: Tensor, labels: dict[str, Tensor]) -> Tensor:
-        """tokens (F, M, E), labels (F, P) each. Without the norm, loud tokens make this loss explode."""
+        """tokens (F, M, E), labels (F, P) each. Without the norm, large tokens make this loss diverge."""
         logits = self.token(F.layer_norm(tokens, tokens.shape[-1:])).unflatten(-1, (self.patches_per_token, -1))
         shuffled = {
             name: pixel_shuffle(label[..., None], rows=self.rows, columns=self.columns, order=self.order)
@@ -89,7 +89,7 @@ def _label_loss(logits: Tensor, labels: dict[str, Tensor]) -> Tensor:
 
 
 def compute(model: PVC, heads: LabelHeads, batch: Batch, context_id: int, *, use_token_labels: bool = True) -> Outcome:
-    """Forward pass and loss of one batch."""
+    """Run the forward pass and compute the loss of one batch."""
     features, tokens = encode(model, batch)
     labels = {name: label.repeat_interleave(batch.repeats, dim=1).flatten(0, 1) for name, label in batch.labels.items()}
     patch_loss = heads.patch_loss(features.flatten(0, 1), labels)
@@ -119,8 +119,8 @@ def compute(model: PVC, heads: LabelHeads, batch: Batch, context_id: int, *, use
 def encode(model: PVC, batch: Batch, *, first_time: int = 0) -> tuple[Tensor, Tensor]:
     """Features (B, T * R, P, C) and frame tokens (B, T * R, M, E), as PVC.encode_clip makes them.
 
-    first_time is the time of the first frame, for a stream that has run for a while.
-    The trunk sees a repeated image only once, which changes nothing, as it does not know the time.
+    `first_time` is the time of the first frame, for a stream that has run for a while.
+    The trunk does not depend on time, so it runs only once for a repeated image.
     """
     size, num_frames = batch.frames.shape[:2]
     x = model.trunk(batch.frames.flatten(0, 1)).unflatten(0, (size, num_frames))
@@ -133,7 +133,7 @@ def encode(model: PVC, batch: Batch, *, first_time: int = 0) -> tuple[Tensor, Te
 
 
 def answer_logits(model: PVC, batch: Batch, tokens: Tensor, context_id: int) -> Tensor:
-    """Logits (B, Q, L, V) of every question and answer after the prompt of its clip."""
+    """Compute logits (B, Q, L, V) of every question and answer, each after its clip's prompt."""
     seen = tokens[:, -1:] if batch.last_only else tokens
     embeds = model.llm.embed_tokens(batch.prefix)[None].expand(len(seen), -1, -1)
     slots = (batch.prefix == context_id)[None, :, None].expand_as(embeds)
@@ -142,9 +142,9 @@ def answer_logits(model: PVC, batch: Batch, tokens: Tensor, context_id: int) -> 
 
 
 def shared_prefix_logits(model: PVC, prefix: Tensor, ids: Tensor) -> Tensor:
-    """prefix (B, Lp, E), ids (B, Q, L) -> logits (B, Q, L, V): every row of ids as if it alone followed its prefix.
+    """prefix (B, Lp, E), ids (B, Q, L) -> logits (B, Q, L, V): each row of ids directly follows its prefix.
 
-    The prefix is prefilled once, and its keys and values are shared. Rows may be padded at their ends.
+    The prefix is prefilled once, and its keys and values are shared. Rows may be padded at the end.
     """
     num_rows, length = ids.shape[1:]
     positions = torch.arange(prefix.shape[1] + length, device=prefix.device)[None]
@@ -155,7 +155,7 @@ def shared_prefix_logits(model: PVC, prefix: Tensor, ids: Tensor) -> Tensor:
 
 
 def context_token_id(tokenizer: Tokenizer) -> int:
-    """The id of the token that stands for a frame token in a prompt."""
+    """Return the id of the placeholder for a frame token in a prompt."""
     token_id = tokenizer.token_to_id(IMAGE_CONTEXT)
     assert isinstance(token_id, int)
     return token_id

@@ -1,9 +1,9 @@
 """Two optimizers, a schedule, and an average of the weights.
 
-Muon updates the matrices. AdamW updates vectors, embeddings and heads, and, more slowly, the parts that would run away:
-the time embedding, AdaLN and the compressor's first layer. Under Muon, gamma(z) grew to 512 and tokens to a standard
-deviation of 694, which the LLM reads badly and float16 barely holds (docs/log.md).
-Source: Muon (Keller Jordan et al., 2024), in torch with AdamW's root mean square.
+Muon updates the matrices. AdamW updates vectors, embeddings and heads, and, with a lower rate, the parts that would
+diverge: the time embedding, AdaLN and the compressor's first layer. Under Muon, gamma(z) grew to 512 and tokens to a
+standard deviation of 694, which harms the LLM and is close to float16's range (docs/log.md).
+Source: Muon (Keller Jordan et al., 2024), in torch, scaled to AdamW's root mean square.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_GRADIENT_NORM = 1.0
 
 @dataclass(kw_only=True, slots=True)
 class Optimizer:
-    """Both optimizers of one model and its heads, stepped as one."""
+    """Both optimizers of one model and its heads, stepped together."""
 
     muon: torch.optim.Muon
     adam: torch.optim.AdamW
@@ -37,7 +37,7 @@ class Optimizer:
         medium: list[Tensor] = []
         slow: list[Tensor] = []
         for module in modules:
-            for name, parameter in module.named_parameters():  # a tied head is listed once, as the embedding
+            for name, parameter in module.named_parameters():  # lists a tied head once, as the embedding
                 if any(part in name for part in SLOW_PARTS):
                     slow.append(parameter)
                 elif parameter.ndim == 2 and name.endswith("weight") and _is_inner(name):
@@ -67,19 +67,19 @@ class Optimizer:
 
 
 def _is_inner(name: str) -> bool:
-    """A matrix between two layers, and not a table of embeddings or a head."""
+    """Whether this is a matrix between two layers, not an embedding table or a head."""
     return not name.startswith(("llm.embed_tokens", "llm.lm_head", "patch.", "token."))
 
 
 def schedule(step: int, num_steps: int) -> float:
-    """Share of the peak rate: a linear warm-up, a plateau, and a linear fall over the last DECAY_SHARE of all steps."""
+    """Share of the peak rate: linear warm-up, plateau, and linear decay over the last DECAY_SHARE of all steps."""
     warm = min(1.0, (step + 1) / WARM_UP_STEPS)
     left = (num_steps - step) / max(1, math.ceil(DECAY_SHARE * num_steps))
     return warm * min(1.0, left)
 
 
 class Average:
-    """Exponential average of a model's weights, which is what is shipped."""
+    """Exponential average of a model's weights; these are the weights that are saved."""
 
     def __init__(self, model: nn.Module) -> None:
         self.weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -100,7 +100,7 @@ class Average:
 
 @torch.no_grad()
 def initialize(model: nn.Module, *, seed: int) -> None:
-    """Weights to start from: unit variance through every matrix, residual branches soft, AdaLN an LN, alpha zero."""
+    """Set initial weights: unit variance through every matrix, small residual branches, AdaLN as LN, alpha zero."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
         leaf = name.rsplit(".", 1)[-1]

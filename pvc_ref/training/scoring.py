@@ -1,7 +1,7 @@
-"""Grades answers word for word.
+"""Word-for-word grading of answers.
 
-The tokens of the right answer are fed, and each must be the likeliest after those before it. That is so exactly when
-greedy decoding gives the whole answer, at a fraction of the time (a test checks that the two agree).
+The right answer is teacher-forced, and each of its tokens must be the likeliest after those before it. This holds
+exactly when greedy decoding gives the whole answer, at a fraction of the time (a test checks that they agree).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .objective import answer_logits, context_token_id, encode
 
 CHUNK = 16
 Asked = tuple[Clip, list[Question]]
-"""A clip, and those of its questions that are asked."""
+"""A clip and the questions to ask about it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Graded:
-    """One question about one clip, and whether the model answers it right."""
+    """One question about one clip, and whether the model answered it right."""
 
     question: Question
     is_right: bool
@@ -33,11 +33,11 @@ class Graded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """How a model looks at clips.
+    """The way clips are shown to a model.
 
     num_repeats  how often an image is repeated; ignored for videos
-    window       frames that attention over time sees, the current one included; None means all
-    last_only    the LLM gets the last frame's tokens alone
+    window       frames that temporal attention sees, including the current one; None means all
+    last_only    the LLM gets the last frame's tokens only
     first_time   time of a clip's first frame, for a stream that has run for a while
     num_seen     how many of the last frames the LLM gets, as Frame1, Frame2, ...; None means all
     """
@@ -58,7 +58,7 @@ def grade(
     view: View,
     keep: Callable[[Question], bool] = lambda _: True,
 ) -> list[Graded]:
-    """Ask about every clip those of its questions that `keep` keeps. Clips may differ in length."""
+    """Ask the questions about each clip for which `keep` returns true. Clips may differ in length."""
     by_length: dict[int, list[Asked]] = {}
     for clip in clips:
         if asked := [question for question in clip.questions if keep(question)]:

@@ -1,10 +1,10 @@
 """A small study of PVC against its baselines: same data, steps, seeds and number of frame tokens.
 
-Two questions, kept apart. What does attention over time give: `pvc` against `pvc, no attention over time`. What does
-PVC's compressor give: the latter against the other compressors, none of which has attention over time.
+It answers two separate questions. The gain from temporal attention: `pvc` against `pvc, no attention over time`. The
+gain from PVC's compressor: the latter against the other compressors, none of which has temporal attention.
 Four tokens per frame, so 16 patches become one token, as in the paper. Every run starts from the ViT and the LLM of the
-bundled model, as the paper's runs start from InternVL2's: from nothing, none learns to see in a quarter of an hour.
-A result is a small file that is committed, and made again when its recipe changes.
+bundled model, as the paper's runs start from InternVL2's: a quarter of an hour from random weights is too short.
+A result is a small committed file, and is made again when its recipe changes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Tables = dict[str, Row]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What one run achieved and what it took: seconds of training, and on which machine."""
+    """Accuracy of one run, its training time in seconds, and the machine."""
 
     tables: Tables
     seconds: float
@@ -48,7 +48,7 @@ class Result:
 
 
 def variants() -> dict[str, Recipe]:
-    """Every run of the study by its name. The two that are compared by mean and spread have several seeds."""
+    """Every run of the study, by name. PVC and pixel shuffle, compared by mean and spread, have several seeds."""
     plain = Recipe(num_steps=NUM_STEPS, num_workers=1, num_tokens=NUM_TOKENS, from_bundled=True)
     found: dict[str, Recipe] = {}
     for seed in SEEDS:
@@ -62,7 +62,7 @@ def variants() -> dict[str, Recipe]:
 
 
 def study(out: Path, results: Path = RESULTS) -> dict[str, Result]:
-    """Train and evaluate what is missing, and return every result."""
+    """Train and evaluate the missing runs, and return every result."""
     results.mkdir(parents=True, exist_ok=True)
     files = {name: results / f"{_slug(name)}.json" for name in variants()}
     missing = [
@@ -105,7 +105,7 @@ def _run(job: tuple[str, Recipe, Path, Path]) -> str:
 
 
 def measure(model: PVC, tokenizer: Tokenizer, *, num_clips: int = NUM_CLIPS) -> Tables:
-    """Videos by number of frames, still images by number of repeats; always clean."""
+    """Evaluate videos by number of frames and still images by number of repeats, on clean frames."""
     rows = {
         f"video, {length} frames": video_row(model, tokenizer, num_clips=num_clips, num_frames=length)
         for length in LENGTHS
@@ -123,7 +123,7 @@ def _read(path: Path) -> Result:
 
 
 def families(results: dict[str, Result]) -> dict[str, list[Tables]]:
-    """Tables of the same recipe under several seeds, together."""
+    """Group the tables of one recipe over its seeds."""
     found: dict[str, list[Tables]] = {}
     for name, result in results.items():
         found.setdefault(name.split(", seed")[0], []).append(result.tables)
@@ -131,5 +131,5 @@ def families(results: dict[str, Result]) -> dict[str, list[Tables]]:
 
 
 def spread(values: list[float]) -> tuple[float, float | None]:
-    """Mean and standard deviation; None of one value."""
+    """Mean and standard deviation (None for a single value)."""
     return mean(values), stdev(values) if len(values) > 1 else None

@@ -1,4 +1,4 @@
-"""The tables and the plot of the study."""
+"""Tables and plot of the study."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ MAIN_LENGTH = 8
 
 
 def report(results: dict[str, Result]) -> str:
-    """All measurements, as Markdown."""
+    """Format all measurements as Markdown."""
     grouped = families(results)
     parts = [
-        "# PVC and what it is compared with, in small",
-        "`python -m pvc_ref.evaluate --study` made this file, its plot and every model behind it: from the ViT and the "
-        f"LLM of the bundled model, {NUM_STEPS} steps of the same data, {NUM_TOKENS} tokens a frame (16 patches each), "
-        f"one process. Percent of held-out questions answered word for word, greedy, clean frames, "
-        f"{NUM_CLIPS} clips a cell. Mean and standard deviation over seeds {', '.join(map(str, SEEDS))} for PVC and "
-        "pixel shuffle, else seed 0.",
+        "# A small comparison of PVC with its baselines",
+        "`python -m pvc_ref.evaluate --study` made this file, its plot and all of its models. Each starts from the ViT "
+        f"and the LLM of the bundled model: {NUM_STEPS} steps of the same data, {NUM_TOKENS} tokens per frame "
+        f"(16 patches each), one process. Percent of held-out questions answered word for word, greedy, clean frames, "
+        f"{NUM_CLIPS} clips per cell. Mean and standard deviation over seeds {', '.join(map(str, SEEDS))} for PVC and "
+        "pixel shuffle, otherwise seed 0.",
         f"![accuracy by method](figures/study.png)\n\n## By topic: videos of {MAIN_LENGTH} frames",
         _table(grouped, f"video, {MAIN_LENGTH} frames", VIDEO_TOPICS),
         "## By topic: still images, once",
@@ -41,8 +41,8 @@ def report(results: dict[str, Result]) -> str:
         _by(grouped, [f"still, {repeats} x" for repeats in REPEATS], CARD_TOPICS),
         "## Frames of a video: direction",
         _by(grouped, [f"video, {length} frames" for length in LENGTHS], ("direction",)),
-        "## What it took",
-        "Two runs at once, each on one core, some of them beside other programs.",
+        "## Training time",
+        "Two runs at a time, each on one core, some of them while other programs ran.",
         markdown_table(
             ("training, minutes", "machine"),
             {name: [f"{result.seconds / 60:.1f}", result.machine] for name, result in results.items()},
@@ -73,7 +73,7 @@ def _by(grouped: dict[str, list[Tables]], rows: list[str], topics: tuple[str, ..
 
 
 def plot(results: dict[str, Result], path: Path) -> None:
-    """Bars by topic, with the spread over seeds, and codes read by repeats."""
+    """Plot accuracy by topic, with the spread over seeds, and codes read by number of repeats."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -93,7 +93,7 @@ def plot(results: dict[str, Result], path: Path) -> None:
     bars.set_xticks(range(len(topics)), topics)
     bars.set_ylabel("right, %")
     bars.set_ylim(0, 100)
-    bars.set_title(f"videos of {MAIN_LENGTH} frames, {NUM_TOKENS} tokens a frame")
+    bars.set_title(f"videos of {MAIN_LENGTH} frames, {NUM_TOKENS} tokens per frame")
     lines.set_xscale("log", base=2)
     lines.set_xticks(REPEATS, [str(repeats) for repeats in REPEATS])
     lines.set_xlabel("repeats of the image")
@@ -106,6 +106,6 @@ def plot(results: dict[str, Result], path: Path) -> None:
 
 
 def _spreads(members: list[Tables], cells: list[tuple[str, str]]) -> tuple[list[float], list[float]]:
-    """Means and standard deviations, 0 of one value, at each (row, topic)."""
+    """Means and standard deviations at each (row, topic); 0 for a single value."""
     found = [spread([result[row][topic].percent for result in members]) for row, topic in cells]
     return [middle for middle, _ in found], [deviation or 0.0 for _, deviation in found]

@@ -1,4 +1,4 @@
-"""Settings of threads and matrix products for a small model on a CPU."""
+"""Thread and matmul settings for a small model on a CPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 @contextmanager
 def fast_products() -> Iterator[None]:
-    """One thread, and oneDNN for matrix products, until the end of the block.
+    """Use one thread, and oneDNN for matmuls, until the end of the block.
 
-    On a CPU "medium" is no less exact: it selects oneDNN in place of MKL. On processors that are not Intel's, MKL uses
+    On a CPU "medium" does not reduce precision: it selects oneDNN instead of MKL. On non-Intel processors, MKL uses
     half of the vector width and oneDNN all of it (106 against 240 GFLOP/s, same float32 result; docs/log.md).
     """
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()

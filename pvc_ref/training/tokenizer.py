@@ -1,7 +1,7 @@
-"""The tokenizer of the bundled model: a token for every word of the shapes world, and bytes for everything else.
+"""Tokenizer of the bundled model: a token for every word of the shapes world, and bytes for everything else.
 
-Any question can be typed: a word that the world does not know is spelled in bytes. Digits and capital letters of codes
-stay single tokens, since the text that merges are learned from has no codes.
+Any question can be typed: an unknown word is encoded in bytes. Digits and capital letters of codes stay single tokens,
+because the text from which the merges are learned contains no codes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..shapes.questions import vocabulary
 
 
 def shapes_tokenizer(vocab_size: int) -> Tokenizer:
-    """Byte-level BPE, learned from every sentence of the world. Deterministic. At most vocab_size tokens."""
+    """Train byte-level BPE on every sentence of the world. Deterministic; at most vocab_size tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -50,7 +50,7 @@ def test_a_csi_camera_has_a_number_and_may_have_a_mode(text: str, name: str, par
 def test_what_is_no_csi_camera_is_refused_and_never_a_pipeline(text: str) -> None:
     with pytest.raises(MediaError) as caught:
         parse_address(text)
-    assert "names no CSI camera" in caught.value.what and "csi:0,1920x1080@30" in caught.value.expected
+    assert "is not a CSI camera" in caught.value.what and "csi:0,1920x1080@30" in caught.value.expected
 
 
 @pytest.mark.parametrize(

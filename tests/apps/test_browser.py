@@ -53,7 +53,7 @@ def test_a_page_that_goes_is_a_notice_and_one_that_comes_ends_it() -> None:
     end = time.monotonic() + 5
     while not device.notice and time.monotonic() < end:
         time.sleep(0.01)
-    assert device.notice == "a camera: no page sends its camera" and not read
+    assert device.notice == "a camera: no page is sending its camera" and not read
     camera.claim(2)
     camera.put(2, told.jpeg())
     thread.join(5)
@@ -92,6 +92,6 @@ def test_a_source_of_a_browser_delivers_through_the_usual_door() -> None:
 
 
 def test_without_a_page_there_is_no_browsers_camera() -> None:
-    with pytest.raises(MediaError, match="no page whose browser") as caught:
+    with pytest.raises(MediaError, match="needs a web page that sends its camera") as caught:
         open_source(parse_address("browser"))
     assert caught.value.fix == "--web --source browser"

@@ -158,7 +158,7 @@ def test_a_camera_that_hangs_without_an_error_is_reported(monkeypatch: pytest.Mo
     fake = FakeCapture([picture(1)], gate=gate)
     source = open_source(CAMERA, factory=FakeFactory(fake))
     assert value(source.take(5.0)) == 1
-    with pytest.raises(MediaError, match="camera 0 has given no frame for"):
+    with pytest.raises(MediaError, match="camera 0 has delivered no frame for"):
         for _ in range(100):
             source.take(0.02)
     gate.set()

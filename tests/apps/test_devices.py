@@ -76,10 +76,10 @@ def test_nobody_waits_for_a_camera_when_the_session_ends() -> None:
 @pytest.mark.parametrize(
     ("text", "expected", "cause", "fix"),
     [
-        ("7", "cameras of this machine", "another program", "--source synthetic"),
+        ("7", "cameras on this machine", "another program", "--source synthetic"),
         ("v4l2src ! appsink", "ends in appsink", "the pipeline is wrong", "gst-launch-1.0"),
         ("csi:1", "nvargus-daemon", "not configured", "sudo systemctl restart nvargus-daemon"),
-        ("csi:1", "of this number and mode", "IMX219", "sudo /opt/nvidia/jetson-io/jetson-io.py"),
+        ("csi:1", "with this number and mode", "IMX219", "sudo /opt/nvidia/jetson-io/jetson-io.py"),
     ],
 )
 def test_what_does_not_open_at_first_is_an_error_at_once(text: str, expected: str, cause: str, fix: str) -> None:
@@ -92,7 +92,7 @@ def test_what_does_not_open_at_first_is_an_error_at_once(text: str, expected: st
 
 
 def test_a_camera_that_opens_but_gives_nothing_is_an_error_at_once() -> None:
-    with pytest.raises(MediaError, match="camera 0 opens but gives no frame"):
+    with pytest.raises(MediaError, match="camera 0 opens but delivers no frame"):
         device(FakeCapture())
 
 

@@ -60,7 +60,7 @@ def test_a_file_becomes_a_playable_annotated_video(
         assert after.bgr[:top].max() > 200 and below.max() > 200  # white letters above and below it
     assert "1.0 s  frame 10 " in result.out and "1.9 s  frame 19 " in result.out
     assert "20 frames seen, 20 processed, 0 dropped" in result.out and f"recorded {out}: 20 frames" in result.out
-    assert "the tokens below are no answer" in result.out
+    assert "the tokens below are not answers" in result.out
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -106,7 +106,7 @@ def test_a_full_context_goes_on_from_its_last_frames_and_that_is_told(
     clip = tmp_path / "long.mp4"
     write_video(clip, render_clip(45, width=64, height=48), fps=FPS)
     result = pvc_live(bundle_fp32, "--source", clip, "--every-frame", "--ask-every", 1000, "--headless")
-    assert result.code == 0 and "the context is used up: goes on from its last 4 frames at frame " in result.out
+    assert result.code == 0 and "the context is used up: continuing from its last 4 frames at frame " in result.out
     assert "45 frames seen, 45 processed" in result.out and "context used up 2 times" in result.out
     assert "3 answers" in result.out  # one each time before frames are forgotten, and one at the end
 
@@ -156,7 +156,7 @@ def test_a_camera_that_is_lost_keeps_what_was_recorded(
     result = pvc_live(bundle_fp32, "--source", "3", "--headless", "--record", out, "--json")
     data = json.loads(result.out)
     assert result.code == data["exit_code"] == 6 and data["error"] == "MediaError"
-    assert "error: camera 3 was lost after 2 frames" in result.err and "trying to get it back" in result.err
+    assert "error: camera 3 was lost after 2 frames" in result.err and "was lost: reconnecting" in result.err
     assert data["recording"]["num_frames"] == probe_video(out).num_frames >= 1
 
 
@@ -261,25 +261,25 @@ watch.main()
         (["--ask-every", "nan"], 2, "--ask-every"),
         (["--frames", "0"], 2, "--frames"),
         (["--seed", "-1"], 2, "--seed"),
-        (["--seed", "1", "--source", "clip.mp4"], 2, "--seed is for --source synthetic; clip.mp4 shows"),
-        (["--seed", "1", "--source", "0"], 2, "--seed is for --source synthetic; camera 0 shows"),
+        (["--seed", "1", "--source", "clip.mp4"], 2, "--seed is only for --source synthetic; clip.mp4 has"),
+        (["--seed", "1", "--source", "0"], 2, "--seed is only for --source synthetic; camera 0 has"),
         (["--ask-every", "inf-inf"], 2, "--ask-every: 'inf-inf' is not a number of 0.0 or more"),
         (["--frames", "1.5"], 2, "--frames: '1.5' is not a whole number of 1 or more"),
         (["--runtime", "gpu"], 2, "--runtime: invalid choice: 'gpu'"),
-        (["--headles"], 2, "there is no --headles. Did you mean '--headless'?"),
-        (["--rec", "out.mp4"], 2, "there is no --rec"),
-        (["--source", "0", "--every-frame"], 2, "camera 0 does not wait for a model"),
+        (["--headles"], 2, "unknown option: --headles. Did you mean '--headless'?"),
+        (["--rec", "out.mp4"], 2, "unknown option: --rec"),
+        (["--source", "0", "--every-frame"], 2, "camera 0 does not wait for the model"),
         (["--source", "rtsp://u:pw@cam", "--every-frame"], 2, "rtsp://u:***@cam does not wait"),
-        (["--source", "clip.mp4", "--record", "./clip.mp4"], 2, "would replace the source"),
-        (["--source", "csi:x"], 6, "error: csi:x names no CSI camera"),
-        (["--source", "csi:0"], 4, "error: CSI camera 0 needs an OpenCV with GStreamer, and this one has none"),
+        (["--source", "clip.mp4", "--record", "./clip.mp4"], 2, "would overwrite the source"),
+        (["--source", "csi:x"], 6, "error: csi:x is not a CSI camera"),
+        (["--source", "csi:0"], 4, "error: CSI camera 0 needs an OpenCV with GStreamer; "),
         (["--source", "nothing.mp4"], 6, "error: nothing.mp4 does not exist"),
         (["--source", "sintetic"], 6, "fix: did you mean --source synthetic?"),
-        (["--source", "."], 6, "error: . is a folder without pictures"),
-        (["--record", "out"], 6, "error: out has no suffix of a video"),
+        (["--source", "."], 6, "error: . contains no pictures"),
+        (["--record", "out"], 6, "error: the name out does not end in a video suffix"),
         (["--record", "nowhere/out.mp4"], 6, "error: nowhere/out.mp4 cannot be written"),
-        (["--ask", "a<|im_end|>b"], 6, "error: the question holds '<|im_end|>'"),
-        (["--max-new-tokens", "500"], 6, "error: one frame, the question and 500 tokens"),
+        (["--ask", "a<|im_end|>b"], 6, "error: the question contains '<|im_end|>'"),
+        (["--max-new-tokens", "500"], 6, "error: one frame, the question and an answer of 500 tokens"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -1,4 +1,4 @@
-"""How each kind of camera is opened with OpenCV, and the errors if OpenCV or GStreamer lacks something."""
+"""Opening each kind of camera with OpenCV, and the errors if OpenCV or GStreamer lacks something."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_pip_s_opencv_is_named_before_it_is_tried(text: str) -> None:
     with pytest.raises(BackendUnavailable) as caught:
         open_capture(parse_address(text))
     error = caught.value
-    assert "needs an OpenCV with GStreamer, and this one has none: pip's opencv-python" in error.what
+    assert "needs an OpenCV with GStreamer; pip's opencv-python" in error.what
     assert "pip's OpenCV is built without GStreamer" in error.cause and "GStreamer: YES" in error.expected
     assert error.fix.startswith("pip uninstall opencv-python") and "apt install libopencv-python" in error.fix
 
@@ -79,7 +79,7 @@ def test_an_opencv_of_another_origin_is_named_by_its_file(monkeypatch: pytest.Mo
     cv2 = FakeCv2(gstreamer="NO")
     with pytest.raises(BackendUnavailable) as caught:
         opened("csi:0", cv2)
-    assert cv2.opened == [] and "none: /usr/lib/python3/dist-packages/cv2.so, version 4.8.0" in caught.value.what
+    assert cv2.opened == [] and "; /usr/lib/python3/dist-packages/cv2.so, version 4.8.0, has none" in caught.value.what
     assert "pip" not in caught.value.cause + caught.value.fix
 
 
@@ -87,8 +87,8 @@ def test_gstreamer_without_the_jetson_s_source_is_no_jetson() -> None:
     cv2 = FakeCv2()
     with pytest.raises(BackendUnavailable) as caught:
         opened("csi:0", cv2, has=False)
-    assert cv2.opened == [] and "nvarguscamerasrc, and there is none" in caught.value.what
-    assert "another machine" in caught.value.cause and "nvidia-l4t-gstreamer" in caught.value.fix
+    assert cv2.opened == [] and "nvarguscamerasrc, which is not installed" in caught.value.what
+    assert "not a Jetson" in caught.value.cause and "nvidia-l4t-gstreamer" in caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_raw_sensor_is_explained_and_not_opened() -> None:
     with pytest.raises(MediaError) as caught:
         opened("0", cv2, formats=("RG10", "RG12"))
     error = caught.value
-    assert cv2.opened == [] and error.what == "camera 0 gives raw Bayer data (RG10, RG12), and no pictures"
+    assert cv2.opened == [] and error.what == "camera 0 delivers only raw Bayer data (RG10, RG12), not pictures"
     assert "CSI sensor" in error.cause and "--source csi:0" in error.fix
 
 

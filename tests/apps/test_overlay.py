@@ -159,7 +159,7 @@ def test_random_weights_are_called_so_and_their_tokens_no_answer(monkeypatch: py
 
 
 def test_a_notice_is_yellow() -> None:
-    assert num_yellow(draw(replace(STATUS, notice="context full: started again at frame 7"))[0]) > 100
+    assert num_yellow(draw(replace(STATUS, notice="context full: restarted at frame 7"))[0]) > 100
 
 
 def test_a_long_answer_is_wrapped_and_then_cut_with_an_ellipsis() -> None:
@@ -173,7 +173,9 @@ def test_a_long_answer_is_wrapped_and_then_cut_with_an_ellipsis() -> None:
 
 
 def test_a_long_notice_takes_the_place_of_figures_and_a_long_answer_that_of_the_question() -> None:
-    above, _, _ = draw(replace(STATUS, notice="the next scene would pass 96 frames, as many as it was trained on " * 2))
+    above, _, _ = draw(
+        replace(STATUS, notice="the next scene would exceed 96 frames, as many as it was trained on " * 2)
+    )
     assert rows_of_text(above) >= 2 and num_yellow(above) > 100 and num_of_color(above, (255, 255, 255)) > 50
     question = replace(said("a red panda climbs " * 200), question="What happens " * 100)
     assert rows_of_text(draw(question)[2]) == 5

@@ -78,7 +78,7 @@ def test_what_is_amiss_is_said_once_and_stands_in_the_json(pvc_live: Run, bundle
     Image.new("RGBA", (192, 144)).save(folder / "shot10.png")
     result = pvc_live(bundle_fp32, "--source", folder, "--headless", "--every-frame", "--json")
     notices = json.loads(result.out)["notices"]
-    assert "cannot be read: 1; the first" in notices[0] and "shot9.png cannot be read" in notices[0]
+    assert "left out: 1; the first" in notices[0] and "shot9.png cannot be read" in notices[0]
     assert notices[-1].startswith(f"{folder}: ") and "its transparent parts are shown on white" in notices[-1]
     assert all(result.err.count(notice) == 1 for notice in notices[-1:])
 
@@ -88,7 +88,7 @@ def test_a_device_tells_how_many_pictures_were_left_out(folder: Path) -> None:
         (folder / name).write_bytes((folder / name).read_bytes()[:-400])
     device = PictureDevice(parse_address(str(folder)), fps=None)
     shown = list(iter(device.read, None))
-    assert len(shown) == NUM_FRAMES - 3 and "cannot be read: 3; the first" in device.notice
+    assert len(shown) == NUM_FRAMES - 3 and "left out: 3; the first" in device.notice
     device.close()
     assert device.read() is None
 
@@ -102,12 +102,12 @@ def test_pictures_of_two_sizes_are_refused_before_anything_runs(pvc_live: Run, b
 @pytest.mark.parametrize("source", ["synthetic", "0", "/dev/video0"])
 def test_a_rate_is_refused_for_what_has_its_own_pace(pvc_live: Run, bundle_fp32: Path, source: str) -> None:
     result = pvc_live(bundle_fp32, "--source", source, "--headless", "--fps", "5")
-    assert result.code == 2 and "--fps is for raw videos and for pictures" in result.err
+    assert result.code == 2 and "--fps is only for raw videos and pictures" in result.err
 
 
 def test_a_video_file_keeps_its_own_rate(tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", render_clip(2, width=64, height=48), fps=5)
-    with pytest.raises(MediaError, match="has timestamps of its own") as caught:
+    with pytest.raises(MediaError, match="has timestamps, so") as caught:
         open_source(parse_address(str(tmp_path / "clip.mp4")), fps=9)
     assert caught.value.fix == "leave --fps out"
 

@@ -110,8 +110,8 @@ def test_an_aborted_recording_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "what", "fix"),
     [
-        ("live", "no suffix of a video", "/live.mp4"),
-        ("live.txt", "no suffix of a video", "/live.mp4"),
+        ("live", "does not end in a video suffix", "/live.mp4"),
+        ("live.txt", "does not end in a video suffix", "/live.mp4"),
         ("folder.mp4", "is a folder", "folder.mp4/live.mp4"),
         ("missing/live.mp4", "cannot be written", "ls -ld "),
     ],

@@ -73,7 +73,7 @@ def test_a_session_that_was_killed_goes_on_with_what_it_had_saved(
     result = pvc_live(*arguments, "--resume", "--frames", MORE, "--json")
     assert result.code == 0, result.err
     assert f"resumed {state}: {num_saved} frames, saved " in result.err
-    assert " s ago; what came after that is lost" in result.err
+    assert " s ago; anything later is lost" in result.err
 
     # The stream answers as it would have without the kill.
     assert open_stream(state, open_bundle(bundle_fp32)).num_frames == num_saved + MORE
@@ -106,7 +106,7 @@ def test_without_a_saved_stream_a_new_one_begins_and_that_is_said(
     result = pvc_live(
         bundle_fp32, "--source", clip, "--every-frame", "--headless", "--state", state, "--frames", 3, *resume
     )
-    assert result.code == 0 and (f"{state} does not exist yet: a new stream begins." in result.out) != has_file
+    assert result.code == 0 and (f"{state} does not exist yet: starting a new stream." in result.out) != has_file
     assert open_stream(state, open_bundle(bundle_fp32)).num_frames == 3
     assert list(tmp_path.iterdir()) == [state]
 

@@ -188,7 +188,7 @@ def test_the_standing_question_is_another_from_now_on(live: Live, monkeypatch: p
     changed = kinds.index(("question", None))
     assert {question for _, question in kinds[:changed]} == {QUESTION}
     assert ("answer", "Where?") in kinds[changed:] and live.session.watcher.question == "Where?"
-    assert live.follower.of("question")[0].text == "asks from now on: Where?"
+    assert live.follower.of("question")[0].text == "new question: Where?"
 
 
 def test_while_paused_frames_are_shown_and_counted_and_the_model_does_not_see_them(live: Live) -> None:
@@ -256,7 +256,7 @@ def test_another_source_is_another_world(live: Live, tmp_path: Path, monkeypatch
     assert live.follower.seen[:12] == [0, 1, 2, 3, 4, 9, 0, 1, 2, 3, 4, 5]
     assert live.follower.statuses[first - 1].reply is not None and live.follower.statuses[first].reply is None
     assert [event.text for event in live.follower.of("source")] == [
-        "camera 0 was lost", "watches camera 2 now",
+        "camera 0 was lost", "now watching camera 2",
     ]  # fmt: skip
     assert session.meter.num_dropped == 4 and live.figures[-1].source == "camera 2"  # 5 to 8, and none in between
     assert probe_video(recorder.path).num_frames == 10 + 6  # its time continues
@@ -306,7 +306,7 @@ def test_questions_that_wait_as_the_source_ends_are_answered(
 
 
 @pytest.mark.parametrize(
-    ("question", "said"), [("a<|im_end|>b", "the question holds '<|im_end|>'"), ("why? " * 400, "rows")]
+    ("question", "said"), [("a<|im_end|>b", "the question contains '<|im_end|>'"), ("why? " * 400, "rows")]
 )
 @pytest.mark.parametrize("kind", [Ask, SetQuestion])
 @pytest.mark.parametrize("clock", ["reanchor", "run-on"])
@@ -392,7 +392,7 @@ def test_a_frame_that_the_model_cannot_take_is_left_out_and_said(
     failures = [*range(1, MOST_FAILURES), *range(MOST_FAILURES + 1, 2 * MOST_FAILURES)]
     fail_on(monkeypatch, *failures)
     session = live.run(moving(*range(2 * MOST_FAILURES + 1)))
-    expected = [f"frame {index} was left out: vision returned NaN" for index in failures]
+    expected = [f"frame {index} was skipped: vision returned NaN" for index in failures]
     assert [event.text for event in live.follower.of("trouble")] == expected
     assert expected[0] in capsys.readouterr().out
     assert session.error is None and session.meter.num_processed == 3 == session.watcher.stream.num_frames
@@ -540,7 +540,7 @@ def test_a_network_camera_that_is_killed_is_watched_again_when_it_is_back(
     source.close()
     cameras[-1].kill()
     told = [event.text.removeprefix(name) for event in live.follower.of("source")]
-    assert told == [" was lost: trying to get it back, 1 of 100", " is back"]
+    assert told == [" was lost: reconnecting, attempt 1 of 100", " is back"]
     assert source.device.num_reconnects == 1 and session.ended == "ended by Ctrl-C"
     assert session.watcher.stream.num_frames > 5  # those before, and at least one after it
 
@@ -572,7 +572,7 @@ def test_a_source_that_cannot_be_opened_leaves_the_old_one(
         assert tried.wait(5)
 
     session = live.run(script())
-    assert closed == [False] and live.told[0] == f"camera 2 was not opened: {said}"
+    assert closed == [False] and live.told[0] == f"camera 2 could not be opened: {said}"
     assert live.told[0] in capsys.readouterr().out
     assert session.source.device.name == "camera 0" and 2 in live.follower.seen
 

@@ -69,7 +69,7 @@ def test_everything_else_is_decoded_by_pyav(url: str, codec: str, has_decoder: b
 def test_a_decoder_that_shows_nothing_is_said_and_pyav_takes_over(capture: FakeCapture) -> None:
     opened = Opened()
     assert opened.stream(capture).name == "clip.mp4" and capture.is_released
-    said = "rtsp://me:***@cam/live: nvv4l2decoder gives no frame of it, so the CPU decodes it"
+    said = "rtsp://me:***@cam/live: nvv4l2decoder delivers no frame, so the CPU decodes this stream"
     assert opened.events[3:] == [said, "PyAV"]
 
 

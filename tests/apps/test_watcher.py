@@ -76,7 +76,7 @@ def test_a_full_context_is_asked_about_and_goes_on_from_its_last_frames(
     assert watcher.num_restarts == 0 and watcher.stream.num_frames == 70  # no frame is lost
     retained = watcher.stream.episodes.num_retained
     assert watcher.stream.num_context_frames == 70 - begun[-1] + retained
-    told = f"the context is used up: goes on from its last {retained} frames at frame {begun[-1]}"
+    told = f"the context is used up: continuing from its last {retained} frames at frame {begun[-1]}"
     assert watcher.notice(begun[-1] / 10) == told and watcher.notice(begun[-1] / 10 + NOTICE_S + 0.1) == ""
 
 
@@ -91,7 +91,7 @@ def test_a_model_that_cannot_re_anchor_is_started_again_and_that_is_told(
     watcher = Watcher(once(bundle), QUESTION, trigger=Schedule(1e9), max_new_tokens=2)
     asked, begun = rolled_over(watcher, frames, 4)
     assert watcher.num_restarts == 3 and begun == [1, 2, 3] and asked == [0, 1, 2, 3]
-    assert watcher.notice(0.3) == "1 frames, as many as the model was trained on: started again at frame 3"
+    assert watcher.notice(0.3) == "1 frames, as many as the model was trained on: restarted at frame 3"
 
 
 def test_a_question_that_comes_while_frames_do_is_answered_about_those_before_it(
@@ -122,7 +122,7 @@ def test_more_questions_than_may_wait_are_refused(bundle: Bundle, frames: list[n
     watcher.push(captured(frames, 0))
     for _ in range(MOST_WAITING):
         watcher.want("Who?")
-    with pytest.raises(StreamError, match="16 questions wait already"):
+    with pytest.raises(StreamError, match="16 questions are already waiting"):
         watcher.want("Who?")
     with pytest.raises(StreamError, match="special token"):
         watcher.want("<|im_end|>")
@@ -176,13 +176,13 @@ def test_a_reset_cuts_the_answer_and_forgets_what_waits(bundle: Bundle, frames: 
 
 
 def test_what_can_never_be_asked_is_refused_at_once(bundle: Bundle) -> None:
-    with pytest.raises(StreamFull, match="one frame, the question and 500 tokens") as full:
+    with pytest.raises(StreamFull, match="one frame, the question and an answer of 500 tokens") as full:
         Watcher(bundle, QUESTION, trigger=Schedule(1.0), max_new_tokens=500)
-    assert "512 rows" in full.value.expected and "--max-new-tokens" in full.value.fix
+    assert "at most 512" in full.value.expected and "--max-new-tokens" in full.value.fix
     with pytest.raises(StreamError, match="special token"):
         Watcher(bundle, "a<|im_end|>b", trigger=Schedule(1.0), max_new_tokens=8)
     fixed = replace(bundle, manifest=replace(bundle.manifest, time_mode="fixed"))
-    with pytest.raises(StreamError, match=r"'fixed'.*a live view has no end") as endless:
+    with pytest.raises(StreamError, match=r"'fixed'.*a live stream has no end") as endless:
         Watcher(fixed, QUESTION, trigger=Schedule(1.0), max_new_tokens=8)
     assert "pvc-export run" in endless.value.fix
 
@@ -231,7 +231,7 @@ def test_a_context_is_forgotten_between_scenes_and_not_within_one(
 def test_the_notice_says_that_the_next_scene_would_be_too_much(bundle: Bundle) -> None:
     watcher = Watcher(trained(bundle), QUESTION, trigger=Schedule(0.0), max_new_tokens=2)
     watch(watcher, 6, 7, 6)
-    expected = "the next scene would pass 16 frames, as many as the model was trained on: started again at frame 13"
+    expected = "the next scene would exceed 16 frames, as many as the model was trained on: restarted at frame 13"
     assert watcher.notice(13 / 4) == expected
 
 
@@ -239,7 +239,7 @@ def test_a_context_without_rows_for_the_next_scene_is_forgotten_at_the_cut(bundl
     watcher = Watcher(trained(bundle, trained_frames=96), QUESTION, trigger=Schedule(0.0), max_new_tokens=16)
     _, restarted = watch(watcher, *[8] * 12)
     assert restarted and all(index % 8 == 0 for index in restarted)
-    assert "context full: started again at frame" in watcher.notice(restarted[-1] / 4)
+    assert "context full: restarted at frame" in watcher.notice(restarted[-1] / 4)
 
 
 def test_a_scene_is_asked_its_own_question_when_it_ends(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,7 @@ def _goes_on(workshop: Workshop) -> Iterator[Shown]:
         detail = found.get("what", f"exit {code}")
         yield Shown(box=version, what=f"killed in {graph}", passed=right, detail=detail)
     code, _, said = workshop.run(kit)
-    kept = said.count("built before")
+    kept = said.count("built earlier")
     yield Shown(box=version, what="goes on", passed=code == 0 and kept >= 2, detail=f"exit {code}, {kept} kept")
     code, found, _ = workshop.run(workshop.copy("cancelled"), CANCEL="trunk")
     detail = found.get("cancelled", f"exit {code}")

@@ -133,7 +133,7 @@ def test_help_and_reset_are_dialogs_that_escape_leaves(page: Browser) -> None:
     page.key("r")
     page.click("#reset-yes")
     page.until(lambda: "started again by a person" in page.text("#events li"), "reset")
-    assert "Answers appear here" in page.text("#conversation")
+    assert "Answers will appear here" in page.text("#conversation")
 
 
 def test_dark_follows_the_system_and_a_choice_is_kept(page: Browser, url: str) -> None:
@@ -154,7 +154,7 @@ def test_dark_follows_the_system_and_a_choice_is_kept(page: Browser, url: str) -
 def test_a_source_that_may_not_be_chosen_is_said(page: Browser) -> None:
     page.click("#source-open")
     page.type("#source-text", "/etc/passwd\ue007")
-    page.until(lambda: "files are given on the command line" in page.text("#toast"), "refused")
+    page.until(lambda: "files may be given only on the command line" in page.text("#toast"), "refused")
 
 
 def test_the_browsers_own_camera_becomes_the_source(page: Browser) -> None:
@@ -169,7 +169,7 @@ def test_the_browsers_own_camera_becomes_the_source(page: Browser) -> None:
     page.until(lambda: page.text("#camera") == "Stop this camera", "the button")
     page.click("#camera")
     page.key("\ue00c")
-    page.until(lambda: "no page sends its camera" in page.text("#notice"), "the notice that the camera is gone")
+    page.until(lambda: "no page is sending its camera" in page.text("#notice"), "that it is gone is said")
     page.click("#source-open")
     page.type("#source-text", "rtsp://cam-2.example/hall\ue007")
     page.until(lambda: page.text("#source") == "rtsp://cam-2.example/hall", "the old value again")
@@ -195,7 +195,7 @@ def test_a_session_that_ends_is_said_and_found_again(chromium: Browser) -> None:
         chromium.open(url)
         chromium.until(lambda: chromium.text("#state") == "Live", "live")
     chromium.until(lambda: chromium.text("#state") == "Disconnected", "disconnected")
-    assert chromium.is_shown("#banner") and "connects again by itself" in chromium.text("#banner")
+    assert chromium.is_shown("#banner") and "Reconnecting automatically" in chromium.text("#banner")
     assert chromium.run("return document.querySelector('#pause').disabled")
     with session("--port", port):
         chromium.until(lambda: chromium.text("#state") == "Live", "live again")
@@ -207,7 +207,7 @@ def test_the_token_leaves_the_address_and_stays_in_the_browser(chromium: Browser
         port, _, token = url.split(":")[2].partition("/?token=")
         bare = f"http://127.0.0.1:{port}/"
         chromium.open(bare)
-        assert "This page needs its token" in chromium.text("h1")
+        assert "This page needs a token" in chromium.text("h1")
         chromium.type("#token", f"{token}\ue007")
         chromium.until(lambda: chromium.text("#state") == "Live", "live")
         assert chromium.run("return location.href") == bare and chromium.run("return document.cookie") == ""

@@ -74,7 +74,7 @@ def live(folder: Path, *arguments: object, **environment: str) -> Iterator[Sessi
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            found = re.fullmatch(r"The page is at (\S+)\n", line)
+            found = re.fullmatch(r"Web page: (\S+)\n", line)
             assert found, line
             yield Session(found[1], process, log)
         finally:
@@ -201,7 +201,7 @@ def test_the_browser_s_camera_is_watched_and_then_the_source_as_it_was(page: Bro
     page.until(lambda: page.text("#source") == "synthetic", "the old value again")
     until_answered(page, QUESTION, after=page.run(NEWEST)[3])
     told = [event["text"] for event in session.log if event["kind"] == "source"]
-    assert "watches a browser's camera now" in told and told[-1] == "watches synthetic now"
+    assert "now watching a browser's camera" in told and told[-1] == "now watching synthetic"
 
 
 def test_the_token_of_the_environment_is_the_one_that_is_accepted(chromium: Browser, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_the_token_of_the_environment_is_the_one_that_is_accepted(chromium: Brow
         bare, _, token = session.url.partition("?token=")
         assert token == TOKEN
         chromium.open(f"{bare}?token={'x' * len(TOKEN)}")
-        assert "This page needs its token" in chromium.text("h1")
+        assert "This page needs a token" in chromium.text("h1")
         chromium.type("#token", f"{TOKEN}\ue007")
         chromium.until(lambda: chromium.is_shown("#state") and chromium.text("#state") == "Live", "live", patience_s=30)
         assert chromium.run("return location.href") == bare

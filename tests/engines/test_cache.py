@@ -249,7 +249,7 @@ def test_a_state_that_asks_for_another_update_rule_is_refused() -> None:
     mixed = replace(SPECS["llm"], states=(SPECS["llm"].states[0], *IN_PLACE.states[1:]))
     with pytest.raises(SpecError, match="update 'aliased'"):
         LinearCache(mixed)
-    with pytest.raises(SpecError, match="asks for order 'ring'"):
+    with pytest.raises(SpecError, match="has order 'ring'"):
         LinearCache(replace(SPECS["llm"], states=spec.states))
 
 

@@ -1,4 +1,4 @@
-"""What a compiler shows of an engine is checked, and what it hides is recorded; build options reach the compiler."""
+"""Everything a compiler shows of an engine is checked, the rest is recorded; build options reach the compiler."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_list_with_some_of_the_weights_hides_something(
     few = [
         (name, [("__mye7_dconst", [8], "Half") if e == WEIGHT else e for e in ins], outs) for name, ins, outs in ENGINE
     ]
-    with pytest.raises(BuildError, match="lists 8 constants, so nothing is known"):
+    with pytest.raises(BuildError, match="lists 8 constants, so its precision cannot be checked"):
         build(graph, monkeypatch, build_log=as_log(few))
 
 

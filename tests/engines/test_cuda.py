@@ -94,7 +94,7 @@ def test_without_a_driver_the_error_has_the_number_the_reason_and_the_next_comma
 
 def test_without_a_gpu_the_error_says_where_to_look(load: Any) -> None:
     load(num_gpus=0)
-    with pytest.raises(BackendUnavailable, match="no NVIDIA GPU is visible here") as error:
+    with pytest.raises(BackendUnavailable, match="no NVIDIA GPU is visible") as error:
         LibCudart()
     assert "CUDA_VISIBLE_DEVICES" in error.value.fix
 
@@ -105,7 +105,7 @@ def test_a_full_gpu_is_said_in_mib_with_the_flags_that_need_less(load: Any) -> N
     with pytest.raises(BackendUnavailable) as caught:
         memory.zeros((1, 1024, 1024), "float32")
     error = caught.value
-    assert "4.0 MiB were asked for, 3.0 of 8.0 MiB are free" in error.what
+    assert "4.0 MiB were requested, 3.0 of 8.0 MiB are free" in error.what
     assert "--window, --context or --streams" in error.fix and "nvidia-smi" in error.fix
     assert "cudaGetLastError" in [name for name, _ in library.calls], "else the next call would report it"
 

@@ -98,9 +98,9 @@ def test_an_engine_of_another_machine_needs_a_word_of_trust(
     made = folder()
     monkeypatch.setattr(machine, "machine_id", lambda: "another")
     text = refusal(made, cuda)
-    assert "trunk.engine was built on another machine, so it cannot be verified on this one" in text
+    assert "trunk.engine was built on another machine, so this machine cannot verify it" in text
     assert "--trust-engines" in text and "pvc-export trt -m tiny --target rtx" in text
-    assert "It trusts whoever made the bundle: that the engines do no harm, and that each was built from the" in text
+    assert "You then trust that the engines do no harm, and that each was built from the" in text
     trusted = open_bundle(made, cuda=cuda, trust_engines=True)
     assert trusted.runs_on == "tensorrt_rtx on SM89, engines trusted unverified"
 
@@ -164,7 +164,7 @@ def test_an_engine_of_another_bundle_of_the_same_shapes_is_refused(
 
 def test_exchanged_engines_are_known_without_a_gpu(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_gpu() -> None:
-        raise BackendUnavailable("no NVIDIA GPU is visible here")
+        raise BackendUnavailable("no NVIDIA GPU is visible")
 
     monkeypatch.setattr("engines.bundle.LibCudart", no_gpu)
     made = folder()
@@ -186,7 +186,7 @@ def test_engines_of_an_earlier_version_need_a_word_of_trust_and_it_says_why(
         del entry["signature"]
     (made / "manifest.json").write_text(json.dumps(data), "utf-8")
     text = refusal(made, cuda)
-    assert "trunk.engine has no signature of its build" in text and "an earlier version of pvc-export built it" in text
+    assert "trunk.engine is unsigned" in text and "an earlier version of pvc-export built it" in text
     assert "--trust-engines" in text and "build them here: pvc-export trt -m tiny --target rtx" in text
     assert open_bundle(made, cuda=cuda, trust_engines=True).runs_on.endswith("engines trusted unverified")
     assert open_bundle(made, runtime="cpu").runs_on == ON_CPU
@@ -209,7 +209,7 @@ def test_a_bundle_copied_without_its_engines_runs_on_the_cpu_and_nowhere_else(
     text = refusal(made, cuda)
     assert (
         "engines/compressor.engine is missing" in text
-        and "5 engines that the manifest lists, of which none is here" in text
+        and "5 engines that the manifest lists; all of them are missing" in text
     )
     assert "copied without its engines" in text and "--runtime cpu" in text and "pvc-export trt -m tiny" in text
 
@@ -240,14 +240,14 @@ def test_an_engine_older_than_its_graph_is_refused(folder: Folder, cuda: Recordi
     weights.write_bytes(changed)
     replace(Manifest.load(made), files=hash_folder(made)).save(made)
     text = refusal(made, cuda, trust_engines=True)
-    assert "trunk.engine was built from another graph than" in text and "it is stale" in text
+    assert "trunk.engine is stale: it was not built from" in text and "would not run what was checked" in text
     assert "pvc-export trt -m tiny --target rtx" in text
 
 
 def test_the_engine_of_another_graph_is_refused(folder: Folder, cuda: RecordingCuda, bundle_fp16: Path) -> None:
     other = fake_plan(bundle_fp16 / graph_path("head"), Manifest.load(bundle_fp16).graphs["head"])
     text = refusal(folder(plans={"compressor": other}), cuda)
-    assert "compressor.engine: tensor 'features' is not there" in text
+    assert "compressor.engine: tensor 'features' is missing" in text
     assert "('input', 'float16', (1, 64, 64))" in text and "export again: pvc-export trt" in text
 
 
@@ -276,7 +276,7 @@ def test_an_engine_whose_tensors_are_not_the_spec_s_is_refused(
 
 def test_an_engine_that_the_runtime_refuses_is_refused_with_its_reason(folder: Folder, cuda: RecordingCuda) -> None:
     text = refusal(folder(plans={"llm": b"\x00 not a plan"}), cuda)
-    assert f"llm.engine was refused by tensorrt_rtx {VERSION}: Serialization assertion" in text
+    assert f"llm.engine was rejected by tensorrt_rtx {VERSION}: Serialization assertion" in text
     assert "build it here: pvc-export trt" in text
 
 
@@ -284,7 +284,7 @@ def test_an_engine_without_a_context_is_a_lack_of_memory(
     folder: Folder, cuda: RecordingCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Engine, "create_execution_context", lambda self, *_: None)
-    with pytest.raises(BackendUnavailable, match="no execution context for ") as caught:
+    with pytest.raises(BackendUnavailable, match="no execution context could be created for ") as caught:
         open_bundle(folder(), cuda=cuda)
     assert caught.value.exit_code == 4 and "--context" in caught.value.fix
 
@@ -301,7 +301,7 @@ def test_auto_without_a_gpu_runs_on_the_cpu_and_says_so(
     folder: Folder, frames: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_gpu() -> None:
-        raise BackendUnavailable("no NVIDIA GPU is visible here")
+        raise BackendUnavailable("no NVIDIA GPU is visible")
 
     monkeypatch.setattr("engines.bundle.LibCudart", no_gpu)
     made = folder()
@@ -336,11 +336,11 @@ def test_a_bfloat16_bundle_is_refused_on_the_cpu_with_the_next_command(
     load = Manifest.load
 
     def no_gpu() -> None:
-        raise BackendUnavailable("no NVIDIA GPU is visible here")
+        raise BackendUnavailable("no NVIDIA GPU is visible")
 
     monkeypatch.setattr("engines.bundle.LibCudart", no_gpu)
     monkeypatch.setattr(Manifest, "load", staticmethod(lambda path: replace(load(path), precision="bf16")))
-    with pytest.raises(PVCError, match=r"is bfloat16.*runs on an NVIDIA GPU only") as caught:
+    with pytest.raises(PVCError, match=r"is bfloat16.*runs only on an NVIDIA GPU") as caught:
         open_bundle(bundle_fp16, runtime=runtime)
     assert caught.value.exit_code == 4 and "pvc-export check" in caught.value.fix
 

@@ -168,7 +168,7 @@ def test_a_clip_of_fixed_length_is_forked_with_its_length(tmp_path: Path) -> Non
     fixed = replace(bundle, manifest=replace(bundle.manifest, time_mode="fixed"))
     fork = pushed(PVCStream(fixed, total_frames=2), FRAMES[:1]).fork()
     fork.push(FRAMES[1])
-    with pytest.raises(StreamError, match="all 2 frames of this stream were pushed"):
+    with pytest.raises(StreamError, match="all 2 frames of this stream have been pushed"):
         fork.push(FRAMES[2])
 
 

@@ -118,7 +118,7 @@ def test_the_network_s_own_inputs_are_no_weights(parse: Parse) -> None:
 def test_a_matrix_left_in_float32_is_refused_however_it_is_spelled(parse: Parse, dtype: str) -> None:
     name, inputs, outputs = ENGINE[0]
     wide: list[Layer] = [(name, [("__mye9_dconst", [64, 64], dtype), *inputs[1:]], outputs), ENGINE[1]]
-    with pytest.raises(BuildError, match=r"holds 4096 float32 values.*'__mye9_dconst' with 4096") as info:
+    with pytest.raises(BuildError, match=r"has 4096 float32 values.*'__mye9_dconst' with 4096") as info:
         check_layers(parse(wide), ONE_RING, num_float32_weights=0)
     assert "left in float32" in info.value.cause
     check_layers(parse(wide), ONE_RING, num_float32_weights=4096)
@@ -139,7 +139,7 @@ def test_a_size_that_is_not_known_hides_no_other(parse: Parse) -> None:
     """-1 stands for a dynamic size. Multiplied, it would cancel the size of another constant."""
     name, inputs, outputs = ENGINE[0]
     two: Tensors = [("a", [64, 64], "Float"), ("b", [-1, 64, 64], "Float")]
-    with pytest.raises(BuildError, match="holds 8192 float32 values"):
+    with pytest.raises(BuildError, match="has 8192 float32 values"):
         check_layers(parse([(name, [*two, *inputs], outputs), ENGINE[1]]), ONE_RING, num_float32_weights=0)
 
 

@@ -339,7 +339,7 @@ def test_an_engine_runs_on_its_memory_s_own_stream(open_engines: Open, frames: F
     bundle, _ = open_engines()
     session = session_of(bundle, "trunk")
     session.memory.stream += 7
-    with pytest.raises(SpecError, match="stream 8 was never made"):
+    with pytest.raises(SpecError, match="stream 8 is not open"):
         PVCStream(bundle).push(frames[0])
     session.memory.stream -= 7
     assert not session._contexts[0].execute_async_v3(5)
@@ -354,7 +354,7 @@ def test_a_shape_outside_the_profile_is_refused_with_the_engine_s_reason(open_en
     feeds = {t.name: np.zeros(t.resolve({"batch": 1, "rows": 2}), t.dtype) for t in llm.spec.inputs}
     low, high = llm._engine.plan["profiles"][0]["position_ids"]
     llm._engine.plan["profiles"][0]["position_ids"] = ([1, 3], high)
-    with pytest.raises(SpecError, match=r"the engine refuses 'position_ids' as \(1, 2\)") as info:
+    with pytest.raises(SpecError, match=r"the engine rejects 'position_ids' as \(1, 2\)") as info:
         llm.run(feeds)
     assert "profile" in info.value.cause
 

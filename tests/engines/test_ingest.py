@@ -185,7 +185,7 @@ def test_a_frame_that_overflows_costs_a_lazy_stream_one_call_and_itself(
     stream = PVCStream(overflowing_at(bundle, bad), ingest="lazy", max_waiting=4)
     for frame in frames[:4]:
         stream.push(frame)
-    with pytest.raises(NonFiniteError, match=f"frame {bad}, which waited, was dropped: graph 'llm'"):
+    with pytest.raises(NonFiniteError, match=f"waiting frame {bad} was dropped: graph 'llm'"):
         stream.push(frames[4]) if found_by == "a frame" else stream.ask(QUESTION)
     assert (stream.num_waiting, stream.num_frames) == (3, 4) and stream.language.cache.length == 0
     healthy = PVCStream(bundle, ingest="lazy")
@@ -250,7 +250,7 @@ def test_an_interrupted_reset_is_a_reset(
 
 @pytest.mark.parametrize("token", [-1, 264, 10**9, 1.5, "a"])
 def test_what_is_no_token_id_cannot_be_scored(bundle: Bundle, token: Any) -> None:
-    with pytest.raises(StreamError, match="is no token id") as info:
+    with pytest.raises(StreamError, match="is not a token id") as info:
         PVCStream(bundle).score(QUESTION, [1, token])
     assert info.value.expected == "integers from 0 to 263"
 
@@ -266,6 +266,6 @@ def test_waiting_frames_of_another_shape_are_no_saved_stream(
         content = {name: file[name] for name in file.files}
     content["waiting/1"] = change(content["waiting/1"])
     np.savez(tmp_path / "s.npz", **content)
-    with pytest.raises(StreamError, match="as a frame that waits") as info:
+    with pytest.raises(StreamError, match="as a waiting frame") as info:
         open_stream(tmp_path / "s.npz", bundle)
     assert re.fullmatch(r"float\d\d \(.*, 64\)", info.value.expected)

@@ -174,8 +174,8 @@ def test_a_copied_row_is_that_row_and_no_other_changes(case: Case, data: st.Data
 @pytest.mark.parametrize(
     ("shape", "dtype", "count", "message"),
     [
-        ((1, 4, 1, 2), "float32", 5, "5 slots from 0 on were asked for"),
-        ((1, 4, 1, 2), "float32", -1, "-1 slots from 0 on were asked for"),
+        ((1, 4, 1, 2), "float32", 5, "5 slots from 0 on were requested"),
+        ((1, 4, 1, 2), "float32", -1, "-1 slots from 0 on were requested"),
         ((1, 4, 1, 1), "float32", 2, r"\(1, 4, 1, 1\) does not fit into one that is float32 \(1, 4, 1, 2\)"),
         ((1, 4, 1, 2), "float16", 2, "a cache float16 .* does not fit into one that is float32"),
     ],
@@ -195,7 +195,7 @@ def test_caches_that_are_not_alike_are_not_copied(
 def test_slots_that_are_not_there_cannot_be_cleared_or_handed_out(memory: Memory, slot: int, count: int) -> None:
     cache, state = memory.zeros((1, 4, 1, 2), "float32"), make_state("BSKD", "float32")
     for call in (lambda: memory.clear(cache, state, slot, count), lambda: memory.prefix(cache, state, 5)):
-        with pytest.raises(SpecError, match="slots from .* on were asked for") as info:
+        with pytest.raises(SpecError, match="slots from .* on were requested") as info:
             call()
         assert info.value.expected == "slots 0 to 3"
 
@@ -212,7 +212,7 @@ def test_a_prefix_is_the_cache_itself(memory: Memory) -> None:
 
 def test_a_prefix_of_several_streams_is_refused_on_a_gpu() -> None:
     memory = DeviceMemory(RecordingCuda())
-    with pytest.raises(SpecError, match="holds several streams"):
+    with pytest.raises(SpecError, match="of several streams has no contiguous prefix"):
         memory.prefix(memory.zeros((2, 4, 1, 2), "float32"), make_state("BSKD", "float32"), 2)
 
 
@@ -229,7 +229,7 @@ def test_an_upload_that_is_too_large_or_of_another_dtype_is_refused() -> None:
     buffer = memory.empty((2, 3), "float16")
     assert memory.upload(np.ones((1, 3), np.float16), buffer).shape == (1, 3)
     for array in (np.ones((3, 3), np.float16), np.ones((1, 3), np.float32), np.ones((1, 3), np.int16)):
-        with pytest.raises(SpecError, match="was to be uploaded") as info:
+        with pytest.raises(SpecError, match="cannot upload an array") as info:
             memory.upload(array, buffer)
         assert info.value.expected == "at most float16 (2, 3)"
     assert memory.traffic.upload == 6
@@ -249,17 +249,17 @@ def test_the_fake_refuses_every_access_outside_its_allocation() -> None:
     cuda = RecordingCuda()
     address, stream, host = cuda.allocate(8), cuda.create_stream(), np.zeros(16, np.uint8)
     for call, *arguments in calls_beyond(cuda, address, host.ctypes.data, stream):
-        with pytest.raises(SpecError, match="outside every allocation"):
+        with pytest.raises(SpecError, match="not inside one allocation"):
             call(*arguments)  # type: ignore[operator]
     with pytest.raises(SpecError, match="overlap"):
         cuda.copy_rows(address, 2, address, 4, 4, 2, stream)
-    with pytest.raises(SpecError, match="stream 9 was never made"):
+    with pytest.raises(SpecError, match="stream 9 is not open"):
         cuda.synchronize(9)
     assert [call.kind for call in cuda.calls] == ["allocate"]
     cuda.free(address)
     with pytest.raises(SpecError, match="never allocated"):
         cuda.free(address)
-    with pytest.raises(SpecError, match="outside every allocation"):
+    with pytest.raises(SpecError, match="not inside one allocation"):
         cuda.copy_to_device(address, host.ctypes.data, 1, stream)
 
 

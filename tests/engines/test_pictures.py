@@ -26,7 +26,7 @@ ANIMATED = {"gif": {}, "webp": {"lossless": True}, "png": {}, "avif": {}}
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
 def test_an_image_of_more_than_8_bits_is_refused_and_not_cut_off(tmp_path: Path, dtype: type) -> None:
     Image.fromarray(np.arange(64, dtype=dtype).reshape(8, 8) * 900).save(tmp_path / "depth.tiff")
-    with pytest.raises(MediaError, match=r"depth.tiff has pixels of mode '.*', 16 or 32 bits wide"):
+    with pytest.raises(MediaError, match=r"depth.tiff has pixels of mode '.*', 16 or 32 bits per channel"):
         read_picture(tmp_path / "depth.tiff")
 
 
@@ -113,7 +113,7 @@ def test_what_pillow_complains_of_is_a_notice_and_no_raw_warning(tmp_path: Path)
         warnings.simplefilter("always")
         read = read_picture(path)
     assert read.bgr[0, 0].tolist() == [0, 0, 255] and not raw
-    assert any("Pillow says: Invalid APNG" in notice for notice in read.notices)
+    assert any("Pillow warns: Invalid APNG" in notice for notice in read.notices)
 
 
 def test_heic_is_named_and_pillow_heif_is_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +169,7 @@ def test_of_a_document_the_first_page_is_read_and_that_is_said(tmp_path: Path) -
     pages = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime")]
     pages[0].save(tmp_path / "scan.tiff", save_all=True, append_images=pages[1:])
     read = read_picture(tmp_path / "scan.tiff")
-    assert read.bgr[0, 0].tolist() == [0, 0, 255] and read.notices == ("it is the first of 2 pages",)
+    assert read.bgr[0, 0].tolist() == [0, 0, 255] and read.notices == ("only the first of 2 pages is read",)
 
 
 @pytest.mark.parametrize(
@@ -177,10 +177,10 @@ def test_of_a_document_the_first_page_is_read_and_that_is_said(tmp_path: Path) -
     [
         ("none.png", None, "does not exist", "a typing error", "ls "),
         ("empty.png", b"", "cannot be read as an image", "is empty", "fetch it again"),
-        ("text.png", b"not an image", "cannot be read as an image", "another kind of file", "file "),
-        ("cut.png", "cut", "cannot be read as an image", "cut short or damaged", "fetch it again"),
+        ("text.png", b"not an image", "cannot be read as an image", "it is not an image", "file "),
+        ("cut.png", "cut", "cannot be read as an image", "truncated or damaged", "fetch it again"),
         ("clip.mp4", HEIC.replace(b"heic", b"isom").replace(b"mif1", b"avc1"), "cannot be read", "a video", "--video "),
-        ("folder", "folder", "is a folder", "a video in pictures", "--video "),
+        ("folder", "folder", "is a folder", "a folder of frames", "--video "),
     ],
 )
 def test_what_is_no_picture_is_named(

@@ -101,7 +101,7 @@ def test_a_flipped_view_of_a_frame_is_read_in_its_own_order():
     ("frame", "what", "cause"),
     [
         (None, "frame is a NoneType", "camera returned no frame"),
-        (np.zeros((8, 8, 3), np.float32), "frame is float32", "normalised already"),
+        (np.zeros((8, 8, 3), np.float32), "frame is float32", "already normalised"),
         (np.zeros((8, 8, 3), np.uint16), "frame is uint16", ""),
         (np.zeros((8, 8), np.uint8), r"shape \(8, 8\)", "grey"),
         (np.zeros((8, 8, 4), np.uint8), r"shape \(8, 8, 4\)", "alpha"),
@@ -147,7 +147,7 @@ def test_segment_indices_equal_those_of_numpy_never_decrease_and_stay_in_the_vid
 
 
 @pytest.mark.parametrize(
-    ("num_frames", "num_segments", "message"), [(0, 4, "has 0 frames"), (4, 0, "0 frames were asked for")]
+    ("num_frames", "num_segments", "message"), [(0, 4, "has 0 frames"), (4, 0, "0 frames were requested")]
 )
 def test_segments_that_cannot_be_cut_are_refused(num_frames, num_segments, message):
     with pytest.raises(MediaError, match=message):

@@ -154,7 +154,7 @@ def test_a_saved_stream_keeps_its_clock_its_anchor_and_its_frames(
 def test_a_saved_stream_of_the_format_before_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     anchored(bundle, []).save(tmp_path / "s.npz")
     change(tmp_path / "s.npz", lambda facts: facts | {"format_version": 3}, lambda arrays: arrays)
-    with pytest.raises(StreamError, match="of another version of this program") as info:
+    with pytest.raises(StreamError, match="by another version of this program") as info:
         open_stream(tmp_path / "s.npz", bundle)
     assert info.value.expected == "format version 4"
 
@@ -251,11 +251,13 @@ def test_notes_are_all_that_an_anchor_keeps_of_what_was_said(bundle: Bundle, fra
 
 def test_what_leaves_no_room_for_the_replayed_frames_is_refused_and_changes_nothing(bundle: Bundle) -> None:
     too_much = reserve_for(bundle, R)
-    with pytest.raises(StreamError, match=f"{too_much} rows in reserve, 3 frames fit in a context") as info:
+    with pytest.raises(
+        StreamError, match=f"only 3 frames fit in a context of .* with {too_much} reserved rows"
+    ) as info:
         anchored(bundle, [], reserve=too_much)
     assert info.value.expected.startswith(f"{R + 1} or more")
     stream = anchored(bundle, [], reserve=reserve_for(bundle, R + 1))
-    with pytest.raises(StreamError, match=r"in reserve and the notes, \d frames fit"):
+    with pytest.raises(StreamError, match=r"only \d frames fit in a context of .* reserved rows and the notes"):
         stream.remember("It was a dark and stormy night. " * 2)
     with pytest.raises(StreamError, match="special token"):
         stream.remember("<|im_end|>")
@@ -298,7 +300,7 @@ def test_on_a_gpu_two_streams_re_anchor_as_on_the_cpu_and_allocate_nothing(
         ({"clock": "stop"}, {}, "clock is 'stop'", "one of reanchor, run-on"),
         ({"retain": 0}, {}, "retain is 0", "1 to 4: "),
         ({"retain": W + 1}, {}, "retain is 5", f"1 to 4: the window holds {W} frames"),
-        ({"retain": 3}, {"trained_frames": 3}, "retain is 3", "1 to 2.*of the 3 times that the model was trained on"),
+        ({"retain": 3}, {"trained_frames": 3}, "retain is 3", "1 to 2.*one of the 3 times the model was trained on"),
         ({"clock": "run-on", "retain": 2}, {}, "retain is 2, but the clock is 'run-on', which replays nothing", ""),
         ({}, {"trained_frames": 1}, "trained on 1 frames", "'absolute' and at least 2"),
         ({"total_frames": 9}, {"time_mode": "fixed"}, "clock is 'reanchor', but .* time mode is 'fixed'", "'absolute'"),

@@ -1,4 +1,4 @@
-"""What might not fit is refused before a graph of the LLM runs, and the last row that fits is used.
+"""A question that might not fit is refused before a graph of the LLM runs, and the last row that fits is used.
 
 On a whole-number model (exact.py). An answer may end early, so the requested length counts, not the actual one.
 """

@@ -1,4 +1,4 @@
-"""How a token is chosen, and what else can end an answer. On plain logits, and on a whole-number model."""
+"""The choice of a token, and other ends of an answer. On plain logits, and on a whole-number model."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_text_that_ends_an_answer_is_no_part_of_it(stream: PVCStream) -> None:
 
 def test_an_empty_text_ends_no_answer(stream: PVCStream) -> None:
     before = state_of(stream)
-    with pytest.raises(StreamError, match="an empty text"):
+    with pytest.raises(StreamError, match="a stop text is empty"):
         stream.ask("what?", stop=("",))
     assert state_of(stream) == before
 

@@ -140,7 +140,7 @@ def test_a_full_disk_leaves_the_older_file_and_the_stream(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(BackendUnavailable, match="No space left on device") as info:
         stream.save(tmp_path / "s.npz")
-    assert "the stream itself goes on" in info.value.fix
+    assert "the stream itself continues" in info.value.fix
     assert (tmp_path / "s.npz").read_bytes() == before and list(tmp_path.iterdir()) == [tmp_path / "s.npz"]
     stream.push(frames[1])
     assert stream.num_frames == 2

@@ -216,7 +216,7 @@ def test_a_question_that_fails_leaves_the_stream_as_it_was(bundle: Bundle, frame
 
 def test_a_full_stream_says_which_flag_makes_it_longer(bundle: Bundle, frames: Frames) -> None:
     stream = PVCStream(bundle)
-    with pytest.raises(StreamFull, match="its context is 512") as info:
+    with pytest.raises(StreamFull, match="the context is full: .* of 512 LLM rows") as info:
         for _ in range(100):
             stream.push(frames[0])
     assert "--context" in info.value.fix
@@ -338,12 +338,12 @@ def test_a_clip_of_fixed_length_ends_with_it(tmp_path: Path, frames: Frames) -> 
     fixed = open_bundle(tmp_path / "b")
     with pytest.raises(StreamError, match="time mode is 'fixed'") as info:
         PVCStream(fixed)
-    assert info.value.fix == "give the number of frames of the clip"
+    assert info.value.fix == "pass total_frames, the clip's number of frames"
     with pytest.raises(StreamError, match="total_frames is 0") as info:
         PVCStream(fixed, total_frames=0)
     assert info.value.expected.startswith("at least 1")
     stream = PVCStream(fixed, total_frames=2)
     for frame in frames[:2]:
         stream.push(frame)
-    with pytest.raises(StreamError, match="all 2 frames of this stream were pushed"):
+    with pytest.raises(StreamError, match="all 2 frames of this stream have been pushed"):
         stream.push(frames[2])

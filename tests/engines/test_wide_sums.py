@@ -59,7 +59,7 @@ def saturating(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("saturating")
 def test_a_cpu_that_cuts_off_is_told_from_the_others_and_which_target_fits_it() -> None:
-    with pytest.raises(BackendUnavailable, match="cuts off what does not fit") as caught:
+    with pytest.raises(BackendUnavailable, match="in 16 bits with saturation") as caught:
         require_wide_sums()
     assert "--target cpu" in caught.value.fix and "VNNI" in caught.value.expected
     fed = {"x": np.full((1, SIZE), 255, np.uint8), "codes": np.full((SIZE, 16), 64, np.int8)}
@@ -81,7 +81,7 @@ def test_such_a_bundle_is_not_opened_there_and_every_other_is(bundle_int8: Path,
             (tmp_path / file.relative_to(bundle_int8)).symlink_to(file)
     (tmp_path / "manifest.json").unlink()
     replace(manifest, quantization=wide, graphs=graphs).save(tmp_path)
-    with pytest.raises(BackendUnavailable, match="cuts off what does not fit"):
+    with pytest.raises(BackendUnavailable, match="in 16 bits with saturation"):
         open_bundle(tmp_path)
 
 

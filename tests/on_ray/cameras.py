@@ -21,7 +21,7 @@ from engines import Bundle, PVCStream
 from pvc_ref.shapes import question_of, watch
 
 PERIOD_S, PATIENCE_S, TOKENS, SIZE = 0.8, 120.0, 24, 112
-LOST = re.compile(r"frames? (\d+)(?: to (\d+))? (?:was|were) lost with the replica that had (?:it|them)")
+LOST = re.compile(r"frames? (\d+)(?: to (\d+))? (?:was|were) lost with (?:its|their) replica")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

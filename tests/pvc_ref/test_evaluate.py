@@ -94,7 +94,7 @@ def test_numbers_written_by_one_run_are_read_by_the_next(
     monkeypatch.setattr(command, "evaluate", lambda *_, **__: MINE)
     assert run(monkeypatch, "--against", written) == 0
     out = capsys.readouterr().out
-    assert "## Beside" in out and "| difference | -2.00 | +2.50 | -5.00 |" in out
+    assert "## Compared with" in out and "| difference | -2.00 | +2.50 | -5.00 |" in out
 
 
 @pytest.mark.parametrize("text", [None, "not json", "[1]", '{"Conditions": {"clean": {"colour": 1}}}'])
@@ -110,7 +110,7 @@ def test_a_file_that_is_no_evaluation_is_refused_before_any_work(
 
     monkeypatch.setattr(command, "evaluate", never)
     assert run(monkeypatch, "--against", path) == 2
-    assert "expected: what --json FILE wrote" in capsys.readouterr().err
+    assert "expected: the file that --json FILE wrote" in capsys.readouterr().err
 
 
 def test_a_file_of_other_clips_is_told_after_the_numbers_are_safe(

@@ -391,7 +391,7 @@ def test_a_window_without_the_current_frame_is_refused(window: int) -> None:
 def test_a_frame_beyond_the_clip_s_length_is_refused(total_frames: int) -> None:
     model = PVC.random(FIXED, seed=1)
     clip = torch.zeros(1, 2, 28, 28, 3, dtype=torch.uint8)
-    with pytest.raises(InputError, match=f"frame 1 lies outside a clip of total_frames = {total_frames}"):
+    with pytest.raises(InputError, match=f"frame 1 is outside the clip: total_frames = {total_frames}"):
         model.encode_clip(clip, total_frames=total_frames)
 
 

@@ -1,4 +1,4 @@
-// The answer as it is written, and the conversation: answers with their questions, newest first.
+// The answer being written, and the conversation: answers with their questions, newest first.
 
 import { byId, element, timeElement } from "./dom.js";
 
@@ -13,14 +13,14 @@ export class Answers {
 
   setAll(entries) {
     this.list.replaceChildren(...entries.map((entry) => this.#item(entry)).reverse());
-    if (!entries.length) this.list.append(element("li", { className: "none", text: "Answers appear here as they come." }));
+    if (!entries.length) this.list.append(element("li", { className: "none", text: "Answers will appear here." }));
   }
 
   add(entry) {
     this.list.querySelector(".none")?.remove();
     this.list.prepend(this.#item(entry));
     while (this.list.children.length > KEPT) this.list.lastChild.remove();
-    byId("spoken").textContent = `${entry.question ?? ""} ${entry.answer ?? entry.text}`; // for screen readers, whole
+    byId("spoken").textContent = `${entry.question ?? ""} ${entry.answer ?? entry.text}`; // complete, for screen readers
   }
 
   /** {question, text, done} or null. */
@@ -30,10 +30,10 @@ export class Answers {
     shown.textContent = answer?.text || (answer ? "" : "No answer yet");
     shown.scrollTop = shown.scrollHeight;
     byId("answer-question").textContent = answer?.question ?? "";
-    byId("answer-foot").textContent = this.randomWeights ? "Random weights: these tokens mean nothing." : "";
+    byId("answer-foot").textContent = this.randomWeights ? "Random weights: these tokens are not an answer." : "";
   }
 
-  /** {frame, question, truth, is_right} of the newest answer, where the source knows. */
+  /** {frame, question, truth, is_right} of the newest answer, if the source knows the truth. */
   grade(grade) {
     if (!grade) return;
     const items = [...this.list.querySelectorAll(`li[data-frame="${Number(grade.frame)}"]`)];

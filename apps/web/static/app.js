@@ -1,4 +1,4 @@
-// The page: what the server tells goes to the parts that show it, what a person asks for goes back.
+// The page: passes the server's messages to the parts that show them, and the user's requests to the server.
 
 import { Answers } from "./answers.js";
 import { OwnCamera } from "./camera.js";
@@ -11,7 +11,7 @@ import { listen } from "./keys.js";
 import { Picture } from "./picture.js";
 import { Theme } from "./theme.js";
 
-const LATE_S = 10; // without figures, or a word of an answer: no frames come
+const LATE_S = 10; // without figures or new text of an answer, after which "No frames" is shown
 
 const picture = new Picture();
 const answers = new Answers();
@@ -57,7 +57,7 @@ const HANDLERS = {
     answers.show(value);
   },
   event(value) {
-    if (value.id <= lastEvent) return; // the state had it
+    if (value.id <= lastEvent) return; // already in the state
     lastEvent = value.id;
     if (value.kind !== "answer") {
       events.add(value);
@@ -101,7 +101,7 @@ const connection = new Connection(new URL("ws", location.href.replace(/^http/, "
   },
 });
 
-/** One word on how it goes, in the pill and in the window's title. */
+/** The session's state in a word or two, in the pill and in the window's title. */
 function showState() {
   const alerts = events.openAlerts;
   const [text, tone] =

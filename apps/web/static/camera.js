@@ -1,4 +1,4 @@
-// This browser's camera: small JPEGs, sent one at a time and never faster than the connection takes them.
+// This browser's camera: small JPEGs, sent one at a time and never faster than the connection can send.
 
 import { byId, toast } from "./dom.js";
 
@@ -15,7 +15,7 @@ export class OwnCamera {
     byId("camera").addEventListener("click", () => (this.stream ? this.stop() : this.start()));
     if (!navigator.mediaDevices?.getUserMedia) {
       byId("camera").disabled = true;
-      byId("camera-hint").textContent = "This browser gives its camera to pages of https:// or of localhost only.";
+      byId("camera-hint").textContent = "This browser allows the camera only on https:// pages and on localhost.";
     }
   }
 
@@ -24,7 +24,7 @@ export class OwnCamera {
       const video = { width: { ideal: WIDTH }, facingMode: "environment" };
       this.stream = await navigator.mediaDevices.getUserMedia({ video, audio: false });
     } catch (error) {
-      toast(error.name === "NotAllowedError" ? "The browser does not allow the camera." : "This browser has no camera that is free.");
+      toast(error.name === "NotAllowedError" ? "The browser denied access to the camera." : "No camera is available in this browser.");
       return;
     }
     this.stream.getVideoTracks()[0].addEventListener("ended", () => this.stop());
@@ -36,7 +36,7 @@ export class OwnCamera {
     this.#loop();
   }
 
-  /** A person ends it, or the server: told is false where it knows. */
+  /** Stop the camera; tell: also inform the server, unless it already knows. */
   stop(tell = true) {
     if (!this.stream) return;
     this.#stopTracks();
@@ -44,12 +44,12 @@ export class OwnCamera {
     this.#label();
   }
 
-  /** Whose camera is used, as the server says: you, other or nobody. */
+  /** The owner of the camera in use, from the server: you, other or nobody. */
   owner(owner) {
     if (owner === "you") this.isOwner = true;
     else if (this.stream && (this.isOwner || owner === "other")) {
       this.stop(false);
-      if (owner === "nobody") toast("The camera of this browser is no longer watched.");
+      if (owner === "nobody") toast("This browser's camera is no longer in use.");
     }
     if (owner !== "you") this.isOwner = false;
     byId("camera").disabled = owner === "other" || !navigator.mediaDevices?.getUserMedia;

@@ -10,7 +10,7 @@ const contextShare = (s, now) => now && `context ${Math.round((100 * s.rows) / n
 const CHARTS = [
   { title: "Frames per second", lines: ["fps"], unit: "fps", text: (s) => s.fps.toFixed(1), more: contextShare },
   { title: "Latency to context", lines: ["p99", "p50"], unit: "ms", text: (s) => whole(s.p50), more: (s) => `p99 ${whole(s.p99)}` },
-  { title: "Dropped frames", lines: ["dropped"], unit: "/s", text: (s) => whole(s.dropped), more: (s, now) => now && `${whole(now.num_dropped)} in all`, bars: true },
+  { title: "Dropped frames", lines: ["dropped"], unit: "/s", text: (s) => whole(s.dropped), more: (s, now) => now && `${whole(now.num_dropped)} in total`, bars: true },
   { title: "Memory", lines: ["mb"], unit: "MB", text: (s) => (s.mb === null ? "?" : whole(s.mb)) },
 ];
 
@@ -101,7 +101,7 @@ function line(context, x, y, width) {
   context.stroke();
 }
 
-/** A line with gaps, and a light area below it down to `floor`, unless that is null. */
+/** A line with gaps; unless `floor` is null, with a light area between the line and `floor`. */
 function path(context, samples, name, x, y, ink, floor) {
   const runs = [];
   let last = -Infinity;

@@ -1,12 +1,12 @@
-// The WebSocket: opened again when it is lost, and held for lost when nothing is heard for long.
+// The WebSocket: reopened when it is lost, and considered lost when the server is silent for too long.
 
 const PAUSES_S = [0.5, 1, 2, 4, 5];
-const SILENCE_S = 12; // the server says something every 4 s
+const SILENCE_S = 12; // the server sends at least a sign of life every 4 s
 const REASONS = {
   4401: "The token is missing or no longer valid. Open the address that pvc-live printed when it started.",
-  4408: "This page sent too much that was refused.",
-  4429: "As many viewers look as may. Trying again.",
-  1001: "The session ended. Waiting for it to come back.",
+  4408: "The server refused too many messages from this page. Reload the page to connect again.",
+  4429: "The limit on viewers is reached. Trying again.",
+  1001: "The session ended. Waiting for it to restart.",
 };
 
 export class Connection {
@@ -43,22 +43,22 @@ export class Connection {
     socket.onclose = (event) => socket === this.socket && this.#lost(event.code);
   }
 
-  /** False if there is nobody to hear it. */
+  /** False if there is no connection. */
   send(order) {
     if (this.socket.readyState !== WebSocket.OPEN) return false;
     this.socket.send(order instanceof ArrayBuffer || order instanceof Blob ? order : JSON.stringify(order));
     return true;
   }
 
-  /** Bytes that have not left yet: a camera waits for them. */
+  /** Bytes not sent yet; the camera waits for them. */
   get backlog() {
     return this.socket.bufferedAmount;
   }
 
   #lost(code) {
-    const reason = REASONS[code] ?? "pvc-live cannot be reached. It connects again by itself.";
+    const reason = REASONS[code] ?? "Cannot reach pvc-live. Reconnecting automatically.";
     this.on.changed("lost", reason);
-    if (code === 4401 || code === 4408) return; // trying again changes nothing
+    if (code === 4401 || code === 4408) return; // trying again would not help
     this.#again(PAUSES_S[Math.min(this.attempt, PAUSES_S.length - 1)]);
     this.attempt += 1;
   }

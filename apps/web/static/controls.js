@@ -1,9 +1,9 @@
-// What a person asks for: forms, buttons, dialogs.
+// The user's controls: forms, buttons, dialogs.
 
 import { byId, toast } from "./dom.js";
 
 export class Controls {
-  /** send(order): false if nobody hears it. */
+  /** send(order): false if there is no connection. */
   constructor(send) {
     this.send = (order, done) => {
       if (!send(order)) toast("Not connected: nothing was sent.");
@@ -19,7 +19,7 @@ export class Controls {
     this.#sourceDialog();
   }
 
-  /** The session's own words; what a person is typing stays. */
+  /** Show the session's question, without overwriting what the user is typing. */
   show(status) {
     const field = byId("question");
     if (document.activeElement !== field && field.value === this.standing) field.value = status.question ?? "";
@@ -27,7 +27,7 @@ export class Controls {
     this.#mark();
     this.paused = Boolean(status.paused);
     byId("pause").setAttribute("aria-pressed", String(this.paused));
-    byId("pause").firstChild.textContent = this.paused ? "Go on" : "Pause";
+    byId("pause").firstChild.textContent = this.paused ? "Resume" : "Pause";
   }
 
   enable(isConnected) {
@@ -39,14 +39,14 @@ export class Controls {
       event.preventDefault();
       const question = byId("ask").value.trim();
       if (!question) return byId("ask").focus();
-      this.send({ do: "ask", question }, "Asked. The answer comes in its turn.");
+      this.send({ do: "ask", question }, "Asked. Waiting for the answer.");
       byId("ask").value = "";
     });
     byId("question").addEventListener("input", () => this.#mark());
     byId("question-form").addEventListener("submit", (event) => {
       event.preventDefault();
       const question = byId("question").value.trim();
-      if (question && question !== this.standing) this.send({ do: "question", question }, "This is asked from now on.");
+      if (question && question !== this.standing) this.send({ do: "question", question }, "Question changed.");
     });
     byId("question").addEventListener("keydown", (event) => {
       if (event.key === "Escape") {
@@ -66,7 +66,7 @@ export class Controls {
     const text = byId("source-text");
     byId("source-open").addEventListener("click", () => dialog.showModal());
     dialog.addEventListener("close", () => {
-      if (dialog.returnValue === "switch" && text.value.trim()) this.send({ do: "switch", source: text.value.trim() }, "Switching.");
+      if (dialog.returnValue === "switch" && text.value.trim()) this.send({ do: "switch", source: text.value.trim() }, "Switching the source.");
       dialog.returnValue = "";
     });
     for (const example of dialog.querySelectorAll(".example")) {

@@ -1,4 +1,4 @@
-// Small helpers. Text goes in as text, never as HTML: answers and questions are strangers' words.
+// Small helpers. Text is inserted as text, never as HTML: answers and questions are untrusted.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -14,7 +14,7 @@ export function element(tag, { text, className, ...attributes } = {}, ...childre
 const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const DAY = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
 
-/** The time of day; with the day if it is another one. */
+/** The time of day; with the date if it is not today. */
 export function timeElement(iso) {
   const at = new Date(iso);
   const isToday = at.toDateString() === new Date().toDateString();
@@ -25,7 +25,7 @@ export const clock = (seconds) => CLOCK.format(new Date(1000 * seconds));
 
 export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-/** A canvas's 2D context in CSS pixels, cleared, and its size. Null while it is not shown. */
+/** A canvas's cleared 2D context in CSS pixels, and its size. Null while the canvas is not shown. */
 export function cleared(canvas) {
   const style = getComputedStyle(canvas);
   const width = canvas.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);

@@ -1,4 +1,4 @@
-// What happened: a list, newest first, and a band of the last ten minutes with a bar for each alert.
+// The events: a list, newest first, and a band of the last ten minutes with a bar for each alert.
 
 import { byId, cleared, clock, colour, element, timeElement } from "./dom.js";
 
@@ -21,7 +21,7 @@ export class Events {
     this.events = [...events];
     this.open = new Map(openAlerts.map((event) => [event.alert, event]));
     this.list.replaceChildren(...events.map(item).reverse());
-    if (!events.length) this.list.append(element("li", { className: "none", text: "Nothing has happened yet." }));
+    if (!events.length) this.list.append(element("li", { className: "none", text: "No events yet." }));
     this.draw();
   }
 
@@ -64,10 +64,10 @@ export class Events {
     }
     axis(context, width, 30);
     const numAlerts = this.#alertSpans(end).filter(([, to]) => to >= end - SPAN_S).length;
-    this.band.setAttribute("aria-label", `Last ten minutes: ${numAlerts} alerts, ${this.open.size} of them going on`);
+    this.band.setAttribute("aria-label", `Last ten minutes: ${numAlerts} alerts, ${this.open.size} of them active`);
   }
 
-  /** [from, to] of each alert, an open one until now. */
+  /** [from, to] of each alert; an open one lasts until now. */
   #alertSpans(now) {
     const begun = new Map([...this.open].map(([name, event]) => [name, seconds(event)]));
     const spans = [...begun.values()].map((from) => [from, now]);

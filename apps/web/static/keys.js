@@ -1,23 +1,23 @@
-// Keyboard shortcuts. They are silent while somebody types, and while a dialog is open.
+// Keyboard shortcuts. They are off while the user is typing or a dialog is open.
 
 import { byId, element } from "./dom.js";
 
 export function listen(actions) {
   const keys = [
     ["a", "Ask a question", () => byId("ask").focus()],
-    ["q", "Change the question that is asked again and again", () => byId("question").select()],
-    ["p", "Pause, or go on", () => byId("pause").click()],
-    ["s", "Keep a snapshot", () => byId("snapshot").click()],
-    ["c", "Watch something else", () => byId("source-open").click()],
+    ["q", "Change the repeated question", () => byId("question").select()],
+    ["p", "Pause or resume", () => byId("pause").click()],
+    ["s", "Take a snapshot", () => byId("snapshot").click()],
+    ["c", "Change the source", () => byId("source-open").click()],
     ["r", "Reset: forget everything", () => byId("reset").click()],
-    ["f", "Picture on the whole screen", actions.fullscreen],
-    ["t", "Light or dark", actions.theme],
-    ["?", "These shortcuts", () => byId("help-dialog").showModal()],
+    ["f", "Full screen", actions.fullscreen],
+    ["t", "Light or dark theme", actions.theme],
+    ["?", "Show these shortcuts", () => byId("help-dialog").showModal()],
   ];
   byId("help-open").addEventListener("click", () => byId("help-dialog").showModal());
   byId("shortcuts").append(
     ...keys.flatMap(([key, says]) => [element("dt", {}, element("kbd", { text: key })), element("dd", { text: says })]),
-    element("dt", {}, element("kbd", { text: "Esc" })), element("dd", { text: "Leave a field or a dialog" }),
+    element("dt", {}, element("kbd", { text: "Esc" })), element("dd", { text: "Leave a field or close a dialog" }),
   );
   for (const [id, key] of [["pause", "p"], ["snapshot", "s"], ["source-open", "c"], ["reset", "r"]]) {
     byId(id).append(element("kbd", { text: key, "aria-hidden": "true" }));

@@ -1,4 +1,4 @@
-// The live picture: the newest is drawn, and one that comes while another is decoded takes the place of what waits.
+// The live picture: draws the newest; one that arrives during decoding replaces a waiting one.
 
 import { byId } from "./dom.js";
 
@@ -37,7 +37,7 @@ export class Picture {
         this.numDrawn += 1;
         byId("empty").hidden = true;
       } catch {
-        // a picture that cannot be decoded: the next one comes
+        // skip a picture that cannot be decoded
       }
     }
     this.busy = false;

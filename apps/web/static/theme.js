@@ -1,8 +1,8 @@
-// Light, dark, or as the system has it. Kept in this browser.
+// Light, dark, or the system's theme. Remembered in this browser.
 
 import { byId } from "./dom.js";
 
-const NAMES = { auto: "as the system has them", light: "light", dark: "dark" };
+const NAMES = { auto: "system setting", light: "light", dark: "dark" };
 const KEY = "pvc-live-theme";
 
 export class Theme {
@@ -20,7 +20,7 @@ export class Theme {
     try {
       localStorage.setItem(KEY, this.choice);
     } catch {
-      // a browser that keeps nothing
+      // the browser stores nothing
     }
     this.#apply();
     this.changed();
@@ -30,8 +30,8 @@ export class Theme {
     if (this.choice === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = this.choice;
     byId("theme").dataset.choice = this.choice;
-    byId("theme").setAttribute("aria-label", `Colours: ${NAMES[this.choice]}`);
-    byId("theme").title = `Colours: ${NAMES[this.choice]}`;
+    byId("theme").setAttribute("aria-label", `Theme: ${NAMES[this.choice]}`);
+    byId("theme").title = `Theme: ${NAMES[this.choice]}`;
   }
 }
 

@@ -1,1 +1,1 @@
-"""The check of a bundle whose model does not fit in memory: graph by graph, and of the LLM layer by layer."""
+"""Check of a bundle whose model does not fit in memory: graph by graph, and the LLM layer by layer."""

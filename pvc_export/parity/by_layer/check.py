@@ -1,7 +1,7 @@
-"""A bundle held against a reference whose weights stay in their files, in bounded memory.
+"""Check of a bundle against a reference whose weights stay in their files, in bounded memory.
 
-The vision side is a stream, as ever. Of the LLM each layer is fed the reference's own input (sweep.py), and so are the
-table of embeddings and the head. What needs the whole model at once is not executed, and the report says so.
+The vision side runs as a stream, as usual. Each layer of the LLM is fed the reference's input (sweep.py), as are the
+embedding table and the head. Checks that need the whole model at once are reported as not executed.
 """
 
 from __future__ import annotations
@@ -46,33 +46,33 @@ from .sweep import sweep
 from .vision import see
 
 NUM_FRAMES = 4
-"""Of the clip, that the conversation is about."""
+"""Frames of the clip that the conversation is about."""
 NUM_HEADS = 16
 """Last rows of the conversation whose logits are compared."""
 LEFT_OUT = "the whole LLM in one pass, answers, state rules and the ladder"
-"""Of `not_executed`, what a check of this kind has there."""
-ASKED = "a check layer by layer was asked for"
+"""Key in `not_executed` for everything that this kind of check omits."""
+ASKED = "a layer-by-layer check was requested"
 BYTES_A_WEIGHT = 12
-"""What a check of the whole takes: the reference in float32, and ONNX Runtime's copies of a narrow graph."""
+"""Memory per weight of a whole check: the reference in float32, and ONNX Runtime's copies of a narrow graph."""
 ROOM = 0.85
-"""Of the memory that is free, what a check may plan with: a golden recording behind it took 13 bytes a weight, and a
-machine of 23 GiB, all of it free, killed one of 1.87 billion weights."""
+"""Fraction of the free memory that a check may use. A golden recording after it took 13 bytes per weight; with 1.87
+billion weights the process was killed on a machine with 23 GiB, all of it free."""
 
 
 def why_by_layer(loaded: LoadedModel) -> str | None:
-    """Why a model is checked so, or None: it is in memory already, or there is room for it."""
+    """Why a model must be checked layer by layer; None if it is in memory already, or fits."""
     free = available_bytes()
     needed = BYTES_A_WEIGHT * sum(weight.numel() for weight in loaded.model.parameters())
     if loaded.model.stored is None or free is None or needed <= ROOM * free:
         return None
-    return f"a check of the whole takes about {size_text(needed)} of memory, and {size_text(free)} are free"
+    return f"a whole check needs about {size_text(needed)} of memory, and only {size_text(free)} are free"
 
 
 @torch.no_grad()
 def check_by_layer(
     folder: Path, loaded: LoadedModel, exports: FreshGraphs, *, why: str, scratch: Path | None, progress: Progress
 ) -> ParityReport:
-    """Raises what check_bundle raises. why: the reason for this kind of check, for the report."""
+    """Check a bundle layer by layer. Raises what check_bundle raises. why: the reason, for the report."""
     manifest = Manifest.load(folder)
     verify_files(folder, manifest, engines=False)
     require_same_weights(manifest, loaded)
@@ -99,8 +99,8 @@ def check_by_layer(
 
 
 def _read(folder: Path, loaded: LoadedModel, reference: Reference, frames: Tensor) -> tuple[Tensor, Evidence]:
-    """The conversation's embeddings (1, L, E), with those of frames (T, M, E), and how the bundle's table looks up its
-    text."""
+    """The conversation's embeddings (1, L, E), which include the frames' (T, M, E), and a comparison of the bundle's
+    embedding table on its text."""
     manifest = Manifest.load(folder)
     prompt = loaded.prompt_ids(num_frames=len(frames), question=QUESTION)
     text = prompt[prompt != loaded.token_id(IMAGE_CONTEXT)]
@@ -113,7 +113,7 @@ def _read(folder: Path, loaded: LoadedModel, reference: Reference, frames: Tenso
 
 
 def _say(folder: Path, manifest: Manifest, reference: Reference, hidden: Tensor) -> Evidence:
-    """The logits of hidden rows (1, L, E), each as if it were the newest, and the token that they prefer."""
+    """Compare the head's logits and likeliest tokens for hidden rows (1, L, E), each run as if it were the newest."""
     hidden = hidden.to(TORCH_DTYPE[manifest.precision]).float()
     with Float16Products():
         own = to_numpy(reference.model.llm.logits(hidden[0]))

@@ -1,6 +1,6 @@
-"""The LLM's graph, cut between its layers: each piece takes and returns what the whole graph does, for one layer.
+"""The LLM's graph, cut between its layers: each piece has the inputs and outputs of the whole graph, for one layer.
 
-Nothing is written: a piece is a graph of a few nodes over the weights of the bundle's own file.
+Nothing is written: a piece is a graph of a few nodes that uses the weights in the bundle's file.
 Dimension key:  as in engines/spec.py
 """
 
@@ -28,7 +28,7 @@ INPUT = "inputs_embeds"
 
 
 class CutDecoder:
-    """The LLM's graph at `path`, whose spec is `spec`, in one piece a layer. The last holds the final norm, too."""
+    """The LLM's graph at `path`, whose spec is `spec`, in one piece per layer. The last includes the final norm."""
 
     def __init__(self, path: Path, spec: GraphSpec) -> None:
         """Raises BundleError if it cannot be cut."""
@@ -39,15 +39,15 @@ class CutDecoder:
         self._types = {value.name: value.type.tensor_type.elem_type for value in known}
 
     def _end_of(self, layer: int) -> str:
-        """What a layer returns: the result of the last operation that is the layer's own and not of a part of it."""
+        """Name of a layer's result: that of its last operation outside its submodules."""
         own = [i for i, note in enumerate(self._file.notes) if note and note.scope == f"decoder.layers.{layer}"]
         if not own:
-            raise _cannot_be_cut(self._path, f"no node says that it belongs to layer {layer}")
+            raise _cannot_be_cut(self._path, f"no node is marked as belonging to layer {layer}")
         return str(self._file.nodes[own[-1]].output[0])
 
     def open(self, layer: int, precision: Precision) -> Session:
-        """One piece. A bfloat16 one takes and returns float32 arrays that hold bfloat16 values, and one that remembers
-        codes values."""
+        """Open one piece. A bfloat16 one takes and returns float32 arrays of bfloat16 values, and one with codes as
+        state takes and returns values."""
         spec = self.spec_of(layer)
         model = self._piece(layer, spec)
         if precision == "bf16":
@@ -56,8 +56,8 @@ class CutDecoder:
         return values_of(OrtSession(self._path, spec, graph=model.SerializeToString()))
 
     def spec_of(self, layer: int) -> GraphSpec:
-        """The inputs are the graph's, with the layer's own caches alone; the first output is `layer.N`, float
-        (B, rows, E), or of the last layer `hidden` (B, 1, E)."""
+        """Spec of a piece. Its inputs are the graph's, but only this layer's caches. Its first output is `layer.N`,
+        float (B, rows, E), or for the last layer `hidden` (B, 1, E)."""
         states = tuple(self._spec.states[index] for index in self._own(layer))
         other = {state.input for state in self._spec.states} - {state.input for state in states}
         inputs = [
@@ -75,12 +75,12 @@ class CutDecoder:
         return replace(self._spec, inputs=tuple(inputs), outputs=outputs, states=states)
 
     def _own(self, layer: int) -> list[int]:
-        """Which of the graph's states are a layer's: its key and value, and where these are codes their scales."""
+        """Indices of a layer's states in the graph: its key and value, and if these are codes, their scales."""
         pairs = range(0, len(self._spec.states), 2 * self.num_layers)
         return [start + 2 * layer + part for start in pairs for part in (0, 1)]
 
     def _dtype(self, value: str, default: str) -> str:
-        """A layer that is a float32 island may hand on float32."""
+        """Dtype of a value between layers: float32 if the layer before it is a float32 island."""
         kind = self._types.get(value)
         return str(helper.tensor_dtype_to_np_dtype(kind)) if kind else default
 
@@ -95,7 +95,7 @@ class CutDecoder:
             tensor.name for tensor in (*spec.inputs, *constants)
         }
         if strange := sorted(read - known):
-            raise _cannot_be_cut(self._path, f"layer {layer} reads {', '.join(strange)}, which is another layer's")
+            raise _cannot_be_cut(self._path, f"layer {layer} reads {', '.join(strange)} of another layer")
         graph = helper.make_graph(
             nodes, f"layer {layer}", list(map(_value, spec.inputs)), list(map(_value, spec.outputs)), constants
         )
@@ -103,7 +103,7 @@ class CutDecoder:
         return helper.make_model(graph, opset_imports=list(source.opset_import), ir_version=source.ir_version)
 
     def _members(self, layer: int, wanted: list[str], begin: str) -> Iterator[int]:
-        """The nodes that make `wanted` of what the layer is given, in order. Raises BundleError if it is not enough."""
+        """The nodes that compute `wanted` from the layer's inputs, in order. Raises BundleError if they need more."""
         makers, members, waiting = self._file.makers, set[int](), list(wanted)
         while waiting:
             name = waiting.pop()
@@ -111,7 +111,7 @@ class CutDecoder:
             if name == begin or index is None or index in members:
                 continue
             if self._file.nodes[index].op_type in PRODUCTS and not self._is_of(index, layer):
-                raise _cannot_be_cut(self._path, f"layer {layer} reads {name}, which another layer makes")
+                raise _cannot_be_cut(self._path, f"layer {layer} reads {name}, which another layer computes")
             members.add(index)
             waiting += self._file.nodes[index].input
         return iter(sorted(members))
@@ -123,7 +123,7 @@ class CutDecoder:
     def _renamed(self, index: int, names: dict[str, str], spec: GraphSpec) -> onnx.NodeProto:
         node = onnx.NodeProto()
         node.CopyFrom(self._file.nodes[index])
-        if node.op_type == "Shape":  # how long the past is, is read off any layer's
+        if node.op_type == "Shape":  # the length of the past may be read from any layer's cache
             others = (self._own(other) for other in range(self.num_layers))
             names = names | {
                 self._spec.states[old].input: state.input
@@ -144,6 +144,6 @@ def _cannot_be_cut(path: Path, why: str) -> BundleError:
     return BundleError(
         f"{path} cannot be cut between its layers: {why}",
         expected="a graph as pvc-export writes it",
-        cause="another version of the exporter made it, or it was edited",
+        cause="it was exported by another version, or edited",
         fix=EXPORT_AGAIN,
     )

@@ -1,4 +1,4 @@
-"""A reference whose matrices lie in files: each is read when its module is called, or for a whole layer at once."""
+"""A reference whose matrices are in files: each is read when its module is called, or for a whole layer at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..rounding import Reference
 
 @contextmanager
 def read_when_called(reference: Reference) -> Iterator[None]:
-    """Within it, both sides compute: a module reads its matrix before it runs, and forgets it afterwards."""
+    """In this context, both sides can compute: a module reads its matrix before it runs, and frees it afterwards."""
     hooks = []
     for name, module in _stored(reference, ""):
         for side in (module, reference.twin.get_submodule(name)):
@@ -29,11 +29,11 @@ def read_when_called(reference: Reference) -> Iterator[None]:
 
 
 class _Loan:
-    """The matrix of one module, there only while that runs; one that is held anyway is let be."""
+    """The matrix of one module, in memory only while it runs. One that is in memory anyway is left alone."""
 
     def __init__(self, reference: Reference, name: str, module: nn.Module) -> None:
         self._reference, self._name, self._empty = reference, name, _weight(module)
-        self._dtype = getattr(module, "dtype", torch.float32)  # a twin's is cast as it is read, not beside the other
+        self._dtype = getattr(module, "dtype", torch.float32)  # a twin's is cast when read, so only one copy exists
         self._is_running = False
 
     def begin(self, module: nn.Module, _: Any) -> None:
@@ -48,9 +48,9 @@ class _Loan:
 
 @contextmanager
 def held(reference: Reference, part: str, *, cast: bool = False) -> Iterator[None]:
-    """Within it, the matrices of a part of the model are in memory, once for both sides.
+    """In this context, the matrices of a part of the model are in memory, once for both sides.
 
-    cast  the twin has copies of its own, cast once: for many short calls, of which each would cast all of them
+    cast  give the twin separate copies, cast once, for many short calls that would each cast all matrices
     """
     empty = list[tuple[nn.Module, Tensor]]()
     try:
@@ -73,7 +73,7 @@ def held(reference: Reference, part: str, *, cast: bool = False) -> Iterator[Non
 
 
 def _stored(reference: Reference, part: str) -> Iterator[tuple[str, nn.Module]]:
-    """The modules of a part whose matrix lies in a file, by their names in the model."""
+    """The modules of a part whose matrix is in a file, with their names in the model."""
     for inner, module in reference.model.get_submodule(part).named_modules():
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.is_meta:
@@ -91,6 +91,6 @@ def _set(module: nn.Module, weight: Tensor) -> None:
 
 
 def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """As the twin computes with them: float16 products run in float32 on a CPU."""
+    """The values as the twin computes with them: float16 matmuls run in float32 on a CPU."""
     narrow = values.to(dtype)
     return narrow.float() if dtype == torch.float16 else narrow

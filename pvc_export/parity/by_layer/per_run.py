@@ -1,7 +1,8 @@
-"""A session whose weights are memory of this process only while they are used.
+"""A session whose weights are in memory only while they are used.
 
-A narrow graph is widened by ONNX Runtime's CPU: the compressor of an 8B model, 3.2 GiB in float16, would be 9 while it
-runs. So a graph of large weights is run in stretches of nodes, each opened for the call, as it is written, and closed.
+ONNX Runtime's CPU provider widens a narrow graph: the compressor of an 8B model, 3.2 GiB in float16, takes 9 GiB while
+it runs. So a graph with large weights is run in stretches of nodes. Each is opened for the call exactly as written, and
+closed after it.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from engines.spec import GraphSpec
 from ...terminal.facts import give_back
 
 MOST_BYTES = 800_000_000
-"""Weights of a stretch, in the file, unless one node needs more."""
+"""The most bytes of weights in a stretch, as stored in the file, unless one node needs more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Some nodes of a graph, as a graph: the names of what it is fed and of what others, or nobody, need of it."""
+    """Some nodes of a graph as a graph of their own, with its input names and the outputs that are needed later."""
 
     model: bytes
     inputs: tuple[str, ...]
@@ -35,12 +36,12 @@ class Stretch:
 
 
 class OpenedPerRun:
-    """A graph in ONNX Runtime's CPU, numpy in and out: of bfloat16 a widened one, which has it inside alone."""
+    """A graph in ONNX Runtime on the CPU, numpy in and out. A bfloat16 graph is widened, bfloat16 only inside."""
 
     computes_in = "float32"
 
     def __init__(self, path: Path, spec: GraphSpec, *, memory: HostMemory, graph: bytes | None = None) -> None:
-        """graph: another one over the weights of that file, in place of its own."""
+        """graph: another graph to run with the weights of that file, instead of the file's."""
         self.spec = spec
         self.memory: Memory = memory
         self._path, self._ort = path, import_onnxruntime()
@@ -48,7 +49,7 @@ class OpenedPerRun:
         self._stretches = list(stretches(model))
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What OrtSession.run does, for a graph that updates nothing in place."""
+        """Like OrtSession.run, for a graph that updates nothing in place."""
         arrays = {tensor.name: cast(Array, inputs[tensor.name]) for tensor in self.spec.inputs}
         for tensor in self.spec.inputs:
             tensor.check(arrays[tensor.name], self.spec.name)

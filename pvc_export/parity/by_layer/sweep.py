@@ -1,8 +1,8 @@
-"""The LLM's layers one after the other, each piece of the graph on the reference's own input.
+"""Sweep over the LLM's layers, one after the other: each piece of the graph runs on the reference's input.
 
-Two texts go through the reference: a conversation about the clip, and drawn tokens whose cache rows, over and over and
-turned to where they are, fill a whole context. At each layer both sides of the reference and the piece run the same
-rows behind the same caches: what rounding does there is the noise that the piece is held to.
+Two texts go through the reference: a conversation about the clip, and drawn tokens whose cache rows are repeated, with
+rotated keys, to fill a whole context. At each layer the reference, its twin and the piece run the same rows after the
+same caches; the difference between the first two is the noise from which the piece's limits come.
 Dimension key:  B streams   L rows   K key/value heads   D head dim   E width
 """
 
@@ -35,16 +35,16 @@ from .cut import CutDecoder
 from .held import held
 
 NUM_SINGLE = 4
-"""Last rows of the conversation that are fed one by one, as decoding does."""
+"""Last rows of the conversation, fed one by one as in decoding."""
 EDGES_A_LAYER = 6
-"""Of the places at the edges of a context's buckets; the layers take turns, so that together they see all."""
-OVERFLOW = "the reference's own values leave the range of the bundle's dtype behind this layer"
+"""Places at bucket edges checked per layer; the layers take turns, so that together they cover all."""
+OVERFLOW = "the reference's values overflow the bundle's dtype before these layers"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """Rows x (1, L, E) behind the first `length` rows of past, a key and a value (1, P, K, D): float32, in values of
-    the bundle's dtype."""
+    """Rows x (1, L, E) after the first `length` rows of past, a key and a value (1, P, K, D). All are float32, rounded
+    to the bundle's dtype."""
 
     where: Place
     x: Tensor
@@ -58,7 +58,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What came of it, and the conversation's hidden rows in the reference, (1, L, E); None if it ended early."""
+    """The evidence, and the reference's hidden rows of the conversation (1, L, E); None if the sweep ended early."""
 
     evidence: Evidence
     hidden: Tensor | None
@@ -66,7 +66,7 @@ class Swept:
 
 @torch.no_grad()
 def sweep(cut: CutDecoder, manifest: Manifest, reference: Reference, conversation: Tensor, progress: Progress) -> Swept:
-    """Hold every layer. conversation: embeddings (1, L, E) in float32."""
+    """Check every layer. conversation: embeddings (1, L, E) in float32."""
     texts = [conversation, _drawn(reference, min(NUM_PAST, manifest.limits.context))]
     found = list[Difference]()
     for layer in range(cut.num_layers):
@@ -92,7 +92,7 @@ def _drawn(reference: Reference, num_rows: int) -> Tensor:
 
 
 class _Layer:
-    """One layer of the model and of its twin, and the piece of the graph."""
+    """One layer of the model and of its twin, and the graph's piece for it."""
 
     def __init__(self, index: int, cut: CutDecoder, manifest: Manifest, reference: Reference) -> None:
         self.index, self.is_last = index, index == cut.num_layers - 1
@@ -102,12 +102,12 @@ class _Layer:
         self.cache = LinearCache(self.spec, self.session.memory)
 
     def rounded(self, x: Tensor) -> Tensor:
-        """In values of the bundle's dtype, as float32."""
+        """Round to the bundle's dtype, as float32."""
         return x.to(TORCH_DTYPE[self.precision]).float()
 
     def whole(self, x: Tensor) -> tuple[Tensor, KeyValue]:
-        """A text (1, L, E) through the reference's layer, without a cache: what the next one is fed, and the rows of
-        this one's cache."""
+        """Run a text (1, L, E) through the reference's layer without a cache. Returns the next layer's input and this
+        layer's cache rows."""
         out, (key, value) = self._run(self.reference.model, torch.float32, x, None, torch.arange(x.shape[1])[None])
         return out, (self.rounded(key), self.rounded(value))
 
@@ -124,7 +124,7 @@ class _Layer:
     # -- what is tried -------------------------------------------------------------------------------------------
 
     def of_a_text(self, x: Tensor, past: KeyValue) -> Iterator[Call]:
-        """As a stream is told it: a first pass as long as one may be, a second one, and single rows."""
+        """The calls of a stream with this text: a first pass of at most `chunk` rows, a second one, and single rows."""
         ends = [0, min(self.limits.chunk, x.shape[1] // 2), x.shape[1] - NUM_SINGLE]
         for index, (start, stop) in enumerate(zip(ends, ends[1:], strict=False)):
             yield Call(where=Place("pass", index), x=x[:, start:stop], past=past, length=start)
@@ -132,7 +132,7 @@ class _Layer:
             yield Call(where=Place("row", row), x=x[:, row : row + 1], past=past, length=row)
 
     def of_a_context(self, x: Tensor, rows: KeyValue) -> Iterator[Call]:
-        """As many rows as a frame has at the far end, and single rows at edges of buckets and between them."""
+        """A frame's rows at the far end of a full cache, and single rows at bucket edges and between them."""
         capacity, num_rows = self.cache.capacity, min(self.spec.dims["rows"].opt, x.shape[1])
         past = repeated_rows(self.reference.model.llm, rows, capacity)
         past = self.rounded(past[0]), self.rounded(past[1])
@@ -147,11 +147,11 @@ class _Layer:
     # -- how it is held ------------------------------------------------------------------------------------------
 
     def compare(self, call: Call) -> Iterator[Difference]:
-        """The piece against the reference's layer, and what rounding alone does to that."""
+        """Compare the piece with the reference's layer, and measure that layer's rounding noise."""
         yield from self._held(call, new_rows(self.session, self._feeds(call)))
 
     def compare_streams(self, x: Tensor, past: KeyValue) -> Iterator[Difference]:
-        """Streams of different lengths in one pass, each against the reference's own run. None for one stream."""
+        """Compare streams of different lengths in one pass with the reference's runs of each. Empty for one stream."""
         num_streams = self.limits.streams
         if num_streams == 1:
             return
@@ -160,7 +160,7 @@ class _Layer:
             Call(where=stream_place(stream, num_streams), x=x[:, at : at + 1], past=past, length=at)
             for stream, at in enumerate(lengths)
         ]
-        # One cache after the other is filled, so each has to be copied before the next.
+        # The same cache is filled for each call, so its arrays are copied before the next.
         feeds = [{name: array.copy() for name, array in self._feeds(call).items()} for call in calls]
         entries = np.concatenate([feed.pop("inputs_embeds") for feed in feeds])
         together = new_rows(self.session, {"inputs_embeds": entries, **joined_feeds(self.spec, feeds, 1)})
@@ -169,11 +169,11 @@ class _Layer:
 
     @property
     def _end(self) -> str:
-        """The output that the next layer is fed."""
+        """Name of the output that is the next layer's input."""
         return self.spec.outputs[0].name
 
     def _feeds(self, call: Call) -> dict[str, Array]:
-        """What the piece is fed. The cache is filled for it."""
+        """Fill the cache and return the piece's inputs."""
         past = {
             state.input: rows[:, : call.length].numpy().astype(state.dtype)
             for state, rows in zip(self.spec.states, call.past, strict=True)

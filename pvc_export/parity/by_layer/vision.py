@@ -1,7 +1,8 @@
-"""The vision side of a bundle against a reference whose weights stay in their files, in bounded memory.
+"""Check of a bundle's vision side against a reference whose weights stay in their files, in bounded memory.
 
-Trunk and temporal layers are held while frames go through them, and of a frame nothing is kept that was compared. The
-compressor's matrices may be larger than those two together, so it sees all frames at once, and each is read once.
+Trunk and temporal layers stay in memory while the frames go through them, and a frame's tensors are freed once
+compared. The compressor's matrices may be larger than both together, so it runs on all frames at once and reads each
+matrix once.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ from .held import held
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
-    """What came of it.
+    """Result of the vision side.
 
     frame_embeds  (T, M, E) of the reference
-    ended_early   whether a graph returned NaN: there is nothing to go on with
+    ended_early   whether a graph returned NaN, so that nothing can be checked after it
     """
 
     evidence: Evidence
@@ -59,7 +60,7 @@ class Seen:
 
 @torch.no_grad()
 def see(bundle: Bundle, reference: Reference, progress: Progress) -> Seen:
-    """A stream: every frame, far ones, every time, and rows of a batch."""
+    """Check a stream: every frame, far ones, every time, and rows of a batch."""
     clip = check_clip(2 * bundle.manifest.limits.window + 2)
     recorded = stream_clip(bundle, clip, num_frames=0, progress=lambda x: progress(0.5 * x))
     evidence, own = Evidence(), _Side(reference.model)
@@ -79,7 +80,7 @@ def see(bundle: Bundle, reference: Reference, progress: Progress) -> Seen:
 
 
 class _Side:
-    """What is kept of the frames that the reference, or its twin, saw."""
+    """Tensors kept from the frames of the reference, or of its twin."""
 
     def __init__(self, model: PVC) -> None:
         self.model = model
@@ -88,7 +89,7 @@ class _Side:
         self.embeds = torch.empty(0)
 
     def keep(self, tensors: dict[str, Tensor], times: Tensor) -> dict[str, Array]:
-        """Keep what the compressor needs of a frame. Returns all of it, to be compared."""
+        """Keep a frame's inputs of the compressor. Returns all its tensors for comparison."""
         self._patches.append(tensors[FEATURES])
         self._times.append(times)
         recorded = {name: to_numpy(tensor) for name, tensor in tensors.items()}
@@ -97,7 +98,7 @@ class _Side:
         return recorded
 
     def compress(self) -> Recording:
-        """frame_embeds of every frame that was kept, all at once."""
+        """frame_embeds of every kept frame, computed together."""
         with Float16Products():
             self.embeds = self.model.compressor(torch.cat(self._patches), torch.cat(self._times))
         return [{EMBEDS: to_numpy(one)} for one in self.embeds.split(1)]
@@ -106,13 +107,13 @@ class _Side:
 def _compare(
     bundle: Bundle, reference: Reference, recorded: RecordedStream, own: _Side, progress: Progress
 ) -> Evidence:
-    """Every output of every frame, and of the first few what rounding does to them."""
+    """Compare every output of every frame, and measure the rounding noise of the first few frames."""
     manifest, frames, twin = bundle.manifest, recorded.frames, _Side(reference.twin)
     rung, temporal, times = Rung("bundle", manifest.precision), manifest.graphs["temporal"], frames.times
     found, maps = list[Difference](), list[HeatMap]()
 
     def hold(index: int, want: Recording, theirs: Recording) -> None:
-        """Frames from `index` on."""
+        """Compare frames from `index` on."""
         some = slice(index, index + len(want))
         found.extend(compare(rung, recorded.vision[some], want, times[some]).differences)
         found.extend(noise_of(reference, want, theirs, times[some]).differences)

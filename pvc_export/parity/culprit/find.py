@@ -1,9 +1,9 @@
-"""The culprit: which operation of a bundle is the first that is wrong on the reference's own inputs, and why.
+"""Search for the culprit: the first operation of a bundle that is wrong on the reference's inputs, and why.
 
-Every graph is fed what the reference computed (inputs.py), cut into the reference's operations (pieces.py), and read
-from its beginning. An operation that rounds its inputs, its weights and its result is off by a few units of roundoff;
-over the models that were measured, the worst is off by 6.4, so more than LIMIT is a fault. Computed once more in
-float32 it tells of which kind: right there, it is a matter of precision, and a float32 island repairs it; still wrong,
+Every graph is fed the reference's values (inputs.py), cut into the reference's operations (pieces.py), and checked from
+its beginning. An operation that rounds its inputs, its weights and its result is off by a few units of roundoff. The
+worst over the measured models was 6.4, so more than LIMIT is a fault. Computing the operation again in float32 shows
+the kind of fault: if it is right then, precision is the cause and a float32 island repairs it; if it is still wrong,
 the graph computes something else.
 """
 
@@ -33,14 +33,14 @@ from .pieces import LARGEST, Piece, align, evaluate, measure_pieces, origins, ov
 from .record import Culprit
 
 LIMIT = 32.0
-"""Units of roundoff that one operation may be off by. Measured: 6.4 at most, over the operations of `tiny` and `shapes`
-in float16, both spellings, x86-64 CPU, ONNX Runtime 1.32, 2026-11-26."""
+"""The allowed error of one operation in units of roundoff. Measured: at most 6.4, over the operations of `tiny` and
+`shapes` in float16, both spellings, x86-64 CPU, ONNX Runtime 1.32, 2026-11-26."""
 LIMIT_OF_CODES = 128.0
-"""The same in a narrow graph where inputs are rounded to eight bits: what the dtype moved may take the next code.
-Measured: 52 at most, over the products of `tiny` in float16, by row and by tensor, x86-64 CPU, ONNX Runtime 1.32,
+"""The same for a narrow graph whose inputs are rounded to int8: a value that the dtype moved may take the next code.
+Measured: at most 52, over the matmuls of `tiny` in float16, by row and by tensor, x86-64 CPU, ONNX Runtime 1.32,
 2026-11-29."""
 ROOM = 4.0
-"""How far below the largest value of its dtype the result of an island must stay."""
+"""Headroom: the result of an island must stay below the largest value of its dtype by this factor."""
 
 
 def find_culprit(
@@ -48,9 +48,9 @@ def find_culprit(
 ) -> Culprit | None:
     """The first wrong operation of the bundle's graphs, in the order in which a frame and its text pass them.
 
-    graphs  those to look at: the first that failed a check is the one to begin with
-    None if every operation is right on the reference's inputs: then the runtime feeds them something else, or no
-    operation is wrong but a weight's last bits, or a cache.
+    graphs  the graphs to search; begin with the first that failed a check
+    Returns None if every operation is right on the reference's inputs. Then the runtime feeds the graphs other inputs,
+    or the fault is in a weight's last bits or in a cache.
     """
     manifest = Manifest.load(folder)
     recording = reference_stream(manifest, loaded)
@@ -65,7 +65,7 @@ def find_culprit(
 
 
 def _export_twin(manifest: Manifest, loaded: LoadedModel, graph: str, scratch: Path) -> Path:
-    """The same graph of the reference in float32."""
+    """Export the same graph of the reference in float32."""
     spec, spelling = float32_specs(manifest)[graph], load_target(manifest.target).spelling
     path = scratch / "twin" / f"{graph}.onnx"
     path.parent.mkdir(exist_ok=True)
@@ -83,7 +83,7 @@ def _first_wrong(
     if wrong is None:
         return None
     (again,) = measure_pieces(path, {wrong.name: wrong.origin}, truth, widen=True)
-    # In a narrow graph a float32 piece can be a matter of precision too: rounded inside, and wide again at its end.
+    # In a narrow graph, precision can also be the cause in a float32 piece that rounds inside and returns float32.
     is_right_when_wide = again.error <= LIMIT or bool(overflowing_weights(path, wrong))
     is_precision = manifest.precision != "fp32" and is_right_when_wide
     layer = part_at(loaded.model, layer_name(call.graph, wrong.origin.scope), wrong.channel)
@@ -110,11 +110,11 @@ def _symptom(wrong: Piece, limit: float) -> str:
         return f"{wrong.num_nonfinite} values are NaN or infinite"
     if wrong.error == inf:
         return "a mask, an index or a zero differs"
-    return f"off by {wrong.error:.0f} units of {wrong.dtype} roundoff, allowed {limit:.0f}"
+    return f"off by {wrong.error:.0f} units of {wrong.dtype} roundoff (limit {limit:.0f})"
 
 
 def pieces_of(path: Path, twin: Path, feeds: Mapping[str, Array]) -> tuple[list[Piece], dict[str, Array]]:
-    """Every operation of a graph, measured, and the truth that it was held to, by the names of the graph."""
+    """Measure every operation of a graph. Also returns the reference values, under the graph's names."""
     model = onnx.load(path, load_external_data=False)
     pairs = align(model, onnx.load(twin, load_external_data=False))
     values = evaluate(twin, pairs.values(), feeds)
@@ -124,7 +124,7 @@ def pieces_of(path: Path, twin: Path, feeds: Mapping[str, Array]) -> tuple[list[
 
 
 def _on_a_cpu(path: Path, manifest: Manifest, scratch: Path) -> Path:
-    """The graph, or for bfloat16 a copy that rounds to it and computes in float32."""
+    """The graph, or for bfloat16 a copy that computes in float32 and rounds to bfloat16."""
     if manifest.precision != "bf16":
         return path
     wide = scratch / path.name
@@ -136,7 +136,7 @@ def _on_a_cpu(path: Path, manifest: Manifest, scratch: Path) -> Path:
 def _island(
     manifest: Manifest, loaded: LoadedModel, graph: str, layer: str, wrong: Piece, pieces: Sequence[Piece]
 ) -> str | None:
-    """The innermost module around the operation that can be one and whose own result fits in the bundle's dtype."""
+    """The innermost module around the operation that can be an island and whose result fits in the bundle's dtype."""
     largest = LARGEST[manifest.precision] / ROOM
     parts = layer.split(".")
     for name in (".".join(parts[:count]) for count in range(len(parts), 0, -1)):

@@ -1,5 +1,5 @@
-"""Expected inputs of each graph, built from the reference. Masks and slots are derived here once more, independently of
-the runtime, so that what a runtime fed a graph can be held against them.
+"""Expected inputs of each graph, built from the reference. Masks and slots are derived here again, independently of the
+runtime, so that a runtime's inputs can be compared with them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ..value_states import encoded, of_values
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpectedCall:
-    """One run of a graph. `feeds`: each input, floats in float32 whatever the bundle's dtype, states as it holds
-    them."""
+    """One run of a graph. `feeds`: each input; floats are float32 whatever the bundle's dtype, states are in the
+    bundle's form."""
 
     graph: str
     where: Place
@@ -34,14 +34,16 @@ class ExpectedCall:
 
 
 def reference_stream(manifest: Manifest, loaded: LoadedModel) -> Recording:
-    """What the reference says of two windows and two frames."""
+    """The reference's outputs for two windows and two frames."""
     return run_torch(loaded.model, check_frames(manifest), manifest.graphs["temporal"])
 
 
 @torch.no_grad()
 def expected_calls(manifest: Manifest, loaded: LoadedModel, graph: str, recording: Recording) -> Iterator[ExpectedCall]:
-    """A few runs of a graph that show what it does: of the vision graphs the first frame, the last of a full window and
-    the last of the clip; of the LLM its first pass, and one row after all the others. recording: reference_stream's.
+    """A few representative runs of a graph, from the recording of reference_stream.
+
+    Vision graphs: the first frame, the last of a full window and the last of the clip. The LLM: its first pass, and one
+    row after all others.
     """
     graph_spec, frames = float32_specs(manifest)[graph], check_frames(manifest)
     spec = of_values(graph_spec)
@@ -65,7 +67,7 @@ def float32_specs(manifest: Manifest) -> dict[str, GraphSpec]:
 
 
 def vision_feeds(spec: GraphSpec, frames: Frames, recording: Recording, index: int) -> dict[str, Array]:
-    """Inputs of a vision graph at frame `index`: frame t lies in slot t % W, where W - 1 earlier frames may be seen."""
+    """Inputs of a vision graph at frame `index`: frame t is in slot t % W, and W - 1 earlier frames are visible."""
     time = frames.times[index]
     seen = recording[index]
     values: dict[str, Array] = {
@@ -106,7 +108,7 @@ def _language_calls(
 
 
 def _conversation(manifest: Manifest, loaded: LoadedModel, recording: Recording) -> torch.Tensor:
-    """As many frames as fit in the context, and a question: (1, L, E)."""
+    """Embeddings (1, L, E) of as many frames as fit in the context, and a question."""
     for count in range(len(recording), 0, -1):
         ids = loaded.prompt_ids(num_frames=count, question=QUESTION)
         if len(ids) <= manifest.limits.context:
@@ -116,7 +118,8 @@ def _conversation(manifest: Manifest, loaded: LoadedModel, recording: Recording)
 
 
 def language_feeds(spec: GraphSpec, embeds: Array, rows: list[Array], start: int, stop: int) -> dict[str, Array]:
-    """Inputs of the LLM for rows start..stop - 1, of `rows` (1, L, K, D) those before them in every cache."""
+    """Inputs of the LLM for rows start..stop - 1. `rows` (1, L, K, D) has every cache's rows; those before start are
+    the past."""
     values: dict[str, Array] = {
         "inputs_embeds": embeds[:, start:stop],
         "position_ids": np.arange(start, stop, dtype=np.int64)[None],

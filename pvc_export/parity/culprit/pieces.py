@@ -1,11 +1,11 @@
-"""A graph cut at every value that the reference knows by name, each piece fed the truth: where an error is made.
+"""Locating an error: a graph is cut at every value that the reference has a name for, and each piece is fed the truth.
 
-An error that has grown through a graph does not say where it began. So a graph is cut into the operations of the
-reference ('linear_3', 'softmax': names that the exporter keeps in every precision), and each piece, which may be
-several ONNX nodes, is fed what the reference's own float32 graph, the twin, computed at its inputs. What a piece then
-gets wrong is its own doing.
-All pieces are one ONNX graph without connections, run once. It takes and returns float32 and rounds inside,
-so that bfloat16 needs no more than float16 does.
+An error that has grown through a graph does not show where it began. So the graph is cut into the operations of the
+reference ('linear_3', 'softmax': names that the exporter keeps in every precision). Each piece, which may be several
+ONNX nodes, is fed the values that the reference's float32 graph (the twin) computed for its inputs. Any error of its
+result then arises in the piece itself.
+All pieces are joined into one ONNX graph without connections, which runs once. It takes and returns float32 and rounds
+inside, so bfloat16 needs nothing that float16 does not.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ LARGEST = {"fp16": 65504.0, "bf16": 3.39e38, "fp32": 3.40e38}
 ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp32": 2.0**-24}
 """Largest finite value, and unit roundoff, of each dtype."""
 SHAPELESS = ("_to_copy", "clone", "sym_size")
-"""Operations that a narrow graph may have more of: casts, copies, arithmetic of sizes."""
+"""Operations of which a narrow graph may have more: casts, copies, arithmetic on sizes."""
 TRUTH, SEEN = ".truth", ".seen"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Where a value comes from, by the exporter's notes.
+    """Origin of a value, from the exporter's notes.
 
-    scope      the module of the graph that computed it, innermost first dot by dot: 'layers.1.attn'; '' is the graph
-    operation  torch's name of it: 'linear', 'softmax'
+    scope      dotted name of the module that computed it: 'layers.1.attn'; '' is the graph itself
+    operation  torch's name of the operation: 'linear', 'softmax'
     line       'layers.py:47', the innermost line of pvc_ref
     """
 
@@ -53,13 +53,14 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
-    """What one operation of the reference consists of in a graph, and what it made of the truth.
+    """One operation of the reference in a graph, and the error of its result when fed the truth.
 
-    dtype   the narrowest among what it is fed, its weights and its result
-    nodes   its ONNX operators;  weights  the values that it holds
-    off     the larger of |got - truth| / |truth|, and of a value's difference over it and the root mean square
+    dtype   the narrowest dtype of its inputs, weights and result
+    nodes   its ONNX operators;  weights  the names of its weights
+    off     the relative L2 |got - truth| / |truth|, or if larger, the largest difference of one value, divided by that
+            value plus the root mean square
     peak    the largest |truth| of its result
-    channel  along the last axis, where the largest difference is
+    channel  the index along the last axis with the largest difference
     """
 
     name: str
@@ -74,12 +75,12 @@ class Piece:
 
     @property
     def error(self) -> float:
-        """In units of its dtype's roundoff; infinite where anything is not finite."""
+        """The error in units of its dtype's roundoff; infinite if any value is not finite."""
         return inf if self.num_nonfinite else self.off / ROUNDOFF[self.dtype]
 
 
 def origins(model: onnx.ModelProto) -> dict[str, Origin]:
-    """The origin of every value that torch's program has a name for; others the exporter numbers as they come."""
+    """The origin of every value that torch's program names. The exporter numbers the others in their order."""
     found, outputs = {}, {value.name for value in model.graph.output}
     for node in model.graph.node:
         notes = {entry.key: entry.value for entry in node.metadata_props}
@@ -95,15 +96,15 @@ def origins(model: onnx.ModelProto) -> dict[str, Origin]:
 
 
 def _own_line(trace: str) -> str:
-    """The innermost line that is not torch's own, as 'layers.py:47'."""
+    """The innermost line outside site-packages, as 'layers.py:47'."""
     lines = [line.split('"') for line in trace.splitlines() if 'File "' in line and "site-packages" not in line]
     return f"{Path(lines[-1][1]).name}:{lines[-1][2].split()[2].strip(',')}" if lines else ""
 
 
 def align(model: onnx.ModelProto, twin: onnx.ModelProto) -> dict[str, str]:
-    """Values of a graph, in its order, and the twin's of the same place: the k-th such operation of that module.
+    """Value of a graph -> the twin's value at the same place, the k-th operation of that kind in that module.
 
-    Names alone do not tell: casts, which only a narrow graph has, shift the exporter's counts.
+    Names cannot be used: casts, which only a narrow graph has, shift the exporter's numbering.
     """
     there = {place: name for name, place in _places(twin).items()}
     return {name: there[place] for name, place in _places(model).items() if place in there}
@@ -121,7 +122,7 @@ def _places(model: onnx.ModelProto) -> dict[str, tuple[str, str, int]]:
 
 
 def evaluate(path: Path, names: Iterable[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """The named values of a float32 graph: the truth. Caches that it updates in place are copied first."""
+    """Compute the named values of a float32 graph: the truth. Caches that it updates in place are copied first."""
     model = typed(path)
     types = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
     wanted = [types[name] for name in dict.fromkeys(names)]
@@ -133,10 +134,10 @@ def evaluate(path: Path, names: Iterable[str], feeds: Mapping[str, Array]) -> di
 def measure_pieces(
     path: Path, known: Mapping[str, Origin], truth: Mapping[str, Array], *, widen: bool = False
 ) -> list[Piece]:
-    """What every piece of the graph at `path` makes of the truth, in the order of the graph.
+    """Run every piece of the graph at `path` on the truth and measure its error, in the order of the graph.
 
-    known  the names to cut at, and where they come from;  truth  what any piece may be fed, and should return
-    widen  compute everything in float32: what is wrong then too is no matter of precision
+    known  the names to cut at, with their origins;  truth  the possible inputs of a piece, and its expected result
+    widen  compute everything in float32; an error that remains is not caused by precision
     """
     cut = Cut(typed(path), frozenset(known))
     model = cut.model(widen=widen)
@@ -147,7 +148,7 @@ def measure_pieces(
     got, found = _run(model, path, feeds), []
     for name, members in cut.pieces().items():
         value, want = got[name + SEEN].astype(np.float64), truth[name].astype(np.float64)
-        if value.shape != want.shape:  # put in after the export, in place of another: there is nothing to compare
+        if value.shape != want.shape:  # it replaced another value after the export, so there is nothing to compare
             continue
         found.append(
             Piece(
@@ -166,7 +167,7 @@ def measure_pieces(
 
 
 def overflowing_weights(path: Path, piece: Piece) -> list[str]:
-    """Weights of a piece that its dtype does not hold: they are infinite, and no arithmetic mends that."""
+    """Weights of a piece that overflow its dtype. They are infinite, which wider arithmetic does not repair."""
     tensors = onnx.load(path, load_external_data=False).graph.initializer
     return [
         tensor.name
@@ -176,7 +177,7 @@ def overflowing_weights(path: Path, piece: Piece) -> list[str]:
 
 
 def _channel(difference: Array) -> int:
-    """Along the last axis, where the largest difference is; what is not finite is larger than all else."""
+    """Index along the last axis of the largest difference; non-finite values are the largest."""
     if not difference.ndim or not difference.size:
         return 0
     size = np.nan_to_num(np.abs(difference), nan=inf, posinf=inf).reshape(-1, difference.shape[-1])
@@ -184,7 +185,7 @@ def _channel(difference: Array) -> int:
 
 
 def _off(value: Array, want: Array, *, is_real: bool) -> float:
-    """Piece.off. Of indices, masks and zeros, anything but equality is an infinite error."""
+    """Compute Piece.off. For indices, masks and zeros, any difference is an infinite error."""
     difference = np.abs(value - want)
     scale = float(np.sqrt(np.mean(np.square(want)))) if want.size else 0.0
     if not is_real or scale == 0:
@@ -194,7 +195,7 @@ def _off(value: Array, want: Array, *, is_real: bool) -> float:
 
 
 class Cut:
-    """A graph and the names at which it is cut. `fed`: everything that a piece may be fed instead of computing it;
+    """A graph and the names at which it is cut. `fed`: values that can be fed to a piece instead of being computed;
     `results`: the names that pieces compute, in the graph's order."""
 
     def __init__(self, model: onnx.ModelProto, names: frozenset[str]) -> None:
@@ -221,12 +222,12 @@ class Cut:
         return found
 
     def narrowest(self, name: str, members: Sequence[onnx.NodeProto]) -> str:
-        """The narrowest dtype that a piece is fed, holds or returns."""
+        """The narrowest dtype of a piece's inputs, weights and result."""
         touched = [name, *(read for node in members for read in node.input)]
         return next((NARROW[kind] for kind in map(self.types.get, touched) if kind in NARROW), "fp32")
 
     def _held(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """The node, each narrow result through an Identity: ONNX Runtime would drop two casts in a row."""
+        """The node, with every narrow result passed through an Identity: ONNX Runtime would drop two casts in a row."""
         held = [(index, name) for index, name in enumerate(node.output) if self.types.get(name) in NARROW]
         for index, name in held:
             node.output[index] = f"{name}.raw"
@@ -262,7 +263,7 @@ class Cut:
 
 
 def _reading(node: onnx.NodeProto, renamed: Mapping[str, str]) -> onnx.NodeProto:
-    """The node, reading what it is fed."""
+    """A copy of the node that reads the renamed values."""
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     for index, read in enumerate(copy.input):
@@ -271,7 +272,7 @@ def _reading(node: onnx.NodeProto, renamed: Mapping[str, str]) -> onnx.NodeProto
 
 
 def _widened(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """The node in float32, whatever it was to round to."""
+    """The node in float32, without any rounding to a narrow dtype."""
     if node.op_type == "Cast":
         for attribute in node.attribute:
             if attribute.name == "to" and attribute.i in NARROW:
@@ -284,8 +285,8 @@ def _widened(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def typed(path: Path) -> onnx.ModelProto:
-    """The graph, without its weights, with a type for every value: the exporter's notes, and inference for what was put
-    in later."""
+    """The graph without its weights and with a type for every value: from the exporter's notes, or inferred for values
+    that were added later."""
     model = onnx.load(path, load_external_data=False)
     try:
         return onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=False)
@@ -294,7 +295,7 @@ def typed(path: Path) -> onnx.ModelProto:
 
 
 def _run(model: onnx.ModelProto, source: Path, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Run a model over the weights of `source`, as it is written: nothing fused, nothing folded."""
+    """Run a model with the weights of `source` exactly as written: nothing fused, nothing folded."""
     session = open_as_written(import_onnxruntime(), model.SerializeToString(), source.parent)
     names = [value.name for value in session.get_outputs()]
     return dict(zip(names, session.run(names, {v.name: feeds[v.name] for v in session.get_inputs()}), strict=True))

@@ -1,4 +1,4 @@
-"""What the search for a culprit found, and what a repair proved: records, which reports hold."""
+"""Records for reports: the culprit that was found, and the repair that was tried."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..places import Place
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Culprit:
-    """The first operation that is wrong, where it is written, and what would repair it.
+    """The first wrong operation, its source line, and its repair.
 
-    layer         module of the model: 'trunk.layers.1.attn';  operation, nodes: torch's name of it, ONNX's
-    error, limit  units of roundoff of its dtype; infinite where it returns NaN or infinity, or a wrong mask or index
-    symptom       the same in words
-    peak          the largest value that it should return;  largest  what its dtype can hold
+    layer         module of the model: 'trunk.layers.1.attn';  operation, nodes: its torch name, its ONNX operators
+    error, limit  in units of roundoff of its dtype; infinite if it returns NaN, infinity, or a wrong mask or index
+    symptom       the error in words
+    peak          the largest value that it should return;  largest  the largest finite value of its dtype
     is_precision  whether it is right in float32
-    island        the smallest part of the model around it that is best computed in float32; None if that is no help
+    island        the smallest part of the model around it to compute in float32; None if that does not help
     """
 
     graph: str
@@ -36,10 +36,10 @@ class Culprit:
     island: str | None
 
     def text(self) -> str:
-        """Three lines for people: what is wrong and where, how large its values are, what repairs it."""
+        """Three lines for people: what is wrong and where, the size of its values, and the repair."""
         if not self.is_precision:
             repair = (
-                "Wrong in float32 too, so precision is not the cause: weights, an attribute or the operation itself "
+                "Also wrong in float32, so precision is not the cause: weights, an attribute or the operation itself "
                 "differ from the reference's. Export the bundle again; if it still fails, the exporter is at fault"
             )
         elif self.island is None:
@@ -47,10 +47,10 @@ class Culprit:
         else:
             repair = f"Right in float32, so keep this part of the model in float32: --island {self.island}"
         return (
-            f"First wrong operation, on the reference's own inputs: '{self.operation}' of layer '{self.layer}' in "
+            f"First wrong operation on the reference's inputs: '{self.operation}' of layer '{self.layer}' in "
             f"graph '{self.graph}', at {self.where}: {self.symptom}\n"
-            f"  ({self.line}; in ONNX {', '.join(self.nodes)}). Its values reach {self.peak:.3g}; {self.dtype} holds "
-            f"{self.largest:.3g}.\n  {repair}"
+            f"  ({self.line}; in ONNX {', '.join(self.nodes)}). Its values reach {self.peak:.3g}; the largest value in "
+            f"{self.dtype} is {self.largest:.3g}.\n  {repair}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -59,9 +59,10 @@ class Culprit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Repair:
-    """What a bundle needs in order to pass.
+    """The result of searching for a repair.
 
-    islands   beyond those of the request;  passed  whether a bundle with them did;  culprits  one a failed try
+    islands   islands added to the requested ones;  passed  whether a bundle with them passed;  culprits  one per failed
+              attempt
     """
 
     islands: tuple[str, ...]
@@ -74,11 +75,11 @@ class Repair:
             return f"No repair was found. Float32 islands tried together: {tried}"
         if not self.islands:
             return (
-                "Exported again without changes, the check passes: the model is fine, and this bundle was changed or "
+                "A new export without changes passes the check: the model is fine, and this bundle was changed or "
                 "made by another version. Export it again"
             )
         flags = " ".join(f"--island {name}" for name in self.islands)
-        return f"Exported again with {flags}, the check passes"
+        return f"A new export with {flags} passes the check"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"culprits": [culprit.to_json() for culprit in self.culprits]}

@@ -1,17 +1,17 @@
 """Drift: does the error of a stream grow with its length? python -m pvc_export.studies.drift [BUNDLE | --wide]
 
-N frames of an endless rendered scene run through the vision graphs in ONNX Runtime's CPU, without a gap, the clock
-running on and the ring wrapping over and over. In blocks of frames (statistics.py) every output and cache row is held
-against the reference, at the same frames, by relative L2:
-    error    the graphs against torch fp64           what a user gets, against the truth
-    floor    torch fp32 against torch fp64           what float32 costs by itself: the noise floor
-    beyond   error - floor, frame by frame           what the export adds to it
-    gap      the graphs against torch fp32           the same, also where a high floor hides it: gap >= beyond, and what
-                                                     the committed limits are for
-The reference does not run all N frames. Through L temporal layers of window W a frame depends on the
-L (W - 1) frames before it and on no other, so the reference sees those, whole, at their true times; and so it shares
-neither ring nor cache with what it judges. The floor is no constant: time x frequency is rounded to float32, an error
-that grows with the clock and is the same in both, so a slope counts as drift only where the floor does not have it too.
+N frames of an endless rendered scene run through the vision graphs in ONNX Runtime on the CPU, without a break, while
+the clock runs on and the ring wraps again and again. In blocks of frames (statistics.py) every output and cache row is
+compared with the reference at the same frames, by relative L2:
+    error    the graphs against torch fp64           the user's result, against the truth
+    floor    torch fp32 against torch fp64           the noise floor: the rounding of float32 itself
+    beyond   error - floor, frame by frame           the error added by the export
+    gap      the graphs against torch fp32           the same, even if a high floor hides it (gap >= beyond); the
+                                                     committed limits are for this one
+The reference does not run all N frames. With L temporal layers of window W, a frame depends only on the L (W - 1)
+frames before it, so the reference runs those in one pass, at their true times. It therefore shares neither ring nor
+cache with the graphs. The floor is not constant: time x frequency is rounded to float32, an error that grows with the
+clock and is the same in both. So a slope counts as drift only if the floor does not have it too.
 Dimension key:  T frames   S pixels a side   N positions   W window
 """
 
@@ -59,7 +59,7 @@ from .statistics import plan_blocks
 
 FLOAT32 = Rung("torch", "fp32")
 NUM_BLOCKS = 32
-"""Blocks after the first two windows: 256 frames at a window of 8, in a fifth of the time that the graphs take."""
+"""Blocks after the first two windows: 256 frames at a window of 8, which take a fifth of the graphs' time."""
 
 
 def measure_drift(
@@ -71,9 +71,9 @@ def measure_drift(
     precision: Precision = "fp32",
     progress: Progress = lambda _: None,
 ) -> DriftReport:
-    """Stream through vision sessions on the CPU, beside their reference, a float32 model whose noise is known.
+    """Stream through vision sessions on the CPU, and compare with their reference, a float32 model with known noise.
 
-    Raises SpecError for a stream too short for a slope, NonFiniteError if a graph returns NaN or infinity.
+    Raises SpecError if the stream is too short for a slope, NonFiniteError if a graph returns NaN or infinity.
     """
     started = time.perf_counter()
     spec = sessions["temporal"].spec
@@ -114,7 +114,7 @@ def measure_drift(
 
 
 def vision_noise(model: PVC, temporal: GraphSpec, *, precision: Precision, islands: Sequence[str] = ()) -> NoiseTable:
-    """What rounding alone does to two windows and two frames of a stream: what a longer one is held against."""
+    """Rounding noise over two windows and two frames of a stream, from which a longer stream's limits come."""
     window = window_of(temporal)
     pixels = list(islice(_world(model), 2 * window + 2))
     total = len(pixels) if model.config.time_mode == "fixed" else None
@@ -129,7 +129,7 @@ def vision_noise(model: PVC, temporal: GraphSpec, *, precision: Precision, islan
 def drift_rule(
     sessions: Mapping[str, Session], model: PVC, noise: NoiseTable, *, num_frames: int, precision: Precision
 ) -> Rule:
-    """Level E of a check. So few blocks leave a wide interval: what no longer stream decided breaks no rule."""
+    """Level E of a check. Few blocks give a wide interval, so an undecided tensor does not break the rule."""
     name = f"{num_frames} frames in a row"
     try:
         report = measure_drift(sessions, model, noise, num_frames=num_frames, precision=precision)
@@ -137,12 +137,13 @@ def drift_rule(
         return Rule(level="E", name=name, passed=False, detail=error.what)
     faults = [f"{c.tensor} {c.verdict}" for c in report.curves if c.verdict != "ok" and not c.is_undecided]
     open_ = sum(curve.is_undecided for curve in report.curves)
-    detail = f"{len(report.curves)} tensors do not drift" + (f", {open_} of them undecided in so few" if open_ else "")
+    detail = f"{len(report.curves)} tensors do not drift" + (f", {open_} undecided in so few frames" if open_ else "")
     return Rule(level="E", name=name, passed=not faults, detail=faults[0] if faults else detail)
 
 
 def _world(model: PVC) -> Iterator[Array]:
-    """Frames (S, S, 3) uint8 RGB without an end, of the world that the model was taught, else of rendered shapes."""
+    """Endless frames (S, S, 3) uint8 RGB: scenes of the shapes world if the model was trained on it, else rendered
+    shapes."""
     size = model.config.vision.image_size
     if model.trained_on == WORLD:
         from pvc_ref.shapes import watch  # needs OpenCV, which other models do not
@@ -152,7 +153,7 @@ def _world(model: PVC) -> Iterator[Array]:
 
 
 class _Judge:
-    """The reference's side, and every difference found. By tensor, in the order in which a frame makes them."""
+    """The reference's side, and every difference found, by tensor in the order of computation."""
 
     def __init__(
         self, model: PVC, spec: GraphSpec, noise: NoiseTable, *, window: int, total_frames: int | None, rung: Rung
@@ -166,11 +167,11 @@ class _Judge:
 
     @property
     def reach(self) -> int:
-        """Frames before it that a frame depends on."""
+        """Number of earlier frames that a frame depends on."""
         return self.model.config.vision.num_temporal_layers * (self.window - 1)
 
     def compare(self, block: range, got: Recording, kept: Sequence[Array]) -> None:
-        """Hold the recorded frames of a block against both references; `kept` ends with the block's last frame."""
+        """Compare the recorded frames of a block with both references; `kept` ends with the block's last frame."""
         first = max(block.start - self.reach, 0)
         pixels = list(kept)[first - block.stop :]
         fp32, fp64 = (
@@ -214,7 +215,7 @@ class _Judge:
 
 
 def _mean_difference(found: Sequence[Difference], block: range) -> Difference:
-    """The mean of what has a limit."""
+    """The mean of every metric that has a limit."""
     means: dict[str, Any] = {
         metric: float(np.mean([getattr(difference, metric) for difference in found])) for metric in GATED
     }
@@ -242,8 +243,8 @@ def reference_block(
 ) -> Recording:
     """Every vision tensor of the last num_compared frames, in the model's dtype.
 
-    pixels    (S, S, 3) uint8 RGB of frames first, first + 1, ...: those that are compared, and before them the
-              L (W - 1) that they depend on, fewer only where the stream begins
+    pixels    (S, S, 3) uint8 RGB of frames first, first + 1, ...: the compared frames, after the L (W - 1) frames they
+              depend on, or fewer at the beginning of the stream
     temporal  the graph's spec, which names the cache rows
     """
     x = model.trunk(torch.from_numpy(np.stack(pixels)))

@@ -1,4 +1,4 @@
-"""How the errors of a long stream came out: a curve for each tensor with its verdict, and the report of all."""
+"""Drift results of a long stream: a curve for each tensor with its verdict, and the report on all of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from engines.spec import Precision
 
+from ...terminal.numbers import share
 from ..limits import Row
 from .statistics import CONFIDENCE, Trend, fit_trend
 
@@ -18,14 +19,14 @@ Series = Literal["error", "floor", "beyond", "gap"]
 COLUMNS = ("frame", "error", "floor", "gap")
 UNDECIDED = "undecided"
 SINGLE_FRAME = 4
-"""A single frame may be off by so many limits, the mean of a block by one. A limit comes from the worst of some twenty
-frames, and longer streams meet rarer ones: of 2,000 frames of `shapes` a faithful float32 export was above one limit in
-five, by one token each, and at most at 1.8 of it."""
+"""A single frame may use up to this many times its limit, the mean of a block only one. A limit comes from the worst of
+some twenty frames, and longer streams contain rarer ones: a faithful float32 export exceeded a limit in five of 2,000
+frames of `shapes`, by one token each, and reached at most 1.8 times the limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One frame, or the mean over a block of them: relative L2 of one tensor, as drift/measure.py defines each."""
+    """One frame, or the mean over a block of frames: relative L2 of one tensor; drift/measure.py defines each field."""
 
     frame: float
     error: float
@@ -43,13 +44,13 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drift:
-    """How far one tensor is off over a stream of num_frames, and whether that grows: of a bundle, or of any graph.
+    """Error of one tensor over a stream of num_frames, and its growth, for a bundle or any graph.
 
     tensor   'graph/tensor', or the name of a graph's output
-    samples  every frame that was compared
-    means    of blocks of them: what the trends are fitted to
-    noise    the worst relative L2 from torch fp32 of a faithful export, from which the limit was made. An error that
-             grows by as much within the stream drifts; less is lost in it
+    samples  every compared frame
+    means    means over blocks of frames, to which the trends are fitted
+    noise    the worst relative L2 of a faithful export to torch fp32, of which the limit is a multiple. An error that
+             grows by more than this within the stream drifts; smaller growth cannot be distinguished from it
     """
 
     tensor: str
@@ -59,23 +60,23 @@ class Drift:
     noise: float
 
     def trend(self, series: Series) -> Trend:
-        """Per frame."""
+        """The trend per frame."""
         return fit_trend([mean.frame for mean in self.means], [getattr(mean, series) for mean in self.means])
 
     def trends(self) -> dict[str, Trend]:
-        """What must not grow, in words, and how it does."""
-        return {"beyond the noise floor": self.trend("beyond"), "from torch fp32": self.trend("gap")}
+        """Name in words -> trend, for the errors that must not grow."""
+        return {"above the noise floor": self.trend("beyond"), "from torch fp32": self.trend("gap")}
 
     def growth(self) -> str | None:
-        """'drifts: ...' where even the lower end of a slope's interval, times the stream's length, is above `noise`."""
+        """'drifts: ...' if even the lower end of a slope's interval, times the stream's length, is above `noise`."""
         for name, trend in self.trends().items():
             if trend.lower * self.num_frames > self.noise:
                 change = trend.text(self.num_frames)
-                return f"drifts: {change} {name} over a stream of {self.num_frames}, above {self.noise:.1e}"
+                return f"drifts: {change} {name} over {self.num_frames} frames, more than {self.noise:.1e}"
         return None
 
     def doubt(self, limit: float) -> str | None:
-        """'undecided: ...' where the upper end is above the limit: a drift as large as that is not excluded."""
+        """'undecided: ...' if the upper end is above the limit, so that a drift of that size cannot be excluded."""
         for name, trend in self.trends().items():
             if trend.upper * self.num_frames > limit:
                 change = trend.text(self.num_frames)
@@ -101,11 +102,11 @@ class Drift:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DriftCurve(Drift):
-    """The drift of a bundle's tensor, beside its committed limits. `means` are of the blocks after the first window.
+    """Drift of a bundle's tensor, with its committed limits. `means` exclude the first window.
 
-    block      the worst block, its mean difference from torch fp32 in four metrics, and the limits committed for it
-    single     the worst single frame, likewise
-    reference  the worst block of torch fp32 against torch fp64: no fault of the bundle, so not part of the verdict
+    block      the worst block: its mean difference from torch fp32 in each metric that has a limit, and the limits
+    single     the worst single frame, in the same form
+    reference  the worst block of torch fp32 against torch fp64; not the bundle's fault, so not part of the verdict
     """
 
     block: Row
@@ -117,17 +118,17 @@ class DriftCurve(Drift):
         return max(self.samples, key=lambda sample: sample.error)
 
     def times_floor(self) -> float:
-        """How far the error grows within the stream, in multiples of the mean noise floor."""
+        """Growth of the error within the stream, in multiples of the mean noise floor."""
         return self.trend("error").slope * self.num_frames / float(np.mean([mean.floor for mean in self.means]))
 
     @property
     def reference_drifts(self) -> bool:
-        """Whether float32 itself loses over this stream what would be drift in a bundle."""
+        """Whether float32 itself loses enough over this stream to count as drift in a bundle."""
         return self.trend("floor").lower * self.num_frames > self.noise
 
     @property
     def is_undecided(self) -> bool:
-        """Nothing is wrong, but the stream was too short to exclude a drift as large as the limit."""
+        """Whether nothing is wrong, but the stream is too short to exclude a drift as large as the limit."""
         return self.verdict.startswith(UNDECIDED)
 
     @property
@@ -139,9 +140,9 @@ class DriftCurve(Drift):
         if (growth := self.growth()) is not None:
             return growth
         if not self.block.passed:
-            return f"above its limit, but not drifting: {self.block.text()}"
+            return f"over its limit, but not drifting: {self.block.text()}"
         if self.single.share() > SINGLE_FRAME:
-            return f"a single frame above {SINGLE_FRAME} times its limit: {self.single.text()}"
+            return f"a single frame over {SINGLE_FRAME} times its limit: {self.single.text()}"
         return self.doubt(self.block.worst.limits["rel_l2"]) or "ok"
 
     def line(self) -> str:
@@ -166,7 +167,7 @@ class DriftCurve(Drift):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DriftReport:
-    """All vision outputs and cache rows over one stream. `seconds` is wall time, streaming and reference together."""
+    """Drift of all vision outputs and cache rows over one stream. `seconds`: wall time of stream and reference."""
 
     precision: Precision
     computed_in: str
@@ -186,18 +187,18 @@ class DriftReport:
         block, single = (max(getattr(c, row).share() for c in self.curves) for row in ("block", "single"))
         return (
             f"{'pass' if self.passed else 'FAIL'}: {len(self.curves)} tensors over {self.num_frames} frames in "
-            f"{self.seconds:.0f} s, {len(self.curves[0].samples)} frames compared; blocks of them at most at "
-            f"{block:.0%} of their limits, single frames at {single:.0%}"
+            f"{self.seconds:.0f} s, {len(self.curves[0].samples)} frames compared; worst block at "
+            f"{share(block)} of its limit, worst single frame at {share(single)}"
         )
 
     def table(self) -> list[str]:
-        """Lines for people: one a tensor, then every fault, and what float32 itself loses."""
+        """Lines for people: one per tensor, then every fault, and the drift of float32 itself."""
         what = f"drift over {self.num_frames} frames, window {self.window}, {self.precision} (computed in "
         return [
-            f"{what}{self.computed_in}): relative L2, as mean of the first and of the last of "
-            f"{len(self.curves[0].means)} blocks, and its change over the stream, with a {CONFIDENCE:.0%} interval",
+            f"{what}{self.computed_in}): relative L2, means of the first and the last of "
+            f"{len(self.curves[0].means)} blocks, and its change over the stream with a {CONFIDENCE:.0%} interval",
             f"{'':<31}{'floor: fp32 to fp64':<23}{'error: to fp64':<23}{'change of the error':<31}{'/ floor':>8}   "
-            f"{'change beyond the floor':<24}{'change from fp32':<24}100% is",
+            f"{'change above the floor':<24}{'change from fp32':<24}100% is",
             *(curve.line() for curve in self.curves),
             *(f"  FAIL {fault}" for fault in self.faults()),
             *self._of_the_reference(),
@@ -210,9 +211,9 @@ class DriftReport:
         worst = max(drifting, key=lambda curve: curve.trend("floor").slope)
         share = max(curve.reference.share() for curve in drifting)
         return [
-            f"  The float32 reference drifts from float64 as well, {worst.tensor} by "
-            f"{worst.trend('floor').text(self.num_frames)}, to {share:.0%} of what 'torch fp32' may be off by: the "
-            "model's own rounding, not the bundle's."
+            f"  The float32 reference also drifts from float64, {worst.tensor} by "
+            f"{worst.trend('floor').text(self.num_frames)}, to {share:.0%} of the limit of 'torch fp32'. "
+            "This is the model's own rounding, not the bundle's."
         ]
 
     def to_json(self) -> dict[str, Any]:

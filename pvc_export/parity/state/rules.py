@@ -1,9 +1,9 @@
-"""What holds bit for bit, or not at all: a stream's state (level G), the rows of a batch (H), the same bits again (I).
+"""Rules that must hold bit for bit: a stream's state (level G), the rows of a batch (H), determinism (I).
 
-A bundle's own CPU sessions run short streams of check_clip's frames, forwards and backwards. No reference and no
-tolerance: two ways to one state must hold the same caches, see the next frame alike, and score alike.
-A rule that cannot be shown says why, and its `passed` is None. Nothing here imports torch: the last rule starts a
-process that imports this module.
+The bundle's CPU sessions run short streams of check_clip's frames, forwards and backwards. There is no reference and no
+tolerance: two ways to the same state must give the same caches, encode the next frame alike, and score alike.
+A rule that cannot run gives the reason, and its `passed` is None. Nothing here imports torch, because the last rule
+starts a process that imports this module.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from .trial import (
 )
 
 LARGEST_TWICE = 2 << 30
-"""Bytes of the largest bundle that is opened a second time beside the first."""
+"""Bytes of the largest bundle that is opened a second time while the first is open."""
 Feeds = list[dict[str, Array]]
 """The inputs of each run of a graph."""
 
 
 def check_rules(bundle: Bundle, *, num_frames: int | None = None, scratch: Path | None = None) -> tuple[Rule, ...]:
-    """Every rule of levels G, H and I, in that order.
+    """Check every rule of levels G, H and I, in that order.
 
-    bundle      on CPU sessions, as open_on_cpu opens it
-    num_frames  of a stream: by default one more than the window, so that the ring wraps, or as many as fit in the
-                context. Twelve times as many are pushed in all
-    scratch     where a temporary folder for saved streams goes, by default the system's
+    bundle      on CPU sessions, as opened by open_on_cpu
+    num_frames  length of a stream: by default one more than the window, so that the ring wraps, or as many as fit in
+                the context. In all, twelve times as many frames are pushed
+    scratch     where to put a temporary folder for saved streams; default the system's
     """
     with tempfile.TemporaryDirectory(prefix="pvc-rules-", dir=scratch) as folder:
         trial = Trial.of(bundle, num_frames, Path(folder))
@@ -95,11 +95,11 @@ def _forked(trial: Trial) -> str:
     before = trial.seen(parent)
     fork = parent.fork()
     require_same(trial.seen(fork), before, "a new fork: ")
-    require_same(trial.seen(pushed(fork, trial.clip[trial.middle :])), trial.alone, "a fork that went on: ")
+    require_same(trial.seen(pushed(fork, trial.clip[trial.middle :])), trial.alone, "a continued fork: ")
     fork.ask(QUESTION, max_new_tokens=2, keep=True)
     fork.reset()
-    require_same(trial.seen(parent), before, "the parent of a fork that went on: ")
-    require_same(trial.seen(pushed(parent, trial.clip[trial.middle :])), trial.alone, "the parent, going on: ")
+    require_same(trial.seen(parent), before, "the parent of a continued fork: ")
+    require_same(trial.seen(pushed(parent, trial.clip[trial.middle :])), trial.alone, "the parent, continued: ")
     return f"forked after {trial.middle} of {len(trial.clip)} frames"
 
 
@@ -108,16 +108,16 @@ def _saved(trial: Trial) -> str:
     stream.save(trial.folder / "stream.npz")
     opened = open_stream(trial.folder / "stream.npz", trial.bundle)
     require_same(trial.seen(opened), trial.seen(stream), "an opened stream: ")
-    require_same(trial.seen(pushed(opened, trial.clip[trial.middle :])), trial.alone, "an opened stream, going on: ")
+    require_same(trial.seen(pushed(opened, trial.clip[trial.middle :])), trial.alone, "an opened stream, continued: ")
     return f"saved after {trial.middle} of {len(trial.clip)} frames"
 
 
 class _Lost(Exception):
-    """What a session raises when its device is gone."""
+    """Raised by a session whose device is lost."""
 
 
 def _failed(trial: Trial) -> str:
-    """No frame at all; and each graph that a frame passes through, lost when it has done its work."""
+    """Push an invalid frame; then let each graph that a frame passes through fail after it has run."""
     lost = ""
 
     def around(session: Session, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -136,14 +136,14 @@ def _failed(trial: Trial) -> str:
         except (_Lost, FrameError):
             lost = ""
         else:
-            raise Broken(f"a frame failed in '{graph or 'preprocess'}', and nothing was raised")
+            raise Broken(f"a frame failed in '{graph or 'preprocess'}', but no error was raised")
         require_same(trial.seen(stream), before, f"after a frame that failed in '{graph or 'preprocess'}': ")
-    require_same(trial.seen(pushed(stream, trial.clip[trial.middle :])), trial.alone, "going on after such frames: ")
+    require_same(trial.seen(pushed(stream, trial.clip[trial.middle :])), trial.alone, "continued after failed frames: ")
     return f"{len(graphs) + 1} ways to fail"
 
 
 def _inputs_stay(trial: Trial) -> str:
-    """Of a cache that a graph updates in place, all rows but the new ones."""
+    """A run must not change its inputs; in a cache updated in place it may change only the new rows."""
     num_runs = 0
 
     def around(session: Session, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -191,8 +191,8 @@ def _batch_permuted(trial: Trial) -> str:
 
 
 def _several_streams(trial: Trial) -> list[dict[str, Feeds]]:
-    """For each stream of a full batch, what every graph is fed as it sees a frame and is asked: other frames each, and
-    where one pass can hold both, other lengths."""
+    """For each stream of a full batch, every graph's inputs while it encodes a frame and scores a question. The frames
+    differ, and so do the lengths, if one pass can take both."""
     count = trial.bundle.manifest.limits.streams
     if count == 1:
         raise NotExecuted("this bundle serves one stream at a time; export with --streams 2 for a batch")
@@ -265,7 +265,7 @@ write_alone(*sys.argv[1:])
 def _new_process(trial: Trial) -> str:
     _require_room(trial.bundle)
     if trial.bundle.manifest.precision == "bf16":
-        raise NotExecuted("a CPU runs bfloat16 through widened graphs, which a runtime without torch and onnx has not")
+        raise NotExecuted("a CPU runs bfloat16 through widened graphs, which a runtime without torch and onnx lacks")
     found = trial.folder / "alone.npz"
     command = [sys.executable, "-c", NEW_PROCESS, str(trial.bundle.folder.resolve()), str(len(trial.clip)), str(found)]
     paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -275,17 +275,17 @@ def _new_process(trial: Trial) -> str:
     except OSError as error:
         raise NotExecuted(f"a second process could not be started: {error}") from error
     if result.returncode < 0:
-        raise NotExecuted(f"the second process was ended by signal {-result.returncode}, likely for want of memory")
+        raise NotExecuted(f"the second process was killed by signal {-result.returncode}, likely out of memory")
     if result.returncode:
-        said = result.stderr.strip().splitlines() or ["it said nothing"]
-        raise Broken(f"the second process ended with {result.returncode}: {said[-1]}")
+        said = result.stderr.strip().splitlines() or ["it printed no error"]
+        raise Broken(f"the second process exited with {result.returncode}: {said[-1]}")
     with np.load(found) as file:
         require_same({name: file[name] for name in file.files}, trial.alone)
     return f"{len(trial.clip)} frames, {len(trial.alone)} tensors, without torch"
 
 
 def write_alone(folder: str, num_frames: str, found: str) -> None:
-    """In the new process: what a stream of the clip is, as .npz. Raises RuntimeError if torch came along."""
+    """In the new process: write the state of a stream of the clip as .npz. Raises RuntimeError if torch is loaded."""
     seen = _alone(Path(folder), int(num_frames))
     if "torch" in sys.modules:
         raise RuntimeError("torch was imported by the runtime")
@@ -301,7 +301,7 @@ def _require_room(bundle: Bundle) -> None:
     num_bytes = sum(entry.num_bytes for name, entry in bundle.manifest.files.items() if name.startswith("graphs/"))
     if num_bytes > LARGEST_TWICE:
         raise NotExecuted(
-            f"its graphs take {num_bytes / 2**30:.1f} GiB, too much to open them twice (limit "
+            f"the graphs take {num_bytes / 2**30:.1f} GiB, too much to open them twice (limit "
             f"{LARGEST_TWICE / 2**30:.1f} GiB)"
         )
 

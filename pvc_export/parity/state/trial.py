@@ -1,4 +1,4 @@
-"""What the rules of a stream's state are tried on: a bundle, a clip both ways, and all that a stream is."""
+"""Test bed for the state rules: a bundle, a clip in both directions, and the full state of a stream."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ..clip import QUESTION, Frame, check_clip, real_frames
 
 TOKENS = (1, 2)
 Seen = dict[str, Array]
-"""All that a stream is and would say: counts, ring, embeddings of a next frame, LLM cache, logits."""
+"""A stream's state and its next outputs: counts, ring, embeddings of a next frame, LLM cache, logits."""
 
 
 class Broken(Exception):
-    """A rule does not hold, and where."""
+    """A rule does not hold. The message says where."""
 
 
 class NotExecuted(Exception):
-    """Why a rule cannot be shown."""
+    """A rule cannot run here. The message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """A bundle, a clip forwards and backwards, and what a stream of each alone becomes."""
+    """A bundle, a clip forwards and backwards, and the state of a single stream after each."""
 
     bundle: Bundle
     clip: Sequence[Frame]
@@ -58,12 +58,13 @@ class Trial:
 
     @property
     def middle(self) -> int:
-        """Where a stream is cut in two."""
+        """The frame at which a stream is split."""
         return (len(self.clip) + 1) // 2
 
 
 def _num_frames(bundle: Bundle, wanted: int | None) -> int:
-    """As many as are wanted and fit in the context, with a question that is kept and one that is scored."""
+    """The number of frames that is wanted, or fewer if they do not fit in the context with one kept question and one
+    scored question."""
     count = wanted or bundle.manifest.limits.window + 1
     rows_needed = new_stream(bundle, count).rows_needed
     while count > 1 and rows_needed(count, question=3 * QUESTION, max_new_tokens=8) > bundle.manifest.limits.context:
@@ -72,7 +73,7 @@ def _num_frames(bundle: Bundle, wanted: int | None) -> int:
 
 
 def new_stream(bundle: Bundle, num_frames: int) -> PVCStream:
-    """One clock for every time mode; with fixed time there is one frame more to look at."""
+    """Open a stream. With a fixed clock, its length leaves room for one more frame."""
     total = num_frames + 1 if bundle.manifest.time_mode == "fixed" else None
     return PVCStream(bundle, total_frames=total, clock="run-on")
 
@@ -84,8 +85,8 @@ def pushed(stream: PVCStream, frames: Sequence[Frame]) -> PVCStream:
 
 
 def seen_by(stream: PVCStream, bundle: Bundle) -> Seen:
-    """All of a stream that is compared, each array a copy, in the order in which a frame passes through. The stream
-    stays as it is."""
+    """Copies of every compared part of a stream, in the order in which a frame passes through. The stream does not
+    change."""
     frame = to_model_frame(real_frames()[-1], size=bundle.manifest.shape.image_size)
     counts = {"num_frames": np.array(stream.num_frames), "context_rows": np.array(stream.context_rows)}
     rings = {f"temporal/{name}": ring.copy() for name, ring in stream.vision.ring.dump().items()}
@@ -103,12 +104,12 @@ def copied(tensors: Mapping[str, Tensor], memory: Memory) -> dict[str, Array]:
 
 
 def run_on_copies(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """On copies: a graph may update its caches in place."""
+    """Run on copies of the inputs, because a graph may update its caches in place."""
     return copied(session.run({name: array.copy() for name, array in feeds.items()}), session.memory)
 
 
 def require_same(got: Seen, want: Seen, where: str = "") -> None:
-    """Raise Broken at the first tensor that is not the same bit for bit, and say how far off it is."""
+    """Raise Broken for the first tensor that is not bit-equal, with its difference."""
     if list(got) != list(want):
         raise Broken(f"{where}the tensors are {', '.join(got)}, expected {', '.join(want)}")
     for name, expected in want.items():
@@ -117,7 +118,7 @@ def require_same(got: Seen, want: Seen, where: str = "") -> None:
 
 
 def unlike(got: Array, want: Array) -> str | None:
-    """How two arrays differ, in words that go on after a name; None if they are the same bit for bit."""
+    """Describe the difference of two arrays, to be appended to a name; None if they are bit-equal."""
     if got.shape != want.shape or got.dtype != want.dtype:
         return f" is {got.dtype} {got.shape}, expected {want.dtype} {want.shape}"
     if got.tobytes() == want.tobytes():
@@ -126,4 +127,4 @@ def unlike(got: Array, want: Array) -> str | None:
         return f" is {got}, expected {want}"
     error = np.abs(got.astype(np.float64) - want.astype(np.float64))
     count = int(np.count_nonzero(error))  # NaN counts; zeros of two signs do not
-    return f": {count} of {error.size} values differ, by {error.max():.2g} at most"
+    return f": {count} of {error.size} values differ, by at most {error.max():.2g}"

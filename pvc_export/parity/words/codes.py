@@ -1,7 +1,7 @@
-"""What few bits cost: the model as it is beside the one whose weights a bundle has, on the same prompts.
+"""Cost of quantised weights: the unquantised model against the one with the bundle's codes, on the same prompts.
 
-A bundle is held to its own codes tensor by tensor, which says nothing of what they lost. Here the model as it is
-answers the prompts of every check, and both score its answers token by token.
+A bundle is compared with its codes' values tensor by tensor, which does not show the loss by quantisation. Here the
+unquantised model answers the prompts of every check, and both models score its answers token by token.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from .conversations import NUM_NEW_TOKENS, divergences, reference_logits
 from .prompts import prompts_that_fit, reference_embeds
 
 MOST = 2.0
-"""Nats of KL(model || codes) a token, on average over all answers, beyond which the codes are another model."""
+"""Limit of the mean KL(model || codes) per token, in nats; above it, the codes are another model."""
 
 
 MOST_OF_INPUTS = 0.25
-"""Of the root mean square of what a product is fed, beyond which scales of eight bits are another model's."""
+"""Limit of the rounding error, as a fraction of the root mean square of a matmul's input; above it, the int8 scales
+are another model's."""
 
 
 @torch.no_grad()
 def cost_of_codes(source: LoadedModel, held: LoadedModel, manifest: Manifest, *, per_kind: int) -> Rule:
-    """How far the codes of a bundle are from the model that they were made from. A rule with one loose limit: what is
-    too much is for the user to say, who is told the figures."""
+    """Compare a bundle's codes with the model they were made from. The limit is loose: the rule reports the figures,
+    and how much is too much is the user's choice."""
     name = "what codes cost"
     kl, same, surprise = list[float](), list[bool](), list[tuple[float, float]]()
     stop = source.token_id(STOP_TOKEN)
@@ -51,15 +52,15 @@ def cost_of_codes(source: LoadedModel, held: LoadedModel, manifest: Manifest, *,
     mean = float(np.mean(kl))
     before, after = (float(np.exp(np.mean(values))) for values in zip(*surprise, strict=True))
     detail = (
-        f"against the model as it is, {len(kl)} tokens of {len(chosen)} answers: KL {mean:.2g} nats a token on average "
+        f"against the unquantised model, {len(kl)} tokens of {len(chosen)} answers: mean KL {mean:.2g} nats per token "
         f"(limit {MOST:g}), {np.mean(same):.1%} the same likeliest token, perplexity {before:.4g} -> {after:.4g}"
     )
     return Rule(level="J", name=name, passed=bool(mean <= MOST), detail=detail)
 
 
 def cost_of_scales(source: LoadedModel, manifest: Manifest) -> Rule:
-    """How the scales that were found ahead fit what the products are fed on the clip of a check, which is another one
-    than they were found on. As loose as the limit on codes."""
+    """Check that the calibrated scales fit the inputs of the matmuls on the clip of a check, which is not the
+    calibration data. The limit is as loose as that of codes."""
     assert manifest.calibration is not None
     frames, scales = check_frames(manifest), manifest.calibration.scales
     if not is_small(source.model):
@@ -68,13 +69,13 @@ def cost_of_scales(source: LoadedModel, manifest: Manifest) -> Rule:
         run_torch(source.model, frames, manifest.graphs["temporal"])
     cost, worst = max((sizes[name].cost(scale), name.removesuffix(".weight")) for name, scale in scales.items())
     detail = (
-        f"rounding what {len(scales)} products are fed, by scales of {calibration_text(manifest.calibration)}, costs "
-        f"{cost:.1%} at most on the clip of this check (limit {MOST_OF_INPUTS:.0%}): '{worst}'"
+        f"rounding the inputs of {len(scales)} matmuls, by scales of {calibration_text(manifest.calibration)}, costs "
+        f"at most {cost:.1%} on the clip of this check (limit {MOST_OF_INPUTS:.0%}): '{worst}'"
     )
     return Rule(level="J", name="scales of inputs", passed=bool(cost <= MOST_OF_INPUTS), detail=detail)
 
 
 def _surprise(logits: np.ndarray, tokens: list[int]) -> list[float]:
-    """-log p of each token, in nats, by the logits before it."""
+    """-log p of each token in nats, by the preceding logits."""
     log_p = torch.log_softmax(torch.from_numpy(logits[: len(tokens)]).double(), dim=-1)
     return [-float(row[token]) for row, token in zip(log_p, tokens, strict=True)]

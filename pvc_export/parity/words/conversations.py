@@ -1,11 +1,11 @@
-"""Parity in words: what a bundle says to twenty prompts, and how sure it is of every token, against the reference.
+"""Parity in words: a bundle's answers to twenty prompts, and its probability of every token, against the reference.
 
 Each prompt goes through PVCStream as a user's would: resize, tiles, tokenizer, vision graphs, cached decode. The
-reference encodes the whole clip at once, and judges its own answer in one pass without any cache.
-    greedy   the bundle's own answer, and how long it is the reference's
+reference encodes the whole clip in one pass, and scores its answer in one pass without any cache.
+    greedy   the bundle's answer, and how far it equals the reference's
     forced   both sides are fed the reference's answer, token by token: KL(reference || bundle) of every step, and
              whether the likeliest token, and the five likeliest, are the same
-A token may differ only where the reference itself nearly ties (limits.near_tie). The same tokens are the same text.
+A token may differ only where the reference itself nearly ties (limits.near_tie). Equal tokens must give equal text.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def converse_about(
     num_new_tokens: int = NUM_NEW_TOKENS,
     max_tiles: int | None = MAX_TILES,
 ) -> Conversation:
-    """Ask one prompt, its images in at most max_tiles tiles; None leaves that number to either side."""
+    """Ask one prompt, with images in at most max_tiles tiles; None: bundle and reference each use their own maximum."""
     manifest, most = bundle.manifest, max_tiles or loaded.config.max_image_tiles
     embeds = reference_embeds(loaded, prompt, window=manifest.limits.window, max_tiles=most)
     stream = open_prompt(bundle, prompt)
@@ -75,10 +75,10 @@ def converse_about(
 def reference_answer(
     loaded: LoadedModel, embeds: torch.Tensor, said: Sequence[int], *, limit: int
 ) -> tuple[list[int], Array]:
-    """The reference's own answer of at most `limit` tokens to a prompt (1, L, E), and its logits (tokens + 1, V).
+    """The reference's answer of at most `limit` tokens to a prompt (1, L, E), and its logits (tokens + 1, V).
 
-    If it would say, after each token that the bundle said, the next of them, then that is its answer, and need not be
-    decoded a second time.
+    The bundle's answer `said` is scored first. If each of its tokens is the reference's likeliest, that is the
+    reference's answer, and it need not be decoded again.
     """
     stop, tokens = loaded.token_id(STOP_TOKEN), list(said)
     logits = reference_logits(loaded, embeds, tokens)
@@ -90,7 +90,7 @@ def reference_answer(
 
 
 def open_prompt(bundle: Bundle, prompt: Prompt) -> PVCStream:
-    """A stream that has seen the prompt's frames."""
+    """Open a stream and push the prompt's frames."""
     fixed = bundle.manifest.time_mode == "fixed"
     stream = PVCStream(bundle, total_frames=max(len(prompt.frames), 1) if fixed else None)
     for frame in prompt.frames:
@@ -121,8 +121,8 @@ def compared(
     kind: str,
     question: str,
 ) -> Conversation:
-    """An answer of at most `limit` tokens beside the reference's, and the logits (steps, V) of both sides, fed the same
-    tokens up to where the answers part."""
+    """Compare an answer of at most `limit` tokens with the reference's, and the logits (steps, V) of both sides, which
+    were fed the same tokens."""
     kl, said = divergences(want, got), answer.token_ids
     return Conversation(
         kind=kind,
@@ -150,7 +150,8 @@ def parting(
     *,
     limit: int,
 ) -> Parting | None:
-    """Where two answers of at most `limit` tokens part, the end of each counted as a token; None if they are the same.
+    """The first difference of two answers of at most `limit` tokens; None if they are equal. An answer's end counts as
+    a token.
 
     `want` (steps, V) are the reference's logits, fed the tokens that both have in common.
     """
@@ -174,15 +175,15 @@ def _token(token: int, loaded: LoadedModel) -> str:
 
 
 def text_rule(conversations: Sequence[Conversation]) -> Rule:
-    """Answers are compared as text as well: the user reads no ids."""
+    """Compare answers as text too, which is what a user reads."""
     for one in conversations:
         if one.text != one.reference_text:
             detail = (
                 f"the answer to the {one.kind} prompt {one.question!r} reads {one.text!r}, expected "
-                f"{one.reference_text!r} of the same tokens. Look at how the runtime decodes (engines/prompt.py)"
+                f"{one.reference_text!r} from the same tokens. Check how the runtime decodes (engines/prompt.py)"
             )
             return Rule(level="K", name="answers as text", passed=False, detail=detail)
-    detail = f"{len(conversations)} answers read as the reference's tokenizer writes them"
+    detail = f"{len(conversations)} answers decoded as by the reference's tokenizer"
     return Rule(level="K", name="answers as text", passed=True, detail=detail)
 
 
@@ -194,7 +195,7 @@ def divergences(want: Array, got: Array) -> Array:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two answers have in common before they part."""
+    """The number of equal tokens at the beginning of two answers."""
     parted = [index for index, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]]
     return parted[0] if parted else min(len(a), len(b))
 

@@ -1,12 +1,12 @@
-"""Parity in answers: a thousand questions about held-out clips, whose answers are known, on every rung that can run.
+"""Parity in answers: a thousand questions with known answers about held-out clips, on every rung that can run.
 
-Only for a model that was taught the shapes world (config.json says so). The reference answers greedily; every other
-rung is fed that answer, token by token, and keeps it exactly if each token is also its own likeliest.
+Only for a model trained on the shapes world, according to config.json. The reference answers greedily. Every other rung
+is fed that answer token by token, and has the same answer if each token is also its own likeliest.
     torch fp16, bf16   every operation rounded to the dtype, the language side included
-    onnx fp32          all graphs, exported once more in float32
-    bundle             PVCStream, as users run it; on the target's own runtime too where this machine has it
-A changed answer is a fault unless the reference itself nearly ties there (limits.near_tie), and so is a rung that
-changes more than one answer in two hundred.
+    onnx fp32          all graphs, exported again in float32
+    bundle             PVCStream, as users run it; also on the target's own runtime if this machine has it
+A changed answer is a fault unless the reference nearly ties at that token (limits.near_tie). A rung that changes more
+than one answer in two hundred is a fault too.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from ..recording import Progress
 
 FIRST_SEED = 5_000_000
 VIDEO_FRAMES = 8
-STILL_EVERY = 4  # every fourth clip is an image: each of its questions encodes it anew
+STILL_EVERY = 4  # every fourth clip is an image, which each of its questions encodes again
 LONGEST_ANSWER = 48
 LEAST_SAME = 0.9
-"""Of a model in few bits: the part of answers that must be those of the model as it is."""
+"""For quantised weights: the fraction of answers that must equal those of the unquantised model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReferenceAnswer:
-    """What the reference says to one question: its greedy tokens, and its logits (tokens + 1, V) on the way."""
+    """The reference's answer to one question: its greedy tokens, and the logits (tokens + 1, V) of every step."""
 
     tokens: tuple[int, ...]
     text: str
@@ -62,7 +62,7 @@ class ReferenceAnswer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AskedClip:
-    """A clip, those of its questions that are asked, and the reference's answer to each once it has been asked."""
+    """A clip, the questions to ask about it, and the reference's answers once it has been asked."""
 
     clip: Clip
     questions: tuple[Question, ...]
@@ -98,7 +98,7 @@ def answer_all(
     progress: Progress = lambda _: None,
 ) -> Evidence:
     """Every rung's answers to the same questions, the reference's first. `ladder` as in check_bundle, `twins` as in
-    climb; `source` is the model as it is, where the reference holds it in few bits."""
+    climb; `source` is the unquantised model, if the reference is quantised."""
     with open_on_cpu(folder) as opened:
         bundle = hold_facts(opened, loaded, scratch=scratch)[1]
         manifest = bundle.manifest
@@ -121,7 +121,7 @@ def answer_all(
 
 
 def _cost_in_answers(source: LoadedModel, asked: Sequence[AskedClip], window: int) -> Rule:
-    """How many answers few bits change. A loose limit: what is too much is for the user to say."""
+    """Count the answers that quantised weights change. The limit is loose: how much is acceptable is up to the user."""
     pairs = [
         (question.answer, before.text, after.text)
         for case in asked
@@ -132,7 +132,7 @@ def _cost_in_answers(source: LoadedModel, asked: Sequence[AskedClip], window: in
     same = sum(before == after for _, before, after in pairs) / len(pairs)
     right = [sum(texts[0] == texts[side] for texts in pairs) / len(pairs) for side in (1, 2)]
     detail = (
-        f"{same:.1%} of {len(pairs)} answers as the model as it is gives them (at least {LEAST_SAME:.0%}); right: "
+        f"{same:.1%} of {len(pairs)} answers equal the unquantised model's (at least {LEAST_SAME:.0%}); right: "
         f"{right[0]:.1%} -> {right[1]:.1%}"
     )
     return Rule(level="K", name="what codes cost in answers", passed=same >= LEAST_SAME, detail=detail)
@@ -141,7 +141,7 @@ def _cost_in_answers(source: LoadedModel, asked: Sequence[AskedClip], window: in
 def _ladder(
     bundle: Bundle, loaded: LoadedModel, asked: Sequence[AskedClip], twins: Path
 ) -> Iterator[tuple[Rung, list[list[Array]]]]:
-    """The rungs between reference and bundle, and the logits of every question."""
+    """Each rung between reference and bundle, with its logits for every question."""
     manifest = bundle.manifest
     if manifest.precision == "fp32":
         return
@@ -156,7 +156,7 @@ def _ladder(
 
 
 def _ask_reference(loaded: LoadedModel, case: AskedClip, window: int) -> tuple[ReferenceAnswer, ...]:
-    """Greedy answers. The truth is tried first: where every token of it is the likeliest, it is the greedy answer."""
+    """Greedy answers. The true answer is tried first: if each of its tokens is the likeliest, it is the greedy one."""
     stop = loaded.token_id(STOP_TOKEN)
     encode = loaded.tokenizer.encode
     truths = [tuple(encode(question.answer, add_special_tokens=False).ids) for question in case.questions]
@@ -164,7 +164,7 @@ def _ask_reference(loaded: LoadedModel, case: AskedClip, window: int) -> tuple[R
     for index, logits in enumerate(_force(loaded.model, loaded, case, window, truths)):
         tokens = truths[index]
         while len(tokens) < LONGEST_ANSWER and (kept := _num_greedy(logits, tokens, stop)) <= len(tokens):
-            # Keep what is greedy, add the likeliest token, look again.
+            # Keep the greedy tokens, add the likeliest next one, and score again.
             best = int(logits[kept].argmax())
             tokens = tokens[:kept] if best == stop else (*tokens[:kept], best)
             case_of_one = replace(case, questions=(case.questions[index],))
@@ -174,7 +174,7 @@ def _ask_reference(loaded: LoadedModel, case: AskedClip, window: int) -> tuple[R
 
 
 def _num_greedy(logits: Array, tokens: Sequence[int], stop: int) -> int:
-    """How many of the tokens and the stop behind them are the likeliest, up to the first that is not."""
+    """How many of the tokens and the final stop token are the likeliest, up to the first that is not."""
     return int(np.logical_and.accumulate(logits.argmax(-1) == np.array([*tokens, stop])).sum())
 
 
@@ -182,7 +182,7 @@ def _num_greedy(logits: Array, tokens: Sequence[int], stop: int) -> int:
 def _force(
     model: PVC, loaded: LoadedModel, case: AskedClip, window: int, answers: Sequence[Sequence[int]]
 ) -> list[Array]:
-    """Logits (tokens + 1, V) of every question with its answer fed, in the model's dtype."""
+    """Logits (tokens + 1, V) for every question with its answer fed, in the model's dtype."""
     half = next(model.parameters()).dtype == torch.float16
     with Float16Products() if half else nullcontext():
         pixels = torch.from_numpy(case.clip.frames)
@@ -216,7 +216,7 @@ def _prompt_ids(loaded: LoadedModel, case: AskedClip, question: Question) -> tor
 def _through_stream(
     bundle: Bundle, asked: Sequence[AskedClip], progress: Progress = lambda _: None
 ) -> list[list[Array]]:
-    """Logits of every question through PVCStream, with the reference's answer fed."""
+    """Logits for every question through PVCStream, with the reference's answer fed."""
     found = []
     for index, case in enumerate(asked):
         stream = PVCStream(bundle)
@@ -237,14 +237,14 @@ def _through_stream(
 def _grade(
     rung: Rung, asked: Sequence[AskedClip], logits: Sequence[Sequence[Array]], rounding: Rounding
 ) -> RungAnswers:
-    """Hold a rung's logits against the reference's answers and the truth."""
+    """Compare a rung's logits with the reference's answers and with the truth."""
     right, count, changed = Counter[str](), Counter[str](), []
     for case, logits_of_clip in zip(asked, logits, strict=True):
         for question, answer, own in zip(case.questions, case.answers, logits_of_clip, strict=True):
             change = _change(question, answer, own, rounding)
             if change is not None:
                 changed.append(change)
-            # A changed answer could by chance be the truth; it is counted as wrong, which is the strict side.
+            # A changed answer may happen to be true; it counts as wrong, which is the stricter choice.
             count[question.topic] += 1
             right[question.topic] += change is None and answer.text == question.answer
     least = MIN_AGREEMENT_INT8 if rounding == "int8" else MIN_AGREEMENT

@@ -1,4 +1,4 @@
-"""A stream whose every row is overheard: what its LLM was told, and from which token or frame each row comes."""
+"""A stream whose LLM input is recorded: every row, and the token or frame it comes from."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from ...graphs.models import LoadedModel
 from .past import Label
 
 EXCERPT = 6
-"""Tokens of a text that a message shows, from where it differs."""
+"""Tokens of a text that a message shows, from the first difference on."""
 
 
 class Listener:
-    """One stream, and what passes between its graphs.
+    """One stream, and the tensors that pass between its graphs.
 
-    logits  (V,) of every step; whoever reads them may empty them
-    A stream that re-anchors prepares the next anchor in caches of their own, so what is heard is kept by cache.
+    logits  (V,) of every step; the reader may clear the list
+    A stream that re-anchors prepares the next anchor in separate caches, so recorded rows are kept per cache.
     """
 
     def __init__(self, bundle: Bundle, **options: Any) -> None:
-        """`options` are PVCStream's."""
+        """`options` are passed to PVCStream."""
         self.logits: list[Array] = []
-        self._rows: dict[int, list[bytes]] = {}  # of each LLM cache, each as its bytes, rolled back ones included
-        self._encoded: dict[int, list[Array]] = {}  # of each episode's encoder, by time
+        self._rows: dict[int, list[bytes]] = {}  # LLM cache -> each row's bytes, including rolled back rows
+        self._encoded: dict[int, list[Array]] = {}  # each episode's encoder -> frames, by time
         self._tokens: dict[bytes, set[Label]] = {}
         sessions = {name: Wrapped(session, self._run) for name, session in bundle.sessions.items()}
         self.stream = PVCStream(replace(bundle, sessions=sessions), **options)
@@ -42,13 +42,13 @@ class Listener:
 
     @property
     def frames(self) -> list[Array]:
-        """frame_embeds (M, E) of every frame since the anchor, as the compressor made it."""
+        """frame_embeds (M, E) of every frame since the anchor, as the compressor returned them."""
         encoder = self.stream.vision
         return self._encoded[id(encoder)][: encoder.ring.num_frames]
 
     @property
     def rows(self) -> list[bytes]:
-        """Of the LLM's context, each as its bytes."""
+        """Rows of the LLM's context, each as bytes."""
         cache = self.stream.language.cache
         return self._rows.get(_first_address(cache._caches, cache._states), [])[: cache.length]
 
@@ -80,9 +80,9 @@ class Listener:
     def faults(
         self, expected: Sequence[Label], frames: Sequence[Array], loaded: LoadedModel
     ) -> Iterator[tuple[str, str]]:
-        """Where what the LLM was told is not the expected: the level, and what is wrong in words.
+        """Differences between the LLM's input and the expected rows: the level, and what is wrong in words.
 
-        frames  (M, E) of each frame since the anchor, as the compressor made it
+        frames  (M, E) of each frame since the anchor, as the compressor returned it
         """
         known: dict[bytes, set[Label]] = {row: set(tokens) for row, tokens in self._tokens.items()}
         for index, frame in enumerate(frames):
@@ -97,11 +97,11 @@ class Listener:
             *_frames_fault(shown, [want for want in expected if not isinstance(want, int)]),
             *_text_fault(text, [want for want in expected if isinstance(want, int)], loaded),
         ]
-        yield from wrong or [("G", "frames and text change places, expected each frame behind its number")]
+        yield from wrong or [("G", "frames and text are interleaved wrongly, expected each frame after its number")]
 
 
 def _first_address(tensors: Mapping[str, Tensor], states: Sequence[StateSpec]) -> int:
-    """Where a stream's first cache lies, which tells it from any other's: what is fed begins where the cache does."""
+    """Address of a stream's first cache, which identifies it: the tensor that is fed begins at the cache's address."""
     tensor = tensors[states[0].input]
     return tensor.address if isinstance(tensor, DeviceArray) else int(tensor.ctypes.data)
 
@@ -109,15 +109,15 @@ def _first_address(tensors: Mapping[str, Tensor], states: Sequence[StateSpec]) -
 def _frames_fault(shown: Sequence[set[Label]], expected: Sequence[Label]) -> Iterator[tuple[str, str]]:
     for index, want in enumerate(expected):
         if index >= len(shown):
-            yield "G", f"{_row_of(want)} is never told to the LLM, expected every frame once, in order"
+            yield "G", f"{_row_of(want)} is never fed to the LLM, expected every frame once, in order"
             return
         if want not in shown[index]:
             own = next(iter(shown[index]), None)
             told = "a row of no frame" if own is None else _row_of(own)
-            yield "G", f"the LLM is told {told} where {_row_of(want)} is expected: every frame once, in order"
+            yield "G", f"the LLM is fed {told}, expected {_row_of(want)}: every frame once, in order"
             return
     if len(shown) > len(expected):
-        yield "G", f"the LLM is told {len(shown)} rows of frames, expected {len(expected)}: every frame once, in order"
+        yield "G", f"the LLM is fed {len(shown)} rows of frames, expected {len(expected)}: every frame once, in order"
 
 
 def _row_of(label: Label) -> str:
@@ -132,7 +132,7 @@ def _text_fault(
     step = next((i for i, (row, want) in enumerate(pairs) if want not in row), min(len(told), len(expected)))
     if step < max(len(told), len(expected)):
         own = _excerpt([row[0] for row in told[step:]], loaded)
-        yield "K", f"at token {step} of its text the LLM is told {own}, expected {_excerpt(expected[step:], loaded)}"
+        yield "K", f"at token {step} of its text the LLM is fed {own}, expected {_excerpt(expected[step:], loaded)}"
 
 
 def _excerpt(tokens: Sequence[int], loaded: LoadedModel) -> str:

@@ -1,6 +1,7 @@
-"""A conversation as the reference knows it: frames, questions and answers since the last anchor. No runtime, no cache.
+"""The reference's view of a conversation: frames, questions and answers since the last anchor. No runtime, no cache.
 
-It counts frames and anchors itself, writes the prompt by pvc_ref/prompt.py, and gives the LLM all of it in one pass.
+It counts frames and anchors itself, builds the prompt with pvc_ref/prompt.py, and feeds all of it to the LLM in one
+pass.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from pvc_ref.prompt import IMAGE_CONTEXT
 from ...graphs.models import LoadedModel
 
 Label = int | tuple[int, int]
-"""What one row of the LLM's context is: a token's id, or a row of a frame's, (frame, row), both from 0. The tiles of an
-image are frames, each as often as it is repeated."""
+"""Content of one row of the LLM's context: a token's id, or one row of a frame as (frame, row), both from 0. The tiles
+of an image count as frames, once per repetition."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Ids (L,) of a user's turn, with a place for every row of its frames, or of an answer, which is only tokens."""
+    """Ids (L,) of a user's turn, with a placeholder for every row of its frames, or of an answer (only tokens)."""
 
     ids: torch.Tensor
     is_answer: bool = False
 
 
 class Past:
-    """Frames since the last anchor, or images, and what was said about them. A story is about one or the other."""
+    """Frames since the last anchor, or images, and the conversation about them. A story has frames or images."""
 
     def __init__(self, loaded: LoadedModel, *, trained: int = 0, retain: int = 0) -> None:
-        """Starts anew with the last `retain` frames when `trained` are there and one more comes; 0 never does."""
+        """Start again with the last `retain` frames when a frame arrives after `trained` frames; 0: never."""
         self._loaded, self._trained, self._retain = loaded, trained, retain
         self._context_id = loaded.token_id(IMAGE_CONTEXT)
         self._pieces: list[_Piece] = []
@@ -43,7 +44,7 @@ class Past:
         self.num_anchors = 0
 
     def see(self, pixels: Array) -> bool:
-        """The next frame, (S, S, 3) uint8 RGB. Returns whether the conversation started anew with it."""
+        """Add the next frame, (S, S, 3) uint8 RGB. Returns whether the conversation was re-anchored."""
         is_anew = bool(self._trained) and len(self.frames) >= self._trained
         if is_anew:
             self.frames, self._pieces = self.frames[-self._retain :], []
@@ -54,8 +55,8 @@ class Past:
         return is_anew
 
     def ask(self, question: str, images: Sequence[Array] = ()) -> None:
-        """A question about the frames since the last one, and about everything before; the first one also about images,
-        each cut into tiles (tiles, S, S, 3) uint8 RGB."""
+        """Add a question after the new frames. The first question may also be about images, each cut into tiles
+        (tiles, S, S, 3) uint8 RGB."""
         if images:
             self.images = list(images)
             ids = self._loaded.image_prompt_ids(num_tiles=[len(tiles) for tiles in images], question=question)
@@ -68,7 +69,7 @@ class Past:
         self._num_new = 0
 
     def hear(self, tokens: Sequence[int]) -> None:
-        """The answer, which stays."""
+        """Add an answer that stays in the conversation."""
         self._pieces.append(_Piece(torch.tensor(list(tokens), dtype=torch.long), is_answer=True))
 
     @property
@@ -76,7 +77,7 @@ class Past:
         return sum(len(piece.ids) for piece in self._pieces)
 
     def labels(self) -> list[Label]:
-        """What every row of the LLM's context should be."""
+        """The expected content of every row of the LLM's context."""
         found: list[Label] = []
         num_visual, per_frame = 0, self._loaded.config.compressor.num_tokens
         for piece in self._pieces:
@@ -90,7 +91,7 @@ class Past:
 
     @torch.no_grad()
     def encode(self, *, window: int, total_frames: int | None) -> torch.Tensor:
-        """(T * M, E) of all frames since the anchor, as one clip; or of all images."""
+        """Encode all frames since the anchor as one clip, or all images: (T * M, E)."""
         model = self._loaded.model
         if self.images:
             return torch.cat(model.encode_images([torch.from_numpy(tiles) for tiles in self.images], window=window))
@@ -99,10 +100,10 @@ class Past:
 
     @torch.no_grad()
     def embeds(self, visual: torch.Tensor) -> torch.Tensor:
-        """What the LLM is fed, (1, L, E), with `visual` (T * M, E) in the places of the frames."""
+        """The LLM's input (1, L, E), with `visual` (T * M, E) in the places of the frames."""
         model, start, parts = self._loaded.model, 0, list[torch.Tensor]()
         for piece in self._pieces:
-            if piece.is_answer:  # a random model may well say <IMG_CONTEXT> itself
+            if piece.is_answer:  # a random model may generate <IMG_CONTEXT>
                 parts.append(model.llm.embed_tokens(piece.ids)[None])
                 continue
             count = int((piece.ids == self._context_id).sum())

@@ -1,7 +1,7 @@
-"""Twenty conversations that every check asks, as far as they fit in the context.
+"""The twenty prompts of every check, as far as they fit in the context.
 
-About videos, one image, several images, and nothing to look at. Rendered from seeds and cut from the real frames that
-ship with the package, so every machine asks the same.
+They are about videos, one image, several images, and nothing visual. Frames are rendered from seeds or cut from the
+real frames in this package, so they are the same on every machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..clip import Frame, real_frames, render_clip
 
 Kind = Literal["video", "image", "images", "text", "tiles"]
 KINDS: tuple[Kind, ...] = ("video", "image", "images", "text")
-"""The kinds of the twenty; the largest image is asked about by tiles.py."""
+"""The kinds of the twenty prompts. tiles.py asks about the largest image."""
 MAX_TILES = 2
 QUESTIONS = (
     "What moves?", "Describe what you see.", "Which colour is the largest shape?", "How many are there?",
@@ -64,13 +64,13 @@ def prompts(per_kind: int = 5) -> list[Prompt]:
 
 
 def _crop(image: Frame, index: int) -> Frame:
-    """Another shape each time, so that images have one tile or several."""
+    """Crop to another shape for each index, so that images have one tile or several."""
     height, width = image.shape[:2]
     return np.ascontiguousarray(image[: height - 40 * index, : max(width - 30 * (index % 4), 32)])
 
 
 def prompts_that_fit(manifest: Manifest, loaded: LoadedModel, *, per_kind: int, num_new_tokens: int) -> list[Prompt]:
-    """Those whose conversation and answer fit in the bundle's context."""
+    """The prompts whose conversation and answer fit in the bundle's context."""
     encoder = ImageEncoder({}, manifest)
     chosen = []
     for prompt in prompts(per_kind):
@@ -90,8 +90,8 @@ def prompt_ids(loaded: LoadedModel, prompt: Prompt, num_tiles: Sequence[int]) ->
 
 
 def reference_tiles(image_bgr: Frame, config: PVCConfig, max_tiles: int) -> Array:
-    """An image (H, W, 3) uint8 BGR as the reference cuts it: (tiles, S, S, 3) uint8 RGB, with a thumbnail if its model
-    has one."""
+    """Cut an image (H, W, 3) uint8 BGR as the reference does: (tiles, S, S, 3) uint8 RGB, with a thumbnail if the model
+    uses one."""
     rgb = np.ascontiguousarray(image_bgr[..., ::-1])
     size, thumbnail = config.vision.image_size, config.use_thumbnail
     return tile_image(rgb, tile_size=size, max_tiles=max_tiles, use_thumbnail=thumbnail)
@@ -99,7 +99,7 @@ def reference_tiles(image_bgr: Frame, config: PVCConfig, max_tiles: int) -> Arra
 
 @torch.no_grad()
 def reference_embeds(loaded: LoadedModel, prompt: Prompt, *, window: int, max_tiles: int = MAX_TILES) -> torch.Tensor:
-    """What the reference feeds its LLM, (1, L, E): whole clip at once, its own resize, tiles and prompt."""
+    """The reference's LLM input (1, L, E): the whole clip in one pass, with its own resize, tiles and prompt."""
     model, size = loaded.model, loaded.config.vision.image_size
     if prompt.images:
         images = [torch.from_numpy(reference_tiles(image, loaded.config, max_tiles)) for image in prompt.images]

@@ -1,14 +1,14 @@
-"""Parity of whole conversations: a second question after an answer that stays, frames that wait, a re-anchor.
+"""Parity of whole conversations: a second question after a kept answer, pending frames, a re-anchor.
 
-Each story goes through PVCStream as a user's would. At every question three things are held:
-    where it stands   its frames since the anchor, and how many anchors, by a count of the reference's own (level G)
-    what it is told   every row of the LLM's context, exactly: each frame once, in order, as the compressor made it
-                      (level G), and text that is the reference's text (level K)
-    what it says      the reference encodes the clip since the anchor at once and reads the whole conversation in one
-                      pass without a cache, with the bundle's own answers in it: KL of every step, and each token the
-                      reference's choice but for near ties (level J)
-The manifest's number of trained frames, which a stream of seconds never reaches, is set low for the re-anchor; the true
-one is held to the model by facts.py.
+Each story goes through PVCStream as a user's would. At every question three things are checked:
+    counts    frames since the anchor, and the number of anchors, against the reference's own count (level G)
+    input     every row of the LLM's context, exactly: each frame once, in order, as the compressor returned it
+              (level G), and the reference's text (level K)
+    answer    the reference encodes the clip since the anchor in one pass and reads the whole conversation, with the
+              bundle's answers in it, in one pass without a cache: KL of every step, and each token the reference's
+              choice except for near ties (level J)
+For the re-anchor, the manifest's number of trained frames is set low, since a stream of seconds never reaches the true
+number. facts.py checks the true number against the model.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from .past import Past
 from .prompts import reference_tiles
 
 NUM_NEW_TOKENS = 8
-"""Enough for most answers to end by themselves, and for some not to."""
+"""Enough for most answers to end by themselves, but not for all."""
 MAX_TILES = 2
 NAMES = {"G": "every frame is told once, in order", "K": "what is told is the reference's text"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """Frames that a stream is pushed, and a question after them whose answer stays; the first may be about images."""
+    """Frames to push, and a question after them whose answer is kept. The first question may be about images."""
 
     num_frames: int
     question: str
@@ -52,7 +52,7 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Story:
-    """Turns of one stream. `trained` and `retain` are where it re-anchors and with how many frames; 0 is never."""
+    """Turns of one stream. It re-anchors after `trained` frames with the last `retain` ones; 0: never."""
 
     kind: str
     turns: tuple[Turn, ...]
@@ -83,11 +83,11 @@ STORIES = (
 SHORT_STORIES = (
     Story(kind="reanchor", turns=_turns((2, FIRST), (1, THIRD), (0, SECOND)), ingest="lazy", trained=2, retain=1),
 )
-"""All of it in one stream of three frames, for a large model."""
+"""Everything in one stream of three frames, for a large model."""
 
 
 def tell_stories(bundle: Bundle, loaded: LoadedModel, stories: Sequence[Story] = STORIES) -> Evidence:
-    """Tell every story that fits. Raises NonFiniteError if the bundle returns NaN."""
+    """Run every story that fits. Raises NonFiniteError if the bundle returns NaN."""
     evidence = Evidence()
     for story in stories:
         reason = _why_not(story, bundle, loaded)
@@ -100,7 +100,7 @@ def tell_stories(bundle: Bundle, loaded: LoadedModel, stories: Sequence[Story] =
 
 def _why_not(story: Story, bundle: Bundle, loaded: LoadedModel) -> str | None:
     if story.trained and (loaded.config.time_mode != "absolute" or loaded.config.trained_frames < 2):
-        return "this model cannot re-anchor: its time is not absolute, or it was trained on one frame"
+        return "this model cannot re-anchor: its clock is not absolute, or it was trained on one frame"
     past, most, context = Past(loaded, trained=story.trained, retain=story.retain), 0, bundle.manifest.limits.context
     for turn in story.turns:
         for _ in range(turn.num_frames):
@@ -108,11 +108,11 @@ def _why_not(story: Story, bundle: Bundle, loaded: LoadedModel) -> str | None:
         past.ask(turn.question, _tiles(turn, loaded))
         past.hear([0] * NUM_NEW_TOKENS)
         most = max(most, past.num_rows)
-    return f"it needs {most} rows of a context of {context}" if most > context else None
+    return f"it needs {most} rows, but the context has {context}" if most > context else None
 
 
 def tell(bundle: Bundle, loaded: LoadedModel, story: Story) -> Evidence:
-    """One story, up to where a stream does not stand where it should, or is told what it should not be."""
+    """Run one story until its counts or its LLM's input are wrong."""
     story = replace(story, retain=min(story.retain, bundle.manifest.limits.window))
     told, faults, clip = list[Conversation](), dict[str, str](), check_clip(story.num_frames)
     try:
@@ -141,13 +141,13 @@ def _rules(story: Story, faults: dict[str, str], num_told: int) -> Iterator[Rule
 
 
 _NEXT = {
-    "G": "Look at how frames wait and streams start anew (engines/context.py, engines/stream.py)",
-    "K": "Look at the manifest's prompt and at what the runtime makes of it (engines/prompt.py, engines/context.py)",
+    "G": "Check how frames are queued and streams re-anchored (engines/context.py, engines/stream.py)",
+    "K": "Check the manifest's prompt and how the runtime uses it (engines/prompt.py, engines/context.py)",
 }
 
 
 class _Teller:
-    """One stream and the reference's side of it."""
+    """One stream, and the reference's view of it."""
 
     def __init__(self, bundle: Bundle, loaded: LoadedModel, story: Story) -> None:
         manifest = bundle.manifest
@@ -168,7 +168,7 @@ class _Teller:
         self._tiles: list[Array] = []
 
     def push(self, frames: Sequence[Frame]) -> Iterator[tuple[str, str]]:
-        """Push frames, up to the first fault: its level, and what is wrong."""
+        """Push frames until the first fault; yield its level and what is wrong."""
         past, listener = self._past, self._listener
         stream, size = listener.stream, self._loaded.config.vision.image_size
         for frame in frames:
@@ -183,7 +183,7 @@ class _Teller:
                 return
 
     def ask(self, turn: Turn) -> tuple[Conversation, dict[str, str]]:
-        """Ask, and keep the answer. Returns how it compares, and for each level the first fault of what was told."""
+        """Ask, and keep the answer. Returns the comparison, and per level the first fault of the LLM's input."""
         past, listener, loaded = self._past, self._listener, self._loaded
         images = [listener.stream.encode_image(image, max_tiles=MAX_TILES) for image in _images(turn)]
         num_tokens = self._manifest.shape.num_frame_tokens
@@ -199,7 +199,7 @@ class _Teller:
         for level, fault in listener.faults(past.labels(), [*listener.frames, *self._tiles], loaded):
             faults.setdefault(level, fault)
         if answer.finished != (len(said) < NUM_NEW_TOKENS):
-            faults.setdefault("K", f"an answer of {len(said)} tokens says finished={answer.finished}")
+            faults.setdefault("K", f"an answer of {len(said)} tokens has finished={answer.finished}")
         expected = _greedy(said, want, loaded.token_id(STOP_TOKEN))
         steps, rounding = min(len(want), len(got)), self._manifest.rounding
         conversation = compared(
@@ -210,7 +210,7 @@ class _Teller:
 
 
 def _images(turn: Turn) -> list[Frame]:
-    """Real pictures, upright, so that each has more tiles than one."""
+    """Real pictures in portrait format, so that each has several tiles."""
     return real_frames()[: turn.num_images]
 
 
@@ -219,7 +219,7 @@ def _tiles(turn: Turn, loaded: LoadedModel) -> list[Array]:
 
 
 def _greedy(said: Sequence[int], want: Array, stop: int) -> list[int]:
-    """The reference's own answer as far as `want`, its logits with `said` fed, knows it: to the first other choice."""
+    """The reference's answer up to its first difference from `said`, by `want`, its logits with `said` fed."""
     for step, best in enumerate(want[:NUM_NEW_TOKENS].argmax(-1).tolist()):
         if best == stop:
             return list(said[:step])

@@ -1,4 +1,4 @@
-"""Which listener gets which event, in which order, and which listeners the options open."""
+"""The events each listener gets, their order, and the listeners that the options open."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_a_failed_event_is_tried_again_before_the_next_and_said_once(sink: FakeS
     wait_until(lambda: sink.sent == ["one", "two"])
     delivery.close()
     assert sink.tries == ["one"] * 5 + ["two"]
-    assert said == ["sink: it says again; it is tried again", "sink: it works again"]
+    assert said == ["sink: it says again; retrying", "sink: working again"]
 
 
 def test_the_pauses_between_tries_grow_up_to_a_limit(sink: FakeSink, said: list[str]) -> None:
@@ -89,7 +89,7 @@ def test_an_event_that_is_refused_is_given_up_and_the_next_one_is_sent(sink: Fak
     wait_until(lambda: sink.sent == ["three"])
     delivery.close()
     assert delivery.num_refused == 2 and sink.tries == ["one", "two", "three"]
-    assert said == ["sink: it says final; the event is given up", "sink: it works again"]
+    assert said == ["sink: it says final; the event is discarded", "sink: working again"]
 
 
 def test_a_full_queue_drops_its_oldest_and_says_how_many(sink: FakeSink, said: list[str]) -> None:
@@ -99,10 +99,10 @@ def test_a_full_queue_drops_its_oldest_and_says_how_many(sink: FakeSink, said: l
     wait_until(lambda: sink.tries)
     for number in range(8):
         delivery.offer(event(str(number)))
-    assert said == ["sink: 3 events wait; from now on the oldest are dropped"] and delivery.num_dropped == 5
+    assert said == ["sink: 3 events are waiting; the oldest are now dropped"] and delivery.num_dropped == 5
     sink.gate.set()
     assert delivery.close(5.0) == 0 and sink.sent == ["held", "5", "6", "7"]
-    assert said[1:] == ["sink: it works again; 5 events were dropped"]
+    assert said[1:] == ["sink: working again; 5 events were dropped"]
 
 
 def test_at_the_end_what_waits_is_tried_at_once_and_given_up_at_the_first_failure(

@@ -64,7 +64,7 @@ def test_a_line_that_was_cut_short_is_removed_and_said(tmp_path: Path, before: b
     path.write_bytes(before + cut)
     log = EventLog(path, trouble=said.append)
     assert path.read_bytes() == before
-    assert said == [f"{path}: its last line was cut short, {len(cut)} bytes, and was removed"]
+    assert said == [f"{path}: its last line was incomplete ({len(cut)} bytes) and was removed"]
     log.happened(event(), captured())
     assert len(lines_of(path)) == (2 if before else 1)
     log.close()
@@ -111,10 +111,12 @@ def test_on_a_full_disk_lines_are_lost_and_counted_and_the_session_goes_on(
     for text in ("two", "three", "four"):
         log.happened(event(text), captured())
     assert [line["text"] for line in lines_of(path)] == ["one"]
-    assert said == [f"{path} cannot be written: No space left on device; lines are lost"] and log.num_lost == 3
+    assert (
+        said == [f"{path} cannot be written: No space left on device; log lines are being lost"] and log.num_lost == 3
+    )
     room[0] = 10**6
     log.happened(event("five"), captured())
-    assert said[1:] == [f"{path} is written again; 3 lines were lost"]
+    assert said[1:] == [f"{path} can be written again; 3 lines were lost"]
     room[0] = 0
     log.happened(event("six"), captured())
     room[0] = 10**6

@@ -279,8 +279,8 @@ def test_a_kill_leaves_what_is_finished_and_the_open_segment_is_completed_at_the
     first, second = segments(folder)
     assert shown(first) == [index % 30 for index in range(60)]
     left = shown(second)
-    assert left == [index % 30 for index in range(60, 60 + len(left))] and len(left) >= 15  # the encoder kept the rest
-    assert said == [f"{second} was left open by an earlier session, and is completed"]
+    assert left == [index % 30 for index in range(60, 60 + len(left))] and len(left) >= 15  # the encoder held the rest
+    assert said == [f"{second} was left open by an earlier session and was completed"]
     entries = list(read_index(folder))
     assert [entry["file"] for entry in entries] == [first.name, second.name]
     assert entries[1]["cut_short"] and (entries[1]["first_frame"], entries[1]["num_frames"]) == (60, len(left))
@@ -295,7 +295,7 @@ def test_a_kill_before_a_second_was_written_leaves_nothing_and_that_is_said(
     killed(tmp_path / "rec", num_frames=2)
     opened().close()
     assert segments(tmp_path / "rec") == [] and index_of(tmp_path / "rec") == []
-    assert len(said) == 1 and said[0].endswith("without a picture, and is removed")
+    assert len(said) == 1 and said[0].endswith("without any frame and was removed")
 
 
 def test_a_kill_between_a_segment_s_name_and_its_line_is_made_good(opened: Open, tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_a_line_whose_file_is_gone_is_dropped_at_the_next_start(opened: Open, tm
 def test_a_second_session_may_not_record_to_the_same_folder(opened: Open, tmp_path: Path) -> None:
     recorder = opened()
     see(recorder, 0)
-    with pytest.raises(BackendUnavailable, match="another session records to"):
+    with pytest.raises(BackendUnavailable, match="another session is recording to"):
         SegmentedRecorder(tmp_path / "rec", source_fps=FPS, trouble=pytest.fail)
     recorder.close()
     assert len(segments(tmp_path / "rec")) == 1
@@ -358,7 +358,7 @@ def test_on_a_disk_full_of_other_things_recording_stops_and_goes_on_when_there_i
     for index in range(5, 700):
         see(recorder, index)
         recorder.happened(event(frame=index), captured(index))
-    assert len(said) == 1 and f"recording to {folder} stops: only 95 MiB are free" in said[0]
+    assert len(said) == 1 and f"recording to {folder} stopped: only 95 MiB are free" in said[0]
     assert [shown(path) for path in segments(folder)] == [[0, 1, 2, 3, 4]]
     assert recorder._early == [] or len(recorder._early) == 1
     free[0] = 10**12
@@ -366,7 +366,7 @@ def test_on_a_disk_full_of_other_things_recording_stops_and_goes_on_when_there_i
     for index in range(first, first + 5):
         see(recorder, index)
     recorder.close()
-    assert said[1:] == [f"recording to {folder} goes on"]
+    assert said[1:] == [f"recording to {folder} has resumed"]
     assert [(entry["first_frame"], entry["num_frames"]) for entry in index_of(folder)] == [(0, 5), (first, 5)]
 
 
@@ -385,8 +385,8 @@ def test_a_disk_that_fails_in_the_middle_stops_the_recording_and_not_the_session
         for index in range(15, 30):
             see(recorder, index)
     assert said == [
-        f"recording to {folder} stops: it cannot be written: No space left on device; the open segment is lost; it is "
-        "tried again every 60 s"
+        f"recording to {folder} stopped: it cannot be written: No space left on device; the open segment is lost; "
+        "retrying every 60 s"
     ]
     assert [entry["first_frame"] for entry in read_index(folder)] == [0]
     assert not [path for path in folder.iterdir() if path.name.startswith(".2")] and not (folder / OPEN).exists()
@@ -412,5 +412,5 @@ def test_without_a_frame_there_is_no_segment(opened: Open, tmp_path: Path) -> No
 
 def test_a_place_that_is_no_folder_is_refused_before_the_first_frame(tmp_path: Path) -> None:
     (tmp_path / "rec").write_bytes(b"")
-    with pytest.raises(BackendUnavailable, match="rec cannot be made"):
+    with pytest.raises(BackendUnavailable, match="rec cannot be created"):
         SegmentedRecorder(tmp_path / "rec", source_fps=FPS, trouble=pytest.fail)

@@ -57,7 +57,7 @@ def test_an_answer_that_may_pass_is_tried_again(serve: Serve, code: int) -> None
     wait_until(lambda: delivery.num_delivered)
     delivery.close()
     assert len(server.bodies) == 2 and server.bodies[0] == server.bodies[1]
-    assert f"it answered {code}" in said[0] and said[0].endswith("it is tried again") and "works again" in said[1]
+    assert f"the server replied {code}" in said[0] and said[0].endswith("retrying") and "working again" in said[1]
 
 
 @pytest.mark.parametrize("code", [400, 401, 404, 302])
@@ -67,7 +67,11 @@ def test_a_refusal_is_not_tried_again_and_an_address_elsewhere_is_not_followed(s
     delivery.offer(event("one"))
     wait_until(lambda: delivery.num_refused)
     delivery.close()
-    assert len(server.bodies) == 1 and f"it answered {code}" in said[0] and said[0].endswith("the event is given up")
+    assert (
+        len(server.bodies) == 1
+        and f"the server replied {code}" in said[0]
+        and said[0].endswith("the event is discarded")
+    )
 
 
 def test_a_server_that_hangs_is_given_up_after_the_timeout_and_tried_again(serve: Serve) -> None:
@@ -76,7 +80,7 @@ def test_a_server_that_hangs_is_given_up_after_the_timeout_and_tried_again(serve
     delivery.offer(event("one"))
     wait_until(lambda: delivery.num_delivered)
     delivery.close()
-    assert len(server.bodies) == 2 and "no answer: timed out" in said[0]
+    assert len(server.bodies) == 2 and "no reply: timed out" in said[0]
 
 
 def test_a_server_that_hangs_does_not_hold_up_the_session_or_its_end(serve: Serve) -> None:
@@ -107,7 +111,7 @@ def test_a_server_that_does_not_speak_http_is_tried_again() -> None:
 
         thread = Thread(target=speak)
         thread.start()
-        with pytest.raises(NotDelivered, match="no answer") as caught:
+        with pytest.raises(NotDelivered, match="no reply") as caught:
             Webhook(f"http://127.0.0.1:{server.getsockname()[1]}/", timeout_s=2.0).send(event())
         thread.join()
     assert not caught.value.is_final
@@ -118,7 +122,7 @@ def test_a_server_that_does_not_speak_http_is_tried_again() -> None:
     ["ftp://host/x", "file:///etc/passwd", "host/x", "http://", "http://host:x/", "http://a b/", "http://h/\r\nX: y"],
 )
 def test_what_is_no_web_address_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="--webhook is no http"):
+    with pytest.raises(ValueError, match="--webhook is not an http"):
         check_webhook(url)
 
 

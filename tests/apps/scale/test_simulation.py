@@ -240,7 +240,7 @@ def test_times_from_elsewhere_are_simulated_alone(
     path.write_text(json.dumps({"frame": [0.02], "begin": [0.01], "token": [0.005], "tokens": [10], "more": 0.1}))
     assert in_this_process(monkeypatch, "--times", path, "--cameras", "1,30", "--save-every", 0) == 0
     out = capsys.readouterr().out
-    assert "| 30 | 1.00 | 100% | " in out and "A process takes " in out
+    assert "| 30 | 1.00 | 100% | " in out and "One process serves " in out
     assert in_this_process(monkeypatch, "--times", path, "--cameras", "30", "--most", 8, "--json") == 0
     data = json.loads(capsys.readouterr().out)
     assert data["rows"][0]["alone"]["dropped"] == 0 and data["per_process"] >= 30 and data["fleets"] == []
@@ -260,7 +260,7 @@ def test_a_file_without_times_is_refused(
 ) -> None:
     (tmp_path / "t.json").write_text(text)
     assert in_this_process(monkeypatch, "--times", tmp_path / "t.json", "--json") == 6
-    assert "holds no service times" in json.loads(capsys.readouterr().out)["what"]
+    assert "does not contain service times" in json.loads(capsys.readouterr().out)["what"]
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ class FakeService:
 
     def _find(self, session_id: str) -> list[bytes]:
         if session_id not in self.sessions:
-            raise NoSession(f"there is no session '{session_id}'")
+            raise NoSession(f"session '{session_id}' does not exist")
         return self.sessions[session_id]
 
     async def _answer(self, num_frames: int) -> AsyncGenerator[Piece, None]:

@@ -257,15 +257,15 @@ JSON = {"content-type": "application/json"}
 @pytest.mark.parametrize(
     ("url", "code", "says_what"),
     [
-        ("http://example.org/cat.jpg", "invalid_url", "none is fetched here"),
-        ("https://169.254.169.254/latest", "invalid_url", "none is fetched here"),
-        ("file:///etc/passwd", "invalid_url", "none is fetched here"),
-        ("cat.jpg", "invalid_url", "no data URL"),
+        ("http://example.org/cat.jpg", "invalid_url", "a URL to fetch, which is not supported"),
+        ("https://169.254.169.254/latest", "invalid_url", "a URL to fetch, which is not supported"),
+        ("file:///etc/passwd", "invalid_url", "a URL to fetch, which is not supported"),
+        ("cat.jpg", "invalid_url", "not a data URL"),
         ("data:image/png,abc", "invalid_url", "base64"),
         ("data:image/png;base64,%%%", "invalid_base64", "base64"),
         ("data:text/plain;base64,aGk=", None, "expected image/jpeg"),
         ("data:image/png;base64,", "invalid_media", "is empty"),
-        ("data:image/png;base64,aGk=", "invalid_media", "is no picture"),
+        ("data:image/png;base64,aGk=", "invalid_media", "is not a picture"),
     ],
 )
 def test_a_picture_that_cannot_be_had_is_refused(client: TestClient, url: str, code: str, says_what: str) -> None:
@@ -279,7 +279,7 @@ def test_a_picture_that_cannot_be_had_is_refused(client: TestClient, url: str, c
 )
 def test_a_video_that_could_name_other_files_is_not_opened(client: TestClient, playlist: bytes) -> None:
     part = {"type": "video_url", "video_url": {"url": data_url(playlist, "video/mp4")}}
-    assert "no format that is read here" in error_of(client.post(URL, json=chat(user(part))))["message"]
+    assert "format is not supported" in error_of(client.post(URL, json=chat(user(part))))["message"]
 
 
 def test_a_damaged_video_is_refused_and_no_path_of_ours_is_told(client: TestClient, clip: bytes) -> None:

@@ -143,7 +143,7 @@ def test_pictures_frames_messages_and_texts_are_counted(client_of: MakeClient, p
     for messages, what in (
         ([user(image(), image(), image())], "more than 2 pictures"),
         ([user(jpegs(*[picture()] * 4))], "3 or fewer"),
-        ([says("user", "x")] * 5, "at most 4"),
+        ([says("user", "x")] * 5, "the limit is 4"),
         ([says("user", "x" * 101)], "more than 100 characters"),
     ):
         response = client.post(URL, json=chat(*messages))

@@ -95,7 +95,7 @@ def test_a_stream_whose_process_was_killed_goes_on_from_its_last_snapshot_and_sa
         second = process("b")
         assert (await push(second, 3)).is_repeated  # already in the snapshot: no frame is pushed twice
         pushed = await push(second, 11)
-        assert pushed.lost == "frames 8 to 10 were lost with the replica that had them"
+        assert pushed.lost == "frames 8 to 10 were lost with their replica"
         assert (pushed.num_frames, pushed.gap, pushed.is_repeated) == (9, 3, False)
         assert (await push(second, 12)).lost == "" and (await push(second, 11)).is_repeated
         assert await answer(second) == told(bundle, *range(8), 11, 12) != told(bundle, *range(13))
@@ -126,7 +126,7 @@ def test_what_was_lost_is_said_though_whoever_lost_it_was_asked_first_and_let_go
         await push_all(first, range(7))
         await answer(second)  # takes over the stream; no client learns of lost frames yet
         await second.release("door")
-        lost = "frames 4 to 6 were lost with the replica that had them"
+        lost = "frames 4 to 6 were lost with their replica"
         assert (await push(third, 7)).lost == lost
         repeated = await push(third, 7)  # the client did not receive the reply
         assert (repeated.is_repeated, repeated.lost) == (True, lost) and (await push(third, 6)).lost == ""
@@ -197,8 +197,8 @@ def test_an_owner_that_lives_is_asked_and_waited_for(bundle: Bundle, process: Pr
         assert (await push(second, 7)).lost == "" and asked == ["a"] and first.sessions == ()
         assert await answer(second) == told(bundle, *range(8))
 
-        third = process("c", wait_s=0.2, is_alive=lambda owner: True)  # hangs, and is not waited for forever
-        assert (await push(third, 9)).lost == "frames 7 to 8 were lost with the replica that had them"
+        third = process("c", wait_s=0.2, is_alive=lambda owner: True)  # hangs, and is not waited for without end
+        assert (await push(third, 9)).lost == "frames 7 to 8 were lost with their replica"
 
     run(work())
 
@@ -276,7 +276,7 @@ def test_streams_are_handed_over_through_an_object_store(bundle: Bundle, process
         await first.open("door")
         await push_all(first, range(6))
         second = process("b", store=open_store(place))
-        assert (await push(second, 6)).lost == "frames 4 to 5 were lost with the replica that had them"
+        assert (await push(second, 6)).lost == "frames 4 to 5 were lost with their replica"
         assert await answer(second) == told(bundle, *range(4), 6)
 
     run(work())
@@ -297,7 +297,10 @@ def test_a_snapshot_that_is_damaged_or_of_another_bundle_is_refused_and_the_stre
         second = process("b", bundle=other)
         assert said in (await second.open("door")).lost
         pushed = await push(second, 5)
-        assert pushed.lost.startswith("it starts anew, without what was pushed before: ") and said in pushed.lost
+        assert (
+            pushed.lost.startswith("the session starts from scratch, and its earlier frames are lost: ")
+            and said in pushed.lost
+        )
         assert (pushed.num_frames, pushed.is_repeated) == (1, False) and (await push(second, 6)).lost == ""
         assert await answer(second) == told(bundle, 5, 6)
         await second.close("door")

@@ -81,7 +81,7 @@ def test_a_frame_with_an_index_is_sent_again_until_a_replica_has_it() -> None:
 
 def test_a_frame_without_an_index_is_not_for_it_might_be_there_twice() -> None:
     serving, handle = service(Died(), Pushed(frame_index=3))
-    with pytest.raises(StreamError, match="whether it was done is not known") as caught:
+    with pytest.raises(StreamError, match="it is unknown whether the request was carried out") as caught:
         asyncio.run(serving.push("door", b""))
     assert "frame_index" in caught.value.fix and len(handle.calls) == 1
     serving, handle = service(Leaving(), Pushed(frame_index=3))  # that frame was not accepted

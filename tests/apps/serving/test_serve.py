@@ -49,12 +49,13 @@ def pvc_serve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("--port", 70000), "--port 70000"), (("--sessions", 0), "--sessions 0"), (("--answers", -1), "--answers -1"),
-        (("--rate", 0), "--rate 0"), (("--max-body", 0), "--max-body 0"), (("--queue", 0), "--queue 0"),
+        (("--port", 70000), "--port is 70000"), (("--sessions", 0), "--sessions is 0"),
+        (("--answers", -1), "--answers is -1"),
+        (("--rate", 0), "--rate is 0"), (("--max-body", 0), "--max-body is 0"), (("--queue", 0), "--queue is 0"),
         (("--host", ""), "--host is empty"), (("--served-as", "a/b"), "--served-as"), (("--drain", -1), "--drain"),
         (("--when-full", "wait"), "--when-full"), (("--sesions", 3), "Did you mean '--sessions'?"),
-        (("--connections", 0), "--connections 0"), (("--idle", 0), "--idle 0"), (("--threads", 0), "--threads"),
-        (("--memory", 0), "--memory 0"),
+        (("--connections", 0), "--connections is 0"), (("--idle", 0), "--idle is 0"), (("--threads", 0), "--threads"),
+        (("--memory", 0), "--memory is 0"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )  # fmt: skip
@@ -66,7 +67,7 @@ def test_an_option_that_cannot_be_is_named(pvc_serve: Pvc, args: tuple[object, .
 def test_a_token_that_can_be_guessed_is_a_wrong_use(pvc_serve: Pvc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PVC_SERVE_TOKEN", "short")
     result = pvc_serve("bundle")
-    assert result.code == 2 and "PVC_SERVE_TOKEN must have 16" in result.err
+    assert result.code == 2 and "PVC_SERVE_TOKEN is too short or not printable ASCII; expected 16" in result.err
 
 
 def test_a_bundle_that_is_none_and_a_port_that_is_taken_are_errors_with_a_next_step(
@@ -77,7 +78,7 @@ def test_a_bundle_that_is_none_and_a_port_that_is_taken_are_errors_with_a_next_s
 
     with bind("127.0.0.1", 0) as taken:
         result = pvc_serve(tmp_path, "--port", taken.getsockname()[1])
-    assert result.code == 4 and "is taken" in result.err and "fix:" in result.err
+    assert result.code == 4 and "is in use" in result.err and "fix:" in result.err
 
 
 def test_limits_of_the_command_line_reach_the_server() -> None:
@@ -138,7 +139,7 @@ def running(bundle: Path, *args: object, **environment: str) -> Iterator[tuple[s
     assert process.stdout is not None and process.stderr is not None
     try:
         line = process.stdout.readline()
-        found = re.fullmatch(r"pvc-vision-shapes is served at (http://127\.0\.0\.1:\d+)/v1\n", line)
+        found = re.fullmatch(r"Serving pvc-vision-shapes at (http://127\.0\.0\.1:\d+)/v1\n", line)
         assert found, line + process.stderr.read()
         yield found.group(1), process
     finally:

@@ -106,7 +106,7 @@ def test_a_socket_of_another_sites_page_is_refused_and_one_of_ours_is_not(client
 def test_with_a_token_nothing_is_told_without_it(client_of: Make) -> None:
     client = client_of(token=TOKEN)
     page = client.get("/")
-    assert page.status_code == 401 and "needs its token" in page.text
+    assert page.status_code == 401 and "needs a token" in page.text
     assert client.get("/metrics").status_code == 401
     assert client.get("/?token=wrong").status_code == 401
     assert client.get("/healthz").json() == {"ok": False}

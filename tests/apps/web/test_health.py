@@ -43,7 +43,7 @@ def test_a_silent_source_is_a_503(client: TestClient, health: Health, clock: Clo
 def test_a_session_that_hangs_is_a_503(client: TestClient, health: Health, clock: Clock) -> None:
     clock.now += 21.0
     answer = client.get("/healthz")
-    assert answer.status_code == 503 and answer.json()["reason"] == "the session has hung for 21 s"
+    assert answer.status_code == 503 and answer.json()["reason"] == "the session has been hanging for 21 s"
 
 
 def test_a_picture_that_stays_the_same_is_a_503_until_it_moves(client: TestClient, health: Health) -> None:

@@ -72,5 +72,5 @@ def test_on_this_machine_only_a_token_that_is_given_counts(host: str) -> None:
 
 @pytest.mark.parametrize("token", ["", "short", "caf\u00e9" * 5, "line\nbreak" * 5])
 def test_a_token_that_could_be_guessed_is_refused(token: str) -> None:
-    with pytest.raises(ValueError, match="PVC_LIVE_TOKEN must have 16"):
+    with pytest.raises(ValueError, match="PVC_LIVE_TOKEN is too short or not printable ASCII; expected 16"):
         WebOptions().token({"PVC_LIVE_TOKEN": token})

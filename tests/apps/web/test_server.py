@@ -192,7 +192,7 @@ def test_a_taken_port_is_said_with_another(page_of: Make) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(BackendUnavailable, match=f"port {port} of 127.0.0.1 is taken") as caught:
+        with pytest.raises(BackendUnavailable, match=f"port {port} on 127.0.0.1 is in use") as caught:
             page_of(port=port)
     assert caught.value.exit_code == 4 and "--port" in caught.value.fix
 

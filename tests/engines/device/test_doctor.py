@@ -252,7 +252,7 @@ FAULTS: dict[str, tuple[Plant, str, str, str]] = {
     "no access to the GPU": (gpu(NO_DRIVER), "cuda", "error", "sudo usermod -aG video,render"),
     "no GPU in a container": (all_of(gpu(NO_DRIVER), file(".dockerenv", "")), "cuda", "error", "--runtime nvidia"),
     "another GPU": (gpu("SM110"), "gpu", "error", "pvc-export trt --target jetson-thor-jp70"),
-    "a GPU that no target is for": (gpu("SM72"), "gpu", "error", "build on what the target is for: Jetson Orin"),
+    "a GPU that no target is for": (gpu("SM72"), "gpu", "error", "build on a device the target is for: Jetson Orin"),
     "an L4T that limits allocations": (
         file("etc/nv_tegra_release", NVMAP.format(36, "4.7")), "board", "warning", "sudo apt dist-upgrade",
     ),
@@ -301,7 +301,7 @@ def test_a_chip_names_its_gpu_where_cuda_cannot(tmp_path: Path) -> None:
     machine = thor()
     machine.gpu = NO_LIBRARY
     findings = findings_of(machine, tmp_path, target="jetson-orin-jp62")
-    assert "SM110 is here" in findings["gpu"].detail and findings["cuda"].state == "error"
+    assert "found SM110; target" in findings["gpu"].detail and findings["cuda"].state == "error"
 
 
 def test_a_device_of_jetpack_6_may_not_be_sent_to_a_target_that_its_tensorrt_does_not_fit(tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_an_old_python_is_told_so_before_anything_is_imported_that_it_cannot_rea
 ) -> None:
     monkeypatch.setattr(doctor, "sys", SimpleNamespace(version_info=(3, 8, 10), version="3.8.10 (default)"))
     assert doctor.main(["--target", "jetson-orin-jp62"]) == 4
-    assert "3.10 is the first" in capsys.readouterr().out
+    assert "too old: 3.10 or later" in capsys.readouterr().out
     assert doctor.main(["--target", "jetson-orin-jp62", "--json"]) == 4
     assert json.loads(capsys.readouterr().out)["findings"][0]["name"] == "python"
 

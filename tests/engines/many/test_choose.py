@@ -1,4 +1,4 @@
-"""How a bundle's streams run together: in shared passes, side by side, or one by one."""
+"""The way a bundle's streams run together: in shared passes, side by side, or one by one."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_a_file_that_ends_early_is_used_as_far_as_it_goes(
     assert damage.num_expected == NUM_FRAMES and damage.num_missing == NUM_FRAMES - num_shown
     assert damage.missing_s == pytest.approx(NUM_FRAMES / FPS - num_shown / FPS, abs=1)  # a few frames are reordered
     assert f"{NUM_FRAMES - num_shown} of {NUM_FRAMES} frames are missing" in str(damage)
-    assert "before its header says" in str(damage)
+    assert "earlier than its header states" in str(damage)
     info = probe_video(path)
     with VideoReader(path) as reader:  # all existing frames are sampled, and no others
         times_s = [frame.time_s for frame in reader.shown_at(info.sample_times(8))]
@@ -215,7 +215,7 @@ def test_a_cover_before_the_film_is_not_the_film(tmp_path: Path) -> None:
 def test_a_song_with_a_cover_is_called_so(tmp_path: Path) -> None:
     path = with_cover(tmp_path / "song.mp4", num_frames=0, has_sound=True)
     with pytest.raises(
-        MediaError, match=r"song\.mp4 has no video stream: it holds sound and a cover picture"
+        MediaError, match=r"song\.mp4 has no video stream: it contains sound and a cover picture"
     ) as caught:
         probe_video(path)
-    assert "song" in caught.value.cause and "--image cover.png" in caught.value.fix
+    assert "music file" in caught.value.cause and "--image cover.png" in caught.value.fix

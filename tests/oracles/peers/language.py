@@ -57,6 +57,9 @@ class BesideLlamaCpp(LanguageBench):
         model, (ids, frame) = loaded(self.checkpoint).model, self._ids()
         return LanguageScene.of(model, ids, model.llm.embed_tokens(frame)[None])
 
+    def model_text(self) -> str:
+        return "SmolLM2-135M-Instruct"
+
     def prepare(self, folder: Path, console: Console) -> Comparison:
         found = LanguageBench.prepare(self, folder, console)
         ids, frame = self._ids()

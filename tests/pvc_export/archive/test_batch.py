@@ -138,8 +138,8 @@ def test_a_folder_without_videos_is_refused(pvc_export: Run, bundle_fp32: Path, 
     (tmp_path / "notes.txt").write_text("none")
     (tmp_path / ".hidden.mp4").write_bytes(b"x")
     arguments = ["batch", bundle_fp32, "-o", tmp_path / "t.jsonl", "--json"]
-    pvc_export(*arguments, tmp_path).refuses(6, "MediaError", what="holds no video", expected=".mp4")
-    pvc_export(*arguments, tmp_path / "none").refuses(6, "MediaError", what="is no folder")
+    pvc_export(*arguments, tmp_path).refuses(6, "MediaError", what="contains no videos", expected=".mp4")
+    pvc_export(*arguments, tmp_path / "none").refuses(6, "MediaError", what="is not a folder")
 
 
 def test_workers_share_the_videos(pvc_export: Run, bundle_fp32: Path, few: Path, tmp_path: Path) -> None:

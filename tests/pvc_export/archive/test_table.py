@@ -73,7 +73,7 @@ def test_a_row_that_cannot_be_written_leaves_nothing_of_itself(tmp_path: Path, m
             patch.setattr(os, "fsync", fails)
             with pytest.raises(BackendUnavailable) as caught:
                 table.add(row("b"))
-        assert "No space left" in caught.value.what and "same command goes on" in caught.value.fix
+        assert "No space left" in caught.value.what and "same command continues" in caught.value.fix
         assert rows_in(path) == [row("a")] and table.add(row("b"))
     assert rows_in(path) == [row("a"), row("b")]
 
@@ -81,7 +81,7 @@ def test_a_row_that_cannot_be_written_leaves_nothing_of_itself(tmp_path: Path, m
 def test_two_runs_do_not_share_a_table(tmp_path: Path) -> None:
     with Table(tmp_path / "t.jsonl"), pytest.raises(BackendUnavailable) as caught:
         Table(tmp_path / "t.jsonl")
-    assert "another run writes" in caught.value.what
+    assert "another run is writing" in caught.value.what
     Table(tmp_path / "t.jsonl").close()
 
 

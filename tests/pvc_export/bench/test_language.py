@@ -294,7 +294,7 @@ def test_the_command_prints_one_json_object(no_exports: None, pvc_export: Run) -
         (["--past", 10], "--past needs --part language"),
         (["--part", "vision", "--past", 10], "--past needs --part language"),
         (["--size", "0.5b"], "expected one of tiny, mid, half"),
-        (["folder", "--part", "language", "--past", 3], "--part, --past cannot be given with it"),
+        (["folder", "--part", "language", "--past", 3], "--part, --past cannot be given with a BUNDLE"),
     ],
 )
 def test_options_of_the_other_part_and_unknown_names_are_usage_errors(

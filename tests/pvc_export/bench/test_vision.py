@@ -280,7 +280,7 @@ def test_bytes_written_per_frame_are_the_bytes_that_change_in_the_rings(
 def test_a_stream_report_says_what_computed_it(stream: StreamReport) -> None:
     text = "\n".join(describe_stream(stream))
     assert "fp32 graphs, run on ONNX Runtime CPU, computed in float32\n" in text
-    assert f"({stream.state_bytes} bytes) written into state per frame" in text and "frame 50:" in text
+    assert f"({stream.state_bytes} bytes) written to state per frame" in text and "frame 50:" in text
 
 
 def test_a_damaged_bundle_is_not_measured(bundle_fp32: Path, copy_bundle: Callable[[Path], Path]) -> None:
@@ -334,7 +334,7 @@ def test_both_modes_print_one_json_object(
         (["--size", "medium"], "expected one of tiny, mid, half"),
         (["--skip", "eager"], "expected one of compile"),
         (["--frames", 200], "--frames needs a BUNDLE"),
-        (["folder", "--size", "mid", "--rounds", 2], "--size, --rounds cannot be given with it"),
+        (["folder", "--size", "mid", "--rounds", 2], "--size, --rounds cannot be given with a BUNDLE"),
         (["folder", "--frames", 99], "--frames"),
     ],
 )

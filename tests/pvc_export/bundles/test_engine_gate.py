@@ -96,7 +96,9 @@ def test_the_split_spelling_falls_apart_and_is_refused(
 ) -> None:
     monkeypatch.setattr(TemporalAttention, "forward", split_attention)
     layers = build(half, tmp_path)
-    with pytest.raises(BuildError, match="0 over one row\nexpected: 2 and 2\nlikely: an attention fell apart"):
+    with pytest.raises(
+        BuildError, match="0 over one row\nexpected: 2 and 2\nlikely: an attention was split into separate kernels"
+    ):
         check_layers(layers, SPEC, num_float32_weights=None)
 
 

@@ -62,7 +62,7 @@ def test_a_disk_that_is_too_small_is_known_before_any_work(
     request = request_for(tmp_path / "bundle", precision="fp16")
     usage, num_bytes = shutil.disk_usage(tmp_path), num_weight_bytes(tiny.model, request)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=num_bytes - 1))
-    with pytest.raises(BackendUnavailable, match="Nothing was done") as info:
+    with pytest.raises(BackendUnavailable, match="Nothing was written") as info:
         export(tiny, request)
     assert size_text(num_bytes) in info.value.what and list(tmp_path.iterdir()) == []
 
@@ -151,7 +151,7 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tiny: LoadedModel, tmp_pat
     (tmp_path / "thesis.tex").write_text("years of work")
     if manifest is not None:
         (tmp_path / "manifest.json").write_text(manifest)
-    with pytest.raises(BundleError, match="exists and is not a bundle, so it is not replaced"):
+    with pytest.raises(BundleError, match="exists and is not a bundle, so it was not replaced"):
         export(tiny, request_for(tmp_path))
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
@@ -161,7 +161,7 @@ def test_a_bundle_with_files_of_yours_in_it_is_not_replaced(
 ) -> None:
     bundle = copy_bundle(bundle_fp32)
     (bundle / "notes.txt").write_text("mine")
-    with pytest.raises(BundleError, match=r"other files in it, so it is not replaced: notes\.txt"):
+    with pytest.raises(BundleError, match=r"other files in it, so it was not replaced: notes\.txt"):
         export(tiny, request_for(bundle))
     assert (bundle / "notes.txt").read_text() == "mine"
 

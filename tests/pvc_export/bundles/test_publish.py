@@ -271,7 +271,7 @@ def test_a_link_to_a_bundle_still_is_one_after_the_bundle_is_replaced(out: Path,
 
 
 def test_a_file_of_yours_that_arrives_during_the_export_keeps_the_bundle_from_being_replaced(out: Path) -> None:
-    with pytest.raises(BundleError, match=r"other files in it, so it is not replaced: notes\.txt"), staging(out):
+    with pytest.raises(BundleError, match=r"other files in it, so it was not replaced: notes\.txt"), staging(out):
         (out / "notes.txt").write_text("mine")
     assert (out / "notes.txt").read_text() == "mine" and name_of(out) == "first"
     assert list(out.parent.iterdir()) == [out]

@@ -49,7 +49,7 @@ def test_its_page_names_what_it_holds(bundle_fp32: Path, tmp_path: Path, pvc_exp
     result = pvc_export("triton", bundle_fp32, "-o", tmp_path, "--name", "watch", "--slots", 5)
     assert result.exit_code == 0 and "next: tritonserver --model-repository=" in result.out
     page = (tmp_path / "watch/README.md").read_text()
-    assert page.startswith("# watch behind Triton Inference Server\n") and "5 sequences at once" in page
+    assert page.startswith("# watch in Triton Inference Server\n") and "5 concurrent sequences" in page
     assert "'onnxruntime>=1.25'" in page and 'client.infer("watch"' in page and "--gpus" not in page
     assert "{" not in page.replace("{max", "")
 
@@ -81,11 +81,11 @@ def test_what_is_not_ours_is_not_replaced(bundle_fp32: Path, tmp_path: Path, pvc
     if what == "another model":
         (tmp_path / "watch").mkdir()
         (tmp_path / "watch/config.pbtxt").write_text('name: "watch"\n')
-        facts = ("is no model that pvc-export triton made", "another --name")
+        facts = ("was not made by pvc-export triton", "another --name")
     else:
         assert pvc_export(*arguments).exit_code == 0
         (tmp_path / "watch/2").mkdir()
-        facts = ("holds other things too, so it is not replaced: 2", "move them")
+        facts = ("holds other things too, so it was not replaced: 2", "move them")
     before = sorted(tmp_path.rglob("*"))
     pvc_export(*arguments).refuses(6, "BundleError", what=facts[0], fix=facts[1])
     assert sorted(tmp_path.rglob("*")) == before
@@ -99,7 +99,7 @@ def test_a_name_that_cannot_be_a_models_is_an_error_of_usage(
     if name == "":
         assert result.exit_code == 0, "an empty name counts as not given"
         return
-    result.says(2, "cannot be a model's name")
+    result.says(2, "is not a valid model name")
     assert not (tmp_path / "r").exists()
 
 

@@ -65,14 +65,14 @@ def remove(path: Path) -> None:
 Facts = dict[str, str | tuple[str, ...]]
 """Texts that an error must contain, by field."""
 
-SIZE: Facts = {"what": "bytes", "expected": "the manifest", "cause": "cut short or replaced", "fix": EXPORT_AGAIN}
+SIZE: Facts = {"what": "bytes", "expected": "the manifest", "cause": "truncated or replaced", "fix": EXPORT_AGAIN}
 CHANGED: Facts = {
     "what": "has SHA-256", "expected": "the manifest", "cause": "changed after the export", "fix": EXPORT_AGAIN,
 }  # fmt: skip
 MISSING: Facts = {
     "what": "is missing", "expected": "the manifest", "cause": "copied incompletely", "fix": EXPORT_AGAIN,
 }  # fmt: skip
-NO_JSON: Facts = {"what": "is not valid JSON", "cause": "cut short or edited", "fix": "pvc-export trt -o "}
+NO_JSON: Facts = {"what": "is not valid JSON", "cause": "truncated or edited", "fix": "pvc-export trt -o "}
 NO_MANIFEST: Facts = {"what": "has no manifest.json", "fix": "folder made by pvc-export"}
 
 
@@ -123,7 +123,7 @@ NO_GRAPH: Facts = {
     "fix": "pvc-export onnx, or trt",
 }  # fmt: skip
 NO_TOKENIZER: Facts = {
-    "what": "is not a tokenizer file", "cause": "damaged, or another program's", "fix": "pvc-export onnx, or trt",
+    "what": "is not a tokenizer file", "cause": "another program wrote it", "fix": "pvc-export onnx, or trt",
 }  # fmt: skip
 
 
@@ -196,11 +196,11 @@ def before(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[Path], Non
 
 NOT_ONNX: Facts = {
     "what": "graphs/trunk.onnx cannot be read as ONNX by tensorrt_rtx",
-    "cause": "damaged, its .data file is missing, or it is another program's",
+    "cause": "damaged, its .data file is missing, or another program wrote it",
     "fix": "pvc-export trt",
 }
 OTHER_GRAPH: Facts = {
-    "what": "graphs/trunk.onnx has the inputs",
+    "what": "graphs/trunk.onnx has other inputs",
     "expected": ("GraphSpec", "'trunk'", "['frame']"),
     "cause": "another graph",
     "fix": "pvc-export",
@@ -242,8 +242,8 @@ def test_a_file_that_the_engine_builder_cannot_use(
 
 
 FULL: Facts = {
-    "cause": ("the disk, or your share of it, is full: ", "are free at "),
-    "fix": "make room, or choose another folder with -o",
+    "cause": ("the disk or your quota is full: ", "are free at "),
+    "fix": "free disk space, or choose another folder with -o",
 }
 
 
@@ -297,7 +297,7 @@ def test_a_runtime_that_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     install = "pip install -e '.[ort]'"
-    needs = ("needs the package onnxruntime", "cannot be imported here")
+    needs = ("needs the package onnxruntime", "cannot be imported")
     pvc_export("check", bundle_fp16, "--json").refuses(4, "BackendUnavailable", what=needs, fix=install)
     export = pvc_export("onnx", "-o", tmp_path / "b")
     export.says(4, "checks its graphs with the package onnxruntime", "cannot be imported", "othing was", install)
@@ -308,7 +308,7 @@ def test_a_runtime_that_is_missing(
 def test_an_engine_builder_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     export = pvc_export("trt", "-o", tmp_path / "b")
-    export.says(4, "'rtx' needs the package tensorrt_rtx", "cannot be imported here", "pip install -e '.[rtx]'")
+    export.says(4, "'rtx' needs the package tensorrt_rtx", "cannot be imported", "pip install -e '.[rtx]'")
     assert "export trunk" not in export.out and not list(tmp_path.iterdir())
 
 
@@ -372,7 +372,7 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("tempfile.mkdtemp", refuse)  # not chmod, which does not stop root
     pvc_export("onnx", "-o", tmp_path / "b", "--json").refuses(
-        4, "BackendUnavailable", what=("cannot write beside", "Permission denied"), cause="not yours to write to",
+        4, "BackendUnavailable", what=("cannot write next to", "Permission denied"), cause="you may not write",
         fix="another folder with -o",
     )  # fmt: skip
     assert not list(tmp_path.iterdir())

@@ -31,9 +31,9 @@ def test_the_demo_ends_with_engines_and_the_reference_s_text(
     demo(file=video, seed=0, console=Console())
     out = capsys.readouterr().out
     assert len(Manifest.load(tmp_path / "build/demo").engines) == 5
-    assert "bundle and reference say the same greedy tokens" in out
+    assert "bundle and reference give the same greedy tokens" in out
     assert "engines were built here, not executed" in out
-    assert "of all else it has never heard" in out and "answers are true" not in out, "the truth is unknown here"
+    assert "trained only on flat shapes" in out and "answers are true" not in out, "nobody knows the truth"
     assert "'\"'\"'mine'\"'\"' $5.mp4'" in out, "the next command must be quoted for a shell"
 
 

@@ -47,7 +47,9 @@ def test_inspect_says_what_a_checkpoint_holds_and_what_its_tensors_are_taken_for
     assert result.exit_code == 0, result.message
     lines = [line.strip() for line in result.out.splitlines()]
     assert f"{TOWER}2..3.tattn.qkv.weight -> temporal_attn.qkv.weight" in lines
-    assert f"tensors     {len(load_file(found / 'model.safetensors'))}, each used once, some by other names:" in lines
+    assert (
+        f"tensors     {len(load_file(found / 'model.safetensors'))}, each used once, some under other names:" in lines
+    )
     assert any(line.startswith("vision ") and "4 layers, the last 2 temporal" in line for line in lines)
     data = json.loads(pvc_export("inspect", found, "--json").out)
     assert data["renamed"][f"{TOWER}{{layer}}.tattn.qkv.bias"] == f"{TOWER}{{layer}}.temporal_attn.qkv.bias"
@@ -100,21 +102,21 @@ def test_a_bundle_remembers_the_mapping_of_its_checkpoint(
 
 @pytest.mark.parametrize("command", [("onnx",), ("trt",), ("prove",)], ids=lambda words: words[0])
 def test_a_mapping_of_a_built_in_model_is_refused(command: tuple[str, ...], tmp_path: Path, pvc_export: Run) -> None:
-    pvc_export(*command, "-m", "tiny", "--mapping", tmp_path / "m.json").says(6, "'tiny' is built in", "fix: ")
+    pvc_export(*command, "-m", "tiny", "--mapping", tmp_path / "m.json").says(6, "'tiny' is a built-in model", "fix: ")
 
 
 def test_a_mapping_reaches_the_reference_of_check_and_run(bundle_fp16: Path, tmp_path: Path, pvc_export: Run) -> None:
     mapping = tmp_path / "m.json"
-    pvc_export("check", bundle_fp16, "-m", "tiny", "--mapping", mapping).says(6, "'tiny' is built in")
+    pvc_export("check", bundle_fp16, "-m", "tiny", "--mapping", mapping).says(6, "'tiny' is a built-in model")
     asked = ("run", bundle_fp16, "--ask", "Who?", "--max-new-tokens", 1, "--reference", "-m", "tiny")
-    pvc_export(*asked, "--mapping", mapping).says(6, "'tiny' is built in")
+    pvc_export(*asked, "--mapping", mapping).says(6, "'tiny' is a built-in model")
 
 
 def test_a_mapping_that_is_not_there_or_no_mapping_is_named(found: Path, tmp_path: Path, pvc_export: Run) -> None:
     path = tmp_path / "m.json"
-    pvc_export("inspect", found, "--mapping", path).says(6, f"there is no mapping {path}", "--suggest-mapping")
+    pvc_export("inspect", found, "--mapping", path).says(6, f"mapping file {path} not found", "--suggest-mapping")
     path.write_text("[]")
-    pvc_export("onnx", "-m", found, "--mapping", path).says(6, f"{path} holds a JSON list")
+    pvc_export("onnx", "-m", found, "--mapping", path).says(6, f"{path} contains a JSON list")
 
 
 def test_share_prints_headers_and_config_and_no_path_of_this_machine(unsettled: Path, pvc_export: Run) -> None:

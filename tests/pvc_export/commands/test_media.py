@@ -194,7 +194,7 @@ def test_a_variable_rate_is_asked_about_by_the_seconds_of_the_source(
         container.mux(stream.encode(None))
     live = pvc_live(bundle_fp32, "--source", path, "--headless", "--every-frame", "--ask-every", 3.5)
     asked = [line.split()[0] for line in live.out.splitlines() if " s  frame " in line]
-    assert {"4.0", "8.0"} <= set(asked) and "11.0" in asked and "cut short" not in live.out + live.err
+    assert {"4.0", "8.0"} <= set(asked) and "11.0" in asked and "truncated" not in live.out + live.err
 
 
 @pytest.mark.parametrize("address", ["rtsp://me:hunter2@camera/1", "udp://239.0.0.1:1234"])
@@ -235,9 +235,9 @@ def test_a_raw_stream_takes_its_rate_from_the_command_line(
     assert "8 frames, 2.00 fps" in pvc_export("run", bundle_fp32, "--video", raw, "--fps", 2).out
     live = pvc_live(bundle_fp32, "--source", raw, "--headless", "--every-frame", "--fps", 2, "--json")
     assert json.loads(live.out)["last_answer"]["time_s"] == 3.5
-    pvc_export("run", bundle_fp32, "--video", clip, "--fps", 2).says(6, "has timestamps of its own", "leave --fps out")
+    pvc_export("run", bundle_fp32, "--video", clip, "--fps", 2).says(6, "has timestamps, so", "leave --fps out")
     pvc_export("run", bundle_fp32, "--ask", "x", "--fps", 2).says(2, "--fps needs --video")
     assert (
-        "--fps is for raw videos and for pictures"
+        "--fps is only for raw videos and pictures"
         in pvc_live(bundle_fp32, "--source", "0", "--headless", "--fps", 2).err
     )

@@ -21,7 +21,7 @@ def test_every_preset_has_a_plan_that_80_columns_hold(name: str, pvc_export: Run
     result = pvc_export("plan", "-m", name)
     assert result.exit_code == 0, result.message
     assert all(len(line) <= 80 for line in result.out.splitlines()), result.out
-    assert all(part in result.out for part in ("bundle", "a stream", "export", "run", "Jetson AGX Thor", "RTX card"))
+    assert all(part in result.out for part in ("bundle", "\nstream", "export", "run", "Jetson AGX Thor", "RTX card"))
 
 
 def test_a_plan_for_a_machine_has_bytes_seconds_and_devices(pvc_export: Run) -> None:
@@ -64,13 +64,13 @@ def test_of_a_folder_with_weights_none_is_read(tmp_path: Path, pvc_export: Run) 
         (["--fp16", "--fp32"], 2, "contradict each other"),
         (["--target", "rxt"], 2, "Did you mean 'rtx'?"),
         (["--target", "cpu", "--bf16"], 2, "does not compute bf16"),
-        (["--context", "1000"], 2, "the next one is 1024"),
+        (["--context", "1000"], 2, "the next multiple is 1024"),
         (["--fp32", "--island", "trunk.layers.1.attn"], 2, "all of them are"),
         (["--island", "trunk.layers.1.atn"], 6, "Did you mean 'trunk.layers.1.attn'?"),
         (["--clock", "stop"], 2, "expected one of reanchor, run-on"),
         (["-m", "pvc-internvl-8b"], 6, "Did you mean 'pvc-internvl2-8b'?"),
         (["-m", "OpenGVLab/InternVL2-8B"], 6, "hf download"),
-        (["-m", "."], 6, "is no checkpoint folder"),
+        (["-m", "."], 6, "is not a checkpoint folder"),
         (["-m", "tiny", "--context", "65536"], 6, "choose --context 32768 or less"),
         (["-m", "tiny", "--mapping", "m.json"], 6, "leave --mapping out"),
     ],

@@ -32,9 +32,7 @@ def test_what_is_not_one_defect_of_a_bundles_files_is_an_error_of_usage(
     pvc_export: Run, only: list[str], bundle_fp32: Path, tmp_path: Path
 ) -> None:
     result = pvc_export("prove", bundle_fp32, *only, "-o", tmp_path / "broken")
-    assert (
-        result.exit_code == 2 and "takes one defect by --only, one of: weight, int8" in result.out + result.message
-    )
+    assert result.exit_code == 2 and "takes one defect by --only, one of: weight, int8" in result.out + result.message
     assert not (tmp_path / "broken").exists()
 
 

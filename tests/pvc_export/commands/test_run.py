@@ -96,7 +96,7 @@ def test_the_rate_of_pictures_is_what_was_asked_for_and_damage_is_said(
     (tmp_path / "2.png").write_bytes(b"")
     result = pvc_export("run", bundle_fp16, "--video", tmp_path, "--fps", 2)
     assert f"{tmp_path}: 32x32, 3 frames, 2.00 fps" in result.out
-    assert "left out, as they cannot be read: 1; the first" in result.out and "2.png cannot be read" in result.out
+    assert "unreadable pictures left out: 1; the first" in result.out and "2.png cannot be read" in result.out
     assert f"{tmp_path}: 32x32, 3 frames, 25.00 fps" in pvc_export("run", bundle_fp16, "--video", tmp_path).out
 
 
@@ -127,9 +127,9 @@ def test_lazy_and_eager_runs_say_the_same(bundle_fp16: Path, clip: Path, pvc_exp
         (["--ask", "x", "--tiles", "2"], 2, "--tiles needs --image"),
         (["--image", "wide.png", "--frames", "3"], 2, "--frames needs --video"),
         (["--image", "wide.png", "--fps", "3"], 2, "--fps needs --video"),
-        (["--video", "clip.mp4", "--fps", "3"], 6, "clip.mp4 has timestamps of its own"),
+        (["--video", "clip.mp4", "--fps", "3"], 6, "clip.mp4 has timestamps, so 3 frames per second"),
         (["--image", "moves.gif"], 6, "moves.gif is a video: an animated GIF of 3 frames"),
-        (["--video", "f%02d.png"], 6, "no file is named like f%02d.png"),
+        (["--video", "f%02d.png"], 6, "no file matches f%02d.png"),
         (["--video", "clip.mp4", "--ask", "<image>?"], 6, "but 0 images were given"),
         (["--ask", "x <image>"], 6, "but 0 images were given"),
         (["--ask", "a <|im_end|> b"], 6, "a special token of the conversation"),

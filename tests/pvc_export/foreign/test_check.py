@@ -72,22 +72,22 @@ def test_a_faithful_graph_passes_on_every_level(case: str, check: Checker) -> No
 
 
 FAULTS: list[tuple[str, Edit, str, str, str, str]] = [
-    # case, edit, level, where, output, the reported cause
-    ("cell", perturb("wo"), "B", "step 0", "output 'y'", "y alone: the other outputs agree"),
-    ("cell", perturb("wc0"), "B", "step 0", "output 'y'", "other weights than the graph was exported from"),
-    ("cell in float16", perturb("wo", 2.0), "B", "step 0", "output 'y'", "y alone"),
+    # case, edit, level, where, output, the cause that is told
+    ("cell", perturb("wo"), "B", "step 0", "output 'y'", "feeds only y: the other outputs agree"),
+    ("cell", perturb("wc0"), "B", "step 0", "output 'y'", "different weights from those the graph was exported with"),
+    ("cell in float16", perturb("wo", 2.0), "B", "step 0", "output 'y'", "feeds only y:"),
     ("cell", perturb("uc0"), "D", "step 1", "output 'y'", "read at the wrong place or with the wrong weights"),
     ("cell", stale_by_wire, "B", "step 0", "state output 'h1_next'", "wired straight to the input 'h1'"),
-    ("cell", stale_by_arithmetic, "B", "step 0", "state output 'h1_next'", "the bits of its own input 'h1', unchanged"),
-    ("cell", swapped_state_outputs, "B", "step 0", "state output 'h0_next'", "what the reference calls 'h1_next'"),
+    ("cell", stale_by_arithmetic, "B", "step 0", "state output 'h1_next'", "is bit-equal to its own input 'h1'"),
+    ("cell", swapped_state_outputs, "B", "step 0", "state output 'h0_next'", "what the reference returns as 'h1_next'"),
     ("cell", swapped_state_inputs, "D", "step 1", "output 'y'", "the graph reads 'h0' where 'h1' belongs"),
-    ("cell", ignored_state, "D", "step 1", "output 'y'", "never reads its state input 'h0'"),
-    ("cell", folded_output, "B", "step 0", "output 'y'", "'y' depends on no input at all"),
-    ("cell", first_row_of_x, "B", "step 0", "output 'y'", "row 0 of the batch for all"),
-    ("cell", one_row_for_all, "D", "step 1", "output 'y'", "a row of the batch that sees another"),
+    ("cell", ignored_state, "D", "step 1", "output 'y'", "the graph never reads: no output depends on 'h0'"),
+    ("cell", folded_output, "B", "step 0", "output 'y'", "'y' depends on no input, so"),
+    ("cell", first_row_of_x, "B", "step 0", "output 'y'", "row 0 of the batch used for all"),
+    ("cell", one_row_for_all, "D", "step 1", "output 'y'", "a batch row that sees another row"),
     ("cell", traced_batch, "C", "batch = 1", "axis 'batch' is declared dynamic", "traced as a constant"),
     ("cell", not_a_number, "B", "step 0", "output 'y'", "an overflow"),
-    ("attention, whole cache", perturb("wv"), "B", "step 0", "output 'y'", "y, present_v alone"),
+    ("attention, whole cache", perturb("wv"), "B", "step 0", "output 'y'", "feeds only y, present_v:"),
     ("attention, whole cache", forgets_the_oldest, "C", "past = 1", "output 'y'", ""),
     ("attention, whole cache", drops_the_oldest, "B", "step 0", "state output 'present_k'", "1 row too few along"),
     ("attention, whole cache", new_before_past, "C", "past = 1", "output 'y'", ""),
@@ -108,7 +108,7 @@ def test_a_fault_is_named_with_its_level_its_output_and_its_cause(
     assert not report.passed and report.faults()[0].level == level
     text = report.failure_text() + "\nnext: " + report.next_command()[0]
     position = 0
-    for part in (f"level {level}, ", where, output, "Likely ", cause, "\nnext: pvc-export check --reference "):
+    for part in (f"level {level}, ", where, output, "Likely cause: ", cause, "\nnext: pvc-export check --reference "):
         position = text.find(part, position)
         assert position >= 0, f"{part!r} is missing or out of order in: {text}"
     assert list(report.levels()) == list("ABCDEGHI") and not {*report.not_executed} - {"E drift"}  # the rest still ran
@@ -116,11 +116,13 @@ def test_a_fault_is_named_with_its_level_its_output_and_its_cause(
 
 def test_teacher_forcing_tells_a_wrong_step_from_one_that_only_accumulates(check: Checker) -> None:
     wrong_step = check("cell", perturb("uc0")).failure_text()
-    assert "Fed the reference's state, it is wrong at that step too" in wrong_step
+    assert "On the reference's state, that step is wrong too" in wrong_step
     slow = check("sum", perturb("decay", 1 - 2e-7), steps=64)
     first = slow.faults()[0]
     assert first.level == "D" and first.where and first.where.index > 1
-    assert "Fed the reference's state, it is right at that step: only what accumulates is wrong." in slow.failure_text()
+    assert (
+        "On the reference's state, that step is right, so only the accumulated state is wrong." in slow.failure_text()
+    )
     assert runs(slow, "D") == {"own state"}
 
 
@@ -130,14 +132,14 @@ def test_a_drift_is_seen_before_it_leaves_the_limit_of_any_step(check: Checker) 
     assert all(found.passed for found in report.compared("D")) and check("sum", steps=24).passed
     assert "level E, drift: own state: state output 'total_next' drifts: +" in report.failure_text()
     command, purpose = report.next_command()
-    assert command.endswith("--steps 240") and purpose.endswith("at whose end the limit should be left")
+    assert command.endswith("--steps 240") and purpose.endswith("which should exceed the limit by its end")
 
 
 def test_a_row_that_sees_its_batch_fails_even_where_the_reference_does_the_same(check: Checker) -> None:
     report = check("batch mean")
     assert failed(report) == "H"
-    assert "output 'y' is not what the row gives alone: " in report.failure_text()
-    assert "an operation over the batch axis" in report.failure_text()
+    assert "output 'y' differs from the same row run alone: " in report.failure_text()
+    assert "an operation across the batch axis" in report.failure_text()
 
 
 def test_equal_rows_that_differ_by_their_place_in_the_batch_fail(check: Checker) -> None:
@@ -165,7 +167,7 @@ def test_a_session_that_remembers_another_stream_fails(check: Checker, monkeypat
     monkeypatch.setattr(GraphSession, "run", remembers)
     report = check("cell")
     assert "two streams" in runs(report, "G")
-    assert any("when another takes turns with it" in fault.what for fault in report.faults())
+    assert any("that alternates with another one differs" in fault.what for fault in report.faults())
 
 
 def test_a_session_that_does_not_start_anew_fails(check: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +193,7 @@ def test_a_run_that_writes_into_what_it_is_fed_fails(check: Checker, monkeypatch
         return outputs
 
     monkeypatch.setattr(GraphSession, "run", in_place)
-    assert any("changed the array of its input 'h1'" in fault.what for fault in check("cell").faults())
+    assert any("modified the array of its input 'h1'" in fault.what for fault in check("cell").faults())
 
 
 def test_a_file_that_contradicts_itself_fails_and_every_other_level_still_runs(check: Checker) -> None:
@@ -203,10 +205,10 @@ def test_a_file_that_contradicts_itself_fails_and_every_other_level_still_runs(c
 def test_a_graph_that_does_not_open_is_never_a_pass(check: Checker) -> None:
     report = check("cell", operator_of_nobody)
     assert not report.passed and failed(report) == "A"
-    assert list(report.not_executed.values()) == 7 * ["the graph does not open"]
+    assert list(report.not_executed.values()) == 7 * ["the graph cannot be opened"]
     assert all(verdict.passed is None for letter, verdict in report.levels().items() if letter != "A")
-    assert "ONNX Runtime's CPU does not open the file" in report.faults()[-1].what
-    assert sum(line.startswith("  --  ") and "the graph does not open" in line for line in report.table()) == 7
+    assert "ONNX Runtime's CPU cannot open the file" in report.faults()[-1].what
+    assert sum(line.startswith("  --  ") and "the graph cannot be opened" in line for line in report.table()) == 7
 
 
 def test_a_kv_cache_of_token_ids_with_dotted_names_a_mask_and_a_bound_passes(check: Checker) -> None:
@@ -224,8 +226,8 @@ def test_a_kv_cache_of_token_ids_with_dotted_names_a_mask_and_a_bound_passes(che
 def test_an_axis_given_one_size_is_asked_for_no_other(check: Checker) -> None:
     report = check("cell", traced_batch, sizes=("batch=2",))
     assert report.passed
-    assert report.not_executed["C shapes"] == "every dynamic axis has one size, by --size or by a state"
-    assert report.not_executed["H batch"] == "'batch' has one size, by --size or by a state"
+    assert report.not_executed["C shapes"] == "every dynamic axis is fixed to one size, by --size or by a state"
+    assert report.not_executed["H batch"] == "'batch' is fixed to one size, by --size or by a state"
 
 
 def test_a_cache_that_cannot_begin_empty_begins_with_the_rows_it_is_given(check: Checker) -> None:
@@ -263,7 +265,7 @@ def test_a_reference_that_amplifies_its_rounding_is_named_as_the_reason(check: C
 
     report = check("cell", chaos, reference=f"{MODELS}:Chaos")
     assert not report.passed and report.faults()[0].level == "D"
-    assert "the reference amplifies its own rounding" in report.faults()[0].cause
+    assert "a reference that amplifies its own rounding" in report.faults()[0].cause
 
 
 def test_the_lines_for_people_say_where_a_fault_is_and_how_far_it_reaches(check: Checker) -> None:

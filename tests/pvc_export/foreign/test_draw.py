@@ -33,7 +33,7 @@ def check(tmp_path: Path) -> Checker:
 def test_a_wrong_row_of_a_table_is_seen_without_a_bound_whichever_it_is(row: int, check: Checker) -> None:
     report = check("decoder", perturb_row(row), **IDS)
     assert [fault.level for fault in report.faults()] and report.touched == {"input_ids": 16}
-    assert "  table  'input_ids' looked at 16 of the 16 rows of 'table'" in report.table()
+    assert "  table  'input_ids' read 16 of the 16 rows of 'table'" in report.table()
     faithful = check("decoder", **IDS)
     assert faithful.passed, faithful.failure_text()
     assert faithful.to_json()["tables"] == {"input_ids": {"table": "table", "rows": 16, "touched": 16}}
@@ -133,7 +133,7 @@ def test_an_integer_that_nothing_bounds_is_no_pass_until_the_command_line_says_w
     assert "NOT SHOWN" in Page(render(report)).text and "input 'rate'" in Page(render(report)).text
     assert "input 'rate'" in junit(report)
     command = ("check", "--reference", f"{MODELS}:Scaled", "--graph", check.path, "--steps", 20)
-    pvc_export(*command).says(6, "not shown: input 'rate': an integer of which nothing says", "--bound rate=LOW:HIGH")
+    pvc_export(*command).says(6, "not shown: input 'rate': an integer of unknown range", "--bound rate=LOW:HIGH")
     data = json.loads(pvc_export(*command, "--json").out)
     assert data["passed"] is False and "rate" in next(iter(data["not_shown"]))
     assert pvc_export(*command, "--bound", "rate=8000:16000").exit_code == 0

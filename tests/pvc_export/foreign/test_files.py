@@ -69,5 +69,5 @@ def test_weights_that_are_missing_are_an_error_of_the_input(
 
     request = saved_beside(Checker(tmp_path), remove)
     pvc_export("check", "--reference", request.reference, "--graph", request.graph).says(
-        6, f"'graph.onnx.data', {said}", f"the file {request.graph}.data", "likely: ", "check again: ls -l"
+        6, f"'graph.onnx.data', {said}", f"the file {request.graph}.data", "likely: ", "then look: ls -l"
     )

@@ -89,7 +89,7 @@ def require_said(error: PVCError, said: dict[str, str]) -> None:
 
 FORM = "pkg.module:Name or path/to/file.py:Name"
 BAD_REFERENCES: dict[str, dict[str, str]] = {
-    "Net": {"what": "does not say what to import", "expected": FORM},
+    "Net": {"what": "names no model", "expected": FORM},
     "gone.py:Net": {"what": "gone.py does not exist"},
     "nowhere.module:Net": {
         "what": "importing nowhere.module failed: ModuleNotFoundError: No module named 'nowhere'",
@@ -106,7 +106,7 @@ BAD_REFERENCES: dict[str, dict[str, str]] = {
     f"{__name__}:a_list": {"what": "makes an object of type list", "expected": "a torch.nn.Module"},
     f"{__name__}:needs_a_path": {
         "what": "cannot be made without arguments: TypeError",
-        "fix": "write a function beside it",
+        "fix": "add a function that passes them",
     },
     f"{__name__}:Swaps": {"what": "takes no argument 'h1' for the graph's input 'h1'", "fix": "Did you mean 'h_1'?"},
     f"{__name__}:WantsMask": {
@@ -128,7 +128,10 @@ BAD_REFERENCES: dict[str, dict[str, str]] = {
         "what": r"fails on x float32 \(2, 4\), h0 float32 \(2, 6\).*RuntimeError: .*\(test_input.py:",
         "fix": "--size AXIS=N",
     },
-    f"{__name__}:Rolls": {"what": "returns another 'y' for the same inputs", "expected": "a function of its inputs"},
+    f"{__name__}:Rolls": {
+        "what": "returns a different 'y' for the same inputs",
+        "expected": "a function of its inputs",
+    },
 }
 
 
@@ -158,19 +161,19 @@ def faithful(_: onnx.ModelProto) -> None:
 BAD_NAMES: list[tuple[str, Edit, dict[str, tuple[str, ...]], dict[str, str]]] = [
     ("cell", faithful, {"states": ("h0_nxt=h0",)}, {"what": "the input 'h0_nxt', which graph.onnx does not have"}),
     ("cell", faithful, {"states": ("h0=h0_nxt",)}, {"what": "the output 'h0_nxt', ", "fix": "Did you mean 'h0_next'?"}),
-    ("cell", faithful, {"states": ("h0_next=h0",)}, {"cause": "an output of that name: a pair is INPUT=OUTPUT"}),
+    ("cell", faithful, {"states": ("h0_next=h0",)}, {"cause": "an output of the graph: a pair is INPUT=OUTPUT"}),
     ("cell", faithful, {"states": ("h0=h0_next", "h1=h0_next")}, {"what": "names the output 'h0_next' twice"}),
     (
         "cell",
         other_dtype,
         {},
-        {"what": "'h0' float32 .batch, 6., the output 'h0_next' float64", "expected": "one dtype"},
+        {"what": "'h0' float32 .batch, 6., but the output is 'h0_next' float64", "expected": "the same dtype"},
     ),
     (
         "cell",
         faithful,
         {"states": ("h0=y",)},
-        {"what": "'h0' float32 .batch, 6., the output 'y' ", "expected": "one shape"},
+        {"what": "'h0' float32 .batch, 6., but the output is 'y' ", "expected": "the same shape"},
     ),
     (
         "cell",
@@ -182,7 +185,7 @@ BAD_NAMES: list[tuple[str, Edit, dict[str, tuple[str, ...]], dict[str, str]]] = 
     ("cell", faithful, {"states": ("h0=h0_next@start:2",)}, {"what": "no axis of 'h0' grows"}),
     ("cell", faithful, {"sizes": ("bach=3",)}, {"what": "has no dynamic axis 'bach'", "fix": "Did you mean 'batch'?"}),
     ("attention, new rows", faithful, {"sizes": ("past=3",)}, {"what": "that axis grows with its state"}),
-    ("cell", faithful, {"bounds": ("h0=0:1",)}, {"what": "names 'h0', which is not an input of graph.onnx that is"}),
+    ("cell", faithful, {"bounds": ("h0=0:1",)}, {"what": "names 'h0', which is not a drawn input of graph.onnx"}),
     ("decoder", faithful, {"bounds": ("input_ids=0.5:1",)}, {"what": "does not fit 'input_ids' int64"}),
 ]
 
@@ -201,12 +204,12 @@ def test_a_name_or_a_pair_that_the_graph_cannot_have_is_an_error_that_says_why(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"states": ("h0",)}, {"what": "--state h0 cannot be read", "expected": "INPUT=OUTPUT"}),
-        ({"sizes": ("batch",)}, {"what": "--size batch cannot be read", "expected": "AXIS=N"}),
-        ({"bounds": ("x=1",)}, {"what": "--bound x=1 cannot be read", "expected": "INPUT=LOW:HIGH"}),
-        ({"bounds": ("x=2:1",)}, {"what": "--bound x=2:1 cannot be read", "expected": "LOW <= HIGH"}),
-        ({"bounds": ("x=a:b",)}, {"what": "--bound x=a:b cannot be read"}),
-        ({"bounds": ("x=0:1e999",)}, {"what": "--bound x=0:1e999 cannot be read"}),
+        ({"states": ("h0",)}, {"what": "--state h0 is not valid", "expected": "INPUT=OUTPUT"}),
+        ({"sizes": ("batch",)}, {"what": "--size batch is not valid", "expected": "AXIS=N"}),
+        ({"bounds": ("x=1",)}, {"what": "--bound x=1 is not valid", "expected": "INPUT=LOW:HIGH"}),
+        ({"bounds": ("x=2:1",)}, {"what": "--bound x=2:1 is not valid", "expected": "LOW <= HIGH"}),
+        ({"bounds": ("x=a:b",)}, {"what": "--bound x=a:b is not valid"}),
+        ({"bounds": ("x=0:1e999",)}, {"what": "--bound x=0:1e999 is not valid"}),
         ({"steps": 0}, {"what": "--steps is 0", "expected": "at least 1"}),
     ],
     ids=lambda value: value.get("what", "given"),

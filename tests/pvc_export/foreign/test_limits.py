@@ -108,7 +108,7 @@ def test_a_tolerance_takes_the_place_of_the_rule_and_is_in_every_report(tmp_path
     }
     assert report.to_json()["rule"]["tolerance"] == {"rel_l2": 0.05, "max_abs": 0.2}
     text = Page(render(report)).text
-    assert "rel l2 0.05, max abs 0.2, as --tolerance says" in text and "≤ 2.0e-1" in text and "note" not in text
+    assert "rel l2 0.05, max abs 0.2, given by --tolerance" in text and "≤ 2.0e-1" in text and "note" not in text
     assert "--tolerance rel_l2=0.05 --tolerance max_abs=0.2" in report.command
     assert not check("cell", perturb("wo", 3.0), steps=20, tolerances=("rel_l2=0.05",)).passed
     tight = check("cell", quantized, steps=20, tolerances=("max_abs=1e-4",))
@@ -122,5 +122,5 @@ def test_a_tolerance_takes_the_place_of_the_rule_and_is_in_every_report(tmp_path
 @pytest.mark.parametrize("text", ["0.1", "l2=0.1", "rel_l2=0", "rel_l2=-1", "rel_l2=1e999"])
 def test_a_tolerance_that_is_none_is_refused(text: str, pvc_export: Run) -> None:
     pvc_export("check", "--reference", "a:B", "--graph", "g.onnx", "--tolerance", text).says(
-        2, f"--tolerance {text} cannot be read", "of rel_l2, worst_token, max_abs"
+        2, f"--tolerance {text} is not valid", "the metrics rel_l2, worst_token, max_abs"
     )

@@ -13,7 +13,7 @@ from engines.manifest import hash_file
 from pvc_export.foreign.page import MOST_PANELS, curves, junit, render
 from pvc_export.foreign.request import StatePair
 from pvc_export.parity.levels import TITLES
-from pvc_export.report.text import number
+from pvc_export.terminal.numbers import number
 
 from ..conftest import Run
 from ..report.html_page import HOSTILE, Page, require_clean, require_self_contained
@@ -59,7 +59,7 @@ def test_a_failure_names_the_first_fault_its_cause_and_the_next_command(check: C
     report = check("cell", swapped_state_inputs)
     text = Page(render(report)).text
     assert "✕ FAIL level D, stream: step 1, own state: output 'y': rel l2" in text
-    assert "likelytwo states that are swapped: the graph reads 'h0' where 'h1' belongs" in text
+    assert "likelytwo swapped states: the graph reads 'h0' where 'h1' belongs" in text
     assert " ".join(report.next_command()[0].split()) in text
     document = ET.fromstring(junit(report))
     failure = document.find("testsuite[@name='level D']/testcase/failure")
@@ -101,7 +101,7 @@ def test_what_was_not_executed_is_no_plain_pass_and_skipped(check: Checker) -> N
 def test_a_graph_that_does_not_open_is_a_failed_page(check: Checker) -> None:
     report = check("cell", operator_of_nobody)
     text, xml = Page(render(report)).text, junit(report)
-    assert "✕ FAIL level A, graph: " in text and "D stream: the graph does not open" in text
+    assert "✕ FAIL level A, graph: " in text and "D stream: the graph cannot be opened" in text
     assert counts(xml) == (3, 7)  # the checker, the runtime, and their level
 
 
@@ -146,5 +146,5 @@ def test_a_report_that_cannot_be_written_says_so(check: Checker, tmp_path: Path,
     states = [word for pair in CELL_STATES for word in ("--state", pair)]
     nowhere = tmp_path / "nowhere" / "report.html"
     pvc_export("check", "--reference", request.reference, "--graph", request.graph, *states, "--report", nowhere).says(
-        4, "could not be written to", "The check itself is done", "name another path"
+        4, "could not be written to", "The check itself is complete", "name another path"
     )

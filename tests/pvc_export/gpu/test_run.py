@@ -60,7 +60,7 @@ def alone(tmp_path: Path, code: str, *, limit_s: float = 60.0) -> tuple[Section,
 
 def test_a_crash_is_a_section_that_names_the_signal_and_what_was_said_last(tmp_path: Path) -> None:
     section, log = alone(tmp_path, CRASH)
-    assert section.state == "refused" and section.error == "it crashed: SIGSEGV; it said last: about to"
+    assert section.state == "refused" and section.error == "it crashed: SIGSEGV; its last output: about to"
     assert "about to" in log
 
 
@@ -68,7 +68,7 @@ def test_a_step_is_ended_at_its_time_limit(tmp_path: Path) -> None:
     started = time.monotonic()
     section, _ = alone(tmp_path, "import time; time.sleep(60)", limit_s=0.5)
     assert time.monotonic() - started < 20
-    assert section.state == "refused" and "not done after 0 s" in section.error.replace("1 s", "0 s")
+    assert section.state == "refused" and "stopped at its time limit of 0 s" in section.error.replace("1 s", "0 s")
 
 
 def test_a_process_that_leaves_no_section_is_refused(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_process_that_leaves_no_section_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", [CRASH, "raise SystemExit(1)"], ids=["crash", "exit"])
 def test_a_driver_that_crashes_is_no_gpu_and_no_end(code: str) -> None:
     drivers = ask_driver_apart([sys.executable, "-c", code])
-    assert drivers.gpus == () and "did not answer" in drivers.error
+    assert drivers.gpus == () and "querying the NVIDIA driver for its GPUs failed" in drivers.error
 
 
 def test_what_the_driver_says_comes_back_from_its_process() -> None:
@@ -125,7 +125,7 @@ def test_an_error_in_a_step_is_its_section(tmp_path: Path) -> None:
 def test_no_step_is_begun_when_the_time_is_over(tmp_path: Path) -> None:
     found = run_with(tmp_path, budget_s=1.0)
     assert {one.state for one in found.values()} == {"not executed"}
-    assert found["machine"].error == "the 1 s of the whole run are over"
+    assert found["machine"].error == "the run's time limit of 1 s is used up"
 
 
 def test_a_step_gets_no_more_time_than_is_left(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def without_gpu(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Run the command itself, with its processes, as on a machine without a driver."""
     folder = tmp_path_factory.mktemp("no-gpu") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Hardware, "here", lambda: Hardware(drivers=Drivers(error="there is no NVIDIA driver here")))
+        patch.setattr(Hardware, "here", lambda: Hardware(drivers=Drivers(error="no NVIDIA driver is installed")))
         result = CliRunner().invoke(app, ["gpu", "-o", str(folder)], catch_exceptions=False)
     assert result.exit_code == 0
     return folder, result.stdout
@@ -176,7 +176,7 @@ def test_without_a_gpu_it_says_so_and_what_it_would_have_done(without_gpu: tuple
     assert states.pop("machine") == "shown" and set(states.values()) == {"not executed"}
     assert not any(one["numbers"] for one in data["sections"])
     page = (folder / "index.html").read_text(encoding="utf-8")
-    assert page.count("It would have done this.") == len(states)
+    assert page.count("Not done: ") == len(states)
     for command in ("pvc-export trt -m shapes --fp16 --target rtx --golden", "--golden</span>", "pvc-export bench"):
         assert command in re.sub(r"</span> <span>", " ", page) or command in page
 
@@ -205,9 +205,9 @@ def test_the_files_hold_versions_and_what_the_steps_printed(without_gpu: tuple[P
     [
         ("linux", "6.8.0-45-generic", "Linux 6.8.0-45-generic", ""),
         ("linux", "5.15.153.1-microsoft-standard-WSL2", "WSL2", ""),
-        ("linux", "4.4.0-19041-Microsoft", "WSL1", "WSL1 has no GPUs"),
-        ("win32", "11", "Windows", "Windows itself is not supported, WSL2 is"),
-        ("darwin", "24.1.0", "darwin", "no NVIDIA GPUs"),
+        ("linux", "4.4.0-19041-Microsoft", "WSL1", "WSL1 has no GPU access"),
+        ("win32", "11", "Windows", "native Windows is not supported, but WSL2 is"),
+        ("darwin", "24.1.0", "darwin", "darwin has no NVIDIA GPUs"),
     ],
 )
 def test_a_system_is_supported_or_refused_in_a_sentence(name: str, release: str, words: str, refusal: str) -> None:

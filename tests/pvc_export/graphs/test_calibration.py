@@ -211,7 +211,7 @@ def test_a_scale_too_few_or_too_many_is_refused(small: LoadedModel) -> None:
     quantizer = of_vision(small)
     scales = dict.fromkeys(quantizer.calibrated, 0.1)
     for wrong in ({**scales, "llm.layers.0.mlp.down_proj.weight": 0.1}, dict(list(scales.items())[1:])):
-        with pytest.raises(ModelError, match="products need one"):
+        with pytest.raises(ModelError, match="matmuls need one"):
             quantizer.with_calibration(Calibration(method="max", clips=("x",), num_frames=1, scales=wrong))
     with pytest.raises(ModelError, match="export the bundle again"):
         quantizer.with_calibration(None)

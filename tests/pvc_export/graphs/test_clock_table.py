@@ -131,7 +131,7 @@ def test_a_stream_whose_clock_runs_on_ends_where_the_table_does(bundle_table: Pa
     stream.vision.ring.num_frames = NUM_TIMES - 1  # the context would be full earlier
     stream.push(frames[2])
     before = stream.context_rows
-    with pytest.raises(StreamError, match="this frame's time is 40, and the bundle knows 40 frame times") as info:
+    with pytest.raises(StreamError, match="this frame's time is 40, but the bundle has only 40 frame times") as info:
         stream.push(frames[0])
     assert "--clock run-on" in info.value.fix
     assert (stream.num_frames, stream.context_rows) == (NUM_TIMES, before)
@@ -142,7 +142,7 @@ def test_an_image_that_takes_more_times_than_there_are_is_refused(bundle_table: 
     bundle = open_bundle(bundle_table)
     images = replace(bundle.manifest.images, layout="tiles_in_time")
     stream = PVCStream(replace(bundle, manifest=replace(bundle.manifest, images=images)))
-    with pytest.raises(StreamError, match="the bundle knows 40 frame times"):
+    with pytest.raises(StreamError, match="the bundle has only 40 frame times"):
         stream.encode_image(np.zeros((112, 1344, 3), np.uint8), max_tiles=12)
 
 

@@ -147,7 +147,7 @@ def test_streams_that_share_a_pass_are_rounded_row_by_row() -> None:
     "changes", [{"block": 32}, {"zero_points": True}, {"inputs": "float"}, {"bits": 4}, {"bits": 5}], ids=str
 )
 def test_what_no_graph_computes_is_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(SpecError, match="expected.*4 bits in blocks"):
+    with pytest.raises(SpecError, match="expected.*int4 weights in blocks"):
         replace(how(), **changes)  # type: ignore[arg-type]
 
 

@@ -114,7 +114,7 @@ def test_a_constant_is_a_weight_as_it_is_or_transposed_and_nothing_else_of_one()
     assert found(constant(matrix.empty.T)) == (matrix, True)
     assert found(constant(torch.ones(8, 6))) is None
     for part in (matrix.empty[:3], matrix.empty[2:], matrix.empty[:, 0], matrix.empty.view(6, 8), other.empty[1:].T):
-        with pytest.raises(BuildError, match="of a weight"):
+        with pytest.raises(BuildError, match=r"is a view \(.*\) of llm\.[ab]"):
             found(constant(part))
 
 

@@ -161,7 +161,7 @@ def test_an_island_and_an_input_that_is_no_multiple_of_the_block_keep_their_dtyp
 
 @pytest.mark.parametrize("block", [0, 8, 48])
 def test_a_block_that_no_runtime_takes_is_refused(block: int) -> None:
-    with pytest.raises(SpecError, match=f"block of {block}"):
+    with pytest.raises(SpecError, match=f"block has {block} values"):
         how(block=block)
 
 

@@ -107,7 +107,7 @@ def test_an_engine_that_fuses_it_all_the_same_is_refused(
     monkeypatch.setattr("pvc_export.graphs.unfused.unfused_attention", attention)
     model, spec, path = cast_model(small.model, "fp16"), spec_of("trunk", ("spatial",)), tmp_path / "trunk.onnx"
     export_graph(graph_module(model, spec), spec, path)
-    with pytest.raises(BuildError, match="has 1 fused .* although its spatial attention was to be unfused") as caught:
+    with pytest.raises(BuildError, match="has 1 fused .* although its spatial attention should be unfused") as caught:
         build_checked(path, asked_of(model, spec), load_target("rtx"), built_from="")
     assert caught.value.expected == "0 and 0" and "--island" in caught.value.fix
 
@@ -138,7 +138,7 @@ def test_the_gate_still_holds_what_is_not_unfused_and_that_nothing_is_left_unrea
     check_layers((over_rows, *loose), spec, num_float32_weights=None)
     with pytest.raises(BuildError, match="0 fused attention kernels over many rows"):
         check_layers(tuple(loose), spec, num_float32_weights=None)
-    with pytest.raises(BuildError, match="1 over one row, although its temporal attention was to be unfused"):
+    with pytest.raises(BuildError, match="1 over one row, although its temporal attention should be unfused"):
         check_layers((over_rows, layer(f"{GEMV_ATTENTION}_v1", key, value)), spec, num_float32_weights=None)
     with pytest.raises(BuildError, match=rf"reads the ring '{value}' in no kernel"):
         check_layers((over_rows, *loose[:2]), spec, num_float32_weights=None)

@@ -24,7 +24,7 @@ from pvc_export.parity.evidence import Evidence
 from pvc_export.parity.levels import Rule
 
 Copy = Callable[[Path], Path]
-ELSEWHERE = {"engines": "not verified: built on another machine. That one can verify them: pvc-export check"}
+ELSEWHERE = {"engines": "not verified: built on another machine. To verify them, run there: pvc-export check"}
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_the_engines_of_an_export_pass(bundle_fp16: Path) -> None:
 @pytest.mark.parametrize("edit", [exchange_engines, take_engines_of_another_bundle], ids=lambda edit: edit.__name__)
 def test_engines_that_are_not_their_graphs_fail_and_are_named(edit: Callable[[Path], None], bundle: Path) -> None:
     edit(bundle)
-    rule, what = rule_of(check(bundle)), "not what this machine built from this graph for this bundle"
+    rule, what = rule_of(check(bundle)), "not the engine that this machine built from this graph for this bundle"
     assert not rule.passed
     assert rule.detail == f"engines/trunk.engine: {what}; engines/compressor.engine: {what}"
 
@@ -78,7 +78,7 @@ def test_an_engine_older_than_its_graph_fails_on_any_machine(bundle: Path, elsew
     forget_to_build_anew(bundle)
     elsewhere()
     rule = rule_of(check(bundle))
-    assert not rule.passed and "engines/trunk.engine: of another graph" in rule.detail
+    assert not rule.passed and "engines/trunk.engine: built from another graph" in rule.detail
 
 
 def test_one_engine_of_another_machine_is_named(bundle: Path) -> None:
@@ -100,7 +100,7 @@ def test_engines_of_an_earlier_version_are_not_verified_and_it_says_what_to_do(b
 def test_a_bundle_without_engines_says_nothing_of_them(bundle: Path, bundle_fp32: Path) -> None:
     assert check(bundle_fp32) == Evidence()
     shutil.rmtree(bundle / "engines")
-    assert check(bundle).not_executed == {"engines": "none is here: the bundle was copied without them"}
+    assert check(bundle).not_executed == {"engines": "no engine files: the bundle was copied without them"}
 
 
 @pytest.mark.usefixtures("stream_alone")

@@ -47,7 +47,7 @@ def test_a_new_field_that_nobody_holds_fails(
     manifest = longer(**{field.name: getattr(bundle.manifest, field.name) for field in fields(Manifest)})
     monkeypatch.setattr(facts, "Manifest", longer)
     (found,) = wrong_facts(manifest, tiny)
-    assert found[1].startswith("frame_rate is held against nothing")
+    assert found[1].startswith("the field frame_rate is not checked")
 
 
 RECORDS = {"model": ModelSource, "shape": ModelShape, "prompt": PromptSpec, "images": ImageSpec}

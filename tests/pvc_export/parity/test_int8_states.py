@@ -146,7 +146,7 @@ def test_a_bundle_that_says_it_remembers_otherwise_is_not_what_its_graphs_are(
     bundle = copy_bundle(on_cpu)
     for states in ((), ("ring",), ("ring", "rings")):
         replace(Manifest.load(on_cpu), int8_states=states).save(bundle)
-        with pytest.raises(BundleError, match="the graphs are not those|int8_states has 'rings'"):
+        with pytest.raises(BundleError, match="the graphs do not match its shape|int8_states has 'rings'"):
             Manifest.load(bundle)
 
 

@@ -183,7 +183,7 @@ def test_an_engine_that_the_runtime_refuses_is_an_error_and_no_rung_left_out(
     manifest = Manifest.load(gpu.bundle)
     (gpu.bundle / manifest.engines["trunk"].path).write_bytes(b"not a plan")
     sign_engines(replace(manifest, files=hash_folder(gpu.bundle))).save(gpu.bundle)
-    with pytest.raises(BundleError, match="trunk.engine was refused"):
+    with pytest.raises(BundleError, match="trunk.engine was rejected"):
         check_bundle(gpu.bundle, tiny)
 
 

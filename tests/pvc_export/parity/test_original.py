@@ -225,7 +225,7 @@ def test_a_layer_that_one_side_lacks_is_a_difference(pvc: PVC, of_pvc: Recording
         "vision_model.encoder.layers.3: only the model has it",
         "vision_model.encoder.layers.4: only the recording has it",
     ]
-    assert lines[-1].startswith("likely: config.json belongs to another model")
+    assert lines[-1].startswith("likely: config.json is from another model")
 
 
 def test_values_that_are_not_finite_are_a_difference(pvc: PVC, of_pvc: Recording) -> None:
@@ -308,7 +308,7 @@ def test_mappings_that_a_recording_does_not_tell_apart_are_an_error(
     idle = {name: value * 0 if name.endswith("alpha") else value for name, value in stored.items()}
     save_file({re.sub(r"(s\.\d\.adaln)\.w", r"\1.v", k): v for k, v in idle.items()}, folder / "model.safetensors")
     outcome = pvc_export("compare", folder, folder / "recording.npz")
-    outcome.says(6, "does not tell", "alpha of zeros")
+    outcome.says(6, "does not distinguish", "alpha of zeros")
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def test_a_file_that_is_no_recording_exits_6(
 ) -> None:
     (tmp_path / "r.npz").write_bytes(content)
     outcome = pvc_export("compare", folder_of("pvc"), tmp_path / "r.npz", "--json")
-    outcome.refuses(6, "ModelError", what="r.npz is no recording", fix="record_original.py")
+    outcome.refuses(6, "ModelError", what="r.npz is not a recording", fix="record_original.py")
 
 
 @pytest.mark.parametrize(
@@ -351,10 +351,13 @@ def test_a_file_that_is_no_recording_exits_6(
             {"facts": np.array(json.dumps({"version": 2, "dtype": "float32"}))},
             "is a recording of version 2, expected 1",
         ),
-        ({"facts": np.array(json.dumps({"version": 1, "dtype": "float8"}))}, "is no recording of a model ('float8')"),
-        ({"facts": np.array("{}")}, "is no recording of a model"),
+        (
+            {"facts": np.array(json.dumps({"version": 1, "dtype": "float8"}))},
+            "is not a recording of a model ('float8')",
+        ),
+        ({"facts": np.array("{}")}, "is not a recording of a model"),
         ({"language_model.logits": None}, "lacks language_model.logits"),
-        ({"frames": None}, "is no recording of a model"),
+        ({"frames": None}, "is not a recording of a model"),
     ],
     ids=["version", "dtype", "no facts", "no logits", "no frames"],
 )

@@ -45,12 +45,12 @@ COVERED = {
     "gelu-half": ("Gelu of 'gelu' in 'trunk.layers.0.mlp': its approximate is 'tanh', expected 'none'",),
 }
 BUILT_OTHERWISE = {
-    "bgr-graph": ("it has Gather", "which a fresh export has not"),
+    "bgr-graph": ("it has Gather", "which a fresh export does not have"),
     "qkv": ("Split",),
     "rms-epsilon": ("RMSNormalization of", "in 'llm.layers.0.attn_norm'", "its epsilon is 0.01, expected 1e-05"),
     "causal": ("it has Add",),
     "swapped-kv": ("is the graph's 'past.0.value', expected the graph's 'past.0.key'",),
-    "stale-row": ("it has Gather", "the output 'new.0.key' is another value"),
+    "stale-row": ("it has Gather", "the output 'new.0.key' is wrong"),
     "shuffle": ("Transpose of 'permute' in 'compressor'", "its perm is [0, 1, 3, 4, 2, 5]"),
 }
 
@@ -179,7 +179,7 @@ def test_a_graph_of_other_versions_that_differs_is_not_verified_and_one_that_doe
     assert rules["trunk"].passed is None and rules["temporal"].passed is True
     assert "onnxscript 0.5.6, here " in rules["trunk"].detail and "approximate" in rules["trunk"].detail
     unknown = replace(manifest, versions={key: value for key, value in manifest.versions.items() if key != "onnx_ir"})
-    assert "onnx_ir of an unknown version" in compared(bundle, unknown, tiny).rules[0].detail
+    assert "onnx_ir of unknown version" in compared(bundle, unknown, tiny).rules[0].detail
 
 
 def test_a_manifest_records_every_package_that_writes_a_graph(bundle_fp32: Path) -> None:
@@ -207,7 +207,7 @@ def test_without_the_values_of_its_matrices_a_model_exports_to_the_same_graph(
     empty = [name for name, tensor in fresh.constants.items() if is_hollow(tensor)]
     assert empty and bare.stat().st_size < path.with_name(f"{path.name}.data").stat().st_size
     unclaimed = list(Comparison(file, fresh, frozenset()).differences())
-    assert len(unclaimed) >= len(empty) and "no weight of this operation" in unclaimed[0]
+    assert len(unclaimed) >= len(empty) and "not a weight of this operation" in unclaimed[0]
 
 
 def test_a_hollow_reference_sees_an_epsilon_too(

@@ -59,14 +59,14 @@ def cut_short(parts: Parts) -> None:
 
 
 EDITS: dict[str, tuple[Callable[[Parts], None], str]] = {
-    "exchanged ids": (exchange_ids, "'model.vocab' is another in 2 of 495 entries, first 'Q': 65, expected 56"),
-    "exchanged merges": (exchange_merges, "'model.merges' is another from entry 0 of 231 on"),
+    "exchanged ids": (exchange_ids, "'model.vocab' is different in 2 of 495 entries, first 'Q': 65, expected 56"),
+    "exchanged merges": (exchange_merges, "'model.merges' is different from entry 0 of 231 on"),
     "normalizer": (lambda parts: parts.update(normalizer={"type": "NFKC"}), '\'normalizer\' is {"type": "NFKC"}'),
-    "pre-tokenizer": (lambda parts: parts["pre_tokenizer"]["pretokenizers"].pop(0), "'pre_tokenizer' is another"),
-    "decoder": (lambda parts: parts.update(decoder={"type": "Fuse"}), "'decoder' is another in 4 of 4 entries"),
+    "pre-tokenizer": (lambda parts: parts["pre_tokenizer"]["pretokenizers"].pop(0), "'pre_tokenizer' is different"),
+    "decoder": (lambda parts: parts.update(decoder={"type": "Fuse"}), "'decoder' is different in 4 of 4 entries"),
     "no decoder": (lambda parts: parts.update(decoder=None), "'decoder' is null, expected {"),
-    "added token": (forget_an_added_token, "'added_tokens' is another from entry 6 of 8 on"),
-    "special flag": (no_special_token, "'added_tokens' is another from entry 3 of 8 on"),
+    "added token": (forget_an_added_token, "'added_tokens' is different from entry 6 of 8 on"),
+    "special flag": (no_special_token, "'added_tokens' is different from entry 3 of 8 on"),
     "truncation": (cut_short, "'truncation' is {"),
 }
 
@@ -96,7 +96,7 @@ def test_a_part_of_the_file_that_is_not_the_reference_s_is_named(
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [(text_in_lower_case, "are written as"), (tokens_of_another_vocabulary, "is read as")],
+    [(text_in_lower_case, "are decoded as"), (tokens_of_another_vocabulary, "is encoded as")],
     ids=["written", "read"],
 )
 def test_what_the_runtime_makes_of_a_right_file_is_held_too(
@@ -113,4 +113,4 @@ def test_the_tokens_that_end_an_answer_are_held(
 ) -> None:
     monkeypatch.setattr(bundle.tokenizer, "stop_ids", stop_ids)
     text = compare_tokenizer(bundle, tiny)[1]
-    assert text.passed is False and f"an answer ends at the tokens {sorted(stop_ids)}, expected [260]" in text.detail
+    assert text.passed is False and f"the stop tokens are {sorted(stop_ids)}, expected [260]" in text.detail

@@ -34,7 +34,7 @@ from pvc_export.parity.places import Place, Rung
 from pvc_export.parity.report import ParityReport, judge
 from pvc_export.report import ReportInput, junit, render
 from pvc_export.report.figures import Axis, Curve, bar, curves_figure
-from pvc_export.report.text import number, share
+from pvc_export.terminal.numbers import number, share
 from pvc_ref import PVCConfig
 
 from .html_page import HOSTILE, Page, require_clean, require_self_contained
@@ -205,11 +205,11 @@ def test_a_failure_shows_the_culprit_its_island_and_the_next_command(failing: Re
     assert "✕ FAIL" in text and "PASS" not in text
     assert "First failing graph: temporal" in text
     assert "Culprit: linear of trunk.layers.1.mlp.fc1" in text and "trunk, frame 8" in text
-    assert "error: ∞ units of fp16 roundoff, allowed 32" in text and "up to 91234, fp16 holds 65504" in text
+    assert "error: ∞ units of fp16 roundoff, limit 32" in text and "up to 91234, largest in fp16: 65504" in text
     assert "--island trunk.layers.1.mlp" in text and "pvc-export check build/tiny --bisect" in text
     repaired = changed(failing, repair=Repair(islands=("trunk.layers.1.mlp",), passed=True, culprits=(CULPRIT,)))
     text = Page(render(repaired)).text
-    assert "✓ proven repair: Exported again with --island trunk.layers.1.mlp, the check passes" in text
+    assert "✓ proven repair: A new export with --island trunk.layers.1.mlp passes the check" in text
     command = (
         f"pvc-export onnx -m tiny --seed 3 --fp16 --target cpu --window {WINDOW} --context 2048 --streams 1 "
         "--island llm.layers.0.mlp --island trunk.layers.1.mlp -o build/tiny"
@@ -220,7 +220,7 @@ def test_a_failure_shows_the_culprit_its_island_and_the_next_command(failing: Re
 def test_a_failure_without_a_culprit_says_that_every_operation_is_right(failing: ReportInput) -> None:
     text = Page(render(changed(failing, culprit=None))).text
     assert INNOCENT in text and "--fp32" in text
-    assert "was not looked for" in Page(render(changed(failing, culprit=None, looked=False))).text
+    assert "was not searched for" in Page(render(changed(failing, culprit=None, looked=False))).text
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def drift(error: float) -> DriftReport:
 
 def test_a_drift_is_shown_with_its_interval_and_fails(passing: ReportInput) -> None:
     steady = changed(passing, drift=drift(1e-3))
-    assert steady.parity.passed and "[+0%, +0%] beyond the floor" in Page(render(steady)).text.replace("-0%", "+0%")
+    assert steady.parity.passed and "[+0%, +0%] above the floor" in Page(render(steady)).text.replace("-0%", "+0%")
     grown = changed(passing, drift=drift(9.0))
     assert not grown.parity.passed and grown.parity.levels()["E"].passed is False
     assert ET.fromstring(junit(grown)).find("testsuite[@name='level E']/testcase/failure") is not None
@@ -402,7 +402,7 @@ def test_every_level_says_what_was_shown_what_failed_and_what_nobody_asked(faili
     assert [*verdicts] == list("ABCDEFGHIJK") and {verdict.passed for verdict in verdicts.values()} == {*words}
     for letter, verdict in verdicts.items():
         assert f"{letter}{TITLES[letter]} {words[verdict.passed]} {verdict.detail}" in text
-    assert verdicts["F"].passed is False and "Levels H, I: not shown by this run" in text
+    assert verdicts["F"].passed is False and "Levels H, I: not run in this check" in text
 
 
 def test_junit_counts_what_it_holds_and_skips_what_was_not_executed(failing: ReportInput) -> None:

@@ -77,7 +77,7 @@ def test_a_head_is_not_tied_where_nothing_is_said_and_tied_where_it_is() -> None
     "changes", [{"architectures": ["InternVLForConditionalGeneration"]}, {"text_config": {}, "llm_config": ...}]
 )
 def test_transformers_own_layout_is_refused_by_name(changes: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match="transformers' own InternVL") as info:
+    with pytest.raises(CheckpointError, match="transformers' InternVL") as info:
         config_from_json(internvl2_8b_json(**changes))
     assert "without -hf" in info.value.fix
 
@@ -101,7 +101,7 @@ def test_temporal_config_without_our_object_is_refused_with_what_was_found(tmp_p
     ("changes", "words", "expected"),
     [
         ({"vision_config__qk_normalization": True}, "vision_config.qk_normalization = true", "false"),
-        ({"vision_config__qk_normalization": ...}, "does not say vision_config.qk_normalization", "false"),
+        ({"vision_config__qk_normalization": ...}, "does not set vision_config.qk_normalization", "false"),
         ({"vision_config__norm_type": "rms_norm"}, 'norm_type = "rms_norm"', '"layer_norm"'),
         ({"vision_config__hidden_act": "gelu_new"}, 'hidden_act = "gelu_new"', '"gelu"'),
         ({"select_layer": -2}, "select_layer = -2", "-1"),
@@ -116,17 +116,17 @@ def test_temporal_config_without_our_object_is_refused_with_what_was_found(tmp_p
         ),
         ({"llm_config__rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling", "null"),
         ({"llm_config__rope_scaling": "dynamic"}, "rope_scaling", "null or"),
-        ({"llm_config__vocab_size": ...}, "does not say llm_config.vocab_size", "int"),
-        ({"llm_config__vocab_size": True}, "llm_config.vocab_size = true", "int"),
+        ({"llm_config__vocab_size": ...}, "does not set llm_config.vocab_size", "a value of type int"),
+        ({"llm_config__vocab_size": True}, "llm_config.vocab_size = true", "a value of type int"),
         (
             {"llm_config__num_key_value_heads": 5},
             "num_heads = 32 is not a multiple of num_kv_heads = 5",
-            "a multiple, as 30",
+            "a multiple, for example 30",
         ),
         ({"force_image_size": 224}, "force_image_size = 224 but vision_config.image_size = 448", "the same"),
         ({"downsample_ratio": 0.3}, "downsample_ratio = 0.3, which makes 92.16 tokens", "92 tokens"),
         ({"template": "phi3-chat"}, "template is 'phi3-chat'", "one of"),
-        ({"pvc": {"num_temporal_layers": 8}}, "does not say pvc.sinusoid_size", "int"),
+        ({"pvc": {"num_temporal_layers": 8}}, "does not set pvc.sinusoid_size", "a value of type int"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -74,8 +74,8 @@ def test_a_key_that_is_not_known_is_an_error_whatever_its_value(section: str, va
     with pytest.raises(CheckpointError) as info:
         config_from_json(data)
     path = f"{section.replace('__', '.')}.logit_scale".lstrip(".")
-    assert f"says {path} = {json.dumps(value)}" in info.value.what
-    assert info.value.expected and info.value.cause and "delete it" in info.value.fix
+    assert f"unknown keys: {path} = {json.dumps(value)}" in info.value.what
+    assert info.value.expected and info.value.cause and "delete them" in info.value.fix
     place["logit_scale"] = None
     assert config_from_json(data) == TINY
 
@@ -100,8 +100,8 @@ def test_a_slip_of_the_pen_and_a_wrong_place_are_told() -> None:
         ({"llm_config__pruned_heads": {"0": [1]}}, "pruned_heads", "{}"),
         ({"llm_config__layer_types": ["sliding_attention"]}, "llm_config.layer_types", '"full_attention"'),
         ({"llm_config__layer_types": "full_attention"}, "llm_config.layer_types", '"full_attention"'),
-        ({"use_thumbnail": 1}, "use_thumbnail = 1", "bool"),
-        ({"dynamic_image_size": "no"}, "dynamic_image_size", "bool"),
+        ({"use_thumbnail": 1}, "use_thumbnail = 1", "a value of type bool"),
+        ({"dynamic_image_size": "no"}, "dynamic_image_size", "a value of type bool"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -178,7 +178,7 @@ def test_rope_that_moves_every_position_is_refused_in_both_spellings(spelling: s
         ),
         ({"rope_parameters": {"rope_type": "default"}}, "rope_scaling.type = 'dynamic' but"),
         ({"rope_scaling": {"type": "default", "rope_type": "dynamic"}}, "type = 'default' but"),
-        ({"rope_theta": ...}, "does not say llm_config.rope_theta"),
+        ({"rope_theta": ...}, "does not set llm_config.rope_theta"),
         ({"rope_theta": True}, "rope_theta = true"),
         ({"partial_rotary_factor": 0.5}, "llm_config.partial_rotary_factor = 0.5"),
         ({"rope_scaling": {"partial_rotary_factor": 0.5}}, "rope_scaling.partial_rotary_factor = 0.5"),

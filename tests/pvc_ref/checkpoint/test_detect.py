@@ -326,12 +326,12 @@ WRONG: dict[str, tuple[str, str | None, str]] = {
     "shape": (
         f"{W3}.weight",
         f"{EACH}adaln.w4.bias",
-        f"{TOWER}2.tattn.adaln.gamma.0.weight is (64, 64), and {TOWER}2.adaln.w4.bias needs (64,)",
+        f"{TOWER}2.tattn.adaln.gamma.0.weight has shape (64, 64), but {TOWER}2.adaln.w4.bias needs (64,)",
     ),
     "layers": (
         f"{EACH}norm1.weight",
         f"{EACH}alpha",
-        f"{EACH}norm1.weight is in layers 0..3, and {EACH}alpha in 2..3",
+        f"{EACH}norm1.weight is in layers 0..3, but {EACH}alpha in 2..3",
     ),
     "part of qkv": (
         f"{EACH}tattn.qkv.bias",

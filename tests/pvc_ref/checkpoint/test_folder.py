@@ -131,7 +131,7 @@ def test_save_refuses_a_folder_with_anything_in_it_and_takes_an_empty_one(tmp_pa
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "notes.txt").write_text("keep me")
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         save(PVC.random(TINY), folder)
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "notes.txt"]
     (folder / "notes.txt").unlink()
@@ -188,8 +188,8 @@ def test_truncated_shard_is_named_with_its_and_the_expected_bytes(sharded: Path,
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "hold no whole header\nexpected: a safetensors header"),
-        (b"no safetensors at all", "hold no whole header\nexpected: a safetensors header"),
+        (b"", "do not contain a complete header\nexpected: a safetensors header"),
+        (b"no safetensors at all", "do not contain a complete header\nexpected: a safetensors header"),
         (b"\x08" + bytes(7) + b"not json", "header of its 16 bytes is corrupt"),
     ],
     ids=["empty", "text", "broken-header"],
@@ -214,7 +214,7 @@ def test_index_that_disagrees_with_its_shards_is_refused(sharded: Path, copy_of:
     index = json.loads(path.read_text())
     index["weight_map"]["mlp1.3.bias"] = "model-00001-of-00003.safetensors"
     path.write_text(json.dumps(index))
-    assert "disagree about where to find mlp1.3.bias" in refusal(folder).what
+    assert "disagree on the file of mlp1.3.bias" in refusal(folder).what
 
 
 @pytest.mark.parametrize("file", ["../other/model.safetensors", "model.bin", 3], ids=str)
@@ -242,7 +242,7 @@ def test_folder_without_weights_says_what_it_holds(whole: Path, copy_of: CopyOf)
     folder = copy_of(whole)
     (folder / "model.safetensors").unlink()
     error = refusal(folder)
-    assert "no weights: it holds config.json" in error.what
+    assert "no weights: it contains config.json" in error.what
     assert error.expected == "model.safetensors or model.safetensors.index.json"
 
 
@@ -250,8 +250,8 @@ def test_folder_without_weights_says_what_it_holds(whole: Path, copy_of: CopyOf)
     ("content", "words"),
     [
         ("{", "is not JSON"),
-        ("[1]", "holds a JSON list"),
-        ("{}", "does not say vision_config"),
+        ("[1]", "contains a JSON list"),
+        ("{}", "does not set vision_config"),
         ('{"architectures": ["LlamaForCausalLM"], "hidden_size": 4}', "its keys are architectures, hidden_size"),
     ],
     ids=["not-json", "list", "empty", "another-model"],
@@ -270,5 +270,5 @@ def test_binary_config_is_refused(whole: Path, copy_of: CopyOf) -> None:
 
 def test_missing_config_and_missing_folder_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
-    assert "it holds model.safetensors" in refusal(tmp_path).what
+    assert "it contains model.safetensors" in refusal(tmp_path).what
     assert "it is not a folder" in refusal(tmp_path / "nowhere").what

@@ -64,5 +64,5 @@ def test_a_folder_that_does_not_load_is_shared_as_far_as_it_goes(sharded: Path, 
 
 def test_a_folder_with_nothing_of_a_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(CheckpointError, match=r"is no checkpoint folder: it holds notes\.txt"):
+    with pytest.raises(CheckpointError, match=r"is not a checkpoint folder: it contains notes\.txt"):
         share(tmp_path)

@@ -237,7 +237,7 @@ def test_a_run_is_not_resumed_under_another_recipe(
     monkeypatch.setattr(loop._Worker, "_learn", lambda self, b: _killed() if self.step == 1 else learn(self, b))
     with pytest.raises(KeyboardInterrupt):
         train(RECIPE, tmp_path, quiet=True)
-    with pytest.raises(InputError, match="is of another run"):
+    with pytest.raises(InputError, match="belongs to a run with another recipe"):
         train(replace(RECIPE, seed=1), tmp_path, quiet=True)
 
 
@@ -299,7 +299,7 @@ def test_what_a_run_of_the_study_starts_from_is_the_bundled_vit_and_llm_and_noth
 
 def test_a_base_of_other_sizes_is_refused(model: PVC) -> None:
     small = PVC(PVCConfig.preset("tiny"))
-    with pytest.raises(InputError, match="the base is of other sizes"):
+    with pytest.raises(InputError, match="the base model has other sizes"):
         take_over(small, load(SHAPES_FOLDER))
 
 

@@ -191,7 +191,7 @@ def test_there_are_as_many_sessions_as_memory_has_room_for(bundle: Bundle) -> No
     assert each == 2 * (ring + rows)
     assert fitting(limits, bundle, None) == limits == fitting(limits, bundle, 1000 * each)
     assert fitting(limits, bundle, 5 * each + 1).sessions == 3
-    with pytest.raises(StreamFull, match="no room for a session"):
+    with pytest.raises(StreamFull, match="too few for a session"):
         fitting(limits, bundle, 3 * each - 1)
 
 

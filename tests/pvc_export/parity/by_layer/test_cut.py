@@ -68,7 +68,7 @@ def test_a_graph_whose_nodes_do_not_say_where_they_belong_cannot_be_cut(
     for node in model.graph.node:
         del node.metadata_props[:]
     onnx.save(model, path)
-    with pytest.raises(BundleError, match="no node says that it belongs to layer 0"):
+    with pytest.raises(BundleError, match="no node is marked as belonging to layer 0"):
         CutDecoder(path, form.spec(tiny.model))
 
 

@@ -148,7 +148,7 @@ def test_what_is_wrong_from_the_start_is_above_its_limit_but_no_drift(sessions: 
         returned["features"] *= 1 + 1e-4
 
     verdicts = measure(sessions, tiny.model, temporal=Faulty(sessions["temporal"], outputs=scale))
-    assert verdicts["temporal/features"].startswith("above its limit, but not drifting: ")
+    assert verdicts["temporal/features"].startswith("over its limit, but not drifting: ")
     assert not any(verdict.startswith("drifts") for verdict in verdicts.values())
 
 
@@ -158,10 +158,10 @@ def test_one_frame_that_forgets_its_past_is_not_lost_in_a_mean(sessions: Session
             fed["slot_mask"][:] = False
 
     verdicts = measure(sessions, tiny.model, temporal=Faulty(sessions["temporal"], inputs=forget))
-    assert verdicts["temporal/features"].startswith("above its limit") and verdicts["trunk/trunk_features"] == "ok"
+    assert verdicts["temporal/features"].startswith("over its limit") and verdicts["trunk/trunk_features"] == "ok"
 
 
-@pytest.mark.parametrize(("num_limits", "begins"), [(3.9, "ok"), (4.1, "a single frame above 4 times its limit: ")])
+@pytest.mark.parametrize(("num_limits", "begins"), [(3.9, "ok"), (4.1, "a single frame over 4 times its limit: ")])
 def test_a_rare_frame_may_be_off_by_a_few_limits_and_no_more(
     num_limits: float, begins: str, faithful: DriftReport
 ) -> None:
@@ -203,8 +203,8 @@ def test_what_float32_loses_by_itself_is_said_and_no_fault_of_the_bundle(faithfu
     curve = faithful.curves[1]
     report = replace(faithful, curves=(replace(curve, means=tuple(map(older, curve.means))),))
     assert report.passed and report.curves[0].trend("error").lower > 9e-7
-    assert "The float32 reference drifts from float64 as well, temporal/features by +6.0e-05" in report.table()[-1]
-    assert not any("reference drifts" in line for line in faithful.table())
+    assert "The float32 reference also drifts from float64, temporal/features by +6.0e-05" in report.table()[-1]
+    assert not any("reference also drifts" in line for line in faithful.table())
 
 
 # -- statistics --------------------------------------------------------------------------------------------------

@@ -233,19 +233,19 @@ def this_process_is_off(monkeypatch: Patch) -> None:
 DEFECTS: list[tuple[str, Callable[[Patch], None], str]] = [
     (RESET, reset_forgets_the_count, "num_frames is 10, expected 5"),
     (INTERLEAVED, all_streams_share_a_ring, "the first stream: temporal/past.0.key: "),
-    (FORK, fork_shares_a_cache, "the parent of a fork that went on: temporal/past.1.key: "),
+    (FORK, fork_shares_a_cache, "the parent of a continued fork: temporal/past.1.key: "),
     (FORK, fork_takes_too_little, "a new fork: context_rows is "),
     (FORK, fork_is_refused, "no fork today"),
     (SAVED, opened_without_its_text, "an opened stream: logits: "),
     (FAILED, failed_frame_counts, "after a frame that failed in 'preprocess': num_frames is 4, expected 3"),
-    (FAILED, failed_frame_is_passed_over, "a frame failed in 'preprocess', and nothing was raised"),
-    (INPUTS, mask_is_overwritten, "input of 'temporal' after a run: slot_mask: 1 of 4 values differ, by 1"),
+    (FAILED, failed_frame_is_passed_over, "a frame failed in 'preprocess', but no error was raised"),
+    (INPUTS, mask_is_overwritten, "input of 'temporal' after a run: slot_mask: 1 of 4 values differ, by at most 1"),
     (INPUTS, one_row_too_many_is_written, "input of 'llm' after a run: past.1.value: "),
     (ALIKE, second_row_is_worse, "'compressor', row 1 of equal ones: frame_embeds: "),
     (PERMUTED, first_mask_for_all, "'temporal', stream 1 in row 0 and in row 1: features: "),
-    (TWICE, no_run_is_like_another, "'head', run again: logits: 264 of 264 values differ, by "),
+    (TWICE, no_run_is_like_another, "'head', run again: logits: 264 of 264 values differ, by at most "),
     (NEW_SESSION, new_sessions_are_off, "temporal/past.0.key: "),
-    (NEW_PROCESS, this_process_is_off, "logits: 792 of 792 values differ, by 0.5 at most"),
+    (NEW_PROCESS, this_process_is_off, "logits: 792 of 792 values differ, by at most 0.5"),
 ]
 
 
@@ -295,10 +295,10 @@ CIRCUMSTANCES: list[tuple[str, Callable[[Bundle, Patch], Bundle], str]] = [
     (ALIKE, with_one_stream, ONE_STREAM),
     (PERMUTED, with_one_stream, ONE_STREAM),
     (NEW_PROCESS, without_a_python, "a second process could not be started: "),
-    (NEW_PROCESS, ended_by_the_system, "the second process was ended by signal 9, likely for want of memory"),
+    (NEW_PROCESS, ended_by_the_system, "the second process was killed by signal 9, likely out of memory"),
     (NEW_PROCESS, in_bfloat16, "a CPU runs bfloat16 through widened graphs"),
-    (NEW_PROCESS, too_large, "its graphs take 0.0 GiB, too much to open them twice"),
-    (NEW_SESSION, too_large, "its graphs take 0.0 GiB, too much to open them twice"),
+    (NEW_PROCESS, too_large, "the graphs take 0.0 GiB, too much to open them twice"),
+    (NEW_SESSION, too_large, "the graphs take 0.0 GiB, too much to open them twice"),
 ]
 
 
@@ -317,10 +317,10 @@ def test_what_cannot_be_shown_is_never_a_pass(
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("raise ValueError('of another mind')", "the second process ended with 1: ValueError: of another mind"),
+        ("raise ValueError('of another mind')", "the second process exited with 1: ValueError: of another mind"),
         (
             "import sys; sys.modules['torch'] = sys" + pvc_export.parity.state.rules.NEW_PROCESS,
-            "the second process ended with 1: RuntimeError: torch was imported by the runtime",
+            "the second process exited with 1: RuntimeError: torch was imported by the runtime",
         ),
     ],
     ids=["fails", "torch"],
@@ -348,8 +348,8 @@ ONE = np.ones(3, np.float32)
         ({"a": ONE}, r"the tensors are a, expected a, b"),
         ({"a": ONE, "b": ONE[:2]}, r"b is float32 \(2,\), expected float32 \(3,\)"),
         ({"a": ONE.astype(np.float64), "b": ONE}, r"a is float64 \(3,\), expected float32"),
-        ({"a": ONE, "b": ONE + np.float32([0, 1e-7, 0])}, "b: 1 of 3 values differ, by 1.2e-07 at most"),
-        ({"a": ONE * np.float32([1, np.nan, 1]), "b": ONE * 2}, "a: 1 of 3 values differ, by nan at most"),
+        ({"a": ONE, "b": ONE + np.float32([0, 1e-7, 0])}, "b: 1 of 3 values differ, by at most 1.2e-07"),
+        ({"a": ONE * np.float32([1, np.nan, 1]), "b": ONE * 2}, "a: 1 of 3 values differ, by at most nan"),
     ],
     ids=["missing", "shape", "dtype", "one bit", "the first of two"],
 )
@@ -359,5 +359,5 @@ def test_the_first_tensor_that_is_off_is_named(got: dict[str, np.ndarray], messa
 
 
 def test_zeros_of_two_signs_are_not_the_same_bits() -> None:
-    with pytest.raises(Broken, match="a: 0 of 1 values differ, by 0 at most"):
+    with pytest.raises(Broken, match="a: 0 of 1 values differ, by at most 0"):
         require_same({"a": np.array([-0.0])}, {"a": np.array([0.0])})

@@ -227,9 +227,9 @@ def parts(margin: float) -> Parting:
         ({"prefix": 2, "parting": parts(0.0)}, None),
         (
             {"prefix": 2, "parting": parts(0.3)},
-            "at token 2 the bundle says 'red' where the reference has 'blue'; .* by 0.3 logits .* at most 2.0e-01",
+            "at token 2 the bundle has 'red', the reference 'blue'; .* by 0.3 logits .* at most 2.0e-01",
         ),
-        ({"prefix": 2, "parting": parts(float("nan"))}, "at token 2 the bundle says"),
+        ({"prefix": 2, "parting": parts(float("nan"))}, "at token 2 the bundle has"),
         ({"prefix": 2, "parting": parts(0.3), "flips": (Flip(step=3, k=1, margin=0.1, tie=0.2),)}, "at token 2"),
     ],
     ids=["equal", "KL", "loud logits", "NaN", "near tie", "flip", "top 5", "parts at a near tie",
@@ -264,7 +264,7 @@ def test_an_answer_whose_text_is_not_that_of_its_tokens_fails_as_text(bundle: Bu
         wrong = text_rule(converse(bundle, tiny, per_kind=1, num_new_tokens=4))
     assert wrong.level == "K" and wrong.passed is False
     assert re.search(
-        "the answer to the video prompt 'What moves.' reads .*, expected .* of the same tokens", wrong.detail
+        "the answer to the video prompt 'What moves.' reads .*, expected .* from the same tokens", wrong.detail
     )
 
 

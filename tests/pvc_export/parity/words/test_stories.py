@@ -148,17 +148,17 @@ def refuses(ask: Callable[..., Answer], stream: PVCStream, question: str, **opti
     [
         (runtime.answer_without_its_end, "turns", "K", "expected '<|im_end|><|im_start|>user"),
         (runtime.answer_without_its_end, "pictures", "K", "expected '<|im_end|><|im_start|>user"),
-        (the_frames_go_on, "turns", "K", "the LLM is told '</img>"),
+        (the_frames_go_on, "turns", "K", "the LLM is fed '</img>"),
         (the_last_token_is_not_kept, "turns", "K", "turn 1: at token"),
-        (never_finished, "turns", "K", "an answer of 8 tokens says finished=True"),
-        (runtime.frames_counted_from_zero, "turns", "K", "the LLM is told '0: <img>"),
+        (never_finished, "turns", "K", "an answer of 8 tokens has finished=True"),
+        (runtime.frames_counted_from_zero, "turns", "K", "the LLM is fed '0: <img>"),
         (runtime.questions_are_kept, "lazy", "", ""),
-        (runtime.waiting_frames_out_of_order, "lazy", "G", "row 0 of frame 2 where row 0 of frame 1 is expected"),
-        (runtime.a_waiting_frame_dropped, "lazy", "G", "row 0 of frame 3 where row 0 of frame 2 is expected"),
+        (runtime.waiting_frames_out_of_order, "lazy", "G", "fed row 0 of frame 2, expected row 0 of frame 1"),
+        (runtime.a_waiting_frame_dropped, "lazy", "G", "fed row 0 of frame 3, expected row 0 of frame 2"),
         (told_twice, "lazy", "G", "every frame once, in order"),
-        (runtime.newest_frame_lost, "reanchor", "G", "row 0 of frame 2 where row 0 of frame 3 is expected"),
-        (runtime.replay_without_time, "reanchor", "G", "row 0 of frame 2 where row 0 of frame 1 is expected"),
-        (runtime.first_frames_counted_on, "reanchor", "K", "the LLM is told '2: <img>"),
+        (runtime.newest_frame_lost, "reanchor", "G", "fed row 0 of frame 2, expected row 0 of frame 3"),
+        (runtime.replay_without_time, "reanchor", "G", "fed row 0 of frame 2, expected row 0 of frame 1"),
+        (runtime.first_frames_counted_on, "reanchor", "K", "the LLM is fed '2: <img>"),
         (a_question_survives_the_anchor, "reanchor", "K", "turn 4: at token"),
         (one_frame_too_late, "reanchor", "G", "the stream has 5 frames since anchor 0, expected 3 since 1"),
         (refuses, "turns", "G", "turn 3 ended with an error: too much was said"),
@@ -174,11 +174,14 @@ def test_a_fault_of_a_conversation_breaks_the_rule_of_its_level(
         assert found == {}
         return
     assert said in found[level], found
-    assert "Look at " in found[level] and found[level].startswith("turn ")
+    assert "Check " in found[level] and found[level].startswith("turn ")
 
 
 def test_what_is_told_rightly_and_answered_wrongly_is_a_fault_of_the_answer(bundle: Bundle, tiny: LoadedModel) -> None:
-    for fault, said in ((loud_head, "KL / mean square"), (runtime.least_likely_token, "the bundle says")):
+    for fault, said in (
+        (loud_head, "KL / mean square"),
+        (runtime.least_likely_token, "the reference prefers its likeliest token"),
+    ):
         with fault():
             evidence = tell(bundle, tiny, BY_KIND["turns"])
         assert broken(evidence) == {} and any(said in fault for fault in faults(evidence.conversations)), said
@@ -206,7 +209,7 @@ def test_a_story_that_does_not_fit_or_cannot_be_told_says_why(bundle: Bundle, ti
     )
     told = tell_stories(short, tiny)
     assert list(told.not_executed) == [f"the story '{story.kind}'" for story in STORIES] and not told.rules
-    assert all(reason.endswith("rows of a context of 128") for reason in told.not_executed.values())
+    assert all(reason.endswith("rows, but the context has 128") for reason in told.not_executed.values())
     assert tell_stories(bundle, tiny, SHORT_STORIES).not_executed == {}
     fixed = replace(tiny, model=PVC.random(replace(tiny.config, time_mode="fixed"), seed=0))
     (reason,) = tell_stories(bundle, fixed, SHORT_STORIES).not_executed.values()

@@ -63,9 +63,9 @@ def five_at_most(to_tiles: ToTiles, image: np.ndarray, **sizes: int) -> np.ndarr
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (thumbnail_first, "tile 7 of an image stands where tile 1 is expected, of 7 in all"),
-        (tiles_column_by_column, "tile 4 of an image stands where tile 2 is expected"),
-        (no_thumbnail, "an image is cut into 6 tiles, expected 7, a thumbnail among them"),
+        (thumbnail_first, "tile 7 of an image is in the place of tile 1, of 7 in all"),
+        (tiles_column_by_column, "tile 4 of an image is in the place of tile 2"),
+        (no_thumbnail, "an image is cut into 6 tiles, expected 7, including a thumbnail"),
         (blue_and_red, "tile 1 of 7 has other pixels than the reference's"),
         (five_at_most, "tiles, expected 7"),
     ],
@@ -76,15 +76,15 @@ def test_a_fault_of_tiles_is_told(
 ) -> None:
     with fault():
         rule = compare_tiles(bundle, tiny)
-    assert rule.passed is False and said in rule.detail and "Look at how an image is cut" in rule.detail
+    assert rule.passed is False and said in rule.detail and "Check how an image is cut" in rule.detail
 
 
 def test_repeats_are_counted_and_the_most_tiles_are_the_bundle_s_to_know(bundle: Bundle, tiny: LoadedModel) -> None:
     images = bundle.manifest.images
     for changed, said in (
-        (replace(images, num_repeats=3), "an image of 7 tiles takes 84 rows of the LLM, expected 16 a tile"),
+        (replace(images, num_repeats=3), "an image of 7 tiles takes 84 rows of the LLM, expected 16 per tile"),
         (replace(images, max_tiles=5), "tiles, expected 7"),
-        (replace(images, use_thumbnail=False), "an image is cut into 6 tiles, expected 7, a thumbnail among them"),
+        (replace(images, use_thumbnail=False), "an image is cut into 6 tiles, expected 7, including a thumbnail"),
     ):
         rule = compare_tiles(replace(bundle, manifest=replace(bundle.manifest, images=changed)), tiny)
         assert rule.passed is False and said in rule.detail
@@ -108,7 +108,7 @@ def test_a_model_without_thumbnails_is_held_to_have_none(bundle: Bundle, tiny: L
 def test_an_image_that_does_not_fit_is_not_asked_about(bundle: Bundle, tiny: LoadedModel) -> None:
     many = replace(tiny, model=PVC.random(replace(TINY, max_image_tiles=30), seed=0))
     (reason,) = ask_about_tiles(bundle, many).not_executed.values()
-    assert reason.startswith("an image of 31 tiles and a question need") and "of a context of 512" in reason
+    assert reason.startswith("an image of 31 tiles and a question need") and "but the context has 512" in reason
     many = replace(tiny, model=PVC.random(replace(TINY, max_image_tiles=30, use_thumbnail=False), seed=0))
     (reason,) = ask_about_tiles(bundle, many).not_executed.values()
     assert reason.startswith("an image of 30 tiles and a question need")

@@ -1,7 +1,6 @@
-"""`optimum-cli export pvc -m FOLDER OUT [options of pvc-export onnx]`. Found by optimum, by where this file lies.
+"""`optimum-cli export pvc -m FOLDER OUT [options of pvc-export onnx]`. optimum finds it by this file's location.
 
-Unusual: it starts `pvc-export onnx` and passes its exit code on, so options, messages and Ctrl-C are those of one
-command line.
+Note: it runs `pvc-export onnx` and returns its exit code, so options, messages and Ctrl-C behave the same.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ class PVCExportCommand(BaseOptimumCLICommand):
     @staticmethod
     def parse_args(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("-m", "--model", required=True, help="Checkpoint folder, 'shapes' or 'tiny'.")
-        parser.add_argument("output", help="Bundle folder.")
+        parser.add_argument("output", help="Bundle folder to write.")
         parser.add_argument(
-            "options", nargs=argparse.REMAINDER, help="As for pvc-export onnx: --fp16, --window 16, ..."
+            "options", nargs=argparse.REMAINDER, help="Options of pvc-export onnx: --fp16, --window 16, ..."
         )
 
     def run(self) -> None:
