@@ -16,7 +16,7 @@ PROGRAMS = (
     "journalctl", "rsync", "tritonserver", "optimum-cli", "ssh", "docker", "git", "apt-get", "export",
 )  # fmt: skip
 NO_COMMANDS = (
-    "true", "bundle", "camera", "摄像头画面", "levels", "FAIL", '{"video":', "histogram_quantile(0.99,",
+    "true", "bundle", "camera", "摄像头画面", "levels", "FAIL", "onnx", '{"video":', "histogram_quantile(0.99,",
 )  # fmt: skip
 """First words of blocks that show an output, a drawing or a file."""
 SHELLS = ("sh", "bash", "shell", "console")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import av
 import numpy as np
 from PIL import Image
 
@@ -78,10 +79,21 @@ def _show(root: Path, *, size: int) -> None:
         shutil.copy(root / "clip.mp4", root / name)
     for index, frame in enumerate(frames[:NUM_PICTURES]):
         _picture(frame).save(root / f"frames/{index:03d}.png")
+    _raw(root / "camera.h264", frames)
     card = make_clip(1, num_frames=1, kind="card", size=224).bgr()[0]
     _picture(card).save(root / "card.jpg")
     _picture(frames[0]).save(root / "frame.jpg")
     np.save(root / "FRAMES.npy", np.stack([to_model_frame(frame, size=size) for frame in frames]))
+
+
+def _raw(path: Path, frames: list[np.ndarray]) -> None:
+    """H.264 without a container, so without timestamps."""
+    with av.open(str(path), "w", format="h264") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="bgr24")))
+        container.mux(stream.encode())
 
 
 def _picture(bgr: np.ndarray) -> Image.Image:
