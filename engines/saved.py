@@ -50,7 +50,7 @@ class Snapshot:
 
     num_frames                frames in the ring, since the anchor
     language_rows             rows in the LLM's cache
-    first_frame, num_anchors  of the anchor (stream.Anchor)
+    first_frame, num_anchors  of the anchor (episodes.Anchor)
     waiting, pending          of the context; streams may share waiting frames
     notes                     for the next anchor
     """

@@ -237,7 +237,7 @@ class Quantization:
     zero_points  each block stores the code that means 0; otherwise codes are signed and 0 means 0
     inputs       arithmetic of the matmul
     wide_codes   int8 codes for CPUs go up to 127 instead of 64: a CPU that adds int8 products in 16 bits would silently
-                 saturate them (session.py)
+                 saturate them (wide_sums.py)
     """
 
     bits: int = 4

@@ -96,7 +96,7 @@ def test_a_device_tells_how_many_pictures_were_left_out(folder: Path) -> None:
 def test_pictures_of_two_sizes_are_refused_before_anything_runs(pvc_live: Run, bundle_fp32: Path, folder: Path) -> None:
     Image.new("RGB", (64, 48)).save(folder / "shot12.png")
     result = pvc_live(bundle_fp32, "--source", folder, "--headless")
-    assert result.code == 6 and "shot12.png is 64x48, and" in result.err and result.out == ""
+    assert result.code == 6 and "shot12.png is 64x48, but" in result.err and result.out == ""
 
 
 @pytest.mark.parametrize("source", ["synthetic", "0", "/dev/video0"])

@@ -39,14 +39,20 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def newest_frame(log: Path) -> int:
+    """Frame number of the last whole line."""
+    return int(json.loads(log.read_bytes().rpartition(b"\n")[0].rpartition(b"\n")[2])["frame"])
+
+
 def kill_after_a_save(arguments: list[object], state: Path, log: Path) -> None:
-    """Run pvc-live, and kill it after it has saved its stream and then logged more events."""
+    """Run pvc-live, and kill it after it has saved its stream and then logged more events, three seconds of clip in:
+    by then a recording has something to keep."""
     command = [sys.executable, "-m", "apps.watch", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
-        until, num_lines = time.monotonic() + 60, 0
-        while not (state.exists() and log.read_bytes().count(b"\n") > num_lines + 3):
+        until, num_lines = time.monotonic() + 120, 0
+        while not (state.exists() and log.read_bytes().count(b"\n") > num_lines + 3 and newest_frame(log) > 3 * FPS):
             if not state.exists() and log.exists():
                 num_lines = log.read_bytes().count(b"\n")
             assert process.poll() is None and time.monotonic() < until, process.stderr.read()

@@ -121,7 +121,7 @@ def test_what_is_no_frame_on_the_gpu_is_named() -> None:
     refused: list[tuple[Any, str]] = [
         (ByDlpack(cuda, picture(SIZE, SIZE).astype(np.float32)), r"DLPack type \(2, 32, 1\)"),
         (ByInterface(cuda, picture(SIZE, SIZE).astype(np.float16)), "is <f2"),
-        (ByDlpack(cuda, picture(SIZE, SIZE)[..., 0]), r"of shape \(8, 8\)"),
+        (ByDlpack(cuda, picture(SIZE, SIZE)[..., 0]), r"has shape \(8, 8\)"),
         (ByDlpack(cuda, picture(SIZE, SIZE), device=(2, 1)), "is on GPU 1"),
         (ByDlpack(cuda, picture(SIZE, SIZE), device=(10, 0)), "DLPack type 10"),
         (strided(cuda), "with strides"),

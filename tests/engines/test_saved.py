@@ -121,7 +121,7 @@ def test_a_file_that_lacks_a_cache_is_refused(bundle: Bundle, tmp_path: Path) ->
     with np.load(tmp_path / "s.npz") as file:
         arrays = {name: file[name] for name in file.files if name != "vision/past.1.value"}
     np.savez(tmp_path / "s.npz", **arrays)
-    with pytest.raises(StreamError, match=r"holds nothing as 'past\.1\.value'") as info:
+    with pytest.raises(StreamError, match=r"holds no data as 'past\.1\.value'") as info:
         open_stream(tmp_path / "s.npz", bundle)
     assert info.value.expected.startswith("float32")
 

@@ -134,4 +134,4 @@ def test_a_real_export_writes_only_the_graphs_that_are_missing(
         manifest = write_graphs(small, request, folder, console, resume=Resume(folder.parent, FACTS))
     assert written == ["trunk", "temporal", "died", "compressor", "embed", "llm", "head"]
     assert manifest.files == hash_folder(out)
-    assert ["died" in stage.note for stage in console.stages] == [True, True, False, False, False, False]
+    assert ["interrupted" in stage.note for stage in console.stages] == [True, True, False, False, False, False]

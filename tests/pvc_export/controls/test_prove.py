@@ -56,7 +56,7 @@ def test_what_shows_at_another_level_first_is_not_caught(bundle_fp32: Path, tiny
     late = meet(replace(BY_NAME["mask"], level="F"), bundle_fp32, tiny, tmp_path)
     assert "F" in late.failed and not late.caught  # it fails there too, but frames before the wrap have already failed
     wrong_graph = meet(replace(BY_NAME["gelu"], named="compressor"), bundle_fp32, tiny, tmp_path)
-    assert not wrong_graph.caught and "'trunk' is named" in wrong_graph.detail
+    assert not wrong_graph.caught and "names 'trunk'" in wrong_graph.detail
 
 
 @pytest.mark.usefixtures("stream_alone")

@@ -148,7 +148,7 @@ def test_the_whole_model_is_checked_where_it_fits(
     stored: LoadedModel, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(by_layer, "available_bytes", lambda: 1000)
-    assert "and 1000 B are free" in (by_layer.why_by_layer(stored) or "")
+    assert "and only 1000 B are free" in (by_layer.why_by_layer(stored) or "")
     assert by_layer.why_by_layer(tiny) is None
     monkeypatch.setattr(by_layer, "available_bytes", lambda: 10**10)
     assert by_layer.why_by_layer(stored) is None
