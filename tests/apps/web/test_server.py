@@ -121,7 +121,7 @@ def test_a_page_that_comes_back_is_told_everything_anew(page_of: Make) -> None:
         first.close()
         with pytest.raises(ConnectionClosed) as caught:
             next_of(viewer, "never")
-    assert caught.value.rcvd is not None and caught.value.rcvd.code == 1001
+    assert caught.value.rcvd is not None and caught.value.rcvd.code in (1001, 1012)  # ours, or uvicorn's if it is late
     again = page_of(port=port)
     again.happened(told.answered("What happens?", "It is back."), told.captured())
     with look(again) as viewer:

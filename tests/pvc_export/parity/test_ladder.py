@@ -100,7 +100,7 @@ def test_what_a_person_reads_says_what_was_compared_with_what_and_in_what_it_was
         "onnx fp32, against torch fp32",
         "onnx fp16 (computed in float32), against torch fp16",
         "bundle fp16 (computed in float32), against torch fp32, a whole stream on the CPU",
-        f"conversations (computed in float32), against torch fp32; limit of KL / mean square {kl_limit('fp16'):.1e}",
+        f"conversations (computed in float32), against torch fp32; KL / mean square limit {kl_limit('fp16'):.1e}",
     ]
     levels = lines.index("levels")
     kinds = {conversation.kind for conversation in report_of(bundle_fp16).conversations}
