@@ -35,7 +35,7 @@ def test_docstrings_are_sentences_or_names_of_things(package: str) -> None:
     wrong = {
         path.relative_to(ROOT).as_posix(): found
         for path in sorted((ROOT / package).rglob("*.py"))
-        if path != Path(__file__) and (found := wrong_words(path.read_text(encoding="utf-8")))
+        if (found := wrong_words(path.read_text(encoding="utf-8")))
     }
     assert wrong == {}
 
@@ -43,6 +43,6 @@ def test_docstrings_are_sentences_or_names_of_things(package: str) -> None:
 def test_a_clause_and_an_opener_are_found_and_a_question_is_not() -> None:
     source = '"""What a check compares."""\nclass Place:\n    """Where it is."""\n'
     assert wrong_words(source) == ["1: 'What a check compares.'", "3: 'Where it is.'"]
-    assert wrong_words("# Unusual: two of them\n") == ["1: '# Unusual: two of them'"]
+    assert wrong_words("# Un" + "usual: two of them\n") == ["1: '# Un" + "usual: two of them'"]
     assert wrong_words('"""Is it right? What a check compares."""\ndef where(): "Where it is."\n') == []
     assert wrong_words('"""What does a check compare?"""\n') == []

@@ -117,7 +117,7 @@ def detect_names(folder: str | Path) -> Detection:
 
 def save(
     model: PVC,
-    folder: Path,
+    folder: str | Path,
     *,
     max_shard_bytes: int = 5_000_000_000,
     dtype: torch.dtype | None = None,
@@ -128,7 +128,7 @@ def save(
     If the model's weights are not in memory, it reads one shard at a time.
     Raises CheckpointError if the folder exists and is not empty, or if config.json cannot express the configuration.
     """
-    folder = folder.resolve()
+    folder = Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(
             f"{folder} already exists, and a checkpoint never overwrites anything",

@@ -1,4 +1,4 @@
-"""What the pages show in code: their blocks, and the command lines in them."""
+"""Code on the pages: their blocks, and the command lines in them."""
 
 from __future__ import annotations
 

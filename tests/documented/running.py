@@ -34,7 +34,7 @@ PROGRAMS = {"pvc-export": "pvc_export.cli", "pvc-live": "apps.watch", "pvc-serve
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What came of a command."""
+    """The outcome of a command."""
 
     code: int
     text: str

@@ -30,7 +30,7 @@ NUM_FRAMES, NUM_PICTURES = 12, 4
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """Where commands run, and which have."""
+    """The folder where commands run, and the commands that have run."""
 
     root: Path
     done: set[str] = field(default_factory=set)

@@ -6,7 +6,7 @@ from .ways import Asked, Elsewhere, Heavy, Run, Serve, Table, Words
 
 EXPORT, KIT = "pvc_export.commands.export.export", "pvc_export.commands.export.make_kit"
 TINY = "-m checkpoint"
-SHAPES_SERVED = "pvc-vision-shapes is served at http://"
+SHAPES_SERVED = "Serving pvc-vision-shapes at http://"
 RAY = "python -m apps.serving.ray_app BUNDLE --replicas 2 --snapshots /shared/streams"
 RAY_TESTS = "tests/on_ray/two_nodes.py"
 FOR_RTX: Words = {"precision": "fp16", "target.name": "rtx"}
@@ -143,9 +143,9 @@ MANY: Table = {
     ),
     "pvc-export compare FOLDER RECORDING.npz": Run(names={"FOLDER": "original"}, says=("equal: 10 values",)),
     "python -m apps.scale BUNDLE": Run(adds="--cameras 1 --seconds 1", says=("One stream alone, ms", "| cameras |")),
-    f"{TIMES_8B} --most 8": Run(says=("simulated alone, with the times in", "A process takes")),
+    f"{TIMES_8B} --most 8": Run(says=("simulated only, with the times in", "One process serves")),
     f"{TIMES_8B} --save-every 88 --seconds 60 --state-mib 1024 --snapshot-mib 330 --open-s 0.15 --cameras 32,64,96 "
-    "--most 8": Run(says=("A process takes 78 such cameras", "| 10,000 | 129 |")),
+    "--most 8": Run(says=("One process serves 78 cameras", "| 10,000 | 129 |")),
 }  # fmt: skip
 
 CHECKING: Table = {
@@ -218,10 +218,10 @@ SHAPES: Table = {
         begins="pvc_ref.train.train", asks={"num_steps": "10000"}, small="--steps 2 --workers 1"
     ),
     "python -m pvc_ref.evaluate": Run(
-        adds="--clips 1 --json A.json", says=("## Conditions", "1 clips a condition"), makes=("A.json",)
+        adds="--clips 1 --json A.json", says=("## Conditions", "1 clips per condition"), makes=("A.json",)
     ),
     "python -m pvc_ref.evaluate -m FOLDER --against A.json": Run(
-        names={"FOLDER": "shapes"}, adds="--clips 1", says=("## Conditions", "## Beside A.json"),
+        names={"FOLDER": "shapes"}, adds="--clips 1", says=("## Conditions", "## Compared with A.json"),
         after=("python -m pvc_ref.evaluate",),
     ),
     "python -m pvc_ref.evaluate --study": Heavy(

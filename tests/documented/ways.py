@@ -1,4 +1,4 @@
-"""How a documented command counts as run."""
+"""The ways in which a documented command counts as run."""
 
 from __future__ import annotations
 
