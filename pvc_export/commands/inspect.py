@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.bundle import missing_files
+from engines.errors import BundleError
 from engines.manifest import MANIFEST_NAME, Manifest
 from engines.spec import GraphSpec, TensorSpec
 from engines.terminal import print_json
@@ -29,6 +30,13 @@ def is_bundle(folder: Path) -> bool:
 
 def inspect_command(folder: Path, *, as_json: bool) -> None:
     """Print the manifest. Raises BundleError if there is none."""
+    if not folder.is_dir():
+        raise BundleError(
+            f"{folder} is not a folder",
+            expected="a bundle, or a checkpoint folder",
+            cause="a typing error, or another working directory",
+            fix=f"ls {folder.parent}",
+        )
     manifest = Manifest.load(folder)
     if as_json:
         print_json(asdict(manifest) | {"missing_files": missing_files(folder, manifest)})
