@@ -341,9 +341,9 @@ class Watcher:
         if seen == 0 or not has_limit:
             return ""
         if seen >= trained:
-            return f"{seen} frames, as many as the model was trained on"
+            return f"the {seen} trained frames are used up"
         if seen + num_frames > trained:
-            return f"the next scene would exceed {trained} frames, as many as the model was trained on"
+            return f"the next scene would exceed the {trained} trained frames"
         if self.context_rows + num_frames * self._frame_rows + self._ask_rows > self.context:
             return "context full"
         return ""

@@ -62,7 +62,7 @@ def test_the_synthetic_source_is_graded_line_by_line_and_in_the_summary(
         num_right = index + 1 - (index >= 1)
         assert f"{scene.question} -> {said}  {mark} truth: {scene.answer}  right {num_right} of {index + 1}, " in line
     assert f"\nright {len(asked) - 1} of {len(asked)}, " in out
-    assert "as many as the model was trained on: restarted at frame" in out
+    assert "trained frames: restarted at frame" in out
 
 
 def test_the_score_is_in_the_json_summary(pvc_live: Run, bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def test_a_model_that_cannot_re_anchor_is_started_again_and_that_is_told(
     watcher = Watcher(once(bundle), QUESTION, trigger=Schedule(1e9), max_new_tokens=2)
     asked, begun = rolled_over(watcher, frames, 4)
     assert watcher.num_restarts == 3 and begun == [1, 2, 3] and asked == [0, 1, 2, 3]
-    assert watcher.notice(0.3) == "1 frames, as many as the model was trained on: restarted at frame 3"
+    assert watcher.notice(0.3) == "the 1 trained frames are used up: restarted at frame 3"
 
 
 def test_a_question_that_comes_while_frames_do_is_answered_about_those_before_it(
@@ -231,7 +231,7 @@ def test_a_context_is_forgotten_between_scenes_and_not_within_one(
 def test_the_notice_says_that_the_next_scene_would_be_too_much(bundle: Bundle) -> None:
     watcher = Watcher(trained(bundle), QUESTION, trigger=Schedule(0.0), max_new_tokens=2)
     watch(watcher, 6, 7, 6)
-    expected = "the next scene would exceed 16 frames, as many as the model was trained on: restarted at frame 13"
+    expected = "the next scene would exceed the 16 trained frames: restarted at frame 13"
     assert watcher.notice(13 / 4) == expected
 
 
