@@ -16,7 +16,7 @@ import pytest
 
 from engines.synthetic import render_clip
 
-from .commands import ROOT, python_blocks
+from .commands import ADDRESS, ROOT, python_blocks
 
 
 def blocks_of(page: str) -> list[str]:
@@ -38,8 +38,8 @@ def execute(source: str, page: str, names: dict[str, Any]) -> dict[str, Any]:
 def openai_block(address: str, root: Path) -> None:
     """The block of serve.md, beside a server at this address, with data in place of its dots."""
     (source,) = blocks_of("docs/serve.md")
-    assert "http://127.0.0.1:8000" in source
-    source = source.replace("http://127.0.0.1:8000", address)
+    assert ADDRESS in source
+    source = source.replace(ADDRESS, address)
     jpeg, mp4 = (base64.b64encode((root / name).read_bytes()).decode() for name in ("card.jpg", "clip.mp4"))
     source = source.replace("data:image/jpeg;base64,...", f"data:image/jpeg;base64,{jpeg}")
     source = source.replace("data:video/mp4;base64,...", f"data:video/mp4;base64,{mp4}")

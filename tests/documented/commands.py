@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+ADDRESS = "http://127.0.0.1:8000"
+"""Address of pvc-serve on the pages."""
 NOT_FOR_USERS = ("log.md", "study.md")
 """The lab book, and a page that a command writes."""
 PROGRAMS = (

@@ -8,13 +8,12 @@ import pytest
 
 from pvc_export.graphs.models import LoadedModel
 
-from ..conftest import ExportGraph
-from ..pvc_export.conftest import reference_exports, stream_alone
+from ..pvc_export.conftest import reference_exports
 from .commands import ROOT
 from .running import Here, in_a_process
 from .sandbox import Sandbox, lay_out
 
-__all__ = ["reference_exports", "stream_alone"]
+__all__ = ["reference_exports"]
 
 
 @pytest.fixture(scope="session")
@@ -35,5 +34,5 @@ def box(laid_out: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], export_once: ExportGraph) -> Here:
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
     return Here(monkeypatch, capsys)

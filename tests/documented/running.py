@@ -20,15 +20,12 @@ from typing import Any
 import httpx
 import pytest
 
-from apps import watch
 from engines.signals import Signals
-from pvc_export import cli
 from pvc_export.terminal import interrupt
 
 from .commands import ROOT, words_of
 from .ways import NAMES, Words
 
-ADDRESS = "http://127.0.0.1:8000"
 PROGRAMS = {"pvc-export": "pvc_export.cli", "pvc-live": "apps.watch", "pvc-serve": "apps.serving.serve"}
 
 
@@ -83,10 +80,8 @@ class Here:
 
 def program_of(words: list[str]) -> tuple[Callable[[], Any], list[str]]:
     """The main function of a command, and sys.argv for it."""
-    if words[0] == "pvc-export":
-        return cli.main, words
-    if words[0] == "pvc-live":
-        return watch.main, words
+    if words[0] in PROGRAMS:
+        return importlib.import_module(PROGRAMS[words[0]]).main, words
     assert words[:2] == ["python", "-m"], words
     name = words[2]
     spec = importlib.util.find_spec(name)
@@ -132,9 +127,8 @@ def served(words: list[str], folder: Path) -> Iterator[tuple[str, str]]:
     assert code == 0
 
 
-def asked(words: list[str], address: str, folder: Path) -> Ended:
+def asked(words: list[str], folder: Path) -> Ended:
     """A line of curl, with httpx where there is no curl."""
-    words = [word.replace(ADDRESS, address) for word in words]
     if shutil.which("curl"):
         return in_a_process(["curl", "--silent", "--show-error", "--fail", *words[1:]], folder)
     return without_curl(words[1:], folder)

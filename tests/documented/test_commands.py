@@ -20,12 +20,12 @@ from pvc_export import cli
 from pvc_export.commands import check as commands_check
 from pvc_export.graphs.models import LoadedModel, load_reference
 from pvc_export.parity import check
-from pvc_export.parity.evidence import Evidence
 from pvc_export.parity.report import ParityReport
 
+from ..pvc_export.conftest import check_stream_alone
 from ..test_docs import wrong_commands
 from .blocks import openai_block
-from .commands import ROOT, commands, name_of, pages, words_of
+from .commands import ADDRESS, ROOT, commands, name_of, pages, words_of
 from .running import Here, asked, filled, in_a_process, served
 from .sandbox import Sandbox, put_inputs
 from .table import TABLE
@@ -87,9 +87,7 @@ def checked(folder: Path) -> ParityReport:
 def stream_alone(patch: pytest.MonkeyPatch) -> None:
     """Checks of the bundle's stream, without ladder, questions, conversations and state rules: a tenth of the time."""
     patch.setattr(commands_check, "check_bundle", lambda folder, *_, **__: checked(folder.resolve()))
-    patch.setattr(check, "converse", lambda *_, **__: [])
-    patch.setattr(check, "ask_further", lambda *_: Evidence())
-    patch.setattr(check, "check_rules", lambda *_, **__: ())
+    check_stream_alone(patch)
 
 
 def run_it(command: str, way: Run, box: Sandbox, here: Here, patch: pytest.MonkeyPatch) -> None:
@@ -124,8 +122,8 @@ def test_it_serves_and_answers_what_its_page_asks(
         requests = [(each, one) for each, one in of_kind(Asked) if one.server == command]
         for each, one in requests:
             words = filled(each, one.names)
-            words = [word.replace("http://127.0.0.1:8000", address) for word in words]
-            ended = asked(words, address, box.root) if words[0] == "curl" else here.run(words)
+            words = [word.replace(ADDRESS, address) for word in words]
+            ended = asked(words, box.root) if words[0] == "curl" else here.run(words)
             assert ended.code == 0, ended.text
             ended.says(*one.says)
         if requests:

@@ -65,9 +65,13 @@ def stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Restrict checks to the stream and its ladder, for tests that need neither state rules nor conversations.
 
     Those two take three quarters of a check's time. parity/state and parity/words test both."""
-    monkeypatch.setattr(check, "converse", lambda *_, **__: [])
-    monkeypatch.setattr(check, "ask_further", lambda *_: Evidence())
-    monkeypatch.setattr(check, "check_rules", lambda *_, **__: ())
+    check_stream_alone(monkeypatch)
+
+
+def check_stream_alone(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(check, "converse", lambda *_, **__: [])
+    patch.setattr(check, "ask_further", lambda *_: Evidence())
+    patch.setattr(check, "check_rules", lambda *_, **__: ())
 
 
 @pytest.fixture
