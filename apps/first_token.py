@@ -141,9 +141,9 @@ def _shares(times_ms: list[float]) -> dict[str, float]:
 
 def main() -> None:
     parser = ArgumentParser(prog="python -m apps.first_token", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--fps", type=float, default=10.0)
-    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder made by pvc-export")
+    parser.add_argument("--fps", type=float, default=10.0, help="frames per second of the camera; default: 10")
+    parser.add_argument("--questions", type=int, default=200, help="questions asked; default: 200")
     told = parser.parse_args()
     print(json.dumps(measure(open_bundle(told.bundle), fps=told.fps, num_questions=told.questions), indent=1))
 

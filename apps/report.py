@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from engines.terminal import printable
+from engines.wrapping import fitted_to
 
 from .meters import Meter
 from .score import share
@@ -23,7 +24,7 @@ class Log:
         self.notices: list[str] = []  # all notices, for --json
 
     def say(self, text: str) -> None:
-        print(printable(text), file=self._file, flush=True)
+        print(fitted_to(self._file, printable(text)), file=self._file, flush=True)
 
     def notice(self, text: str) -> None:
         """Print a notice once, until it changes."""

@@ -295,9 +295,9 @@ def draw(soak: Soak, path: Path) -> None:
 
 def main() -> int:
     parser = ArgumentParser(prog="python -m apps.soak", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--frames", type=int, default=100_000)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder made by pvc-export")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for soak.json and soak.png")
+    parser.add_argument("--frames", type=int, default=100_000, help="frames in all; default: 100000")
     told = parser.parse_args()
     soak = run_soak(open_bundle(told.bundle), told.frames)
     told.out.mkdir(parents=True, exist_ok=True)

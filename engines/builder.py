@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from .cuda import CudaRuntime, LibCudart
-from .errors import BackendUnavailable, BuildError
+from .errors import EXPORT_AGAIN, BackendUnavailable, BuildError
 from .gate import NAME_LINE, OPAQUE_NODE, EngineLayer, parse_inspector, parse_layers
 from .spec import GraphSpec
 from .target import Target, load_target, target_names
@@ -27,7 +27,6 @@ Progress = Callable[[str, float], None]
 """Called with the name of a build phase and the fraction done, 0 to 1."""
 
 INSTALL = {"tensorrt_rtx": "pip install -e '.[rtx]'", "tensorrt": "pip install -e '.[trt]'"}
-EXPORT_AGAIN = "export it again: pvc-export trt"
 DOCTOR = "see what this machine has: pvc-export doctor, on a device python3 -m engines.device.doctor"
 NOISE = re.compile(r"cudaError 35|catchCudaError|CUDA initialization failure", re.IGNORECASE)
 

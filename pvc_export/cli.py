@@ -137,7 +137,7 @@ def prove(
         Path | None,
         typer.Argument(metavar="[BUNDLE]", help="Plant the defect of --only in a copy of this bundle, at -o."),
     ] = None,
-    model: opt.Model = "shapes",
+    model: opt.ModelToBreak = None,
     only: Annotated[list[str] | None, typer.Option(help="Plant only this defect. Repeatable.")] = None,
     graph: Annotated[
         list[str] | None, typer.Option(help=f"Plant only defects of this graph: {', '.join(GRAPH_NAMES)}. Repeatable.")
@@ -154,12 +154,14 @@ def prove(
     if bundle is not None:
         from .commands.plant import plant_command, plantable
 
-        refuse({"--graph": graph, "--seed": seed, "--mapping": mapping}, "{} cannot be given with BUNDLE")
+        refuse(
+            {"--model": model, "--graph": graph, "--seed": seed, "--mapping": mapping}, "{} cannot be given with BUNDLE"
+        )
         if output is None:
             raise typer.BadParameter("name the broken copy: -o FOLDER")
         with usage_errors():
             defect = plantable(only or ())
-        plant_command(bundle, defect, output)
+        plant_command(bundle, defect, output, as_json=as_json)
         return
     refuse({"--output": output}, "{} is for the broken copy of a BUNDLE, which is not given")
     from .commands.prove import defect_names, names_in, prove_command
@@ -168,7 +170,7 @@ def prove(
         chosen = [one_of("--only", name, defect_names()) for name in only or ()]
         chosen += names_in([one_of("--graph", name, GRAPH_NAMES) for name in graph or ()])
         chosen = chosen or list(defect_names())
-    prove_command(model, chosen, seed=seed or 0, mapping=mapping, as_json=as_json)
+    prove_command(model or "shapes", chosen, seed=seed or 0, mapping=mapping, as_json=as_json)
 
 
 @app.command(short_help="Stream a video or images through a bundle and ask a question.")

@@ -240,7 +240,7 @@ def _numbers(text: str) -> list[int]:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m apps.scale", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE")
+    parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE", help="folder made by pvc-export")
     parser.add_argument("--times", type=Path, metavar="FILE", help="service times as JSON, instead of BUNDLE")
     parser.add_argument(
         "--cameras", type=_numbers, default=[1, 2, 4, 8, 16], help="numbers of cameras; default: 1,2,4,8,16"
@@ -257,7 +257,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--snapshot-mib", type=int, default=0, help="with --times: size of one stream's snapshot")
     parser.add_argument("--open-s", type=float, default=0.0, help="with --times: seconds to resume from a snapshot")
     parser.add_argument("--trust-engines", action="store_true", help="run engines built on another machine")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser
 
 

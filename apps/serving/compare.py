@@ -157,12 +157,21 @@ def _pictures(seed: int, count: int) -> Array:
 
 def _read_options() -> Namespace:
     parser = ArgumentParser(prog="python -m apps.serving.compare", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--streams", type=int, default=8)
-    parser.add_argument("--frames", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--clock", choices=("run-on", "reanchor"), default="run-on")
-    parser.add_argument("--baseline", type=Path, nargs=2, default=[], metavar=("CHECKOUT", "OLD_BUNDLE"))
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder made by pvc-export")
+    parser.add_argument("--streams", type=int, default=8, help="cameras at once; default: 8")
+    parser.add_argument("--frames", type=int, default=24, help="frames per camera and round; default: 24")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds; default: 7")
+    parser.add_argument(
+        "--clock", choices=("run-on", "reanchor"), default="run-on", help="frame times past the trained ones"
+    )
+    parser.add_argument(
+        "--baseline",
+        type=Path,
+        nargs=2,
+        default=[],
+        metavar=("CHECKOUT", "OLD_BUNDLE"),
+        help="also time another version of this code, with a bundle that it made",
+    )
     told = parser.parse_args()
     if told.baseline and told.clock != "run-on":
         parser.error("--baseline needs --clock run-on: another clock gives different answers")

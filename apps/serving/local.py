@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import secrets
 import time
@@ -25,6 +26,7 @@ from engines.synthetic import Frame
 
 from ..watcher import live_clock
 from .endless import endless
+from .limits import MIB
 from .pictures import decode_frame, decode_picture
 from .pieces import Telling
 from .pool import Pool
@@ -312,9 +314,11 @@ def fitting(limits: LocalLimits, bundle: Bundle, memory_bytes: int | None) -> Lo
     each = stream_bytes(bundle)
     num_fitting = memory_bytes // each - limits.answers
     if num_fitting < 1:
+        least = math.ceil((limits.answers + 1) * each / MIB * 10) / 10
         raise StreamFull(
-            f"--memory allows {memory_bytes} bytes, too few for a session and the streams of {limits.answers} answers",
-            expected=f"{(limits.answers + 1) * each} bytes or more: a stream of this bundle takes {each}",
+            f"--memory {memory_bytes / MIB:.1f} MiB has no room for a session and the streams of {limits.answers} "
+            "answers",
+            expected=f"{least:.1f} MiB or more: a stream of this bundle takes {each / MIB:.1f}",
             fix="raise --memory, lower --answers, or export with a smaller --context and --window",
         )
     return replace(limits, sessions=min(limits.sessions, num_fitting))

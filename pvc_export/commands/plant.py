@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engines.errors import BundleError
 from engines.manifest import Manifest
+from engines.terminal import print_json
 
 from ..bundles.publish import staging
 from ..controls.defects import DEFECTS, Defect
@@ -25,7 +26,7 @@ def plantable(names: Sequence[str]) -> Defect:
     return possible[names[0]]
 
 
-def plant_command(bundle: Path, defect: Defect, output: Path) -> None:
+def plant_command(bundle: Path, defect: Defect, output: Path, *, as_json: bool) -> None:
     """Copy the bundle, plant the defect, and print what to type next.
 
     Raises BundleError if the folder is not a bundle or the defect does not fit its graphs. `output` is complete or
@@ -44,6 +45,8 @@ def plant_command(bundle: Path, defect: Defect, output: Path) -> None:
                 cause="the graph that it changes is spelled in another way",
                 fix=f"export one first: pvc-export onnx -o build/shapes; then prove build/shapes --only {defect.name}",
             ) from error
-    console = Console()
+    if as_json:
+        print_json({"bundle": str(bundle), "copy": str(output), "defect": defect.name, "what": defect.what})
+    console = Console(quiet=as_json)
     console.print(f"{output} is {bundle} with a defect: {defect.what}")
     console.print(f"next: pvc-export check {output} --report report.html")

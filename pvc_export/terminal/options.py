@@ -10,6 +10,10 @@ import typer
 Model = Annotated[
     str, typer.Option("-m", "--model", help="'shapes' (trained), 'tiny', 'vision-8b' (random), or a folder.")
 ]
+ModelToBreak = Annotated[
+    str | None,
+    typer.Option("-m", "--model", help="As for an export. Default: shapes. BUNDLE already has one."),
+]
 PlannedModel = Annotated[
     str,
     typer.Option(

@@ -116,7 +116,7 @@ def check_keys(data: Mapping[str, Any], read: Mapping[str, Collection[str]]) -> 
         raise CheckpointError(
             f"{CONFIG_FILE} contains unknown keys: {listed}",
             expected="keys that are read, or that are known not to affect an answer",
-            cause=_likely(next(iter(unknown)), read),
+            cause=_likely_of(unknown, read),
             fix=f"look up what they do in the code that came with the checkpoint; if nothing, delete them from "
             f"{CONFIG_FILE}",
         )
@@ -141,6 +141,14 @@ def _known(section: str, read: Mapping[str, Collection[str]]) -> set[str]:
     known = {path.rpartition(".")[2] for path in inside} | set(read.get(section, ()))
     ours = section.startswith("pvc")
     return known.union(MEANS_NOTHING_IN[section].split(), *(() if ours else map(str.split, MEANS_NOTHING.values())))
+
+
+def _likely_of(paths: Collection[str], read: Mapping[str, Collection[str]]) -> str:
+    """Guess why keys are unknown: one cause if it is the same for all, or one per key."""
+    causes = {path: _likely(path, read) for path in paths}
+    if len(set(causes.values())) == 1:
+        return next(iter(causes.values()))
+    return "; ".join(f"{path}: {cause}" for path, cause in causes.items())
 
 
 def _likely(path: str, read: Mapping[str, Collection[str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,18 @@ def test_a_copy_is_broken_and_opens_and_the_bundle_stays_as_it_was(
     }  # fmt: skip
     assert hash_folder(bundle_fp32) == before
     assert open_bundle(tmp_path / "broken").manifest.files == after
+
+
+def test_json_names_the_copy_and_its_defect(pvc_export: Run, bundle_fp32: Path, tmp_path: Path) -> None:
+    result = pvc_export("prove", bundle_fp32, "--only", "no-time", "-o", tmp_path / "broken", "--json")
+    told = json.loads(result.out)
+    assert told["copy"] == str(tmp_path / "broken") and told["defect"] == "no-time" and told["what"]
+    assert result.message == ""
+
+
+def test_a_bundle_to_break_has_its_own_model(pvc_export: Run, bundle_fp32: Path, tmp_path: Path) -> None:
+    result = pvc_export("prove", bundle_fp32, "-m", "tiny", "--only", "no-time", "-o", tmp_path / "broken")
+    assert result.exit_code == 2 and "--model cannot be given with BUNDLE" in result.message
 
 
 @pytest.mark.parametrize("only", [[], ["--only", "mask"], ["--only", "weight", "--only", "wqkv"], ["--only", "wieght"]])

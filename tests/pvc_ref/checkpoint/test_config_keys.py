@@ -90,6 +90,12 @@ def test_a_slip_of_the_pen_and_a_wrong_place_are_told() -> None:
     assert "it is read as vision_config.patch_size" in refused(llm_config__patch_size=14).cause
 
 
+def test_each_of_several_unknown_keys_has_its_own_cause() -> None:
+    both = refused(use_thumbnails=False, llm_config__patch_size=14).cause
+    assert "use_thumbnails: a misspelled key" in both and "llm_config.patch_size: the key is in the wrong" in both
+    assert refused(one=1, two=2).cause == refused(one=1).cause
+
+
 @pytest.mark.parametrize(
     ("changes", "words", "expected"),
     [

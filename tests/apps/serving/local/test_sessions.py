@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
@@ -191,8 +192,10 @@ def test_there_are_as_many_sessions_as_memory_has_room_for(bundle: Bundle) -> No
     assert each == 2 * (ring + rows)
     assert fitting(limits, bundle, None) == limits == fitting(limits, bundle, 1000 * each)
     assert fitting(limits, bundle, 5 * each + 1).sessions == 3
-    with pytest.raises(StreamFull, match="too few for a session"):
+    with pytest.raises(StreamFull, match=r"--memory \d+\.\d MiB has no room for a session") as info:
         fitting(limits, bundle, 3 * each - 1)
+    least = re.match(r"(\d+\.\d) MiB or more", info.value.expected)
+    assert least and fitting(limits, bundle, round(float(least[1]) * 2**20)).sessions >= 1
 
 
 def test_a_scheduler_that_is_too_small_is_refused(slow: Slow) -> None:
