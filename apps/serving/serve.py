@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -39,20 +39,21 @@ def main(*, prog: str = "pvc-serve") -> None:
     parser = make_parser(prog)
     options = _options(parser)
     try:
-        raise SystemExit(serve(options, _until_a_signal))
+        raise SystemExit(serve(options))
     except (PVCError, OSError) as error:
         raise SystemExit(fail(error, as_json=False)) from None
 
 
-def serve(options: ServeOptions, wait: Callable[[], None], *, say: Callable[[str], None] | None = None) -> int:
-    """Serve until `wait` returns. Returns the exit code; raises PVCError if it cannot start. say: gets the messages."""
-    say = say or (lambda text: print(text, flush=True))
+def serve(options: ServeOptions) -> int:
+    """Serve until a signal. Returns the exit code; raises PVCError if it cannot start."""
     with open_server(options) as serving:
-        say(f"Serving {serving.model_id} at {serving.url}")
+        stop = _at_a_signal()  # before the address is out: whoever reads it may send one at once
+        print(f"Serving {serving.model_id} at {serving.url}", flush=True)
         if serving.token is not None:
-            say(f"Token, also used as the API key: {serving.token}")
-        wait()
-        say(f"Shutting down: refusing new requests, finishing {serving.work.num_running} running ones.")
+            print(f"Token, also used as the API key: {serving.token}", flush=True)
+        while not stop.wait(1.0):  # on some systems an unlimited wait would keep Python from calling handlers
+            pass
+        print(f"Shutting down: refusing new requests, finishing {serving.work.num_running} running ones.", flush=True)
         return ENDED if serving.drain(options.drain_s) else CUT
 
 
@@ -124,8 +125,8 @@ def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _until_a_signal() -> None:
-    """Return on the first signal; a second one kills the process."""
+def _at_a_signal() -> threading.Event:
+    """An event that the first signal sets; a second one kills the process."""
     came = threading.Event()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -135,8 +136,7 @@ def _until_a_signal() -> None:
 
     for number in SIGNALS:
         signal.signal(number, note)
-    while not came.wait(1.0):  # on some systems an unlimited wait would keep Python from calling `note`
-        pass
+    return came
 
 
 def _options(parser: ArgumentParser) -> ServeOptions:

@@ -225,6 +225,26 @@ def test_sigterm_finishes_what_runs_and_refuses_what_comes(bundle_shapes: Path) 
         assert process.wait(timeout=30) == 0
 
 
+def test_ctrl_c_as_soon_as_the_address_is_printed_ends_it_with_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def opened(options: object) -> Iterator[SimpleNamespace]:
+        work = SimpleNamespace(num_running=0)
+        yield SimpleNamespace(model_id="m", url="u", token=None, work=work, drain=lambda timeout_s: True)
+
+    def printed(text: str, **options: object) -> None:
+        if text.startswith("Serving"):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(serve, "open_server", opened)
+    monkeypatch.setattr(serve, "print", printed, raising=False)
+    before = {number: signal.getsignal(number) for number in serve.SIGNALS}
+    try:
+        assert serve.serve(options_of(make_parser("pvc-serve").parse_args(["bundle"]))) == 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_beyond_this_machine_it_needs_the_token_that_it_says(bundle_shapes: Path) -> None:
     command = [sys.executable, "-m", "apps.serving.serve", str(bundle_shapes), "--port", "0", "--host", "0.0.0.0"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
