@@ -120,6 +120,7 @@ class TritonRequest:
                 f"invalid numbers: {self.slots} slots, {self.max_new_tokens} tokens per answer, "
                 f"idle after {self.idle_s:g} s",
                 expected="at least 1 slot and 1 token, and an idle time of 0.001 s to one year",
+                fix="change --slots, --max-new-tokens or --idle",
             )
 
     @property

@@ -59,10 +59,12 @@ def doctor_command(*, target: str | None, as_json: bool) -> int:
         print_json(data)
         return device.exit_code(of_target)
     console = Console()
+    shown = dict[str, str]()  # remedy -> the finding that it was printed for
     for finding in findings:
         console.print(f"{'ok' if finding.ok else '--':<3} {finding.name:<24} {finding.detail}")
         if not finding.ok:
-            console.print(f"    {'':<24} -> {finding.remedy}")
+            first = shown.setdefault(finding.remedy, finding.name)
+            console.print(f"    {'':<24} -> {finding.remedy if first == finding.name else f'as for {first}, above'}")
     if target is not None:
         console.print(f"\nthis machine, for engines of target {target}:")
         device.show(of_target, console.print)

@@ -9,6 +9,7 @@ from engines.manifest import Manifest
 from engines.spec import Precision
 from engines.target import load_target
 
+from ..parity.by_layer.check import LEFT_OUT
 from ..parity.report import ParityReport
 from ..terminal.facts import now_utc, this_machine
 from ..terminal.quantization import quantization_options
@@ -49,6 +50,8 @@ class ReportInput:
             return f"{self.command} --bisect", "Prove the suggested island"
         if culprit is not None:
             return self._export_command(manifest.precision), "Export it again"
+        if LEFT_OUT in parity.not_executed:
+            return f"{self.command} --whole", "With memory for the whole model, name the operation"
         if not parity.looked:
             return f"{self.command} --json", "Read every number"
         return self._export_command("fp32", suffix="-fp32"), "Compare in float32"

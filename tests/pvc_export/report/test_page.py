@@ -22,6 +22,7 @@ from engines.spec import StreamLimits
 from pvc_export.graphs.models import prompt_spec
 from pvc_export.graphs.modules import model_shape
 from pvc_export.parity.answers import Changed, Conversation, Flip, RungAnswers
+from pvc_export.parity.by_layer.check import ASKED, LEFT_OUT
 from pvc_export.parity.causes import INNOCENT
 from pvc_export.parity.culprit.record import Culprit, Repair
 from pvc_export.parity.drift.report import DriftCurve, DriftReport, Sample
@@ -221,6 +222,11 @@ def test_a_failure_without_a_culprit_says_that_every_operation_is_right(failing:
     text = Page(render(changed(failing, culprit=None))).text
     assert INNOCENT in text and "--fp32" in text
     assert "was not searched for" in Page(render(changed(failing, culprit=None, looked=False))).text
+
+
+def test_a_failure_of_a_layer_by_layer_check_names_the_check_that_finds_the_operation(failing: ReportInput) -> None:
+    by_layer = changed(failing, culprit=None, looked=False, not_executed={LEFT_OUT: ASKED})
+    assert by_layer.next_command()[0] == "pvc-export check build/tiny --whole"
 
 
 @pytest.mark.parametrize(
