@@ -43,7 +43,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
 
     q is scaled before the matmul, which keeps float16 scores in range; the softmax is an `upcast` island.
     """
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return attention_of_scaled(q * q.shape[-1] ** -0.5, k, v, bias)
+
+
+def attention_of_scaled(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`attention` of queries that are multiplied by 1 / sqrt(D) already."""
+    scores = q @ k.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias
     return torch.softmax(upcast(scores), dim=-1).to(v.dtype) @ v

@@ -21,7 +21,7 @@ from pvc_ref.temporal import AdaLayerNorm
 from .eight_bit_rows import RoundedCausalAttention
 from .eight_bits import EightBitLinear
 from .precision import ModuleT, copy_with
-from .spellings import CodedCausalAttention, CodedOperatorAttention, InPlaceAttention, OperatorAttention
+from .spellings import CodedCausalAttention, CodedOperatorAttention, InPlaceAttention, OperatorAttention, SplitSwiGLU
 
 
 class JoinedAttention(CausalAttention):
@@ -72,6 +72,15 @@ class JoinedSwiGLU(SwiGLU):
         return down
 
 
+class JoinedSplitSwiGLU(SplitSwiGLU):
+    gate_up_proj: nn.Linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        down: Tensor = self.down_proj(F.silu(gate) * up)
+        return down
+
+
 class JoinedAdaLayerNorm(AdaLayerNorm):
     w35: nn.Linear
     sizes: list[int]
@@ -84,6 +93,7 @@ class JoinedAdaLayerNorm(AdaLayerNorm):
 JOINED: dict[type[nn.Module], type[nn.Module]] = {
     CausalAttention: JoinedAttention,
     SwiGLU: JoinedSwiGLU,
+    SplitSwiGLU: JoinedSplitSwiGLU,
     AdaLayerNorm: JoinedAdaLayerNorm,
     InPlaceAttention: JoinedInPlaceAttention,
     OperatorAttention: JoinedOperatorAttention,

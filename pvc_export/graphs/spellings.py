@@ -16,8 +16,8 @@ from torch import Tensor
 
 from engines.needs import OPSET, OPSET_IN_PLACE
 from engines.spec import CacheUpdate, Spelling
-from pvc_ref.layers import RMSNorm, attention, upcast
-from pvc_ref.llm import CausalAttention, grouped_attention
+from pvc_ref.layers import RMSNorm, attention, attention_of_scaled, upcast
+from pvc_ref.llm import CausalAttention, SwiGLU, grouped_attention
 from pvc_ref.temporal import KeyValue, TemporalAttention
 from pvc_ref.vision import SpatialAttention
 
@@ -136,6 +136,9 @@ class OperatorAttention(InPlaceAttention):
     """InPlaceAttention for ONNX Runtime's CPU, where operations between two matmuls cost as much as the matmuls.
 
     Rotation is one operator. Attention is not: ONNX Runtime's operator is slower, and also computes masked rows.
+    Query heads of a group stay apart: as rows of one query, their matmul copies the cache into tiles first, which for
+    one row each takes twice as long. So does a matmul with a factor, which ONNX Runtime makes of a scale next to it;
+    here a permutation is in between (docs/log.md).
     """
 
     def rows(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,8 +154,9 @@ class OperatorAttention(InPlaceAttention):
         return heads
 
     def attend_to(self, q: Tensor, key: Any, value: Any, bias: Tensor) -> Tensor:
-        key, value = (cache.to(q.dtype).transpose(1, 2) for cache in (key, value))
-        return grouped_attention(q, key, value, bias)
+        key, value = (cache.to(q.dtype)[:, :, None] for cache in (key, value))
+        q = (q * self.head_dim**-0.5).unflatten(2, (key.shape[1], -1)).permute(0, 2, 3, 1, 4)  # (B, K, H / K, L, D)
+        return attention_of_scaled(q, key, value, bias[:, None]).permute(0, 3, 1, 2, 4)
 
 
 class CodedOperatorAttention(OperatorAttention):
@@ -171,6 +175,10 @@ class OperatorRMSNorm(RMSNorm):
         wide = upcast(x)
         y = onnx_operator("RMSNormalization", (wide, upcast(self.weight)), like=wide, axis=-1, epsilon=self.eps)
         return y.to(x.dtype)
+
+
+class SplitSwiGLU(SwiGLU):
+    """A SwiGLU whose joined matmul (joined.py) is halved by one Split, instead of by three operators."""
 
 
 class QuantizedLinear(StaticLinear):
@@ -219,9 +227,10 @@ CACHE_UPDATES: dict[tuple[CacheUpdate, Spelling], Classes] = {
         CausalAttention: OperatorAttention,
         RoundedCausalAttention: CodedOperatorAttention,
         RMSNorm: OperatorRMSNorm,
+        SwiGLU: SplitSwiGLU,
     },
 }
-"""Attention classes of the LLM, by cache update and spelling."""
+"""Classes of the LLM, by cache update and spelling."""
 
 QUANTIZED: Classes = {StaticLinear: QuantizedLinear}
 """Class for linear layers with a static input scale."""

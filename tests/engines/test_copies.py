@@ -6,7 +6,9 @@ inputs. So here ONNX Runtime is watched: where each input that reaches it lies, 
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -175,6 +177,46 @@ def test_a_decoded_token_allocates_no_more_than_it_returns(name: str, request: p
     smallest = min(np.asarray(inputs[state.input]).nbytes for state in session.spec.states)
     assert smallest > 2 * (most := peak_of(session.run, inputs)), f"peak of {most} bytes"
     assert peak_of(lambda given: session.run({n: a.copy() for n, a in given.items()}), inputs) > smallest
+
+
+def test_a_cache_is_wrapped_once_per_place_and_not_kept_alive(bundle_fp32: Path) -> None:
+    bundle = open_bundle(bundle_fp32, runtime="cpu")
+    session = bundle.sessions["llm"]
+    assert isinstance(session, OrtSession)
+    made = list[str]()
+    value_of = session._value_of_cache
+
+    def counted(name: str, array: Array) -> Any:
+        before = len(session._values)
+        value = value_of(name, array)
+        made.extend([name] * (len(session._values) - before))
+        return value
+
+    session._value_of_cache = counted  # type: ignore[method-assign]
+    caches = {state.input for state in session.spec.states}
+    stream = PVCStream(bundle)
+    stream.ask("Who?", max_new_tokens=1, keep=True)
+    assert set(made) == caches
+    made.clear()
+    stream.language.append(stream.language.embed([1, 2, 3]))
+    assert not made
+    other = PVCStream(bundle)
+    other.ask("Who?", max_new_tokens=1, keep=True)
+    assert set(made) == caches, "another stream's caches are elsewhere"
+    cache = weakref.ref(stream.language.cache.feeds(1)[min(caches)])
+    del stream
+    gc.collect()
+    assert cache() is None
+
+
+def test_remembered_caches_do_not_add_up(bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.session.MOST_VALUES", 6)
+    bundle = open_bundle(bundle_fp32, runtime="cpu")
+    session = bundle.sessions["llm"]
+    assert isinstance(session, OrtSession)
+    streams = [PVCStream(bundle) for _ in range(4)]
+    texts = {stream.ask("Who?", max_new_tokens=3).text for stream in streams}
+    assert len(session._values) <= 6 and len(texts) == 1
 
 
 def peak_of(run: Callable[[Mapping[str, Any]], object], inputs: Mapping[str, Any]) -> int:

@@ -51,16 +51,21 @@ def rounded_by(kind: type[EightBitLinear], x: Tensor, *, block: int | None = Non
 KINDS = ("both signs", "not negative", "not positive", "zeros")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_row_is_rounded_as_torch_fakes_it_with_that_row_s_scale(kind: str) -> None:
-    x = inputs_of(kind).flatten(0, 1)
+def require_rounded_as_by_torch(found: Tensor, x: Tensor) -> None:
+    """Each row of x (L, C) with the scale that makes its largest value 127."""
     scales = (x.abs().amax(-1) / 127).clamp_min(1e-30)
     zero_points = torch.zeros(len(x), dtype=torch.int32)
     want = torch.fake_quantize_per_channel_affine(x, scales, zero_points, 0, -127, 127)
     # torch multiplies by the inverse of a scale, so a value halfway between two codes may take the other one.
-    assert ((rounded_by(RowsLinear, x) - want).abs() <= scales[:, None] * 1.001).all()
-    assert (rounded_by(RowsLinear, x) != want).float().mean() < 0.01
-    assert ((rounded_by(RowsLinear, x) - x).abs() <= scales[:, None] * 0.5001).all()
+    off = (found - want).abs() / scales[:, None]
+    assert off.max() <= 1.001 and (off > 1e-4).float().mean() < 0.01
+    assert ((found - x).abs() <= scales[:, None] * 0.5001).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_is_rounded_as_torch_fakes_it_with_that_row_s_scale(kind: str) -> None:
+    x = inputs_of(kind).flatten(0, 1)
+    require_rounded_as_by_torch(rounded_by(RowsLinear, x), x)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,8 +187,8 @@ def test_a_graph_computes_what_the_model_with_rounded_inputs_does(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_block_is_a_row_of_its_own(kind: str) -> None:
     x = inputs_of(kind)
-    want = torch.cat([rounded_by(RowsLinear, part) for part in x.split(8, dim=-1)], dim=-1)
-    assert torch.equal(rounded_by(BlocksLinear, x, block=8), want)
+    found = rounded_by(BlocksLinear, x, block=8)
+    require_rounded_as_by_torch(found.reshape(-1, 8), x.reshape(-1, 8))
 
 
 @pytest.mark.parametrize("zero_points", [False, True])

@@ -115,7 +115,7 @@ def a_zero_point(model: onnx.ModelProto) -> None:
 
 def a_largest_code(model: onnx.ModelProto) -> None:
     """Scale rows to 120 codes. Nothing saturates, so results are correct but too coarse."""
-    _change(model, "rows.largest_code", lambda values: np.copyto(values, 120))
+    _change(model, "rows.step", lambda values: np.copyto(values, np.float32(1 / 120)))
 
 
 def an_attention_product(model: onnx.ModelProto) -> None:
