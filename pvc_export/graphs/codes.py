@@ -24,7 +24,7 @@ from engines.errors import BuildError
 from engines.spec import GraphSpec, Inputs, Quantization
 
 from .clock_table import NAME
-from .eight_bits import LARGEST_CODE, SMALLEST_SCALE
+from .eight_bits import SMALLEST, STEP
 from .notes import SCOPES
 
 TESTED = "export with tested versions of torch, onnx and onnxscript: see constraints.txt"
@@ -124,9 +124,10 @@ def _multiply(graph: ir.Graph, product: ir.Node, codes: ir.Value, scales: ir.Val
     real = result.dtype or ir.DataType.FLOAT
     wide = x if real == ir.DataType.FLOAT else put.node("wide", "Cast", x, to=int(ir.DataType.FLOAT))
     if inputs == "rows":
-        whole, scale = _rows(put, wide, codes)
+        whole, largest, step = _rows(put, wide, codes)
         sums = put.node("sums", "Cast", whole, to=int(ir.DataType.FLOAT))
-        found = put.node("found", "Mul", put.node("by_output", "Mul", sums, scales), scale)
+        by_output = put.node("by_output", "Mul", sums, put.node("by_step", "Mul", step, scales))
+        found = put.node("found", "Mul", by_output, largest)
     else:
         q, scale, zero_point = put.nodes(("q", "scale", "zero_point"), "DynamicQuantizeLinear", wide)
         whole = put.node("whole", "MatMulInteger", q, codes, zero_point)
@@ -143,15 +144,32 @@ def _multiply(graph: ir.Graph, product: ir.Node, codes: ir.Value, scales: ir.Val
     graph.remove(product, safe=True)
 
 
-def _rows(put: _Before, x: ir.Value, codes: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Return the integer matmul, and the scales of the rows of x."""
+def _rows(put: _Before, x: ir.Value, codes: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Return the integer matmul, the largest value of each row of x, and the step of the codes."""
     last = put.number("last", np.array([-1]))
-    largest = put.node("largest", "ReduceMax", put.node("abs", "Abs", x), last, keepdims=1)
-    scale = put.node("over_codes", "Div", largest, put.number("largest_code", np.float32(LARGEST_CODE)))
-    scale = put.node("scale", "Max", scale, put.number("smallest_scale", np.float32(SMALLEST_SCALE)))
-    one, middle = put.number("one", np.float32(1)), put.number("middle", np.uint8(MIDDLE))
-    q = put.node("q", "QuantizeLinear", put.node("scaled", "Div", x, scale), one, middle)
-    return put.node("whole", "MatMulInteger", q, codes, middle), scale
+    reach = put.node("reach", "ReduceMax", put.node("abs", "Abs", x), last, keepdims=1)
+    largest = put.node("largest", "Max", reach, put.number("smallest", np.float32(SMALLEST)))
+    step, middle = put.number("step", np.float32(STEP)), put.number("middle", np.uint8(MIDDLE))
+    q = put.node("q", "QuantizeLinear", put.node("scaled", "Div", x, largest), step, middle)
+    return put.node("whole", "MatMulInteger", q, codes, middle), largest, _computed(put, step)
+
+
+def _computed(put: _Before, step: ir.Value) -> ir.Value:
+    """Return a constant scalar as the result of nodes, once per graph.
+
+    ONNX Runtime fuses MatMulInteger, Cast and Mul if one of two scales is not a constant (MatMulIntegerToFloat). It
+    folds no DequantizeLinear; but it gives each reader a copy of one, so all read the Abs.
+    """
+    one = put.number("one", np.uint8(1))
+    for node, _ in one.uses():
+        ((shared, _),) = node.outputs[0].uses()
+        return shared.outputs[0]
+    node = ir.node("DequantizeLinear", (one, step))
+    shared = ir.node("Abs", (node.outputs[0],))
+    for made, label in ((node, "step.values"), (shared, "step.computed")):
+        made.outputs[0].name = f"rows.{label}"
+    put.graph.insert_before(put.graph[0], (node, shared))
+    return shared.outputs[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ from engines.spec import Inputs
 from pvc_ref.layers import upcast
 
 LARGEST_CODE = 127.0
-SMALLEST_SCALE = 1e-30
-"""Scale of an all-zero row."""
+STEP = 1 / LARGEST_CODE
+SMALLEST = 1e-30
+"""Scale, and largest value, of an all-zero row."""
 
 
 def row_scales(x: Tensor) -> Tensor:
     """Scale (..., 1) of each row of x (..., C), with which its largest value is the largest code."""
-    return (x.abs().amax(-1, keepdim=True) / LARGEST_CODE).clamp_min(SMALLEST_SCALE)
+    return (x.abs().amax(-1, keepdim=True) / LARGEST_CODE).clamp_min(SMALLEST)
 
 
 class EightBitLinear(nn.Linear):
@@ -42,17 +43,20 @@ class EightBitLinear(nn.Linear):
 
 class RowsLinear(EightBitLinear):
     def rounded(self, x: Tensor) -> Tensor:
-        """Round each row to integers -127..127 times a scale for that row."""
-        scale = row_scales(x)
-        return (x / scale).round() * scale
+        """Round each row, divided by its largest value, to integers -127..127 times 1 / 127."""
+        largest = x.abs().amax(-1, keepdim=True).clamp_min(SMALLEST)
+        step: Tensor = x.new_tensor(STEP)  # dividing by a number, torch may multiply by its reciprocal
+        rounded: Tensor = (x / largest / step).round() * step * largest
+        return rounded
 
 
-class BlocksLinear(RowsLinear):
+class BlocksLinear(EightBitLinear):
     def rounded(self, x: Tensor) -> Tensor:
         """Round each block of a row to integers -127..127 times a scale per block, as MatMulNBits does."""
         assert self.block is not None
-        blocks: Tensor = super().rounded(x.unflatten(-1, (-1, self.block)))
-        return blocks.flatten(-2)
+        blocks: Tensor = x.unflatten(-1, (-1, self.block))
+        scale = row_scales(blocks)
+        return ((blocks / scale).round() * scale).flatten(-2)
 
 
 class TensorLinear(EightBitLinear):

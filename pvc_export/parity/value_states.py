@@ -16,7 +16,7 @@ from engines.memory import Array, Tensor
 from engines.session import Session
 from engines.spec import SCALE, GraphSpec
 
-from ..graphs.eight_bits import LARGEST_CODE, SMALLEST_SCALE
+from ..graphs.eight_bits import LARGEST_CODE, SMALLEST
 
 
 def has_codes(spec: GraphSpec) -> bool:
@@ -52,7 +52,7 @@ def encoded(spec: GraphSpec, tensors: Mapping[str, Array]) -> dict[str, Array]:
     found = dict(tensors)
     for state in spec.row_states if has_codes(spec) else ():
         wide = found[state.input].astype(np.float32)
-        scales = np.maximum(np.abs(wide).max(-1, keepdims=True) / np.float32(LARGEST_CODE), np.float32(SMALLEST_SCALE))
+        scales = np.maximum(np.abs(wide).max(-1, keepdims=True) / np.float32(LARGEST_CODE), np.float32(SMALLEST))
         found[state.input] = np.rint(wide / scales).astype(np.int8)
         found[f"{state.input}{SCALE}"] = scales
     return found
