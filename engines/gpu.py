@@ -58,10 +58,7 @@ class Bindings:
 
     def sizes(self, inputs: Mapping[str, DeviceArray]) -> dict[str, int]:
         """The size of every dynamic dimension. Raises SpecError for one that exceeds the buffers."""
-        sizes: dict[str, int] = {}
-        for tensor in self._spec.inputs:
-            shape = inputs[tensor.name].shape
-            sizes |= {dim: size for dim, size in zip(tensor.shape, shape, strict=True) if isinstance(dim, str)}
+        sizes = self._spec.sizes(inputs)
         for name, size in sizes.items():
             if name in self._largest and size > self._largest[name]:
                 raise SpecError(

@@ -7,6 +7,7 @@ report may claim more. It has no bfloat16 arithmetic.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ BFLOAT16 = 16  # TensorProto.BFLOAT16, which ONNX Runtime does not translate to 
 PRODUCTS_OF_CODES = "session.qdq_matmulnbits_accuracy_level"
 """ONNX Runtime's option for the arithmetic of matmuls with int4 weights: "1" is float32; "4", its default, also rounds
 the inputs to int8, block by block."""
+MOST_VALUES = 4096
+"""Views of caches that a session remembers. A cache has a new one each time it grows."""
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime's option for the folder of the weights, for a graph passed as bytes."""
 
@@ -77,13 +80,15 @@ def require_finite(outputs: dict[str, Tensor], graph: str) -> dict[str, Tensor]:
     GPU outputs are not fetched for this check: a NaN there reaches the embeddings or the hidden row, which are fetched
     anyway. An infinite key can pass once, if its score is -inf; other queries that meet it fail until it is gone.
     """
-    for name, array in outputs.items():
-        if isinstance(array, np.ndarray) and not np.isfinite(array).all():
-            raise NonFiniteError(
-                f"graph '{graph}' returned NaN or infinity in '{name}', so nothing from this call was kept",
-                cause="a float16 overflow",
-                fix="compare with a float32 bundle: pvc-export onnx --fp32",
-            )
+    on_host = {name: array for name, array in outputs.items() if isinstance(array, np.ndarray)}
+    # All at once: a token has two rows per layer, and NumPy takes longer to begin with an array than with its values.
+    if on_host and not np.isfinite(np.concatenate(list(on_host.values()), axis=None)).all():
+        name = next(name for name, array in on_host.items() if not np.isfinite(array).all())
+        raise NonFiniteError(
+            f"graph '{graph}' returned NaN or infinity in '{name}', so nothing from this call was kept",
+            cause="a float16 overflow",
+            fix="compare with a float32 bundle: pvc-export onnx --fp32",
+        )
     return outputs
 
 
@@ -110,6 +115,7 @@ class OrtSession:
         self.memory: Memory = memory or HostMemory()
         self._ort = import_onnxruntime()
         self._names = [tensor.name for tensor in spec.outputs]
+        self._values = dict[tuple[str, int, tuple[int, ...]], Any]()
         self._has_bfloat16 = any(tensor.dtype == "bfloat16" for tensor in (*spec.inputs, *spec.outputs))
 
         def opened(count: int) -> Any:
@@ -135,26 +141,43 @@ class OrtSession:
         return dict(zip(self._names, values, strict=True))
 
     def _run_in_place(self, arrays: dict[str, Array]) -> dict[str, Tensor]:
-        """Bind each cache as input and output, so that the graph writes new rows into it and copies nothing."""
-        aliases, binding = self.spec.aliases, self._session.io_binding()
-        values = {}
-        for name, array in arrays.items():
-            if name in aliases.values() and not array.flags.c_contiguous:
-                raise SpecError(
-                    f"graph '{self.spec.name}': cache '{name}' is not contiguous, so the graph would write its rows "
-                    "into a copy",
-                    expected="the whole cache, as it was allocated",
-                )
-            values[name] = self._ort.OrtValue.ortvalue_from_numpy(array)  # shares the array's memory
-            binding.bind_ortvalue_input(name, values[name])
-        for name in self._names:
-            if name in aliases:
-                binding.bind_ortvalue_output(name, values[aliases[name]])
-            else:
-                binding.bind_output(name)
+        """Bind each cache as input and output, so that the graph writes new rows into it and copies nothing.
+
+        Other outputs are bound too: fetching one from ONNX Runtime would wrap every cache first.
+        """
+        binding, of_array = self._session.io_binding(), self._ort.OrtValue.ortvalue_from_numpy  # shares its memory
+        caches, sizes, found = self.spec.aliases, self.spec.sizes(arrays), dict[str, Tensor]()
+        for output, name in caches.items():
+            value, found[output] = self._value_of_cache(name, arrays[name]), arrays[name]
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(output, value)
+        for name in arrays.keys() - caches.values():
+            binding.bind_ortvalue_input(name, of_array(arrays[name]))
+        for tensor in self.spec.outputs:
+            if tensor.name not in caches:
+                found[tensor.name] = array = np.empty(tensor.resolve(sizes), host_dtype(tensor.dtype))
+                binding.bind_ortvalue_output(tensor.name, of_array(array))
         self._session.run_with_iobinding(binding)
-        found = zip(self._names, binding.get_outputs(), strict=True)
-        return {name: arrays[aliases[name]] if name in aliases else value.numpy() for name, value in found}
+        return found
+
+    def _value_of_cache(self, name: str, array: Array) -> Any:
+        """An OrtValue over a cache, made once per address: a token binds two per layer, and making one takes longer.
+
+        It does not keep the memory alive, and is only used while the caller's array is at that address.
+        """
+        if not array.flags.c_contiguous:
+            raise SpecError(
+                f"graph '{self.spec.name}': cache '{name}' is not contiguous, so the graph would write its rows into a "
+                "copy",
+                expected="the whole cache, as it was allocated",
+            )
+        key = name, array.__array_interface__["data"][0], array.shape
+        if key not in self._values:
+            if len(self._values) >= MOST_VALUES:
+                self._values.clear()
+            view = np.frombuffer(memory_at(key[1], array.nbytes), array.dtype).reshape(array.shape)
+            self._values[key] = self._ort.OrtValue.ortvalue_from_numpy(view)
+        return self._values[key]
 
     def _run_bfloat16(self, arrays: dict[str, Array]) -> list[Array]:
         """ONNX Runtime does not know numpy's bfloat16, so values are passed in and out as bits."""
@@ -174,12 +197,15 @@ class OrtSession:
         ]
 
 
+def memory_at(address: int, num_bytes: int) -> Any:
+    """Host memory as a buffer, which does not keep it alive."""
+    return (ctypes.c_byte * num_bytes).from_address(address)
+
+
 def copy_from_address(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """A numpy copy of a dense array in host memory."""
-    import ctypes
-
     num_bytes = int(np.prod(shape)) * dtype.itemsize
-    array: Array = np.frombuffer(ctypes.string_at(address, num_bytes), dtype=dtype).reshape(shape)
+    array: Array = np.array(np.frombuffer(memory_at(address, num_bytes), dtype=dtype).reshape(shape))
     return array
 
 

@@ -14,6 +14,7 @@ Dynamic dims:   batch (1..streams)   rows (new LLM rows in one pass)   past (LLM
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -161,7 +162,7 @@ class TensorSpec:
         fits = len(array.shape) == len(self.shape) and all(
             not isinstance(want, int) or want == got for want, got in zip(self.shape, array.shape, strict=True)
         )
-        if str(array.dtype) != self.dtype or not fits:
+        if _name(array.dtype) != self.dtype or not fits:
             shape = ", ".join(map(str, self.shape))
             raise SpecError(
                 f"graph '{graph}': tensor '{self.name}' is {array.dtype} {tuple(array.shape)}",
@@ -315,6 +316,15 @@ class GraphSpec:
         low, mid, high = ({name: getattr(rng, end) for name, rng in profile.items()} for end in ("min", "opt", "max"))
         return tensor.resolve(low), tensor.resolve(mid), tensor.resolve(high)
 
+    def sizes(self, inputs: Mapping[str, HasShape]) -> dict[str, int]:
+        """The size of every dynamic dimension of these inputs, by name."""
+        return {
+            dim: size
+            for tensor in self.inputs
+            for dim, size in zip(tensor.shape, inputs[tensor.name].shape, strict=True)
+            if isinstance(dim, str)
+        }
+
     def profile_index(self, sizes: dict[str, int]) -> int:
         """The last profile that fits every dynamic dimension. Raises SpecError if none does."""
         for index in reversed(range(len(self.profiles))):
@@ -376,6 +386,12 @@ class GraphSpec:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise SpecError(f"this is not a graph specification: {error}") from error
+
+
+@functools.cache
+def _name(dtype: object) -> str:
+    """A dtype's name. NumPy composes it each time, and a pass of the LLM checks a tensor per cache."""
+    return str(dtype)
 
 
 def evaluate(dim: Dim, dims: dict[str, int]) -> int:
