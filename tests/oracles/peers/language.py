@@ -1,6 +1,6 @@
 """SmolLM2's decode and ingest: ours next to llama.cpp's, with the same weights and after the same text.
 
-python -m tests.oracles.peers.language [ROUNDS]
+python -m tests.oracles.peers.language [ROUNDS [PAST]]
 
 The file's weights are int4 with a minimum per block (Q4_1); the checkpoint has their values in float32.
 """
@@ -95,9 +95,10 @@ def real_model() -> tuple[Path, Path]:
 
 def main() -> None:
     console, (checkpoint, gguf) = Console(), real_model()
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
+    given = [int(number) for number in sys.argv[1:]]
+    rounds, past = (*given, *(9, 1024)[len(given) :])
     with PEERS, torch.no_grad():
-        bench = BesideLlamaCpp(size="tiny", rounds=rounds, checkpoint=str(checkpoint), gguf=str(gguf))
+        bench = BesideLlamaCpp(size="tiny", rounds=rounds, past=past, checkpoint=str(checkpoint), gguf=str(gguf))
         for line in bench.describe(bench.run(console)):
             console.print(line)
 

@@ -1,4 +1,4 @@
-"""What ONNX Runtime's CPU makes of a graph when it opens it. Our figures of speed depend on these fusions."""
+"""Fusions of ONNX Runtime's CPU when it opens a graph: our figures of speed depend on them."""
 
 from __future__ import annotations
 
