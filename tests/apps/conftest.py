@@ -1,15 +1,19 @@
-"""Run pvc-live in the test process."""
+"""pvc-live in the test process, and a session with scripted sources."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from apps import watch
+from engines import Bundle, open_bundle
 from engines.signals import Signals
+
+from .scripted import Live
 
 Run = Callable[..., SimpleNamespace]
 
@@ -27,3 +31,13 @@ def pvc_live(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return SimpleNamespace(code=caught.value.code, out=out, err=err)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_fp32: Path) -> Bundle:
+    return open_bundle(bundle_fp32)
+
+
+@pytest.fixture
+def live(bundle: Bundle) -> Live:
+    return Live(bundle)

@@ -7,31 +7,24 @@ The commands run in this process, because starting Python and torch for each wou
 from __future__ import annotations
 
 import errno
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from engines import checked_build
-from engines.builder import EngineReport
 from engines.manifest import Manifest
 from engines.provenance import sign_engines
 from engines.video import write_video
-from pvc_export.bundles import export as export_module
 from pvc_export.controls.graph_edits import restamp
 from pvc_export.graphs.models import LoadedModel
 from pvc_export.parity.clip import render_clip
 from pvc_ref.checkpoint.folder import save as save_model
 
-from ..conftest import Outcome, Run
+from ..conftest import Run
 
-ROOT = Path(__file__).parents[3]
 EXPORT_AGAIN = "pvc-export trt -m tiny --fp16 --target rtx --window 4 --context 512 --streams 1 -o "
 LIKE_BUNDLE = ("--window", "4", "--context", "512")
 """The options that bundle_fp16 was exported with, so that its graphs can replace freshly exported ones."""
@@ -160,27 +153,6 @@ def test_damage_that_the_hashes_do_not_show(
     outcome.refuses(6, "BundleError", what=f"{bundle}/{file}".removesuffix(".data"))
 
 
-@pytest.fixture
-def ready_made(bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make exports reuse bundle_fp16's graphs, and its engines unless a test builds one."""
-    manifest = Manifest.load(bundle_fp16)
-
-    def take_graph(module: object, spec: object, path: Path) -> None:
-        for file in (path.name, f"{path.name}.data"):
-            shutil.copy(bundle_fp16 / "graphs" / file, path.with_name(file))
-
-    def take_engine(path: Path, *_: object, **__: object) -> EngineReport:
-        plan = (bundle_fp16 / f"engines/{path.stem}.engine").read_bytes()
-        return EngineReport(
-            plan=plan, runtime="x", runtime_version="1", compute_capabilities=(), layers=(), build_s=0.0
-        )
-
-    assert manifest.limits.window == 4 and manifest.limits.context == 512
-    monkeypatch.setattr(export_module, "export_graph", take_graph)
-    monkeypatch.setattr(checked_build, "build_engine", take_engine)
-    monkeypatch.setattr("engines.gate.check_layers", lambda *_, **__: None)
-
-
 def before(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[Path], None], *, argument: int) -> None:
     """Call `act` with the bundle's folder before engines/checked_build.py calls its `name`."""
     original = getattr(checked_build, name)
@@ -197,7 +169,7 @@ def before(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[Path], Non
 NOT_ONNX: Facts = {
     "what": "graphs/trunk.onnx cannot be read as ONNX by tensorrt_rtx",
     "cause": "damaged, its .data file is missing, or another program wrote it",
-    "fix": "pvc-export trt",
+    "fix": "pvc-export onnx, or trt",
 }
 OTHER_GRAPH: Facts = {
     "what": "graphs/trunk.onnx has other inputs",
@@ -238,88 +210,6 @@ def test_a_file_that_the_engine_builder_cannot_use(
     monkeypatch.setattr(checked_build, "build_engine", build_engine)
     before(monkeypatch, "build_engine", lambda folder: damage(folder / file), argument=0)
     pvc_export("trt", *LIKE_BUNDLE, "-o", tmp_path / "b", "--json").refuses(5, "BuildError", **facts)
-    assert not list(tmp_path.iterdir())
-
-
-FULL: Facts = {
-    "cause": ("the disk or your quota is full: ", "are free at "),
-    "fix": "free disk space, or choose another folder with -o",
-}
-
-
-@pytest.mark.parametrize("file", ["tokenizer.json", "engines/llm.engine", "manifest.json"])
-def test_a_full_disk_keeps_the_old_bundle(
-    ready_made: None,
-    bundle_fp16: Path,
-    copy_bundle: Callable[[Path], Path],
-    monkeypatch: pytest.MonkeyPatch,
-    pvc_export: Run,
-    file: str,
-) -> None:
-    """Simulated, not with a link to /dev/full: onnx replaces the link's target, which as root destroys the device."""
-    old = copy_bundle(bundle_fp16)
-    for name in ("write_text", "write_bytes"):
-        original = getattr(Path, name)
-
-        def write(self: Path, data: str, *args: object, original: Any = original, **kwargs: object) -> object:
-            if not self.as_posix().endswith(f"/bundle/{file}"):
-                return original(self, data, *args, **kwargs)
-            original(self, data[: len(data) // 2], *args, **kwargs)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        monkeypatch.setattr(Path, name, write)
-    what = ("writing the bundle failed: ", "No space left on device", "nothing was published")
-    pvc_export("trt", *LIKE_BUNDLE, "-o", old, "--json").refuses(4, "BackendUnavailable", what=what, **FULL)
-    assert [path.name for path in old.parent.iterdir()] == ["copy"]
-    assert (old / "manifest.json").read_bytes() == (bundle_fp16 / "manifest.json").read_bytes()
-
-
-@pytest.mark.parametrize(
-    "error",
-    [OSError(errno.ENOSPC, "No space left on device"), OSError("262144 requested and 7168 written")],
-    ids=["with its code", "as numpy raises it"],
-)
-def test_a_full_disk_in_the_middle_of_a_graph(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run, error: OSError
-) -> None:
-    def write_half(module: object, spec: object, path: Path) -> None:
-        path.write_bytes(b"half of a graph")
-        raise error
-
-    monkeypatch.setattr(export_module, "export_graph", write_half)
-    what = ("writing the bundle failed: ", str(error), "nothing was published")
-    pvc_export("onnx", "-o", tmp_path / "b", "--json").refuses(4, "BackendUnavailable", what=what, **FULL)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_runtime_that_is_missing(
-    bundle_fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run
-) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    install = "pip install -e '.[ort]'"
-    needs = ("needs the package onnxruntime", "cannot be imported")
-    pvc_export("check", bundle_fp16, "--json").refuses(4, "BackendUnavailable", what=needs, fix=install)
-    export = pvc_export("onnx", "-o", tmp_path / "b")
-    export.says(4, "checks its graphs with the package onnxruntime", "cannot be imported", "othing was", install)
-    assert "export trunk" not in export.out, "a missing package must be known before minutes of export"
-    monkeypatch.undo()
-
-
-def test_an_engine_builder_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pvc_export: Run) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    export = pvc_export("trt", "-o", tmp_path / "b")
-    export.says(4, "'rtx' needs the package tensorrt_rtx", "cannot be imported", "pip install -e '.[rtx]'")
-    assert "export trunk" not in export.out and not list(tmp_path.iterdir())
-
-
-def test_an_exporter_that_is_not_installed(tmp_path: Path) -> None:
-    """Runs in a separate process, since this one has loaded torch."""
-    code = "import sys; sys.modules['torch'] = None\nfrom pvc_export.cli import main; main()"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code, "onnx", "-o", "b"]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    outcome = Outcome(exit_code=result.returncode, out=result.stdout, message=result.stderr)
-    outcome.says(4, "error: this command needs the package torch", "fix: pip install -e '.[export]'")
     assert not list(tmp_path.iterdir())
 
 

@@ -4,163 +4,44 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
 from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import pvc_export.report
-from engines.errors import SpecError
-from engines.graph_specs import graph_specs
-from engines.manifest import FORMAT_VERSION, FileEntry, ImageSpec, Manifest, ModelSource
-from engines.metrics import metrics_of
-from engines.spec import StreamLimits
-from pvc_export.graphs.models import prompt_spec
-from pvc_export.graphs.modules import model_shape
-from pvc_export.parity.answers import Changed, Conversation, Flip, RungAnswers
+from pvc_export.parity.answers import Changed, RungAnswers
 from pvc_export.parity.by_layer.check import ASKED, LEFT_OUT
 from pvc_export.parity.causes import INNOCENT
-from pvc_export.parity.culprit.record import Culprit, Repair
+from pvc_export.parity.culprit.record import Repair
 from pvc_export.parity.drift.report import DriftCurve, DriftReport, Sample
-from pvc_export.parity.evidence import Evidence
-from pvc_export.parity.heat import heat_map, worst_heat_maps
+from pvc_export.parity.heat import heat_map
 from pvc_export.parity.levels import TITLES, Rule
-from pvc_export.parity.limits import GATED, factors_of, thresholds, worst_rows
-from pvc_export.parity.metrics import Difference
+from pvc_export.parity.limits import factors_of, thresholds, worst_rows
 from pvc_export.parity.places import Place, Rung
-from pvc_export.parity.report import ParityReport, judge
 from pvc_export.report import ReportInput, junit, render
 from pvc_export.report.figures import Axis, Curve, bar, curves_figure
 from pvc_export.terminal.numbers import number, share
-from pvc_ref import PVCConfig
 
 from .html_page import HOSTILE, Page, require_clean, require_self_contained
-
-WINDOW = 4
-TIMES = [*range(2 * WINDOW + 2), 103, 4103]
-BUNDLE = Rung("bundle", "fp16")
-FRAME = np.zeros((56, 56, 3), np.uint8)
-NOISE = 1e-5
-RUNGS = (Rung("torch", "fp32"), Rung("torch", "fp16"), Rung("onnx", "fp32"), Rung("onnx", "fp16"), BUNDLE)
-TENSORS = (
-    ("trunk", "trunk_features"), ("temporal", "features"), ("temporal", "new.0.key"), ("temporal", "new.1.key"),
-    ("compressor", "frame_embeds"),
-)  # fmt: skip
-COORDINATES = {"d", "cx", "cy", "x", "y", "r", "width", "height", "viewbox"}
-
-
-def difference(rung: Rung, graph: str, tensor: str, where: Place, *, part: float = 0.1) -> Difference:
-    """A difference with every metric at `part` of its limit, and noise NOISE everywhere."""
-    if rung.kind == "torch":
-        noise, limits = {}, {"rel_l2": thresholds()["ceilings"][rung.dtype]}
-        values = dict.fromkeys(GATED, NOISE) if part <= 1 else dict.fromkeys(GATED, part * limits["rel_l2"])
-    else:
-        noise = dict.fromkeys(GATED, NOISE)
-        limits = {metric: factor * NOISE for metric, factor in factors_of(rung).items()}
-        values = {metric: part * limit for metric, limit in limits.items()}
-    at: dict[str, Any] = {"rung": rung, "graph": graph, "tensor": tensor, "where": where}
-    return Difference(**at, max_abs=part, num_nonfinite=0, noise=noise, limits=limits, **values)
-
-
-def found_of(parts: dict[tuple[Rung, str, Place], float] | None = None) -> tuple[Difference, ...]:
-    """A small check's comparisons; `parts` lists the wrong ones: (rung, tensor, where) -> part of the limit."""
-
-    def one(rung: Rung, graph: str, tensor: str, where: Place) -> Difference:
-        return difference(rung, graph, tensor, where, part=(parts or {}).get((rung, tensor, where), 0.1))
-
-    vision = [one(rung, g, t, Place("frame", time)) for rung in RUNGS for time in TIMES for g, t in TENSORS]
-    words = [one(BUNDLE, "llm", "hidden", Place("pass", index)) for index in range(5)]
-    words += [one(BUNDLE, "head", "logits", Place("token", index)) for index in range(4)]
-    words += [one(BUNDLE, "llm", "hidden", Place("rows", words="1 rows behind 255, stream 0 of 1"))]
-    noise = [one(Rung("torch", "fp16"), g, t, Place("row")) for g, t in (("llm", "hidden"), ("head", "logits"))]
-    return (*vision, *words, *noise)
-
-
-def conversation(kind: str, question: str, *, scaled_kl: float = 1e-6, flips: tuple[Flip, ...] = ()) -> Conversation:
-    return Conversation(
-        kind=kind, question=question, num_tokens=6, num_said=6, prefix=6, parting=None, text="a red", num_steps=7,
-        reference_text="a red", max_kl=3e-6, mean_kl=1e-6, scaled_kl=scaled_kl, flips=flips,
-    )  # fmt: skip
-
-
-def answers_of(rung: Rung, *changed: Changed) -> RungAnswers:
-    return RungAnswers(
-        rung=rung, right={"colour": 480, "motion": 470}, count={"colour": 500, "motion": 500}, changed=changed
-    )
-
-
-def parity_of(found: Iterable[Difference], **changes: object) -> ParityReport:
-    close = Changed(topic="motion", question="Where to?", expected="to the left", step=2, margin=1e-3, tie=5e-2)
-    evidence = Evidence(
-        differences=tuple(found), num_weights=137, num_tokens=4, num_equal_tokens=4,
-        not_executed={"engine": "no CUDA runtime on this machine"},
-        conversations=(
-            conversation("video", "What moves?", flips=(Flip(step=3, k=5, margin=1e-4, tie=8e-3),)),
-            conversation("text", ""),
-        ),
-        answers=(answers_of(RUNGS[0]), answers_of(BUNDLE, close)),
-        rules=(
-            Rule(level="G", name="a failed frame changes no state", passed=True, detail="12 faults planted"),
-            Rule(level="I", name="two runs are equal", passed=None, detail="only one runtime is here"),
-        ),
-    )  # fmt: skip
-    report = judge(evidence, manifest(), num_frames=2 * WINDOW + 2)
-    return replace(report, **changes)  # type: ignore[arg-type]
-
-
-def changed(report: ReportInput, **changes: object) -> ReportInput:
-    """Return the report with the same conditions and another outcome."""
-    return replace(report, parity=replace(report.parity, **changes))  # type: ignore[arg-type]
-
-
-def manifest() -> Manifest:
-    config, limits = PVCConfig.preset("tiny"), StreamLimits(window=WINDOW)
-    shape = model_shape(config)
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        created_utc="2026-11-26T10:00:00+00:00",
-        model=ModelSource(name="tiny", random_weights=True, seed=3, weights_sha256="f" * 64, config={}),
-        shape=shape,
-        limits=limits,
-        target="cpu",
-        precision="fp16",
-        islands=("llm.layers.0.mlp",),
-        time_mode="absolute",
-        trained_frames=96,
-        prompt=prompt_spec(config),
-        images=ImageSpec(num_repeats=4, layout="tile_streams", max_tiles=6),
-        graphs=graph_specs(shape, limits, "fp16", "split", cache_update="aliased"),
-        engines={},
-        versions={"torch": "2.13.0+cpu", "onnx": "1.23.2"},
-        files={"graphs/trunk.onnx": FileEntry(sha256="0123456789abcdef" * 4, num_bytes=2048)},
-        parity={},
-    )
-
-
-CULPRIT = Culprit(
-    graph="trunk", where=Place("frame", 8), layer="trunk.layers.1.mlp.fc1", operation="linear",
-    nodes=("MatMul_7", "Add_8"), line="vision.py:88", dtype="fp16", error=inf, limit=32.0,
-    symptom="65 values are NaN or infinite", peak=91234.0, largest=65504.0, is_precision=True,
-    island="trunk.layers.1.mlp",
-)  # fmt: skip
-
-
-@pytest.fixture
-def passing() -> ReportInput:
-    return ReportInput(
-        parity=parity_of(found_of()), manifest=manifest(), bundle="build/tiny",
-        checked_utc="2026-11-26T11:00:00+00:00", machine="x86_64, 2 cores",
-    )  # fmt: skip
-
-
-@pytest.fixture
-def failing(passing: ReportInput) -> ReportInput:
-    found = found_of({(BUNDLE, "features", Place("frame", WINDOW)): 40.0})
-    return replace(passing, parity=parity_of(found, culprit=CULPRIT, looked=True))
+from .samples import (
+    BUNDLE,
+    COORDINATES,
+    CULPRIT,
+    FRAME,
+    NOISE,
+    RUNGS,
+    TIMES,
+    WINDOW,
+    answers_of,
+    changed,
+    conversation,
+    difference,
+    found_of,
+    parity_of,
+)
 
 
 def test_the_page_fetches_nothing(failing: ReportInput) -> None:
@@ -325,80 +206,6 @@ def drift(error: float) -> DriftReport:
     return DriftReport(
         precision="fp16", computed_in="float32", window=WINDOW, num_frames=300, seconds=1, curves=(curve,)
     )
-
-
-def test_a_drift_is_shown_with_its_interval_and_fails(passing: ReportInput) -> None:
-    steady = changed(passing, drift=drift(1e-3))
-    assert steady.parity.passed and "[+0%, +0%] above the floor" in Page(render(steady)).text.replace("-0%", "+0%")
-    grown = changed(passing, drift=drift(9.0))
-    assert not grown.parity.passed and grown.parity.levels()["E"].passed is False
-    assert ET.fromstring(junit(grown)).find("testsuite[@name='level E']/testcase/failure") is not None
-
-
-@pytest.mark.parametrize(
-    ("graph", "tensor", "tokens", "at"),
-    [
-        ("trunk", "trunk_features", 17, 1 + 6),
-        ("temporal", "features", 16, 6),
-        ("compressor", "frame_embeds", 16, 6),
-    ],
-    ids=lambda value: str(value),
-)
-def test_a_heat_map_puts_a_known_error_at_its_patch(graph: str, tensor: str, tokens: int, at: int) -> None:
-    want = np.random.default_rng(0).normal(size=(1, tokens, 8))
-    got = want.copy()
-    got[0, at, 3] += 2.0
-    heat = heat_map(
-        got, want, at=difference(BUNDLE, graph, tensor, Place("frame", 1)), frame=FRAME,
-        has_class_token=tensor == "trunk_features",
-    )  # fmt: skip
-    assert heat.errors.shape == (4, 4) and heat.peak == (1, 2) and np.count_nonzero(heat.errors) == 1
-    assert (heat.class_token == 0.0) if tokens == 17 else (heat.class_token is None)
-    whole = metrics_of(got, want)
-    assert heat.worst == pytest.approx(whole.worst_token)
-
-
-def test_a_heat_map_is_drawn_over_its_frame_with_a_box_around_the_worst_token(passing: ReportInput) -> None:
-    want = np.ones((1, 16, 8))
-    got = want.copy()
-    got[0, 6] *= 3
-    heat = heat_map(
-        got, want, at=difference(BUNDLE, "temporal", "features", Place("frame", 1)),
-        frame=FRAME, has_class_token=False,
-    )  # fmt: skip
-    page = Page(render(changed(passing, heat=(heat,))))
-    assert f"row 1, column 2: {share(2 / heat.limit)} of its limit" in page.text
-    assert sum(tag == "image" and name == "href" for tag, name, _ in page.attributes) == 2
-    index = page.attributes.index(("rect", "class", "peak"))
-    box = {name: value for _, name, value in page.attributes[index - 4 : index]}
-    assert box == {"x": "100.00", "y": "50.00", "width": "50.00", "height": "50.00"}
-
-
-@pytest.mark.parametrize("shuffle", ["v1", "v2"])
-def test_tokens_that_are_listed_column_by_column_are_laid_out_so(shuffle: str) -> None:
-    tiny = PVCConfig.preset("tiny")
-    config = replace(tiny, compressor=replace(tiny.compressor, num_tokens=4, shuffle=shuffle))  # type: ignore[arg-type]
-    patches, width = config.vision.num_patches, 6
-    want = {
-        "trunk/trunk_features": np.ones((1, patches + 1, width)),
-        "temporal/features": np.ones((1, patches, width)),
-        "compressor/frame_embeds": np.ones((1, 4, width)),
-    }
-    got = {name: array.copy() for name, array in want.items()}
-    got["compressor/frame_embeds"][0, 1] *= 2
-    maps = worst_heat_maps(
-        BUNDLE, [want, got, want], [want] * 3, pixels=[FRAME] * 3, times=[0, 1, 9], config=config, num_frames=1
-    )
-    assert [heat.at.tensor for heat in maps] == ["trunk_features", "features", "frame_embeds"]
-    assert maps[-1].at.where == Place("frame", 1) and maps[-1].peak == ((1, 0) if shuffle == "v1" else (0, 1))
-
-
-def test_tokens_that_do_not_fill_a_grid_have_no_map() -> None:
-    with pytest.raises(SpecError, match="15 tokens of 'temporal/features' do not fill a grid of 3 x 3"):
-        heat_map(
-            np.ones((1, 15, 2)), np.ones((1, 15, 2)), at=difference(BUNDLE, "temporal", "features", Place("frame", 0)),
-            frame=FRAME, has_class_token=False,
-        )  # fmt: skip
 
 
 def test_every_level_says_what_was_shown_what_failed_and_what_nobody_asked(failing: ReportInput) -> None:
