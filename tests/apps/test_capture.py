@@ -124,7 +124,7 @@ def test_a_lost_camera_ends_the_taking_with_its_error_after_its_last_frame() -> 
     source.close()
 
 
-def test_a_camera_that_came_back_goes_on_counting() -> None:
+def test_a_camera_that_came_back_continues_counting() -> None:
     gate = Event()
     fakes = [FakeCapture([picture(1), picture(2)]), FakeCapture([picture(3)], gate=gate)]
     source = open_source(CAMERA, factory=FakeFactory(*fakes), pauses_s=(0.0,))

@@ -100,7 +100,7 @@ def test_a_model_that_is_too_slow_drops_frames_and_the_recording_still_plays_at_
     assert probe_video(out).num_frames == NUM_FRAMES and data["recording"]["duration_s"] == NUM_FRAMES / FPS
 
 
-def test_a_full_context_goes_on_from_its_last_frames_and_that_is_told(
+def test_a_full_context_continues_from_its_last_frames_and_that_is_told(
     pvc_live: Run, bundle_fp32: Path, tmp_path: Path
 ) -> None:
     clip = tmp_path / "long.mp4"

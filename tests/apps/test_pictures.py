@@ -73,7 +73,7 @@ def test_pictures_without_a_rate_follow_one_another_as_ffmpeg_has_them(folder: P
     assert source.ended and times == pytest.approx([index / 25 for index in range(NUM_FRAMES)])
 
 
-def test_what_is_amiss_is_said_once_and_stands_in_the_json(pvc_live: Run, bundle_fp32: Path, folder: Path) -> None:
+def test_what_is_amiss_is_reported_once_and_stands_in_the_json(pvc_live: Run, bundle_fp32: Path, folder: Path) -> None:
     (folder / "shot9.png").write_bytes(b"")
     Image.new("RGBA", (192, 144)).save(folder / "shot10.png")
     result = pvc_live(bundle_fp32, "--source", folder, "--headless", "--every-frame", "--json")

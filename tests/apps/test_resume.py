@@ -61,7 +61,7 @@ def kill_after_a_save(arguments: list[object], state: Path, log: Path) -> None:
         assert process.wait(10) == -signal.SIGKILL
 
 
-def test_a_session_that_was_killed_goes_on_with_what_it_had_saved(
+def test_a_session_that_was_killed_continues_with_what_it_had_saved(
     pvc_live: Run, bundle_fp32: Path, clip: Path, tmp_path: Path
 ) -> None:
     state, log, folder = tmp_path / "state.npz", tmp_path / "log.jsonl", tmp_path / "rec"
@@ -101,7 +101,7 @@ def test_a_session_that_was_killed_goes_on_with_what_it_had_saved(
 
 
 @pytest.mark.parametrize("has_file", [False, True])
-def test_without_a_saved_stream_a_new_one_begins_and_that_is_said(
+def test_without_a_saved_stream_a_new_one_begins_and_that_is_reported(
     pvc_live: Run, bundle_fp32: Path, clip: Path, tmp_path: Path, *, has_file: bool
 ) -> None:
     """The same as without --resume, even if a saved stream exists."""
@@ -137,7 +137,7 @@ def make_another(path: Path, bundle: Path) -> None:
     ],
     ids=["cut short", "another bundle"],
 )
-def test_a_saved_stream_that_cannot_go_on_is_refused_and_left_alone(
+def test_a_saved_stream_that_cannot_continue_is_refused_and_left_alone(
     pvc_live: Run, bundle_fp32: Path, clip: Path, tmp_path: Path, make: Any, what: str, fix: str
 ) -> None:
     state = tmp_path / "state.npz"

@@ -309,7 +309,7 @@ def test_the_stream_is_saved_between_two_answers_only_and_at_the_end(
     assert open_stream(keeper.path, live.bundle).num_frames == saved[-1][0] == session.watcher.stream.num_frames >= 26
 
 
-def test_a_disk_that_is_full_is_a_trouble_and_the_session_goes_on(
+def test_a_disk_that_is_full_is_a_trouble_and_the_session_continues(
     live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = iter(range(100_000))
@@ -328,7 +328,7 @@ def test_a_disk_that_is_full_is_a_trouble_and_the_session_goes_on(
     assert session.error is None and open_stream(keeper.path, live.bundle).num_frames == 12
 
 
-def test_an_answer_is_said_token_by_token(live: Live) -> None:
+def test_an_answer_is_reported_token_by_token(live: Live) -> None:
     """With a real stream and the longest allowed answer."""
     live.waits = True
     live.run(moving(0, 1))

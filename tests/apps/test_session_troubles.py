@@ -99,7 +99,7 @@ def test_an_answer_that_the_model_cannot_give_is_a_trouble_and_the_next_question
     assert live.told[0] == "language returned NaN"
 
 
-def test_a_picture_that_changes_its_size_goes_on_and_its_recording_plays(live: Live, tmp_path: Path) -> None:
+def test_a_picture_that_changes_its_size_continues_and_its_recording_plays(live: Live, tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "out.mp4", source_fps=10.0)
     sides = [64, 64, 301, 302, 64, 33]
     session = live.run([frame(index, side=side) for index, side in enumerate(sides)], recorders=[recorder])

@@ -66,7 +66,7 @@ def test_everything_else_is_decoded_by_pyav(url: str, codec: str, has_decoder: b
 
 
 @pytest.mark.parametrize("capture", [FakeCapture(opens=False), FakeCapture()], ids=["closed", "dark"])
-def test_a_decoder_that_shows_nothing_is_said_and_pyav_takes_over(capture: FakeCapture) -> None:
+def test_a_decoder_that_shows_nothing_is_reported_and_pyav_takes_over(capture: FakeCapture) -> None:
     opened = Opened()
     assert opened.stream(capture).name == "clip.mp4" and capture.is_released
     said = "rtsp://me:***@cam/live: nvv4l2decoder delivers no frame, so the CPU decodes this stream"

@@ -36,7 +36,7 @@ def started(
     )  # fmt: skip
 
 
-def test_a_session_that_goes_on_is_well(clock: Clock) -> None:
+def test_a_session_that_continues_is_well(clock: Clock) -> None:
     changes: list[Hang | None] = []
     watchdog = started(clock, changes)
     for _ in range(10):
@@ -46,7 +46,7 @@ def test_a_session_that_goes_on_is_well(clock: Clock) -> None:
     assert changes == []
 
 
-def test_a_hanging_session_is_said_once_with_where_it_is_and_so_is_its_end(clock: Clock) -> None:
+def test_a_hanging_session_is_reported_once_with_where_it_is_and_so_is_its_end(clock: Clock) -> None:
     changes: list[Hang | None] = []
     said: list[str] = []
     watchdog, entered, leave = started(clock, changes, said), Event(), Event()

@@ -67,7 +67,7 @@ def rolled_over(watcher: Watcher, frames: list[np.ndarray], num_frames: int) -> 
     return asked, begun
 
 
-def test_a_full_context_is_asked_about_and_goes_on_from_its_last_frames(
+def test_a_full_context_is_asked_about_and_continues_from_its_last_frames(
     bundle: Bundle, frames: list[np.ndarray]
 ) -> None:
     watcher = Watcher(bundle, QUESTION, trigger=Schedule(1e9), max_new_tokens=16)
@@ -141,7 +141,7 @@ def test_another_standing_question_keeps_its_own_room(bundle: Bundle, frames: li
     assert watcher.question == longer
 
 
-def test_a_stream_that_goes_on_keeps_room_for_a_longer_question_too(
+def test_a_stream_that_continues_keeps_room_for_a_longer_question_too(
     bundle: Bundle, frames: list[np.ndarray], tmp_path: Path
 ) -> None:
     PVCStream(bundle, clock="reanchor", reserve=40).save(tmp_path / "state.npz")

@@ -151,7 +151,7 @@ def test_dark_follows_the_system_and_a_choice_is_kept(page: Browser, url: str) -
     page.until(lambda: page.run(background) == dark, "dark again")
 
 
-def test_a_source_that_may_not_be_chosen_is_said(page: Browser) -> None:
+def test_a_source_that_may_not_be_chosen_is_reported(page: Browser) -> None:
     page.click("#source-open")
     page.type("#source-text", "/etc/passwd\ue007")
     page.until(lambda: "files may be given only on the command line" in page.text("#toast"), "refused")
@@ -189,7 +189,7 @@ def test_nothing_is_fetched_from_elsewhere(page: Browser) -> None:
     page.until(lambda: any("Content Security Policy" in line for line in page.log()), "the policy's error in the log")
 
 
-def test_a_session_that_ends_is_said_and_found_again(chromium: Browser) -> None:
+def test_a_session_that_ends_is_reported_and_found_again(chromium: Browser) -> None:
     with session() as url:
         port = url.split(":")[2].strip("/")
         chromium.open(url)

@@ -212,11 +212,11 @@ def test_make_finds_a_rule_for_every_target_that_a_page_names() -> None:
     "text",
     ["    pvc-export inspect FOLDER --no-such", "    .venv/bin/pvc-live build/nowhere   # a comment", "    ./new.sh"],
 )
-def test_a_command_that_nobody_runs_is_found(text: str) -> None:
+def test_a_command_that_no_test_runs_is_found(text: str) -> None:
     assert len(not_run(text)) == 1
 
 
-def test_a_program_that_nobody_knows_is_found() -> None:
+def test_an_unknown_program_is_found() -> None:
     with pytest.raises(ValueError, match="neither a known program nor a known output: 'frobnicate all'"):
         not_run("Type\n\n    frobnicate all\n")
 

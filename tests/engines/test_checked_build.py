@@ -129,7 +129,7 @@ def test_workspace_and_timing_cache_reach_the_builder_and_come_back(
     assert trt.configs[0].pools == {} and plain.report.timing_cache is None
 
 
-def test_a_timing_cache_that_the_runtime_refuses_is_begun_anew(
+def test_a_timing_cache_that_the_runtime_refuses_is_started_over(
     graph: tuple[Path, GraphSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built, _ = build(graph, monkeypatch, BuildOptions(timing_cache=b"? of another GPU"), build_log=as_log(ENGINE))

@@ -158,7 +158,7 @@ def test_an_in_place_session_that_binds_a_copy_is_seen(bundle_fp32: Path, monkey
     assert set(watched.copied) == {tensor.name for tensor in watched.session.spec.inputs}
 
 
-def test_an_input_that_onnx_runtime_has_to_lay_out_anew_is_seen(bundle_rows: Path) -> None:
+def test_an_input_that_onnx_runtime_has_to_lay_out_again_is_seen(bundle_rows: Path) -> None:
     session = open_bundle(bundle_rows, runtime="cpu").sessions["compressor"]
     assert isinstance(session, OrtSession)
     watched, spec = Watched(session), session.spec

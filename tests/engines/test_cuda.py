@@ -99,7 +99,7 @@ def test_without_a_gpu_the_error_says_where_to_look(load: Any) -> None:
     assert "CUDA_VISIBLE_DEVICES" in error.value.fix
 
 
-def test_a_full_gpu_is_said_in_mib_with_the_flags_that_need_less(load: Any) -> None:
+def test_a_full_gpu_is_reported_in_mib_with_the_flags_that_need_less(load: Any) -> None:
     library = load(cudaMalloc=OUT_OF_MEMORY)
     memory = DeviceMemory(LibCudart())
     with pytest.raises(BackendUnavailable) as caught:

@@ -164,7 +164,7 @@ def test_an_animation_does_not_show_the_still_that_stands_in_for_it(tmp_path: Pa
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
-def test_transparent_frames_lie_on_white_and_that_is_said(tmp_path: Path, suffix: str) -> None:
+def test_transparent_frames_lie_on_white_and_that_is_reported(tmp_path: Path, suffix: str) -> None:
     # On a background of alpha 0 the WebP encoder crops the picture and stores no alpha; GIF has only alpha 0 and 255.
     ground = (0, 0, 0, 0 if suffix == "gif" else 1)
     images = [Image.new("RGBA", (16, 12), ground) for _ in range(2)]

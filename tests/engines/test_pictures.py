@@ -165,7 +165,7 @@ def test_an_animated_picture_is_a_video_and_not_an_image(tmp_path: Path, suffix:
     assert read_picture(path).bgr.shape == (32, 32, 3)
 
 
-def test_of_a_document_the_first_page_is_read_and_that_is_said(tmp_path: Path) -> None:
+def test_of_a_document_the_first_page_is_read_and_that_is_reported(tmp_path: Path) -> None:
     pages = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime")]
     pages[0].save(tmp_path / "scan.tiff", save_all=True, append_images=pages[1:])
     read = read_picture(tmp_path / "scan.tiff")

@@ -79,7 +79,7 @@ def said_by(stream: PVCStream) -> list[Any]:
 
 @pytest.mark.parametrize("retain", [1, R, W])
 @pytest.mark.parametrize(("ingest", "max_waiting"), [("eager", 16), ("lazy", 2), ("lazy", 16)])
-def test_behind_an_anchor_a_stream_is_a_fresh_one_of_its_last_frames(
+def test_after_an_anchor_a_stream_is_a_fresh_one_of_its_last_frames(
     bundle: Bundle, frames: Frames, ingest: Ingest, max_waiting: int, retain: int
 ) -> None:
     """Bit for bit, at every frame over several anchors, with questions asked and kept in between."""
@@ -128,7 +128,7 @@ def test_what_a_kept_question_left_is_forgotten_at_an_anchor(bundle: Bundle, fra
     assert state_of(stream) == state_of(fresh(bundle, frames[TRAINED - R : TRAINED + 1]))
 
 
-def test_a_clock_that_runs_on_never_starts_anew(bundle: Bundle, frames: Frames) -> None:
+def test_a_clock_that_runs_on_never_starts_over(bundle: Bundle, frames: Frames) -> None:
     stream = fresh(bundle, frames)
     assert (stream.num_frames, stream.num_context_frames, stream.num_anchors) == (12, 12, 0)
     assert stream.episodes.retained.dump() == {}
@@ -210,7 +210,7 @@ def reserve_for(bundle: Bundle, num_frames: int) -> int:
 
 
 @pytest.mark.parametrize("ingest", ["eager", "lazy"])
-def test_where_the_context_is_full_a_stream_starts_anew_as_well(bundle: Bundle, frames: Frames, ingest: Ingest) -> None:
+def test_where_the_context_is_full_a_stream_starts_over_as_well(bundle: Bundle, frames: Frames, ingest: Ingest) -> None:
     """Long before it has as many frames as the model was trained on; the reserve stays free for a question."""
     endless, reserve = trained_on(bundle, 96), reserve_for(bundle, 6)
     clip = camera(frames, 25)

@@ -59,7 +59,7 @@ def test_a_first_start_says_what_it_compiles_and_the_second_finds_it(start, fold
     assert len(unchanged) >= 4  # the LLM may run another profile first
 
 
-def test_kernels_of_another_gpu_are_compiled_anew(start, folder: Path) -> None:  # type: ignore[no-untyped-def]
+def test_kernels_of_another_gpu_are_compiled_again(start, folder: Path) -> None:  # type: ignore[no-untyped-def]
     start("SM89")
     assert start("SM120")[1] == GRAPHS
     assert start("SM120")[1] == set()

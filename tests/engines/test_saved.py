@@ -171,7 +171,7 @@ while True:
 """
 
 
-def test_a_process_killed_at_any_moment_leaves_a_stream_that_goes_on(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_process_killed_at_any_moment_leaves_a_stream_that_continues(bundle: Bundle, tmp_path: Path) -> None:
     path = tmp_path / "s.npz"
     command = [sys.executable, "-c", KILLED, str(bundle.folder), str(path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:

@@ -92,7 +92,7 @@ def test_in_place_decode_has_a_profile_of_its_own_and_never_of_a_single_row(stre
 
 
 @pytest.mark.parametrize("cache_update", ["rows", "aliased"])
-def test_what_a_graph_updates_in_place_is_said_by_its_states(cache_update: CacheUpdate) -> None:
+def test_what_a_graph_updates_in_place_is_reported_by_its_states(cache_update: CacheUpdate) -> None:
     llm = graph_specs(SHAPE, LIMITS, "fp16", cache_update=cache_update)["llm"]
     expected = {s.output: s.input for s in llm.states} if cache_update == "aliased" else {}
     assert llm.aliases == expected

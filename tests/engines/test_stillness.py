@@ -18,7 +18,7 @@ def noisy(level: int, index: int, amount: int) -> np.ndarray:
     return np.clip(level + noise, 0, 255).astype(np.uint8)
 
 
-def test_black_is_said_after_two_seconds_and_no_longer_than_it_lasts() -> None:
+def test_black_is_reported_after_two_seconds_and_no_longer_than_it_lasts() -> None:
     said, stillness = watch([noisy(12, index, 8) for index in range(40)] + [noisy(90, 0, 8)], fps=10)
     assert said[:20] == [""] * 20 and set(said[20:40]) == {"the picture has been black since 0.0 s"} and said[40] == ""
     assert stillness.black_s == 3.9 and stillness.summary() == ["the picture is black for 3.9 s"]
@@ -31,14 +31,14 @@ def test_a_dark_picture_with_a_light_in_it_is_not_black() -> None:
     assert not any("black" in text for text in said)
 
 
-def test_a_short_clip_that_is_black_throughout_is_said_at_its_end() -> None:
+def test_a_short_clip_that_is_black_throughout_is_reported_at_its_end() -> None:
     _, stillness = watch([noisy(0, 0, 0)] * 5, fps=10)
     assert stillness.summary() == ["every picture is black"]
     _, stillness = watch([noisy(0, 0, 0)] * 5 + [noisy(90, 0, 0)], fps=10)
     assert stillness.summary() == []
 
 
-def test_unchanged_is_said_after_five_seconds_though_the_codec_makes_noise() -> None:
+def test_unchanged_is_reported_after_five_seconds_though_the_codec_makes_noise() -> None:
     said, stillness = watch([noisy(100, index, 5) for index in range(70)], fps=10)
     assert said[:50] == [""] * 50 and set(said[50:]) == {"the picture has not changed since 0.0 s"}
     assert stillness.summary() == ["the picture does not change for 6.9 s"] and stillness.to_json()["black_s"] == 0

@@ -113,7 +113,7 @@ def deployed(cluster: Any, tmp_path: Path) -> Deployed:
     return Deployed(nodes=cluster, worker=worker, options=options)
 
 
-def test_sixteen_streams_go_on_whatever_dies(deployed: Deployed, tmp_path: Path) -> None:
+def test_sixteen_streams_continue_whatever_dies(deployed: Deployed, tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     cameras = [Camera(name=f"camera-{index}", seed=index) for index in range(NUM_STREAMS)]
     steps: list[tuple[str, Callable[[], Any]]] = [

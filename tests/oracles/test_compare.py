@@ -116,7 +116,7 @@ def test_answers_are_the_same_after_a_file(theirs: Answers, tmp_path: Path) -> N
             np.testing.assert_array_equal(getattr(loaded.by_prompt[name], field), getattr(answer, field), strict=True)
 
 
-def test_a_missing_environment_and_a_failing_oracle_are_told_apart(
+def test_a_missing_environment_and_a_failing_oracle_are_distinguished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(comparing, "HOME", tmp_path)

@@ -60,7 +60,7 @@ def test_the_event_of_an_alert_and_of_a_snapshot_names_the_picture_and_others_do
     assert named == {"answer": None, "alert": str(path), "snapshot": str(path), "alert-end": None}
 
 
-def test_trouble_of_another_thread_is_said_and_becomes_an_event_with_the_next_frame() -> None:
+def test_trouble_of_another_thread_is_reported_and_becomes_an_event_with_the_next_frame() -> None:
     follower, troubles, said = Follower(), SimpleQueue[str](), list[str]()
     desk = announcer(follower, troubles=troubles, say=said.append)
     troubles.put("webhook example.org: no answer")

@@ -91,7 +91,7 @@ while True:
     assert Lines(path).num_cut == 0
 
 
-def test_on_a_full_disk_lines_are_lost_and_counted_and_the_session_goes_on(
+def test_on_a_full_disk_lines_are_lost_and_counted_and_the_session_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, said, room, write = tmp_path / "log.jsonl", list[str](), [10**6], os.write

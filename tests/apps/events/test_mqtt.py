@@ -98,7 +98,7 @@ def test_user_and_password_reach_the_broker(broker: Broker, connect: Connect) ->
     assert broker.users == [("cam@home", "hunter2")]
 
 
-def test_a_refused_password_is_said(broker: Broker, connect: Connect) -> None:
+def test_a_refused_password_is_reported(broker: Broker, connect: Connect) -> None:
     broker.code = 5
     client = connect("me@", password="hunter2", timeout_s=0.3)
     with pytest.raises(NotDelivered, match="the connection was refused: Not authorized") as caught:
@@ -106,7 +106,7 @@ def test_a_refused_password_is_said(broker: Broker, connect: Connect) -> None:
     assert "hunter2" not in str(caught.value) and not caught.value.is_final
 
 
-def test_a_broker_that_is_not_there_is_said_and_waited_for(broker: Broker, connect: Connect) -> None:
+def test_a_broker_that_is_not_there_is_reported_and_waited_for(broker: Broker, connect: Connect) -> None:
     broker.is_away = True
     client = connect(timeout_s=0.05)
     with pytest.raises(NotDelivered):

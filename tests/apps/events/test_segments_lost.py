@@ -65,7 +65,7 @@ def test_a_kill_leaves_what_is_finished_and_the_open_segment_is_completed_at_the
     assert sorted(path.name for path in folder.iterdir()) == sorted([".lock", INDEX, first.name, second.name])
 
 
-def test_a_kill_before_a_second_was_written_leaves_nothing_and_that_is_said(
+def test_a_kill_before_a_second_was_written_leaves_nothing_and_that_is_reported(
     opened: Open, tmp_path: Path, said: list[str]
 ) -> None:
     killed(tmp_path / "rec", num_frames=2)
@@ -123,7 +123,7 @@ def test_on_a_full_disk_older_segments_make_room_first(
     assert [entry["first_frame"] for entry in read_index(folder)] == [10, 20] and said == []
 
 
-def test_on_a_disk_full_of_other_things_recording_stops_and_goes_on_when_there_is_room(
+def test_on_a_disk_full_of_other_things_recording_stops_and_continues_when_there_is_room(
     opened: Open, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder, folder, free = opened(segment_s=1e6), tmp_path / "rec", [10**12]

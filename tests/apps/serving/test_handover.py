@@ -85,7 +85,7 @@ def told(bundle: Bundle, *indices: int) -> str:
 # -- another process continues -----------------------------------------------------------------------------------------
 
 
-def test_a_stream_whose_process_was_killed_goes_on_from_its_last_snapshot_and_says_what_was_lost(
+def test_a_stream_whose_process_was_killed_continues_from_its_last_snapshot_and_says_what_was_lost(
     bundle: Bundle, process: Process
 ) -> None:
     async def work() -> None:
@@ -106,7 +106,7 @@ def test_a_stream_whose_process_was_killed_goes_on_from_its_last_snapshot_and_sa
 @pytest.mark.parametrize(
     ("next_frame", "lost"), [(8, ""), (9, "frame 8 was lost with"), (None, "snapshot at frame 8")]
 )  # fmt: skip
-def test_of_what_was_lost_no_more_is_said_than_is_true(process: Process, next_frame: int | None, lost: str) -> None:
+def test_of_what_was_lost_no_more_is_reported_than_is_true(process: Process, next_frame: int | None, lost: str) -> None:
     async def work() -> None:
         first, second = process("a"), process("b")
         await first.open("door")
@@ -119,7 +119,7 @@ def test_of_what_was_lost_no_more_is_said_than_is_true(process: Process, next_fr
     run(work())
 
 
-def test_what_was_lost_is_said_though_whoever_lost_it_was_asked_first_and_let_go_since(process: Process) -> None:
+def test_what_was_lost_is_reported_though_whoever_lost_it_was_asked_first_and_let_go_since(process: Process) -> None:
     async def work() -> None:
         first, second, third, fourth = (process(owner) for owner in "abcd")
         await first.open("door")
@@ -285,7 +285,7 @@ def test_streams_are_handed_over_through_an_object_store(bundle: Bundle, process
 # -- snapshots that cannot be loaded -----------------------------------------------------------------------------------
 
 
-def test_a_snapshot_that_is_damaged_or_of_another_bundle_is_refused_and_the_stream_starts_anew(
+def test_a_snapshot_that_is_damaged_or_of_another_bundle_is_refused_and_the_stream_starts_over(
     bundle: Bundle, process: Process, tmp_path: Path
 ) -> None:
     async def work(damage: Callable[[Path], None], said: str, other: Bundle) -> None:
@@ -314,7 +314,7 @@ def test_a_snapshot_that_is_damaged_or_of_another_bundle_is_refused_and_the_stre
     run(work(lambda path: None, "with another bundle", replace(bundle, manifest=manifest)))
 
 
-def test_a_snapshot_that_cannot_be_written_is_said_and_the_stream_goes_on(
+def test_a_snapshot_that_cannot_be_written_is_reported_and_the_stream_continues(
     bundle: Bundle, process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work() -> None:

@@ -140,7 +140,7 @@ def test_an_answer_is_asked_for_again_as_long_as_nothing_was_said(
     assert handle.num_cancelled == len(handle.calls)
 
 
-def test_whoever_stops_listening_ends_the_answer() -> None:
+def test_a_listener_that_leaves_ends_the_answer() -> None:
     serving, handle = service([A, B])
 
     async def work() -> None:

@@ -65,7 +65,7 @@ def test_a_snapshot_is_whole_whenever_its_writer_is_killed(tmp_path: Path, schem
         assert found.saved == bytes([found.standing.next_index % 256]) * 8_000_000
 
 
-def test_a_place_that_cannot_be_reached_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_cannot_be_reached_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BackendUnavailable, match="cannot be read or written"):
         open_store(str(tmp_path / "file"))

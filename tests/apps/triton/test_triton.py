@@ -167,7 +167,7 @@ def test_end_frees_the_stream_also_where_its_request_fails(server: Server, clips
         assert len(server.model._instance.sequences) == 0
 
 
-def test_a_sequence_that_starts_again_starts_anew(server: Server, bundle: Bundle, clips: tuple[Frames, Frames]) -> None:
+def test_a_sequence_that_starts_again_starts_over(server: Server, bundle: Bundle, clips: tuple[Frames, Frames]) -> None:
     server.infer(ask(1, start=True, frame=clips[0][0]))
     server.infer(ask(1, frame=clips[0][1]))
     (said,) = server.infer(ask(1, start=True, frame=clips[1][0], question=QUESTION))
@@ -197,7 +197,7 @@ def test_more_sequences_than_slots_are_refused_until_one_ends(model: Path, clips
         assert said.frames == 1
 
 
-def test_a_request_that_goes_on_with_no_sequence_is_refused(model: Path, clips: tuple[Frames, Frames]) -> None:
+def test_a_request_that_continues_with_no_sequence_is_refused(model: Path, clips: tuple[Frames, Frames]) -> None:
     with serving(model, strict=False) as server:
         (said,) = server.infer(ask(5, frame=clips[0][0]))
         assert said.code == TritonError.INVALID_ARG and "sequence 5 does not exist" in said.error

@@ -215,7 +215,7 @@ def test_one_camera_at_a_time(client: TestClient, hub: Hub) -> None:
     ],
     ids=["gif", "empty", "rubbish", "cut short", "too many bytes", "too many pixels"],
 )  # fmt: skip
-def test_a_picture_that_is_not_taken_is_said_to_its_sender(client: TestClient, picture: bytes, reason: str) -> None:
+def test_a_picture_that_is_not_taken_is_reported_to_its_sender(client: TestClient, picture: bytes, reason: str) -> None:
     with client.websocket_connect(SOCKET) as socket:
         socket.send_json({"do": "camera", "on": True})
         wait_for(socket, "camera")

@@ -58,7 +58,7 @@ def test_what_no_page_can_do_is_named_by_its_option(option: str, value: str) -> 
 @pytest.mark.parametrize(
     "options", [{"host": "0.0.0.0"}, {"host": "192.168.1.5"}, {"host": "::"}, {"served_as": ("cam.example",)}], ids=str
 )
-def test_where_others_can_reach_it_a_token_is_made_anew_each_time(options: dict[str, object]) -> None:
+def test_where_others_can_reach_it_a_token_is_made_again_each_time(options: dict[str, object]) -> None:
     made = WebOptions(**options)  # type: ignore[arg-type]
     first, second = made.token({}), made.token({})
     assert first is not None and len(first) >= 40 and first != second

@@ -113,7 +113,7 @@ def test_the_newest_picture_comes_and_not_all_of_them(page_of: Make) -> None:
     assert seen == sorted(seen) and len(seen) < 20
 
 
-def test_a_page_that_comes_back_is_told_everything_anew(page_of: Make) -> None:
+def test_a_page_that_comes_back_is_told_everything_again(page_of: Make) -> None:
     first = page_of()
     port = int(first.url.split(":")[2].strip("/"))
     with look(first) as viewer:
@@ -187,7 +187,7 @@ def test_beyond_this_machine_a_token_is_made(page_of: Make) -> None:
     assert status_of(f"http://127.0.0.1:{port}/") == 401 and status_of(f"http://127.0.0.1:{port}/?token={token}") == 200
 
 
-def test_a_taken_port_is_said_with_another(page_of: Make) -> None:
+def test_a_taken_port_is_reported_with_another(page_of: Make) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -198,7 +198,7 @@ def test_a_taken_port_is_said_with_another(page_of: Make) -> None:
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.9", "a..b"])
-def test_a_host_that_is_not_ours_is_said(host: str) -> None:
+def test_a_host_that_is_not_ours_is_reported(host: str) -> None:
     with pytest.raises(BackendUnavailable, match=f"--host {host}"):
         bind(host, 0)
 

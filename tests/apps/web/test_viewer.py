@@ -49,7 +49,7 @@ def test_messages_keep_their_order_and_the_newest_of_a_kind_goes_to_the_end() ->
 
 
 @pytest.mark.parametrize(("num_messages", "kept"), [(8, 8), (9, 0), (5000, 0)])
-def test_who_falls_too_far_behind_gets_the_state_and_no_backlog(num_messages: int, kept: int) -> None:
+def test_who_is_too_slow_gets_the_state_and_no_backlog(num_messages: int, kept: int) -> None:
     async def story() -> tuple[int, Parcel]:
         viewer = await begun(limit=8)
         for number in range(num_messages):

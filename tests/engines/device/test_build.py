@@ -158,7 +158,7 @@ def test_a_published_bundle_runs_on_a_cpu_as_well(built_kit: Kit) -> None:
 
 
 @pytest.mark.parametrize("graph", ["head", "temporal", "compressor"])
-def test_a_build_that_is_killed_in_any_graph_goes_on_there(
+def test_a_build_that_is_killed_in_any_graph_continues_there(
     kit: Kit, graph: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TRT_DIES", graph)

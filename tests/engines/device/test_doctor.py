@@ -151,7 +151,7 @@ def test_a_healthy_orin_nano_is_ready_and_every_check_says_so(tmp_path: Path) ->
     assert findings["board"].detail.endswith("Developer Kit Super, L4T 36.4.3, JetPack 6.2")
 
 
-def test_a_healthy_thor_is_ready_and_nobody_minds_its_desktop(tmp_path: Path) -> None:
+def test_a_healthy_thor_is_ready_and_its_desktop_is_no_fault(tmp_path: Path) -> None:
     findings = findings_of(thor(), tmp_path, target="jetson-thor-jp70")
     assert faults_of(findings) == [] and not {"zram", "swap", "desktop"} & set(findings)
 

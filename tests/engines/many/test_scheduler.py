@@ -111,7 +111,7 @@ def test_frames_are_seen_in_the_order_they_came_and_a_question_is_about_those_be
     assert answer.result(10).token_ids == alone.ask("What moves?", max_new_tokens=2).token_ids
 
 
-def test_frames_go_on_while_an_answer_is_decoded_and_its_text_is_heard_token_by_token(gate: Gate) -> None:
+def test_frames_continue_while_an_answer_is_decoded_and_its_text_is_heard_token_by_token(gate: Gate) -> None:
     with scheduling(gate) as scheduler:
         handle = scheduler.open(limits=MANY)
         handle.push(picture(1))
@@ -266,7 +266,7 @@ def test_no_more_streams_are_open_than_may_be(gate: Gate) -> None:
         Scheduler(gate, max_streams=0)
 
 
-def test_a_stream_goes_on_from_a_file(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_stream_continues_from_a_file(bundle: Bundle, tmp_path: Path) -> None:
     with scheduling(OneByOne(bundle=bundle)) as scheduler:
         handle = scheduler.open()
         handle.push(picture(1))

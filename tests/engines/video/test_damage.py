@@ -79,7 +79,7 @@ def variable(path: Path, times_s: list[float]) -> Path:
     return path
 
 
-def test_sound_that_goes_on_after_the_video_is_no_damage(tmp_path: Path, clip: Path) -> None:
+def test_sound_that_continues_after_the_video_is_no_damage(tmp_path: Path, clip: Path) -> None:
     path = tmp_path / "sound.mkv"
     with av.open(str(clip)) as source, av.open(str(path), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])

@@ -111,7 +111,7 @@ def test_a_video_that_cannot_be_read_is_a_row_and_not_the_end(
     assert (again["retried"], again["answered"], again["rows"]) == (1, 1, 4)
 
 
-def test_a_video_that_has_changed_is_answered_anew_and_one_that_is_gone_keeps_its_row(
+def test_a_video_that_has_changed_is_answered_again_and_one_that_is_gone_keeps_its_row(
     pvc_export: Run, bundle_fp32: Path, few: Path, tmp_path: Path
 ) -> None:
     table = tmp_path / "t.jsonl"

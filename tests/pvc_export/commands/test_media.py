@@ -164,7 +164,7 @@ def test_a_file_that_ends_early_is_used_and_both_commands_say_how_much_is_missin
     assert whole["damage"] is None and (whole["black_s"], whole["unchanged_s"]) == (0, 0)
 
 
-def test_a_black_picture_is_said_in_both_commands(
+def test_a_black_picture_is_reported_in_both_commands(
     bundle_fp32: Path,
     tmp_path: Path,
     pvc_export: Run,

@@ -88,7 +88,7 @@ def test_pictures_are_a_video_and_the_model_sees_each_pixel(
     assert said["notices"] == []
 
 
-def test_the_rate_of_pictures_is_what_was_asked_for_and_damage_is_said(
+def test_the_rate_of_pictures_is_what_was_asked_for_and_damage_is_reported(
     bundle_fp16: Path, tmp_path: Path, pvc_export: Run
 ) -> None:
     for index in range(4):

@@ -170,7 +170,7 @@ def test_a_session_that_remembers_another_stream_fails(check: Checker, monkeypat
     assert any("that alternates with another one differs" in fault.what for fault in report.faults())
 
 
-def test_a_session_that_does_not_start_anew_fails(check: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_that_does_not_start_over_fails(check: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last bit of every seventh output changes, which no tolerance would reveal."""
     run, count = GraphSession.run, [0]
 

@@ -49,7 +49,7 @@ def hard(data: Path) -> None:
 
 @pytest.mark.parametrize("link", [symbolic, outside, hard, lambda _: None], ids=["symbolic", "outside", "hard", "none"])
 @pytest.mark.parametrize("factor", [1.0, 1.001], ids=["faithful", "tampered"])
-def test_weights_beside_the_graph_are_read_also_behind_a_link(
+def test_weights_beside_the_graph_are_read_through_a_link(
     link: Callable[[Path], None], factor: float, tmp_path: Path
 ) -> None:
     report = check_foreign(saved_beside(Checker(tmp_path), link, perturb("wo", factor)))

@@ -62,7 +62,7 @@ def drift(errors: Any, floors: Any) -> Drift:
 
 
 @pytest.mark.parametrize(("num_steps", "first", "num_blocks"), [(16, 2.0, 7), (24, 2.0, 11), (64, 9.5, 7)])
-def test_a_slope_is_fitted_to_blocks_that_lie_apart_behind_the_first_steps(
+def test_a_slope_is_fitted_to_blocks_that_lie_apart_after_the_first_steps(
     num_steps: int, first: float, num_blocks: int
 ) -> None:
     found = drift(3e-9 * np.arange(num_steps), np.full(num_steps, 1e-7))

@@ -184,7 +184,7 @@ def declare(index: int, axis: int, size: int | str) -> Edit:
     return edit
 
 
-def test_a_declared_output_shape_that_is_not_true_is_said(check: Checker) -> None:
+def test_a_declared_output_shape_that_is_not_true_is_reported(check: Checker) -> None:
     report = check("attention, whole cache", declare(0, 1, "past"), steps=STEPS)
     found = [fault for fault in report.faults() if fault.level == "A"]
     assert [fault.level for fault in report.faults()] == ["A"] and found[0].part == "shape of 'y'"
@@ -193,7 +193,7 @@ def test_a_declared_output_shape_that_is_not_true_is_said(check: Checker) -> Non
     assert [fault.part for fault in fixed if fault.level == "A"] == ["shape of 'new_k'"]
 
 
-def test_an_output_whose_batch_is_dynamic_on_paper_and_fixed_by_its_state_is_said_and_the_rest_still_runs(
+def test_an_output_whose_batch_is_dynamic_on_paper_and_fixed_by_its_state_is_reported_and_the_rest_still_runs(
     check: Checker,
 ) -> None:
     def one_stream(model: onnx.ModelProto) -> None:

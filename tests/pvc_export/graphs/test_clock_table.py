@@ -116,7 +116,7 @@ def frame_of(frame: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.resize(frame, (112, 112, 3)))
 
 
-def test_its_streams_re_anchor_unless_told_otherwise_and_go_on_for_ever(bundle_table: Path, frames: Frames) -> None:
+def test_its_streams_re_anchor_unless_told_otherwise_and_continue_for_ever(bundle_table: Path, frames: Frames) -> None:
     stream = PVCStream(open_bundle(bundle_table))
     assert stream.clock == "reanchor"
     for index in range(3 * TRAINED):

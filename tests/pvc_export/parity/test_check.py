@@ -283,7 +283,7 @@ def test_a_limit_is_the_factor_times_the_noise_of_that_tensor_at_that_kind_of_pl
     assert elsewhere.noise == {metric: max(one.noise[metric], other.noise[metric]) for metric in GATED}
 
 
-def test_a_tensor_whose_noise_nobody_measured_is_an_error() -> None:
+def test_a_tensor_whose_noise_was_not_measured_is_an_error() -> None:
     want = np.ones((1, 4))
     with pytest.raises(SpecError, match="no rounding noise was measured for 'head/logits' in fp32"):
         NoiseTable([]).judged(compare_arrays(want, want, **WORKED))

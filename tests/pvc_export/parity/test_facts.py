@@ -40,7 +40,7 @@ def test_every_field_of_a_manifest_is_held_to_the_model_or_named_with_what_else_
     assert list(wrong_facts(bundle.manifest, tiny)) == [] and broken(bundle, tiny) == []
 
 
-def test_a_new_field_that_nobody_holds_fails(
+def test_a_new_field_that_is_not_checked_fails(
     bundle: Bundle, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     longer = make_dataclass("Manifest", [("frame_rate", int, field(default=30))], bases=(Manifest,), frozen=True)
@@ -105,7 +105,7 @@ def test_limits_are_held_where_the_model_leaves_no_choice(bundle: Bundle, tiny: 
     assert ("limits", "limits.num_times is 5, expected 96") in list(wrong_facts(short, tiny))
 
 
-def test_the_check_goes_on_with_the_model_s_own_facts(
+def test_the_check_continues_with_the_model_s_own_facts(
     bundle_fp32: Path, tiny: LoadedModel, copy_bundle: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     """Otherwise a prompt of another length would end the check, and one fault would hide all others."""

@@ -61,7 +61,7 @@ def test_codes_of_another_model_cost_too_much(bundle_int4: Path, tiny: LoadedMod
     assert rule.passed is False and rule.level == "J"
 
 
-def test_where_no_prompt_fits_nothing_is_said_of_the_cost(bundle_int4: Path, tiny: LoadedModel) -> None:
+def test_where_no_prompt_fits_no_cost_is_given(bundle_int4: Path, tiny: LoadedModel) -> None:
     manifest = Manifest.load(bundle_int4)
     short = replace(manifest, limits=replace(manifest.limits, context=1, bucket=1, chunk=1))
     assert cost_of_codes(tiny, tiny, short, per_kind=1).passed is None

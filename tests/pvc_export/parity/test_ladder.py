@@ -355,7 +355,7 @@ def test_a_widened_graph_rounds_to_bfloat16_after_every_operator(tmp_path: Path)
     np.testing.assert_allclose(np.asarray(z, np.float32), got["z"], rtol=1e-2, atol=1e-2)
 
 
-def test_a_widened_graph_does_not_round_what_is_only_moved_nor_casts_for_nobody(tmp_path: Path) -> None:
+def test_a_widened_graph_does_not_round_what_is_only_moved_nor_adds_unused_casts(tmp_path: Path) -> None:
     """A state with new rows appended: the rows are rounded, and the state is returned unchanged, without any cast."""
     text = """
 <ir_version: 10, opset_import: ["" : 20]>

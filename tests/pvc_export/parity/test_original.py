@@ -275,7 +275,9 @@ def test_of_several_mappings_the_one_that_reproduces_the_recording_is_found(
     assert firsts == ["vision_model.encoder.layers.2", "vision_model.encoder.layers.3"]
 
 
-def test_mappings_that_compute_the_same_are_not_told_apart(folder_of: Callable[[str], Path], of_pvc: Recording) -> None:
+def test_mappings_that_compute_the_same_are_not_distinguished(
+    folder_of: Callable[[str], Path], of_pvc: Recording
+) -> None:
     folder = folder_of("pvc")
     found = try_candidates({"one": partial(pvc_ref.load, folder), "two": partial(pvc_ref.load, folder)}, of_pvc)
     assert found.reproduce == ("one", "two") and not found.is_unique

@@ -55,7 +55,7 @@ def test_every_trained_time_is_asked_and_one_that_is_looked_up_wrongly_is_named(
     assert ask_the_clock(open_bundle(broken), tiny) == {"time 13"}
 
 
-def test_a_clock_that_begins_anew_is_wrong_from_there_on(
+def test_a_clock_that_starts_over_is_wrong_from_there_on(
     bundle_fp32: Path, tiny: LoadedModel, copy_bundle: Copy
 ) -> None:
     broken = copy_bundle(bundle_fp32)

@@ -208,7 +208,7 @@ def drift(error: float) -> DriftReport:
     )
 
 
-def test_every_level_says_what_was_shown_what_failed_and_what_nobody_asked(failing: ReportInput) -> None:
+def test_every_level_says_what_was_shown_what_failed_and_what_was_not_tested(failing: ReportInput) -> None:
     text = Page(render(failing)).text
     words = {True: "✓ shown", False: "✕ failed", None: "– not executed"}
     verdicts = failing.parity.levels()

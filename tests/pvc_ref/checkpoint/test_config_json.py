@@ -68,7 +68,7 @@ def test_a_system_message_takes_the_place_of_the_templates() -> None:
     assert config_from_json(config_to_json(config)) == config
 
 
-def test_a_head_is_not_tied_where_nothing_is_said_and_tied_where_it_is() -> None:
+def test_a_head_is_tied_only_where_the_config_says_so() -> None:
     assert not config_from_json(internvl2_8b_json(llm_config__tie_word_embeddings=...)).llm.tie_embeddings
     assert config_from_json(internvl2_8b_json(llm_config__tie_word_embeddings=True)).llm.tie_embeddings
 

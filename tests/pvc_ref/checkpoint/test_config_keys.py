@@ -85,7 +85,7 @@ def test_all_keys_that_are_not_known_are_told_at_once() -> None:
     assert 'one = 1, llm_config.two = "2"' in error.what
 
 
-def test_a_slip_of_the_pen_and_a_wrong_place_are_told() -> None:
+def test_a_typo_and_a_wrong_place_are_told() -> None:
     assert "did you mean use_thumbnail?" in refused(use_thumbnails=False).cause
     assert "it is read as vision_config.patch_size" in refused(llm_config__patch_size=14).cause
 

@@ -268,7 +268,7 @@ def test_binary_config_is_refused(whole: Path, copy_of: CopyOf) -> None:
     assert "is not JSON" in refusal(folder).what
 
 
-def test_missing_config_and_missing_folder_are_told_apart(tmp_path: Path) -> None:
+def test_missing_config_and_missing_folder_are_distinguished(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     assert "it contains model.safetensors" in refusal(tmp_path).what
     assert "it is not a folder" in refusal(tmp_path / "nowhere").what

@@ -206,7 +206,7 @@ def test_what_lies_beyond_the_windows_of_all_layers_changes_nothing(model: PVC, 
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_weights(
+def test_a_run_that_was_killed_continues_and_ends_with_the_same_weights(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = load(train(RECIPE, tmp_path / "whole", quiet=True))

@@ -90,7 +90,7 @@ def test_a_frame_whose_sender_went_is_part_of_the_session_and_its_retry_is_one(
     asyncio.run(watch())
 
 
-def test_a_gap_is_said_once_and_old_retries_are_known_for_long(
+def test_a_gap_is_reported_once_and_old_retries_are_known_for_long(
     service: LocalService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "KEPT_RESULTS", 2)

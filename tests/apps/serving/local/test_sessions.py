@@ -51,7 +51,7 @@ def test_what_is_kept_is_part_of_what_is_asked_later(service: LocalService, bund
     assert asyncio.run(watch()) == stream.ask("what?", max_new_tokens=6, sampling=SAMPLING).text
 
 
-def test_a_session_goes_on_without_an_end(service: LocalService) -> None:
+def test_a_session_continues_without_an_end(service: LocalService) -> None:
     async def watch() -> int:
         await service.open("door")
         for number in range(40):
@@ -152,7 +152,7 @@ def test_whoever_asks_a_session_that_is_closed_meanwhile_is_told_so(service: Loc
     asyncio.run(watch())
 
 
-def test_whoever_stops_listening_ends_the_answer_and_frames_go_on(
+def test_a_listener_that_leaves_ends_the_answer_and_frames_continue(
     service: LocalService, slow: Slow, bundle: Bundle
 ) -> None:
     """The full answer would have 40 tokens, each taking as long as `slow` makes it."""

@@ -104,7 +104,9 @@ def test_one_wrong_layer_fails_and_no_other_does(bundle_rows: Path, copy_bundle:
     assert wrong == {"layer.0"}
 
 
-def test_what_leaves_the_range_of_the_dtype_ends_the_sweep_and_is_said(bundle_fp16: Path, stored: LoadedModel) -> None:
+def test_what_leaves_the_range_of_the_dtype_ends_the_sweep_and_is_reported(
+    bundle_fp16: Path, stored: LoadedModel
+) -> None:
     manifest = Manifest.load(bundle_fp16)
     reference = Reference.of(stored.model, manifest.precision)
     cut = CutDecoder(bundle_fp16 / graph_path("llm"), manifest.graphs["llm"])
@@ -114,7 +116,7 @@ def test_what_leaves_the_range_of_the_dtype_ends_the_sweep_and_is_said(bundle_fp
     assert swept.hidden is None and list(swept.evidence.not_executed.values()) == [OVERFLOW]
 
 
-def test_of_a_held_layer_and_of_a_running_module_both_sides_have_the_weights_and_then_nobody(
+def test_of_a_held_layer_and_of_a_running_module_both_sides_have_the_weights_and_then_neither(
     stored: LoadedModel, tiny: LoadedModel
 ) -> None:
     reference = Reference.of(stored.model, "fp32")

@@ -195,7 +195,7 @@ def test_too_much_scatter_is_undecided_and_no_pass(faithful: DriftReport) -> Non
     assert replace(curve, means=means).verdict.startswith("undecided: ")
 
 
-def test_what_float32_loses_by_itself_is_said_and_no_fault_of_the_bundle(faithful: DriftReport) -> None:
+def test_what_float32_loses_by_itself_is_reported_and_no_fault_of_the_bundle(faithful: DriftReport) -> None:
     def older(mean: Sample) -> Sample:
         more = 1e-6 * mean.frame
         return replace(mean, error=mean.error + more, floor=mean.floor + more)

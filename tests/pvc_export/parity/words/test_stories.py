@@ -219,7 +219,7 @@ def test_a_story_that_does_not_fit_or_cannot_be_told_says_why(bundle: Bundle, ti
 # -- the reference's side --------------------------------------------------------------------------------------------
 
 
-def test_a_past_reads_as_the_prompt_of_its_frames_and_starts_anew_where_it_should(tiny: LoadedModel) -> None:
+def test_a_past_reads_as_the_prompt_of_its_frames_and_starts_over_where_it_should(tiny: LoadedModel) -> None:
     past, pixels = Past(tiny, trained=4, retain=2), np.zeros((4, 112, 112, 3), np.uint8)
     assert [past.see(frame) for frame in pixels[:2]] == [False, False]
     past.ask("What?")
