@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from engines import PVCStream, open_bundle
@@ -38,7 +39,10 @@ class Answerer:
         job, path = self._job, self._job.folder / video.name
         info = probe_video(path)
         times_s = info.sample_times(job.frames) if job.frames else None
-        stream = open_stream(self._bundle, job, info.num_frames if times_s is None else len(times_s))
+        stream = open_stream(
+            self._bundle, info.num_frames if times_s is None else len(times_s), job.questions,
+            max_new_tokens=job.max_new_tokens, clock=job.clock,
+        )  # fmt: skip
         num_frames = 0
         with VideoReader(path) as reader:
             for frame in reader.frames() if times_s is None else reader.shown_at(times_s):
@@ -55,20 +59,21 @@ class Answerer:
         }  # fmt: skip
 
 
-def open_stream(bundle: Bundle, job: Job, num_frames: int) -> PVCStream:
+def open_stream(
+    bundle: Bundle, num_frames: int, questions: Sequence[str], *, max_new_tokens: int, **options: Any
+) -> PVCStream:
     """A stream with a context for every frame, the longest question and its answer. Raises StreamFull if it is too
-    small."""
+    small. options: PVCStream's."""
     manifest = bundle.manifest
     total = max(num_frames, 1) if manifest.time_mode == "fixed" else None
-    stream = PVCStream(bundle, total_frames=total, clock=job.clock)
+    stream = PVCStream(bundle, total_frames=total, **options)
     rows = max(
-        stream.rows_needed(num_frames, question=question, max_new_tokens=job.max_new_tokens)
-        for question in job.questions
+        stream.rows_needed(num_frames, question=question, max_new_tokens=max_new_tokens) for question in questions
     )
     if rows > manifest.limits.context:
         bucket = manifest.limits.bucket
         raise StreamFull(
-            f"{num_frames} frames, the question and {job.max_new_tokens} tokens of answer need {rows} context rows",
+            f"{num_frames} frames, the question and {max_new_tokens} tokens of answer need {rows} context rows",
             expected=f"at most {manifest.limits.context} rows, the bundle's context",
             fix=f"sample fewer frames with --frames, or export with --context {-(-rows // bucket) * bucket}",
         )

@@ -17,7 +17,7 @@ from typing import Any
 from engines import Answer, PushTiming, PVCStream, open_bundle
 from engines.bundle import ON_CPU, Bundle, Runtime, missing_files
 from engines.clock import Clock
-from engines.errors import MediaError, ParityError, StreamFull
+from engines.errors import MediaError, ParityError
 from engines.ingest import Ingest
 from engines.picture_sequences import PictureSequence, is_picture_sequence, open_picture_sequence
 from engines.pictures import Picture, read_picture
@@ -26,6 +26,7 @@ from engines.stillness import Stillness
 from engines.terminal import print_json, printable
 from engines.video import Damage, VideoInfo, VideoReader, is_url, probe_video, without_password
 
+from ..archive.answering import open_stream
 from ..parity.clip import Frame
 from ..terminal.console import Console, size_text
 
@@ -224,19 +225,11 @@ def _notices(request: RunRequest, pictures: Sequence[Picture], sequence: Picture
 
 
 def _open_stream(bundle: Bundle, request: RunRequest, num_frames: int) -> PVCStream:
-    """A stream with a context for every frame, the question and the answer. Raises StreamFull if it is too small."""
     bundle.manifest.prompt.around_images(request.question, len(request.images))  # raises before minutes of video
-    fixed, bucket = bundle.manifest.time_mode == "fixed", bundle.manifest.limits.bucket
-    total = max(num_frames, 1) if fixed else None
-    stream = PVCStream(bundle, total_frames=total, ingest=request.ingest, clock=request.clock)
-    rows = stream.rows_needed(num_frames, question=request.question, max_new_tokens=request.max_new_tokens)
-    if rows > bundle.manifest.limits.context:
-        raise StreamFull(
-            f"{num_frames} frames, the question and {request.max_new_tokens} tokens of answer need {rows} context rows",
-            expected=f"at most {bundle.manifest.limits.context} rows, the bundle's context",
-            fix=f"sample fewer frames with --frames, or export with --context {-(-rows // bucket) * bucket}",
-        )
-    return stream
+    return open_stream(
+        bundle, num_frames, [request.question], max_new_tokens=request.max_new_tokens, ingest=request.ingest,
+        clock=request.clock,
+    )  # fmt: skip
 
 
 def run_command(request: RunRequest, *, model_name: str | None, mapping: Path | None, as_json: bool) -> None:
