@@ -26,7 +26,7 @@ from engines.terminal import fail
 
 from ..watcher import require_endless
 from ..web.access import Access
-from ..web.options import HOST, WebOptions
+from ..web.options import HOST, WebOptions, host_help
 from .app import make_app
 from .kept import EVERY
 from .limits import Limits
@@ -172,11 +172,7 @@ def make_parser(prog: str) -> ArgumentParser:
         "--queue", metavar="FRAMES", type=int, default=local.queue.frames,
         help="Frames per session that may wait for the model.",
     )  # fmt: skip
-    add(
-        "--host", metavar="HOST", default=HOST,
-        help="Address to serve on. If other machines can reach it, clients need a token: the environment variable "
-        f"{TOKEN_VARIABLE}, or a new one that is printed.",
-    )  # fmt: skip
+    add("--host", metavar="HOST", default=HOST, help=host_help(TOKEN_VARIABLE))
     add("--port", metavar="PORT", type=int, default=PORT, help="Port on every machine of the cluster.")
     add(
         "--ray-address", metavar="ADDRESS", default="auto",

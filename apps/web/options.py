@@ -119,13 +119,16 @@ def add_options(parser: ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def host_help(variable: str) -> str:
+    return (
+        "Address to serve on. If other machines can reach it, clients need a token: the environment variable "
+        f"{variable}, or a new one that is printed."
+    )
+
+
 def add_address(add: Callable[..., Any], *, what: str, port: int, variable: str) -> None:
     """Add the address options to a group by its `add_argument`; the environment `variable` has the token."""
-    add(
-        "--host", metavar="HOST", default=HOST,
-        help="Address to serve on. If other machines can reach it, clients need a token: the environment variable "
-        f"{variable}, or a new one that is printed. [default: {HOST}]",
-    )  # fmt: skip
+    add("--host", metavar="HOST", default=HOST, help=f"{host_help(variable)} [default: {HOST}]")
     add("--port", metavar="PORT", type=int, default=port, help=f"Port to serve on; 0: a free one. [default: {port}]")
     add(
         "--served-as", metavar="NAME", action="append", default=[],
