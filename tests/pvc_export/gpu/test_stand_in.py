@@ -93,7 +93,7 @@ def test_what_is_sent_is_four_files_and_no_bundle(whole_run: GpuRun) -> None:
 def test_a_card_that_computes_wrong_fails_ladder_and_self_test(
     plugged_in: Callable[[], Patched], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One value in the compressor's output is off by a tenth, which both checks must detect."""
+    """The largest value in the compressor's output is off by a tenth, which both checks must detect."""
     run_engine = TrtSession.run
 
     def run(session: TrtSession, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ def test_a_card_that_computes_wrong_fails_ladder_and_self_test(
         if session.spec.name == "compressor":
             array: Any = outputs["frame_embeds"]
             values = np.frombuffer((ctypes.c_uint8 * array.num_bytes).from_address(array.address), np.float16)
-            values[0] *= 1.1
+            values[np.abs(values).argmax()] *= 1.1
         return outputs
 
     steps = {step.name: step for step in steps_of("tiny", tmp_path)}
