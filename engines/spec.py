@@ -135,6 +135,10 @@ class StreamLimits:
             )
 
 
+_name = functools.cache(str)
+"""A dtype's name. NumPy composes it each time, and a pass of the LLM checks a tensor per cache."""
+
+
 class HasShape(Protocol):
     """An array on the host or on a GPU."""
 
@@ -155,7 +159,7 @@ class TensorSpec:
 
     def resolve(self, dims: dict[str, int]) -> tuple[int, ...]:
         """The shape with every dynamic dimension replaced by its size."""
-        return tuple(evaluate(dim, dims) for dim in self.shape)
+        return tuple(dim if isinstance(dim, int) else sum(map(dims.__getitem__, dim.split("+"))) for dim in self.shape)
 
     def check(self, array: HasShape, graph: str) -> None:
         """Raise SpecError unless `array` has this dtype and, in its fixed dimensions, this shape."""
@@ -318,12 +322,8 @@ class GraphSpec:
 
     def sizes(self, inputs: Mapping[str, HasShape]) -> dict[str, int]:
         """The size of every dynamic dimension of these inputs, by name."""
-        return {
-            dim: size
-            for tensor in self.inputs
-            for dim, size in zip(tensor.shape, inputs[tensor.name].shape, strict=True)
-            if isinstance(dim, str)
-        }
+        pairs = (zip(tensor.shape, inputs[tensor.name].shape, strict=True) for tensor in self.inputs)
+        return {dim: size for pair in pairs for dim, size in pair if isinstance(dim, str)}
 
     def profile_index(self, sizes: dict[str, int]) -> int:
         """The last profile that fits every dynamic dimension. Raises SpecError if none does."""
@@ -374,8 +374,8 @@ class GraphSpec:
         try:
             return GraphSpec(
                 name=data["name"],
-                inputs=tuple(_tensor_from_json(t) for t in data["inputs"]),
-                outputs=tuple(_tensor_from_json(t) for t in data["outputs"]),
+                inputs=tuple(TensorSpec(**t | {"shape": tuple(t["shape"])}) for t in data["inputs"]),
+                outputs=tuple(TensorSpec(**t | {"shape": tuple(t["shape"])}) for t in data["outputs"]),
                 dims=_ranges(data["dims"]),
                 profiles=tuple(_ranges(profile) for profile in data["profiles"]),
                 states=tuple(StateSpec(**s) for s in data["states"]),
@@ -388,17 +388,6 @@ class GraphSpec:
             raise SpecError(f"this is not a graph specification: {error}") from error
 
 
-@functools.cache
-def _name(dtype: object) -> str:
-    """A dtype's name. NumPy composes it each time, and a pass of the LLM checks a tensor per cache."""
-    return str(dtype)
-
-
-def evaluate(dim: Dim, dims: dict[str, int]) -> int:
-    """The size of one dimension, given the sizes of the dynamic ones."""
-    return dim if isinstance(dim, int) else sum(dims[name] for name in dim.split("+"))
-
-
 def _named(tensors: tuple[TensorSpec, ...], name: str, graph: str) -> TensorSpec:
     for tensor in tensors:
         if tensor.name == name:
@@ -408,7 +397,3 @@ def _named(tensors: tuple[TensorSpec, ...], name: str, graph: str) -> TensorSpec
 
 def _ranges(data: dict[str, Any]) -> dict[str, DimRange]:
     return {name: DimRange(**rng) for name, rng in data.items()}
-
-
-def _tensor_from_json(data: dict[str, Any]) -> TensorSpec:
-    return TensorSpec(name=data["name"], dtype=data["dtype"], shape=tuple(data["shape"]))
