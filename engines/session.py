@@ -172,12 +172,13 @@ class OrtSession:
                 expected="the whole cache, as it was allocated",
             )
         key = name, array.__array_interface__["data"][0], array.shape
-        if key not in self._values:
+        value = self._values.get(key)
+        if value is None:
             if len(self._values) >= MOST_VALUES:
-                self._values.clear()
+                self._values.clear()  # another thread may be using one: it has its own reference
             view = np.frombuffer(memory_at(key[1], array.nbytes), array.dtype).reshape(array.shape)
-            self._values[key] = self._ort.OrtValue.ortvalue_from_numpy(view)
-        return self._values[key]
+            value = self._values[key] = self._ort.OrtValue.ortvalue_from_numpy(view)
+        return value
 
     def _run_bfloat16(self, arrays: dict[str, Array]) -> list[Array]:
         """ONNX Runtime does not know numpy's bfloat16, so values are passed in and out as bits."""
