@@ -27,6 +27,8 @@ BFLOAT16 = 16  # TensorProto.BFLOAT16, which ONNX Runtime does not translate to 
 PRODUCTS_OF_CODES = "session.qdq_matmulnbits_accuracy_level"
 """ONNX Runtime's option for the arithmetic of matmuls with int4 weights: "1" is float32; "4", its default, also rounds
 the inputs to int8, block by block."""
+FEW_VALUES = 4096
+"""Values of an array that is copied to be tested together with others."""
 MOST_VALUES = 4096
 """Views of caches that a session remembers. A cache has a new one each time it grows."""
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -81,8 +83,13 @@ def require_finite(outputs: dict[str, Tensor], graph: str) -> dict[str, Tensor]:
     anyway. An infinite key can pass once, if its score is -inf; other queries that meet it fail until it is gone.
     """
     on_host = {name: array for name, array in outputs.items() if isinstance(array, np.ndarray)}
-    # All at once: a token has two rows per layer, and NumPy takes longer to begin with an array than with its values.
-    if on_host and not np.isfinite(np.concatenate(list(on_host.values()), axis=None)).all():
+    # A token has two rows per layer, and NumPy takes longer to begin with such an array than with its values: all at
+    # once. A frame's tensors are tested where they are.
+    rows = [array for array in on_host.values() if array.size <= FEW_VALUES]
+    whole = [array for array in on_host.values() if array.size > FEW_VALUES]
+    if rows:
+        whole.append(np.concatenate(rows, axis=None))
+    if not all(np.isfinite(array).all() for array in whole):
         name = next(name for name, array in on_host.items() if not np.isfinite(array).all())
         raise NonFiniteError(
             f"graph '{graph}' returned NaN or infinity in '{name}', so nothing from this call was kept",

@@ -25,11 +25,6 @@ Open = Callable[..., Snapshots]
 
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture
 def opened(tmp_path: Path, said: list[str]) -> Iterator[Open]:
     made: list[Snapshots] = []
 
